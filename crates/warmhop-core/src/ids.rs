@@ -1,0 +1,371 @@
+//! The identifiers that every other module speaks in. Each is a newtype, so
+//! that one cannot be passed for another, and each refuses what is out of form
+//! at the edge, so that nothing inside has to check again.
+
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a valid identifier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvalidId {
+    /// What the text was meant to be, such as `peer name`.
+    pub kind: &'static str,
+    /// The form that it should have had.
+    pub expected: &'static str,
+    /// The text itself, cut to 64 characters.
+    pub found: String,
+}
+
+impl fmt::Display for InvalidId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is not a valid {}: expected {}", self.found, self.kind, self.expected)
+    }
+}
+
+impl core::error::Error for InvalidId {}
+
+fn name_checked(
+    text: &str,
+    kind: &'static str,
+    expected: &'static str,
+    len_max: usize,
+) -> Result<Arc<str>, InvalidId> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if (1..=len_max).contains(&text.len()) && text.bytes().all(allowed) {
+        Ok(Arc::from(text))
+    } else {
+        Err(InvalidId { kind, expected, found: text.chars().take(64).collect() })
+    }
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $expected:literal, $len_max:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks the form of `text`: see [`InvalidId::expected`] of the error.
+            ///
+            /// # Errors
+            /// [`InvalidId`] names what was expected and what was found.
+            pub fn new(text: &str) -> Result<Self, InvalidId> {
+                name_checked(text, $kind, $expected, $len_max).map(Self)
+            }
+
+            /// The text itself.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                Self::new(&text)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0.to_string()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_type! {
+    /// The name of a peer, unique within its cluster: what its certificate
+    /// vouches for, what links are pooled by, and the route that the affinity
+    /// cookie ends in. A restarted peer keeps its `PeerId` and draws a new
+    /// [`Incarnation`].
+    PeerId, "peer name", "1 to 32 of the characters A-Z a-z 0-9 _ -", 32
+}
+
+name_type! {
+    /// The name of an app, the same on every peer that knows it.
+    AppName, "app name", "1 to 64 of the characters A-Z a-z 0-9 _ -", 64
+}
+
+macro_rules! random_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(pub [u8; 16]);
+
+        impl fmt::Display for $name {
+            /// 32 lower-case hexadecimal digits.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            /// The first eight digits, enough to tell two apart in a trace.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let invalid = || InvalidId {
+                    kind: stringify!($name),
+                    expected: "32 hexadecimal digits",
+                    found: text.chars().take(64).collect(),
+                };
+                if text.len() != 32 || !text.is_ascii() {
+                    return Err(invalid());
+                }
+                let mut bytes = [0; 16];
+                for (byte, at) in bytes.iter_mut().zip((0..32).step_by(2)) {
+                    *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| invalid())?;
+                }
+                Ok(Self(bytes))
+            }
+        }
+    };
+}
+
+random_type! {
+    /// One life of a peer's process: 128 random bits drawn at its start. A
+    /// restarted peer has lost its memory and is another member of a session.
+    Incarnation
+}
+
+random_type! {
+    /// What tells one session of an app from another: 128 random bits.
+    SessionId
+}
+
+random_type! {
+    /// Names one attempt-independent request of a session (`rid`), so that it is applied
+    /// once however often it is tried. Of a keyed request it is a digest of its key; of
+    /// any other it is random.
+    RequestKey
+}
+
+/// One session of one app.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionKey {
+    /// The app that the session belongs to.
+    pub app: AppName,
+    /// Which of the app's sessions.
+    pub sid: SessionId,
+}
+
+impl fmt::Display for SessionKey {
+    /// `APP/SID`, the form that `warmhop session` takes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.app, self.sid)
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:?}", self.app, self.sid)
+    }
+}
+
+impl FromStr for SessionKey {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let (app, sid) = text.split_once('/').ok_or_else(|| InvalidId {
+            kind: "session key",
+            expected: "APP/SID, such as shop/000102030405060708090a0b0c0d0e0f",
+            found: text.chars().take(64).collect(),
+        })?;
+        Ok(Self { app: app.parse()?, sid: sid.parse()? })
+    }
+}
+
+/// A request as people see it: in `Warmhop-Request-Id`, in logs, in `warmhop why`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// Accepts 1 to 128 characters of the unreserved set of RFC 3986 section 2.3 and
+    /// `: / + = @`, which keeps an id harmless in logs, headers and shells.
+    ///
+    /// # Errors
+    /// [`InvalidId`] for anything else.
+    pub fn new(text: &str) -> Result<Self, InvalidId> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/+=@".contains(&b);
+        if (1..=128).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(Arc::from(text)))
+        } else {
+            Err(InvalidId {
+                kind: "request id",
+                expected: "1 to 128 of the characters A-Z a-z 0-9 - . _ ~ : / + = @",
+                found: text.chars().take(64).collect(),
+            })
+        }
+    }
+
+    /// The text itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        Self::new(&text)
+    }
+}
+
+impl From<RequestId> for String {
+    fn from(id: RequestId) -> String {
+        id.0.to_string()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A proposer's ballot: a higher one takes ownership from a lower one. Ordered by round,
+/// then by the proposer, so that two peers never share one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ballot {
+    /// Grows with each take-over.
+    pub round: u64,
+    /// Who proposes.
+    pub proposer: Incarnation,
+}
+
+impl fmt::Display for Ballot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:?}", self.round, self.proposer)
+    }
+}
+
+impl fmt::Debug for Ballot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Where a record stands in a session's history: ballot first, then its number within
+/// the ballot. Each position is used for one record only.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// Who proposed the record.
+    pub ballot: Ballot,
+    /// Which of the proposer's records.
+    pub n: u64,
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {})", self.ballot, self.n)
+    }
+}
+
+/// A reading of this process's monotonic clock, in milliseconds since a start that only
+/// this process knows. Never compared across peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Now(pub u64);
+
+impl Now {
+    /// How long ago `earlier` was; zero if it lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: Now) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+
+    /// The reading `span` later.
+    #[must_use]
+    pub fn after(self, span: Duration) -> Now {
+        Now(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// Wall-clock time in milliseconds since the Unix epoch: for what peers must agree on
+/// roughly, such as a session's expiry. It may jump.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub struct WallTime(pub u64);
+
+impl WallTime {
+    /// The time `span` later.
+    #[must_use]
+    pub fn after(self, span: Duration) -> WallTime {
+        WallTime(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+
+    #[test]
+    fn names_refuse_what_could_break_a_cookie_or_a_header() {
+        assert!(PeerId::new("peer-1_A").is_ok());
+        for bad in ["", "a.b", "a b", "a;b", "é", "a\nb", &"x".repeat(33)] {
+            assert!(PeerId::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_key_reads_back_as_it_is_shown() {
+        let key = SessionKey { app: AppName::new("shop").unwrap(), sid: SessionId([7; 16]) };
+        assert_eq!(format!("{key}").parse::<SessionKey>().unwrap(), key);
+        assert!("shop".parse::<SessionKey>().is_err());
+        assert!("shop/zz".parse::<SessionKey>().is_err());
+        assert!("shop/ééééééééééééééééé".parse::<SessionKey>().is_err());
+    }
+
+    #[test]
+    fn positions_order_by_ballot_before_number() {
+        let at = |round, n| Position { ballot: Ballot { round, proposer: Incarnation([0; 16]) }, n };
+        assert!(at(2, 1) > at(1, 9));
+        assert!(at(2, 2) > at(2, 1));
+    }
+
+    #[test]
+    fn a_clock_that_runs_backwards_gives_zero_not_a_panic() {
+        assert_eq!(Now(5).since(Now(9)), Duration::ZERO);
+        assert_eq!(Now(u64::MAX).after(Duration::from_secs(1)), Now(u64::MAX));
+    }
+}

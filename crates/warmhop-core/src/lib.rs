@@ -1,0 +1,9 @@
+//! The decisions of the warmhop mesh.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod ids;
+pub mod session;

@@ -1,0 +1,261 @@
+//! What peers say to each other about one session, and the records they speak of. Kept
+//! free of encoding: the mesh crate decides how it looks on the wire.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Ballot, Incarnation, Position, RequestKey, SessionId, WallTime};
+
+/// A set of one to three members, sorted and without repetition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Members {
+    /// Counts the changes of members of this session, from 1.
+    pub c: u32,
+    /// Grows with `c`, and is higher than any stamp its members have forgotten.
+    pub stamp: u64,
+    /// The incarnations that hold a copy and vote.
+    pub who: Vec<Incarnation>,
+}
+
+/// Which peers hold copies of a session. With `prev` it is a *seal*: chosen by a majority of
+/// `prev`, it ends that configuration; the *open* configuration that follows has none.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Config {
+    /// The members from here on.
+    pub now: Members,
+    /// The members before, while the change is under way.
+    pub prev: Option<Members>,
+}
+
+/// The answer kept for a request that may be repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stored {
+    /// An unkeyed request: that it was applied is remembered, its answer is not.
+    Applied,
+    /// The whole response, as the runtime encoded it.
+    Response(Arc<[u8]>),
+    /// Applied, but its response exceeded the bound for stored responses.
+    TooLarge,
+}
+
+/// One applied request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Recent {
+    /// The request.
+    pub rid: RequestKey,
+    /// A digest of the request's method, target and body: a repeat must match.
+    pub fingerprint: u64,
+    /// Whether the client named the request by a key.
+    pub keyed: bool,
+    /// The number at which it was applied.
+    pub n: u64,
+    /// What it was answered.
+    pub response: Stored,
+}
+
+/// What a session holds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+pub struct Body {
+    /// The app's bytes; absent where the app has set none or has cleared them.
+    pub state: Option<Arc<[u8]>>,
+    /// The requests applied last, oldest first, bounded in number and bytes.
+    pub recent: Vec<Recent>,
+    /// Every keyed request applied at a number below this may have left `recent`.
+    pub floor_keyed: u64,
+    /// The same for unkeyed requests.
+    pub floor_unkeyed: u64,
+    /// When the session ends unless it is used.
+    pub expiry: WallTime,
+    /// The session was ended on purpose.
+    pub deleted: bool,
+}
+
+/// A proposal or an accepted value of the register. Equal positions imply equal bodies (I1).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Record {
+    /// Its place in the session's history.
+    pub p: Position,
+    /// Who holds it.
+    pub cfg: Config,
+    /// What it holds.
+    pub body: Arc<Body>,
+}
+
+/// A record's body, whole or by reference to one that the receiver should hold.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum BodyRef {
+    /// The body itself.
+    Full(Arc<Body>),
+    /// The same body as the record at this position.
+    Same(Position),
+}
+
+/// What a promise says was accepted before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AcceptedInfo {
+    /// The highest accepted position.
+    pub p: Position,
+    /// Its configuration.
+    pub cfg: Config,
+    /// Its body, where it was asked for.
+    pub body: Option<Arc<Body>>,
+}
+
+/// Why a message was not granted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NackReason {
+    /// A higher ballot was promised.
+    Higher,
+    /// The configuration's stamp is not above what this peer may have forgotten.
+    Forgotten,
+    /// This copy withdrew its vote and went on under another session.
+    Fenced(SessionId),
+    /// The addressed incarnation is gone: its peer lives again as another.
+    Dead,
+}
+
+/// One message about one session. The envelope names the session, the sender's and the
+/// addressee's incarnation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Message {
+    /// Phase one, and the confirmation of a read at the owner's own ballot.
+    Prepare {
+        /// The ballot asked for.
+        b: Ballot,
+        /// The configuration that the sender asks in.
+        cfg: Config,
+        /// Whether the promise should carry the accepted body.
+        want_body: bool,
+        /// Give way to a live owner of a lower ballot rather than depose it.
+        polite: bool,
+        /// Tells one confirmation from another; echoed.
+        nonce: u64,
+        /// The session's expiry as far as the sender knows, so that an empty copy is kept
+        /// for as long as its promise matters.
+        expiry: WallTime,
+    },
+    /// The answer to `Prepare`.
+    Promise {
+        /// The ballot promised.
+        b: Ballot,
+        /// The configuration asked in, echoed.
+        cfg: Config,
+        /// Echoed.
+        nonce: u64,
+        /// What was accepted before, if anything.
+        accepted: Option<AcceptedInfo>,
+    },
+    /// Phase two.
+    Accept {
+        /// The position proposed at.
+        p: Position,
+        /// The record's configuration.
+        cfg: Config,
+        /// The record's body.
+        body: BodyRef,
+    },
+    /// The copy accepted the record at `p` (again, perhaps).
+    Accepted {
+        /// The position accepted.
+        p: Position,
+    },
+    /// `Accept` referred to a body that this copy does not hold.
+    NeedFull {
+        /// The position that was to be accepted.
+        p: Position,
+    },
+    /// Not granted.
+    Nack {
+        /// Why.
+        reason: NackReason,
+        /// The highest ballot this copy promised, if any.
+        promised: Option<Ballot>,
+        /// The configuration this copy knows, if any.
+        cfg: Option<Config>,
+        /// The sender's watermark of forgotten stamps.
+        watermark: u64,
+    },
+    /// Asks what a peer knows of the session.
+    Locate,
+    /// The answer to `Locate`.
+    Located {
+        /// The position last accepted, if any.
+        p: Option<Position>,
+        /// The configuration last accepted, if any.
+        cfg: Option<Config>,
+        /// The highest ballot promised, if any: its proposer is the likely owner.
+        promised: Option<Ballot>,
+        /// The session that this copy went on as, if it withdrew its vote.
+        fenced: Option<SessionId>,
+    },
+    /// Please take this session over: its owner is about to leave.
+    Invite {
+        /// The session's configuration.
+        cfg: Config,
+    },
+    /// Reserved for the difference between two bodies.
+    Delta,
+    /// Reserved for leases.
+    Lease,
+    /// Reserved for ending a session early at every copy.
+    Retire,
+}
+
+/// The base that an executor is to run a request on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Base {
+    /// The record the executor should hold as accepted at this position.
+    Held(Position),
+    /// The record itself; `None` for a session that holds nothing yet.
+    Inline(Option<Record>),
+}
+
+/// The session's part of a request that another peer is to execute.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Exec {
+    /// The position reserved for the outcome; `None` for a shared read.
+    pub p: Option<Position>,
+    /// The configuration that the outcome is proposed in.
+    pub cfg: Config,
+    /// What to run on.
+    pub base: Base,
+    /// Whether the executor is to vote for the outcome.
+    pub vote: bool,
+    /// The request.
+    pub rid: RequestKey,
+    /// Its fingerprint.
+    pub fingerprint: u64,
+    /// Whether the client named it by a key.
+    pub keyed: bool,
+    /// The expiry to give the session if the request changes it.
+    pub expiry: WallTime,
+}
+
+/// What came of an `Exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ExecDone {
+    /// The request changed the session (or was keyed).
+    Changed {
+        /// The body that results, the recent entry added.
+        body: Arc<Body>,
+        /// The executor accepted the record at `p`.
+        voted: bool,
+    },
+    /// The request changed nothing.
+    Unchanged {
+        /// The executor, a voting member, confirms after running that it promised no
+        /// higher ballot and holds the base as its highest record.
+        confirmed: bool,
+    },
+    /// The executor does not hold the base; nothing ran.
+    NeedBase,
+    /// The vote gate failed before running; nothing ran.
+    Refused {
+        /// The reason, as in `Nack`.
+        reason: NackReason,
+        /// The highest ballot promised there.
+        promised: Option<Ballot>,
+    },
+}

@@ -1,0 +1,3 @@
+//! One session as a replicated register.
+
+pub mod message;
