@@ -5,5 +5,6 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod config;
 pub mod ids;
 pub mod session;

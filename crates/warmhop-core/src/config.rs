@@ -1,0 +1,146 @@
+//! Tunables: each with its meaning, unit, safe range and default.
+
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Where an app's sessions are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionMode {
+    /// The mesh keeps it, replicated, and it moves to where its client arrives.
+    Portable,
+    /// The app keeps it in its own memory: a client stays with the peer that made it.
+    Pinned,
+    /// There is none; any ready peer may serve any request.
+    #[default]
+    None,
+}
+
+/// When a peer starts its own copy of an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartMode {
+    /// With the first request that reaches this peer.
+    #[default]
+    OnRequest,
+    /// With the peer.
+    AtBoot,
+    /// Not here: requests always hop.
+    Never,
+}
+
+/// What a request of the app may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EffectsMode {
+    /// Anything: an unanswered unsafe request without a key is not run again.
+    #[default]
+    Anything,
+    /// Nothing but its session: an unanswered request may run again.
+    SessionOnly,
+}
+
+/// What to do with a session when no majority of its copies can be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WithoutMajority {
+    /// Answer 503 until one is back: a partition never makes two histories.
+    #[default]
+    Refuse,
+    /// Go on under a new session made from the surviving copy.
+    Serve,
+}
+
+/// How one app is started, stopped, kept ready and waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppPolicy {
+    /// When to start a copy here. Default: with the first request.
+    pub start: StartMode,
+    /// Stop the copy here after so long without a request. Default: never.
+    pub stop_when_idle: Option<Duration>,
+    /// Copies kept ready across the mesh whoever is asked. 0 to 16. Default: 0.
+    pub keep_ready: u32,
+    /// Where sessions are kept. Default: there are none.
+    pub session: SessionMode,
+    /// What requests may change. Default: anything.
+    pub effects: EffectsMode,
+    /// How long a request waits where no peer is ready. 0 to 10 min. Default: 30 s.
+    pub max_wait: Duration,
+    /// How many requests may wait at once on this peer. 1 to 100,000. Default: 1,024.
+    pub waiting_max: usize,
+    /// How long a start may take before it counts as failed. Default: 60 s.
+    pub start_timeout: Duration,
+    /// How long a stopping copy may take to finish what it serves. Default: 10 s.
+    pub stop_grace: Duration,
+}
+
+impl Default for AppPolicy {
+    fn default() -> Self {
+        Self {
+            start: StartMode::default(),
+            stop_when_idle: None,
+            keep_ready: 0,
+            session: SessionMode::default(),
+            effects: EffectsMode::default(),
+            max_wait: Duration::from_secs(30),
+            waiting_max: 1024,
+            start_timeout: Duration::from_secs(60),
+            stop_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How sessions are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionPolicy {
+    /// Copies kept where so many peers are alive. 1 to 3. Default: 3.
+    pub copies: usize,
+    /// Idle time after which a session ends. Default: 30 min.
+    pub ttl: Duration,
+    /// What to do without a majority. Default: refuse.
+    pub without_majority: WithoutMajority,
+    /// The most bytes of state one session may hold. Default: 32 KiB.
+    pub state_bytes_max: usize,
+    /// The most bytes of one keyed response that are stored for a repeat. Default: 64 KiB.
+    pub stored_response_bytes_max: usize,
+    /// How many answered keyed requests are remembered. Default: 16.
+    pub recent_keyed_max: usize,
+    /// How many answered unkeyed requests are remembered. Default: 16.
+    pub recent_unkeyed_max: usize,
+    /// How many requests of one session may wait for their turn. Default: 64.
+    pub queue_max: usize,
+    /// The first resend of an unanswered message; doubles up to eight times this.
+    /// Default: 100 ms.
+    pub resend_after: Duration,
+    /// How long a takeover or commit tries to reach a majority before its requests are
+    /// refused. Default: 5 s.
+    pub majority_timeout: Duration,
+    /// Consecutive requests through one entry peer that move ownership to it. Default: 3.
+    pub move_after: u32,
+    /// The least time between two moves of one session. Default: 10 s.
+    pub move_interval: Duration,
+    /// How long a copy outlives its session's expiry, so that clocks may differ by as
+    /// much. Default: 60 s.
+    pub forget_grace: Duration,
+}
+
+impl Default for SessionPolicy {
+    fn default() -> Self {
+        Self {
+            copies: 3,
+            ttl: Duration::from_secs(30 * 60),
+            without_majority: WithoutMajority::default(),
+            state_bytes_max: 32 * 1024,
+            stored_response_bytes_max: 64 * 1024,
+            recent_keyed_max: 16,
+            recent_unkeyed_max: 16,
+            queue_max: 64,
+            resend_after: Duration::from_millis(100),
+            majority_timeout: Duration::from_secs(5),
+            move_after: 3,
+            move_interval: Duration::from_secs(10),
+            forget_grace: Duration::from_secs(60),
+        }
+    }
+}

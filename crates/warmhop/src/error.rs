@@ -1,0 +1,61 @@
+//! One error enum for each operation that users of the crate call.
+
+use std::net::SocketAddr;
+
+/// Why a peer did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartMeshError {
+    /// The mesh port could not be bound.
+    #[error("cannot listen on the mesh address {addr} (UDP): {source}; choose a free port in [mesh] listen, or stop what uses it")]
+    Bind {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The identity belongs to another peer or cluster.
+    #[error("the certificate names {found}, but this peer is {expected}; issue one with `warmhop cert peer`")]
+    WrongIdentity {
+        /// What the certificate says.
+        found: String,
+        /// What was configured.
+        expected: String,
+    },
+    /// The identity could not be used.
+    #[error(transparent)]
+    Identity(#[from] crate::identity::IdentityError),
+    /// Another live peer of the cluster has this peer's name.
+    #[error("a live peer at {addr} has the name {name} already; names are unique: rename one of the two")]
+    NameInUse {
+        /// The name.
+        name: String,
+        /// Where the other one lives.
+        addr: SocketAddr,
+    },
+    /// Two apps claim one name or one host and path.
+    #[error("the apps {first} and {second} are not told apart: {what}")]
+    AppsCollide {
+        /// One app.
+        first: String,
+        /// The other.
+        second: String,
+        /// What both claim.
+        what: String,
+    },
+}
+
+/// Why a control command was not carried out. Nothing changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// This peer has no such app.
+    #[error("no app {name} is configured on this peer; it has: {known}")]
+    UnknownApp {
+        /// The name asked for.
+        name: String,
+        /// The apps there are.
+        known: String,
+    },
+}

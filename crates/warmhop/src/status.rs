@@ -1,0 +1,164 @@
+//! What a peer tells about itself: the shapes behind the admin listener's JSON. They only grow.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// A peer's view of itself and of the mesh.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// This peer.
+    pub peer: PeerStatus,
+    /// Its apps, by name.
+    pub apps: Vec<AppStatus>,
+    /// The other peers that it knows, by name.
+    pub peers: Vec<OtherPeer>,
+    /// Sessions here.
+    pub sessions: SessionCounts,
+}
+
+/// This peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its SPIFFE id.
+    pub id: String,
+    /// This life of its process.
+    pub incarnation: String,
+    /// The version of warmhop.
+    pub version: String,
+    /// Milliseconds since its start.
+    pub uptime_ms: u64,
+    /// `serving` or `draining`.
+    pub state: String,
+    /// Where its front doors listen.
+    pub http: Vec<String>,
+    /// Where its mesh port can be reached.
+    pub mesh: String,
+    /// Its zone, if one is configured.
+    pub zone: Option<String>,
+}
+
+/// One app on this peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct AppStatus {
+    /// Its name.
+    pub name: String,
+    /// `cold`, `starting`, `ready`, `stopping` or `failed`.
+    pub state: String,
+    /// How often a copy was started here.
+    pub starts: u64,
+    /// Milliseconds until a starting copy should be ready, or that a start would take, from
+    /// the measured starts; absent before the first.
+    pub eta_ms: Option<u64>,
+    /// Requests that it is serving here.
+    pub in_flight: u32,
+    /// Why the last start failed or the copy ended, with its last lines of output.
+    pub error: Option<String>,
+    /// Where its sessions are kept: `portable`, `pinned` or `none`.
+    pub session: String,
+}
+
+/// Another peer, as this one believes it to be.
+#[derive(Debug, Clone, Serialize)]
+pub struct OtherPeer {
+    /// Its name.
+    pub name: String,
+    /// Its SPIFFE id.
+    pub id: String,
+    /// The life of its process that was last seen.
+    pub incarnation: String,
+    /// Whether it is believed to live.
+    pub alive: bool,
+    /// Whether it is draining.
+    pub draining: bool,
+    /// The round-trip time of the link to it in microseconds; absent without a link.
+    pub rtt_us: Option<u64>,
+    /// Its zone, if it has one.
+    pub zone: Option<String>,
+    /// Where its mesh port can be reached.
+    pub mesh: String,
+    /// Where its front door can be reached, if it has one.
+    pub http: Option<String>,
+    /// The state of each of its apps, by name.
+    pub apps: BTreeMap<String, String>,
+}
+
+/// Sessions on this peer.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct SessionCounts {
+    /// Those it owns.
+    pub owned: u64,
+    /// Those it holds a copy of, its own included.
+    pub copies: u64,
+}
+
+/// One session, without its contents.
+#[derive(Debug, Clone, Serialize)]
+pub struct SessionStatus {
+    /// `APP/SID`.
+    pub key: String,
+    /// The peer that owns it, where known.
+    pub owner: Option<String>,
+    /// `ROUND.PROPOSER`.
+    pub ballot: String,
+    /// The number of its last committed change.
+    pub version: u64,
+    /// The peers that hold copies; a dead incarnation's id where its peer is gone.
+    pub members: Vec<String>,
+}
+
+/// What this peer knew and decided for one request.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequestTrace {
+    /// The request's id.
+    pub id: String,
+    /// The peer that tells.
+    pub peer: String,
+    /// `entry` where the client arrived here, `hop` where another peer sent it.
+    pub role: String,
+    /// Its app, if one matched.
+    pub app: Option<String>,
+    /// Method and path, without the query.
+    pub request: String,
+    /// When it arrived, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// The response's status, once there is one.
+    pub status: Option<u16>,
+    /// The peer that ran the app.
+    pub served_by: Option<String>,
+    /// Its session, if it has one.
+    pub session: Option<String>,
+    /// Each decision and event, in order.
+    pub steps: Vec<TraceStep>,
+    /// Milliseconds from its arrival to the response's head.
+    pub head_ms: Option<f64>,
+}
+
+/// One thing that happened to a request.
+#[derive(Debug, Clone, Serialize)]
+pub struct TraceStep {
+    /// Microseconds since the request arrived.
+    pub after_us: u64,
+    /// What was decided or happened: `serve`, `hop`, `wait`, `refuse`, `retry`, `handoff` …
+    pub what: String,
+    /// The reason, in a sentence.
+    pub why: String,
+    /// The peers considered: name, state, requests in flight, the belief's age in ms.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<TraceCandidate>,
+}
+
+/// A peer that was considered for a request.
+#[derive(Debug, Clone, Serialize)]
+pub struct TraceCandidate {
+    /// Its name.
+    pub peer: String,
+    /// The state of the app there, as believed.
+    pub state: String,
+    /// Requests in flight there, as last heard.
+    pub in_flight: u32,
+    /// How old the belief is, in milliseconds.
+    pub age_ms: u64,
+}
