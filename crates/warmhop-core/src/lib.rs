@@ -8,3 +8,4 @@ extern crate std;
 pub mod config;
 pub mod ids;
 pub mod session;
+pub mod view;
