@@ -5,7 +5,9 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod app;
 pub mod config;
 pub mod ids;
+pub mod rank;
 pub mod session;
 pub mod view;
