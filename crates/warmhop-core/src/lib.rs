@@ -5,7 +5,11 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod affinity;
+pub mod app;
 pub mod config;
 pub mod ids;
+pub mod rank;
+pub mod route;
 pub mod session;
 pub mod view;
