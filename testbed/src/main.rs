@@ -1,0 +1,66 @@
+//! `testbed`: meshes of real peers on this machine, from the command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use warmhop_testbed::{commands, demo, terminal::Terminal};
+
+/// Launches, breaks and shows meshes of real peers on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "testbed", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a mesh of N peers and wait until each sees every other.
+    Up {
+        /// How many peers.
+        n: usize,
+        /// A file of [[app]] tables to serve (repeatable). Without it: the bookshop.
+        #[arg(long, value_name = "FILE")]
+        app: Vec<PathBuf>,
+        /// Use the ports P+1…, P+201…, P+301…, P+401… instead of 8081…, 7001…, 9001…, 6401….
+        #[arg(long, value_name = "P")]
+        base_port: Option<u16>,
+    },
+    /// Stop what `up` started.
+    Down,
+    /// Send one peer a signal.
+    Kill {
+        /// The peer's name, such as peer-2.
+        name: String,
+        /// Which signal, such as KILL, TERM, STOP or CONT.
+        #[arg(long, default_value = "KILL")]
+        signal: String,
+    },
+    /// Start a killed peer again.
+    Start {
+        /// The peer's name, such as peer-2.
+        name: String,
+    },
+    /// A guided tour of the main job, on a mesh of its own.
+    Demo,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Up { n, app, base_port } => commands::up(n, &app, base_port).await,
+        Command::Down => commands::down().await,
+        Command::Kill { name, signal } => commands::kill(&name, &signal).await,
+        Command::Start { name } => commands::start(&name).await,
+        Command::Demo => demo::run().await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            Terminal::new().erase();
+            eprintln!("testbed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
