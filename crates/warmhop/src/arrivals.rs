@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use tracing::{Instrument, debug, info, info_span, warn};
+use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{Incarnation, PeerId, RequestId, SessionKey};
 use warmhop_core::session::TokenHint;
 use warmhop_core::session::message::Message;
@@ -34,7 +35,7 @@ impl NetHandler for Node {
         async move { self.hop(from, send, recv).await }.boxed()
     }
 
-    fn on_session_frame(self: Arc<Self>, from: Incarnation, frame: SessionFrame) {
+    fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
         if let Message::Invite { cfg } = &frame.message {
             info!(session = %frame.key, "invited to take a session over");
             let (key, cfg) = (frame.key.clone(), cfg.clone());
@@ -57,15 +58,15 @@ impl NetHandler for Node {
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard) {
         match heard {
             Heard::Alive => {
-                self.edit_view(|view, now| view.alive(peer, incarnation, now));
+                self.edit_view(|view, now| view.alive(peer));
             }
             Heard::Suspect => {
                 warn!(%peer, "suspected: its link or its heartbeat is silent");
-                self.edit_view(|view, now| view.suspect(peer, incarnation, now));
+                self.edit_view(|view, now| view.suspect(peer, now));
             }
             Heard::Gone => {
                 info!(%peer, "gone");
-                self.edit_view(|view, now| view.lost(peer, incarnation, now));
+                self.edit_view(|view, now| view.lost(peer, &incarnation, now));
                 self.store.peer_lost(incarnation);
             }
         }
@@ -87,6 +88,9 @@ impl Node {
             return;
         };
         let load = Node::local_load(slot);
+        if matches!(kind, HopKind::Wake) {
+            slot.wanted(WantedBy::Request);
+        }
         // Only the owner of a session may have the request executed elsewhere.
         if slot.state() != AppState::Ready && !matches!(kind, HopKind::Forward(_)) {
             let _ = hop::refuse(send, HopRefusal::NotReady, load).await;
@@ -160,7 +164,7 @@ impl Node {
             LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
         };
         match kind {
-            HopKind::Plain => {
+            HopKind::Plain | HopKind::Wake => {
                 let ran = self.run_here(slot, call, None).await.map_err(local)?;
                 tracing.served_by(self.me.as_str());
                 Ok((Served::ran(self, ran), ReplySession::None))

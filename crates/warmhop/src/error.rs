@@ -58,4 +58,12 @@ pub enum ControlError {
         /// The apps there are.
         known: String,
     },
+    /// The app cannot be started on this peer.
+    #[error("the app {name} is not started here: {why}")]
+    NotStartable {
+        /// The app.
+        name: String,
+        /// Why not, in a sentence.
+        why: String,
+    },
 }

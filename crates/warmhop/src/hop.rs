@@ -22,7 +22,7 @@ use warmhop_core::session::TokenHint;
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 
 use crate::body::{Body, BoxError};
-use crate::net::{Net, OpenError};
+use crate::net::{HopLease, Net, OpenError, OpenHop};
 use crate::wire::{
     self, FrameReader, HopBodyReader, HopBodyWriter, HopPart, KIND_HOP, Trailers, put_frame,
 };
@@ -37,6 +37,8 @@ const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
 pub(crate) enum HopKind {
     /// Serve it; sessions are none of the mesh's business.
     Plain,
+    /// Nothing to serve: start the app, which the asking peer may not.
+    Wake,
     /// Execute it for a session that another peer owns.
     Exec {
         sid: SessionId,
@@ -117,6 +119,7 @@ impl HopKind {
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Plain => "serve it",
+            Self::Wake => "start the app",
             Self::Exec { .. } => "execute it for its session's owner",
             Self::Forward(_) => "own its session",
         }
@@ -212,7 +215,7 @@ pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<H
     prefix.put_u8(KIND_HOP);
     put_frame(&mut prefix, &head, HEAD_BYTES_MAX)
         .map_err(|error| HopError::Broken(format!("the request's head does not fit: {error}")))?;
-    let (send, recv, executor) = match net.open_hop(to).await {
+    let OpenHop { send, recv, incarnation: executor, lease } = match net.open_hop(to).await {
         Ok(opened) => opened,
         Err(error) => {
             let body = whole.map_or(body, Body::from);
@@ -229,7 +232,7 @@ pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<H
         } else {
             // The client sends nothing before the switch, so its half has ended.
             writer.write_end(Bytes::new(), None).await.map_err(broken)?;
-            *reply.response.body_mut() = Body::new(HopBody::new(reader, None));
+            *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
         }
         return Ok(reply);
     }
@@ -256,8 +259,26 @@ pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<H
         }
     };
     let (mut reply, reader) = read_reply(reader, executor).await?;
-    *reply.response.body_mut() = Body::new(HopBody::new(reader, pump));
+    *reply.response.body_mut() = Body::new(HopBody::new(reader, pump, Some(lease)));
     Ok(reply)
+}
+
+/// Asks `to` to start an app.
+pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), HopError> {
+    let head = HopHead {
+        kind: HopKind::Wake,
+        app,
+        request_id: "wake".into(),
+        method: "GET".into(),
+        target: "/".into(),
+        fields: Vec::new(),
+        upgrade: None,
+        asks_go: false,
+    };
+    match ask(net, to, HopRequest { head, body: Body::empty() }).await {
+        Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn broken(error: impl std::fmt::Display) -> HopError {
@@ -355,11 +376,13 @@ struct HopBody {
     ended: bool,
     /// The request's body may still be on its way while the response's arrives.
     _pump: Option<AbortOnDrop>,
+    /// Keeps a link that is being replaced open until the hop has ended.
+    _lease: Option<HopLease>,
 }
 
 impl HopBody {
-    fn new(reader: HopBodyReader, pump: Option<AbortOnDrop>) -> Self {
-        Self { reader, ahead: None, ended: false, _pump: pump }
+    fn new(reader: HopBodyReader, pump: Option<AbortOnDrop>, lease: Option<HopLease>) -> Self {
+        Self { reader, ahead: None, ended: false, _pump: pump, _lease: lease }
     }
 }
 
@@ -431,7 +454,7 @@ impl Arrived {
         let incoming = if head.upgrade.is_some() {
             HopIncoming::Tunnel(reader)
         } else {
-            HopIncoming::Body(Body::new(HopBody::new(reader, None)))
+            HopIncoming::Body(Body::new(HopBody::new(reader, None, None)))
         };
         Some(Self { head, method, fields, incoming })
     }

@@ -2,13 +2,32 @@
 //! ready.
 
 pub mod app;
+mod arrivals;
 pub mod body;
 mod builder;
+mod call;
+mod clock;
 pub mod error;
+mod fields;
+mod framing;
+mod front;
+mod hop;
 pub mod identity;
+mod ingress;
+mod node;
+mod problem;
+mod report;
+mod serve;
+mod session;
+mod sessions;
+mod shutdown;
 pub mod status;
+mod supervise;
+mod telemetry;
+mod upkeep;
 
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
 pub use body::{Body, BoxError};
-pub use builder::{Builder, Mesh};
+pub use builder::{Builder, Mesh, MeshService};
+pub use session::{Session, SessionError};
 pub use warmhop_core::{config, ids};

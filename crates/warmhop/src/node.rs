@@ -10,8 +10,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
-use warmhop_core::route::{Action, Arrived, Candidate, LocalApp, PinTo, Question, Refusal, route};
-use warmhop_core::view::{AppState, Liveness, News, Source, View};
+use warmhop_core::config::StartMode;
+use warmhop_core::rank;
+use warmhop_core::route::{
+    ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, PinTo, Question, Refusal, decide,
+};
+use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
 use crate::clock::Clock;
 use crate::hop::Load;
@@ -23,7 +27,7 @@ use crate::status::TraceCandidate;
 use crate::supervise::Slot;
 use crate::telemetry::{Metrics, Traces, Tracing};
 
-/// How much longer than the shortest refusal interval a dead peer is remembered.
+/// How long a dead peer is remembered.
 pub(crate) const FORGET_DEAD_AFTER: Duration = Duration::from_secs(10 * 60);
 
 /// One peer.
@@ -85,6 +89,7 @@ impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let slots_by_name =
             parts.slots.iter().map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
+        let view = View::new(parts.me.clone());
         Arc::new(Self {
             me: parts.me,
             cluster: parts.cluster,
@@ -95,8 +100,8 @@ impl Node {
             started: Instant::now(),
             slots: parts.slots,
             slots_by_name,
-            view: ArcSwap::from_pointee(View::default()),
-            view_owner: Mutex::new(View::default()),
+            view: ArcSwap::from_pointee(view.clone()),
+            view_owner: Mutex::new(view),
             changed: parts.changed,
             store: parts.store,
             net: OnceLock::new(),
@@ -157,28 +162,58 @@ impl Node {
         }
     }
 
-    fn candidates<'v>(&self, view: &'v View, app: &AppName) -> Vec<Candidate<'v>> {
+    /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
+    /// that could start it, best first.
+    fn candidates<'v>(
+        &self,
+        view: &'v View,
+        app: &'v AppName,
+        or_cold: bool,
+    ) -> Vec<Candidate<'v>> {
         let now = self.clock.now();
         let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        view.with_app(app)
-            .filter(|(_, belief, _)| belief.liveness != Liveness::Dead)
-            .map(|(peer, belief, told)| {
-                let load = loads.get(&(peer.clone(), app.clone()));
-                let fresher = load.filter(|(_, at)| *at >= told.heard);
-                Candidate {
-                    peer,
-                    state: told.news.state,
-                    same_zone: self.zone.is_some() && belief.news.zone == self.zone,
-                    in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
-                    latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
-                    age: now.since(told.heard),
-                    load_age: load.map(|(_, at)| now.since(*at)),
-                    suspect: belief.liveness == Liveness::Suspect,
-                    draining: belief.news.draining,
-                    eta: told.news.eta_ms.map(|ms| Duration::from_millis(ms.into())),
-                }
+        let candidate = |peer: &'v PeerId, belief: &PeerBelief, told: &AppBelief| {
+            let load = loads.get(&(peer.clone(), app.clone()));
+            let fresher = load.filter(|(_, at)| *at >= told.heard);
+            Candidate {
+                peer,
+                state: told.news.state,
+                same_zone: self.zone == belief.news.zone,
+                in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
+                latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
+                age: now.since(told.heard),
+                load_age: load.map(|(_, at)| now.since(*at)),
+                suspect: belief.alive == Liveness::Suspect,
+                draining: belief.news.draining,
+                eta: told.eta(now),
+            }
+        };
+        let warm: Vec<_> = view
+            .warm_peers(app)
+            .map(|(peer, belief, told)| candidate(peer, belief, told))
+            .collect();
+        if !warm.is_empty() || !or_cold {
+            return warm;
+        }
+        let able = |(_, belief): &(&PeerId, &PeerBelief)| belief.apps.contains_key(app);
+        let ranked = rank::keepers(app, view.live_peers().filter(able).map(|(peer, _)| peer), 8);
+        ranked
+            .iter()
+            .filter_map(|peer| {
+                let (peer, belief) = view.live_peers().find(|(other, _)| *other == peer)?;
+                Some(candidate(peer, belief, belief.apps.get(app)?))
             })
             .collect()
+    }
+
+    /// Asks a peer to start an app that may not start here; its news will tell.
+    fn ask_to_start(&self, peer: PeerId, app: AppName) {
+        let Some(net) = self.net().cloned() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = crate::hop::wake(&net, &peer, app).await {
+                tracing::debug!(%peer, ?error, "could not ask for a start");
+            }
+        });
     }
 
     /// Decides where a request goes, waiting where it must; every decision is traced.
@@ -188,7 +223,6 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<Place, Problem> {
         let slot = placing.slot;
-        // Served here: no snapshot, no candidates, no allocation.
         let mut waiting: Option<Waiting<'_>> = None;
         let since = Instant::now();
         loop {
@@ -197,7 +231,12 @@ impl Node {
             let state = slot.state();
             let view = self.view.load();
             let candidates =
-                if state == AppState::Ready { Vec::new() } else { self.candidates(&view, slot.name()) };
+                if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
+                    Vec::new()
+                } else {
+                    let never = slot.spec.policy.start == StartMode::Never;
+                    self.candidates(&view, slot.name(), never || self.is_draining())
+                };
             let question = Question {
                 app: &slot.spec.policy,
                 local: LocalApp {
@@ -212,12 +251,16 @@ impl Node {
                 arrived: placing.arrived,
                 affinity: placing.pin,
                 tried: placing.tried,
+                attempt_budget: ATTEMPTS_MAX,
                 waited: since.elapsed(),
                 dice: rand::random(),
             };
-            let decision = route(&question);
+            let decision = decide(&question);
             if decision.start_here && placing.arrived == Arrived::AtFrontDoor {
                 slot.wanted(WantedBy::Request);
+            }
+            if let Some(peer) = decision.ask_to_start.clone() {
+                self.ask_to_start(peer, slot.name().clone());
             }
             let what = match &decision.action {
                 Action::Serve => "serve",
@@ -271,7 +314,7 @@ pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
         http::StatusCode::from_u16(refusal.status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
     let mut problem =
         Problem::new(status, refusal.label(), reason).proxy_error(refusal.proxy_error());
-    problem.retry_after = refusal.retry_after();
+    problem.retry_after = Some(Duration::from_secs(refusal.retry_after_s()));
     problem
 }
 

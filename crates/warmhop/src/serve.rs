@@ -11,12 +11,12 @@ use hyper_util::rt::TokioIo;
 use tower::ServiceExt;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::{EffectsMode, SessionMode};
-use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionKey};
+use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
+use warmhop_core::view::Liveness;
 use warmhop_core::rank;
 use warmhop_core::route::{Arrived, PinTo, may_retry};
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
-use warmhop_core::view::Liveness;
 
 use crate::app::AppService;
 use crate::body::{Body, BoxError};
@@ -323,7 +323,7 @@ impl Node {
             let placing = Placing {
                 slot,
                 arrived: Arrived::AtFrontDoor,
-                pin: pin.map(|(peer, lives)| PinTo { peer, is_me: *peer == self.me, lives }),
+                pin: pin.map(|(peer, lives)| PinTo { peer, here: *peer == self.me, lives: lives && !tried.contains(peer) }),
                 tried: &tried,
             };
             match self.place(&placing, tracing).await? {
@@ -372,7 +372,7 @@ impl Node {
         let kind = Kind::Pinned { peer: peer.clone(), incarnation };
         let sid = match former {
             Some(entry) if entry.kind == kind => entry.sid,
-            _ => warmhop_core::ids::SessionId(rand::random()),
+            _ => SessionId(rand::random()),
         };
         let expiry = Clock::wall().after(self.store.policy().ttl);
         Entry { app: slot.name().clone(), sid, kind, expiry }
@@ -511,7 +511,7 @@ impl Node {
                         .unwrap_or((false, None));
                     let owner = known.unwrap_or(*owner);
                     let destination =
-                        if owns || take_over { None } else { self.forward_to(key, owner, tracing) };
+                        if owns || take_over { None } else { self.forward_to(key, owner, *n, tracing) };
                     let end = match destination {
                         Some(to) if portable.hops_left > 0 => {
                             self.forward(portable, call, key, cfg, owner, *n, &to, tracing).await
@@ -563,6 +563,7 @@ impl Node {
         &self,
         key: &SessionKey,
         owner: Incarnation,
+        n: u64,
         tracing: &mut Tracing,
     ) -> Option<PeerId> {
         if owner == self.incarnation {
@@ -573,15 +574,11 @@ impl Node {
             tracing.step("owner", "the session's owner is gone");
             return None;
         };
-        if belief.liveness == Liveness::Dead {
-            tracing.step("owner", "the session's owner is believed dead");
-            return None;
-        }
         if belief.news.draining {
             tracing.step("owner", "the session's owner is draining");
             return None;
         }
-        if !self.is_draining() && self.store.should_move(key) {
+        if !self.is_draining() && self.store.should_move(key, n) {
             tracing.step("owner", "its client keeps arriving here: the session moves");
             return None;
         }
@@ -606,23 +603,19 @@ impl Node {
         };
         who.extend(executor);
         // The third member is found by its rank, so that any peer can find it without a token.
-        let sid_seed: [u8; 16] = rand::random();
-        let live: Vec<PeerId> = view
-            .live()
-            .filter(|belief| !belief.news.draining && !who.contains(&belief.news.incarnation))
-            .map(|belief| belief.news.peer.clone())
-            .collect();
-        for peer in rank::rank(&sid_seed, live.iter()) {
+        let sid = SessionId(rand::random());
+        let live = view
+            .live_peers()
+            .filter(|(_, belief)| !belief.news.draining && belief.alive == Liveness::Alive)
+            .filter(|(_, belief)| !who.contains(&belief.news.incarnation));
+        for peer in rank::session_ranks(&sid, live.map(|(peer, _)| peer)) {
             if who.len() >= self.store.policy().copies.clamp(1, 3) {
                 break;
             }
             who.extend(view.peer(&peer).map(|belief| belief.news.incarnation));
         }
-        let cfg = sessions::draw(who, Clock::wall().0);
-        let key = SessionKey {
-            app: portable.slot.name().clone(),
-            sid: warmhop_core::ids::SessionId(sid_seed),
-        };
+        let cfg = sessions::first_config(who, Clock::wall());
+        let key = SessionKey { app: portable.slot.name().clone(), sid };
         tracing.session(key.to_string());
         Ok(self.at_owner(portable, call, &key, None, false, Some((place, cfg)), tracing).await)
     }
@@ -844,6 +837,7 @@ impl Node {
                 served.upgrade = reply.tunnel.map(|(writer, reader)| Upgrade::Hop(writer, reader));
                 if let ReplySession::Committed { hint, replayed } = reply.session {
                     served.replayed = replayed;
+                    self.store.gave(key, hint.n);
                     served.entry = Some(self.portable_entry(key, &hint));
                 }
                 LineEnd::Served(Box::new(served))

@@ -14,10 +14,10 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
-use warmhop_core::affinity::MoveCounter;
+use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{Incarnation, Now, Position, SessionId, SessionKey};
-use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
+use warmhop_core::ids::{Incarnation, Now, Position, SessionKey, WallTime};
+use warmhop_core::session::message::{Config, Exec, Members, Message, NackReason, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
 };
@@ -318,13 +318,24 @@ impl Store {
         (owned, held)
     }
 
-    /// Whether the next request of `key` through this peer, which does not own it, should bring
-    /// the ownership here.
-    pub(crate) fn should_move(&self, key: &SessionKey) -> bool {
+    /// Whether a request of `key` that arrived at this peer, which does not own it, with `n` in
+    /// its token, should bring the ownership here.
+    pub(crate) fn should_move(&self, key: &SessionKey, n: u64) -> bool {
         let mut stripe = self.stripe(key);
         let now = self.clock.now();
-        let counter = stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::default);
-        counter.forwarded(now, &self.policy)
+        let counter = stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::new);
+        let moves = counter.arrived(Owner::Serving, n, now, &self.policy);
+        if moves {
+            counter.moved(now);
+        }
+        moves
+    }
+
+    /// A response of `key` left through this peer with `n` in its token.
+    pub(crate) fn gave(&self, key: &SessionKey, n: u64) {
+        if let Some(counter) = self.stripe(key).moves.get_mut(key) {
+            counter.answered(n);
+        }
     }
 
     /// Wakes machines as they ask for it; runs as long as the peer.
@@ -454,13 +465,11 @@ impl Drop for InLine {
     }
 }
 
-/// A fresh session's id and first configuration.
-pub(crate) fn draw(who: Vec<Incarnation>, stamp: u64) -> (SessionId, Config) {
-    let mut who = who;
+/// The first configuration of a session.
+pub(crate) fn first_config(mut who: Vec<Incarnation>, wall: WallTime) -> Config {
     who.sort_unstable();
     who.dedup();
-    let now = warmhop_core::session::message::Members { c: 1, stamp, who };
-    (SessionId(rand::random()), Config { now, prev: None })
+    Config { now: Members { c: 1, stamp: wall.0, who }, prev: None }
 }
 
 pub(crate) fn refusal_label(failure: &Failure) -> ByReason {

@@ -1,8 +1,7 @@
 //! One app on this peer: carries out what the core's `AppMachine` decides, and hands out its
 //! service while it is ready.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, WantedBy};
-use warmhop_core::ids::{AppName, PeerId};
+use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
 
 use crate::app::{App, AppService, AppSpec, Running, StartContext, StartError};
@@ -56,8 +55,8 @@ pub(crate) struct Slot {
     machine: Mutex<AppMachine>,
     copy: ArcSwapOption<Copy>,
     starting: Mutex<Option<(u64, AbortHandle)>>,
-    /// Whether a request came since the machine was last told.
-    used: AtomicBool,
+    /// When a request last came, in the clock's milliseconds.
+    used_at: AtomicU64,
     pub(crate) in_flight: AtomicU32,
     pub(crate) waiting: AtomicUsize,
     /// A smoothed time to the response's head, in microseconds; 0 before the first.
@@ -68,8 +67,6 @@ pub(crate) struct Slot {
     publish: Box<dyn Fn(&Slot) + Send + Sync>,
 }
 
-/// The last lines of an app's output that are kept with an error.
-pub(crate) const OUTPUT_LINES_MAX: usize = 20;
 
 impl Slot {
     pub(crate) fn new(
@@ -91,7 +88,7 @@ impl Slot {
             machine: Mutex::new(machine),
             copy: ArcSwapOption::empty(),
             starting: Mutex::new(None),
-            used: AtomicBool::new(false),
+            used_at: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
             latency_us: AtomicU32::new(0),
@@ -158,9 +155,7 @@ impl Slot {
         let copy = self.copy.load_full()?;
         copy.in_flight.fetch_add(1, Ordering::AcqRel);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
-        }
+        self.used_at.store(self.clock.now().0, Ordering::Relaxed);
         Some((Arc::clone(&copy), InFlight { copy, slot: Arc::clone(self) }))
     }
 
@@ -169,12 +164,23 @@ impl Slot {
         self.tell(AppEvent::Wanted(by));
     }
 
+    /// Tells the mesh of this app for the first time.
+    pub(crate) fn announce(&self) {
+        (self.publish)(self);
+    }
+
+    /// Why a wish to start it would not be heeded.
+    pub(crate) fn why_not_start(&self, by: WantedBy) -> Option<String> {
+        self.machine().why_not_start(by, self.clock.now()).map(|why| why.to_string())
+    }
+
     /// Gives the machine an event and carries out what it decides.
     pub(crate) fn tell(self: &Arc<Self>, event: AppEvent) {
         let mut changed = false;
         let effects = {
             let in_flight = self.in_flight.load(Ordering::Relaxed);
             let mut machine = self.machine();
+            machine.used(Now(self.used_at.load(Ordering::Relaxed)));
             machine.on(event, self.clock.now(), in_flight)
         };
         for effect in effects {
@@ -256,14 +262,9 @@ impl Slot {
 
     fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError) {
         let StartError { reason, output } = error;
-        let last: VecDeque<String> =
-            output.into_iter().rev().take(OUTPUT_LINES_MAX).fold(VecDeque::new(), |mut lines, line| {
-                lines.push_front(line);
-                lines
-            });
         error!(app = %self.name(), attempt, reason, "did not start");
         self.metrics.app_failures.get_or_create(&self.label()).inc();
-        self.tell(AppEvent::StartFailed { attempt, reason, output: last.into() });
+        self.tell(AppEvent::StartFailed { attempt, reason, output });
     }
 
     /// Takes the copy out of service, lets its requests end, stops it.
@@ -298,12 +299,7 @@ impl Slot {
                 Some(at) => {
                     let span = at.since(self.clock.now());
                     tokio::select! {
-                        () = tokio::time::sleep(span) => {
-                            if self.used.swap(false, Ordering::Relaxed) {
-                                self.tell(AppEvent::Wanted(WantedBy::Request));
-                            }
-                            self.tell(AppEvent::Tick);
-                        }
+                        () = tokio::time::sleep(span) => self.tell(AppEvent::Tick),
                         () = self.ticker.notified() => {}
                     }
                 }
