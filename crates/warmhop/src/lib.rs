@@ -4,9 +4,15 @@
 pub mod app;
 pub mod body;
 mod builder;
+mod dial;
 pub mod error;
+mod gossip;
 pub mod identity;
+mod link;
+mod net;
+mod news;
 pub mod status;
+mod wire;
 
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
 pub use body::{Body, BoxError};
