@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use tracing::{Instrument, debug, info, info_span, warn};
+use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{Incarnation, PeerId, RequestId, SessionKey};
 use warmhop_core::session::TokenHint;
@@ -15,7 +16,7 @@ use warmhop_core::view::{AppState, News};
 
 use crate::call::{Call, CallBody};
 use crate::hop::{
-    self, Arrived, HopHead, HopIncoming, HopKind, HopRefusal, ReplyHead, ReplySession,
+    self, Arrived, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
 };
 use crate::net::{Heard, NetHandler};
 use crate::node::Node;
@@ -58,7 +59,7 @@ impl NetHandler for Node {
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard) {
         match heard {
             Heard::Alive => {
-                self.edit_view(|view, now| view.alive(peer));
+                self.edit_view(|view, _| view.alive(peer));
             }
             Heard::Suspect => {
                 warn!(%peer, "suspected: its link or its heartbeat is silent");
@@ -178,7 +179,7 @@ impl Node {
             }
             HopKind::Forward(forward) => {
                 let served = self.serve_forwarded(slot, call, &forward, tracing).await?;
-                let hint = served.entry.as_ref().and_then(TokenHint::of_entry);
+                let hint = served.entry.as_ref().and_then(hint_of);
                 let session = match hint {
                     Some(hint) => ReplySession::Committed { hint, replayed: served.replayed },
                     None => ReplySession::None,
@@ -215,6 +216,15 @@ impl Node {
             None => {}
         }
         Ok(())
+    }
+}
+
+fn hint_of(entry: &Entry) -> Option<TokenHint> {
+    match &entry.kind {
+        Kind::Portable { cfg, owner, n } => {
+            Some(TokenHint { cfg: cfg.clone(), owner: *owner, n: *n })
+        }
+        Kind::Pinned { .. } => None,
     }
 }
 

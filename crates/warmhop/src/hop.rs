@@ -22,7 +22,8 @@ use warmhop_core::session::TokenHint;
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 
 use crate::body::{Body, BoxError};
-use crate::net::{HopLease, Net, OpenError, OpenHop};
+use crate::link::HopLease;
+use crate::net::{Net, OpenError, OpenHop};
 use crate::wire::{
     self, FrameReader, HopBodyReader, HopBodyWriter, HopPart, KIND_HOP, Trailers, put_frame,
 };
@@ -337,7 +338,7 @@ pub(crate) async fn send_body(mut writer: HopBodyWriter, mut body: Body) -> Resu
         match frame.into_data() {
             Ok(data) => writer.write_data(data).await?,
             Err(frame) => {
-                trailers = frame.into_trailers().ok().map(|fields| trailers_out(&fields));
+                trailers = frame.into_trailers().ok().map(|fields| fields_out(&fields));
             }
         }
     }
@@ -347,17 +348,6 @@ pub(crate) async fn send_body(mut writer: HopBodyWriter, mut body: Body) -> Resu
 
 /// The reset code of a body whose source failed.
 const BODY_FAILED: quinn::VarInt = quinn::VarInt::from_u32(1);
-
-fn trailers_out(fields: &HeaderMap) -> Trailers {
-    fields
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), Bytes::copy_from_slice(value.as_bytes())))
-        .collect()
-}
-
-fn trailers_in(trailers: Trailers) -> Option<HeaderMap> {
-    fields_in(trailers.into_iter().map(|(name, value)| (name, value.to_vec())).collect())
-}
 
 struct AbortOnDrop(AbortHandle);
 
@@ -411,7 +401,7 @@ impl http_body::Body for HopBody {
             Ok(HopPart::End(trailers)) => {
                 self.ended = true;
                 let Some(trailers) = trailers else { return Poll::Ready(None) };
-                match trailers_in(trailers) {
+                match fields_in(trailers) {
                     Some(fields) => Poll::Ready(Some(Ok(Frame::trailers(fields)))),
                     None => Poll::Ready(Some(Err("trailers out of form".into()))),
                 }

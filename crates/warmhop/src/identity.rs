@@ -666,6 +666,16 @@ impl CookieAuthenticator {
     }
 }
 
+impl warmhop_core::affinity::Authenticator for CookieAuthenticator {
+    fn tag(&self, bytes: &[u8]) -> [u8; 16] {
+        Self::tag(self, bytes)
+    }
+
+    fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool {
+        Self::verify(self, bytes, tag)
+    }
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

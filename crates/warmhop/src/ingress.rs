@@ -115,7 +115,6 @@ impl Ingress {
         client: Client,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)> {
-        let node = &self.node;
         if request.method() == Method::CONNECT {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
@@ -232,7 +231,7 @@ impl Ingress {
     }
 
     /// Reads the affinity cookie; what is not ours is counted and ignored.
-    fn token(&self, headers: &HeaderMap) -> Option<(Token, PeerId)> {
+    fn token(&self, headers: &HeaderMap) -> Option<(Token, Option<PeerId>)> {
         let wall = Clock::wall();
         for field in headers.get_all(COOKIE) {
             for value in affinity::cookie_from_header(field.as_bytes()) {
@@ -252,7 +251,7 @@ impl Ingress {
     fn finish(
         &self,
         served: Served,
-        token: Option<(Token, PeerId)>,
+        token: Option<(Token, Option<PeerId>)>,
         former: Option<&Entry>,
         on_upgrade: Option<OnUpgrade>,
         client: Client,
@@ -280,9 +279,9 @@ impl Ingress {
             headers.insert(REPLAYED_FIELD, HeaderValue::from_static("?1"));
         }
         if let Some(entry) = entry {
-            let route = self.route_of(&entry, token.as_ref().map(|(_, route)| route));
+            let route = self.route_of(&entry, token.as_ref().and_then(|(_, route)| route.as_ref()));
             let stays = former.is_some_and(|former| is_settled(former, &entry))
-                && token.as_ref().is_some_and(|(_, current)| *current == route);
+                && token.as_ref().is_some_and(|(_, current)| current.as_ref() == Some(&route));
             if !stays {
                 let mut entries = token.map(|(token, _)| token.entries).unwrap_or_default();
                 entries.retain(|other| other.app != entry.app);

@@ -57,6 +57,8 @@ pub(crate) struct NetConfig {
     pub(crate) cluster: String,
     /// This peer's name; its identity must be of the same.
     pub(crate) me: PeerId,
+    /// This life of its process.
+    pub(crate) incarnation: Incarnation,
     /// This peer's zone.
     pub(crate) zone: Option<String>,
     /// Where its front door can be reached.
@@ -225,6 +227,7 @@ impl Net {
         let NetConfig {
             cluster,
             me,
+            incarnation,
             zone,
             http,
             listen,
@@ -265,7 +268,7 @@ impl Net {
 
         let own = PeerNews {
             peer: me.clone(),
-            incarnation: Incarnation(rand::random()),
+            incarnation,
             generation: unix_ms(),
             seq: 1,
             mesh: advertise,

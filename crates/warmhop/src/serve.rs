@@ -131,8 +131,10 @@ async fn call_service_upgrading(
         async move {
             let guard = guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             match guard {
-                Some(guard) => call_service(service, inner, guard).await,
-                None => Err("one request a connection".into()),
+                Some(guard) => {
+                    call_service(service, inner, guard).await.map_err(std::io::Error::other)
+                }
+                None => Err(std::io::Error::other("one request a connection")),
             }
         }
     });

@@ -198,6 +198,7 @@ impl Store {
                     self.metrics.sessions_lost.inc();
                     continue;
                 }
+                Effect::Invited { .. } => continue,
                 Effect::Committed { .. } => {
                     self.metrics.commits.inc();
                     continue;
