@@ -12,10 +12,13 @@ use crate::state::{self, PeerRecord};
 use crate::terminal::Terminal;
 use crate::{apps, ports, workspace};
 
-/// Where `up` keeps its mesh.
+/// Where `up` keeps its mesh: `target/testbed`, or the folder that `TESTBED_DIR` names.
 #[must_use]
 pub fn folder() -> PathBuf {
-    workspace().join("target/testbed")
+    match std::env::var_os("TESTBED_DIR") {
+        Some(dir) => std::path::absolute(&dir).unwrap_or_else(|_| dir.into()),
+        None => workspace().join("target/testbed"),
+    }
 }
 
 /// Starts `peers` peers that serve the apps of `app_files`, or the example.
