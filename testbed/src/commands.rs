@@ -40,8 +40,9 @@ pub async fn up(peers: usize, app_files: &[PathBuf], base: Option<u16>) -> Resul
     }
     let ports = ports::plan(peers, base)?;
     for (index, peer) in ports.iter().enumerate() {
-        let hint = "free the port, or choose others with --base-port P";
-        peer.check_free(&format!("peer-{}", index + 1)).context(hint)?;
+        if let Err(error) = peer.check_free(&format!("peer-{}", index + 1)) {
+            bail!("{error:#}; free the port, or choose others with --base-port P");
+        }
     }
     let example = [apps::example()];
     let files = if app_files.is_empty() { &example[..] } else { app_files };
