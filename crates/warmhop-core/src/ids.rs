@@ -358,7 +358,8 @@ mod tests {
 
     #[test]
     fn positions_order_by_ballot_before_number() {
-        let at = |round, n| Position { ballot: Ballot { round, proposer: Incarnation([0; 16]) }, n };
+        let at =
+            |round, n| Position { ballot: Ballot { round, proposer: Incarnation([0; 16]) }, n };
         assert!(at(2, 1) > at(1, 9));
         assert!(at(2, 2) > at(2, 1));
     }

@@ -1,11 +1,117 @@
-//! The decisions of the warmhop mesh.
+//! The decisions of the warmhop mesh: what to do with a request, when an app starts, whom to
+//! believe, who may commit a change to a session.
+//!
+//! # The law
+//!
+//! A decision is a function of what it is given: an event or a request, a view, [`ids::Now`], a
+//! seed. It returns effects or a verdict for the runtime to carry out. It never waits, holds no
+//! lock, opens nothing, reads no clock, draws no randomness and iterates no randomly seeded map;
+//! the same inputs give the same outputs on every machine, so that a trace from production can be
+//! replayed as a test. What comes late, twice or from nowhere changes nothing and is counted;
+//! bytes from a client or a peer never panic. A broken invariant may, where going on could give a
+//! session two histories.
+//!
+//! That no IO hides here is proved by the compiler: the crate is `no_std` with `alloc`, and
+//! `no-std-proof/` links it into a program that could not be built if std were pulled in.
+//!
+//! # Bird's-eye view
+//!
+//! ```text
+//!        clients                          other peers
+//!           │ requests                        │ news, hops, session messages
+//! ┌─────────▼─────────────────────────────────▼───────────── the runtime ──┐
+//! │  sockets · clocks · tasks · certificates · encoding                    │
+//! │     │ Question     │ AppEvent    │ News         │ cookie   │ messages  │
+//! │ ┌───▼────┐     ┌───▼────┐    ┌───▼────┐    ┌────▼─────┐ ┌──▼───────┐   │
+//! │ │ route  │     │  app   │    │  view  │    │ affinity │ │ session  │   │
+//! │ │ decide │     │ one    │    │ what   │    │ token,   │ │ one      │   │
+//! │ │        │     │ copy   │    │ others │    │ when to  │ │ register │   │
+//! │ │        │     │ here   │    │ say    │    │ move     │ │ each     │   │
+//! │ └───┬────┘     └───┬────┘    └───┬────┘    └────┬─────┘ └──┬───────┘   │
+//! │     │ Decision     │ AppEffect   │ snapshots    │ Token    │ effects   │
+//! └─────▼──────────────▼─────────────▼──────────────▼──────────▼───────────┘
+//!        below them all: rank (who of many) · config (tunables) · ids (newtypes)
+//! ```
+//!
+//! Policy modules know [`ids`], [`config`] and what they decide about. [`app`] never knows
+//! [`session`]; nothing here imports [`route`]: its callers are outside. [`affinity`] knows of
+//! sessions the shape of a configuration, which its token carries, and nothing else.
+//!
+//! | question | module |
+//! | --- | --- |
+//! | Why did my request hop, wait, or get 503? | [`route`] |
+//! | When does an app count as ready, and when is a failed start tried again? | [`app`] |
+//! | What did this peer believe of that one, and since when? | [`view`] |
+//! | Which peers keep an app ready; who is a session's third member? | [`rank`] |
+//! | What is in the cookie; why did affinity move? | [`affinity`] |
+//! | Who may commit to a session after a partition? | [`session`] |
+//!
+//! # Invariants
+//!
+//! Assertions, tests and scenarios cite them by number.
+//!
+//! Of a session, a register replicated on up to three peers:
+//!
+//! * **I1** One body for each position: records of equal positions are equal.
+//! * **I2** What a copy has promised never falls, and no vote is cast in a configuration whose
+//!   votes may have been forgotten.
+//! * **I3** Chosen records, ordered by position, extend one another.
+//! * **I4** An open configuration `c + 1` is proposed only after the seal from `c` to `c + 1` is
+//!   chosen.
+//! * **I5** A response comes only from a record that is chosen and open.
+//! * **I6** Each request key occurs once in a history.
+//! * **I7** A read reflects every change acknowledged before it arrived.
+//!
+//! Of routing:
+//!
+//! * **I8** A request is never sent to a peer that it was sent to in vain, and to two peers at
+//!   most; it never waits while a ready peer may still be tried.
+//! * **I9** A request that arrived by a hop is served where it arrived or refused at once: it
+//!   never hops and never waits, so no chain and no loop of hops exists.
+//! * **I10** A request that may have reached an app runs again only if it is safe, or if its
+//!   session's register applies it once.
+//!
+//! Of what is believed:
+//!
+//! * **I11** A belief is a function of the set of news heard, not of their order or number.
+//! * **I12** Nothing said in a former life of a peer is believed of its present one.
+//! * **I13** A peer that leaves moves only what it was ranked first for; a peer that joins takes
+//!   only what it is ranked first for.
+//!
+//! Of affinity:
+//!
+//! * **I14** A token that this cluster did not make chooses nothing, and one that it made proves
+//!   nothing but its sessions' ids: who owns a session is decided by its register alone.
+//! * **I15** A session whose owner serves moves to where its client arrives after consecutive
+//!   requests only, and at most once in an interval.
+//!
+//! Of an app on a peer:
+//!
+//! * **I16** At most one start is under way and one copy lives, however many want it; a report of
+//!   another attempt than the current one changes nothing.
+//! * **I17** A copy is stopped for idleness or surplus only while nothing is in flight on it.
+//!
+//! # Words
+//!
+//! *peer* one running process of the mesh · *app* a named thing that answers HTTP and is slow to
+//! start · *copy of an app* one running instance of it · *ready* it answers on this peer · *hop*
+//! one stream from the peer a client reached, its *entry peer*, to a peer where the app is ready ·
+//! *news* what a peer says of itself, *belief* what another makes of it · *session* the bytes that
+//! an app keeps about one client · *owner* the one peer that may commit changes to a session ·
+//! *copy of a session* a peer that holds a replica of it · *handoff* a change of owner ·
+//! *affinity* the part of a cookie that names the peer to come back to. The glossary in
+//! `ARCHITECTURE.md` has the rest.
 #![no_std]
 
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod affinity;
+pub mod app;
 pub mod config;
 pub mod ids;
+pub mod rank;
+pub mod route;
 pub mod session;
 pub mod view;

@@ -45,6 +45,7 @@ pub struct Running {
     pub(crate) service: AppService,
     pub(crate) stop: Box<dyn FnOnce(Duration) -> BoxFuture<()> + Send>,
     pub(crate) exited: BoxFuture<String>,
+    pub(crate) carried: bool,
 }
 
 impl Running {
@@ -64,6 +65,7 @@ impl Running {
             service: BoxCloneSyncService::new(service),
             stop: Box::new(|_| Box::pin(std::future::ready(()))),
             exited: Box::pin(std::future::pending()),
+            carried: false,
         }
     }
 
@@ -76,6 +78,15 @@ impl Running {
         Fut: Future<Output = ()> + Send + 'static,
     {
         self.stop = Box::new(move |grace| Box::pin(stop(grace)));
+        self
+    }
+
+    /// The app speaks the carried form: it gets its session as the request field
+    /// `Warmhop-Session` and sets it by the same field of its response, instead of through
+    /// [`Session`](crate::Session) in the request's extensions.
+    #[must_use]
+    pub fn with_carried_session(mut self) -> Self {
+        self.carried = true;
         self
     }
 

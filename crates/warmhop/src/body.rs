@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 
@@ -13,7 +13,11 @@ use http_body_util::{BodyExt, Full};
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A streamed HTTP body.
-pub struct Body(Inner);
+pub struct Body {
+    inner: Inner,
+    /// Ends with the body: what counts the request as in flight.
+    guard: Option<crate::supervise::InFlight>,
+}
 
 enum Inner {
     Empty,
@@ -26,7 +30,41 @@ impl Body {
     /// A body without bytes.
     #[must_use]
     pub fn empty() -> Self {
-        Self(Inner::Empty)
+        Self::plain(Inner::Empty)
+    }
+
+    fn plain(inner: Inner) -> Self {
+        Self { inner, guard: None }
+    }
+
+    /// Counts a request as in flight until this body has ended or is dropped.
+    pub(crate) fn guarded(mut self, guard: crate::supervise::InFlight) -> Self {
+        if !http_body::Body::is_end_stream(&self) {
+            self.guard = Some(guard);
+        }
+        self
+    }
+
+    /// Takes the bytes of a body that is whole in memory and at most `bytes_max` long.
+    pub(crate) fn take_whole(&mut self, bytes_max: usize) -> Option<Bytes> {
+        match &mut self.inner {
+            Inner::Empty => Some(Bytes::new()),
+            Inner::Full(full) if full.size_hint().exact()? <= bytes_max as u64 => {
+                let mut noop = Context::from_waker(std::task::Waker::noop());
+                let frame = Pin::new(full).poll_frame(&mut noop);
+                self.inner = Inner::Empty;
+                match frame {
+                    Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+                    _ => Some(Bytes::new()),
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// `first`, then what is left of `rest`.
+    pub(crate) fn resumed(first: Vec<Bytes>, rest: Body) -> Self {
+        Self::new(Resumed { first: first.into(), rest })
     }
 
     /// Wraps any other body.
@@ -35,7 +73,7 @@ impl Body {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        Self(Inner::Boxed(body.map_err(Into::into).boxed_unsync()))
+        Self::plain(Inner::Boxed(body.map_err(Into::into).boxed_unsync()))
     }
 }
 
@@ -53,7 +91,7 @@ impl std::fmt::Debug for Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        if bytes.is_empty() { Self::empty() } else { Self(Inner::Full(Full::new(bytes))) }
+        if bytes.is_empty() { Self::empty() } else { Self::plain(Inner::Full(Full::new(bytes))) }
     }
 }
 
@@ -71,7 +109,7 @@ impl From<&'static str> for Body {
 
 impl From<hyper::body::Incoming> for Body {
     fn from(incoming: hyper::body::Incoming) -> Self {
-        Self(Inner::Incoming(incoming))
+        Self::plain(Inner::Incoming(incoming))
     }
 }
 
@@ -83,16 +121,20 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.0 {
+        let polled = match &mut self.inner {
             Inner::Empty => Poll::Ready(None),
             Inner::Full(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             Inner::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
             Inner::Boxed(boxed) => Pin::new(boxed).poll_frame(cx),
+        };
+        if let Poll::Ready(None | Some(Err(_))) = &polled {
+            self.guard = None;
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.inner {
             Inner::Empty => true,
             Inner::Full(full) => full.is_end_stream(),
             Inner::Incoming(incoming) => incoming.is_end_stream(),
@@ -101,11 +143,32 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.inner {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(full) => full.size_hint(),
             Inner::Incoming(incoming) => incoming.size_hint(),
             Inner::Boxed(boxed) => boxed.size_hint(),
         }
+    }
+}
+
+/// A body of which some was read ahead.
+struct Resumed {
+    first: std::collections::VecDeque<Bytes>,
+    rest: Body,
+}
+
+impl http_body::Body for Resumed {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(bytes) = self.first.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        Pin::new(&mut self.rest).poll_frame(cx)
     }
 }

@@ -1,16 +1,34 @@
 //! Building and starting a mesh peer.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{AppName, PeerId, SessionKey};
+use tokio::sync::{OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use warmhop_core::app::{AppEvent, StopReason, WantedBy};
+use warmhop_core::config::{SessionPolicy, StartMode};
+use warmhop_core::ids::{AppName, Incarnation, PeerId, RequestId, SessionKey};
 
 use crate::app::{App, AppSpec};
+use crate::body::{Body, BoxError};
+use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
+use crate::front;
 use crate::identity::Identity;
+use crate::ingress::{Client, Ingress};
+use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
+use crate::node::{Node, Parts};
+use crate::report;
+use crate::sessions::Store;
+use crate::shutdown;
 use crate::status::{RequestTrace, SessionStatus, Status};
+use crate::supervise::Slot;
+use crate::telemetry::Metrics;
+use crate::upkeep;
 
 /// Collects what a peer needs and starts it.
 pub struct Builder {
@@ -87,18 +105,223 @@ impl Builder {
         self
     }
 
-    /// Binds the mesh port, starts gossip and the front doors.
+    /// Binds the mesh port, starts gossip, the apps that start at boot and the front doors. It
+    /// waits for no seed: a peer that is alone serves what it can.
     ///
     /// # Errors
     /// See [`StartMeshError`]: each says what to do next.
     pub async fn start(self) -> Result<Mesh, StartMeshError> {
-        todo!()
+        self.check_apps()?;
+        let mut registry = Registry::with_prefix("warmhop");
+        let metrics = Arc::new(Metrics::register(&mut registry));
+        let counters = NetCounters::new(&mut registry);
+        let clock = Clock::new();
+        let incarnation = Incarnation(rand::random());
+        let changed = watch::Sender::new(0);
+        let store = Store::new(incarnation, self.sessions, clock, Arc::clone(&metrics));
+        let late_net: Arc<OnceLock<Net>> = Arc::default();
+        let slots: Vec<Arc<Slot>> = self
+            .apps
+            .into_iter()
+            .map(|(spec, app)| {
+                let publish = publisher(Arc::clone(&late_net));
+                Slot::new(
+                    spec,
+                    app,
+                    self.peer.clone(),
+                    clock,
+                    Arc::clone(&metrics),
+                    changed.clone(),
+                    publish,
+                )
+            })
+            .collect();
+        let http: Vec<SocketAddr> =
+            self.front_doors.iter().filter_map(|door| door.local_addr().ok()).collect();
+        let node = Node::new(Parts {
+            me: self.peer.clone(),
+            cluster: self.cluster.clone(),
+            zone: self.zone.clone(),
+            incarnation,
+            reveal: self.reveal,
+            clock,
+            slots,
+            changed,
+            store: Arc::clone(&store),
+            http: http.clone(),
+            auth: self.identity.cookie_authenticator(),
+            metrics,
+        });
+        let handler: Arc<dyn NetHandler> = Arc::<Node>::clone(&node);
+        let net = Net::start(
+            NetConfig {
+                cluster: self.cluster,
+                me: self.peer,
+                incarnation,
+                zone: self.zone,
+                http: http.first().map(ToString::to_string),
+                listen: self.mesh_listen,
+                advertise: self.advertise,
+                seeds: self.seeds.clone(),
+                identity: self.identity,
+                counters,
+                tuning: NetTuning::default(),
+            },
+            handler,
+        )
+        .await?;
+        let carrier = net.clone();
+        store.connect(Box::new(move |to, frame| carrier.send_session(to, frame)));
+        let _ = late_net.set(net.clone());
+        let _ = node.net.set(net.clone());
+        for slot in &node.slots {
+            slot.announce();
+        }
+
+        let closing = CancellationToken::new();
+        let doors_closing = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let connections = TaskTracker::new();
+        let ingress = Arc::new(Ingress { node: Arc::clone(&node) });
+        let background = |task: futures_util::future::BoxFuture<'static, ()>| {
+            let closing = closing.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = task => {}
+                    () = closing.cancelled() => {}
+                }
+            });
+        };
+        background(Box::pin(Arc::clone(&store).wake()));
+        background(Box::pin(upkeep::run(Arc::clone(&node), !self.seeds.is_empty())));
+        for slot in &node.slots {
+            background(Box::pin(Arc::clone(slot).tick()));
+            if slot.spec.policy.start == StartMode::AtBoot {
+                slot.wanted(WantedBy::Boot);
+            }
+        }
+        for door in self.front_doors {
+            tasks.spawn(front::serve(
+                door,
+                Arc::clone(&ingress),
+                doors_closing.clone(),
+                connections.clone(),
+            ));
+        }
+        Ok(Mesh(Arc::new(Running {
+            node,
+            net,
+            ingress,
+            registry,
+            closing,
+            doors_closing,
+            tasks,
+            connections,
+            drained: OnceCell::new(),
+            ended: OnceCell::new(),
+        })))
     }
+
+    /// Two apps that claim one name, or one host and path, would be told apart by luck.
+    fn check_apps(&self) -> Result<(), StartMeshError> {
+        for (at, (one, _)) in self.apps.iter().enumerate() {
+            for (other, _) in &self.apps[..at] {
+                let same_host = match (&one.host, &other.host) {
+                    (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
+                    (None, None) => true,
+                    _ => false,
+                };
+                let same_path = one.path.trim_end_matches('/') == other.path.trim_end_matches('/');
+                let what = if one.name == other.name {
+                    format!("both are named {}", one.name)
+                } else if same_host && same_path {
+                    format!(
+                        "both match host {} and path {}",
+                        one.host.as_deref().unwrap_or("(any)"),
+                        one.path
+                    )
+                } else {
+                    continue;
+                };
+                return Err(StartMeshError::AppsCollide {
+                    first: other.name.to_string(),
+                    second: one.name.to_string(),
+                    what,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn publisher(net: Arc<OnceLock<Net>>) -> Box<dyn Fn(&Slot) + Send + Sync> {
+    Box::new(move |slot| {
+        // An app that never starts here is none that this peer could be asked for.
+        if slot.spec.policy.start == StartMode::Never {
+            return;
+        }
+        if let Some(net) = net.get() {
+            let eta_ms = slot.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX));
+            let in_flight = slot.in_flight.load(Ordering::Relaxed);
+            net.publish_app(slot.name(), slot.state(), eta_ms, in_flight);
+        }
+    })
+}
+
+struct Running {
+    node: Arc<Node>,
+    net: Net,
+    ingress: Arc<Ingress>,
+    registry: Registry,
+    closing: CancellationToken,
+    doors_closing: CancellationToken,
+    tasks: TaskTracker,
+    connections: TaskTracker,
+    drained: OnceCell<()>,
+    ended: OnceCell<()>,
 }
 
 /// A running peer. Cheap to clone; the peer ends with [`Mesh::shutdown`].
 #[derive(Clone)]
-pub struct Mesh {}
+pub struct Mesh(Arc<Running>);
+
+impl std::fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mesh({})", self.0.node.me)
+    }
+}
+
+/// A mesh peer as a tower service: for those who bring their own HTTP server.
+#[derive(Clone)]
+pub struct MeshService(Arc<Ingress>);
+
+impl std::fmt::Debug for MeshService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MeshService")
+    }
+}
+
+impl<B> tower::Service<http::Request<B>> for MeshService
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = futures_util::future::BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let ingress = Arc::clone(&self.0);
+        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), Client::default()).await) })
+    }
+}
 
 impl Mesh {
     /// Begins a peer of `cluster` with `identity`.
@@ -119,59 +342,116 @@ impl Mesh {
         }
     }
 
+    /// This peer as a tower service.
+    #[must_use]
+    pub fn service(&self) -> MeshService {
+        MeshService(Arc::clone(&self.0.ingress))
+    }
+
+    /// Where its front doors listen.
+    #[must_use]
+    pub fn front_doors(&self) -> &[SocketAddr] {
+        &self.0.node.http
+    }
+
+    /// Where other peers reach it; a seed for them.
+    #[must_use]
+    pub fn mesh_addr(&self) -> SocketAddr {
+        self.0.net.advertised_addr()
+    }
+
+    /// Resolves, with its address, if another live peer of the cluster turns out to have this
+    /// one's name; never otherwise. The later of the two should give up.
+    pub async fn name_clash(&self) -> SocketAddr {
+        self.0.net.name_clash().await
+    }
+
     /// What this peer knows of itself and the mesh.
     #[must_use]
     pub fn status(&self) -> Status {
-        todo!()
+        report::status(&self.0.node, &self.0.net)
     }
 
     /// What this peer decided for a request that it saw lately, by its id.
     #[must_use]
-    pub fn why(&self, _request_id: &str) -> Option<RequestTrace> {
-        todo!()
+    pub fn why(&self, request_id: &str) -> Option<RequestTrace> {
+        self.0.node.traces.find(&RequestId::new(request_id).ok()?)
     }
 
-    /// One session that this peer holds or can locate.
-    pub async fn session(&self, _key: &SessionKey) -> Option<SessionStatus> {
-        todo!()
+    /// One session that this peer holds a copy of or owns. `None` where it knows nothing of it.
+    #[must_use]
+    pub fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
+        report::session(&self.0.node, key)
     }
 
     /// Starts the app here; returns at once. Starting a ready app does nothing.
     ///
     /// # Errors
-    /// [`ControlError::UnknownApp`].
-    pub fn start_app(&self, _name: &AppName) -> Result<(), ControlError> {
-        todo!()
+    /// [`ControlError::UnknownApp`], or [`ControlError::NotStartable`] with the reason.
+    pub fn start_app(&self, name: &AppName) -> Result<(), ControlError> {
+        let slot = self.slot(name)?;
+        if let Some(why) = slot.why_not_start(WantedBy::Operator) {
+            return Err(ControlError::NotStartable { name: name.to_string(), why });
+        }
+        slot.wanted(WantedBy::Operator);
+        Ok(())
     }
 
     /// Stops the app here once its requests have ended; returns at once.
     ///
     /// # Errors
     /// [`ControlError::UnknownApp`].
-    pub fn stop_app(&self, _name: &AppName) -> Result<(), ControlError> {
-        todo!()
+    pub fn stop_app(&self, name: &AppName) -> Result<(), ControlError> {
+        self.slot(name)?.tell(AppEvent::StopWanted(StopReason::Operator));
+        Ok(())
+    }
+
+    fn slot(&self, name: &AppName) -> Result<&Arc<Slot>, ControlError> {
+        let node = &self.0.node;
+        node.slots_by_name.get(name).ok_or_else(|| ControlError::UnknownApp {
+            name: name.to_string(),
+            known: node.slots.iter().map(|slot| slot.name().as_str()).collect::<Vec<_>>().join(", "),
+        })
     }
 
     /// Whether this peer should be sent traffic: false while draining.
     #[must_use]
     pub fn takes_traffic(&self) -> bool {
-        todo!()
+        !self.0.node.is_draining()
     }
 
-    /// Prometheus text exposition of every metric of this peer.
+    /// Every metric of this peer in the Prometheus (OpenMetrics) text format.
     #[must_use]
     pub fn metrics(&self) -> String {
-        todo!()
+        let mut text = String::new();
+        // Writing to a string fails only where memory ends.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.0.registry);
+        text
     }
 
-    /// Takes no new clients' work here, gives sessions to other peers and lets requests in
-    /// flight end, all within the grace times. Idempotent.
+    /// Takes no new sessions here, gives those it owns to other peers and closes the front doors
+    /// once the requests in flight have ended, all within the grace times. Idempotent.
     pub async fn drain(&self) {
-        todo!()
+        let running = &self.0;
+        running.drained.get_or_init(|| shutdown::drain(&running.node, &running.net)).await;
     }
 
-    /// Drains, stops the apps and closes every link.
+    /// Drains, stops the apps and closes every link. Idempotent.
     pub async fn shutdown(&self) {
-        todo!()
+        self.drain().await;
+        let running = &self.0;
+        running
+            .ended
+            .get_or_init(|| async {
+                running.doors_closing.cancel();
+                running.connections.close();
+                shutdown::wait_for(&running.connections).await;
+                shutdown::stop_apps(&running.node).await;
+                running.closing.cancel();
+                running.net.close().await;
+                running.tasks.close();
+                shutdown::wait_for(&running.tasks).await;
+            })
+            .await;
     }
 }

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 #[non_exhaustive]
 pub enum StartMeshError {
     /// The mesh port could not be bound.
-    #[error("cannot listen on the mesh address {addr} (UDP): {source}; choose a free port in [mesh] listen, or stop what uses it")]
+    #[error(
+        "cannot listen on the mesh address {addr} (UDP): {source}; choose a free port in [mesh] listen, or stop what uses it"
+    )]
     Bind {
         /// The address asked for.
         addr: SocketAddr,
@@ -15,8 +17,18 @@ pub enum StartMeshError {
         #[source]
         source: std::io::Error,
     },
+    /// The mesh port listens on every address, and none of them was named.
+    #[error(
+        "the mesh address {addr} does not say where other peers reach this one: set [mesh] advertise to an address of this machine with a port"
+    )]
+    NeedsAdvertise {
+        /// The address that would have been advertised.
+        addr: SocketAddr,
+    },
     /// The identity belongs to another peer or cluster.
-    #[error("the certificate names {found}, but this peer is {expected}; issue one with `warmhop cert peer`")]
+    #[error(
+        "the certificate names {found}, but this peer is {expected}; issue one with `warmhop cert peer`"
+    )]
     WrongIdentity {
         /// What the certificate says.
         found: String,
@@ -27,7 +39,9 @@ pub enum StartMeshError {
     #[error(transparent)]
     Identity(#[from] crate::identity::IdentityError),
     /// Another live peer of the cluster has this peer's name.
-    #[error("a live peer at {addr} has the name {name} already; names are unique: rename one of the two")]
+    #[error(
+        "a live peer at {addr} has the name {name} already; names are unique: rename one of the two"
+    )]
     NameInUse {
         /// The name.
         name: String,
@@ -57,5 +71,13 @@ pub enum ControlError {
         name: String,
         /// The apps there are.
         known: String,
+    },
+    /// The app cannot be started on this peer.
+    #[error("the app {name} is not started here: {why}")]
+    NotStartable {
+        /// The app.
+        name: String,
+        /// Why not, in a sentence.
+        why: String,
     },
 }

@@ -1,18 +1,100 @@
 //! Who a peer is: certificates of a cluster authority, their making, loading and rotation.
 //! The only file that names rcgen and rustls.
+//!
+//! A cluster has one authority: a self-signed certificate whose URI name is
+//! `spiffe://CLUSTER`, a private key, and a *cookie key* of 32 random bytes that all peers of
+//! the cluster share. A peer's certificate has two names: [`TLS_NAME`], the same for every peer,
+//! so that standard verification has a DNS name to check; and `spiffe://CLUSTER/peer/NAME`,
+//! which says who it is. On disk an identity is the three files `ca.pem`, `cert.pem` and
+//! `key.pem`; the last one holds the cookie key as a second PEM block.
+//!
+//! What is loaded is checked at once: that the chain leads to the authority, that the key
+//! belongs to the certificate, that this machine's clock lies within the certificate's dates. So
+//! a mistake is told at the start and with its remedy, not by handshakes that fail later.
 
+use std::any::Any;
+use std::fmt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A peer's certificate chain, private key, authority and cookie key.
+use arc_swap::ArcSwap;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use ring::hmac;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, RootCertStore};
+use tokio::sync::watch;
+use warmhop_core::ids::PeerId;
+use x509_parser::extensions::GeneralName;
+use x509_parser::pem::Pem;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The DNS name in every peer's certificate. It is never resolved.
+pub(crate) const TLS_NAME: &str = "warmhop.internal";
+
+/// The protocol that links speak, negotiated in the handshake.
+const ALPN: &[u8] = b"warmhop/1";
+
+const COOKIE_KEY_LABEL: &str = "WARMHOP COOKIE KEY";
+const COOKIE_KEY_BYTES: usize = 32;
+const CLUSTER_LEN_MAX: usize = 64;
+
+/// An identity file larger than this is not one.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const AUTHORITY_VALID: Duration = Duration::from_secs(3652 * 24 * 60 * 60);
+const PEER_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A peer's certificate chain, private key, authority and cookie key. Clones share what
+/// [`Identity::reload`] reads.
 #[derive(Clone)]
-pub struct Identity {}
+pub struct Identity {
+    inner: Arc<Shared>,
+}
+
+struct Shared {
+    /// Where it was read from; `None` for one issued in memory.
+    dir: Option<PathBuf>,
+    loaded: ArcSwap<Loaded>,
+    /// Counts the reloads that brought something new.
+    changes: watch::Sender<u64>,
+}
+
+/// One checked set of credentials.
+struct Loaded {
+    cluster: String,
+    peer: PeerId,
+    expires: SystemTime,
+    /// The PEM texts as read, to tell whether anything changed.
+    files: [Vec<u8>; 3],
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    cookie_key: [u8; COOKIE_KEY_BYTES],
+}
 
 /// Why an identity could not be made or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
     /// A file is missing or unreadable.
-    #[error("cannot read {path}: {source}; make it with `warmhop cert peer NAME --ca DIR --out {dir}`")]
+    #[error(
+        "cannot read {path}: {source}; make it with `warmhop cert peer NAME --ca DIR --out {dir}`"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -22,6 +104,126 @@ pub enum IdentityError {
         #[source]
         source: std::io::Error,
     },
+    /// A file of an authority is missing or unreadable.
+    #[error("cannot read {path}: {source}; make an authority with `warmhop cert ca --out {dir}`")]
+    ReadAuthority {
+        /// The file.
+        path: PathBuf,
+        /// The authority's folder.
+        dir: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file or its folder could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A private key is there already.
+    #[error(
+        "{path} exists already, and a private key is not overwritten: choose another folder, or give --force to replace it"
+    )]
+    Exists {
+        /// The key's file.
+        path: PathBuf,
+    },
+    /// The folder holds an identity of another authority.
+    #[error(
+        "{path} is the certificate of another authority than the one that issues: choose another folder, or give --force to replace the identity in it"
+    )]
+    OtherAuthority {
+        /// The `ca.pem` that is there.
+        path: PathBuf,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} {what}; issue it again")]
+    Malformed {
+        /// The file, or what stands for it where nothing was read from disk.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The cookie key is missing.
+    #[error(
+        "{path} has no {COOKIE_KEY_LABEL} block, so affinity cookies could not be authenticated; issue the identity again with `warmhop cert peer NAME --ca DIR --out {dir} --force`"
+    )]
+    NoCookieKey {
+        /// The key's file.
+        path: PathBuf,
+        /// The identity's folder.
+        dir: String,
+    },
+    /// The certificate was not issued by the authority beside it.
+    #[error(
+        "{path} was not issued by the authority in ca.pem beside it ({why}); copy the ca.pem of the authority that issued it, or issue it again"
+    )]
+    NotOfAuthority {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What verification said.
+        why: String,
+    },
+    /// The private key belongs to another certificate.
+    #[error(
+        "{path} is not the private key of the cert.pem beside it; issue the identity again with `warmhop cert peer`"
+    )]
+    KeyMismatch {
+        /// The key's file.
+        path: PathBuf,
+    },
+    /// The certificate is past its date.
+    #[error(
+        "{path} expired {ago_s} seconds ago by this machine's clock; issue it again with `warmhop cert peer … --force`, or set the clock if it is wrong"
+    )]
+    Expired {
+        /// The certificate's file.
+        path: PathBuf,
+        /// How long ago, in seconds.
+        ago_s: u64,
+    },
+    /// The certificate is not valid yet.
+    #[error(
+        "{path} becomes valid only in {in_s} seconds by this machine's clock; the clock is probably wrong: set it, then start again"
+    )]
+    NotYetValid {
+        /// The certificate's file.
+        path: PathBuf,
+        /// In how many seconds it becomes valid.
+        in_s: u64,
+    },
+    /// A cluster's name is out of form.
+    #[error(
+        "{found:?} is not a valid cluster name: expected 1 to {CLUSTER_LEN_MAX} of the characters A-Z a-z 0-9 _ -"
+    )]
+    ClusterName {
+        /// The name, cut to 64 characters.
+        found: String,
+    },
+    /// The files of a running peer were replaced by those of another.
+    #[error(
+        "the files in {dir} were replaced by the identity of {found}, but this peer runs as {expected}; it keeps the identity that it has"
+    )]
+    Replaced {
+        /// The identity's folder.
+        dir: PathBuf,
+        /// The SPIFFE id in the new certificate.
+        found: String,
+        /// The SPIFFE id of this peer.
+        expected: String,
+    },
+    /// A key or certificate could not be made: a fault of ours or of the machine's randomness.
+    #[error("cannot make {what}: {reason}")]
+    Make {
+        /// What was to be made.
+        what: &'static str,
+        /// The reason.
+        reason: String,
+    },
 }
 
 impl Identity {
@@ -30,51 +232,342 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError`] names the file and the remedy.
-    pub fn from_dir(_dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
-        todo!()
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
+        let dir = dir.as_ref();
+        let loaded = Loaded::read(dir)?;
+        Ok(Self::new(Some(dir.to_owned()), loaded))
+    }
+
+    fn new(dir: Option<PathBuf>, loaded: Loaded) -> Self {
+        let loaded = ArcSwap::from_pointee(loaded);
+        let changes = watch::Sender::new(0);
+        Self { inner: Arc::new(Shared { dir, loaded, changes }) }
+    }
+
+    /// Reads the files again; what is wrong or another peer's is refused, and the credentials
+    /// in use stay. Says whether they changed. An identity issued in memory never changes.
+    ///
+    /// # Errors
+    /// As [`Identity::from_dir`], and [`IdentityError::Replaced`].
+    pub fn reload(&self) -> Result<bool, IdentityError> {
+        let Some(dir) = &self.inner.dir else { return Ok(false) };
+        let before = self.inner.loaded.load();
+        let loaded = Loaded::read(dir)?;
+        if loaded.files == before.files {
+            return Ok(false);
+        }
+        if (&loaded.cluster, &loaded.peer) != (&before.cluster, &before.peer) {
+            return Err(IdentityError::Replaced {
+                dir: dir.clone(),
+                found: spiffe_id(&loaded.cluster, &loaded.peer),
+                expected: spiffe_id(&before.cluster, &before.peer),
+            });
+        }
+        self.inner.loaded.store(Arc::new(loaded));
+        self.inner.changes.send_modify(|count| *count += 1);
+        Ok(true)
+    }
+
+    /// The cluster that the certificate is of.
+    #[must_use]
+    pub fn cluster(&self) -> String {
+        self.inner.loaded.load().cluster.clone()
+    }
+
+    /// The peer that the certificate names.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.inner.loaded.load().peer.clone()
+    }
+
+    /// The certificate's URI name: `spiffe://CLUSTER/peer/NAME`.
+    #[must_use]
+    pub fn spiffe_id(&self) -> String {
+        let loaded = self.inner.loaded.load();
+        spiffe_id(&loaded.cluster, &loaded.peer)
+    }
+
+    /// When the certificate ends.
+    #[must_use]
+    pub fn expires(&self) -> SystemTime {
+        self.inner.loaded.load().expires
+    }
+
+    /// Authenticates affinity cookies among the peers of the cluster.
+    #[must_use]
+    pub(crate) fn cookie_authenticator(&self) -> CookieAuthenticator {
+        let loaded = self.inner.loaded.load();
+        CookieAuthenticator::new(&loaded.cookie_key, &loaded.cluster)
+    }
+
+    /// Changes when [`Identity::reload`] brought something new.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// When the files were last written, where they can be asked: a change of any of the three
+    /// calls for a reload.
+    pub(crate) fn modified(&self) -> Option<[SystemTime; 3]> {
+        let dir = self.inner.dir.as_ref()?;
+        let at = |name| std::fs::metadata(dir.join(name)).and_then(|meta| meta.modified()).ok();
+        Some([at("ca.pem")?, at("cert.pem")?, at("key.pem")?])
+    }
+
+    /// QUIC configurations for dialing and for accepting with the credentials as they are.
+    /// Both ends verify each other. Sessions are never resumed, since resumption skips the
+    /// verification of the client's chain, and 0-RTT is off, since it can be replayed.
+    pub(crate) fn quic(&self) -> Result<(QuicClientConfig, QuicServerConfig), IdentityError> {
+        let loaded = self.inner.loaded.load();
+        let failed = |reason: String| IdentityError::Make { what: "the TLS configuration", reason };
+        let tls = |error: rustls::Error| failed(error.to_string());
+        let provider = provider();
+        let versions = &[&rustls::version::TLS13];
+
+        let mut client = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(versions)
+            .map_err(tls)?
+            .with_root_certificates(loaded.roots.clone())
+            .with_client_auth_cert(loaded.chain.clone(), loaded.key.clone_key())
+            .map_err(tls)?;
+        client.alpn_protocols = vec![ALPN.to_vec()];
+        client.resumption = rustls::client::Resumption::disabled();
+        client.enable_early_data = false;
+
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(loaded.roots.clone(), provider.clone())
+                // Naming the authority to whoever knocks would tell a stranger the cluster's name.
+                .clear_root_hint_subjects()
+                .build()
+                .map_err(|error| failed(error.to_string()))?;
+        let mut server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(versions)
+            .map_err(tls)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(loaded.chain.clone(), loaded.key.clone_key())
+            .map_err(tls)?;
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        server.max_early_data_size = 0;
+
+        let suite = |error: quinn::crypto::rustls::NoInitialCipherSuite| failed(error.to_string());
+        Ok((client.try_into().map_err(suite)?, server.try_into().map_err(suite)?))
+    }
+}
+
+impl fmt::Debug for Identity {
+    /// Names the peer; never shows a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Identity").field(&self.spiffe_id()).finish()
+    }
+}
+
+/// The cluster and peer that the other end of a link proved to be, from what
+/// `quinn::Connection::peer_identity` returns.
+pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<(String, PeerId)> {
+    let chain = identity?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
+    peer_name(&certificate)
+}
+
+impl Loaded {
+    fn read(dir: &Path) -> Result<Self, IdentityError> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            read_bounded(&path).map_err(|source| IdentityError::Read {
+                path,
+                dir: dir.display().to_string(),
+                source,
+            })
+        };
+        Self::check(dir, [read("ca.pem")?, read("cert.pem")?, read("key.pem")?])
+    }
+
+    /// Checks three PEM texts; `dir` is for the messages.
+    fn check(dir: &Path, files: [Vec<u8>; 3]) -> Result<Self, IdentityError> {
+        let [ca_path, cert_path, key_path] =
+            ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.join(name));
+        let [ca, cert, key_file] = &files;
+        let malformed = |path: &Path, what: &str| IdentityError::Malformed {
+            path: path.to_owned(),
+            what: what.into(),
+        };
+
+        let mut roots = RootCertStore::empty();
+        for der in certificates(ca) {
+            roots.add(der).map_err(|_| malformed(&ca_path, "holds a certificate out of form"))?;
+        }
+        if roots.is_empty() {
+            return Err(malformed(&ca_path, "holds no certificate"));
+        }
+        let roots = Arc::new(roots);
+
+        let chain = certificates(cert);
+        let Some(own) = chain.first() else {
+            return Err(malformed(&cert_path, "holds no certificate"));
+        };
+        let (_, parsed) = X509Certificate::from_der(own)
+            .map_err(|_| malformed(&cert_path, "holds a certificate out of form"))?;
+        let (cluster, peer) = peer_name(&parsed).ok_or_else(|| {
+            malformed(&cert_path, "has no name of the form spiffe://CLUSTER/peer/NAME")
+        })?;
+        let validity = parsed.validity();
+        let expires = unix_time(validity.not_after.timestamp());
+        check_dates(&cert_path, unix_time(validity.not_before.timestamp()), expires)?;
+
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
+            .build()
+            .map_err(|error| malformed(&ca_path, &format!("is of no use as authority: {error}")))?;
+        let name = ServerName::try_from(TLS_NAME).expect("the constant is a DNS name");
+        if let Err(error) =
+            verifier.verify_server_cert(own, &chain[1..], &name, &[], UnixTime::now())
+        {
+            return Err(match error {
+                // The leaf's dates were checked above, so this is the authority's.
+                rustls::Error::InvalidCertificate(
+                    CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                ) => malformed(&ca_path, "expired: make a new authority"),
+                error => IdentityError::NotOfAuthority { path: cert_path, why: error.to_string() },
+            });
+        }
+
+        let key = pem_block(key_file, "PRIVATE KEY")
+            .map(|der| PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der)))
+            .ok_or_else(|| malformed(&key_path, "holds no PRIVATE KEY block (PKCS #8)"))?;
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
+            .and_then(|pair| pair.keys_match())
+            .map_err(|_| IdentityError::KeyMismatch { path: key_path.clone() })?;
+        let cookie_key = cookie_key(key_file).ok_or_else(|| IdentityError::NoCookieKey {
+            path: key_path,
+            dir: dir.display().to_string(),
+        })?;
+        Ok(Self { cluster, peer, expires, roots, chain, key, cookie_key, files })
+    }
+}
+
+fn check_dates(
+    path: &Path,
+    not_before: SystemTime,
+    not_after: SystemTime,
+) -> Result<(), IdentityError> {
+    let now = SystemTime::now();
+    if let Ok(ahead) = not_before.duration_since(now)
+        && !ahead.is_zero()
+    {
+        return Err(IdentityError::NotYetValid { path: path.into(), in_s: ahead.as_secs() + 1 });
+    }
+    match now.duration_since(not_after) {
+        Ok(past) => Err(IdentityError::Expired { path: path.into(), ago_s: past.as_secs() }),
+        Err(_) => Ok(()),
     }
 }
 
 /// A cluster's authority: issues the identities of its peers.
-pub struct Authority {}
+pub struct Authority {
+    cluster: String,
+    certificate: CertificateDer<'static>,
+    key_der: Vec<u8>,
+    cookie_key: [u8; COOKIE_KEY_BYTES],
+}
 
 impl Authority {
     /// Makes a new authority for `cluster`.
     ///
     /// # Errors
     /// [`IdentityError`] if the cluster's name is out of form.
-    pub fn generate(_cluster: &str) -> Result<Self, IdentityError> {
-        todo!()
+    pub fn generate(cluster: &str) -> Result<Self, IdentityError> {
+        let cluster = cluster_checked(cluster)?;
+        let key = new_key()?;
+        let mut params = params(&format!("warmhop authority of {cluster}"), AUTHORITY_VALID);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.subject_alt_names = vec![SanType::URI(ia5(&format!("spiffe://{cluster}"))?)];
+        let certificate =
+            params.self_signed(&key).map_err(making("the authority's certificate"))?;
+        let cookie_key = rand::random();
+        let certificate = certificate.der().clone();
+        Ok(Self { cluster, certificate, key_der: key.serialize_der(), cookie_key })
     }
 
     /// Reads an authority written by [`Authority::write`].
     ///
     /// # Errors
     /// [`IdentityError`] names the file and the remedy.
-    pub fn from_dir(_dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
-        todo!()
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
+        let dir = dir.as_ref();
+        let [ca_path, key_path] = ["ca.pem", "ca-key.pem"].map(|name| dir.join(name));
+        let read = |path: &Path| {
+            read_bounded(path).map_err(|source| IdentityError::ReadAuthority {
+                path: path.to_owned(),
+                dir: dir.display().to_string(),
+                source,
+            })
+        };
+        let (ca, key_file) = (read(&ca_path)?, read(&key_path)?);
+        let malformed = |path: &Path, what: &str| IdentityError::Malformed {
+            path: path.to_owned(),
+            what: what.into(),
+        };
+
+        let certificate = certificates(&ca)
+            .into_iter()
+            .next()
+            .ok_or_else(|| malformed(&ca_path, "holds no certificate"))?;
+        let (_, parsed) = X509Certificate::from_der(&certificate)
+            .map_err(|_| malformed(&ca_path, "holds a certificate out of form"))?;
+        let cluster = uri_names(&parsed)
+            .iter()
+            .find_map(|uri| cluster_checked(uri.strip_prefix("spiffe://")?).ok())
+            .ok_or_else(|| malformed(&ca_path, "has no name of the form spiffe://CLUSTER"))?;
+        let validity = parsed.validity();
+        check_dates(
+            &ca_path,
+            unix_time(validity.not_before.timestamp()),
+            unix_time(validity.not_after.timestamp()),
+        )?;
+
+        let key_der = pem_block(&key_file, "PRIVATE KEY")
+            .ok_or_else(|| malformed(&key_path, "holds no PRIVATE KEY block (PKCS #8)"))?;
+        let key = KeyPair::try_from(key_der.as_slice()).map_err(|_| {
+            malformed(&key_path, "holds a private key of a kind that is not used here")
+        })?;
+        if key.public_key_raw() != parsed.public_key().subject_public_key.data.as_ref() {
+            return Err(malformed(&key_path, "is not the private key of the ca.pem beside it"));
+        }
+        let cookie_key = cookie_key(&key_file).ok_or_else(|| {
+            malformed(
+                &key_path,
+                "has no WARMHOP COOKIE KEY block: make the authority with `warmhop cert ca`",
+            )
+        })?;
+        Ok(Self { cluster, certificate, key_der, cookie_key })
     }
 
     /// The cluster whose authority this is.
     #[must_use]
     pub fn cluster(&self) -> &str {
-        todo!()
+        &self.cluster
     }
 
     /// Writes `ca.pem` and `ca-key.pem` (mode 0600) into `dir`, making it if need be.
     ///
     /// # Errors
     /// [`IdentityError`] if a key is there already and `force` is not set.
-    pub fn write(&self, _dir: impl AsRef<Path>, _force: bool) -> Result<(), IdentityError> {
-        todo!()
+    pub fn write(&self, dir: impl AsRef<Path>, force: bool) -> Result<(), IdentityError> {
+        let dir = dir.as_ref();
+        make_dir(dir)?;
+        write_secret(&dir.join("ca-key.pem"), &self.secret(&self.key_der), force)?;
+        replace(&dir.join("ca.pem"), &self.ca_pem(), 0o644)
     }
 
     /// Issues an identity in memory.
     ///
     /// # Errors
     /// [`IdentityError`] if making it failed.
-    pub fn issue(&self, _peer: &warmhop_core::ids::PeerId) -> Result<Identity, IdentityError> {
-        todo!()
+    pub fn issue(&self, peer: &PeerId) -> Result<Identity, IdentityError> {
+        let (cert, key) = self.certify(peer, PEER_VALID)?;
+        let loaded = Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key])?;
+        Ok(Identity::new(None, loaded))
     }
 
     /// Issues an identity and writes `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `dir`.
@@ -83,10 +576,241 @@ impl Authority {
     /// [`IdentityError`] if a key is there already and `force` is not set.
     pub fn issue_into(
         &self,
-        _peer: &warmhop_core::ids::PeerId,
-        _dir: impl AsRef<Path>,
-        _force: bool,
+        peer: &PeerId,
+        dir: impl AsRef<Path>,
+        force: bool,
     ) -> Result<(), IdentityError> {
-        todo!()
+        let dir = dir.as_ref();
+        make_dir(dir)?;
+        let ca_path = dir.join("ca.pem");
+        let same = |present: &[u8]| certificates(present).contains(&self.certificate);
+        if !force && read_bounded(&ca_path).is_ok_and(|present| !same(&present)) {
+            return Err(IdentityError::OtherAuthority { path: ca_path });
+        }
+        let (cert, key) = self.certify(peer, PEER_VALID)?;
+        write_secret(&dir.join("key.pem"), &key, force)?;
+        replace(&dir.join("cert.pem"), &cert, 0o644)?;
+        replace(&ca_path, &self.ca_pem(), 0o644)
     }
+
+    /// The texts of `cert.pem` and `key.pem` for `peer`.
+    fn certify(&self, peer: &PeerId, valid: Duration) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
+        let issuer_key = KeyPair::try_from(self.key_der.as_slice())
+            .map_err(making("use of the authority's key"))?;
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, issuer_key)
+            .map_err(making("use of the authority's certificate"))?;
+        let key = new_key()?;
+        let mut params = params(peer.as_str(), valid);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.subject_alt_names = vec![
+            SanType::DnsName(ia5(TLS_NAME)?),
+            SanType::URI(ia5(&spiffe_id(&self.cluster, peer))?),
+        ];
+        let certificate =
+            params.signed_by(&key, &issuer).map_err(making("the peer's certificate"))?;
+        Ok((to_pem("CERTIFICATE", certificate.der()).into(), self.secret(&key.serialize_der())))
+    }
+
+    /// A private key's file: the key and the cluster's cookie key.
+    fn secret(&self, key_der: &[u8]) -> Vec<u8> {
+        (to_pem("PRIVATE KEY", key_der) + &to_pem(COOKIE_KEY_LABEL, &self.cookie_key)).into()
+    }
+
+    fn ca_pem(&self) -> Vec<u8> {
+        to_pem("CERTIFICATE", &self.certificate).into()
+    }
+}
+
+impl fmt::Debug for Authority {
+    /// Names the cluster; never shows a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Authority").field(&self.cluster).finish()
+    }
+}
+
+/// Authenticates affinity cookies: HMAC-SHA256 cut to 16 bytes, under a key that only the
+/// peers of one cluster have.
+#[derive(Clone)]
+pub(crate) struct CookieAuthenticator {
+    tags: hmac::Key,
+    /// Under this key two tags are compared, so that how far they agree does not show in time.
+    compare: hmac::Key,
+}
+
+impl CookieAuthenticator {
+    fn new(cookie_key: &[u8; COOKIE_KEY_BYTES], cluster: &str) -> Self {
+        let root = hmac::Key::new(hmac::HMAC_SHA256, cookie_key);
+        let derive = |label: &str| {
+            let key = hmac::sign(&root, format!("warmhop {label} v1 {cluster}").as_bytes());
+            hmac::Key::new(hmac::HMAC_SHA256, key.as_ref())
+        };
+        Self { tags: derive("cookie tag"), compare: derive("cookie compare") }
+    }
+
+    /// The tag of `message`.
+    pub(crate) fn tag(&self, message: &[u8]) -> [u8; 16] {
+        let full = hmac::sign(&self.tags, message);
+        full.as_ref()[..16].try_into().expect("HMAC-SHA256 gives 32 bytes")
+    }
+
+    /// Whether `tag` is the tag of `message`, in time that does not depend on either tag: both
+    /// are hashed under a key that the sender lacks, so what an early end of the comparison
+    /// could show is random to it.
+    pub(crate) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
+        let expected = hmac::sign(&self.compare, &self.tag(message));
+        hmac::verify(&self.compare, tag, expected.as_ref()).is_ok()
+    }
+}
+
+impl warmhop_core::affinity::Authenticator for CookieAuthenticator {
+    fn tag(&self, bytes: &[u8]) -> [u8; 16] {
+        Self::tag(self, bytes)
+    }
+
+    fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool {
+        Self::verify(self, bytes, tag)
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn spiffe_id(cluster: &str, peer: &PeerId) -> String {
+    format!("spiffe://{cluster}/peer/{peer}")
+}
+
+fn uri_names<'a>(certificate: &'a X509Certificate<'_>) -> Vec<&'a str> {
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let uri =
+        |name: &GeneralName<'a>| if let GeneralName::URI(uri) = name { Some(*uri) } else { None };
+    names.value.general_names.iter().filter_map(uri).collect()
+}
+
+/// SPIFFE allows a certificate one URI name only; one with several is nobody's.
+fn peer_name(certificate: &X509Certificate<'_>) -> Option<(String, PeerId)> {
+    let [uri] = uri_names(certificate)[..] else { return None };
+    let (cluster, name) = uri.strip_prefix("spiffe://")?.split_once("/peer/")?;
+    Some((cluster_checked(cluster).ok()?, PeerId::new(name).ok()?))
+}
+
+fn cluster_checked(name: &str) -> Result<String, IdentityError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if (1..=CLUSTER_LEN_MAX).contains(&name.len()) && name.bytes().all(allowed) {
+        Ok(name.to_owned())
+    } else {
+        Err(IdentityError::ClusterName { found: name.chars().take(64).collect() })
+    }
+}
+
+fn new_key() -> Result<KeyPair, IdentityError> {
+    KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(making("a private key"))
+}
+
+/// What all certificates share: a name for people, and dates that forgive a peer whose clock
+/// is up to a day behind.
+fn params(name: &str, valid: Duration) -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = (now - DAY).into();
+    params.not_after = (now + valid).into();
+    params
+}
+
+fn ia5(text: &str) -> Result<Ia5String, IdentityError> {
+    Ia5String::try_from(text).map_err(making("a certificate's name"))
+}
+
+fn making(what: &'static str) -> impl Fn(rcgen::Error) -> IdentityError {
+    move |error| IdentityError::Make { what, reason: error.to_string() }
+}
+
+fn unix_time(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or(0))
+}
+
+fn to_pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = after;
+    }
+    pem + &format!("-----END {label}-----\n")
+}
+
+fn pem_blocks(file: &[u8]) -> impl Iterator<Item = Pem> {
+    Pem::iter_from_buffer(file).map_while(Result::ok)
+}
+
+fn pem_block(file: &[u8], label: &str) -> Option<Vec<u8>> {
+    pem_blocks(file).find(|block| block.label == label).map(|block| block.contents)
+}
+
+fn certificates(file: &[u8]) -> Vec<CertificateDer<'static>> {
+    let certificate =
+        |block: Pem| (block.label == "CERTIFICATE").then(|| CertificateDer::from(block.contents));
+    pem_blocks(file).filter_map(certificate).collect()
+}
+
+fn cookie_key(file: &[u8]) -> Option<[u8; COOKIE_KEY_BYTES]> {
+    pem_block(file, COOKIE_KEY_LABEL)?.try_into().ok()
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn make_dir(dir: &Path) -> Result<(), IdentityError> {
+    std::fs::create_dir_all(dir)
+        .map_err(|source| IdentityError::Write { path: dir.to_owned(), source })
+}
+
+/// Writes a private key that only its owner can read from the moment it exists. Without
+/// `force` the file is created by this call or not at all, whoever else tries.
+fn write_secret(path: &Path, contents: &[u8], force: bool) -> Result<(), IdentityError> {
+    if force {
+        return replace(path, contents, 0o600);
+    }
+    create(path, contents, 0o600).map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => IdentityError::Exists { path: path.to_owned() },
+        _ => IdentityError::Write { path: path.to_owned(), source },
+    })
+}
+
+/// Replaces a file in one step, so that a reader never sees half of it.
+fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), IdentityError> {
+    let mut temporary = path.to_owned().into_os_string();
+    temporary.push(format!(".{:016x}", rand::random::<u64>()));
+    let temporary = PathBuf::from(temporary);
+    create(&temporary, contents, mode).and_then(|()| std::fs::rename(&temporary, path)).map_err(
+        |source| {
+            // What could not be put in place is of no use to anyone.
+            let _ = std::fs::remove_file(&temporary);
+            IdentityError::Write { path: path.to_owned(), source }
+        },
+    )
+}
+
+#[cfg_attr(not(unix), expect(unused_variables, reason = "file modes are a matter of Unix"))]
+fn create(path: &Path, contents: &[u8], mode: u32) -> std::io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+    let mut file = options.open(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
 }

@@ -1,0 +1,476 @@
+//! The affinity cookie: which peer a client should come back to, and where its sessions are.
+//!
+//! Owns the token's layout, its minting and reading, the `Cookie` and `Set-Cookie` fields as far
+//! as they are ours, and the rule of when a session moves to where its client arrives
+//! ([`MoveCounter`]). Refuses to know keys: an [`Authenticator`] is handed in, whose key belongs
+//! to one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
+//! (I14), and a bad one is a counted [`Reject`], never an error.
+//!
+//! The cookie's value is `<opaque>.<route>`. The route is the peer's name, for load balancers to
+//! read or rewrite, and is not trusted. The opaque part is the base64url, without padding, of
+//!
+//! ```text
+//! version   1 byte    1
+//! count     1 byte    1 to 4 entries, the most recently used first:
+//!   expiry    8 bytes   milliseconds since the Unix epoch
+//!   app       1 byte    length, 1 to 64, then so many bytes of the name
+//!   sid      16 bytes
+//!   kind      1 byte    0 portable, 1 pinned; then for a portable session
+//!     owner    16 bytes   incarnation
+//!     n         8 bytes   the number last seen committed
+//!     now                 a set of members:
+//!       c         4 bytes
+//!       stamp     8 bytes
+//!       count     1 byte    1 to 3, then so many incarnations of 16 bytes, ascending
+//!     seal      1 byte    0 or 1; after 1, another set of members: those before
+//!   or for a pinned one
+//!     peer      1 byte    length, 1 to 32, then so many bytes of the name
+//!     life     16 bytes   its incarnation
+//! tag      16 bytes    over all of the above
+//! ```
+//!
+//! Numbers are big-endian. One token has one form: what decodes to the same entries by other bytes
+//! is refused.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::config::SessionPolicy;
+use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
+use crate::session::message::{Config, Members};
+
+/// The cookie's name.
+pub const COOKIE_NAME: &str = "warmhop";
+/// The most entries of a token: apps of one host. The one used longest ago makes way.
+pub const ENTRIES_MAX: usize = 4;
+/// The most bytes of a cookie's value: four of the largest entries take 1,321, and a browser
+/// keeps 4,096.
+pub const VALUE_BYTES_MAX: usize = 1_400;
+/// How many cookies of our name are looked at in one field: a client that was given two for
+/// different paths or domains sends both.
+pub const COOKIES_MAX: usize = 8;
+
+const VERSION: u8 = 1;
+const TAG_BYTES: usize = 16;
+const PORTABLE: u8 = 0;
+const PINNED: u8 = 1;
+
+/// Makes and checks the token's tag, under a key of the cluster that serves nothing else.
+pub trait Authenticator {
+    /// The tag of `bytes`, such as HMAC-SHA-256 cut to 16 bytes (RFC 2104 section 5).
+    fn tag(&self, bytes: &[u8]) -> [u8; 16];
+    /// Whether `tag` is that of `bytes`, in a time that does not depend on either.
+    fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool;
+}
+
+/// What the cookie carries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Token {
+    /// One entry per app of the host, at most [`ENTRIES_MAX`], the most recently used first.
+    pub entries: Vec<Entry>,
+}
+
+/// One session of the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The app.
+    pub app: AppName,
+    /// Which of its sessions.
+    pub sid: SessionId,
+    /// When the entry is worth nothing any more.
+    pub expiry: WallTime,
+    /// Where the session is.
+    pub kind: Kind,
+}
+
+/// Where a session is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// The mesh keeps it.
+    Portable {
+        /// Who held copies when the token was minted.
+        cfg: Config,
+        /// Who owned it then.
+        owner: Incarnation,
+        /// The number last committed then.
+        n: u64,
+    },
+    /// An app keeps it in its own memory.
+    Pinned {
+        /// The peer that made it.
+        peer: PeerId,
+        /// In which life.
+        incarnation: Incarnation,
+    },
+}
+
+impl Token {
+    /// The app's entry.
+    #[must_use]
+    pub fn entry(&self, app: &AppName) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.app == *app)
+    }
+
+    /// Puts the entry first, in place of one of the same app; the one used longest ago makes way
+    /// where there are too many.
+    pub fn put(&mut self, entry: Entry) {
+        self.entries.retain(|other| other.app != entry.app);
+        self.entries.insert(0, entry);
+        self.entries.truncate(ENTRIES_MAX);
+    }
+
+    /// Removes the app's entry.
+    pub fn remove(&mut self, app: &AppName) {
+        self.entries.retain(|entry| entry.app != *app);
+    }
+}
+
+/// Why a cookie's value was not believed. The value is ignored and replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reject {
+    /// It exceeds [`VALUE_BYTES_MAX`].
+    TooLong,
+    /// It has not the form of a token: cut, or not ours.
+    Form,
+    /// It is of another version.
+    Version,
+    /// Its tag is not this cluster's.
+    Forged,
+    /// Each of its entries has expired.
+    Expired,
+}
+
+impl Reject {
+    /// The label of its counter.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TooLong => "too_long",
+            Self::Form => "form",
+            Self::Version => "version",
+            Self::Forged => "forged",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLong => "the affinity cookie is too long",
+            Self::Form => "the affinity cookie is not of the form of a token",
+            Self::Version => "the affinity cookie is of another version",
+            Self::Forged => "the affinity cookie was not made by this cluster",
+            Self::Expired => "the affinity cookie has expired",
+        })
+    }
+}
+
+impl core::error::Error for Reject {}
+
+/// The cookie's value for this token, which sends the client back to `route`. Entries beyond
+/// [`ENTRIES_MAX`], second ones of an app, and configurations without one to three members, which
+/// no session has, are left out.
+pub fn mint(token: &Token, route: &PeerId, auth: &impl Authenticator) -> String {
+    let mut bytes = Vec::with_capacity(256);
+    bytes.extend_from_slice(&[VERSION, 0]);
+    let mut count = 0;
+    for (at, entry) in token.entries.iter().enumerate() {
+        let repeated = token.entries[..at].iter().any(|earlier| earlier.app == entry.app);
+        if usize::from(count) < ENTRIES_MAX && !repeated && is_well_formed(&entry.kind) {
+            count += 1;
+            put_entry(&mut bytes, entry);
+        }
+    }
+    bytes[1] = count;
+    let tag = auth.tag(&bytes);
+    bytes.extend_from_slice(&tag);
+    let mut value = URL_SAFE_NO_PAD.encode(&bytes);
+    value.push('.');
+    value.push_str(route.as_str());
+    value
+}
+
+/// Reads a cookie's value: the token without the entries that have expired, and the route as the
+/// client sent it. A balancer may have rewritten or dropped the route, so one that is no peer's
+/// name is absent.
+///
+/// # Errors
+/// [`Reject`], to be counted by its label.
+pub fn read(
+    value: &str,
+    auth: &impl Authenticator,
+    wall: WallTime,
+) -> Result<(Token, Option<PeerId>), Reject> {
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(Reject::TooLong);
+    }
+    let (opaque, route) = match value.split_once('.') {
+        Some((opaque, route)) => (opaque, PeerId::new(route).ok()),
+        None => (value, None),
+    };
+    let bytes = URL_SAFE_NO_PAD.decode(opaque).map_err(|_| Reject::Form)?;
+    // Said before the tag is checked, for another version may be tagged otherwise.
+    if bytes.first().is_some_and(|version| *version != VERSION) {
+        return Err(Reject::Version);
+    }
+    let (signed, tag) = bytes.split_last_chunk::<TAG_BYTES>().ok_or(Reject::Form)?;
+    if signed.len() < 2 {
+        return Err(Reject::Form);
+    }
+    if !auth.verify(signed, tag) {
+        return Err(Reject::Forged);
+    }
+    let mut entries = Reader(&signed[1..]).entries().ok_or(Reject::Form)?;
+    entries.retain(|entry| wall < entry.expiry);
+    if entries.is_empty() { Err(Reject::Expired) } else { Ok((Token { entries }, route)) }
+}
+
+fn is_well_formed(kind: &Kind) -> bool {
+    let members = |m: &Members| {
+        (1..=3).contains(&m.who.len()) && m.who.windows(2).all(|pair| pair[0] < pair[1])
+    };
+    match kind {
+        Kind::Portable { cfg, .. } => members(&cfg.now) && cfg.prev.as_ref().is_none_or(members),
+        Kind::Pinned { .. } => true,
+    }
+}
+
+fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
+    out.extend_from_slice(&entry.expiry.0.to_be_bytes());
+    put_name(out, entry.app.as_str());
+    out.extend_from_slice(&entry.sid.0);
+    match &entry.kind {
+        Kind::Portable { cfg, owner, n } => {
+            out.push(PORTABLE);
+            out.extend_from_slice(&owner.0);
+            out.extend_from_slice(&n.to_be_bytes());
+            put_members(out, &cfg.now);
+            out.push(u8::from(cfg.prev.is_some()));
+            cfg.prev.iter().for_each(|prev| put_members(out, prev));
+        }
+        Kind::Pinned { peer, incarnation } => {
+            out.push(PINNED);
+            put_name(out, peer.as_str());
+            out.extend_from_slice(&incarnation.0);
+        }
+    }
+}
+
+fn put_name(out: &mut Vec<u8>, name: &str) {
+    // Names are bounded at 64 bytes where they are made.
+    out.push(name.len() as u8);
+    out.extend_from_slice(name.as_bytes());
+}
+
+fn put_members(out: &mut Vec<u8>, members: &Members) {
+    out.extend_from_slice(&members.c.to_be_bytes());
+    out.extend_from_slice(&members.stamp.to_be_bytes());
+    out.push(members.who.len() as u8);
+    members.who.iter().for_each(|who| out.extend_from_slice(&who.0));
+}
+
+/// What is left to read. Every method returns `None` where the bytes do not suffice.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn entries(mut self) -> Option<Vec<Entry>> {
+        let count = usize::from(self.byte()?);
+        if !(1..=ENTRIES_MAX).contains(&count) {
+            return None;
+        }
+        let mut entries: Vec<Entry> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let entry = self.entry()?;
+            if entries.iter().any(|earlier| earlier.app == entry.app) {
+                return None;
+            }
+            entries.push(entry);
+        }
+        self.0.is_empty().then_some(entries)
+    }
+
+    fn entry(&mut self) -> Option<Entry> {
+        let expiry = WallTime(self.number()?);
+        let app = AppName::new(self.name()?).ok()?;
+        let sid = SessionId(self.array()?);
+        let kind = match self.byte()? {
+            PORTABLE => {
+                let owner = Incarnation(self.array()?);
+                let n = self.number()?;
+                let now = self.members()?;
+                let prev = match self.byte()? {
+                    0 => None,
+                    1 => Some(self.members()?),
+                    _ => return None,
+                };
+                Kind::Portable { cfg: Config { now, prev }, owner, n }
+            }
+            PINNED => {
+                let peer = PeerId::new(self.name()?).ok()?;
+                Kind::Pinned { peer, incarnation: Incarnation(self.array()?) }
+            }
+            _ => return None,
+        };
+        is_well_formed(&kind).then_some(Entry { app, sid, expiry, kind })
+    }
+
+    fn members(&mut self) -> Option<Members> {
+        let c = u32::from_be_bytes(self.array()?);
+        let stamp = self.number()?;
+        let count = self.byte()?;
+        let mut who = Vec::with_capacity(3);
+        for _ in 0..count {
+            // Three are the most, which `is_well_formed` checks; more would only cost time.
+            if who.len() == 3 {
+                return None;
+            }
+            who.push(Incarnation(self.array()?));
+        }
+        Some(Members { c, stamp, who })
+    }
+
+    fn name(&mut self) -> Option<&'a str> {
+        let len = usize::from(self.byte()?);
+        let (name, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        core::str::from_utf8(name).ok()
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (array, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*array)
+    }
+}
+
+/// The values of the cookies of our name in one `Cookie` field, at most [`COOKIES_MAX`], in the
+/// order sent. Read as leniently as servers do (the user agent's form is RFC 6265 section 5.4):
+/// pairs apart by `;`, white space around names and values dropped, quotes around a value too. A
+/// value that is not UTF-8 is given as an empty one, which [`read`] rejects and so is counted.
+pub fn cookie_from_header(header: &[u8]) -> impl Iterator<Item = &str> {
+    header
+        .split(|byte| *byte == b';')
+        .filter_map(value_if_ours)
+        .take(COOKIES_MAX)
+        .map(|value| core::str::from_utf8(value).unwrap_or(""))
+}
+
+/// The `Cookie` field without our cookies, for apps, which have no use for them: `None` where it
+/// has none and can stay as it is. Empty where it had nothing else: then the field goes. The other
+/// pairs are kept byte by byte.
+#[must_use]
+pub fn strip_cookie(header: &[u8]) -> Option<Vec<u8>> {
+    let pairs = || header.split(|byte| *byte == b';');
+    pairs().any(|pair| value_if_ours(pair).is_some()).then(|| {
+        let mut kept = Vec::with_capacity(header.len());
+        for pair in pairs().filter(|pair| value_if_ours(pair).is_none()).map(trim) {
+            if !pair.is_empty() {
+                if !kept.is_empty() {
+                    kept.extend_from_slice(b"; ");
+                }
+                kept.extend_from_slice(pair);
+            }
+        }
+        kept
+    })
+}
+
+/// The `Set-Cookie` field that gives the client this value, for as long as its browser runs.
+/// `secure` behind TLS.
+#[must_use]
+pub fn set_cookie(value: &str, secure: bool) -> String {
+    let secure = if secure { "; Secure" } else { "" };
+    alloc::format!("{COOKIE_NAME}={value}; Path=/; HttpOnly; SameSite=Lax{secure}")
+}
+
+fn value_if_ours(pair: &[u8]) -> Option<&[u8]> {
+    let equals = pair.iter().position(|byte| *byte == b'=')?;
+    if trim(&pair[..equals]) != COOKIE_NAME.as_bytes() {
+        return None;
+    }
+    let value = trim(&pair[equals + 1..]);
+    Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
+}
+
+fn trim(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = text {
+        text = rest;
+    }
+    text
+}
+
+/// What is known of a session's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// It serves.
+    Serving,
+    /// It is about to leave.
+    Draining,
+    /// It is dead, or lives as another.
+    Gone,
+}
+
+/// When a session moves to this entry peer, which is not its owner: at once where the owner is
+/// gone or draining; else after [`SessionPolicy::move_after`] consecutive requests of its client
+/// through this peer, and once in [`SessionPolicy::move_interval`] at most (I15).
+///
+/// Whether requests are consecutive is told by the session's number: where the client's token
+/// names another one than this peer last gave it, it has been elsewhere meanwhile. A balancer that
+/// deals a client's requests out in turn thus never moves its session. One that only read
+/// elsewhere is not told apart, and costs at worst a move in an interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MoveCounter {
+    consecutive: u32,
+    n_given: Option<u64>,
+    moved_at: Option<Now>,
+}
+
+impl MoveCounter {
+    /// A session that this peer has not seen yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A request of the session arrived at this peer's front door, with `n` in its token. Returns
+    /// whether the session is to move here; then call [`MoveCounter::moved`] if it did.
+    pub fn arrived(&mut self, owner: Owner, n: u64, now: Now, policy: &SessionPolicy) -> bool {
+        // An older number is a request sent beside the last one, before its answer was there.
+        let elsewhere = self.n_given.is_some_and(|given| n > given);
+        self.consecutive = if elsewhere { 1 } else { self.consecutive.saturating_add(1) };
+        if elsewhere {
+            self.n_given = Some(n);
+        }
+        match owner {
+            Owner::Gone | Owner::Draining => true,
+            Owner::Serving => {
+                self.consecutive >= policy.move_after
+                    && self.moved_at.is_none_or(|at| now.since(at) >= policy.move_interval)
+            }
+        }
+    }
+
+    /// A response left through this peer, with `n` in its token.
+    pub fn answered(&mut self, n: u64) {
+        self.n_given = self.n_given.max(Some(n));
+    }
+
+    /// The session moved here.
+    pub fn moved(&mut self, now: Now) {
+        self.consecutive = 0;
+        self.moved_at = Some(now);
+    }
+}

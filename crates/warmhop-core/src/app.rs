@@ -1,0 +1,514 @@
+//! One copy of one app on one peer: when it starts, when it stops, and when a failed start is
+//! tried again.
+//!
+//! Owns the copy's state and the measure of how long its starts take. Refuses to know what
+//! starting is: the runtime carries the effects out and reports what came of them by the
+//! number of the attempt, so that a report of an attempt given up long ago changes nothing.
+//!
+//! ```text
+//!                Wanted                    Started
+//!        ┌─────────────────▶ Starting ────────────────▶ Ready ◀─┐
+//!        │                    │    │                   │   │    │ Wanted again, after
+//!        │   StopWanted       │    │ StartFailed,      │   │    │ Stopped: by way of
+//!      Cold ◀─────────────────┘    │ Exited, too slow  │   │    │ Starting
+//!       ▲ ▲                        ▼                   │   │    │
+//!       │ └──────────────────── Failed ◀───────────────┘   │    │
+//!       │   back-off over          │          Exited       │    │
+//!       │                          │ Operator, or wanted   │    │
+//!       │                          ▼ while backing off     │    │
+//!       │                       Starting   StopWanted, idle│    │
+//!       │                                                  ▼    │
+//!       └────────────────────────────────────────────── Stopping┘
+//!                             Stopped
+//! ```
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::time::Duration;
+
+use crate::config::{AppPolicy, StartMode};
+use crate::ids::Now;
+use crate::view::AppState;
+
+/// The ceiling of the first back-off; each further failure doubles it.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(500);
+/// The highest ceiling of a back-off.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The least back-off: full jitter may draw zero, and a copy that fails at once must not
+/// make its peer spin.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// A copy that was ready for so long has proved itself: the next failure backs off from the
+/// beginning.
+pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
+/// The least time that a start under way is said to need, however late it is.
+pub const ETA_FLOOR: Duration = Duration::from_millis(100);
+/// The lines of output kept of a failed start.
+pub const OUTPUT_LINES_MAX: usize = 20;
+/// The bytes kept of each line of output, and of a reason.
+pub const LINE_BYTES_MAX: usize = 1024;
+
+/// Who wants the app ready here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WantedBy {
+    /// A request that arrived, or that another peer could not start the app for.
+    Request,
+    /// The peer starts; heeded where the app starts at boot.
+    Boot,
+    /// This peer is among those that keep the app ready. While it is, the runtime says so at
+    /// each sweep, which also keeps the copy from counting as idle.
+    KeepReady,
+    /// A person, through the admin listener.
+    Operator,
+}
+
+/// Why the copy here is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StopReason {
+    /// A person, through the admin listener. A later request may start it again.
+    Operator,
+    /// Nobody used it. Heeded only where nothing is in flight.
+    Idle,
+    /// The peer is leaving: nothing starts on it from here on.
+    Drain,
+    /// More copies are ready than are wanted. Heeded only where nothing is in flight.
+    Surplus,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppEvent {
+    /// The app is wanted here.
+    Wanted(WantedBy),
+    /// The copy of this attempt is ready.
+    Started {
+        /// The attempt's number.
+        attempt: u64,
+    },
+    /// The attempt came to nothing, and left nothing behind.
+    StartFailed {
+        /// The attempt's number.
+        attempt: u64,
+        /// One sentence for people.
+        reason: String,
+        /// The last lines that the app put out, oldest first.
+        output: Vec<String>,
+    },
+    /// The copy ended by itself.
+    Exited {
+        /// The number of the attempt that it came of.
+        attempt: u64,
+        /// One sentence for people.
+        reason: String,
+    },
+    /// The copy is to stop.
+    StopWanted(StopReason),
+    /// The copy has stopped, as was asked.
+    Stopped {
+        /// The number of the attempt that it came of.
+        attempt: u64,
+    },
+    /// Time passed: see [`AppMachine::next_wake`].
+    Tick,
+}
+
+/// What the runtime is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppEffect {
+    /// Start a copy, and report `Started` or `StartFailed`.
+    Start {
+        /// The number to report it by.
+        attempt: u64,
+    },
+    /// Give this start up. If it became ready at the same moment, end it: its `Started` is
+    /// not heeded.
+    CancelStart {
+        /// The attempt's number.
+        attempt: u64,
+    },
+    /// Give the copy nothing new, let it finish for `grace` at most, end it, and report
+    /// `Stopped` in any case.
+    Stop {
+        /// The number of the attempt that it came of.
+        attempt: u64,
+        /// How long it may take.
+        grace: Duration,
+    },
+    /// The state changed: tell the mesh, and look again at the requests that wait.
+    Changed,
+}
+
+/// Why the last start failed or the copy ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppError {
+    /// One sentence for people, at most [`LINE_BYTES_MAX`] bytes.
+    pub reason: String,
+    /// The last lines that the app put out, oldest first: at most [`OUTPUT_LINES_MAX`].
+    pub output: Vec<String>,
+}
+
+impl fmt::Display for AppError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)?;
+        self.output.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
+}
+
+/// Why a wish does not start the app here: see [`AppMachine::why_not_start`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotStarted {
+    /// The policy is `start = "never"`: this peer was declared unfit to run the app, and a
+    /// wish, be it an operator's, does not make it fit. Changing the configuration does.
+    Never,
+    /// The peer is leaving.
+    Draining,
+    /// Only apps with `start = "at-boot"` start with the peer.
+    NotAtBoot,
+    /// The last start failed; the next may begin after so long.
+    BackingOff(Duration),
+    /// It is ready, or being started.
+    UnderWay,
+}
+
+impl fmt::Display for NotStarted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Never => f.write_str(
+                "start = \"never\" declares this peer unfit to run the app; start it on another \
+                 peer, or change its configuration here",
+            ),
+            Self::Draining => f.write_str("this peer is draining; start the app on another peer"),
+            Self::NotAtBoot => f.write_str("the app does not start with the peer"),
+            Self::BackingOff(left) => write!(
+                f,
+                "its last start failed; the next begins in {left:?}, or at once with \
+                 `warmhop app start`"
+            ),
+            Self::UnderWay => f.write_str("it is ready here, or starting"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Cold,
+    Starting {
+        since: Now,
+    },
+    Ready {
+        since: Now,
+    },
+    /// `again`: the app was wanted meanwhile, and starts once this copy has gone.
+    Stopping {
+        again: bool,
+    },
+    /// `again`: the app was wanted meanwhile, and starts once the back-off is over.
+    Failed {
+        until: Now,
+        again: bool,
+    },
+}
+
+/// One copy of one app on this peer. See the module's diagram.
+#[derive(Debug, Clone)]
+pub struct AppMachine {
+    policy: AppPolicy,
+    phase: Phase,
+    /// The number of the latest attempt; the current one in every phase but `Cold`.
+    attempt: u64,
+    /// Failures since a copy last proved itself.
+    failures: u32,
+    /// Milliseconds that starts take: an exponentially weighted mean, the newest at 1/4.
+    start_ms: Option<u64>,
+    last_use: Now,
+    last_error: Option<AppError>,
+    draining: bool,
+    jitter: u64,
+}
+
+impl AppMachine {
+    /// A cold copy. Peers should differ in `jitter_seed`, so that a fault they share does not
+    /// make them start again in step.
+    #[must_use]
+    pub fn new(policy: AppPolicy, jitter_seed: u64) -> Self {
+        Self {
+            policy,
+            phase: Phase::Cold,
+            attempt: 0,
+            failures: 0,
+            start_ms: None,
+            last_use: Now::default(),
+            last_error: None,
+            draining: false,
+            jitter: jitter_seed,
+        }
+    }
+
+    /// Takes one event. `in_flight` is the number of requests that the copy is serving.
+    pub fn on(&mut self, event: AppEvent, now: Now, in_flight: u32) -> Vec<AppEffect> {
+        let mut effects = Vec::new();
+        let before = self.state();
+        if in_flight > 0 {
+            self.used(now);
+        }
+        match event {
+            AppEvent::Wanted(by) => self.wanted(by, now, &mut effects),
+            AppEvent::Started { attempt } => self.started(attempt, now),
+            AppEvent::StartFailed { attempt, reason, output } => {
+                self.start_failed(attempt, AppError::new(&reason, output), now);
+            }
+            AppEvent::Exited { attempt, reason } => {
+                self.exited(attempt, &reason, now, &mut effects);
+            }
+            AppEvent::StopWanted(reason) => self.stop_wanted(reason, in_flight, &mut effects),
+            AppEvent::Stopped { attempt } => self.stopped(attempt, now, &mut effects),
+            AppEvent::Tick => self.tick(now, in_flight, &mut effects),
+        }
+        if self.state() != before {
+            effects.push(AppEffect::Changed);
+        }
+        effects
+    }
+
+    /// Notes that a request used the copy at `at`. A request that is served here sends no
+    /// event, for that would cost it a channel; the runtime keeps the time of the last one in
+    /// an atomic and hands it over before a `Tick`.
+    pub fn used(&mut self, at: Now) {
+        self.last_use = self.last_use.max(at);
+    }
+
+    /// The copy's state.
+    #[must_use]
+    pub fn state(&self) -> AppState {
+        match self.phase {
+            Phase::Cold => AppState::Cold,
+            Phase::Starting { .. } => AppState::Starting,
+            Phase::Ready { .. } => AppState::Ready,
+            Phase::Stopping { .. } => AppState::Stopping,
+            Phase::Failed { .. } => AppState::Failed,
+        }
+    }
+
+    /// How often a copy was started here, failed starts included.
+    #[must_use]
+    pub fn starts(&self) -> u64 {
+        self.attempt
+    }
+
+    /// The number of the latest attempt; 0 before the first.
+    #[must_use]
+    pub fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
+    /// Why the last start failed or the copy ended; absent once a copy is ready again.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&AppError> {
+        self.last_error.as_ref()
+    }
+
+    /// How long until a starting copy should be ready, or a start from here would take, from
+    /// the measured starts; absent before the first. A start that is overdue is said to need
+    /// [`ETA_FLOOR`]: never nothing.
+    #[must_use]
+    pub fn eta(&self, now: Now) -> Option<Duration> {
+        let whole = Duration::from_millis(self.start_ms?);
+        Some(match self.phase {
+            Phase::Starting { since } => whole.saturating_sub(now.since(since)).max(ETA_FLOOR),
+            Phase::Failed { until, .. } => until.since(now).saturating_add(whole),
+            Phase::Cold | Phase::Ready { .. } | Phase::Stopping { .. } => whole,
+        })
+    }
+
+    /// When a `Tick` is due next, if nothing else happens.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Now> {
+        match self.phase {
+            Phase::Starting { since } => Some(since.after(self.policy.start_timeout)),
+            Phase::Failed { until, .. } => Some(until),
+            Phase::Ready { since } => {
+                self.policy.stop_when_idle.map(|idle| self.last_use.max(since).after(idle))
+            }
+            Phase::Cold | Phase::Stopping { .. } => None,
+        }
+    }
+
+    /// Why the wish would not start the app at once; absent where it would. A wish during
+    /// `Stopping` starts it once the copy has stopped.
+    #[must_use]
+    pub fn why_not_start(&self, by: WantedBy, now: Now) -> Option<NotStarted> {
+        if self.policy.start == StartMode::Never {
+            return Some(NotStarted::Never);
+        }
+        if self.draining {
+            return Some(NotStarted::Draining);
+        }
+        if by == WantedBy::Boot && self.policy.start != StartMode::AtBoot {
+            return Some(NotStarted::NotAtBoot);
+        }
+        match self.phase {
+            Phase::Failed { until, .. } if by != WantedBy::Operator && now < until => {
+                Some(NotStarted::BackingOff(until.since(now)))
+            }
+            Phase::Starting { .. } | Phase::Ready { .. } => Some(NotStarted::UnderWay),
+            Phase::Cold | Phase::Stopping { .. } | Phase::Failed { .. } => None,
+        }
+    }
+
+    fn wanted(&mut self, by: WantedBy, now: Now, effects: &mut Vec<AppEffect>) {
+        self.used(now);
+        match (self.why_not_start(by, now), &mut self.phase) {
+            (None, Phase::Stopping { again }) => *again = true,
+            (None, _) => self.start(now, effects),
+            (Some(NotStarted::BackingOff(_)), Phase::Failed { again, .. }) => *again = true,
+            (Some(_), _) => {}
+        }
+    }
+
+    fn start(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
+        self.attempt += 1;
+        self.phase = Phase::Starting { since: now };
+        effects.push(AppEffect::Start { attempt: self.attempt });
+    }
+
+    fn started(&mut self, attempt: u64, now: Now) {
+        let Phase::Starting { since } = self.phase else { return };
+        if attempt != self.attempt {
+            return;
+        }
+        let took = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+        self.start_ms = Some(match self.start_ms {
+            None => took,
+            // A mean kept in whole milliseconds, without a float to round differently elsewhere.
+            Some(mean) => mean - mean / 4 + took / 4,
+        });
+        self.last_error = None;
+        self.used(now);
+        self.phase = Phase::Ready { since: now };
+    }
+
+    fn start_failed(&mut self, attempt: u64, error: AppError, now: Now) {
+        if attempt != self.attempt {
+            return;
+        }
+        match self.phase {
+            Phase::Starting { .. } => self.fail(error, now),
+            // The start was given up for its slowness; what it had put out says more than that.
+            Phase::Failed { .. } => {
+                if let Some(last) = self.last_error.as_mut().filter(|last| last.output.is_empty()) {
+                    last.output = error.output;
+                }
+            }
+            Phase::Cold | Phase::Ready { .. } | Phase::Stopping { .. } => {}
+        }
+    }
+
+    fn exited(&mut self, attempt: u64, reason: &str, now: Now, effects: &mut Vec<AppEffect>) {
+        if attempt != self.attempt {
+            return;
+        }
+        match self.phase {
+            Phase::Starting { .. } => self.fail(AppError::new(reason, Vec::new()), now),
+            Phase::Ready { since } => {
+                if now.since(since) >= PROVEN_AFTER {
+                    self.failures = 0;
+                }
+                self.fail(AppError::new(reason, Vec::new()), now);
+            }
+            // It was to go anyway.
+            Phase::Stopping { .. } => self.stopped(attempt, now, effects),
+            Phase::Cold | Phase::Failed { .. } => {}
+        }
+    }
+
+    fn fail(&mut self, error: AppError, now: Now) {
+        let ceiling = u32::checked_pow(2, self.failures)
+            .and_then(|factor| BACKOFF_FIRST.checked_mul(factor))
+            .map_or(BACKOFF_MAX, |ceiling| ceiling.min(BACKOFF_MAX));
+        // "Full jitter": uniform below an exponentially growing ceiling (Brooker, "Exponential
+        // Backoff And Jitter", 2015), with the floor that BACKOFF_MIN gives a reason for.
+        let span_ms = u64::try_from((ceiling - BACKOFF_MIN).as_millis()).unwrap_or(u64::MAX);
+        let backoff =
+            BACKOFF_MIN + Duration::from_millis(split_mix(&mut self.jitter) % (span_ms + 1));
+        self.failures = self.failures.saturating_add(1);
+        self.last_error = Some(error);
+        // An app that belongs to the boot is wanted whoever asks.
+        let again = self.policy.start == StartMode::AtBoot;
+        self.phase = Phase::Failed { until: now.after(backoff), again };
+    }
+
+    fn stop_wanted(&mut self, why: StopReason, in_flight: u32, effects: &mut Vec<AppEffect>) {
+        let insists = matches!(why, StopReason::Operator | StopReason::Drain);
+        self.draining |= why == StopReason::Drain;
+        match &mut self.phase {
+            Phase::Starting { .. } if insists => {
+                effects.push(AppEffect::CancelStart { attempt: self.attempt });
+                self.phase = Phase::Cold;
+            }
+            Phase::Ready { .. } if insists || in_flight == 0 => self.stop(effects),
+            Phase::Stopping { again } if insists => *again = false,
+            Phase::Failed { .. } if insists => self.phase = Phase::Cold,
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self, effects: &mut Vec<AppEffect>) {
+        self.phase = Phase::Stopping { again: false };
+        effects.push(AppEffect::Stop { attempt: self.attempt, grace: self.policy.stop_grace });
+    }
+
+    fn stopped(&mut self, attempt: u64, now: Now, effects: &mut Vec<AppEffect>) {
+        let Phase::Stopping { again } = self.phase else { return };
+        if attempt != self.attempt {
+            return;
+        }
+        self.phase = Phase::Cold;
+        if again {
+            self.start(now, effects);
+        }
+    }
+
+    fn tick(&mut self, now: Now, in_flight: u32, effects: &mut Vec<AppEffect>) {
+        if self.next_wake().is_none_or(|due| now < due) {
+            return;
+        }
+        match self.phase {
+            Phase::Starting { .. } => {
+                effects.push(AppEffect::CancelStart { attempt: self.attempt });
+                let limit = self.policy.start_timeout;
+                let reason = alloc::format!("it was not ready within {limit:?}");
+                self.fail(AppError { reason, output: Vec::new() }, now);
+            }
+            Phase::Failed { again: true, .. } => self.start(now, effects),
+            Phase::Failed { again: false, .. } => self.phase = Phase::Cold,
+            Phase::Ready { .. } if in_flight == 0 => self.stop(effects),
+            Phase::Ready { .. } | Phase::Cold | Phase::Stopping { .. } => {}
+        }
+    }
+}
+
+impl AppError {
+    fn new(reason: &str, mut output: Vec<String>) -> Self {
+        output.drain(..output.len().saturating_sub(OUTPUT_LINES_MAX));
+        output.iter_mut().for_each(|line| line.truncate(cut(line)));
+        Self { reason: String::from(&reason[..cut(reason)]), output }
+    }
+}
+
+/// The longest prefix of whole characters within [`LINE_BYTES_MAX`].
+fn cut(text: &str) -> usize {
+    let mut end = text.len().min(LINE_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    end
+}
+
+/// `SplitMix64` (Steele, Lea and Flood, OOPSLA 2014, section 6): jitter needs spread, not secrecy.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

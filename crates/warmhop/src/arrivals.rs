@@ -1,0 +1,237 @@
+//! What reaches this peer from others: hops, news, sessions' messages and word of who lives.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::StatusCode;
+use hyper_util::rt::TokioIo;
+use tracing::{Instrument, debug, info, info_span, warn};
+use warmhop_core::affinity::{Entry, Kind};
+use warmhop_core::app::WantedBy;
+use warmhop_core::ids::{Incarnation, PeerId, RequestId, SessionKey};
+use warmhop_core::session::TokenHint;
+use warmhop_core::session::message::Message;
+use warmhop_core::view::{AppState, News};
+
+use crate::call::{Call, CallBody};
+use crate::hop::{
+    self, Arrived, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
+};
+use crate::net::{Heard, NetHandler};
+use crate::node::Node;
+use crate::serve::{LocalError, Served, Upgrade};
+use crate::supervise::Slot;
+use crate::telemetry::Tracing;
+use crate::wire::{HopBodyReader, SessionFrame};
+
+impl NetHandler for Node {
+    fn on_hop(
+        self: Arc<Self>,
+        from: PeerId,
+        _: Incarnation,
+        send: quinn::SendStream,
+        recv: quinn::RecvStream,
+    ) -> BoxFuture<'static, ()> {
+        async move { self.hop(from, send, recv).await }.boxed()
+    }
+
+    fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
+        if let Message::Invite { cfg } = &frame.message {
+            info!(session = %frame.key, "invited to take a session over");
+            let (key, cfg) = (frame.key.clone(), cfg.clone());
+            if !self.is_draining() && frame.to == self.incarnation {
+                self.store.with(&key, true, |machine, ctx, out| {
+                    if !machine.is_owner() && !machine.is_taking_over() {
+                        machine.take_over(ctx, Some(cfg), 0, out);
+                    }
+                });
+            }
+            return;
+        }
+        self.store.on_frame(from, frame);
+    }
+
+    fn on_news(&self, news: News, first_hand: bool) {
+        self.apply(news, first_hand);
+    }
+
+    fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard) {
+        match heard {
+            Heard::Alive => {
+                self.edit_view(|view, _| view.alive(peer));
+            }
+            Heard::Suspect => {
+                warn!(%peer, "suspected: its link or its heartbeat is silent");
+                self.edit_view(|view, now| view.suspect(peer, now));
+            }
+            Heard::Gone => {
+                info!(%peer, "gone");
+                self.edit_view(|view, now| view.lost(peer, &incarnation, now));
+                self.store.peer_lost(incarnation);
+            }
+        }
+    }
+}
+
+impl Node {
+    async fn hop(&self, from: PeerId, mut send: quinn::SendStream, recv: quinn::RecvStream) {
+        let none = hop::Load { in_flight: 0, latency_us: 0 };
+        let Some(arrived) = Arrived::read(recv).await else {
+            debug!(%from, "a hop's head is out of form");
+            let _ = hop::refuse(send, HopRefusal::Malformed, none).await;
+            return;
+        };
+        let Arrived { head, method, fields, incoming } = arrived;
+        let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
+        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slots_by_name.get(&app)) else {
+            let _ = hop::refuse(send, HopRefusal::UnknownApp, none).await;
+            return;
+        };
+        let load = Node::local_load(slot);
+        if matches!(kind, HopKind::Wake) {
+            slot.wanted(WantedBy::Request);
+        }
+        // Only the owner of a session may have the request executed elsewhere.
+        if slot.state() != AppState::Ready && !matches!(kind, HopKind::Forward(_)) {
+            let _ = hop::refuse(send, HopRefusal::NotReady, load).await;
+            return;
+        }
+        let span = info_span!("hop", id = %id, peer = %self.me, from = %from);
+        async {
+            let line = format!("{method} {}", target.split('?').next().unwrap_or_default());
+            let mut tracing = Tracing::begin(&self.traces, id.clone(), &self.me, "hop", line);
+            tracing.app(slot.name());
+            tracing.step("arrived", format!("sent here by {from}: {}", kind.label()));
+            if asks_go && hop::go(&mut send).await.is_err() {
+                return;
+            }
+            let (body, tunnel) = match incoming {
+                HopIncoming::Body(body) => {
+                    match if asks_go { Ok(CallBody::Stream(Some(body))) } else { Call::gather(body, None).await } {
+                        Ok(body) => (body, None),
+                        Err(_) => return,
+                    }
+                }
+                HopIncoming::Tunnel(reader) => (CallBody::Whole(bytes::Bytes::new()), Some(reader)),
+            };
+            let mut call = Call {
+                id,
+                method,
+                target,
+                fields,
+                body,
+                upgrade: upgrade.and_then(|protocol| http::HeaderValue::from_bytes(&protocol).ok()),
+                on_upgrade: None,
+            };
+            // A client that leaves cancels here at once, before there is a response to write.
+            let stopped = send.stopped();
+            let outcome = tokio::select! {
+                outcome = self.answer(slot, kind, &mut call, &mut tracing) => outcome,
+                _ = stopped => {
+                    tracing.step("cancelled", "the client left");
+                    return;
+                }
+            };
+            let load = Node::local_load(slot);
+            match outcome {
+                Ok((served, session)) => {
+                    tracing.head(served.response.status().as_u16());
+                    debug!(status = served.response.status().as_u16(), "answered");
+                    if let Err(error) = self.respond(send, served, session, load, tunnel).await {
+                        debug!(%error, "a hop's response ended early");
+                    }
+                }
+                Err(why) => {
+                    tracing.step("refuse", why.label());
+                    let _ = hop::refuse(send, why, load).await;
+                }
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn answer(
+        &self,
+        slot: &Arc<Slot>,
+        kind: HopKind,
+        call: &mut Call,
+        tracing: &mut Tracing,
+    ) -> Result<(Served, ReplySession), HopRefusal> {
+        let local = |error| match error {
+            LocalError::NotReady | LocalError::BodyGone => HopRefusal::NotReady,
+            LocalError::Refused(done) => HopRefusal::Exec(done),
+            LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
+        };
+        match kind {
+            HopKind::Plain | HopKind::Wake => {
+                let ran = self.run_here(slot, call, None).await.map_err(local)?;
+                tracing.served_by(self.me.as_str());
+                Ok((Served::ran(self, ran), ReplySession::None))
+            }
+            HopKind::Exec { sid, exec } => {
+                let key = SessionKey { app: slot.name().clone(), sid };
+                tracing.session(key.to_string());
+                let (ran, done) = self.execute_here(slot, call, &key, &exec).await.map_err(local)?;
+                tracing.served_by(self.me.as_str());
+                Ok((Served::ran(self, ran), ReplySession::Done(done)))
+            }
+            HopKind::Forward(forward) => {
+                let served = self.serve_forwarded(slot, call, &forward, tracing).await?;
+                let hint = served.entry.as_ref().and_then(hint_of);
+                let session = match hint {
+                    Some(hint) => ReplySession::Committed { hint, replayed: served.replayed },
+                    None => ReplySession::None,
+                };
+                Ok((served, session))
+            }
+        }
+    }
+
+    async fn respond(
+        &self,
+        send: quinn::SendStream,
+        served: Served,
+        session: ReplySession,
+        load: hop::Load,
+        tunnel: Option<HopBodyReader>,
+    ) -> Result<(), crate::body::BoxError> {
+        let Served { response, served_by, upgrade, .. } = served;
+        let head = hop::response_head(&response, session, served_by, load);
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let (Some(reader), true) = (tunnel, switching) else {
+            return hop::reply(send, &head, response.into_body()).await;
+        };
+        let writer = hop::reply_switching(send, &head).await?;
+        match upgrade {
+            Some(Upgrade::Io(io)) => hop::tunnel(TokioIo::new(io), writer, reader).await,
+            Some(Upgrade::Hop(next_writer, next_reader)) => {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                tokio::join!(
+                    hop::tunnel(near, writer, reader),
+                    hop::tunnel(far, next_writer, next_reader)
+                );
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+fn hint_of(entry: &Entry) -> Option<TokenHint> {
+    match &entry.kind {
+        Kind::Portable { cfg, owner, n } => {
+            Some(TokenHint { cfg: cfg.clone(), owner: *owner, n: *n })
+        }
+        Kind::Pinned { .. } => None,
+    }
+}
+
+impl Served {
+    fn ran(node: &Node, ran: crate::serve::RanHere) -> Self {
+        let mut served = Self::here(node, ran.response);
+        served.upgrade = ran.upgrade.map(Upgrade::Io);
+        served
+    }
+}

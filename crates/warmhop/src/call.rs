@@ -1,0 +1,165 @@
+//! One request on its way to an app, in a form that can be sent more than once where its body
+//! allows it.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
+use warmhop_core::ids::{AppName, RequestId};
+
+use crate::body::{Body, BoxError};
+use crate::fields::{self, SESSION_FIELD};
+use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
+use crate::session::{Session, to_field};
+
+/// A body whose length is known to be at most this is read before the request goes anywhere, so
+/// that it can be sent again.
+pub(crate) const SMALL_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// What is left of a request's body.
+pub(crate) enum CallBody {
+    /// All of it.
+    Whole(Bytes),
+    /// A stream, until it was given away.
+    Stream(Option<Body>),
+}
+
+/// One request for one app; its fields are those that the app shall see.
+pub(crate) struct Call {
+    pub(crate) id: RequestId,
+    pub(crate) method: Method,
+    /// Path and query.
+    pub(crate) target: String,
+    pub(crate) fields: HeaderMap,
+    pub(crate) body: CallBody,
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// The client's side of an upgrade.
+    pub(crate) on_upgrade: Option<OnUpgrade>,
+}
+
+impl Call {
+    /// Reads a body that is small, or one of at most `bytes_max` bytes if `want_whole`, into
+    /// memory; a longer one stays a stream.
+    pub(crate) async fn gather(
+        mut body: Body,
+        want_whole: Option<usize>,
+    ) -> Result<CallBody, BoxError> {
+        use http_body::Body as _;
+        let exact = body.size_hint().exact();
+        let bytes_max = match (want_whole, exact) {
+            (_, Some(0)) => return Ok(CallBody::Whole(Bytes::new())),
+            (Some(bytes_max), Some(bytes)) if bytes <= bytes_max as u64 => bytes_max,
+            (Some(bytes_max), None) => bytes_max,
+            (None, Some(bytes)) if bytes <= SMALL_BODY_BYTES_MAX as u64 => SMALL_BODY_BYTES_MAX,
+            _ => return Ok(CallBody::Stream(Some(body))),
+        };
+        if let Some(whole) = body.take_whole(bytes_max) {
+            return Ok(CallBody::Whole(whole));
+        }
+        let mut collected = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let data = match frame?.into_data() {
+                Ok(data) => data,
+                // Trailers cannot be kept in a whole body: pass all of it on as a stream.
+                Err(trailers) => {
+                    let read = vec![collected.freeze()];
+                    let rest = http_body_util::StreamBody::new(futures_util::stream::iter([Ok::<
+                        _,
+                        BoxError,
+                    >(
+                        trailers
+                    )]));
+                    return Ok(CallBody::Stream(Some(Body::resumed(read, Body::new(rest)))));
+                }
+            };
+            if exact == Some(data.len() as u64) {
+                // Most small bodies arrive in one piece, which needs no copy.
+                return Ok(CallBody::Whole(data));
+            }
+            if collected.len() + data.len() > bytes_max {
+                let read = vec![collected.freeze(), data];
+                return Ok(CallBody::Stream(Some(Body::resumed(read, body))));
+            }
+            collected.extend_from_slice(&data);
+        }
+        Ok(CallBody::Whole(collected.freeze()))
+    }
+
+    /// Whether the body can still be sent.
+    pub(crate) fn is_sendable(&self) -> bool {
+        !matches!(self.body, CallBody::Stream(None))
+    }
+
+    fn take_body(&mut self) -> Option<Body> {
+        match &mut self.body {
+            CallBody::Whole(bytes) => Some(Body::from(bytes.clone())),
+            CallBody::Stream(stream) => stream.take(),
+        }
+    }
+
+    /// A body that was not sent after all.
+    pub(crate) fn put_back(&mut self, body: Body) {
+        if let CallBody::Stream(stream @ None) = &mut self.body {
+            *stream = Some(body);
+        }
+    }
+
+    /// The request as an app on this peer gets it; `None` once its stream was given away.
+    pub(crate) fn to_request(
+        &mut self,
+        session: Option<&Session>,
+        carried: bool,
+    ) -> Option<Request<Body>> {
+        let mut request = Request::new(self.take_body()?);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.target.parse().ok()?;
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = self.fields.clone();
+        if let Some(protocol) = &self.upgrade {
+            fields::put_upgrade(request.headers_mut(), protocol.clone());
+            if let Some(on_upgrade) = &self.on_upgrade {
+                request.extensions_mut().insert(on_upgrade.clone());
+            }
+        }
+        if let Some(session) = session {
+            if carried {
+                if let Some(value) = session.get().and_then(|state| to_field(&state)) {
+                    request.headers_mut().insert(SESSION_FIELD, value);
+                }
+            } else {
+                request.extensions_mut().insert(session.clone());
+            }
+        }
+        Some(request)
+    }
+
+    /// The request as another peer gets it; `None` once its stream was given away.
+    pub(crate) fn to_hop(&mut self, app: &AppName, kind: HopKind) -> Option<HopRequest> {
+        let body = self.take_body()?;
+        let head = HopHead {
+            kind,
+            app: app.clone(),
+            request_id: self.id.to_string(),
+            method: self.method.as_str().to_owned(),
+            target: self.target.clone(),
+            fields: fields_out(&self.fields),
+            upgrade: self.upgrade.as_ref().map(|protocol| protocol.as_bytes().to_vec()),
+            asks_go: false,
+        };
+        Some(HopRequest { head, body })
+    }
+
+    /// A digest of what a repeat under the same key must have in common.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in [self.method.as_str().as_bytes(), b" ", self.target.as_bytes(), b"\n"] {
+            context.update(part);
+        }
+        if let CallBody::Whole(bytes) = &self.body {
+            context.update(bytes);
+        }
+        let digest = context.finish();
+        let first: [u8; 8] = digest.as_ref()[..8].try_into().expect("a digest has 32 bytes");
+        u64::from_be_bytes(first)
+    }
+}

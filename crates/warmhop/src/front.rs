@@ -1,0 +1,118 @@
+//! A peer's front door: the HTTP/1.1 and HTTP/2 listener for clients.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::body::Body;
+use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
+use crate::ingress::{Client, Ingress};
+
+/// How long a client may take to send a request's head, and an idle connection may stay.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most client connections of one listener.
+const CONNECTIONS_MAX: usize = 16 * 1024;
+/// The most streams a client may open at once on an HTTP/2 connection.
+const H2_STREAMS_MAX: u32 = 256;
+
+/// Serves `listener` until `closing` is cancelled; connections then end gracefully.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    ingress: Arc<Ingress>,
+    closing: CancellationToken,
+    connections: TaskTracker,
+) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = tokio::select! {
+            biased;
+            () = closing.cancelled() => break,
+            permit = Arc::clone(&permits).acquire_owned() => match permit {
+                Ok(permit) => permit,
+                Err(_) => break,
+            },
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = closing.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let ingress = Arc::clone(&ingress);
+                let closing = closing.clone();
+                connections.spawn(async move {
+                    connection(stream, peer, ingress, closing).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: waiting lets some be returned.
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    // Clients that connected before the listener closed are served, not reset.
+    while let Some(Ok((stream, peer))) =
+        futures_util::FutureExt::now_or_never(listener.accept())
+    {
+        let (ingress, closing) = (Arc::clone(&ingress), closing.clone());
+        connections.spawn(connection(stream, peer, ingress, closing));
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    ingress: Arc<Ingress>,
+    closing: CancellationToken,
+) {
+    let _ = stream.set_nodelay(true);
+    let client = Client { addr: Some(peer), secure: false };
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let ingress = Arc::clone(&ingress);
+        async move {
+            let response: Response<Body> = ingress.handle(request.map(Body::from), client).await;
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(FIELDS_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let serving =
+        builder.serve_connection_with_upgrades(TokioIo::new(Framed::new(stream)), service);
+    tokio::pin!(serving);
+    let outcome = tokio::select! {
+        outcome = serving.as_mut() => outcome,
+        () = closing.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = outcome {
+        debug!(%peer, %error, "client connection ended");
+    }
+}

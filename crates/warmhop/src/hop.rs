@@ -1,0 +1,604 @@
+//! One hop: a request to a ready peer and its response back, over one QUIC stream. Both ends
+//! are here, so that the form on the wire is read in one place.
+//!
+//! ```text
+//! entry peer ── kind │ u32 length │ HopHead  │ body frames … │ end ──▶ serving peer
+//!            ◀─        u32 length │ ReplyHead│ body frames … │ end ──
+//! ```
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::AbortHandle;
+use warmhop_core::ids::{AppName, Ballot, Incarnation, PeerId, RequestKey, SessionId};
+use warmhop_core::session::TokenHint;
+use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
+
+use crate::body::{Body, BoxError};
+use crate::link::HopLease;
+use crate::net::{Net, OpenError, OpenHop};
+use crate::wire::{
+    self, FrameReader, HopBodyReader, HopBodyWriter, HopPart, KIND_HOP, Trailers, put_frame,
+};
+
+/// The largest head of a hop in bytes, the session's inline base included.
+pub(crate) const HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// A body known to be whole and at most so large rides with the head in one write.
+const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
+
+/// What a hop asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum HopKind {
+    /// Serve it; sessions are none of the mesh's business.
+    Plain,
+    /// Nothing to serve: start the app, which the asking peer may not.
+    Wake,
+    /// Execute it for a session that another peer owns.
+    Exec {
+        sid: SessionId,
+        exec: Exec,
+    },
+    /// You own its session: do all that an entry peer does.
+    Forward(Forward),
+}
+
+/// A request on its way to its session's owner.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Forward {
+    pub(crate) sid: SessionId,
+    pub(crate) cfg: Config,
+    pub(crate) owner: Incarnation,
+    pub(crate) n: u64,
+    pub(crate) rid: RequestKey,
+    pub(crate) fingerprint: u64,
+    pub(crate) keyed: bool,
+    pub(crate) seen: Option<u64>,
+    /// How many peers it may still be sent on to.
+    pub(crate) hops_left: u8,
+}
+
+/// The head of a hop.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HopHead {
+    pub(crate) kind: HopKind,
+    pub(crate) app: AppName,
+    pub(crate) request_id: String,
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) fields: Vec<(String, Vec<u8>)>,
+    /// The protocol that the client asks to upgrade to.
+    pub(crate) upgrade: Option<Vec<u8>>,
+    /// The body is a stream, which cannot be sent twice: it waits for [`ReplyHead::Go`].
+    pub(crate) asks_go: bool,
+}
+
+/// The load of an app on the peer that replies, for the next choice among peers.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Load {
+    pub(crate) in_flight: u32,
+    pub(crate) latency_us: u32,
+}
+
+/// The session's part of a reply.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ReplySession {
+    None,
+    /// What came of an execution.
+    Done(ExecDone),
+    /// The owner committed it: what the client's token should say.
+    Committed { hint: TokenHint, replayed: bool },
+}
+
+/// Why a hop was refused; no app has seen the request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum HopRefusal {
+    /// The app is not ready here: the view of the peer that asked was stale.
+    NotReady,
+    /// There is no such app here.
+    UnknownApp,
+    /// The executor cannot run on that base, or may not vote.
+    Exec(ExecDone),
+    /// This peer does not own the session.
+    NotOwner { promised: Option<Ballot>, cfg: Option<Config> },
+    /// A problem for the client, decided by the owner.
+    Problem { status: u16, name: String, detail: String, retry_after_ms: Option<u64> },
+    /// The app took the request and failed before it answered.
+    AppFailed { detail: String },
+    /// The head was out of form.
+    Malformed,
+}
+
+impl HopKind {
+    /// What it asks for, in a word.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Plain => "serve it",
+            Self::Wake => "start the app",
+            Self::Exec { .. } => "execute it for its session's owner",
+            Self::Forward(_) => "own its session",
+        }
+    }
+}
+
+impl HopRefusal {
+    /// A stable name for counters and traces.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::NotReady => "not-ready",
+            Self::UnknownApp => "unknown-app",
+            Self::Exec(_) => "session-base-or-vote",
+            Self::NotOwner { .. } => "not-owner",
+            Self::Problem { .. } => "problem",
+            Self::AppFailed { .. } => "app-failed",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// The head of a reply.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ReplyHead {
+    /// The request is taken: send its body. The reply proper follows.
+    Go,
+    Response {
+        status: u16,
+        fields: Vec<(String, Vec<u8>)>,
+        session: ReplySession,
+        /// The peer that ran the app.
+        served_by: String,
+        load: Load,
+    },
+    Refused { why: HopRefusal, load: Load },
+}
+
+/// Why a hop brought no response.
+#[derive(Debug)]
+pub(crate) enum HopError {
+    /// The peer was not reached: no byte of the request left. Its body comes back.
+    Unreachable(OpenError, Body),
+    /// The peer said no: no byte of the request reached an app, except for `AppFailed`. A body
+    /// that was not sent comes back.
+    Refused(HopRefusal, Load, Option<Body>),
+    /// The link broke or the reply was out of form: the app may have seen the request.
+    Broken(String),
+}
+
+/// What came back.
+pub(crate) struct HopReply {
+    pub(crate) response: Response<Body>,
+    pub(crate) session: ReplySession,
+    pub(crate) served_by: String,
+    pub(crate) load: Load,
+    pub(crate) executor: Incarnation,
+    /// Both directions of an upgraded connection.
+    pub(crate) tunnel: Option<(HopBodyWriter, HopBodyReader)>,
+}
+
+/// What is sent.
+pub(crate) struct HopRequest {
+    pub(crate) head: HopHead,
+    pub(crate) body: Body,
+}
+
+pub(crate) fn fields_out(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    headers
+        .iter()
+        .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+        .collect()
+}
+
+pub(crate) fn fields_in(fields: Vec<(String, Vec<u8>)>) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for (name, value) in fields {
+        headers.append(
+            HeaderName::from_bytes(name.as_bytes()).ok()?,
+            HeaderValue::from_bytes(&value).ok()?,
+        );
+    }
+    Some(headers)
+}
+
+/// Sends `request` to `to` and waits for the head of its reply.
+pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<HopReply, HopError> {
+    let HopRequest { mut head, mut body } = request;
+    let upgrades = head.upgrade.is_some();
+    let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
+    head.asks_go = whole.is_none() && !upgrades;
+    // The kind, the head and a small body leave in one write: one packet instead of two.
+    let mut prefix = BytesMut::with_capacity(1024);
+    prefix.put_u8(KIND_HOP);
+    put_frame(&mut prefix, &head, HEAD_BYTES_MAX)
+        .map_err(|error| HopError::Broken(format!("the request's head does not fit: {error}")))?;
+    let OpenHop { send, recv, incarnation: executor, lease } = match net.open_hop(to).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            let body = whole.map_or(body, Body::from);
+            return Err(HopError::Unreachable(error, body));
+        }
+    };
+    let mut writer = HopBodyWriter::new(send, prefix);
+    let mut reader = FrameReader::new(recv);
+    if upgrades {
+        writer.flush().await.map_err(broken)?;
+        let (mut reply, reader) = read_reply(reader, executor).await?;
+        if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            reply.tunnel = Some((writer, reader));
+        } else {
+            // The client sends nothing before the switch, so its half has ended.
+            writer.write_end(Bytes::new(), None).await.map_err(broken)?;
+            *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
+        }
+        return Ok(reply);
+    }
+    let pump = match whole {
+        Some(whole) => {
+            writer.write_end(whole, None).await.map_err(broken)?;
+            None
+        }
+        None => {
+            writer.flush().await.map_err(broken)?;
+            match read_head(&mut reader).await? {
+                ReplyHead::Go => {}
+                ReplyHead::Refused { why, load } => {
+                    return Err(HopError::Refused(why, load, Some(body)));
+                }
+                ReplyHead::Response { .. } => return Err(broken("a response before the body")),
+            }
+            let task = tokio::spawn(async move {
+                if let Err(error) = send_body(writer, body).await {
+                    tracing::debug!(%error, "request body ended early");
+                }
+            });
+            Some(AbortOnDrop(task.abort_handle()))
+        }
+    };
+    let (mut reply, reader) = read_reply(reader, executor).await?;
+    *reply.response.body_mut() = Body::new(HopBody::new(reader, pump, Some(lease)));
+    Ok(reply)
+}
+
+/// Asks `to` to start an app.
+pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), HopError> {
+    let head = HopHead {
+        kind: HopKind::Wake,
+        app,
+        request_id: "wake".into(),
+        method: "GET".into(),
+        target: "/".into(),
+        fields: Vec::new(),
+        upgrade: None,
+        asks_go: false,
+    };
+    match ask(net, to, HopRequest { head, body: Body::empty() }).await {
+        Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> HopError {
+    HopError::Broken(error.to_string())
+}
+
+async fn read_reply(
+    mut reader: FrameReader,
+    executor: Incarnation,
+) -> Result<(HopReply, HopBodyReader), HopError> {
+    let head = read_head(&mut reader).await?;
+    let mut reader = reader.into_body();
+    match interpret(head, executor) {
+        Ok(reply) => Ok((reply, reader)),
+        Err(error) => {
+            // A refusal has no body; read to the stream's end, so that no stop is sent for nothing.
+            let _ = reader.next().await;
+            Err(error)
+        }
+    }
+}
+
+async fn read_head(reader: &mut FrameReader) -> Result<ReplyHead, HopError> {
+    let head = reader.frame(HEAD_BYTES_MAX).await.map_err(broken)?;
+    let head = head.ok_or_else(|| broken("the reply ended before its head"))?;
+    wire::decode::<_, HEAD_BYTES_MAX>(&head)
+        .map_err(|error| HopError::Broken(format!("the reply's head does not decode: {error}")))
+}
+
+fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopError> {
+    match head {
+        ReplyHead::Go => Err(broken("told to go on twice")),
+        ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
+        ReplyHead::Response { status, fields, session, served_by, load } => {
+            let out_of_form = || HopError::Broken("the reply's head is out of form".into());
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::from_u16(status).map_err(|_| out_of_form())?;
+            *response.headers_mut() = fields_in(fields).ok_or_else(out_of_form)?;
+            Ok(HopReply { response, session, served_by, load, executor, tunnel: None })
+        }
+    }
+}
+
+/// Streams `body` with back-pressure, its trailers and its end; aborts the stream if the body
+/// fails.
+pub(crate) async fn send_body(mut writer: HopBodyWriter, mut body: Body) -> Result<(), BoxError> {
+    let mut trailers: Option<Trailers> = None;
+    while let Some(frame) = body.frame().await {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                writer.abort(BODY_FAILED);
+                return Err(error);
+            }
+        };
+        match frame.into_data() {
+            Ok(data) => writer.write_data(data).await?,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok().map(|fields| fields_out(&fields));
+            }
+        }
+    }
+    writer.write_end(Bytes::new(), trailers.as_ref()).await?;
+    Ok(())
+}
+
+/// The reset code of a body whose source failed.
+const BODY_FAILED: quinn::VarInt = quinn::VarInt::from_u32(1);
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A body that arrives over a hop. Dropping it before its end cancels the far side.
+struct HopBody {
+    reader: HopBodyReader,
+    /// Read ahead, because a reader that knows the length never asks for the end, and a stream
+    /// that is not read to its end costs a packet each way.
+    ahead: Option<Result<HopPart, BoxError>>,
+    ended: bool,
+    /// The request's body may still be on its way while the response's arrives.
+    _pump: Option<AbortOnDrop>,
+    /// Keeps a link that is being replaced open until the hop has ended.
+    _lease: Option<HopLease>,
+}
+
+impl HopBody {
+    fn new(reader: HopBodyReader, pump: Option<AbortOnDrop>, lease: Option<HopLease>) -> Self {
+        Self { reader, ahead: None, ended: false, _pump: pump, _lease: lease }
+    }
+}
+
+impl http_body::Body for HopBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let part = match self.ahead.take() {
+            Some(part) => part,
+            None => futures_util::ready!(self.reader.poll_next(cx)).map_err(Into::into),
+        };
+        match part {
+            Ok(HopPart::Data(data)) => {
+                if let Poll::Ready(part) = self.reader.poll_next(cx) {
+                    self.ahead = Some(part.map_err(Into::into));
+                }
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Ok(HopPart::End(trailers)) => {
+                self.ended = true;
+                let Some(trailers) = trailers else { return Poll::Ready(None) };
+                match fields_in(trailers) {
+                    Some(fields) => Poll::Ready(Some(Ok(Frame::trailers(fields)))),
+                    None => Poll::Ready(Some(Err("trailers out of form".into()))),
+                }
+            }
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || matches!(self.ahead, Some(Ok(HopPart::End(None))))
+    }
+}
+
+/// A request that arrived over a hop.
+pub(crate) struct Arrived {
+    pub(crate) head: HopHead,
+    pub(crate) method: Method,
+    pub(crate) fields: HeaderMap,
+    pub(crate) incoming: HopIncoming,
+}
+
+/// What follows a hop's head.
+pub(crate) enum HopIncoming {
+    Body(Body),
+    Tunnel(HopBodyReader),
+}
+
+impl Arrived {
+    /// Reads the head, the stream's kind having been read; `None` where it is out of form.
+    pub(crate) async fn read(recv: quinn::RecvStream) -> Option<Self> {
+        let mut reader = FrameReader::new(recv);
+        let bytes = reader.frame(HEAD_BYTES_MAX).await.ok()??;
+        let mut head: HopHead = wire::decode::<_, HEAD_BYTES_MAX>(&bytes).ok()?;
+        let method = Method::from_bytes(head.method.as_bytes()).ok()?;
+        let fields = fields_in(std::mem::take(&mut head.fields))?;
+        let reader = reader.into_body();
+        let incoming = if head.upgrade.is_some() {
+            HopIncoming::Tunnel(reader)
+        } else {
+            HopIncoming::Body(Body::new(HopBody::new(reader, None, None)))
+        };
+        Some(Self { head, method, fields, incoming })
+    }
+}
+
+fn reply_prefix(head: &ReplyHead) -> Result<BytesMut, BoxError> {
+    let mut prefix = BytesMut::with_capacity(1024);
+    put_frame(&mut prefix, head, HEAD_BYTES_MAX)?;
+    Ok(prefix)
+}
+
+/// The head of a response on its way back.
+pub(crate) fn response_head(
+    response: &Response<Body>,
+    session: ReplySession,
+    served_by: String,
+    load: Load,
+) -> ReplyHead {
+    ReplyHead::Response {
+        status: response.status().as_u16(),
+        fields: fields_out(response.headers()),
+        session,
+        served_by,
+        load,
+    }
+}
+
+/// Tells the entry peer to send the body.
+pub(crate) async fn go(send: &mut quinn::SendStream) -> Result<(), BoxError> {
+    let prefix = reply_prefix(&ReplyHead::Go)?;
+    send.write_all(&prefix).await?;
+    Ok(())
+}
+
+/// Answers a hop with a response.
+pub(crate) async fn reply(
+    send: quinn::SendStream,
+    head: &ReplyHead,
+    mut body: Body,
+) -> Result<(), BoxError> {
+    let mut writer = HopBodyWriter::new(send, reply_prefix(head)?);
+    if let Some(whole) = body.take_whole(RIDE_ALONG_BYTES_MAX) {
+        writer.write_end(whole, None).await?;
+        return Ok(());
+    }
+    writer.flush().await?;
+    let stopped = writer.stream().stopped();
+    tokio::select! {
+        sent = send_body(writer, body) => sent,
+        // The client left: what still produces the body is dropped, and so cancelled.
+        _ = stopped => Ok(()),
+    }
+}
+
+/// Answers a hop with a 101 and gives the stream over.
+pub(crate) async fn reply_switching(
+    send: quinn::SendStream,
+    head: &ReplyHead,
+) -> Result<HopBodyWriter, BoxError> {
+    let mut writer = HopBodyWriter::new(send, reply_prefix(head)?);
+    writer.flush().await?;
+    Ok(writer)
+}
+
+/// Refuses a hop.
+pub(crate) async fn refuse(
+    send: quinn::SendStream,
+    why: HopRefusal,
+    load: Load,
+) -> Result<(), BoxError> {
+    reply(send, &ReplyHead::Refused { why, load }, Body::empty()).await
+}
+
+/// Passes bytes between an upgraded connection and a hop until both directions have ended.
+pub(crate) async fn tunnel<IO>(io: IO, mut writer: HopBodyWriter, mut reader: HopBodyReader)
+where
+    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
+{
+    let (mut from, mut to) = tokio::io::split(io);
+    let up = async {
+        let mut buffer = BytesMut::with_capacity(16 * 1024);
+        loop {
+            buffer.reserve(16 * 1024);
+            match from.read_buf(&mut buffer).await {
+                Ok(0) => break,
+                Ok(_) => {
+                    if writer.write_data(buffer.split().freeze()).await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => {
+                    writer.abort(BODY_FAILED);
+                    return;
+                }
+            }
+        }
+        let _ = writer.write_end(Bytes::new(), None).await;
+    };
+    let down = async {
+        while let Ok(HopPart::Data(data)) = reader.next().await {
+            if to.write_all(&data).await.is_err() || to.flush().await.is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown().await;
+    };
+    tokio::join!(up, down);
+}
+
+/// A response as it is stored for a repeat of its request.
+#[derive(Serialize, Deserialize)]
+struct StoredResponse {
+    status: u16,
+    fields: Vec<(String, Vec<u8>)>,
+    body: Vec<u8>,
+}
+
+/// Collects a response to store it, if it is at most `bytes_max` long; the response goes on
+/// unchanged either way.
+pub(crate) async fn store_response(
+    response: Response<Body>,
+    bytes_max: usize,
+) -> Result<(Response<Body>, Stored), BoxError> {
+    let (parts, mut body) = response.into_parts();
+    let mut collected = bytes::BytesMut::new();
+    let mut later = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if collected.len() + data.len() > bytes_max {
+            later = Some(data);
+            break;
+        }
+        collected.extend_from_slice(&data);
+    }
+    let collected = collected.freeze();
+    if let Some(next) = later {
+        let body = Body::resumed(vec![collected, next], body);
+        return Ok((Response::from_parts(parts, body), Stored::TooLarge));
+    }
+    let stored = StoredResponse {
+        status: parts.status.as_u16(),
+        fields: fields_out(&parts.headers),
+        body: collected.to_vec(),
+    };
+    let encoded = wire::encode(&stored, bytes_max.saturating_add(128 * 1024))?;
+    let response = Response::from_parts(parts, Body::from(collected));
+    Ok((response, Stored::Response(encoded.as_ref().into())))
+}
+
+/// The stored response of a request that is repeated.
+pub(crate) fn restore_response(stored: &[u8]) -> Option<Response<Body>> {
+    let stored: StoredResponse = wire::decode::<_, HEAD_BYTES_MAX>(stored).ok()?;
+    let mut response = Response::new(Body::from(Bytes::from(stored.body)));
+    *response.status_mut() = StatusCode::from_u16(stored.status).ok()?;
+    *response.headers_mut() = fields_in(stored.fields)?;
+    Some(response)
+}

@@ -1,0 +1,438 @@
+//! The service in front: names the app, the session and the request, and nothing else. What is
+//! decided and carried out for them is in [`crate::node`] and [`crate::serve`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{COOKIE, EXPECT, HOST, HeaderValue};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tracing::{Instrument, info_span};
+use warmhop_core::affinity::{self, Entry, Kind, Token};
+use warmhop_core::config::SessionMode;
+use warmhop_core::ids::{PeerId, RequestId, RequestKey};
+use warmhop_core::route::Arrived;
+
+use crate::body::Body;
+use crate::call::{Call, CallBody};
+use crate::clock::Clock;
+use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
+use crate::hop;
+use crate::node::Node;
+use crate::problem::{Problem, sf_name};
+use crate::serve::{Portable, Served, Upgrade};
+use crate::supervise::Slot;
+use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
+
+/// How many peers a request may be forwarded through on its way to its session's owner.
+const FORWARDS_MAX: u8 = 3;
+/// The longest idempotency key, in bytes.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// The most entries that one cookie carries, one for each app of the same host.
+const ENTRIES_MAX: usize = 4;
+/// Where a request has the field that names its answer as a stored one.
+const REPLAYED_FIELD: &str = "warmhop-replayed";
+/// Where a client is told that its former session is gone.
+const LOST_FIELD: &str = "warmhop-session-lost";
+
+/// Who sent a request.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Client {
+    pub(crate) addr: Option<SocketAddr>,
+    pub(crate) secure: bool,
+}
+
+/// A peer's front, cheap to clone behind an `Arc`.
+pub(crate) struct Ingress {
+    pub(crate) node: Arc<Node>,
+}
+
+impl Ingress {
+    /// Serves one request; every outcome is a response.
+    pub(crate) async fn handle(&self, request: Request<Body>, client: Client) -> Response<Body> {
+        let node = &self.node;
+        let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
+        let span = info_span!("request", id = %id, peer = %node.me);
+        self.traced(request, client, id).instrument(span).await
+    }
+
+    async fn traced(&self, request: Request<Body>, client: Client, id: RequestId) -> Response<Body> {
+        let node = &self.node;
+        let line = format!("{} {}", request.method(), request.uri().path());
+        let mut tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
+        let accept: HeaderMap = request
+            .headers()
+            .get(http::header::ACCEPT)
+            .map(|accept| (http::header::ACCEPT, accept.clone()))
+            .into_iter()
+            .collect();
+        let version = request.version();
+        let outcome = self.dispatch(request, client, &mut tracing).await;
+        let (mut response, way, app) = match outcome {
+            Ok(done) => done,
+            Err((problem, app)) => {
+                tracing.step("problem", problem.detail.clone());
+                tracing::info!(
+                    problem = problem.name,
+                    status = problem.status.as_u16(),
+                    detail = problem.detail,
+                    "refused"
+                );
+                let response = problem.response(&accept, node.me.as_str(), tracing.id.as_str());
+                (response, "refuse", app)
+            }
+        };
+        let headers = response.headers_mut();
+        if node.reveal {
+            if let Ok(value) = HeaderValue::from_str(tracing.id.as_str()) {
+                headers.insert(REQUEST_ID_FIELD, value);
+            }
+        } else {
+            headers.remove(PEER_FIELD);
+        }
+        if node.is_draining() && version < http::Version::HTTP_2 {
+            headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        tracing.head(response.status().as_u16());
+        let app = app.map_or_else(|| "-".into(), |slot| slot.name().to_string());
+        let label = ByAppAndWay { app, way };
+        node.metrics.requests.get_or_create(&label).inc();
+        node.metrics.head_seconds.get_or_create(&label).observe(tracing.elapsed().as_secs_f64());
+        tracing::debug!(
+            way,
+            status = response.status().as_u16(),
+            head_us = tracing.elapsed().as_micros() as u64,
+            "answered"
+        );
+        response
+    }
+
+    async fn dispatch(
+        &self,
+        request: Request<Body>,
+        client: Client,
+        tracing: &mut Tracing,
+    ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)> {
+        if request.method() == Method::CONNECT {
+            let detail = "CONNECT is for forward proxies; this is a gateway to apps";
+            return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
+        }
+        let host = fields::host_of(request.uri(), request.headers());
+        let Some(slot) = self.app_for(host.as_deref(), request.uri().path()) else {
+            let host = host.unwrap_or_default();
+            let detail = format!(
+                "no app of this mesh answers for {host}{}; see [[app]] match in the configuration",
+                request.uri().path()
+            );
+            return Err((Problem::new(StatusCode::NOT_FOUND, "unknown-app", detail), None));
+        };
+        tracing.app(slot.name());
+        self.serve(slot, request, client, host, tracing)
+            .await
+            .map(|(response, way)| (response, way, Some(Arc::clone(slot))))
+            .map_err(|problem| (problem, Some(Arc::clone(slot))))
+    }
+
+    /// The app whose host and path match best: a host before none, then the longest path.
+    fn app_for(&self, host: Option<&str>, path: &str) -> Option<&Arc<Slot>> {
+        self.node
+            .slots
+            .iter()
+            .filter(|slot| match &slot.spec.host {
+                Some(wanted) => host.is_some_and(|host| wanted.eq_ignore_ascii_case(host)),
+                None => true,
+            })
+            .filter(|slot| is_below(path, &slot.spec.path))
+            .max_by_key(|slot| (slot.spec.host.is_some(), slot.spec.path.trim_end_matches('/').len()))
+    }
+
+    async fn serve(
+        &self,
+        slot: &Arc<Slot>,
+        request: Request<Body>,
+        client: Client,
+        host: Option<String>,
+        tracing: &mut Tracing,
+    ) -> Result<(Response<Body>, &'static str), Problem> {
+        let node = &self.node;
+        let mode = slot.spec.policy.session;
+        let (mut parts, body) = request.into_parts();
+        let token = if mode == SessionMode::None { None } else { self.token(&parts.headers) };
+        let key = idempotency_key(&parts.headers)?
+            .filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method));
+
+        let upgrade = fields::wanted_upgrade(parts.version, &parts.headers);
+        let on_upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| upgrade.is_some());
+        let via_version = parts.version;
+        let headers = &mut parts.headers;
+        fields::remove_hop_by_hop(headers);
+        fields::remove_reserved(headers);
+        headers.remove(EXPECT);
+        hide_cookie(headers);
+        if !headers.contains_key(HOST) {
+            if let Some(Ok(host)) = parts.uri.authority().map(|a| HeaderValue::from_str(a.as_str())) {
+                headers.insert(HOST, host);
+            }
+        }
+        let scheme = if client.secure { "https" } else { "http" };
+        fields::append_forwarded(headers, client.addr.map(|addr| addr.ip()), host.as_deref(), scheme);
+        fields::append_via(headers, via_version, node.me.as_str());
+        if let Ok(value) = HeaderValue::from_str(tracing.id.as_str()) {
+            headers.insert("x-request-id", value);
+        }
+
+        let want_whole = key.is_some().then(|| node.store.policy().stored_response_bytes_max);
+        let body = if upgrade.is_some() {
+            CallBody::Whole(bytes::Bytes::new())
+        } else {
+            Call::gather(body, want_whole).await.map_err(|error| {
+                Problem::new(StatusCode::BAD_REQUEST, "body-cut-off", format!("the request's body was cut off: {error}"))
+            })?
+        };
+        let mut call = Call {
+            id: tracing.id.clone(),
+            method: parts.method,
+            target: parts.uri.path_and_query().map_or_else(|| "/".into(), |pq| pq.as_str().to_owned()),
+            fields: parts.headers,
+            body,
+            upgrade,
+            on_upgrade: on_upgrade.clone(),
+        };
+
+        let entry = token.as_ref().and_then(|(token, _)| {
+            token.entries.iter().find(|entry| entry.app == *slot.name()).cloned()
+        });
+        let entry = entry.filter(|entry| match entry.kind {
+            Kind::Portable { .. } => mode == SessionMode::Portable,
+            Kind::Pinned { .. } => mode == SessionMode::Pinned,
+        });
+        let served = if mode == SessionMode::Portable {
+            let portable = Portable {
+                slot,
+                rid: key.as_deref().map_or_else(|| RequestKey(rand::random()), rid_of_key),
+                fingerprint: if key.is_some() { call.fingerprint() } else { 0 },
+                keyed: key.is_some(),
+                seen: entry.as_ref().and_then(|entry| match entry.kind {
+                    Kind::Portable { n, .. } => Some(n),
+                    Kind::Pinned { .. } => None,
+                }),
+                arrived: Arrived::AtFrontDoor,
+                hops_left: FORWARDS_MAX,
+            };
+            node.serve_portable(&portable, &mut call, entry.as_ref(), tracing).await?
+        } else {
+            node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await?
+        };
+        let way = if served.next_hop.is_some() { "hop" } else { "serve" };
+        let response = self.finish(served, token, entry.as_ref(), on_upgrade, client);
+        Ok((response, way))
+    }
+
+    /// Reads the affinity cookie; what is not ours is counted and ignored.
+    fn token(&self, headers: &HeaderMap) -> Option<(Token, Option<PeerId>)> {
+        let wall = Clock::wall();
+        for field in headers.get_all(COOKIE) {
+            for value in affinity::cookie_from_header(field.as_bytes()) {
+                match affinity::read(value, &self.node.auth, wall) {
+                    Ok(read) => return Some(read),
+                    Err(reject) => {
+                        let label = ByReason { reason: reject.label() };
+                        self.node.metrics.cookies_rejected.get_or_create(&label).inc();
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives the response what the client's side needs: affinity, the way it came, the upgrade.
+    fn finish(
+        &self,
+        served: Served,
+        token: Option<(Token, Option<PeerId>)>,
+        former: Option<&Entry>,
+        on_upgrade: Option<OnUpgrade>,
+        client: Client,
+    ) -> Response<Body> {
+        let node = &self.node;
+        let Served { mut response, served_by, next_hop, upgrade, entry, session_lost, replayed } =
+            served;
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::from_str(&served_by) {
+            headers.insert(PEER_FIELD, value);
+        }
+        if let Some(hop) = &next_hop {
+            fields::append_via(headers, http::Version::HTTP_11, node.me.as_str());
+            let status =
+                format!("{}; next-hop={}", sf_name(node.me.as_str()), sf_name(hop.as_str()));
+            if let Ok(value) = HeaderValue::from_str(&status) {
+                headers.append("proxy-status", value);
+            }
+        }
+        if session_lost {
+            headers.insert(LOST_FIELD, HeaderValue::from_static("?1"));
+        }
+        if replayed {
+            headers.insert(REPLAYED_FIELD, HeaderValue::from_static("?1"));
+        }
+        if let Some(entry) = entry {
+            let route = self.route_of(&entry, token.as_ref().and_then(|(_, route)| route.as_ref()));
+            let stays = former.is_some_and(|former| is_settled(former, &entry))
+                && token.as_ref().is_some_and(|(_, current)| current.as_ref() == Some(&route));
+            if !stays {
+                let mut entries = token.map(|(token, _)| token.entries).unwrap_or_default();
+                entries.retain(|other| other.app != entry.app);
+                entries.insert(0, entry);
+                entries.truncate(ENTRIES_MAX);
+                let value = affinity::mint(&Token { entries }, &route, &node.auth);
+                fields::set_affinity(headers, &affinity::set_cookie(&value, client.secure));
+            }
+        }
+        if switching {
+            let protocol = headers.get(http::header::UPGRADE).cloned();
+            if let Some(protocol) = protocol {
+                fields::put_upgrade(headers, protocol);
+            }
+            if let (Some(on_upgrade), Some(upgrade)) = (on_upgrade, upgrade) {
+                tokio::spawn(async move {
+                    let Ok(client) = on_upgrade.await else { return };
+                    let mut client = TokioIo::new(client);
+                    match upgrade {
+                        Upgrade::Hop(writer, reader) => hop::tunnel(client, writer, reader).await,
+                        Upgrade::Io(app) => {
+                            let mut app = TokioIo::new(app);
+                            let _ = tokio::io::copy_bidirectional(&mut client, &mut app).await;
+                        }
+                    }
+                });
+            }
+        }
+        response
+    }
+
+    /// The peer that the client should come back to.
+    fn route_of(&self, entry: &Entry, current: Option<&PeerId>) -> PeerId {
+        let node = &self.node;
+        match &entry.kind {
+            // Its session is in that peer's app's memory.
+            Kind::Pinned { peer, .. } => peer.clone(),
+            Kind::Portable { owner, .. } if *owner == node.incarnation => node.me.clone(),
+            Kind::Portable { owner, .. } => {
+                // Served elsewhere for now: stay with the owner while it lives.
+                let view = node.view();
+                match view.by_incarnation(owner) {
+                    Some(belief) if !belief.news.draining => belief.news.peer.clone(),
+                    _ => current.cloned().unwrap_or_else(|| node.me.clone()),
+                }
+            }
+        }
+    }
+}
+
+/// Whether the token need not be sent again: the same session under the same configuration, and
+/// with more than half of its time to go.
+fn is_settled(former: &Entry, entry: &Entry) -> bool {
+    let span = |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from));
+    let wall = Clock::wall().0;
+    former.sid == entry.sid
+        && former.kind == entry.kind
+        && span(wall, former.expiry.0) > span(wall, entry.expiry.0) / 2
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    let prefix = prefix.trim_end_matches('/');
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn fresh_request_id() -> RequestId {
+    let random = RequestKey(rand::random());
+    RequestId::new(&random.to_string()).expect("hexadecimal digits form a request id")
+}
+
+fn rid_of_key(key: &str) -> RequestKey {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    RequestKey(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
+}
+
+/// The `Idempotency-Key`, as a string item or bare; refused where it is out of form, because a
+/// client that sends one relies on it.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().ok().map(|text| text.trim().trim_matches('"'));
+    match text {
+        Some(key)
+            if values.next().is_none()
+                && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) =>
+        {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "idempotency-key",
+            format!("Idempotency-Key must be one value of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters"),
+        )),
+    }
+}
+
+/// Takes our cookie out of what the app sees; the app's own stay.
+fn hide_cookie(headers: &mut HeaderMap) {
+    let mut kept = Vec::new();
+    let mut hidden = false;
+    for field in headers.get_all(COOKIE) {
+        match affinity::strip_cookie(field.as_bytes()) {
+            Some(rest) => {
+                hidden = true;
+                if !rest.is_empty() {
+                    kept.extend(HeaderValue::from_bytes(&rest));
+                }
+            }
+            None => kept.push(field.clone()),
+        }
+    }
+    if hidden {
+        headers.remove(COOKIE);
+        for field in kept {
+            headers.append(COOKIE, field);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_matches_by_whole_segments() {
+        for (path, prefix, below) in [
+            ("/", "/", true),
+            ("/shop", "/shop", true),
+            ("/shop/a", "/shop", true),
+            ("/shop/a", "/shop/", true),
+            ("/shopping", "/shop", false),
+            ("/", "/shop", false),
+        ] {
+            assert_eq!(is_below(path, prefix), below, "{path} below {prefix}");
+        }
+    }
+
+    #[test]
+    fn an_idempotency_key_is_taken_bare_or_quoted_and_refused_out_of_form() {
+        let with = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("idempotency-key", HeaderValue::from_str(value).unwrap());
+            }
+            idempotency_key(&headers)
+        };
+        assert_eq!(with(&[]).unwrap(), None);
+        assert_eq!(with(&["\"a-1\""]).unwrap().unwrap(), "a-1");
+        assert_eq!(with(&["a-1"]).unwrap().unwrap(), "a-1");
+        assert!(with(&["a", "b"]).is_err());
+        assert!(with(&[""]).is_err());
+        assert!(with(&[&"k".repeat(257)]).is_err());
+    }
+}

@@ -1,0 +1,329 @@
+//! What one peer consists of, and how it decides where a request goes.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use warmhop_core::app::WantedBy;
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
+use warmhop_core::config::StartMode;
+use warmhop_core::rank;
+use warmhop_core::route::{
+    ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, PinTo, Question, Refusal, decide,
+};
+use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
+
+use crate::clock::Clock;
+use crate::hop::Load;
+use crate::identity::CookieAuthenticator;
+use crate::net::Net;
+use crate::problem::Problem;
+use crate::sessions::Store;
+use crate::status::TraceCandidate;
+use crate::supervise::Slot;
+use crate::telemetry::{Metrics, Traces, Tracing};
+
+/// How long a dead peer is remembered.
+pub(crate) const FORGET_DEAD_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// One peer.
+pub(crate) struct Node {
+    pub(crate) me: PeerId,
+    pub(crate) cluster: String,
+    pub(crate) zone: Option<String>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) reveal: bool,
+    pub(crate) clock: Clock,
+    pub(crate) started: Instant,
+    pub(crate) slots: Vec<Arc<Slot>>,
+    pub(crate) slots_by_name: HashMap<AppName, Arc<Slot>>,
+    view: ArcSwap<View>,
+    view_owner: Mutex<View>,
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) net: OnceLock<Net>,
+    pub(crate) http: Vec<SocketAddr>,
+    loads: Mutex<HashMap<(PeerId, AppName), (Load, Now)>>,
+    pub(crate) draining: AtomicBool,
+    pub(crate) auth: CookieAuthenticator,
+    pub(crate) traces: Arc<Traces>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Here,
+    There(PeerId),
+}
+
+/// What a request brings to the question where it goes.
+pub(crate) struct Placing<'a> {
+    pub(crate) slot: &'a Arc<Slot>,
+    pub(crate) arrived: Arrived,
+    pub(crate) pin: Option<PinTo<'a>>,
+    pub(crate) tried: &'a [PeerId],
+}
+
+/// The parts that a node is made of, but for what it makes itself.
+pub(crate) struct Parts {
+    pub(crate) me: PeerId,
+    pub(crate) cluster: String,
+    pub(crate) zone: Option<String>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) reveal: bool,
+    pub(crate) clock: Clock,
+    pub(crate) slots: Vec<Arc<Slot>>,
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) auth: CookieAuthenticator,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let slots_by_name =
+            parts.slots.iter().map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
+        let view = View::new(parts.me.clone());
+        Arc::new(Self {
+            me: parts.me,
+            cluster: parts.cluster,
+            zone: parts.zone,
+            incarnation: parts.incarnation,
+            reveal: parts.reveal,
+            clock: parts.clock,
+            started: Instant::now(),
+            slots: parts.slots,
+            slots_by_name,
+            view: ArcSwap::from_pointee(view.clone()),
+            view_owner: Mutex::new(view),
+            changed: parts.changed,
+            store: parts.store,
+            net: OnceLock::new(),
+            http: parts.http,
+            loads: Mutex::new(HashMap::new()),
+            draining: AtomicBool::new(false),
+            auth: parts.auth,
+            traces: Arc::new(Traces::new()),
+            metrics: parts.metrics,
+        })
+    }
+
+    pub(crate) fn net(&self) -> Option<&Net> {
+        self.net.get()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// What this peer believes of the others, as one immutable snapshot.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Changes the view and publishes the snapshot.
+    pub(crate) fn edit_view<R>(&self, edit: impl FnOnce(&mut View, Now) -> R) -> R {
+        let mut view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = edit(&mut view, self.clock.now());
+        self.view.store(Arc::new(view.clone()));
+        drop(view);
+        self.changed.send_modify(|count| *count += 1);
+        result
+    }
+
+    pub(crate) fn apply(&self, news: News, first_hand: bool) {
+        let source = if first_hand { Source::FirstHand } else { Source::Hearsay };
+        self.edit_view(|view, now| view.apply(news, now, source));
+    }
+
+    /// Notes the load that a peer told with its reply.
+    pub(crate) fn note_load(&self, peer: &PeerId, app: &AppName, load: Load) {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.insert((peer.clone(), app.clone()), (load, self.clock.now()));
+    }
+
+    /// Drops what was noted of peers that are gone.
+    pub(crate) fn forget_loads(&self) {
+        let view = self.view();
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.retain(|(peer, _), _| view.peer(peer).is_some());
+    }
+
+    pub(crate) fn local_load(slot: &Slot) -> Load {
+        Load {
+            in_flight: slot.in_flight.load(Ordering::Relaxed),
+            latency_us: slot.latency_us(),
+        }
+    }
+
+    /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
+    /// that could start it, best first.
+    fn candidates<'v>(
+        &self,
+        view: &'v View,
+        app: &'v AppName,
+        or_cold: bool,
+    ) -> Vec<Candidate<'v>> {
+        let now = self.clock.now();
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let candidate = |peer: &'v PeerId, belief: &PeerBelief, told: &AppBelief| {
+            let load = loads.get(&(peer.clone(), app.clone()));
+            let fresher = load.filter(|(_, at)| *at >= told.heard);
+            Candidate {
+                peer,
+                state: told.news.state,
+                same_zone: self.zone == belief.news.zone,
+                in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
+                latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
+                age: now.since(told.heard),
+                load_age: load.map(|(_, at)| now.since(*at)),
+                suspect: belief.alive == Liveness::Suspect,
+                draining: belief.news.draining,
+                eta: told.eta(now),
+            }
+        };
+        let warm: Vec<_> = view
+            .warm_peers(app)
+            .map(|(peer, belief, told)| candidate(peer, belief, told))
+            .collect();
+        if !warm.is_empty() || !or_cold {
+            return warm;
+        }
+        let able = |(_, belief): &(&PeerId, &PeerBelief)| belief.apps.contains_key(app);
+        let ranked = rank::keepers(app, view.live_peers().filter(able).map(|(peer, _)| peer), 8);
+        ranked
+            .iter()
+            .filter_map(|peer| {
+                let (peer, belief) = view.live_peers().find(|(other, _)| *other == peer)?;
+                Some(candidate(peer, belief, belief.apps.get(app)?))
+            })
+            .collect()
+    }
+
+    /// Asks a peer to start an app that may not start here; its news will tell.
+    fn ask_to_start(&self, peer: PeerId, app: AppName) {
+        let Some(net) = self.net().cloned() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = crate::hop::wake(&net, &peer, app).await {
+                tracing::debug!(%peer, ?error, "could not ask for a start");
+            }
+        });
+    }
+
+    /// Decides where a request goes, waiting where it must; every decision is traced.
+    pub(crate) async fn place(
+        &self,
+        placing: &Placing<'_>,
+        tracing: &mut Tracing,
+    ) -> Result<Place, Problem> {
+        let slot = placing.slot;
+        let mut waiting: Option<Waiting<'_>> = None;
+        let since = Instant::now();
+        loop {
+            let mut changes = self.changed.subscribe();
+            changes.mark_unchanged();
+            let state = slot.state();
+            let view = self.view.load();
+            let candidates =
+                if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
+                    Vec::new()
+                } else {
+                    let never = slot.spec.policy.start == StartMode::Never;
+                    self.candidates(&view, slot.name(), never || self.is_draining())
+                };
+            let question = Question {
+                app: &slot.spec.policy,
+                local: LocalApp {
+                    state,
+                    in_flight: slot.in_flight.load(Ordering::Relaxed),
+                    eta: slot.eta(),
+                    waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waiting.is_some()),
+                },
+                draining: self.is_draining(),
+                zone: self.zone.as_deref(),
+                candidates: &candidates,
+                arrived: placing.arrived,
+                affinity: placing.pin,
+                tried: placing.tried,
+                attempt_budget: ATTEMPTS_MAX,
+                waited: since.elapsed(),
+                dice: rand::random(),
+            };
+            let decision = decide(&question);
+            if decision.start_here && placing.arrived == Arrived::AtFrontDoor {
+                slot.wanted(WantedBy::Request);
+            }
+            if let Some(peer) = decision.ask_to_start.clone() {
+                self.ask_to_start(peer, slot.name().clone());
+            }
+            let what = match &decision.action {
+                Action::Serve => "serve",
+                Action::Hop { .. } => "hop",
+                Action::Wait { .. } => "wait",
+                Action::Refuse(_) => "refuse",
+            };
+            tracing.step_among(what, decision.reason.to_string(), traced(&candidates));
+            match decision.action {
+                Action::Serve => return Ok(Place::Here),
+                Action::Hop { to } => return Ok(Place::There(to)),
+                Action::Refuse(refusal) => return Err(refused(&refusal, &decision.reason.to_string())),
+                Action::Wait { at_most } => {
+                    if waiting.is_none() {
+                        slot.waiting.fetch_add(1, Ordering::Relaxed);
+                        waiting = Some(Waiting(slot));
+                    }
+                    drop(candidates);
+                    drop(view);
+                    let _ = tokio::time::timeout(at_most, changes.changed()).await;
+                }
+            }
+        }
+    }
+}
+
+struct Waiting<'a>(&'a Slot);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn traced(candidates: &[Candidate<'_>]) -> Vec<TraceCandidate> {
+    candidates
+        .iter()
+        .take(16)
+        .map(|candidate| TraceCandidate {
+            peer: candidate.peer.to_string(),
+            state: state_name(candidate.state).into(),
+            in_flight: candidate.in_flight,
+            age_ms: u64::try_from(candidate.age.as_millis()).unwrap_or(u64::MAX),
+        })
+        .collect()
+}
+
+/// A refusal of the core as a client sees it.
+pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
+    let status =
+        http::StatusCode::from_u16(refusal.status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+    let mut problem =
+        Problem::new(status, refusal.label(), reason).proxy_error(refusal.proxy_error());
+    problem.retry_after = Some(Duration::from_secs(refusal.retry_after_s()));
+    problem
+}
+
+pub(crate) fn state_name(state: AppState) -> &'static str {
+    match state {
+        AppState::Cold => "cold",
+        AppState::Starting => "starting",
+        AppState::Ready => "ready",
+        AppState::Stopping => "stopping",
+        AppState::Failed => "failed",
+    }
+}

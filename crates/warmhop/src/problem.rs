@@ -1,0 +1,150 @@
+//! What a client gets when a request cannot be served: problem JSON (RFC 9457), or a small
+//! page where the client prefers HTML, with the reason in `Proxy-Status` (RFC 9209).
+
+use std::time::Duration;
+
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+
+use crate::body::Body;
+
+/// A refusal on its way to a client.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    /// A short, stable name; the problem's type is `urn:warmhop:NAME`.
+    pub(crate) name: &'static str,
+    /// What happened and what to do next, for people.
+    pub(crate) detail: String,
+    /// A registered error type of RFC 9209 section 2.3.
+    pub(crate) proxy_error: Option<&'static str>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, name: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, name, detail: detail.into(), proxy_error: None, retry_after: None }
+    }
+
+    pub(crate) fn proxy_error(mut self, kind: &'static str) -> Self {
+        self.proxy_error = Some(kind);
+        self
+    }
+
+    pub(crate) fn retry_after(mut self, span: Duration) -> Self {
+        self.retry_after = Some(span);
+        self
+    }
+
+    /// The response, in the form that the client's `Accept` prefers.
+    pub(crate) fn response(&self, accept: &HeaderMap, peer: &str, request_id: &str) -> Response<Body> {
+        let title = self.status.canonical_reason().unwrap_or("Error");
+        let (kind, body) = if prefers_html(accept) {
+            let page = format!(
+                "<!doctype html><meta charset=utf-8><title>{code} {title}</title>\
+                 <style>body{{font:16px/1.5 system-ui;max-width:40em;margin:15vh auto;padding:0 1em}}\
+                 small{{color:#777}}</style><h1>{title}</h1><p>{detail}</p><small>{id}</small>\n",
+                code = self.status.as_u16(),
+                detail = escape_html(&self.detail),
+                id = escape_html(request_id),
+            );
+            ("text/html; charset=utf-8", page)
+        } else {
+            let json = format!(
+                "{{\"type\":\"urn:warmhop:{}\",\"title\":{},\"status\":{},\"detail\":{},\"instance\":{}}}\n",
+                self.name,
+                json_string(title),
+                self.status.as_u16(),
+                json_string(&self.detail),
+                json_string(&format!("urn:warmhop:request:{request_id}")),
+            );
+            ("application/problem+json", json)
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(span) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(span.as_secs_f64().ceil().max(1.0) as u64));
+        }
+        if let Some(kind) = self.proxy_error {
+            let value = format!("{}; error={kind}; details={}", sf_name(peer), sf_string(&self.detail));
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert("proxy-status", value);
+            }
+        }
+        response
+    }
+}
+
+/// A name as an RFC 9651 token where it is one, else as a string.
+pub(crate) fn sf_name(name: &str) -> String {
+    if name.starts_with(|c: char| c.is_ascii_alphabetic()) { name.into() } else { sf_string(name) }
+}
+
+fn sf_string(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars().take(300) {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            ' '..='~' => out.push(c),
+            _ => out.push('?'),
+        }
+    }
+    out.push('"');
+    out
+}
+
+fn prefers_html(headers: &HeaderMap) -> bool {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let at = |kind| accept.find(kind);
+    match (at("text/html"), at("json")) {
+        (Some(html), Some(json)) => html < json,
+        (html, _) => html.is_some(),
+    }
+}
+
+fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn json_string(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            c if c < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detail_with_quotes_and_line_breaks_stays_one_valid_header_and_one_valid_json_string() {
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "x", "said \"no\"\n\u{1}é")
+            .proxy_error("destination_unavailable");
+        let response = problem.response(&HeaderMap::new(), "peer-1", "id");
+        let status = response.headers()["proxy-status"].to_str().unwrap();
+        assert_eq!(status, "peer-1; error=destination_unavailable; details=\"said \\\"no\\\"???\"");
+        assert_eq!(json_string("a\"\n\u{1}"), "\"a\\\"\\n\\u0001\"");
+    }
+
+    #[test]
+    fn a_browser_gets_a_page_and_everyone_else_json() {
+        let accept = |text| HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(text))]);
+        assert!(prefers_html(&accept("text/html,application/xhtml+xml,*/*;q=0.8")));
+        assert!(!prefers_html(&accept("*/*")));
+        assert!(!prefers_html(&accept("application/json, text/html;q=0.1")));
+        assert!(!prefers_html(&HeaderMap::new()));
+    }
+}

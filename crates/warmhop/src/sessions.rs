@@ -1,0 +1,478 @@
+//! The striped store of session machines. It feeds each machine its events, carries its effects
+//! to the links and to the requests that wait, and wakes it when it asks to be woken.
+//!
+//! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
+//! never held across an await.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::sync::{Notify, mpsc};
+use tracing::{debug, info, warn};
+use warmhop_core::affinity::{MoveCounter, Owner};
+use warmhop_core::config::SessionPolicy;
+use warmhop_core::ids::{Incarnation, Now, Position, SessionKey, WallTime};
+use warmhop_core::session::message::{Config, Exec, Members, Message, NackReason, Stored};
+use warmhop_core::session::{
+    Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
+};
+
+use crate::clock::Clock;
+use crate::telemetry::{ByReason, Metrics};
+use crate::wire::SessionFrame;
+
+const STRIPES: usize = 64;
+/// How many sessions each stripe counts moves for.
+const MOVES_MAX: usize = 1024;
+/// The most sessions that this peer holds; further ones are refused, counted.
+const SESSIONS_MAX: usize = 4_000_000;
+/// A ticket sees at most a handful of events before it reads them.
+const TICKET_EVENTS_MAX: usize = 16;
+
+/// Carries a frame to another peer, best effort.
+pub(crate) type SendFrame = Box<dyn Fn(Incarnation, SessionFrame) + Send + Sync>;
+
+/// What a waiting request is told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Turn,
+    Execute { executor: Incarnation, exec: Exec },
+    Release { hint: TokenHint },
+    Replay { stored: Stored, hint: TokenHint },
+    Fail(Failure),
+    Again,
+    Redirect(Option<Incarnation>),
+}
+
+pub(crate) struct Store {
+    me: Incarnation,
+    policy: SessionPolicy,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    hasher: RandomState,
+    stripes: Box<[Mutex<Stripe>]>,
+    send: OnceLock<SendFrame>,
+    tickets: AtomicU64,
+    sooner: Notify,
+    next_wake_ms: AtomicU64,
+}
+
+struct Stripe {
+    process: Process,
+    sessions: HashMap<SessionKey, Entry>,
+    wakes: BTreeSet<(Now, SessionKey)>,
+    moves: LruCache<SessionKey, MoveCounter>,
+}
+
+struct Entry {
+    machine: Session,
+    tickets: HashMap<Ticket, mpsc::Sender<Told>>,
+    wake: Option<Now>,
+    was_owner: bool,
+}
+
+impl Store {
+    pub(crate) fn new(
+        me: Incarnation,
+        policy: SessionPolicy,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
+        let stripes = (0..STRIPES)
+            .map(|_| {
+                Mutex::new(Stripe {
+                    process: Process::default(),
+                    sessions: HashMap::new(),
+                    wakes: BTreeSet::new(),
+                    moves: LruCache::new(moves),
+                })
+            })
+            .collect();
+        Arc::new(Self {
+            me,
+            policy,
+            clock,
+            metrics,
+            hasher: RandomState::new(),
+            stripes,
+            send: OnceLock::new(),
+            tickets: AtomicU64::new(1),
+            sooner: Notify::new(),
+            next_wake_ms: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// Says once how frames reach other peers.
+    pub(crate) fn connect(&self, send: SendFrame) {
+        let _ = self.send.set(send);
+    }
+
+    pub(crate) fn policy(&self) -> &SessionPolicy {
+        &self.policy
+    }
+
+    fn stripe(&self, key: &SessionKey) -> MutexGuard<'_, Stripe> {
+        let at = self.hasher.hash_one(key) as usize % STRIPES;
+        self.stripes[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` on the machine of `key`, which is made if `create` says so, and carries out
+    /// what it decides. `None` where there is no such machine.
+    pub(crate) fn with<R>(
+        &self,
+        key: &SessionKey,
+        create: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
+    ) -> Option<R> {
+        let mut effects = Vec::new();
+        let mut outgoing = Vec::new();
+        let result = {
+            let mut stripe = self.stripe(key);
+            let stripe = &mut *stripe;
+            if !stripe.sessions.contains_key(key) {
+                if !create || stripe.sessions.len() >= SESSIONS_MAX / STRIPES {
+                    return None;
+                }
+                let machine = Session::new(key.sid, &stripe.process);
+                self.metrics.sessions_held.inc();
+                stripe.sessions.insert(
+                    key.clone(),
+                    Entry { machine, tickets: HashMap::new(), wake: None, was_owner: false },
+                );
+            }
+            let entry = stripe.sessions.get_mut(key)?;
+            let mut ctx = Ctx {
+                me: self.me,
+                now: self.clock.now(),
+                wall: Clock::wall(),
+                policy: &self.policy,
+                process: &mut stripe.process,
+                dice: rand::random(),
+            };
+            let result = work(&mut entry.machine, &mut ctx, &mut effects);
+            self.carry_out(key, entry, effects, &mut outgoing);
+            self.settle(key, stripe);
+            result
+        };
+        if let Some(send) = self.send.get() {
+            for (to, message) in outgoing {
+                send(to, SessionFrame { key: key.clone(), to, message });
+            }
+        }
+        Some(result)
+    }
+
+    fn carry_out(
+        &self,
+        key: &SessionKey,
+        entry: &mut Entry,
+        effects: Vec<Effect>,
+        outgoing: &mut Vec<(Incarnation, Message)>,
+    ) {
+        for effect in effects {
+            let (ticket, told) = match effect {
+                Effect::Send { to, message } => {
+                    outgoing.push((to, message));
+                    continue;
+                }
+                Effect::Owned { ballot } => {
+                    debug!(session = %key, %ballot, "owned");
+                    if ballot.round > 1 {
+                        self.metrics.takeovers.inc();
+                    }
+                    continue;
+                }
+                Effect::Deposed { by } => {
+                    info!(session = %key, by = %by, "given up to a higher ballot");
+                    self.metrics.depositions.inc();
+                    continue;
+                }
+                Effect::Lost => {
+                    warn!(session = %key, "lost: too many of its holders are gone");
+                    self.metrics.sessions_lost.inc();
+                    continue;
+                }
+                Effect::Invited { .. } => continue,
+                Effect::Committed { .. } => {
+                    self.metrics.commits.inc();
+                    continue;
+                }
+                Effect::Turn { ticket } => (ticket, Told::Turn),
+                Effect::Execute { ticket, executor, exec } => {
+                    (ticket, Told::Execute { executor, exec })
+                }
+                Effect::Release { ticket, hint } => (ticket, Told::Release { hint }),
+                Effect::Replay { ticket, stored, hint } => (ticket, Told::Replay { stored, hint }),
+                Effect::Fail { ticket, failure } => (ticket, Told::Fail(failure)),
+                Effect::Again { ticket } => (ticket, Told::Again),
+                Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
+            };
+            if let Some(waiting) = entry.tickets.get(&ticket) {
+                // A full queue means a request that reads nothing: it is gone or stuck, and its
+                // guard will cancel it.
+                let _ = waiting.try_send(told);
+            }
+        }
+    }
+
+    /// Files the machine's next wake, or drops a machine that has nothing left to remember.
+    fn settle(&self, key: &SessionKey, stripe: &mut Stripe) {
+        let Some(entry) = stripe.sessions.get_mut(key) else { return };
+        let owns = entry.machine.is_owner();
+        if owns != entry.was_owner {
+            entry.was_owner = owns;
+            if owns { self.metrics.sessions_owned.inc() } else { self.metrics.sessions_owned.dec() };
+        }
+        let gone = entry.tickets.is_empty() && entry.machine.forgotten();
+        let wake = if gone { None } else { entry.machine.next_wake() };
+        if wake != entry.wake {
+            if let Some(old) = entry.wake {
+                stripe.wakes.remove(&(old, key.clone()));
+            }
+            if let Some(new) = wake {
+                stripe.wakes.insert((new, key.clone()));
+                if new.0 < self.next_wake_ms.fetch_min(new.0, Ordering::Relaxed) {
+                    self.sooner.notify_one();
+                }
+            }
+            entry.wake = wake;
+        }
+        if gone {
+            stripe.sessions.remove(key);
+            self.metrics.sessions_held.dec();
+            if owns {
+                self.metrics.sessions_owned.dec();
+            }
+        }
+    }
+
+    /// A frame from another peer.
+    pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
+        let SessionFrame { key, to, message } = frame;
+        if to != self.me {
+            let nack = Message::Nack {
+                reason: NackReason::Dead,
+                promised: None,
+                cfg: None,
+                watermark: 0,
+            };
+            let is_question = matches!(
+                message,
+                Message::Prepare { .. } | Message::Accept { .. } | Message::Locate
+            );
+            if let (true, Some(send)) = (is_question, self.send.get()) {
+                send(from, SessionFrame { key, to: from, message: nack });
+            }
+            return;
+        }
+        // Only what a copy must remember makes an entry; a stray answer does not.
+        let create = matches!(
+            message,
+            Message::Prepare { .. } | Message::Accept { .. } | Message::Invite { .. } | Message::Locate
+        );
+        self.with(&key, create, |machine, ctx, out| machine.on_message(ctx, from, message, out));
+    }
+
+    /// A peer's process is gone.
+    pub(crate) fn peer_lost(&self, dead: Incarnation) {
+        for key in self.keys_where(|machine| machine.names(dead)) {
+            self.with(&key, false, |machine, ctx, out| machine.peer_lost(ctx, dead, out));
+        }
+    }
+
+    fn keys_where(&self, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+        let mut keys = Vec::new();
+        for stripe in &self.stripes {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.extend(
+                stripe
+                    .sessions
+                    .iter()
+                    .filter(|(_, entry)| wanted(&entry.machine))
+                    .map(|(key, _)| key.clone()),
+            );
+        }
+        keys
+    }
+
+    /// The sessions that this peer owns and that hold something.
+    pub(crate) fn owned(&self) -> Vec<SessionKey> {
+        self.keys_where(Session::is_owner)
+    }
+
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let mut owned = 0;
+        let mut held = 0;
+        for stripe in &self.stripes {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            for entry in stripe.sessions.values() {
+                owned += u64::from(entry.machine.is_owner());
+                held += u64::from(entry.machine.holds_copy());
+            }
+        }
+        (owned, held)
+    }
+
+    /// Whether a request of `key` that arrived at this peer, which does not own it, with `n` in
+    /// its token, should bring the ownership here.
+    pub(crate) fn should_move(&self, key: &SessionKey, n: u64) -> bool {
+        let mut stripe = self.stripe(key);
+        let now = self.clock.now();
+        let counter = stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::new);
+        let moves = counter.arrived(Owner::Serving, n, now, &self.policy);
+        if moves {
+            counter.moved(now);
+        }
+        moves
+    }
+
+    /// A response of `key` left through this peer with `n` in its token.
+    pub(crate) fn gave(&self, key: &SessionKey, n: u64) {
+        if let Some(counter) = self.stripe(key).moves.get_mut(key) {
+            counter.answered(n);
+        }
+    }
+
+    /// Wakes machines as they ask for it; runs as long as the peer.
+    pub(crate) async fn wake(self: Arc<Self>) {
+        loop {
+            let now = self.clock.now();
+            let mut next = u64::MAX;
+            self.next_wake_ms.store(u64::MAX, Ordering::Relaxed);
+            for stripe in &self.stripes {
+                loop {
+                    let due = {
+                        let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+                        match stripe.wakes.first() {
+                            Some((at, key)) if *at <= now => Some(key.clone()),
+                            Some((at, _)) => {
+                                next = next.min(at.0);
+                                None
+                            }
+                            None => None,
+                        }
+                    };
+                    let Some(key) = due else { break };
+                    self.with(&key, false, |machine, ctx, out| machine.on_timer(ctx, out));
+                    // A machine that asks for the same instant again would spin here.
+                    let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+                    let stripe = &mut *stripe;
+                    if let Some(entry) = stripe.sessions.get_mut(&key) {
+                        if let Some(at) = entry.wake.filter(|at| *at <= now) {
+                            stripe.wakes.remove(&(at, key.clone()));
+                            let later = now.after(Duration::from_millis(1));
+                            entry.wake = Some(later);
+                            stripe.wakes.insert((later, key.clone()));
+                            next = next.min(later.0);
+                        }
+                    }
+                }
+            }
+            let next = next.min(self.next_wake_ms.fetch_min(next, Ordering::Relaxed));
+            let span = Duration::from_millis(next.saturating_sub(self.clock.now().0));
+            tokio::select! {
+                () = tokio::time::sleep(span.min(Duration::from_secs(60))) => {}
+                () = self.sooner.notified() => {}
+            }
+        }
+    }
+
+    /// Puts a request in line for its session.
+    pub(crate) fn enqueue(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        submit: impl FnOnce(Ticket) -> Submit,
+        prepare: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>),
+    ) -> Option<InLine> {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let (told, telling) = mpsc::channel(TICKET_EVENTS_MAX);
+        let submit = submit(ticket);
+        {
+            // The ticket is known before its first event can be sent.
+            self.with(key, true, |_, _, _| ())?;
+            let mut stripe = self.stripe(key);
+            stripe.sessions.get_mut(key)?.tickets.insert(ticket, told);
+        }
+        let in_line =
+            InLine { store: Arc::clone(self), key: key.clone(), ticket, telling, running: None };
+        self.with(key, false, |machine, ctx, out| {
+            prepare(machine, ctx, out);
+            machine.submit(ctx, submit, out);
+        })?;
+        Some(in_line)
+    }
+
+    fn leave(&self, key: &SessionKey, ticket: Ticket, running: Option<Option<Position>>) {
+        {
+            let mut stripe = self.stripe(key);
+            if let Some(entry) = stripe.sessions.get_mut(key) {
+                entry.tickets.remove(&ticket);
+            }
+        }
+        self.with(key, false, |machine, ctx, out| {
+            if let Some(p) = running {
+                machine.executed(ctx, ticket, p, Outcome::Failed, out);
+            }
+            machine.cancel(ctx, ticket, out);
+        });
+    }
+}
+
+/// One request in line for its session; leaves the line when it is dropped, whatever happened.
+pub(crate) struct InLine {
+    store: Arc<Store>,
+    pub(crate) key: SessionKey,
+    ticket: Ticket,
+    telling: mpsc::Receiver<Told>,
+    /// The position being executed, while it is.
+    running: Option<Option<Position>>,
+}
+
+impl InLine {
+    /// What happens next.
+    pub(crate) async fn next(&mut self) -> Told {
+        let told = self.telling.recv().await.unwrap_or(Told::Redirect(None));
+        if let Told::Execute { exec, .. } = &told {
+            self.running = Some(exec.p);
+        }
+        told
+    }
+
+    /// Who runs it has been decided.
+    pub(crate) fn begin(&self, executor: Incarnation) {
+        self.store.with(&self.key, false, |machine, ctx, out| {
+            machine.begin(ctx, self.ticket, executor, out);
+        });
+    }
+
+    /// What came of running it.
+    pub(crate) fn executed(&mut self, outcome: Outcome) {
+        let Some(p) = self.running.take() else { return };
+        self.store.with(&self.key, false, |machine, ctx, out| {
+            machine.executed(ctx, self.ticket, p, outcome, out);
+        });
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.store.leave(&self.key, self.ticket, self.running.take());
+    }
+}
+
+/// The first configuration of a session.
+pub(crate) fn first_config(mut who: Vec<Incarnation>, wall: WallTime) -> Config {
+    who.sort_unstable();
+    who.dedup();
+    Config { now: Members { c: 1, stamp: wall.0, who }, prev: None }
+}
+
+pub(crate) fn refusal_label(failure: &Failure) -> ByReason {
+    ByReason { reason: failure.label() }
+}

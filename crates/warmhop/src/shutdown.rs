@@ -1,0 +1,119 @@
+//! Leaving without losing anything: sessions go to heirs, requests end, apps stop, links close.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use warmhop_core::app::{AppEvent, StopReason};
+use warmhop_core::ids::{Incarnation, SessionKey};
+use warmhop_core::rank;
+use warmhop_core::session::message::Message;
+use warmhop_core::view::{AppState, Liveness};
+
+use crate::net::Net;
+use crate::node::Node;
+use crate::wire::SessionFrame;
+
+/// How long giving sessions away may take.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
+/// How long the peer answers as draining before its front doors close, so that balancers notice.
+const LAME_DUCK: Duration = Duration::from_millis(500);
+/// How long requests in flight may take to end.
+const REQUESTS_WITHIN: Duration = Duration::from_secs(30);
+/// How often an invitation is repeated.
+const INVITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How many sessions are offered at once.
+const INVITES_AT_ONCE: usize = 512;
+
+/// Tells everyone that this peer leaves, and gives its sessions away.
+pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
+    info!("draining");
+    node.draining.store(true, Ordering::Relaxed);
+    net.publish_draining(true);
+    node.changed.send_modify(|count| *count += 1);
+    let handed_over = tokio::time::timeout(HAND_OVER_WITHIN, hand_over(node, net)).await;
+    match handed_over {
+        Ok(0) => {}
+        Ok(count) => info!(count, "sessions handed over"),
+        Err(_) => {
+            let left = node.store.owned().len();
+            warn!(left, "some sessions found no heir in time; their copies stay where they are");
+        }
+    }
+    tokio::time::sleep(LAME_DUCK).await;
+}
+
+/// Invites an heir for each session until none is left here. Returns how many there were.
+async fn hand_over(node: &Arc<Node>, net: &Net) -> usize {
+    let first = node.store.owned().len();
+    loop {
+        let owned = node.store.owned();
+        if owned.is_empty() {
+            return first;
+        }
+        let view = node.view();
+        let heirs_live = view
+            .live_peers()
+            .any(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
+        if !heirs_live {
+            return first - owned.len();
+        }
+        for key in owned.iter().take(INVITES_AT_ONCE) {
+            let cfg = node.store.with(key, false, |machine, _, _| machine.config().cloned());
+            if let (Some(Some(cfg)), Some(to)) = (cfg, heir(node, key)) {
+                let message = Message::Invite { cfg };
+                net.send_session(to, SessionFrame { key: key.clone(), to, message });
+            }
+        }
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+    }
+}
+
+/// Who should own the session after this peer: best where the app is ready, then by rank.
+fn heir(node: &Node, key: &SessionKey) -> Option<Incarnation> {
+    let view = node.view();
+    let live = view
+        .live_peers()
+        .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
+    let ranked = rank::session_ranks(&key.sid, live.map(|(peer, _)| peer));
+    let is_ready = |peer: &&warmhop_core::ids::PeerId| {
+        view.peer(peer)
+            .and_then(|belief| belief.apps.get(&key.app))
+            .is_some_and(|told| told.news.state == AppState::Ready)
+    };
+    let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
+    view.peer(best).map(|belief| belief.news.incarnation)
+}
+
+/// Waits until every task has ended, or for as long as requests may take.
+pub(crate) async fn wait_for(tasks: &TaskTracker) {
+    if tokio::time::timeout(REQUESTS_WITHIN, tasks.wait()).await.is_err() {
+        warn!(left = tasks.len(), "some connections outlasted the grace time");
+    }
+}
+
+/// Stops every app's copy and waits until each has ended.
+pub(crate) async fn stop_apps(node: &Node) {
+    let mut changes = node.changed.subscribe();
+    for slot in &node.slots {
+        slot.tell(AppEvent::StopWanted(StopReason::Drain));
+    }
+    let grace = node.slots.iter().map(|slot| slot.spec.policy.stop_grace).max().unwrap_or_default();
+    let stopped = async {
+        loop {
+            let running = node
+                .slots
+                .iter()
+                .any(|slot| !matches!(slot.state(), AppState::Cold | AppState::Failed));
+            if !running || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Twice: once for the requests in flight, once for the app itself.
+    if tokio::time::timeout(grace * 2 + Duration::from_secs(1), stopped).await.is_err() {
+        warn!("an app did not stop in time");
+    }
+}

@@ -1,0 +1,228 @@
+//! What a peer counts and remembers about its own work: Prometheus metrics and the last
+//! requests' traces. Metrics belong to one peer, not to the process, so that several peers in
+//! one process do not mix.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use lru::LruCache;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use warmhop_core::ids::{AppName, PeerId, RequestId};
+
+use crate::status::{RequestTrace, TraceCandidate, TraceStep};
+
+/// How many requests `why` remembers.
+const TRACES_MAX: usize = 4096;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByApp {
+    pub(crate) app: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByAppAndWay {
+    pub(crate) app: String,
+    pub(crate) way: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByReason {
+    pub(crate) reason: &'static str,
+}
+
+/// The counters of one peer.
+pub(crate) struct Metrics {
+    /// Requests by app and by the way they took: `serve`, `hop`, `forward`, `refuse`.
+    pub(crate) requests: Family<ByAppAndWay, Counter>,
+    /// Seconds until a response's head, by app and way.
+    pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
+    /// Hops that the receiving peer refused, by its reason.
+    pub(crate) hops_refused: Family<ByReason, Counter>,
+    /// Hops that failed on the way.
+    pub(crate) hops_failed: Counter,
+    /// Affinity cookies not accepted, by reason.
+    pub(crate) cookies_rejected: Family<ByReason, Counter>,
+    /// Starts of an app's copy here.
+    pub(crate) app_starts: Family<ByApp, Counter>,
+    /// Starts that failed and copies that crashed.
+    pub(crate) app_failures: Family<ByApp, Counter>,
+    /// Session changes committed by this peer as owner.
+    pub(crate) commits: Counter,
+    /// Sessions that this peer took over.
+    pub(crate) takeovers: Counter,
+    /// Sessions that another peer took from this one.
+    pub(crate) depositions: Counter,
+    /// Sessions that could not be continued because too many holders are gone.
+    pub(crate) sessions_lost: Counter,
+    /// Session requests that were refused, by reason.
+    pub(crate) session_refusals: Family<ByReason, Counter>,
+    /// Sessions owned here.
+    pub(crate) sessions_owned: Gauge,
+    /// Sessions held here.
+    pub(crate) sessions_held: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            head_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+            }),
+            hops_refused: Family::default(),
+            hops_failed: Counter::default(),
+            cookies_rejected: Family::default(),
+            app_starts: Family::default(),
+            app_failures: Family::default(),
+            commits: Counter::default(),
+            takeovers: Counter::default(),
+            depositions: Counter::default(),
+            sessions_lost: Counter::default(),
+            session_refusals: Family::default(),
+            sessions_owned: Gauge::default(),
+            sessions_held: Gauge::default(),
+        };
+        let r = registry;
+        r.register("requests", "Requests by app and way taken", metrics.requests.clone());
+        r.register_with_unit(
+            "request_head",
+            "Time to the response's head",
+            Unit::Seconds,
+            metrics.head_seconds.clone(),
+        );
+        r.register("hops_refused", "Hops refused by the receiving peer", metrics.hops_refused.clone());
+        r.register("hops_failed", "Hops that failed on the way", metrics.hops_failed.clone());
+        r.register("cookies_rejected", "Affinity cookies not accepted", metrics.cookies_rejected.clone());
+        r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
+        r.register("app_failures", "Failed starts and crashes", metrics.app_failures.clone());
+        r.register("session_commits", "Session changes committed here", metrics.commits.clone());
+        r.register("session_takeovers", "Sessions taken over", metrics.takeovers.clone());
+        r.register("session_depositions", "Sessions given up to another", metrics.depositions.clone());
+        r.register("sessions_lost", "Sessions whose holders are gone", metrics.sessions_lost.clone());
+        r.register("session_refusals", "Session requests refused", metrics.session_refusals.clone());
+        r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
+        r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());
+        metrics
+    }
+}
+
+/// The last requests that this peer saw, by id.
+pub(crate) struct Traces(Mutex<LruCache<RequestId, RequestTrace>>);
+
+impl Traces {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(LruCache::new(NonZeroUsize::new(TRACES_MAX).expect("a positive constant"))))
+    }
+
+    pub(crate) fn keep(&self, id: RequestId, trace: RequestTrace) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(id, trace);
+    }
+
+    pub(crate) fn find(&self, id: &RequestId) -> Option<RequestTrace> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).peek(id).cloned()
+    }
+}
+
+/// One request's trace while it is under way. Kept when it is dropped, so that a request whose
+/// client left is found as well.
+pub(crate) struct Tracing {
+    pub(crate) id: RequestId,
+    since: Instant,
+    trace: Option<RequestTrace>,
+    traces: Arc<Traces>,
+}
+
+/// The most steps kept for one request.
+const STEPS_MAX: usize = 32;
+
+impl Tracing {
+    pub(crate) fn begin(
+        traces: &Arc<Traces>,
+        id: RequestId,
+        peer: &PeerId,
+        role: &'static str,
+        request: String,
+    ) -> Self {
+        let at_unix_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
+        let trace = RequestTrace {
+            id: id.to_string(),
+            peer: peer.to_string(),
+            role: role.into(),
+            app: None,
+            request,
+            at_unix_ms,
+            status: None,
+            served_by: None,
+            session: None,
+            steps: Vec::new(),
+            head_ms: None,
+        };
+        Self { id, since: Instant::now(), trace: Some(trace), traces: Arc::clone(traces) }
+    }
+
+    pub(crate) fn elapsed(&self) -> std::time::Duration {
+        self.since.elapsed()
+    }
+
+    fn edit(&mut self, edit: impl FnOnce(&mut RequestTrace)) {
+        if let Some(trace) = &mut self.trace {
+            edit(trace);
+        }
+    }
+
+    pub(crate) fn app(&mut self, app: &AppName) {
+        self.edit(|trace| trace.app = Some(app.to_string()));
+    }
+
+    pub(crate) fn session(&mut self, key: String) {
+        self.edit(|trace| trace.session = Some(key));
+    }
+
+    pub(crate) fn served_by(&mut self, peer: &str) {
+        self.edit(|trace| trace.served_by = Some(peer.into()));
+    }
+
+    pub(crate) fn step(&mut self, what: &str, why: impl Into<String>) {
+        self.step_among(what, why, Vec::new());
+    }
+
+    pub(crate) fn step_among(
+        &mut self,
+        what: &str,
+        why: impl Into<String>,
+        candidates: Vec<TraceCandidate>,
+    ) {
+        let after_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let why = why.into();
+        tracing::debug!(request = %self.id, what, why, "decided");
+        self.edit(|trace| {
+            if trace.steps.len() < STEPS_MAX {
+                trace.steps.push(TraceStep { after_us, what: what.into(), why, candidates });
+            }
+        });
+    }
+
+    pub(crate) fn head(&mut self, status: u16) {
+        let head_ms = self.since.elapsed().as_secs_f64() * 1000.0;
+        self.edit(|trace| {
+            trace.status = Some(status);
+            trace.head_ms = Some((head_ms * 1000.0).round() / 1000.0);
+        });
+    }
+}
+
+impl Drop for Tracing {
+    fn drop(&mut self) {
+        if let Some(trace) = self.trace.take() {
+            self.traces.keep(self.id.clone(), trace);
+        }
+    }
+}

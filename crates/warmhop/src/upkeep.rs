@@ -1,0 +1,74 @@
+//! What a peer looks after in the background: copies that are to be kept ready across the mesh,
+//! and memory of peers that are long gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use warmhop_core::app::WantedBy;
+use warmhop_core::config::StartMode;
+use warmhop_core::rank;
+use warmhop_core::view::{AppState, Liveness};
+
+use crate::node::{FORGET_DEAD_AFTER, Node};
+use crate::supervise::Slot;
+
+/// How often it looks.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a starting peer listens before it decides that nobody keeps an app ready.
+const SETTLE: Duration = Duration::from_millis(1500);
+
+/// Runs as long as the peer.
+pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
+    if has_seeds {
+        tokio::time::sleep(SETTLE).await;
+    }
+    let mut changes = node.changed.subscribe();
+    loop {
+        changes.mark_unchanged();
+        for slot in &node.slots {
+            if keeps_ready(&node, slot) {
+                slot.wanted(WantedBy::KeepReady);
+            }
+        }
+        if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {
+            let forgotten = node.edit_view(|view, now| view.forget_dead(now, FORGET_DEAD_AFTER));
+            if !forgotten.is_empty() {
+                node.forget_loads();
+            }
+        }
+        tokio::time::sleep(SWEEP_INTERVAL / 4).await;
+        let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
+    }
+}
+
+/// Whether this peer's copy is one of those to be kept ready. A copy that runs is kept while too
+/// few others do; where too few run at all, the first by rank start theirs.
+fn keeps_ready(node: &Node, slot: &Slot) -> bool {
+    let wanted = slot.spec.policy.keep_ready as usize;
+    if wanted == 0 || slot.spec.policy.start == StartMode::Never || node.is_draining() {
+        return false;
+    }
+    let view = node.view();
+    let others_warm = view
+        .warm_peers(slot.name())
+        .filter(|(_, belief, _)| belief.alive == Liveness::Alive && !belief.news.draining)
+        .count();
+    let missing = wanted.saturating_sub(others_warm);
+    if missing == 0 {
+        return false;
+    }
+    if matches!(slot.state(), AppState::Ready | AppState::Starting) {
+        return true;
+    }
+    let able = view
+        .live_peers()
+        .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
+        .filter(|(_, belief)| {
+            belief.apps.get(slot.name()).is_some_and(|told| {
+                matches!(told.news.state, AppState::Cold | AppState::Stopping)
+            })
+        })
+        .map(|(peer, _)| peer)
+        .chain([&node.me]);
+    rank::keepers(slot.name(), able, missing).contains(&node.me)
+}

@@ -1,0 +1,598 @@
+//! What goes on the wire: frames, their version and their bounds. The only file that names
+//! bincode.
+//!
+//! Streams begin with one byte that says their kind (`KIND_…`). Unidirectional streams then
+//! carry *frames*: a length of four bytes, big-endian, and that many bytes, which are one value
+//! in bincode's standard (varint) encoding.
+//!
+//! A hop's streams carry one such frame for the head, then the body as *pieces*:
+//!
+//! ```text
+//! data     LENGTH (4 bytes, 1 ..= 0x7FFF_FFFF), then LENGTH bytes of the body
+//! end      0xFFFF_FFFF, LENGTH (4 bytes), then LENGTH bytes: the trailers, a frame of
+//!          Vec<(name, value)>; LENGTH 0 where there are none
+//! ```
+//!
+//! The end is explicit because quinn finishes a stream that is dropped: without it, a body cut
+//! off by a crash would pass for a whole one. After the end, readers read on to the end of the
+//! stream itself, since dropping a stream that was not read to its end sends a `STOP_SENDING`
+//! and costs two packets a side.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bincode::config::standard;
+use bincode::enc::write::Writer;
+use bincode::error::EncodeError as BincodeError;
+use bytes::{Buf, Bytes, BytesMut};
+use quinn::{ReadError, RecvStream, SendStream, WriteError};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use warmhop_core::ids::{Incarnation, SessionKey};
+use warmhop_core::session::message::Message;
+use warmhop_core::view::{News, PeerNews};
+
+/// Peers of another version are told so and left alone.
+pub(crate) const PROTOCOL_VERSION: u16 = 1;
+
+/// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
+pub(crate) const KIND_CONTROL: u8 = 1;
+/// The first byte of a unidirectional stream: frames of sessions for as long as the link lives.
+pub(crate) const KIND_SESSION: u8 = 2;
+/// The first byte of a unidirectional stream: one message of gossip.
+pub(crate) const KIND_GOSSIP: u8 = 3;
+/// The first byte of a bidirectional stream: a hop. Its opener writes it together with the head.
+pub(crate) const KIND_HOP: u8 = 16;
+
+/// A hello or a batch of news.
+pub(crate) const CONTROL_FRAME_BYTES_MAX: usize = 64 * 1024;
+/// A session's frame: a body with its state and stored responses.
+pub(crate) const SESSION_FRAME_BYTES_MAX: usize = 1280 * 1024;
+/// A gossip message: what the protocol fits into one UDP packet.
+pub(crate) const GOSSIP_BYTES_MAX: usize = 65_535;
+/// A gossiped value, encoded.
+pub(crate) const GOSSIP_VALUE_BYTES_MAX: usize = 384;
+/// The trailers of a hop's body.
+pub(crate) const TRAILERS_BYTES_MAX: usize = 64 * 1024;
+
+/// The name of a zone.
+pub(crate) const ZONE_BYTES_MAX: usize = 64;
+/// The address of a front door, as text.
+pub(crate) const HTTP_BYTES_MAX: usize = 128;
+/// Generations are milliseconds of the wall clock; this one is some 285,000 years away, and
+/// leaves room above for a life that must outrank it.
+pub(crate) const GENERATION_MAX: u64 = 1 << 53;
+
+/// No longer piece of a body has a length of its own; it is told as several.
+const PIECE_BYTES_MAX: usize = 0x7FFF_FFFF;
+const END_TAG: u32 = u32::MAX;
+/// Pieces up to this size are copied behind their length; above, two chunks are cheaper.
+const COALESCE_BYTES_MAX: usize = 2048;
+/// A length that a peer claims is trusted with this much memory before its bytes arrive.
+const UNPROVEN_BYTES_MAX: usize = 64 * 1024;
+
+/// A value could not be encoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum EncodeError {
+    /// It is larger than the receiver takes.
+    #[error("the encoded value exceeds {max} bytes")]
+    TooLarge {
+        /// The bound.
+        max: usize,
+    },
+    /// Its type cannot be encoded: a fault of ours.
+    #[error("the value cannot be encoded: {0}")]
+    Unsupported(String),
+}
+
+/// Bytes that are not what they should be. Nothing was taken from them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DecodeError {
+    /// Not a value of the expected type, or beyond its bound.
+    #[error("not a valid value: {0}")]
+    Malformed(String),
+    /// Bytes were left behind the value.
+    #[error("{0} bytes are left behind the value")]
+    Trailing(usize),
+}
+
+/// Encodes `value` into at most `max` bytes.
+pub(crate) fn encode<T: Serialize>(value: &T, max: usize) -> Result<Bytes, EncodeError> {
+    let mut sink = BoundedSink { bytes: BytesMut::with_capacity(128), max };
+    sink.put(value)?;
+    Ok(sink.bytes.freeze())
+}
+
+/// Appends a frame to `buffer`: the length of `value`, then `value` in at most `max` bytes.
+/// On an error the buffer is as it was.
+pub(crate) fn put_frame<T: Serialize>(
+    buffer: &mut BytesMut,
+    value: &T,
+    max: usize,
+) -> Result<(), EncodeError> {
+    let start = buffer.len();
+    let body = start + 4;
+    let mut sink = BoundedSink { bytes: std::mem::take(buffer), max: body.saturating_add(max) };
+    sink.bytes.extend_from_slice(&[0; 4]);
+    let result = sink.put(value);
+    *buffer = sink.bytes;
+    match result {
+        Ok(()) => {
+            let len =
+                u32::try_from(buffer.len() - body).expect("frames are bounded far below 4 GiB");
+            buffer[start..body].copy_from_slice(&len.to_be_bytes());
+            Ok(())
+        }
+        Err(error) => {
+            buffer.truncate(start);
+            Err(match error {
+                EncodeError::TooLarge { .. } => EncodeError::TooLarge { max },
+                other => other,
+            })
+        }
+    }
+}
+
+/// Decodes a `T` that takes up all of `bytes`, without allocating more than `MAX` bytes.
+pub(crate) fn decode<T: DeserializeOwned, const MAX: usize>(
+    bytes: &[u8],
+) -> Result<T, DecodeError> {
+    let config = standard().with_limit::<MAX>();
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config)
+        .map_err(|error| DecodeError::Malformed(error.to_string()))?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        left => Err(DecodeError::Trailing(left)),
+    }
+}
+
+/// The limit of bincode's configuration does not hold when encoding, so this one does.
+struct BoundedSink {
+    bytes: BytesMut,
+    max: usize,
+}
+
+impl BoundedSink {
+    fn put<T: Serialize>(&mut self, value: &T) -> Result<(), EncodeError> {
+        let max = self.max;
+        bincode::serde::encode_into_writer(value, &mut *self, standard()).map_err(|error| {
+            match error {
+                BincodeError::UnexpectedEnd => EncodeError::TooLarge { max },
+                other => EncodeError::Unsupported(other.to_string()),
+            }
+        })
+    }
+}
+
+impl Writer for &mut BoundedSink {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), BincodeError> {
+        if bytes.len() > self.max - self.bytes.len().min(self.max) {
+            return Err(BincodeError::UnexpectedEnd);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// The first frame on the control stream of each direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub(crate) version: u16,
+    /// The opener's count of its dials, by which two links of one opener are told apart; 0
+    /// from the other end.
+    pub(crate) dial: u64,
+    /// The sender: its name must be the one in its certificate.
+    pub(crate) peer: PeerNews,
+}
+
+/// The version in a hello that may be of another version: it comes first in each.
+pub(crate) fn hello_version(frame: &[u8]) -> Option<u16> {
+    bincode::serde::decode_from_slice(frame, standard()).map(|(version, _)| version).ok()
+}
+
+/// Whether what a peer says of itself is within bounds.
+pub(crate) fn is_presentable(peer: &PeerNews) -> bool {
+    let fits = |text: &Option<String>, max| text.as_ref().is_none_or(|text| text.len() <= max);
+    fits(&peer.zone, ZONE_BYTES_MAX)
+        && fits(&peer.http, HTTP_BYTES_MAX)
+        && peer.generation <= GENERATION_MAX
+        && peer.mesh.port() != 0
+        && !peer.mesh.ip().is_unspecified()
+}
+
+/// Every further frame on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NewsBatch {
+    /// News of the sender itself and its apps.
+    pub(crate) news: Vec<News>,
+}
+
+/// One message about one session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionFrame {
+    /// The session.
+    pub(crate) key: SessionKey,
+    /// The incarnation that the message is for; another one answers `Nack Dead`.
+    pub(crate) to: Incarnation,
+    /// The message.
+    pub(crate) message: Message,
+}
+
+/// Trailers of a hop's body, in order.
+pub(crate) type Trailers = Vec<(String, Vec<u8>)>;
+
+/// Why a frame could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    /// The stream ended within a frame.
+    #[error("the stream ended within a frame")]
+    CutOff,
+    /// The claimed length exceeds the bound.
+    #[error("a frame of {len} bytes exceeds the bound of {max}")]
+    TooLarge {
+        /// The length claimed.
+        len: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The frame does not hold what it should.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The stream or its link broke.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl FrameError {
+    /// Whether the sender broke the protocol, rather than the link.
+    pub(crate) fn is_violation(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::Decode(_))
+    }
+}
+
+/// Reads bytes and frames from a stream without copying those that arrive in one chunk.
+/// Not cancel-safe: a dropped read may lose bytes.
+pub(crate) struct FrameReader {
+    recv: RecvStream,
+    left: Bytes,
+}
+
+impl FrameReader {
+    /// Reads from where `recv` stands.
+    pub(crate) fn new(recv: RecvStream) -> Self {
+        Self { recv, left: Bytes::new() }
+    }
+
+    /// The next byte; `None` at the end of the stream.
+    pub(crate) async fn byte(&mut self) -> Result<Option<u8>, FrameError> {
+        Ok(self.fill().await?.then(|| self.left.get_u8()))
+    }
+
+    /// The next frame of at most `max` bytes; `None` at the end of the stream.
+    pub(crate) async fn frame(&mut self, max: usize) -> Result<Option<Bytes>, FrameError> {
+        let mut header = [0; 4];
+        for at in 0..header.len() {
+            match self.byte().await? {
+                Some(byte) => header[at] = byte,
+                None if at == 0 => return Ok(None),
+                None => return Err(FrameError::CutOff),
+            }
+        }
+        let len = u32::from_be_bytes(header) as usize;
+        if len > max {
+            return Err(FrameError::TooLarge { len, max });
+        }
+        if self.left.len() >= len {
+            return Ok(Some(self.left.split_to(len)));
+        }
+        let mut frame = BytesMut::with_capacity(len.min(UNPROVEN_BYTES_MAX));
+        while frame.len() < len {
+            if !self.fill().await? {
+                return Err(FrameError::CutOff);
+            }
+            let wanted = (len - frame.len()).min(self.left.len());
+            frame.extend_from_slice(&self.left.split_to(wanted));
+        }
+        Ok(Some(frame.freeze()))
+    }
+
+    /// The next frame as a `T`; `None` at the end of the stream.
+    pub(crate) async fn value<T: DeserializeOwned, const MAX: usize>(
+        &mut self,
+    ) -> Result<Option<T>, FrameError> {
+        match self.frame(MAX).await? {
+            Some(frame) => Ok(Some(decode::<T, MAX>(&frame)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// All bytes up to the end of the stream, if they are at most `max`.
+    pub(crate) async fn rest(mut self, max: usize) -> Result<Bytes, FrameError> {
+        let mut all = BytesMut::from(std::mem::take(&mut self.left));
+        while self.fill().await? {
+            let len = all.len() + self.left.len();
+            if len > max {
+                return Err(FrameError::TooLarge { len, max });
+            }
+            all.extend_from_slice(&std::mem::take(&mut self.left));
+        }
+        Ok(all.freeze())
+    }
+
+    /// The body that follows the frames read so far.
+    pub(crate) fn into_body(self) -> HopBodyReader {
+        HopBodyReader {
+            recv: self.recv,
+            left: self.left,
+            header: [0; 4],
+            stage: Stage::Tag { have: 0 },
+        }
+    }
+
+    /// Refuses the rest of the stream, for the reason `code`.
+    pub(crate) fn stop(mut self, code: quinn::VarInt) {
+        // A stream that ended by itself needs no stop.
+        let _ = self.recv.stop(code);
+    }
+
+    /// Waits for bytes where none are left; false at the end of the stream.
+    async fn fill(&mut self) -> Result<bool, ReadError> {
+        while self.left.is_empty() {
+            match self.recv.read_chunk(usize::MAX, true).await? {
+                Some(chunk) => self.left = chunk.bytes,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Writes a hop's body. What was put before it, such as the kind byte and the head, leaves
+/// together with the first piece.
+pub(crate) struct HopBodyWriter {
+    send: SendStream,
+    pending: BytesMut,
+}
+
+impl HopBodyWriter {
+    /// Writes to `send`, beginning with `prefix`.
+    pub(crate) fn new(send: SendStream, prefix: BytesMut) -> Self {
+        Self { send, pending: prefix }
+    }
+
+    /// Sends what is pending without waiting for a piece: for a head whose body is slow.
+    pub(crate) async fn flush(&mut self) -> Result<(), WriteError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let pending = self.pending.split().freeze();
+        self.send.write_chunk(pending).await
+    }
+
+    /// Sends one piece of the body, waiting while the receiver is slower. Large pieces are
+    /// passed on without copying.
+    pub(crate) async fn write_data(&mut self, mut data: Bytes) -> Result<(), WriteError> {
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(PIECE_BYTES_MAX));
+            self.put_header(&piece);
+            if piece.len() <= COALESCE_BYTES_MAX {
+                self.pending.extend_from_slice(&piece);
+                self.flush().await?;
+            } else {
+                let pending = self.pending.split().freeze();
+                self.send.write_all_chunks(&mut [pending, piece]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the last piece, if any, together with the end and the trailers; all of a small
+    /// response is one write. The stream is finished.
+    pub(crate) async fn write_end(
+        mut self,
+        last: Bytes,
+        trailers: Option<&Trailers>,
+    ) -> Result<(), HopEndError> {
+        if last.len() > COALESCE_BYTES_MAX {
+            self.write_data(last).await?;
+        } else if !last.is_empty() {
+            self.put_header(&last);
+            self.pending.extend_from_slice(&last);
+        }
+        self.pending.extend_from_slice(&END_TAG.to_be_bytes());
+        match trailers {
+            Some(trailers) => put_frame(&mut self.pending, trailers, TRAILERS_BYTES_MAX)?,
+            None => self.pending.extend_from_slice(&[0; 4]),
+        }
+        self.flush().await?;
+        // It fails only for a stream that is reset, which is for the reader to see.
+        let _ = self.send.finish();
+        Ok(())
+    }
+
+    /// Gives the stream up for the reason `code`; the reader sees that the body is not whole.
+    pub(crate) fn abort(mut self, code: quinn::VarInt) {
+        // A stream that the reader has stopped already needs no reset.
+        let _ = self.send.reset(code);
+    }
+
+    /// The stream itself, for waiting on the reader's stop.
+    pub(crate) fn stream(&mut self) -> &mut SendStream {
+        &mut self.send
+    }
+
+    fn put_header(&mut self, piece: &Bytes) {
+        let len = u32::try_from(piece.len()).expect("pieces are at most PIECE_BYTES_MAX");
+        self.pending.extend_from_slice(&len.to_be_bytes());
+    }
+}
+
+/// A body's end could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HopEndError {
+    /// The trailers exceed [`TRAILERS_BYTES_MAX`].
+    #[error("the trailers cannot be sent: {0}")]
+    Trailers(#[from] EncodeError),
+    /// The stream or its link broke, or the reader stopped it.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// A part of a hop's body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HopPart {
+    /// Bytes of the body, not empty.
+    Data(Bytes),
+    /// The body is whole. The stream has been read to its end.
+    End(Option<Trailers>),
+}
+
+/// Why a hop's body is not whole.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HopBodyError {
+    /// The stream ended without the end mark: the sender died or gave up.
+    #[error("the body was cut off before its end")]
+    CutOff,
+    /// The sender broke the protocol.
+    #[error("the body is malformed: {0}")]
+    Malformed(String),
+    /// The stream was reset or its link broke.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Reads a hop's body; its chunks are passed on as they arrived, without copying.
+pub(crate) struct HopBodyReader {
+    recv: RecvStream,
+    left: Bytes,
+    header: [u8; 4],
+    stage: Stage,
+}
+
+enum Stage {
+    /// Within a tag or length, of which `have` bytes are read.
+    Tag { have: usize },
+    /// Within a piece of which `left` bytes are to come.
+    Piece { left: usize },
+    /// Within the length of the trailers.
+    TrailersLength { have: usize },
+    /// Within the trailers.
+    Trailers { len: usize, buffer: BytesMut },
+    /// Behind the end mark, reading to the end of the stream.
+    Finish { trailers: Option<Trailers> },
+    /// The end or an error was given out.
+    Done,
+}
+
+impl HopBodyReader {
+    /// The next part. After [`HopPart::End`] or an error, `Err(CutOff)`.
+    pub(crate) async fn next(&mut self) -> Result<HopPart, HopBodyError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`Self::next`] for implementations of `http_body::Body`.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<HopPart, HopBodyError>> {
+        let result = ready!(self.poll_part(cx));
+        if !matches!(result, Ok(HopPart::Data(_))) {
+            self.stage = Stage::Done;
+        }
+        Poll::Ready(result)
+    }
+
+    /// Whether [`HopPart::End`] or an error was given out.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.stage, Stage::Done)
+    }
+
+    /// Refuses the rest of the body, for the reason `code`.
+    pub(crate) fn stop(mut self, code: quinn::VarInt) {
+        // A stream that ended by itself needs no stop.
+        let _ = self.recv.stop(code);
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<HopPart, HopBodyError>> {
+        loop {
+            let more = ready!(self.poll_fill(cx))?;
+            match &mut self.stage {
+                Stage::Done => return Poll::Ready(Err(HopBodyError::CutOff)),
+                Stage::Finish { .. } if more => {
+                    return malformed("bytes follow its end");
+                }
+                Stage::Finish { trailers } => {
+                    return Poll::Ready(Ok(HopPart::End(trailers.take())));
+                }
+                // The trailers may be empty of bytes: then nothing more is needed.
+                _ if !more => return Poll::Ready(Err(HopBodyError::CutOff)),
+                Stage::Piece { left } => {
+                    let data = self.left.split_to((*left).min(self.left.len()));
+                    *left -= data.len();
+                    if *left == 0 {
+                        self.stage = Stage::Tag { have: 0 };
+                    }
+                    return Poll::Ready(Ok(HopPart::Data(data)));
+                }
+                Stage::Tag { have } | Stage::TrailersLength { have } if *have < 4 => {
+                    self.header[*have] = self.left.get_u8();
+                    *have += 1;
+                    if *have == 4 {
+                        match self.after_header() {
+                            Ok(stage) => self.stage = stage,
+                            Err(what) => return malformed(&what),
+                        }
+                    }
+                }
+                Stage::Tag { .. } | Stage::TrailersLength { .. } => {
+                    unreachable!("a complete header leaves its stage at once")
+                }
+                Stage::Trailers { len, buffer } => {
+                    let wanted = (*len - buffer.len()).min(self.left.len());
+                    buffer.extend_from_slice(&self.left.split_to(wanted));
+                    if buffer.len() == *len {
+                        match decode::<Trailers, TRAILERS_BYTES_MAX>(buffer) {
+                            Ok(trailers) => self.stage = Stage::Finish { trailers: Some(trailers) },
+                            Err(error) => return malformed(&error.to_string()),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn after_header(&self) -> Result<Stage, String> {
+        let value = u32::from_be_bytes(self.header);
+        let len = value as usize;
+        match self.stage {
+            Stage::TrailersLength { .. } => match len {
+                0 => Ok(Stage::Finish { trailers: None }),
+                1..=TRAILERS_BYTES_MAX => Ok(Stage::Trailers { len, buffer: BytesMut::new() }),
+                _ => Err(format!("trailers of {len} bytes exceed their bound")),
+            },
+            _ => match value {
+                END_TAG => Ok(Stage::TrailersLength { have: 0 }),
+                _ if (1..=PIECE_BYTES_MAX).contains(&len) => Ok(Stage::Piece { left: len }),
+                _ => Err(format!("a piece cannot have the length {len}")),
+            },
+        }
+    }
+
+    /// Waits for bytes where none are left; false at the end of the stream.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ReadError>> {
+        while self.left.is_empty() {
+            // The future keeps nothing between polls, so it may be made anew for each.
+            match ready!(pin!(self.recv.read_chunk(usize::MAX, true)).poll(cx))? {
+                Some(chunk) => self.left = chunk.bytes,
+                None => return Poll::Ready(Ok(false)),
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+}
+
+fn malformed(what: &str) -> Poll<Result<HopPart, HopBodyError>> {
+    Poll::Ready(Err(HopBodyError::Malformed(what.to_owned())))
+}
