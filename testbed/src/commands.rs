@@ -12,10 +12,13 @@ use crate::state::{self, PeerRecord};
 use crate::terminal::Terminal;
 use crate::{apps, ports, workspace};
 
-/// Where `up` keeps its mesh.
+/// Where `up` keeps its mesh: `target/testbed`, or the folder that `TESTBED_DIR` names.
 #[must_use]
 pub fn folder() -> PathBuf {
-    workspace().join("target/testbed")
+    match std::env::var_os("TESTBED_DIR") {
+        Some(dir) => std::path::absolute(&dir).unwrap_or_else(|_| dir.into()),
+        None => workspace().join("target/testbed"),
+    }
 }
 
 /// Starts `peers` peers that serve the apps of `app_files`, or the example.
@@ -37,8 +40,9 @@ pub async fn up(peers: usize, app_files: &[PathBuf], base: Option<u16>) -> Resul
     }
     let ports = ports::plan(peers, base)?;
     for (index, peer) in ports.iter().enumerate() {
-        let hint = "free the port, or choose others with --base-port P";
-        peer.check_free(&format!("peer-{}", index + 1)).context(hint)?;
+        if let Err(error) = peer.check_free(&format!("peer-{}", index + 1)) {
+            bail!("{error:#}; free the port, or choose others with --base-port P");
+        }
     }
     let example = [apps::example()];
     let files = if app_files.is_empty() { &example[..] } else { app_files };

@@ -131,6 +131,17 @@ impl Mesh {
         self.peers.iter().position(|peer| peer.name == name)
     }
 
+    /// Changes the configuration of the peer at `index`; it counts from its next start.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn reconfigure(&self, index: usize, change: impl FnOnce(&mut Table)) -> Result<()> {
+        let path = self.peers[index].folder.join("warmhop.toml");
+        let mut config: Table = std::fs::read_to_string(&path)?.parse()?;
+        change(&mut config);
+        Ok(std::fs::write(path, config.to_string())?)
+    }
+
     /// Starts the peer at `index`, which does not run.
     ///
     /// # Errors

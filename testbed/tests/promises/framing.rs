@@ -1,0 +1,147 @@
+//! What is refused before it reaches an app: bytes that two parties could read in two ways.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use warmhop_testbed::client::Client;
+
+use crate::support::{BOUND, QUICK, World, shop};
+
+/// Each is one request that a lenient reader and a strict one would end at different places.
+const AMBIGUOUS: &[(&str, &str)] = &[
+    (
+        "both lengths",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "both lengths, the other way round",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "two different lengths",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    ),
+    (
+        "a list of different lengths",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 6\r\n\r\nhello!",
+    ),
+    ("a signed length", "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello"),
+    ("a negative length", "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\nhello"),
+    (
+        "a length in hexadecimal",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 0x5\r\n\r\nhello",
+    ),
+    (
+        "a length beyond 64 bits",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    ),
+    (
+        "an unknown coding last",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, sideways\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "chunked twice",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a disguised coding",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding in HTTP/1.0",
+        "POST /echo HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a space before the colon",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+    ),
+    ("a folded line", "GET /whoami HTTP/1.1\r\nHost: x\r\nX-Folded: one\r\n two\r\n\r\n"),
+    ("a field without a colon", "GET /whoami HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n"),
+    ("no host", "GET /whoami HTTP/1.1\r\n\r\n"),
+    ("two hosts", "GET /whoami HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"),
+    ("a control character in a field", "GET /whoami HTTP/1.1\r\nHost: x\r\nX-A: a\x01b\r\n\r\n"),
+    (
+        "a bare carriage return in a field",
+        "GET /whoami HTTP/1.1\r\nHost: x\r\nX-A: a\rX-B: b\r\n\r\n",
+    ),
+    ("not HTTP at all", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n"),
+];
+
+#[tokio::test]
+async fn ambiguous_requests_are_refused_and_the_next_client_is_served() {
+    let world = World::new(1, shop(QUICK, "")).await;
+    world.warm(0).await;
+    for (what, request) in AMBIGUOUS {
+        let answer = exchange(&world, request.as_bytes()).await;
+        let status = answer.split(' ').nth(1).unwrap_or("closed");
+        assert_eq!(status, "400", "{what}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{what}: one answer only: {answer}");
+    }
+    let many = format!("GET /whoami HTTP/1.1\r\nHost: x\r\n{}\r\n", "X-Many: 1\r\n".repeat(5000));
+    let long =
+        format!("GET /whoami HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(2 << 20));
+    let target = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(2 << 20));
+    for (what, request) in
+        [("many fields", many), ("a long field", long), ("a long target", target)]
+    {
+        let answer = exchange(&world, request.as_bytes()).await;
+        let status = answer.split(' ').nth(1).unwrap_or("closed");
+        assert!(status.starts_with('4'), "{what}: {}", &answer[..answer.len().min(200)]);
+    }
+    Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_a_client_sends_names_where_to_connect_or_reaches_a_peers_own_functions() {
+    let world = World::new(2, shop(QUICK, "")).await;
+    world.warm(0).await;
+    let elsewhere = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = elsewhere.local_addr().unwrap();
+    for request in [
+        format!(
+            "GET http://{target}/whoami HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"
+        ),
+        format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nConnection: close\r\n\r\n"),
+        format!(
+            "GET /whoami HTTP/1.1\r\nHost: {target}\r\nX-Forwarded-Host: {target}\r\n\
+             Forwarded: host=\"{target}\"\r\nVia: 1.1 {target}\r\nWarmhop-Peer: {target}\r\n\
+             Cookie: warmhop=AAAA.{target}\r\nConnection: close\r\n\r\n"
+        ),
+    ] {
+        exchange(&world, request.as_bytes()).await;
+    }
+    let mut client = Client::new();
+    for path in ["/v1/status", "/metrics", "/v1/drain", "/v1/requests/x"] {
+        let reply = client.get(world.http(0), path).await.unwrap();
+        assert_eq!(reply.status, 404, "{path} is the app's to answer, and it has no such page");
+        assert_eq!(reply.peer(), Some("peer-1"), "{path}");
+    }
+    // Every answer above was read to its end, so whatever they led to has happened.
+    let accepted = timeout(std::time::Duration::ZERO, elsewhere.accept()).await;
+    assert!(accepted.is_err(), "somebody connected to an address of the client's choice");
+}
+
+/// Sends raw bytes and returns what came back: after a refusal all of it, up to the close that
+/// must follow; else at least the head of an answer.
+async fn exchange(world: &World, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(world.http(0)).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let mut answer = Vec::new();
+    let send = async {
+        // A peer may answer and close before it has read a request that is too large.
+        let _ = writer.write_all(request).await;
+    };
+    let receive = async {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = reader.read(&mut chunk).await {
+            answer.extend_from_slice(&chunk[..n]);
+            let refused = answer.starts_with(b"HTTP/1.1 4");
+            if !refused && answer.windows(4).any(|end| end == b"\r\n\r\n") {
+                break;
+            }
+        }
+    };
+    let talk = async { tokio::join!(send, receive) };
+    timeout(BOUND, talk).await.expect("the peer answers, and closes what it refused");
+    String::from_utf8_lossy(&answer).into_owned()
+}

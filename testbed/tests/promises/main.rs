@@ -1,0 +1,15 @@
+//! What `warmhop` promises its users, asked of real processes from the outside.
+//!
+//! Every test has a mesh of its own on ports of its own, and leaves nothing running.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod commands;
+mod cookie;
+mod faults;
+mod framing;
+mod operations;
+mod requests;
+mod sessions;
+mod streaming;
+mod support;

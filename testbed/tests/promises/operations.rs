@@ -1,0 +1,227 @@
+//! What operators use: the admin listener and the commands over it.
+
+use http::{Method, StatusCode};
+use serde_json::Value as Json;
+use warmhop_testbed::client::Client;
+
+use crate::requests::never_on;
+use crate::support::{APP, QUICK, Shopper, World, shop, until};
+
+#[tokio::test]
+async fn a_peer_reports_itself_its_apps_and_the_others() {
+    let world = World::new(3, shop(QUICK, "")).await;
+    world.warm(0).await;
+    let status = world.status(1).await;
+    assert_eq!(status["peer"]["name"], "peer-2");
+    assert_eq!(status["peer"]["state"], "serving");
+    for text in ["id", "incarnation", "version"] {
+        assert!(status["peer"][text].as_str().is_some_and(|t| !t.is_empty()), "{text}: {status}");
+    }
+    assert!(status["peer"]["uptime_ms"].as_u64().is_some());
+    let app = &status["apps"][0];
+    assert_eq!((&app["name"], &app["state"]), (&APP.into(), &"cold".into()));
+    assert_eq!((&app["starts"], &app["in_flight"]), (&0.into(), &0.into()));
+    assert!(app["error"].is_null());
+    let others = status["peers"].as_array().unwrap();
+    let mut names: Vec<&str> = others.iter().filter_map(|peer| peer["name"].as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["peer-1", "peer-3"]);
+    let one = others.iter().find(|peer| peer["name"] == "peer-1").unwrap();
+    assert_eq!((&one["alive"], &one["apps"][APP]), (&true.into(), &"ready".into()));
+    until("the links are measured", async || {
+        let status = world.status(1).await;
+        let peers = status["peers"].as_array()?.clone();
+        peers.iter().all(|peer| peer["rtt_us"].as_u64().is_some()).then_some(())
+    })
+    .await;
+
+    for path in ["/healthz", "/readyz"] {
+        let reply = world.admin(1, Method::GET, path).await;
+        assert_eq!(reply.status, StatusCode::OK, "{path}: it can hop, so it takes traffic");
+    }
+    let metrics = world.admin(1, Method::GET, "/metrics").await;
+    assert!(metrics.text().lines().any(|line| line.starts_with("# TYPE ")), "{}", metrics.text());
+    let page = world.admin(1, Method::GET, "/").await;
+    assert!(page.header("content-type").unwrap().starts_with("text/html"));
+    assert_eq!(world.admin(1, Method::GET, "/v1/nothing").await.status, StatusCode::NOT_FOUND);
+    let wrong = world.admin(1, Method::POST, "/v1/apps/nothing/start").await;
+    assert_eq!(wrong.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_commands_do_what_they_say_and_exit_accordingly() {
+    let world = World::new(2, shop(QUICK, "")).await;
+    let run = |args: &[&str]| {
+        let output = world.warmhop(0, args);
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), out, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, out, _) = run(&["status"]);
+    assert_eq!(code, Some(0));
+    for word in ["peer-1", "peer-2", APP] {
+        assert!(out.contains(word), "{out}");
+    }
+    assert!(!out.contains('\x1b'), "no colour where there is no terminal");
+    let (code, out, _) = run(&["status", "--json"]);
+    assert_eq!(code, Some(0));
+    assert_eq!(serde_json::from_str::<Json>(&out).unwrap()["peer"]["name"], "peer-1");
+
+    assert_eq!(run(&["app", "start", APP]).0, Some(0));
+    world.reaches(0, APP, "ready").await;
+    assert_eq!(run(&["app", "start", "nothing"]).0, Some(1));
+
+    let mut shopper = Shopper::default();
+    let reply = shopper.add(world.http(0)).await;
+    let id = reply.request_id().unwrap();
+    let (code, out, _) = run(&["why", id]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains(id) && out.contains(APP), "{out}");
+    let (code, out, _) = run(&["why", id, "--json"]);
+    assert_eq!(code, Some(0));
+    let key = serde_json::from_str::<Json>(&out).unwrap()["session"].as_str().unwrap().to_owned();
+    assert_eq!(run(&["why", "no-such-request"]).0, Some(1));
+
+    let (code, out, _) = run(&["session", &key, "--json"]);
+    assert_eq!(code, Some(0), "{out}");
+    let session: Json = serde_json::from_str(&out).unwrap();
+    assert_eq!(session["owner"], "peer-1");
+    assert!(session["version"].as_u64().is_some_and(|version| version >= 1));
+    assert!(session["members"].as_array().unwrap().contains(&"peer-1".into()));
+    assert!(!out.contains("book"), "contents are never shown");
+    assert_eq!(run(&["session", "shop/nothing"]).0, Some(1));
+
+    assert_eq!(run(&["app", "stop", APP]).0, Some(0));
+    until("it is stopped", async || (world.app(0, APP).await["state"] == "cold").then_some(()))
+        .await;
+
+    let (code, _, error) = run(&["no-such-command"]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("Usage"), "{error}");
+    let (code, _, error) = run(&["--admin", "http://127.0.0.1:1", "status"]);
+    let (code, error) = if code == Some(2) {
+        // The flag stands after the command.
+        let (code, _, error) = run(&["status", "--admin", "http://127.0.0.1:1"]);
+        (code, error)
+    } else {
+        (code, error)
+    };
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("127.0.0.1:1"), "{error}");
+
+    for balancer in ["haproxy", "nginx", "apache", "envoy"] {
+        let (code, out, error) = run(&["lb", balancer]);
+        assert_eq!(code, Some(0), "{balancer}: {error}");
+        for index in 0..2 {
+            let port = world.http(index).port().to_string();
+            assert!(out.contains(&port), "{balancer} names {}: {out}", world.name(index));
+        }
+        assert!(out.contains("warmhop"), "{balancer} reads the cookie: {out}");
+    }
+}
+
+#[tokio::test]
+async fn one_request_is_followed_across_two_peers() {
+    let world = World::with(2, vec![shop(QUICK, "")], "", never_on(1)).await;
+    world.warm(0).await;
+    let mut client = Client::new();
+    let call = client.call(Method::GET, "/whoami").header("x-request-id", "follow-me-across");
+    let reply = call.send(world.http(1)).await.unwrap().ok().unwrap();
+    assert!(reply.hopped());
+    for (index, role) in [(1, "entry"), (0, "hop")] {
+        let trace = until("the trace is there", async || {
+            let path = "/v1/requests/follow-me-across";
+            let reply = world.admin(index, Method::GET, path).await;
+            reply.status.is_success().then(|| reply.json().unwrap())
+        })
+        .await;
+        assert_eq!(trace["role"], role, "{trace}");
+        assert_eq!(trace["served_by"], "peer-1", "{trace}");
+        let steps = trace["steps"].as_array().unwrap();
+        assert!(!steps.is_empty(), "{trace}");
+        assert!(steps.iter().all(|step| step["why"].as_str().is_some_and(|why| !why.is_empty())));
+        let why = world.warmhop(index, &["why", "follow-me-across"]);
+        let text = String::from_utf8_lossy(&why.stdout).into_owned();
+        assert!(text.contains("peer-1"), "{text}");
+    }
+    let trace = world.admin(1, Method::GET, "/v1/requests/follow-me-across").await.json().unwrap();
+    let steps = trace["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|step| step["what"] == "hop"), "{trace}");
+}
+
+#[tokio::test]
+async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
+    let world = World::new(2, shop(QUICK, "")).await;
+    world.warm(0).await;
+    world.warm(1).await;
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+    let drained = world.warmhop(0, &["drain"]);
+    assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    until("it is not ready", async || {
+        let reply = world.admin(0, Method::GET, "/readyz").await;
+        (reply.status == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
+    assert_eq!(world.admin(0, Method::GET, "/healthz").await.status, StatusCode::OK);
+    assert_eq!(world.status(0).await["peer"]["state"], "draining");
+    until("its sessions have another owner", async || {
+        (world.status(1).await["sessions"]["owned"] == 1).then_some(())
+    })
+    .await;
+    shopper.add(world.http(1)).await;
+}
+
+#[tokio::test]
+async fn an_idle_app_stops_and_starts_again_when_it_is_asked_for() {
+    let world = World::new(1, shop(QUICK, "stop_when_idle = '500ms'")).await;
+    let mut client = Client::new();
+    client.get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+    let under = world.mesh.peer(0).process().unwrap().descendants();
+    until("it is cold again", async || (world.app(0, APP).await["state"] == "cold").then_some(()))
+        .await;
+    for process in under.iter().filter(|process| process.command().contains("bookshop")) {
+        assert!(!process.is_alive(), "its process is gone");
+    }
+    client.get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+    assert_eq!(world.app(0, APP).await["starts"], 2);
+}
+
+#[tokio::test]
+async fn an_app_that_is_wanted_at_boot_is_ready_unasked() {
+    let world = World::new(1, shop(QUICK, "start = 'at-boot'")).await;
+    world.reaches(0, APP, "ready").await;
+    assert_eq!(world.app(0, APP).await["starts"], 1);
+}
+
+#[tokio::test]
+async fn a_configuration_is_checked_before_it_is_run() {
+    let world = World::prepare(1, vec![shop(QUICK, "")], "");
+    let file = world.mesh.peer(0).folder().join("warmhop.toml");
+    let good = world.warmhop(0, &["check", file.to_str().unwrap()]);
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    let filled: toml::Table = String::from_utf8_lossy(&good.stdout).parse().unwrap();
+    assert_eq!(filled["session"]["copies"].as_integer(), Some(3), "defaults are filled in");
+
+    let text = std::fs::read_to_string(&file).unwrap();
+    let bad = file.with_file_name("bad.toml");
+    for (what, broken, named) in [
+        ("a wrong key", text.replace("listen", "lisen"), "lisen"),
+        (
+            "a wrong value",
+            text.replace("'portable'", "'postal'").replace("\"portable\"", "\"postal\""),
+            "postal",
+        ),
+        ("not TOML", format!("{text}\n= 3"), "bad.toml"),
+    ] {
+        std::fs::write(&bad, broken).unwrap();
+        for args in
+            [vec!["check", bad.to_str().unwrap()], vec!["run", "--config", bad.to_str().unwrap()]]
+        {
+            let output = world.warmhop(0, &args);
+            assert_eq!(output.status.code(), Some(2), "{what}: {args:?}");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(error.contains(named), "{what}: {error}");
+            assert!(error.contains("bad.toml"), "{what}: {error}");
+        }
+    }
+}

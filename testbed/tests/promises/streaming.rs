@@ -1,0 +1,185 @@
+//! Bodies and upgrades through a hop: what is sent arrives as it is sent, and nothing is
+//! buffered whole.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::Method;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use warmhop_testbed::client::{Client, RequestBody};
+
+use crate::requests::never_on;
+use crate::support::{APP, BOUND, QUICK, World, shop, until};
+
+const MIB: usize = 1 << 20;
+
+/// Two peers; whoever asks the second is served by the first.
+async fn hopping() -> World {
+    let world = World::with(2, vec![shop(QUICK, "")], "", never_on(1)).await;
+    world.warm(0).await;
+    world
+}
+
+#[tokio::test]
+async fn large_bodies_pass_a_hop_both_ways_without_being_held() {
+    let world = hopping().await;
+    let before = [resident_peak(&world, 0), resident_peak(&world, 1)];
+    let mut client = Client::new();
+    let body: Bytes = (0..24 * MIB).map(|i| (i % 253) as u8).collect();
+    let call = client.call(Method::POST, "/echo").body(body.clone());
+    let reply = call.send(world.http(1)).await.unwrap().ok().unwrap();
+    assert!(reply.hopped());
+    assert!(reply.body == body, "24 MiB come back as they went");
+
+    let download = client.get(world.http(1), format!("/bytes?n={}", 96 * MIB)).await.unwrap();
+    assert_eq!(download.body.len(), 96 * MIB);
+    assert!(download.body.iter().enumerate().all(|(i, byte)| *byte == (i % 251) as u8));
+    for (index, before) in before.into_iter().enumerate() {
+        let grown = resident_peak(&world, index).saturating_sub(before);
+        assert!(grown < 64 * MIB, "{} grew by {grown} bytes", world.name(index));
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_the_sender_back() {
+    let world = hopping().await;
+    let before = [resident_peak(&world, 0), resident_peak(&world, 1)];
+    let mut client = Client::new();
+    let call = client.call(Method::GET, format!("/bytes?n={}", 512 * MIB));
+    let mut response = call.open(world.http(1)).await.unwrap();
+    // One frame is read and no more; what the sender can still send is bounded by windows and
+    // buffers on the way, so in the end it has to stop.
+    response.frame().await.unwrap().unwrap();
+    let mut last = u64::MAX;
+    until("the app stops sending", async || {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let sent = bytes_written(&world);
+        std::mem::replace(&mut last, sent).eq(&sent).then_some(())
+    })
+    .await;
+    assert_eq!(world.app(0, APP).await["in_flight"], 1, "it waits, it did not finish");
+    for (index, before) in before.into_iter().enumerate() {
+        let grown = resident_peak(&world, index).saturating_sub(before);
+        assert!(grown < 64 * MIB, "{} holds {grown} bytes", world.name(index));
+    }
+    drop(response);
+    world.in_flight(0, 0).await;
+}
+
+#[tokio::test]
+async fn each_piece_arrives_before_the_next_is_sent() {
+    let world = hopping().await;
+    let (pieces, queue) = mpsc::channel::<Bytes>(1);
+    let body = StreamBody::new(futures_util::stream::unfold(queue, |mut queue| async move {
+        queue.recv().await.map(|piece| (Ok::<_, Infallible>(Frame::data(piece)), queue))
+    }));
+    let body: RequestBody = BodyExt::boxed(BodyExt::map_err(body, |never| match never {}));
+    let mut client = Client::new();
+    pieces.send(Bytes::from_static(b"first;")).await.unwrap();
+    let call = client.call(Method::POST, "/echo").streaming(body);
+    let mut response = timeout(BOUND, call.open(world.http(1))).await.unwrap().unwrap();
+    assert!(response.headers().contains_key("via"));
+    let mut back = Vec::new();
+    for round in 0..20 {
+        let sent = if round == 0 { "first;".to_owned() } else { format!("piece {round};") };
+        if round > 0 {
+            pieces.send(Bytes::from(sent.clone())).await.unwrap();
+        }
+        while !back.ends_with(sent.as_bytes()) {
+            let frame = timeout(BOUND, response.frame()).await.expect("it comes back at once");
+            back.extend_from_slice(&frame.unwrap().unwrap().into_data().unwrap());
+        }
+    }
+    drop(pieces);
+    assert!(timeout(BOUND, response.frame()).await.unwrap().is_none(), "and then it ends");
+}
+
+#[tokio::test]
+async fn server_sent_events_flow_and_end_with_their_client() {
+    let world = hopping().await;
+    let mut client = Client::new();
+    let mut response = client.call(Method::GET, "/events").open(world.http(1)).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let mut text = String::new();
+    while text.matches("\n\n").count() < 5 {
+        let frame = timeout(BOUND, response.frame()).await.unwrap().unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
+    }
+    assert!(text.contains("\"tick\":4"), "{text}");
+    world.in_flight(0, 1).await;
+    drop(response);
+    // The stream is endless: the far end hears that its client left.
+    world.in_flight(0, 0).await;
+}
+
+#[tokio::test]
+async fn a_websocket_passes_a_hop() {
+    let world = hopping().await;
+    let stream = TcpStream::connect(world.http(1)).await.unwrap();
+    let url = format!("ws://{}/ws", world.http(1));
+    let connect = tokio_tungstenite::client_async(url, stream);
+    let (mut socket, response) = timeout(BOUND, connect).await.unwrap().unwrap();
+    assert_eq!(response.status(), 101);
+    assert!(response.headers().contains_key("via"));
+    for message in
+        [Message::text("hello"), Message::binary(vec![7; 100_000]), Message::text("and again")]
+    {
+        socket.send(message.clone()).await.unwrap();
+        let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+        assert!(back == message);
+    }
+    socket.close(None).await.unwrap();
+    while timeout(BOUND, socket.next()).await.expect("the close is answered").is_some() {}
+    world.in_flight(0, 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_asks_first_is_told_to_continue() {
+    let world = hopping().await;
+    let mut stream = TcpStream::connect(world.http(1)).await.unwrap();
+    stream
+        .write_all(
+            b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\
+              Connection: close\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    let mut chunk = [0; 1024];
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        let n = timeout(BOUND, stream.read(&mut chunk)).await.unwrap().unwrap();
+        assert!(n > 0, "closed before it was answered");
+        answer.extend_from_slice(&chunk[..n]);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 100"), "{}", String::from_utf8_lossy(&answer));
+    stream.write_all(b"hello").await.unwrap();
+    timeout(BOUND, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("HTTP/1.1 200") && answer.contains("hello"), "{answer}");
+}
+
+/// The most memory that a peer has had resident, in bytes.
+fn resident_peak(world: &World, index: usize) -> usize {
+    let pid = world.mesh.peer(index).process().unwrap().pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// How much the processes under the first peer, its app among them, have written.
+fn bytes_written(world: &World) -> u64 {
+    let processes = world.mesh.peer(0).process().unwrap().descendants();
+    processes
+        .iter()
+        .filter_map(|process| std::fs::read_to_string(format!("/proc/{}/io", process.pid)).ok())
+        .filter_map(|io| io.lines().find_map(|l| l.strip_prefix("wchar: ")?.parse::<u64>().ok()))
+        .sum()
+}
