@@ -362,6 +362,13 @@ impl fmt::Debug for Identity {
     }
 }
 
+/// The certificate that the other end of a link proved to have.
+#[cfg(test)]
+pub(crate) fn certificate_of(conn: &quinn::Connection) -> Option<Vec<u8>> {
+    let chain = conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(chain.first()?.to_vec())
+}
+
 /// The cluster and peer that the other end of a link proved to be, from what
 /// `quinn::Connection::peer_identity` returns.
 pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<(String, PeerId)> {
@@ -591,6 +598,17 @@ impl Authority {
         write_secret(&dir.join("key.pem"), &key, force)?;
         replace(&dir.join("cert.pem"), &cert, 0o644)?;
         replace(&ca_path, &self.ca_pem(), 0o644)
+    }
+
+    /// The same authority, issuing for another cluster, which its owner could do.
+    #[cfg(test)]
+    pub(crate) fn in_cluster(&self, cluster: &str) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            certificate: self.certificate.clone(),
+            key_der: self.key_der.clone(),
+            cookie_key: self.cookie_key,
+        }
     }
 
     /// The texts of `cert.pem` and `key.pem` for `peer`.

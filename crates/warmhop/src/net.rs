@@ -799,3 +799,6 @@ impl NetCounters {
         self.gossip_restarts.inc();
     }
 }
+
+#[cfg(test)]
+mod tests;
