@@ -150,10 +150,7 @@ fn config(authority: &Authority, name: &str, seeds: &[SocketAddr]) -> NetConfig 
         seeds: seeds.iter().map(ToString::to_string).collect(),
         identity: authority.issue(&id(name)).unwrap(),
         counters: NetCounters::new(&mut Registry::default()),
-        tuning: NetTuning {
-            gossip_interval: Duration::from_millis(50),
-            ..NetTuning::default()
-        },
+        tuning: NetTuning { gossip_interval: Duration::from_millis(50), ..NetTuning::default() },
     }
 }
 
@@ -207,8 +204,7 @@ async fn mesh(authority: &Authority, names: &[&str]) -> Vec<Peer> {
         peers.push(Peer::start(config(authority, name, &seeds)).await);
     }
     for peer in &peers {
-        let others: Vec<&Peer> =
-            peers.iter().filter(|other| other.name() != peer.name()).collect();
+        let others: Vec<&Peer> = peers.iter().filter(|other| other.name() != peer.name()).collect();
         peer.links_to(&others).await;
     }
     peers
@@ -456,11 +452,7 @@ async fn raw_link(authority: &Authority, name: &str, to: &Peer) -> quinn::Connec
     let transport = Arc::new(transport(&NetTuning::default()));
     let (client, _) = quic_configs(&identity, &transport).unwrap();
     let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    endpoint
-        .connect_with(client, to.addr(), crate::identity::TLS_NAME)
-        .unwrap()
-        .await
-        .unwrap()
+    endpoint.connect_with(client, to.addr(), crate::identity::TLS_NAME).unwrap().await.unwrap()
 }
 
 fn hello_of(name: &str) -> wire::Hello {
@@ -545,10 +537,8 @@ async fn session_frames_arrive_in_order_large_ones_and_ones_own_included() {
     let peers = mesh(&authority, &["a", "b"]).await;
     let (to, me) = (peers[1].net.incarnation(), peers[0].net.incarnation());
     let large = vec![0xA5; 1_200_000];
-    let frames: Vec<SessionFrame> = [&b"first"[..], &large, b"last"]
-        .iter()
-        .map(|state| session_frame(to, state))
-        .collect();
+    let frames: Vec<SessionFrame> =
+        [&b"first"[..], &large, b"last"].iter().map(|state| session_frame(to, state)).collect();
     for frame in &frames {
         peers[0].net.send_session(to, frame.clone());
     }
