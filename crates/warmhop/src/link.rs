@@ -399,16 +399,19 @@ fn admit(
 ) -> Result<Met, MeetError> {
     let peer = greeted.hello.peer.clone();
     if peer.peer == shared.me {
-        if peer.incarnation == shared.incarnation {
-            conn.close(close_code::MYSELF, b"");
-            return Ok(Met::Myself);
+        let myself = peer.incarnation == shared.incarnation;
+        if !myself {
+            shared.met_namesake(&peer, dial.is_some());
         }
-        shared.met_namesake(&peer, dial.is_some());
-        if dial.is_some() {
-            conn.close(close_code::NAME_IN_USE, shared.advertise.to_string().as_bytes());
-            return Ok(Met::Namesake);
-        }
-        return Err(MeetError::NameInUse(shared.advertise));
+        let code = if myself { close_code::MYSELF } else { close_code::NAME_IN_USE };
+        let conn = conn.clone();
+        let linger = if dial.is_some() { Duration::ZERO } else { shared.tuning.hello_within };
+        shared.tasks.spawn(async move {
+            // The end that dialed has to read this one's hello before the connection goes.
+            let _ = timeout(linger, conn.closed()).await;
+            conn.close(code, b"");
+        });
+        return Ok(if myself { Met::Myself } else { Met::Namesake });
     }
 
     let (lane, lane_out) = mpsc::channel(LANE_FRAMES_MAX);
