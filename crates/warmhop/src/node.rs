@@ -262,7 +262,8 @@ impl Node {
                 candidates: &candidates,
                 arrived: placing.arrived,
                 affinity: placing.pin,
-                tried: placing.tried,
+                // Whoever said no before a wait may say yes after it.
+                tried: if waiting.is_some() { &[] } else { placing.tried },
                 attempt_budget: ATTEMPTS_MAX,
                 waited: since.elapsed(),
                 dice: rand::random(),
