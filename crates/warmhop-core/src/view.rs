@@ -263,7 +263,8 @@ struct Stranger {
 /// What this peer believes of all the *others*.
 ///
 /// A clone is a snapshot: it costs five reference counts, and the next change to the original
-/// copies the spine of the maps (a pointer a peer) and the one peer that changed. Whoever applies
+/// copies the spines of the maps it touches (a pointer a peer, a pointer a warm app) and the one
+/// peer that changed. Whoever applies
 /// much at once applies it all before it publishes a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
@@ -276,7 +277,7 @@ pub struct View {
     /// since when.
     former: Arc<BTreeMap<Incarnation, Now>>,
     /// Where an app is ready or starting: what a request looks for.
-    warm: Arc<BTreeMap<AppName, BTreeSet<PeerId>>>,
+    warm: Arc<BTreeMap<AppName, Arc<BTreeSet<PeerId>>>>,
     refused: BTreeMap<RefusedNews, u64>,
 }
 
@@ -463,8 +464,8 @@ impl View {
         }
         let index = Arc::make_mut(&mut self.warm);
         if warm {
-            index.entry(app.clone()).or_default().insert(peer.clone());
-        } else if let Some(peers) = index.get_mut(app) {
+            Arc::make_mut(index.entry(app.clone()).or_default()).insert(peer.clone());
+        } else if let Some(peers) = index.get_mut(app).map(Arc::make_mut) {
             peers.remove(peer);
             if peers.is_empty() {
                 index.remove(app);
@@ -547,7 +548,7 @@ impl View {
         &'a self,
         app: &'a AppName,
     ) -> impl Iterator<Item = (&'a PeerId, &'a PeerBelief, &'a AppBelief)> {
-        self.warm.get(app).into_iter().flatten().filter_map(move |peer| {
+        self.warm.get(app).into_iter().flat_map(|peers| peers.iter()).filter_map(move |peer| {
             let (peer, belief) = self.peers.get_key_value(peer)?;
             let app = belief.apps.get(app)?;
             (belief.alive != Liveness::Dead).then_some((peer, belief.as_ref(), app))

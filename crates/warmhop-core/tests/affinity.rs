@@ -361,6 +361,10 @@ fn a_session_moves_with_the_third_consecutive_request_and_not_again_within_the_i
     assert_eq!(requests(&mut counter, &mut n, 5, soon), [false; 5]);
     let later = Now(100).after(policy.move_interval);
     assert_eq!(requests(&mut counter, &mut n, 1, later), [true]);
+    // It moved here and away again: what was counted before counts no more.
+    counter.moved(later);
+    let much_later = later.after(policy.move_interval);
+    assert_eq!(requests(&mut counter, &mut n, 3, much_later), [false, false, true]);
 }
 
 #[test]

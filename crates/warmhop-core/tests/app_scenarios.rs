@@ -253,7 +253,8 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
     for seed in 0..600 {
         let mut rng = Prng(seed);
         let start = *rng.pick(&[StartMode::OnRequest, StartMode::AtBoot, StartMode::Never]);
-        let stop_when_idle = rng.chance(50).then_some(Duration::from_millis(700));
+        let stop_when_idle = *rng.pick(&[None, Some(0), Some(700)]);
+        let stop_when_idle = stop_when_idle.map(Duration::from_millis);
         let policy = AppPolicy { start, stop_when_idle, ..AppPolicy::default() };
         let mut machine = AppMachine::new(policy, seed);
         let mut runtime = Runtime::default();

@@ -58,6 +58,18 @@ fn ready_names(view: &View, of: &str) -> Vec<String> {
     view.ready_peers(&app(of)).map(|(peer, _)| peer.to_string()).collect()
 }
 
+/// Where the app is ready or starting, by the index and by a scan.
+fn warm_both_ways(view: &View, of: &str) -> [Vec<String>; 2] {
+    let warm = |state| matches!(state, AppState::Ready | AppState::Starting);
+    let scanned = view
+        .live_peers()
+        .filter(|(_, p)| p.apps.get(&app(of)).is_some_and(|a| warm(a.news.state)))
+        .map(|(peer, _)| peer.to_string());
+    let indexed = app(of);
+    let indexed = view.warm_peers(&indexed).map(|(peer, _, _)| peer.to_string());
+    [indexed.collect(), scanned.collect()]
+}
+
 /// The believed state of every app, read from the peers and not from the index.
 fn ready_by_scan(view: &View, of: &str) -> Vec<String> {
     view.live_peers()
@@ -329,6 +341,8 @@ fn the_index_agrees_with_a_scan_whatever_happens() {
             }
         }
         assert_eq!(ready_names(&view, "shop"), ready_by_scan(&view, "shop"), "step {step}");
+        let [indexed, scanned] = warm_both_ways(&view, "shop");
+        assert_eq!(indexed, scanned, "step {step}");
         for (_, belief) in view.peers() {
             let current = view.by_incarnation(&belief.news.incarnation);
             let dead = belief.alive == Liveness::Dead;
