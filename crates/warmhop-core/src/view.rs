@@ -1,7 +1,7 @@
 //! What this peer believes of the others, and how old each belief is.
 //!
 //! Owns the beliefs and their order: each peer alone writes news of itself, numbers it, and the
-//! highest number wins, so that news may arrive twice, late, in any order and by any way (I11).
+//! highest number wins, so that news may arrive twice, late, in any order and by any way (I13).
 //! Refuses to know how news travels, and what is decided on it. A belief is a hint: the peer that
 //! is asked checks again and may say no.
 //!
@@ -264,8 +264,7 @@ struct Stranger {
 ///
 /// A clone is a snapshot: it costs five reference counts, and the next change to the original
 /// copies the spines of the maps it touches (a pointer a peer, a pointer a warm app) and the one
-/// peer that changed. Whoever applies
-/// much at once applies it all before it publishes a clone.
+/// peer that changed. Whoever applies much at once applies it all before publishing a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     me: PeerId,
@@ -297,7 +296,7 @@ impl View {
     }
 
     /// Takes one piece of news: a newer one changes a belief; the same one again, or an older one,
-    /// changes nothing (I11).
+    /// changes nothing (I13).
     pub fn apply(&mut self, news: News, now: Now, source: Source) -> Applied {
         let applied = self.try_apply(news, now, source).unwrap_or_else(Applied::Refused);
         if let Applied::Refused(why) = applied {
@@ -346,7 +345,7 @@ impl View {
     }
 
     /// Makes room for a life that is not the current one; whatever was believed of a former one
-    /// goes (I12). Returns whether it begins.
+    /// goes (I14). Returns whether it begins.
     fn begin_life(
         &mut self,
         known: bool,

@@ -186,7 +186,7 @@ impl Runtime {
             match effect {
                 AppEffect::Start { attempt } => {
                     let idle = self.starting.is_empty() && self.running.is_empty();
-                    assert!(idle && self.stopping.is_empty(), "I16: two copies, seed {seed}");
+                    assert!(idle && self.stopping.is_empty(), "I18: two copies, seed {seed}");
                     self.starting.insert(*attempt);
                 }
                 AppEffect::CancelStart { attempt } => {
@@ -194,7 +194,7 @@ impl Runtime {
                 }
                 AppEffect::Stop { attempt, .. } => {
                     assert!(self.running.remove(attempt), "no such copy, seed {seed}");
-                    assert!(in_flight == 0 || insisted, "I17: stopped in use, seed {seed}");
+                    assert!(in_flight == 0 || insisted, "I19: stopped in use, seed {seed}");
                     self.stopping.insert(*attempt);
                 }
                 AppEffect::Changed => {}

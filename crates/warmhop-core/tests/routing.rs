@@ -189,10 +189,10 @@ fn check(q: &Question<'_>, d: &Decision) {
         Action::Serve if !ready_here => fail("served where it is not ready"),
         Action::Hop { to } => {
             if q.arrived == Arrived::ByHop {
-                fail("I9: hopped twice");
+                fail("I11: hopped twice");
             }
             if q.tried.contains(to) || q.tried.len() >= ATTEMPTS_MAX || q.attempt_budget == 0 {
-                fail("I8: tried in vain, and again");
+                fail("I10: tried in vain, and again");
             }
             if !q.candidates.iter().any(|c| c.peer == to && c.state == AppState::Ready) {
                 fail("hopped to a peer that is not believed ready");
@@ -200,10 +200,10 @@ fn check(q: &Question<'_>, d: &Decision) {
         }
         Action::Wait { at_most } => {
             if q.arrived == Arrived::ByHop {
-                fail("I9: a hop waited");
+                fail("I11: a hop waited");
             }
             if ready_here || ready_untried {
-                fail("I8: waited while a ready peer could be tried");
+                fail("I10: waited while a ready peer could be tried");
             }
             if at_most.is_zero() || q.waited + *at_most > q.app.max_wait {
                 fail("waited without a bound");
@@ -589,7 +589,7 @@ fn a_peer_that_leaves_or_joins_moves_only_its_own() {
         let left: Vec<_> = p.iter().filter(|peer| **peer != gone).collect();
         let without = session_ranks(&sid, left.iter().copied());
         let expected: Vec<_> = all.iter().filter(|peer| **peer != gone).cloned().collect();
-        assert_eq!(without, expected, "I13: the others keep their order");
+        assert_eq!(without, expected, "I15: the others keep their order");
     }
 }
 

@@ -126,7 +126,7 @@ fn beliefs_depend_on_what_was_heard_and_not_on_its_order_or_repetition() {
             }
             let believed: Vec<_> = view.peers().map(|(p, b)| (p.clone(), b.clone())).collect();
             let expected = first.get_or_insert_with(|| believed.clone());
-            assert_eq!(&believed, expected, "I11, case {case}");
+            assert_eq!(&believed, expected, "I13, case {case}");
         }
         for (name, belief) in first.unwrap() {
             assert_eq!(belief.news.incarnation, life(name.as_str(), belief.news.generation));
@@ -156,7 +156,7 @@ fn a_restarted_peer_is_believed_nothing_of_its_former_life() {
     // The first word of the new life is about an app, and hearsay.
     view.apply(says("p1", 2, "shop", 1, AppState::Cold), Now(1), Source::Hearsay);
     assert!(view.is_dead(&life("p1", 1)) && view.by_incarnation(&life("p1", 1)).is_none());
-    assert!(ready_names(&view, "shop").is_empty(), "I12");
+    assert!(ready_names(&view, "shop").is_empty(), "I14");
     view.apply(News::Peer(hello("p1", 2, 1)), Now(2), Source::Hearsay);
     assert_eq!(view.by_incarnation(&life("p1", 2)).unwrap().news.seq, 1);
     // Late news of the former life, first-hand even, changes nothing.
