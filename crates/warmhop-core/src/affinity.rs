@@ -4,7 +4,7 @@
 //! as they are ours, and the rule of when a session moves to where its client arrives
 //! ([`MoveCounter`]). Refuses to know keys: an [`Authenticator`] is handed in, whose key belongs
 //! to one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
-//! (I14), and a bad one is a counted [`Reject`], never an error.
+//! (I16), and a bad one is a counted [`Reject`], never an error.
 //!
 //! The cookie's value is `<opaque>.<route>`. The route is the peer's name, for load balancers to
 //! read or rewrite, and is not trusted. The opaque part is the base64url, without padding, of
@@ -425,7 +425,7 @@ pub enum Owner {
 
 /// When a session moves to this entry peer, which is not its owner: at once where the owner is
 /// gone or draining; else after [`SessionPolicy::move_after`] consecutive requests of its client
-/// through this peer, and once in [`SessionPolicy::move_interval`] at most (I15).
+/// through this peer, and once in [`SessionPolicy::move_interval`] at most (I17).
 ///
 /// Whether requests are consecutive is told by the session's number: where the client's token
 /// names another one than this peer last gave it, it has been elsewhere meanwhile. A balancer that

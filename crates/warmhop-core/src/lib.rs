@@ -53,43 +53,44 @@
 //! Of a session, a register replicated on up to three peers:
 //!
 //! * **I1** One body for each position: records of equal positions are equal.
-//! * **I2** What a copy has promised never falls, and no vote is cast in a configuration whose
-//!   votes may have been forgotten.
-//! * **I3** Chosen records, ordered by position, extend one another.
-//! * **I4** An open configuration `c + 1` is proposed only after the seal from `c` to `c + 1` is
-//!   chosen.
-//! * **I5** A response comes only from a record that is chosen and open.
+//! * **I2** What a copy promised never falls, and its record is replaced by a later one only.
+//! * **I3** No vote is cast in a configuration whose votes may have been forgotten.
+//! * **I4** Chosen records, ordered by position, extend one another.
+//! * **I5** The open configuration `c + 1` is proposed only after the seal from `c` is chosen.
 //! * **I6** Each request key occurs once in a history.
-//! * **I7** A read reflects every change acknowledged before it arrived.
+//! * **I7** Responses come only from records that are chosen and open.
+//! * **I8** A read reflects every change acknowledged before it arrived.
+//! * **I9** A position is used for one attempt: an abandoned number is spent, and a proposal
+//!   that left its owner is never abandoned.
 //!
 //! Of routing:
 //!
-//! * **I8** A request is never sent to a peer that it was sent to in vain, and to two peers at
+//! * **I10** A request is never sent to a peer that it was sent to in vain, and to two peers at
 //!   most; it never waits while a ready peer may still be tried.
-//! * **I9** A request that arrived by a hop is served where it arrived or refused at once: it
+//! * **I11** A request that arrived by a hop is served where it arrived or refused at once: it
 //!   never hops and never waits, so no chain and no loop of hops exists.
-//! * **I10** A request that may have reached an app runs again only if it is safe, or if its
+//! * **I12** A request that may have reached an app runs again only if it is safe, or if its
 //!   session's register applies it once.
 //!
 //! Of what is believed:
 //!
-//! * **I11** A belief is a function of the set of news heard, not of their order or number.
-//! * **I12** Nothing said in a former life of a peer is believed of its present one.
-//! * **I13** A peer that leaves moves only what it was ranked first for; a peer that joins takes
+//! * **I13** A belief is a function of the set of news heard, not of their order or number.
+//! * **I14** Nothing said in a former life of a peer is believed of its present one.
+//! * **I15** A peer that leaves moves only what it was ranked first for; a peer that joins takes
 //!   only what it is ranked first for.
 //!
 //! Of affinity:
 //!
-//! * **I14** A token that this cluster did not make chooses nothing, and one that it made proves
+//! * **I16** A token that this cluster did not make chooses nothing, and one that it made proves
 //!   nothing but its sessions' ids: who owns a session is decided by its register alone.
-//! * **I15** A session whose owner serves moves to where its client arrives after consecutive
+//! * **I17** A session whose owner serves moves to where its client arrives after consecutive
 //!   requests only, and at most once in an interval.
 //!
 //! Of an app on a peer:
 //!
-//! * **I16** At most one start is under way and one copy lives, however many want it; a report of
+//! * **I18** At most one start is under way and one copy lives, however many want it; a report of
 //!   another attempt than the current one changes nothing.
-//! * **I17** A copy is stopped for idleness or surplus only while nothing is in flight on it.
+//! * **I19** A copy is stopped for idleness or surplus only while nothing is in flight on it.
 //!
 //! # Words
 //!

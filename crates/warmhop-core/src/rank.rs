@@ -3,7 +3,7 @@
 //!
 //! Each peer's score for a key is a hash of both; the highest score comes first. Peers that
 //! believe in the same live peers agree on the order; a peer that leaves moves only the keys that
-//! it was first for, and a peer that joins takes only those that it is first for (I13). The hash
+//! it was first for, and a peer that joins takes only those that it is first for (I15). The hash
 //! is SipHash-2-4 (Aumasson and Bernstein, 2012) under a fixed key: what counts is that every
 //! peer, version and machine computes the same.
 

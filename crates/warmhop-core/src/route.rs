@@ -507,7 +507,7 @@ pub fn decide(q: &Question<'_>) -> Decision {
     }
 }
 
-/// The entry peer chose this peer; it gets the copy here, or a no at once (I9). Nothing starts
+/// The entry peer chose this peer; it gets the copy here, or a no at once (I11). Nothing starts
 /// here for a hop: its entry peer starts its own copy, or asks for this one by name.
 fn by_hop(q: &Question<'_>) -> Decision {
     let reason = if q.local.state == AppState::Ready {
@@ -730,7 +730,7 @@ fn first_able(q: &Question<'_>) -> Option<PeerId> {
 
 /// Whether a request that came to nothing may be tried on another peer: if no byte of it can have
 /// reached an app; or if it is safe; or if it carries a key, or the app changes nothing but its
-/// session, and the session is portable: then the session's register applies it once (I10).
+/// session, and the session is portable: then the session's register applies it once (I12).
 #[must_use]
 pub fn may_retry(
     method_safe: bool,

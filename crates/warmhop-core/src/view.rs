@@ -1,7 +1,7 @@
 //! What this peer believes of the others, and how old each belief is.
 //!
 //! Owns the beliefs and their order: each peer alone writes news of itself, numbers it, and the
-//! highest number wins, so that news may arrive twice, late, in any order and by any way (I11).
+//! highest number wins, so that news may arrive twice, late, in any order and by any way (I13).
 //! Refuses to know how news travels, and what is decided on it. A belief is a hint: the peer that
 //! is asked checks again and may say no.
 //!
@@ -263,8 +263,8 @@ struct Stranger {
 /// What this peer believes of all the *others*.
 ///
 /// A clone is a snapshot: it costs five reference counts, and the next change to the original
-/// copies the spine of the maps (a pointer a peer) and the one peer that changed. Whoever applies
-/// much at once applies it all before it publishes a clone.
+/// copies the spines of the maps it touches (a pointer a peer, a pointer a warm app) and the one
+/// peer that changed. Whoever applies much at once applies it all before publishing a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     me: PeerId,
@@ -276,7 +276,7 @@ pub struct View {
     /// since when.
     former: Arc<BTreeMap<Incarnation, Now>>,
     /// Where an app is ready or starting: what a request looks for.
-    warm: Arc<BTreeMap<AppName, BTreeSet<PeerId>>>,
+    warm: Arc<BTreeMap<AppName, Arc<BTreeSet<PeerId>>>>,
     refused: BTreeMap<RefusedNews, u64>,
 }
 
@@ -296,7 +296,7 @@ impl View {
     }
 
     /// Takes one piece of news: a newer one changes a belief; the same one again, or an older one,
-    /// changes nothing (I11).
+    /// changes nothing (I13).
     pub fn apply(&mut self, news: News, now: Now, source: Source) -> Applied {
         let applied = self.try_apply(news, now, source).unwrap_or_else(Applied::Refused);
         if let Applied::Refused(why) = applied {
@@ -345,7 +345,7 @@ impl View {
     }
 
     /// Makes room for a life that is not the current one; whatever was believed of a former one
-    /// goes (I12). Returns whether it begins.
+    /// goes (I14). Returns whether it begins.
     fn begin_life(
         &mut self,
         known: bool,
@@ -463,8 +463,8 @@ impl View {
         }
         let index = Arc::make_mut(&mut self.warm);
         if warm {
-            index.entry(app.clone()).or_default().insert(peer.clone());
-        } else if let Some(peers) = index.get_mut(app) {
+            Arc::make_mut(index.entry(app.clone()).or_default()).insert(peer.clone());
+        } else if let Some(peers) = index.get_mut(app).map(Arc::make_mut) {
             peers.remove(peer);
             if peers.is_empty() {
                 index.remove(app);
@@ -547,7 +547,7 @@ impl View {
         &'a self,
         app: &'a AppName,
     ) -> impl Iterator<Item = (&'a PeerId, &'a PeerBelief, &'a AppBelief)> {
-        self.warm.get(app).into_iter().flatten().filter_map(move |peer| {
+        self.warm.get(app).into_iter().flat_map(|peers| peers.iter()).filter_map(move |peer| {
             let (peer, belief) = self.peers.get_key_value(peer)?;
             let app = belief.apps.get(app)?;
             (belief.alive != Liveness::Dead).then_some((peer, belief.as_ref(), app))

@@ -1,0 +1,402 @@
+//! The affinity token: what is minted is read, and nothing else is.
+
+#![expect(clippy::unwrap_used, reason = "a scene that cannot be set fails its test")]
+
+mod prng;
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use prng::Prng;
+use warmhop_core::affinity::*;
+use warmhop_core::config::SessionPolicy;
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
+use warmhop_core::session::message::{Config, Members};
+
+/// A keyed sum that stands in for an HMAC: any changed byte changes it.
+struct Key(u64);
+
+impl Authenticator for Key {
+    fn tag(&self, bytes: &[u8]) -> [u8; 16] {
+        let mut sum = Prng(self.0 ^ bytes.len() as u64);
+        for byte in bytes {
+            sum.0 = sum.next() ^ u64::from(*byte);
+        }
+        sum.bytes()
+    }
+
+    fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool {
+        self.tag(bytes) == *tag
+    }
+}
+
+const KEY: Key = Key(42);
+const NOON: WallTime = WallTime(1_000_000);
+
+fn route() -> PeerId {
+    PeerId::new("peer-1").unwrap()
+}
+
+fn members(rng: &mut Prng, count: u64) -> Members {
+    let mut who: Vec<_> = (0..count).map(|_| Incarnation(rng.bytes())).collect();
+    who.sort();
+    Members { c: rng.next() as u32, stamp: rng.next(), who }
+}
+
+fn entry(rng: &mut Prng, app: &str) -> Entry {
+    let kind = if rng.chance(50) {
+        let count = 1 + rng.below(3);
+        let now = members(rng, count);
+        let prev = rng.chance(50).then(|| members(rng, 1));
+        Kind::Portable { cfg: Config { now, prev }, owner: Incarnation(rng.bytes()), n: rng.next() }
+    } else {
+        let peer = PeerId::new(&"p".repeat(1 + rng.below(32) as usize)).unwrap();
+        Kind::Pinned { peer, incarnation: Incarnation(rng.bytes()) }
+    };
+    Entry {
+        app: AppName::new(app).unwrap(),
+        sid: SessionId(rng.bytes()),
+        expiry: WallTime(NOON.0 + 1 + rng.below(1_000)),
+        kind,
+    }
+}
+
+fn token(rng: &mut Prng) -> Token {
+    let count = 1 + rng.below(4);
+    Token { entries: (0..count).map(|i| entry(rng, &format!("app-{i}"))).collect() }
+}
+
+/// A value whose tag is right, whatever its bytes say.
+fn tagged(bytes: &[u8]) -> String {
+    let mut bytes = bytes.to_vec();
+    bytes.extend_from_slice(&KEY.tag(&bytes));
+    format!("{}.peer-1", URL_SAFE_NO_PAD.encode(bytes))
+}
+
+#[test]
+fn what_is_minted_is_read_back() {
+    let mut rng = Prng(1);
+    for _ in 0..2_000 {
+        let token = token(&mut rng);
+        let value = mint(&token, &route(), &KEY);
+        assert_eq!(read(&value, &KEY, NOON), Ok((token, Some(route()))));
+        let (opaque, suffix) = value.split_once('.').unwrap();
+        assert_eq!(suffix, "peer-1");
+        assert!(opaque.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+    }
+}
+
+#[test]
+fn the_layout_is_the_documented_one_byte_by_byte() {
+    let id = |byte| [byte; 16];
+    let token = Token {
+        entries: vec![
+            Entry {
+                app: AppName::new("shop").unwrap(),
+                sid: SessionId(id(1)),
+                expiry: WallTime(0x0102_0304_0506_0708),
+                kind: Kind::Portable {
+                    cfg: Config {
+                        now: Members {
+                            c: 2,
+                            stamp: 3,
+                            who: vec![Incarnation(id(4)), Incarnation(id(5))],
+                        },
+                        prev: Some(Members { c: 1, stamp: 2, who: vec![Incarnation(id(4))] }),
+                    },
+                    owner: Incarnation(id(4)),
+                    n: 9,
+                },
+            },
+            Entry {
+                app: AppName::new("b").unwrap(),
+                sid: SessionId(id(6)),
+                expiry: WallTime(u64::MAX),
+                kind: Kind::Pinned { peer: route(), incarnation: Incarnation(id(7)) },
+            },
+        ],
+    };
+    let mut bytes = vec![1, 2];
+    bytes.extend([1, 2, 3, 4, 5, 6, 7, 8]);
+    bytes.extend(b"\x04shop");
+    bytes.extend(id(1));
+    bytes.push(0);
+    bytes.extend(id(4));
+    bytes.extend([0, 0, 0, 0, 0, 0, 0, 9]);
+    bytes.extend([0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 2]);
+    bytes.extend(id(4));
+    bytes.extend(id(5));
+    bytes.push(1);
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 1]);
+    bytes.extend(id(4));
+    bytes.extend([255; 8]);
+    bytes.extend(b"\x01b");
+    bytes.extend(id(6));
+    bytes.push(1);
+    bytes.extend(b"\x06peer-1");
+    bytes.extend(id(7));
+    assert_eq!(mint(&token, &route(), &KEY), tagged(&bytes));
+}
+
+#[test]
+fn no_value_that_was_changed_in_one_character_or_cut_is_believed() {
+    let mut rng = Prng(2);
+    for _ in 0..20 {
+        let value = mint(&token(&mut rng), &route(), &KEY);
+        let opaque = value.find('.').unwrap();
+        for at in 0..opaque {
+            for with in ["A", "z", "_", "=", ".", " ", "é"] {
+                let mut changed = value.clone();
+                changed.replace_range(at..=at, with);
+                if changed != value {
+                    assert!(read(&changed, &KEY, NOON).is_err(), "{changed}");
+                }
+            }
+            assert!(read(&value[..at], &KEY, NOON).is_err());
+            assert!(read(&value[at + 1..], &KEY, NOON).is_err());
+        }
+        assert_eq!(read(&value, &Key(43), NOON), Err(Reject::Forged), "another cluster's key");
+    }
+}
+
+#[test]
+fn no_bytes_panic_be_they_tagged_or_not() {
+    let mut rng = Prng(3);
+    for round in 0..60_000 {
+        let mut bytes: Vec<u8> = (0..rng.below(300)).map(|_| rng.next() as u8).collect();
+        if round % 2 == 0 && bytes.len() > 2 {
+            (bytes[0], bytes[1]) = (1, 1 + rng.below(4) as u8);
+        }
+        // Never a member twice, never a name out of form: so hardly any of these has the form.
+        let _ = read(&tagged(&bytes), &KEY, NOON);
+        let text: String = bytes.iter().map(|b| char::from(*b)).collect();
+        assert!(read(&text, &KEY, NOON).is_err());
+        let _ = cookie_from_header(&bytes).count();
+        let _ = strip_cookie(&bytes);
+    }
+}
+
+#[test]
+fn what_is_read_has_one_form_only() {
+    // Take the bytes of true tokens, change some, tag them rightly: what is read from them mints
+    // the very same value again.
+    let mut rng = Prng(4);
+    let mut read_back = 0;
+    for _ in 0..20_000 {
+        let value = mint(&token(&mut rng), &route(), &KEY);
+        let mut bytes = URL_SAFE_NO_PAD.decode(value.split_once('.').unwrap().0).unwrap();
+        bytes.truncate(bytes.len() - 16);
+        let at = rng.below(bytes.len() as u64) as usize;
+        bytes[at] = rng.next() as u8;
+        if rng.chance(10) {
+            bytes.push(0);
+        }
+        let changed = tagged(&bytes);
+        // At the dawn of time nothing has expired but what says so.
+        if let Ok((token, _)) = read(&changed, &KEY, WallTime(0)) {
+            assert_eq!(mint(&token, &route(), &KEY), changed);
+            read_back += 1;
+        }
+    }
+    assert!(read_back > 5_000, "{read_back}");
+}
+
+#[test]
+fn each_way_to_be_wrong_has_its_own_reject() {
+    let mut rng = Prng(5);
+    let value = mint(&token(&mut rng), &route(), &KEY);
+    assert_eq!(read(&"A".repeat(VALUE_BYTES_MAX + 1), &KEY, NOON), Err(Reject::TooLong));
+    for bad in ["", ".", "no token", "=", "....", ".peer-1", "AQ", "AQEB.peer-1", "Zg==.peer-1"] {
+        let reject = read(bad, &KEY, NOON).unwrap_err();
+        assert!(matches!(reject, Reject::Form | Reject::Version), "{bad:?}: {reject}");
+    }
+    let other = format!("{}.peer-1", URL_SAFE_NO_PAD.encode([2; 40]));
+    assert_eq!(read(&other, &KEY, NOON), Err(Reject::Version));
+    assert_eq!(read(&value, &Key(7), NOON), Err(Reject::Forged));
+    assert_eq!(read(&value, &KEY, WallTime(NOON.0 + 1_001)), Err(Reject::Expired));
+    for (bytes, what) in [(&[1, 0][..], "no entry"), (&[1, 5], "five"), (&[1, 1], "cut")] {
+        assert_eq!(read(&tagged(bytes), &KEY, NOON), Err(Reject::Form), "{what}");
+    }
+    let labels = [Reject::TooLong, Reject::Form, Reject::Version, Reject::Forged, Reject::Expired]
+        .map(Reject::label);
+    assert_eq!(labels, ["too_long", "form", "version", "forged", "expired"]);
+}
+
+#[test]
+fn expired_entries_are_left_out_one_by_one() {
+    let mut rng = Prng(6);
+    let mut token = Token::default();
+    for (app, expiry) in [("c", 30), ("b", 20), ("a", 10)] {
+        token.put(Entry { expiry: WallTime(expiry), ..entry(&mut rng, app) });
+    }
+    let value = mint(&token, &route(), &KEY);
+    let apps = |wall| {
+        let (token, _) = read(&value, &KEY, WallTime(wall)).unwrap();
+        token.entries.iter().map(|e| e.app.to_string()).collect::<Vec<_>>().join("")
+    };
+    assert_eq!([apps(9), apps(10), apps(29)], ["abc", "bc", "c"]);
+    assert_eq!(read(&value, &KEY, WallTime(30)), Err(Reject::Expired));
+}
+
+#[test]
+fn the_route_is_whatever_a_balancer_made_of_it_and_changes_nothing() {
+    let token = token(&mut Prng(7));
+    let value = mint(&token, &route(), &KEY);
+    let opaque = value.split_once('.').unwrap().0;
+    for (route, expected) in [
+        (".peer-9", Some("peer-9")),
+        ("", None),
+        (".", None),
+        (".a.b", None),
+        (".not a name", None),
+        (".\u{e9}", None),
+    ] {
+        let (read_token, read_route) = read(&format!("{opaque}{route}"), &KEY, NOON).unwrap();
+        assert_eq!(read_token, token);
+        assert_eq!(read_route.as_ref().map(PeerId::as_str), expected);
+    }
+}
+
+#[test]
+fn a_token_keeps_the_four_apps_used_last_and_fits_its_bound() {
+    let mut rng = Prng(8);
+    let mut token = Token::default();
+    let name = |i: u8| AppName::new(&char::from(b'a' + i).to_string().repeat(64)).unwrap();
+    let largest = |rng: &mut Prng, i: u8| {
+        let (now, prev) = (members(rng, 3), members(rng, 3));
+        let cfg = Config { now, prev: Some(prev) };
+        let kind = Kind::Portable { cfg, owner: Incarnation(rng.bytes()), n: 1 };
+        Entry { kind, ..entry(rng, name(i).as_str()) }
+    };
+    for i in [0, 1, 2, 3, 4, 2] {
+        token.put(largest(&mut rng, i));
+    }
+    let apps: Vec<_> = token.entries.iter().map(|e| e.app.clone()).collect();
+    assert_eq!(apps, [name(2), name(4), name(3), name(1)]);
+    let longest = PeerId::new(&"r".repeat(32)).unwrap();
+    let value = mint(&token, &longest, &KEY);
+    assert_eq!(value.len(), 1_321);
+    assert!(value.len() <= VALUE_BYTES_MAX);
+    assert_eq!(read(&value, &KEY, NOON).unwrap().0, token);
+    token.remove(&name(4));
+    assert!(token.entry(&name(4)).is_none() && token.entry(&name(3)).is_some());
+}
+
+#[test]
+fn what_no_session_has_is_not_minted() {
+    let mut rng = Prng(9);
+    let good = entry(&mut rng, "good");
+    let with = |rng: &mut Prng, now| {
+        let kind =
+            Kind::Portable { cfg: Config { now, prev: None }, owner: Incarnation([0; 16]), n: 0 };
+        Entry { kind, ..entry(rng, "bad") }
+    };
+    let none = members(&mut rng, 0);
+    let four = members(&mut rng, 4);
+    let twice = Members { who: vec![Incarnation([1; 16]); 2], ..members(&mut rng, 1) };
+    for members in [none, four, twice] {
+        let token = Token { entries: vec![with(&mut rng, members), good.clone(), good.clone()] };
+        let value = mint(&token, &route(), &KEY);
+        assert_eq!(read(&value, &KEY, NOON).unwrap().0.entries, std::slice::from_ref(&good));
+    }
+}
+
+fn found(header: &[u8]) -> Vec<&str> {
+    cookie_from_header(header).collect()
+}
+
+#[test]
+fn our_cookies_are_found_among_others_however_they_are_written() {
+    assert_eq!(found(b"warmhop=a.b"), ["a.b"]);
+    assert_eq!(found(b"x=1; warmhop=a.b; y=2"), ["a.b"]);
+    assert_eq!(found(b"x=1;warmhop = \"a.b\"\t;;; warmhop=c="), ["a.b", "c="]);
+    assert_eq!(found(b"warmhop=\xff"), [""], "rejected as of no form, and so counted");
+    let others: [&[u8]; 6] =
+        [b"", b"warmhop", b"Warmhop=a", b"xwarmhop=a", b"warmhop2=a", b"x=warmhop=a"];
+    for header in others {
+        assert_eq!(found(header), [""; 0], "{header:?}");
+        assert_eq!(strip_cookie(header), None);
+    }
+    let many = b"warmhop=1; ".repeat(100);
+    assert_eq!(found(&many).len(), COOKIES_MAX);
+}
+
+#[test]
+fn apps_get_every_cookie_but_ours_as_it_was() {
+    let strip = |header: &[u8]| strip_cookie(header).map(|kept| String::from_utf8(kept).unwrap());
+    assert_eq!(strip(b"warmhop=a.b").as_deref(), Some(""));
+    assert_eq!(strip(b"x=1; warmhop=a.b; y=\"2 3\"").as_deref(), Some("x=1; y=\"2 3\""));
+    assert_eq!(strip(b"warmhop=a;flag;warmhop=b;z=%20=").as_deref(), Some("flag; z=%20="));
+    assert_eq!(strip(b"x=1;  y=2"), None, "left as it is, spaces and all");
+    let many = b"warmhop=1; ".repeat(100);
+    assert_eq!(strip(&many).as_deref(), Some(""), "all of them go, not only those looked at");
+}
+
+#[test]
+fn the_cookie_is_given_with_the_attributes_of_the_contract() {
+    assert_eq!(set_cookie("a.b", false), "warmhop=a.b; Path=/; HttpOnly; SameSite=Lax");
+    assert_eq!(set_cookie("a.b", true), "warmhop=a.b; Path=/; HttpOnly; SameSite=Lax; Secure");
+}
+
+/// Asks and answers `times` requests, `n` growing by one with each.
+fn requests(counter: &mut MoveCounter, n: &mut u64, times: u32, now: Now) -> Vec<bool> {
+    (0..times)
+        .map(|_| {
+            let moves = counter.arrived(Owner::Serving, *n, now, &SessionPolicy::default());
+            *n += 1;
+            counter.answered(*n);
+            moves
+        })
+        .collect()
+}
+
+#[test]
+fn a_session_moves_with_the_third_consecutive_request_and_not_again_within_the_interval() {
+    let policy = SessionPolicy::default();
+    let (mut counter, mut n) = (MoveCounter::new(), 7);
+    assert_eq!(requests(&mut counter, &mut n, 3, Now(0)), [false, false, true]);
+    counter.moved(Now(100));
+    let soon = Now(99).after(policy.move_interval);
+    assert_eq!(requests(&mut counter, &mut n, 5, soon), [false; 5]);
+    let later = Now(100).after(policy.move_interval);
+    assert_eq!(requests(&mut counter, &mut n, 1, later), [true]);
+    // It moved here and away again: what was counted before counts no more.
+    counter.moved(later);
+    let much_later = later.after(policy.move_interval);
+    assert_eq!(requests(&mut counter, &mut n, 3, much_later), [false, false, true]);
+}
+
+#[test]
+fn a_client_dealt_out_in_turn_never_moves_its_session() {
+    let (mut counter, mut n) = (MoveCounter::new(), 0);
+    for second in 0..100 {
+        assert_eq!(requests(&mut counter, &mut n, 2, Now(second * 1_000)), [false, false]);
+        // Another entry peer answered one meanwhile.
+        n += 1;
+    }
+}
+
+#[test]
+fn a_request_sent_beside_another_does_not_look_like_one_from_elsewhere() {
+    let policy = SessionPolicy::default();
+    let mut counter = MoveCounter::new();
+    counter.arrived(Owner::Serving, 1, Now(0), &policy);
+    counter.answered(2);
+    // Sent before the answer: its token still says 1.
+    assert!(!counter.arrived(Owner::Serving, 1, Now(1), &policy));
+    counter.answered(3);
+    assert!(counter.arrived(Owner::Serving, 3, Now(2), &policy));
+}
+
+#[test]
+fn a_session_leaves_an_owner_that_is_gone_or_draining_at_once_and_whenever() {
+    let policy = SessionPolicy::default();
+    for owner in [Owner::Gone, Owner::Draining] {
+        let mut counter = MoveCounter::new();
+        counter.moved(Now(0));
+        assert!(counter.arrived(owner, 1, Now(1), &policy));
+    }
+    let eager = SessionPolicy { move_after: 0, move_interval: Duration::ZERO, ..policy };
+    assert!(MoveCounter::new().arrived(Owner::Serving, 1, Now(0), &eager));
+}
