@@ -108,7 +108,14 @@ impl Node {
             }
             let (body, tunnel) = match incoming {
                 HopIncoming::Body(body) => {
-                    match if asks_go { Ok(CallBody::Stream(Some(body))) } else { Call::gather(body, None).await } {
+                    // The first part shows that the entry peer has heard the go-ahead: an app that
+                    // ran without it could run twice.
+                    let body = if asks_go { body.begun().await } else { Ok(body) };
+                    let gathered = match body {
+                        Ok(body) => Call::gather(body, None).await,
+                        Err(error) => Err(error),
+                    };
+                    match gathered {
                         Ok(body) => (body, None),
                         Err(_) => return,
                     }

@@ -62,6 +62,18 @@ impl Body {
         }
     }
 
+    /// The same body once its first part, or its end, has arrived.
+    pub(crate) async fn begun(mut self) -> Result<Self, BoxError> {
+        match self.frame().await {
+            None => Ok(Self::empty()),
+            Some(frame) => match frame?.into_data() {
+                Ok(data) if self.is_end_stream() => Ok(Self::from(data)),
+                Ok(data) => Ok(Self::resumed(vec![data], self)),
+                Err(_) => Ok(Self::empty()),
+            },
+        }
+    }
+
     /// `first`, then what is left of `rest`.
     pub(crate) fn resumed(first: Vec<Bytes>, rest: Body) -> Self {
         Self::new(Resumed { first: first.into(), rest })

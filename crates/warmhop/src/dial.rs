@@ -189,6 +189,12 @@ impl Book {
         });
     }
 
+    /// Whether the address was found to lead to this very process.
+    #[cfg(test)]
+    pub(crate) fn knows_itself(&self, me: &PeerId, addr: SocketAddr) -> bool {
+        self.alias(addr).as_ref() == Some(me)
+    }
+
     fn alias(&self, addr: SocketAddr) -> Option<PeerId> {
         self.aliases.lock().unwrap_or_else(PoisonError::into_inner).get(&addr).cloned()
     }

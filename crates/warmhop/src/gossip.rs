@@ -594,3 +594,226 @@ fn take_u16(rest: &mut &[u8]) -> Option<u16> {
 fn take_u64(rest: &mut &[u8]) -> Option<u64> {
     rest.try_get_u64_le().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    fn put_text(bytes: &mut Vec<u8>, text: &str) {
+        bytes.extend(u16::try_from(text.len()).unwrap().to_le_bytes());
+        bytes.extend(text.as_bytes());
+    }
+
+    fn put_node(bytes: &mut Vec<u8>, name: &str, generation: u64) {
+        put_text(bytes, name);
+        bytes.extend(generation.to_le_bytes());
+        bytes.extend([4, 127, 0, 0, 1]);
+        bytes.extend(7001_u16.to_le_bytes());
+    }
+
+    /// An ACK whose delta has one node and one value, in a block that is not compressed.
+    fn ack(name: &str, key: &str, value: &str, versions: [u64; 3]) -> Vec<u8> {
+        let mut operations = vec![0];
+        put_node(&mut operations, name, 1);
+        operations.extend(versions[0].to_le_bytes());
+        operations.extend(versions[1].to_le_bytes());
+        operations.push(1);
+        put_text(&mut operations, key);
+        put_text(&mut operations, value);
+        operations.extend(versions[2].to_le_bytes());
+        operations.push(0);
+        message_of_delta(&operations)
+    }
+
+    fn message_of_delta(operations: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x53, 0xB0, 0, 2, 2];
+        bytes.extend(u16::try_from(operations.len()).unwrap().to_le_bytes());
+        bytes.extend(operations);
+        bytes.push(0);
+        bytes
+    }
+
+    #[test]
+    fn what_chitchat_itself_says_passes_the_screen() {
+        let config = |name: &str, port: u16| ChitchatConfig {
+            chitchat_id: ChitchatId::new(name, 1, SocketAddr::from(([127, 0, 0, 1], port))),
+            cluster_id: "demo".into(),
+            gossip_interval: Duration::from_secs(1),
+            listen_addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            seed_nodes: Vec::new(),
+            failure_detector_config: FailureDetectorConfig::default(),
+            marked_for_deletion_grace_period: Duration::from_secs(1),
+            catchup_callback: None,
+            extra_liveness_predicate: None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Two loops over a transport that hands out what they say.
+        let (tap, mut said) = mpsc::channel::<Vec<u8>>(64);
+        let values: Vec<(String, String)> =
+            (0..500).map(|n| (format!("app/a{n}"), format!("{n:064}"))).collect();
+        runtime.block_on(async {
+            let (a_in, a_out) = mpsc::channel(64);
+            let (b_in, b_out) = mpsc::channel(64);
+            let a =
+                Tapped { inbound: Mutex::new(Some(a_out)), other: b_in, tap: tap.clone(), from: 1 };
+            let b = Tapped { inbound: Mutex::new(Some(b_out)), other: a_in, tap, from: 2 };
+            let a = spawn_chitchat(config("a", 1), values, &a).await.unwrap();
+            let b = spawn_chitchat(config("b", 2), Vec::new(), &b).await.unwrap();
+            b.gossip(SocketAddr::from(([127, 0, 0, 1], 1))).unwrap();
+            let mut kinds = std::collections::HashSet::new();
+            while kinds.len() < 3 {
+                let message = said.recv().await.unwrap();
+                assert!(screened(&message, "me").is_some(), "kind {}", message[3]);
+                kinds.insert(message[3]);
+            }
+            a.abort();
+            b.abort();
+        });
+    }
+
+    struct Tapped {
+        inbound: Mutex<Option<mpsc::Receiver<(SocketAddr, ChitchatMessage)>>>,
+        other: mpsc::Sender<(SocketAddr, ChitchatMessage)>,
+        tap: mpsc::Sender<Vec<u8>>,
+        from: u16,
+    }
+
+    struct TappedSocket {
+        inbound: mpsc::Receiver<(SocketAddr, ChitchatMessage)>,
+        other: mpsc::Sender<(SocketAddr, ChitchatMessage)>,
+        tap: mpsc::Sender<Vec<u8>>,
+        from: u16,
+    }
+
+    #[async_trait::async_trait]
+    impl Transport for Tapped {
+        async fn open(&self, _: SocketAddr) -> Result<Box<dyn Socket>, anyhow::Error> {
+            let inbound = self.inbound.lock().unwrap().take().unwrap();
+            let (other, tap) = (self.other.clone(), self.tap.clone());
+            Ok(Box::new(TappedSocket { inbound, other, tap, from: self.from }))
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Socket for TappedSocket {
+        async fn send(
+            &mut self,
+            _: SocketAddr,
+            message: ChitchatMessage,
+        ) -> Result<(), anyhow::Error> {
+            let _ = self.tap.try_send(message.serialize_to_vec());
+            let from = SocketAddr::from(([127, 0, 0, 1], self.from));
+            let _ = self.other.try_send((from, message));
+            Ok(())
+        }
+
+        async fn recv(&mut self) -> Result<(SocketAddr, ChitchatMessage), anyhow::Error> {
+            match self.inbound.recv().await {
+                Some(message) => Ok(message),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_end_chitchats_task_is_refused() {
+        let fine = ack("b", "app/shop", "value", [0, 0, 1]);
+        assert!(screened(&fine, "a").is_some());
+        assert!(screened(&fine, "b").is_none(), "nobody else writes this peer's state");
+        let refused = [
+            ("a key of another form", ack("b", "épée", "v", [0, 0, 1])),
+            ("an app out of form", ack("b", "app/a b", "v", [0, 0, 1])),
+            ("a long value", ack("b", "peer", &"v".repeat(VALUE_CHARS_MAX + 1), [0, 0, 1])),
+            ("a version that ends counting", ack("b", "peer", "v", [0, 0, u64::MAX])),
+            ("a collected version that does", ack("b", "peer", "v", [u64::MAX, 0, 1])),
+            ("a version zero", ack("b", "peer", "v", [0, 0, 0])),
+            ("a name out of form", ack("b.c", "peer", "v", [0, 0, 1])),
+            ("another magic number", [&[0, 0], &fine[2..]].concat()),
+            ("another version", [&fine[..2], &[1], &fine[3..]].concat()),
+            ("a rejection, which no peer of this cluster sends", vec![0x53, 0xB0, 0, 3]),
+            ("bytes behind the message", [&fine[..], &[0]].concat()),
+        ];
+        for (what, message) in refused {
+            assert!(screened(&message, "a").is_none(), "{what}");
+        }
+
+        // A highest version below that of a value would fail an assertion inside.
+        let mut operations = vec![0];
+        put_node(&mut operations, "b", 1);
+        operations.extend([0; 16]);
+        operations.push(1);
+        put_text(&mut operations, "peer");
+        put_text(&mut operations, "v");
+        operations.extend(9_u64.to_le_bytes());
+        operations.push(0);
+        operations.push(2);
+        operations.extend(3_u64.to_le_bytes());
+        assert!(screened(&message_of_delta(&operations), "a").is_none());
+
+        // A digest with a heartbeat that cannot be counted on from.
+        let mut syn = vec![0x53, 0xB0, 0, 0, 1, 0];
+        put_node(&mut syn, "b", 1);
+        let heartbeat = syn.len();
+        syn.extend([0; 24]);
+        put_text(&mut syn, "demo");
+        assert!(screened(&syn, "a").is_some());
+        syn[heartbeat..heartbeat + 8].fill(0xFF);
+        assert!(screened(&syn, "a").is_none());
+    }
+
+    #[test]
+    fn a_small_message_cannot_unfold_into_a_large_one() {
+        let zeros = vec![0; BLOCK_BYTES_MAX];
+        let block = zstd::bulk::compress(&zeros, 0).unwrap();
+        let mut bomb = vec![0x53, 0xB0, 0, 2];
+        for _ in 0..DELTA_BYTES_MAX / BLOCK_BYTES_MAX + 2 {
+            bomb.push(1);
+            bomb.extend(u16::try_from(block.len()).unwrap().to_le_bytes());
+            bomb.extend(&block);
+        }
+        bomb.push(0);
+        assert!(bomb.len() < 10_000);
+        assert!(screened(&bomb, "a").is_none());
+    }
+
+    #[test]
+    fn no_bytes_make_the_screen_panic() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let fine = ack("b", "app/shop", "value", [0, 0, 1]);
+        for len in 0..fine.len() {
+            assert!(screened(&fine[..len], "a").is_none());
+        }
+        for _ in 0..5000 {
+            let mut bytes = fine.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(3..bytes.len());
+                bytes[at] = rng.random();
+            }
+            let _ = screened(&bytes, "a");
+        }
+    }
+
+    #[test]
+    fn the_largest_record_fits_into_a_value() {
+        let peer = PeerNews {
+            peer: PeerId::new(&"p".repeat(32)).unwrap(),
+            incarnation: warmhop_core::ids::Incarnation([255; 16]),
+            generation: GENERATION_MAX,
+            seq: u64::MAX,
+            mesh: "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap(),
+            http: Some("h".repeat(wire::HTTP_BYTES_MAX)),
+            zone: Some("z".repeat(wire::ZONE_BYTES_MAX)),
+            draining: true,
+        };
+        let value = to_value(&peer).unwrap();
+        assert!(value.len() <= VALUE_CHARS_MAX);
+        assert_eq!(from_value(&value), Some(peer));
+        assert_eq!(from_value::<PeerNews>("not base64!"), None);
+        assert_eq!(from_value::<PeerNews>(""), None);
+    }
+}

@@ -8,6 +8,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{HeaderName, HeaderValue};
@@ -30,6 +31,8 @@ use crate::wire::{
 
 /// The largest head of a hop in bytes, the session's inline base included.
 pub(crate) const HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// A peer that sends nothing at all for so long after a hop began is given up.
+const SILENT_AFTER: Duration = Duration::from_millis(600);
 /// A body known to be whole and at most so large rides with the head in one write.
 const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
 
@@ -206,11 +209,19 @@ pub(crate) fn fields_in(fields: Vec<(String, Vec<u8>)>) -> Option<HeaderMap> {
 }
 
 /// Sends `request` to `to` and waits for the head of its reply.
-pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<HopReply, HopError> {
+///
+/// With `careful`, nothing that an app acts on is sent before the peer has said that it is there:
+/// one round trip more, for which a dead peer is known not to have seen the request.
+pub(crate) async fn ask(
+    net: &Net,
+    to: &PeerId,
+    request: HopRequest,
+    careful: bool,
+) -> Result<HopReply, HopError> {
     let HopRequest { mut head, mut body } = request;
     let upgrades = head.upgrade.is_some();
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
-    head.asks_go = whole.is_none() && !upgrades;
+    head.asks_go = !upgrades && (careful || whole.is_none());
     // The kind, the head and a small body leave in one write: one packet instead of two.
     let mut prefix = BytesMut::with_capacity(1024);
     prefix.put_u8(KIND_HOP);
@@ -227,7 +238,7 @@ pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<H
     let mut reader = FrameReader::new(recv);
     if upgrades {
         writer.flush().await.map_err(broken)?;
-        let (mut reply, reader) = read_reply(reader, executor).await?;
+        let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             reply.tunnel = Some((writer, reader));
         } else {
@@ -237,20 +248,29 @@ pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<H
         }
         return Ok(reply);
     }
+    if head.asks_go {
+        let told = match writer.flush().await {
+            Ok(()) => read_head(&lease, &mut reader).await,
+            Err(error) => Err(broken(error)),
+        };
+        match told {
+            Ok(ReplyHead::Go) => {}
+            Ok(ReplyHead::Refused { why, load }) => {
+                let body = whole.map_or(body, Body::from);
+                return Err(HopError::Refused(why, load, Some(body)));
+            }
+            Ok(ReplyHead::Response { .. }) | Err(_) => {
+                let body = whole.map_or(body, Body::from);
+                return Err(HopError::Unreachable(OpenError::Unreachable(to.clone()), body));
+            }
+        }
+    }
     let pump = match whole {
         Some(whole) => {
             writer.write_end(whole, None).await.map_err(broken)?;
             None
         }
         None => {
-            writer.flush().await.map_err(broken)?;
-            match read_head(&mut reader).await? {
-                ReplyHead::Go => {}
-                ReplyHead::Refused { why, load } => {
-                    return Err(HopError::Refused(why, load, Some(body)));
-                }
-                ReplyHead::Response { .. } => return Err(broken("a response before the body")),
-            }
             let task = tokio::spawn(async move {
                 if let Err(error) = send_body(writer, body).await {
                     tracing::debug!(%error, "request body ended early");
@@ -259,7 +279,7 @@ pub(crate) async fn ask(net: &Net, to: &PeerId, request: HopRequest) -> Result<H
             Some(AbortOnDrop(task.abort_handle()))
         }
     };
-    let (mut reply, reader) = read_reply(reader, executor).await?;
+    let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
     *reply.response.body_mut() = Body::new(HopBody::new(reader, pump, Some(lease)));
     Ok(reply)
 }
@@ -276,7 +296,7 @@ pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), Hop
         upgrade: None,
         asks_go: false,
     };
-    match ask(net, to, HopRequest { head, body: Body::empty() }).await {
+    match ask(net, to, HopRequest { head, body: Body::empty() }, false).await {
         Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
         Err(error) => Err(error),
     }
@@ -287,10 +307,11 @@ fn broken(error: impl std::fmt::Display) -> HopError {
 }
 
 async fn read_reply(
+    lease: &HopLease,
     mut reader: FrameReader,
     executor: Incarnation,
 ) -> Result<(HopReply, HopBodyReader), HopError> {
-    let head = read_head(&mut reader).await?;
+    let head = read_head(lease, &mut reader).await?;
     let mut reader = reader.into_body();
     match interpret(head, executor) {
         Ok(reply) => Ok((reply, reader)),
@@ -302,8 +323,11 @@ async fn read_reply(
     }
 }
 
-async fn read_head(reader: &mut FrameReader) -> Result<ReplyHead, HopError> {
-    let head = reader.frame(HEAD_BYTES_MAX).await.map_err(broken)?;
+async fn read_head(lease: &HopLease, reader: &mut FrameReader) -> Result<ReplyHead, HopError> {
+    let head = tokio::select! {
+        head = reader.frame(HEAD_BYTES_MAX) => head.map_err(broken)?,
+        () = lease.fell_silent(SILENT_AFTER) => return Err(broken("the peer fell silent")),
+    };
     let head = head.ok_or_else(|| broken("the reply ended before its head"))?;
     wire::decode::<_, HEAD_BYTES_MAX>(&head)
         .map_err(|error| HopError::Broken(format!("the reply's head does not decode: {error}")))

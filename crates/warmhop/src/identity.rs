@@ -362,6 +362,13 @@ impl fmt::Debug for Identity {
     }
 }
 
+/// The certificate that the other end of a link proved to have.
+#[cfg(test)]
+pub(crate) fn certificate_of(conn: &quinn::Connection) -> Option<Vec<u8>> {
+    let chain = conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    Some(chain.first()?.to_vec())
+}
+
 /// The cluster and peer that the other end of a link proved to be, from what
 /// `quinn::Connection::peer_identity` returns.
 pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<(String, PeerId)> {
@@ -478,7 +485,8 @@ impl Authority {
     pub fn generate(cluster: &str) -> Result<Self, IdentityError> {
         let cluster = cluster_checked(cluster)?;
         let key = new_key()?;
-        let mut params = params(&format!("warmhop authority of {cluster}"), AUTHORITY_VALID);
+        let mut params =
+            params(&format!("warmhop authority of {cluster}"), SystemTime::now() + AUTHORITY_VALID);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![SanType::URI(ia5(&format!("spiffe://{cluster}"))?)];
@@ -565,7 +573,7 @@ impl Authority {
     /// # Errors
     /// [`IdentityError`] if making it failed.
     pub fn issue(&self, peer: &PeerId) -> Result<Identity, IdentityError> {
-        let (cert, key) = self.certify(peer, PEER_VALID)?;
+        let (cert, key) = self.certify(peer, SystemTime::now() + PEER_VALID)?;
         let loaded = Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key])?;
         Ok(Identity::new(None, loaded))
     }
@@ -587,20 +595,35 @@ impl Authority {
         if !force && read_bounded(&ca_path).is_ok_and(|present| !same(&present)) {
             return Err(IdentityError::OtherAuthority { path: ca_path });
         }
-        let (cert, key) = self.certify(peer, PEER_VALID)?;
+        let (cert, key) = self.certify(peer, SystemTime::now() + PEER_VALID)?;
         write_secret(&dir.join("key.pem"), &key, force)?;
         replace(&dir.join("cert.pem"), &cert, 0o644)?;
         replace(&ca_path, &self.ca_pem(), 0o644)
     }
 
+    /// The same authority, issuing for another cluster, which its owner could do.
+    #[cfg(test)]
+    pub(crate) fn in_cluster(&self, cluster: &str) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            certificate: self.certificate.clone(),
+            key_der: self.key_der.clone(),
+            cookie_key: self.cookie_key,
+        }
+    }
+
     /// The texts of `cert.pem` and `key.pem` for `peer`.
-    fn certify(&self, peer: &PeerId, valid: Duration) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
+    fn certify(
+        &self,
+        peer: &PeerId,
+        until: SystemTime,
+    ) -> Result<(Vec<u8>, Vec<u8>), IdentityError> {
         let issuer_key = KeyPair::try_from(self.key_der.as_slice())
             .map_err(making("use of the authority's key"))?;
         let issuer = Issuer::from_ca_cert_der(&self.certificate, issuer_key)
             .map_err(making("use of the authority's certificate"))?;
         let key = new_key()?;
-        let mut params = params(peer.as_str(), valid);
+        let mut params = params(peer.as_str(), until);
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -713,13 +736,12 @@ fn new_key() -> Result<KeyPair, IdentityError> {
 
 /// What all certificates share: a name for people, and dates that forgive a peer whose clock
 /// is up to a day behind.
-fn params(name: &str, valid: Duration) -> CertificateParams {
-    let now = SystemTime::now();
+fn params(name: &str, until: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = (now - DAY).into();
-    params.not_after = (now + valid).into();
+    params.not_before = (SystemTime::now() - DAY).into();
+    params.not_after = until.into();
     params
 }
 
@@ -813,4 +835,233 @@ fn create(path: &Path, contents: &[u8], mode: u32) -> std::io::Result<()> {
     let mut file = options.open(path)?;
     file.write_all(contents)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct TempDir(PathBuf);
+
+    impl TempDir {
+        fn new() -> Self {
+            let name = format!("warmhop-identity-{:032x}", rand::random::<u128>());
+            Self(std::env::temp_dir().join(name))
+        }
+
+        fn join(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for TempDir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn id(name: &str) -> PeerId {
+        PeerId::new(name).unwrap()
+    }
+
+    #[test]
+    fn an_identity_says_who_it_is_and_for_how_long() {
+        let authority = Authority::generate("demo").unwrap();
+        assert_eq!(authority.cluster(), "demo");
+        let identity = authority.issue(&id("peer-1")).unwrap();
+        assert_eq!(identity.cluster(), "demo");
+        assert_eq!(identity.peer(), id("peer-1"));
+        assert_eq!(identity.spiffe_id(), "spiffe://demo/peer/peer-1");
+        let left = identity.expires().duration_since(SystemTime::now()).unwrap();
+        assert!(left > PEER_VALID - DAY && left <= PEER_VALID);
+        assert!(!identity.reload().unwrap(), "one in memory never changes");
+        assert!(format!("{identity:?} {authority:?}").len() < 100, "no keys are shown");
+    }
+
+    #[test]
+    fn names_of_clusters_that_could_break_a_uri_are_refused() {
+        assert!(Authority::generate(&"x".repeat(64)).is_ok());
+        for bad in ["", "a b", "a/b", "é", "a.b", &"x".repeat(65)] {
+            let error = Authority::generate(bad).err().unwrap();
+            assert!(matches!(error, IdentityError::ClusterName { .. }), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back_and_works_with_what_is_issued_in_memory() {
+        let (ca, peer) = (TempDir::new(), TempDir::new());
+        let made = Authority::generate("demo").unwrap();
+        made.write(&ca.0, false).unwrap();
+        let authority = Authority::from_dir(&ca.0).unwrap();
+        assert_eq!(authority.cluster(), "demo");
+        authority.issue_into(&id("a"), &peer.0, false).unwrap();
+        let a = Identity::from_dir(&peer.0).unwrap();
+        let b = made.issue(&id("b")).unwrap();
+        let tag = a.cookie_authenticator().tag(b"cookie");
+        assert!(b.cookie_authenticator().verify(b"cookie", &tag));
+        a.quic().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn private_keys_are_for_their_owner_alone_and_never_overwritten_unasked() {
+        use std::os::unix::fs::PermissionsExt;
+        let (ca, peer) = (TempDir::new(), TempDir::new());
+        let authority = Authority::generate("demo").unwrap();
+        authority.write(&ca.0, false).unwrap();
+        authority.issue_into(&id("a"), &peer.0, false).unwrap();
+        for key in [ca.join("ca-key.pem"), peer.join("key.pem")] {
+            let mode = std::fs::metadata(&key).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{}", key.display());
+        }
+        let read = |path: PathBuf| std::fs::read(path).unwrap();
+        let before =
+            (read(ca.join("ca-key.pem")), read(peer.join("key.pem")), read(peer.join("cert.pem")));
+        let other = Authority::generate("demo").unwrap();
+        assert!(matches!(other.write(&ca.0, false), Err(IdentityError::Exists { .. })));
+        let again = authority.issue_into(&id("a"), &peer.0, false);
+        assert!(matches!(again, Err(IdentityError::Exists { .. })));
+        let after =
+            (read(ca.join("ca-key.pem")), read(peer.join("key.pem")), read(peer.join("cert.pem")));
+        assert_eq!(before, after);
+
+        authority.issue_into(&id("a"), &peer.0, true).unwrap();
+        assert_ne!(read(peer.join("key.pem")), before.1);
+        Identity::from_dir(&peer.0).unwrap();
+        let left = std::fs::read_dir(&peer.0).unwrap().count();
+        assert_eq!(left, 3, "no temporary file is left behind");
+    }
+
+    #[test]
+    fn an_identity_of_another_authority_is_not_mixed_up_with_ones_own() {
+        let peer = TempDir::new();
+        Authority::generate("demo").unwrap().issue_into(&id("a"), &peer.0, false).unwrap();
+        std::fs::remove_file(peer.join("key.pem")).unwrap();
+        let other = Authority::generate("demo").unwrap();
+        let error = other.issue_into(&id("a"), &peer.0, false).err().unwrap();
+        assert!(matches!(error, IdentityError::OtherAuthority { .. }), "{error}");
+        other.issue_into(&id("a"), &peer.0, true).unwrap();
+        Identity::from_dir(&peer.0).unwrap();
+    }
+
+    /// Loads the files of `identity` with one of them replaced.
+    fn with_file(identity: &Identity, at: usize, file: Vec<u8>) -> IdentityError {
+        let mut files = identity.inner.loaded.load().files.clone();
+        files[at] = file;
+        Loaded::check(Path::new("dir"), files).err().expect("it is refused")
+    }
+
+    #[test]
+    fn files_that_do_not_belong_together_are_told_apart() {
+        let authority = Authority::generate("demo").unwrap();
+        let (a, b) = (authority.issue(&id("a")).unwrap(), authority.issue(&id("b")).unwrap());
+        let foreign = Authority::generate("demo").unwrap();
+
+        let error = with_file(&a, 0, foreign.ca_pem());
+        assert!(matches!(error, IdentityError::NotOfAuthority { .. }), "{error}");
+        let error = with_file(&a, 2, b.inner.loaded.load().files[2].clone());
+        assert!(matches!(error, IdentityError::KeyMismatch { .. }), "{error}");
+        let key = to_pem("PRIVATE KEY", a.inner.loaded.load().key.secret_der());
+        let error = with_file(&a, 2, key.into());
+        assert!(matches!(error, IdentityError::NoCookieKey { .. }), "{error}");
+        assert!(error.to_string().contains("warmhop cert peer"), "{error}");
+        let error = with_file(&a, 1, authority.ca_pem());
+        assert!(matches!(error, IdentityError::Malformed { .. }), "{error}");
+        for at in 0..3 {
+            for garbage in [&b""[..], b"not PEM", b"-----BEGIN CERTIFICATE-----\nAAAA\n"] {
+                let error = with_file(&a, at, garbage.to_vec());
+                assert!(matches!(error, IdentityError::Malformed { .. }), "{at} {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn truncated_files_never_panic() {
+        let authority = Authority::generate("demo").unwrap();
+        let identity = authority.issue(&id("a")).unwrap();
+        let files = identity.inner.loaded.load().files.clone();
+        for at in 0..3 {
+            for len in (0..files[at].len() - 1).step_by(7) {
+                let mut cut = files.clone();
+                cut[at].truncate(len);
+                // A key file whose last line lost only its dashes may still pass.
+                let _ = Loaded::check(Path::new("dir"), cut);
+            }
+        }
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_dates_names_the_clock() {
+        let path = Path::new("cert.pem");
+        let now = SystemTime::now();
+        let error = check_dates(path, now - 2 * DAY, now - DAY).err().unwrap();
+        assert!(matches!(error, IdentityError::Expired { ago_s: 86_400.., .. }), "{error}");
+        let error = check_dates(path, now + DAY, now + 2 * DAY).err().unwrap();
+        assert!(matches!(error, IdentityError::NotYetValid { in_s: 86_000.., .. }), "{error}");
+        assert!(error.to_string().contains("clock"), "{error}");
+        check_dates(path, now - DAY, now + DAY).unwrap();
+    }
+
+    #[test]
+    fn an_expired_certificate_is_refused_when_it_is_loaded() {
+        let authority = Authority::generate("demo").unwrap();
+        let a = authority.issue(&id("a")).unwrap();
+        let (cert, key) = authority.certify(&id("a"), SystemTime::now() - DAY / 2).unwrap();
+        let mut files = a.inner.loaded.load().files.clone();
+        (files[1], files[2]) = (cert, key);
+        let error = Loaded::check(Path::new("dir"), files).err().unwrap();
+        assert!(matches!(error, IdentityError::Expired { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_names_the_remedy() {
+        let nowhere = TempDir::new();
+        let error = Identity::from_dir(&nowhere.0).err().unwrap().to_string();
+        assert!(error.contains("ca.pem") && error.contains("warmhop cert peer"), "{error}");
+        let error = Authority::from_dir(&nowhere.0).err().unwrap().to_string();
+        assert!(error.contains("ca.pem") && error.contains("warmhop cert ca"), "{error}");
+    }
+
+    #[test]
+    fn a_reload_takes_what_is_new_and_refuses_what_is_anothers_or_broken() {
+        let peer = TempDir::new();
+        let authority = Authority::generate("demo").unwrap();
+        authority.issue_into(&id("a"), &peer.0, false).unwrap();
+        let identity = Identity::from_dir(&peer.0).unwrap();
+        let changes = identity.changes();
+        assert!(!identity.reload().unwrap());
+        assert!(!changes.has_changed().unwrap());
+
+        authority.issue_into(&id("a"), &peer.0, true).unwrap();
+        assert!(identity.reload().unwrap());
+        assert!(changes.has_changed().unwrap());
+
+        authority.issue_into(&id("b"), &peer.0, true).unwrap();
+        assert!(matches!(identity.reload(), Err(IdentityError::Replaced { .. })));
+        std::fs::write(peer.join("cert.pem"), b"half").unwrap();
+        assert!(identity.reload().is_err());
+        assert_eq!(identity.peer(), id("a"));
+        identity.quic().unwrap();
+    }
+
+    #[test]
+    fn cookie_tags_are_of_one_cluster_and_one_message() {
+        let authority = Authority::generate("demo").unwrap();
+        let tags = authority.issue(&id("a")).unwrap().cookie_authenticator();
+        let tag = tags.tag(b"message");
+        assert!(tags.verify(b"message", &tag));
+        assert!(!tags.verify(b"massage", &tag));
+        for at in 0..tag.len() {
+            let mut forged = tag;
+            forged[at] ^= 1;
+            assert!(!tags.verify(b"message", &forged));
+        }
+        for truncated in [&tag[..15], &[]] {
+            assert!(!tags.verify(b"message", truncated));
+        }
+        let same_key = CookieAuthenticator::new(&authority.cookie_key, "other");
+        assert!(!same_key.verify(b"message", &tag), "the cluster's name is part of the key");
+        let other = Authority::generate("demo").unwrap().issue(&id("a")).unwrap();
+        assert!(!other.cookie_authenticator().verify(b"message", &tag));
+    }
 }

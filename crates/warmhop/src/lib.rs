@@ -1,5 +1,91 @@
 //! A mesh of equal peers that answers the first request to a cold app from a peer where it is
 //! ready.
+//!
+//! This crate is for Rust services that are slow to start and want to be such a mesh themselves.
+//! To put a mesh in front of apps in any language, run the `warmhop` binary instead; it is built
+//! on nothing but what is documented here.
+//!
+//! # A peer in a page
+//!
+//! An *app* is an async start that yields a tower service, such as an axum `Router`. A *peer* is
+//! made of an identity, an app or more, and the addresses of some others:
+//!
+//! ```
+//! use axum::{Extension, Router, routing::get};
+//! use warmhop::config::SessionMode;
+//! use warmhop::identity::Authority;
+//! use warmhop::ids::{AppName, PeerId};
+//! use warmhop::{AppSpec, Body, Mesh, Session, app_fn};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! /// Counts visits in the client's session, which the mesh replicates.
+//! async fn visit(Extension(session): Extension<Session>) -> String {
+//!     let visits = session.get().map_or(0, |bytes| bytes[0]) + 1;
+//!     session.set(vec![visits]).map_or_else(|error| error.to_string(), |()| visits.to_string())
+//! }
+//!
+//! // In production: `warmhop cert ca`, `warmhop cert peer one`, and `Identity::from_dir`.
+//! let authority = Authority::generate("example")?;
+//! let one = PeerId::new("one")?;
+//! let identity = authority.issue(&one)?;
+//!
+//! let mut spec = AppSpec::new(AppName::new("visits")?);
+//! spec.policy.session = SessionMode::Portable;
+//! let app = app_fn(|| async {
+//!     // Whatever takes long: loading a model, building an index.
+//!     Ok::<_, std::io::Error>(Router::new().route("/", get(visit)))
+//! });
+//!
+//! let mesh = Mesh::builder("example", one, identity)
+//!     .mesh_listen("127.0.0.1:0".parse()?)
+//!     .seed("127.0.0.1:7002") // need not be up
+//!     .app(spec, app)
+//!     .start()
+//!     .await?;
+//!
+//! // `.front_door(listener)` serves clients over TCP; a peer is a tower service as well:
+//! let request = http::Request::get("/").header("host", "localhost").body(Body::empty())?;
+//! let response = tower::ServiceExt::oneshot(mesh.service(), request).await?;
+//! assert_eq!(response.status(), 200);
+//! assert_eq!(response.headers()["warmhop-peer"], "one");
+//! assert!(response.headers().contains_key("set-cookie"), "the affinity cookie");
+//!
+//! mesh.shutdown().await; // gives its sessions to others, lets requests end, closes its links
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What happens to a request
+//!
+//! 1. The app is ready on this peer: it is served here, without a channel, a lock that others
+//!    share or a task switch on the way.
+//! 2. It is not: its start begins here, once, and the request is sent over one QUIC stream to a
+//!    peer where it is ready, chosen by load and distance.
+//! 3. It is ready nowhere: the request waits, bounded in number and time, for the first copy in
+//!    the mesh.
+//!
+//! [`Mesh::why`] tells for each of the last requests what was known and decided.
+//!
+//! # Sessions
+//!
+//! With [`SessionMode::Portable`](config::SessionMode::Portable) the request's extensions hold a
+//! [`Session`]. What [`Session::set`] leaves there when the handler returns is replicated on up
+//! to three peers *before* the client sees the response. The peer that the client reached owns
+//! the session from its first request, so that nothing has to be transferred when its own copy of
+//! the app becomes ready; if that peer dies, the next one that the client reaches takes the
+//! session over. A request with an `Idempotency-Key` changes its session once, however often it
+//! is sent; a repeat gets the first answer.
+//!
+//! Sessions live in memory: with three peers they survive the loss of any one at any instant, and
+//! not that of two at once.
+//!
+//! # Apps of other kinds
+//!
+//! [`App`] is a trait: implement it where a start needs more than a closure, such as a child
+//! process. [`Running`] says how the copy is stopped, how its crash is noticed, and whether it
+//! speaks the carried `Warmhop-Session` field. A service that answers 101 leaves hyper's
+//! `OnUpgrade` of its own side in the response's extensions, or takes the request's, as axum does.
 
 pub mod app;
 mod arrivals;

@@ -62,6 +62,8 @@ pub(crate) mod close_code {
     pub(crate) const TOO_OLD: VarInt = VarInt::from_u32(9);
     /// The peer knows too many others.
     pub(crate) const FULL: VarInt = VarInt::from_u32(10);
+    /// The other end did not answer a hop in time.
+    pub(crate) const SILENT: VarInt = VarInt::from_u32(11);
 }
 
 /// A stream of an unknown kind or with a malformed frame is stopped and reset with this code.
@@ -116,6 +118,21 @@ impl HopLease {
     fn new(link: Arc<Link>) -> Self {
         link.hops.fetch_add(1, Ordering::AcqRel);
         Self(link)
+    }
+
+    /// Resolves, having given the link up, if nothing at all arrives on it within `span`. What
+    /// a hop has just sent is acknowledged within a round trip and is sent again several times
+    /// within `span`, so a peer that is this silent is dead, stopped or cut off, long before the
+    /// idle timer says so.
+    pub(crate) async fn fell_silent(&self, span: Duration) {
+        let conn = &self.0.conn;
+        let before = conn.stats().udp_rx.datagrams;
+        sleep(span).await;
+        if conn.stats().udp_rx.datagrams == before {
+            conn.close(close_code::SILENT, b"");
+        } else {
+            std::future::pending().await
+        }
     }
 }
 
@@ -382,16 +399,19 @@ fn admit(
 ) -> Result<Met, MeetError> {
     let peer = greeted.hello.peer.clone();
     if peer.peer == shared.me {
-        if peer.incarnation == shared.incarnation {
-            conn.close(close_code::MYSELF, b"");
-            return Ok(Met::Myself);
+        let myself = peer.incarnation == shared.incarnation;
+        if !myself {
+            shared.met_namesake(&peer, dial.is_some());
         }
-        shared.met_namesake(&peer, dial.is_some());
-        if dial.is_some() {
-            conn.close(close_code::NAME_IN_USE, shared.advertise.to_string().as_bytes());
-            return Ok(Met::Namesake);
-        }
-        return Err(MeetError::NameInUse(shared.advertise));
+        let code = if myself { close_code::MYSELF } else { close_code::NAME_IN_USE };
+        let conn = conn.clone();
+        let linger = if dial.is_some() { Duration::ZERO } else { shared.tuning.hello_within };
+        shared.tasks.spawn(async move {
+            // The end that dialed has to read this one's hello before the connection goes.
+            let _ = timeout(linger, conn.closed()).await;
+            conn.close(code, b"");
+        });
+        return Ok(if myself { Met::Myself } else { Met::Namesake });
     }
 
     let (lane, lane_out) = mpsc::channel(LANE_FRAMES_MAX);
@@ -505,6 +525,7 @@ fn close_label(reason: &ConnectionError) -> &'static str {
             close_code::REPLACED => "replaced",
             close_code::NAME_IN_USE => "name-in-use",
             close_code::TOO_OLD => "too-old",
+            close_code::SILENT => "silent",
             _ => "refused",
         },
         ConnectionError::TimedOut => "timed-out",

@@ -802,3 +802,6 @@ impl NetCounters {
         self.gossip_restarts.inc();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,3 +142,107 @@ impl OwnNews {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use warmhop_core::ids::{Incarnation, PeerId};
+
+    use super::*;
+
+    fn own() -> OwnNews {
+        OwnNews::new(PeerNews {
+            peer: PeerId::new("a").unwrap(),
+            incarnation: Incarnation([1; 16]),
+            generation: 5,
+            seq: 1,
+            mesh: "127.0.0.1:1".parse().unwrap(),
+            http: None,
+            zone: None,
+            draining: false,
+        })
+    }
+
+    fn shop() -> AppName {
+        AppName::new("shop").unwrap()
+    }
+
+    fn apps(news: &[News]) -> Vec<(u64, AppState, u32)> {
+        let app = |news: &News| match news {
+            News::App { news, .. } => Some((news.seq, news.state, news.in_flight)),
+            News::Peer(_) => None,
+        };
+        news.iter().filter_map(app).collect()
+    }
+
+    #[test]
+    fn whoever_asks_first_is_told_all_and_then_only_what_changed() {
+        let own = own();
+        own.publish_app(&shop(), AppState::Starting, Some(9), 0);
+        let (all, told) = own.since(0);
+        assert_eq!(all.len(), 2);
+        assert!(matches!(&all[0], News::Peer(peer) if peer.seq == 1));
+        assert_eq!(own.since(told).0, []);
+
+        own.publish_app(&shop(), AppState::Ready, None, 0);
+        own.publish_app(&shop(), AppState::Ready, None, 2);
+        let (changed, told) = own.since(told);
+        assert_eq!(apps(&changed), [(3, AppState::Ready, 2)], "the latest alone");
+        assert_eq!(changed.len(), 1);
+        own.publish_draining(true);
+        assert!(
+            matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
+        );
+    }
+
+    #[test]
+    fn saying_the_same_again_is_no_news() {
+        let own = own();
+        own.publish_app(&shop(), AppState::Ready, None, 0);
+        let before = *own.subscribe().borrow();
+        own.publish_app(&shop(), AppState::Ready, None, 0);
+        own.publish_draining(false);
+        assert_eq!(*own.subscribe().borrow(), before);
+    }
+
+    #[test]
+    fn a_change_of_load_alone_is_not_urgent() {
+        let own = own();
+        own.publish_app(&shop(), AppState::Ready, None, 0);
+        let ready = *own.subscribe().borrow();
+        assert_eq!(ready.urgent, ready.version);
+        own.publish_app(&shop(), AppState::Ready, None, 1);
+        let loaded = *own.subscribe().borrow();
+        assert_eq!((loaded.urgent, loaded.version), (ready.urgent, ready.version + 1));
+    }
+
+    #[test]
+    fn apps_beyond_the_bound_are_refused_and_known_ones_are_not() {
+        let own = own();
+        for n in 0..APPS_MAX {
+            assert!(own.publish_app(
+                &AppName::new(&format!("a{n}")).unwrap(),
+                AppState::Cold,
+                None,
+                0
+            ));
+        }
+        assert!(!own.publish_app(&shop(), AppState::Ready, None, 0));
+        assert!(own.publish_app(&AppName::new("a7").unwrap(), AppState::Ready, None, 0));
+    }
+
+    #[test]
+    fn a_raised_generation_is_told_with_every_record() {
+        let own = own();
+        own.publish_app(&shop(), AppState::Ready, None, 0);
+        let (_, told) = own.since(0);
+        assert!(!own.raise_generation_above(4));
+        assert!(own.raise_generation_above(5));
+        let (news, _) = own.since(told);
+        assert_eq!(news.len(), 2);
+        for news in news {
+            let (News::Peer(PeerNews { generation, .. }) | News::App { generation, .. }) = news;
+            assert_eq!(generation, 6);
+        }
+        assert!(!own.raise_generation_above(u64::MAX));
+    }
+}

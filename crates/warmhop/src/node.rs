@@ -27,6 +27,10 @@ use crate::status::TraceCandidate;
 use crate::supervise::Slot;
 use crate::telemetry::{Metrics, Traces, Tracing};
 
+/// How long a reply vouches for the peer that sent it.
+const HEARD_LATELY: Duration = Duration::from_millis(50);
+/// How long a peer may be silent before it is treated as dead rather than late.
+pub(crate) const SUSPECT_MAX: Duration = Duration::from_secs(30);
 /// How long a dead peer is remembered.
 pub(crate) const FORGET_DEAD_AFTER: Duration = Duration::from_secs(10 * 60);
 
@@ -146,6 +150,14 @@ impl Node {
     pub(crate) fn note_load(&self, peer: &PeerId, app: &AppName, load: Load) {
         let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads.insert((peer.clone(), app.clone()), (load, self.clock.now()));
+    }
+
+    /// Whether a reply came from the peer so lately that it very likely still lives.
+    pub(crate) fn heard_lately(&self, peer: &PeerId, app: &AppName) -> bool {
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads
+            .get(&(peer.clone(), app.clone()))
+            .is_some_and(|(_, at)| self.clock.now().since(*at) < HEARD_LATELY)
     }
 
     /// Drops what was noted of peers that are gone.

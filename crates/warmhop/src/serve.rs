@@ -34,9 +34,6 @@ use crate::wire::{HopBodyReader, HopBodyWriter};
 
 /// How often a request may be sent on, taken over or begun anew before it is refused.
 const ROUNDS_MAX: u32 = 8;
-/// How many peers a request to an owner may pass.
-const FORWARDS_MAX: u8 = 3;
-
 /// The far side of an upgraded connection.
 pub(crate) enum Upgrade {
     /// An app on this peer; its bytes are passed by whoever asked.
@@ -269,7 +266,10 @@ impl Node {
         let Some(request) = call.to_hop(slot.name(), kind) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
-        match hop::ask(net, to, request).await {
+        // What may not be run twice is sent to a peer that has not been heard lately only once it
+        // has said that it is there.
+        let careful = !fields::is_safe(&call.method) && !self.heard_lately(to, slot.name());
+        match hop::ask(net, to, request, careful).await {
             Ok(reply) => {
                 self.note_load(to, slot.name(), reply.load);
                 tracing.served_by(&reply.served_by);
@@ -572,8 +572,8 @@ impl Node {
             return None;
         }
         let view = self.view();
-        let Some(belief) = view.by_incarnation(&owner) else {
-            tracing.step("owner", "the session's owner is gone");
+        let Some(belief) = view.by_incarnation(&owner).filter(|b| b.alive == Liveness::Alive) else {
+            tracing.step("owner", "the session's owner is gone or silent");
             return None;
         };
         if belief.news.draining {

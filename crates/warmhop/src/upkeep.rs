@@ -9,7 +9,7 @@ use warmhop_core::config::StartMode;
 use warmhop_core::rank;
 use warmhop_core::view::{AppState, Liveness};
 
-use crate::node::{FORGET_DEAD_AFTER, Node};
+use crate::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
 use crate::supervise::Slot;
 
 /// How often it looks.
@@ -28,6 +28,16 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         for slot in &node.slots {
             if keeps_ready(&node, slot) {
                 slot.wanted(WantedBy::KeepReady);
+            }
+        }
+        let now = node.clock.now();
+        for (peer, belief) in node.view().peers() {
+            let silent = belief.alive == Liveness::Suspect
+                && now.since(belief.heard) > SUSPECT_MAX
+                && node.net().is_none_or(|net| net.rtt(peer).is_none());
+            if silent {
+                // It may only be cut off: its sessions are not declared lost.
+                node.edit_view(|view, now| view.lost(peer, &belief.news.incarnation, now));
             }
         }
         if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {

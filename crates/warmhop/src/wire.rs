@@ -273,9 +273,9 @@ impl FrameReader {
     /// The next frame of at most `max` bytes; `None` at the end of the stream.
     pub(crate) async fn frame(&mut self, max: usize) -> Result<Option<Bytes>, FrameError> {
         let mut header = [0; 4];
-        for at in 0..header.len() {
+        for (at, slot) in header.iter_mut().enumerate() {
             match self.byte().await? {
-                Some(byte) => header[at] = byte,
+                Some(byte) => *slot = byte,
                 None if at == 0 => return Ok(None),
                 None => return Err(FrameError::CutOff),
             }
@@ -595,4 +595,298 @@ impl HopBodyReader {
 
 fn malformed(what: &str) -> Poll<Result<HopPart, HopBodyError>> {
     Poll::Ready(Err(HopBodyError::Malformed(what.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::sync::Arc;
+
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
+    use warmhop_core::ids::{AppName, Ballot, PeerId, Position, RequestKey, SessionId, WallTime};
+    use warmhop_core::session::message::{
+        AcceptedInfo, Body, BodyRef, Config, Members, NackReason, Recent, Stored,
+    };
+    use warmhop_core::view::{AppNews, AppState};
+
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The bytes of `value` are these, and read back as it. If this fails, peers of the
+    /// version before can no longer be spoken to: raise [`PROTOCOL_VERSION`].
+    #[track_caller]
+    fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, expected: &str) {
+        let bytes = encode(value, SESSION_FRAME_BYTES_MAX).unwrap();
+        assert_eq!(hex(&bytes), expected.replace(' ', ""));
+        assert_eq!(decode::<T, SESSION_FRAME_BYTES_MAX>(&bytes).as_ref(), Ok(value));
+    }
+
+    fn inc(n: u8) -> Incarnation {
+        Incarnation([n; 16])
+    }
+
+    fn peer_news() -> PeerNews {
+        PeerNews {
+            peer: PeerId::new("peer-1").unwrap(),
+            incarnation: inc(0xAB),
+            generation: 1_700_000_000_000,
+            seq: 300,
+            mesh: "127.0.0.1:7001".parse().unwrap(),
+            http: Some("h:1".into()),
+            zone: None,
+            draining: true,
+        }
+    }
+
+    fn app_news() -> AppNews {
+        AppNews {
+            app: AppName::new("shop").unwrap(),
+            seq: 2,
+            state: AppState::Ready,
+            eta_ms: Some(1200),
+            in_flight: 7,
+        }
+    }
+
+    fn position() -> Position {
+        Position { ballot: Ballot { round: 3, proposer: inc(1) }, n: 251 }
+    }
+
+    fn cfg() -> Config {
+        let members = |c, who: &[u8]| Members {
+            c,
+            stamp: 70_000,
+            who: who.iter().map(|n| inc(*n)).collect(),
+        };
+        Config { now: members(2, &[1, 2]), prev: Some(members(1, &[1])) }
+    }
+
+    fn body() -> Body {
+        let recent = |rid, response| Recent {
+            rid: RequestKey([rid; 16]),
+            fingerprint: u64::MAX,
+            keyed: rid == 1,
+            n: 5,
+            response,
+        };
+        Body {
+            state: Some(Arc::from(&b"state"[..])),
+            recent: vec![
+                recent(1, Stored::Response(Arc::from(&b"ok"[..]))),
+                recent(2, Stored::Applied),
+                recent(3, Stored::TooLarge),
+            ],
+            floor_keyed: 1,
+            floor_unkeyed: 2,
+            expiry: WallTime(1_700_000_000_001),
+            deleted: false,
+        }
+    }
+
+    fn frame(message: Message) -> SessionFrame {
+        let key = SessionKey { app: AppName::new("shop").unwrap(), sid: SessionId([9; 16]) };
+        SessionFrame { key, to: inc(2), message }
+    }
+
+    const INC_1: &str = "01010101010101010101010101010101";
+    const INC_2: &str = "02020202020202020202020202020202";
+    const PEER: &str = "06 706565722d31 abababababababababababababababab fd 0068e5cf8b010000 \
+        fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01";
+    const APP: &str = "04 73686f70 02 02 01 fb b004 07";
+    const FRAME: &str = "04 73686f70 09090909090909090909090909090909 \
+        02020202020202020202020202020202";
+
+    #[test]
+    fn hellos_and_news_have_the_bytes_they_always_had() {
+        golden(&Hello { version: 1, dial: 2, peer: peer_news() }, &format!("01 02 {PEER}"));
+        golden(
+            &NewsBatch {
+                news: vec![
+                    News::Peer(peer_news()),
+                    News::App {
+                        peer: PeerId::new("p").unwrap(),
+                        incarnation: inc(1),
+                        generation: 250,
+                        news: app_news(),
+                    },
+                ],
+            },
+            &format!("02 00 {PEER} 01 01 70 {INC_1} fa {APP}"),
+        );
+        golden(&app_news(), APP);
+        let trailers: Trailers = vec![("x-sum".into(), vec![1, 2])];
+        golden(&trailers, "01 05 782d73756d 02 0102");
+    }
+
+    #[test]
+    fn session_frames_have_the_bytes_they_always_had() {
+        let cfg_bytes = format!("02 fc 70110100 02 {INC_1} {INC_2} 01 01 fc 70110100 01 {INC_1}");
+        let ballot_bytes = format!("03 {INC_1}");
+        let at = format!("{ballot_bytes} fb fb00");
+        let max = "fd ffffffffffffffff";
+        let rid = |n: u8| hex(&[n; 16]);
+        let body_bytes = format!(
+            "01 05 7374617465 03 {} {max} 01 05 01 02 6f6b {} {max} 00 05 00 {} {max} 00 05 02 \
+             01 02 fd 0168e5cf8b010000 00",
+            rid(1),
+            rid(2),
+            rid(3),
+        );
+        let ballot = position().ballot;
+        let (p, cfg) = (position(), cfg());
+        golden(
+            &frame(Message::Prepare {
+                b: ballot,
+                cfg: cfg.clone(),
+                want_body: true,
+                polite: false,
+                nonce: 4,
+                expiry: WallTime(5),
+            }),
+            &format!("{FRAME} 00 {ballot_bytes} {cfg_bytes} 01 00 04 05"),
+        );
+        let accepted = AcceptedInfo { p, cfg: cfg.clone(), body: Some(Arc::new(body())) };
+        golden(
+            &frame(Message::Promise {
+                b: ballot,
+                cfg: cfg.clone(),
+                nonce: 4,
+                accepted: Some(accepted),
+            }),
+            &format!(
+                "{FRAME} 01 {ballot_bytes} {cfg_bytes} 04 01 {at} {cfg_bytes} 01 {body_bytes}"
+            ),
+        );
+        golden(
+            &frame(Message::Accept { p, cfg: cfg.clone(), body: BodyRef::Full(Arc::new(body())) }),
+            &format!("{FRAME} 02 {at} {cfg_bytes} 00 {body_bytes}"),
+        );
+        golden(
+            &frame(Message::Accept { p, cfg: cfg.clone(), body: BodyRef::Same(p) }),
+            &format!("{FRAME} 02 {at} {cfg_bytes} 01 {at}"),
+        );
+        golden(&frame(Message::Accepted { p }), &format!("{FRAME} 03 {at}"));
+        golden(&frame(Message::NeedFull { p }), &format!("{FRAME} 04 {at}"));
+        golden(
+            &frame(Message::Nack {
+                reason: NackReason::Fenced(SessionId([1; 16])),
+                promised: Some(ballot),
+                cfg: None,
+                watermark: 1,
+            }),
+            &format!("{FRAME} 05 02 {INC_1} 01 {ballot_bytes} 00 01"),
+        );
+        golden(&frame(Message::Locate), &format!("{FRAME} 06"));
+        golden(
+            &frame(Message::Located { p: Some(p), cfg: None, promised: None, fenced: None }),
+            &format!("{FRAME} 07 01 {at} 00 00 00"),
+        );
+        golden(&frame(Message::Invite { cfg }), &format!("{FRAME} 08 {cfg_bytes}"));
+        golden(&frame(Message::Delta), &format!("{FRAME} 09"));
+        golden(&frame(Message::Lease), &format!("{FRAME} 0a"));
+        golden(&frame(Message::Retire), &format!("{FRAME} 0b"));
+    }
+
+    #[test]
+    fn no_bytes_make_a_decoder_panic() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let valid = [
+            encode(&Hello { version: 1, dial: 2, peer: peer_news() }, 1000).unwrap(),
+            encode(&NewsBatch { news: vec![News::Peer(peer_news())] }, 1000).unwrap(),
+            encode(
+                &frame(Message::Accept {
+                    p: position(),
+                    cfg: cfg(),
+                    body: BodyRef::Full(Arc::new(body())),
+                }),
+                1000,
+            )
+            .unwrap(),
+        ];
+        let all = |bytes: &[u8]| {
+            let hello = decode::<Hello, CONTROL_FRAME_BYTES_MAX>(bytes);
+            let news = decode::<NewsBatch, CONTROL_FRAME_BYTES_MAX>(bytes);
+            let frame = decode::<SessionFrame, SESSION_FRAME_BYTES_MAX>(bytes);
+            let trailers = decode::<Trailers, TRAILERS_BYTES_MAX>(bytes);
+            let _ = (hello_version(bytes), trailers);
+            hello.is_ok() || news.is_ok() || frame.is_ok()
+        };
+        for value in &valid {
+            assert!(all(value));
+            for len in 0..value.len() {
+                assert!(!all(&value[..len]), "a cut value passes for a whole one");
+            }
+            for _ in 0..2000 {
+                let mut bytes = value.to_vec();
+                for _ in 0..rng.random_range(1..4) {
+                    let at = rng.random_range(0..bytes.len());
+                    bytes[at] = rng.random();
+                }
+                all(&bytes);
+            }
+        }
+        for _ in 0..2000 {
+            let len = rng.random_range(0..200);
+            let bytes: Vec<u8> = (0..len).map(|_| rng.random()).collect();
+            all(&bytes);
+        }
+    }
+
+    #[test]
+    fn bytes_behind_a_value_are_refused() {
+        let mut bytes = encode(&app_news(), 100).unwrap().to_vec();
+        bytes.push(0);
+        assert_eq!(decode::<AppNews, 100>(&bytes), Err(DecodeError::Trailing(1)));
+    }
+
+    #[test]
+    fn names_out_of_form_are_refused_when_they_are_read() {
+        let bytes = encode(&("a.b", 0_u8), 100).unwrap();
+        assert!(decode::<(PeerId, u8), 100>(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_claimed_length_beyond_the_limit_allocates_nothing() {
+        // A vector of 2^62 bytes.
+        let claim = [0xFD, 0, 0, 0, 0, 0, 0, 0, 0x40];
+        assert!(decode::<Vec<u8>, 1000>(&claim).is_err());
+        assert!(decode::<Trailers, 1000>(&claim).is_err());
+    }
+
+    #[test]
+    fn encoding_stops_at_its_bound_and_leaves_the_buffer_as_it_was() {
+        let value = vec![7_u8; 100];
+        assert_eq!(encode(&value, 101).unwrap().len(), 101);
+        assert_eq!(encode(&value, 100), Err(EncodeError::TooLarge { max: 100 }));
+        let mut buffer = BytesMut::from(&b"before"[..]);
+        let error = put_frame(&mut buffer, &value, 100);
+        assert_eq!(error, Err(EncodeError::TooLarge { max: 100 }));
+        assert_eq!(buffer, &b"before"[..]);
+        put_frame(&mut buffer, &value, 101).unwrap();
+        assert_eq!(&buffer[..10], b"before\0\0\0\x65");
+        assert_eq!(buffer.len(), 6 + 4 + 101);
+    }
+
+    #[test]
+    fn what_a_peer_says_of_itself_has_bounds() {
+        assert!(is_presentable(&peer_news()));
+        let bad: [fn(&mut PeerNews); 5] = [
+            |peer| peer.zone = Some("z".repeat(ZONE_BYTES_MAX + 1)),
+            |peer| peer.http = Some("h".repeat(HTTP_BYTES_MAX + 1)),
+            |peer| peer.generation = u64::MAX,
+            |peer| peer.mesh.set_port(0),
+            |peer| peer.mesh = "0.0.0.0:1".parse().unwrap(),
+        ];
+        for change in bad {
+            let mut peer = peer_news();
+            change(&mut peer);
+            assert!(!is_presentable(&peer), "{peer:?}");
+        }
+    }
 }

@@ -1,0 +1,197 @@
+//! Sessions across peers: born at the entry peer, executed where the app is ready, committed
+//! before the response leaves, taken over when their owner dies.
+#![allow(missing_docs, reason = "a test crate")]
+
+mod bed;
+
+use std::time::Duration;
+
+use bed::{Bed, Client, Gate, Plan, eventually};
+use http::StatusCode;
+use warmhop::Mesh;
+use warmhop::config::{SessionMode, StartMode};
+
+fn portable() -> Plan {
+    Plan { session: SessionMode::Portable, ..Plan::default() }
+}
+
+/// Three peers: the app ready on the first, cold behind `cold` on the others.
+async fn three(cold: &Gate) -> Bed {
+    let warm = Gate::new(true);
+    let mut bed = Bed::new();
+    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..portable() }, &warm).await;
+    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    for name in ["two", "three"] {
+        let mesh = bed.add(name, portable(), cold).await;
+        bed.believes(&mesh, "one", "ready").await;
+    }
+    bed
+}
+
+fn owned(mesh: &Mesh) -> u64 {
+    mesh.status().sessions.owned
+}
+
+#[tokio::test]
+async fn a_session_is_born_at_the_entry_peer_and_goes_on_across_the_cut_over() {
+    let cold = Gate::new(false);
+    let bed = three(&cold).await;
+    let two = &bed.peers[1];
+    let mut client = Client::default();
+    let first = client.post(two, "/add", "a").await;
+    assert_eq!((first.status, first.text.as_str()), (StatusCode::OK, "a "), "{:?}", first.headers);
+    assert_eq!(first.field("warmhop-peer"), "one");
+    assert_eq!(client.route(), "two", "the cookie names the entry peer from the first response on");
+    assert!(first.field("cache-control").contains("private"));
+    assert_eq!(owned(two), 1);
+    assert_eq!(client.post(two, "/add", "b").await.text, "a b ");
+
+    cold.open();
+    eventually("the copy is ready", || two.status().apps[0].state == "ready").await;
+    let after = client.post(two, "/add", "c").await;
+    assert_eq!((after.text.as_str(), after.field("warmhop-peer")), ("a b c ", "two"));
+    assert_eq!(after.field("proxy-status"), "", "the hop is gone");
+    assert_eq!(client.get(two, "/").await.text, "a b c ");
+}
+
+#[tokio::test]
+async fn clients_that_never_change_anything_cost_nothing() {
+    let cold = Gate::new(false);
+    let bed = three(&cold).await;
+    for _ in 0..50 {
+        let answer = Client::default().get(&bed.peers[1], "/").await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    }
+    for mesh in &bed.peers {
+        eventually("no session is kept", || mesh.status().sessions.owned == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn concurrent_requests_of_one_session_are_all_applied_once_across_the_cut_over() {
+    let cold = Gate::new(false);
+    let bed = three(&cold).await;
+    let two = bed.peers[1].clone();
+    let mut client = Client::default();
+    assert_eq!(client.post(&two, "/add", "x").await.status, StatusCode::OK);
+    let mut clients = tokio::task::JoinSet::new();
+    for at in 0..6 {
+        let (two, mut client, cold) = (two.clone(), client.clone(), cold.clone());
+        clients.spawn(async move {
+            for round in 0..10 {
+                if (at, round) == (0, 3) {
+                    cold.open();
+                }
+                let answer = client.post(&two, "/add", "x").await;
+                assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+            }
+        });
+    }
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+    }
+    let list = client.get(&two, "/").await.text;
+    assert_eq!(list.split_whitespace().count(), 61, "{list}");
+}
+
+#[tokio::test]
+async fn a_request_at_another_peer_is_forwarded_to_the_owner_and_then_the_session_moves() {
+    let cold = Gate::new(true);
+    let bed = three(&cold).await;
+    let (two, three) = (&bed.peers[1], &bed.peers[2]);
+    let mut client = Client::default();
+    client.post(two, "/add", "a").await;
+    for (item, so_far) in [("b", "a b "), ("c", "a b c "), ("d", "a b c d "), ("e", "a b c d e ")] {
+        let answer = client.post(three, "/add", item).await;
+        assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, so_far));
+    }
+    assert_eq!(client.route(), "three");
+    eventually("the session moved", || owned(three) == 1 && owned(two) == 0).await;
+}
+
+#[tokio::test]
+async fn when_the_owner_leaves_properly_its_sessions_have_an_heir_already() {
+    let cold = Gate::new(true);
+    let bed = three(&cold).await;
+    let (two, three) = (&bed.peers[1], &bed.peers[2]);
+    let mut clients: Vec<Client> = Vec::new();
+    for _ in 0..10 {
+        let mut client = Client::default();
+        client.post(two, "/add", "a").await;
+        clients.push(client);
+    }
+    two.shutdown().await;
+    let elsewhere = owned(&bed.peers[0]) + owned(three);
+    assert_eq!(elsewhere, 10, "each session has an owner among the others");
+    for mut client in clients {
+        let answer = client.post(three, "/add", "b").await;
+        assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, "a b "));
+    }
+}
+
+#[tokio::test]
+async fn a_keyed_repeat_gets_the_first_answer_and_is_applied_once() {
+    let cold = Gate::new(true);
+    let bed = three(&cold).await;
+    let (two, three) = (&bed.peers[1], &bed.peers[2]);
+    let mut client = Client::default();
+    client.post(two, "/add", "a").await;
+    let first = client.post_keyed(two, "/add", "key-1", "b").await;
+    assert_eq!(first.text, "a b ");
+    let again = client.post_keyed(two, "/add", "key-1", "b").await;
+    assert_eq!((again.status, again.text.as_str()), (StatusCode::OK, "a b "));
+    let elsewhere = client.post_keyed(three, "/add", "key-1", "b").await;
+    assert_eq!(elsewhere.text, "a b ");
+    let other = client.post_keyed(two, "/add", "key-1", "other").await;
+    assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(client.get(two, "/").await.text, "a b ");
+}
+
+#[tokio::test]
+async fn a_forged_or_truncated_cookie_begins_a_new_session() {
+    let cold = Gate::new(true);
+    let bed = three(&cold).await;
+    let two = &bed.peers[1];
+    let mut client = Client::default();
+    client.post(two, "/add", "a").await;
+    let good = client.cookie.clone().unwrap();
+    for bad in [&good[1..], &good[..good.len() / 2], "x.two", "", ".two", "AAAA"] {
+        let mut forger = Client { cookie: Some(bad.to_owned()) };
+        let answer = forger.get(two, "/").await;
+        assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, ""), "{bad}");
+        assert!(!answer.field("set-cookie").is_empty(), "it is replaced");
+    }
+    assert_eq!(client.get(two, "/").await.text, "a ");
+    assert!(two.metrics().contains("warmhop_cookies_rejected"));
+}
+
+#[tokio::test]
+async fn a_lone_peer_keeps_sessions_by_itself() {
+    let gate = Gate::new(true);
+    let mut bed = Bed::new();
+    let one = bed.add("one", portable(), &gate).await;
+    let mut client = Client::default();
+    for (item, so_far) in [("a", "a "), ("b", "a b ")] {
+        assert_eq!(client.post(&one, "/add", item).await.text, so_far);
+    }
+    assert_eq!(client.get(&one, "/").await.text, "a b ");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_the_middle_does_not_block_its_session() {
+    let cold = Gate::new(true);
+    let bed = three(&cold).await;
+    let two = bed.peers[1].clone();
+    let mut client = Client::default();
+    client.post(&two, "/add", "a").await;
+    for _ in 0..20 {
+        let (two, mut client) = (two.clone(), client.clone());
+        let leaving = tokio::spawn(async move { client.post(&two, "/add", "x").await });
+        tokio::time::sleep(Duration::from_micros(rand::random_range(0..800))).await;
+        leaving.abort();
+        let _ = leaving.await;
+    }
+    let list = client.post(&two, "/add", "z").await;
+    assert_eq!(list.status, StatusCode::OK);
+    assert!(list.text.starts_with("a ") && list.text.ends_with("z "), "{}", list.text);
+}
