@@ -31,6 +31,8 @@ const HOP_BOUND: Duration = Duration::from_millis(400);
 const FAILOVER_BOUND: Duration = Duration::from_secs(10);
 /// The key of the payment in whose middle a peer is killed.
 const PAYMENT: &str = "ada-pays-once";
+/// How long the shop takes over a payment, in milliseconds: long enough to be caught at it.
+const PAYMENT_MS: u64 = 300;
 const PACE: Duration = Duration::from_millis(60);
 const WIDTH: usize = 74;
 
@@ -69,7 +71,11 @@ async fn tour() -> Result<()> {
     );
     guide.row("a request over a hop, median", millis(over.hop_median), "while the copy started");
     guide.row("a request served locally, median", millis(over.local_median), "the hop is gone");
-    guide.row("from kill -9 to the retry's answer", millis(failover), "on the third peer");
+    guide.row(
+        "from kill -9 to the retry's answer",
+        millis(failover),
+        &format!("{PAYMENT_MS} ms of it are the shop's own"),
+    );
     guide.row(
         "books paid for / in the cart",
         format!("{0} / {0}", ada.acknowledged),
@@ -294,7 +300,7 @@ impl Shopper {
     /// Adds the next book: at once, or slowly and with a key, so that it can be sent again.
     async fn add(&mut self, addr: SocketAddr, key: Option<&str>) -> Result<Reply> {
         let next = self.acknowledged + 1;
-        let slowness = if key.is_some() { "&ms=700" } else { "" };
+        let slowness = key.map(|_| format!("&ms={PAYMENT_MS}")).unwrap_or_default();
         let mut call =
             self.client.call(Method::POST, format!("/cart/add?item=book-{next}{slowness}"));
         if let Some(key) = key {

@@ -20,7 +20,7 @@ enum Command {
     Up {
         /// How many peers.
         n: usize,
-        /// A file of [[app]] tables to serve (repeatable). Without it: the bookshop.
+        /// A file of `[[app]]` tables to serve (repeatable). Without it: the bookshop.
         #[arg(long, value_name = "FILE")]
         app: Vec<PathBuf>,
         /// Use the ports P+1…, P+201…, P+301…, P+401… instead of 8081…, 7001…, 9001…, 6401….

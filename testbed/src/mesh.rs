@@ -408,10 +408,6 @@ pub fn log_tail(folder: &Path) -> String {
 }
 
 fn configuration(spec: &Spec, name: &str, ports: &PeerPorts, certs: &Path) -> Result<Table> {
-    // The identity lies where `warmhop cert` put it: in the folder itself or in one named
-    // after the peer.
-    let named = certs.join(name);
-    let identity = if named.is_dir() { &named } else { certs };
     let seeds = spec.ports.iter().take(3).map(|peer| Value::from(peer.mesh.to_string())).collect();
     let mut config = Table::new();
     config.insert("cluster".into(), spec.cluster.clone().into());
@@ -419,7 +415,7 @@ fn configuration(spec: &Spec, name: &str, ports: &PeerPorts, certs: &Path) -> Re
         let table = entries.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Table>();
         config.insert(key.to_owned(), Value::Table(table));
     };
-    let identity = identity.to_str().context("the folder's path is not UTF-8")?;
+    let identity = certs.to_str().context("the folder's path is not UTF-8")?;
     section("peer", vec![("name", name.into())]);
     section("http", vec![("listen", Value::Array(vec![ports.http.to_string().into()]))]);
     section(

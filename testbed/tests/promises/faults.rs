@@ -56,64 +56,73 @@ async fn the_loss_of_a_sessions_owner_loses_nothing() {
     .await;
 }
 
-#[tokio::test]
-async fn the_loss_of_the_peer_that_runs_a_keyed_request_is_not_the_clients_to_notice() {
-    let world = World::with(3, vec![shop(QUICK, "")], "", never_on(1)).await;
-    let mut world = world;
+/// A mesh of three whose second peer always hops, with the app ready on the two others.
+async fn two_to_run_it() -> World {
+    let mut world = World::with(3, vec![shop(QUICK, "")], "", never_on(1)).await;
     world.expect_errors();
     world.warm(0).await;
+    world.warm(2).await;
+    world
+}
+
+/// Kills the peer that runs the one request in flight; returns the position of the one that
+/// could run it instead.
+async fn kill_executor(world: &mut World) -> usize {
+    let executor = until("the request is in the app", async || {
+        for index in [0, 2] {
+            if world.app(index, APP).await["in_flight"] == 1 {
+                return Some(index);
+            }
+        }
+        None
+    })
+    .await;
+    world.mesh.kill(executor).unwrap();
+    2 - executor
+}
+
+#[tokio::test]
+async fn the_loss_of_the_peer_that_runs_a_keyed_request_is_not_the_clients_to_notice() {
+    let mut world = two_to_run_it().await;
     let mut shopper = Shopper::default();
     shopper.add(world.http(1)).await;
-    let mut client = shopper.client.clone();
-    let addr = world.http(1);
+    let (mut client, addr) = (shopper.client.clone(), world.http(1));
     let paying = tokio::spawn(async move {
-        let call = client.call(Method::POST, "/cart/add?item=lamp&ms=1200");
+        let call = client.call(Method::POST, "/cart/add?item=lamp&ms=1500");
         call.header("idempotency-key", "\"pay\"").send(addr).await
     });
-    world.in_flight(0, 1).await;
-    // Only now is there another peer to go on with.
-    world.warm(2).await;
-    world.mesh.kill(0).unwrap();
+    let other = kill_executor(&mut world).await;
     let reply = paying.await.unwrap().unwrap().ok().unwrap();
     shopper.acknowledged += 1;
-    assert_eq!(reply.peer(), Some("peer-3"));
+    assert_eq!(reply.peer(), Some(world.name(other)));
     assert_eq!(reply.json().unwrap()["count"], shopper.acknowledged);
-    shopper.check(world.http(2)).await;
+    shopper.check(world.http(other)).await;
     shopper.add(world.http(1)).await;
 }
 
 #[tokio::test]
 async fn an_unkeyed_change_whose_peer_is_lost_is_not_run_again() {
-    let mut world = World::with(3, vec![shop(QUICK, "")], "", never_on(1)).await;
-    world.expect_errors();
-    world.warm(0).await;
+    let mut world = two_to_run_it().await;
     let mut shopper = Shopper::default();
     shopper.add(world.http(1)).await;
-    let mut client = shopper.client.clone();
-    let addr = world.http(1);
-    let paying = tokio::spawn(async move { client.post(addr, "/cart/add?item=x&ms=1200").await });
-    world.in_flight(0, 1).await;
-    world.warm(2).await;
-    world.mesh.kill(0).unwrap();
+    let (mut client, addr) = (shopper.client.clone(), world.http(1));
+    let paying = tokio::spawn(async move { client.post(addr, "/cart/add?item=x&ms=1500").await });
+    let other = kill_executor(&mut world).await;
     let reply = paying.await.unwrap().unwrap();
     assert_eq!(reply.status, StatusCode::BAD_GATEWAY, "its outcome is unknown");
     // It was killed before it answered, and nobody ran it again.
-    shopper.check(world.http(2)).await;
+    shopper.check(world.http(other)).await;
 }
 
 #[tokio::test]
 async fn a_safe_request_whose_peer_is_lost_is_run_again() {
-    let mut world = World::with(3, vec![shop(QUICK, "")], "", never_on(1)).await;
-    world.expect_errors();
-    world.warm(0).await;
+    let mut world = two_to_run_it().await;
     let addr = world.http(1);
     let asking =
-        tokio::spawn(async move { Client::new().get(addr, "/slow?ms=10&head=1000").await });
-    world.in_flight(0, 1).await;
-    world.warm(2).await;
-    world.mesh.kill(0).unwrap();
+        tokio::spawn(async move { Client::new().get(addr, "/slow?ms=10&head=1500").await });
+    let other = kill_executor(&mut world).await;
     let reply = asking.await.unwrap().unwrap().ok().unwrap();
-    assert_eq!(reply.peer(), Some("peer-3"));
+    assert_eq!(reply.peer(), Some(world.name(other)));
 }
 
 #[tokio::test]
