@@ -10,13 +10,12 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{Incarnation, PeerId, RequestId, SessionKey};
-use warmhop_core::session::TokenHint;
 use warmhop_core::session::message::Message;
 use warmhop_core::view::{AppState, News};
 
 use crate::call::{Call, CallBody};
 use crate::hop::{
-    self, Arrived, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
+    self, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
 };
 use crate::net::{Heard, NetHandler};
 use crate::node::Node;
@@ -226,10 +225,10 @@ impl Node {
     }
 }
 
-fn hint_of(entry: &Entry) -> Option<TokenHint> {
+fn hint_of(entry: &Entry) -> Option<Hint> {
     match &entry.kind {
         Kind::Portable { cfg, owner, n } => {
-            Some(TokenHint { cfg: cfg.clone(), owner: *owner, n: *n })
+            Some(Hint { cfg: cfg.clone(), owner: *owner, n: *n })
         }
         Kind::Pinned { .. } => None,
     }

@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::AbortHandle;
 use warmhop_core::ids::{AppName, Ballot, Incarnation, PeerId, RequestKey, SessionId};
-use warmhop_core::session::TokenHint;
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 
 use crate::body::{Body, BoxError};
@@ -89,6 +88,14 @@ pub(crate) struct Load {
     pub(crate) latency_us: u32,
 }
 
+/// What the client's token should say of its session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Hint {
+    pub(crate) cfg: Config,
+    pub(crate) owner: Incarnation,
+    pub(crate) n: u64,
+}
+
 /// The session's part of a reply.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ReplySession {
@@ -96,7 +103,7 @@ pub(crate) enum ReplySession {
     /// What came of an execution.
     Done(ExecDone),
     /// The owner committed it: what the client's token should say.
-    Committed { hint: TokenHint, replayed: bool },
+    Committed { hint: Hint, replayed: bool },
 }
 
 /// Why a hop was refused; no app has seen the request.

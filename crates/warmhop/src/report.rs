@@ -70,7 +70,7 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
         .store
         .with(key, false, |machine, _, _| {
             let owner = if machine.is_owner() { Some(node.incarnation) } else { machine.known_owner() };
-            (owner, machine.ballot(), machine.version(), machine.members())
+            (owner, machine.ballot(), machine.version(), machine.members().to_vec())
         })?;
     let view = node.view();
     let name = |incarnation: &Incarnation| {

@@ -23,7 +23,7 @@ use crate::body::{Body, BoxError};
 use crate::call::Call;
 use crate::clock::Clock;
 use crate::fields::{self, SESSION_FIELD};
-use crate::hop::{self, Forward, HopError, HopKind, HopRefusal, HopReply, ReplySession};
+use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::node::{Node, Place, Placing};
 use crate::problem::Problem;
 use crate::session::{Session, from_field};
@@ -246,7 +246,7 @@ impl Node {
         let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
         let done = self
             .store
-            .with(key, true, |machine, ctx, _| machine.exec_end(ctx, exec, changed, stored))
+            .with(key, true, |machine, ctx, _| machine.exec_end(ctx, exec, &base, changed, stored))
             .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
         Ok((ran, done))
     }
@@ -496,11 +496,11 @@ impl Node {
                         LineEnd::Problem(problem) => return Err(problem),
                         // No token had left: another session is as good.
                         LineEnd::Elsewhere(_) => {}
-                        LineEnd::Failed(Failure::NoMajority | Failure::Forgotten | Failure::Lost) => {}
+                        LineEnd::Failed(failure) if self.may_begin_anew(portable, call, &failure) => {}
                         LineEnd::Failed(failure) => return Err(self.session_problem(&failure)),
                     }
                     if !call.is_sendable() {
-                        return Err(self.session_problem(&Failure::NoMajority));
+                        return Err(outcome_unknown("its session could not be begun"));
                     }
                 }
                 Stand::Known { key, cfg, owner, n } => {
@@ -537,7 +537,7 @@ impl Node {
                             let jitter = rand::random_range(0..20u64 << round.min(4));
                             tokio::time::sleep(Duration::from_millis(jitter)).await;
                         }
-                        LineEnd::Failed(Failure::Lost | Failure::Forgotten) => {
+                        LineEnd::Failed(Failure::Lost { ran: false }) => {
                             if *n > 0 {
                                 lost = true;
                                 tracing.step("lost", "too many of the session's holders are gone");
@@ -553,6 +553,23 @@ impl Node {
             }
         }
         Err(gave_up())
+    }
+
+    /// Whether a first request whose session came to nothing may be tried under another one.
+    fn may_begin_anew(&self, portable: &Portable<'_>, call: &Call, failure: &Failure) -> bool {
+        match failure {
+            Failure::NoMajority { ran: false } | Failure::Lost { ran: false } => true,
+            Failure::NoMajority { ran: true }
+            | Failure::Lost { ran: true }
+            | Failure::Deposed { .. } => may_retry(
+                fields::is_safe(&call.method),
+                portable.keyed,
+                portable.slot.spec.policy.effects == EffectsMode::SessionOnly,
+                true,
+                true,
+            ),
+            _ => false,
+        }
     }
 
     fn lives(&self, incarnation: Incarnation) -> bool {
@@ -638,31 +655,26 @@ impl Node {
             Some((place, cfg)) => (Some(place), Some(cfg)),
             None => (None, None),
         };
+        let safe = fields::is_safe(&call.method) && !portable.keyed;
         let submit = |ticket| Submit {
             ticket,
             rid: portable.rid,
             fingerprint: portable.fingerprint,
             keyed: portable.keyed,
             seen: portable.seen,
-            safe: fields::is_safe(&call.method) && !portable.keyed && call.is_sendable(),
+            safe,
         };
-        let line = self.store.enqueue(key, submit, |machine, ctx, out| {
+        let line = self.store.enqueue(key, mint.is_some(), submit, |machine, ctx, out| {
             if let Some(cfg) = mint {
                 machine.mint(ctx, cfg, out);
             } else if take_over && !machine.is_owner() && !machine.is_taking_over() {
-                machine.take_over(ctx, hint.cloned(), 0, out);
+                machine.take_over(ctx, hint.cloned(), machine.seen_round(), out);
             }
         });
-        let Some(mut line) = line else {
-            return LineEnd::Problem(
-                Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "too-many-sessions",
-                    "this peer holds as many sessions as it may",
-                )
-                .retry_after(Duration::from_secs(5)),
-            );
-        };
+        let Some(mut line) = line else { return LineEnd::Problem(too_many_sessions()) };
+        // Set where an attempt came to nothing that may be made again.
+        let mut again = false;
+        let mut rounds = 0;
         let mut tried: Vec<PeerId> = Vec::new();
         let mut held: Option<Served> = None;
         loop {
@@ -701,27 +713,38 @@ impl Node {
                     };
                     match ran {
                         Ok(Some(served)) => held = Some(served),
-                        Ok(None) => {}
+                        Ok(None) => again = true,
                         Err(problem) => return LineEnd::Problem(problem),
+                    }
+                }
+                Told::Fail(Failure::ExecutionFailed) if again && call.is_sendable() => {
+                    again = false;
+                    rounds += 1;
+                    if rounds > ROUNDS_MAX {
+                        return LineEnd::Problem(gave_up());
+                    }
+                    match self.store.enqueue(key, false, submit, |_, _, _| ()) {
+                        Some(anew) => line = anew,
+                        None => return LineEnd::Problem(too_many_sessions()),
                     }
                 }
                 Told::Release { hint } => {
                     let Some(mut served) = held.take() else { continue };
-                    served.entry = Some(self.portable_entry(key, &hint));
+                    served.entry = Some(self.portable_entry(key, &hint_of(hint)));
                     return LineEnd::Served(Box::new(served));
                 }
                 Told::Replay { stored, hint } => {
                     tracing.step("replay", "this request was applied before");
                     return match replayed(self, &stored) {
                         Ok(mut served) => {
-                            served.entry = Some(self.portable_entry(key, &hint));
+                            served.entry = Some(self.portable_entry(key, &hint_of(hint)));
                             LineEnd::Served(Box::new(served))
                         }
                         Err(problem) => LineEnd::Problem(problem),
                     };
                 }
                 Told::Fail(failure) => {
-                    tracing.step("session", failure.to_string());
+                    tracing.step("session", sessions::describe(&failure).2);
                     return LineEnd::Failed(failure);
                 }
                 Told::Redirect(to) => return LineEnd::Elsewhere(to),
@@ -743,7 +766,7 @@ impl Node {
                 tracing.served_by(self.me.as_str());
                 let mut served = Served::here(self, ran.response);
                 served.upgrade = ran.upgrade.map(Upgrade::Io);
-                line.executed(outcome_of(done));
+                line.executed(Outcome::from(done));
                 Ok(Some(served))
             }
             // The app went away before it saw the request: the next turn routes anew.
@@ -752,7 +775,7 @@ impl Node {
                 Ok(None)
             }
             Err(LocalError::Refused(done)) => {
-                line.executed(outcome_of(done));
+                line.executed(Outcome::from(done));
                 Ok(None)
             }
             Err(error) => {
@@ -782,7 +805,7 @@ impl Node {
         let kind = HopKind::Exec { sid: line.key.sid, exec };
         match self.ask(slot, &to, call, kind, tracing).await {
             Ok(HopReply { response, session: ReplySession::Done(done), served_by, tunnel, .. }) => {
-                line.executed(outcome_of(done));
+                line.executed(Outcome::from(done));
                 let mut served = Served::here(self, response);
                 served.served_by = served_by;
                 served.next_hop = Some(to);
@@ -794,7 +817,7 @@ impl Node {
                 Err(outcome_unknown("the executing peer's reply was out of form"))
             }
             Err(HopError::Refused(HopRefusal::Exec(done), ..)) => {
-                line.executed(outcome_of(done));
+                line.executed(Outcome::from(done));
                 Ok(None)
             }
             Err(error) => {
@@ -867,7 +890,7 @@ impl Node {
         }
     }
 
-    fn portable_entry(&self, key: &SessionKey, hint: &TokenHint) -> Entry {
+    fn portable_entry(&self, key: &SessionKey, hint: &Hint) -> Entry {
         Entry {
             app: key.app.clone(),
             sid: key.sid,
@@ -879,10 +902,13 @@ impl Node {
     /// What a client is told of a session that could not be used.
     fn session_problem(&self, failure: &Failure) -> Problem {
         self.metrics.session_refusals.get_or_create(&sessions::refusal_label(failure)).inc();
-        let status = StatusCode::from_u16(failure.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-        let problem = Problem::new(status, failure.label(), failure.to_string());
+        let (name, status, detail) = sessions::describe(failure);
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let problem = Problem::new(status, name, detail);
         if status == StatusCode::SERVICE_UNAVAILABLE {
             problem.proxy_error("destination_unavailable").retry_after(Duration::from_secs(1))
+        } else if status.is_server_error() {
+            problem.proxy_error("connection_terminated")
         } else {
             problem
         }
@@ -931,7 +957,7 @@ impl Node {
                 let promised = self.store.with(&key, false, |machine, _, _| machine.promised());
                 Err(HopRefusal::NotOwner { promised: promised.flatten(), cfg: known_cfg })
             }
-            LineEnd::Failed(Failure::Lost | Failure::Forgotten) => {
+            LineEnd::Failed(Failure::Lost { ran: false }) => {
                 Err(HopRefusal::NotOwner { promised: None, cfg: known_cfg })
             }
             LineEnd::Failed(failure) => Err(as_refusal(&self.session_problem(&failure))),
@@ -949,13 +975,8 @@ impl AsRef<[u8]> for ArcBytes {
     }
 }
 
-fn outcome_of(done: ExecDone) -> Outcome {
-    match done {
-        ExecDone::Changed { body, voted } => Outcome::Changed { body, voted },
-        ExecDone::Unchanged { confirmed } => Outcome::Unchanged { confirmed },
-        ExecDone::NeedBase => Outcome::NeedBase,
-        ExecDone::Refused { reason, promised } => Outcome::Refused { reason, promised },
-    }
+fn hint_of(hint: TokenHint) -> Hint {
+    Hint { cfg: hint.cfg, owner: hint.owner, n: hint.n }
 }
 
 fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
@@ -995,7 +1016,31 @@ pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
 
 /// The names of problems are the project's own; one from a newer peer is told by its detail.
 fn known_problem(name: &str) -> &'static str {
-    Failure::labels().iter().copied().find(|known| *known == name).unwrap_or("at-owner")
+    const KNOWN: [&str; 12] = [
+        "session-queue-full",
+        "session-no-majority",
+        "outcome-unknown",
+        "idempotency-key-reused",
+        "idempotency-key-in-use",
+        "session-lost",
+        "session-no-executor",
+        "execution-failed",
+        "app-failed",
+        "applied-answer-lost",
+        "applied-too-large-to-repeat",
+        "no-progress",
+    ];
+    KNOWN.iter().copied().find(|known| *known == name).unwrap_or("at-owner")
+}
+
+fn too_many_sessions() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too-many-sessions",
+        "this peer holds as many sessions as it may",
+    )
+    .proxy_error("destination_unavailable")
+    .retry_after(Duration::from_secs(5))
 }
 
 pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {

@@ -31,6 +31,9 @@ const STRIPES: usize = 64;
 const MOVES_MAX: usize = 1024;
 /// The most sessions that this peer holds; further ones are refused, counted.
 const SESSIONS_MAX: usize = 4_000_000;
+/// How long a session that holds nothing, but that a client's token names, is kept as it is;
+/// after that its next request asks the other members whether they know better.
+const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
 /// A ticket sees at most a handful of events before it reads them.
 const TICKET_EVENTS_MAX: usize = 16;
 
@@ -74,6 +77,8 @@ struct Entry {
     tickets: HashMap<Ticket, mpsc::Sender<Told>>,
     wake: Option<Now>,
     was_owner: bool,
+    /// When a session that holds nothing may be dropped; at once if no token names it.
+    keep_empty_until: Now,
 }
 
 impl Store {
@@ -135,16 +140,8 @@ impl Store {
         let result = {
             let mut stripe = self.stripe(key);
             let stripe = &mut *stripe;
-            if !stripe.sessions.contains_key(key) {
-                if !create || stripe.sessions.len() >= SESSIONS_MAX / STRIPES {
-                    return None;
-                }
-                let machine = Session::new(key.sid, &stripe.process);
-                self.metrics.sessions_held.inc();
-                stripe.sessions.insert(
-                    key.clone(),
-                    Entry { machine, tickets: HashMap::new(), wake: None, was_owner: false },
-                );
+            if create {
+                self.entry(key, stripe)?;
             }
             let entry = stripe.sessions.get_mut(key)?;
             let mut ctx = Ctx {
@@ -166,6 +163,26 @@ impl Store {
             }
         }
         Some(result)
+    }
+
+    /// The entry of `key`, made if there is none; `None` where there is no room.
+    fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
+        if !stripe.sessions.contains_key(key) {
+            if stripe.sessions.len() >= SESSIONS_MAX / STRIPES {
+                return None;
+            }
+            let machine = Session::new(key.sid, &stripe.process);
+            self.metrics.sessions_held.inc();
+            let entry = Entry {
+                machine,
+                tickets: HashMap::new(),
+                wake: None,
+                was_owner: false,
+                keep_empty_until: Now::default(),
+            };
+            stripe.sessions.insert(key.clone(), entry);
+        }
+        stripe.sessions.get_mut(key)
     }
 
     fn carry_out(
@@ -193,21 +210,25 @@ impl Store {
                     self.metrics.depositions.inc();
                     continue;
                 }
+                Effect::GaveUp => {
+                    debug!(session = %key, "no majority answered the takeover in time");
+                    continue;
+                }
+                Effect::Located { .. } | Effect::Opened { .. } => continue,
                 Effect::Lost => {
                     warn!(session = %key, "lost: too many of its holders are gone");
                     self.metrics.sessions_lost.inc();
                     continue;
                 }
                 Effect::Invited { .. } => continue,
-                Effect::Committed { .. } => {
-                    self.metrics.commits.inc();
-                    continue;
-                }
                 Effect::Turn { ticket } => (ticket, Told::Turn),
                 Effect::Execute { ticket, executor, exec } => {
                     (ticket, Told::Execute { executor, exec })
                 }
-                Effect::Release { ticket, hint } => (ticket, Told::Release { hint }),
+                Effect::Release { ticket, hint } => {
+                    self.metrics.releases.inc();
+                    (ticket, Told::Release { hint })
+                }
                 Effect::Replay { ticket, stored, hint } => (ticket, Told::Replay { stored, hint }),
                 Effect::Fail { ticket, failure } => (ticket, Told::Fail(failure)),
                 Effect::Again { ticket } => (ticket, Told::Again),
@@ -229,8 +250,16 @@ impl Store {
             entry.was_owner = owns;
             if owns { self.metrics.sessions_owned.inc() } else { self.metrics.sessions_owned.dec() };
         }
-        let gone = entry.tickets.is_empty() && entry.machine.forgotten();
-        let wake = if gone { None } else { entry.machine.next_wake() };
+        let now = self.clock.now();
+        let idle = entry.tickets.is_empty();
+        let empty = idle && entry.machine.is_disposable();
+        let gone = idle
+            && (entry.machine.forgotten() || (empty && entry.keep_empty_until <= now));
+        let wake = match entry.machine.next_wake(now, Clock::wall()) {
+            _ if gone => None,
+            wake if empty => Some(wake.map_or(entry.keep_empty_until, |at| at.min(entry.keep_empty_until))),
+            wake => wake,
+        };
         if wake != entry.wake {
             if let Some(old) = entry.wake {
                 stripe.wakes.remove(&(old, key.clone()));
@@ -281,7 +310,9 @@ impl Store {
 
     /// A peer's process is gone.
     pub(crate) fn peer_lost(&self, dead: Incarnation) {
-        for key in self.keys_where(|machine| machine.names(dead)) {
+        for key in self.keys_where(|machine| {
+            machine.members().contains(&dead) || machine.load() > 0
+        }) {
             self.with(&key, false, |machine, ctx, out| machine.peer_lost(ctx, dead, out));
         }
     }
@@ -383,21 +414,27 @@ impl Store {
         }
     }
 
-    /// Puts a request in line for its session.
+    /// Puts a request in line for its session; `mint` says that the session is drawn with it.
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         key: &SessionKey,
+        mint: bool,
         submit: impl FnOnce(Ticket) -> Submit,
         prepare: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>),
     ) -> Option<InLine> {
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let (told, telling) = mpsc::channel(TICKET_EVENTS_MAX);
         let submit = submit(ticket);
+        let keep_empty_until = match mint {
+            true => Now::default(),
+            false => self.clock.now().after(EMPTY_KEPT_FOR),
+        };
         {
             // The ticket is known before its first event can be sent.
-            self.with(key, true, |_, _, _| ())?;
             let mut stripe = self.stripe(key);
-            stripe.sessions.get_mut(key)?.tickets.insert(ticket, told);
+            let entry = self.entry(key, &mut stripe)?;
+            entry.tickets.insert(ticket, told);
+            entry.keep_empty_until = entry.keep_empty_until.max(keep_empty_until);
         }
         let in_line =
             InLine { store: Arc::clone(self), key: key.clone(), ticket, telling, running: None };
@@ -473,6 +510,58 @@ pub(crate) fn first_config(mut who: Vec<Incarnation>, wall: WallTime) -> Config 
     Config { now: Members { c: 1, stamp: wall.0, who }, prev: None }
 }
 
+/// A failure's name, HTTP status and words for people.
+pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
+    match failure {
+        Failure::QueueFull => {
+            ("session-queue-full", 503, "too many requests of this session wait already")
+        }
+        Failure::NoMajority { ran: false } => (
+            "session-no-majority",
+            503,
+            "no majority of the peers that hold this session could be reached",
+        ),
+        Failure::NoMajority { ran: true } => (
+            "outcome-unknown",
+            502,
+            "the request ran, but no majority of the peers that hold its session confirmed it; \
+             whether its change stays is unknown",
+        ),
+        Failure::FingerprintDiffers => (
+            "idempotency-key-reused",
+            422,
+            "this Idempotency-Key was used with another request",
+        ),
+        Failure::KeyInUse => (
+            "idempotency-key-in-use",
+            409,
+            "a request with this Idempotency-Key is under way; wait for its answer",
+        ),
+        Failure::BelowFloor => (
+            "outcome-unknown",
+            409,
+            "a request with this Idempotency-Key may have been applied too long ago to tell",
+        ),
+        Failure::Lost { ran: false } => {
+            ("session-lost", 503, "too many of the peers that held this session are gone")
+        }
+        Failure::Lost { ran: true } => (
+            "outcome-unknown",
+            502,
+            "the request ran, but too many of the peers that held its session are gone",
+        ),
+        Failure::TooManyRetries => {
+            ("session-no-executor", 503, "the peers where the app is ready could not run it")
+        }
+        Failure::Deposed { .. } => (
+            "outcome-unknown",
+            502,
+            "the session's owner changed while the request ran; whether it was applied is unknown",
+        ),
+        Failure::ExecutionFailed => ("execution-failed", 502, "the request could not be executed"),
+    }
+}
+
 pub(crate) fn refusal_label(failure: &Failure) -> ByReason {
-    ByReason { reason: failure.label() }
+    ByReason { reason: describe(failure).0 }
 }

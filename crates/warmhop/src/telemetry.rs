@@ -52,8 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) app_starts: Family<ByApp, Counter>,
     /// Starts that failed and copies that crashed.
     pub(crate) app_failures: Family<ByApp, Counter>,
-    /// Session changes committed by this peer as owner.
-    pub(crate) commits: Counter,
+    /// Responses of portable sessions released by this peer as owner.
+    pub(crate) releases: Counter,
     /// Sessions that this peer took over.
     pub(crate) takeovers: Counter,
     /// Sessions that another peer took from this one.
@@ -80,7 +80,7 @@ impl Metrics {
             cookies_rejected: Family::default(),
             app_starts: Family::default(),
             app_failures: Family::default(),
-            commits: Counter::default(),
+            releases: Counter::default(),
             takeovers: Counter::default(),
             depositions: Counter::default(),
             sessions_lost: Counter::default(),
@@ -101,7 +101,7 @@ impl Metrics {
         r.register("cookies_rejected", "Affinity cookies not accepted", metrics.cookies_rejected.clone());
         r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
         r.register("app_failures", "Failed starts and crashes", metrics.app_failures.clone());
-        r.register("session_commits", "Session changes committed here", metrics.commits.clone());
+        r.register("session_releases", "Responses released here as a session's owner", metrics.releases.clone());
         r.register("session_takeovers", "Sessions taken over", metrics.takeovers.clone());
         r.register("session_depositions", "Sessions given up to another", metrics.depositions.clone());
         r.register("sessions_lost", "Sessions whose holders are gone", metrics.sessions_lost.clone());
