@@ -10,8 +10,9 @@
 //! ```
 //!
 //! A link says nothing before the certificate at its other end has proven a peer of this
-//! cluster. Each direction then opens its control stream and says hello; the two names must
-//! agree. One link per pair is *current*: of several to one incarnation, that which was opened
+//! cluster. Each direction then opens its control stream and says hello, the end that dialed
+//! first; its name must be the certificate's. The end that was dialed answers once it has
+//! admitted the other. One link per pair is *current*: of several to one incarnation, that which was opened
 //! by the smaller peer name, and of those the one dialed last. The others *drain*: nothing new
 //! is opened on them, and they close when their hops have ended.
 
@@ -335,6 +336,9 @@ struct Greeted {
     hello: Hello,
     control_out: SendStream,
     control_in: FrameReader,
+    /// This end's hello where it has not been sent: the end that was dialed greets back only
+    /// once it has admitted the other, so that an answer means admission.
+    answer: Option<Bytes>,
 }
 
 async fn hello(
@@ -347,6 +351,7 @@ async fn hello(
         return Err(MeetError::NotOfCluster);
     }
 
+    // Opened before the other end may open any, so that its id is the lowest.
     let mut control_out = conn.open_uni().await?;
     let mut first = BytesMut::with_capacity(256);
     first.put_u8(KIND_CONTROL);
@@ -354,14 +359,17 @@ async fn hello(
         Hello { version: PROTOCOL_VERSION, dial: dial.unwrap_or(0), peer: shared.own.peer() };
     wire::put_frame(&mut first, &mine, CONTROL_FRAME_BYTES_MAX)
         .map_err(|error| MeetError::NoHello(error.to_string()))?;
-    let unreadable = |error: FrameError| match conn.close_reason() {
+    let broken = |error: String| match conn.close_reason() {
         Some(closed) => MeetError::Connection(closed),
-        None => MeetError::NoHello(error.to_string()),
+        None => MeetError::NoHello(error),
     };
-    control_out.write_chunk(first.freeze()).await.map_err(|error| match conn.close_reason() {
-        Some(closed) => MeetError::Connection(closed),
-        None => MeetError::NoHello(error.to_string()),
-    })?;
+    let unreadable = |error: FrameError| broken(error.to_string());
+    let mut answer = Some(first.freeze());
+    if dial.is_some()
+        && let Some(first) = answer.take()
+    {
+        control_out.write_chunk(first).await.map_err(|error| broken(error.to_string()))?;
+    }
 
     // Streams are accepted in the order of their ids, so the other end's first one comes first
     // whatever order their packets take.
@@ -388,14 +396,14 @@ async fn hello(
     if !wire::is_presentable(&hello.peer) {
         return Err(MeetError::NoHello("its fields exceed their bounds".into()));
     }
-    Ok(Greeted { hello, control_out, control_in })
+    Ok(Greeted { hello, control_out, control_in, answer })
 }
 
 fn admit(
     shared: &Arc<Shared>,
     conn: &Connection,
     dial: Option<u64>,
-    greeted: Greeted,
+    mut greeted: Greeted,
 ) -> Result<Met, MeetError> {
     let peer = greeted.hello.peer.clone();
     if peer.peer == shared.me {
@@ -405,10 +413,13 @@ fn admit(
         }
         let code = if myself { close_code::MYSELF } else { close_code::NAME_IN_USE };
         let conn = conn.clone();
-        let linger = if dial.is_some() { Duration::ZERO } else { shared.tuning.hello_within };
+        let linger = shared.tuning.hello_within;
         shared.tasks.spawn(async move {
-            // The end that dialed has to read this one's hello before the connection goes.
-            let _ = timeout(linger, conn.closed()).await;
+            if let Some(answer) = greeted.answer.take() {
+                // The end that dialed has to read this one's hello before the connection goes.
+                let _ = greeted.control_out.write_chunk(answer).await;
+                let _ = timeout(linger, conn.closed()).await;
+            }
             conn.close(code, b"");
         });
         return Ok(if myself { Met::Myself } else { Met::Namesake });
@@ -472,10 +483,14 @@ async fn run(
     shared: Arc<Shared>,
     link: Arc<Link>,
     queues: Queues,
-    greeted: Greeted,
+    mut greeted: Greeted,
     surplus: bool,
 ) {
     let tasks = &shared.tasks;
+    if let Some(answer) = greeted.answer.take() {
+        // Where it cannot be sent, the link is closed or about to be, which is seen below.
+        let _ = greeted.control_out.write_chunk(answer).await;
+    }
     tasks.spawn(accept_hops(shared.clone(), link.clone()));
     tasks.spawn(accept_streams(shared.clone(), link.clone()));
     tasks.spawn(receive_datagrams(shared.clone(), link.clone()));

@@ -39,10 +39,6 @@ const HANDSHAKES_MAX: usize = 256;
 const IDENTITY_EVERY: Duration = Duration::from_secs(5);
 /// How long closing waits for the other ends to have heard of it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
-/// The start waits this long for a first answer of any seed …
-const SEED_ANSWER_WITHIN: Duration = Duration::from_millis(250);
-/// … and, once a seed said that the name is taken, this long for whoever has it.
-const NAMESAKE_ANSWER_WITHIN: Duration = Duration::from_millis(750);
 /// Asks for a larger socket buffer than the system's usual one; without it bursts are lost.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Above it ten segments of one GSO batch exceed 64 KiB, and such batches fail silently.
@@ -97,6 +93,10 @@ pub(crate) struct NetTuning {
     pub(crate) hello_within: Duration,
     /// How long a hop waits for a link and a stream.
     pub(crate) open_within: Duration,
+    /// The start waits this long for seeds to say that the name is taken; once one has, up to
+    /// three times as long for whoever has it. A clash that shows later is told by
+    /// [`Net::name_clash`].
+    pub(crate) seeds_within: Duration,
     /// A peer without a link that nobody has spoken of for this long is forgotten.
     pub(crate) forget_after: Duration,
     /// Whether news is pushed over links at once. Without it gossip alone carries it.
@@ -114,6 +114,7 @@ impl Default for NetTuning {
             dial_within: Duration::from_secs(2),
             hello_within: Duration::from_secs(2),
             open_within: Duration::from_secs(2),
+            seeds_within: Duration::from_millis(250),
             forget_after: Duration::from_secs(120),
             push_news: true,
         }
@@ -329,15 +330,16 @@ impl Net {
 
     /// Whether a seed that is up knows another peer of this name.
     async fn early_clash(&self, tried: Vec<watch::Receiver<bool>>) -> Option<SocketAddr> {
+        let within = self.shared.tuning.seeds_within;
         let all_tried = async {
             for mut tried in tried {
                 // A seed's task that ended has nothing more to say.
                 let _ = tried.wait_for(|tried| *tried).await;
             }
         };
-        let _ = timeout(SEED_ANSWER_WITHIN, all_tried).await;
+        let _ = timeout(within, all_tried).await;
         let mut probes = self.shared.probes.subscribe();
-        let _ = timeout(NAMESAKE_ANSWER_WITHIN, probes.wait_for(|probes| *probes == 0)).await;
+        let _ = timeout(within * 3, probes.wait_for(|probes| *probes == 0)).await;
         *self.shared.clash.borrow()
     }
 

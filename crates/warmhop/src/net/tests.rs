@@ -626,7 +626,50 @@ async fn a_hop_streams_both_ways_and_ends_with_trailers() {
     assert!(answer.is_done());
     assert!(matches!(answer.next().await, Err(HopBodyError::CutOff)));
     sending.await.unwrap();
+    drop((answer, hop.lease));
+    // Both ends read to the end of their streams, so neither asked the other to stop.
+    for peer in &peers {
+        let table = peer.net.shared.links.table();
+        for link in table.by_peer.values() {
+            let stats = link.conn.stats();
+            assert_eq!((stats.frame_tx.stop_sending, stats.frame_rx.stop_sending), (0, 0));
+        }
+    }
     close_all(peers).await;
+}
+
+#[tokio::test]
+async fn a_malformed_body_is_refused_and_a_well_formed_one_is_answered() {
+    let authority = Authority::generate("demo").unwrap();
+    let peer = Peer::start(config(&authority, "a", &[])).await;
+    let conn = raw_link(&authority, "b", &peer).await;
+    let _control = say_hello(&conn, &hello_of("b")).await;
+    peer.linked_with(&[id("b")]).await;
+
+    // The handler sends back what it reads, and resets its stream where that is malformed.
+    let answer = async |body: &[u8]| {
+        let (mut send, mut recv) = conn.open_bi().await.unwrap();
+        send.write_all(&[&[KIND_HOP, 0, 0, 0, 0], body].concat()).await.unwrap();
+        send.finish().unwrap();
+        timeout(WITHIN, recv.read_to_end(1024)).await.unwrap()
+    };
+    let end = [0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0];
+    let whole = [&[0, 0, 0, 2, b'h', b'i'][..], &end].concat();
+    assert_eq!(answer(&whole).await.unwrap(), [&[0; 4][..], &whole].concat());
+    let malformed: [(&str, &[u8]); 8] = [
+        ("nothing at all", &[]),
+        ("a piece without bytes", &[0, 0, 0, 0]),
+        ("a tag that is reserved", &[0xFF, 0xFF, 0xFF, 0xFE]),
+        ("a piece that is cut off", &[0, 0, 0, 2, b'h']),
+        ("an end that is cut off", &end[..7]),
+        ("bytes behind the end", &[&end[..], &[0]].concat()),
+        ("trailers beyond their bound", &[0xFF, 0xFF, 0xFF, 0xFF, 0, 1, 0, 1]),
+        ("trailers out of form", &[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 1, 9]),
+    ];
+    for (what, body) in malformed {
+        assert!(answer(body).await.is_err(), "{what}");
+    }
+    close_all(vec![peer]).await;
 }
 
 #[tokio::test]
@@ -824,7 +867,9 @@ async fn a_restart_at_the_same_address_is_seen_before_the_old_link_times_out() {
 async fn a_name_in_use_is_told_to_the_one_that_starts_later() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
-    let second = config(&authority, "b", &[peers[0].addr()]);
+    let mut second = config(&authority, "b", &[peers[0].addr()]);
+    // So that a busy machine finds it at the start, too.
+    second.tuning.seeds_within = WITHIN;
     let result = Net::start(second, Arc::new(Recorder::default())).await;
     match result.err() {
         Some(StartMeshError::NameInUse { name, addr }) => {
