@@ -18,7 +18,7 @@ use crate::body::{Body, BoxError};
 use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
 use crate::front;
-use crate::identity::Identity;
+use crate::identity::{FrontDoorTls, Identity};
 use crate::ingress::{Client, Ingress};
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
@@ -35,7 +35,7 @@ pub struct Builder {
     pub(crate) cluster: String,
     pub(crate) peer: PeerId,
     pub(crate) zone: Option<String>,
-    pub(crate) front_doors: Vec<TcpListener>,
+    pub(crate) front_doors: Vec<(TcpListener, Option<FrontDoorTls>)>,
     pub(crate) mesh_listen: SocketAddr,
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) seeds: Vec<String>,
@@ -57,7 +57,14 @@ impl Builder {
     /// through [`Mesh::service`] alone.
     #[must_use]
     pub fn front_door(mut self, listener: TcpListener) -> Self {
-        self.front_doors.push(listener);
+        self.front_doors.push((listener, None));
+        self
+    }
+
+    /// A bound listener for clients who speak TLS; HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
+    #[must_use]
+    pub fn front_door_tls(mut self, listener: TcpListener, tls: FrontDoorTls) -> Self {
+        self.front_doors.push((listener, Some(tls)));
         self
     }
 
@@ -137,7 +144,7 @@ impl Builder {
             })
             .collect();
         let http: Vec<SocketAddr> =
-            self.front_doors.iter().filter_map(|door| door.local_addr().ok()).collect();
+            self.front_doors.iter().filter_map(|(door, _)| door.local_addr().ok()).collect();
         let node = Node::new(Parts {
             me: self.peer.clone(),
             cluster: self.cluster.clone(),
@@ -200,9 +207,10 @@ impl Builder {
                 slot.wanted(WantedBy::Boot);
             }
         }
-        for door in self.front_doors {
+        for (door, tls) in self.front_doors {
             tasks.spawn(front::serve(
                 door,
+                tls,
                 Arc::clone(&ingress),
                 doors_closing.clone(),
                 connections.clone(),

@@ -161,13 +161,9 @@ impl Watch {
         self.at = match framing(&self.head[..end]) {
             Ok(at) => at,
             Err(Ambiguous) => {
-                // A control character where a field is expected makes hyper answer 400. The
-                // head is not complete without these bytes, so hyper has not parsed it yet.
+                // NUL is allowed nowhere in a head, so hyper answers 400. The head is not
+                // complete without these bytes: hyper has not taken it for a request yet.
                 bytes[..taken].fill(0);
-                bytes[taken - 1] = b'\n';
-                if taken >= 2 {
-                    bytes[taken - 2] = b'\n';
-                }
                 At::Opaque
             }
         };

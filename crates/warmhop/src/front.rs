@@ -11,16 +11,20 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::body::Body;
 use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
+use crate::identity::FrontDoorTls;
 use crate::ingress::{Client, Ingress};
 
 /// How long a client may take to send a request's head, and an idle connection may stay.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most client connections of one listener.
 const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The most streams a client may open at once on an HTTP/2 connection.
@@ -29,10 +33,12 @@ const H2_STREAMS_MAX: u32 = 256;
 /// Serves `listener` until `closing` is cancelled; connections then end gracefully.
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<FrontDoorTls>,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
     connections: TaskTracker,
 ) {
+    let tls = tls.map(|tls| TlsAcceptor::from(tls.0));
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = tokio::select! {
@@ -51,9 +57,9 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 let ingress = Arc::clone(&ingress);
-                let closing = closing.clone();
+                let (closing, tls) = (closing.clone(), tls.clone());
                 connections.spawn(async move {
-                    connection(stream, peer, ingress, closing).await;
+                    accepted_one(stream, peer, tls, ingress, closing).await;
                     drop(permit);
                 });
             }
@@ -69,18 +75,37 @@ pub(crate) async fn serve(
         futures_util::FutureExt::now_or_never(listener.accept())
     {
         let (ingress, closing) = (Arc::clone(&ingress), closing.clone());
-        connections.spawn(connection(stream, peer, ingress, closing));
+        connections.spawn(accepted_one(stream, peer, tls.clone(), ingress, closing));
     }
 }
 
-async fn connection(
+async fn accepted_one(
     stream: TcpStream,
     peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
 ) {
+    // It fails only for a socket that has gone already.
     let _ = stream.set_nodelay(true);
-    let client = Client { addr: Some(peer), secure: false };
+    let Some(tls) = tls else {
+        let client = Client { addr: Some(peer), secure: false };
+        return connection(stream, client, ingress, closing).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let client = Client { addr: Some(peer), secure: true };
+            connection(stream, client, ingress, closing).await;
+        }
+        Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => debug!(%peer, "TLS handshake took too long"),
+    }
+}
+
+async fn connection<IO>(stream: IO, client: Client, ingress: Arc<Ingress>, closing: CancellationToken)
+where
+    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let ingress = Arc::clone(&ingress);
         async move {
@@ -113,6 +138,6 @@ async fn connection(
         }
     };
     if let Err(error) = outcome {
-        debug!(%peer, %error, "client connection ended");
+        debug!(client = ?client.addr, %error, "client connection ended");
     }
 }

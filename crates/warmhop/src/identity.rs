@@ -32,6 +32,7 @@ use ring::hmac;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
@@ -91,6 +92,14 @@ struct Loaded {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
+    /// A front door's certificate or key cannot be used.
+    #[error("cannot use {path} for TLS at the front door: {reason}")]
+    FrontDoor {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file is missing or unreadable.
     #[error(
         "cannot read {path}: {source}; make it with `warmhop cert peer NAME --ca DIR --out {dir}`"
@@ -363,6 +372,47 @@ impl fmt::Debug for Identity {
 }
 
 /// The certificate that the other end of a link proved to have.
+/// What a front door proves itself by to clients over TLS: a certificate chain and its key, of
+/// whatever authority the clients trust. It has nothing to do with the cluster's own.
+#[derive(Clone)]
+pub struct FrontDoorTls(pub(crate) Arc<rustls::ServerConfig>);
+
+impl FrontDoorTls {
+    /// Reads the certificate chain, the server's own first, and its private key from PEM files.
+    ///
+    /// # Errors
+    /// [`IdentityError`] names the file and what is wrong with it.
+    pub fn from_files(cert: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self, IdentityError> {
+        let (cert, key) = (cert.as_ref(), key.as_ref());
+        let failed = |path: &Path, reason: String| IdentityError::FrontDoor {
+            path: path.to_owned(),
+            reason,
+        };
+        let chain = CertificateDer::pem_file_iter(cert)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| failed(cert, error.to_string()))?;
+        if chain.is_empty() {
+            return Err(failed(cert, "it holds no certificate in PEM".into()));
+        }
+        let private = PrivateKeyDer::from_pem_file(key)
+            .map_err(|error| failed(key, format!("it holds no private key in PEM: {error}")))?;
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| failed(cert, error.to_string()))?
+            .with_no_client_auth()
+            .with_single_cert(chain, private)
+            .map_err(|error| failed(cert, error.to_string()))?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+impl std::fmt::Debug for FrontDoorTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FrontDoorTls")
+    }
+}
+
 #[cfg(test)]
 pub(crate) fn certificate_of(conn: &quinn::Connection) -> Option<Vec<u8>> {
     let chain = conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;

@@ -143,6 +143,7 @@ fn config(authority: &Authority, name: &str, seeds: &[SocketAddr]) -> NetConfig 
     NetConfig {
         cluster: authority.cluster().to_owned(),
         me: id(name),
+        incarnation: Incarnation(rand::random()),
         zone: Some("a".into()),
         http: None,
         listen: "127.0.0.1:0".parse().unwrap(),
