@@ -19,6 +19,19 @@ pub struct Members {
     pub who: Vec<Incarnation>,
 }
 
+impl Members {
+    /// Whether `peer` is one of them.
+    #[must_use]
+    pub fn contains(&self, peer: Incarnation) -> bool {
+        self.who.contains(&peer)
+    }
+
+    /// Whether more than half of the members satisfy `voted`. An empty set has no majority.
+    pub fn majority(&self, mut voted: impl FnMut(Incarnation) -> bool) -> bool {
+        2 * self.who.iter().filter(|peer| voted(**peer)).count() > self.who.len()
+    }
+}
+
 /// Which peers hold copies of a session. With `prev` it is a *seal*: chosen by a majority of
 /// `prev`, it ends that configuration; the *open* configuration that follows has none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,6 +40,41 @@ pub struct Config {
     pub now: Members,
     /// The members before, while the change is under way.
     pub prev: Option<Members>,
+}
+
+impl Config {
+    /// The sets of members that it names: one where it is open, two where it is a seal.
+    pub fn sets(&self) -> impl Iterator<Item = &Members> {
+        core::iter::once(&self.now).chain(self.prev.as_ref())
+    }
+
+    /// Whether `peer` is in any of its sets.
+    #[must_use]
+    pub fn contains(&self, peer: Incarnation) -> bool {
+        self.sets().any(|set| set.contains(peer))
+    }
+
+    /// Every peer that it names, once.
+    #[must_use]
+    pub fn everyone(&self) -> Vec<Incarnation> {
+        let mut peers: Vec<_> = self.sets().flat_map(|set| set.who.iter().copied()).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+
+    /// The set whose majority chooses a record of this configuration: the members, or those
+    /// before them while it is a seal.
+    #[must_use]
+    pub fn deciders(&self) -> &Members {
+        self.prev.as_ref().unwrap_or(&self.now)
+    }
+
+    /// Whether it is no seal.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.prev.is_none()
+    }
 }
 
 /// The answer kept for a request that may be repeated.
@@ -104,7 +152,7 @@ pub struct AcceptedInfo {
 }
 
 /// Why a message was not granted.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NackReason {
     /// A higher ballot was promised.
     Higher,
@@ -257,5 +305,7 @@ pub enum ExecDone {
         reason: NackReason,
         /// The highest ballot promised there.
         promised: Option<Ballot>,
+        /// The executor's watermark of forgotten stamps, as in `Nack`.
+        watermark: u64,
     },
 }

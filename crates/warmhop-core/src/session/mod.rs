@@ -1,3 +1,760 @@
-//! One session as a replicated register.
+//! One session as a replicated register: a machine per session per peer.
+//!
+//! The register is in the family of CASPaxos (Rystsov 2018) with a stable proposer, the
+//! *owner*, and a Raft-like change of one member at a time, done in two steps. There is no
+//! log and no global membership: each session carries its own [`Config`], and the client's
+//! token carries a hint of it.
+//!
+//! A [`Session`] owns everything this peer knows and may do about one session. It holds up
+//! to three parts: the *copy* (`copy.rs`), the *takeover* (`takeover.rs`) and the *owner*
+//! (`owner.rs`). It refuses to know where an app is ready, what a request looks like, what
+//! time it is and how a message travels: time, random bits and the process's counters come
+//! in with each call as a [`Ctx`], and what is to be done goes out as [`Effect`]s. The same
+//! calls give the same effects.
+//!
+//! ```text
+//!             mint                       take_over
+//!   ┌──────┐ ─────▶ ┌───────┐        ┌───────────┐ ◀───── ┌──────┐
+//!   │ copy │        │ owner │ ◀───── │ preparing │        │ copy │
+//!   └──────┘ ◀───── └───────┘ nothing└───────────┘ ─────▶ └──────┘
+//!        deposed      ▲     ▲ chosen   │ a record   outvoted, or no majority in time
+//!                open │     │          ▼
+//!             ┌─────────┐   │ open  ┌─────────────┐
+//!             │ opening │   └────── │ reasserting │
+//!             └─────────┘ ◀──────── └─────────────┘
+//!                           a seal
+//!
+//!   a request:  queued ─Turn▶ turned ─begin▶ running ─executed▶ proposed   ─▶ Release
+//!                                 ▲            │      └───────▶ confirming ─▶ Release
+//!                                 └── again ───┘
+//! ```
+//!
+//! # Invariants
+//! * **I1** One body for each position.
+//! * **I2** What a copy promised never falls, and its record is replaced by a later one only.
+//! * **I3** No vote is cast in a configuration whose votes may have been forgotten.
+//! * **I4** Chosen records, ordered by position, extend one another.
+//! * **I5** The open configuration `c + 1` is proposed only after the seal from `c` is chosen.
+//! * **I6** Each request key occurs once in a history.
+//! * **I7** Responses come only from chosen, open records.
+//! * **I8** A read reflects everything acknowledged before it arrived.
+//! * **I9** A position is used for one attempt: an abandoned number is spent, and a proposal
+//!   that left this peer is never abandoned.
 
+mod copy;
 pub mod message;
+mod owner;
+mod recent;
+mod takeover;
+
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use crate::config::SessionPolicy;
+use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+use copy::{Replica, Shut, Vote};
+use message::{Body, BodyRef, Config, Exec, ExecDone, Message, NackReason, Record, Stored};
+use owner::{Flight, Owner, Waiting};
+use takeover::Takeover;
+
+/// What a machine is given for one call.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    /// This process.
+    pub me: Incarnation,
+    /// Its monotonic clock.
+    pub now: Now,
+    /// The wall clock, for expiries only.
+    pub wall: WallTime,
+    /// The tunables.
+    pub policy: &'a SessionPolicy,
+    /// The counters that all sessions of this process share.
+    pub process: &'a mut Process,
+    /// Fresh random bits, for the jitter of resends.
+    pub dice: u64,
+}
+
+/// Counters that all sessions of one process share. Lost with it, which is why a restarted
+/// process is another [`Incarnation`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Process {
+    /// No ballot this process made has a higher round.
+    pub round_ctr: u64,
+    /// The highest stamp that this process has forgotten (`W`).
+    pub watermark: u64,
+    /// The last nonce that it used.
+    pub nonce: u64,
+}
+
+impl Process {
+    fn next_nonce(&mut self) -> u64 {
+        self.nonce = self.nonce.wrapping_add(1);
+        self.nonce
+    }
+}
+
+/// The runtime's name for one waiting request. Never used twice for one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A request that asks for its turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submit {
+    /// How the runtime names it.
+    pub ticket: Ticket,
+    /// What names it across attempts.
+    pub rid: RequestKey,
+    /// A digest of its method, target and body.
+    pub fingerprint: u64,
+    /// Whether the client gave it a key.
+    pub keyed: bool,
+    /// The number that its token named when the request first arrived, pinned by its entry
+    /// peer: had it been applied, then at a higher number.
+    pub seen: Option<u64>,
+    /// It is safe (RFC 9110, section 9.2.1) and unkeyed: it may run beside other such.
+    pub safe: bool,
+}
+
+/// What came of running a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As in [`ExecDone::Changed`].
+    Changed {
+        /// The resulting body.
+        body: Arc<Body>,
+        /// The executor voted for it.
+        voted: bool,
+    },
+    /// As in [`ExecDone::Unchanged`].
+    Unchanged {
+        /// The executor confirms the base.
+        confirmed: bool,
+    },
+    /// The executor does not hold the base; nothing ran.
+    NeedBase,
+    /// The executor's vote gate was shut; nothing ran.
+    Refused {
+        /// Why.
+        reason: NackReason,
+        /// The highest ballot promised there.
+        promised: Option<Ballot>,
+        /// The executor's watermark.
+        watermark: u64,
+    },
+    /// Nothing reached an app, or the executor is lost.
+    Failed,
+}
+
+impl From<ExecDone> for Outcome {
+    fn from(done: ExecDone) -> Self {
+        match done {
+            ExecDone::Changed { body, voted } => Outcome::Changed { body, voted },
+            ExecDone::Unchanged { confirmed } => Outcome::Unchanged { confirmed },
+            ExecDone::NeedBase => Outcome::NeedBase,
+            ExecDone::Refused { reason, promised, watermark } => {
+                Outcome::Refused { reason, promised, watermark }
+            }
+        }
+    }
+}
+
+/// What a token says of a session. A hint only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenHint {
+    /// Its members.
+    pub cfg: Config,
+    /// Its owner.
+    pub owner: Incarnation,
+    /// The number of its newest chosen record; 0 where there is none.
+    pub n: u64,
+    /// When it ends unless it is used.
+    pub expiry: WallTime,
+    /// Whether anything was ever proposed. While nothing was, a token may leave the session
+    /// out, and the client's next request draws another, at no cost; a token that names it
+    /// makes every later read ask a majority, since others can then take it over.
+    pub held: bool,
+}
+
+/// Why a request gets no response of the app. Each variant says whether it may have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// Too many requests of this session wait already. It did not run.
+    QueueFull,
+    /// No majority of the copies answered in time.
+    NoMajority {
+        /// The request ran: its change may be chosen yet.
+        ran: bool,
+    },
+    /// Another request was sent under the same key (422). It did not run.
+    FingerprintDiffers,
+    /// The same request is waiting or running (409). This attempt did not run.
+    KeyInUse,
+    /// It may have been applied and its answer forgotten (409). This attempt did not run.
+    BelowFloor,
+    /// A majority of the session's copies is gone for good.
+    Lost {
+        /// The request ran: its outcome is unknown.
+        ran: bool,
+    },
+    /// Executors kept refusing it. It did not run.
+    TooManyRetries,
+    /// It ran, and another peer took the session over before its change was chosen: its
+    /// outcome is unknown.
+    Deposed {
+        /// The likely owner, who can tell.
+        to: Option<Incarnation>,
+    },
+    /// Its execution failed or its executor was lost. The session did not change.
+    ExecutionFailed,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a message about this session.
+    Send {
+        /// The addressee.
+        to: Incarnation,
+        /// The message.
+        message: Message,
+    },
+    /// It is this request's turn: choose where it runs, at once, and call
+    /// [`Session::begin`] or [`Session::cancel`].
+    Turn {
+        /// The request.
+        ticket: Ticket,
+    },
+    /// Run the request, here or elsewhere, and call [`Session::executed`].
+    Execute {
+        /// The request.
+        ticket: Ticket,
+        /// Where it runs.
+        executor: Incarnation,
+        /// The session's part of the order.
+        exec: Exec,
+    },
+    /// Its change is chosen or its read confirmed: let the response go.
+    Release {
+        /// The request.
+        ticket: Ticket,
+        /// What its token says.
+        hint: TokenHint,
+    },
+    /// It was applied before: answer with what was stored.
+    Replay {
+        /// The request.
+        ticket: Ticket,
+        /// The stored answer.
+        stored: Stored,
+        /// What its token says.
+        hint: TokenHint,
+    },
+    /// It gets no response of the app.
+    Fail {
+        /// The request.
+        ticket: Ticket,
+        /// Why.
+        failure: Failure,
+    },
+    /// It ran beside others and changed the session on an old base: drop its response; it
+    /// runs again, alone, at the turn that follows.
+    Again {
+        /// The request.
+        ticket: Ticket,
+    },
+    /// Another peer owns the session: take the request there. It did not run, or is safe.
+    Redirect {
+        /// The request.
+        ticket: Ticket,
+        /// The likely owner, if any is known.
+        to: Option<Incarnation>,
+    },
+    /// An owner about to leave asks this peer to take over.
+    Invited {
+        /// The session's configuration.
+        cfg: Config,
+    },
+    /// An answer to [`Session::locate`].
+    Located {
+        /// Who answered.
+        from: Incarnation,
+        /// The position last accepted there.
+        p: Option<Position>,
+        /// Its configuration.
+        cfg: Option<Config>,
+        /// The highest ballot promised there.
+        promised: Option<Ballot>,
+        /// The session that this copy went on as.
+        fenced: Option<SessionId>,
+    },
+    /// This peer owns the session and serves it.
+    Owned {
+        /// Its ballot.
+        ballot: Ballot,
+    },
+    /// A change of members is complete.
+    Opened {
+        /// The members from here on.
+        cfg: Config,
+    },
+    /// This peer owns the session no longer, or lost the race for it.
+    Deposed {
+        /// The higher ballot.
+        by: Ballot,
+    },
+    /// A takeover found no majority in time; nothing changed.
+    GaveUp,
+    /// A majority of the copies is gone for good: the session cannot be known.
+    Lost,
+}
+
+/// What a call asks to be done, appended to what the caller passed.
+pub type Effects = Vec<Effect>;
+
+/// What this peer is to the session beyond a copy.
+#[derive(Debug, Clone)]
+enum Role {
+    None,
+    Preparing(Takeover),
+    Owner(Owner),
+}
+
+/// One session on one peer. See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Session {
+    sid: SessionId,
+    copy: Replica,
+    role: Role,
+    /// Requests that wait for their turn, oldest first.
+    queue: VecDeque<Waiting>,
+    /// Requests whose turn has come, in the order it came.
+    flights: Vec<Flight>,
+    /// Members that answered `Dead` or `Fenced`: their votes are gone for good.
+    gone: BTreeSet<Incarnation>,
+    belief: Belief,
+}
+
+/// What others said of the session. Hints only.
+#[derive(Debug, Clone, Default)]
+struct Belief {
+    cfg: Option<Config>,
+    owner: Option<Ballot>,
+    /// The peer that the runtime last reported as lost.
+    absent: Option<Incarnation>,
+}
+
+impl Belief {
+    fn note_cfg(&mut self, cfg: &Config) {
+        if self.cfg.as_ref().is_none_or(|known| known.now.c < cfg.now.c) {
+            self.cfg = Some(cfg.clone());
+        }
+    }
+
+    fn note_owner(&mut self, ballot: Option<Ballot>) {
+        self.owner = self.owner.max(ballot);
+    }
+}
+
+/// When to send again: doubling spans with jitter, without end, at a bounded rate.
+#[derive(Debug, Clone)]
+struct Resend {
+    at: Now,
+    tries: u32,
+}
+
+impl Resend {
+    const DOUBLINGS_MAX: u32 = 3;
+
+    fn new(ctx: &Ctx<'_>) -> Self {
+        let mut resend = Self { at: ctx.now, tries: 0 };
+        resend.schedule(ctx);
+        resend
+    }
+
+    fn schedule(&mut self, ctx: &Ctx<'_>) {
+        let base = ctx.policy.resend_after.max(Duration::from_millis(1))
+            * (1 << self.tries.min(Self::DOUBLINGS_MAX));
+        let millis = u64::try_from(base.as_millis()).unwrap_or(u64::MAX);
+        let jitter = Duration::from_millis(ctx.dice % (millis / 4 + 1));
+        self.at = ctx.now.after(base).after(jitter);
+    }
+
+    /// Whether it is time; if so, the next time is set.
+    fn due(&mut self, ctx: &Ctx<'_>) -> bool {
+        let due = self.at <= ctx.now;
+        if due {
+            self.tries = self.tries.saturating_add(1);
+            self.schedule(ctx);
+        }
+        due
+    }
+}
+
+impl Session {
+    /// A peer's empty entry for a session. Whatever stamps the process has forgotten may
+    /// have been this session's.
+    #[must_use]
+    pub fn new(sid: SessionId, process: &Process) -> Self {
+        Self {
+            sid,
+            copy: Replica::new(process.watermark),
+            role: Role::None,
+            queue: VecDeque::new(),
+            flights: Vec::new(),
+            gone: BTreeSet::new(),
+            belief: Belief::default(),
+        }
+    }
+
+    /// Handles a message. The sender's identity is the link's, not the message's.
+    pub fn on_message(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        message: Message,
+        out: &mut Effects,
+    ) {
+        if self.belief.absent == Some(from) {
+            self.belief.absent = None;
+        }
+        match message {
+            Message::Prepare { b, cfg, want_body, polite, nonce, expiry } => {
+                if b.proposer == from {
+                    let asked = Asked { b, cfg, want_body, polite, nonce, expiry };
+                    self.on_prepare(ctx, from, asked, out);
+                }
+            }
+            Message::Accept { p, cfg, body } => {
+                if p.ballot.proposer == from {
+                    self.on_accept(ctx, from, p, &cfg, &body, out);
+                }
+            }
+            Message::Promise { b, cfg, nonce, accepted } => {
+                self.on_promise(ctx, from, b, &cfg, nonce, accepted, out);
+            }
+            Message::Accepted { p } => self.on_accepted(from, p),
+            Message::NeedFull { p } => self.on_need_full(from, p, out),
+            Message::Nack { reason, promised, cfg, watermark: _ } => {
+                if let Some(cfg) = &cfg {
+                    self.belief.note_cfg(cfg);
+                }
+                self.belief.note_owner(promised);
+                match reason {
+                    NackReason::Higher => {
+                        if let Some(by) = promised {
+                            self.outvoted_by(ctx, by, out);
+                        }
+                    }
+                    NackReason::Forgotten => self.on_forgotten(from),
+                    NackReason::Dead | NackReason::Fenced(_) => {
+                        self.gone.insert(from);
+                    }
+                }
+            }
+            Message::Locate => {
+                let record = self.copy.accepted.as_ref();
+                let message = Message::Located {
+                    p: record.map(|record| record.p),
+                    cfg: record.map(|record| record.cfg.clone()),
+                    promised: self.copy.promised.max(self.ballot()),
+                    fenced: self.copy.fenced,
+                };
+                out.push(Effect::Send { to: from, message });
+            }
+            Message::Located { p, cfg, promised, fenced } => {
+                if let Some(cfg) = &cfg {
+                    self.belief.note_cfg(cfg);
+                }
+                self.belief.note_owner(promised);
+                out.push(Effect::Located { from, p, cfg, promised, fenced });
+            }
+            Message::Invite { cfg } => {
+                self.belief.note_cfg(&cfg);
+                out.push(Effect::Invited { cfg });
+            }
+            Message::Delta | Message::Lease | Message::Retire => {}
+        }
+        self.settle(ctx, out);
+    }
+
+    fn on_prepare(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        asked: Asked,
+        out: &mut Effects,
+    ) {
+        let Asked { b, cfg, want_body, polite, nonce, expiry } = asked;
+        if polite && self.is_owner() && self.ballot().is_some_and(|mine| mine < b) {
+            self.nack(ctx, from, NackReason::Higher, self.ballot(), out);
+            return;
+        }
+        match self.copy.gate(ctx.me, &cfg, b) {
+            Ok(()) => {
+                self.copy.keep_until(expiry, ctx.policy.forget_grace);
+                let accepted = self.copy.accepted_info(want_body);
+                let message = Message::Promise { b, cfg, nonce, accepted };
+                out.push(Effect::Send { to: from, message });
+            }
+            Err(Shut::Nack(reason)) => self.nack(ctx, from, reason, self.copy.promised, out),
+            Err(Shut::NotMember) => {}
+        }
+    }
+
+    fn on_accept(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        p: Position,
+        cfg: &Config,
+        body: &BodyRef,
+        out: &mut Effects,
+    ) {
+        let message = match self.copy.accept(ctx.me, p, cfg, body, ctx.policy.forget_grace) {
+            Ok(Vote::Cast) => Message::Accepted { p },
+            Ok(Vote::NeedFull) => Message::NeedFull { p },
+            Ok(Vote::Late) | Err(Shut::NotMember) => return,
+            Err(Shut::Nack(reason)) => {
+                self.nack(ctx, from, reason, self.copy.promised, out);
+                return;
+            }
+        };
+        out.push(Effect::Send { to: from, message });
+    }
+
+    fn nack(
+        &self,
+        ctx: &Ctx<'_>,
+        to: Incarnation,
+        reason: NackReason,
+        promised: Option<Ballot>,
+        out: &mut Effects,
+    ) {
+        let cfg = self.copy.accepted.as_ref().map(|record| record.cfg.clone());
+        let watermark = ctx.process.watermark;
+        let message = Message::Nack { reason, promised, cfg, watermark };
+        out.push(Effect::Send { to, message });
+    }
+
+    /// Lets time pass: sends again, gives up, forgets. Call it at [`Session::next_wake`] or
+    /// at any other time.
+    pub fn on_timer(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        self.on_timer_preparing(ctx, out);
+        self.on_timer_owner(ctx, out);
+        self.settle(ctx, out);
+        if self.copy.forget_at.is_some_and(|at| at <= ctx.wall)
+            && self.queue.is_empty()
+            && self.flights.is_empty()
+        {
+            self.forget(ctx);
+        }
+    }
+
+    /// Drops everything held of the session, votes included. The watermark keeps every later
+    /// entry of this process from voting where this one may have (I3).
+    pub fn forget(&mut self, ctx: &mut Ctx<'_>) {
+        ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        self.role = Role::None;
+        self.copy = Replica::new(ctx.process.watermark);
+        self.belief = Belief::default();
+        self.gone.clear();
+    }
+
+    /// The links to `dead` are gone: what ran there has failed. Its copy may come back.
+    pub fn peer_lost(&mut self, ctx: &mut Ctx<'_>, dead: Incarnation, out: &mut Effects) {
+        self.belief.absent = Some(dead);
+        self.settle(ctx, out);
+    }
+
+    /// Executor: lets an order run, on the body returned, or gives the answer to send back.
+    ///
+    /// # Errors
+    /// [`ExecDone::Refused`] and [`ExecDone::NeedBase`]: nothing may run.
+    pub fn exec_begin(&mut self, ctx: &mut Ctx<'_>, exec: &Exec) -> Result<Arc<Body>, ExecDone> {
+        let chosen = match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref(),
+            _ => None,
+        };
+        self.copy.exec_begin(ctx.me, exec, chosen, ctx.process.watermark)
+    }
+
+    /// Executor: writes down what came of an order that ran on `base`. `change` is the new
+    /// state where the app set it, `Some(None)` where it cleared it, `None` where it left it
+    /// alone. The state's size is the runtime's to check, before this.
+    pub fn exec_end(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        exec: &Exec,
+        base: &Body,
+        change: Option<Option<Arc<[u8]>>>,
+        stored: Stored,
+    ) -> ExecDone {
+        self.copy.exec_end(ctx.me, exec, base, change, stored, ctx.policy)
+    }
+
+    /// Withdraws this copy's vote, which to the others is as if this peer had crashed, and
+    /// returns what it held: the session `into` may go on from there.
+    pub fn fence(&mut self, ctx: &mut Ctx<'_>, into: SessionId, out: &mut Effects) -> Option<Record> {
+        self.copy.fenced.get_or_insert(into);
+        if let Some(by) = self.ballot() {
+            self.step_down(ctx, by, out);
+        }
+        self.copy.accepted.clone()
+    }
+
+    /// Asks `peers` what they know of the session; each answer is an [`Effect::Located`].
+    pub fn locate(&self, peers: &[Incarnation], out: &mut Effects) {
+        let ask = |to: &Incarnation| Effect::Send { to: *to, message: Message::Locate };
+        out.extend(peers.iter().map(ask));
+    }
+
+    /// The session's name.
+    #[must_use]
+    pub fn sid(&self) -> SessionId {
+        self.sid
+    }
+
+    /// Whether this peer owns the session and serves it.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        matches!(&self.role, Role::Owner(owner) if owner.serving)
+    }
+
+    /// Whether this peer is on its way to own it.
+    #[must_use]
+    pub fn is_taking_over(&self) -> bool {
+        match &self.role {
+            Role::None => false,
+            Role::Preparing(_) => true,
+            Role::Owner(owner) => !owner.serving,
+        }
+    }
+
+    /// The ballot at which this peer owns the session or tries to.
+    #[must_use]
+    pub fn ballot(&self) -> Option<Ballot> {
+        match &self.role {
+            Role::None => None,
+            Role::Preparing(takeover) => Some(takeover.b),
+            Role::Owner(owner) => Some(owner.b),
+        }
+    }
+
+    /// The highest ballot that this copy promised.
+    #[must_use]
+    pub fn promised(&self) -> Option<Ballot> {
+        self.copy.promised
+    }
+
+    /// The number of the newest record known here: chosen where this peer owns the session,
+    /// else accepted.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.newest().map_or(0, |record| record.p.n)
+    }
+
+    fn newest(&self) -> Option<&Record> {
+        match &self.role {
+            Role::Owner(owner) if owner.serving => owner.chosen.as_ref(),
+            _ => self.copy.accepted.as_ref(),
+        }
+    }
+
+    /// The best known configuration.
+    #[must_use]
+    pub fn config(&self) -> Option<&Config> {
+        match &self.role {
+            Role::Owner(owner) => Some(&owner.cfg),
+            _ => {
+                let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
+                let told = self.belief.cfg.as_ref();
+                // The later of two equals is returned: what is held rather than what is told.
+                told.into_iter().chain(held).max_by_key(|cfg| cfg.now.c)
+            }
+        }
+    }
+
+    /// The members of the best known configuration.
+    #[must_use]
+    pub fn members(&self) -> &[Incarnation] {
+        self.config().map_or(&[], |cfg| &cfg.now.who)
+    }
+
+    /// Whether this peer holds a record of the session.
+    #[must_use]
+    pub fn holds_copy(&self) -> bool {
+        self.copy.accepted.is_some()
+    }
+
+    /// The session that this copy went on as.
+    #[must_use]
+    pub fn fenced(&self) -> Option<SessionId> {
+        self.copy.fenced
+    }
+
+    /// The highest round heard of, for [`Session::take_over`].
+    #[must_use]
+    pub fn seen_round(&self) -> u64 {
+        let seen = self.copy.promised.max(self.belief.owner).max(self.ballot());
+        seen.map_or(0, |ballot| ballot.round)
+    }
+
+    /// Who owns the session as far as this peer knows, unless that peer was lost since.
+    #[must_use]
+    pub fn known_owner(&self) -> Option<Incarnation> {
+        let best = self.copy.promised.max(self.belief.owner).max(self.ballot());
+        best.map(|ballot| ballot.proposer).filter(|peer| self.belief.absent != Some(*peer))
+    }
+
+    /// What a token would say, where this peer owns the session.
+    #[must_use]
+    pub fn token_hint(&self) -> Option<TokenHint> {
+        match &self.role {
+            Role::Owner(owner) if owner.serving => Some(owner.hint()),
+            _ => None,
+        }
+    }
+
+    /// How many requests wait or run.
+    #[must_use]
+    pub fn load(&self) -> usize {
+        self.queue.len() + self.flights.len()
+    }
+
+    /// When to call [`Session::on_timer`] next.
+    #[must_use]
+    pub fn next_wake(&self, now: Now, wall: WallTime) -> Option<Now> {
+        let forget = self.copy.forget_at.map(|at| {
+            // The wall clock may jump: it is looked at again within the hour.
+            const LOOK_AGAIN: u64 = 3_600_000;
+            now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))
+        });
+        let outvoted = self.copy.promised > self.ballot() && self.ballot().is_some();
+        [forget, self.wake_preparing(), self.wake_owner(), outvoted.then_some(now)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether nothing is left to keep: the runtime then drops the entry. An order that runs
+    /// here without a vote needs no entry.
+    #[must_use]
+    pub fn forgotten(&self) -> bool {
+        matches!(self.role, Role::None)
+            && self.copy.is_blank()
+            && self.queue.is_empty()
+            && self.flights.is_empty()
+    }
+}
+
+/// A `Prepare`, taken apart.
+struct Asked {
+    b: Ballot,
+    cfg: Config,
+    want_body: bool,
+    polite: bool,
+    nonce: u64,
+    expiry: WallTime,
+}

@@ -1,0 +1,242 @@
+//! A copy: the acceptor of the register (CASPaxos, Rystsov 2018, section 2.2), and the
+//! executor that votes while it executes.
+//!
+//! Refuses to know who owns the session and why: it grants what its gate lets through. What
+//! it promised never falls (I2), and it casts no vote in a configuration in which it may have
+//! forgotten one (I3).
+
+use alloc::sync::Arc;
+use core::time::Duration;
+
+use super::message::{
+    AcceptedInfo, Base, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
+};
+use super::recent;
+use crate::config::SessionPolicy;
+use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
+
+/// What a copy keeps of one session.
+#[derive(Debug, Clone)]
+pub(super) struct Replica {
+    /// Stamps up to this one may have been forgotten before the entry was made.
+    low: u64,
+    pub(super) promised: Option<Ballot>,
+    pub(super) accepted: Option<Record>,
+    /// The highest stamp that a vote was asked for in.
+    pub(super) stamp_hi: u64,
+    pub(super) fenced: Option<SessionId>,
+    pub(super) forget_at: Option<WallTime>,
+    /// The highest position that a request ran for here.
+    ran: Option<Position>,
+}
+
+/// Why the gate is shut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shut {
+    /// The message is about a configuration this peer is not in.
+    NotMember,
+    /// The sender is to be told.
+    Nack(NackReason),
+}
+
+/// What came of an `Accept`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vote {
+    /// Stored, or stored before.
+    Cast,
+    /// A later record of the same ballot is held already.
+    Late,
+    /// The body referred to is not held; no vote was cast.
+    NeedFull,
+}
+
+impl Replica {
+    pub(super) fn new(watermark: u64) -> Self {
+        Self {
+            low: watermark,
+            promised: None,
+            accepted: None,
+            stamp_hi: 0,
+            fenced: None,
+            forget_at: None,
+            ran: None,
+        }
+    }
+
+    /// Whether nothing would be lost by dropping the entry without a trace.
+    pub(super) fn is_blank(&self) -> bool {
+        self.promised.is_none()
+            && self.accepted.is_none()
+            && self.fenced.is_none()
+            && self.stamp_hi == 0
+    }
+
+    /// Whether `cfg` asks for a vote in a configuration that may have been forgotten.
+    pub(super) fn may_have_forgotten(&self, me: Incarnation, cfg: &Config) -> bool {
+        cfg.sets().any(|set| set.contains(me) && set.stamp <= self.low)
+    }
+
+    /// Whether the gate would let `b` through, leaving everything as it is.
+    pub(super) fn check(&self, me: Incarnation, cfg: &Config, b: Ballot) -> Result<(), Shut> {
+        if !cfg.contains(me) {
+            return Err(Shut::NotMember);
+        }
+        if let Some(into) = self.fenced {
+            return Err(Shut::Nack(NackReason::Fenced(into)));
+        }
+        if self.may_have_forgotten(me, cfg) {
+            return Err(Shut::Nack(NackReason::Forgotten));
+        }
+        if self.promised.is_some_and(|promised| promised > b) {
+            return Err(Shut::Nack(NackReason::Higher));
+        }
+        Ok(())
+    }
+
+    /// The vote gate `G`: passing is a promise.
+    pub(super) fn gate(&mut self, me: Incarnation, cfg: &Config, b: Ballot) -> Result<(), Shut> {
+        self.check(me, cfg, b)?;
+        self.promised = Some(b);
+        self.note_stamps(cfg);
+        Ok(())
+    }
+
+    /// Remembers that this peer took part in `cfg`, so that forgetting the session covers it.
+    pub(super) fn note_stamps(&mut self, cfg: &Config) {
+        for set in cfg.sets() {
+            self.stamp_hi = self.stamp_hi.max(set.stamp);
+        }
+    }
+
+    /// Keeps the entry until `expiry` and the grace after it.
+    pub(super) fn keep_until(&mut self, expiry: WallTime, grace: Duration) {
+        let at = expiry.after(grace);
+        self.forget_at = Some(self.forget_at.map_or(at, |before| before.max(at)));
+    }
+
+    /// What a promise says of the accepted record.
+    pub(super) fn accepted_info(&self, want_body: bool) -> Option<AcceptedInfo> {
+        self.accepted.as_ref().map(|record| AcceptedInfo {
+            p: record.p,
+            cfg: record.cfg.clone(),
+            body: want_body.then(|| record.body.clone()),
+        })
+    }
+
+    /// Phase two.
+    pub(super) fn accept(
+        &mut self,
+        me: Incarnation,
+        p: Position,
+        cfg: &Config,
+        body: &BodyRef,
+        grace: Duration,
+    ) -> Result<Vote, Shut> {
+        self.check(me, cfg, p.ballot)?;
+        let held = self.accepted.as_ref();
+        let body = match (held.map(|record| record.p), body) {
+            (Some(at), _) if at == p => None,
+            (Some(at), _) if at > p => return Ok(Vote::Late),
+            (_, BodyRef::Full(body)) => Some(body.clone()),
+            (_, BodyRef::Same(at)) => match held.filter(|record| record.p == *at) {
+                Some(record) => Some(record.body.clone()),
+                None => return Ok(Vote::NeedFull),
+            },
+        };
+        self.gate(me, cfg, p.ballot)?;
+        if let Some(body) = body {
+            self.store(Record { p, cfg: cfg.clone(), body }, grace);
+        }
+        Ok(Vote::Cast)
+    }
+
+    fn store(&mut self, record: Record, grace: Duration) {
+        assert!(
+            self.accepted.as_ref().is_none_or(|held| held.p < record.p),
+            "I2: a copy replaces its record by a later one only"
+        );
+        self.keep_until(record.body.expiry, grace);
+        self.accepted = Some(record);
+    }
+
+    /// Whether this copy could vote for the outcome of `exec`.
+    fn may_vote(&self, me: Incarnation, exec: &Exec, p: Position) -> Result<(), NackReason> {
+        match self.check(me, &exec.cfg, p.ballot) {
+            Ok(()) => {}
+            Err(Shut::Nack(reason)) => return Err(reason),
+            // Only a member is asked to vote; the owner's view of the members is at fault.
+            Err(Shut::NotMember) => return Err(NackReason::Forgotten),
+        }
+        if self.accepted.as_ref().is_some_and(|held| held.p >= p) {
+            return Err(NackReason::Higher);
+        }
+        Ok(())
+    }
+
+    /// Lets `exec` run, on the body returned, or says why not.
+    pub(super) fn exec_begin(
+        &mut self,
+        me: Incarnation,
+        exec: &Exec,
+        chosen: Option<&Record>,
+        watermark: u64,
+    ) -> Result<Arc<Body>, ExecDone> {
+        let promised = self.promised;
+        let refused = |reason| ExecDone::Refused { reason, promised, watermark };
+        let Some(p) = exec.p else {
+            return self.base(exec, chosen);
+        };
+        // Even where no vote is asked for, what a deposed owner wants run cannot be chosen.
+        if promised.is_some_and(|promised| promised > p.ballot)
+            || self.ran.is_some_and(|ran| ran >= p)
+        {
+            return Err(refused(NackReason::Higher));
+        }
+        if exec.vote {
+            self.may_vote(me, exec, p).map_err(refused)?;
+        }
+        let base = self.base(exec, chosen)?;
+        // The promise comes with the vote: until then nothing is kept, so that a request which
+        // changes nothing costs nothing.
+        self.ran = Some(p);
+        Ok(base)
+    }
+
+    fn base(&self, exec: &Exec, chosen: Option<&Record>) -> Result<Arc<Body>, ExecDone> {
+        match &exec.base {
+            Base::Inline(None) => Ok(Arc::default()),
+            Base::Inline(Some(record)) => Ok(record.body.clone()),
+            Base::Held(at) => [chosen, self.accepted.as_ref()]
+                .into_iter()
+                .flatten()
+                .find(|record| record.p == *at)
+                .map(|record| record.body.clone())
+                .ok_or(ExecDone::NeedBase),
+        }
+    }
+
+    /// Writes down what came of `exec`, and votes for it where it was asked to and still may.
+    pub(super) fn exec_end(
+        &mut self,
+        me: Incarnation,
+        exec: &Exec,
+        base: &Body,
+        change: Option<Option<Arc<[u8]>>>,
+        stored: Stored,
+        policy: &SessionPolicy,
+    ) -> ExecDone {
+        let may_vote =
+            exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
+        if change.is_none() && !exec.keyed {
+            return ExecDone::Unchanged { confirmed: may_vote.is_some() };
+        }
+        let n = exec.p.map_or(0, |p| p.n);
+        let body = Arc::new(recent::compose(base, exec, n, change, stored, policy));
+        let voted = may_vote.is_some_and(|p| self.gate(me, &exec.cfg, p.ballot).is_ok());
+        if let Some(p) = may_vote.filter(|_| voted) {
+            let record = Record { p, cfg: exec.cfg.clone(), body: body.clone() };
+            self.store(record, policy.forget_grace);
+        }
+        ExecDone::Changed { body, voted }
+    }
+}

@@ -1,0 +1,825 @@
+//! The owner: the one proposer of a session. It gives requests their turns, proposes what comes
+//! of them, confirms reads, and lets a response go only when its record is chosen and open (I7).
+//!
+//! Writes run alone; safe requests run beside each other, on the newest chosen record. A read is
+//! confirmed by a majority answering at the owner's own ballot, asked after the request arrived:
+//! had anybody taken the session over before, one of that majority would have promised more.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::message::{
+    AcceptedInfo, Base, Body, BodyRef, Config, Exec, Message, NackReason, Record,
+};
+use super::recent::{self, Known};
+use super::{
+    Ctx, Effect, Effects, Failure, Outcome, Resend, Role, Session, Shut, Submit, Ticket, TokenHint,
+    Vote,
+};
+use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
+
+/// How long a request may wait for those before it to send their heads.
+const TURN_WITHIN: Duration = Duration::from_secs(60);
+/// How often one turn's execution is ordered anew before it is given up.
+const ORDERS_MAX: u32 = 4;
+/// How often a chosen record is sent again to a member that has not accepted it.
+const LAGGARD_SENDS_MAX: u32 = 6;
+
+/// A request that waits for its turn.
+#[derive(Debug, Clone)]
+pub(super) struct Waiting {
+    submit: Submit,
+    /// It changed the session on an old base: it runs again, alone.
+    alone: bool,
+    since: Now,
+}
+
+/// A request whose turn has come.
+#[derive(Debug, Clone)]
+pub(super) struct Flight {
+    waiting: Waiting,
+    exclusive: bool,
+    stage: Stage,
+    /// How often it was ordered.
+    orders: u32,
+    /// The executor's vote is of no use.
+    voteless: bool,
+    /// Answers to this nonce or a later one confirm it; none was asked for while absent.
+    nonce: Option<u64>,
+    /// The executor, a member, confirmed it.
+    confirmed_by: Option<Incarnation>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Turned,
+    Running { executor: Incarnation, p: Option<Position>, base: Option<Position> },
+    /// Its response is there; a majority has to confirm what it read.
+    Confirming { since: Now },
+    /// Its change is proposed.
+    Proposed,
+}
+
+impl Flight {
+    fn ticket(&self) -> Ticket {
+        self.waiting.submit.ticket
+    }
+}
+
+/// What the owner keeps.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    pub(super) b: Ballot,
+    pub(super) cfg: Config,
+    /// The newest record known to be chosen, and open.
+    pub(super) chosen: Option<Record>,
+    /// Requests may have their turns.
+    pub(super) serving: bool,
+    n_last: u64,
+    proposal: Option<Proposal>,
+    /// Who is known to have accepted the chosen record.
+    holders: BTreeSet<Incarnation>,
+    laggards: Option<Resend>,
+    /// The highest nonce each member answered at this ballot.
+    answered: BTreeMap<Incarnation, u64>,
+    asking: Option<Resend>,
+    /// Drawn here, and no token has left yet: nobody else can know of it.
+    unnamed: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Proposal {
+    record: Record,
+    votes: BTreeSet<Incarnation>,
+    resend: Resend,
+    since: Now,
+    /// The body need not be sent to those who hold it at this position.
+    same_as: Option<Position>,
+    /// Whoever asked for the whole body.
+    need_full: BTreeSet<Incarnation>,
+}
+
+impl Owner {
+    fn new(b: Ballot, cfg: Config) -> Self {
+        Self {
+            b,
+            cfg,
+            chosen: None,
+            serving: false,
+            n_last: 0,
+            proposal: None,
+            holders: BTreeSet::new(),
+            laggards: None,
+            answered: BTreeMap::new(),
+            asking: None,
+            unnamed: false,
+        }
+    }
+
+    /// The owner of a session of which a majority holds nothing.
+    pub(super) fn of_nothing(b: Ballot, cfg: Config) -> Self {
+        Self { serving: true, ..Self::new(b, cfg) }
+    }
+
+    /// The owner after a takeover that found `record`, which it has to reassert.
+    pub(super) fn succeeding(b: Ballot, record: &Record) -> Self {
+        Self { n_last: record.p.n, ..Self::new(b, record.cfg.clone()) }
+    }
+
+    fn next_position(&mut self) -> Position {
+        self.n_last = self.n_last.saturating_add(1);
+        Position { ballot: self.b, n: self.n_last }
+    }
+
+    fn held(&self) -> bool {
+        self.chosen.is_some() || self.proposal.is_some()
+    }
+
+    pub(super) fn hint(&self) -> TokenHint {
+        let chosen = self.chosen.as_ref();
+        TokenHint {
+            cfg: self.cfg.clone(),
+            owner: self.b.proposer,
+            n: chosen.map_or(0, |record| record.p.n),
+            expiry: chosen.map_or(WallTime::default(), |record| record.body.expiry),
+            held: self.held(),
+        }
+    }
+}
+
+impl Session {
+    /// This peer draws a session and owns it from birth. Nothing is sent before its first
+    /// change. `cfg` names this peer's process among its members, under a stamp higher than any
+    /// that was forgotten.
+    pub fn mint(&mut self, ctx: &mut Ctx<'_>, cfg: Config, _out: &mut Effects) {
+        assert!(
+            matches!(self.role, Role::None) && self.copy.is_blank(),
+            "I9: a session is drawn once, under a fresh random id"
+        );
+        let mut cfg = cfg;
+        cfg.now.stamp = cfg.now.stamp.max(ctx.process.watermark.saturating_add(1));
+        ctx.process.round_ctr = ctx.process.round_ctr.max(1);
+        let b = Ballot { round: 1, proposer: ctx.me };
+        self.role = Role::Owner(Owner { unnamed: true, ..Owner::of_nothing(b, cfg) });
+    }
+
+    /// Whether nothing of the session was ever proposed or promised here and nobody waits: then
+    /// the entry may be dropped, and a token that names the session leads to a takeover that
+    /// finds what there is to find.
+    #[must_use]
+    pub fn is_disposable(&self) -> bool {
+        let empty = match &self.role {
+            Role::Owner(owner) => owner.serving && !owner.held(),
+            Role::None => true,
+            Role::Preparing(_) => false,
+        };
+        empty && self.copy.is_blank() && self.queue.is_empty() && self.flights.is_empty()
+    }
+
+    /// A request asks for its turn at the owner.
+    pub fn submit(&mut self, ctx: &mut Ctx<'_>, submit: Submit, out: &mut Effects) {
+        let ticket = submit.ticket;
+        if matches!(self.role, Role::None) {
+            out.push(Effect::Redirect { ticket, to: self.known_owner() });
+            return;
+        }
+        let waits = |other: &Submit| other.rid == submit.rid;
+        let in_use = self.queue.iter().any(|waiting| waits(&waiting.submit))
+            || self.flights.iter().any(|flight| waits(&flight.waiting.submit));
+        if in_use {
+            out.push(Effect::Fail { ticket, failure: Failure::KeyInUse });
+            return;
+        }
+        if self.queue.len() >= ctx.policy.queue_max {
+            out.push(Effect::Fail { ticket, failure: Failure::QueueFull });
+            return;
+        }
+        self.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
+        self.settle(ctx, out);
+    }
+
+    /// The request's client is gone. What runs or is proposed goes on; its response has nowhere
+    /// to go.
+    pub fn cancel(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, out: &mut Effects) {
+        self.queue.retain(|waiting| waiting.submit.ticket != ticket);
+        self.flights.retain(|flight| flight.ticket() != ticket);
+        self.settle(ctx, out);
+    }
+
+    /// The runtime has chosen where the request runs whose turn came.
+    pub fn begin(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ticket: Ticket,
+        executor: Incarnation,
+        out: &mut Effects,
+    ) {
+        let Some(at) = self.flights.iter().position(|flight| {
+            flight.ticket() == ticket && flight.stage == Stage::Turned
+        }) else {
+            return;
+        };
+        // The requests of one session never run on two peers at once.
+        let elsewhere = self.flights.iter().any(|other| {
+            matches!(other.stage, Stage::Running { executor: other, .. } if other != executor)
+        });
+        if elsewhere {
+            let flight = self.flights.remove(at);
+            self.queue.push_front(flight.waiting);
+            return;
+        }
+        self.order(ctx, at, executor, false, out);
+        self.settle(ctx, out);
+    }
+
+    /// Orders the flight's request to be run.
+    fn order(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        at: usize,
+        executor: Incarnation,
+        inline: bool,
+        out: &mut Effects,
+    ) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(flight) = self.flights.get_mut(at) else { return };
+        flight.orders += 1;
+        let p = flight.exclusive.then(|| owner.next_position());
+        let base_at = owner.chosen.as_ref().map(|record| record.p);
+        let base = match &owner.chosen {
+            None => Base::Inline(None),
+            Some(record) if executor == ctx.me => Base::Held(record.p),
+            Some(record) if !inline && owner.holders.contains(&executor) => Base::Held(record.p),
+            Some(record) => Base::Inline(Some(record.clone())),
+        };
+        let members = &owner.cfg.now;
+        let vote = p.is_some()
+            && executor != ctx.me
+            && !flight.voteless
+            && owner.cfg.is_open()
+            && members.who.len() >= 2
+            && members.contains(executor);
+        let submit = &flight.waiting.submit;
+        let exec = Exec {
+            p,
+            cfg: owner.cfg.clone(),
+            base,
+            vote,
+            rid: submit.rid,
+            fingerprint: submit.fingerprint,
+            keyed: submit.keyed,
+            expiry: ctx.wall.after(ctx.policy.ttl),
+        };
+        flight.stage = Stage::Running { executor, p, base: base_at };
+        out.push(Effect::Execute { ticket: submit.ticket, executor, exec });
+        // A safe request is a read in all likelihood: its confirmation runs beside it.
+        if submit.safe && !vote && !owner.unnamed && flight.nonce.is_none() {
+            self.ask_confirmation(ctx, at, out);
+        }
+    }
+
+    /// Asks the members, at this owner's own ballot, whether anybody took the session over.
+    fn ask_confirmation(&mut self, ctx: &mut Ctx<'_>, at: usize, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(flight) = self.flights.get_mut(at) else { return };
+        let nonce = ctx.process.next_nonce();
+        flight.nonce = Some(nonce);
+        owner.asking = Some(Resend::new(ctx));
+        send_asks(ctx, owner, nonce, out);
+    }
+
+    /// What came of running a request.
+    pub fn executed(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ticket: Ticket,
+        p: Option<Position>,
+        outcome: Outcome,
+        out: &mut Effects,
+    ) {
+        let running = self.flights.iter().position(|flight| {
+            flight.ticket() == ticket
+                && matches!(flight.stage, Stage::Running { p: at, .. } if at == p)
+        });
+        // Late results are ignored: their number is spent.
+        let Some(at) = running else { return };
+        let Stage::Running { executor, base, .. } = self.flights[at].stage else { return };
+        match outcome {
+            Outcome::Failed => {
+                self.flights.remove(at);
+                out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
+            }
+            Outcome::NeedBase => self.order_again(ctx, at, executor, out),
+            Outcome::Refused { reason, promised, .. } => {
+                let mine = self.ballot();
+                match reason {
+                    NackReason::Higher if promised > mine => {
+                        // It did not run there.
+                        let flight = self.flights.remove(at);
+                        self.queue.push_front(flight.waiting);
+                        if let Some(by) = promised {
+                            self.step_down(ctx, by, out);
+                        }
+                    }
+                    NackReason::Higher => self.order_again(ctx, at, executor, out),
+                    NackReason::Forgotten => {
+                        self.flights[at].voteless = true;
+                        self.order_again(ctx, at, executor, out);
+                    }
+                    NackReason::Fenced(_) | NackReason::Dead => {
+                        self.gone.insert(executor);
+                        self.flights[at].voteless = true;
+                        self.order_again(ctx, at, executor, out);
+                    }
+                }
+            }
+            Outcome::Unchanged { confirmed } => {
+                let flight = &mut self.flights[at];
+                flight.stage = Stage::Confirming { since: ctx.now };
+                flight.confirmed_by = confirmed.then_some(executor);
+                let needs_asking = flight.nonce.is_none();
+                if needs_asking && !self.is_confirmed(ctx, at) {
+                    self.ask_confirmation(ctx, at, out);
+                }
+            }
+            Outcome::Changed { body, voted } => {
+                self.changed(ctx, at, p, base, body, voted.then_some(executor), out);
+            }
+        }
+        self.settle(ctx, out);
+    }
+
+    fn order_again(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        at: usize,
+        executor: Incarnation,
+        out: &mut Effects,
+    ) {
+        if self.flights[at].orders >= ORDERS_MAX {
+            let ticket = self.flights.remove(at).ticket();
+            out.push(Effect::Fail { ticket, failure: Failure::TooManyRetries });
+        } else {
+            self.order(ctx, at, executor, true, out);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "an outcome, taken apart by its one caller")]
+    fn changed(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        at: usize,
+        p: Option<Position>,
+        base: Option<Position>,
+        mut body: Arc<Body>,
+        voter: Option<Incarnation>,
+        out: &mut Effects,
+    ) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let flight = &mut self.flights[at];
+        let p = match p {
+            Some(p) => p,
+            // A safe request changed the session: only on the newest base can that be proposed.
+            None if owner.proposal.is_none()
+                && owner.chosen.as_ref().map(|record| record.p) == base =>
+            {
+                let p = owner.next_position();
+                let submit = &flight.waiting.submit;
+                recent::renumber(&mut body, submit.rid, submit.keyed, p.n);
+                p
+            }
+            None => {
+                let mut flight = self.flights.remove(at);
+                out.push(Effect::Again { ticket: flight.ticket() });
+                flight.waiting.alone = true;
+                self.queue.push_front(flight.waiting);
+                return;
+            }
+        };
+        flight.stage = Stage::Proposed;
+        let record = Record { p, cfg: owner.cfg.clone(), body };
+        self.propose(ctx, record, voter, None, out);
+    }
+
+    /// Proposes `record`, which goes to every member that has not voted for it yet, this peer's
+    /// own copy included. From here on it is never abandoned (I9).
+    fn propose(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        record: Record,
+        voter: Option<Incarnation>,
+        same_as: Option<Position>,
+        out: &mut Effects,
+    ) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        assert!(owner.proposal.is_none(), "I4: one proposal at a time");
+        owner.proposal = Some(Proposal {
+            record,
+            votes: voter.into_iter().collect(),
+            resend: Resend::new(ctx),
+            since: ctx.now,
+            same_as,
+            need_full: BTreeSet::new(),
+        });
+        self.vote_myself(ctx);
+        self.send_accepts(ctx, out);
+    }
+
+    /// This peer's own vote for its proposal.
+    fn vote_myself(&mut self, ctx: &Ctx<'_>) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(proposal) = &mut owner.proposal else { return };
+        let record = &proposal.record;
+        if !record.cfg.contains(ctx.me) || proposal.votes.contains(&ctx.me) {
+            return;
+        }
+        let body = BodyRef::Full(record.body.clone());
+        let grace = ctx.policy.forget_grace;
+        match self.copy.accept(ctx.me, record.p, &record.cfg, &body, grace) {
+            Ok(Vote::Cast) => {
+                proposal.votes.insert(ctx.me);
+            }
+            // A higher promise of this very copy deposes the owner when the call settles.
+            Ok(_) | Err(Shut::NotMember) => {}
+            Err(Shut::Nack(NackReason::Forgotten | NackReason::Fenced(_))) => {
+                self.gone.insert(ctx.me);
+            }
+            Err(Shut::Nack(_)) => {}
+        }
+    }
+
+    fn send_accepts(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &self.role else { return };
+        let Some(proposal) = &owner.proposal else { return };
+        for to in proposal.record.cfg.everyone() {
+            if to != ctx.me && !proposal.votes.contains(&to) && !self.gone.contains(&to) {
+                out.push(Effect::Send { to, message: proposal.accept_for(to) });
+            }
+        }
+    }
+
+    /// Proposes anew, at this ballot, the record that a takeover found.
+    pub(super) fn reassert(&mut self, ctx: &mut Ctx<'_>, found: Record, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let p = owner.next_position();
+        let same_as = Some(found.p);
+        let record = Record { p, cfg: found.cfg, body: found.body };
+        self.propose(ctx, record, None, same_as, out);
+        self.settle(ctx, out);
+    }
+
+    pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
+            proposal.votes.insert(from);
+        } else if owner.chosen.as_ref().is_some_and(|record| record.p == p) {
+            owner.holders.insert(from);
+        }
+    }
+
+    pub(super) fn on_need_full(&mut self, from: Incarnation, p: Position, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
+            proposal.need_full.insert(from);
+            out.push(Effect::Send { to: from, message: proposal.accept_for(from) });
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a promise, taken apart by its one caller")]
+    pub(super) fn on_promise(
+        &mut self,
+        _ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        b: Ballot,
+        cfg: &Config,
+        nonce: u64,
+        accepted: Option<AcceptedInfo>,
+        _out: &mut Effects,
+    ) {
+        match &mut self.role {
+            Role::Owner(owner) if owner.b == b && owner.cfg == *cfg => {
+                let highest = owner.answered.entry(from).or_default();
+                *highest = (*highest).max(nonce);
+            }
+            Role::Preparing(_) => self.on_promise_preparing(from, b, cfg, accepted),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_forgotten(&mut self, from: Incarnation) {
+        self.gone.insert(from);
+    }
+
+    /// Somebody promised a higher ballot.
+    pub(super) fn outvoted_by(&mut self, ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
+        if self.ballot().is_some_and(|mine| mine < by) {
+            self.step_down(ctx, by, out);
+        }
+    }
+
+    /// Gives ownership up, which is always safe. What ran or was proposed has an unknown
+    /// outcome; the rest goes to whoever owns the session.
+    pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
+        self.role = Role::None;
+        self.belief.note_owner(Some(by));
+        out.push(Effect::Deposed { by });
+        let to = self.known_owner();
+        for flight in core::mem::take(&mut self.flights) {
+            let ticket = flight.ticket();
+            let unknown = match flight.stage {
+                Stage::Proposed => true,
+                Stage::Turned => false,
+                Stage::Running { .. } | Stage::Confirming { .. } => !flight.waiting.submit.safe,
+            };
+            out.push(if unknown {
+                Effect::Fail { ticket, failure: Failure::Deposed { to } }
+            } else {
+                Effect::Redirect { ticket, to }
+            });
+        }
+        self.redirect_all(to, out);
+    }
+
+    pub(super) fn redirect_all(&mut self, to: Option<Incarnation>, out: &mut Effects) {
+        for waiting in core::mem::take(&mut self.queue) {
+            out.push(Effect::Redirect { ticket: waiting.submit.ticket, to });
+        }
+    }
+
+    pub(super) fn fail_all(&mut self, failure: Failure, out: &mut Effects) {
+        for waiting in core::mem::take(&mut self.queue) {
+            out.push(Effect::Fail { ticket: waiting.submit.ticket, failure });
+        }
+    }
+
+    /// Draws the consequences of what the last call changed.
+    pub(super) fn settle(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised)
+            && promised > mine
+        {
+            self.step_down(ctx, promised, out);
+        }
+        self.settle_preparing(ctx, out);
+        self.settle_proposal(ctx, out);
+        self.settle_reads(ctx, out);
+        self.give_turns(ctx, out);
+    }
+
+    fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(proposal) = &owner.proposal else { return };
+        let deciders = proposal.record.cfg.deciders();
+        if !deciders.majority(|peer| proposal.votes.contains(&peer)) {
+            let deciders = deciders.clone();
+            if self.is_beyond_hope(&deciders) {
+                self.lose(out);
+            }
+            return;
+        }
+        let Some(Proposal { record, votes, .. }) = owner.proposal.take() else { return };
+        if record.cfg.prev.is_some() {
+            // A seal is chosen: its open form follows, to the new members (I5).
+            let p = owner.next_position();
+            let cfg = Config { now: record.cfg.now.clone(), prev: None };
+            owner.cfg = cfg.clone();
+            owner.answered.clear();
+            let open = Record { p, cfg, body: record.body.clone() };
+            self.propose(ctx, open, None, Some(record.p), out);
+            self.settle_proposal(ctx, out);
+            return;
+        }
+        let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
+        owner.laggards = (!complete).then(|| Resend::new(ctx));
+        owner.holders = votes;
+        owner.chosen = Some(record);
+        if !owner.serving {
+            owner.serving = true;
+            out.push(Effect::Owned { ballot: owner.b });
+        }
+        if let Some(at) = self.flights.iter().position(|flight| flight.stage == Stage::Proposed) {
+            let ticket = self.flights.remove(at).ticket();
+            owner.unnamed = false;
+            out.push(Effect::Release { ticket, hint: owner.hint() });
+        }
+    }
+
+    /// The session cannot go on: too many of its copies are gone for good.
+    fn lose(&mut self, out: &mut Effects) {
+        self.role = Role::None;
+        out.push(Effect::Lost);
+        for flight in core::mem::take(&mut self.flights) {
+            let ran = flight.stage != Stage::Turned && !flight.waiting.submit.safe;
+            out.push(Effect::Fail { ticket: flight.ticket(), failure: Failure::Lost { ran } });
+        }
+        self.fail_all(Failure::Lost { ran: false }, out);
+    }
+
+    /// Whether a majority confirms what the flight at `at` read.
+    fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
+        let Role::Owner(owner) = &self.role else { return false };
+        // Nobody else can know of it, so nobody can have taken it over.
+        if owner.unnamed {
+            return true;
+        }
+        let flight = &self.flights[at];
+        owner.cfg.now.majority(|peer| {
+            if peer == ctx.me {
+                return self.copy.check(ctx.me, &owner.cfg, owner.b).is_ok();
+            }
+            flight.confirmed_by == Some(peer)
+                || flight.nonce.is_some_and(|nonce| {
+                    owner.answered.get(&peer).is_some_and(|answered| *answered >= nonce)
+                })
+        })
+    }
+
+    fn settle_reads(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let mut at = 0;
+        while at < self.flights.len() {
+            let confirming = matches!(self.flights[at].stage, Stage::Confirming { .. });
+            if confirming && self.is_confirmed(ctx, at) {
+                let Role::Owner(owner) = &mut self.role else { return };
+                owner.unnamed = false;
+                let hint = owner.hint();
+                let ticket = self.flights.remove(at).ticket();
+                out.push(Effect::Release { ticket, hint });
+            } else {
+                at += 1;
+            }
+        }
+        let waiting = self.flights.iter().any(|flight| flight.nonce.is_some());
+        if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
+            owner.asking = None;
+        }
+        let Role::Owner(owner) = &self.role else { return };
+        let confirming =
+            self.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
+        if confirming && owner.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
+            self.lose(out);
+        }
+    }
+
+    /// Gives those at the head of the line their turns.
+    fn give_turns(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        loop {
+            let Role::Owner(owner) = &mut self.role else { return };
+            if !owner.serving || owner.proposal.is_some() {
+                return;
+            }
+            let Some(next) = self.queue.front() else { return };
+            let submit = &next.submit;
+            // The first request of a session that is drawn with it cannot meet another, and
+            // alone it needs no second round for what it changes.
+            let first = owner.unnamed && self.flights.is_empty();
+            let exclusive = !submit.safe || next.alone || first;
+            let busy = |flight: &Flight| !matches!(flight.stage, Stage::Confirming { .. });
+            let must_wait = self
+                .flights
+                .iter()
+                .filter(|flight| busy(flight))
+                .any(|flight| exclusive || flight.exclusive);
+            if must_wait {
+                return;
+            }
+            let known = match (&owner.chosen, submit.safe) {
+                (Some(record), false) => recent::look_up(
+                    &record.body,
+                    submit.rid,
+                    submit.fingerprint,
+                    submit.keyed,
+                    submit.seen,
+                ),
+                _ => Known::No,
+            };
+            let ticket = submit.ticket;
+            let answer = match known {
+                Known::No => None,
+                Known::Applied(stored) => {
+                    Some(Effect::Replay { ticket, stored: stored.clone(), hint: owner.hint() })
+                }
+                Known::Differs => {
+                    Some(Effect::Fail { ticket, failure: Failure::FingerprintDiffers })
+                }
+                Known::BelowFloor => Some(Effect::Fail { ticket, failure: Failure::BelowFloor }),
+            };
+            let Some(waiting) = self.queue.pop_front() else { return };
+            match answer {
+                Some(answer) => out.push(answer),
+                None => {
+                    self.flights.push(Flight {
+                        waiting,
+                        exclusive,
+                        stage: Stage::Turned,
+                        orders: 0,
+                        voteless: false,
+                        nonce: None,
+                        confirmed_by: None,
+                    });
+                    out.push(Effect::Turn { ticket });
+                }
+            }
+            let _ = ctx;
+        }
+    }
+
+    pub(super) fn on_timer_owner(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let patience = ctx.policy.majority_timeout;
+        let Role::Owner(owner) = &mut self.role else { return };
+        let stuck = owner.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
+        let resend_proposal = owner.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
+        if owner.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
+            owner.laggards = None;
+        }
+        if owner.proposal.is_none()
+            && owner.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
+            && let Some(record) = &owner.chosen
+        {
+            for to in &record.cfg.now.who {
+                if *to != ctx.me && !owner.holders.contains(to) && !self.gone.contains(to) {
+                    let body = BodyRef::Full(record.body.clone());
+                    let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
+                    out.push(Effect::Send { to: *to, message });
+                }
+            }
+        }
+        if owner.asking.as_mut().is_some_and(|resend| resend.due(ctx))
+            && let Some(nonce) = self.flights.iter().filter_map(|flight| flight.nonce).max()
+        {
+            send_asks(ctx, owner, nonce, out);
+        }
+        if resend_proposal {
+            self.vote_myself(ctx);
+            self.send_accepts(ctx, out);
+        }
+        // A proposal goes on until it is chosen or another owner decides, but nobody has to wait
+        // for that.
+        self.flights.retain(|flight| {
+            let ticket = flight.ticket();
+            let late = match flight.stage {
+                Stage::Proposed => stuck,
+                Stage::Confirming { since } => ctx.now.since(since) >= patience,
+                Stage::Turned | Stage::Running { .. } => false,
+            };
+            if late {
+                let ran = !flight.waiting.submit.safe || flight.stage == Stage::Proposed;
+                out.push(Effect::Fail { ticket, failure: Failure::NoMajority { ran } });
+            }
+            !late
+        });
+        self.queue.retain(|waiting| {
+            let waited = ctx.now.since(waiting.since);
+            let ticket = waiting.submit.ticket;
+            if stuck && waited >= patience {
+                out.push(Effect::Fail { ticket, failure: Failure::NoMajority { ran: false } });
+                return false;
+            }
+            if waited >= TURN_WITHIN {
+                out.push(Effect::Fail { ticket, failure: Failure::QueueFull });
+                return false;
+            }
+            true
+        });
+    }
+
+    pub(super) fn wake_owner(&self) -> Option<Now> {
+        let Role::Owner(owner) = &self.role else { return None };
+        let proposal = owner.proposal.as_ref().map(|proposal| proposal.resend.at);
+        let laggards = owner
+            .laggards
+            .as_ref()
+            .filter(|_| owner.proposal.is_none())
+            .map(|resend| resend.at);
+        let asking = owner.asking.as_ref().map(|resend| resend.at);
+        let queue = self.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
+        [proposal, laggards, asking, queue].into_iter().flatten().min()
+    }
+}
+
+impl Proposal {
+    fn accept_for(&self, to: Incarnation) -> Message {
+        let body = match self.same_as {
+            Some(at) if !self.need_full.contains(&to) => BodyRef::Same(at),
+            _ => BodyRef::Full(self.record.body.clone()),
+        };
+        Message::Accept { p: self.record.p, cfg: self.record.cfg.clone(), body }
+    }
+}
+
+fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
+    let expiry = ctx.wall.after(ctx.policy.ttl);
+    let others: Vec<Incarnation> =
+        owner.cfg.now.who.iter().copied().filter(|peer| *peer != ctx.me).collect();
+    for to in others {
+        let message = Message::Prepare {
+            b: owner.b,
+            cfg: owner.cfg.clone(),
+            want_body: false,
+            polite: false,
+            nonce,
+            expiry,
+        };
+        out.push(Effect::Send { to, message });
+    }
+}

@@ -1,0 +1,213 @@
+//! The requests a session remembers: what is looked up before one runs, and what is written
+//! down with its change.
+//!
+//! Both kinds of requests, keyed and unkeyed, have their own bound, so that a stream of
+//! unkeyed ones cannot push out the answers that a client may still repeat. What leaves
+//! raises a *floor*: a repeat that may have been applied below it cannot be told from a
+//! first attempt, and is refused rather than applied twice (I6).
+
+use alloc::sync::Arc;
+
+use super::message::{Body, Exec, Recent, Stored};
+use crate::config::SessionPolicy;
+use crate::ids::RequestKey;
+
+/// What the chosen body says of a request that is about to run.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known<'a> {
+    /// It was applied, and this was its answer.
+    Applied(&'a Stored),
+    /// Another request was applied under the same key.
+    Differs,
+    /// It is not remembered; with a `seen` it is certain that it was not applied.
+    No,
+    /// It is not remembered, but what was applied since it first arrived has been forgotten
+    /// in part: it may have been among it.
+    BelowFloor,
+}
+
+/// Looks a request up. `seen` is the number that the client's token named when the request
+/// first arrived: had it been applied, then at a higher one.
+pub(super) fn look_up(
+    body: &Body,
+    rid: RequestKey,
+    fingerprint: u64,
+    keyed: bool,
+    seen: Option<u64>,
+) -> Known<'_> {
+    if let Some(entry) = body.recent.iter().find(|entry| entry.rid == rid) {
+        if entry.fingerprint == fingerprint {
+            return Known::Applied(&entry.response);
+        }
+        return Known::Differs;
+    }
+    let floor = if keyed { body.floor_keyed } else { body.floor_unkeyed };
+    match seen {
+        // The lowest number it can have been applied at is `seen + 1`.
+        Some(seen) if seen.saturating_add(1) < floor => Known::BelowFloor,
+        _ => Known::No,
+    }
+}
+
+/// The body that results from `exec` on `base`. `change` is what the app made of the state,
+/// if anything. `n` is the number that the change will have.
+pub(super) fn compose(
+    base: &Body,
+    exec: &Exec,
+    n: u64,
+    change: Option<Option<Arc<[u8]>>>,
+    stored: Stored,
+    policy: &SessionPolicy,
+) -> Body {
+    let response = match stored {
+        _ if !exec.keyed => Stored::Applied,
+        Stored::Response(bytes) if bytes.len() > policy.stored_response_bytes_max => {
+            Stored::TooLarge
+        }
+        other => other,
+    };
+    let mut body = Body {
+        state: change.unwrap_or_else(|| base.state.clone()),
+        recent: base.recent.clone(),
+        floor_keyed: base.floor_keyed,
+        floor_unkeyed: base.floor_unkeyed,
+        expiry: base.expiry.max(exec.expiry),
+        deleted: base.deleted,
+    };
+    body.recent.push(Recent {
+        rid: exec.rid,
+        fingerprint: exec.fingerprint,
+        keyed: exec.keyed,
+        n,
+        response,
+    });
+    evict(&mut body, true, policy.recent_keyed_max);
+    evict(&mut body, false, policy.recent_unkeyed_max);
+    body
+}
+
+/// Gives the entry of `rid` the number it is proposed at: a request that ran without a
+/// reserved position was written down without one.
+pub(super) fn renumber(body: &mut Arc<Body>, rid: RequestKey, keyed: bool, n: u64) {
+    let body = Arc::make_mut(body);
+    if let Some(entry) = body.recent.iter_mut().find(|entry| entry.rid == rid) {
+        entry.n = n;
+    } else if keyed {
+        body.floor_keyed = body.floor_keyed.max(n.saturating_add(1));
+    } else {
+        body.floor_unkeyed = body.floor_unkeyed.max(n.saturating_add(1));
+    }
+}
+
+fn evict(body: &mut Body, keyed: bool, max: usize) {
+    let count = body.recent.iter().filter(|entry| entry.keyed == keyed).count();
+    let mut excess = count.saturating_sub(max);
+    let mut floor = 0;
+    body.recent.retain(|entry| {
+        if excess == 0 || entry.keyed != keyed {
+            return true;
+        }
+        excess -= 1;
+        floor = floor.max(entry.n.saturating_add(1));
+        false
+    });
+    let kept = if keyed { &mut body.floor_keyed } else { &mut body.floor_unkeyed };
+    *kept = floor.max(*kept);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+
+    use crate::ids::{Ballot, Incarnation, Position, WallTime};
+    use crate::session::message::{Base, Config, Members};
+
+    fn exec(rid: u8, keyed: bool) -> Exec {
+        let me = Incarnation([1; 16]);
+        Exec {
+            p: Some(Position { ballot: Ballot { round: 1, proposer: me }, n: 1 }),
+            cfg: Config {
+                now: Members { c: 1, stamp: 1, who: Vec::from([me]) },
+                prev: None,
+            },
+            base: Base::Inline(None),
+            vote: false,
+            rid: RequestKey([rid; 16]),
+            fingerprint: u64::from(rid),
+            keyed,
+            expiry: WallTime(9),
+        }
+    }
+
+    fn policy(keyed: usize, unkeyed: usize) -> SessionPolicy {
+        SessionPolicy {
+            recent_keyed_max: keyed,
+            recent_unkeyed_max: unkeyed,
+            stored_response_bytes_max: 4,
+            ..SessionPolicy::default()
+        }
+    }
+
+    fn apply(body: &Body, rid: u8, keyed: bool, n: u64, policy: &SessionPolicy) -> Body {
+        let stored = Stored::Response(Arc::from([rid].as_slice()));
+        compose(body, &exec(rid, keyed), n, Some(None), stored, policy)
+    }
+
+    #[test]
+    fn unkeyed_requests_never_push_out_the_answers_of_keyed_ones() {
+        let policy = policy(2, 1);
+        let mut body = apply(&Body::default(), 1, true, 1, &policy);
+        for n in 2..20 {
+            body = apply(&body, 100 + u8::try_from(n).unwrap(), false, n, &policy);
+        }
+        assert_eq!(body.recent.len(), 2);
+        let known = look_up(&body, RequestKey([1; 16]), 1, true, Some(0));
+        assert_eq!(known, Known::Applied(&Stored::Response(Arc::from([1].as_slice()))));
+        assert_eq!(body.floor_keyed, 0);
+        assert_eq!(body.floor_unkeyed, 19);
+    }
+
+    #[test]
+    fn a_repeat_that_may_have_been_forgotten_is_below_the_floor_and_no_other_is() {
+        let policy = policy(2, 2);
+        let mut body = Body::default();
+        for n in 1..=4 {
+            body = apply(&body, u8::try_from(n).unwrap(), true, n, &policy);
+        }
+        // Numbers 1 and 2 have left; 3 and 4 are remembered.
+        let look = |seen| look_up(&body, RequestKey([77; 16]), 1, true, seen);
+        assert_eq!(look(Some(0)), Known::BelowFloor);
+        assert_eq!(look(Some(1)), Known::BelowFloor);
+        assert_eq!(look(Some(2)), Known::No);
+        assert_eq!(look(None), Known::No);
+        assert_eq!(look_up(&body, RequestKey([77; 16]), 1, false, Some(0)), Known::No);
+    }
+
+    #[test]
+    fn a_key_used_for_another_request_is_told_apart() {
+        let body = apply(&Body::default(), 1, true, 1, &policy(2, 2));
+        assert_eq!(look_up(&body, RequestKey([1; 16]), 2, true, None), Known::Differs);
+    }
+
+    #[test]
+    fn an_answer_beyond_the_bound_is_stored_as_too_large_and_an_unkeyed_one_not_at_all() {
+        let long = Stored::Response(Arc::from([0; 5].as_slice()));
+        let policy = policy(2, 2);
+        let at = |keyed| {
+            compose(&Body::default(), &exec(1, keyed), 1, None, long.clone(), &policy).recent[0]
+                .response
+                .clone()
+        };
+        assert_eq!(at(true), Stored::TooLarge);
+        assert_eq!(at(false), Stored::Applied);
+    }
+
+    #[test]
+    fn with_nothing_remembered_every_request_raises_its_floor() {
+        let policy = policy(0, 0);
+        let mut body = Arc::new(apply(&Body::default(), 1, false, 0, &policy));
+        renumber(&mut body, RequestKey([1; 16]), false, 7);
+        assert_eq!((body.recent.len(), body.floor_unkeyed), (0, 8));
+    }
+}
