@@ -104,7 +104,8 @@ pub struct SessionPolicy {
     pub state_bytes_max: usize,
     /// The most bytes of one keyed response that are stored for a repeat. Default: 64 KiB.
     pub stored_response_bytes_max: usize,
-    /// How many answered keyed requests are remembered. Default: 16.
+    /// How many answered keyed requests are remembered: so many may be under way at once on one
+    /// cookie. Each change carries them to the other members. Default: 32.
     pub recent_keyed_max: usize,
     /// How many answered unkeyed requests are remembered. Default: 16.
     pub recent_unkeyed_max: usize,
@@ -133,7 +134,7 @@ impl Default for SessionPolicy {
             without_majority: WithoutMajority::default(),
             state_bytes_max: 32 * 1024,
             stored_response_bytes_max: 64 * 1024,
-            recent_keyed_max: 16,
+            recent_keyed_max: 32,
             recent_unkeyed_max: 16,
             queue_max: 64,
             resend_after: Duration::from_millis(100),

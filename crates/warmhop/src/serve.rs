@@ -435,6 +435,7 @@ impl Node {
 }
 
 /// A portable request on its way through this peer.
+#[derive(Clone, Copy)]
 pub(crate) struct Portable<'a> {
     pub(crate) slot: &'a Arc<Slot>,
     pub(crate) rid: RequestKey,
@@ -486,6 +487,10 @@ impl Node {
         let mut lost = false;
         let mut take_over = false;
         for round in 0..ROUNDS_MAX {
+            // A request that this peer has just named cannot have been applied before; only a
+            // further attempt has to show that it was not. A client's own key may be a repeat.
+            let seen = portable.seen.filter(|_| portable.keyed || round > 0);
+            let portable = &Portable { seen, ..*portable };
             match &stand {
                 Stand::Fresh => {
                     match self.begin_session(portable, call, tracing).await? {
