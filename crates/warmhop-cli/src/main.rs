@@ -1,1 +1,344 @@
-fn main() {}
+//! The binary `warmhop`: its arguments, and which module does what they ask for.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use http::Method;
+use serde_json::Value;
+use warmhop::ids::PeerId;
+use warmhop_cli::client::{Admin, AdminUrl, AskError, encoded};
+use warmhop_cli::config::Config;
+use warmhop_cli::lb::Balancer;
+use warmhop_cli::run::Failure;
+use warmhop_cli::{cert, guard, lb, log, run, show};
+
+/// A peer of a mesh that answers the first request to a cold app from a peer where it is ready.
+#[derive(Debug, Parser)]
+#[command(name = "warmhop", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one peer in the foreground; SIGTERM or Ctrl-C drains it, a second one ends it at once.
+    Run {
+        /// The peer's configuration.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The form of the log on standard error; RUST_LOG says what is logged.
+        #[arg(long, value_enum, default_value_t = log::Format::Text)]
+        log: log::Format,
+    },
+    /// Validate a configuration and print it with every default filled in.
+    Check {
+        /// The configuration.
+        file: PathBuf,
+    },
+    /// Make a cluster's authority, or issue a peer's identity.
+    #[command(subcommand)]
+    Cert(Cert),
+    /// Show peers, apps, readiness and sessions, as one peer knows them.
+    Status {
+        #[command(flatten)]
+        ask: Ask,
+        /// Show it again every second, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Start or stop an app on one peer.
+    #[command(subcommand)]
+    App(App),
+    /// Let one peer take no more traffic and give its sessions to the others.
+    Drain {
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Show who owns a session and who holds its copies; never what is in it.
+    Session {
+        /// APP/SID, as `warmhop why` shows it.
+        key: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Show what one peer knew and decided for a request.
+    Why {
+        /// The request's id, from the response's Warmhop-Request-Id.
+        request_id: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Print a load balancer's configuration for the mesh as it is, affinity included.
+    Lb {
+        /// Which one.
+        #[arg(value_enum)]
+        balancer: Balancer,
+        #[command(flatten)]
+        listener: Listener,
+    },
+    /// Print a shell's completions for this program.
+    Completions {
+        /// Which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Cert {
+    /// Make the authority of a cluster.
+    Ca {
+        /// The folder to write ca.pem and ca-key.pem into.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// The cluster's name.
+        #[arg(long, value_name = "NAME", default_value = "warmhop")]
+        cluster: String,
+        /// Replace keys that are there already.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Issue the identity of one peer.
+    Peer {
+        /// The peer's name: 1 to 32 of A-Z a-z 0-9 _ -
+        #[arg(value_parser = |text: &str| PeerId::new(text).map_err(|error| error.to_string()))]
+        name: PeerId,
+        /// The folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// The folder to write ca.pem, cert.pem and key.pem into.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Replace keys that are there already.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum App {
+    /// Start the app there.
+    Start {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Stop the app there once its requests have ended.
+    Stop {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// Which peer to ask.
+#[derive(Debug, Args)]
+struct Listener {
+    /// The peer's admin listener.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "WARMHOP_ADMIN",
+        default_value = "http://127.0.0.1:9001"
+    )]
+    admin: AdminUrl,
+    /// The token of [admin] token, if the peer has one.
+    #[arg(long, value_name = "TOKEN", env = "WARMHOP_ADMIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+impl Listener {
+    fn connect(self) -> Admin {
+        Admin::new(self.admin, self.token.filter(|token| !token.is_empty()))
+    }
+}
+
+/// Which peer to ask, and how to show the answer.
+#[derive(Debug, Args)]
+struct Ask {
+    #[command(flatten)]
+    listener: Listener,
+    /// Print the peer's answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    // Before anything else: a guard is started for each app, and has to cost little.
+    if let Some(code) = guard::run_if_asked(std::env::args_os()) {
+        return code;
+    }
+    match carry_out(Cli::parse().command) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            let mut stderr = std::io::stderr().lock();
+            for message in &failure.messages {
+                // Nobody is left to be told if this fails.
+                let _ = writeln!(stderr, "warmhop: {message}");
+            }
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn carry_out(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Run { config, log } => run::run(&config, log),
+        Command::Check { file } => check(&file),
+        Command::Cert(Cert::Ca { out, cluster, force }) => {
+            print(&cert::make_authority(&out, &cluster, force).map_err(Failure::failed)?)
+        }
+        Command::Cert(Cert::Peer { name, ca, out, force }) => {
+            print(&cert::issue_peer(&name, &ca, &out, force).map_err(Failure::failed)?)
+        }
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "warmhop", &mut text);
+            print(&String::from_utf8_lossy(&text))
+        }
+        Command::Status { ask, watch } if watch => in_runtime(watch_status(ask)),
+        Command::Status { ask, .. } => in_runtime(async {
+            let (json, admin) = (ask.json, ask.listener.connect());
+            print(&status(&admin, json).await.map_err(Failure::failed)?)
+        }),
+        Command::App(App::Start { name, ask }) => in_runtime(async {
+            let done = format!("{name} is starting; see `warmhop status`\n");
+            act(ask, &format!("/v1/apps/{}/start", part(&name)), &done).await
+        }),
+        Command::App(App::Stop { name, ask }) => in_runtime(async {
+            let done = format!("{name} stops once its requests have ended; see `warmhop status`\n");
+            act(ask, &format!("/v1/apps/{}/stop", part(&name)), &done).await
+        }),
+        Command::Drain { ask } => in_runtime(async {
+            act(ask, "/v1/drain", "draining; the peer takes no new traffic\n").await
+        }),
+        Command::Session { key, ask } => in_runtime(async {
+            let path = format!("/v1/sessions/{}", encoded(&key));
+            ask_for(ask, &path, |admin, answer| Ok(show::session(&admin.read(answer)?))).await
+        }),
+        Command::Why { request_id, ask } => in_runtime(async {
+            let path = format!("/v1/requests/{}", encoded(&request_id));
+            let coloured = log::is_coloured(&std::io::stdout());
+            ask_for(ask, &path, |admin, answer| Ok(show::trace(&admin.read(answer)?, coloured)))
+                .await
+        }),
+        Command::Lb { balancer, listener } => in_runtime(async {
+            let admin = listener.connect();
+            let answer = admin.status().await.map_err(Failure::failed)?;
+            let status = admin.read(&answer).map_err(Failure::failed)?;
+            print(&lb::recipe(balancer, &status).map_err(Failure::failed)?)
+        }),
+    }
+}
+
+fn check(file: &std::path::Path) -> Result<u8, Failure> {
+    let told = |problems: Vec<warmhop_cli::config::Problem>| {
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let (config, warnings) =
+        Config::load(file).map_err(|problems| Failure { messages: told(problems), status: 2 })?;
+    let mut stderr = std::io::stderr().lock();
+    for warning in told(warnings) {
+        let _ = writeln!(stderr, "warmhop: {warning}");
+    }
+    print(&config.to_string())
+}
+
+/// One path segment: an app's name has no slash, whatever was typed.
+fn part(name: &str) -> String {
+    encoded(name).replace('/', "%2F")
+}
+
+async fn status(admin: &Admin, json: bool) -> Result<String, AskError> {
+    let answer = admin.status().await?;
+    if json {
+        return Ok(pretty(&answer));
+    }
+    Ok(show::status(&admin.read(&answer)?, log::is_coloured(&std::io::stdout())))
+}
+
+async fn act(ask: Ask, path: &str, done: &str) -> Result<u8, Failure> {
+    let (json, admin) = (ask.json, ask.listener.connect());
+    let answer = admin.ask(Method::POST, path).await.map_err(Failure::failed)?;
+    if json { print(&pretty(&answer)) } else { print(done) }
+}
+
+async fn ask_for(
+    ask: Ask,
+    path: &str,
+    shown: impl FnOnce(&Admin, &Value) -> Result<String, AskError>,
+) -> Result<u8, Failure> {
+    let (json, admin) = (ask.json, ask.listener.connect());
+    let answer = admin.ask(Method::GET, path).await.map_err(Failure::failed)?;
+    if json {
+        return print(&pretty(&answer));
+    }
+    print(&shown(&admin, &answer).map_err(Failure::failed)?)
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+/// How often `status --watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Draws over the last picture in one write, clearing only what is left of it, so that nothing
+/// flickers. A peer that is away for a while is waited for: one watches restarts, too.
+async fn watch_status(ask: Ask) -> Result<u8, Failure> {
+    use std::io::IsTerminal;
+    let (json, admin) = (ask.json, ask.listener.connect());
+    let on_terminal = std::io::stdout().is_terminal();
+    let draw = async {
+        let mut tick = tokio::time::interval(WATCH_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        if on_terminal {
+            print("\x1b[?25l\x1b[2J")?;
+        }
+        loop {
+            tick.tick().await;
+            let text = match status(&admin, json).await {
+                Ok(text) => text,
+                Err(error) => format!("{error}\n"),
+            };
+            if on_terminal {
+                print(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))?;
+            } else {
+                print(&format!("{text}\n"))?;
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = draw => outcome,
+        _ = tokio::signal::ctrl_c() => Ok(0),
+    };
+    if on_terminal {
+        print("\x1b[?25h")?;
+    }
+    outcome
+}
+
+/// Writes to standard output; a reader that has seen enough ends the program quietly.
+fn print(text: &str) -> Result<u8, Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(0),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::failed(format!("cannot write the answer: {error}"))),
+    }
+}
+
+fn in_runtime(command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?
+        .block_on(command)
+}

@@ -1,0 +1,370 @@
+//! The admin listener: health, metrics, the dashboard, and the routes behind the commands.
+//!
+//! It acts on one peer, so it is guarded by where it listens and by who may ask. On loopback
+//! without a token, any process of this machine may, and what has to be kept out is a web
+//! page in a browser here: a page of another origin may not post, and a name that was
+//! rebound to 127.0.0.1 is no name of ours. With a token everything but health and the
+//! dashboard's own files asks for it.
+//!
+//! Connections, their time without a request, and each answer's time are bounded.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use axum::{Router, body::Body};
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap,
+    HeaderName, HeaderValue, ORIGIN, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::uri::Authority;
+use http::{Method, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tower::ServiceExt;
+use tracing::{info, warn};
+use warmhop::Mesh;
+use warmhop::error::ControlError;
+use warmhop::ids::{AppName, SessionKey};
+use warmhop::status::{RequestTrace, SessionStatus, Status};
+
+/// Connections at once; more wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 128;
+/// How long a connection may be without a whole request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long an answer may take to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection is closed after this, so that none is held for ever.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
+/// How long to leave the listener alone when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the admin listener needs of a peer: the public interface of [`Mesh`].
+pub trait Peer: Clone + Send + Sync + 'static {
+    /// [`Mesh::status`].
+    fn status(&self) -> Status;
+    /// [`Mesh::why`].
+    fn why(&self, request_id: &str) -> Option<RequestTrace>;
+    /// [`Mesh::session`].
+    fn session(&self, key: &SessionKey) -> Option<SessionStatus>;
+    /// [`Mesh::start_app`].
+    ///
+    /// # Errors
+    /// As there.
+    fn start_app(&self, name: &AppName) -> Result<(), ControlError>;
+    /// [`Mesh::stop_app`].
+    ///
+    /// # Errors
+    /// As there.
+    fn stop_app(&self, name: &AppName) -> Result<(), ControlError>;
+    /// [`Mesh::takes_traffic`].
+    fn takes_traffic(&self) -> bool;
+    /// [`Mesh::metrics`].
+    fn metrics(&self) -> String;
+    /// [`Mesh::drain`].
+    fn drain(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Peer for Mesh {
+    fn status(&self) -> Status {
+        Self::status(self)
+    }
+
+    fn why(&self, request_id: &str) -> Option<RequestTrace> {
+        Self::why(self, request_id)
+    }
+
+    fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
+        Self::session(self, key)
+    }
+
+    fn start_app(&self, name: &AppName) -> Result<(), ControlError> {
+        Self::start_app(self, name)
+    }
+
+    fn stop_app(&self, name: &AppName) -> Result<(), ControlError> {
+        Self::stop_app(self, name)
+    }
+
+    fn takes_traffic(&self) -> bool {
+        Self::takes_traffic(self)
+    }
+
+    fn metrics(&self) -> String {
+        Self::metrics(self)
+    }
+
+    async fn drain(&self) {
+        Self::drain(self).await;
+    }
+}
+
+/// The routes, guarded by `token` or, without one, for loopback alone.
+pub fn router<P: Peer>(peer: P, token: Option<&str>) -> Router {
+    let guard = Guard { token: token.map(Arc::from) };
+    Router::new()
+        .route("/", get(|| async { page("text/html; charset=utf-8", PAGE) }))
+        .route("/dashboard.js", get(|| async { page("text/javascript; charset=utf-8", SCRIPT) }))
+        .route("/dashboard.css", get(|| async { page("text/css; charset=utf-8", STYLE) }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready::<P>))
+        .route("/metrics", get(metrics::<P>))
+        .route("/v1/status", get(|State(peer): State<P>| async move { Json(peer.status()) }))
+        .route("/v1/requests/{*id}", get(why::<P>))
+        .route("/v1/sessions/{*key}", get(session::<P>))
+        .route("/v1/apps/{name}/start", post(start_app::<P>))
+        .route("/v1/apps/{name}/stop", post(stop_app::<P>))
+        .route("/v1/drain", post(drain::<P>))
+        .fallback(|| async {
+            problem(StatusCode::NOT_FOUND, "there is nothing here; see GET /v1/status")
+        })
+        .method_not_allowed_fallback(|| async {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "what acts is POST, everything else GET")
+        })
+        .layer(middleware::from_fn_with_state(guard, check))
+        .layer(middleware::from_fn(in_time))
+        .with_state(peer)
+}
+
+/// Answers on `listener` until dropped.
+pub async fn serve(listener: TcpListener, router: Router) {
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "cannot accept a connection to the admin listener");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |request: http::Request<_>| {
+                router.clone().oneshot(request.map(Body::new))
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            // How a client's connection ends is the client's affair.
+            let _ = timeout(CONNECTION_AGE_MAX, connection).await;
+            drop(slot);
+        });
+    }
+}
+
+const PAGE: &str = include_str!("dashboard/index.html");
+const SCRIPT: &str = include_str!("dashboard/dashboard.js");
+const STYLE: &str = include_str!("dashboard/dashboard.css");
+
+/// The dashboard loads nothing from elsewhere, and no other page may frame it.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+fn page(content_type: &'static str, content: &'static str) -> Response {
+    let headers: [(HeaderName, HeaderValue); 4] = [
+        (CONTENT_TYPE, HeaderValue::from_static(content_type)),
+        (CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    (headers, content).into_response()
+}
+
+async fn ready<P: Peer>(State(peer): State<P>) -> Response {
+    if peer.takes_traffic() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    }
+}
+
+async fn metrics<P: Peer>(State(peer): State<P>) -> Response {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, content_type)], peer.metrics()).into_response()
+}
+
+async fn why<P: Peer>(State(peer): State<P>, Path(id): Path<String>) -> Response {
+    match peer.why(&id) {
+        Some(trace) => Json(trace).into_response(),
+        None => problem(
+            StatusCode::NOT_FOUND,
+            "this peer remembers no such request; it keeps the latest ones only, so ask soon, \
+             and ask the peer that the client reached",
+        ),
+    }
+}
+
+async fn session<P: Peer>(State(peer): State<P>, Path(key): Path<String>) -> Response {
+    match key.parse::<SessionKey>() {
+        Err(invalid) => problem(StatusCode::BAD_REQUEST, &invalid.to_string()),
+        Ok(key) => match peer.session(&key) {
+            Some(session) => Json(session).into_response(),
+            None => problem(
+                StatusCode::NOT_FOUND,
+                "this peer holds no copy of that session; another peer may",
+            ),
+        },
+    }
+}
+
+async fn start_app<P: Peer>(State(peer): State<P>, Path(name): Path<String>) -> Response {
+    act(&name, "start", |name| peer.start_app(name))
+}
+
+async fn stop_app<P: Peer>(State(peer): State<P>, Path(name): Path<String>) -> Response {
+    act(&name, "stop", |name| peer.stop_app(name))
+}
+
+fn act(
+    name: &str,
+    action: &str,
+    carry_out: impl FnOnce(&AppName) -> Result<(), ControlError>,
+) -> Response {
+    let name = match AppName::new(name) {
+        Ok(name) => name,
+        Err(invalid) => return problem(StatusCode::NOT_FOUND, &invalid.to_string()),
+    };
+    match carry_out(&name) {
+        Ok(()) => {
+            info!(app = %name, action, "asked for through the admin listener");
+            accepted(&json!({ "app": name.as_str(), "action": action }))
+        }
+        Err(error @ ControlError::UnknownApp { .. }) => {
+            problem(StatusCode::NOT_FOUND, &error.to_string())
+        }
+        Err(error) => problem(StatusCode::CONFLICT, &error.to_string()),
+    }
+}
+
+async fn drain<P: Peer>(State(peer): State<P>) -> Response {
+    info!("draining, as asked through the admin listener");
+    tokio::spawn(async move { peer.drain().await });
+    accepted(&json!({ "action": "drain" }))
+}
+
+/// It goes on after the answer.
+fn accepted(what: &Value) -> Response {
+    (StatusCode::ACCEPTED, Json(what)).into_response()
+}
+
+/// An error as problem details (RFC 9457).
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let body = json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or("Error"),
+        "status": status.as_u16(),
+        "detail": detail,
+    });
+    let content_type = HeaderValue::from_static("application/problem+json");
+    (status, [(CONTENT_TYPE, content_type)], body.to_string()).into_response()
+}
+
+async fn in_time(request: Request, next: Next) -> Result<Response, Infallible> {
+    let answer = timeout(ANSWER_TIMEOUT, next.run(request)).await;
+    Ok(answer.unwrap_or_else(|_| {
+        problem(StatusCode::SERVICE_UNAVAILABLE, "the peer took too long to answer")
+    }))
+}
+
+#[derive(Clone)]
+struct Guard {
+    token: Option<Arc<str>>,
+}
+
+async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    match guard.refusal(request.method(), request.uri().path(), request.headers()) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    }
+}
+
+impl Guard {
+    fn refusal(&self, method: &Method, path: &str, headers: &HeaderMap) -> Option<Response> {
+        if let Some(token) = &self.token {
+            let is_open =
+                matches!(path, "/" | "/dashboard.js" | "/dashboard.css" | "/healthz" | "/readyz");
+            if !is_open && !shows_token(headers, token) {
+                let mut refusal = problem(
+                    StatusCode::UNAUTHORIZED,
+                    "this needs Authorization: Bearer with the token of [admin] token; \
+                     the commands take it from WARMHOP_ADMIN_TOKEN",
+                );
+                let scheme = HeaderValue::from_static("Bearer realm=\"warmhop\"");
+                refusal.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+                return Some(refusal);
+            }
+        } else if !is_local_host(headers) {
+            return Some(problem(
+                StatusCode::FORBIDDEN,
+                "the Host field names another machine; ask http://127.0.0.1, or set [admin] token",
+            ));
+        }
+        let acts = method != Method::GET && method != Method::HEAD;
+        if acts && is_foreign_page(headers) {
+            return Some(problem(
+                StatusCode::FORBIDDEN,
+                "a web page of another origin may not act on this peer",
+            ));
+        }
+        None
+    }
+}
+
+/// Compared in constant time, so that the time tells nothing of how much was right.
+fn shows_token(headers: &HeaderMap, token: &str) -> bool {
+    let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, rest) = value.split_at_checked(b"Bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"Bearer ").then_some(rest.trim_ascii())
+    });
+    shown.is_some_and(|shown| shown.ct_eq(token.as_bytes()).into())
+}
+
+/// A page whose DNS name was rebound to this machine sends that name. An address cannot be
+/// rebound, and a client without `Host` (HTTP/1.0, as health checkers are) is no browser.
+fn is_local_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => true,
+        (Some(host), None) => authority(host).is_some_and(|authority| {
+            let host = authority.host();
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+        }),
+        _ => false,
+    }
+}
+
+/// Browsers send `Origin` with every request that acts, and most say how far the page is.
+fn is_foreign_page(headers: &HeaderMap) -> bool {
+    let says_so = headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
+    let other_origin = headers.get(ORIGIN).is_some_and(|origin| {
+        let origin = origin.to_str().ok().and_then(|text| text.strip_prefix("http"));
+        let origin = origin.and_then(|rest| rest.trim_start_matches('s').strip_prefix("://"));
+        let origin = origin.and_then(|rest| rest.parse::<Authority>().ok());
+        origin.is_none() || origin != headers.get(HOST).and_then(authority)
+    });
+    says_so || other_origin
+}
+
+fn authority(value: &HeaderValue) -> Option<Authority> {
+    value.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,536 @@
+//! An app as a child process: started behind a [guard](crate::guard), asked over loopback
+//! until it is ready, then served through a small pool of kept-alive connections.
+//!
+//! The child is told its port in `PORT` and has to listen on `127.0.0.1:PORT`. Whatever it
+//! writes goes to the peer's log, line by line; the last lines are kept for the message when
+//! it fails.
+//!
+//! Nothing outlives its owner: dropping a start, a started copy or the whole peer closes the
+//! pipe to the guard, which then kills the child and all that the child started.
+//!
+//! Upgrades: the response to a request that switched protocols leaves here with hyper's
+//! `OnUpgrade` of the app's side in its extensions, and whoever asked joins the two sides.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{EXPECT, HOST, HeaderValue, USER_AGENT};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Extensions, Request, Response, StatusCode, Uri, Version};
+use http_body::{Frame, SizeHint};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tower::Service;
+use tracing::{info, warn};
+use warmhop::ids::AppName;
+use warmhop::{Body, BoxError, Running, StartContext, StartError};
+
+use crate::config::Ready;
+use crate::guard;
+
+/// How often a start is tried on another port when another process took the chosen one.
+const PORT_TRIES: u32 = 3;
+/// How many ports given out lately are not given out again.
+const RECENT_PORTS: usize = 64;
+/// Readiness is asked for at first so often, then ever more rarely …
+const PROBE_INTERVAL_FIRST: Duration = Duration::from_millis(10);
+/// … down to this.
+const PROBE_INTERVAL_LAST: Duration = Duration::from_millis(100);
+/// An app that accepts a connection and says nothing is asked again after this.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection over loopback that takes longer will not come.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle connections that are kept to one app.
+const IDLE_CONNECTIONS_MAX: usize = 256;
+/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
+/// seldom the one to close.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
+/// clients not wait for ever).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A longer line of output is cut.
+const LINE_BYTES_MAX: usize = 8 * 1024;
+/// How many last lines are kept for messages.
+const TAIL_LINES: usize = 20;
+/// How long the output of an ended app is still waited for.
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long killing may take before the peer stops waiting for it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An app that runs as a child process of the peer.
+#[derive(Debug, Clone)]
+pub struct ChildApp {
+    /// Program and arguments.
+    pub run: Vec<String>,
+    /// The folder that it runs in.
+    pub dir: PathBuf,
+    /// What is added to the peer's own environment.
+    pub env: BTreeMap<String, String>,
+    /// How it is known to be ready.
+    pub ready: Ready,
+    /// Whether it takes its session as the field `Warmhop-Session` and sets it so.
+    pub carried: bool,
+    /// The program that guards it: [`guard::executable`].
+    pub guard: PathBuf,
+    /// The limit of open files that it is to have; absent: the peer's own.
+    pub open_files: Option<u64>,
+}
+
+#[async_trait::async_trait]
+impl warmhop::App for ChildApp {
+    async fn start(&self, start: StartContext) -> Result<Running, StartError> {
+        if self.run.is_empty() {
+            return Err(StartError {
+                reason: "it has no run here; other peers run it".into(),
+                output: Vec::new(),
+            });
+        }
+        let deadline = Instant::now() + self.ready.timeout;
+        let mut tries = 1;
+        loop {
+            let port = free_port().map_err(|error| StartError {
+                reason: format!("no loopback port is free: {error}"),
+                output: Vec::new(),
+            })?;
+            match self.start_on(port, &start.app, deadline).await {
+                // The child has ended, so whoever listens there took the port before it could.
+                Err(Failed { exited: true, .. }) if tries < PORT_TRIES && is_taken(port) => {
+                    warn!(app = %start.app, port, "another process took the app's port; trying another");
+                    tries += 1;
+                }
+                Err(failed) => return Err(failed.error),
+                Ok(running) => return Ok(running),
+            }
+        }
+    }
+}
+
+/// A start that failed.
+struct Failed {
+    error: StartError,
+    /// Whether the child ended by itself.
+    exited: bool,
+}
+
+impl ChildApp {
+    async fn start_on(
+        &self,
+        port: u16,
+        name: &AppName,
+        deadline: Instant,
+    ) -> Result<Running, Failed> {
+        let process = Process::spawn(self, port, name).map_err(|error| Failed {
+            error: StartError {
+                reason: format!("cannot start a process in {}: {error}", self.dir.display()),
+                output: Vec::new(),
+            },
+            exited: false,
+        })?;
+        let service = ChildService::new(port);
+        let mut exit = process.exit.clone();
+        let outcome = tokio::select! {
+            biased;
+            status = ended(&mut exit) => Err((guard::describe(status), true)),
+            ready = timeout_at(deadline, self.until_ready(port, &service)) => match ready {
+                Ok(()) => Ok(()),
+                Err(_) => Err((format!("it was not ready within {:?}: {}", self.ready.timeout, self.probe(port)), false)),
+            },
+        };
+        match outcome {
+            Ok(()) => {
+                let tail = Arc::clone(&process.tail);
+                let exited = async move {
+                    let status = ended(&mut exit).await;
+                    let mut lines = vec![guard::describe(status)];
+                    lines.extend(tail_lines(&tail));
+                    lines.join("\n")
+                };
+                let running = Running::new(service)
+                    .on_stop(move |grace| process.stop(grace))
+                    .exits_with(exited);
+                Ok(if self.carried { running.with_carried_session() } else { running })
+            }
+            Err((reason, exited)) => {
+                let output = tail_lines(&process.tail);
+                // Another try, or the next start, must find nothing left of this one.
+                process.stop(Duration::ZERO).await;
+                Err(Failed { error: StartError { reason, output }, exited })
+            }
+        }
+    }
+
+    /// What had to answer, for people.
+    fn probe(&self, port: u16) -> String {
+        match &self.ready.path {
+            Some(path) => format!("GET http://127.0.0.1:{port}{path} has to answer 2xx or 3xx"),
+            None => format!("it has to listen on 127.0.0.1:{port}, the PORT in its environment"),
+        }
+    }
+
+    async fn until_ready(&self, port: u16, service: &ChildService) {
+        let mut interval = PROBE_INTERVAL_FIRST;
+        loop {
+            let answer = async {
+                match &self.ready.path {
+                    Some(path) => service.is_healthy(path).await,
+                    None => {
+                        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok()
+                    }
+                }
+            };
+            if timeout(PROBE_TIMEOUT, answer).await.unwrap_or(false) {
+                return;
+            }
+            sleep(interval).await;
+            interval = (interval * 3 / 2).min(PROBE_INTERVAL_LAST);
+        }
+    }
+}
+
+/// Where `program` is, looked for as the guard will: with a slash from `dir` on, else in
+/// `path` or the peer's own `PATH`.
+///
+/// # Errors
+/// What was looked for where, in a sentence.
+pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<PathBuf, String> {
+    if !dir.is_dir() {
+        return Err(format!("there is no folder {} to run {program:?} in", dir.display()));
+    }
+    let is_executable = |file: &Path| {
+        std::fs::metadata(file)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    if program.contains('/') {
+        let file = dir.join(program);
+        return if is_executable(&file) {
+            Ok(file)
+        } else {
+            Err(format!("there is no executable file {}", file.display()))
+        };
+    }
+    let path = path.map(std::ffi::OsString::from).or_else(|| std::env::var_os("PATH"));
+    std::env::split_paths(&path.unwrap_or_default())
+        // An empty or relative element means the folder that the program runs in.
+        .map(|folder| dir.join(folder).join(program))
+        .find(|file| !program.is_empty() && is_executable(file))
+        .ok_or_else(|| format!("there is no program {program:?} in PATH"))
+}
+
+/// A port that was free a moment ago and was not given out lately.
+fn free_port() -> io::Result<u16> {
+    static RECENT: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
+    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    // Listeners stay bound while others are tried, so that each try is another port.
+    let mut passed_over = Vec::new();
+    loop {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        if !recent.contains(&port) || passed_over.len() > RECENT_PORTS {
+            recent.push_back(port);
+            if recent.len() > RECENT_PORTS {
+                recent.pop_front();
+            }
+            return Ok(port);
+        }
+        passed_over.push(listener);
+    }
+}
+
+fn is_taken(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
+/// The last lines of output, shared by the readers and whoever reports a failure.
+type Tail = Arc<Mutex<VecDeque<String>>>;
+
+fn tail_lines(tail: &Tail) -> Vec<String> {
+    tail.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+/// A guarded child. Dropping it kills the child and its descendants.
+struct Process {
+    /// The guard's process id and that of the group it leads.
+    group: Pid,
+    /// Its closing is the order to kill.
+    _alive: ChildStdin,
+    exit: watch::Receiver<Option<ExitStatus>>,
+    tail: Tail,
+}
+
+impl Process {
+    fn spawn(app: &ChildApp, port: u16, name: &AppName) -> io::Result<Self> {
+        let mut command = Command::new(&app.guard);
+        command
+            .arg0("warmhop")
+            .args(guard::arguments(app.open_files, &app.run))
+            .current_dir(&app.dir)
+            .envs(&app.env)
+            .env("PORT", port.to_string())
+            // What lets one act on the peer is no business of its apps.
+            .env_remove("WARMHOP_ADMIN_TOKEN")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let (Some(pid), Some(alive), Some(stdout), Some(stderr)) =
+            (child.id(), child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            unreachable!("a child that was just spawned has its id and the pipes asked for");
+        };
+        let tail = Tail::default();
+        let readers = [
+            tokio::spawn(read_output(stdout, "stdout", name.clone(), Arc::clone(&tail))),
+            tokio::spawn(read_output(stderr, "stderr", name.clone(), Arc::clone(&tail))),
+        ];
+        let group = Pid::from_raw(pid.cast_signed());
+        let (exited, exit) = watch::channel(None);
+        tokio::spawn(reap(child, group, readers, exited));
+        Ok(Self { group, _alive: alive, exit, tail })
+    }
+
+    /// Asks the group to end, waits for `grace`, kills what is left. Resolves when nothing is.
+    async fn stop(self, grace: Duration) {
+        let Self { group, _alive: alive, mut exit, .. } = self;
+        if !grace.is_zero() && exit.borrow().is_none() {
+            let _ = killpg(group, Signal::SIGTERM);
+            if timeout(grace, ended(&mut exit)).await.is_ok() {
+                return;
+            }
+        }
+        drop(alive);
+        if timeout(KILL_TIMEOUT, ended(&mut exit)).await.is_err() {
+            let _ = killpg(group, Signal::SIGKILL);
+            let _ = timeout(KILL_TIMEOUT, ended(&mut exit)).await;
+        }
+    }
+}
+
+/// Waits for the guard's end and tells it, once the output before it has been read.
+async fn reap(
+    mut child: Child,
+    group: Pid,
+    readers: [tokio::task::JoinHandle<()>; 2],
+    exited: watch::Sender<Option<ExitStatus>>,
+) {
+    let status = child.wait().await.unwrap_or_default();
+    if status.code().is_none() {
+        // The guard was killed and could not clean up, so its group is killed from here.
+        let _ = killpg(group, Signal::SIGKILL);
+    }
+    let _ = timeout(OUTPUT_TIMEOUT, async {
+        for reader in readers {
+            let _ = reader.await;
+        }
+    })
+    .await;
+    exited.send_replace(Some(status));
+}
+
+async fn ended(exit: &mut watch::Receiver<Option<ExitStatus>>) -> ExitStatus {
+    let status = exit.wait_for(Option::is_some).await.ok().and_then(|status| *status);
+    match status {
+        Some(status) => status,
+        // The task that waits for the process is gone with the runtime.
+        None => std::future::pending().await,
+    }
+}
+
+/// Logs each line of `output` until its end.
+async fn read_output(
+    output: impl AsyncRead + Unpin,
+    stream: &'static str,
+    app: AppName,
+    tail: Tail,
+) {
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    let mut cut = false;
+    loop {
+        let (used, ends) = match output.fill_buf().await {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok([]) | Err(_) => break,
+            Ok(bytes) => {
+                let newline = bytes.iter().position(|byte| *byte == b'\n');
+                let part = &bytes[..newline.unwrap_or(bytes.len())];
+                let fits = part.len().min(LINE_BYTES_MAX - line.len());
+                line.extend_from_slice(&part[..fits]);
+                cut |= fits < part.len();
+                (newline.map_or(bytes.len(), |at| at + 1), newline.is_some())
+            }
+        };
+        output.consume(used);
+        if ends {
+            log_line(&mut line, &mut cut, stream, &app, &tail);
+        }
+    }
+    if !line.is_empty() {
+        log_line(&mut line, &mut cut, stream, &app, &tail);
+    }
+}
+
+fn log_line(line: &mut Vec<u8>, cut: &mut bool, stream: &str, app: &AppName, tail: &Tail) {
+    let mut text: String = String::from_utf8_lossy(line)
+        .chars()
+        // Colours and cursor movements of an app are no good in a log or a message.
+        .filter(|c| !c.is_control() || *c == '\t')
+        .collect();
+    if std::mem::take(cut) {
+        text.push_str(" … (cut)");
+    }
+    line.clear();
+    info!(target: "warmhop::app", %app, stream, "{text}");
+    let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+    if tail.len() == TAIL_LINES {
+        tail.pop_front();
+    }
+    tail.push_back(text);
+}
+
+/// Requests to the child over HTTP/1.1. A kept-alive connection that the app has closed
+/// meanwhile costs no request: it is sent again on a fresh one if no byte of it had left.
+#[derive(Clone)]
+struct ChildService {
+    client: Client<HttpConnector, RequestBody>,
+    authority: Authority,
+}
+
+impl ChildService {
+    fn new(port: u16) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build(connector);
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string();
+        let Ok(authority) = addr.parse() else {
+            unreachable!("an address and a port are an authority");
+        };
+        Self { client, authority }
+    }
+
+    async fn is_healthy(&self, path: &str) -> bool {
+        let Ok(request) = Request::get(path)
+            .header(USER_AGENT, concat!("warmhop-readiness/", env!("CARGO_PKG_VERSION")))
+            .body(Body::empty())
+        else {
+            return false;
+        };
+        match self.clone().call(request).await {
+            Ok(response) => response.status().is_success() || response.status().is_redirection(),
+            Err(_) => false,
+        }
+    }
+
+    /// The request as the app gets it.
+    fn outgoing(&self, request: Request<Body>) -> Result<Request<RequestBody>, http::Error> {
+        let (mut parts, body) = request.into_parts();
+        if !parts.headers.contains_key(HOST) {
+            // HTTP/2 has the host in the target.
+            let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
+            parts.headers.insert(HOST, HeaderValue::from_str(host)?);
+        }
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(self.authority.clone());
+        let path = parts.uri.path_and_query().cloned();
+        uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.uri = Uri::from_parts(uri)?;
+        parts.version = Version::HTTP_11;
+        // What the mesh keeps with a request means nothing to the client in here.
+        parts.extensions = Extensions::new();
+        let expects = parts.headers.get(EXPECT);
+        let waits =
+            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let mut request = Request::from_parts(parts, RequestBody { body, gate: None });
+        if waits {
+            let (go, gate) = oneshot::channel();
+            request.body_mut().gate = Some((gate, Box::pin(sleep(CONTINUE_TIMEOUT))));
+            let go = Mutex::new(Some(go));
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE
+                    && let Some(go) = go.lock().unwrap_or_else(PoisonError::into_inner).take()
+                {
+                    let _ = go.send(());
+                }
+            });
+        }
+        Ok(request)
+    }
+}
+
+impl Service<Request<Body>> for ChildService {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let outgoing = self.outgoing(request);
+        let client = self.client.clone();
+        Box::pin(async move {
+            let mut response = client.request(outgoing?).await?;
+            // An app that speaks HTTP/1.0 must not make the client's connection do so.
+            *response.version_mut() = Version::HTTP_11;
+            Ok(response.map(Body::from))
+        })
+    }
+}
+
+/// A request's body; where the client expects `100 Continue`, it is not touched before the
+/// app has said so, since touching it is what makes the front door ask the client for it.
+struct RequestBody {
+    body: Body,
+    gate: Option<(oneshot::Receiver<()>, Pin<Box<Sleep>>)>,
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some((gate, patience)) = &mut self.gate {
+            let said_so = matches!(Pin::new(gate).poll(cx), Poll::Ready(Ok(())));
+            if !said_so && patience.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.gate = None;
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

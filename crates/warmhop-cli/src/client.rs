@@ -1,0 +1,371 @@
+//! The commands' side of the admin listener: one small HTTP request and what comes back.
+//!
+//! The shapes read here are tolerant: a field that an older peer does not send is empty, and
+//! one that a newer peer adds is left alone, so that one command can ask a mesh of mixed
+//! versions.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
+use http::uri::Authority;
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long a peer may take to accept and to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A longer answer is not read: no peer has one.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Where an admin listener is: `http://HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminUrl {
+    host: String,
+    port: u16,
+}
+
+impl FromStr for AdminUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = "expected http://HOST:PORT, such as http://127.0.0.1:9001";
+        let with_scheme =
+            if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let uri: Uri = with_scheme.parse().map_err(|_| form.to_owned())?;
+        if uri.scheme_str() == Some("https") {
+            return Err("an admin listener speaks plain HTTP; reach a far one through a tunnel \
+                        such as ssh -L"
+                .into());
+        }
+        let plain = uri.scheme_str() == Some("http") && matches!(uri.path(), "" | "/");
+        let authority = uri.authority().filter(|_| plain && uri.query().is_none()).ok_or(form)?;
+        if authority.as_str().contains('@') || authority.host().is_empty() {
+            return Err(form.into());
+        }
+        Ok(Self { host: authority.host().into(), port: authority.port_u16().unwrap_or(80) })
+    }
+}
+
+impl fmt::Display for AdminUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}:{}", self.host, self.port)
+    }
+}
+
+/// One peer's admin listener.
+#[derive(Clone)]
+pub struct Admin {
+    url: AdminUrl,
+    token: Option<String>,
+}
+
+/// Why the peer did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there.
+    #[error(
+        "no peer answers at {url}: is it running? Start one with `warmhop run --config FILE`, or \
+         name another with --admin URL ({source})"
+    )]
+    Unreachable {
+        /// Who was asked.
+        url: AdminUrl,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It took the connection and then said nothing in time.
+    #[error("the peer at {url} did not answer within {} s; is it stopped or overloaded?", ANSWER_TIMEOUT.as_secs())]
+    Silent {
+        /// Who was asked.
+        url: AdminUrl,
+    },
+    /// What came back is no answer of a peer's admin listener.
+    #[error("what listens at {url} does not answer as a peer's admin listener does: {why}")]
+    NotAPeer {
+        /// Who was asked.
+        url: AdminUrl,
+        /// What was wrong.
+        why: String,
+    },
+    /// The peer said no.
+    #[error("{detail}")]
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// Its reason.
+        detail: String,
+    },
+}
+
+impl Admin {
+    /// The listener at `url`, shown `token` if there is one.
+    #[must_use]
+    pub fn new(url: AdminUrl, token: Option<String>) -> Self {
+        Self { url, token }
+    }
+
+    /// Who is asked.
+    #[must_use]
+    pub fn url(&self) -> &AdminUrl {
+        &self.url
+    }
+
+    /// `GET /v1/status`, as sent.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn status(&self) -> Result<Value, AskError> {
+        self.ask(Method::GET, "/v1/status").await
+    }
+
+    /// Asks for `path`, whose parts have been through [`encoded`].
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn ask(&self, method: Method, path: &str) -> Result<Value, AskError> {
+        let answer = timeout(ANSWER_TIMEOUT, self.exchange(method, path)).await;
+        let (status, body) = answer.map_err(|_| AskError::Silent { url: self.url.clone() })??;
+        let value: Result<Value, _> = serde_json::from_slice(&body);
+        if status.is_success() {
+            return value.map_err(|error| self.not_a_peer(error));
+        }
+        let problem = value.ok().and_then(|value| Some(value.get("detail")?.as_str()?.to_owned()));
+        match problem {
+            Some(detail) => Err(AskError::Refused { status, detail }),
+            None => Err(self.not_a_peer(format!("it answers {path} with {status}"))),
+        }
+    }
+
+    /// The answer to [`Admin::ask`] in its shape.
+    ///
+    /// # Errors
+    /// [`AskError::NotAPeer`] if it has another one.
+    pub fn read<T: for<'a> Deserialize<'a>>(&self, answer: &Value) -> Result<T, AskError> {
+        T::deserialize(answer).map_err(|error| self.not_a_peer(error))
+    }
+
+    fn not_a_peer(&self, why: impl fmt::Display) -> AskError {
+        AskError::NotAPeer { url: self.url.clone(), why: why.to_string() }
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), AskError> {
+        let host = self.url.host.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((host, self.url.port))
+            .await
+            .map_err(|source| AskError::Unreachable { url: self.url.clone(), source })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.not_a_peer(error))?;
+        tokio::spawn(connection);
+        let authority = format!("{}:{}", self.url.host, self.url.port);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, authority)
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("warmhop/", env!("CARGO_PKG_VERSION")));
+        if let Some(token) = &self.token {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| self.not_a_peer("the token has characters that no token has"))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        let request =
+            request.body(Empty::<Bytes>::new()).map_err(|error| self.not_a_peer(error))?;
+        let response =
+            sender.send_request(request).await.map_err(|error| self.not_a_peer(error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| self.not_a_peer(error))?;
+        Ok((status, body.to_bytes()))
+    }
+}
+
+/// `text` as part of a path: whatever is not unreserved (RFC 3986 section 2.3) is
+/// percent-encoded, but for `/`, which keys and request ids may hold.
+#[must_use]
+pub fn encoded(text: &str) -> String {
+    let mut path = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    path
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The peer that was asked.
+    pub peer: ThisPeer,
+    /// Its apps.
+    pub apps: Vec<AppStatus>,
+    /// The peers that it knows.
+    pub peers: Vec<OtherPeer>,
+    /// Its sessions.
+    pub sessions: Sessions,
+}
+
+/// The peer that was asked.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ThisPeer {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Since its start.
+    pub uptime_ms: u64,
+    /// `serving` or `draining`.
+    pub state: String,
+    /// Its front doors.
+    pub http: Vec<String>,
+    /// Its mesh port.
+    pub mesh: String,
+    /// Its zone.
+    pub zone: Option<String>,
+}
+
+/// One of its apps.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct AppStatus {
+    /// Its name.
+    pub name: String,
+    /// Its state there.
+    pub state: String,
+    /// How often it was started.
+    pub starts: u64,
+    /// How long until it is ready, or a start takes.
+    pub eta_ms: Option<u64>,
+    /// Requests it is serving.
+    pub in_flight: u64,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Where its sessions are kept.
+    pub session: String,
+}
+
+/// Another peer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct OtherPeer {
+    /// Its name.
+    pub name: String,
+    /// Whether it is believed to live.
+    pub alive: bool,
+    /// Whether it is draining.
+    pub draining: bool,
+    /// The round trip to it.
+    pub rtt_us: Option<u64>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Its mesh port.
+    pub mesh: String,
+    /// Its front door.
+    pub http: Option<String>,
+    /// Its apps' states.
+    pub apps: BTreeMap<String, String>,
+}
+
+/// Counts of sessions.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Sessions {
+    /// Owned there.
+    pub owned: u64,
+    /// Held there.
+    pub copies: u64,
+}
+
+/// `GET /v1/sessions/KEY`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Session {
+    /// Which.
+    pub key: String,
+    /// Its owner.
+    pub owner: Option<String>,
+    /// Its ballot.
+    pub ballot: String,
+    /// Its last committed change.
+    pub version: u64,
+    /// The holders of its copies.
+    pub members: Vec<String>,
+}
+
+/// `GET /v1/requests/ID`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Trace {
+    /// Which request.
+    pub id: String,
+    /// The peer that tells.
+    pub peer: String,
+    /// `entry` or `hop`.
+    pub role: String,
+    /// Its app.
+    pub app: Option<String>,
+    /// Method and path.
+    pub request: String,
+    /// When it came.
+    pub at_unix_ms: u64,
+    /// The answer's status.
+    pub status: Option<u16>,
+    /// Who ran the app.
+    pub served_by: Option<String>,
+    /// Its session.
+    pub session: Option<String>,
+    /// What was decided and happened.
+    pub steps: Vec<Step>,
+    /// How long the answer's head took.
+    pub head_ms: Option<f64>,
+}
+
+/// One step of a request.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Step {
+    /// When.
+    pub after_us: u64,
+    /// What.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// Among whom.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A peer that was considered.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Candidate {
+    /// Who.
+    pub peer: String,
+    /// The app's state there.
+    pub state: String,
+    /// How busy it was.
+    pub in_flight: u64,
+    /// How old that belief was.
+    pub age_ms: u64,
+}
+
+/// The host and port of a front door, if `text` is one.
+pub(crate) fn front_door(text: &str) -> Option<Authority> {
+    text.parse::<Authority>().ok().filter(|authority| authority.port_u16().is_some())
+}

@@ -1,0 +1,279 @@
+//! The configuration file: TOML on the outside, [`Config`] inside.
+//!
+//! A file is read once into valid types; nothing further in checks a text again. Every
+//! problem of a file is reported at once, each with its line, its key, what is wrong and what
+//! to do, because a person who mends a file wants to start the peer once, not ten times.
+//! The file is therefore walked as a tree with positions, key by key, rather than
+//! deserialized, which would stop at the first mistake.
+//!
+//! Paths are relative to the folder of the file.
+
+mod print;
+mod read;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use warmhop::AppSpec;
+use warmhop::config::SessionPolicy;
+use warmhop::ids::PeerId;
+
+/// A valid configuration with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Only peers of the same cluster and authority talk.
+    pub cluster: String,
+    /// `[peer]`.
+    pub peer: Peer,
+    /// `[http]`.
+    pub http: Http,
+    /// `[mesh]`.
+    pub mesh: Mesh,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// `[session]`.
+    pub session: Session,
+    /// `[[app]]`, in the order of the file.
+    pub apps: Vec<App>,
+    /// Where each key stands in the file, for problems that show only when the peer starts.
+    places: Places,
+}
+
+/// `[peer]`: who this peer is.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Unique in the cluster; also the affinity route.
+    pub name: PeerId,
+    /// Near peers are preferred.
+    pub zone: Option<String>,
+}
+
+/// `[http]`: the front doors.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where clients are listened for. Empty: this peer has no front door.
+    pub listen: Vec<SocketAddr>,
+    /// Certificate and key of the front doors; absent: plain HTTP.
+    pub tls: Option<Tls>,
+    /// Whether responses name the peer and the request.
+    pub reveal: bool,
+}
+
+/// `[http] tls`: PEM files.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// `[mesh]`: how this peer meets the others.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    /// The one UDP port for gossip, hops and sessions.
+    pub listen: SocketAddr,
+    /// Where the others reach it; absent: at `listen`.
+    pub advertise: Option<SocketAddr>,
+    /// `HOST:PORT` of peers to join.
+    pub seeds: Vec<String>,
+    /// The folder of `ca.pem`, `cert.pem` and `key.pem`.
+    pub identity: PathBuf,
+}
+
+/// `[admin]`: the admin listener.
+#[derive(Clone)]
+pub struct Admin {
+    /// Where it listens; only on loopback unless there is a token.
+    pub listen: SocketAddr,
+    /// What a client has to show.
+    pub token: Option<String>,
+}
+
+impl fmt::Debug for Admin {
+    /// The token stays out of logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let token = self.token.as_ref().map(|_| "(hidden)");
+        f.debug_struct("Admin").field("listen", &self.listen).field("token", &token).finish()
+    }
+}
+
+/// `[session]`: how sessions are kept.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// The rules that the mesh goes by.
+    pub policy: SessionPolicy,
+    /// Where the Redis-speaking endpoint listens, if it is wanted.
+    pub redis: Option<SocketAddr>,
+}
+
+/// One `[[app]]`.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Its name, its requests and its treatment.
+    pub spec: AppSpec,
+    /// Program and arguments; empty where the app never starts here.
+    pub run: Vec<String>,
+    /// The folder that it runs in.
+    pub dir: PathBuf,
+    /// What is added to its environment.
+    pub env: BTreeMap<String, String>,
+    /// How it is known to be ready.
+    pub ready: Ready,
+}
+
+/// When a started app counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// The path that has to answer 2xx or 3xx; absent: a TCP connect is enough.
+    pub path: Option<String>,
+    /// How long that may take.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// Reads and validates `file`. Warnings say what is legal but will not work yet.
+    ///
+    /// # Errors
+    /// Every problem of the file, in its order.
+    pub fn load(file: &Path) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
+        let problem = |what: String, remedy: &str| {
+            vec![Problem {
+                file: file.to_path_buf(),
+                place: None,
+                key: String::new(),
+                what,
+                remedy: remedy.into(),
+                is_warning: false,
+            }]
+        };
+        // A device or a mistaken path must not fill the memory.
+        match std::fs::metadata(file) {
+            Ok(meta) if meta.len() > FILE_BYTES_MAX => {
+                return Err(problem(
+                    format!("the file has {} bytes; at most {FILE_BYTES_MAX} are read", meta.len()),
+                    "name a TOML configuration file",
+                ));
+            }
+            Ok(_) | Err(_) => {}
+        }
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            problem(
+                format!("cannot read the file: {error}"),
+                "name a readable TOML file, such as warmhop.toml",
+            )
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Validates `text` as if it stood in `file`, whose folder relative paths start from.
+    ///
+    /// # Errors
+    /// Every problem of the text, in its order.
+    pub fn parse(file: &Path, text: &str) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
+        read::parse(file, text)
+    }
+
+    /// A problem with `key` that showed only when the peer started.
+    #[must_use]
+    pub fn problem(
+        &self,
+        key: &str,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Problem {
+        Problem {
+            file: self.places.file.clone(),
+            place: self.places.by_key.get(key).copied(),
+            key: key.into(),
+            what: what.into(),
+            remedy: remedy.into(),
+            is_warning: false,
+        }
+    }
+}
+
+/// The most bytes that a configuration file may have.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The file and, for each key that stands in it, its line and column.
+#[derive(Debug, Clone)]
+struct Places {
+    file: PathBuf,
+    by_key: BTreeMap<String, Place>,
+}
+
+/// A line and a column, both from 1; columns count characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The line.
+    pub line: usize,
+    /// The column.
+    pub column: usize,
+}
+
+/// Something wrong with a configuration: where, what, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// Where in it; absent for a key that is not there.
+    pub place: Option<Place>,
+    /// The key, such as `mesh.listen`; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do; empty where `what` says it.
+    pub remedy: String,
+    /// Whether the configuration is valid all the same.
+    pub is_warning: bool,
+}
+
+impl fmt::Display for Problem {
+    /// `FILE:LINE:COLUMN: KEY: WHAT; REMEDY`, the form that editors jump to.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(place) = self.place {
+            write!(f, ":{}:{}", place.line, place.column)?;
+        }
+        if self.is_warning {
+            f.write_str(": warning")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.what)?;
+        if self.remedy.is_empty() { Ok(()) } else { write!(f, "; {}", self.remedy) }
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// The units of a duration, largest first, in milliseconds.
+const UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// Reads `250ms`, `30s`, `10m`, `1h` or `2d`: a whole number and one unit. Sums such as
+/// `1h30m` are left out so that each span has one way to be written.
+fn duration_from(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let (_, millis) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*millis).map(Duration::from_millis)
+}
+
+/// The inverse of [`duration_from`], in the largest unit that is exact.
+fn duration_text(span: Duration) -> String {
+    let total = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let (unit, millis) = UNITS
+        .into_iter()
+        .find(|(_, millis)| total >= *millis && total.is_multiple_of(*millis))
+        .unwrap_or(("ms", 1));
+    format!("{}{unit}", total / millis)
+}
+
+#[cfg(test)]
+mod tests;

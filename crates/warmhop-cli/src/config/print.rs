@@ -1,0 +1,131 @@
+//! A configuration as TOML, with every default filled in: what `warmhop check` prints. It
+//! reads back to the same configuration, but for the admin token, which is not shown.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+use toml::Value;
+
+use super::{App, Config, duration_text};
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "cluster = {}", text(&self.cluster))?;
+
+        writeln!(f, "\n[peer]\nname = {}", text(self.peer.name.as_str()))?;
+        match &self.peer.zone {
+            Some(zone) => writeln!(f, "zone = {}", text(zone))?,
+            None => writeln!(f, "# zone is not set: no peer is nearer than another")?,
+        }
+
+        let listen: Vec<String> = self.http.listen.iter().map(ToString::to_string).collect();
+        writeln!(f, "\n[http]\nlisten = {}", value(&listen))?;
+        match &self.http.tls {
+            Some(tls) => {
+                writeln!(f, "tls = {{ cert = {}, key = {} }}", path(&tls.cert), path(&tls.key))?;
+            }
+            None => writeln!(f, "# tls is not set: plain HTTP")?,
+        }
+        writeln!(f, "reveal = {}", self.http.reveal)?;
+
+        writeln!(f, "\n[mesh]\nlisten = \"{}\"", self.mesh.listen)?;
+        let advertise = self.mesh.advertise.unwrap_or(self.mesh.listen);
+        if advertise.port() == 0 {
+            writeln!(f, "# advertise is not set: the port that the system chooses")?;
+        } else {
+            writeln!(f, "advertise = \"{advertise}\"")?;
+        }
+        writeln!(f, "seeds = {}", value(&self.mesh.seeds))?;
+        writeln!(f, "identity = {}", path(&self.mesh.identity))?;
+
+        writeln!(f, "\n[admin]\nlisten = \"{}\"", self.admin.listen)?;
+        match &self.admin.token {
+            Some(_) => writeln!(f, "token = \"(set-but-not-shown)\"")?,
+            None => writeln!(f, "# token is not set: loopback only")?,
+        }
+
+        let policy = &self.session.policy;
+        writeln!(f, "\n[session]\ncopies = {}", policy.copies)?;
+        writeln!(f, "ttl = \"{}\"", duration_text(policy.ttl))?;
+        writeln!(f, "without_majority = {}", value(policy.without_majority))?;
+        writeln!(f, "state_bytes_max = {}", policy.state_bytes_max)?;
+        writeln!(f, "stored_response_bytes_max = {}", policy.stored_response_bytes_max)?;
+        match self.session.redis {
+            Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
+            None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
+        }
+        self.apps.iter().try_for_each(|app| print_app(app, f))
+    }
+}
+
+fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (spec, policy) = (&app.spec, &app.spec.policy);
+    writeln!(f, "\n[[app]]\nname = {}", text(spec.name.as_str()))?;
+    match &spec.host {
+        Some(host) => {
+            writeln!(f, "match = {{ host = {}, path = {} }}", text(host), text(&spec.path))?;
+        }
+        None => writeln!(f, "match = {{ path = {} }}", text(&spec.path))?,
+    }
+    if app.run.is_empty() {
+        writeln!(f, "# run is not set: other peers run it")?;
+    } else {
+        writeln!(f, "run = {}", value(&app.run))?;
+    }
+    writeln!(f, "dir = {}", path(&app.dir))?;
+    let env: Vec<String> =
+        app.env.iter().map(|(name, set)| format!("{} = {}", text(name), text(set))).collect();
+    if env.is_empty() {
+        writeln!(f, "env = {{}}")?;
+    } else {
+        writeln!(f, "env = {{ {} }}", env.join(", "))?;
+    }
+    let timeout = duration_text(app.ready.timeout);
+    match &app.ready.path {
+        Some(path) => writeln!(f, "ready = {{ path = {}, timeout = \"{timeout}\" }}", text(path))?,
+        None => writeln!(f, "ready = {{ timeout = \"{timeout}\" }}")?,
+    }
+    writeln!(f, "start = {}", value(policy.start))?;
+    match policy.stop_when_idle {
+        Some(idle) => writeln!(f, "stop_when_idle = \"{}\"", duration_text(idle))?,
+        None => writeln!(f, "# stop_when_idle is not set: never")?,
+    }
+    writeln!(f, "keep_ready = {}", policy.keep_ready)?;
+    writeln!(f, "session = {}", value(policy.session))?;
+    writeln!(f, "effects = {}", value(policy.effects))?;
+    writeln!(f, "max_wait = \"{}\"", duration_text(policy.max_wait))?;
+    writeln!(f, "waiting_max = {}", policy.waiting_max)?;
+    writeln!(f, "stop_grace = \"{}\"", duration_text(policy.stop_grace))
+}
+
+/// A text in quotes, escaped; fit for a key as well as for a value.
+fn text(text: &str) -> String {
+    // A literal with single quotes is TOML too, but basic strings read alike everywhere.
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn path(path: &Path) -> String {
+    text(&path.to_string_lossy())
+}
+
+/// An enum or a list of texts.
+fn value(serializable: impl Serialize) -> String {
+    match Value::try_from(serializable) {
+        Ok(Value::String(plain)) => text(&plain),
+        Ok(Value::Array(items)) => {
+            let items: Vec<String> = items.iter().filter_map(Value::as_str).map(text).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => unreachable!("only texts and lists of texts are printed so, not {other:?}"),
+    }
+}

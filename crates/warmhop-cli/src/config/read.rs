@@ -1,0 +1,771 @@
+//! From TOML text to a [`Config`], collecting every problem on the way.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use warmhop::AppSpec;
+use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
+use warmhop::ids::{AppName, PeerId};
+
+use super::{
+    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Ready, Session, Tls,
+    duration_from, duration_text,
+};
+
+/// What a mistaken file would otherwise make every loop over apps pay for.
+const APPS_MAX: usize = 1_000;
+
+pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
+    let reader = Reader::new(file, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        for error in errors {
+            let what = error.message().trim().replace('\n', ", ");
+            reader.report(error.span(), "", what, "mend the TOML there");
+        }
+        return Err(reader.into_problems());
+    }
+
+    let mut root = Table::root(&reader, document.get_ref());
+    let cluster = read_cluster(&mut root);
+    let peer = read_peer(&mut root);
+    let http = read_http(&mut root);
+    let name = peer.as_ref().map_or("NAME", |peer| peer.name.as_str());
+    let mesh = read_mesh(&mut root, name);
+    let admin = read_admin(&mut root);
+    let session = read_session(&mut root);
+    let apps = read_apps(&mut root);
+    root.finish();
+    check_ports(&reader, &http, &admin, &session);
+
+    let folder = reader.folder.clone();
+    let places = Places { file: file.to_path_buf(), by_key: reader.places.take() };
+    let problems = reader.into_problems();
+    if problems.iter().any(|problem| !problem.is_warning) {
+        return Err(problems);
+    }
+    let Some(peer) = peer else {
+        unreachable!("a missing peer was reported");
+    };
+    let mut config = Config { cluster, peer, http, mesh, admin, session, apps, places };
+    config.mesh.identity = folder.join(&config.mesh.identity);
+    Ok((config, problems))
+}
+
+fn read_cluster(root: &mut Table<'_>) -> String {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    match root.take("cluster") {
+        Some(field) => field
+            .checked(|text| {
+                let fits = (1..=63).contains(&text.len()) && text.bytes().all(allowed);
+                fits.then(|| text.to_owned())
+                    .ok_or_else(|| "expected 1 to 63 of the characters A-Z a-z 0-9 . _ -".into())
+            })
+            .unwrap_or_default(),
+        None => "warmhop".into(),
+    }
+}
+
+fn read_peer(root: &mut Table<'_>) -> Option<Peer> {
+    let remedy = "name this peer uniquely within its cluster: [peer] name = \"peer-1\"";
+    let Some(mut table) = root.table("peer") else {
+        if !root.has("peer") {
+            root.reader.report(None, "peer.name", "the peer has no name", remedy);
+        }
+        return None;
+    };
+    let name = match table.take("name") {
+        Some(field) => field.parsed::<PeerId>(),
+        None => {
+            table.report_missing("name", "the peer has no name", remedy);
+            None
+        }
+    };
+    let zone = table.take("zone").and_then(|field| {
+        field.checked(|text| {
+            // The form of a peer's name is reused: a zone travels in gossip as it does.
+            PeerId::new(text)
+                .map(String::from)
+                .map_err(|invalid| format!("expected {}", invalid.expected))
+        })
+    });
+    table.finish();
+    name.map(|name| Peer { name, zone })
+}
+
+fn read_http(root: &mut Table<'_>) -> Http {
+    let mut http =
+        Http { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))], tls: None, reveal: true };
+    let Some(mut table) = root.table("http") else { return http };
+    if let Some(field) = table.take("listen") {
+        http.listen =
+            field.array().unwrap_or_default().iter().filter_map(Field::socket_addr).collect();
+    }
+    if let Some(mut tls) = table.table("tls") {
+        let remedy = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
+        let cert = tls.required_path("cert", "there is no certificate", remedy);
+        let key = tls.required_path("key", "there is no private key", remedy);
+        http.tls = cert.zip(key).map(|(cert, key)| Tls { cert, key });
+        tls.finish();
+    }
+    if let Some(reveal) = table.take("reveal").and_then(|field| field.boolean()) {
+        http.reveal = reveal;
+    }
+    table.finish();
+    http
+}
+
+fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {
+    let mut mesh = Mesh {
+        listen: SocketAddr::from(([127, 0, 0, 1], 7001)),
+        advertise: None,
+        seeds: Vec::new(),
+        identity: PathBuf::from(format!("certs/{peer}")),
+    };
+    let mut identity_field = None;
+    if let Some(mut table) = root.table("mesh") {
+        let mut listen_span = None;
+        if let Some(field) = table.take("listen") {
+            listen_span = Some(field.span.clone());
+            mesh.listen = field.socket_addr().unwrap_or(mesh.listen);
+        }
+        if let Some(field) = table.take("advertise") {
+            mesh.advertise = field.socket_addr();
+            if mesh.advertise.is_some_and(|addr| addr.ip().is_unspecified() || addr.port() == 0) {
+                field.report(
+                    "other peers cannot send to an address of zeros or to port 0",
+                    "name the address and port that they reach this peer at",
+                );
+            }
+        } else if mesh.listen.ip().is_unspecified() {
+            table.reader.report(
+                listen_span,
+                "mesh.advertise",
+                format!(
+                    "the peer listens on {} and does not say where it can be reached",
+                    mesh.listen
+                ),
+                "add advertise = \"ADDRESS:PORT\" as the other peers see it",
+            );
+        }
+        if let Some(field) = table.take("seeds") {
+            mesh.seeds = field.array().unwrap_or_default().iter().filter_map(Field::seed).collect();
+        }
+        if let Some(field) = table.take("identity") {
+            if let Some(text) = field.text() {
+                mesh.identity = PathBuf::from(text);
+            }
+            identity_field = Some(field.span);
+        }
+        table.finish();
+    }
+    let dir = root.reader.folder.join(&mesh.identity);
+    if let Some(file) = ["ca.pem", "cert.pem", "key.pem"].iter().find(|f| !dir.join(f).exists()) {
+        root.reader.warn(
+            identity_field,
+            "mesh.identity",
+            format!("there is no {}", dir.join(file).display()),
+            format!("make it with `warmhop cert peer {peer} --ca DIR --out {}`", dir.display()),
+        );
+    }
+    mesh
+}
+
+fn read_admin(root: &mut Table<'_>) -> Admin {
+    let mut admin = Admin { listen: SocketAddr::from(([127, 0, 0, 1], 9001)), token: None };
+    let Some(mut table) = root.table("admin") else { return admin };
+    let mut listen_span = None;
+    if let Some(field) = table.take("listen") {
+        listen_span = Some(field.span.clone());
+        admin.listen = field.socket_addr().unwrap_or(admin.listen);
+    }
+    let token_given = table.has("token");
+    admin.token = table.take("token").and_then(|field| {
+        let text = field.text()?;
+        let visible = text.bytes().all(|b| b.is_ascii_graphic());
+        if (16..=256).contains(&text.len()) && visible {
+            return Some(text.to_owned());
+        }
+        field.report(
+            "a token has 16 to 256 visible ASCII characters",
+            "make one with `openssl rand -hex 32`",
+        );
+        None
+    });
+    if !admin.listen.ip().is_loopback() && !token_given {
+        table.reader.report(
+            listen_span,
+            "admin.listen",
+            format!(
+                "{} can be reached from other machines, and anyone there could stop apps",
+                admin.listen
+            ),
+            "listen on 127.0.0.1, or set [admin] token",
+        );
+    }
+    table.finish();
+    admin
+}
+
+fn read_session(root: &mut Table<'_>) -> Session {
+    let mut policy = SessionPolicy::default();
+    let mut redis = None;
+    if let Some(mut table) = root.table("session") {
+        table.set_usize("copies", 1..=3, &mut policy.copies);
+        let ttl = Duration::from_secs(1)..=Duration::from_secs(366 * 86_400);
+        table.set_duration("ttl", ttl, &mut policy.ttl);
+        table.set_enum("without_majority", &["refuse", "serve"], &mut policy.without_majority);
+        table.set_usize("state_bytes_max", 1..=1 << 20, &mut policy.state_bytes_max);
+        table.set_usize(
+            "stored_response_bytes_max",
+            0..=1 << 20,
+            &mut policy.stored_response_bytes_max,
+        );
+        redis = table.take("redis").and_then(|field| field.socket_addr());
+        table.finish();
+    }
+    Session { policy, redis }
+}
+
+fn read_apps(root: &mut Table<'_>) -> Vec<App> {
+    let Some(field) = root.take("app") else { return Vec::new() };
+    let items = field.array_of("an array of tables: [[app]]").unwrap_or_default();
+    if items.len() > APPS_MAX {
+        field.report(
+            format!("{} apps are more than {APPS_MAX}", items.len()),
+            "spread them over several clusters",
+        );
+        return Vec::new();
+    }
+    let mut apps: Vec<(App, Range<usize>)> = Vec::new();
+    for item in items {
+        let span = item.span.clone();
+        let Some(app) = read_app(item) else { continue };
+        if let Some((other, at)) = apps.iter().find(|(other, _)| other.spec.name == app.spec.name) {
+            let line = root.reader.place(at.start).line;
+            root.reader.report(
+                Some(span),
+                format!("app.{}.name", app.spec.name),
+                format!("line {line} names an app {} already", other.spec.name),
+                "give each app its own name",
+            );
+            continue;
+        }
+        let same = |other: &AppSpec| other.host == app.spec.host && other.path == app.spec.path;
+        if let Some((other, _)) = apps.iter().find(|(other, _)| same(&other.spec)) {
+            root.reader.report(
+                Some(span),
+                format!("app.{}.match", app.spec.name),
+                format!("the app {} claims the same host and path", other.spec.name),
+                "give one of them another host or path",
+            );
+            continue;
+        }
+        apps.push((app, span));
+    }
+    apps.into_iter().map(|(app, _)| app).collect()
+}
+
+fn read_app(item: Field<'_>) -> Option<App> {
+    let reader = item.reader;
+    let mut table = item.into_table()?;
+    // Every other key is named by the app's name, so that comes first.
+    let name_remedy = "name it: [[app]] name = \"shop\"";
+    let Some(name_field) = table.take("name") else {
+        table.report_missing("name", "the app has no name", name_remedy);
+        return None;
+    };
+    let name = name_field.parsed::<AppName>()?;
+    table.path = format!("app.{name}");
+    reader.places.borrow_mut().insert(table.path.clone(), reader.place(table.span.start));
+
+    let mut spec = AppSpec::new(name);
+    if let Some(mut claims) = table.table("match") {
+        spec.host = claims.take("host").and_then(|field| field.checked(host));
+        if let Some(path) = claims.take("path").and_then(|field| field.checked(url_path)) {
+            spec.path = path;
+        }
+        claims.finish();
+    }
+
+    let mut ready = Ready { path: None, timeout: AppPolicy::default().start_timeout };
+    if let Some(mut probe) = table.table("ready") {
+        ready.path = probe.take("path").and_then(|field| field.checked(url_path));
+        let bounds = Duration::from_millis(100)..=Duration::from_secs(3600);
+        probe.set_duration("timeout", bounds, &mut ready.timeout);
+        probe.finish();
+    }
+    spec.policy = read_policy(&mut table);
+    // The app's own deadline comes first, because its message has the last lines of output.
+    spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
+
+    let dir = match table.take("dir") {
+        Some(field) => field.path().unwrap_or_default(),
+        None => reader.folder.clone(),
+    };
+    let env = read_env(&mut table);
+    let run_at = table.take("run").map(|field| (field.span.clone(), field));
+    let run: Vec<String> = match &run_at {
+        Some((_, field)) => field
+            .array_of("an array: [\"node\", \"server.js\"]")
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|argument| argument.text().map(str::to_owned))
+            .collect(),
+        None => Vec::new(),
+    };
+    match &run_at {
+        None if spec.policy.start != StartMode::Never => table.report_missing(
+            "run",
+            "there is nothing to run",
+            "add run = [\"PROGRAM\", \"ARGUMENT\"], or start = \"never\" where other peers run it",
+        ),
+        Some((_, field)) if field.value.as_array().is_some_and(|run| run.is_empty()) => {
+            field.report(
+                "there is nothing to run",
+                "name the program: run = [\"node\", \"server.js\"]",
+            );
+        }
+        Some((_, field)) if run.iter().any(|argument| argument.contains('\0')) => {
+            field.report("an argument has a NUL character in it", "remove it");
+        }
+        Some((_, field)) if spec.policy.start != StartMode::Never && !run.is_empty() => {
+            if let Err(why) = crate::child::find_program(&run[0], &dir, env.get("PATH")) {
+                field.warn(why, "install it, or correct run or dir");
+            }
+        }
+        _ => {}
+    }
+    table.finish();
+    Some(App { spec, run, dir, env, ready })
+}
+
+fn read_policy(table: &mut Table<'_>) -> AppPolicy {
+    let mut policy = AppPolicy::default();
+    table.set_enum("start", &["on-request", "at-boot", "never"], &mut policy.start);
+    if table.has("stop_when_idle") {
+        let bounds = Duration::from_millis(100)..=Duration::from_secs(366 * 86_400);
+        let mut idle = Duration::ZERO;
+        table.set_duration("stop_when_idle", bounds, &mut idle);
+        policy.stop_when_idle = Some(idle);
+    }
+    let mut keep_ready = 0;
+    table.set_usize("keep_ready", 0..=16, &mut keep_ready);
+    policy.keep_ready = u32::try_from(keep_ready).unwrap_or_default();
+    table.set_enum("session", &["portable", "pinned", "none"], &mut policy.session);
+    table.set_enum("effects", &["anything", "session-only"], &mut policy.effects);
+    let ten_minutes = Duration::from_secs(600);
+    table.set_duration("max_wait", Duration::ZERO..=ten_minutes, &mut policy.max_wait);
+    table.set_usize("waiting_max", 1..=100_000, &mut policy.waiting_max);
+    table.set_duration("stop_grace", Duration::ZERO..=ten_minutes, &mut policy.stop_grace);
+    policy
+}
+
+fn read_env(table: &mut Table<'_>) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    let Some(variables) = table.table("env") else { return env };
+    for (name, value) in variables.entries {
+        let field = variables.field(name.get_ref(), value);
+        if name.get_ref().is_empty() || name.get_ref().contains(['=', '\0']) {
+            field.report("a variable's name is empty or has = or NUL in it", "rename it");
+        } else if matches!(name.get_ref().as_ref(), "PORT" | "REDIS_URL") {
+            field.report(
+                "this variable is set by warmhop, which chooses the app's port",
+                "remove it, and let the app listen on 127.0.0.1:$PORT",
+            );
+        } else if let Some(text) = field.text() {
+            if text.contains('\0') {
+                field.report("the value has a NUL character in it", "remove it");
+            }
+            env.insert(name.get_ref().to_string(), text.to_owned());
+        }
+    }
+    env
+}
+
+/// Two listeners of one file on one TCP address can never both be bound.
+fn check_ports(reader: &Reader<'_>, http: &Http, admin: &Admin, session: &Session) {
+    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+    let listeners = (http.listen.iter().enumerate())
+        .map(|(at, addr)| (*addr, format!("http.listen[{at}]")))
+        .chain([(admin.listen, "admin.listen".into())])
+        .chain(session.redis.map(|addr| (addr, "session.redis".into())));
+    for (addr, key) in listeners {
+        if let Some((_, other)) = taken.iter().find(|(other, _)| *other == addr && addr.port() != 0)
+        {
+            let place = reader.places.borrow().get(&key).copied();
+            reader.report_at(
+                place,
+                &key,
+                format!("{addr} is {other} already"),
+                "choose another port",
+            );
+        }
+        taken.push((addr, key));
+    }
+}
+
+/// A host name without port, in lower case.
+fn host(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let is_ipv6 = bare.is_some_and(|bare| bare.parse::<std::net::Ipv6Addr>().is_ok());
+    if (1..=253).contains(&text.len()) && (text.bytes().all(allowed) || is_ipv6) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("expected a host name without scheme and port, such as shop.example.com".into())
+    }
+}
+
+/// The path of a URL, without query.
+fn url_path(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b);
+    if text.starts_with('/') && text.len() <= 1024 && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a path that begins with /, without query, such as /shop".into())
+    }
+}
+
+/// The text with its problems and the places of its keys.
+struct Reader<'a> {
+    file: &'a Path,
+    folder: PathBuf,
+    text: &'a str,
+    problems: RefCell<Vec<Problem>>,
+    places: RefCell<BTreeMap<String, Place>>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &'a Path, text: &'a str) -> Self {
+        let folder =
+            file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+        Self { file, folder, text, problems: RefCell::default(), places: RefCell::default() }
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Place {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+
+    fn report(
+        &self,
+        span: Option<Range<usize>>,
+        key: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.report_at(span.map(|span| self.place(span.start)), key, what, remedy);
+    }
+
+    fn report_at(
+        &self,
+        place: Option<Place>,
+        key: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.problems.borrow_mut().push(Problem {
+            file: self.file.to_path_buf(),
+            place,
+            key: key.into(),
+            what: what.into(),
+            remedy: remedy.into(),
+            is_warning: false,
+        });
+    }
+
+    fn warn(
+        &self,
+        span: Option<Range<usize>>,
+        key: impl Into<String>,
+        what: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.report(span, key, what, remedy);
+        if let Some(last) = self.problems.borrow_mut().last_mut() {
+            last.is_warning = true;
+        }
+    }
+
+    /// In the order of the file; what stands nowhere comes last.
+    fn into_problems(self) -> Vec<Problem> {
+        let mut problems = self.problems.into_inner();
+        problems.sort_by_key(|problem| (problem.place.is_none(), problem.place));
+        problems
+    }
+}
+
+/// A table whose keys are taken one by one; what is left at the end is unknown.
+struct Table<'a> {
+    reader: &'a Reader<'a>,
+    path: String,
+    span: Range<usize>,
+    entries: &'a DeTable<'a>,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Table<'a> {
+    fn root(reader: &'a Reader<'a>, entries: &'a DeTable<'a>) -> Self {
+        Self { reader, path: String::new(), span: 0..0, entries, known: Vec::new() }
+    }
+
+    fn key(&self, name: &str) -> String {
+        if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    fn field(&self, name: &str, value: &'a Spanned<DeValue<'a>>) -> Field<'a> {
+        let key = self.key(name);
+        self.reader.places.borrow_mut().insert(key.clone(), self.reader.place(value.span().start));
+        Field { reader: self.reader, key, span: value.span(), value: value.get_ref() }
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<Field<'a>> {
+        self.known.push(name);
+        self.entries.get(name).map(|value| self.field(name, value))
+    }
+
+    fn table(&mut self, name: &'static str) -> Option<Table<'a>> {
+        self.take(name)?.into_table()
+    }
+
+    fn report_missing(&self, name: &str, what: &str, remedy: &str) {
+        self.reader.report(Some(self.span.clone()), self.key(name), what, remedy);
+    }
+
+    fn required_path(&mut self, name: &'static str, what: &str, remedy: &str) -> Option<PathBuf> {
+        let Some(field) = self.take(name) else {
+            self.report_missing(name, what, remedy);
+            return None;
+        };
+        let path = field.path()?;
+        if !path.exists() {
+            field.warn(
+                format!("there is no {}", path.display()),
+                "put it there before the peer runs",
+            );
+        }
+        Some(path)
+    }
+
+    fn set_usize(&mut self, name: &'static str, bounds: RangeInclusive<usize>, to: &mut usize) {
+        let Some(field) = self.take(name) else { return };
+        let number = field
+            .value
+            .as_integer()
+            .and_then(|integer| usize::from_str_radix(integer.as_str(), integer.radix()).ok())
+            .filter(|number| bounds.contains(number));
+        match number {
+            Some(number) => *to = number,
+            None => field.report_found(format!(
+                "a whole number from {} to {}",
+                bounds.start(),
+                bounds.end()
+            )),
+        }
+    }
+
+    fn set_duration(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<Duration>,
+        to: &mut Duration,
+    ) {
+        let Some(field) = self.take(name) else { return };
+        let Some(span) = field.value.as_str().and_then(duration_from) else {
+            field.report_found("a span of time such as \"250ms\", \"30s\", \"10m\" or \"1h\"");
+            return;
+        };
+        if bounds.contains(&span) {
+            *to = span;
+        } else {
+            field.report_found(format!(
+                "a span from {} to {}",
+                duration_text(*bounds.start()),
+                duration_text(*bounds.end())
+            ));
+        }
+    }
+
+    fn set_enum<T: DeserializeOwned>(&mut self, name: &'static str, values: &[&str], to: &mut T) {
+        let Some(field) = self.take(name) else { return };
+        let value = field.value.as_str().filter(|text| values.contains(text)).and_then(|text| {
+            let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+                serde::de::IntoDeserializer::into_deserializer(text);
+            T::deserialize(text).ok()
+        });
+        match value {
+            Some(value) => *to = value,
+            None => {
+                let values: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
+                field.report_found(values.join(" or "));
+            }
+        }
+    }
+
+    /// Reports every key that nothing asked for, with the nearest one that there is.
+    fn finish(self) {
+        for (name, _) in self.entries.iter() {
+            let unknown = name.get_ref().as_ref();
+            if self.known.contains(&unknown) {
+                continue;
+            }
+            let nearest = (self.known.iter())
+                .map(|known| (strsim::damerau_levenshtein(known, unknown), *known))
+                .min()
+                .filter(|(distance, known)| *distance <= (known.len() / 3).max(2));
+            let remedy = match nearest {
+                Some((_, known)) => format!("did you mean {known}?"),
+                None => {
+                    let mut known = self.known.clone();
+                    known.sort_unstable();
+                    format!("the keys here are {}", known.join(", "))
+                }
+            };
+            self.reader.report(
+                Some(name.span()),
+                self.key(unknown),
+                "there is no such key",
+                remedy,
+            );
+        }
+    }
+}
+
+/// One value with its key and place.
+struct Field<'a> {
+    reader: &'a Reader<'a>,
+    key: String,
+    span: Range<usize>,
+    value: &'a DeValue<'a>,
+}
+
+impl<'a> Field<'a> {
+    fn report(&self, what: impl Into<String>, remedy: impl Into<String>) {
+        self.reader.report(Some(self.span.clone()), self.key.clone(), what, remedy);
+    }
+
+    fn warn(&self, what: impl Into<String>, remedy: impl Into<String>) {
+        self.reader.warn(Some(self.span.clone()), self.key.clone(), what, remedy);
+    }
+
+    fn report_found(&self, expected: impl fmt::Display) {
+        self.report(format!("{} does not fit", self.found()), format!("expected {expected}"));
+    }
+
+    /// The value for a message: a scalar itself, else its kind.
+    fn found(&self) -> String {
+        match self.value {
+            DeValue::String(text) => format!("{:?}", text.chars().take(64).collect::<String>()),
+            DeValue::Integer(number) => number.to_string(),
+            DeValue::Float(number) => number.to_string(),
+            DeValue::Boolean(value) => value.to_string(),
+            DeValue::Datetime(at) => at.to_string(),
+            DeValue::Array(_) => "an array".into(),
+            DeValue::Table(_) => "a table".into(),
+        }
+    }
+
+    fn text(&self) -> Option<&'a str> {
+        let text = self.value.as_str();
+        if text.is_none() {
+            self.report_found("a text in quotes");
+        }
+        text
+    }
+
+    fn boolean(&self) -> Option<bool> {
+        let value = self.value.as_bool();
+        if value.is_none() {
+            self.report_found("true or false");
+        }
+        value
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        self.text().map(|text| self.reader.folder.join(text))
+    }
+
+    fn checked<T>(&self, check: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let text = self.text()?;
+        match check(text) {
+            Ok(value) => Some(value),
+            Err(remedy) => {
+                self.report(format!("{} does not fit", self.found()), remedy);
+                None
+            }
+        }
+    }
+
+    fn parsed<T: std::str::FromStr<Err = warmhop::ids::InvalidId>>(&self) -> Option<T> {
+        self.checked(|text| {
+            text.parse().map_err(|invalid: T::Err| format!("expected {}", invalid.expected))
+        })
+    }
+
+    fn socket_addr(&self) -> Option<SocketAddr> {
+        self.checked(|text| {
+            text.parse().map_err(|_| {
+                "expected an IP address and a port, such as \"127.0.0.1:8081\" or \"[::1]:8081\"".into()
+            })
+        })
+    }
+
+    fn seed(&self) -> Option<String> {
+        self.checked(|text| {
+            let remedy = "expected HOST:PORT, such as \"10.0.0.1:7001\" or \"peers.internal:7001\"";
+            let (name, port) = text.rsplit_once(':').ok_or(remedy)?;
+            let port_fits = port.parse::<u16>().is_ok_and(|port| port != 0);
+            if port_fits && host(name).is_ok() { Ok(text.to_owned()) } else { Err(remedy.into()) }
+        })
+    }
+
+    fn array(&self) -> Option<Vec<Field<'a>>> {
+        self.array_of("an array: [\"…\", \"…\"]")
+    }
+
+    fn array_of(&self, expected: &str) -> Option<Vec<Field<'a>>> {
+        let Some(items) = self.value.as_array() else {
+            self.report_found(expected);
+            return None;
+        };
+        let field = |(at, value): (usize, &'a Spanned<DeValue<'a>>)| {
+            let key = format!("{}[{at}]", self.key);
+            let place = self.reader.place(value.span().start);
+            self.reader.places.borrow_mut().insert(key.clone(), place);
+            Field { reader: self.reader, key, span: value.span(), value: value.get_ref() }
+        };
+        Some(items.iter().enumerate().map(field).collect())
+    }
+
+    fn into_table(self) -> Option<Table<'a>> {
+        let Some(entries) = self.value.as_table() else {
+            self.report_found(format!("a table: [{}]", self.key));
+            return None;
+        };
+        Some(Table {
+            reader: self.reader,
+            path: self.key,
+            span: self.span,
+            entries,
+            known: Vec::new(),
+        })
+    }
+}

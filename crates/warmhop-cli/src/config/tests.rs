@@ -1,0 +1,427 @@
+use super::*;
+
+/// Everything that a file may say, in a folder where nothing exists.
+const FULL: &str = r#"
+cluster = "demo"
+
+[peer]
+name = "peer-1"
+zone = "a"
+
+[http]
+listen = ["127.0.0.1:8081", "[::1]:8081"]
+reveal = false
+
+[mesh]
+listen = "127.0.0.1:7001"
+advertise = "127.0.0.2:7001"
+seeds = ["127.0.0.1:7001", "peers.internal:7002"]
+identity = "certs/peer-1"
+
+[admin]
+listen = "127.0.0.1:9001"
+
+[session]
+copies = 2
+ttl = "45m"
+without_majority = "serve"
+redis = "127.0.0.1:6401"
+
+[[app]]
+name = "shop"
+match = { host = "Shop.localhost", path = "/shop" }
+run = ["sh", "-c", "exec \"$0\"\t\\ ü"]
+dir = "apps"
+env = { LOG = "info", "odd.name" = 'a "quoted" \ value' }
+ready = { path = "/healthz", timeout = "90s" }
+start = "at-boot"
+stop_when_idle = "10m"
+keep_ready = 1
+session = "portable"
+effects = "session-only"
+max_wait = "1500ms"
+
+[[app]]
+name = "far"
+start = "never"
+match = { path = "/far" }
+"#;
+
+const FILE: &str = "/nowhere/warmhop.toml";
+
+fn parse(text: &str) -> Config {
+    Config::parse(Path::new(FILE), text).unwrap().0
+}
+
+fn problems(text: &str) -> Vec<String> {
+    let problems = match Config::parse(Path::new(FILE), text) {
+        Ok((_, warnings)) => warnings,
+        Err(problems) => problems,
+    };
+    problems.iter().filter(|problem| !problem.is_warning).map(ToString::to_string).collect()
+}
+
+#[test]
+fn every_key_arrives() {
+    let config = parse(FULL);
+    assert_eq!(config.cluster, "demo");
+    assert_eq!(config.peer.name.as_str(), "peer-1");
+    assert_eq!(config.peer.zone.as_deref(), Some("a"));
+    assert_eq!(config.http.listen.len(), 2);
+    assert!(!config.http.reveal);
+    assert_eq!(config.mesh.advertise, Some("127.0.0.2:7001".parse().unwrap()));
+    assert_eq!(config.mesh.seeds, ["127.0.0.1:7001", "peers.internal:7002"]);
+    assert_eq!(config.mesh.identity, Path::new("/nowhere/certs/peer-1"));
+    assert_eq!(config.session.policy.copies, 2);
+    assert_eq!(config.session.policy.ttl, Duration::from_secs(45 * 60));
+    assert_eq!(config.session.policy.without_majority, warmhop::config::WithoutMajority::Serve);
+    assert_eq!(config.session.redis, Some("127.0.0.1:6401".parse().unwrap()));
+
+    let [shop, far] = config.apps.as_slice() else { panic!("two apps") };
+    assert_eq!(shop.spec.host.as_deref(), Some("shop.localhost"), "hosts have no case");
+    assert_eq!(shop.spec.path, "/shop");
+    assert_eq!(shop.run, ["sh", "-c", "exec \"$0\"\t\\ ü"]);
+    assert_eq!(shop.dir, Path::new("/nowhere/apps"));
+    assert_eq!(shop.env["LOG"], "info");
+    assert_eq!(shop.env["odd.name"], "a \"quoted\" \\ value");
+    let timeout = Duration::from_secs(90);
+    assert_eq!(shop.ready, Ready { path: Some("/healthz".into()), timeout });
+    let policy = &shop.spec.policy;
+    assert_eq!(policy.start, warmhop::config::StartMode::AtBoot);
+    assert_eq!(policy.stop_when_idle, Some(Duration::from_secs(600)));
+    assert_eq!(policy.keep_ready, 1);
+    assert_eq!(policy.session, warmhop::config::SessionMode::Portable);
+    assert_eq!(policy.effects, warmhop::config::EffectsMode::SessionOnly);
+    assert_eq!(policy.max_wait, Duration::from_millis(1500));
+    assert!(policy.start_timeout > timeout, "the app's own deadline has the better message");
+    assert!(far.run.is_empty());
+    assert_eq!(far.dir, Path::new("/nowhere"));
+}
+
+#[test]
+fn the_least_configuration_gets_every_default() {
+    let config = parse("[peer]\nname = 'p'");
+    assert_eq!(config.cluster, "warmhop");
+    assert_eq!(config.http.listen, ["127.0.0.1:8081".parse().unwrap()]);
+    assert!(config.http.reveal);
+    assert_eq!(config.mesh.listen, "127.0.0.1:7001".parse().unwrap());
+    assert_eq!(config.mesh.identity, Path::new("/nowhere/certs/p"));
+    assert_eq!(config.admin.listen, "127.0.0.1:9001".parse().unwrap());
+    assert_eq!(config.session.policy, SessionPolicy::default());
+}
+
+#[test]
+fn what_is_printed_reads_back_to_the_same() {
+    for text in [FULL, "[peer]\nname = 'p'", "[peer]\nname = 'p'\n[http]\nlisten = []"] {
+        let once = parse(text).to_string();
+        // In another folder, because the printed paths stand for themselves.
+        let again = Config::parse(Path::new("/elsewhere/x.toml"), &once).unwrap().0.to_string();
+        assert_eq!(once, again);
+    }
+}
+
+#[test]
+fn defaults_are_printed_as_values_and_absences_as_comments() {
+    let expected = r#"cluster = "warmhop"
+
+[peer]
+name = "p"
+# zone is not set: no peer is nearer than another
+
+[http]
+listen = ["127.0.0.1:8081"]
+# tls is not set: plain HTTP
+reveal = true
+
+[mesh]
+listen = "127.0.0.1:7001"
+advertise = "127.0.0.1:7001"
+seeds = []
+identity = "/nowhere/certs/p"
+
+[admin]
+listen = "127.0.0.1:9001"
+# token is not set: loopback only
+
+[session]
+copies = 3
+ttl = "30m"
+without_majority = "refuse"
+state_bytes_max = 32768
+stored_response_bytes_max = 65536
+# redis is not set: no endpoint for session libraries
+
+[[app]]
+name = "shop"
+match = { path = "/" }
+run = ["sh"]
+dir = "/nowhere"
+env = {}
+ready = { timeout = "1m" }
+start = "on-request"
+# stop_when_idle is not set: never
+keep_ready = 0
+session = "none"
+effects = "anything"
+max_wait = "30s"
+waiting_max = 1024
+stop_grace = "10s"
+"#;
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']";
+    assert_eq!(parse(text).to_string(), expected);
+}
+
+#[test]
+fn the_token_is_never_printed() {
+    let text = "[peer]\nname = 'p'\n[admin]\nlisten = '0.0.0.0:9001'\ntoken = 'very-secret-indeed'";
+    let config = parse(text);
+    assert!(!config.to_string().contains("very-secret"), "{config}");
+    assert!(!format!("{config:?}").contains("very-secret"));
+    parse(&config.to_string());
+}
+
+/// Each mistake: what is appended to (or replaces) a valid file, and the whole message.
+#[test]
+fn a_mistake_names_its_place_its_key_and_its_remedy() {
+    let cases = [
+        (
+            "",
+            ": peer.name: the peer has no name; name this peer uniquely within its cluster: [peer] name = \"peer-1\"",
+        ),
+        (
+            "[peer]\nzone = 'a'",
+            ":1:1: peer.name: the peer has no name; name this peer uniquely within its cluster: [peer] name = \"peer-1\"",
+        ),
+        (
+            "[peer]\nname = 'a.b'",
+            ":2:8: peer.name: \"a.b\" does not fit; expected 1 to 32 of the characters A-Z a-z 0-9 _ -",
+        ),
+        ("[peer]\nname = 7", ":2:8: peer.name: 7 does not fit; expected a text in quotes"),
+        (
+            "[peer]\nname = 'p'\n[http]\nlisten = ['127.0.0.1:8081', 'localhost:80']",
+            ":4:29: http.listen[1]: \"localhost:80\" does not fit; expected an IP address and a port, such as \"127.0.0.1:8081\" or \"[::1]:8081\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[mesh]\nlisten = '0.0.0.0:7001'",
+            ":4:10: mesh.advertise: the peer listens on 0.0.0.0:7001 and does not say where it can be reached; add advertise = \"ADDRESS:PORT\" as the other peers see it",
+        ),
+        (
+            "[peer]\nname = 'p'\n[mesh]\nlisten = '0.0.0.0:7001'\nadvertise = '0.0.0.0:7001'",
+            ":5:13: mesh.advertise: other peers cannot send to an address of zeros or to port 0; name the address and port that they reach this peer at",
+        ),
+        (
+            "[peer]\nname = 'p'\n[mesh]\nseeds = ['peers.internal']",
+            ":4:10: mesh.seeds[0]: \"peers.internal\" does not fit; expected HOST:PORT, such as \"10.0.0.1:7001\" or \"peers.internal:7001\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[mesh]\nlisen = '127.0.0.1:7001'",
+            ":4:1: mesh.lisen: there is no such key; did you mean listen?",
+        ),
+        (
+            "[peer]\nname = 'p'\n[mesh]\nquorum = 3",
+            ":4:1: mesh.quorum: there is no such key; the keys here are advertise, identity, listen, seeds",
+        ),
+        (
+            "[peer]\nname = 'p'\n[sesion]\ncopies = 3",
+            ":3:2: sesion: there is no such key; did you mean session?",
+        ),
+        (
+            "[peer]\nname = 'p'\n[admin]\nlisten = '0.0.0.0:9001'",
+            ":4:10: admin.listen: 0.0.0.0:9001 can be reached from other machines, and anyone there could stop apps; listen on 127.0.0.1, or set [admin] token",
+        ),
+        (
+            "[peer]\nname = 'p'\n[admin]\ntoken = 'short'",
+            ":4:9: admin.token: a token has 16 to 256 visible ASCII characters; make one with `openssl rand -hex 32`",
+        ),
+        (
+            "[peer]\nname = 'p'\n[http]\nlisten = ['127.0.0.1:9001']",
+            ": admin.listen: 127.0.0.1:9001 is http.listen[0] already; choose another port",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session]\ncopies = 4",
+            ":4:10: session.copies: 4 does not fit; expected a whole number from 1 to 3",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session]\nttl = '30 minutes'",
+            ":4:7: session.ttl: \"30 minutes\" does not fit; expected a span of time such as \"250ms\", \"30s\", \"10m\" or \"1h\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session]\nttl = '10ms'",
+            ":4:7: session.ttl: \"10ms\" does not fit; expected a span from 1s to 366d",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session]\nwithout_majority = 'fork'",
+            ":4:20: session.without_majority: \"fork\" does not fit; expected \"refuse\" or \"serve\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[http]\ntls = { cert = 'c.pem' }",
+            ":4:7: http.tls.key: there is no private key; tls = { cert = \"cert.pem\", key = \"key.pem\" }",
+        ),
+        (
+            "[peer]\nname = 'p'\n[app]\nname = 'x'",
+            ":3:1: app: a table does not fit; expected an array of tables: [[app]]",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nrun = ['sh']",
+            ":3:1: app[0].name: the app has no name; name it: [[app]] name = \"shop\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'",
+            ":3:1: app.x.run: there is nothing to run; add run = [\"PROGRAM\", \"ARGUMENT\"], or start = \"never\" where other peers run it",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = []",
+            ":5:7: app.x.run: there is nothing to run; name the program: run = [\"node\", \"server.js\"]",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = 'node server.js'",
+            ":5:7: app.x.run: \"node server.js\" does not fit; expected an array: [\"node\", \"server.js\"]",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nsession = 'postal'",
+            ":6:11: app.x.session: \"postal\" does not fit; expected \"portable\" or \"pinned\" or \"none\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { PORT = '80' }",
+            ":6:16: app.x.env.PORT: this variable is set by warmhop, which chooses the app's port; remove it, and let the app listen on 127.0.0.1:$PORT",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { host = 'http://shop' }",
+            ":6:18: app.x.match.host: \"http://shop\" does not fit; expected a host name without scheme and port, such as shop.example.com",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nready = { path = 'healthz' }",
+            ":6:18: app.x.ready.path: \"healthz\" does not fit; expected a path that begins with /, without query, such as /shop",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nready = '/healthz'",
+            ":6:9: app.x.ready: \"/healthz\" does not fit; expected a table: [app.x.ready]",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nstop_when_idel = '1m'",
+            ":6:1: app.x.stop_when_idel: there is no such key; did you mean stop_when_idle?",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { path = '/x' }",
+            ":6:1: app.x.name: line 3 names an app x already; give each app its own name",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\n[[app]]\nname = 'y'\nrun = ['sh']\nmatch = { path = '/' }",
+            ":6:1: app.y.match: the app x claims the same host and path; give one of them another host or path",
+        ),
+    ];
+    for (text, message) in cases {
+        assert_eq!(problems(text), [format!("{FILE}{message}")], "{text}");
+    }
+}
+
+#[test]
+fn every_mistake_of_a_file_is_told_at_once_and_in_order() {
+    let text =
+        "clutser = 'demo'\n[peer]\nname = 'p'\n[session]\ncopies = 0\nttl = 5\n[[app]]\nname = 'é'";
+    let places: Vec<String> = problems(text)
+        .iter()
+        .map(|problem| {
+            problem[FILE.len()..].splitn(5, ':').skip(1).take(3).collect::<Vec<_>>().join(":")
+        })
+        .collect();
+    assert_eq!(
+        places,
+        ["1:1: clutser", "5:10: session.copies", "6:7: session.ttl", "8:8: app[0].name"]
+    );
+}
+
+#[test]
+fn broken_toml_is_placed() {
+    let told = problems("[peer]\nname = \"p\"\nzone = ü\n");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with(&format!("{FILE}:3:8: ")), "{told:?}");
+    assert!(told[0].ends_with("; mend the TOML there"), "{told:?}");
+}
+
+#[test]
+fn what_is_missing_on_this_machine_is_only_a_warning() {
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']";
+    let (_, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "/tmp/warmhop.toml:5:7: warning: app.x.run: there is no program \"no-such-program\" in PATH; install it, or correct run or dir",
+            "/tmp/warmhop.toml: warning: mesh.identity: there is no /tmp/certs/p/ca.pem; make it with `warmhop cert peer p --ca DIR --out /tmp/certs/p`",
+        ]
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let file = Path::new("/nowhere/at-all.toml");
+    let told = Config::load(file).unwrap_err();
+    assert_eq!(told.len(), 1);
+    let told = told[0].to_string();
+    assert!(told.starts_with("/nowhere/at-all.toml: cannot read the file: "), "{told}");
+}
+
+#[test]
+fn durations_have_one_unit_and_read_back() {
+    for (text, millis) in [
+        ("0ms", 0),
+        ("250ms", 250),
+        ("30s", 30_000),
+        ("10m", 600_000),
+        ("1h", 3_600_000),
+        ("2d", 172_800_000),
+    ] {
+        let span = Duration::from_millis(millis);
+        assert_eq!(duration_from(text), Some(span), "{text}");
+        assert_eq!(duration_text(span), text);
+    }
+    assert_eq!(duration_text(Duration::from_millis(90_000)), "90s");
+    for text in [
+        "",
+        "s",
+        "10",
+        "-1s",
+        "1.5s",
+        "1 s",
+        "1h30m",
+        "1w",
+        "99999999999999999999s",
+        "18446744073709551615d",
+    ] {
+        assert_eq!(duration_from(text), None, "{text}");
+    }
+}
+
+/// No text, however broken, may end the program.
+#[test]
+fn any_text_is_read_without_a_panic() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap()
+    };
+    let mut rejected = 0;
+    for _ in 0..3_000 {
+        let mut bytes = FULL.as_bytes().to_vec();
+        for _ in 0..=next() % 4 {
+            let at = next() % bytes.len();
+            match next() % 3 {
+                0 => bytes[at] = b"[]{}'\"=.,#\n\\0aZ"[next() % 15],
+                1 => drop(bytes.drain(at..(at + next() % 20).min(bytes.len()))),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        match Config::parse(Path::new(FILE), &text) {
+            Ok((config, _)) => drop(config.to_string()),
+            Err(problems) => {
+                assert!(!problems.is_empty());
+                rejected += 1;
+            }
+        }
+    }
+    assert!(rejected > 1_000, "the changes do break files: {rejected}");
+}

@@ -1,0 +1,14 @@
+//! What the binary `warmhop` consists of: its configuration file, child-process apps, admin
+//! listener and the commands that talk to one. It is a library only so that its tests can
+//! reach it; nothing here is promised to other programs, which embed the crate `warmhop`.
+
+pub mod admin;
+pub mod cert;
+pub mod child;
+pub mod client;
+pub mod config;
+pub mod guard;
+pub mod lb;
+pub mod log;
+pub mod run;
+pub mod show;

@@ -1,0 +1,289 @@
+//! `warmhop run`: one peer in the foreground, from its configuration to its exit status.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+use warmhop::config::{SessionMode, StartMode};
+use warmhop::error::StartMeshError;
+use warmhop::identity::{Identity, IdentityError};
+use warmhop::{Builder, Mesh};
+
+use crate::child::{ChildApp, find_program};
+use crate::config::Config;
+use crate::{admin, guard, log};
+
+/// How the program ends: what to tell, and the exit status.
+#[derive(Debug)]
+pub struct Failure {
+    /// One message for each thing that is wrong, with its remedy.
+    pub messages: Vec<String>,
+    /// 2 for wrong usage or configuration, 1 for everything else.
+    pub status: u8,
+}
+
+impl Failure {
+    /// The configuration, or the way the program was called, has to be changed.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self { messages: vec![message.to_string()], status: 2 }
+    }
+
+    /// It was asked for rightly and did not work.
+    pub fn failed(message: impl fmt::Display) -> Self {
+        Self { messages: vec![message.to_string()], status: 1 }
+    }
+}
+
+/// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a
+/// drain, and 128 plus the signal's number if a second signal cut it short.
+///
+/// # Errors
+/// Why it did not start, or had to give up.
+pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
+    let (config, warnings) = Config::load(file).map_err(|problems| Failure {
+        messages: problems.iter().map(ToString::to_string).collect(),
+        status: 2,
+    })?;
+    log::start(format).map_err(Failure::usage)?;
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    check_programs(&config)?;
+    let open_files = raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
+    let outcome = runtime.block_on(serve(&config, open_files));
+    // What still runs has had its time; the guards see to the apps.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> {
+    let mut signals = Signals::new()
+        .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
+    let builder = builder(config, open_files)?;
+    let (builder, admin_listener) = bind(config, builder).await?;
+    let admin_addr = admin_listener.local_addr().unwrap_or(config.admin.listen);
+
+    let starting = builder.start();
+    let mesh = tokio::select! {
+        mesh = starting => mesh.map_err(|error| start_failure(config, &error))?,
+        number = signals.next() => return Ok(exit_status(number)),
+    };
+    let admin = tokio::spawn(admin::serve(
+        admin_listener,
+        admin::router(mesh.clone(), config.admin.token.as_deref()),
+    ));
+    announce(config, &mesh, admin_addr);
+
+    let outcome = tokio::select! {
+        number = signals.next() => {
+            info!(signal = number, "draining; a second signal ends the peer at once");
+            Ok(0)
+        }
+        other = mesh.name_clash() => Err(Failure::failed(config.problem(
+            "peer.name",
+            format!("a live peer at {other} has the name {} already", config.peer.name),
+            "names are unique in a cluster: rename one of the two",
+        ))),
+    };
+    tokio::select! {
+        () = mesh.shutdown() => {}
+        number = signals.next() => {
+            warn!(signal = number, "ended before everything was drained");
+            return Ok(exit_status(number));
+        }
+    }
+    admin.abort();
+    info!("ended");
+    outcome
+}
+
+/// Everything of the mesh that needs no port yet.
+fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure> {
+    if config.http.tls.is_some() {
+        return Err(Failure::usage(config.problem(
+            "http.tls",
+            "this version does not speak TLS at the front door, and plain HTTP is not what was asked for",
+            "let a load balancer terminate TLS (`warmhop lb`), and remove tls",
+        )));
+    }
+    if let Some(addr) = config.session.redis {
+        // No REDIS_URL is set either: an app would otherwise wait for what nobody answers.
+        warn!(
+            "{}",
+            config.problem(
+                "session.redis",
+                format!("this version has no Redis endpoint, so nothing listens on {addr}"),
+                "apps keep portable sessions in the field Warmhop-Session",
+            )
+        );
+    }
+    let identity = Identity::from_dir(&config.mesh.identity)
+        .map_err(|error| identity_failure(config, &error))?;
+    let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
+        .mesh_listen(config.mesh.listen)
+        .sessions(config.session.policy.clone())
+        .reveal(config.http.reveal);
+    if let Some(zone) = &config.peer.zone {
+        builder = builder.zone(zone.clone());
+    }
+    if let Some(addr) = config.mesh.advertise {
+        builder = builder.advertise(addr);
+    }
+    for seed in &config.mesh.seeds {
+        builder = builder.seed(seed.clone());
+    }
+    for app in &config.apps {
+        builder = builder.app(
+            app.spec.clone(),
+            ChildApp {
+                run: app.run.clone(),
+                dir: app.dir.clone(),
+                env: app.env.clone(),
+                ready: app.ready.clone(),
+                carried: app.spec.policy.session == SessionMode::Portable,
+                guard: guard::executable(),
+                open_files,
+            },
+        );
+    }
+    Ok(builder)
+}
+
+/// Binds the TCP listeners; all of those that fail are told at once.
+async fn bind(config: &Config, mut builder: Builder) -> Result<(Builder, TcpListener), Failure> {
+    let mut messages = Vec::new();
+    for (at, addr) in config.http.listen.iter().enumerate() {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => builder = builder.front_door(listener),
+            Err(error) => {
+                messages.push(bind_problem(config, &format!("http.listen[{at}]"), *addr, &error));
+            }
+        }
+    }
+    let admin = TcpListener::bind(config.admin.listen).await;
+    match admin {
+        Ok(listener) if messages.is_empty() => return Ok((builder, listener)),
+        Ok(_) => {}
+        Err(error) => {
+            messages.push(bind_problem(config, "admin.listen", config.admin.listen, &error));
+        }
+    }
+    Err(Failure { messages, status: 1 })
+}
+
+fn bind_problem(config: &Config, key: &str, addr: SocketAddr, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => "choose a free port, or stop what uses this one",
+        io::ErrorKind::AddrNotAvailable => "name an address of this machine",
+        io::ErrorKind::PermissionDenied => {
+            "choose a port from 1024 on, or give the program CAP_NET_BIND_SERVICE"
+        }
+        _ => "choose another address",
+    };
+    config.problem(key, format!("cannot listen on {addr}: {error}"), remedy).to_string()
+}
+
+fn start_failure(config: &Config, error: &StartMeshError) -> Failure {
+    let problem = |key: &str| config.problem(key, error.to_string(), "");
+    match error {
+        StartMeshError::Bind { addr, source } => {
+            Failure::failed(bind_problem(config, "mesh.listen", *addr, source))
+        }
+        StartMeshError::NameInUse { .. } => Failure::failed(problem("peer.name")),
+        StartMeshError::WrongIdentity { .. } => Failure::usage(problem("mesh.identity")),
+        StartMeshError::NeedsAdvertise { .. } => Failure::usage(problem("mesh.advertise")),
+        StartMeshError::AppsCollide { .. } => Failure::usage(problem("app")),
+        StartMeshError::Identity(error) => identity_failure(config, error),
+        _ => Failure::failed(error),
+    }
+}
+
+fn identity_failure(config: &Config, error: &IdentityError) -> Failure {
+    let problem = config.problem("mesh.identity", error.to_string(), "");
+    match error {
+        // The clock of the machine is nothing that the configuration could mend.
+        IdentityError::NotYetValid { .. } | IdentityError::Expired { .. } => {
+            Failure::failed(problem)
+        }
+        _ => Failure::usage(problem),
+    }
+}
+
+/// A program that is not there would otherwise be missed only by the first request.
+fn check_programs(config: &Config) -> Result<(), Failure> {
+    let messages: Vec<String> = (config.apps.iter())
+        .filter(|app| app.spec.policy.start != StartMode::Never)
+        .filter_map(|app| {
+            let found = find_program(app.run.first()?, &app.dir, app.env.get("PATH"));
+            let key = format!("app.{}.run", app.spec.name);
+            let remedy = "install it, or correct run or dir";
+            Some(config.problem(&key, found.err()?, remedy).to_string())
+        })
+        .collect();
+    if messages.is_empty() { Ok(()) } else { Err(Failure { messages, status: 2 }) }
+}
+
+/// Allows as many open files as the system lets us have, since each connection is one.
+/// Returns the limit that was, for the apps: some programs cannot bear a large one.
+fn raise_open_files() -> Option<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        return Some(soft);
+    }
+    None
+}
+
+fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
+    let doors: Vec<String> =
+        mesh.front_doors().iter().map(|addr| format!("http://{addr}")).collect();
+    info!(
+        peer = %config.peer.name,
+        cluster = %config.cluster,
+        front_doors = %if doors.is_empty() { "none".into() } else { doors.join(" ") },
+        mesh = %mesh.mesh_addr(),
+        admin = %format!("http://{admin}"),
+        "serving"
+    );
+    if config.mesh.seeds.is_empty() {
+        info!("no seeds are configured: this peer waits for others to join it");
+    }
+    if config.apps.is_empty() {
+        error!("no apps are configured, so every request gets 404; add an [[app]]");
+    }
+}
+
+/// SIGTERM and Ctrl-C, from before the peer starts until its very end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The number of the next one.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
+            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+        }
+    }
+}
+
+fn exit_status(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(1)
+}
