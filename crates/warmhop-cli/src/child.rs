@@ -95,30 +95,20 @@ pub struct ChildApp {
 #[async_trait::async_trait]
 impl warmhop::App for ChildApp {
     async fn start(&self, start: StartContext) -> Result<Running, StartError> {
-        if self.run.is_empty() {
-            return Err(StartError {
-                reason: "it has no run here; other peers run it".into(),
-                output: Vec::new(),
-            });
-        }
-        let deadline = Instant::now() + self.ready.timeout;
-        let mut tries = 1;
-        loop {
-            let port = free_port().map_err(|error| StartError {
-                reason: format!("no loopback port is free: {error}"),
-                output: Vec::new(),
-            })?;
-            match self.start_on(port, &start.app, deadline).await {
-                // The child has ended, so whoever listens there took the port before it could.
-                Err(Failed { exited: true, .. }) if tries < PORT_TRIES && is_taken(port) => {
-                    warn!(app = %start.app, port, "another process took the app's port; trying another");
-                    tries += 1;
-                }
-                Err(failed) => return Err(failed.error),
-                Ok(running) => return Ok(running),
-            }
-        }
+        let Launched { service, process } = self.launch(&start.app).await?;
+        let exited = process.exited();
+        let running =
+            Running::new(service).on_stop(move |grace| process.stop(grace)).exits_with(exited);
+        Ok(if self.carried { running.with_carried_session() } else { running })
     }
+}
+
+/// A child that is ready.
+pub struct Launched {
+    /// Requests to it.
+    pub service: ChildService,
+    /// Its process.
+    pub process: Process,
 }
 
 /// A start that failed.
@@ -129,12 +119,38 @@ struct Failed {
 }
 
 impl ChildApp {
-    async fn start_on(
+    /// Starts the child and waits until it is ready.
+    ///
+    /// # Errors
+    /// What went wrong, with the child's last words.
+    pub async fn launch(&self, name: &AppName) -> Result<Launched, StartError> {
+        let failed = |reason: String| StartError { reason, output: Vec::new() };
+        if self.run.is_empty() {
+            return Err(failed("it has no run here; other peers run it".into()));
+        }
+        let deadline = Instant::now() + self.ready.timeout;
+        let mut tries = 1;
+        loop {
+            let port = free_port()
+                .map_err(|error| failed(format!("no loopback port is free: {error}")))?;
+            match self.launch_on(port, name, deadline).await {
+                // The child has ended, so whoever listens there took the port before it could.
+                Err(Failed { exited: true, .. }) if tries < PORT_TRIES && is_taken(port) => {
+                    warn!(app = %name, port, "another process took the app's port; trying another");
+                    tries += 1;
+                }
+                Err(failed) => return Err(failed.error),
+                Ok(launched) => return Ok(launched),
+            }
+        }
+    }
+
+    async fn launch_on(
         &self,
         port: u16,
         name: &AppName,
         deadline: Instant,
-    ) -> Result<Running, Failed> {
+    ) -> Result<Launched, Failed> {
         let process = Process::spawn(self, port, name).map_err(|error| Failed {
             error: StartError {
                 reason: format!("cannot start a process in {}: {error}", self.dir.display()),
@@ -144,35 +160,21 @@ impl ChildApp {
         })?;
         let service = ChildService::new(port);
         let mut exit = process.exit.clone();
-        let outcome = tokio::select! {
+        let (reason, exited) = tokio::select! {
             biased;
-            status = ended(&mut exit) => Err((guard::describe(status), true)),
-            ready = timeout_at(deadline, self.until_ready(port, &service)) => match ready {
-                Ok(()) => Ok(()),
-                Err(_) => Err((format!("it was not ready within {:?}: {}", self.ready.timeout, self.probe(port)), false)),
-            },
+            status = ended(&mut exit) => (guard::describe(status), true),
+            ready = timeout_at(deadline, self.until_ready(port, &service)) => {
+                if ready.is_ok() {
+                    return Ok(Launched { service, process });
+                }
+                let within = self.ready.timeout;
+                (format!("it was not ready within {within:?}: {}", self.probe(port)), false)
+            }
         };
-        match outcome {
-            Ok(()) => {
-                let tail = Arc::clone(&process.tail);
-                let exited = async move {
-                    let status = ended(&mut exit).await;
-                    let mut lines = vec![guard::describe(status)];
-                    lines.extend(tail_lines(&tail));
-                    lines.join("\n")
-                };
-                let running = Running::new(service)
-                    .on_stop(move |grace| process.stop(grace))
-                    .exits_with(exited);
-                Ok(if self.carried { running.with_carried_session() } else { running })
-            }
-            Err((reason, exited)) => {
-                let output = tail_lines(&process.tail);
-                // Another try, or the next start, must find nothing left of this one.
-                process.stop(Duration::ZERO).await;
-                Err(Failed { error: StartError { reason, output }, exited })
-            }
-        }
+        let output = tail_lines(&process.tail);
+        // Another try, or the next start, must find nothing left of this one.
+        process.stop(Duration::ZERO).await;
+        Err(Failed { error: StartError { reason, output }, exited })
     }
 
     /// What had to answer, for people.
@@ -265,7 +267,7 @@ fn tail_lines(tail: &Tail) -> Vec<String> {
 }
 
 /// A guarded child. Dropping it kills the child and its descendants.
-struct Process {
+pub struct Process {
     /// The guard's process id and that of the group it leads.
     group: Pid,
     /// Its closing is the order to kill.
@@ -306,8 +308,24 @@ impl Process {
         Ok(Self { group, _alive: alive, exit, tail })
     }
 
+    /// The guard's process id, which is also the id of the group that it leads.
+    #[must_use]
+    pub fn group(&self) -> i32 {
+        self.group.as_raw()
+    }
+
+    /// Resolves when the child has ended, with the reason and the last lines of its output.
+    pub fn exited(&self) -> impl Future<Output = String> + Send + use<> {
+        let (mut exit, tail) = (self.exit.clone(), Arc::clone(&self.tail));
+        async move {
+            let mut lines = vec![guard::describe(ended(&mut exit).await)];
+            lines.extend(tail_lines(&tail));
+            lines.join("\n")
+        }
+    }
+
     /// Asks the group to end, waits for `grace`, kills what is left. Resolves when nothing is.
-    async fn stop(self, grace: Duration) {
+    pub async fn stop(self, grace: Duration) {
         let Self { group, _alive: alive, mut exit, .. } = self;
         if !grace.is_zero() && exit.borrow().is_none() {
             let _ = killpg(group, Signal::SIGTERM);
@@ -407,13 +425,15 @@ fn log_line(line: &mut Vec<u8>, cut: &mut bool, stream: &str, app: &AppName, tai
 /// Requests to the child over HTTP/1.1. A kept-alive connection that the app has closed
 /// meanwhile costs no request: it is sent again on a fresh one if no byte of it had left.
 #[derive(Clone)]
-struct ChildService {
+pub struct ChildService {
     client: Client<HttpConnector, RequestBody>,
     authority: Authority,
 }
 
 impl ChildService {
-    fn new(port: u16) -> Self {
+    /// Requests to `127.0.0.1:port`.
+    #[must_use]
+    pub fn new(port: u16) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -534,3 +554,6 @@ impl http_body::Body for RequestBody {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -351,12 +351,8 @@ fn read_app(item: Field<'_>) -> Option<App> {
 fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     let mut policy = AppPolicy::default();
     table.set_enum("start", &["on-request", "at-boot", "never"], &mut policy.start);
-    if table.has("stop_when_idle") {
-        let bounds = Duration::from_millis(100)..=Duration::from_secs(366 * 86_400);
-        let mut idle = Duration::ZERO;
-        table.set_duration("stop_when_idle", bounds, &mut idle);
-        policy.stop_when_idle = Some(idle);
-    }
+    let bounds = Duration::from_millis(100)..=Duration::from_secs(366 * 86_400);
+    policy.stop_when_idle = table.duration("stop_when_idle", bounds);
     let mut keep_ready = 0;
     table.set_usize("keep_ready", 0..=16, &mut keep_ready);
     policy.keep_ready = u32::try_from(keep_ready).unwrap_or_default();
@@ -582,25 +578,32 @@ impl<'a> Table<'a> {
         }
     }
 
+    fn duration(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let field = self.take(name)?;
+        let Some(span) = field.value.as_str().and_then(duration_from) else {
+            field.report_found("a span of time such as \"250ms\", \"30s\", \"10m\" or \"1h\"");
+            return None;
+        };
+        if !bounds.contains(&span) {
+            let (least, most) = (duration_text(*bounds.start()), duration_text(*bounds.end()));
+            field.report_found(format!("a span from {least} to {most}"));
+            return None;
+        }
+        Some(span)
+    }
+
     fn set_duration(
         &mut self,
         name: &'static str,
         bounds: RangeInclusive<Duration>,
         to: &mut Duration,
     ) {
-        let Some(field) = self.take(name) else { return };
-        let Some(span) = field.value.as_str().and_then(duration_from) else {
-            field.report_found("a span of time such as \"250ms\", \"30s\", \"10m\" or \"1h\"");
-            return;
-        };
-        if bounds.contains(&span) {
+        if let Some(span) = self.duration(name, bounds) {
             *to = span;
-        } else {
-            field.report_found(format!(
-                "a span from {} to {}",
-                duration_text(*bounds.start()),
-                duration_text(*bounds.end())
-            ));
         }
     }
 
