@@ -8,14 +8,14 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use warmhop::config::{SessionMode, StartMode};
 use warmhop::error::StartMeshError;
-use warmhop::identity::{Identity, IdentityError};
+use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
 use warmhop::{Builder, Mesh};
 
 use crate::child::{ChildApp, find_program};
-use crate::config::Config;
+use crate::config::{Config, Tls};
 use crate::{admin, guard, log};
 
 /// How the program ends: what to tell, and the exit status.
@@ -108,13 +108,6 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
 
 /// Everything of the mesh that needs no port yet.
 fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure> {
-    if config.http.tls.is_some() {
-        return Err(Failure::usage(config.problem(
-            "http.tls",
-            "this version does not speak TLS at the front door, and plain HTTP is not what was asked for",
-            "let a load balancer terminate TLS (`warmhop lb`), and remove tls",
-        )));
-    }
     if let Some(addr) = config.session.redis {
         // No REDIS_URL is set either: an app would otherwise wait for what nobody answers.
         warn!(
@@ -160,10 +153,23 @@ fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure>
 
 /// Binds the TCP listeners; all of those that fail are told at once.
 async fn bind(config: &Config, mut builder: Builder) -> Result<(Builder, TcpListener), Failure> {
+    let tls = match &config.http.tls {
+        None => None,
+        Some(Tls { cert, key }) => {
+            Some(FrontDoorTls::from_files(cert, key).map_err(|error| {
+                Failure::usage(config.problem("http.tls", error.to_string(), ""))
+            })?)
+        }
+    };
     let mut messages = Vec::new();
     for (at, addr) in config.http.listen.iter().enumerate() {
         match TcpListener::bind(addr).await {
-            Ok(listener) => builder = builder.front_door(listener),
+            Ok(listener) => {
+                builder = match &tls {
+                    Some(tls) => builder.front_door_tls(listener, tls.clone()),
+                    None => builder.front_door(listener),
+                };
+            }
             Err(error) => {
                 messages.push(bind_problem(config, &format!("http.listen[{at}]"), *addr, &error));
             }
@@ -243,8 +249,9 @@ fn raise_open_files() -> Option<u64> {
 }
 
 fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
+    let scheme = if config.http.tls.is_some() { "https" } else { "http" };
     let doors: Vec<String> =
-        mesh.front_doors().iter().map(|addr| format!("http://{addr}")).collect();
+        mesh.front_doors().iter().map(|addr| format!("{scheme}://{addr}")).collect();
     info!(
         peer = %config.peer.name,
         cluster = %config.cluster,
@@ -257,7 +264,7 @@ fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
         info!("no seeds are configured: this peer waits for others to join it");
     }
     if config.apps.is_empty() {
-        error!("no apps are configured, so every request gets 404; add an [[app]]");
+        warn!("no apps are configured, so every request gets 404; add an [[app]]");
     }
 }
 

@@ -1,1 +1,342 @@
+//! The routes and their guard, over a peer that only remembers what it was asked to do.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use warmhop::status::{OtherPeer, PeerStatus, SessionCounts};
+
+use super::*;
+
+#[derive(Clone, Default)]
+struct Fake {
+    asked: Arc<Mutex<Vec<String>>>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Fake {
+    fn note(&self, what: String) {
+        self.asked.lock().unwrap().push(what);
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+}
+
+impl Peer for Fake {
+    fn status(&self) -> Status {
+        Status {
+            peer: PeerStatus {
+                name: "peer-1".into(),
+                id: "spiffe://demo/peer/peer-1".into(),
+                incarnation: "00".into(),
+                version: "0.1.0".into(),
+                uptime_ms: 1,
+                state: "serving".into(),
+                http: vec!["127.0.0.1:8081".into()],
+                mesh: "127.0.0.1:7001".into(),
+                zone: None,
+            },
+            apps: Vec::new(),
+            peers: vec![OtherPeer {
+                name: "peer-2".into(),
+                id: "spiffe://demo/peer/peer-2".into(),
+                incarnation: "01".into(),
+                alive: true,
+                draining: false,
+                rtt_us: None,
+                zone: None,
+                mesh: "127.0.0.1:7002".into(),
+                http: None,
+                apps: BTreeMap::new(),
+            }],
+            sessions: SessionCounts { owned: 12, copies: 30 },
+        }
+    }
+
+    fn why(&self, request_id: &str) -> Option<RequestTrace> {
+        (request_id == "a/b:c").then(|| RequestTrace {
+            id: request_id.into(),
+            peer: "peer-1".into(),
+            role: "entry".into(),
+            app: None,
+            request: "GET /".into(),
+            at_unix_ms: 1,
+            status: None,
+            served_by: None,
+            session: None,
+            steps: Vec::new(),
+            head_ms: None,
+        })
+    }
+
+    fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
+        (key.app.as_str() == "shop").then(|| SessionStatus {
+            key: key.to_string(),
+            owner: Some("peer-2".into()),
+            ballot: "1.00".into(),
+            version: 7,
+            members: vec!["peer-2".into(), "peer-1".into()],
+        })
+    }
+
+    fn start_app(&self, name: &AppName) -> Result<(), ControlError> {
+        match name.as_str() {
+            "shop" => {
+                self.note(format!("start {name}"));
+                Ok(())
+            }
+            "far" => {
+                Err(ControlError::NotStartable { name: "far".into(), why: "start = never".into() })
+            }
+            _ => {
+                Err(ControlError::UnknownApp { name: name.to_string(), known: "shop, far".into() })
+            }
+        }
+    }
+
+    fn stop_app(&self, name: &AppName) -> Result<(), ControlError> {
+        self.note(format!("stop {name}"));
+        Ok(())
+    }
+
+    fn takes_traffic(&self) -> bool {
+        !self.draining.load(Ordering::SeqCst)
+    }
+
+    fn metrics(&self) -> String {
+        "# EOF\n".into()
+    }
+
+    async fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+}
+
+async fn ask(router: &Router, request: http::Request<Body>) -> (StatusCode, HeaderMap, String) {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+fn request(method: Method, path: &str, headers: &[(&str, &str)]) -> http::Request<Body> {
+    let mut request = http::Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Body::empty()).unwrap()
+}
+
+const LOCAL: (&str, &str) = ("host", "127.0.0.1:9001");
+
+async fn get_json(router: &Router, path: &str) -> (StatusCode, Value) {
+    let (status, _, body) = ask(router, request(Method::GET, path, &[LOCAL])).await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+#[tokio::test]
+async fn every_route_answers_as_the_contract_says() {
+    let peer = Fake::default();
+    let router = router(peer.clone(), None);
+    for (path, content_type, begins) in [
+        ("/", "text/html; charset=utf-8", "<!doctype html>"),
+        ("/dashboard.js", "text/javascript; charset=utf-8", "//"),
+        ("/dashboard.css", "text/css; charset=utf-8", ":root"),
+        ("/healthz", "text/plain; charset=utf-8", "ok"),
+        ("/readyz", "text/plain; charset=utf-8", "ready"),
+        ("/metrics", "application/openmetrics-text; version=1.0.0; charset=utf-8", "# EOF"),
+        ("/v1/status", "application/json", "{\"peer\":{\"name\":\"peer-1\""),
+    ] {
+        let (status, headers, body) = ask(&router, request(Method::GET, path, &[LOCAL])).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+        assert_eq!(headers[CONTENT_TYPE], content_type, "{path}");
+        assert!(body.starts_with(begins), "{path}: {body}");
+    }
+    let (_, status) = get_json(&router, "/v1/status").await;
+    assert_eq!(status["sessions"], json!({ "owned": 12, "copies": 30 }));
+    assert_eq!(get_json(&router, "/v1/requests/a/b%3Ac").await.1["id"], "a/b:c");
+    let key = "shop/000102030405060708090a0b0c0d0e0f";
+    let (_, session) = get_json(&router, &format!("/v1/sessions/{key}")).await;
+    assert_eq!(session["key"], key);
+    assert_eq!(session["members"], json!(["peer-2", "peer-1"]));
+
+    for (path, noted) in
+        [("/v1/apps/shop/start", "start shop"), ("/v1/apps/shop/stop", "stop shop")]
+    {
+        let (status, _, _) = ask(&router, request(Method::POST, path, &[LOCAL])).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{path}");
+        assert_eq!(peer.asked().last().unwrap(), noted);
+    }
+}
+
+#[tokio::test]
+async fn errors_are_problem_details() {
+    let router = router(Fake::default(), None);
+    let unknown = "/v1/sessions/blog/000102030405060708090a0b0c0d0e0f";
+    for (method, path, status, detail) in [
+        (Method::GET, "/v1/nothing", 404, "there is nothing here"),
+        (Method::GET, "/v1/requests/x", 404, "remembers no such request"),
+        (Method::GET, "/v1/sessions/shop/nothing", 400, "expected 32 hexadecimal digits"),
+        (Method::GET, unknown, 404, "holds no copy"),
+        (Method::POST, "/v1/apps/blog/start", 404, "it has: shop, far"),
+        (Method::POST, "/v1/apps/far/start", 409, "start = never"),
+        (Method::POST, "/v1/apps/b%20g/start", 404, "not a valid app name"),
+        (Method::GET, "/v1/apps/shop/start", 405, "what acts is POST"),
+        (Method::POST, "/v1/status", 405, "what acts is POST"),
+    ] {
+        let (found, headers, body) = ask(&router, request(method, path, &[LOCAL])).await;
+        assert_eq!(found.as_u16(), status, "{path}");
+        assert_eq!(headers[CONTENT_TYPE], "application/problem+json", "{path}");
+        let body: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["status"], status, "{path}");
+        assert!(body["detail"].as_str().unwrap().contains(detail), "{path}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_is_accepted_at_once_and_shows_in_readiness_not_in_health() {
+    let peer = Fake::default();
+    let router = router(peer.clone(), None);
+    let (status, _, _) = ask(&router, request(Method::POST, "/v1/drain", &[LOCAL])).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    while peer.takes_traffic() {
+        tokio::task::yield_now().await;
+    }
+    let (status, _, _) = ask(&router, request(Method::GET, "/readyz", &[LOCAL])).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, _, _) = ask(&router, request(Method::GET, "/healthz", &[LOCAL])).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn no_web_page_of_another_origin_acts_on_the_peer() {
+    let peer = Fake::default();
+    let router = router(peer.clone(), None);
+    let own = "http://127.0.0.1:9001";
+    for (headers, status) in [
+        (vec![LOCAL], 202),
+        (vec![LOCAL, ("origin", own)], 202),
+        (vec![LOCAL, ("origin", own), ("sec-fetch-site", "same-origin")], 202),
+        (vec![("host", "localhost:9001"), ("origin", "http://LOCALHOST:9001")], 202),
+        (vec![], 202),
+        (vec![LOCAL, ("origin", "http://evil.example")], 403),
+        (vec![LOCAL, ("origin", "http://127.0.0.1:8080")], 403),
+        (vec![LOCAL, ("origin", "null")], 403),
+        (vec![LOCAL, ("origin", "file://")], 403),
+        (vec![LOCAL, ("sec-fetch-site", "cross-site")], 403),
+        (vec![LOCAL, ("sec-fetch-site", "same-site")], 403),
+        // A name of the attacker's that resolves to this machine.
+        (vec![("host", "evil.example:9001"), ("origin", "http://evil.example:9001")], 403),
+        (vec![("host", "127.0.0.1.evil.example")], 403),
+        (vec![("host", "")], 403),
+        (vec![LOCAL, ("host", "evil.example")], 403),
+    ] {
+        let (found, _, _) =
+            ask(&router, request(Method::POST, "/v1/apps/shop/stop", &headers)).await;
+        assert_eq!(found.as_u16(), status, "{headers:?}");
+    }
+    assert_eq!(peer.asked().len(), 5, "what was refused was not done");
+    for host in ["127.0.0.1", "[::1]:9001", "localhost", "10.1.2.3:9001"] {
+        let headers = [("host", host)];
+        let (found, _, _) = ask(&router, request(Method::GET, "/v1/status", &headers)).await;
+        assert_eq!(found, StatusCode::OK, "{host}");
+    }
+    let rebound = [("host", "evil.example")];
+    let (found, _, _) = ask(&router, request(Method::GET, "/v1/status", &rebound)).await;
+    assert_eq!(found, StatusCode::FORBIDDEN, "nothing is told to a rebound name either");
+}
+
+#[tokio::test]
+async fn with_a_token_all_but_health_and_the_page_ask_for_it() {
+    let peer = Fake::default();
+    let router = router(peer.clone(), Some("a-token-of-length"));
+    let right = ("authorization", "Bearer a-token-of-length");
+    let anywhere = ("host", "peer-1.internal:9001");
+    for path in ["/", "/dashboard.js", "/dashboard.css", "/healthz", "/readyz"] {
+        let (status, _, _) = ask(&router, request(Method::GET, path, &[anywhere])).await;
+        assert_eq!(status, StatusCode::OK, "{path}");
+    }
+    for (path, method, done) in [
+        ("/metrics", Method::GET, 200),
+        ("/v1/status", Method::GET, 200),
+        ("/v1/apps/shop/stop", Method::POST, 202),
+    ] {
+        for wrong in [
+            None,
+            Some("Bearer "),
+            Some("Bearer a-token-of-lengt"),
+            Some("Bearer a-token-of-length-and-more"),
+            Some("Basic a-token-of-length"),
+            Some("a-token-of-length"),
+            Some("Bea"),
+        ] {
+            let mut headers = vec![anywhere];
+            headers.extend(wrong.map(|value| ("authorization", value)));
+            let (status, answer, _) = ask(&router, request(method.clone(), path, &headers)).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{path} {wrong:?}");
+            assert!(answer[WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"));
+        }
+        let (status, _, _) = ask(&router, request(method, path, &[anywhere, right])).await;
+        assert_eq!(status.as_u16(), done, "{path}");
+    }
+    assert_eq!(peer.asked(), ["stop shop"]);
+    let foreign = [anywhere, right, ("origin", "http://evil.example")];
+    let (status, _, _) = ask(&router, request(Method::POST, "/v1/drain", &foreign)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn the_page_loads_nothing_from_elsewhere_and_sets_no_markup() {
+    let (_, headers, page) =
+        ask(&router(Fake::default(), None), request(Method::GET, "/", &[LOCAL])).await;
+    let policy = headers[CONTENT_SECURITY_POLICY].to_str().unwrap();
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+    assert!(!page.contains("://") && !STYLE.contains("url("), "nothing from elsewhere");
+    for sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+        assert!(!SCRIPT.contains(sink), "{sink}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_is_given_up() {
+    tokio::time::pause();
+    let router = Router::new()
+        .route("/", get(std::future::pending::<()>))
+        .layer(middleware::from_fn(in_time));
+    let (status, _, body) = ask(&router, request(Method::GET, "/", &[])).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.contains("took too long"), "{body}");
+}
+
+/// Clients that connect and say nothing fill the slots, and lose them.
+#[tokio::test]
+async fn idle_connections_are_bounded_in_number_and_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve(listener, router(Fake::default(), None)));
+    let mut idle = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(b"GET").await.unwrap();
+        idle.push(stream);
+    }
+    let mut late = TcpStream::connect(addr).await.unwrap();
+    late.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await.unwrap();
+    // All slots are taken; time passes only while nothing else can happen.
+    tokio::time::pause();
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    let mut closed = 0;
+    for mut stream in idle {
+        let mut rest = Vec::new();
+        closed += usize::from(stream.read_to_end(&mut rest).await.is_ok());
+    }
+    assert!(closed > 0, "the silent ones were closed");
+    server.abort();
+}

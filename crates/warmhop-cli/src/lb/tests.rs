@@ -1,1 +1,110 @@
+use serde::Deserialize;
+use serde_json::json;
 
+use super::*;
+
+fn status() -> Status {
+    Status::deserialize(json!({
+        "peer": {"name": "peer-1", "http": ["10.0.0.1:8081", "10.0.0.1:8444"]},
+        "peers": [
+            {"name": "peer-2", "alive": false, "http": "10.0.0.2:8081"},
+            {"name": "peer-10", "alive": true, "http": "[fd00::3]:8081"},
+            {"name": "hop-only", "alive": true, "http": null}
+        ]
+    }))
+    .unwrap()
+}
+
+#[test]
+fn every_front_door_is_in_every_recipe_and_the_peer_without_one_in_none() {
+    for balancer in Balancer::value_variants() {
+        let text = recipe(*balancer, &status()).unwrap();
+        for part in ["10.0.0.1", "10.0.0.2", "fd00::3", "8081"] {
+            assert!(text.contains(part), "{balancer:?}: {text}");
+        }
+        assert!(!text.contains("hop-only"), "{balancer:?}");
+        assert!(!text.contains("8444"), "one door of each peer is enough: {balancer:?}");
+    }
+}
+
+#[test]
+fn haproxy_follows_the_end_of_the_cookie_while_that_peer_is_up() {
+    let text = recipe(Balancer::Haproxy, &status()).unwrap();
+    let expected = "\
+    use-server peer-1 if { req.cook(warmhop) -m end .peer-1 }
+    use-server peer-2 if { req.cook(warmhop) -m end .peer-2 }
+    use-server peer-10 if { req.cook(warmhop) -m end .peer-10 }
+    server peer-1 10.0.0.1:8081 check inter 1s
+    server peer-2 10.0.0.2:8081 check inter 1s
+    server peer-10 [fd00::3]:8081 check inter 1s
+";
+    assert!(text.ends_with(expected), "{text}");
+    assert!(text.contains("option redispatch"));
+}
+
+#[test]
+fn nginx_maps_the_end_of_the_cookie_to_a_peer_with_the_others_behind_it() {
+    let text = recipe(Balancer::Nginx, &status()).unwrap();
+    assert!(text.contains("    \"~\\.peer-10$\" warmhop_peer-10;\n"), "{text}");
+    let upstream = "\
+upstream warmhop_peer-2 {
+    server 10.0.0.2:8081 max_fails=1 fail_timeout=2s;
+    server 10.0.0.1:8081 backup;
+    server [fd00::3]:8081 backup;
+}
+";
+    assert!(text.contains(upstream), "{text}");
+    assert_eq!(text.matches('{').count(), text.matches('}').count());
+}
+
+#[test]
+fn a_peer_alone_has_no_backup_and_no_rival() {
+    let alone =
+        Status::deserialize(json!({"peer": {"name": "p", "http": ["127.0.0.1:8081"]}})).unwrap();
+    assert!(!recipe(Balancer::Nginx, &alone).unwrap().contains("backup"));
+    let envoy = recipe(Balancer::Envoy, &alone).unwrap();
+    assert!(!envoy.contains("priority: 1"), "{envoy}");
+}
+
+#[test]
+fn apache_has_a_route_for_each_member() {
+    let text = recipe(Balancer::Apache, &status()).unwrap();
+    assert!(text.contains(
+        "BalancerMember \"http://10.0.0.2:8081\" route=peer-2 retry=2 hcmethod=TCP hcinterval=2\n"
+    ));
+    assert!(text.contains("ProxySet stickysession=warmhop\n"));
+}
+
+#[test]
+fn envoy_has_a_route_and_a_cluster_for_each_peer_with_the_others_second() {
+    let text = recipe(Balancer::Envoy, &status()).unwrap();
+    assert!(text.contains("regex: '(.*;\\s*)?warmhop=[^;]*\\.peer-2(;.*)?'"), "{text}");
+    for cluster in ["any", "peer-1", "peer-2", "peer-10"] {
+        assert!(text.contains(&format!("  - name: warmhop_{cluster}\n")), "{cluster}");
+        assert!(text.contains(&format!("cluster: warmhop_{cluster},")), "{cluster}");
+    }
+    assert_eq!(text.matches("priority: 1").count(), 6, "two others for each of three");
+    assert!(text.contains("address: \"fd00::3\""), "no brackets around an address of Envoy's");
+}
+
+#[test]
+fn nothing_but_names_and_addresses_gets_into_a_configuration() {
+    let status = Status::deserialize(json!({
+        "peer": {"name": "peer-1", "http": ["127.0.0.1:8081"]},
+        "peers": [
+            {"name": "x }\nevil", "http": "127.0.0.1:1"},
+            {"name": "peer-2", "http": "127.0.0.1:2;\nevil"},
+            {"name": "peer-3", "http": "no-port"}
+        ]
+    }))
+    .unwrap();
+    for balancer in Balancer::value_variants() {
+        let text = recipe(*balancer, &status).unwrap();
+        assert!(!text.contains("evil") && !text.contains("no-port"), "{text}");
+    }
+}
+
+#[test]
+fn a_mesh_without_front_doors_has_no_recipe() {
+    recipe(Balancer::Nginx, &Status::default()).unwrap_err();
+}

@@ -1,0 +1,469 @@
+//! The command line: what it says, what it writes, how it exits.
+
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::role::{ARGUMENTS, BOUND, ROLE, scratch, wait_until};
+
+fn warmhop(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_warmhop"));
+    command
+        .args(args)
+        .env_remove("WARMHOP_ADMIN")
+        .env_remove("WARMHOP_ADMIN_TOKEN")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Exit status, standard output, standard error.
+fn run(args: &[&str]) -> (i32, String, String) {
+    told(&warmhop(args).output().unwrap())
+}
+
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Certificates for `peer` in a folder of its own; returns that folder.
+fn certified(test: &str, peer: &str) -> PathBuf {
+    let dir = scratch(test);
+    let (ca, certs) = (dir.join("ca"), dir.join("certs"));
+    let (code, _, error) = run(&["cert", "ca", "--out", text(&ca), "--cluster", "demo", "--force"]);
+    assert_eq!(code, 0, "{error}");
+    let (code, _, error) =
+        run(&["cert", "peer", peer, "--ca", text(&ca), "--out", text(&certs), "--force"]);
+    assert_eq!(code, 0, "{error}");
+    dir
+}
+
+fn write(dir: &Path, config: &str) -> PathBuf {
+    let file = dir.join("warmhop.toml");
+    std::fs::write(&file, config).unwrap();
+    file
+}
+
+/// A peer on ports that the system chooses, with `more` at the end of its configuration.
+fn config(more: &str) -> String {
+    format!(
+        "cluster = 'demo'\n[peer]\nname = 'peer-1'\n[http]\nlisten = ['127.0.0.1:0']\n\
+         [mesh]\nlisten = '127.0.0.1:0'\nidentity = 'certs'\n[admin]\nlisten = '127.0.0.1:0'\n{more}"
+    )
+}
+
+/// An app of this test program, which listens and answers.
+fn app_table(more: &str) -> String {
+    let program = std::env::current_exe().unwrap();
+    format!(
+        "[[app]]\nname = 'shop'\nrun = [{:?}, {:?}, {:?}, {:?}]\nenv = {{ {ROLE} = 'app', STUBBORN = '1' }}\n{more}",
+        text(&program),
+        ARGUMENTS[0],
+        ARGUMENTS[1],
+        ARGUMENTS[2]
+    )
+}
+
+/// A running `warmhop run`, whose log is read.
+struct Peer {
+    child: Child,
+    admin: String,
+    http: String,
+    log: Receiver<String>,
+}
+
+impl Peer {
+    fn start(file: &Path) -> Self {
+        let mut child = warmhop(&["run", "--config", text(file), "--log", "json"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = sync_channel(10_000);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut peer = Self { child, admin: String::new(), http: String::new(), log };
+        let serving = peer.logged("\"message\":\"serving\"");
+        let serving: Value = serde_json::from_str(&serving).unwrap();
+        peer.admin = serving["admin"].as_str().unwrap().into();
+        peer.http = serving["front_doors"].as_str().unwrap().into();
+        peer
+    }
+
+    /// The next line of the log with `part` in it.
+    fn logged(&self, part: &str) -> String {
+        let mut before = Vec::new();
+        loop {
+            match self.log.recv_timeout(BOUND) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => before.push(line),
+                Err(_) => panic!("no {part:?} in the log, but {before:#?}"),
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        let child = std::cell::RefCell::new((&mut self.child, &mut status));
+        wait_until("the peer ends", || {
+            let (child, status) = &mut *child.borrow_mut();
+            **status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        told(&warmhop(args).env("WARMHOP_ADMIN", &self.admin).output().unwrap())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_how_it_is_meant() {
+    for args in [
+        &[][..],
+        &["fly"],
+        &["run"],
+        &["run", "--config", "x.toml", "--log", "xml"],
+        &["check"],
+        &["cert", "peer", "a.b", "--ca", "x", "--out", "y"],
+        &["cert", "ca"],
+        &["app", "restart", "shop"],
+        &["status", "--admin", "https://127.0.0.1:9001"],
+        &["status", "--admin", "http://127.0.0.1:9001/path"],
+        &["status", "--admin", "ftp://127.0.0.1"],
+        &["lb", "traefik"],
+    ] {
+        let (code, out, error) = run(args);
+        assert_eq!(code, 2, "{args:?}: {error}");
+        assert!(out.is_empty(), "{args:?}");
+        assert!(error.contains("--help") || error.contains("Usage"), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn every_command_has_help_and_the_guard_is_not_among_them() {
+    let (code, help, _) = run(&["--help"]);
+    assert_eq!(code, 0);
+    for command in ["run", "check", "cert", "status", "app", "drain", "session", "why", "lb"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
+        let (code, help, _) = run(&[command, "--help"]);
+        assert_eq!(code, 0);
+        assert!(help.contains("Usage: warmhop"), "{help}");
+    }
+    assert!(!help.contains("guard"), "{help}");
+    let (code, version, _) = run(&["--version"]);
+    assert_eq!((code, version), (0, format!("warmhop {}\n", env!("CARGO_PKG_VERSION"))));
+    let (_, help, _) = told(
+        &warmhop(&["status", "--help"]).env("WARMHOP_ADMIN_TOKEN", "secret").output().unwrap(),
+    );
+    assert!(!help.contains("secret"), "{help}");
+}
+
+#[test]
+fn shells_get_their_completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, script, _) = run(&["completions", shell]);
+        assert_eq!(code, 0);
+        assert!(script.contains("warmhop") && script.contains("drain"), "{shell}");
+    }
+}
+
+#[test]
+fn a_valid_configuration_is_printed_with_its_defaults_and_needs_nothing_to_exist() {
+    let dir = scratch("check");
+    let file =
+        write(&dir, "[peer]\nname = 'peer-1'\n[[app]]\nname = 'shop'\nrun = ['no-such-program']\n");
+    let (code, out, error) = run(&["check", text(&file)]);
+    assert_eq!(code, 0, "{error}");
+    let filled: toml::Table = out.parse().unwrap();
+    assert_eq!(filled["session"]["copies"].as_integer(), Some(3));
+    assert_eq!(filled["app"][0]["start"].as_str(), Some("on-request"));
+    for warned in
+        ["warning: app.shop.run: there is no program", "warning: mesh.identity: there is no"]
+    {
+        assert!(error.contains(warned), "{error}");
+    }
+}
+
+#[test]
+fn every_problem_of_a_configuration_is_a_line_of_its_own() {
+    let dir = scratch("check-bad");
+    let file = write(&dir, "[peer]\nname = 'a b'\n[mesh]\nlisen = 'x'\n");
+    for command in [vec!["check", text(&file)], vec!["run", "--config", text(&file)]] {
+        let (code, out, error) = run(&command);
+        assert_eq!((code, out.as_str()), (2, ""));
+        let at = file.display();
+        let expected = [
+            format!(
+                "warmhop: {at}:2:8: peer.name: \"a b\" does not fit; expected 1 to 32 of the characters A-Z a-z 0-9 _ -"
+            ),
+            format!("warmhop: {at}:4:1: mesh.lisen: there is no such key; did you mean listen?"),
+        ];
+        let errors: Vec<&str> = error.lines().filter(|line| !line.contains(": warning")).collect();
+        assert_eq!(errors, expected);
+    }
+    let (code, _, error) = run(&["check", "/no/such.toml"]);
+    assert_eq!(code, 2);
+    assert!(error.starts_with("warmhop: /no/such.toml: cannot read the file: "), "{error}");
+}
+
+#[test]
+fn certificates_are_private_and_never_overwritten_unasked() {
+    let dir = scratch("cert");
+    let (ca, peer) = (dir.join("ca"), dir.join("peer-1"));
+    let make_ca = ["cert", "ca", "--out", text(&ca), "--cluster", "demo"];
+    let make_peer = ["cert", "peer", "peer-1", "--ca", text(&ca), "--out", text(&peer)];
+    let (code, _, error) = run(&make_peer);
+    assert_eq!(code, 1, "there is no authority yet");
+    assert!(error.contains("warmhop cert ca"), "{error}");
+
+    let (code, out, error) = run(&make_ca);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("ca-key.pem") && out.contains("Next"), "{out}");
+    let (code, out, error) = run(&make_peer);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("key.pem") && out.contains("cluster = \"demo\""), "{out}");
+    for key in [ca.join("ca-key.pem"), peer.join("key.pem")] {
+        let mode = std::fs::metadata(&key).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", key.display());
+    }
+
+    for command in [&make_ca[..], &make_peer[..]] {
+        let key = if command[1] == "ca" { ca.join("ca-key.pem") } else { peer.join("key.pem") };
+        let before = std::fs::read(&key).unwrap();
+        let (code, _, error) = run(command);
+        assert_eq!(code, 1);
+        assert!(error.contains("--force"), "{error}");
+        assert_eq!(std::fs::read(&key).unwrap(), before);
+    }
+    let (code, _, error) = run(&[&make_peer[..], &["--force"]].concat());
+    assert_eq!(code, 0, "{error}");
+}
+
+#[test]
+fn where_no_peer_answers_the_commands_say_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for args in [
+        &["status"][..],
+        &["app", "start", "shop"],
+        &["app", "stop", "shop"],
+        &["drain"],
+        &["session", "shop/000102030405060708090a0b0c0d0e0f"],
+        &["why", "x"],
+        &["lb", "nginx"],
+    ] {
+        let (code, out, error) = run(&[args, &["--admin", &url]].concat());
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
+        assert!(error.contains(&format!("no peer answers at {url}: is it running?")), "{error}");
+    }
+}
+
+#[test]
+fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
+    let dir = certified("start", "peer-1");
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (taken, taken_udp) = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+    let base = config("");
+    let any = "listen = '127.0.0.1:0'";
+    let shop = |run: &str| config(&format!("[[app]]\nname = 'shop'\nrun = ['{run}']\n"));
+    for (what, changed, status, parts) in [
+        (
+            "http port",
+            base.replace("['127.0.0.1:0']", &format!("['{taken}']")),
+            1,
+            vec![
+                "5:11: http.listen[0]: cannot listen on",
+                "Address already in use",
+                "choose a free port",
+            ],
+        ),
+        (
+            "admin port",
+            base.replace(&format!("[admin]\n{any}"), &format!("[admin]\nlisten = '{taken}'")),
+            1,
+            vec!["10:10: admin.listen: cannot listen on", "Address already in use"],
+        ),
+        (
+            "mesh port",
+            base.replace(&format!("[mesh]\n{any}"), &format!("[mesh]\nlisten = '{taken_udp}'")),
+            1,
+            vec!["7:10: mesh.listen: cannot listen on", "Address already in use"],
+        ),
+        (
+            "not our address",
+            base.replace("['127.0.0.1:0']", "['192.0.2.1:8081']"),
+            1,
+            vec![
+                "http.listen[0]: cannot listen on 192.0.2.1:8081",
+                "name an address of this machine",
+            ],
+        ),
+        (
+            "no identity",
+            base.replace("'certs'", "'nothing'"),
+            2,
+            vec!["8:12: mesh.identity: cannot read", "warmhop cert peer"],
+        ),
+        (
+            "another's identity",
+            base.replace("'peer-1'", "'peer-2'"),
+            2,
+            vec!["8:12: mesh.identity: the certificate names", "peer-1", "peer-2"],
+        ),
+        (
+            "no program",
+            shop("no-such-program"),
+            2,
+            vec!["13:7: app.shop.run: there is no program \"no-such-program\" in PATH"],
+        ),
+        ("no file", shop("./server"), 2, vec!["app.shop.run: there is no executable file"]),
+        (
+            "no front-door certificate",
+            base.replace("[mesh]", "tls = { cert = 'c.pem', key = 'k.pem' }\n[mesh]"),
+            2,
+            vec!["6:7: http.tls: ", "c.pem"],
+        ),
+    ] {
+        let file = write(&dir, &changed);
+        let (code, _, error) = run(&["run", "--config", text(&file)]);
+        assert_eq!(code, status, "{what}: {error}");
+        let last = error.lines().last().unwrap();
+        for part in parts {
+            assert!(last.contains(part), "{what}: {part:?} in {error}");
+        }
+        assert!(!error.contains("panicked") && !error.contains("stack"), "{what}: {error}");
+    }
+    let file = write(&dir, &base);
+    let output = warmhop(&["run", "--config", text(&file)]).env("RUST_LOG", "a=b=c").output();
+    let (code, _, error) = told(&output.unwrap());
+    assert_eq!(code, 2);
+    assert!(error.contains("RUST_LOG"), "{error}");
+}
+
+#[test]
+fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
+    let dir = certified("serve", "peer-1");
+    let mut peer = Peer::start(&write(
+        &dir,
+        &config(&app_table("stop_grace = '200ms'\nready = { path = '/healthz' }\n")),
+    ));
+    assert!(peer.http.starts_with("http://127.0.0.1:"));
+
+    let (code, out, error) = peer.run(&["status"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("peer-1 (this one)") && out.contains("shop"), "{out}");
+    assert!(!out.contains('\x1b'), "no colour where there is no terminal");
+    let (_, json, _) = peer.run(&["status", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["apps"][0]["state"], "cold");
+
+    let (code, out, error) = peer.run(&["app", "start", "shop"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("starting"), "{out}");
+    let line = peer.logged("the app runs as");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["app"], &line["stream"]), (&"shop".into(), &"stdout".into()));
+    wait_until("it is ready", || peer.run(&["status", "--json"]).1.contains("\"ready\""));
+
+    for (args, part) in [
+        (["app", "start", "blog"], "it has: shop"),
+        (["why", "nothing-such", "--json"], "remembers no such request"),
+        (["session", "shop/nothing", "--json"], "expected 32 hexadecimal digits"),
+        (["session", "shop/000102030405060708090a0b0c0d0e0f", "--json"], "holds no copy"),
+    ] {
+        let (code, out, error) = peer.run(&args);
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
+        assert!(error.contains(part), "{args:?}: {error}");
+    }
+    for balancer in ["haproxy", "nginx", "apache", "envoy"] {
+        let (code, out, error) = peer.run(&["lb", balancer]);
+        assert_eq!(code, 0, "{error}");
+        let (_, port) = peer.http.rsplit_once(':').unwrap();
+        assert!(out.contains(port), "{balancer}: {out}");
+    }
+
+    let (code, _, error) = peer.run(&["app", "stop", "shop"]);
+    assert_eq!(code, 0, "{error}");
+    let (code, _, error) = peer.run(&["drain"]);
+    assert_eq!(code, 0, "{error}");
+    wait_until("it drains", || peer.run(&["status", "--json"]).1.contains("\"draining\""));
+    peer.signal(Signal::SIGTERM);
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_the_peer_at_once_and_its_app_with_it() {
+    let dir = certified("twice", "peer-1");
+    let more = "start = 'at-boot'\nstop_grace = '10m'\nready = { path = '/healthz' }\n";
+    let mut peer = Peer::start(&write(&dir, &config(&app_table(more))));
+    let line = peer.logged("the app runs as ");
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let said = line["message"].as_str().unwrap().trim_start_matches("the app runs as ");
+    let pids: Vec<i32> = said.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    wait_until("it is ready", || peer.run(&["status", "--json"]).1.contains("\"ready\""));
+
+    peer.signal(Signal::SIGINT);
+    // The app has got its SIGTERM and pays no heed.
+    peer.logged("not now");
+    peer.signal(Signal::SIGTERM);
+    assert_eq!(peer.wait().code(), Some(128 + Signal::SIGTERM as i32));
+    crate::role::wait_until_gone(&pids);
+}
+
+#[test]
+fn a_token_opens_an_admin_listener_for_those_who_have_it() {
+    let dir = certified("token", "peer-1");
+    let with_token = config("token = 'a-token-of-length'\n");
+    let peer = Peer::start(&write(&dir, &with_token));
+    let (code, _, error) = peer.run(&["status"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("WARMHOP_ADMIN_TOKEN"), "{error}");
+    let (code, _, error) = peer.run(&["status", "--token", "a-token-of-length"]);
+    assert_eq!(code, 0, "{error}");
+    let (code, _, _) = peer.run(&["drain", "--token", "another-token-of"]);
+    assert_eq!(code, 1);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let mut child = warmhop(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
