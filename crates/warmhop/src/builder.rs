@@ -398,6 +398,9 @@ impl Mesh {
     /// [`ControlError::UnknownApp`], or [`ControlError::NotStartable`] with the reason.
     pub fn start_app(&self, name: &AppName) -> Result<(), ControlError> {
         let slot = self.slot(name)?;
+        if slot.is_under_way() {
+            return Ok(());
+        }
         if let Some(why) = slot.why_not_start(WantedBy::Operator) {
             return Err(ControlError::NotStartable { name: name.to_string(), why });
         }

@@ -64,6 +64,8 @@ pub(crate) struct Forward {
     pub(crate) seen: Option<u64>,
     /// How many peers it may still be sent on to.
     pub(crate) hops_left: u8,
+    /// The entry peer wants to own the session after this request.
+    pub(crate) hand_over: Option<Incarnation>,
 }
 
 /// The head of a hop.

@@ -107,6 +107,7 @@ mod net;
 mod news;
 mod node;
 mod problem;
+mod repair;
 mod report;
 mod serve;
 mod session;

@@ -520,8 +520,20 @@ impl Node {
                     let destination =
                         if owns || take_over { None } else { self.forward_to(key, owner, *n, tracing) };
                     let end = match destination {
-                        Some(to) if portable.hops_left > 0 => {
-                            self.forward(portable, call, key, cfg, owner, *n, &to, tracing).await
+                        Some((to, moves)) if portable.hops_left > 0 => {
+                            let forward = Forward {
+                                sid: key.sid,
+                                cfg: cfg.clone(),
+                                owner,
+                                n: *n,
+                                rid: portable.rid,
+                                fingerprint: portable.fingerprint,
+                                keyed: portable.keyed,
+                                seen: portable.seen,
+                                hops_left: portable.hops_left.saturating_sub(1),
+                                hand_over: moves.then_some(self.incarnation),
+                            };
+                            self.forward(portable, call, key, forward, &to, tracing).await
                         }
                         _ => {
                             if !owns {
@@ -548,6 +560,14 @@ impl Node {
                                 tracing.step("lost", "too many of the session's holders are gone");
                             }
                             stand = Stand::Fresh;
+                        }
+                        // Whoever owns the session knows whether this request was applied.
+                        LineEnd::Failed(Failure::Deposed { to })
+                            if self.may_begin_anew(portable, call, &Failure::Deposed { to }) =>
+                        {
+                            if let (Some(to), Stand::Known { owner, .. }) = (to, &mut stand) {
+                                *owner = to;
+                            }
                         }
                         LineEnd::Failed(failure) => return Err(self.session_problem(&failure)),
                     }
@@ -581,15 +601,15 @@ impl Node {
         incarnation == self.incarnation || self.view().by_incarnation(&incarnation).is_some()
     }
 
-    /// The peer to send a request to whose session `owner` owns; `None` if it should be taken
-    /// over instead.
+    /// The peer to send a request to whose session `owner` owns, and whether the session is to
+    /// move here after it; `None` if it has to be taken over instead.
     fn forward_to(
         &self,
         key: &SessionKey,
         owner: Incarnation,
         n: u64,
         tracing: &mut Tracing,
-    ) -> Option<PeerId> {
+    ) -> Option<(PeerId, bool)> {
         if owner == self.incarnation {
             return None;
         }
@@ -598,15 +618,18 @@ impl Node {
             tracing.step("owner", "the session's owner is gone or silent");
             return None;
         };
-        if belief.news.draining {
-            tracing.step("owner", "the session's owner is draining");
-            return None;
-        }
-        if !self.is_draining() && self.store.should_move(key, n) {
-            tracing.step("owner", "its client keeps arriving here: the session moves");
-            return None;
-        }
-        Some(belief.news.peer.clone())
+        let moves = if self.is_draining() {
+            false
+        } else if belief.news.draining {
+            tracing.step("owner", "the session's owner is draining: the session moves here");
+            true
+        } else if self.store.should_move(key, n) {
+            tracing.step("owner", "its client keeps arriving here: the session moves here");
+            true
+        } else {
+            false
+        };
+        Some((belief.news.peer.clone(), moves))
     }
 
     /// Draws a session for a client that has none, and serves its first request.
@@ -835,30 +858,16 @@ impl Node {
     }
 
     /// Sends the request to the session's owner.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one token, and the request")]
     async fn forward(
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
         key: &SessionKey,
-        cfg: &Config,
-        owner: Incarnation,
-        n: u64,
+        forward: Forward,
         to: &PeerId,
         tracing: &mut Tracing,
     ) -> LineEnd {
         tracing.step("forward", format!("{to} owns the session"));
-        let forward = Forward {
-            sid: key.sid,
-            cfg: cfg.clone(),
-            owner,
-            n,
-            rid: portable.rid,
-            fingerprint: portable.fingerprint,
-            keyed: portable.keyed,
-            seen: portable.seen,
-            hops_left: portable.hops_left.saturating_sub(1),
-        };
         match self.ask(portable.slot, to, call, HopKind::Forward(forward), tracing).await {
             Ok(reply) => {
                 let mut served = Served::here(self, reply.response);
@@ -956,7 +965,12 @@ impl Node {
             arrived: Arrived::AtFrontDoor,
             hops_left: forward.hops_left,
         };
-        match self.at_owner(&portable, call, &key, Some(&forward.cfg), !owns, None, tracing).await {
+        let end =
+            self.at_owner(&portable, call, &key, Some(&forward.cfg), !owns, None, tracing).await;
+        if let Some(to) = forward.hand_over {
+            self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+        }
+        match end {
             LineEnd::Served(served) => Ok(*served),
             LineEnd::Elsewhere(_) => {
                 let promised = self.store.with(&key, false, |machine, _, _| machine.promised());

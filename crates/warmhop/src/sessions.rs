@@ -334,7 +334,12 @@ impl Store {
 
     /// The sessions that this peer owns and that hold something.
     pub(crate) fn owned(&self) -> Vec<SessionKey> {
-        self.keys_where(Session::is_owner)
+        self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
+    }
+
+    /// The sessions that this peer owns or holds a record of.
+    pub(crate) fn kept(&self) -> Vec<SessionKey> {
+        self.keys_where(|machine| machine.version() > 0)
     }
 
     pub(crate) fn counts(&self) -> (u64, u64) {

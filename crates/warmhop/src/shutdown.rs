@@ -9,12 +9,10 @@ use tracing::{info, warn};
 use warmhop_core::app::{AppEvent, StopReason};
 use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::rank;
-use warmhop_core::session::message::Message;
 use warmhop_core::view::{AppState, Liveness};
 
 use crate::net::Net;
 use crate::node::Node;
-use crate::wire::SessionFrame;
 
 /// How long giving sessions away may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
@@ -33,7 +31,7 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     node.draining.store(true, Ordering::Relaxed);
     net.publish_draining(true);
     node.changed.send_modify(|count| *count += 1);
-    let handed_over = tokio::time::timeout(HAND_OVER_WITHIN, hand_over(node, net)).await;
+    let handed_over = tokio::time::timeout(HAND_OVER_WITHIN, hand_over(node)).await;
     match handed_over {
         Ok(0) => {}
         Ok(count) => info!(count, "sessions handed over"),
@@ -46,7 +44,7 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
 }
 
 /// Invites an heir for each session until none is left here. Returns how many there were.
-async fn hand_over(node: &Arc<Node>, net: &Net) -> usize {
+async fn hand_over(node: &Arc<Node>) -> usize {
     let first = node.store.owned().len();
     loop {
         let owned = node.store.owned();
@@ -61,10 +59,8 @@ async fn hand_over(node: &Arc<Node>, net: &Net) -> usize {
             return first - owned.len();
         }
         for key in owned.iter().take(INVITES_AT_ONCE) {
-            let cfg = node.store.with(key, false, |machine, _, _| machine.config().cloned());
-            if let (Some(Some(cfg)), Some(to)) = (cfg, heir(node, key)) {
-                let message = Message::Invite { cfg };
-                net.send_session(to, SessionFrame { key: key.clone(), to, message });
+            if let Some(to) = heir(node, key) {
+                node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
             }
         }
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;

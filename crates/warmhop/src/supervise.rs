@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
@@ -169,6 +169,11 @@ impl Slot {
         (self.publish)(self);
     }
 
+    /// Whether it is ready or being started.
+    pub(crate) fn is_under_way(&self) -> bool {
+        matches!(self.state(), AppState::Ready | AppState::Starting)
+    }
+
     /// Why a wish to start it would not be heeded.
     pub(crate) fn why_not_start(&self, by: WantedBy) -> Option<String> {
         self.machine().why_not_start(by, self.clock.now()).map(|why| why.to_string())
@@ -252,7 +257,7 @@ impl Slot {
             let reason = exited.await;
             let is_current = slot.copy.load().as_ref().is_some_and(|copy| copy.attempt == attempt);
             if is_current {
-                error!(app = %slot.name(), attempt, reason, "ended by itself");
+                warn!(app = %slot.name(), attempt, reason, "ended by itself");
                 slot.metrics.app_failures.get_or_create(&slot.label()).inc();
                 slot.copy.store(None);
             }
@@ -262,7 +267,7 @@ impl Slot {
 
     fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError) {
         let StartError { reason, output } = error;
-        error!(app = %self.name(), attempt, reason, "did not start");
+        warn!(app = %self.name(), attempt, reason, "did not start");
         self.metrics.app_failures.get_or_create(&self.label()).inc();
         self.tell(AppEvent::StartFailed { attempt, reason, output });
     }

@@ -10,6 +10,7 @@ use warmhop_core::rank;
 use warmhop_core::view::{AppState, Liveness};
 
 use crate::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
+use crate::repair::Repair;
 use crate::supervise::Slot;
 
 /// How often it looks.
@@ -23,8 +24,10 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         tokio::time::sleep(SETTLE).await;
     }
     let mut changes = node.changed.subscribe();
+    let mut repair = Repair::default();
     loop {
         changes.mark_unchanged();
+        repair.sweep(&node);
         for slot in &node.slots {
             if keeps_ready(&node, slot) {
                 slot.wanted(WantedBy::KeepReady);

@@ -22,6 +22,8 @@ use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 
 /// How long a request may wait for those before it to send their heads.
 const TURN_WITHIN: Duration = Duration::from_secs(60);
+/// How long a hand-over holds requests back before this peer goes on as owner.
+const YIELD_WITHIN: Duration = Duration::from_secs(2);
 /// How often one turn's execution is ordered anew before it is given up.
 const ORDERS_MAX: u32 = 4;
 /// How often a chosen record is sent again to a member that has not accepted it.
@@ -87,6 +89,15 @@ pub(super) struct Owner {
     asking: Option<Resend>,
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
+    yielding: Option<Yielding>,
+}
+
+/// A hand-over under way: no new turns, and an invitation once the last request is done.
+#[derive(Debug, Clone)]
+struct Yielding {
+    to: Incarnation,
+    until: Now,
+    invited: Option<Resend>,
 }
 
 #[derive(Debug, Clone)]
@@ -115,6 +126,7 @@ impl Owner {
             answered: BTreeMap::new(),
             asking: None,
             unnamed: false,
+            yielding: None,
         }
     }
 
@@ -198,6 +210,58 @@ impl Session {
         }
         self.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
         self.settle(ctx, out);
+    }
+
+    /// Lets `to` take the session over once nothing is under way here: it gets an invitation,
+    /// and no request is given its turn meanwhile. If it does not come, this peer goes on.
+    pub fn hand_over(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if owner.serving && owner.yielding.is_none() && to != ctx.me {
+            let until = ctx.now.after(YIELD_WITHIN);
+            owner.yielding = Some(Yielding { to, until, invited: None });
+            self.settle(ctx, out);
+        }
+    }
+
+    /// Replaces the member `gone`, or adds one where there are fewer than should be: in two
+    /// steps, a seal that a majority of the old members chooses and the open form for the new
+    /// ones (I5). `newcomer` must live. Returns whether it was begun; it is not while requests
+    /// run alone or anything is proposed.
+    pub fn change_members(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        gone: Option<Incarnation>,
+        newcomer: Option<Incarnation>,
+        out: &mut Effects,
+    ) -> bool {
+        let Role::Owner(owner) = &self.role else { return false };
+        let running_alone = self.flights.iter().any(|flight| flight.exclusive);
+        let (true, false, None, None, Some(chosen)) = (
+            owner.serving,
+            running_alone,
+            &owner.proposal,
+            &owner.yielding,
+            owner.chosen.clone(),
+        ) else {
+            return false;
+        };
+        let before = owner.cfg.now.clone();
+        let mut who: Vec<Incarnation> =
+            before.who.iter().copied().filter(|peer| Some(*peer) != gone).chain(newcomer).collect();
+        who.sort_unstable();
+        who.dedup();
+        if who == before.who || !(1..=3).contains(&who.len()) {
+            return false;
+        }
+        let stamp = before.stamp.saturating_add(1).max(ctx.wall.0);
+        let now = super::message::Members { c: before.c.saturating_add(1), stamp, who };
+        let cfg = Config { now, prev: Some(before) };
+        let Role::Owner(owner) = &mut self.role else { return false };
+        let p = owner.next_position();
+        let record = Record { p, cfg, body: chosen.body };
+        self.propose(ctx, record, None, Some(chosen.p), out);
+        self.settle(ctx, out);
+        true
     }
 
     /// The request's client is gone. What runs or is proposed goes on; its response has nowhere
@@ -415,13 +479,20 @@ impl Session {
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
         assert!(owner.proposal.is_none(), "I4: one proposal at a time");
+        // Who is known to hold the body already is spared it; anyone else asks if that is wrong.
+        let need_full = match (&owner.chosen, same_as) {
+            (Some(chosen), Some(at)) if chosen.p == at => {
+                record.cfg.everyone().into_iter().filter(|it| !owner.holders.contains(it)).collect()
+            }
+            _ => BTreeSet::new(),
+        };
         owner.proposal = Some(Proposal {
             record,
             votes: voter.into_iter().collect(),
             resend: Resend::new(ctx),
             since: ctx.now,
             same_as,
-            need_full: BTreeSet::new(),
+            need_full,
         });
         self.vote_myself(ctx);
         self.send_accepts(ctx, out);
@@ -565,6 +636,19 @@ impl Session {
         self.settle_proposal(ctx, out);
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
+        self.settle_hand_over(ctx, out);
+    }
+
+    fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let idle = self.flights.is_empty();
+        let Role::Owner(owner) = &mut self.role else { return };
+        let may_invite = idle && owner.serving && owner.proposal.is_none();
+        let Some(yielding) = &mut owner.yielding else { return };
+        if may_invite && yielding.invited.is_none() {
+            yielding.invited = Some(Resend::new(ctx));
+            let message = Message::Invite { cfg: owner.cfg.clone() };
+            out.push(Effect::Send { to: yielding.to, message });
+        }
     }
 
     fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
@@ -590,6 +674,8 @@ impl Session {
             self.settle_proposal(ctx, out);
             return;
         }
+        let opened =
+            owner.chosen.as_ref().is_some_and(|before| before.cfg.now.c < record.cfg.now.c);
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
         owner.laggards = (!complete).then(|| Resend::new(ctx));
         owner.holders = votes;
@@ -597,6 +683,8 @@ impl Session {
         if !owner.serving {
             owner.serving = true;
             out.push(Effect::Owned { ballot: owner.b });
+        } else if opened {
+            out.push(Effect::Opened { cfg: owner.cfg.clone() });
         }
         if let Some(at) = self.flights.iter().position(|flight| flight.stage == Stage::Proposed) {
             let ticket = self.flights.remove(at).ticket();
@@ -665,7 +753,7 @@ impl Session {
     fn give_turns(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         loop {
             let Role::Owner(owner) = &mut self.role else { return };
-            if !owner.serving || owner.proposal.is_some() {
+            if !owner.serving || owner.proposal.is_some() || owner.yielding.is_some() {
                 return;
             }
             let Some(next) = self.queue.front() else { return };
@@ -728,6 +816,14 @@ impl Session {
         let patience = ctx.policy.majority_timeout;
         let Role::Owner(owner) = &mut self.role else { return };
         let stuck = owner.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
+        if let Some(yielding) = &mut owner.yielding {
+            if yielding.until <= ctx.now {
+                owner.yielding = None;
+            } else if yielding.invited.as_mut().is_some_and(|resend| resend.due(ctx)) {
+                let message = Message::Invite { cfg: owner.cfg.clone() };
+                out.push(Effect::Send { to: yielding.to, message });
+            }
+        }
         let resend_proposal = owner.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
         if owner.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
             owner.laggards = None;
@@ -792,8 +888,11 @@ impl Session {
             .filter(|_| owner.proposal.is_none())
             .map(|resend| resend.at);
         let asking = owner.asking.as_ref().map(|resend| resend.at);
+        let yielding = owner.yielding.as_ref().map(|yielding| {
+            yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))
+        });
         let queue = self.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
-        [proposal, laggards, asking, queue].into_iter().flatten().min()
+        [proposal, laggards, asking, yielding, queue].into_iter().flatten().min()
     }
 }
 
