@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+#![allow(clippy::print_stdout, reason = "the roles tell what they are by their output")]
+
 mod child;
 mod cli;
 mod role;

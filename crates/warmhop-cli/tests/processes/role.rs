@@ -126,6 +126,7 @@ fn a_role_is_played() {
 
 /// Serves on PORT: `/healthz` says no so often as COLD says; a descendant that left the
 /// process group runs beside it.
+#[expect(clippy::zombie_processes, reason = "its end together with the app's is what is tested")]
 async fn play_app() {
     let port: u16 = std::env::var("PORT").unwrap().parse().unwrap();
     if let Ok(marker) = std::env::var("CLASH") {
