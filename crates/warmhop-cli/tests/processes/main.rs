@@ -1,7 +1,6 @@
 //! The binary and the processes that it starts, asked from the outside.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
-
 #![allow(clippy::print_stdout, reason = "the roles tell what they are by their output")]
 
 mod child;
