@@ -15,7 +15,7 @@ use warmhop_core::view::{AppState, News};
 
 use crate::call::{Call, CallBody};
 use crate::hop::{
-    self, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
+    self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
 };
 use crate::net::{Heard, NetHandler};
 use crate::node::Node;
@@ -129,6 +129,7 @@ impl Node {
                 body,
                 upgrade: upgrade.and_then(|protocol| http::HeaderValue::from_bytes(&protocol).ok()),
                 on_upgrade: None,
+                may_have_run: false,
             };
             // A client that leaves cancels here at once, before there is a response to write.
             let stopped = send.stopped();
@@ -211,12 +212,14 @@ impl Node {
         };
         let writer = hop::reply_switching(send, &head).await?;
         match upgrade {
-            Some(Upgrade::Io(io)) => hop::tunnel(TokioIo::new(io), writer, reader).await,
+            Some(Upgrade::Io(io)) => {
+                hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near).await;
+            },
             Some(Upgrade::Hop(next_writer, next_reader)) => {
                 let (near, far) = tokio::io::duplex(64 * 1024);
                 tokio::join!(
-                    hop::tunnel(near, writer, reader),
-                    hop::tunnel(far, next_writer, next_reader)
+                    hop::tunnel(near, writer, reader, AppIs::Near),
+                    hop::tunnel(far, next_writer, next_reader, AppIs::Far)
                 );
             }
             None => {}

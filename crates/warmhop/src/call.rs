@@ -35,6 +35,8 @@ pub(crate) struct Call {
     pub(crate) upgrade: Option<HeaderValue>,
     /// The client's side of an upgrade.
     pub(crate) on_upgrade: Option<OnUpgrade>,
+    /// An earlier attempt may have reached an app.
+    pub(crate) may_have_run: bool,
 }
 
 impl Call {

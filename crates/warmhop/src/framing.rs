@@ -18,6 +18,8 @@ pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The most fields in a request head.
 pub(crate) const FIELDS_MAX: usize = 128;
 
+/// What hyper takes for the end of a head that was spoilt.
+const SPOILT_END: &[u8] = b"\r\n\r\n";
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -29,7 +31,7 @@ pub(crate) struct Framed<IO> {
 
 impl<IO> Framed<IO> {
     pub(crate) fn new(io: IO) -> Self {
-        Self { io, watch: Watch { at: At::Head, head: Vec::new() } }
+        Self { io, watch: Watch { at: At::Head, head: Vec::new(), spoilt: false } }
     }
 }
 
@@ -39,6 +41,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.watch.spoilt) {
+            buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
         if matches!(outcome, Poll::Ready(Ok(()))) {
@@ -99,6 +105,8 @@ struct Watch {
     at: At,
     /// The head so far.
     head: Vec<u8>,
+    /// The head was spoilt; the next read ends it.
+    spoilt: bool,
 }
 
 impl Watch {
@@ -161,9 +169,10 @@ impl Watch {
         self.at = match framing(&self.head[..end]) {
             Ok(at) => at,
             Err(Ambiguous) => {
-                // NUL is allowed nowhere in a head, so hyper answers 400. The head is not
-                // complete without these bytes: hyper has not taken it for a request yet.
-                bytes[..taken].fill(0);
+                // NUL is allowed nowhere in a head, so hyper answers 400 once it sees an end. The
+                // head is not complete without these bytes: it has not been taken for a request.
+                bytes.fill(0);
+                self.spoilt = true;
                 At::Opaque
             }
         };
@@ -267,7 +276,7 @@ mod tests {
 
     /// Feeds `text` in pieces of `step` bytes; returns what hyper would read and the end state.
     fn feed(text: &[u8], step: usize) -> (Vec<u8>, At) {
-        let mut watch = Watch { at: At::Head, head: Vec::new() };
+        let mut watch = Watch { at: At::Head, head: Vec::new(), spoilt: false };
         let mut out = Vec::new();
         for piece in text.chunks(step) {
             let mut piece = piece.to_vec();
@@ -275,6 +284,14 @@ mod tests {
             out.extend(piece);
         }
         (out, watch.at)
+    }
+
+    /// Whether what was let through up to the spoilt head's end could pass for a request.
+    fn is_request(seen: &[u8]) -> bool {
+        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let head = seen.split_inclusive(|byte| *byte == 0).next().unwrap_or_default();
+        let ended = [head, SPOILT_END].concat();
+        matches!(httparse::Request::new(&mut fields).parse(&ended), Ok(httparse::Status::Complete(_)))
     }
 
     #[test]
@@ -295,6 +312,7 @@ mod tests {
             for step in 1..text.len() {
                 let (seen, at) = feed(text.as_bytes(), step);
                 assert!(seen.contains(&0), "{fields:?} in steps of {step}");
+                assert!(!is_request(&seen), "{fields:?} in steps of {step}");
                 assert_eq!(at, At::Opaque);
             }
         }
@@ -333,7 +351,7 @@ mod tests {
 
     #[test]
     fn an_endless_head_is_not_kept() {
-        let mut watch = Watch { at: At::Head, head: Vec::new() };
+        let mut watch = Watch { at: At::Head, head: Vec::new(), spoilt: false };
         for _ in 0..200 {
             watch.see(&mut [b'a'; 1024]);
         }

@@ -551,9 +551,59 @@ pub(crate) async fn refuse(
     reply(send, &ReplyHead::Refused { why, load }, Body::empty()).await
 }
 
-/// Passes bytes between an upgraded connection and a hop until both directions have ended.
-pub(crate) async fn tunnel<IO>(io: IO, mut writer: HopBodyWriter, mut reader: HopBodyReader)
+/// How long an upgraded connection's client may go on sending once the app has closed its side.
+const CLOSED_APP_GRACE: Duration = Duration::from_secs(2);
+
+/// Which end of a tunnel the app is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AppIs {
+    /// Behind the connection: this is the serving peer.
+    Near,
+    /// Behind the hop: this is the entry peer.
+    Far,
+}
+
+/// Runs both directions of an upgraded connection until both have ended. A client may close its
+/// side and go on listening; an app that has closed its side hears nobody any more, so the
+/// client's side ends soon after.
+async fn both_ways(from_client: impl Future<Output = ()>, from_app: impl Future<Output = ()>) {
+    tokio::pin!(from_client, from_app);
+    tokio::select! {
+        () = &mut from_client => from_app.await,
+        () = &mut from_app => {
+            // Running out of time is how it ends where the client just stays.
+            let _ = tokio::time::timeout(CLOSED_APP_GRACE, from_client).await;
+        }
+    }
+}
+
+/// Passes bytes between a client's upgraded connection and an app's on the same peer.
+pub(crate) async fn join<C, A>(client: C, app: A)
 where
+    C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
+    A: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
+{
+    let (mut client_in, mut client_out) = tokio::io::split(client);
+    let (mut app_in, mut app_out) = tokio::io::split(app);
+    let from_client = async {
+        // However it ends, the other side is told by closing it.
+        let _ = tokio::io::copy(&mut client_in, &mut app_out).await;
+        let _ = app_out.shutdown().await;
+    };
+    let from_app = async {
+        let _ = tokio::io::copy(&mut app_in, &mut client_out).await;
+        let _ = client_out.shutdown().await;
+    };
+    both_ways(from_client, from_app).await;
+}
+
+/// Passes bytes between an upgraded connection and a hop until both directions have ended.
+pub(crate) async fn tunnel<IO>(
+    io: IO,
+    mut writer: HopBodyWriter,
+    mut reader: HopBodyReader,
+    app: AppIs,
+) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
     let (mut from, mut to) = tokio::io::split(io);
@@ -584,7 +634,10 @@ where
         }
         let _ = to.shutdown().await;
     };
-    tokio::join!(up, down);
+    match app {
+        AppIs::Near => both_ways(down, up).await,
+        AppIs::Far => both_ways(up, down).await,
+    }
 }
 
 /// A response as it is stored for a repeat of its request.

@@ -19,7 +19,7 @@ use crate::body::Body;
 use crate::call::{Call, CallBody};
 use crate::clock::Clock;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
-use crate::hop;
+use crate::hop::{self, AppIs};
 use crate::node::Node;
 use crate::problem::{Problem, sf_name};
 use crate::serve::{Portable, Served, Upgrade};
@@ -199,6 +199,7 @@ impl Ingress {
             body,
             upgrade,
             on_upgrade: on_upgrade.clone(),
+            may_have_run: false,
         };
 
         let entry = token.as_ref().and_then(|(token, _)| {
@@ -299,13 +300,12 @@ impl Ingress {
             if let (Some(on_upgrade), Some(upgrade)) = (on_upgrade, upgrade) {
                 tokio::spawn(async move {
                     let Ok(client) = on_upgrade.await else { return };
-                    let mut client = TokioIo::new(client);
+                    let client = TokioIo::new(client);
                     match upgrade {
-                        Upgrade::Hop(writer, reader) => hop::tunnel(client, writer, reader).await,
-                        Upgrade::Io(app) => {
-                            let mut app = TokioIo::new(app);
-                            let _ = tokio::io::copy_bidirectional(&mut client, &mut app).await;
+                        Upgrade::Hop(writer, reader) => {
+                            hop::tunnel(client, writer, reader, AppIs::Far).await;
                         }
+                        Upgrade::Io(app) => hop::join(client, TokioIo::new(app)).await,
                     }
                 });
             }

@@ -98,8 +98,7 @@ pub(crate) async fn call_service(
             tokio::spawn(async move {
                 let _counted = guard;
                 let (Ok(client), Ok(app)) = tokio::join!(client_side, app_side) else { return };
-                let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut app).await;
+                hop::join(TokioIo::new(client), TokioIo::new(app)).await;
             });
         }
         return Ok(response);
@@ -279,6 +278,7 @@ impl Node {
                 self.note_load(to, slot.name(), load);
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
+                call.may_have_run |= matches!(why, HopRefusal::AppFailed { .. });
                 if let Some(body) = body {
                     call.put_back(body);
                     return Err(HopError::Refused(why, load, None));
@@ -294,6 +294,7 @@ impl Node {
             Err(HopError::Broken(error)) => {
                 self.metrics.hops_failed.inc();
                 tracing.step("broken", format!("the hop to {to} broke: {error}"));
+                call.may_have_run = true;
                 Err(HopError::Broken(error))
             }
         }
@@ -487,9 +488,10 @@ impl Node {
         let mut lost = false;
         let mut take_over = false;
         for round in 0..ROUNDS_MAX {
-            // A request that this peer has just named cannot have been applied before; only a
-            // further attempt has to show that it was not. A client's own key may be a repeat.
-            let seen = portable.seen.filter(|_| portable.keyed || round > 0);
+            // A request that this peer has just named cannot have been applied before; only after
+            // an attempt of unknown outcome has that to be shown. A client's own key may be a
+            // repeat from the start.
+            let seen = portable.seen.filter(|_| portable.keyed || call.may_have_run);
             let portable = &Portable { seen, ..*portable };
             match &stand {
                 Stand::Fresh => {
@@ -565,6 +567,7 @@ impl Node {
                         LineEnd::Failed(Failure::Deposed { to })
                             if self.may_begin_anew(portable, call, &Failure::Deposed { to }) =>
                         {
+                            call.may_have_run = true;
                             if let (Some(to), Stand::Known { owner, .. }) = (to, &mut stand) {
                                 *owner = to;
                             }
