@@ -134,15 +134,17 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    AppFn { start: move || -> BoxFuture<Result<Running, StartError>> {
-        let starting = start();
-        Box::pin(async move {
-            match starting.await {
-                Ok(service) => Ok(Running::new(service)),
-                Err(error) => Err(StartError { reason: error.to_string(), output: Vec::new() }),
-            }
-        })
-    } }
+    AppFn {
+        start: move || -> BoxFuture<Result<Running, StartError>> {
+            let starting = start();
+            Box::pin(async move {
+                match starting.await {
+                    Ok(service) => Ok(Running::new(service)),
+                    Err(error) => Err(StartError { reason: error.to_string(), output: Vec::new() }),
+                }
+            })
+        },
+    }
 }
 
 struct AppFn<F> {

@@ -83,7 +83,8 @@ impl Node {
         };
         let Arrived { head, method, fields, incoming } = arrived;
         let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
-        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slots_by_name.get(&app)) else {
+        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slots_by_name.get(&app))
+        else {
             let _ = hop::refuse(send, HopRefusal::UnknownApp, none).await;
             return;
         };
@@ -180,7 +181,8 @@ impl Node {
             HopKind::Exec { sid, exec } => {
                 let key = SessionKey { app: slot.name().clone(), sid };
                 tracing.session(key.to_string());
-                let (ran, done) = self.execute_here(slot, call, &key, &exec).await.map_err(local)?;
+                let (ran, done) =
+                    self.execute_here(slot, call, &key, &exec).await.map_err(local)?;
                 tracing.served_by(self.me.as_str());
                 Ok((Served::ran(self, ran), ReplySession::Done(done)))
             }
@@ -214,7 +216,7 @@ impl Node {
         match upgrade {
             Some(Upgrade::Io(io)) => {
                 hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near).await;
-            },
+            }
             Some(Upgrade::Hop(next_writer, next_reader)) => {
                 let (near, far) = tokio::io::duplex(64 * 1024);
                 tokio::join!(
@@ -230,9 +232,7 @@ impl Node {
 
 fn hint_of(entry: &Entry) -> Option<Hint> {
     match &entry.kind {
-        Kind::Portable { cfg, owner, n } => {
-            Some(Hint { cfg: cfg.clone(), owner: *owner, n: *n })
-        }
+        Kind::Portable { cfg, owner, n } => Some(Hint { cfg: cfg.clone(), owner: *owner, n: *n }),
         Kind::Pinned { .. } => None,
     }
 }

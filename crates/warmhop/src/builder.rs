@@ -421,7 +421,12 @@ impl Mesh {
         let node = &self.0.node;
         node.slots_by_name.get(name).ok_or_else(|| ControlError::UnknownApp {
             name: name.to_string(),
-            known: node.slots.iter().map(|slot| slot.name().as_str()).collect::<Vec<_>>().join(", "),
+            known: node
+                .slots
+                .iter()
+                .map(|slot| slot.name().as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
         })
     }
 

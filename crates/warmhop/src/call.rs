@@ -69,7 +69,7 @@ impl Call {
                         _,
                         BoxError,
                     >(
-                        trailers
+                        trailers,
                     )]));
                     return Ok(CallBody::Stream(Some(Body::resumed(read, Body::new(rest)))));
                 }
@@ -107,7 +107,7 @@ impl Call {
     }
 
     /// The request as an app on this peer gets it; `None` once its stream was given away.
-    pub(crate) fn to_request(
+    pub(crate) fn make_request(
         &mut self,
         session: Option<&Session>,
         carried: bool,
@@ -136,7 +136,7 @@ impl Call {
     }
 
     /// The request as another peer gets it; `None` once its stream was given away.
-    pub(crate) fn to_hop(&mut self, app: &AppName, kind: HopKind) -> Option<HopRequest> {
+    pub(crate) fn make_hop(&mut self, app: &AppName, kind: HopKind) -> Option<HopRequest> {
         let body = self.take_body()?;
         let head = HopHead {
             kind,

@@ -181,7 +181,9 @@ mod tests {
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs
             .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .map(|(name, value)| {
+                (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+            })
             .collect()
     }
 
@@ -200,8 +202,14 @@ mod tests {
 
     #[test]
     fn forwarding_fields_extend_what_earlier_proxies_said() {
-        let mut fields = headers(&[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", "https")]);
-        append_forwarded(&mut fields, Some("2001:db8::1".parse().unwrap()), Some("a.example"), "http");
+        let mut fields =
+            headers(&[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", "https")]);
+        append_forwarded(
+            &mut fields,
+            Some("2001:db8::1".parse().unwrap()),
+            Some("a.example"),
+            "http",
+        );
         assert_eq!(fields["x-forwarded-for"], "192.0.2.1, 2001:db8::1");
         assert_eq!(fields["x-forwarded-proto"], "https");
         assert_eq!(fields["forwarded"], "for=\"[2001:db8::1]\";proto=http;host=\"a.example\"");
@@ -210,7 +218,9 @@ mod tests {
     #[test]
     fn a_host_is_read_without_port_user_or_case() {
         let uri: Uri = "/".parse().unwrap();
-        for (field, host) in [("Shop.Localhost:80", "shop.localhost"), ("[::1]:80", "[::1]"), ("a", "a")] {
+        for (field, host) in
+            [("Shop.Localhost:80", "shop.localhost"), ("[::1]:80", "[::1]"), ("a", "a")]
+        {
             assert_eq!(host_of(&uri, &headers(&[("host", field)])).as_deref(), Some(host));
         }
         assert_eq!(host_of(&uri, &HeaderMap::new()), None);

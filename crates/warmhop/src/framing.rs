@@ -92,11 +92,16 @@ enum At {
     /// In a body with so many bytes left.
     Fixed(u64),
     /// In a chunk-size line; whether a digit was seen, and the size so far.
-    ChunkSize { size: u64, in_extension: bool },
+    ChunkSize {
+        size: u64,
+        in_extension: bool,
+    },
     /// In a chunk's bytes, its closing CRLF included.
     Chunk(u64),
     /// In the trailer section; how many bytes the current line has.
-    Trailers { line_bytes: u32 },
+    Trailers {
+        line_bytes: u32,
+    },
     /// HTTP/2, an upgraded connection, or one that hyper is about to refuse.
     Opaque,
 }
@@ -291,7 +296,10 @@ mod tests {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let head = seen.split_inclusive(|byte| *byte == 0).next().unwrap_or_default();
         let ended = [head, SPOILT_END].concat();
-        matches!(httparse::Request::new(&mut fields).parse(&ended), Ok(httparse::Status::Complete(_)))
+        matches!(
+            httparse::Request::new(&mut fields).parse(&ended),
+            Ok(httparse::Status::Complete(_))
+        )
     }
 
     #[test]

@@ -71,9 +71,7 @@ pub(crate) async fn serve(
         }
     }
     // Clients that connected before the listener closed are served, not reset.
-    while let Some(Ok((stream, peer))) =
-        futures_util::FutureExt::now_or_never(listener.accept())
-    {
+    while let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
         let (ingress, closing) = (Arc::clone(&ingress), closing.clone());
         connections.spawn(accepted_one(stream, peer, tls.clone(), ingress, closing));
     }
@@ -102,8 +100,12 @@ async fn accepted_one(
     }
 }
 
-async fn connection<IO>(stream: IO, client: Client, ingress: Arc<Ingress>, closing: CancellationToken)
-where
+async fn connection<IO>(
+    stream: IO,
+    client: Client,
+    ingress: Arc<Ingress>,
+    closing: CancellationToken,
+) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {

@@ -43,10 +43,7 @@ pub(crate) enum HopKind {
     /// Nothing to serve: start the app, which the asking peer may not.
     Wake,
     /// Execute it for a session that another peer owns.
-    Exec {
-        sid: SessionId,
-        exec: Exec,
-    },
+    Exec { sid: SessionId, exec: Exec },
     /// You own its session: do all that an entry peer does.
     Forward(Forward),
 }
@@ -105,7 +102,10 @@ pub(crate) enum ReplySession {
     /// What came of an execution.
     Done(ExecDone),
     /// The owner committed it: what the client's token should say.
-    Committed { hint: Hint, replayed: bool },
+    Committed {
+        hint: Hint,
+        replayed: bool,
+    },
 }
 
 /// Why a hop was refused; no app has seen the request.
@@ -167,7 +167,10 @@ pub(crate) enum ReplyHead {
         served_by: String,
         load: Load,
     },
-    Refused { why: HopRefusal, load: Load },
+    Refused {
+        why: HopRefusal,
+        load: Load,
+    },
 }
 
 /// Why a hop brought no response.
@@ -342,6 +345,7 @@ async fn read_head(lease: &HopLease, reader: &mut FrameReader) -> Result<ReplyHe
         .map_err(|error| HopError::Broken(format!("the reply's head does not decode: {error}")))
 }
 
+#[expect(clippy::result_large_err, reason = "a refusal is read where it arises, once")]
 fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopError> {
     match head {
         ReplyHead::Go => Err(broken("told to go on twice")),

@@ -382,7 +382,10 @@ impl FrontDoorTls {
     ///
     /// # Errors
     /// [`IdentityError`] names the file and what is wrong with it.
-    pub fn from_files(cert: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self, IdentityError> {
+    pub fn from_files(
+        cert: impl AsRef<Path>,
+        key: impl AsRef<Path>,
+    ) -> Result<Self, IdentityError> {
         let (cert, key) = (cert.as_ref(), key.as_ref());
         let failed = |path: &Path, reason: String| IdentityError::FrontDoor {
             path: path.to_owned(),

@@ -58,7 +58,12 @@ impl Ingress {
         self.traced(request, client, id).instrument(span).await
     }
 
-    async fn traced(&self, request: Request<Body>, client: Client, id: RequestId) -> Response<Body> {
+    async fn traced(
+        &self,
+        request: Request<Body>,
+        client: Client,
+        id: RequestId,
+    ) -> Response<Body> {
         let node = &self.node;
         let line = format!("{} {}", request.method(), request.uri().path());
         let mut tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
@@ -114,7 +119,8 @@ impl Ingress {
         request: Request<Body>,
         client: Client,
         tracing: &mut Tracing,
-    ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)> {
+    ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)>
+    {
         if request.method() == Method::CONNECT {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
@@ -145,7 +151,9 @@ impl Ingress {
                 None => true,
             })
             .filter(|slot| is_below(path, &slot.spec.path))
-            .max_by_key(|slot| (slot.spec.host.is_some(), slot.spec.path.trim_end_matches('/').len()))
+            .max_by_key(|slot| {
+                (slot.spec.host.is_some(), slot.spec.path.trim_end_matches('/').len())
+            })
     }
 
     async fn serve(
@@ -171,13 +179,18 @@ impl Ingress {
         fields::remove_reserved(headers);
         headers.remove(EXPECT);
         hide_cookie(headers);
-        if !headers.contains_key(HOST) {
-            if let Some(Ok(host)) = parts.uri.authority().map(|a| HeaderValue::from_str(a.as_str())) {
-                headers.insert(HOST, host);
-            }
+        if !headers.contains_key(HOST)
+            && let Some(Ok(host)) = parts.uri.authority().map(|a| HeaderValue::from_str(a.as_str()))
+        {
+            headers.insert(HOST, host);
         }
         let scheme = if client.secure { "https" } else { "http" };
-        fields::append_forwarded(headers, client.addr.map(|addr| addr.ip()), host.as_deref(), scheme);
+        fields::append_forwarded(
+            headers,
+            client.addr.map(|addr| addr.ip()),
+            host.as_deref(),
+            scheme,
+        );
         fields::append_via(headers, via_version, node.me.as_str());
         if let Ok(value) = HeaderValue::from_str(tracing.id.as_str()) {
             headers.insert("x-request-id", value);
@@ -188,13 +201,20 @@ impl Ingress {
             CallBody::Whole(bytes::Bytes::new())
         } else {
             Call::gather(body, want_whole).await.map_err(|error| {
-                Problem::new(StatusCode::BAD_REQUEST, "body-cut-off", format!("the request's body was cut off: {error}"))
+                Problem::new(
+                    StatusCode::BAD_REQUEST,
+                    "body-cut-off",
+                    format!("the request's body was cut off: {error}"),
+                )
             })?
         };
         let mut call = Call {
             id: tracing.id.clone(),
             method: parts.method,
-            target: parts.uri.path_and_query().map_or_else(|| "/".into(), |pq| pq.as_str().to_owned()),
+            target: parts
+                .uri
+                .path_and_query()
+                .map_or_else(|| "/".into(), |pq| pq.as_str().to_owned()),
             fields: parts.headers,
             body,
             upgrade,
@@ -365,15 +385,16 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let text = value.to_str().ok().map(|text| text.trim().trim_matches('"'));
     match text {
         Some(key)
-            if values.next().is_none()
-                && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) =>
+            if values.next().is_none() && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) =>
         {
             Ok(Some(key.to_owned()))
         }
         _ => Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "idempotency-key",
-            format!("Idempotency-Key must be one value of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters"),
+            format!(
+                "Idempotency-Key must be one value of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters"
+            ),
         )),
     }
 }

@@ -343,17 +343,13 @@ impl Net {
         *self.shared.clash.borrow()
     }
 
+    #[cfg(test)]
     /// This life of the process.
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.shared.incarnation
     }
 
-    /// What orders the lives of this peer. It is raised if others speak of an earlier life with
-    /// a higher one.
-    pub(crate) fn generation(&self) -> u64 {
-        self.shared.own.peer().generation
-    }
-
+    #[cfg(test)]
     /// The bound address.
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.shared.endpoint.local_addr().unwrap_or(self.shared.advertise)
@@ -424,6 +420,7 @@ impl Net {
         self.shared.links.to(peer).map(|link| link.conn.rtt())
     }
 
+    #[cfg(test)]
     /// The peers that there is a link to, in order of their names.
     pub(crate) fn connected(&self) -> Vec<PeerId> {
         let mut peers: Vec<PeerId> = self.shared.links.table().by_peer.keys().cloned().collect();
@@ -431,6 +428,7 @@ impl Net {
         peers
     }
 
+    #[cfg(test)]
     /// Where it counts.
     pub(crate) fn counters(&self) -> &NetCounters {
         &self.shared.counters

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use warmhop_core::app::WantedBy;
-use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::config::StartMode;
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::rank;
 use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, PinTo, Question, Refusal, decide,
@@ -168,10 +168,7 @@ impl Node {
     }
 
     pub(crate) fn local_load(slot: &Slot) -> Load {
-        Load {
-            in_flight: slot.in_flight.load(Ordering::Relaxed),
-            latency_us: slot.latency_us(),
-        }
+        Load { in_flight: slot.in_flight.load(Ordering::Relaxed), latency_us: slot.latency_us() }
     }
 
     /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
@@ -242,13 +239,12 @@ impl Node {
             changes.mark_unchanged();
             let state = slot.state();
             let view = self.view.load();
-            let candidates =
-                if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
-                    Vec::new()
-                } else {
-                    let never = slot.spec.policy.start == StartMode::Never;
-                    self.candidates(&view, slot.name(), never || self.is_draining())
-                };
+            let candidates = if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
+                Vec::new()
+            } else {
+                let never = slot.spec.policy.start == StartMode::Never;
+                self.candidates(&view, slot.name(), never || self.is_draining())
+            };
             let question = Question {
                 app: &slot.spec.policy,
                 local: LocalApp {
@@ -285,7 +281,9 @@ impl Node {
             match decision.action {
                 Action::Serve => return Ok(Place::Here),
                 Action::Hop { to } => return Ok(Place::There(to)),
-                Action::Refuse(refusal) => return Err(refused(&refusal, &decision.reason.to_string())),
+                Action::Refuse(refusal) => {
+                    return Err(refused(&refusal, &decision.reason.to_string()));
+                }
                 Action::Wait { at_most } => {
                     if waiting.is_none() {
                         slot.waiting.fetch_add(1, Ordering::Relaxed);
@@ -323,8 +321,8 @@ fn traced(candidates: &[Candidate<'_>]) -> Vec<TraceCandidate> {
 
 /// A refusal of the core as a client sees it.
 pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
-    let status =
-        http::StatusCode::from_u16(refusal.status()).unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+    let status = http::StatusCode::from_u16(refusal.status())
+        .unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
     let mut problem =
         Problem::new(status, refusal.label(), reason).proxy_error(refusal.proxy_error());
     problem.retry_after = Some(Duration::from_secs(refusal.retry_after_s()));

@@ -37,7 +37,12 @@ impl Problem {
     }
 
     /// The response, in the form that the client's `Accept` prefers.
-    pub(crate) fn response(&self, accept: &HeaderMap, peer: &str, request_id: &str) -> Response<Body> {
+    pub(crate) fn response(
+        &self,
+        accept: &HeaderMap,
+        peer: &str,
+        request_id: &str,
+    ) -> Response<Body> {
         let title = self.status.canonical_reason().unwrap_or("Error");
         let (kind, body) = if prefers_html(accept) {
             let page = format!(
@@ -66,10 +71,12 @@ impl Problem {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(span) = self.retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from(span.as_secs_f64().ceil().max(1.0) as u64));
+            headers
+                .insert(RETRY_AFTER, HeaderValue::from(span.as_secs_f64().ceil().max(1.0) as u64));
         }
         if let Some(kind) = self.proxy_error {
-            let value = format!("{}; error={kind}; details={}", sf_name(peer), sf_string(&self.detail));
+            let value =
+                format!("{}; error={kind}; details={}", sf_name(peer), sf_string(&self.detail));
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert("proxy-status", value);
             }

@@ -66,12 +66,10 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
 }
 
 pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
-    let (owner, ballot, version, members) = node
-        .store
-        .with(key, false, |machine, _, _| {
-            let owner = if machine.is_owner() { Some(node.incarnation) } else { machine.known_owner() };
-            (owner, machine.ballot(), machine.version(), machine.members().to_vec())
-        })?;
+    let (owner, ballot, version, members) = node.store.with(key, false, |machine, _, _| {
+        let owner = if machine.is_owner() { Some(node.incarnation) } else { machine.known_owner() };
+        (owner, machine.ballot(), machine.version(), machine.members().to_vec())
+    })?;
     let view = node.view();
     let name = |incarnation: &Incarnation| {
         if *incarnation == node.incarnation {

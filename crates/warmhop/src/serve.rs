@@ -12,11 +12,11 @@ use tower::ServiceExt;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::{EffectsMode, SessionMode};
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
-use warmhop_core::view::Liveness;
 use warmhop_core::rank;
 use warmhop_core::route::{Arrived, PinTo, may_retry};
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
+use warmhop_core::view::Liveness;
 
 use crate::app::AppService;
 use crate::body::{Body, BoxError};
@@ -170,13 +170,15 @@ impl Node {
         session: Option<&Session>,
     ) -> Result<RanHere, LocalError> {
         let Some((copy, guard)) = slot.enter() else { return Err(LocalError::NotReady) };
-        let request = call.to_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
+        let request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
         let outcome = if stands_alone {
             call_service_upgrading(copy.service.clone(), request, guard).await
         } else {
-            call_service(copy.service.clone(), request, guard).await.map(|response| (response, None))
+            call_service(copy.service.clone(), request, guard)
+                .await
+                .map(|response| (response, None))
         };
         let (mut response, upgrade) =
             outcome.map_err(|error| LocalError::Failed(error_chain(&*error)))?;
@@ -208,7 +210,8 @@ impl Node {
         let policy = self.store.policy();
         let wall = Clock::wall();
         let expired = base.expiry.0 != 0 && base.expiry < wall;
-        let state = base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
+        let state =
+            base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
         let session = Session::new(state.clone(), policy.state_bytes_max);
         let mut ran = self.run_here(slot, call, Some(&session)).await?;
         let mut changed = session.close();
@@ -262,7 +265,7 @@ impl Node {
         let Some(net) = self.net() else {
             return Err(HopError::Broken("this peer is still starting".into()));
         };
-        let Some(request) = call.to_hop(slot.name(), kind) else {
+        let Some(request) = call.make_hop(slot.name(), kind) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
         // What may not be run twice is sent to a peer that has not been heard lately only once it
@@ -326,7 +329,11 @@ impl Node {
             let placing = Placing {
                 slot,
                 arrived: Arrived::AtFrontDoor,
-                pin: pin.map(|(peer, lives)| PinTo { peer, here: *peer == self.me, lives: lives && !tried.contains(peer) }),
+                pin: pin.map(|(peer, lives)| PinTo {
+                    peer,
+                    here: *peer == self.me,
+                    lives: lives && !tried.contains(peer),
+                }),
                 tried: &tried,
             };
             match self.place(&placing, tracing).await? {
@@ -452,7 +459,12 @@ pub(crate) struct Portable<'a> {
 enum Stand {
     /// Drawn here, with this request.
     Fresh,
-    Known { key: SessionKey, cfg: Config, owner: Incarnation, n: u64 },
+    Known {
+        key: SessionKey,
+        cfg: Config,
+        owner: Incarnation,
+        n: u64,
+    },
 }
 
 /// How waiting in line for the session ended.
@@ -503,7 +515,8 @@ impl Node {
                         LineEnd::Problem(problem) => return Err(problem),
                         // No token had left: another session is as good.
                         LineEnd::Elsewhere(_) => {}
-                        LineEnd::Failed(failure) if self.may_begin_anew(portable, call, &failure) => {}
+                        LineEnd::Failed(failure)
+                            if self.may_begin_anew(portable, call, &failure) => {}
                         LineEnd::Failed(failure) => return Err(self.session_problem(&failure)),
                     }
                     if !call.is_sendable() {
@@ -519,8 +532,11 @@ impl Node {
                         })
                         .unwrap_or((false, None));
                     let owner = known.unwrap_or(*owner);
-                    let destination =
-                        if owns || take_over { None } else { self.forward_to(key, owner, *n, tracing) };
+                    let destination = if owns || take_over {
+                        None
+                    } else {
+                        self.forward_to(key, owner, *n, tracing)
+                    };
                     let end = match destination {
                         Some((to, moves)) if portable.hops_left > 0 => {
                             let forward = Forward {
@@ -541,7 +557,8 @@ impl Node {
                             if !owns {
                                 tracing.step("take over", "this peer takes the session over");
                             }
-                            self.at_owner(portable, call, key, Some(cfg), !owns, None, tracing).await
+                            self.at_owner(portable, call, key, Some(cfg), !owns, None, tracing)
+                                .await
                         }
                     };
                     match end {
@@ -617,7 +634,8 @@ impl Node {
             return None;
         }
         let view = self.view();
-        let Some(belief) = view.by_incarnation(&owner).filter(|b| b.alive == Liveness::Alive) else {
+        let Some(belief) = view.by_incarnation(&owner).filter(|b| b.alive == Liveness::Alive)
+        else {
             tracing.step("owner", "the session's owner is gone or silent");
             return None;
         };
@@ -711,8 +729,12 @@ impl Node {
         loop {
             match line.next().await {
                 Told::Turn => {
-                    let placing =
-                        Placing { slot: portable.slot, arrived: portable.arrived, pin: None, tried: &tried };
+                    let placing = Placing {
+                        slot: portable.slot,
+                        arrived: portable.arrived,
+                        pin: None,
+                        tried: &tried,
+                    };
                     let chosen = match place.take() {
                         Some(place) => place,
                         None => match self.place(&placing, tracing).await {
@@ -835,7 +857,9 @@ impl Node {
         };
         let kind = HopKind::Exec { sid: line.key.sid, exec };
         match self.ask(slot, &to, call, kind, tracing).await {
-            Ok(HopReply { response, session: ReplySession::Done(done), served_by, tunnel, .. }) => {
+            Ok(HopReply {
+                response, session: ReplySession::Done(done), served_by, tunnel, ..
+            }) => {
                 line.executed(Outcome::from(done));
                 let mut served = Served::here(self, response);
                 served.served_by = served_by;
@@ -887,7 +911,10 @@ impl Node {
             Err(HopError::Refused(HopRefusal::NotOwner { promised, .. }, ..)) => {
                 LineEnd::Elsewhere(promised.map(|ballot: Ballot| ballot.proposer))
             }
-            Err(HopError::Refused(HopRefusal::Problem { status, name, detail, retry_after_ms }, ..)) => {
+            Err(HopError::Refused(
+                HopRefusal::Problem { status, name, detail, retry_after_ms },
+                ..,
+            )) => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
                 let name = known_problem(&name);
                 let mut problem = Problem::new(status, name, detail);

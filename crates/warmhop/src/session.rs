@@ -31,7 +31,9 @@ pub enum SessionError {
     #[error("the session cannot be changed after the response was returned; set it before")]
     TooLate,
     /// The state is larger than the mesh keeps for one session.
-    #[error("the session's state has {bytes} bytes, but at most {bytes_max} are kept; store a reference instead")]
+    #[error(
+        "the session's state has {bytes} bytes, but at most {bytes_max} are kept; store a reference instead"
+    )]
     TooLarge {
         /// The state's size in bytes.
         bytes: usize,

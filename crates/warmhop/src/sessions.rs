@@ -248,16 +248,21 @@ impl Store {
         let owns = entry.machine.is_owner();
         if owns != entry.was_owner {
             entry.was_owner = owns;
-            if owns { self.metrics.sessions_owned.inc() } else { self.metrics.sessions_owned.dec() };
+            if owns {
+                self.metrics.sessions_owned.inc()
+            } else {
+                self.metrics.sessions_owned.dec()
+            };
         }
         let now = self.clock.now();
         let idle = entry.tickets.is_empty();
         let empty = idle && entry.machine.is_disposable();
-        let gone = idle
-            && (entry.machine.forgotten() || (empty && entry.keep_empty_until <= now));
+        let gone = idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until <= now));
         let wake = match entry.machine.next_wake(now, Clock::wall()) {
             _ if gone => None,
-            wake if empty => Some(wake.map_or(entry.keep_empty_until, |at| at.min(entry.keep_empty_until))),
+            wake if empty => {
+                Some(wake.map_or(entry.keep_empty_until, |at| at.min(entry.keep_empty_until)))
+            }
             wake => wake,
         };
         if wake != entry.wake {
@@ -285,12 +290,8 @@ impl Store {
     pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
         let SessionFrame { key, to, message } = frame;
         if to != self.me {
-            let nack = Message::Nack {
-                reason: NackReason::Dead,
-                promised: None,
-                cfg: None,
-                watermark: 0,
-            };
+            let nack =
+                Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 };
             let is_question = matches!(
                 message,
                 Message::Prepare { .. } | Message::Accept { .. } | Message::Locate
@@ -303,16 +304,19 @@ impl Store {
         // Only what a copy must remember makes an entry; a stray answer does not.
         let create = matches!(
             message,
-            Message::Prepare { .. } | Message::Accept { .. } | Message::Invite { .. } | Message::Locate
+            Message::Prepare { .. }
+                | Message::Accept { .. }
+                | Message::Invite { .. }
+                | Message::Locate
         );
         self.with(&key, create, |machine, ctx, out| machine.on_message(ctx, from, message, out));
     }
 
     /// A peer's process is gone.
     pub(crate) fn peer_lost(&self, dead: Incarnation) {
-        for key in self.keys_where(|machine| {
-            machine.members().contains(&dead) || machine.load() > 0
-        }) {
+        for key in
+            self.keys_where(|machine| machine.members().contains(&dead) || machine.load() > 0)
+        {
             self.with(&key, false, |machine, ctx, out| machine.peer_lost(ctx, dead, out));
         }
     }
@@ -399,14 +403,14 @@ impl Store {
                     // A machine that asks for the same instant again would spin here.
                     let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
                     let stripe = &mut *stripe;
-                    if let Some(entry) = stripe.sessions.get_mut(&key) {
-                        if let Some(at) = entry.wake.filter(|at| *at <= now) {
-                            stripe.wakes.remove(&(at, key.clone()));
-                            let later = now.after(Duration::from_millis(1));
-                            entry.wake = Some(later);
-                            stripe.wakes.insert((later, key.clone()));
-                            next = next.min(later.0);
-                        }
+                    if let Some(entry) = stripe.sessions.get_mut(&key)
+                        && let Some(at) = entry.wake.filter(|at| *at <= now)
+                    {
+                        stripe.wakes.remove(&(at, key.clone()));
+                        let later = now.after(Duration::from_millis(1));
+                        entry.wake = Some(later);
+                        stripe.wakes.insert((later, key.clone()));
+                        next = next.min(later.0);
                     }
                 }
             }
@@ -532,11 +536,9 @@ pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
             "the request ran, but no majority of the peers that hold its session confirmed it; \
              whether its change stays is unknown",
         ),
-        Failure::FingerprintDiffers => (
-            "idempotency-key-reused",
-            422,
-            "this Idempotency-Key was used with another request",
-        ),
+        Failure::FingerprintDiffers => {
+            ("idempotency-key-reused", 422, "this Idempotency-Key was used with another request")
+        }
         Failure::KeyInUse => (
             "idempotency-key-in-use",
             409,

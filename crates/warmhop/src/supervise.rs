@@ -67,7 +67,6 @@ pub(crate) struct Slot {
     publish: Box<dyn Fn(&Slot) + Send + Sync>,
 }
 
-
 impl Slot {
     pub(crate) fn new(
         spec: AppSpec,
@@ -231,11 +230,11 @@ impl Slot {
 
     fn cancel_start(&self, attempt: u64) {
         let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
-        if starting.as_ref().is_some_and(|(current, _)| *current == attempt) {
-            if let Some((_, task)) = starting.take() {
-                warn!(app = %self.name(), attempt, "start cancelled");
-                task.abort();
-            }
+        if starting.as_ref().is_some_and(|(current, _)| *current == attempt)
+            && let Some((_, task)) = starting.take()
+        {
+            warn!(app = %self.name(), attempt, "start cancelled");
+            task.abort();
         }
     }
 

@@ -96,16 +96,40 @@ impl Metrics {
             Unit::Seconds,
             metrics.head_seconds.clone(),
         );
-        r.register("hops_refused", "Hops refused by the receiving peer", metrics.hops_refused.clone());
+        r.register(
+            "hops_refused",
+            "Hops refused by the receiving peer",
+            metrics.hops_refused.clone(),
+        );
         r.register("hops_failed", "Hops that failed on the way", metrics.hops_failed.clone());
-        r.register("cookies_rejected", "Affinity cookies not accepted", metrics.cookies_rejected.clone());
+        r.register(
+            "cookies_rejected",
+            "Affinity cookies not accepted",
+            metrics.cookies_rejected.clone(),
+        );
         r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
         r.register("app_failures", "Failed starts and crashes", metrics.app_failures.clone());
-        r.register("session_releases", "Responses released here as a session's owner", metrics.releases.clone());
+        r.register(
+            "session_releases",
+            "Responses released here as a session's owner",
+            metrics.releases.clone(),
+        );
         r.register("session_takeovers", "Sessions taken over", metrics.takeovers.clone());
-        r.register("session_depositions", "Sessions given up to another", metrics.depositions.clone());
-        r.register("sessions_lost", "Sessions whose holders are gone", metrics.sessions_lost.clone());
-        r.register("session_refusals", "Session requests refused", metrics.session_refusals.clone());
+        r.register(
+            "session_depositions",
+            "Sessions given up to another",
+            metrics.depositions.clone(),
+        );
+        r.register(
+            "sessions_lost",
+            "Sessions whose holders are gone",
+            metrics.sessions_lost.clone(),
+        );
+        r.register(
+            "session_refusals",
+            "Session requests refused",
+            metrics.session_refusals.clone(),
+        );
         r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
         r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());
         metrics

@@ -73,15 +73,15 @@ fn keeps_ready(node: &Node, slot: &Slot) -> bool {
     if matches!(slot.state(), AppState::Ready | AppState::Starting) {
         return true;
     }
-    let able = view
-        .live_peers()
-        .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
-        .filter(|(_, belief)| {
-            belief.apps.get(slot.name()).is_some_and(|told| {
-                matches!(told.news.state, AppState::Cold | AppState::Stopping)
+    let able =
+        view.live_peers()
+            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
+            .filter(|(_, belief)| {
+                belief.apps.get(slot.name()).is_some_and(|told| {
+                    matches!(told.news.state, AppState::Cold | AppState::Stopping)
+                })
             })
-        })
-        .map(|(peer, _)| peer)
-        .chain([&node.me]);
+            .map(|(peer, _)| peer)
+            .chain([&node.me]);
     rank::keepers(slot.name(), able, missing).contains(&node.me)
 }

@@ -504,15 +504,10 @@ impl HopBodyReader {
         Poll::Ready(result)
     }
 
+    #[cfg(test)]
     /// Whether [`HopPart::End`] or an error was given out.
     pub(crate) fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)
-    }
-
-    /// Refuses the rest of the body, for the reason `code`.
-    pub(crate) fn stop(mut self, code: quinn::VarInt) {
-        // A stream that ended by itself needs no stop.
-        let _ = self.recv.stop(code);
     }
 
     fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<HopPart, HopBodyError>> {

@@ -116,8 +116,10 @@ async fn bodies_stream_through_a_hop_both_ways_and_arrive_whole() {
     let two = &bed.peers[1];
     for size in [0, 1, 16 * 1024, 16 * 1024 + 1, 5_000_000] {
         let sent: Bytes = (0..size).map(|at| (at % 251) as u8).collect::<Vec<_>>().into();
-        let chunks: Vec<_> =
-            sent.chunks(60_000).map(|c| Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::copy_from_slice(c)))).collect();
+        let chunks: Vec<_> = sent
+            .chunks(60_000)
+            .map(|c| Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::copy_from_slice(c))))
+            .collect();
         let body = Body::new(http_body_util::StreamBody::new(futures_util::stream::iter(chunks)));
         let request = Request::post("/echo").body(body).unwrap();
         let request = {
@@ -150,7 +152,9 @@ async fn what_a_client_may_not_say_does_not_reach_the_app() {
         for absent in ["warmhop", "x-private", "connection"] {
             assert!(!answer.text.contains(absent), "{absent}: {}", answer.text);
         }
-        for present in ["a=1; b=2", "my-id-1", "0af7651916cd43dd8448eb211c80319c", "forwarded", "via"] {
+        for present in
+            ["a=1; b=2", "my-id-1", "0af7651916cd43dd8448eb211c80319c", "forwarded", "via"]
+        {
             assert!(answer.text.contains(present), "{present}: {}", answer.text);
         }
         assert_eq!(answer.field("warmhop-request-id"), "my-id-1");
@@ -171,11 +175,15 @@ async fn an_unknown_app_is_404_as_a_problem() {
         let mut spec = warmhop::AppSpec::new(app());
         spec.host = Some("shop.test".into());
         spec.path = "/shop".into();
-        let mesh = warmhop::Mesh::builder("test", bed::peer("one"), authority.issue(&bed::peer("one")).unwrap())
-            .app(spec, warmhop::app_fn(|| async { Ok::<_, std::io::Error>(axum::Router::new()) }))
-            .start()
-            .await
-            .unwrap();
+        let mesh = warmhop::Mesh::builder(
+            "test",
+            bed::peer("one"),
+            authority.issue(&bed::peer("one")).unwrap(),
+        )
+        .app(spec, warmhop::app_fn(|| async { Ok::<_, std::io::Error>(axum::Router::new()) }))
+        .start()
+        .await
+        .unwrap();
         drop(gate);
         bed.peers.push(mesh);
         bed

@@ -61,13 +61,13 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Problem>), V
 }
 
 fn read_cluster(root: &mut Table<'_>) -> String {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
     match root.take("cluster") {
         Some(field) => field
             .checked(|text| {
-                let fits = (1..=63).contains(&text.len()) && text.bytes().all(allowed);
+                let fits = (1..=64).contains(&text.len()) && text.bytes().all(allowed);
                 fits.then(|| text.to_owned())
-                    .ok_or_else(|| "expected 1 to 63 of the characters A-Z a-z 0-9 . _ -".into())
+                    .ok_or_else(|| "expected 1 to 64 of the characters A-Z a-z 0-9 _ -".into())
             })
             .unwrap_or_default(),
         None => "warmhop".into(),

@@ -225,8 +225,7 @@ impl Replica {
         stored: Stored,
         policy: &SessionPolicy,
     ) -> ExecDone {
-        let may_vote =
-            exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
+        let may_vote = exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
         if change.is_none() && !exec.keyed {
             return ExecDone::Unchanged { confirmed: may_vote.is_some() };
         }

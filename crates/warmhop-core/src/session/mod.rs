@@ -47,6 +47,7 @@ mod owner;
 mod recent;
 mod takeover;
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -318,7 +319,7 @@ pub type Effects = Vec<Effect>;
 enum Role {
     None,
     Preparing(Takeover),
-    Owner(Owner),
+    Owner(Box<Owner>),
 }
 
 /// One session on one peer. See the module's documentation.
@@ -596,7 +597,12 @@ impl Session {
 
     /// Withdraws this copy's vote, which to the others is as if this peer had crashed, and
     /// returns what it held: the session `into` may go on from there.
-    pub fn fence(&mut self, ctx: &mut Ctx<'_>, into: SessionId, out: &mut Effects) -> Option<Record> {
+    pub fn fence(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        into: SessionId,
+        out: &mut Effects,
+    ) -> Option<Record> {
         self.copy.fenced.get_or_insert(into);
         if let Some(by) = self.ballot() {
             self.step_down(ctx, by, out);

@@ -5,6 +5,7 @@
 //! confirmed by a majority answering at the owner's own ballot, asked after the request arrived:
 //! had anybody taken the session over before, one of that majority would have promised more.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -57,9 +58,15 @@ pub(super) struct Flight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Turned,
-    Running { executor: Incarnation, p: Option<Position>, base: Option<Position> },
+    Running {
+        executor: Incarnation,
+        p: Option<Position>,
+        base: Option<Position>,
+    },
     /// Its response is there; a majority has to confirm what it read.
-    Confirming { since: Now },
+    Confirming {
+        since: Now,
+    },
     /// Its change is proposed.
     Proposed,
 }
@@ -174,7 +181,7 @@ impl Session {
         cfg.now.stamp = cfg.now.stamp.max(ctx.process.watermark.saturating_add(1));
         ctx.process.round_ctr = ctx.process.round_ctr.max(1);
         let b = Ballot { round: 1, proposer: ctx.me };
-        self.role = Role::Owner(Owner { unnamed: true, ..Owner::of_nothing(b, cfg) });
+        self.role = Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, cfg) }));
     }
 
     /// Whether nothing of the session was ever proposed or promised here and nobody waits: then
@@ -236,13 +243,9 @@ impl Session {
     ) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
         let running_alone = self.flights.iter().any(|flight| flight.exclusive);
-        let (true, false, None, None, Some(chosen)) = (
-            owner.serving,
-            running_alone,
-            &owner.proposal,
-            &owner.yielding,
-            owner.chosen.clone(),
-        ) else {
+        let (true, false, None, None, Some(chosen)) =
+            (owner.serving, running_alone, &owner.proposal, &owner.yielding, owner.chosen.clone())
+        else {
             return false;
         };
         let before = owner.cfg.now.clone();
@@ -280,9 +283,11 @@ impl Session {
         executor: Incarnation,
         out: &mut Effects,
     ) {
-        let Some(at) = self.flights.iter().position(|flight| {
-            flight.ticket() == ticket && flight.stage == Stage::Turned
-        }) else {
+        let Some(at) = self
+            .flights
+            .iter()
+            .position(|flight| flight.ticket() == ticket && flight.stage == Stage::Turned)
+        else {
             return;
         };
         // The requests of one session never run on two peers at once.
@@ -882,11 +887,8 @@ impl Session {
     pub(super) fn wake_owner(&self) -> Option<Now> {
         let Role::Owner(owner) = &self.role else { return None };
         let proposal = owner.proposal.as_ref().map(|proposal| proposal.resend.at);
-        let laggards = owner
-            .laggards
-            .as_ref()
-            .filter(|_| owner.proposal.is_none())
-            .map(|resend| resend.at);
+        let laggards =
+            owner.laggards.as_ref().filter(|_| owner.proposal.is_none()).map(|resend| resend.at);
         let asking = owner.asking.as_ref().map(|resend| resend.at);
         let yielding = owner.yielding.as_ref().map(|yielding| {
             yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))

@@ -6,6 +6,7 @@
 //! majority of every set that it names; sets that come to light on the way are asked at the
 //! same ballot.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -117,7 +118,9 @@ impl Session {
         for cfg in &takeover.asked {
             for to in cfg.everyone() {
                 let covered = |promised: &Promised| {
-                    cfg.sets().filter(|set| set.contains(to)).all(|set| promised.covers.contains(set))
+                    cfg.sets()
+                        .filter(|set| set.contains(to))
+                        .all(|set| promised.covers.contains(set))
                 };
                 if to == ctx.me
                     || self.gone.contains(&to)
@@ -125,7 +128,10 @@ impl Session {
                 {
                     continue;
                 }
-                out.push(Effect::Send { to, message: prepare(ctx, takeover.b, cfg, takeover.nonce) });
+                out.push(Effect::Send {
+                    to,
+                    message: prepare(ctx, takeover.b, cfg, takeover.nonce),
+                });
             }
         }
     }
@@ -167,12 +173,12 @@ impl Session {
                 match found {
                     Some(AcceptedInfo { p, cfg, body: Some(body) }) => {
                         let record = Record { p, cfg, body };
-                        self.role = Role::Owner(Owner::succeeding(b, &record));
+                        self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
                         self.reassert(ctx, record, out);
                     }
                     // A majority holds nothing: nothing was ever chosen.
                     _ => {
-                        self.role = Role::Owner(Owner::of_nothing(b, cfg));
+                        self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
                         out.push(Effect::Owned { ballot: b });
                     }
                 }

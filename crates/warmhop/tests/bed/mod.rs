@@ -1,4 +1,5 @@
 //! Several peers of one mesh in one process, over real QUIC on loopback.
+#![allow(clippy::unwrap_used, reason = "a test bed: a failed step is a failed test")]
 #![allow(dead_code, reason = "each test file uses its own part of this bed")]
 
 use std::sync::Arc;
@@ -30,11 +31,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     pub(crate) fn new(open: bool) -> Self {
-        Self {
-            open: watch::Sender::new(open),
-            starts: Arc::default(),
-            requests: Arc::default(),
-        }
+        Self { open: watch::Sender::new(open), starts: Arc::default(), requests: Arc::default() }
     }
 
     pub(crate) fn open(&self) {
@@ -66,7 +63,9 @@ fn routes(name: String, requests: Arc<AtomicU32>) -> Router {
             let counted = counted.clone();
             async move {
                 match counted(session.map(|s| s.0)) {
-                    Some(session) => String::from_utf8(session.get().unwrap_or_default().to_vec()).unwrap(),
+                    Some(session) => {
+                        String::from_utf8(session.get().unwrap_or_default().to_vec()).unwrap()
+                    }
                     None => "no session".to_owned(),
                 }
             }
@@ -77,8 +76,11 @@ fn routes(name: String, requests: Arc<AtomicU32>) -> Router {
         move |session: Option<Extension<Session>>, item: String| {
             let counted = counted.clone();
             async move {
-                let Some(session) = counted(session.map(|s| s.0)) else { return "no session".to_owned() };
-                let mut list = String::from_utf8(session.get().unwrap_or_default().to_vec()).unwrap();
+                let Some(session) = counted(session.map(|s| s.0)) else {
+                    return "no session".to_owned();
+                };
+                let mut list =
+                    String::from_utf8(session.get().unwrap_or_default().to_vec()).unwrap();
                 list.push_str(&item);
                 list.push(' ');
                 session.set(list.clone()).unwrap();
@@ -142,7 +144,10 @@ impl Bed {
                 self.peers.iter().all(|other| {
                     let name = other.status().peer.name;
                     name == status.peer.name
-                        || status.peers.iter().any(|p| p.name == name && p.alive && p.rtt_us.is_some())
+                        || status
+                            .peers
+                            .iter()
+                            .any(|p| p.name == name && p.alive && p.rtt_us.is_some())
                 })
             })
         })
@@ -255,7 +260,10 @@ impl Client {
     }
 
     pub(crate) fn route(&self) -> &str {
-        self.cookie.as_deref().and_then(|cookie| cookie.rsplit_once('.')).map_or("", |(_, route)| route)
+        self.cookie
+            .as_deref()
+            .and_then(|cookie| cookie.rsplit_once('.'))
+            .map_or("", |(_, route)| route)
     }
 }
 
@@ -266,5 +274,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never happened: {what}"));
+    tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never happened: {what}"));
 }
