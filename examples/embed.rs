@@ -74,7 +74,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             cookie = set.to_str()?.split(';').next().unwrap_or_default().to_owned();
         }
         let served_by = response.headers()["warmhop-peer"].to_str()?.to_owned();
-        let body = http_body_util::BodyExt::collect(response.into_body()).await?.to_bytes();
+        let body = http_body_util::BodyExt::collect(response.into_body()).await;
+        let body = body.map_err(|error| error.to_string())?.to_bytes();
         let text = String::from_utf8_lossy(&body);
         println!("{text}, served by {served_by:<5} in {:.1} ms", took.as_secs_f64() * 1000.0);
         tokio::time::sleep(Duration::from_millis(500)).await;
