@@ -46,7 +46,10 @@ enum State {
     /// To be sent to some peer.
     Free,
     /// In line at a peer.
-    At { peer: usize, ticket: u64 },
+    At {
+        peer: usize,
+        ticket: u64,
+    },
     Answered,
     /// The client was told that nobody knows; it does not ask again.
     Unknown,
@@ -76,6 +79,8 @@ struct World {
     seed: u64,
     dead: BTreeSet<Incarnation>,
     last_crash: u64,
+    /// The peer whose messages to and from others are all lost, and until when.
+    cut_off: Option<(usize, u64)>,
 }
 
 fn incarnation(n: u8) -> Incarnation {
@@ -113,6 +118,7 @@ impl World {
             seed,
             dead: BTreeSet::new(),
             last_crash: 0,
+            cut_off: None,
         };
         let who = vec![incarnation(1), incarnation(2), incarnation(3)];
         let cfg = Config { now: Members { c: 1, stamp: 1, who }, prev: None };
@@ -167,7 +173,9 @@ impl World {
                     1 if self.faults => 2,
                     _ => 1,
                 };
+                let cut = self.cut_off.filter(|(_, until)| self.faults && self.now < *until);
                 match self.index_of(to) {
+                    Some(to) if cut.is_some_and(|(peer, _)| peer == at || peer == to) => {}
                     Some(to) => {
                         for _ in 0..copies {
                             let message = message.clone();
@@ -425,8 +433,18 @@ impl World {
             if self.dice(150) == 0 {
                 self.crash();
             }
+            if self.dice(200) == 0 {
+                // The owner, more often than not: one that does not learn that it is none.
+                let owner = self.peers.iter().position(|peer| peer.machine.is_owner());
+                let peer = match self.dice(3) {
+                    0 => self.dice(PEERS as u64) as usize,
+                    _ => owner.unwrap_or(0),
+                };
+                self.cut_off = Some((peer, self.now + 3_000));
+            }
             if self.dice(60) == 0 {
-                let (from, to) = (self.dice(PEERS as u64) as usize, self.dice(PEERS as u64) as usize);
+                let (from, to) =
+                    (self.dice(PEERS as u64) as usize, self.dice(PEERS as u64) as usize);
                 let to = self.peers[to].inc;
                 self.on(from, |machine, ctx, out| machine.hand_over(ctx, to, out));
             }
@@ -459,13 +477,23 @@ impl World {
             }
             Travelling::Order { owner, ticket, executor, exec } => {
                 match self.on(executor, |machine, ctx, _| machine.exec_begin(ctx, &exec)) {
-                    Ok(base) => self
-                        .travelling
-                        .push(Travelling::Running { owner, ticket, executor, exec, base }),
+                    Ok(base) => self.travelling.push(Travelling::Running {
+                        owner,
+                        ticket,
+                        executor,
+                        exec,
+                        base,
+                    }),
                     Err(done) => {
                         let (p, outcome) = (exec.p, Outcome::from(done));
                         let list = Vec::new();
-                        self.travelling.push(Travelling::Result { owner, ticket, p, outcome, list });
+                        self.travelling.push(Travelling::Result {
+                            owner,
+                            ticket,
+                            p,
+                            outcome,
+                            list,
+                        });
                     }
                 }
             }
