@@ -56,7 +56,8 @@ async fn ask(addr: SocketAddr, count: usize) -> Result<Vec<Duration>, AnyError> 
     tokio::spawn(connection);
     let mut times = Vec::with_capacity(count);
     for _ in 0..count {
-        let request = http::Request::get("/").header("host", "app").body(Empty::<bytes::Bytes>::new())?;
+        let request =
+            http::Request::get("/").header("host", "app").body(Empty::<bytes::Bytes>::new())?;
         let began = Instant::now();
         let response = sender.send_request(request).await?;
         assert_eq!(response.status(), 200);
@@ -107,7 +108,9 @@ async fn cost_of_a_hop() -> Result<(), AnyError> {
         let (a, b) = (percentile(&mut here, 50), percentile(&mut there, 50));
         p50.push(b.as_secs_f64() / a.as_secs_f64());
         added.push((b.as_secs_f64() - a.as_secs_f64()) * 1e6);
-        p99.push(percentile(&mut there, 99).as_secs_f64() / percentile(&mut here, 99).as_secs_f64());
+        p99.push(
+            percentile(&mut there, 99).as_secs_f64() / percentile(&mut here, 99).as_secs_f64(),
+        );
     }
     println!(
         "a hop over serving locally, one request in flight: p50 x {:.2} (+{:.0} us), p99 x {:.2}",
@@ -148,7 +151,10 @@ async fn spread_of_readiness(count: usize) -> Result<(), AnyError> {
     let (first, others) = peers.split_first().ok_or("no peers")?;
     let believed = |state: &'static str| {
         move |mesh: &Mesh| {
-            mesh.status().peers.iter().any(|p| p.name == "p0" && p.apps.get("app").is_some_and(|s| s == state))
+            mesh.status()
+                .peers
+                .iter()
+                .any(|p| p.name == "p0" && p.apps.get("app").is_some_and(|s| s == state))
         }
     };
     let mut times = Vec::new();

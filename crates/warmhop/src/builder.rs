@@ -452,6 +452,16 @@ impl Mesh {
         running.drained.get_or_init(|| shutdown::drain(&running.node, &running.net)).await;
     }
 
+    /// Ends at once: gives nothing away, lets nothing finish, and its apps' `on_stop` is not
+    /// called. For those whose process is about to be ended anyway; sessions survive it as they
+    /// survive a crash.
+    pub async fn vanish(&self) {
+        let running = &self.0;
+        running.doors_closing.cancel();
+        running.closing.cancel();
+        running.net.close().await;
+    }
+
     /// Drains, stops the apps and closes every link. Idempotent.
     pub async fn shutdown(&self) {
         self.drain().await;

@@ -34,6 +34,8 @@ const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 const ENTRIES_MAX: usize = 4;
 /// Where a request has the field that names its answer as a stored one.
 const REPLAYED_FIELD: &str = "warmhop-replayed";
+/// Where a client is told that its session goes on without the majority that it had.
+const FORKED_FIELD: &str = "warmhop-session-forked";
 /// Where a client is told that its former session is gone.
 const LOST_FIELD: &str = "warmhop-session-lost";
 
@@ -278,8 +280,16 @@ impl Ingress {
         client: Client,
     ) -> Response<Body> {
         let node = &self.node;
-        let Served { mut response, served_by, next_hop, upgrade, entry, session_lost, replayed } =
-            served;
+        let Served {
+            mut response,
+            served_by,
+            next_hop,
+            upgrade,
+            entry,
+            session_lost,
+            forked,
+            replayed,
+        } = served;
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::from_str(&served_by) {
@@ -295,6 +305,9 @@ impl Ingress {
         }
         if session_lost {
             headers.insert(LOST_FIELD, HeaderValue::from_static("?1"));
+        }
+        if forked {
+            headers.insert(FORKED_FIELD, HeaderValue::from_static("?1"));
         }
         if replayed {
             headers.insert(REPLAYED_FIELD, HeaderValue::from_static("?1"));

@@ -10,7 +10,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tower::ServiceExt;
 use warmhop_core::affinity::{Entry, Kind};
-use warmhop_core::config::{EffectsMode, SessionMode};
+use warmhop_core::config::{EffectsMode, SessionMode, WithoutMajority};
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
 use warmhop_core::rank;
 use warmhop_core::route::{Arrived, PinTo, may_retry};
@@ -54,6 +54,8 @@ pub(crate) struct Served {
     pub(crate) entry: Option<Entry>,
     /// The client's former session was lost, and this is a new one.
     pub(crate) session_lost: bool,
+    /// The session goes on from this peer's copy, under another id, without its majority.
+    pub(crate) forked: bool,
     /// The response is the stored one of an earlier request.
     pub(crate) replayed: bool,
 }
@@ -67,6 +69,7 @@ impl Served {
             upgrade: None,
             entry: None,
             session_lost: false,
+            forked: false,
             replayed: false,
         }
     }
@@ -498,6 +501,7 @@ impl Node {
             _ => Stand::Fresh,
         };
         let mut lost = false;
+        let mut forked = false;
         let mut take_over = false;
         for round in 0..ROUNDS_MAX {
             // A request that this peer has just named cannot have been applied before; only after
@@ -562,8 +566,24 @@ impl Node {
                         }
                     };
                     match end {
-                        LineEnd::Served(served) => return Ok(*served),
+                        LineEnd::Served(mut served) => {
+                            served.forked = forked;
+                            return Ok(*served);
+                        }
                         LineEnd::Problem(problem) => return Err(problem),
+                        // Those who can still be reached may go on where they are allowed to.
+                        LineEnd::Failed(
+                            Failure::NoMajority { ran: false } | Failure::Lost { ran: false },
+                        ) if !forked && self.fork(key, tracing).is_some() => {
+                            forked = true;
+                            if let Some(Some(new)) =
+                                self.store.with(key, false, |machine, _, _| machine.fenced())
+                            {
+                                let key = SessionKey { app: key.app.clone(), sid: new };
+                                let cfg = cfg.clone();
+                                stand = Stand::Known { key, cfg, owner: self.incarnation, n: *n };
+                            }
+                        }
                         LineEnd::Elsewhere(other) => {
                             take_over = other.is_none_or(|other| !self.lives(other));
                             if let (Some(other), Stand::Known { owner, .. }) = (other, &mut stand) {
@@ -615,6 +635,42 @@ impl Node {
             ),
             _ => false,
         }
+    }
+
+    /// Without a majority, goes on from this peer's own copy under a new session, where the policy
+    /// says so or the session never had more than two members: then this copy holds every change
+    /// that was acknowledged. The copy's vote under the old id is withdrawn first, which is to
+    /// the others as if this peer had crashed.
+    fn fork(&self, key: &SessionKey, tracing: &mut Tracing) -> Option<SessionKey> {
+        let serves = self.store.policy().without_majority == WithoutMajority::Serve;
+        let new = SessionKey { app: key.app.clone(), sid: SessionId(rand::random()) };
+        let record = self.store.with(key, false, |machine, ctx, out| {
+            let few = machine.config().is_some_and(|cfg| cfg.deciders().who.len() <= 2);
+            if (serves || few) && machine.holds_copy() && machine.fenced().is_none() {
+                machine.fence(ctx, new.sid, out)
+            } else {
+                None
+            }
+        })??;
+        let view = self.view();
+        let mut who = vec![self.incarnation];
+        let live = view
+            .live_peers()
+            .filter(|(_, belief)| !belief.news.draining && belief.alive == Liveness::Alive);
+        for peer in rank::session_ranks(&new.sid, live.map(|(peer, _)| peer)) {
+            if who.len() >= self.store.policy().copies.clamp(1, 3) {
+                break;
+            }
+            who.extend(view.peer(&peer).map(|belief| belief.news.incarnation));
+        }
+        let cfg = sessions::first_config(who, Clock::wall());
+        self.store.with(&new, true, |machine, ctx, out| {
+            machine.mint_from(ctx, cfg, record.body, out);
+        })?;
+        self.metrics.sessions_forked.inc();
+        tracing::warn!(session = %key, as_session = %new, "forked: no majority of its holders is left");
+        tracing.step("fork", format!("no majority is left: it goes on here as {new}"));
+        Some(new)
     }
 
     fn lives(&self, incarnation: Incarnation) -> bool {

@@ -60,6 +60,8 @@ pub(crate) struct Metrics {
     pub(crate) depositions: Counter,
     /// Sessions that could not be continued because too many holders are gone.
     pub(crate) sessions_lost: Counter,
+    /// Sessions that go on from one copy without their majority.
+    pub(crate) sessions_forked: Counter,
     /// Session requests that were refused, by reason.
     pub(crate) session_refusals: Family<ByReason, Counter>,
     /// Sessions owned here.
@@ -84,6 +86,7 @@ impl Metrics {
             takeovers: Counter::default(),
             depositions: Counter::default(),
             sessions_lost: Counter::default(),
+            sessions_forked: Counter::default(),
             session_refusals: Family::default(),
             sessions_owned: Gauge::default(),
             sessions_held: Gauge::default(),
@@ -124,6 +127,11 @@ impl Metrics {
             "sessions_lost",
             "Sessions whose holders are gone",
             metrics.sessions_lost.clone(),
+        );
+        r.register(
+            "sessions_forked",
+            "Sessions that go on without their majority",
+            metrics.sessions_forked.clone(),
         );
         r.register(
             "session_refusals",

@@ -178,6 +178,31 @@ async fn a_lone_peer_keeps_sessions_by_itself() {
 }
 
 #[tokio::test]
+async fn of_two_peers_the_one_that_is_left_goes_on_with_all_that_was_acknowledged() {
+    let gate = Gate::new(true);
+    let mut bed = Bed::new();
+    let policy = || warmhop::config::SessionPolicy {
+        majority_timeout: Duration::from_millis(200),
+        ..warmhop::config::SessionPolicy::default()
+    };
+    let plan = || Plan { policy: policy(), start: StartMode::AtBoot, ..portable() };
+    let one = bed.add("one", plan(), &gate).await;
+    let two = bed.add("two", plan(), &gate).await;
+    bed.believes(&two, "one", "ready").await;
+    let mut client = Client::default();
+    client.post(&one, "/add", "a").await;
+    client.post(&one, "/add", "b").await;
+    // It neither drains nor says goodbye in time to hand anything over.
+    one.vanish().await;
+    let answer = client.post(&two, "/add", "c").await;
+    assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, "a b c "));
+    assert_eq!(answer.field("warmhop-session-forked"), "?1");
+    let next = client.post(&two, "/add", "d").await;
+    assert_eq!((next.text.as_str(), next.field("warmhop-session-forked")), ("a b c d ", ""));
+    assert!(two.metrics().contains("warmhop_sessions_forked_total 1"));
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_in_the_middle_does_not_block_its_session() {
     let cold = Gate::new(true);
     let bed = three(&cold).await;

@@ -545,12 +545,22 @@ impl Session {
         self.on_timer_preparing(ctx, out);
         self.on_timer_owner(ctx, out);
         self.settle(ctx, out);
-        if self.copy.forget_at.is_some_and(|at| at <= ctx.wall)
+        if self.forget_at(ctx.policy.forget_grace).is_some_and(|at| at <= ctx.wall)
             && self.queue.is_empty()
             && self.flights.is_empty()
         {
             self.forget(ctx);
         }
+    }
+
+    /// When nothing here matters any more: the copy's time, or of an owner that is no member the
+    /// time of what it last proposed.
+    fn forget_at(&self, grace: Duration) -> Option<WallTime> {
+        let owned = match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref().map(|it| it.body.expiry.after(grace)),
+            _ => None,
+        };
+        self.copy.forget_at.max(owned)
     }
 
     /// Drops everything held of the session, votes included. The watermark keeps every later
@@ -732,7 +742,8 @@ impl Session {
     /// When to call [`Session::on_timer`] next.
     #[must_use]
     pub fn next_wake(&self, now: Now, wall: WallTime) -> Option<Now> {
-        let forget = self.copy.forget_at.map(|at| {
+        // Where no grace is known yet it is looked at a little early, and then again.
+        let forget = self.forget_at(Duration::from_secs(1)).map(|at| {
             // The wall clock may jump: it is looked at again within the hour.
             const LOOK_AGAIN: u64 = 3_600_000;
             now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))

@@ -184,6 +184,25 @@ impl Session {
         self.role = Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, cfg) }));
     }
 
+    /// This peer draws a session that goes on from `body`: a fork of one whose majority is gone,
+    /// fenced here before. Requests wait until the body is chosen under the new session.
+    pub fn mint_from(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        cfg: Config,
+        body: Arc<Body>,
+        out: &mut Effects,
+    ) {
+        self.mint(ctx, cfg, out);
+        let Role::Owner(owner) = &mut self.role else { return };
+        owner.serving = false;
+        owner.unnamed = false;
+        let p = owner.next_position();
+        let record = Record { p, cfg: owner.cfg.clone(), body };
+        self.propose(ctx, record, None, None, out);
+        self.settle(ctx, out);
+    }
+
     /// Whether nothing of the session was ever proposed or promised here and nobody waits: then
     /// the entry may be dropped, and a token that names the session leads to a takeover that
     /// finds what there is to find.
