@@ -1,4 +1,4 @@
-//! An app as a child process: started behind a [guard](crate::guard), asked over loopback
+//! An app as a child process: started behind a [`crate::guard`], asked over loopback
 //! until it is ready, then served through a small pool of kept-alive connections.
 //!
 //! The child is told its port in `PORT` and has to listen on `127.0.0.1:PORT`. Whatever it

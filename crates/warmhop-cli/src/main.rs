@@ -149,7 +149,7 @@ struct Listener {
         default_value = "http://127.0.0.1:9001"
     )]
     admin: AdminUrl,
-    /// The token of [admin] token, if the peer has one.
+    /// The token of `[admin] token`, if the peer has one.
     #[arg(long, value_name = "TOKEN", env = "WARMHOP_ADMIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
 }
