@@ -3,7 +3,7 @@
 //!
 //! A cluster has one authority: a self-signed certificate whose URI name is
 //! `spiffe://CLUSTER`, a private key, and a *cookie key* of 32 random bytes that all peers of
-//! the cluster share. A peer's certificate has two names: [`TLS_NAME`], the same for every peer,
+//! the cluster share. A peer's certificate has two names: `TLS_NAME`, the same for every peer,
 //! so that standard verification has a DNS name to check; and `spiffe://CLUSTER/peer/NAME`,
 //! which says who it is. On disk an identity is the three files `ca.pem`, `cert.pem` and
 //! `key.pem`; the last one holds the cookie key as a second PEM block.
