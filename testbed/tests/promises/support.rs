@@ -257,12 +257,14 @@ impl Shopper {
 pub(crate) fn program_built(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
+        let programs = warmhop_testbed::programs().unwrap();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         cargo
-            .args(["build", "--quiet", "--workspace", "--bins", "--tests"])
+            .args(["build", "--quiet", "--workspace", "--bins", "--tests", "--target-dir"])
+            .arg(programs.parent().unwrap())
             .current_dir(workspace())
             .stdin(Stdio::null());
-        if warmhop_testbed::programs().unwrap().ends_with("release") {
+        if programs.ends_with("release") {
             cargo.arg("--release");
         }
         // What cargo tells a test about its package would look to build scripts like a change
