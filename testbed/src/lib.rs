@@ -14,10 +14,12 @@
 //! | [`state`] | `peers.json`, the record of a mesh that outlives its launcher |
 //! | [`commands`] | `up`, `down`, `kill`, `start` |
 //! | [`demo`] | the guided tour |
+//! | [`chaos`] | load, faults, and the judgement of what clients saw |
 //!
 //! It reads `/proc`, so it needs Linux.
 
 pub mod apps;
+pub mod chaos;
 pub mod client;
 pub mod commands;
 pub mod demo;

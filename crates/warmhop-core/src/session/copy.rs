@@ -16,7 +16,7 @@ use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 
 /// What a copy keeps of one session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Replica {
     /// Stamps up to this one may have been forgotten before the entry was made.
     low: u64,

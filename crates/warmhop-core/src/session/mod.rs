@@ -79,7 +79,7 @@ pub struct Ctx<'a> {
 
 /// Counters that all sessions of one process share. Lost with it, which is why a restarted
 /// process is another [`Incarnation`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Process {
     /// No ballot this process made has a higher round.
     pub round_ctr: u64,
@@ -101,7 +101,7 @@ impl Process {
 pub struct Ticket(pub u64);
 
 /// A request that asks for its turn.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Submit {
     /// How the runtime names it.
     pub ticket: Ticket,
@@ -315,7 +315,7 @@ pub enum Effect {
 pub type Effects = Vec<Effect>;
 
 /// What this peer is to the session beyond a copy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Role {
     None,
     Preparing(Takeover),
@@ -323,7 +323,7 @@ enum Role {
 }
 
 /// One session on one peer. See the module's documentation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Session {
     sid: SessionId,
     copy: Replica,
@@ -338,7 +338,7 @@ pub struct Session {
 }
 
 /// What others said of the session. Hints only.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Belief {
     cfg: Option<Config>,
     owner: Option<Ballot>,
@@ -359,7 +359,7 @@ impl Belief {
 }
 
 /// When to send again: doubling spans with jitter, without end, at a bounded rate.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Resend {
     at: Now,
     tries: u32,

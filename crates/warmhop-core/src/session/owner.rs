@@ -31,7 +31,7 @@ const ORDERS_MAX: u32 = 4;
 const LAGGARD_SENDS_MAX: u32 = 6;
 
 /// A request that waits for its turn.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     submit: Submit,
     /// It changed the session on an old base: it runs again, alone.
@@ -40,7 +40,7 @@ pub(super) struct Waiting {
 }
 
 /// A request whose turn has come.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Flight {
     waiting: Waiting,
     exclusive: bool,
@@ -55,7 +55,7 @@ pub(super) struct Flight {
     confirmed_by: Option<Incarnation>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
     Turned,
     Running {
@@ -78,7 +78,7 @@ impl Flight {
 }
 
 /// What the owner keeps.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
     pub(super) b: Ballot,
     pub(super) cfg: Config,
@@ -100,14 +100,14 @@ pub(super) struct Owner {
 }
 
 /// A hand-over under way: no new turns, and an invitation once the last request is done.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Yielding {
     to: Incarnation,
     until: Now,
     invited: Option<Resend>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Proposal {
     record: Record,
     votes: BTreeSet<Incarnation>,

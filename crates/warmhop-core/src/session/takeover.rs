@@ -16,7 +16,7 @@ use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
 /// A takeover under way.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Takeover {
     pub(super) b: Ballot,
     /// The configurations asked in, in the order in which they came to light.
@@ -28,7 +28,7 @@ pub(super) struct Takeover {
 }
 
 /// What one peer promised.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Promised {
     covers: Vec<Members>,
     accepted: Option<AcceptedInfo>,

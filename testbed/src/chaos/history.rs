@@ -1,0 +1,163 @@
+//! What is written down during a run: by the clients what they asked and saw, by the apps what
+//! they ran, by the faults' driver what it did. The checker judges these records and nothing
+//! else.
+//!
+//! Each client works on one session at a time, which holds a list of items. An append adds one
+//! item that occurs nowhere else, and its answer is the whole list; a read's answer is the whole
+//! list too. So every answer shows the session's history up to a point, and the histories of one
+//! session can be laid over each other.
+
+use serde::{Deserialize, Serialize};
+
+/// Microseconds since the run began, on the one monotonic clock of the process that records.
+pub type Micros = u64;
+
+/// One client's session, as the client counts: it starts another where it is told that its
+/// session is lost, and says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Thread {
+    /// Which client.
+    pub client: u32,
+    /// Its first session is 0.
+    pub session: u32,
+}
+
+/// What a client asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// Adds an item that occurs nowhere else.
+    Append {
+        /// The item.
+        item: String,
+        /// It carried an `Idempotency-Key`, the same one at each attempt.
+        keyed: bool,
+        /// The app was told to take this long, in milliseconds.
+        slow_ms: u64,
+    },
+    /// Asks for the list.
+    Read,
+    /// Sends a line over an open WebSocket and waits for its echo. It changes nothing.
+    Echo,
+}
+
+/// What one attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The app's answer: for appends and reads the session's list as the app saw it.
+    Answered {
+        /// The list after the operation; empty for an echo.
+        items: Vec<String>,
+    },
+    /// An answer of the mesh in place of the app's.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The problem's `type`, or its `title`, or nothing.
+        problem: String,
+        /// The mesh said that the session is lost (the field or the problem that marks it).
+        lost: bool,
+        /// The mesh said that it went on under another session (`Warmhop-Session-Forked`).
+        forked: bool,
+    },
+    /// No connection came about: no byte of the request left.
+    NotSent {
+        /// The error.
+        error: String,
+    },
+    /// The connection broke, or the client's time was up, before an answer was whole.
+    Broken {
+        /// The error.
+        error: String,
+    },
+}
+
+/// One attempt of one operation, written when it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Whose.
+    pub thread: Thread,
+    /// Which of the thread's operations; a repeat has the same number.
+    pub number: u32,
+    /// From 0.
+    pub attempt: u32,
+    /// What it asked for.
+    pub operation: Operation,
+    /// The peer whose front door it used.
+    pub entry: String,
+    /// The peer that ran the app, where the answer names it.
+    pub ran_at: Option<String>,
+    /// The request's id, where the answer names it.
+    pub request: Option<String>,
+    /// When it was sent.
+    pub began: Micros,
+    /// When its outcome was known.
+    pub ended: Micros,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The answer was marked as one of a session that forked.
+    pub forked: bool,
+}
+
+/// One run of an append, written by the app before it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Run {
+    /// The peer beside which the app runs.
+    pub peer: String,
+    /// The item that it added.
+    pub item: String,
+    /// How many items the session held before.
+    pub before: u64,
+    /// Milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+}
+
+/// Something done to the mesh, and how long it lasted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fault {
+    /// Its kind as `--faults` names it.
+    pub kind: String,
+    /// Who was hit.
+    pub peers: Vec<String>,
+    /// What was done, in a few words.
+    pub what: String,
+    /// When it began.
+    pub began: Micros,
+    /// When it was undone (a peer runs again, a link is whole again).
+    pub ended: Micros,
+    /// So many holders were hit at once that sessions may be lost; they must be reported lost.
+    pub may_lose: bool,
+}
+
+/// Who owned how many sessions, asked of the admin listeners now and then.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Sample {
+    /// When.
+    pub at: Micros,
+    /// Which peer.
+    pub peer: String,
+    /// Absent where the peer did not answer.
+    pub owned: Option<u64>,
+    /// Copies held there.
+    pub copies: Option<u64>,
+}
+
+/// A whole run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// What it can be repeated by.
+    pub seed: u64,
+    /// The peers' names.
+    pub peers: Vec<String>,
+    /// How long it took.
+    pub length: Micros,
+    /// What the clients saw, in the order of `ended`.
+    pub attempts: Vec<Attempt>,
+    /// What the apps ran.
+    pub runs: Vec<Run>,
+    /// What was done to the mesh.
+    pub faults: Vec<Fault>,
+    /// Ownership over time.
+    pub samples: Vec<Sample>,
+}
