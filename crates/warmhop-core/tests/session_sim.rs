@@ -273,7 +273,7 @@ impl World {
                 self.on(at, |machine, ctx, out| {
                     if !machine.is_owner() && !machine.is_taking_over() {
                         let round = machine.seen_round();
-                        machine.take_over(ctx, Some(cfg), round, out);
+                        machine.take_over(ctx, Some(cfg), round, &[], out);
                     }
                 });
             }
@@ -344,7 +344,7 @@ impl World {
         self.on(at, |machine, ctx, out| {
             if !machine.is_owner() && !machine.is_taking_over() {
                 let round = machine.seen_round();
-                machine.take_over(ctx, Some(cfg), round, out);
+                machine.take_over(ctx, Some(cfg), round, &[], out);
             }
             machine.submit(ctx, submit, out);
         });
@@ -457,7 +457,7 @@ impl World {
                 self.on(at, |machine, ctx, out| {
                     if !machine.is_owner() && !machine.is_taking_over() {
                         let round = machine.seen_round();
-                        machine.take_over(ctx, cfg, round, out);
+                        machine.take_over(ctx, cfg, round, &[], out);
                     }
                 });
             }

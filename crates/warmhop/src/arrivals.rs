@@ -40,9 +40,10 @@ impl NetHandler for Node {
             info!(session = %frame.key, "invited to take a session over");
             let (key, cfg) = (frame.key.clone(), cfg.clone());
             if !self.is_draining() && frame.to == self.incarnation {
+                let peers = self.whom_to_ask(&key);
                 self.store.with(&key, true, |machine, ctx, out| {
                     if !machine.is_owner() && !machine.is_taking_over() {
-                        machine.take_over(ctx, Some(cfg), 0, out);
+                        machine.take_over(ctx, Some(cfg), 0, &peers, out);
                     }
                 });
             }

@@ -1,97 +1,137 @@
-//! Keeps sessions on as many peers as they should be on, idle ones too: a member that is gone is
-//! replaced, one that is missing is added, and an owner that is gone is succeeded by a member.
+//! Keeps sessions on as many peers as they should be on, idle ones too: looks through them when
+//! somebody comes or goes, and does what the core decides for each.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use warmhop_core::ids::{Incarnation, Now, SessionKey};
+use warmhop_core::ids::{Incarnation, Now, PeerId, SessionKey};
 use warmhop_core::rank;
-use warmhop_core::view::{Liveness, View};
+use warmhop_core::session::repair::{Holding, Mend, mend};
+use warmhop_core::view::{Liveness, PeerNews, View};
 
 use crate::node::Node;
 
-/// How long a member is silent before it is replaced, and an owner before it is succeeded.
-const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
-/// How much longer each further member waits before it succeeds the owner.
-const WAIT_A_RANK: Duration = Duration::from_secs(1);
-/// How many sessions are mended in one sweep.
-const MENDED_AT_ONCE: usize = 512;
+/// How many sessions are mended in one sweep, so that the messages of one leave room for others.
+const MENDED_AT_ONCE: usize = 1024;
 
 /// What one sweep hands on to the next.
 #[derive(Default)]
 pub(crate) struct Repair {
-    /// Since when those that are named by sessions have been silent.
-    silent_since: HashMap<Incarnation, Now>,
+    /// Since when those that sessions name have been missing from the view.
+    missing_since: HashMap<Incarnation, Now>,
     /// Who was alive when a sweep last found nothing to mend.
     mended_for: Option<BTreeSet<Incarnation>>,
 }
 
 impl Repair {
-    /// Looks through the sessions here once; costs nothing while nobody comes or goes.
-    pub(crate) fn sweep(&mut self, node: &Node) {
+    /// Looks through the sessions here once, or only through those that came here since, where
+    /// nobody came or went. Returns whether there is more to do soon.
+    pub(crate) fn sweep(&mut self, node: &Node) -> bool {
+        if node.is_draining() {
+            return false;
+        }
         let view = node.view();
         let alive = alive(node, &view);
-        if self.mended_for.as_ref() == Some(&alive) || node.is_draining() {
-            return;
-        }
-        self.silent_since.retain(|peer, _| !alive.contains(peer));
-        let now = node.clock.now();
-        let mut to_mend = 0;
-        let mut noticed: BTreeSet<Incarnation> = BTreeSet::new();
-        for key in node.store.kept() {
-            let silent_for = |peer: &Incarnation, since: &HashMap<Incarnation, Now>| {
-                if alive.contains(peer) {
-                    return None;
-                }
-                Some(since.get(peer).map_or(Duration::ZERO, |since| now.since(*since)))
-            };
-            let Some((owns, owner, members)) = node.store.with(&key, false, |machine, _, _| {
-                let owner = machine.promised().map(|ballot| ballot.proposer);
-                (machine.is_owner(), owner, machine.members().to_vec())
-            }) else {
-                continue;
-            };
-            let gone: Vec<(Incarnation, Duration)> = members
-                .iter()
-                .filter_map(|peer| Some((*peer, silent_for(peer, &self.silent_since)?)))
-                .collect();
-            noticed.extend(gone.iter().map(|(peer, _)| *peer));
-            if owns {
-                let newcomer = newcomer(node, &view, &alive, &key, &members);
-                let copies = node.store.policy().copies.clamp(1, 3).min(alive.len());
-                let short = members.len() < copies;
-                if newcomer.is_none() || (gone.is_empty() && !short) {
-                    continue;
-                }
-                to_mend += 1;
-                let due = gone.iter().find(|(_, silent)| *silent >= SILENT_BEFORE_REPAIR);
-                if to_mend > MENDED_AT_ONCE || (due.is_none() && !short) {
-                    continue;
-                }
-                node.store.with(&key, false, |machine, ctx, out| {
-                    machine.change_members(ctx, due.map(|(peer, _)| *peer), newcomer, out)
-                });
-            } else if let Some(owner) = owner.filter(|owner| !alive.contains(owner)) {
-                noticed.insert(owner);
-                to_mend += 1;
-                let rank = members.iter().position(|peer| *peer == node.incarnation);
-                let Some(rank) = rank.and_then(|rank| u32::try_from(rank).ok()) else { continue };
-                let patience = SILENT_BEFORE_REPAIR + WAIT_A_RANK * rank;
-                let silent = silent_for(&owner, &self.silent_since).unwrap_or_default();
-                if silent >= patience && to_mend <= MENDED_AT_ONCE {
-                    node.store.with(&key, false, |machine, ctx, out| {
-                        if !machine.is_owner() && !machine.is_taking_over() {
-                            let round = machine.seen_round();
-                            machine.take_over(ctx, None, round, out);
-                        }
-                    });
+        let newly_owned = node.store.take_newly_owned();
+        self.missing_since.retain(|peer, _| !alive.contains(peer));
+        let mut left = MENDED_AT_ONCE;
+        let mut busy = false;
+        if self.mended_for.as_ref() == Some(&alive) {
+            for key in newly_owned {
+                busy |= self.mend(node, &view, &alive, &key, &mut left);
+            }
+        } else {
+            for stripe in node.store.stripes() {
+                for key in node.store.kept_in(stripe) {
+                    busy |= self.mend(node, &view, &alive, &key, &mut left);
                 }
             }
         }
-        for peer in noticed {
-            self.silent_since.entry(peer).or_insert(now);
+        self.mended_for = (!busy).then_some(alive);
+        busy
+    }
+
+    /// Mends one session, unless none are `left` for this sweep. Returns whether it has to be
+    /// looked at again.
+    fn mend(
+        &mut self,
+        node: &Node,
+        view: &View,
+        alive: &BTreeSet<Incarnation>,
+        key: &SessionKey,
+        left: &mut usize,
+    ) -> bool {
+        let now = node.clock.now();
+        let known = node.store.with(key, false, |machine, _, _| {
+            let owner = machine.promised().map(|ballot| ballot.proposer);
+            (machine.is_owner(), machine.is_taking_over(), owner, machine.members().to_vec())
+        });
+        let Some((owns, false, owner, members)) = known else { return known.is_some() };
+        for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
+            self.missing_since.entry(peer).or_insert(now);
         }
-        self.mended_for = (to_mend == 0).then_some(alive);
+        let silent_for = |peer: Incarnation| -> Option<Duration> {
+            if alive.contains(&peer) {
+                return None;
+            }
+            let heard = view.by_incarnation(&peer).map(|belief| belief.heard);
+            let since = heard.or_else(|| self.missing_since.get(&peer).copied());
+            Some(since.map_or(Duration::ZERO, |since| now.since(since)))
+        };
+        let whole = owns
+            && members.contains(&node.incarnation)
+            && members.iter().all(|peer| alive.contains(peer))
+            && members.len() >= node.store.policy().copies.clamp(1, 3).min(alive.len());
+        if whole {
+            return false;
+        }
+        let holding = Holding {
+            me: node.incarnation,
+            owns,
+            owner,
+            members: &members,
+            copies: node.store.policy().copies.clamp(1, 3).min(alive.len()),
+            spare: by_rank(view, key, |peer| {
+                alive.contains(&peer.incarnation)
+                    && !peer.draining
+                    && !members.contains(&peer.incarnation)
+            })
+            .next(),
+            last: by_rank(view, key, |peer| members.contains(&peer.incarnation)).last(),
+        };
+        let decided = mend(&holding, silent_for);
+        if !matches!(decided, Mend::Nothing | Mend::Later) {
+            match left.checked_sub(1) {
+                Some(fewer) => *left = fewer,
+                None => return true,
+            }
+        }
+        match decided {
+            Mend::Nothing => return false,
+            Mend::Later => {}
+            Mend::Change { gone, newcomer } => {
+                node.store.with(key, false, |machine, ctx, out| {
+                    machine.change_members(ctx, gone, newcomer, out)
+                });
+            }
+            Mend::Succeed => {
+                let peers = node.whom_to_ask(key);
+                node.store.with(key, false, |machine, ctx, out| {
+                    if !machine.is_owner() && !machine.is_taking_over() {
+                        let round = machine.seen_round();
+                        machine.take_over(ctx, None, round, &peers, out);
+                    }
+                });
+            }
+        }
+        true
+    }
+}
+
+impl Node {
+    /// Every process that may know of the session, best by rank.
+    pub(crate) fn whom_to_ask(&self, key: &SessionKey) -> Vec<Incarnation> {
+        by_rank(&self.view(), key, |_| true).collect()
     }
 }
 
@@ -104,21 +144,15 @@ fn alive(node: &Node, view: &View) -> BTreeSet<Incarnation> {
         .collect()
 }
 
-/// Who should become a member: this peer as the owner, else the live peer of the highest rank.
-fn newcomer(
-    node: &Node,
-    view: &View,
-    alive: &BTreeSet<Incarnation>,
+/// Those of the peers not known to be dead that are `wanted`, by their rank for the session.
+fn by_rank<'v>(
+    view: &'v View,
     key: &SessionKey,
-    members: &[Incarnation],
-) -> Option<Incarnation> {
-    if !members.contains(&node.incarnation) {
-        return Some(node.incarnation);
-    }
-    let able = view
-        .live_peers()
-        .filter(|(_, belief)| !belief.news.draining && alive.contains(&belief.news.incarnation))
-        .filter(|(_, belief)| !members.contains(&belief.news.incarnation));
-    let best = rank::session_ranks(&key.sid, able.map(|(peer, _)| peer)).into_iter().next()?;
-    view.peer(&best).map(|belief| belief.news.incarnation)
+    wanted: impl Fn(&PeerNews) -> bool,
+) -> impl Iterator<Item = Incarnation> + 'v {
+    let able = view.live_peers().filter(|(_, belief)| wanted(&belief.news));
+    let ranked: Vec<PeerId> = rank::session_ranks(&key.sid, able.map(|(peer, _)| peer));
+    ranked
+        .into_iter()
+        .filter_map(move |peer| view.peer(&peer).map(|belief| belief.news.incarnation))
 }

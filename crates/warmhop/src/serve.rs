@@ -593,7 +593,18 @@ impl Node {
                             let jitter = rand::random_range(0..20u64 << round.min(4));
                             tokio::time::sleep(Duration::from_millis(jitter)).await;
                         }
-                        LineEnd::Failed(Failure::Lost { ran: false }) => {
+                        // Somebody who still held it went on without the others, under another id.
+                        LineEnd::Failed(Failure::WentOn { into: sid, by })
+                            if !forked && self.lives(by) =>
+                        {
+                            forked = true;
+                            tracing.step("fork", format!("it goes on as {sid}"));
+                            let key = SessionKey { app: key.app.clone(), sid };
+                            let cfg = sessions::first_config(vec![by], Clock::wall());
+                            stand = Stand::Known { key, cfg, owner: by, n: *n };
+                            take_over = false;
+                        }
+                        LineEnd::Failed(Failure::Lost { ran: false } | Failure::WentOn { .. }) => {
                             if *n > 0 {
                                 lost = true;
                                 tracing.step("lost", "too many of the session's holders are gone");
@@ -623,7 +634,9 @@ impl Node {
     /// Whether a first request whose session came to nothing may be tried under another one.
     fn may_begin_anew(&self, portable: &Portable<'_>, call: &Call, failure: &Failure) -> bool {
         match failure {
-            Failure::NoMajority { ran: false } | Failure::Lost { ran: false } => true,
+            Failure::NoMajority { ran: false }
+            | Failure::Lost { ran: false }
+            | Failure::WentOn { .. } => true,
             Failure::NoMajority { ran: true }
             | Failure::Lost { ran: true }
             | Failure::Deposed { .. } => may_retry(
@@ -769,11 +782,13 @@ impl Node {
             seen: portable.seen,
             safe,
         };
+        let peers = if take_over { self.whom_to_ask(key) } else { Vec::new() };
         let line = self.store.enqueue(key, mint.is_some(), submit, |machine, ctx, out| {
             if let Some(cfg) = mint {
                 machine.mint(ctx, cfg, out);
             } else if take_over && !machine.is_owner() && !machine.is_taking_over() {
-                machine.take_over(ctx, hint.cloned(), machine.seen_round(), out);
+                let round = machine.seen_round();
+                machine.take_over(ctx, hint.cloned(), round, &peers, out);
             }
         });
         let Some(mut line) = line else { return LineEnd::Problem(too_many_sessions()) };
@@ -1062,7 +1077,7 @@ impl Node {
                 let promised = self.store.with(&key, false, |machine, _, _| machine.promised());
                 Err(HopRefusal::NotOwner { promised: promised.flatten(), cfg: known_cfg })
             }
-            LineEnd::Failed(Failure::Lost { ran: false }) => {
+            LineEnd::Failed(Failure::Lost { ran: false } | Failure::WentOn { .. }) => {
                 Err(HopRefusal::NotOwner { promised: None, cfg: known_cfg })
             }
             LineEnd::Failed(failure) => Err(as_refusal(&self.session_problem(&failure))),

@@ -31,6 +31,9 @@ const STRIPES: usize = 64;
 const MOVES_MAX: usize = 1024;
 /// The most sessions that this peer holds; further ones are refused, counted.
 const SESSIONS_MAX: usize = 4_000_000;
+/// How many sessions wait at most for a look at their members; others are looked at when next
+/// somebody comes or goes.
+const NEWLY_OWNED_MAX: usize = 16 * 1024;
 /// How long a session that holds nothing, but that a client's token names, is kept as it is;
 /// after that its next request asks the other members whether they know better.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
@@ -61,6 +64,8 @@ pub(crate) struct Store {
     stripes: Box<[Mutex<Stripe>]>,
     send: OnceLock<SendFrame>,
     tickets: AtomicU64,
+    /// Sessions that were taken over here and may lack copies, or this peer among their members.
+    newly_owned: Mutex<Vec<SessionKey>>,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
@@ -108,6 +113,7 @@ impl Store {
             stripes,
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
+            newly_owned: Mutex::default(),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
@@ -202,6 +208,10 @@ impl Store {
                     debug!(session = %key, %ballot, "owned");
                     if ballot.round > 1 {
                         self.metrics.takeovers.inc();
+                    }
+                    let mut newly = self.lock_newly_owned();
+                    if newly.len() < NEWLY_OWNED_MAX {
+                        newly.push(key.clone());
                     }
                     continue;
                 }
@@ -322,18 +332,7 @@ impl Store {
     }
 
     fn keys_where(&self, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
-        let mut keys = Vec::new();
-        for stripe in &self.stripes {
-            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            keys.extend(
-                stripe
-                    .sessions
-                    .iter()
-                    .filter(|(_, entry)| wanted(&entry.machine))
-                    .map(|(key, _)| key.clone()),
-            );
-        }
-        keys
+        self.stripes.iter().flat_map(|stripe| keys_in(stripe, &wanted)).collect()
     }
 
     /// The sessions that this peer owns and that hold something.
@@ -341,9 +340,23 @@ impl Store {
         self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
     }
 
-    /// The sessions that this peer owns or holds a record of.
-    pub(crate) fn kept(&self) -> Vec<SessionKey> {
-        self.keys_where(|machine| machine.version() > 0)
+    /// The store's parts, for [`Store::kept_in`].
+    pub(crate) fn stripes(&self) -> std::ops::Range<usize> {
+        0..self.stripes.len()
+    }
+
+    /// The sessions of one stripe that this peer owns or holds a record of.
+    pub(crate) fn kept_in(&self, stripe: usize) -> Vec<SessionKey> {
+        keys_in(&self.stripes[stripe], |machine| machine.version() > 0)
+    }
+
+    /// The sessions that came to be owned here since this was last asked.
+    pub(crate) fn take_newly_owned(&self) -> Vec<SessionKey> {
+        std::mem::take(&mut *self.lock_newly_owned())
+    }
+
+    fn lock_newly_owned(&self) -> MutexGuard<'_, Vec<SessionKey>> {
+        self.newly_owned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn counts(&self) -> (u64, u64) {
@@ -470,6 +483,12 @@ impl Store {
     }
 }
 
+fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+    let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+    let wanted = stripe.sessions.iter().filter(|(_, entry)| wanted(&entry.machine));
+    wanted.map(|(key, _)| key.clone()).collect()
+}
+
 /// One request in line for its session; leaves the line when it is dropped, whatever happened.
 pub(crate) struct InLine {
     store: Arc<Store>,
@@ -549,7 +568,7 @@ pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
             409,
             "a request with this Idempotency-Key may have been applied too long ago to tell",
         ),
-        Failure::Lost { ran: false } => {
+        Failure::Lost { ran: false } | Failure::WentOn { .. } => {
             ("session-lost", 503, "too many of the peers that held this session are gone")
         }
         Failure::Lost { ran: true } => (

@@ -27,7 +27,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
     let mut repair = Repair::default();
     loop {
         changes.mark_unchanged();
-        repair.sweep(&node);
+        let busy = repair.sweep(&node);
         for slot in &node.slots {
             if keeps_ready(&node, slot) {
                 slot.wanted(WantedBy::KeepReady);
@@ -50,7 +50,9 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
             }
         }
         tokio::time::sleep(SWEEP_INTERVAL / 4).await;
-        let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
+        if !busy {
+            let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Replica {
     /// Stamps up to this one may have been forgotten before the entry was made.
-    low: u64,
+    pub(super) low: u64,
     pub(super) promised: Option<Ballot>,
     pub(super) accepted: Option<Record>,
     /// The highest stamp that a vote was asked for in.

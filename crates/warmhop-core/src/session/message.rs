@@ -222,7 +222,7 @@ pub enum Message {
         promised: Option<Ballot>,
         /// The configuration this copy knows, if any.
         cfg: Option<Config>,
-        /// The sender's watermark of forgotten stamps.
+        /// Stamps up to this one may have been forgotten by the sender.
         watermark: u64,
     },
     /// Asks what a peer knows of the session.

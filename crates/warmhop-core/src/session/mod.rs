@@ -45,10 +45,11 @@ mod copy;
 pub mod message;
 mod owner;
 mod recent;
+pub mod repair;
 mod takeover;
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -199,6 +200,14 @@ pub enum Failure {
         /// The request ran: its outcome is unknown.
         ran: bool,
     },
+    /// A majority of the session's copies is gone for good, but one of them goes on under
+    /// another session. It did not run.
+    WentOn {
+        /// The other session.
+        into: SessionId,
+        /// Who holds it.
+        by: Incarnation,
+    },
     /// Executors kept refusing it. It did not run.
     TooManyRetries,
     /// It ran, and another peer took the session over before its change was chosen: its
@@ -318,7 +327,7 @@ pub type Effects = Vec<Effect>;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Role {
     None,
-    Preparing(Takeover),
+    Preparing(Box<Takeover>),
     Owner(Box<Owner>),
 }
 
@@ -332,8 +341,9 @@ pub struct Session {
     queue: VecDeque<Waiting>,
     /// Requests whose turn has come, in the order it came.
     flights: Vec<Flight>,
-    /// Members that answered `Dead` or `Fenced`: their votes are gone for good.
-    gone: BTreeSet<Incarnation>,
+    /// Whose votes are gone for good, in configurations up to which stamp: in all of them for
+    /// those that answered `Dead` or `Fenced`.
+    gone: BTreeMap<Incarnation, u64>,
     belief: Belief,
 }
 
@@ -344,6 +354,8 @@ struct Belief {
     owner: Option<Ballot>,
     /// The peer that the runtime last reported as lost.
     absent: Option<Incarnation>,
+    /// The session that a copy went on as without its majority, and who did so.
+    went_on: Option<(SessionId, Incarnation)>,
 }
 
 impl Belief {
@@ -404,7 +416,7 @@ impl Session {
             role: Role::None,
             queue: VecDeque::new(),
             flights: Vec::new(),
-            gone: BTreeSet::new(),
+            gone: BTreeMap::new(),
             belief: Belief::default(),
         }
     }
@@ -437,7 +449,7 @@ impl Session {
             }
             Message::Accepted { p } => self.on_accepted(from, p),
             Message::NeedFull { p } => self.on_need_full(from, p, out),
-            Message::Nack { reason, promised, cfg, watermark: _ } => {
+            Message::Nack { reason, promised, cfg, watermark } => {
                 if let Some(cfg) = &cfg {
                     self.belief.note_cfg(cfg);
                 }
@@ -448,9 +460,14 @@ impl Session {
                             self.outvoted_by(ctx, by, out);
                         }
                     }
-                    NackReason::Forgotten => self.on_forgotten(from),
-                    NackReason::Dead | NackReason::Fenced(_) => {
-                        self.gone.insert(from);
+                    NackReason::Forgotten => self.note_gone(from, watermark),
+                    NackReason::Dead => {
+                        self.note_gone(from, u64::MAX);
+                        self.on_located(from);
+                    }
+                    NackReason::Fenced(into) => {
+                        self.belief.went_on = Some((into, from));
+                        self.note_gone(from, u64::MAX);
                     }
                 }
             }
@@ -469,6 +486,10 @@ impl Session {
                     self.belief.note_cfg(cfg);
                 }
                 self.belief.note_owner(promised);
+                if let Some(into) = fenced {
+                    self.belief.went_on = Some((into, from));
+                }
+                self.on_located(from);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
             }
             Message::Invite { cfg } => {
@@ -489,7 +510,7 @@ impl Session {
     ) {
         let Asked { b, cfg, want_body, polite, nonce, expiry } = asked;
         if polite && self.is_owner() && self.ballot().is_some_and(|mine| mine < b) {
-            self.nack(ctx, from, NackReason::Higher, self.ballot(), out);
+            self.nack(from, NackReason::Higher, self.ballot(), out);
             return;
         }
         match self.copy.gate(ctx.me, &cfg, b) {
@@ -499,7 +520,7 @@ impl Session {
                 let message = Message::Promise { b, cfg, nonce, accepted };
                 out.push(Effect::Send { to: from, message });
             }
-            Err(Shut::Nack(reason)) => self.nack(ctx, from, reason, self.copy.promised, out),
+            Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised, out),
             Err(Shut::NotMember) => {}
         }
     }
@@ -518,23 +539,28 @@ impl Session {
             Ok(Vote::NeedFull) => Message::NeedFull { p },
             Ok(Vote::Late) | Err(Shut::NotMember) => return,
             Err(Shut::Nack(reason)) => {
-                self.nack(ctx, from, reason, self.copy.promised, out);
+                self.nack(from, reason, self.copy.promised, out);
                 return;
             }
         };
         out.push(Effect::Send { to: from, message });
     }
 
+    /// The votes of `peer` in configurations up to `stamp` are gone for good.
+    fn note_gone(&mut self, peer: Incarnation, stamp: u64) {
+        let known = self.gone.entry(peer).or_default();
+        *known = stamp.max(*known);
+    }
+
     fn nack(
         &self,
-        ctx: &Ctx<'_>,
         to: Incarnation,
         reason: NackReason,
         promised: Option<Ballot>,
         out: &mut Effects,
     ) {
         let cfg = self.copy.accepted.as_ref().map(|record| record.cfg.clone());
-        let watermark = ctx.process.watermark;
+        let watermark = self.copy.low;
         let message = Message::Nack { reason, promised, cfg, watermark };
         out.push(Effect::Send { to, message });
     }

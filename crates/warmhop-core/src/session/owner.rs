@@ -15,6 +15,7 @@ use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, Message, NackReason, Record,
 };
 use super::recent::{self, Known};
+use super::takeover::votes_are_gone;
 use super::{
     Ctx, Effect, Effects, Failure, Outcome, Resend, Role, Session, Shut, Submit, Ticket, TokenHint,
     Vote,
@@ -159,7 +160,9 @@ impl Owner {
     pub(super) fn hint(&self) -> TokenHint {
         let chosen = self.chosen.as_ref();
         TokenHint {
-            cfg: self.cfg.clone(),
+            // While a change of members is under way, only the configuration before it has chosen
+            // anything: nobody may take the new one's silence for a session that held nothing.
+            cfg: chosen.map_or(&self.cfg, |record| &record.cfg).clone(),
             owner: self.b.proposer,
             n: chosen.map_or(0, |record| record.p.n),
             expiry: chosen.map_or(WallTime::default(), |record| record.body.expiry),
@@ -275,7 +278,9 @@ impl Session {
         if who == before.who || !(1..=3).contains(&who.len()) {
             return false;
         }
-        let stamp = before.stamp.saturating_add(1).max(ctx.wall.0);
+        // Above what the newcomer said it may have forgotten.
+        let forgotten = newcomer.and_then(|peer| self.gone.get(&peer)).copied().unwrap_or_default();
+        let stamp = before.stamp.max(forgotten).saturating_add(1).max(ctx.wall.0);
         let now = super::message::Members { c: before.c.saturating_add(1), stamp, who };
         let cfg = Config { now, prev: Some(before) };
         let Role::Owner(owner) = &mut self.role else { return false };
@@ -417,7 +422,7 @@ impl Session {
                         self.order_again(ctx, at, executor, out);
                     }
                     NackReason::Fenced(_) | NackReason::Dead => {
-                        self.gone.insert(executor);
+                        self.note_gone(executor, u64::MAX);
                         self.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }
@@ -538,9 +543,8 @@ impl Session {
             }
             // A higher promise of this very copy deposes the owner when the call settles.
             Ok(_) | Err(Shut::NotMember) => {}
-            Err(Shut::Nack(NackReason::Forgotten | NackReason::Fenced(_))) => {
-                self.gone.insert(ctx.me);
-            }
+            Err(Shut::Nack(NackReason::Forgotten)) => self.note_gone(ctx.me, self.copy.low),
+            Err(Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, u64::MAX),
             Err(Shut::Nack(_)) => {}
         }
     }
@@ -549,7 +553,10 @@ impl Session {
         let Role::Owner(owner) = &self.role else { return };
         let Some(proposal) = &owner.proposal else { return };
         for to in proposal.record.cfg.everyone() {
-            if to != ctx.me && !proposal.votes.contains(&to) && !self.gone.contains(&to) {
+            if to != ctx.me
+                && !proposal.votes.contains(&to)
+                && !self.is_gone(to, &proposal.record.cfg)
+            {
                 out.push(Effect::Send { to, message: proposal.accept_for(to) });
             }
         }
@@ -601,10 +608,6 @@ impl Session {
             Role::Preparing(_) => self.on_promise_preparing(from, b, cfg, accepted),
             _ => {}
         }
-    }
-
-    pub(super) fn on_forgotten(&mut self, from: Incarnation) {
-        self.gone.insert(from);
     }
 
     /// Somebody promised a higher ballot.
@@ -857,7 +860,10 @@ impl Session {
             && let Some(record) = &owner.chosen
         {
             for to in &record.cfg.now.who {
-                if *to != ctx.me && !owner.holders.contains(to) && !self.gone.contains(to) {
+                if *to != ctx.me
+                    && !owner.holders.contains(to)
+                    && !votes_are_gone(&self.gone, *to, &record.cfg)
+                {
                     let body = BodyRef::Full(record.body.clone());
                     let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
                     out.push(Effect::Send { to: *to, message });

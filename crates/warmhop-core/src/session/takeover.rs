@@ -7,7 +7,7 @@
 //! same ballot.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::message::{AcceptedInfo, Config, Members, Message, NackReason, Record};
@@ -15,16 +15,44 @@ use super::owner::Owner;
 use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
+/// How many of those that rank first for a session are asked for it before everyone is.
+const RANKS_ASKED_FIRST: usize = 3;
+/// How many peers are asked for one session at most.
+const ASKED_MAX: usize = 128;
+
 /// A takeover under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Takeover {
     pub(super) b: Ballot,
+    /// The configuration of the client's token, in which something was chosen if anything ever
+    /// was: only in this one does a majority that holds nothing mean that there is nothing.
+    /// Whatever else was heard of may have been proposed and never chosen.
+    token: Option<Config>,
     /// The configurations asked in, in the order in which they came to light.
     asked: Vec<Config>,
     promises: BTreeMap<Incarnation, Promised>,
+    search: Search,
     nonce: u64,
     resend: Resend,
     give_up_at: Now,
+}
+
+/// The search for a newer configuration, where the known ones find no majority: the peers that
+/// rank first for the session are asked, then everyone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Search {
+    /// Whom to ask, best first.
+    peers: Vec<Incarnation>,
+    /// How many of them were asked.
+    asked: usize,
+    /// Who has not answered yet.
+    open: BTreeSet<Incarnation>,
+}
+
+impl Search {
+    fn is_over(&self) -> bool {
+        self.asked == self.peers.len() && self.open.is_empty()
+    }
 }
 
 /// What one peer promised.
@@ -59,36 +87,73 @@ impl Takeover {
 }
 
 impl Session {
-    /// Begins to take the session over with a ballot above every one that was seen. `hint` is
-    /// the configuration of the client's token, `seen_round` the highest round heard of.
+    /// Begins to take the session over with a ballot above every one that was seen. `token` is
+    /// the configuration that the client's token names, `seen_round` the highest round heard of.
+    /// Where those that are known of find no majority, `peers` are asked whether they know better:
+    /// whoever is not known to be dead, in the order of their rank for the session.
     pub fn take_over(
         &mut self,
         ctx: &mut Ctx<'_>,
-        hint: Option<Config>,
+        token: Option<Config>,
         seen_round: u64,
+        peers: &[Incarnation],
         out: &mut Effects,
     ) {
-        if let Some(cfg) = &hint {
+        if let Some(cfg) = &token {
             self.belief.note_cfg(cfg);
         }
-        let Some(cfg) = self.config().cloned() else {
+        let peers: Vec<_> =
+            peers.iter().copied().filter(|peer| *peer != ctx.me).take(ASKED_MAX).collect();
+        let best = self.config().cloned();
+        if best.is_none() && peers.is_empty() {
             out.push(Effect::GaveUp);
             self.redirect_all(None, out);
             return;
-        };
+        }
         let round = seen_round.max(self.seen_round()).max(ctx.process.round_ctr).saturating_add(1);
         ctx.process.round_ctr = round;
         let b = Ballot { round, proposer: ctx.me };
-        self.role = Role::Preparing(Takeover {
+        self.role = Role::Preparing(Box::new(Takeover {
             b,
+            token: token.clone(),
             asked: Vec::new(),
             promises: BTreeMap::new(),
+            search: Search { peers, asked: 0, open: BTreeSet::new() },
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
-        });
-        self.ask_in(ctx, cfg, out);
+        }));
+        match best {
+            Some(cfg) => self.ask_in(ctx, cfg, out),
+            None => {
+                self.seek(out);
+            }
+        }
         self.settle(ctx, out);
+    }
+
+    /// Asks the next peers for what they know of the session. Returns whether any were left.
+    fn seek(&mut self, out: &mut Effects) -> bool {
+        let Role::Preparing(takeover) = &mut self.role else { return false };
+        let search = &mut takeover.search;
+        let from = search.asked;
+        let to = match from {
+            0 => search.peers.len().min(RANKS_ASKED_FIRST),
+            _ => search.peers.len(),
+        };
+        search.asked = to;
+        for peer in search.peers.get(from..to).unwrap_or_default() {
+            search.open.insert(*peer);
+            out.push(Effect::Send { to: *peer, message: Message::Locate });
+        }
+        from < to
+    }
+
+    /// A peer said what it knows, or that it is another by now.
+    pub(super) fn on_located(&mut self, from: Incarnation) {
+        if let Role::Preparing(takeover) = &mut self.role {
+            takeover.search.open.remove(&from);
+        }
     }
 
     /// Asks everyone in `cfg` for a promise, this peer's own copy included.
@@ -102,12 +167,15 @@ impl Session {
                     self.copy.keep_until(expiry, ctx.policy.forget_grace);
                     takeover.note(ctx.me, &cfg, self.copy.accepted_info(true));
                 }
-                Err(super::Shut::Nack(NackReason::Forgotten | NackReason::Fenced(_))) => {
-                    self.gone.insert(ctx.me);
+                Err(super::Shut::Nack(NackReason::Forgotten)) => {
+                    let low = self.copy.low;
+                    self.note_gone(ctx.me, low);
                 }
+                Err(super::Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, u64::MAX),
                 Err(_) => {}
             }
         }
+        let Role::Preparing(takeover) = &mut self.role else { return };
         takeover.asked.push(cfg);
         self.send_prepares(ctx, out);
     }
@@ -123,7 +191,7 @@ impl Session {
                         .all(|set| promised.covers.contains(set))
                 };
                 if to == ctx.me
-                    || self.gone.contains(&to)
+                    || self.is_gone(to, cfg)
                     || takeover.promises.get(&to).is_some_and(covered)
                 {
                     continue;
@@ -158,18 +226,25 @@ impl Session {
             let Role::Preparing(takeover) = &self.role else { return };
             let b = takeover.b;
             let found = takeover.highest().cloned();
-            let cfg = match &found {
-                Some(info) => info.cfg.clone(),
-                None => match takeover.asked.first() {
-                    Some(cfg) => cfg.clone(),
-                    None => return,
-                },
+            // What was heard of since may be newer than what was asked in.
+            let known = takeover.asked.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
+            let newer = match &found {
+                Some(info) if !takeover.asked.contains(&info.cfg) => Some(&info.cfg),
+                _ => self.belief.cfg.as_ref().filter(|cfg| cfg.now.c > known),
             };
-            if !takeover.asked.contains(&cfg) {
+            let missing = newer.or(takeover.token.as_ref());
+            if let Some(cfg) = missing.filter(|cfg| !takeover.asked.contains(cfg)).cloned() {
                 self.ask_in(ctx, cfg, out);
                 continue;
             }
-            if cfg.sets().all(|set| takeover.covers_majority(set)) {
+            let target = match &found {
+                Some(info) => Some(info.cfg.clone()),
+                None => takeover.token.clone(),
+            };
+            let covered = target
+                .as_ref()
+                .is_some_and(|cfg| cfg.sets().all(|set| takeover.covers_majority(set)));
+            if let Some(cfg) = target.filter(|_| covered) {
                 match found {
                     Some(AcceptedInfo { p, cfg, body: Some(body) }) => {
                         let record = Record { p, cfg, body };
@@ -184,8 +259,26 @@ impl Session {
                 }
                 return;
             }
-            if cfg.sets().any(|set| self.is_beyond_hope(set)) {
-                self.role = Role::None;
+            let hopeless = match &found {
+                Some(info) => !self.may_have_majority(&info.cfg),
+                None => !takeover.asked.iter().any(|cfg| self.may_have_majority(cfg)),
+            };
+            let Role::Preparing(takeover) = &self.role else { return };
+            if !hopeless || !takeover.search.is_over() {
+                if hopeless && takeover.search.open.is_empty() {
+                    self.seek(out);
+                }
+                return;
+            }
+            let unknown = takeover.asked.is_empty();
+            self.role = Role::None;
+            if unknown {
+                // Nobody has heard of it.
+                out.push(Effect::GaveUp);
+                self.redirect_all(None, out);
+            } else if let Some((into, by)) = self.belief.went_on.filter(|(_, by)| *by != ctx.me) {
+                self.fail_all(Failure::WentOn { into, by }, out);
+            } else {
                 out.push(Effect::Lost);
                 self.fail_all(Failure::Lost { ran: false }, out);
             }
@@ -193,9 +286,19 @@ impl Session {
         }
     }
 
+    /// Whether a majority of every set in `cfg` may come about yet.
+    fn may_have_majority(&self, cfg: &Config) -> bool {
+        cfg.sets().all(|set| !self.is_beyond_hope(set))
+    }
+
+    /// Whether `peer` will never vote in `cfg` again.
+    pub(super) fn is_gone(&self, peer: Incarnation, cfg: &Config) -> bool {
+        votes_are_gone(&self.gone, peer, cfg)
+    }
+
     /// Whether so many of `set` are gone for good that no majority of it can come about.
     pub(super) fn is_beyond_hope(&self, set: &Members) -> bool {
-        !set.majority(|peer| !self.gone.contains(&peer))
+        !set.majority(|peer| self.gone.get(&peer).is_none_or(|stamp| *stamp < set.stamp))
     }
 
     pub(super) fn on_timer_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
@@ -206,6 +309,13 @@ impl Session {
             self.fail_all(Failure::NoMajority { ran: false }, out);
         } else if takeover.resend.due(ctx) {
             self.send_prepares(ctx, out);
+            // They take their time: others may know of newer members.
+            if !self.seek(out)
+                && let Role::Preparing(takeover) = &self.role
+            {
+                let ask = |to: &Incarnation| Effect::Send { to: *to, message: Message::Locate };
+                out.extend(takeover.search.open.iter().map(ask));
+            }
         }
     }
 
@@ -215,6 +325,15 @@ impl Session {
             _ => None,
         }
     }
+}
+
+pub(super) fn votes_are_gone(
+    gone: &BTreeMap<Incarnation, u64>,
+    peer: Incarnation,
+    cfg: &Config,
+) -> bool {
+    let gone = gone.get(&peer).copied().unwrap_or_default();
+    cfg.sets().filter(|set| set.contains(peer)).all(|set| set.stamp <= gone)
 }
 
 fn prepare(ctx: &Ctx<'_>, b: Ballot, cfg: &Config, nonce: u64) -> Message {
