@@ -531,6 +531,12 @@ impl View {
         self.peers.get(peer).map(Arc::as_ref)
     }
 
+    /// The peer's current life, whether it has introduced itself or was only heard of.
+    #[must_use]
+    pub fn life(&self, peer: &PeerId) -> Option<Incarnation> {
+        self.life_of(peer).map(|(_, incarnation)| incarnation)
+    }
+
     /// Every peer that has introduced itself, dead ones included, by name.
     pub fn peers(&self) -> impl Iterator<Item = (&PeerId, &PeerBelief)> {
         self.peers.iter().map(|(peer, belief)| (peer, belief.as_ref()))

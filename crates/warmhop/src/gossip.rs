@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ pub(crate) struct Gossip {
     commands: mpsc::Sender<Command>,
     /// The loop that runs: replaced when it is started anew.
     inbound: Arc<Inbound>,
+    /// The generation of that loop's node.
+    generation: Arc<AtomicU64>,
 }
 
 type Inbound = Mutex<Option<mpsc::Sender<(SocketAddr, ChitchatMessage)>>>;
@@ -78,6 +81,7 @@ pub(crate) enum Command {
 pub(crate) struct GossipIn {
     commands: mpsc::Receiver<Command>,
     inbound: Arc<Inbound>,
+    generation: Arc<AtomicU64>,
 }
 
 impl Gossip {
@@ -85,9 +89,10 @@ impl Gossip {
     pub(crate) fn new() -> (Self, GossipIn) {
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let inbound = Arc::new(Mutex::default());
+        let generation = Arc::new(AtomicU64::new(0));
         (
-            Self { commands, inbound: Arc::clone(&inbound) },
-            GossipIn { commands: commands_in, inbound },
+            Self { commands, inbound: Arc::clone(&inbound), generation: Arc::clone(&generation) },
+            GossipIn { commands: commands_in, inbound, generation },
         )
     }
 
@@ -106,7 +111,8 @@ impl Gossip {
     /// the answer goes.
     pub(crate) fn receive(&self, shared: &Shared, from: SocketAddr, message: &[u8]) {
         shared.counters.gossip_received();
-        let Some(message) = screened(message, shared.me.as_str()) else {
+        let me = (shared.me.as_str(), self.generation.load(Ordering::Relaxed));
+        let Some(message) = screened(message, me) else {
             shared.counters.frame_refused("gossip");
             warn!(%from, "refused a gossip message that is out of bounds");
             return;
@@ -125,6 +131,7 @@ pub(crate) async fn supervise(shared: Arc<Shared>, mut input: GossipIn) {
     while !shared.closing.is_cancelled() {
         // A loop's node forgets its versions, so each must outrank the one before.
         generation = unix_ms().max(generation + 1).min(GENERATION_MAX);
+        input.generation.store(generation, Ordering::Relaxed);
         let started = start(&shared, &input.inbound, generation).await;
         match started {
             Ok(handle) => run(&shared, &handle, &mut input.commands).await,
@@ -447,9 +454,10 @@ impl Socket for LinkSocket {
     }
 }
 
-/// A message whose names, keys, values and numbers are within bounds; `me` names the node
-/// whose state only this peer writes.
-fn screened(bytes: &[u8], me: &str) -> Option<ChitchatMessage> {
+/// A message whose names, keys, values and numbers are within bounds; `me` is the name and
+/// generation of the node whose state only this peer writes. Others still tell of its earlier
+/// lives, which is harmless.
+fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage> {
     /// The first bytes of every message: a magic number and the version.
     const HEADER: [u8; 3] = [0x53, 0xB0, 0];
     let mut rest = bytes.strip_prefix(&HEADER)?;
@@ -488,7 +496,7 @@ fn screen_digest(rest: &mut &[u8]) -> Option<()> {
 }
 
 /// Compressed blocks of operations: a node, then values of it with growing versions.
-fn screen_delta(rest: &mut &[u8], me: &str) -> Option<()> {
+fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
     let mut operations = Vec::new();
     let mut block = vec![0; BLOCK_BYTES_MAX];
     loop {
@@ -518,7 +526,8 @@ fn screen_delta(rest: &mut &[u8], me: &str) -> Option<()> {
         match take_u8(&mut rest)? {
             0 => {
                 nodes += 1;
-                if nodes > NODES_PER_MESSAGE_MAX || take_node(&mut rest)? == me {
+                let (name, generation) = take_node(&mut rest)?;
+                if nodes > NODES_PER_MESSAGE_MAX || (name == me.0 && generation >= me.1) {
                     return None;
                 }
                 // Collected version, and the version that the values begin after.
@@ -552,20 +561,18 @@ fn screen_delta(rest: &mut &[u8], me: &str) -> Option<()> {
     Some(())
 }
 
-/// A node's name, if the rest of its id is in form as well.
-fn take_node<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+/// A node's name and generation, if the rest of its id is in form as well.
+fn take_node<'a>(rest: &mut &'a [u8]) -> Option<(&'a str, u64)> {
     let name = take_text(rest)?;
     PeerId::new(name).ok()?;
-    if take_u64(rest)? > GENERATION_MAX {
-        return None;
-    }
+    let generation = take_u64(rest).filter(|generation| *generation <= GENERATION_MAX)?;
     let ip: IpAddr = match take_u8(rest)? {
         4 => Ipv4Addr::from(<[u8; 4]>::try_from(take(rest, 4)?).ok()?).into(),
         6 => Ipv6Addr::from(<[u8; 16]>::try_from(take(rest, 16)?).ok()?).into(),
         _ => return None,
     };
     let port = take_u16(rest)?;
-    (port != 0 && !ip.is_unspecified()).then_some(name)
+    (port != 0 && !ip.is_unspecified()).then_some((name, generation))
 }
 
 fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
@@ -666,7 +673,7 @@ mod tests {
             let mut kinds = std::collections::HashSet::new();
             while kinds.len() < 3 {
                 let message = said.recv().await.unwrap();
-                assert!(screened(&message, "me").is_some(), "kind {}", message[3]);
+                assert!(screened(&message, ("me", 1)).is_some(), "kind {}", message[3]);
                 kinds.insert(message[3]);
             }
             a.abort();
@@ -721,8 +728,9 @@ mod tests {
     #[test]
     fn what_could_end_chitchats_task_is_refused() {
         let fine = ack("b", "app/shop", "value", [0, 0, 1]);
-        assert!(screened(&fine, "a").is_some());
-        assert!(screened(&fine, "b").is_none(), "nobody else writes this peer's state");
+        assert!(screened(&fine, ("a", 1)).is_some());
+        assert!(screened(&fine, ("b", 1)).is_none(), "nobody else writes this peer's state");
+        assert!(screened(&fine, ("b", 2)).is_some(), "but its former lives are no secret");
         let refused = [
             ("a key of another form", ack("b", "épée", "v", [0, 0, 1])),
             ("an app out of form", ack("b", "app/a b", "v", [0, 0, 1])),
@@ -737,7 +745,7 @@ mod tests {
             ("bytes behind the message", [&fine[..], &[0]].concat()),
         ];
         for (what, message) in refused {
-            assert!(screened(&message, "a").is_none(), "{what}");
+            assert!(screened(&message, ("a", 1)).is_none(), "{what}");
         }
 
         // A highest version below that of a value would fail an assertion inside.
@@ -751,7 +759,7 @@ mod tests {
         operations.push(0);
         operations.push(2);
         operations.extend(3_u64.to_le_bytes());
-        assert!(screened(&message_of_delta(&operations), "a").is_none());
+        assert!(screened(&message_of_delta(&operations), ("a", 1)).is_none());
 
         // A digest with a heartbeat that cannot be counted on from.
         let mut syn = vec![0x53, 0xB0, 0, 0, 1, 0];
@@ -759,9 +767,9 @@ mod tests {
         let heartbeat = syn.len();
         syn.extend([0; 24]);
         put_text(&mut syn, "demo");
-        assert!(screened(&syn, "a").is_some());
+        assert!(screened(&syn, ("a", 1)).is_some());
         syn[heartbeat..heartbeat + 8].fill(0xFF);
-        assert!(screened(&syn, "a").is_none());
+        assert!(screened(&syn, ("a", 1)).is_none());
     }
 
     #[test]
@@ -776,7 +784,7 @@ mod tests {
         }
         bomb.push(0);
         assert!(bomb.len() < 10_000);
-        assert!(screened(&bomb, "a").is_none());
+        assert!(screened(&bomb, ("a", 1)).is_none());
     }
 
     #[test]
@@ -786,7 +794,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(seed);
         let fine = ack("b", "app/shop", "value", [0, 0, 1]);
         for len in 0..fine.len() {
-            assert!(screened(&fine[..len], "a").is_none());
+            assert!(screened(&fine[..len], ("a", 1)).is_none());
         }
         for _ in 0..5000 {
             let mut bytes = fine.clone();
@@ -794,7 +802,7 @@ mod tests {
                 let at = rng.random_range(3..bytes.len());
                 bytes[at] = rng.random();
             }
-            let _ = screened(&bytes, "a");
+            let _ = screened(&bytes, ("a", 1));
         }
     }
 

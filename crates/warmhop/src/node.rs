@@ -143,7 +143,15 @@ impl Node {
 
     pub(crate) fn apply(&self, news: News, first_hand: bool) {
         let source = if first_hand { Source::FirstHand } else { Source::Hearsay };
-        self.edit_view(|view, now| view.apply(news, now, source));
+        let ended = self.edit_view(|view, now| {
+            let peer = news.peer().clone();
+            let before = view.life(&peer);
+            view.apply(news, now, source);
+            before.filter(|before| view.life(&peer).is_some_and(|life| life != *before))
+        });
+        if let Some(former) = ended {
+            self.store.peer_dead(former);
+        }
     }
 
     /// Notes the load that a peer told with its reply.

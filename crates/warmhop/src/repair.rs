@@ -74,6 +74,9 @@ impl Repair {
             if alive.contains(&peer) {
                 return None;
             }
+            if node.store.is_dead(&peer) {
+                return Some(Duration::MAX);
+            }
             let heard = view.by_incarnation(&peer).map(|belief| belief.heard);
             let since = heard.or_else(|| self.missing_since.get(&peer).copied());
             Some(since.map_or(Duration::ZERO, |since| now.since(since)))

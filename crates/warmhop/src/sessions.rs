@@ -31,6 +31,8 @@ const STRIPES: usize = 64;
 const MOVES_MAX: usize = 1024;
 /// The most sessions that this peer holds; further ones are refused, counted.
 const SESSIONS_MAX: usize = 4_000_000;
+/// How many former processes of other peers are remembered.
+const DEAD_MAX: usize = 4096;
 /// How many sessions wait at most for a look at their members; others are looked at when next
 /// somebody comes or goes.
 const NEWLY_OWNED_MAX: usize = 16 * 1024;
@@ -64,6 +66,8 @@ pub(crate) struct Store {
     stripes: Box<[Mutex<Stripe>]>,
     send: OnceLock<SendFrame>,
     tickets: AtomicU64,
+    /// Processes that are gone for good: their peers live again as others.
+    dead: Mutex<LruCache<Incarnation, ()>>,
     /// Sessions that were taken over here and may lack copies, or this peer among their members.
     newly_owned: Mutex<Vec<SessionKey>>,
     sooner: Notify,
@@ -94,6 +98,7 @@ impl Store {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
+        let dead = NonZeroUsize::new(DEAD_MAX).expect("a positive constant");
         let stripes = (0..STRIPES)
             .map(|_| {
                 Mutex::new(Stripe {
@@ -113,6 +118,7 @@ impl Store {
             stripes,
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
+            dead: Mutex::new(LruCache::new(dead)),
             newly_owned: Mutex::default(),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
@@ -163,12 +169,31 @@ impl Store {
             self.settle(key, stripe);
             result
         };
-        if let Some(send) = self.send.get() {
-            for (to, message) in outgoing {
+        self.deliver(key, outgoing);
+        Some(result)
+    }
+
+    fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
+        for (to, message) in outgoing {
+            // What nobody can receive any more is answered in their place.
+            if is_question(&message) && self.is_dead(&to) {
+                self.with(key, false, |machine, ctx, out| {
+                    machine.on_message(ctx, to, dead_letter(), out);
+                });
+            } else if let Some(send) = self.send.get() {
                 send(to, SessionFrame { key: key.clone(), to, message });
             }
         }
-        Some(result)
+    }
+
+    /// Whether a process is known to be gone for good.
+    pub(crate) fn is_dead(&self, peer: &Incarnation) -> bool {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner).contains(peer)
+    }
+
+    /// A process is gone for good, its votes with it.
+    pub(crate) fn peer_dead(&self, dead: Incarnation) {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner).put(dead, ());
     }
 
     /// The entry of `key`, made if there is none; `None` where there is no room.
@@ -300,14 +325,8 @@ impl Store {
     pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
         let SessionFrame { key, to, message } = frame;
         if to != self.me {
-            let nack =
-                Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 };
-            let is_question = matches!(
-                message,
-                Message::Prepare { .. } | Message::Accept { .. } | Message::Locate
-            );
-            if let (true, Some(send)) = (is_question, self.send.get()) {
-                send(from, SessionFrame { key, to: from, message: nack });
+            if let (true, Some(send)) = (is_question(&message), self.send.get()) {
+                send(from, SessionFrame { key, to: from, message: dead_letter() });
             }
             return;
         }
@@ -319,7 +338,15 @@ impl Store {
                 | Message::Invite { .. }
                 | Message::Locate
         );
-        self.with(&key, create, |machine, ctx, out| machine.on_message(ctx, from, message, out));
+        self.with(&key, create, |machine, ctx, out| {
+            if message == Message::Locate {
+                let members = machine.config().map(Config::everyone).unwrap_or_default();
+                for peer in members.into_iter().filter(|peer| self.is_dead(peer)) {
+                    machine.peer_dead(peer);
+                }
+            }
+            machine.on_message(ctx, from, message, out);
+        });
     }
 
     /// A peer's process is gone.
@@ -481,6 +508,14 @@ impl Store {
             machine.cancel(ctx, ticket, out);
         });
     }
+}
+
+fn is_question(message: &Message) -> bool {
+    matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
+}
+
+fn dead_letter() -> Message {
+    Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 }
 }
 
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {

@@ -777,8 +777,14 @@ mod tests {
         );
         golden(&frame(Message::Locate), &format!("{FRAME} 06"));
         golden(
-            &frame(Message::Located { p: Some(p), cfg: None, promised: None, fenced: None }),
-            &format!("{FRAME} 07 01 {at} 00 00 00"),
+            &frame(Message::Located {
+                p: Some(p),
+                cfg: None,
+                promised: None,
+                fenced: None,
+                dead: vec![inc(1)],
+            }),
+            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1}"),
         );
         golden(&frame(Message::Invite { cfg }), &format!("{FRAME} 08 {cfg_bytes}"));
         golden(&frame(Message::Delta), &format!("{FRAME} 09"));

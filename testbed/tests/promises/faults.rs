@@ -152,6 +152,61 @@ async fn a_session_goes_on_through_the_loss_and_return_of_each_peer_in_turn() {
     }
 }
 
+/// Waits until the one session of a mesh of three has a copy on each of them.
+async fn three_copies(world: &World) {
+    until("each peer holds a copy", async || {
+        let mut copies = 0;
+        for index in 0..3 {
+            copies += world.status(index).await["sessions"]["copies"].as_u64()?;
+        }
+        (copies == 3).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_outlives_all_the_processes_that_its_cookie_names() {
+    let mut world = three_ready().await;
+    world.expect_errors();
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+    three_copies(&world).await;
+    // Nobody asks for the session meanwhile: it is kept whole all the same.
+    for lost in [1, 0, 2] {
+        world.mesh.kill(lost).unwrap();
+        world.mesh.start(lost).unwrap();
+        world.mesh.formed().await.unwrap();
+        three_copies(&world).await;
+    }
+    for index in 0..3 {
+        world.warm(index).await;
+        shopper.check(world.http(index)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_lost_most_of_its_holders_is_said_to_be_lost() {
+    let mut world = three_ready().await;
+    world.expect_errors();
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+    three_copies(&world).await;
+    for lost in [0, 1] {
+        world.mesh.kill(lost).unwrap();
+    }
+    for index in [0, 1] {
+        world.mesh.start(index).unwrap();
+    }
+    world.mesh.formed().await.unwrap();
+    let reply = until("an answer", async || {
+        let reply = shopper.client.post(world.http(2), "/cart/add?item=anew").await.ok()?;
+        reply.status.is_success().then_some(reply)
+    })
+    .await;
+    assert_eq!(reply.header("warmhop-session-lost"), Some("?1"), "{reply:?}");
+    assert_eq!(reply.json().unwrap()["count"], 1, "a new session, and said to be one");
+}
+
 #[tokio::test]
 async fn an_app_that_dies_is_news_and_starts_again() {
     let mut world = three_ready().await;

@@ -237,6 +237,9 @@ pub enum Message {
         promised: Option<Ballot>,
         /// The session that this copy went on as, if it withdrew its vote.
         fenced: Option<SessionId>,
+        /// Those of the configuration's members that are known to be gone for good, since
+        /// their peers live again as others.
+        dead: Vec<Incarnation>,
     },
     /// Please take this session over: its owner is about to leave.
     Invite {

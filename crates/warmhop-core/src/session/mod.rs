@@ -473,7 +473,10 @@ impl Session {
             }
             Message::Locate => {
                 let record = self.copy.accepted.as_ref();
+                let is_dead = |peer: &Incarnation| self.gone.get(peer) == Some(&u64::MAX);
+                let members = self.config().map(Config::everyone).unwrap_or_default();
                 let message = Message::Located {
+                    dead: members.into_iter().filter(is_dead).collect(),
                     p: record.map(|record| record.p),
                     cfg: record.map(|record| record.cfg.clone()),
                     promised: self.copy.promised.max(self.ballot()),
@@ -481,13 +484,16 @@ impl Session {
                 };
                 out.push(Effect::Send { to: from, message });
             }
-            Message::Located { p, cfg, promised, fenced } => {
+            Message::Located { p, cfg, promised, fenced, dead } => {
                 if let Some(cfg) = &cfg {
                     self.belief.note_cfg(cfg);
                 }
                 self.belief.note_owner(promised);
                 if let Some(into) = fenced {
                     self.belief.went_on = Some((into, from));
+                }
+                for peer in dead {
+                    self.peer_dead(peer);
                 }
                 self.on_located(from);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
@@ -603,6 +609,18 @@ impl Session {
     pub fn peer_lost(&mut self, ctx: &mut Ctx<'_>, dead: Incarnation, out: &mut Effects) {
         self.belief.absent = Some(dead);
         self.settle(ctx, out);
+    }
+
+    /// The process `dead` is gone for good, since its peer lives again as another: so are its
+    /// votes, where it has any in what is known of the session.
+    pub fn peer_dead(&mut self, dead: Incarnation) {
+        let has_votes = match &self.role {
+            Role::Preparing(takeover) => takeover.names(dead),
+            _ => self.config().is_some_and(|cfg| cfg.contains(dead)),
+        };
+        if has_votes {
+            self.note_gone(dead, u64::MAX);
+        }
     }
 
     /// Executor: lets an order run, on the body returned, or gives the answer to send back.

@@ -711,6 +711,7 @@ impl Session {
             owner.serving = true;
             out.push(Effect::Owned { ballot: owner.b });
         } else if opened {
+            self.gone.retain(|peer, _| owner.cfg.contains(*peer));
             out.push(Effect::Opened { cfg: owner.cfg.clone() });
         }
         if let Some(at) = self.flights.iter().position(|flight| flight.stage == Stage::Proposed) {

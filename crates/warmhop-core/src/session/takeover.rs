@@ -63,6 +63,11 @@ struct Promised {
 }
 
 impl Takeover {
+    /// Whether `peer` is in any configuration asked in.
+    pub(super) fn names(&self, peer: Incarnation) -> bool {
+        self.asked.iter().any(|cfg| cfg.contains(peer))
+    }
+
     fn covers_majority(&self, set: &Members) -> bool {
         set.majority(|peer| {
             self.promises.get(&peer).is_some_and(|promised| promised.covers.contains(set))
