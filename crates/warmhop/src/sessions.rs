@@ -76,14 +76,16 @@ pub(crate) struct Store {
 
 struct Stripe {
     process: Process,
-    sessions: HashMap<SessionKey, Entry>,
+    /// Boxed: a table that doubles leaves half of its places empty.
+    sessions: HashMap<SessionKey, Box<Entry>>,
     wakes: BTreeSet<(Now, SessionKey)>,
     moves: LruCache<SessionKey, MoveCounter>,
 }
 
 struct Entry {
     machine: Session,
-    tickets: HashMap<Ticket, mpsc::Sender<Told>>,
+    /// The requests in line here, few at a time.
+    tickets: Vec<(Ticket, mpsc::Sender<Told>)>,
     wake: Option<Now>,
     was_owner: bool,
     /// When a session that holds nothing may be dropped; at once if no token names it.
@@ -206,14 +208,14 @@ impl Store {
             self.metrics.sessions_held.inc();
             let entry = Entry {
                 machine,
-                tickets: HashMap::new(),
+                tickets: Vec::new(),
                 wake: None,
                 was_owner: false,
                 keep_empty_until: Now::default(),
             };
-            stripe.sessions.insert(key.clone(), entry);
+            stripe.sessions.insert(key.clone(), Box::new(entry));
         }
-        stripe.sessions.get_mut(key)
+        stripe.sessions.get_mut(key).map(Box::as_mut)
     }
 
     fn carry_out(
@@ -269,7 +271,7 @@ impl Store {
                 Effect::Again { ticket } => (ticket, Told::Again),
                 Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
             };
-            if let Some(waiting) = entry.tickets.get(&ticket) {
+            if let Some((_, waiting)) = entry.tickets.iter().find(|(known, _)| *known == ticket) {
                 // A full queue means a request that reads nothing: it is gone or stuck, and its
                 // guard will cancel it.
                 let _ = waiting.try_send(told);
@@ -482,7 +484,7 @@ impl Store {
             // The ticket is known before its first event can be sent.
             let mut stripe = self.stripe(key);
             let entry = self.entry(key, &mut stripe)?;
-            entry.tickets.insert(ticket, told);
+            entry.tickets.push((ticket, told));
             entry.keep_empty_until = entry.keep_empty_until.max(keep_empty_until);
         }
         let in_line =
@@ -498,7 +500,10 @@ impl Store {
         {
             let mut stripe = self.stripe(key);
             if let Some(entry) = stripe.sessions.get_mut(key) {
-                entry.tickets.remove(&ticket);
+                entry.tickets.retain(|(known, _)| *known != ticket);
+                if entry.tickets.is_empty() {
+                    entry.tickets = Vec::new();
+                }
             }
         }
         self.with(key, false, |machine, ctx, out| {

@@ -6,7 +6,7 @@
 //! had anybody taken the session over before, one of that majority would have promised more.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -88,9 +88,9 @@ pub(super) struct Owner {
     /// Requests may have their turns.
     pub(super) serving: bool,
     n_last: u64,
-    proposal: Option<Proposal>,
+    proposal: Option<Box<Proposal>>,
     /// Who is known to have accepted the chosen record.
-    holders: BTreeSet<Incarnation>,
+    holders: Few,
     laggards: Option<Resend>,
     /// The highest nonce each member answered at this ballot.
     answered: BTreeMap<Incarnation, u64>,
@@ -98,6 +98,31 @@ pub(super) struct Owner {
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
     yielding: Option<Yielding>,
+}
+
+/// A handful of members, in as little memory as they need.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Few(Vec<Incarnation>);
+
+impl Few {
+    fn contains(&self, peer: &Incarnation) -> bool {
+        self.0.contains(peer)
+    }
+
+    fn insert(&mut self, peer: Incarnation) {
+        if let Err(at) = self.0.binary_search(&peer) {
+            self.0.reserve_exact(1);
+            self.0.insert(at, peer);
+        }
+    }
+}
+
+impl FromIterator<Incarnation> for Few {
+    fn from_iter<I: IntoIterator<Item = Incarnation>>(peers: I) -> Self {
+        let mut few = Self::default();
+        peers.into_iter().for_each(|peer| few.insert(peer));
+        few
+    }
 }
 
 /// A hand-over under way: no new turns, and an invitation once the last request is done.
@@ -111,13 +136,13 @@ struct Yielding {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Proposal {
     record: Record,
-    votes: BTreeSet<Incarnation>,
+    votes: Few,
     resend: Resend,
     since: Now,
     /// The body need not be sent to those who hold it at this position.
     same_as: Option<Position>,
     /// Whoever asked for the whole body.
-    need_full: BTreeSet<Incarnation>,
+    need_full: Few,
 }
 
 impl Owner {
@@ -129,7 +154,7 @@ impl Owner {
             serving: false,
             n_last: 0,
             proposal: None,
-            holders: BTreeSet::new(),
+            holders: Few::default(),
             laggards: None,
             answered: BTreeMap::new(),
             asking: None,
@@ -513,16 +538,16 @@ impl Session {
             (Some(chosen), Some(at)) if chosen.p == at => {
                 record.cfg.everyone().into_iter().filter(|it| !owner.holders.contains(it)).collect()
             }
-            _ => BTreeSet::new(),
+            _ => Few::default(),
         };
-        owner.proposal = Some(Proposal {
+        owner.proposal = Some(Box::new(Proposal {
             record,
             votes: voter.into_iter().collect(),
             resend: Resend::new(ctx),
             since: ctx.now,
             same_as,
             need_full,
-        });
+        }));
         self.vote_myself(ctx);
         self.send_accepts(ctx, out);
     }
@@ -621,7 +646,7 @@ impl Session {
     /// outcome; the rest goes to whoever owns the session.
     pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         self.role = Role::None;
-        self.belief.note_owner(Some(by));
+        self.believed().note_owner(by);
         out.push(Effect::Deposed { by });
         let to = self.known_owner();
         for flight in core::mem::take(&mut self.flights) {
@@ -664,6 +689,13 @@ impl Session {
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
         self.settle_hand_over(ctx, out);
+        // Most sessions are idle most of the time, and then keep no room for requests.
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+        if self.flights.is_empty() {
+            self.flights = Vec::new();
+        }
     }
 
     fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
@@ -689,7 +721,8 @@ impl Session {
             }
             return;
         }
-        let Some(Proposal { record, votes, .. }) = owner.proposal.take() else { return };
+        let Some(proposal) = owner.proposal.take() else { return };
+        let Proposal { record, votes, .. } = *proposal;
         if record.cfg.prev.is_some() {
             // A seal is chosen: its open form follows, to the new members (I5).
             let p = owner.next_position();
@@ -768,6 +801,7 @@ impl Session {
         let waiting = self.flights.iter().any(|flight| flight.nonce.is_some());
         if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
             owner.asking = None;
+            owner.answered.clear();
         }
         let Role::Owner(owner) = &self.role else { return };
         let confirming =

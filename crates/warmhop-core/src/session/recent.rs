@@ -7,6 +7,7 @@
 //! first attempt, and is refused rather than applied twice (I6).
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use super::message::{Body, Exec, Recent, Stored};
 use crate::config::SessionPolicy;
@@ -66,9 +67,12 @@ pub(super) fn compose(
         }
         other => other,
     };
+    // Exactly as long as it will be: a session keeps it for as long as it lives.
+    let mut recent = Vec::with_capacity(base.recent.len() + 1);
+    recent.extend_from_slice(&base.recent);
     let mut body = Body {
         state: change.unwrap_or_else(|| base.state.clone()),
-        recent: base.recent.clone(),
+        recent,
         floor_keyed: base.floor_keyed,
         floor_unkeyed: base.floor_unkeyed,
         expiry: base.expiry.max(exec.expiry),
@@ -118,7 +122,6 @@ fn evict(body: &mut Body, keyed: bool, max: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
 
     use crate::ids::{Ballot, Incarnation, Position, WallTime};
     use crate::session::message::{Base, Config, Members};

@@ -105,7 +105,7 @@ impl Session {
         out: &mut Effects,
     ) {
         if let Some(cfg) = &token {
-            self.belief.note_cfg(cfg);
+            self.believed().note_cfg(cfg);
         }
         let peers: Vec<_> =
             peers.iter().copied().filter(|peer| *peer != ctx.me).take(ASKED_MAX).collect();
@@ -235,7 +235,11 @@ impl Session {
             let known = takeover.asked.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
             let newer = match &found {
                 Some(info) if !takeover.asked.contains(&info.cfg) => Some(&info.cfg),
-                _ => self.belief.cfg.as_ref().filter(|cfg| cfg.now.c > known),
+                _ => self
+                    .belief
+                    .as_ref()
+                    .and_then(|belief| belief.cfg.as_ref())
+                    .filter(|cfg| cfg.now.c > known),
             };
             let missing = newer.or(takeover.token.as_ref());
             if let Some(cfg) = missing.filter(|cfg| !takeover.asked.contains(cfg)).cloned() {
@@ -281,7 +285,12 @@ impl Session {
                 // Nobody has heard of it.
                 out.push(Effect::GaveUp);
                 self.redirect_all(None, out);
-            } else if let Some((into, by)) = self.belief.went_on.filter(|(_, by)| *by != ctx.me) {
+            } else if let Some((into, by)) = self
+                .belief
+                .as_ref()
+                .and_then(|belief| belief.went_on)
+                .filter(|(_, by)| *by != ctx.me)
+            {
                 self.fail_all(Failure::WentOn { into, by }, out);
             } else {
                 out.push(Effect::Lost);
