@@ -304,6 +304,9 @@ pub enum Effect {
         /// Its ballot.
         ballot: Ballot,
     },
+    /// Some members did not take the newest chosen record, however often it was sent: see
+    /// [`Session::remind`].
+    Lagging,
     /// A change of members is complete.
     Opened {
         /// The members from here on.

@@ -266,6 +266,25 @@ impl Session {
         self.settle(ctx, out);
     }
 
+    /// Whether, as its owner, this peer knows that every member holds the newest chosen record.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let Role::Owner(owner) = &self.role else { return false };
+        owner.cfg.now.who.iter().all(|peer| owner.holders.contains(peer))
+    }
+
+    /// Sends the newest chosen record again to the members that are not known to hold it, as the
+    /// owner.
+    pub fn remind(&mut self, ctx: &mut Ctx<'_>) {
+        let whole = self.is_whole();
+        if let Role::Owner(owner) = &mut self.role
+            && !whole
+            && owner.chosen.is_some()
+        {
+            owner.laggards.get_or_insert_with(|| Resend::new(ctx));
+        }
+    }
+
     /// Lets `to` take the session over once nothing is under way here: it gets an invitation,
     /// and no request is given its turn meanwhile. If it does not come, this peer goes on.
     pub fn hand_over(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
@@ -889,6 +908,7 @@ impl Session {
         let resend_proposal = owner.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
         if owner.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
             owner.laggards = None;
+            out.push(Effect::Lagging);
         }
         if owner.proposal.is_none()
             && owner.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
