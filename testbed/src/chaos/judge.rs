@@ -197,6 +197,13 @@ fn judge_session(thread: Thread, attempts: &[&Attempt], verdict: &mut Verdict) {
                 verdict.tell(format!("{who}: {item} was seen before anybody sent it"));
             }
         }
+        if done.item().is_some_and(|own| items.last().is_none_or(|last| last != own)) {
+            verdict.disordered += 1;
+            verdict.tell(format!(
+                "{who}: the answer of operation {} does not end with its own item: {items:?}",
+                done.first.number
+            ));
+        }
         if !longest.starts_with(items) && !split {
             split = true;
             verdict.tell(format!("{who}: two histories, {items:?} and {longest:?}"));
