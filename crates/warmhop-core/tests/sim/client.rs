@@ -71,6 +71,11 @@ impl Client {
         self.state.borrow_mut().stopped = true;
     }
 
+    /// Whether none of its requests is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.borrow().under_way == 0
+    }
+
     pub(crate) fn sid(&self) -> Option<SessionId> {
         self.state.borrow().cookie.as_deref().and_then(sid_in)
     }
@@ -141,7 +146,8 @@ impl Client {
             // was first sent with, it may come whenever it likes.
             let since = self.state.borrow().keyed_begun - begun_before;
             let within_window = since + AT_ONCE_MAX < world.knobs.policy.recent_keyed_max;
-            let cookie = if within_window && world.chance(30) { newest } else { first_cookie.clone() };
+            let cookie =
+                if within_window && world.chance(30) { newest } else { first_cookie.clone() };
             let node = self.entry(world);
             let sent = world.now();
             match self.ask(world, node, asked.clone(), cookie.clone()).await {
@@ -160,7 +166,8 @@ impl Client {
                     }
                 }
                 End::Reply(reply) => {
-                    let Some(problem) = self.take(world, &asked, &before, sent, cookie, reply) else {
+                    let Some(problem) = self.take(world, &asked, &before, sent, cookie, reply)
+                    else {
                         return;
                     };
                     match (problem.status, problem.name) {
@@ -218,26 +225,46 @@ impl Client {
     }
 
     /// Asks at one entry, once, and takes the answer in: for demands, not for life.
-    pub(crate) async fn demand(&self, world: &Rc<World>, node: usize, does: Does) -> Result<Reply, String> {
-        let asked = Asked { slot: SHOP, does, keyed: false, large: false, streams: false, ..draw(world) };
+    pub(crate) async fn demand(
+        &self,
+        world: &Rc<World>,
+        node: usize,
+        does: Does,
+    ) -> Result<Reply, String> {
+        let asked =
+            Asked { slot: SHOP, does, keyed: false, large: false, streams: false, ..draw(world) };
         let cookie = self.state.borrow().cookie.clone();
         let before = world.before(cookie.as_deref().and_then(sid_in));
         let sent = world.now();
         match self.ask(world, node, asked.clone(), cookie.clone()).await {
             End::Refused => Err("nobody listens".into()),
             End::Nothing => Err("no answer came".into()),
-            End::Reply(reply) => match self.take(world, &asked, &before, sent, cookie, reply.clone()) {
-                Some(problem) => Err(format!("{} {}", problem.status, problem.name)),
-                None => Ok(reply),
-            },
+            End::Reply(reply) => {
+                match self.take(world, &asked, &before, sent, cookie, reply.clone()) {
+                    Some(problem) => Err(format!("{} {}", problem.status, problem.name)),
+                    None => Ok(reply),
+                }
+            }
         }
     }
 
-    async fn ask(&self, world: &Rc<World>, node: usize, asked: Asked, cookie: Option<String>) -> End {
+    async fn ask(
+        &self,
+        world: &Rc<World>,
+        node: usize,
+        asked: Asked,
+        cookie: Option<String>,
+    ) -> End {
         let about = cookie.as_deref().and_then(sid_in);
         let id = asked.id;
         world.note(about, || {
-            format!("client {} asks {}: request {id} {:?}{}", self.name, crate::name(node), asked.does, if asked.keyed { ", keyed" } else { "" })
+            format!(
+                "client {} asks {}: request {id} {:?}{}",
+                self.name,
+                crate::name(node),
+                asked.does,
+                if asked.keyed { ", keyed" } else { "" }
+            )
         });
         sleep(world, To::World, 1).await;
         let Some(peer) = world.peer(node) else { return End::Refused };
@@ -257,7 +284,12 @@ impl Client {
         world.note(about, || match &reply {
             None => format!("client {} got nothing for request {id}", self.name),
             Some(reply) => match &reply.answer {
-                Ok(list) => format!("client {} got for request {id}: {:?}{}", self.name, crate::reference::read_list(list).1, if reply.replayed { " (replayed)" } else { "" }),
+                Ok(list) => format!(
+                    "client {} got for request {id}: {:?}{}",
+                    self.name,
+                    crate::reference::read_list(list).1,
+                    if reply.replayed { " (replayed)" } else { "" }
+                ),
                 Err(problem) => format!("client {} got for request {id}: {problem:?}", self.name),
             },
         });

@@ -19,7 +19,10 @@ pub(crate) fn end(world: &Rc<World>, node: usize) {
     note_endangered(world, before);
 }
 
-fn note_endangered(world: &World, configs: Vec<(SessionId, Vec<warmhop_core::session::message::Config>)>) {
+fn note_endangered(
+    world: &World,
+    configs: Vec<(SessionId, Vec<warmhop_core::session::message::Config>)>,
+) {
     for (sid, configs) in configs {
         if !configs.is_empty() && world.is_endangered(sid, &configs) {
             world.note_endangered(sid);
@@ -146,9 +149,20 @@ fn weather(world: &World) {
             gossip_lag_max: world.between(10, 10_000),
             cuts,
         },
-        false => Network { loss_percent: 1, delay_max: 3, gossip_lag_max: 500, cuts, ..Network::default() },
+        false => Network {
+            loss_percent: 1,
+            delay_max: 3,
+            gossip_lag_max: 500,
+            cuts,
+            ..Network::default()
+        },
     };
-    world.note(None, || format!("weather: {} % lost, {} % twice, up to {} ms", new.loss_percent, new.repeat_percent, new.delay_max));
+    world.note(None, || {
+        format!(
+            "weather: {} % lost, {} % twice, up to {} ms",
+            new.loss_percent, new.repeat_percent, new.delay_max
+        )
+    });
     *world.net.borrow_mut() = new;
 }
 
@@ -212,5 +226,7 @@ fn swap(world: &Rc<World>, node: usize) {
     let others = peer.by_rank(sid, |other| !members.contains(&other.incarnation));
     let Some(newcomer) = others.first().copied().filter(|_| members.len() == 3) else { return };
     world.count("swaps");
-    peer.with(sid, false, |machine, ctx, out| machine.change_members(ctx, gone, Some(newcomer), out));
+    peer.with(sid, false, |machine, ctx, out| {
+        machine.change_members(ctx, gone, Some(newcomer), out)
+    });
 }

@@ -71,9 +71,8 @@ fn run_one(seed: u64) -> Result<Report, String> {
 
 /// Runs a seed again, in words.
 fn tell(seed: u64) -> String {
-    catch_unwind(AssertUnwindSafe(|| run(seed, true).story)).unwrap_or_else(|_| {
-        "it panics before its story is told: see the panic's own words".into()
-    })
+    catch_unwind(AssertUnwindSafe(|| run(seed, true).story))
+        .unwrap_or_else(|_| "it panics before its story is told: see the panic's own words".into())
 }
 
 fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {

@@ -48,9 +48,12 @@ impl Narrator {
 
     /// The last lines about the session that failed and about no session at all.
     pub(crate) fn story(&self) -> String {
-        let wanted = |about: &Option<SessionId>| self.about.is_none() || about.is_none() || *about == self.about;
+        let wanted = |about: &Option<SessionId>| {
+            self.about.is_none() || about.is_none() || *about == self.about
+        };
         let told: Vec<_> = self.lines.iter().filter(|(_, about, _)| wanted(about)).collect();
-        let from = told.len().saturating_sub(PRINTED_MAX);
+        let printed = std::env::var("TRACE_LINES").ok().and_then(|text| text.parse().ok());
+        let from = told.len().saturating_sub(printed.unwrap_or(PRINTED_MAX));
         let mut story = String::new();
         for (now, _, line) in &told[from..] {
             let line: String = line.chars().take(LINE_CHARS_MAX).collect();

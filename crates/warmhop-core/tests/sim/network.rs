@@ -71,7 +71,13 @@ impl World {
     }
 
     /// A frame of a session, on its way once it is sent.
-    pub(crate) fn send_frame(self: &Rc<Self>, from: &Peer, to: Incarnation, sid: SessionId, message: Message) {
+    pub(crate) fn send_frame(
+        self: &Rc<Self>,
+        from: &Peer,
+        to: Incarnation,
+        sid: SessionId,
+        message: Message,
+    ) {
         let (from_node, from_inc) = (from.node, from.inc);
         let Some(to_node) = self.node_of(to) else { return };
         let copies = if to_node == from_node { 1 } else { self.copies(from_node, to_node) };
@@ -90,7 +96,8 @@ impl World {
             let message = message.clone();
             let delay = if to_node == from_node { 0 } else { self.delay() };
             self.after(delay, To::Node(to_node), move |world| {
-                if let Some(peer) = world.peer(to_node) {
+                // A link is to one process: what was sent to a former one is gone with it.
+                if let Some(peer) = world.peer_of(to) {
                     peer.on_frame(from_inc, to, sid, message);
                 }
             });
@@ -98,7 +105,13 @@ impl World {
     }
 
     /// News that a peer tells of itself over its links, or passes on.
-    pub(crate) fn send_news(self: &Rc<Self>, from: &Peer, to: usize, news: Rc<Vec<News>>, source: Source) {
+    pub(crate) fn send_news(
+        self: &Rc<Self>,
+        from: &Peer,
+        to: usize,
+        news: Rc<Vec<News>>,
+        source: Source,
+    ) {
         if from.node == to || self.copies(from.node, to) == 0 {
             return;
         }

@@ -96,7 +96,8 @@ impl Peer {
         let inc = Incarnation(world.bytes());
         let life = world.begin_life(node, inc);
         let me = crate::name(node);
-        let wall = (EPOCH_MS + world.now()).saturating_add_signed(world.nodes.borrow()[node].wall_skew);
+        let wall =
+            (EPOCH_MS + world.now()).saturating_add_signed(world.nodes.borrow()[node].wall_skew);
         // Its lives are ordered by the wall clock, raised where that went back.
         let generation = wall + 1_000_000 * life;
         let own = PeerNews {
@@ -314,7 +315,8 @@ impl Peer {
         for effect in effects {
             match effect {
                 AppEffect::Start { attempt } => {
-                    let task = self.world.spawn(Some(self.life), start_copy(Rc::clone(self), at, attempt));
+                    let task =
+                        self.world.spawn(Some(self.life), start_copy(Rc::clone(self), at, attempt));
                     self.slots[at].borrow_mut().starting = Some((attempt, task));
                 }
                 AppEffect::CancelStart { attempt } => self.cancel_start(at, attempt),
@@ -326,13 +328,16 @@ impl Peer {
                             slot.copy = None;
                         }
                     }
-                    self.world.spawn(Some(self.life), stop_copy(Rc::clone(self), at, attempt, grace));
+                    self.world
+                        .spawn(Some(self.life), stop_copy(Rc::clone(self), at, attempt, grace));
                 }
                 AppEffect::Changed => changed = true,
             }
         }
         if changed {
-            self.world.note(None, || format!("{}'s {} is {:?}", self.me, app_name(at), self.slots[at].borrow().state()));
+            self.world.note(None, || {
+                format!("{}'s {} is {:?}", self.me, app_name(at), self.slots[at].borrow().state())
+            });
             self.publish(at);
             self.has_changed();
         }
@@ -416,6 +421,8 @@ impl Peer {
         if whole {
             return false;
         }
+        let gone_for_good =
+            |peer| self.look(sid, |machine| machine.is_gone_for_good(peer)) == Some(true);
         let holding = Holding {
             me: self.inc,
             owns,
@@ -427,6 +434,7 @@ impl Peer {
                     alive.contains(&peer.incarnation)
                         && !peer.draining
                         && !members.contains(&peer.incarnation)
+                        && !gone_for_good(peer.incarnation)
                 })
                 .first()
                 .copied(),
@@ -656,9 +664,11 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
     let end = peer.now().after(Duration::from_millis(HAND_OVER_WITHIN_MS));
     while peer.now() < end {
         let owned = peer.owned();
-        let heirs_live = peer.view.borrow().live_peers().any(|(_, belief)| {
-            belief.alive == Liveness::Alive && !belief.news.draining
-        });
+        let heirs_live = peer
+            .view
+            .borrow()
+            .live_peers()
+            .any(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
         if owned.is_empty() || !heirs_live {
             break;
         }

@@ -57,10 +57,18 @@ impl World {
     }
 
     /// Judges an answer to `asked`, sent at `sent`, which came under `sid`.
-    pub(crate) fn judge(&self, asked: &Asked, before: &Before, sent: u64, sid: SessionId, reply: &Reply) {
+    pub(crate) fn judge(
+        &self,
+        asked: &Asked,
+        before: &Before,
+        sent: u64,
+        sid: SessionId,
+        reply: &Reply,
+    ) {
         if let Err(what) = self.try_judge(asked, before, sent, sid, reply) {
             let shown = reply.answer.as_deref().map(read_list);
-            let what = format!("request {} ({:?}): {what}; answered {shown:?}", asked.id, asked.does);
+            let what =
+                format!("request {} ({:?}): {what}; answered {shown:?}", asked.id, asked.does);
             self.violated(before.sid.or(Some(sid)), what);
         }
     }
@@ -156,7 +164,9 @@ impl World {
             return Ok(());
         }
         if !self.may_be_lost(old) {
-            return Err(format!("its session {old:?} was given up, although a majority of its holders lived"));
+            return Err(format!(
+                "its session {old:?} was given up, although a majority of its holders lived"
+            ));
         }
         Ok(())
     }
@@ -183,7 +193,10 @@ impl World {
             history.applied.iter().find(|id| !seen.contains(id)).copied()
         };
         if let Some(id) = missing {
-            self.violated(Some(sid), format!("request {id} was said to be applied, and is in no list"));
+            self.violated(
+                Some(sid),
+                format!("request {id} was said to be applied, and is in no list"),
+            );
         }
     }
 
@@ -195,14 +208,19 @@ impl World {
     /// Every session that somebody holds something of.
     pub(crate) fn sids(&self) -> BTreeSet<SessionId> {
         let peers = self.live_peers();
-        peers.iter().flat_map(|peer| peer.store.borrow().entries.keys().copied().collect::<Vec<_>>()).collect()
+        peers
+            .iter()
+            .flat_map(|peer| peer.store.borrow().entries.keys().copied().collect::<Vec<_>>())
+            .collect()
     }
 
     /// The configurations of the highest count that any live peer knows.
     pub(crate) fn newest_configs(&self, sid: SessionId) -> Vec<Config> {
         let peers = self.live_peers();
-        let mut configs: Vec<Config> =
-            peers.iter().filter_map(|peer| peer.look(sid, |m| m.config().cloned()).flatten()).collect();
+        let mut configs: Vec<Config> = peers
+            .iter()
+            .filter_map(|peer| peer.look(sid, |m| m.config().cloned()).flatten())
+            .collect();
         let newest = configs.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
         configs.retain(|cfg| cfg.now.c == newest);
         configs
@@ -213,12 +231,16 @@ impl World {
         let can_vote = |set: &Members, peer| {
             self.peer_of(peer).is_some_and(|peer| {
                 let store = peer.store.borrow();
-                let low = store.entries.get(&sid).map_or(store.process.watermark, |entry| entry.low);
+                let low =
+                    store.entries.get(&sid).map_or(store.process.watermark, |entry| entry.low);
                 low < set.stamp
             })
         };
         configs.is_empty()
-            || configs.iter().flat_map(Config::sets).any(|set| !set.majority(|peer| can_vote(set, peer)))
+            || configs
+                .iter()
+                .flat_map(Config::sets)
+                .any(|set| !set.majority(|peer| can_vote(set, peer)))
     }
 
     pub(crate) fn note_endangered(&self, sid: SessionId) {

@@ -211,7 +211,8 @@ impl Authenticator for Key {
         let mut state = [0xCBF2_9CE4_8422_2325_u64, 0x9E37_79B9_7F4A_7C15];
         for byte in bytes {
             for half in &mut state {
-                *half = (*half ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(7);
+                *half =
+                    (*half ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(7);
             }
         }
         let mut tag = [0; 16];
@@ -267,7 +268,12 @@ impl Peer {
         RequestKey(rid)
     }
 
-    fn finish(&self, served: Served, token: Option<(Token, Option<PeerId>)>, former: Option<Entry>) -> Reply {
+    fn finish(
+        &self,
+        served: Served,
+        token: Option<(Token, Option<PeerId>)>,
+        former: Option<Entry>,
+    ) -> Reply {
         let mut cookie = None;
         if let Some(entry) = served.entry {
             let current = token.as_ref().and_then(|(_, route)| route.clone());
@@ -332,8 +338,12 @@ impl Peer {
                 eta: told.eta(now),
             }
         };
-        let all = || view.live_peers().filter_map(|(peer, belief)| Some((peer, belief, belief.apps.get(&app)?)));
-        let is_warm = |told: &AppBelief| matches!(told.news.state, AppState::Ready | AppState::Starting);
+        let all = || {
+            view.live_peers()
+                .filter_map(|(peer, belief)| Some((peer, belief, belief.apps.get(&app)?)))
+        };
+        let is_warm =
+            |told: &AppBelief| matches!(told.news.state, AppState::Ready | AppState::Starting);
         let warm: Vec<_> = all()
             .filter(|(_, _, told)| is_warm(told))
             .map(|(peer, belief, told)| candidate(peer, belief, told))
@@ -497,7 +507,12 @@ impl Peer {
         false
     }
 
-    async fn ask(self: &Rc<Self>, to: &PeerId, call: &mut Call, kind: HopKind) -> Result<HopReply, HopError> {
+    async fn ask(
+        self: &Rc<Self>,
+        to: &PeerId,
+        call: &mut Call,
+        kind: HopKind,
+    ) -> Result<HopReply, HopError> {
         if !call.take_body() {
             return Err(HopError::Broken);
         }
@@ -575,7 +590,9 @@ impl Peer {
                 let id = world.spawn(Some(life), async move {
                     let outcome = far.hop_door(kind, call).await;
                     if let Some(delay) = far.world.stream_delay(far.node, near_node) {
-                        far.world.after(delay, To::Life(near_life), move |_| post.put(Post::Reply(outcome)));
+                        far.world.after(delay, To::Life(near_life), move |_| {
+                            post.put(Post::Reply(outcome))
+                        });
                     }
                 });
                 task.set(Some(id));
@@ -820,6 +837,13 @@ impl Peer {
                     let owner = known.unwrap_or(*owner);
                     let destination =
                         if owns || take_over { None } else { self.forward_to(sid, owner, n) };
+                    self.world.note(Some(sid), || {
+                        let owns = if owns { ", owns it" } else { "" };
+                        format!(
+                            "{} (owner {owner:?}{owns}) -> {destination:?}, request {}",
+                            self.me, call.asked.id
+                        )
+                    });
                     let end = match destination {
                         Some((to, moves)) if portable.hops_left > 0 => {
                             let forward = Forward {
@@ -835,6 +859,17 @@ impl Peer {
                         }
                         _ => self.at_owner(portable, call, sid, Some(cfg), !owns, None).await,
                     };
+                    self.world.note(Some(sid), || {
+                        let end = match &end {
+                            LineEnd::Served(_) => {
+                                return format!("{} served request {}", self.me, call.asked.id);
+                            }
+                            LineEnd::Elsewhere(other) => format!("owned elsewhere: {other:?}"),
+                            LineEnd::Failed(failure) => format!("{failure:?}"),
+                            LineEnd::Problem(problem) => format!("{problem:?}"),
+                        };
+                        format!("{} did not serve request {}: {end}", self.me, call.asked.id)
+                    });
                     match end {
                         LineEnd::Served(mut served) => {
                             served.forked = forked;
@@ -891,6 +926,9 @@ impl Peer {
 
     /// Without a majority, goes on from this peer's own copy where that is allowed.
     fn fork(self: &Rc<Self>, sid: SessionId) -> bool {
+        if self.look(sid, |machine| machine.fenced()).flatten().is_some() {
+            return true;
+        }
         let policy = &self.world.knobs.policy;
         let serves = policy.without_majority == WithoutMajority::Serve;
         let new = SessionId(self.world.bytes());
@@ -939,7 +977,11 @@ impl Peer {
         Some((to, moves))
     }
 
-    async fn begin_session(self: &Rc<Self>, portable: Portable, call: &mut Call) -> Result<LineEnd, Problem> {
+    async fn begin_session(
+        self: &Rc<Self>,
+        portable: Portable,
+        call: &mut Call,
+    ) -> Result<LineEnd, Problem> {
         let place = self.place(call.asked.slot, &[]).await?;
         let executor = match &place {
             Place::Here => None,
@@ -1088,7 +1130,8 @@ impl Peer {
         exec: Exec,
         tried: &mut Vec<PeerId>,
     ) -> Result<Option<Served>, Problem> {
-        let to = self.view.borrow().by_incarnation(&executor).map(|belief| belief.news.peer.clone());
+        let to =
+            self.view.borrow().by_incarnation(&executor).map(|belief| belief.news.peer.clone());
         let Some(to) = to else {
             line.executed(Outcome::Failed);
             return Ok(None);
@@ -1117,7 +1160,13 @@ impl Peer {
         }
     }
 
-    async fn forward(self: &Rc<Self>, call: &mut Call, sid: SessionId, forward: Forward, to: &PeerId) -> LineEnd {
+    async fn forward(
+        self: &Rc<Self>,
+        call: &mut Call,
+        sid: SessionId,
+        forward: Forward,
+        to: &PeerId,
+    ) -> LineEnd {
         match self.ask(to, call, HopKind::Forward(forward)).await {
             Ok(reply) => {
                 let mut served = Served::here(self, reply.response);
@@ -1130,6 +1179,7 @@ impl Peer {
                 LineEnd::Served(Box::new(served))
             }
             Err(HopError::Refused(HopRefusal::NotOwner { promised })) => {
+                self.with(sid, false, |machine, _, _| machine.note_owner(promised));
                 LineEnd::Elsewhere(promised.map(|ballot| ballot.proposer))
             }
             Err(HopError::Refused(HopRefusal::Problem(problem))) => LineEnd::Problem(problem),
@@ -1149,7 +1199,11 @@ impl Peer {
         }
     }
 
-    async fn serve_forwarded(self: &Rc<Self>, call: &mut Call, forward: &Forward) -> Result<Served, HopRefusal> {
+    async fn serve_forwarded(
+        self: &Rc<Self>,
+        call: &mut Call,
+        forward: &Forward,
+    ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
         let (owns, promised) = self
             .look(sid, |machine| {
@@ -1218,13 +1272,9 @@ fn may_begin_anew(call: &Call, failure: &Failure) -> bool {
         | Failure::WentOn { .. } => true,
         Failure::NoMajority { ran: true }
         | Failure::Lost { ran: true }
-        | Failure::Deposed { .. } => may_retry(
-            call.asked.is_safe(),
-            call.asked.keyed,
-            false,
-            true,
-            true,
-        ),
+        | Failure::Deposed { .. } => {
+            may_retry(call.asked.is_safe(), call.asked.keyed, false, true, true)
+        }
         _ => false,
     }
 }

@@ -208,12 +208,6 @@ impl Peer {
             }
             return;
         }
-        if to != self.inc {
-            if is_question(&message) {
-                self.world.send_frame(self, from, sid, dead_letter());
-            }
-            return;
-        }
         // Only what a copy must remember makes an entry; a stray answer does not.
         let create =
             matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate);

@@ -92,7 +92,10 @@ struct TaskWaker {
 
 impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
-        self.ready.lock().expect("the executor never panics with its queue locked").push_back(self.id);
+        self.ready
+            .lock()
+            .expect("the executor never panics with its queue locked")
+            .push_back(self.id);
     }
 }
 
@@ -273,7 +276,11 @@ impl World {
     }
 
     /// Starts a task of `life`, or of the world itself.
-    pub(crate) fn spawn(&self, life: Option<Life>, task: impl Future<Output = ()> + 'static) -> TaskId {
+    pub(crate) fn spawn(
+        &self,
+        life: Option<Life>,
+        task: impl Future<Output = ()> + 'static,
+    ) -> TaskId {
         let id = self.number();
         self.tasks.borrow_mut().insert(id, (life, Some(Box::pin(task))));
         self.wake(id);
