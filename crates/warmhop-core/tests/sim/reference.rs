@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use warmhop_core::config::WithoutMajority;
-use warmhop_core::ids::SessionId;
+use warmhop_core::ids::{Incarnation, SessionId};
 use warmhop_core::session::message::{Config, Members};
 
 use crate::serve::{Asked, Does, Reply};
@@ -226,21 +226,20 @@ impl World {
         configs
     }
 
+    /// Whether the process lives and can vote in this set.
+    pub(crate) fn can_vote(&self, sid: SessionId, set: &Members, peer: Incarnation) -> bool {
+        self.peer_of(peer).is_some_and(|peer| {
+            let fenced = peer.look(sid, |machine| machine.fenced()).flatten().is_some();
+            let store = peer.store.borrow();
+            let low = store.entries.get(&sid).map_or(store.process.watermark, |entry| entry.low);
+            low < set.stamp && !fenced
+        })
+    }
+
     /// Whether a majority of any set of members can vote no more.
     pub(crate) fn is_endangered(&self, sid: SessionId, configs: &[Config]) -> bool {
-        let can_vote = |set: &Members, peer| {
-            self.peer_of(peer).is_some_and(|peer| {
-                let store = peer.store.borrow();
-                let low =
-                    store.entries.get(&sid).map_or(store.process.watermark, |entry| entry.low);
-                low < set.stamp
-            })
-        };
-        configs.is_empty()
-            || configs
-                .iter()
-                .flat_map(Config::sets)
-                .any(|set| !set.majority(|peer| can_vote(set, peer)))
+        let sets = || configs.iter().flat_map(Config::sets);
+        configs.is_empty() || sets().any(|set| !set.majority(|peer| self.can_vote(sid, set, peer)))
     }
 
     pub(crate) fn note_endangered(&self, sid: SessionId) {

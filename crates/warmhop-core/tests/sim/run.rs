@@ -32,7 +32,7 @@ pub(crate) struct Report {
 pub(crate) fn run(seed: u64, listening: bool) -> Report {
     let mut rng = Prng(seed);
     let knobs = draw_knobs(&mut rng);
-    let world = World::new(seed, knobs, rng, Narrator::new(listening));
+    let world = World::new(knobs, rng, Narrator::new(listening));
     world.note(None, || format!("{:?}", world.knobs));
     world.net.borrow_mut().heal();
     for node in 0..world.knobs.peers {
@@ -175,6 +175,15 @@ fn is_whole(world: &World, sid: SessionId, owner: usize) -> Result<(), String> {
         .look(sid, |machine| (machine.is_owner(), machine.members().to_vec(), machine.version()));
     let Some((true, members, version)) = owned else { return Err("it lost its owner".into()) };
     let wanted = world.knobs.policy.copies.min(world.live_peers().len());
+    let config = owner.look(sid, |machine| machine.config().cloned()).flatten();
+    let silenced = members
+        .iter()
+        .any(|member| config.as_ref().is_some_and(|cfg| !world.can_vote(sid, &cfg.now, *member)));
+    if silenced {
+        // One that lives and votes no more is not replaced.
+        world.count("members without a vote");
+        return Ok(());
+    }
     let held = members.iter().filter(|member| {
         world.peer_of(**member).is_some_and(|peer| {
             peer.look(sid, |machine| machine.holds_copy() && machine.version() == version)

@@ -65,7 +65,6 @@ pub(crate) struct Knobs {
 }
 
 pub(crate) struct World {
-    pub(crate) seed: u64,
     pub(crate) knobs: Knobs,
     now: Cell<u64>,
     rng: RefCell<Prng>,
@@ -100,10 +99,9 @@ impl Wake for TaskWaker {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, knobs: Knobs, rng: Prng, narrator: Narrator) -> Rc<Self> {
+    pub(crate) fn new(knobs: Knobs, rng: Prng, narrator: Narrator) -> Rc<Self> {
         let nodes = (0..knobs.peers).map(|_| Node::default()).collect();
         Rc::new(Self {
-            seed,
             knobs,
             // Not zero, so that a span before the beginning can be told.
             now: Cell::new(100_000),
