@@ -787,6 +787,17 @@ impl Session {
         best.map(|ballot| ballot.proposer).filter(|peer| absent != Some(*peer))
     }
 
+    /// Another peer told who owns the session, or tries to: the highest ballot that it promised.
+    pub fn note_owner(&mut self, promised: Option<Ballot>) {
+        self.belief.note_owner(promised);
+    }
+
+    /// Whether `peer` is known to vote on this session never again, under whatever configuration.
+    #[must_use]
+    pub fn is_gone_for_good(&self, peer: Incarnation) -> bool {
+        self.gone.get(&peer) == Some(&u64::MAX)
+    }
+
     /// What a token would say, where this peer owns the session.
     #[must_use]
     pub fn token_hint(&self) -> Option<TokenHint> {

@@ -298,7 +298,8 @@ impl Session {
 
     /// Replaces the member `gone`, or adds one where there are fewer than should be: in two
     /// steps, a seal that a majority of the old members chooses and the open form for the new
-    /// ones (I5). `newcomer` must live. Returns whether it was begun; it is not while requests
+    /// ones (I5). `newcomer` must live and not be gone for good (see
+    /// [`Session::is_gone_for_good`]). Returns whether it was begun; it is not while requests
     /// run alone or anything is proposed.
     pub fn change_members(
         &mut self,
@@ -322,7 +323,11 @@ impl Session {
         if who == before.who || !(1..=3).contains(&who.len()) {
             return false;
         }
-        // Above what the newcomer said it may have forgotten.
+        // Above what the newcomer said it may have forgotten; if it votes no more at all, no stamp
+        // is, and the highest one would keep its members from ever forgetting it.
+        if newcomer.is_some_and(|peer| self.is_gone_for_good(peer)) {
+            return false;
+        }
         let forgotten = newcomer.and_then(|peer| self.gone.get(&peer)).copied().unwrap_or_default();
         let stamp = before.stamp.max(forgotten).saturating_add(1).max(ctx.wall.0);
         let now = super::message::Members { c: before.c.saturating_add(1), stamp, who };
@@ -657,6 +662,9 @@ impl Session {
     /// Somebody promised a higher ballot.
     pub(super) fn outvoted_by(&mut self, ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         if self.ballot().is_some_and(|mine| mine < by) {
+            // The entry may be dropped, and what it heard with it: the next takeover has to go
+            // higher all the same, or it would be turned down without end.
+            ctx.process.round_ctr = ctx.process.round_ctr.max(by.round);
             self.step_down(ctx, by, out);
         }
     }

@@ -1,0 +1,232 @@
+//! What goes wrong, at random times: crashes and restarts, pauses, cuts in one or both directions,
+//! bad weather, jumps of clocks, crashes of apps, peers that leave, copies that forget.
+
+use std::rc::Rc;
+
+use warmhop_core::ids::SessionId;
+
+use crate::network::Network;
+use crate::peer::{PAGE, Peer, SHOP, drain};
+use crate::reference::SKEW_MS_MAX;
+use crate::world::{To, World, sleep};
+
+/// The process on `node` is gone; whoever loses too many holders by that is noted.
+pub(crate) fn end(world: &Rc<World>, node: usize) {
+    let before: Vec<_> =
+        world.sids().into_iter().map(|sid| (sid, world.newest_configs(sid))).collect();
+    world.note(None, || format!("{} is gone", crate::name(node)));
+    world.end_life(node);
+    note_endangered(world, before);
+}
+
+fn note_endangered(
+    world: &World,
+    configs: Vec<(SessionId, Vec<warmhop_core::session::message::Config>)>,
+) {
+    for (sid, configs) in configs {
+        if !configs.is_empty() && world.is_endangered(sid, &configs) {
+            world.note_endangered(sid);
+        }
+    }
+}
+
+/// Whether each session has an owner, and as many live members as it should have: then any one
+/// holder may be lost.
+fn all_whole(world: &World) -> bool {
+    let peers = world.live_peers();
+    peers.len() == world.knobs.peers
+        && world.sids().into_iter().all(|sid| {
+            let held = peers.iter().any(|peer| peer.look(sid, |m| m.version() > 0) == Some(true));
+            let whole = peers.iter().any(|peer| {
+                peer.look(sid, |machine| {
+                    let members = machine.members();
+                    machine.is_owner()
+                        && machine.config().is_some_and(|cfg| cfg.is_open())
+                        && members.len() == peers.len().min(3)
+                        && members.iter().all(|member| world.lives(*member))
+                        && !world.is_endangered(sid, &world.newest_configs(sid))
+                }) == Some(true)
+            });
+            whole || !held
+        })
+}
+
+/// Makes things go wrong until it is told that it is enough.
+pub(crate) async fn rage(world: Rc<World>) {
+    while world.faults_on.get() {
+        sleep(&world, To::World, world.between(100, 2_500)).await;
+        if !world.faults_on.get() {
+            return;
+        }
+        let node = world.below(world.knobs.peers as u64) as usize;
+        match world.below(100) {
+            0..=14 => crash(&world, node),
+            15..=29 => pause(&world, node),
+            30..=49 => cut(&world, node),
+            50..=59 => weather(&world),
+            60..=67 => {
+                if let Some(peer) = world.peer(node) {
+                    world.count("app crashes");
+                    peer.crash_app(if world.chance(80) { SHOP } else { PAGE });
+                }
+            }
+            68..=73 => leave(&world, node),
+            74..=79 => {
+                let skew = world.below(SKEW_MS_MAX + 1) as i64 - SKEW_MS_MAX as i64 / 2;
+                world.nodes.borrow_mut()[node].wall_skew = skew;
+                world.count("clocks set");
+            }
+            80..=85 => forget(&world, node),
+            86..=92 => rival(&world, node),
+            _ => swap(&world, node),
+        }
+    }
+}
+
+fn crash(world: &Rc<World>, node: usize) {
+    if world.peer(node).is_none() || (world.knobs.gentle && !all_whole(world)) {
+        return;
+    }
+    world.count("crashes");
+    end(world, node);
+    restart_after(world, node, world.between(50, 9_000));
+}
+
+pub(crate) fn restart_after(world: &Rc<World>, node: usize, ms: u64) {
+    world.after(ms, To::World, move |world| {
+        if world.peer(node).is_none() {
+            Peer::start(world, node);
+        }
+    });
+}
+
+fn pause(world: &Rc<World>, node: usize) {
+    let ms = world.between(100, 9_000);
+    let clock_too = world.chance(50);
+    world.note(None, || format!("{} pauses for {ms} ms", crate::name(node)));
+    world.count("pauses");
+    world.pause(node, ms, clock_too);
+}
+
+/// Cuts one node, a pair, or a part of the mesh off, in one or both directions.
+fn cut(world: &Rc<World>, node: usize) {
+    let peers = world.knobs.peers;
+    let until = world.now() + world.between(300, 9_000);
+    let one_way = world.chance(40);
+    let side: Vec<usize> = match world.below(3) {
+        0 => vec![node],
+        1 => (0..peers).filter(|_| world.chance(50)).collect(),
+        _ => Vec::new(),
+    };
+    let mut pairs = Vec::new();
+    if side.is_empty() {
+        pairs.push((node, world.below(peers as u64) as usize));
+    }
+    for from in &side {
+        pairs.extend((0..peers).filter(|to| !side.contains(to)).map(|to| (*from, to)));
+    }
+    world.count(if one_way { "cuts in one direction" } else { "cuts" });
+    world.note(None, || format!("cut until {until}: {pairs:?}, one way: {one_way}"));
+    let mut net = world.net.borrow_mut();
+    for (from, to) in pairs {
+        net.cut(from, to, until);
+        if !one_way {
+            net.cut(to, from, until);
+        }
+    }
+}
+
+fn weather(world: &World) {
+    let bad = world.chance(60);
+    let cuts = std::mem::take(&mut world.net.borrow_mut().cuts);
+    let new = match bad {
+        true => Network {
+            loss_percent: world.below(25),
+            repeat_percent: world.below(20),
+            delay_max: world.between(1, 60),
+            detour_percent: world.below(20),
+            detour_max: world.between(10, 4_000),
+            gossip_lag_max: world.between(10, 10_000),
+            cuts,
+        },
+        false => Network {
+            loss_percent: 1,
+            delay_max: 3,
+            gossip_lag_max: 500,
+            cuts,
+            ..Network::default()
+        },
+    };
+    world.note(None, || {
+        format!(
+            "weather: {} % lost, {} % twice, up to {} ms",
+            new.loss_percent, new.repeat_percent, new.delay_max
+        )
+    });
+    *world.net.borrow_mut() = new;
+}
+
+fn leave(world: &Rc<World>, node: usize) {
+    let Some(peer) = world.peer(node).filter(|peer| !peer.draining.get()) else { return };
+    if world.knobs.gentle && !all_whole(world) {
+        return;
+    }
+    world.count("departures");
+    world.note(None, || format!("{} leaves", peer.me));
+    world.spawn(Some(peer.life), drain(peer));
+    restart_after(world, node, world.between(12_000, 20_000));
+}
+
+/// A copy drops what it holds, as it would after its time.
+fn forget(world: &Rc<World>, node: usize) {
+    if !world.knobs.forgetful || (world.knobs.gentle && !all_whole(world)) {
+        return;
+    }
+    let Some(peer) = world.peer(node) else { return };
+    let Some(sid) = world.pick(&peer.kept()) else { return };
+    world.count("forced to forget");
+    world.note(Some(sid), || format!("{} is made to forget it", peer.me));
+    let before: Vec<_> =
+        world.sids().into_iter().map(|sid| (sid, world.newest_configs(sid))).collect();
+    peer.with(sid, false, |machine, ctx, _| {
+        if machine.load() == 0 {
+            machine.forget(ctx);
+        }
+    });
+    {
+        let mut store = peer.store.borrow_mut();
+        let watermark = store.process.watermark;
+        if let Some(entry) = store.entries.get_mut(&sid) {
+            entry.low = watermark;
+        }
+    }
+    note_endangered(world, before);
+}
+
+/// A peer takes over a session whose owner is well.
+fn rival(world: &Rc<World>, node: usize) {
+    let Some(peer) = world.peer(node) else { return };
+    let Some(sid) = world.pick(&peer.kept()) else { return };
+    world.count("rivals");
+    let peers = peer.whom_to_ask(sid);
+    peer.with(sid, false, |machine, ctx, out| {
+        if !machine.is_owner() && !machine.is_taking_over() {
+            let round = machine.seen_round();
+            machine.take_over(ctx, None, round, &peers, out);
+        }
+    });
+}
+
+/// An owner swaps a member that is well for another.
+fn swap(world: &Rc<World>, node: usize) {
+    let Some(peer) = world.peer(node) else { return };
+    let Some(sid) = world.pick(&peer.owned()) else { return };
+    let members = peer.look(sid, |machine| machine.members().to_vec()).unwrap_or_default();
+    let gone = members.iter().copied().find(|member| *member != peer.inc);
+    let others = peer.by_rank(sid, |other| !members.contains(&other.incarnation));
+    let Some(newcomer) = others.first().copied().filter(|_| members.len() == 3) else { return };
+    world.count("swaps");
+    peer.with(sid, false, |machine, ctx, out| {
+        machine.change_members(ctx, gone, Some(newcomer), out)
+    });
+}

@@ -1,0 +1,180 @@
+//! Whole peers in a simulated world: every decision is made by the crate's real code, everything
+//! else is the world's, and one seed decides all of it.
+//!
+//! A run has faults first. Then it heals, and progress is demanded within stated bounds: every
+//! session that kept a majority is served at every entry, sessions and apps settle where their
+//! clients arrive, and copies are back to three.
+//!
+//! `cargo test -p warmhop-core --test sim` runs a fixed set of seeds and some fresh ones. A
+//! million: `SEEDS=1+1000000 cargo test --release -p warmhop-core --test sim -- --nocapture`. One
+//! seed alone, told line by line if it fails: `SEEDS=7+1`, the same way.
+
+#![allow(missing_docs, unreachable_pub, reason = "a test is no library")]
+
+mod client;
+mod faults;
+mod narrate;
+mod network;
+mod peer;
+#[path = "../prng/mod.rs"]
+mod prng;
+mod reference;
+mod run;
+mod serve;
+mod store;
+mod world;
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use warmhop_core::ids::PeerId;
+
+use run::{Report, run};
+
+/// The seeds that every run of the tests begins with, and how many fresh ones follow.
+const FIXED: u64 = 150;
+const FRESH: u64 = 20;
+
+/// The name of the peer on `node`.
+pub(crate) fn name(node: usize) -> PeerId {
+    static NAMES: OnceLock<Vec<PeerId>> = OnceLock::new();
+    let names = NAMES.get_or_init(|| {
+        (1..=16).map(|n| PeerId::new(&format!("peer-{n}")).expect("a valid name")).collect()
+    });
+    names[node].clone()
+}
+
+pub(crate) fn node_of(peer: &PeerId) -> Option<usize> {
+    peer.as_str().strip_prefix("peer-")?.parse::<usize>().ok().map(|number| number - 1)
+}
+
+/// What the environment asks for: so many seeds from the first.
+fn asked_for() -> Option<(u64, u64)> {
+    let text = std::env::var("SEEDS").ok()?;
+    let (first, count) = text.split_once('+').expect("SEEDS is FIRST+COUNT, such as 1+1000");
+    Some((first.parse().expect("a number"), count.parse().expect("a number")))
+}
+
+fn run_one(seed: u64) -> Result<Report, String> {
+    let told = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
+    match told {
+        Ok(report) => match report.violation {
+            None => Ok(report),
+            Some(what) => Err(format!("{what}\n{}", tell(seed))),
+        },
+        Err(_) => Err(format!("a machine panicked, see above\n{}", tell(seed))),
+    }
+}
+
+/// Runs a seed again, in words.
+fn tell(seed: u64) -> String {
+    catch_unwind(AssertUnwindSafe(|| run(seed, true).story))
+        .unwrap_or_else(|_| "it panics before its story is told: see the panic's own words".into())
+}
+
+fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
+    let next = AtomicU64::new(0);
+    let totals: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
+    let failure: Mutex<Option<String>> = Mutex::default();
+    let began = Instant::now();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    let failed = failure.lock().unwrap().is_some();
+                    let Some(seed) = seeds.get(at).filter(|_| !failed) else { return };
+                    match run_one(*seed) {
+                        Ok(report) => {
+                            let mut totals = totals.lock().unwrap();
+                            for (what, count) in report.counts {
+                                *totals.entry(what).or_default() += count;
+                            }
+                        }
+                        Err(what) => {
+                            let mut failure = failure.lock().unwrap();
+                            failure.get_or_insert(format!(
+                                "seed {seed}: {what}\nagain, alone: SEEDS={seed}+1 cargo test -p warmhop-core --test sim -- --nocapture"
+                            ));
+                        }
+                    }
+                    if at % 10_000 == 9_999 {
+                        let rate = at as f64 / began.elapsed().as_secs_f64();
+                        println!("{} of {} seeds, {rate:.0} a second", at + 1, seeds.len());
+                    }
+                }
+            });
+        }
+    });
+    if let Some(failure) = failure.into_inner().unwrap() {
+        panic!("{failure}");
+    }
+    let totals = totals.into_inner().unwrap();
+    println!("{} seeds in {:.1} s: {totals:?}", seeds.len(), began.elapsed().as_secs_f64());
+    totals
+}
+
+#[test]
+fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
+    if let Some((first, count)) = asked_for() {
+        run_all(&(first..first + count).collect::<Vec<_>>());
+        return;
+    }
+    let totals = run_all(&(1..=FIXED).collect::<Vec<_>>());
+    // A world in which little happens shows little.
+    for what in [
+        "answers",
+        "pages",
+        "crashes",
+        "departures",
+        "pauses",
+        "cuts",
+        "cuts in one direction",
+        "app crashes",
+        "clocks set",
+        "rivals",
+        "swaps",
+        "forced to forget",
+        "orders repeated",
+        "frames repeated",
+        "frames lost",
+        "taken over",
+        "deposed",
+        "opened",
+        "successions",
+        "replayed",
+        "forked",
+        "told lost",
+        "handed over",
+        "below floor",
+        "expired states",
+    ] {
+        assert!(totals.get(what).is_some_and(|count| *count > 2), "{what}: {totals:?}");
+    }
+}
+
+#[test]
+fn fresh_seeds_hold_as_well() {
+    if asked_for().is_some() {
+        return;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let first = u64::from(now.subsec_nanos()) << 20 | now.as_secs() & 0xF_FFFF;
+    println!("fresh seeds from {first}");
+    run_all(&(first..first + FRESH).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_seed_run_twice_is_one_trace() {
+    for seed in [3, 4] {
+        let (once, twice) = (run(seed, true), run(seed, true));
+        assert_eq!(once.digest, twice.digest);
+        assert_eq!(once.counts, twice.counts);
+        assert_eq!(once.counts, run(seed, false).counts, "who listens changes nothing");
+    }
+    assert_ne!(run(3, true).digest, run(4, true).digest);
+}

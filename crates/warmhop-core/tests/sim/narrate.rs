@@ -1,0 +1,64 @@
+//! The trace of a run: a digest of every line, so that two runs can be compared, and the last
+//! lines about the session that failed, for people.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use warmhop_core::ids::SessionId;
+
+/// How many lines are kept, and how many are printed.
+const KEPT_MAX: usize = 60_000;
+const PRINTED_MAX: usize = 260;
+const LINE_CHARS_MAX: usize = 420;
+
+pub(crate) struct Narrator {
+    listening: bool,
+    digest: DefaultHasher,
+    lines: VecDeque<(u64, Option<SessionId>, String)>,
+    /// The session that failed.
+    pub(crate) about: Option<SessionId>,
+}
+
+impl Narrator {
+    /// Without listeners no line is put into words, which is most of a run's cost.
+    pub(crate) fn new(listening: bool) -> Self {
+        Self { listening, digest: DefaultHasher::new(), lines: VecDeque::new(), about: None }
+    }
+
+    pub(crate) fn note(
+        &mut self,
+        now: u64,
+        about: Option<SessionId>,
+        line: impl FnOnce() -> String,
+    ) {
+        if !self.listening {
+            return;
+        }
+        let line = line();
+        (now, about, &line).hash(&mut self.digest);
+        if self.lines.len() == KEPT_MAX {
+            self.lines.pop_front();
+        }
+        self.lines.push_back((now, about, line));
+    }
+
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest.finish()
+    }
+
+    /// The last lines about the session that failed and about no session at all.
+    pub(crate) fn story(&self) -> String {
+        let wanted = |about: &Option<SessionId>| {
+            self.about.is_none() || about.is_none() || *about == self.about
+        };
+        let told: Vec<_> = self.lines.iter().filter(|(_, about, _)| wanted(about)).collect();
+        let printed = std::env::var("TRACE_LINES").ok().and_then(|text| text.parse().ok());
+        let from = told.len().saturating_sub(printed.unwrap_or(PRINTED_MAX));
+        let mut story = String::new();
+        for (now, _, line) in &told[from..] {
+            let line: String = line.chars().take(LINE_CHARS_MAX).collect();
+            story.push_str(&format!("{:>9.3} {line}\n", *now as f64 / 1000.0));
+        }
+        story
+    }
+}

@@ -1,0 +1,695 @@
+//! One peer: the real machines of its apps and sessions, its real view, and around them what the
+//! mesh crate's runtime does, re-enacted call by call. Requests are in `serve.rs`, sessions in
+//! `store.rs`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use warmhop_core::app::{AppEffect, AppEvent, AppMachine, StopReason, WantedBy};
+use warmhop_core::config::{AppPolicy, SessionMode, StartMode};
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
+use warmhop_core::rank;
+use warmhop_core::session::repair::{Holding, Mend, mend};
+use warmhop_core::view::{AppNews, AppState, Liveness, News, PeerNews, Source, View};
+
+use crate::store::Store;
+use crate::world::{Life, Mailbox, To, World, sleep};
+
+/// The world's beginning on the wall.
+const EPOCH_MS: u64 = 1_700_000_000_000;
+const HEARTBEAT_MS: u64 = 600;
+/// A link that is silent for so long is down.
+const LINK_SILENT_MS: u64 = 2_500;
+const GOSSIP_MS: u64 = 1_000;
+const SWEEP_MS: u64 = 1_000;
+const SUSPECT_MAX: Duration = Duration::from_secs(30);
+const FORGET_DEAD_AFTER: Duration = Duration::from_secs(600);
+const INVITE_AGAIN_MS: u64 = 250;
+const HAND_OVER_WITHIN_MS: u64 = 10_000;
+
+/// The apps of every peer: one with portable sessions, one without any.
+pub(crate) const SHOP: usize = 0;
+pub(crate) const PAGE: usize = 1;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) in_flight: u32,
+    pub(crate) latency_us: u32,
+}
+
+pub(crate) struct Peer {
+    pub(crate) world: Rc<World>,
+    pub(crate) node: usize,
+    pub(crate) me: PeerId,
+    pub(crate) inc: Incarnation,
+    pub(crate) life: Life,
+    generation: u64,
+    born: u64,
+    /// How long its monotonic clock stood still.
+    pub(crate) lag: Cell<u64>,
+    pub(crate) dead: Cell<bool>,
+    pub(crate) draining: Cell<bool>,
+    pub(crate) view: RefCell<View>,
+    own: RefCell<PeerNews>,
+    /// What it passes on of others, as they wrote it.
+    hearsay: RefCell<BTreeMap<(PeerId, Option<AppName>), News>>,
+    heard_at: RefCell<BTreeMap<usize, (Incarnation, Now)>>,
+    changed: RefCell<Vec<Mailbox<()>>>,
+    pub(crate) store: RefCell<Store>,
+    pub(crate) slots: [RefCell<Slot>; 2],
+    pub(crate) loads: RefCell<BTreeMap<(PeerId, AppName), (Load, Now)>>,
+    repair: RefCell<Repair>,
+}
+
+/// One app on this peer.
+pub(crate) struct Slot {
+    pub(crate) name: AppName,
+    pub(crate) policy: AppPolicy,
+    machine: AppMachine,
+    /// The copy that takes requests.
+    copy: Option<u64>,
+    /// Requests in flight at each copy that runs, those that take no more included.
+    copies: BTreeMap<u64, u32>,
+    starting: Option<(u64, u64)>,
+    used_at: Now,
+    pub(crate) waiting: usize,
+    latency_us: u32,
+    seq: u64,
+}
+
+#[derive(Default)]
+struct Repair {
+    missing_since: BTreeMap<Incarnation, Now>,
+    mended_for: Option<BTreeSet<Incarnation>>,
+}
+
+pub(crate) fn app_name(slot: usize) -> AppName {
+    AppName::new(["shop", "page"][slot]).expect("a valid name")
+}
+
+impl Peer {
+    /// Starts a process on `node` and everything that runs on it as long as it lives.
+    pub(crate) fn start(world: &Rc<World>, node: usize) -> Rc<Self> {
+        let inc = Incarnation(world.bytes());
+        let life = world.begin_life(node, inc);
+        let me = crate::name(node);
+        let wall =
+            (EPOCH_MS + world.now()).saturating_add_signed(world.nodes.borrow()[node].wall_skew);
+        // Its lives are ordered by the wall clock, raised where that went back.
+        let generation = wall + 1_000_000 * life;
+        let own = PeerNews {
+            peer: me.clone(),
+            incarnation: inc,
+            generation,
+            seq: 1,
+            mesh: SocketAddr::from((Ipv4Addr::LOCALHOST, 7000 + node as u16)),
+            http: None,
+            zone: None,
+            draining: false,
+        };
+        let slot = |at: usize| {
+            let policy = AppPolicy {
+                session: [SessionMode::Portable, SessionMode::None][at],
+                max_wait: Duration::from_secs(10),
+                ..world.knobs.apps[node].clone()
+            };
+            RefCell::new(Slot {
+                name: app_name(at),
+                machine: AppMachine::new(policy.clone(), world.random()),
+                policy,
+                copy: None,
+                copies: BTreeMap::new(),
+                starting: None,
+                used_at: Now::default(),
+                waiting: 0,
+                latency_us: 0,
+                seq: 0,
+            })
+        };
+        let peer = Rc::new(Self {
+            world: Rc::clone(world),
+            node,
+            me: me.clone(),
+            inc,
+            life,
+            generation,
+            born: world.now(),
+            lag: Cell::new(0),
+            dead: Cell::new(false),
+            draining: Cell::new(false),
+            view: RefCell::new(View::new(me)),
+            own: RefCell::new(own),
+            hearsay: RefCell::default(),
+            heard_at: RefCell::default(),
+            changed: RefCell::default(),
+            store: RefCell::default(),
+            slots: [slot(SHOP), slot(PAGE)],
+            loads: RefCell::default(),
+            repair: RefCell::default(),
+        });
+        world.nodes.borrow_mut()[node].peer = Some(Rc::clone(&peer));
+        world.note(None, || format!("{} starts as {inc:?}", peer.me));
+        for at in [SHOP, PAGE] {
+            peer.publish(at);
+        }
+        world.spawn(Some(life), heartbeat(Rc::clone(&peer)));
+        world.spawn(Some(life), gossip(Rc::clone(&peer)));
+        world.spawn(Some(life), upkeep(Rc::clone(&peer)));
+        peer
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now(50_000 + self.world.now() - self.born - self.lag.get())
+    }
+
+    pub(crate) fn wall(&self) -> WallTime {
+        let skew = self.world.nodes.borrow()[self.node].wall_skew;
+        WallTime((EPOCH_MS + self.world.now()).saturating_add_signed(skew))
+    }
+
+    pub(crate) async fn sleep(&self, ms: u64) {
+        sleep(&self.world, To::Life(self.life), ms).await;
+    }
+
+    /// Waits until anything changed, or for so long.
+    pub(crate) async fn changed_within(self: &Rc<Self>, ms: u64) {
+        let bell = Mailbox::new();
+        self.changed.borrow_mut().push(bell.clone());
+        let timer = bell.clone();
+        self.world.after(ms, To::Life(self.life), move |_| timer.put(()));
+        bell.take().await;
+    }
+
+    pub(crate) fn has_changed(&self) {
+        let waiting = std::mem::take(&mut *self.changed.borrow_mut());
+        waiting.iter().for_each(|bell| bell.put(()));
+    }
+
+    // What it hears of others.
+
+    /// Something came over the link to the process `inc` on `node`.
+    pub(crate) fn heard_from(self: &Rc<Self>, node: usize, inc: Incarnation) {
+        let before = self.heard_at.borrow_mut().insert(node, (inc, self.now()));
+        if let Some((former, _)) = before.filter(|(former, _)| *former != inc) {
+            let peer = crate::name(node);
+            self.view.borrow_mut().lost(&peer, &former, self.now());
+            self.peer_lost(former);
+        }
+    }
+
+    pub(crate) fn on_news(self: &Rc<Self>, news: News, source: Source) {
+        let peer = news.peer().clone();
+        if peer == self.me {
+            return;
+        }
+        let app = match &news {
+            News::Peer(_) => None,
+            News::App { news, .. } => Some(news.app.clone()),
+        };
+        self.hearsay.borrow_mut().insert((peer.clone(), app), news.clone());
+        let now = self.now();
+        let ended = {
+            let mut view = self.view.borrow_mut();
+            let before = view.life(&peer);
+            view.apply(news, now, source);
+            if source == Source::FirstHand {
+                view.alive(&peer);
+            }
+            before.filter(|before| view.life(&peer).is_some_and(|life| life != *before))
+        };
+        if let Some(former) = ended {
+            self.store.borrow_mut().dead.insert(former);
+        }
+        self.has_changed();
+    }
+
+    /// Whether the link to the process `inc` on `node` is up, as far as this peer can tell.
+    pub(crate) fn has_link(&self, node: usize, inc: Incarnation) -> bool {
+        let now = self.now();
+        self.heard_at.borrow().get(&node).is_some_and(|(who, at)| {
+            *who == inc && now.since(*at) < Duration::from_millis(LINK_SILENT_MS)
+        })
+    }
+
+    fn look_for_silence(&self) {
+        let now = self.now();
+        for (node, (inc, at)) in self.heard_at.borrow().iter() {
+            let mut view = self.view.borrow_mut();
+            let peer = crate::name(*node);
+            if now.since(*at) >= Duration::from_millis(LINK_SILENT_MS)
+                && view.life(&peer) == Some(*inc)
+            {
+                view.suspect(&peer, now);
+            }
+        }
+    }
+
+    /// The process on `node` said goodbye.
+    pub(crate) fn heard_goodbye(self: &Rc<Self>, node: usize, inc: Incarnation) {
+        self.view.borrow_mut().lost(&crate::name(node), &inc, self.now());
+        self.peer_lost(inc);
+        self.has_changed();
+    }
+
+    // What it tells of itself.
+
+    fn own_news(&self) -> Vec<News> {
+        let own = self.own.borrow();
+        let mut news = vec![News::Peer(own.clone())];
+        for slot in &self.slots {
+            let slot = slot.borrow();
+            news.push(News::App {
+                peer: self.me.clone(),
+                incarnation: self.inc,
+                generation: self.generation,
+                news: AppNews {
+                    app: slot.name.clone(),
+                    seq: slot.seq,
+                    state: slot.state(),
+                    eta_ms: slot.machine.eta(self.now()).map(|eta| eta.as_millis() as u32),
+                    in_flight: slot.in_flight(),
+                },
+            });
+        }
+        news
+    }
+
+    fn tell_everyone(&self) {
+        let news = Rc::new(self.own_news());
+        for node in 0..self.world.knobs.peers {
+            self.world.send_news(self, node, Rc::clone(&news), Source::FirstHand);
+        }
+    }
+
+    fn publish(&self, at: usize) {
+        self.slots[at].borrow_mut().seq += 1;
+        self.tell_everyone();
+    }
+
+    fn publish_draining(&self) {
+        self.draining.set(true);
+        {
+            let mut own = self.own.borrow_mut();
+            own.draining = true;
+            own.seq += 1;
+        }
+        self.tell_everyone();
+        self.has_changed();
+    }
+
+    // Its apps.
+
+    pub(crate) fn tell(self: &Rc<Self>, at: usize, event: AppEvent) {
+        let now = self.now();
+        let (effects, wake) = {
+            let mut slot = self.slots[at].borrow_mut();
+            let (used_at, in_flight) = (slot.used_at, slot.in_flight());
+            slot.machine.used(used_at);
+            let effects = slot.machine.on(event, now, in_flight);
+            (effects, slot.machine.next_wake())
+        };
+        let mut changed = false;
+        for effect in effects {
+            match effect {
+                AppEffect::Start { attempt } => {
+                    let task =
+                        self.world.spawn(Some(self.life), start_copy(Rc::clone(self), at, attempt));
+                    self.slots[at].borrow_mut().starting = Some((attempt, task));
+                }
+                AppEffect::CancelStart { attempt } => self.cancel_start(at, attempt),
+                AppEffect::Stop { attempt, grace } => {
+                    self.cancel_start(at, attempt);
+                    {
+                        let mut slot = self.slots[at].borrow_mut();
+                        if slot.copy == Some(attempt) {
+                            slot.copy = None;
+                        }
+                    }
+                    self.world
+                        .spawn(Some(self.life), stop_copy(Rc::clone(self), at, attempt, grace));
+                }
+                AppEffect::Changed => changed = true,
+            }
+        }
+        if changed {
+            self.world.note(None, || {
+                format!("{}'s {} is {:?}", self.me, app_name(at), self.slots[at].borrow().state())
+            });
+            self.publish(at);
+            self.has_changed();
+        }
+        if let Some(wake) = wake {
+            let me = Rc::clone(self);
+            let span = wake.0.saturating_sub(now.0).max(1);
+            self.world.after(span, To::Life(self.life), move |_| {
+                let due = me.slots[at].borrow().machine.next_wake() == Some(wake);
+                if due {
+                    me.tell(at, AppEvent::Tick);
+                }
+            });
+        }
+    }
+
+    fn cancel_start(&self, at: usize, attempt: u64) {
+        let mut slot = self.slots[at].borrow_mut();
+        if let Some((_, task)) = slot.starting.take_if(|(current, _)| *current == attempt) {
+            self.world.cancel(task);
+        }
+    }
+
+    /// The app's process ends by itself, with what runs on it.
+    pub(crate) fn crash_app(self: &Rc<Self>, at: usize) {
+        let attempt = {
+            let mut slot = self.slots[at].borrow_mut();
+            let Some(attempt) = slot.copy.take() else { return };
+            slot.copies.remove(&attempt);
+            attempt
+        };
+        self.tell(at, AppEvent::Exited { attempt, reason: "it crashed".into() });
+    }
+
+    // What it looks after.
+
+    /// Looks through the sessions here once, or only through those that came here since, where
+    /// nobody came or went. Returns whether there is more to do soon.
+    fn sweep(self: &Rc<Self>) -> bool {
+        if self.draining.get() {
+            return false;
+        }
+        let alive = self.alive();
+        let newly_owned = self.take_newly_owned();
+        self.repair.borrow_mut().missing_since.retain(|peer, _| !alive.contains(peer));
+        let settled = self.repair.borrow().mended_for.as_ref() == Some(&alive);
+        let sids = if settled { newly_owned } else { self.kept() };
+        let mut busy = false;
+        for sid in sids {
+            busy |= self.mend(&alive, sid);
+        }
+        self.repair.borrow_mut().mended_for = (!busy).then_some(alive);
+        busy
+    }
+
+    fn mend(self: &Rc<Self>, alive: &BTreeSet<Incarnation>, sid: SessionId) -> bool {
+        let now = self.now();
+        let known = self.look(sid, |machine| {
+            let owner = machine.promised().map(|ballot| ballot.proposer);
+            (machine.is_owner(), machine.is_taking_over(), owner, machine.members().to_vec())
+        });
+        let Some((owns, false, owner, members)) = known else { return known.is_some() };
+        for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
+            self.repair.borrow_mut().missing_since.entry(peer).or_insert(now);
+        }
+        let silent_for = |peer: Incarnation| -> Option<Duration> {
+            if alive.contains(&peer) {
+                return None;
+            }
+            if self.is_dead(peer) {
+                return Some(Duration::MAX);
+            }
+            let heard = self.view.borrow().by_incarnation(&peer).map(|belief| belief.heard);
+            let since = heard.or_else(|| self.repair.borrow().missing_since.get(&peer).copied());
+            Some(since.map_or(Duration::ZERO, |since| now.since(since)))
+        };
+        let copies = self.world.knobs.policy.copies.clamp(1, 3).min(alive.len());
+        let whole = owns
+            && members.contains(&self.inc)
+            && members.iter().all(|peer| alive.contains(peer))
+            && members.len() >= copies;
+        if whole {
+            return false;
+        }
+        let gone_for_good =
+            |peer| self.look(sid, |machine| machine.is_gone_for_good(peer)) == Some(true);
+        let holding = Holding {
+            me: self.inc,
+            owns,
+            owner,
+            members: &members,
+            copies,
+            spare: self
+                .by_rank(sid, |peer| {
+                    alive.contains(&peer.incarnation)
+                        && !peer.draining
+                        && !members.contains(&peer.incarnation)
+                        && !gone_for_good(peer.incarnation)
+                })
+                .first()
+                .copied(),
+            last: self.by_rank(sid, |peer| members.contains(&peer.incarnation)).last().copied(),
+        };
+        match mend(&holding, silent_for) {
+            Mend::Nothing => return false,
+            Mend::Later => {}
+            Mend::Change { gone, newcomer } => {
+                self.world.count("member changes wanted");
+                self.with(sid, false, |machine, ctx, out| {
+                    machine.change_members(ctx, gone, newcomer, out)
+                });
+            }
+            Mend::Succeed => {
+                self.world.count("successions");
+                let peers = self.whom_to_ask(sid);
+                self.with(sid, false, |machine, ctx, out| {
+                    if !machine.is_owner() && !machine.is_taking_over() {
+                        let round = machine.seen_round();
+                        machine.take_over(ctx, None, round, &peers, out);
+                    }
+                });
+            }
+        }
+        true
+    }
+
+    /// Every process that may know of the session, best by rank.
+    pub(crate) fn whom_to_ask(&self, sid: SessionId) -> Vec<Incarnation> {
+        self.by_rank(sid, |_| true)
+    }
+
+    fn alive(&self) -> BTreeSet<Incarnation> {
+        let view = self.view.borrow();
+        view.live_peers()
+            .filter(|(_, belief)| belief.alive == Liveness::Alive)
+            .map(|(_, belief)| belief.news.incarnation)
+            .chain([self.inc])
+            .collect()
+    }
+
+    /// Those of the peers not known to be dead that are `wanted`, by their rank for the session.
+    pub(crate) fn by_rank(
+        &self,
+        sid: SessionId,
+        wanted: impl Fn(&PeerNews) -> bool,
+    ) -> Vec<Incarnation> {
+        let view = self.view.borrow();
+        let able = view.live_peers().filter(|(_, belief)| wanted(&belief.news));
+        rank::session_ranks(&sid, able.map(|(peer, _)| peer))
+            .iter()
+            .filter_map(|peer| view.peer(peer).map(|belief| belief.news.incarnation))
+            .collect()
+    }
+
+    fn keeps_ready(&self, at: usize) -> bool {
+        let slot = self.slots[at].borrow();
+        let wanted = slot.policy.keep_ready as usize;
+        if wanted == 0 || slot.policy.start == StartMode::Never || self.draining.get() {
+            return false;
+        }
+        let view = self.view.borrow();
+        let others = view
+            .warm_peers(&slot.name)
+            .filter(|(_, belief, _)| belief.alive == Liveness::Alive && !belief.news.draining)
+            .count();
+        let missing = wanted.saturating_sub(others);
+        if missing == 0 {
+            return false;
+        }
+        if matches!(slot.state(), AppState::Ready | AppState::Starting) {
+            return true;
+        }
+        let able = view
+            .live_peers()
+            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
+            .filter(|(_, belief)| {
+                belief.apps.get(&slot.name).is_some_and(|told| {
+                    matches!(told.news.state, AppState::Cold | AppState::Stopping)
+                })
+            })
+            .map(|(peer, _)| peer)
+            .chain([&self.me]);
+        rank::keepers(&slot.name, able, missing).contains(&self.me)
+    }
+
+    /// Who should own the session after this peer: best where the app is ready, then by rank.
+    fn heir(&self, sid: SessionId) -> Option<Incarnation> {
+        let view = self.view.borrow();
+        let live = view
+            .live_peers()
+            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
+        let ranked = rank::session_ranks(&sid, live.map(|(peer, _)| peer));
+        let is_ready = |peer: &&PeerId| {
+            view.peer(peer)
+                .and_then(|belief| belief.apps.get(&app_name(SHOP)))
+                .is_some_and(|told| told.news.state == AppState::Ready)
+        };
+        let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
+        view.peer(best).map(|belief| belief.news.incarnation)
+    }
+}
+
+impl Slot {
+    pub(crate) fn state(&self) -> AppState {
+        match (self.copy, self.machine.state()) {
+            (Some(_), _) => AppState::Ready,
+            (None, AppState::Ready) => AppState::Stopping,
+            (None, state) => state,
+        }
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.copies.values().sum()
+    }
+
+    pub(crate) fn eta(&self, now: Now) -> Option<Duration> {
+        self.machine.eta(now)
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        Load { in_flight: self.in_flight(), latency_us: self.latency_us }
+    }
+
+    /// The copy that takes requests, with this one counted as in flight.
+    pub(crate) fn enter(&mut self, now: Now) -> Option<u64> {
+        let attempt = self.copy?;
+        *self.copies.get_mut(&attempt)? += 1;
+        self.used_at = now;
+        Some(attempt)
+    }
+
+    /// Whether the copy lives on.
+    pub(crate) fn still_runs(&self, attempt: u64) -> bool {
+        self.copies.contains_key(&attempt)
+    }
+
+    pub(crate) fn exit(&mut self, attempt: u64, took_ms: u64) {
+        if let Some(in_flight) = self.copies.get_mut(&attempt) {
+            *in_flight -= 1;
+        }
+        self.latency_us = (took_ms as u32 * 1000).max(1);
+    }
+}
+
+async fn start_copy(peer: Rc<Peer>, at: usize, attempt: u64) {
+    let world = Rc::clone(&peer.world);
+    let (from, to) = world.knobs.start_ms;
+    let fails = world.faults_on.get() && world.chance(8);
+    peer.sleep(world.between(from, to)).await;
+    peer.slots[at].borrow_mut().starting = None;
+    if fails {
+        let (reason, output) = ("it could not bind its port".into(), Vec::new());
+        peer.tell(at, AppEvent::StartFailed { attempt, reason, output });
+        return;
+    }
+    {
+        let mut slot = peer.slots[at].borrow_mut();
+        slot.copy = Some(attempt);
+        slot.copies.insert(attempt, 0);
+    }
+    peer.tell(at, AppEvent::Started { attempt });
+}
+
+async fn stop_copy(peer: Rc<Peer>, at: usize, attempt: u64, grace: Duration) {
+    let mut left = grace.as_millis() as u64;
+    while left > 0 && peer.slots[at].borrow().copies.get(&attempt).is_some_and(|n| *n > 0) {
+        peer.sleep(20).await;
+        left = left.saturating_sub(20);
+    }
+    peer.slots[at].borrow_mut().copies.remove(&attempt);
+    peer.sleep(peer.world.between(1, 100)).await;
+    peer.tell(at, AppEvent::Stopped { attempt });
+}
+
+/// Shows every other peer that this one lives, and looks who does not.
+async fn heartbeat(peer: Rc<Peer>) {
+    loop {
+        peer.tell_everyone();
+        peer.look_for_silence();
+        peer.sleep(HEARTBEAT_MS + peer.world.below(50)).await;
+    }
+}
+
+/// Passes on what it knows of others to one of them at a time.
+async fn gossip(peer: Rc<Peer>) {
+    loop {
+        peer.sleep(GOSSIP_MS + peer.world.below(200)).await;
+        let to = peer.world.below(peer.world.knobs.peers as u64) as usize;
+        let news: Vec<News> = peer.hearsay.borrow().values().cloned().collect();
+        peer.world.send_news(&peer, to, Rc::new(news), Source::Hearsay);
+    }
+}
+
+async fn upkeep(peer: Rc<Peer>) {
+    peer.sleep(1_500).await;
+    loop {
+        let busy = peer.sweep();
+        for at in [SHOP, PAGE] {
+            if peer.keeps_ready(at) {
+                peer.tell(at, AppEvent::Wanted(WantedBy::KeepReady));
+            }
+        }
+        let now = peer.now();
+        let silent: Vec<(PeerId, Incarnation)> = peer
+            .view
+            .borrow()
+            .peers()
+            .filter(|(_, b)| b.alive == Liveness::Suspect && now.since(b.heard) > SUSPECT_MAX)
+            .map(|(peer, belief)| (peer.clone(), belief.news.incarnation))
+            .collect();
+        for (who, inc) in silent {
+            peer.view.borrow_mut().lost(&who, &inc, now);
+        }
+        peer.view.borrow_mut().forget_dead(now, FORGET_DEAD_AFTER);
+        peer.sleep(SWEEP_MS / 4).await;
+        if !busy {
+            peer.changed_within(SWEEP_MS).await;
+        }
+    }
+}
+
+/// Leaves as an operator's stop makes a peer leave: gives its sessions away, then ends.
+pub(crate) async fn drain(peer: Rc<Peer>) {
+    peer.publish_draining();
+    let end = peer.now().after(Duration::from_millis(HAND_OVER_WITHIN_MS));
+    while peer.now() < end {
+        let owned = peer.owned();
+        let heirs_live = peer
+            .view
+            .borrow()
+            .live_peers()
+            .any(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
+        if owned.is_empty() || !heirs_live {
+            break;
+        }
+        for sid in owned {
+            if let Some(to) = peer.heir(sid) {
+                peer.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+            }
+        }
+        peer.sleep(INVITE_AGAIN_MS).await;
+    }
+    peer.sleep(500).await;
+    for at in [SHOP, PAGE] {
+        peer.tell(at, AppEvent::StopWanted(StopReason::Drain));
+    }
+    peer.sleep(500).await;
+    let (world, node, inc) = (Rc::clone(&peer.world), peer.node, peer.inc);
+    for other in world.live_peers() {
+        if other.node != node && !world.is_cut(node, other.node) {
+            other.heard_goodbye(node, inc);
+        }
+    }
+    // A task cannot end the life that it belongs to while it runs.
+    world.clone().after(0, To::Life(peer.life), move |world| crate::faults::end(world, node));
+}

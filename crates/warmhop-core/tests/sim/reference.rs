@@ -1,0 +1,256 @@
+//! What a session is to its clients: a list of the requests applied to it. Judges histories, not
+//! internals: every answer shows the whole list, so that what is lost, doubled, stale or out of
+//! order shows in the answers alone.
+//!
+//! * An answered change is in every later answer (I4, I8), and no request is in a list twice (I6).
+//! * The lists of one session extend one another (I4): there are never two histories.
+//! * A session ends only where that was allowed: it was idle for long, or so many of its holders
+//!   were gone at once that nobody promised to keep it; and its client is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use warmhop_core::config::WithoutMajority;
+use warmhop_core::ids::{Incarnation, SessionId};
+use warmhop_core::session::message::{Config, Members};
+
+use crate::serve::{Asked, Does, Reply};
+use crate::world::World;
+
+/// The most that two peers' wall clocks differ.
+pub(crate) const SKEW_MS_MAX: u64 = 2_000;
+
+#[derive(Default)]
+pub(crate) struct Reference {
+    histories: BTreeMap<SessionId, History>,
+}
+
+#[derive(Default)]
+struct History {
+    /// The longest list seen of each that was begun under this session; a new one is begun when
+    /// the state has expired.
+    lists: BTreeMap<u32, Vec<u16>>,
+    /// Which list was answered last, and how much of it.
+    answered: Option<(u32, usize)>,
+    /// When the last request was sent that was answered.
+    used_at: u64,
+    /// So many holders were gone at once that it may be lost.
+    may_be_lost: bool,
+    /// Requests of which a client was told that they were applied, without their answer.
+    applied: BTreeSet<u16>,
+}
+
+/// What had been answered when a request was sent.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Before {
+    pub(crate) sid: Option<SessionId>,
+    answered: Option<(u32, usize)>,
+    used_at: u64,
+}
+
+impl World {
+    pub(crate) fn before(&self, sid: Option<SessionId>) -> Before {
+        let reference = self.reference.borrow();
+        let history = sid.and_then(|sid| reference.histories.get(&sid));
+        let (answered, used_at) =
+            history.map_or((None, self.now()), |history| (history.answered, history.used_at));
+        Before { sid, answered, used_at }
+    }
+
+    /// Judges an answer to `asked`, sent at `sent`, which came under `sid`.
+    pub(crate) fn judge(
+        &self,
+        asked: &Asked,
+        before: &Before,
+        sent: u64,
+        sid: SessionId,
+        reply: &Reply,
+    ) {
+        if let Err(what) = self.try_judge(asked, before, sent, sid, reply) {
+            let shown = reply.answer.as_deref().map(read_list);
+            let what =
+                format!("request {} ({:?}): {what}; answered {shown:?}", asked.id, asked.does);
+            self.violated(before.sid.or(Some(sid)), what);
+        }
+    }
+
+    fn try_judge(
+        &self,
+        asked: &Asked,
+        before: &Before,
+        sent: u64,
+        sid: SessionId,
+        reply: &Reply,
+    ) -> Result<(), String> {
+        let Ok(answer) = &reply.answer else { return Ok(()) };
+        let (list_id, list) = read_list(answer);
+        let unique: BTreeSet<u16> = list.iter().copied().collect();
+        if unique.len() != list.len() {
+            return Err("a request was applied twice".into());
+        }
+        let is_there = match asked.does {
+            Does::Read => true,
+            Does::Append => list.last() == Some(&asked.id),
+            Does::Mark => unique.contains(&asked.id),
+        };
+        if !is_there {
+            return Err("its change is not in its answer, or not last".into());
+        }
+        let may_expire = self.may_have_expired(before);
+        let moved_on = before.sid.filter(|old| *old != sid);
+        if let Some(old) = moved_on {
+            self.judge_move(before, old, &list, list_id, reply, may_expire)?;
+        }
+        let mut reference = self.reference.borrow_mut();
+        let history = reference.histories.entry(sid).or_default();
+        if let Some((known, _)) = history.answered
+            && Some(known) != list_id
+            && !may_expire
+            && !reply.replayed
+        {
+            let longest = &history.lists[&known];
+            return Err(format!("another history than {longest:?}, which was answered"));
+        }
+        let Some(list_id) = list_id else { return Ok(()) };
+        let longest = history.lists.entry(list_id).or_default();
+        let both = list.len().min(longest.len());
+        if list[..both] != longest[..both] {
+            return Err(format!("two histories: the other is {longest:?}"));
+        }
+        if list.len() > longest.len() {
+            *longest = list.clone();
+        }
+        if moved_on.is_none()
+            && !reply.replayed
+            && let Some((known, count)) = before.answered
+            && known == list_id
+            && list.len() < count
+        {
+            let missing = &history.lists[&list_id][list.len()..count];
+            return Err(format!("{missing:?} had been answered before, and is not in it"));
+        }
+        let count = match history.answered {
+            Some((known, count)) if known == list_id => count.max(list.len()),
+            Some((_, _)) if reply.replayed => return Ok(()),
+            _ => list.len(),
+        };
+        history.answered = Some((list_id, count));
+        history.used_at = history.used_at.max(sent);
+        Ok(())
+    }
+
+    /// Whether a client may be given another session than the one that it asked for.
+    fn judge_move(
+        &self,
+        before: &Before,
+        old: SessionId,
+        list: &[u16],
+        list_id: Option<u32>,
+        reply: &Reply,
+        may_expire: bool,
+    ) -> Result<(), String> {
+        if reply.forked {
+            // Whoever goes on alone by default holds every answered change.
+            let refuses = self.knobs.policy.without_majority == WithoutMajority::Refuse;
+            if let Some((known, count)) = before.answered.filter(|_| refuses && !may_expire) {
+                let reference = self.reference.borrow();
+                let longest = &reference.histories[&old].lists[&known][..count];
+                if list_id != Some(known) || !list.starts_with(longest) {
+                    return Err(format!("it goes on under another session, without {longest:?}"));
+                }
+            }
+            return Ok(());
+        }
+        if before.answered.is_none() || may_expire {
+            return Ok(());
+        }
+        if !self.may_be_lost(old) {
+            return Err(format!(
+                "its session {old:?} was given up, although a majority of its holders lived"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Nobody but this client used the session, and that is so long ago that it may be over. A
+    /// session that is used lives for half of its time at least.
+    fn may_have_expired(&self, before: &Before) -> bool {
+        let half = self.knobs.policy.ttl.as_millis() as u64 / 2;
+        self.now() + 2 * SKEW_MS_MAX > before.used_at + half
+    }
+
+    /// A client was told that the request was applied.
+    pub(crate) fn was_applied(&self, sid: SessionId, id: u16) {
+        let mut reference = self.reference.borrow_mut();
+        reference.histories.entry(sid).or_default().applied.insert(id);
+    }
+
+    /// Requests that were said to be applied must be in the list, once it is seen last.
+    pub(crate) fn judge_last(&self, sid: SessionId) {
+        let missing = {
+            let reference = self.reference.borrow();
+            let Some(history) = reference.histories.get(&sid) else { return };
+            let seen: BTreeSet<u16> = history.lists.values().flatten().copied().collect();
+            history.applied.iter().find(|id| !seen.contains(id)).copied()
+        };
+        if let Some(id) = missing {
+            self.violated(
+                Some(sid),
+                format!("request {id} was said to be applied, and is in no list"),
+            );
+        }
+    }
+
+    pub(crate) fn may_be_lost(&self, sid: SessionId) -> bool {
+        let noted = self.reference.borrow().histories.get(&sid).is_some_and(|h| h.may_be_lost);
+        noted || self.is_endangered(sid, &self.newest_configs(sid))
+    }
+
+    /// Every session that somebody holds something of.
+    pub(crate) fn sids(&self) -> BTreeSet<SessionId> {
+        let peers = self.live_peers();
+        peers
+            .iter()
+            .flat_map(|peer| peer.store.borrow().entries.keys().copied().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// The configurations of the highest count that any live peer knows.
+    pub(crate) fn newest_configs(&self, sid: SessionId) -> Vec<Config> {
+        let peers = self.live_peers();
+        let mut configs: Vec<Config> = peers
+            .iter()
+            .filter_map(|peer| peer.look(sid, |m| m.config().cloned()).flatten())
+            .collect();
+        let newest = configs.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
+        configs.retain(|cfg| cfg.now.c == newest);
+        configs
+    }
+
+    /// Whether the process lives and can vote in this set.
+    pub(crate) fn can_vote(&self, sid: SessionId, set: &Members, peer: Incarnation) -> bool {
+        self.peer_of(peer).is_some_and(|peer| {
+            let fenced = peer.look(sid, |machine| machine.fenced()).flatten().is_some();
+            let store = peer.store.borrow();
+            let low = store.entries.get(&sid).map_or(store.process.watermark, |entry| entry.low);
+            low < set.stamp && !fenced
+        })
+    }
+
+    /// Whether a majority of any set of members can vote no more.
+    pub(crate) fn is_endangered(&self, sid: SessionId, configs: &[Config]) -> bool {
+        let sets = || configs.iter().flat_map(Config::sets);
+        configs.is_empty() || sets().any(|set| !set.majority(|peer| self.can_vote(sid, set, peer)))
+    }
+
+    pub(crate) fn note_endangered(&self, sid: SessionId) {
+        self.note(Some(sid), || "from here on it may be lost".into());
+        self.reference.borrow_mut().histories.entry(sid).or_default().may_be_lost = true;
+    }
+}
+
+/// A list's own number and what is in it.
+pub(crate) fn read_list(bytes: &[u8]) -> (Option<u32>, Vec<u16>) {
+    let Some((id, rest)) = bytes.split_first_chunk::<4>() else { return (None, Vec::new()) };
+    let list = rest.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+    (Some(u32::from_be_bytes(*id)), list)
+}

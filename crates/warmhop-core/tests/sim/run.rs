@@ -1,0 +1,237 @@
+//! One run: a world drawn from its seed, faults, healing, demands.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use warmhop_core::config::{AppPolicy, SessionPolicy, StartMode, WithoutMajority};
+use warmhop_core::ids::SessionId;
+
+use crate::client::Client;
+use crate::narrate::Narrator;
+use crate::peer::{Peer, SHOP};
+use crate::prng::Prng;
+use crate::serve::Does;
+use crate::world::{Knobs, To, World, sleep};
+
+/// How long after the last fault everyone is served at once.
+const SERVED_WITHIN_MS: u64 = 20_000;
+/// How long a client stays until its session is owned and run where it arrives. Most of it is
+/// the back-off of apps whose starts failed.
+const SETTLED_WITHIN_MS: u64 = 60_000;
+/// How long after that each session is held by as many peers as it should be.
+const MENDED_WITHIN_MS: u64 = 20_000;
+
+pub(crate) struct Report {
+    pub(crate) violation: Option<String>,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    pub(crate) digest: u64,
+    pub(crate) story: String,
+}
+
+pub(crate) fn run(seed: u64, listening: bool) -> Report {
+    let mut rng = Prng(seed);
+    let knobs = draw_knobs(&mut rng);
+    let world = World::new(knobs, rng, Narrator::new(listening));
+    world.note(None, || format!("{:?}", world.knobs));
+    world.net.borrow_mut().heal();
+    for node in 0..world.knobs.peers {
+        Peer::start(&world, node);
+    }
+    // They meet first.
+    world.run_until(world.now() + 2_000);
+    let clients: Vec<Rc<Client>> =
+        (0..world.knobs.clients).map(|name| Client::new(&world, name)).collect();
+    for client in &clients {
+        world.spawn(None, Rc::clone(client).live(Rc::clone(&world)));
+    }
+    world.run_until(world.now() + 1_000);
+    world.spawn(None, crate::faults::rage(Rc::clone(&world)));
+    world.run_until(world.now() + world.knobs.faults_ms);
+
+    heal(&world, &clients);
+    world.run_until(world.now() + SERVED_WITHIN_MS);
+    for client in clients {
+        if world.violation().is_none() {
+            let task = world.spawn(None, demand(Rc::clone(&world), client));
+            let end = world.now() + 400_000;
+            while world.is_running(task) && world.now() < end && world.violation().is_none() {
+                world.run_until(world.now() + 100);
+            }
+            if world.is_running(task) {
+                world.violated(None, "demands are still unanswered".into());
+            }
+        }
+    }
+    let report = Report {
+        violation: world.violation(),
+        counts: world.counts.borrow().clone(),
+        digest: world.narrator.borrow().digest(),
+        story: world.narrator.borrow().story(),
+    };
+    world.dismantle();
+    report
+}
+
+fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
+    world.note(None, || "everything heals".into());
+    world.faults_on.set(false);
+    world.net.borrow_mut().heal();
+    for client in clients {
+        client.stop();
+    }
+    for node in 0..world.knobs.peers {
+        if world.peer(node).is_none() {
+            crate::faults::restart_after(world, node, 10);
+        }
+        world.resume_now(node);
+        // Whoever was told to leave does so, and comes back.
+        let life = world.peer(node).filter(|peer| peer.draining.get());
+        if life.is_some() {
+            crate::faults::end(world, node);
+            crate::faults::restart_after(world, node, 10);
+        }
+    }
+}
+
+/// What one client may expect of a healed mesh.
+async fn demand(world: Rc<World>, client: Rc<Client>) {
+    while !client.is_idle() {
+        sleep(&world, To::World, 100).await;
+    }
+    let Some(sid) = client.sid() else { return };
+    let peers = world.knobs.peers;
+    for node in 0..peers {
+        let served = client.demand(&world, node, Does::Read).await;
+        if let Err(what) = served {
+            // Nobody may be left who knows that all who held it are gone: then it is refused.
+            if what == "503 session-no-majority" && world.may_be_lost(sid) {
+                world.count("refused for want of holders");
+                return;
+            }
+            world.violated(
+                Some(sid),
+                format!("{} did not serve client {}: {what}", crate::name(node), client.name),
+            );
+            return;
+        }
+    }
+    let at = world.below(peers as u64) as usize;
+    if !settle(&world, &client, at).await {
+        return;
+    }
+    let Some(sid) = client.sid() else { return };
+    let end = world.now() + MENDED_WITHIN_MS;
+    while let Err(what) = is_whole(&world, sid, at) {
+        if world.now() >= end {
+            world.violated(Some(sid), what);
+            return;
+        }
+        sleep(&world, To::World, 200).await;
+    }
+    match client.demand(&world, (at + 1) % peers, Does::Read).await {
+        Ok(_) => world.judge_last(sid),
+        Err(what) => world.violated(Some(sid), format!("the last read came to nothing: {what}")),
+    }
+}
+
+/// The client stays with one entry peer until that owns its session and runs its app.
+async fn settle(world: &Rc<World>, client: &Client, at: usize) -> bool {
+    let began = world.now();
+    let runs_there = world.knobs.apps[at].start != StartMode::Never;
+    let mut last = String::new();
+    while world.now() < began + SETTLED_WITHIN_MS {
+        sleep(world, To::World, 400).await;
+        match client.demand(world, at, Does::Append).await {
+            Err(what) => {
+                world.violated(client.sid(), format!("{} did not serve: {what}", crate::name(at)));
+                return false;
+            }
+            Ok(reply) => {
+                let ran_there = reply.served_by == Some(crate::name(at));
+                let owns = client.sid().zip(world.peer(at)).is_some_and(|(sid, peer)| {
+                    peer.look(sid, |machine| machine.is_owner()) == Some(true)
+                });
+                if owns && (ran_there || !runs_there) {
+                    return true;
+                }
+                let app = world.peer(at).map(|peer| peer.slots[SHOP].borrow().state());
+                last = format!(
+                    "owned there: {owns}, run by {:?}, its app is {app:?}",
+                    reply.served_by
+                );
+            }
+        }
+    }
+    let what = format!("client {} stays with {}, but: {last}", client.name, crate::name(at));
+    world.violated(client.sid(), what);
+    false
+}
+
+/// The session is on as many live peers as it should be, each with the owner's newest record.
+fn is_whole(world: &World, sid: SessionId, owner: usize) -> Result<(), String> {
+    let Some(owner) = world.peer(owner) else { return Err("its owner is gone".into()) };
+    let owned = owner
+        .look(sid, |machine| (machine.is_owner(), machine.members().to_vec(), machine.version()));
+    let Some((true, members, version)) = owned else { return Err("it lost its owner".into()) };
+    let wanted = world.knobs.policy.copies.min(world.live_peers().len());
+    let config = owner.look(sid, |machine| machine.config().cloned()).flatten();
+    let silenced = members
+        .iter()
+        .any(|member| config.as_ref().is_some_and(|cfg| !world.can_vote(sid, &cfg.now, *member)));
+    if silenced {
+        // One that lives and votes no more is not replaced.
+        world.count("members without a vote");
+        return Ok(());
+    }
+    let held = members.iter().filter(|member| {
+        world.peer_of(**member).is_some_and(|peer| {
+            peer.look(sid, |machine| machine.holds_copy() && machine.version() == version)
+                == Some(true)
+        })
+    });
+    let held = held.count();
+    if members.len() != wanted || held != wanted {
+        return Err(format!("of {} members {held} hold it, instead of {wanted}", members.len()));
+    }
+    Ok(())
+}
+
+fn draw_knobs(rng: &mut Prng) -> Knobs {
+    let peers = *rng.pick(&[2, 3, 3, 4, 5, 5, 6]);
+    let short_ttl = rng.chance(20);
+    let policy = SessionPolicy {
+        ttl: if short_ttl { Duration::from_secs(24) } else { Duration::from_secs(1800) },
+        forget_grace: if short_ttl { Duration::from_secs(5) } else { Duration::from_secs(60) },
+        recent_keyed_max: *rng.pick(&[4, 6, 32]),
+        recent_unkeyed_max: *rng.pick(&[2, 16]),
+        queue_max: *rng.pick(&[2, 64]),
+        without_majority: if rng.chance(12) {
+            WithoutMajority::Serve
+        } else {
+            WithoutMajority::Refuse
+        },
+        move_interval: Duration::from_secs(*rng.pick(&[1, 10])),
+        ..SessionPolicy::default()
+    };
+    let idle = rng.chance(30);
+    let keep_ready = rng.below(3) as u32 / 2;
+    let never = rng.chance(25).then(|| rng.below(peers as u64) as usize);
+    let app = |node: usize| AppPolicy {
+        start: if never == Some(node) { StartMode::Never } else { StartMode::OnRequest },
+        stop_when_idle: idle.then_some(Duration::from_secs(4)),
+        keep_ready,
+        ..AppPolicy::default()
+    };
+    Knobs {
+        peers,
+        clients: 2 + rng.below(3) as usize,
+        policy,
+        apps: (0..peers).map(app).collect(),
+        gentle: rng.chance(65),
+        short_ttl,
+        forgetful: rng.chance(25),
+        faults_ms: 20_000 + rng.below(40_000),
+        start_ms: *rng.pick(&[(50, 300), (300, 3_000)]),
+    }
+}

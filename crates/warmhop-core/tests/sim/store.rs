@@ -1,0 +1,377 @@
+//! The sessions of one peer: re-enacts the mesh crate's store, with the same order of calls into
+//! the real machines.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use warmhop_core::affinity::{MoveCounter, Owner};
+use warmhop_core::ids::{Incarnation, Now, Position, SessionId};
+use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
+use warmhop_core::session::{
+    Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
+};
+
+use crate::peer::Peer;
+use crate::world::{Mailbox, To};
+
+const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// What a waiting request is told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Turn,
+    Execute { executor: Incarnation, exec: Exec },
+    Release { hint: TokenHint },
+    Replay { stored: Stored, hint: TokenHint },
+    Fail(Failure),
+    Again,
+    Redirect(Option<Incarnation>),
+}
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) process: Process,
+    pub(crate) entries: BTreeMap<SessionId, Entry>,
+    moves: BTreeMap<SessionId, MoveCounter>,
+    pub(crate) dead: BTreeSet<Incarnation>,
+    newly_owned: Vec<SessionId>,
+    tickets: u64,
+}
+
+pub(crate) struct Entry {
+    pub(crate) machine: Session,
+    tickets: BTreeMap<Ticket, Mailbox<Told>>,
+    wake: Option<Now>,
+    keep_empty_until: Now,
+    /// Stamps up to this one may have been forgotten by this entry: what the world knows of it.
+    pub(crate) low: u64,
+}
+
+impl Peer {
+    /// Runs `work` on the machine of `sid`, which is made if `create` says so, and carries out
+    /// what it decides. `None` where there is no such machine, or no such process any more.
+    pub(crate) fn with<R>(
+        self: &Rc<Self>,
+        sid: SessionId,
+        create: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
+    ) -> Option<R> {
+        if self.dead.get() {
+            return None;
+        }
+        let mut effects = Vec::new();
+        let mut outgoing = Vec::new();
+        let dice = self.world.random();
+        let result = {
+            let mut store = self.store.borrow_mut();
+            let store = &mut *store;
+            if create {
+                store.entry(sid);
+            }
+            let entry = store.entries.get_mut(&sid)?;
+            let mut ctx = Ctx {
+                me: self.inc,
+                now: self.now(),
+                wall: self.wall(),
+                policy: &self.world.knobs.policy,
+                process: &mut store.process,
+                dice,
+            };
+            let result = work(&mut entry.machine, &mut ctx, &mut effects);
+            for effect in effects {
+                self.carry_out(sid, effect, entry, &mut store.newly_owned, &mut outgoing);
+            }
+            self.settle(sid, store);
+            result
+        };
+        self.deliver(sid, outgoing);
+        Some(result)
+    }
+
+    fn carry_out(
+        &self,
+        sid: SessionId,
+        effect: Effect,
+        entry: &mut Entry,
+        newly_owned: &mut Vec<SessionId>,
+        outgoing: &mut Vec<(Incarnation, Message)>,
+    ) {
+        let world = &self.world;
+        if !matches!(effect, Effect::Send { .. }) {
+            world.note(Some(sid), || format!("{} decides {effect:?}", self.me));
+        }
+        let (ticket, told) = match effect {
+            Effect::Send { to, message } => {
+                outgoing.push((to, message));
+                return;
+            }
+            Effect::Owned { ballot } => {
+                world.count(if ballot.round > 1 { "taken over" } else { "minted by fork" });
+                newly_owned.push(sid);
+                return;
+            }
+            Effect::Deposed { .. } => return world.count("deposed"),
+            Effect::GaveUp => return world.count("gave up"),
+            Effect::Located { .. } => return world.count("located"),
+            Effect::Opened { .. } => return world.count("opened"),
+            Effect::Lost => return world.count("lost"),
+            Effect::Invited { .. } => return,
+            Effect::Turn { ticket } => (ticket, Told::Turn),
+            Effect::Execute { ticket, executor, exec } => {
+                (ticket, Told::Execute { executor, exec })
+            }
+            Effect::Release { ticket, hint } => (ticket, Told::Release { hint }),
+            Effect::Replay { ticket, stored, hint } => (ticket, Told::Replay { stored, hint }),
+            Effect::Fail { ticket, failure } => (ticket, Told::Fail(failure)),
+            Effect::Again { ticket } => (ticket, Told::Again),
+            Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
+        };
+        if let Some(waiting) = entry.tickets.get(&ticket) {
+            waiting.put(told);
+        }
+    }
+
+    /// Files the machine's next wake, or drops a machine that has nothing left to remember.
+    fn settle(self: &Rc<Self>, sid: SessionId, store: &mut Store) {
+        let Some(entry) = store.entries.get_mut(&sid) else { return };
+        let now = self.now();
+        let idle = entry.tickets.is_empty();
+        let empty = idle && entry.machine.is_disposable();
+        let gone = idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until <= now));
+        if gone {
+            store.entries.remove(&sid);
+            return;
+        }
+        let mut wake = entry.machine.next_wake(now, self.wall());
+        if empty {
+            wake = Some(wake.map_or(entry.keep_empty_until, |at| at.min(entry.keep_empty_until)));
+        }
+        if wake != entry.wake {
+            entry.wake = wake;
+            if let Some(at) = wake {
+                let me = Rc::clone(self);
+                // A machine that asks for the same instant again is woken a little later.
+                let span = at.0.saturating_sub(now.0).max(1);
+                self.world.after(span, To::Life(self.life), move |_| me.woken(sid, at));
+            }
+        }
+    }
+
+    fn woken(self: &Rc<Self>, sid: SessionId, at: Now) {
+        let due = self.store.borrow_mut().entries.get_mut(&sid).is_some_and(|entry| {
+            let due = entry.wake == Some(at);
+            if due {
+                entry.wake = None;
+            }
+            due
+        });
+        if due {
+            self.with(sid, false, |machine, ctx, out| machine.on_timer(ctx, out));
+        }
+    }
+
+    fn deliver(self: &Rc<Self>, sid: SessionId, outgoing: Vec<(Incarnation, Message)>) {
+        for (to, message) in outgoing {
+            // What nobody can receive any more is answered in their place.
+            if is_question(&message) && self.is_dead(to) {
+                self.with(sid, false, |machine, ctx, out| {
+                    machine.on_message(ctx, to, dead_letter(), out);
+                });
+            } else {
+                self.world.send_frame(self, to, sid, message);
+            }
+        }
+    }
+
+    pub(crate) fn is_dead(&self, peer: Incarnation) -> bool {
+        self.store.borrow().dead.contains(&peer)
+    }
+
+    /// A frame from another peer.
+    pub(crate) fn on_frame(
+        self: &Rc<Self>,
+        from: Incarnation,
+        to: Incarnation,
+        sid: SessionId,
+        message: Message,
+    ) {
+        if let Message::Invite { cfg } = &message {
+            if to == self.inc && !self.draining.get() {
+                let (cfg, peers) = (cfg.clone(), self.whom_to_ask(sid));
+                self.with(sid, true, |machine, ctx, out| {
+                    if !machine.is_owner() && !machine.is_taking_over() {
+                        machine.take_over(ctx, Some(cfg), 0, &peers, out);
+                    }
+                });
+            }
+            return;
+        }
+        // Only what a copy must remember makes an entry; a stray answer does not.
+        let create =
+            matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate);
+        let dead = self.store.borrow().dead.clone();
+        self.with(sid, create, |machine, ctx, out| {
+            if message == Message::Locate {
+                let members = machine.config().map(Config::everyone).unwrap_or_default();
+                for peer in members.into_iter().filter(|peer| dead.contains(peer)) {
+                    machine.peer_dead(peer);
+                }
+            }
+            machine.on_message(ctx, from, message, out);
+        });
+    }
+
+    /// A peer's process cannot be reached any more.
+    pub(crate) fn peer_lost(self: &Rc<Self>, dead: Incarnation) {
+        let concerned = |machine: &Session| machine.members().contains(&dead) || machine.load() > 0;
+        for sid in self.sids_where(concerned) {
+            self.with(sid, false, |machine, ctx, out| machine.peer_lost(ctx, dead, out));
+        }
+    }
+
+    fn sids_where(&self, wanted: impl Fn(&Session) -> bool) -> Vec<SessionId> {
+        let store = self.store.borrow();
+        store.entries.iter().filter(|(_, e)| wanted(&e.machine)).map(|(sid, _)| *sid).collect()
+    }
+
+    pub(crate) fn owned(&self) -> Vec<SessionId> {
+        self.sids_where(|machine| machine.is_owner() && machine.version() > 0)
+    }
+
+    pub(crate) fn kept(&self) -> Vec<SessionId> {
+        self.sids_where(|machine| machine.version() > 0)
+    }
+
+    pub(crate) fn take_newly_owned(&self) -> Vec<SessionId> {
+        std::mem::take(&mut self.store.borrow_mut().newly_owned)
+    }
+
+    /// Looks at a machine, if there is one, and changes nothing.
+    pub(crate) fn look<R>(&self, sid: SessionId, look: impl FnOnce(&Session) -> R) -> Option<R> {
+        self.store.borrow().entries.get(&sid).map(|entry| look(&entry.machine))
+    }
+
+    /// Whether a request that arrived here, with `n` in its token, should bring the ownership.
+    pub(crate) fn should_move(&self, sid: SessionId, n: u64) -> bool {
+        let now = self.now();
+        let mut store = self.store.borrow_mut();
+        let counter = store.moves.entry(sid).or_default();
+        let moves = counter.arrived(Owner::Serving, n, now, &self.world.knobs.policy);
+        if moves {
+            counter.moved(now);
+            self.world.count("moves wanted");
+        }
+        moves
+    }
+
+    /// A response left through this peer with `n` in its token.
+    pub(crate) fn gave(&self, sid: SessionId, n: u64) {
+        if let Some(counter) = self.store.borrow_mut().moves.get_mut(&sid) {
+            counter.answered(n);
+        }
+    }
+
+    /// Puts a request in line for its session; `mint` says that the session is drawn with it.
+    pub(crate) fn enqueue(
+        self: &Rc<Self>,
+        sid: SessionId,
+        mint: bool,
+        submit: impl FnOnce(Ticket) -> Submit,
+        prepare: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>),
+    ) -> InLine {
+        let telling = Mailbox::new();
+        let now = self.now();
+        let ticket = {
+            let mut store = self.store.borrow_mut();
+            store.tickets += 1;
+            let ticket = Ticket(store.tickets);
+            let entry = store.entry(sid);
+            entry.tickets.insert(ticket, telling.clone());
+            let keep = if mint { Now::default() } else { now.after(EMPTY_KEPT_FOR) };
+            entry.keep_empty_until = entry.keep_empty_until.max(keep);
+            ticket
+        };
+        let submit = submit(ticket);
+        let in_line =
+            InLine { peer: Rc::clone(self), sid, ticket, telling, running: RefCell::new(None) };
+        self.with(sid, false, |machine, ctx, out| {
+            prepare(machine, ctx, out);
+            machine.submit(ctx, submit, out);
+        });
+        in_line
+    }
+
+    fn leave(self: &Rc<Self>, sid: SessionId, ticket: Ticket, running: Option<Option<Position>>) {
+        if let Some(entry) = self.store.borrow_mut().entries.get_mut(&sid) {
+            entry.tickets.remove(&ticket);
+        }
+        self.with(sid, false, |machine, ctx, out| {
+            if let Some(p) = running {
+                machine.executed(ctx, ticket, p, Outcome::Failed, out);
+            }
+            machine.cancel(ctx, ticket, out);
+        });
+    }
+}
+
+impl Store {
+    fn entry(&mut self, sid: SessionId) -> &mut Entry {
+        let process = &self.process;
+        self.entries.entry(sid).or_insert_with(|| Entry {
+            machine: Session::new(sid, process),
+            tickets: BTreeMap::new(),
+            wake: None,
+            keep_empty_until: Now::default(),
+            low: process.watermark,
+        })
+    }
+}
+
+/// One request in line for its session; leaves the line when it is dropped, whatever happened.
+pub(crate) struct InLine {
+    peer: Rc<Peer>,
+    pub(crate) sid: SessionId,
+    ticket: Ticket,
+    telling: Mailbox<Told>,
+    /// The position being executed, while it is.
+    running: RefCell<Option<Option<Position>>>,
+}
+
+impl InLine {
+    pub(crate) async fn next(&self) -> Told {
+        let told = self.telling.take().await.unwrap_or(Told::Redirect(None));
+        if let Told::Execute { exec, .. } = &told {
+            *self.running.borrow_mut() = Some(exec.p);
+        }
+        told
+    }
+
+    pub(crate) fn begin(&self, executor: Incarnation) {
+        self.peer.with(self.sid, false, |machine, ctx, out| {
+            machine.begin(ctx, self.ticket, executor, out);
+        });
+    }
+
+    pub(crate) fn executed(&self, outcome: Outcome) {
+        let Some(p) = self.running.borrow_mut().take() else { return };
+        self.peer.with(self.sid, false, |machine, ctx, out| {
+            machine.executed(ctx, self.ticket, p, outcome, out);
+        });
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.peer.leave(self.sid, self.ticket, self.running.take());
+    }
+}
+
+fn is_question(message: &Message) -> bool {
+    matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
+}
+
+fn dead_letter() -> Message {
+    Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 }
+}
