@@ -43,6 +43,9 @@
 
 mod copy;
 pub mod message;
+#[cfg(test)]
+mod model;
+mod mutant;
 mod owner;
 mod recent;
 mod takeover;
@@ -566,7 +569,9 @@ impl Session {
     /// Drops everything held of the session, votes included. The watermark keeps every later
     /// entry of this process from voting where this one may have (I3).
     pub fn forget(&mut self, ctx: &mut Ctx<'_>) {
-        ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        if !mutant::on(mutant::Mutant::NoWatermark) {
+            ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        }
         self.role = Role::None;
         self.copy = Replica::new(ctx.process.watermark);
         self.belief = Belief::default();

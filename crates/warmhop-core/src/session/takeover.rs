@@ -11,6 +11,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::message::{AcceptedInfo, Config, Members, Message, NackReason, Record};
+use super::mutant::{self, Mutant};
 use super::owner::Owner;
 use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
@@ -54,7 +55,11 @@ impl Takeover {
     }
 
     fn highest(&self) -> Option<&AcceptedInfo> {
-        self.promises.values().filter_map(|promised| promised.accepted.as_ref()).max_by_key(|i| i.p)
+        let accepted = self.promises.values().filter_map(|promised| promised.accepted.as_ref());
+        if mutant::on(Mutant::NumberFirst) {
+            return accepted.max_by_key(|info| (info.p.n, info.p.ballot));
+        }
+        accepted.max_by_key(|info| info.p)
     }
 }
 
@@ -76,7 +81,8 @@ impl Session {
             self.redirect_all(None, out);
             return;
         };
-        let round = seen_round.max(self.seen_round()).max(ctx.process.round_ctr).saturating_add(1);
+        let used = if mutant::on(Mutant::ReuseBallot) { 0 } else { ctx.process.round_ctr };
+        let round = seen_round.max(self.seen_round()).max(used).saturating_add(1);
         ctx.process.round_ctr = round;
         let b = Ballot { round, proposer: ctx.me };
         self.role = Role::Preparing(Takeover {
@@ -169,11 +175,21 @@ impl Session {
                 self.ask_in(ctx, cfg, out);
                 continue;
             }
-            if cfg.sets().all(|set| takeover.covers_majority(set)) {
+            let suffices = cfg.sets().all(|set| {
+                takeover.covers_majority(set)
+                    || mutant::on(Mutant::SkipPromises)
+                    || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
+                    || mutant::on(Mutant::CoverNew) && cfg.prev.as_ref() == Some(set)
+            });
+            if suffices {
                 match found {
                     Some(AcceptedInfo { p, cfg, body: Some(body) }) => {
                         let record = Record { p, cfg, body };
                         self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
+                        if mutant::on(Mutant::NoReassert) {
+                            self.serve_at_once(record);
+                            return;
+                        }
                         self.reassert(ctx, record, out);
                     }
                     // A majority holds nothing: nothing was ever chosen.
@@ -190,6 +206,14 @@ impl Session {
                 self.fail_all(Failure::Lost { ran: false }, out);
             }
             return;
+        }
+    }
+
+    /// What [`Mutant::NoReassert`] does instead of reasserting.
+    fn serve_at_once(&mut self, record: Record) {
+        if let Role::Owner(owner) = &mut self.role {
+            owner.chosen = Some(record);
+            owner.serving = true;
         }
     }
 
