@@ -6,12 +6,12 @@ const fn attempt(number: u8, kind: Kind, keyed: bool) -> Attempt {
     Attempt { number, kind, keyed }
 }
 
-const WRITE_1: Attempt = attempt(1, Kind::Write, false);
-const WRITE_2: Attempt = attempt(2, Kind::Write, false);
-const KEYED_1: Attempt = attempt(1, Kind::Write, true);
-const KEYED_2: Attempt = attempt(2, Kind::Write, true);
-const READ: Attempt = attempt(9, Kind::Read, false);
-const LOOK: Attempt = attempt(8, Kind::Look, false);
+pub(super) const WRITE_1: Attempt = attempt(1, Kind::Write, false);
+pub(super) const WRITE_2: Attempt = attempt(2, Kind::Write, false);
+pub(super) const KEYED_1: Attempt = attempt(1, Kind::Write, true);
+pub(super) const KEYED_2: Attempt = attempt(2, Kind::Write, true);
+pub(super) const READ: Attempt = attempt(9, Kind::Read, false);
+pub(super) const LOOK: Attempt = attempt(8, Kind::Look, false);
 const LIAR: Attempt = attempt(7, Kind::Liar, false);
 
 /// The owner's app is cold: another member runs its requests, and may crash or be given up.
