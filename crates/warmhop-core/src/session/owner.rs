@@ -1006,6 +1006,14 @@ impl Session {
         self.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
     }
 
+    /// Where the newest record that it knows to be chosen stands.
+    pub(super) fn newest_chosen(&self) -> Option<Position> {
+        match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref().map(|record| record.p),
+            _ => None,
+        }
+    }
+
     /// What it proposes.
     pub(super) fn proposing(&self) -> Option<&Record> {
         match &self.role {

@@ -58,7 +58,7 @@ fn fingerprint(world: &World) -> u128 {
 pub(super) fn explore(setup: Setup, states_max: usize) -> Report {
     let began = Instant::now();
     let mut tables = Tables::new(setup);
-    let first = tables.first();
+    let (first, prelude) = tables.settle();
     let mut seen: HashSet<u128, BuildHasherDefault<Itself>> = HashSet::default();
     seen.insert(fingerprint(&first));
     // For each state the one it was first reached from, and how.
@@ -73,7 +73,8 @@ pub(super) fn explore(setup: Setup, states_max: usize) -> Report {
             for action in tables.actions(&world) {
                 let Some((next, broken)) = tables.act(&world, action) else { continue };
                 if let Some(violation) = broken {
-                    let actions = path(&origins, index, action);
+                    let mut actions = prelude;
+                    actions.extend(path(&origins, index, action));
                     let steps = narrate::steps(&mut tables, &actions);
                     found = Some(Found { violation, steps });
                     complete = false;

@@ -6,8 +6,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::world::{Clients, Event, Peer, Standing, Tables, What, World, attempt_of, history};
-use crate::ids::Incarnation;
+use super::world::{Clients, Event, Peer, Standing, Tables, World, attempt_of, history};
+use crate::ids::{Incarnation, Position};
 use crate::session::message::{Config, Stored};
 
 /// Which invariant broke, and how. The numbers are those of the session module.
@@ -63,16 +63,12 @@ pub(super) fn revoted(me: Incarnation, forgot: u64, cfg: &Config) -> Option<Viol
 }
 
 /// I9: an order names a position that no order named before.
-pub(super) fn sent(tables: &Tables, before: &World, id: u32) -> Option<Violation> {
-    let position = |id: u32| match &tables.envelope(id).what {
-        What::Order { exec, .. } => exec.p,
-        _ => None,
-    };
-    let p = position(id)?;
-    if before.wire.iter().any(|other| position(*other) == Some(p)) {
-        return violation(Invariant::UsedOnce, format!("{p:?} was used before"));
-    }
-    None
+pub(super) fn ordered(world: &World, id: u32, p: Position) -> Option<Violation> {
+    let again = world.used.binary_search(&id).is_ok();
+    again.then(|| Violation {
+        invariant: Invariant::UsedOnce,
+        how: format!("{p:?} was used before"),
+    })
 }
 
 /// I5, and I1 against what was voted for.
@@ -159,7 +155,7 @@ pub(super) fn histories(tables: &Tables, world: &World, vote: Option<u32>) -> Op
             && attempts()
                 .filter(|(other, _)| other.number == attempt.number)
                 .all(|(_, it)| matches!(it, Standing::Refused | Standing::Unsent));
-        if refused && newest.contains(&attempt.number) {
+        if refused && !tables.setup.echoes && newest.contains(&attempt.number) {
             let how = format!("{} was said not to have run", attempt.number);
             return violation(Invariant::Honest, how);
         }
@@ -176,6 +172,7 @@ pub(super) fn told(
 ) -> Option<Violation> {
     let slot = |ticket| usize::from(attempt_of(ticket));
     match event {
+        Event::Ordered(_) => None,
         Event::Response(ticket, list) => {
             if let Standing::Waiting { response, .. } = &mut clients.attempts[slot(*ticket)] {
                 *response = Some(list.clone());

@@ -6,7 +6,7 @@ use std::println;
 use super::explore::explore;
 use super::judge::Invariant;
 use super::setups::{KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2};
-use super::world::{Born, SELF, Setup};
+use super::world::{Born, Setup};
 use crate::session::mutant::{self, Mutant};
 
 /// More than any of the faults needs.
@@ -38,6 +38,7 @@ const TWO_WRITES: Setup =
 
 const CHANGE: Setup = Setup {
     peers: 4,
+    settled: 1,
     attempts: &[WRITE_1, WRITE_2],
     takers: &[1],
     takeovers: 1,
@@ -63,6 +64,7 @@ fn a_lone_executors_vote_is_no_quorum() {
 fn a_proposal_that_left_is_never_abandoned() {
     let setup = Setup {
         name: "abandoning after Accept",
+        prune: false,
         attempts: &[WRITE_1, WRITE_2],
         abandons: 1,
         abandon_proposals: true,
@@ -75,6 +77,7 @@ fn a_proposal_that_left_is_never_abandoned() {
 fn a_late_execution_is_not_accepted() {
     let setup = Setup {
         name: "accepting a late execution",
+        prune: false,
         executors: &[1],
         attempts: &[WRITE_1, WRITE_2],
         abandons: 1,
@@ -118,7 +121,7 @@ fn a_takeover_waits_for_promises() {
 
 #[test]
 fn a_copy_does_not_vote_below_its_promise() {
-    let setup = Setup { name: "voting below a promise", ..TWO_WRITES };
+    let setup = Setup { name: "voting below a promise", prune: false, ..TWO_WRITES };
     caught(setup, Some(Mutant::VoteBelowPromise), Invariant::PromisesRise);
 }
 
@@ -173,7 +176,12 @@ fn a_takeover_that_finds_a_seal_covers_the_new_members() {
 
 #[test]
 fn a_takeover_that_finds_a_seal_covers_the_old_members() {
-    let setup = Setup { name: "a takeover covering the new majority only", ..CHANGE };
+    let setup = Setup {
+        name: "a takeover covering the new majority only",
+        takers: &[1, 3],
+        takeovers: 2,
+        ..CHANGE
+    };
     caught(setup, Some(Mutant::CoverNew), Invariant::ChosenExtend);
 }
 
@@ -218,9 +226,7 @@ fn a_takeover_answers_from_what_it_reasserted() {
 fn a_ballot_goes_before_a_number() {
     let setup = Setup {
         name: "n before ballot",
-        attempts: &[WRITE_1, WRITE_2],
-        executors: &[SELF],
-        abandons: 1,
+        attempts: &[LOOK, WRITE_1, WRITE_2],
         takers: &[1, 2],
         takeovers: 2,
         ..Setup::PLAIN

@@ -19,6 +19,7 @@ pub(super) fn delegated_writes() -> Setup {
     Setup {
         name: "delegated writes",
         executors: &[SELF, 1],
+        instant: false,
         attempts: &[WRITE_1, WRITE_2],
         takers: &[2],
         takeovers: 1,
@@ -44,6 +45,7 @@ pub(super) fn competing_takeovers() -> Setup {
 pub(super) fn takeover_against_change_of_members() -> Setup {
     Setup {
         name: "takeover against change of members",
+        settled: 1,
         peers: 4,
         attempts: &[WRITE_1, WRITE_2],
         takers: &[1],
@@ -75,6 +77,7 @@ pub(super) fn amnesia_and_forgetting() -> Setup {
 pub(super) fn repeats_and_floors() -> Setup {
     Setup {
         name: "repeats and floors",
+        instant: false,
         attempts: &[KEYED_1, KEYED_2, KEYED_1],
         takers: &[1],
         takeovers: 1,

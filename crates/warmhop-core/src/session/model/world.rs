@@ -78,6 +78,16 @@ pub(super) struct Setup {
     pub(super) give_ups: u8,
     pub(super) keyed_max: usize,
     pub(super) unkeyed_max: usize,
+    /// So many of the first attempts are applied at the first peer, and everything they cause
+    /// has arrived, before exploration begins.
+    pub(super) settled: u8,
+    /// An owner's own executions take no time.
+    pub(super) instant: bool,
+    /// Orders and results arrive again, too. In truth each travels once, on a stream of its own.
+    pub(super) echoes: bool,
+    /// Messages that can change nothing any more are dropped. What they could still do is to
+    /// tell a peer of a ballot it has outgrown; that they are lost is one of the cases anyway.
+    pub(super) prune: bool,
     /// A restarted process takes its former identity.
     pub(super) amnesia: bool,
     /// A repeat names what its client has seen by then, not what it had seen at first.
@@ -111,6 +121,10 @@ impl Setup {
         give_ups: 0,
         keyed_max: 4,
         unkeyed_max: 4,
+        settled: 0,
+        instant: true,
+        echoes: false,
+        prune: true,
         amnesia: false,
         unpinned: false,
         abandon_proposals: false,
@@ -138,8 +152,7 @@ pub(super) struct Envelope {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum What {
     Protocol(Message),
-    /// An order to execute. One without a position travels on a stream of its own and
-    /// arrives at most once, as does its result.
+    /// An order to execute.
     Order {
         ticket: Ticket,
         exec: Exec,
@@ -218,6 +231,8 @@ enum Input {
 /// What clients and judges learn of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
+    /// An execution was ordered at a position.
+    Ordered(Position),
     Response(Ticket, Vec<u8>),
     Release(Ticket, u64),
     Replay(Ticket, Stored, u64),
@@ -300,6 +315,8 @@ pub(super) struct World {
     pub(super) runs: Vec<u32>,
     /// Every vote ever cast: who, and for which record.
     pub(super) votes: Vec<u32>,
+    /// Every position that was ever given to an execution.
+    pub(super) used: Vec<u32>,
     pub(super) clients: u32,
     spent: [u8; 7],
 }
@@ -342,6 +359,7 @@ pub(super) struct Tables {
     envelopes: Interner<Envelope>,
     records: Interner<Record>,
     votes: Interner<(Incarnation, u32)>,
+    positions: Interner<Position>,
     runs: Interner<Run>,
     clients: Interner<Clients>,
     steps: HashMap<(u32, Input), Arc<Step>>,
@@ -394,6 +412,7 @@ impl Tables {
             envelopes: Interner::new(),
             records: Interner::new(),
             votes: Interner::new(),
+            positions: Interner::new(),
             runs: Interner::new(),
             clients: Interner::new(),
             steps: HashMap::new(),
@@ -452,9 +471,33 @@ impl Tables {
             wire: Vec::new(),
             runs: Vec::new(),
             votes: Vec::new(),
+            used: Vec::new(),
             clients,
             spent: [0; 7],
         }
+    }
+
+    /// The world in which exploration begins, and how it came about.
+    pub(super) fn settle(&mut self) -> (World, Vec<Action>) {
+        let mut world = self.first();
+        let mut actions = Vec::new();
+        for attempt in 0..self.setup.settled {
+            let mut next = Some(Action::Submit { attempt, at: 0 });
+            while let Some(action) = next {
+                let (after, broken) = self.act(&world, action).expect("it was tried");
+                assert_eq!(broken, None);
+                world = after;
+                actions.push(action);
+                next = self.actions(&world).into_iter().find(|action| {
+                    let runs = matches!(
+                        action,
+                        Action::Begin { .. } | Action::Deliver(_) | Action::End(_)
+                    );
+                    runs && self.act(&world, *action).is_some()
+                });
+            }
+        }
+        (world, actions)
     }
 
     /// Whatever can happen next, in an order that is the same every time.
@@ -653,7 +696,11 @@ impl Tables {
             _ => {}
         }
         let broken = self.apply(world, &mut next, slot, &step);
-        Some((next, broken))
+        // A copy that forgets may let through what it would not have before.
+        if self.setup.prune && self.setup.forgettings == 0 && !self.setup.amnesia {
+            self.prune(&mut next);
+        }
+        (next != *world || broken.is_some()).then_some((next, broken))
     }
 
     fn apply(
@@ -666,7 +713,6 @@ impl Tables {
         next.peers[usize::from(slot)] = step.peer;
         let mut broken = step.broken.clone();
         for id in &step.sends {
-            broken = broken.or_else(|| judge::sent(self, before, *id));
             insert(&mut next.wire, *id);
         }
         if let Some(run) = step.run {
@@ -685,6 +731,11 @@ impl Tables {
                 clients = self.clients(next).clone();
             }
             for event in &step.events {
+                if let Event::Ordered(p) = event {
+                    let id = self.positions.id(*p);
+                    broken = broken.or_else(|| judge::ordered(next, id, *p));
+                    insert(&mut next.used, id);
+                }
                 let judged = judge::told(self, next, &mut clients, event);
                 broken = broken.or(judged);
             }
@@ -696,13 +747,25 @@ impl Tables {
         broken
     }
 
-    /// Orders without a position, and their results, are not delivered twice.
+    /// Orders and results are not delivered twice; those without a position never.
     fn travels_once(&self, id: u32) -> bool {
-        match &self.envelope(id).what {
-            What::Protocol(_) => false,
-            What::Order { exec, .. } => exec.p.is_none(),
-            What::Result { p, .. } => p.is_none(),
-        }
+        let p = match &self.envelope(id).what {
+            What::Protocol(_) => return false,
+            What::Order { exec, .. } => exec.p,
+            What::Result { p, .. } => *p,
+        };
+        !self.setup.echoes || p.is_none()
+    }
+
+    /// Drops the messages of which nothing can come any more.
+    fn prune(&self, world: &mut World) {
+        let peers: Vec<&Peer> = world.peers.iter().map(|id| self.peer(*id)).collect();
+        world.wire.retain(|id| {
+            let envelope = self.envelope(*id);
+            let from = peers[usize::from(slot_of(envelope.from))];
+            let to = peers[usize::from(slot_of(envelope.to))];
+            !is_spent(envelope, from, to)
+        });
     }
 
     fn dead_letter(&mut self, id: u32) -> Option<u32> {
@@ -804,19 +867,16 @@ impl Tables {
                 let Run { order, base, .. } = (**self.runs.at(*id)).clone();
                 let Envelope { from, what, .. } = (**self.envelopes.at(order)).clone();
                 let What::Order { ticket, exec } = what else { unreachable!("runs are of orders") };
-                let mut list = history(&base);
-                let changes = self.kind_of(ticket).changes();
-                if changes {
-                    list.push(exec.rid.0[0]);
-                }
-                let bytes: Arc<[u8]> = Arc::from(list.as_slice());
-                let change = changes.then(|| Some(bytes.clone()));
-                let stored = Stored::Response(bytes);
-                let done = session.exec_end(&mut ctx, &exec, &base, change, stored);
+                let (list, done) = self.run_app(session, &mut ctx, ticket, &exec, &base);
                 sends.push(result(from, ticket, exec.p, done, list));
             }
             Input::Submit(submit) => session.submit(&mut ctx, submit.clone(), &mut out),
-            Input::Begin(ticket, executor) => session.begin(&mut ctx, *ticket, *executor, &mut out),
+            Input::Begin(ticket, executor) => {
+                session.begin(&mut ctx, *ticket, *executor, &mut out);
+                if self.setup.instant && *executor == me {
+                    self.run_here(session, &mut ctx, &mut out, &mut events);
+                }
+            }
             Input::Abandon(ticket, p) => {
                 session.executed(&mut ctx, *ticket, *p, Outcome::Failed, &mut out);
             }
@@ -869,6 +929,59 @@ impl Tables {
         }
     }
 
+    /// Runs what this peer ordered of itself.
+    fn run_here(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx<'_>,
+        out: &mut Vec<Effect>,
+        events: &mut Vec<Event>,
+    ) {
+        let mut at = 0;
+        while at < out.len() {
+            let (ticket, exec) = match &out[at] {
+                Effect::Execute { ticket, executor, exec } if *executor == ctx.me => {
+                    (*ticket, exec.clone())
+                }
+                _ => {
+                    at += 1;
+                    continue;
+                }
+            };
+            out.remove(at);
+            events.extend(exec.p.map(Event::Ordered));
+            let done = match session.exec_begin(ctx, &exec) {
+                Ok(base) => {
+                    let (list, done) = self.run_app(session, ctx, ticket, &exec, &base);
+                    events.push(Event::Response(ticket, list));
+                    done
+                }
+                Err(done) => done,
+            };
+            session.executed(ctx, ticket, exec.p, done.into(), out);
+        }
+    }
+
+    /// The app: what it answers is the history that it saw or made.
+    fn run_app(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx<'_>,
+        ticket: Ticket,
+        exec: &Exec,
+        base: &Body,
+    ) -> (Vec<u8>, ExecDone) {
+        let mut list = history(base);
+        let changes = self.kind_of(ticket).changes();
+        if changes {
+            list.push(exec.rid.0[0]);
+        }
+        let bytes: Arc<[u8]> = Arc::from(list.as_slice());
+        let change = changes.then(|| Some(bytes.clone()));
+        let done = session.exec_end(ctx, exec, base, change, Stored::Response(bytes));
+        (list, done)
+    }
+
     fn note(
         &self,
         me: Incarnation,
@@ -881,7 +994,9 @@ impl Tables {
                 sends.push(Envelope { from: me, to, what: What::Protocol(message) });
             }
             Effect::Execute { ticket, executor, exec } => {
-                sends.push(Envelope { from: me, to: executor, what: What::Order { ticket, exec } })
+                events.extend(exec.p.map(Event::Ordered));
+                let what = What::Order { ticket, exec };
+                sends.push(Envelope { from: me, to: executor, what });
             }
             Effect::Release { ticket, hint } => events.push(Event::Release(ticket, hint.n)),
             Effect::Replay { ticket, stored, hint } => {
@@ -910,6 +1025,44 @@ impl Tables {
 
     fn kind_of(&self, ticket: Ticket) -> Kind {
         self.setup.attempts[usize::from(attempt_of(ticket))].kind
+    }
+}
+
+/// Whether nothing can come of an envelope any more, given how its sender and its addressee
+/// stand. Ballots only rise and numbers are not used again, so that this never changes back.
+fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
+    let Envelope { from: sender, to: addressee, what } = envelope;
+    if to.inc != *addressee {
+        // An answer to somebody who is gone; the rest comes back as `Dead`.
+        return match what {
+            What::Protocol(Message::Prepare { .. } | Message::Accept { .. })
+            | What::Order { .. } => from.inc != *sender,
+            _ => true,
+        };
+    }
+    let asks = |peer: &Peer, b| peer.inc == *sender && peer.session.ballot() == Some(b);
+    let promised = to.session.copy.promised;
+    match what {
+        What::Protocol(Message::Prepare { b, .. }) => promised > Some(*b) && !asks(from, *b),
+        What::Protocol(Message::Accept { p, .. }) => {
+            let held = to.session.copy.accepted.as_ref().map(|record| record.p);
+            let late = held > Some(*p) || promised > Some(p.ballot);
+            late && !asks(from, p.ballot) || held > Some(*p) && promised == Some(p.ballot)
+        }
+        What::Protocol(Message::Promise { b, .. }) => to.session.ballot() != Some(*b),
+        What::Protocol(Message::Accepted { p } | Message::NeedFull { p }) => {
+            to.session.ballot() != Some(p.ballot)
+                || to.session.proposing().is_none_or(|record| record.p > *p)
+                    && to.session.newest_chosen() > Some(*p)
+        }
+        What::Protocol(Message::Nack { reason: NackReason::Higher, promised, .. }) => {
+            to.session.ballot().is_none() || to.session.ballot() >= *promised
+        }
+        What::Protocol(_) => false,
+        What::Order { .. } => false,
+        What::Result { ticket, p, .. } => !to.session.flying().any(|(it, stage, _)| {
+            it == *ticket && matches!(stage, Stage::Running { p: at, .. } if at == *p)
+        }),
     }
 }
 
