@@ -43,6 +43,9 @@
 
 mod copy;
 pub mod message;
+#[cfg(test)]
+mod model;
+mod mutant;
 mod owner;
 mod recent;
 pub mod repair;
@@ -616,7 +619,9 @@ impl Session {
     /// Drops everything held of the session, votes included. The watermark keeps every later
     /// entry of this process from voting where this one may have (I3).
     pub fn forget(&mut self, ctx: &mut Ctx<'_>) {
-        ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        if !mutant::on(mutant::Mutant::NoWatermark) {
+            ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        }
         self.role = Role::None;
         self.copy = Replica::new(ctx.process.watermark);
         self.belief = None;
@@ -789,7 +794,9 @@ impl Session {
 
     /// Another peer told who owns the session, or tries to: the highest ballot that it promised.
     pub fn note_owner(&mut self, promised: Option<Ballot>) {
-        self.belief.note_owner(promised);
+        if let Some(by) = promised {
+            self.believed().note_owner(by);
+        }
     }
 
     /// Whether `peer` is known to vote on this session never again, under whatever configuration.

@@ -14,6 +14,7 @@ use core::time::Duration;
 use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, Message, NackReason, Record,
 };
+use super::mutant::{self, Mutant};
 use super::recent::{self, Known};
 use super::takeover::votes_are_gone;
 use super::{
@@ -57,7 +58,7 @@ pub(super) struct Flight {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stage {
+pub(super) enum Stage {
     Turned,
     Running {
         executor: Incarnation,
@@ -446,11 +447,19 @@ impl Session {
                 && matches!(flight.stage, Stage::Running { p: at, .. } if at == p)
         });
         // Late results are ignored: their number is spent.
-        let Some(at) = running else { return };
+        let Some(at) = running else {
+            self.late_result(ctx, ticket, p, outcome, out);
+            return;
+        };
         let Stage::Running { executor, base, .. } = self.flights[at].stage else { return };
         match outcome {
             Outcome::Failed => {
                 self.flights.remove(at);
+                if let (true, Role::Owner(owner)) =
+                    (mutant::on(Mutant::ReuseNumber), &mut self.role)
+                {
+                    owner.n_last -= u64::from(p.is_some());
+                }
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
             }
             Outcome::NeedBase => self.order_again(ctx, at, executor, out),
@@ -491,6 +500,37 @@ impl Session {
             }
         }
         self.settle(ctx, out);
+    }
+
+    /// A result nobody waits for is dropped; what some of the mutants do with it instead.
+    fn late_result(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ticket: Ticket,
+        p: Option<Position>,
+        outcome: Outcome,
+        out: &mut Effects,
+    ) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        match (outcome, p) {
+            (Outcome::Changed { body, voted: _ }, Some(p))
+                if mutant::on(Mutant::LateResult)
+                    && owner.proposal.is_none()
+                    && self.flights.is_empty()
+                    && p.ballot == owner.b =>
+            {
+                let record = Record { p, cfg: owner.cfg.clone(), body };
+                self.propose(ctx, record, None, None, out);
+                self.settle(ctx, out);
+            }
+            (Outcome::Failed, Some(_)) if mutant::on(Mutant::AbandonProposal) => {
+                owner.proposal = None;
+                self.flights.retain(|flight| flight.ticket() != ticket);
+                out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
+                self.settle(ctx, out);
+            }
+            _ => {}
+        }
     }
 
     fn order_again(
@@ -740,8 +780,15 @@ impl Session {
     fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(proposal) = &owner.proposal else { return };
-        let deciders = proposal.record.cfg.deciders();
-        if !deciders.majority(|peer| proposal.votes.contains(&peer)) {
+        let mut deciders = proposal.record.cfg.deciders();
+        if mutant::on(Mutant::SealByNew) {
+            deciders = &proposal.record.cfg.now;
+        }
+        let enough = deciders.majority(|peer| proposal.votes.contains(&peer))
+            || mutant::on(Mutant::LoneVote) && proposal.votes.0.iter().any(|peer| *peer != ctx.me)
+            || mutant::on(Mutant::OpenEarly) && proposal.record.cfg.prev.is_some()
+            || mutant::on(Mutant::ReleaseEarly) && owner.serving;
+        if !enough {
             let deciders = deciders.clone();
             if self.is_beyond_hope(&deciders) {
                 self.lose(out);
@@ -796,7 +843,7 @@ impl Session {
     fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
         // Nobody else can know of it, so nobody can have taken it over.
-        if owner.unnamed {
+        if owner.unnamed || mutant::on(Mutant::Unconfirmed) {
             return true;
         }
         let flight = &self.flights[at];
@@ -1010,5 +1057,37 @@ fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
             expiry,
         };
         out.push(Effect::Send { to, message });
+    }
+}
+
+/// What the model check has to see of the owner.
+#[cfg(test)]
+impl Session {
+    /// As after a token left that names the session.
+    pub(super) fn name(&mut self) {
+        if let Role::Owner(owner) = &mut self.role {
+            owner.unnamed = false;
+        }
+    }
+
+    /// The requests whose turn has come, how each stands, and at which ballot.
+    pub(super) fn flying(&self) -> impl Iterator<Item = (Ticket, Stage, Option<Ballot>)> {
+        self.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
+    }
+
+    /// Where the newest record that it knows to be chosen stands.
+    pub(super) fn newest_chosen(&self) -> Option<Position> {
+        match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref().map(|record| record.p),
+            _ => None,
+        }
+    }
+
+    /// What it proposes.
+    pub(super) fn proposing(&self) -> Option<&Record> {
+        match &self.role {
+            Role::Owner(owner) => owner.proposal.as_ref().map(|proposal| &proposal.record),
+            _ => None,
+        }
     }
 }

@@ -10,6 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::message::{Body, Exec, Recent, Stored};
+use super::mutant::{self, Mutant};
 use crate::config::SessionPolicy;
 use crate::ids::RequestKey;
 
@@ -45,7 +46,9 @@ pub(super) fn look_up(
     let floor = if keyed { body.floor_keyed } else { body.floor_unkeyed };
     match seen {
         // The lowest number it can have been applied at is `seen + 1`.
-        Some(seen) if seen.saturating_add(1) < floor => Known::BelowFloor,
+        Some(seen) if seen.saturating_add(1) < floor && !mutant::on(Mutant::NoFloor) => {
+            Known::BelowFloor
+        }
         _ => Known::No,
     }
 }

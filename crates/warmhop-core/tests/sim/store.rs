@@ -117,6 +117,7 @@ impl Peer {
             Effect::Located { .. } => return world.count("located"),
             Effect::Opened { .. } => return world.count("opened"),
             Effect::Lost => return world.count("lost"),
+            Effect::Lagging => return world.count("lagging"),
             Effect::Invited { .. } => return,
             Effect::Turn { ticket } => (ticket, Told::Turn),
             Effect::Execute { ticket, executor, exec } => {
