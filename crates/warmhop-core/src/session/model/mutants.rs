@@ -229,6 +229,8 @@ fn a_ballot_goes_before_a_number() {
     let setup = Setup {
         name: "n before ballot",
         attempts: &[LOOK, WRITE_1, WRITE_2],
+        settled: 1,
+        cut: &[(0, 1), (1, 0)],
         takers: &[1, 2],
         takeovers: 2,
         ..Setup::PLAIN
