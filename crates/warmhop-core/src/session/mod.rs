@@ -219,7 +219,8 @@ pub enum Failure {
         /// The likely owner, who can tell.
         to: Option<Incarnation>,
     },
-    /// Its execution failed or its executor was lost. The session did not change.
+    /// Its execution failed or its executor was lost. This owner proposes no change of it, but
+    /// an executor that was lost may have voted for one, which a takeover may find.
     ExecutionFailed,
 }
 

@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::narrate::{members, position};
 use super::world::{Clients, Event, Peer, Standing, Tables, World, attempt_of, history};
 use crate::ids::{Incarnation, Position};
 use crate::session::message::{Config, Stored};
@@ -56,7 +57,7 @@ pub(super) fn fell(before: &Peer, after: &Peer) -> Option<Violation> {
 pub(super) fn revoted(me: Incarnation, forgot: u64, cfg: &Config) -> Option<Violation> {
     let again = cfg.sets().any(|set| set.contains(me) && set.stamp <= forgot);
     if again {
-        let how = format!("{cfg:?}, but stamps up to {forgot} were forgotten");
+        let how = format!("in {}, but stamps up to {forgot} were forgotten", members(&cfg.now));
         return violation(Invariant::NoVoteForgotten, how);
     }
     None
@@ -67,7 +68,7 @@ pub(super) fn ordered(world: &World, id: u32, p: Position) -> Option<Violation> 
     let again = world.used.binary_search(&id).is_ok();
     again.then(|| Violation {
         invariant: Invariant::UsedOnce,
-        how: format!("{p:?} was used before"),
+        how: format!("{} was used before", position(p)),
     })
 }
 
@@ -83,7 +84,8 @@ pub(super) fn proposed(tables: &Tables, world: &World, id: u32) -> Option<Violat
             cfg.prev.is_some() && cfg.now == record.cfg.now
         });
         if !sealed {
-            let how = format!("{:?} was proposed open, its seal not chosen", record.cfg.now);
+            let how =
+                format!("{} was proposed open, its seal not chosen", members(&record.cfg.now));
             return violation(Invariant::SealFirst, how);
         }
     }
@@ -96,7 +98,7 @@ fn other_body(tables: &Tables, world: &World, id: u32) -> Option<Violation> {
         let (_, other) = tables.vote(*vote);
         if other != id && tables.record(other).p == record.p {
             let (one, two) = (history(&record.body), history(&tables.record(other).body));
-            let how = format!("at {:?} both {one:?} and {two:?}", record.p);
+            let how = format!("at {} both {one:?} and {two:?}", position(record.p));
             return violation(Invariant::OneBody, how);
         }
     }
@@ -139,7 +141,11 @@ pub(super) fn histories(tables: &Tables, world: &World, vote: Option<u32>) -> Op
         let (one, two) = (tables.record(pair[0]), tables.record(pair[1]));
         if !history(&two.body).starts_with(&history(&one.body)) {
             let (was, is) = (history(&one.body), history(&two.body));
-            let how = format!("{was:?} chosen at {:?}, then {is:?} at {:?}", one.p, two.p);
+            let how = format!(
+                "{was:?} chosen at {}, then {is:?} at {}",
+                position(one.p),
+                position(two.p)
+            );
             return violation(Invariant::ChosenExtend, how);
         }
     }

@@ -45,7 +45,7 @@ fn holds(setup: Setup, states_max: usize) {
 }
 
 /// How many states of each setup the tests look at in passing.
-const SMALL: usize = 60_000;
+const SMALL: usize = 250_000;
 
 macro_rules! setups {
     ($($name:ident),* $(,)?) => {
@@ -76,4 +76,7 @@ setups!(
     repeats_and_floors,
     reads_under_takeover,
     hand_over_and_shared_reads,
+    drawn_and_repeated,
+    echoed_orders,
+    competing_takeovers_against_change_of_members,
 );

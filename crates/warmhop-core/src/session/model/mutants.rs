@@ -180,6 +180,8 @@ fn a_takeover_that_finds_a_seal_covers_the_old_members() {
         name: "a takeover covering the new majority only",
         takers: &[1, 3],
         takeovers: 2,
+        // The old owner reaches the newcomer only, and the others reach each other.
+        cut: &[(0, 1), (1, 0), (0, 2), (2, 0), (1, 3), (3, 1)],
         ..CHANGE
     };
     caught(setup, Some(Mutant::CoverNew), Invariant::ChosenExtend);
@@ -202,12 +204,12 @@ fn an_executor_runs_on_the_base_named() {
     let setup = Setup {
         name: "the wrong base",
         executors: &[1],
-        attempts: &[WRITE_1, WRITE_2],
-        takers: &[2],
-        takeovers: 1,
+        attempts: &[WRITE_1, KEYED_2, KEYED_2],
+        settled: 1,
+        abandons: 1,
         ..Setup::PLAIN
     };
-    caught(setup, Some(Mutant::AnyBase), Invariant::ChosenExtend);
+    caught(setup, Some(Mutant::AnyBase), Invariant::Once);
 }
 
 #[test]
@@ -227,6 +229,8 @@ fn a_ballot_goes_before_a_number() {
     let setup = Setup {
         name: "n before ballot",
         attempts: &[LOOK, WRITE_1, WRITE_2],
+        settled: 1,
+        cut: &[(0, 1), (1, 0)],
         takers: &[1, 2],
         takeovers: 2,
         ..Setup::PLAIN
@@ -247,5 +251,5 @@ fn a_ballot_is_never_used_again() {
         forgettings: 1,
         ..Setup::PLAIN
     };
-    caught(setup, Some(Mutant::ReuseBallot), Invariant::UsedOnce);
+    caught(setup, Some(Mutant::ReuseBallot), Invariant::OneBody);
 }

@@ -134,11 +134,11 @@ fn ballot(b: Ballot) -> String {
     format!("{}{}", b.round, name(b.proposer))
 }
 
-fn position(p: Position) -> String {
+pub(super) fn position(p: Position) -> String {
     format!("{}.{}", ballot(p.ballot), p.n)
 }
 
-fn members(set: &Members) -> String {
+pub(super) fn members(set: &Members) -> String {
     let who: Vec<String> = set.who.iter().map(|peer| name(*peer)).collect();
     format!("c{}{{{}}}", set.c, who.join(""))
 }

@@ -101,6 +101,50 @@ pub(super) fn reads_under_takeover() -> Setup {
     }
 }
 
+/// The first change of a session is chosen after everyone lost patience, and repeated.
+pub(super) fn drawn_and_repeated() -> Setup {
+    Setup {
+        name: "drawn and repeated",
+        born: Born::Drawn,
+        attempts: &[KEYED_1, KEYED_1, WRITE_2, READ],
+        takers: &[1],
+        takeovers: 1,
+        give_ups: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// Orders and results that arrive twice, and an executor that restarts.
+pub(super) fn echoed_orders() -> Setup {
+    Setup {
+        name: "echoed orders",
+        executors: &[1],
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[2],
+        takeovers: 1,
+        restarters: &[1],
+        restarts: 1,
+        abandons: 1,
+        echoes: true,
+        ..Setup::PLAIN
+    }
+}
+
+/// Two peers take over, one after a change of members that it has not heard of.
+pub(super) fn competing_takeovers_against_change_of_members() -> Setup {
+    Setup {
+        name: "competing takeovers against change of members",
+        peers: 4,
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 3],
+        takeovers: 2,
+        swaps: &[(Some(2), Some(3))],
+        changes: 1,
+        ..Setup::PLAIN
+    }
+}
+
 /// A request that was declared safe changes the session, beside a read; the owner leaves.
 pub(super) fn hand_over_and_shared_reads() -> Setup {
     Setup {

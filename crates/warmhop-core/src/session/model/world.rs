@@ -81,6 +81,8 @@ pub(super) struct Setup {
     /// So many of the first attempts are applied at the first peer, and everything they cause
     /// has arrived, before exploration begins.
     pub(super) settled: u8,
+    /// Links on which nothing arrives once the exploration has begun: from, to.
+    pub(super) cut: &'static [(u8, u8)],
     /// An owner's own executions take no time.
     pub(super) instant: bool,
     /// Orders and results arrive again, too. In truth each travels once, on a stream of its own.
@@ -122,6 +124,7 @@ impl Setup {
         keyed_max: 4,
         unkeyed_max: 4,
         settled: 0,
+        cut: &[],
         instant: true,
         echoes: false,
         prune: true,
@@ -479,6 +482,7 @@ impl Tables {
 
     /// The world in which exploration begins, and how it came about.
     pub(super) fn settle(&mut self) -> (World, Vec<Action>) {
+        let cut = core::mem::take(&mut self.setup.cut);
         let mut world = self.first();
         let mut actions = Vec::new();
         for attempt in 0..self.setup.settled {
@@ -497,6 +501,7 @@ impl Tables {
                 });
             }
         }
+        self.setup.cut = cut;
         (world, actions)
     }
 
@@ -523,6 +528,9 @@ impl Tables {
         }
         for id in &world.wire {
             let envelope = self.envelope(*id);
+            if setup.cut.contains(&(slot_of(envelope.from), slot_of(envelope.to))) {
+                continue;
+            }
             let addressee = self.peer(world.peers[usize::from(slot_of(envelope.to))]);
             let invites = matches!(envelope.what, What::Protocol(Message::Invite { .. }));
             if addressee.inc != envelope.to {
