@@ -800,6 +800,25 @@ impl Session {
         }
     }
 
+    /// Another peer, about to leave or to hand the session over, asks this one to take it over.
+    /// `peers` are as in [`Session::take_over`]. Whoever asks again although this peer owns the
+    /// session by now is told so: where it is no member, it would not notice.
+    pub fn on_invite(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        cfg: Config,
+        peers: &[Incarnation],
+        out: &mut Effects,
+    ) {
+        if self.is_owner() {
+            self.nack(from, NackReason::Higher, self.ballot(), out);
+        } else if !self.is_taking_over() {
+            let round = self.seen_round();
+            self.take_over(ctx, Some(cfg), round, peers, out);
+        }
+    }
+
     /// Whether `peer` is known to vote on this session never again, under whatever configuration.
     #[must_use]
     pub fn is_gone_for_good(&self, peer: Incarnation) -> bool {

@@ -791,7 +791,7 @@ impl Session {
         if !enough {
             let deciders = deciders.clone();
             if self.is_beyond_hope(&deciders) {
-                self.lose(out);
+                self.give_up(out);
             }
             return;
         }
@@ -828,15 +828,22 @@ impl Session {
         }
     }
 
-    /// The session cannot go on: too many of its copies are gone for good.
-    fn lose(&mut self, out: &mut Effects) {
+    /// Too many of the members are gone for good, as far as this owner knows them: it may have been
+    /// succeeded long ago, and they may have voted for others before they went. Only a takeover,
+    /// which asks everyone, can tell whether the session is lost.
+    fn give_up(&mut self, out: &mut Effects) {
         self.role = Role::None;
-        out.push(Effect::Lost);
+        out.push(Effect::GaveUp);
         for flight in core::mem::take(&mut self.flights) {
+            let ticket = flight.ticket();
             let ran = flight.stage != Stage::Turned && !flight.waiting.submit.safe;
-            out.push(Effect::Fail { ticket: flight.ticket(), failure: Failure::Lost { ran } });
+            out.push(if ran {
+                Effect::Fail { ticket, failure: Failure::NoMajority { ran } }
+            } else {
+                Effect::Redirect { ticket, to: None }
+            });
         }
-        self.fail_all(Failure::Lost { ran: false }, out);
+        self.redirect_all(None, out);
     }
 
     /// Whether a majority confirms what the flight at `at` read.
@@ -881,7 +888,7 @@ impl Session {
         let confirming =
             self.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
         if confirming && owner.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
-            self.lose(out);
+            self.give_up(out);
         }
     }
 

@@ -104,6 +104,8 @@ impl World {
         let history = reference.histories.entry(sid).or_default();
         if let Some((known, _)) = history.answered
             && Some(known) != list_id
+            // One that ran before the first change was answered may show nothing.
+            && (list_id.is_some() || before.answered.is_some())
             && !may_expire
             && !reply.replayed
         {

@@ -159,7 +159,11 @@ enum ReplySession {
 enum HopRefusal {
     NotReady,
     Exec(ExecDone),
-    NotOwner { promised: Option<Ballot> },
+    NotOwner {
+        promised: Option<Ballot>,
+    },
+    /// It is known to be lost, or to go on under another session.
+    Lost(Failure),
     Problem(Problem),
     AppFailed,
 }
@@ -1182,6 +1186,7 @@ impl Peer {
                 self.with(sid, false, |machine, _, _| machine.note_owner(promised));
                 LineEnd::Elsewhere(promised.map(|ballot| ballot.proposer))
             }
+            Err(HopError::Refused(HopRefusal::Lost(failure))) => LineEnd::Failed(failure),
             Err(HopError::Refused(HopRefusal::Problem(problem))) => LineEnd::Problem(problem),
             Err(error) => match after_failed_hop(call, &error) {
                 Ok(()) => LineEnd::Elsewhere(None),
@@ -1228,8 +1233,8 @@ impl Peer {
                 let promised = self.look(sid, |machine| machine.promised()).flatten();
                 Err(HopRefusal::NotOwner { promised })
             }
-            LineEnd::Failed(Failure::Lost { ran: false } | Failure::WentOn { .. }) => {
-                Err(HopRefusal::NotOwner { promised: None })
+            LineEnd::Failed(failure @ (Failure::Lost { ran: false } | Failure::WentOn { .. })) => {
+                Err(HopRefusal::Lost(failure))
             }
             LineEnd::Failed(failure) => Err(HopRefusal::Problem(describe(&failure))),
             LineEnd::Problem(problem) => Err(HopRefusal::Problem(problem)),

@@ -202,9 +202,7 @@ impl Peer {
             if to == self.inc && !self.draining.get() {
                 let (cfg, peers) = (cfg.clone(), self.whom_to_ask(sid));
                 self.with(sid, true, |machine, ctx, out| {
-                    if !machine.is_owner() && !machine.is_taking_over() {
-                        machine.take_over(ctx, Some(cfg), 0, &peers, out);
-                    }
+                    machine.on_invite(ctx, from, cfg, &peers, out);
                 });
             }
             return;
