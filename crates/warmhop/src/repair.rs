@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use warmhop_core::ids::{Incarnation, Now, PeerId, SessionKey};
 use warmhop_core::rank;
-use warmhop_core::session::repair::{Holding, Mend, mend};
+use warmhop_core::session::repair::{Holding, Mend, SILENT_BEFORE_REPAIR, mend};
 use warmhop_core::view::{Liveness, PeerNews, View};
 
 use crate::node::Node;
@@ -78,7 +78,12 @@ impl Repair {
             if node.store.is_dead(&peer) {
                 return Some(Duration::MAX);
             }
-            let heard = view.by_incarnation(&peer).map(|belief| belief.heard);
+            let belief = view.by_incarnation(&peer);
+            if belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining) {
+                // It is replaced before it leaves; what it owns it hands over by itself.
+                return owns.then_some(SILENT_BEFORE_REPAIR);
+            }
+            let heard = belief.map(|belief| belief.heard);
             let since = heard.or_else(|| self.missing_since.get(&peer).copied());
             Some(since.map_or(Duration::ZERO, |since| now.since(since)))
         };
@@ -137,16 +142,26 @@ impl Repair {
 }
 
 impl Node {
+    /// How many sessions count on this peer's copy although another peer could hold it.
+    pub(crate) fn copies_to_replace(&self) -> usize {
+        let view = self.view();
+        let able = alive(self, &view);
+        let counts_on_this = |members: &[Incarnation]| {
+            members.contains(&self.incarnation) && able.iter().any(|peer| !members.contains(peer))
+        };
+        self.store.count_held(counts_on_this)
+    }
+
     /// Every process that may know of the session, best by rank.
     pub(crate) fn whom_to_ask(&self, key: &SessionKey) -> Vec<Incarnation> {
         by_rank(&self.view(), key, |_| true).collect()
     }
 }
 
-/// The processes that sessions may count on, this one included.
+/// The processes that sessions may count on, this one included: those about to leave are not.
 fn alive(node: &Node, view: &View) -> BTreeSet<Incarnation> {
     view.live_peers()
-        .filter(|(_, belief)| belief.alive == Liveness::Alive)
+        .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
         .map(|(_, belief)| belief.news.incarnation)
         .chain([node.incarnation])
         .collect()

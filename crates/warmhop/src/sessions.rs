@@ -370,6 +370,12 @@ impl Store {
         self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
     }
 
+    /// How many records are held here whose members are as `wanted`.
+    pub(crate) fn count_held(&self, wanted: impl Fn(&[Incarnation]) -> bool) -> usize {
+        let is_wanted = |machine: &Session| machine.holds_copy() && wanted(machine.members());
+        self.keys_where(is_wanted).len()
+    }
+
     /// The store's parts, for [`Store::kept_in`].
     pub(crate) fn stripes(&self) -> std::ops::Range<usize> {
         0..self.stripes.len()

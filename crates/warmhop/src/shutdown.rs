@@ -16,6 +16,8 @@ use crate::node::Node;
 
 /// How long giving sessions away may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
+/// How long the owners of other sessions may take to replace this peer's copies.
+const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_millis(500);
 /// How long requests in flight may take to end.
@@ -40,7 +42,19 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
             warn!(left, "some sessions found no heir in time; their copies stay where they are");
         }
     }
+    if tokio::time::timeout(REPLACED_WITHIN, replaced(node)).await.is_err() {
+        let left = node.copies_to_replace();
+        warn!(left, "some sessions still count on this peer's copy");
+    }
     tokio::time::sleep(LAME_DUCK).await;
+}
+
+/// Waits until the owners of the sessions that this peer holds copies of have put others in its
+/// place, where there are any: a peer that leaves in good order costs no session a copy.
+async fn replaced(node: &Node) {
+    while node.copies_to_replace() > 0 {
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+    }
 }
 
 /// Invites an heir for each session until none is left here. Returns how many there were.
