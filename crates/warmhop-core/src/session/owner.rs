@@ -814,6 +814,8 @@ impl Session {
         owner.laggards = (!complete).then(|| Resend::new(ctx));
         owner.holders = votes;
         owner.chosen = Some(record);
+        // Even where nobody waits for the response any more: a repeat gets it, with a token (I8).
+        owner.unnamed = false;
         if !owner.serving {
             owner.serving = true;
             out.push(Effect::Owned { ballot: owner.b });
@@ -823,7 +825,6 @@ impl Session {
         }
         if let Some(at) = self.flights.iter().position(|flight| flight.stage == Stage::Proposed) {
             let ticket = self.flights.remove(at).ticket();
-            owner.unnamed = false;
             out.push(Effect::Release { ticket, hint: owner.hint() });
         }
     }

@@ -110,6 +110,7 @@ pub(super) fn drawn_and_repeated() -> Setup {
         takers: &[1],
         takeovers: 1,
         give_ups: 1,
+        cut: &[(0, 1), (1, 0)],
         ..Setup::PLAIN
     }
 }
