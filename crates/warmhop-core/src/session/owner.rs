@@ -714,6 +714,9 @@ impl Session {
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
         owner.laggards = (!complete).then(|| Resend::new(ctx));
         owner.holders = votes;
+        if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
+            out.push(Effect::FewCopies);
+        }
         owner.chosen = Some(record);
         if !owner.serving {
             owner.serving = true;
