@@ -658,8 +658,8 @@ impl Node {
         let serves = self.store.policy().without_majority == WithoutMajority::Serve;
         let new = SessionKey { app: key.app.clone(), sid: SessionId(rand::random()) };
         let record = self.store.with(key, false, |machine, ctx, out| {
-            let few = machine.config().is_some_and(|cfg| cfg.deciders().who.len() <= 2);
-            if (serves || few) && machine.holds_copy() && machine.fenced().is_none() {
+            let whole = machine.holds_everything(ctx.me);
+            if (serves || whole) && machine.holds_copy() && machine.fenced().is_none() {
                 machine.fence(ctx, new.sid, out)
             } else {
                 None

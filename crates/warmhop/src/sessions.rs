@@ -239,7 +239,7 @@ impl Store {
                     self.look_at(key);
                     continue;
                 }
-                Effect::Lagging => {
+                Effect::Lagging | Effect::FewCopies => {
                     self.look_at(key);
                     continue;
                 }

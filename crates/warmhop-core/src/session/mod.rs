@@ -311,6 +311,9 @@ pub enum Effect {
     /// Some members did not take the newest chosen record, however often it was sent: see
     /// [`Session::remind`].
     Lagging,
+    /// The session was written for the first time, under fewer members than it should have: there
+    /// was nothing to bring to others before.
+    FewCopies,
     /// A change of members is complete.
     Opened {
         /// The members from here on.
@@ -770,6 +773,16 @@ impl Session {
     #[must_use]
     pub fn holds_copy(&self) -> bool {
         self.copy.accepted.is_some()
+    }
+
+    /// Whether this copy must hold every change that was ever answered: its members are two at
+    /// most, so that nothing was chosen without its vote, not even a change of members.
+    #[must_use]
+    pub fn holds_everything(&self, me: Incarnation) -> bool {
+        self.copy.accepted.as_ref().is_some_and(|record| {
+            let cfg = &record.cfg;
+            cfg.is_open() && cfg.now.who.len() <= 2 && cfg.contains(me)
+        })
     }
 
     /// The session that this copy went on as.

@@ -813,6 +813,9 @@ impl Session {
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
         owner.laggards = (!complete).then(|| Resend::new(ctx));
         owner.holders = votes;
+        if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
+            out.push(Effect::FewCopies);
+        }
         owner.chosen = Some(record);
         // Even where nobody waits for the response any more: a repeat gets it, with a token (I8).
         owner.unnamed = false;

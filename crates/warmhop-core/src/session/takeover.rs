@@ -284,8 +284,17 @@ impl Session {
                 }
                 return;
             }
+            // What was found may be long past: a later configuration that has not said yet whether it
+            // holds more may be the one in which the session goes on.
+            let unheard = |cfg: &Config| {
+                self.may_have_majority(cfg) && !cfg.sets().all(|set| takeover.covers_majority(set))
+            };
             let hopeless = match &found {
-                Some(info) => !self.may_have_majority(&info.cfg),
+                Some(info) => {
+                    let later = |cfg: &&Config| cfg.now.c > info.cfg.now.c;
+                    !self.may_have_majority(&info.cfg)
+                        && !takeover.asked.iter().filter(later).any(unheard)
+                }
                 None => !takeover.asked.iter().any(|cfg| self.may_have_majority(cfg)),
             };
             let Role::Preparing(takeover) = &self.role else { return };

@@ -8,7 +8,13 @@
 //! `cargo test -p warmhop-core --test sim` runs a fixed set of seeds and some fresh ones. A
 //! million: `SEEDS=1+1000000 cargo test --release -p warmhop-core --test sim -- --nocapture`. One
 //! seed alone, told line by line if it fails: `SEEDS=7+1`, the same way.
-
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::type_complexity,
+    clippy::large_enum_variant,
+    reason = "a test crate that prints how far it is"
+)]
 #![allow(missing_docs, unreachable_pub, reason = "a test is no library")]
 
 mod client;

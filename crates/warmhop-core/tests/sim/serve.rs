@@ -765,7 +765,7 @@ struct Runs {
 
 impl Drop for Runs {
     fn drop(&mut self) {
-        let took = self.peer.now().0 - self.began;
+        let took = self.peer.now().0.saturating_sub(self.began);
         self.peer.slots[self.at].borrow_mut().exit(self.attempt, took);
     }
 }
@@ -937,7 +937,7 @@ impl Peer {
         let serves = policy.without_majority == WithoutMajority::Serve;
         let new = SessionId(self.world.bytes());
         let record = self.with(sid, false, |machine, ctx, out| {
-            let few = machine.config().is_some_and(|cfg| cfg.deciders().who.len() <= 2);
+            let few = machine.holds_everything(ctx.me);
             if (serves || few) && machine.holds_copy() && machine.fenced().is_none() {
                 machine.fence(ctx, new, out)
             } else {

@@ -112,6 +112,7 @@ impl Peer {
                 newly_owned.push(sid);
                 return;
             }
+            Effect::FewCopies => return newly_owned.push(sid),
             Effect::Deposed { .. } => return world.count("deposed"),
             Effect::GaveUp => return world.count("gave up"),
             Effect::Located { .. } => return world.count("located"),

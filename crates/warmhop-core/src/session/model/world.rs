@@ -1033,6 +1033,7 @@ impl Tables {
             | Effect::Deposed { .. }
             | Effect::GaveUp
             | Effect::Lagging
+            | Effect::FewCopies
             | Effect::Lost => {}
         }
     }
