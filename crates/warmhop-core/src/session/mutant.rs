@@ -3,7 +3,6 @@
 
 /// One fault of the machines. Faults of the environment are in the model's world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "a fault is switched on by tests only"))]
 pub(super) enum Mutant {
     /// An executor's vote alone counts as a quorum.
     LoneVote,
