@@ -10,7 +10,9 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::judge::Violation;
 use super::narrate;
-use super::world::{Action, Setup, Tables, World};
+use super::setup::Setup;
+use super::tables::{Tables, World};
+use super::world::Action;
 
 /// What an exploration found.
 #[derive(Debug)]

@@ -6,8 +6,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::machine::Event;
 use super::narrate::{members, position};
-use super::world::{Clients, Event, Peer, Standing, Tables, World, attempt_of, history};
+use super::tables::{Clients, Peer, Standing, Tables, World, attempt_of, history};
 use crate::ids::{Incarnation, Position};
 use crate::session::message::{Config, Stored};
 

@@ -15,15 +15,18 @@
 
 mod explore;
 mod judge;
+mod machine;
 mod mutants;
 mod narrate;
+mod setup;
 mod setups;
+mod tables;
 mod world;
 
 use std::println;
 
 use explore::explore;
-use world::Setup;
+use setup::Setup;
 
 /// Explores a setup and asserts that nothing breaks.
 fn holds(setup: Setup, states_max: usize) {

@@ -5,8 +5,8 @@ use std::println;
 
 use super::explore::explore;
 use super::judge::Invariant;
+use super::setup::{Born, Setup};
 use super::setups::{KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2};
-use super::world::{Born, Setup};
 use crate::session::mutant::{self, Mutant};
 
 /// More than any of the faults needs.

@@ -4,7 +4,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::world::{Action, Envelope, Tables, What, World, history, inc, slot_of};
+use super::tables::{Envelope, Tables, What, World, history, inc, slot_of};
+use super::world::Action;
 use crate::ids::{Ballot, Incarnation, Position};
 use crate::session::message::{Base, BodyRef, Config, Exec, ExecDone, Members, Message};
 

@@ -1,6 +1,6 @@
 //! What is explored.
 
-use super::world::{Attempt, Born, Kind, SELF, Setup};
+use super::setup::{Attempt, Born, Kind, SELF, Setup};
 
 const fn attempt(number: u8, kind: Kind, keyed: bool) -> Attempt {
     Attempt { number, kind, keyed }

@@ -1,0 +1,326 @@
+//! What a machine makes of an input. It is worked out once, however many worlds hold the machine.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::judge::{self, Violation};
+use super::setup::Kind;
+use super::tables::{Envelope, Peer, Run, Tables, What, attempt_of, history, slot_of};
+use crate::config::SessionPolicy;
+use crate::ids::{Incarnation, Now, Position, WallTime};
+use crate::session::message::{Body, Exec, ExecDone, Message, NackReason, Stored};
+use crate::session::owner::Stage;
+use crate::session::{Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket};
+
+/// What a machine can be given.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Input {
+    Arrives(u32),
+    Invited(u32),
+    Ends(u32),
+    Submit(Submit),
+    Begin(Ticket, Incarnation),
+    Abandon(Ticket, Option<Position>),
+    TakeOver,
+    HandOver(Incarnation),
+    Change(Option<Incarnation>, Option<Incarnation>),
+    Forget,
+    GiveUp,
+}
+
+/// What clients and judges learn of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Event {
+    /// An execution was ordered at a position.
+    Ordered(Position),
+    Response(Ticket, Vec<u8>),
+    Release(Ticket, u64),
+    Replay(Ticket, Stored, u64),
+    Unknown(Ticket),
+    Refused(Ticket),
+    Redirect(Ticket),
+}
+
+/// What a machine did with an input.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) peer: u32,
+    pub(super) sends: Vec<u32>,
+    pub(super) votes: Option<u32>,
+    pub(super) proposes: Option<u32>,
+    pub(super) events: Vec<Event>,
+    pub(super) run: Option<u32>,
+    pub(super) broken: Option<Violation>,
+}
+
+impl Tables {
+    /// What the machine does with the input; worked out once.
+    pub(super) fn step(&mut self, peer: u32, input: &Input) -> Arc<Step> {
+        if let Some(step) = self.steps.get(&(peer, input.clone())) {
+            return step.clone();
+        }
+        let step = Arc::new(self.work_out(peer, input));
+        self.steps.insert((peer, input.clone()), step.clone());
+        step
+    }
+
+    fn work_out(&mut self, before: u32, input: &Input) -> Step {
+        let before = self.peers.at(before).clone();
+        let mut peer = (*before).clone();
+        let me = peer.inc;
+        let policy = self.policy.clone();
+        let late = matches!(input, Input::GiveUp);
+        let now = if late { Now(3_600_000) } else { Now(0) };
+        let mut ctx = ctx(me, now, &policy, &mut peer.process);
+        let session = &mut peer.session;
+        let mut out = Vec::new();
+        let mut sends = Vec::new();
+        let mut events = Vec::new();
+        let mut run = None;
+        let result = |to, ticket, p, done, response| Envelope {
+            from: me,
+            to,
+            what: What::Result { ticket, p, done, response },
+        };
+        match input {
+            Input::Arrives(id) | Input::Invited(id) => {
+                let Envelope { from, what, .. } = (**self.envelopes.at(*id)).clone();
+                match what {
+                    What::Protocol(message) => {
+                        session.on_message(&mut ctx, from, message, &mut out)
+                    }
+                    What::Order { ticket, exec } => match session.exec_begin(&mut ctx, &exec) {
+                        Ok(base) => run = Some(Run { slot: slot_of(me), order: *id, base }),
+                        Err(done) => sends.push(result(from, ticket, exec.p, done, Vec::new())),
+                    },
+                    What::Result { ticket, p, done, response } => {
+                        let awaited = session.flying().any(|(it, stage, _)| {
+                            it == ticket && matches!(stage, Stage::Running { p: at, .. } if at == p)
+                        });
+                        let ran =
+                            matches!(done, ExecDone::Changed { .. } | ExecDone::Unchanged { .. });
+                        if awaited && ran {
+                            events.push(Event::Response(ticket, response));
+                        }
+                        session.executed(&mut ctx, ticket, p, done.into(), &mut out);
+                    }
+                }
+            }
+            Input::Ends(id) => {
+                let Run { order, base, .. } = (**self.runs.at(*id)).clone();
+                let Envelope { from, what, .. } = (**self.envelopes.at(order)).clone();
+                let What::Order { ticket, exec } = what else { unreachable!("runs are of orders") };
+                let (list, done) = self.run_app(session, &mut ctx, ticket, &exec, &base);
+                sends.push(result(from, ticket, exec.p, done, list));
+            }
+            Input::Submit(submit) => session.submit(&mut ctx, submit.clone(), &mut out),
+            Input::Begin(ticket, executor) => {
+                session.begin(&mut ctx, *ticket, *executor, &mut out);
+                if self.setup.instant && *executor == me {
+                    self.run_here(session, &mut ctx, &mut out, &mut events);
+                }
+            }
+            Input::Abandon(ticket, p) => {
+                session.executed(&mut ctx, *ticket, *p, Outcome::Failed, &mut out);
+            }
+            Input::TakeOver => {
+                session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], &mut out);
+            }
+            Input::HandOver(to) => session.hand_over(&mut ctx, *to, &mut out),
+            Input::Change(gone, newcomer) => {
+                session.change_members(&mut ctx, *gone, *newcomer, &mut out);
+            }
+            Input::Forget => {
+                peer.forgot = peer.forgot.max(session.copy.stamp_hi);
+                session.forget(&mut ctx);
+            }
+            Input::GiveUp => session.on_timer(&mut ctx, &mut out),
+        }
+        let invited = out.iter().find_map(|effect| match effect {
+            Effect::Invited { cfg } => Some(cfg.clone()),
+            _ => None,
+        });
+        if let (Input::Invited(_), Some(cfg)) = (input, invited) {
+            session.take_over(&mut ctx, Some(cfg), 0, &[], &mut out);
+        }
+        for effect in out {
+            self.note(me, effect, &mut sends, &mut events);
+        }
+        let accepted = |peer: &Peer| peer.session.copy.accepted.clone();
+        let voted = accepted(&peer).filter(|_| accepted(&peer) != accepted(&before));
+        let proposes =
+            peer.session.proposing().filter(|it| Some(*it) != before.session.proposing());
+        let proposes = proposes.cloned();
+        let forgets = matches!(input, Input::Forget);
+        let mut broken = (!forgets).then(|| judge::fell(&before, &peer)).flatten();
+        if let Some(record) = &voted {
+            broken = broken.or_else(|| judge::revoted(me, peer.forgot, &record.cfg));
+        }
+        for envelope in &sends {
+            if let What::Protocol(Message::Promise { cfg, .. }) = &envelope.what {
+                broken = broken.or_else(|| judge::revoted(me, peer.forgot, cfg));
+            }
+        }
+        let votes = voted.map(|record| {
+            let record = self.records.id(record);
+            self.votes.id((me, record))
+        });
+        Step {
+            peer: self.peers.id(peer),
+            sends: sends.into_iter().map(|envelope| self.envelopes.id(envelope)).collect(),
+            votes,
+            proposes: proposes.map(|record| self.records.id(record)),
+            events,
+            run: run.map(|run| self.runs.id(run)),
+            broken,
+        }
+    }
+
+    /// Runs what this peer ordered of itself.
+    fn run_here(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx<'_>,
+        out: &mut Vec<Effect>,
+        events: &mut Vec<Event>,
+    ) {
+        let mut at = 0;
+        while at < out.len() {
+            let (ticket, exec) = match &out[at] {
+                Effect::Execute { ticket, executor, exec } if *executor == ctx.me => {
+                    (*ticket, exec.clone())
+                }
+                _ => {
+                    at += 1;
+                    continue;
+                }
+            };
+            out.remove(at);
+            events.extend(exec.p.map(Event::Ordered));
+            let done = match session.exec_begin(ctx, &exec) {
+                Ok(base) => {
+                    let (list, done) = self.run_app(session, ctx, ticket, &exec, &base);
+                    events.push(Event::Response(ticket, list));
+                    done
+                }
+                Err(done) => done,
+            };
+            session.executed(ctx, ticket, exec.p, done.into(), out);
+        }
+    }
+
+    /// The app: what it answers is the history that it saw or made.
+    fn run_app(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx<'_>,
+        ticket: Ticket,
+        exec: &Exec,
+        base: &Body,
+    ) -> (Vec<u8>, ExecDone) {
+        let mut list = history(base);
+        let changes = self.kind_of(ticket).changes();
+        if changes {
+            list.push(exec.rid.0[0]);
+        }
+        let bytes: Arc<[u8]> = Arc::from(list.as_slice());
+        let change = changes.then(|| Some(bytes.clone()));
+        let done = session.exec_end(ctx, exec, base, change, Stored::Response(bytes));
+        (list, done)
+    }
+
+    fn note(
+        &self,
+        me: Incarnation,
+        effect: Effect,
+        sends: &mut Vec<Envelope>,
+        events: &mut Vec<Event>,
+    ) {
+        match effect {
+            Effect::Send { to, message } => {
+                sends.push(Envelope { from: me, to, what: What::Protocol(message) });
+            }
+            Effect::Execute { ticket, executor, exec } => {
+                events.extend(exec.p.map(Event::Ordered));
+                let what = What::Order { ticket, exec };
+                sends.push(Envelope { from: me, to: executor, what });
+            }
+            Effect::Release { ticket, hint } => events.push(Event::Release(ticket, hint.n)),
+            Effect::Replay { ticket, stored, hint } => {
+                events.push(Event::Replay(ticket, stored, hint.n));
+            }
+            Effect::Redirect { ticket, .. } => events.push(Event::Redirect(ticket)),
+            Effect::Fail { ticket, failure } => events.push(match failure {
+                Failure::QueueFull
+                | Failure::NoMajority { ran: false }
+                | Failure::Lost { ran: false }
+                | Failure::WentOn { .. }
+                | Failure::FingerprintDiffers
+                | Failure::TooManyRetries => Event::Refused(ticket),
+                _ => Event::Unknown(ticket),
+            }),
+            Effect::Turn { .. }
+            | Effect::Again { .. }
+            | Effect::Invited { .. }
+            | Effect::Located { .. }
+            | Effect::Owned { .. }
+            | Effect::Opened { .. }
+            | Effect::Deposed { .. }
+            | Effect::GaveUp
+            | Effect::Lagging
+            | Effect::FewCopies
+            | Effect::Lost => {}
+        }
+    }
+
+    fn kind_of(&self, ticket: Ticket) -> Kind {
+        self.setup.attempts[usize::from(attempt_of(ticket))].kind
+    }
+}
+
+/// Whether nothing can come of an envelope any more, given how its sender and its addressee
+/// stand. Ballots only rise and numbers are not used again, so that this never changes back.
+pub(super) fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
+    let Envelope { from: sender, to: addressee, what } = envelope;
+    if to.inc != *addressee {
+        // An answer to somebody who is gone; the rest comes back as `Dead`.
+        return match what {
+            What::Protocol(Message::Prepare { .. } | Message::Accept { .. })
+            | What::Order { .. } => from.inc != *sender,
+            _ => true,
+        };
+    }
+    let asks = |peer: &Peer, b| peer.inc == *sender && peer.session.ballot() == Some(b);
+    let promised = to.session.copy.promised;
+    match what {
+        What::Protocol(Message::Prepare { b, .. }) => promised > Some(*b) && !asks(from, *b),
+        What::Protocol(Message::Accept { p, .. }) => {
+            let held = to.session.copy.accepted.as_ref().map(|record| record.p);
+            let late = held > Some(*p) || promised > Some(p.ballot);
+            late && !asks(from, p.ballot) || held > Some(*p) && promised == Some(p.ballot)
+        }
+        What::Protocol(Message::Promise { b, .. }) => to.session.ballot() != Some(*b),
+        What::Protocol(Message::Accepted { p } | Message::NeedFull { p }) => {
+            to.session.ballot() != Some(p.ballot)
+                || to.session.proposing().is_none_or(|record| record.p > *p)
+                    && to.session.newest_chosen() > Some(*p)
+        }
+        What::Protocol(Message::Nack { reason: NackReason::Higher, promised, .. }) => {
+            to.session.ballot().is_none() || to.session.ballot() >= *promised
+        }
+        What::Protocol(_) => false,
+        What::Order { .. } => false,
+        What::Result { ticket, p, .. } => !to.session.flying().any(|(it, stage, _)| {
+            it == *ticket && matches!(stage, Stage::Running { p: at, .. } if at == *p)
+        }),
+    }
+}
+
+pub(super) fn ctx<'a>(
+    me: Incarnation,
+    now: Now,
+    policy: &'a SessionPolicy,
+    process: &'a mut Process,
+) -> Ctx<'a> {
+    Ctx { me, now, wall: WallTime(0), policy, process, dice: 0 }
+}

@@ -1,0 +1,122 @@
+//! What an exploration is about: who is there, what is asked, and how much may go wrong.
+
+/// What a request does to the state, which is the list of the requests applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// Appends itself.
+    Write,
+    /// Safe: runs beside others, changes nothing.
+    Read,
+    /// Runs alone, and changes nothing.
+    Look,
+    /// Declared safe, and appends itself all the same.
+    Liar,
+}
+
+impl Kind {
+    pub(super) fn changes(self) -> bool {
+        matches!(self, Kind::Write | Kind::Liar)
+    }
+}
+
+/// One attempt of a client to have a request applied. Attempts of one number share its key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt {
+    pub(super) number: u8,
+    pub(super) kind: Kind,
+    pub(super) keyed: bool,
+}
+
+/// How the session came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Born {
+    /// Drawn by the first peer, and a token that names it has left.
+    Named,
+    /// Drawn by the first peer; nobody else takes it over before a token has left.
+    Drawn,
+    /// Known by its token alone: whoever serves it takes it over.
+    Token,
+}
+
+/// What may happen in one exploration. Lists name peers by their places.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    pub(super) name: &'static str,
+    pub(super) peers: u8,
+    pub(super) members: &'static [u8],
+    pub(super) born: Born,
+    /// Where requests may run; [`SELF`] is at their owner.
+    pub(super) executors: &'static [u8],
+    pub(super) attempts: &'static [Attempt],
+    pub(super) takers: &'static [u8],
+    pub(super) takeovers: u8,
+    /// Changes of members that an owner may begin: who leaves, who comes.
+    pub(super) swaps: &'static [(Option<u8>, Option<u8>)],
+    pub(super) changes: u8,
+    pub(super) heirs: &'static [u8],
+    pub(super) hand_overs: u8,
+    pub(super) restarters: &'static [u8],
+    pub(super) restarts: u8,
+    pub(super) forgetters: &'static [u8],
+    pub(super) forgettings: u8,
+    /// Executions reported as failed while they run.
+    pub(super) abandons: u8,
+    /// Owners that lose patience: everyone who waits for a majority is told so.
+    pub(super) give_ups: u8,
+    pub(super) keyed_max: usize,
+    pub(super) unkeyed_max: usize,
+    /// So many of the first attempts are applied at the first peer, and everything they cause
+    /// has arrived, before exploration begins.
+    pub(super) settled: u8,
+    /// Links on which nothing arrives once the exploration has begun: from, to.
+    pub(super) cut: &'static [(u8, u8)],
+    /// An owner's own executions take no time.
+    pub(super) instant: bool,
+    /// Orders and results arrive again, too. In truth each travels once, on a stream of its own.
+    pub(super) echoes: bool,
+    /// Messages that can change nothing any more are dropped. What they could still do is to
+    /// tell a peer of a ballot it has outgrown; that they are lost is one of the cases anyway.
+    pub(super) prune: bool,
+    /// A restarted process takes its former identity.
+    pub(super) amnesia: bool,
+    /// A repeat names what its client has seen by then, not what it had seen at first.
+    pub(super) unpinned: bool,
+    /// A proposal may be reported as a failed execution.
+    pub(super) abandon_proposals: bool,
+}
+
+/// In a list of executors: the owner itself.
+pub(super) const SELF: u8 = u8::MAX;
+
+impl Setup {
+    pub(super) const PLAIN: Setup = Setup {
+        name: "",
+        peers: 3,
+        members: &[0, 1, 2],
+        born: Born::Named,
+        executors: &[SELF],
+        attempts: &[],
+        takers: &[],
+        takeovers: 0,
+        swaps: &[],
+        changes: 0,
+        heirs: &[],
+        hand_overs: 0,
+        restarters: &[],
+        restarts: 0,
+        forgetters: &[],
+        forgettings: 0,
+        abandons: 0,
+        give_ups: 0,
+        keyed_max: 4,
+        unkeyed_max: 4,
+        settled: 0,
+        cut: &[],
+        instant: true,
+        echoes: false,
+        prune: true,
+        amnesia: false,
+        unpinned: false,
+        abandon_proposals: false,
+    };
+}
