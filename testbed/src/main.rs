@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use warmhop_testbed::chaos::{self, faults::Kind};
 use warmhop_testbed::{commands, demo, terminal::Terminal};
 
 /// Launches, breaks and shows meshes of real peers on this machine.
@@ -44,6 +46,24 @@ enum Command {
     },
     /// A guided tour of the main job, on a mesh of its own.
     Demo,
+    /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
+    Chaos {
+        /// How many peers, from 3 to 15.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(3..=15))]
+        peers: u16,
+        /// For how long, such as 90s or 10m.
+        #[arg(long = "for", value_name = "T", default_value = "1m", value_parser = chaos::span)]
+        length: Duration,
+        /// Which faults, separated by commas. Without it: all.
+        #[arg(long, value_delimiter = ',', value_enum)]
+        faults: Vec<Kind>,
+        /// Repeats the schedule of an earlier run.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How many clients.
+        #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        clients: u32,
+    },
 }
 
 #[tokio::main]
@@ -54,6 +74,9 @@ async fn main() -> ExitCode {
         Command::Kill { name, signal } => commands::kill(&name, &signal).await,
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
+        Command::Chaos { peers, length, faults, seed, clients } => {
+            chaos::command(peers, length, faults, seed, clients).await
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

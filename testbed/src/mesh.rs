@@ -456,7 +456,11 @@ fn clear(folder: &Path) -> Result<()> {
     }
 }
 
-fn warmhop_cert(args: &[&str], out: &Path) -> Result<()> {
+/// Runs `warmhop cert`.
+///
+/// # Errors
+/// If it fails; with what it said.
+pub fn warmhop_cert(args: &[&str], out: &Path) -> Result<()> {
     let run = Command::new(crate::program("warmhop")?)
         .arg("cert")
         .args(args)

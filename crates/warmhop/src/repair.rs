@@ -32,12 +32,12 @@ impl Repair {
         }
         let view = node.view();
         let alive = alive(node, &view);
-        let newly_owned = node.store.take_newly_owned();
+        let to_look_at = node.store.take_to_look_at();
         self.missing_since.retain(|peer, _| !alive.contains(peer));
         let mut left = MENDED_AT_ONCE;
         let mut busy = false;
         if self.mended_for.as_ref() == Some(&alive) {
-            for key in newly_owned {
+            for key in to_look_at {
                 busy |= self.mend(node, &view, &alive, &key, &mut left);
             }
         } else {
@@ -64,9 +64,10 @@ impl Repair {
         let now = node.clock.now();
         let known = node.store.with(key, false, |machine, _, _| {
             let owner = machine.promised().map(|ballot| ballot.proposer);
-            (machine.is_owner(), machine.is_taking_over(), owner, machine.members().to_vec())
+            let whole = !machine.is_owner() || machine.is_whole();
+            (machine.is_owner(), machine.is_taking_over(), owner, machine.members().to_vec(), whole)
         });
-        let Some((owns, false, owner, members)) = known else { return known.is_some() };
+        let Some((owns, false, owner, members, complete)) = known else { return known.is_some() };
         for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
             self.missing_since.entry(peer).or_insert(now);
         }
@@ -86,6 +87,10 @@ impl Repair {
             && members.iter().all(|peer| alive.contains(peer))
             && members.len() >= node.store.policy().copies.clamp(1, 3).min(alive.len());
         if whole {
+            // Everyone is there, but somebody lacks the newest record.
+            if !complete {
+                node.store.with(key, false, |machine, ctx, _| machine.remind(ctx));
+            }
             return false;
         }
         let holding = Holding {

@@ -35,7 +35,7 @@ const SESSIONS_MAX: usize = 4_000_000;
 const DEAD_MAX: usize = 4096;
 /// How many sessions wait at most for a look at their members; others are looked at when next
 /// somebody comes or goes.
-const NEWLY_OWNED_MAX: usize = 16 * 1024;
+const TO_LOOK_AT_MAX: usize = 16 * 1024;
 /// How long a session that holds nothing, but that a client's token names, is kept as it is;
 /// after that its next request asks the other members whether they know better.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
@@ -68,22 +68,24 @@ pub(crate) struct Store {
     tickets: AtomicU64,
     /// Processes that are gone for good: their peers live again as others.
     dead: Mutex<LruCache<Incarnation, ()>>,
-    /// Sessions that were taken over here and may lack copies, or this peer among their members.
-    newly_owned: Mutex<Vec<SessionKey>>,
+    /// Sessions that may lack copies: taken over here, or with a member that lags behind.
+    to_look_at: Mutex<Vec<SessionKey>>,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
 
 struct Stripe {
     process: Process,
-    sessions: HashMap<SessionKey, Entry>,
+    /// Boxed: a table that doubles leaves half of its places empty.
+    sessions: HashMap<SessionKey, Box<Entry>>,
     wakes: BTreeSet<(Now, SessionKey)>,
     moves: LruCache<SessionKey, MoveCounter>,
 }
 
 struct Entry {
     machine: Session,
-    tickets: HashMap<Ticket, mpsc::Sender<Told>>,
+    /// The requests in line here, few at a time.
+    tickets: Vec<(Ticket, mpsc::Sender<Told>)>,
     wake: Option<Now>,
     was_owner: bool,
     /// When a session that holds nothing may be dropped; at once if no token names it.
@@ -119,7 +121,7 @@ impl Store {
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
             dead: Mutex::new(LruCache::new(dead)),
-            newly_owned: Mutex::default(),
+            to_look_at: Mutex::default(),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
@@ -206,14 +208,14 @@ impl Store {
             self.metrics.sessions_held.inc();
             let entry = Entry {
                 machine,
-                tickets: HashMap::new(),
+                tickets: Vec::new(),
                 wake: None,
                 was_owner: false,
                 keep_empty_until: Now::default(),
             };
-            stripe.sessions.insert(key.clone(), entry);
+            stripe.sessions.insert(key.clone(), Box::new(entry));
         }
-        stripe.sessions.get_mut(key)
+        stripe.sessions.get_mut(key).map(Box::as_mut)
     }
 
     fn carry_out(
@@ -234,10 +236,11 @@ impl Store {
                     if ballot.round > 1 {
                         self.metrics.takeovers.inc();
                     }
-                    let mut newly = self.lock_newly_owned();
-                    if newly.len() < NEWLY_OWNED_MAX {
-                        newly.push(key.clone());
-                    }
+                    self.look_at(key);
+                    continue;
+                }
+                Effect::Lagging => {
+                    self.look_at(key);
                     continue;
                 }
                 Effect::Deposed { by } => {
@@ -269,7 +272,7 @@ impl Store {
                 Effect::Again { ticket } => (ticket, Told::Again),
                 Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
             };
-            if let Some(waiting) = entry.tickets.get(&ticket) {
+            if let Some((_, waiting)) = entry.tickets.iter().find(|(known, _)| *known == ticket) {
                 // A full queue means a request that reads nothing: it is gone or stuck, and its
                 // guard will cancel it.
                 let _ = waiting.try_send(told);
@@ -377,13 +380,16 @@ impl Store {
         keys_in(&self.stripes[stripe], |machine| machine.version() > 0)
     }
 
-    /// The sessions that came to be owned here since this was last asked.
-    pub(crate) fn take_newly_owned(&self) -> Vec<SessionKey> {
-        std::mem::take(&mut *self.lock_newly_owned())
+    /// The sessions that came to need a look since this was last asked.
+    pub(crate) fn take_to_look_at(&self) -> Vec<SessionKey> {
+        std::mem::take(&mut *self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn lock_newly_owned(&self) -> MutexGuard<'_, Vec<SessionKey>> {
-        self.newly_owned.lock().unwrap_or_else(PoisonError::into_inner)
+    fn look_at(&self, key: &SessionKey) {
+        let mut waiting = self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < TO_LOOK_AT_MAX {
+            waiting.push(key.clone());
+        }
     }
 
     pub(crate) fn counts(&self) -> (u64, u64) {
@@ -482,7 +488,7 @@ impl Store {
             // The ticket is known before its first event can be sent.
             let mut stripe = self.stripe(key);
             let entry = self.entry(key, &mut stripe)?;
-            entry.tickets.insert(ticket, told);
+            entry.tickets.push((ticket, told));
             entry.keep_empty_until = entry.keep_empty_until.max(keep_empty_until);
         }
         let in_line =
@@ -498,7 +504,10 @@ impl Store {
         {
             let mut stripe = self.stripe(key);
             if let Some(entry) = stripe.sessions.get_mut(key) {
-                entry.tickets.remove(&ticket);
+                entry.tickets.retain(|(known, _)| *known != ticket);
+                if entry.tickets.is_empty() {
+                    entry.tickets = Vec::new();
+                }
             }
         }
         self.with(key, false, |machine, ctx, out| {

@@ -1,3 +1,82 @@
 //! Chaos: load and faults on a mesh of real processes, and a judge that saw neither.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`run`] | one run from its beginning to its end |
+//! | [`faults`] | what is done to the mesh |
+//! | [`judge`] | what the clients' histories prove |
+//! | [`history`] | what is written down during a run |
+//! | [`load`] | the clients |
+//! | [`relay`] | the network between the peers, which can be broken |
 
+pub mod faults;
 pub mod history;
+pub mod judge;
+pub mod load;
+pub mod relay;
+pub mod run;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::interrupted;
+use crate::terminal::Terminal;
+use crate::workspace;
+use faults::Kind;
+
+/// Reads a span of time such as `90s` or `10m`.
+///
+/// # Errors
+/// If it is none.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.trim_end_matches(|c: char| !c.is_ascii_digit()).len());
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("`{text}` is no span of time; write 90s, 10m or 1h")),
+    };
+    let count: u64 =
+        number.parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
+    Ok(Duration::from_secs(count.saturating_mul(seconds)))
+}
+
+/// `testbed/chaos`: a run, its verdict on one screen, and the files that tell more.
+///
+/// # Errors
+/// If a promise was broken, the mesh did not become whole again, or it was interrupted. Nothing
+/// it started is left behind.
+pub async fn command(
+    peers: u16,
+    length: Duration,
+    faults: Vec<Kind>,
+    seed: Option<u64>,
+    clients: u32,
+) -> Result<()> {
+    let terminal = Terminal::new();
+    let folder = workspace().join("target/testbed-chaos");
+    let kinds = if faults.is_empty() { Kind::ALL.to_vec() } else { faults };
+    let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+    terminal.line(format!(
+        "{peers} peers, {clients} clients, {length:?} of {}; seed {seed}",
+        names.join(", ")
+    ));
+    let options = run::Options { peers, length, kinds, clients, seed, folder: folder.clone() };
+    let history = tokio::select! {
+        history = run::run(&options) => history?,
+        () = interrupted() => bail!("interrupted; the peers have been stopped"),
+    };
+    let path = folder.join("history.json");
+    std::fs::write(&path, serde_json::to_vec(&history)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    let verdict = judge::judge(&history);
+    terminal.line(&verdict);
+    terminal.line(format!("\nhistory: {}", path.display()));
+    if !verdict.holds() {
+        bail!("a promise was broken; the peers' logs are under {}", folder.display());
+    }
+    terminal.line(terminal.green("Every promise was kept."));
+    Ok(())
+}

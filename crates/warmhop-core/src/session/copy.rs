@@ -11,6 +11,7 @@ use core::time::Duration;
 use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
 };
+use super::mutant::{self, Mutant};
 use super::recent;
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
@@ -87,7 +88,9 @@ impl Replica {
         if self.may_have_forgotten(me, cfg) {
             return Err(Shut::Nack(NackReason::Forgotten));
         }
-        if self.promised.is_some_and(|promised| promised > b) {
+        if self.promised.is_some_and(|promised| promised > b)
+            && !mutant::on(Mutant::VoteBelowPromise)
+        {
             return Err(Shut::Nack(NackReason::Higher));
         }
         Ok(())
@@ -209,7 +212,7 @@ impl Replica {
             Base::Held(at) => [chosen, self.accepted.as_ref()]
                 .into_iter()
                 .flatten()
-                .find(|record| record.p == *at)
+                .find(|record| record.p == *at || mutant::on(Mutant::AnyBase))
                 .map(|record| record.body.clone())
                 .ok_or(ExecDone::NeedBase),
         }

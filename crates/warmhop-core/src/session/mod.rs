@@ -43,6 +43,9 @@
 
 mod copy;
 pub mod message;
+#[cfg(test)]
+mod model;
+mod mutant;
 mod owner;
 mod recent;
 pub mod repair;
@@ -216,7 +219,8 @@ pub enum Failure {
         /// The likely owner, who can tell.
         to: Option<Incarnation>,
     },
-    /// Its execution failed or its executor was lost. The session did not change.
+    /// Its execution failed or its executor was lost. This owner proposes no change of it, but
+    /// an executor that was lost may have voted for one, which a takeover may find.
     ExecutionFailed,
 }
 
@@ -307,6 +311,9 @@ pub enum Effect {
     /// The session was written for the first time, under fewer members than it should have: there
     /// was nothing to bring to others before.
     FewCopies,
+    /// Some members did not take the newest chosen record, however often it was sent: see
+    /// [`Session::remind`].
+    Lagging,
     /// A change of members is complete.
     Opened {
         /// The members from here on.
@@ -347,7 +354,8 @@ pub struct Session {
     /// Whose votes are gone for good, in configurations up to which stamp: in all of them for
     /// those that answered `Dead` or `Fenced`.
     gone: BTreeMap<Incarnation, u64>,
-    belief: Belief,
+    /// Absent while nobody has said anything.
+    belief: Option<Box<Belief>>,
 }
 
 /// What others said of the session. Hints only.
@@ -368,8 +376,8 @@ impl Belief {
         }
     }
 
-    fn note_owner(&mut self, ballot: Option<Ballot>) {
-        self.owner = self.owner.max(ballot);
+    fn note_owner(&mut self, ballot: Ballot) {
+        self.owner = self.owner.max(Some(ballot));
     }
 }
 
@@ -420,7 +428,7 @@ impl Session {
             queue: VecDeque::new(),
             flights: Vec::new(),
             gone: BTreeMap::new(),
-            belief: Belief::default(),
+            belief: None,
         }
     }
 
@@ -432,8 +440,10 @@ impl Session {
         message: Message,
         out: &mut Effects,
     ) {
-        if self.belief.absent == Some(from) {
-            self.belief.absent = None;
+        if let Some(belief) = &mut self.belief
+            && belief.absent == Some(from)
+        {
+            belief.absent = None;
         }
         match message {
             Message::Prepare { b, cfg, want_body, polite, nonce, expiry } => {
@@ -454,9 +464,11 @@ impl Session {
             Message::NeedFull { p } => self.on_need_full(from, p, out),
             Message::Nack { reason, promised, cfg, watermark } => {
                 if let Some(cfg) = &cfg {
-                    self.belief.note_cfg(cfg);
+                    self.believed().note_cfg(cfg);
                 }
-                self.belief.note_owner(promised);
+                if let Some(by) = promised {
+                    self.believed().note_owner(by);
+                }
                 match reason {
                     NackReason::Higher => {
                         if let Some(by) = promised {
@@ -469,7 +481,7 @@ impl Session {
                         self.on_located(from);
                     }
                     NackReason::Fenced(into) => {
-                        self.belief.went_on = Some((into, from));
+                        self.believed().went_on = Some((into, from));
                         self.note_gone(from, u64::MAX);
                     }
                 }
@@ -489,11 +501,13 @@ impl Session {
             }
             Message::Located { p, cfg, promised, fenced, dead } => {
                 if let Some(cfg) = &cfg {
-                    self.belief.note_cfg(cfg);
+                    self.believed().note_cfg(cfg);
                 }
-                self.belief.note_owner(promised);
+                if let Some(by) = promised {
+                    self.believed().note_owner(by);
+                }
                 if let Some(into) = fenced {
-                    self.belief.went_on = Some((into, from));
+                    self.believed().went_on = Some((into, from));
                 }
                 for peer in dead {
                     self.peer_dead(peer);
@@ -502,7 +516,7 @@ impl Session {
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
             }
             Message::Invite { cfg } => {
-                self.belief.note_cfg(&cfg);
+                self.believed().note_cfg(&cfg);
                 out.push(Effect::Invited { cfg });
             }
             Message::Delta | Message::Lease | Message::Retire => {}
@@ -555,6 +569,14 @@ impl Session {
         out.push(Effect::Send { to: from, message });
     }
 
+    fn believed(&mut self) -> &mut Belief {
+        self.belief.get_or_insert_default()
+    }
+
+    fn believed_owner(&self) -> Option<Ballot> {
+        self.belief.as_ref().and_then(|belief| belief.owner)
+    }
+
     /// The votes of `peer` in configurations up to `stamp` are gone for good.
     fn note_gone(&mut self, peer: Incarnation, stamp: u64) {
         let known = self.gone.entry(peer).or_default();
@@ -601,16 +623,18 @@ impl Session {
     /// Drops everything held of the session, votes included. The watermark keeps every later
     /// entry of this process from voting where this one may have (I3).
     pub fn forget(&mut self, ctx: &mut Ctx<'_>) {
-        ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        if !mutant::on(mutant::Mutant::NoWatermark) {
+            ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
+        }
         self.role = Role::None;
         self.copy = Replica::new(ctx.process.watermark);
-        self.belief = Belief::default();
+        self.belief = None;
         self.gone.clear();
     }
 
     /// The links to `dead` are gone: what ran there has failed. Its copy may come back.
     pub fn peer_lost(&mut self, ctx: &mut Ctx<'_>, dead: Incarnation, out: &mut Effects) {
-        self.belief.absent = Some(dead);
+        self.believed().absent = Some(dead);
         self.settle(ctx, out);
     }
 
@@ -732,7 +756,7 @@ impl Session {
             Role::Owner(owner) => Some(&owner.cfg),
             _ => {
                 let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
-                let told = self.belief.cfg.as_ref();
+                let told = self.belief.as_ref().and_then(|belief| belief.cfg.as_ref());
                 // The later of two equals is returned: what is held rather than what is told.
                 told.into_iter().chain(held).max_by_key(|cfg| cfg.now.c)
             }
@@ -770,20 +794,23 @@ impl Session {
     /// The highest round heard of, for [`Session::take_over`].
     #[must_use]
     pub fn seen_round(&self) -> u64 {
-        let seen = self.copy.promised.max(self.belief.owner).max(self.ballot());
+        let seen = self.copy.promised.max(self.believed_owner()).max(self.ballot());
         seen.map_or(0, |ballot| ballot.round)
     }
 
     /// Who owns the session as far as this peer knows, unless that peer was lost since.
     #[must_use]
     pub fn known_owner(&self) -> Option<Incarnation> {
-        let best = self.copy.promised.max(self.belief.owner).max(self.ballot());
-        best.map(|ballot| ballot.proposer).filter(|peer| self.belief.absent != Some(*peer))
+        let absent = self.belief.as_ref().and_then(|belief| belief.absent);
+        let best = self.copy.promised.max(self.believed_owner()).max(self.ballot());
+        best.map(|ballot| ballot.proposer).filter(|peer| absent != Some(*peer))
     }
 
     /// Another peer told who owns the session, or tries to: the highest ballot that it promised.
     pub fn note_owner(&mut self, promised: Option<Ballot>) {
-        self.belief.note_owner(promised);
+        if let Some(by) = promised {
+            self.believed().note_owner(by);
+        }
     }
 
     /// Another peer, about to leave or to hand the session over, asks this one to take it over.

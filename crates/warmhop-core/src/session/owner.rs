@@ -6,7 +6,7 @@
 //! had anybody taken the session over before, one of that majority would have promised more.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -14,6 +14,7 @@ use core::time::Duration;
 use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, Message, NackReason, Record,
 };
+use super::mutant::{self, Mutant};
 use super::recent::{self, Known};
 use super::takeover::votes_are_gone;
 use super::{
@@ -57,7 +58,7 @@ pub(super) struct Flight {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Stage {
+pub(super) enum Stage {
     Turned,
     Running {
         executor: Incarnation,
@@ -88,9 +89,9 @@ pub(super) struct Owner {
     /// Requests may have their turns.
     pub(super) serving: bool,
     n_last: u64,
-    proposal: Option<Proposal>,
+    proposal: Option<Box<Proposal>>,
     /// Who is known to have accepted the chosen record.
-    holders: BTreeSet<Incarnation>,
+    holders: Few,
     laggards: Option<Resend>,
     /// The highest nonce each member answered at this ballot.
     answered: BTreeMap<Incarnation, u64>,
@@ -98,6 +99,31 @@ pub(super) struct Owner {
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
     yielding: Option<Yielding>,
+}
+
+/// A handful of members, in as little memory as they need.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Few(Vec<Incarnation>);
+
+impl Few {
+    fn contains(&self, peer: &Incarnation) -> bool {
+        self.0.contains(peer)
+    }
+
+    fn insert(&mut self, peer: Incarnation) {
+        if let Err(at) = self.0.binary_search(&peer) {
+            self.0.reserve_exact(1);
+            self.0.insert(at, peer);
+        }
+    }
+}
+
+impl FromIterator<Incarnation> for Few {
+    fn from_iter<I: IntoIterator<Item = Incarnation>>(peers: I) -> Self {
+        let mut few = Self::default();
+        peers.into_iter().for_each(|peer| few.insert(peer));
+        few
+    }
 }
 
 /// A hand-over under way: no new turns, and an invitation once the last request is done.
@@ -111,13 +137,13 @@ struct Yielding {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Proposal {
     record: Record,
-    votes: BTreeSet<Incarnation>,
+    votes: Few,
     resend: Resend,
     since: Now,
     /// The body need not be sent to those who hold it at this position.
     same_as: Option<Position>,
     /// Whoever asked for the whole body.
-    need_full: BTreeSet<Incarnation>,
+    need_full: Few,
 }
 
 impl Owner {
@@ -129,7 +155,7 @@ impl Owner {
             serving: false,
             n_last: 0,
             proposal: None,
-            holders: BTreeSet::new(),
+            holders: Few::default(),
             laggards: None,
             answered: BTreeMap::new(),
             asking: None,
@@ -239,6 +265,25 @@ impl Session {
         }
         self.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
         self.settle(ctx, out);
+    }
+
+    /// Whether, as its owner, this peer knows that every member holds the newest chosen record.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        let Role::Owner(owner) = &self.role else { return false };
+        owner.cfg.now.who.iter().all(|peer| owner.holders.contains(peer))
+    }
+
+    /// Sends the newest chosen record again to the members that are not known to hold it, as the
+    /// owner.
+    pub fn remind(&mut self, ctx: &mut Ctx<'_>) {
+        let whole = self.is_whole();
+        if let Role::Owner(owner) = &mut self.role
+            && !whole
+            && owner.chosen.is_some()
+        {
+            owner.laggards.get_or_insert_with(|| Resend::new(ctx));
+        }
     }
 
     /// Lets `to` take the session over once nothing is under way here: it gets an invitation,
@@ -402,11 +447,19 @@ impl Session {
                 && matches!(flight.stage, Stage::Running { p: at, .. } if at == p)
         });
         // Late results are ignored: their number is spent.
-        let Some(at) = running else { return };
+        let Some(at) = running else {
+            self.late_result(ctx, ticket, p, outcome, out);
+            return;
+        };
         let Stage::Running { executor, base, .. } = self.flights[at].stage else { return };
         match outcome {
             Outcome::Failed => {
                 self.flights.remove(at);
+                if let (true, Role::Owner(owner)) =
+                    (mutant::on(Mutant::ReuseNumber), &mut self.role)
+                {
+                    owner.n_last -= u64::from(p.is_some());
+                }
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
             }
             Outcome::NeedBase => self.order_again(ctx, at, executor, out),
@@ -447,6 +500,37 @@ impl Session {
             }
         }
         self.settle(ctx, out);
+    }
+
+    /// A result nobody waits for is dropped; what some of the mutants do with it instead.
+    fn late_result(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        ticket: Ticket,
+        p: Option<Position>,
+        outcome: Outcome,
+        out: &mut Effects,
+    ) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        match (outcome, p) {
+            (Outcome::Changed { body, voted: _ }, Some(p))
+                if mutant::on(Mutant::LateResult)
+                    && owner.proposal.is_none()
+                    && self.flights.is_empty()
+                    && p.ballot == owner.b =>
+            {
+                let record = Record { p, cfg: owner.cfg.clone(), body };
+                self.propose(ctx, record, None, None, out);
+                self.settle(ctx, out);
+            }
+            (Outcome::Failed, Some(_)) if mutant::on(Mutant::AbandonProposal) => {
+                owner.proposal = None;
+                self.flights.retain(|flight| flight.ticket() != ticket);
+                out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
+                self.settle(ctx, out);
+            }
+            _ => {}
+        }
     }
 
     fn order_again(
@@ -518,16 +602,16 @@ impl Session {
             (Some(chosen), Some(at)) if chosen.p == at => {
                 record.cfg.everyone().into_iter().filter(|it| !owner.holders.contains(it)).collect()
             }
-            _ => BTreeSet::new(),
+            _ => Few::default(),
         };
-        owner.proposal = Some(Proposal {
+        owner.proposal = Some(Box::new(Proposal {
             record,
             votes: voter.into_iter().collect(),
             resend: Resend::new(ctx),
             since: ctx.now,
             same_as,
             need_full,
-        });
+        }));
         self.vote_myself(ctx);
         self.send_accepts(ctx, out);
     }
@@ -629,7 +713,7 @@ impl Session {
     /// outcome; the rest goes to whoever owns the session.
     pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         self.role = Role::None;
-        self.belief.note_owner(Some(by));
+        self.believed().note_owner(by);
         out.push(Effect::Deposed { by });
         let to = self.known_owner();
         for flight in core::mem::take(&mut self.flights) {
@@ -672,6 +756,13 @@ impl Session {
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
         self.settle_hand_over(ctx, out);
+        // Most sessions are idle most of the time, and then keep no room for requests.
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+        if self.flights.is_empty() {
+            self.flights = Vec::new();
+        }
     }
 
     fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
@@ -689,15 +780,23 @@ impl Session {
     fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(proposal) = &owner.proposal else { return };
-        let deciders = proposal.record.cfg.deciders();
-        if !deciders.majority(|peer| proposal.votes.contains(&peer)) {
+        let mut deciders = proposal.record.cfg.deciders();
+        if mutant::on(Mutant::SealByNew) {
+            deciders = &proposal.record.cfg.now;
+        }
+        let enough = deciders.majority(|peer| proposal.votes.contains(&peer))
+            || mutant::on(Mutant::LoneVote) && proposal.votes.0.iter().any(|peer| *peer != ctx.me)
+            || mutant::on(Mutant::OpenEarly) && proposal.record.cfg.prev.is_some()
+            || mutant::on(Mutant::ReleaseEarly) && owner.serving;
+        if !enough {
             let deciders = deciders.clone();
             if self.is_beyond_hope(&deciders) {
                 self.give_up(out);
             }
             return;
         }
-        let Some(Proposal { record, votes, .. }) = owner.proposal.take() else { return };
+        let Some(proposal) = owner.proposal.take() else { return };
+        let Proposal { record, votes, .. } = *proposal;
         if record.cfg.prev.is_some() {
             // A seal is chosen: its open form follows, to the new members (I5).
             let p = owner.next_position();
@@ -754,7 +853,7 @@ impl Session {
     fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
         // Nobody else can know of it, so nobody can have taken it over.
-        if owner.unnamed {
+        if owner.unnamed || mutant::on(Mutant::Unconfirmed) {
             return true;
         }
         let flight = &self.flights[at];
@@ -786,6 +885,7 @@ impl Session {
         let waiting = self.flights.iter().any(|flight| flight.nonce.is_some());
         if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
             owner.asking = None;
+            owner.answered.clear();
         }
         let Role::Owner(owner) = &self.role else { return };
         let confirming =
@@ -873,6 +973,7 @@ impl Session {
         let resend_proposal = owner.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
         if owner.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
             owner.laggards = None;
+            out.push(Effect::Lagging);
         }
         if owner.proposal.is_none()
             && owner.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
@@ -966,5 +1067,37 @@ fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
             expiry,
         };
         out.push(Effect::Send { to, message });
+    }
+}
+
+/// What the model check has to see of the owner.
+#[cfg(test)]
+impl Session {
+    /// As after a token left that names the session.
+    pub(super) fn name(&mut self) {
+        if let Role::Owner(owner) = &mut self.role {
+            owner.unnamed = false;
+        }
+    }
+
+    /// The requests whose turn has come, how each stands, and at which ballot.
+    pub(super) fn flying(&self) -> impl Iterator<Item = (Ticket, Stage, Option<Ballot>)> {
+        self.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
+    }
+
+    /// Where the newest record that it knows to be chosen stands.
+    pub(super) fn newest_chosen(&self) -> Option<Position> {
+        match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref().map(|record| record.p),
+            _ => None,
+        }
+    }
+
+    /// What it proposes.
+    pub(super) fn proposing(&self) -> Option<&Record> {
+        match &self.role {
+            Role::Owner(owner) => owner.proposal.as_ref().map(|proposal| &proposal.record),
+            _ => None,
+        }
     }
 }

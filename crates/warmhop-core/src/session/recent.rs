@@ -7,8 +7,10 @@
 //! first attempt, and is refused rather than applied twice (I6).
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use super::message::{Body, Exec, Recent, Stored};
+use super::mutant::{self, Mutant};
 use crate::config::SessionPolicy;
 use crate::ids::RequestKey;
 
@@ -44,7 +46,9 @@ pub(super) fn look_up(
     let floor = if keyed { body.floor_keyed } else { body.floor_unkeyed };
     match seen {
         // The lowest number it can have been applied at is `seen + 1`.
-        Some(seen) if seen.saturating_add(1) < floor => Known::BelowFloor,
+        Some(seen) if seen.saturating_add(1) < floor && !mutant::on(Mutant::NoFloor) => {
+            Known::BelowFloor
+        }
         _ => Known::No,
     }
 }
@@ -66,9 +70,12 @@ pub(super) fn compose(
         }
         other => other,
     };
+    // Exactly as long as it will be: a session keeps it for as long as it lives.
+    let mut recent = Vec::with_capacity(base.recent.len() + 1);
+    recent.extend_from_slice(&base.recent);
     let mut body = Body {
         state: change.unwrap_or_else(|| base.state.clone()),
-        recent: base.recent.clone(),
+        recent,
         floor_keyed: base.floor_keyed,
         floor_unkeyed: base.floor_unkeyed,
         expiry: base.expiry.max(exec.expiry),
@@ -118,7 +125,6 @@ fn evict(body: &mut Body, keyed: bool, max: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
 
     use crate::ids::{Ballot, Incarnation, Position, WallTime};
     use crate::session::message::{Base, Config, Members};

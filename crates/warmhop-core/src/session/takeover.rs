@@ -11,6 +11,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::message::{AcceptedInfo, Config, Members, Message, NackReason, Record};
+use super::mutant::{self, Mutant};
 use super::owner::Owner;
 use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
@@ -87,7 +88,11 @@ impl Takeover {
     }
 
     fn highest(&self) -> Option<&AcceptedInfo> {
-        self.promises.values().filter_map(|promised| promised.accepted.as_ref()).max_by_key(|i| i.p)
+        let accepted = self.promises.values().filter_map(|promised| promised.accepted.as_ref());
+        if mutant::on(Mutant::NumberFirst) {
+            return accepted.max_by_key(|info| (info.p.n, info.p.ballot));
+        }
+        accepted.max_by_key(|info| info.p)
     }
 }
 
@@ -105,7 +110,7 @@ impl Session {
         out: &mut Effects,
     ) {
         if let Some(cfg) = &token {
-            self.belief.note_cfg(cfg);
+            self.believed().note_cfg(cfg);
         }
         let peers: Vec<_> =
             peers.iter().copied().filter(|peer| *peer != ctx.me).take(ASKED_MAX).collect();
@@ -115,7 +120,8 @@ impl Session {
             self.redirect_all(None, out);
             return;
         }
-        let round = seen_round.max(self.seen_round()).max(ctx.process.round_ctr).saturating_add(1);
+        let used = if mutant::on(Mutant::ReuseBallot) { 0 } else { ctx.process.round_ctr };
+        let round = seen_round.max(self.seen_round()).max(used).saturating_add(1);
         ctx.process.round_ctr = round;
         let b = Ballot { round, proposer: ctx.me };
         self.role = Role::Preparing(Box::new(Takeover {
@@ -235,7 +241,11 @@ impl Session {
             let known = takeover.asked.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
             let newer = match &found {
                 Some(info) if !takeover.asked.contains(&info.cfg) => Some(&info.cfg),
-                _ => self.belief.cfg.as_ref().filter(|cfg| cfg.now.c > known),
+                _ => self
+                    .belief
+                    .as_ref()
+                    .and_then(|belief| belief.cfg.as_ref())
+                    .filter(|cfg| cfg.now.c > known),
             };
             let missing = newer.or(takeover.token.as_ref());
             if let Some(cfg) = missing.filter(|cfg| !takeover.asked.contains(cfg)).cloned() {
@@ -246,14 +256,24 @@ impl Session {
                 Some(info) => Some(info.cfg.clone()),
                 None => takeover.token.clone(),
             };
-            let covered = target
-                .as_ref()
-                .is_some_and(|cfg| cfg.sets().all(|set| takeover.covers_majority(set)));
+            let suffices = |cfg: &Config| {
+                cfg.sets().all(|set| {
+                    takeover.covers_majority(set)
+                        || mutant::on(Mutant::SkipPromises)
+                        || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
+                        || mutant::on(Mutant::CoverNew) && cfg.prev.as_ref() == Some(set)
+                })
+            };
+            let covered = target.as_ref().is_some_and(suffices);
             if let Some(cfg) = target.filter(|_| covered) {
                 match found {
                     Some(AcceptedInfo { p, cfg, body: Some(body) }) => {
                         let record = Record { p, cfg, body };
                         self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
+                        if mutant::on(Mutant::NoReassert) {
+                            self.serve_at_once(record);
+                            return;
+                        }
                         self.reassert(ctx, record, out);
                     }
                     // A majority holds nothing: nothing was ever chosen.
@@ -290,7 +310,12 @@ impl Session {
                 // Nobody has heard of it.
                 out.push(Effect::GaveUp);
                 self.redirect_all(None, out);
-            } else if let Some((into, by)) = self.belief.went_on.filter(|(_, by)| *by != ctx.me) {
+            } else if let Some((into, by)) = self
+                .belief
+                .as_ref()
+                .and_then(|belief| belief.went_on)
+                .filter(|(_, by)| *by != ctx.me)
+            {
                 self.fail_all(Failure::WentOn { into, by }, out);
             } else {
                 out.push(Effect::Lost);
@@ -308,6 +333,14 @@ impl Session {
     /// Whether `peer` will never vote in `cfg` again.
     pub(super) fn is_gone(&self, peer: Incarnation, cfg: &Config) -> bool {
         votes_are_gone(&self.gone, peer, cfg)
+    }
+
+    /// What [`Mutant::NoReassert`] does instead of reasserting.
+    fn serve_at_once(&mut self, record: Record) {
+        if let Role::Owner(owner) = &mut self.role {
+            owner.chosen = Some(record);
+            owner.serving = true;
+        }
     }
 
     /// Whether so many of `set` are gone for good that no majority of it can come about.

@@ -1,0 +1,82 @@
+//! The model check: every order of events within a bound, over the machines themselves.
+//!
+//! Messages that were sent stay sent, and any of them may arrive at any time, again, or never:
+//! that is loss, duplication, reordering and delay. A crash is silence, a restart another
+//! incarnation. Time stands still; losing patience is an event like any other. The state of a
+//! session is the list of the requests applied, so that the history is looked at directly.
+//!
+//! The small bound runs with the other tests. The large one explores each setup to its end, or
+//! to as many states as `STATES` says (some 100 bytes each are kept, and the states of the two
+//! outermost levels whole):
+//!
+//! ```text
+//! STATES=20000000 cargo test --release -p warmhop-core --lib model::deep -- --ignored --nocapture
+//! ```
+
+mod explore;
+mod judge;
+mod mutants;
+mod narrate;
+mod setups;
+mod world;
+
+use std::println;
+
+use explore::explore;
+use world::Setup;
+
+/// Explores a setup and asserts that nothing breaks.
+fn holds(setup: Setup, states_max: usize) {
+    let report = explore(setup, states_max);
+    println!(
+        "{}: {} states, {} steps deep, {:.1} s{}",
+        report.name,
+        report.states,
+        report.depth,
+        report.took.as_secs_f32(),
+        if report.complete { ", all" } else { "" },
+    );
+    if let Some(found) = report.found {
+        for (at, step) in (1..).zip(&found.steps) {
+            println!("{at:>4}  {step}");
+        }
+        panic!("{:?}: {}", found.violation.invariant, found.violation.how);
+    }
+}
+
+/// How many states of each setup the tests look at in passing.
+const SMALL: usize = 250_000;
+
+macro_rules! setups {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            holds(setups::$name(), SMALL);
+        })*
+
+        /// The same setups to their ends.
+        mod deep {
+            $(#[test]
+            #[ignore = "takes minutes and gigabytes; the command is in the module's docs"]
+            fn $name() {
+                let states = std::env::var("STATES").map_or(2_000_000, |text| {
+                    text.parse().expect("STATES is a number")
+                });
+                super::holds(super::setups::$name(), states);
+            })*
+        }
+    };
+}
+
+setups!(
+    delegated_writes,
+    competing_takeovers,
+    takeover_against_change_of_members,
+    amnesia_and_forgetting,
+    repeats_and_floors,
+    reads_under_takeover,
+    hand_over_and_shared_reads,
+    drawn_and_repeated,
+    echoed_orders,
+    competing_takeovers_against_change_of_members,
+);

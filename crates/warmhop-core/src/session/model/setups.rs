@@ -1,0 +1,159 @@
+//! What is explored.
+
+use super::world::{Attempt, Born, Kind, SELF, Setup};
+
+const fn attempt(number: u8, kind: Kind, keyed: bool) -> Attempt {
+    Attempt { number, kind, keyed }
+}
+
+pub(super) const WRITE_1: Attempt = attempt(1, Kind::Write, false);
+pub(super) const WRITE_2: Attempt = attempt(2, Kind::Write, false);
+pub(super) const KEYED_1: Attempt = attempt(1, Kind::Write, true);
+pub(super) const KEYED_2: Attempt = attempt(2, Kind::Write, true);
+pub(super) const READ: Attempt = attempt(9, Kind::Read, false);
+pub(super) const LOOK: Attempt = attempt(8, Kind::Look, false);
+const LIAR: Attempt = attempt(7, Kind::Liar, false);
+
+/// The owner's app is cold: another member runs its requests, and may crash or be given up.
+pub(super) fn delegated_writes() -> Setup {
+    Setup {
+        name: "delegated writes",
+        executors: &[SELF, 1],
+        instant: false,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[2],
+        takeovers: 1,
+        abandons: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// Two peers take over, one of them no member.
+pub(super) fn competing_takeovers() -> Setup {
+    Setup {
+        name: "competing takeovers",
+        peers: 4,
+        executors: &[1],
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 3],
+        takeovers: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// A member is replaced while another peer takes over.
+pub(super) fn takeover_against_change_of_members() -> Setup {
+    Setup {
+        name: "takeover against change of members",
+        settled: 1,
+        peers: 4,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1],
+        takeovers: 1,
+        swaps: &[(Some(2), Some(3))],
+        changes: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// A member restarts, another forgets, and the members change so that it may come back.
+pub(super) fn amnesia_and_forgetting() -> Setup {
+    Setup {
+        name: "amnesia and forgetting",
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 2],
+        takeovers: 1,
+        swaps: &[(Some(2), Some(2))],
+        changes: 1,
+        restarters: &[2],
+        restarts: 1,
+        forgetters: &[1],
+        forgettings: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// A request is repeated while others push it out of what is remembered.
+pub(super) fn repeats_and_floors() -> Setup {
+    Setup {
+        name: "repeats and floors",
+        instant: false,
+        attempts: &[KEYED_1, KEYED_2, KEYED_1],
+        takers: &[1],
+        takeovers: 1,
+        abandons: 1,
+        give_ups: 1,
+        keyed_max: 1,
+        unkeyed_max: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// Reads at an owner that may have been deposed.
+pub(super) fn reads_under_takeover() -> Setup {
+    Setup {
+        name: "reads under takeover",
+        executors: &[SELF, 1],
+        attempts: &[WRITE_1, READ, LOOK],
+        takers: &[1],
+        takeovers: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// The first change of a session is chosen after everyone lost patience, and repeated.
+pub(super) fn drawn_and_repeated() -> Setup {
+    Setup {
+        name: "drawn and repeated",
+        born: Born::Drawn,
+        attempts: &[KEYED_1, KEYED_1, WRITE_2, READ],
+        takers: &[1],
+        takeovers: 1,
+        give_ups: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// Orders and results that arrive twice, and an executor that restarts.
+pub(super) fn echoed_orders() -> Setup {
+    Setup {
+        name: "echoed orders",
+        executors: &[1],
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[2],
+        takeovers: 1,
+        restarters: &[1],
+        restarts: 1,
+        abandons: 1,
+        echoes: true,
+        ..Setup::PLAIN
+    }
+}
+
+/// Two peers take over, one after a change of members that it has not heard of.
+pub(super) fn competing_takeovers_against_change_of_members() -> Setup {
+    Setup {
+        name: "competing takeovers against change of members",
+        peers: 4,
+        settled: 1,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[1, 3],
+        takeovers: 2,
+        swaps: &[(Some(2), Some(3))],
+        changes: 1,
+        ..Setup::PLAIN
+    }
+}
+
+/// A request that was declared safe changes the session, beside a read; the owner leaves.
+pub(super) fn hand_over_and_shared_reads() -> Setup {
+    Setup {
+        name: "hand-over and shared reads",
+        born: Born::Drawn,
+        attempts: &[WRITE_1, LIAR, READ],
+        takeovers: 1,
+        heirs: &[1],
+        hand_overs: 1,
+        ..Setup::PLAIN
+    }
+}

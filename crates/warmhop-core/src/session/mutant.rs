@@ -1,0 +1,65 @@
+//! Deliberate faults, so that the model check can show that it would notice them. Outside of
+//! tests none exists: `on` is a constant there and costs nothing.
+
+/// One fault of the machines. Faults of the environment are in the model's world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "a fault is switched on by tests only"))]
+pub(super) enum Mutant {
+    /// An executor's vote alone counts as a quorum.
+    LoneVote,
+    /// A proposal that left is abandoned when its execution is reported as failed.
+    AbandonProposal,
+    /// The result of an abandoned execution is proposed after all.
+    LateResult,
+    /// What was forgotten of the requests leaves no floor.
+    NoFloor,
+    /// An abandoned number is given out again.
+    ReuseNumber,
+    /// A takeover does not wait for promises.
+    SkipPromises,
+    /// A copy votes below what it promised.
+    VoteBelowPromise,
+    /// Forgetting leaves no watermark.
+    NoWatermark,
+    /// The open configuration is proposed before its seal is chosen.
+    OpenEarly,
+    /// A response leaves with its proposal.
+    ReleaseEarly,
+    /// A seal is chosen by the new members.
+    SealByNew,
+    /// A takeover that finds a seal covers the old members only.
+    CoverOld,
+    /// A takeover that finds a seal covers the new members only.
+    CoverNew,
+    /// Reads are not confirmed.
+    Unconfirmed,
+    /// An executor runs on whatever record it holds.
+    AnyBase,
+    /// A takeover serves what it found before it is chosen again.
+    NoReassert,
+    /// A takeover takes the highest number, whatever its ballot.
+    NumberFirst,
+    /// A takeover's round heeds what was heard, not what this process used.
+    ReuseBallot,
+}
+
+#[cfg(not(test))]
+pub(super) const fn on(_: Mutant) -> bool {
+    false
+}
+
+#[cfg(test)]
+std::thread_local! {
+    static CURRENT: core::cell::Cell<Option<Mutant>> = const { core::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+pub(super) fn on(mutant: Mutant) -> bool {
+    CURRENT.get() == Some(mutant)
+}
+
+/// Switches one fault on, or all off, for this thread.
+#[cfg(test)]
+pub(super) fn set(mutant: Option<Mutant>) {
+    CURRENT.set(mutant);
+}

@@ -1,0 +1,244 @@
+//! What is done to the mesh: one fault after the other from a seeded schedule, each undone before
+//! the next, with time for the mesh to repair itself in between, since that is what is promised.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use nix::sys::signal::Signal;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use tokio::time::sleep;
+
+use super::history::{Fault, Micros};
+use super::load::Load;
+use super::relay::{Relay, Rule};
+use crate::mesh::{Mesh, warmhop_cert};
+
+/// How long the mesh may take to be whole again after a fault.
+const WHOLE_WITHIN: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(100);
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Kind {
+    /// A peer is killed (SIGKILL) and started again.
+    Kill,
+    /// An app's process is killed.
+    App,
+    /// A peer is stopped (SIGSTOP) for 1 to 10 s and goes on.
+    Pause,
+    /// One peer is cut off from all others, in both directions.
+    Partition,
+    /// What one peer sends to the others is lost; what they send arrives.
+    OneWay,
+    /// Links lose 5 to 30 % of what passes and hold the rest back for 5 to 60 ms.
+    Loss,
+    /// One link is cut in the middle of whatever passes.
+    Cut,
+    /// Every peer in turn is ended in an orderly way and started again.
+    Roll,
+    /// A peer's certificate is replaced under load.
+    Rotate,
+    /// Two peers are killed at once: sessions may be lost, and must then be reported lost.
+    Two,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Kill,
+        Self::App,
+        Self::Pause,
+        Self::Partition,
+        Self::OneWay,
+        Self::Loss,
+        Self::Cut,
+        Self::Roll,
+        Self::Rotate,
+        Self::Two,
+    ];
+
+    /// Its name on the command line and in the report.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::App => "app",
+            Self::Pause => "pause",
+            Self::Partition => "partition",
+            Self::OneWay => "one-way",
+            Self::Loss => "loss",
+            Self::Cut => "cut",
+            Self::Roll => "roll",
+            Self::Rotate => "rotate",
+            Self::Two => "two",
+        }
+    }
+}
+
+/// Breaks one mesh.
+pub struct Breaker {
+    /// The mesh.
+    pub mesh: Mesh,
+    /// Its network.
+    pub relay: Relay,
+    /// The run's clock.
+    pub load: Arc<Load>,
+    /// Where the schedule comes from.
+    pub rng: SmallRng,
+    /// What was done.
+    pub faults: Vec<Fault>,
+}
+
+impl Breaker {
+    /// Does one thing of the kind, undoes it, and waits until the mesh is whole.
+    ///
+    /// # Errors
+    /// If a peer cannot be started again, or the mesh does not become whole in time.
+    pub async fn one(&mut self, kind: Kind) -> Result<()> {
+        let began = self.load.now();
+        let victim = self.rng.random_range(0..self.mesh.peers().len());
+        let (peers, what) = match kind {
+            Kind::Kill => self.kill(&[victim]).await?,
+            Kind::Two => {
+                let other = (victim + 1) % self.mesh.peers().len();
+                self.kill(&[victim, other]).await?
+            }
+            Kind::App => self.kill_app(victim)?,
+            Kind::Pause => self.pause(victim).await?,
+            Kind::Partition => self.cut_off(victim, true).await,
+            Kind::OneWay => self.cut_off(victim, false).await,
+            Kind::Loss => self.lose().await,
+            Kind::Cut => self.cut(victim).await,
+            Kind::Roll => self.roll().await?,
+            Kind::Rotate => self.rotate(victim)?,
+        };
+        self.wrote(kind, began, peers, what);
+        self.whole(kind.name()).await
+    }
+
+    fn wrote(&mut self, kind: Kind, began: Micros, peers: Vec<usize>, what: String) {
+        let peers = peers.iter().map(|peer| self.mesh.peer(*peer).name.clone()).collect();
+        let ended = self.load.now();
+        let may_lose = kind == Kind::Two;
+        let kind = kind.name().to_owned();
+        self.faults.push(Fault { kind, peers, what, began, ended, may_lose });
+    }
+
+    async fn for_between(&mut self, low_ms: u64, high_ms: u64) -> Duration {
+        let span = Duration::from_millis(self.rng.random_range(low_ms..high_ms));
+        sleep(span).await;
+        span
+    }
+
+    async fn kill(&mut self, victims: &[usize]) -> Result<(Vec<usize>, String)> {
+        for victim in victims {
+            self.mesh.kill(*victim)?;
+        }
+        let down = self.for_between(500, 6_000).await;
+        for victim in victims {
+            self.mesh.start(*victim)?;
+        }
+        Ok((victims.to_vec(), format!("killed, started again after {down:.1?}")))
+    }
+
+    fn kill_app(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
+        let descendants = self.mesh.peer(victim).process().map(|it| it.descendants());
+        let apps = descendants.unwrap_or_default();
+        let Some(app) = apps.iter().find(|process| process.command().contains("ledger")) else {
+            return Ok((vec![victim], "its app did not run".to_owned()));
+        };
+        app.signal(Signal::SIGKILL)?;
+        Ok((vec![victim], "its app was killed".to_owned()))
+    }
+
+    async fn pause(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
+        let Some(process) = self.mesh.peer(victim).process() else { bail!("no peer to stop") };
+        process.signal(Signal::SIGSTOP)?;
+        let span = self.for_between(1_000, 10_000).await;
+        process.signal(Signal::SIGCONT)?;
+        Ok((vec![victim], format!("stopped for {span:.1?}")))
+    }
+
+    async fn cut_off(&mut self, victim: usize, both_ways: bool) -> (Vec<usize>, String) {
+        for other in (0..self.mesh.peers().len()).filter(|other| *other != victim) {
+            self.relay.set(victim, other, Rule::CUT);
+            if both_ways {
+                self.relay.set(other, victim, Rule::CUT);
+            }
+        }
+        let span = self.for_between(3_000, 12_000).await;
+        self.relay.heal();
+        let how = if both_ways { "cut off" } else { "unheard" };
+        (vec![victim], format!("{how} for {span:.1?}"))
+    }
+
+    async fn lose(&mut self) -> (Vec<usize>, String) {
+        let loss = f64::from(self.rng.random_range(5_u32..30)) / 100.0;
+        let delay = Duration::from_millis(self.rng.random_range(5..60));
+        let count = self.mesh.peers().len();
+        for (from, to) in (0..count).flat_map(|from| (0..count).map(move |to| (from, to))) {
+            self.relay.set(from, to, Rule { loss, delay });
+        }
+        let span = self.for_between(5_000, 12_000).await;
+        self.relay.heal();
+        let what = format!("{:.0} % lost, {delay:?} later, for {span:.1?}", loss * 100.0);
+        ((0..count).collect(), what)
+    }
+
+    async fn cut(&mut self, victim: usize) -> (Vec<usize>, String) {
+        let other = (victim + 1) % self.mesh.peers().len();
+        self.relay.set(victim, other, Rule::CUT);
+        self.relay.set(other, victim, Rule::CUT);
+        let span = self.for_between(2_000, 8_000).await;
+        self.relay.heal();
+        (vec![victim, other], format!("the link between them cut for {span:.1?}"))
+    }
+
+    async fn roll(&mut self) -> Result<(Vec<usize>, String)> {
+        let count = self.mesh.peers().len();
+        for index in 0..count {
+            self.mesh.stop(index).await?;
+            self.mesh.start(index)?;
+            self.whole("a restart of a rolling restart").await?;
+        }
+        Ok(((0..count).collect(), "each ended and started in turn".to_owned()))
+    }
+
+    fn rotate(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
+        let peer = self.mesh.peer(victim);
+        let certs = peer.folder().join("certs");
+        let ca = peer.folder().join("../ca");
+        let ca = ca.to_string_lossy().into_owned();
+        warmhop_cert(&["peer", &peer.name, "--force", "--ca", &ca, "--out"], &certs)?;
+        Ok((vec![victim], "its certificate was replaced".to_owned()))
+    }
+
+    /// Waits until every peer sees every other and no session has fewer copies than it should.
+    async fn whole(&mut self, after: &str) -> Result<()> {
+        self.mesh.formed().await?;
+        let wanted = self.mesh.peers().len().min(3) as u64;
+        let until = Instant::now() + WHOLE_WITHIN;
+        loop {
+            let (mut owned, mut copies, mut alive) = (0, 0, 0);
+            for peer in self.mesh.peers() {
+                if let Ok(status) = peer.status().await {
+                    owned += status["sessions"]["owned"].as_u64().unwrap_or(0);
+                    copies += status["sessions"]["copies"].as_u64().unwrap_or(0);
+                    alive += 1;
+                }
+            }
+            if alive == self.mesh.peers().len() && copies >= owned * wanted {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!(
+                    "{WHOLE_WITHIN:?} after {after}, {owned} owned sessions have {copies} copies, \
+                     and {alive} peers answer"
+                );
+            }
+            sleep(POLL).await;
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Judges a run by what its clients saw, knowing nothing of how the mesh works.
+//!
+//! Each session is a list to which operations append, and every answer shows the whole list as
+//! the operation left or found it. That makes linearizability (Herlihy and Wing, 1990) exact and
+//! cheap to decide, where in general one has to search (Wing and Gong, 1993): the longest answer
+//! gives the order of all appends that took effect, every other answer must be a beginning of it,
+//! and so each operation has one place in that order. An append stands where its item stands; a
+//! read stands behind the last item that it saw. Placing them so is the only possibility, so the
+//! history is linearizable if and only if no operation that ended before another began stands
+//! behind it. An append whose outcome the client never learnt never ended; where no answer shows
+//! it, it may as well not have happened.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::history::{Attempt, Fault, History, Micros, Operation, Outcome, Thread};
+
+/// How long after a fault what it did may still be felt.
+pub const GRACE: Micros = 20_000_000;
+const EXAMPLES_MAX: usize = 10;
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The schedule's seed.
+    pub seed: u64,
+    /// How long the run took.
+    pub length: Micros,
+    /// Attempts of clients.
+    pub requests: u64,
+    /// Those that the app answered.
+    pub answered: u64,
+    /// Sessions.
+    pub sessions: u64,
+    /// Appends that were acknowledged.
+    pub acknowledged: u64,
+    /// Faults by kind.
+    pub faults: BTreeMap<String, u64>,
+    /// How long clients went without an answer, by the kind of fault.
+    pub unavailable: BTreeMap<String, Unavailable>,
+    /// Errors that clients saw, by what they were and why they were allowed.
+    pub errors: BTreeMap<String, u64>,
+    /// Errors with no fault near that could explain them.
+    pub unexplained: u64,
+    /// Acknowledged appends that were not there afterwards.
+    pub lost: u64,
+    /// Items that occur twice.
+    pub doubled: u64,
+    /// Answers that lacked what had been acknowledged before, and came back later.
+    pub stale: u64,
+    /// Sessions of which two answers contradict each other.
+    pub split: u64,
+    /// Operations in an order that real time forbids.
+    pub disordered: u64,
+    /// Sessions that the mesh reported lost after a fault that may lose them.
+    pub reported_lost: u64,
+    /// Sessions that it reported lost without such a fault.
+    pub lost_without_cause: u64,
+    /// Some of what was wrong, told.
+    pub examples: Vec<String>,
+}
+
+/// Times without an answer, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unavailable {
+    /// The median over clients and faults.
+    pub p50: Micros,
+    /// The 99th percentile.
+    pub p99: Micros,
+    /// The longest.
+    pub longest: Micros,
+}
+
+impl Verdict {
+    /// Whether every promise was kept.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let broken = self.lost
+            + self.doubled
+            + self.stale
+            + self.split
+            + self.disordered
+            + self.lost_without_cause;
+        broken == 0
+    }
+
+    fn tell(&mut self, what: String) {
+        if self.examples.len() < EXAMPLES_MAX {
+            self.examples.push(what);
+        }
+    }
+}
+
+/// One operation with all its attempts.
+struct Done<'a> {
+    first: &'a Attempt,
+    /// When it was answered.
+    ended: Option<Micros>,
+    items: Option<&'a [String]>,
+}
+
+impl Done<'_> {
+    fn item(&self) -> Option<&str> {
+        match &self.first.operation {
+            Operation::Append { item, .. } => Some(item),
+            _ => None,
+        }
+    }
+}
+
+/// Judges a whole run.
+#[must_use]
+pub fn judge(history: &History) -> Verdict {
+    let mut verdict = Verdict { seed: history.seed, length: history.length, ..Verdict::default() };
+    let mut threads: BTreeMap<Thread, Vec<&Attempt>> = BTreeMap::new();
+    for attempt in &history.attempts {
+        threads.entry(attempt.thread).or_default().push(attempt);
+        verdict.requests += 1;
+        match &attempt.outcome {
+            Outcome::Answered { .. } => verdict.answered += 1,
+            Outcome::Refused { lost: true, .. } => {
+                let mut causes = history.faults.iter().filter(|fault| fault.may_lose);
+                if causes.any(|fault| fault.began <= attempt.ended) {
+                    verdict.reported_lost += 1;
+                } else {
+                    verdict.lost_without_cause += 1;
+                    let Thread { client, session } = attempt.thread;
+                    verdict.tell(format!(
+                        "client {client}, session {session}: reported lost without a cause"
+                    ));
+                }
+            }
+            outcome => {
+                let (reason, explained) = explain(outcome, attempt, &history.faults);
+                *verdict.errors.entry(reason).or_default() += 1;
+                verdict.unexplained += u64::from(!explained);
+            }
+        }
+    }
+    for fault in &history.faults {
+        *verdict.faults.entry(fault.kind.clone()).or_default() += 1;
+    }
+    verdict.sessions = threads.len() as u64;
+    for (thread, attempts) in &threads {
+        judge_session(*thread, attempts, &mut verdict);
+    }
+    verdict.unavailable = unavailable(history);
+    verdict
+}
+
+fn operations<'a>(attempts: &[&'a Attempt]) -> Vec<Done<'a>> {
+    let mut by_number: BTreeMap<u32, Done<'a>> = BTreeMap::new();
+    let mut in_order: Vec<&'a Attempt> = attempts.to_vec();
+    in_order.sort_by_key(|attempt| (attempt.number, attempt.attempt));
+    for attempt in in_order {
+        let done = by_number.entry(attempt.number).or_insert(Done {
+            first: attempt,
+            ended: None,
+            items: None,
+        });
+        if let (Outcome::Answered { items }, None) = (&attempt.outcome, done.ended) {
+            // A read that is repeated is another read; an append is the same one.
+            if attempt.operation == Operation::Read {
+                done.first = attempt;
+            }
+            done.ended = Some(attempt.ended);
+            done.items = (attempt.operation != Operation::Echo).then_some(items);
+        }
+    }
+    by_number.into_values().collect()
+}
+
+fn judge_session(thread: Thread, attempts: &[&Attempt], verdict: &mut Verdict) {
+    let who = format!("client {}, session {}", thread.client, thread.session);
+    let operations = operations(attempts);
+    let asked: HashMap<&str, &Done<'_>> =
+        operations.iter().filter_map(|done| Some((done.item()?, done))).collect();
+    let answered = || operations.iter().filter_map(|done| Some((done, done.items?)));
+    verdict.acknowledged += answered().filter(|(done, _)| done.item().is_some()).count() as u64;
+
+    let longest: &[String] =
+        answered().map(|(_, items)| items).max_by_key(|items| items.len()).unwrap_or_default();
+    let mut split = false;
+    let mut doubled: HashSet<&str> = HashSet::new();
+    for (done, items) in answered() {
+        let mut seen = HashSet::new();
+        for item in items {
+            if !seen.insert(item.as_str()) && doubled.insert(item) {
+                verdict.doubled += 1;
+                verdict.tell(format!("{who}: {item} occurs twice in {items:?}"));
+            }
+            let sent = asked.get(item.as_str());
+            if sent.is_none_or(|sent| done.ended.is_some_and(|at| sent.first.began > at)) {
+                verdict.disordered += 1;
+                verdict.tell(format!("{who}: {item} was seen before anybody sent it"));
+            }
+        }
+        if done.item().is_some_and(|own| items.last().is_none_or(|last| last != own)) {
+            verdict.disordered += 1;
+            verdict.tell(format!(
+                "{who}: the answer of operation {} does not end with its own item: {items:?}",
+                done.first.number
+            ));
+        }
+        if !longest.starts_with(items) && !split {
+            split = true;
+            verdict.tell(format!("{who}: two histories, {items:?} and {longest:?}"));
+        }
+    }
+    verdict.split += u64::from(split);
+
+    // Where each operation stands: an append of the item at position p at 2p + 1, a read of
+    // k items at 2k.
+    let places: HashMap<&str, usize> =
+        longest.iter().enumerate().map(|(at, item)| (item.as_str(), at)).collect();
+    let mut placed: Vec<(Micros, Option<Micros>, usize, &Done<'_>)> = Vec::new();
+    let mut lost: HashSet<&str> = HashSet::new();
+    for done in &operations {
+        match (done.item(), done.items) {
+            (Some(item), _) if places.contains_key(item) => {
+                placed.push((done.first.began, done.ended, 2 * places[item] + 1, done));
+            }
+            (Some(item), Some(_)) => {
+                lost.insert(item);
+            }
+            (None, Some(items)) => {
+                placed.push((done.first.began, done.ended, 2 * items.len(), done));
+            }
+            _ => {}
+        }
+    }
+    let mut by_end: Vec<usize> = (0..placed.len()).filter(|at| placed[*at].1.is_some()).collect();
+    by_end.sort_by_key(|at| placed[*at].1);
+    let mut by_begin: Vec<usize> = (0..placed.len()).collect();
+    by_begin.sort_by_key(|at| placed[*at].0);
+    let mut ended = by_end.into_iter().peekable();
+    let mut furthest: Option<usize> = None;
+    for at in by_begin {
+        let (began, _, place, done) = placed[at];
+        while let Some(earlier) = ended.next_if(|at| placed[*at].1.is_some_and(|end| end < began)) {
+            if furthest.is_none_or(|known| placed[known].2 < placed[earlier].2) {
+                furthest = Some(earlier);
+            }
+        }
+        let Some(before) = furthest.filter(|before| placed[*before].2 > place) else { continue };
+        let before = placed[before].3;
+        let (earlier, later) = (before.first.number, done.first.number);
+        if done.item().is_none() {
+            verdict.stale += 1;
+            verdict.tell(format!(
+                "{who}: operation {later} did not see what operation {earlier} had shown before"
+            ));
+        } else {
+            verdict.disordered += 1;
+            verdict.tell(format!("{who}: operation {later} stands before operation {earlier}"));
+        }
+    }
+    // An acknowledged append that a later answer lacks, and that never comes back, is lost: where
+    // its own answer was the longest, the later ones are shorter.
+    for (done, _) in answered() {
+        let (Some(item), Some(acknowledged)) = (done.item(), done.ended) else { continue };
+        let mut later = answered()
+            .filter(|(other, _)| other.first.began > acknowledged)
+            .map(|(_, items)| items.iter().any(|held| held == item))
+            .peekable();
+        if later.peek().is_some() && !later.any(|held| held) {
+            lost.insert(item);
+        }
+    }
+    for item in lost {
+        verdict.lost += 1;
+        verdict.tell(format!("{who}: {item} was acknowledged and is gone"));
+    }
+}
+
+/// Why an attempt without an answer was allowed to have none.
+fn explain(outcome: &Outcome, attempt: &Attempt, faults: &[Fault]) -> (String, bool) {
+    let near = faults
+        .iter()
+        .filter(|fault| fault.began <= attempt.ended && attempt.began <= fault.ended + GRACE)
+        .max_by_key(|fault| fault.began);
+    let what = match outcome {
+        Outcome::Refused { status, problem, .. } => {
+            let name = problem.rsplit(['/', ':', '#']).next().unwrap_or_default();
+            format!("{status} {name}")
+        }
+        Outcome::NotSent { .. } => "no connection".to_owned(),
+        Outcome::Broken { .. } => "connection broke or no answer in time".to_owned(),
+        Outcome::Answered { .. } => "answered".to_owned(),
+    };
+    match (outcome, near) {
+        // The first attempt is still under way at the peer that it reached.
+        (Outcome::Refused { status: 409, .. }, _) if attempt.attempt > 0 => {
+            (format!("{} (a repeat met its first attempt)", what.trim()), true)
+        }
+        (_, Some(fault)) => (format!("{} (after: {})", what.trim(), fault.kind), true),
+        (_, None) => (format!("{} (unexplained)", what.trim()), false),
+    }
+}
+
+/// For each fault and client, the longest time from an operation's beginning to its answer.
+fn unavailable(history: &History) -> BTreeMap<String, Unavailable> {
+    let mut threads: HashMap<Thread, Vec<&Attempt>> = HashMap::new();
+    for attempt in &history.attempts {
+        threads.entry(attempt.thread).or_default().push(attempt);
+    }
+    let mut spans: Vec<(Micros, Micros, Micros, u32)> = Vec::new();
+    for (thread, attempts) in &threads {
+        let mut begun: HashMap<u32, Micros> = HashMap::new();
+        for attempt in attempts {
+            let began = begun.entry(attempt.number).or_insert(attempt.began);
+            *began = attempt.began.min(*began);
+        }
+        for attempt in attempts {
+            if matches!(attempt.outcome, Outcome::Answered { .. }) {
+                let slow = match attempt.operation {
+                    Operation::Append { slow_ms, .. } => slow_ms * 1_000,
+                    _ => 0,
+                };
+                let began = begun[&attempt.number];
+                let took = (attempt.ended - began).saturating_sub(slow);
+                spans.push((began, attempt.ended, took, thread.client));
+            }
+        }
+    }
+    spans.sort_unstable();
+    let mut by_kind: BTreeMap<String, Vec<Micros>> = BTreeMap::new();
+    for fault in &history.faults {
+        let mut longest: HashMap<u32, Micros> = HashMap::new();
+        let until = fault.ended + GRACE / 4;
+        for (_, _, took, client) in
+            spans.iter().filter(|span| span.0 <= until && span.1 >= fault.began)
+        {
+            let known = longest.entry(*client).or_default();
+            *known = (*took).max(*known);
+        }
+        by_kind.entry(fault.kind.clone()).or_default().extend(longest.into_values());
+    }
+    by_kind
+        .into_iter()
+        .filter(|(_, spans)| !spans.is_empty())
+        .map(|(kind, mut spans)| {
+            spans.sort_unstable();
+            let at = |per_cent: usize| spans[(spans.len() * per_cent / 100).min(spans.len() - 1)];
+            let longest = spans.last().copied().unwrap_or_default();
+            (kind, Unavailable { p50: at(50), p99: at(99), longest })
+        })
+        .collect()
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |micros: Micros| micros as f64 / 1e6;
+        writeln!(
+            f,
+            "{} requests of {} sessions in {:.0} s, {} answered, {} appends acknowledged; seed {}",
+            self.requests,
+            self.sessions,
+            seconds(self.length),
+            self.answered,
+            self.acknowledged,
+            self.seed
+        )?;
+        writeln!(f, "\n  {:<12} {:>6}   {:>30}", "fault", "times", "longest wait of a client")?;
+        for (kind, times) in &self.faults {
+            let spans = self.unavailable.get(kind).copied().unwrap_or_default();
+            writeln!(
+                f,
+                "  {kind:<12} {times:>6}   p50 {:>6.2} s  p99 {:>6.2} s  longest {:>6.2} s",
+                seconds(spans.p50),
+                seconds(spans.p99),
+                seconds(spans.longest)
+            )?;
+        }
+        writeln!(f, "\n  errors that clients saw, and why they were allowed")?;
+        let mut errors: Vec<_> = self.errors.iter().collect();
+        errors.sort_by(|a, b| b.1.cmp(a.1));
+        for (what, count) in errors.iter().take(12) {
+            writeln!(f, "  {count:>8}  {what}")?;
+        }
+        if errors.len() > 12 {
+            let rest: u64 = errors.iter().skip(12).map(|(_, count)| **count).sum();
+            writeln!(f, "  {rest:>8}  of {} other kinds", errors.len() - 12)?;
+        }
+        writeln!(
+            f,
+            "\n  sessions reported lost, as two holders at once may cause: {}; without such a \
+             cause: {}",
+            self.reported_lost, self.lost_without_cause
+        )?;
+        writeln!(f, "  unexplained errors: {}", self.unexplained)?;
+        for example in &self.examples {
+            let short: String = example.chars().take(300).collect();
+            writeln!(f, "  ! {short}")?;
+        }
+        write!(
+            f,
+            "\n  lost {}   doubled {}   stale {}   two histories {}   out of order {}",
+            self.lost, self.doubled, self.stale, self.split, self.disordered
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! The clients: each works on one session at a time and writes down all that it sees.
+//!
+//! They know the contract only. After a failed connection they go to another front door; what is
+//! safe or carries a key they repeat until it is answered; an unkeyed append whose outcome is
+//! unknown they leave.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use http::Method;
+use http::header::COOKIE;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use super::history::{Attempt, Micros, Operation, Outcome, Thread};
+use crate::client::Client;
+
+/// How long a client waits for one answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long it goes on repeating one operation.
+const REPEATS_WITHIN: Duration = Duration::from_secs(60);
+/// How many items a session gets before its client begins another.
+const ITEMS_MAX: usize = 60;
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the clients of one run share.
+#[derive(Debug)]
+pub struct Load {
+    /// The front doors, by the peer's position.
+    pub doors: Vec<(String, SocketAddr)>,
+    /// When the run began.
+    pub began: Instant,
+    /// Set when clients are to finish what they do and end.
+    pub over: AtomicBool,
+    /// What they saw.
+    pub attempts: Mutex<Vec<Attempt>>,
+}
+
+impl Load {
+    /// Time since the run began.
+    pub fn now(&self) -> Micros {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One client, from its first request to the end of the run.
+pub async fn run(load: Arc<Load>, client: u32, seed: u64) {
+    let mut walker = Walker {
+        rng: SmallRng::seed_from_u64(seed ^ (u64::from(client) << 32)),
+        thread: Thread { client, session: 0 },
+        number: 0,
+        cookies: Client::new(),
+        items: 0,
+        load,
+    };
+    while !walker.load.over.load(Ordering::Relaxed) {
+        let pause = walker.rng.random_range(5..120);
+        sleep(Duration::from_millis(pause)).await;
+        walker.one_operation().await;
+    }
+}
+
+struct Walker {
+    load: Arc<Load>,
+    rng: SmallRng,
+    thread: Thread,
+    number: u32,
+    cookies: Client,
+    items: usize,
+}
+
+impl Walker {
+    async fn one_operation(&mut self) {
+        if self.items >= ITEMS_MAX {
+            self.another_session();
+        }
+        let Thread { client, session } = self.thread;
+        let number = self.number;
+        self.number += 1;
+        let operation = match self.rng.random_range(0..100) {
+            0..55 => Operation::Append {
+                item: format!("{client}.{session}.{number}"),
+                keyed: self.rng.random_range(0..10) < 7,
+                slow_ms: if self.rng.random_range(0..20) == 0 { 400 } else { 0 },
+            },
+            55..95 => Operation::Read,
+            _ => Operation::Echo,
+        };
+        let again = match &operation {
+            Operation::Append { keyed, .. } => *keyed,
+            Operation::Read => true,
+            Operation::Echo => false,
+        };
+        let since = Instant::now();
+        let mut avoid = None;
+        for attempt in 0.. {
+            let door = self.choose(avoid);
+            let (name, addr) = self.load.doors[door].clone();
+            let began = self.load.now();
+            let seen = self.attempt(&operation, addr).await;
+            let record = Attempt {
+                thread: self.thread,
+                number,
+                attempt,
+                operation: operation.clone(),
+                entry: name,
+                ran_at: seen.ran_at,
+                request: seen.request,
+                began,
+                ended: self.load.now(),
+                outcome: seen.outcome.clone(),
+                forked: seen.forked,
+            };
+            self.load.attempts.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+            let forked = seen.forked;
+            match seen.outcome {
+                Outcome::Answered { items } => {
+                    if operation != Operation::Echo {
+                        self.items = items.len();
+                    }
+                    if forked {
+                        self.another_session();
+                    }
+                    return;
+                }
+                Outcome::Refused { lost: true, .. } => {
+                    self.another_session();
+                    return;
+                }
+                // No byte of it left: the next door may try it, whatever it is.
+                Outcome::NotSent { .. } => avoid = Some(door),
+                Outcome::Broken { .. } if again => avoid = Some(door),
+                Outcome::Refused { status, .. } if again && (status >= 500 || status == 409) => {}
+                Outcome::Broken { .. } | Outcome::Refused { .. } => return,
+            }
+            if since.elapsed() > REPEATS_WITHIN || self.load.over.load(Ordering::Relaxed) {
+                return;
+            }
+            let pause = self.rng.random_range(50..300);
+            sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    fn another_session(&mut self) {
+        self.thread.session += 1;
+        self.number = 0;
+        self.items = 0;
+        self.cookies = Client::new();
+    }
+
+    /// The door that the cookie names, as a balancer would choose; now and then any other.
+    fn choose(&mut self, avoid: Option<usize>) -> usize {
+        let doors = self.load.doors.len();
+        let named = self.cookies.route();
+        let named = self.load.doors.iter().position(|(name, _)| Some(name.as_str()) == named);
+        match named.filter(|door| Some(*door) != avoid) {
+            Some(door) if self.rng.random_range(0..10) > 0 => door,
+            _ => {
+                let door = self.rng.random_range(0..doors);
+                if Some(door) == avoid { (door + 1) % doors } else { door }
+            }
+        }
+    }
+
+    async fn attempt(&mut self, operation: &Operation, addr: SocketAddr) -> Seen {
+        match timeout(CONNECT_WITHIN, TcpStream::connect(addr)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Outcome::NotSent { error: error.to_string() }.into(),
+            Err(_) => return Outcome::NotSent { error: "no connection".to_owned() }.into(),
+        }
+        let call = match operation {
+            Operation::Append { item, keyed, slow_ms } => {
+                let path = format!("/append?ms={slow_ms}");
+                let call = self.cookies.call(Method::POST, path).body(item.clone());
+                if *keyed { call.header("idempotency-key", format!("\"{item}\"")) } else { call }
+            }
+            Operation::Read => self.cookies.call(Method::GET, "/list"),
+            Operation::Echo => return self.echo(addr).await,
+        };
+        let reply = match call.timeout(ANSWER_WITHIN).send(addr).await {
+            Ok(reply) => reply,
+            Err(error) => return Outcome::Broken { error: format!("{error:#}") }.into(),
+        };
+        let marked = |name: &str| reply.header(name) == Some("?1");
+        let (lost, forked) = (marked("warmhop-session-lost"), marked("warmhop-session-forked"));
+        let items = serde_json::from_slice(&reply.body).ok().filter(|_| reply.status.is_success());
+        let outcome = match items {
+            Some(items) if !lost => Outcome::Answered { items },
+            _ => {
+                let problem = reply.json().ok();
+                let named = problem.as_ref().and_then(|it| it["type"].as_str());
+                let problem = named.unwrap_or_default().to_owned();
+                Outcome::Refused { status: reply.status.as_u16(), problem, lost, forked }
+            }
+        };
+        Seen {
+            ran_at: reply.peer().map(str::to_owned),
+            request: reply.request_id().map(str::to_owned),
+            forked,
+            outcome,
+        }
+    }
+
+    /// Opens a WebSocket, sends a line and waits for it to come back.
+    async fn echo(&self, addr: SocketAddr) -> Seen {
+        let exchange = async {
+            let stream = TcpStream::connect(addr).await?;
+            let mut request = format!("ws://{addr}/ws").into_client_request()?;
+            if let Some(value) = self.cookies.cookie("warmhop") {
+                request.headers_mut().insert(COOKIE, format!("warmhop={value}").parse()?);
+            }
+            let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+            socket.send(Message::text("ping")).await?;
+            let heard = socket.next().await.transpose()?;
+            socket.close(None).await?;
+            anyhow::ensure!(heard == Some(Message::text("ping")), "heard {heard:?}");
+            anyhow::Ok(())
+        };
+        match timeout(ANSWER_WITHIN, exchange).await {
+            Ok(Ok(())) => Outcome::Answered { items: Vec::new() }.into(),
+            Ok(Err(error)) => Outcome::Broken { error: format!("{error:#}") }.into(),
+            Err(_) => Outcome::Broken { error: "no echo in time".to_owned() }.into(),
+        }
+    }
+}
+
+struct Seen {
+    outcome: Outcome,
+    ran_at: Option<String>,
+    request: Option<String>,
+    forked: bool,
+}
+
+impl From<Outcome> for Seen {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, ran_at: None, request: None, forked: false }
+    }
+}

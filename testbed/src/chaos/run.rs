@@ -1,0 +1,221 @@
+//! One run: a mesh behind a relay, clients, faults until the time is up, and what was seen.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use toml::{Table, Value};
+
+use super::faults::{Breaker, Kind};
+use super::history::{Attempt, History, Run, Sample};
+use super::load::{self, Load};
+use super::relay::Relay;
+use crate::mesh::{self, Mesh, Spec};
+use crate::ports::{PeerPorts, Reservation};
+use crate::terminal::Terminal;
+
+/// How long clients may take to finish what they do when the time is up.
+const CLIENTS_END_WITHIN: Duration = Duration::from_secs(90);
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+/// What a run is to be like.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many peers, from 3 to 15.
+    pub peers: u16,
+    /// For how long faults are made.
+    pub length: Duration,
+    /// Which kinds.
+    pub kinds: Vec<Kind>,
+    /// How many clients.
+    pub clients: u32,
+    /// The schedule's seed.
+    pub seed: u64,
+    /// Where its files go.
+    pub folder: PathBuf,
+}
+
+/// Carries a run out.
+///
+/// # Errors
+/// If the mesh does not form, or does not become whole again after a fault.
+pub async fn run(options: &Options) -> Result<History> {
+    if !(3..=15).contains(&options.peers) {
+        bail!("--peers takes 3 to 15: fewer cannot lose one and keep a majority");
+    }
+    let reserved = Reservation::new()?;
+    let ports: Vec<PeerPorts> = (0..options.peers).map(|index| reserved.peer(index)).collect();
+    let addresses: Vec<SocketAddr> = ports.iter().map(|ports| ports.mesh).collect();
+    let relay = Relay::open(&addresses).await?;
+    let mut mesh = Mesh::prepare(Spec {
+        folder: options.folder.clone(),
+        cluster: "chaos".into(),
+        ports: ports.clone(),
+        apps: vec![ledger(&options.folder)],
+        settings: Table::new(),
+        detached: true,
+    })?;
+    let seeds: Vec<Value> =
+        relay.addresses().iter().take(3).map(|at| at.to_string().into()).collect();
+    for index in 0..mesh.peers().len() {
+        let (name, advertise) = (mesh.peer(index).name.clone(), relay.addresses()[index]);
+        let log = log_of(&options.folder, &name);
+        mesh.reconfigure(index, |config| {
+            if let Some(Value::Table(section)) = config.get_mut("mesh") {
+                section.insert("advertise".into(), advertise.to_string().into());
+                section.insert("seeds".into(), seeds.clone().into());
+            }
+            let app = config.get_mut("app").and_then(|apps| apps.get_mut(0));
+            if let Some(Value::Table(env)) = app.and_then(|app| app.get_mut("env")) {
+                env.insert("LEDGER_PEER".into(), name.clone().into());
+                env.insert("LEDGER_LOG".into(), log.to_string_lossy().into_owned().into());
+            }
+        })?;
+        mesh.start(index)?;
+    }
+    mesh.formed().await?;
+
+    let doors = mesh.peers().iter().map(|peer| (peer.name.clone(), peer.ports.http)).collect();
+    let load = Arc::new(Load {
+        doors,
+        began: Instant::now(),
+        over: AtomicBool::new(false),
+        attempts: Mutex::default(),
+    });
+    let mut clients = JoinSet::new();
+    for client in 0..options.clients {
+        clients.spawn(load::run(Arc::clone(&load), client, options.seed));
+    }
+    let samples = Arc::new(Mutex::new(Vec::new()));
+    let mut sampling = JoinSet::new();
+    sampling.spawn(sample(Arc::clone(&load), ports.clone(), Arc::clone(&samples)));
+
+    let rng = SmallRng::seed_from_u64(options.seed);
+    let mut breaker = Breaker { mesh, relay, load: Arc::clone(&load), rng, faults: Vec::new() };
+    let broken = make_faults(&mut breaker, options).await;
+
+    load.over.store(true, Ordering::Relaxed);
+    let ended = async { while clients.join_next().await.is_some() {} };
+    if timeout(CLIENTS_END_WITHIN, ended).await.is_err() {
+        bail!(
+            "clients still wait for answers {CLIENTS_END_WITHIN:?} after the end: seed {}",
+            options.seed
+        );
+    }
+    broken.with_context(|| format!("seed {}", options.seed))?;
+    drop(sampling);
+    let peers: Vec<String> = breaker.mesh.peers().iter().map(|peer| peer.name.clone()).collect();
+    let faults = std::mem::take(&mut breaker.faults);
+    drop(breaker);
+    let mut attempts = taken(&load.attempts);
+    attempts.sort_by_key(|attempt: &Attempt| attempt.ended);
+    Ok(History {
+        seed: options.seed,
+        length: load.now(),
+        attempts,
+        runs: runs(&options.folder, &peers)?,
+        faults,
+        samples: taken(&samples),
+        peers,
+    })
+}
+
+fn taken<T: Default>(shared: &Mutex<T>) -> T {
+    std::mem::take(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+async fn make_faults(breaker: &mut Breaker, options: &Options) -> Result<()> {
+    let terminal = Terminal::new();
+    let (safe, losing): (Vec<Kind>, Vec<Kind>) =
+        options.kinds.iter().partition(|kind| **kind != Kind::Two);
+    // A while of peace, so that there is something to lose.
+    sleep(Duration::from_secs(3)).await;
+    let mut bag: Vec<Kind> = Vec::new();
+    while breaker.load.began.elapsed() < options.length {
+        if bag.is_empty() {
+            bag.clone_from(&safe);
+            // What may lose sessions is kept for the last third.
+            if safe.is_empty() || breaker.load.began.elapsed() > options.length * 2 / 3 {
+                bag.extend(&losing);
+            }
+        }
+        let kind = bag.swap_remove(breaker.rng.random_range(0..bag.len()));
+        let at = breaker.load.began.elapsed().as_secs();
+        terminal.passing(format!("{at:>4} s: {}", kind.name()));
+        breaker.one(kind).await?;
+        let calm = breaker.rng.random_range(300..2_000);
+        sleep(Duration::from_millis(calm)).await;
+    }
+    terminal.erase();
+    Ok(())
+}
+
+fn ledger(folder: &Path) -> Table {
+    let text = r#"
+        name = "ledger"
+        match = { path = "/" }
+        run = ["ledger"]
+        env = { START_MS = "700" }
+        ready = { path = "/healthz", timeout = "30s" }
+        start = "on-request"
+        keep_ready = 2
+        session = "portable"
+        max_wait = "10s"
+    "#;
+    let mut table: Table = text.parse().expect("a constant");
+    table.insert("dir".into(), folder.to_string_lossy().into_owned().into());
+    if let Ok(program) = crate::program("ledger") {
+        table
+            .insert("run".into(), vec![Value::from(program.to_string_lossy().into_owned())].into());
+    }
+    table
+}
+
+fn log_of(folder: &Path, peer: &str) -> PathBuf {
+    folder.join(format!("{peer}.ledger.jsonl"))
+}
+
+/// Asks each peer each second what it owns and holds.
+async fn sample(load: Arc<Load>, peers: Vec<PeerPorts>, samples: Arc<Mutex<Vec<Sample>>>) {
+    loop {
+        for (index, ports) in peers.iter().enumerate() {
+            let at = load.now();
+            let asked = timeout(SAMPLE_EVERY, mesh::status(ports.admin)).await;
+            let status = asked.ok().and_then(Result::ok);
+            let count = |name: &str| status.as_ref().and_then(|it| it["sessions"][name].as_u64());
+            let peer = format!("peer-{}", index + 1);
+            let sample = Sample { at, peer, owned: count("owned"), copies: count("copies") };
+            samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+        }
+        sleep(SAMPLE_EVERY).await;
+    }
+}
+
+/// What the apps wrote down. The last line of a process that was killed may be half a line.
+fn runs(folder: &Path, peers: &[String]) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
+    let mut halves: HashMap<&str, usize> = HashMap::new();
+    for peer in peers {
+        let path = log_of(folder, peer);
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.with_context(|| path.display().to_string())?,
+        };
+        for line in text.lines() {
+            match serde_json::from_str(line) {
+                Ok(run) => runs.push(run),
+                Err(_) => *halves.entry(peer).or_default() += 1,
+            }
+        }
+    }
+    runs.sort_by_key(|run: &Run| run.at_unix_ms);
+    Ok(runs)
+}
