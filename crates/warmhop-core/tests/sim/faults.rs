@@ -174,7 +174,7 @@ fn leave(world: &Rc<World>, node: usize) {
     world.count("departures");
     world.note(None, || format!("{} leaves", peer.me));
     world.spawn(Some(peer.life), drain(peer));
-    restart_after(world, node, world.between(12_000, 20_000));
+    restart_after(world, node, world.between(18_000, 26_000));
 }
 
 /// A copy drops what it holds, as it would after its time.

@@ -12,7 +12,7 @@ use warmhop_core::app::{AppEffect, AppEvent, AppMachine, StopReason, WantedBy};
 use warmhop_core::config::{AppPolicy, SessionMode, StartMode};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::rank;
-use warmhop_core::session::repair::{Holding, Mend, mend};
+use warmhop_core::session::repair::{Holding, Mend, SILENT_BEFORE_REPAIR, mend};
 use warmhop_core::view::{AppNews, AppState, Liveness, News, PeerNews, Source, View};
 
 use crate::store::Store;
@@ -29,6 +29,7 @@ const SUSPECT_MAX: Duration = Duration::from_secs(30);
 const FORGET_DEAD_AFTER: Duration = Duration::from_secs(600);
 const INVITE_AGAIN_MS: u64 = 250;
 const HAND_OVER_WITHIN_MS: u64 = 10_000;
+const REPLACED_WITHIN_MS: u64 = 5_000;
 
 /// The apps of every peer: one with portable sessions, one without any.
 pub(crate) const SHOP: usize = 0;
@@ -380,10 +381,10 @@ impl Peer {
             return false;
         }
         let alive = self.alive();
-        let newly_owned = self.take_newly_owned();
+        let to_look_at = self.take_to_look_at();
         self.repair.borrow_mut().missing_since.retain(|peer, _| !alive.contains(peer));
         let settled = self.repair.borrow().mended_for.as_ref() == Some(&alive);
-        let sids = if settled { newly_owned } else { self.kept() };
+        let sids = if settled { to_look_at } else { self.kept() };
         let mut busy = false;
         for sid in sids {
             busy |= self.mend(&alive, sid);
@@ -396,9 +397,11 @@ impl Peer {
         let now = self.now();
         let known = self.look(sid, |machine| {
             let owner = machine.promised().map(|ballot| ballot.proposer);
-            (machine.is_owner(), machine.is_taking_over(), owner, machine.members().to_vec())
+            let complete = !machine.is_owner() || machine.is_whole();
+            let members = machine.members().to_vec();
+            (machine.is_owner(), machine.is_taking_over(), owner, members, complete)
         });
-        let Some((owns, false, owner, members)) = known else { return known.is_some() };
+        let Some((owns, false, owner, members, complete)) = known else { return known.is_some() };
         for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
             self.repair.borrow_mut().missing_since.entry(peer).or_insert(now);
         }
@@ -409,7 +412,15 @@ impl Peer {
             if self.is_dead(peer) {
                 return Some(Duration::MAX);
             }
-            let heard = self.view.borrow().by_incarnation(&peer).map(|belief| belief.heard);
+            let heard = {
+                let view = self.view.borrow();
+                let belief = view.by_incarnation(&peer);
+                if belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining) {
+                    // It is replaced before it leaves; what it owns it hands over by itself.
+                    return owns.then_some(SILENT_BEFORE_REPAIR);
+                }
+                belief.map(|belief| belief.heard)
+            };
             let since = heard.or_else(|| self.repair.borrow().missing_since.get(&peer).copied());
             Some(since.map_or(Duration::ZERO, |since| now.since(since)))
         };
@@ -419,6 +430,10 @@ impl Peer {
             && members.iter().all(|peer| alive.contains(peer))
             && members.len() >= copies;
         if whole {
+            // Everyone is there, but somebody lacks the newest record.
+            if !complete {
+                self.with(sid, false, |machine, ctx, _| machine.remind(ctx));
+            }
             return false;
         }
         let gone_for_good =
@@ -468,10 +483,11 @@ impl Peer {
         self.by_rank(sid, |_| true)
     }
 
+    /// The processes that sessions may count on: those about to leave are not.
     fn alive(&self) -> BTreeSet<Incarnation> {
         let view = self.view.borrow();
         view.live_peers()
-            .filter(|(_, belief)| belief.alive == Liveness::Alive)
+            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
             .map(|(_, belief)| belief.news.incarnation)
             .chain([self.inc])
             .collect()
@@ -520,6 +536,17 @@ impl Peer {
             .map(|(peer, _)| peer)
             .chain([&self.me]);
         rank::keepers(&slot.name, able, missing).contains(&self.me)
+    }
+
+    /// How many sessions count on this peer's copy although another peer could hold it.
+    fn copies_to_replace(&self) -> usize {
+        let able = self.alive();
+        let counts_on_this = |members: &[Incarnation]| {
+            members.contains(&self.inc) && able.iter().any(|peer| !members.contains(peer))
+        };
+        let store = self.store.borrow();
+        let machines = store.entries.values().map(|entry| &entry.machine);
+        machines.filter(|it| it.holds_copy() && counts_on_this(it.members())).count()
     }
 
     /// Who should own the session after this peer: best where the app is ready, then by rank.
@@ -677,6 +704,10 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
                 peer.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
             }
         }
+        peer.sleep(INVITE_AGAIN_MS).await;
+    }
+    let end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS));
+    while peer.now() < end && peer.copies_to_replace() > 0 {
         peer.sleep(INVITE_AGAIN_MS).await;
     }
     peer.sleep(500).await;

@@ -15,7 +15,7 @@ use crate::serve::Does;
 use crate::world::{Knobs, To, World, sleep};
 
 /// How long after the last fault everyone is served at once.
-const SERVED_WITHIN_MS: u64 = 20_000;
+const SERVED_WITHIN_MS: u64 = 25_000;
 /// How long a client stays until its session is owned and run where it arrives. Most of it is
 /// the back-off of apps whose starts failed.
 const SETTLED_WITHIN_MS: u64 = 60_000;
@@ -84,7 +84,6 @@ fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
         if world.peer(node).is_none() {
             crate::faults::restart_after(world, node, 10);
         }
-        world.resume_now(node);
         // Whoever was told to leave does so, and comes back.
         let life = world.peer(node).filter(|peer| peer.draining.get());
         if life.is_some() {

@@ -812,6 +812,9 @@ impl Peer {
             _ => Stand::Fresh,
         };
         let (mut lost, mut forked, mut take_over) = (false, false, false);
+        // Who was said to own it by the last one asked, and who said of themselves that they do not.
+        let mut told: Option<Incarnation> = None;
+        let mut no_owners: Vec<Incarnation> = Vec::new();
         for round in 0..ROUNDS_MAX {
             let seen = portable.seen.filter(|_| call.asked.keyed || call.may_have_run);
             let portable = Portable { seen, ..portable };
@@ -838,7 +841,7 @@ impl Peer {
                             (machine.is_owner() || machine.is_taking_over(), machine.known_owner())
                         })
                         .unwrap_or((false, None));
-                    let owner = known.unwrap_or(*owner);
+                    let owner = told.or(known).unwrap_or(*owner);
                     let destination =
                         if owns || take_over { None } else { self.forward_to(sid, owner, n) };
                     self.world.note(Some(sid), || {
@@ -848,6 +851,7 @@ impl Peer {
                             self.me, call.asked.id
                         )
                     });
+                    let sent_on = destination.is_some() && portable.hops_left > 0;
                     let end = match destination {
                         Some((to, moves)) if portable.hops_left > 0 => {
                             let forward = Forward {
@@ -891,10 +895,15 @@ impl Peer {
                             }
                         }
                         LineEnd::Elsewhere(other) => {
-                            take_over = other.is_none_or(|other| !self.lives(other));
-                            if let (Some(other), Stand::Known { owner, .. }) = (other, &mut stand) {
-                                *owner = other;
+                            if sent_on {
+                                no_owners.push(owner);
+                            } else {
+                                no_owners.clear();
                             }
+                            take_over = other.is_none_or(|other| {
+                                !self.lives(other) || no_owners.contains(&other)
+                            });
+                            told = other;
                             self.sleep(self.world.below(20 << round.min(4))).await;
                         }
                         LineEnd::Failed(Failure::WentOn { into, by })
@@ -913,9 +922,7 @@ impl Peer {
                             if may_begin_anew(call, &Failure::Deposed { to }) =>
                         {
                             call.may_have_run = true;
-                            if let (Some(to), Stand::Known { owner, .. }) = (to, &mut stand) {
-                                *owner = to;
-                            }
+                            told = to.or(told);
                         }
                         LineEnd::Failed(failure) => return Err(describe(&failure)),
                     }

@@ -36,7 +36,7 @@ pub(crate) struct Store {
     pub(crate) entries: BTreeMap<SessionId, Entry>,
     moves: BTreeMap<SessionId, MoveCounter>,
     pub(crate) dead: BTreeSet<Incarnation>,
-    newly_owned: Vec<SessionId>,
+    to_look_at: Vec<SessionId>,
     tickets: u64,
 }
 
@@ -81,7 +81,7 @@ impl Peer {
             };
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
             for effect in effects {
-                self.carry_out(sid, effect, entry, &mut store.newly_owned, &mut outgoing);
+                self.carry_out(sid, effect, entry, &mut store.to_look_at, &mut outgoing);
             }
             self.settle(sid, store);
             result
@@ -95,7 +95,7 @@ impl Peer {
         sid: SessionId,
         effect: Effect,
         entry: &mut Entry,
-        newly_owned: &mut Vec<SessionId>,
+        to_look_at: &mut Vec<SessionId>,
         outgoing: &mut Vec<(Incarnation, Message)>,
     ) {
         let world = &self.world;
@@ -109,16 +109,15 @@ impl Peer {
             }
             Effect::Owned { ballot } => {
                 world.count(if ballot.round > 1 { "taken over" } else { "minted by fork" });
-                newly_owned.push(sid);
+                to_look_at.push(sid);
                 return;
             }
-            Effect::FewCopies => return newly_owned.push(sid),
+            Effect::FewCopies | Effect::Lagging => return to_look_at.push(sid),
             Effect::Deposed { .. } => return world.count("deposed"),
             Effect::GaveUp => return world.count("gave up"),
             Effect::Located { .. } => return world.count("located"),
             Effect::Opened { .. } => return world.count("opened"),
             Effect::Lost => return world.count("lost"),
-            Effect::Lagging => return world.count("lagging"),
             Effect::Invited { .. } => return,
             Effect::Turn { ticket } => (ticket, Told::Turn),
             Effect::Execute { ticket, executor, exec } => {
@@ -244,8 +243,8 @@ impl Peer {
         self.sids_where(|machine| machine.version() > 0)
     }
 
-    pub(crate) fn take_newly_owned(&self) -> Vec<SessionId> {
-        std::mem::take(&mut self.store.borrow_mut().newly_owned)
+    pub(crate) fn take_to_look_at(&self) -> Vec<SessionId> {
+        std::mem::take(&mut self.store.borrow_mut().to_look_at)
     }
 
     /// Looks at a machine, if there is one, and changes nothing.

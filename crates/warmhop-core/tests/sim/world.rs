@@ -370,12 +370,6 @@ impl World {
         });
     }
 
-    /// Ends a pause before its time.
-    pub(crate) fn resume_now(&self, node: usize) {
-        self.nodes.borrow_mut()[node].paused_until = 0;
-        self.resume(node);
-    }
-
     fn resume(&self, node: usize) {
         let stalled = std::mem::take(&mut self.nodes.borrow_mut()[node].stalled);
         stalled.into_iter().for_each(|id| self.wake(id));
