@@ -23,6 +23,7 @@ use warmhop_core::session::{
 };
 
 use crate::clock::Clock;
+use crate::failpoint::{self, Point};
 use crate::telemetry::{ByReason, Metrics};
 use crate::wire::SessionFrame;
 
@@ -166,7 +167,9 @@ impl Store {
                 process: &mut stripe.process,
                 dice: rand::random(),
             };
+            let before = failpoint::Before::of(&entry.machine);
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
+            before.passed(&entry.machine, &effects);
             self.carry_out(key, entry, effects, &mut outgoing);
             self.settle(key, stripe);
             result
@@ -569,9 +572,12 @@ impl InLine {
     /// What came of running it.
     pub(crate) fn executed(&mut self, outcome: Outcome) {
         let Some(p) = self.running.take() else { return };
+        let changed = failpoint::changed(&outcome);
+        failpoint::pass_if(changed, Point::OwnerVoteBefore);
         self.store.with(&self.key, false, |machine, ctx, out| {
             machine.executed(ctx, self.ticket, p, outcome, out);
         });
+        failpoint::pass_if(changed, Point::OwnerVoteAfter);
     }
 }
 

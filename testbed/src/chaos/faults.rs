@@ -1,6 +1,7 @@
 //! What is done to the mesh: one fault after the other from a seeded schedule, each undone before
 //! the next, with time for the mesh to repair itself in between, since that is what is promised.
 
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
-use super::history::{Fault, Micros};
+use super::history::{Armed, Fault, Micros};
 use super::load::Load;
 use super::relay::{Relay, Rule};
 use crate::mesh::{Mesh, warmhop_cert};
@@ -18,6 +19,11 @@ use crate::mesh::{Mesh, warmhop_cert};
 /// How long the mesh may take to be whole again after a fault.
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
+
+/// How long a peer runs with a failpoint that nothing reaches.
+const TRIPS_WITHIN: Duration = Duration::from_secs(20);
+/// The highest pass at which a seeded failpoint ends its peer.
+const PASS_MAX: u64 = 5;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -40,13 +46,49 @@ pub enum Kind {
     Roll,
     /// A peer's certificate is replaced under load.
     Rotate,
+    /// A peer runs with a failpoint armed until it ends itself there, and is started again.
+    Failpoint,
     /// Two peers are killed at once: sessions may be lost, and must then be reported lost.
     Two,
 }
 
+/// A moment of the session protocol at which a peer of a debug build can be made to end itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Point {
+    /// Its name in `WARMHOP_FAILPOINTS`.
+    pub name: &'static str,
+    /// What has to be done to the others for a peer to reach it.
+    stir: Stir,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stir {
+    /// Nothing: any owner passes it.
+    Nothing,
+    /// Their apps stop, so that their requests hop.
+    StopApps,
+    /// One leaves in an orderly way and comes back, so that its sessions get other owners and
+    /// members.
+    Leave,
+}
+
+impl Point {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self { name: "exec.vote.before", stir: Stir::StopApps },
+        Self { name: "exec.vote.after", stir: Stir::StopApps },
+        Self { name: "owner.vote.before", stir: Stir::Nothing },
+        Self { name: "owner.vote.after", stir: Stir::Nothing },
+        Self { name: "release.before", stir: Stir::Nothing },
+        Self { name: "seal.after", stir: Stir::Leave },
+        Self { name: "open.after", stir: Stir::Leave },
+        Self { name: "reassert.after", stir: Stir::Leave },
+    ];
+}
+
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Kill,
         Self::App,
         Self::Pause,
@@ -56,6 +98,7 @@ impl Kind {
         Self::Cut,
         Self::Roll,
         Self::Rotate,
+        Self::Failpoint,
         Self::Two,
     ];
 
@@ -72,12 +115,14 @@ impl Kind {
             Self::Cut => "cut",
             Self::Roll => "roll",
             Self::Rotate => "rotate",
+            Self::Failpoint => "failpoint",
             Self::Two => "two",
         }
     }
 }
 
 /// Breaks one mesh.
+#[derive(Debug)]
 pub struct Breaker {
     /// The mesh.
     pub mesh: Mesh,
@@ -89,6 +134,8 @@ pub struct Breaker {
     pub rng: SmallRng,
     /// What was done.
     pub faults: Vec<Fault>,
+    /// The failpoints whose turn has not come yet.
+    pub points: Vec<Point>,
 }
 
 impl Breaker {
@@ -113,17 +160,115 @@ impl Breaker {
             Kind::Cut => self.cut(victim).await,
             Kind::Roll => self.roll().await?,
             Kind::Rotate => self.rotate(victim)?,
+            Kind::Failpoint => {
+                if self.points.is_empty() {
+                    self.points = Point::ALL.to_vec();
+                }
+                let point = self.points.swap_remove(self.rng.random_range(0..self.points.len()));
+                let pass = self.rng.random_range(1..=PASS_MAX);
+                self.failpoint(victim, point, pass).await?;
+                return Ok(());
+            }
         };
-        self.wrote(kind, began, peers, what);
+        let may_lose = kind == Kind::Two;
+        self.wrote(kind, began, &peers, what, may_lose, None);
         self.whole(kind.name()).await
     }
 
-    fn wrote(&mut self, kind: Kind, began: Micros, peers: Vec<usize>, what: String) {
+    fn wrote(
+        &mut self,
+        kind: Kind,
+        began: Micros,
+        peers: &[usize],
+        what: String,
+        may_lose: bool,
+        armed: Option<Armed>,
+    ) {
         let peers = peers.iter().map(|peer| self.mesh.peer(*peer).name.clone()).collect();
         let ended = self.load.now();
-        let may_lose = kind == Kind::Two;
         let kind = kind.name().to_owned();
-        self.faults.push(Fault { kind, peers, what, began, ended, may_lose });
+        self.faults.push(Fault { kind, peers, what, began, ended, may_lose, armed });
+    }
+
+    /// Kills a peer, has it run with the failpoint armed until it ends itself there or the time
+    /// is up, starts it again and waits until the mesh is whole. Returns whether it tripped.
+    ///
+    /// # Errors
+    /// If the peer ends in any other way, cannot be started again, or the mesh does not become
+    /// whole in time.
+    pub async fn failpoint(&mut self, victim: usize, point: Point, pass: u64) -> Result<bool> {
+        let began = self.load.now();
+        self.mesh.kill(victim)?;
+        let armed = format!("{}=kill@{pass}", point.name);
+        self.mesh.start_with(victim, &[("WARMHOP_FAILPOINTS", &armed)])?;
+        let tripped = self.until_tripped(victim, point).await?;
+        if !tripped {
+            self.mesh.kill(victim)?;
+        }
+        let down = self.for_between(200, 2_000).await;
+        self.mesh.start(victim)?;
+        let what = if tripped {
+            format!("ended at {} (pass {pass}), started again after {down:.1?}", point.name)
+        } else {
+            format!("did not reach {} (pass {pass})", point.name)
+        };
+        // Where nobody can take the place of the one who leaves, its loss is not made up for
+        // when the next one ends.
+        let may_lose = point.stir == Stir::Leave && self.mesh.peers().len() < 4;
+        let armed = Armed { point: point.name.to_owned(), pass, tripped };
+        self.wrote(Kind::Failpoint, began, &[victim], what, may_lose, Some(armed));
+        self.whole("a failpoint").await?;
+        Ok(tripped)
+    }
+
+    async fn until_tripped(&mut self, victim: usize, point: Point) -> Result<bool> {
+        let until = Instant::now() + TRIPS_WITHIN;
+        let helper = (victim + 1) % self.mesh.peers().len();
+        while Instant::now() < until {
+            if self.has_tripped(victim)? {
+                return Ok(true);
+            }
+            if point.stir != Stir::Nothing && self.is_whole().await {
+                match point.stir {
+                    Stir::StopApps => self.stop_apps_but_at(victim).await,
+                    _ => {
+                        // Without the peer that tripped meanwhile it may wait in vain.
+                        if self.mesh.stop(helper).await.is_err() {
+                            self.mesh.kill(helper)?;
+                        }
+                        self.mesh.start(helper)?;
+                    }
+                }
+            }
+            sleep(POLL).await;
+        }
+        self.has_tripped(victim)
+    }
+
+    fn has_tripped(&mut self, victim: usize) -> Result<bool> {
+        let Some(status) = self.mesh.ended(victim)? else { return Ok(false) };
+        if status.signal() == Some(Signal::SIGABRT as i32) {
+            return Ok(true);
+        }
+        let peer = self.mesh.peer(victim);
+        bail!("{} ended by itself ({status}); its log: {}", peer.name, peer.folder().display())
+    }
+
+    /// Has the others' apps stop where this one's are ready; the next request starts them again.
+    async fn stop_apps_but_at(&self, victim: usize) {
+        for app in super::APPS {
+            if self.mesh.peer(victim).app_state(app.name).await != "ready" {
+                continue;
+            }
+            for (index, peer) in self.mesh.peers().iter().enumerate() {
+                if index != victim {
+                    let mut admin = crate::client::Client::new();
+                    // A peer that does not answer has no app that runs.
+                    let path = format!("/v1/apps/{}/stop", app.name);
+                    let _ = admin.post(peer.ports.admin, path).await;
+                }
+            }
+        }
     }
 
     async fn for_between(&mut self, low_ms: u64, high_ms: u64) -> Duration {
@@ -218,21 +363,10 @@ impl Breaker {
     /// Waits until every peer sees every other and no session has fewer copies than it should.
     async fn whole(&mut self, after: &str) -> Result<()> {
         self.mesh.formed().await?;
-        let wanted = self.mesh.peers().len().min(3) as u64;
         let until = Instant::now() + WHOLE_WITHIN;
-        loop {
-            let (mut owned, mut copies, mut alive) = (0, 0, 0);
-            for peer in self.mesh.peers() {
-                if let Ok(status) = peer.status().await {
-                    owned += status["sessions"]["owned"].as_u64().unwrap_or(0);
-                    copies += status["sessions"]["copies"].as_u64().unwrap_or(0);
-                    alive += 1;
-                }
-            }
-            if alive == self.mesh.peers().len() && copies >= owned * wanted {
-                return Ok(());
-            }
+        while !self.is_whole().await {
             if Instant::now() > until {
+                let (owned, copies, alive) = self.counted().await;
                 bail!(
                     "{WHOLE_WITHIN:?} after {after}, {owned} owned sessions have {copies} copies, \
                      and {alive} peers answer"
@@ -240,5 +374,25 @@ impl Breaker {
             }
             sleep(POLL).await;
         }
+        Ok(())
+    }
+
+    async fn is_whole(&self) -> bool {
+        let wanted = self.mesh.peers().len().min(3) as u64;
+        let (owned, copies, alive) = self.counted().await;
+        alive == self.mesh.peers().len() && copies >= owned * wanted && self.mesh.is_formed().await
+    }
+
+    /// How many sessions are owned, how many copies there are, and how many peers say so.
+    async fn counted(&self) -> (u64, u64, usize) {
+        let (mut owned, mut copies, mut alive) = (0, 0, 0);
+        for peer in self.mesh.peers() {
+            if let Ok(status) = peer.status().await {
+                owned += status["sessions"]["owned"].as_u64().unwrap_or(0);
+                copies += status["sessions"]["copies"].as_u64().unwrap_or(0);
+                alive += 1;
+            }
+        }
+        (owned, copies, alive)
     }
 }

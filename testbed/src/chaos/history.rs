@@ -78,6 +78,8 @@ pub enum Outcome {
 pub struct Attempt {
     /// Whose.
     pub thread: Thread,
+    /// The app that it asked for.
+    pub app: String,
     /// Which of the thread's operations; a repeat has the same number.
     pub number: u32,
     /// From 0.
@@ -128,6 +130,19 @@ pub struct Fault {
     pub ended: Micros,
     /// So many holders were hit at once that sessions may be lost; they must be reported lost.
     pub may_lose: bool,
+    /// The failpoint with which a peer ran.
+    pub armed: Option<Armed>,
+}
+
+/// A failpoint with which a peer ran.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Armed {
+    /// Its name.
+    pub point: String,
+    /// At which pass the peer was to end.
+    pub pass: u64,
+    /// It did; else the time was up before.
+    pub tripped: bool,
 }
 
 /// Who owned how many sessions, asked of the admin listeners now and then.
@@ -148,6 +163,10 @@ pub struct Sample {
 pub struct History {
     /// What it can be repeated by.
     pub seed: u64,
+    /// When it began, in milliseconds since the Unix epoch, which is how the apps count.
+    pub began_unix_ms: u64,
+    /// Why it ended before its time, if it did.
+    pub cut_short: Option<String>,
     /// The peers' names.
     pub peers: Vec<String>,
     /// How long it took.

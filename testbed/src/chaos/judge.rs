@@ -38,6 +38,10 @@ pub struct Verdict {
     pub acknowledged: u64,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
+    /// How often a peer ran with each failpoint, and how often it ended there.
+    pub failpoints: BTreeMap<String, (u64, u64)>,
+    /// Why the run ended before its time, if it did.
+    pub cut_short: Option<String>,
     /// How long clients went without an answer, by the kind of fault.
     pub unavailable: BTreeMap<String, Unavailable>,
     /// Errors that clients saw, by what they were and why they were allowed.
@@ -83,7 +87,7 @@ impl Verdict {
             + self.split
             + self.disordered
             + self.lost_without_cause;
-        broken == 0
+        broken == 0 && self.cut_short.is_none()
     }
 
     fn tell(&mut self, what: String) {
@@ -113,7 +117,12 @@ impl Done<'_> {
 /// Judges a whole run.
 #[must_use]
 pub fn judge(history: &History) -> Verdict {
-    let mut verdict = Verdict { seed: history.seed, length: history.length, ..Verdict::default() };
+    let mut verdict = Verdict {
+        seed: history.seed,
+        length: history.length,
+        cut_short: history.cut_short.clone(),
+        ..Verdict::default()
+    };
     let mut threads: BTreeMap<Thread, Vec<&Attempt>> = BTreeMap::new();
     for attempt in &history.attempts {
         threads.entry(attempt.thread).or_default().push(attempt);
@@ -141,6 +150,11 @@ pub fn judge(history: &History) -> Verdict {
     }
     for fault in &history.faults {
         *verdict.faults.entry(fault.kind.clone()).or_default() += 1;
+        if let Some(armed) = &fault.armed {
+            let (times, tripped) = verdict.failpoints.entry(armed.point.clone()).or_default();
+            *times += 1;
+            *tripped += u64::from(armed.tripped);
+        }
     }
     verdict.sessions = threads.len() as u64;
     for (thread, attempts) in &threads {
@@ -374,6 +388,12 @@ impl fmt::Display for Verdict {
                 seconds(spans.longest)
             )?;
         }
+        if !self.failpoints.is_empty() {
+            writeln!(f, "\n  failpoints, and how often a peer ended there")?;
+            for (point, (times, tripped)) in &self.failpoints {
+                writeln!(f, "  {point:<20} {tripped} of {times}")?;
+            }
+        }
         writeln!(f, "\n  errors that clients saw, and why they were allowed")?;
         let mut errors: Vec<_> = self.errors.iter().collect();
         errors.sort_by(|a, b| b.1.cmp(a.1));
@@ -391,6 +411,9 @@ impl fmt::Display for Verdict {
             self.reported_lost, self.lost_without_cause
         )?;
         writeln!(f, "  unexplained errors: {}", self.unexplained)?;
+        if let Some(why) = &self.cut_short {
+            writeln!(f, "  ! cut short: {why}")?;
+        }
         for example in &self.examples {
             let short: String = example.chars().take(300).collect();
             writeln!(f, "  ! {short}")?;

@@ -25,6 +25,24 @@ use crate::terminal::Terminal;
 use crate::workspace;
 use faults::Kind;
 
+/// One of the apps that the clients use: the same program, declared in two ways.
+#[derive(Debug)]
+pub struct LedgerApp {
+    /// Its name.
+    pub name: &'static str,
+    /// The host by which it is asked for.
+    pub host: &'static str,
+    /// What its `effects` are declared to be.
+    pub effects: &'static str,
+}
+
+/// Half of the clients use the one, half the other. Where an app changes nothing but its session,
+/// the mesh itself may run an unanswered request again, key or not, and must still apply it once.
+pub const APPS: [LedgerApp; 2] = [
+    LedgerApp { name: "ledger", host: "ledger.localhost", effects: "anything" },
+    LedgerApp { name: "session-only", host: "session-only.localhost", effects: "session-only" },
+];
+
 /// Reads a span of time such as `90s` or `10m`.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ fn list(items: &[&str]) -> Vec<String> {
 fn attempt(number: u32, operation: Operation, span: (Micros, Micros), seen: Outcome) -> Attempt {
     Attempt {
         thread: ME,
+        app: "ledger".to_owned(),
         number,
         attempt: 0,
         operation,
@@ -54,6 +55,7 @@ fn fault(kind: &str, began: Micros, ended: Micros, may_lose: bool) -> Fault {
         began,
         ended,
         may_lose,
+        armed: None,
     }
 }
 
