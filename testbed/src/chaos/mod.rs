@@ -74,7 +74,12 @@ pub async fn command(
 ) -> Result<()> {
     let terminal = Terminal::new();
     let folder = workspace().join("target/testbed-chaos");
-    let kinds = if faults.is_empty() { Kind::ALL.to_vec() } else { faults };
+    let debug = cfg!(debug_assertions);
+    if faults.contains(&Kind::Failpoint) && !debug {
+        bail!("only debug builds have failpoints; leave TESTBED_PROFILE unset");
+    }
+    let usual = Kind::ALL.into_iter().filter(|kind| debug || *kind != Kind::Failpoint);
+    let kinds = if faults.is_empty() { usual.collect() } else { faults };
     let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
     terminal.line(format!(
