@@ -63,6 +63,9 @@ enum Command {
         /// How many clients.
         #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000))]
         clients: u32,
+        /// Where the report goes. Without it: into the run's folder.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
 }
 
@@ -74,8 +77,8 @@ async fn main() -> ExitCode {
         Command::Kill { name, signal } => commands::kill(&name, &signal).await,
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
-        Command::Chaos { peers, length, faults, seed, clients } => {
-            chaos::command(peers, length, faults, seed, clients).await
+        Command::Chaos { peers, length, faults, seed, clients, report } => {
+            chaos::command(peers, length, faults, seed, clients, report).await
         }
     };
     match done {

@@ -6,14 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use http::Method;
 use nix::sys::signal::Signal;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
+use super::APPS;
 use super::history::{Armed, Fault, Micros};
 use super::load::Load;
 use super::relay::{Relay, Rule};
+use crate::client::Client;
 use crate::mesh::{Mesh, warmhop_cert};
 
 /// How long the mesh may take to be whole again after a fault.
@@ -23,7 +26,13 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long a peer runs with a failpoint that nothing reaches.
 const TRIPS_WITHIN: Duration = Duration::from_secs(20);
 /// The highest pass at which a seeded failpoint ends its peer.
-const PASS_MAX: u64 = 5;
+const PASS_MAX: u64 = 3;
+/// How many sessions are begun to have a failpoint reached.
+const STIRRING_MAX: usize = 12;
+/// How many requests each of them makes: more than a session needs to move.
+const ARRIVALS_MAX: usize = 6;
+/// How long one request of theirs may take.
+const STIRS_WITHIN: Duration = Duration::from_secs(2);
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -67,9 +76,11 @@ enum Stir {
     Nothing,
     /// Their apps stop, so that their requests hop.
     StopApps,
-    /// One leaves in an orderly way and comes back, so that its sessions get other owners and
-    /// members.
-    Leave,
+    /// It has sessions of its own, and one of the others drains, so that their members change.
+    /// The one that drains stays until the fault is over: it is asked for its votes still.
+    Drain,
+    /// Clients of sessions that another owns keep arriving at it, so that the sessions move.
+    Arrive,
 }
 
 impl Point {
@@ -80,9 +91,9 @@ impl Point {
         Self { name: "owner.vote.before", stir: Stir::Nothing },
         Self { name: "owner.vote.after", stir: Stir::Nothing },
         Self { name: "release.before", stir: Stir::Nothing },
-        Self { name: "seal.after", stir: Stir::Leave },
-        Self { name: "open.after", stir: Stir::Leave },
-        Self { name: "reassert.after", stir: Stir::Leave },
+        Self { name: "seal.after", stir: Stir::Drain },
+        Self { name: "open.after", stir: Stir::Drain },
+        Self { name: "reassert.after", stir: Stir::Arrive },
     ];
 }
 
@@ -172,7 +183,17 @@ impl Breaker {
         };
         let may_lose = kind == Kind::Two;
         self.wrote(kind, began, &peers, what, may_lose, None);
-        self.whole(kind.name()).await
+        self.whole_again(kind.name()).await
+    }
+
+    /// Waits until the mesh is whole, and writes down when it was.
+    async fn whole_again(&mut self, after: &str) -> Result<()> {
+        let done = self.whole(after).await;
+        let now = self.load.now();
+        if let Some(fault) = self.faults.last_mut() {
+            fault.whole = now;
+        }
+        done
     }
 
     fn wrote(
@@ -187,7 +208,8 @@ impl Breaker {
         let peers = peers.iter().map(|peer| self.mesh.peer(*peer).name.clone()).collect();
         let ended = self.load.now();
         let kind = kind.name().to_owned();
-        self.faults.push(Fault { kind, peers, what, began, ended, may_lose, armed });
+        let whole = Micros::MAX;
+        self.faults.push(Fault { kind, peers, what, began, ended, whole, may_lose, armed });
     }
 
     /// Kills a peer, has it run with the failpoint armed until it ends itself there or the time
@@ -212,37 +234,66 @@ impl Breaker {
         } else {
             format!("did not reach {} (pass {pass})", point.name)
         };
-        // Where nobody can take the place of the one who leaves, its loss is not made up for
-        // when the next one ends.
-        let may_lose = point.stir == Stir::Leave && self.mesh.peers().len() < 4;
         let armed = Armed { point: point.name.to_owned(), pass, tripped };
-        self.wrote(Kind::Failpoint, began, &[victim], what, may_lose, Some(armed));
-        self.whole("a failpoint").await?;
+        self.wrote(Kind::Failpoint, began, &[victim], what, false, Some(armed));
+        self.whole_again("a failpoint").await?;
+        if point.stir == Stir::Drain {
+            // Nobody is missing by now, so the one that drained may leave and come back.
+            let helper = self.helper_of(victim);
+            self.mesh.stop(helper).await?;
+            self.mesh.start(helper)?;
+            self.whole_again("a peer had drained").await?;
+        }
         Ok(tripped)
     }
 
     async fn until_tripped(&mut self, victim: usize, point: Point) -> Result<bool> {
         let until = Instant::now() + TRIPS_WITHIN;
-        let helper = (victim + 1) % self.mesh.peers().len();
+        let mut stirred = false;
         while Instant::now() < until {
             if self.has_tripped(victim)? {
                 return Ok(true);
             }
-            if point.stir != Stir::Nothing && self.is_whole().await {
+            if !stirred && self.is_whole().await {
                 match point.stir {
+                    Stir::Nothing => {}
                     Stir::StopApps => self.stop_apps_but_at(victim).await,
-                    _ => {
-                        // Without the peer that tripped meanwhile it may wait in vain.
-                        if self.mesh.stop(helper).await.is_err() {
-                            self.mesh.kill(helper)?;
-                        }
-                        self.mesh.start(helper)?;
+                    Stir::Arrive => self.arrive_at(victim, self.helper_of(victim)).await,
+                    Stir::Drain => {
+                        self.arrive_at(victim, victim).await;
+                        let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
+                        let mut admin = Client::new();
+                        let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
+                        // It answers at once and drains then; if it does not, nothing trips.
+                        let _ = drain.send(door).await;
+                        stirred = true;
                     }
                 }
             }
             sleep(POLL).await;
         }
         self.has_tripped(victim)
+    }
+
+    fn helper_of(&self, victim: usize) -> usize {
+        (victim + 1) % self.mesh.peers().len()
+    }
+
+    /// Begins sessions at the door of the peer at `from` and goes on with them at that of `victim`.
+    async fn arrive_at(&mut self, victim: usize, from: usize) {
+        let [first, later] = [from, victim].map(|at| self.mesh.peer(at).ports.http);
+        for item in 0..STIRRING_MAX {
+            let mut client = Client::new();
+            for turn in 0..ARRIVALS_MAX {
+                let door = if turn == 0 { first } else { later };
+                let call = client.call(Method::POST, "/append").header("host", APPS[0].host);
+                let call = call.body(format!("stir.{item}.{turn}")).timeout(STIRS_WITHIN);
+                // The peer may be gone by now, which is what this is for.
+                if call.send(door).await.is_err() || !self.mesh.peer(victim).is_alive() {
+                    return;
+                }
+            }
+        }
     }
 
     fn has_tripped(&mut self, victim: usize) -> Result<bool> {
@@ -256,13 +307,13 @@ impl Breaker {
 
     /// Has the others' apps stop where this one's are ready; the next request starts them again.
     async fn stop_apps_but_at(&self, victim: usize) {
-        for app in super::APPS {
+        for app in APPS {
             if self.mesh.peer(victim).app_state(app.name).await != "ready" {
                 continue;
             }
             for (index, peer) in self.mesh.peers().iter().enumerate() {
                 if index != victim {
-                    let mut admin = crate::client::Client::new();
+                    let mut admin = Client::new();
                     // A peer that does not answer has no app that runs.
                     let path = format!("/v1/apps/{}/stop", app.name);
                     let _ = admin.post(peer.ports.admin, path).await;

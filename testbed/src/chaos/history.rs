@@ -128,10 +128,24 @@ pub struct Fault {
     pub began: Micros,
     /// When it was undone (a peer runs again, a link is whole again).
     pub ended: Micros,
+    /// When every peer saw every other again and no session lacked copies; or, where that never
+    /// came, when the run ended.
+    pub whole: Micros,
     /// So many holders were hit at once that sessions may be lost; they must be reported lost.
     pub may_lose: bool,
     /// The failpoint with which a peer ran.
     pub armed: Option<Armed>,
+}
+
+impl Fault {
+    /// Its kind, with the failpoint where it was one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.armed {
+            Some(armed) => format!("{} {}", self.kind, armed.point),
+            None => self.kind.clone(),
+        }
+    }
 }
 
 /// A failpoint with which a peer ran.

@@ -8,14 +8,19 @@
 //! | [`history`] | what is written down during a run |
 //! | [`load`] | the clients |
 //! | [`relay`] | the network between the peers, which can be broken |
+//! | [`report`] | the page that shows a run to people |
+//! | [`waits`] | how long clients waited, and for which fault |
 
 pub mod faults;
 pub mod history;
 pub mod judge;
 pub mod load;
 pub mod relay;
+pub mod report;
 pub mod run;
+pub mod waits;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -71,6 +76,7 @@ pub async fn command(
     faults: Vec<Kind>,
     seed: Option<u64>,
     clients: u32,
+    report: Option<PathBuf>,
 ) -> Result<()> {
     let terminal = Terminal::new();
     let folder = workspace().join("target/testbed-chaos");
@@ -95,8 +101,11 @@ pub async fn command(
     std::fs::write(&path, serde_json::to_vec(&history)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     let verdict = judge::judge(&history);
+    let report = report.unwrap_or_else(|| folder.join("report.html"));
+    std::fs::write(&report, report::page(&history, &verdict))
+        .with_context(|| format!("cannot write {}", report.display()))?;
     terminal.line(&verdict);
-    terminal.line(format!("\nhistory: {}", path.display()));
+    terminal.line(format!("\nreport:  {}\nhistory: {}", report.display(), path.display()));
     if !verdict.holds() {
         bail!("a promise was broken; the peers' logs are under {}", folder.display());
     }
