@@ -67,7 +67,7 @@ fn history() -> History {
     }
 }
 
-fn options() -> ParsingOptions {
+fn options<'a>() -> ParsingOptions<'a> {
     ParsingOptions { allow_dtd: true, ..ParsingOptions::default() }
 }
 
