@@ -29,6 +29,8 @@ const TRIPS_WITHIN: Duration = Duration::from_secs(20);
 const PASS_MAX: u64 = 3;
 /// How many sessions are begun to have a failpoint reached.
 const STIRRING_MAX: usize = 12;
+/// How a peer says that it leaves before others hold what it holds.
+const COUNTED_ON: &str = "some sessions still count on this peer's copy";
 /// How many requests each of them makes: more than a session needs to move.
 const ARRIVALS_MAX: usize = 6;
 /// How long one request of theirs may take.
@@ -74,8 +76,8 @@ pub struct Point {
 enum Stir {
     /// Nothing: any owner passes it.
     Nothing,
-    /// Their apps stop, so that their requests hop.
-    StopApps,
+    /// The app is ready at it alone, and clients begin sessions elsewhere, so that these hop.
+    HopThere,
     /// It has sessions of its own, and one of the others drains, so that their members change.
     /// The one that drains stays until the fault is over: it is asked for its votes still.
     Drain,
@@ -84,10 +86,17 @@ enum Stir {
 }
 
 impl Point {
+    /// Those that a mesh of so many peers can reach without losing two holders at once: members
+    /// are changed without a loss only where another peer can take the place of one that drains.
+    #[must_use]
+    pub fn within_reach_of(peers: usize) -> Vec<Self> {
+        Self::ALL.into_iter().filter(|point| peers > 3 || point.stir != Stir::Drain).collect()
+    }
+
     /// All of them.
     pub const ALL: [Self; 8] = [
-        Self { name: "exec.vote.before", stir: Stir::StopApps },
-        Self { name: "exec.vote.after", stir: Stir::StopApps },
+        Self { name: "exec.vote.before", stir: Stir::HopThere },
+        Self { name: "exec.vote.after", stir: Stir::HopThere },
         Self { name: "owner.vote.before", stir: Stir::Nothing },
         Self { name: "owner.vote.after", stir: Stir::Nothing },
         Self { name: "release.before", stir: Stir::Nothing },
@@ -173,7 +182,7 @@ impl Breaker {
             Kind::Rotate => self.rotate(victim)?,
             Kind::Failpoint => {
                 if self.points.is_empty() {
-                    self.points = Point::ALL.to_vec();
+                    self.points = Point::within_reach_of(self.mesh.peers().len());
                 }
                 let point = self.points.swap_remove(self.rng.random_range(0..self.points.len()));
                 let pass = self.rng.random_range(1..=PASS_MAX);
@@ -220,6 +229,7 @@ impl Breaker {
     /// whole in time.
     pub async fn failpoint(&mut self, victim: usize, point: Point, pass: u64) -> Result<bool> {
         let began = self.load.now();
+        let said = self.mesh.peer(self.helper_of(victim)).log().len();
         self.mesh.kill(victim)?;
         let armed = format!("{}=kill@{pass}", point.name);
         self.mesh.start_with(victim, &[("WARMHOP_FAILPOINTS", &armed)])?;
@@ -241,6 +251,13 @@ impl Breaker {
             // Nobody is missing by now, so the one that drained may leave and come back.
             let helper = self.helper_of(victim);
             self.mesh.stop(helper).await?;
+            // It drained while the other one was down, and may not have been replaced in time: then
+            // it says that it leaves although it is counted on.
+            let log = self.mesh.peer(helper).log();
+            let leaves_early = log.get(said..).is_some_and(|log| log.contains(COUNTED_ON));
+            if let Some(fault) = self.faults.last_mut() {
+                fault.may_lose = leaves_early;
+            }
             self.mesh.start(helper)?;
             self.whole_again("a peer had drained").await?;
         }
@@ -257,10 +274,12 @@ impl Breaker {
             if !stirred && self.is_whole().await {
                 match point.stir {
                     Stir::Nothing => {}
-                    Stir::StopApps => self.stop_apps_but_at(victim).await,
-                    Stir::Arrive => self.arrive_at(victim, self.helper_of(victim)).await,
+                    Stir::HopThere => self.hop_to(victim).await,
+                    Stir::Arrive => {
+                        self.begin_sessions(victim, [self.helper_of(victim), victim]).await;
+                    }
                     Stir::Drain => {
-                        self.arrive_at(victim, victim).await;
+                        self.begin_sessions(victim, [victim; 2]).await;
                         let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
                         let mut admin = Client::new();
                         let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
@@ -279,9 +298,10 @@ impl Breaker {
         (victim + 1) % self.mesh.peers().len()
     }
 
-    /// Begins sessions at the door of the peer at `from` and goes on with them at that of `victim`.
-    async fn arrive_at(&mut self, victim: usize, from: usize) {
-        let [first, later] = [from, victim].map(|at| self.mesh.peer(at).ports.http);
+    /// Begins sessions at the first door and goes on with them at the second, while the peer at
+    /// `victim` runs.
+    async fn begin_sessions(&mut self, victim: usize, doors: [usize; 2]) {
+        let [first, later] = doors.map(|at| self.mesh.peer(at).ports.http);
         for item in 0..STIRRING_MAX {
             let mut client = Client::new();
             for turn in 0..ARRIVALS_MAX {
@@ -305,21 +325,33 @@ impl Breaker {
         bail!("{} ended by itself ({status}); its log: {}", peer.name, peer.folder().display())
     }
 
-    /// Has the others' apps stop where this one's are ready; the next request starts them again.
-    async fn stop_apps_but_at(&self, victim: usize) {
-        for app in APPS {
-            if self.mesh.peer(victim).app_state(app.name).await != "ready" {
-                continue;
-            }
-            for (index, peer) in self.mesh.peers().iter().enumerate() {
-                if index != victim {
-                    let mut admin = Client::new();
-                    // A peer that does not answer has no app that runs.
-                    let path = format!("/v1/apps/{}/stop", app.name);
-                    let _ = admin.post(peer.ports.admin, path).await;
+    /// Has the app ready at `victim` alone, as far as that can be had, and begins sessions
+    /// elsewhere: these run at `victim`, which votes for them.
+    async fn hop_to(&mut self, victim: usize) {
+        let app = APPS[0].name;
+        if self.tell_app(victim, "start").await && self.is_ready(victim).await {
+            for other in (0..self.mesh.peers().len()).filter(|other| *other != victim) {
+                if self.is_ready(other).await {
+                    self.tell_app(other, "stop").await;
                 }
             }
+            let helper = self.helper_of(victim);
+            if self.mesh.peer(helper).app_state(app).await != "ready" {
+                self.begin_sessions(victim, [helper, helper]).await;
+            }
         }
+    }
+
+    async fn is_ready(&self, peer: usize) -> bool {
+        self.mesh.peer(peer).app_state(APPS[0].name).await == "ready"
+    }
+
+    /// Whether the peer heard it; one that does not answer has no app that runs.
+    async fn tell_app(&self, peer: usize, action: &str) -> bool {
+        let path = format!("/v1/apps/{}/{action}", APPS[0].name);
+        let mut admin = Client::new();
+        let call = admin.call(Method::POST, path).timeout(STIRS_WITHIN);
+        call.send(self.mesh.peer(peer).ports.admin).await.is_ok()
     }
 
     async fn for_between(&mut self, low_ms: u64, high_ms: u64) -> Duration {
