@@ -75,8 +75,8 @@ pub struct Point {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stir {
-    /// Nothing: any owner passes it.
-    Nothing,
+    /// Clients begin sessions at its door, so that it owns some.
+    Own,
     /// The app is ready at it alone, and clients begin sessions elsewhere, so that these hop.
     HopThere,
     /// It has sessions of its own, and one of the others drains, so that their members change.
@@ -98,9 +98,9 @@ impl Point {
     pub const ALL: [Self; 8] = [
         Self { name: "exec.vote.before", stir: Stir::HopThere },
         Self { name: "exec.vote.after", stir: Stir::HopThere },
-        Self { name: "owner.vote.before", stir: Stir::Nothing },
-        Self { name: "owner.vote.after", stir: Stir::Nothing },
-        Self { name: "release.before", stir: Stir::Nothing },
+        Self { name: "owner.vote.before", stir: Stir::Own },
+        Self { name: "owner.vote.after", stir: Stir::Own },
+        Self { name: "release.before", stir: Stir::Own },
         Self { name: "seal.after", stir: Stir::Drain },
         Self { name: "open.after", stir: Stir::Drain },
         Self { name: "reassert.after", stir: Stir::Arrive },
@@ -240,7 +240,7 @@ impl Breaker {
         if !tripped {
             self.mesh.kill(victim)?;
         }
-        let down = self.for_between(200, 2_000).await;
+        let down = self.for_between(200, 1_200).await;
         self.mesh.start(victim)?;
         let what = if tripped {
             format!("ended at {} (pass {pass}), started again after {down:.1?}", point.name)
@@ -274,22 +274,22 @@ impl Breaker {
             if self.has_tripped(victim)? {
                 return Ok(true);
             }
-            if !stirred && self.lacking().await.is_none() {
-                match point.stir {
-                    Stir::Nothing => {}
-                    Stir::HopThere => self.hop_to(victim).await,
-                    Stir::Arrive => {
-                        self.begin_sessions(victim, [self.helper_of(victim), victim]).await;
-                    }
-                    Stir::Drain => {
-                        self.begin_sessions(victim, [victim; 2]).await;
-                        let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
-                        let mut admin = Client::new();
-                        let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
-                        // It answers at once and drains then; if it does not, nothing trips.
-                        let _ = drain.send(door).await;
-                        stirred = true;
-                    }
+            match point.stir {
+                Stir::Own => self.begin_sessions(victim, [victim; 2]).await,
+                // The others need a mesh that is whole, with the peer a member of sessions.
+                _ if stirred || self.lacking().await.is_some() => {}
+                Stir::HopThere => self.hop_to(victim).await,
+                Stir::Arrive => {
+                    self.begin_sessions(victim, [self.helper_of(victim), victim]).await;
+                }
+                Stir::Drain => {
+                    self.begin_sessions(victim, [victim; 2]).await;
+                    let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
+                    let mut admin = Client::new();
+                    let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
+                    // It answers at once and drains then; if it does not, nothing trips.
+                    let _ = drain.send(door).await;
+                    stirred = true;
                 }
             }
             sleep(POLL).await;
@@ -469,10 +469,12 @@ impl Breaker {
         self.keys.retain(|thread, _| at_work.contains_key(thread));
         for (thread, (door, request)) in at_work {
             if !self.keys.contains_key(&thread) {
-                // The peer that served it may have been ended since; the next request tells more.
                 let told = self.ask(door, &format!("/v1/requests/{request}")).await;
                 let key = told.as_ref().and_then(|told| told["session"].as_str());
-                let Some(key) = key else { continue };
+                // The peer that served it may have been ended since; the next request tells more.
+                let Some(key) = key else {
+                    return Some(format!("nobody knows the session of request {request}"));
+                };
                 self.keys.insert(thread, key.to_owned());
             }
             let members = self.members_of(&self.keys[&thread]).await;
