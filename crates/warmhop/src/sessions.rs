@@ -582,10 +582,8 @@ impl Drop for InLine {
 }
 
 /// The first configuration of a session.
-pub(crate) fn first_config(mut who: Vec<Incarnation>, wall: WallTime) -> Config {
-    who.sort_unstable();
-    who.dedup();
-    Config { now: Members { c: 1, stamp: wall.0, who }, prev: None }
+pub(crate) fn first_config(who: Vec<Incarnation>, wall: WallTime) -> Config {
+    Config { now: Members::first(wall.0, who), prev: None }
 }
 
 /// A failure's name, HTTP status and words for people.

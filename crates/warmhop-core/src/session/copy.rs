@@ -12,7 +12,7 @@ use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
 };
 use super::mutant::{self, Mutant};
-use super::recent;
+use super::{Empty, Seldom, recent};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 
@@ -25,10 +25,21 @@ pub(super) struct Replica {
     pub(super) accepted: Option<Record>,
     /// The highest stamp that a vote was asked for in.
     pub(super) stamp_hi: u64,
-    pub(super) fenced: Option<SessionId>,
     pub(super) forget_at: Option<WallTime>,
-    /// The highest position that a request ran for here.
+    pub(super) seldom: Seldom<Marks>,
+}
+
+/// What few copies need to remember.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Marks {
+    /// The session that this copy went on as, its vote withdrawn.
+    pub(super) fenced: Option<SessionId>,
+    /// The highest position that a request ran for here, while no record of it is accepted.
     ran: Option<Position>,
+}
+
+impl Empty for Marks {
+    const EMPTY: &'static Self = &Self { fenced: None, ran: None };
 }
 
 /// Why the gate is shut.
@@ -58,9 +69,8 @@ impl Replica {
             promised: None,
             accepted: None,
             stamp_hi: 0,
-            fenced: None,
             forget_at: None,
-            ran: None,
+            seldom: Seldom::default(),
         }
     }
 
@@ -68,7 +78,7 @@ impl Replica {
     pub(super) fn is_blank(&self) -> bool {
         self.promised.is_none()
             && self.accepted.is_none()
-            && self.fenced.is_none()
+            && self.seldom.fenced.is_none()
             && self.stamp_hi == 0
     }
 
@@ -82,7 +92,7 @@ impl Replica {
         if !cfg.contains(me) {
             return Err(Shut::NotMember);
         }
-        if let Some(into) = self.fenced {
+        if let Some(into) = self.seldom.fenced {
             return Err(Shut::Nack(NackReason::Fenced(into)));
         }
         if self.may_have_forgotten(me, cfg) {
@@ -131,7 +141,7 @@ impl Replica {
         &mut self,
         me: Incarnation,
         p: Position,
-        cfg: &Config,
+        cfg: &Arc<Config>,
         body: &BodyRef,
         grace: Duration,
     ) -> Result<Vote, Shut> {
@@ -159,6 +169,10 @@ impl Replica {
             "I2: a copy replaces its record by a later one only"
         );
         self.keep_until(record.body.expiry, grace);
+        if self.seldom.ran.is_some_and(|ran| ran <= record.p) {
+            self.seldom.ran = None;
+            self.seldom.tidy();
+        }
         self.accepted = Some(record);
     }
 
@@ -190,9 +204,8 @@ impl Replica {
             return self.base(exec, chosen);
         };
         // Even where no vote is asked for, what a deposed owner wants run cannot be chosen.
-        if promised.is_some_and(|promised| promised > p.ballot)
-            || self.ran.is_some_and(|ran| ran >= p)
-        {
+        let ran = self.seldom.ran.max(self.accepted.as_ref().map(|record| record.p));
+        if promised.is_some_and(|promised| promised > p.ballot) || ran >= Some(p) {
             return Err(refused(NackReason::Higher));
         }
         if exec.vote {
@@ -201,7 +214,7 @@ impl Replica {
         let base = self.base(exec, chosen)?;
         // The promise comes with the vote: until then nothing is kept, so that a request which
         // changes nothing costs nothing.
-        self.ran = Some(p);
+        self.seldom.ran = Some(p);
         Ok(base)
     }
 

@@ -6,13 +6,14 @@
 //! had anybody taken the session over before, one of that majority would have promised more.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::message::{
-    AcceptedInfo, Base, Body, BodyRef, Config, Exec, Message, NackReason, Record,
+    AcceptedInfo, Base, Body, BodyRef, Config, Exec, MEMBERS_MAX, Members, Message, NackReason,
+    Record,
 };
 use super::mutant::{self, Mutant};
 use super::recent::{self, Known};
@@ -83,22 +84,28 @@ impl Flight {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
     pub(super) b: Ballot,
-    pub(super) cfg: Config,
+    pub(super) cfg: Arc<Config>,
     /// The newest record known to be chosen, and open.
     pub(super) chosen: Option<Record>,
     /// Requests may have their turns.
     pub(super) serving: bool,
     n_last: u64,
     proposal: Option<Box<Proposal>>,
-    /// Who is known to have accepted the chosen record.
-    holders: Few,
-    laggards: Option<Resend>,
-    /// The highest nonce each member answered at this ballot.
-    answered: BTreeMap<Incarnation, u64>,
-    asking: Option<Resend>,
+    /// Which of its members are known to have accepted the chosen record, a bit for each.
+    holders: u8,
+    laggards: Option<Box<Resend>>,
+    asking: Option<Box<Asking>>,
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
-    yielding: Option<Yielding>,
+    yielding: Option<Box<Yielding>>,
+}
+
+/// The confirmation of reads under way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Asking {
+    resend: Resend,
+    /// The highest nonce each member answered at this ballot.
+    answered: BTreeMap<Incarnation, u64>,
 }
 
 /// A handful of members, in as little memory as they need.
@@ -147,7 +154,7 @@ struct Proposal {
 }
 
 impl Owner {
-    fn new(b: Ballot, cfg: Config) -> Self {
+    fn new(b: Ballot, cfg: Arc<Config>) -> Self {
         Self {
             b,
             cfg,
@@ -155,9 +162,8 @@ impl Owner {
             serving: false,
             n_last: 0,
             proposal: None,
-            holders: Few::default(),
+            holders: 0,
             laggards: None,
-            answered: BTreeMap::new(),
             asking: None,
             unnamed: false,
             yielding: None,
@@ -165,7 +171,7 @@ impl Owner {
     }
 
     /// The owner of a session of which a majority holds nothing.
-    pub(super) fn of_nothing(b: Ballot, cfg: Config) -> Self {
+    pub(super) fn of_nothing(b: Ballot, cfg: Arc<Config>) -> Self {
         Self { serving: true, ..Self::new(b, cfg) }
     }
 
@@ -179,6 +185,17 @@ impl Owner {
         Position { ballot: self.b, n: self.n_last }
     }
 
+    /// The bit of `peer` among the chosen record's members.
+    fn bit(&self, peer: Incarnation) -> u8 {
+        let who = self.chosen.as_ref().map_or(&[][..], |record| &record.cfg.now.who);
+        who.iter().position(|member| *member == peer).map_or(0, |at| 1 << at)
+    }
+
+    /// Whether `peer`, a member, is known to have accepted the chosen record.
+    fn is_held_by(&self, peer: Incarnation) -> bool {
+        self.holders & self.bit(peer) != 0
+    }
+
     fn held(&self) -> bool {
         self.chosen.is_some() || self.proposal.is_some()
     }
@@ -188,7 +205,7 @@ impl Owner {
         TokenHint {
             // While a change of members is under way, only the configuration before it has chosen
             // anything: nobody may take the new one's silence for a session that held nothing.
-            cfg: chosen.map_or(&self.cfg, |record| &record.cfg).clone(),
+            cfg: chosen.map_or(&*self.cfg, |record| &record.cfg).clone(),
             owner: self.b.proposer,
             n: chosen.map_or(0, |record| record.p.n),
             expiry: chosen.map_or(WallTime::default(), |record| record.body.expiry),
@@ -210,7 +227,8 @@ impl Session {
         cfg.now.stamp = cfg.now.stamp.max(ctx.process.watermark.saturating_add(1));
         ctx.process.round_ctr = ctx.process.round_ctr.max(1);
         let b = Ballot { round: 1, proposer: ctx.me };
-        self.role = Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, cfg) }));
+        self.role =
+            Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, Arc::new(cfg)) }));
     }
 
     /// This peer draws a session that goes on from `body`: a fork of one whose majority is gone,
@@ -242,7 +260,7 @@ impl Session {
             Role::None => true,
             Role::Preparing(_) => false,
         };
-        empty && self.copy.is_blank() && self.queue.is_empty() && self.flights.is_empty()
+        empty && self.copy.is_blank() && self.line.queue.is_empty() && self.line.flights.is_empty()
     }
 
     /// A request asks for its turn at the owner.
@@ -253,17 +271,17 @@ impl Session {
             return;
         }
         let waits = |other: &Submit| other.rid == submit.rid;
-        let in_use = self.queue.iter().any(|waiting| waits(&waiting.submit))
-            || self.flights.iter().any(|flight| waits(&flight.waiting.submit));
+        let in_use = self.line.queue.iter().any(|waiting| waits(&waiting.submit))
+            || self.line.flights.iter().any(|flight| waits(&flight.waiting.submit));
         if in_use {
             out.push(Effect::Fail { ticket, failure: Failure::KeyInUse });
             return;
         }
-        if self.queue.len() >= ctx.policy.queue_max {
+        if self.line.queue.len() >= ctx.policy.queue_max {
             out.push(Effect::Fail { ticket, failure: Failure::QueueFull });
             return;
         }
-        self.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
+        self.line.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
         self.settle(ctx, out);
     }
 
@@ -271,7 +289,7 @@ impl Session {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
-        owner.cfg.now.who.iter().all(|peer| owner.holders.contains(peer))
+        owner.cfg.now.who.iter().all(|peer| owner.is_held_by(*peer))
     }
 
     /// Sends the newest chosen record again to the members that are not known to hold it, as the
@@ -282,7 +300,7 @@ impl Session {
             && !whole
             && owner.chosen.is_some()
         {
-            owner.laggards.get_or_insert_with(|| Resend::new(ctx));
+            owner.laggards.get_or_insert_with(|| Box::new(Resend::new(ctx)));
         }
     }
 
@@ -292,7 +310,7 @@ impl Session {
         let Role::Owner(owner) = &mut self.role else { return };
         if owner.serving && owner.yielding.is_none() && to != ctx.me {
             let until = ctx.now.after(YIELD_WITHIN);
-            owner.yielding = Some(Yielding { to, until, invited: None });
+            owner.yielding = Some(Box::new(Yielding { to, until, invited: None }));
             self.settle(ctx, out);
         }
     }
@@ -310,7 +328,7 @@ impl Session {
         out: &mut Effects,
     ) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
-        let running_alone = self.flights.iter().any(|flight| flight.exclusive);
+        let running_alone = self.line.flights.iter().any(|flight| flight.exclusive);
         let (true, false, None, None, Some(chosen)) =
             (owner.serving, running_alone, &owner.proposal, &owner.yielding, owner.chosen.clone())
         else {
@@ -321,7 +339,7 @@ impl Session {
             before.who.iter().copied().filter(|peer| Some(*peer) != gone).chain(newcomer).collect();
         who.sort_unstable();
         who.dedup();
-        if who == before.who || !(1..=3).contains(&who.len()) {
+        if who == *before.who || !(1..=MEMBERS_MAX).contains(&who.len()) {
             return false;
         }
         // Above what the newcomer said it may have forgotten; if it votes no more at all, no stamp
@@ -329,10 +347,12 @@ impl Session {
         if newcomer.is_some_and(|peer| self.is_gone_for_good(peer)) {
             return false;
         }
-        let forgotten = newcomer.and_then(|peer| self.gone.get(&peer)).copied().unwrap_or_default();
+        let forgotten =
+            newcomer.and_then(|peer| self.heard.gone.get(&peer)).copied().unwrap_or_default();
         let stamp = before.stamp.max(forgotten).saturating_add(1).max(ctx.wall.0);
-        let now = super::message::Members { c: before.c.saturating_add(1), stamp, who };
-        let cfg = Config { now, prev: Some(before) };
+        let who = who.into_iter().collect();
+        let now = Members { c: before.c.saturating_add(1), stamp, who };
+        let cfg = Arc::new(Config { now, prev: Some(Box::new(before)) });
         let Role::Owner(owner) = &mut self.role else { return false };
         let p = owner.next_position();
         let record = Record { p, cfg, body: chosen.body };
@@ -344,8 +364,8 @@ impl Session {
     /// The request's client is gone. What runs or is proposed goes on; its response has nowhere
     /// to go.
     pub fn cancel(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, out: &mut Effects) {
-        self.queue.retain(|waiting| waiting.submit.ticket != ticket);
-        self.flights.retain(|flight| flight.ticket() != ticket);
+        self.line.queue.retain(|waiting| waiting.submit.ticket != ticket);
+        self.line.flights.retain(|flight| flight.ticket() != ticket);
         self.settle(ctx, out);
     }
 
@@ -358,6 +378,7 @@ impl Session {
         out: &mut Effects,
     ) {
         let Some(at) = self
+            .line
             .flights
             .iter()
             .position(|flight| flight.ticket() == ticket && flight.stage == Stage::Turned)
@@ -365,12 +386,12 @@ impl Session {
             return;
         };
         // The requests of one session never run on two peers at once.
-        let elsewhere = self.flights.iter().any(|other| {
+        let elsewhere = self.line.flights.iter().any(|other| {
             matches!(other.stage, Stage::Running { executor: other, .. } if other != executor)
         });
         if elsewhere {
-            let flight = self.flights.remove(at);
-            self.queue.push_front(flight.waiting);
+            let flight = self.line.flights.remove(at);
+            self.line.queue.push_front(flight.waiting);
             return;
         }
         self.order(ctx, at, executor, false, out);
@@ -387,14 +408,14 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(flight) = self.flights.get_mut(at) else { return };
+        let Some(flight) = self.line.flights.get_mut(at) else { return };
         flight.orders += 1;
         let p = flight.exclusive.then(|| owner.next_position());
         let base_at = owner.chosen.as_ref().map(|record| record.p);
         let base = match &owner.chosen {
             None => Base::Inline(None),
             Some(record) if executor == ctx.me => Base::Held(record.p),
-            Some(record) if !inline && owner.holders.contains(&executor) => Base::Held(record.p),
+            Some(record) if !inline && owner.is_held_by(executor) => Base::Held(record.p),
             Some(record) => Base::Inline(Some(record.clone())),
         };
         let members = &owner.cfg.now;
@@ -426,10 +447,14 @@ impl Session {
     /// Asks the members, at this owner's own ballot, whether anybody took the session over.
     fn ask_confirmation(&mut self, ctx: &mut Ctx<'_>, at: usize, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(flight) = self.flights.get_mut(at) else { return };
+        let Some(flight) = self.line.flights.get_mut(at) else { return };
         let nonce = ctx.process.next_nonce();
         flight.nonce = Some(nonce);
-        owner.asking = Some(Resend::new(ctx));
+        let resend = Resend::new(ctx);
+        match &mut owner.asking {
+            Some(asking) => asking.resend = resend,
+            None => owner.asking = Some(Box::new(Asking { resend, answered: BTreeMap::new() })),
+        }
         send_asks(ctx, owner, nonce, out);
     }
 
@@ -442,7 +467,7 @@ impl Session {
         outcome: Outcome,
         out: &mut Effects,
     ) {
-        let running = self.flights.iter().position(|flight| {
+        let running = self.line.flights.iter().position(|flight| {
             flight.ticket() == ticket
                 && matches!(flight.stage, Stage::Running { p: at, .. } if at == p)
         });
@@ -451,10 +476,10 @@ impl Session {
             self.late_result(ctx, ticket, p, outcome, out);
             return;
         };
-        let Stage::Running { executor, base, .. } = self.flights[at].stage else { return };
+        let Stage::Running { executor, base, .. } = self.line.flights[at].stage else { return };
         match outcome {
             Outcome::Failed => {
-                self.flights.remove(at);
+                self.line.flights.remove(at);
                 if let (true, Role::Owner(owner)) =
                     (mutant::on(Mutant::ReuseNumber), &mut self.role)
                 {
@@ -468,26 +493,26 @@ impl Session {
                 match reason {
                     NackReason::Higher if promised > mine => {
                         // It did not run there.
-                        let flight = self.flights.remove(at);
-                        self.queue.push_front(flight.waiting);
+                        let flight = self.line.flights.remove(at);
+                        self.line.queue.push_front(flight.waiting);
                         if let Some(by) = promised {
                             self.step_down(ctx, by, out);
                         }
                     }
                     NackReason::Higher => self.order_again(ctx, at, executor, out),
                     NackReason::Forgotten => {
-                        self.flights[at].voteless = true;
+                        self.line.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }
                     NackReason::Fenced(_) | NackReason::Dead => {
                         self.note_gone(executor, u64::MAX);
-                        self.flights[at].voteless = true;
+                        self.line.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }
                 }
             }
             Outcome::Unchanged { confirmed } => {
-                let flight = &mut self.flights[at];
+                let flight = &mut self.line.flights[at];
                 flight.stage = Stage::Confirming { since: ctx.now };
                 flight.confirmed_by = confirmed.then_some(executor);
                 let needs_asking = flight.nonce.is_none();
@@ -516,7 +541,7 @@ impl Session {
             (Outcome::Changed { body, voted: _ }, Some(p))
                 if mutant::on(Mutant::LateResult)
                     && owner.proposal.is_none()
-                    && self.flights.is_empty()
+                    && self.line.flights.is_empty()
                     && p.ballot == owner.b =>
             {
                 let record = Record { p, cfg: owner.cfg.clone(), body };
@@ -525,7 +550,7 @@ impl Session {
             }
             (Outcome::Failed, Some(_)) if mutant::on(Mutant::AbandonProposal) => {
                 owner.proposal = None;
-                self.flights.retain(|flight| flight.ticket() != ticket);
+                self.line.flights.retain(|flight| flight.ticket() != ticket);
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
                 self.settle(ctx, out);
             }
@@ -540,8 +565,8 @@ impl Session {
         executor: Incarnation,
         out: &mut Effects,
     ) {
-        if self.flights[at].orders >= ORDERS_MAX {
-            let ticket = self.flights.remove(at).ticket();
+        if self.line.flights[at].orders >= ORDERS_MAX {
+            let ticket = self.line.flights.remove(at).ticket();
             out.push(Effect::Fail { ticket, failure: Failure::TooManyRetries });
         } else {
             self.order(ctx, at, executor, true, out);
@@ -560,7 +585,7 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let flight = &mut self.flights[at];
+        let flight = &mut self.line.flights[at];
         let p = match p {
             Some(p) => p,
             // A safe request changed the session: only on the newest base can that be proposed.
@@ -573,10 +598,10 @@ impl Session {
                 p
             }
             None => {
-                let mut flight = self.flights.remove(at);
+                let mut flight = self.line.flights.remove(at);
                 out.push(Effect::Again { ticket: flight.ticket() });
                 flight.waiting.alone = true;
-                self.queue.push_front(flight.waiting);
+                self.line.queue.push_front(flight.waiting);
                 return;
             }
         };
@@ -600,7 +625,7 @@ impl Session {
         // Who is known to hold the body already is spared it; anyone else asks if that is wrong.
         let need_full = match (&owner.chosen, same_as) {
             (Some(chosen), Some(at)) if chosen.p == at => {
-                record.cfg.everyone().into_iter().filter(|it| !owner.holders.contains(it)).collect()
+                record.cfg.everyone().into_iter().filter(|it| !owner.is_held_by(*it)).collect()
             }
             _ => Few::default(),
         };
@@ -666,7 +691,7 @@ impl Session {
         if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.votes.insert(from);
         } else if owner.chosen.as_ref().is_some_and(|record| record.p == p) {
-            owner.holders.insert(from);
+            owner.holders |= owner.bit(from);
         }
     }
 
@@ -690,9 +715,11 @@ impl Session {
         _out: &mut Effects,
     ) {
         match &mut self.role {
-            Role::Owner(owner) if owner.b == b && owner.cfg == *cfg => {
-                let highest = owner.answered.entry(from).or_default();
-                *highest = (*highest).max(nonce);
+            Role::Owner(owner) if owner.b == b && *owner.cfg == *cfg => {
+                if let Some(asking) = &mut owner.asking {
+                    let highest = asking.answered.entry(from).or_default();
+                    *highest = (*highest).max(nonce);
+                }
             }
             Role::Preparing(_) => self.on_promise_preparing(from, b, cfg, accepted),
             _ => {}
@@ -713,10 +740,10 @@ impl Session {
     /// outcome; the rest goes to whoever owns the session.
     pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         self.role = Role::None;
-        self.believed().note_owner(by);
+        self.heard.note_owner(by);
         out.push(Effect::Deposed { by });
         let to = self.known_owner();
-        for flight in core::mem::take(&mut self.flights) {
+        for flight in core::mem::take(&mut self.line.flights) {
             let ticket = flight.ticket();
             let unknown = match flight.stage {
                 Stage::Proposed => true,
@@ -733,13 +760,13 @@ impl Session {
     }
 
     pub(super) fn redirect_all(&mut self, to: Option<Incarnation>, out: &mut Effects) {
-        for waiting in core::mem::take(&mut self.queue) {
+        for waiting in core::mem::take(&mut self.line.queue) {
             out.push(Effect::Redirect { ticket: waiting.submit.ticket, to });
         }
     }
 
     pub(super) fn fail_all(&mut self, failure: Failure, out: &mut Effects) {
-        for waiting in core::mem::take(&mut self.queue) {
+        for waiting in core::mem::take(&mut self.line.queue) {
             out.push(Effect::Fail { ticket: waiting.submit.ticket, failure });
         }
     }
@@ -756,17 +783,11 @@ impl Session {
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
         self.settle_hand_over(ctx, out);
-        // Most sessions are idle most of the time, and then keep no room for requests.
-        if self.queue.is_empty() {
-            self.queue = VecDeque::new();
-        }
-        if self.flights.is_empty() {
-            self.flights = Vec::new();
-        }
+        self.tidy();
     }
 
     fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        let idle = self.flights.is_empty();
+        let idle = self.line.flights.is_empty();
         let Role::Owner(owner) = &mut self.role else { return };
         let may_invite = idle && owner.serving && owner.proposal.is_none();
         let Some(yielding) = &mut owner.yielding else { return };
@@ -800,9 +821,11 @@ impl Session {
         if record.cfg.prev.is_some() {
             // A seal is chosen: its open form follows, to the new members (I5).
             let p = owner.next_position();
-            let cfg = Config { now: record.cfg.now.clone(), prev: None };
+            let cfg = Arc::new(Config { now: record.cfg.now.clone(), prev: None });
             owner.cfg = cfg.clone();
-            owner.answered.clear();
+            if let Some(asking) = &mut owner.asking {
+                asking.answered.clear();
+            }
             let open = Record { p, cfg, body: record.body.clone() };
             self.propose(ctx, open, None, Some(record.p), out);
             self.settle_proposal(ctx, out);
@@ -811,23 +834,25 @@ impl Session {
         let opened =
             owner.chosen.as_ref().is_some_and(|before| before.cfg.now.c < record.cfg.now.c);
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
-        owner.laggards = (!complete).then(|| Resend::new(ctx));
-        owner.holders = votes;
+        owner.laggards = (!complete).then(|| Box::new(Resend::new(ctx)));
         if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
             out.push(Effect::FewCopies);
         }
         owner.chosen = Some(record);
+        owner.holders = votes.0.iter().fold(0, |bits, peer| bits | owner.bit(*peer));
         // Even where nobody waits for the response any more: a repeat gets it, with a token (I8).
         owner.unnamed = false;
         if !owner.serving {
             owner.serving = true;
             out.push(Effect::Owned { ballot: owner.b });
         } else if opened {
-            self.gone.retain(|peer, _| owner.cfg.contains(*peer));
-            out.push(Effect::Opened { cfg: owner.cfg.clone() });
+            self.heard.gone.retain(|peer, _| owner.cfg.contains(*peer));
+            out.push(Effect::Opened { cfg: Config::clone(&owner.cfg) });
         }
-        if let Some(at) = self.flights.iter().position(|flight| flight.stage == Stage::Proposed) {
-            let ticket = self.flights.remove(at).ticket();
+        if let Some(at) =
+            self.line.flights.iter().position(|flight| flight.stage == Stage::Proposed)
+        {
+            let ticket = self.line.flights.remove(at).ticket();
             out.push(Effect::Release { ticket, hint: owner.hint() });
         }
     }
@@ -838,7 +863,7 @@ impl Session {
     fn give_up(&mut self, out: &mut Effects) {
         self.role = Role::None;
         out.push(Effect::GaveUp);
-        for flight in core::mem::take(&mut self.flights) {
+        for flight in core::mem::take(&mut self.line.flights) {
             let ticket = flight.ticket();
             let ran = flight.stage != Stage::Turned && !flight.waiting.submit.safe;
             out.push(if ran {
@@ -857,40 +882,40 @@ impl Session {
         if owner.unnamed || mutant::on(Mutant::Unconfirmed) {
             return true;
         }
-        let flight = &self.flights[at];
+        let flight = &self.line.flights[at];
         owner.cfg.now.majority(|peer| {
             if peer == ctx.me {
                 return self.copy.check(ctx.me, &owner.cfg, owner.b).is_ok();
             }
             flight.confirmed_by == Some(peer)
                 || flight.nonce.is_some_and(|nonce| {
-                    owner.answered.get(&peer).is_some_and(|answered| *answered >= nonce)
+                    let answered = owner.asking.as_ref().and_then(|it| it.answered.get(&peer));
+                    answered.is_some_and(|answered| *answered >= nonce)
                 })
         })
     }
 
     fn settle_reads(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let mut at = 0;
-        while at < self.flights.len() {
-            let confirming = matches!(self.flights[at].stage, Stage::Confirming { .. });
+        while at < self.line.flights.len() {
+            let confirming = matches!(self.line.flights[at].stage, Stage::Confirming { .. });
             if confirming && self.is_confirmed(ctx, at) {
                 let Role::Owner(owner) = &mut self.role else { return };
                 owner.unnamed = false;
                 let hint = owner.hint();
-                let ticket = self.flights.remove(at).ticket();
+                let ticket = self.line.flights.remove(at).ticket();
                 out.push(Effect::Release { ticket, hint });
             } else {
                 at += 1;
             }
         }
-        let waiting = self.flights.iter().any(|flight| flight.nonce.is_some());
+        let waiting = self.line.flights.iter().any(|flight| flight.nonce.is_some());
         if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
             owner.asking = None;
-            owner.answered.clear();
         }
         let Role::Owner(owner) = &self.role else { return };
         let confirming =
-            self.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
+            self.line.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
         if confirming && owner.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
             self.give_up(out);
         }
@@ -903,14 +928,15 @@ impl Session {
             if !owner.serving || owner.proposal.is_some() || owner.yielding.is_some() {
                 return;
             }
-            let Some(next) = self.queue.front() else { return };
+            let Some(next) = self.line.queue.front() else { return };
             let submit = &next.submit;
             // The first request of a session that is drawn with it cannot meet another, and
             // alone it needs no second round for what it changes.
-            let first = owner.unnamed && self.flights.is_empty();
+            let first = owner.unnamed && self.line.flights.is_empty();
             let exclusive = !submit.safe || next.alone || first;
             let busy = |flight: &Flight| !matches!(flight.stage, Stage::Confirming { .. });
             let must_wait = self
+                .line
                 .flights
                 .iter()
                 .filter(|flight| busy(flight))
@@ -939,11 +965,11 @@ impl Session {
                 }
                 Known::BelowFloor => Some(Effect::Fail { ticket, failure: Failure::BelowFloor }),
             };
-            let Some(waiting) = self.queue.pop_front() else { return };
+            let Some(waiting) = self.line.queue.pop_front() else { return };
             match answer {
                 Some(answer) => out.push(answer),
                 None => {
-                    self.flights.push(Flight {
+                    self.line.flights.push(Flight {
                         waiting,
                         exclusive,
                         stage: Stage::Turned,
@@ -982,8 +1008,8 @@ impl Session {
         {
             for to in &record.cfg.now.who {
                 if *to != ctx.me
-                    && !owner.holders.contains(to)
-                    && !votes_are_gone(&self.gone, *to, &record.cfg)
+                    && !owner.is_held_by(*to)
+                    && !votes_are_gone(&self.heard.gone, *to, &record.cfg)
                 {
                     let body = BodyRef::Full(record.body.clone());
                     let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
@@ -991,8 +1017,8 @@ impl Session {
                 }
             }
         }
-        if owner.asking.as_mut().is_some_and(|resend| resend.due(ctx))
-            && let Some(nonce) = self.flights.iter().filter_map(|flight| flight.nonce).max()
+        if owner.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
+            && let Some(nonce) = self.line.flights.iter().filter_map(|flight| flight.nonce).max()
         {
             send_asks(ctx, owner, nonce, out);
         }
@@ -1002,7 +1028,7 @@ impl Session {
         }
         // A proposal goes on until it is chosen or another owner decides, but nobody has to wait
         // for that.
-        self.flights.retain(|flight| {
+        self.line.flights.retain(|flight| {
             let ticket = flight.ticket();
             let late = match flight.stage {
                 Stage::Proposed => stuck,
@@ -1015,7 +1041,7 @@ impl Session {
             }
             !late
         });
-        self.queue.retain(|waiting| {
+        self.line.queue.retain(|waiting| {
             let waited = ctx.now.since(waiting.since);
             let ticket = waiting.submit.ticket;
             if stuck && waited >= patience {
@@ -1035,11 +1061,11 @@ impl Session {
         let proposal = owner.proposal.as_ref().map(|proposal| proposal.resend.at);
         let laggards =
             owner.laggards.as_ref().filter(|_| owner.proposal.is_none()).map(|resend| resend.at);
-        let asking = owner.asking.as_ref().map(|resend| resend.at);
+        let asking = owner.asking.as_ref().map(|asking| asking.resend.at);
         let yielding = owner.yielding.as_ref().map(|yielding| {
             yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))
         });
-        let queue = self.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
+        let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
         [proposal, laggards, asking, yielding, queue].into_iter().flatten().min()
     }
 }
@@ -1083,7 +1109,7 @@ impl Session {
 
     /// The requests whose turn has come, how each stands, and at which ballot.
     pub(super) fn flying(&self) -> impl Iterator<Item = (Ticket, Stage, Option<Ballot>)> {
-        self.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
+        self.line.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
     }
 
     /// Where the newest record that it knows to be chosen stands.

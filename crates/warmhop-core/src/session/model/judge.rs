@@ -115,7 +115,7 @@ pub(super) fn chosen(tables: &Tables, world: &World) -> Vec<u32> {
         .filter(|id| {
             let cfg = &tables.record(*id).cfg;
             // Not `Config::deciders`, which is on trial.
-            let deciders = &cfg.prev.as_ref().unwrap_or(&cfg.now).who;
+            let deciders = &cfg.deciders().who;
             let voted = deciders.iter().filter(|peer| votes.contains(&(**peer, *id))).count();
             2 * voted > deciders.len()
         })
