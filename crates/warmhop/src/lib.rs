@@ -111,6 +111,7 @@ mod repair;
 mod report;
 mod serve;
 mod session;
+mod session_table;
 mod sessions;
 mod shutdown;
 pub mod status;

@@ -4,7 +4,7 @@
 //! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
 //! never held across an await.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,10 +23,15 @@ use warmhop_core::session::{
 };
 
 use crate::clock::Clock;
+use crate::session_table::{Entry, Table};
 use crate::telemetry::{ByReason, Metrics};
 use crate::wire::SessionFrame;
 
 const STRIPES: usize = 64;
+/// How often a stripe is looked through for sessions whose time is near.
+const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
+/// Sessions that are to be woken within this time are filed for it.
+const FILED_WITHIN: Duration = Duration::from_secs(90);
 /// How many sessions each stripe counts moves for.
 const MOVES_MAX: usize = 1024;
 /// The most sessions that this peer holds; further ones are refused, counted.
@@ -76,20 +81,12 @@ pub(crate) struct Store {
 
 struct Stripe {
     process: Process,
-    /// Boxed: a table that doubles leaves half of its places empty.
-    sessions: HashMap<SessionKey, Box<Entry>>,
+    sessions: Table,
+    /// The sessions to be woken soon. Those whose time is far off are found when the stripe is
+    /// looked through: filing them would cost more memory than a small session's own state.
     wakes: BTreeSet<(Now, SessionKey)>,
+    look_through_at: Now,
     moves: LruCache<SessionKey, MoveCounter>,
-}
-
-struct Entry {
-    machine: Session,
-    /// The requests in line here, few at a time.
-    tickets: Vec<(Ticket, mpsc::Sender<Told>)>,
-    wake: Option<Now>,
-    was_owner: bool,
-    /// When a session that holds nothing may be dropped; at once if no token names it.
-    keep_empty_until: Now,
 }
 
 impl Store {
@@ -101,12 +98,15 @@ impl Store {
     ) -> Arc<Self> {
         let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
         let dead = NonZeroUsize::new(DEAD_MAX).expect("a positive constant");
-        let stripes = (0..STRIPES)
-            .map(|_| {
+        let stripes = (0u32..)
+            .take(STRIPES)
+            .map(|at| {
                 Mutex::new(Stripe {
                     process: Process::default(),
-                    sessions: HashMap::new(),
+                    sessions: Table::default(),
                     wakes: BTreeSet::new(),
+                    // One after the other, so that none of them takes long.
+                    look_through_at: clock.now().after(LOOK_THROUGH_EVERY * at / STRIPES as u32),
                     moves: LruCache::new(moves),
                 })
             })
@@ -200,22 +200,12 @@ impl Store {
 
     /// The entry of `key`, made if there is none; `None` where there is no room.
     fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
-        if !stripe.sessions.contains_key(key) {
-            if stripe.sessions.len() >= SESSIONS_MAX / STRIPES {
-                return None;
-            }
-            let machine = Session::new(key.sid, &stripe.process);
+        let room = SESSIONS_MAX / STRIPES;
+        let (entry, made) = stripe.sessions.get_or_make(key, &stripe.process, room)?;
+        if made {
             self.metrics.sessions_held.inc();
-            let entry = Entry {
-                machine,
-                tickets: Vec::new(),
-                wake: None,
-                was_owner: false,
-                keep_empty_until: Now::default(),
-            };
-            stripe.sessions.insert(key.clone(), Box::new(entry));
         }
-        stripe.sessions.get_mut(key).map(Box::as_mut)
+        Some(entry)
     }
 
     fn carry_out(
@@ -272,7 +262,7 @@ impl Store {
                 Effect::Again { ticket } => (ticket, Told::Again),
                 Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
             };
-            if let Some((_, waiting)) = entry.tickets.iter().find(|(known, _)| *known == ticket) {
+            if let Some(waiting) = entry.waiting(ticket) {
                 // A full queue means a request that reads nothing: it is gone or stuck, and its
                 // guard will cancel it.
                 let _ = waiting.try_send(told);
@@ -293,16 +283,19 @@ impl Store {
             };
         }
         let now = self.clock.now();
-        let idle = entry.tickets.is_empty();
+        let idle = entry.is_idle();
         let empty = idle && entry.machine.is_disposable();
-        let gone = idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until <= now));
+        let gone =
+            idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until() <= now));
         let wake = match entry.machine.next_wake(now, Clock::wall()) {
             _ if gone => None,
             wake if empty => {
-                Some(wake.map_or(entry.keep_empty_until, |at| at.min(entry.keep_empty_until)))
+                Some(wake.map_or(entry.keep_empty_until(), |at| at.min(entry.keep_empty_until())))
             }
             wake => wake,
         };
+        entry.rest();
+        let wake = wake.filter(|at| *at <= now.after(FILED_WITHIN));
         if wake != entry.wake {
             if let Some(old) = entry.wake {
                 stripe.wakes.remove(&(old, key.clone()));
@@ -403,7 +396,7 @@ impl Store {
         let mut held = 0;
         for stripe in &self.stripes {
             let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            for entry in stripe.sessions.values() {
+            for entry in stripe.sessions.iter() {
                 owned += u64::from(entry.machine.is_owner());
                 held += u64::from(entry.machine.holds_copy());
             }
@@ -431,6 +424,24 @@ impl Store {
         }
     }
 
+    /// Files those of a stripe whose time is near, once in a while; returns when it will be next.
+    fn look_through(&self, stripe: &Mutex<Stripe>, now: Now) -> Now {
+        let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        if now < stripe.look_through_at {
+            return stripe.look_through_at;
+        }
+        stripe.look_through_at = now.after(LOOK_THROUGH_EVERY);
+        let wall = Clock::wall();
+        let soon = now.after(FILED_WITHIN);
+        let Stripe { sessions, wakes, .. } = &mut *stripe;
+        for entry in sessions.iter_mut().filter(|entry| entry.wake.is_none()) {
+            let wake = entry.machine.next_wake(now, wall).filter(|at| *at <= soon);
+            wakes.extend(wake.map(|at| (at, entry.key())));
+            entry.wake = wake;
+        }
+        stripe.look_through_at
+    }
+
     /// Wakes machines as they ask for it; runs as long as the peer.
     pub(crate) async fn wake(self: Arc<Self>) {
         loop {
@@ -438,6 +449,7 @@ impl Store {
             let mut next = u64::MAX;
             self.next_wake_ms.store(u64::MAX, Ordering::Relaxed);
             for stripe in &self.stripes {
+                next = next.min(self.look_through(stripe, now).0);
                 loop {
                     let due = {
                         let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -494,8 +506,7 @@ impl Store {
             // The ticket is known before its first event can be sent.
             let mut stripe = self.stripe(key);
             let entry = self.entry(key, &mut stripe)?;
-            entry.tickets.push((ticket, told));
-            entry.keep_empty_until = entry.keep_empty_until.max(keep_empty_until);
+            entry.join(ticket, told, keep_empty_until);
         }
         let in_line =
             InLine { store: Arc::clone(self), key: key.clone(), ticket, telling, running: None };
@@ -510,10 +521,7 @@ impl Store {
         {
             let mut stripe = self.stripe(key);
             if let Some(entry) = stripe.sessions.get_mut(key) {
-                entry.tickets.retain(|(known, _)| *known != ticket);
-                if entry.tickets.is_empty() {
-                    entry.tickets = Vec::new();
-                }
+                entry.leave(ticket);
             }
         }
         self.with(key, false, |machine, ctx, out| {
@@ -535,8 +543,7 @@ fn dead_letter() -> Message {
 
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
     let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted = stripe.sessions.iter().filter(|(_, entry)| wanted(&entry.machine));
-    wanted.map(|(key, _)| key.clone()).collect()
+    stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).map(Entry::key).collect()
 }
 
 /// One request in line for its session; leaves the line when it is dropped, whatever happened.
