@@ -16,8 +16,8 @@ pub(crate) struct Entry {
     /// Shared by all entries of an app in the table.
     app: AppName,
     pub(crate) machine: Session,
-    /// When it is filed to be woken, if soon.
-    pub(crate) wake: Option<Now>,
+    /// When it is filed to be woken, if soon; else zero.
+    wake: Now,
     pub(crate) was_owner: bool,
     busy: Option<Box<Busy>>,
 }
@@ -38,6 +38,16 @@ impl Entry {
 
     fn is(&self, key: &SessionKey) -> bool {
         self.machine.sid() == key.sid && self.app == key.app
+    }
+
+    /// When it is filed to be woken, if soon.
+    pub(crate) fn wake(&self) -> Option<Now> {
+        Some(self.wake).filter(|at| *at > Now::default())
+    }
+
+    /// Notes when it is filed to be woken, at a time above zero.
+    pub(crate) fn set_wake(&mut self, at: Option<Now>) {
+        self.wake = at.unwrap_or_default();
     }
 
     /// A request joins the line; an empty session is kept until `keep_empty_until` at least.
@@ -122,7 +132,8 @@ impl Table {
                     }
                 };
                 let machine = Session::new(key.sid, process);
-                let entry = Entry { app, machine, wake: None, was_owner: false, busy: None };
+                let entry =
+                    Entry { app, machine, wake: Now::default(), was_owner: false, busy: None };
                 Some((place.insert(Box::new(entry)).into_mut(), true))
             }
         }

@@ -295,9 +295,9 @@ impl Store {
             wake => wake,
         };
         entry.rest();
-        let wake = wake.filter(|at| *at <= now.after(FILED_WITHIN));
-        if wake != entry.wake {
-            if let Some(old) = entry.wake {
+        let wake = wake.filter(|at| *at <= now.after(FILED_WITHIN)).map(|at| at.max(Now(1)));
+        if wake != entry.wake() {
+            if let Some(old) = entry.wake() {
                 stripe.wakes.remove(&(old, key.clone()));
             }
             if let Some(new) = wake {
@@ -306,7 +306,7 @@ impl Store {
                     self.sooner.notify_one();
                 }
             }
-            entry.wake = wake;
+            entry.set_wake(wake);
         }
         if gone {
             stripe.sessions.remove(key);
@@ -434,10 +434,14 @@ impl Store {
         let wall = Clock::wall();
         let soon = now.after(FILED_WITHIN);
         let Stripe { sessions, wakes, .. } = &mut *stripe;
-        for entry in sessions.iter_mut().filter(|entry| entry.wake.is_none()) {
-            let wake = entry.machine.next_wake(now, wall).filter(|at| *at <= soon);
+        for entry in sessions.iter_mut().filter(|entry| entry.wake().is_none()) {
+            let wake = entry
+                .machine
+                .next_wake(now, wall)
+                .filter(|at| *at <= soon)
+                .map(|at| at.max(Now(1)));
             wakes.extend(wake.map(|at| (at, entry.key())));
-            entry.wake = wake;
+            entry.set_wake(wake);
         }
         stripe.look_through_at
     }
@@ -468,11 +472,11 @@ impl Store {
                     let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
                     let stripe = &mut *stripe;
                     if let Some(entry) = stripe.sessions.get_mut(&key)
-                        && let Some(at) = entry.wake.filter(|at| *at <= now)
+                        && let Some(at) = entry.wake().filter(|at| *at <= now)
                     {
                         stripe.wakes.remove(&(at, key.clone()));
                         let later = now.after(Duration::from_millis(1));
-                        entry.wake = Some(later);
+                        entry.set_wake(Some(later));
                         stripe.wakes.insert((later, key.clone()));
                         next = next.min(later.0);
                     }

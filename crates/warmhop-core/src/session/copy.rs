@@ -5,6 +5,7 @@
 //! it promised never falls (I2), and it casts no vote in a configuration in which it may have
 //! forgotten one (I3).
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::time::Duration;
 
@@ -21,11 +22,13 @@ use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 pub(super) struct Replica {
     /// Stamps up to this one may have been forgotten before the entry was made.
     pub(super) low: u64,
-    pub(super) promised: Option<Ballot>,
+    /// What was promised, where it is not the ballot of the accepted record.
+    above: Option<Box<Ballot>>,
     pub(super) accepted: Option<Record>,
     /// The highest stamp that a vote was asked for in.
     pub(super) stamp_hi: u64,
-    pub(super) forget_at: Option<WallTime>,
+    /// When the entry may be forgotten; zero while nothing was granted.
+    pub(super) forget_at: WallTime,
     pub(super) seldom: Seldom<Marks>,
 }
 
@@ -66,17 +69,23 @@ impl Replica {
     pub(super) fn new(watermark: u64) -> Self {
         Self {
             low: watermark,
-            promised: None,
+            above: None,
             accepted: None,
             stamp_hi: 0,
-            forget_at: None,
+            forget_at: WallTime::default(),
             seldom: Seldom::default(),
         }
     }
 
+    /// The highest ballot promised.
+    pub(super) fn promised(&self) -> Option<Ballot> {
+        let accepted = self.accepted.as_ref().map(|record| record.p.ballot);
+        self.above.as_deref().copied().or(accepted)
+    }
+
     /// Whether nothing would be lost by dropping the entry without a trace.
     pub(super) fn is_blank(&self) -> bool {
-        self.promised.is_none()
+        self.above.is_none()
             && self.accepted.is_none()
             && self.seldom.fenced.is_none()
             && self.stamp_hi == 0
@@ -98,7 +107,7 @@ impl Replica {
         if self.may_have_forgotten(me, cfg) {
             return Err(Shut::Nack(NackReason::Forgotten));
         }
-        if self.promised.is_some_and(|promised| promised > b)
+        if self.promised().is_some_and(|promised| promised > b)
             && !mutant::on(Mutant::VoteBelowPromise)
         {
             return Err(Shut::Nack(NackReason::Higher));
@@ -109,7 +118,8 @@ impl Replica {
     /// The vote gate `G`: passing is a promise.
     pub(super) fn gate(&mut self, me: Incarnation, cfg: &Config, b: Ballot) -> Result<(), Shut> {
         self.check(me, cfg, b)?;
-        self.promised = Some(b);
+        let held = self.accepted.as_ref().is_some_and(|record| record.p.ballot == b);
+        self.above = (!held).then(|| Box::new(b));
         self.note_stamps(cfg);
         Ok(())
     }
@@ -123,8 +133,7 @@ impl Replica {
 
     /// Keeps the entry until `expiry` and the grace after it.
     pub(super) fn keep_until(&mut self, expiry: WallTime, grace: Duration) {
-        let at = expiry.after(grace);
-        self.forget_at = Some(self.forget_at.map_or(at, |before| before.max(at)));
+        self.forget_at = self.forget_at.max(expiry.after(grace));
     }
 
     /// What a promise says of the accepted record.
@@ -173,6 +182,8 @@ impl Replica {
             self.seldom.ran = None;
             self.seldom.tidy();
         }
+        // Accepting follows a promise of the record's ballot.
+        self.above = None;
         self.accepted = Some(record);
     }
 
@@ -198,7 +209,7 @@ impl Replica {
         chosen: Option<&Record>,
         watermark: u64,
     ) -> Result<Arc<Body>, ExecDone> {
-        let promised = self.promised;
+        let promised = self.promised();
         let refused = |reason| ExecDone::Refused { reason, promised, watermark };
         let Some(p) = exec.p else {
             return self.base(exec, chosen);

@@ -537,7 +537,7 @@ impl Session {
                     dead: members.into_iter().filter(is_dead).collect(),
                     p: record.map(|record| record.p),
                     cfg: record.map(|record| record.cfg.clone()),
-                    promised: self.copy.promised.max(self.ballot()),
+                    promised: self.copy.promised().max(self.ballot()),
                     fenced: self.copy.seldom.fenced,
                 };
                 out.push(Effect::Send { to: from, message });
@@ -587,7 +587,7 @@ impl Session {
                 let message = Message::Promise { b, cfg, nonce, accepted };
                 out.push(Effect::Send { to: from, message });
             }
-            Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised, out),
+            Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised(), out),
             Err(Shut::NotMember) => {}
         }
     }
@@ -606,7 +606,7 @@ impl Session {
             Ok(Vote::NeedFull) => Message::NeedFull { p },
             Ok(Vote::Late) | Err(Shut::NotMember) => return,
             Err(Shut::Nack(reason)) => {
-                self.nack(from, reason, self.copy.promised, out);
+                self.nack(from, reason, self.copy.promised(), out);
                 return;
             }
         };
@@ -653,7 +653,7 @@ impl Session {
             Role::Owner(owner) => owner.chosen.as_ref().map(|it| it.body.expiry.after(grace)),
             _ => None,
         };
-        self.copy.forget_at.max(owned)
+        Some(self.copy.forget_at).filter(|at| *at > WallTime::default()).max(owned)
     }
 
     /// Drops everything held of the session, votes included. The watermark keeps every later
@@ -769,7 +769,7 @@ impl Session {
     /// The highest ballot that this copy promised.
     #[must_use]
     pub fn promised(&self) -> Option<Ballot> {
-        self.copy.promised
+        self.copy.promised()
     }
 
     /// The number of the newest record known here: chosen where this peer owns the session,
@@ -835,7 +835,7 @@ impl Session {
     /// The highest round heard of, for [`Session::take_over`].
     #[must_use]
     pub fn seen_round(&self) -> u64 {
-        let seen = self.copy.promised.max(self.heard.owner).max(self.ballot());
+        let seen = self.copy.promised().max(self.heard.owner).max(self.ballot());
         seen.map_or(0, |ballot| ballot.round)
     }
 
@@ -843,7 +843,7 @@ impl Session {
     #[must_use]
     pub fn known_owner(&self) -> Option<Incarnation> {
         let absent = self.heard.absent;
-        let best = self.copy.promised.max(self.heard.owner).max(self.ballot());
+        let best = self.copy.promised().max(self.heard.owner).max(self.ballot());
         best.map(|ballot| ballot.proposer).filter(|peer| absent != Some(*peer))
     }
 
@@ -897,12 +897,15 @@ impl Session {
     /// Lets go of what says nothing (any more): most sessions are idle most of the time.
     fn tidy(&mut self) {
         self.line.tidy();
+        if let Role::Owner(owner) = &mut self.role {
+            owner.tidy();
+        }
         if self.heard.0.is_some() {
             let held = self.copy.accepted.as_ref().map(|record| record.cfg.now.c);
             if self.heard.cfg.as_ref().is_some_and(|told| Some(told.now.c) <= held) {
                 self.heard.cfg = None;
             }
-            if self.heard.owner <= self.copy.promised {
+            if self.heard.owner <= self.copy.promised() {
                 self.heard.owner = None;
             }
             self.heard.tidy();
@@ -918,7 +921,7 @@ impl Session {
             const LOOK_AGAIN: u64 = 3_600_000;
             now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))
         });
-        let outvoted = self.copy.promised > self.ballot() && self.ballot().is_some();
+        let outvoted = self.copy.promised() > self.ballot() && self.ballot().is_some();
         [forget, self.wake_preparing(), self.wake_owner(), outvoted.then_some(now)]
             .into_iter()
             .flatten()

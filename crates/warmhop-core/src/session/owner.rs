@@ -19,8 +19,8 @@ use super::mutant::{self, Mutant};
 use super::recent::{self, Known};
 use super::takeover::votes_are_gone;
 use super::{
-    Ctx, Effect, Effects, Failure, Outcome, Resend, Role, Session, Shut, Submit, Ticket, TokenHint,
-    Vote,
+    Ctx, Effect, Effects, Empty, Failure, Outcome, Resend, Role, Seldom, Session, Shut, Submit,
+    Ticket, TokenHint, Vote,
 };
 use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 
@@ -90,14 +90,26 @@ pub(super) struct Owner {
     /// Requests may have their turns.
     pub(super) serving: bool,
     n_last: u64,
-    proposal: Option<Box<Proposal>>,
     /// Which of its members are known to have accepted the chosen record, a bit for each.
     holders: u8,
-    laggards: Option<Box<Resend>>,
-    asking: Option<Box<Asking>>,
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
-    yielding: Option<Box<Yielding>>,
+    work: Seldom<Work>,
+}
+
+/// What an owner has under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Work {
+    proposal: Option<Proposal>,
+    /// When to send the chosen record again to the members that do not hold it.
+    laggards: Option<Resend>,
+    asking: Option<Asking>,
+    yielding: Option<Yielding>,
+}
+
+impl Empty for Work {
+    const EMPTY: &'static Self =
+        &Self { proposal: None, laggards: None, asking: None, yielding: None };
 }
 
 /// The confirmation of reads under way.
@@ -161,12 +173,9 @@ impl Owner {
             chosen: None,
             serving: false,
             n_last: 0,
-            proposal: None,
             holders: 0,
-            laggards: None,
-            asking: None,
             unnamed: false,
-            yielding: None,
+            work: Seldom::default(),
         }
     }
 
@@ -196,8 +205,13 @@ impl Owner {
         self.holders & self.bit(peer) != 0
     }
 
+    /// Lets go of what is done.
+    pub(super) fn tidy(&mut self) {
+        self.work.tidy();
+    }
+
     fn held(&self) -> bool {
-        self.chosen.is_some() || self.proposal.is_some()
+        self.chosen.is_some() || self.work.proposal.is_some()
     }
 
     pub(super) fn hint(&self) -> TokenHint {
@@ -300,7 +314,7 @@ impl Session {
             && !whole
             && owner.chosen.is_some()
         {
-            owner.laggards.get_or_insert_with(|| Box::new(Resend::new(ctx)));
+            owner.work.laggards.get_or_insert_with(|| Resend::new(ctx));
         }
     }
 
@@ -308,9 +322,9 @@ impl Session {
     /// and no request is given its turn meanwhile. If it does not come, this peer goes on.
     pub fn hand_over(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if owner.serving && owner.yielding.is_none() && to != ctx.me {
+        if owner.serving && owner.work.yielding.is_none() && to != ctx.me {
             let until = ctx.now.after(YIELD_WITHIN);
-            owner.yielding = Some(Box::new(Yielding { to, until, invited: None }));
+            owner.work.yielding = Some(Yielding { to, until, invited: None });
             self.settle(ctx, out);
         }
     }
@@ -329,9 +343,13 @@ impl Session {
     ) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
         let running_alone = self.line.flights.iter().any(|flight| flight.exclusive);
-        let (true, false, None, None, Some(chosen)) =
-            (owner.serving, running_alone, &owner.proposal, &owner.yielding, owner.chosen.clone())
-        else {
+        let (true, false, None, None, Some(chosen)) = (
+            owner.serving,
+            running_alone,
+            &owner.work.proposal,
+            &owner.work.yielding,
+            owner.chosen.clone(),
+        ) else {
             return false;
         };
         let before = owner.cfg.now.clone();
@@ -451,9 +469,9 @@ impl Session {
         let nonce = ctx.process.next_nonce();
         flight.nonce = Some(nonce);
         let resend = Resend::new(ctx);
-        match &mut owner.asking {
+        match &mut owner.work.asking {
             Some(asking) => asking.resend = resend,
-            None => owner.asking = Some(Box::new(Asking { resend, answered: BTreeMap::new() })),
+            None => owner.work.asking = Some(Asking { resend, answered: BTreeMap::new() }),
         }
         send_asks(ctx, owner, nonce, out);
     }
@@ -540,7 +558,7 @@ impl Session {
         match (outcome, p) {
             (Outcome::Changed { body, voted: _ }, Some(p))
                 if mutant::on(Mutant::LateResult)
-                    && owner.proposal.is_none()
+                    && owner.work.proposal.is_none()
                     && self.line.flights.is_empty()
                     && p.ballot == owner.b =>
             {
@@ -549,7 +567,7 @@ impl Session {
                 self.settle(ctx, out);
             }
             (Outcome::Failed, Some(_)) if mutant::on(Mutant::AbandonProposal) => {
-                owner.proposal = None;
+                owner.work.proposal = None;
                 self.line.flights.retain(|flight| flight.ticket() != ticket);
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
                 self.settle(ctx, out);
@@ -589,7 +607,7 @@ impl Session {
         let p = match p {
             Some(p) => p,
             // A safe request changed the session: only on the newest base can that be proposed.
-            None if owner.proposal.is_none()
+            None if owner.work.proposal.is_none()
                 && owner.chosen.as_ref().map(|record| record.p) == base =>
             {
                 let p = owner.next_position();
@@ -621,7 +639,7 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        assert!(owner.proposal.is_none(), "I4: one proposal at a time");
+        assert!(owner.work.proposal.is_none(), "I4: one proposal at a time");
         // Who is known to hold the body already is spared it; anyone else asks if that is wrong.
         let need_full = match (&owner.chosen, same_as) {
             (Some(chosen), Some(at)) if chosen.p == at => {
@@ -629,14 +647,14 @@ impl Session {
             }
             _ => Few::default(),
         };
-        owner.proposal = Some(Box::new(Proposal {
+        owner.work.proposal = Some(Proposal {
             record,
             votes: voter.into_iter().collect(),
             resend: Resend::new(ctx),
             since: ctx.now,
             same_as,
             need_full,
-        }));
+        });
         self.vote_myself(ctx);
         self.send_accepts(ctx, out);
     }
@@ -644,7 +662,7 @@ impl Session {
     /// This peer's own vote for its proposal.
     fn vote_myself(&mut self, ctx: &Ctx<'_>) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(proposal) = &mut owner.proposal else { return };
+        let Some(proposal) = &mut owner.work.proposal else { return };
         let record = &proposal.record;
         if !record.cfg.contains(ctx.me) || proposal.votes.contains(&ctx.me) {
             return;
@@ -665,7 +683,7 @@ impl Session {
 
     fn send_accepts(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &self.role else { return };
-        let Some(proposal) = &owner.proposal else { return };
+        let Some(proposal) = &owner.work.proposal else { return };
         for to in proposal.record.cfg.everyone() {
             if to != ctx.me
                 && !proposal.votes.contains(&to)
@@ -688,7 +706,7 @@ impl Session {
 
     pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
+        if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.votes.insert(from);
         } else if owner.chosen.as_ref().is_some_and(|record| record.p == p) {
             owner.holders |= owner.bit(from);
@@ -697,7 +715,7 @@ impl Session {
 
     pub(super) fn on_need_full(&mut self, from: Incarnation, p: Position, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
+        if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.need_full.insert(from);
             out.push(Effect::Send { to: from, message: proposal.accept_for(from) });
         }
@@ -716,7 +734,7 @@ impl Session {
     ) {
         match &mut self.role {
             Role::Owner(owner) if owner.b == b && *owner.cfg == *cfg => {
-                if let Some(asking) = &mut owner.asking {
+                if let Some(asking) = &mut owner.work.asking {
                     let highest = asking.answered.entry(from).or_default();
                     *highest = (*highest).max(nonce);
                 }
@@ -773,7 +791,7 @@ impl Session {
 
     /// Draws the consequences of what the last call changed.
     pub(super) fn settle(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised)
+        if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised())
             && promised > mine
         {
             self.step_down(ctx, promised, out);
@@ -789,8 +807,8 @@ impl Session {
     fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let idle = self.line.flights.is_empty();
         let Role::Owner(owner) = &mut self.role else { return };
-        let may_invite = idle && owner.serving && owner.proposal.is_none();
-        let Some(yielding) = &mut owner.yielding else { return };
+        let may_invite = idle && owner.serving && owner.work.proposal.is_none();
+        let Some(yielding) = &mut owner.work.yielding else { return };
         if may_invite && yielding.invited.is_none() {
             yielding.invited = Some(Resend::new(ctx));
             let message = Message::Invite { cfg: owner.cfg.clone() };
@@ -800,7 +818,7 @@ impl Session {
 
     fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(proposal) = &owner.proposal else { return };
+        let Some(proposal) = &owner.work.proposal else { return };
         let mut deciders = proposal.record.cfg.deciders();
         if mutant::on(Mutant::SealByNew) {
             deciders = &proposal.record.cfg.now;
@@ -816,14 +834,14 @@ impl Session {
             }
             return;
         }
-        let Some(proposal) = owner.proposal.take() else { return };
-        let Proposal { record, votes, .. } = *proposal;
+        let Some(proposal) = owner.work.proposal.take() else { return };
+        let Proposal { record, votes, .. } = proposal;
         if record.cfg.prev.is_some() {
             // A seal is chosen: its open form follows, to the new members (I5).
             let p = owner.next_position();
             let cfg = Arc::new(Config { now: record.cfg.now.clone(), prev: None });
             owner.cfg = cfg.clone();
-            if let Some(asking) = &mut owner.asking {
+            if let Some(asking) = &mut owner.work.asking {
                 asking.answered.clear();
             }
             let open = Record { p, cfg, body: record.body.clone() };
@@ -834,7 +852,7 @@ impl Session {
         let opened =
             owner.chosen.as_ref().is_some_and(|before| before.cfg.now.c < record.cfg.now.c);
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
-        owner.laggards = (!complete).then(|| Box::new(Resend::new(ctx)));
+        owner.work.laggards = (!complete).then(|| Resend::new(ctx));
         if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
             out.push(Effect::FewCopies);
         }
@@ -889,7 +907,7 @@ impl Session {
             }
             flight.confirmed_by == Some(peer)
                 || flight.nonce.is_some_and(|nonce| {
-                    let answered = owner.asking.as_ref().and_then(|it| it.answered.get(&peer));
+                    let answered = owner.work.asking.as_ref().and_then(|it| it.answered.get(&peer));
                     answered.is_some_and(|answered| *answered >= nonce)
                 })
         })
@@ -911,12 +929,12 @@ impl Session {
         }
         let waiting = self.line.flights.iter().any(|flight| flight.nonce.is_some());
         if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
-            owner.asking = None;
+            owner.work.asking = None;
         }
         let Role::Owner(owner) = &self.role else { return };
         let confirming =
             self.line.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
-        if confirming && owner.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
+        if confirming && owner.work.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
             self.give_up(out);
         }
     }
@@ -925,7 +943,7 @@ impl Session {
     fn give_turns(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         loop {
             let Role::Owner(owner) = &mut self.role else { return };
-            if !owner.serving || owner.proposal.is_some() || owner.yielding.is_some() {
+            if !owner.serving || owner.work.proposal.is_some() || owner.work.yielding.is_some() {
                 return;
             }
             let Some(next) = self.line.queue.front() else { return };
@@ -988,22 +1006,23 @@ impl Session {
     pub(super) fn on_timer_owner(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let patience = ctx.policy.majority_timeout;
         let Role::Owner(owner) = &mut self.role else { return };
-        let stuck = owner.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
-        if let Some(yielding) = &mut owner.yielding {
+        let stuck =
+            owner.work.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
+        if let Some(yielding) = &mut owner.work.yielding {
             if yielding.until <= ctx.now {
-                owner.yielding = None;
+                owner.work.yielding = None;
             } else if yielding.invited.as_mut().is_some_and(|resend| resend.due(ctx)) {
                 let message = Message::Invite { cfg: owner.cfg.clone() };
                 out.push(Effect::Send { to: yielding.to, message });
             }
         }
-        let resend_proposal = owner.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
-        if owner.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
-            owner.laggards = None;
+        let resend_proposal = owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
+        if owner.work.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
+            owner.work.laggards = None;
             out.push(Effect::Lagging);
         }
-        if owner.proposal.is_none()
-            && owner.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
+        if owner.work.proposal.is_none()
+            && owner.work.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
             && let Some(record) = &owner.chosen
         {
             for to in &record.cfg.now.who {
@@ -1017,7 +1036,7 @@ impl Session {
                 }
             }
         }
-        if owner.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
+        if owner.work.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
             && let Some(nonce) = self.line.flights.iter().filter_map(|flight| flight.nonce).max()
         {
             send_asks(ctx, owner, nonce, out);
@@ -1058,11 +1077,15 @@ impl Session {
 
     pub(super) fn wake_owner(&self) -> Option<Now> {
         let Role::Owner(owner) = &self.role else { return None };
-        let proposal = owner.proposal.as_ref().map(|proposal| proposal.resend.at);
-        let laggards =
-            owner.laggards.as_ref().filter(|_| owner.proposal.is_none()).map(|resend| resend.at);
-        let asking = owner.asking.as_ref().map(|asking| asking.resend.at);
-        let yielding = owner.yielding.as_ref().map(|yielding| {
+        let proposal = owner.work.proposal.as_ref().map(|proposal| proposal.resend.at);
+        let laggards = owner
+            .work
+            .laggards
+            .as_ref()
+            .filter(|_| owner.work.proposal.is_none())
+            .map(|resend| resend.at);
+        let asking = owner.work.asking.as_ref().map(|asking| asking.resend.at);
+        let yielding = owner.work.yielding.as_ref().map(|yielding| {
             yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))
         });
         let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
@@ -1123,7 +1146,7 @@ impl Session {
     /// What it proposes.
     pub(super) fn proposing(&self) -> Option<&Record> {
         match &self.role {
-            Role::Owner(owner) => owner.proposal.as_ref().map(|proposal| &proposal.record),
+            Role::Owner(owner) => owner.work.proposal.as_ref().map(|proposal| &proposal.record),
             _ => None,
         }
     }

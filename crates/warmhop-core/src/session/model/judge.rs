@@ -42,8 +42,8 @@ fn violation(invariant: Invariant, how: String) -> Option<Violation> {
 /// I2, over one step of one machine.
 pub(super) fn fell(before: &Peer, after: &Peer) -> Option<Violation> {
     let (was, is) = (&before.session.copy, &after.session.copy);
-    if was.promised > is.promised {
-        let how = format!("promised {:?}, then {:?}", was.promised, is.promised);
+    if was.promised() > is.promised() {
+        let how = format!("promised {:?}, then {:?}", was.promised(), is.promised());
         return violation(Invariant::PromisesRise, how);
     }
     let at = |record: &Option<crate::session::message::Record>| record.as_ref().map(|it| it.p);
