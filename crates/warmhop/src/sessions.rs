@@ -149,6 +149,18 @@ impl Store {
         create: bool,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<R> {
+        let (result, outgoing) = self.with_held_back(key, create, work)?;
+        self.deliver(key, outgoing);
+        Some(result)
+    }
+
+    /// As [`Store::with`], but what is to be sent is left to the caller.
+    fn with_held_back<R>(
+        &self,
+        key: &SessionKey,
+        create: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
+    ) -> Option<(R, Vec<(Incarnation, Message)>)> {
         let mut effects = Vec::new();
         let mut outgoing = Vec::new();
         let result = {
@@ -171,8 +183,7 @@ impl Store {
             self.settle(key, stripe);
             result
         };
-        self.deliver(key, outgoing);
-        Some(result)
+        Some((result, outgoing))
     }
 
     fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
@@ -512,8 +523,14 @@ impl Store {
             let entry = self.entry(key, &mut stripe)?;
             entry.join(ticket, told, keep_empty_until);
         }
-        let in_line =
-            InLine { store: Arc::clone(self), key: key.clone(), ticket, telling, running: None };
+        let in_line = InLine {
+            store: Arc::clone(self),
+            key: key.clone(),
+            ticket,
+            telling,
+            running: None,
+            held_back: Vec::new(),
+        };
         self.with(key, false, |machine, ctx, out| {
             prepare(machine, ctx, out);
             machine.submit(ctx, submit, out);
@@ -558,12 +575,20 @@ pub(crate) struct InLine {
     telling: mpsc::Receiver<Told>,
     /// The position being executed, while it is.
     running: Option<Option<Position>>,
+    /// What was to be sent when the execution began: it goes out beside it.
+    held_back: Vec<(Incarnation, Message)>,
 }
 
 impl InLine {
     /// What happens next.
     pub(crate) async fn next(&mut self) -> Told {
-        let told = self.telling.recv().await.unwrap_or(Told::Redirect(None));
+        let told = match self.telling.try_recv() {
+            Ok(told) => told,
+            Err(_) => {
+                self.send_held_back();
+                self.telling.recv().await.unwrap_or(Told::Redirect(None))
+            }
+        };
         if let Told::Execute { exec, .. } = &told {
             self.running = Some(exec.p);
         }
@@ -571,14 +596,24 @@ impl InLine {
     }
 
     /// Who runs it has been decided.
-    pub(crate) fn begin(&self, executor: Incarnation) {
-        self.store.with(&self.key, false, |machine, ctx, out| {
+    pub(crate) fn begin(&mut self, executor: Incarnation) {
+        self.send_held_back();
+        let begun = self.store.with_held_back(&self.key, false, |machine, ctx, out| {
             machine.begin(ctx, self.ticket, executor, out);
         });
+        self.held_back = begun.map(|((), outgoing)| outgoing).unwrap_or_default();
+    }
+
+    /// Sends what may go out beside the execution. A read's confirmation is shorter than most
+    /// executions: it is begun second, since waking the tasks that send it takes time.
+    pub(crate) fn send_held_back(&mut self) {
+        let outgoing = std::mem::take(&mut self.held_back);
+        self.store.deliver(&self.key, outgoing);
     }
 
     /// What came of running it.
     pub(crate) fn executed(&mut self, outcome: Outcome) {
+        self.send_held_back();
         let Some(p) = self.running.take() else { return };
         self.store.with(&self.key, false, |machine, ctx, out| {
             machine.executed(ctx, self.ticket, p, outcome, out);
@@ -588,6 +623,7 @@ impl InLine {
 
 impl Drop for InLine {
     fn drop(&mut self) {
+        self.send_held_back();
         self.store.leave(&self.key, self.ticket, self.running.take());
     }
 }
