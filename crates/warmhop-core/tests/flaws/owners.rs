@@ -72,9 +72,15 @@ fn of_two_takeovers_at_once_one_serves_and_none_answers_early() {
     let s = two_takeovers();
     let told = s.narrative();
     let golden = include_str!("two_takeovers.txt");
-    if told.trim() != golden.trim() {
+    if std::env::var_os("TELL_ANEW").is_some() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/flaws/two_takeovers.txt");
+        std::fs::write(file, told.trim_start()).expect("the story is written down");
+    } else if told.trim() != golden.trim() {
         let first = told.trim().lines().zip(golden.trim().lines()).find(|(is, was)| is != was);
-        s.fail(&format!("the story is told otherwise than in two_takeovers.txt: {first:?}"));
+        s.fail(&format!(
+            "the story is told otherwise than in two_takeovers.txt, first here: {first:?}; if it \
+             should be, write it down by TELL_ANEW=1"
+        ));
     }
 }
 
@@ -191,6 +197,7 @@ fn an_owner_that_stood_still_finds_itself_deposed() {
     s.tell("C has promised B meanwhile: its result goes to A without its vote.");
     s.is_sent("ExecDone C>A no vote");
     s.asks("B", "keyed bread", "B");
+    s.ends("bread");
     s.arrives("Accept B>C [tea/A bread/B]");
     s.arrives("Accepted C>B");
     s.answered("bread", "tea/A bread/B");
@@ -294,6 +301,7 @@ fn an_executor_that_promised_another_owner_confirms_no_read() {
     s.arrives("Accept B>C");
     s.arrives("Accepted C>B");
     s.asks("B", "change milk", "B");
+    s.ends("milk");
     s.loses("Accept B>A");
     s.arrives("Accept B>C");
     s.arrives("Accepted C>B");
