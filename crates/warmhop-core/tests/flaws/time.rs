@@ -41,7 +41,9 @@ fn what_was_forgotten_at_its_time_votes_no_more() {
     s.passes(3 * MINUTE);
     assert!(s.machine("B").is_none() && s.machine("C").is_none(), "it is forgotten");
 
-    s.tell("The old proposal arrives.");
+    s.tell("What B sent to A is long given up. The old proposal of A arrives.");
+    s.loses("Prepare B>A");
+    s.loses("Accept B>A");
     s.arrives("Accept A>C");
     s.is_sent("Nack C>A Forgotten");
     s.is_not_sent("Accepted C>A");
