@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{
-    Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime,
-};
+use warmhop_core::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
 use warmhop_core::session::message::{
     Base, Body, BodyRef, Config, Exec, ExecDone, Members, Message, NackReason, Stored,
 };
@@ -343,10 +341,12 @@ impl Stage {
             }
             let (now, wall) = (Now(self.now), self.wall(name));
             let due = |machine: &Session| machine.next_wake(now, wall);
-            let due = peer.machines.iter().filter(|(_, it)| due(it).is_some_and(|at| {
-                // What is to be forgotten is looked at again a little later, however late it is.
-                at.since(now) <= Duration::from_millis(1)
-            }));
+            let due = peer.machines.iter().filter(|(_, it)| {
+                due(it).is_some_and(|at| {
+                    // What is to be forgotten is looked at again a little later, however late it is.
+                    at.since(now) <= Duration::from_millis(1)
+                })
+            });
             let due: Vec<SessionId> = due.map(|(sid, _)| *sid).collect();
             for sid in due {
                 let held = self.peers[&name].machines[&sid].holds_copy();
@@ -367,11 +367,13 @@ impl Stage {
 
 /// What peers are made to do.
 impl Stage {
-    /// The peer takes the session over, with the client's token of the moment.
+    /// The peer takes the session over, with the client's token of the moment. Where that leads
+    /// nowhere, it asks everyone.
     #[track_caller]
     pub(crate) fn takes_over(&mut self, name: &str) {
         let token = self.token();
-        self.takes_over_with(name, &token, "");
+        let everyone: Vec<String> = self.peers.keys().map(char::to_string).collect();
+        self.takes_over_with(name, &token, &everyone.join(" "));
     }
 
     /// The peer takes the session over with a token; where that leads nowhere, it may ask `ask`.
@@ -428,7 +430,11 @@ impl Stage {
         self.about(FORK);
         let history = History {
             // A fork may go without what was acknowledged where the others are: that is said.
-            acknowledged: before.unwrap_or_default().into_iter().filter(|it| has(&list, it)).collect(),
+            acknowledged: before
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|it| has(&list, it))
+                .collect(),
             longest: list,
             token: None,
         };
@@ -877,9 +883,8 @@ impl Stage {
                 });
             }
             What::Order { ticket, exec } => {
-                let begun = self.on_session(name, sid, |machine, ctx, _| {
-                    machine.exec_begin(ctx, &exec)
-                });
+                let begun =
+                    self.on_session(name, sid, |machine, ctx, _| machine.exec_begin(ctx, &exec));
                 match begun {
                     Ok(base) => {
                         let held = list_of(&base);
@@ -903,12 +908,16 @@ impl Stage {
     }
 
     /// The peer lives as another, which says so to those that ask for the one that it was.
-    fn answer_for_the_dead(&mut self, sid: SessionId, from: Incarnation, to: Incarnation, what: What) {
+    fn answer_for_the_dead(
+        &mut self,
+        sid: SessionId,
+        from: Incarnation,
+        to: Incarnation,
+        what: What,
+    ) {
         let reason = NackReason::Dead;
         match what {
-            What::Protocol(
-                Message::Prepare { .. } | Message::Accept { .. } | Message::Locate,
-            ) => {
+            What::Protocol(Message::Prepare { .. } | Message::Accept { .. } | Message::Locate) => {
                 let message = Message::Nack { reason, promised: None, cfg: None, watermark: 0 };
                 self.send(Packet { sid, from: to, to: from, what: What::Protocol(message) });
             }
@@ -962,7 +971,11 @@ impl Stage {
             list = format!("{list} {item}").trim_start().into();
         }
         let end = if afresh { ", the session's time being over" } else { "" };
-        self.say(format!("{} has run {}: [{list}]{end}", life_name(executor), self.name_of(ticket)));
+        self.say(format!(
+            "{} has run {}: [{list}]{end}",
+            life_name(executor),
+            self.name_of(ticket)
+        ));
         let change = (!read).then(|| Some(Arc::from(list.as_bytes())));
         let tail = if large { ".".repeat(200) } else { String::new() };
         let stored = match exec.keyed {

@@ -162,11 +162,7 @@ fn a_member_whose_clock_is_behind_brings_nothing_back() {
 
     s.heals();
     for entry in ["C", "A"] {
-        s.takes_over(entry);
-        s.asks(entry, "read list", entry);
-        s.settles();
-        s.failed("list", Failure::Lost { ran: false });
-        s.does_not_serve(entry);
+        is_told_that_it_is_lost(&mut s, entry);
     }
 }
 
@@ -190,11 +186,7 @@ fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
     s.settles();
     s.sent_on("list", None);
     for entry in ["A", "B"] {
-        s.takes_over(entry);
-        s.asks(entry, "read list", entry);
-        s.settles();
-        s.failed("list", Failure::Lost { ran: false });
-        s.does_not_serve(entry);
+        is_told_that_it_is_lost(&mut s, entry);
     }
 }
 
@@ -220,4 +212,15 @@ fn a_session_that_is_over_begins_wholly_afresh() {
     s.asks("A", "read list", "C");
     s.settles();
     s.answered("list", "bread/B");
+}
+
+fn is_told_that_it_is_lost(s: &mut Stage, entry: &str) {
+    s.takes_over(entry);
+    s.settles();
+    s.tell("Where another tried before, the ballot has to be higher than that one's.");
+    s.takes_over(entry);
+    s.asks(entry, "read list", entry);
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+    s.does_not_serve(entry);
 }
