@@ -234,3 +234,55 @@ fn a_takeover_in_the_middle_of_a_change_hears_both_sides() {
     s.settles();
     s.answered("list", "tea/A milk/D");
 }
+
+/// The danger: A began a change of members that the old ones never agreed to, and they went on
+/// without it. A takeover that hears of the seal first, and is content with the new members, would
+/// bring it back, with what the session held before.
+/// The rule: as above; the old members decide about a seal, and they know of later ballots.
+#[test]
+fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
+    let mut s = Stage::new("a seal that was never chosen undoes nothing", "A B C D E");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.parts("A D", "B C");
+    s.replaces("A", s.inc("C"), "D");
+    s.settles();
+    s.tell("A and D hold the seal. B and C go on without them.");
+    s.takes_over("B");
+    s.settles();
+    s.asks("B", "change milk", "C");
+    s.settles();
+    s.answered("milk", "tea/A milk/C");
+
+    s.heals();
+    s.takes_over_with("E", &token, "");
+    s.settles();
+    s.tell("B's ballot was higher. E tries again, and hears A first, then D.");
+    s.does_not_serve("E");
+    s.takes_over_with("E", &token, "");
+    for old in ["B", "C"] {
+        s.holds_back(&format!("Prepare E>{old}"));
+    }
+    s.arrives("Prepare E>A c1{A B C}");
+    s.arrives("Promise A>E c2{A B D}<c1{A B C}");
+    for old in ["B", "C"] {
+        s.holds_back(&format!("Prepare E>{old} c2{{A B D}}<c1{{A B C}}"));
+    }
+    s.arrives("Prepare E>A c2{A B D}<c1{A B C}");
+    s.arrives("Promise A>E");
+    s.arrives("Prepare E>D c2{A B D}<c1{A B C}");
+    s.arrives("Promise D>E");
+    s.tell("A and D are two of the three that were to be, and A is one of those that were.");
+    s.does_not_serve("E");
+    s.is_not_sent("Accept E>A");
+    s.is_not_sent("Accept E>D");
+
+    s.arrives("Prepare E>B c1{A B C}");
+    s.settles();
+    s.serves("E");
+    s.asks("E", "read list", "E");
+    s.settles();
+    s.answered("list", "tea/A milk/C");
+}

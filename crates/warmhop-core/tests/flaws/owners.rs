@@ -63,6 +63,96 @@ fn a_late_result_is_not_proposed_even_when_nothing_else_is_under_way() {
     s.answered("milk", "milk/A");
 }
 
+/// The danger: B refuses an order that reached it twice, and A orders anew, of B again; then the
+/// first result comes, for the same request and from the same peer, and is taken for the second.
+/// The rule: as above. The number tells the two apart, and B votes for the second as well.
+#[test]
+fn the_result_of_another_number_is_not_the_one_that_is_awaited() {
+    let mut s = Stage::new("the result of another number is not the one awaited", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.asks("A", "keyed milk", "B");
+    s.arrives("Exec A>B 1.A/2");
+    s.arrives_again("Exec A>B 1.A/2");
+    s.arrives("ExecDone B>A refused");
+    s.arrives("Exec A>B 1.A/3");
+    s.ends("milk at B");
+    s.arrives("ExecDone B>A 1.A/2: voted");
+    s.waits("milk");
+    s.is_not_sent("Accept A>C");
+    s.ends("milk at B");
+    s.arrives("ExecDone B>A 1.A/3: voted");
+    s.answered("milk", "tea/A milk/B#2");
+    s.settles();
+    s.asks("A", "read list", "C");
+    s.settles();
+    s.answered("list", "tea/A milk/B#2");
+}
+
+/// The danger: after D's result came, and was proposed, A hears that its link to D broke, and
+/// tells the client that the execution failed, while the proposal is on its way to the members.
+/// The rule: an execution can be given up, a proposal never.
+#[test]
+fn a_proposal_is_not_given_up_when_its_executor_is_lost() {
+    let mut s = Stage::new("a proposal is not given up", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "D");
+    s.arrives("Exec A>D");
+    s.ends("tea");
+    s.arrives("ExecDone D>A");
+    s.waits("tea");
+    s.gives_up("A", "tea");
+    s.waits("tea");
+    s.loses("Accept A>C");
+    s.arrives("Accept A>B");
+    s.arrives("Accepted B>A");
+    s.answered("tea", "tea/D");
+    s.asks("A", "change milk", "A");
+    s.settles();
+    s.answered("milk", "tea/D milk/A");
+}
+
+/// The danger: an owner that nobody heard has counted further than its successor has got since.
+/// Whoever then compares numbers takes its proposal for the newest, although no majority ever had
+/// it, and drops what the successor acknowledged.
+/// The rule: positions are compared by ballot first, and by number within one ballot.
+#[test]
+fn a_higher_number_of_a_lower_ballot_is_older() {
+    let mut s = Stage::new("a higher number of a lower ballot is older", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("A", "B C");
+    for _ in 0..3 {
+        s.asks("A", "keyed jam", "A");
+        s.gives_up("A", "jam");
+    }
+    s.asks("A", "keyed jam", "A");
+    for _ in 0..4 {
+        s.ends("jam");
+    }
+    s.waits("jam");
+    s.holds("A", 1);
+    s.takes_over("B");
+    s.settles();
+    s.asks("B", "change milk", "B");
+    s.settles();
+    s.answered("milk", "tea/A milk/B");
+
+    s.tell("A holds 1.A/5, C holds 2.B/3. B dies.");
+    s.crashes("B");
+    s.heals();
+    s.takes_over("C");
+    s.arrives("Prepare C>A");
+    s.is_sent("Promise A>C 1.A/5");
+    s.settles();
+    s.serves("C");
+    s.asks("C", "read list", "C");
+    s.settles();
+    s.answered("list", "tea/A milk/B");
+}
+
 /// The danger: two peers take the session over at once, and each believes that it owns it; or one
 /// answers from a change that it alone has found, and the other never learns of that change.
 /// The rules: ownership goes to the higher ballot, and the lower one is told; a new owner answers
