@@ -154,6 +154,56 @@ fn where_the_majority_of_today_is_gone_the_takeover_says_so() {
     s.does_not_serve("H");
 }
 
+/// The danger: E asks everyone where the session is, hears of nothing newer than c1, and waits for
+/// C. While it waits, the session moves on, and C is started anew once it holds no copy that
+/// counts. Of c1 a majority is gone by then; if E goes by the answers that it had before, it says
+/// that the session is lost, while B serves it.
+/// The rule: the session is lost if nobody knows of newer members *after* the majority of those
+/// that are known was gone.
+#[test]
+fn a_takeover_that_took_its_time_does_not_call_lost_what_went_on() {
+    let mut s = Stage::new("a takeover that took its time", "A B C D E");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.restarts("A");
+    s.takes_over_with("E", &token, "A B C D");
+    s.asks("E", "read list", "E");
+    s.loses("Prepare E>C");
+    s.settles();
+    s.tell("B has promised E, and C is slow. E asks everyone whether they know of others.");
+    for _ in 0..2 {
+        s.passes(Duration::from_millis(200));
+        s.loses("Prepare E>C");
+        s.settles();
+    }
+    s.waits("list");
+
+    s.tell("B takes the session over from E, and gives it members that live.");
+    s.takes_over_with("B", &token, "");
+    s.settles();
+    s.serves("B");
+    s.replaces("B", token.cfg.now.who[0], "D");
+    s.settles();
+    s.replaces("B", s.inc("C"), "A");
+    s.settles();
+    s.asks("B", "change milk", "D");
+    s.settles();
+    s.answered("milk", "tea/A milk/D");
+    s.restarts("C");
+    s.waits("list");
+
+    s.tell("E asks C once more, and hears that it is gone.");
+    s.passes(Duration::from_millis(900));
+    s.settles();
+    s.serves("B");
+    s.sent_on("list", Some("B"));
+    s.asks("B", "read list", "B");
+    s.settles();
+    s.answered("list", "tea/A milk/D");
+}
+
 /// The danger: the new members go on although the old ones never agreed to leave, and the old
 /// ones go on as well, without them: two majorities that do not meet.
 /// The rule: a change of members is chosen by a majority of the old ones first; only then do the

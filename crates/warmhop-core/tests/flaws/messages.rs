@@ -17,6 +17,17 @@ fn an_order_that_arrives_twice_runs_once() {
     order_twice(s, "tea/A milk/B");
 }
 
+/// The danger: the same, on a peer that holds nothing of the session yet and forgets the order
+/// with its empty entry. Each of the two runs has a result of its own: B votes for the first, and
+/// if the owner hears of the second first, one position names two bodies.
+/// The rule: the same; an order under way is something to keep.
+#[test]
+fn the_first_order_of_a_session_that_arrives_twice_runs_once() {
+    let mut s = Stage::new("the first order of a session arrives twice and runs once", "A B C");
+    s.draws("A", "A B C");
+    order_twice(s, "milk/B");
+}
+
 fn order_twice(mut s: Stage, answer: &str) {
     s.asks("A", "keyed milk", "B");
     s.arrives("Exec A>B");

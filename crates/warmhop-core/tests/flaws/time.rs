@@ -190,6 +190,37 @@ fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
     }
 }
 
+/// The danger: the clock of A is behind, so that what it draws has a stamp which B and C may have
+/// forgotten already. They cast no vote in it, and no session can be drawn at A until its clock
+/// has caught up with what they forgot: for hours.
+/// The rule: whoever is told that a stamp may have been forgotten draws again, under a higher one.
+#[test]
+fn a_session_drawn_under_a_stamp_that_was_forgotten_is_drawn_again_under_a_higher_one() {
+    let mut s = Stage::new("drawn again under a higher stamp", "A B C");
+    s.draws("B", "A B C");
+    s.asks("B", "change tea", "C");
+    s.settles();
+    s.passes(32 * MINUTE);
+    assert!(s.machine("B").is_none() && s.machine("C").is_none(), "its time is over");
+    s.clock_is_off("A", -2);
+    s.restarts("A");
+
+    s.about(SessionId([3; 16]));
+    s.draws("A", "A B C");
+    s.asks("A", "change milk", "A");
+    s.ends("milk");
+    s.arrives("Accept A2>B");
+    s.is_sent("Nack B>A2 Forgotten");
+    s.settles();
+    s.failed("milk", Failure::NoMajority { ran: true });
+
+    s.about(SessionId([4; 16]));
+    s.draws("A", "A B C");
+    s.asks("A", "change jam", "A");
+    s.settles();
+    s.answered("jam", "jam/A");
+}
+
 /// The danger: a session is over, but not forgotten yet, and its owner serves some of it.
 /// The rule: within the grace after its time the app is given nothing of it: the client sees a
 /// fresh session, wholly, and not a moment before the time that its token names.
