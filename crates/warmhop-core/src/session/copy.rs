@@ -89,6 +89,7 @@ impl Replica {
             && self.accepted.is_none()
             && self.seldom.fenced.is_none()
             && self.stamp_hi == 0
+            && self.forget_at == WallTime::default()
     }
 
     /// Whether `cfg` asks for a vote in a configuration that may have been forgotten.
@@ -208,6 +209,7 @@ impl Replica {
         exec: &Exec,
         chosen: Option<&Record>,
         watermark: u64,
+        grace: Duration,
     ) -> Result<Arc<Body>, ExecDone> {
         let promised = self.promised();
         let refused = |reason| ExecDone::Refused { reason, promised, watermark };
@@ -223,9 +225,14 @@ impl Replica {
             self.may_vote(me, exec, p).map_err(refused)?;
         }
         let base = self.base(exec, chosen)?;
-        // The promise comes with the vote: until then nothing is kept, so that a request which
-        // changes nothing costs nothing.
+        // The promise comes with the vote: until then all that is kept is that it runs, so that a
+        // request which changes nothing costs nothing. Forgotten with an entry that is empty
+        // otherwise, an order that arrives twice would run twice, and the one whose result the
+        // owner hears of first need not be the one that this copy votes for (I1).
         self.seldom.ran = Some(p);
+        if exec.vote {
+            self.keep_until(exec.expiry, grace);
+        }
         Ok(base)
     }
 
@@ -254,6 +261,9 @@ impl Replica {
     ) -> ExecDone {
         let may_vote = exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
         if change.is_none() && !exec.keyed {
+            if self.promised().is_none() && self.seldom.fenced.is_none() {
+                self.forget_at = WallTime::default();
+            }
             return ExecDone::Unchanged { confirmed: may_vote.is_some() };
         }
         let n = exec.p.map_or(0, |p| p.n);

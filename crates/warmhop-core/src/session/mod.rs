@@ -92,6 +92,9 @@ pub struct Process {
     pub watermark: u64,
     /// The last nonce that it used.
     pub nonce: u64,
+    /// The highest stamp that another process said it may have forgotten. What is drawn here has
+    /// a higher one, or that process would not vote in it.
+    pub stamp_heard: u64,
 }
 
 impl Process {
@@ -518,7 +521,10 @@ impl Session {
                             self.outvoted_by(ctx, by, out);
                         }
                     }
-                    NackReason::Forgotten => self.note_gone(from, watermark),
+                    NackReason::Forgotten => {
+                        ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
+                        self.note_gone(from, watermark);
+                    }
                     NackReason::Dead => {
                         self.note_gone(from, u64::MAX);
                         self.on_located(from);
@@ -696,7 +702,8 @@ impl Session {
             Role::Owner(owner) => owner.chosen.as_ref(),
             _ => None,
         };
-        self.copy.exec_begin(ctx.me, exec, chosen, ctx.process.watermark)
+        let (watermark, grace) = (ctx.process.watermark, ctx.policy.forget_grace);
+        self.copy.exec_begin(ctx.me, exec, chosen, watermark, grace)
     }
 
     /// Executor: writes down what came of an order that ran on `base`. `change` is the new

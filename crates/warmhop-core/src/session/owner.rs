@@ -238,7 +238,8 @@ impl Session {
             "I9: a session is drawn once, under a fresh random id"
         );
         let mut cfg = cfg;
-        cfg.now.stamp = cfg.now.stamp.max(ctx.process.watermark.saturating_add(1));
+        let forgotten = ctx.process.watermark.max(ctx.process.stamp_heard);
+        cfg.now.stamp = cfg.now.stamp.max(forgotten.saturating_add(1));
         ctx.process.round_ctr = ctx.process.round_ctr.max(1);
         let b = Ballot { round: 1, proposer: ctx.me };
         self.role =
@@ -506,7 +507,10 @@ impl Session {
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
             }
             Outcome::NeedBase => self.order_again(ctx, at, executor, out),
-            Outcome::Refused { reason, promised, .. } => {
+            Outcome::Refused { reason, promised, watermark } => {
+                if reason == NackReason::Forgotten {
+                    ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
+                }
                 let mine = self.ballot();
                 match reason {
                     NackReason::Higher if promised > mine => {

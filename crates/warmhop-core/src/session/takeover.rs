@@ -49,6 +49,9 @@ struct Search {
     asked: usize,
     /// Who has not answered yet.
     open: BTreeSet<Incarnation>,
+    /// Everyone is asked anew since the known configurations lost their majorities: what was
+    /// answered before may be older than the members that the session has by now.
+    anew: bool,
 }
 
 impl Search {
@@ -131,7 +134,7 @@ impl Session {
             token: token.clone(),
             asked: Vec::new(),
             promises: BTreeMap::new(),
-            search: Search { peers, asked: 0, open: BTreeSet::new() },
+            search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
@@ -295,7 +298,15 @@ impl Session {
                 }
                 None => !takeover.asked.iter().any(|cfg| self.may_have_majority(cfg)),
             };
-            let Role::Preparing(takeover) = &self.role else { return };
+            let Role::Preparing(takeover) = &mut self.role else { return };
+            let search = &mut takeover.search;
+            if hopeless != search.anew {
+                search.anew = hopeless;
+                if hopeless {
+                    search.asked = 0;
+                    search.open.clear();
+                }
+            }
             if !hopeless || !takeover.search.is_over() {
                 if hopeless && takeover.search.open.is_empty() {
                     self.seek(out);
