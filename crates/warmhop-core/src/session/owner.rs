@@ -308,8 +308,17 @@ impl Session {
     }
 
     /// Sends the newest chosen record again to the members that are not known to hold it, as the
-    /// owner.
-    pub fn remind(&mut self, ctx: &mut Ctx<'_>) {
+    /// owner. One that has forgotten the session cannot take it: it may have voted before (I3). It
+    /// is seated anew, under a stamp above whatever it forgot.
+    pub fn remind(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let forgetful = self.config().and_then(|cfg| {
+            let forgot =
+                |peer: &&Incarnation| self.is_gone(**peer, cfg) && !self.is_gone_for_good(**peer);
+            cfg.now.who.iter().find(forgot).copied()
+        });
+        if forgetful.is_some() && self.change_members(ctx, forgetful, forgetful, out) {
+            return;
+        }
         let whole = self.is_whole();
         if let Role::Owner(owner) = &mut self.role
             && !whole
@@ -330,7 +339,8 @@ impl Session {
         }
     }
 
-    /// Replaces the member `gone`, or adds one where there are fewer than should be: in two
+    /// Replaces the member `gone`, by itself where it has forgotten the session, or adds one where
+    /// there are fewer than should be: in two
     /// steps, a seal that a majority of the old members chooses and the open form for the new
     /// ones (I5). `newcomer` must live and not be gone for good (see
     /// [`Session::is_gone_for_good`]). Returns whether it was begun; it is not while requests
@@ -358,7 +368,8 @@ impl Session {
             before.who.iter().copied().filter(|peer| Some(*peer) != gone).chain(newcomer).collect();
         who.sort_unstable();
         who.dedup();
-        if who == *before.who || !(1..=MEMBERS_MAX).contains(&who.len()) {
+        let same = who == *before.who && !newcomer.is_some_and(|it| self.is_gone(it, &owner.cfg));
+        if same || !(1..=MEMBERS_MAX).contains(&who.len()) {
             return false;
         }
         // Above what the newcomer said it may have forgotten; if it votes no more at all, no stamp
@@ -722,6 +733,9 @@ impl Session {
         if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.need_full.insert(from);
             out.push(Effect::Send { to: from, message: proposal.accept_for(from) });
+        } else if let Some(record) = owner.chosen.as_ref().filter(|record| record.p == p) {
+            // It was chosen by others meanwhile.
+            out.push(Effect::Send { to: from, message: accept_full(record) });
         }
     }
 
@@ -1034,9 +1048,7 @@ impl Session {
                     && !owner.is_held_by(*to)
                     && !votes_are_gone(&self.heard.gone, *to, &record.cfg)
                 {
-                    let body = BodyRef::Full(record.body.clone());
-                    let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
-                    out.push(Effect::Send { to: *to, message });
+                    out.push(Effect::Send { to: *to, message: accept_full(record) });
                 }
             }
         }
@@ -1105,6 +1117,11 @@ impl Proposal {
         };
         Message::Accept { p: self.record.p, cfg: self.record.cfg.clone(), body }
     }
+}
+
+fn accept_full(record: &Record) -> Message {
+    let body = BodyRef::Full(record.body.clone());
+    Message::Accept { p: record.p, cfg: record.cfg.clone(), body }
 }
 
 fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {

@@ -116,6 +116,34 @@ fn a_copy_that_was_forgotten_does_not_vote_as_if_it_had_been_empty() {
     s.answered("milk", "tea/C milk/B");
 }
 
+/// The danger: C lives, but votes no more on a session that it forgot before its time. Nobody
+/// misses C, so the session goes on with two votes, and one further loss is its end.
+/// The rule: its owner seats such a member anew, under a stamp above whatever it forgot.
+#[test]
+fn a_member_that_forgot_is_seated_anew() {
+    let mut s = Stage::new("a member that forgot is seated anew", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.forgets("C");
+    s.asks("A", "change jam", "A");
+    s.ends("jam");
+    s.arrives("Accept A>C");
+    s.is_sent("Nack C>A Forgotten");
+    s.settles();
+    s.answered("jam", "tea/A jam/A");
+    assert!(!s.machine("C").is_some_and(Session::holds_copy), "C takes nothing in yet");
+
+    s.reminds("A");
+    s.settles();
+    assert!(s.machine("A").is_some_and(Session::is_whole), "all three hold it");
+    s.tell("One holder may be lost again.");
+    s.crashes("B");
+    s.asks("A", "change milk", "A");
+    s.settles();
+    s.answered("milk", "tea/A jam/A milk/A");
+}
+
 /// The danger: C holds all that is left of a session of three, but does not know of the change
 /// that A and B acknowledged before both of them were gone. Serving what it holds would undo
 /// that change without a word, and beginning anew would undo everything.

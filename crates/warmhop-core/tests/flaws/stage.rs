@@ -402,6 +402,13 @@ impl Stage {
         }
     }
 
+    /// The owner looks after the members that lack the newest record.
+    #[track_caller]
+    pub(crate) fn reminds(&mut self, owner: &str) {
+        self.say(format!("{owner} looks after those that lack the newest record"));
+        self.on(owner, |machine, ctx, out| machine.remind(ctx, out));
+    }
+
     /// The owner invites `heir` to take the session over.
     #[track_caller]
     pub(crate) fn hands_over(&mut self, owner: &str, heir: &str) {
