@@ -71,6 +71,8 @@ pub(crate) struct Store {
     stripes: Box<[Mutex<Stripe>]>,
     send: OnceLock<SendFrame>,
     tickets: AtomicU64,
+    /// What one stripe's sessions heard of others' clocks matters to those that another draws.
+    stamp_heard: AtomicU64,
     /// Processes that are gone for good: their peers live again as others.
     dead: Mutex<LruCache<Incarnation, ()>>,
     /// Sessions that may lack copies: taken over here, or with a member that lags behind.
@@ -120,6 +122,7 @@ impl Store {
             stripes,
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
+            stamp_heard: AtomicU64::new(0),
             dead: Mutex::new(LruCache::new(dead)),
             to_look_at: Mutex::default(),
             sooner: Notify::new(),
@@ -170,6 +173,7 @@ impl Store {
                 self.entry(key, stripe)?;
             }
             let entry = stripe.sessions.get_mut(key)?;
+            stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
             let mut ctx = Ctx {
                 me: self.me,
                 now: self.clock.now(),
@@ -179,6 +183,7 @@ impl Store {
                 dice: rand::random(),
             };
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
+            self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
             self.carry_out(key, entry, effects, &mut outgoing);
             self.settle(key, stripe);
             result
