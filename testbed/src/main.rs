@@ -69,6 +69,9 @@ enum Command {
         /// How many clients.
         #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000))]
         clients: u32,
+        /// Where the report goes. Without it: into the run's folder.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
 }
 
@@ -81,8 +84,8 @@ async fn main() -> ExitCode {
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
         Command::Bench { sessions } => bench::failover(sessions).await,
-        Command::Chaos { peers, length, faults, seed, clients } => {
-            chaos::command(peers, length, faults, seed, clients).await
+        Command::Chaos { peers, length, faults, seed, clients, report } => {
+            chaos::command(peers, length, faults, seed, clients, report).await
         }
     };
     match done {
