@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use warmhop_testbed::chaos::{self, faults::Kind};
-use warmhop_testbed::{commands, demo, terminal::Terminal};
+use warmhop_testbed::{bench, commands, demo, terminal::Terminal};
 
 /// Launches, breaks and shows meshes of real peers on this machine.
 #[derive(Debug, Parser)]
@@ -46,6 +46,12 @@ enum Command {
     },
     /// A guided tour of the main job, on a mesh of its own.
     Demo,
+    /// Figures that only real processes can give; `testbed/bench` builds optimised ones.
+    Bench {
+        /// How many sessions the peer owns that is killed.
+        #[arg(long, default_value_t = 10_000)]
+        sessions: usize,
+    },
     /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
     ///
     /// Starts real peers on this machine whose network passes through a relay, has clients append
@@ -87,6 +93,7 @@ async fn main() -> ExitCode {
         Command::Kill { name, signal } => commands::kill(&name, &signal).await,
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
+        Command::Bench { sessions } => bench::failover(sessions).await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {
             chaos::command(peers, length, faults, seed, clients, report).await
         }

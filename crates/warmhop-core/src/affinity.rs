@@ -32,10 +32,12 @@
 //! Numbers are big-endian. One token has one form: what decodes to the same entries by other bytes
 //! is refused.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use arrayvec::ArrayVec;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -235,7 +237,7 @@ fn is_well_formed(kind: &Kind) -> bool {
         (1..=3).contains(&m.who.len()) && m.who.windows(2).all(|pair| pair[0] < pair[1])
     };
     match kind {
-        Kind::Portable { cfg, .. } => members(&cfg.now) && cfg.prev.as_ref().is_none_or(members),
+        Kind::Portable { cfg, .. } => members(&cfg.now) && cfg.prev.as_deref().is_none_or(members),
         Kind::Pinned { .. } => true,
     }
 }
@@ -308,7 +310,7 @@ impl<'a> Reader<'a> {
                     1 => Some(self.members()?),
                     _ => return None,
                 };
-                Kind::Portable { cfg: Config { now, prev }, owner, n }
+                Kind::Portable { cfg: Config { now, prev: prev.map(Box::new) }, owner, n }
             }
             PINNED => {
                 let peer = PeerId::new(self.name()?).ok()?;
@@ -323,10 +325,10 @@ impl<'a> Reader<'a> {
         let c = u32::from_be_bytes(self.array()?);
         let stamp = self.number()?;
         let count = self.byte()?;
-        let mut who = Vec::with_capacity(3);
+        let mut who = ArrayVec::new();
         for _ in 0..count {
             // Three are the most, which `is_well_formed` checks; more would only cost time.
-            if who.len() == 3 {
+            if who.is_full() {
                 return None;
             }
             who.push(Incarnation(self.array()?));

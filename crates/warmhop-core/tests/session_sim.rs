@@ -124,7 +124,7 @@ impl World {
             cut_off: None,
         };
         let who = vec![incarnation(1), incarnation(2), incarnation(3)];
-        let cfg = Config { now: Members { c: 1, stamp: 1, who }, prev: None };
+        let cfg = Config { now: Members::first(1, who), prev: None };
         world.on(0, |machine, ctx, out| machine.mint(ctx, cfg.clone(), out));
         world.hint = Some((cfg, incarnation(1), 0));
         world

@@ -43,9 +43,7 @@ impl NetHandler for Node {
             if !self.is_draining() && frame.to == self.incarnation {
                 let peers = self.whom_to_ask(&key);
                 self.store.with(&key, true, |machine, ctx, out| {
-                    if !machine.is_owner() && !machine.is_taking_over() {
-                        machine.take_over(ctx, Some(cfg), 0, &peers, out);
-                    }
+                    machine.on_invite(ctx, from, cfg, &peers, out);
                 });
             }
             return;

@@ -112,6 +112,7 @@ mod repair;
 mod report;
 mod serve;
 mod session;
+mod session_table;
 mod sessions;
 mod shutdown;
 pub mod status;

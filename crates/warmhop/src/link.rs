@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use futures_util::FutureExt;
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
@@ -97,13 +98,90 @@ pub(crate) struct Link {
     /// The opener's count of its dials: of two links by one opener, the higher is newer.
     dial: u64,
     pub(crate) since: Instant,
-    lane: mpsc::Sender<Bytes>,
-    lane_bytes: AtomicUsize,
+    lane: Lane,
     gossip: mpsc::Sender<Bytes>,
     /// Hops under way in either direction.
     hops: AtomicUsize,
     hop_ended: Notify,
     draining: AtomicBool,
+}
+
+/// The way of session frames to one peer, in order on one stream, opened with the first of them.
+struct Lane {
+    out: tokio::sync::Mutex<LaneStream>,
+    queue: mpsc::Sender<Bytes>,
+    /// What was taken and not written yet.
+    bytes: AtomicUsize,
+}
+
+#[derive(Default)]
+struct LaneStream {
+    send: Option<SendStream>,
+    /// The end of a frame whose beginning is written.
+    rest: Bytes,
+}
+
+impl Lane {
+    /// Writes the frame at once where nothing is before it and the stream has room: that saves a
+    /// task switch at each end of a round trip. Else it waits in the queue.
+    fn send(&self, frame: Bytes) -> Result<(), Dropped> {
+        let len = frame.len();
+        let before = self.bytes.fetch_add(len, Ordering::AcqRel);
+        if before + len > LANE_BYTES_MAX {
+            self.bytes.fetch_sub(len, Ordering::AcqRel);
+            return Err(Dropped::Full);
+        }
+        let frame = match before {
+            0 => self.write_now(frame),
+            _ => Some(frame),
+        };
+        // An empty one wakes the task that writes the rest.
+        let Some(frame) = frame else { return Ok(()) };
+        let queued = frame.len();
+        self.queue.try_send(frame).map_err(|error| {
+            self.bytes.fetch_sub(queued, Ordering::AcqRel);
+            match error {
+                mpsc::error::TrySendError::Full(_) => Dropped::Full,
+                mpsc::error::TrySendError::Closed(_) => Dropped::NoLink,
+            }
+        })
+    }
+
+    /// Returns what is to be queued.
+    fn write_now(&self, frame: Bytes) -> Option<Bytes> {
+        let Ok(mut out) = self.out.try_lock() else { return Some(frame) };
+        let LaneStream { send: Some(send), rest } = &mut *out else { return Some(frame) };
+        if !rest.is_empty() {
+            return Some(frame);
+        }
+        let mut chunks = [frame];
+        let written = send.write_chunks(&mut chunks).now_or_never();
+        let [left] = chunks;
+        match written {
+            Some(Ok(written)) => {
+                self.bytes.fetch_sub(written.bytes, Ordering::AcqRel);
+                *rest = left;
+                (!rest.is_empty()).then(Bytes::new)
+            }
+            // Whoever writes what is queued finds the stream closed.
+            Some(Err(_)) | None => Some(left),
+        }
+    }
+}
+
+impl LaneStream {
+    async fn write(&mut self, link: &Link, frame: Bytes) -> Result<(), WriteError> {
+        let send = match &mut self.send {
+            Some(send) => send,
+            None => {
+                let mut send = link.conn.open_uni().await?;
+                send.write_all(&[KIND_SESSION]).await?;
+                self.send.insert(send)
+            }
+        };
+        send.write_chunk(std::mem::take(&mut self.rest)).await?;
+        send.write_chunk(frame).await
+    }
 }
 
 /// The receiving ends of a link's queues, until its tasks start.
@@ -433,8 +511,7 @@ fn admit(
         opened_here: dial.is_some(),
         dial: dial.unwrap_or(greeted.hello.dial),
         since: Instant::now(),
-        lane,
-        lane_bytes: AtomicUsize::new(0),
+        lane: Lane { out: Default::default(), queue: lane, bytes: AtomicUsize::new(0) },
         gossip,
         hops: AtomicUsize::new(0),
         hop_ended: Notify::new(),
@@ -720,30 +797,21 @@ async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream
     }
 }
 
-/// Frames of sessions leave in order on one stream, opened with the first of them.
+/// Writes the frames of sessions that could not be written at once.
 async fn send_sessions(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
-    let mut lane: Option<SendStream> = None;
     loop {
         let frame = tokio::select! {
             frame = queue.recv() => frame,
             _ = link.conn.closed() => return,
         };
         let Some(frame) = frame else { return };
-        let len = frame.len();
-        if lane.is_none() {
-            let Ok(mut send) = link.conn.open_uni().await else { return };
-            if send.write_all(&[KIND_SESSION]).await.is_err() {
-                return;
-            }
-            lane = Some(send);
-        }
-        let Some(send) = &mut lane else { return };
-        let sent = send.write_chunk(frame).await;
-        link.lane_bytes.fetch_sub(len, Ordering::AcqRel);
-        if sent.is_err() {
+        let mut out = link.lane.out.lock().await;
+        let len = frame.len() + out.rest.len();
+        if out.write(&link, frame).await.is_err() {
             // The other end refused the lane for a malformed frame: the next one begins anew.
-            lane = None;
+            *out = LaneStream::default();
         }
+        link.lane.bytes.fetch_sub(len, Ordering::AcqRel);
     }
 }
 
@@ -796,18 +864,7 @@ impl Table {
         let mut bytes = BytesMut::with_capacity(256);
         wire::put_frame(&mut bytes, frame, SESSION_FRAME_BYTES_MAX)
             .map_err(|_| Dropped::TooLarge)?;
-        let len = bytes.len();
-        if link.lane_bytes.fetch_add(len, Ordering::AcqRel) + len > LANE_BYTES_MAX {
-            link.lane_bytes.fetch_sub(len, Ordering::AcqRel);
-            return Err(Dropped::Full);
-        }
-        link.lane.try_send(bytes.freeze()).map_err(|error| {
-            link.lane_bytes.fetch_sub(len, Ordering::AcqRel);
-            match error {
-                mpsc::error::TrySendError::Full(_) => Dropped::Full,
-                mpsc::error::TrySendError::Closed(_) => Dropped::NoLink,
-            }
-        })
+        link.lane.send(bytes.freeze())
     }
 
     /// Sends gossip to the peer that is reached at `to`, without waiting.

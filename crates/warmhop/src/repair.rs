@@ -94,7 +94,7 @@ impl Repair {
         if whole {
             // Everyone is there, but somebody lacks the newest record.
             if !complete {
-                node.store.with(key, false, |machine, ctx, _| machine.remind(ctx));
+                node.store.with(key, false, |machine, ctx, out| machine.remind(ctx, out));
             }
             return false;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join;
 use http::{Response, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -885,7 +886,9 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
         let key = line.key.clone();
-        match self.execute_here(slot, call, &key, exec).await {
+        let execution = self.execute_here(slot, call, &key, exec);
+        let (ran, ()) = join(execution, async { line.send_held_back() }).await;
+        match ran {
             Ok((ran, done)) => {
                 tracing.served_by(self.me.as_str());
                 let mut served = Served::here(self, ran.response);
@@ -926,6 +929,7 @@ impl Node {
             line.executed(Outcome::Failed);
             return Ok(None);
         };
+        line.send_held_back();
         let kind = HopKind::Exec { sid: line.key.sid, exec };
         match self.ask(slot, &to, call, kind, tracing).await {
             Ok(HopReply {

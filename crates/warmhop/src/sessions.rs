@@ -4,7 +4,7 @@
 //! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
 //! never held across an await.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,10 +24,15 @@ use warmhop_core::session::{
 
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
+use crate::session_table::{Entry, Table};
 use crate::telemetry::{ByReason, Metrics};
 use crate::wire::SessionFrame;
 
 const STRIPES: usize = 64;
+/// How often a stripe is looked through for sessions whose time is near.
+const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
+/// Sessions that are to be woken within this time are filed for it.
+const FILED_WITHIN: Duration = Duration::from_secs(90);
 /// How many sessions each stripe counts moves for.
 const MOVES_MAX: usize = 1024;
 /// The most sessions that this peer holds; further ones are refused, counted.
@@ -67,6 +72,8 @@ pub(crate) struct Store {
     stripes: Box<[Mutex<Stripe>]>,
     send: OnceLock<SendFrame>,
     tickets: AtomicU64,
+    /// What one stripe's sessions heard of others' clocks matters to those that another draws.
+    stamp_heard: AtomicU64,
     /// Processes that are gone for good: their peers live again as others.
     dead: Mutex<LruCache<Incarnation, ()>>,
     /// Sessions that may lack copies: taken over here, or with a member that lags behind.
@@ -77,20 +84,12 @@ pub(crate) struct Store {
 
 struct Stripe {
     process: Process,
-    /// Boxed: a table that doubles leaves half of its places empty.
-    sessions: HashMap<SessionKey, Box<Entry>>,
+    sessions: Table,
+    /// The sessions to be woken soon. Those whose time is far off are found when the stripe is
+    /// looked through: filing them would cost more memory than a small session's own state.
     wakes: BTreeSet<(Now, SessionKey)>,
+    look_through_at: Now,
     moves: LruCache<SessionKey, MoveCounter>,
-}
-
-struct Entry {
-    machine: Session,
-    /// The requests in line here, few at a time.
-    tickets: Vec<(Ticket, mpsc::Sender<Told>)>,
-    wake: Option<Now>,
-    was_owner: bool,
-    /// When a session that holds nothing may be dropped; at once if no token names it.
-    keep_empty_until: Now,
 }
 
 impl Store {
@@ -102,12 +101,15 @@ impl Store {
     ) -> Arc<Self> {
         let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
         let dead = NonZeroUsize::new(DEAD_MAX).expect("a positive constant");
-        let stripes = (0..STRIPES)
-            .map(|_| {
+        let stripes = (0u32..)
+            .take(STRIPES)
+            .map(|at| {
                 Mutex::new(Stripe {
                     process: Process::default(),
-                    sessions: HashMap::new(),
+                    sessions: Table::default(),
                     wakes: BTreeSet::new(),
+                    // One after the other, so that none of them takes long.
+                    look_through_at: clock.now().after(LOOK_THROUGH_EVERY * at / STRIPES as u32),
                     moves: LruCache::new(moves),
                 })
             })
@@ -121,6 +123,7 @@ impl Store {
             stripes,
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
+            stamp_heard: AtomicU64::new(0),
             dead: Mutex::new(LruCache::new(dead)),
             to_look_at: Mutex::default(),
             sooner: Notify::new(),
@@ -150,6 +153,18 @@ impl Store {
         create: bool,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<R> {
+        let (result, outgoing) = self.with_held_back(key, create, work)?;
+        self.deliver(key, outgoing);
+        Some(result)
+    }
+
+    /// As [`Store::with`], but what is to be sent is left to the caller.
+    fn with_held_back<R>(
+        &self,
+        key: &SessionKey,
+        create: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
+    ) -> Option<(R, Vec<(Incarnation, Message)>)> {
         let mut effects = Vec::new();
         let mut outgoing = Vec::new();
         let result = {
@@ -159,6 +174,7 @@ impl Store {
                 self.entry(key, stripe)?;
             }
             let entry = stripe.sessions.get_mut(key)?;
+            stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
             let mut ctx = Ctx {
                 me: self.me,
                 now: self.clock.now(),
@@ -169,13 +185,13 @@ impl Store {
             };
             let before = failpoint::Before::of(&entry.machine);
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
+            self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
             before.passed(&entry.machine, &effects);
             self.carry_out(key, entry, effects, &mut outgoing);
             self.settle(key, stripe);
             result
         };
-        self.deliver(key, outgoing);
-        Some(result)
+        Some((result, outgoing))
     }
 
     fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
@@ -203,22 +219,12 @@ impl Store {
 
     /// The entry of `key`, made if there is none; `None` where there is no room.
     fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
-        if !stripe.sessions.contains_key(key) {
-            if stripe.sessions.len() >= SESSIONS_MAX / STRIPES {
-                return None;
-            }
-            let machine = Session::new(key.sid, &stripe.process);
+        let room = SESSIONS_MAX / STRIPES;
+        let (entry, made) = stripe.sessions.get_or_make(key, &stripe.process, room)?;
+        if made {
             self.metrics.sessions_held.inc();
-            let entry = Entry {
-                machine,
-                tickets: Vec::new(),
-                wake: None,
-                was_owner: false,
-                keep_empty_until: Now::default(),
-            };
-            stripe.sessions.insert(key.clone(), Box::new(entry));
         }
-        stripe.sessions.get_mut(key).map(Box::as_mut)
+        Some(entry)
     }
 
     fn carry_out(
@@ -275,7 +281,7 @@ impl Store {
                 Effect::Again { ticket } => (ticket, Told::Again),
                 Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
             };
-            if let Some((_, waiting)) = entry.tickets.iter().find(|(known, _)| *known == ticket) {
+            if let Some(waiting) = entry.waiting(ticket) {
                 // A full queue means a request that reads nothing: it is gone or stuck, and its
                 // guard will cancel it.
                 let _ = waiting.try_send(told);
@@ -296,18 +302,21 @@ impl Store {
             };
         }
         let now = self.clock.now();
-        let idle = entry.tickets.is_empty();
+        let idle = entry.is_idle();
         let empty = idle && entry.machine.is_disposable();
-        let gone = idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until <= now));
+        let gone =
+            idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until() <= now));
         let wake = match entry.machine.next_wake(now, Clock::wall()) {
             _ if gone => None,
             wake if empty => {
-                Some(wake.map_or(entry.keep_empty_until, |at| at.min(entry.keep_empty_until)))
+                Some(wake.map_or(entry.keep_empty_until(), |at| at.min(entry.keep_empty_until())))
             }
             wake => wake,
         };
-        if wake != entry.wake {
-            if let Some(old) = entry.wake {
+        entry.rest();
+        let wake = wake.filter(|at| *at <= now.after(FILED_WITHIN)).map(|at| at.max(Now(1)));
+        if wake != entry.wake() {
+            if let Some(old) = entry.wake() {
                 stripe.wakes.remove(&(old, key.clone()));
             }
             if let Some(new) = wake {
@@ -316,7 +325,7 @@ impl Store {
                     self.sooner.notify_one();
                 }
             }
-            entry.wake = wake;
+            entry.set_wake(wake);
         }
         if gone {
             stripe.sessions.remove(key);
@@ -406,7 +415,7 @@ impl Store {
         let mut held = 0;
         for stripe in &self.stripes {
             let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-            for entry in stripe.sessions.values() {
+            for entry in stripe.sessions.iter() {
                 owned += u64::from(entry.machine.is_owner());
                 held += u64::from(entry.machine.holds_copy());
             }
@@ -434,6 +443,28 @@ impl Store {
         }
     }
 
+    /// Files those of a stripe whose time is near, once in a while; returns when it will be next.
+    fn look_through(&self, stripe: &Mutex<Stripe>, now: Now) -> Now {
+        let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        if now < stripe.look_through_at {
+            return stripe.look_through_at;
+        }
+        stripe.look_through_at = now.after(LOOK_THROUGH_EVERY);
+        let wall = Clock::wall();
+        let soon = now.after(FILED_WITHIN);
+        let Stripe { sessions, wakes, .. } = &mut *stripe;
+        for entry in sessions.iter_mut().filter(|entry| entry.wake().is_none()) {
+            let wake = entry
+                .machine
+                .next_wake(now, wall)
+                .filter(|at| *at <= soon)
+                .map(|at| at.max(Now(1)));
+            wakes.extend(wake.map(|at| (at, entry.key())));
+            entry.set_wake(wake);
+        }
+        stripe.look_through_at
+    }
+
     /// Wakes machines as they ask for it; runs as long as the peer.
     pub(crate) async fn wake(self: Arc<Self>) {
         loop {
@@ -441,6 +472,7 @@ impl Store {
             let mut next = u64::MAX;
             self.next_wake_ms.store(u64::MAX, Ordering::Relaxed);
             for stripe in &self.stripes {
+                next = next.min(self.look_through(stripe, now).0);
                 loop {
                     let due = {
                         let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -459,11 +491,11 @@ impl Store {
                     let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
                     let stripe = &mut *stripe;
                     if let Some(entry) = stripe.sessions.get_mut(&key)
-                        && let Some(at) = entry.wake.filter(|at| *at <= now)
+                        && let Some(at) = entry.wake().filter(|at| *at <= now)
                     {
                         stripe.wakes.remove(&(at, key.clone()));
                         let later = now.after(Duration::from_millis(1));
-                        entry.wake = Some(later);
+                        entry.set_wake(Some(later));
                         stripe.wakes.insert((later, key.clone()));
                         next = next.min(later.0);
                     }
@@ -497,11 +529,16 @@ impl Store {
             // The ticket is known before its first event can be sent.
             let mut stripe = self.stripe(key);
             let entry = self.entry(key, &mut stripe)?;
-            entry.tickets.push((ticket, told));
-            entry.keep_empty_until = entry.keep_empty_until.max(keep_empty_until);
+            entry.join(ticket, told, keep_empty_until);
         }
-        let in_line =
-            InLine { store: Arc::clone(self), key: key.clone(), ticket, telling, running: None };
+        let in_line = InLine {
+            store: Arc::clone(self),
+            key: key.clone(),
+            ticket,
+            telling,
+            running: None,
+            held_back: Vec::new(),
+        };
         self.with(key, false, |machine, ctx, out| {
             prepare(machine, ctx, out);
             machine.submit(ctx, submit, out);
@@ -513,10 +550,7 @@ impl Store {
         {
             let mut stripe = self.stripe(key);
             if let Some(entry) = stripe.sessions.get_mut(key) {
-                entry.tickets.retain(|(known, _)| *known != ticket);
-                if entry.tickets.is_empty() {
-                    entry.tickets = Vec::new();
-                }
+                entry.leave(ticket);
             }
         }
         self.with(key, false, |machine, ctx, out| {
@@ -538,8 +572,7 @@ fn dead_letter() -> Message {
 
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
     let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted = stripe.sessions.iter().filter(|(_, entry)| wanted(&entry.machine));
-    wanted.map(|(key, _)| key.clone()).collect()
+    stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).map(Entry::key).collect()
 }
 
 /// One request in line for its session; leaves the line when it is dropped, whatever happened.
@@ -550,12 +583,20 @@ pub(crate) struct InLine {
     telling: mpsc::Receiver<Told>,
     /// The position being executed, while it is.
     running: Option<Option<Position>>,
+    /// What was to be sent when the execution began: it goes out beside it.
+    held_back: Vec<(Incarnation, Message)>,
 }
 
 impl InLine {
     /// What happens next.
     pub(crate) async fn next(&mut self) -> Told {
-        let told = self.telling.recv().await.unwrap_or(Told::Redirect(None));
+        let told = match self.telling.try_recv() {
+            Ok(told) => told,
+            Err(_) => {
+                self.send_held_back();
+                self.telling.recv().await.unwrap_or(Told::Redirect(None))
+            }
+        };
         if let Told::Execute { exec, .. } = &told {
             self.running = Some(exec.p);
         }
@@ -563,14 +604,24 @@ impl InLine {
     }
 
     /// Who runs it has been decided.
-    pub(crate) fn begin(&self, executor: Incarnation) {
-        self.store.with(&self.key, false, |machine, ctx, out| {
+    pub(crate) fn begin(&mut self, executor: Incarnation) {
+        self.send_held_back();
+        let begun = self.store.with_held_back(&self.key, false, |machine, ctx, out| {
             machine.begin(ctx, self.ticket, executor, out);
         });
+        self.held_back = begun.map(|((), outgoing)| outgoing).unwrap_or_default();
+    }
+
+    /// Sends what may go out beside the execution. A read's confirmation is shorter than most
+    /// executions: it is begun second, since waking the tasks that send it takes time.
+    pub(crate) fn send_held_back(&mut self) {
+        let outgoing = std::mem::take(&mut self.held_back);
+        self.store.deliver(&self.key, outgoing);
     }
 
     /// What came of running it.
     pub(crate) fn executed(&mut self, outcome: Outcome) {
+        self.send_held_back();
         let Some(p) = self.running.take() else { return };
         let changed = failpoint::changed(&outcome);
         failpoint::pass_if(changed, Point::OwnerVoteBefore);
@@ -583,15 +634,14 @@ impl InLine {
 
 impl Drop for InLine {
     fn drop(&mut self) {
+        self.send_held_back();
         self.store.leave(&self.key, self.ticket, self.running.take());
     }
 }
 
 /// The first configuration of a session.
-pub(crate) fn first_config(mut who: Vec<Incarnation>, wall: WallTime) -> Config {
-    who.sort_unstable();
-    who.dedup();
-    Config { now: Members { c: 1, stamp: wall.0, who }, prev: None }
+pub(crate) fn first_config(who: Vec<Incarnation>, wall: WallTime) -> Config {
+    Config { now: Members::first(wall.0, who), prev: None }
 }
 
 /// A failure's name, HTTP status and words for people.

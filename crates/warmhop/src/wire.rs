@@ -651,13 +651,13 @@ mod tests {
         Position { ballot: Ballot { round: 3, proposer: inc(1) }, n: 251 }
     }
 
-    fn cfg() -> Config {
+    fn cfg() -> Arc<Config> {
         let members = |c, who: &[u8]| Members {
             c,
             stamp: 70_000,
             who: who.iter().map(|n| inc(*n)).collect(),
         };
-        Config { now: members(2, &[1, 2]), prev: Some(members(1, &[1])) }
+        Arc::new(Config { now: members(2, &[1, 2]), prev: Some(Box::new(members(1, &[1]))) })
     }
 
     fn body() -> Body {

@@ -5,6 +5,7 @@
 //! it promised never falls (I2), and it casts no vote in a configuration in which it may have
 //! forgotten one (I3).
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::time::Duration;
 
@@ -12,7 +13,7 @@ use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
 };
 use super::mutant::{self, Mutant};
-use super::recent;
+use super::{Empty, Seldom, recent};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 
@@ -21,14 +22,27 @@ use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 pub(super) struct Replica {
     /// Stamps up to this one may have been forgotten before the entry was made.
     pub(super) low: u64,
-    pub(super) promised: Option<Ballot>,
+    /// What was promised, where it is not the ballot of the accepted record.
+    above: Option<Box<Ballot>>,
     pub(super) accepted: Option<Record>,
     /// The highest stamp that a vote was asked for in.
     pub(super) stamp_hi: u64,
+    /// When the entry may be forgotten; zero while nothing was granted.
+    pub(super) forget_at: WallTime,
+    pub(super) seldom: Seldom<Marks>,
+}
+
+/// What few copies need to remember.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Marks {
+    /// The session that this copy went on as, its vote withdrawn.
     pub(super) fenced: Option<SessionId>,
-    pub(super) forget_at: Option<WallTime>,
-    /// The highest position that a request ran for here.
+    /// The highest position that a request ran for here, while no record of it is accepted.
     ran: Option<Position>,
+}
+
+impl Empty for Marks {
+    const EMPTY: &'static Self = &Self { fenced: None, ran: None };
 }
 
 /// Why the gate is shut.
@@ -55,21 +69,27 @@ impl Replica {
     pub(super) fn new(watermark: u64) -> Self {
         Self {
             low: watermark,
-            promised: None,
+            above: None,
             accepted: None,
             stamp_hi: 0,
-            fenced: None,
-            forget_at: None,
-            ran: None,
+            forget_at: WallTime::default(),
+            seldom: Seldom::default(),
         }
+    }
+
+    /// The highest ballot promised.
+    pub(super) fn promised(&self) -> Option<Ballot> {
+        let accepted = self.accepted.as_ref().map(|record| record.p.ballot);
+        self.above.as_deref().copied().or(accepted)
     }
 
     /// Whether nothing would be lost by dropping the entry without a trace.
     pub(super) fn is_blank(&self) -> bool {
-        self.promised.is_none()
+        self.above.is_none()
             && self.accepted.is_none()
-            && self.fenced.is_none()
+            && self.seldom.fenced.is_none()
             && self.stamp_hi == 0
+            && self.forget_at == WallTime::default()
     }
 
     /// Whether `cfg` asks for a vote in a configuration that may have been forgotten.
@@ -82,13 +102,13 @@ impl Replica {
         if !cfg.contains(me) {
             return Err(Shut::NotMember);
         }
-        if let Some(into) = self.fenced {
+        if let Some(into) = self.seldom.fenced {
             return Err(Shut::Nack(NackReason::Fenced(into)));
         }
         if self.may_have_forgotten(me, cfg) {
             return Err(Shut::Nack(NackReason::Forgotten));
         }
-        if self.promised.is_some_and(|promised| promised > b)
+        if self.promised().is_some_and(|promised| promised > b)
             && !mutant::on(Mutant::VoteBelowPromise)
         {
             return Err(Shut::Nack(NackReason::Higher));
@@ -99,7 +119,8 @@ impl Replica {
     /// The vote gate `G`: passing is a promise.
     pub(super) fn gate(&mut self, me: Incarnation, cfg: &Config, b: Ballot) -> Result<(), Shut> {
         self.check(me, cfg, b)?;
-        self.promised = Some(b);
+        let held = self.accepted.as_ref().is_some_and(|record| record.p.ballot == b);
+        self.above = (!held).then(|| Box::new(b));
         self.note_stamps(cfg);
         Ok(())
     }
@@ -113,8 +134,7 @@ impl Replica {
 
     /// Keeps the entry until `expiry` and the grace after it.
     pub(super) fn keep_until(&mut self, expiry: WallTime, grace: Duration) {
-        let at = expiry.after(grace);
-        self.forget_at = Some(self.forget_at.map_or(at, |before| before.max(at)));
+        self.forget_at = self.forget_at.max(expiry.after(grace));
     }
 
     /// What a promise says of the accepted record.
@@ -131,7 +151,7 @@ impl Replica {
         &mut self,
         me: Incarnation,
         p: Position,
-        cfg: &Config,
+        cfg: &Arc<Config>,
         body: &BodyRef,
         grace: Duration,
     ) -> Result<Vote, Shut> {
@@ -159,6 +179,12 @@ impl Replica {
             "I2: a copy replaces its record by a later one only"
         );
         self.keep_until(record.body.expiry, grace);
+        if self.seldom.ran.is_some_and(|ran| ran <= record.p) {
+            self.seldom.ran = None;
+            self.seldom.tidy();
+        }
+        // Accepting follows a promise of the record's ballot.
+        self.above = None;
         self.accepted = Some(record);
     }
 
@@ -183,25 +209,30 @@ impl Replica {
         exec: &Exec,
         chosen: Option<&Record>,
         watermark: u64,
+        grace: Duration,
     ) -> Result<Arc<Body>, ExecDone> {
-        let promised = self.promised;
+        let promised = self.promised();
         let refused = |reason| ExecDone::Refused { reason, promised, watermark };
         let Some(p) = exec.p else {
             return self.base(exec, chosen);
         };
         // Even where no vote is asked for, what a deposed owner wants run cannot be chosen.
-        if promised.is_some_and(|promised| promised > p.ballot)
-            || self.ran.is_some_and(|ran| ran >= p)
-        {
+        let ran = self.seldom.ran.max(self.accepted.as_ref().map(|record| record.p));
+        if promised.is_some_and(|promised| promised > p.ballot) || ran >= Some(p) {
             return Err(refused(NackReason::Higher));
         }
         if exec.vote {
             self.may_vote(me, exec, p).map_err(refused)?;
         }
         let base = self.base(exec, chosen)?;
-        // The promise comes with the vote: until then nothing is kept, so that a request which
-        // changes nothing costs nothing.
-        self.ran = Some(p);
+        // The promise comes with the vote: until then all that is kept is that it runs, so that a
+        // request which changes nothing costs nothing. Forgotten with an entry that is empty
+        // otherwise, an order that arrives twice would run twice, and the one whose result the
+        // owner hears of first need not be the one that this copy votes for (I1).
+        self.seldom.ran = Some(p);
+        if exec.vote {
+            self.keep_until(exec.expiry, grace);
+        }
         Ok(base)
     }
 
@@ -230,6 +261,9 @@ impl Replica {
     ) -> ExecDone {
         let may_vote = exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
         if change.is_none() && !exec.keyed {
+            if self.promised().is_none() && self.seldom.fenced.is_none() {
+                self.forget_at = WallTime::default();
+            }
             return ExecDone::Unchanged { confirmed: may_vote.is_some() };
         }
         let n = exec.p.map_or(0, |p| p.n);

@@ -1,12 +1,17 @@
 //! What peers say to each other about one session, and the records they speak of. Kept
 //! free of encoding: the mesh crate decides how it looks on the wire.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Ballot, Incarnation, Position, RequestKey, SessionId, WallTime};
+
+/// The most members that a session has.
+pub const MEMBERS_MAX: usize = 3;
 
 /// A set of one to three members, sorted and without repetition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,10 +21,22 @@ pub struct Members {
     /// Grows with `c`, and is higher than any stamp its members have forgotten.
     pub stamp: u64,
     /// The incarnations that hold a copy and vote.
-    pub who: Vec<Incarnation>,
+    pub who: ArrayVec<Incarnation, MEMBERS_MAX>,
 }
 
 impl Members {
+    /// The members of a session that begins: `who`, sorted and without repetition.
+    ///
+    /// # Panics
+    /// With more than [`MEMBERS_MAX`] of them.
+    #[must_use]
+    pub fn first(stamp: u64, who: impl IntoIterator<Item = Incarnation>) -> Self {
+        let mut who: Vec<_> = who.into_iter().collect();
+        who.sort_unstable();
+        who.dedup();
+        Self { c: 1, stamp, who: who.into_iter().collect() }
+    }
+
     /// Whether `peer` is one of them.
     #[must_use]
     pub fn contains(&self, peer: Incarnation) -> bool {
@@ -39,13 +56,13 @@ pub struct Config {
     /// The members from here on.
     pub now: Members,
     /// The members before, while the change is under way.
-    pub prev: Option<Members>,
+    pub prev: Option<Box<Members>>,
 }
 
 impl Config {
     /// The sets of members that it names: one where it is open, two where it is a seal.
     pub fn sets(&self) -> impl Iterator<Item = &Members> {
-        core::iter::once(&self.now).chain(self.prev.as_ref())
+        core::iter::once(&self.now).chain(self.prev.as_deref())
     }
 
     /// Whether `peer` is in any of its sets.
@@ -67,7 +84,7 @@ impl Config {
     /// before them while it is a seal.
     #[must_use]
     pub fn deciders(&self) -> &Members {
-        self.prev.as_ref().unwrap_or(&self.now)
+        self.prev.as_deref().unwrap_or(&self.now)
     }
 
     /// Whether it is no seal.
@@ -125,8 +142,8 @@ pub struct Body {
 pub struct Record {
     /// Its place in the session's history.
     pub p: Position,
-    /// Who holds it.
-    pub cfg: Config,
+    /// Who holds it. Shared: an idle session is in memory several times over on its owner.
+    pub cfg: Arc<Config>,
     /// What it holds.
     pub body: Arc<Body>,
 }
@@ -146,7 +163,7 @@ pub struct AcceptedInfo {
     /// The highest accepted position.
     pub p: Position,
     /// Its configuration.
-    pub cfg: Config,
+    pub cfg: Arc<Config>,
     /// Its body, where it was asked for.
     pub body: Option<Arc<Body>>,
 }
@@ -173,7 +190,7 @@ pub enum Message {
         /// The ballot asked for.
         b: Ballot,
         /// The configuration that the sender asks in.
-        cfg: Config,
+        cfg: Arc<Config>,
         /// Whether the promise should carry the accepted body.
         want_body: bool,
         /// Give way to a live owner of a lower ballot rather than depose it.
@@ -189,7 +206,7 @@ pub enum Message {
         /// The ballot promised.
         b: Ballot,
         /// The configuration asked in, echoed.
-        cfg: Config,
+        cfg: Arc<Config>,
         /// Echoed.
         nonce: u64,
         /// What was accepted before, if anything.
@@ -200,7 +217,7 @@ pub enum Message {
         /// The position proposed at.
         p: Position,
         /// The record's configuration.
-        cfg: Config,
+        cfg: Arc<Config>,
         /// The record's body.
         body: BodyRef,
     },
@@ -221,7 +238,7 @@ pub enum Message {
         /// The highest ballot this copy promised, if any.
         promised: Option<Ballot>,
         /// The configuration this copy knows, if any.
-        cfg: Option<Config>,
+        cfg: Option<Arc<Config>>,
         /// Stamps up to this one may have been forgotten by the sender.
         watermark: u64,
     },
@@ -232,7 +249,7 @@ pub enum Message {
         /// The position last accepted, if any.
         p: Option<Position>,
         /// The configuration last accepted, if any.
-        cfg: Option<Config>,
+        cfg: Option<Arc<Config>>,
         /// The highest ballot promised, if any: its proposer is the likely owner.
         promised: Option<Ballot>,
         /// The session that this copy went on as, if it withdrew its vote.
@@ -244,7 +261,7 @@ pub enum Message {
     /// Please take this session over: its owner is about to leave.
     Invite {
         /// The session's configuration.
-        cfg: Config,
+        cfg: Arc<Config>,
     },
     /// Reserved for the difference between two bodies.
     Delta,
@@ -269,7 +286,7 @@ pub struct Exec {
     /// The position reserved for the outcome; `None` for a shared read.
     pub p: Option<Position>,
     /// The configuration that the outcome is proposed in.
-    pub cfg: Config,
+    pub cfg: Arc<Config>,
     /// What to run on.
     pub base: Base,
     /// Whether the executor is to vote for the outcome.

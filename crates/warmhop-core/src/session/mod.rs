@@ -55,6 +55,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::{Deref, DerefMut};
 use core::time::Duration;
 
 use crate::config::SessionPolicy;
@@ -91,6 +92,9 @@ pub struct Process {
     pub watermark: u64,
     /// The last nonce that it used.
     pub nonce: u64,
+    /// The highest stamp that another process said it may have forgotten. What is drawn here has
+    /// a higher one, or that process would not vote in it.
+    pub stamp_heard: u64,
 }
 
 impl Process {
@@ -347,21 +351,30 @@ pub struct Session {
     sid: SessionId,
     copy: Replica,
     role: Role,
+    line: Seldom<Line>,
+    heard: Seldom<Heard>,
+}
+
+/// The requests that this peer's part in the session is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Line {
     /// Requests that wait for their turn, oldest first.
     queue: VecDeque<Waiting>,
     /// Requests whose turn has come, in the order it came.
     flights: Vec<Flight>,
+}
+
+impl Empty for Line {
+    const EMPTY: &'static Self = &Self { queue: VecDeque::new(), flights: Vec::new() };
+}
+
+/// What others said of the session. Hints only, but for `gone`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Heard {
     /// Whose votes are gone for good, in configurations up to which stamp: in all of them for
     /// those that answered `Dead` or `Fenced`.
     gone: BTreeMap<Incarnation, u64>,
-    /// Absent while nobody has said anything.
-    belief: Option<Box<Belief>>,
-}
-
-/// What others said of the session. Hints only.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Belief {
-    cfg: Option<Config>,
+    cfg: Option<Arc<Config>>,
     owner: Option<Ballot>,
     /// The peer that the runtime last reported as lost.
     absent: Option<Incarnation>,
@@ -369,8 +382,13 @@ struct Belief {
     went_on: Option<(SessionId, Incarnation)>,
 }
 
-impl Belief {
-    fn note_cfg(&mut self, cfg: &Config) {
+impl Empty for Heard {
+    const EMPTY: &'static Self =
+        &Self { gone: BTreeMap::new(), cfg: None, owner: None, absent: None, went_on: None };
+}
+
+impl Heard {
+    fn note_cfg(&mut self, cfg: &Arc<Config>) {
         if self.cfg.as_ref().is_none_or(|known| known.now.c < cfg.now.c) {
             self.cfg = Some(cfg.clone());
         }
@@ -378,6 +396,38 @@ impl Belief {
 
     fn note_owner(&mut self, ballot: Ballot) {
         self.owner = self.owner.max(Some(ballot));
+    }
+}
+
+/// What most sessions lack most of the time. A million of them lie idle on one peer, and each
+/// pays a pointer for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Seldom<T>(Option<Box<T>>);
+
+trait Empty: Default + PartialEq + 'static {
+    const EMPTY: &'static Self;
+}
+
+impl<T: Empty> Seldom<T> {
+    /// Frees what equals nothing.
+    fn tidy(&mut self) {
+        if self.0.as_deref() == Some(T::EMPTY) {
+            self.0 = None;
+        }
+    }
+}
+
+impl<T: Empty> Deref for Seldom<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_deref().unwrap_or(T::EMPTY)
+    }
+}
+
+impl<T: Empty> DerefMut for Seldom<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.get_or_insert_default()
     }
 }
 
@@ -425,10 +475,8 @@ impl Session {
             sid,
             copy: Replica::new(process.watermark),
             role: Role::None,
-            queue: VecDeque::new(),
-            flights: Vec::new(),
-            gone: BTreeMap::new(),
-            belief: None,
+            line: Seldom::default(),
+            heard: Seldom::default(),
         }
     }
 
@@ -440,10 +488,8 @@ impl Session {
         message: Message,
         out: &mut Effects,
     ) {
-        if let Some(belief) = &mut self.belief
-            && belief.absent == Some(from)
-        {
-            belief.absent = None;
+        if self.heard.absent == Some(from) {
+            self.heard.absent = None;
         }
         match message {
             Message::Prepare { b, cfg, want_body, polite, nonce, expiry } => {
@@ -464,10 +510,10 @@ impl Session {
             Message::NeedFull { p } => self.on_need_full(from, p, out),
             Message::Nack { reason, promised, cfg, watermark } => {
                 if let Some(cfg) = &cfg {
-                    self.believed().note_cfg(cfg);
+                    self.heard.note_cfg(cfg);
                 }
                 if let Some(by) = promised {
-                    self.believed().note_owner(by);
+                    self.heard.note_owner(by);
                 }
                 match reason {
                     NackReason::Higher => {
@@ -475,49 +521,53 @@ impl Session {
                             self.outvoted_by(ctx, by, out);
                         }
                     }
-                    NackReason::Forgotten => self.note_gone(from, watermark),
+                    NackReason::Forgotten => {
+                        ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
+                        self.note_gone(from, watermark);
+                    }
                     NackReason::Dead => {
                         self.note_gone(from, u64::MAX);
                         self.on_located(from);
                     }
                     NackReason::Fenced(into) => {
-                        self.believed().went_on = Some((into, from));
+                        self.heard.went_on = Some((into, from));
                         self.note_gone(from, u64::MAX);
                     }
                 }
             }
             Message::Locate => {
                 let record = self.copy.accepted.as_ref();
-                let is_dead = |peer: &Incarnation| self.gone.get(peer) == Some(&u64::MAX);
+                let is_dead = |peer: &Incarnation| self.heard.gone.get(peer) == Some(&u64::MAX);
                 let members = self.config().map(Config::everyone).unwrap_or_default();
                 let message = Message::Located {
                     dead: members.into_iter().filter(is_dead).collect(),
                     p: record.map(|record| record.p),
                     cfg: record.map(|record| record.cfg.clone()),
-                    promised: self.copy.promised.max(self.ballot()),
-                    fenced: self.copy.fenced,
+                    promised: self.copy.promised().max(self.ballot()),
+                    fenced: self.copy.seldom.fenced,
                 };
                 out.push(Effect::Send { to: from, message });
             }
             Message::Located { p, cfg, promised, fenced, dead } => {
                 if let Some(cfg) = &cfg {
-                    self.believed().note_cfg(cfg);
+                    self.heard.note_cfg(cfg);
                 }
                 if let Some(by) = promised {
-                    self.believed().note_owner(by);
+                    self.heard.note_owner(by);
                 }
                 if let Some(into) = fenced {
-                    self.believed().went_on = Some((into, from));
+                    self.heard.went_on = Some((into, from));
                 }
                 for peer in dead {
                     self.peer_dead(peer);
                 }
                 self.on_located(from);
+                let cfg = cfg.map(Arc::unwrap_or_clone);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
             }
             Message::Invite { cfg } => {
-                self.believed().note_cfg(&cfg);
-                out.push(Effect::Invited { cfg });
+                self.heard.note_cfg(&cfg);
+                out.push(Effect::Invited { cfg: Arc::unwrap_or_clone(cfg) });
             }
             Message::Delta | Message::Lease | Message::Retire => {}
         }
@@ -543,7 +593,7 @@ impl Session {
                 let message = Message::Promise { b, cfg, nonce, accepted };
                 out.push(Effect::Send { to: from, message });
             }
-            Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised, out),
+            Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised(), out),
             Err(Shut::NotMember) => {}
         }
     }
@@ -553,7 +603,7 @@ impl Session {
         ctx: &mut Ctx<'_>,
         from: Incarnation,
         p: Position,
-        cfg: &Config,
+        cfg: &Arc<Config>,
         body: &BodyRef,
         out: &mut Effects,
     ) {
@@ -562,24 +612,16 @@ impl Session {
             Ok(Vote::NeedFull) => Message::NeedFull { p },
             Ok(Vote::Late) | Err(Shut::NotMember) => return,
             Err(Shut::Nack(reason)) => {
-                self.nack(from, reason, self.copy.promised, out);
+                self.nack(from, reason, self.copy.promised(), out);
                 return;
             }
         };
         out.push(Effect::Send { to: from, message });
     }
 
-    fn believed(&mut self) -> &mut Belief {
-        self.belief.get_or_insert_default()
-    }
-
-    fn believed_owner(&self) -> Option<Ballot> {
-        self.belief.as_ref().and_then(|belief| belief.owner)
-    }
-
     /// The votes of `peer` in configurations up to `stamp` are gone for good.
     fn note_gone(&mut self, peer: Incarnation, stamp: u64) {
-        let known = self.gone.entry(peer).or_default();
+        let known = self.heard.gone.entry(peer).or_default();
         *known = stamp.max(*known);
     }
 
@@ -603,8 +645,8 @@ impl Session {
         self.on_timer_owner(ctx, out);
         self.settle(ctx, out);
         if self.forget_at(ctx.policy.forget_grace).is_some_and(|at| at <= ctx.wall)
-            && self.queue.is_empty()
-            && self.flights.is_empty()
+            && self.line.queue.is_empty()
+            && self.line.flights.is_empty()
         {
             self.forget(ctx);
         }
@@ -617,7 +659,7 @@ impl Session {
             Role::Owner(owner) => owner.chosen.as_ref().map(|it| it.body.expiry.after(grace)),
             _ => None,
         };
-        self.copy.forget_at.max(owned)
+        Some(self.copy.forget_at).filter(|at| *at > WallTime::default()).max(owned)
     }
 
     /// Drops everything held of the session, votes included. The watermark keeps every later
@@ -628,13 +670,14 @@ impl Session {
         }
         self.role = Role::None;
         self.copy = Replica::new(ctx.process.watermark);
-        self.belief = None;
-        self.gone.clear();
+        self.heard = Seldom::default();
     }
 
     /// The links to `dead` are gone: what ran there has failed. Its copy may come back.
     pub fn peer_lost(&mut self, ctx: &mut Ctx<'_>, dead: Incarnation, out: &mut Effects) {
-        self.believed().absent = Some(dead);
+        if self.known_owner() == Some(dead) {
+            self.heard.absent = Some(dead);
+        }
         self.settle(ctx, out);
     }
 
@@ -659,7 +702,8 @@ impl Session {
             Role::Owner(owner) => owner.chosen.as_ref(),
             _ => None,
         };
-        self.copy.exec_begin(ctx.me, exec, chosen, ctx.process.watermark)
+        let (watermark, grace) = (ctx.process.watermark, ctx.policy.forget_grace);
+        self.copy.exec_begin(ctx.me, exec, chosen, watermark, grace)
     }
 
     /// Executor: writes down what came of an order that ran on `base`. `change` is the new
@@ -684,7 +728,7 @@ impl Session {
         into: SessionId,
         out: &mut Effects,
     ) -> Option<Record> {
-        self.copy.fenced.get_or_insert(into);
+        self.copy.seldom.fenced.get_or_insert(into);
         if let Some(by) = self.ballot() {
             self.step_down(ctx, by, out);
         }
@@ -732,7 +776,7 @@ impl Session {
     /// The highest ballot that this copy promised.
     #[must_use]
     pub fn promised(&self) -> Option<Ballot> {
-        self.copy.promised
+        self.copy.promised()
     }
 
     /// The number of the newest record known here: chosen where this peer owns the session,
@@ -752,11 +796,15 @@ impl Session {
     /// The best known configuration.
     #[must_use]
     pub fn config(&self) -> Option<&Config> {
+        self.best_config().map(Arc::as_ref)
+    }
+
+    fn best_config(&self) -> Option<&Arc<Config>> {
         match &self.role {
             Role::Owner(owner) => Some(&owner.cfg),
             _ => {
                 let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
-                let told = self.belief.as_ref().and_then(|belief| belief.cfg.as_ref());
+                let told = self.heard.cfg.as_ref();
                 // The later of two equals is returned: what is held rather than what is told.
                 told.into_iter().chain(held).max_by_key(|cfg| cfg.now.c)
             }
@@ -788,28 +836,28 @@ impl Session {
     /// The session that this copy went on as.
     #[must_use]
     pub fn fenced(&self) -> Option<SessionId> {
-        self.copy.fenced
+        self.copy.seldom.fenced
     }
 
     /// The highest round heard of, for [`Session::take_over`].
     #[must_use]
     pub fn seen_round(&self) -> u64 {
-        let seen = self.copy.promised.max(self.believed_owner()).max(self.ballot());
+        let seen = self.copy.promised().max(self.heard.owner).max(self.ballot());
         seen.map_or(0, |ballot| ballot.round)
     }
 
     /// Who owns the session as far as this peer knows, unless that peer was lost since.
     #[must_use]
     pub fn known_owner(&self) -> Option<Incarnation> {
-        let absent = self.belief.as_ref().and_then(|belief| belief.absent);
-        let best = self.copy.promised.max(self.believed_owner()).max(self.ballot());
+        let absent = self.heard.absent;
+        let best = self.copy.promised().max(self.heard.owner).max(self.ballot());
         best.map(|ballot| ballot.proposer).filter(|peer| absent != Some(*peer))
     }
 
     /// Another peer told who owns the session, or tries to: the highest ballot that it promised.
     pub fn note_owner(&mut self, promised: Option<Ballot>) {
         if let Some(by) = promised {
-            self.believed().note_owner(by);
+            self.heard.note_owner(by);
         }
     }
 
@@ -820,7 +868,7 @@ impl Session {
         &mut self,
         ctx: &mut Ctx<'_>,
         from: Incarnation,
-        cfg: Config,
+        cfg: Arc<Config>,
         peers: &[Incarnation],
         out: &mut Effects,
     ) {
@@ -828,14 +876,14 @@ impl Session {
             self.nack(from, NackReason::Higher, self.ballot(), out);
         } else if !self.is_taking_over() {
             let round = self.seen_round();
-            self.take_over(ctx, Some(cfg), round, peers, out);
+            self.take_over(ctx, Some(Arc::unwrap_or_clone(cfg)), round, peers, out);
         }
     }
 
     /// Whether `peer` is known to vote on this session never again, under whatever configuration.
     #[must_use]
     pub fn is_gone_for_good(&self, peer: Incarnation) -> bool {
-        self.gone.get(&peer) == Some(&u64::MAX)
+        self.heard.gone.get(&peer) == Some(&u64::MAX)
     }
 
     /// What a token would say, where this peer owns the session.
@@ -850,7 +898,25 @@ impl Session {
     /// How many requests wait or run.
     #[must_use]
     pub fn load(&self) -> usize {
-        self.queue.len() + self.flights.len()
+        self.line.queue.len() + self.line.flights.len()
+    }
+
+    /// Lets go of what says nothing (any more): most sessions are idle most of the time.
+    fn tidy(&mut self) {
+        self.line.tidy();
+        if let Role::Owner(owner) = &mut self.role {
+            owner.tidy();
+        }
+        if self.heard.0.is_some() {
+            let held = self.copy.accepted.as_ref().map(|record| record.cfg.now.c);
+            if self.heard.cfg.as_ref().is_some_and(|told| Some(told.now.c) <= held) {
+                self.heard.cfg = None;
+            }
+            if self.heard.owner <= self.copy.promised() {
+                self.heard.owner = None;
+            }
+            self.heard.tidy();
+        }
     }
 
     /// When to call [`Session::on_timer`] next.
@@ -862,7 +928,7 @@ impl Session {
             const LOOK_AGAIN: u64 = 3_600_000;
             now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))
         });
-        let outvoted = self.copy.promised > self.ballot() && self.ballot().is_some();
+        let outvoted = self.copy.promised() > self.ballot() && self.ballot().is_some();
         [forget, self.wake_preparing(), self.wake_owner(), outvoted.then_some(now)]
             .into_iter()
             .flatten()
@@ -875,15 +941,15 @@ impl Session {
     pub fn forgotten(&self) -> bool {
         matches!(self.role, Role::None)
             && self.copy.is_blank()
-            && self.queue.is_empty()
-            && self.flights.is_empty()
+            && self.line.queue.is_empty()
+            && self.line.flights.is_empty()
     }
 }
 
 /// A `Prepare`, taken apart.
 struct Asked {
     b: Ballot,
-    cfg: Config,
+    cfg: Arc<Config>,
     want_body: bool,
     polite: bool,
     nonce: u64,

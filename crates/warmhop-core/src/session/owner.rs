@@ -6,20 +6,21 @@
 //! had anybody taken the session over before, one of that majority would have promised more.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::message::{
-    AcceptedInfo, Base, Body, BodyRef, Config, Exec, Message, NackReason, Record,
+    AcceptedInfo, Base, Body, BodyRef, Config, Exec, MEMBERS_MAX, Members, Message, NackReason,
+    Record,
 };
 use super::mutant::{self, Mutant};
 use super::recent::{self, Known};
 use super::takeover::votes_are_gone;
 use super::{
-    Ctx, Effect, Effects, Failure, Outcome, Resend, Role, Session, Shut, Submit, Ticket, TokenHint,
-    Vote,
+    Ctx, Effect, Effects, Empty, Failure, Outcome, Resend, Role, Seldom, Session, Shut, Submit,
+    Ticket, TokenHint, Vote,
 };
 use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 
@@ -83,22 +84,40 @@ impl Flight {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
     pub(super) b: Ballot,
-    pub(super) cfg: Config,
+    pub(super) cfg: Arc<Config>,
     /// The newest record known to be chosen, and open.
     pub(super) chosen: Option<Record>,
     /// Requests may have their turns.
     pub(super) serving: bool,
     n_last: u64,
-    proposal: Option<Box<Proposal>>,
-    /// Who is known to have accepted the chosen record.
-    holders: Few,
-    laggards: Option<Resend>,
-    /// The highest nonce each member answered at this ballot.
-    answered: BTreeMap<Incarnation, u64>,
-    asking: Option<Resend>,
+    /// Which of its members are known to have accepted the chosen record, a bit for each.
+    holders: u8,
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
+    work: Seldom<Work>,
+}
+
+/// What an owner has under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Work {
+    proposal: Option<Proposal>,
+    /// When to send the chosen record again to the members that do not hold it.
+    laggards: Option<Resend>,
+    asking: Option<Asking>,
     yielding: Option<Yielding>,
+}
+
+impl Empty for Work {
+    const EMPTY: &'static Self =
+        &Self { proposal: None, laggards: None, asking: None, yielding: None };
+}
+
+/// The confirmation of reads under way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Asking {
+    resend: Resend,
+    /// The highest nonce each member answered at this ballot.
+    answered: BTreeMap<Incarnation, u64>,
 }
 
 /// A handful of members, in as little memory as they need.
@@ -147,25 +166,21 @@ struct Proposal {
 }
 
 impl Owner {
-    fn new(b: Ballot, cfg: Config) -> Self {
+    fn new(b: Ballot, cfg: Arc<Config>) -> Self {
         Self {
             b,
             cfg,
             chosen: None,
             serving: false,
             n_last: 0,
-            proposal: None,
-            holders: Few::default(),
-            laggards: None,
-            answered: BTreeMap::new(),
-            asking: None,
+            holders: 0,
             unnamed: false,
-            yielding: None,
+            work: Seldom::default(),
         }
     }
 
     /// The owner of a session of which a majority holds nothing.
-    pub(super) fn of_nothing(b: Ballot, cfg: Config) -> Self {
+    pub(super) fn of_nothing(b: Ballot, cfg: Arc<Config>) -> Self {
         Self { serving: true, ..Self::new(b, cfg) }
     }
 
@@ -179,8 +194,24 @@ impl Owner {
         Position { ballot: self.b, n: self.n_last }
     }
 
+    /// The bit of `peer` among the chosen record's members.
+    fn bit(&self, peer: Incarnation) -> u8 {
+        let who = self.chosen.as_ref().map_or(&[][..], |record| &record.cfg.now.who);
+        who.iter().position(|member| *member == peer).map_or(0, |at| 1 << at)
+    }
+
+    /// Whether `peer`, a member, is known to have accepted the chosen record.
+    fn is_held_by(&self, peer: Incarnation) -> bool {
+        self.holders & self.bit(peer) != 0
+    }
+
+    /// Lets go of what is done.
+    pub(super) fn tidy(&mut self) {
+        self.work.tidy();
+    }
+
     fn held(&self) -> bool {
-        self.chosen.is_some() || self.proposal.is_some()
+        self.chosen.is_some() || self.work.proposal.is_some()
     }
 
     pub(super) fn hint(&self) -> TokenHint {
@@ -188,7 +219,7 @@ impl Owner {
         TokenHint {
             // While a change of members is under way, only the configuration before it has chosen
             // anything: nobody may take the new one's silence for a session that held nothing.
-            cfg: chosen.map_or(&self.cfg, |record| &record.cfg).clone(),
+            cfg: chosen.map_or(&*self.cfg, |record| &record.cfg).clone(),
             owner: self.b.proposer,
             n: chosen.map_or(0, |record| record.p.n),
             expiry: chosen.map_or(WallTime::default(), |record| record.body.expiry),
@@ -207,10 +238,12 @@ impl Session {
             "I9: a session is drawn once, under a fresh random id"
         );
         let mut cfg = cfg;
-        cfg.now.stamp = cfg.now.stamp.max(ctx.process.watermark.saturating_add(1));
+        let forgotten = ctx.process.watermark.max(ctx.process.stamp_heard);
+        cfg.now.stamp = cfg.now.stamp.max(forgotten.saturating_add(1));
         ctx.process.round_ctr = ctx.process.round_ctr.max(1);
         let b = Ballot { round: 1, proposer: ctx.me };
-        self.role = Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, cfg) }));
+        self.role =
+            Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, Arc::new(cfg)) }));
     }
 
     /// This peer draws a session that goes on from `body`: a fork of one whose majority is gone,
@@ -242,7 +275,7 @@ impl Session {
             Role::None => true,
             Role::Preparing(_) => false,
         };
-        empty && self.copy.is_blank() && self.queue.is_empty() && self.flights.is_empty()
+        empty && self.copy.is_blank() && self.line.queue.is_empty() && self.line.flights.is_empty()
     }
 
     /// A request asks for its turn at the owner.
@@ -253,17 +286,17 @@ impl Session {
             return;
         }
         let waits = |other: &Submit| other.rid == submit.rid;
-        let in_use = self.queue.iter().any(|waiting| waits(&waiting.submit))
-            || self.flights.iter().any(|flight| waits(&flight.waiting.submit));
+        let in_use = self.line.queue.iter().any(|waiting| waits(&waiting.submit))
+            || self.line.flights.iter().any(|flight| waits(&flight.waiting.submit));
         if in_use {
             out.push(Effect::Fail { ticket, failure: Failure::KeyInUse });
             return;
         }
-        if self.queue.len() >= ctx.policy.queue_max {
+        if self.line.queue.len() >= ctx.policy.queue_max {
             out.push(Effect::Fail { ticket, failure: Failure::QueueFull });
             return;
         }
-        self.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
+        self.line.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
         self.settle(ctx, out);
     }
 
@@ -271,18 +304,27 @@ impl Session {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
-        owner.cfg.now.who.iter().all(|peer| owner.holders.contains(peer))
+        owner.cfg.now.who.iter().all(|peer| owner.is_held_by(*peer))
     }
 
     /// Sends the newest chosen record again to the members that are not known to hold it, as the
-    /// owner.
-    pub fn remind(&mut self, ctx: &mut Ctx<'_>) {
+    /// owner. One that has forgotten the session cannot take it: it may have voted before (I3). It
+    /// is seated anew, under a stamp above whatever it forgot.
+    pub fn remind(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let forgetful = self.config().and_then(|cfg| {
+            let forgot =
+                |peer: &&Incarnation| self.is_gone(**peer, cfg) && !self.is_gone_for_good(**peer);
+            cfg.now.who.iter().find(forgot).copied()
+        });
+        if forgetful.is_some() && self.change_members(ctx, forgetful, forgetful, out) {
+            return;
+        }
         let whole = self.is_whole();
         if let Role::Owner(owner) = &mut self.role
             && !whole
             && owner.chosen.is_some()
         {
-            owner.laggards.get_or_insert_with(|| Resend::new(ctx));
+            owner.work.laggards.get_or_insert_with(|| Resend::new(ctx));
         }
     }
 
@@ -290,14 +332,15 @@ impl Session {
     /// and no request is given its turn meanwhile. If it does not come, this peer goes on.
     pub fn hand_over(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if owner.serving && owner.yielding.is_none() && to != ctx.me {
+        if owner.serving && owner.work.yielding.is_none() && to != ctx.me {
             let until = ctx.now.after(YIELD_WITHIN);
-            owner.yielding = Some(Yielding { to, until, invited: None });
+            owner.work.yielding = Some(Yielding { to, until, invited: None });
             self.settle(ctx, out);
         }
     }
 
-    /// Replaces the member `gone`, or adds one where there are fewer than should be: in two
+    /// Replaces the member `gone`, by itself where it has forgotten the session, or adds one where
+    /// there are fewer than should be: in two
     /// steps, a seal that a majority of the old members chooses and the open form for the new
     /// ones (I5). `newcomer` must live and not be gone for good (see
     /// [`Session::is_gone_for_good`]). Returns whether it was begun; it is not while requests
@@ -310,10 +353,14 @@ impl Session {
         out: &mut Effects,
     ) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
-        let running_alone = self.flights.iter().any(|flight| flight.exclusive);
-        let (true, false, None, None, Some(chosen)) =
-            (owner.serving, running_alone, &owner.proposal, &owner.yielding, owner.chosen.clone())
-        else {
+        let running_alone = self.line.flights.iter().any(|flight| flight.exclusive);
+        let (true, false, None, None, Some(chosen)) = (
+            owner.serving,
+            running_alone,
+            &owner.work.proposal,
+            &owner.work.yielding,
+            owner.chosen.clone(),
+        ) else {
             return false;
         };
         let before = owner.cfg.now.clone();
@@ -321,7 +368,8 @@ impl Session {
             before.who.iter().copied().filter(|peer| Some(*peer) != gone).chain(newcomer).collect();
         who.sort_unstable();
         who.dedup();
-        if who == before.who || !(1..=3).contains(&who.len()) {
+        let same = who == *before.who && !newcomer.is_some_and(|it| self.is_gone(it, &owner.cfg));
+        if same || !(1..=MEMBERS_MAX).contains(&who.len()) {
             return false;
         }
         // Above what the newcomer said it may have forgotten; if it votes no more at all, no stamp
@@ -329,10 +377,12 @@ impl Session {
         if newcomer.is_some_and(|peer| self.is_gone_for_good(peer)) {
             return false;
         }
-        let forgotten = newcomer.and_then(|peer| self.gone.get(&peer)).copied().unwrap_or_default();
+        let forgotten =
+            newcomer.and_then(|peer| self.heard.gone.get(&peer)).copied().unwrap_or_default();
         let stamp = before.stamp.max(forgotten).saturating_add(1).max(ctx.wall.0);
-        let now = super::message::Members { c: before.c.saturating_add(1), stamp, who };
-        let cfg = Config { now, prev: Some(before) };
+        let who = who.into_iter().collect();
+        let now = Members { c: before.c.saturating_add(1), stamp, who };
+        let cfg = Arc::new(Config { now, prev: Some(Box::new(before)) });
         let Role::Owner(owner) = &mut self.role else { return false };
         let p = owner.next_position();
         let record = Record { p, cfg, body: chosen.body };
@@ -344,8 +394,8 @@ impl Session {
     /// The request's client is gone. What runs or is proposed goes on; its response has nowhere
     /// to go.
     pub fn cancel(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, out: &mut Effects) {
-        self.queue.retain(|waiting| waiting.submit.ticket != ticket);
-        self.flights.retain(|flight| flight.ticket() != ticket);
+        self.line.queue.retain(|waiting| waiting.submit.ticket != ticket);
+        self.line.flights.retain(|flight| flight.ticket() != ticket);
         self.settle(ctx, out);
     }
 
@@ -358,6 +408,7 @@ impl Session {
         out: &mut Effects,
     ) {
         let Some(at) = self
+            .line
             .flights
             .iter()
             .position(|flight| flight.ticket() == ticket && flight.stage == Stage::Turned)
@@ -365,12 +416,12 @@ impl Session {
             return;
         };
         // The requests of one session never run on two peers at once.
-        let elsewhere = self.flights.iter().any(|other| {
+        let elsewhere = self.line.flights.iter().any(|other| {
             matches!(other.stage, Stage::Running { executor: other, .. } if other != executor)
         });
         if elsewhere {
-            let flight = self.flights.remove(at);
-            self.queue.push_front(flight.waiting);
+            let flight = self.line.flights.remove(at);
+            self.line.queue.push_front(flight.waiting);
             return;
         }
         self.order(ctx, at, executor, false, out);
@@ -387,14 +438,14 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(flight) = self.flights.get_mut(at) else { return };
+        let Some(flight) = self.line.flights.get_mut(at) else { return };
         flight.orders += 1;
         let p = flight.exclusive.then(|| owner.next_position());
         let base_at = owner.chosen.as_ref().map(|record| record.p);
         let base = match &owner.chosen {
             None => Base::Inline(None),
             Some(record) if executor == ctx.me => Base::Held(record.p),
-            Some(record) if !inline && owner.holders.contains(&executor) => Base::Held(record.p),
+            Some(record) if !inline && owner.is_held_by(executor) => Base::Held(record.p),
             Some(record) => Base::Inline(Some(record.clone())),
         };
         let members = &owner.cfg.now;
@@ -426,10 +477,14 @@ impl Session {
     /// Asks the members, at this owner's own ballot, whether anybody took the session over.
     fn ask_confirmation(&mut self, ctx: &mut Ctx<'_>, at: usize, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(flight) = self.flights.get_mut(at) else { return };
+        let Some(flight) = self.line.flights.get_mut(at) else { return };
         let nonce = ctx.process.next_nonce();
         flight.nonce = Some(nonce);
-        owner.asking = Some(Resend::new(ctx));
+        let resend = Resend::new(ctx);
+        match &mut owner.work.asking {
+            Some(asking) => asking.resend = resend,
+            None => owner.work.asking = Some(Asking { resend, answered: BTreeMap::new() }),
+        }
         send_asks(ctx, owner, nonce, out);
     }
 
@@ -442,7 +497,7 @@ impl Session {
         outcome: Outcome,
         out: &mut Effects,
     ) {
-        let running = self.flights.iter().position(|flight| {
+        let running = self.line.flights.iter().position(|flight| {
             flight.ticket() == ticket
                 && matches!(flight.stage, Stage::Running { p: at, .. } if at == p)
         });
@@ -451,10 +506,10 @@ impl Session {
             self.late_result(ctx, ticket, p, outcome, out);
             return;
         };
-        let Stage::Running { executor, base, .. } = self.flights[at].stage else { return };
+        let Stage::Running { executor, base, .. } = self.line.flights[at].stage else { return };
         match outcome {
             Outcome::Failed => {
-                self.flights.remove(at);
+                self.line.flights.remove(at);
                 if let (true, Role::Owner(owner)) =
                     (mutant::on(Mutant::ReuseNumber), &mut self.role)
                 {
@@ -463,31 +518,34 @@ impl Session {
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
             }
             Outcome::NeedBase => self.order_again(ctx, at, executor, out),
-            Outcome::Refused { reason, promised, .. } => {
+            Outcome::Refused { reason, promised, watermark } => {
+                if reason == NackReason::Forgotten {
+                    ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
+                }
                 let mine = self.ballot();
                 match reason {
                     NackReason::Higher if promised > mine => {
                         // It did not run there.
-                        let flight = self.flights.remove(at);
-                        self.queue.push_front(flight.waiting);
+                        let flight = self.line.flights.remove(at);
+                        self.line.queue.push_front(flight.waiting);
                         if let Some(by) = promised {
                             self.step_down(ctx, by, out);
                         }
                     }
                     NackReason::Higher => self.order_again(ctx, at, executor, out),
                     NackReason::Forgotten => {
-                        self.flights[at].voteless = true;
+                        self.line.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }
                     NackReason::Fenced(_) | NackReason::Dead => {
                         self.note_gone(executor, u64::MAX);
-                        self.flights[at].voteless = true;
+                        self.line.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }
                 }
             }
             Outcome::Unchanged { confirmed } => {
-                let flight = &mut self.flights[at];
+                let flight = &mut self.line.flights[at];
                 flight.stage = Stage::Confirming { since: ctx.now };
                 flight.confirmed_by = confirmed.then_some(executor);
                 let needs_asking = flight.nonce.is_none();
@@ -515,8 +573,8 @@ impl Session {
         match (outcome, p) {
             (Outcome::Changed { body, voted: _ }, Some(p))
                 if mutant::on(Mutant::LateResult)
-                    && owner.proposal.is_none()
-                    && self.flights.is_empty()
+                    && owner.work.proposal.is_none()
+                    && self.line.flights.is_empty()
                     && p.ballot == owner.b =>
             {
                 let record = Record { p, cfg: owner.cfg.clone(), body };
@@ -524,8 +582,8 @@ impl Session {
                 self.settle(ctx, out);
             }
             (Outcome::Failed, Some(_)) if mutant::on(Mutant::AbandonProposal) => {
-                owner.proposal = None;
-                self.flights.retain(|flight| flight.ticket() != ticket);
+                owner.work.proposal = None;
+                self.line.flights.retain(|flight| flight.ticket() != ticket);
                 out.push(Effect::Fail { ticket, failure: Failure::ExecutionFailed });
                 self.settle(ctx, out);
             }
@@ -540,8 +598,8 @@ impl Session {
         executor: Incarnation,
         out: &mut Effects,
     ) {
-        if self.flights[at].orders >= ORDERS_MAX {
-            let ticket = self.flights.remove(at).ticket();
+        if self.line.flights[at].orders >= ORDERS_MAX {
+            let ticket = self.line.flights.remove(at).ticket();
             out.push(Effect::Fail { ticket, failure: Failure::TooManyRetries });
         } else {
             self.order(ctx, at, executor, true, out);
@@ -560,11 +618,11 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let flight = &mut self.flights[at];
+        let flight = &mut self.line.flights[at];
         let p = match p {
             Some(p) => p,
             // A safe request changed the session: only on the newest base can that be proposed.
-            None if owner.proposal.is_none()
+            None if owner.work.proposal.is_none()
                 && owner.chosen.as_ref().map(|record| record.p) == base =>
             {
                 let p = owner.next_position();
@@ -573,10 +631,10 @@ impl Session {
                 p
             }
             None => {
-                let mut flight = self.flights.remove(at);
+                let mut flight = self.line.flights.remove(at);
                 out.push(Effect::Again { ticket: flight.ticket() });
                 flight.waiting.alone = true;
-                self.queue.push_front(flight.waiting);
+                self.line.queue.push_front(flight.waiting);
                 return;
             }
         };
@@ -596,22 +654,22 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        assert!(owner.proposal.is_none(), "I4: one proposal at a time");
+        assert!(owner.work.proposal.is_none(), "I4: one proposal at a time");
         // Who is known to hold the body already is spared it; anyone else asks if that is wrong.
         let need_full = match (&owner.chosen, same_as) {
             (Some(chosen), Some(at)) if chosen.p == at => {
-                record.cfg.everyone().into_iter().filter(|it| !owner.holders.contains(it)).collect()
+                record.cfg.everyone().into_iter().filter(|it| !owner.is_held_by(*it)).collect()
             }
             _ => Few::default(),
         };
-        owner.proposal = Some(Box::new(Proposal {
+        owner.work.proposal = Some(Proposal {
             record,
             votes: voter.into_iter().collect(),
             resend: Resend::new(ctx),
             since: ctx.now,
             same_as,
             need_full,
-        }));
+        });
         self.vote_myself(ctx);
         self.send_accepts(ctx, out);
     }
@@ -619,7 +677,7 @@ impl Session {
     /// This peer's own vote for its proposal.
     fn vote_myself(&mut self, ctx: &Ctx<'_>) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(proposal) = &mut owner.proposal else { return };
+        let Some(proposal) = &mut owner.work.proposal else { return };
         let record = &proposal.record;
         if !record.cfg.contains(ctx.me) || proposal.votes.contains(&ctx.me) {
             return;
@@ -640,7 +698,7 @@ impl Session {
 
     fn send_accepts(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &self.role else { return };
-        let Some(proposal) = &owner.proposal else { return };
+        let Some(proposal) = &owner.work.proposal else { return };
         for to in proposal.record.cfg.everyone() {
             if to != ctx.me
                 && !proposal.votes.contains(&to)
@@ -663,18 +721,21 @@ impl Session {
 
     pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
+        if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.votes.insert(from);
         } else if owner.chosen.as_ref().is_some_and(|record| record.p == p) {
-            owner.holders.insert(from);
+            owner.holders |= owner.bit(from);
         }
     }
 
     pub(super) fn on_need_full(&mut self, from: Incarnation, p: Position, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if let Some(proposal) = owner.proposal.as_mut().filter(|it| it.record.p == p) {
+        if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.need_full.insert(from);
             out.push(Effect::Send { to: from, message: proposal.accept_for(from) });
+        } else if let Some(record) = owner.chosen.as_ref().filter(|record| record.p == p) {
+            // It was chosen by others meanwhile.
+            out.push(Effect::Send { to: from, message: accept_full(record) });
         }
     }
 
@@ -690,9 +751,11 @@ impl Session {
         _out: &mut Effects,
     ) {
         match &mut self.role {
-            Role::Owner(owner) if owner.b == b && owner.cfg == *cfg => {
-                let highest = owner.answered.entry(from).or_default();
-                *highest = (*highest).max(nonce);
+            Role::Owner(owner) if owner.b == b && *owner.cfg == *cfg => {
+                if let Some(asking) = &mut owner.work.asking {
+                    let highest = asking.answered.entry(from).or_default();
+                    *highest = (*highest).max(nonce);
+                }
             }
             Role::Preparing(_) => self.on_promise_preparing(from, b, cfg, accepted),
             _ => {}
@@ -713,10 +776,10 @@ impl Session {
     /// outcome; the rest goes to whoever owns the session.
     pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         self.role = Role::None;
-        self.believed().note_owner(by);
+        self.heard.note_owner(by);
         out.push(Effect::Deposed { by });
         let to = self.known_owner();
-        for flight in core::mem::take(&mut self.flights) {
+        for flight in core::mem::take(&mut self.line.flights) {
             let ticket = flight.ticket();
             let unknown = match flight.stage {
                 Stage::Proposed => true,
@@ -733,20 +796,20 @@ impl Session {
     }
 
     pub(super) fn redirect_all(&mut self, to: Option<Incarnation>, out: &mut Effects) {
-        for waiting in core::mem::take(&mut self.queue) {
+        for waiting in core::mem::take(&mut self.line.queue) {
             out.push(Effect::Redirect { ticket: waiting.submit.ticket, to });
         }
     }
 
     pub(super) fn fail_all(&mut self, failure: Failure, out: &mut Effects) {
-        for waiting in core::mem::take(&mut self.queue) {
+        for waiting in core::mem::take(&mut self.line.queue) {
             out.push(Effect::Fail { ticket: waiting.submit.ticket, failure });
         }
     }
 
     /// Draws the consequences of what the last call changed.
     pub(super) fn settle(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised)
+        if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised())
             && promised > mine
         {
             self.step_down(ctx, promised, out);
@@ -756,20 +819,14 @@ impl Session {
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
         self.settle_hand_over(ctx, out);
-        // Most sessions are idle most of the time, and then keep no room for requests.
-        if self.queue.is_empty() {
-            self.queue = VecDeque::new();
-        }
-        if self.flights.is_empty() {
-            self.flights = Vec::new();
-        }
+        self.tidy();
     }
 
     fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        let idle = self.flights.is_empty();
+        let idle = self.line.flights.is_empty();
         let Role::Owner(owner) = &mut self.role else { return };
-        let may_invite = idle && owner.serving && owner.proposal.is_none();
-        let Some(yielding) = &mut owner.yielding else { return };
+        let may_invite = idle && owner.serving && owner.work.proposal.is_none();
+        let Some(yielding) = &mut owner.work.yielding else { return };
         if may_invite && yielding.invited.is_none() {
             yielding.invited = Some(Resend::new(ctx));
             let message = Message::Invite { cfg: owner.cfg.clone() };
@@ -779,7 +836,7 @@ impl Session {
 
     fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
-        let Some(proposal) = &owner.proposal else { return };
+        let Some(proposal) = &owner.work.proposal else { return };
         let mut deciders = proposal.record.cfg.deciders();
         if mutant::on(Mutant::SealByNew) {
             deciders = &proposal.record.cfg.now;
@@ -795,14 +852,16 @@ impl Session {
             }
             return;
         }
-        let Some(proposal) = owner.proposal.take() else { return };
-        let Proposal { record, votes, .. } = *proposal;
+        let Some(proposal) = owner.work.proposal.take() else { return };
+        let Proposal { record, votes, .. } = proposal;
         if record.cfg.prev.is_some() {
             // A seal is chosen: its open form follows, to the new members (I5).
             let p = owner.next_position();
-            let cfg = Config { now: record.cfg.now.clone(), prev: None };
+            let cfg = Arc::new(Config { now: record.cfg.now.clone(), prev: None });
             owner.cfg = cfg.clone();
-            owner.answered.clear();
+            if let Some(asking) = &mut owner.work.asking {
+                asking.answered.clear();
+            }
             let open = Record { p, cfg, body: record.body.clone() };
             self.propose(ctx, open, None, Some(record.p), out);
             self.settle_proposal(ctx, out);
@@ -811,23 +870,25 @@ impl Session {
         let opened =
             owner.chosen.as_ref().is_some_and(|before| before.cfg.now.c < record.cfg.now.c);
         let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
-        owner.laggards = (!complete).then(|| Resend::new(ctx));
-        owner.holders = votes;
+        owner.work.laggards = (!complete).then(|| Resend::new(ctx));
         if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
             out.push(Effect::FewCopies);
         }
         owner.chosen = Some(record);
+        owner.holders = votes.0.iter().fold(0, |bits, peer| bits | owner.bit(*peer));
         // Even where nobody waits for the response any more: a repeat gets it, with a token (I8).
         owner.unnamed = false;
         if !owner.serving {
             owner.serving = true;
             out.push(Effect::Owned { ballot: owner.b });
         } else if opened {
-            self.gone.retain(|peer, _| owner.cfg.contains(*peer));
-            out.push(Effect::Opened { cfg: owner.cfg.clone() });
+            self.heard.gone.retain(|peer, _| owner.cfg.contains(*peer));
+            out.push(Effect::Opened { cfg: Config::clone(&owner.cfg) });
         }
-        if let Some(at) = self.flights.iter().position(|flight| flight.stage == Stage::Proposed) {
-            let ticket = self.flights.remove(at).ticket();
+        if let Some(at) =
+            self.line.flights.iter().position(|flight| flight.stage == Stage::Proposed)
+        {
+            let ticket = self.line.flights.remove(at).ticket();
             out.push(Effect::Release { ticket, hint: owner.hint() });
         }
     }
@@ -838,7 +899,7 @@ impl Session {
     fn give_up(&mut self, out: &mut Effects) {
         self.role = Role::None;
         out.push(Effect::GaveUp);
-        for flight in core::mem::take(&mut self.flights) {
+        for flight in core::mem::take(&mut self.line.flights) {
             let ticket = flight.ticket();
             let ran = flight.stage != Stage::Turned && !flight.waiting.submit.safe;
             out.push(if ran {
@@ -857,41 +918,41 @@ impl Session {
         if owner.unnamed || mutant::on(Mutant::Unconfirmed) {
             return true;
         }
-        let flight = &self.flights[at];
+        let flight = &self.line.flights[at];
         owner.cfg.now.majority(|peer| {
             if peer == ctx.me {
                 return self.copy.check(ctx.me, &owner.cfg, owner.b).is_ok();
             }
             flight.confirmed_by == Some(peer)
                 || flight.nonce.is_some_and(|nonce| {
-                    owner.answered.get(&peer).is_some_and(|answered| *answered >= nonce)
+                    let answered = owner.work.asking.as_ref().and_then(|it| it.answered.get(&peer));
+                    answered.is_some_and(|answered| *answered >= nonce)
                 })
         })
     }
 
     fn settle_reads(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let mut at = 0;
-        while at < self.flights.len() {
-            let confirming = matches!(self.flights[at].stage, Stage::Confirming { .. });
+        while at < self.line.flights.len() {
+            let confirming = matches!(self.line.flights[at].stage, Stage::Confirming { .. });
             if confirming && self.is_confirmed(ctx, at) {
                 let Role::Owner(owner) = &mut self.role else { return };
                 owner.unnamed = false;
                 let hint = owner.hint();
-                let ticket = self.flights.remove(at).ticket();
+                let ticket = self.line.flights.remove(at).ticket();
                 out.push(Effect::Release { ticket, hint });
             } else {
                 at += 1;
             }
         }
-        let waiting = self.flights.iter().any(|flight| flight.nonce.is_some());
+        let waiting = self.line.flights.iter().any(|flight| flight.nonce.is_some());
         if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
-            owner.asking = None;
-            owner.answered.clear();
+            owner.work.asking = None;
         }
         let Role::Owner(owner) = &self.role else { return };
         let confirming =
-            self.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
-        if confirming && owner.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
+            self.line.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
+        if confirming && owner.work.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
             self.give_up(out);
         }
     }
@@ -900,17 +961,18 @@ impl Session {
     fn give_turns(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         loop {
             let Role::Owner(owner) = &mut self.role else { return };
-            if !owner.serving || owner.proposal.is_some() || owner.yielding.is_some() {
+            if !owner.serving || owner.work.proposal.is_some() || owner.work.yielding.is_some() {
                 return;
             }
-            let Some(next) = self.queue.front() else { return };
+            let Some(next) = self.line.queue.front() else { return };
             let submit = &next.submit;
             // The first request of a session that is drawn with it cannot meet another, and
             // alone it needs no second round for what it changes.
-            let first = owner.unnamed && self.flights.is_empty();
+            let first = owner.unnamed && self.line.flights.is_empty();
             let exclusive = !submit.safe || next.alone || first;
             let busy = |flight: &Flight| !matches!(flight.stage, Stage::Confirming { .. });
             let must_wait = self
+                .line
                 .flights
                 .iter()
                 .filter(|flight| busy(flight))
@@ -939,11 +1001,11 @@ impl Session {
                 }
                 Known::BelowFloor => Some(Effect::Fail { ticket, failure: Failure::BelowFloor }),
             };
-            let Some(waiting) = self.queue.pop_front() else { return };
+            let Some(waiting) = self.line.queue.pop_front() else { return };
             match answer {
                 Some(answer) => out.push(answer),
                 None => {
-                    self.flights.push(Flight {
+                    self.line.flights.push(Flight {
                         waiting,
                         exclusive,
                         stage: Stage::Turned,
@@ -962,37 +1024,36 @@ impl Session {
     pub(super) fn on_timer_owner(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let patience = ctx.policy.majority_timeout;
         let Role::Owner(owner) = &mut self.role else { return };
-        let stuck = owner.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
-        if let Some(yielding) = &mut owner.yielding {
+        let stuck =
+            owner.work.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
+        if let Some(yielding) = &mut owner.work.yielding {
             if yielding.until <= ctx.now {
-                owner.yielding = None;
+                owner.work.yielding = None;
             } else if yielding.invited.as_mut().is_some_and(|resend| resend.due(ctx)) {
                 let message = Message::Invite { cfg: owner.cfg.clone() };
                 out.push(Effect::Send { to: yielding.to, message });
             }
         }
-        let resend_proposal = owner.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
-        if owner.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
-            owner.laggards = None;
+        let resend_proposal = owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
+        if owner.work.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
+            owner.work.laggards = None;
             out.push(Effect::Lagging);
         }
-        if owner.proposal.is_none()
-            && owner.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
+        if owner.work.proposal.is_none()
+            && owner.work.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
             && let Some(record) = &owner.chosen
         {
             for to in &record.cfg.now.who {
                 if *to != ctx.me
-                    && !owner.holders.contains(to)
-                    && !votes_are_gone(&self.gone, *to, &record.cfg)
+                    && !owner.is_held_by(*to)
+                    && !votes_are_gone(&self.heard.gone, *to, &record.cfg)
                 {
-                    let body = BodyRef::Full(record.body.clone());
-                    let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
-                    out.push(Effect::Send { to: *to, message });
+                    out.push(Effect::Send { to: *to, message: accept_full(record) });
                 }
             }
         }
-        if owner.asking.as_mut().is_some_and(|resend| resend.due(ctx))
-            && let Some(nonce) = self.flights.iter().filter_map(|flight| flight.nonce).max()
+        if owner.work.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
+            && let Some(nonce) = self.line.flights.iter().filter_map(|flight| flight.nonce).max()
         {
             send_asks(ctx, owner, nonce, out);
         }
@@ -1002,7 +1063,7 @@ impl Session {
         }
         // A proposal goes on until it is chosen or another owner decides, but nobody has to wait
         // for that.
-        self.flights.retain(|flight| {
+        self.line.flights.retain(|flight| {
             let ticket = flight.ticket();
             let late = match flight.stage {
                 Stage::Proposed => stuck,
@@ -1015,7 +1076,7 @@ impl Session {
             }
             !late
         });
-        self.queue.retain(|waiting| {
+        self.line.queue.retain(|waiting| {
             let waited = ctx.now.since(waiting.since);
             let ticket = waiting.submit.ticket;
             if stuck && waited >= patience {
@@ -1032,14 +1093,18 @@ impl Session {
 
     pub(super) fn wake_owner(&self) -> Option<Now> {
         let Role::Owner(owner) = &self.role else { return None };
-        let proposal = owner.proposal.as_ref().map(|proposal| proposal.resend.at);
-        let laggards =
-            owner.laggards.as_ref().filter(|_| owner.proposal.is_none()).map(|resend| resend.at);
-        let asking = owner.asking.as_ref().map(|resend| resend.at);
-        let yielding = owner.yielding.as_ref().map(|yielding| {
+        let proposal = owner.work.proposal.as_ref().map(|proposal| proposal.resend.at);
+        let laggards = owner
+            .work
+            .laggards
+            .as_ref()
+            .filter(|_| owner.work.proposal.is_none())
+            .map(|resend| resend.at);
+        let asking = owner.work.asking.as_ref().map(|asking| asking.resend.at);
+        let yielding = owner.work.yielding.as_ref().map(|yielding| {
             yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))
         });
-        let queue = self.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
+        let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
         [proposal, laggards, asking, yielding, queue].into_iter().flatten().min()
     }
 }
@@ -1052,6 +1117,11 @@ impl Proposal {
         };
         Message::Accept { p: self.record.p, cfg: self.record.cfg.clone(), body }
     }
+}
+
+fn accept_full(record: &Record) -> Message {
+    let body = BodyRef::Full(record.body.clone());
+    Message::Accept { p: record.p, cfg: record.cfg.clone(), body }
 }
 
 fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
@@ -1083,7 +1153,7 @@ impl Session {
 
     /// The requests whose turn has come, how each stands, and at which ballot.
     pub(super) fn flying(&self) -> impl Iterator<Item = (Ticket, Stage, Option<Ballot>)> {
-        self.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
+        self.line.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
     }
 
     /// Where the newest record that it knows to be chosen stands.
@@ -1097,7 +1167,7 @@ impl Session {
     /// What it proposes.
     pub(super) fn proposing(&self) -> Option<&Record> {
         match &self.role {
-            Role::Owner(owner) => owner.proposal.as_ref().map(|proposal| &proposal.record),
+            Role::Owner(owner) => owner.work.proposal.as_ref().map(|proposal| &proposal.record),
             _ => None,
         }
     }

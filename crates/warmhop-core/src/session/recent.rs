@@ -133,7 +133,7 @@ mod tests {
         let me = Incarnation([1; 16]);
         Exec {
             p: Some(Position { ballot: Ballot { round: 1, proposer: me }, n: 1 }),
-            cfg: Config { now: Members { c: 1, stamp: 1, who: Vec::from([me]) }, prev: None },
+            cfg: Arc::new(Config { now: Members::first(1, [me]), prev: None }),
             base: Base::Inline(None),
             vote: false,
             rid: RequestKey([rid; 16]),

@@ -8,6 +8,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::message::{AcceptedInfo, Config, Members, Message, NackReason, Record};
@@ -28,9 +29,9 @@ pub(super) struct Takeover {
     /// The configuration of the client's token, in which something was chosen if anything ever
     /// was: only in this one does a majority that holds nothing mean that there is nothing.
     /// Whatever else was heard of may have been proposed and never chosen.
-    token: Option<Config>,
+    token: Option<Arc<Config>>,
     /// The configurations asked in, in the order in which they came to light.
-    asked: Vec<Config>,
+    asked: Vec<Arc<Config>>,
     promises: BTreeMap<Incarnation, Promised>,
     search: Search,
     nonce: u64,
@@ -48,6 +49,9 @@ struct Search {
     asked: usize,
     /// Who has not answered yet.
     open: BTreeSet<Incarnation>,
+    /// Everyone is asked anew since the known configurations lost their majorities: what was
+    /// answered before may be older than the members that the session has by now.
+    anew: bool,
 }
 
 impl Search {
@@ -109,12 +113,13 @@ impl Session {
         peers: &[Incarnation],
         out: &mut Effects,
     ) {
+        let token = token.map(Arc::new);
         if let Some(cfg) = &token {
-            self.believed().note_cfg(cfg);
+            self.heard.note_cfg(cfg);
         }
         let peers: Vec<_> =
             peers.iter().copied().filter(|peer| *peer != ctx.me).take(ASKED_MAX).collect();
-        let best = self.config().cloned();
+        let best = self.best_config().cloned();
         if best.is_none() && peers.is_empty() {
             out.push(Effect::GaveUp);
             self.redirect_all(None, out);
@@ -129,7 +134,7 @@ impl Session {
             token: token.clone(),
             asked: Vec::new(),
             promises: BTreeMap::new(),
-            search: Search { peers, asked: 0, open: BTreeSet::new() },
+            search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
@@ -168,7 +173,7 @@ impl Session {
     }
 
     /// Asks everyone in `cfg` for a promise, this peer's own copy included.
-    fn ask_in(&mut self, ctx: &mut Ctx<'_>, cfg: Config, out: &mut Effects) {
+    fn ask_in(&mut self, ctx: &mut Ctx<'_>, cfg: Arc<Config>, out: &mut Effects) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         let b = takeover.b;
         if cfg.contains(ctx.me) {
@@ -224,7 +229,7 @@ impl Session {
     ) {
         if let Role::Preparing(takeover) = &mut self.role
             && takeover.b == b
-            && takeover.asked.contains(cfg)
+            && takeover.asked.iter().any(|asked| **asked == *cfg)
             && accepted.as_ref().is_none_or(|info| info.body.is_some())
         {
             takeover.note(from, cfg, accepted);
@@ -241,11 +246,7 @@ impl Session {
             let known = takeover.asked.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
             let newer = match &found {
                 Some(info) if !takeover.asked.contains(&info.cfg) => Some(&info.cfg),
-                _ => self
-                    .belief
-                    .as_ref()
-                    .and_then(|belief| belief.cfg.as_ref())
-                    .filter(|cfg| cfg.now.c > known),
+                _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.c > known),
             };
             let missing = newer.or(takeover.token.as_ref());
             if let Some(cfg) = missing.filter(|cfg| !takeover.asked.contains(cfg)).cloned() {
@@ -256,12 +257,12 @@ impl Session {
                 Some(info) => Some(info.cfg.clone()),
                 None => takeover.token.clone(),
             };
-            let suffices = |cfg: &Config| {
+            let suffices = |cfg: &Arc<Config>| {
                 cfg.sets().all(|set| {
                     takeover.covers_majority(set)
                         || mutant::on(Mutant::SkipPromises)
                         || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
-                        || mutant::on(Mutant::CoverNew) && cfg.prev.as_ref() == Some(set)
+                        || mutant::on(Mutant::CoverNew) && cfg.prev.as_deref() == Some(set)
                 })
             };
             let covered = target.as_ref().is_some_and(suffices);
@@ -286,18 +287,26 @@ impl Session {
             }
             // What was found may be long past: a later configuration that has not said yet whether it
             // holds more may be the one in which the session goes on.
-            let unheard = |cfg: &Config| {
+            let unheard = |cfg: &Arc<Config>| {
                 self.may_have_majority(cfg) && !cfg.sets().all(|set| takeover.covers_majority(set))
             };
             let hopeless = match &found {
                 Some(info) => {
-                    let later = |cfg: &&Config| cfg.now.c > info.cfg.now.c;
+                    let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
                     !self.may_have_majority(&info.cfg)
                         && !takeover.asked.iter().filter(later).any(unheard)
                 }
                 None => !takeover.asked.iter().any(|cfg| self.may_have_majority(cfg)),
             };
-            let Role::Preparing(takeover) = &self.role else { return };
+            let Role::Preparing(takeover) = &mut self.role else { return };
+            let search = &mut takeover.search;
+            if hopeless != search.anew {
+                search.anew = hopeless;
+                if hopeless {
+                    search.asked = 0;
+                    search.open.clear();
+                }
+            }
             if !hopeless || !takeover.search.is_over() {
                 if hopeless && takeover.search.open.is_empty() {
                     self.seek(out);
@@ -310,12 +319,7 @@ impl Session {
                 // Nobody has heard of it.
                 out.push(Effect::GaveUp);
                 self.redirect_all(None, out);
-            } else if let Some((into, by)) = self
-                .belief
-                .as_ref()
-                .and_then(|belief| belief.went_on)
-                .filter(|(_, by)| *by != ctx.me)
-            {
+            } else if let Some((into, by)) = self.heard.went_on.filter(|(_, by)| *by != ctx.me) {
                 self.fail_all(Failure::WentOn { into, by }, out);
             } else {
                 out.push(Effect::Lost);
@@ -332,7 +336,7 @@ impl Session {
 
     /// Whether `peer` will never vote in `cfg` again.
     pub(super) fn is_gone(&self, peer: Incarnation, cfg: &Config) -> bool {
-        votes_are_gone(&self.gone, peer, cfg)
+        votes_are_gone(&self.heard.gone, peer, cfg)
     }
 
     /// What [`Mutant::NoReassert`] does instead of reasserting.
@@ -345,7 +349,7 @@ impl Session {
 
     /// Whether so many of `set` are gone for good that no majority of it can come about.
     pub(super) fn is_beyond_hope(&self, set: &Members) -> bool {
-        !set.majority(|peer| self.gone.get(&peer).is_none_or(|stamp| *stamp < set.stamp))
+        !set.majority(|peer| self.heard.gone.get(&peer).is_none_or(|stamp| *stamp < set.stamp))
     }
 
     pub(super) fn on_timer_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
@@ -383,7 +387,7 @@ pub(super) fn votes_are_gone(
     cfg.sets().filter(|set| set.contains(peer)).all(|set| set.stamp <= gone)
 }
 
-fn prepare(ctx: &Ctx<'_>, b: Ballot, cfg: &Config, nonce: u64) -> Message {
+fn prepare(ctx: &Ctx<'_>, b: Ballot, cfg: &Arc<Config>, nonce: u64) -> Message {
     let expiry: WallTime = ctx.wall.after(ctx.policy.ttl);
     Message::Prepare { b, cfg: cfg.clone(), want_body: true, polite: false, nonce, expiry }
 }

@@ -432,7 +432,7 @@ impl Peer {
         if whole {
             // Everyone is there, but somebody lacks the newest record.
             if !complete {
-                self.with(sid, false, |machine, ctx, _| machine.remind(ctx));
+                self.with(sid, false, |machine, ctx, out| machine.remind(ctx, out));
             }
             return false;
         }

@@ -1249,10 +1249,8 @@ impl Peer {
     }
 }
 
-fn first_config(mut who: Vec<Incarnation>, wall: WallTime) -> Config {
-    who.sort_unstable();
-    who.dedup();
-    Config { now: Members { c: 1, stamp: wall.0, who }, prev: None }
+fn first_config(who: Vec<Incarnation>, wall: WallTime) -> Config {
+    Config { now: Members::first(wall.0, who), prev: None }
 }
 
 /// Whether the request may go elsewhere after a hop that brought no response.

@@ -231,14 +231,14 @@ fn app(name: &str) -> AppName {
 }
 
 fn session_frame(to: Incarnation, state: &[u8]) -> SessionFrame {
-    let members = Members { c: 1, stamp: 1, who: vec![to] };
+    let members = Members::first(1, [to]);
     let ballot = Ballot { round: 1, proposer: to };
     SessionFrame {
         key: SessionKey { app: app("shop"), sid: SessionId([7; 16]) },
         to,
         message: Message::Accept {
             p: Position { ballot, n: 1 },
-            cfg: Config { now: members, prev: None },
+            cfg: Arc::new(Config { now: members, prev: None }),
             body: BodyRef::Full(Arc::new(Body { state: Some(state.into()), ..Body::default() })),
         },
     }

@@ -42,8 +42,8 @@ fn violation(invariant: Invariant, how: String) -> Option<Violation> {
 /// I2, over one step of one machine.
 pub(super) fn fell(before: &Peer, after: &Peer) -> Option<Violation> {
     let (was, is) = (&before.session.copy, &after.session.copy);
-    if was.promised > is.promised {
-        let how = format!("promised {:?}, then {:?}", was.promised, is.promised);
+    if was.promised() > is.promised() {
+        let how = format!("promised {:?}, then {:?}", was.promised(), is.promised());
         return violation(Invariant::PromisesRise, how);
     }
     let at = |record: &Option<crate::session::message::Record>| record.as_ref().map(|it| it.p);
@@ -115,7 +115,7 @@ pub(super) fn chosen(tables: &Tables, world: &World) -> Vec<u32> {
         .filter(|id| {
             let cfg = &tables.record(*id).cfg;
             // Not `Config::deciders`, which is on trial.
-            let deciders = &cfg.prev.as_ref().unwrap_or(&cfg.now).who;
+            let deciders = &cfg.deciders().who;
             let voted = deciders.iter().filter(|peer| votes.contains(&(**peer, *id))).count();
             2 * voted > deciders.len()
         })

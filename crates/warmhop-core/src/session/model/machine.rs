@@ -291,7 +291,7 @@ pub(super) fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
         };
     }
     let asks = |peer: &Peer, b| peer.inc == *sender && peer.session.ballot() == Some(b);
-    let promised = to.session.copy.promised;
+    let promised = to.session.copy.promised();
     match what {
         What::Protocol(Message::Prepare { b, .. }) => promised > Some(*b) && !asks(from, *b),
         What::Protocol(Message::Accept { p, .. }) => {

@@ -1,0 +1,338 @@
+//! A token that is older than the members: all of those that it names have been replaced, one by
+//! one, and the session lives on where the token does not point.
+
+use std::time::Duration;
+
+use warmhop_core::session::{Failure, TokenHint};
+
+use crate::stage::Stage;
+
+/// The session goes through five configurations, from A, B and C to E, F and G, and a change is
+/// made in each. Whoever leaves never learns that it has left, nor what was changed since.
+/// Returns the token of the first configuration.
+fn five_configurations(title: &str) -> (Stage, TokenHint) {
+    let mut s = Stage::new(title, "A B C D E F G H");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.tell("A client keeps its token of c1, and sleeps.");
+
+    s.replaces("A", s.inc("C"), "D");
+    s.loses("Accept A>C");
+    s.settles();
+    s.asks("A", "change milk", "D");
+    s.settles();
+    s.answered("milk", "tea/A milk/D");
+
+    s.replaces("A", s.inc("B"), "E");
+    s.loses("Accept A>B");
+    s.settles();
+    s.asks("A", "change jam", "E");
+    s.settles();
+    s.answered("jam", "tea/A milk/D jam/E");
+    s.hands_over("A", "D");
+    s.settles();
+    s.serves("D");
+    s.does_not_serve("A");
+
+    s.replaces("D", s.inc("A"), "F");
+    s.loses("Accept D>A");
+    s.settles();
+    s.asks("D", "change bread", "F");
+    s.settles();
+    s.answered("bread", "tea/A milk/D jam/E bread/F");
+    s.hands_over("D", "E");
+    s.settles();
+    s.serves("E");
+
+    s.replaces("E", s.inc("D"), "G");
+    s.loses("Accept E>D");
+    s.settles();
+    s.asks("E", "change salt", "G");
+    s.settles();
+    s.answered("salt", "tea/A milk/D jam/E bread/F salt/G");
+    assert_eq!(s.token().cfg.now.c, 5);
+    (s, token)
+}
+
+/// The danger: A, B and C are a majority of the configuration that the token names, and they
+/// agree on a state that is four changes old.
+/// The rule: what is found counts only once a majority of *its own* configuration was asked; what
+/// is found there is asked in its turn, until nothing newer comes up.
+#[test]
+fn a_token_of_long_ago_leads_to_the_newest_record() {
+    let (mut s, token) = five_configurations("a token of long ago leads to the newest record");
+    s.tell("The client wakes, and asks H, which never heard of the session.");
+    s.takes_over_with("H", &token, "");
+    s.asks("H", "read list", "H");
+    s.settles();
+    s.tell("A has promised D since, and says so. D has promised E.");
+    s.sent_on("list", Some("D"));
+    s.asks("D", "read list", "D");
+    s.sent_on("list", Some("E"));
+
+    s.tell("But E is no more. H has to take the session over, by its old token.");
+    s.crashes("E");
+    s.takes_over_with("H", &token, "");
+    s.asks("H", "read list", "H");
+    for member in ["A", "B", "C"] {
+        s.arrives(&format!("Prepare H>{member} c1{{A B C}}"));
+        s.arrives(&format!("Promise {member}>H"));
+        s.tell("Not yet: others may know more.");
+        s.does_not_serve("H");
+        s.is_not_sent(&format!("Accept H>{member}"));
+    }
+    s.tell("A knows of c3, where D and E were. They are asked.");
+    s.is_sent("Prepare H>D c3{A D E}");
+    s.settles();
+    s.serves("H");
+    s.answered("list", "tea/A milk/D jam/E bread/F salt/G");
+}
+
+/// The danger: those that the token names have all been started anew, and know nothing. Taken for
+/// an answer, that is an empty session.
+/// The rule: a process that was started anew is nobody's voter, and says so; then everyone is
+/// asked whether they know of the session.
+#[test]
+fn where_all_that_a_token_names_are_gone_the_others_are_asked() {
+    let (mut s, token) = five_configurations("all that a token names are gone");
+    for name in ["A", "B", "C"] {
+        s.restarts(name);
+    }
+    s.takes_over_with("H", &token, "A B C D E F G");
+    s.asks("H", "read list", "H");
+    s.settles();
+    s.tell("E owns it, as those say that it is held by.");
+    s.does_not_serve("H");
+    s.sent_on("list", Some("E"));
+    s.asks("E", "read list", "F");
+    s.settles();
+    s.answered("list", "tea/A milk/D jam/E bread/F salt/G");
+
+    s.tell("And if E is silent, H takes it over from F and G.");
+    s.parts("E", "F G H");
+    s.takes_over_with("H", &token, "A B C D E F G");
+    s.asks("H", "change honey", "H");
+    s.settles();
+    s.serves("H");
+    s.answered("honey", "tea/A milk/D jam/E bread/F salt/G honey/H");
+}
+
+/// The danger: of the members of today only one is left. It holds the newest state, and D holds
+/// one that is nearly as new; either could be taken for the session.
+/// The rule: without a majority nobody can say that nothing newer was acknowledged. While the
+/// others may come back, there is no majority; once they are known to be gone for good, the
+/// session is lost, and that is what the client is told.
+#[test]
+fn where_the_majority_of_today_is_gone_the_takeover_says_so() {
+    let (mut s, token) = five_configurations("the majority of today is gone");
+    s.parts("E F", "H");
+    s.takes_over_with("H", &token, "A B C D E F G");
+    s.asks("H", "read list", "H");
+    s.settles();
+    s.tell("Those that are left have promised others, and H is told of them first.");
+    s.sent_on("list", Some("D"));
+    s.takes_over_with("H", &token, "A B C D E F G");
+    s.asks("H", "read list", "H");
+    s.settles();
+    s.passes(Duration::from_secs(2));
+    s.settles();
+    s.waits("list");
+    s.does_not_serve("H");
+    s.passes(Duration::from_secs(4));
+    s.failed("list", Failure::NoMajority { ran: false });
+
+    s.tell("E and F were silent for a reason: they have been started anew.");
+    s.restarts("E");
+    s.restarts("F");
+    s.heals();
+    s.takes_over_with("H", &token, "A B C D E F G");
+    s.asks("H", "read list", "H");
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+    s.does_not_serve("H");
+}
+
+/// The danger: E asks everyone where the session is, hears of nothing newer than c1, and waits for
+/// C. While it waits, the session moves on, and C is started anew once it holds no copy that
+/// counts. Of c1 a majority is gone by then; if E goes by the answers that it had before, it says
+/// that the session is lost, while B serves it.
+/// The rule: the session is lost if nobody knows of newer members *after* the majority of those
+/// that are known was gone.
+#[test]
+fn a_takeover_that_took_its_time_does_not_call_lost_what_went_on() {
+    let mut s = Stage::new("a takeover that took its time", "A B C D E");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.restarts("A");
+    s.takes_over_with("E", &token, "A B C D");
+    s.asks("E", "read list", "E");
+    s.loses("Prepare E>C");
+    s.settles();
+    s.tell("B has promised E, and C is slow. E asks everyone whether they know of others.");
+    for _ in 0..2 {
+        s.passes(Duration::from_millis(200));
+        s.loses("Prepare E>C");
+        s.settles();
+    }
+    s.waits("list");
+
+    s.tell("B takes the session over from E, and gives it members that live.");
+    s.takes_over_with("B", &token, "");
+    s.settles();
+    s.serves("B");
+    s.replaces("B", token.cfg.now.who[0], "D");
+    s.settles();
+    s.replaces("B", s.inc("C"), "A");
+    s.settles();
+    s.asks("B", "change milk", "D");
+    s.settles();
+    s.answered("milk", "tea/A milk/D");
+    s.restarts("C");
+    s.waits("list");
+
+    s.tell("E asks C once more, and hears that it is gone.");
+    s.passes(Duration::from_millis(900));
+    s.settles();
+    s.serves("B");
+    s.sent_on("list", Some("B"));
+    s.asks("B", "read list", "B");
+    s.settles();
+    s.answered("list", "tea/A milk/D");
+}
+
+/// The danger: the new members go on although the old ones never agreed to leave, and the old
+/// ones go on as well, without them: two majorities that do not meet.
+/// The rule: a change of members is chosen by a majority of the old ones first; only then do the
+/// new ones vote without them.
+#[test]
+fn new_members_serve_only_once_the_old_ones_have_agreed() {
+    let mut s = Stage::new("new members serve only once the old ones have agreed", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("A D", "B C");
+    s.replaces("A", s.inc("C"), "D");
+    s.asks("A", "change milk", "A");
+    s.settles();
+    s.tell("A and D are two of the three that are to be, but A alone is of those that were.");
+    s.waits("milk");
+    s.runs("milk", 0);
+
+    s.takes_over("B");
+    s.settles();
+    s.serves("B");
+    s.asks("B", "change jam", "C");
+    s.settles();
+    s.answered("jam", "tea/A jam/C");
+
+    s.heals();
+    s.passes(Duration::from_secs(1));
+    s.settles();
+    s.does_not_serve("A");
+    s.sent_on("milk", Some("B"));
+    s.asks("B", "change milk", "A");
+    s.settles();
+    s.answered("milk", "tea/A jam/C milk/A");
+}
+
+/// The danger: the owner dies in the middle of a change of members, and its successor asks a
+/// majority of one side only, while the other side holds what was acknowledged last.
+/// The rule: a takeover that finds a seal needs a majority of the old members and one of the new.
+#[test]
+fn a_takeover_in_the_middle_of_a_change_hears_both_sides() {
+    let mut s = Stage::new("a takeover in the middle of a change hears both sides", "A B C D E");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.tell("A puts D in the place of C: the seal is chosen, and so is what follows it.");
+    s.replaces("A", s.inc("C"), "D");
+    s.arrives("Accept A>B c2{A B D}<c1{A B C}");
+    s.loses("Accept A>D c2{A B D}<c1{A B C}");
+    s.loses("Accept A>C c2{A B D}<c1{A B C}");
+    s.arrives("Accepted B>A");
+    s.loses("Accept A>B c2{A B D}");
+    s.arrives("Accept A>D c2{A B D}");
+    s.arrives("NeedFull D>A");
+    s.arrives("Accept A>D [tea/A]");
+    s.arrives("Accepted D>A");
+    s.asks("A", "change milk", "D");
+    s.arrives("Exec A>D");
+    s.ends("milk");
+    s.arrives("ExecDone D>A");
+    s.answered("milk", "tea/A milk/D");
+    s.loses("Accept A>B");
+    s.tell("A and D hold milk; B holds the seal, C has heard nothing. A dies.");
+    s.crashes("A");
+
+    s.takes_over_with("E", &token, "");
+    s.arrives("Prepare E>B");
+    s.arrives("Promise B>E");
+    s.arrives("Prepare E>C c1{A B C}");
+    s.arrives("Promise C>E");
+    s.tell("B and C are a majority of the old members. Of the new ones, B has answered alone.");
+    s.does_not_serve("E");
+    s.is_not_sent("Accept E>B");
+    s.is_sent("Prepare E>D c2{A B D}");
+    s.settles();
+    s.serves("E");
+    s.asks("E", "read list", "E");
+    s.settles();
+    s.answered("list", "tea/A milk/D");
+}
+
+/// The danger: A began a change of members that the old ones never agreed to, and they went on
+/// without it. A takeover that hears of the seal first, and is content with the new members, would
+/// bring it back, with what the session held before.
+/// The rule: as above; the old members decide about a seal, and they know of later ballots.
+#[test]
+fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
+    let mut s = Stage::new("a seal that was never chosen undoes nothing", "A B C D E");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.parts("A D", "B C");
+    s.replaces("A", s.inc("C"), "D");
+    s.settles();
+    s.tell("A and D hold the seal. B and C go on without them.");
+    s.takes_over("B");
+    s.settles();
+    s.asks("B", "change milk", "C");
+    s.settles();
+    s.answered("milk", "tea/A milk/C");
+
+    s.heals();
+    s.takes_over_with("E", &token, "");
+    s.settles();
+    s.tell("B's ballot was higher. E tries again, and hears A first, then D.");
+    s.does_not_serve("E");
+    s.takes_over_with("E", &token, "");
+    for old in ["B", "C"] {
+        s.holds_back(&format!("Prepare E>{old}"));
+    }
+    s.arrives("Prepare E>A c1{A B C}");
+    s.arrives("Promise A>E c2{A B D}<c1{A B C}");
+    for old in ["B", "C"] {
+        s.holds_back(&format!("Prepare E>{old} c2{{A B D}}<c1{{A B C}}"));
+    }
+    s.arrives("Prepare E>A c2{A B D}<c1{A B C}");
+    s.arrives("Promise A>E");
+    s.arrives("Prepare E>D c2{A B D}<c1{A B C}");
+    s.arrives("Promise D>E");
+    s.tell("A and D are two of the three that were to be, and A is one of those that were.");
+    s.does_not_serve("E");
+    s.is_not_sent("Accept E>A");
+    s.is_not_sent("Accept E>D");
+
+    s.arrives("Prepare E>B c1{A B C}");
+    s.settles();
+    s.serves("E");
+    s.asks("E", "read list", "E");
+    s.settles();
+    s.answered("list", "tea/A milk/C");
+}

@@ -1,0 +1,257 @@
+//! Time: sessions that end while the network is parted, and clocks that are wrong.
+
+use std::time::Duration;
+
+use warmhop_core::ids::SessionId;
+use warmhop_core::session::{Failure, Session};
+
+use crate::stage::Stage;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The danger: while the old owner stands still, the session goes on elsewhere and ends there.
+/// Those that held it forget it, and with it what they promised: a proposal of the old owner,
+/// on its way for half an hour, finds nobody who would turn it down. A client that saw milk would
+/// see a session with tea and jam, and without milk: half of one.
+/// The rule: whoever forgets a session remembers its stamp, and votes under it no more.
+#[test]
+fn what_was_forgotten_at_its_time_votes_no_more() {
+    let mut s = Stage::new("what was forgotten at its time votes no more", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.asks("A", "change jam", "A");
+    s.ends("jam");
+    s.holds_back("Accept A>B");
+    s.holds_back("Accept A>C");
+    s.pauses("A");
+
+    s.takes_over("B");
+    s.settles();
+    s.serves("B");
+    s.asks("B", "change milk", "C");
+    s.settles();
+    s.answered("milk", "tea/A milk/C");
+
+    s.tell("Half an hour later nobody has used the session: it is over.");
+    s.passes(29 * MINUTE);
+    s.settles();
+    assert!(s.machine("C").is_some_and(Session::holds_copy), "not before its time");
+    s.passes(3 * MINUTE);
+    assert!(s.machine("B").is_none() && s.machine("C").is_none(), "it is forgotten");
+
+    s.tell("What B sent to A is long given up. The old proposal of A arrives.");
+    s.loses("Prepare B>A");
+    s.loses("Accept B>A");
+    s.arrives("Accept A>C");
+    s.is_sent("Nack C>A Forgotten");
+    s.is_not_sent("Accepted C>A");
+    s.arrives("Accept A>B");
+    s.is_sent("Nack B>A Forgotten");
+    s.is_not_sent("Accepted B>A");
+    s.resumes("A");
+    s.settles();
+    s.failed("jam", Failure::NoMajority { ran: true });
+    s.does_not_serve("A");
+    s.passes(SECOND);
+    assert!(s.machine("A").is_none(), "A forgets it as well");
+
+    s.tell("The client's token is over too. It is given a fresh session, under a new name.");
+    s.about(SessionId([3; 16]));
+    s.draws("C", "A B C");
+    s.asks("C", "change bread", "A");
+    s.settles();
+    s.answered("bread", "bread/A");
+}
+
+/// The danger: the same on the far side of a partition: B and C have forgotten, A has not, and
+/// alone it holds a state that is no longer the last one.
+/// The rule: as above. B and C say that they may have forgotten: no majority can come about any
+/// more, and the client is told, rather than shown what is left at A.
+#[test]
+fn the_side_that_remembers_does_not_bring_half_a_session_back() {
+    let mut s = Stage::new("the side that remembers brings no half a session back", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("A", "B C");
+    s.takes_over("B");
+    s.settles();
+    s.asks("B", "change milk", "C");
+    s.settles();
+    s.answered("milk", "tea/A milk/C");
+    s.tell("The clock of A loses an hour, while the session ends for the others.");
+    s.clock_is_off("A", -1);
+    s.passes(32 * MINUTE);
+    assert!(s.machine("B").is_none() && s.machine("C").is_none(), "it is forgotten");
+    assert!(s.machine("A").is_some_and(Session::holds_copy), "A remembers");
+
+    s.heals();
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.sent_on("list", None);
+    s.does_not_serve("A");
+    s.takes_over("A");
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+    s.takes_over("B");
+    s.asks("B", "read list", "B");
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+}
+
+/// The danger: the clock of C is ahead by more than a session lasts, and it forgets each one as
+/// soon as it holds it. B, which missed the change, asks C, and both hold nothing.
+/// The rule: forgetting too early costs C its vote, and nobody else anything.
+#[test]
+fn a_member_whose_clock_is_ahead_costs_its_own_vote_only() {
+    let mut s = Stage::new("a member whose clock is ahead", "A B C");
+    s.clock_is_off("C", 2);
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "C");
+    s.arrives("Exec A>C");
+    s.ends("tea");
+    s.arrives("ExecDone C>A");
+    s.answered("tea", "tea/C");
+    s.loses("Accept A>B");
+    s.passes(SECOND);
+    assert!(s.machine("C").is_none(), "C believes that its time is over");
+
+    s.tell("A has sent it to B again, but B hears nothing of A.");
+    s.parts("A", "B C");
+    s.loses("Accept A>B");
+    s.takes_over("B");
+    s.asks("B", "read list", "B");
+    s.arrives("Prepare B>C");
+    s.is_sent("Nack C>B Forgotten");
+    s.settles();
+    s.waits("list");
+    s.does_not_serve("B");
+    s.heals();
+    s.passes(SECOND);
+    s.settles();
+    s.serves("B");
+    s.answered("list", "tea/C");
+
+    s.tell("A and B are a majority, and go on without C.");
+    s.asks("B", "change milk", "A");
+    s.settles();
+    s.answered("milk", "tea/C milk/A");
+}
+
+/// The danger: the clock of C is behind by more than a session lasts. Long after the others have
+/// forgotten the session, C holds a state of it, which lacks the last change.
+/// The rule: one copy is not a majority, and the others do not vote under what they have
+/// forgotten.
+#[test]
+fn a_member_whose_clock_is_behind_brings_nothing_back() {
+    let mut s = Stage::new("a member whose clock is behind", "A B C");
+    s.clock_is_off("C", -2);
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("C", "A B");
+    s.asks("A", "change milk", "B");
+    s.settles();
+    s.answered("milk", "tea/A milk/B");
+    s.passes(32 * MINUTE);
+    assert!(s.machine("A").is_none() && s.machine("B").is_none(), "its time is over");
+    s.holds("C", 1);
+
+    s.heals();
+    for entry in ["C", "A"] {
+        is_told_that_it_is_lost(&mut s, entry);
+    }
+}
+
+/// The danger: the clock of the owner is behind by more than a session lasts: what it writes is
+/// over, by the clocks of the others, before it arrives there. They take it in, vote for it and
+/// forget it.
+/// The rule: that loses the session before its time, and A says so; it neither answers alone nor
+/// lets the session begin anew under its name.
+#[test]
+fn an_owner_whose_clock_is_behind_loses_its_session_and_says_so() {
+    let mut s = Stage::new("an owner whose clock is behind", "A B C");
+    s.clock_is_off("A", -2);
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.passes(SECOND);
+    assert!(s.machine("B").is_none() && s.machine("C").is_none(), "it is over for them");
+
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.sent_on("list", None);
+    for entry in ["A", "B"] {
+        is_told_that_it_is_lost(&mut s, entry);
+    }
+}
+
+/// The danger: the clock of A is behind, so that what it draws has a stamp which B and C may have
+/// forgotten already. They cast no vote in it, and no session can be drawn at A until its clock
+/// has caught up with what they forgot: for hours.
+/// The rule: whoever is told that a stamp may have been forgotten draws again, under a higher one.
+#[test]
+fn a_session_drawn_under_a_stamp_that_was_forgotten_is_drawn_again_under_a_higher_one() {
+    let mut s = Stage::new("drawn again under a higher stamp", "A B C");
+    s.draws("B", "A B C");
+    s.asks("B", "change tea", "C");
+    s.settles();
+    s.passes(32 * MINUTE);
+    assert!(s.machine("B").is_none() && s.machine("C").is_none(), "its time is over");
+    s.clock_is_off("A", -2);
+    s.restarts("A");
+
+    s.about(SessionId([3; 16]));
+    s.draws("A", "A B C");
+    s.asks("A", "change milk", "A");
+    s.ends("milk");
+    s.arrives("Accept A2>B");
+    s.is_sent("Nack B>A2 Forgotten");
+    s.settles();
+    s.failed("milk", Failure::NoMajority { ran: true });
+
+    s.about(SessionId([4; 16]));
+    s.draws("A", "A B C");
+    s.asks("A", "change jam", "A");
+    s.settles();
+    s.answered("jam", "jam/A");
+}
+
+/// The danger: a session is over, but not forgotten yet, and its owner serves some of it.
+/// The rule: within the grace after its time the app is given nothing of it: the client sees a
+/// fresh session, wholly, and not a moment before the time that its token names.
+#[test]
+fn a_session_that_is_over_begins_wholly_afresh() {
+    let mut s = Stage::new("a session that is over begins wholly afresh", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "B");
+    s.settles();
+    s.asks("A", "change milk", "C");
+    s.settles();
+    s.passes(29 * MINUTE);
+    s.asks("A", "look now", "B");
+    s.settles();
+    s.answered("now", "tea/B milk/C");
+    s.passes(MINUTE + 10 * SECOND);
+    s.asks("A", "change bread", "B");
+    s.settles();
+    s.answered("bread", "bread/B");
+    s.asks("A", "read list", "C");
+    s.settles();
+    s.answered("list", "bread/B");
+}
+
+fn is_told_that_it_is_lost(s: &mut Stage, entry: &str) {
+    s.takes_over(entry);
+    s.settles();
+    s.tell("Where another tried before, the ballot has to be higher than that one's.");
+    s.takes_over(entry);
+    s.asks(entry, "read list", entry);
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+    s.does_not_serve(entry);
+}
