@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use warmhop_core::ids::SessionId;
 
+use warmhop_core::session::repair::by_rank;
+
 use crate::network::Network;
 use crate::peer::{PAGE, Peer, SHOP, drain};
 use crate::reference::SKEW_MS_MAX;
@@ -223,7 +225,8 @@ fn swap(world: &Rc<World>, node: usize) {
     let Some(sid) = world.pick(&peer.owned()) else { return };
     let members = peer.look(sid, |machine| machine.members().to_vec()).unwrap_or_default();
     let gone = members.iter().copied().find(|member| *member != peer.inc);
-    let others = peer.by_rank(sid, |other| !members.contains(&other.incarnation));
+    let others =
+        by_rank(sid, &peer.view.borrow(), |belief| !members.contains(&belief.news.incarnation));
     let Some(newcomer) = others.first().copied().filter(|_| members.len() == 3) else { return };
     world.count("swaps");
     peer.with(sid, false, |machine, ctx, out| {
