@@ -158,7 +158,7 @@ pub async fn start(name: &str) -> Result<()> {
     records[index].ports().check_free(name)?;
     let began = Instant::now();
     let place = folder.join(name);
-    let mut child = mesh::spawn(&place, true)?;
+    let mut child = mesh::spawn(&place, true, &[])?;
     let ended = || format!("{name} ended as it started.\n{}", mesh::log_tail(&place));
     records[index].process = ProcessId::of(child.id()).with_context(ended)?;
     // Recorded before the wait: should it be cut short, `down` knows of it.

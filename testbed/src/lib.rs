@@ -15,10 +15,12 @@
 //! | [`commands`] | `up`, `down`, `kill`, `start` |
 //! | [`demo`] | the guided tour |
 //! | [`chaos`] | load, faults, and the judgement of what clients saw |
+//! | [`bench`] | figures of optimised processes |
 //!
 //! It reads `/proc`, so it needs Linux.
 
 pub mod apps;
+pub mod bench;
 pub mod chaos;
 pub mod client;
 pub mod commands;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use warmhop_testbed::chaos::{self, faults::Kind};
-use warmhop_testbed::{commands, demo, terminal::Terminal};
+use warmhop_testbed::{bench, commands, demo, terminal::Terminal};
 
 /// Launches, breaks and shows meshes of real peers on this machine.
 #[derive(Debug, Parser)]
@@ -46,6 +46,12 @@ enum Command {
     },
     /// A guided tour of the main job, on a mesh of its own.
     Demo,
+    /// Figures that only real processes can give; `testbed/bench` builds optimised ones.
+    Bench {
+        /// How many sessions the peer owns that is killed.
+        #[arg(long, default_value_t = 10_000)]
+        sessions: usize,
+    },
     /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
     Chaos {
         /// How many peers, from 3 to 15.
@@ -63,6 +69,9 @@ enum Command {
         /// How many clients.
         #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000))]
         clients: u32,
+        /// Where the report goes. Without it: into the run's folder.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
 }
 
@@ -74,8 +83,9 @@ async fn main() -> ExitCode {
         Command::Kill { name, signal } => commands::kill(&name, &signal).await,
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
-        Command::Chaos { peers, length, faults, seed, clients } => {
-            chaos::command(peers, length, faults, seed, clients).await
+        Command::Bench { sessions } => bench::failover(sessions).await,
+        Command::Chaos { peers, length, faults, seed, clients, report } => {
+            chaos::command(peers, length, faults, seed, clients, report).await
         }
     };
     match done {

@@ -147,15 +147,48 @@ impl Mesh {
     /// # Errors
     /// If it cannot be started.
     pub fn start(&mut self, index: usize) -> Result<()> {
+        self.start_with(index, &[])
+    }
+
+    /// As [`Mesh::start`], with more in its environment.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_with(&mut self, index: usize, env: &[(&str, &str)]) -> Result<()> {
         let detached = self.spec.detached;
         let peer = &mut self.peers[index];
         if peer.is_alive() {
             bail!("{} runs already", peer.name);
         }
-        let child = spawn(&peer.folder, detached)?;
+        let child = spawn(&peer.folder, detached, env)?;
         let process = ProcessId::of(child.id()).context("it ended at once")?;
         peer.child = Some((child, process));
         Ok(())
+    }
+
+    /// How the peer at `index` exited, if it was started and has ended by itself; it may then be
+    /// started again.
+    ///
+    /// # Errors
+    /// If the kernel does not tell.
+    pub fn ended(&mut self, index: usize) -> Result<Option<ExitStatus>> {
+        let peer = &mut self.peers[index];
+        let status = peer.exit_status()?;
+        if status.is_some() {
+            peer.child = None;
+        }
+        Ok(status)
+    }
+
+    /// Whether every running peer answers and sees every other running one at this moment.
+    pub async fn is_formed(&self) -> bool {
+        let names: Vec<String> = self.running().map(|peer| peer.name.clone()).collect();
+        for peer in self.running() {
+            if missing(&peer.status().await, &peer.name, &names).is_some() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits until every running peer sees every other running one.
@@ -339,13 +372,14 @@ pub async fn until<T>(
 ///
 /// # Errors
 /// If it cannot be started.
-pub fn spawn(folder: &Path, detached: bool) -> Result<Child> {
+pub fn spawn(folder: &Path, detached: bool, env: &[(&str, &str)]) -> Result<Child> {
     let log = File::options().create(true).append(true).open(folder.join("log"))?;
     let mut command = Command::new(crate::program("warmhop")?);
     command
         .args(["run", "--config"])
         .arg(folder.join("warmhop.toml"))
         .current_dir(folder)
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

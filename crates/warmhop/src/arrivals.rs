@@ -14,6 +14,7 @@ use warmhop_core::session::message::Message;
 use warmhop_core::view::{AppState, News};
 
 use crate::call::{Call, CallBody};
+use crate::failpoint::{self, Point};
 use crate::hop::{
     self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
 };
@@ -145,9 +146,12 @@ impl Node {
                 Ok((served, session)) => {
                     tracing.head(served.response.status().as_u16());
                     debug!(status = served.response.status().as_u16(), "answered");
+                    let voted =
+                        matches!(&session, ReplySession::Done(done) if failpoint::voted(done));
                     if let Err(error) = self.respond(send, served, session, load, tunnel).await {
                         debug!(%error, "a hop's response ended early");
                     }
+                    failpoint::pass_if(voted, Point::ExecVoteAfter);
                 }
                 Err(why) => {
                     tracing.step("refuse", why.label());
@@ -182,6 +186,7 @@ impl Node {
                 tracing.session(key.to_string());
                 let (ran, done) =
                     self.execute_here(slot, call, &key, &exec).await.map_err(local)?;
+                failpoint::pass_if(failpoint::voted(&done), Point::ExecVoteBefore);
                 tracing.served_by(self.me.as_str());
                 Ok((Served::ran(self, ran), ReplySession::Done(done)))
             }

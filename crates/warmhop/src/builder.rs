@@ -119,6 +119,7 @@ impl Builder {
     /// See [`StartMeshError`]: each says what to do next.
     pub async fn start(self) -> Result<Mesh, StartMeshError> {
         self.check_apps()?;
+        crate::failpoint::arm()?;
         let mut registry = Registry::with_prefix("warmhop");
         let metrics = Arc::new(Metrics::register(&mut registry));
         let counters = NetCounters::new(&mut registry);

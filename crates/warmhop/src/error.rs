@@ -48,6 +48,9 @@ pub enum StartMeshError {
         /// Where the other one lives.
         addr: SocketAddr,
     },
+    /// `WARMHOP_FAILPOINTS` was not understood. Only debug builds read it.
+    #[error(transparent)]
+    Failpoints(#[from] FailpointError),
     /// Two apps claim one name or one host and path.
     #[error("the apps {first} and {second} are not told apart: {what}")]
     AppsCollide {
@@ -58,6 +61,18 @@ pub enum StartMeshError {
         /// What both claim.
         what: String,
     },
+}
+
+/// What `WARMHOP_FAILPOINTS` asks for cannot be armed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "WARMHOP_FAILPOINTS: `{part}` arms no failpoint; write NAME=kill@N with N from 1, where NAME is one of {known}"
+)]
+pub struct FailpointError {
+    /// The part that was not understood.
+    pub part: String,
+    /// The failpoints that there are.
+    pub known: String,
 }
 
 /// Why a control command was not carried out. Nothing changed.

@@ -95,6 +95,7 @@ mod call;
 mod clock;
 mod dial;
 pub mod error;
+mod failpoint;
 mod fields;
 mod framing;
 mod front;

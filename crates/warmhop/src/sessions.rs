@@ -23,6 +23,7 @@ use warmhop_core::session::{
 };
 
 use crate::clock::Clock;
+use crate::failpoint::{self, Point};
 use crate::session_table::{Entry, Table};
 use crate::telemetry::Metrics;
 use crate::wire::SessionFrame;
@@ -182,8 +183,10 @@ impl Store {
                 process: &mut stripe.process,
                 dice: rand::random(),
             };
+            let before = failpoint::Before::of(&entry.machine);
             let result = work(&mut entry.machine, &mut ctx, &mut effects);
             self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
+            before.passed(&entry.machine, &effects);
             self.carry_out(key, entry, effects, &mut outgoing);
             self.settle(key, stripe);
             result
@@ -620,9 +623,12 @@ impl InLine {
     pub(crate) fn executed(&mut self, outcome: Outcome) {
         self.send_held_back();
         let Some(p) = self.running.take() else { return };
+        let changed = failpoint::changed(&outcome);
+        failpoint::pass_if(changed, Point::OwnerVoteBefore);
         self.store.with(&self.key, false, |machine, ctx, out| {
             machine.executed(ctx, self.ticket, p, outcome, out);
         });
+        failpoint::pass_if(changed, Point::OwnerVoteAfter);
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEvent, StopReason};
@@ -16,8 +17,11 @@ use crate::node::Node;
 
 /// How long giving sessions away may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
-/// How long the owners of other sessions may take to replace this peer's copies.
+/// How long the owners of other sessions may take to replace this peer's copies, counted anew
+/// when another peer dies meanwhile: then its sessions have to be succeeded first.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+/// How long they may take at most, whoever dies.
+const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_millis(500);
 /// How long requests in flight may take to end.
@@ -42,18 +46,34 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
             warn!(left, "some sessions found no heir in time; their copies stay where they are");
         }
     }
-    if tokio::time::timeout(REPLACED_WITHIN, replaced(node)).await.is_err() {
-        let left = node.copies_to_replace();
+    let left = replaced(node).await;
+    if left > 0 {
         warn!(left, "some sessions still count on this peer's copy");
     }
     tokio::time::sleep(LAME_DUCK).await;
 }
 
 /// Waits until the owners of the sessions that this peer holds copies of have put others in its
-/// place, where there are any: a peer that leaves in good order costs no session a copy.
-async fn replaced(node: &Node) {
-    while node.copies_to_replace() > 0 {
+/// place, where there are any: a peer that leaves in good order costs no session a copy. Returns
+/// how many sessions it still does.
+async fn replaced(node: &Node) -> usize {
+    let alive = || {
+        let view = node.view();
+        view.live_peers().filter(|(_, belief)| belief.alive == Liveness::Alive).count()
+    };
+    let latest = Instant::now() + REPLACED_WITHIN_MAX;
+    let (mut end, mut living) = (Instant::now() + REPLACED_WITHIN, alive());
+    loop {
+        let left = node.copies_to_replace();
+        if left == 0 || Instant::now() >= end {
+            return left;
+        }
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+        let still = alive();
+        if still < living {
+            end = (Instant::now() + REPLACED_WITHIN).min(latest);
+        }
+        living = still;
     }
 }
 

@@ -1,23 +1,40 @@
 //! What is done to the mesh: one fault after the other from a seeded schedule, each undone before
 //! the next, with time for the mesh to repair itself in between, since that is what is promised.
 
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use http::Method;
 use nix::sys::signal::Signal;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
-use super::history::{Fault, Micros};
+use super::APPS;
+use super::history::{Armed, Fault, Micros};
 use super::load::Load;
 use super::relay::{Relay, Rule};
+use crate::client::Client;
 use crate::mesh::{Mesh, warmhop_cert};
 
 /// How long the mesh may take to be whole again after a fault.
 const WHOLE_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
+
+/// How long a peer runs with a failpoint that nothing reaches.
+const TRIPS_WITHIN: Duration = Duration::from_secs(20);
+/// The highest pass at which a seeded failpoint ends its peer.
+const PASS_MAX: u64 = 3;
+/// How many sessions are begun to have a failpoint reached.
+const STIRRING_MAX: usize = 12;
+/// How a peer says that it leaves before others hold what it holds.
+const COUNTED_ON: &str = "some sessions still count on this peer's copy";
+/// How many requests each of them makes: more than a session needs to move.
+const ARRIVALS_MAX: usize = 6;
+/// How long one request of theirs may take.
+const STIRS_WITHIN: Duration = Duration::from_secs(2);
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -40,13 +57,58 @@ pub enum Kind {
     Roll,
     /// A peer's certificate is replaced under load.
     Rotate,
+    /// A peer runs with a failpoint armed until it ends itself there, and is started again.
+    Failpoint,
     /// Two peers are killed at once: sessions may be lost, and must then be reported lost.
     Two,
 }
 
+/// A moment of the session protocol at which a peer of a debug build can be made to end itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Point {
+    /// Its name in `WARMHOP_FAILPOINTS`.
+    pub name: &'static str,
+    /// What has to be done to the others for a peer to reach it.
+    stir: Stir,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stir {
+    /// Nothing: any owner passes it.
+    Nothing,
+    /// The app is ready at it alone, and clients begin sessions elsewhere, so that these hop.
+    HopThere,
+    /// It has sessions of its own, and one of the others drains, so that their members change.
+    /// The one that drains stays until the fault is over: it is asked for its votes still.
+    Drain,
+    /// Clients of sessions that another owns keep arriving at it, so that the sessions move.
+    Arrive,
+}
+
+impl Point {
+    /// Those that a mesh of so many peers can reach without losing two holders at once: members
+    /// are changed without a loss only where another peer can take the place of one that drains.
+    #[must_use]
+    pub fn within_reach_of(peers: usize) -> Vec<Self> {
+        Self::ALL.into_iter().filter(|point| peers > 3 || point.stir != Stir::Drain).collect()
+    }
+
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self { name: "exec.vote.before", stir: Stir::HopThere },
+        Self { name: "exec.vote.after", stir: Stir::HopThere },
+        Self { name: "owner.vote.before", stir: Stir::Nothing },
+        Self { name: "owner.vote.after", stir: Stir::Nothing },
+        Self { name: "release.before", stir: Stir::Nothing },
+        Self { name: "seal.after", stir: Stir::Drain },
+        Self { name: "open.after", stir: Stir::Drain },
+        Self { name: "reassert.after", stir: Stir::Arrive },
+    ];
+}
+
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Kill,
         Self::App,
         Self::Pause,
@@ -56,6 +118,7 @@ impl Kind {
         Self::Cut,
         Self::Roll,
         Self::Rotate,
+        Self::Failpoint,
         Self::Two,
     ];
 
@@ -72,12 +135,14 @@ impl Kind {
             Self::Cut => "cut",
             Self::Roll => "roll",
             Self::Rotate => "rotate",
+            Self::Failpoint => "failpoint",
             Self::Two => "two",
         }
     }
 }
 
 /// Breaks one mesh.
+#[derive(Debug)]
 pub struct Breaker {
     /// The mesh.
     pub mesh: Mesh,
@@ -89,6 +154,8 @@ pub struct Breaker {
     pub rng: SmallRng,
     /// What was done.
     pub faults: Vec<Fault>,
+    /// The failpoints whose turn has not come yet.
+    pub points: Vec<Point>,
 }
 
 impl Breaker {
@@ -113,17 +180,178 @@ impl Breaker {
             Kind::Cut => self.cut(victim).await,
             Kind::Roll => self.roll().await?,
             Kind::Rotate => self.rotate(victim)?,
+            Kind::Failpoint => {
+                if self.points.is_empty() {
+                    self.points = Point::within_reach_of(self.mesh.peers().len());
+                }
+                let point = self.points.swap_remove(self.rng.random_range(0..self.points.len()));
+                let pass = self.rng.random_range(1..=PASS_MAX);
+                self.failpoint(victim, point, pass).await?;
+                return Ok(());
+            }
         };
-        self.wrote(kind, began, peers, what);
-        self.whole(kind.name()).await
+        let may_lose = kind == Kind::Two;
+        self.wrote(kind, began, &peers, what, may_lose, None);
+        self.whole_again(kind.name()).await
     }
 
-    fn wrote(&mut self, kind: Kind, began: Micros, peers: Vec<usize>, what: String) {
+    /// Waits until the mesh is whole, and writes down when it was.
+    async fn whole_again(&mut self, after: &str) -> Result<()> {
+        let done = self.whole(after).await;
+        let now = self.load.now();
+        if let Some(fault) = self.faults.last_mut() {
+            fault.whole = now;
+        }
+        done
+    }
+
+    fn wrote(
+        &mut self,
+        kind: Kind,
+        began: Micros,
+        peers: &[usize],
+        what: String,
+        may_lose: bool,
+        armed: Option<Armed>,
+    ) {
         let peers = peers.iter().map(|peer| self.mesh.peer(*peer).name.clone()).collect();
         let ended = self.load.now();
-        let may_lose = kind == Kind::Two;
         let kind = kind.name().to_owned();
-        self.faults.push(Fault { kind, peers, what, began, ended, may_lose });
+        let whole = Micros::MAX;
+        self.faults.push(Fault { kind, peers, what, began, ended, whole, may_lose, armed });
+    }
+
+    /// Kills a peer, has it run with the failpoint armed until it ends itself there or the time
+    /// is up, starts it again and waits until the mesh is whole. Returns whether it tripped.
+    ///
+    /// # Errors
+    /// If the peer ends in any other way, cannot be started again, or the mesh does not become
+    /// whole in time.
+    pub async fn failpoint(&mut self, victim: usize, point: Point, pass: u64) -> Result<bool> {
+        let began = self.load.now();
+        let said = self.mesh.peer(self.helper_of(victim)).log().len();
+        self.mesh.kill(victim)?;
+        let armed = format!("{}=kill@{pass}", point.name);
+        self.mesh.start_with(victim, &[("WARMHOP_FAILPOINTS", &armed)])?;
+        let tripped = self.until_tripped(victim, point).await?;
+        if !tripped {
+            self.mesh.kill(victim)?;
+        }
+        let down = self.for_between(200, 2_000).await;
+        self.mesh.start(victim)?;
+        let what = if tripped {
+            format!("ended at {} (pass {pass}), started again after {down:.1?}", point.name)
+        } else {
+            format!("did not reach {} (pass {pass})", point.name)
+        };
+        let armed = Armed { point: point.name.to_owned(), pass, tripped };
+        self.wrote(Kind::Failpoint, began, &[victim], what, false, Some(armed));
+        self.whole_again("a failpoint").await?;
+        if point.stir == Stir::Drain {
+            // Nobody is missing by now, so the one that drained may leave and come back.
+            let helper = self.helper_of(victim);
+            self.mesh.stop(helper).await?;
+            // It drained while the other one was down, and may not have been replaced in time: then
+            // it says that it leaves although it is counted on.
+            let log = self.mesh.peer(helper).log();
+            let leaves_early = log.get(said..).is_some_and(|log| log.contains(COUNTED_ON));
+            if let Some(fault) = self.faults.last_mut() {
+                fault.may_lose = leaves_early;
+            }
+            self.mesh.start(helper)?;
+            self.whole_again("a peer had drained").await?;
+        }
+        Ok(tripped)
+    }
+
+    async fn until_tripped(&mut self, victim: usize, point: Point) -> Result<bool> {
+        let until = Instant::now() + TRIPS_WITHIN;
+        let mut stirred = false;
+        while Instant::now() < until {
+            if self.has_tripped(victim)? {
+                return Ok(true);
+            }
+            if !stirred && self.is_whole().await {
+                match point.stir {
+                    Stir::Nothing => {}
+                    Stir::HopThere => self.hop_to(victim).await,
+                    Stir::Arrive => {
+                        self.begin_sessions(victim, [self.helper_of(victim), victim]).await;
+                    }
+                    Stir::Drain => {
+                        self.begin_sessions(victim, [victim; 2]).await;
+                        let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
+                        let mut admin = Client::new();
+                        let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
+                        // It answers at once and drains then; if it does not, nothing trips.
+                        let _ = drain.send(door).await;
+                        stirred = true;
+                    }
+                }
+            }
+            sleep(POLL).await;
+        }
+        self.has_tripped(victim)
+    }
+
+    fn helper_of(&self, victim: usize) -> usize {
+        (victim + 1) % self.mesh.peers().len()
+    }
+
+    /// Begins sessions at the first door and goes on with them at the second, while the peer at
+    /// `victim` runs.
+    async fn begin_sessions(&mut self, victim: usize, doors: [usize; 2]) {
+        let [first, later] = doors.map(|at| self.mesh.peer(at).ports.http);
+        for item in 0..STIRRING_MAX {
+            let mut client = Client::new();
+            for turn in 0..ARRIVALS_MAX {
+                let door = if turn == 0 { first } else { later };
+                let call = client.call(Method::POST, "/append").header("host", APPS[0].host);
+                let call = call.body(format!("stir.{item}.{turn}")).timeout(STIRS_WITHIN);
+                // The peer may be gone by now, which is what this is for.
+                if call.send(door).await.is_err() || !self.mesh.peer(victim).is_alive() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn has_tripped(&mut self, victim: usize) -> Result<bool> {
+        let Some(status) = self.mesh.ended(victim)? else { return Ok(false) };
+        if status.signal() == Some(Signal::SIGABRT as i32) {
+            return Ok(true);
+        }
+        let peer = self.mesh.peer(victim);
+        bail!("{} ended by itself ({status}); its log: {}", peer.name, peer.folder().display())
+    }
+
+    /// Has the app ready at `victim` alone, as far as that can be had, and begins sessions
+    /// elsewhere: these run at `victim`, which votes for them.
+    async fn hop_to(&mut self, victim: usize) {
+        let app = APPS[0].name;
+        if self.tell_app(victim, "start").await && self.is_ready(victim).await {
+            for other in (0..self.mesh.peers().len()).filter(|other| *other != victim) {
+                if self.is_ready(other).await {
+                    self.tell_app(other, "stop").await;
+                }
+            }
+            let helper = self.helper_of(victim);
+            if self.mesh.peer(helper).app_state(app).await != "ready" {
+                self.begin_sessions(victim, [helper, helper]).await;
+            }
+        }
+    }
+
+    async fn is_ready(&self, peer: usize) -> bool {
+        self.mesh.peer(peer).app_state(APPS[0].name).await == "ready"
+    }
+
+    /// Whether the peer heard it; one that does not answer has no app that runs.
+    async fn tell_app(&self, peer: usize, action: &str) -> bool {
+        let path = format!("/v1/apps/{}/{action}", APPS[0].name);
+        let mut admin = Client::new();
+        let call = admin.call(Method::POST, path).timeout(STIRS_WITHIN);
+        call.send(self.mesh.peer(peer).ports.admin).await.is_ok()
     }
 
     async fn for_between(&mut self, low_ms: u64, high_ms: u64) -> Duration {
@@ -218,21 +446,10 @@ impl Breaker {
     /// Waits until every peer sees every other and no session has fewer copies than it should.
     async fn whole(&mut self, after: &str) -> Result<()> {
         self.mesh.formed().await?;
-        let wanted = self.mesh.peers().len().min(3) as u64;
         let until = Instant::now() + WHOLE_WITHIN;
-        loop {
-            let (mut owned, mut copies, mut alive) = (0, 0, 0);
-            for peer in self.mesh.peers() {
-                if let Ok(status) = peer.status().await {
-                    owned += status["sessions"]["owned"].as_u64().unwrap_or(0);
-                    copies += status["sessions"]["copies"].as_u64().unwrap_or(0);
-                    alive += 1;
-                }
-            }
-            if alive == self.mesh.peers().len() && copies >= owned * wanted {
-                return Ok(());
-            }
+        while !self.is_whole().await {
             if Instant::now() > until {
+                let (owned, copies, alive) = self.counted().await;
                 bail!(
                     "{WHOLE_WITHIN:?} after {after}, {owned} owned sessions have {copies} copies, \
                      and {alive} peers answer"
@@ -240,5 +457,25 @@ impl Breaker {
             }
             sleep(POLL).await;
         }
+        Ok(())
+    }
+
+    async fn is_whole(&self) -> bool {
+        let wanted = self.mesh.peers().len().min(3) as u64;
+        let (owned, copies, alive) = self.counted().await;
+        alive == self.mesh.peers().len() && copies >= owned * wanted && self.mesh.is_formed().await
+    }
+
+    /// How many sessions are owned, how many copies there are, and how many peers say so.
+    async fn counted(&self) -> (u64, u64, usize) {
+        let (mut owned, mut copies, mut alive) = (0, 0, 0);
+        for peer in self.mesh.peers() {
+            if let Ok(status) = peer.status().await {
+                owned += status["sessions"]["owned"].as_u64().unwrap_or(0);
+                copies += status["sessions"]["copies"].as_u64().unwrap_or(0);
+                alive += 1;
+            }
+        }
+        (owned, copies, alive)
     }
 }

@@ -78,6 +78,8 @@ pub enum Outcome {
 pub struct Attempt {
     /// Whose.
     pub thread: Thread,
+    /// The app that it asked for.
+    pub app: String,
     /// Which of the thread's operations; a repeat has the same number.
     pub number: u32,
     /// From 0.
@@ -126,8 +128,35 @@ pub struct Fault {
     pub began: Micros,
     /// When it was undone (a peer runs again, a link is whole again).
     pub ended: Micros,
+    /// When every peer saw every other again and no session lacked copies; or, where that never
+    /// came, when the run ended.
+    pub whole: Micros,
     /// So many holders were hit at once that sessions may be lost; they must be reported lost.
     pub may_lose: bool,
+    /// The failpoint with which a peer ran.
+    pub armed: Option<Armed>,
+}
+
+impl Fault {
+    /// Its kind, with the failpoint where it was one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.armed {
+            Some(armed) => format!("{} {}", self.kind, armed.point),
+            None => self.kind.clone(),
+        }
+    }
+}
+
+/// A failpoint with which a peer ran.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Armed {
+    /// Its name.
+    pub point: String,
+    /// At which pass the peer was to end.
+    pub pass: u64,
+    /// It did; else the time was up before.
+    pub tripped: bool,
 }
 
 /// Who owned how many sessions, asked of the admin listeners now and then.
@@ -148,6 +177,10 @@ pub struct Sample {
 pub struct History {
     /// What it can be repeated by.
     pub seed: u64,
+    /// When it began, in milliseconds since the Unix epoch, which is how the apps count.
+    pub began_unix_ms: u64,
+    /// Why it ended before its time, if it did.
+    pub cut_short: Option<String>,
     /// The peers' names.
     pub peers: Vec<String>,
     /// How long it took.

@@ -16,10 +16,12 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::history::{Attempt, Fault, History, Micros, Operation, Outcome, Thread};
+use super::waits::{self, cause, longest_by_stretch, percentile};
 
 /// How long after a fault what it did may still be felt.
 pub const GRACE: Micros = 20_000_000;
 const EXAMPLES_MAX: usize = 10;
+const ERRORS_SHOWN_MAX: usize = 10;
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,12 +40,19 @@ pub struct Verdict {
     pub acknowledged: u64,
     /// Faults by kind.
     pub faults: BTreeMap<String, u64>,
+    /// How often a peer ran with each failpoint, and how often it ended there.
+    pub failpoints: BTreeMap<String, (u64, u64)>,
+    /// Why the run ended before its time, if it did.
+    pub cut_short: Option<String>,
     /// How long clients went without an answer, by the kind of fault.
     pub unavailable: BTreeMap<String, Unavailable>,
-    /// Errors that clients saw, by what they were and why they were allowed.
-    pub errors: BTreeMap<String, u64>,
-    /// Errors with no fault near that could explain them.
+    /// Errors that clients saw, by what they were.
+    pub errors: BTreeMap<String, Refusals>,
+    /// Errors with no fault near that could explain them, and those that nothing can.
     pub unexplained: u64,
+    /// Appends that an app ran more than once, since an answer was lost on the way. What counts is
+    /// that each was applied once.
+    pub run_again: u64,
     /// Acknowledged appends that were not there afterwards.
     pub lost: u64,
     /// Items that occur twice.
@@ -56,15 +65,30 @@ pub struct Verdict {
     pub disordered: u64,
     /// Sessions that the mesh reported lost after a fault that may lose them.
     pub reported_lost: u64,
+    /// What these faults were.
+    pub lost_to: BTreeMap<String, u64>,
     /// Sessions that it reported lost without such a fault.
     pub lost_without_cause: u64,
     /// Some of what was wrong, told.
     pub examples: Vec<String>,
 }
 
+/// Errors of one sort.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    /// How many.
+    pub count: u64,
+    /// What the client may be told so for; empty where it never may.
+    pub allowed: String,
+    /// How many by the fault that they belong to; `none` where there is none.
+    pub during: BTreeMap<String, u64>,
+}
+
 /// Times without an answer, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unavailable {
+    /// How many clients waited, counted for each fault.
+    pub clients: u64,
     /// The median over clients and faults.
     pub p50: Micros,
     /// The 99th percentile.
@@ -83,7 +107,7 @@ impl Verdict {
             + self.split
             + self.disordered
             + self.lost_without_cause;
-        broken == 0
+        broken == 0 && self.cut_short.is_none()
     }
 
     fn tell(&mut self, what: String) {
@@ -113,39 +137,70 @@ impl Done<'_> {
 /// Judges a whole run.
 #[must_use]
 pub fn judge(history: &History) -> Verdict {
-    let mut verdict = Verdict { seed: history.seed, length: history.length, ..Verdict::default() };
+    let mut verdict = Verdict {
+        seed: history.seed,
+        length: history.length,
+        cut_short: history.cut_short.clone(),
+        ..Verdict::default()
+    };
     let mut threads: BTreeMap<Thread, Vec<&Attempt>> = BTreeMap::new();
+    let mut reported_lost = Vec::new();
     for attempt in &history.attempts {
         threads.entry(attempt.thread).or_default().push(attempt);
         verdict.requests += 1;
         match &attempt.outcome {
             Outcome::Answered { .. } => verdict.answered += 1,
-            Outcome::Refused { lost: true, .. } => {
-                let mut causes = history.faults.iter().filter(|fault| fault.may_lose);
-                if causes.any(|fault| fault.began <= attempt.ended) {
-                    verdict.reported_lost += 1;
-                } else {
-                    verdict.lost_without_cause += 1;
-                    let Thread { client, session } = attempt.thread;
-                    verdict.tell(format!(
-                        "client {client}, session {session}: reported lost without a cause"
-                    ));
-                }
-            }
+            Outcome::Refused { lost: true, .. } => reported_lost.push(attempt),
             outcome => {
-                let (reason, explained) = explain(outcome, attempt, &history.faults);
-                *verdict.errors.entry(reason).or_default() += 1;
+                let (what, allowed) = name(outcome, attempt);
+                let cause = near(&history.faults, attempt);
+                let known = verdict.errors.entry(what).or_default();
+                known.count += 1;
+                known.allowed = allowed.unwrap_or_default().to_owned();
+                *known.during.entry(cause.unwrap_or("none").to_owned()).or_default() += 1;
+                // A repeat meets its first attempt in calm, too.
+                let repeat =
+                    matches!(outcome, Outcome::Refused { status: 409, .. }) && attempt.attempt > 0;
+                let explained = repeat || allowed.is_some() && cause.is_some();
                 verdict.unexplained += u64::from(!explained);
             }
         }
     }
+    for attempt in reported_lost {
+        let born = threads[&attempt.thread].iter().map(|first| first.began).min();
+        // What is born after the mesh was whole again has lost nothing to that fault.
+        let cause = history.faults.iter().rfind(|fault| {
+            fault.may_lose
+                && fault.began <= attempt.ended
+                && born.is_some_and(|born| born <= fault.whole)
+        });
+        if let Some(fault) = cause {
+            verdict.reported_lost += 1;
+            *verdict.lost_to.entry(fault.name()).or_default() += 1;
+        } else {
+            verdict.lost_without_cause += 1;
+            let Thread { client, session } = attempt.thread;
+            verdict
+                .tell(format!("client {client}, session {session}: reported lost without a cause"));
+        }
+    }
     for fault in &history.faults {
         *verdict.faults.entry(fault.kind.clone()).or_default() += 1;
+        if let Some(armed) = &fault.armed {
+            let (times, tripped) = verdict.failpoints.entry(armed.point.clone()).or_default();
+            *times += 1;
+            *tripped += u64::from(armed.tripped);
+        }
     }
     verdict.sessions = threads.len() as u64;
     for (thread, attempts) in &threads {
         judge_session(*thread, attempts, &mut verdict);
     }
+    let mut times_run: HashMap<&str, u64> = HashMap::new();
+    for run in &history.runs {
+        *times_run.entry(&run.item).or_default() += 1;
+    }
+    verdict.run_again = times_run.values().filter(|times| **times > 1).count() as u64;
     verdict.unavailable = unavailable(history);
     verdict
 }
@@ -275,77 +330,67 @@ fn judge_session(thread: Thread, attempts: &[&Attempt], verdict: &mut Verdict) {
     }
 }
 
-/// Why an attempt without an answer was allowed to have none.
-fn explain(outcome: &Outcome, attempt: &Attempt, faults: &[Fault]) -> (String, bool) {
-    let near = faults
-        .iter()
-        .filter(|fault| fault.began <= attempt.ended && attempt.began <= fault.ended + GRACE)
-        .max_by_key(|fault| fault.began);
-    let what = match outcome {
+/// What an attempt without an answer came to, and why a client may be told so; `None` where it
+/// never may.
+fn name(outcome: &Outcome, attempt: &Attempt) -> (String, Option<&'static str>) {
+    match outcome {
         Outcome::Refused { status, problem, .. } => {
             let name = problem.rsplit(['/', ':', '#']).next().unwrap_or_default();
-            format!("{status} {name}")
+            let allowed = match (*status, name) {
+                (409, _) if attempt.attempt > 0 => {
+                    Some("its first attempt is under way, or too old to tell")
+                }
+                (502, "outcome-unknown" | "applied-answer-lost" | "execution-failed") => {
+                    Some("the answer was lost on the way; the client is told that it may count")
+                }
+                (502, _) => Some("the peer or the app that had it is gone"),
+                (503, "session-no-majority") => {
+                    Some("a minority refuses rather than make a second history")
+                }
+                (503 | 504, _) => Some("refused before it ran, for now"),
+                _ => None,
+            };
+            (format!("{status} {name}").trim().to_owned(), allowed)
         }
-        Outcome::NotSent { .. } => "no connection".to_owned(),
-        Outcome::Broken { .. } => "connection broke or no answer in time".to_owned(),
-        Outcome::Answered { .. } => "answered".to_owned(),
-    };
-    match (outcome, near) {
-        // The first attempt is still under way at the peer that it reached.
-        (Outcome::Refused { status: 409, .. }, _) if attempt.attempt > 0 => {
-            (format!("{} (a repeat met its first attempt)", what.trim()), true)
+        Outcome::NotSent { .. } => {
+            ("no connection".to_owned(), Some("the peer that it asked was down"))
         }
-        (_, Some(fault)) => (format!("{} (after: {})", what.trim(), fault.kind), true),
-        (_, None) => (format!("{} (unexplained)", what.trim()), false),
+        Outcome::Broken { .. } => (
+            "connection broke, or no answer in time".to_owned(),
+            Some("the peer that it asked ended or stood still"),
+        ),
+        Outcome::Answered { .. } => ("answered".to_owned(), None),
     }
 }
 
-/// For each fault and client, the longest time from an operation's beginning to its answer.
+/// The kind of the fault that an attempt belongs to, or that may still be felt.
+fn near<'h>(faults: &'h [Fault], attempt: &Attempt) -> Option<&'h str> {
+    let felt = |fault: &Fault| {
+        fault.began <= attempt.ended && attempt.began <= fault.ended.saturating_add(GRACE)
+    };
+    let at = cause(faults, attempt.began, attempt.ended).or_else(|| faults.iter().rposition(felt));
+    at.map(|at| faults[at].kind.as_str())
+}
+
+/// How long clients waited, by the kind of fault.
 fn unavailable(history: &History) -> BTreeMap<String, Unavailable> {
-    let mut threads: HashMap<Thread, Vec<&Attempt>> = HashMap::new();
-    for attempt in &history.attempts {
-        threads.entry(attempt.thread).or_default().push(attempt);
-    }
-    let mut spans: Vec<(Micros, Micros, Micros, u32)> = Vec::new();
-    for (thread, attempts) in &threads {
-        let mut begun: HashMap<u32, Micros> = HashMap::new();
-        for attempt in attempts {
-            let began = begun.entry(attempt.number).or_insert(attempt.began);
-            *began = attempt.began.min(*began);
-        }
-        for attempt in attempts {
-            if matches!(attempt.outcome, Outcome::Answered { .. }) {
-                let slow = match attempt.operation {
-                    Operation::Append { slow_ms, .. } => slow_ms * 1_000,
-                    _ => 0,
-                };
-                let began = begun[&attempt.number];
-                let took = (attempt.ended - began).saturating_sub(slow);
-                spans.push((began, attempt.ended, took, thread.client));
-            }
-        }
-    }
-    spans.sort_unstable();
+    let waits = waits::waits(history);
     let mut by_kind: BTreeMap<String, Vec<Micros>> = BTreeMap::new();
-    for fault in &history.faults {
-        let mut longest: HashMap<u32, Micros> = HashMap::new();
-        let until = fault.ended + GRACE / 4;
-        for (_, _, took, client) in
-            spans.iter().filter(|span| span.0 <= until && span.1 >= fault.began)
-        {
-            let known = longest.entry(*client).or_default();
-            *known = (*took).max(*known);
-        }
-        by_kind.entry(fault.kind.clone()).or_default().extend(longest.into_values());
+    for (fault, wait) in longest_by_stretch(&waits, &history.faults) {
+        let kind = fault.map_or("none", |at| &history.faults[at].kind);
+        by_kind.entry(kind.to_owned()).or_default().push(wait.took);
     }
     by_kind
         .into_iter()
-        .filter(|(_, spans)| !spans.is_empty())
         .map(|(kind, mut spans)| {
             spans.sort_unstable();
-            let at = |per_cent: usize| spans[(spans.len() * per_cent / 100).min(spans.len() - 1)];
-            let longest = spans.last().copied().unwrap_or_default();
-            (kind, Unavailable { p50: at(50), p99: at(99), longest })
+            let unavailable = Unavailable {
+                clients: spans.len() as u64,
+                p50: percentile(&spans, 50),
+                p99: percentile(&spans, 99),
+                longest: percentile(&spans, 100),
+            };
+            (kind, unavailable)
         })
         .collect()
 }
@@ -355,17 +400,19 @@ impl fmt::Display for Verdict {
         let seconds = |micros: Micros| micros as f64 / 1e6;
         writeln!(
             f,
-            "{} requests of {} sessions in {:.0} s, {} answered, {} appends acknowledged; seed {}",
+            "{} requests of {} sessions in {:.0} s; {} answered, {} appends acknowledged, {} run \
+             again inside; seed {}",
             self.requests,
             self.sessions,
             seconds(self.length),
             self.answered,
             self.acknowledged,
+            self.run_again,
             self.seed
         )?;
-        writeln!(f, "\n  {:<12} {:>6}   {:>30}", "fault", "times", "longest wait of a client")?;
-        for (kind, times) in &self.faults {
-            let spans = self.unavailable.get(kind).copied().unwrap_or_default();
+        writeln!(f, "\n  {:<12} {:>6}   a client's longest wait", "fault", "times")?;
+        for (kind, spans) in &self.unavailable {
+            let times = self.faults.get(kind).map_or_else(|| "-".to_owned(), u64::to_string);
             writeln!(
                 f,
                 "  {kind:<12} {times:>6}   p50 {:>6.2} s  p99 {:>6.2} s  longest {:>6.2} s",
@@ -374,23 +421,49 @@ impl fmt::Display for Verdict {
                 seconds(spans.longest)
             )?;
         }
-        writeln!(f, "\n  errors that clients saw, and why they were allowed")?;
+        if !self.failpoints.is_empty() {
+            let told = self.failpoints.iter();
+            let told: Vec<String> =
+                told.map(|(point, (times, done))| format!("{point} {done}/{times}")).collect();
+            writeln!(f, "\n  failpoints, ended there / armed")?;
+            for line in told.chunks(4) {
+                writeln!(f, "  {}", line.join("   "))?;
+            }
+        }
+        writeln!(f, "\n  errors that clients saw, and why they may")?;
         let mut errors: Vec<_> = self.errors.iter().collect();
-        errors.sort_by(|a, b| b.1.cmp(a.1));
-        for (what, count) in errors.iter().take(12) {
-            writeln!(f, "  {count:>8}  {what}")?;
+        errors.sort_by_key(|(_, refusals)| std::cmp::Reverse(refusals.count));
+        for (what, refusals) in errors.iter().take(ERRORS_SHOWN_MAX) {
+            let allowed = match refusals.allowed.as_str() {
+                "" => "NOT ALLOWED",
+                allowed => allowed,
+            };
+            let mut during: Vec<_> = refusals.during.iter().collect();
+            during.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+            let during: Vec<String> =
+                during.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+            writeln!(f, "  {:>6}  {what}: {allowed}", refusals.count)?;
+            writeln!(f, "          {}", during.join(", "))?;
         }
-        if errors.len() > 12 {
-            let rest: u64 = errors.iter().skip(12).map(|(_, count)| **count).sum();
-            writeln!(f, "  {rest:>8}  of {} other kinds", errors.len() - 12)?;
+        if errors.len() > ERRORS_SHOWN_MAX {
+            let rest = errors.iter().skip(ERRORS_SHOWN_MAX);
+            let count: u64 = rest.map(|(_, refusals)| refusals.count).sum();
+            writeln!(f, "  {count:>6}  of {} other sorts", errors.len() - ERRORS_SHOWN_MAX)?;
         }
+        writeln!(f, "  {:>6}  unexplained", self.unexplained)?;
+        let causes: Vec<String> =
+            self.lost_to.iter().map(|(fault, count)| format!("{count} to {fault}")).collect();
         writeln!(
             f,
-            "\n  sessions reported lost, as two holders at once may cause: {}; without such a \
-             cause: {}",
-            self.reported_lost, self.lost_without_cause
+            "\n  sessions reported lost with a cause: {}{}{}; without: {}",
+            self.reported_lost,
+            if causes.is_empty() { "" } else { ", " },
+            causes.join(", "),
+            self.lost_without_cause
         )?;
-        writeln!(f, "  unexplained errors: {}", self.unexplained)?;
+        if let Some(why) = &self.cut_short {
+            writeln!(f, "  ! cut short: {why}")?;
+        }
         for example in &self.examples {
             let short: String = example.chars().take(300).collect();
             writeln!(f, "  ! {short}")?;

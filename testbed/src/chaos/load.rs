@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use http::Method;
-use http::header::COOKIE;
+use http::header::{COOKIE, HOST};
+use http::{HeaderValue, Method};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::net::TcpStream;
@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use super::history::{Attempt, Micros, Operation, Outcome, Thread};
+use super::{APPS, LedgerApp};
 use crate::client::Client;
 
 /// How long a client waits for one answer.
@@ -55,6 +56,7 @@ pub async fn run(load: Arc<Load>, client: u32, seed: u64) {
     let mut walker = Walker {
         rng: SmallRng::seed_from_u64(seed ^ (u64::from(client) << 32)),
         thread: Thread { client, session: 0 },
+        app: &APPS[client as usize % APPS.len()],
         number: 0,
         cookies: Client::new(),
         items: 0,
@@ -71,6 +73,7 @@ struct Walker {
     load: Arc<Load>,
     rng: SmallRng,
     thread: Thread,
+    app: &'static LedgerApp,
     number: u32,
     cookies: Client,
     items: usize,
@@ -88,7 +91,12 @@ impl Walker {
             0..55 => Operation::Append {
                 item: format!("{client}.{session}.{number}"),
                 keyed: self.rng.random_range(0..10) < 7,
-                slow_ms: if self.rng.random_range(0..20) == 0 { 400 } else { 0 },
+                // Most are quick; a few are long enough for any fault to meet them.
+                slow_ms: match self.rng.random_range(0..100) {
+                    0..4 => 400,
+                    4 => 2_500,
+                    _ => 0,
+                },
             },
             55..95 => Operation::Read,
             _ => Operation::Echo,
@@ -107,6 +115,7 @@ impl Walker {
             let seen = self.attempt(&operation, addr).await;
             let record = Attempt {
                 thread: self.thread,
+                app: self.app.name.to_owned(),
                 number,
                 attempt,
                 operation: operation.clone(),
@@ -184,6 +193,7 @@ impl Walker {
             Operation::Read => self.cookies.call(Method::GET, "/list"),
             Operation::Echo => return self.echo(addr).await,
         };
+        let call = call.header("host", self.app.host);
         let reply = match call.timeout(ANSWER_WITHIN).send(addr).await {
             Ok(reply) => reply,
             Err(error) => return Outcome::Broken { error: format!("{error:#}") }.into(),
@@ -213,6 +223,7 @@ impl Walker {
         let exchange = async {
             let stream = TcpStream::connect(addr).await?;
             let mut request = format!("ws://{addr}/ws").into_client_request()?;
+            request.headers_mut().insert(HOST, HeaderValue::from_static(self.app.host));
             if let Some(value) = self.cookies.cookie("warmhop") {
                 request.headers_mut().insert(COOKIE, format!("warmhop={value}").parse()?);
             }

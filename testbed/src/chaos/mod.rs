@@ -8,14 +8,19 @@
 //! | [`history`] | what is written down during a run |
 //! | [`load`] | the clients |
 //! | [`relay`] | the network between the peers, which can be broken |
+//! | [`report`] | the page that shows a run to people |
+//! | [`waits`] | how long clients waited, and for which fault |
 
 pub mod faults;
 pub mod history;
 pub mod judge;
 pub mod load;
 pub mod relay;
+pub mod report;
 pub mod run;
+pub mod waits;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -24,6 +29,24 @@ use crate::process::interrupted;
 use crate::terminal::Terminal;
 use crate::workspace;
 use faults::Kind;
+
+/// One of the apps that the clients use: the same program, declared in two ways.
+#[derive(Debug)]
+pub struct LedgerApp {
+    /// Its name.
+    pub name: &'static str,
+    /// The host by which it is asked for.
+    pub host: &'static str,
+    /// What its `effects` are declared to be.
+    pub effects: &'static str,
+}
+
+/// Half of the clients use the one, half the other. Where an app changes nothing but its session,
+/// the mesh itself may run an unanswered request again, key or not, and must still apply it once.
+pub const APPS: [LedgerApp; 2] = [
+    LedgerApp { name: "ledger", host: "ledger.localhost", effects: "anything" },
+    LedgerApp { name: "session-only", host: "session-only.localhost", effects: "session-only" },
+];
 
 /// Reads a span of time such as `90s` or `10m`.
 ///
@@ -53,10 +76,16 @@ pub async fn command(
     faults: Vec<Kind>,
     seed: Option<u64>,
     clients: u32,
+    report: Option<PathBuf>,
 ) -> Result<()> {
     let terminal = Terminal::new();
     let folder = workspace().join("target/testbed-chaos");
-    let kinds = if faults.is_empty() { Kind::ALL.to_vec() } else { faults };
+    let debug = cfg!(debug_assertions);
+    if faults.contains(&Kind::Failpoint) && !debug {
+        bail!("only debug builds have failpoints; leave TESTBED_PROFILE unset");
+    }
+    let usual = Kind::ALL.into_iter().filter(|kind| debug || *kind != Kind::Failpoint);
+    let kinds = if faults.is_empty() { usual.collect() } else { faults };
     let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
     terminal.line(format!(
@@ -72,8 +101,11 @@ pub async fn command(
     std::fs::write(&path, serde_json::to_vec(&history)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     let verdict = judge::judge(&history);
+    let report = report.unwrap_or_else(|| folder.join("report.html"));
+    std::fs::write(&report, report::page(&history, &verdict))
+        .with_context(|| format!("cannot write {}", report.display()))?;
     terminal.line(&verdict);
-    terminal.line(format!("\nhistory: {}", path.display()));
+    terminal.line(format!("\nreport:  {}\nhistory: {}", report.display(), path.display()));
     if !verdict.holds() {
         bail!("a promise was broken; the peers' logs are under {}", folder.display());
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use rand::rngs::SmallRng;
@@ -18,6 +18,7 @@ use super::faults::{Breaker, Kind};
 use super::history::{Attempt, History, Run, Sample};
 use super::load::{self, Load};
 use super::relay::Relay;
+use super::{APPS, LedgerApp};
 use crate::mesh::{self, Mesh, Spec};
 use crate::ports::{PeerPorts, Reservation};
 use crate::terminal::Terminal;
@@ -43,89 +44,134 @@ pub struct Options {
     pub folder: PathBuf,
 }
 
-/// Carries a run out.
+/// Carries a run out. One that ends before its time returns what was seen until then, and why.
 ///
 /// # Errors
-/// If the mesh does not form, or does not become whole again after a fault.
+/// If the mesh does not form, or what it wrote cannot be read.
 pub async fn run(options: &Options) -> Result<History> {
-    if !(3..=15).contains(&options.peers) {
-        bail!("--peers takes 3 to 15: fewer cannot lose one and keep a majority");
-    }
-    let reserved = Reservation::new()?;
-    let ports: Vec<PeerPorts> = (0..options.peers).map(|index| reserved.peer(index)).collect();
-    let addresses: Vec<SocketAddr> = ports.iter().map(|ports| ports.mesh).collect();
-    let relay = Relay::open(&addresses).await?;
-    let mut mesh = Mesh::prepare(Spec {
-        folder: options.folder.clone(),
-        cluster: "chaos".into(),
-        ports: ports.clone(),
-        apps: vec![ledger(&options.folder)],
-        settings: Table::new(),
-        detached: true,
-    })?;
-    let seeds: Vec<Value> =
-        relay.addresses().iter().take(3).map(|at| at.to_string().into()).collect();
-    for index in 0..mesh.peers().len() {
-        let (name, advertise) = (mesh.peer(index).name.clone(), relay.addresses()[index]);
-        let log = log_of(&options.folder, &name);
-        mesh.reconfigure(index, |config| {
-            if let Some(Value::Table(section)) = config.get_mut("mesh") {
-                section.insert("advertise".into(), advertise.to_string().into());
-                section.insert("seeds".into(), seeds.clone().into());
-            }
-            let app = config.get_mut("app").and_then(|apps| apps.get_mut(0));
-            if let Some(Value::Table(env)) = app.and_then(|app| app.get_mut("env")) {
-                env.insert("LEDGER_PEER".into(), name.clone().into());
-                env.insert("LEDGER_LOG".into(), log.to_string_lossy().into_owned().into());
-            }
+    let mut stage = Stage::open(options).await?;
+    let broken = make_faults(&mut stage.breaker, options).await;
+    stage.close(broken).await
+}
+
+/// A mesh behind a relay with clients at work, and the means to break it.
+#[derive(Debug)]
+pub struct Stage {
+    /// Breaks it.
+    pub breaker: Breaker,
+    seed: u64,
+    began_unix_ms: u64,
+    folder: PathBuf,
+    clients: JoinSet<()>,
+    sampling: JoinSet<()>,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    _ports: Reservation,
+}
+
+impl Stage {
+    /// Starts the mesh and, once it is formed, the clients.
+    ///
+    /// # Errors
+    /// If the mesh does not form.
+    pub async fn open(options: &Options) -> Result<Self> {
+        if !(3..=15).contains(&options.peers) {
+            bail!("--peers takes 3 to 15: fewer cannot lose one and keep a majority");
+        }
+        let reserved = Reservation::new()?;
+        let ports: Vec<PeerPorts> = (0..options.peers).map(|index| reserved.peer(index)).collect();
+        let addresses: Vec<SocketAddr> = ports.iter().map(|ports| ports.mesh).collect();
+        let relay = Relay::open(&addresses).await?;
+        let mut mesh = Mesh::prepare(Spec {
+            folder: options.folder.clone(),
+            cluster: "chaos".into(),
+            ports: ports.clone(),
+            apps: APPS.iter().map(|app| app_table(app, &options.folder)).collect::<Result<_>>()?,
+            settings: Table::new(),
+            detached: true,
         })?;
-        mesh.start(index)?;
-    }
-    mesh.formed().await?;
+        let seeds: Vec<Value> =
+            relay.addresses().iter().take(3).map(|at| at.to_string().into()).collect();
+        for index in 0..mesh.peers().len() {
+            let (name, advertise) = (mesh.peer(index).name.clone(), relay.addresses()[index]);
+            let log = log_of(&options.folder, &name);
+            clear_file(&log)?;
+            mesh.reconfigure(index, |config| {
+                if let Some(Value::Table(section)) = config.get_mut("mesh") {
+                    section.insert("advertise".into(), advertise.to_string().into());
+                    section.insert("seeds".into(), seeds.clone().into());
+                }
+                let apps = config.get_mut("app").and_then(Value::as_array_mut);
+                for app in apps.into_iter().flatten() {
+                    if let Some(Value::Table(env)) = app.get_mut("env") {
+                        env.insert("LEDGER_PEER".into(), name.clone().into());
+                        env.insert("LEDGER_LOG".into(), log.to_string_lossy().into_owned().into());
+                    }
+                }
+            })?;
+            mesh.start(index)?;
+        }
+        mesh.formed().await?;
 
-    let doors = mesh.peers().iter().map(|peer| (peer.name.clone(), peer.ports.http)).collect();
-    let load = Arc::new(Load {
-        doors,
-        began: Instant::now(),
-        over: AtomicBool::new(false),
-        attempts: Mutex::default(),
-    });
-    let mut clients = JoinSet::new();
-    for client in 0..options.clients {
-        clients.spawn(load::run(Arc::clone(&load), client, options.seed));
+        let doors = mesh.peers().iter().map(|peer| (peer.name.clone(), peer.ports.http)).collect();
+        let load = Arc::new(Load {
+            doors,
+            began: Instant::now(),
+            over: AtomicBool::new(false),
+            attempts: Mutex::default(),
+        });
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut clients = JoinSet::new();
+        for client in 0..options.clients {
+            clients.spawn(load::run(Arc::clone(&load), client, options.seed));
+        }
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let mut sampling = JoinSet::new();
+        sampling.spawn(sample(Arc::clone(&load), ports, Arc::clone(&samples)));
+        let rng = SmallRng::seed_from_u64(options.seed);
+        Ok(Self {
+            breaker: Breaker { mesh, relay, load, rng, faults: Vec::new(), points: Vec::new() },
+            seed: options.seed,
+            began_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+            folder: options.folder.clone(),
+            clients,
+            sampling,
+            samples,
+            _ports: reserved,
+        })
     }
-    let samples = Arc::new(Mutex::new(Vec::new()));
-    let mut sampling = JoinSet::new();
-    sampling.spawn(sample(Arc::clone(&load), ports.clone(), Arc::clone(&samples)));
 
-    let rng = SmallRng::seed_from_u64(options.seed);
-    let mut breaker = Breaker { mesh, relay, load: Arc::clone(&load), rng, faults: Vec::new() };
-    let broken = make_faults(&mut breaker, options).await;
-
-    load.over.store(true, Ordering::Relaxed);
-    let ended = async { while clients.join_next().await.is_some() {} };
-    if timeout(CLIENTS_END_WITHIN, ended).await.is_err() {
-        bail!(
-            "clients still wait for answers {CLIENTS_END_WITHIN:?} after the end: seed {}",
-            options.seed
-        );
+    /// Lets the clients finish, ends the mesh and returns what was seen.
+    ///
+    /// # Errors
+    /// If what the apps wrote cannot be read.
+    pub async fn close(mut self, broken: Result<()>) -> Result<History> {
+        let load = Arc::clone(&self.breaker.load);
+        let mut cut_short = broken.err().map(|error| format!("{error:#}"));
+        load.over.store(true, Ordering::Relaxed);
+        let ended = async { while self.clients.join_next().await.is_some() {} };
+        if timeout(CLIENTS_END_WITHIN, ended).await.is_err() {
+            cut_short.get_or_insert(format!(
+                "clients still waited for answers {CLIENTS_END_WITHIN:?} after the end"
+            ));
+        }
+        drop(self.sampling);
+        let Breaker { mesh, faults, .. } = self.breaker;
+        let peers: Vec<String> = mesh.peers().iter().map(|peer| peer.name.clone()).collect();
+        drop(mesh);
+        let mut attempts = taken(&load.attempts);
+        attempts.sort_by_key(|attempt: &Attempt| attempt.ended);
+        Ok(History {
+            seed: self.seed,
+            began_unix_ms: self.began_unix_ms,
+            cut_short,
+            length: load.now(),
+            attempts,
+            runs: runs(&self.folder, &peers)?,
+            faults,
+            samples: taken(&self.samples),
+            peers,
+        })
     }
-    broken.with_context(|| format!("seed {}", options.seed))?;
-    drop(sampling);
-    let peers: Vec<String> = breaker.mesh.peers().iter().map(|peer| peer.name.clone()).collect();
-    let faults = std::mem::take(&mut breaker.faults);
-    drop(breaker);
-    let mut attempts = taken(&load.attempts);
-    attempts.sort_by_key(|attempt: &Attempt| attempt.ended);
-    Ok(History {
-        seed: options.seed,
-        length: load.now(),
-        attempts,
-        runs: runs(&options.folder, &peers)?,
-        faults,
-        samples: taken(&samples),
-        peers,
-    })
 }
 
 fn taken<T: Default>(shared: &Mutex<T>) -> T {
@@ -158,25 +204,36 @@ async fn make_faults(breaker: &mut Breaker, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn ledger(folder: &Path) -> Table {
-    let text = r#"
-        name = "ledger"
-        match = { path = "/" }
-        run = ["ledger"]
-        env = { START_MS = "700" }
-        ready = { path = "/healthz", timeout = "30s" }
+fn app_table(app: &LedgerApp, folder: &Path) -> Result<Table> {
+    let text = format!(
+        r#"
+        name = "{}"
+        match = {{ host = "{}" }}
+        env = {{ START_MS = "700" }}
+        ready = {{ path = "/healthz", timeout = "30s" }}
         start = "on-request"
         keep_ready = 2
         session = "portable"
+        effects = "{}"
         max_wait = "10s"
-    "#;
-    let mut table: Table = text.parse().expect("a constant");
+        "#,
+        app.name, app.host, app.effects
+    );
+    let mut table: Table = text.parse().context("a constant")?;
+    let program = crate::program("ledger")?.to_string_lossy().into_owned();
+    table.insert("run".into(), vec![Value::from(program)].into());
     table.insert("dir".into(), folder.to_string_lossy().into_owned().into());
-    if let Ok(program) = crate::program("ledger") {
-        table
-            .insert("run".into(), vec![Value::from(program.to_string_lossy().into_owned())].into());
+    Ok(table)
+}
+
+/// Removes what an earlier run wrote.
+fn clear_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
     }
-    table
 }
 
 fn log_of(folder: &Path, peer: &str) -> PathBuf {

@@ -6,6 +6,8 @@
 
 mod commands;
 mod cookie;
+#[cfg(debug_assertions)]
+mod failpoints;
 mod faults;
 mod framing;
 mod operations;

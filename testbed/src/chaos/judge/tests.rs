@@ -15,6 +15,7 @@ fn list(items: &[&str]) -> Vec<String> {
 fn attempt(number: u32, operation: Operation, span: (Micros, Micros), seen: Outcome) -> Attempt {
     Attempt {
         thread: ME,
+        app: "ledger".to_owned(),
         number,
         attempt: 0,
         operation,
@@ -53,7 +54,9 @@ fn fault(kind: &str, began: Micros, ended: Micros, may_lose: bool) -> Fault {
         what: String::new(),
         began,
         ended,
+        whole: ended,
         may_lose,
+        armed: None,
     }
 }
 
@@ -79,7 +82,7 @@ fn a_history_with_answers_missing_holds() {
     );
     assert!(verdict.holds(), "{verdict}");
     assert_eq!((verdict.acknowledged, verdict.unexplained), (2, 0));
-    assert_eq!(verdict.errors.values().sum::<u64>(), 2);
+    assert_eq!(verdict.errors.values().map(|refusals| refusals.count).sum::<u64>(), 2);
 }
 
 #[test]
@@ -172,7 +175,9 @@ fn errors_are_explained_by_what_was_done_near_them() {
     let at = |began| attempt(0, Operation::Read, (began, began + 10), refused.clone());
     let verdict = judged(vec![at(150)], vec![fault("partition", 100, 200, false)]);
     assert_eq!(verdict.unexplained, 0);
-    assert_eq!(verdict.errors["503 session-no-majority (after: partition)"], 1);
+    let refusals = &verdict.errors["503 session-no-majority"];
+    assert_eq!((refusals.count, refusals.during["partition"]), (1, 1));
+    assert!(!refusals.allowed.is_empty());
     for began in [10, 300 + GRACE] {
         let verdict = judged(vec![at(began)], vec![fault("partition", 100, 200, false)]);
         assert_eq!(verdict.unexplained, 1, "{began}");
@@ -195,6 +200,62 @@ fn the_time_without_an_answer_is_from_the_first_attempt_to_it() {
     let verdict = judged(attempts, vec![fault("kill", 150, 160, false)]);
     // 5,000 us in all, of which the app was asked to take 1,000.
     assert_eq!(verdict.unavailable["kill"].longest, 4_000);
+}
+
+#[test]
+fn what_no_fault_allows_is_unexplained_whatever_was_done_near_it() {
+    let refused = |status| {
+        let seen = Outcome::Refused { status, problem: String::new(), lost: false, forked: false };
+        attempt(0, Operation::Read, (150, 160), seen)
+    };
+    for (status, unexplained) in [(500, 1), (404, 1), (422, 1), (409, 1), (503, 0), (502, 0)] {
+        let verdict = judged(vec![refused(status)], vec![fault("kill", 100, 200, false)]);
+        assert_eq!(verdict.unexplained, unexplained, "{status}");
+    }
+    // A repeat that meets its first attempt needs no fault.
+    let mut repeat = refused(409);
+    repeat.attempt = 1;
+    assert_eq!(judged(vec![repeat], Vec::new()).unexplained, 0);
+}
+
+#[test]
+fn a_session_that_is_born_after_a_fault_has_lost_nothing_to_it() {
+    let seen = Outcome::Refused { status: 200, problem: String::new(), lost: true, forked: false };
+    let born = 201;
+    let attempts =
+        vec![append(0, "a", (born, 210), &["a"]), attempt(1, Operation::Read, (220, 230), seen)];
+    let verdict = judged(attempts, vec![fault("two", 100, 200, true)]);
+    assert_eq!((verdict.reported_lost, verdict.lost_without_cause), (0, 1));
+}
+
+#[test]
+fn a_wait_belongs_to_the_fault_in_whose_time_it_begins() {
+    let faults = [
+        fault("kill", 10_000_000, 11_000_000, false),
+        fault("pause", 20_000_000, 21_000_000, false),
+    ];
+    let cases = [
+        ((1, 2), None),
+        // It was under way when the fault began.
+        ((9_000_000, 10_500_000), Some(0)),
+        ((10_500_000, 10_600_000), Some(0)),
+        // It begins in one fault's time and lasts into another's.
+        ((10_500_000, 20_500_000), Some(0)),
+        ((11_900_000, 12_500_000), Some(0)),
+        ((12_100_000, 12_500_000), None),
+        ((12_100_000, 20_500_000), Some(1)),
+    ];
+    for ((began, ended), expected) in cases {
+        assert_eq!(cause(&faults, began, ended), expected, "{began} to {ended}");
+    }
+}
+
+#[test]
+fn a_wait_without_an_answer_counts_until_it_was_given_up() {
+    let mut again = broken(0, "a", (4_000, 9_000));
+    again.attempt = 1;
+    let verdict = judged(vec![broken(0, "a", (1_000, 3_000)), again], Vec::new());
+    assert_eq!(verdict.unavailable["none"].longest, 8_000);
 }
 
 /// Whether any order of the operations explains every answer: tries them all.
