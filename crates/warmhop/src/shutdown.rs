@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use warmhop_core::app::{AppEvent, StopReason};
 
 use warmhop_core::session::repair::{heir, may_count_on};
-use warmhop_core::view::AppState;
+use warmhop_core::view::{AppState, Liveness};
 
 use crate::net::Net;
 use crate::node::Node;

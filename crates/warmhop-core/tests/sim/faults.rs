@@ -4,7 +4,6 @@
 use std::rc::Rc;
 
 use warmhop_core::ids::SessionId;
-
 use warmhop_core::session::repair::by_rank;
 
 use crate::network::Network;
@@ -175,6 +174,8 @@ fn leave(world: &Rc<World>, node: usize) {
     }
     world.count("departures");
     world.note(None, || format!("{} leaves", peer.me));
+    // From here on, not from when the task first runs: all may heal in between.
+    peer.draining.set(true);
     world.spawn(Some(peer.life), drain(peer));
     restart_after(world, node, world.between(18_000, 26_000));
 }

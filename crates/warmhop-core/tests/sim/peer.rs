@@ -32,6 +32,7 @@ const FORGET_DEAD_AFTER: Duration = Duration::from_secs(600);
 const INVITE_AGAIN_MS: u64 = 250;
 const HAND_OVER_WITHIN_MS: u64 = 10_000;
 const REPLACED_WITHIN_MS: u64 = 5_000;
+const REPLACED_WITHIN_MS_MAX: u64 = 15_000;
 
 /// The apps of every peer: one with portable sessions, one without any.
 pub(crate) const SHOP: usize = 0;
@@ -586,9 +587,20 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
         }
         peer.sleep(INVITE_AGAIN_MS).await;
     }
-    let end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS));
+    let alive = || {
+        let view = peer.view.borrow();
+        view.live_peers().filter(|(_, belief)| belief.alive == Liveness::Alive).count()
+    };
+    let latest = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS_MAX));
+    let mut end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS));
+    let mut living = alive();
     while peer.now() < end && peer.copies_to_replace() > 0 {
         peer.sleep(INVITE_AGAIN_MS).await;
+        let still = alive();
+        if still < living {
+            end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS)).min(latest);
+        }
+        living = still;
     }
     peer.sleep(500).await;
     for at in [SHOP, PAGE] {
