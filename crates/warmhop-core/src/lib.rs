@@ -42,9 +42,12 @@
 //! | Why did my request hop, wait, or get 503? | [`route`] |
 //! | When does an app count as ready, and when is a failed start tried again? | [`app`] |
 //! | What did this peer believe of that one, and since when? | [`view`] |
-//! | Which peers keep an app ready; who is a session's third member? | [`rank`] |
+//! | Which peers keep an app ready? | [`keep`] |
+//! | Who is a session's third member? | [`rank`] |
 //! | What is in the cookie; why did affinity move? | [`affinity`] |
 //! | Who may commit to a session after a partition? | [`session`] |
+//! | Where did my request find its session, and why was it taken over, forked or lost? | [`session::entry`] |
+//! | When is a member replaced, and who succeeds an owner? | [`session::repair`] |
 //!
 //! # Invariants
 //!
@@ -112,6 +115,7 @@ pub mod affinity;
 pub mod app;
 pub mod config;
 pub mod ids;
+pub mod keep;
 pub mod rank;
 pub mod route;
 pub mod session;

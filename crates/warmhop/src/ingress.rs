@@ -14,6 +14,7 @@ use warmhop_core::affinity::{self, Entry, Kind, Token};
 use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{PeerId, RequestId, RequestKey};
 use warmhop_core::route::Arrived;
+use warmhop_core::session::entry::FORWARDS_MAX;
 
 use crate::body::Body;
 use crate::call::{Call, CallBody};
@@ -21,13 +22,12 @@ use crate::clock::Clock;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::hop::{self, AppIs};
 use crate::node::Node;
+use crate::portable::Portable;
 use crate::problem::{Problem, sf_name};
-use crate::serve::{Portable, Served, Upgrade};
+use crate::serve::{Served, Upgrade};
 use crate::supervise::Slot;
 use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
 
-/// How many peers a request may be forwarded through on its way to its session's owner.
-const FORWARDS_MAX: u8 = 3;
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// The most entries that one cookie carries, one for each app of the same host.

@@ -107,6 +107,7 @@ mod link;
 mod net;
 mod news;
 mod node;
+mod portable;
 mod problem;
 mod repair;
 mod report;

@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
+use warmhop_core::session::Failure;
 
 use crate::body::Body;
+use crate::hop::HopRefusal;
+use crate::serve::LocalError;
 
 /// A refusal on its way to a client.
 #[derive(Debug, Clone)]
@@ -83,6 +86,139 @@ impl Problem {
         }
         response
     }
+}
+
+pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
+    let detail = match error {
+        LocalError::Failed(detail) => format!("the app on {peer} failed to answer: {detail}"),
+        LocalError::NotReady => format!("the app on {peer} is not ready"),
+        LocalError::Refused(_) => format!("the session was refused on {peer}"),
+        LocalError::BodyGone => "the request's body cannot be sent again".into(),
+    };
+    Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail).proxy_error("connection_terminated")
+}
+
+pub(crate) fn outcome_unknown(why: &str) -> Problem {
+    Problem::new(
+        StatusCode::BAD_GATEWAY,
+        "outcome-unknown",
+        format!("{why}; whether the request was carried out is unknown"),
+    )
+    .proxy_error("connection_terminated")
+}
+
+pub(crate) fn gave_up() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "no-progress",
+        "no peer could take the request after several tries",
+    )
+    .proxy_error("destination_unavailable")
+    .retry_after(Duration::from_secs(1))
+}
+
+pub(crate) fn too_many_sessions() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too-many-sessions",
+        "this peer holds as many sessions as it may",
+    )
+    .proxy_error("destination_unavailable")
+    .retry_after(Duration::from_secs(5))
+}
+
+/// What a client is told of a session that could not be used.
+pub(crate) fn of_session(failure: &Failure) -> Problem {
+    let (name, status, detail) = describe(failure);
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let problem = Problem::new(status, name, detail);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        problem.proxy_error("destination_unavailable").retry_after(Duration::from_secs(1))
+    } else if status.is_server_error() {
+        problem.proxy_error("connection_terminated")
+    } else {
+        problem
+    }
+}
+
+/// A failure's name, HTTP status and words for people.
+pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
+    match failure {
+        Failure::QueueFull => {
+            ("session-queue-full", 503, "too many requests of this session wait already")
+        }
+        Failure::NoMajority { ran: false } => (
+            "session-no-majority",
+            503,
+            "no majority of the peers that hold this session could be reached",
+        ),
+        Failure::NoMajority { ran: true } => (
+            "outcome-unknown",
+            502,
+            "the request ran, but no majority of the peers that hold its session confirmed it; \
+             whether its change stays is unknown",
+        ),
+        Failure::FingerprintDiffers => {
+            ("idempotency-key-reused", 422, "this Idempotency-Key was used with another request")
+        }
+        Failure::KeyInUse => (
+            "idempotency-key-in-use",
+            409,
+            "a request with this Idempotency-Key is under way; wait for its answer",
+        ),
+        Failure::BelowFloor => (
+            "outcome-unknown",
+            409,
+            "a request with this Idempotency-Key may have been applied too long ago to tell",
+        ),
+        Failure::Lost { ran: false } | Failure::WentOn { .. } => {
+            ("session-lost", 503, "too many of the peers that held this session are gone")
+        }
+        Failure::Lost { ran: true } => (
+            "outcome-unknown",
+            502,
+            "the request ran, but too many of the peers that held its session are gone",
+        ),
+        Failure::TooManyRetries => {
+            ("session-no-executor", 503, "the peers where the app is ready could not run it")
+        }
+        Failure::Deposed { .. } => (
+            "outcome-unknown",
+            502,
+            "the session's owner changed while the request ran; whether it was applied is unknown",
+        ),
+        Failure::ExecutionFailed => ("execution-failed", 502, "the request could not be executed"),
+    }
+}
+
+pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
+    HopRefusal::Problem {
+        status: problem.status.as_u16(),
+        name: problem.name.to_owned(),
+        detail: problem.detail.clone(),
+        retry_after_ms: problem
+            .retry_after
+            .map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// The names of problems are the project's own; one from a newer peer is told by its detail.
+pub(crate) fn known_problem(name: &str) -> &'static str {
+    const KNOWN: [&str; 12] = [
+        "session-queue-full",
+        "session-no-majority",
+        "outcome-unknown",
+        "idempotency-key-reused",
+        "idempotency-key-in-use",
+        "session-lost",
+        "session-no-executor",
+        "execution-failed",
+        "app-failed",
+        "applied-answer-lost",
+        "applied-too-large-to-repeat",
+        "no-progress",
+    ];
+    KNOWN.iter().copied().find(|known| *known == name).unwrap_or("at-owner")
 }
 
 /// A name as an RFC 9651 token where it is one, else as a string.

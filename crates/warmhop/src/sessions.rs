@@ -16,8 +16,8 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{Incarnation, Now, Position, SessionKey, WallTime};
-use warmhop_core::session::message::{Config, Exec, Members, Message, NackReason, Stored};
+use warmhop_core::ids::{Incarnation, Now, Position, SessionKey};
+use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
 };
@@ -25,7 +25,7 @@ use warmhop_core::session::{
 use crate::clock::Clock;
 use crate::failpoint::{self, Point};
 use crate::session_table::{Entry, Table};
-use crate::telemetry::{ByReason, Metrics};
+use crate::telemetry::Metrics;
 use crate::wire::SessionFrame;
 
 const STRIPES: usize = 64;
@@ -637,63 +637,4 @@ impl Drop for InLine {
         self.send_held_back();
         self.store.leave(&self.key, self.ticket, self.running.take());
     }
-}
-
-/// The first configuration of a session.
-pub(crate) fn first_config(who: Vec<Incarnation>, wall: WallTime) -> Config {
-    Config { now: Members::first(wall.0, who), prev: None }
-}
-
-/// A failure's name, HTTP status and words for people.
-pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
-    match failure {
-        Failure::QueueFull => {
-            ("session-queue-full", 503, "too many requests of this session wait already")
-        }
-        Failure::NoMajority { ran: false } => (
-            "session-no-majority",
-            503,
-            "no majority of the peers that hold this session could be reached",
-        ),
-        Failure::NoMajority { ran: true } => (
-            "outcome-unknown",
-            502,
-            "the request ran, but no majority of the peers that hold its session confirmed it; \
-             whether its change stays is unknown",
-        ),
-        Failure::FingerprintDiffers => {
-            ("idempotency-key-reused", 422, "this Idempotency-Key was used with another request")
-        }
-        Failure::KeyInUse => (
-            "idempotency-key-in-use",
-            409,
-            "a request with this Idempotency-Key is under way; wait for its answer",
-        ),
-        Failure::BelowFloor => (
-            "outcome-unknown",
-            409,
-            "a request with this Idempotency-Key may have been applied too long ago to tell",
-        ),
-        Failure::Lost { ran: false } | Failure::WentOn { .. } => {
-            ("session-lost", 503, "too many of the peers that held this session are gone")
-        }
-        Failure::Lost { ran: true } => (
-            "outcome-unknown",
-            502,
-            "the request ran, but too many of the peers that held its session are gone",
-        ),
-        Failure::TooManyRetries => {
-            ("session-no-executor", 503, "the peers where the app is ready could not run it")
-        }
-        Failure::Deposed { .. } => (
-            "outcome-unknown",
-            502,
-            "the session's owner changed while the request ran; whether it was applied is unknown",
-        ),
-        Failure::ExecutionFailed => ("execution-failed", 502, "the request could not be executed"),
-    }
-}
-
-pub(crate) fn refusal_label(failure: &Failure) -> ByReason {
-    ByReason { reason: describe(failure).0 }
 }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEvent, StopReason};
-use warmhop_core::ids::{Incarnation, SessionKey};
-use warmhop_core::rank;
+
+use warmhop_core::session::repair::{heir, may_count_on};
 use warmhop_core::view::{AppState, Liveness};
 
 use crate::net::Net;
@@ -86,35 +86,17 @@ async fn hand_over(node: &Arc<Node>) -> usize {
             return first;
         }
         let view = node.view();
-        let heirs_live = view
-            .live_peers()
-            .any(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
+        let heirs_live = view.live_peers().any(|(_, belief)| may_count_on(belief));
         if !heirs_live {
             return first - owned.len();
         }
         for key in owned.iter().take(INVITES_AT_ONCE) {
-            if let Some(to) = heir(node, key) {
+            if let Some(to) = heir(key.sid, &key.app, &view) {
                 node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
             }
         }
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
     }
-}
-
-/// Who should own the session after this peer: best where the app is ready, then by rank.
-fn heir(node: &Node, key: &SessionKey) -> Option<Incarnation> {
-    let view = node.view();
-    let live = view
-        .live_peers()
-        .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
-    let ranked = rank::session_ranks(&key.sid, live.map(|(peer, _)| peer));
-    let is_ready = |peer: &&warmhop_core::ids::PeerId| {
-        view.peer(peer)
-            .and_then(|belief| belief.apps.get(&key.app))
-            .is_some_and(|told| told.news.state == AppState::Ready)
-    };
-    let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
-    view.peer(best).map(|belief| belief.news.incarnation)
 }
 
 /// Waits until every task has ended, or for as long as requests may take.

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warmhop_core::app::WantedBy;
-use warmhop_core::config::StartMode;
-use warmhop_core::rank;
-use warmhop_core::view::{AppState, Liveness};
+use warmhop_core::keep::keeps_ready;
+use warmhop_core::view::Liveness;
 
 use crate::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
 use crate::repair::Repair;
-use crate::supervise::Slot;
 
 /// How often it looks.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,7 +27,9 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         changes.mark_unchanged();
         let busy = repair.sweep(&node);
         for slot in &node.slots {
-            if keeps_ready(&node, slot) {
+            let (policy, state) = (&slot.spec.policy, slot.state());
+            let (draining, view) = (node.is_draining(), node.view());
+            if keeps_ready(slot.name(), policy, state, draining, &node.me, &view) {
                 slot.wanted(WantedBy::KeepReady);
             }
         }
@@ -54,36 +54,4 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
             let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
         }
     }
-}
-
-/// Whether this peer's copy is one of those to be kept ready. A copy that runs is kept while too
-/// few others do; where too few run at all, the first by rank start theirs.
-fn keeps_ready(node: &Node, slot: &Slot) -> bool {
-    let wanted = slot.spec.policy.keep_ready as usize;
-    if wanted == 0 || slot.spec.policy.start == StartMode::Never || node.is_draining() {
-        return false;
-    }
-    let view = node.view();
-    let others_warm = view
-        .warm_peers(slot.name())
-        .filter(|(_, belief, _)| belief.alive == Liveness::Alive && !belief.news.draining)
-        .count();
-    let missing = wanted.saturating_sub(others_warm);
-    if missing == 0 {
-        return false;
-    }
-    if matches!(slot.state(), AppState::Ready | AppState::Starting) {
-        return true;
-    }
-    let able =
-        view.live_peers()
-            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
-            .filter(|(_, belief)| {
-                belief.apps.get(slot.name()).is_some_and(|told| {
-                    matches!(told.news.state, AppState::Cold | AppState::Stopping)
-                })
-            })
-            .map(|(peer, _)| peer)
-            .chain([&node.me]);
-    rank::keepers(slot.name(), able, missing).contains(&node.me)
 }

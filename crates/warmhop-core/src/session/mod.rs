@@ -42,6 +42,7 @@
 //!   that left this peer is never abandoned.
 
 mod copy;
+pub mod entry;
 pub mod message;
 #[cfg(test)]
 mod model;

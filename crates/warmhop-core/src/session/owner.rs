@@ -246,21 +246,15 @@ impl Session {
             Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, Arc::new(cfg)) }));
     }
 
-    /// This peer draws a session that goes on from `body`: a fork of one whose majority is gone,
-    /// fenced here before. Requests wait until the body is chosen under the new session.
-    pub fn mint_from(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        cfg: Config,
-        body: Arc<Body>,
-        out: &mut Effects,
-    ) {
+    /// This peer draws a session that goes on from `held`: a fork of one whose majority is gone.
+    /// Requests wait until its body is chosen under the new session.
+    pub fn mint_from(&mut self, ctx: &mut Ctx<'_>, cfg: Config, held: &Record, out: &mut Effects) {
         self.mint(ctx, cfg, out);
         let Role::Owner(owner) = &mut self.role else { return };
         owner.serving = false;
         owner.unnamed = false;
         let p = owner.next_position();
-        let record = Record { p, cfg: owner.cfg.clone(), body };
+        let record = Record { p, cfg: owner.cfg.clone(), body: Arc::clone(&held.body) };
         self.propose(ctx, record, None, None, out);
         self.settle(ctx, out);
     }

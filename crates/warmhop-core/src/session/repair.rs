@@ -2,12 +2,20 @@
 //! that is missing is added, an owner outside of the members joins them, and an owner that is
 //! gone is succeeded by a member.
 //!
-//! Decides about one session at a time from what its machine and this peer's view tell. Refuses
-//! to know how members change (`owner.rs`) and how ownership does (`takeover.rs`).
+//! Decides about one session at a time from what its machine and this peer's view tell
+//! ([`Watch`]), and who succeeds an owner that leaves in good order ([`heir`]). Refuses to know
+//! how members change (`owner.rs`) and how ownership does (`takeover.rs`).
 
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
 use core::time::Duration;
 
-use crate::ids::Incarnation;
+use super::Session;
+use super::message::MEMBERS_MAX;
+use crate::config::SessionPolicy;
+use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId};
+use crate::rank;
+use crate::view::{AppState, Liveness, PeerBelief, View};
 
 /// How long a member is silent before it is replaced, and an owner before it is succeeded.
 pub const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
@@ -50,6 +58,9 @@ pub enum Mend {
     },
     /// Take it over.
     Succeed,
+    /// Everyone is there, but somebody lacks the newest record: send it again, with
+    /// [`Session::remind`].
+    Remind,
 }
 
 /// Decides what to mend. `silent_for` tells for how long a process has not been heard; `None`
@@ -86,6 +97,196 @@ pub fn mend(holding: &Holding<'_>, silent_for: impl Fn(Incarnation) -> Option<Du
         Some(_) if newcomer.is_some() => Mend::Later,
         _ => Mend::Nothing,
     }
+}
+
+/// What a machine says of its session, as far as mending goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    owns: bool,
+    taking_over: bool,
+    owner: Option<Incarnation>,
+    members: Vec<Incarnation>,
+    /// The members all hold the newest record, as far as this peer can tell.
+    complete: bool,
+    /// Those of the view's peers whose votes on this session are gone for good.
+    silenced: Vec<Incarnation>,
+}
+
+impl Held {
+    /// What `machine` says.
+    #[must_use]
+    pub fn of(machine: &Session, view: &View) -> Self {
+        let lives = view.live_peers().map(|(_, belief)| belief.news.incarnation);
+        Self {
+            owns: machine.is_owner(),
+            taking_over: machine.is_taking_over(),
+            owner: machine.promised().map(|ballot| ballot.proposer),
+            members: machine.members().to_vec(),
+            complete: !machine.is_owner() || machine.is_whole(),
+            silenced: lives.filter(|peer| machine.is_gone_for_good(*peer)).collect(),
+        }
+    }
+}
+
+/// This peer and what it believes, for the length of one sweep through its sessions.
+#[derive(Debug)]
+pub struct Around<'a> {
+    /// This process.
+    pub me: Incarnation,
+    /// Its monotonic clock.
+    pub now: Now,
+    /// What it believes of the others.
+    pub view: &'a View,
+    /// Whom sessions may count on: see [`countable`].
+    pub alive: &'a BTreeSet<Incarnation>,
+    /// The tunables.
+    pub policy: &'a SessionPolicy,
+}
+
+/// What one sweep through the sessions of a peer hands on to the next.
+#[derive(Debug, Clone, Default)]
+pub struct Watch {
+    /// Since when those that sessions name have been missing from the view.
+    missing_since: BTreeMap<Incarnation, Now>,
+    /// Who was alive when a sweep last found nothing to mend.
+    mended_for: Option<BTreeSet<Incarnation>>,
+}
+
+/// Which sessions a sweep has to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All that hold anything.
+    All,
+    /// Only those that came to need a look since the last sweep: nobody came or went.
+    Noted,
+}
+
+impl Watch {
+    /// Begins a sweep.
+    pub fn begin(&mut self, alive: &BTreeSet<Incarnation>) -> Scope {
+        self.missing_since.retain(|peer, _| !alive.contains(peer));
+        if self.mended_for.as_ref() == Some(alive) { Scope::Noted } else { Scope::All }
+    }
+
+    /// Ends a sweep; `busy` tells whether anything is left to be done.
+    pub fn end(&mut self, alive: BTreeSet<Incarnation>, busy: bool) {
+        self.mended_for = (!busy).then_some(alive);
+    }
+
+    /// Decides what to mend about the session `sid`. `is_dead` tells which processes are known to
+    /// be gone for good.
+    pub fn look(
+        &mut self,
+        sid: SessionId,
+        held: &Held,
+        around: &Around<'_>,
+        is_dead: impl Fn(Incarnation) -> bool,
+    ) -> Mend {
+        let Around { me, now, view, alive, policy } = *around;
+        if held.taking_over {
+            // It is looked at again once that has come to an end.
+            return Mend::Later;
+        }
+        let members = &held.members;
+        for peer in members.iter().copied().chain(held.owner).filter(|peer| !alive.contains(peer)) {
+            self.missing_since.entry(peer).or_insert(now);
+        }
+        let silent_for = |peer: Incarnation| -> Option<Duration> {
+            if alive.contains(&peer) {
+                return None;
+            }
+            if is_dead(peer) {
+                return Some(Duration::MAX);
+            }
+            let belief = view.by_incarnation(&peer);
+            if belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining) {
+                // It is replaced before it leaves; what it owns it hands over by itself.
+                return held.owns.then_some(SILENT_BEFORE_REPAIR);
+            }
+            let heard = belief.map(|belief| belief.heard);
+            let since = heard.or_else(|| self.missing_since.get(&peer).copied());
+            Some(since.map_or(Duration::ZERO, |since| now.since(since)))
+        };
+        let copies = policy.copies.clamp(1, MEMBERS_MAX).min(alive.len());
+        let whole = held.owns
+            && members.contains(&me)
+            && members.iter().all(|peer| alive.contains(peer))
+            && members.len() >= copies;
+        if whole {
+            return if held.complete { Mend::Nothing } else { Mend::Remind };
+        }
+        let is_member = |belief: &PeerBelief| members.contains(&belief.news.incarnation);
+        let spare = by_rank(sid, view, |belief| {
+            alive.contains(&belief.news.incarnation)
+                && !belief.news.draining
+                && !is_member(belief)
+                // Its vote would count for nothing, so its copy is none.
+                && !held.silenced.contains(&belief.news.incarnation)
+        });
+        let last = by_rank(sid, view, is_member);
+        let holding = Holding {
+            me,
+            owns: held.owns,
+            owner: held.owner,
+            members,
+            copies,
+            spare: spare.first().copied(),
+            last: last.last().copied(),
+        };
+        mend(&holding, silent_for)
+    }
+}
+
+/// Whether sessions may count on a peer: it lives, has been heard lately, and does not leave.
+#[must_use]
+pub fn may_count_on(belief: &PeerBelief) -> bool {
+    belief.alive == Liveness::Alive && !belief.news.draining
+}
+
+/// The processes that sessions may count on, this one included.
+#[must_use]
+pub fn countable(view: &View, me: Incarnation) -> BTreeSet<Incarnation> {
+    view.live_peers()
+        .filter(|(_, belief)| may_count_on(belief))
+        .map(|(_, belief)| belief.news.incarnation)
+        .chain([me])
+        .collect()
+}
+
+/// Those of the peers not known to be dead that are `wanted`, by their rank for the session.
+#[must_use]
+pub fn by_rank(
+    sid: SessionId,
+    view: &View,
+    wanted: impl Fn(&PeerBelief) -> bool,
+) -> Vec<Incarnation> {
+    let able = view.live_peers().filter(|(_, belief)| wanted(belief));
+    rank::session_ranks(&sid, able.map(|(peer, _)| peer))
+        .iter()
+        .filter_map(|peer| view.peer(peer).map(|belief| belief.news.incarnation))
+        .collect()
+}
+
+/// Whether a session with these members counts on the copy of `me` although one of `able`, as
+/// [`countable`] tells them, could hold it: a peer that leaves waits until none does.
+#[must_use]
+pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incarnation>) -> bool {
+    members.contains(&me) && able.iter().any(|peer| !members.contains(peer))
+}
+
+/// Who should own the session after this peer, which leaves: best where its app is ready, then by
+/// rank. `None` where nobody is left who could.
+#[must_use]
+pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
+    let able = view.live_peers().filter(|(_, belief)| may_count_on(belief));
+    let ranked = rank::session_ranks(&sid, able.map(|(peer, _)| peer));
+    let is_ready = |peer: &&PeerId| {
+        view.peer(peer)
+            .and_then(|belief| belief.apps.get(app))
+            .is_some_and(|told| told.news.state == AppState::Ready)
+    };
+    let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
+    view.peer(best).map(|belief| belief.news.incarnation)
 }
 
 #[cfg(test)]

@@ -448,7 +448,7 @@ impl Stage {
         self.histories.insert(FORK, history);
         let now = Members::first(self.wall(letter(name)).0, self.incs(name));
         let cfg = Config { now, prev: None };
-        self.on(name, |machine, ctx, out| machine.mint_from(ctx, cfg, record.body, out));
+        self.on(name, |machine, ctx, out| machine.mint_from(ctx, cfg, &record, out));
     }
 
     /// The owner learns that an execution failed, or gives it up.

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use warmhop_core::ids::SessionId;
+use warmhop_core::session::repair::by_rank;
 
 use crate::network::Network;
 use crate::peer::{PAGE, Peer, SHOP, drain};
@@ -173,6 +174,8 @@ fn leave(world: &Rc<World>, node: usize) {
     }
     world.count("departures");
     world.note(None, || format!("{} leaves", peer.me));
+    // From here on, not from when the task first runs: all may heal in between.
+    peer.draining.set(true);
     world.spawn(Some(peer.life), drain(peer));
     restart_after(world, node, world.between(18_000, 26_000));
 }
@@ -223,7 +226,8 @@ fn swap(world: &Rc<World>, node: usize) {
     let Some(sid) = world.pick(&peer.owned()) else { return };
     let members = peer.look(sid, |machine| machine.members().to_vec()).unwrap_or_default();
     let gone = members.iter().copied().find(|member| *member != peer.inc);
-    let others = peer.by_rank(sid, |other| !members.contains(&other.incarnation));
+    let others =
+        by_rank(sid, &peer.view.borrow(), |belief| !members.contains(&belief.news.incarnation));
     let Some(newcomer) = others.first().copied().filter(|_| members.len() == 3) else { return };
     world.count("swaps");
     peer.with(sid, false, |machine, ctx, out| {

@@ -43,6 +43,8 @@ use run::{Report, run};
 /// The seeds that every run of the tests begins with, and how many fresh ones follow.
 const FIXED: u64 = 150;
 const FRESH: u64 = 20;
+/// How many seeds may fail before the others are left alone.
+const FAILURES_MAX: usize = 30;
 
 /// The name of the peer on `node`.
 pub(crate) fn name(node: usize) -> PeerId {
@@ -84,7 +86,7 @@ fn tell(seed: u64) -> String {
 fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
     let next = AtomicU64::new(0);
     let totals: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
-    let failure: Mutex<Option<String>> = Mutex::default();
+    let failures: Mutex<BTreeMap<u64, String>> = Mutex::default();
     let began = Instant::now();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -92,7 +94,7 @@ fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
             scope.spawn(|| {
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed) as usize;
-                    let failed = failure.lock().unwrap().is_some();
+                    let failed = failures.lock().unwrap().len() >= FAILURES_MAX;
                     let Some(seed) = seeds.get(at).filter(|_| !failed) else { return };
                     match run_one(*seed) {
                         Ok(report) => {
@@ -102,10 +104,7 @@ fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
                             }
                         }
                         Err(what) => {
-                            let mut failure = failure.lock().unwrap();
-                            failure.get_or_insert(format!(
-                                "seed {seed}: {what}\nagain, alone: SEEDS={seed}+1 cargo test -p warmhop-core --test sim -- --nocapture"
-                            ));
+                            failures.lock().unwrap().insert(*seed, what);
                         }
                     }
                     if at % 10_000 == 9_999 {
@@ -116,8 +115,15 @@ fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
             });
         }
     });
-    if let Some(failure) = failure.into_inner().unwrap() {
-        panic!("{failure}");
+    let failures = failures.into_inner().unwrap();
+    if let Some((seed, what)) = failures.first_key_value() {
+        for (seed, what) in &failures {
+            println!("seed {seed}: {}", what.lines().next().unwrap_or_default());
+        }
+        panic!(
+            "{} of the seeds failed. Seed {seed}: {what}\nagain, alone: SEEDS={seed}+1 cargo test -p warmhop-core --test sim -- --nocapture",
+            failures.len()
+        );
     }
     let totals = totals.into_inner().unwrap();
     println!("{} seeds in {:.1} s: {totals:?}", seeds.len(), began.elapsed().as_secs_f64());

@@ -9,10 +9,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, StopReason, WantedBy};
-use warmhop_core::config::{AppPolicy, SessionMode, StartMode};
+use warmhop_core::config::{AppPolicy, SessionMode};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
-use warmhop_core::rank;
-use warmhop_core::session::repair::{Holding, Mend, SILENT_BEFORE_REPAIR, mend};
+use warmhop_core::keep::keeps_ready;
+use warmhop_core::session::repair::{
+    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, heir, may_count_on,
+};
 use warmhop_core::view::{AppNews, AppState, Liveness, News, PeerNews, Source, View};
 
 use crate::store::Store;
@@ -30,6 +32,7 @@ const FORGET_DEAD_AFTER: Duration = Duration::from_secs(600);
 const INVITE_AGAIN_MS: u64 = 250;
 const HAND_OVER_WITHIN_MS: u64 = 10_000;
 const REPLACED_WITHIN_MS: u64 = 5_000;
+const REPLACED_WITHIN_MS_MAX: u64 = 15_000;
 
 /// The apps of every peer: one with portable sessions, one without any.
 pub(crate) const SHOP: usize = 0;
@@ -62,7 +65,7 @@ pub(crate) struct Peer {
     pub(crate) store: RefCell<Store>,
     pub(crate) slots: [RefCell<Slot>; 2],
     pub(crate) loads: RefCell<BTreeMap<(PeerId, AppName), (Load, Now)>>,
-    repair: RefCell<Repair>,
+    watch: RefCell<Watch>,
 }
 
 /// One app on this peer.
@@ -79,12 +82,6 @@ pub(crate) struct Slot {
     pub(crate) waiting: usize,
     latency_us: u32,
     seq: u64,
-}
-
-#[derive(Default)]
-struct Repair {
-    missing_since: BTreeMap<Incarnation, Now>,
-    mended_for: Option<BTreeSet<Incarnation>>,
 }
 
 pub(crate) fn app_name(slot: usize) -> AppName {
@@ -149,7 +146,7 @@ impl Peer {
             store: RefCell::default(),
             slots: [slot(SHOP), slot(PAGE)],
             loads: RefCell::default(),
-            repair: RefCell::default(),
+            watch: RefCell::default(),
         });
         world.nodes.borrow_mut()[node].peer = Some(Rc::clone(&peer));
         world.note(None, || format!("{} starts as {inc:?}", peer.me));
@@ -380,83 +377,36 @@ impl Peer {
         if self.draining.get() {
             return false;
         }
-        let alive = self.alive();
+        let alive = countable(&self.view.borrow(), self.inc);
         let to_look_at = self.take_to_look_at();
-        self.repair.borrow_mut().missing_since.retain(|peer, _| !alive.contains(peer));
-        let settled = self.repair.borrow().mended_for.as_ref() == Some(&alive);
-        let sids = if settled { to_look_at } else { self.kept() };
+        let sids = match self.watch.borrow_mut().begin(&alive) {
+            Scope::Noted => to_look_at,
+            Scope::All => self.kept(),
+        };
         let mut busy = false;
         for sid in sids {
             busy |= self.mend(&alive, sid);
         }
-        self.repair.borrow_mut().mended_for = (!busy).then_some(alive);
+        self.watch.borrow_mut().end(alive, busy);
         busy
     }
 
     fn mend(self: &Rc<Self>, alive: &BTreeSet<Incarnation>, sid: SessionId) -> bool {
-        let now = self.now();
-        let known = self.look(sid, |machine| {
-            let owner = machine.promised().map(|ballot| ballot.proposer);
-            let complete = !machine.is_owner() || machine.is_whole();
-            let members = machine.members().to_vec();
-            (machine.is_owner(), machine.is_taking_over(), owner, members, complete)
-        });
-        let Some((owns, false, owner, members, complete)) = known else { return known.is_some() };
-        for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
-            self.repair.borrow_mut().missing_since.entry(peer).or_insert(now);
-        }
-        let silent_for = |peer: Incarnation| -> Option<Duration> {
-            if alive.contains(&peer) {
-                return None;
-            }
-            if self.is_dead(peer) {
-                return Some(Duration::MAX);
-            }
-            let heard = {
-                let view = self.view.borrow();
-                let belief = view.by_incarnation(&peer);
-                if belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining) {
-                    // It is replaced before it leaves; what it owns it hands over by itself.
-                    return owns.then_some(SILENT_BEFORE_REPAIR);
-                }
-                belief.map(|belief| belief.heard)
+        let decided = {
+            let view = self.view.borrow();
+            let Some(held) = self.look(sid, |machine| Held::of(machine, &view)) else {
+                return false;
             };
-            let since = heard.or_else(|| self.repair.borrow().missing_since.get(&peer).copied());
-            Some(since.map_or(Duration::ZERO, |since| now.since(since)))
+            let policy = &self.world.knobs.policy;
+            let around = Around { me: self.inc, now: self.now(), view: &view, alive, policy };
+            self.watch.borrow_mut().look(sid, &held, &around, |peer| self.is_dead(peer))
         };
-        let copies = self.world.knobs.policy.copies.clamp(1, 3).min(alive.len());
-        let whole = owns
-            && members.contains(&self.inc)
-            && members.iter().all(|peer| alive.contains(peer))
-            && members.len() >= copies;
-        if whole {
-            // Everyone is there, but somebody lacks the newest record.
-            if !complete {
-                self.with(sid, false, |machine, ctx, out| machine.remind(ctx, out));
-            }
-            return false;
-        }
-        let gone_for_good =
-            |peer| self.look(sid, |machine| machine.is_gone_for_good(peer)) == Some(true);
-        let holding = Holding {
-            me: self.inc,
-            owns,
-            owner,
-            members: &members,
-            copies,
-            spare: self
-                .by_rank(sid, |peer| {
-                    alive.contains(&peer.incarnation)
-                        && !peer.draining
-                        && !members.contains(&peer.incarnation)
-                        && !gone_for_good(peer.incarnation)
-                })
-                .first()
-                .copied(),
-            last: self.by_rank(sid, |peer| members.contains(&peer.incarnation)).last().copied(),
-        };
-        match mend(&holding, silent_for) {
+        match decided {
             Mend::Nothing => return false,
+            Mend::Remind => {
+                self.with(sid, false, |machine, ctx, out| machine.remind(ctx, out));
+                return false;
+            }
             Mend::Later => {}
             Mend::Change { gone, newcomer } => {
                 self.world.count("member changes wanted");
@@ -480,89 +430,23 @@ impl Peer {
 
     /// Every process that may know of the session, best by rank.
     pub(crate) fn whom_to_ask(&self, sid: SessionId) -> Vec<Incarnation> {
-        self.by_rank(sid, |_| true)
-    }
-
-    /// The processes that sessions may count on: those about to leave are not.
-    fn alive(&self) -> BTreeSet<Incarnation> {
-        let view = self.view.borrow();
-        view.live_peers()
-            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
-            .map(|(_, belief)| belief.news.incarnation)
-            .chain([self.inc])
-            .collect()
-    }
-
-    /// Those of the peers not known to be dead that are `wanted`, by their rank for the session.
-    pub(crate) fn by_rank(
-        &self,
-        sid: SessionId,
-        wanted: impl Fn(&PeerNews) -> bool,
-    ) -> Vec<Incarnation> {
-        let view = self.view.borrow();
-        let able = view.live_peers().filter(|(_, belief)| wanted(&belief.news));
-        rank::session_ranks(&sid, able.map(|(peer, _)| peer))
-            .iter()
-            .filter_map(|peer| view.peer(peer).map(|belief| belief.news.incarnation))
-            .collect()
+        by_rank(sid, &self.view.borrow(), |_| true)
     }
 
     fn keeps_ready(&self, at: usize) -> bool {
         let slot = self.slots[at].borrow();
-        let wanted = slot.policy.keep_ready as usize;
-        if wanted == 0 || slot.policy.start == StartMode::Never || self.draining.get() {
-            return false;
-        }
+        let draining = self.draining.get();
         let view = self.view.borrow();
-        let others = view
-            .warm_peers(&slot.name)
-            .filter(|(_, belief, _)| belief.alive == Liveness::Alive && !belief.news.draining)
-            .count();
-        let missing = wanted.saturating_sub(others);
-        if missing == 0 {
-            return false;
-        }
-        if matches!(slot.state(), AppState::Ready | AppState::Starting) {
-            return true;
-        }
-        let able = view
-            .live_peers()
-            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
-            .filter(|(_, belief)| {
-                belief.apps.get(&slot.name).is_some_and(|told| {
-                    matches!(told.news.state, AppState::Cold | AppState::Stopping)
-                })
-            })
-            .map(|(peer, _)| peer)
-            .chain([&self.me]);
-        rank::keepers(&slot.name, able, missing).contains(&self.me)
+        keeps_ready(&slot.name, &slot.policy, slot.state(), draining, &self.me, &view)
     }
 
     /// How many sessions count on this peer's copy although another peer could hold it.
     fn copies_to_replace(&self) -> usize {
-        let able = self.alive();
-        let counts_on_this = |members: &[Incarnation]| {
-            members.contains(&self.inc) && able.iter().any(|peer| !members.contains(peer))
-        };
+        let able = countable(&self.view.borrow(), self.inc);
         let store = self.store.borrow();
         let machines = store.entries.values().map(|entry| &entry.machine);
-        machines.filter(|it| it.holds_copy() && counts_on_this(it.members())).count()
-    }
-
-    /// Who should own the session after this peer: best where the app is ready, then by rank.
-    fn heir(&self, sid: SessionId) -> Option<Incarnation> {
-        let view = self.view.borrow();
-        let live = view
-            .live_peers()
-            .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
-        let ranked = rank::session_ranks(&sid, live.map(|(peer, _)| peer));
-        let is_ready = |peer: &&PeerId| {
-            view.peer(peer)
-                .and_then(|belief| belief.apps.get(&app_name(SHOP)))
-                .is_some_and(|told| told.news.state == AppState::Ready)
-        };
-        let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
-        view.peer(best).map(|belief| belief.news.incarnation)
+        let counts = |members: &[Incarnation]| counts_on(members, self.inc, &able);
+        machines.filter(|it| it.holds_copy() && counts(it.members())).count()
     }
 }
 
@@ -691,24 +575,32 @@ pub(crate) async fn drain(peer: Rc<Peer>) {
     let end = peer.now().after(Duration::from_millis(HAND_OVER_WITHIN_MS));
     while peer.now() < end {
         let owned = peer.owned();
-        let heirs_live = peer
-            .view
-            .borrow()
-            .live_peers()
-            .any(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining);
+        let heirs_live = peer.view.borrow().live_peers().any(|(_, belief)| may_count_on(belief));
         if owned.is_empty() || !heirs_live {
             break;
         }
         for sid in owned {
-            if let Some(to) = peer.heir(sid) {
+            let to = heir(sid, &app_name(SHOP), &peer.view.borrow());
+            if let Some(to) = to {
                 peer.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
             }
         }
         peer.sleep(INVITE_AGAIN_MS).await;
     }
-    let end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS));
+    let alive = || {
+        let view = peer.view.borrow();
+        view.live_peers().filter(|(_, belief)| belief.alive == Liveness::Alive).count()
+    };
+    let latest = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS_MAX));
+    let mut end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS));
+    let mut living = alive();
     while peer.now() < end && peer.copies_to_replace() > 0 {
         peer.sleep(INVITE_AGAIN_MS).await;
+        let still = alive();
+        if still < living {
+            end = peer.now().after(Duration::from_millis(REPLACED_WITHIN_MS)).min(latest);
+        }
+        living = still;
     }
     peer.sleep(500).await;
     for at in [SHOP, PAGE] {

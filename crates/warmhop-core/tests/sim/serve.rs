@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use warmhop_core::affinity::{self, Authenticator, Entry, Kind, Token};
 use warmhop_core::app::{AppEvent, WantedBy};
-use warmhop_core::config::{StartMode, WithoutMajority};
-use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, WallTime};
+use warmhop_core::config::StartMode;
+use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::rank;
 use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, Question, decide, may_retry,
 };
-use warmhop_core::session::message::{Config, Exec, ExecDone, Members, Stored};
+use warmhop_core::session::entry::{
+    self, After, Alone, End, Errand, FORWARDS_MAX, Forwarded, Here, Look, Named, Rerun, Reruns,
+    Step, alone, answer_forward, fence_at, first_members, is_for_entry,
+};
+use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit};
 use warmhop_core::view::{AppBelief, AppState, Liveness, PeerBelief, View};
 
@@ -23,7 +27,6 @@ use crate::store::{InLine, Told};
 use crate::world::{Mailbox, To, World};
 
 const ROUNDS_MAX: u32 = 8;
-const FORWARDS_MAX: u8 = 3;
 const HEARD_LATELY: Duration = Duration::from_millis(50);
 /// How often one that waits for a reply looks whether the link still lives.
 const LOOK_MS: u64 = 300;
@@ -159,11 +162,7 @@ enum ReplySession {
 enum HopRefusal {
     NotReady,
     Exec(ExecDone),
-    NotOwner {
-        promised: Option<Ballot>,
-    },
-    /// It is known to be lost, or to go on under another session.
-    Lost(Failure),
+    NotOwner { promised: Option<Ballot> },
     Problem(Problem),
     AppFailed,
 }
@@ -193,11 +192,6 @@ struct Portable {
     rid: RequestKey,
     seen: Option<u64>,
     hops_left: u8,
-}
-
-enum Stand {
-    Fresh,
-    Known { sid: SessionId, cfg: Config, owner: Incarnation, n: u64 },
 }
 
 enum LineEnd {
@@ -805,187 +799,123 @@ impl Peer {
         call: &mut Call,
         entry: Option<&Entry>,
     ) -> Result<Served, Problem> {
-        let mut stand = match entry {
-            Some(Entry { sid, kind: Kind::Portable { cfg, owner, n }, .. }) => {
-                Stand::Known { sid: *sid, cfg: cfg.clone(), owner: *owner, n: *n }
-            }
-            _ => Stand::Fresh,
+        let asked = entry::Asked {
+            keyed: call.asked.keyed,
+            seen: portable.seen,
+            may_repeat: may_retry(call.asked.is_safe(), call.asked.keyed, false, true, true),
+            hops_left: portable.hops_left,
         };
-        let (mut lost, mut forked, mut take_over) = (false, false, false);
-        // Who was said to own it by the last one asked, and who said of themselves that they do not.
-        let mut told: Option<Incarnation> = None;
-        let mut no_owners: Vec<Incarnation> = Vec::new();
-        for round in 0..ROUNDS_MAX {
-            let seen = portable.seen.filter(|_| call.asked.keyed || call.may_have_run);
-            let portable = Portable { seen, ..portable };
-            match &stand {
-                Stand::Fresh => {
-                    match self.begin_session(portable, call).await? {
-                        LineEnd::Served(mut served) => {
-                            served.lost = lost;
-                            return Ok(*served);
-                        }
-                        LineEnd::Problem(problem) => return Err(problem),
-                        LineEnd::Elsewhere(_) => {}
-                        LineEnd::Failed(failure) if may_begin_anew(call, &failure) => {}
-                        LineEnd::Failed(failure) => return Err(describe(&failure)),
+        let named = entry.and_then(|entry| match &entry.kind {
+            Kind::Portable { cfg, owner, n } => {
+                Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
+            }
+            Kind::Pinned { .. } => None,
+        });
+        let mut errand = Errand::new(asked, named);
+        loop {
+            let about = errand.session().map(|named| named.sid);
+            let end = self.attempt(portable, call, &mut errand).await?;
+            self.world.note(about, || {
+                let end = match &end {
+                    LineEnd::Served(_) => {
+                        return format!("{} served request {}", self.me, call.asked.id);
                     }
-                    if !call.has_body {
-                        return Err(problem(502, "outcome-unknown"));
+                    LineEnd::Elsewhere(other) => format!("owned elsewhere: {other:?}"),
+                    LineEnd::Failed(failure) => format!("{failure:?}"),
+                    LineEnd::Problem(problem) => format!("{problem:?}"),
+                };
+                format!("{} did not serve request {}: {end}", self.me, call.asked.id)
+            });
+            let end = match end {
+                LineEnd::Served(mut served) => {
+                    served.lost = errand.lost();
+                    served.forked = errand.forked();
+                    return Ok(*served);
+                }
+                LineEnd::Problem(problem) => return Err(problem),
+                LineEnd::Elsewhere(other) => End::Elsewhere(other),
+                LineEnd::Failed(failure) => End::Failed(failure),
+            };
+            let mut after = errand.ended(end, call.has_body, &self.here(&self.view.borrow()));
+            if let (After::TryAlone(failure), Some(named)) = (after, errand.session()) {
+                let into = self.fork(named.sid);
+                let view = self.view.borrow();
+                after = errand.tried_alone(failure, into, call.has_body, &self.here(&view));
+            }
+            match after {
+                After::Again { back_off, .. } => {
+                    if !back_off.is_zero() {
+                        self.sleep(self.world.below(back_off.as_millis() as u64)).await;
                     }
                 }
-                Stand::Known { sid, cfg, owner, n } => {
-                    let (sid, n) = (*sid, *n);
-                    let (owns, known) = self
-                        .look(sid, |machine| {
-                            (machine.is_owner() || machine.is_taking_over(), machine.known_owner())
-                        })
-                        .unwrap_or((false, None));
-                    let owner = told.or(known).unwrap_or(*owner);
-                    let destination =
-                        if owns || take_over { None } else { self.forward_to(sid, owner, n) };
-                    self.world.note(Some(sid), || {
-                        let owns = if owns { ", owns it" } else { "" };
-                        format!(
-                            "{} (owner {owner:?}{owns}) -> {destination:?}, request {}",
-                            self.me, call.asked.id
-                        )
-                    });
-                    let sent_on = destination.is_some() && portable.hops_left > 0;
-                    let end = match destination {
-                        Some((to, moves)) if portable.hops_left > 0 => {
-                            let forward = Forward {
-                                sid,
-                                cfg: cfg.clone(),
-                                owner,
-                                rid: portable.rid,
-                                seen: portable.seen,
-                                hops_left: portable.hops_left - 1,
-                                hand_over: moves.then_some(self.inc),
-                            };
-                            self.forward(call, sid, forward, &to).await
-                        }
-                        _ => self.at_owner(portable, call, sid, Some(cfg), !owns, None).await,
-                    };
-                    self.world.note(Some(sid), || {
-                        let end = match &end {
-                            LineEnd::Served(_) => {
-                                return format!("{} served request {}", self.me, call.asked.id);
-                            }
-                            LineEnd::Elsewhere(other) => format!("owned elsewhere: {other:?}"),
-                            LineEnd::Failed(failure) => format!("{failure:?}"),
-                            LineEnd::Problem(problem) => format!("{problem:?}"),
-                        };
-                        format!("{} did not serve request {}: {end}", self.me, call.asked.id)
-                    });
-                    match end {
-                        LineEnd::Served(mut served) => {
-                            served.forked = forked;
-                            served.lost = lost;
-                            return Ok(*served);
-                        }
-                        LineEnd::Problem(problem) => return Err(problem),
-                        LineEnd::Failed(
-                            Failure::NoMajority { ran: false } | Failure::Lost { ran: false },
-                        ) if !forked && self.fork(sid) => {
-                            forked = true;
-                            if let Some(Some(new)) = self.look(sid, |machine| machine.fenced()) {
-                                let cfg = cfg.clone();
-                                stand = Stand::Known { sid: new, cfg, owner: self.inc, n };
-                            }
-                        }
-                        LineEnd::Elsewhere(other) => {
-                            if sent_on {
-                                no_owners.push(owner);
-                            } else {
-                                no_owners.clear();
-                            }
-                            take_over = other.is_none_or(|other| {
-                                !self.lives(other) || no_owners.contains(&other)
-                            });
-                            told = other;
-                            self.sleep(self.world.below(20 << round.min(4))).await;
-                        }
-                        LineEnd::Failed(Failure::WentOn { into, by })
-                            if !forked && self.lives(by) =>
-                        {
-                            forked = true;
-                            let cfg = first_config(vec![by], self.wall());
-                            stand = Stand::Known { sid: into, cfg, owner: by, n };
-                            take_over = false;
-                        }
-                        LineEnd::Failed(Failure::Lost { ran: false } | Failure::WentOn { .. }) => {
-                            lost |= n > 0;
-                            stand = Stand::Fresh;
-                        }
-                        LineEnd::Failed(Failure::Deposed { to })
-                            if may_begin_anew(call, &Failure::Deposed { to }) =>
-                        {
-                            call.may_have_run = true;
-                            told = to.or(told);
-                        }
-                        LineEnd::Failed(failure) => return Err(describe(&failure)),
-                    }
-                    if !call.has_body {
-                        return Err(problem(502, "outcome-unknown"));
-                    }
+                After::Refuse(failure) | After::TryAlone(failure) => {
+                    return Err(describe(&failure));
                 }
+                After::OutcomeUnknown(_) => return Err(problem(502, "outcome-unknown")),
             }
         }
-        Err(problem(503, "no-progress"))
+    }
+
+    async fn attempt(
+        self: &Rc<Self>,
+        portable: Portable,
+        call: &mut Call,
+        errand: &mut Errand,
+    ) -> Result<LineEnd, Problem> {
+        let portable = Portable { seen: errand.seen(call.may_have_run), ..portable };
+        let named = errand.session().cloned();
+        let look = named.as_ref().and_then(|named| self.look(named.sid, Look::of));
+        let stays = || named.as_ref().is_some_and(|named| self.should_move(named.sid, named.n));
+        let step = errand.next(look.unwrap_or_default(), &self.here(&self.view.borrow()), stays);
+        let Some(Named { sid, cfg, .. }) = named else {
+            return match step {
+                Step::GiveUp => Err(problem(503, "no-progress")),
+                _ => self.begin_session(portable, call).await,
+            };
+        };
+        self.world
+            .note(Some(sid), || format!("{}: request {} -> {step:?}", self.me, call.asked.id));
+        Ok(match step {
+            Step::GiveUp => return Err(problem(503, "no-progress")),
+            Step::Begin => self.begin_session(portable, call).await?,
+            Step::Forward { to, owner, hops_left, moves } => {
+                let forward = Forward {
+                    sid,
+                    cfg,
+                    owner,
+                    rid: portable.rid,
+                    seen: portable.seen,
+                    hops_left,
+                    hand_over: moves.map(|_| self.inc),
+                };
+                self.forward(call, sid, forward, &to).await
+            }
+            Step::AtOwner { take_over } => {
+                self.at_owner(portable, call, sid, Some(&cfg), take_over.is_some(), None).await
+            }
+        })
+    }
+
+    fn here<'v>(&self, view: &'v View) -> Here<'v> {
+        Here { me: self.inc, draining: self.draining.get(), view, wall: self.wall() }
     }
 
     /// Without a majority, goes on from this peer's own copy where that is allowed.
-    fn fork(self: &Rc<Self>, sid: SessionId) -> bool {
-        if self.look(sid, |machine| machine.fenced()).flatten().is_some() {
-            return true;
-        }
+    fn fork(self: &Rc<Self>, sid: SessionId) -> Option<SessionId> {
         let policy = &self.world.knobs.policy;
-        let serves = policy.without_majority == WithoutMajority::Serve;
+        let record = match self.look(sid, |machine| alone(machine, self.inc, policy))? {
+            Alone::No => return None,
+            Alone::Already(into) => return Some(into),
+            Alone::From(record) => record,
+        };
         let new = SessionId(self.world.bytes());
-        let record = self.with(sid, false, |machine, ctx, out| {
-            let few = machine.holds_everything(ctx.me);
-            if (serves || few) && machine.holds_copy() && machine.fenced().is_none() {
-                machine.fence(ctx, new, out)
-            } else {
-                None
-            }
-        });
-        let Some(Some(record)) = record else { return false };
-        let cfg = self.first_members(new, Vec::new());
-        self.with(new, true, |machine, ctx, out| machine.mint_from(ctx, cfg, record.body, out));
+        let cfg = first_members(new, None, policy.copies, &self.here(&self.view.borrow()));
+        self.with(new, true, |machine, ctx, out| machine.mint_from(ctx, cfg, &record, out))?;
+        let into =
+            self.with(sid, false, |machine, ctx, out| fence_at(machine, ctx, record.p, new, out))??;
         self.world.count("forked");
         self.world.note(Some(sid), || format!("{} forks it as {new:?}", self.me));
-        true
-    }
-
-    fn first_members(&self, sid: SessionId, others: Vec<Incarnation>) -> Config {
-        let mut who = vec![self.inc];
-        who.extend(others);
-        let view = self.view.borrow();
-        let live = view
-            .live_peers()
-            .filter(|(_, belief)| !belief.news.draining && belief.alive == Liveness::Alive)
-            .filter(|(_, belief)| !who.contains(&belief.news.incarnation));
-        let ranked = rank::session_ranks(&sid, live.map(|(peer, _)| peer));
-        let ranked = ranked.iter().filter_map(|peer| view.peer(peer));
-        let missing = self.world.knobs.policy.copies.clamp(1, 3).saturating_sub(who.len());
-        who.extend(ranked.map(|belief| belief.news.incarnation).take(missing));
-        first_config(who, self.wall())
-    }
-
-    fn forward_to(&self, sid: SessionId, owner: Incarnation, n: u64) -> Option<(PeerId, bool)> {
-        if owner == self.inc {
-            return None;
-        }
-        let (to, draining) = {
-            let view = self.view.borrow();
-            let belief =
-                view.by_incarnation(&owner).filter(|belief| belief.alive == Liveness::Alive)?;
-            (belief.news.peer.clone(), belief.news.draining)
-        };
-        let moves = !self.draining.get() && (draining || self.should_move(sid, n));
-        Some((to, moves))
+        Some(into)
     }
 
     async fn begin_session(
@@ -999,7 +929,8 @@ impl Peer {
             Place::There(peer) => self.incarnation_of(peer),
         };
         let sid = SessionId(self.world.bytes());
-        let cfg = self.first_members(sid, executor.into_iter().collect());
+        let copies = self.world.knobs.policy.copies;
+        let cfg = first_members(sid, executor, copies, &self.here(&self.view.borrow()));
         Ok(self.at_owner(portable, call, sid, None, false, Some((place, cfg))).await)
     }
 
@@ -1023,7 +954,7 @@ impl Peer {
             fingerprint: asked.fingerprint,
             keyed: asked.keyed,
             seen: portable.seen,
-            safe: asked.is_safe(),
+            safe: asked.is_safe() && !asked.keyed,
         };
         let peers = if take_over { self.whom_to_ask(sid) } else { Vec::new() };
         let mut line = self.enqueue(sid, mint.is_some(), submit, |machine, ctx, out| {
@@ -1034,8 +965,7 @@ impl Peer {
                 machine.take_over(ctx, hint.cloned(), round, &peers, out);
             }
         });
-        let mut again = false;
-        let mut rounds = 0;
+        let mut reruns = Reruns::default();
         let mut tried: Vec<PeerId> = Vec::new();
         let mut held: Option<Served> = None;
         loop {
@@ -1066,17 +996,9 @@ impl Peer {
                     };
                     match ran {
                         Ok(Some(served)) => held = Some(served),
-                        Ok(None) => again = true,
+                        Ok(None) => reruns.came_to_nothing(),
                         Err(problem) => return LineEnd::Problem(problem),
                     }
-                }
-                Told::Fail(Failure::ExecutionFailed) if again && call.has_body => {
-                    again = false;
-                    rounds += 1;
-                    if rounds > ROUNDS_MAX {
-                        return LineEnd::Problem(problem(503, "no-progress"));
-                    }
-                    line = self.enqueue(sid, false, submit, |_, _, _| ());
                 }
                 Told::Release { hint } => {
                     let Some(mut served) = held.take() else { continue };
@@ -1101,7 +1023,11 @@ impl Peer {
                     served.entry = Some(self.entry_for(sid, hint));
                     return LineEnd::Served(Box::new(served));
                 }
-                Told::Fail(failure) => return LineEnd::Failed(failure),
+                Told::Fail(failure) => match reruns.failed(&failure, call.has_body) {
+                    Rerun::Again => line = self.enqueue(sid, false, submit, |_, _, _| ()),
+                    Rerun::GiveUp => return LineEnd::Problem(problem(503, "no-progress")),
+                    Rerun::No => return LineEnd::Failed(failure),
+                },
                 Told::Redirect(to) => return LineEnd::Elsewhere(to),
             }
         }
@@ -1193,7 +1119,6 @@ impl Peer {
                 self.with(sid, false, |machine, _, _| machine.note_owner(promised));
                 LineEnd::Elsewhere(promised.map(|ballot| ballot.proposer))
             }
-            Err(HopError::Refused(HopRefusal::Lost(failure))) => LineEnd::Failed(failure),
             Err(HopError::Refused(HopRefusal::Problem(problem))) => LineEnd::Problem(problem),
             Err(error) => match after_failed_hop(call, &error) {
                 Ok(()) => LineEnd::Elsewhere(None),
@@ -1217,19 +1142,16 @@ impl Peer {
         forward: &Forward,
     ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
-        let (owns, promised) = self
-            .look(sid, |machine| {
-                (machine.is_owner() || machine.is_taking_over(), machine.promised())
-            })
-            .unwrap_or((false, None));
-        let named = forward.owner == self.inc;
-        let elsewhere = promised.is_some_and(|ballot| ballot.proposer != self.inc);
-        if !owns && (!named || elsewhere) {
-            return Err(HopRefusal::NotOwner { promised });
-        }
+        let answer =
+            self.look(sid, |machine| answer_forward(Some(machine), self.inc, forward.owner));
+        let answer = answer.unwrap_or_else(|| answer_forward(None, self.inc, forward.owner));
+        let take_over = match answer {
+            Forwarded::Serve { take_over } => take_over,
+            Forwarded::NotOwner { promised, .. } => return Err(HopRefusal::NotOwner { promised }),
+        };
         let portable =
             Portable { rid: forward.rid, seen: forward.seen, hops_left: forward.hops_left };
-        let end = self.at_owner(portable, call, sid, Some(&forward.cfg), !owns, None).await;
+        let end = self.at_owner(portable, call, sid, Some(&forward.cfg), take_over, None).await;
         if let Some(to) = forward.hand_over {
             self.world.count("handed over");
             self.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
@@ -1240,17 +1162,13 @@ impl Peer {
                 let promised = self.look(sid, |machine| machine.promised()).flatten();
                 Err(HopRefusal::NotOwner { promised })
             }
-            LineEnd::Failed(failure @ (Failure::Lost { ran: false } | Failure::WentOn { .. })) => {
-                Err(HopRefusal::Lost(failure))
+            LineEnd::Failed(failure) if is_for_entry(&failure) => {
+                Err(HopRefusal::NotOwner { promised: None })
             }
             LineEnd::Failed(failure) => Err(HopRefusal::Problem(describe(&failure))),
             LineEnd::Problem(problem) => Err(HopRefusal::Problem(problem)),
         }
     }
-}
-
-fn first_config(who: Vec<Incarnation>, wall: WallTime) -> Config {
-    Config { now: Members::first(wall.0, who), prev: None }
 }
 
 /// Whether the request may go elsewhere after a hop that brought no response.
@@ -1273,20 +1191,6 @@ fn after_failed_hop(call: &Call, error: &HopError) -> Result<(), Problem> {
         HopError::Unreachable => problem(502, "hop-unreachable"),
         HopError::Broken => problem(502, "outcome-unknown"),
     })
-}
-
-fn may_begin_anew(call: &Call, failure: &Failure) -> bool {
-    match failure {
-        Failure::NoMajority { ran: false }
-        | Failure::Lost { ran: false }
-        | Failure::WentOn { .. } => true,
-        Failure::NoMajority { ran: true }
-        | Failure::Lost { ran: true }
-        | Failure::Deposed { .. } => {
-            may_retry(call.asked.is_safe(), call.asked.keyed, false, true, true)
-        }
-        _ => false,
-    }
 }
 
 fn describe(failure: &Failure) -> Problem {

@@ -1,0 +1,568 @@
+//! One request of a portable session at its *entry peer*: where its session stands, whom to send
+//! it to, when to take the session over, when it goes on under another id, when it is lost, and
+//! when to stop trying.
+//!
+//! Owns what one request has learnt on its way ([`Errand`]), and the few rules that peers share
+//! about sessions they do not own yet: who is asked to hold a new one ([`first_members`]), who may
+//! go on without a majority ([`alone`]), and whom a peer serves that was sent another's request
+//! ([`answer_forward`]). Refuses to know how a request travels, where its app runs, and what is
+//! committed: what came of an attempt is told with [`Errand::ended`]. It draws nothing: a back-off
+//! is a bound, below which the caller draws.
+//!
+//! ```text
+//!              ┌───────────────────────── Again ─────────────────────────┐
+//!              ▼                                                         │
+//!  new ──▶ next ─▶ Begin ─────┐                                          │
+//!              ├─▶ Forward ───┼─▶ served                                 │
+//!              ├─▶ AtOwner ───┴─▶ ended ─▶ TryAlone ─▶ tried_alone ──────┤
+//!              └─▶ GiveUp             │                                  │
+//!                                     └─▶ Refuse, OutcomeUnknown, Again ─┘
+//! ```
+//!
+//! What a request believes of the owner is a hint, and so is all that it is told: going to the
+//! wrong peer costs a round, and taking over where that was not needed costs a ballot. Neither can
+//! harm the session, whose register alone decides (I16). What must hold here is an end: at most
+//! [`ROUNDS_MAX`] attempts, none of which repeats what may have run and may not be repeated (I12).
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::message::{Config, MEMBERS_MAX, Members, Record};
+use super::repair::{by_rank, may_count_on};
+use super::{Ctx, Effects, Failure, Session};
+use crate::config::{SessionPolicy, WithoutMajority};
+use crate::ids::{Ballot, Incarnation, PeerId, Position, SessionId, WallTime};
+use crate::view::{Liveness, View};
+
+/// How often a request is sent on, taken over or begun anew before it is refused.
+pub const ROUNDS_MAX: u32 = 8;
+/// How many peers a request may be forwarded through on its way to its session's owner.
+pub const FORWARDS_MAX: u8 = 3;
+/// The back-off after the first attempt that another peer's claim ended; it doubles with each
+/// round, up to 16 times this.
+pub const BACK_OFF: Duration = Duration::from_millis(20);
+
+const BACK_OFF_DOUBLINGS_MAX: u32 = 4;
+
+/// What does not change about a request from one attempt to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Whether the client gave it a key.
+    pub keyed: bool,
+    /// The number that the client's token named when the request arrived.
+    pub seen: Option<u64>,
+    /// Whether it may run again after an attempt of unknown outcome: see
+    /// [`may_retry`](crate::route::may_retry) (I12).
+    pub may_repeat: bool,
+    /// How many more peers may forward it.
+    pub hops_left: u8,
+}
+
+/// A session as a token names it: a hint of where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The session.
+    pub sid: SessionId,
+    /// Its members when the token was made.
+    pub cfg: Config,
+    /// Its owner when the token was made.
+    pub owner: Incarnation,
+    /// The number of its newest chosen record; 0 where it held nothing.
+    pub n: u64,
+}
+
+/// What the entry peer's own machine says of the session: the default where it has none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Look {
+    /// This peer owns it, or is on its way to.
+    pub owns: bool,
+    /// Who owns it as far as this peer remembers.
+    pub owner: Option<Incarnation>,
+}
+
+impl Look {
+    /// What `machine` says.
+    #[must_use]
+    pub fn of(machine: &Session) -> Self {
+        Self { owns: machine.is_owner() || machine.is_taking_over(), owner: machine.known_owner() }
+    }
+}
+
+/// This peer, at the moment of a decision.
+#[derive(Debug, Clone, Copy)]
+pub struct Here<'a> {
+    /// This process.
+    pub me: Incarnation,
+    /// It is about to leave.
+    pub draining: bool,
+    /// What it believes of the others.
+    pub view: &'a View,
+    /// The wall clock, for the stamp of a configuration.
+    pub wall: WallTime,
+}
+
+impl Here<'_> {
+    fn lives(&self, incarnation: Incarnation) -> bool {
+        incarnation == self.me || self.view.by_incarnation(&incarnation).is_some()
+    }
+}
+
+/// Why the session is to be handed to this peer after the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moves {
+    /// Its owner is about to leave.
+    OwnerDrains,
+    /// Its client keeps arriving here (I17).
+    ClientStays,
+}
+
+/// Why this peer takes a session over rather than send the request on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakeOver {
+    /// The owner is gone, or has not been heard for too long.
+    OwnerSilent,
+    /// Whoever was asked is not the owner and knows of no other that lives; or the token names
+    /// this very process, which keeps nothing of the session.
+    NobodyElse,
+}
+
+/// What to do with the request next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Draw a session for it, with [`first_members`], and serve it at this peer.
+    Begin,
+    /// Send it to the session's owner.
+    Forward {
+        /// The owner's peer.
+        to: PeerId,
+        /// The owner.
+        owner: Incarnation,
+        /// How many more peers may forward it from there.
+        hops_left: u8,
+        /// Whether the session is to be handed to this peer after it.
+        moves: Option<Moves>,
+    },
+    /// Serve it at this peer: as the session's owner, or after taking it over.
+    AtOwner {
+        /// Why it has to be taken over, where it has to be.
+        take_over: Option<TakeOver>,
+    },
+    /// It was tried often enough.
+    GiveUp,
+}
+
+/// How an attempt ended that served nothing, and that does not end the request by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The peer asked does not own the session, or cannot be reached; the likely owner, where it
+    /// named one.
+    Elsewhere(Option<Incarnation>),
+    /// The session's machine at this peer refused it.
+    Failed(Failure),
+}
+
+/// What came of an attempt for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// Go on with [`Errand::next`], after a random span below `back_off`.
+    Again {
+        /// Why there is a reason to try again.
+        because: Because,
+        /// The bound of the span to wait; zero: at once.
+        back_off: Duration,
+    },
+    /// No majority of the session's members is left: go on from this peer's own copy if [`alone`]
+    /// allows it, and tell with [`Errand::tried_alone`].
+    TryAlone(Failure),
+    /// Tell the client of this failure.
+    Refuse(Failure),
+    /// Its body was sent and cannot be sent again: tell the client that nobody knows.
+    OutcomeUnknown(Because),
+}
+
+/// Why a request is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// The session that was drawn for it came to nothing, and no token had left.
+    NotBegun,
+    /// Another peer may own the session.
+    OwnedElsewhere,
+    /// The session goes on without its majority, under this id.
+    Forked(SessionId),
+    /// Too many of its holders are gone: a new one begins.
+    Lost,
+    /// Another peer took it over while the request ran, and knows whether it was applied.
+    Deposed,
+}
+
+/// One request on its way to its session's owner. See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Errand {
+    asked: Asked,
+    /// The session it is about; absent until one is drawn for it.
+    named: Option<Named>,
+    /// Who is the owner by the word of the last one asked.
+    told: Option<Incarnation>,
+    /// Who said of themselves that they do not own it, since this peer last tried to.
+    disclaimed: Vec<Incarnation>,
+    /// Whom the attempt under way was sent to.
+    sent_to: Option<Incarnation>,
+    take_over: bool,
+    /// An attempt ran whose outcome is unknown.
+    may_have_run: bool,
+    forked: bool,
+    lost: bool,
+    rounds: u32,
+}
+
+impl Errand {
+    /// A request that arrived with a token that names a session, or with none.
+    #[must_use]
+    pub fn new(asked: Asked, named: Option<Named>) -> Self {
+        Self {
+            asked,
+            named,
+            told: None,
+            disclaimed: Vec::new(),
+            sent_to: None,
+            take_over: false,
+            may_have_run: false,
+            forked: false,
+            lost: false,
+            rounds: 0,
+        }
+    }
+
+    /// The session to look at for [`Errand::next`].
+    #[must_use]
+    pub fn session(&self) -> Option<&Named> {
+        self.named.as_ref()
+    }
+
+    /// The number to pin for the coming attempt. A request that its entry peer has just named
+    /// cannot have been applied before; only after an attempt of unknown outcome has that to be
+    /// shown, `may_have_run` telling whether a hop was one. A client's own key may be a repeat
+    /// from the start. In a session that is drawn for it nothing was applied yet, and the numbers
+    /// of a former one mean nothing.
+    #[must_use]
+    pub fn seen(&self, may_have_run: bool) -> Option<u64> {
+        let shown = self.asked.keyed || self.may_have_run || may_have_run;
+        self.asked.seen.filter(|_| shown && self.named.is_some())
+    }
+
+    /// Whether its session is lost, and was replaced by a new one: the client is told.
+    #[must_use]
+    pub fn lost(&self) -> bool {
+        self.lost && self.named.is_none()
+    }
+
+    /// Whether its session goes on without its majority, under another id: the client is told.
+    #[must_use]
+    pub fn forked(&self) -> bool {
+        self.forked && self.named.is_some()
+    }
+
+    /// Decides the next attempt. `look` is what this peer's machine says of
+    /// [`Errand::session`]; `client_stays` counts the request as one that arrived at a peer that
+    /// does not own its session, and says whether that should move (I17): it is called at most
+    /// once, and only where the request is forwarded.
+    pub fn next(
+        &mut self,
+        look: Look,
+        here: &Here<'_>,
+        client_stays: impl FnOnce() -> bool,
+    ) -> Step {
+        if self.rounds == ROUNDS_MAX {
+            return Step::GiveUp;
+        }
+        self.rounds += 1;
+        self.sent_to = None;
+        let Some(named) = &self.named else { return Step::Begin };
+        if look.owns {
+            return Step::AtOwner { take_over: None };
+        }
+        let take_over = |why| Step::AtOwner { take_over: Some(why) };
+        // One that was named just now goes over one that is remembered, which may be the very peer
+        // that named the other: else the two would be asked in turn until the rounds are used up.
+        let owner = self.told.or(look.owner).unwrap_or(named.owner);
+        if self.take_over || owner == here.me {
+            return take_over(TakeOver::NobodyElse);
+        }
+        // One that is suspect may live, but waiting for it costs more than taking over, which
+        // cannot harm it.
+        let belief = here.view.by_incarnation(&owner);
+        let Some(belief) = belief.filter(|belief| belief.alive == Liveness::Alive) else {
+            return take_over(TakeOver::OwnerSilent);
+        };
+        let Some(hops_left) = self.asked.hops_left.checked_sub(1) else {
+            return take_over(TakeOver::NobodyElse);
+        };
+        let moves = if here.draining {
+            // It would have to give it away at once.
+            None
+        } else if belief.news.draining {
+            Some(Moves::OwnerDrains)
+        } else {
+            client_stays().then_some(Moves::ClientStays)
+        };
+        self.sent_to = Some(owner);
+        Step::Forward { to: belief.news.peer.clone(), owner, hops_left, moves }
+    }
+
+    /// Decides what becomes of the request after an attempt. `sendable` tells whether its body
+    /// can be sent (again).
+    pub fn ended(&mut self, end: End, sendable: bool, here: &Here<'_>) -> After {
+        let Some(named) = &self.named else {
+            return match end {
+                End::Failed(failure) if !self.may_go_on(&failure) => After::Refuse(failure),
+                // No token had left: another session is as good.
+                _ => again(Because::NotBegun, Duration::ZERO, sendable),
+            };
+        };
+        match end {
+            End::Elsewhere(other) => {
+                match self.sent_to {
+                    Some(asked) => self.disclaimed.push(asked),
+                    // This peer tried to own it and met another's ballot: whoever that is has
+                    // begun since.
+                    None => self.disclaimed.clear(),
+                }
+                // Two peers that each name the other, or a dead one, know no owner.
+                self.take_over = other
+                    .is_none_or(|other| !here.lives(other) || self.disclaimed.contains(&other));
+                self.told = other;
+                // Two peers that both want the session give each other time.
+                let doublings = self.rounds.saturating_sub(1).min(BACK_OFF_DOUBLINGS_MAX);
+                again(Because::OwnedElsewhere, BACK_OFF * (1 << doublings), sendable)
+            }
+            End::Failed(
+                failure @ (Failure::NoMajority { ran: false } | Failure::Lost { ran: false }),
+            ) if !self.forked => After::TryAlone(failure),
+            // Somebody who still held it went on without the others, under another id.
+            End::Failed(Failure::WentOn { into, by }) if !self.forked && here.lives(by) => {
+                let cfg = Config { now: Members::first(here.wall.0, [by]), prev: None };
+                let named = Named { sid: into, cfg, owner: by, n: named.n };
+                self.go_on_as(named, sendable)
+            }
+            End::Failed(failure) => self.failed(failure, sendable),
+        }
+    }
+
+    /// This peer went on from its own copy as `into`, or may not. `failure` is that of
+    /// [`After::TryAlone`].
+    pub fn tried_alone(
+        &mut self,
+        failure: Failure,
+        into: Option<SessionId>,
+        sendable: bool,
+        here: &Here<'_>,
+    ) -> After {
+        match (into, &self.named) {
+            (Some(sid), Some(named)) => {
+                let named = Named { sid, owner: here.me, ..named.clone() };
+                self.go_on_as(named, sendable)
+            }
+            _ => self.failed(failure, sendable),
+        }
+    }
+
+    fn go_on_as(&mut self, named: Named, sendable: bool) -> After {
+        let because = Because::Forked(named.sid);
+        self.forked = true;
+        self.named = Some(named);
+        // What was said, was said of the session before.
+        self.told = None;
+        self.disclaimed.clear();
+        self.take_over = false;
+        again(because, Duration::ZERO, sendable)
+    }
+
+    fn failed(&mut self, failure: Failure, sendable: bool) -> After {
+        match failure {
+            Failure::Lost { ran: false } | Failure::WentOn { .. } => {
+                // A session that held nothing is no loss.
+                self.lost |= self.named.as_ref().is_some_and(|named| named.n > 0);
+                self.named = None;
+                again(Because::Lost, Duration::ZERO, sendable)
+            }
+            // Whoever owns the session knows whether this request was applied.
+            Failure::Deposed { to } if self.may_go_on(&failure) => {
+                self.may_have_run = true;
+                self.told = to.or(self.told);
+                again(Because::Deposed, Duration::ZERO, sendable)
+            }
+            failure => After::Refuse(failure),
+        }
+    }
+
+    /// Whether a request may be tried again after `failure`, under another session or another
+    /// owner: where it did not run, or may run twice (I12). All others are answers: trying again
+    /// would get the same, or is the client's to decide.
+    fn may_go_on(&self, failure: &Failure) -> bool {
+        match failure {
+            Failure::NoMajority { ran: false }
+            | Failure::Lost { ran: false }
+            | Failure::WentOn { .. } => true,
+            Failure::NoMajority { ran: true }
+            | Failure::Lost { ran: true }
+            | Failure::Deposed { .. } => self.asked.may_repeat,
+            Failure::QueueFull
+            | Failure::FingerprintDiffers
+            | Failure::KeyInUse
+            | Failure::BelowFloor
+            | Failure::TooManyRetries
+            | Failure::ExecutionFailed => false,
+        }
+    }
+}
+
+fn again(because: Because, back_off: Duration, sendable: bool) -> After {
+    if sendable { After::Again { because, back_off } } else { After::OutcomeUnknown(because) }
+}
+
+/// How often a request in line at its owner is run again after it came to nothing: an executor
+/// that could not be reached, or that was not ready any more, is no answer to a client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reruns {
+    came_to_nothing: bool,
+    count: u32,
+}
+
+/// What becomes of a request in line whose machine reports a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rerun {
+    /// Put it in line again.
+    Again,
+    /// The failure stands.
+    No,
+    /// It was tried often enough.
+    GiveUp,
+}
+
+impl Reruns {
+    /// An attempt ended before any app can have seen it, or in a way that allows another.
+    pub fn came_to_nothing(&mut self) {
+        self.came_to_nothing = true;
+    }
+
+    /// Decides about a failure. `sendable` as in [`Errand::ended`].
+    pub fn failed(&mut self, failure: &Failure, sendable: bool) -> Rerun {
+        let again = *failure == Failure::ExecutionFailed && self.came_to_nothing && sendable;
+        if !again {
+            return Rerun::No;
+        }
+        self.came_to_nothing = false;
+        self.count += 1;
+        if self.count > ROUNDS_MAX { Rerun::GiveUp } else { Rerun::Again }
+    }
+}
+
+/// The first configuration of a session: this peer, who owns it; the executor of its first
+/// request, whose vote comes back with the response; and up to `copies` others by their rank for
+/// the session, so that any peer can find it without a token. Of the others only those that live
+/// and stay are asked.
+#[must_use]
+pub fn first_members(
+    sid: SessionId,
+    executor: Option<Incarnation>,
+    copies: usize,
+    here: &Here<'_>,
+) -> Config {
+    let mut who: Vec<Incarnation> = core::iter::once(here.me).chain(executor).collect();
+    who.dedup();
+    let ranked = by_rank(sid, here.view, |belief| {
+        may_count_on(belief) && !who.contains(&belief.news.incarnation)
+    });
+    let missing = copies.clamp(1, MEMBERS_MAX).saturating_sub(who.len());
+    who.extend(ranked.into_iter().take(missing));
+    Config { now: Members::first(here.wall.0, who), prev: None }
+}
+
+/// What a peer may do about a session without its majority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alone {
+    /// Nothing.
+    No,
+    /// Follow: its copy went on under this id before.
+    Already(SessionId),
+    /// Go on from this record: mint another session from it with [`Session::mint_from`], and only
+    /// then withdraw this copy's vote with [`fence_at`].
+    From(Record),
+}
+
+/// Whether this peer may go on from its own copy of a session that has no majority: where the
+/// policy says so, or where its members are two at most; then this copy holds every change that
+/// was ever answered.
+#[must_use]
+pub fn alone(machine: &Session, me: Incarnation, policy: &SessionPolicy) -> Alone {
+    if let Some(into) = machine.fenced() {
+        return Alone::Already(into);
+    }
+    let may = policy.without_majority == WithoutMajority::Serve || machine.holds_everything(me);
+    match machine.copy.accepted.as_ref().filter(|_| may) {
+        Some(record) => Alone::From(record.clone()),
+        None => Alone::No,
+    }
+}
+
+/// Withdraws this copy's vote in favour of `into`, unless its record is no longer the one at `p`
+/// that `into` was minted from. Returns the id that this copy goes on under: another than `into`
+/// where it was fenced meanwhile, none where its record changed. `into` is then a session that
+/// nobody knows of, and it expires.
+///
+/// The vote is withdrawn after the other session exists, not before: whoever hears of the fence
+/// goes to the other session at once, and must find it.
+pub fn fence_at(
+    machine: &mut Session,
+    ctx: &mut Ctx<'_>,
+    p: Position,
+    into: SessionId,
+    out: &mut Effects,
+) -> Option<SessionId> {
+    if machine.fenced().is_none() {
+        machine.copy.accepted.as_ref().filter(|record| record.p == p)?;
+        machine.fence(ctx, into, out);
+    }
+    machine.fenced()
+}
+
+/// What a peer does with a request that another forwarded to it as to the session's owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forwarded {
+    /// Serve it, as the owner or after taking over.
+    Serve {
+        /// The session has to be taken over first.
+        take_over: bool,
+    },
+    /// Say that this peer does not own it, and what it knows.
+    NotOwner {
+        /// The highest ballot promised here: its proposer is the likely owner.
+        promised: Option<Ballot>,
+        /// The best known configuration.
+        cfg: Option<Config>,
+    },
+}
+
+/// Decides about a forwarded request, sent here because `owner` owns its session. It is never
+/// forwarded again: the entry peer learns who owns it and goes there itself. The token may name
+/// this very process although it keeps nothing: then the session held nothing, or it has to be
+/// read back from the other members.
+#[must_use]
+pub fn answer_forward(machine: Option<&Session>, me: Incarnation, owner: Incarnation) -> Forwarded {
+    let owns = machine.is_some_and(|machine| Look::of(machine).owns);
+    let promised = machine.and_then(Session::promised);
+    let elsewhere = promised.is_some_and(|ballot| ballot.proposer != me);
+    if owns || (owner == me && !elsewhere) {
+        return Forwarded::Serve { take_over: !owns };
+    }
+    let cfg = machine.and_then(Session::config).cloned();
+    Forwarded::NotOwner { promised, cfg }
+}
+
+/// Whether an owner that was forwarded a request leaves `failure` to the entry peer, by saying
+/// that it does not own the session: the entry peer then asks the other members itself, and finds
+/// out whether the session is lost or goes on elsewhere.
+#[must_use]
+pub fn is_for_entry(failure: &Failure) -> bool {
+    matches!(failure, Failure::Lost { ran: false } | Failure::WentOn { .. })
+}

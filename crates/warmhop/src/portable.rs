@@ -1,0 +1,673 @@
+//! A request of a portable session on its way through this peer: carried to the session's owner,
+//! executed around the session's checks, and answered once its change is committed. What to do in
+//! each case is decided by the core's `session::entry`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join;
+use http::StatusCode;
+use warmhop_core::affinity::{Entry, Kind};
+use warmhop_core::config::EffectsMode;
+use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
+use warmhop_core::route::{Arrived, may_retry};
+use warmhop_core::session::entry::{
+    After, Alone, Asked, Because, End, Errand, Forwarded, Here, Look, Moves, Named, Rerun, Reruns,
+    Step, TakeOver, alone, answer_forward, fence_at, first_members, is_for_entry,
+};
+use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
+use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
+use warmhop_core::view::View;
+
+use crate::call::Call;
+use crate::clock::Clock;
+use crate::fields;
+use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
+use crate::node::{Node, Place, Placing};
+use crate::problem::{
+    Problem, app_failed, as_refusal, describe, gave_up, known_problem, of_session, outcome_unknown,
+    too_many_sessions,
+};
+use crate::serve::{LocalError, RanHere, Served, Upgrade, error_chain};
+use crate::session::{Session, from_field};
+use crate::sessions::{InLine, Told};
+use crate::supervise::Slot;
+use crate::telemetry::{ByReason, Tracing};
+
+/// A portable request on its way through this peer.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable<'a> {
+    pub(crate) slot: &'a Arc<Slot>,
+    pub(crate) rid: RequestKey,
+    pub(crate) fingerprint: u64,
+    pub(crate) keyed: bool,
+    /// The number that the client's token named when the request arrived.
+    pub(crate) seen: Option<u64>,
+    pub(crate) arrived: Arrived,
+    pub(crate) hops_left: u8,
+}
+
+/// How waiting in line for the session ended.
+enum LineEnd {
+    Served(Box<Served>),
+    /// Someone else owns the session.
+    Elsewhere(Option<Incarnation>),
+    /// Nothing was, nor will be, applied under this session by this request.
+    Failed(Failure),
+    Problem(Problem),
+}
+
+impl Node {
+    /// Serves a request of a portable session: at its owner, which this peer is, becomes, or
+    /// forwards to, as the core's [`Errand`] decides.
+    pub(crate) async fn serve_portable(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        entry: Option<&Entry>,
+        tracing: &mut Tracing,
+    ) -> Result<Served, Problem> {
+        let asked = Asked {
+            keyed: portable.keyed,
+            seen: portable.seen,
+            may_repeat: may_retry(
+                fields::is_safe(&call.method),
+                portable.keyed,
+                portable.slot.spec.policy.effects == EffectsMode::SessionOnly,
+                true,
+                true,
+            ),
+            hops_left: portable.hops_left,
+        };
+        let named = entry.and_then(|entry| match &entry.kind {
+            Kind::Portable { cfg, owner, n } => {
+                Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
+            }
+            Kind::Pinned { .. } => None,
+        });
+        let mut errand = Errand::new(asked, named);
+        loop {
+            let end = self.attempt(portable, call, &mut errand, tracing).await?;
+            let end = match end {
+                LineEnd::Served(mut served) => {
+                    served.session_lost = errand.lost();
+                    served.forked = errand.forked();
+                    return Ok(*served);
+                }
+                LineEnd::Problem(problem) => return Err(problem),
+                LineEnd::Elsewhere(other) => End::Elsewhere(other),
+                LineEnd::Failed(failure) => End::Failed(failure),
+            };
+            let mut after = errand.ended(end, call.is_sendable(), &self.here(&self.view()));
+            if let (After::TryAlone(failure), Some(named)) = (after, errand.session()) {
+                let key = SessionKey { app: portable.slot.name().clone(), sid: named.sid };
+                let into = self.fork(&key, tracing);
+                let here = self.view();
+                after = errand.tried_alone(failure, into, call.is_sendable(), &self.here(&here));
+            }
+            match after {
+                After::Again { because, back_off } => {
+                    trace(because, errand.lost(), tracing);
+                    if !back_off.is_zero() {
+                        tokio::time::sleep(rand::random_range(Duration::ZERO..back_off)).await;
+                    }
+                }
+                After::Refuse(failure) | After::TryAlone(failure) => {
+                    return Err(self.session_problem(&failure));
+                }
+                After::OutcomeUnknown(Because::NotBegun) => {
+                    return Err(outcome_unknown("its session could not be begun"));
+                }
+                After::OutcomeUnknown(because) => {
+                    trace(because, errand.lost(), tracing);
+                    return Err(outcome_unknown("the session's owner changed"));
+                }
+            }
+        }
+    }
+
+    /// Carries out what the core decides for the next attempt.
+    async fn attempt(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        errand: &mut Errand,
+        tracing: &mut Tracing,
+    ) -> Result<LineEnd, Problem> {
+        let portable = &Portable { seen: errand.seen(call.may_have_run), ..*portable };
+        let app = portable.slot.name();
+        let named = errand.session().cloned();
+        let key = named.as_ref().map(|named| SessionKey { app: app.clone(), sid: named.sid });
+        let look = key
+            .as_ref()
+            .and_then(|key| self.store.with(key, false, |machine, _, _| Look::of(machine)));
+        if let Some(key) = &key {
+            tracing.session(key.to_string());
+        }
+        let n = named.as_ref().map_or(0, |named| named.n);
+        let stays = || key.as_ref().is_some_and(|key| self.store.should_move(key, n));
+        let step = errand.next(look.unwrap_or_default(), &self.here(&self.view()), stays);
+        let (Some(named), Some(key)) = (named, key) else {
+            return match step {
+                Step::GiveUp => Err(gave_up()),
+                _ => self.begin_session(portable, call, tracing).await,
+            };
+        };
+        Ok(match step {
+            Step::GiveUp => return Err(gave_up()),
+            Step::Begin => self.begin_session(portable, call, tracing).await?,
+            Step::Forward { to, owner, hops_left, moves } => {
+                match moves {
+                    Some(Moves::OwnerDrains) => tracing
+                        .step("owner", "the session's owner is draining: the session moves here"),
+                    Some(Moves::ClientStays) => tracing
+                        .step("owner", "its client keeps arriving here: the session moves here"),
+                    None => {}
+                }
+                let forward = Forward {
+                    sid: key.sid,
+                    cfg: named.cfg,
+                    owner,
+                    n,
+                    rid: portable.rid,
+                    fingerprint: portable.fingerprint,
+                    keyed: portable.keyed,
+                    seen: portable.seen,
+                    hops_left,
+                    hand_over: moves.map(|_| self.incarnation),
+                };
+                self.forward(portable, call, &key, forward, &to, tracing).await
+            }
+            Step::AtOwner { take_over } => {
+                if take_over == Some(TakeOver::OwnerSilent) {
+                    tracing.step("owner", "the session's owner is gone or silent");
+                }
+                if take_over.is_some() {
+                    tracing.step("take over", "this peer takes the session over");
+                }
+                let take_over = take_over.is_some();
+                self.at_owner(portable, call, &key, Some(&named.cfg), take_over, None, tracing)
+                    .await
+            }
+        })
+    }
+
+    fn here<'v>(&self, view: &'v View) -> Here<'v> {
+        Here { me: self.incarnation, draining: self.is_draining(), view, wall: Clock::wall() }
+    }
+
+    /// Without a majority, goes on from this peer's own copy under a new session, where the core
+    /// allows it; returns the session that it goes on as, now or since before.
+    fn fork(&self, key: &SessionKey, tracing: &mut Tracing) -> Option<SessionId> {
+        let policy = self.store.policy();
+        let may = self.store.with(key, false, |machine, ctx, _| alone(machine, ctx.me, policy))?;
+        let record = match may {
+            Alone::No => return None,
+            Alone::Already(into) => return Some(into),
+            Alone::From(record) => record,
+        };
+        let new = SessionKey { app: key.app.clone(), sid: SessionId(rand::random()) };
+        let cfg = first_members(new.sid, None, policy.copies, &self.here(&self.view()));
+        self.store.with(&new, true, |machine, ctx, out| {
+            machine.mint_from(ctx, cfg, &record, out);
+        })?;
+        let into = self.store.with(key, false, |machine, ctx, out| {
+            fence_at(machine, ctx, record.p, new.sid, out)
+        })??;
+        if into == new.sid {
+            self.metrics.sessions_forked.inc();
+            tracing::warn!(session = %key, as_session = %new, "forked: no majority of its holders is left");
+            tracing.step("fork", format!("no majority is left: it goes on here as {new}"));
+        }
+        Some(into)
+    }
+
+    /// Draws a session for a client that has none, and serves its first request.
+    async fn begin_session(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        tracing: &mut Tracing,
+    ) -> Result<LineEnd, Problem> {
+        let placing =
+            Placing { slot: portable.slot, arrived: portable.arrived, pin: None, tried: &[] };
+        let place = self.place(&placing, tracing).await?;
+        let view = self.view();
+        let executor = match &place {
+            Place::Here => None,
+            Place::There(peer) => view.peer(peer).map(|belief| belief.news.incarnation),
+        };
+        let sid = SessionId(rand::random());
+        let cfg = first_members(sid, executor, self.store.policy().copies, &self.here(&view));
+        let key = SessionKey { app: portable.slot.name().clone(), sid };
+        tracing.session(key.to_string());
+        Ok(self.at_owner(portable, call, &key, None, false, Some((place, cfg)), tracing).await)
+    }
+
+    /// Stands in line at this peer for the session: as its owner, or once it has taken over.
+    #[expect(clippy::too_many_arguments, reason = "one call site for each of three situations")]
+    async fn at_owner(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        key: &SessionKey,
+        hint: Option<&Config>,
+        take_over: bool,
+        fresh: Option<(Place, Config)>,
+        tracing: &mut Tracing,
+    ) -> LineEnd {
+        let (mut place, mint) = match fresh {
+            Some((place, cfg)) => (Some(place), Some(cfg)),
+            None => (None, None),
+        };
+        let safe = fields::is_safe(&call.method) && !portable.keyed;
+        let submit = |ticket| Submit {
+            ticket,
+            rid: portable.rid,
+            fingerprint: portable.fingerprint,
+            keyed: portable.keyed,
+            seen: portable.seen,
+            safe,
+        };
+        let peers = if take_over { self.whom_to_ask(key) } else { Vec::new() };
+        let line = self.store.enqueue(key, mint.is_some(), submit, |machine, ctx, out| {
+            if let Some(cfg) = mint {
+                machine.mint(ctx, cfg, out);
+            } else if take_over && !machine.is_owner() && !machine.is_taking_over() {
+                let round = machine.seen_round();
+                machine.take_over(ctx, hint.cloned(), round, &peers, out);
+            }
+        });
+        let Some(mut line) = line else { return LineEnd::Problem(too_many_sessions()) };
+        let mut reruns = Reruns::default();
+        let mut tried: Vec<PeerId> = Vec::new();
+        let mut held: Option<Served> = None;
+        loop {
+            match line.next().await {
+                Told::Turn => {
+                    let placing = Placing {
+                        slot: portable.slot,
+                        arrived: portable.arrived,
+                        pin: None,
+                        tried: &tried,
+                    };
+                    let chosen = match place.take() {
+                        Some(place) => place,
+                        None => match self.place(&placing, tracing).await {
+                            Ok(place) => place,
+                            Err(problem) => return LineEnd::Problem(problem),
+                        },
+                    };
+                    let executor = match &chosen {
+                        Place::Here => Some(self.incarnation),
+                        Place::There(peer) => {
+                            self.view().peer(peer).map(|belief| belief.news.incarnation)
+                        }
+                    };
+                    match executor {
+                        Some(executor) => line.begin(executor),
+                        // It vanished between two lines: choose anew.
+                        None => return LineEnd::Elsewhere(Some(self.incarnation)),
+                    }
+                }
+                Told::Again => held = None,
+                Told::Execute { executor, exec } => {
+                    let ran = if executor == self.incarnation {
+                        self.execute_for_line(portable.slot, call, &mut line, &exec, tracing).await
+                    } else {
+                        self.execute_there(
+                            portable, call, &mut line, executor, exec, &mut tried, tracing,
+                        )
+                        .await
+                    };
+                    match ran {
+                        Ok(Some(served)) => held = Some(served),
+                        Ok(None) => reruns.came_to_nothing(),
+                        Err(problem) => return LineEnd::Problem(problem),
+                    }
+                }
+                Told::Release { hint } => {
+                    let Some(mut served) = held.take() else { continue };
+                    served.entry = Some(self.portable_entry(key, &hint_of(hint)));
+                    return LineEnd::Served(Box::new(served));
+                }
+                Told::Replay { stored, hint } => {
+                    tracing.step("replay", "this request was applied before");
+                    return match replayed(self, &stored) {
+                        Ok(mut served) => {
+                            served.entry = Some(self.portable_entry(key, &hint_of(hint)));
+                            LineEnd::Served(Box::new(served))
+                        }
+                        Err(problem) => LineEnd::Problem(problem),
+                    };
+                }
+                Told::Fail(failure) => match reruns.failed(&failure, call.is_sendable()) {
+                    Rerun::Again => match self.store.enqueue(key, false, submit, |_, _, _| ()) {
+                        Some(anew) => line = anew,
+                        None => return LineEnd::Problem(too_many_sessions()),
+                    },
+                    Rerun::GiveUp => return LineEnd::Problem(gave_up()),
+                    Rerun::No => {
+                        tracing.step("session", describe(&failure).2);
+                        return LineEnd::Failed(failure);
+                    }
+                },
+                Told::Redirect(to) => return LineEnd::Elsewhere(to),
+            }
+        }
+    }
+
+    /// Runs the app here for a session, around the session's own checks.
+    pub(crate) async fn execute_here(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        key: &SessionKey,
+        exec: &Exec,
+    ) -> Result<(RanHere, ExecDone), LocalError> {
+        if slot.state() != warmhop_core::view::AppState::Ready {
+            return Err(LocalError::NotReady);
+        }
+        let base = self
+            .store
+            .with(key, true, |machine, ctx, _| machine.exec_begin(ctx, exec))
+            .ok_or(LocalError::NotReady)?
+            .map_err(LocalError::Refused)?;
+        let policy = self.store.policy();
+        let wall = Clock::wall();
+        let expired = base.expiry.0 != 0 && base.expiry < wall;
+        let state =
+            base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
+        let session = Session::new(state.clone(), policy.state_bytes_max);
+        let mut ran = self.run_here(slot, call, Some(&session)).await?;
+        let mut changed = session.close();
+        if let Some(field) = ran.field.take() {
+            let new = from_field(&field).ok_or_else(|| {
+                LocalError::Failed(
+                    "the app's Warmhop-Session field is no byte sequence (RFC 9651): expected :BASE64:"
+                        .into(),
+                )
+            })?;
+            if new.len() > policy.state_bytes_max {
+                return Err(LocalError::Failed(format!(
+                    "the app's session has {} bytes, but at most {} are kept",
+                    new.len(),
+                    policy.state_bytes_max
+                )));
+            }
+            changed = Some(Some(new).filter(|new| !new.is_empty()));
+        }
+        // Used, so it lives on: an unchanged session whose time is half over is written anew.
+        let half = u64::try_from(policy.ttl.as_millis()).unwrap_or(u64::MAX) / 2;
+        if changed.is_none() && state.is_some() && base.expiry.0 < wall.0.saturating_add(half) {
+            changed = Some(state);
+        }
+        let mut stored = Stored::Applied;
+        if exec.keyed {
+            let (response, kept) =
+                hop::store_response(ran.response, policy.stored_response_bytes_max)
+                    .await
+                    .map_err(|error| LocalError::Failed(error_chain(&*error)))?;
+            ran.response = response;
+            stored = kept;
+        }
+        let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
+        let done = self
+            .store
+            .with(key, true, |machine, ctx, _| machine.exec_end(ctx, exec, &base, changed, stored))
+            .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
+        Ok((ran, done))
+    }
+
+    async fn execute_for_line(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        line: &mut InLine,
+        exec: &Exec,
+        tracing: &mut Tracing,
+    ) -> Result<Option<Served>, Problem> {
+        let key = line.key.clone();
+        let execution = self.execute_here(slot, call, &key, exec);
+        let (ran, ()) = join(execution, async { line.send_held_back() }).await;
+        match ran {
+            Ok((ran, done)) => {
+                tracing.served_by(self.me.as_str());
+                let mut served = Served::here(self, ran.response);
+                served.upgrade = ran.upgrade.map(Upgrade::Io);
+                line.executed(Outcome::from(done));
+                Ok(Some(served))
+            }
+            // The app went away before it saw the request: the next turn routes anew.
+            Err(LocalError::NotReady) => {
+                line.executed(Outcome::Failed);
+                Ok(None)
+            }
+            Err(LocalError::Refused(done)) => {
+                line.executed(Outcome::from(done));
+                Ok(None)
+            }
+            Err(error) => {
+                line.executed(Outcome::Failed);
+                Err(app_failed(self.me.as_str(), &error))
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, and each is borrowed differently")]
+    async fn execute_there(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        line: &mut InLine,
+        executor: Incarnation,
+        exec: Exec,
+        tried: &mut Vec<PeerId>,
+        tracing: &mut Tracing,
+    ) -> Result<Option<Served>, Problem> {
+        let slot = portable.slot;
+        let to = self.view().by_incarnation(&executor).map(|belief| belief.news.peer.clone());
+        let Some(to) = to else {
+            line.executed(Outcome::Failed);
+            return Ok(None);
+        };
+        line.send_held_back();
+        let kind = HopKind::Exec { sid: line.key.sid, exec };
+        match self.ask(slot, &to, call, kind, tracing).await {
+            Ok(HopReply {
+                response, session: ReplySession::Done(done), served_by, tunnel, ..
+            }) => {
+                line.executed(Outcome::from(done));
+                let mut served = Served::here(self, response);
+                served.served_by = served_by;
+                served.next_hop = Some(to);
+                served.upgrade = tunnel.map(|(writer, reader)| Upgrade::Hop(writer, reader));
+                Ok(Some(served))
+            }
+            Ok(_) => {
+                line.executed(Outcome::Failed);
+                Err(outcome_unknown("the executing peer's reply was out of form"))
+            }
+            Err(HopError::Refused(HopRefusal::Exec(done), ..)) => {
+                line.executed(Outcome::from(done));
+                Ok(None)
+            }
+            Err(error) => {
+                line.executed(Outcome::Failed);
+                self.after_failed_hop(slot, call, &to, error, portable.keyed)?;
+                tried.push(to);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sends the request to the session's owner.
+    async fn forward(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        key: &SessionKey,
+        forward: Forward,
+        to: &PeerId,
+        tracing: &mut Tracing,
+    ) -> LineEnd {
+        tracing.step("forward", format!("{to} owns the session"));
+        match self.ask(portable.slot, to, call, HopKind::Forward(forward), tracing).await {
+            Ok(reply) => {
+                let mut served = Served::here(self, reply.response);
+                served.served_by = reply.served_by;
+                served.next_hop = Some(to.clone());
+                served.upgrade = reply.tunnel.map(|(writer, reader)| Upgrade::Hop(writer, reader));
+                if let ReplySession::Committed { hint, replayed } = reply.session {
+                    served.replayed = replayed;
+                    self.store.gave(key, hint.n);
+                    served.entry = Some(self.portable_entry(key, &hint));
+                }
+                LineEnd::Served(Box::new(served))
+            }
+            Err(HopError::Refused(HopRefusal::NotOwner { promised, .. }, ..)) => {
+                // The next request need not ask the wrong peer first.
+                self.store.with(key, false, |machine, _, _| machine.note_owner(promised));
+                LineEnd::Elsewhere(promised.map(|ballot: Ballot| ballot.proposer))
+            }
+            Err(HopError::Refused(
+                HopRefusal::Problem { status, name, detail, retry_after_ms },
+                ..,
+            )) => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+                let name = known_problem(&name);
+                let mut problem = Problem::new(status, name, detail);
+                problem.retry_after = retry_after_ms.map(Duration::from_millis);
+                if status.is_server_error() {
+                    problem = problem.proxy_error("destination_unavailable");
+                }
+                LineEnd::Problem(problem)
+            }
+            Err(error) => {
+                match self.after_failed_hop(portable.slot, call, to, error, portable.keyed) {
+                    // The owner is not reached: whoever is asked next takes over.
+                    Ok(()) => LineEnd::Elsewhere(None),
+                    Err(problem) => LineEnd::Problem(problem),
+                }
+            }
+        }
+    }
+
+    fn portable_entry(&self, key: &SessionKey, hint: &Hint) -> Entry {
+        Entry {
+            app: key.app.clone(),
+            sid: key.sid,
+            kind: Kind::Portable { cfg: hint.cfg.clone(), owner: hint.owner, n: hint.n },
+            expiry: Clock::wall().after(self.store.policy().ttl),
+        }
+    }
+
+    /// What a client is told of a session that could not be used, counted.
+    fn session_problem(&self, failure: &Failure) -> Problem {
+        let reason = ByReason { reason: describe(failure).0 };
+        self.metrics.session_refusals.get_or_create(&reason).inc();
+        of_session(failure)
+    }
+
+    /// Serves a request that another peer forwarded because this one owns, or should own, its
+    /// session.
+    pub(crate) async fn serve_forwarded(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        forward: &Forward,
+        tracing: &mut Tracing,
+    ) -> Result<Served, HopRefusal> {
+        let key = SessionKey { app: slot.name().clone(), sid: forward.sid };
+        tracing.session(key.to_string());
+        let (me, owner) = (self.incarnation, forward.owner);
+        let answer = self
+            .store
+            .with(&key, false, |machine, _, _| answer_forward(Some(machine), me, owner))
+            .unwrap_or_else(|| answer_forward(None, me, owner));
+        let take_over = match answer {
+            Forwarded::Serve { take_over } => take_over,
+            Forwarded::NotOwner { promised, cfg } => {
+                return Err(HopRefusal::NotOwner { promised, cfg });
+            }
+        };
+        let portable = Portable {
+            slot,
+            rid: forward.rid,
+            fingerprint: forward.fingerprint,
+            keyed: forward.keyed,
+            seen: forward.seen,
+            arrived: Arrived::AtFrontDoor,
+            hops_left: forward.hops_left,
+        };
+        let end = self
+            .at_owner(&portable, call, &key, Some(&forward.cfg), take_over, None, tracing)
+            .await;
+        if let Some(to) = forward.hand_over {
+            self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+        }
+        match end {
+            LineEnd::Served(served) => Ok(*served),
+            LineEnd::Elsewhere(_) => {
+                let known = self.store.with(&key, false, |machine, _, _| {
+                    (machine.promised(), machine.config().cloned())
+                });
+                let (promised, cfg) = known.unwrap_or_default();
+                Err(HopRefusal::NotOwner { promised, cfg })
+            }
+            LineEnd::Failed(failure) if is_for_entry(&failure) => {
+                Err(HopRefusal::NotOwner { promised: None, cfg: None })
+            }
+            LineEnd::Failed(failure) => Err(as_refusal(&self.session_problem(&failure))),
+            LineEnd::Problem(problem) => Err(as_refusal(&problem)),
+        }
+    }
+}
+
+fn trace(because: Because, lost: bool, tracing: &mut Tracing) {
+    match because {
+        Because::Forked(into) => tracing.step("fork", format!("it goes on as {into}")),
+        Because::Lost if lost => {
+            tracing.step("lost", "too many of the session's holders are gone");
+        }
+        Because::Lost | Because::NotBegun | Because::OwnedElsewhere | Because::Deposed => {}
+    }
+}
+
+/// Keeps the bytes of a session's state alive without copying them.
+struct ArcBytes(Arc<[u8]>);
+
+impl AsRef<[u8]> for ArcBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn hint_of(hint: TokenHint) -> Hint {
+    Hint { cfg: hint.cfg, owner: hint.owner, n: hint.n }
+}
+
+fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
+    match stored {
+        Stored::Response(bytes) => match hop::restore_response(bytes) {
+            Some(response) => {
+                let mut served = Served::here(node, response);
+                served.replayed = true;
+                Ok(served)
+            }
+            None => Err(outcome_unknown("the stored answer cannot be read")),
+        },
+        Stored::TooLarge => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "applied-too-large-to-repeat",
+            "this request was applied before; its answer was too large to be kept",
+        )),
+        Stored::Applied => Err(Problem::new(
+            StatusCode::BAD_GATEWAY,
+            "applied-answer-lost",
+            "the request was applied, but its answer was lost on the way; do not repeat it",
+        )
+        .proxy_error("connection_terminated")),
+    }
+}
