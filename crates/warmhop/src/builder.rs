@@ -473,6 +473,7 @@ impl Mesh {
                 running.doors_closing.cancel();
                 running.connections.close();
                 shutdown::wait_for(&running.connections).await;
+                shutdown::give_away_the_rest(&running.node).await;
                 shutdown::stop_apps(&running.node).await;
                 running.closing.cancel();
                 running.net.close().await;

@@ -91,6 +91,7 @@ impl Ingress {
                 (response, "refuse", app)
             }
         };
+        let status = response.status();
         let headers = response.headers_mut();
         if node.reveal {
             if let Ok(value) = HeaderValue::from_str(tracing.id.as_str()) {
@@ -99,7 +100,9 @@ impl Ingress {
         } else {
             headers.remove(PEER_FIELD);
         }
-        if node.is_draining() && version < http::Version::HTTP_2 {
+        // The answer to an upgrade says `Connection: upgrade`, and the connection is not used again.
+        let upgrades = status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if node.is_draining() && version < http::Version::HTTP_2 && !upgrades {
             headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         tracing.head(response.status().as_u16());

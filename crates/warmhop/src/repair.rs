@@ -101,7 +101,22 @@ impl Node {
     /// How many sessions count on this peer's copy although another peer could hold it.
     pub(crate) fn copies_to_replace(&self) -> usize {
         let able = countable(&self.view(), self.incarnation);
-        self.store.count_held(|members| counts_on(members, self.incarnation, &able))
+        self.store.held(|members| counts_on(members, self.incarnation, &able)).len()
+    }
+
+    /// Asks about the members of sessions that this peer holds a copy of, `most` of them: it may
+    /// have been replaced while it was cut off, and would count itself among them until it hears
+    /// of it.
+    pub(crate) fn ask_for_members(&self, most: usize) {
+        let able = countable(&self.view(), self.incarnation);
+        let held = self.store.held(|members| counts_on(members, self.incarnation, &able));
+        for key in held.iter().take(most) {
+            self.store.with(key, false, |machine, ctx, out| {
+                let others: Vec<Incarnation> =
+                    machine.members().iter().copied().filter(|peer| *peer != ctx.me).collect();
+                machine.locate(&others, out);
+            });
+        }
     }
 
     /// Every process that may know of the session, best by rank.

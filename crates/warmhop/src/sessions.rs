@@ -382,10 +382,9 @@ impl Store {
         self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
     }
 
-    /// How many records are held here whose members are as `wanted`.
-    pub(crate) fn count_held(&self, wanted: impl Fn(&[Incarnation]) -> bool) -> usize {
-        let is_wanted = |machine: &Session| machine.holds_copy() && wanted(machine.members());
-        self.keys_where(is_wanted).len()
+    /// The sessions of which a record is held here and whose members are as `wanted`.
+    pub(crate) fn held(&self, wanted: impl Fn(&[Incarnation]) -> bool) -> Vec<SessionKey> {
+        self.keys_where(|machine| machine.holds_copy() && wanted(machine.members()))
     }
 
     /// The store's parts, for [`Store::kept_in`].

@@ -1,5 +1,6 @@
 //! Leaving without losing anything: sessions go to heirs, requests end, apps stop, links close.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEvent, StopReason};
-
+use warmhop_core::ids::SessionKey;
 use warmhop_core::session::repair::{heir, may_count_on};
 use warmhop_core::view::{AppState, Liveness};
 
@@ -22,6 +23,8 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 /// How long they may take at most, whoever dies.
 const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
+/// How long giving away what came since may take, after the last request.
+const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_millis(500);
 /// How long requests in flight may take to end.
@@ -68,6 +71,9 @@ async fn replaced(node: &Node) -> usize {
         if left == 0 || Instant::now() >= end {
             return left;
         }
+        // Whoever replaced it while it was cut off could not tell it so.
+        node.ask_for_members(INVITES_AT_ONCE);
+        give_away(node);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
         let still = alive();
         if still < living {
@@ -77,24 +83,35 @@ async fn replaced(node: &Node) -> usize {
     }
 }
 
-/// Invites an heir for each session until none is left here. Returns how many there were.
-async fn hand_over(node: &Arc<Node>) -> usize {
-    let first = node.store.owned().len();
-    loop {
-        let owned = node.store.owned();
-        if owned.is_empty() {
-            return first;
+/// Invites an heir for each session until none is left of those that were here at first: clients
+/// go on to arrive here, and to draw new ones. Returns how many there were.
+async fn hand_over(node: &Node) -> usize {
+    let first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
+    while give_away(node).iter().any(|key| first.contains(key)) {
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+    }
+    first.len()
+}
+
+/// Invites an heir for each session that is owned here, and returns those that have one.
+fn give_away(node: &Node) -> Vec<SessionKey> {
+    let view = node.view();
+    if !view.live_peers().any(|(_, belief)| may_count_on(belief)) {
+        return Vec::new();
+    }
+    let owned = node.store.owned();
+    for key in owned.iter().take(INVITES_AT_ONCE) {
+        if let Some(to) = heir(key.sid, &key.app, &view) {
+            node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
-        let view = node.view();
-        let heirs_live = view.live_peers().any(|(_, belief)| may_count_on(belief));
-        if !heirs_live {
-            return first - owned.len();
-        }
-        for key in owned.iter().take(INVITES_AT_ONCE) {
-            if let Some(to) = heir(key.sid, &key.app, &view) {
-                node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
-            }
-        }
+    }
+    owned
+}
+
+/// Gives away what came here until the front doors closed.
+pub(crate) async fn give_away_the_rest(node: &Node) {
+    let end = Instant::now() + REST_WITHIN;
+    while !give_away(node).is_empty() && Instant::now() < end {
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
     }
 }

@@ -1,11 +1,16 @@
 //! What operators use: the admin listener and the commands over it.
 
+use futures_util::{SinkExt, StreamExt};
 use http::{Method, StatusCode};
+use nix::sys::signal::Signal;
 use serde_json::Value as Json;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::Client;
 
 use crate::requests::never_on;
-use crate::support::{APP, QUICK, Shopper, World, shop, until};
+use crate::support::{APP, BOUND, QUICK, Shopper, World, shop, until};
 
 #[tokio::test]
 async fn a_peer_reports_itself_its_apps_and_the_others() {
@@ -169,6 +174,74 @@ async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
     })
     .await;
     shopper.add(world.http(1)).await;
+
+    // Whoever has not heard of it yet is served all the same, upgrades included.
+    let stream = TcpStream::connect(world.http(0)).await.unwrap();
+    let url = format!("ws://{}/ws", world.http(0));
+    let connect = tokio_tungstenite::client_async(url, stream);
+    let (mut socket, _) = timeout(BOUND, connect).await.unwrap().unwrap();
+    socket.send(Message::text("hello")).await.unwrap();
+    let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(back, Message::text("hello"));
+    drop(socket);
+}
+
+#[tokio::test]
+async fn sessions_that_begin_at_a_peer_on_its_way_out_outlive_it() {
+    let mut world = World::new(3, shop(QUICK, "")).await;
+    for index in 0..3 {
+        world.warm(index).await;
+    }
+    assert!(world.warmhop(0, &["drain"]).status.success());
+    let mut shoppers: Vec<Shopper> = (0..20).map(|_| Shopper::default()).collect();
+    for shopper in &mut shoppers {
+        shopper.add(world.http(0)).await;
+    }
+    let status = world.mesh.stop(0).await.unwrap();
+    assert!(status.success(), "{status}");
+    for (index, shopper) in shoppers.iter_mut().enumerate() {
+        shopper.add(world.http(1 + index % 2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_was_replaced_while_it_stood_still_leaves_without_waiting_for_it() {
+    let mut world = World::new(4, shop(QUICK, "")).await;
+    for index in 0..4 {
+        world.warm(index).await;
+    }
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+    let copies = async |world: &World, index: usize| {
+        world.status(index).await["sessions"]["copies"].as_u64().unwrap()
+    };
+    let holder = until("three peers hold it", async || {
+        let mut holders = Vec::new();
+        for index in 0..4 {
+            if copies(&world, index).await == 1 {
+                holders.push(index);
+            }
+        }
+        (holders.len() == 3).then(|| holders.into_iter().find(|index| *index != 0)).flatten()
+    })
+    .await;
+    let process = world.mesh.peer(holder).process().unwrap();
+    process.signal(Signal::SIGSTOP).unwrap();
+    until("another holds it instead", async || {
+        let mut held = 0;
+        for index in (0..4).filter(|index| *index != holder) {
+            held += copies(&world, index).await;
+        }
+        (held == 3).then_some(())
+    })
+    .await;
+    process.signal(Signal::SIGCONT).unwrap();
+    let name = world.name(holder).to_owned();
+    world.believes(0, &name, true).await;
+    assert!(world.mesh.stop(holder).await.unwrap().success());
+    let log = world.mesh.peer(holder).log();
+    assert!(!log.contains("still count on this peer's copy"), "it waited in vain:\n{log}");
+    shopper.add(world.http(0)).await;
 }
 
 #[tokio::test]
