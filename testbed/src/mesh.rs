@@ -28,8 +28,8 @@ use crate::state::PeerRecord;
 
 /// How long a mesh may take to form; it takes a second or two.
 pub const FORM_BOUND: Duration = Duration::from_secs(30);
-/// How long a peer may take to drain before it is killed.
-pub const DRAIN_BOUND: Duration = Duration::from_secs(15);
+/// How long a peer may take to drain before it is killed: more than its own grace times together.
+pub const DRAIN_BOUND: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(15);
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(3);
 const LOG_LINES: usize = 15;

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use futures_util::future::join_all;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 use toml::{Table, Value};
 
 use super::faults::{Breaker, Kind};
@@ -26,6 +27,7 @@ use crate::terminal::Terminal;
 /// How long clients may take to finish what they do when the time is up.
 const CLIENTS_END_WITHIN: Duration = Duration::from_secs(90);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+const SAMPLE_WITHIN: Duration = Duration::from_millis(700);
 
 /// What a run is to be like.
 #[derive(Debug, Clone)]
@@ -194,13 +196,17 @@ async fn make_faults(breaker: &mut Breaker, options: &Options) -> Result<()> {
     // A while of peace, so that there is something to lose.
     sleep(Duration::from_secs(3)).await;
     let mut bag: Vec<Kind> = Vec::new();
+    let mut losing_left: Vec<Kind> = Vec::new();
     while breaker.load.began.elapsed() < options.length {
+        // What may lose sessions is kept for the last third.
+        let is_late = safe.is_empty() || breaker.load.began.elapsed() > options.length * 2 / 3;
         if bag.is_empty() {
             bag.clone_from(&safe);
-            // What may lose sessions is kept for the last third.
-            if safe.is_empty() || breaker.load.began.elapsed() > options.length * 2 / 3 {
-                bag.extend(&losing);
-            }
+            losing_left.clear();
+            losing_left.extend(&losing);
+        }
+        if is_late {
+            bag.append(&mut losing_left);
         }
         let kind = bag.swap_remove(breaker.rng.random_range(0..bag.len()));
         let at = breaker.load.began.elapsed().as_secs();
@@ -249,19 +255,22 @@ fn log_of(folder: &Path, peer: &str) -> PathBuf {
     folder.join(format!("{peer}.ledger.jsonl"))
 }
 
-/// Asks each peer each second what it owns and holds.
+/// Asks each peer each second what it owns and holds. All at once, so that one that stands still
+/// keeps nobody waiting.
 async fn sample(load: Arc<Load>, peers: Vec<PeerPorts>, samples: Arc<Mutex<Vec<Sample>>>) {
+    let mut every = interval(SAMPLE_EVERY);
     loop {
-        for (index, ports) in peers.iter().enumerate() {
-            let at = load.now();
-            let asked = timeout(SAMPLE_EVERY, mesh::status(ports.admin)).await;
-            let status = asked.ok().and_then(Result::ok);
+        every.tick().await;
+        let at = load.now();
+        let asked = peers.iter().enumerate().map(async |(index, ports)| {
+            let status = timeout(SAMPLE_WITHIN, mesh::status(ports.admin)).await;
+            let status = status.ok().and_then(Result::ok);
             let count = |name: &str| status.as_ref().and_then(|it| it["sessions"][name].as_u64());
             let peer = format!("peer-{}", index + 1);
-            let sample = Sample { at, peer, owned: count("owned"), copies: count("copies") };
-            locked(&samples).push(sample);
-        }
-        sleep(SAMPLE_EVERY).await;
+            Sample { at, peer, owned: count("owned"), copies: count("copies") }
+        });
+        let taken = join_all(asked).await;
+        locked(&samples).extend(taken);
     }
 }
 

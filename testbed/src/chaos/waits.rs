@@ -3,8 +3,8 @@
 //! A wait is the time from an operation's first attempt to its answer, or to the end of its last
 //! attempt where it got none, less what the app was asked to take. It belongs to the fault within
 //! whose time or aftermath it begins, else to the first fault that begins while it lasts, else to
-//! none. The aftermath of a fault lasts until the mesh is whole again, and a little longer: so no
-//! fault answers for what another did, and none for what happens in calm.
+//! none. The aftermath of a fault lasts until the mesh is whole again, and a little longer where no
+//! other begins: so no fault answers for what another did, and none for what happens in calm.
 
 use std::collections::HashMap;
 
@@ -64,10 +64,15 @@ pub fn waits(history: &History) -> Vec<Wait> {
 /// The fault that something from `began` to `ended` belongs to, by its position.
 #[must_use]
 pub fn cause(faults: &[Fault], began: Micros, ended: Micros) -> Option<usize> {
-    let within =
-        |fault: &Fault| fault.began <= began && began <= fault.whole.saturating_add(MARGIN);
+    let within = |fault: &Fault| fault.began <= began && began <= fault.whole;
     let during = |fault: &Fault| began < fault.began && fault.began <= ended;
-    faults.iter().rposition(within).or_else(|| faults.iter().position(during))
+    let soon_after =
+        |fault: &Fault| fault.began <= began && began <= fault.whole.saturating_add(MARGIN);
+    faults
+        .iter()
+        .rposition(within)
+        .or_else(|| faults.iter().position(during))
+        .or_else(|| faults.iter().rposition(soon_after))
 }
 
 /// The longest wait of each client for each stretch of time that belongs to one fault, or lies

@@ -242,6 +242,8 @@ fn a_wait_belongs_to_the_fault_in_whose_time_it_begins() {
         // It begins in one fault's time and lasts into another's.
         ((10_500_000, 20_500_000), Some(0)),
         ((11_900_000, 12_500_000), Some(0)),
+        // It begins a moment after the one, in calm, and meets the other.
+        ((11_900_000, 20_500_000), Some(1)),
         ((12_100_000, 12_500_000), None),
         ((12_100_000, 20_500_000), Some(1)),
     ];

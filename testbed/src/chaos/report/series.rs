@@ -75,11 +75,18 @@ impl Series {
             }
         }
 
-        let mut owned = vec![vec![None; history.peers.len()]; count];
+        let mut sampled = vec![vec![None; history.peers.len()]; count];
         for sample in &history.samples {
             if let Some(peer) = peers.get(sample.peer.as_str()) {
-                owned[at(sample.at)][*peer] = sample.owned;
+                sampled[at(sample.at)][*peer] = Some(sample.owned);
             }
+        }
+        // Where nobody asked it stays as it was; where nobody answered it does not.
+        let mut owned: Vec<Vec<Option<u64>>> = Vec::with_capacity(count);
+        for bin in sampled {
+            let before = owned.last();
+            let of = |peer: usize| before.and_then(|before| before[peer]);
+            owned.push(bin.iter().enumerate().map(|(at, it)| it.unwrap_or(of(at))).collect());
         }
         Self { bin, bins, owned, moves_between }
     }
