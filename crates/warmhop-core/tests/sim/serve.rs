@@ -435,10 +435,6 @@ impl Peer {
         }
     }
 
-    fn lives(&self, incarnation: Incarnation) -> bool {
-        incarnation == self.inc || self.view.borrow().by_incarnation(&incarnation).is_some()
-    }
-
     fn incarnation_of(&self, peer: &PeerId) -> Option<Incarnation> {
         self.view.borrow().peer(peer).map(|belief| belief.news.incarnation)
     }
