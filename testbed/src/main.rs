@@ -53,23 +53,33 @@ enum Command {
         sessions: usize,
     },
     /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
+    ///
+    /// Starts real peers on this machine whose network passes through a relay, has clients append
+    /// to lists that are kept as sessions and nowhere else, breaks something, mends it, waits until
+    /// the mesh is whole, and breaks the next thing until the time is up. A judge that knows only
+    /// what the clients saw then says whether a change that was acknowledged was lost or applied
+    /// twice, a read was stale, or a session has two histories.
+    #[command(after_long_help = chaos::MORE_HELP)]
     Chaos {
-        /// How many peers, from 3 to 15.
+        /// How many peers, from 3 to 15. With 3 nobody can take the place of one that leaves, so
+        /// the failpoints in a change of members are left out.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(3..=15))]
         peers: u16,
-        /// For how long, such as 90s or 10m.
+        /// For how long faults are made, such as 90s or 10m.
         #[arg(long = "for", value_name = "T", default_value = "1m", value_parser = chaos::span)]
         length: Duration,
         /// Which faults, separated by commas. Without it: all.
         #[arg(long, value_delimiter = ',', value_enum)]
         faults: Vec<Kind>,
-        /// Repeats the schedule of an earlier run.
+        /// Repeats the schedule of an earlier run: which faults, on whom, how long, and what
+        /// clients ask for. What meets what is up to the machine.
         #[arg(long)]
         seed: Option<u64>,
-        /// How many clients.
+        /// How many clients. Each works on one session at a time; every second one uses an app that
+        /// is declared `session-only`, which the mesh itself may ask again.
         #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=1000))]
         clients: u32,
-        /// Where the report goes. Without it: into the run's folder.
+        /// Where the report goes. Without it: report.html in the run's folder.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
     },

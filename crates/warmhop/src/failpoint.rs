@@ -71,7 +71,7 @@ impl Point {
 
 /// How long the links are given to put on the wire what they were handed.
 #[cfg(debug_assertions)]
-pub(crate) const LEAVES_WITHIN: Duration = Duration::from_millis(5);
+const LEAVES_WITHIN: Duration = Duration::from_millis(5);
 
 /// The number of the pass at which each point ends the process; 0 where it is not armed.
 #[cfg(debug_assertions)]

@@ -1,6 +1,7 @@
 //! What is done to the mesh: one fault after the other from a seeded schedule, each undone before
 //! the next, with time for the mesh to repair itself in between, since that is what is promised.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use rand::rngs::SmallRng;
 use tokio::time::sleep;
 
 use super::APPS;
-use super::history::{Armed, Fault, Micros};
-use super::load::Load;
+use super::history::{Armed, Fault, Micros, Thread};
+use super::load::{Load, locked};
 use super::relay::{Relay, Rule};
 use crate::client::Client;
 use crate::mesh::{Mesh, warmhop_cert};
@@ -74,8 +75,8 @@ pub struct Point {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stir {
-    /// Nothing: any owner passes it.
-    Nothing,
+    /// Clients begin sessions at its door, so that it owns some.
+    Own,
     /// The app is ready at it alone, and clients begin sessions elsewhere, so that these hop.
     HopThere,
     /// It has sessions of its own, and one of the others drains, so that their members change.
@@ -97,9 +98,9 @@ impl Point {
     pub const ALL: [Self; 8] = [
         Self { name: "exec.vote.before", stir: Stir::HopThere },
         Self { name: "exec.vote.after", stir: Stir::HopThere },
-        Self { name: "owner.vote.before", stir: Stir::Nothing },
-        Self { name: "owner.vote.after", stir: Stir::Nothing },
-        Self { name: "release.before", stir: Stir::Nothing },
+        Self { name: "owner.vote.before", stir: Stir::Own },
+        Self { name: "owner.vote.after", stir: Stir::Own },
+        Self { name: "release.before", stir: Stir::Own },
         Self { name: "seal.after", stir: Stir::Drain },
         Self { name: "open.after", stir: Stir::Drain },
         Self { name: "reassert.after", stir: Stir::Arrive },
@@ -156,6 +157,8 @@ pub struct Breaker {
     pub faults: Vec<Fault>,
     /// The failpoints whose turn has not come yet.
     pub points: Vec<Point>,
+    /// The keys of the clients' sessions, as peers told them.
+    pub keys: BTreeMap<Thread, String>,
 }
 
 impl Breaker {
@@ -237,7 +240,7 @@ impl Breaker {
         if !tripped {
             self.mesh.kill(victim)?;
         }
-        let down = self.for_between(200, 2_000).await;
+        let down = self.for_between(200, 1_200).await;
         self.mesh.start(victim)?;
         let what = if tripped {
             format!("ended at {} (pass {pass}), started again after {down:.1?}", point.name)
@@ -271,22 +274,22 @@ impl Breaker {
             if self.has_tripped(victim)? {
                 return Ok(true);
             }
-            if !stirred && self.is_whole().await {
-                match point.stir {
-                    Stir::Nothing => {}
-                    Stir::HopThere => self.hop_to(victim).await,
-                    Stir::Arrive => {
-                        self.begin_sessions(victim, [self.helper_of(victim), victim]).await;
-                    }
-                    Stir::Drain => {
-                        self.begin_sessions(victim, [victim; 2]).await;
-                        let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
-                        let mut admin = Client::new();
-                        let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
-                        // It answers at once and drains then; if it does not, nothing trips.
-                        let _ = drain.send(door).await;
-                        stirred = true;
-                    }
+            match point.stir {
+                Stir::Own => self.begin_sessions(victim, [victim; 2]).await,
+                // The others need a mesh that is whole, with the peer a member of sessions.
+                _ if stirred || self.lacking().await.is_some() => {}
+                Stir::HopThere => self.hop_to(victim).await,
+                Stir::Arrive => {
+                    self.begin_sessions(victim, [self.helper_of(victim), victim]).await;
+                }
+                Stir::Drain => {
+                    self.begin_sessions(victim, [victim; 2]).await;
+                    let door = self.mesh.peer(self.helper_of(victim)).ports.admin;
+                    let mut admin = Client::new();
+                    let drain = admin.call(Method::POST, "/v1/drain").timeout(STIRS_WITHIN);
+                    // It answers at once and drains then; if it does not, nothing trips.
+                    let _ = drain.send(door).await;
+                    stirred = true;
                 }
             }
             sleep(POLL).await;
@@ -443,39 +446,68 @@ impl Breaker {
         Ok((vec![victim], "its certificate was replaced".to_owned()))
     }
 
-    /// Waits until every peer sees every other and no session has fewer copies than it should.
+    /// Waits until every peer sees every other and every session that a client works on has as
+    /// many living members as it should.
     async fn whole(&mut self, after: &str) -> Result<()> {
         self.mesh.formed().await?;
         let until = Instant::now() + WHOLE_WITHIN;
-        while !self.is_whole().await {
+        while let Some(lacking) = self.lacking().await {
             if Instant::now() > until {
-                let (owned, copies, alive) = self.counted().await;
-                bail!(
-                    "{WHOLE_WITHIN:?} after {after}, {owned} owned sessions have {copies} copies, \
-                     and {alive} peers answer"
-                );
+                bail!("{WHOLE_WITHIN:?} after {after}, {lacking}");
             }
             sleep(POLL).await;
         }
         Ok(())
     }
 
-    async fn is_whole(&self) -> bool {
-        let wanted = self.mesh.peers().len().min(3) as u64;
-        let (owned, copies, alive) = self.counted().await;
-        alive == self.mesh.peers().len() && copies >= owned * wanted && self.mesh.is_formed().await
-    }
-
-    /// How many sessions are owned, how many copies there are, and how many peers say so.
-    async fn counted(&self) -> (u64, u64, usize) {
-        let (mut owned, mut copies, mut alive) = (0, 0, 0);
-        for peer in self.mesh.peers() {
-            if let Ok(status) = peer.status().await {
-                owned += status["sessions"]["owned"].as_u64().unwrap_or(0);
-                copies += status["sessions"]["copies"].as_u64().unwrap_or(0);
-                alive += 1;
+    /// What the mesh lacks to be whole, if anything.
+    async fn lacking(&mut self) -> Option<String> {
+        if self.mesh.peers().iter().any(|peer| !peer.is_alive()) || !self.mesh.is_formed().await {
+            return Some("not every peer sees every other".to_owned());
+        }
+        let at_work = locked(&self.load.sessions).clone();
+        self.keys.retain(|thread, _| at_work.contains_key(thread));
+        for (thread, (door, request)) in at_work {
+            if !self.keys.contains_key(&thread) {
+                let told = self.ask(door, &format!("/v1/requests/{request}")).await;
+                let key = told.as_ref().and_then(|told| told["session"].as_str());
+                // The peer that served it may have been ended since; the next request tells more.
+                let Some(key) = key else {
+                    return Some(format!("nobody knows the session of request {request}"));
+                };
+                self.keys.insert(thread, key.to_owned());
+            }
+            let members = self.members_of(&self.keys[&thread]).await;
+            let wanted = self.mesh.peers().len().min(3);
+            let living = members.iter().filter(|member| self.mesh.index(member).is_some());
+            if living.count() < wanted {
+                let key = &self.keys[&thread];
+                return Some(format!("the members of session {key} are {members:?}"));
             }
         }
-        (owned, copies, alive)
+        None
+    }
+
+    /// The members of a session as its owner knows them; the names of those that are gone for good
+    /// are no peers' names. Nobody where nobody owns it.
+    async fn members_of(&self, key: &str) -> Vec<String> {
+        for (index, peer) in self.mesh.peers().iter().enumerate() {
+            let Some(told) = self.ask(index, &format!("/v1/sessions/{key}")).await else {
+                continue;
+            };
+            if told["owner"] == peer.name.as_str()
+                && !told["ballot"].as_str().is_none_or(str::is_empty)
+            {
+                let members = told["members"].as_array().into_iter().flatten();
+                return members.filter_map(|name| Some(name.as_str()?.to_owned())).collect();
+            }
+        }
+        Vec::new()
+    }
+
+    async fn ask(&self, peer: usize, path: &str) -> Option<serde_json::Value> {
+        let mut admin = Client::new();
+        let call = admin.call(Method::GET, path).timeout(STIRS_WITHIN);
+        call.send(self.mesh.peer(peer).ports.admin).await.ok()?.ok().ok()?.json().ok()
     }
 }

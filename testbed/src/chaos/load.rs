@@ -4,9 +4,10 @@
 //! safe or carries a key they repeat until it is answered; an unkeyed append whose outcome is
 //! unknown they leave.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
@@ -42,6 +43,9 @@ pub struct Load {
     pub over: AtomicBool,
     /// What they saw.
     pub attempts: Mutex<Vec<Attempt>>,
+    /// The session that each client works on, as far as it holds something: the last request of
+    /// it that was answered, and the position of the door that knows of it.
+    pub sessions: Mutex<BTreeMap<Thread, (usize, String)>>,
 }
 
 impl Load {
@@ -49,6 +53,11 @@ impl Load {
     pub fn now(&self) -> Micros {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// What is shared, even where one who held it has panicked.
+pub(super) fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One client, from its first request to the end of the run.
@@ -127,12 +136,17 @@ impl Walker {
                 outcome: seen.outcome.clone(),
                 forked: seen.forked,
             };
-            self.load.attempts.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+            let request = record.request.clone();
+            locked(&self.load.attempts).push(record);
             let forked = seen.forked;
             match seen.outcome {
                 Outcome::Answered { items } => {
                     if operation != Operation::Echo {
                         self.items = items.len();
+                    }
+                    if let Some(request) = request.filter(|_| self.items > 0) {
+                        let mut sessions = locked(&self.load.sessions);
+                        sessions.insert(self.thread, (door, request));
                     }
                     if forked {
                         self.another_session();
@@ -158,6 +172,7 @@ impl Walker {
     }
 
     fn another_session(&mut self) {
+        locked(&self.load.sessions).remove(&self.thread);
         self.thread.session += 1;
         self.number = 0;
         self.items = 0;

@@ -48,6 +48,24 @@ pub const APPS: [LedgerApp; 2] = [
     LedgerApp { name: "session-only", host: "session-only.localhost", effects: "session-only" },
 ];
 
+/// What `--help` says of a run's outcome.
+pub const MORE_HELP: &str = "\
+What it leaves, under target/testbed-chaos:
+  report.html    the verdict, waits and errors over time, every fault; opens from disk
+  history.json   what the clients saw and what was done, which the verdict is made from
+  peer-N/log     what each peer said
+
+Exit status: 0 if every promise was kept; 1 if one was broken, the mesh did not become whole again
+within a minute after a fault, or the run was interrupted. Errors do not break a promise where a
+fault explains them: a client that is refused, or told that the outcome is unknown, is not lied to.
+Nor do sessions that are reported lost after two holders were lost at once.
+
+Examples:
+  testbed/chaos                                           five peers, a minute, every fault
+  testbed/chaos --for 10m --clients 48
+  testbed/chaos --peers 3 --faults kill,pause --seed 7    the same schedule each time
+  TESTBED_PROFILE=release testbed/chaos                   optimised peers; these have no failpoints";
+
 /// Reads a span of time such as `90s` or `10m`.
 ///
 /// # Errors

@@ -1,10 +1,10 @@
 //! One run: a mesh behind a relay, clients, faults until the time is up, and what was seen.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -16,7 +16,7 @@ use toml::{Table, Value};
 
 use super::faults::{Breaker, Kind};
 use super::history::{Attempt, History, Run, Sample};
-use super::load::{self, Load};
+use super::load::{self, Load, locked};
 use super::relay::Relay;
 use super::{APPS, LedgerApp};
 use crate::mesh::{self, Mesh, Spec};
@@ -118,6 +118,7 @@ impl Stage {
             began: Instant::now(),
             over: AtomicBool::new(false),
             attempts: Mutex::default(),
+            sessions: Mutex::default(),
         });
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut clients = JoinSet::new();
@@ -129,7 +130,15 @@ impl Stage {
         sampling.spawn(sample(Arc::clone(&load), ports, Arc::clone(&samples)));
         let rng = SmallRng::seed_from_u64(options.seed);
         Ok(Self {
-            breaker: Breaker { mesh, relay, load, rng, faults: Vec::new(), points: Vec::new() },
+            breaker: Breaker {
+                mesh,
+                relay,
+                load,
+                rng,
+                faults: Vec::new(),
+                points: Vec::new(),
+                keys: BTreeMap::new(),
+            },
             seed: options.seed,
             began_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
             folder: options.folder.clone(),
@@ -175,7 +184,7 @@ impl Stage {
 }
 
 fn taken<T: Default>(shared: &Mutex<T>) -> T {
-    std::mem::take(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
+    std::mem::take(&mut locked(shared))
 }
 
 async fn make_faults(breaker: &mut Breaker, options: &Options) -> Result<()> {
@@ -250,7 +259,7 @@ async fn sample(load: Arc<Load>, peers: Vec<PeerPorts>, samples: Arc<Mutex<Vec<S
             let count = |name: &str| status.as_ref().and_then(|it| it["sessions"][name].as_u64());
             let peer = format!("peer-{}", index + 1);
             let sample = Sample { at, peer, owned: count("owned"), copies: count("copies") };
-            samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+            locked(&samples).push(sample);
         }
         sleep(SAMPLE_EVERY).await;
     }

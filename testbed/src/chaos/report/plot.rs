@@ -102,6 +102,13 @@ impl Frame<'_> {
         Ok(())
     }
 
+    fn per_bin(&self) -> String {
+        match self.series.bin / 1_000_000 {
+            1 => "per second".to_owned(),
+            seconds => format!("per {seconds} seconds"),
+        }
+    }
+
     fn when(&self, bin: usize) -> String {
         clock(bin as u64 * self.series.bin)
     }
@@ -161,7 +168,8 @@ pub(super) fn timeline(out: &mut String, history: &History, series: &Series) -> 
         }
     }
     waits_row(out, &frame, waits)?;
-    frame.bars(out, ("Errors, per bin", "err"), errors, |bin| bin.errors as f64)?;
+    let title = format!("Errors, {}", frame.per_bin());
+    frame.bars(out, (&title, "err"), errors, |bin| bin.errors as f64)?;
     let seconds = series.bin as f64 / 1e6;
     frame.bars(out, ("Requests answered, per second", "rate"), requests, |bin| {
         bin.answered as f64 / seconds
@@ -191,7 +199,10 @@ fn lane_bar(out: &mut String, frame: &Frame<'_>, fault: &Fault, y: f64) -> fmt::
     // wide enough, else behind it.
     let short: Vec<&str> =
         fault.peers.iter().map(|peer| peer.strip_prefix("peer-").unwrap_or(peer)).collect();
-    let label = if all { peers } else { short.join(" ") };
+    let mut label = if all { peers } else { short.join(" ") };
+    if let Some(armed) = &fault.armed {
+        label = format!("{label} {}", armed.point);
+    }
     let needed = label.chars().count() as f64 * 6.0 + 6.0;
     let (x, class) = if width >= needed { (from + 4.0, "in") } else { (whole.max(to) + 4.0, "") };
     writeln!(
@@ -245,9 +256,13 @@ fn waits_row(out: &mut String, frame: &Frame<'_>, (top, height): (f64, f64)) -> 
             }
         }
     }
-    let keys = [("key-p50", "median"), ("key-p99", "99th percentile"), ("max", "longest")];
-    let mut x = RIGHT - 250.0;
-    for (class, name) in keys {
+    let keys = [
+        ("key-p50", "median", 62.0),
+        ("key-p99", "99th percentile", 104.0),
+        ("max", "longest", 0.0),
+    ];
+    let mut x = RIGHT - 216.0;
+    for (class, name, next) in keys {
         writeln!(
             out,
             "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{:.1}\" r=\"3.5\"/><text x=\"{:.1}\" \
@@ -256,7 +271,7 @@ fn waits_row(out: &mut String, frame: &Frame<'_>, (top, height): (f64, f64)) -> 
             x + 8.0,
             top - 9.0
         )?;
-        x += 26.0 + name.len() as f64 * 6.0;
+        x += next;
     }
     Ok(())
 }
@@ -292,7 +307,8 @@ pub(super) fn ownership(out: &mut String, history: &History, series: &Series) ->
         }
     }
     frame.line_at(out, owned.0, &number(full))?;
-    frame.bars(out, ("Moves, per bin", "move"), moves, |bin| bin.moves as f64)?;
+    let title = format!("Moves, {}", frame.per_bin());
+    frame.bars(out, (&title, "move"), moves, |bin| bin.moves as f64)?;
     frame.times(out, moves.0 + moves.1 + 18.0)?;
     let mut x = LEFT;
     for (peer, name) in history.peers.iter().enumerate() {
@@ -318,11 +334,13 @@ fn fill(peer: usize, peers: usize) -> String {
     format!("fill: hsl({hue} var(--tone) var(--lit))")
 }
 
-/// The least of 1, 2 and 5 times a power of ten that is no less.
+/// The least round number that is no less.
 fn nice(value: f64) -> f64 {
     let mut unit = 1.0;
     loop {
-        if let Some(step) = [1.0, 2.0, 5.0].into_iter().find(|step| step * unit >= value) {
+        if let Some(step) =
+            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0].into_iter().find(|step| step * unit >= value)
+        {
             return step * unit;
         }
         unit *= 10.0;
