@@ -125,6 +125,9 @@ pub(crate) enum HopRefusal {
     AppFailed { detail: String },
     /// The head was out of form.
     Malformed,
+    /// Too many of the session's holders are gone for good; the session that one of them goes on
+    /// as, and who that is.
+    Lost { went_on: Option<(SessionId, Incarnation)> },
 }
 
 impl HopKind {
@@ -150,6 +153,7 @@ impl HopRefusal {
             Self::Problem { .. } => "problem",
             Self::AppFailed { .. } => "app-failed",
             Self::Malformed => "malformed",
+            Self::Lost { .. } => "session-lost",
         }
     }
 }

@@ -531,6 +531,12 @@ impl Node {
                 self.store.with(key, false, |machine, _, _| machine.note_owner(promised));
                 LineEnd::Elsewhere(promised.map(|ballot: Ballot| ballot.proposer))
             }
+            Err(HopError::Refused(HopRefusal::Lost { went_on }, ..)) => {
+                LineEnd::Failed(match went_on {
+                    Some((into, by)) => Failure::WentOn { into, by },
+                    None => Failure::Lost { ran: false },
+                })
+            }
             Err(HopError::Refused(
                 HopRefusal::Problem { status, name, detail, retry_after_ms },
                 ..,
@@ -617,7 +623,11 @@ impl Node {
                 Err(HopRefusal::NotOwner { promised, cfg })
             }
             LineEnd::Failed(failure) if is_for_entry(&failure) => {
-                Err(HopRefusal::NotOwner { promised: None, cfg: None })
+                let went_on = match failure {
+                    Failure::WentOn { into, by } => Some((into, by)),
+                    _ => None,
+                };
+                Err(HopRefusal::Lost { went_on })
             }
             LineEnd::Failed(failure) => Err(as_refusal(&self.session_problem(&failure))),
             LineEnd::Problem(problem) => Err(as_refusal(&problem)),

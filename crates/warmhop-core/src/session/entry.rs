@@ -157,7 +157,7 @@ pub enum End {
     /// The peer asked does not own the session, or cannot be reached; the likely owner, where it
     /// named one.
     Elsewhere(Option<Incarnation>),
-    /// The session's machine at this peer refused it.
+    /// The session's machine refused it: at this peer, or at its owner ([`is_for_entry`]).
     Failed(Failure),
 }
 
@@ -559,9 +559,10 @@ pub fn answer_forward(machine: Option<&Session>, me: Incarnation, owner: Incarna
     Forwarded::NotOwner { promised, cfg }
 }
 
-/// Whether an owner that was forwarded a request leaves `failure` to the entry peer, by saying
-/// that it does not own the session: the entry peer then asks the other members itself, and finds
-/// out whether the session is lost or goes on elsewhere.
+/// Whether an owner that was forwarded a request tells the entry peer of `failure` as it is, rather
+/// than the client: the entry peer may hold a copy to go on from, and begins a new session for its
+/// client. Told only that the owner is none, it would take over in vain, be led back here by the
+/// ballot of the one who tried before, and so on until its rounds were used up.
 #[must_use]
 pub fn is_for_entry(failure: &Failure) -> bool {
     matches!(failure, Failure::Lost { ran: false } | Failure::WentOn { .. })

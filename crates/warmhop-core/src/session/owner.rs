@@ -253,6 +253,9 @@ impl Session {
         let Role::Owner(owner) = &mut self.role else { return };
         owner.serving = false;
         owner.unnamed = false;
+        // The floors that its body brings along are numbers of the session that it came from: new
+        // ones below them would make every key that its client uses next look like a repeat.
+        owner.n_last = held.p.n;
         let p = owner.next_position();
         let record = Record { p, cfg: owner.cfg.clone(), body: Arc::clone(&held.body) };
         self.propose(ctx, record, None, None, out);

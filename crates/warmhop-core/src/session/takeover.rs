@@ -285,6 +285,26 @@ impl Session {
                 }
                 return;
             }
+            // A member that forgot the configuration before a seal passes no gate for the seal, but
+            // is as good a voter as any in the members from there on: it never voted in those.
+            let forgot = |cfg: &Config, peer: &Incarnation| {
+                let known = self.heard.gone.get(peer);
+                let before = cfg.prev.as_deref().filter(|before| before.contains(*peer));
+                known
+                    .zip(before)
+                    .is_some_and(|(stamp, before)| before.stamp <= *stamp && *stamp < cfg.now.stamp)
+            };
+            let opened = takeover.asked.iter().find_map(|cfg| {
+                let open = Config { now: cfg.now.clone(), prev: None };
+                let wanted = !takeover.covers_majority(&cfg.now)
+                    && cfg.now.who.iter().any(|peer| forgot(cfg, peer))
+                    && !takeover.asked.iter().any(|asked| **asked == open);
+                wanted.then(|| Arc::new(open))
+            });
+            if let Some(cfg) = opened {
+                self.ask_in(ctx, cfg, out);
+                continue;
+            }
             // What was found may be long past: a later configuration that has not said yet whether it
             // holds more may be the one in which the session goes on.
             let unheard = |cfg: &Arc<Config>| {

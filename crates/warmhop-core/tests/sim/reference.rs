@@ -136,7 +136,10 @@ impl World {
             _ => list.len(),
         };
         history.answered = Some((list_id, count));
-        history.used_at = history.used_at.max(sent);
+        // A stored answer prolongs nothing.
+        if !reply.replayed {
+            history.used_at = history.used_at.max(sent);
+        }
         Ok(())
     }
 
@@ -165,7 +168,10 @@ impl World {
         if before.answered.is_none() || may_expire {
             return Ok(());
         }
-        if !self.may_be_lost(old) {
+        // What it went on as may be lost in its turn.
+        let forks = self.forks.borrow();
+        let forks = forks.iter().filter(|(from, _)| *from == old).map(|(_, into)| *into);
+        if !self.may_be_lost(old) && !forks.into_iter().any(|fork| self.may_be_lost(fork)) {
             return Err(format!(
                 "its session {old:?} was given up, although a majority of its holders lived"
             ));

@@ -163,6 +163,7 @@ enum HopRefusal {
     NotReady,
     Exec(ExecDone),
     NotOwner { promised: Option<Ballot> },
+    Lost(Failure),
     Problem(Problem),
     AppFailed,
 }
@@ -910,6 +911,7 @@ impl Peer {
         let into =
             self.with(sid, false, |machine, ctx, out| fence_at(machine, ctx, record.p, new, out))??;
         self.world.count("forked");
+        self.world.forks.borrow_mut().push((sid, into));
         self.world.note(Some(sid), || format!("{} forks it as {new:?}", self.me));
         Some(into)
     }
@@ -1115,6 +1117,7 @@ impl Peer {
                 self.with(sid, false, |machine, _, _| machine.note_owner(promised));
                 LineEnd::Elsewhere(promised.map(|ballot| ballot.proposer))
             }
+            Err(HopError::Refused(HopRefusal::Lost(failure))) => LineEnd::Failed(failure),
             Err(HopError::Refused(HopRefusal::Problem(problem))) => LineEnd::Problem(problem),
             Err(error) => match after_failed_hop(call, &error) {
                 Ok(()) => LineEnd::Elsewhere(None),
@@ -1158,9 +1161,7 @@ impl Peer {
                 let promised = self.look(sid, |machine| machine.promised()).flatten();
                 Err(HopRefusal::NotOwner { promised })
             }
-            LineEnd::Failed(failure) if is_for_entry(&failure) => {
-                Err(HopRefusal::NotOwner { promised: None })
-            }
+            LineEnd::Failed(failure) if is_for_entry(&failure) => Err(HopRefusal::Lost(failure)),
             LineEnd::Failed(failure) => Err(HopRefusal::Problem(describe(&failure))),
             LineEnd::Problem(problem) => Err(HopRefusal::Problem(problem)),
         }

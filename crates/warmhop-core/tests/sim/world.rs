@@ -82,6 +82,8 @@ pub(crate) struct World {
     pub(crate) faults_on: Cell<bool>,
     pub(crate) counts: RefCell<BTreeMap<&'static str, u64>>,
     requests: Cell<u16>,
+    /// Which sessions went on under which others.
+    pub(crate) forks: RefCell<Vec<(SessionId, SessionId)>>,
 }
 
 struct TaskWaker {
@@ -120,6 +122,7 @@ impl World {
             faults_on: Cell::new(true),
             counts: RefCell::default(),
             requests: Cell::new(0),
+            forks: RefCell::default(),
         })
     }
 
