@@ -375,8 +375,7 @@ impl Node {
             .ok_or(LocalError::NotReady)?
             .map_err(LocalError::Refused)?;
         let policy = self.store.policy();
-        let wall = Clock::wall();
-        let expired = base.expiry.0 != 0 && base.expiry < wall;
+        let expired = base.is_over(exec, Clock::wall(), policy.ttl);
         let state =
             base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
         let session = Session::new(state.clone(), policy.state_bytes_max);
@@ -399,8 +398,7 @@ impl Node {
             changed = Some(Some(new).filter(|new| !new.is_empty()));
         }
         // Used, so it lives on: an unchanged session whose time is half over is written anew.
-        let half = u64::try_from(policy.ttl.as_millis()).unwrap_or(u64::MAX) / 2;
-        if changed.is_none() && state.is_some() && base.expiry.0 < wall.0.saturating_add(half) {
+        if changed.is_none() && state.is_some() && base.is_half_over(exec, policy.ttl) {
             changed = Some(state);
         }
         let mut stored = Stored::Applied;

@@ -4,6 +4,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,28 @@ pub struct Body {
     pub expiry: WallTime,
     /// The session was ended on purpose.
     pub deleted: bool,
+}
+
+impl Body {
+    /// Whether the session's time is over for the request of `exec`: by the executor's clock,
+    /// `wall`, and by its owner's, from which the order's own expiry was made `ttl` ahead. One
+    /// clock that runs ahead ends no session.
+    #[must_use]
+    pub fn is_over(&self, exec: &Exec, wall: WallTime, ttl: Duration) -> bool {
+        let owners = WallTime(exec.expiry.0.saturating_sub(millis(ttl)));
+        self.expiry > WallTime::default() && self.expiry < wall.min(owners)
+    }
+
+    /// Whether half of its time is over or more, by its owner's clock: a request that only reads
+    /// it then writes it anew, so that it lives on.
+    #[must_use]
+    pub fn is_half_over(&self, exec: &Exec, ttl: Duration) -> bool {
+        self.expiry.0 < exec.expiry.0.saturating_sub(millis(ttl) / 2)
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A proposal or an accepted value of the register. Equal positions imply equal bodies (I1).

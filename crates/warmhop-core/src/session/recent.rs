@@ -207,6 +207,20 @@ mod tests {
     }
 
     #[test]
+    fn a_session_ends_by_two_clocks_and_is_renewed_by_one() {
+        let ttl = core::time::Duration::from_millis(100);
+        let body = Body { expiry: WallTime(1_000), ..Body::default() };
+        // The owner's clock shows `owner`, the executor's `wall`.
+        let at = |owner: u64| Exec { expiry: WallTime(owner + 100), ..exec(1, false) };
+        assert!(body.is_over(&at(1_001), WallTime(1_001), ttl));
+        assert!(!body.is_over(&at(1_000), WallTime(1_000), ttl));
+        assert!(!body.is_over(&at(900), WallTime(5_000), ttl), "the executor's runs ahead");
+        assert!(!body.is_over(&at(5_000), WallTime(900), ttl), "the owner's runs ahead");
+        assert!(!Body::default().is_over(&at(5_000), WallTime(5_000), ttl), "it never began");
+        assert!(body.is_half_over(&at(951), ttl) && !body.is_half_over(&at(950), ttl));
+    }
+
+    #[test]
     fn with_nothing_remembered_every_request_raises_its_floor() {
         let policy = policy(0, 0);
         let mut body = Arc::new(apply(&Body::default(), 1, false, 0, &policy));

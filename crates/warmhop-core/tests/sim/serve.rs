@@ -720,16 +720,15 @@ impl Peer {
             .with(sid, true, |machine, ctx, _| machine.exec_begin(ctx, exec))
             .ok_or(LocalError::NotReady)?
             .map_err(LocalError::Refused)?;
-        let wall = self.wall();
-        let expired = base.expiry.0 != 0 && base.expiry < wall;
+        let ttl = self.world.knobs.policy.ttl;
+        let expired = base.is_over(exec, self.wall(), ttl);
         if expired {
             self.world.count("expired states");
         }
         let state = base.state.clone().filter(|_| !expired);
         let (response, mut changed) = self.run_here(call, state.clone()).await?;
         // Used, so it lives on: an unchanged session whose time is half over is written anew.
-        let half = self.world.knobs.policy.ttl.as_millis() as u64 / 2;
-        if changed.is_none() && state.is_some() && base.expiry.0 < wall.0.saturating_add(half) {
+        if changed.is_none() && state.is_some() && base.is_half_over(exec, ttl) {
             changed = state;
         }
         let stored = match exec.keyed {
