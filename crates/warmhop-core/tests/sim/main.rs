@@ -38,7 +38,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use warmhop_core::ids::PeerId;
 
-use run::{Report, run};
+use run::{Planted, Report, run};
 
 /// The seeds that every run of the tests begins with, and how many fresh ones follow.
 const FIXED: u64 = 150;
@@ -66,20 +66,20 @@ fn asked_for() -> Option<(u64, u64)> {
     Some((first.parse().expect("a number"), count.parse().expect("a number")))
 }
 
-fn run_one(seed: u64) -> Result<Report, String> {
-    let told = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
+fn run_one(seed: u64, planted: Planted) -> Result<Report, String> {
+    let told = catch_unwind(AssertUnwindSafe(|| run(seed, false, planted)));
     match told {
         Ok(report) => match report.violation {
             None => Ok(report),
-            Some(what) => Err(format!("{what}\n{}", tell(seed))),
+            Some(what) => Err(format!("{what}\n{}", tell(seed, planted))),
         },
-        Err(_) => Err(format!("a machine panicked, see above\n{}", tell(seed))),
+        Err(_) => Err(format!("a machine panicked, see above\n{}", tell(seed, planted))),
     }
 }
 
 /// Runs a seed again, in words.
-fn tell(seed: u64) -> String {
-    catch_unwind(AssertUnwindSafe(|| run(seed, true).story))
+fn tell(seed: u64, planted: Planted) -> String {
+    catch_unwind(AssertUnwindSafe(|| run(seed, true, planted).story))
         .unwrap_or_else(|_| "it panics before its story is told: see the panic's own words".into())
 }
 
@@ -96,7 +96,7 @@ fn run_all(seeds: &[u64]) -> BTreeMap<&'static str, u64> {
                     let at = next.fetch_add(1, Ordering::Relaxed) as usize;
                     let failed = failures.lock().unwrap().len() >= FAILURES_MAX;
                     let Some(seed) = seeds.get(at).filter(|_| !failed) else { return };
-                    match run_one(*seed) {
+                    match run_one(*seed, Planted::Nothing) {
                         Ok(report) => {
                             let mut totals = totals.lock().unwrap();
                             for (what, count) in report.counts {
@@ -183,10 +183,35 @@ fn fresh_seeds_hold_as_well() {
 #[test]
 fn one_seed_run_twice_is_one_trace() {
     for seed in [3, 4] {
-        let (once, twice) = (run(seed, true), run(seed, true));
-        assert_eq!(once.digest, twice.digest);
+        let once = run(seed, true, Planted::Nothing);
+        let twice = run(seed, true, Planted::Nothing);
+        assert!(once.trace.len() > 1_000, "a trace of {} lines", once.trace.len());
+        for (number, (one, other)) in once.trace.iter().zip(&twice.trace).enumerate() {
+            assert_eq!(one, other, "line {number} of seed {seed}");
+        }
+        assert_eq!(once.trace.len(), twice.trace.len(), "seed {seed}");
         assert_eq!(once.counts, twice.counts);
-        assert_eq!(once.counts, run(seed, false).counts, "who listens changes nothing");
+        let unheard = run(seed, false, Planted::Nothing);
+        assert_eq!(once.counts, unheard.counts, "who listens changes nothing");
     }
-    assert_ne!(run(3, true).digest, run(4, true).digest);
+    let (one, other) = (run(3, true, Planted::Nothing), run(4, true, Planted::Nothing));
+    assert_ne!(one.trace, other.trace);
+}
+
+#[test]
+fn peers_that_forget_what_they_answered_are_noticed_and_the_failure_is_told_line_by_line() {
+    let failures: Vec<String> =
+        (1..=6).filter_map(|seed| run_one(seed, Planted::Amnesia).err()).collect();
+    assert!(failures.len() >= 4, "{} of 6 were noticed", failures.len());
+    for failure in failures {
+        let mut lines = failure.lines();
+        let what = lines.next().unwrap_or_default().to_owned();
+        assert!(!what.contains("panicked"), "{failure}");
+        let told: Vec<&str> = lines.collect();
+        assert!(told.len() > 20, "a story of {} lines: {failure}", told.len());
+        assert!(told.iter().any(|line| line.contains("everything heals")), "{failure}");
+        assert!(told.iter().any(|line| line.contains("asks peer-")), "{failure}");
+        let violation = told.iter().find(|line| line.contains("VIOLATION"));
+        assert!(violation.is_some_and(|line| line.contains(&what[..20])), "{what}: {failure}");
+    }
 }

@@ -1,19 +1,19 @@
-//! The trace of a run: a digest of every line, so that two runs can be compared, and the last
-//! lines about the session that failed, for people.
+//! The trace of a run: every line of it, so that two runs can be compared, and the last lines about
+//! the session that failed, for people.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use warmhop_core::ids::SessionId;
 
 /// How many lines are kept, and how many are printed.
-const KEPT_MAX: usize = 60_000;
+const KEPT_MAX: usize = 200_000;
 const PRINTED_MAX: usize = 260;
 const LINE_CHARS_MAX: usize = 420;
 
 pub(crate) struct Narrator {
     listening: bool,
-    digest: DefaultHasher,
+    /// Lines that were not kept, for want of room.
+    dropped: usize,
     lines: VecDeque<(u64, Option<SessionId>, String)>,
     /// The session that failed.
     pub(crate) about: Option<SessionId>,
@@ -22,7 +22,7 @@ pub(crate) struct Narrator {
 impl Narrator {
     /// Without listeners no line is put into words, which is most of a run's cost.
     pub(crate) fn new(listening: bool) -> Self {
-        Self { listening, digest: DefaultHasher::new(), lines: VecDeque::new(), about: None }
+        Self { listening, dropped: 0, lines: VecDeque::new(), about: None }
     }
 
     pub(crate) fn note(
@@ -35,15 +35,19 @@ impl Narrator {
             return;
         }
         let line = line();
-        (now, about, &line).hash(&mut self.digest);
         if self.lines.len() == KEPT_MAX {
             self.lines.pop_front();
+            self.dropped += 1;
         }
         self.lines.push_back((now, about, line));
     }
 
-    pub(crate) fn digest(&self) -> u64 {
-        self.digest.finish()
+    /// Every line, with its time. Nothing where nobody listens, or where there were too many.
+    pub(crate) fn trace(&self) -> Vec<String> {
+        if self.dropped > 0 {
+            return Vec::new();
+        }
+        self.lines.iter().map(|(now, _, line)| format!("{now} {line}")).collect()
     }
 
     /// The last lines about the session that failed and about no session at all.

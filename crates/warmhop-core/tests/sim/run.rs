@@ -25,11 +25,20 @@ const MENDED_WITHIN_MS: u64 = 20_000;
 pub(crate) struct Report {
     pub(crate) violation: Option<String>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
-    pub(crate) digest: u64,
+    /// Every line of what happened, where somebody listened.
+    pub(crate) trace: Vec<String>,
     pub(crate) story: String,
 }
 
-pub(crate) fn run(seed: u64, listening: bool) -> Report {
+/// A fault that no mesh survives, to show that it would be noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Planted {
+    Nothing,
+    /// Every peer forgets every session at once, watermark and all, and is none the wiser.
+    Amnesia,
+}
+
+pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
     let mut rng = Prng(seed);
     let knobs = draw_knobs(&mut rng);
     let world = World::new(knobs, rng, Narrator::new(listening));
@@ -50,6 +59,11 @@ pub(crate) fn run(seed: u64, listening: bool) -> Report {
     world.run_until(world.now() + world.knobs.faults_ms);
 
     heal(&world, &clients);
+    if planted == Planted::Amnesia {
+        for peer in world.live_peers() {
+            peer.store.borrow_mut().entries.clear();
+        }
+    }
     world.run_until(world.now() + SERVED_WITHIN_MS);
     for client in clients {
         if world.violation().is_none() {
@@ -66,7 +80,7 @@ pub(crate) fn run(seed: u64, listening: bool) -> Report {
     let report = Report {
         violation: world.violation(),
         counts: world.counts.borrow().clone(),
-        digest: world.narrator.borrow().digest(),
+        trace: world.narrator.borrow().trace(),
         story: world.narrator.borrow().story(),
     };
     world.dismantle();
