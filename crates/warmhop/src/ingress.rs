@@ -1,5 +1,6 @@
 //! The service in front: names the app, the session and the request, and nothing else. What is
-//! decided and carried out for them is in [`crate::node`] and [`crate::serve`].
+//! decided and carried out for them is in [`crate::node`], [`crate::serve`] and
+//! [`crate::portable`].
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -102,9 +102,8 @@ impl Node {
             let mut after = errand.ended(end, call.is_sendable(), &self.here(&self.view()));
             if let (After::TryAlone(failure), Some(named)) = (after, errand.session()) {
                 let key = SessionKey { app: portable.slot.name().clone(), sid: named.sid };
-                let into = self.fork(&key, tracing);
-                let here = self.view();
-                after = errand.tried_alone(failure, into, call.is_sendable(), &self.here(&here));
+                let (into, view) = (self.fork(&key), self.view());
+                after = errand.tried_alone(failure, into, call.is_sendable(), &self.here(&view));
             }
             match after {
                 After::Again { because, back_off } => {
@@ -199,7 +198,7 @@ impl Node {
 
     /// Without a majority, goes on from this peer's own copy under a new session, where the core
     /// allows it; returns the session that it goes on as, now or since before.
-    fn fork(&self, key: &SessionKey, tracing: &mut Tracing) -> Option<SessionId> {
+    fn fork(&self, key: &SessionKey) -> Option<SessionId> {
         let policy = self.store.policy();
         let may = self.store.with(key, false, |machine, ctx, _| alone(machine, ctx.me, policy))?;
         let record = match may {
@@ -218,7 +217,6 @@ impl Node {
         if into == new.sid {
             self.metrics.sessions_forked.inc();
             tracing::warn!(session = %key, as_session = %new, "forked: no majority of its holders is left");
-            tracing.step("fork", format!("no majority is left: it goes on here as {new}"));
         }
         Some(into)
     }
