@@ -15,7 +15,7 @@
 //! | [`commands`] | `up`, `down`, `kill`, `start` |
 //! | [`demo`] | the guided tour |
 //! | [`chaos`] | load, faults, and the judgement of what clients saw |
-//! | [`bench`] | figures of optimised processes |
+//! | [`mod@bench`] | figures of optimised processes |
 //!
 //! It reads `/proc`, so it needs Linux.
 

@@ -2,7 +2,7 @@
 //!
 //! The page is one file that opens from disk: its style and its plots are inside, it fetches
 //! nothing and needs no script. It is written as well-formed XML, so that a parser can vouch for
-//! it, and everything that comes from a run is escaped on its way in ([`Text`]).
+//! it, and everything that comes from a run is escaped on its way in (`Text`).
 
 mod plot;
 mod series;
