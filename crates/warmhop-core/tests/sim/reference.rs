@@ -168,10 +168,17 @@ impl World {
         if before.answered.is_none() || may_expire {
             return Ok(());
         }
-        // What it went on as may be lost in its turn.
+        // What it went on as may be lost in its turn; so may what nobody was ever answered from.
         let forks = self.forks.borrow();
         let forks = forks.iter().filter(|(from, _)| *from == old).map(|(_, into)| *into);
-        if !self.may_be_lost(old) && !forks.into_iter().any(|fork| self.may_be_lost(fork)) {
+        let is_unanswered = |fork: SessionId| {
+            let reference = self.reference.borrow();
+            reference.histories.get(&fork).is_none_or(|history| history.answered.is_none())
+        };
+        let mut forks = forks.into_iter();
+        if !self.may_be_lost(old)
+            && !forks.any(|fork| is_unanswered(fork) || self.may_be_lost(fork))
+        {
             return Err(format!(
                 "its session {old:?} was given up, although a majority of its holders lived"
             ));
