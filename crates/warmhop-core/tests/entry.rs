@@ -451,6 +451,8 @@ fn a_copy_is_counted_on_as_long_as_somebody_else_could_hold_it() {
     assert!(counts_on(&[ME, inc(2), inc(3)], ME, &able));
     assert!(!counts_on(&[inc(2), inc(3), inc(4)], ME, &able));
     assert!(!counts_on(&[ME], ME, &[ME].into()), "nobody else is left");
+    assert!(counts_on(&[ME, inc(2), inc(90)], ME, &able), "its owner may be a moment late");
+    assert!(!counts_on(&[ME, inc(90), inc(91)], ME, &able), "nobody can replace it any more");
 }
 
 // Machines: forwarded requests, and going on alone.

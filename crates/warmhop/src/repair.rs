@@ -104,18 +104,21 @@ impl Node {
         self.store.held(|members| counts_on(members, self.incarnation, &able)).len()
     }
 
-    /// Asks about the members of sessions that this peer holds a copy of, `most` of them: it may
-    /// have been replaced while it was cut off, and would count itself among them until it hears
-    /// of it.
+    /// Asks about the members of sessions that count on this peer's copy, with `most` questions:
+    /// it may have been replaced while it was cut off, and would count itself among them until it
+    /// hears of it.
     pub(crate) fn ask_for_members(&self, most: usize) {
         let able = countable(&self.view(), self.incarnation);
         let held = self.store.held(|members| counts_on(members, self.incarnation, &able));
-        for key in held.iter().take(most) {
-            self.store.with(key, false, |machine, ctx, out| {
-                let others: Vec<Incarnation> =
-                    machine.members().iter().copied().filter(|peer| *peer != ctx.me).collect();
-                machine.locate(&others, out);
-            });
+        // Others each time: of some nobody knows more.
+        let first = rand::random_range(0..held.len().max(1));
+        let mut left = most;
+        for key in held.iter().cycle().skip(first).take(held.len()) {
+            // Its members may all have been replaced since: anyone may know.
+            let peers = self.whom_to_ask(key);
+            let Some(fewer) = left.checked_sub(peers.len()) else { return };
+            left = fewer;
+            self.store.with(key, false, |machine, _, out| machine.locate(&peers, out));
         }
     }
 

@@ -33,6 +33,8 @@ const REQUESTS_WITHIN: Duration = Duration::from_secs(30);
 const INVITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How many sessions are offered at once.
 const INVITES_AT_ONCE: usize = 512;
+/// How many questions about members are asked at once.
+const QUESTIONS_AT_ONCE: usize = 2048;
 
 /// Tells everyone that this peer leaves, and gives its sessions away.
 pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
@@ -72,7 +74,7 @@ async fn replaced(node: &Node) -> usize {
             return left;
         }
         // Whoever replaced it while it was cut off could not tell it so.
-        node.ask_for_members(INVITES_AT_ONCE);
+        node.ask_for_members(QUESTIONS_AT_ONCE);
         give_away(node);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
         let still = alive();

@@ -859,6 +859,18 @@ impl Session {
             if let Some(asking) = &mut owner.work.asking {
                 asking.answered.clear();
             }
+            // Whoever is replaced although it lives would count itself among the members for as
+            // long as it keeps its copy.
+            let before = record.cfg.prev.as_ref().map_or(&[][..], |before| &before.who);
+            for to in before.iter().filter(|peer| !cfg.now.contains(**peer) && **peer != ctx.me) {
+                let message = Message::Nack {
+                    reason: NackReason::Higher,
+                    promised: Some(owner.b),
+                    cfg: Some(cfg.clone()),
+                    watermark: self.copy.low,
+                };
+                out.push(Effect::Send { to: *to, message });
+            }
             let open = Record { p, cfg, body: record.body.clone() };
             self.propose(ctx, open, None, Some(record.p), out);
             self.settle_proposal(ctx, out);

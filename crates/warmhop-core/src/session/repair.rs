@@ -268,10 +268,14 @@ pub fn by_rank(
 }
 
 /// Whether a session with these members counts on the copy of `me` although one of `able`, as
-/// [`countable`] tells them, could hold it: a peer that leaves waits until none does.
+/// [`countable`] tells them, could hold it: a peer that leaves waits until none does. Where most of
+/// the members are gone nobody can change them, and nothing is to be waited for.
 #[must_use]
 pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incarnation>) -> bool {
-    members.contains(&me) && able.iter().any(|peer| !members.contains(peer))
+    let living = members.iter().filter(|peer| **peer == me || able.contains(peer)).count();
+    members.contains(&me)
+        && 2 * living > members.len()
+        && able.iter().any(|peer| !members.contains(peer))
 }
 
 /// Who should own the session after this peer, which leaves: best where its app is ready, then by
