@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use warmhop_core::session::{Failure, TokenHint};
+use warmhop_core::session::{Failure, Session, TokenHint};
 
 use crate::stage::Stage;
 
@@ -20,6 +20,9 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
 
     s.replaces("A", s.inc("C"), "D");
     s.loses("Accept A>C");
+    s.arrives("Accept A>B");
+    s.arrives("Accepted B>A");
+    s.loses("Nack A>C");
     s.settles();
     s.asks("A", "change milk", "D");
     s.settles();
@@ -27,6 +30,9 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
 
     s.replaces("A", s.inc("B"), "E");
     s.loses("Accept A>B");
+    s.arrives("Accept A>D");
+    s.arrives("Accepted D>A");
+    s.loses("Nack A>B");
     s.settles();
     s.asks("A", "change jam", "E");
     s.settles();
@@ -38,6 +44,9 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
 
     s.replaces("D", s.inc("A"), "F");
     s.loses("Accept D>A");
+    s.arrives("Accept D>E");
+    s.arrives("Accepted E>D");
+    s.loses("Nack D>A");
     s.settles();
     s.asks("D", "change bread", "F");
     s.settles();
@@ -48,12 +57,49 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
 
     s.replaces("E", s.inc("D"), "G");
     s.loses("Accept E>D");
+    s.arrives("Accept E>F");
+    s.arrives("Accepted F>E");
+    s.loses("Nack E>D");
     s.settles();
     s.asks("E", "change salt", "G");
     s.settles();
     s.answered("salt", "tea/A milk/D jam/E bread/F salt/G");
     assert_eq!(s.token().cfg.now.c, 5);
     (s, token)
+}
+
+/// The danger: whoever asks has no token at all, and the peer that it asks never heard of the
+/// session: to such a peer, one that lives and one that never was look the same.
+/// The rule: the first few by rank are asked, then everyone; who holds it names its members, and
+/// a takeover among them finds the newest record.
+#[test]
+fn a_session_is_found_without_a_token() {
+    let mut s = Stage::new("a session is found without a token", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.crashes("A");
+    s.takes_over_without_a_token("D", "C A B");
+    s.is_sent("Locate D>C");
+    s.asks("D", "read list", "D");
+    s.settles();
+    s.serves("D");
+    s.answered("list", "tea/A");
+}
+
+/// A member that lives and is replaced hears of it, so that it does not count itself among them
+/// for as long as it keeps its copy.
+#[test]
+fn a_member_that_is_replaced_hears_of_it() {
+    let mut s = Stage::new("a member that is replaced hears of it", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.replaces("A", s.inc("C"), "D");
+    s.settles();
+    let (came, went) = (s.inc("D"), s.inc("C"));
+    let members = s.machine("C").map(Session::members).unwrap_or_default();
+    assert!(members.contains(&came) && !members.contains(&went));
 }
 
 /// The danger: A, B and C are a majority of the configuration that the token names, and they

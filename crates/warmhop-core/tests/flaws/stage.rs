@@ -388,6 +388,17 @@ impl Stage {
         });
     }
 
+    /// The peer takes over a session that it knows by its name alone; it may ask `ask`.
+    #[track_caller]
+    pub(crate) fn takes_over_without_a_token(&mut self, name: &str, ask: &str) {
+        let peers = self.incs(ask);
+        self.say(format!("{name} takes the session over, without a token"));
+        self.on(name, |machine, ctx, out| {
+            let round = machine.seen_round();
+            machine.take_over(ctx, None, round, &peers, out);
+        });
+    }
+
     /// The owner puts `newcomer` in the place of `gone`.
     #[track_caller]
     pub(crate) fn replaces(&mut self, owner: &str, gone: Incarnation, newcomer: &str) {
