@@ -10,7 +10,7 @@ use warmhop_core::ids::{
 };
 use warmhop_core::rank;
 use warmhop_core::session::entry::*;
-use warmhop_core::session::message::{Config, Members, Stored};
+use warmhop_core::session::message::{Config, Members, Message, NackReason, Stored};
 use warmhop_core::session::repair::{countable, counts_on, heir};
 use warmhop_core::session::{
     Ctx, Effect, Effects, Failure, Outcome, Process, Session, Submit, Ticket,
@@ -611,6 +611,57 @@ fn a_fork_goes_on_with_the_numbers_of_the_session_that_it_came_from() {
     // One that was forgotten before the fork may be, and is not run again.
     let end = solo.keyed(&mut fork, 1, Some(0));
     assert!(matches!(end, Effect::Fail { failure: Failure::BelowFloor, .. }), "{end:?}");
+}
+
+fn submit(ticket: u64) -> Submit {
+    let rid = RequestKey([u8::try_from(ticket).unwrap(); 16]);
+    let ticket = Ticket(ticket);
+    Submit { ticket, rid, fingerprint: 1, keyed: false, seen: None, safe: false }
+}
+
+#[test]
+fn a_request_hears_of_a_session_that_its_takeover_finds_lost_at_once() {
+    let mut solo = Solo::new(SessionPolicy::default());
+    let mut machine = Session::new(SID, &solo.process);
+    let dead =
+        || Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 };
+    for peer in [2, 3, 4] {
+        solo.on(&mut machine, |machine, ctx, out| machine.on_message(ctx, inc(peer), dead(), out));
+    }
+    let how = Enter::TakingOver { token: Some(named(2).cfg), peers: Vec::new() };
+    let (_, out) =
+        solo.on(&mut machine, |machine, ctx, out| machine.enter(ctx, submit(1), how, out));
+    let failure = Failure::Lost { ran: false };
+    assert_eq!(out, [Effect::Lost, Effect::Fail { ticket: Ticket(1), failure }]);
+    assert_eq!((machine.load(), Look::of(&machine).owns), (0, false));
+}
+
+#[test]
+fn a_request_joins_a_takeover_that_is_under_way_and_begins_no_other() {
+    let mut solo = Solo::new(SessionPolicy::default());
+    let mut machine = Session::new(SID, &solo.process);
+    let how = || Enter::TakingOver { token: Some(named(2).cfg), peers: vec![inc(5)] };
+    solo.on(&mut machine, |machine, ctx, out| machine.enter(ctx, submit(1), how(), out));
+    let ballot = machine.ballot();
+    assert!(machine.is_taking_over());
+    let (_, out) =
+        solo.on(&mut machine, |machine, ctx, out| machine.enter(ctx, submit(2), how(), out));
+    assert_eq!((machine.ballot(), machine.load(), out), (ballot, 2, Vec::new()));
+    // The same one again, as when its answer was lost on the way: it waits already.
+    let (_, out) =
+        solo.on(&mut machine, |machine, ctx, out| machine.enter(ctx, submit(2), how(), out));
+    assert_eq!(out, [Effect::Fail { ticket: Ticket(2), failure: Failure::KeyInUse }]);
+}
+
+#[test]
+fn a_request_that_takes_this_peer_for_the_owner_in_vain_is_led_on() {
+    let mut solo = Solo::new(SessionPolicy::default());
+    let mut machine = Session::new(SID, &solo.process);
+    machine.note_owner(Some(Ballot { round: 4, proposer: inc(3) }));
+    let (_, out) = solo.on(&mut machine, |machine, ctx, out| {
+        machine.enter(ctx, submit(1), Enter::AsOwner, out);
+    });
+    assert_eq!(out, [Effect::Redirect { ticket: Ticket(1), to: Some(inc(3)) }]);
 }
 
 #[test]

@@ -13,8 +13,8 @@ use warmhop_core::config::EffectsMode;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
 use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::entry::{
-    After, Alone, Asked, Because, End, Errand, Forwarded, Here, Look, Moves, Named, Rerun, Reruns,
-    Step, TakeOver, alone, answer_forward, fence_at, first_members, is_for_entry,
+    After, Alone, Asked, Because, End, Enter, Errand, Forwarded, Here, Look, Moves, Named, Rerun,
+    Reruns, Step, TakeOver, alone, answer_forward, fence_at, first_members, is_for_entry,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
@@ -185,9 +185,11 @@ impl Node {
                 if take_over.is_some() {
                     tracing.step("take over", "this peer takes the session over");
                 }
-                let take_over = take_over.is_some();
-                self.at_owner(portable, call, &key, Some(&named.cfg), take_over, None, tracing)
-                    .await
+                let enter = match take_over {
+                    None => Enter::AsOwner,
+                    Some(_) => self.taking_over(&key, named.cfg),
+                };
+                self.at_owner(portable, call, &key, enter, None, tracing).await
             }
         })
     }
@@ -240,25 +242,25 @@ impl Node {
         let cfg = first_members(sid, executor, self.store.policy().copies, &self.here(&view));
         let key = SessionKey { app: portable.slot.name().clone(), sid };
         tracing.session(key.to_string());
-        Ok(self.at_owner(portable, call, &key, None, false, Some((place, cfg)), tracing).await)
+        let enter = Enter::Beginning(cfg);
+        Ok(self.at_owner(portable, call, &key, enter, Some(place), tracing).await)
+    }
+
+    fn taking_over(&self, key: &SessionKey, token: Config) -> Enter {
+        Enter::TakingOver { token: Some(token), peers: self.whom_to_ask(key) }
     }
 
     /// Stands in line at this peer for the session: as its owner, or once it has taken over.
-    #[expect(clippy::too_many_arguments, reason = "one call site for each of three situations")]
+    /// `place` is where the request runs, if that is decided.
     async fn at_owner(
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
         key: &SessionKey,
-        hint: Option<&Config>,
-        take_over: bool,
-        fresh: Option<(Place, Config)>,
+        enter: Enter,
+        mut place: Option<Place>,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        let (mut place, mint) = match fresh {
-            Some((place, cfg)) => (Some(place), Some(cfg)),
-            None => (None, None),
-        };
         let safe = fields::is_safe(&call.method) && !portable.keyed;
         let submit = |ticket| Submit {
             ticket,
@@ -268,15 +270,7 @@ impl Node {
             seen: portable.seen,
             safe,
         };
-        let peers = if take_over { self.whom_to_ask(key) } else { Vec::new() };
-        let line = self.store.enqueue(key, mint.is_some(), submit, |machine, ctx, out| {
-            if let Some(cfg) = mint {
-                machine.mint(ctx, cfg, out);
-            } else if take_over && !machine.is_owner() && !machine.is_taking_over() {
-                let round = machine.seen_round();
-                machine.take_over(ctx, hint.cloned(), round, &peers, out);
-            }
-        });
+        let line = self.store.enqueue(key, submit, enter);
         let Some(mut line) = line else { return LineEnd::Problem(too_many_sessions()) };
         let mut reruns = Reruns::default();
         let mut tried: Vec<PeerId> = Vec::new();
@@ -341,7 +335,7 @@ impl Node {
                     };
                 }
                 Told::Fail(failure) => match reruns.failed(&failure, call.is_sendable()) {
-                    Rerun::Again => match self.store.enqueue(key, false, submit, |_, _, _| ()) {
+                    Rerun::Again => match self.store.enqueue(key, submit, Enter::AsOwner) {
                         Some(anew) => line = anew,
                         None => return LineEnd::Problem(too_many_sessions()),
                     },
@@ -588,8 +582,9 @@ impl Node {
             .store
             .with(&key, false, |machine, _, _| answer_forward(Some(machine), me, owner))
             .unwrap_or_else(|| answer_forward(None, me, owner));
-        let take_over = match answer {
-            Forwarded::Serve { take_over } => take_over,
+        let enter = match answer {
+            Forwarded::Serve { take_over: false } => Enter::AsOwner,
+            Forwarded::Serve { take_over: true } => self.taking_over(&key, forward.cfg.clone()),
             Forwarded::NotOwner { promised, cfg } => {
                 return Err(HopRefusal::NotOwner { promised, cfg });
             }
@@ -603,9 +598,7 @@ impl Node {
             arrived: Arrived::AtFrontDoor,
             hops_left: forward.hops_left,
         };
-        let end = self
-            .at_owner(&portable, call, &key, Some(&forward.cfg), take_over, None, tracing)
-            .await;
+        let end = self.at_owner(&portable, call, &key, enter, None, tracing).await;
         if let Some(to) = forward.hand_over {
             self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }

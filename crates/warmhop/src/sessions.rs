@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{Incarnation, Now, Position, SessionKey};
+use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
@@ -509,20 +510,19 @@ impl Store {
         }
     }
 
-    /// Puts a request in line for its session; `mint` says that the session is drawn with it.
+    /// Puts a request in line for its session.
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         key: &SessionKey,
-        mint: bool,
         submit: impl FnOnce(Ticket) -> Submit,
-        prepare: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>),
+        enter: Enter,
     ) -> Option<InLine> {
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
         let (told, telling) = mpsc::channel(TICKET_EVENTS_MAX);
         let submit = submit(ticket);
-        let keep_empty_until = match mint {
-            true => Now::default(),
-            false => self.clock.now().after(EMPTY_KEPT_FOR),
+        let keep_empty_until = match enter {
+            Enter::Beginning(_) => Now::default(),
+            Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
         };
         {
             // The ticket is known before its first event can be sent.
@@ -538,10 +538,7 @@ impl Store {
             running: None,
             held_back: Vec::new(),
         };
-        self.with(key, false, |machine, ctx, out| {
-            prepare(machine, ctx, out);
-            machine.submit(ctx, submit, out);
-        })?;
+        self.with(key, false, |machine, ctx, out| machine.enter(ctx, submit, enter, out))?;
         Some(in_line)
     }
 

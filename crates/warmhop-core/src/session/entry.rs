@@ -29,7 +29,7 @@ use core::time::Duration;
 
 use super::message::{Config, MEMBERS_MAX, Members, Record};
 use super::repair::{by_rank, may_count_on};
-use super::{Ctx, Effects, Failure, Session};
+use super::{Ctx, Effects, Failure, Role, Session, Submit};
 use crate::config::{SessionPolicy, WithoutMajority};
 use crate::ids::{Ballot, Incarnation, PeerId, Position, SessionId, WallTime};
 use crate::view::{Liveness, View};
@@ -476,6 +476,44 @@ pub fn first_members(
     let missing = copies.clamp(1, MEMBERS_MAX).saturating_sub(who.len());
     who.extend(ranked.into_iter().take(missing));
     Config { now: Members::first(here.wall.0, who), prev: None }
+}
+
+/// How a request comes to stand in line at this peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enter {
+    /// The session is this peer's, as far as is known.
+    AsOwner,
+    /// The session is drawn with it.
+    Beginning(Config),
+    /// The session is taken over for it, unless this peer is on its way to that already.
+    TakingOver {
+        /// The configuration that the client's token names.
+        token: Option<Config>,
+        /// Whom to ask, as in [`Session::take_over`].
+        peers: Vec<Incarnation>,
+    },
+}
+
+impl Session {
+    /// Puts a request in line for its turn, which may come at once.
+    pub fn enter(&mut self, ctx: &mut Ctx<'_>, submit: Submit, how: Enter, out: &mut Effects) {
+        match how {
+            Enter::TakingOver { token, peers } if matches!(self.role, Role::None) => {
+                // It stands in line first. A takeover that has nobody left to ask finds at once
+                // that the session is lost: told to a line that is empty, that reaches nobody, and
+                // the request would be led back to this very peer until its rounds are used up.
+                if self.line_up(ctx, submit, out) {
+                    let round = self.seen_round();
+                    self.take_over(ctx, token, round, &peers, out);
+                }
+            }
+            Enter::Beginning(cfg) => {
+                self.mint(ctx, cfg, out);
+                self.submit(ctx, submit, out);
+            }
+            Enter::AsOwner | Enter::TakingOver { .. } => self.submit(ctx, submit, out),
+        }
+    }
 }
 
 /// What a peer may do about a session without its majority.

@@ -282,19 +282,27 @@ impl Session {
             out.push(Effect::Redirect { ticket, to: self.known_owner() });
             return;
         }
+        if self.line_up(ctx, submit, out) {
+            self.settle(ctx, out);
+        }
+    }
+
+    /// Puts a request in line, unless it is there already or the line is full. Says whether it did.
+    pub(super) fn line_up(&mut self, ctx: &Ctx<'_>, submit: Submit, out: &mut Effects) -> bool {
+        let ticket = submit.ticket;
         let waits = |other: &Submit| other.rid == submit.rid;
         let in_use = self.line.queue.iter().any(|waiting| waits(&waiting.submit))
             || self.line.flights.iter().any(|flight| waits(&flight.waiting.submit));
         if in_use {
             out.push(Effect::Fail { ticket, failure: Failure::KeyInUse });
-            return;
+            return false;
         }
         if self.line.queue.len() >= ctx.policy.queue_max {
             out.push(Effect::Fail { ticket, failure: Failure::QueueFull });
-            return;
+            return false;
         }
         self.line.queue.push_back(Waiting { submit, alone: false, since: ctx.now });
-        self.settle(ctx, out);
+        true
     }
 
     /// Whether, as its owner, this peer knows that every member holds the newest chosen record.

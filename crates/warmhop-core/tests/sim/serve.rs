@@ -15,8 +15,8 @@ use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, Question, decide, may_retry,
 };
 use warmhop_core::session::entry::{
-    self, After, Alone, End, Errand, FORWARDS_MAX, Forwarded, Here, Look, Named, Rerun, Reruns,
-    Step, alone, answer_forward, fence_at, first_members, is_for_entry,
+    self, After, Alone, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look, Named, Rerun,
+    Reruns, Step, alone, answer_forward, fence_at, first_members, is_for_entry,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit};
@@ -887,7 +887,11 @@ impl Peer {
                 self.forward(call, sid, forward, &to).await
             }
             Step::AtOwner { take_over } => {
-                self.at_owner(portable, call, sid, Some(&cfg), take_over.is_some(), None).await
+                let enter = match take_over {
+                    None => Enter::AsOwner,
+                    Some(_) => self.taking_over(sid, cfg),
+                };
+                self.at_owner(portable, call, sid, enter, None).await
             }
         })
     }
@@ -928,7 +932,11 @@ impl Peer {
         let sid = SessionId(self.world.bytes());
         let copies = self.world.knobs.policy.copies;
         let cfg = first_members(sid, executor, copies, &self.here(&self.view.borrow()));
-        Ok(self.at_owner(portable, call, sid, None, false, Some((place, cfg))).await)
+        Ok(self.at_owner(portable, call, sid, Enter::Beginning(cfg), Some(place)).await)
+    }
+
+    fn taking_over(&self, sid: SessionId, token: Config) -> Enter {
+        Enter::TakingOver { token: Some(token), peers: self.whom_to_ask(sid) }
     }
 
     async fn at_owner(
@@ -936,14 +944,9 @@ impl Peer {
         portable: Portable,
         call: &mut Call,
         sid: SessionId,
-        hint: Option<&Config>,
-        take_over: bool,
-        fresh: Option<(Place, Config)>,
+        enter: Enter,
+        mut place: Option<Place>,
     ) -> LineEnd {
-        let (mut place, mint) = match fresh {
-            Some((place, cfg)) => (Some(place), Some(cfg)),
-            None => (None, None),
-        };
         let asked = call.asked.clone();
         let submit = |ticket| Submit {
             ticket,
@@ -953,15 +956,7 @@ impl Peer {
             seen: portable.seen,
             safe: asked.is_safe() && !asked.keyed,
         };
-        let peers = if take_over { self.whom_to_ask(sid) } else { Vec::new() };
-        let mut line = self.enqueue(sid, mint.is_some(), submit, |machine, ctx, out| {
-            if let Some(cfg) = mint {
-                machine.mint(ctx, cfg, out);
-            } else if take_over && !machine.is_owner() && !machine.is_taking_over() {
-                let round = machine.seen_round();
-                machine.take_over(ctx, hint.cloned(), round, &peers, out);
-            }
-        });
+        let mut line = self.enqueue(sid, submit, enter);
         let mut reruns = Reruns::default();
         let mut tried: Vec<PeerId> = Vec::new();
         let mut held: Option<Served> = None;
@@ -1021,7 +1016,7 @@ impl Peer {
                     return LineEnd::Served(Box::new(served));
                 }
                 Told::Fail(failure) => match reruns.failed(&failure, call.has_body) {
-                    Rerun::Again => line = self.enqueue(sid, false, submit, |_, _, _| ()),
+                    Rerun::Again => line = self.enqueue(sid, submit, Enter::AsOwner),
                     Rerun::GiveUp => return LineEnd::Problem(problem(503, "no-progress")),
                     Rerun::No => return LineEnd::Failed(failure),
                 },
@@ -1143,13 +1138,14 @@ impl Peer {
         let answer =
             self.look(sid, |machine| answer_forward(Some(machine), self.inc, forward.owner));
         let answer = answer.unwrap_or_else(|| answer_forward(None, self.inc, forward.owner));
-        let take_over = match answer {
-            Forwarded::Serve { take_over } => take_over,
+        let enter = match answer {
+            Forwarded::Serve { take_over: false } => Enter::AsOwner,
+            Forwarded::Serve { take_over: true } => self.taking_over(sid, forward.cfg.clone()),
             Forwarded::NotOwner { promised, .. } => return Err(HopRefusal::NotOwner { promised }),
         };
         let portable =
             Portable { rid: forward.rid, seen: forward.seen, hops_left: forward.hops_left };
-        let end = self.at_owner(portable, call, sid, Some(&forward.cfg), take_over, None).await;
+        let end = self.at_owner(portable, call, sid, enter, None).await;
         if let Some(to) = forward.hand_over {
             self.world.count("handed over");
             self.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));

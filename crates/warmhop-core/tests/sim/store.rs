@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::ids::{Incarnation, Now, Position, SessionId};
+use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
@@ -272,13 +273,12 @@ impl Peer {
         }
     }
 
-    /// Puts a request in line for its session; `mint` says that the session is drawn with it.
+    /// Puts a request in line for its session.
     pub(crate) fn enqueue(
         self: &Rc<Self>,
         sid: SessionId,
-        mint: bool,
         submit: impl FnOnce(Ticket) -> Submit,
-        prepare: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>),
+        enter: Enter,
     ) -> InLine {
         let telling = Mailbox::new();
         let now = self.now();
@@ -288,17 +288,17 @@ impl Peer {
             let ticket = Ticket(store.tickets);
             let entry = store.entry(sid);
             entry.tickets.insert(ticket, telling.clone());
-            let keep = if mint { Now::default() } else { now.after(EMPTY_KEPT_FOR) };
+            let keep = match enter {
+                Enter::Beginning(_) => Now::default(),
+                Enter::AsOwner | Enter::TakingOver { .. } => now.after(EMPTY_KEPT_FOR),
+            };
             entry.keep_empty_until = entry.keep_empty_until.max(keep);
             ticket
         };
         let submit = submit(ticket);
         let in_line =
             InLine { peer: Rc::clone(self), sid, ticket, telling, running: RefCell::new(None) };
-        self.with(sid, false, |machine, ctx, out| {
-            prepare(machine, ctx, out);
-            machine.submit(ctx, submit, out);
-        });
+        self.with(sid, false, |machine, ctx, out| machine.enter(ctx, submit, enter, out));
         in_line
     }
 
