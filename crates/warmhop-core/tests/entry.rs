@@ -262,6 +262,20 @@ fn what_ran_with_an_unknown_outcome_is_tried_again_only_if_it_may_run_twice() {
 }
 
 #[test]
+fn whoever_deposed_this_peer_is_asked_before_it_takes_over_again() {
+    let view = view();
+    let here = here(&view);
+    let mut errand = Errand::new(KEYED, Some(named(2)));
+    errand.next(Look::default(), &here, stays);
+    errand.ended(End::Elsewhere(None), true, &here);
+    let step = errand.next(Look::default(), &here, stays);
+    assert_eq!(step, takes_over(TakeOver::NobodyElse));
+    let deposed = Failure::Deposed { to: Some(inc(3)) };
+    assert!(is_again(&errand.ended(End::Failed(deposed), true, &here)));
+    assert_eq!(to(&errand.next(Look::default(), &here, stays)), Some(inc(3)));
+}
+
+#[test]
 fn answers_are_told_and_not_tried_again() {
     let view = view();
     let here = here(&view);

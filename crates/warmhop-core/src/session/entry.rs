@@ -389,6 +389,8 @@ impl Errand {
             Failure::Deposed { to } if self.may_go_on(&failure) => {
                 self.may_have_run = true;
                 self.told = to.or(self.told);
+                // It is asked before this peer tries again: the two would only depose each other.
+                self.take_over = false;
                 again(Because::Deposed, Duration::ZERO, sendable)
             }
             failure => After::Refuse(failure),
