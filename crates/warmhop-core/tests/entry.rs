@@ -160,6 +160,28 @@ fn a_session_moves_here_when_its_owner_drains_or_its_client_stays_but_not_to_one
 // Owned elsewhere.
 
 #[test]
+fn a_move_is_ordered_of_the_owner_that_the_request_finds_not_only_of_whom_it_asks_first() {
+    let view = view();
+    let here = here(&view);
+    let mut errand = Errand::new(POST, Some(named(2)));
+    let mut asked = 0;
+    let mut moves = |errand: &mut Errand| {
+        let step = errand.next(Look::default(), &here, || {
+            asked += 1;
+            asked == 1
+        });
+        match step {
+            Step::Forward { owner, moves, .. } => (owner, moves),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(moves(&mut errand), (inc(2), Some(Moves::ClientStays)));
+    errand.ended(End::Elsewhere(Some(inc(3))), true, &here);
+    assert_eq!(moves(&mut errand), (inc(3), Some(Moves::ClientStays)));
+    assert_eq!(asked, 1, "one request is one arrival");
+}
+
+#[test]
 fn an_owner_that_is_named_goes_over_one_that_is_remembered() {
     let view = view();
     let here = here(&view);

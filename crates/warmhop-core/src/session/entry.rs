@@ -207,6 +207,8 @@ pub struct Errand {
     disclaimed: Vec<Incarnation>,
     /// Whom the attempt under way was sent to.
     sent_to: Option<Incarnation>,
+    /// Whether the session is to move here because its client stays; decided once.
+    stays: Option<bool>,
     take_over: bool,
     /// An attempt ran whose outcome is unknown.
     may_have_run: bool,
@@ -225,6 +227,7 @@ impl Errand {
             told: None,
             disclaimed: Vec::new(),
             sent_to: None,
+            stays: None,
             take_over: false,
             may_have_run: false,
             forked: false,
@@ -265,7 +268,7 @@ impl Errand {
     /// Decides the next attempt. `look` is what this peer's machine says of
     /// [`Errand::session`]; `client_stays` counts the request as one that arrived at a peer that
     /// does not own its session, and says whether that should move (I17): it is called at most
-    /// once, and only where the request is forwarded.
+    /// once for each session that the request is about, and only where it is forwarded.
     pub fn next(
         &mut self,
         look: Look,
@@ -303,7 +306,10 @@ impl Errand {
         } else if belief.news.draining {
             Some(Moves::OwnerDrains)
         } else {
-            client_stays().then_some(Moves::ClientStays)
+            // One request is one arrival, to whichever owner it finds its way. Asked for again,
+            // the answer would be no, since a move was ordered just now: of one that was no owner.
+            let stays = *self.stays.get_or_insert_with(client_stays);
+            stays.then_some(Moves::ClientStays)
         };
         self.sent_to = Some(owner);
         Step::Forward { to: belief.news.peer.clone(), owner, hops_left, moves }
@@ -372,6 +378,7 @@ impl Errand {
         self.named = Some(named);
         // What was said, was said of the session before.
         self.told = None;
+        self.stays = None;
         self.disclaimed.clear();
         self.take_over = false;
         again(because, Duration::ZERO, sendable)
