@@ -1,0 +1,38 @@
+//! A mesh with the real apps, clients and load balancers that people run.
+//!
+//! `testbed/ecosystem` installs them and runs all of this; `cargo test` lists the tests as ignored.
+//! A test whose software could not be had ends as ignored, with the reason.
+
+mod browser;
+#[allow(dead_code, reason = "each kind of package has its way, used or not")]
+mod installed;
+#[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
+#[path = "../promises/support.rs"]
+mod support;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+use installed::Tested;
+
+fn main() -> ExitCode {
+    let trials = [browser::trials()].into_iter().flatten().collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// One test, which runs on a runtime of its own.
+fn test<F>(name: &str, run: impl FnOnce() -> F + Send + 'static) -> Trial
+where
+    F: Future<Output = Tested>,
+{
+    let trial = Trial::ignorable_test(name, move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Ok(match runtime.block_on(run()) {
+            Ok(()) => Completion::Completed,
+            Err(skipped) => Completion::ignored_with(skipped),
+        })
+    });
+    trial.with_ignored_flag(true)
+}
