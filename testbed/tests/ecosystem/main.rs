@@ -3,6 +3,8 @@
 //! `testbed/ecosystem` installs them and runs all of this; `cargo test` lists the tests as ignored.
 //! A test whose software could not be had ends as ignored, with the reason.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic fails the test")]
+
 mod browser;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
