@@ -705,11 +705,11 @@ fn a_forwarded_request_is_served_by_the_owner_and_by_one_that_is_named_and_knows
     let mut solo = Solo::new(SessionPolicy::default());
     let owner = solo.mint(SID, &[ME]);
     let serve = |take_over| Forwarded::Serve { take_over };
-    assert_eq!(answer_forward(Some(&owner), ME, ME), serve(false));
-    assert_eq!(answer_forward(Some(&owner), ME, inc(2)), serve(false));
-    assert_eq!(answer_forward(None, ME, ME), serve(true), "named, but it keeps nothing");
+    assert_eq!(answer_forward(Some(&owner), ME, ME, true), serve(false));
+    assert_eq!(answer_forward(Some(&owner), ME, inc(2), true), serve(false));
+    assert_eq!(answer_forward(None, ME, ME, true), serve(true), "named, but it keeps nothing");
     let no = Forwarded::NotOwner { promised: None, cfg: None };
-    assert_eq!(answer_forward(None, ME, inc(2)), no);
+    assert_eq!(answer_forward(None, ME, inc(2), true), no);
     let mut copy = Session::new(SID, &solo.process);
     let cfg = Config { now: Members::first(1, [ME, inc(2), inc(3)]), prev: None };
     let b = Ballot { round: 3, proposer: inc(3) };
@@ -723,7 +723,7 @@ fn a_forwarded_request_is_served_by_the_owner_and_by_one_that_is_named_and_knows
     };
     solo.on(&mut copy, |it, ctx, out| it.on_message(ctx, inc(3), message, out));
     for named in [ME, inc(2)] {
-        match answer_forward(Some(&copy), ME, named) {
+        match answer_forward(Some(&copy), ME, named, true) {
             Forwarded::NotOwner { promised, .. } => assert_eq!(promised, Some(b)),
             other => panic!("named {named:?}: {other:?}"),
         }

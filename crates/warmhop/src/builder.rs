@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use warmhop_core::app::{AppEvent, StopReason, WantedBy};
 use warmhop_core::config::{SessionPolicy, StartMode};
 use warmhop_core::ids::{AppName, Incarnation, PeerId, RequestId, SessionKey};
+use warmhop_core::view::AppState;
 
 use crate::app::{App, AppSpec};
 use crate::body::{Body, BoxError};
@@ -22,6 +23,7 @@ use crate::identity::{FrontDoorTls, Identity};
 use crate::ingress::{Client, Ingress};
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
+use crate::registers::{self, Registers};
 use crate::report;
 use crate::sessions::Store;
 use crate::shutdown;
@@ -43,6 +45,7 @@ pub struct Builder {
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
+    pub(crate) registers: Vec<AppName>,
 }
 
 impl Builder {
@@ -112,6 +115,14 @@ impl Builder {
         self
     }
 
+    /// Offers the registers of this name on this peer: see [`Registers`]. No app of the mesh may
+    /// have the name.
+    #[must_use]
+    pub fn registers(mut self, name: AppName) -> Self {
+        self.registers.push(name);
+        self
+    }
+
     /// Binds the mesh port, starts gossip, the apps that start at boot and the front doors. It
     /// waits for no seed: a peer that is alone serves what it can.
     ///
@@ -128,20 +139,22 @@ impl Builder {
         let changed = watch::Sender::new(0);
         let store = Store::new(incarnation, self.sessions, clock, Arc::clone(&metrics));
         let late_net: Arc<OnceLock<Net>> = Arc::default();
-        let slots: Vec<Arc<Slot>> = self
-            .apps
+        let slot = |spec, keeps_registers, app, publish| {
+            let (peer, metrics) = (self.peer.clone(), Arc::clone(&metrics));
+            Slot::new(spec, keeps_registers, app, peer, clock, metrics, changed.clone(), publish)
+        };
+        let apps = self.apps.into_iter();
+        let slots: Vec<Arc<Slot>> = apps
+            .map(|(spec, app)| slot(spec, false, app, publisher(Arc::clone(&late_net))))
+            .collect();
+        let late_node: Arc<OnceLock<Weak<Node>>> = Arc::default();
+        let registers: Vec<Arc<Slot>> = self
+            .registers
             .into_iter()
-            .map(|(spec, app)| {
-                let publish = publisher(Arc::clone(&late_net));
-                Slot::new(
-                    spec,
-                    app,
-                    self.peer.clone(),
-                    clock,
-                    Arc::clone(&metrics),
-                    changed.clone(),
-                    publish,
-                )
+            .map(|name| {
+                let (spec, app) = registers::keeper(name, Arc::clone(&late_node));
+                // Nobody is to send requests to it: whoever owns a register executes it.
+                slot(spec, true, Arc::new(app) as Arc<dyn App>, Box::new(|_: &Slot| ()))
             })
             .collect();
         let http: Vec<SocketAddr> =
@@ -154,12 +167,14 @@ impl Builder {
             reveal: self.reveal,
             clock,
             slots,
-            changed,
+            registers,
+            changed: changed.clone(),
             store: Arc::clone(&store),
             http: http.clone(),
             auth: self.identity.cookie_authenticator(),
             metrics,
         });
+        let _ = late_node.set(Arc::downgrade(&node));
         let handler: Arc<dyn NetHandler> = Arc::<Node>::clone(&node);
         let net = Net::start(
             NetConfig {
@@ -202,11 +217,16 @@ impl Builder {
         };
         background(Box::pin(Arc::clone(&store).wake()));
         background(Box::pin(upkeep::run(Arc::clone(&node), !self.seeds.is_empty())));
-        for slot in &node.slots {
+        for slot in node.slots.iter().chain(&node.registers) {
             background(Box::pin(Arc::clone(slot).tick()));
             if slot.spec.policy.start == StartMode::AtBoot {
                 slot.wanted(WantedBy::Boot);
             }
+        }
+        let mut changes = changed.subscribe();
+        for slot in &node.registers {
+            // They start without waiting for anything, but on a task of their own.
+            while slot.state() != AppState::Ready && changes.changed().await.is_ok() {}
         }
         for (door, tls) in self.front_doors {
             tasks.spawn(front::serve(
@@ -233,6 +253,17 @@ impl Builder {
 
     /// Two apps that claim one name, or one host and path, would be told apart by luck.
     fn check_apps(&self) -> Result<(), StartMeshError> {
+        for (at, name) in self.registers.iter().enumerate() {
+            let same = |other: &&AppName| *other == name;
+            let apps = self.apps.iter().map(|(spec, _)| &spec.name);
+            if let Some(other) = self.registers[..at].iter().chain(apps).find(same) {
+                return Err(StartMeshError::AppsCollide {
+                    first: other.to_string(),
+                    second: name.to_string(),
+                    what: "registers have names of their own".into(),
+                });
+            }
+        }
         for (at, (one, _)) in self.apps.iter().enumerate() {
             for (other, _) in &self.apps[..at] {
                 let same_host = match (&one.host, &other.host) {
@@ -348,6 +379,7 @@ impl Mesh {
             sessions: SessionPolicy::default(),
             reveal: true,
             apps: Vec::new(),
+            registers: Vec::new(),
         }
     }
 
@@ -355,6 +387,15 @@ impl Mesh {
     #[must_use]
     pub fn service(&self) -> MeshService {
         MeshService(Arc::clone(&self.0.ingress))
+    }
+
+    /// The registers of this name; `None` where they were not declared with
+    /// [`Builder::registers`].
+    #[must_use]
+    pub fn registers(&self, name: &AppName) -> Option<Registers> {
+        let node = &self.0.node;
+        let slot = node.registers.iter().find(|slot| slot.name() == name)?;
+        Some(Registers::new(Arc::clone(node), Arc::clone(slot)))
     }
 
     /// Where its front doors listen.
@@ -420,7 +461,8 @@ impl Mesh {
 
     fn slot(&self, name: &AppName) -> Result<&Arc<Slot>, ControlError> {
         let node = &self.0.node;
-        node.slots_by_name.get(name).ok_or_else(|| ControlError::UnknownApp {
+        let slot = node.slots_by_name.get(name).filter(|slot| !slot.keeps_registers);
+        slot.ok_or_else(|| ControlError::UnknownApp {
             name: name.to_string(),
             known: node
                 .slots

@@ -52,7 +52,8 @@ pub(crate) enum HopKind {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Forward {
     pub(crate) sid: SessionId,
-    pub(crate) cfg: Config,
+    /// The members that the client's token names; absent where a key names the session.
+    pub(crate) cfg: Option<Config>,
     pub(crate) owner: Incarnation,
     pub(crate) n: u64,
     pub(crate) rid: RequestKey,

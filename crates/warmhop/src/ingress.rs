@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::hop::{self, AppIs};
 use crate::node::Node;
-use crate::portable::Portable;
+use crate::portable::{Portable, Subject};
 use crate::problem::{Problem, sf_name};
 use crate::serve::{Served, Upgrade};
 use crate::supervise::Slot;
@@ -226,6 +226,7 @@ impl Ingress {
             upgrade,
             on_upgrade: on_upgrade.clone(),
             may_have_run: false,
+            once: false,
         };
 
         let entry = token.as_ref().and_then(|(token, _)| {
@@ -248,7 +249,8 @@ impl Ingress {
                 arrived: Arrived::AtFrontDoor,
                 hops_left: FORWARDS_MAX,
             };
-            node.serve_portable(&portable, &mut call, entry.as_ref(), tracing).await?
+            node.serve_portable(&portable, &mut call, Subject::Token(entry.as_ref()), tracing)
+                .await?
         } else {
             node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await?
         };

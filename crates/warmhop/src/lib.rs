@@ -109,6 +109,7 @@ mod news;
 mod node;
 mod portable;
 mod problem;
+mod registers;
 mod repair;
 mod report;
 mod serve;
@@ -125,5 +126,8 @@ mod wire;
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Mesh, MeshService};
+pub use registers::{
+    Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
+};
 pub use session::{Session, SessionError};
 pub use warmhop_core::{config, ids};

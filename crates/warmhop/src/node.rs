@@ -44,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
     pub(crate) slots: Vec<Arc<Slot>>,
+    /// Those that execute what is asked of registers: no client's request reaches them.
+    pub(crate) registers: Vec<Arc<Slot>>,
     pub(crate) slots_by_name: HashMap<AppName, Arc<Slot>>,
     view: ArcSwap<View>,
     view_owner: Mutex<View>,
@@ -82,6 +84,7 @@ pub(crate) struct Parts {
     pub(crate) reveal: bool,
     pub(crate) clock: Clock,
     pub(crate) slots: Vec<Arc<Slot>>,
+    pub(crate) registers: Vec<Arc<Slot>>,
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) store: Arc<Store>,
     pub(crate) http: Vec<SocketAddr>,
@@ -91,8 +94,8 @@ pub(crate) struct Parts {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let slots_by_name =
-            parts.slots.iter().map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
+        let all = parts.slots.iter().chain(&parts.registers);
+        let slots_by_name = all.map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
         let view = View::new(parts.me.clone());
         Arc::new(Self {
             me: parts.me,
@@ -103,6 +106,7 @@ impl Node {
             clock: parts.clock,
             started: Instant::now(),
             slots: parts.slots,
+            registers: parts.registers,
             slots_by_name,
             view: ArcSwap::from_pointee(view.clone()),
             view_owner: Mutex::new(view),

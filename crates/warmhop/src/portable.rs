@@ -13,8 +13,9 @@ use warmhop_core::config::EffectsMode;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
 use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::entry::{
-    After, Alone, Asked, Because, End, Enter, Errand, Forwarded, Here, Look, Moves, Named, Rerun,
-    Reruns, Step, TakeOver, alone, answer_forward, fence_at, first_members, is_for_entry,
+    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Forwarded, Here, Look, Moves, Named,
+    Rerun, Reruns, Step, TakeOver, alone, answer_forward, fence_at, first_members, is_for_entry,
+    members_by_key, whom_to_ask_by_key,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
@@ -29,8 +30,9 @@ use crate::problem::{
     Problem, app_failed, as_refusal, describe, gave_up, known_problem, of_session, outcome_unknown,
     too_many_sessions,
 };
+use crate::registers::STATE_BYTES_MAX;
 use crate::serve::{LocalError, RanHere, Served, Upgrade, error_chain};
-use crate::session::{Session, from_field};
+use crate::session::{Session, Turn, from_field};
 use crate::sessions::{InLine, Told};
 use crate::supervise::Slot;
 use crate::telemetry::{ByReason, Tracing};
@@ -46,6 +48,15 @@ pub(crate) struct Portable<'a> {
     pub(crate) seen: Option<u64>,
     pub(crate) arrived: Arrived,
     pub(crate) hops_left: u8,
+}
+
+/// What tells which session a request is about.
+#[derive(Clone, Copy)]
+pub(crate) enum Subject<'a> {
+    /// Its client's token, if it has one that names a session.
+    Token(Option<&'a Entry>),
+    /// A key.
+    Key(ByKey),
 }
 
 /// How waiting in line for the session ended.
@@ -65,7 +76,7 @@ impl Node {
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
-        entry: Option<&Entry>,
+        subject: Subject<'_>,
         tracing: &mut Tracing,
     ) -> Result<Served, Problem> {
         let asked = Asked {
@@ -77,16 +88,19 @@ impl Node {
                 portable.slot.spec.policy.effects == EffectsMode::SessionOnly,
                 true,
                 true,
-            ),
+            ) && !call.once,
             hops_left: portable.hops_left,
         };
-        let named = entry.and_then(|entry| match &entry.kind {
+        let named = |entry: &Entry| match &entry.kind {
             Kind::Portable { cfg, owner, n } => {
                 Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
             }
             Kind::Pinned { .. } => None,
-        });
-        let mut errand = Errand::new(asked, named);
+        };
+        let mut errand = match subject {
+            Subject::Token(entry) => Errand::new(asked, entry.and_then(named)),
+            Subject::Key(key) => Errand::by_key(asked, key),
+        };
         loop {
             let end = self.attempt(portable, call, &mut errand, tracing).await?;
             let end = match end {
@@ -100,8 +114,8 @@ impl Node {
                 LineEnd::Failed(failure) => End::Failed(failure),
             };
             let mut after = errand.ended(end, call.is_sendable(), &self.here(&self.view()));
-            if let (After::TryAlone(failure), Some(named)) = (after, errand.session()) {
-                let key = SessionKey { app: portable.slot.name().clone(), sid: named.sid };
+            if let (After::TryAlone(failure), Some(sid)) = (after, errand.sid()) {
+                let key = SessionKey { app: portable.slot.name().clone(), sid };
                 let (into, view) = (self.fork(&key), self.view());
                 after = errand.tried_alone(failure, into, call.is_sendable(), &self.here(&view));
             }
@@ -136,18 +150,17 @@ impl Node {
     ) -> Result<LineEnd, Problem> {
         let portable = &Portable { seen: errand.seen(call.may_have_run), ..*portable };
         let app = portable.slot.name();
-        let named = errand.session().cloned();
-        let key = named.as_ref().map(|named| SessionKey { app: app.clone(), sid: named.sid });
+        let key = errand.sid().map(|sid| SessionKey { app: app.clone(), sid });
         let look = key
             .as_ref()
             .and_then(|key| self.store.with(key, false, |machine, _, _| Look::of(machine)));
         if let Some(key) = &key {
             tracing.session(key.to_string());
         }
-        let n = named.as_ref().map_or(0, |named| named.n);
+        let n = errand.session().map_or(0, |named| named.n);
         let stays = || key.as_ref().is_some_and(|key| self.store.should_move(key, n));
         let step = errand.next(look.unwrap_or_default(), &self.here(&self.view()), stays);
-        let (Some(named), Some(key)) = (named, key) else {
+        let Some(key) = key else {
             return match step {
                 Step::GiveUp => Err(gave_up()),
                 _ => self.begin_session(portable, call, tracing).await,
@@ -166,7 +179,7 @@ impl Node {
                 }
                 let forward = Forward {
                     sid: key.sid,
-                    cfg: named.cfg,
+                    cfg: errand.session().map(|named| named.cfg.clone()),
                     owner,
                     n,
                     rid: portable.rid,
@@ -187,7 +200,7 @@ impl Node {
                 }
                 let enter = match take_over {
                     None => Enter::AsOwner,
-                    Some(_) => self.taking_over(&key, named.cfg),
+                    Some(_) => self.seeking(&key, errand),
                 };
                 self.at_owner(portable, call, &key, enter, None, tracing).await
             }
@@ -246,6 +259,23 @@ impl Node {
         Ok(self.at_owner(portable, call, &key, enter, Some(place), tracing).await)
     }
 
+    /// Takes the session over that a token names, or looks for the one that a key does.
+    fn seeking(&self, key: &SessionKey, errand: &Errand) -> Enter {
+        let view = self.view();
+        let copies = self.store.policy().copies;
+        let members = |sid| members_by_key(sid, copies, &self.me, &self.here(&view));
+        match errand.otherwise(members) {
+            Some(otherwise) => {
+                let (peers, may_miss) = whom_to_ask_by_key(key.sid, &view);
+                Enter::Seeking { peers, may_miss, otherwise }
+            }
+            None => Enter::TakingOver {
+                token: errand.session().map(|named| named.cfg.clone()),
+                peers: self.whom_to_ask(key),
+            },
+        }
+    }
+
     fn taking_over(&self, key: &SessionKey, token: Config) -> Enter {
         Enter::TakingOver { token: Some(token), peers: self.whom_to_ask(key) }
     }
@@ -286,6 +316,8 @@ impl Node {
                     };
                     let chosen = match place.take() {
                         Some(place) => place,
+                        // Every peer that offers registers executes what it owns.
+                        None if portable.slot.keeps_registers => Place::Here,
                         None => match self.place(&placing, tracing).await {
                             Ok(place) => place,
                             Err(problem) => return LineEnd::Problem(problem),
@@ -370,7 +402,9 @@ impl Node {
         let expired = base.is_over(exec, Clock::wall(), policy.ttl);
         let state =
             base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
-        let session = Session::new(state.clone(), policy.state_bytes_max);
+        let bytes_max = if slot.keeps_registers { STATE_BYTES_MAX } else { policy.state_bytes_max };
+        let turn = Turn { expiry: base.expiry, n: exec.p.map(|p| p.n), keep_until: None };
+        let session = Session::new(state.clone(), bytes_max, turn);
         let mut ran = self.run_here(slot, call, Some(&session)).await?;
         let mut changed = session.close();
         if let Some(field) = ran.field.take() {
@@ -390,7 +424,8 @@ impl Node {
             changed = Some(Some(new).filter(|new| !new.is_empty()));
         }
         // Used, so it lives on: an unchanged session whose time is half over is written anew.
-        if changed.is_none() && state.is_some() && base.is_half_over(exec, policy.ttl) {
+        let uses_up = changed.is_none() && state.is_some() && !slot.keeps_registers;
+        if uses_up && base.is_half_over(exec, policy.ttl) {
             changed = Some(state);
         }
         let mut stored = Stored::Applied;
@@ -403,9 +438,11 @@ impl Node {
             stored = kept;
         }
         let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
+        let expiry = session.keep_until().unwrap_or(exec.expiry);
+        let kept = Exec { expiry, ..exec.clone() };
         let done = self
             .store
-            .with(key, true, |machine, ctx, _| machine.exec_end(ctx, exec, &base, changed, stored))
+            .with(key, true, |machine, ctx, _| machine.exec_end(ctx, &kept, &base, changed, stored))
             .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
         Ok((ran, done))
     }
@@ -561,6 +598,10 @@ impl Node {
 
     /// What a client is told of a session that could not be used, counted.
     fn session_problem(&self, failure: &Failure) -> Problem {
+        if *failure == Failure::Absent {
+            // That there is none is an answer.
+            return of_session(failure);
+        }
         let reason = ByReason { reason: describe(failure).0 };
         self.metrics.session_refusals.get_or_create(&reason).inc();
         of_session(failure)
@@ -578,14 +619,17 @@ impl Node {
         let key = SessionKey { app: slot.name().clone(), sid: forward.sid };
         tracing.session(key.to_string());
         let (me, owner) = (self.incarnation, forward.owner);
+        let token = forward.cfg.is_some();
         let answer = self
             .store
-            .with(&key, false, |machine, _, _| answer_forward(Some(machine), me, owner))
-            .unwrap_or_else(|| answer_forward(None, me, owner));
-        let enter = match answer {
-            Forwarded::Serve { take_over: false } => Enter::AsOwner,
-            Forwarded::Serve { take_over: true } => self.taking_over(&key, forward.cfg.clone()),
-            Forwarded::NotOwner { promised, cfg } => {
+            .with(&key, false, |machine, _, _| answer_forward(Some(machine), me, owner, token))
+            .unwrap_or_else(|| answer_forward(None, me, owner, token));
+        let enter = match (answer, &forward.cfg) {
+            (Forwarded::Serve { take_over: true }, Some(cfg)) => {
+                self.taking_over(&key, cfg.clone())
+            }
+            (Forwarded::Serve { .. }, _) => Enter::AsOwner,
+            (Forwarded::NotOwner { promised, cfg }, _) => {
                 return Err(HopRefusal::NotOwner { promised, cfg });
             }
         };

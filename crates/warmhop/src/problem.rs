@@ -179,6 +179,7 @@ pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
             502,
             "the request ran, but too many of the peers that held its session are gone",
         ),
+        Failure::Absent => ("absent", 404, "nobody knows of a session under this key"),
         Failure::TooManyRetries => {
             ("session-no-executor", 503, "the peers where the app is ready could not run it")
         }

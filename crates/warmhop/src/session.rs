@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
+use warmhop_core::ids::WallTime;
 
 /// The session of the client whose request is being served, for apps whose sessions are
 /// `portable`. Found in the request's extensions.
@@ -16,8 +17,20 @@ use http::HeaderValue;
 #[derive(Clone)]
 pub struct Session(Arc<Mutex<Cell>>);
 
+/// What a session's turn knows beside its state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Turn {
+    /// When what it holds ends.
+    pub(crate) expiry: WallTime,
+    /// The number that a change will have, where one was reserved for it.
+    pub(crate) n: Option<u64>,
+    /// When what it is changed to shall end, where that is not the session's idle time from now.
+    pub(crate) keep_until: Option<WallTime>,
+}
+
 struct Cell {
     state: Option<Bytes>,
+    turn: Turn,
     changed: bool,
     closed: bool,
     bytes_max: usize,
@@ -43,8 +56,22 @@ pub enum SessionError {
 }
 
 impl Session {
-    pub(crate) fn new(state: Option<Bytes>, bytes_max: usize) -> Self {
-        Self(Arc::new(Mutex::new(Cell { state, changed: false, closed: false, bytes_max })))
+    pub(crate) fn new(state: Option<Bytes>, bytes_max: usize, turn: Turn) -> Self {
+        let cell = Cell { state, turn, changed: false, closed: false, bytes_max };
+        Self(Arc::new(Mutex::new(cell)))
+    }
+
+    pub(crate) fn turn(&self) -> Turn {
+        self.cell().turn
+    }
+
+    /// Lets what the session is changed to end at `expiry`.
+    pub(crate) fn end_at(&self, expiry: WallTime) {
+        self.cell().turn.keep_until = Some(expiry);
+    }
+
+    pub(crate) fn keep_until(&self) -> Option<WallTime> {
+        self.cell().turn.keep_until
     }
 
     fn cell(&self) -> std::sync::MutexGuard<'_, Cell> {
@@ -136,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_change_after_the_response_is_refused_not_lost_in_silence() {
-        let session = Session::new(None, 4);
+        let session = Session::new(None, 4, Turn::default());
         session.set("abcd").unwrap();
         assert_eq!(session.set("abcde"), Err(SessionError::TooLarge { bytes: 5, bytes_max: 4 }));
         assert_eq!(session.close(), Some(Some(Bytes::from("abcd"))));
@@ -146,7 +173,7 @@ mod tests {
 
     #[test]
     fn reading_changes_nothing() {
-        let session = Session::new(Some(Bytes::from("a")), 4);
+        let session = Session::new(Some(Bytes::from("a")), 4, Turn::default());
         assert_eq!(session.get().unwrap(), "a");
         assert_eq!(session.close(), None);
     }

@@ -36,6 +36,10 @@ impl Entry {
         SessionKey { app: self.app.clone(), sid: self.machine.sid() }
     }
 
+    pub(crate) fn app(&self) -> &AppName {
+        &self.app
+    }
+
     fn is(&self, key: &SessionKey) -> bool {
         self.machine.sid() == key.sid && self.app == key.app
     }

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{Incarnation, Now, Position, SessionKey};
+use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey};
 use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
@@ -403,6 +403,19 @@ impl Store {
         std::mem::take(&mut *self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What `pick` makes of the records of `app` that are held in one stripe.
+    pub(crate) fn records_in<R>(
+        &self,
+        stripe: usize,
+        app: &AppName,
+        pick: impl Fn(SessionId, &Session) -> Option<R>,
+    ) -> Vec<R> {
+        let Some(stripe) = self.stripes.get(stripe) else { return Vec::new() };
+        let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_app = stripe.sessions.iter().filter(|entry| entry.app() == app);
+        of_app.filter_map(|entry| pick(entry.machine.sid(), &entry.machine)).collect()
+    }
+
     fn look_at(&self, key: &SessionKey) {
         let mut waiting = self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < TO_LOOK_AT_MAX {
@@ -521,7 +534,8 @@ impl Store {
         let (told, telling) = mpsc::channel(TICKET_EVENTS_MAX);
         let submit = submit(ticket);
         let keep_empty_until = match enter {
-            Enter::Beginning(_) => Now::default(),
+            // Nobody who looks for a session by its key needs to remember that there was none.
+            Enter::Beginning(_) | Enter::Seeking { .. } => Now::default(),
             Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
         };
         {

@@ -48,6 +48,8 @@ impl Drop for InFlight {
 /// One app on this peer.
 pub(crate) struct Slot {
     pub(crate) spec: AppSpec,
+    /// No app that clients reach: it executes what is asked of registers.
+    pub(crate) keeps_registers: bool,
     app: Arc<dyn App>,
     me: PeerId,
     clock: Clock,
@@ -68,8 +70,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    #[expect(clippy::too_many_arguments, reason = "one caller, each of another kind")]
     pub(crate) fn new(
         spec: AppSpec,
+        keeps_registers: bool,
         app: Arc<dyn App>,
         me: PeerId,
         clock: Clock,
@@ -80,6 +84,7 @@ impl Slot {
         let machine = AppMachine::new(spec.policy.clone(), rand::random());
         Arc::new(Self {
             spec,
+            keeps_registers,
             app,
             me,
             clock,

@@ -147,6 +147,19 @@ pub(crate) fn decode<T: DeserializeOwned, const MAX: usize>(
     }
 }
 
+/// As [`decode`], borrowing what it can from `bytes`.
+pub(crate) fn decode_borrowed<'a, T: serde::Deserialize<'a>, const MAX: usize>(
+    bytes: &'a [u8],
+) -> Result<T, DecodeError> {
+    let config = standard().with_limit::<MAX>();
+    let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, config)
+        .map_err(|error| DecodeError::Malformed(error.to_string()))?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        left => Err(DecodeError::Trailing(left)),
+    }
+}
+
 /// The limit of bincode's configuration does not hold when encoding, so this one does.
 struct BoundedSink {
     bytes: BytesMut,
@@ -789,7 +802,7 @@ mod tests {
         golden(&frame(Message::Invite { cfg }), &format!("{FRAME} 08 {cfg_bytes}"));
         golden(&frame(Message::Delta), &format!("{FRAME} 09"));
         golden(&frame(Message::Lease), &format!("{FRAME} 0a"));
-        golden(&frame(Message::Retire), &format!("{FRAME} 0b"));
+        golden(&frame(Message::Retire { stamp: 250 }), &format!("{FRAME} 0b fa"));
     }
 
     #[test]

@@ -29,13 +29,17 @@ use core::time::Duration;
 
 use super::message::{Config, MEMBERS_MAX, Members, Record};
 use super::repair::{by_rank, may_count_on};
-use super::{Ctx, Effects, Failure, Role, Session, Submit};
+use super::{Ctx, Effects, Failure, Otherwise, Role, Session, Submit};
 use crate::config::{SessionPolicy, WithoutMajority};
 use crate::ids::{Ballot, Incarnation, PeerId, Position, SessionId, WallTime};
-use crate::view::{Liveness, View};
+use crate::rank;
+use crate::view::{Liveness, PeerBelief, View};
 
 /// How often a request is sent on, taken over or begun anew before it is refused.
 pub const ROUNDS_MAX: u32 = 8;
+/// How often a session that a key names may have gone on under another id: once for each time
+/// that its majority was gone, until its key is forgotten.
+const FORKS_MAX: u32 = 4;
 /// How many peers a request may be forwarded through on its way to its session's owner.
 pub const FORWARDS_MAX: u8 = 3;
 /// The back-off after the first attempt that another peer's claim ended; it doubles with each
@@ -69,6 +73,16 @@ pub struct Named {
     pub owner: Incarnation,
     /// The number of its newest chosen record; 0 where it held nothing.
     pub n: u64,
+}
+
+/// A session whose id follows from a key: any peer finds it without a token, and where nobody
+/// knows of it there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByKey {
+    /// The session.
+    pub sid: SessionId,
+    /// Whether the request makes the session where there is none.
+    pub begins: bool,
 }
 
 /// What the entry peer's own machine says of the session: the default where it has none.
@@ -124,6 +138,8 @@ pub enum TakeOver {
     /// Whoever was asked is not the owner and knows of no other that lives; or the token names
     /// this very process, which keeps nothing of the session.
     NobodyElse,
+    /// A key names it, and this peer knows of no owner.
+    Unknown,
 }
 
 /// What to do with the request next.
@@ -199,8 +215,9 @@ pub enum Because {
 #[derive(Debug, Clone)]
 pub struct Errand {
     asked: Asked,
-    /// The session it is about; absent until one is drawn for it.
+    /// The session it is about; absent until one is drawn for it, or while its key names it.
     named: Option<Named>,
+    key: Option<ByKey>,
     /// Who is the owner by the word of the last one asked.
     told: Option<Incarnation>,
     /// Who said of themselves that they do not own it, since this peer last tried to.
@@ -212,7 +229,8 @@ pub struct Errand {
     take_over: bool,
     /// An attempt ran whose outcome is unknown.
     may_have_run: bool,
-    forked: bool,
+    /// How often its session turned out to go on under another id.
+    forks: u32,
     lost: bool,
     rounds: u32,
 }
@@ -224,16 +242,37 @@ impl Errand {
         Self {
             asked,
             named,
+            key: None,
             told: None,
             disclaimed: Vec::new(),
             sent_to: None,
             stays: None,
             take_over: false,
             may_have_run: false,
-            forked: false,
+            forks: 0,
             lost: false,
             rounds: 0,
         }
+    }
+
+    /// A request for the session that a key names.
+    #[must_use]
+    pub fn by_key(asked: Asked, key: ByKey) -> Self {
+        Self { key: Some(key), ..Self::new(asked, None) }
+    }
+
+    /// The id of the session it is about, if it has one yet.
+    #[must_use]
+    pub fn sid(&self) -> Option<SessionId> {
+        self.named.as_ref().map(|named| named.sid).or(self.key.map(|key| key.sid))
+    }
+
+    /// How the session is looked for where this peer knows of no owner, if a key names it:
+    /// `members` are those to begin it with where nobody knows of it.
+    #[must_use]
+    pub fn otherwise(&self, members: impl FnOnce(SessionId) -> Config) -> Option<Otherwise> {
+        let key = self.key.filter(|_| self.named.is_none())?;
+        Some(if key.begins { Otherwise::Begin(members(key.sid)) } else { Otherwise::Absent })
     }
 
     /// The session to look at for [`Errand::next`].
@@ -250,7 +289,7 @@ impl Errand {
     #[must_use]
     pub fn seen(&self, may_have_run: bool) -> Option<u64> {
         let shown = self.asked.keyed || self.may_have_run || may_have_run;
-        self.asked.seen.filter(|_| shown && self.named.is_some())
+        self.asked.seen.filter(|_| shown && self.sid().is_some())
     }
 
     /// Whether its session is lost, and was replaced by a new one: the client is told.
@@ -262,7 +301,7 @@ impl Errand {
     /// Whether its session goes on without its majority, under another id: the client is told.
     #[must_use]
     pub fn forked(&self) -> bool {
-        self.forked && self.named.is_some()
+        self.forks > 0 && self.named.is_some()
     }
 
     /// Decides the next attempt. `look` is what this peer's machine says of
@@ -280,14 +319,19 @@ impl Errand {
         }
         self.rounds += 1;
         self.sent_to = None;
-        let Some(named) = &self.named else { return Step::Begin };
+        if self.sid().is_none() {
+            return Step::Begin;
+        }
         if look.owns {
             return Step::AtOwner { take_over: None };
         }
         let take_over = |why| Step::AtOwner { take_over: Some(why) };
         // One that was named just now goes over one that is remembered, which may be the very peer
         // that named the other: else the two would be asked in turn until the rounds are used up.
-        let owner = self.told.or(look.owner).unwrap_or(named.owner);
+        let named = self.named.as_ref().map(|named| named.owner);
+        let Some(owner) = self.told.or(look.owner).or(named) else {
+            return take_over(TakeOver::Unknown);
+        };
         if self.take_over || owner == here.me {
             return take_over(TakeOver::NobodyElse);
         }
@@ -318,13 +362,14 @@ impl Errand {
     /// Decides what becomes of the request after an attempt. `sendable` tells whether its body
     /// can be sent (again).
     pub fn ended(&mut self, end: End, sendable: bool, here: &Here<'_>) -> After {
-        let Some(named) = &self.named else {
+        if self.sid().is_none() {
             return match end {
                 End::Failed(failure) if !self.may_go_on(&failure) => After::Refuse(failure),
                 // No token had left: another session is as good.
                 _ => again(Because::NotBegun, Duration::ZERO, sendable),
             };
-        };
+        }
+        let may_follow = self.forks < if self.key.is_some() { FORKS_MAX } else { 1 };
         match end {
             End::Elsewhere(other) => {
                 match self.sent_to {
@@ -343,12 +388,10 @@ impl Errand {
             }
             End::Failed(
                 failure @ (Failure::NoMajority { ran: false } | Failure::Lost { ran: false }),
-            ) if !self.forked => After::TryAlone(failure),
+            ) if may_follow => After::TryAlone(failure),
             // Somebody who still held it went on without the others, under another id.
-            End::Failed(Failure::WentOn { into, by }) if !self.forked && here.lives(by) => {
-                let cfg = Config { now: Members::first(here.wall.0, [by]), prev: None };
-                let named = Named { sid: into, cfg, owner: by, n: named.n };
-                self.go_on_as(named, sendable)
+            End::Failed(Failure::WentOn { into, by }) if may_follow && here.lives(by) => {
+                self.go_on_as(into, by, here, sendable)
             }
             End::Failed(failure) => self.failed(failure, sendable),
         }
@@ -363,19 +406,26 @@ impl Errand {
         sendable: bool,
         here: &Here<'_>,
     ) -> After {
-        match (into, &self.named) {
-            (Some(sid), Some(named)) => {
-                let named = Named { sid, owner: here.me, ..named.clone() };
-                self.go_on_as(named, sendable)
-            }
-            _ => self.failed(failure, sendable),
+        match into {
+            Some(sid) => self.go_on_as(sid, here.me, here, sendable),
+            None => self.failed(failure, sendable),
         }
     }
 
-    fn go_on_as(&mut self, named: Named, sendable: bool) -> After {
-        let because = Because::Forked(named.sid);
-        self.forked = true;
-        self.named = Some(named);
+    fn go_on_as(
+        &mut self,
+        sid: SessionId,
+        owner: Incarnation,
+        here: &Here<'_>,
+        sendable: bool,
+    ) -> After {
+        let because = Because::Forked(sid);
+        self.forks += 1;
+        let former = self.named.take();
+        let n = former.as_ref().map_or(0, |named| named.n);
+        let first = || Config { now: Members::first(here.wall.0, [owner]), prev: None };
+        let cfg = former.filter(|_| owner == here.me).map_or_else(first, |named| named.cfg);
+        self.named = Some(Named { sid, cfg, owner, n });
         // What was said, was said of the session before.
         self.told = None;
         self.stays = None;
@@ -386,6 +436,14 @@ impl Errand {
 
     fn failed(&mut self, failure: Failure, sendable: bool) -> After {
         match failure {
+            // Another one under the same key is not begun in silence: whoever asks hears of it.
+            Failure::Lost { ran: false } | Failure::WentOn { .. } if self.key.is_some() => {
+                After::Refuse(Failure::Lost { ran: false })
+            }
+            // It was there a moment ago, as those who read it saw.
+            Failure::Absent if self.key.is_some_and(|key| key.begins) => {
+                again(Because::NotBegun, Duration::ZERO, sendable)
+            }
             Failure::Lost { ran: false } | Failure::WentOn { .. } => {
                 // A session that held nothing is no loss.
                 self.lost |= self.named.as_ref().is_some_and(|named| named.n > 0);
@@ -416,6 +474,7 @@ impl Errand {
             | Failure::Lost { ran: true }
             | Failure::Deposed { .. } => self.asked.may_repeat,
             Failure::QueueFull
+            | Failure::Absent
             | Failure::FingerprintDiffers
             | Failure::KeyInUse
             | Failure::BelowFloor
@@ -487,6 +546,38 @@ pub fn first_members(
     Config { now: Members::first(here.wall.0, who), prev: None }
 }
 
+/// The first configuration of a session that a key names: those who rank highest for it, whichever
+/// peer asks, so that two that begin it at once ask the same ones. Of the others only those that
+/// live and stay are asked. An owner that is not among them joins them later.
+#[must_use]
+pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
+    let able = here.view.live_peers().filter(|(_, belief)| may_count_on(belief));
+    let able = able.map(|(peer, _)| peer).chain((!here.draining).then_some(me));
+    let ranked = rank::session_ranks(&sid, able);
+    let incarnation = |peer: &PeerId| {
+        if peer == me {
+            return Some(here.me);
+        }
+        here.view.peer(peer).map(|belief| belief.news.incarnation)
+    };
+    let who: Vec<Incarnation> =
+        ranked.iter().filter_map(incarnation).take(copies.clamp(1, MEMBERS_MAX)).collect();
+    // A peer that leaves and knows of nobody else is better than none.
+    let who = if who.is_empty() { alloc::vec![here.me] } else { who };
+    Config { now: Members::first(here.wall.0, who), prev: None }
+}
+
+/// Whom to ask for a session that a key names, and how many of them may stay silent, for
+/// [`Session::seek`]. One that is suspect is left out if it is the only one: of the members of a
+/// session that was ever written, two at least hold it, where there are two.
+#[must_use]
+pub fn whom_to_ask_by_key(sid: SessionId, view: &View) -> (Vec<Incarnation>, usize) {
+    let suspects = view.live_peers().filter(|(_, it)| it.alive == Liveness::Suspect).count();
+    let may_miss = usize::from(suspects == 0);
+    let asked = |belief: &PeerBelief| suspects > 1 || belief.alive == Liveness::Alive;
+    (by_rank(sid, view, asked), may_miss)
+}
+
 /// How a request comes to stand in line at this peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Enter {
@@ -500,6 +591,16 @@ pub enum Enter {
         token: Option<Config>,
         /// Whom to ask, as in [`Session::take_over`].
         peers: Vec<Incarnation>,
+    },
+    /// The session is looked for, and taken over if it is found, unless this peer is on its way to
+    /// that already.
+    Seeking {
+        /// Whom to ask, as in [`Session::seek`].
+        peers: Vec<Incarnation>,
+        /// How many of them may stay silent.
+        may_miss: usize,
+        /// What it comes to where nobody knows of it.
+        otherwise: Otherwise,
     },
 }
 
@@ -516,11 +617,18 @@ impl Session {
                     self.take_over(ctx, token, round, &peers, out);
                 }
             }
+            Enter::Seeking { peers, may_miss, otherwise } if matches!(self.role, Role::None) => {
+                if self.line_up(ctx, submit, out) {
+                    self.seek(ctx, &peers, may_miss, otherwise, out);
+                }
+            }
             Enter::Beginning(cfg) => {
                 self.mint(ctx, cfg, out);
                 self.submit(ctx, submit, out);
             }
-            Enter::AsOwner | Enter::TakingOver { .. } => self.submit(ctx, submit, out),
+            Enter::AsOwner | Enter::TakingOver { .. } | Enter::Seeking { .. } => {
+                self.submit(ctx, submit, out);
+            }
         }
     }
 }
@@ -593,13 +701,18 @@ pub enum Forwarded {
 /// Decides about a forwarded request, sent here because `owner` owns its session. It is never
 /// forwarded again: the entry peer learns who owns it and goes there itself. The token may name
 /// this very process although it keeps nothing: then the session held nothing, or it has to be
-/// read back from the other members.
+/// read back from the other members. Without a token, `has_token`, the entry peer looks for it.
 #[must_use]
-pub fn answer_forward(machine: Option<&Session>, me: Incarnation, owner: Incarnation) -> Forwarded {
+pub fn answer_forward(
+    machine: Option<&Session>,
+    me: Incarnation,
+    owner: Incarnation,
+    has_token: bool,
+) -> Forwarded {
     let owns = machine.is_some_and(|machine| Look::of(machine).owns);
     let promised = machine.and_then(Session::promised);
     let elsewhere = promised.is_some_and(|ballot| ballot.proposer != me);
-    if owns || (owner == me && !elsewhere) {
+    if owns || (has_token && owner == me && !elsewhere) {
         return Forwarded::Serve { take_over: !owns };
     }
     let cfg = machine.and_then(Session::config).cloned();

@@ -290,8 +290,12 @@ pub enum Message {
     Delta,
     /// Reserved for leases.
     Lease,
-    /// Reserved for ending a session early at every copy.
-    Retire,
+    /// The session, which a key names, was found lost: forget what is left of it, so that the key
+    /// can name another.
+    Retire {
+        /// The stamp of the newest configuration that was found.
+        stamp: u64,
+    },
 }
 
 /// The base that an executor is to run a request on.

@@ -66,6 +66,8 @@ use message::{Body, BodyRef, Config, Exec, ExecDone, Message, NackReason, Record
 use owner::{Flight, Owner, Waiting};
 use takeover::Takeover;
 
+pub use takeover::Otherwise;
+
 /// What a machine is given for one call.
 #[derive(Debug)]
 pub struct Ctx<'a> {
@@ -102,6 +104,11 @@ impl Process {
     fn next_nonce(&mut self) -> u64 {
         self.nonce = self.nonce.wrapping_add(1);
         self.nonce
+    }
+
+    /// The lowest stamp under which nobody who was heard of may have voted and forgotten it.
+    fn stamp_to_begin(&self) -> u64 {
+        self.watermark.max(self.stamp_heard).saturating_add(1)
     }
 }
 
@@ -216,6 +223,8 @@ pub enum Failure {
         /// Who holds it.
         by: Incarnation,
     },
+    /// Nobody knows of the session that its key names. It did not run.
+    Absent,
     /// Executors kept refusing it. It did not run.
     TooManyRetries,
     /// It ran, and another peer took the session over before its change was chosen: its
@@ -570,7 +579,8 @@ impl Session {
                 self.heard.note_cfg(&cfg);
                 out.push(Effect::Invited { cfg: Arc::unwrap_or_clone(cfg) });
             }
-            Message::Delta | Message::Lease | Message::Retire => {}
+            Message::Retire { stamp } => self.retire(ctx, stamp),
+            Message::Delta | Message::Lease => {}
         }
         self.settle(ctx, out);
     }
@@ -672,6 +682,25 @@ impl Session {
         self.role = Role::None;
         self.copy = Replica::new(ctx.process.watermark);
         self.heard = Seldom::default();
+    }
+
+    /// Forgets a copy of a session that was found lost, so that its key can name another one. To
+    /// the other members it is as if this one had crashed. `stamp` is that of the newest
+    /// configuration that was found: a session that was begun since under the same key stays.
+    fn retire(&mut self, ctx: &mut Ctx<'_>, stamp: u64) {
+        let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
+        if matches!(self.role, Role::None) && self.line.flights.is_empty() && newest <= stamp {
+            self.forget(ctx);
+        }
+    }
+
+    /// Tells everyone in `peers` to forget what they hold of this session, which was found lost
+    /// just now, and forgets it here.
+    pub fn bury(&mut self, ctx: &mut Ctx<'_>, peers: &[Incarnation], out: &mut Effects) {
+        let stamp = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
+        let tell = |to: &Incarnation| Effect::Send { to: *to, message: Message::Retire { stamp } };
+        out.extend(peers.iter().filter(|peer| **peer != ctx.me).map(tell));
+        self.retire(ctx, stamp);
     }
 
     /// The links to `dead` are gone: what ran there has failed. Its copy may come back.
@@ -832,6 +861,14 @@ impl Session {
             let cfg = &record.cfg;
             cfg.is_open() && cfg.now.who.len() <= 2 && cfg.contains(me)
         })
+    }
+
+    /// The newest state known here, chosen where this peer owns the session, else accepted, with
+    /// when it ends; `None` where it holds nothing.
+    #[must_use]
+    pub fn state(&self) -> Option<(&[u8], WallTime)> {
+        let body = &self.newest()?.body;
+        Some((body.state.as_deref()?, body.expiry))
     }
 
     /// The session that this copy went on as.

@@ -184,6 +184,13 @@ impl Owner {
         Self { serving: true, ..Self::new(b, cfg) }
     }
 
+    /// The owner of a session that a key names and that nobody knew of. It may have been and been
+    /// forgotten: its numbers go on above those of any life before, as its stamp does, so that
+    /// nobody takes one of them for another.
+    pub(super) fn beginning(b: Ballot, cfg: Arc<Config>) -> Self {
+        Self { n_last: cfg.now.stamp, ..Self::of_nothing(b, cfg) }
+    }
+
     /// The owner after a takeover that found `record`, which it has to reassert.
     pub(super) fn succeeding(b: Ballot, record: &Record) -> Self {
         Self { n_last: record.p.n, ..Self::new(b, record.cfg.clone()) }
@@ -238,8 +245,7 @@ impl Session {
             "I9: a session is drawn once, under a fresh random id"
         );
         let mut cfg = cfg;
-        let forgotten = ctx.process.watermark.max(ctx.process.stamp_heard);
-        cfg.now.stamp = cfg.now.stamp.max(forgotten.saturating_add(1));
+        cfg.now.stamp = cfg.now.stamp.max(ctx.process.stamp_to_begin());
         ctx.process.round_ctr = ctx.process.round_ctr.max(1);
         let b = Ballot { round: 1, proposer: ctx.me };
         self.role =

@@ -21,6 +21,8 @@ use crate::ids::{Ballot, Incarnation, Now, WallTime};
 const RANKS_ASKED_FIRST: usize = 3;
 /// How many peers are asked for one session at most.
 const ASKED_MAX: usize = 128;
+/// How often everyone is asked before those who have not answered count as silent.
+const ANSWER_WITHIN_TRIES: u32 = 2;
 
 /// A takeover under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -30,6 +32,10 @@ pub(super) struct Takeover {
     /// was: only in this one does a majority that holds nothing mean that there is nothing.
     /// Whatever else was heard of may have been proposed and never chosen.
     token: Option<Arc<Config>>,
+    /// What to do where nobody knows of the session.
+    otherwise: Otherwise,
+    /// The configuration that it is begun in, since nobody knew of it.
+    begun: Option<Arc<Config>>,
     /// The configurations asked in, in the order in which they came to light.
     asked: Vec<Arc<Config>>,
     promises: BTreeMap<Incarnation, Promised>,
@@ -52,12 +58,34 @@ struct Search {
     /// Everyone is asked anew since the known configurations lost their majorities: what was
     /// answered before may be older than the members that the session has by now.
     anew: bool,
+    /// How many may stay silent, once they had time to answer, for the others' word to be enough
+    /// that nobody knows of the session.
+    may_miss: usize,
 }
 
 impl Search {
     fn is_over(&self) -> bool {
         self.asked == self.peers.len() && self.open.is_empty()
     }
+
+    /// Whether nobody can know of the session, if none of those who answered does.
+    fn found_nobody(&self, tries: u32) -> bool {
+        let may_miss = if tries < ANSWER_WITHIN_TRIES { 0 } else { self.may_miss };
+        self.asked == self.peers.len() && self.open.len() <= may_miss
+    }
+}
+
+/// What a takeover comes to where nobody knows of the session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Otherwise {
+    /// Nothing: whoever waits is told to look elsewhere.
+    GiveUp,
+    /// The session does not exist: those who wait fail with [`Failure::Absent`].
+    Absent,
+    /// The session is begun, in this configuration, whose stamp is raised above what was forgotten
+    /// if it has to be. Unlike one under a random id, which nobody else can know
+    /// ([`Session::mint`]), it is prepared first: another peer may begin the same one.
+    Begin(Config),
 }
 
 /// What one peer promised.
@@ -113,6 +141,35 @@ impl Session {
         peers: &[Incarnation],
         out: &mut Effects,
     ) {
+        self.prepare(ctx, token, seen_round, peers, Otherwise::GiveUp, 0, out);
+    }
+
+    /// As [`Session::take_over`], for a session that no token tells of: its id follows from a key.
+    /// Everyone in `peers` is asked for it. `may_miss` of them may stay silent: as many as can lack
+    /// without a majority of the session's members being among them, one where sessions have two
+    /// members or three.
+    pub fn seek(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        peers: &[Incarnation],
+        may_miss: usize,
+        otherwise: Otherwise,
+        out: &mut Effects,
+    ) {
+        self.prepare(ctx, None, self.seen_round(), peers, otherwise, may_miss, out);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what its two callers tell it apart by")]
+    fn prepare(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        token: Option<Config>,
+        seen_round: u64,
+        peers: &[Incarnation],
+        otherwise: Otherwise,
+        may_miss: usize,
+        out: &mut Effects,
+    ) {
         let token = token.map(Arc::new);
         if let Some(cfg) = &token {
             self.heard.note_cfg(cfg);
@@ -120,7 +177,7 @@ impl Session {
         let peers: Vec<_> =
             peers.iter().copied().filter(|peer| *peer != ctx.me).take(ASKED_MAX).collect();
         let best = self.best_config().cloned();
-        if best.is_none() && peers.is_empty() {
+        if best.is_none() && peers.is_empty() && otherwise == Otherwise::GiveUp {
             out.push(Effect::GaveUp);
             self.redirect_all(None, out);
             return;
@@ -132,9 +189,11 @@ impl Session {
         self.role = Role::Preparing(Box::new(Takeover {
             b,
             token: token.clone(),
+            otherwise,
+            begun: None,
             asked: Vec::new(),
             promises: BTreeMap::new(),
-            search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
+            search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false, may_miss },
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
@@ -142,14 +201,14 @@ impl Session {
         match best {
             Some(cfg) => self.ask_in(ctx, cfg, out),
             None => {
-                self.seek(out);
+                self.ask_more(out);
             }
         }
         self.settle(ctx, out);
     }
 
     /// Asks the next peers for what they know of the session. Returns whether any were left.
-    fn seek(&mut self, out: &mut Effects) -> bool {
+    fn ask_more(&mut self, out: &mut Effects) -> bool {
         let Role::Preparing(takeover) = &mut self.role else { return false };
         let search = &mut takeover.search;
         let from = search.asked;
@@ -279,7 +338,11 @@ impl Session {
                     }
                     // A majority holds nothing: nothing was ever chosen.
                     _ => {
-                        self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
+                        let owner = match &takeover.begun {
+                            Some(begun) if *begun == cfg => Owner::beginning(b, cfg),
+                            _ => Owner::of_nothing(b, cfg),
+                        };
+                        self.role = Role::Owner(Box::new(owner));
                         out.push(Effect::Owned { ballot: b });
                     }
                 }
@@ -327,13 +390,36 @@ impl Session {
                     search.open.clear();
                 }
             }
-            if !hopeless || !takeover.search.is_over() {
+            // What this peer began itself is no word of anybody's that there is a session.
+            let unknown = takeover.asked.iter().all(|asked| takeover.begun.as_ref() == Some(asked));
+            let searched = if unknown {
+                takeover.search.found_nobody(takeover.resend.tries)
+            } else {
+                takeover.search.is_over()
+            };
+            if !hopeless || !searched {
                 if hopeless && takeover.search.open.is_empty() {
-                    self.seek(out);
+                    self.ask_more(out);
                 }
                 return;
             }
-            let unknown = takeover.asked.is_empty();
+            if unknown && takeover.begun.is_none() {
+                match core::mem::replace(&mut takeover.otherwise, Otherwise::GiveUp) {
+                    Otherwise::GiveUp => {}
+                    Otherwise::Absent => {
+                        self.role = Role::None;
+                        self.fail_all(Failure::Absent, out);
+                        return;
+                    }
+                    Otherwise::Begin(mut cfg) => {
+                        cfg.now.stamp = cfg.now.stamp.max(ctx.process.stamp_to_begin());
+                        let cfg = Arc::new(cfg);
+                        takeover.begun = Some(cfg.clone());
+                        takeover.token = Some(cfg);
+                        continue;
+                    }
+                }
+            }
             self.role = Role::None;
             if unknown {
                 // Nobody has heard of it.
@@ -381,7 +467,7 @@ impl Session {
         } else if takeover.resend.due(ctx) {
             self.send_prepares(ctx, out);
             // They take their time: others may know of newer members.
-            if !self.seek(out)
+            if !self.ask_more(out)
                 && let Role::Preparing(takeover) = &self.role
             {
                 let ask = |to: &Incarnation| Effect::Send { to: *to, message: Message::Locate };

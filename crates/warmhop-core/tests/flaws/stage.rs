@@ -1155,7 +1155,8 @@ fn spoken_message(message: &Message) -> (&'static str, String) {
             ("Located", format!("{held}{cfg}"))
         }
         Message::Invite { cfg } => ("Invite", config(cfg)),
-        Message::Delta | Message::Lease | Message::Retire => ("Reserved", String::new()),
+        Message::Retire { stamp } => ("Retire", format!("up to stamp {stamp}")),
+        Message::Delta | Message::Lease => ("Reserved", String::new()),
     }
 }
 

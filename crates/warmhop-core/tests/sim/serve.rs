@@ -1136,8 +1136,8 @@ impl Peer {
     ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
         let answer =
-            self.look(sid, |machine| answer_forward(Some(machine), self.inc, forward.owner));
-        let answer = answer.unwrap_or_else(|| answer_forward(None, self.inc, forward.owner));
+            self.look(sid, |machine| answer_forward(Some(machine), self.inc, forward.owner, true));
+        let answer = answer.unwrap_or_else(|| answer_forward(None, self.inc, forward.owner, true));
         let enter = match answer {
             Forwarded::Serve { take_over: false } => Enter::AsOwner,
             Forwarded::Serve { take_over: true } => self.taking_over(sid, forward.cfg.clone()),
@@ -1196,6 +1196,7 @@ fn describe(failure: &Failure) -> Problem {
         Failure::KeyInUse => problem(409, "idempotency-key-in-use"),
         Failure::BelowFloor => problem(409, "outcome-unknown"),
         Failure::Lost { ran: false } | Failure::WentOn { .. } => problem(503, "session-lost"),
+        Failure::Absent => problem(404, "absent"),
         Failure::TooManyRetries => problem(503, "session-no-executor"),
         Failure::ExecutionFailed => problem(502, "execution-failed"),
     }

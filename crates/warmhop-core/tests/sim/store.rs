@@ -289,7 +289,7 @@ impl Peer {
             let entry = store.entry(sid);
             entry.tickets.insert(ticket, telling.clone());
             let keep = match enter {
-                Enter::Beginning(_) => Now::default(),
+                Enter::Beginning(_) | Enter::Seeking { .. } => Now::default(),
                 Enter::AsOwner | Enter::TakingOver { .. } => now.after(EMPTY_KEPT_FOR),
             };
             entry.keep_empty_until = entry.keep_empty_until.max(keep);

@@ -1,0 +1,695 @@
+//! Registers: replicated values that a key names, for embedding services and session stores.
+//!
+//! A register is a session whose id follows from its key, so that any peer finds it without a
+//! token. An operation is a request of it, executed by whichever peer owns it: on the way it is
+//! forwarded, held in line, replicated and taken over as any other, by the same code.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use serde::{Deserialize, Serialize};
+use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
+use warmhop_core::ids::{AppName, PeerId, RequestId, RequestKey, SessionId, SessionKey, WallTime};
+use warmhop_core::route::Arrived;
+use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
+
+use crate::app::{App, AppSpec, app_fn};
+use crate::body::{Body, BoxError};
+use crate::call::{Call, CallBody};
+use crate::clock::Clock;
+use crate::hop::HopKind;
+use crate::node::Node;
+use crate::portable::{Portable, Subject};
+use crate::problem::Problem;
+use crate::session::Session;
+use crate::supervise::Slot;
+use crate::telemetry::Tracing;
+use crate::wire;
+
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 512;
+/// The largest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// What a register holds beside its value: see [`Held`].
+const HELD_BYTES: usize = 8 + 2;
+/// The largest state of a register's session.
+pub(crate) const STATE_BYTES_MAX: usize = HELD_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
+/// An operation or its answer on the way: a value, a key and what goes with them.
+const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
+/// The fewest keys that one look through a part of a peer's registers brings, if it has as many.
+const LISTED_MIN: usize = 128;
+/// The most keys that one call of [`Registers::keys`] brings.
+const LISTED_MAX: usize = 8192;
+/// How often an operation begins anew after what its key named was found lost.
+const BEGUN_ANEW_MAX: u32 = 2;
+
+/// The registers of one name in the mesh: a map from keys to values, replicated as sessions are.
+///
+/// Each operation is linearizable: it takes effect at one instant between its call and its
+/// answer, and none takes effect twice. A value is owned where it was used last, so that the
+/// next operation there costs one round trip at most.
+///
+/// Values live in memory, on up to three peers: they survive the loss of any one of those at any
+/// instant, and not that of two at once. What was lost is counted, logged and absent from then on.
+/// Every value has a time at which it ends.
+///
+/// Where two peers or more have been silent for less than 30 s, an operation on a key that nobody
+/// else knows fails as [`RegisterError::Unavailable`]: they may hold it. Two sides of a partition
+/// that set a key for the first time, after that, each make a value of their own, and the one with
+/// the higher ballot stays when they meet.
+///
+/// ```
+/// use warmhop::ids::{AppName, PeerId};
+/// use warmhop::identity::Authority;
+/// use warmhop::{Expires, Mesh, When};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let one = PeerId::new("one")?;
+/// let identity = Authority::generate("example")?.issue(&one)?;
+/// let carts = AppName::new("carts")?;
+/// let mesh = Mesh::builder("example", one, identity).registers(carts.clone()).start().await?;
+///
+/// let carts = mesh.registers(&carts).ok_or("declared above")?;
+/// let put = carts.put(b"ada", "1 book", Expires::Default, When::Absent).await?;
+/// assert!(put.done);
+/// let cart = carts.get(b"ada").await?.ok_or("put above")?;
+/// assert_eq!((&cart.bytes[..], cart.version), (&b"1 book"[..], put.version));
+///
+/// // Read, change, write: tried again where somebody else was faster.
+/// let changed = carts.put(b"ada", "2 books", Expires::Keep, When::Version(cart.version)).await?;
+/// assert!(changed.done);
+/// assert!(carts.delete(b"ada", When::Present).await?.done);
+/// # mesh.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Registers {
+    node: Arc<Node>,
+    slot: Arc<Slot>,
+}
+
+/// What a register holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// The bytes that were put.
+    pub bytes: Bytes,
+    /// Rises with every change of the register, also across a deletion and a later put.
+    pub version: u64,
+    /// When it ends.
+    pub expires: SystemTime,
+}
+
+/// On what condition a register is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// Whatever it holds.
+    Always,
+    /// It holds nothing.
+    Absent,
+    /// It holds something.
+    Present,
+    /// It holds the value of this version.
+    Version(u64),
+}
+
+/// When what a register is changed to ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expires {
+    /// After the idle time of the mesh's sessions, from now.
+    Default,
+    /// After so long, from now.
+    After(Duration),
+    /// At this time, by the clocks of the peers that hold it.
+    At(SystemTime),
+    /// When what it held would have ended; as [`Expires::Default`] where it held nothing.
+    Keep,
+}
+
+/// What came of an operation that changes a register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The condition held, and the change is replicated.
+    pub done: bool,
+    /// What it held before, as far as the operation saw: absent also where an answer was lost on
+    /// the way and it is only known that the change was made.
+    pub before: Option<Value>,
+    /// The version of what it holds now; 0 where it holds nothing.
+    pub version: u64,
+}
+
+/// Why an operation on a register failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The key is longer than [`KEY_BYTES_MAX`]. Nothing was done.
+    #[error("the key has {bytes} bytes, but at most {KEY_BYTES_MAX} are kept; hash longer ones")]
+    KeyTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The value is larger than [`VALUE_BYTES_MAX`]. Nothing was done.
+    #[error(
+        "the value has {bytes} bytes, but at most {VALUE_BYTES_MAX} are kept; store a reference instead"
+    )]
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+    },
+    /// Nothing was done: try again.
+    #[error("nothing was done: {0}")]
+    Unavailable(String),
+    /// It may have been done: look before trying again.
+    #[error("it may have been done: {0}")]
+    OutcomeUnknown(String),
+}
+
+/// An operation on its way to the register's owner.
+#[derive(Debug, Serialize, Deserialize)]
+enum Operation<'a> {
+    Get,
+    Put {
+        #[serde(borrow)]
+        key: &'a [u8],
+        bytes: &'a [u8],
+        expires: Ending,
+        when: When,
+    },
+    Expire {
+        expires: Ending,
+        when: When,
+    },
+    Delete {
+        when: When,
+    },
+    /// Not of one register: the keys that this peer answers for.
+    List {
+        from: u64,
+        count: u64,
+    },
+}
+
+/// [`Expires`], made a time by the clock of the peer that was asked.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Ending {
+    At(u64),
+    Keep { or_at: u64 },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    done: bool,
+    version: u64,
+    before: Option<Held>,
+}
+
+/// A value on its way, in an answer.
+#[derive(Debug, Serialize, Deserialize)]
+struct Held {
+    bytes: Vec<u8>,
+    version: u64,
+    expires: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Listing {
+    keys: Vec<Vec<u8>>,
+    /// Where to go on on this peer; absent at its end.
+    next: Option<u64>,
+}
+
+impl std::fmt::Debug for Registers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Registers({})", self.slot.name())
+    }
+}
+
+impl Registers {
+    pub(crate) fn new(node: Arc<Node>, slot: Arc<Slot>) -> Self {
+        Self { node, slot }
+    }
+
+    /// What the register holds; `None` for nothing. A key that was never set costs nobody memory.
+    ///
+    /// # Errors
+    /// See [`RegisterError`].
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Value>, RegisterError> {
+        let answer = self.ask(key, &Operation::Get, false).await?;
+        Ok(answer.and_then(|answer| answer.before).map(Value::from))
+    }
+
+    /// Sets the register to `bytes`, `when` the condition holds.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; a condition that does not hold is none.
+    pub async fn put(
+        &self,
+        key: &[u8],
+        bytes: impl AsRef<[u8]>,
+        expires: Expires,
+        when: When,
+    ) -> Result<Change, RegisterError> {
+        let bytes = bytes.as_ref();
+        if bytes.len() > VALUE_BYTES_MAX {
+            return Err(RegisterError::TooLarge { bytes: bytes.len() });
+        }
+        let begins = matches!(when, When::Always | When::Absent);
+        let expires = self.ending(expires);
+        self.change(key, &Operation::Put { key, bytes, expires, when }, begins).await
+    }
+
+    /// Lets what the register holds end at another time, `when` the condition holds. A register
+    /// that holds nothing stays as it is, `done` being false.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; a condition that does not hold is none.
+    pub async fn expire(
+        &self,
+        key: &[u8],
+        expires: Expires,
+        when: When,
+    ) -> Result<Change, RegisterError> {
+        let expires = self.ending(expires);
+        self.change(key, &Operation::Expire { expires, when }, false).await
+    }
+
+    /// Empties the register, `when` the condition holds. `done` is false where it held nothing.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; a condition that does not hold is none.
+    pub async fn delete(&self, key: &[u8], when: When) -> Result<Change, RegisterError> {
+        self.change(key, &Operation::Delete { when }, false).await
+    }
+
+    /// Some keys, about `count` of them, and the cursor to go on with: 0 begins and 0 ends. Every
+    /// key that is there from the first call to the last is listed, perhaps twice, unless a peer
+    /// came or went meanwhile; others may be.
+    ///
+    /// # Errors
+    /// [`RegisterError::Unavailable`] where a peer that holds some cannot be asked.
+    pub async fn keys(
+        &self,
+        cursor: u64,
+        count: usize,
+    ) -> Result<(Vec<Bytes>, u64), RegisterError> {
+        let count = count.clamp(LISTED_MIN, LISTED_MAX);
+        // The peers in the order of a digest of their names, so that the cursor stays valid when
+        // another comes or goes.
+        let view = self.node.view();
+        let names = view.live_peers().map(|(peer, _)| peer).chain([&self.node.me]);
+        let mut peers: Vec<(u16, PeerId)> = names.map(|peer| (place(peer), peer.clone())).collect();
+        peers.sort_unstable();
+        let (at, mut from) = ((cursor >> WITHIN_BITS) as u16, cursor & WITHIN);
+        for (index, (place, peer)) in peers.iter().enumerate().filter(|(_, it)| it.0 >= at) {
+            if *place > at {
+                from = 0;
+            }
+            let listing = if *peer == self.node.me {
+                list(&self.node, &self.slot, from, count)
+            } else {
+                self.list_at(peer, from, count).await?
+            };
+            let next = match listing.next {
+                Some(next) => (u64::from(*place) << WITHIN_BITS) | next,
+                None => peers.get(index + 1).map_or(0, |(next, _)| u64::from(*next) << WITHIN_BITS),
+            };
+            if next == 0 || !listing.keys.is_empty() {
+                return Ok((listing.keys.into_iter().map(Bytes::from).collect(), next));
+            }
+        }
+        Ok((Vec::new(), 0))
+    }
+
+    fn ending(&self, expires: Expires) -> Ending {
+        let now = Clock::wall();
+        let default = now.after(self.node.store.policy().ttl).0;
+        match expires {
+            Expires::Default => Ending::At(default),
+            Expires::After(span) => Ending::At(now.after(span).0),
+            Expires::At(time) => Ending::At(millis(time)),
+            Expires::Keep => Ending::Keep { or_at: default },
+        }
+    }
+
+    async fn change(
+        &self,
+        key: &[u8],
+        operation: &Operation<'_>,
+        begins: bool,
+    ) -> Result<Change, RegisterError> {
+        let none = Change { done: false, before: None, version: 0 };
+        let Some(answer) = self.ask(key, operation, begins).await? else { return Ok(none) };
+        let before = answer.before.map(Value::from);
+        Ok(Change { done: answer.done, before, version: answer.version })
+    }
+
+    /// Carries an operation to its register's owner and back; `None` where there is no register.
+    async fn ask(
+        &self,
+        key: &[u8],
+        operation: &Operation<'_>,
+        begins: bool,
+    ) -> Result<Option<Answer>, RegisterError> {
+        if key.len() > KEY_BYTES_MAX {
+            return Err(RegisterError::KeyTooLong { bytes: key.len() });
+        }
+        let sid = self.sid(key);
+        let session = SessionKey { app: self.slot.name().clone(), sid };
+        let body = encode(operation)?;
+        let reads = matches!(operation, Operation::Get);
+        // Only what is known to have been chosen before can show that an operation whose answer
+        // was lost was not applied and forgotten since.
+        let seen = self
+            .node
+            .store
+            .with(&session, false, |machine, _, _| machine.is_owner().then(|| machine.version()));
+        let seen = seen.flatten();
+        let portable = Portable {
+            slot: &self.slot,
+            rid: RequestKey(rand::random()),
+            fingerprint: 0,
+            keyed: false,
+            seen,
+            arrived: Arrived::AtFrontDoor,
+            hops_left: FORWARDS_MAX,
+        };
+        let mut begun = 0;
+        loop {
+            let mut call = self.call(reads, body.clone());
+            call.once = !reads && seen.is_none();
+            let line = format!("{} {session}", call.method);
+            let node = &self.node;
+            let mut tracing =
+                Tracing::begin(&node.traces, call.id.clone(), &node.me, "register", line);
+            tracing.app(self.slot.name());
+            let subject = Subject::Key(ByKey { sid, begins });
+            match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
+                Ok(served) if served.response.status() == StatusCode::OK => {
+                    let body = collected(served.response.into_body()).await;
+                    let body = body.map_err(RegisterError::OutcomeUnknown)?;
+                    return decode(&body).map(Some);
+                }
+                Ok(served) => {
+                    let said = format!("its owner answered {}", served.response.status());
+                    return Err(RegisterError::Unavailable(said));
+                }
+                Err(problem) => match problem.name {
+                    "absent" => return Ok(None),
+                    "session-lost" => {
+                        tracing::warn!(register = %session, "its value is lost; its key is free");
+                        let peers = node.whom_to_ask(&session);
+                        node.store.with(&session, false, |machine, ctx, out| {
+                            machine.bury(ctx, &peers, out);
+                        });
+                        begun += 1;
+                        if reads || !begins {
+                            return Ok(None);
+                        }
+                        if begun > BEGUN_ANEW_MAX {
+                            return Err(RegisterError::Unavailable(problem.detail));
+                        }
+                    }
+                    "applied-answer-lost" => {
+                        return Ok(Some(Answer { done: true, version: 0, before: None }));
+                    }
+                    _ => return Err(failed(problem)),
+                },
+            }
+        }
+    }
+
+    async fn list_at(
+        &self,
+        peer: &PeerId,
+        from: u64,
+        count: usize,
+    ) -> Result<Listing, RegisterError> {
+        let operation = Operation::List { from, count: count as u64 };
+        let mut call = self.call(true, encode(&operation)?);
+        let node = &self.node;
+        let line = format!("LIST {}", self.slot.name());
+        let mut tracing = Tracing::begin(&node.traces, call.id.clone(), &node.me, "register", line);
+        let asked = node.ask(&self.slot, peer, &mut call, HopKind::Plain, &mut tracing).await;
+        let unavailable = |why: String| {
+            RegisterError::Unavailable(format!("{peer} could not be asked for its keys: {why}"))
+        };
+        let reply = match asked {
+            Ok(reply) => reply,
+            // It keeps copies for others, and answers for none.
+            Err(crate::hop::HopError::Refused(crate::hop::HopRefusal::UnknownApp, ..)) => {
+                return Ok(Listing::default());
+            }
+            Err(error) => return Err(unavailable(format!("{error:?}"))),
+        };
+        let body = collected(reply.response.into_body()).await.map_err(unavailable)?;
+        decode(&body)
+    }
+
+    fn call(&self, safe: bool, body: Bytes) -> Call {
+        let id = format!("{:032x}", rand::random::<u128>());
+        Call {
+            id: RequestId::new(&id).expect("32 hexadecimal digits make an id"),
+            method: if safe { Method::GET } else { Method::POST },
+            target: "/".into(),
+            fields: HeaderMap::new(),
+            body: CallBody::Whole(body),
+            upgrade: None,
+            on_upgrade: None,
+            may_have_run: false,
+            once: false,
+        }
+    }
+
+    /// The session that a key names: a digest of both names, so that keys spread evenly and nobody
+    /// can choose where one comes to lie.
+    fn sid(&self, key: &[u8]) -> SessionId {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        let name = self.slot.name().as_str().as_bytes();
+        for part in [b"register".as_slice(), &[0], name, &[0], key] {
+            context.update(part);
+        }
+        let digest = context.finish();
+        SessionId(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
+    }
+}
+
+impl From<Held> for Value {
+    fn from(held: Held) -> Self {
+        let expires = UNIX_EPOCH.checked_add(Duration::from_millis(held.expires));
+        let expires = expires.unwrap_or_else(SystemTime::now);
+        Self { bytes: held.bytes.into(), version: held.version, expires }
+    }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether an operation that failed may have been done.
+fn failed(problem: Problem) -> RegisterError {
+    match problem.name {
+        "outcome-unknown" | "app-failed" | "applied-too-large-to-repeat" | "execution-failed" => {
+            RegisterError::OutcomeUnknown(problem.detail)
+        }
+        _ => RegisterError::Unavailable(problem.detail),
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, RegisterError> {
+    wire::encode(value, FRAME_BYTES_MAX)
+        .map_err(|error| RegisterError::Unavailable(error.to_string()))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RegisterError> {
+    wire::decode::<T, { 4 * FRAME_BYTES_MAX }>(bytes)
+        .map_err(|error| RegisterError::OutcomeUnknown(error.to_string()))
+}
+
+async fn collected(body: Body) -> Result<Bytes, String> {
+    let limited = http_body_util::Limited::new(body, 4 * FRAME_BYTES_MAX);
+    let whole = limited.collect().await.map_err(|error| error.to_string())?;
+    Ok(whole.to_bytes())
+}
+
+// What a cursor says: a peer's place among the others, then how far that peer was gone through.
+const WITHIN_BITS: u32 = 48;
+const WITHIN: u64 = (1 << WITHIN_BITS) - 1;
+// Of the latter: a part of its store, then the first session there.
+const SESSION_BITS: u32 = 40;
+
+fn place(peer: &PeerId) -> u16 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, peer.as_str().as_bytes());
+    // Never 0, which begins.
+    u16::from_be_bytes(digest.as_ref()[..2].try_into().expect("a digest has 32 bytes")).max(1)
+}
+
+/// The keys that this peer answers for: of what it holds, that of which it is the first member
+/// that lives.
+fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
+    let view = node.view();
+    let now = Clock::wall();
+    let mut listing = Listing::default();
+    let first_stripe = usize::try_from(from >> SESSION_BITS).unwrap_or(usize::MAX);
+    for stripe in node.store.stripes().skip(first_stripe) {
+        let first = if stripe == first_stripe { from & ((1 << SESSION_BITS) - 1) } else { 0 };
+        let mut found = node.store.records_in(stripe, slot.name(), |sid, machine| {
+            let at = session_bits(sid);
+            let lives = |it: &&warmhop_core::ids::Incarnation| {
+                **it == node.incarnation || view.by_incarnation(it).is_some()
+            };
+            let mine = machine.members().iter().find(lives) == Some(&node.incarnation);
+            let (state, expiry) = machine.state()?;
+            let held = (at >= first && mine && expiry > now).then(|| parse(state)).flatten()?;
+            Some((at, held.key.to_vec()))
+        });
+        found.sort_unstable();
+        let room = count.saturating_sub(listing.keys.len());
+        if found.len() > room {
+            let next = found[room].0;
+            // Sessions that begin alike stay together, or some of them would be passed over.
+            let whole = found.iter().take_while(|(at, _)| *at < next).count();
+            let (taken, next) = match whole {
+                0 => (found.iter().take_while(|(at, _)| *at <= next).count(), next + 1),
+                whole => (whole, next),
+            };
+            listing.keys.extend(found.drain(..taken).map(|(_, key)| key));
+            listing.next = Some(((stripe as u64) << SESSION_BITS) | next);
+            return listing;
+        }
+        listing.keys.extend(found.into_iter().map(|(_, key)| key));
+        if listing.keys.len() >= count && stripe + 1 < node.store.stripes().len() {
+            listing.next = Some((stripe as u64 + 1) << SESSION_BITS);
+            return listing;
+        }
+    }
+    listing
+}
+
+fn session_bits(sid: SessionId) -> u64 {
+    let bytes: [u8; 8] = sid.0[..8].try_into().expect("an id has 16 bytes");
+    u64::from_be_bytes(bytes) >> (64 - SESSION_BITS)
+}
+
+/// A register's state: its version, its key's length, its key, its value.
+struct Parsed<'a> {
+    version: u64,
+    key: &'a [u8],
+    bytes: &'a [u8],
+}
+
+fn parse(state: &[u8]) -> Option<Parsed<'_>> {
+    let (version, rest) = state.split_first_chunk::<8>()?;
+    let (len, rest) = rest.split_first_chunk::<2>()?;
+    let (key, bytes) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+    Some(Parsed { version: u64::from_be_bytes(*version), key, bytes })
+}
+
+fn compose(version: u64, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
+    let mut state = BytesMut::with_capacity(HELD_BYTES + key.len() + bytes.len());
+    state.put_u64(version);
+    state.put_u16(u16::try_from(key.len()).ok()?);
+    state.put_slice(key);
+    state.put_slice(bytes);
+    Some(state.freeze())
+}
+
+/// Executes one operation on what its register holds.
+fn execute(operation: &Operation<'_>, session: &Session) -> Result<Answer, BoxError> {
+    let state = session.get();
+    let turn = session.turn();
+    let now = Clock::wall();
+    let held = match &state {
+        Some(state) => Some(parse(state).ok_or("the register's state is out of form")?),
+        None => None,
+    };
+    let held = held.filter(|_| turn.expiry > now);
+    let before = held.as_ref().map(|held| Held {
+        bytes: held.bytes.to_vec(),
+        version: held.version,
+        expires: turn.expiry.0,
+    });
+    let version = held.as_ref().map_or(0, |held| held.version);
+    let holds = |when: &When| match when {
+        When::Always => true,
+        When::Absent => held.is_none(),
+        When::Present => held.is_some(),
+        When::Version(wanted) => held.as_ref().is_some_and(|held| held.version == *wanted),
+    };
+    let ending = |expires: &Ending| {
+        WallTime(match *expires {
+            Ending::At(at) => at,
+            Ending::Keep { or_at } if held.is_none() => or_at,
+            Ending::Keep { .. } => turn.expiry.0,
+        })
+    };
+    let next = turn.n.unwrap_or_default();
+    let done = |done, version| Answer { done, version, before };
+    Ok(match operation {
+        Operation::Get | Operation::List { .. } => done(held.is_some(), version),
+        Operation::Put { key, bytes, expires, when } if holds(when) => {
+            session.set(compose(next, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(ending(expires));
+            done(true, next)
+        }
+        Operation::Expire { expires, when } if holds(when) && version > 0 => {
+            session.set(state.clone().unwrap_or_default())?;
+            session.end_at(ending(expires));
+            done(true, version)
+        }
+        Operation::Delete { when } if holds(when) && version > 0 => {
+            session.clear()?;
+            done(true, 0)
+        }
+        Operation::Put { .. } | Operation::Expire { .. } | Operation::Delete { .. } => {
+            done(false, version)
+        }
+    })
+}
+
+/// What executes operations on this peer, as the mesh runs an app.
+pub(crate) fn keeper(
+    name: AppName,
+    node: Arc<OnceLock<Weak<Node>>>,
+) -> (AppSpec, impl App + use<>) {
+    let mut spec = AppSpec::new(name.clone());
+    spec.policy.session = SessionMode::Portable;
+    spec.policy.effects = EffectsMode::SessionOnly;
+    spec.policy.start = StartMode::AtBoot;
+    let app = app_fn(move || {
+        let (node, name) = (Arc::clone(&node), name.clone());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (node, name) = (Arc::clone(&node), name.clone());
+            async move { answer(&node, &name, request).await }
+        });
+        std::future::ready(Ok::<_, std::convert::Infallible>(service))
+    });
+    (spec, app)
+}
+
+async fn answer(
+    node: &OnceLock<Weak<Node>>,
+    name: &AppName,
+    request: Request<Body>,
+) -> Result<Response<Body>, BoxError> {
+    let (parts, body) = request.into_parts();
+    let body = collected(body).await?;
+    let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
+    let bytes = match (&operation, parts.extensions.get::<Session>()) {
+        (Operation::List { from, count }, _) => {
+            let node = node.get().and_then(Weak::upgrade).ok_or("this peer is ending")?;
+            let slot = node.slots_by_name.get(name).ok_or("no such registers")?;
+            let count = usize::try_from(*count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
+            encode(&list(&node, slot, *from, count))?
+        }
+        (operation, Some(session)) => {
+            wire::encode(&execute(operation, session)?, 2 * FRAME_BYTES_MAX)?
+        }
+        (_, None) => return Err("an operation on one register came without it".into()),
+    };
+    Ok(Response::new(Body::from(bytes)))
+}
