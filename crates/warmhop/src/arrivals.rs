@@ -131,7 +131,6 @@ impl Node {
                 upgrade: upgrade.and_then(|protocol| http::HeaderValue::from_bytes(&protocol).ok()),
                 on_upgrade: None,
                 may_have_run: false,
-                once: false,
             };
             // A client that leaves cancels here at once, before there is a response to write.
             let stopped = send.stopped();

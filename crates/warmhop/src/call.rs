@@ -37,8 +37,6 @@ pub(crate) struct Call {
     pub(crate) on_upgrade: Option<OnUpgrade>,
     /// An earlier attempt may have reached an app.
     pub(crate) may_have_run: bool,
-    /// It may not be tried again once an app may have seen it, whatever its app allows.
-    pub(crate) once: bool,
 }
 
 impl Call {

@@ -226,7 +226,6 @@ impl Ingress {
             upgrade,
             on_upgrade: on_upgrade.clone(),
             may_have_run: false,
-            once: false,
         };
 
         let entry = token.as_ref().and_then(|(token, _)| {

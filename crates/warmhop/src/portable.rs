@@ -88,7 +88,7 @@ impl Node {
                 portable.slot.spec.policy.effects == EffectsMode::SessionOnly,
                 true,
                 true,
-            ) && !call.once,
+            ),
             hops_left: portable.hops_left,
         };
         let named = |entry: &Entry| match &entry.kind {
@@ -438,11 +438,12 @@ impl Node {
             stored = kept;
         }
         let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
-        let expiry = session.keep_until().unwrap_or(exec.expiry);
-        let kept = Exec { expiry, ..exec.clone() };
         let done = self
             .store
-            .with(key, true, |machine, ctx, _| machine.exec_end(ctx, &kept, &base, changed, stored))
+            .with(key, true, |machine, ctx, _| match session.keep_until() {
+                Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
+                None => machine.exec_end(ctx, exec, &base, changed, stored),
+            })
             .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
         Ok((ran, done))
     }

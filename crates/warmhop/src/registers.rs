@@ -361,13 +361,13 @@ impl Registers {
         let session = SessionKey { app: self.slot.name().clone(), sid };
         let body = encode(operation)?;
         let reads = matches!(operation, Operation::Get);
-        // Only what is known to have been chosen before can show that an operation whose answer
-        // was lost was not applied and forgotten since.
-        let seen = self
-            .node
-            .store
-            .with(&session, false, |machine, _, _| machine.is_owner().then(|| machine.version()));
-        let seen = seen.flatten();
+        // An operation whose answer was lost may run again only if it is certain that it was not
+        // applied and forgotten since. What is known to have been chosen before it can show that;
+        // where nothing is, only a register that has forgotten nothing yet can.
+        let seen = self.node.store.with(&session, false, |machine, _, _| {
+            if machine.is_owner() { machine.version() } else { 0 }
+        });
+        let seen = Some(seen.unwrap_or_default());
         let portable = Portable {
             slot: &self.slot,
             rid: RequestKey(rand::random()),
@@ -380,7 +380,6 @@ impl Registers {
         let mut begun = 0;
         loop {
             let mut call = self.call(reads, body.clone());
-            call.once = !reads && seen.is_none();
             let line = format!("{} {session}", call.method);
             let node = &self.node;
             let mut tracing =
@@ -460,7 +459,6 @@ impl Registers {
             upgrade: None,
             on_upgrade: None,
             may_have_run: false,
-            once: false,
         }
     }
 

@@ -350,7 +350,7 @@ impl Node {
             portable,
             app_may_have_seen_it,
         );
-        if again && call.is_sendable() && !(call.once && app_may_have_seen_it) {
+        if again && call.is_sendable() {
             return Ok(());
         }
         Err(match error {

@@ -249,6 +249,7 @@ impl Replica {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what came of an order, for its one caller")]
     /// Writes down what came of `exec`, and votes for it where it was asked to and still may.
     pub(super) fn exec_end(
         &mut self,
@@ -257,6 +258,7 @@ impl Replica {
         base: &Body,
         change: Option<Option<Arc<[u8]>>>,
         stored: Stored,
+        until: Option<WallTime>,
         policy: &SessionPolicy,
     ) -> ExecDone {
         let may_vote = exec.p.filter(|_| exec.vote).filter(|p| self.may_vote(me, exec, *p).is_ok());
@@ -267,7 +269,7 @@ impl Replica {
             return ExecDone::Unchanged { confirmed: may_vote.is_some() };
         }
         let n = exec.p.map_or(0, |p| p.n);
-        let body = Arc::new(recent::compose(base, exec, n, change, stored, policy));
+        let body = Arc::new(recent::compose(base, exec, n, change, stored, until, policy));
         let voted = may_vote.is_some_and(|p| self.gate(me, &exec.cfg, p.ballot).is_ok());
         if let Some(p) = may_vote.filter(|_| voted) {
             let record = Record { p, cfg: exec.cfg.clone(), body: body.clone() };

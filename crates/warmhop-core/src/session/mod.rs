@@ -747,7 +747,21 @@ impl Session {
         change: Option<Option<Arc<[u8]>>>,
         stored: Stored,
     ) -> ExecDone {
-        self.copy.exec_end(ctx.me, exec, base, change, stored, ctx.policy)
+        self.copy.exec_end(ctx.me, exec, base, change, stored, None, ctx.policy)
+    }
+
+    /// As [`Session::exec_end`], where the session is to end at `until` if it is changed, be that
+    /// before it would have ended or after.
+    pub fn exec_end_until(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        exec: &Exec,
+        base: &Body,
+        change: Option<Option<Arc<[u8]>>>,
+        until: WallTime,
+    ) -> ExecDone {
+        let until = Some(until);
+        self.copy.exec_end(ctx.me, exec, base, change, Stored::Applied, until, ctx.policy)
     }
 
     /// Withdraws this copy's vote, which to the others is as if this peer had crashed, and

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use super::message::{Body, Exec, Recent, Stored};
 use super::mutant::{self, Mutant};
 use crate::config::SessionPolicy;
-use crate::ids::RequestKey;
+use crate::ids::{RequestKey, WallTime};
 
 /// What the chosen body says of a request that is about to run.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,13 +54,16 @@ pub(super) fn look_up(
 }
 
 /// The body that results from `exec` on `base`. `change` is what the app made of the state,
-/// if anything. `n` is the number that the change will have.
+/// if anything. `n` is the number that the change will have. The session ends at `until`, or else
+/// not before the order says, nor before it would have.
+#[expect(clippy::too_many_arguments, reason = "all that a body is made of, for its one caller")]
 pub(super) fn compose(
     base: &Body,
     exec: &Exec,
     n: u64,
     change: Option<Option<Arc<[u8]>>>,
     stored: Stored,
+    until: Option<WallTime>,
     policy: &SessionPolicy,
 ) -> Body {
     let response = match stored {
@@ -78,7 +81,7 @@ pub(super) fn compose(
         recent,
         floor_keyed: base.floor_keyed,
         floor_unkeyed: base.floor_unkeyed,
-        expiry: base.expiry.max(exec.expiry),
+        expiry: until.unwrap_or(base.expiry.max(exec.expiry)),
         deleted: base.deleted,
     };
     body.recent.push(Recent {
@@ -154,7 +157,7 @@ mod tests {
 
     fn apply(body: &Body, rid: u8, keyed: bool, n: u64, policy: &SessionPolicy) -> Body {
         let stored = Stored::Response(Arc::from([rid].as_slice()));
-        compose(body, &exec(rid, keyed), n, Some(None), stored, policy)
+        compose(body, &exec(rid, keyed), n, Some(None), stored, None, policy)
     }
 
     #[test]
@@ -198,9 +201,10 @@ mod tests {
         let long = Stored::Response(Arc::from([0; 5].as_slice()));
         let policy = policy(2, 2);
         let at = |keyed| {
-            compose(&Body::default(), &exec(1, keyed), 1, None, long.clone(), &policy).recent[0]
-                .response
-                .clone()
+            compose(&Body::default(), &exec(1, keyed), 1, None, long.clone(), None, &policy).recent
+                [0]
+            .response
+            .clone()
         };
         assert_eq!(at(true), Stored::TooLarge);
         assert_eq!(at(false), Stored::Applied);

@@ -1,0 +1,322 @@
+//! Registers: values that a key names, on several peers of one mesh, over real QUIC.
+
+mod bed;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use bed::{Bed, eventually, peer};
+use warmhop::ids::AppName;
+use warmhop::{Change, Expires, Mesh, RegisterError, Registers, When};
+
+const KEY: &[u8] = b"sess:ada";
+
+fn name() -> AppName {
+    AppName::new("redis").unwrap()
+}
+
+fn registers(mesh: &Mesh) -> Registers {
+    mesh.registers(&name()).unwrap()
+}
+
+async fn mesh_of(names: &[&str]) -> Bed {
+    let mut bed = Bed::new();
+    for one in names {
+        let seeds = bed.peers.first().map(|first| first.mesh_addr().to_string());
+        let identity = bed.authority.issue(&peer(one)).unwrap();
+        let mut builder = Mesh::builder("test", peer(one), identity).registers(name());
+        if let Some(seed) = seeds {
+            builder = builder.seed(seed);
+        }
+        bed.peers.push(builder.start().await.unwrap());
+    }
+    bed.all_see_each_other().await;
+    bed
+}
+
+async fn put(registers: &Registers, key: &[u8], bytes: &str) -> Change {
+    registers.put(key, bytes, Expires::Default, When::Always).await.unwrap()
+}
+
+async fn text(registers: &Registers, key: &[u8]) -> Option<String> {
+    let value = registers.get(key).await.unwrap()?;
+    Some(String::from_utf8(value.bytes.to_vec()).unwrap())
+}
+
+async fn owner(bed: &Bed) -> usize {
+    let owned = |mesh: &Mesh| mesh.status().sessions.owned == 1;
+    eventually("one peer owns it", || bed.peers.iter().filter(|it| owned(it)).count() == 1).await;
+    bed.peers.iter().position(owned).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_put_at_one_peer_is_read_and_changed_at_every_other() {
+    let bed = mesh_of(&["a", "b", "c", "d"]).await;
+    assert_eq!(text(&registers(&bed.peers[2]), KEY).await, None);
+    assert!(put(&registers(&bed.peers[0]), KEY, "one").await.done);
+    for mesh in &bed.peers {
+        assert_eq!(text(&registers(mesh), KEY).await.as_deref(), Some("one"));
+    }
+    let changed = put(&registers(&bed.peers[3]), KEY, "two").await;
+    assert_eq!(&changed.before.unwrap().bytes[..], b"one");
+    for mesh in &bed.peers {
+        assert_eq!(text(&registers(mesh), KEY).await.as_deref(), Some("two"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_nobody_set_leaves_nothing_behind() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    let here = registers(&bed.peers[0]);
+    for index in 0..50 {
+        let key = format!("none:{index}");
+        assert_eq!(here.get(key.as_bytes()).await.unwrap(), None);
+        let none = Change { done: false, before: None, version: 0 };
+        assert_eq!(here.delete(key.as_bytes(), When::Always).await.unwrap(), none);
+        let late = here.expire(key.as_bytes(), Expires::Default, When::Always).await.unwrap();
+        assert_eq!(late, none);
+        let only = here.put(key.as_bytes(), "x", Expires::Default, When::Present).await.unwrap();
+        assert_eq!(only, none);
+    }
+    eventually("no peer holds anything of them", || {
+        bed.peers.iter().all(|mesh| mesh.metrics().contains("warmhop_sessions_held 0"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_are_judged_at_the_owner() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    let (a, b) = (registers(&bed.peers[0]), registers(&bed.peers[1]));
+    let first = a.put(KEY, "one", Expires::Default, When::Absent).await.unwrap();
+    assert!(first.done);
+    let second = b.put(KEY, "two", Expires::Default, When::Absent).await.unwrap();
+    assert!(!second.done);
+    assert_eq!(second.before.unwrap().version, first.version);
+    let stale = When::Version(first.version - 1);
+    assert!(!b.put(KEY, "two", Expires::Default, stale).await.unwrap().done);
+    let next = b.put(KEY, "two", Expires::Default, When::Version(first.version)).await.unwrap();
+    assert!(next.done && next.version > first.version);
+    assert!(!a.delete(KEY, When::Version(first.version)).await.unwrap().done);
+    assert!(a.delete(KEY, When::Version(next.version)).await.unwrap().done);
+    assert_eq!(b.get(KEY).await.unwrap(), None);
+    assert!(!b.put(KEY, "x", Expires::Default, When::Present).await.unwrap().done);
+    let anew = b.put(KEY, "three", Expires::Default, When::Absent).await.unwrap();
+    assert!(anew.done && anew.version > next.version);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counting_up_by_version_from_everywhere_at_once_loses_no_count() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    put(&registers(&bed.peers[0]), KEY, "0").await;
+    let mut counting = tokio::task::JoinSet::new();
+    for mesh in bed.peers.iter().chain(&bed.peers) {
+        let registers = registers(mesh);
+        counting.spawn(async move {
+            for _ in 0..10 {
+                loop {
+                    let value = registers.get(KEY).await.unwrap().unwrap();
+                    let count: u32 = std::str::from_utf8(&value.bytes).unwrap().parse().unwrap();
+                    let when = When::Version(value.version);
+                    let next = (count + 1).to_string();
+                    if registers.put(KEY, next, Expires::Keep, when).await.unwrap().done {
+                        break;
+                    }
+                }
+            }
+        });
+    }
+    counting.join_all().await;
+    assert_eq!(text(&registers(&bed.peers[1]), KEY).await.as_deref(), Some("60"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_survives_its_owner_and_is_found_by_those_who_remain() {
+    let mut bed = mesh_of(&["a", "b", "c", "d"]).await;
+    let mut expected = Vec::new();
+    for index in 0..40 {
+        let key = format!("key:{index}");
+        put(&registers(&bed.peers[index % 4]), key.as_bytes(), &key).await;
+        expected.push(key);
+    }
+    bed.peers.remove(1).vanish().await;
+    for key in &expected {
+        for mesh in &bed.peers {
+            assert_eq!(text(&registers(mesh), key.as_bytes()).await.as_ref(), Some(key));
+        }
+        let again = put(&registers(&bed.peers[0]), key.as_bytes(), "again").await;
+        assert_eq!(&again.before.unwrap().bytes[..], key.as_bytes());
+    }
+    // A key that is set for the first time needs nobody who is silent.
+    assert!(put(&registers(&bed.peers[2]), b"new", "new").await.done);
+    assert_eq!(text(&registers(&bed.peers[0]), b"new").await.as_deref(), Some("new"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_moves_to_where_it_is_used() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    put(&registers(&bed.peers[0]), KEY, "0").await;
+    let before = owner(&bed).await;
+    let other = (before + 1) % 3;
+    let registers = registers(&bed.peers[other]);
+    let mut turn = 0;
+    while bed.peers[other].status().sessions.owned == 0 {
+        turn += 1;
+        assert!(turn < 500, "it never moved");
+        put(&registers, KEY, &turn.to_string()).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(owner(&bed).await, other);
+    assert_eq!(text(&registers, KEY).await, Some(turn.to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_set_a_key_for_the_first_time_at_once_agree_on_one_history() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    for round in 0..20 {
+        let key = format!("race:{round}");
+        let mut racing = tokio::task::JoinSet::new();
+        for (index, mesh) in bed.peers.iter().enumerate() {
+            let (registers, key) = (registers(mesh), key.clone());
+            racing.spawn(async move {
+                let who = index.to_string();
+                registers.put(key.as_bytes(), who, Expires::Default, When::Absent).await.unwrap()
+            });
+        }
+        let won = racing.join_all().await.into_iter().filter(|change| change.done).count();
+        assert_eq!(won, 1, "{key}");
+        let read = text(&registers(&bed.peers[0]), key.as_bytes()).await;
+        for mesh in &bed.peers {
+            assert_eq!(text(&registers(mesh), key.as_bytes()).await, read);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_ends_at_its_time_wherever_it_is_read() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    let (a, b) = (registers(&bed.peers[0]), registers(&bed.peers[1]));
+    let long = Expires::After(Duration::from_secs(86_400 * 14));
+    a.put(KEY, "x", long, When::Always).await.unwrap();
+    let left = |value: &warmhop::Value| value.expires.duration_since(SystemTime::now()).unwrap();
+    let value = b.get(KEY).await.unwrap().unwrap();
+    assert!(left(&value) > Duration::from_secs(86_400 * 13), "{value:?}");
+    // Keep keeps it, a change of the time alone does not touch the value or its version.
+    b.put(KEY, "y", Expires::Keep, When::Present).await.unwrap();
+    let value = a.get(KEY).await.unwrap().unwrap();
+    assert!(left(&value) > Duration::from_secs(86_400 * 13), "{value:?}");
+    let soon = Expires::After(Duration::from_millis(300));
+    let changed = a.expire(KEY, soon, When::Always).await.unwrap();
+    assert_eq!((changed.done, changed.version), (true, value.version));
+    let gone = SystemTime::now() + Duration::from_millis(300);
+    let mut seen = true;
+    while seen {
+        let asked = SystemTime::now();
+        seen = b.get(KEY).await.unwrap().is_some();
+        assert!(!seen || asked <= gone, "it was read after its end");
+    }
+    assert!(a.put(KEY, "z", Expires::Default, When::Absent).await.unwrap().done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_up_to_the_bound_travel_whole_and_larger_ones_are_refused() {
+    let bed = mesh_of(&["a", "b", "c"]).await;
+    let (a, b) = (registers(&bed.peers[0]), registers(&bed.peers[1]));
+    let large = vec![7; warmhop::VALUE_BYTES_MAX];
+    assert!(a.put(KEY, &large, Expires::Default, When::Always).await.unwrap().done);
+    assert_eq!(b.get(KEY).await.unwrap().unwrap().bytes, large);
+    let other = vec![8; warmhop::VALUE_BYTES_MAX];
+    assert!(b.put(KEY, &other, Expires::Default, When::Present).await.unwrap().done);
+    assert_eq!(a.get(KEY).await.unwrap().unwrap().bytes, other);
+    let larger = vec![7; warmhop::VALUE_BYTES_MAX + 1];
+    let refused = a.put(KEY, &larger, Expires::Default, When::Always).await;
+    assert_eq!(refused, Err(RegisterError::TooLarge { bytes: larger.len() }));
+    let key = vec![b'k'; warmhop::KEY_BYTES_MAX];
+    assert!(a.put(&key, "x", Expires::Default, When::Always).await.unwrap().done);
+    assert!(b.get(&key).await.unwrap().is_some());
+    let key = vec![b'k'; warmhop::KEY_BYTES_MAX + 1];
+    assert_eq!(a.get(&key).await, Err(RegisterError::KeyTooLong { bytes: key.len() }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_is_listed_from_every_peer() {
+    let bed = mesh_of(&["a", "b", "c", "d"]).await;
+    let mut expected = BTreeSet::new();
+    for index in 0..300 {
+        let key = format!("key:{index}");
+        put(&registers(&bed.peers[index % 4]), key.as_bytes(), "x").await;
+        expected.insert(key);
+    }
+    let gone: Vec<String> = expected.iter().take(20).cloned().collect();
+    for key in &gone {
+        registers(&bed.peers[3]).delete(key.as_bytes(), When::Always).await.unwrap();
+        expected.remove(key);
+    }
+    for mesh in &bed.peers {
+        let registers = registers(mesh);
+        let mut listed = BTreeSet::new();
+        let (mut cursor, mut calls) = (0, 0);
+        loop {
+            let (keys, next) = registers.keys(cursor, 1).await.unwrap();
+            listed.extend(keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()));
+            calls += 1;
+            assert!(calls < 1000, "the cursor never comes to its end");
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
+        }
+        let missing: Vec<_> = expected.difference(&listed).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_lost_holders_held_is_absent_and_its_key_is_free() {
+    let mut bed = mesh_of(&["a", "b", "c"]).await;
+    put(&registers(&bed.peers[0]), KEY, "x").await;
+    let left = bed.peers.remove(0);
+    for lost in bed.peers.drain(..) {
+        lost.vanish().await;
+    }
+    // Nobody knows that they are gone for good before they live again as others.
+    let read = registers(&left).get(KEY).await;
+    assert!(matches!(read, Err(RegisterError::Unavailable(_))), "{read:?}");
+    bed.peers.push(left);
+    for name in ["b", "c"] {
+        let identity = bed.authority.issue(&peer(name)).unwrap();
+        let seed = bed.peers[0].mesh_addr().to_string();
+        let builder = Mesh::builder("test", peer(name), identity).registers(self::name());
+        bed.peers.push(builder.seed(seed).start().await.unwrap());
+    }
+    bed.all_see_each_other().await;
+    assert_eq!(text(&registers(&bed.peers[1]), KEY).await, None);
+    let reported =
+        bed.peers.iter().any(|it| !it.metrics().contains("warmhop_sessions_lost_total 0"));
+    assert!(reported, "a loss is counted");
+    assert!(put(&registers(&bed.peers[1]), KEY, "new").await.done);
+    for mesh in &bed.peers {
+        assert_eq!(text(&registers(mesh), KEY).await.as_deref(), Some("new"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_peers_the_one_that_is_left_goes_on() {
+    let mut bed = mesh_of(&["a", "b"]).await;
+    put(&registers(&bed.peers[0]), KEY, "one").await;
+    bed.peers.remove(0).vanish().await;
+    let left = registers(&bed.peers[0]);
+    assert_eq!(text(&left, KEY).await.as_deref(), Some("one"));
+    assert!(put(&left, KEY, "two").await.done);
+    assert_eq!(text(&left, KEY).await.as_deref(), Some("two"));
+    assert!(put(&left, b"other", "new").await.done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_an_app_s_or_that_of_registers() {
+    let bed = Bed::new();
+    let identity = bed.authority.issue(&peer("a")).unwrap();
+    let twice = Mesh::builder("test", peer("a"), identity).registers(name()).registers(name());
+    let error = twice.start().await.expect_err("they collide").to_string();
+    assert!(error.contains("redis"), "{error}");
+}
