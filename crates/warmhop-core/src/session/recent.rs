@@ -56,7 +56,6 @@ pub(super) fn look_up(
 /// The body that results from `exec` on `base`. `change` is what the app made of the state,
 /// if anything. `n` is the number that the change will have. The session ends at `until`, or else
 /// not before the order says, nor before it would have.
-#[expect(clippy::too_many_arguments, reason = "all that a body is made of, for its one caller")]
 pub(super) fn compose(
     base: &Body,
     exec: &Exec,
