@@ -734,6 +734,7 @@ fn a_forwarded_request_is_served_by_the_owner_and_by_one_that_is_named_and_knows
 fn what_an_owner_leaves_to_the_entry_peer_did_not_run() {
     assert!(is_for_entry(&Failure::Lost { ran: false }));
     assert!(is_for_entry(&Failure::WentOn { into: SID, by: ME }));
+    assert!(is_for_entry(&Failure::Deposed { to: None }));
     assert!(!is_for_entry(&Failure::Lost { ran: true }));
     assert!(!is_for_entry(&Failure::NoMajority { ran: false }));
     assert_eq!(BACK_OFF, Duration::from_millis(20));

@@ -129,6 +129,9 @@ pub(crate) enum HopRefusal {
     /// Too many of the session's holders are gone for good; the session that one of them goes on
     /// as, and who that is.
     Lost { went_on: Option<(SessionId, Incarnation)> },
+    /// Another peer took the session over while the request ran: the likely owner, who knows
+    /// whether it was applied.
+    Deposed { to: Option<Incarnation> },
 }
 
 impl HopKind {
@@ -155,6 +158,7 @@ impl HopRefusal {
             Self::AppFailed { .. } => "app-failed",
             Self::Malformed => "malformed",
             Self::Lost { .. } => "session-lost",
+            Self::Deposed { .. } => "deposed",
         }
     }
 }

@@ -559,6 +559,9 @@ impl Node {
                 self.store.with(key, false, |machine, _, _| machine.note_owner(promised));
                 LineEnd::Elsewhere(promised.map(|ballot: Ballot| ballot.proposer))
             }
+            Err(HopError::Refused(HopRefusal::Deposed { to }, ..)) => {
+                LineEnd::Failed(Failure::Deposed { to })
+            }
             Err(HopError::Refused(HopRefusal::Lost { went_on }, ..)) => {
                 LineEnd::Failed(match went_on {
                     Some((into, by)) => Failure::WentOn { into, by },
@@ -656,13 +659,11 @@ impl Node {
                 let (promised, cfg) = known.unwrap_or_default();
                 Err(HopRefusal::NotOwner { promised, cfg })
             }
-            LineEnd::Failed(failure) if is_for_entry(&failure) => {
-                let went_on = match failure {
-                    Failure::WentOn { into, by } => Some((into, by)),
-                    _ => None,
-                };
-                Err(HopRefusal::Lost { went_on })
-            }
+            LineEnd::Failed(failure) if is_for_entry(&failure) => Err(match failure {
+                Failure::WentOn { into, by } => HopRefusal::Lost { went_on: Some((into, by)) },
+                Failure::Deposed { to } => HopRefusal::Deposed { to },
+                _ => HopRefusal::Lost { went_on: None },
+            }),
             LineEnd::Failed(failure) => Err(as_refusal(&self.session_problem(&failure))),
             LineEnd::Problem(problem) => Err(as_refusal(&problem)),
         }

@@ -722,8 +722,13 @@ pub fn answer_forward(
 /// Whether an owner that was forwarded a request tells the entry peer of `failure` as it is, rather
 /// than the client: the entry peer may hold a copy to go on from, and begins a new session for its
 /// client. Told only that the owner is none, it would take over in vain, be led back here by the
-/// ballot of the one who tried before, and so on until its rounds were used up.
+/// ballot of the one who tried before, and so on until its rounds were used up. Nor need a request
+/// that may be repeated end with an owner that was deposed while it ran: the next one knows whether
+/// it was applied.
 #[must_use]
 pub fn is_for_entry(failure: &Failure) -> bool {
-    matches!(failure, Failure::Lost { ran: false } | Failure::WentOn { .. })
+    matches!(
+        failure,
+        Failure::Lost { ran: false } | Failure::WentOn { .. } | Failure::Deposed { .. }
+    )
 }
