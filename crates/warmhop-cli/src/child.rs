@@ -84,6 +84,8 @@ pub struct ChildApp {
     pub env: BTreeMap<String, String>,
     /// How it is known to be ready.
     pub ready: Ready,
+    /// What it is told of the endpoint that keeps sessions, in `REDIS_URL`; absent: there is none.
+    pub redis: Option<String>,
     /// Whether it takes its session as the field `Warmhop-Session` and sets it so.
     pub carried: bool,
     /// The program that guards it: [`guard::executable`].
@@ -285,6 +287,7 @@ impl Process {
             .current_dir(&app.dir)
             .envs(&app.env)
             .env("PORT", port.to_string())
+            .envs(app.redis.iter().map(|url| ("REDIS_URL", url)))
             // What lets one act on the peer is no business of its apps.
             .env_remove("WARMHOP_ADMIN_TOKEN")
             .process_group(0)

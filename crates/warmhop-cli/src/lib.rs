@@ -10,5 +10,6 @@ pub mod config;
 pub mod guard;
 pub mod lb;
 pub mod log;
+pub mod redis;
 pub mod run;
 pub mod show;

@@ -12,11 +12,12 @@ use tracing::{info, warn};
 use warmhop::config::{SessionMode, StartMode};
 use warmhop::error::StartMeshError;
 use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
+use warmhop::ids::AppName;
 use warmhop::{Builder, Mesh};
 
 use crate::child::{ChildApp, find_program};
 use crate::config::{Config, Tls};
-use crate::{admin, guard, log};
+use crate::{admin, guard, log, redis};
 
 /// How the program ends: what to tell, and the exit status.
 #[derive(Debug)]
@@ -68,9 +69,16 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
 async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> {
     let mut signals = Signals::new()
         .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
-    let builder = builder(config, open_files)?;
-    let (builder, admin_listener) = bind(config, builder).await?;
-    let admin_addr = admin_listener.local_addr().unwrap_or(config.admin.listen);
+    let listeners = bind(config).await?;
+    let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
+    let mut builder = builder(config, open_files, redis_addr)?;
+    for (listener, tls) in listeners.http {
+        builder = match tls {
+            Some(tls) => builder.front_door_tls(listener, tls),
+            None => builder.front_door(listener),
+        };
+    }
+    let admin_addr = listeners.admin.local_addr().unwrap_or(config.admin.listen);
 
     let starting = builder.start();
     let mesh = tokio::select! {
@@ -78,9 +86,13 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
         number = signals.next() => return Ok(exit_status(number)),
     };
     let admin = tokio::spawn(admin::serve(
-        admin_listener,
+        listeners.admin,
         admin::router(mesh.clone(), config.admin.token.as_deref()),
     ));
+    let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
+        info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
+        tokio::spawn(redis::serve(listener, registers))
+    });
     announce(config, &mesh, admin_addr);
 
     let outcome = tokio::select! {
@@ -102,23 +114,20 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
         }
     }
     admin.abort();
+    if let Some(redis) = redis {
+        // Not before: the apps needed it to end well.
+        redis.abort();
+    }
     info!("ended");
     outcome
 }
 
 /// Everything of the mesh that needs no port yet.
-fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure> {
-    if let Some(addr) = config.session.redis {
-        // No REDIS_URL is set either: an app would otherwise wait for what nobody answers.
-        warn!(
-            "{}",
-            config.problem(
-                "session.redis",
-                format!("this version has no Redis endpoint, so nothing listens on {addr}"),
-                "apps keep portable sessions in the field Warmhop-Session",
-            )
-        );
-    }
+fn builder(
+    config: &Config,
+    open_files: Option<u64>,
+    redis: Option<SocketAddr>,
+) -> Result<Builder, Failure> {
     let identity = Identity::from_dir(&config.mesh.identity)
         .map_err(|error| identity_failure(config, &error))?;
     let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
@@ -134,6 +143,9 @@ fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure>
     for seed in &config.mesh.seeds {
         builder = builder.seed(seed.clone());
     }
+    if config.session.redis.is_some() {
+        builder = builder.registers(redis_name());
+    }
     for app in &config.apps {
         builder = builder.app(
             app.spec.clone(),
@@ -142,6 +154,7 @@ fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure>
                 dir: app.dir.clone(),
                 env: app.env.clone(),
                 ready: app.ready.clone(),
+                redis: redis.map(redis::url),
                 carried: app.spec.policy.session == SessionMode::Portable,
                 guard: guard::executable(),
                 open_files,
@@ -151,8 +164,20 @@ fn builder(config: &Config, open_files: Option<u64>) -> Result<Builder, Failure>
     Ok(builder)
 }
 
+/// The registers that the Redis-speaking endpoint keeps its keys in.
+fn redis_name() -> AppName {
+    AppName::new(redis::NAME).expect("a constant of the right form")
+}
+
+/// The TCP listeners of a peer.
+struct Listeners {
+    http: Vec<(TcpListener, Option<FrontDoorTls>)>,
+    admin: TcpListener,
+    redis: Option<TcpListener>,
+}
+
 /// Binds the TCP listeners; all of those that fail are told at once.
-async fn bind(config: &Config, mut builder: Builder) -> Result<(Builder, TcpListener), Failure> {
+async fn bind(config: &Config) -> Result<Listeners, Failure> {
     let tls = match &config.http.tls {
         None => None,
         Some(Tls { cert, key }) => {
@@ -162,28 +187,27 @@ async fn bind(config: &Config, mut builder: Builder) -> Result<(Builder, TcpList
         }
     };
     let mut messages = Vec::new();
-    for (at, addr) in config.http.listen.iter().enumerate() {
-        match TcpListener::bind(addr).await {
-            Ok(listener) => {
-                builder = match &tls {
-                    Some(tls) => builder.front_door_tls(listener, tls.clone()),
-                    None => builder.front_door(listener),
-                };
-            }
-            Err(error) => {
-                messages.push(bind_problem(config, &format!("http.listen[{at}]"), *addr, &error));
-            }
-        }
-    }
-    let admin = TcpListener::bind(config.admin.listen).await;
-    match admin {
-        Ok(listener) if messages.is_empty() => return Ok((builder, listener)),
-        Ok(_) => {}
+    let mut listen = async |addr: SocketAddr, key: String| match TcpListener::bind(addr).await {
+        Ok(listener) => Some(listener),
         Err(error) => {
-            messages.push(bind_problem(config, "admin.listen", config.admin.listen, &error));
+            messages.push(bind_problem(config, &key, addr, &error));
+            None
         }
+    };
+    let mut http = Vec::new();
+    for (at, addr) in config.http.listen.iter().enumerate() {
+        let listener = listen(*addr, format!("http.listen[{at}]")).await;
+        http.extend(listener.map(|listener| (listener, tls.clone())));
     }
-    Err(Failure { messages, status: 1 })
+    let redis = match config.session.redis {
+        Some(addr) => listen(addr, "session.redis".into()).await,
+        None => None,
+    };
+    let admin = listen(config.admin.listen, "admin.listen".into()).await;
+    match admin {
+        Some(admin) if messages.is_empty() => Ok(Listeners { http, admin, redis }),
+        _ => Err(Failure { messages, status: 1 }),
+    }
 }
 
 fn bind_problem(config: &Config, key: &str, addr: SocketAddr, error: &io::Error) -> String {

@@ -30,9 +30,9 @@ use crate::telemetry::Tracing;
 use crate::wire;
 
 /// The longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 512;
+pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest value, in bytes.
-pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024 + 4096;
 /// What a register holds beside its value: see [`Held`].
 const HELD_BYTES: usize = 8 + 2;
 /// The largest state of a register's session.

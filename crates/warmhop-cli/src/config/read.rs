@@ -229,7 +229,15 @@ fn read_session(root: &mut Table<'_>) -> Session {
             0..=1 << 20,
             &mut policy.stored_response_bytes_max,
         );
-        redis = table.take("redis").and_then(|field| field.socket_addr());
+        redis = table.take("redis").and_then(|field| {
+            let addr = field.socket_addr()?;
+            if !addr.ip().is_loopback() {
+                let what =
+                    format!("{addr} can be reached from other machines, and it has no passwords");
+                field.report(&what, "listen on 127.0.0.1: it is for the apps of this machine");
+            }
+            Some(addr)
+        });
         table.finish();
     }
     Session { policy, redis }

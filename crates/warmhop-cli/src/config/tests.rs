@@ -230,6 +230,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
             ":4:10: admin.listen: 0.0.0.0:9001 can be reached from other machines, and anyone there could stop apps; listen on 127.0.0.1, or set [admin] token",
         ),
         (
+            "[peer]\nname = 'p'\n[session]\nredis = '0.0.0.0:6401'",
+            ":4:9: session.redis: 0.0.0.0:6401 can be reached from other machines, and it has no passwords; listen on 127.0.0.1: it is for the apps of this machine",
+        ),
+        (
             "[peer]\nname = 'p'\n[admin]\ntoken = 'short'",
             ":4:9: admin.token: a token has 16 to 256 visible ASCII characters; make one with `openssl rand -hex 32`",
         ),

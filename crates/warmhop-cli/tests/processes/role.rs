@@ -41,6 +41,7 @@ pub(crate) fn shell_app(run: Vec<String>) -> ChildApp {
         dir: std::env::temp_dir(),
         env: BTreeMap::new(),
         ready: Ready { path: Some("/healthz".into()), timeout: BOUND },
+        redis: None,
         carried: false,
         guard: PathBuf::from(env!("CARGO_BIN_EXE_warmhop")),
         open_files: None,

@@ -1,0 +1,669 @@
+//! The commands that are offered, from their arguments.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::frame::{Arguments, KEY_BYTES_MAX, Reply};
+
+/// The longest time to live, about 285,000 years: beyond, times cannot be told as numbers.
+const TTL_MS_MAX: i64 = 1 << 53;
+
+/// A command of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    /// About the connection: see [`Connection`].
+    Connection(Connection),
+    /// About what keys hold: see [`Data`].
+    Data(Data),
+}
+
+/// A command about the connection itself, or that is answered without a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Connection {
+    Ping(Option<Bytes>),
+    Echo(Bytes),
+    Hello {
+        version: Option<u8>,
+        user: Option<Bytes>,
+        name: Option<Bytes>,
+    },
+    Auth {
+        user: Option<Bytes>,
+    },
+    Select(u8),
+    SetName(Bytes),
+    GetName,
+    Id,
+    /// Something that is noted and changes nothing here.
+    Noted,
+    /// A command of the `COMMAND` family: how many there are, or nothing.
+    CommandCount,
+    Nothing,
+    /// A setting of a Redis server, by its name.
+    Setting(String),
+    Info,
+    Time,
+    Quit,
+    Reset,
+    Multi,
+    Exec,
+    Discard,
+    Watch(Vec<Bytes>),
+    Unwatch,
+}
+
+/// A command about what keys hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Data {
+    Get(Bytes),
+    Set {
+        key: Bytes,
+        value: Bytes,
+        ends: Ends,
+        when: Existing,
+        answer: Answer,
+    },
+    GetEx {
+        key: Bytes,
+        ends: Option<Ends>,
+    },
+    GetDel(Bytes),
+    MGet(Vec<Bytes>),
+    MSet(Vec<(Bytes, Bytes)>),
+    Append {
+        key: Bytes,
+        more: Bytes,
+    },
+    StrLen(Bytes),
+    IncrBy {
+        key: Bytes,
+        by: i64,
+    },
+    Del(Vec<Bytes>),
+    Exists(Vec<Bytes>),
+    Expire {
+        key: Bytes,
+        at: SystemTime,
+        only: Option<Only>,
+    },
+    /// When a key ends: in `unit`s from now, or since 1970 if `absolute`.
+    Ends {
+        key: Bytes,
+        unit: Unit,
+        absolute: bool,
+    },
+    Persist(Bytes),
+    Type(Bytes),
+    Rename {
+        from: Bytes,
+        to: Bytes,
+        only_if_free: bool,
+    },
+    Scan {
+        cursor: u64,
+        pattern: Option<Bytes>,
+        count: usize,
+        kind: Option<Bytes>,
+    },
+    Keys(Bytes),
+    DbSize,
+    FlushDb,
+    HSet {
+        key: Bytes,
+        fields: Vec<(Bytes, Bytes)>,
+        old_form: bool,
+    },
+    HSetNx {
+        key: Bytes,
+        field: Bytes,
+        value: Bytes,
+    },
+    HGet {
+        key: Bytes,
+        field: Bytes,
+    },
+    HMGet {
+        key: Bytes,
+        fields: Vec<Bytes>,
+    },
+    HGetAll(Bytes),
+    HKeys(Bytes),
+    HVals(Bytes),
+    HLen(Bytes),
+    HExists {
+        key: Bytes,
+        field: Bytes,
+    },
+    HStrLen {
+        key: Bytes,
+        field: Bytes,
+    },
+    HDel {
+        key: Bytes,
+        fields: Vec<Bytes>,
+    },
+    HIncrBy {
+        key: Bytes,
+        field: Bytes,
+        by: i64,
+    },
+}
+
+/// When what is set ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Nothing was said: after the mesh's session time.
+    Unsaid,
+    /// As what it replaces.
+    Keep,
+    /// Then.
+    At(SystemTime),
+}
+
+/// What setting a key is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// `OK`, or nothing where the condition did not hold.
+    Status,
+    /// 1, or 0 where the condition did not hold.
+    Number,
+    /// What the key held before.
+    Before,
+}
+
+/// What a key has to hold for `SET`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Existing {
+    Any,
+    Nothing,
+    Something,
+}
+
+/// The condition of `EXPIRE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Only {
+    /// The key never ends; there is none such.
+    Endless,
+    Ending,
+    Later,
+    Earlier,
+}
+
+/// The unit of a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    Seconds,
+    Milliseconds,
+}
+
+/// Why a command is refused; nothing of it was done.
+pub(super) type Refused = Reply;
+
+fn syntax() -> Refused {
+    Reply::error("ERR", "syntax error")
+}
+
+fn not_a_number() -> Refused {
+    Reply::error("ERR", "value is not an integer or out of range")
+}
+
+/// A command's arguments, behind its name.
+struct Rest {
+    name: String,
+    left: std::vec::IntoIter<Bytes>,
+}
+
+impl Rest {
+    fn wrong_count(&self) -> Refused {
+        let name = self.name.to_ascii_lowercase();
+        Reply::error("ERR", format!("wrong number of arguments for '{name}' command"))
+    }
+
+    fn next(&mut self) -> Result<Bytes, Refused> {
+        self.left.next().ok_or_else(|| self.wrong_count())
+    }
+
+    fn key(&mut self) -> Result<Bytes, Refused> {
+        self.next().and_then(checked)
+    }
+
+    /// At least one key, and nothing else.
+    fn keys(mut self) -> Result<Vec<Bytes>, Refused> {
+        let first = self.key()?;
+        std::iter::once(Ok(first)).chain(self.left.map(checked)).collect()
+    }
+
+    /// The next argument as a word in capitals, if there is one.
+    fn word(&mut self) -> Option<String> {
+        self.left.next().map(|word| String::from_utf8_lossy(&word).to_ascii_uppercase())
+    }
+
+    fn number(&mut self) -> Result<i64, Refused> {
+        number(&self.next()?)
+    }
+
+    fn pairs(self, wrong: Refused) -> Result<Vec<(Bytes, Bytes)>, Refused> {
+        let all: Vec<Bytes> = self.left.collect();
+        if all.is_empty() || !all.len().is_multiple_of(2) {
+            return Err(wrong);
+        }
+        Ok(all.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+    }
+
+    fn end<T>(mut self, whole: T) -> Result<T, Refused> {
+        match self.left.next() {
+            None => Ok(whole),
+            Some(_) => Err(self.wrong_count()),
+        }
+    }
+}
+
+fn checked(key: Bytes) -> Result<Bytes, Refused> {
+    if key.len() > KEY_BYTES_MAX {
+        let detail =
+            format!("the key has {} bytes, but at most {KEY_BYTES_MAX} are kept", key.len());
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(key)
+}
+
+fn number(bytes: &[u8]) -> Result<i64, Refused> {
+    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or_else(not_a_number)
+}
+
+/// A time to live as the command gives it, in `unit`s from now or since 1970.
+fn time(count: i64, unit: Unit, absolute: bool, command: &str) -> Result<SystemTime, Refused> {
+    let invalid = || invalid_time(command);
+    let scale = match unit {
+        Unit::Seconds => 1000,
+        Unit::Milliseconds => 1,
+    };
+    let ms = count.checked_mul(scale).filter(|ms| ms.abs() <= TTL_MS_MAX).ok_or_else(invalid)?;
+    let span = Duration::from_millis(ms.unsigned_abs());
+    let base = if absolute { UNIX_EPOCH } else { SystemTime::now() };
+    let time = if ms < 0 { base.checked_sub(span) } else { base.checked_add(span) };
+    time.ok_or_else(invalid)
+}
+
+/// Reads `EX 10` and its like; `None` where `word` is none of them.
+fn ending(word: &str, rest: &mut Rest) -> Result<Option<Ends>, Refused> {
+    let (unit, absolute) = match word {
+        "EX" => (Unit::Seconds, false),
+        "PX" => (Unit::Milliseconds, false),
+        "EXAT" => (Unit::Seconds, true),
+        "PXAT" => (Unit::Milliseconds, true),
+        _ => return Ok(None),
+    };
+    let count = number(&rest.left.next().ok_or_else(syntax)?)?;
+    let at = positive(count, unit, absolute, &rest.name)?;
+    Ok(Some(Ends::At(at)))
+}
+
+fn invalid_time(command: &str) -> Refused {
+    let name = command.to_ascii_lowercase();
+    Reply::error("ERR", format!("invalid expire time in '{name}' command"))
+}
+
+/// As [`time`], where a value is set: a time that is not above 0 is an error.
+fn positive(count: i64, unit: Unit, absolute: bool, name: &str) -> Result<SystemTime, Refused> {
+    if count > 0 { time(count, unit, absolute, name) } else { Err(invalid_time(name)) }
+}
+
+impl Command {
+    /// Reads a command. The arguments hold its name at least.
+    pub(super) fn parse(arguments: Arguments) -> Result<Self, Refused> {
+        let mut left = arguments.into_iter();
+        let name = left.next().unwrap_or_default();
+        let name = String::from_utf8_lossy(&name).to_ascii_uppercase();
+        let mut rest = Rest { name, left };
+        match connection(&mut rest)? {
+            Some(command) => Ok(Self::Connection(command)),
+            None => data(rest).map(Self::Data),
+        }
+    }
+}
+
+fn connection(rest: &mut Rest) -> Result<Option<Connection>, Refused> {
+    let command = match rest.name.as_str() {
+        "PING" => Connection::Ping(rest.left.next()),
+        "ECHO" => Connection::Echo(rest.next()?),
+        "HELLO" => hello(rest)?,
+        "AUTH" => {
+            let first = rest.next()?;
+            let user = rest.left.next().map(|_| first);
+            Connection::Auth { user }
+        }
+        "SELECT" => {
+            let index = rest.number()?;
+            let out_of_range = || Reply::error("ERR", "DB index is out of range");
+            let index = u8::try_from(index).ok().filter(|index| *index < 16);
+            Connection::Select(index.ok_or_else(out_of_range)?)
+        }
+        "CLIENT" => client(rest)?,
+        "COMMAND" => match rest.word().as_deref() {
+            Some("COUNT") => Connection::CommandCount,
+            _ => {
+                rest.left.by_ref().for_each(drop);
+                Connection::Nothing
+            }
+        },
+        "CONFIG" => match (rest.word().as_deref(), rest.word().as_deref(), rest.left.next()) {
+            (Some("GET"), Some(name), None) => Connection::Setting(name.to_ascii_lowercase()),
+            _ => {
+                let detail =
+                    "only CONFIG GET of one name is offered; a peer has its own configuration";
+                return Err(Reply::error("ERR", detail));
+            }
+        },
+        "INFO" => {
+            rest.left.by_ref().for_each(drop);
+            Connection::Info
+        }
+        "TIME" => Connection::Time,
+        "QUIT" => Connection::Quit,
+        "RESET" => Connection::Reset,
+        "MULTI" => Connection::Multi,
+        "EXEC" => Connection::Exec,
+        "DISCARD" => Connection::Discard,
+        "UNWATCH" => Connection::Unwatch,
+        "WATCH" => {
+            let first = rest.key()?;
+            let more: Result<Vec<Bytes>, Refused> = rest.left.by_ref().map(checked).collect();
+            Connection::Watch(std::iter::once(first).chain(more?).collect())
+        }
+        _ => return Ok(None),
+    };
+    if rest.left.next().is_some() {
+        return Err(rest.wrong_count());
+    }
+    Ok(Some(command))
+}
+
+fn hello(rest: &mut Rest) -> Result<Connection, Refused> {
+    let unsupported = || Reply::error("NOPROTO", "unsupported protocol version");
+    let version = match rest.left.next() {
+        None => None,
+        Some(version) => {
+            let version = number(&version).map_err(|_| {
+                Reply::error("ERR", "Protocol version is not an integer or out of range")
+            })?;
+            Some(
+                u8::try_from(version)
+                    .ok()
+                    .filter(|it| [2, 3].contains(it))
+                    .ok_or_else(unsupported)?,
+            )
+        }
+    };
+    let (mut user, mut name) = (None, None);
+    while let Some(word) = rest.word() {
+        match word.as_str() {
+            "AUTH" => {
+                user = Some(rest.left.next().ok_or_else(syntax)?);
+                rest.left.next().ok_or_else(syntax)?;
+            }
+            "SETNAME" => name = Some(rest.left.next().ok_or_else(syntax)?),
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(Connection::Hello { version, user, name })
+}
+
+fn client(rest: &mut Rest) -> Result<Connection, Refused> {
+    Ok(match rest.word().ok_or_else(|| rest.wrong_count())?.as_str() {
+        "SETNAME" => Connection::SetName(rest.next()?),
+        "GETNAME" => Connection::GetName,
+        "ID" => Connection::Id,
+        "SETINFO" | "NO-EVICT" | "NO-TOUCH" => {
+            rest.left.by_ref().for_each(drop);
+            Connection::Noted
+        }
+        other => {
+            let detail = format!("CLIENT {other} is not offered here; see docs/redis.md");
+            return Err(Reply::error("ERR", detail));
+        }
+    })
+}
+
+fn data(mut rest: Rest) -> Result<Data, Refused> {
+    let name = rest.name.clone();
+    match name.as_str() {
+        "GET" => {
+            let key = rest.key()?;
+            rest.end(Data::Get(key))
+        }
+        "SET" => set(rest),
+        "SETEX" | "PSETEX" => {
+            let key = rest.key()?;
+            let unit = if name == "SETEX" { Unit::Seconds } else { Unit::Milliseconds };
+            let count = rest.number()?;
+            let value = rest.next()?;
+            let ends = Ends::At(positive(count, unit, false, &name)?);
+            rest.end(Data::Set { key, value, ends, when: Existing::Any, answer: Answer::Status })
+        }
+        "GETSET" => {
+            let (key, value) = (rest.key()?, rest.next()?);
+            let (ends, when) = (Ends::Unsaid, Existing::Any);
+            rest.end(Data::Set { key, value, ends, when, answer: Answer::Before })
+        }
+        "GETEX" => {
+            let key = rest.key()?;
+            let mut ends = None;
+            while let Some(word) = rest.word() {
+                ends = match (ends, word.as_str()) {
+                    (None, "PERSIST") => Some(Ends::Unsaid),
+                    (None, word) => Some(ending(word, &mut rest)?.ok_or_else(syntax)?),
+                    (Some(_), _) => return Err(syntax()),
+                };
+            }
+            Ok(Data::GetEx { key, ends })
+        }
+        "GETDEL" => {
+            let key = rest.key()?;
+            rest.end(Data::GetDel(key))
+        }
+        "MGET" => Ok(Data::MGet(rest.keys()?)),
+        "MSET" => {
+            let wrong = rest.wrong_count();
+            let pairs = rest.pairs(wrong)?;
+            let checked = pairs.into_iter().map(|(key, value)| Ok((checked(key)?, value)));
+            Ok(Data::MSet(checked.collect::<Result<_, Refused>>()?))
+        }
+        "APPEND" => {
+            let (key, more) = (rest.key()?, rest.next()?);
+            rest.end(Data::Append { key, more })
+        }
+        "STRLEN" => {
+            let key = rest.key()?;
+            rest.end(Data::StrLen(key))
+        }
+        "INCR" | "DECR" => {
+            let key = rest.key()?;
+            rest.end(Data::IncrBy { key, by: if name == "INCR" { 1 } else { -1 } })
+        }
+        "INCRBY" | "DECRBY" => {
+            let (key, by) = (rest.key()?, rest.number()?);
+            let by = if name == "INCRBY" { Some(by) } else { by.checked_neg() };
+            rest.end(Data::IncrBy { key, by: by.ok_or_else(not_a_number)? })
+        }
+        "DEL" | "UNLINK" => Ok(Data::Del(rest.keys()?)),
+        "EXISTS" | "TOUCH" => Ok(Data::Exists(rest.keys()?)),
+        "EXPIRE" | "PEXPIRE" | "EXPIREAT" | "PEXPIREAT" => {
+            let key = rest.key()?;
+            let unit = if name.starts_with('P') { Unit::Milliseconds } else { Unit::Seconds };
+            let at = time(rest.number()?, unit, name.ends_with("AT"), &name)?;
+            let only = match rest.word().as_deref() {
+                None => None,
+                Some("NX") => Some(Only::Endless),
+                Some("XX") => Some(Only::Ending),
+                Some("GT") => Some(Only::Later),
+                Some("LT") => Some(Only::Earlier),
+                Some(_) => return Err(syntax()),
+            };
+            rest.end(Data::Expire { key, at, only })
+        }
+        "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" => {
+            let key = rest.key()?;
+            let unit = if name.starts_with('P') { Unit::Milliseconds } else { Unit::Seconds };
+            let absolute = name.ends_with("TIME");
+            rest.end(Data::Ends { key, unit, absolute })
+        }
+        "PERSIST" => {
+            let key = rest.key()?;
+            rest.end(Data::Persist(key))
+        }
+        "TYPE" => {
+            let key = rest.key()?;
+            rest.end(Data::Type(key))
+        }
+        "RENAME" | "RENAMENX" => {
+            let (from, to) = (rest.key()?, rest.key()?);
+            rest.end(Data::Rename { from, to, only_if_free: name == "RENAMENX" })
+        }
+        "SETNX" => {
+            let (key, value) = (rest.key()?, rest.next()?);
+            let (ends, when) = (Ends::Unsaid, Existing::Nothing);
+            rest.end(Data::Set { key, value, ends, when, answer: Answer::Number })
+        }
+        "SCAN" => scan(rest),
+        "KEYS" => {
+            let pattern = rest.next()?;
+            rest.end(Data::Keys(pattern))
+        }
+        "DBSIZE" => rest.end(Data::DbSize),
+        "FLUSHDB" | "FLUSHALL" => {
+            match rest.word().as_deref() {
+                None | Some("ASYNC" | "SYNC") => {}
+                Some(_) => return Err(syntax()),
+            }
+            rest.end(Data::FlushDb)
+        }
+        _ if name.starts_with('H') => hash(rest),
+        _ => Err(unknown(&name)),
+    }
+}
+
+fn set(mut rest: Rest) -> Result<Data, Refused> {
+    let (key, value) = (rest.key()?, rest.next()?);
+    let (mut ends, mut when, mut answer) = (None, Existing::Any, Answer::Status);
+    while let Some(word) = rest.word() {
+        match word.as_str() {
+            "NX" if when == Existing::Any => when = Existing::Nothing,
+            "XX" if when == Existing::Any => when = Existing::Something,
+            "GET" => answer = Answer::Before,
+            "KEEPTTL" if ends.is_none() => ends = Some(Ends::Keep),
+            word if ends.is_none() => {
+                ends = Some(ending(word, &mut rest)?.ok_or_else(syntax)?);
+            }
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(Data::Set { key, value, ends: ends.unwrap_or(Ends::Unsaid), when, answer })
+}
+
+fn scan(mut rest: Rest) -> Result<Data, Refused> {
+    let cursor = rest.next()?;
+    let cursor = std::str::from_utf8(&cursor).ok().and_then(|text| text.parse().ok());
+    let cursor = cursor.ok_or_else(|| Reply::error("ERR", "invalid cursor"))?;
+    let (mut pattern, mut count, mut kind) = (None, 10, None);
+    while let Some(word) = rest.word() {
+        let value = rest.left.next().ok_or_else(syntax)?;
+        match word.as_str() {
+            "MATCH" => pattern = Some(value),
+            "COUNT" => {
+                let asked = usize::try_from(number(&value)?).ok();
+                count = asked.filter(|count| *count > 0).ok_or_else(syntax)?;
+            }
+            "TYPE" => kind = Some(value),
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(Data::Scan { cursor, pattern, count, kind })
+}
+
+fn hash(mut rest: Rest) -> Result<Data, Refused> {
+    let name = rest.name.clone();
+    let key = rest.key();
+    match name.as_str() {
+        "HSET" | "HMSET" => {
+            let (key, wrong) = (key?, rest.wrong_count());
+            Ok(Data::HSet { key, fields: rest.pairs(wrong)?, old_form: name == "HMSET" })
+        }
+        "HSETNX" => {
+            let (key, field, value) = (key?, rest.next()?, rest.next()?);
+            rest.end(Data::HSetNx { key, field, value })
+        }
+        "HGET" | "HEXISTS" | "HSTRLEN" => {
+            let (key, field) = (key?, rest.next()?);
+            rest.end(match name.as_str() {
+                "HGET" => Data::HGet { key, field },
+                "HEXISTS" => Data::HExists { key, field },
+                _ => Data::HStrLen { key, field },
+            })
+        }
+        "HMGET" | "HDEL" => {
+            let key = key?;
+            let fields: Vec<Bytes> = rest.left.by_ref().collect();
+            if fields.is_empty() {
+                return Err(rest.wrong_count());
+            }
+            Ok(if name == "HMGET" {
+                Data::HMGet { key, fields }
+            } else {
+                Data::HDel { key, fields }
+            })
+        }
+        "HGETALL" => rest.end(Data::HGetAll(key?)),
+        "HKEYS" => rest.end(Data::HKeys(key?)),
+        "HVALS" => rest.end(Data::HVals(key?)),
+        "HLEN" => rest.end(Data::HLen(key?)),
+        "HINCRBY" => {
+            let (key, field, by) = (key?, rest.next()?, rest.number()?);
+            rest.end(Data::HIncrBy { key, field, by })
+        }
+        _ => Err(unknown(&name)),
+    }
+}
+
+fn unknown(name: &str) -> Refused {
+    let name: String = name.chars().take(64).collect();
+    let detail =
+        format!("unknown command '{name}': this endpoint keeps sessions, see docs/redis.md");
+    Reply::error("ERR", detail)
+}
+
+impl Data {
+    /// The keys that it is about; none for those that look through all of them.
+    pub(super) fn keys(&self) -> Vec<&Bytes> {
+        match self {
+            Self::Get(key)
+            | Self::Set { key, .. }
+            | Self::GetEx { key, .. }
+            | Self::GetDel(key)
+            | Self::Append { key, .. }
+            | Self::StrLen(key)
+            | Self::IncrBy { key, .. }
+            | Self::Expire { key, .. }
+            | Self::Ends { key, .. }
+            | Self::Persist(key)
+            | Self::Type(key)
+            | Self::HSet { key, .. }
+            | Self::HSetNx { key, .. }
+            | Self::HGet { key, .. }
+            | Self::HMGet { key, .. }
+            | Self::HGetAll(key)
+            | Self::HKeys(key)
+            | Self::HVals(key)
+            | Self::HLen(key)
+            | Self::HExists { key, .. }
+            | Self::HStrLen { key, .. }
+            | Self::HDel { key, .. }
+            | Self::HIncrBy { key, .. } => vec![key],
+            Self::MGet(keys) | Self::Del(keys) | Self::Exists(keys) => keys.iter().collect(),
+            Self::MSet(pairs) => pairs.iter().map(|(key, _)| key).collect(),
+            Self::Rename { from, to, .. } => vec![from, to],
+            Self::Scan { .. } | Self::Keys(_) | Self::DbSize | Self::FlushDb => Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! One client's connection: requests in, replies out, in the order asked.
+//!
+//! What has arrived is taken as one batch. Commands about different keys run beside each other,
+//! those about the same key one after the other; the next batch is read when the replies of this
+//! one are written. So a client has a bounded number of commands under way, and one that reads no
+//! replies is read from no further.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use warmhop::Registers;
+
+use super::command::{Command, Connection, Data};
+use super::execute::{Database, Watched};
+use super::frame::{Reply, is_complete, take_request};
+
+/// How many commands of one batch are under way at once.
+const UNDER_WAY_MAX: usize = 64;
+/// A batch ends when its replies take so much, in bytes.
+const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// How much is read at once, in bytes.
+const READ_BYTES: usize = 16 * 1024;
+/// How long a request may take from its first byte to its last.
+const REQUEST_WITHIN: Duration = Duration::from_secs(30);
+/// How long a client may leave replies unread.
+const REPLY_WITHIN: Duration = Duration::from_secs(30);
+/// How many commands one transaction has at most.
+const QUEUED_MAX: usize = 1024;
+/// How many keys one client watches at most.
+const WATCHED_MAX: usize = 1024;
+
+/// What the endpoint says of itself to clients that ask for a server's version: they choose what
+/// they send by it.
+const SPEAKS_AS: &str = "7.2.0";
+
+static CLIENTS: AtomicI64 = AtomicI64::new(0);
+
+/// Serves a client until it leaves, misbehaves or is too slow.
+pub(super) async fn serve(mut stream: TcpStream, registers: Registers) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut client = Client {
+        database: Database { registers, index: 0 },
+        version: 2,
+        id: CLIENTS.fetch_add(1, Ordering::Relaxed) + 1,
+        name: Bytes::new(),
+        transaction: None,
+        watched: Vec::new(),
+    };
+    let mut incoming = BytesMut::with_capacity(4096);
+    let mut outgoing = BytesMut::new();
+    loop {
+        let end = client.run_batch(&mut incoming, &mut outgoing).await;
+        write(&mut stream, &mut outgoing).await?;
+        match end {
+            BatchEnd::MoreIsThere => continue,
+            BatchEnd::Close => return stream.shutdown().await,
+            BatchEnd::ReadMore => {}
+        }
+        if !read(&mut stream, &mut incoming).await? {
+            let late = Reply::error("ERR", "Protocol error: the request took too long");
+            put(late, client.version, &mut outgoing);
+            write(&mut stream, &mut outgoing).await?;
+            return stream.shutdown().await;
+        }
+    }
+}
+
+async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
+    if outgoing.is_empty() {
+        return Ok(());
+    }
+    let bytes = outgoing.split();
+    let written = timeout(REPLY_WITHIN, stream.write_all(&bytes)).await;
+    written.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies"))?
+}
+
+/// Reads until something arrives, or all of a request that has begun to; false if that takes too
+/// long. An error at the stream's end.
+async fn read(stream: &mut TcpStream, incoming: &mut BytesMut) -> io::Result<bool> {
+    let begun = !incoming.is_empty();
+    let late = Instant::now() + REQUEST_WITHIN;
+    loop {
+        incoming.reserve(READ_BYTES);
+        let reading = stream.read_buf(incoming);
+        let read = if begun {
+            match timeout_at(late, reading).await {
+                Ok(read) => read?,
+                Err(_) => return Ok(false),
+            }
+        } else {
+            // An idle connection of a pool may wait for as long as it likes.
+            reading.await?
+        };
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
+        }
+        if !begun || is_complete(incoming) {
+            return Ok(true);
+        }
+    }
+}
+
+fn put(reply: Reply, version: u8, outgoing: &mut BytesMut) {
+    let before = outgoing.len();
+    if let Err(error) = reply.put(version, outgoing) {
+        outgoing.truncate(before);
+        outgoing
+            .extend_from_slice(format!("-ERR the reply cannot be told: {error}\r\n").as_bytes());
+    }
+}
+
+/// How a batch ended.
+enum BatchEnd {
+    /// All that has arrived is done.
+    ReadMore,
+    /// It was long enough.
+    MoreIsThere,
+    /// Nothing that the client sends can be understood any more, or it is done.
+    Close,
+}
+
+struct Client {
+    database: Database,
+    version: u8,
+    id: i64,
+    name: Bytes,
+    /// The commands of a transaction, or that one of them was refused.
+    transaction: Option<Result<Vec<Data>, ()>>,
+    watched: Vec<(u8, Bytes, Watched)>,
+}
+
+/// The commands under way, and the keys that they are about.
+#[derive(Default)]
+struct UnderWay {
+    replies: FuturesOrdered<BoxFuture<'static, Reply>>,
+    keys: HashSet<Bytes>,
+    /// One of them looks through all keys.
+    all: bool,
+}
+
+impl UnderWay {
+    fn meets(&self, data: &Data) -> bool {
+        let keys = data.keys();
+        let all = keys.is_empty();
+        self.all
+            || (all && !self.replies.is_empty())
+            || keys.iter().any(|key| self.keys.contains(*key))
+    }
+
+    fn begin(&mut self, database: &Database, data: Data) {
+        let keys = data.keys();
+        self.all |= keys.is_empty();
+        self.keys.extend(keys.into_iter().cloned());
+        let database = database.clone();
+        self.replies.push_back(Box::pin(database.execute(data, None)));
+    }
+
+    /// Waits for all of them.
+    async fn finish(&mut self, version: u8, outgoing: &mut BytesMut) {
+        while let Some(reply) = self.replies.next().await {
+            put(reply, version, outgoing);
+        }
+        self.keys.clear();
+        self.all = false;
+    }
+}
+
+impl Client {
+    async fn run_batch(&mut self, incoming: &mut BytesMut, outgoing: &mut BytesMut) -> BatchEnd {
+        let mut under_way = UnderWay::default();
+        let end = loop {
+            if outgoing.len() > BATCH_BYTES_MAX {
+                break BatchEnd::MoreIsThere;
+            }
+            let arguments = match take_request(incoming) {
+                Ok(Some(arguments)) => arguments,
+                Ok(None) => break BatchEnd::ReadMore,
+                Err(error) => {
+                    under_way.finish(self.version, outgoing).await;
+                    put(Reply::error("ERR", error), self.version, outgoing);
+                    break BatchEnd::Close;
+                }
+            };
+            let command = Command::parse(arguments);
+            if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
+                if under_way.meets(data) || under_way.replies.len() >= UNDER_WAY_MAX {
+                    under_way.finish(self.version, outgoing).await;
+                }
+            } else {
+                under_way.finish(self.version, outgoing).await;
+            }
+            let quits = command == Ok(Command::Connection(Connection::Quit));
+            match (command, &mut self.transaction) {
+                (Ok(Command::Data(data)), None) => under_way.begin(&self.database, data),
+                (Ok(Command::Data(data)), Some(queued)) => {
+                    put(queue(queued, data), self.version, outgoing);
+                }
+                (Ok(Command::Connection(command)), _) => {
+                    // A reply is in the version that its own HELLO asks for.
+                    let reply = self.about_connection(command).await;
+                    put(reply, self.version, outgoing);
+                }
+                (Err(refused), transaction) => {
+                    if let Some(queued) = transaction {
+                        *queued = Err(());
+                    }
+                    put(refused, self.version, outgoing);
+                }
+            }
+            if quits {
+                break BatchEnd::Close;
+            }
+        };
+        under_way.finish(self.version, outgoing).await;
+        end
+    }
+
+    async fn about_connection(&mut self, command: Connection) -> Reply {
+        match command {
+            Connection::Ping(None) => Reply::Status("PONG"),
+            Connection::Ping(Some(text)) | Connection::Echo(text) => Reply::Bytes(text),
+            Connection::Hello { version, user, name } => {
+                if let Some(refused) = user.and_then(|user| refuse_user(Some(&user))) {
+                    return refused;
+                }
+                self.version = version.unwrap_or(self.version);
+                self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
+                self.hello()
+            }
+            Connection::Auth { user } => refuse_user(user.as_ref()).unwrap_or(Reply::OK),
+            Connection::Select(index) => {
+                self.database.index = index;
+                Reply::OK
+            }
+            Connection::SetName(name) => {
+                self.name = name;
+                Reply::OK
+            }
+            Connection::GetName if self.name.is_empty() => Reply::Null,
+            Connection::GetName => Reply::Bytes(self.name.clone()),
+            Connection::Id => Reply::Number(self.id),
+            Connection::Noted | Connection::Quit => Reply::OK,
+            Connection::CommandCount => Reply::Number(0),
+            Connection::Nothing => Reply::Array(Vec::new()),
+            Connection::Setting(name) => Reply::Map(match name.as_str() {
+                // redis-benchmark asks how the server saves: not at all.
+                "save" => vec![(Reply::text(name), Reply::text(""))],
+                "appendonly" => vec![(Reply::text(name), Reply::text("no"))],
+                _ => Vec::new(),
+            }),
+            Connection::Info => Reply::text(info()),
+            Connection::Time => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let parts = [now.as_secs().to_string(), now.subsec_micros().to_string()];
+                Reply::Array(parts.into_iter().map(Reply::text).collect())
+            }
+            Connection::Reset => {
+                (self.version, self.database.index, self.name) = (2, 0, Bytes::new());
+                self.transaction = None;
+                self.watched.clear();
+                Reply::Status("RESET")
+            }
+            Connection::Multi if self.transaction.is_some() => {
+                Reply::error("ERR", "MULTI calls can not be nested")
+            }
+            Connection::Multi => {
+                self.transaction = Some(Ok(Vec::new()));
+                Reply::OK
+            }
+            Connection::Discard if self.transaction.is_none() => {
+                Reply::error("ERR", "DISCARD without MULTI")
+            }
+            Connection::Discard => {
+                self.transaction = None;
+                self.watched.clear();
+                Reply::OK
+            }
+            Connection::Exec => self.exec().await,
+            Connection::Watch(_) if self.transaction.is_some() => {
+                Reply::error("ERR", "WATCH inside MULTI is not allowed")
+            }
+            Connection::Watch(keys) => self.watch(keys).await,
+            Connection::Unwatch => {
+                self.watched.clear();
+                Reply::OK
+            }
+        }
+    }
+
+    async fn watch(&mut self, keys: Vec<Bytes>) -> Reply {
+        if self.watched.len() + keys.len() > WATCHED_MAX {
+            return Reply::error("ERR", format!("at most {WATCHED_MAX} keys can be watched"));
+        }
+        for key in keys {
+            match self.database.watch(&key).await {
+                Ok(watched) => self.watched.push((self.database.index, key, watched)),
+                Err(failed) => return failed,
+            }
+        }
+        Reply::OK
+    }
+
+    /// Runs a transaction: its commands one after the other, each committed by itself. A watched
+    /// key is compared before anything runs, and again as part of the first change of it.
+    async fn exec(&mut self) -> Reply {
+        let watched = std::mem::take(&mut self.watched);
+        let Some(queued) = self.transaction.take() else {
+            return Reply::error("ERR", "EXEC without MULTI");
+        };
+        let Ok(queued) = queued else {
+            let detail = "Transaction discarded because of previous errors.";
+            return Reply::error("EXECABORT", detail);
+        };
+        for (index, key, before) in &watched {
+            let database = Database { index: *index, ..self.database.clone() };
+            match database.watch(key).await {
+                Ok(now) if now == *before => {}
+                Ok(_) => return Reply::Null,
+                Err(failed) => return failed,
+            }
+        }
+        let mut changed = HashSet::new();
+        let mut replies = Vec::with_capacity(queued.len());
+        for data in queued {
+            let mut guard = None;
+            if let [key] = data.keys()[..] {
+                let is_it = |(index, name, _): &&(u8, Bytes, Watched)| {
+                    *index == self.database.index && name == key
+                };
+                let first = changed.insert(key.clone());
+                guard = watched.iter().find(is_it).filter(|_| first).map(|(_, _, it)| *it);
+            }
+            let guarded = guard.is_some() && changes(&data);
+            let reply = self.database.clone().execute(data, guard.filter(|_| guarded)).await;
+            if guarded && reply == Reply::Null && replies.is_empty() {
+                return Reply::Null;
+            }
+            replies.push(reply);
+        }
+        Reply::Array(replies)
+    }
+
+    fn hello(&self) -> Reply {
+        let number = |number| Reply::Number(number);
+        let pairs = [
+            ("server", Reply::text("redis")),
+            ("version", Reply::text(SPEAKS_AS)),
+            ("proto", number(i64::from(self.version))),
+            ("id", number(self.id)),
+            ("mode", Reply::text("standalone")),
+            ("role", Reply::text("master")),
+            ("modules", Reply::Array(Vec::new())),
+        ];
+        Reply::Map(pairs.map(|(name, value)| (Reply::text(name), value)).into())
+    }
+}
+
+/// Whether the command may change its key, so that what it watches has to be compared with it.
+fn changes(data: &Data) -> bool {
+    !matches!(
+        data,
+        Data::Get(_)
+            | Data::StrLen(_)
+            | Data::Exists(_)
+            | Data::Ends { .. }
+            | Data::Type(_)
+            | Data::HGet { .. }
+            | Data::HMGet { .. }
+            | Data::HGetAll(_)
+            | Data::HKeys(_)
+            | Data::HVals(_)
+            | Data::HLen(_)
+            | Data::HExists { .. }
+            | Data::HStrLen { .. }
+    )
+}
+
+fn queue(queued: &mut Result<Vec<Data>, ()>, data: Data) -> Reply {
+    if let Ok(commands) = queued {
+        if commands.len() == QUEUED_MAX {
+            *queued = Err(());
+            let detail = format!("a transaction has at most {QUEUED_MAX} commands");
+            return Reply::error("ERR", detail);
+        }
+        commands.push(data);
+    }
+    Reply::Status("QUEUED")
+}
+
+/// There are no passwords: whoever reaches the endpoint is on this machine. As a server without
+/// any, it takes every password of the default user, and refuses one that names none.
+fn refuse_user(user: Option<&Bytes>) -> Option<Reply> {
+    match user {
+        Some(user) if user == "default" => None,
+        Some(_) => {
+            Some(Reply::error("WRONGPASS", "invalid username-password pair or user is disabled."))
+        }
+        None => Some(Reply::error(
+            "ERR",
+            "AUTH <password> called without any password configured for the default user. \
+             Are you sure your configuration is correct?",
+        )),
+    }
+}
+
+fn info() -> String {
+    format!(
+        "# Server\r\nredis_version:{SPEAKS_AS}\r\nredis_mode:standalone\r\nserver_name:warmhop\r\n\
+         warmhop_version:{}\r\nprocess_id:{}\r\n\r\n\
+         # Persistence\r\nloading:0\r\n\r\n# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n\
+         # Cluster\r\ncluster_enabled:0\r\n",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
+    )
+}

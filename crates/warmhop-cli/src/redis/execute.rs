@@ -1,0 +1,670 @@
+//! Commands carried out on the mesh's registers. A command that reads, changes and writes is
+//! tried again where another was faster; each register is changed by itself.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use globset::{Candidate, GlobBuilder, GlobMatcher};
+use warmhop::{Expires, RegisterError, Registers, When};
+
+use super::command::{Answer, Data, Ends, Existing, Only, Unit};
+use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::value::{TooLarge, Value};
+
+/// How often a command is tried that others keep being faster than.
+const TRIES_MAX: u32 = 100;
+/// How many keys of one command are looked up at once.
+const AT_ONCE: usize = 16;
+/// The most that one command is answered, in bytes.
+const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The most keys that `KEYS` tells; SCAN tells more.
+const KEYS_MAX: usize = 100_000;
+/// How many keys are asked for at once where all are looked through.
+const LISTED_AT_ONCE: usize = 1000;
+
+/// A database of the endpoint: 0 to 15, each with keys of its own.
+#[derive(Clone)]
+pub(super) struct Database {
+    pub(super) registers: Registers,
+    pub(super) index: u8,
+}
+
+/// What a watched key held: its version, or nothing.
+pub(super) type Watched = Option<u64>;
+
+/// What is to become of a key.
+enum Step {
+    /// Nothing: the answer is known.
+    Leave(Reply),
+    /// It holds this from now on.
+    Put(Value, Expires, Reply),
+    /// Only its end changes.
+    End(SystemTime, Reply),
+    /// It holds nothing from now on.
+    Delete(Reply),
+}
+
+/// What a key holds.
+struct Held {
+    value: Value,
+    version: u64,
+    expires: SystemTime,
+}
+
+fn failed(error: RegisterError) -> Reply {
+    match error {
+        // As servers of a cluster say that a command may be sent again.
+        RegisterError::Unavailable(_) => Reply::error("TRYAGAIN", error),
+        RegisterError::OutcomeUnknown(_) => Reply::error("UNKNOWN", error),
+        _ => Reply::error("ERR", error),
+    }
+}
+
+fn wrong_type() -> Reply {
+    let detail = "Operation against a key holding the wrong kind of value";
+    Reply::error("WRONGTYPE", detail)
+}
+
+fn too_large(_: TooLarge) -> Reply {
+    Reply::error("ERR", format!("a value has at most {VALUE_BYTES_MAX} bytes"))
+}
+
+impl Database {
+    fn name(&self, key: &[u8]) -> Bytes {
+        let mut name = BytesMut::with_capacity(1 + key.len());
+        name.put_u8(self.index);
+        name.put_slice(key);
+        name.freeze()
+    }
+
+    async fn held(&self, name: &[u8]) -> Result<Option<Held>, Reply> {
+        let Some(found) = self.registers.get(name).await.map_err(failed)? else { return Ok(None) };
+        let value = Value::decode(found.bytes)
+            .ok_or_else(|| Reply::error("ERR", "the key holds what this version cannot read"))?;
+        Ok(Some(Held { value, version: found.version, expires: found.expires }))
+    }
+
+    /// What a key is to hold for a watching client's command to go ahead.
+    pub(super) async fn watch(&self, key: &[u8]) -> Result<Watched, Reply> {
+        Ok(self.held(&self.name(key)).await?.map(|held| held.version))
+    }
+
+    async fn string(&self, key: &[u8]) -> Result<Option<Bytes>, Reply> {
+        match self.held(&self.name(key)).await? {
+            None => Ok(None),
+            Some(Held { value: Value::String(bytes), .. }) => Ok(Some(bytes)),
+            Some(_) => Err(wrong_type()),
+        }
+    }
+
+    async fn hash(&self, key: &[u8]) -> Result<Vec<(Bytes, Bytes)>, Reply> {
+        match self.held(&self.name(key)).await? {
+            None => Ok(Vec::new()),
+            Some(Held { value: Value::Hash(fields), .. }) => Ok(fields),
+            Some(_) => Err(wrong_type()),
+        }
+    }
+
+    async fn field(&self, key: &[u8], field: &[u8]) -> Result<Option<Bytes>, Reply> {
+        let fields = self.hash(key).await?;
+        Ok(fields.into_iter().find(|(name, _)| name == field).map(|(_, value)| value))
+    }
+
+    /// Reads a key and changes it to what `decide` makes of it, as one step.
+    async fn update(
+        &self,
+        key: &[u8],
+        watched: Option<Watched>,
+        mut decide: impl FnMut(Option<Held>) -> Result<Step, Reply> + Send,
+    ) -> Result<Reply, Reply> {
+        let name = self.name(key);
+        for _ in 0..TRIES_MAX {
+            let held = self.held(&name).await?;
+            let version = held.as_ref().map(|held| held.version);
+            if watched.is_some_and(|watched| watched != version) {
+                return Err(Reply::Null);
+            }
+            let when = version.map_or(When::Absent, When::Version);
+            let (change, reply) = match decide(held)? {
+                Step::Leave(reply) => return Ok(reply),
+                Step::Put(value, expires, reply) => {
+                    let kept = value.encode().map_err(too_large)?;
+                    (self.registers.put(&name, kept, expires, when).await, reply)
+                }
+                Step::End(at, reply) => {
+                    (self.registers.expire(&name, Expires::At(at), when).await, reply)
+                }
+                Step::Delete(reply) => (self.registers.delete(&name, when).await, reply),
+            };
+            if change.map_err(failed)?.done {
+                return Ok(reply);
+            }
+        }
+        Err(Reply::error("TRYAGAIN", "others kept changing the key; nothing was done"))
+    }
+
+    /// Changes the fields of a hash.
+    async fn update_hash(
+        &self,
+        key: &[u8],
+        watched: Option<Watched>,
+        mut change: impl FnMut(&mut Vec<(Bytes, Bytes)>) -> Result<(bool, Reply), Reply> + Send,
+    ) -> Result<Reply, Reply> {
+        self.update(key, watched, |held| {
+            let mut fields = match held {
+                None => Vec::new(),
+                Some(Held { value: Value::Hash(fields), .. }) => fields,
+                Some(_) => return Err(wrong_type()),
+            };
+            let (changed, reply) = change(&mut fields)?;
+            Ok(match (changed, fields.is_empty()) {
+                (false, _) => Step::Leave(reply),
+                (true, true) => Step::Delete(reply),
+                (true, false) => Step::Put(Value::Hash(fields), Expires::Keep, reply),
+            })
+        })
+        .await
+    }
+
+    /// Carries a command out. `watched` is what its key has to hold, where the client watches it;
+    /// [`Reply::Null`] says that it does not.
+    pub(super) async fn execute(self, data: Data, watched: Option<Watched>) -> Reply {
+        match self.run(data, watched).await {
+            Ok(reply) | Err(reply) => reply,
+        }
+    }
+
+    async fn run(&self, data: Data, watched: Option<Watched>) -> Result<Reply, Reply> {
+        match data {
+            Data::Get(key) => Ok(Reply::optional(self.string(&key).await?)),
+            Data::Set { key, value, ends, when, answer } => {
+                self.set(&key, value, ends, when, answer, watched).await
+            }
+            Data::GetEx { key, ends } => {
+                self.update(&key, watched, |held| {
+                    let Some(held) = held else { return Ok(Step::Leave(Reply::Null)) };
+                    let Value::String(bytes) = &held.value else { return Err(wrong_type()) };
+                    let reply = Reply::Bytes(bytes.clone());
+                    Ok(match ends {
+                        None | Some(Ends::Keep) => Step::Leave(reply),
+                        Some(Ends::At(at)) if at <= SystemTime::now() => Step::Delete(reply),
+                        Some(Ends::At(at)) => Step::End(at, reply),
+                        Some(Ends::Unsaid) => Step::Put(held.value, Expires::Default, reply),
+                    })
+                })
+                .await
+            }
+            Data::GetDel(key) => {
+                self.update(&key, watched, |held| match held {
+                    None => Ok(Step::Leave(Reply::Null)),
+                    Some(Held { value: Value::String(bytes), .. }) => {
+                        Ok(Step::Delete(Reply::Bytes(bytes)))
+                    }
+                    Some(_) => Err(wrong_type()),
+                })
+                .await
+            }
+            Data::MGet(keys) => self.get_many(keys).await,
+            Data::MSet(pairs) => {
+                for (key, value) in pairs {
+                    self.set(&key, value, Ends::Unsaid, Existing::Any, Answer::Status, watched)
+                        .await?;
+                }
+                Ok(Reply::OK)
+            }
+            Data::Append { key, more } => {
+                self.update(&key, watched, |held| {
+                    let mut whole = BytesMut::new();
+                    match held.map(|held| held.value) {
+                        None => {}
+                        Some(Value::String(bytes)) => whole.extend_from_slice(&bytes),
+                        Some(_) => return Err(wrong_type()),
+                    }
+                    whole.extend_from_slice(&more);
+                    let reply = length(whole.len());
+                    Ok(Step::Put(Value::String(whole.freeze()), Expires::Keep, reply))
+                })
+                .await
+            }
+            Data::StrLen(key) => {
+                Ok(length(self.string(&key).await?.map_or(0, |bytes| bytes.len())))
+            }
+            Data::IncrBy { key, by } => {
+                self.update(&key, watched, |held| {
+                    let text = match held.map(|held| held.value) {
+                        None => None,
+                        Some(Value::String(bytes)) => Some(bytes),
+                        Some(_) => return Err(wrong_type()),
+                    };
+                    let sum = add(text.as_deref(), by, "value")?;
+                    let value = Value::String(Bytes::from(sum.to_string()));
+                    Ok(Step::Put(value, Expires::Keep, Reply::Number(sum)))
+                })
+                .await
+            }
+            Data::Del(keys) => {
+                let delete = |key: Bytes| async move {
+                    if watched.is_some() {
+                        let gone = |held: Option<Held>| match held {
+                            None => Ok(Step::Leave(Reply::Number(0))),
+                            Some(_) => Ok(Step::Delete(Reply::Number(1))),
+                        };
+                        return self.update(&key, watched, gone).await;
+                    }
+                    let change = self.registers.delete(&self.name(&key), When::Present).await;
+                    Ok(Reply::Number(i64::from(change.map_err(failed)?.done)))
+                };
+                count_all(keys, delete).await
+            }
+            Data::Exists(keys) => {
+                let exists = |key: Bytes| async move {
+                    let held = self.registers.get(&self.name(&key)).await.map_err(failed)?;
+                    Ok(Reply::Number(i64::from(held.is_some())))
+                };
+                count_all(keys, exists).await
+            }
+            Data::Expire { key, at, only } => {
+                self.update(&key, watched, |held| {
+                    let no = Ok(Step::Leave(Reply::Number(0)));
+                    let Some(held) = held else { return no };
+                    let holds = match only {
+                        None | Some(Only::Ending) => true,
+                        Some(Only::Endless) => false,
+                        Some(Only::Later) => at > held.expires,
+                        Some(Only::Earlier) => at < held.expires,
+                    };
+                    let yes = Reply::Number(1);
+                    match (holds, at <= SystemTime::now()) {
+                        (false, _) => no,
+                        (true, true) => Ok(Step::Delete(yes)),
+                        (true, false) => Ok(Step::End(at, yes)),
+                    }
+                })
+                .await
+            }
+            Data::Ends { key, unit, absolute } => {
+                let Some(held) = self.held(&self.name(&key)).await? else {
+                    return Ok(Reply::Number(-2));
+                };
+                let since = if absolute { UNIX_EPOCH } else { SystemTime::now() };
+                let left = held.expires.duration_since(since).unwrap_or_default();
+                Ok(Reply::Number(in_unit(left, unit)))
+            }
+            Data::Persist(key) => {
+                self.update(&key, watched, |held| {
+                    Ok(match held {
+                        None => Step::Leave(Reply::Number(0)),
+                        Some(held) => Step::Put(held.value, Expires::Default, Reply::Number(1)),
+                    })
+                })
+                .await
+            }
+            Data::Type(key) => {
+                let held = self.held(&self.name(&key)).await?;
+                Ok(Reply::Status(held.map_or("none", |held| held.value.kind())))
+            }
+            Data::Rename { from, to, only_if_free } => self.rename(&from, &to, only_if_free).await,
+            Data::Scan { cursor, pattern, count, kind } => {
+                self.scan(cursor, pattern, count, kind).await
+            }
+            Data::Keys(pattern) => {
+                let matcher = matcher(&pattern)?;
+                let mut keys = Vec::new();
+                self.each_key(|key| {
+                    if matches(&matcher, &key) {
+                        keys.push(Reply::Bytes(key));
+                    }
+                    if keys.len() > KEYS_MAX {
+                        let detail = format!("more than {KEYS_MAX} keys match: use SCAN");
+                        return Err(Reply::error("ERR", detail));
+                    }
+                    Ok(())
+                })
+                .await?;
+                Ok(Reply::Array(keys))
+            }
+            Data::DbSize => {
+                let mut keys = 0;
+                self.each_key(|_| {
+                    keys += 1;
+                    Ok(())
+                })
+                .await?;
+                Ok(length(keys))
+            }
+            Data::FlushDb => self.flush().await,
+            Data::HSet { key, fields, old_form } => {
+                self.update_hash(&key, watched, |held| {
+                    let mut added = 0;
+                    for (field, value) in &fields {
+                        added += i64::from(put(held, field, value));
+                    }
+                    let reply = if old_form { Reply::OK } else { Reply::Number(added) };
+                    Ok((true, reply))
+                })
+                .await
+            }
+            Data::HSetNx { key, field, value } => {
+                self.update_hash(&key, watched, |held| {
+                    if held.iter().any(|(name, _)| *name == field) {
+                        return Ok((false, Reply::Number(0)));
+                    }
+                    held.push((field.clone(), value.clone()));
+                    Ok((true, Reply::Number(1)))
+                })
+                .await
+            }
+            Data::HGet { key, field } => Ok(Reply::optional(self.field(&key, &field).await?)),
+            Data::HMGet { key, fields } => {
+                let held = self.hash(&key).await?;
+                let found = |field: &Bytes| {
+                    let value = held.iter().find(|(name, _)| name == field);
+                    Reply::optional(value.map(|(_, value)| value.clone()))
+                };
+                Ok(Reply::Array(fields.iter().map(found).collect()))
+            }
+            Data::HGetAll(key) => {
+                let fields = self.hash(&key).await?.into_iter();
+                let pair = |(field, value)| (Reply::Bytes(field), Reply::Bytes(value));
+                Ok(Reply::Map(fields.map(pair).collect()))
+            }
+            Data::HKeys(key) => {
+                let fields = self.hash(&key).await?.into_iter();
+                Ok(Reply::Array(fields.map(|(field, _)| Reply::Bytes(field)).collect()))
+            }
+            Data::HVals(key) => {
+                let fields = self.hash(&key).await?.into_iter();
+                Ok(Reply::Array(fields.map(|(_, value)| Reply::Bytes(value)).collect()))
+            }
+            Data::HLen(key) => Ok(length(self.hash(&key).await?.len())),
+            Data::HExists { key, field } => {
+                let found = self.field(&key, &field).await?;
+                Ok(Reply::Number(i64::from(found.is_some())))
+            }
+            Data::HStrLen { key, field } => {
+                Ok(length(self.field(&key, &field).await?.map_or(0, |value| value.len())))
+            }
+            Data::HDel { key, fields } => {
+                self.update_hash(&key, watched, |held| {
+                    let before = held.len();
+                    held.retain(|(name, _)| !fields.contains(name));
+                    let gone = before - held.len();
+                    Ok((gone > 0, length(gone)))
+                })
+                .await
+            }
+            Data::HIncrBy { key, field, by } => {
+                self.update_hash(&key, watched, |held| {
+                    let value = held.iter().find(|(name, _)| *name == field);
+                    let sum = add(value.map(|(_, value)| &value[..]), by, "hash value")?;
+                    put(held, &field, &Bytes::from(sum.to_string()));
+                    Ok((true, Reply::Number(sum)))
+                })
+                .await
+            }
+        }
+    }
+
+    async fn set(
+        &self,
+        key: &[u8],
+        value: Bytes,
+        ends: Ends,
+        when: Existing,
+        answer: Answer,
+        watched: Option<Watched>,
+    ) -> Result<Reply, Reply> {
+        let value = Value::String(value);
+        let expires = match ends {
+            Ends::Unsaid => Expires::Default,
+            Ends::Keep => Expires::Keep,
+            Ends::At(at) => Expires::At(at),
+        };
+        if watched.is_none() && answer != Answer::Before {
+            // One operation does.
+            let kept = value.encode().map_err(too_large)?;
+            let when = match when {
+                Existing::Any => When::Always,
+                Existing::Nothing => When::Absent,
+                Existing::Something => When::Present,
+            };
+            let name = self.name(key);
+            let change = self.registers.put(&name, kept, expires, when).await.map_err(failed)?;
+            return Ok(match (answer, change.done) {
+                (Answer::Number, done) => Reply::Number(i64::from(done)),
+                (_, true) => Reply::OK,
+                (_, false) => Reply::Null,
+            });
+        }
+        self.update(key, watched, |held| {
+            let holds = match when {
+                Existing::Any => true,
+                Existing::Nothing => held.is_none(),
+                Existing::Something => held.is_some(),
+            };
+            let reply = match (answer, held.map(|held| held.value)) {
+                (Answer::Before, None) => Reply::Null,
+                (Answer::Before, Some(Value::String(before))) => Reply::Bytes(before),
+                (Answer::Before, Some(_)) => return Err(wrong_type()),
+                (Answer::Number, _) => Reply::Number(i64::from(holds)),
+                (Answer::Status, _) if holds => Reply::OK,
+                (Answer::Status, _) => Reply::Null,
+            };
+            Ok(if holds { Step::Put(value.clone(), expires, reply) } else { Step::Leave(reply) })
+        })
+        .await
+    }
+
+    async fn get_many(&self, keys: Vec<Bytes>) -> Result<Reply, Reply> {
+        let mut found = stream::iter(keys)
+            .map(|key| async move {
+                match self.held(&self.name(&key)).await? {
+                    Some(Held { value: Value::String(bytes), .. }) => Ok(Reply::Bytes(bytes)),
+                    // As Redis does: what is no string is nothing here.
+                    _ => Ok::<_, Reply>(Reply::Null),
+                }
+            })
+            .buffered(AT_ONCE);
+        let (mut values, mut size) = (Vec::new(), 0);
+        while let Some(value) = found.try_next().await? {
+            size += value.size();
+            if size > REPLY_BYTES_MAX {
+                let detail =
+                    format!("the answer exceeds {REPLY_BYTES_MAX} bytes: ask for fewer keys");
+                return Err(Reply::error("ERR", detail));
+            }
+            values.push(value);
+        }
+        Ok(Reply::Array(values))
+    }
+
+    /// Two registers are two steps: one that fails between them leaves both keys there.
+    async fn rename(&self, from: &[u8], to: &[u8], only_if_free: bool) -> Result<Reply, Reply> {
+        let Some(held) = self.held(&self.name(from)).await? else {
+            return Err(Reply::error("ERR", "no such key"));
+        };
+        let kept = held.value.encode().map_err(too_large)?;
+        let when = if only_if_free { When::Absent } else { When::Always };
+        if from != to {
+            let (name, expires) = (self.name(to), Expires::At(held.expires));
+            let put = self.registers.put(&name, kept, expires, when).await;
+            if !put.map_err(failed)?.done {
+                return Ok(Reply::Number(0));
+            }
+            let same = When::Version(held.version);
+            if !self.registers.delete(&self.name(from), same).await.map_err(failed)?.done {
+                let detail = "the key changed while it was renamed; both are there now";
+                return Err(Reply::error("TRYAGAIN", detail));
+            }
+        }
+        Ok(if only_if_free { Reply::Number(i64::from(from != to)) } else { Reply::OK })
+    }
+
+    async fn scan(
+        &self,
+        cursor: u64,
+        pattern: Option<Bytes>,
+        count: usize,
+        kind: Option<Bytes>,
+    ) -> Result<Reply, Reply> {
+        let matcher = pattern.map(|pattern| matcher(&pattern)).transpose()?;
+        let (names, next) = self.registers.keys(cursor, count).await.map_err(failed)?;
+        let mut found = Vec::new();
+        for name in names {
+            let Some(key) = self.key(&name) else { continue };
+            if matcher.as_ref().is_some_and(|matcher| !matches(matcher, &key)) {
+                continue;
+            }
+            if let Some(kind) = &kind {
+                let held = self.held(&name).await?;
+                if held.is_none_or(|held| !kind.eq_ignore_ascii_case(held.value.kind().as_bytes()))
+                {
+                    continue;
+                }
+            }
+            found.push(Reply::Bytes(key));
+        }
+        Ok(Reply::Array(vec![Reply::text(next.to_string()), Reply::Array(found)]))
+    }
+
+    /// The key of a register of this database.
+    fn key(&self, name: &Bytes) -> Option<Bytes> {
+        (name.first() == Some(&self.index)).then(|| name.slice(1..))
+    }
+
+    async fn each_key(
+        &self,
+        mut each: impl FnMut(Bytes) -> Result<(), Reply> + Send,
+    ) -> Result<(), Reply> {
+        let mut cursor = 0;
+        loop {
+            let listed = self.registers.keys(cursor, LISTED_AT_ONCE).await;
+            let (names, next) = listed.map_err(failed)?;
+            names.iter().filter_map(|name| self.key(name)).try_for_each(&mut each)?;
+            if next == 0 {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
+    async fn flush(&self) -> Result<Reply, Reply> {
+        let mut cursor = 0;
+        loop {
+            let listed = self.registers.keys(cursor, LISTED_AT_ONCE).await;
+            let (names, next) = listed.map_err(failed)?;
+            let mine = names.into_iter().filter(|name| self.key(name).is_some());
+            stream::iter(mine.map(Ok))
+                .try_for_each_concurrent(AT_ONCE, |name| async move {
+                    self.registers.delete(&name, When::Present).await.map_err(failed).map(drop)
+                })
+                .await?;
+            if next == 0 {
+                return Ok(Reply::OK);
+            }
+            cursor = next;
+        }
+    }
+}
+
+async fn count_all<F>(keys: Vec<Bytes>, one: impl Fn(Bytes) -> F) -> Result<Reply, Reply>
+where
+    F: Future<Output = Result<Reply, Reply>>,
+{
+    let counts = stream::iter(keys).map(one).buffered(AT_ONCE);
+    let sum = counts.try_fold(0, |sum, reply| async move {
+        match reply {
+            Reply::Number(count) => Ok(sum + count),
+            other => Err(other),
+        }
+    });
+    sum.await.map(Reply::Number)
+}
+
+/// Sets a field; whether it is new.
+fn put(fields: &mut Vec<(Bytes, Bytes)>, field: &Bytes, value: &Bytes) -> bool {
+    match fields.iter_mut().find(|(name, _)| name == field) {
+        Some((_, held)) => {
+            *held = value.clone();
+            false
+        }
+        None => {
+            fields.push((field.clone(), value.clone()));
+            true
+        }
+    }
+}
+
+fn add(text: Option<&[u8]>, by: i64, what: &str) -> Result<i64, Reply> {
+    let number = match text {
+        None => Some(0),
+        Some(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok()),
+    };
+    let number = number
+        .ok_or_else(|| Reply::error("ERR", format!("{what} is not an integer or out of range")))?;
+    number
+        .checked_add(by)
+        .ok_or_else(|| Reply::error("ERR", "increment or decrement would overflow"))
+}
+
+fn length(len: usize) -> Reply {
+    Reply::Number(i64::try_from(len).unwrap_or(i64::MAX))
+}
+
+fn in_unit(span: Duration, unit: Unit) -> i64 {
+    let ms = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    match unit {
+        Unit::Milliseconds => ms,
+        // Rounded, as Redis does: what was just set to 10 s has 10 s left.
+        Unit::Seconds => ms.saturating_add(500) / 1000,
+    }
+}
+
+/// A pattern as Redis writes it: `*`, `?`, `[a-z]`, `[^a]` and `\` before what stands for itself.
+fn matcher(pattern: &[u8]) -> Result<GlobMatcher, Reply> {
+    let invalid = |why: &dyn std::fmt::Display| Reply::error("ERR", format!("pattern: {why}"));
+    let text = std::str::from_utf8(pattern).map_err(|error| invalid(&error))?;
+    let mut glob = String::with_capacity(text.len());
+    let mut escaped = false;
+    for c in text.chars() {
+        // Alternatives in braces are none of Redis's.
+        if matches!(c, '{' | '}') && !escaped {
+            glob.push('\\');
+        }
+        glob.push(c);
+        escaped = c == '\\' && !escaped;
+    }
+    let glob = GlobBuilder::new(&glob).backslash_escape(true).literal_separator(false).build();
+    Ok(glob.map_err(|error| invalid(&error))?.compile_matcher())
+}
+
+fn matches(matcher: &GlobMatcher, key: &[u8]) -> bool {
+    matcher.is_match_candidate(&Candidate::from_bytes(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_as_redis_has_it() {
+        let is_match = |pattern: &str, key: &str| {
+            matches(&matcher(pattern.as_bytes()).unwrap(), key.as_bytes())
+        };
+        assert!(is_match("sess:*", "sess:a/b.c"));
+        assert!(is_match("*", ""));
+        assert!(is_match("h?llo", "hallo") && !is_match("h?llo", "hllo"));
+        assert!(is_match("h[ae]llo", "hello") && !is_match("h[^e]llo", "hello"));
+        assert!(is_match("a{b}*", "a{b}c") && !is_match("a{b,c}", "ab"));
+        assert!(is_match("a\\*", "a*") && !is_match("a\\*", "ab"));
+        assert!(matcher(b"[a").is_err());
+    }
+
+    #[test]
+    fn times_to_live_are_rounded_to_the_nearest_second() {
+        assert_eq!(in_unit(Duration::from_millis(9_600), Unit::Seconds), 10);
+        assert_eq!(in_unit(Duration::from_millis(9_400), Unit::Seconds), 9);
+        assert_eq!(in_unit(Duration::from_millis(9_400), Unit::Milliseconds), 9_400);
+    }
+}

@@ -1,0 +1,238 @@
+//! Requests and replies in RESP, the Redis serialization protocol, versions 2 and 3.
+//!
+//! The codec takes whatever RESP can express, however deep and however long. So a request is
+//! measured first: an array of bulk strings, nothing nested, within bounds that are known before
+//! their bytes arrive.
+
+use bytes::{Buf, Bytes, BytesMut};
+use redis_protocol::resp2::types::BytesFrame as Resp2;
+use redis_protocol::resp3::types::BytesFrame as Resp3;
+use redis_protocol::{resp2, resp3};
+
+/// The longest key, in bytes.
+pub(super) const KEY_BYTES_MAX: usize = 512;
+/// The largest value, in bytes.
+pub(super) const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// The most arguments of one command, its name included.
+const ARGUMENTS_MAX: usize = 4096;
+/// The largest request: a value, and room for what goes with it.
+pub(super) const REQUEST_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
+/// The longest line that announces a length.
+const LENGTH_LINE_MAX: usize = 16;
+/// The longest command that a person types, as a line without lengths.
+const INLINE_BYTES_MAX: usize = 4096;
+
+/// Why a client is told off and its connection closed: what follows cannot be told apart.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ProtocolError {
+    #[error("Protocol error: expected '{expected}', got '{found}'")]
+    Expected { expected: char, found: char },
+    #[error("Protocol error: invalid length; a request has at most {ARGUMENTS_MAX} arguments")]
+    Arguments,
+    #[error("Protocol error: invalid bulk length; a request has at most {REQUEST_BYTES_MAX} bytes")]
+    Length,
+    #[error("Protocol error: too big inline request")]
+    Inline,
+    #[error("Protocol error: {0}")]
+    Codec(String),
+}
+
+/// A command's name and arguments.
+pub(super) type Arguments = Vec<Bytes>;
+
+/// Takes the next whole request from `buffer`; `None` where more has to arrive. An empty one is
+/// skipped, as Redis does.
+pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> {
+    loop {
+        let Some(first) = buffer.first() else { return Ok(None) };
+        if *first != b'*' {
+            match take_line(buffer)? {
+                Some(arguments) if arguments.is_empty() => continue,
+                other => return Ok(other),
+            }
+        }
+        let Some(len) = measure(buffer)? else { return Ok(None) };
+        let whole = buffer.split_to(len).freeze();
+        let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
+        let frame = resp2::decode::decode_bytes(&whole).map_err(|error| codec(&error))?;
+        let Some((Resp2::Array(parts), _)) = frame else {
+            // An array of no length, or of none: there is nothing to do.
+            continue;
+        };
+        let arguments: Option<Arguments> = parts
+            .into_iter()
+            .map(|part| match part {
+                Resp2::BulkString(bytes) => Some(bytes),
+                _ => None,
+            })
+            .collect();
+        match arguments {
+            Some(arguments) if arguments.is_empty() => continue,
+            Some(arguments) => return Ok(Some(arguments)),
+            None => return Err(ProtocolError::Length),
+        }
+    }
+}
+
+/// Whether [`take_request`] would make anything of `buffer`, be it an error.
+pub(super) fn is_complete(buffer: &[u8]) -> bool {
+    match buffer.first() {
+        None => false,
+        Some(b'*') => measure(buffer) != Ok(None),
+        Some(_) => buffer.contains(&b'\n') || buffer.len() >= INLINE_BYTES_MAX,
+    }
+}
+
+/// The length of the request that `buffer` begins with, once all of it is there.
+fn measure(buffer: &[u8]) -> Result<Option<usize>, ProtocolError> {
+    let Some((count, mut at)) = length_line(buffer, 0, '*')? else { return Ok(None) };
+    let count = match count {
+        ..=0 => 0,
+        count => usize::try_from(count).map_err(|_| ProtocolError::Arguments)?,
+    };
+    if count > ARGUMENTS_MAX {
+        return Err(ProtocolError::Arguments);
+    }
+    for _ in 0..count {
+        let Some((len, bytes)) = length_line(buffer, at, '$')? else { return Ok(None) };
+        let len = usize::try_from(len).map_err(|_| ProtocolError::Length)?;
+        at = bytes.saturating_add(len).saturating_add(2);
+        if at > REQUEST_BYTES_MAX {
+            return Err(ProtocolError::Length);
+        }
+    }
+    Ok((at <= buffer.len()).then_some(at))
+}
+
+/// Reads `MARK number CRLF` at `at`; returns the number and what comes behind it.
+fn length_line(
+    buffer: &[u8],
+    at: usize,
+    mark: char,
+) -> Result<Option<(i64, usize)>, ProtocolError> {
+    let Some((first, rest)) = buffer.get(at..).and_then(<[u8]>::split_first) else {
+        return Ok(None);
+    };
+    if char::from(*first) != mark {
+        let found = char::from(*first);
+        return Err(ProtocolError::Expected { expected: mark, found });
+    }
+    let invalid = || if mark == '*' { ProtocolError::Arguments } else { ProtocolError::Length };
+    let line = &rest[..rest.len().min(LENGTH_LINE_MAX)];
+    let Some(end) = line.windows(2).position(|pair| pair == b"\r\n") else {
+        return if line.len() < LENGTH_LINE_MAX { Ok(None) } else { Err(invalid()) };
+    };
+    let number = std::str::from_utf8(&line[..end]).ok().and_then(|text| text.parse().ok());
+    Ok(Some((number.ok_or_else(invalid)?, at + 1 + end + 2)))
+}
+
+/// Takes a command that was typed as one line.
+fn take_line(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> {
+    let head = &buffer[..buffer.len().min(INLINE_BYTES_MAX)];
+    let Some(end) = head.iter().position(|byte| *byte == b'\n') else {
+        return if head.len() < INLINE_BYTES_MAX { Ok(None) } else { Err(ProtocolError::Inline) };
+    };
+    let line = buffer.split_to(end).freeze();
+    buffer.advance(1);
+    let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    Ok(Some(words.map(|word| line.slice_ref(word)).collect()))
+}
+
+/// What a command is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// A status, such as `OK`.
+    Status(&'static str),
+    /// An error: a code in capitals, then a sentence.
+    Error(String),
+    /// A number.
+    Number(i64),
+    /// Bytes.
+    Bytes(Bytes),
+    /// Nothing.
+    Null,
+    /// Several, in order.
+    Array(Vec<Reply>),
+    /// Pairs; a flat array to clients of version 2.
+    Map(Vec<(Reply, Reply)>),
+}
+
+impl Reply {
+    pub(super) const OK: Self = Self::Status("OK");
+
+    pub(super) fn error(code: &str, detail: impl std::fmt::Display) -> Self {
+        // A line break would end it, and what follows would be read as another reply.
+        let detail = detail.to_string().replace(['\r', '\n'], " ");
+        Self::Error(format!("{code} {detail}"))
+    }
+
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self::Bytes(Bytes::from(text.into()))
+    }
+
+    pub(super) fn optional(bytes: Option<Bytes>) -> Self {
+        bytes.map_or(Self::Null, Self::Bytes)
+    }
+
+    /// How many bytes it will take, about.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len() + 16,
+            Self::Error(text) => text.len() + 16,
+            Self::Array(parts) => parts.iter().map(Self::size).sum::<usize>() + 16,
+            Self::Map(pairs) => {
+                pairs.iter().map(|(key, value)| key.size() + value.size()).sum::<usize>() + 16
+            }
+            _ => 32,
+        }
+    }
+
+    /// Appends it in the client's version of the protocol.
+    pub(super) fn put(self, version: u8, buffer: &mut BytesMut) -> Result<(), ProtocolError> {
+        let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
+        if version == 3 {
+            resp3::encode::complete::extend_encode(buffer, &self.resp3(), false)
+                .map_err(|error| codec(&error))?;
+        } else {
+            resp2::encode::extend_encode(buffer, &self.resp2(), false)
+                .map_err(|error| codec(&error))?;
+        }
+        Ok(())
+    }
+
+    fn resp2(self) -> Resp2 {
+        match self {
+            Self::Status(text) => Resp2::SimpleString(Bytes::from_static(text.as_bytes())),
+            Self::Error(text) => Resp2::Error(text.into()),
+            Self::Number(number) => Resp2::Integer(number),
+            Self::Bytes(bytes) => Resp2::BulkString(bytes),
+            Self::Null => Resp2::Null,
+            Self::Array(parts) => Resp2::Array(parts.into_iter().map(Self::resp2).collect()),
+            Self::Map(pairs) => {
+                let flat = pairs.into_iter().flat_map(|(key, value)| [key.resp2(), value.resp2()]);
+                Resp2::Array(flat.collect())
+            }
+        }
+    }
+
+    fn resp3(self) -> Resp3 {
+        let attributes = None;
+        match self {
+            Self::Status(text) => {
+                Resp3::SimpleString { data: Bytes::from_static(text.as_bytes()), attributes }
+            }
+            Self::Error(text) => Resp3::SimpleError { data: text.into(), attributes },
+            Self::Number(data) => Resp3::Number { data, attributes },
+            Self::Bytes(data) => Resp3::BlobString { data, attributes },
+            Self::Null => Resp3::Null,
+            Self::Array(parts) => {
+                let data = parts.into_iter().map(Self::resp3).collect();
+                Resp3::Array { data, attributes }
+            }
+            Self::Map(pairs) => {
+                let pairs = pairs.into_iter().map(|(key, value)| (key.resp3(), value.resp3()));
+                Resp3::Map { data: pairs.collect(), attributes }
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The Redis-speaking endpoint: apps' session libraries keep their sessions in the mesh through
+//! it, unmodified. No Redis runs anywhere; a key is a register of the mesh
+//! ([`warmhop::Registers`]).
+//!
+//! ```text
+//! connection.rs ─bytes─▶ frame.rs ─arguments─▶ command.rs ─▶ execute.rs ─▶ Registers
+//!       ▲                                                        │
+//!       └───────────────── Reply, in the order asked ────────────┘
+//! ```
+//!
+//! What a command promises, and what it does not, is in `docs/redis.md`.
+
+mod command;
+mod connection;
+mod execute;
+mod frame;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+use warmhop::Registers;
+
+/// The name of the registers that hold the endpoint's keys.
+pub const NAME: &str = "redis";
+/// How many clients may be connected at once; further ones wait to be accepted.
+const CONNECTIONS_MAX: usize = 4096;
+/// How long to rest after a connection could not be accepted: for want of open files, mostly.
+const AFTER_ACCEPT_FAILED: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// The address of the endpoint as an app gets it in `REDIS_URL`.
+#[must_use]
+pub fn url(addr: SocketAddr) -> String {
+    format!("redis://{addr}/0")
+}
+
+/// Serves clients for as long as it is polled; each connection ends with it.
+pub async fn serve(listener: TcpListener, registers: Registers) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let registers = registers.clone();
+                connections.spawn(async move {
+                    let _permit = permit;
+                    if let Err(error) = connection::serve(stream, registers).await {
+                        debug!(%client, %error, "a Redis client's connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                warn!(%error, "the Redis endpoint cannot accept a connection");
+                tokio::time::sleep(AFTER_ACCEPT_FAILED).await;
+            }
+        }
+    }
+}

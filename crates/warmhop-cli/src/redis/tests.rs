@@ -1,0 +1,345 @@
+//! The endpoint on a peer that is alone, asked over TCP.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use warmhop::Mesh;
+use warmhop::identity::Authority;
+use warmhop::ids::{AppName, PeerId};
+
+use super::command::Command;
+use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
+
+struct Client(TcpStream);
+
+async fn mesh() -> (Mesh, AppName) {
+    let name = AppName::new(super::NAME).unwrap();
+    let peer = PeerId::new("one").unwrap();
+    let identity = Authority::generate("test").unwrap().issue(&peer).unwrap();
+    let mesh = Mesh::builder("test", peer, identity).registers(name.clone()).start().await;
+    (mesh.unwrap(), name)
+}
+
+/// A peer, its endpoint, and a client of it.
+async fn endpoint() -> (Mesh, Client) {
+    let (mesh, name) = mesh().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(super::serve(listener, mesh.registers(&name).unwrap()));
+    (mesh, Client(TcpStream::connect(addr).await.unwrap()))
+}
+
+fn request(words: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
+    for word in words {
+        bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
+        bytes.extend_from_slice(word);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes
+}
+
+/// Several short bulk strings, as an array.
+fn array(parts: &[&str]) -> String {
+    let mut text = format!("*{}\r\n", parts.len());
+    for part in parts {
+        text.push_str(&bulk(part));
+    }
+    text
+}
+
+fn bulk(text: &str) -> String {
+    format!("${}\r\n{text}\r\n", text.len())
+}
+
+impl Client {
+    async fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).await.unwrap();
+    }
+
+    /// Reads exactly `expected`.
+    async fn reads(&mut self, expected: &str) {
+        let mut bytes = vec![0; expected.len()];
+        let read = tokio::time::timeout(PATIENCE, self.0.read_exact(&mut bytes)).await;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(matches!(read, Ok(Ok(_))) && text == expected, "{text:?}, not {expected:?}");
+    }
+
+    /// Sends a command and reads its whole reply.
+    async fn asks(&mut self, command: &str, expected: impl AsRef<str>) {
+        let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+        self.send(&request(&words)).await;
+        self.reads(expected.as_ref()).await;
+    }
+
+    /// Reads to the end of the connection.
+    async fn rest(&mut self) -> String {
+        let mut text = String::new();
+        let read = tokio::time::timeout(PATIENCE, self.0.read_to_string(&mut text)).await;
+        read.expect("the connection ends").unwrap();
+        text
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strings_are_set_read_changed_and_deleted() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("GET a", "$-1\r\n").await;
+    it.asks("SET a 1", "+OK\r\n").await;
+    it.asks("GET a", bulk("1")).await;
+    it.asks("SET a 2 NX", "$-1\r\n").await;
+    it.asks("SET a 2 XX GET", bulk("1")).await;
+    it.asks("SETNX a 3", ":0\r\n").await;
+    it.asks("GETSET a 5", bulk("2")).await;
+    it.asks("INCRBY a 10", ":15\r\n").await;
+    it.asks("DECR a", ":14\r\n").await;
+    it.asks("APPEND a 0", ":3\r\n").await;
+    it.asks("STRLEN a", ":3\r\n").await;
+    it.asks("MSET b x c y", "+OK\r\n").await;
+    it.asks("MGET a none c", format!("*3\r\n{}$-1\r\n{}", bulk("140"), bulk("y"))).await;
+    it.asks("EXISTS a b none", ":2\r\n").await;
+    it.asks("TYPE a", "+string\r\n").await;
+    it.asks("GETDEL c", bulk("y")).await;
+    it.asks("UNLINK a b none", ":2\r\n").await;
+    it.asks("GET a", "$-1\r\n").await;
+    it.asks("TYPE a", "+none\r\n").await;
+    it.asks("SET b", "-ERR wrong number of arguments for 'set' command\r\n").await;
+    it.asks("SET b 1 XX NX", "-ERR syntax error\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_ends_and_can_be_told_when() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("TTL none", ":-2\r\n").await;
+    it.asks("SET a 1", "+OK\r\n").await;
+    it.asks("TTL a", ":1800\r\n").await;
+    it.asks("SETEX a 100 2", "+OK\r\n").await;
+    it.asks("TTL a", ":100\r\n").await;
+    it.asks("SET a 3 KEEPTTL", "+OK\r\n").await;
+    it.asks("TTL a", ":100\r\n").await;
+    it.asks("EXPIRE a 200 LT", ":0\r\n").await;
+    it.asks("EXPIRE a 200 GT", ":1\r\n").await;
+    it.asks("GETEX a EX 300", bulk("3")).await;
+    it.asks("TTL a", ":300\r\n").await;
+    it.asks("EXPIREAT a 4000000000", ":1\r\n").await;
+    it.asks("EXPIRETIME a", ":4000000000\r\n").await;
+    it.asks("PERSIST a", ":1\r\n").await;
+    it.asks("TTL a", ":1800\r\n").await;
+    it.asks("EXPIRE a -1", ":1\r\n").await;
+    it.asks("EXISTS a", ":0\r\n").await;
+    it.asks("EXPIRE a 10", ":0\r\n").await;
+    let over = Instant::now() + Duration::from_millis(30);
+    it.asks("SET a 1 PX 20", "+OK\r\n").await;
+    tokio::time::sleep_until(over.into()).await;
+    it.asks("GET a", "$-1\r\n").await;
+    it.asks("SET a 1 EX 0", "-ERR invalid expire time in 'set' command\r\n").await;
+    it.asks("SET a 1 EX x", "-ERR value is not an integer or out of range\r\n").await;
+    let far = format!("SET a 1 EX {}", i64::MAX);
+    it.asks(&far, "-ERR invalid expire time in 'set' command\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hashes_keep_their_fields() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("HMSET h a 1 b 2", "+OK\r\n").await;
+    it.asks("HSET h b 3 c 4", ":1\r\n").await;
+    it.asks("HGET h b", bulk("3")).await;
+    it.asks("HMGET h a none", format!("*2\r\n{}$-1\r\n", bulk("1"))).await;
+    it.asks("HGETALL h", array(&["a", "1", "b", "3", "c", "4"])).await;
+    it.asks("HINCRBY h a 9", ":10\r\n").await;
+    it.asks("HEXISTS h c", ":1\r\n").await;
+    it.asks("HLEN h", ":3\r\n").await;
+    it.asks("HDEL h a b none", ":2\r\n").await;
+    it.asks("HKEYS h", array(&["c"])).await;
+    it.asks("HVALS h", array(&["4"])).await;
+    it.asks("HSETNX h c 5", ":0\r\n").await;
+    it.asks("GET h", WRONG).await;
+    it.asks("HDEL h c", ":1\r\n").await;
+    it.asks("EXISTS h", ":0\r\n").await;
+    it.asks("HGETALL h", "*0\r\n").await;
+    it.asks("SET s 1", "+OK\r\n").await;
+    it.asks("HSET s a 1", WRONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_found_by_pattern_each_in_its_database() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("SET sess:1 x", "+OK\r\n").await;
+    it.asks("SET other x", "+OK\r\n").await;
+    it.asks("SELECT 3", "+OK\r\n").await;
+    it.asks("GET sess:1", "$-1\r\n").await;
+    it.asks("SET sess:3 x", "+OK\r\n").await;
+    it.asks("KEYS sess:*", array(&["sess:3"])).await;
+    it.asks("DBSIZE", ":1\r\n").await;
+    it.asks("FLUSHDB", "+OK\r\n").await;
+    it.asks("DBSIZE", ":0\r\n").await;
+    it.asks("SELECT 0", "+OK\r\n").await;
+    let found = |keys: &[&str]| format!("*2\r\n{}{}", bulk("0"), array(keys));
+    it.asks("SCAN 0 MATCH sess:* COUNT 1000", found(&["sess:1"])).await;
+    it.asks("SCAN 0 MATCH sess:* TYPE hash", found(&[])).await;
+    it.asks("RENAME sess:1 sess:2", "+OK\r\n").await;
+    it.asks("RENAMENX sess:2 other", ":0\r\n").await;
+    it.asks("KEYS sess:*", array(&["sess:2"])).await;
+    it.asks("SELECT 16", "-ERR DB index is out of range\r\n").await;
+    it.asks("SCAN x", "-ERR invalid cursor\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_is_answered_in_order_whatever_runs_beside() {
+    let (_mesh, mut it) = endpoint().await;
+    let mut pipeline = Vec::new();
+    let mut expected = String::new();
+    for round in 0..300 {
+        let (key, value) = (format!("k{}", round % 70), round.to_string());
+        pipeline.extend(request(&[b"SET", key.as_bytes(), value.as_bytes()]));
+        pipeline.extend(request(&[b"GET", key.as_bytes()]));
+        expected.push_str(&format!("+OK\r\n{}", bulk(&value)));
+    }
+    pipeline.extend(b"PING\r\n");
+    expected.push_str("+PONG\r\n");
+    it.send(&pipeline).await;
+    it.reads(&expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_key_that_changed_stops_the_transaction() {
+    let (_mesh, mut it) = endpoint().await;
+    let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
+    it.asks("SET a 1", "+OK\r\n").await;
+    it.asks("WATCH a", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET a 2", "+QUEUED\r\n").await;
+    other.asks("SET a other", "+OK\r\n").await;
+    it.asks("EXEC", "$-1\r\n").await;
+    it.asks("GET a", bulk("other")).await;
+    it.asks("WATCH a", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET a 2", "+QUEUED\r\n").await;
+    it.asks("EXPIRE a 100", "+QUEUED\r\n").await;
+    it.asks("GET a", "+QUEUED\r\n").await;
+    it.asks("EXEC", format!("*3\r\n+OK\r\n:1\r\n{}", bulk("2"))).await;
+    it.asks("MULTI", "+OK\r\n").await;
+    let unknown = "unknown command 'LPUSH': this endpoint keeps sessions, see docs/redis.md";
+    it.asks("LPUSH a 1", format!("-ERR {unknown}\r\n")).await;
+    let discarded = "-EXECABORT Transaction discarded because of previous errors.\r\n";
+    it.asks("EXEC", discarded).await;
+    it.asks("EXEC", "-ERR EXEC without MULTI\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_introduce_themselves_in_both_versions() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("CLIENT SETNAME web", "+OK\r\n").await;
+    it.asks("CLIENT GETNAME", bulk("web")).await;
+    it.asks("CLIENT SETINFO LIB-NAME x", "+OK\r\n").await;
+    it.asks("CLIENT KILL x", "-ERR CLIENT KILL is not offered here; see docs/redis.md\r\n").await;
+    it.asks("AUTH default x", "+OK\r\n").await;
+    let refused = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+    it.asks("AUTH ada x", refused).await;
+    it.asks("HELLO 4", "-NOPROTO unsupported protocol version\r\n").await;
+    it.asks("CONFIG GET save", array(&["save", ""])).await;
+    it.asks("CONFIG GET maxmemory", "*0\r\n").await;
+    it.asks("HSET h a 1", ":1\r\n").await;
+    it.asks("HELLO 3 AUTH default x", "%7\r\n").await;
+    it.send(&request(&[b"HGETALL", b"h"])).await;
+    it.send(&request(&[b"GET", b"none"])).await;
+    it.send(&request(&[b"QUIT"])).await;
+    let rest = it.rest().await;
+    let end = format!("%1\r\n{}{}_\r\n+OK\r\n", bulk("a"), bulk("1"));
+    assert!(rest.ends_with(&end), "{rest:?}");
+    assert!(rest.contains(&format!("{}:3\r\n", bulk("proto"))), "{rest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_is_told_off_and_ends_the_connection() {
+    for (garbage, told) in [
+        ("*1\r\n*1\r\n$1\r\na\r\n", "-ERR Protocol error: expected '$', got '*'\r\n"),
+        ("*1\r\n$99999999999\r\n", "-ERR Protocol error: invalid bulk length"),
+        ("*1\r\n$-1\r\n", "-ERR Protocol error: invalid bulk length"),
+        ("*1\r\n$1a\r\n", "-ERR Protocol error: invalid bulk length"),
+        ("*1\r\n$000000000000000000", "-ERR Protocol error: invalid bulk length"),
+        ("*99999\r\n", "-ERR Protocol error: invalid length"),
+    ] {
+        let (_mesh, mut it) = endpoint().await;
+        it.send(b"PING\r\n").await;
+        it.send(garbage.as_bytes()).await;
+        let rest = it.rest().await;
+        assert!(rest.starts_with("+PONG\r\n") && rest.contains(told), "{garbage:?}: {rest:?}");
+    }
+    let (_mesh, mut it) = endpoint().await;
+    it.send(&[b'x'; 4096]).await;
+    assert_eq!(it.rest().await, "-ERR Protocol error: too big inline request\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_and_keys_have_bounds() {
+    let (_mesh, mut it) = endpoint().await;
+    let value = vec![b'v'; VALUE_BYTES_MAX];
+    it.send(&request(&[b"SET", b"a", &value])).await;
+    it.reads("+OK\r\n").await;
+    it.asks("STRLEN a", ":1048576\r\n").await;
+    let refused = "-ERR a value has at most 1048576 bytes\r\n";
+    it.asks("APPEND a x", refused).await;
+    let value = vec![b'v'; VALUE_BYTES_MAX + 1];
+    it.send(&request(&[b"SET", b"a", &value])).await;
+    it.reads(refused).await;
+    it.send(&request(&[b"SET", &[b'k'; 512], b"x"])).await;
+    it.reads("+OK\r\n").await;
+    it.send(&request(&[b"SET", &[b'k'; 513], b"x"])).await;
+    it.reads("-ERR the key has 513 bytes, but at most 512 are kept\r\n").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_never_ends_is_given_up() {
+    let (mesh, name) = mesh().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(addr), listener.accept());
+    let mut near = Client(near.unwrap());
+    near.send(b"*1\r\n$4\r\nPI").await;
+    let serving = super::connection::serve(far.unwrap().0, mesh.registers(&name).unwrap());
+    // The clock is paused: it jumps to the deadline once nothing else can happen.
+    serving.await.unwrap();
+    assert_eq!(near.rest().await, "-ERR Protocol error: the request took too long\r\n");
+}
+
+#[test]
+fn no_bytes_whatever_make_the_reader_stumble() {
+    let dice = RandomState::new();
+    let valid = request(&[b"SET", b"key", b"value", b"EX", b"10"]);
+    for round in 0..20_000u64 {
+        let mut bytes = BytesMut::from(&valid[..]);
+        for change in 0..=round % 3 {
+            let random = dice.hash_one((round, change));
+            let at = random as usize % bytes.len();
+            bytes[at] = (random >> 32) as u8;
+        }
+        bytes.truncate(dice.hash_one(round) as usize % (valid.len() + 1));
+        while let Ok(Some(arguments)) = take_request(&mut bytes) {
+            let _ = Command::parse(arguments);
+        }
+    }
+}
+
+#[test]
+fn a_request_is_refused_before_its_bytes_arrive() {
+    let announced = format!("*2\r\n$3\r\nGET\r\n${REQUEST_BYTES_MAX}\r\n");
+    let mut bytes = BytesMut::from(announced.as_bytes());
+    assert_eq!(take_request(&mut bytes), Err(ProtocolError::Length));
+    let mut bytes = BytesMut::from(&b"*0\r\n*-1\r\n\r\nget  a\r\n"[..]);
+    let words = vec![Bytes::from_static(b"get"), Bytes::from_static(b"a")];
+    assert_eq!(take_request(&mut bytes), Ok(Some(words)));
+}
+
+#[test]
+fn a_reply_that_holds_line_breaks_stays_one_reply() {
+    let mut bytes = BytesMut::new();
+    Reply::error("ERR", "one\r\n+OK").put(2, &mut bytes).unwrap();
+    assert_eq!(&bytes[..], b"-ERR one  +OK\r\n");
+}
