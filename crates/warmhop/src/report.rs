@@ -68,7 +68,11 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
 pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
     let (owner, ballot, version, members) = node.store.with(key, false, |machine, _, _| {
         let owner = if machine.is_owner() { Some(node.incarnation) } else { machine.known_owner() };
-        (owner, machine.ballot(), machine.version(), machine.members().to_vec())
+        // While its members change, those that the newest chosen record names still count: until the
+        // new ones hold it, the loss of one more of the old ones may be the loss of the session.
+        let chosen = machine.token_hint().map(|hint| hint.cfg.now.who.to_vec());
+        let members = chosen.unwrap_or_else(|| machine.members().to_vec());
+        (owner, machine.ballot(), machine.version(), members)
     })?;
     let view = node.view();
     let name = |incarnation: &Incarnation| {

@@ -8,6 +8,7 @@
 mod browser;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
+mod sessions;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../promises/support.rs"]
 mod support;
@@ -20,7 +21,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use installed::Tested;
 
 fn main() -> ExitCode {
-    let trials = [browser::trials()].into_iter().flatten().collect();
+    let trials = [browser::trials(), sessions::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

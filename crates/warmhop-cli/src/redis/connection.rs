@@ -16,7 +16,6 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
-use warmhop::Registers;
 
 use super::command::{Command, Connection, Data};
 use super::execute::{Database, Watched};
@@ -44,10 +43,10 @@ const SPEAKS_AS: &str = "7.2.0";
 static CLIENTS: AtomicI64 = AtomicI64::new(0);
 
 /// Serves a client until it leaves, misbehaves or is too slow.
-pub(super) async fn serve(mut stream: TcpStream, registers: Registers) -> io::Result<()> {
+pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut client = Client {
-        database: Database { registers, index: 0 },
+        database,
         version: 2,
         id: CLIENTS.fetch_add(1, Ordering::Relaxed) + 1,
         name: Bytes::new(),

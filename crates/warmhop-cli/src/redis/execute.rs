@@ -1,11 +1,14 @@
 //! Commands carried out on the mesh's registers. A command that reads, changes and writes is
 //! tried again where another was faster; each register is changed by itself.
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use globset::{Candidate, GlobBuilder, GlobMatcher};
+use tokio::sync::{Mutex, MutexGuard};
 use warmhop::{Expires, RegisterError, Registers, When};
 
 use super::command::{Answer, Data, Ends, Existing, Only, Unit};
@@ -27,7 +30,26 @@ const LISTED_AT_ONCE: usize = 1000;
 #[derive(Clone)]
 pub(super) struct Database {
     pub(super) registers: Registers,
+    pub(super) turns: Arc<Turns>,
     pub(super) index: u8,
+}
+
+/// Lets the clients of this peer change a key one after the other, where a change depends on what
+/// the key holds: those of other peers are met by its version, at the price of another try.
+pub(super) struct Turns {
+    hasher: RandomState,
+    locks: [Mutex<()>; 256],
+}
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self { hasher: RandomState::new(), locks: std::array::from_fn(|_| Mutex::new(())) }
+    }
+
+    async fn wait(&self, name: &[u8]) -> MutexGuard<'_, ()> {
+        let at = self.hasher.hash_one(name) as usize % self.locks.len();
+        self.locks[at].lock().await
+    }
 }
 
 /// What a watched key held: its version, or nothing.
@@ -119,6 +141,7 @@ impl Database {
         mut decide: impl FnMut(Option<Held>) -> Result<Step, Reply> + Send,
     ) -> Result<Reply, Reply> {
         let name = self.name(key);
+        let _turn = self.turns.wait(&name).await;
         for _ in 0..TRIES_MAX {
             let held = self.held(&name).await?;
             let version = held.as_ref().map(|held| held.version);

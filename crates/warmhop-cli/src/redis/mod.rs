@@ -21,6 +21,7 @@ mod value;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use execute::{Database, Turns};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
@@ -41,6 +42,7 @@ pub fn url(addr: SocketAddr) -> String {
 
 /// Serves clients for as long as it is polled; each connection ends with it.
 pub async fn serve(listener: TcpListener, registers: Registers) {
+    let database = Database { registers, turns: Arc::new(Turns::new()), index: 0 };
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -51,10 +53,10 @@ pub async fn serve(listener: TcpListener, registers: Registers) {
         };
         match accepted {
             Ok((stream, client)) => {
-                let registers = registers.clone();
+                let database = database.clone();
                 connections.spawn(async move {
                     let _permit = permit;
-                    if let Err(error) = connection::serve(stream, registers).await {
+                    if let Err(error) = connection::serve(stream, database).await {
                         debug!(%client, %error, "a Redis client's connection ended");
                     }
                 });

@@ -1,6 +1,7 @@
 //! The endpoint on a peer that is alone, asked over TCP.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +12,7 @@ use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
 
 use super::command::Command;
+use super::execute::{Database, Turns};
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -303,7 +305,12 @@ async fn a_request_that_never_ends_is_given_up() {
     let (near, far) = tokio::join!(TcpStream::connect(addr), listener.accept());
     let mut near = Client(near.unwrap());
     near.send(b"*1\r\n$4\r\nPI").await;
-    let serving = super::connection::serve(far.unwrap().0, mesh.registers(&name).unwrap());
+    let database = Database {
+        registers: mesh.registers(&name).unwrap(),
+        turns: Arc::new(Turns::new()),
+        index: 0,
+    };
+    let serving = super::connection::serve(far.unwrap().0, database);
     // The clock is paused: it jumps to the deadline once nothing else can happen.
     serving.await.unwrap();
     assert_eq!(near.rest().await, "-ERR Protocol error: the request took too long\r\n");
