@@ -116,6 +116,7 @@ pub mod app;
 pub mod config;
 pub mod ids;
 pub mod keep;
+pub mod octets;
 pub mod rank;
 pub mod route;
 pub mod session;

@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
 use warmhop_core::ids::{AppName, PeerId, RequestId, RequestKey, SessionId, SessionKey, WallTime};
+use warmhop_core::octets;
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
 
@@ -173,8 +174,9 @@ pub enum RegisterError {
 enum Operation<'a> {
     Get,
     Put {
-        #[serde(borrow)]
+        #[serde(borrow, serialize_with = "octets::serialize")]
         key: &'a [u8],
+        #[serde(serialize_with = "octets::serialize")]
         bytes: &'a [u8],
         expires: Ending,
         when: When,
@@ -210,7 +212,8 @@ struct Answer {
 /// A value on its way, in an answer.
 #[derive(Debug, Serialize, Deserialize)]
 struct Held {
-    bytes: Vec<u8>,
+    #[serde(with = "octets")]
+    bytes: Arc<[u8]>,
     version: u64,
     expires: u64,
 }
@@ -479,7 +482,7 @@ impl From<Held> for Value {
     fn from(held: Held) -> Self {
         let expires = UNIX_EPOCH.checked_add(Duration::from_millis(held.expires));
         let expires = expires.unwrap_or_else(SystemTime::now);
-        Self { bytes: held.bytes.into(), version: held.version, expires }
+        Self { bytes: Bytes::from_owner(held.bytes), version: held.version, expires }
     }
 }
 
@@ -607,7 +610,7 @@ fn execute(operation: &Operation<'_>, session: &Session) -> Result<Answer, BoxEr
     };
     let held = held.filter(|_| turn.expiry > now);
     let before = held.as_ref().map(|held| Held {
-        bytes: held.bytes.to_vec(),
+        bytes: held.bytes.into(),
         version: held.version,
         expires: turn.expiry.0,
     });

@@ -1,6 +1,7 @@
 //! Commands carried out on the mesh's registers. A command that reads, changes and writes is
 //! tried again where another was faster; each register is changed by itself.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -230,10 +231,15 @@ impl Database {
             }
             Data::MGet(keys) => self.get_many(keys).await,
             Data::MSet(pairs) => {
-                for (key, value) in pairs {
-                    self.set(&key, value, Ends::Unsaid, Existing::Any, Answer::Status, watched)
-                        .await?;
-                }
+                // Of a key that is named twice, the last value counts.
+                let last: HashMap<Bytes, Bytes> = pairs.into_iter().collect();
+                let set = |(key, value): (Bytes, Bytes)| async move {
+                    let (ends, when) = (Ends::Unsaid, Existing::Any);
+                    self.set(&key, value, ends, when, Answer::Status, watched).await.map(drop)
+                };
+                stream::iter(last.into_iter().map(Ok))
+                    .try_for_each_concurrent(AT_ONCE, set)
+                    .await?;
                 Ok(Reply::OK)
             }
             Data::Append { key, more } => {

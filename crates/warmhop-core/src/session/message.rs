@@ -101,7 +101,7 @@ pub enum Stored {
     /// An unkeyed request: that it was applied is remembered, its answer is not.
     Applied,
     /// The whole response, as the runtime encoded it.
-    Response(Arc<[u8]>),
+    Response(#[serde(with = "crate::octets")] Arc<[u8]>),
     /// Applied, but its response exceeded the bound for stored responses.
     TooLarge,
 }
@@ -125,6 +125,7 @@ pub struct Recent {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 pub struct Body {
     /// The app's bytes; absent where the app has set none or has cleared them.
+    #[serde(with = "crate::octets::optional")]
     pub state: Option<Arc<[u8]>>,
     /// The requests applied last, oldest first, bounded in number and bytes.
     pub recent: Vec<Recent>,
