@@ -19,6 +19,7 @@ use crate::body::{Body, BoxError};
 use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
 use crate::front;
+use crate::hop_layer::HopLayer;
 use crate::identity::{FrontDoorTls, Identity};
 use crate::ingress::{Client, Ingress};
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
@@ -46,6 +47,7 @@ pub struct Builder {
     pub(crate) reveal: bool,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
     pub(crate) registers: Vec<AppName>,
+    pub(crate) layers: Vec<HopLayer>,
 }
 
 impl Builder {
@@ -120,6 +122,15 @@ impl Builder {
     #[must_use]
     pub fn registers(mut self, name: AppName) -> Self {
         self.registers.push(name);
+        self
+    }
+
+    /// A service that starts by itself and answers its clients through `layer`. Of several peers
+    /// with one layer, the last one started has what comes through it.
+    #[must_use]
+    pub fn hop_layer(mut self, layer: &HopLayer) -> Self {
+        self.apps.push((layer.spec(), Arc::new(layer.app())));
+        self.layers.push(layer.clone());
         self
     }
 
@@ -228,6 +239,10 @@ impl Builder {
             // They start without waiting for anything, but on a task of their own.
             while slot.state() != AppState::Ready && changes.changed().await.is_ok() {}
         }
+        for layer in self.layers {
+            let slot = Arc::clone(&node.slots_by_name[&layer.spec().name]);
+            background(Box::pin(layer.follow(Arc::clone(&ingress), slot)));
+        }
         for (door, tls) in self.front_doors {
             tasks.spawn(front::serve(
                 door,
@@ -331,7 +346,8 @@ impl std::fmt::Debug for Mesh {
     }
 }
 
-/// A mesh peer as a tower service: for those who bring their own HTTP server.
+/// A mesh peer as a tower service: for those who bring their own HTTP server, which says who sent a
+/// request by a [`Client`] in its extensions.
 #[derive(Clone)]
 pub struct MeshService(Arc<Ingress>);
 
@@ -359,7 +375,8 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let ingress = Arc::clone(&self.0);
-        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), Client::default()).await) })
+        let client = request.extensions().get::<Client>().copied().unwrap_or_default();
+        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), client).await) })
     }
 }
 
@@ -380,6 +397,7 @@ impl Mesh {
             reveal: true,
             apps: Vec::new(),
             registers: Vec::new(),
+            layers: Vec::new(),
         }
     }
 

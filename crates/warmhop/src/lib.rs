@@ -101,6 +101,7 @@ mod framing;
 mod front;
 mod gossip;
 mod hop;
+mod hop_layer;
 pub mod identity;
 mod ingress;
 mod link;
@@ -126,6 +127,8 @@ mod wire;
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Mesh, MeshService};
+pub use hop_layer::{HopLayer, HopService, Readiness};
+pub use ingress::Client;
 pub use registers::{
     Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
 };
