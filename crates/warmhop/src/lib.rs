@@ -89,6 +89,8 @@
 
 pub mod app;
 mod arrivals;
+#[cfg(feature = "axum")]
+pub mod axum;
 pub mod body;
 mod builder;
 mod call;
