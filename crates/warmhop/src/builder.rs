@@ -58,8 +58,9 @@ impl Builder {
         self
     }
 
-    /// A bound listener for clients. May be called several times; without any, requests come
-    /// through [`Mesh::service`] alone.
+    /// A bound listener for clients who speak HTTP/1.1 or HTTP/2 without TLS; the latter with
+    /// prior knowledge (h2c, RFC 9113 section 3.3). May be called several times; without any,
+    /// requests come through [`Mesh::service`] alone.
     #[must_use]
     pub fn front_door(mut self, listener: TcpListener) -> Self {
         self.front_doors.push((listener, None));
@@ -244,6 +245,9 @@ impl Builder {
             background(Box::pin(layer.follow(Arc::clone(&ingress), slot)));
         }
         for (door, tls) in self.front_doors {
+            if let Some(tls) = tls.clone() {
+                background(Box::pin(tls.follow()));
+            }
             tasks.spawn(front::serve(
                 door,
                 tls,

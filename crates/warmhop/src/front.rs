@@ -38,7 +38,7 @@ pub(crate) async fn serve(
     closing: CancellationToken,
     connections: TaskTracker,
 ) {
-    let tls = tls.map(|tls| TlsAcceptor::from(tls.0));
+    let tls = tls.map(|tls| TlsAcceptor::from(tls.config()));
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = tokio::select! {

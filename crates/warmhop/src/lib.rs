@@ -101,6 +101,7 @@ mod failpoint;
 mod fields;
 mod framing;
 mod front;
+mod front_tls;
 mod gossip;
 mod hop;
 mod hop_layer;
