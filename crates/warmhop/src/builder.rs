@@ -242,7 +242,7 @@ impl Builder {
         }
         for layer in self.layers {
             let slot = Arc::clone(&node.slots_by_name[&layer.spec().name]);
-            background(Box::pin(layer.follow(Arc::clone(&ingress), slot)));
+            background(Box::pin(layer.join(Arc::clone(&ingress), slot)));
         }
         for (door, tls) in self.front_doors {
             if let Some(tls) = tls.clone() {

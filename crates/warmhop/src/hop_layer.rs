@@ -196,23 +196,30 @@ impl HopLayer {
         Layered(Arc::clone(&self.0))
     }
 
-    /// Joins the layer to a running peer, and follows its readiness until dropped.
-    pub(crate) async fn follow(self, ingress: Arc<Ingress>, slot: Arc<Slot>) {
+    /// Joins the layer to a running peer at once, and follows its readiness until dropped, which
+    /// takes it from the peer again.
+    pub(crate) fn join(
+        &self,
+        ingress: Arc<Ingress>,
+        slot: Arc<Slot>,
+    ) -> impl Future<Output = ()> + use<> {
         let joined = Joined { ingress: Arc::downgrade(&ingress), slot: Arc::downgrade(&slot) };
         self.0.joined.store(Some(Arc::new(joined)));
-        let Some(readiness) = self.0.readiness.clone() else {
-            // Nobody takes it back; only what the layer has of the peer is kept alive here.
-            return std::future::pending().await;
-        };
-        let mut told = readiness.0.subscribe();
-        loop {
-            // The sender cannot be gone: it is held here.
-            let _ = told.wait_for(|ready| *ready).await;
-            slot.wanted(WantedBy::Boot);
-            let _ = told.wait_for(|ready| !*ready).await;
-            // The next start follows at once, and waits for the signal again.
-            slot.tell(AppEvent::StopWanted(StopReason::Operator));
-            slot.wanted(WantedBy::Boot);
+        let readiness = self.0.readiness.clone();
+        async move {
+            // What the layer knows of the peer lives as long as this.
+            let _ingress = ingress;
+            let Some(readiness) = readiness else { return std::future::pending().await };
+            let mut told = readiness.0.subscribe();
+            loop {
+                // The sender cannot be gone: it is held here.
+                let _ = told.wait_for(|ready| *ready).await;
+                slot.wanted(WantedBy::Boot);
+                let _ = told.wait_for(|ready| !*ready).await;
+                // The next start follows at once, and waits for the signal again.
+                slot.tell(AppEvent::StopWanted(StopReason::Operator));
+                slot.wanted(WantedBy::Boot);
+            }
         }
     }
 }
