@@ -94,7 +94,7 @@ fn built(name: &str) -> PathBuf {
 }
 
 /// A client that keeps its cookies.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Client {
     cookies: BTreeMap<String, String>,
 }
@@ -145,6 +145,14 @@ async fn text(response: Response<hyper::body::Incoming>) -> String {
     String::from_utf8(body.to_vec()).unwrap()
 }
 
+#[test]
+fn embed_shows_a_session_that_goes_on_across_the_cut_over() {
+    let program = Program::start("embed");
+    let visits: Vec<_> = (1..=6).map(|n| program.told(&format!("visit {n}, served by"))).collect();
+    assert!(visits[0].starts_with("one"), "{visits:?}");
+    assert!(visits[5].starts_with("two"), "{visits:?}");
+}
+
 #[tokio::test]
 async fn axum_session_goes_with_its_client_and_outlives_its_owner() {
     let mut program = Program::start("axum_session");
@@ -157,6 +165,24 @@ async fn axum_session_goes_with_its_client_and_outlives_its_owner() {
     program.end("one");
     assert_eq!(client.ask(&three, None).await, "Emma, Ulysses");
     assert_eq!(client.ask(&two, Some("Solaris")).await, "Emma, Ulysses, Solaris");
+}
+
+#[tokio::test]
+async fn tower_sessions_are_known_at_every_peer_and_outlive_the_one_that_made_them() {
+    let mut program = Program::start("tower_sessions");
+    let [one, two, three] = program.peers();
+    let at = |peer: &Uri, path| format!("{peer}{path}").parse::<Uri>().unwrap();
+    let mut ada = Client::default();
+    assert_eq!(ada.ask(&one, None).await, "who are you?\n");
+    ada.ask(&at(&one, "login"), Some("Ada")).await;
+    assert_eq!(ada.ask(&two, None).await, "hello Ada, for the 1. time\n");
+    assert_eq!(Client::default().ask(&two, None).await, "who are you?\n");
+    program.end("one");
+    assert_eq!(ada.ask(&three, None).await, "hello Ada, for the 2. time\n");
+    assert_eq!(ada.ask(&two, None).await, "hello Ada, for the 3. time\n");
+    let mut stolen = ada.clone();
+    ada.ask(&at(&three, "logout"), Some("")).await;
+    assert_eq!(stolen.ask(&two, None).await, "who are you?\n");
 }
 
 #[tokio::test]
