@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic fails the test")]
 
 mod browser;
+mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
@@ -20,7 +21,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use installed::Tested;
 
 fn main() -> ExitCode {
-    let trials = [browser::trials()].into_iter().flatten().collect();
+    let trials = [browser::trials(), front_doors::trials()].into_iter().flatten().collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
