@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tower::ServiceBuilder;
 use warmhop::identity::{Authority, FrontDoorTls};
 use warmhop::ids::{AppName, PeerId};
-use warmhop::{AppSpec, Client, Mesh, app_fn};
+use warmhop::{AppSpec, ClientInfo, Mesh, app_fn};
 
 /// The app is told who asks, and how, by the fields that every proxy uses.
 async fn greet(headers: HeaderMap) -> String {
@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let service = ServiceBuilder::new()
         .map_request(|mut request: Request| {
             let addr = request.extensions().get().map(|ConnectInfo(addr)| *addr);
-            request.extensions_mut().insert(Client { addr, secure: false });
+            request.extensions_mut().insert(ClientInfo { addr, secure: false });
             request
         })
         .service(mesh.service());

@@ -21,7 +21,7 @@ use crate::error::{ControlError, StartMeshError};
 use crate::front;
 use crate::hop_layer::HopLayer;
 use crate::identity::{FrontDoorTls, Identity};
-use crate::ingress::{Client, Ingress};
+use crate::ingress::{ClientInfo, Ingress};
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
 use crate::registers::{self, Registers};
@@ -351,7 +351,7 @@ impl std::fmt::Debug for Mesh {
 }
 
 /// A mesh peer as a tower service: for those who bring their own HTTP server, which says who sent a
-/// request by a [`Client`] in its extensions.
+/// request by a [`ClientInfo`] in its extensions.
 #[derive(Clone)]
 pub struct MeshService(Arc<Ingress>);
 
@@ -379,7 +379,7 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let ingress = Arc::clone(&self.0);
-        let client = request.extensions().get::<Client>().copied().unwrap_or_default();
+        let client = request.extensions().get::<ClientInfo>().copied().unwrap_or_default();
         Box::pin(async move { Ok(ingress.handle(request.map(Body::new), client).await) })
     }
 }

@@ -32,7 +32,7 @@ use warmhop_core::config::{SessionMode, StartMode};
 
 use crate::app::{App, AppService, AppSpec, Running, StartContext, StartError};
 use crate::body::{Body, BoxError};
-use crate::ingress::{Client, Ingress};
+use crate::ingress::{ClientInfo, Ingress};
 use crate::supervise::{InFlight, Slot};
 
 /// Whether a service that starts by itself can answer: it says so, and takes it back, as often as
@@ -357,7 +357,7 @@ where
                 })
             }
             Way::Mesh(ingress, slot) => Box::pin(async move {
-                let client = request.extensions().get::<Client>().copied().unwrap_or_default();
+                let client = request.extensions().get::<ClientInfo>().copied().unwrap_or_default();
                 Ok(ingress.handle_for(&slot, request, client).await)
             }),
         }

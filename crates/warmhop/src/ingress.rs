@@ -45,14 +45,14 @@ const LOST_FIELD: &str = "warmhop-session-lost";
 /// told the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind TLS.
 ///
 /// ```
-/// use warmhop::{Body, Client};
+/// use warmhop::{Body, ClientInfo};
 ///
-/// let client = Client { addr: Some("192.0.2.7:4711".parse()?), secure: true };
+/// let client = ClientInfo { addr: Some("192.0.2.7:4711".parse()?), secure: true };
 /// let request = http::Request::get("/").extension(client).body(Body::empty())?;
 /// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Client {
+pub struct ClientInfo {
     /// The address that the client's connection comes from, if it is known.
     pub addr: Option<SocketAddr>,
     /// Whether the client's connection is encrypted.
@@ -66,7 +66,11 @@ pub(crate) struct Ingress {
 
 impl Ingress {
     /// Serves one request; every outcome is a response.
-    pub(crate) async fn handle(&self, request: Request<Body>, client: Client) -> Response<Body> {
+    pub(crate) async fn handle(
+        &self,
+        request: Request<Body>,
+        client: ClientInfo,
+    ) -> Response<Body> {
         self.identified(None, request, client).await
     }
 
@@ -75,7 +79,7 @@ impl Ingress {
         &self,
         slot: &Arc<Slot>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
     ) -> Response<Body> {
         self.identified(Some(slot), request, client).await
     }
@@ -84,7 +88,7 @@ impl Ingress {
         &self,
         slot: Option<&Arc<Slot>>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
     ) -> Response<Body> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
@@ -96,7 +100,7 @@ impl Ingress {
         &self,
         slot: Option<&Arc<Slot>>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
         id: RequestId,
     ) -> Response<Body> {
         let node = &self.node;
@@ -156,7 +160,7 @@ impl Ingress {
         &self,
         slot: Option<&Arc<Slot>>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)>
     {
@@ -200,7 +204,7 @@ impl Ingress {
         &self,
         slot: &Arc<Slot>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
         host: Option<String>,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str), Problem> {
@@ -316,7 +320,7 @@ impl Ingress {
         token: Option<(Token, Option<PeerId>)>,
         former: Option<&Entry>,
         on_upgrade: Option<OnUpgrade>,
-        client: Client,
+        client: ClientInfo,
     ) -> Response<Body> {
         let node = &self.node;
         let Served {

@@ -143,7 +143,7 @@
 //! # }
 //! ```
 //!
-//! An HTTP server of your own serves [`Mesh::service`], and says by a [`Client`] in each request's
+//! An HTTP server of your own serves [`Mesh::service`], and says by a [`ClientInfo`] in each request's
 //! extensions who sent it: apps and cookies depend on that.
 //!
 //! ```
@@ -152,12 +152,12 @@
 //!
 //! use axum::Router;
 //! use axum::extract::{ConnectInfo, Request};
-//! use warmhop::Client;
+//! use warmhop::ClientInfo;
 //!
 //! let service = tower::ServiceBuilder::new()
 //!     .map_request(|mut request: Request| {
 //!         let addr = request.extensions().get().map(|ConnectInfo(addr)| *addr);
-//!         request.extensions_mut().insert(Client { addr, secure: false });
+//!         request.extensions_mut().insert(ClientInfo { addr, secure: false });
 //!         request
 //!     })
 //!     .service(mesh.service());
@@ -250,7 +250,7 @@ pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_f
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Mesh, MeshService};
 pub use hop_layer::{HopLayer, HopService, Readiness};
-pub use ingress::Client;
+pub use ingress::ClientInfo;
 pub use registers::{
     Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
 };

@@ -26,7 +26,7 @@ use tower::ServiceBuilder;
 use warmhop::config::{SessionMode, StartMode};
 use warmhop::identity::{Authority, FrontDoorTls};
 use warmhop::ids::AppName;
-use warmhop::{AppSpec, Body, Client, Mesh, Session, app_fn};
+use warmhop::{AppSpec, Body, ClientInfo, Mesh, Session, app_fn};
 
 /// Tells what it sees of the request, and keeps a session.
 async fn tell(session: axum::Extension<Session>, headers: HeaderMap) -> String {
@@ -228,7 +228,7 @@ async fn behind_ones_own_server_the_app_is_told_who_asks() {
     let service = ServiceBuilder::new()
         .map_request(|mut request: axum::extract::Request| {
             let from = request.extensions().get::<ConnectInfo<SocketAddr>>().unwrap().0;
-            request.extensions_mut().insert(Client { addr: Some(from), secure: true });
+            request.extensions_mut().insert(ClientInfo { addr: Some(from), secure: true });
             request
         })
         .service(mesh.service());
