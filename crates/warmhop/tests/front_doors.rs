@@ -7,6 +7,7 @@ mod bed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
@@ -214,10 +215,15 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not
     assert!(presents(&old).await);
 
     std::fs::write(&key_path, new_key).unwrap();
-    // The running peer looks at the files by itself, and may have been quicker.
-    tls.reload().unwrap();
-    assert!(presents(&new).await);
+    // The running peer looks at its files by itself.
+    let renewed = async {
+        while !presents(&new).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.expect("the new certificate is used");
     assert!(!presents(&old).await);
+    assert!(!tls.reload().unwrap(), "it is the one in use");
     mesh.shutdown().await;
     std::fs::remove_dir_all(&dir).unwrap();
 }
