@@ -19,8 +19,9 @@ use crate::body::{Body, BoxError};
 use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
 use crate::front;
+use crate::hop_layer::HopLayer;
 use crate::identity::{FrontDoorTls, Identity};
-use crate::ingress::{Client, Ingress};
+use crate::ingress::{ClientInfo, Ingress};
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
 use crate::registers::{self, Registers};
@@ -46,6 +47,7 @@ pub struct Builder {
     pub(crate) reveal: bool,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
     pub(crate) registers: Vec<AppName>,
+    pub(crate) layers: Vec<HopLayer>,
 }
 
 impl Builder {
@@ -56,8 +58,9 @@ impl Builder {
         self
     }
 
-    /// A bound listener for clients. May be called several times; without any, requests come
-    /// through [`Mesh::service`] alone.
+    /// A bound listener for clients who speak HTTP/1.1 or HTTP/2 without TLS; the latter with
+    /// prior knowledge (h2c, RFC 9113 section 3.3). May be called several times; without any,
+    /// requests come through [`Mesh::service`] alone.
     #[must_use]
     pub fn front_door(mut self, listener: TcpListener) -> Self {
         self.front_doors.push((listener, None));
@@ -120,6 +123,15 @@ impl Builder {
     #[must_use]
     pub fn registers(mut self, name: AppName) -> Self {
         self.registers.push(name);
+        self
+    }
+
+    /// A service that starts by itself and answers its clients through `layer`. Of several peers
+    /// with one layer, the last one started has what comes through it.
+    #[must_use]
+    pub fn hop_layer(mut self, layer: &HopLayer) -> Self {
+        self.apps.push((layer.spec(), Arc::new(layer.app())));
+        self.layers.push(layer.clone());
         self
     }
 
@@ -228,7 +240,14 @@ impl Builder {
             // They start without waiting for anything, but on a task of their own.
             while slot.state() != AppState::Ready && changes.changed().await.is_ok() {}
         }
+        for layer in self.layers {
+            let slot = Arc::clone(&node.slots_by_name[&layer.spec().name]);
+            background(Box::pin(layer.join(Arc::clone(&ingress), slot)));
+        }
         for (door, tls) in self.front_doors {
+            if let Some(tls) = tls.clone() {
+                background(Box::pin(tls.follow()));
+            }
             tasks.spawn(front::serve(
                 door,
                 tls,
@@ -331,7 +350,8 @@ impl std::fmt::Debug for Mesh {
     }
 }
 
-/// A mesh peer as a tower service: for those who bring their own HTTP server.
+/// A mesh peer as a tower service: for those who bring their own HTTP server, which says who sent a
+/// request by a [`ClientInfo`] in its extensions.
 #[derive(Clone)]
 pub struct MeshService(Arc<Ingress>);
 
@@ -359,7 +379,8 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let ingress = Arc::clone(&self.0);
-        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), Client::default()).await) })
+        let client = request.extensions().get::<ClientInfo>().copied().unwrap_or_default();
+        Box::pin(async move { Ok(ingress.handle(request.map(Body::new), client).await) })
     }
 }
 
@@ -380,6 +401,7 @@ impl Mesh {
             reveal: true,
             apps: Vec::new(),
             registers: Vec::new(),
+            layers: Vec::new(),
         }
     }
 

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use crate::body::Body;
 use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
 use crate::identity::FrontDoorTls;
-use crate::ingress::{Client, Ingress};
+use crate::ingress::{ClientInfo, Ingress};
 
 /// How long a client may take to send a request's head, and an idle connection may stay.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ pub(crate) async fn serve(
     closing: CancellationToken,
     connections: TaskTracker,
 ) {
-    let tls = tls.map(|tls| TlsAcceptor::from(tls.0));
+    let tls = tls.map(|tls| TlsAcceptor::from(tls.config()));
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = tokio::select! {
@@ -87,12 +87,12 @@ async fn accepted_one(
     // It fails only for a socket that has gone already.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        let client = Client { addr: Some(peer), secure: false };
+        let client = ClientInfo { addr: Some(peer), secure: false };
         return connection(stream, client, ingress, closing).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
         Ok(Ok(stream)) => {
-            let client = Client { addr: Some(peer), secure: true };
+            let client = ClientInfo { addr: Some(peer), secure: true };
             connection(stream, client, ingress, closing).await;
         }
         Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
@@ -102,7 +102,7 @@ async fn accepted_one(
 
 async fn connection<IO>(
     stream: IO,
-    client: Client,
+    client: ClientInfo,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
 ) where

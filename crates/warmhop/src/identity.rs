@@ -1,5 +1,5 @@
 //! Who a peer is: certificates of a cluster authority, their making, loading and rotation.
-//! The only file that names rcgen and rustls.
+//! The only file that names rcgen, and with `front_tls.rs` the only one that names rustls.
 //!
 //! A cluster has one authority: a self-signed certificate whose URI name is
 //! `spiffe://CLUSTER`, a private key, and a *cookie key* of 32 random bytes that all peers of
@@ -32,7 +32,6 @@ use ring::hmac;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
@@ -42,6 +41,8 @@ use warmhop_core::ids::PeerId;
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+pub use crate::front_tls::FrontDoorTls;
 
 /// The DNS name in every peer's certificate. It is never resolved.
 pub(crate) const TLS_NAME: &str = "warmhop.internal";
@@ -372,50 +373,6 @@ impl fmt::Debug for Identity {
 }
 
 /// The certificate that the other end of a link proved to have.
-/// What a front door proves itself by to clients over TLS: a certificate chain and its key, of
-/// whatever authority the clients trust. It has nothing to do with the cluster's own.
-#[derive(Clone)]
-pub struct FrontDoorTls(pub(crate) Arc<rustls::ServerConfig>);
-
-impl FrontDoorTls {
-    /// Reads the certificate chain, the server's own first, and its private key from PEM files.
-    ///
-    /// # Errors
-    /// [`IdentityError`] names the file and what is wrong with it.
-    pub fn from_files(
-        cert: impl AsRef<Path>,
-        key: impl AsRef<Path>,
-    ) -> Result<Self, IdentityError> {
-        let (cert, key) = (cert.as_ref(), key.as_ref());
-        let failed = |path: &Path, reason: String| IdentityError::FrontDoor {
-            path: path.to_owned(),
-            reason,
-        };
-        let chain = CertificateDer::pem_file_iter(cert)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| failed(cert, error.to_string()))?;
-        if chain.is_empty() {
-            return Err(failed(cert, "it holds no certificate in PEM".into()));
-        }
-        let private = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| failed(key, format!("it holds no private key in PEM: {error}")))?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| failed(cert, error.to_string()))?
-            .with_no_client_auth()
-            .with_single_cert(chain, private)
-            .map_err(|error| failed(cert, error.to_string()))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self(Arc::new(config)))
-    }
-}
-
-impl std::fmt::Debug for FrontDoorTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("FrontDoorTls")
-    }
-}
-
 #[cfg(test)]
 pub(crate) fn certificate_of(conn: &quinn::Connection) -> Option<Vec<u8>> {
     let chain = conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
@@ -752,7 +709,7 @@ impl warmhop_core::affinity::Authenticator for CookieAuthenticator {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
@@ -841,7 +798,7 @@ fn cookie_key(file: &[u8]) -> Option<[u8; COOKIE_KEY_BYTES]> {
     pem_block(file, COOKIE_KEY_LABEL)?.try_into().ok()
 }
 
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;

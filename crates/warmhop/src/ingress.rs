@@ -40,11 +40,23 @@ const FORKED_FIELD: &str = "warmhop-session-forked";
 /// Where a client is told that its former session is gone.
 const LOST_FIELD: &str = "warmhop-session-lost";
 
-/// Who sent a request.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Client {
-    pub(crate) addr: Option<SocketAddr>,
-    pub(crate) secure: bool,
+/// Who sent a request. The mesh's own front doors know; whoever brings another HTTP server puts it
+/// in the extensions of the requests for [`Mesh::service`](crate::Mesh::service), so that apps are
+/// told the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind TLS.
+///
+/// ```
+/// use warmhop::{Body, ClientInfo};
+///
+/// let client = ClientInfo { addr: Some("192.0.2.7:4711".parse()?), secure: true };
+/// let request = http::Request::get("/").extension(client).body(Body::empty())?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientInfo {
+    /// The address that the client's connection comes from, if it is known.
+    pub addr: Option<SocketAddr>,
+    /// Whether the client's connection is encrypted.
+    pub secure: bool,
 }
 
 /// A peer's front, cheap to clone behind an `Arc`.
@@ -54,17 +66,41 @@ pub(crate) struct Ingress {
 
 impl Ingress {
     /// Serves one request; every outcome is a response.
-    pub(crate) async fn handle(&self, request: Request<Body>, client: Client) -> Response<Body> {
+    pub(crate) async fn handle(
+        &self,
+        request: Request<Body>,
+        client: ClientInfo,
+    ) -> Response<Body> {
+        self.identified(None, request, client).await
+    }
+
+    /// Serves one request of an app that is known already, whatever its host and path.
+    pub(crate) async fn handle_for(
+        &self,
+        slot: &Arc<Slot>,
+        request: Request<Body>,
+        client: ClientInfo,
+    ) -> Response<Body> {
+        self.identified(Some(slot), request, client).await
+    }
+
+    async fn identified(
+        &self,
+        slot: Option<&Arc<Slot>>,
+        request: Request<Body>,
+        client: ClientInfo,
+    ) -> Response<Body> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let span = info_span!("request", id = %id, peer = %node.me);
-        self.traced(request, client, id).instrument(span).await
+        self.traced(slot, request, client, id).instrument(span).await
     }
 
     async fn traced(
         &self,
+        slot: Option<&Arc<Slot>>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
         id: RequestId,
     ) -> Response<Body> {
         let node = &self.node;
@@ -77,7 +113,7 @@ impl Ingress {
             .into_iter()
             .collect();
         let version = request.version();
-        let outcome = self.dispatch(request, client, &mut tracing).await;
+        let outcome = self.dispatch(slot, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
             Err((problem, app)) => {
@@ -122,8 +158,9 @@ impl Ingress {
 
     async fn dispatch(
         &self,
+        slot: Option<&Arc<Slot>>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)>
     {
@@ -132,7 +169,8 @@ impl Ingress {
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
         }
         let host = fields::host_of(request.uri(), request.headers());
-        let Some(slot) = self.app_for(host.as_deref(), request.uri().path()) else {
+        let slot = slot.or_else(|| self.app_for(host.as_deref(), request.uri().path()));
+        let Some(slot) = slot else {
             let host = host.unwrap_or_default();
             let detail = format!(
                 "no app of this mesh answers for {host}{}; see [[app]] match in the configuration",
@@ -166,7 +204,7 @@ impl Ingress {
         &self,
         slot: &Arc<Slot>,
         request: Request<Body>,
-        client: Client,
+        client: ClientInfo,
         host: Option<String>,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str), Problem> {
@@ -282,7 +320,7 @@ impl Ingress {
         token: Option<(Token, Option<PeerId>)>,
         former: Option<&Entry>,
         on_upgrade: Option<OnUpgrade>,
-        client: Client,
+        client: ClientInfo,
     ) -> Response<Body> {
         let node = &self.node;
         let Served {

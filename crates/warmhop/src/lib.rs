@@ -80,6 +80,123 @@
 //! Sessions live in memory: with three peers they survive the loss of any one at any instant, and
 //! not that of two at once.
 //!
+//! With the feature `axum` handlers take the session as an argument, as bytes or as a value of
+//! their own, and an app that is not portable is told so:
+//!
+//! ```
+//! # #[cfg(feature = "axum")]
+//! # mod shown {
+//! use serde::{Deserialize, Serialize};
+//! use warmhop::axum::{Session, SetError};
+//!
+//! #[derive(Default, Serialize, Deserialize)]
+//! struct Cart {
+//!     books: Vec<String>,
+//! }
+//!
+//! async fn add(mut cart: Session<Cart>, book: String) -> Result<String, SetError> {
+//!     cart.update(|cart| {
+//!         cart.books.push(book);
+//!         format!("{} in the cart", cart.books.len())
+//!     })
+//! }
+//! # fn routed() -> axum::Router { axum::Router::new().route("/", axum::routing::post(add)) }
+//! # }
+//! ```
+//!
+//! An app that uses [tower-sessions](https://docs.rs/tower-sessions) keeps its cookie, its API and
+//! its handlers; with the feature `tower-sessions` its sessions live in the mesh, in
+//! [`Registers`] that the peer was declared to keep:
+//!
+//! ```
+//! # #[cfg(feature = "tower-sessions")]
+//! # mod shown {
+//! use tower_sessions::{Session, SessionManagerLayer};
+//! use warmhop::tower_sessions::Store;
+//!
+//! fn app(registers: warmhop::Registers) -> axum::Router {
+//!     axum::Router::new()
+//!         .route("/", axum::routing::get(async |session: Session| {
+//!             session.insert("seen", true).await.map_err(|error| error.to_string())
+//!         }))
+//!         .layer(SessionManagerLayer::new(Store::new(registers)))
+//! }
+//! # }
+//! ```
+//!
+//! # Front doors
+//!
+//! A front door is a bound listener. Without TLS it speaks HTTP/1.1, and HTTP/2 to clients that
+//! begin with it; with TLS, what the client prefers of the two by ALPN. Certificates that come from
+//! files are renewed without a restart:
+//!
+//! ```no_run
+//! # async fn shown(mut builder: warmhop::Builder) -> Result<(), Box<dyn std::error::Error>> {
+//! use tokio::net::TcpListener;
+//! use warmhop::identity::FrontDoorTls;
+//!
+//! let tls = FrontDoorTls::from_files("cert.pem", "key.pem")?;
+//! builder = builder
+//!     .front_door(TcpListener::bind("0.0.0.0:80").await?)
+//!     .front_door_tls(TcpListener::bind("0.0.0.0:443").await?, tls);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An HTTP server of your own serves [`Mesh::service`], and says by a [`ClientInfo`] in each request's
+//! extensions who sent it: apps and cookies depend on that.
+//!
+//! ```
+//! # async fn shown(mesh: warmhop::Mesh, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+//! use std::net::SocketAddr;
+//!
+//! use axum::Router;
+//! use axum::extract::{ConnectInfo, Request};
+//! use warmhop::ClientInfo;
+//!
+//! let service = tower::ServiceBuilder::new()
+//!     .map_request(|mut request: Request| {
+//!         let addr = request.extensions().get().map(|ConnectInfo(addr)| *addr);
+//!         request.extensions_mut().insert(ClientInfo { addr, secure: false });
+//!         request
+//!     })
+//!     .service(mesh.service());
+//! let router = Router::new().fallback_service(service);
+//! axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await
+//! # }
+//! ```
+//!
+//! # Only the hop
+//!
+//! A service that starts by itself and has its own server takes the mesh as a [`HopLayer`]: while
+//! it is not ready, by its own [`Readiness`] signal, a future or its `poll_ready`, its requests are
+//! answered by a peer where it is. From then on they reach it untouched.
+//!
+//! ```
+//! # async fn shown(
+//! #     builder: warmhop::Builder,
+//! #     listener: tokio::net::TcpListener,
+//! #     router: axum::Router,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
+//! use axum::Router;
+//! use tower::Layer;
+//! use warmhop::ids::AppName;
+//! use warmhop::{AppSpec, HopLayer, Readiness};
+//!
+//! let readiness = Readiness::new(); // `readiness.set(true)` once the index is built
+//! let hop = HopLayer::new(AppSpec::new(AppName::new("search")?)).readiness(&readiness);
+//! let service = Router::new().fallback_service(hop.layer(router));
+//! let mesh = builder.hop_layer(&hop).start().await?;
+//! axum::serve(listener, service).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Examples that run
+//!
+//! `embed`, `axum_session`, `tower_sessions`, `front_doors` and `hop_layer`, each by
+//! `cargo run -p warmhop-examples --example NAME`; each starts a mesh and says what to ask it.
+//!
 //! # Apps of other kinds
 //!
 //! [`App`] is a trait: implement it where a start needs more than a closure, such as a child
@@ -89,6 +206,8 @@
 
 pub mod app;
 mod arrivals;
+#[cfg(feature = "axum")]
+pub mod axum;
 pub mod body;
 mod builder;
 mod call;
@@ -99,8 +218,10 @@ mod failpoint;
 mod fields;
 mod framing;
 mod front;
+mod front_tls;
 mod gossip;
 mod hop;
+mod hop_layer;
 pub mod identity;
 mod ingress;
 mod link;
@@ -120,12 +241,16 @@ mod shutdown;
 pub mod status;
 mod supervise;
 mod telemetry;
+#[cfg(feature = "tower-sessions")]
+pub mod tower_sessions;
 mod upkeep;
 mod wire;
 
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Mesh, MeshService};
+pub use hop_layer::{HopLayer, HopService, Readiness};
+pub use ingress::ClientInfo;
 pub use registers::{
     Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
 };

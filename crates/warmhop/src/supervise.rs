@@ -36,6 +36,13 @@ pub(crate) struct InFlight {
     slot: Arc<Slot>,
 }
 
+impl InFlight {
+    /// Notes how long the request took to its response's head.
+    pub(crate) fn measured(&self, took: Duration) {
+        self.slot.measured(took);
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.slot.in_flight.fetch_sub(1, Ordering::Relaxed);

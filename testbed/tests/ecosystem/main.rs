@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic fails the test")]
 
 mod browser;
+mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
 mod sessions;
@@ -21,8 +22,8 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use installed::Tested;
 
 fn main() -> ExitCode {
-    let trials = [browser::trials(), sessions::trials()].into_iter().flatten().collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let trials = [browser::trials(), front_doors::trials(), sessions::trials()];
+    libtest_mimic::run(&Arguments::from_args(), trials.into_iter().flatten().collect()).exit_code()
 }
 
 /// One test, which runs on a runtime of its own.

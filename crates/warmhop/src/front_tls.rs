@@ -1,0 +1,192 @@
+//! What a front door proves itself by to clients over TLS. It owns the certificate in use and
+//! replaces it when its files change; it has nothing to do with the cluster's own certificates.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tracing::{info, warn};
+
+use crate::identity::{IdentityError, provider, read_bounded};
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What is named in errors where the certificate came from memory.
+const IN_MEMORY: [&str; 2] = ["the certificate", "the private key"];
+
+/// What a front door proves itself by to clients over TLS: a certificate chain and its key, of
+/// whatever authority the clients trust. Clones are one: they change together.
+///
+/// HTTP/2 and HTTP/1.1 are offered by ALPN (RFC 7301), in this order; a client that names neither
+/// gets HTTP/1.1.
+#[derive(Clone)]
+pub struct FrontDoorTls {
+    config: Arc<ServerConfig>,
+    files: Option<Arc<Files>>,
+}
+
+impl FrontDoorTls {
+    /// Reads the certificate chain, the server's own first, and its private key from PEM files.
+    /// While the peer runs they are read again when they change, so that a certificate is renewed
+    /// without a restart; what is of no use is logged, and the one in use stays.
+    ///
+    /// # Errors
+    /// [`IdentityError`] names the file and what is wrong with it.
+    pub fn from_files(
+        cert: impl AsRef<Path>,
+        key: impl AsRef<Path>,
+    ) -> Result<Self, IdentityError> {
+        let (cert, key) = (cert.as_ref().to_owned(), key.as_ref().to_owned());
+        let modified = modified(&cert, &key);
+        let current = ArcSwap::from_pointee(read_files(&cert, &key)?);
+        let files = Arc::new(Files { cert, key, current, seen: ArcSwap::from_pointee(modified) });
+        let config = base(Path::new(IN_MEMORY[0]))?.with_cert_resolver(Arc::clone(&files) as _);
+        Ok(Self { config: offering_both(config), files: Some(files) })
+    }
+
+    /// The certificate chain, the server's own first, and its private key as PEM texts.
+    ///
+    /// # Errors
+    /// [`IdentityError::FrontDoor`] says what is wrong with which.
+    pub fn from_pem(cert: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
+        let [cert_name, key_name] = IN_MEMORY.map(Path::new);
+        let certified = certified(cert_name, cert, key_name, key)?;
+        let resolver = rustls::sign::SingleCertAndKey::from(certified);
+        let config = base(cert_name)?.with_cert_resolver(Arc::new(resolver));
+        Ok(Self { config: offering_both(config), files: None })
+    }
+
+    /// Reads the files again at once; says whether they changed. What does not come from files
+    /// never does.
+    ///
+    /// # Errors
+    /// As [`FrontDoorTls::from_files`]; the certificate in use stays.
+    pub fn reload(&self) -> Result<bool, IdentityError> {
+        let Some(files) = &self.files else { return Ok(false) };
+        let read = read_files(&files.cert, &files.key)?;
+        if read.cert == files.current.load().cert {
+            return Ok(false);
+        }
+        files.current.store(Arc::new(read));
+        Ok(true)
+    }
+
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Reads the files again whenever they change, until dropped.
+    pub(crate) async fn follow(self) {
+        let Some(files) = &self.files else { return };
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let modified = modified(&files.cert, &files.key);
+            if modified == **files.seen.load() {
+                continue;
+            }
+            match self.reload() {
+                Ok(changed) => {
+                    files.seen.store(Arc::new(modified));
+                    if changed {
+                        info!(cert = %files.cert.display(), "the front door's certificate was reloaded");
+                    }
+                }
+                // Perhaps the two are only half replaced: they are tried again.
+                Err(error) => warn!(%error, "the front door's files changed, but are of no use"),
+            }
+        }
+    }
+}
+
+impl From<ServerConfig> for FrontDoorTls {
+    /// A configuration of your own: a resolver by server name, certificates of clients, an ACME
+    /// client's. HTTP/2 and HTTP/1.1 are offered where it names no protocol.
+    fn from(config: ServerConfig) -> Self {
+        let config =
+            if config.alpn_protocols.is_empty() { offering_both(config) } else { Arc::new(config) };
+        Self { config, files: None }
+    }
+}
+
+impl fmt::Debug for FrontDoorTls {
+    /// Never shows a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cert = self.files.as_ref().map(|files| &files.cert);
+        f.debug_tuple("FrontDoorTls").field(&cert).finish()
+    }
+}
+
+/// A certificate and its key on disk, and what was read of them last.
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+    current: ArcSwap<CertifiedKey>,
+    /// When the two were last written, as of the last time that they were of use.
+    seen: ArcSwap<Option<[SystemTime; 2]>>,
+}
+
+impl ResolvesServerCert for Files {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Files({})", self.cert.display())
+    }
+}
+
+fn modified(cert: &Path, key: &Path) -> Option<[SystemTime; 2]> {
+    let at = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    Some([at(cert)?, at(key)?])
+}
+
+fn read_files(cert: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
+    let read = |path: &Path| read_bounded(path).map_err(|error| refused(path, error.to_string()));
+    certified(cert, &read(cert)?, key, &read(key)?)
+}
+
+/// Checks that the two are in form and belong together; the paths are for the messages.
+fn certified(
+    cert_path: &Path,
+    cert: &[u8],
+    key_path: &Path,
+    key: &[u8],
+) -> Result<CertifiedKey, IdentityError> {
+    let chain = CertificateDer::pem_slice_iter(cert)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| refused(cert_path, error.to_string()))?;
+    if chain.is_empty() {
+        return Err(refused(cert_path, "it holds no certificate in PEM".into()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(key)
+        .map_err(|error| refused(key_path, format!("it holds no private key in PEM: {error}")))?;
+    CertifiedKey::from_der(chain, key, &provider())
+        .map_err(|error| refused(cert_path, format!("it does not go with its key: {error}")))
+}
+
+fn base(
+    path: &Path,
+) -> Result<rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>, IdentityError> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| refused(path, error.to_string()))?;
+    Ok(builder.with_no_client_auth())
+}
+
+fn offering_both(mut config: ServerConfig) -> Arc<ServerConfig> {
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
+fn refused(path: &Path, reason: String) -> IdentityError {
+    IdentityError::FrontDoor { path: path.to_owned(), reason }
+}

@@ -1,0 +1,255 @@
+//! What clients meet at a peer: HTTP/1.1, HTTP/2 and TLS at its own front doors, and at the HTTP
+//! server that an embedding service brings.
+#![allow(missing_docs, reason = "a test crate")]
+#![allow(clippy::unwrap_used, reason = "tests: a failed step is a failed test")]
+
+mod bed;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::routing::get;
+use bed::{PATIENCE, peer};
+use http::{HeaderMap, Request, StatusCode, Version};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceBuilder;
+use warmhop::config::{SessionMode, StartMode};
+use warmhop::identity::{Authority, FrontDoorTls};
+use warmhop::ids::AppName;
+use warmhop::{AppSpec, Body, ClientInfo, Mesh, Session, app_fn};
+
+/// Tells what it sees of the request, and keeps a session.
+async fn tell(session: axum::Extension<Session>, headers: HeaderMap) -> String {
+    session.set("seen").unwrap();
+    let field = |name| headers.get(name).map_or("-", |value| value.to_str().unwrap());
+    format!("{} {}", field("x-forwarded-proto"), field("x-forwarded-for"))
+}
+
+async fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// One peer with the app ready, and whatever front doors are asked for.
+async fn one_peer(with: impl FnOnce(warmhop::Builder) -> warmhop::Builder) -> Mesh {
+    let one = peer("one");
+    let identity = Authority::generate("test").unwrap().issue(&one).unwrap();
+    let mut spec = AppSpec::new(AppName::new("tell").unwrap());
+    spec.policy.session = SessionMode::Portable;
+    spec.policy.start = StartMode::AtBoot;
+    let app =
+        app_fn(|| async { Ok::<_, std::convert::Infallible>(Router::new().route("/", get(tell))) });
+    with(Mesh::builder("test", one, identity).app(spec, app)).start().await.unwrap()
+}
+
+/// A certificate for `localhost`, and its key, in PEM.
+fn certificate() -> (rcgen::Certificate, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    (made.cert, made.signing_key.serialize_pem())
+}
+
+async fn tls_client(
+    addr: SocketAddr,
+    trusted: &[u8],
+    alpn: &[&[u8]],
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(trusted.to_vec())).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+struct Told {
+    version: Version,
+    cookie: String,
+    text: String,
+}
+
+async fn told(response: http::Response<hyper::body::Incoming>) -> Told {
+    assert_eq!(response.status(), StatusCode::OK);
+    let cookie = response.headers().get("set-cookie");
+    let cookie = cookie.map_or(String::new(), |cookie| cookie.to_str().unwrap().to_owned());
+    let version = response.version();
+    let body = tokio::time::timeout(PATIENCE, response.into_body().collect()).await.unwrap();
+    Told { version, cookie, text: String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap() }
+}
+
+/// Sends two requests over one HTTP/1.1 connection.
+async fn over_http1<IO>(io: IO) -> [Told; 2]
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async || {
+        let request = Request::get("/").header("host", "localhost").body(Body::empty()).unwrap();
+        sender.ready().await.unwrap();
+        told(sender.send_request(request).await.unwrap()).await
+    };
+    [ask().await, ask().await]
+}
+
+/// Sends two requests at once over one HTTP/2 connection.
+async fn over_http2<IO>(io: IO, scheme: &str) -> [Told; 2]
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let ask = async || {
+        let uri = format!("{scheme}://localhost/");
+        let request = Request::get(uri).body(Body::empty()).unwrap();
+        told(sender.clone().send_request(request).await.unwrap()).await
+    };
+    let (first, second) = tokio::join!(ask(), ask());
+    [first, second]
+}
+
+#[tokio::test]
+async fn one_door_without_tls_speaks_http_1_and_http_2() {
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door(door)).await;
+    let addr = mesh.front_doors()[0];
+    for told in over_http1(TcpStream::connect(addr).await.unwrap()).await {
+        assert_eq!((told.version, told.text.as_str()), (Version::HTTP_11, "http 127.0.0.1"));
+        assert!(!told.cookie.contains("Secure"), "{}", told.cookie);
+    }
+    for told in over_http2(TcpStream::connect(addr).await.unwrap(), "http").await {
+        assert_eq!((told.version, told.text.as_str()), (Version::HTTP_2, "http 127.0.0.1"));
+    }
+    mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_door_with_tls_speaks_what_its_client_offers() {
+    let (cert, key) = certificate();
+    let tls = FrontDoorTls::from_pem(cert.pem().as_bytes(), key.as_bytes()).unwrap();
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door_tls(door, tls)).await;
+    let addr = mesh.front_doors()[0];
+
+    for alpn in [&[b"h2".as_slice(), b"http/1.1"][..], &[b"http/1.1", b"h2"], &[b"h2"]] {
+        let stream = tls_client(addr, cert.der(), alpn).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        for told in over_http2(stream, "https").await {
+            assert_eq!((told.version, told.text.as_str()), (Version::HTTP_2, "https 127.0.0.1"));
+            assert!(told.cookie.contains("Secure"), "{}", told.cookie);
+        }
+    }
+    for (alpn, agreed) in [(&[b"http/1.1".as_slice()][..], Some(&b"http/1.1"[..])), (&[], None)] {
+        let stream = tls_client(addr, cert.der(), alpn).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), agreed);
+        for told in over_http1(stream).await {
+            assert_eq!((told.version, told.text.as_str()), (Version::HTTP_11, "https 127.0.0.1"));
+            assert!(told.cookie.contains("Secure"), "{}", told.cookie);
+        }
+    }
+    assert!(tls_client(addr, cert.der(), &[b"smtp"]).await.is_err());
+    mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_configuration_of_ones_own_is_used_as_it_is() {
+    let (cert, key) = certificate();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let key = tokio_rustls::rustls::pki_types::pem::PemObject::from_pem_slice(key.as_bytes());
+    let mut config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key.unwrap())
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door_tls(door, config.into())).await;
+    let offered: &[&[u8]] = &[b"h2", b"http/1.1"];
+    let stream = tls_client(mesh.front_doors()[0], cert.der(), offered).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    over_http1(stream).await;
+    mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not() {
+    let dir = std::env::temp_dir().join(format!("warmhop-front-doors-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (cert_path, key_path) = (dir.join("cert.pem"), dir.join("key.pem"));
+    let (old, old_key) = certificate();
+    std::fs::write(&cert_path, old.pem()).unwrap();
+    std::fs::write(&key_path, &old_key).unwrap();
+    let tls = FrontDoorTls::from_files(&cert_path, &key_path).unwrap();
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door_tls(door, tls.clone())).await;
+    let addr = mesh.front_doors()[0];
+    let presents =
+        async |cert: &rcgen::Certificate| tls_client(addr, cert.der(), &[]).await.is_ok();
+    assert!(presents(&old).await);
+    assert!(!tls.reload().unwrap(), "nothing changed");
+
+    let (new, new_key) = certificate();
+    std::fs::write(&cert_path, new.pem()).unwrap();
+    let refused = tls.reload().expect_err("the key is still the old one").to_string();
+    assert!(refused.contains("cert.pem") && refused.contains("does not go with"), "{refused}");
+    assert!(presents(&old).await);
+
+    std::fs::write(&key_path, new_key).unwrap();
+    // The running peer looks at its files by itself.
+    let renewed = async {
+        while !presents(&new).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.expect("the new certificate is used");
+    assert!(!presents(&old).await);
+    assert!(!tls.reload().unwrap(), "it is the one in use");
+    mesh.shutdown().await;
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[tokio::test]
+async fn behind_ones_own_server_the_app_is_told_who_asks() {
+    let mesh = one_peer(|builder| builder).await;
+    let service = ServiceBuilder::new()
+        .map_request(|mut request: axum::extract::Request| {
+            let from = request.extensions().get::<ConnectInfo<SocketAddr>>().unwrap().0;
+            request.extensions_mut().insert(ClientInfo { addr: Some(from), secure: true });
+            request
+        })
+        .service(mesh.service());
+    let router = Router::new().fallback_service(service);
+    let server = listener().await;
+    let addr = server.local_addr().unwrap();
+    let closing = CancellationToken::new();
+    let serving = axum::serve(server, router.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(closing.clone().cancelled_owned());
+    let serving = tokio::spawn(serving.into_future());
+    for told in over_http1(TcpStream::connect(addr).await.unwrap()).await {
+        assert_eq!(told.text, "https 127.0.0.1");
+        assert!(told.cookie.contains("Secure"), "{}", told.cookie);
+    }
+    closing.cancel();
+    serving.await.unwrap().unwrap();
+    mesh.shutdown().await;
+}
