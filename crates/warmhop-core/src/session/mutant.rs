@@ -41,6 +41,8 @@ pub(super) enum Mutant {
     NumberFirst,
     /// A takeover's round heeds what was heard, not what this process used.
     ReuseBallot,
+    /// What a key names is begun without asking its members first.
+    BeginUnprepared,
 }
 
 #[cfg(not(test))]

@@ -414,6 +414,10 @@ impl Session {
                     Otherwise::Begin(mut cfg) => {
                         cfg.now.stamp = cfg.now.stamp.max(ctx.process.stamp_to_begin());
                         let cfg = Arc::new(cfg);
+                        if mutant::on(Mutant::BeginUnprepared) {
+                            self.role = Role::Owner(Box::new(Owner::beginning(b, cfg)));
+                            return;
+                        }
                         takeover.begun = Some(cfg.clone());
                         takeover.token = Some(cfg);
                         continue;

@@ -4,13 +4,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::judge::{self, Violation};
-use super::setup::Kind;
-use super::tables::{Envelope, Peer, Run, Tables, What, attempt_of, history, slot_of};
+use super::setup::{Born, Kind};
+use super::tables::{Envelope, Peer, Run, Tables, What, attempt_of, history, inc, slot_of};
 use crate::config::SessionPolicy;
 use crate::ids::{Incarnation, Now, Position, WallTime};
 use crate::session::message::{Body, Exec, ExecDone, Message, NackReason, Stored};
 use crate::session::owner::Stage;
-use crate::session::{Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket};
+use crate::session::{Ctx, Effect, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket};
 
 /// What a machine can be given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -122,6 +122,14 @@ impl Tables {
             }
             Input::Abandon(ticket, p) => {
                 session.executed(&mut ctx, *ticket, *p, Outcome::Failed, &mut out);
+            }
+            Input::TakeOver if self.setup.born == Born::Key => {
+                let others = (0..self.setup.peers).map(|slot| inc(slot, 0));
+                let others: Vec<Incarnation> = others.filter(|other| *other != me).collect();
+                // No two begin it under one stamp, as no two clocks agree.
+                let mut cfg = self.birth.clone();
+                cfg.now.stamp += u64::from(slot_of(me));
+                session.seek(&mut ctx, &others, 0, Otherwise::Begin(cfg), &mut out);
             }
             Input::TakeOver => {
                 session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], &mut out);
@@ -285,7 +293,7 @@ pub(super) fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
     if to.inc != *addressee {
         // An answer to somebody who is gone; the rest comes back as `Dead`.
         return match what {
-            What::Protocol(Message::Prepare { .. } | Message::Accept { .. })
+            What::Protocol(Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
             | What::Order { .. } => from.inc != *sender,
             _ => true,
         };

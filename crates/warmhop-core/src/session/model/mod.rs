@@ -81,5 +81,7 @@ setups!(
     hand_over_and_shared_reads,
     drawn_and_repeated,
     echoed_orders,
+    begun_twice_under_one_key,
+    begun_under_a_key_and_forgotten,
     competing_takeovers_against_change_of_members,
 );

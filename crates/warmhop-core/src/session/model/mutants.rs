@@ -6,7 +6,7 @@ use std::println;
 use super::explore::explore;
 use super::judge::Invariant;
 use super::setup::{Born, Setup};
-use super::setups::{KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2};
+use super::setups::{KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_twice_under_one_key};
 use crate::session::mutant::{self, Mutant};
 
 /// More than any of the faults needs.
@@ -236,6 +236,12 @@ fn a_ballot_goes_before_a_number() {
         ..Setup::PLAIN
     };
     caught(setup, Some(Mutant::NumberFirst), Invariant::ChosenExtend);
+}
+
+#[test]
+fn what_a_key_names_is_begun_by_asking_first() {
+    let setup = Setup { name: "beginning without a prepare", ..begun_twice_under_one_key() };
+    caught(setup, Some(Mutant::BeginUnprepared), Invariant::ChosenExtend);
 }
 
 #[test]

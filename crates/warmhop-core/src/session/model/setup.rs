@@ -36,6 +36,9 @@ pub(super) enum Born {
     Drawn,
     /// Known by its token alone: whoever serves it takes it over.
     Token,
+    /// Known by its key alone: whoever serves it looks for it, and begins it where nobody knows of
+    /// it.
+    Key,
 }
 
 /// What may happen in one exploration. Lists name peers by their places.

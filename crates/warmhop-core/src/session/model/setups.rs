@@ -115,6 +115,33 @@ pub(super) fn drawn_and_repeated() -> Setup {
     }
 }
 
+/// Two peers look for the session under its key at once, find nobody who knows of it, and begin
+/// it; what they were told may be old by then.
+pub(super) fn begun_twice_under_one_key() -> Setup {
+    Setup {
+        name: "begun twice under one key",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1],
+        takeovers: 2,
+        ..Setup::PLAIN
+    }
+}
+
+/// A member forgets what was begun under a key before another peer begins it again.
+pub(super) fn begun_under_a_key_and_forgotten() -> Setup {
+    Setup {
+        name: "begun under a key and forgotten",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1, 2],
+        takeovers: 2,
+        forgetters: &[2],
+        forgettings: 1,
+        ..Setup::PLAIN
+    }
+}
+
 /// Orders and results that arrive twice, and an executor that restarts.
 pub(super) fn echoed_orders() -> Setup {
     Setup {

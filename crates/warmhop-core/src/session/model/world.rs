@@ -76,7 +76,7 @@ impl Tables {
         for slot in 0..self.setup.peers {
             let mut process = Process::default();
             let mut session = Session::new(SessionId([0; 16]), &process);
-            if slot == 0 && self.setup.born != Born::Token {
+            if slot == 0 && matches!(self.setup.born, Born::Named | Born::Drawn) {
                 let policy = self.policy.clone();
                 let mut ctx = ctx(inc(0, 0), Now(0), &policy, &mut process);
                 session.mint(&mut ctx, self.birth.clone(), &mut Vec::new());
@@ -403,7 +403,7 @@ impl Tables {
     fn dead_letter(&mut self, id: u32) -> Option<u32> {
         let Envelope { from, to, what } = self.envelope(id).clone();
         let what = match what {
-            What::Protocol(Message::Prepare { .. } | Message::Accept { .. }) => {
+            What::Protocol(Message::Prepare { .. } | Message::Accept { .. } | Message::Locate) => {
                 What::Protocol(Message::Nack {
                     reason: NackReason::Dead,
                     promised: None,
