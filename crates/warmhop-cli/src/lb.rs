@@ -5,12 +5,18 @@
 //! and to any other peer when it is not: every peer can serve every request, so a wrong
 //! choice costs a hop and nothing else.
 //!
-//! Health is a connect to the front door, which a draining peer closes: the admin listener
-//! knows more (`/readyz`), but stays on loopback unless it is told otherwise.
+//! Health is asked of the front door itself ([`READY_PATH`]), since the admin listener's `/readyz`
+//! stays on loopback: a peer whose apps are cold is in rotation, and one that drains is not. nginx
+//! without its commercial checks finds out by what becomes of requests.
+//!
+//! A balancer may keep a cookie of its own instead ([`Affinity::Own`]): the mesh brings a session to
+//! wherever its client keeps arriving.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use clap::ValueEnum;
+use warmhop::READY_PATH;
 
 use crate::client::{Status, front_door};
 
@@ -25,6 +31,26 @@ pub enum Balancer {
     Apache,
     /// Envoy, configuration API v3.
     Envoy,
+}
+
+/// Whose cookie a balancer follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Affinity {
+    /// The mesh's, which names the peer that the client should come back to.
+    Mesh,
+    /// One of the balancer's own: the session comes to the peer that it chose.
+    Own,
+}
+
+/// What a configuration is printed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The balancer.
+    pub balancer: Balancer,
+    /// Whose cookie it follows.
+    pub affinity: Affinity,
+    /// Where it listens for clients.
+    pub listen: SocketAddr,
 }
 
 /// A peer as a load balancer sees it.
@@ -42,11 +68,11 @@ impl Backend {
     }
 }
 
-/// The configuration of `balancer` for the mesh that `status` tells of.
+/// The configuration that is wanted, for the mesh that `status` tells of.
 ///
 /// # Errors
 /// If no peer has a front door that could be named.
-pub fn recipe(balancer: Balancer, status: &Status) -> Result<String, String> {
+pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     let backends = backends(status);
     if backends.is_empty() {
         return Err("no peer of this mesh has a front door; set [http] listen".into());
@@ -59,11 +85,11 @@ pub fn recipe(balancer: Balancer, status: &Status) -> Result<String, String> {
     if local {
         text.push_str("# Replace 0.0.0.0 by the address that reaches that peer.\n");
     }
-    match balancer {
-        Balancer::Haproxy => haproxy(&backends, &mut text),
-        Balancer::Nginx => nginx(&backends, &mut text),
-        Balancer::Apache => apache(&backends, &mut text),
-        Balancer::Envoy => envoy(&backends, &mut text),
+    match wanted.balancer {
+        Balancer::Haproxy => haproxy(wanted, &backends, &mut text),
+        Balancer::Nginx => nginx(wanted, &backends, &mut text),
+        Balancer::Apache => apache(wanted, &backends, &mut text),
+        Balancer::Envoy => envoy(wanted, &backends, &mut text),
     }
     Ok(text)
 }
@@ -84,30 +110,48 @@ fn backends(status: &Status) -> Vec<Backend> {
         .collect()
 }
 
-fn haproxy(backends: &[Backend], text: &mut String) {
-    text.push_str(
-        "\n\
-         frontend warmhop\n    \
-             mode http\n    \
-             bind :80\n    \
-             default_backend warmhop\n\
-         \n\
-         backend warmhop\n    \
-             mode http\n    \
-             balance leastconn\n    \
-             option redispatch\n    \
-             option forwardfor\n    \
-             timeout tunnel 1h\n",
+fn haproxy(wanted: Wanted, backends: &[Backend], text: &mut String) {
+    let _ = write!(
+        text,
+        "
+defaults
+    mode http
+    timeout connect 1s
+    timeout http-request 10s
+    timeout client 2m
+    timeout server 2m
+    timeout tunnel 1h
+    retries 3
+    option redispatch 1
+
+frontend warmhop
+    bind {}
+    default_backend warmhop
+
+backend warmhop
+    balance leastconn
+    option forwardfor
+    option httpchk
+    http-check send meth GET uri {READY_PATH}
+    http-check expect status 200
+    default-server check inter 500ms fall 1 rise 1
+",
+        wanted.listen
     );
-    for Backend { name, .. } in backends {
+    let own = wanted.affinity == Affinity::Own;
+    if own {
+        text.push_str("    cookie warmhop_lb insert indirect nocache httponly\n");
+    }
+    for Backend { name, .. } in backends.iter().filter(|_| !own) {
         let _ = writeln!(text, "    use-server {name} if {{ req.cook(warmhop) -m end .{name} }}");
     }
     for backend in backends {
-        let _ = writeln!(text, "    server {} {} check inter 1s", backend.name, backend.addr());
+        let cookie = if own { format!(" cookie {}", backend.name) } else { String::new() };
+        let _ = writeln!(text, "    server {} {}{cookie}", backend.name, backend.addr());
     }
 }
 
-fn nginx(backends: &[Backend], text: &mut String) {
+fn nginx(wanted: Wanted, backends: &[Backend], text: &mut String) {
     text.push_str("# It belongs into the http block.\n\nupstream warmhop_any {\n    least_conn;\n");
     for backend in backends {
         let _ = writeln!(text, "    server {} max_fails=1 fail_timeout=2s;", backend.addr());
@@ -121,69 +165,101 @@ fn nginx(backends: &[Backend], text: &mut String) {
         }
         text.push_str("}\n");
     }
-    text.push_str("\nmap $cookie_warmhop $warmhop_upstream {\n    default warmhop_any;\n");
+    let own = wanted.affinity == Affinity::Own;
+    let cookie = if own { "$cookie_warmhop_lb" } else { "$cookie_warmhop" };
+    let _ = writeln!(text, "\nmap {cookie} $warmhop_upstream {{\n    default warmhop_any;");
     for Backend { name, .. } in backends {
-        let _ = writeln!(text, "    \"~\\.{name}$\" warmhop_{name};");
+        let pattern = if own { format!("\"{name}\"") } else { format!("\"~\\.{name}$\"") };
+        let _ = writeln!(text, "    {pattern} warmhop_{name};");
     }
-    text.push_str(
-        "}\n\
-         \n\
-         map $http_upgrade $warmhop_connection {\n    \
-             default upgrade;\n    \
-             \"\" \"\";\n\
-         }\n\
-         \n\
-         server {\n    \
-             listen 80;\n    \
-             location / {\n        \
-                 proxy_pass http://$warmhop_upstream;\n        \
-                 proxy_http_version 1.1;\n        \
-                 proxy_set_header Host $http_host;\n        \
-                 proxy_set_header Upgrade $http_upgrade;\n        \
-                 proxy_set_header Connection $warmhop_connection;\n        \
-                 proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        \
-                 proxy_set_header X-Forwarded-Proto $scheme;\n        \
-                 proxy_buffering off;\n        \
-                 proxy_request_buffering off;\n        \
-                 proxy_read_timeout 1h;\n    \
-             }\n\
-         }\n",
+    text.push_str("}\n");
+    if own {
+        // Of several that were tried, the last one answered.
+        text.push_str("\nmap $upstream_addr $warmhop_answered {\n");
+        for backend in backends {
+            let addr = backend.addr().replace('.', "\\.").replace('[', "\\[").replace(']', "\\]");
+            let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.name);
+        }
+        text.push_str("}\n");
+    }
+    let _ = write!(
+        text,
+        "
+map $http_upgrade $warmhop_connection {{
+    default upgrade;
+    \"\" \"\";
+}}
+
+server {{
+    listen {};
+    location / {{
+        proxy_pass http://$warmhop_upstream;
+        proxy_connect_timeout 1s;
+        proxy_http_version 1.1;
+        proxy_set_header Host $http_host;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $warmhop_connection;
+        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_buffering off;
+        proxy_request_buffering off;
+        proxy_read_timeout 1h;
+",
+        wanted.listen
     );
+    if own {
+        text.push_str(
+            "        add_header Set-Cookie \"warmhop_lb=$warmhop_answered; Path=/; HttpOnly; SameSite=Lax\" always;\n",
+        );
+    }
+    text.push_str("    }\n}\n");
 }
 
-fn apache(backends: &[Backend], text: &mut String) {
-    text.push_str(
-        "# It needs mod_proxy, mod_proxy_http, mod_proxy_balancer, mod_proxy_hcheck,\n\
-         # mod_watchdog, mod_slotmem_shm and mod_lbmethod_byrequests.\n\
+fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
+    let own = wanted.affinity == Affinity::Own;
+    let _ = writeln!(
+        text,
+        "# It belongs into the virtual host that listens on {}, and needs mod_proxy,\n\
+         # mod_proxy_http, mod_proxy_balancer, mod_proxy_hcheck, mod_watchdog, mod_slotmem_shm,\n\
+         # mod_lbmethod_byrequests{}.\n\
          \n\
-         <Proxy \"balancer://warmhop\">\n",
+         <Proxy \"balancer://warmhop\">",
+        wanted.listen,
+        if own { " and mod_headers" } else { "" },
     );
     for backend in backends {
         let _ = writeln!(
             text,
-            "    BalancerMember \"http://{}\" route={} retry=2 hcmethod=TCP hcinterval=2",
+            "    BalancerMember \"http://{}\" route={} retry=2 connectiontimeout=1 \\\n        \
+             hcmethod=GET hcuri={READY_PATH} hcinterval=2 hcpasses=1 hcfails=1",
             backend.addr(),
             backend.name
         );
     }
+    let cookie = if own { "warmhop_lb" } else { "warmhop" };
+    let _ = writeln!(text, "    ProxySet stickysession={cookie}\n</Proxy>");
+    if own {
+        text.push_str(
+            "Header add Set-Cookie \"warmhop_lb=.%{BALANCER_WORKER_ROUTE}e; Path=/; HttpOnly; SameSite=Lax\" env=BALANCER_ROUTE_CHANGED\n",
+        );
+    }
     text.push_str(
-        "    ProxySet stickysession=warmhop\n\
-         </Proxy>\n\
-         ProxyPreserveHost On\n\
+        "ProxyPreserveHost On\n\
          ProxyPass        \"/\" \"balancer://warmhop/\" upgrade=websocket\n\
          ProxyPassReverse \"/\" \"balancer://warmhop/\"\n",
     );
 }
 
 /// Envoy has a cluster for each peer in which the others are the second priority, and the
-/// cookie's ending chooses the cluster.
-fn envoy(backends: &[Backend], text: &mut String) {
-    text.push_str(
-        "\n\
+/// cookie's ending chooses the cluster. With a cookie of its own it needs only the one of all.
+fn envoy(wanted: Wanted, backends: &[Backend], text: &mut String) {
+    let _ = write!(
+        text,
+        "
 static_resources:
   listeners:
   - name: warmhop
-    address: { socket_address: { address: 0.0.0.0, port_value: 80 } }
+    address: {{ socket_address: {{ address: \"{}\", port_value: {} }} }}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
@@ -191,19 +267,41 @@ static_resources:
           \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: warmhop
           use_remote_address: true
-          upgrade_configs: [{ upgrade_type: websocket }]
+          upgrade_configs: [{{ upgrade_type: websocket }}]
           http_filters:
-          - name: envoy.filters.http.router
+",
+        wanted.listen.ip(),
+        wanted.listen.port(),
+    );
+    let own = wanted.affinity == Affinity::Own;
+    if own {
+        text.push_str(
+            "          - name: envoy.filters.http.stateful_session
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession
+              session_state:
+                name: envoy.http.stateful_session.cookie
+                typed_config:
+                  \"@type\": type.googleapis.com/envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState
+                  cookie: { name: warmhop_lb, path: / }
+",
+        );
+    }
+    // What no peer has taken can go to another.
+    text.push_str(
+        "          - name: envoy.filters.http.router
             typed_config:
               \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
           route_config:
             virtual_hosts:
             - name: warmhop
               domains: [\"*\"]
+              retry_policy: { retry_on: \"connect-failure,refused-stream\", num_retries: 3 }
               routes:
 ",
     );
-    for Backend { name, .. } in backends {
+    let chosen = if own { &[] } else { backends };
+    for Backend { name, .. } in chosen {
         let _ = write!(
             text,
             "              - match:
@@ -222,7 +320,7 @@ static_resources:
 ",
     );
     envoy_cluster("any", None, backends, text);
-    for chosen in backends {
+    for chosen in chosen {
         envoy_cluster(&chosen.name, Some(chosen), backends, text);
     }
 }
@@ -236,7 +334,7 @@ fn envoy_cluster(name: &str, chosen: Option<&Backend>, backends: &[Backend], tex
     lb_policy: LEAST_REQUEST
     common_lb_config: {{ healthy_panic_threshold: {{ value: 0 }} }}
     health_checks:
-    - {{ timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {{}} }}
+    - {{ timeout: 1s, interval: 0.5s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {{ path: {READY_PATH} }} }}
     load_assignment:
       cluster_name: warmhop_{name}
       endpoints:

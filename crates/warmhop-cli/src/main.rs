@@ -12,7 +12,7 @@ use serde_json::Value;
 use warmhop::ids::PeerId;
 use warmhop_cli::client::{Admin, AdminUrl, AskError, encoded};
 use warmhop_cli::config::Config;
-use warmhop_cli::lb::Balancer;
+use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
 use warmhop_cli::{cert, guard, lb, log, run, show};
 
@@ -78,6 +78,12 @@ enum Command {
         /// Which one.
         #[arg(value_enum)]
         balancer: Balancer,
+        /// Whose cookie it follows.
+        #[arg(long, value_enum, default_value = "mesh")]
+        affinity: Affinity,
+        /// Where it listens for clients.
+        #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:80")]
+        listen: std::net::SocketAddr,
         #[command(flatten)]
         listener: Listener,
     },
@@ -229,11 +235,12 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             ask_for(ask, &path, |admin, answer| Ok(show::trace(&admin.read(answer)?, coloured)))
                 .await
         }),
-        Command::Lb { balancer, listener } => in_runtime(async {
+        Command::Lb { balancer, affinity, listen, listener } => in_runtime(async move {
             let admin = listener.connect();
             let answer = admin.status().await.map_err(Failure::failed)?;
             let status = admin.read(&answer).map_err(Failure::failed)?;
-            print(&lb::recipe(balancer, &status).map_err(Failure::failed)?)
+            let wanted = lb::Wanted { balancer, affinity, listen };
+            print(&lb::recipe(wanted, &status).map_err(Failure::failed)?)
         }),
     }
 }

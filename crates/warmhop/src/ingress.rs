@@ -33,6 +33,9 @@ use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// The most entries that one cookie carries, one for each app of the same host.
 const ENTRIES_MAX: usize = 4;
+/// Where a front door says whether this peer takes traffic: a load balancer seldom reaches the
+/// admin listener. A well-known path (RFC 8615), which no app has by accident.
+pub const READY_PATH: &str = "/.well-known/warmhop/readyz";
 /// Where a request has the field that names its answer as a stored one.
 const REPLAYED_FIELD: &str = "warmhop-replayed";
 /// Where a client is told that its session goes on without the majority that it had.
@@ -167,6 +170,9 @@ impl Ingress {
         if request.method() == Method::CONNECT {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
+        }
+        if slot.is_none() && request.uri().path() == READY_PATH {
+            return Ok((readiness(self.node.is_draining()), "serve", None));
         }
         let host = fields::host_of(request.uri(), request.headers());
         let slot = slot.or_else(|| self.app_for(host.as_deref(), request.uri().path()));
@@ -478,6 +484,21 @@ fn hide_cookie(headers: &mut HeaderMap) {
     }
 }
 
+/// What [`READY_PATH`] answers, as `/readyz` of the admin listener does: a peer whose apps are cold
+/// takes traffic, one that drains does not.
+fn readiness(draining: bool) -> Response<Body> {
+    let (status, text) = if draining {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else {
+        (StatusCode::OK, "ready\n")
+    };
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -251,6 +251,7 @@ pub use body::{Body, BoxError};
 pub use builder::{Builder, Mesh, MeshService};
 pub use hop_layer::{HopLayer, HopService, Readiness};
 pub use ingress::ClientInfo;
+pub use ingress::READY_PATH;
 pub use registers::{
     Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
 };

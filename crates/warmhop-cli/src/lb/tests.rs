@@ -15,6 +15,34 @@ fn status() -> Status {
     .unwrap()
 }
 
+fn recipe(balancer: Balancer, status: &Status) -> Result<String, String> {
+    with(balancer, Affinity::Mesh, status)
+}
+
+fn with(balancer: Balancer, affinity: Affinity, status: &Status) -> Result<String, String> {
+    super::recipe(Wanted { balancer, affinity, listen: "0.0.0.0:80".parse().unwrap() }, status)
+}
+
+#[test]
+fn a_cookie_of_the_balancers_own_leaves_that_of_the_mesh_alone() {
+    for balancer in Balancer::value_variants() {
+        let text = with(*balancer, Affinity::Own, &status()).unwrap();
+        assert!(text.contains("warmhop_lb"), "{balancer:?}: {text}");
+        for read in ["cook(warmhop)", "$cookie_warmhop ", "stickysession=warmhop\n", "warmhop=["] {
+            assert!(!text.contains(read), "{balancer:?}: {text}");
+        }
+    }
+    let text = with(Balancer::Nginx, Affinity::Own, &status()).unwrap();
+    assert!(text.contains("\"~(^|[ ,])\\[fd00::3\\]:8081$\" peer-10;"), "{text}");
+}
+
+#[test]
+fn every_balancer_but_nginx_asks_whether_a_peer_takes_traffic() {
+    for balancer in [Balancer::Haproxy, Balancer::Apache, Balancer::Envoy] {
+        assert!(recipe(balancer, &status()).unwrap().contains(READY_PATH), "{balancer:?}");
+    }
+}
+
 #[test]
 fn every_front_door_is_in_every_recipe_and_the_peer_without_one_in_none() {
     for balancer in Balancer::value_variants() {
@@ -34,9 +62,9 @@ fn haproxy_follows_the_end_of_the_cookie_while_that_peer_is_up() {
     use-server peer-1 if { req.cook(warmhop) -m end .peer-1 }
     use-server peer-2 if { req.cook(warmhop) -m end .peer-2 }
     use-server peer-10 if { req.cook(warmhop) -m end .peer-10 }
-    server peer-1 10.0.0.1:8081 check inter 1s
-    server peer-2 10.0.0.2:8081 check inter 1s
-    server peer-10 [fd00::3]:8081 check inter 1s
+    server peer-1 10.0.0.1:8081
+    server peer-2 10.0.0.2:8081
+    server peer-10 [fd00::3]:8081
 ";
     assert!(text.ends_with(expected), "{text}");
     assert!(text.contains("option redispatch"));
@@ -69,9 +97,7 @@ fn a_peer_alone_has_no_backup_and_no_rival() {
 #[test]
 fn apache_has_a_route_for_each_member() {
     let text = recipe(Balancer::Apache, &status()).unwrap();
-    assert!(text.contains(
-        "BalancerMember \"http://10.0.0.2:8081\" route=peer-2 retry=2 hcmethod=TCP hcinterval=2\n"
-    ));
+    assert!(text.contains("BalancerMember \"http://10.0.0.2:8081\" route=peer-2 "), "{text}");
     assert!(text.contains("ProxySet stickysession=warmhop\n"));
 }
 
