@@ -230,7 +230,7 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
     for backend in backends {
         let _ = writeln!(
             text,
-            "    BalancerMember \"http://{}\" route={} retry=2 connectiontimeout=1 \\\n        \
+            "    BalancerMember \"http://{}\" route={} retry=2 connectiontimeout=1 upgrade=websocket \\\n        \
              hcmethod=GET hcuri={READY_PATH} hcinterval=2 hcpasses=1 hcfails=1",
             backend.addr(),
             backend.name
@@ -245,7 +245,7 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
     }
     text.push_str(
         "ProxyPreserveHost On\n\
-         ProxyPass        \"/\" \"balancer://warmhop/\" upgrade=websocket\n\
+         ProxyPass        \"/\" \"balancer://warmhop/\"\n\
          ProxyPassReverse \"/\" \"balancer://warmhop/\"\n",
     );
 }
@@ -296,7 +296,19 @@ static_resources:
             virtual_hosts:
             - name: warmhop
               domains: [\"*\"]
-              retry_policy: { retry_on: \"connect-failure,refused-stream\", num_retries: 3 }
+              retry_policy:
+                retry_on: \"connect-failure,refused-stream\"
+                num_retries: 3
+                host_selection_retry_max_attempts: 5
+                retry_host_predicate:
+                - name: envoy.retry_host_predicates.previous_hosts
+                  typed_config:
+                    \"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
+                retry_priority:
+                  name: envoy.retry_priorities.previous_priorities
+                  typed_config:
+                    \"@type\": type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig
+                    update_frequency: 1
               routes:
 ",
     );

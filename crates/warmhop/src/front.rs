@@ -23,6 +23,8 @@ use crate::ingress::{ClientInfo, Ingress};
 
 /// How long a client may take to send a request's head, and an idle connection may stay.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection that has brought no request yet is kept open when the door closes.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most client connections of one listener.
@@ -70,8 +72,12 @@ pub(crate) async fn serve(
             }
         }
     }
-    // Clients that connected before the listener closed are served, not reset.
-    while let Some(Ok((stream, peer))) = futures_util::FutureExt::now_or_never(listener.accept()) {
+    // Clients that connected before the listener closed are served, not reset. The socket itself is
+    // asked: the runtime has not heard of those that came just now.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        let Ok(stream) = stream else { continue };
         let (ingress, closing) = (Arc::clone(&ingress), closing.clone());
         connections.spawn(accepted_one(stream, peer, tls.clone(), ingress, closing));
     }
@@ -100,6 +106,13 @@ async fn accepted_one(
     }
 }
 
+/// Resolves when the connection is to end once it is idle. One that has just been opened is about to
+/// bring a request, and would be cut off before that is read.
+async fn closes(closing: &CancellationToken, begun: &CancellationToken) {
+    closing.cancelled().await;
+    let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, begun.cancelled()).await;
+}
+
 async fn connection<IO>(
     stream: IO,
     client: ClientInfo,
@@ -108,7 +121,10 @@ async fn connection<IO>(
 ) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
+    let begun = CancellationToken::new();
+    let beginning = begun.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        beginning.cancel();
         let ingress = Arc::clone(&ingress);
         async move {
             let response: Response<Body> = ingress.handle(request.map(Body::from), client).await;
@@ -134,7 +150,7 @@ async fn connection<IO>(
     tokio::pin!(serving);
     let outcome = tokio::select! {
         outcome = serving.as_mut() => outcome,
-        () = closing.cancelled() => {
+        () = closes(&closing, &begun) => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }

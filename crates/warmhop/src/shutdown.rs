@@ -26,7 +26,7 @@ const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
 /// How long giving away what came since may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
-const LAME_DUCK: Duration = Duration::from_millis(500);
+const LAME_DUCK: Duration = Duration::from_secs(1);
 /// How long requests in flight may take to end.
 const REQUESTS_WITHIN: Duration = Duration::from_secs(30);
 /// How often an invitation is repeated.

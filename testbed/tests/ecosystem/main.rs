@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a panic fails the test")]
 
+mod balancers;
 mod browser;
 mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
@@ -22,7 +23,8 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use installed::Tested;
 
 fn main() -> ExitCode {
-    let trials = [browser::trials(), front_doors::trials(), sessions::trials()];
+    let trials =
+        [balancers::trials(), browser::trials(), front_doors::trials(), sessions::trials()];
     libtest_mimic::run(&Arguments::from_args(), trials.into_iter().flatten().collect()).exit_code()
 }
 

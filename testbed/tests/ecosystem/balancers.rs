@@ -1,0 +1,403 @@
+//! Real load balancers in front of a mesh, configured by what `warmhop lb` prints and nothing else
+//! that concerns the mesh.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use http::Method;
+use libtest_mimic::Trial;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use warmhop_testbed::client::{Client, Reply};
+use warmhop_testbed::ports::Reservation;
+use warmhop_testbed::workspace;
+
+use crate::installed::{Skipped, Tested, debian, debian_file, home, python};
+use crate::support::{BOUND, QUICK, Shopper, World, shop, until};
+use crate::test;
+
+/// The promises, in the order in which they are looked at.
+const PROMISES: [&str; 7] = [
+    "its own checker accepts the configuration",
+    "peers whose app is cold are in rotation",
+    "a client comes back to one peer, which serves it",
+    "a WebSocket passes",
+    "a peer that leaves costs no client an error",
+    "the loss of a client's peer costs it no change of its session",
+    "a peer that comes back is in rotation",
+];
+
+/// The tests of this module.
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for kind in ["haproxy", "nginx", "apache", "envoy"] {
+        for affinity in ["mesh", "own"] {
+            let name = format!("balancer_{kind}_follows_the_cookie_of_{affinity}");
+            trials.push(test(&name, move || follows(kind, affinity)));
+        }
+    }
+    trials.push(test("balancers_are_as_their_table_says", table));
+    trials
+}
+
+/// A running balancer; ends with this.
+struct Balancer {
+    addr: SocketAddr,
+    process: Child,
+    version: String,
+    _port: Reservation,
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Where its results are, for the table.
+fn results(kind: &str, affinity: &str) -> PathBuf {
+    home().join(format!("balancer-{kind}-{affinity}"))
+}
+
+fn first_line(output: &std::process::Output) -> String {
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&said).trim().to_owned();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn run(command: &mut Command) -> std::process::Output {
+    tokio::task::block_in_place(|| command.output()).expect("it starts")
+}
+
+fn checked(command: &mut Command) {
+    let output = run(command);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the configuration is refused: {said}\n{output:?}");
+}
+
+/// Starts the real balancer with what the peer at 0 prints for it.
+async fn start(kind: &str, affinity: &str, world: &World) -> Result<Balancer, Skipped> {
+    let port = Reservation::new().unwrap();
+    let addr = port.peer(0).http;
+    let listen = addr.to_string();
+    let printed = world.warmhop(0, &["lb", kind, "--affinity", affinity, "--listen", &listen]);
+    assert!(printed.status.success(), "{printed:?}");
+    let recipe = String::from_utf8(printed.stdout).unwrap();
+    let folder = home().join(format!("run-{kind}-{affinity}-{}", std::process::id()));
+    fs::create_dir_all(folder.join("logs")).unwrap();
+    let file = folder.join("config");
+    let (mut command, version) = match kind {
+        "haproxy" => haproxy(&recipe, &file)?,
+        "nginx" => nginx(&recipe, &folder, &file)?,
+        "apache" => apache(&recipe, addr, &folder, &file)?,
+        "envoy" => envoy(&recipe, &file)?,
+        other => unreachable!("{other} is none of the four"),
+    };
+    let log = fs::File::create(folder.join("log")).unwrap();
+    let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let balancer = Balancer { addr, process, version, _port: port };
+    until("the balancer answers", async || {
+        let reply = Client::new().get(addr, "/.well-known/warmhop/readyz").await.ok()?;
+        reply.status.is_success().then_some(())
+    })
+    .await;
+    Ok(balancer)
+}
+
+fn haproxy(recipe: &str, file: &Path) -> Result<(Command, String), Skipped> {
+    fs::write(file, recipe).unwrap();
+    let version = first_line(&run(debian("usr/sbin/haproxy")?.arg("-v")));
+    checked(debian("usr/sbin/haproxy")?.args(["-c", "-f"]).arg(file));
+    let mut command = debian("usr/sbin/haproxy")?;
+    // In the foreground, one process, which ends when it is told to.
+    command.args(["-db", "-f"]).arg(file);
+    Ok((command, version))
+}
+
+fn nginx(recipe: &str, folder: &Path, file: &Path) -> Result<(Command, String), Skipped> {
+    let at = folder.display();
+    let whole = format!(
+        "daemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{}}\n\
+         http {{\naccess_log off;\nclient_body_temp_path {at}/body;\nproxy_temp_path {at}/proxy;\n\
+         fastcgi_temp_path {at}/fastcgi;\nuwsgi_temp_path {at}/uwsgi;\nscgi_temp_path {at}/scgi;\n\
+         {recipe}}}\n"
+    );
+    fs::write(file, whole).unwrap();
+    let version = first_line(&run(debian("usr/sbin/nginx")?.arg("-v")));
+    let with = |command: &mut Command| {
+        command.arg("-p").arg(folder).arg("-e").arg(folder.join("error.log")).arg("-c").arg(file);
+    };
+    let mut check = debian("usr/sbin/nginx")?;
+    with(&mut check);
+    checked(check.arg("-t"));
+    let mut command = debian("usr/sbin/nginx")?;
+    with(&mut command);
+    Ok((command, version))
+}
+
+fn apache(
+    recipe: &str,
+    addr: SocketAddr,
+    folder: &Path,
+    file: &Path,
+) -> Result<(Command, String), Skipped> {
+    let modules = debian_file("usr/lib/apache2/modules")?;
+    let mut whole = format!(
+        "ServerRoot {at}\nDefaultRuntimeDir {at}\nPidFile {at}/pid\nErrorLog {at}/error.log\n\
+         Listen {addr}\nServerName localhost\nMutex file:{at} default\n",
+        at = folder.display()
+    );
+    for name in [
+        "mpm_event",
+        "authz_core",
+        "headers",
+        "proxy",
+        "proxy_http",
+        "proxy_balancer",
+        "proxy_hcheck",
+        "watchdog",
+        "slotmem_shm",
+        "lbmethod_byrequests",
+    ] {
+        let path = modules.join(format!("mod_{name}.so"));
+        // Some are built into the program.
+        if path.exists() {
+            whole.push_str(&format!("LoadModule {name}_module {}\n", path.display()));
+        }
+    }
+    whole.push_str(&format!("<VirtualHost {addr}>\n{recipe}</VirtualHost>\n"));
+    fs::write(file, whole).unwrap();
+    let version = first_line(&run(debian("usr/sbin/apache2")?.arg("-v")));
+    checked(debian("usr/sbin/apache2")?.args(["-t", "-f"]).arg(file));
+    let mut command = debian("usr/sbin/apache2")?;
+    command.args(["-D", "FOREGROUND", "-f"]).arg(file);
+    Ok((command, version))
+}
+
+fn envoy(recipe: &str, file: &Path) -> Result<(Command, String), Skipped> {
+    let file = file.with_extension("yaml");
+    fs::write(&file, recipe).unwrap();
+    let version = first_line(&run(python("envoy")?.arg("--version")));
+    checked(python("envoy")?.args(["--mode", "validate", "-c"]).arg(&file));
+    let mut command = python("envoy")?;
+    command.args(["--concurrency", "1", "--disable-hot-restart", "-c"]).arg(&file);
+    Ok((command, version))
+}
+
+/// Looks at every promise, with a mesh of three.
+async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
+    let _ = fs::remove_file(results(kind, affinity));
+    let mut world = World::new(3, shop(QUICK, "")).await;
+    world.expect_errors();
+    world.warm(2).await;
+    // 1. It starts only if its own checker has accepted the configuration.
+    let balancer = start(kind, affinity, &world).await?;
+    let addr = balancer.addr;
+
+    // 2. Whoever the balancer chooses answers, cold or not, and names itself.
+    let mut routes = std::collections::BTreeSet::new();
+    for _ in 0..12 {
+        let mut client = Client::new();
+        let reply = client.get(addr, "/cart").await.unwrap().ok().unwrap();
+        assert!(reply.peer().is_some());
+        let mut shopper = Shopper { client, acknowledged: 0 };
+        shopper.add(addr).await;
+        routes.insert(shopper.client.route().expect("a cookie").to_owned());
+    }
+    assert!(routes.len() > 1, "only {routes:?} were ever chosen");
+
+    // 3. After the cut-over a client's own peer serves it.
+    for index in 0..3 {
+        world.warm(index).await;
+    }
+    let mut shopper = Shopper::default();
+    shopper.add(addr).await;
+    let mine = settled(&mut shopper, addr).await;
+
+    // 4. A WebSocket.
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let connect = tokio_tungstenite::client_async(format!("ws://{addr}/ws"), stream);
+    let (mut socket, _) = tokio::time::timeout(BOUND, connect).await.unwrap().unwrap();
+    socket.send(Message::text("hello")).await.unwrap();
+    let back = tokio::time::timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(back, Message::text("hello"));
+    let _ = socket.close(None).await;
+
+    // 5. A peer leaves in good order under load, and comes back.
+    let leaving = (0..3).find(|index| world.name(*index) == mine).unwrap();
+    let load = Load::begin(addr, 4);
+    load.answers(40).await;
+    let status = world.mesh.stop(leaving).await.unwrap();
+    assert!(status.success(), "{status}");
+    load.answers(40).await;
+    let (answered, failed) = load.end().await;
+    assert!(failed.is_empty(), "of {answered} requests: {failed:?}");
+    shopper.add(addr).await;
+    world.mesh.start(leaving).unwrap();
+    world.mesh.formed().await.unwrap();
+    world.warm(leaving).await;
+
+    // 6. The client's peer is lost, when the session is held by three again.
+    let mine = settled(&mut shopper, addr).await;
+    is_whole(&mut shopper, &world, addr).await;
+    let lost = (0..3).find(|index| world.name(*index) == mine).unwrap();
+    world.mesh.kill(lost).unwrap();
+    shopper.acknowledged += 1;
+    let wanted = shopper.acknowledged;
+    let reply = until("the session goes on", async || {
+        let call = shopper.client.call(Method::POST, "/cart/add?item=book");
+        let call = call.header("idempotency-key", "\"after-the-loss\"");
+        call.send(addr).await.ok().filter(|reply| reply.status.is_success())
+    })
+    .await;
+    assert_eq!(reply.json().unwrap()["count"], wanted, "nothing lost, nothing doubled");
+    assert_ne!(reply.peer(), Some(mine.as_str()));
+    settled(&mut shopper, addr).await;
+
+    // 7. It comes back.
+    world.mesh.start(lost).unwrap();
+    world.mesh.formed().await.unwrap();
+    world.warm(lost).await;
+    until("the peer that came back is chosen", async || {
+        let reply = Client::new().get(addr, "/cart").await.ok()?;
+        (reply.peer() == Some(world.name(lost))).then_some(())
+    })
+    .await;
+    fs::write(results(kind, affinity), &balancer.version).unwrap();
+    Ok(())
+}
+
+/// Waits until one peer has served the client five times in a row; its name.
+async fn settled(shopper: &mut Shopper, addr: SocketAddr) -> String {
+    until("one peer serves the client", async || {
+        let mut peers = std::collections::BTreeSet::new();
+        for _ in 0..5 {
+            let reply: Reply = shopper.check(addr).await;
+            peers.insert(reply.peer().expect("peers name themselves").to_owned());
+            // The hop that it came by is told between the mesh and the balancer.
+            if reply.header("proxy-status").is_some_and(|it| it.contains("next-hop")) {
+                return None;
+            }
+        }
+        let first = peers.pop_first()?;
+        peers.is_empty().then_some(first)
+    })
+    .await
+}
+
+/// Waits until three living peers hold the client's session.
+async fn is_whole(shopper: &mut Shopper, world: &World, addr: SocketAddr) {
+    let reply = shopper.check(addr).await;
+    let request = reply.request_id().unwrap().to_owned();
+    let names: Vec<&str> = (0..3).map(|index| world.name(index)).collect();
+    until("three living peers hold the session", async || {
+        for index in 0..3 {
+            let told = world.admin(index, Method::GET, &format!("/v1/requests/{request}")).await;
+            let Some(key) =
+                told.json().ok().and_then(|it| Some(it["session"].as_str()?.to_owned()))
+            else {
+                continue;
+            };
+            let path = format!("/v1/sessions/{key}");
+            let told = world.admin(index, Method::GET, &path).await.json().ok()?;
+            let members = told["members"].as_array()?;
+            let living = members.iter().filter(|it| names.contains(&it.as_str().unwrap_or("")));
+            if told["owner"] == world.name(index) && living.count() == 3 {
+                return Some(());
+            }
+        }
+        None
+    })
+    .await;
+}
+
+/// Clients without end, each a new visitor now and then.
+struct Load {
+    done: Arc<AtomicBool>,
+    answered: Arc<std::sync::atomic::AtomicU32>,
+    clients: tokio::task::JoinSet<Vec<String>>,
+}
+
+impl Load {
+    fn begin(addr: SocketAddr, clients: usize) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let mut set = tokio::task::JoinSet::new();
+        for _ in 0..clients {
+            let (done, answered) = (Arc::clone(&done), Arc::clone(&answered));
+            set.spawn(async move {
+                let mut failed = Vec::new();
+                let mut client = Client::new();
+                let mut turn = 0u32;
+                while !done.load(Ordering::Relaxed) {
+                    turn += 1;
+                    if turn.is_multiple_of(8) {
+                        client = Client::new();
+                    }
+                    let reply = if turn.is_multiple_of(2) {
+                        client.get(addr, "/cart").await
+                    } else {
+                        client.post(addr, "/cart/add?item=book").await
+                    };
+                    match reply.and_then(Reply::ok) {
+                        Ok(_) => {
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => failed.push(format!("{error:#}")),
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                failed
+            });
+        }
+        Self { done, answered, clients: set }
+    }
+
+    /// Waits for so many more answers.
+    async fn answers(&self, more: u32) {
+        let wanted = self.answered.load(Ordering::Relaxed) + more;
+        until("clients are answered", async || {
+            (self.answered.load(Ordering::Relaxed) >= wanted).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(self) -> (u32, Vec<String>) {
+        self.done.store(true, Ordering::Relaxed);
+        let failed = self.clients.join_all().await.concat();
+        (self.answered.load(Ordering::Relaxed), failed)
+    }
+}
+
+/// What the tests above found, as the documentation shows it.
+async fn table() -> Tested {
+    let mut rows = String::from("| | HAProxy | nginx | Apache httpd | Envoy |\n");
+    rows.push_str("| --- | --- | --- | --- | --- |\n");
+    let mut cells = Vec::new();
+    for kind in ["haproxy", "nginx", "apache", "envoy"] {
+        let found = |affinity: &str| results(kind, affinity).exists();
+        cells.push(match (found("mesh"), found("own")) {
+            (true, true) => "both",
+            (true, false) => "the mesh's",
+            (false, true) => "its own",
+            (false, false) => return Err(Skipped(format!("{kind} was not tested"))),
+        });
+    }
+    for promise in PROMISES {
+        rows.push_str(&format!("| {promise} | {} |\n", cells.join(" | ")));
+    }
+    println!("{rows}");
+    for kind in ["haproxy", "nginx", "apache", "envoy"] {
+        println!("{}", fs::read_to_string(results(kind, "mesh")).unwrap_or_default());
+    }
+    let page = fs::read_to_string(workspace().join("docs/load-balancers.md")).unwrap();
+    assert!(page.contains(&rows), "docs/load-balancers.md does not show this table");
+    Ok(())
+}
