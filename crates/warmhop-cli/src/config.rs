@@ -60,6 +60,8 @@ pub struct Http {
     pub tls: Option<Tls>,
     /// Whether responses name the peer and the request.
     pub reveal: bool,
+    /// How long open WebSockets may go on when the peer shuts down.
+    pub stream_grace: Duration,
 }
 
 /// `[http] tls`: PEM files.

@@ -133,7 +133,8 @@ fn builder(
     let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
-        .reveal(config.http.reveal);
+        .reveal(config.http.reveal)
+        .stream_grace(config.http.stream_grace);
     if let Some(zone) = &config.peer.zone {
         builder = builder.zone(zone.clone());
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -46,6 +47,7 @@ pub struct Builder {
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
+    pub(crate) stream_grace: Duration,
     pub(crate) registers: Vec<AppName>,
     pub(crate) layers: Vec<HopLayer>,
 }
@@ -108,6 +110,15 @@ impl Builder {
     #[must_use]
     pub fn reveal(mut self, reveal: bool) -> Self {
         self.reveal = reveal;
+        self
+    }
+
+    /// How long WebSockets and other upgraded connections may go on when the peer shuts down.
+    /// After that a WebSocket's client gets a close frame, 1001, and whatever else it is ends.
+    /// Default: 10 s.
+    #[must_use]
+    pub fn stream_grace(mut self, grace: Duration) -> Self {
+        self.stream_grace = grace;
         self
     }
 
@@ -265,6 +276,7 @@ impl Builder {
             doors_closing,
             tasks,
             connections,
+            stream_grace: self.stream_grace,
             drained: OnceCell::new(),
             ended: OnceCell::new(),
         })))
@@ -336,6 +348,7 @@ struct Running {
     doors_closing: CancellationToken,
     tasks: TaskTracker,
     connections: TaskTracker,
+    stream_grace: Duration,
     drained: OnceCell<()>,
     ended: OnceCell<()>,
 }
@@ -401,6 +414,7 @@ impl Mesh {
             reveal: true,
             apps: Vec::new(),
             registers: Vec::new(),
+            stream_grace: Duration::from_secs(10),
             layers: Vec::new(),
         }
     }
@@ -537,6 +551,7 @@ impl Mesh {
                 running.doors_closing.cancel();
                 running.connections.close();
                 shutdown::wait_for(&running.connections).await;
+                shutdown::end_upgrades(&running.node, running.stream_grace).await;
                 shutdown::give_away_the_rest(&running.node).await;
                 shutdown::stop_apps(&running.node).await;
                 running.closing.cancel();

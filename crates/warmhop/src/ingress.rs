@@ -380,15 +380,18 @@ impl Ingress {
                 fields::put_upgrade(headers, protocol);
             }
             if let (Some(on_upgrade), Some(upgrade)) = (on_upgrade, upgrade) {
-                tokio::spawn(async move {
+                let upgrades = node.upgrades.clone();
+                let protocol = headers.get(http::header::UPGRADE).cloned();
+                node.upgrades.open.spawn(async move {
                     let Ok(client) = on_upgrade.await else { return };
                     let client = TokioIo::new(client);
-                    match upgrade {
+                    let pass = async |client: &mut _| match upgrade {
                         Upgrade::Hop(writer, reader) => {
                             hop::tunnel(client, writer, reader, AppIs::Far).await;
                         }
                         Upgrade::Io(app) => hop::join(client, TokioIo::new(app)).await,
-                    }
+                    };
+                    upgrades.carry(client, protocol.as_ref(), pass).await;
                 });
             }
         }

@@ -244,6 +244,7 @@ mod telemetry;
 #[cfg(feature = "tower-sessions")]
 pub mod tower_sessions;
 mod upkeep;
+mod websocket;
 mod wire;
 
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};

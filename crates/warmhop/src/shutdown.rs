@@ -15,6 +15,7 @@ use warmhop_core::view::{AppState, Liveness};
 
 use crate::net::Net;
 use crate::node::Node;
+use crate::websocket::Upgrades;
 
 /// How long giving sessions away may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
@@ -29,6 +30,8 @@ const REST_WITHIN: Duration = Duration::from_secs(2);
 const LAME_DUCK: Duration = Duration::from_secs(1);
 /// How long requests in flight may take to end.
 const REQUESTS_WITHIN: Duration = Duration::from_secs(30);
+/// How long upgraded connections may take to end once they are told to.
+const UPGRADES_WITHIN: Duration = Duration::from_secs(3);
 /// How often an invitation is repeated.
 const INVITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How many sessions are offered at once.
@@ -122,6 +125,21 @@ pub(crate) async fn give_away_the_rest(node: &Node) {
 pub(crate) async fn wait_for(tasks: &TaskTracker) {
     if tokio::time::timeout(REQUESTS_WITHIN, tasks.wait()).await.is_err() {
         warn!(left = tasks.len(), "some connections outlasted the grace time");
+    }
+}
+
+/// Gives the upgraded connections of clients, such as WebSockets, their time to end by themselves,
+/// and then ends them.
+pub(crate) async fn end_upgrades(node: &Node, grace: Duration) {
+    let Upgrades { open, leaving } = &node.upgrades;
+    open.close();
+    if !open.is_empty() {
+        info!(open = open.len(), grace_ms = grace.as_millis() as u64, "waiting for open streams");
+    }
+    if tokio::time::timeout(grace, open.wait()).await.is_err() {
+        leaving.cancel();
+        // Each has a moment to end its frame and one to hear the answer.
+        let _ = tokio::time::timeout(UPGRADES_WITHIN, open.wait()).await;
     }
 }
 

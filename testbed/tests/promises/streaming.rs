@@ -141,6 +141,70 @@ async fn a_websocket_passes_a_hop() {
     world.in_flight(0, 0).await;
 }
 
+type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
+
+async fn websocket(world: &World, index: usize) -> Socket {
+    let stream = TcpStream::connect(world.http(index)).await.unwrap();
+    let url = format!("ws://{}/ws", world.http(index));
+    let connect = tokio_tungstenite::client_async(url, stream);
+    let (mut socket, _) = timeout(BOUND, connect).await.unwrap().unwrap();
+    echoes(&mut socket, "hello").await;
+    socket
+}
+
+async fn echoes(socket: &mut Socket, text: &'static str) {
+    socket.send(Message::text(text)).await.unwrap();
+    let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(back, Message::text(text));
+}
+
+/// The code of the close frame that ends the socket.
+async fn closed_with(socket: &mut Socket) -> u16 {
+    match timeout(BOUND, socket.next()).await.expect("it ends in time") {
+        Some(Ok(Message::Close(Some(frame)))) => frame.code.into(),
+        other => panic!("no close frame with a code: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn open_websockets_get_their_time_when_a_peer_leaves_and_then_a_proper_close() {
+    for grace in ["1s", "60s"] {
+        let settings = format!("[http]\nstream_grace = '{grace}'\n");
+        let mut world = World::with(2, vec![shop(QUICK, "")], &settings, never_on(1)).await;
+        world.warm(0).await;
+        let mut hops = websocket(&world, 1).await;
+        let (leaves, ()) = tokio::join!(world.mesh.stop(1), async {
+            if grace == "60s" {
+                // It goes on meanwhile, and the peer waits for no longer than it has to.
+                echoes(&mut hops, "still there").await;
+                hops.close(None).await.unwrap();
+                while timeout(BOUND, hops.next()).await.expect("it is answered").is_some() {}
+            } else {
+                assert_eq!(closed_with(&mut hops).await, 1001);
+            }
+        });
+        assert!(leaves.unwrap().success());
+        let mut local = websocket(&world, 0).await;
+        if grace == "1s" {
+            let (leaves, code) = tokio::join!(world.mesh.stop(0), closed_with(&mut local));
+            assert_eq!(code, 1001);
+            assert!(leaves.unwrap().success());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_whose_app_dies_ends_with_a_close_frame_here_and_through_a_hop() {
+    let mut world = hopping().await;
+    world.expect_errors();
+    let mut sockets = [websocket(&world, 0).await, websocket(&world, 1).await];
+    // The app takes its own answer with it.
+    let _ = Client::new().post(world.http(0), "/crash").await;
+    for socket in &mut sockets {
+        assert_eq!(closed_with(socket).await, 1011);
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_asks_first_is_told_to_continue() {
     let world = hopping().await;

@@ -28,6 +28,7 @@ impl fmt::Display for Config {
             None => writeln!(f, "# tls is not set: plain HTTP")?,
         }
         writeln!(f, "reveal = {}", self.http.reveal)?;
+        writeln!(f, "stream_grace = \"{}\"", duration_text(self.http.stream_grace))?;
 
         writeln!(f, "\n[mesh]\nlisten = \"{}\"", self.mesh.listen)?;
         let advertise = self.mesh.advertise.unwrap_or(self.mesh.listen);

@@ -102,8 +102,12 @@ fn read_peer(root: &mut Table<'_>) -> Option<Peer> {
 }
 
 fn read_http(root: &mut Table<'_>) -> Http {
-    let mut http =
-        Http { listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))], tls: None, reveal: true };
+    let mut http = Http {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))],
+        tls: None,
+        reveal: true,
+        stream_grace: Duration::from_secs(10),
+    };
     let Some(mut table) = root.table("http") else { return http };
     if let Some(field) = table.take("listen") {
         http.listen =
@@ -119,6 +123,8 @@ fn read_http(root: &mut Table<'_>) -> Http {
     if let Some(reveal) = table.take("reveal").and_then(|field| field.boolean()) {
         http.reveal = reveal;
     }
+    let an_hour = Duration::from_secs(3600);
+    table.set_duration("stream_grace", Duration::ZERO..=an_hour, &mut http.stream_grace);
     table.finish();
     http
 }

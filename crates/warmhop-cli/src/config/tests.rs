@@ -11,6 +11,7 @@ zone = "a"
 [http]
 listen = ["127.0.0.1:8081", "[::1]:8081"]
 reveal = false
+stream_grace = "90s"
 
 [mesh]
 listen = "127.0.0.1:7001"
@@ -69,6 +70,7 @@ fn every_key_arrives() {
     assert_eq!(config.peer.zone.as_deref(), Some("a"));
     assert_eq!(config.http.listen.len(), 2);
     assert!(!config.http.reveal);
+    assert_eq!(config.http.stream_grace, Duration::from_secs(90));
     assert_eq!(config.mesh.advertise, Some("127.0.0.2:7001".parse().unwrap()));
     assert_eq!(config.mesh.seeds, ["127.0.0.1:7001", "peers.internal:7002"]);
     assert_eq!(config.mesh.identity, Path::new("/nowhere/certs/peer-1"));
@@ -132,6 +134,7 @@ name = "p"
 listen = ["127.0.0.1:8081"]
 # tls is not set: plain HTTP
 reveal = true
+stream_grace = "10s"
 
 [mesh]
 listen = "127.0.0.1:7001"
