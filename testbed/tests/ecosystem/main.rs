@@ -7,6 +7,7 @@
 
 mod balancers;
 mod browser;
+mod deploy;
 mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let trials = [
         balancers::trials(),
         browser::trials(),
+        deploy::trials(),
         front_doors::trials(),
         pinned::trials(),
         sessions::trials(),
