@@ -17,11 +17,13 @@ use crate::test;
 /// The tests of this module.
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        test("systemd_accepts_the_unit", async || unit()),
-        test("hadolint_accepts_the_container_file", async || container()),
-        test("kubernetes_schemas_accept_the_manifests", async || schemas()),
-        test("the_manifests_agree_with_each_other_and_with_warmhop_check", async || agreement()),
-        test("peers_work_with_identities_that_another_tool_issued", foreign_identities),
+        test("deploy::systemd_accepts_the_unit", async || unit()),
+        test("deploy::hadolint_accepts_the_container_file", async || container()),
+        test("deploy::kubernetes_schemas_accept_the_manifests", async || schemas()),
+        test("deploy::the_manifests_agree_with_each_other_and_with_warmhop_check", async || {
+            agreement()
+        }),
+        test("deploy::peers_work_with_identities_that_another_tool_issued", foreign_identities),
     ]
 }
 
