@@ -3,6 +3,7 @@
 //     {"do": "open", "page": NAME, "url": URL}   in a browser context of its own, with no cookies
 //     {"do": "notebook", "page": NAME}           opens a notebook from JupyterLab's launcher
 //     {"do": "cell", "page": NAME, "code": CODE} types it into the last cell, runs it
+//     {"do": "file", "page": NAME, "path": PATH, "text": TEXT} saves and reads it, as JupyterLab does
 //     {"do": "term", "page": NAME, "term": N}    enters a term into the example of Streamlit
 //     {"do": "reload", "page": NAME}
 //
@@ -28,6 +29,7 @@ const steps = {
     async open(browser, { page: name, url }) {
         const context = await browser.newContext();
         const page = await context.newPage();
+        page.setDefaultTimeout(60_000);
         const state = { page, opened: 0, closed: 0, received: 0 };
         page.on('websocket', (socket) => {
             state.opened += 1;
@@ -49,6 +51,8 @@ const steps = {
         const { page } = pages.get(name);
         await page.locator('.jp-LauncherCard[data-category="Notebook"]').first().click();
         await page.locator('.jp-NotebookPanel:visible .jp-CodeCell .cm-content').first().waitFor();
+        // JupyterLab forgets a cell that is run before the notebook has its kernel.
+        await page.getByText(/\| Idle$/).waitFor();
         return {};
     },
 
@@ -63,6 +67,21 @@ const steps = {
         const output = cell.locator('.jp-OutputArea-executeResult .jp-OutputArea-output');
         const text = (await output.first().innerText()).trim();
         return { text, sockets: state.opened, closed: state.closed, received: state.received };
+    },
+
+    async file(_, { page: name, path, text }) {
+        return await pages.get(name).page.evaluate(async ({ path, text }) => {
+            const url = `/api/contents/${encodeURIComponent(path)}`;
+            // What a page of JupyterLab sends with whatever it changes.
+            const token = document.cookie.match(/_xsrf=([^;]*)/)?.[1] ?? '';
+            const saved = await fetch(url, {
+                method: 'PUT',
+                headers: { 'Content-Type': 'application/json', 'X-XSRFToken': token },
+                body: JSON.stringify({ type: 'file', format: 'text', content: text }),
+            });
+            const found = await (await fetch(`${url}?content=1`)).json();
+            return { status: saved.status, path: found.path, text: found.content };
+        }, { path, text });
     },
 
     async term(_, { page: name, term }) {
