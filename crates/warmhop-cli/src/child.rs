@@ -42,7 +42,7 @@ use warmhop::ids::AppName;
 use warmhop::{Body, BoxError, Running, StartContext, StartError};
 
 use crate::config::Ready;
-use crate::guard;
+use crate::{guard, notify};
 
 /// How often a start is tried on another port when another process took the chosen one.
 const PORT_TRIES: u32 = 3;
@@ -294,6 +294,9 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        for variable in notify::VARIABLES {
+            command.env_remove(variable);
+        }
         let mut child = command.spawn()?;
         let (Some(pid), Some(alive), Some(stdout), Some(stderr)) =
             (child.id(), child.stdin.take(), child.stdout.take(), child.stderr.take())

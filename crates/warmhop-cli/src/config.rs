@@ -6,7 +6,9 @@
 //! The file is therefore walked as a tree with positions, key by key, rather than
 //! deserialized, which would stop at the first mistake.
 //!
-//! Paths are relative to the folder of the file.
+//! Paths are relative to the folder of the file. `${NAME}` in a text stands for a variable of the
+//! peer's environment, so that peers which differ only in their name and address share one file;
+//! not so in `[[app]]` tables, whose texts are an app's own affair and often a shell's.
 
 mod print;
 mod read;
@@ -84,6 +86,9 @@ pub struct Mesh {
     pub seeds: Vec<String>,
     /// The folder of `ca.pem`, `cert.pem` and `key.pem`.
     pub identity: PathBuf,
+    /// The file of the cookie key; absent: `cookie.key` beside the identity, or a block of its
+    /// `key.pem`.
+    pub cookie_key: Option<PathBuf>,
 }
 
 /// `[admin]`: the admin listener.
@@ -176,7 +181,19 @@ impl Config {
     /// # Errors
     /// Every problem of the text, in its order.
     pub fn parse(file: &Path, text: &str) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
-        read::parse(file, text)
+        Self::parse_in(file, text, &|name| std::env::var(name).ok())
+    }
+
+    /// As [`Config::parse`], in the environment that `variable` answers for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_in(
+        file: &Path,
+        text: &str,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
+        read::parse(file, text, variable)
     }
 
     /// A problem with `key` that showed only when the peer started.

@@ -10,6 +10,7 @@ pub mod config;
 pub mod guard;
 pub mod lb;
 pub mod log;
+pub mod notify;
 pub mod redis;
 pub mod run;
 pub mod show;

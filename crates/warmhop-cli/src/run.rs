@@ -17,7 +17,7 @@ use warmhop::{Builder, Mesh};
 
 use crate::child::{ChildApp, find_program};
 use crate::config::{Config, Tls};
-use crate::{admin, guard, log, redis};
+use crate::{admin, guard, log, notify, redis};
 
 /// How the program ends: what to tell, and the exit status.
 #[derive(Debug)]
@@ -94,6 +94,8 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
         tokio::spawn(redis::serve(listener, registers))
     });
     announce(config, &mesh, admin_addr);
+    notify::ready(&format!("serving as {}", config.peer.name));
+    let watchdog = tokio::spawn(notify::watchdog());
 
     let outcome = tokio::select! {
         number = signals.next() => {
@@ -106,6 +108,7 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
             "names are unique in a cluster: rename one of the two",
         ))),
     };
+    notify::stopping();
     tokio::select! {
         () = mesh.shutdown() => {}
         number = signals.next() => {
@@ -118,6 +121,7 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
         // Not before: the apps needed it to end well.
         redis.abort();
     }
+    watchdog.abort();
     info!("ended");
     outcome
 }
@@ -128,8 +132,11 @@ fn builder(
     open_files: Option<u64>,
     redis: Option<SocketAddr>,
 ) -> Result<Builder, Failure> {
-    let identity = Identity::from_dir(&config.mesh.identity)
-        .map_err(|error| identity_failure(config, &error))?;
+    let identity = match &config.mesh.cookie_key {
+        Some(file) => Identity::from_dir_and_cookie_key(&config.mesh.identity, file),
+        None => Identity::from_dir(&config.mesh.identity),
+    };
+    let identity = identity.map_err(|error| identity_failure(config, &error))?;
     let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
@@ -239,7 +246,11 @@ fn start_failure(config: &Config, error: &StartMeshError) -> Failure {
 }
 
 fn identity_failure(config: &Config, error: &IdentityError) -> Failure {
-    let problem = config.problem("mesh.identity", error.to_string(), "");
+    let key = match error {
+        IdentityError::CookieKey { .. } if config.mesh.cookie_key.is_some() => "mesh.cookie_key",
+        _ => "mesh.identity",
+    };
+    let problem = config.problem(key, error.to_string(), "");
     match error {
         // The clock of the machine is nothing that the configuration could mend.
         IdentityError::NotYetValid { .. } | IdentityError::Expired { .. } => {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
@@ -365,14 +366,23 @@ pub(crate) async fn dial(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Met, 
 /// Dials one seed's addresses again and again, for as long as this peer runs. `tried` is told
 /// when each was tried once.
 pub(crate) async fn follow_seed(shared: Arc<Shared>, seed: String, tried: watch::Sender<bool>) {
+    follow(shared, tried, || resolve(&seed)).await;
+}
+
+/// As [`follow_seed`], of a name that `resolve` has the addresses of.
+pub(crate) async fn follow<R, Fut>(shared: Arc<Shared>, tried: watch::Sender<bool>, resolve: R)
+where
+    R: Fn() -> Fut,
+    Fut: Future<Output = Vec<SocketAddr>>,
+{
     let following = async {
         let mut backoff = Backoff::default();
         loop {
-            let addrs = resolve(&seed).await;
-            let mut all_linked = !addrs.is_empty();
-            for addr in addrs {
-                all_linked &= reach(&shared, addr).await;
-            }
+            let addrs = resolve().await;
+            // All at once: a name of many peers still stands for some that are gone, and each of
+            // those takes a while to give up on.
+            let reached = join_all(addrs.iter().map(|addr| reach(&shared, *addr))).await;
+            let all_linked = !reached.is_empty() && reached.into_iter().all(|linked| linked);
             tried.send_replace(true);
             if all_linked {
                 backoff = Backoff::default();

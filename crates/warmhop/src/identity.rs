@@ -6,7 +6,10 @@
 //! the cluster share. A peer's certificate has two names: `TLS_NAME`, the same for every peer,
 //! so that standard verification has a DNS name to check; and `spiffe://CLUSTER/peer/NAME`,
 //! which says who it is. On disk an identity is the three files `ca.pem`, `cert.pem` and
-//! `key.pem`; the last one holds the cookie key as a second PEM block.
+//! `key.pem`; the last one holds the cookie key as a second PEM block. Tools that know nothing of
+//! cookie keys issue identities as well: the cookie key is then in a file of its own, `cookie.key`
+//! beside the others or wherever [`Identity::from_dir_and_cookie_key`] is told, and one such file
+//! is the same for every peer.
 //!
 //! What is loaded is checked at once: that the chain leads to the authority, that the key
 //! belongs to the certificate, that this machine's clock lies within the certificate's dates. So
@@ -32,7 +35,10 @@ use ring::hmac;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer,
+    ServerName, UnixTime,
+};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
@@ -51,6 +57,8 @@ pub(crate) const TLS_NAME: &str = "warmhop.internal";
 const ALPN: &[u8] = b"warmhop/1";
 
 const COOKIE_KEY_LABEL: &str = "WARMHOP COOKIE KEY";
+/// The file of the cookie key beside the others.
+const COOKIE_KEY_NAME: &str = "cookie.key";
 const COOKIE_KEY_BYTES: usize = 32;
 const CLUSTER_LEN_MAX: usize = 64;
 
@@ -70,10 +78,24 @@ pub struct Identity {
 
 struct Shared {
     /// Where it was read from; `None` for one issued in memory.
-    dir: Option<PathBuf>,
+    source: Option<Source>,
     loaded: ArcSwap<Loaded>,
     /// Counts the reloads that brought something new.
     changes: watch::Sender<u64>,
+}
+
+/// Where an identity is on disk.
+struct Source {
+    dir: PathBuf,
+    /// The file of the cookie key, where one was named.
+    cookie_key: Option<PathBuf>,
+}
+
+/// A file that holds nothing but the cookie key.
+#[derive(Clone, PartialEq, Eq)]
+struct CookieKeyFile {
+    path: PathBuf,
+    contents: Vec<u8>,
 }
 
 /// One checked set of credentials.
@@ -83,6 +105,7 @@ struct Loaded {
     expires: SystemTime,
     /// The PEM texts as read, to tell whether anything changed.
     files: [Vec<u8>; 3],
+    cookie_key_file: Option<CookieKeyFile>,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -160,13 +183,23 @@ pub enum IdentityError {
     },
     /// The cookie key is missing.
     #[error(
-        "{path} has no {COOKIE_KEY_LABEL} block, so affinity cookies could not be authenticated; issue the identity again with `warmhop cert peer NAME --ca DIR --out {dir} --force`"
+        "{path} has no {COOKIE_KEY_LABEL} block and there is no {dir}/{COOKIE_KEY_NAME}, so affinity cookies could not be authenticated; issue the identity again with `warmhop cert peer NAME --ca DIR --out {dir} --force`, or, where another tool issues it, give every peer the same file {COOKIE_KEY_NAME}, made once with `openssl rand -base64 32`"
     )]
     NoCookieKey {
         /// The key's file.
         path: PathBuf,
         /// The identity's folder.
         dir: String,
+    },
+    /// The file of the cookie key is missing, unreadable or out of form.
+    #[error(
+        "cannot take the cookie key from {path}: {what}; make it once with `openssl rand -base64 32` and give every peer of the cluster the same file"
+    )]
+    CookieKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it; never what it holds.
+        what: String,
     },
     /// The certificate was not issued by the authority beside it.
     #[error(
@@ -240,18 +273,38 @@ impl Identity {
     /// Reads `ca.pem`, `cert.pem` and `key.pem` from `dir` and checks that they belong
     /// together; [`Identity::reload`] reads them again.
     ///
+    /// The cookie key is taken from `cookie.key` in `dir` if there is such a file, else from the
+    /// block that `warmhop cert peer` put into `key.pem`.
+    ///
     /// # Errors
     /// [`IdentityError`] names the file and the remedy.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
-        let dir = dir.as_ref();
-        let loaded = Loaded::read(dir)?;
-        Ok(Self::new(Some(dir.to_owned()), loaded))
+        Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_key: None })
     }
 
-    fn new(dir: Option<PathBuf>, loaded: Loaded) -> Self {
+    /// As [`Identity::from_dir`], with the cookie key from the file `cookie_key`: 32 random bytes,
+    /// as one line of base64 or as a PEM block `WARMHOP COOKIE KEY`. Every peer of the cluster has
+    /// to have the same; one with another key does not know the clients of the others.
+    ///
+    /// # Errors
+    /// As [`Identity::from_dir`], and [`IdentityError::CookieKey`].
+    pub fn from_dir_and_cookie_key(
+        dir: impl AsRef<Path>,
+        cookie_key: impl AsRef<Path>,
+    ) -> Result<Self, IdentityError> {
+        let cookie_key = Some(cookie_key.as_ref().to_owned());
+        Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_key })
+    }
+
+    fn from_source(source: Source) -> Result<Self, IdentityError> {
+        let loaded = Loaded::read(&source)?;
+        Ok(Self::new(Some(source), loaded))
+    }
+
+    fn new(source: Option<Source>, loaded: Loaded) -> Self {
         let loaded = ArcSwap::from_pointee(loaded);
         let changes = watch::Sender::new(0);
-        Self { inner: Arc::new(Shared { dir, loaded, changes }) }
+        Self { inner: Arc::new(Shared { source, loaded, changes }) }
     }
 
     /// Reads the files again; what is wrong or another peer's is refused, and the credentials
@@ -260,15 +313,15 @@ impl Identity {
     /// # Errors
     /// As [`Identity::from_dir`], and [`IdentityError::Replaced`].
     pub fn reload(&self) -> Result<bool, IdentityError> {
-        let Some(dir) = &self.inner.dir else { return Ok(false) };
+        let Some(source) = &self.inner.source else { return Ok(false) };
         let before = self.inner.loaded.load();
-        let loaded = Loaded::read(dir)?;
-        if loaded.files == before.files {
+        let loaded = Loaded::read(source)?;
+        if (&loaded.files, &loaded.cookie_key_file) == (&before.files, &before.cookie_key_file) {
             return Ok(false);
         }
         if (&loaded.cluster, &loaded.peer) != (&before.cluster, &before.peer) {
             return Err(IdentityError::Replaced {
-                dir: dir.clone(),
+                dir: source.dir.clone(),
                 found: spiffe_id(&loaded.cluster, &loaded.peer),
                 expected: spiffe_id(&before.cluster, &before.peer),
             });
@@ -315,12 +368,14 @@ impl Identity {
         self.inner.changes.subscribe()
     }
 
-    /// When the files were last written, where they can be asked: a change of any of the three
-    /// calls for a reload.
-    pub(crate) fn modified(&self) -> Option<[SystemTime; 3]> {
-        let dir = self.inner.dir.as_ref()?;
-        let at = |name| std::fs::metadata(dir.join(name)).and_then(|meta| meta.modified()).ok();
-        Some([at("ca.pem")?, at("cert.pem")?, at("key.pem")?])
+    /// When the files were last written, where they can be asked: a change of any of them calls
+    /// for a reload. The last is that of the cookie key, which need not have one of its own.
+    pub(crate) fn modified(&self) -> Option<([SystemTime; 3], Option<SystemTime>)> {
+        let source = self.inner.source.as_ref()?;
+        let at = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        let beside = |name| at(&source.dir.join(name));
+        let files = [beside("ca.pem")?, beside("cert.pem")?, beside("key.pem")?];
+        Some((files, at(&source.cookie_key_path())))
     }
 
     /// QUIC configurations for dialing and for accepting with the credentials as they are.
@@ -387,8 +442,51 @@ pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<(String,
     peer_name(&certificate)
 }
 
+impl Source {
+    fn cookie_key_path(&self) -> PathBuf {
+        self.cookie_key.clone().unwrap_or_else(|| self.dir.join(COOKIE_KEY_NAME))
+    }
+
+    /// The cookie key's own file; there has to be one only where it was named.
+    fn cookie_key_file(&self) -> Result<Option<CookieKeyFile>, IdentityError> {
+        let path = self.cookie_key_path();
+        match read_bounded(&path) {
+            Ok(contents) => Ok(Some(CookieKeyFile { path, contents })),
+            Err(error)
+                if self.cookie_key.is_none() && error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(IdentityError::CookieKey { path, what: error.to_string() }),
+        }
+    }
+}
+
+impl CookieKeyFile {
+    /// The key: a PEM block, or a line of base64.
+    fn key(&self) -> Result<[u8; COOKIE_KEY_BYTES], IdentityError> {
+        let failed = |what: &str| IdentityError::CookieKey {
+            path: self.path.clone(),
+            what: what.to_owned(),
+        };
+        if let Some(key) = cookie_key(&self.contents) {
+            return Ok(key);
+        }
+        let bytes = STANDARD
+            .decode(self.contents.trim_ascii())
+            .map_err(|_| failed("it is neither one line of base64 nor a PEM block of that name"))?;
+        let key = <[u8; COOKIE_KEY_BYTES]>::try_from(bytes)
+            .map_err(|bytes| failed(&format!("it holds {} bytes, not 32", bytes.len())))?;
+        if key.iter().all(|byte| *byte == key[0]) {
+            return Err(failed("one byte repeated is not random"));
+        }
+        Ok(key)
+    }
+}
+
 impl Loaded {
-    fn read(dir: &Path) -> Result<Self, IdentityError> {
+    fn read(source: &Source) -> Result<Self, IdentityError> {
+        let dir = &source.dir;
         let read = |name: &str| {
             let path = dir.join(name);
             read_bounded(&path).map_err(|source| IdentityError::Read {
@@ -397,11 +495,16 @@ impl Loaded {
                 source,
             })
         };
-        Self::check(dir, [read("ca.pem")?, read("cert.pem")?, read("key.pem")?])
+        let files = [read("ca.pem")?, read("cert.pem")?, read("key.pem")?];
+        Self::check(dir, files, source.cookie_key_file()?)
     }
 
-    /// Checks three PEM texts; `dir` is for the messages.
-    fn check(dir: &Path, files: [Vec<u8>; 3]) -> Result<Self, IdentityError> {
+    /// Checks three PEM texts and the cookie key's file, if it has one; `dir` is for the messages.
+    fn check(
+        dir: &Path,
+        files: [Vec<u8>; 3],
+        cookie_key_file: Option<CookieKeyFile>,
+    ) -> Result<Self, IdentityError> {
         let [ca_path, cert_path, key_path] =
             ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.join(name));
         let [ca, cert, key_file] = &files;
@@ -448,17 +551,20 @@ impl Loaded {
             });
         }
 
-        let key = pem_block(key_file, "PRIVATE KEY")
-            .map(|der| PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der)))
-            .ok_or_else(|| malformed(&key_path, "holds no PRIVATE KEY block (PKCS #8)"))?;
+        let key = private_key(key_file).ok_or_else(|| {
+            malformed(&key_path, "holds no PRIVATE KEY, EC PRIVATE KEY or RSA PRIVATE KEY block")
+        })?;
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
             .and_then(|pair| pair.keys_match())
             .map_err(|_| IdentityError::KeyMismatch { path: key_path.clone() })?;
-        let cookie_key = cookie_key(key_file).ok_or_else(|| IdentityError::NoCookieKey {
-            path: key_path,
-            dir: dir.display().to_string(),
-        })?;
-        Ok(Self { cluster, peer, expires, roots, chain, key, cookie_key, files })
+        let cookie_key = match &cookie_key_file {
+            Some(file) => file.key()?,
+            None => cookie_key(key_file).ok_or_else(|| IdentityError::NoCookieKey {
+                path: key_path,
+                dir: dir.display().to_string(),
+            })?,
+        };
+        Ok(Self { cluster, peer, expires, roots, chain, key, cookie_key, files, cookie_key_file })
     }
 }
 
@@ -584,7 +690,7 @@ impl Authority {
     /// [`IdentityError`] if making it failed.
     pub fn issue(&self, peer: &PeerId) -> Result<Identity, IdentityError> {
         let (cert, key) = self.certify(peer, SystemTime::now() + PEER_VALID)?;
-        let loaded = Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key])?;
+        let loaded = Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key], None)?;
         Ok(Identity::new(None, loaded))
     }
 
@@ -794,6 +900,16 @@ fn certificates(file: &[u8]) -> Vec<CertificateDer<'static>> {
     pem_blocks(file).filter_map(certificate).collect()
 }
 
+/// The first private key of a file, in any of the three forms that tools write.
+fn private_key(file: &[u8]) -> Option<PrivateKeyDer<'static>> {
+    pem_blocks(file).find_map(|block| match &*block.label {
+        "PRIVATE KEY" => Some(PrivatePkcs8KeyDer::from(block.contents).into()),
+        "EC PRIVATE KEY" => Some(PrivateSec1KeyDer::from(block.contents).into()),
+        "RSA PRIVATE KEY" => Some(PrivatePkcs1KeyDer::from(block.contents).into()),
+        _ => None,
+    })
+}
+
 fn cookie_key(file: &[u8]) -> Option<[u8; COOKIE_KEY_BYTES]> {
     pem_block(file, COOKIE_KEY_LABEL)?.try_into().ok()
 }
@@ -958,7 +1074,7 @@ mod tests {
     fn with_file(identity: &Identity, at: usize, file: Vec<u8>) -> IdentityError {
         let mut files = identity.inner.loaded.load().files.clone();
         files[at] = file;
-        Loaded::check(Path::new("dir"), files).err().expect("it is refused")
+        Loaded::check(Path::new("dir"), files, None).err().expect("it is refused")
     }
 
     #[test]
@@ -985,6 +1101,70 @@ mod tests {
         }
     }
 
+    /// An identity as other tools issue it: its key.pem holds the private key and nothing else.
+    fn without_cookie_key(authority: &Authority, peer: &str, dir: &TempDir) {
+        authority.issue_into(&id(peer), &dir.0, false).unwrap();
+        let key = pem_block(&std::fs::read(dir.join("key.pem")).unwrap(), "PRIVATE KEY").unwrap();
+        std::fs::write(dir.join("key.pem"), to_pem("PRIVATE KEY", &key)).unwrap();
+    }
+
+    #[test]
+    fn the_cookie_key_can_come_in_a_file_of_its_own() {
+        let authority = Authority::generate("demo").unwrap();
+        let (a_dir, b_dir) = (TempDir::new(), TempDir::new());
+        without_cookie_key(&authority, "a", &a_dir);
+        without_cookie_key(&authority, "b", &b_dir);
+        let error = Identity::from_dir(&a_dir.0).err().unwrap();
+        assert!(matches!(error, IdentityError::NoCookieKey { .. }), "{error}");
+        assert!(error.to_string().contains("cookie.key"), "{error}");
+
+        let key: [u8; 32] = rand::random();
+        std::fs::write(a_dir.join("cookie.key"), STANDARD.encode(key) + "\n").unwrap();
+        let elsewhere = b_dir.join("other.key");
+        std::fs::write(&elsewhere, to_pem(COOKIE_KEY_LABEL, &key)).unwrap();
+        let a = Identity::from_dir(&a_dir.0).unwrap();
+        let b = Identity::from_dir_and_cookie_key(&b_dir.0, &elsewhere).unwrap();
+        let tag = a.cookie_authenticator().tag(b"cookie");
+        assert!(b.cookie_authenticator().verify(b"cookie", &tag));
+
+        assert!(!b.reload().unwrap());
+        std::fs::write(&elsewhere, STANDARD.encode(rand::random::<[u8; 32]>())).unwrap();
+        assert!(b.reload().unwrap(), "another cookie key is a change");
+    }
+
+    #[test]
+    fn a_cookie_key_of_its_own_counts_before_the_one_in_key_pem() {
+        let authority = Authority::generate("demo").unwrap();
+        let dir = TempDir::new();
+        authority.issue_into(&id("a"), &dir.0, false).unwrap();
+        std::fs::write(dir.join("cookie.key"), STANDARD.encode(rand::random::<[u8; 32]>()))
+            .unwrap();
+        let a = Identity::from_dir(&dir.0).unwrap();
+        let tag = a.cookie_authenticator().tag(b"cookie");
+        let b = authority.issue(&id("b")).unwrap();
+        assert!(!b.cookie_authenticator().verify(b"cookie", &tag));
+    }
+
+    #[test]
+    fn a_cookie_key_out_of_form_names_the_remedy_and_never_itself() {
+        let authority = Authority::generate("demo").unwrap();
+        let dir = TempDir::new();
+        authority.issue_into(&id("a"), &dir.0, false).unwrap();
+        let file = dir.join("cookie.key");
+        let short = STANDARD.encode([7; 31]);
+        let zeros = STANDARD.encode([0; 32]);
+        for bad in ["", "not base64 at all", &short, &zeros] {
+            std::fs::write(&file, bad).unwrap();
+            let error = Identity::from_dir(&dir.0).err().unwrap();
+            assert!(matches!(error, IdentityError::CookieKey { .. }), "{bad:?} {error}");
+            let text = error.to_string();
+            assert!(text.contains("openssl rand -base64 32"), "{text}");
+            assert!(bad.is_empty() || !text.contains(bad), "{text}");
+        }
+        let error = Identity::from_dir_and_cookie_key(&dir.0, dir.join("none")).err().unwrap();
+        assert!(matches!(error, IdentityError::CookieKey { .. }), "{error}");
+    }
+
     #[test]
     fn truncated_files_never_panic() {
         let authority = Authority::generate("demo").unwrap();
@@ -995,7 +1175,7 @@ mod tests {
                 let mut cut = files.clone();
                 cut[at].truncate(len);
                 // A key file whose last line lost only its dashes may still pass.
-                let _ = Loaded::check(Path::new("dir"), cut);
+                let _ = Loaded::check(Path::new("dir"), cut, None);
             }
         }
     }
@@ -1019,7 +1199,7 @@ mod tests {
         let (cert, key) = authority.certify(&id("a"), SystemTime::now() - DAY / 2).unwrap();
         let mut files = a.inner.loaded.load().files.clone();
         (files[1], files[2]) = (cert, key);
-        let error = Loaded::check(Path::new("dir"), files).err().unwrap();
+        let error = Loaded::check(Path::new("dir"), files, None).err().unwrap();
         assert!(matches!(error, IdentityError::Expired { .. }), "{error}");
     }
 

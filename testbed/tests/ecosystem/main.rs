@@ -7,9 +7,11 @@
 
 mod balancers;
 mod browser;
+mod deploy;
 mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
+mod pinned;
 mod sessions;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../promises/support.rs"]
@@ -23,8 +25,14 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use installed::Tested;
 
 fn main() -> ExitCode {
-    let trials =
-        [balancers::trials(), browser::trials(), front_doors::trials(), sessions::trials()];
+    let trials = [
+        balancers::trials(),
+        browser::trials(),
+        deploy::trials(),
+        front_doors::trials(),
+        pinned::trials(),
+        sessions::trials(),
+    ];
     libtest_mimic::run(&Arguments::from_args(), trials.into_iter().flatten().collect()).exit_code()
 }
 

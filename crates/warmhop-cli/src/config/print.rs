@@ -39,6 +39,9 @@ impl fmt::Display for Config {
         }
         writeln!(f, "seeds = {}", value(&self.mesh.seeds))?;
         writeln!(f, "identity = {}", path(&self.mesh.identity))?;
+        if let Some(file) = &self.mesh.cookie_key {
+            writeln!(f, "cookie_key = {}", path(file))?;
+        }
 
         writeln!(f, "\n[admin]\nlisten = \"{}\"", self.admin.listen)?;
         match &self.admin.token {

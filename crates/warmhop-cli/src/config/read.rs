@@ -23,15 +23,26 @@ use super::{
 /// What a mistaken file would otherwise make every loop over apps pay for.
 const APPS_MAX: usize = 1_000;
 
-pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
+pub(super) fn parse(
+    file: &Path,
+    text: &str,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let reader = Reader::new(file, text);
-    let (document, errors) = DeTable::parse_recoverable(text);
+    let (mut document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         for error in errors {
             let what = error.message().trim().replace('\n', ", ");
             reader.report(error.span(), "", what, "mend the TOML there");
         }
         return Err(reader.into_problems());
+    }
+
+    for (key, value) in document.get_mut() {
+        if key.get_ref() != "app" {
+            let mut path = key.get_ref().to_string();
+            expand(&reader, &mut path, value, variable);
+        }
     }
 
     let mut root = Table::root(&reader, document.get_ref());
@@ -58,6 +69,65 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<(Config, Vec<Problem>), V
     let mut config = Config { cluster, peer, http, mesh, admin, session, apps, places };
     config.mesh.identity = folder.join(&config.mesh.identity);
     Ok((config, problems))
+}
+
+/// Puts the environment's variables into every text of `value`, whose key is `path`.
+fn expand(
+    reader: &Reader<'_>,
+    path: &mut String,
+    value: &mut Spanned<DeValue<'_>>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) {
+    let span = value.span();
+    match value.get_mut() {
+        DeValue::String(text) if text.contains("${") => match expanded(text, variable) {
+            Ok(full) => *text = full.into(),
+            Err((what, remedy)) => reader.report(Some(span), path.clone(), what, remedy),
+        },
+        DeValue::Array(items) => {
+            for item in items.iter_mut() {
+                expand(reader, path, item, variable);
+            }
+        }
+        DeValue::Table(table) => {
+            for (key, value) in table.iter_mut() {
+                let length = path.len();
+                path.push('.');
+                path.push_str(key.get_ref());
+                expand(reader, path, value, variable);
+                path.truncate(length);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// `text` with each `${NAME}` replaced; else what is wrong, and what to do about it.
+fn expanded(
+    text: &str,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, (String, String)> {
+    let mut full = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("${") {
+        let named = after.split_once('}').filter(|(name, _)| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        });
+        let Some((name, after)) = named else {
+            let remedy = "write ${NAME}, where NAME is a variable of the peer's environment";
+            return Err((format!("{text:?} has a ${{ without a name and a }}"), remedy.into()));
+        };
+        let Some(found) = variable(name) else {
+            let remedy = format!("set {name} where the peer is started, or write the value here");
+            return Err((format!("the variable {name} is not in the environment"), remedy));
+        };
+        full.push_str(before);
+        // What a variable holds is taken as it is, `${` included.
+        full.push_str(&found);
+        rest = after;
+    }
+    full.push_str(rest);
+    Ok(full)
 }
 
 fn read_cluster(root: &mut Table<'_>) -> String {
@@ -135,6 +205,7 @@ fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {
         advertise: None,
         seeds: Vec::new(),
         identity: PathBuf::from(format!("certs/{peer}")),
+        cookie_key: None,
     };
     let mut identity_field = None;
     if let Some(mut table) = root.table("mesh") {
@@ -170,6 +241,17 @@ fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {
                 mesh.identity = PathBuf::from(text);
             }
             identity_field = Some(field.span);
+        }
+        if let Some(field) = table.take("cookie_key") {
+            mesh.cookie_key = field.path();
+            if let Some(file) = mesh.cookie_key.as_deref().filter(|file| !file.exists()) {
+                table.reader.warn(
+                    Some(field.span),
+                    "mesh.cookie_key",
+                    format!("there is no {}", file.display()),
+                    "make it once with `openssl rand -base64 32`, the same for every peer",
+                );
+            }
         }
         table.finish();
     }

@@ -222,7 +222,7 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         ),
         (
             "[peer]\nname = 'p'\n[mesh]\nquorum = 3",
-            ":4:1: mesh.quorum: there is no such key; the keys here are advertise, identity, listen, seeds",
+            ":4:1: mesh.quorum: there is no such key; the keys here are advertise, cookie_key, identity, listen, seeds",
         ),
         (
             "[peer]\nname = 'p'\n[sesion]\ncopies = 3",
@@ -431,4 +431,44 @@ fn any_text_is_read_without_a_panic() {
         }
     }
     assert!(rejected > 1_000, "the changes do break files: {rejected}");
+}
+
+/// What a file comes to in an environment that holds `NAME` and `ADDRESS`.
+fn in_environment(text: &str) -> Result<Config, Vec<String>> {
+    let variable = |name: &str| match name {
+        "NAME" => Some("peer-7".to_owned()),
+        "ADDRESS" => Some("192.0.2.7".to_owned()),
+        _ => None,
+    };
+    Config::parse_in(Path::new("/tmp/warmhop.toml"), text, &variable)
+        .map(|(config, _)| config)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn peers_share_a_file_that_names_variables_of_their_environment() {
+    let config = in_environment(
+        "[peer]\nname = '${NAME}'\n[mesh]\nlisten = '0.0.0.0:7001'\n\
+         advertise = '${ADDRESS}:7001'\nseeds = ['a.${NAME}.internal:7001']\n\
+         cookie_key = 'keys/${NAME}'\n[[app]]\nname = 'a'\nrun = ['sh', '-c', 'serve ${PORT}']\n",
+    )
+    .unwrap();
+    assert_eq!(config.peer.name.as_str(), "peer-7");
+    assert_eq!(config.mesh.advertise.unwrap().to_string(), "192.0.2.7:7001");
+    assert_eq!(config.mesh.seeds, ["a.peer-7.internal:7001"]);
+    assert_eq!(config.mesh.cookie_key.as_deref(), Some(Path::new("/tmp/keys/peer-7")));
+    assert_eq!(config.apps[0].run[2], "serve ${PORT}", "an app's texts are its own");
+    let again = in_environment(&config.to_string()).unwrap();
+    assert_eq!(again.to_string(), config.to_string());
+}
+
+#[test]
+fn a_variable_that_is_missing_or_out_of_form_names_its_place_and_remedy() {
+    let problems = in_environment("[peer]\nname = '${NOBODY}'\n").unwrap_err();
+    assert!(problems[0].starts_with("/tmp/warmhop.toml:2:8: peer.name: "), "{problems:?}");
+    assert!(problems[0].contains("NOBODY") && problems[0].contains("; set "), "{problems:?}");
+    for bad in ["${", "${}", "${A B}", "${NAME"] {
+        let problems = in_environment(&format!("[peer]\nname = '{bad}'\n")).unwrap_err();
+        assert!(problems[0].contains("write ${NAME}"), "{problems:?}");
+    }
 }

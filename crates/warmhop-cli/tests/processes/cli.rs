@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -86,7 +87,13 @@ struct Peer {
 
 impl Peer {
     fn start(file: &Path) -> Self {
+        Self::start_with(file, &[])
+    }
+
+    /// With variables in its environment.
+    fn start_with(file: &Path, env: &[(&str, &str)]) -> Self {
         let mut child = warmhop(&["run", "--config", text(file), "--log", "json"])
+            .envs(env.iter().copied())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -418,6 +425,89 @@ fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
     let (code, _, error) = peer.run(&["drain"]);
     assert_eq!(code, 0, "{error}");
     wait_until("it drains", || peer.run(&["status", "--json"]).1.contains("\"draining\""));
+    peer.signal(Signal::SIGTERM);
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+/// A socket as a service manager has it, and the datagrams that come to it.
+fn manager(dir: &Path) -> (PathBuf, UnixDatagram) {
+    let path = dir.join("notify");
+    let _ = std::fs::remove_file(&path);
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(BOUND)).unwrap();
+    (path, socket)
+}
+
+fn datagram(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).expect("the peer tells the manager in time");
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn a_service_manager_is_told_when_the_peer_serves_and_when_it_drains() {
+    let dir = certified("notify", "peer-1");
+    let (path, socket) = manager(&dir);
+    let file = write(&dir, &config(""));
+    let mut peer = Peer::start_with(&file, &[("NOTIFY_SOCKET", text(&path))]);
+    let told = datagram(&socket);
+    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
+    assert!(told.lines().any(|line| line == "STATUS=serving as peer-1"), "{told}");
+    peer.signal(Signal::SIGTERM);
+    let told = datagram(&socket);
+    assert!(told.lines().any(|line| line == "STOPPING=1"), "a watchdog nobody asked for? {told}");
+    assert_eq!(peer.wait().code(), Some(0));
+    socket.set_nonblocking(true).unwrap();
+    assert!(socket.recv(&mut [0; 16]).is_err(), "nothing else was told");
+}
+
+#[test]
+fn a_watchdog_that_is_asked_for_hears_of_the_peer_and_its_apps_do_not_speak_to_it() {
+    let dir = certified("watchdog", "peer-1");
+    let (path, socket) = manager(&dir);
+    let out = dir.join("env");
+    let app = format!(
+        "[[app]]\nname = 'shop'\nstart = 'at-boot'\n\
+         run = ['sh', '-c', 'env > {0}.new; mv {0}.new {0}; exec sleep 600']\n",
+        text(&out)
+    );
+    let _ = std::fs::remove_file(&out);
+    let file = write(&dir, &config(&app));
+    let env = [("NOTIFY_SOCKET", text(&path)), ("WATCHDOG_USEC", "200000")];
+    let mut peer = Peer::start_with(&file, &env);
+    assert!(datagram(&socket).contains("READY=1"));
+    for _ in 0..3 {
+        assert_eq!(datagram(&socket).trim_end(), "WATCHDOG=1");
+    }
+    wait_until("the app runs", || out.exists());
+    let seen = std::fs::read_to_string(&out).unwrap();
+    assert!(seen.contains("PORT="), "{seen}");
+    for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC"] {
+        assert!(!seen.contains(variable), "the app could speak for the peer: {seen}");
+    }
+    peer.signal(Signal::SIGKILL);
+    peer.wait();
+}
+
+#[test]
+fn a_peer_takes_its_name_from_the_environment_and_its_cookie_key_from_a_file() {
+    let dir = certified("environment", "peer-1");
+    let text_of = config("")
+        .replace("'peer-1'", "'${POD_NAME}'")
+        .replace("identity = 'certs'", "identity = 'certs'\ncookie_key = 'keys/cookie.key'");
+    let file = write(&dir, &text_of);
+    let keys = dir.join("keys");
+    std::fs::create_dir_all(&keys).unwrap();
+    std::fs::write(keys.join("cookie.key"), "too short").unwrap();
+    let output = warmhop(&["run", "--config", text(&file)]).env("POD_NAME", "peer-1").output();
+    let (code, _, error) = told(&output.unwrap());
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("mesh.cookie_key") && error.contains("openssl rand"), "{error}");
+
+    // 32 bytes of base64.
+    std::fs::write(keys.join("cookie.key"), "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n")
+        .unwrap();
+    let mut peer = Peer::start_with(&file, &[("POD_NAME", "peer-1")]);
     peer.signal(Signal::SIGTERM);
     assert_eq!(peer.wait().code(), Some(0));
 }

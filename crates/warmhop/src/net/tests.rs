@@ -951,6 +951,34 @@ async fn seeds_may_be_names() {
 }
 
 #[tokio::test]
+async fn a_name_may_stand_for_addresses_that_come_and_go() {
+    let authority = Authority::generate("demo").unwrap();
+    let a = Peer::start(config(&authority, "a", &[])).await;
+    let b = Peer::start(config(&authority, "b", &[])).await;
+    let me = Peer::start(config(&authority, "c", &[])).await;
+    // They take datagrams and never answer, as what is left of a pod in its service's name. Tried
+    // one after the other they would take longer than the test allows.
+    let silent: Vec<std::net::UdpSocket> =
+        (0..40).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let mut stale: Vec<SocketAddr> =
+        silent.iter().map(|socket| socket.local_addr().unwrap()).collect();
+    assert!(me.net.shared.tuning.dial_within * 40 > WITHIN * 2);
+    stale.extend([me.addr(), a.addr()]);
+    let (addrs, known) = watch::channel(stale);
+    let (tried, _) = watch::channel(false);
+    let resolve = move || std::future::ready(known.borrow().clone());
+    let following = tokio::spawn(dial::follow(me.net.shared.clone(), tried, resolve));
+    me.links_to(&[&a]).await;
+
+    // The peers that it stood for are replaced by another.
+    a.net.close().await;
+    addrs.send_replace(vec![silent[0].local_addr().unwrap(), me.addr(), b.addr()]);
+    me.links_to(&[&b]).await;
+    close_all(vec![me, b]).await;
+    following.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_start_that_cannot_work_says_why() {
     let authority = Authority::generate("demo").unwrap();
     let start = |config| Net::start(config, Arc::new(Recorder::default()));
