@@ -13,7 +13,7 @@ use warmhop_core::session::entry::*;
 use warmhop_core::session::message::{Config, Members, Message, NackReason, Stored};
 use warmhop_core::session::repair::{countable, counts_on, heir};
 use warmhop_core::session::{
-    Ctx, Effect, Effects, Failure, Outcome, Process, Session, Submit, Ticket,
+    Ctx, Effect, Effects, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket,
 };
 use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
 
@@ -738,4 +738,134 @@ fn what_an_owner_leaves_to_the_entry_peer_did_not_run() {
     assert!(!is_for_entry(&Failure::Lost { ran: true }));
     assert!(!is_for_entry(&Failure::NoMajority { ran: false }));
     assert_eq!(BACK_OFF, Duration::from_millis(20));
+}
+
+// A session that a key names.
+
+const WRITES: ByKey = ByKey { sid: SID, begins: true };
+const READS: ByKey = ByKey { sid: SID, begins: false };
+
+fn anyone(_: SessionId) -> Config {
+    Config { now: Members::first(1, [inc(2), inc(3), inc(4)]), prev: None }
+}
+
+#[test]
+fn a_key_whose_owner_nobody_told_of_is_looked_for() {
+    let view = view();
+    for key in [WRITES, READS] {
+        let mut errand = Errand::by_key(POST, key);
+        assert_eq!((errand.sid(), errand.session()), (Some(SID), None));
+        let step = errand.next(Look::default(), &here(&view), || unreachable!());
+        assert_eq!(step, takes_over(TakeOver::Unknown));
+        let expected = if key.begins { Otherwise::Begin(anyone(SID)) } else { Otherwise::Absent };
+        assert_eq!(errand.otherwise(anyone), Some(expected));
+    }
+    let look = Look { owns: false, owner: Some(inc(3)) };
+    let step = Errand::by_key(POST, READS).next(look, &here(&view), stays);
+    assert_eq!(to(&step), Some(inc(3)), "an owner that is known is asked");
+}
+
+#[test]
+fn what_nobody_knows_is_an_answer_to_those_who_read_and_a_beginning_to_those_who_write() {
+    let view = view();
+    let absent = End::Failed(Failure::Absent);
+    let mut errand = Errand::by_key(POST, READS);
+    errand.next(Look::default(), &here(&view), stays);
+    assert_eq!(errand.ended(absent, true, &here(&view)), After::Refuse(Failure::Absent));
+    let mut errand = Errand::by_key(POST, WRITES);
+    errand.next(Look::default(), &here(&view), stays);
+    assert!(is_again(&errand.ended(absent, true, &here(&view))));
+    assert_eq!(errand.sid(), Some(SID));
+}
+
+#[test]
+fn a_lost_session_of_a_key_is_told_and_not_begun_anew_in_silence() {
+    let view = view();
+    let lost = Failure::Lost { ran: false };
+    let mut errand = Errand::by_key(POST, WRITES);
+    errand.next(Look::default(), &here(&view), stays);
+    assert_eq!(errand.ended(End::Failed(lost), true, &here(&view)), After::TryAlone(lost));
+    let after = errand.tried_alone(lost, None, true, &here(&view));
+    assert_eq!(after, After::Refuse(lost));
+}
+
+#[test]
+fn a_key_is_followed_through_several_forks_and_not_without_end() {
+    let view = view();
+    let mut errand = Errand::by_key(POST, WRITES);
+    let mut followed = 0;
+    loop {
+        errand.next(Look::default(), &here(&view), stays);
+        let into = SessionId([10 + followed; 16]);
+        let went_on = Failure::WentOn { into, by: inc(2) };
+        let after = errand.ended(End::Failed(went_on), true, &here(&view));
+        if after == After::Refuse(Failure::Lost { ran: false }) {
+            break;
+        }
+        assert!(is_again(&after), "{after:?}");
+        assert_eq!(errand.sid(), Some(into));
+        assert_eq!(errand.otherwise(anyone), None, "what a fork went on as is never begun");
+        followed += 1;
+    }
+    assert_eq!(followed, 4);
+}
+
+#[test]
+fn a_peer_that_does_not_own_what_a_key_names_leaves_the_search_to_who_asked() {
+    let no = Forwarded::NotOwner { promised: None, cfg: None };
+    assert_eq!(answer_forward(None, ME, ME, false), no);
+}
+
+#[test]
+fn every_peer_would_begin_a_key_at_the_same_members() {
+    let sets = [1u8, 2, 3, 4].map(|me| {
+        let mut view = View::new(name(me));
+        for other in [1u8, 2, 3, 4].into_iter().filter(|other| *other != me) {
+            view.apply(hello(other, false), Now(1), Source::FirstHand);
+        }
+        let here = Here { me: inc(me), draining: false, view: &view, wall: WallTime(9) };
+        members_by_key(SID, 3, &name(me), &here).now.who.to_vec()
+    });
+    assert_eq!(sets[0].len(), 3);
+    assert!(sets.iter().all(|set| *set == sets[0]), "{sets:?}");
+}
+
+#[test]
+fn one_silent_peer_is_not_waited_for_and_two_are() {
+    let mut view = view();
+    let (asked, may_miss) = whom_to_ask_by_key(SID, &view);
+    let all = asked.len();
+    assert_eq!(may_miss, 1);
+    view.suspect(&name(2), Now(9));
+    let (asked, may_miss) = whom_to_ask_by_key(SID, &view);
+    assert_eq!((asked.len(), may_miss, asked.contains(&inc(2))), (all - 1, 0, false));
+    view.suspect(&name(3), Now(9));
+    let (asked, may_miss) = whom_to_ask_by_key(SID, &view);
+    assert_eq!((asked.len(), may_miss), (all, 0), "two of three may hold it");
+}
+
+#[test]
+fn what_is_left_of_a_lost_session_is_forgotten_but_not_what_was_begun_since() {
+    let policy = SessionPolicy::default();
+    let mut process = Process::default();
+    let mut copy = Session::new(SID, &process);
+    let mut ctx =
+        Ctx { me: ME, now: Now(1), wall: WALL, policy: &policy, process: &mut process, dice: 0 };
+    let ballot = Ballot { round: 1, proposer: inc(2) };
+    let cfg = Config { now: Members::first(50, [ME, inc(2), inc(3)]), prev: None };
+    let prepare = Message::Prepare {
+        b: ballot,
+        cfg: cfg.into(),
+        want_body: true,
+        polite: false,
+        nonce: 1,
+        expiry: WALL,
+    };
+    copy.on_message(&mut ctx, inc(2), prepare, &mut Vec::new());
+    let retire = |stamp| Message::Retire { stamp };
+    copy.on_message(&mut ctx, inc(3), retire(49), &mut Vec::new());
+    assert_eq!(copy.promised(), Some(ballot), "it was begun after that one");
+    copy.on_message(&mut ctx, inc(3), retire(50), &mut Vec::new());
+    assert!(copy.forgotten());
+    assert_eq!(ctx.process.watermark, 50, "what it promised is not promised again");
 }
