@@ -9,6 +9,9 @@ use super::frame::{Arguments, KEY_BYTES_MAX, Reply};
 /// The longest time to live, about 285,000 years: beyond, times cannot be told as numbers.
 const TTL_MS_MAX: i64 = 1 << 53;
 
+/// The longest name that a client gives itself, in bytes.
+const CLIENT_NAME_BYTES_MAX: usize = 256;
+
 /// A command of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
@@ -403,16 +406,25 @@ fn hello(rest: &mut Rest) -> Result<Connection, Refused> {
                 user = Some(rest.left.next().ok_or_else(syntax)?);
                 rest.left.next().ok_or_else(syntax)?;
             }
-            "SETNAME" => name = Some(rest.left.next().ok_or_else(syntax)?),
+            "SETNAME" => name = Some(client_name(&rest.left.next().ok_or_else(syntax)?)?),
             _ => return Err(syntax()),
         }
     }
     Ok(Connection::Hello { version, user, name })
 }
 
+/// A client's name is kept for as long as it is connected, the request that it came in is not.
+fn client_name(name: &[u8]) -> Result<Bytes, Refused> {
+    if name.len() > CLIENT_NAME_BYTES_MAX {
+        let detail = format!("a client's name has at most {CLIENT_NAME_BYTES_MAX} bytes");
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(Bytes::copy_from_slice(name))
+}
+
 fn client(rest: &mut Rest) -> Result<Connection, Refused> {
     Ok(match rest.word().ok_or_else(|| rest.wrong_count())?.as_str() {
-        "SETNAME" => Connection::SetName(rest.next()?),
+        "SETNAME" => Connection::SetName(client_name(&rest.next()?)?),
         "GETNAME" => Connection::GetName,
         "ID" => Connection::Id,
         "SETINFO" | "NO-EVICT" | "NO-TOUCH" => {

@@ -31,6 +31,10 @@ const READ_BYTES: usize = 16 * 1024;
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
+/// What an argument takes beside its bytes.
+const ARGUMENT_BYTES: usize = 32;
+/// How many bytes of requests are under way at once, and held back by a transaction, at most.
+const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many commands one transaction has at most.
 const QUEUED_MAX: usize = 1024;
 /// How many keys one client watches at most.
@@ -51,6 +55,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         id: CLIENTS.fetch_add(1, Ordering::Relaxed) + 1,
         name: Bytes::new(),
         transaction: None,
+        queued_bytes: 0,
         watched: Vec::new(),
     };
     let mut incoming = BytesMut::with_capacity(4096);
@@ -133,6 +138,7 @@ struct Client {
     name: Bytes,
     /// The commands of a transaction, or that one of them was refused.
     transaction: Option<Result<Vec<Data>, ()>>,
+    queued_bytes: usize,
     watched: Vec<(u8, Bytes, Watched)>,
 }
 
@@ -141,22 +147,28 @@ struct Client {
 struct UnderWay {
     replies: FuturesOrdered<BoxFuture<'static, Reply>>,
     keys: HashSet<Bytes>,
-    /// One of them looks through all keys.
-    all: bool,
+    /// One of them is about many keys, or looks through all of them.
+    alone: bool,
+    /// What their requests take.
+    bytes: usize,
 }
 
 impl UnderWay {
-    fn meets(&self, data: &Data) -> bool {
+    /// Whether those under way have to end before this one may begin: for they are about the same
+    /// key, or one of them is about many and may be answered much.
+    fn meets(&self, data: &Data, bytes: usize) -> bool {
         let keys = data.keys();
-        let all = keys.is_empty();
-        self.all
-            || (all && !self.replies.is_empty())
+        let alone = self.alone || keys.len() != 1;
+        (alone && !self.replies.is_empty())
+            || self.replies.len() >= UNDER_WAY_MAX
+            || self.bytes + bytes > HELD_BYTES_MAX
             || keys.iter().any(|key| self.keys.contains(*key))
     }
 
-    fn begin(&mut self, database: &Database, data: Data) {
+    fn begin(&mut self, database: &Database, data: Data, bytes: usize) {
         let keys = data.keys();
-        self.all |= keys.is_empty();
+        self.alone |= keys.len() != 1;
+        self.bytes += bytes;
         self.keys.extend(keys.into_iter().cloned());
         let database = database.clone();
         self.replies.push_back(Box::pin(database.execute(data, None)));
@@ -168,7 +180,7 @@ impl UnderWay {
             put(reply, version, outgoing);
         }
         self.keys.clear();
-        self.all = false;
+        (self.alone, self.bytes) = (false, 0);
     }
 }
 
@@ -188,9 +200,10 @@ impl Client {
                     break BatchEnd::Close;
                 }
             };
+            let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
             let command = Command::parse(arguments);
             if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
-                if under_way.meets(data) || under_way.replies.len() >= UNDER_WAY_MAX {
+                if under_way.meets(data, bytes) {
                     under_way.finish(self.version, outgoing).await;
                 }
             } else {
@@ -198,9 +211,11 @@ impl Client {
             }
             let quits = command == Ok(Command::Connection(Connection::Quit));
             match (command, &mut self.transaction) {
-                (Ok(Command::Data(data)), None) => under_way.begin(&self.database, data),
+                (Ok(Command::Data(data)), None) => under_way.begin(&self.database, data, bytes),
                 (Ok(Command::Data(data)), Some(queued)) => {
-                    put(queue(queued, data), self.version, outgoing);
+                    self.queued_bytes += bytes;
+                    let reply = queue(queued, self.queued_bytes, data);
+                    put(reply, self.version, outgoing);
                 }
                 (Ok(Command::Connection(command)), _) => {
                     // A reply is in the version that its own HELLO asks for.
@@ -272,6 +287,7 @@ impl Client {
             }
             Connection::Multi => {
                 self.transaction = Some(Ok(Vec::new()));
+                self.queued_bytes = 0;
                 Reply::OK
             }
             Connection::Discard if self.transaction.is_none() => {
@@ -300,7 +316,11 @@ impl Client {
         }
         for key in keys {
             match self.database.watch(&key).await {
-                Ok(watched) => self.watched.push((self.database.index, key, watched)),
+                // Not the request that it came in.
+                Ok(watched) => {
+                    let key = Bytes::copy_from_slice(&key);
+                    self.watched.push((self.database.index, key, watched));
+                }
                 Err(failed) => return failed,
             }
         }
@@ -382,11 +402,13 @@ fn changes(data: &Data) -> bool {
     )
 }
 
-fn queue(queued: &mut Result<Vec<Data>, ()>, data: Data) -> Reply {
+fn queue(queued: &mut Result<Vec<Data>, ()>, bytes: usize, data: Data) -> Reply {
     if let Ok(commands) = queued {
-        if commands.len() == QUEUED_MAX {
+        if commands.len() == QUEUED_MAX || bytes > HELD_BYTES_MAX {
             *queued = Err(());
-            let detail = format!("a transaction has at most {QUEUED_MAX} commands");
+            let detail = format!(
+                "a transaction has at most {QUEUED_MAX} commands and {HELD_BYTES_MAX} bytes"
+            );
             return Reply::error("ERR", detail);
         }
         commands.push(data);

@@ -297,6 +297,24 @@ async fn values_and_keys_have_bounds() {
     it.reads("-ERR the key has 513 bytes, but at most 512 are kept\r\n").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_connection_holds_on_to_is_bounded() {
+    let (_mesh, mut it) = endpoint().await;
+    let name = [b'n'; 257];
+    it.send(&request(&[b"CLIENT", b"SETNAME", &name])).await;
+    it.reads("-ERR a client's name has at most 256 bytes\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    let value = vec![b'v'; VALUE_BYTES_MAX];
+    for _ in 0..7 {
+        it.send(&request(&[b"SET", b"a", &value])).await;
+        it.reads("+QUEUED\r\n").await;
+    }
+    it.send(&request(&[b"SET", b"a", &value])).await;
+    it.reads("-ERR a transaction has at most 1024 commands and 8388608 bytes\r\n").await;
+    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    it.asks("EXISTS a", ":0\r\n").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_that_never_ends_is_given_up() {
     let (mesh, name) = mesh().await;
