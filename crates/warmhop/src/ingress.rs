@@ -74,6 +74,11 @@ impl Ingress {
         request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
+        // Balancers ask several times a second: neither the traces nor the counters of requests are
+        // to be full of them.
+        if request.uri().path() == READY_PATH {
+            return readiness(self.node.is_draining());
+        }
         self.identified(None, request, client).await
     }
 
@@ -170,9 +175,6 @@ impl Ingress {
         if request.method() == Method::CONNECT {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
-        }
-        if slot.is_none() && request.uri().path() == READY_PATH {
-            return Ok((readiness(self.node.is_draining()), "serve", None));
         }
         let host = fields::host_of(request.uri(), request.headers());
         let slot = slot.or_else(|| self.app_for(host.as_deref(), request.uri().path()));
@@ -502,6 +504,7 @@ fn readiness(draining: bool) -> Response<Body> {
     headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

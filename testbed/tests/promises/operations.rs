@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::Client;
 
 use crate::requests::never_on;
-use crate::support::{APP, BOUND, QUICK, Shopper, World, shop, until};
+use crate::support::{APP, BOUND, QUICK, READY_PATH, Shopper, World, shop, until};
 
 #[tokio::test]
 async fn a_peer_reports_itself_its_apps_and_the_others() {
@@ -154,6 +154,23 @@ async fn one_request_is_followed_across_two_peers() {
 }
 
 #[tokio::test]
+async fn a_front_door_says_that_it_takes_traffic_while_its_apps_are_cold() {
+    let world = World::new(1, shop(QUICK, "match = { host = 'books.test', path = '/' }")).await;
+    let mut client = Client::new();
+    for method in [Method::GET, Method::HEAD] {
+        let call = client.call(method, READY_PATH).header("warmhop-request-id", "a-check");
+        let reply = call.send(world.http(0)).await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK);
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+        assert_eq!(reply.request_id(), None);
+    }
+    assert_eq!(client.get(world.http(0), READY_PATH).await.unwrap().text(), "ready\n");
+    assert_eq!(world.app(0, APP).await["state"], "cold", "a check starts nothing");
+    let told = world.admin(0, Method::GET, "/v1/requests/a-check").await;
+    assert_eq!(told.status, StatusCode::NOT_FOUND, "{}", told.text());
+}
+
+#[tokio::test]
 async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
     let world = World::new(2, shop(QUICK, "")).await;
     world.warm(0).await;
@@ -167,6 +184,8 @@ async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
         (reply.status == StatusCode::SERVICE_UNAVAILABLE).then_some(())
     })
     .await;
+    let asked = Client::new().get(world.http(0), READY_PATH).await.unwrap();
+    assert_eq!((asked.status, &*asked.text()), (StatusCode::SERVICE_UNAVAILABLE, "draining\n"));
     assert_eq!(world.admin(0, Method::GET, "/healthz").await.status, StatusCode::OK);
     assert_eq!(world.status(0).await["peer"]["state"], "draining");
     until("its sessions have another owner", async || {

@@ -17,6 +17,8 @@ use warmhop_testbed::{program, workspace};
 
 /// The app's name in these tests.
 pub(crate) const APP: &str = "shop";
+/// Where a front door says whether its peer takes traffic.
+pub(crate) const READY_PATH: &str = "/.well-known/warmhop/readyz";
 /// How long anything may take that takes milliseconds or a second when the machine is idle.
 pub(crate) const BOUND: Duration = Duration::from_secs(30);
 /// A stock that is read in some hundredths of a second.
