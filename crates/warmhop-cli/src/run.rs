@@ -133,7 +133,8 @@ fn builder(
     let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
-        .reveal(config.http.reveal);
+        .reveal(config.http.reveal)
+        .drain_grace(config.http.drain_grace);
     if let Some(zone) = &config.peer.zone {
         builder = builder.zone(zone.clone());
     }
@@ -155,6 +156,7 @@ fn builder(
                 env: app.env.clone(),
                 ready: app.ready.clone(),
                 redis: redis.map(redis::url),
+                protocol: app.protocol,
                 carried: app.spec.policy.session == SessionMode::Portable,
                 guard: guard::executable(),
                 open_files,

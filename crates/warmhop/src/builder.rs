@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -45,6 +46,7 @@ pub struct Builder {
     pub(crate) identity: Identity,
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
+    pub(crate) drain_grace: Duration,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
     pub(crate) registers: Vec<AppName>,
     pub(crate) layers: Vec<HopLayer>,
@@ -108,6 +110,15 @@ impl Builder {
     #[must_use]
     pub fn reveal(mut self, reveal: bool) -> Self {
         self.reveal = reveal;
+        self
+    }
+
+    /// How long requests and streams in flight may take to end once the peer drains. What is
+    /// open after it is closed in the terms of its protocol, a WebSocket with status 1001. A
+    /// shutdown takes up to so much longer. Default: 30 s.
+    #[must_use]
+    pub fn drain_grace(mut self, grace: Duration) -> Self {
+        self.drain_grace = grace;
         self
     }
 
@@ -265,6 +276,7 @@ impl Builder {
             doors_closing,
             tasks,
             connections,
+            drain_grace: self.drain_grace,
             drained: OnceCell::new(),
             ended: OnceCell::new(),
         })))
@@ -336,6 +348,7 @@ struct Running {
     doors_closing: CancellationToken,
     tasks: TaskTracker,
     connections: TaskTracker,
+    drain_grace: Duration,
     drained: OnceCell<()>,
     ended: OnceCell<()>,
 }
@@ -399,6 +412,7 @@ impl Mesh {
             identity,
             sessions: SessionPolicy::default(),
             reveal: true,
+            drain_grace: Duration::from_secs(30),
             apps: Vec::new(),
             registers: Vec::new(),
             layers: Vec::new(),
@@ -536,7 +550,8 @@ impl Mesh {
             .get_or_init(|| async {
                 running.doors_closing.cancel();
                 running.connections.close();
-                shutdown::wait_for(&running.connections).await;
+                shutdown::end_streams(&running.node, &running.connections, running.drain_grace)
+                    .await;
                 shutdown::give_away_the_rest(&running.node).await;
                 shutdown::stop_apps(&running.node).await;
                 running.closing.cancel();

@@ -220,6 +220,7 @@ mod framing;
 mod front;
 mod front_tls;
 mod gossip;
+mod grpc;
 mod hop;
 mod hop_layer;
 pub mod identity;
@@ -243,6 +244,7 @@ mod supervise;
 mod telemetry;
 #[cfg(feature = "tower-sessions")]
 pub mod tower_sessions;
+mod tunnels;
 mod upkeep;
 mod wire;
 

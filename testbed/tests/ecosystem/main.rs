@@ -11,6 +11,7 @@ mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
 mod sessions;
+mod streams;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../promises/support.rs"]
 mod support;
@@ -23,8 +24,13 @@ use libtest_mimic::{Arguments, Completion, Trial};
 use installed::Tested;
 
 fn main() -> ExitCode {
-    let trials =
-        [balancers::trials(), browser::trials(), front_doors::trials(), sessions::trials()];
+    let trials = [
+        balancers::trials(),
+        browser::trials(),
+        front_doors::trials(),
+        sessions::trials(),
+        streams::trials(),
+    ];
     libtest_mimic::run(&Arguments::from_args(), trials.into_iter().flatten().collect()).exit_code()
 }
 
