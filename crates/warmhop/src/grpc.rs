@@ -47,9 +47,16 @@ pub(crate) fn refusal(problem: &Problem, response: &mut Response<Body>) {
     headers.insert(MESSAGE, message(&problem.detail));
 }
 
-/// A body whose failure is told as the call's status.
-pub(crate) fn with_status(body: Body) -> Body {
-    Body::new(Call { body, ended: false })
+/// An app's response, in which a failure of the body is told as the call's status.
+pub(crate) fn answer(response: Response<Body>) -> Response<Body> {
+    // Where the status stands in the head, the response is one of trailers only, and clients
+    // read it as such only if the stream ends with the head.
+    let trailers_only = response.headers().contains_key(STATUS);
+    response.map(
+        |body| {
+            if trailers_only { Body::empty() } else { Body::new(Call { body, ended: false }) }
+        },
+    )
 }
 
 struct Call {

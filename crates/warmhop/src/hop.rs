@@ -264,8 +264,9 @@ pub(crate) async fn ask(
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             reply.tunnel = Some((writer, reader));
         } else {
-            // The client sends nothing before the switch, so its half has ended.
-            writer.write_end(Bytes::new(), None).await.map_err(broken)?;
+            // The client sends nothing before the switch, so its half has ended. A peer that has
+            // answered in full may have stopped listening, which takes nothing from its answer.
+            let _ = writer.write_end(Bytes::new(), None).await;
             *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
         }
         return Ok(reply);

@@ -140,7 +140,7 @@ impl Ingress {
             }
         };
         if is_call && grpc::is_grpc(response.headers()) {
-            response = response.map(grpc::with_status);
+            response = grpc::answer(response);
         }
         let status = response.status();
         let headers = response.headers_mut();
