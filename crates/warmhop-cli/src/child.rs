@@ -23,13 +23,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HOST, HeaderValue, USER_AGENT};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Request, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -41,7 +43,7 @@ use tracing::{info, warn};
 use warmhop::ids::AppName;
 use warmhop::{Body, BoxError, Running, StartContext, StartError};
 
-use crate::config::Ready;
+use crate::config::{Protocol, Ready};
 use crate::{guard, notify};
 
 /// How often a start is tried on another port when another process took the chosen one.
@@ -86,6 +88,8 @@ pub struct ChildApp {
     pub ready: Ready,
     /// What it is told of the endpoint that keeps sessions, in `REDIS_URL`; absent: there is none.
     pub redis: Option<String>,
+    /// What is spoken with it.
+    pub protocol: Protocol,
     /// Whether it takes its session as the field `Warmhop-Session` and sets it so.
     pub carried: bool,
     /// The program that guards it: [`guard::executable`].
@@ -160,7 +164,7 @@ impl ChildApp {
             },
             exited: false,
         })?;
-        let service = ChildService::new(port);
+        let service = ChildService::new(port, self.protocol);
         let mut exit = process.exit.clone();
         let (reason, exited) = tokio::select! {
             biased;
@@ -428,32 +432,102 @@ fn log_line(line: &mut Vec<u8>, cut: &mut bool, stream: &str, app: &AppName, tai
     tail.push_back(text);
 }
 
-/// Requests to the child over HTTP/1.1. A kept-alive connection that the app has closed
-/// meanwhile costs no request: it is sent again on a fresh one if no byte of it had left.
+/// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
+/// request: it is sent again on a fresh one if no byte of it had left.
 #[derive(Clone)]
 pub struct ChildService {
-    client: Client<HttpConnector, RequestBody>,
+    client: AppClient,
     authority: Authority,
+}
+
+/// How requests are sent to the app.
+#[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
+enum AppClient {
+    /// A pool of connections, one request at a time on each.
+    Http1(Client<HttpConnector, RequestBody>),
+    /// One connection for all requests, which HTTP/2 interleaves on it.
+    H2(Arc<H2Client>),
+}
+
+/// The one HTTP/2 connection to an app, made anew when the app has closed it.
+struct H2Client {
+    addr: SocketAddr,
+    sender: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
+}
+
+impl H2Client {
+    /// The connection as it is, or a fresh one.
+    async fn sender(&self) -> Result<http2::SendRequest<RequestBody>, BoxError> {
+        let mut kept = self.sender.lock().await;
+        if let Some(sender) = &mut *kept
+            && sender.ready().await.is_ok()
+        {
+            return Ok(sender.clone());
+        }
+        let connect = tokio::net::TcpStream::connect(self.addr);
+        let stream = timeout(CONNECT_TIMEOUT, connect).await??;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .handshake(TokioIo::new(stream))
+            .await?;
+        // How it ends is told to each of its requests.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(kept.insert(sender).clone())
+    }
+
+    async fn request(
+        &self,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, BoxError> {
+        let mut again = true;
+        loop {
+            let mut sender = self.sender().await?;
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(mut error) => match error.take_message() {
+                    // The connection ended before a byte of the request had left.
+                    Some(unsent) if again => {
+                        request = unsent;
+                        again = false;
+                    }
+                    _ => return Err(error.into_error().into()),
+                },
+            }
+        }
+    }
 }
 
 impl ChildService {
     /// Requests to `127.0.0.1:port`.
     #[must_use]
-    pub fn new(port: u16) -> Self {
+    pub fn new(port: u16, protocol: Protocol) -> Self {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let client = match protocol {
+            Protocol::Http1 => AppClient::Http1(Self::pool()),
+            Protocol::H2 => {
+                AppClient::H2(Arc::new(H2Client { addr, sender: tokio::sync::Mutex::default() }))
+            }
+        };
+        let Ok(authority) = addr.to_string().parse() else {
+            unreachable!("an address and a port are an authority");
+        };
+        Self { client, authority }
+    }
+
+    fn pool() -> Client<HttpConnector, RequestBody> {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let client = Client::builder(TokioExecutor::new())
+        Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector);
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string();
-        let Ok(authority) = addr.parse() else {
-            unreachable!("an address and a port are an authority");
-        };
-        Self { client, authority }
+            .build(connector)
     }
 
     async fn is_healthy(&self, path: &str) -> bool {
@@ -480,10 +554,23 @@ impl ChildService {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(self.authority.clone());
+        if matches!(self.client, AppClient::H2(_)) {
+            // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
+            // that is asked for one answers as it answers any request.
+            if let Some(Ok(authority)) =
+                parts.headers.remove(HOST).map(|host| Authority::try_from(host.as_bytes()))
+            {
+                uri.authority = Some(authority);
+            }
+            parts.headers.remove(CONNECTION);
+            parts.headers.remove(UPGRADE);
+            parts.version = Version::HTTP_2;
+        } else {
+            parts.version = Version::HTTP_11;
+        }
         let path = parts.uri.path_and_query().cloned();
         uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         parts.uri = Uri::from_parts(uri)?;
-        parts.version = Version::HTTP_11;
         // What the mesh keeps with a request means nothing to the client in here.
         parts.extensions = Extensions::new();
         let expects = parts.headers.get(EXPECT);
@@ -519,7 +606,11 @@ impl Service<Request<Body>> for ChildService {
         let outgoing = self.outgoing(request);
         let client = self.client.clone();
         Box::pin(async move {
-            let mut response = client.request(outgoing?).await?;
+            let outgoing = outgoing?;
+            let mut response = match client {
+                AppClient::Http1(client) => client.request(outgoing).await?,
+                AppClient::H2(client) => client.request(outgoing).await?,
+            };
             // An app that speaks HTTP/1.0 must not make the client's connection do so.
             *response.version_mut() = Version::HTTP_11;
             Ok(response.map(Body::from))

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use warmhop::AppSpec;
 use warmhop::config::SessionPolicy;
 use warmhop::ids::PeerId;
@@ -62,8 +63,8 @@ pub struct Http {
     pub tls: Option<Tls>,
     /// Whether responses name the peer and the request.
     pub reveal: bool,
-    /// How long open WebSockets may go on when the peer shuts down.
-    pub stream_grace: Duration,
+    /// How long requests and streams in flight may take to end once the peer drains.
+    pub drain_grace: Duration,
 }
 
 /// `[http] tls`: PEM files.
@@ -130,6 +131,19 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// How it is known to be ready.
     pub ready: Ready,
+    /// What is spoken with it.
+    pub protocol: Protocol,
+}
+
+/// What a peer speaks with an app over loopback.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, WebSocket and other upgrades included.
+    #[default]
+    Http1,
+    /// HTTP/2 in clear text with prior knowledge (RFC 9113 section 3.3), as gRPC servers want it.
+    H2,
 }
 
 /// When a started app counts as ready.

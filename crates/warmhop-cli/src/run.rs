@@ -141,7 +141,7 @@ fn builder(
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
         .reveal(config.http.reveal)
-        .stream_grace(config.http.stream_grace);
+        .drain_grace(config.http.drain_grace);
     if let Some(zone) = &config.peer.zone {
         builder = builder.zone(zone.clone());
     }
@@ -163,6 +163,7 @@ fn builder(
                 env: app.env.clone(),
                 ready: app.ready.clone(),
                 redis: redis.map(redis::url),
+                protocol: app.protocol,
                 carried: app.spec.policy.session == SessionMode::Portable,
                 guard: guard::executable(),
                 open_files,

@@ -23,6 +23,7 @@ use crate::node::Node;
 use crate::serve::{LocalError, Served, Upgrade};
 use crate::supervise::Slot;
 use crate::telemetry::Tracing;
+use crate::tunnels::Farewell;
 use crate::wire::{HopBodyReader, SessionFrame};
 
 impl NetHandler for Node {
@@ -217,15 +218,17 @@ impl Node {
             return hop::reply(send, &head, response.into_body()).await;
         };
         let writer = hop::reply_switching(send, &head).await?;
+        let _counted = self.tunnels.open.token();
+        let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
         match upgrade {
             Some(Upgrade::Io(io)) => {
-                hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near).await;
+                hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;
             }
             Some(Upgrade::Hop(next_writer, next_reader)) => {
                 let (near, far) = tokio::io::duplex(64 * 1024);
                 tokio::join!(
-                    hop::tunnel(near, writer, reader, AppIs::Near),
-                    hop::tunnel(far, next_writer, next_reader, AppIs::Far)
+                    hop::tunnel(near, writer, reader, AppIs::Near, farewell),
+                    hop::tunnel(far, next_writer, next_reader, AppIs::Far, Farewell::default())
                 );
             }
             None => {}

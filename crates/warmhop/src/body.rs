@@ -67,6 +67,7 @@ impl Body {
         match self.frame().await {
             None => Ok(Self::empty()),
             Some(frame) => match frame?.into_data() {
+                Ok(data) if data.is_empty() => Ok(self),
                 Ok(data) if self.is_end_stream() => Ok(Self::from(data)),
                 Ok(data) => Ok(Self::resumed(vec![data], self)),
                 Err(_) => Ok(Self::empty()),

@@ -46,8 +46,8 @@ pub struct Builder {
     pub(crate) identity: Identity,
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
+    pub(crate) drain_grace: Duration,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
-    pub(crate) stream_grace: Duration,
     pub(crate) registers: Vec<AppName>,
     pub(crate) layers: Vec<HopLayer>,
 }
@@ -113,12 +113,12 @@ impl Builder {
         self
     }
 
-    /// How long WebSockets and other upgraded connections may go on when the peer shuts down.
-    /// After that a WebSocket's client gets a close frame, 1001, and whatever else it is ends.
-    /// Default: 10 s.
+    /// How long requests and streams in flight may take to end once the peer drains. What is
+    /// open after it is closed in the terms of its protocol, a WebSocket with status 1001. A
+    /// shutdown takes up to so much longer. Default: 30 s.
     #[must_use]
-    pub fn stream_grace(mut self, grace: Duration) -> Self {
-        self.stream_grace = grace;
+    pub fn drain_grace(mut self, grace: Duration) -> Self {
+        self.drain_grace = grace;
         self
     }
 
@@ -276,7 +276,7 @@ impl Builder {
             doors_closing,
             tasks,
             connections,
-            stream_grace: self.stream_grace,
+            drain_grace: self.drain_grace,
             drained: OnceCell::new(),
             ended: OnceCell::new(),
         })))
@@ -348,7 +348,7 @@ struct Running {
     doors_closing: CancellationToken,
     tasks: TaskTracker,
     connections: TaskTracker,
-    stream_grace: Duration,
+    drain_grace: Duration,
     drained: OnceCell<()>,
     ended: OnceCell<()>,
 }
@@ -412,9 +412,9 @@ impl Mesh {
             identity,
             sessions: SessionPolicy::default(),
             reveal: true,
+            drain_grace: Duration::from_secs(30),
             apps: Vec::new(),
             registers: Vec::new(),
-            stream_grace: Duration::from_secs(10),
             layers: Vec::new(),
         }
     }
@@ -550,8 +550,8 @@ impl Mesh {
             .get_or_init(|| async {
                 running.doors_closing.cancel();
                 running.connections.close();
-                shutdown::wait_for(&running.connections).await;
-                shutdown::end_upgrades(&running.node, running.stream_grace).await;
+                shutdown::end_streams(&running.node, &running.connections, running.drain_grace)
+                    .await;
                 shutdown::give_away_the_rest(&running.node).await;
                 shutdown::stop_apps(&running.node).await;
                 running.closing.cancel();

@@ -141,6 +141,7 @@ async fn connection<IO>(
     builder
         .http2()
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))

@@ -24,6 +24,7 @@ use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use crate::body::{Body, BoxError};
 use crate::link::HopLease;
 use crate::net::{Net, OpenError, OpenHop};
+use crate::tunnels::Farewell;
 use crate::wire::{
     self, FrameReader, HopBodyReader, HopBodyWriter, HopPart, KIND_HOP, Trailers, put_frame,
 };
@@ -263,8 +264,9 @@ pub(crate) async fn ask(
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
             reply.tunnel = Some((writer, reader));
         } else {
-            // The client sends nothing before the switch, so its half has ended.
-            writer.write_end(Bytes::new(), None).await.map_err(broken)?;
+            // The client sends nothing before the switch, so its half has ended. A peer that has
+            // answered in full may have stopped listening, which takes nothing from its answer.
+            let _ = writer.write_end(Bytes::new(), None).await;
             *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
         }
         return Ok(reply);
@@ -292,6 +294,11 @@ pub(crate) async fn ask(
             None
         }
         None => {
+            if head.asks_go {
+                // A client may wait for the app to speak first, so the body's first byte must
+                // not be what shows that the go-ahead was heard.
+                writer.write_begun().await.map_err(broken)?;
+            }
             let task = tokio::spawn(async move {
                 if let Err(error) = send_body(writer, body).await {
                     tracing::debug!(%error, "request body ended early");
@@ -591,7 +598,7 @@ async fn both_ways(from_client: impl Future<Output = ()>, from_app: impl Future<
 }
 
 /// Passes bytes between a client's upgraded connection and an app's on the same peer.
-pub(crate) async fn join<C, A>(client: C, app: A)
+pub(crate) async fn join<C, A>(client: C, app: A, mut farewell: Farewell)
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
     A: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
@@ -604,7 +611,24 @@ where
         let _ = app_out.shutdown().await;
     };
     let from_app = async {
-        let _ = tokio::io::copy(&mut app_in, &mut client_out).await;
+        let mut buffer = BytesMut::with_capacity(16 * 1024);
+        loop {
+            buffer.reserve(16 * 1024);
+            let last = tokio::select! {
+                biased;
+                last = farewell.due() => Some(last),
+                read = app_in.read_buf(&mut buffer) => match read {
+                    Ok(0) | Err(_) => Some(farewell.lost()),
+                    Ok(_) => None,
+                },
+            };
+            let piece = last.map_or_else(|| buffer.split().freeze(), Bytes::from_static);
+            farewell.passed(&piece);
+            let sent = client_out.write_all(&piece).await;
+            if sent.is_err() || client_out.flush().await.is_err() || last.is_some() {
+                break;
+            }
+        }
         let _ = client_out.shutdown().await;
     };
     both_ways(from_client, from_app).await;
@@ -616,31 +640,71 @@ pub(crate) async fn tunnel<IO>(
     mut writer: HopBodyWriter,
     mut reader: HopBodyReader,
     app: AppIs,
+    farewell: Farewell,
 ) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
     let (mut from, mut to) = tokio::io::split(io);
+    // Only what goes to the client ends with the peer's own close.
+    let never = Farewell::default();
+    let (mut to_hop, mut to_io) = match app {
+        AppIs::Near => (farewell, never),
+        AppIs::Far => (never, farewell),
+    };
     let up = async {
         let mut buffer = BytesMut::with_capacity(16 * 1024);
         loop {
             buffer.reserve(16 * 1024);
-            match from.read_buf(&mut buffer).await {
-                Ok(0) => break,
+            let read = tokio::select! {
+                biased;
+                last = to_hop.due() => {
+                    let _ = writer.write_data(Bytes::from_static(last)).await;
+                    break;
+                }
+                read = from.read_buf(&mut buffer) => read,
+            };
+            match read {
+                Ok(0) => {
+                    let _ = writer.write_data(Bytes::from_static(to_hop.lost())).await;
+                    break;
+                }
                 Ok(_) => {
-                    if writer.write_data(buffer.split().freeze()).await.is_err() {
+                    let piece = buffer.split().freeze();
+                    to_hop.passed(&piece);
+                    if writer.write_data(piece).await.is_err() {
                         return;
                     }
                 }
                 Err(_) => {
-                    writer.abort(BODY_FAILED);
-                    return;
+                    let last = to_hop.lost();
+                    if last.is_empty() {
+                        writer.abort(BODY_FAILED);
+                        return;
+                    }
+                    let _ = writer.write_data(Bytes::from_static(last)).await;
+                    break;
                 }
             }
         }
         let _ = writer.write_end(Bytes::new(), None).await;
     };
     let down = async {
-        while let Ok(HopPart::Data(data)) = reader.next().await {
+        loop {
+            let data = tokio::select! {
+                biased;
+                last = to_io.due() => {
+                    let _ = to.write_all(last).await;
+                    break;
+                }
+                part = reader.next() => match part {
+                    Ok(HopPart::Data(data)) => data,
+                    Ok(HopPart::End(_)) | Err(_) => {
+                        let _ = to.write_all(to_io.lost()).await;
+                        break;
+                    }
+                },
+            };
+            to_io.passed(&data);
             if to.write_all(&data).await.is_err() || to.flush().await.is_err() {
                 break;
             }

@@ -6,8 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{COOKIE, EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tracing::{Instrument, info_span};
@@ -21,6 +24,7 @@ use crate::body::Body;
 use crate::call::{Call, CallBody};
 use crate::clock::Clock;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
+use crate::grpc;
 use crate::hop::{self, AppIs};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
@@ -121,6 +125,7 @@ impl Ingress {
             .into_iter()
             .collect();
         let version = request.version();
+        let is_call = grpc::is_grpc(request.headers());
         let outcome = self.dispatch(slot, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
@@ -132,10 +137,16 @@ impl Ingress {
                     detail = problem.detail,
                     "refused"
                 );
-                let response = problem.response(&accept, node.me.as_str(), tracing.id.as_str());
+                let mut response = problem.response(&accept, node.me.as_str(), tracing.id.as_str());
+                if is_call {
+                    grpc::refusal(&problem, &mut response);
+                }
                 (response, "refuse", app)
             }
         };
+        if is_call && grpc::is_grpc(response.headers()) {
+            response = grpc::answer(response);
+        }
         let status = response.status();
         let headers = response.headers_mut();
         if node.reveal {
@@ -172,7 +183,10 @@ impl Ingress {
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)>
     {
-        if request.method() == Method::CONNECT {
+        let extended = request.extensions().get::<Protocol>();
+        if request.method() == Method::CONNECT
+            && extended.is_none_or(|protocol| !protocol.as_str().eq_ignore_ascii_case("websocket"))
+        {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
         }
@@ -223,7 +237,16 @@ impl Ingress {
         let key = idempotency_key(&parts.headers)?
             .filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method));
 
-        let upgrade = fields::wanted_upgrade(parts.version, &parts.headers);
+        // A WebSocket over HTTP/2 (RFC 8441) is an upgrade to all who pass it on, and to the app:
+        // only the client's side of it differs.
+        let extended = parts.extensions.remove::<Protocol>().is_some();
+        let upgrade = if extended {
+            parts.method = Method::GET;
+            parts.headers.insert("sec-websocket-key", websocket_key());
+            Some(HeaderValue::from_static("websocket"))
+        } else {
+            fields::wanted_upgrade(parts.version, &parts.headers)
+        };
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| upgrade.is_some());
         let via_version = parts.version;
         let headers = &mut parts.headers;
@@ -300,7 +323,23 @@ impl Ingress {
             node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await?
         };
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
-        let response = self.finish(served, token, entry.as_ref(), on_upgrade, client);
+        let mut response = self.finish(served, token, entry.as_ref(), on_upgrade, client);
+        if extended {
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                *response.status_mut() = StatusCode::OK;
+                let headers = response.headers_mut();
+                for name in ["connection", "upgrade", "sec-websocket-accept"] {
+                    headers.remove(name);
+                }
+            } else if response.status().is_success() {
+                // To the client, a 2xx would mean that the WebSocket is open.
+                let detail = format!(
+                    "the app answered {} and opened no WebSocket",
+                    response.status().as_u16()
+                );
+                return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no-websocket", detail));
+            }
+        }
         Ok((response, way))
     }
 
@@ -382,18 +421,16 @@ impl Ingress {
                 fields::put_upgrade(headers, protocol);
             }
             if let (Some(on_upgrade), Some(upgrade)) = (on_upgrade, upgrade) {
-                let upgrades = node.upgrades.clone();
-                let protocol = headers.get(http::header::UPGRADE).cloned();
-                node.upgrades.open.spawn(async move {
+                let farewell = node.tunnels.farewell(headers.get(http::header::UPGRADE));
+                node.tunnels.open.spawn(async move {
                     let Ok(client) = on_upgrade.await else { return };
                     let client = TokioIo::new(client);
-                    let pass = async |client: &mut _| match upgrade {
+                    match upgrade {
                         Upgrade::Hop(writer, reader) => {
-                            hop::tunnel(client, writer, reader, AppIs::Far).await;
+                            hop::tunnel(client, writer, reader, AppIs::Far, farewell).await;
                         }
-                        Upgrade::Io(app) => hop::join(client, TokioIo::new(app)).await,
-                    };
-                    upgrades.carry(client, protocol.as_ref(), pass).await;
+                        Upgrade::Io(app) => hop::join(client, TokioIo::new(app), farewell).await,
+                    }
                 });
             }
         }
@@ -437,6 +474,12 @@ fn is_below(path: &str, prefix: &str) -> bool {
 fn fresh_request_id() -> RequestId {
     let random = RequestKey(rand::random());
     RequestId::new(&random.to_string()).expect("hexadecimal digits form a request id")
+}
+
+/// A nonce for an app's handshake (RFC 6455 section 4.1), which a client over HTTP/2 sends none of.
+fn websocket_key() -> HeaderValue {
+    let nonce: [u8; 16] = rand::random();
+    HeaderValue::from_str(&STANDARD.encode(nonce)).expect("base64 is a field's value")
 }
 
 fn rid_of_key(key: &str) -> RequestKey {

@@ -220,6 +220,7 @@ mod framing;
 mod front;
 mod front_tls;
 mod gossip;
+mod grpc;
 mod hop;
 mod hop_layer;
 pub mod identity;
@@ -243,8 +244,8 @@ mod supervise;
 mod telemetry;
 #[cfg(feature = "tower-sessions")]
 pub mod tower_sessions;
+mod tunnels;
 mod upkeep;
-mod websocket;
 mod wire;
 
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};

@@ -26,7 +26,7 @@ use crate::sessions::Store;
 use crate::status::TraceCandidate;
 use crate::supervise::Slot;
 use crate::telemetry::{Metrics, Traces, Tracing};
-use crate::websocket::Upgrades;
+use crate::tunnels::Tunnels;
 
 /// How long a reply vouches for the peer that sent it.
 const HEARD_LATELY: Duration = Duration::from_millis(50);
@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub(crate) http: Vec<SocketAddr>,
     loads: Mutex<HashMap<(PeerId, AppName), (Load, Now)>>,
     pub(crate) draining: AtomicBool,
-    pub(crate) upgrades: Upgrades,
+    pub(crate) tunnels: Tunnels,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
     pub(crate) metrics: Arc<Metrics>,
@@ -118,7 +118,7 @@ impl Node {
             http: parts.http,
             loads: Mutex::new(HashMap::new()),
             draining: AtomicBool::new(false),
-            upgrades: Upgrades::default(),
+            tunnels: Tunnels::default(),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),
             metrics: parts.metrics,

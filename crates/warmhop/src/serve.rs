@@ -25,7 +25,7 @@ use crate::problem::{Problem, app_failed, gave_up};
 use crate::session::Session;
 use crate::supervise::{InFlight, Slot};
 use crate::telemetry::{ByReason, Tracing};
-use crate::websocket::Upgrades;
+use crate::tunnels::Tunnels;
 use crate::wire::{HopBodyReader, HopBodyWriter};
 
 /// How often a request may be placed anew before it is refused.
@@ -85,36 +85,23 @@ pub(crate) enum LocalError {
 }
 
 /// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
-/// `upgrades` is given where the other side is a client of this peer.
 pub(crate) async fn call_service(
     service: AppService,
     request: http::Request<Body>,
     guard: InFlight,
-    upgrades: Option<&Upgrades>,
+    tunnels: &Tunnels,
 ) -> Result<Response<Body>, BoxError> {
     let client_side = request.extensions().get::<OnUpgrade>().cloned();
     let mut response = service.oneshot(request).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let app_side = response.extensions_mut().remove::<OnUpgrade>();
         if let (Some(client_side), Some(app_side)) = (client_side, app_side) {
-            let protocol = response.headers().get(http::header::UPGRADE).cloned();
-            let carried = upgrades.cloned();
-            let carry = async move {
+            let farewell = tunnels.farewell(response.headers().get(http::header::UPGRADE));
+            tunnels.open.spawn(async move {
                 let _counted = guard;
                 let (Ok(client), Ok(app)) = tokio::join!(client_side, app_side) else { return };
-                let (client, app) = (TokioIo::new(client), TokioIo::new(app));
-                match carried {
-                    Some(upgrades) => {
-                        let pass = async |client: &mut _| hop::join(client, app).await;
-                        upgrades.carry(client, protocol.as_ref(), pass).await;
-                    }
-                    None => hop::join(client, app).await,
-                }
-            };
-            match upgrades {
-                Some(upgrades) => drop(upgrades.open.spawn(carry)),
-                None => drop(tokio::spawn(carry)),
-            }
+                hop::join(TokioIo::new(client), TokioIo::new(app), farewell).await;
+            });
         }
         return Ok(response);
     }
@@ -143,7 +130,10 @@ async fn call_service_upgrading(
             let guard = guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             match guard {
                 Some(guard) => {
-                    call_service(service, inner, guard, None).await.map_err(std::io::Error::other)
+                    // Whoever holds the far end of the in-memory connection says goodbye.
+                    call_service(service, inner, guard, &Tunnels::default())
+                        .await
+                        .map_err(std::io::Error::other)
                 }
                 None => Err(std::io::Error::other("one request a connection")),
             }
@@ -191,7 +181,7 @@ impl Node {
         let outcome = if stands_alone {
             call_service_upgrading(copy.service.clone(), request, guard).await
         } else {
-            call_service(copy.service.clone(), request, guard, Some(&self.upgrades))
+            call_service(copy.service.clone(), request, guard, &self.tunnels)
                 .await
                 .map(|response| (response, None))
         };

@@ -15,7 +15,6 @@ use warmhop_core::view::{AppState, Liveness};
 
 use crate::net::Net;
 use crate::node::Node;
-use crate::websocket::Upgrades;
 
 /// How long giving sessions away may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
@@ -28,10 +27,10 @@ const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
 const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_secs(1);
-/// How long requests in flight may take to end.
-const REQUESTS_WITHIN: Duration = Duration::from_secs(30);
-/// How long upgraded connections may take to end once they are told to.
-const UPGRADES_WITHIN: Duration = Duration::from_secs(3);
+/// How long a client may take to answer the close of its WebSocket.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// How long the tasks of a peer may take to end.
+const TASKS_WITHIN: Duration = Duration::from_secs(30);
 /// How often an invitation is repeated.
 const INVITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How many sessions are offered at once.
@@ -121,25 +120,25 @@ pub(crate) async fn give_away_the_rest(node: &Node) {
     }
 }
 
-/// Waits until every task has ended, or for as long as requests may take.
-pub(crate) async fn wait_for(tasks: &TaskTracker) {
-    if tokio::time::timeout(REQUESTS_WITHIN, tasks.wait()).await.is_err() {
-        warn!(left = tasks.len(), "some connections outlasted the grace time");
+/// Waits for `grace` until the clients' connections have ended, upgraded ones included; then
+/// closes the latter in the terms of their protocol. What is left is cut off when its app stops.
+pub(crate) async fn end_streams(node: &Node, connections: &TaskTracker, grace: Duration) {
+    let tunnels = &node.tunnels;
+    tunnels.open.close();
+    let ended = async { tokio::join!(connections.wait(), tunnels.open.wait()) };
+    if tokio::time::timeout(grace, ended).await.is_ok() {
+        return;
     }
+    let (connections, tunnels_left) = (connections.len(), tunnels.open.len());
+    warn!(connections, tunnels = tunnels_left, "some streams outlasted the grace time");
+    tunnels.closing.cancel();
+    let _ = tokio::time::timeout(GOODBYE_WITHIN, tunnels.open.wait()).await;
 }
 
-/// Gives the upgraded connections of clients, such as WebSockets, their time to end by themselves,
-/// and then ends them.
-pub(crate) async fn end_upgrades(node: &Node, grace: Duration) {
-    let Upgrades { open, leaving } = &node.upgrades;
-    open.close();
-    if !open.is_empty() {
-        info!(open = open.len(), grace_ms = grace.as_millis() as u64, "waiting for open streams");
-    }
-    if tokio::time::timeout(grace, open.wait()).await.is_err() {
-        leaving.cancel();
-        // Each has a moment to end its frame and one to hear the answer.
-        let _ = tokio::time::timeout(UPGRADES_WITHIN, open.wait()).await;
+/// Waits until every task has ended, or for as long as that may take.
+pub(crate) async fn wait_for(tasks: &TaskTracker) {
+    if tokio::time::timeout(TASKS_WITHIN, tasks.wait()).await.is_err() {
+        warn!(left = tasks.len(), "some tasks did not end in time");
     }
 }
 

@@ -362,6 +362,9 @@ impl FrameReader {
     }
 }
 
+/// Stands where a piece's length would, for a piece without bytes: the writer was told to go on.
+const BEGUN_TAG: [u8; 4] = [0; 4];
+
 /// Writes a hop's body. What was put before it, such as the kind byte and the head, leaves
 /// together with the first piece.
 pub(crate) struct HopBodyWriter {
@@ -382,6 +385,12 @@ impl HopBodyWriter {
         }
         let pending = self.pending.split().freeze();
         self.send.write_chunk(pending).await
+    }
+
+    /// Sends that the body has begun, though there is no byte of it yet.
+    pub(crate) async fn write_begun(&mut self) -> Result<(), WriteError> {
+        self.pending.extend_from_slice(&BEGUN_TAG);
+        self.flush().await
     }
 
     /// Sends one piece of the body, waiting while the receiver is slower. Large pieces are
@@ -548,6 +557,10 @@ impl HopBodyReader {
                     self.header[*have] = self.left.get_u8();
                     *have += 1;
                     if *have == 4 {
+                        if matches!(self.stage, Stage::Tag { .. }) && self.header == BEGUN_TAG {
+                            self.stage = Stage::Tag { have: 0 };
+                            return Poll::Ready(Ok(HopPart::Data(Bytes::new())));
+                        }
                         match self.after_header() {
                             Ok(stage) => self.stage = stage,
                             Err(what) => return malformed(&what),

@@ -13,6 +13,7 @@ mod front_doors;
 mod installed;
 mod pinned;
 mod sessions;
+mod streams;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
 #[path = "../promises/support.rs"]
 mod support;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         front_doors::trials(),
         pinned::trials(),
         sessions::trials(),
+        streams::trials(),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials.into_iter().flatten().collect()).exit_code()
 }

@@ -2,18 +2,24 @@
 //! buffered whole.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::Method;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2;
+use hyper::ext::Protocol;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::{self, Message};
 use warmhop_testbed::client::{Client, RequestBody};
 
 use crate::requests::never_on;
@@ -166,31 +172,107 @@ async fn closed_with(socket: &mut Socket) -> u16 {
     }
 }
 
+/// Opens a WebSocket over HTTP/2 (RFC 8441) at `path`, without judging the answer.
+async fn extended_connect(addr: SocketAddr, path: &str) -> http::Response<Incoming> {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    // The server's settings, which allow extended CONNECT, come with its first answer.
+    let probe = http::Request::get(format!("http://{addr}/healthz")).body(Empty::new()).unwrap();
+    let probed = timeout(BOUND, sender.send_request(probe)).await.unwrap().unwrap();
+    assert_eq!(probed.version(), http::Version::HTTP_2);
+    let request = http::Request::connect(format!("http://{addr}{path}"))
+        .extension(Protocol::from_static("websocket"))
+        .header("sec-websocket-version", "13")
+        .body(Empty::new())
+        .unwrap();
+    timeout(BOUND, sender.send_request(request)).await.unwrap().unwrap()
+}
+
 #[tokio::test]
-async fn open_websockets_get_their_time_when_a_peer_leaves_and_then_a_proper_close() {
-    for grace in ["1s", "60s"] {
-        let settings = format!("[http]\nstream_grace = '{grace}'\n");
-        let mut world = World::with(2, vec![shop(QUICK, "")], &settings, never_on(1)).await;
-        world.warm(0).await;
-        let mut hops = websocket(&world, 1).await;
-        let (leaves, ()) = tokio::join!(world.mesh.stop(1), async {
-            if grace == "60s" {
-                // It goes on meanwhile, and the peer waits for no longer than it has to.
-                echoes(&mut hops, "still there").await;
-                hops.close(None).await.unwrap();
-                while timeout(BOUND, hops.next()).await.expect("it is answered").is_some() {}
-            } else {
-                assert_eq!(closed_with(&mut hops).await, 1001);
-            }
-        });
-        assert!(leaves.unwrap().success());
-        let mut local = websocket(&world, 0).await;
-        if grace == "1s" {
-            let (leaves, code) = tokio::join!(world.mesh.stop(0), closed_with(&mut local));
-            assert_eq!(code, 1001);
-            assert!(leaves.unwrap().success());
-        }
+async fn a_websocket_over_http_2_passes_a_hop() {
+    let world = hopping().await;
+    let response = extended_connect(world.http(1), "/ws").await;
+    assert_eq!(response.status(), 200);
+    assert!(response.headers().contains_key("via"));
+    assert!(!response.headers().contains_key("sec-websocket-accept"));
+    let io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let mut socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+    for message in [Message::text("hello"), Message::binary(vec![7; 100_000])] {
+        socket.send(message.clone()).await.unwrap();
+        let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+        assert!(back == message);
     }
+    socket.close(None).await.unwrap();
+    while timeout(BOUND, socket.next()).await.expect("the close is answered").is_some() {}
+    world.in_flight(0, 0).await;
+
+    // And from the peer where the app is.
+    let response = extended_connect(world.http(0), "/ws").await;
+    assert_eq!(response.status(), 200);
+    let io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let mut socket = WebSocketStream::from_raw_socket(io, Role::Client, None).await;
+    socket.send(Message::text("near")).await.unwrap();
+    let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(back, Message::text("near"));
+}
+
+#[tokio::test]
+async fn a_websocket_to_an_app_that_has_none_gets_its_answer() {
+    let world = hopping().await;
+    let response = extended_connect(world.http(1), "/no-such-page").await;
+    assert_eq!(response.status(), 404);
+    // Over HTTP/2, success would say that the WebSocket is open.
+    let response = extended_connect(world.http(1), "/healthz").await;
+    assert_eq!(response.status(), 501);
+    let stream = TcpStream::connect(world.http(1)).await.unwrap();
+    let connect =
+        tokio_tungstenite::client_async(format!("ws://{}/healthz", world.http(1)), stream);
+    match timeout(BOUND, connect).await.unwrap() {
+        Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 200),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn leaving_after(grace: &str) -> World {
+    let settings = format!("[http]\ndrain_grace = '{grace}'\n");
+    let world = World::with(2, vec![shop(QUICK, "")], &settings, never_on(1)).await;
+    world.warm(0).await;
+    world
+}
+
+#[tokio::test]
+async fn open_websockets_are_told_1001_when_the_grace_of_a_drain_is_over() {
+    // The peer that the client reached leaves.
+    let mut world = leaving_after("300ms").await;
+    let mut hops = websocket(&world, 1).await;
+    let (left, code) = tokio::join!(world.mesh.stop(1), closed_with(&mut hops));
+    assert_eq!(code, 1001);
+    assert!(left.unwrap().success());
+    // The peer that runs the app leaves.
+    let mut world = leaving_after("300ms").await;
+    let (mut local, mut hops) = (websocket(&world, 0).await, websocket(&world, 1).await);
+    let (left, local, hops) =
+        tokio::join!(world.mesh.stop(0), closed_with(&mut local), closed_with(&mut hops));
+    assert_eq!((local, hops), (1001, 1001));
+    assert!(left.unwrap().success());
+}
+
+#[tokio::test]
+async fn an_open_websocket_gets_its_time_and_a_peer_leaves_as_soon_as_it_has_ended() {
+    let mut world = leaving_after("1h").await;
+    let (mut socket, door) = (websocket(&world, 1).await, world.http(1));
+    let (left, ()) = tokio::join!(world.mesh.stop(1), async {
+        until("the peer leaves", async || TcpStream::connect(door).await.is_err().then_some(()))
+            .await;
+        echoes(&mut socket, "still there").await;
+        socket.close(None).await.unwrap();
+        while timeout(BOUND, socket.next()).await.expect("it is answered").is_some() {}
+    });
+    assert!(left.unwrap().success());
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use super::*;
 
 async fn listener() -> (TcpListener, ChildService) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let service = ChildService::new(listener.local_addr().unwrap().port());
+    let service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::Http1);
     (listener, service)
 }
 

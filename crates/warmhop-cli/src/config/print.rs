@@ -28,7 +28,7 @@ impl fmt::Display for Config {
             None => writeln!(f, "# tls is not set: plain HTTP")?,
         }
         writeln!(f, "reveal = {}", self.http.reveal)?;
-        writeln!(f, "stream_grace = \"{}\"", duration_text(self.http.stream_grace))?;
+        writeln!(f, "drain_grace = \"{}\"", duration_text(self.http.drain_grace))?;
 
         writeln!(f, "\n[mesh]\nlisten = \"{}\"", self.mesh.listen)?;
         let advertise = self.mesh.advertise.unwrap_or(self.mesh.listen);
@@ -90,6 +90,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Some(path) => writeln!(f, "ready = {{ path = {}, timeout = \"{timeout}\" }}", text(path))?,
         None => writeln!(f, "ready = {{ timeout = \"{timeout}\" }}")?,
     }
+    writeln!(f, "protocol = {}", value(app.protocol))?;
     writeln!(f, "start = {}", value(policy.start))?;
     match policy.stop_when_idle {
         Some(idle) => writeln!(f, "stop_when_idle = \"{}\"", duration_text(idle))?,

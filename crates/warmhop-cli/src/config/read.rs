@@ -16,7 +16,7 @@ use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
 
 use super::{
-    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Ready, Session, Tls,
+    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Ready, Session, Tls,
     duration_from, duration_text,
 };
 
@@ -176,7 +176,7 @@ fn read_http(root: &mut Table<'_>) -> Http {
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))],
         tls: None,
         reveal: true,
-        stream_grace: Duration::from_secs(10),
+        drain_grace: Duration::from_secs(30),
     };
     let Some(mut table) = root.table("http") else { return http };
     if let Some(field) = table.take("listen") {
@@ -193,8 +193,9 @@ fn read_http(root: &mut Table<'_>) -> Http {
     if let Some(reveal) = table.take("reveal").and_then(|field| field.boolean()) {
         http.reveal = reveal;
     }
-    let an_hour = Duration::from_secs(3600);
-    table.set_duration("stream_grace", Duration::ZERO..=an_hour, &mut http.stream_grace);
+    // Whoever asks a peer to end must not have to wait for ever.
+    let bounds = Duration::ZERO..=Duration::from_secs(3600);
+    table.set_duration("drain_grace", bounds, &mut http.drain_grace);
     table.finish();
     http
 }
@@ -399,6 +400,8 @@ fn read_app(item: Field<'_>) -> Option<App> {
         probe.set_duration("timeout", bounds, &mut ready.timeout);
         probe.finish();
     }
+    let mut protocol = Protocol::default();
+    table.set_enum("protocol", &["http1", "h2"], &mut protocol);
     spec.policy = read_policy(&mut table);
     // The app's own deadline comes first, because its message has the last lines of output.
     spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
@@ -441,7 +444,7 @@ fn read_app(item: Field<'_>) -> Option<App> {
         _ => {}
     }
     table.finish();
-    Some(App { spec, run, dir, env, ready })
+    Some(App { spec, run, dir, env, ready, protocol })
 }
 
 fn read_policy(table: &mut Table<'_>) -> AppPolicy {

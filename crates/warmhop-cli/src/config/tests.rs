@@ -11,7 +11,7 @@ zone = "a"
 [http]
 listen = ["127.0.0.1:8081", "[::1]:8081"]
 reveal = false
-stream_grace = "90s"
+drain_grace = "5s"
 
 [mesh]
 listen = "127.0.0.1:7001"
@@ -35,6 +35,7 @@ run = ["sh", "-c", "exec \"$0\"\t\\ ü"]
 dir = "apps"
 env = { LOG = "info", "odd.name" = 'a "quoted" \ value' }
 ready = { path = "/healthz", timeout = "90s" }
+protocol = "h2"
 start = "at-boot"
 stop_when_idle = "10m"
 keep_ready = 1
@@ -70,7 +71,7 @@ fn every_key_arrives() {
     assert_eq!(config.peer.zone.as_deref(), Some("a"));
     assert_eq!(config.http.listen.len(), 2);
     assert!(!config.http.reveal);
-    assert_eq!(config.http.stream_grace, Duration::from_secs(90));
+    assert_eq!(config.http.drain_grace, Duration::from_secs(5));
     assert_eq!(config.mesh.advertise, Some("127.0.0.2:7001".parse().unwrap()));
     assert_eq!(config.mesh.seeds, ["127.0.0.1:7001", "peers.internal:7002"]);
     assert_eq!(config.mesh.identity, Path::new("/nowhere/certs/peer-1"));
@@ -87,6 +88,7 @@ fn every_key_arrives() {
     assert_eq!(shop.env["LOG"], "info");
     assert_eq!(shop.env["odd.name"], "a \"quoted\" \\ value");
     let timeout = Duration::from_secs(90);
+    assert_eq!(shop.protocol, Protocol::H2);
     assert_eq!(shop.ready, Ready { path: Some("/healthz".into()), timeout });
     let policy = &shop.spec.policy;
     assert_eq!(policy.start, warmhop::config::StartMode::AtBoot);
@@ -134,7 +136,7 @@ name = "p"
 listen = ["127.0.0.1:8081"]
 # tls is not set: plain HTTP
 reveal = true
-stream_grace = "10s"
+drain_grace = "30s"
 
 [mesh]
 listen = "127.0.0.1:7001"
@@ -161,6 +163,7 @@ run = ["sh"]
 dir = "/nowhere"
 env = {}
 ready = { timeout = "1m" }
+protocol = "http1"
 start = "on-request"
 # stop_when_idle is not set: never
 keep_ready = 0

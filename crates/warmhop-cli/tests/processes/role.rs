@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use warmhop::Body;
 use warmhop::ids::AppName;
 use warmhop_cli::child::{ChildApp, ChildService};
-use warmhop_cli::config::Ready;
+use warmhop_cli::config::{Protocol, Ready};
 
 /// What a role is told by.
 pub(crate) const ROLE: &str = "WARMHOP_TEST_ROLE";
@@ -42,6 +42,7 @@ pub(crate) fn shell_app(run: Vec<String>) -> ChildApp {
         env: BTreeMap::new(),
         ready: Ready { path: Some("/healthz".into()), timeout: BOUND },
         redis: None,
+        protocol: Protocol::Http1,
         carried: false,
         guard: PathBuf::from(env!("CARGO_BIN_EXE_warmhop")),
         open_files: None,
