@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -29,7 +29,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::json;
@@ -122,7 +122,10 @@ fn router(shop: Arc<Shop>) -> Router {
         .route("/slow", get(slow))
         .route("/bytes", get(bytes))
         .route("/events", get(events))
+        .route("/cut", get(cut))
         .route("/echo", post(echo))
+        .route("/count", post(count))
+        .route("/early", post(early))
         .route("/headers", get(headers))
         .route("/whoami", get(whoami))
         .route("/ws", get(websocket))
@@ -268,18 +271,56 @@ struct BytesQuery {
     n: u64,
 }
 
-/// `n` bytes, made as they are sent: the byte at `i` is `i % 251`.
+/// `n` bytes, of which the one at `i` is `i % 251`.
 async fn bytes(Query(query): Query<BytesQuery>) -> Response {
-    const CHUNK: u64 = 32 * 1024;
-    let total = query.n.min(BYTES_MAX);
-    let chunks = stream::unfold(0, move |sent| async move {
-        (sent < total).then(|| {
-            let end = total.min(sent + CHUNK);
-            let chunk: Bytes = (sent..end).map(|i| (i % 251) as u8).collect();
-            (Ok::<_, Infallible>(chunk), end)
-        })
+    binary(Body::from_stream(numbered(query.n.min(BYTES_MAX)).map(Ok::<_, Infallible>)))
+}
+
+/// As `bytes`, but fails where it should end, once what came before is on its way.
+async fn cut(Query(query): Query<BytesQuery>) -> Response {
+    let whole = numbered(query.n.min(BYTES_MAX)).map(Ok);
+    let fails = stream::once(async {
+        sleep(Duration::from_millis(100)).await;
+        Err(std::io::Error::other("cut off, as asked"))
     });
-    ([(CONTENT_TYPE, "application/octet-stream")], Body::from_stream(chunks)).into_response()
+    binary(Body::from_stream(whole.chain(fails)))
+}
+
+fn binary(body: Body) -> Response {
+    ([(CONTENT_TYPE, "application/octet-stream")], body).into_response()
+}
+
+/// Slices of one buffer, so that a download costs the shop next to nothing.
+fn numbered(total: u64) -> impl Stream<Item = Bytes> {
+    const PERIOD: usize = 251;
+    const PIECE: usize = 32 * 1024;
+    static NUMBERS: LazyLock<Bytes> =
+        LazyLock::new(|| (0..PERIOD + PIECE).map(|i| (i % PERIOD) as u8).collect());
+    stream::unfold(0, move |sent: u64| async move {
+        (sent < total).then(|| {
+            let (from, length) =
+                ((sent % PERIOD as u64) as usize, (total - sent).min(PIECE as u64));
+            (NUMBERS.slice(from..from + length as usize), sent + length)
+        })
+    })
+}
+
+/// How many bytes the request's body has.
+async fn count(request: Request) -> Response {
+    let mut body = request.into_body();
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes += frame.data_ref().map_or(0, Bytes::len),
+            Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+        }
+    }
+    Json(json!({ "bytes": bytes })).into_response()
+}
+
+/// Refuses a body before it has come.
+async fn early(_: Request) -> Response {
+    (StatusCode::PAYLOAD_TOO_LARGE, "No need to send it.\n").into_response()
 }
 
 /// A server-sent event every 50 ms, numbered, until the client leaves.

@@ -13,6 +13,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::departure::{Departure, InFlight};
+
 /// The largest request head in bytes; hyper is given the same bound.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The most fields in a request head.
@@ -27,11 +29,13 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) struct Framed<IO> {
     io: IO,
     watch: Watch,
+    departure: Departure,
 }
 
 impl<IO> Framed<IO> {
-    pub(crate) fn new(io: IO) -> Self {
-        Self { io, watch: Watch { at: At::Head, head: Vec::new(), spoilt: false } }
+    pub(crate) fn new(io: IO, in_flight: InFlight) -> Self {
+        let watch = Watch { at: At::Head, head: Vec::new(), spoilt: false };
+        Self { io, watch, departure: Departure::new(in_flight) }
     }
 }
 
@@ -45,11 +49,19 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
             buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
             return Poll::Ready(Ok(()));
         }
+        if self.departure.waits() {
+            return self.departure.poll_left(cx).map(Ok);
+        }
         let before = buf.filled().len();
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
         if matches!(outcome, Poll::Ready(Ok(()))) {
+            let ended = buf.filled().len() == before && buf.remaining() > 0;
             let fresh = &mut buf.filled_mut()[before..];
             self.watch.see(fresh);
+            let between = self.watch.is_between();
+            if ended && self.departure.sends_no_more(between) {
+                return self.departure.poll_left(cx).map(Ok);
+            }
         }
         outcome
     }
@@ -61,7 +73,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.departure.wrote(&outcome);
+        outcome
     }
 
     fn poll_write_vectored(
@@ -69,7 +83,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.departure.wrote(&outcome);
+        outcome
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -115,6 +131,11 @@ struct Watch {
 }
 
 impl Watch {
+    /// Whether every request so far was whole; never on what is not HTTP/1.
+    fn is_between(&self) -> bool {
+        self.at == At::Head && self.head.is_empty()
+    }
+
     fn see(&mut self, bytes: &mut [u8]) {
         let mut from = 0;
         while from < bytes.len() {

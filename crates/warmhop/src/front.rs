@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::body::Body;
+use crate::departure::InFlight;
 use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
 use crate::identity::FrontDoorTls;
 use crate::ingress::{ClientInfo, Ingress};
@@ -123,12 +124,14 @@ async fn connection<IO>(
 {
     let begun = CancellationToken::new();
     let beginning = begun.clone();
+    let in_flight = InFlight::default();
+    let counts = in_flight.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         beginning.cancel();
-        let ingress = Arc::clone(&ingress);
+        let (ingress, counted) = (Arc::clone(&ingress), counts.begin());
         async move {
-            let response: Response<Body> = ingress.handle(request.map(Body::from), client).await;
-            Ok::<_, Infallible>(response)
+            let response = ingress.handle(request.map(Body::from), client).await;
+            Ok::<_, Infallible>(counted.until_the_end_of(response))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -146,8 +149,8 @@ async fn connection<IO>(
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let serving =
-        builder.serve_connection_with_upgrades(TokioIo::new(Framed::new(stream)), service);
+    let stream = TokioIo::new(Framed::new(stream, in_flight));
+    let serving = builder.serve_connection_with_upgrades(stream, service);
     tokio::pin!(serving);
     let outcome = tokio::select! {
         outcome = serving.as_mut() => outcome,

@@ -6,6 +6,7 @@
 
 mod commands;
 mod cookie;
+mod ends;
 #[cfg(debug_assertions)]
 mod failpoints;
 mod faults;

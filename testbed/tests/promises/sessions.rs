@@ -61,20 +61,37 @@ async fn changes_that_race_at_two_peers_are_all_kept() {
     for turn in 0..24 {
         let (addr, mut client) = (world.http(turn % 3), shopper.client.clone());
         racing.spawn(async move {
-            client.post(addr, format!("/cart/add?item=race-{turn}")).await.unwrap().ok().unwrap()
+            let mut call = client.call(Method::POST, format!("/cart/add?item=race-{turn}"));
+            if turn % 2 == 0 {
+                call = call.header("idempotency-key", format!("\"{turn}\""));
+            }
+            (turn, call.send(addr).await.unwrap())
         });
     }
+    let mut outcome_unknown = Vec::new();
     while let Some(reply) = racing.join_next().await {
-        reply.unwrap();
-        shopper.acknowledged += 1;
+        match reply.unwrap() {
+            // On a machine so busy that a peer seems silent, its session may be taken over while a
+            // request runs; one that may not be repeated then ends like this.
+            (turn, reply) if turn % 2 == 1 && reply.text().contains("outcome-unknown") => {
+                outcome_unknown.push(turn);
+            }
+            (_, reply) => {
+                reply.ok().unwrap();
+                shopper.acknowledged += 1;
+            }
+        }
     }
-    let reply = shopper.check(world.http(1)).await;
+    let reply = shopper.client.get(world.http(1), "/cart").await.unwrap().ok().unwrap();
     let cart = reply.json().unwrap();
     let items = cart["items"].as_array().unwrap();
     for turn in 0..24 {
         let item = format!("race-{turn}");
-        assert_eq!(items.iter().filter(|i| **i == *item).count(), 1, "{item} in {items:?}");
+        let times = items.iter().filter(|i| **i == *item).count();
+        let allowed = usize::from(!outcome_unknown.contains(&turn))..=1;
+        assert!(allowed.contains(&times), "{item} in {items:?}");
     }
+    assert_eq!(cart["count"], items.len());
 }
 
 #[tokio::test]

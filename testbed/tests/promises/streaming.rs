@@ -28,7 +28,7 @@ use crate::support::{APP, BOUND, QUICK, World, shop, until};
 const MIB: usize = 1 << 20;
 
 /// Two peers; whoever asks the second is served by the first.
-async fn hopping() -> World {
+pub(crate) async fn hopping() -> World {
     let world = World::with(2, vec![shop(QUICK, "")], "", never_on(1)).await;
     world.warm(0).await;
     world
@@ -147,9 +147,9 @@ async fn a_websocket_passes_a_hop() {
     world.in_flight(0, 0).await;
 }
 
-type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
+pub(crate) type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
 
-async fn websocket(world: &World, index: usize) -> Socket {
+pub(crate) async fn websocket(world: &World, index: usize) -> Socket {
     let stream = TcpStream::connect(world.http(index)).await.unwrap();
     let url = format!("ws://{}/ws", world.http(index));
     let connect = tokio_tungstenite::client_async(url, stream);
@@ -158,7 +158,7 @@ async fn websocket(world: &World, index: usize) -> Socket {
     socket
 }
 
-async fn echoes(socket: &mut Socket, text: &'static str) {
+pub(crate) async fn echoes(socket: &mut Socket, text: &'static str) {
     socket.send(Message::text(text)).await.unwrap();
     let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(back, Message::text(text));
