@@ -15,6 +15,7 @@ use warmhop_core::view::{AppState, News};
 
 use crate::call::{Call, CallBody};
 use crate::failpoint::{self, Point};
+use crate::fields;
 use crate::hop::{
     self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
 };
@@ -110,9 +111,9 @@ impl Node {
             let (body, tunnel) = match incoming {
                 HopIncoming::Body(body) => {
                     // The first part shows that the entry peer has heard the go-ahead: an app that
-                    // ran without it could run twice.
-                    let body = if asks_go { body.begun().await } else { Ok(body) };
-                    let gathered = match body {
+                    // ran without it could run twice. Without one the body came with the head, and
+                    // is known here to be whole: one without bytes must not reach an app as chunks.
+                    let gathered = match body.begun().await {
                         Ok(body) => Call::gather(body, None).await,
                         Err(error) => Err(error),
                     };
@@ -122,6 +123,13 @@ impl Node {
                     }
                 }
                 HopIncoming::Tunnel(reader) => (CallBody::Whole(bytes::Bytes::new()), Some(reader)),
+            };
+            let (body, mut wanted) = match body {
+                CallBody::Stream(Some(body)) if fields::expects_continue(&fields) => {
+                    let (body, wanted) = body.telling_when_wanted();
+                    (CallBody::Stream(Some(body)), Some(wanted))
+                }
+                body => (body, None),
             };
             let mut call = Call {
                 id,
@@ -135,12 +143,31 @@ impl Node {
             };
             // A client that leaves cancels here at once, before there is a response to write.
             let stopped = send.stopped();
-            let outcome = tokio::select! {
-                outcome = self.answer(slot, kind, &mut call, &mut tracing) => outcome,
-                _ = stopped => {
-                    tracing.step("cancelled", "the client left");
-                    return;
+            let outcome = {
+                let answer = self.answer(slot, kind, &mut call, &mut tracing);
+                tokio::pin!(answer, stopped);
+                loop {
+                    let is_wanted = async {
+                        match &mut wanted {
+                            Some(wanted) => wanted.await.is_ok(),
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        outcome = &mut answer => break Some(outcome),
+                        _ = &mut stopped => break None,
+                        is_wanted = is_wanted => {
+                            wanted = None;
+                            if is_wanted && hop::go(&mut send).await.is_err() {
+                                break None;
+                            }
+                        }
+                    }
                 }
+            };
+            let Some(outcome) = outcome else {
+                tracing.step("cancelled", "the client left");
+                return;
             };
             let load = Node::local_load(slot);
             match outcome {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use tokio::sync::oneshot;
 
 /// Any error, boxed; what a body or an app's service may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -73,6 +74,12 @@ impl Body {
                 Err(_) => Ok(Self::empty()),
             },
         }
+    }
+
+    /// The same body, and what resolves once somebody asks for its first part.
+    pub(crate) fn telling_when_wanted(self) -> (Self, oneshot::Receiver<()>) {
+        let (tell, wanted) = oneshot::channel();
+        (Self::new(Telling { body: self, tell: Some(tell) }), wanted)
     }
 
     /// `first`, then what is left of `rest`.
@@ -162,6 +169,36 @@ impl http_body::Body for Body {
             Inner::Incoming(incoming) => incoming.size_hint(),
             Inner::Boxed(boxed) => boxed.size_hint(),
         }
+    }
+}
+
+/// A body that tells when it is wanted.
+struct Telling {
+    body: Body,
+    tell: Option<oneshot::Sender<()>>,
+}
+
+impl http_body::Body for Telling {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(tell) = self.tell.take() {
+            // Nobody listens any more where the answer has begun.
+            let _ = tell.send(());
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -62,6 +62,13 @@ pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the client sends the body only once it is told to go on (RFC 9110 section 10.1.1).
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// The protocol that an HTTP/1.1 request asks to upgrade to, if its `Connection` says so.
 pub(crate) fn wanted_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
     let connection_says_so = headers.get_all(CONNECTION).iter().any(|value| {

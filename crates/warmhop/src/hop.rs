@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{HeaderName, HeaderValue};
+use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -78,7 +78,8 @@ pub(crate) struct HopHead {
     pub(crate) fields: Vec<(String, Vec<u8>)>,
     /// The protocol that the client asks to upgrade to.
     pub(crate) upgrade: Option<Vec<u8>>,
-    /// The body is a stream, which cannot be sent twice: it waits for [`ReplyHead::Go`].
+    /// The body is a stream, which cannot be sent twice: it waits for [`ReplyHead::Go`]. With a
+    /// field `Expect` it waits for a second one, which comes when the app asks for the body.
     pub(crate) asks_go: bool,
 }
 
@@ -167,7 +168,7 @@ impl HopRefusal {
 /// The head of a reply.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ReplyHead {
-    /// The request is taken: send its body. The reply proper follows.
+    /// The request is taken, or its body asked for: send it. The reply proper follows.
     Go,
     Response {
         status: u16,
@@ -243,6 +244,11 @@ pub(crate) async fn ask(
     let HopRequest { mut head, mut body } = request;
     let upgrades = head.upgrade.is_some();
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
+    if whole.is_some() {
+        // It rides along, so there is nothing to ask for.
+        head.fields.retain(|(name, _)| name != EXPECT.as_str());
+    }
+    let expects = head.fields.iter().any(|(name, _)| name == EXPECT.as_str());
     head.asks_go = !upgrades && (careful || whole.is_none());
     // The kind, the head and a small body leave in one write: one packet instead of two.
     let mut prefix = BytesMut::with_capacity(1024);
@@ -294,10 +300,20 @@ pub(crate) async fn ask(
             None
         }
         None => {
-            if head.asks_go {
-                // A client may wait for the app to speak first, so the body's first byte must
-                // not be what shows that the go-ahead was heard.
-                writer.write_begun().await.map_err(broken)?;
+            // A client may wait for the app to speak first, so the body's first byte must not be
+            // what shows that the go-ahead was heard.
+            writer.write_begun().await.map_err(broken)?;
+            if expects {
+                // Touching the body would ask the client for it, which is the app's to do.
+                match read_head(&lease, &mut reader).await? {
+                    ReplyHead::Go => {}
+                    head => {
+                        let mut reply = interpret(head, executor)?;
+                        let body = HopBody::new(reader.into_body(), None, Some(lease));
+                        *reply.response.body_mut() = Body::new(body);
+                        return Ok(reply);
+                    }
+                }
             }
             let task = tokio::spawn(async move {
                 if let Err(error) = send_body(writer, body).await {

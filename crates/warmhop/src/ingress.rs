@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{COOKIE, EXPECT, HOST, HeaderValue};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -252,6 +252,7 @@ impl Ingress {
         let headers = &mut parts.headers;
         fields::remove_hop_by_hop(headers);
         fields::remove_reserved(headers);
+        let asks_first = fields::expects_continue(headers) && via_version > Version::HTTP_10;
         headers.remove(EXPECT);
         hide_cookie(headers);
         if !headers.contains_key(HOST)
@@ -283,6 +284,10 @@ impl Ingress {
                 )
             })?
         };
+        if asks_first && key.is_none() && matches!(body, CallBody::Stream(_)) {
+            // Nobody has touched the body, so it is the app's to ask for it or to refuse it.
+            parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
+        }
         let mut call = Call {
             id: tracing.id.clone(),
             method: parts.method,

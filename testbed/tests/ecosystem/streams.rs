@@ -1,18 +1,52 @@
-//! Streams of real clients and servers: gRPC of the reference implementation, end to end.
+//! Streams of real clients and servers: gRPC of the reference implementation, and files that curl
+//! asks nginx for.
 
 use std::fs;
-use std::process::Stdio;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
 
 use libtest_mimic::Trial;
 use toml::Table;
 
-use crate::installed::{Tested, python};
+use crate::installed::{Skipped, Tested, debian, debian_file, libraries, python};
 use crate::support::{BOUND, World};
 use crate::test;
 
 /// The tests of this file.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![test("grpc_calls_of_every_kind_pass_a_hop", || async { grpc().await })]
+    vec![
+        test("grpc_calls_of_every_kind_pass_a_hop", || async { grpc().await }),
+        test("curl_moves_files_in_every_way_through_a_hop", || async { files().await }),
+    ]
+}
+
+/// Two peers; the app runs at the first, and whoever asks the second is served by it.
+async fn hopping(folder: &Path, run: Vec<String>, more: &str) -> World {
+    let mut app: Table = format!(
+        "name = 'shop'\nmatch = {{ path = '/' }}\nstart = 'on-request'\n\
+         ready = {{ timeout = '60s' }}\n{more}"
+    )
+    .parse()
+    .unwrap();
+    app.insert("dir".into(), folder.to_str().unwrap().into());
+    app.insert("run".into(), run.into());
+    let world = World::with(2, vec![app], "", |index, config| {
+        if index == 1 {
+            config["app"].as_array_mut().unwrap()[0]["start"] = "never".into();
+        }
+    })
+    .await;
+    world.warm(0).await;
+    world
+}
+
+/// A folder for one test.
+fn fresh_folder(name: &str) -> PathBuf {
+    let folder =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    folder
 }
 
 /// A server with a handler for any method, so that no code has to be generated.
@@ -142,29 +176,15 @@ async fn grpc() -> Tested {
     let interpreter = python("python")?;
     let probe = python("python")?.args(["-c", "import grpc"]).stderr(Stdio::null()).status();
     if !probe.is_ok_and(|status| status.success()) {
-        return Err(crate::installed::Skipped("grpcio is not installed; see python.log".into()));
+        return Err(Skipped("grpcio is not installed; see python.log".into()));
     }
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("grpc-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
+    let folder = fresh_folder("grpc");
     fs::write(folder.join("server.py"), SERVER).unwrap();
     fs::write(folder.join("client.py"), CLIENT).unwrap();
     let program = interpreter.get_program().to_str().unwrap().to_owned();
-    let mut app: Table = "name = 'shop'\nmatch = { path = '/' }\nprotocol = 'h2'\n\
-                          start = 'on-request'\nready = { timeout = '60s' }\n"
-        .parse()
-        .unwrap();
-    app.insert("dir".into(), folder.to_str().unwrap().into());
-    app.insert("run".into(), toml::Value::Array(vec![program.into(), "server.py".into()]));
-    let mut world = World::with(2, vec![app], "", |index, config| {
-        if index == 1 {
-            config["app"].as_array_mut().unwrap()[0]["start"] = "never".into();
-        }
-    })
-    .await;
+    let mut world = hopping(&folder, vec![program, "server.py".into()], "protocol = 'h2'").await;
     // The app dies because it is asked to.
     world.expect_errors();
-    world.warm(0).await;
     let mut client = tokio::process::Command::new(interpreter.get_program());
     client.arg(folder.join("client.py")).arg(world.http(1).to_string()).arg(world.name(0));
     client.kill_on_drop(true);
@@ -175,6 +195,129 @@ async fn grpc() -> Tested {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+    fs::remove_dir_all(&folder).unwrap();
+    Ok(())
+}
+
+/// Files that are read and written at `PORT`.
+const NGINX: &str = r#"
+daemon off;
+master_process off;
+pid FOLDER/pid;
+events {}
+http {
+    access_log off;
+    client_body_temp_path FOLDER/body;
+    proxy_temp_path FOLDER/proxy;
+    fastcgi_temp_path FOLDER/fastcgi;
+    uwsgi_temp_path FOLDER/uwsgi;
+    scgi_temp_path FOLDER/scgi;
+    client_max_body_size 20m;
+    server {
+        listen 127.0.0.1:PORT;
+        root FOLDER/files;
+        dav_methods PUT DELETE;
+    }
+}
+"#;
+
+async fn files() -> Tested {
+    let nginx = debian_file("usr/sbin/nginx")?;
+    debian("usr/bin/curl")?;
+    let folder = fresh_folder("files");
+    let files = folder.join("files");
+    fs::create_dir_all(&files).unwrap();
+    let content: Vec<u8> = (0..8_000_000_u32).map(|i| (i % 253) as u8).collect();
+    fs::write(files.join("movie"), &content).unwrap();
+    fs::write(folder.join("template"), NGINX.replace("FOLDER", folder.to_str().unwrap())).unwrap();
+    // An app learns its port when it starts.
+    let script = format!(
+        "sed \"s/PORT/$PORT/\" template > config && LD_LIBRARY_PATH='{}' exec '{}' -p . -e error.log -c config",
+        libraries().to_string_lossy(),
+        nginx.display()
+    );
+    let world = hopping(&folder, vec!["sh".into(), "-c".into(), script], "").await;
+    let out = folder.join("out");
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let curl = async |door: SocketAddr, path: &str, args: &[&str]| {
+            let mut curl = tokio::process::Command::from(debian("usr/bin/curl").unwrap());
+            curl.args(["--silent", "--show-error", "--fail", "--dump-header", "-", version, "-o"])
+                .arg(&out)
+                .args(args)
+                .arg(format!("http://{door}/{path}"))
+                .current_dir(&folder)
+                .stdin(Stdio::null())
+                .kill_on_drop(true);
+            tokio::time::timeout(BOUND, curl.output()).await.expect("curl ends").unwrap()
+        };
+        for door in [world.http(0), world.http(1)] {
+            let hops = door == world.http(1);
+            let heads = |output: &Output| {
+                let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
+                assert!(output.status.success(), "{version}: {output:?}");
+                assert_eq!(text.contains("\nvia: "), hops, "{version}: {text}");
+                text
+            };
+            let whole = heads(&curl(door, "movie", &[]).await);
+            assert!(whole.contains("accept-ranges: bytes"), "{whole}");
+            assert!(fs::read(&out).unwrap() == content, "{version}: the whole file");
+
+            let part = heads(&curl(door, "movie", &["--range", "1000-1999"]).await);
+            assert!(part.contains(" 206"), "{part}");
+            assert!(part.contains("content-range: bytes 1000-1999/8000000"), "{part}");
+            assert_eq!(fs::read(&out).unwrap(), content[1000..2000]);
+            let two = heads(&curl(door, "movie", &["--range", "0-9,-10"]).await);
+            assert!(two.contains("multipart/byteranges"), "{two}");
+            let beyond = curl(door, "movie", &["--range", "9000000-"]).await;
+            assert!(beyond.stdout.windows(5).any(|at| at == b" 416 "), "{beyond:?}");
+
+            // A download that broke off goes on where it was.
+            fs::write(&out, &content[..5_000_000]).unwrap();
+            heads(&curl(door, "movie", &["--continue-at", "-"]).await);
+            assert!(fs::read(&out).unwrap() == content, "{version}: resumed");
+
+            // By length, which makes curl ask first; and in chunks, whose end is not known before.
+            for (name, args) in
+                [("length", &[][..]), ("chunks", &["-H", "Transfer-Encoding: chunked"])]
+            {
+                if name == "chunks" && version != "--http1.1" {
+                    continue;
+                }
+                let mut args = args.to_vec();
+                args.extend([
+                    "--expect100-timeout",
+                    "20",
+                    "-H",
+                    "Expect: 100-continue",
+                    "-T",
+                    "files/movie",
+                ]);
+                let stored = heads(&curl(door, name, &args).await);
+                assert!(stored.contains(" 201"), "{stored}");
+                if version == "--http1.1" {
+                    assert!(stored.starts_with("http/1.1 100"), "told to go on: {stored}");
+                }
+                assert!(fs::read(files.join(name)).unwrap() == content, "{version}: {name}");
+                heads(&curl(door, name, &["-X", "DELETE"]).await);
+            }
+            if version != "--http1.1" {
+                // curl 7.88 drops an answer that comes before its body has gone and is followed by
+                // a reset without an error, as RFC 9113 section 8.1 has it.
+                continue;
+            }
+            // Refused by its length before a byte of it is sent.
+            fs::write(folder.join("too-large"), vec![0; 21_000_000]).unwrap();
+            let refused = curl(
+                door,
+                "refused",
+                &["--expect100-timeout", "20", "-H", "Expect: 100-continue", "-T", "too-large"],
+            )
+            .await;
+            let text = String::from_utf8_lossy(&refused.stdout).into_owned();
+            assert!(text.contains(" 413") && !text.contains(" 100"), "{version}: {refused:?}");
+        }
+    }
+    drop(world);
     fs::remove_dir_all(&folder).unwrap();
     Ok(())
 }
