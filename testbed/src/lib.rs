@@ -21,6 +21,7 @@
 
 pub mod apps;
 pub mod bench;
+pub mod bench_streams;
 pub mod chaos;
 pub mod client;
 pub mod commands;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use warmhop_testbed::chaos::{self, faults::Kind};
-use warmhop_testbed::{bench, commands, demo, terminal::Terminal};
+use warmhop_testbed::{bench, bench_streams, commands, demo, terminal::Terminal};
 
 /// Launches, breaks and shows meshes of real peers on this machine.
 #[derive(Debug, Parser)]
@@ -52,6 +52,12 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         sessions: usize,
     },
+    /// What a hop costs a stream; `testbed/bench-streams` builds optimised peers.
+    BenchStreams {
+        /// How much is moved, in bytes.
+        #[arg(long, default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+        bytes: u64,
+    },
     /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
     ///
     /// Starts real peers on this machine whose network passes through a relay, has clients append
@@ -94,6 +100,7 @@ async fn main() -> ExitCode {
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
         Command::Bench { sessions } => bench::failover(sessions).await,
+        Command::BenchStreams { bytes } => bench_streams::streams(bytes).await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {
             chaos::command(peers, length, faults, seed, clients, report).await
         }
