@@ -26,6 +26,7 @@ use crate::node::Node;
 use crate::portable::{Portable, Subject};
 use crate::problem::{Problem, sf_name};
 use crate::serve::{Served, Upgrade};
+use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
 use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
 
@@ -174,8 +175,14 @@ impl Ingress {
         if slot.is_none() && request.uri().path() == READY_PATH {
             return Ok((readiness(self.node.is_draining()), "serve", None));
         }
+        let by_front_door = slot.is_none();
         let host = fields::host_of(request.uri(), request.headers());
-        let slot = slot.or_else(|| self.app_for(host.as_deref(), request.uri().path()));
+        let asks_progress = by_front_door
+            .then(|| request.uri().path().strip_prefix(PROGRESS_PATH))
+            .flatten()
+            .filter(|path| path.starts_with('/'));
+        let path = asks_progress.unwrap_or(request.uri().path());
+        let slot = slot.or_else(|| self.app_for(host.as_deref(), path));
         let Some(slot) = slot else {
             let host = host.unwrap_or_default();
             let detail = format!(
@@ -184,7 +191,17 @@ impl Ingress {
             );
             return Err((Problem::new(StatusCode::NOT_FOUND, "unknown-app", detail), None));
         };
+        if asks_progress.is_some() {
+            return Ok((self.node.progress(slot).response(), "serve", None));
+        }
         tracing.app(slot.name());
+        if by_front_door
+            && slot.spec.policy.starting_page
+            && is_navigation(request.method(), request.headers())
+            && let Some(page) = self.node.starting_page(slot, tracing)
+        {
+            return Err((page, Some(Arc::clone(slot))));
+        }
         self.serve(slot, request, client, host, tracing)
             .await
             .map(|(response, way)| (response, way, Some(Arc::clone(slot))))
