@@ -313,7 +313,7 @@ impl Node {
         let mut problem = Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "starting", detail)
             .proxy_error("destination_unavailable")
             .retry_after(progress.eta.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX));
-        problem.page = Some(progress.page(slot.name().as_str()));
+        problem.page = Some(Box::new(progress.page(slot.name().as_str())));
         Some(problem)
     }
 

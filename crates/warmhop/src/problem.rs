@@ -23,7 +23,7 @@ pub(crate) struct Problem {
     pub(crate) proxy_error: Option<&'static str>,
     pub(crate) retry_after: Option<Duration>,
     /// A page of its own instead of the small one, and the fields that go with it.
-    pub(crate) page: Option<(String, HeaderMap)>,
+    pub(crate) page: Option<Box<(String, HeaderMap)>>,
 }
 
 impl Problem {
@@ -56,8 +56,8 @@ impl Problem {
         request_id: &str,
     ) -> Response<Body> {
         let title = self.status.canonical_reason().unwrap_or("Error");
-        let (kind, body) = if let Some((page, _)) = &self.page {
-            ("text/html; charset=utf-8", page.clone())
+        let (kind, body) = if let Some(page) = &self.page {
+            ("text/html; charset=utf-8", page.0.clone())
         } else if prefers_html(accept) {
             let page = format!(
                 "<!doctype html><meta charset=utf-8><title>{code} {title}</title>\
@@ -84,8 +84,8 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some((_, fields)) = &self.page {
-            headers.extend(fields.clone());
+        if let Some(page) = &self.page {
+            headers.extend(page.1.clone());
         }
         if let Some(span) = self.retry_after {
             headers
