@@ -320,6 +320,15 @@ impl AppMachine {
         })
     }
 
+    /// How long the start under way has taken so far; absent where none is under way.
+    #[must_use]
+    pub fn starting_for(&self, now: Now) -> Option<Duration> {
+        match self.phase {
+            Phase::Starting { since } => Some(now.since(since)),
+            _ => None,
+        }
+    }
+
     /// When a `Tick` is due next, if nothing else happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Now> {

@@ -69,6 +69,9 @@ pub struct AppPolicy {
     pub max_wait: Duration,
     /// How many requests may wait at once on this peer. 1 to 100,000. Default: 1,024.
     pub waiting_max: usize,
+    /// Whether a browser that navigates to the app while it is ready nowhere is shown a page with
+    /// the start's progress, instead of a tab that hangs. Default: yes.
+    pub starting_page: bool,
     /// How long a start may take before it counts as failed. Default: 60 s.
     pub start_timeout: Duration,
     /// How long a stopping copy may take to finish what it serves. Default: 10 s.
@@ -85,6 +88,7 @@ impl Default for AppPolicy {
             effects: EffectsMode::default(),
             max_wait: Duration::from_secs(30),
             waiting_max: 1024,
+            starting_page: true,
             start_timeout: Duration::from_secs(60),
             stop_grace: Duration::from_secs(10),
         }

@@ -23,7 +23,7 @@ use crate::net::{Heard, NetHandler};
 use crate::node::Node;
 use crate::serve::{LocalError, Served, Upgrade};
 use crate::supervise::Slot;
-use crate::telemetry::Tracing;
+use crate::telemetry::{ByPeer, Tracing};
 use crate::tunnels::Farewell;
 use crate::wire::{HopBodyReader, SessionFrame};
 
@@ -90,6 +90,7 @@ impl Node {
             let _ = hop::refuse(send, HopRefusal::UnknownApp, none).await;
             return;
         };
+        self.metrics.hops_received.get_or_create(&ByPeer { peer: from.to_string() }).inc();
         let load = Node::local_load(slot);
         if matches!(kind, HopKind::Wake) {
             slot.wanted(WantedBy::Request);

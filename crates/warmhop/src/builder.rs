@@ -198,6 +198,7 @@ impl Builder {
             metrics,
         });
         let _ = late_node.set(Arc::downgrade(&node));
+        registry.register_collector(Box::new(report::Gauges(late_node)));
         let handler: Arc<dyn NetHandler> = Arc::<Node>::clone(&node);
         let net = Net::start(
             NetConfig {
@@ -397,6 +398,20 @@ where
     }
 }
 
+/// Tells when what a peer knows has changed; see [`Mesh::changes`]. It never lags: however many
+/// changes there were since the last time, they are told once.
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<u64>);
+
+impl Changes {
+    /// Waits for a change since the last time. Never resolves once the peer has ended.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 impl Mesh {
     /// Begins a peer of `cluster` with `identity`.
     #[must_use]
@@ -462,6 +477,20 @@ impl Mesh {
     #[must_use]
     pub fn why(&self, request_id: &str) -> Option<RequestTrace> {
         self.0.node.traces.find(&RequestId::new(request_id).ok()?)
+    }
+
+    /// The newest requests that this peer saw and what it decided for them, newest first; at most
+    /// `count`, and not more than it remembers.
+    #[must_use]
+    pub fn recent(&self, count: usize) -> Vec<RequestTrace> {
+        self.0.node.traces.recent(count)
+    }
+
+    /// Tells of every change of what this peer knows: an app's state here or elsewhere, a peer that
+    /// comes or goes, a drain.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes(self.0.node.changed.subscribe())
     }
 
     /// One session that this peer holds a copy of or owns. `None` where it knows nothing of it.

@@ -30,6 +30,7 @@ use crate::node::Node;
 use crate::portable::{Portable, Subject};
 use crate::problem::{Problem, sf_name};
 use crate::serve::{Served, Upgrade};
+use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
 use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
 
@@ -78,10 +79,17 @@ impl Ingress {
         request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
-        // Balancers ask several times a second: neither the traces nor the counters of requests are
-        // to be full of them.
-        if request.uri().path() == READY_PATH {
+        // Balancers and starting pages ask several times a second: neither the traces nor the
+        // counters of requests are to be full of them.
+        let path = request.uri().path();
+        if path == READY_PATH {
             return readiness(self.node.is_draining());
+        }
+        if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
+            let host = fields::host_of(request.uri(), request.headers());
+            if let Some(slot) = self.app_for(host.as_deref(), of) {
+                return self.node.progress(slot).response();
+            }
         }
         self.identified(None, request, client).await
     }
@@ -190,6 +198,7 @@ impl Ingress {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
             return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
         }
+        let by_front_door = slot.is_none();
         let host = fields::host_of(request.uri(), request.headers());
         let slot = slot.or_else(|| self.app_for(host.as_deref(), request.uri().path()));
         let Some(slot) = slot else {
@@ -201,6 +210,13 @@ impl Ingress {
             return Err((Problem::new(StatusCode::NOT_FOUND, "unknown-app", detail), None));
         };
         tracing.app(slot.name());
+        if by_front_door
+            && slot.spec.policy.starting_page
+            && is_navigation(request.method(), request.headers())
+            && let Some(page) = self.node.starting_page(slot, tracing)
+        {
+            return Err((page, Some(Arc::clone(slot))));
+        }
         self.serve(slot, request, client, host, tracing)
             .await
             .map(|(response, way)| (response, way, Some(Arc::clone(slot))))

@@ -240,6 +240,7 @@ mod session;
 mod session_table;
 mod sessions;
 mod shutdown;
+mod starting;
 pub mod status;
 mod supervise;
 mod telemetry;
@@ -251,7 +252,7 @@ mod wire;
 
 pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
 pub use body::{Body, BoxError};
-pub use builder::{Builder, Mesh, MeshService};
+pub use builder::{Builder, Changes, Mesh, MeshService};
 pub use hop_layer::{HopLayer, HopService, Readiness};
 pub use ingress::ClientInfo;
 pub use ingress::READY_PATH;

@@ -13,7 +13,8 @@ use warmhop_core::config::StartMode;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::rank;
 use warmhop_core::route::{
-    ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, PinTo, Question, Refusal, decide,
+    ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, LocalApp, PinTo, Question,
+    RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Refusal, decide,
 };
 use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
@@ -23,9 +24,10 @@ use crate::identity::CookieAuthenticator;
 use crate::net::Net;
 use crate::problem::Problem;
 use crate::sessions::Store;
+use crate::starting::Progress;
 use crate::status::TraceCandidate;
 use crate::supervise::Slot;
-use crate::telemetry::{Metrics, Traces, Tracing};
+use crate::telemetry::{ByDecision, Metrics, Traces, Tracing};
 use crate::tunnels::Tunnels;
 
 /// How long a reply vouches for the peer that sent it.
@@ -252,64 +254,147 @@ impl Node {
         loop {
             let mut changes = self.changed.subscribe();
             changes.mark_unchanged();
-            let state = slot.state();
-            let view = self.view.load();
-            let candidates = if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
-                Vec::new()
-            } else {
-                let never = slot.spec.policy.start == StartMode::Never;
-                self.candidates(&view, slot.name(), never || self.is_draining())
-            };
-            let question = Question {
-                app: &slot.spec.policy,
-                local: LocalApp {
-                    state,
-                    in_flight: slot.in_flight.load(Ordering::Relaxed),
-                    eta: slot.eta(),
-                    waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waiting.is_some()),
-                },
-                draining: self.is_draining(),
-                zone: self.zone.as_deref(),
-                candidates: &candidates,
-                arrived: placing.arrived,
-                affinity: placing.pin,
-                // Whoever said no before a wait may say yes after it.
-                tried: if waiting.is_some() { &[] } else { placing.tried },
-                attempt_budget: ATTEMPTS_MAX,
-                waited: since.elapsed(),
-                dice: rand::random(),
-            };
-            let decision = decide(&question);
-            if decision.start_here && placing.arrived == Arrived::AtFrontDoor {
-                slot.wanted(WantedBy::Request);
-            }
-            if let Some(peer) = decision.ask_to_start.clone() {
-                self.ask_to_start(peer, slot.name().clone());
-            }
+            let (decision, candidates) = self.consider(placing, waiting.is_some(), since.elapsed());
+            let reason = decision.reason.to_string();
             let what = match &decision.action {
                 Action::Serve => "serve",
                 Action::Hop { .. } => "hop",
                 Action::Wait { .. } => "wait",
                 Action::Refuse(_) => "refuse",
             };
-            tracing.step_among(what, decision.reason.to_string(), traced(&candidates));
+            if waiting.is_none() || what != "wait" {
+                self.metrics
+                    .decisions
+                    .get_or_create(&ByDecision {
+                        app: slot.name().to_string(),
+                        decision: what,
+                        reason: decision.reason.label(),
+                    })
+                    .inc();
+            }
+            tracing.step_among(what, reason.as_str(), candidates);
             match decision.action {
                 Action::Serve => return Ok(Place::Here),
                 Action::Hop { to } => return Ok(Place::There(to)),
-                Action::Refuse(refusal) => {
-                    return Err(refused(&refusal, &decision.reason.to_string()));
-                }
+                Action::Refuse(refusal) => return Err(refused(&refusal, &reason)),
                 Action::Wait { at_most } => {
                     if waiting.is_none() {
                         slot.waiting.fetch_add(1, Ordering::Relaxed);
                         waiting = Some(Waiting(slot));
                     }
-                    drop(candidates);
-                    drop(view);
                     let _ = tokio::time::timeout(at_most, changes.changed()).await;
                 }
             }
         }
+    }
+
+    /// What a browser that navigates is shown where the app is ready nowhere: the page with the
+    /// start's progress, the start being begun as for a request that waits. `None` where the
+    /// request goes the way of any other.
+    pub(crate) fn starting_page(&self, slot: &Arc<Slot>, tracing: &mut Tracing) -> Option<Problem> {
+        if slot.state() == AppState::Ready {
+            return None;
+        }
+        let placing = Placing { slot, arrived: Arrived::AtFrontDoor, pin: None, tried: &[] };
+        let (decision, candidates) = self.consider(&placing, false, Duration::ZERO);
+        if !matches!(decision.action, Action::Wait { .. }) {
+            return None;
+        }
+        let progress = self.progress(slot);
+        if !progress.is_worth_a_page() {
+            return None;
+        }
+        let reason = decision.reason.label();
+        let app = slot.name().to_string();
+        self.metrics.decisions.get_or_create(&ByDecision { app, decision: "page", reason }).inc();
+        let why = format!("{}; a browser is shown the starting page", decision.reason);
+        tracing.step_among("page", why, candidates);
+        let detail = "the app is starting and ready nowhere yet";
+        let mut problem = Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "starting", detail)
+            .proxy_error("destination_unavailable")
+            .retry_after(progress.eta.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX));
+        problem.page = Some(Box::new(progress.page(slot.name().as_str())));
+        Some(problem)
+    }
+
+    /// How far the first copy of the app is, wherever it comes from. Asking starts nothing.
+    pub(crate) fn progress(&self, slot: &Slot) -> Progress {
+        let state = slot.state();
+        if state == AppState::Ready {
+            return Progress { state: "ready", eta: None, elapsed: None };
+        }
+        let (view, now) = (self.view(), self.clock.now());
+        let mut first = (state == AppState::Starting).then(|| Progress {
+            state: "starting",
+            eta: slot.eta(),
+            elapsed: slot.starting_for(),
+        });
+        for (_, belief, told) in view.warm_peers(slot.name()) {
+            match told.news.state {
+                AppState::Ready if belief.alive == Liveness::Alive => {
+                    return Progress { state: "ready", eta: None, elapsed: None };
+                }
+                AppState::Starting if belief.alive == Liveness::Alive => {
+                    let eta = told.eta(now);
+                    let sooner = first.as_ref().is_none_or(|first| {
+                        eta.is_some_and(|eta| first.eta.is_none_or(|other| eta < other))
+                    });
+                    if sooner {
+                        first = Some(Progress { state: "starting", eta, elapsed: None });
+                    }
+                }
+                _ => {}
+            }
+        }
+        let otherwise = if state == AppState::Failed { "failed" } else { "cold" };
+        first.unwrap_or(Progress { state: otherwise, eta: slot.eta(), elapsed: None })
+    }
+
+    /// Asks the core what to do with a request, and carries out what goes beside the answer: a
+    /// start here, or the wish that another peer starts the app.
+    fn consider(
+        &self,
+        placing: &Placing<'_>,
+        waits: bool,
+        waited: Duration,
+    ) -> (Decision, Vec<TraceCandidate>) {
+        let slot = placing.slot;
+        let state = slot.state();
+        let view = self.view.load();
+        let candidates = if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
+            Vec::new()
+        } else {
+            let never = slot.spec.policy.start == StartMode::Never;
+            self.candidates(&view, slot.name(), never || self.is_draining())
+        };
+        let question = Question {
+            app: &slot.spec.policy,
+            local: LocalApp {
+                state,
+                in_flight: slot.in_flight.load(Ordering::Relaxed),
+                eta: slot.eta(),
+                waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
+            },
+            draining: self.is_draining(),
+            zone: self.zone.as_deref(),
+            candidates: &candidates,
+            arrived: placing.arrived,
+            affinity: placing.pin,
+            // Whoever said no before a wait may say yes after it.
+            tried: if waits { &[] } else { placing.tried },
+            attempt_budget: ATTEMPTS_MAX,
+            waited,
+            dice: rand::random(),
+        };
+        let decision = decide(&question);
+        if decision.start_here && placing.arrived == Arrived::AtFrontDoor {
+            slot.wanted(WantedBy::Request);
+        }
+        if let Some(peer) = decision.ask_to_start.clone() {
+            self.ask_to_start(peer, slot.name().clone());
+        }
+        let candidates = traced(&candidates);
+        (decision, candidates)
     }
 }
 

@@ -22,11 +22,20 @@ pub(crate) struct Problem {
     /// A registered error type of RFC 9209 section 2.3.
     pub(crate) proxy_error: Option<&'static str>,
     pub(crate) retry_after: Option<Duration>,
+    /// A page of its own instead of the small one, and the fields that go with it.
+    pub(crate) page: Option<Box<(String, HeaderMap)>>,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, name: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, name, detail: detail.into(), proxy_error: None, retry_after: None }
+        Self {
+            status,
+            name,
+            detail: detail.into(),
+            proxy_error: None,
+            retry_after: None,
+            page: None,
+        }
     }
 
     pub(crate) fn proxy_error(mut self, kind: &'static str) -> Self {
@@ -47,7 +56,9 @@ impl Problem {
         request_id: &str,
     ) -> Response<Body> {
         let title = self.status.canonical_reason().unwrap_or("Error");
-        let (kind, body) = if prefers_html(accept) {
+        let (kind, body) = if let Some(page) = &self.page {
+            ("text/html; charset=utf-8", page.0.clone())
+        } else if prefers_html(accept) {
             let page = format!(
                 "<!doctype html><meta charset=utf-8><title>{code} {title}</title>\
                  <style>body{{font:16px/1.5 system-ui;max-width:40em;margin:15vh auto;padding:0 1em}}\
@@ -73,6 +84,9 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(page) = &self.page {
+            headers.extend(page.1.clone());
+        }
         if let Some(span) = self.retry_after {
             headers
                 .insert(RETRY_AFTER, HeaderValue::from(span.as_secs_f64().ceil().max(1.0) as u64));
@@ -241,7 +255,7 @@ fn sf_string(text: &str) -> String {
     out
 }
 
-fn prefers_html(headers: &HeaderMap) -> bool {
+pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
     let at = |kind| accept.find(kind);
     match (at("text/html"), at("json")) {
@@ -250,8 +264,8 @@ fn prefers_html(headers: &HeaderMap) -> bool {
     }
 }
 
-fn escape_html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+pub(crate) fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn json_string(text: &str) -> String {

@@ -1,14 +1,25 @@
 //! What a peer tells of itself, put together from its parts.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Unit;
 use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{Incarnation, SessionKey};
-use warmhop_core::view::Liveness;
+use warmhop_core::view::{AppState, Liveness, PeerBelief};
 
 use crate::net::Net;
 use crate::node::{Node, state_name};
-use crate::status::{AppStatus, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status};
+use crate::status::{
+    AppStatus, CopyStatus, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status,
+};
 
 pub(crate) fn status(node: &Node, net: &Net) -> Status {
     let spiffe = |name: &str| format!("spiffe://{}/peer/{name}", node.cluster);
@@ -18,7 +29,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         id: spiffe(node.me.as_str()),
         incarnation: node.incarnation.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
-        uptime_ms: u64::try_from(node.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        uptime_ms: millis(node.started.elapsed()),
         state: if node.is_draining() { "draining" } else { "serving" }.into(),
         http: node.http.iter().map(ToString::to_string).collect(),
         mesh: net.advertised_addr().to_string(),
@@ -31,8 +42,11 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
             name: slot.name().to_string(),
             state: state_name(slot.state()).into(),
             starts: slot.starts(),
-            eta_ms: slot.eta().map(|eta| u64::try_from(eta.as_millis()).unwrap_or(u64::MAX)),
+            eta_ms: slot.eta().map(millis),
+            starting_ms: slot.starting_for().map(millis),
             in_flight: slot.in_flight.load(Ordering::Relaxed),
+            waiting: slot.waiting.load(Ordering::Relaxed) as u64,
+            requests: node.metrics.request_counts(slot.name()),
             error: slot.last_error(),
             session: match slot.spec.policy.session {
                 SessionMode::Portable => "portable",
@@ -42,15 +56,17 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
             .into(),
         })
         .collect();
-    let view = node.view();
+    let (view, now) = (node.view(), node.clock.now());
     let peers = view
         .peers()
-        .map(|(name, belief)| OtherPeer {
+        .map(|(name, belief)| (name, belief, node.metrics.hop_counts(name)))
+        .map(|(name, belief, (hops_sent, hops_received))| OtherPeer {
             name: name.to_string(),
             id: spiffe(name.as_str()),
             incarnation: belief.news.incarnation.to_string(),
             alive: belief.alive == Liveness::Alive,
             draining: belief.news.draining,
+            state: peer_state(belief).into(),
             rtt_us: net.rtt(name).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
             zone: belief.news.zone.clone(),
             mesh: belief.news.mesh.to_string(),
@@ -60,10 +76,120 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
                 .iter()
                 .map(|(app, told)| (app.to_string(), state_name(told.news.state).to_owned()))
                 .collect(),
+            copies: belief
+                .apps
+                .iter()
+                .map(|(app, told)| {
+                    let eta_ms = told.eta(now).map(millis);
+                    (app.to_string(), CopyStatus { eta_ms, in_flight: told.news.in_flight })
+                })
+                .collect(),
+            hops_sent,
+            hops_received,
         })
         .collect();
-    Status { peer, apps, peers, sessions: SessionCounts { owned, copies } }
+    let takeovers = node.metrics.takeovers.get();
+    Status { peer, apps, peers, sessions: SessionCounts { owned, copies }, takeovers }
 }
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Every state that [`peer_state`] tells.
+const PEER_STATES: [&str; 4] = ["alive", "suspect", "draining", "gone"];
+/// Every state that an app can be in.
+const APP_STATES: [AppState; 5] =
+    [AppState::Cold, AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Failed];
+
+fn peer_state(belief: &PeerBelief) -> &'static str {
+    match belief.alive {
+        Liveness::Dead => "gone",
+        Liveness::Suspect => "suspect",
+        Liveness::Alive if belief.news.draining => "draining",
+        Liveness::Alive => "alive",
+    }
+}
+
+/// What is true at the moment of a scrape, read from where it is kept rather than counted along.
+#[derive(Debug)]
+pub(crate) struct Gauges(pub(crate) Arc<OnceLock<Weak<Node>>>);
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Some(node) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
+        let labels: &[(&str, &str)] = &[("version", env!("CARGO_PKG_VERSION"))];
+        let build = Info::new(labels.to_vec());
+        build.encode(encoder.encode_descriptor(
+            "build",
+            "The version of warmhop",
+            None,
+            MetricType::Info,
+        )?)?;
+        let mut gauge = |name, help, unit: Option<&Unit>, values: &[(Labels<'_>, f64)]| {
+            let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+            if let [(labels, value)] = values
+                && labels.is_empty()
+            {
+                return ConstGauge::new(*value).encode(family);
+            }
+            for (labels, value) in values {
+                ConstGauge::new(*value).encode(family.encode_family(labels)?)?;
+            }
+            Ok::<_, fmt::Error>(())
+        };
+        let began = SystemTime::now()
+            .checked_sub(node.started.elapsed())
+            .and_then(|began| began.duration_since(UNIX_EPOCH).ok())
+            .unwrap_or_default();
+        let draining = f64::from(u8::from(node.is_draining()));
+        gauge(
+            "start_time",
+            "When this peer started, in seconds since the Unix epoch",
+            Some(&Unit::Seconds),
+            &[(vec![], began.as_secs_f64())],
+        )?;
+        gauge("draining", "Whether this peer is draining", None, &[(vec![], draining)])?;
+
+        let names: Vec<&str> = node.slots.iter().map(|slot| slot.name().as_str()).collect();
+        let (mut states, mut in_flight, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        for (slot, name) in node.slots.iter().zip(names) {
+            let state = slot.state();
+            states.extend(APP_STATES.map(|each| {
+                let labels = vec![("app", name), ("state", state_name(each))];
+                (labels, f64::from(u8::from(each == state)))
+            }));
+            let flying = slot.in_flight.load(Ordering::Relaxed);
+            in_flight.push((vec![("app", name)], f64::from(flying)));
+            waiting.push((vec![("app", name)], slot.waiting.load(Ordering::Relaxed) as f64));
+        }
+        gauge("app_state", "1 for the state that the app is in here, else 0", None, &states)?;
+        gauge("app_in_flight", "Requests that the app is serving here", None, &in_flight)?;
+        gauge("app_waiting", "Requests that wait here for a copy to be ready", None, &waiting)?;
+
+        let view = node.view();
+        let mut by_state = PEER_STATES.map(|state| (vec![("state", state)], 0.0));
+        let mut round_trips = Vec::new();
+        for (name, belief) in view.peers() {
+            let state = peer_state(belief);
+            if let Some(entry) = by_state.iter_mut().find(|(labels, _)| labels[0].1 == state) {
+                entry.1 += 1.0;
+            }
+            if let Some(rtt) = node.net().and_then(|net| net.rtt(name)) {
+                round_trips.push((vec![("peer", name.as_str())], rtt.as_secs_f64()));
+            }
+        }
+        gauge("peers", "Other peers that this one knows, by their state", None, &by_state)?;
+        gauge(
+            "peer_round_trip",
+            "Round-trip time of the link to a peer",
+            Some(&Unit::Seconds),
+            &round_trips,
+        )
+    }
+}
+
+type Labels<'a> = Vec<(&'a str, &'a str)>;
 
 pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
     let (owner, ballot, version, members) = node.store.with(key, false, |machine, _, _| {

@@ -24,7 +24,7 @@ use crate::node::{Node, Place, Placing};
 use crate::problem::{Problem, app_failed, gave_up};
 use crate::session::Session;
 use crate::supervise::{InFlight, Slot};
-use crate::telemetry::{ByReason, Tracing};
+use crate::telemetry::{ByPeer, ByReason, Tracing};
 use crate::tunnels::Tunnels;
 use crate::wire::{HopBodyReader, HopBodyWriter};
 
@@ -211,6 +211,7 @@ impl Node {
         let Some(request) = call.make_hop(slot.name(), kind) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
+        self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.to_string() }).inc();
         // What may not be run twice is sent to a peer that has not been heard lately only once it
         // has said that it is there.
         let careful = !fields::is_safe(&call.method) && !self.heard_lately(to, slot.name());

@@ -15,6 +15,8 @@ pub struct Status {
     pub peers: Vec<OtherPeer>,
     /// Sessions here.
     pub sessions: SessionCounts,
+    /// How many sessions this peer took over from others since its start.
+    pub takeovers: u64,
 }
 
 /// This peer.
@@ -52,12 +54,29 @@ pub struct AppStatus {
     /// Milliseconds until a starting copy should be ready, or that a start would take, from
     /// the measured starts; absent before the first.
     pub eta_ms: Option<u64>,
+    /// Milliseconds since the start under way began; absent where none is.
+    pub starting_ms: Option<u64>,
     /// Requests that it is serving here.
     pub in_flight: u32,
+    /// Requests that wait here for the first copy in the mesh to become ready.
+    pub waiting: u64,
+    /// What became of the requests that clients sent to this peer.
+    pub requests: RequestCounts,
     /// Why the last start failed or the copy ended, with its last lines of output.
     pub error: Option<String>,
     /// Where its sessions are kept: `portable`, `pinned` or `none`.
     pub session: String,
+}
+
+/// Requests that arrived from clients at one peer since its start, by what became of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct RequestCounts {
+    /// Answered by the copy here.
+    pub served: u64,
+    /// Answered by another peer over a hop.
+    pub hopped: u64,
+    /// Answered with a problem, or with the starting page.
+    pub refused: u64,
 }
 
 /// Another peer, as this one believes it to be.
@@ -73,6 +92,8 @@ pub struct OtherPeer {
     pub alive: bool,
     /// Whether it is draining.
     pub draining: bool,
+    /// `alive`, `suspect` (its link or heartbeat is silent), `draining` or `gone`.
+    pub state: String,
     /// The round-trip time of the link to it in microseconds; absent without a link.
     pub rtt_us: Option<u64>,
     /// Its zone, if it has one.
@@ -83,6 +104,21 @@ pub struct OtherPeer {
     pub http: Option<String>,
     /// The state of each of its apps, by name.
     pub apps: BTreeMap<String, String>,
+    /// What else it tells of each of its apps, by name.
+    pub copies: BTreeMap<String, CopyStatus>,
+    /// Hops that this peer sent to it.
+    pub hops_sent: u64,
+    /// Hops that it sent here.
+    pub hops_received: u64,
+}
+
+/// An app on another peer, as that peer told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CopyStatus {
+    /// Milliseconds until a starting copy should be ready, or that a start would take there.
+    pub eta_ms: Option<u64>,
+    /// Requests in flight there.
+    pub in_flight: u32,
 }
 
 /// Sessions on this peer.

@@ -137,6 +137,11 @@ impl Slot {
         self.machine().eta(self.clock.now())
     }
 
+    /// How long the start under way has taken so far.
+    pub(crate) fn starting_for(&self) -> Option<Duration> {
+        self.machine().starting_for(self.clock.now())
+    }
+
     /// The reason of the last failure with the app's last lines of output.
     pub(crate) fn last_error(&self) -> Option<String> {
         let machine = self.machine();
@@ -252,6 +257,7 @@ impl Slot {
 
     fn started(self: &Arc<Self>, attempt: u64, running: Running, took: Duration) {
         info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
+        self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
         let Running { service, stop, exited, carried } = running;
         let copy = Arc::new(Copy {
             attempt,

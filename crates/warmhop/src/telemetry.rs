@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId, RequestId};
 
-use crate::status::{RequestTrace, TraceCandidate, TraceStep};
+use crate::status::{RequestCounts, RequestTrace, TraceCandidate, TraceStep};
 
 /// How many requests `why` remembers.
 const TRACES_MAX: usize = 4096;
@@ -32,16 +32,35 @@ pub(crate) struct ByAppAndWay {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByDecision {
+    pub(crate) app: String,
+    pub(crate) decision: &'static str,
+    pub(crate) reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByPeer {
+    pub(crate) peer: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct ByReason {
     pub(crate) reason: &'static str,
 }
 
 /// The counters of one peer.
 pub(crate) struct Metrics {
-    /// Requests by app and by the way they took: `serve`, `hop`, `forward`, `refuse`.
+    /// Requests by app and by the way they took: `serve`, `hop`, `refuse`.
     pub(crate) requests: Family<ByAppAndWay, Counter>,
     /// Seconds until a response's head, by app and way.
     pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
+    /// Decisions of where a request goes, by what was decided and why. One that waits is counted
+    /// when it begins to, and again when it ends.
+    pub(crate) decisions: Family<ByDecision, Counter>,
+    /// Hops sent, by the peer that they went to.
+    pub(crate) hops_sent: Family<ByPeer, Counter>,
+    /// Hops received, by the peer that they came from.
+    pub(crate) hops_received: Family<ByPeer, Counter>,
     /// Hops that the receiving peer refused, by its reason.
     pub(crate) hops_refused: Family<ByReason, Counter>,
     /// Hops that failed on the way.
@@ -50,6 +69,8 @@ pub(crate) struct Metrics {
     pub(crate) cookies_rejected: Family<ByReason, Counter>,
     /// Starts of an app's copy here.
     pub(crate) app_starts: Family<ByApp, Counter>,
+    /// Seconds that a start took until the copy was ready.
+    pub(crate) app_start_seconds: Family<ByApp, Histogram>,
     /// Starts that failed and copies that crashed.
     pub(crate) app_failures: Family<ByApp, Counter>,
     /// Responses of portable sessions released by this peer as owner.
@@ -77,10 +98,16 @@ impl Metrics {
             head_seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.0005, 2.0, 16))
             }),
+            decisions: Family::default(),
+            hops_sent: Family::default(),
+            hops_received: Family::default(),
             hops_refused: Family::default(),
             hops_failed: Counter::default(),
             cookies_rejected: Family::default(),
             app_starts: Family::default(),
+            app_start_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.05, 2.0, 14))
+            }),
             app_failures: Family::default(),
             releases: Counter::default(),
             takeovers: Counter::default(),
@@ -100,6 +127,17 @@ impl Metrics {
             metrics.head_seconds.clone(),
         );
         r.register(
+            "decisions",
+            "Decisions of where a request goes, by what was decided and why",
+            metrics.decisions.clone(),
+        );
+        r.register("hops_sent", "Hops sent, by the peer they went to", metrics.hops_sent.clone());
+        r.register(
+            "hops_received",
+            "Hops received, by the peer they came from",
+            metrics.hops_received.clone(),
+        );
+        r.register(
             "hops_refused",
             "Hops refused by the receiving peer",
             metrics.hops_refused.clone(),
@@ -111,6 +149,12 @@ impl Metrics {
             metrics.cookies_rejected.clone(),
         );
         r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
+        r.register_with_unit(
+            "app_start",
+            "Time from a start's beginning until the copy was ready",
+            Unit::Seconds,
+            metrics.app_start_seconds.clone(),
+        );
         r.register("app_failures", "Failed starts and crashes", metrics.app_failures.clone());
         r.register(
             "session_releases",
@@ -142,6 +186,31 @@ impl Metrics {
         r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());
         metrics
     }
+
+    /// What became of an app's requests so far.
+    pub(crate) fn request_counts(&self, app: &AppName) -> RequestCounts {
+        let count = |way| {
+            let label = ByAppAndWay { app: app.to_string(), way };
+            self.requests.get(&label).map_or(0, |counter| counter.get())
+        };
+        RequestCounts { served: count("serve"), hopped: count("hop"), refused: count("refuse") }
+    }
+
+    /// Hops sent to a peer and received from it.
+    pub(crate) fn hop_counts(&self, peer: &PeerId) -> (u64, u64) {
+        let label = ByPeer { peer: peer.to_string() };
+        let count = |family: &Family<ByPeer, Counter>| {
+            family.get(&label).map_or(0, |counter| counter.get())
+        };
+        (count(&self.hops_sent), count(&self.hops_received))
+    }
+
+    /// Drops the series of a peer that is long gone: names come and go, and memory stays bounded.
+    pub(crate) fn forget_peer(&self, peer: &PeerId) {
+        let label = ByPeer { peer: peer.to_string() };
+        self.hops_sent.remove(&label);
+        self.hops_received.remove(&label);
+    }
 }
 
 /// The last requests that this peer saw, by id.
@@ -154,6 +223,17 @@ impl Traces {
 
     pub(crate) fn keep(&self, id: RequestId, trace: RequestTrace) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).put(id, trace);
+    }
+
+    /// The newest requests of clients and of other peers, newest first; at most `count`.
+    pub(crate) fn recent(&self, count: usize) -> Vec<RequestTrace> {
+        let traces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What session libraries, health checks and starting pages ask all the time would crowd
+        // out everything else.
+        let shown = traces.iter().filter(|(_, trace)| {
+            trace.role != "register" && !trace.request.contains(" /.well-known/warmhop/")
+        });
+        shown.take(count).map(|(_, trace)| trace.clone()).collect()
     }
 
     pub(crate) fn find(&self, id: &RequestId) -> Option<RequestTrace> {

@@ -45,6 +45,9 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         }
         if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {
             let forgotten = node.edit_view(|view, now| view.forget_dead(now, FORGET_DEAD_AFTER));
+            for peer in &forgotten {
+                node.metrics.forget_peer(peer);
+            }
             if !forgotten.is_empty() {
                 node.forget_loads();
             }

@@ -48,13 +48,18 @@ impl Peer for Fake {
                 incarnation: "01".into(),
                 alive: true,
                 draining: false,
+                state: "alive".into(),
                 rtt_us: None,
                 zone: None,
                 mesh: "127.0.0.1:7002".into(),
                 http: None,
                 apps: BTreeMap::new(),
+                copies: BTreeMap::new(),
+                hops_sent: 0,
+                hops_received: 0,
             }],
             sessions: SessionCounts { owned: 12, copies: 30 },
+            takeovers: 0,
         }
     }
 

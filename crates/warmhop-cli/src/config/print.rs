@@ -101,6 +101,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "effects = {}", value(policy.effects))?;
     writeln!(f, "max_wait = \"{}\"", duration_text(policy.max_wait))?;
     writeln!(f, "waiting_max = {}", policy.waiting_max)?;
+    writeln!(f, "starting_page = {}", policy.starting_page)?;
     writeln!(f, "stop_grace = \"{}\"", duration_text(policy.stop_grace))
 }
 

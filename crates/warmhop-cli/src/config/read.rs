@@ -460,6 +460,9 @@ fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     let ten_minutes = Duration::from_secs(600);
     table.set_duration("max_wait", Duration::ZERO..=ten_minutes, &mut policy.max_wait);
     table.set_usize("waiting_max", 1..=100_000, &mut policy.waiting_max);
+    if let Some(page) = table.take("starting_page").and_then(|field| field.boolean()) {
+        policy.starting_page = page;
+    }
     table.set_duration("stop_grace", Duration::ZERO..=ten_minutes, &mut policy.stop_grace);
     policy
 }

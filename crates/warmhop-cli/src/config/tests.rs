@@ -171,6 +171,7 @@ session = "none"
 effects = "anything"
 max_wait = "30s"
 waiting_max = 1024
+starting_page = true
 stop_grace = "10s"
 "#;
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']";

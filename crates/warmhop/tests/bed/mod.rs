@@ -107,6 +107,7 @@ pub(crate) struct Plan {
     pub(crate) start: StartMode,
     pub(crate) keep_ready: u32,
     pub(crate) max_wait: Duration,
+    pub(crate) starting_page: bool,
     pub(crate) policy: SessionPolicy,
 }
 
@@ -117,6 +118,7 @@ impl Default for Plan {
             start: StartMode::OnRequest,
             keep_ready: 0,
             max_wait: PATIENCE,
+            starting_page: true,
             policy: SessionPolicy::default(),
         }
     }
@@ -179,6 +181,7 @@ pub(crate) async fn start(
     spec.policy.start = plan.start;
     spec.policy.keep_ready = plan.keep_ready;
     spec.policy.max_wait = plan.max_wait;
+    spec.policy.starting_page = plan.starting_page;
     let (gate, host) = (gate.clone(), name.to_owned());
     let make = move || {
         let (gate, host) = (gate.clone(), host.clone());
