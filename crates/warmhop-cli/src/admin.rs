@@ -4,7 +4,7 @@
 //! without a token, any process of this machine may, and what has to be kept out is a web
 //! page in a browser here: a page of another origin may not post, and a name that was
 //! rebound to 127.0.0.1 is no name of ours. With a token everything but health and the
-//! dashboard's own files asks for it.
+//! dashboard's empty page asks for it.
 //!
 //! Connections, their time without a request, and each answer's time are bounded.
 
@@ -13,18 +13,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::{Router, body::Body};
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap,
-    HeaderName, HeaderValue, ORIGIN, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, WWW_AUTHENTICATE,
 };
 use http::uri::Authority;
 use http::{Method, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
@@ -37,6 +37,8 @@ use warmhop::error::ControlError;
 use warmhop::ids::{AppName, SessionKey};
 use warmhop::status::{RequestTrace, SessionStatus, Status};
 
+use crate::dashboard::{self, Feed};
+
 /// Connections at once; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 128;
 /// How long a connection may be without a whole request head.
@@ -45,6 +47,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection is closed after this, so that none is held for ever.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
+/// How many of the newest requests are told unless more are asked for, and at most.
+const RECENT_DEFAULT: usize = 20;
+const RECENT_MAX: usize = 200;
 /// How long to leave the listener alone when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,6 +59,8 @@ pub trait Peer: Clone + Send + Sync + 'static {
     fn status(&self) -> Status;
     /// [`Mesh::why`].
     fn why(&self, request_id: &str) -> Option<RequestTrace>;
+    /// [`Mesh::recent`].
+    fn recent(&self, count: usize) -> Vec<RequestTrace>;
     /// [`Mesh::session`].
     fn session(&self, key: &SessionKey) -> Option<SessionStatus>;
     /// [`Mesh::start_app`].
@@ -81,6 +88,10 @@ impl Peer for Mesh {
 
     fn why(&self, request_id: &str) -> Option<RequestTrace> {
         Self::why(self, request_id)
+    }
+
+    fn recent(&self, count: usize) -> Vec<RequestTrace> {
+        Self::recent(self, count)
     }
 
     fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
@@ -111,14 +122,23 @@ impl Peer for Mesh {
 /// The routes, guarded by `token` or, without one, for loopback alone.
 pub fn router<P: Peer>(peer: P, token: Option<&str>) -> Router {
     let guard = Guard { token: token.map(Arc::from) };
+    let feed = Feed::new();
+    let watch = move |State(peer): State<P>| async move {
+        feed.watch(&peer).unwrap_or_else(|| {
+            problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many watch this peer already; close some dashboards",
+            )
+        })
+    };
     Router::new()
-        .route("/", get(|| async { page("text/html; charset=utf-8", PAGE) }))
-        .route("/dashboard.js", get(|| async { page("text/javascript; charset=utf-8", SCRIPT) }))
-        .route("/dashboard.css", get(|| async { page("text/css; charset=utf-8", STYLE) }))
+        .route("/", get(|| async { dashboard::page() }))
+        .route("/v1/events", get(watch))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready::<P>))
         .route("/metrics", get(metrics::<P>))
         .route("/v1/status", get(|State(peer): State<P>| async move { Json(peer.status()) }))
+        .route("/v1/requests", get(recent::<P>))
         .route("/v1/requests/{*id}", get(why::<P>))
         .route("/v1/sessions/{*key}", get(session::<P>))
         .route("/v1/apps/{name}/start", post(start_app::<P>))
@@ -164,26 +184,6 @@ pub async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
-const PAGE: &str = include_str!("dashboard/index.html");
-const SCRIPT: &str = include_str!("dashboard/dashboard.js");
-const STYLE: &str = include_str!("dashboard/dashboard.css");
-
-/// The dashboard loads nothing from elsewhere, and no other page may frame it.
-const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-);
-
-fn page(content_type: &'static str, content: &'static str) -> Response {
-    let headers: [(HeaderName, HeaderValue); 4] = [
-        (CONTENT_TYPE, HeaderValue::from_static(content_type)),
-        (CONTENT_SECURITY_POLICY, PAGE_POLICY),
-        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    ];
-    (headers, content).into_response()
-}
-
 async fn ready<P: Peer>(State(peer): State<P>) -> Response {
     if peer.takes_traffic() {
         "ready\n".into_response()
@@ -206,6 +206,21 @@ async fn why<P: Peer>(State(peer): State<P>, Path(id): Path<String>) -> Response
              and ask the peer that the client reached",
         ),
     }
+}
+
+#[derive(Deserialize)]
+struct RecentQuery {
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Recent {
+    requests: Vec<RequestTrace>,
+}
+
+async fn recent<P: Peer>(State(peer): State<P>, Query(query): Query<RecentQuery>) -> Response {
+    let limit = query.limit.unwrap_or(RECENT_DEFAULT).min(RECENT_MAX);
+    Json(Recent { requests: peer.recent(limit) }).into_response()
 }
 
 async fn session<P: Peer>(State(peer): State<P>, Path(key): Path<String>) -> Response {
@@ -295,8 +310,7 @@ async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Resp
 impl Guard {
     fn refusal(&self, method: &Method, path: &str, headers: &HeaderMap) -> Option<Response> {
         if let Some(token) = &self.token {
-            let is_open =
-                matches!(path, "/" | "/dashboard.js" | "/dashboard.css" | "/healthz" | "/readyz");
+            let is_open = matches!(path, "/" | "/healthz" | "/readyz");
             if !is_open && !shows_token(headers, token) {
                 let mut refusal = problem(
                     StatusCode::UNAUTHORIZED,

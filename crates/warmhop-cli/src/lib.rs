@@ -7,6 +7,7 @@ pub mod cert;
 pub mod child;
 pub mod client;
 pub mod config;
+mod dashboard;
 pub mod guard;
 pub mod lb;
 pub mod log;

@@ -1,12 +1,21 @@
 //! A real browser, without a screen.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use libtest_mimic::Trial;
+use serde_json::Value as Json;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::time::timeout;
+use warmhop_testbed::workspace;
 
 use crate::installed::{self, Skipped, Tested, debian_file, home, libraries};
 use crate::support::{QUICK, World, shop};
 use crate::test;
+
+/// How long one step of a browser may take; some wait for a kernel to start.
+const STEP_BOUND: Duration = Duration::from_secs(90);
 
 /// The tests of this module.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -66,4 +75,47 @@ async fn page() -> Tested {
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said.trim(), format!("200 {}", world.name(0)), "{output:?}");
     Ok(())
+}
+
+/// A browser, and the script beside this file that drives it.
+pub(crate) struct Browser {
+    child: Child,
+    steps: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Browser {
+    /// Starts it with the `script` of this folder, which reads one step a line, in JSON, and answers
+    /// each with a line.
+    pub(crate) fn start(script: &str) -> Result<Self, Skipped> {
+        let mut command = browser_script()?;
+        command.arg(workspace().join("testbed/tests/ecosystem").join(script));
+        let mut child = tokio::process::Command::from(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| Skipped(format!("Node.js does not start: {error}")))?;
+        let steps = child.stdin.take().expect("it was asked for");
+        let answers = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
+        Ok(Self { child, steps, answers })
+    }
+
+    /// Carries out one step.
+    pub(crate) async fn step(&mut self, step: Json) -> Json {
+        self.steps.write_all(format!("{step}\n").as_bytes()).await.expect("the script reads");
+        let line = timeout(STEP_BOUND, self.answers.next_line()).await;
+        let line = line.unwrap_or_else(|_| panic!("no answer to {step} in {STEP_BOUND:?}"));
+        let line = line.expect("the script writes text").expect("the script goes on");
+        let answer: Json = serde_json::from_str(&line).expect("an answer is JSON");
+        assert!(answer["error"].is_null(), "{step}: {answer:#}");
+        answer
+    }
+
+    /// Closes the browser.
+    pub(crate) async fn end(mut self) {
+        drop(self.steps);
+        let ended = timeout(STEP_BOUND, self.child.wait()).await.expect("the browser closes");
+        assert!(ended.expect("it is waited for").success(), "the script failed");
+    }
 }

@@ -11,6 +11,7 @@ mod deploy;
 mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
+mod pages;
 mod pinned;
 mod sessions;
 mod streams;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         browser::trials(),
         deploy::trials(),
         front_doors::trials(),
+        pages::trials(),
         pinned::trials(),
         sessions::trials(),
         streams::trials(),

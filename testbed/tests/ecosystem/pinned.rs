@@ -2,25 +2,19 @@
 //! real browser through a mesh that they know nothing of.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use http::Method;
 use libtest_mimic::Trial;
 use serde_json::{Value as Json, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::time::timeout;
 use toml::Table;
 use warmhop_testbed::workspace;
 
-use crate::browser::browser_script;
+use crate::browser::Browser;
 use crate::installed::{Skipped, Tested, home, python};
 use crate::support::World;
 use crate::test;
-
-/// How long one step of a browser may take; some wait for a kernel to start.
-const STEP_BOUND: Duration = Duration::from_secs(90);
 
 /// The tests of this module.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -33,7 +27,6 @@ pub(crate) fn trials() -> Vec<Trial> {
 async fn jupyter() -> Tested {
     python("jupyter-lab")?;
     python("ipython")?;
-    let browser = browser_script()?;
     let pinned = Pinned::new("jupyter", |app, folder| {
         // Each copy has its own folders, as it would have on a machine of its own.
         let run = app["run"].as_array_mut().expect("the example runs a shell");
@@ -47,7 +40,7 @@ async fn jupyter() -> Tested {
         run[2] = line.into();
     })
     .await?;
-    let mut browser = Browser::start(browser)?;
+    let mut browser = Browser::start("pinned.js")?;
 
     let lab = "/lab?token=change-me";
     pinned.opens_by_a_hop(&mut browser, "ada", lab).await;
@@ -85,14 +78,13 @@ async fn jupyter() -> Tested {
 
 async fn streamlit() -> Tested {
     python("streamlit")?;
-    let browser = browser_script()?;
     let pinned = Pinned::new("streamlit", |app, folder| {
         let env: Table =
             [("HOME".into(), folder.to_str().expect("UTF-8").into())].into_iter().collect();
         app.insert("env".into(), env.into());
     })
     .await?;
-    let mut browser = Browser::start(browser)?;
+    let mut browser = Browser::start("pinned.js")?;
 
     pinned.opens_by_a_hop(&mut browser, "ada", "/").await;
     let first = browser.step(json!({ "do": "term", "page": "ada", "term": 40 })).await;
@@ -212,45 +204,5 @@ impl Drop for Pinned {
             let folder = home().join(format!("{}-{}", self.app, std::process::id()));
             let _ = std::fs::remove_dir_all(folder);
         }
-    }
-}
-
-/// A browser, and the script beside this file that drives it.
-struct Browser {
-    child: Child,
-    steps: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
-}
-
-impl Browser {
-    fn start(mut command: std::process::Command) -> Result<Self, Skipped> {
-        command.arg(workspace().join("testbed/tests/ecosystem/pinned.js"));
-        let mut child = tokio::process::Command::from(command)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| Skipped(format!("Node.js does not start: {error}")))?;
-        let steps = child.stdin.take().expect("it was asked for");
-        let answers = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
-        Ok(Self { child, steps, answers })
-    }
-
-    /// Carries out one step.
-    async fn step(&mut self, step: Json) -> Json {
-        self.steps.write_all(format!("{step}\n").as_bytes()).await.expect("the script reads");
-        let line = timeout(STEP_BOUND, self.answers.next_line()).await;
-        let line = line.unwrap_or_else(|_| panic!("no answer to {step} in {STEP_BOUND:?}"));
-        let line = line.expect("the script writes text").expect("the script goes on");
-        let answer: Json = serde_json::from_str(&line).expect("an answer is JSON");
-        assert!(answer["error"].is_null(), "{step}: {answer:#}");
-        answer
-    }
-
-    /// Closes the browser.
-    async fn end(mut self) {
-        drop(self.steps);
-        let ended = timeout(STEP_BOUND, self.child.wait()).await.expect("the browser closes");
-        assert!(ended.expect("it is waited for").success(), "the script failed");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,6 +15,7 @@ use super::*;
 struct Fake {
     asked: Arc<Mutex<Vec<String>>>,
     draining: Arc<AtomicBool>,
+    looked: Arc<AtomicUsize>,
 }
 
 impl Fake {
@@ -27,8 +28,25 @@ impl Fake {
     }
 }
 
+fn trace(id: String) -> RequestTrace {
+    RequestTrace {
+        id,
+        peer: "peer-1".into(),
+        role: "entry".into(),
+        app: None,
+        request: "GET /".into(),
+        at_unix_ms: 1,
+        status: None,
+        served_by: None,
+        session: None,
+        steps: Vec::new(),
+        head_ms: None,
+    }
+}
+
 impl Peer for Fake {
     fn status(&self) -> Status {
+        self.looked.fetch_add(1, Ordering::SeqCst);
         Status {
             peer: PeerStatus {
                 name: "peer-1".into(),
@@ -64,19 +82,11 @@ impl Peer for Fake {
     }
 
     fn why(&self, request_id: &str) -> Option<RequestTrace> {
-        (request_id == "a/b:c").then(|| RequestTrace {
-            id: request_id.into(),
-            peer: "peer-1".into(),
-            role: "entry".into(),
-            app: None,
-            request: "GET /".into(),
-            at_unix_ms: 1,
-            status: None,
-            served_by: None,
-            session: None,
-            steps: Vec::new(),
-            head_ms: None,
-        })
+        (request_id == "a/b:c").then(|| trace(request_id.into()))
+    }
+
+    fn recent(&self, count: usize) -> Vec<RequestTrace> {
+        (0..count).map(|number| trace(format!("request-{number}"))).collect()
     }
 
     fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
@@ -150,12 +160,11 @@ async fn every_route_answers_as_the_contract_says() {
     let router = router(peer.clone(), None);
     for (path, content_type, begins) in [
         ("/", "text/html; charset=utf-8", "<!doctype html>"),
-        ("/dashboard.js", "text/javascript; charset=utf-8", "//"),
-        ("/dashboard.css", "text/css; charset=utf-8", ":root"),
         ("/healthz", "text/plain; charset=utf-8", "ok"),
         ("/readyz", "text/plain; charset=utf-8", "ready"),
         ("/metrics", "application/openmetrics-text; version=1.0.0; charset=utf-8", "# EOF"),
         ("/v1/status", "application/json", "{\"peer\":{\"name\":\"peer-1\""),
+        ("/v1/requests", "application/json", "{\"requests\":[{\"id\":\"request-0\""),
     ] {
         let (status, headers, body) = ask(&router, request(Method::GET, path, &[LOCAL])).await;
         assert_eq!(status, StatusCode::OK, "{path}");
@@ -256,19 +265,114 @@ async fn no_web_page_of_another_origin_acts_on_the_peer() {
     assert_eq!(found, StatusCode::FORBIDDEN, "nothing is told to a rebound name either");
 }
 
+async fn watch(router: &Router) -> Response {
+    router.clone().oneshot(request(Method::GET, "/v1/events", &[LOCAL])).await.unwrap()
+}
+
+async fn next_event(watcher: &mut Response) -> Value {
+    let data = watcher.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+    let text = std::str::from_utf8(&data).unwrap();
+    let json = text.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n"));
+    serde_json::from_str(json.unwrap_or_else(|| panic!("no event: {text:?}"))).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
+    let peer = Fake::default();
+    let router = router(peer.clone(), None);
+    let looked = || peer.looked.load(Ordering::SeqCst);
+    assert_eq!(looked(), 0);
+    let mut first = watch(&router).await;
+    assert_eq!(first.headers()[CONTENT_TYPE], "text/event-stream");
+    let event = next_event(&mut first).await;
+    assert_eq!(event["status"]["peer"]["name"], "peer-1");
+    assert_eq!(event["recent"].as_array().unwrap().len(), 40);
+    let mut second = watch(&router).await;
+    next_event(&mut second).await;
+    assert_eq!(looked(), 1, "all are told the same");
+    next_event(&mut first).await;
+    next_event(&mut second).await;
+    assert_eq!(looked(), 2);
+    // One that does not read is told the newest once it does, not all that it missed.
+    for _ in 0..50 {
+        next_event(&mut first).await;
+    }
+    next_event(&mut second).await;
+    let told = tokio::time::timeout(Duration::from_millis(1), next_event(&mut second)).await;
+    assert!(told.is_err(), "it was told of what it missed");
+    drop((first, second));
+    sleep(Duration::from_secs(2)).await;
+    let after = looked();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(looked(), after, "it is looked at though nobody watches");
+    next_event(&mut watch(&router).await).await;
+    assert_eq!(looked(), after + 1, "and again for the next who comes");
+}
+
+#[tokio::test]
+async fn a_bounded_number_may_watch_at_once() {
+    let router = router(Fake::default(), None);
+    let mut watchers = Vec::new();
+    for _ in 0..16 {
+        let mut watcher = watch(&router).await;
+        assert_eq!(watcher.status(), StatusCode::OK);
+        next_event(&mut watcher).await;
+        watchers.push(watcher);
+    }
+    assert_eq!(watch(&router).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    watchers.pop();
+    assert_eq!(watch(&router).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_page_allows_nothing_but_its_own_parts() {
+    let router = router(Fake::default(), None);
+    let (_, headers, page) = ask(&router, request(Method::GET, "/", &[LOCAL])).await;
+    let policy = headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    for (open, close) in [("<style>", "</style>"), ("<script>", "</script>")] {
+        let part = &page[page.find(open).unwrap() + open.len()..page.find(close).unwrap()];
+        let digest = ring::digest::digest(&ring::digest::SHA256, part.as_bytes());
+        use base64::Engine;
+        let digest = base64::engine::general_purpose::STANDARD.encode(digest);
+        assert!(policy.contains(&digest), "{open} is not what the policy allows");
+    }
+    for outside in ["://", "url(", "src=", "@import"] {
+        assert!(!page.contains(outside), "it loads something: {outside}");
+    }
+    for sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+        assert!(!page.contains(sink), "{sink}");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_requests_are_told_as_many_as_asked_for() {
+    let router = router(Fake::default(), None);
+    for (path, expected) in
+        [("/v1/requests", 20), ("/v1/requests?limit=3", 3), ("/v1/requests?limit=100000", 200)]
+    {
+        let (_, told) = get_json(&router, path).await;
+        assert_eq!(told["requests"].as_array().unwrap().len(), expected, "{path}");
+    }
+    let (status, _, _) = ask(&router, request(Method::GET, "/v1/requests?limit=x", &[LOCAL])).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
 #[tokio::test]
 async fn with_a_token_all_but_health_and_the_page_ask_for_it() {
     let peer = Fake::default();
     let router = router(peer.clone(), Some("a-token-of-length"));
     let right = ("authorization", "Bearer a-token-of-length");
     let anywhere = ("host", "peer-1.internal:9001");
-    for path in ["/", "/dashboard.js", "/dashboard.css", "/healthz", "/readyz"] {
+    for path in ["/", "/healthz", "/readyz"] {
         let (status, _, _) = ask(&router, request(Method::GET, path, &[anywhere])).await;
         assert_eq!(status, StatusCode::OK, "{path}");
     }
     for (path, method, done) in [
         ("/metrics", Method::GET, 200),
         ("/v1/status", Method::GET, 200),
+        ("/v1/requests", Method::GET, 200),
+        ("/v1/events", Method::GET, 200),
         ("/v1/apps/shop/stop", Method::POST, 202),
     ] {
         for wrong in [
@@ -286,25 +390,14 @@ async fn with_a_token_all_but_health_and_the_page_ask_for_it() {
             assert_eq!(status, StatusCode::UNAUTHORIZED, "{path} {wrong:?}");
             assert!(answer[WWW_AUTHENTICATE].to_str().unwrap().starts_with("Bearer"));
         }
-        let (status, _, _) = ask(&router, request(method, path, &[anywhere, right])).await;
-        assert_eq!(status.as_u16(), done, "{path}");
+        let asked = request(method, path, &[anywhere, right]);
+        let answer = router.clone().oneshot(asked).await.unwrap();
+        assert_eq!(answer.status().as_u16(), done, "{path}");
     }
     assert_eq!(peer.asked(), ["stop shop"]);
     let foreign = [anywhere, right, ("origin", "http://evil.example")];
     let (status, _, _) = ask(&router, request(Method::POST, "/v1/drain", &foreign)).await;
     assert_eq!(status, StatusCode::FORBIDDEN);
-}
-
-#[tokio::test]
-async fn the_page_loads_nothing_from_elsewhere_and_sets_no_markup() {
-    let (_, headers, page) =
-        ask(&router(Fake::default(), None), request(Method::GET, "/", &[LOCAL])).await;
-    let policy = headers[CONTENT_SECURITY_POLICY].to_str().unwrap();
-    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
-    assert!(!page.contains("://") && !STYLE.contains("url("), "nothing from elsewhere");
-    for sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
-        assert!(!SCRIPT.contains(sink), "{sink}");
-    }
 }
 
 #[tokio::test]

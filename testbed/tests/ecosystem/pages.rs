@@ -1,0 +1,225 @@
+//! The pages that a peer itself shows, in a real browser: the dashboard, and the page of an app that
+//! is starting. Screenshots are left below `target/ecosystem/pages`, to be looked at.
+
+use std::path::PathBuf;
+
+use http::Method;
+use libtest_mimic::Trial;
+use serde_json::{Value as Json, json};
+use toml::Table;
+use warmhop_testbed::client::Client;
+
+use crate::browser::Browser;
+use crate::installed::{Tested, home};
+use crate::support::{APP, ENDLESS, QUICK, SLOW, World, shop, until};
+use crate::test;
+
+/// The tests of this module.
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        test("the_dashboard_shows_a_mesh_at_work", dashboard),
+        test("the_dashboard_asks_for_the_token", guarded),
+        test("a_starting_app_shows_its_progress_and_then_itself", starting),
+        test("a_starting_app_opens_in_a_browser_without_scripts", starting_without_scripts),
+    ]
+}
+
+fn picture(name: &str) -> PathBuf {
+    let folder = home().join("pages");
+    std::fs::create_dir_all(&folder).unwrap();
+    folder.join(format!("{name}.png"))
+}
+
+fn app(name: &str, docs: u32, more: &str) -> Table {
+    let mut app = shop(docs, more);
+    app.insert("name".into(), name.into());
+    app.insert(
+        "match".into(),
+        Table::from_iter([("path".into(), format!("/{name}").into())]).into(),
+    );
+    app
+}
+
+/// Nothing went wrong in the page, nothing was asked of anyone else, and it is not too wide.
+fn calm(state: &Json) {
+    assert_eq!(state["errors"], json!([]), "{state:#}");
+    assert_eq!(state["elsewhere"], json!([]), "{state:#}");
+    assert_eq!(state["sideways"], json!(false), "{state:#}");
+}
+
+async fn dashboard() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let apps = vec![
+        shop(QUICK, ""),
+        app(
+            "catalogue",
+            ENDLESS,
+            "session = 'none'\nready = { path = '/healthz', timeout = '10m' }",
+        ),
+        app("reports", QUICK, "session = 'pinned'\nrun = ['false']"),
+    ];
+    let mut world = World::with(3, apps, "", |index, config| {
+        config["peer"].as_table_mut().unwrap().insert("zone".into(), ["a", "b", "b"][index].into());
+        if index == 1 {
+            config["app"].as_array_mut().unwrap()[0]
+                .as_table_mut()
+                .unwrap()
+                .insert("start".into(), "never".into());
+        }
+    })
+    .await;
+    world.expect_errors();
+    world.warm(0).await;
+    world.admin(1, Method::POST, "/v1/apps/catalogue/start").await;
+    world.admin(1, Method::POST, "/v1/apps/reports/start").await;
+    for number in 0..6 {
+        let path = if number % 2 == 0 { "/cart/add?item=a" } else { "/cart/add?item=b" };
+        Client::new().post(world.http(1), path).await.unwrap().ok().unwrap();
+    }
+
+    let url = format!("http://{}/", world.mesh.peer(1).ports.admin);
+    let open = |name: &str, width: u32, dark: bool| json!({ "do": "open", "page": name, "url": url, "width": width, "dark": dark });
+    browser.step(open("light", 1280, false)).await;
+    browser.step(open("dark", 1280, true)).await;
+    browser.step(open("phone", 390, false)).await;
+    browser.step(json!({ "do": "sees", "page": "light", "text": "Live" })).await;
+    let cells = browser.step(json!({ "do": "cells", "page": "light", "table": "apps" })).await;
+    let rows = cells["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{cells:#}");
+    let cell = |row: usize, column: usize| rows[row][column].as_str().unwrap().to_owned();
+    assert!(cell(0, 0).starts_with(APP) && cell(0, 1).starts_with("cold"), "{cells:#}");
+    assert!(
+        rows[0].as_array().unwrap().iter().any(|cell| cell.as_str().unwrap().starts_with("ready")),
+        "{cells:#}"
+    );
+    assert!(
+        cell(1, 1).starts_with("starting") && cell(1, 1).contains("its first start here"),
+        "{cells:#}"
+    );
+    assert!(cell(2, 1).contains("it exited with status 1"), "{cells:#}");
+    let peers = browser.step(json!({ "do": "cells", "page": "light", "table": "peers" })).await;
+    let hops: Vec<&str> =
+        peers["rows"].as_array().unwrap().iter().map(|row| row[3].as_str().unwrap()).collect();
+    assert!(hops.contains(&"6"), "six hops were sent: {peers:#}");
+    let state = browser.step(json!({ "do": "state", "page": "light" })).await;
+    calm(&state);
+    let text = state["text"].as_str().unwrap();
+    assert!(text.contains(&format!("to {}", world.name(0))), "the decisions are told: {text}");
+    assert!(
+        text.contains("POST /cart/add") && !text.contains("item=a"),
+        "without the query: {text}"
+    );
+    for name in ["light", "dark", "phone"] {
+        browser.step(json!({ "do": "shot", "page": name, "file": picture(name) })).await;
+        calm(&browser.step(json!({ "do": "state", "page": name })).await);
+    }
+
+    // What happens next shows by itself: nothing is loaded again.
+    Client::new().get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
+    browser.step(json!({ "do": "sees", "page": "light", "text": "GET /whoami" })).await;
+    browser.step(json!({ "do": "fill", "page": "light", "label": "Filter the decisions", "text": "no-such-thing" })).await;
+    browser
+        .step(
+            json!({ "do": "sees", "page": "light", "text": "None of the recent requests matches" }),
+        )
+        .await;
+    browser.step(json!({ "do": "fill", "page": "light", "label": "Filter the decisions", "text": "whoami" })).await;
+    let keys =
+        browser.step(json!({ "do": "press", "page": "light", "key": "Tab", "times": 2 })).await;
+    assert_eq!(keys["focused"], json!(["hold", "summary"]), "{keys:#}");
+    browser.step(json!({ "do": "press", "page": "light", "key": "Enter" })).await;
+    browser
+        .step(json!({ "do": "sees", "page": "light", "text": format!("{}: ready", world.name(0)) }))
+        .await;
+    browser.step(json!({ "do": "shot", "page": "light", "file": picture("decision") })).await;
+    let loads = browser.step(json!({ "do": "state", "page": "light" })).await;
+    assert_eq!(loads["loads"], json!([200]), "it was loaded once");
+
+    // A peer is killed; then the one that tells.
+    world.mesh.kill(2).unwrap();
+    browser.step(json!({ "do": "sees", "page": "light", "text": "suspect" })).await;
+    browser.step(json!({ "do": "shot", "page": "light", "file": picture("killed") })).await;
+    world.mesh.kill(1).unwrap();
+    browser.step(json!({ "do": "sees", "page": "dark", "text": "Connection lost" })).await;
+    browser.step(json!({ "do": "shot", "page": "dark", "file": picture("lost") })).await;
+    world.mesh.start(1).unwrap();
+    browser.step(json!({ "do": "sees", "page": "dark", "text": "Live" })).await;
+    let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
+    assert_eq!(state["loads"], json!([200]), "it came back by itself");
+    browser.end().await;
+    Ok(())
+}
+
+async fn guarded() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let token = "a-token-that-is-long-enough-to-be-one";
+    let settings = format!("[admin]\ntoken = '{token}'\n");
+    let mut world = World::prepare(1, vec![shop(QUICK, "")], &settings);
+    world.mesh.start(0).unwrap();
+    let admin = world.mesh.peer(0).ports.admin;
+    until("the admin listener answers", async || Client::new().get(admin, "/healthz").await.ok())
+        .await;
+    browser.step(json!({ "do": "open", "page": "a", "url": format!("http://{admin}/") })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "asks for its admin token" })).await;
+    let state = browser.step(json!({ "do": "state", "page": "a" })).await;
+    assert!(!state["text"].as_str().unwrap().contains(APP), "{state:#}");
+    browser.step(json!({ "do": "shot", "page": "a", "file": picture("token") })).await;
+    browser.step(json!({ "do": "fill", "page": "a", "label": "Admin token", "text": token })).await;
+    browser.step(json!({ "do": "press", "page": "a", "key": "Enter" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "Live" })).await;
+    calm(&browser.step(json!({ "do": "state", "page": "a" })).await);
+    browser.end().await;
+    Ok(())
+}
+
+async fn starting() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let world = World::new(2, shop(SLOW, "")).await;
+    // The first start is measured, so that the next has an end to go towards.
+    for turn in ["first", "measured"] {
+        let pages = [(1280, false), (1280, true), (390, false)];
+        for (number, (width, dark)) in pages.into_iter().enumerate() {
+            let name = format!("{turn}-{number}");
+            let url = format!("http://{}/", world.http(0));
+            let opened = browser
+                .step(
+                    json!({ "do": "open", "page": name, "url": url, "width": width, "dark": dark }),
+                )
+                .await;
+            if opened["status"] == 503 {
+                browser
+                    .step(json!({ "do": "sees", "page": name, "text": "shop is starting" }))
+                    .await;
+                browser.step(json!({ "do": "shot", "page": name, "file": picture(&format!("starting-{name}")) })).await;
+            } else {
+                assert!(number > 0, "the first page came at once: {opened}");
+            }
+            browser.step(json!({ "do": "sees", "page": name, "text": "books in stock" })).await;
+            let state = browser.step(json!({ "do": "state", "page": name })).await;
+            calm(&state);
+            if opened["status"] == 503 {
+                // Without a click, and without loading the page again and again.
+                assert_eq!(state["loads"], json!([503, 200]), "{state:#}");
+            }
+            if turn == "first" {
+                break;
+            }
+        }
+        world.admin(0, Method::POST, &format!("/v1/apps/{APP}/stop")).await;
+        world.reaches(0, APP, "cold").await;
+    }
+    browser.end().await;
+    Ok(())
+}
+
+async fn starting_without_scripts() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let world = World::new(1, shop(SLOW, "")).await;
+    let url = format!("http://{}/", world.http(0));
+    let opened =
+        browser.step(json!({ "do": "open", "page": "a", "url": url, "script": false })).await;
+    assert_eq!(opened["status"], 503);
+    browser.step(json!({ "do": "sees", "page": "a", "text": "books in stock" })).await;
+    browser.end().await;
+    Ok(())
+}
