@@ -219,6 +219,8 @@ pub struct Status {
     pub peers: Vec<OtherPeer>,
     /// Its sessions.
     pub sessions: Sessions,
+    /// How many sessions it took over from others.
+    pub takeovers: u64,
 }
 
 /// The peer that was asked.
@@ -253,12 +255,38 @@ pub struct AppStatus {
     pub starts: u64,
     /// How long until it is ready, or a start takes.
     pub eta_ms: Option<u64>,
+    /// How long the start under way has taken.
+    pub starting_ms: Option<u64>,
     /// Requests it is serving.
     pub in_flight: u64,
+    /// Requests that wait for a first copy.
+    pub waiting: u64,
+    /// What became of clients' requests.
+    pub requests: Requests,
     /// Why it failed.
     pub error: Option<String>,
     /// Where its sessions are kept.
     pub session: String,
+}
+
+/// Requests that clients sent there, by what became of them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Requests {
+    /// Answered there.
+    pub served: u64,
+    /// Answered over a hop.
+    pub hopped: u64,
+    /// Answered with a problem.
+    pub refused: u64,
+}
+
+/// An app on another peer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Copy {
+    /// How long until it is ready, or a start takes.
+    pub eta_ms: Option<u64>,
 }
 
 /// Another peer.
@@ -271,6 +299,8 @@ pub struct OtherPeer {
     pub alive: bool,
     /// Whether it is draining.
     pub draining: bool,
+    /// `alive`, `suspect`, `draining` or `gone`.
+    pub state: String,
     /// The round trip to it.
     pub rtt_us: Option<u64>,
     /// Its zone.
@@ -281,6 +311,12 @@ pub struct OtherPeer {
     pub http: Option<String>,
     /// Its apps' states.
     pub apps: BTreeMap<String, String>,
+    /// What else it tells of them.
+    pub copies: BTreeMap<String, Copy>,
+    /// Hops sent to it.
+    pub hops_sent: u64,
+    /// Hops that came from it.
+    pub hops_received: u64,
 }
 
 /// Counts of sessions.

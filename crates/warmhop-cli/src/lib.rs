@@ -15,3 +15,4 @@ pub mod notify;
 pub mod redis;
 pub mod run;
 pub mod show;
+pub mod watch;

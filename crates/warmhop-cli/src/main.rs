@@ -3,17 +3,18 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use http::Method;
 use serde_json::Value;
 use warmhop::ids::PeerId;
-use warmhop_cli::client::{Admin, AdminUrl, AskError, encoded};
+use warmhop_cli::client::{self, Admin, AdminUrl, AskError, encoded};
 use warmhop_cli::config::Config;
 use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
+use warmhop_cli::watch::{Recent, Size, Watch};
 use warmhop_cli::{cert, guard, lb, log, run, show};
 
 /// A peer of a mesh that answers the first request to a cold app from a peer where it is ready.
@@ -47,7 +48,7 @@ enum Command {
     Status {
         #[command(flatten)]
         ask: Ask,
-        /// Show it again every second, until Ctrl-C.
+        /// Show it and the newest decisions again every second, until Ctrl-C.
         #[arg(long)]
         watch: bool,
     },
@@ -303,17 +304,43 @@ async fn watch_status(ask: Ask) -> Result<u8, Failure> {
     use std::io::IsTerminal;
     let (json, admin) = (ask.json, ask.listener.connect());
     let on_terminal = std::io::stdout().is_terminal();
+    let coloured = log::is_coloured(&std::io::stdout());
     let draw = async {
         let mut tick = tokio::time::interval(WATCH_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if on_terminal {
-            print("\x1b[?25l\x1b[2J")?;
+            // The other screen, so that what was there before is there again at the end; without
+            // the cursor, and without wrapping lines.
+            print("\x1b[?1049h\x1b[?25l\x1b[?7l")?;
         }
+        let (mut watch, mut last, mut heard) = (Watch::default(), None, Instant::now());
         loop {
             tick.tick().await;
-            let text = match status(&admin, json).await {
-                Ok(text) => text,
-                Err(error) => format!("{error}\n"),
+            let size = on_terminal.then(terminal_size::terminal_size).flatten().map(
+                |(terminal_size::Width(columns), terminal_size::Height(rows))| Size {
+                    columns: columns.into(),
+                    rows: rows.into(),
+                },
+            );
+            let asked = if json {
+                status(&admin, true).await
+            } else {
+                look(&admin).await.map(|(status, recent)| {
+                    watch.draw(&status, &recent, Instant::now(), size, coloured)
+                })
+            };
+            let text = match asked {
+                Ok(text) => {
+                    heard = Instant::now();
+                    last = on_terminal.then(|| text.clone());
+                    text
+                }
+                Err(error) => {
+                    let since = heard.elapsed().as_secs();
+                    let said = format!("no answer for {since} s, trying again: {error}\n");
+                    // What was known last stays in sight below.
+                    last.as_ref().map_or(said.clone(), |last| format!("{said}\n{last}"))
+                }
             };
             if on_terminal {
                 print(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))?;
@@ -322,14 +349,28 @@ async fn watch_status(ask: Ask) -> Result<u8, Failure> {
             }
         }
     };
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
     let outcome = tokio::select! {
         outcome = draw => outcome,
         _ = tokio::signal::ctrl_c() => Ok(0),
+        _ = terminated.recv() => Ok(0),
     };
     if on_terminal {
-        print("\x1b[?25h")?;
+        print("\x1b[?7h\x1b[?25h\x1b[?1049l")?;
     }
     outcome
+}
+
+/// What is drawn. A peer that is too old to tell its newest requests tells none.
+async fn look(admin: &Admin) -> Result<(client::Status, Vec<client::Trace>), AskError> {
+    let answer = admin.status().await?;
+    let recent = match admin.ask(Method::GET, "/v1/requests?limit=50").await {
+        Ok(recent) => admin.read::<Recent>(&recent)?.requests,
+        Err(AskError::Refused { .. }) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok((admin.read(&answer)?, recent))
 }
 
 /// Writes to standard output; a reader that has seen enough ends the program quietly.

@@ -59,7 +59,10 @@ pub fn status(status: &Status, coloured: bool) -> String {
         apps.row(vec![
             app.name.clone(),
             app.state.clone(),
-            elsewhere(&app.name, &status.peers),
+            // Where it is more than cold.
+            elsewhere(&status.peers, |peer| {
+                peer.apps.get(&app.name).filter(|state| *state != "cold").cloned()
+            }),
             app.starts.to_string(),
             app.eta_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default(),
             app.in_flight.to_string(),
@@ -78,23 +81,24 @@ pub fn status(status: &Status, coloured: bool) -> String {
     text
 }
 
-fn peer_state(peer: &OtherPeer) -> &'static str {
-    match (peer.alive, peer.draining) {
-        (false, _) => "gone",
-        (true, true) => "draining",
-        (true, false) => "alive",
+pub(crate) fn peer_state(peer: &OtherPeer) -> &str {
+    match (peer.state.as_str(), peer.alive, peer.draining) {
+        ("", false, _) => "gone",
+        ("", true, true) => "draining",
+        ("", true, false) => "alive",
+        (state, ..) => state,
     }
 }
 
-/// Where else the app is more than cold.
-fn elsewhere(app: &str, peers: &[OtherPeer]) -> String {
+/// The living peers that `told` tells something of, with what.
+pub(crate) fn elsewhere(
+    peers: &[OtherPeer],
+    told: impl Fn(&OtherPeer) -> Option<String>,
+) -> String {
     let mut names: Vec<String> = peers
         .iter()
         .filter(|peer| peer.alive)
-        .filter_map(|peer| {
-            let state = peer.apps.get(app).filter(|state| *state != "cold")?;
-            Some(format!("{} {state}", peer.name))
-        })
+        .filter_map(|peer| Some(format!("{} {}", peer.name, told(peer)?)))
         .collect();
     let more = names.len().saturating_sub(NAMES_MAX);
     names.truncate(NAMES_MAX);
@@ -164,12 +168,12 @@ fn millis(ms: f64) -> String {
     span(Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default())
 }
 
-fn counted(count: u64, one: &str, many: &str) -> String {
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// A span in at most two units, as people say it.
-fn span(span: Duration) -> String {
+pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {
         0 if span < Duration::from_millis(1) => format!("{} µs", span.as_micros()),
@@ -183,25 +187,39 @@ fn span(span: Duration) -> String {
 }
 
 /// Without anything that a terminal would obey.
-fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-struct Table {
+/// At most `columns` characters of a text without colours.
+pub(crate) fn cut(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    let kept = text.chars().take(columns.saturating_sub(1));
+    kept.chain((columns > 0).then_some('…')).collect()
+}
+
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(head: &[&str]) -> Self {
+    pub(crate) fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(ToString::to_string).collect()] }
     }
 
-    fn row(&mut self, cells: Vec<String>) {
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells.iter().map(|cell| clean(cell)).collect());
     }
 
     /// Columns two spaces apart, as wide as their widest cell.
     fn print(&self, text: &mut String, coloured: bool) {
+        self.print_within(text, coloured, None);
+    }
+
+    /// The same, with lines of at most `columns` characters.
+    pub(crate) fn print_within(&self, text: &mut String, coloured: bool, columns: Option<usize>) {
         let width = |column: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
@@ -209,8 +227,10 @@ impl Table {
         let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
         for (at, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
+            let mut left = columns.unwrap_or(usize::MAX);
             for (cell, width) in row.iter().zip(&widths) {
-                let padded = format!("{cell:<width$}  ");
+                let padded = format!("{:<1$}", cut(cell, left), (width + 2).min(left));
+                left -= padded.chars().count();
                 let colour = if at == 0 { Some("1") } else { colour_of(cell) };
                 match colour.filter(|_| coloured) {
                     Some(code) => {

@@ -175,36 +175,25 @@ async fn guarded() -> Tested {
 async fn starting() -> Tested {
     let mut browser = Browser::start("pages.js")?;
     let world = World::new(2, shop(SLOW, "")).await;
-    // The first start is measured, so that the next has an end to go towards.
-    for turn in ["first", "measured"] {
-        let pages = [(1280, false), (1280, true), (390, false)];
-        for (number, (width, dark)) in pages.into_iter().enumerate() {
-            let name = format!("{turn}-{number}");
-            let url = format!("http://{}/", world.http(0));
-            let opened = browser
-                .step(
-                    json!({ "do": "open", "page": name, "url": url, "width": width, "dark": dark }),
-                )
-                .await;
-            if opened["status"] == 503 {
-                browser
-                    .step(json!({ "do": "sees", "page": name, "text": "shop is starting" }))
-                    .await;
-                browser.step(json!({ "do": "shot", "page": name, "file": picture(&format!("starting-{name}")) })).await;
-            } else {
-                assert!(number > 0, "the first page came at once: {opened}");
-            }
-            browser.step(json!({ "do": "sees", "page": name, "text": "books in stock" })).await;
-            let state = browser.step(json!({ "do": "state", "page": name })).await;
-            calm(&state);
-            if opened["status"] == 503 {
-                // Without a click, and without loading the page again and again.
-                assert_eq!(state["loads"], json!([503, 200]), "{state:#}");
-            }
-            if turn == "first" {
-                break;
-            }
-        }
+    // The first start is measured, so that those after it have an end to go towards.
+    for (name, width, dark) in [
+        ("first", 1280, false),
+        ("light", 1280, false),
+        ("dark", 1280, true),
+        ("phone", 390, false),
+    ] {
+        let url = format!("http://{}/", world.http(0));
+        let open = json!({ "do": "open", "page": name, "url": url, "width": width, "dark": dark });
+        let opened = browser.step(open).await;
+        assert_eq!(opened["status"], 503, "{name} came at once");
+        browser.step(json!({ "do": "sees", "page": name, "text": "shop is starting" })).await;
+        let file = picture(&format!("starting-{name}"));
+        browser.step(json!({ "do": "shot", "page": name, "file": file })).await;
+        browser.step(json!({ "do": "sees", "page": name, "text": "books in stock" })).await;
+        let state = browser.step(json!({ "do": "state", "page": name })).await;
+        calm(&state);
+        // Without a click, and without loading the page again and again.
+        assert_eq!(state["loads"], json!([503, 200]), "{state:#}");
         world.admin(0, Method::POST, &format!("/v1/apps/{APP}/stop")).await;
         world.reaches(0, APP, "cold").await;
     }

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::Client;
 
 use crate::requests::never_on;
-use crate::support::{APP, BOUND, QUICK, READY_PATH, Shopper, World, shop, until};
+use crate::support::{APP, BOUND, QUICK, READY_PATH, Shopper, World, program_built, shop, until};
 
 #[tokio::test]
 async fn a_peer_reports_itself_its_apps_and_the_others() {
@@ -316,4 +316,61 @@ async fn a_configuration_is_checked_before_it_is_run() {
             assert!(error.contains("bad.toml"), "{what}: {error}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_peer_is_watched_in_a_terminal_through_its_restart() {
+    use std::io::Read;
+    use std::sync::{Arc, Mutex};
+
+    let mut world = World::new(2, shop(QUICK, "")).await;
+    let size = nix::pty::Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = nix::pty::openpty(Some(&size), None).unwrap();
+    let admin = format!("http://{}", world.mesh.peer(0).ports.admin);
+    let mut watching = std::process::Command::new(program_built("warmhop"))
+        .args(["status", "--watch", "--admin", &admin])
+        .stdin(terminal.slave.try_clone().unwrap())
+        .stdout(terminal.slave.try_clone().unwrap())
+        .stderr(terminal.slave)
+        .spawn()
+        .unwrap();
+    let shown = Arc::new(Mutex::new(String::new()));
+    let reader = std::thread::spawn({
+        let (shown, mut screen) = (Arc::clone(&shown), std::fs::File::from(terminal.master));
+        move || {
+            let mut bytes = [0; 4096];
+            // It fails once nobody holds the other end.
+            while let Ok(read @ 1..) = screen.read(&mut bytes) {
+                shown.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+        }
+    });
+    // What was drawn since it was last looked at.
+    let sees = async |text: &str| {
+        let mut drawn = String::new();
+        until(&format!("the terminal shows {text:?}"), async || {
+            drawn.push_str(&std::mem::take(&mut *shown.lock().unwrap()));
+            drawn.contains(text).then_some(())
+        })
+        .await;
+        drawn
+    };
+    let first = sees("served here").await;
+    assert!(first.starts_with("\x1b[?1049h"), "on a screen of its own: {first:?}");
+    world.warm(0).await;
+    Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+    let drawn = sees("GET /whoami").await;
+    for line in drawn.split("\x1b[K").filter(|line| line.contains("FRONT DOOR")) {
+        let plain = line.replace("\x1b[1m", "").replace("\x1b[0m", "");
+        assert!(plain.trim().chars().count() <= 100, "{line:?}");
+    }
+    world.mesh.kill(0).unwrap();
+    sees("no answer for").await;
+    world.mesh.start(0).unwrap();
+    sees("is serving, up").await;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(watching.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert!(watching.wait().unwrap().success());
+    reader.join().unwrap();
+    assert!(shown.lock().unwrap().ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"), "as it was before");
 }
