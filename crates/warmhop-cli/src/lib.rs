@@ -12,6 +12,8 @@ pub mod guard;
 pub mod lb;
 pub mod log;
 pub mod notify;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod redis;
 pub mod run;
 pub mod show;

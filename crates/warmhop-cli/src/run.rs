@@ -17,6 +17,8 @@ use warmhop::{Builder, Mesh};
 
 use crate::child::{ChildApp, find_program};
 use crate::config::{Config, Tls};
+#[cfg(feature = "otlp")]
+use crate::otlp;
 use crate::{admin, guard, log, notify, redis};
 
 /// How the program ends: what to tell, and the exit status.
@@ -72,6 +74,17 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
     let listeners = bind(config).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
     let mut builder = builder(config, open_files, redis_addr)?;
+    #[cfg(feature = "otlp")]
+    let mut spans = None;
+    #[cfg(feature = "otlp")]
+    if let Some(settings) =
+        otlp::Settings::from_env(config.peer.name.as_str()).map_err(Failure::usage)?
+    {
+        info!(endpoint = %settings.endpoint(), "spans are sent to a collector");
+        let (exporter, sending) = otlp::Exporter::start(settings);
+        builder = builder.spans(exporter);
+        spans = Some(sending);
+    }
     for (listener, tls) in listeners.http {
         builder = match tls {
             Some(tls) => builder.front_door_tls(listener, tls),
@@ -122,6 +135,10 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
         redis.abort();
     }
     watchdog.abort();
+    #[cfg(feature = "otlp")]
+    if let Some(spans) = spans {
+        spans.flush().await;
+    }
     info!("ended");
     outcome
 }

@@ -24,6 +24,7 @@ use crate::node::Node;
 use crate::serve::{LocalError, Served, Upgrade};
 use crate::supervise::Slot;
 use crate::telemetry::{ByPeer, Tracing};
+use crate::trace::SpanKind;
 use crate::tunnels::Farewell;
 use crate::wire::{HopBodyReader, SessionFrame};
 
@@ -83,7 +84,7 @@ impl Node {
             let _ = hop::refuse(send, HopRefusal::Malformed, none).await;
             return;
         };
-        let Arrived { head, method, fields, incoming } = arrived;
+        let Arrived { head, method, mut fields, incoming } = arrived;
         let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
         let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slots_by_name.get(&app))
         else {
@@ -106,6 +107,15 @@ impl Node {
             let mut tracing = Tracing::begin(&self.traces, id.clone(), &self.me, "hop", line);
             tracing.app(slot.name());
             tracing.step("arrived", format!("sent here by {from}: {}", kind.label()));
+            let mut spanned =
+                self.spans.within(&mut fields, SpanKind::Server, || "hop received".into());
+            if let Some(span) = &mut spanned {
+                span.set("http.request.method", method.as_str());
+                span.set("url.path", target.split('?').next().unwrap_or_default());
+                span.set("warmhop.app", slot.name().as_str());
+                span.set("warmhop.peer.from", from.as_str());
+                span.set("warmhop.hop", kind.label());
+            }
             if asks_go && hop::go(&mut send).await.is_err() {
                 return;
             }
@@ -166,6 +176,14 @@ impl Node {
                     }
                 }
             };
+            if let Some(span) = &mut spanned {
+                span.decided(tracing.steps());
+                match &outcome {
+                    Some(Ok((served, _))) => span.status(served.response.status().as_u16()),
+                    Some(Err(why)) => span.failed(why.label(), ""),
+                    None => span.failed("cancelled", "the client left"),
+                }
+            }
             let Some(outcome) = outcome else {
                 tracing.step("cancelled", "the client left");
                 return;

@@ -32,6 +32,7 @@ use crate::shutdown;
 use crate::status::{RequestTrace, SessionStatus, Status};
 use crate::supervise::Slot;
 use crate::telemetry::Metrics;
+use crate::trace::{SpanSink, Spans};
 use crate::upkeep;
 
 /// Collects what a peer needs and starts it.
@@ -47,6 +48,7 @@ pub struct Builder {
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
     pub(crate) drain_grace: Duration,
+    pub(crate) spans: Spans,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
     pub(crate) registers: Vec<AppName>,
     pub(crate) layers: Vec<HopLayer>,
@@ -119,6 +121,14 @@ impl Builder {
     #[must_use]
     pub fn drain_grace(mut self, grace: Duration) -> Self {
         self.drain_grace = grace;
+        self
+    }
+
+    /// Who takes the spans of distributed traces. Default: nobody, and requests' `traceparent`
+    /// passes unchanged.
+    #[must_use]
+    pub fn spans(mut self, sink: impl SpanSink) -> Self {
+        self.spans = Spans::new(Arc::new(sink));
         self
     }
 
@@ -195,6 +205,7 @@ impl Builder {
             store: Arc::clone(&store),
             http: http.clone(),
             auth: self.identity.cookie_authenticator(),
+            spans: self.spans,
             metrics,
         });
         let _ = late_node.set(Arc::downgrade(&node));
@@ -428,6 +439,7 @@ impl Mesh {
             sessions: SessionPolicy::default(),
             reveal: true,
             drain_grace: Duration::from_secs(30),
+            spans: Spans::default(),
             apps: Vec::new(),
             registers: Vec::new(),
             layers: Vec::new(),

@@ -33,6 +33,7 @@ use crate::serve::{Served, Upgrade};
 use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
 use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
+use crate::trace::ActiveSpan;
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
@@ -119,7 +120,7 @@ impl Ingress {
     async fn traced(
         &self,
         slot: Option<&Arc<Slot>>,
-        request: Request<Body>,
+        mut request: Request<Body>,
         client: ClientInfo,
         id: RequestId,
     ) -> Response<Body> {
@@ -133,6 +134,7 @@ impl Ingress {
             .into_iter()
             .collect();
         let version = request.version();
+        let mut span = self.span(&mut request, &client, &tracing.id);
         let is_call = grpc::is_grpc(request.headers());
         let outcome = self.dispatch(slot, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
@@ -171,6 +173,12 @@ impl Ingress {
         }
         tracing.head(response.status().as_u16());
         let app = app.map_or_else(|| "-".into(), |slot| slot.name().to_string());
+        if let Some(span) = &mut span {
+            span.set("warmhop.app", app.as_str());
+            span.set("warmhop.way", way);
+            span.decided(tracing.steps());
+            span.status(status.as_u16());
+        }
         let label = ByAppAndWay { app, way };
         node.metrics.requests.get_or_create(&label).inc();
         node.metrics.head_seconds.get_or_create(&label).observe(tracing.elapsed().as_secs_f64());
@@ -180,7 +188,42 @@ impl Ingress {
             head_us = tracing.elapsed().as_micros() as u64,
             "answered"
         );
-        response
+        match span {
+            Some(span) => span.until_the_end_of(response),
+            None => response,
+        }
+    }
+
+    /// The span of a client's request, if it is traced.
+    fn span(
+        &self,
+        request: &mut Request<Body>,
+        client: &ClientInfo,
+        id: &RequestId,
+    ) -> Option<ActiveSpan> {
+        let method = request.method().clone();
+        let mut span = self.node.spans.arrives(request.headers_mut(), || method.to_string())?;
+        span.set("http.request.method", method.as_str());
+        span.set("url.path", request.uri().path());
+        span.set("url.scheme", if client.secure { "https" } else { "http" });
+        if let Some(host) = fields::host_of(request.uri(), request.headers()) {
+            span.set("server.address", host);
+        }
+        if let Some(addr) = client.addr {
+            span.set("client.address", addr.ip().to_string());
+        }
+        let version = match request.version() {
+            http::Version::HTTP_2 => "2",
+            http::Version::HTTP_10 => "1.0",
+            _ => "1.1",
+        };
+        span.set("network.protocol.version", version);
+        let agent = request.headers().get(http::header::USER_AGENT);
+        if let Some(agent) = agent.and_then(|agent| agent.to_str().ok()) {
+            span.set("user_agent.original", agent);
+        }
+        span.set("warmhop.request_id", id.as_str());
+        Some(span)
     }
 
     async fn dispatch(

@@ -246,6 +246,7 @@ mod supervise;
 mod telemetry;
 #[cfg(feature = "tower-sessions")]
 pub mod tower_sessions;
+pub mod trace;
 mod tunnels;
 mod upkeep;
 mod wire;

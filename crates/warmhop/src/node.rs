@@ -28,6 +28,7 @@ use crate::starting::Progress;
 use crate::status::TraceCandidate;
 use crate::supervise::Slot;
 use crate::telemetry::{ByDecision, Metrics, Traces, Tracing};
+use crate::trace::Spans;
 use crate::tunnels::Tunnels;
 
 /// How long a reply vouches for the peer that sent it.
@@ -61,6 +62,7 @@ pub(crate) struct Node {
     pub(crate) tunnels: Tunnels,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
+    pub(crate) spans: Spans,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -93,6 +95,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) auth: CookieAuthenticator,
+    pub(crate) spans: Spans,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -123,6 +126,7 @@ impl Node {
             tunnels: Tunnels::default(),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),
+            spans: parts.spans,
             metrics: parts.metrics,
         })
     }

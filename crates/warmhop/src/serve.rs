@@ -19,12 +19,13 @@ use crate::body::{Body, BoxError};
 use crate::call::Call;
 use crate::clock::Clock;
 use crate::fields::{self, SESSION_FIELD};
-use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply};
+use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::node::{Node, Place, Placing};
 use crate::problem::{Problem, app_failed, gave_up};
 use crate::session::Session;
 use crate::supervise::{InFlight, Slot};
 use crate::telemetry::{ByPeer, ByReason, Tracing};
+use crate::trace::{ActiveSpan, SpanKind};
 use crate::tunnels::Tunnels;
 use crate::wire::{HopBodyReader, HopBodyWriter};
 
@@ -175,7 +176,16 @@ impl Node {
         session: Option<&Session>,
     ) -> Result<RanHere, LocalError> {
         let Some((copy, guard)) = slot.enter() else { return Err(LocalError::NotReady) };
-        let request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
+        let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
+        let method = request.method().clone();
+        let mut span =
+            self.spans.within(request.headers_mut(), SpanKind::Client, || method.to_string());
+        if let Some(span) = &mut span {
+            span.set("http.request.method", request.method().as_str());
+            span.set("url.path", request.uri().path());
+            span.set("server.address", slot.name().as_str());
+            span.set("warmhop.app", slot.name().as_str());
+        }
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
         let outcome = if stands_alone {
@@ -185,6 +195,12 @@ impl Node {
                 .await
                 .map(|response| (response, None))
         };
+        if let Some(span) = &mut span {
+            match &outcome {
+                Ok((response, _)) => span.status(response.status().as_u16()),
+                Err(error) => span.failed("app-failed", error_chain(&**error)),
+            }
+        }
         let (mut response, upgrade) =
             outcome.map_err(|error| LocalError::Failed(error_chain(&*error)))?;
         slot.measured(began.elapsed());
@@ -208,14 +224,34 @@ impl Node {
         let Some(net) = self.net() else {
             return Err(HopError::Broken("this peer is still starting".into()));
         };
-        let Some(request) = call.make_hop(slot.name(), kind) else {
+        let label = kind.label();
+        let Some(mut request) = call.make_hop(slot.name(), kind) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
+        let mut span = self.span_of_hop(call, &mut request);
+        if let Some(span) = &mut span {
+            span.set("http.request.method", call.method.as_str());
+            span.set("server.address", to.as_str());
+            span.set("warmhop.app", slot.name().as_str());
+            span.set("warmhop.peer.to", to.as_str());
+            span.set("warmhop.hop", label);
+        }
         self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.to_string() }).inc();
         // What may not be run twice is sent to a peer that has not been heard lately only once it
         // has said that it is there.
         let careful = !fields::is_safe(&call.method) && !self.heard_lately(to, slot.name());
-        match hop::ask(net, to, request, careful).await {
+        let outcome = hop::ask(net, to, request, careful).await;
+        if let Some(mut span) = span {
+            match &outcome {
+                Ok(reply) => span.status(reply.response.status().as_u16()),
+                Err(HopError::Refused(why, ..)) => span.failed(why.label(), ""),
+                Err(HopError::Unreachable(error, _)) => {
+                    span.failed("unreachable", error.to_string());
+                }
+                Err(HopError::Broken(error)) => span.failed("broken", error.as_str()),
+            }
+        }
+        match outcome {
             Ok(reply) => {
                 self.note_load(to, slot.name(), reply.load);
                 tracing.served_by(&reply.served_by);
@@ -245,6 +281,17 @@ impl Node {
                 Err(HopError::Broken(error))
             }
         }
+    }
+
+    /// The span of a hop, which the peer that is asked gets as its parent.
+    fn span_of_hop(&self, call: &Call, request: &mut HopRequest) -> Option<ActiveSpan> {
+        if !self.spans.is_traced(&call.fields) {
+            return None;
+        }
+        let mut fields = call.fields.clone();
+        let span = self.spans.within(&mut fields, SpanKind::Client, || "hop".into())?;
+        request.head.fields = hop::fields_out(&fields);
+        Some(span)
     }
 
     /// Serves a request without a session of the mesh's: `none` and `pinned`.

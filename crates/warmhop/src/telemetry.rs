@@ -322,6 +322,11 @@ impl Tracing {
         });
     }
 
+    /// What was decided so far.
+    pub(crate) fn steps(&self) -> &[TraceStep] {
+        self.trace.as_ref().map_or(&[], |trace| &trace.steps)
+    }
+
     pub(crate) fn head(&mut self, status: u16) {
         let head_ms = self.since.elapsed().as_secs_f64() * 1000.0;
         self.edit(|trace| {

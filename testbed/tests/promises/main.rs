@@ -16,3 +16,4 @@ mod requests;
 mod sessions;
 mod streaming;
 mod support;
+mod traces;
