@@ -192,6 +192,9 @@ impl Builder {
             .collect();
         let http: Vec<SocketAddr> =
             self.front_doors.iter().filter_map(|(door, _)| door.local_addr().ok()).collect();
+        for slot in &slots {
+            metrics.begin(slot.name());
+        }
         let node = Node::new(Parts {
             me: self.peer.clone(),
             cluster: self.cluster.clone(),

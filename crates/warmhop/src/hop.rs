@@ -149,6 +149,19 @@ impl HopKind {
 }
 
 impl HopRefusal {
+    /// Every name.
+    pub(crate) const LABELS: [&str; 9] = [
+        "not-ready",
+        "unknown-app",
+        "session-base-or-vote",
+        "not-owner",
+        "problem",
+        "app-failed",
+        "malformed",
+        "session-lost",
+        "deposed",
+    ];
+
     /// A stable name for counters and traces.
     pub(crate) fn label(&self) -> &'static str {
         match self {

@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId, RequestId};
 
+use crate::hop::HopRefusal;
 use crate::status::{RequestCounts, RequestTrace, TraceCandidate, TraceStep};
 
 /// How many requests `why` remembers.
@@ -185,6 +186,21 @@ impl Metrics {
         r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
         r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());
         metrics
+    }
+
+    /// Begins the series of an app and of what may go wrong with 0: the first that happens would be
+    /// no increase otherwise.
+    pub(crate) fn begin(&self, app: &AppName) {
+        for way in ["serve", "hop", "refuse"] {
+            let _ = self.requests.get_or_create(&ByAppAndWay { app: app.to_string(), way });
+        }
+        let label = ByApp { app: app.to_string() };
+        let _ = self.app_starts.get_or_create(&label);
+        let _ = self.app_failures.get_or_create(&label);
+        let _ = self.app_start_seconds.get_or_create(&label);
+        for reason in HopRefusal::LABELS {
+            let _ = self.hops_refused.get_or_create(&ByReason { reason });
+        }
     }
 
     /// What became of an app's requests so far.

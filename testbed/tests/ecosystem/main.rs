@@ -11,6 +11,7 @@ mod deploy;
 mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
+mod metrics;
 mod pages;
 mod pinned;
 mod sessions;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         browser::trials(),
         deploy::trials(),
         front_doors::trials(),
+        metrics::trials(),
         pages::trials(),
         pinned::trials(),
         sessions::trials(),

@@ -374,3 +374,45 @@ async fn a_peer_is_watched_in_a_terminal_through_its_restart() {
     reader.join().unwrap();
     assert!(shown.lock().unwrap().ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"), "as it was before");
 }
+
+#[tokio::test]
+async fn the_grafana_dashboard_asks_for_what_peers_tell() {
+    let world = World::with(2, vec![shop(QUICK, "")], "", never_on(1)).await;
+    world.warm(0).await;
+    let mut client = Client::new();
+    client.set_cookie("warmhop", "forged.peer-1");
+    client.get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
+    let mut told = String::new();
+    for index in 0..2 {
+        told += &world.admin(index, Method::GET, "/metrics").await.text();
+    }
+    let file = warmhop_testbed::workspace().join("docs/grafana-dashboard.json");
+    let board: Json = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let mut asked = 0;
+    for panel in board["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expr = target["expr"].as_str().unwrap();
+            for at in expr.match_indices("warmhop_").map(|(at, _)| at) {
+                let name: &str = expr[at..].split(['{', '[', ')']).next().unwrap();
+                let labels = expr[at + name.len()..].strip_prefix('{').unwrap_or_default();
+                let labels = labels.split('}').next().unwrap();
+                let lines = told.lines().filter(|line| {
+                    line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+                });
+                let lines: Vec<&str> = lines.collect();
+                assert!(!lines.is_empty(), "no peer tells {name}, which {} shows", panel["title"]);
+                // What it groups by and chooses from, but for what Prometheus itself adds.
+                let grouped =
+                    expr.split("by (").skip(1).map(|rest| rest.split(')').next().unwrap());
+                let chosen = labels.split(", ").filter_map(|label| label.split(['=', '!']).next());
+                let wanted = grouped.flat_map(|names| names.split(", ")).chain(chosen);
+                for label in wanted.filter(|label| !["", "job", "instance"].contains(label)) {
+                    let has = |line: &&str| line.contains(&format!("{label}=\""));
+                    assert!(lines.iter().any(has), "{name} has no {label}: {lines:?}");
+                }
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 30, "{asked} only");
+}

@@ -1,0 +1,146 @@
+//! Peers' metrics in a real Prometheus, asked for with every expression of the Grafana dashboard.
+
+use std::fs;
+use std::process::Stdio;
+
+use http::Method;
+use libtest_mimic::Trial;
+use serde_json::Value as Json;
+use tokio::io::AsyncWriteExt;
+use warmhop_testbed::client::Client;
+use warmhop_testbed::ports::Reservation;
+use warmhop_testbed::workspace;
+
+use crate::installed::{Tested, debian, home};
+use crate::support::{QUICK, World, shop, until};
+use crate::test;
+
+/// The tests of this module.
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![test("prometheus_reads_the_metrics_and_answers_the_dashboard", prometheus)]
+}
+
+async fn prometheus() -> Tested {
+    let checks = debian("usr/bin/promtool")?;
+    let program = debian("usr/bin/prometheus")?;
+    let world = World::with(2, vec![shop(QUICK, "")], "", |index, config| {
+        if index == 1 {
+            config["app"].as_array_mut().unwrap()[0]
+                .as_table_mut()
+                .unwrap()
+                .insert("start".into(), "never".into());
+        }
+    })
+    .await;
+    world.warm(0).await;
+    let mut client = Client::new();
+    client.set_cookie("warmhop", "forged.peer-1");
+    client.get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
+    Client::new().post(world.http(1), "/cart/add?item=a").await.unwrap().ok().unwrap();
+
+    // Its names, units and help texts, by Prometheus's own rules.
+    let text = world.admin(0, Method::GET, "/metrics").await.text();
+    let mut checks = tokio::process::Command::from(checks)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let older = older_format(&text);
+    checks.stdin.take().unwrap().write_all(older.as_bytes()).await.unwrap();
+    let said = checks.wait_with_output().await.unwrap();
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}\n{older}");
+
+    let folder = home().join(format!("prometheus-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let targets: Vec<String> =
+        (0..2).map(|index| format!("'{}'", world.mesh.peer(index).ports.admin)).collect();
+    let config = format!(
+        "global: {{ scrape_interval: 1s }}\nscrape_configs:\n- job_name: warmhop\n  \
+         static_configs: [ {{ targets: [ {} ] }} ]\n",
+        targets.join(", ")
+    );
+    fs::write(folder.join("prometheus.yml"), config).unwrap();
+    let reserved = Reservation::new().unwrap();
+    let addr = reserved.peer(0).http;
+    let log = fs::File::create(folder.join("log")).unwrap();
+    let mut server = tokio::process::Command::from(program)
+        .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+        .arg(format!("--web.listen-address={addr}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let ask = async |expr: &str| -> Option<Json> {
+        let query: String = expr.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let path = format!("/api/v1/query?query={query}");
+        let reply = Client::new().get(addr, path).await.ok()?;
+        Some(reply.json().unwrap_or(Json::Null))
+    };
+    // Rates need two samples; the app is asked again so that something has grown between them.
+    until("both peers were read several times", async || {
+        Client::new().get(world.http(1), "/whoami").await.ok()?;
+        let counted = ask(
+            "min(count_over_time(warmhop_build_info[1m])) >= 4 and count(warmhop_build_info) == 2",
+        )
+        .await?;
+        (!counted["data"]["result"].as_array()?.is_empty()).then_some(())
+    })
+    .await;
+    let file = workspace().join("docs/grafana-dashboard.json");
+    let board: Json = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    for panel in board["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expr = target["expr"].as_str().unwrap();
+            let asked = expr
+                .replace("$__rate_interval", "10s")
+                .replace("$__range", "1m")
+                .replace("$job", ".*")
+                .replace("$instance", ".*")
+                .replace("$app", ".*");
+            let answer = ask(&asked).await.expect("Prometheus answers");
+            assert_eq!(answer["status"], "success", "{asked}: {answer}");
+            let result = answer["data"]["result"].as_array().unwrap();
+            assert!(!result.is_empty(), "{} shows nothing: {asked}", panel["title"]);
+        }
+    }
+    server.kill().await.unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    Ok(())
+}
+
+/// OpenMetrics as the text format before it, which `promtool` checks: there, a counter's and an
+/// info's own name has the suffix.
+fn older_format(text: &str) -> String {
+    let kind_of = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("# TYPE {name} ")))?;
+        line.rsplit(' ').next()
+    };
+    let mut older = String::new();
+    for line in text.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (mark, what, name) = (words.next(), words.next(), words.next().unwrap_or_default());
+        let rest = words.next().unwrap_or_default();
+        match (mark, what, kind_of(name)) {
+            (Some("#"), Some("EOF" | "UNIT"), _) => {}
+            (Some("#"), Some("HELP"), Some("counter")) => {
+                older += &format!("# HELP {name}_total {rest}\n")
+            }
+            (Some("#"), Some("TYPE"), Some("counter")) => {
+                older += &format!("# TYPE {name}_total counter\n")
+            }
+            (Some("#"), Some("HELP"), Some("info")) => {
+                older += &format!("# HELP {name}_info {rest}\n")
+            }
+            (Some("#"), Some("TYPE"), Some("info")) => {
+                older += &format!("# TYPE {name}_info gauge\n")
+            }
+            _ => older += &format!("{line}\n"),
+        }
+    }
+    older
+}
