@@ -55,6 +55,7 @@ pub(crate) fn browser_script() -> Result<Command, Skipped> {
 async fn page() -> Tested {
     let mut script = browser_script()?;
     let world = World::new(1, shop(QUICK, "")).await;
+    world.warm(0).await;
     let source = "
         const { chromium } = require('playwright-core');
         (async () => {
