@@ -65,6 +65,54 @@ pub(crate) fn node(module: &str) -> Result<Command, Skipped> {
     Ok(command)
 }
 
+/// Ruby, with the gems of Debian's packages, of which one is `gem`.
+pub(crate) fn ruby(gem: &str) -> Result<Command, Skipped> {
+    let root = home().join("debian");
+    let multiarch = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    // Named by its version, as are the folders of its libraries.
+    let version = std::fs::read_dir(root.join("usr/lib/ruby")).ok().and_then(|mut folders| {
+        folders.find_map(|folder| {
+            let name = folder.ok()?.file_name().into_string().ok()?;
+            name.starts_with(|c: char| c.is_ascii_digit()).then_some(name)
+        })
+    });
+    let version = version.ok_or_else(|| Skipped("there is no Ruby; see debian.log".into()))?;
+    let libraries = ["usr/lib/ruby/vendor_ruby".to_owned(), format!("usr/lib/ruby/{version}")]
+        .into_iter()
+        .chain([
+            format!("{multiarch}/ruby/vendor_ruby/{version}"),
+            format!("{multiarch}/ruby/{version}"),
+        ]);
+    let gems = [
+        "usr/share/rubygems-integration/all".to_owned(),
+        format!("usr/share/rubygems-integration/{version}"),
+        format!("{multiarch}/rubygems-integration/{version}"),
+        format!("usr/lib/ruby/gems/{version}"),
+    ];
+    let has_gem = gems.iter().any(|folder| {
+        let specifications = std::fs::read_dir(root.join(folder).join("specifications"));
+        specifications
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|file| file.file_name().to_string_lossy().starts_with(&format!("{gem}-")))
+    });
+    if !has_gem {
+        return Err(Skipped(format!("there is no gem {gem}; see debian.log")));
+    }
+    let paths = |folders: &mut dyn Iterator<Item = String>| {
+        std::env::join_paths(folders.map(|folder| root.join(folder))).unwrap_or_default()
+    };
+    let short = version.rsplit_once('.').map_or(version.as_str(), |(short, _)| short);
+    let mut command = debian(&format!("usr/bin/ruby{short}"))?;
+    command
+        .env("RUBYLIB", paths(&mut libraries.into_iter()))
+        .env("GEM_PATH", paths(&mut gems.iter().cloned()))
+        .env("GEM_HOME", home().join("gems"))
+        .env("RAILS_ENV", "production");
+    Ok(command)
+}
+
 fn present(path: PathBuf, kind: &str) -> Result<PathBuf, Skipped> {
     if path.exists() {
         return Ok(path);

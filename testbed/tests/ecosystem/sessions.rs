@@ -9,7 +9,7 @@ use toml::Table;
 use warmhop_testbed::client::Client;
 use warmhop_testbed::workspace;
 
-use crate::installed::{Skipped, Tested, debian, debian_file, home, libraries, node, python};
+use crate::installed::{Skipped, Tested, debian, debian_file, home, libraries, node, python, ruby};
 use crate::support::{World, until};
 use crate::test;
 
@@ -19,10 +19,13 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("express_sessions_live_in_the_mesh", || async { lives(express()?).await }),
         test("flask_sessions_live_in_the_mesh", || async { lives(flask()?).await }),
         test("django_sessions_live_in_the_mesh", || async { lives(django()?).await }),
+        test("starlette_sessions_live_in_the_mesh", || async { lives(starlette()?).await }),
         test("php_sessions_live_in_the_mesh", || async { lives(php()?).await }),
+        test("rails_sessions_live_in_the_mesh", || async { lives(rails()?).await }),
         test("django_can_use_the_endpoint_as_its_cache", django_cache),
         test("connect_redis_finds_its_keys_everywhere", connect_redis_counts),
         test("redis_cli_works_at_every_peer", redis_cli),
+        test("what_spring_session_asks_is_answered", spring_session),
         test("redis_benchmark_works_with_and_without_pipelines", redis_benchmark),
     ]
 }
@@ -59,6 +62,15 @@ fn flask() -> Result<Table, Skipped> {
 
 fn django() -> Result<Table, Skipped> {
     Ok(app(&python("python")?, &[app_file("with_django.py")]))
+}
+
+fn starlette() -> Result<Table, Skipped> {
+    python("uvicorn")?;
+    Ok(app(&python("python")?, &[app_file("with_starlette.py")]))
+}
+
+fn rails() -> Result<Table, Skipped> {
+    Ok(app(&ruby("puma")?, &[app_file("with_rails.rb")]))
 }
 
 fn php() -> Result<Table, Skipped> {
@@ -166,6 +178,39 @@ fn run(command: &mut Command) -> (Output, String) {
     let output = tokio::task::block_in_place(|| command.output()).expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     (output, said)
+}
+
+/// Spring Session itself comes from a registry that the tests do without. These are the commands of
+/// its repository (`RedisSessionRepository`, the default), in their order.
+async fn spring_session() -> Tested {
+    let world = endpoints().await;
+    let cli = |index: usize, words: &[&str]| -> Result<String, Skipped> {
+        let mut command = debian("usr/bin/redis-cli")?;
+        command.args(["-3", "-p", &port(&world, index)]).args(words);
+        Ok(run(&mut command).1)
+    };
+    let (first, second) = ("spring:session:sessions:3f0c", "spring:session:sessions:9d1e");
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    let (accessed, end) = (now.to_string(), (now + 1_800_000).to_string());
+    let made = ["HMSET", first, "creationTime", &accessed, "maxInactiveInterval", "1800"];
+    assert_eq!(cli(0, &[&made[..], &["lastAccessedTime", &accessed]].concat())?, "OK");
+    assert_eq!(cli(0, &["PEXPIREAT", first, &end])?, "1");
+    assert!(cli(1, &["HGETALL", first])?.contains("maxInactiveInterval 1800"));
+    // A login changes the id and sets an attribute.
+    assert_eq!(cli(1, &["EXISTS", first])?, "1");
+    assert_eq!(cli(1, &["RENAME", first, second])?, "OK");
+    assert_eq!(
+        cli(1, &["HMSET", second, "sessionAttr:user", "ada", "sessionAttr:cart", ""])?,
+        "OK"
+    );
+    assert_eq!(cli(1, &["PEXPIREAT", second, &end])?, "1");
+    assert_eq!(cli(2, &["EXISTS", first])?, "0");
+    let found = cli(2, &["HGETALL", second])?;
+    assert!(found.contains("sessionAttr:user ada") && found.contains("creationTime"), "{found}");
+    assert_eq!(cli(2, &["PEXPIRETIME", second])?, end);
+    assert_eq!(cli(2, &["DEL", second])?, "1");
+    assert_eq!(cli(0, &["HGETALL", second])?, "");
+    Ok(())
 }
 
 async fn redis_cli() -> Tested {
