@@ -12,10 +12,12 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use http::Method;
 use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::{Client, Reply};
 use warmhop_testbed::ports::Reservation;
+use warmhop_testbed::process::ProcessId;
 use warmhop_testbed::workspace;
 
 use crate::installed::{Skipped, Tested, debian, debian_file, home, python};
@@ -51,13 +53,23 @@ struct Balancer {
     addr: SocketAddr,
     process: Child,
     version: String,
+    folder: PathBuf,
     _port: Reservation,
 }
 
 impl Drop for Balancer {
     fn drop(&mut self) {
+        // Its workers would outlive it.
+        let workers = ProcessId::of(self.process.id()).map(ProcessId::descendants);
         let _ = self.process.kill();
         let _ = self.process.wait();
+        for worker in workers.into_iter().flatten() {
+            let _ = worker.signal(Signal::SIGKILL);
+        }
+        // What a failed test wrote stays to be looked at.
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
     }
 }
 
@@ -102,7 +114,7 @@ async fn start(kind: &str, affinity: &str, world: &World) -> Result<Balancer, Sk
     };
     let log = fs::File::create(folder.join("log")).unwrap();
     let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-    let balancer = Balancer { addr, process, version, _port: port };
+    let balancer = Balancer { addr, process, version, folder, _port: port };
     until("the balancer answers", async || {
         let reply = Client::new().get(addr, "/.well-known/warmhop/readyz").await.ok()?;
         reply.status.is_success().then_some(())
