@@ -320,7 +320,11 @@ pub(crate) async fn ask(
                 // Touching the body would ask the client for it, which is the app's to do.
                 match read_head(&lease, &mut reader).await? {
                     ReplyHead::Go => {}
-                    head => {
+                    // Nobody has asked for the body, so another peer may be asked with it.
+                    ReplyHead::Refused { why, load } => {
+                        return Err(HopError::Refused(why, load, Some(body)));
+                    }
+                    head @ ReplyHead::Response { .. } => {
                         let mut reply = interpret(head, executor)?;
                         let body = HopBody::new(reader.into_body(), None, Some(lease));
                         *reply.response.body_mut() = Body::new(body);

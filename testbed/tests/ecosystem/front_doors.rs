@@ -184,6 +184,21 @@ async fn browser() -> Tested {
                     () => performance.getEntriesByType('navigation')[0].nextHopProtocol);
                 console.log(response.status(), protocol, await response.headerValue('warmhop-peer'));
             }
+            // A WebSocket goes over the HTTP/2 connection that is there (RFC 8441): then its
+            // handshake is answered with 200 instead of 101.
+            const devtools = await context.newCDPSession(page);
+            const shaken = new Promise((resolve) => {
+                devtools.on('Network.webSocketHandshakeResponseReceived',
+                    (event) => resolve(event.response.status));
+            });
+            await devtools.send('Network.enable');
+            const echoed = await page.evaluate(() => new Promise((resolve, reject) => {
+                const socket = new WebSocket(new URL('/ws', location.href.replace('http', 'ws')));
+                socket.onopen = () => socket.send('over a stream');
+                socket.onmessage = (event) => { socket.close(); resolve(event.data); };
+                socket.onerror = () => reject(new Error('the WebSocket failed'));
+            }));
+            console.log(echoed, await shaken);
             const cookies = await context.cookies();
             console.log(cookies.map(({ name, secure }) => name + (secure ? ' secure' : '')).join());
             await browser.close();
@@ -194,7 +209,8 @@ async fn browser() -> Tested {
         let expected = format!("200 h2 {}", doors.world.name(0));
         let told = said(browser_script()?.args(["-e", script, &url]));
         assert_eq!(told[..2], [expected.clone(), expected], "{url}");
-        assert!(told[2].contains("warmhop secure"), "{told:?}");
+        assert_eq!(told[2], "over a stream 200");
+        assert!(told[3].contains("warmhop secure"), "{told:?}");
     }
     Ok(())
 }
