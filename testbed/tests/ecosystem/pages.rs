@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         test("the_dashboard_asks_for_the_token", guarded),
         test("a_starting_app_shows_its_progress_and_then_itself", starting),
         test("a_starting_app_opens_in_a_browser_without_scripts", starting_without_scripts),
+        test("an_app_that_does_not_start_says_so_in_the_end", failing),
     ]
 }
 
@@ -209,6 +210,20 @@ async fn starting_without_scripts() -> Tested {
         browser.step(json!({ "do": "open", "page": "a", "url": url, "script": false })).await;
     assert_eq!(opened["status"], 503);
     browser.step(json!({ "do": "sees", "page": "a", "text": "books in stock" })).await;
+    browser.end().await;
+    Ok(())
+}
+
+async fn failing() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let mut world = World::new(1, shop(QUICK, "run = ['false']")).await;
+    world.expect_errors();
+    let url = format!("http://{}/", world.http(0));
+    let opened = browser.step(json!({ "do": "open", "page": "a", "url": url })).await;
+    assert_eq!(opened["status"], 503);
+    browser.step(json!({ "do": "sees", "page": "a", "text": "did not start" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "the app did not start here" })).await;
+    calm(&browser.step(json!({ "do": "state", "page": "a" })).await);
     browser.end().await;
     Ok(())
 }
