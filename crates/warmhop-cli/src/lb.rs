@@ -42,6 +42,11 @@ pub enum Affinity {
     Own,
 }
 
+/// How many connections, requests and retries Envoy may have under way in a cluster: as many as a
+/// peer takes. Its defaults are 1024, and 3 retries; the fourth client to find a peer gone would
+/// get an error.
+const ENVOY_AT_ONCE: u32 = 16 * 1024;
+
 /// What a configuration is printed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
@@ -252,6 +257,9 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
 
 /// Envoy has a cluster for each peer in which the others are the second priority, and the
 /// cookie's ending chooses the cluster. With a cookie of its own it needs only the one of all.
+///
+/// A cluster that no request went to yet is asked for its health once a minute, unless it is told
+/// otherwise: too seldom to find a peer gone before the first request does.
 fn envoy(wanted: Wanted, backends: &[Backend], text: &mut String) {
     let _ = write!(
         text,
@@ -345,8 +353,11 @@ fn envoy_cluster(name: &str, chosen: Option<&Backend>, backends: &[Backend], tex
     connect_timeout: 1s
     lb_policy: LEAST_REQUEST
     common_lb_config: {{ healthy_panic_threshold: {{ value: 0 }} }}
+    circuit_breakers:
+      thresholds:
+      - {{ max_connections: {ENVOY_AT_ONCE}, max_pending_requests: {ENVOY_AT_ONCE}, max_requests: {ENVOY_AT_ONCE}, max_retries: {ENVOY_AT_ONCE} }}
     health_checks:
-    - {{ timeout: 1s, interval: 0.5s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {{ path: {READY_PATH} }} }}
+    - {{ timeout: 1s, interval: 0.5s, no_traffic_interval: 0.5s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {{ path: {READY_PATH} }} }}
     load_assignment:
       cluster_name: warmhop_{name}
       endpoints:

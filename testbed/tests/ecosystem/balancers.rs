@@ -244,7 +244,8 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
 
     // 5. A peer leaves in good order under load, and comes back.
     let leaving = (0..3).find(|index| world.name(*index) == mine).unwrap();
-    let load = Load::begin(addr, 4);
+    // Enough clients that several find it gone at the same moment.
+    let load = Load::begin(addr, 16);
     load.answers(40).await;
     let status = world.mesh.stop(leaving).await.unwrap();
     assert!(status.success(), "{status}");
