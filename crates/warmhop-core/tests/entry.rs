@@ -63,6 +63,11 @@ fn named(owner: u8) -> Named {
     Named { sid: SID, cfg, owner: inc(owner), n: 4 }
 }
 
+/// A claim to the session.
+fn claim(round: u64, peer: u8) -> Option<Ballot> {
+    Some(Ballot { round, proposer: inc(peer) })
+}
+
 fn stays() -> bool {
     false
 }
@@ -103,10 +108,10 @@ fn a_request_goes_to_the_owner_that_its_token_names() {
 #[test]
 fn what_this_peer_remembers_of_the_owner_goes_over_the_token() {
     let view = view();
-    let look = Look { owns: false, owner: Some(inc(3)) };
+    let look = Look { owns: false, claim: claim(2, 3) };
     let mut errand = Errand::new(POST, Some(named(2)));
     assert_eq!(to(&errand.next(look, &here(&view), stays)), Some(inc(3)));
-    let look = Look { owns: true, owner: Some(inc(3)) };
+    let look = Look { owns: true, claim: claim(2, 3) };
     let mut errand = Errand::new(POST, Some(named(2)));
     let step = errand.next(look, &here(&view), || unreachable!());
     assert_eq!(step, Step::AtOwner { take_over: None });
@@ -176,47 +181,81 @@ fn a_move_is_ordered_of_the_owner_that_the_request_finds_not_only_of_whom_it_ask
         }
     };
     assert_eq!(moves(&mut errand), (inc(2), Some(Moves::ClientStays)));
-    errand.ended(End::Elsewhere(Some(inc(3))), true, &here);
+    errand.ended(End::Elsewhere(claim(3, 3)), true, &here);
     assert_eq!(moves(&mut errand), (inc(3), Some(Moves::ClientStays)));
     assert_eq!(asked, 1, "one request is one arrival");
 }
 
 #[test]
-fn an_owner_that_is_named_goes_over_one_that_is_remembered() {
+fn whoever_disclaims_is_not_asked_again_for_what_is_remembered_of_it() {
     let view = view();
     let here = here(&view);
-    let look = Look { owns: false, owner: Some(inc(2)) };
-    let mut errand = Errand::new(POST, Some(named(2)));
-    assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(2)));
-    assert!(is_again(&errand.ended(End::Elsewhere(Some(inc(3))), true, &here)));
-    assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)), "not to the same in vain");
+    for told in [claim(3, 3), claim(1, 3)] {
+        let look = Look { owns: false, claim: claim(2, 2) };
+        let mut errand = Errand::new(POST, Some(named(2)));
+        assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(2)));
+        assert!(is_again(&errand.ended(End::Elsewhere(told), true, &here)));
+        assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)), "{told:?}");
+    }
 }
 
 #[test]
-fn two_peers_that_name_each_other_know_no_owner() {
+fn two_peers_that_name_each_other_by_old_claims_know_no_owner() {
     let view = view();
     let here = here(&view);
     let mut errand = Errand::new(POST, Some(named(2)));
     errand.next(Look::default(), &here, stays);
-    errand.ended(End::Elsewhere(Some(inc(3))), true, &here);
+    errand.ended(End::Elsewhere(claim(3, 3)), true, &here);
     errand.next(Look::default(), &here, stays);
-    errand.ended(End::Elsewhere(Some(inc(2))), true, &here);
+    errand.ended(End::Elsewhere(claim(2, 2)), true, &here);
     let step = errand.next(Look::default(), &here, stays);
     assert_eq!(step, takes_over(TakeOver::NobodyElse));
     // The takeover met the ballot of one of them: it is an owner by now.
-    errand.ended(End::Elsewhere(Some(inc(2))), true, &here);
+    errand.ended(End::Elsewhere(claim(4, 2)), true, &here);
     assert_eq!(to(&errand.next(Look::default(), &here, stays)), Some(inc(2)));
+}
+
+#[test]
+fn a_session_that_went_back_to_a_peer_that_was_asked_is_followed_there_and_not_taken_over() {
+    let view = view();
+    let here = here(&view);
+    let mut errand = Errand::new(POST, Some(named(2)));
+    // p2 had handed it to p3, which has handed it back meanwhile.
+    for (asked, told) in [(2, claim(3, 3)), (3, claim(4, 2)), (2, claim(5, 3)), (3, claim(6, 4))] {
+        let step = errand.next(Look::default(), &here, stays);
+        assert_eq!(to(&step), Some(inc(asked)), "{step:?}");
+        errand.ended(End::Elsewhere(told), true, &here);
+    }
+    assert_eq!(to(&errand.next(Look::default(), &here, stays)), Some(inc(4)));
+}
+
+#[test]
+fn a_peer_that_is_named_but_gave_the_session_away_since_sends_the_request_after_it() {
+    let view = view();
+    let here = here(&view);
+    let mut errand = Errand::new(POST, Some(named(2)));
+    errand.next(Look::default(), &here, stays);
+    // p2 was deposed by this peer, which in turn has handed it to p3 before it hears so.
+    errand.ended(End::Elsewhere(claim(2, 1)), true, &here);
+    let look = Look { owns: false, claim: claim(3, 3) };
+    assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)));
+    // Nobody came after it, and it does not own it any more.
+    let mut errand = Errand::new(POST, Some(named(2)));
+    errand.next(Look::default(), &here, stays);
+    errand.ended(End::Elsewhere(claim(2, 1)), true, &here);
+    let step = errand.next(Look::default(), &here, stays);
+    assert_eq!(step, takes_over(TakeOver::NobodyElse));
 }
 
 #[test]
 fn without_a_living_owner_named_the_session_is_taken_over() {
     let view = view();
-    for other in [None, Some(inc(77))] {
+    for (other, why) in [(None, TakeOver::NobodyElse), (claim(9, 77), TakeOver::OwnerSilent)] {
         let mut errand = Errand::new(POST, Some(named(2)));
         errand.next(Look::default(), &here(&view), stays);
         errand.ended(End::Elsewhere(other), true, &here(&view));
         let step = errand.next(Look::default(), &here(&view), stays);
-        assert_eq!(step, takes_over(TakeOver::NobodyElse));
+        assert_eq!(step, takes_over(why));
     }
 }
 
@@ -243,8 +282,8 @@ fn a_request_whose_body_is_gone_is_never_tried_again() {
     let view = view();
     let here = here(&view);
     let ends = [
-        End::Elsewhere(Some(inc(3))),
-        End::Failed(Failure::Deposed { to: Some(inc(3)) }),
+        End::Elsewhere(claim(3, 3)),
+        End::Failed(Failure::Deposed { to: claim(3, 3) }),
         End::Failed(Failure::WentOn { into: SessionId([8; 16]), by: inc(3) }),
     ];
     for end in ends {
@@ -265,7 +304,7 @@ fn a_request_whose_body_is_gone_is_never_tried_again() {
 fn what_ran_with_an_unknown_outcome_is_tried_again_only_if_it_may_run_twice() {
     let view = view();
     let here = here(&view);
-    let deposed = Failure::Deposed { to: Some(inc(3)) };
+    let deposed = Failure::Deposed { to: claim(3, 3) };
     let mut errand = Errand::new(POST, Some(named(2)));
     errand.next(Look::default(), &here, stays);
     assert_eq!(errand.ended(End::Failed(deposed), true, &here), After::Refuse(deposed));
@@ -292,7 +331,7 @@ fn whoever_deposed_this_peer_is_asked_before_it_takes_over_again() {
     errand.ended(End::Elsewhere(None), true, &here);
     let step = errand.next(Look::default(), &here, stays);
     assert_eq!(step, takes_over(TakeOver::NobodyElse));
-    let deposed = Failure::Deposed { to: Some(inc(3)) };
+    let deposed = Failure::Deposed { to: claim(3, 3) };
     assert!(is_again(&errand.ended(End::Failed(deposed), true, &here)));
     assert_eq!(to(&errand.next(Look::default(), &here, stays)), Some(inc(3)));
 }
@@ -350,7 +389,7 @@ fn where_no_majority_is_left_this_peer_tries_to_go_on_alone_before_anything_else
         assert!(is_again(&errand.tried_alone(failure, Some(into), true, &here(&view))));
         assert!(errand.forked());
         assert_eq!(errand.session().map(|it| (it.sid, it.owner)), Some((into, ME)));
-        let look = Look { owns: true, owner: Some(ME) };
+        let look = Look { owns: true, claim: claim(1, 1) };
         let step = errand.next(look, &here(&view), stays);
         assert_eq!(step, Step::AtOwner { take_over: None });
         // Once only.
@@ -366,7 +405,7 @@ fn what_was_said_of_a_session_is_not_believed_of_the_one_that_it_goes_on_as() {
     let here = here(&view);
     let mut errand = Errand::new(POST, Some(named(2)));
     errand.next(Look::default(), &here, stays);
-    errand.ended(End::Elsewhere(Some(inc(3))), true, &here);
+    errand.ended(End::Elsewhere(claim(3, 3)), true, &here);
     errand.next(Look::default(), &here, stays);
     let into = SessionId([8; 16]);
     errand.ended(End::Failed(Failure::WentOn { into, by: inc(4) }), true, &here);
@@ -693,11 +732,11 @@ fn a_request_joins_a_takeover_that_is_under_way_and_begins_no_other() {
 fn a_request_that_takes_this_peer_for_the_owner_in_vain_is_led_on() {
     let mut solo = Solo::new(SessionPolicy::default());
     let mut machine = Session::new(SID, &solo.process);
-    machine.note_owner(Some(Ballot { round: 4, proposer: inc(3) }));
+    machine.note_claim(claim(4, 3));
     let (_, out) = solo.on(&mut machine, |machine, ctx, out| {
         machine.enter(ctx, submit(1), Enter::AsOwner, out);
     });
-    assert_eq!(out, [Effect::Redirect { ticket: Ticket(1), to: Some(inc(3)) }]);
+    assert_eq!(out, [Effect::Redirect { ticket: Ticket(1), to: claim(4, 3) }]);
 }
 
 #[test]
@@ -708,7 +747,7 @@ fn a_forwarded_request_is_served_by_the_owner_and_by_one_that_is_named_and_knows
     assert_eq!(answer_forward(Some(&owner), ME, ME, true), serve(false));
     assert_eq!(answer_forward(Some(&owner), ME, inc(2), true), serve(false));
     assert_eq!(answer_forward(None, ME, ME, true), serve(true), "named, but it keeps nothing");
-    let no = Forwarded::NotOwner { promised: None, cfg: None };
+    let no = Forwarded::NotOwner { claim: None, cfg: None };
     assert_eq!(answer_forward(None, ME, inc(2), true), no);
     let mut copy = Session::new(SID, &solo.process);
     let cfg = Config { now: Members::first(1, [ME, inc(2), inc(3)]), prev: None };
@@ -724,9 +763,21 @@ fn a_forwarded_request_is_served_by_the_owner_and_by_one_that_is_named_and_knows
     solo.on(&mut copy, |it, ctx, out| it.on_message(ctx, inc(3), message, out));
     for named in [ME, inc(2)] {
         match answer_forward(Some(&copy), ME, named, true) {
-            Forwarded::NotOwner { promised, .. } => assert_eq!(promised, Some(b)),
+            Forwarded::NotOwner { claim, .. } => assert_eq!(claim, Some(b)),
             other => panic!("named {named:?}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_peer_that_was_no_member_and_was_deposed_names_its_successor() {
+    let solo = Solo::new(SessionPolicy::default());
+    let mut machine = Session::new(SID, &solo.process);
+    machine.note_claim(claim(4, 3));
+    assert_eq!(machine.promised(), None);
+    match answer_forward(Some(&machine), ME, ME, true) {
+        Forwarded::NotOwner { claim: told, .. } => assert_eq!(told, claim(4, 3)),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -760,7 +811,7 @@ fn a_key_whose_owner_nobody_told_of_is_looked_for() {
         let expected = if key.begins { Otherwise::Begin(anyone(SID)) } else { Otherwise::Absent };
         assert_eq!(errand.otherwise(anyone), Some(expected));
     }
-    let look = Look { owns: false, owner: Some(inc(3)) };
+    let look = Look { owns: false, claim: claim(2, 3) };
     let step = Errand::by_key(POST, READS).next(look, &here(&view), stays);
     assert_eq!(to(&step), Some(inc(3)), "an owner that is known is asked");
 }
@@ -812,7 +863,7 @@ fn a_key_is_followed_through_several_forks_and_not_without_end() {
 
 #[test]
 fn a_peer_that_does_not_own_what_a_key_names_leaves_the_search_to_who_asked() {
-    let no = Forwarded::NotOwner { promised: None, cfg: None };
+    let no = Forwarded::NotOwner { claim: None, cfg: None };
     assert_eq!(answer_forward(None, ME, ME, false), no);
 }
 

@@ -121,7 +121,7 @@ pub(crate) enum HopRefusal {
     /// The executor cannot run on that base, or may not vote.
     Exec(ExecDone),
     /// This peer does not own the session.
-    NotOwner { promised: Option<Ballot>, cfg: Option<Config> },
+    NotOwner { claim: Option<Ballot>, cfg: Option<Config> },
     /// A problem for the client, decided by the owner.
     Problem { status: u16, name: String, detail: String, retry_after_ms: Option<u64> },
     /// The app took the request and failed before it answered.
@@ -131,9 +131,9 @@ pub(crate) enum HopRefusal {
     /// Too many of the session's holders are gone for good; the session that one of them goes on
     /// as, and who that is.
     Lost { went_on: Option<(SessionId, Incarnation)> },
-    /// Another peer took the session over while the request ran: the likely owner, who knows
-    /// whether it was applied.
-    Deposed { to: Option<Incarnation> },
+    /// Another peer took the session over while the request ran: the claim of the likely owner, who
+    /// knows whether it was applied.
+    Deposed { to: Option<Ballot> },
 }
 
 impl HopKind {

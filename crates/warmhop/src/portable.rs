@@ -62,8 +62,8 @@ pub(crate) enum Subject<'a> {
 /// How waiting in line for the session ended.
 enum LineEnd {
     Served(Box<Served>),
-    /// Someone else owns the session.
-    Elsewhere(Option<Incarnation>),
+    /// Someone else owns the session, by the highest claim that is known.
+    Elsewhere(Option<Ballot>),
     /// Nothing was, nor will be, applied under this session by this request.
     Failed(Failure),
     Problem(Problem),
@@ -332,7 +332,7 @@ impl Node {
                     match executor {
                         Some(executor) => line.begin(executor),
                         // It vanished between two lines: choose anew.
-                        None => return LineEnd::Elsewhere(Some(self.incarnation)),
+                        None => return LineEnd::Elsewhere(None),
                     }
                 }
                 Told::Again => held = None,
@@ -554,10 +554,10 @@ impl Node {
                 }
                 LineEnd::Served(Box::new(served))
             }
-            Err(HopError::Refused(HopRefusal::NotOwner { promised, .. }, ..)) => {
+            Err(HopError::Refused(HopRefusal::NotOwner { claim, .. }, ..)) => {
                 // The next request need not ask the wrong peer first.
-                self.store.with(key, false, |machine, _, _| machine.note_owner(promised));
-                LineEnd::Elsewhere(promised.map(|ballot: Ballot| ballot.proposer))
+                self.store.with(key, false, |machine, _, _| machine.note_claim(claim));
+                LineEnd::Elsewhere(claim)
             }
             Err(HopError::Refused(HopRefusal::Deposed { to }, ..)) => {
                 LineEnd::Failed(Failure::Deposed { to })
@@ -633,8 +633,8 @@ impl Node {
                 self.taking_over(&key, cfg.clone())
             }
             (Forwarded::Serve { .. }, _) => Enter::AsOwner,
-            (Forwarded::NotOwner { promised, cfg }, _) => {
-                return Err(HopRefusal::NotOwner { promised, cfg });
+            (Forwarded::NotOwner { claim, cfg }, _) => {
+                return Err(HopRefusal::NotOwner { claim, cfg });
             }
         };
         let portable = Portable {
@@ -654,10 +654,10 @@ impl Node {
             LineEnd::Served(served) => Ok(*served),
             LineEnd::Elsewhere(_) => {
                 let known = self.store.with(&key, false, |machine, _, _| {
-                    (machine.promised(), machine.config().cloned())
+                    (machine.claim(), machine.config().cloned())
                 });
-                let (promised, cfg) = known.unwrap_or_default();
-                Err(HopRefusal::NotOwner { promised, cfg })
+                let (claim, cfg) = known.unwrap_or_default();
+                Err(HopRefusal::NotOwner { claim, cfg })
             }
             LineEnd::Failed(failure) if is_for_entry(&failure) => Err(match failure {
                 Failure::WentOn { into, by } => HopRefusal::Lost { went_on: Some((into, by)) },

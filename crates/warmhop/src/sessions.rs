@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey};
+use warmhop_core::ids::{AppName, Ballot, Incarnation, Now, Position, SessionId, SessionKey};
 use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
@@ -61,7 +61,7 @@ pub(crate) enum Told {
     Replay { stored: Stored, hint: TokenHint },
     Fail(Failure),
     Again,
-    Redirect(Option<Incarnation>),
+    Redirect(Option<Ballot>),
 }
 
 pub(crate) struct Store {

@@ -90,15 +90,15 @@ pub struct ByKey {
 pub struct Look {
     /// This peer owns it, or is on its way to.
     pub owns: bool,
-    /// Who owns it as far as this peer remembers.
-    pub owner: Option<Incarnation>,
+    /// The highest claim to it that this peer remembers.
+    pub claim: Option<Ballot>,
 }
 
 impl Look {
     /// What `machine` says.
     #[must_use]
     pub fn of(machine: &Session) -> Self {
-        Self { owns: machine.is_owner() || machine.is_taking_over(), owner: machine.known_owner() }
+        Self { owns: machine.is_owner() || machine.is_taking_over(), claim: machine.claim() }
     }
 }
 
@@ -170,9 +170,9 @@ pub enum Step {
 /// How an attempt ended that served nothing, and that does not end the request by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The peer asked does not own the session, or cannot be reached; the likely owner, where it
-    /// named one.
-    Elsewhere(Option<Incarnation>),
+    /// The peer asked does not own the session, or cannot be reached; the highest claim that it
+    /// heard of, where it told one.
+    Elsewhere(Option<Ballot>),
     /// The session's machine refused it: at this peer, or at its owner ([`is_for_entry`]).
     Failed(Failure),
 }
@@ -211,6 +211,15 @@ pub enum Because {
     Deposed,
 }
 
+/// A peer that said of itself that it does not own the session, or could not be reached. A peer's
+/// ballots only rise, and go over all that it heard of: those up to the highest that was known then
+/// came to nothing, and a higher one is a new attempt.
+#[derive(Debug, Clone, Copy)]
+struct Disclaimed {
+    by: Incarnation,
+    up_to: Option<Ballot>,
+}
+
 /// One request on its way to its session's owner. See the module's documentation.
 #[derive(Debug, Clone)]
 pub struct Errand {
@@ -218,15 +227,16 @@ pub struct Errand {
     /// The session it is about; absent until one is drawn for it, or while its key names it.
     named: Option<Named>,
     key: Option<ByKey>,
-    /// Who is the owner by the word of the last one asked.
-    told: Option<Incarnation>,
-    /// Who said of themselves that they do not own it, since this peer last tried to.
-    disclaimed: Vec<Incarnation>,
-    /// Whom the attempt under way was sent to.
-    sent_to: Option<Incarnation>,
+    /// The highest claim that the last one asked told of.
+    told: Option<Ballot>,
+    disclaimed: Vec<Disclaimed>,
+    /// Whom the attempt under way was sent to, and the claim that led there: none, where that was
+    /// the token.
+    sent_to: Option<(Incarnation, Option<Ballot>)>,
+    /// An attempt ended where the session is not owned: what the token names is no news any more.
+    led_on: bool,
     /// Whether the session is to move here because its client stays; decided once.
     stays: Option<bool>,
-    take_over: bool,
     /// An attempt ran whose outcome is unknown.
     may_have_run: bool,
     /// How often its session turned out to go on under another id.
@@ -246,8 +256,8 @@ impl Errand {
             told: None,
             disclaimed: Vec::new(),
             sent_to: None,
+            led_on: false,
             stays: None,
-            take_over: false,
             may_have_run: false,
             forks: 0,
             lost: false,
@@ -326,13 +336,17 @@ impl Errand {
             return Step::AtOwner { take_over: None };
         }
         let take_over = |why| Step::AtOwner { take_over: Some(why) };
-        // One that was named just now goes over one that is remembered, which may be the very peer
-        // that named the other: else the two would be asked in turn until the rounds are used up.
-        let named = self.named.as_ref().map(|named| named.owner);
-        let Some(owner) = self.told.or(look.owner).or(named) else {
-            return take_over(TakeOver::Unknown);
+        // A session that moves fast is gone from where it was a moment ago, and the highest claim
+        // tells where it went, be it back to a peer that was asked before.
+        let claims = [self.told, look.claim].into_iter().flatten();
+        let claim = claims.filter(|claim| !self.came_to_nothing(claim)).max();
+        let named = self.named.as_ref().filter(|_| !self.led_on).map(|named| named.owner);
+        let owner = match (claim.map(|claim| claim.proposer).or(named), self.led_on) {
+            (Some(owner), _) => owner,
+            (None, false) => return take_over(TakeOver::Unknown),
+            (None, true) => return take_over(TakeOver::NobodyElse),
         };
-        if self.take_over || owner == here.me {
+        if owner == here.me {
             return take_over(TakeOver::NobodyElse);
         }
         // One that is suspect may live, but waiting for it costs more than taking over, which
@@ -355,7 +369,7 @@ impl Errand {
             let stays = *self.stays.get_or_insert_with(client_stays);
             stays.then_some(Moves::ClientStays)
         };
-        self.sent_to = Some(owner);
+        self.sent_to = Some((owner, claim));
         Step::Forward { to: belief.news.peer.clone(), owner, hops_left, moves }
     }
 
@@ -372,15 +386,10 @@ impl Errand {
         let may_follow = self.forks < if self.key.is_some() { FORKS_MAX } else { 1 };
         match end {
             End::Elsewhere(other) => {
-                match self.sent_to {
-                    Some(asked) => self.disclaimed.push(asked),
-                    // This peer tried to own it and met another's ballot: whoever that is has
-                    // begun since.
-                    None => self.disclaimed.clear(),
+                if let Some((by, claim)) = self.sent_to {
+                    self.disclaimed.push(Disclaimed { by, up_to: claim.max(other) });
                 }
-                // Two peers that each name the other, or a dead one, know no owner.
-                self.take_over = other
-                    .is_none_or(|other| !here.lives(other) || self.disclaimed.contains(&other));
+                self.led_on = true;
                 self.told = other;
                 // Two peers that both want the session give each other time.
                 let doublings = self.rounds.saturating_sub(1).min(BACK_OFF_DOUBLINGS_MAX);
@@ -430,7 +439,7 @@ impl Errand {
         self.told = None;
         self.stays = None;
         self.disclaimed.clear();
-        self.take_over = false;
+        self.led_on = false;
         again(because, Duration::ZERO, sendable)
     }
 
@@ -453,13 +462,18 @@ impl Errand {
             // Whoever owns the session knows whether this request was applied.
             Failure::Deposed { to } if self.may_go_on(&failure) => {
                 self.may_have_run = true;
-                self.told = to.or(self.told);
                 // It is asked before this peer tries again: the two would only depose each other.
-                self.take_over = false;
+                self.told = to.or(self.told);
                 again(Because::Deposed, Duration::ZERO, sendable)
             }
             failure => After::Refuse(failure),
         }
+    }
+
+    /// Whether whoever made `claim` said since that it does not own the session.
+    fn came_to_nothing(&self, claim: &Ballot) -> bool {
+        let covers = |it: &Disclaimed| it.by == claim.proposer && Some(*claim) <= it.up_to;
+        self.disclaimed.iter().any(covers)
     }
 
     /// Whether a request may be tried again after `failure`, under another session or another
@@ -691,8 +705,8 @@ pub enum Forwarded {
     },
     /// Say that this peer does not own it, and what it knows.
     NotOwner {
-        /// The highest ballot promised here: its proposer is the likely owner.
-        promised: Option<Ballot>,
+        /// The highest claim heard of here: its proposer is the likely owner.
+        claim: Option<Ballot>,
         /// The best known configuration.
         cfg: Option<Config>,
     },
@@ -710,13 +724,13 @@ pub fn answer_forward(
     has_token: bool,
 ) -> Forwarded {
     let owns = machine.is_some_and(|machine| Look::of(machine).owns);
-    let promised = machine.and_then(Session::promised);
-    let elsewhere = promised.is_some_and(|ballot| ballot.proposer != me);
+    let claim = machine.and_then(Session::claim);
+    let elsewhere = claim.is_some_and(|ballot| ballot.proposer != me);
     if owns || (has_token && owner == me && !elsewhere) {
         return Forwarded::Serve { take_over: !owns };
     }
     let cfg = machine.and_then(Session::config).cloned();
-    Forwarded::NotOwner { promised, cfg }
+    Forwarded::NotOwner { claim, cfg }
 }
 
 /// Whether an owner that was forwarded a request tells the entry peer of `failure` as it is, rather

@@ -230,8 +230,8 @@ pub enum Failure {
     /// It ran, and another peer took the session over before its change was chosen: its
     /// outcome is unknown.
     Deposed {
-        /// The likely owner, who can tell.
-        to: Option<Incarnation>,
+        /// The claim of the likely owner, who can tell.
+        to: Option<Ballot>,
     },
     /// Its execution failed or its executor was lost. This owner proposes no change of it, but
     /// an executor that was lost may have voted for one, which a takeover may find.
@@ -296,8 +296,8 @@ pub enum Effect {
     Redirect {
         /// The request.
         ticket: Ticket,
-        /// The likely owner, if any is known.
-        to: Option<Incarnation>,
+        /// The claim of the likely owner, if any is known.
+        to: Option<Ballot>,
     },
     /// An owner about to leave asks this peer to take over.
     Invited {
@@ -898,17 +898,24 @@ impl Session {
         seen.map_or(0, |ballot| ballot.round)
     }
 
+    /// The highest ballot heard of, unless its proposer was lost since: whoever proposed it owns
+    /// the session as far as this peer knows, or tries to.
+    #[must_use]
+    pub fn claim(&self) -> Option<Ballot> {
+        let absent = self.heard.absent;
+        let best = self.copy.promised().max(self.heard.owner).max(self.ballot());
+        best.filter(|ballot| absent != Some(ballot.proposer))
+    }
+
     /// Who owns the session as far as this peer knows, unless that peer was lost since.
     #[must_use]
     pub fn known_owner(&self) -> Option<Incarnation> {
-        let absent = self.heard.absent;
-        let best = self.copy.promised().max(self.heard.owner).max(self.ballot());
-        best.map(|ballot| ballot.proposer).filter(|peer| absent != Some(*peer))
+        self.claim().map(|ballot| ballot.proposer)
     }
 
-    /// Another peer told who owns the session, or tries to: the highest ballot that it promised.
-    pub fn note_owner(&mut self, promised: Option<Ballot>) {
-        if let Some(by) = promised {
+    /// Another peer told of the highest ballot that it heard of.
+    pub fn note_claim(&mut self, claim: Option<Ballot>) {
+        if let Some(by) = claim {
             self.heard.note_owner(by);
         }
     }

@@ -285,7 +285,7 @@ impl Session {
     pub fn submit(&mut self, ctx: &mut Ctx<'_>, submit: Submit, out: &mut Effects) {
         let ticket = submit.ticket;
         if matches!(self.role, Role::None) {
-            out.push(Effect::Redirect { ticket, to: self.known_owner() });
+            out.push(Effect::Redirect { ticket, to: self.claim() });
             return;
         }
         if self.line_up(ctx, submit, out) {
@@ -789,7 +789,7 @@ impl Session {
         self.role = Role::None;
         self.heard.note_owner(by);
         out.push(Effect::Deposed { by });
-        let to = self.known_owner();
+        let to = self.claim();
         for flight in core::mem::take(&mut self.line.flights) {
             let ticket = flight.ticket();
             let unknown = match flight.stage {
@@ -806,7 +806,7 @@ impl Session {
         self.redirect_all(to, out);
     }
 
-    pub(super) fn redirect_all(&mut self, to: Option<Incarnation>, out: &mut Effects) {
+    pub(super) fn redirect_all(&mut self, to: Option<Ballot>, out: &mut Effects) {
         for waiting in core::mem::take(&mut self.line.queue) {
             out.push(Effect::Redirect { ticket: waiting.submit.ticket, to });
         }

@@ -307,8 +307,7 @@ fn an_owner_that_stood_still_finds_itself_deposed() {
     s.waits("milk");
     s.arrives("Nack B>A");
     s.does_not_serve("A");
-    let to = Some(s.inc("B"));
-    s.failed("milk", Failure::Deposed { to });
+    s.deposed("milk", "B");
     s.sent_on("jam", Some("B"));
     s.sent_on("list", Some("B"));
     s.settles();
@@ -403,5 +402,5 @@ fn an_executor_that_promised_another_owner_confirms_no_read() {
     s.waits("list");
     s.settles();
     s.does_not_serve("A");
-    s.failed("list", Failure::Deposed { to: Some(s.inc("B")) });
+    s.deposed("list", "B");
 }

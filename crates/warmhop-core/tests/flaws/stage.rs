@@ -556,6 +556,17 @@ impl Stage {
         self.ended(name, &End::Failed(failure));
     }
 
+    /// Its client was told that the peer owns the session, and can tell what came of it.
+    #[track_caller]
+    pub(crate) fn deposed(&mut self, name: &str, by: &str) {
+        let (at, _) = self.attempt(name);
+        let owner = self.inc(by);
+        match self.attempts[at].end.clone() {
+            End::Failed(Failure::Deposed { to: Some(claim) }) if claim.proposer == owner => {}
+            end => self.fail(&format!("{name} should be deposed by {by}, but stands at {end:?}")),
+        }
+    }
+
     /// It was sent on to the peer.
     #[track_caller]
     pub(crate) fn sent_on(&mut self, name: &str, to: Option<&str>) {
@@ -820,6 +831,7 @@ impl Stage {
             }
             Effect::Redirect { ticket, to } => {
                 let request = self.name_of(ticket);
+                let to = to.map(|claim| claim.proposer);
                 let whom = to.map_or("whoever takes it over".into(), life_name);
                 self.say(format!("  {name} sends {request} on to {whom}"));
                 self.attempts[ticket.0 as usize - 1].end = End::SentOn(to);
@@ -1171,8 +1183,9 @@ fn nack_reason(reason: NackReason) -> &'static str {
 
 fn reason(failure: Failure) -> String {
     match failure {
-        Failure::Deposed { to: Some(to) } => {
-            format!("outcome unknown, {} owns the session and can tell", life_name(to))
+        Failure::Deposed { to: Some(claim) } => {
+            let owner = life_name(claim.proposer);
+            format!("outcome unknown, {owner} owns the session and can tell")
         }
         Failure::WentOn { by, .. } => format!("it went on as another session at {}", life_name(by)),
         Failure::NoMajority { ran: true } => "no majority answered, it may be applied yet".into(),

@@ -162,7 +162,7 @@ enum ReplySession {
 enum HopRefusal {
     NotReady,
     Exec(ExecDone),
-    NotOwner { promised: Option<Ballot> },
+    NotOwner { claim: Option<Ballot> },
     Lost(Failure),
     Problem(Problem),
     AppFailed,
@@ -197,7 +197,7 @@ struct Portable {
 
 enum LineEnd {
     Served(Box<Served>),
-    Elsewhere(Option<Incarnation>),
+    Elsewhere(Option<Ballot>),
     Failed(Failure),
     Problem(Problem),
 }
@@ -976,7 +976,7 @@ impl Peer {
                     };
                     match executor {
                         Some(executor) => line.begin(executor),
-                        None => return LineEnd::Elsewhere(Some(self.inc)),
+                        None => return LineEnd::Elsewhere(None),
                     }
                 }
                 Told::Again => held = None,
@@ -1107,9 +1107,9 @@ impl Peer {
                 }
                 LineEnd::Served(Box::new(served))
             }
-            Err(HopError::Refused(HopRefusal::NotOwner { promised })) => {
-                self.with(sid, false, |machine, _, _| machine.note_owner(promised));
-                LineEnd::Elsewhere(promised.map(|ballot| ballot.proposer))
+            Err(HopError::Refused(HopRefusal::NotOwner { claim })) => {
+                self.with(sid, false, |machine, _, _| machine.note_claim(claim));
+                LineEnd::Elsewhere(claim)
             }
             Err(HopError::Refused(HopRefusal::Lost(failure))) => LineEnd::Failed(failure),
             Err(HopError::Refused(HopRefusal::Problem(problem))) => LineEnd::Problem(problem),
@@ -1141,7 +1141,7 @@ impl Peer {
         let enter = match answer {
             Forwarded::Serve { take_over: false } => Enter::AsOwner,
             Forwarded::Serve { take_over: true } => self.taking_over(sid, forward.cfg.clone()),
-            Forwarded::NotOwner { promised, .. } => return Err(HopRefusal::NotOwner { promised }),
+            Forwarded::NotOwner { claim, .. } => return Err(HopRefusal::NotOwner { claim }),
         };
         let portable =
             Portable { rid: forward.rid, seen: forward.seen, hops_left: forward.hops_left };
@@ -1153,8 +1153,8 @@ impl Peer {
         match end {
             LineEnd::Served(served) => Ok(*served),
             LineEnd::Elsewhere(_) => {
-                let promised = self.look(sid, |machine| machine.promised()).flatten();
-                Err(HopRefusal::NotOwner { promised })
+                let claim = self.look(sid, |machine| machine.claim()).flatten();
+                Err(HopRefusal::NotOwner { claim })
             }
             LineEnd::Failed(failure) if is_for_entry(&failure) => Err(HopRefusal::Lost(failure)),
             LineEnd::Failed(failure) => Err(HopRefusal::Problem(describe(&failure))),

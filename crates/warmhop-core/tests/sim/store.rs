@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use warmhop_core::affinity::{MoveCounter, Owner};
-use warmhop_core::ids::{Incarnation, Now, Position, SessionId};
+use warmhop_core::ids::{Ballot, Incarnation, Now, Position, SessionId};
 use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
@@ -28,7 +28,7 @@ pub(crate) enum Told {
     Replay { stored: Stored, hint: TokenHint },
     Fail(Failure),
     Again,
-    Redirect(Option<Incarnation>),
+    Redirect(Option<Ballot>),
 }
 
 #[derive(Default)]
