@@ -55,32 +55,34 @@ async fn changes_that_race_at_two_peers_are_all_kept() {
     for index in 0..3 {
         world.warm(index).await;
     }
-    let mut shopper = Shopper::default();
-    shopper.add(world.http(0)).await;
-    let mut racing = JoinSet::new();
-    for turn in 0..24 {
-        let (addr, mut client) = (world.http(turn % 3), shopper.client.clone());
-        racing.spawn(async move {
-            let mut call = client.call(Method::POST, format!("/cart/add?item=race-{turn}"));
-            if turn % 2 == 0 {
-                call = call.header("idempotency-key", format!("\"{turn}\""));
-            }
-            call.send(addr).await.unwrap()
-        });
+    // Each time the session moves between the peers while its requests look for it.
+    for _ in 0..10 {
+        let mut shopper = Shopper::default();
+        shopper.add(world.http(0)).await;
+        let mut racing = JoinSet::new();
+        for turn in 0..24 {
+            let (addr, mut client) = (world.http(turn % 3), shopper.client.clone());
+            racing.spawn(async move {
+                let mut call = client.call(Method::POST, format!("/cart/add?item=race-{turn}"));
+                if turn % 2 == 0 {
+                    call = call.header("idempotency-key", format!("\"{turn}\""));
+                }
+                call.send(addr).await.unwrap()
+            });
+        }
+        while let Some(reply) = racing.join_next().await {
+            reply.unwrap().ok().unwrap();
+        }
+        let reply = shopper.client.get(world.http(1), "/cart").await.unwrap().ok().unwrap();
+        let cart = reply.json().unwrap();
+        let items = cart["items"].as_array().unwrap();
+        for turn in 0..24 {
+            let item = format!("race-{turn}");
+            let times = items.iter().filter(|it| **it == *item).count();
+            assert_eq!(times, 1, "{item} in {items:?}");
+        }
+        assert_eq!(cart["count"], items.len());
     }
-    while let Some(reply) = racing.join_next().await {
-        reply.unwrap().ok().unwrap();
-        shopper.acknowledged += 1;
-    }
-    let reply = shopper.client.get(world.http(1), "/cart").await.unwrap().ok().unwrap();
-    let cart = reply.json().unwrap();
-    let items = cart["items"].as_array().unwrap();
-    for turn in 0..24 {
-        let item = format!("race-{turn}");
-        let times = items.iter().filter(|it| **it == *item).count();
-        assert_eq!(times, 1, "{item} in {items:?}");
-    }
-    assert_eq!(cart["count"], items.len());
 }
 
 #[tokio::test]
