@@ -23,7 +23,7 @@ use crate::net::{Heard, NetHandler};
 use crate::node::Node;
 use crate::serve::{LocalError, Served, Upgrade};
 use crate::supervise::Slot;
-use crate::telemetry::{ByPeer, Tracing};
+use crate::telemetry::{ByPeer, REGISTER, Tracing};
 use crate::trace::SpanKind;
 use crate::tunnels::Farewell;
 use crate::wire::{HopBodyReader, SessionFrame};
@@ -104,7 +104,8 @@ impl Node {
         let span = info_span!("hop", id = %id, peer = %self.me, from = %from);
         async {
             let line = format!("{method} {}", target.split('?').next().unwrap_or_default());
-            let mut tracing = Tracing::begin(&self.traces, id.clone(), &self.me, "hop", line);
+            let role = if slot.keeps_registers { REGISTER } else { "hop" };
+            let mut tracing = Tracing::begin(&self.traces, id.clone(), &self.me, role, line);
             tracing.app(slot.name());
             tracing.step("arrived", format!("sent here by {from}: {}", kind.label()));
             let mut spanned =

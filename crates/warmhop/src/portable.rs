@@ -50,6 +50,27 @@ pub(crate) struct Portable<'a> {
     pub(crate) hops_left: u8,
 }
 
+impl Portable<'_> {
+    /// What a client is told of `problem`. Most problems say that nothing was done, and are tried
+    /// again by whoever hears of them: not where an attempt before, being `unsure`, may have been
+    /// applied. A repeat of a safe request harms nothing, and one with a key is known for what it
+    /// is.
+    fn told(&self, problem: Problem, call: &Call, unsure: bool) -> Problem {
+        let harmless = self.keyed || fields::is_safe(&call.method);
+        let says_so = problem.name.starts_with("applied-")
+            || ["outcome-unknown", "app-failed", "execution-failed"].contains(&problem.name);
+        // What is not there, or not any more, is not there twice either.
+        let nothing_there = ["absent", "session-lost"].contains(&problem.name);
+        if !unsure || harmless || says_so || nothing_there {
+            return problem;
+        }
+        outcome_unknown(&format!(
+            "an attempt of the request may have been applied, and the next one failed: {}",
+            problem.detail
+        ))
+    }
+}
+
 /// What tells which session a request is about.
 #[derive(Clone, Copy)]
 pub(crate) enum Subject<'a> {
@@ -101,8 +122,21 @@ impl Node {
             Subject::Token(entry) => Errand::new(asked, entry.and_then(named)),
             Subject::Key(key) => Errand::by_key(asked, key),
         };
+        let served = self.run_errand(portable, call, &mut errand, tracing).await;
+        let unsure = errand.may_have_run() || call.may_have_run;
+        served.map_err(|problem| portable.told(problem, call, unsure))
+    }
+
+    /// Tries until it is served, or must not or cannot be tried again.
+    async fn run_errand(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        errand: &mut Errand,
+        tracing: &mut Tracing,
+    ) -> Result<Served, Problem> {
         loop {
-            let end = self.attempt(portable, call, &mut errand, tracing).await?;
+            let end = self.attempt(portable, call, errand, tracing).await?;
             let end = match end {
                 LineEnd::Served(mut served) => {
                     served.session_lost = errand.lost();
@@ -664,8 +698,13 @@ impl Node {
                 Failure::Deposed { to } => HopRefusal::Deposed { to },
                 _ => HopRefusal::Lost { went_on: None },
             }),
-            LineEnd::Failed(failure) => Err(as_refusal(&self.session_problem(&failure))),
-            LineEnd::Problem(problem) => Err(as_refusal(&problem)),
+            LineEnd::Failed(failure) => {
+                let problem = self.session_problem(&failure);
+                Err(as_refusal(&portable.told(problem, call, call.may_have_run)))
+            }
+            LineEnd::Problem(problem) => {
+                Err(as_refusal(&portable.told(problem, call, call.may_have_run)))
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::portable::{Portable, Subject};
 use crate::problem::Problem;
 use crate::session::Session;
 use crate::supervise::Slot;
-use crate::telemetry::Tracing;
+use crate::telemetry::{REGISTER, Tracing};
 use crate::wire;
 
 /// The longest key, in bytes.
@@ -386,7 +386,7 @@ impl Registers {
             let line = format!("{} {session}", call.method);
             let node = &self.node;
             let mut tracing =
-                Tracing::begin(&node.traces, call.id.clone(), &node.me, "register", line);
+                Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, line);
             tracing.app(self.slot.name());
             let subject = Subject::Key(ByKey { sid, begins });
             match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
@@ -434,7 +434,7 @@ impl Registers {
         let mut call = self.call(true, encode(&operation)?);
         let node = &self.node;
         let line = format!("LIST {}", self.slot.name());
-        let mut tracing = Tracing::begin(&node.traces, call.id.clone(), &node.me, "register", line);
+        let mut tracing = Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, line);
         let asked = node.ask(&self.slot, peer, &mut call, HopKind::Plain, &mut tracing).await;
         let unavailable = |why: String| {
             RegisterError::Unavailable(format!("{peer} could not be asked for its keys: {why}"))

@@ -20,6 +20,25 @@ use crate::status::{RequestCounts, RequestTrace, TraceCandidate, TraceStep};
 
 /// How many requests `why` remembers.
 const TRACES_MAX: usize = 4096;
+/// How many operations on registers it remembers: a session library asks for several with each
+/// request, which would leave no room for the requests.
+const REGISTER_TRACES_MAX: usize = 256;
+/// The role of the trace of an operation on a register, at every peer that it passes.
+pub(crate) const REGISTER: &str = "register";
+/// How much of a request's line, and of why something was decided, is remembered, in bytes: both
+/// may repeat what a client sent.
+pub(crate) const TEXT_BYTES_MAX: usize = 512;
+
+/// The beginning of `text`, of at most `bytes_max` bytes.
+pub(crate) fn beginning(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let at = bytes_max.saturating_sub('…'.len_utf8());
+        text.truncate((0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+        text.push('…');
+        text.shrink_to_fit();
+    }
+    text
+}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct ByApp {
@@ -229,31 +248,41 @@ impl Metrics {
     }
 }
 
-/// The last requests that this peer saw, by id.
-pub(crate) struct Traces(Mutex<LruCache<RequestId, RequestTrace>>);
+type TracesById = Mutex<LruCache<RequestId, RequestTrace>>;
+
+/// The last requests that this peer saw, by id; apart from them, the last operations on registers.
+pub(crate) struct Traces {
+    requests: TracesById,
+    registers: TracesById,
+}
 
 impl Traces {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(LruCache::new(NonZeroUsize::new(TRACES_MAX).expect("a positive constant"))))
+        let last = |count| {
+            Mutex::new(LruCache::new(NonZeroUsize::new(count).expect("a positive constant")))
+        };
+        Self { requests: last(TRACES_MAX), registers: last(REGISTER_TRACES_MAX) }
     }
 
     pub(crate) fn keep(&self, id: RequestId, trace: RequestTrace) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(id, trace);
+        let traces = if trace.role == REGISTER { &self.registers } else { &self.requests };
+        traces.lock().unwrap_or_else(PoisonError::into_inner).put(id, trace);
     }
 
     /// The newest requests of clients and of other peers, newest first; at most `count`.
     pub(crate) fn recent(&self, count: usize) -> Vec<RequestTrace> {
-        let traces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What session libraries, health checks and starting pages ask all the time would crowd
-        // out everything else.
-        let shown = traces.iter().filter(|(_, trace)| {
-            trace.role != "register" && !trace.request.contains(" /.well-known/warmhop/")
-        });
+        let traces = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        // What health checks and starting pages ask all the time would crowd out everything else.
+        let shown =
+            traces.iter().filter(|(_, trace)| !trace.request.contains(" /.well-known/warmhop/"));
         shown.take(count).map(|(_, trace)| trace.clone()).collect()
     }
 
     pub(crate) fn find(&self, id: &RequestId) -> Option<RequestTrace> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).peek(id).cloned()
+        let found = |traces: &TracesById| {
+            traces.lock().unwrap_or_else(PoisonError::into_inner).peek(id).cloned()
+        };
+        found(&self.requests).or_else(|| found(&self.registers))
     }
 }
 
@@ -285,7 +314,7 @@ impl Tracing {
             peer: peer.to_string(),
             role: role.into(),
             app: None,
-            request,
+            request: beginning(request, TEXT_BYTES_MAX),
             at_unix_ms,
             status: None,
             served_by: None,
@@ -329,7 +358,7 @@ impl Tracing {
         candidates: Vec<TraceCandidate>,
     ) {
         let after_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let why = why.into();
+        let why = beginning(why.into(), TEXT_BYTES_MAX);
         tracing::debug!(request = %self.id, what, why, "decided");
         self.edit(|trace| {
             if trace.steps.len() < STEPS_MAX {
@@ -357,5 +386,47 @@ impl Drop for Tracing {
         if let Some(trace) = self.trace.take() {
             self.traces.keep(self.id.clone(), trace);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trace(traces: &Arc<Traces>, id: &str, role: &'static str, line: String) -> RequestId {
+        let id = RequestId::new(id).unwrap();
+        let peer = PeerId::new("one").unwrap();
+        drop(Tracing::begin(traces, id.clone(), &peer, role, line));
+        id
+    }
+
+    #[test]
+    fn operations_on_registers_push_out_no_request_and_each_other_only() {
+        let traces = Arc::new(Traces::new());
+        let request = trace(&traces, "request", "entry", "GET /".into());
+        let first = trace(&traces, "first", REGISTER, "GET /".into());
+        for number in 0..TRACES_MAX {
+            trace(&traces, &format!("register-{number}"), REGISTER, "GET /".into());
+        }
+        assert!(traces.find(&request).is_some());
+        assert!(traces.find(&first).is_none());
+        assert!(traces.find(&RequestId::new("register-4095").unwrap()).is_some());
+        let shown: Vec<String> = traces.recent(9).into_iter().map(|trace| trace.id).collect();
+        assert_eq!(shown, ["request"]);
+    }
+
+    #[test]
+    fn of_what_a_client_sent_only_the_beginning_is_remembered() {
+        let traces = Arc::new(Traces::new());
+        let id = RequestId::new("long").unwrap();
+        let peer = PeerId::new("one").unwrap();
+        let mut tracing = Tracing::begin(&traces, id.clone(), &peer, "entry", "é".repeat(60_000));
+        tracing.step("refuse", "x".repeat(60_000));
+        drop(tracing);
+        let kept = traces.find(&id).unwrap();
+        for text in [&kept.request, &kept.steps[0].why] {
+            assert!(text.len() <= TEXT_BYTES_MAX && text.ends_with('…'), "{}", text.len());
+        }
+        assert_eq!(beginning("short".into(), 5), "short");
     }
 }

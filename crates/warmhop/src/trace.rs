@@ -22,6 +22,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::body::{Body, BoxError};
 use crate::status::TraceStep;
+use crate::telemetry::{TEXT_BYTES_MAX, beginning};
 
 /// The field that names a trace and the span that a request comes from (W3C Trace Context,
 /// section 3.2).
@@ -137,6 +138,12 @@ impl Spans {
         let parent = Parent::of(headers);
         let trace_id = parent.map_or_else(rand::random, |parent| parent.trace_id);
         if !sink.samples(&trace_id, parent.map(Parent::is_sampled)) {
+            // Nobody further on is to tell of it either. Whoever changes a flag names itself
+            // (section 3.3.1).
+            if parent.is_some_and(Parent::is_sampled) {
+                let itself = Parent { trace_id, span_id: rand::random(), flags: 0 };
+                headers.insert(TRACEPARENT, itself.to_field());
+            }
             return None;
         }
         if parent.is_none() {
@@ -178,7 +185,8 @@ impl Spans {
             trace_id,
             span_id: rand::random(),
             parent_span_id: parent.map(|parent| parent.span_id),
-            trace_state: trace_state.unwrap_or_default().into(),
+            // Half of an entry means nothing.
+            trace_state: trace_state.filter(|it| it.len() <= TEXT_BYTES_MAX).unwrap_or("").into(),
             kind,
             name,
             start: now,
@@ -207,7 +215,11 @@ impl ActiveSpan {
     }
 
     pub(crate) fn set(&mut self, name: &'static str, value: impl Into<AttributeValue>) {
-        self.edit(|span| span.attributes.push((name, value.into())));
+        let value = match value.into() {
+            AttributeValue::Text(text) => AttributeValue::Text(beginning(text, TEXT_BYTES_MAX)),
+            other => other,
+        };
+        self.edit(|span| span.attributes.push((name, value)));
     }
 
     /// Notes the answer's status. A server has failed with 5xx, a client with 4xx too.
@@ -437,7 +449,16 @@ mod tests {
         {
             let mut fields = headers(&[SAMPLE]);
             assert!(silent.arrives(&mut fields, String::new).is_none());
-            assert_eq!(fields, headers(&[SAMPLE]));
+            assert!(silent.within(&mut fields, SpanKind::Client, String::new).is_none());
         }
+        // Without a sink nothing is decided; a sampler that refuses decides for those further on.
+        let mut fields = headers(&[SAMPLE]);
+        assert!(Spans::default().arrives(&mut fields, String::new).is_none());
+        assert_eq!(fields, headers(&[SAMPLE]));
+        let refuses = Spans::new(Arc::new(Kept { refuses: true, ..Kept::default() }));
+        assert!(refuses.arrives(&mut fields, String::new).is_none());
+        let (before, after) = (Parent::parse(SAMPLE).unwrap(), Parent::of(&fields).unwrap());
+        assert_eq!((after.trace_id, after.is_sampled()), (before.trace_id, false));
+        assert_ne!(after.span_id, before.span_id);
     }
 }

@@ -302,6 +302,12 @@ impl Errand {
         self.asked.seen.filter(|_| shown && self.sid().is_some())
     }
 
+    /// Whether an attempt of it ran whose outcome is unknown.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        self.may_have_run
+    }
+
     /// Whether its session is lost, and was replaced by a new one: the client is told.
     #[must_use]
     pub fn lost(&self) -> bool {
