@@ -367,8 +367,9 @@ fn the_pinned_number_is_shown_for_keys_and_after_attempts_of_unknown_outcome_onl
     assert_eq!(errand.seen(false), None);
     assert_eq!(errand.seen(true), Some(4));
     errand.next(Look::default(), &here, stays);
+    assert!(!errand.may_have_run());
     errand.ended(End::Failed(Failure::Deposed { to: None }), true, &here);
-    assert_eq!(errand.seen(false), Some(4));
+    assert_eq!((errand.seen(false), errand.may_have_run()), (Some(4), true));
     assert_eq!(Errand::new(KEYED, None).seen(true), None, "a new session has its own numbers");
 }
 

@@ -27,8 +27,8 @@ use crate::fields;
 use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::node::{Node, Place, Placing};
 use crate::problem::{
-    Problem, app_failed, as_refusal, describe, gave_up, known_problem, of_session, outcome_unknown,
-    too_many_sessions,
+    Problem, after_an_attempt, app_failed, as_refusal, describe, gave_up, known_problem,
+    of_session, outcome_unknown, too_many_sessions,
 };
 use crate::registers::STATE_BYTES_MAX;
 use crate::serve::{LocalError, RanHere, Served, Upgrade, error_chain};
@@ -51,23 +51,12 @@ pub(crate) struct Portable<'a> {
 }
 
 impl Portable<'_> {
-    /// What a client is told of `problem`. Most problems say that nothing was done, and are tried
-    /// again by whoever hears of them: not where an attempt before, being `unsure`, may have been
+    /// What a client is told of `problem`, where an attempt before it, if `unsure`, may have been
     /// applied. A repeat of a safe request harms nothing, and one with a key is known for what it
     /// is.
     fn told(&self, problem: Problem, call: &Call, unsure: bool) -> Problem {
         let harmless = self.keyed || fields::is_safe(&call.method);
-        let says_so = problem.name.starts_with("applied-")
-            || ["outcome-unknown", "app-failed", "execution-failed"].contains(&problem.name);
-        // What is not there, or not any more, is not there twice either.
-        let nothing_there = ["absent", "session-lost"].contains(&problem.name);
-        if !unsure || harmless || says_so || nothing_there {
-            return problem;
-        }
-        outcome_unknown(&format!(
-            "an attempt of the request may have been applied, and the next one failed: {}",
-            problem.detail
-        ))
+        if unsure && !harmless { after_an_attempt(problem) } else { problem }
     }
 }
 

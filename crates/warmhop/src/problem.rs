@@ -121,6 +121,19 @@ pub(crate) fn outcome_unknown(why: &str) -> Problem {
     .proxy_error("connection_terminated")
 }
 
+/// A problem of an attempt that followed one which may have been applied. Most problems say that
+/// nothing was done, and whoever hears so does it again.
+pub(crate) fn after_an_attempt(problem: Problem) -> Problem {
+    let says_so = problem.name.starts_with("applied-")
+        || ["outcome-unknown", "app-failed", "execution-failed"].contains(&problem.name);
+    // What is not there, or not any more, is not there twice either.
+    let nothing_there = ["absent", "session-lost"].contains(&problem.name);
+    if says_so || nothing_there {
+        return problem;
+    }
+    outcome_unknown(&format!("a first attempt broke off, and the next failed: {}", problem.detail))
+}
+
 pub(crate) fn gave_up() -> Problem {
     Problem::new(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -286,6 +299,27 @@ fn json_string(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_said_to_be_undone_after_an_attempt_that_may_have_been_applied() {
+        for undone in [
+            of_session(&Failure::NoMajority { ran: false }),
+            of_session(&Failure::QueueFull),
+            of_session(&Failure::KeyInUse),
+            of_session(&Failure::TooManyRetries),
+            gave_up(),
+            too_many_sessions(),
+        ] {
+            let detail = undone.detail.clone();
+            let told = after_an_attempt(undone);
+            assert_eq!((told.name, told.status), ("outcome-unknown", StatusCode::BAD_GATEWAY));
+            assert!(told.retry_after.is_none() && told.detail.contains(&detail), "{told:?}");
+        }
+        for answer in [Failure::Absent, Failure::Lost { ran: false }, Failure::BelowFloor] {
+            let problem = of_session(&answer);
+            assert_eq!(after_an_attempt(problem.clone()).name, problem.name);
+        }
+    }
 
     #[test]
     fn a_detail_with_quotes_and_line_breaks_stays_one_valid_header_and_one_valid_json_string() {

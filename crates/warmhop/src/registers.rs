@@ -188,7 +188,7 @@ enum Operation<'a> {
     Delete {
         when: When,
     },
-    /// Not of one register: the keys that this peer answers for.
+    /// Not of one register: the keys that this peer holds.
     List {
         from: u64,
         count: u64,
@@ -288,9 +288,10 @@ impl Registers {
         self.change(key, &Operation::Delete { when }, false).await
     }
 
-    /// Some keys, about `count` of them, and the cursor to go on with: 0 begins and 0 ends. Every
-    /// key that is there from the first call to the last is listed, perhaps twice, unless a peer
-    /// came or went meanwhile; others may be.
+    /// Some keys, about `count` of them, and the cursor to go on with, below 2^53: 0 begins and 0
+    /// ends. Every key that is there from the first call to the last is listed, perhaps once by each
+    /// peer that holds it, unless a peer came or went meanwhile; others may be, such as one that was
+    /// deleted a moment ago.
     ///
     /// # Errors
     /// [`RegisterError::Unavailable`] where a peer that holds some cannot be asked.
@@ -304,9 +305,9 @@ impl Registers {
         // another comes or goes.
         let view = self.node.view();
         let names = view.live_peers().map(|(peer, _)| peer).chain([&self.node.me]);
-        let mut peers: Vec<(u16, PeerId)> = names.map(|peer| (place(peer), peer.clone())).collect();
-        peers.sort_unstable();
-        let (at, mut from) = ((cursor >> WITHIN_BITS) as u16, cursor & WITHIN);
+        let peers = in_order(names);
+        let at = u16::try_from(cursor >> WITHIN_BITS).unwrap_or(u16::MAX);
+        let mut from = cursor & WITHIN;
         for (index, (place, peer)) in peers.iter().enumerate().filter(|(_, it)| it.0 >= at) {
             if *place > at {
                 from = 0;
@@ -441,7 +442,7 @@ impl Registers {
         };
         let reply = match asked {
             Ok(reply) => reply,
-            // It keeps copies for others, and answers for none.
+            // It keeps copies for others, who list them.
             Err(crate::hop::HopError::Refused(crate::hop::HopRefusal::UnknownApp, ..)) => {
                 return Ok(Listing::default());
             }
@@ -517,22 +518,41 @@ async fn collected(body: Body) -> Result<Bytes, String> {
     Ok(whole.to_bytes())
 }
 
-// What a cursor says: a peer's place among the others, then how far that peer was gone through.
-const WITHIN_BITS: u32 = 48;
+// What a cursor says, in 53 bits: clients read it as a signed number, or as JavaScript's. First a
+// peer's place among the others, then how far that peer was gone through.
+const PLACE_BITS: u32 = 15;
+const WITHIN_BITS: u32 = 38;
 const WITHIN: u64 = (1 << WITHIN_BITS) - 1;
 // Of the latter: a part of its store, then the first session there.
-const SESSION_BITS: u32 = 40;
+const SESSION_BITS: u32 = 30;
 
-fn place(peer: &PeerId) -> u16 {
-    let digest = ring::digest::digest(&ring::digest::SHA256, peer.as_str().as_bytes());
-    // Never 0, which begins.
-    u16::from_be_bytes(digest.as_ref()[..2].try_into().expect("a digest has 32 bytes")).max(1)
+/// Peers by their places: a digest of the name, or the next place where two would have the same.
+fn in_order<'a>(peers: impl Iterator<Item = &'a PeerId>) -> Vec<(u16, PeerId)> {
+    let place = |peer: &PeerId| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, peer.as_str().as_bytes());
+        let bytes = digest.as_ref()[..2].try_into().expect("a digest has 32 bytes");
+        u16::from_be_bytes(bytes) >> (16 - PLACE_BITS)
+    };
+    let mut peers: Vec<(u16, PeerId)> = peers.map(|peer| (place(peer), peer.clone())).collect();
+    peers.sort_unstable();
+    // From the end, so that places stay below the last one; 0 begins and is nobody's.
+    let mut free = (1 << PLACE_BITS) - 1;
+    for (place, _) in peers.iter_mut().rev() {
+        *place = (*place).min(free);
+        free = place.saturating_sub(1);
+    }
+    let mut least = 1;
+    for (place, _) in &mut peers {
+        *place = (*place).max(least);
+        least = *place + 1;
+    }
+    peers
 }
 
-/// The keys that this peer answers for: of what it holds, that of which it is the first member
-/// that lives.
+/// The keys that this peer holds, whether it owns them or not. Each is chosen by a majority of its
+/// members, so at least one of those who hold it has its newest change, whoever owns it when; but
+/// which one, nobody knows.
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
-    let view = node.view();
     let now = Clock::wall();
     let mut listing = Listing::default();
     let first_stripe = usize::try_from(from >> SESSION_BITS).unwrap_or(usize::MAX);
@@ -540,12 +560,8 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
         let first = if stripe == first_stripe { from & ((1 << SESSION_BITS) - 1) } else { 0 };
         let mut found = node.store.records_in(stripe, slot.name(), |sid, machine| {
             let at = session_bits(sid);
-            let lives = |it: &&warmhop_core::ids::Incarnation| {
-                **it == node.incarnation || view.by_incarnation(it).is_some()
-            };
-            let mine = machine.members().iter().find(lives) == Some(&node.incarnation);
             let (state, expiry) = machine.state()?;
-            let held = (at >= first && mine && expiry > now).then(|| parse(state)).flatten()?;
+            let held = (at >= first && expiry > now).then(|| parse(state)).flatten()?;
             Some((at, held.key.to_vec()))
         });
         found.sort_unstable();
@@ -638,9 +654,10 @@ fn execute(operation: &Operation<'_>, session: &Session) -> Result<Answer, BoxEr
             done(true, next)
         }
         Operation::Expire { expires, when } if holds(when) && version > 0 => {
-            session.set(state.clone().unwrap_or_default())?;
+            let (key, bytes) = held.as_ref().map_or((&[][..], &[][..]), |it| (it.key, it.bytes));
+            session.set(compose(next, key, bytes).ok_or("the key is too long")?)?;
             session.end_at(ending(expires));
-            done(true, version)
+            done(true, next)
         }
         Operation::Delete { when } if holds(when) && version > 0 => {
             session.clear()?;
@@ -693,4 +710,27 @@ async fn answer(
         (_, None) => return Err("an operation on one register came without it".into()),
     };
     Ok(Response::new(Body::from(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::STRIPES;
+
+    #[test]
+    fn each_peer_has_a_place_of_its_own_and_no_cursor_exceeds_53_bits() {
+        let name = |number: u32| PeerId::new(&format!("peer-{number}")).unwrap();
+        // So many that some of them would have the same.
+        let names: Vec<PeerId> = (0..2000).map(name).collect();
+        let peers = in_order(names.iter());
+        assert!(peers.windows(2).all(|pair| pair[0].0 < pair[1].0), "{peers:?}");
+        assert!(peers[0].0 > 0);
+        let last = (u64::from(peers[1999].0) << WITHIN_BITS) | WITHIN;
+        assert!(last < 1 << 53, "{last}");
+        assert!(STRIPES as u64 <= 1 << (WITHIN_BITS - SESSION_BITS));
+        let few: Vec<(u16, PeerId)> = in_order(names[..20].iter());
+        let fewer = in_order(names[..19].iter());
+        let moved = fewer.iter().filter(|one| !few.contains(one)).count();
+        assert_eq!(moved, 0, "whoever comes changes nobody's place");
+    }
 }

@@ -29,7 +29,7 @@ use crate::session_table::{Entry, Table};
 use crate::telemetry::Metrics;
 use crate::wire::SessionFrame;
 
-const STRIPES: usize = 64;
+pub(crate) const STRIPES: usize = 64;
 /// How often a stripe is looked through for sessions whose time is near.
 const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
 /// Sessions that are to be woken within this time are filed for it.

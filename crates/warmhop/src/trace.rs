@@ -3,7 +3,8 @@
 //! A request's trace goes through the client, its entry peer, the hop and the app: each peer
 //! continues the `traceparent` that it was sent with spans of its own, and the app gets the last
 //! one as its parent. Spans are handed to a [`SpanSink`], by [`Builder::spans`]; without one, and
-//! for what is not sampled, `traceparent` and `tracestate` pass unchanged and nothing is spent.
+//! for what its sender did not sample, `traceparent` and `tracestate` pass unchanged and nothing is
+//! spent. What the sink does not sample goes on as not sampled.
 //!
 //! Attributes are named by OpenTelemetry's semantic conventions for HTTP; what they have no name for
 //! begins with `warmhop.`.

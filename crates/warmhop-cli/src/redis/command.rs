@@ -111,7 +111,10 @@ pub(super) enum Data {
     },
     Keys(Bytes),
     DbSize,
-    FlushDb,
+    /// Every key of the database, or of `all` of them.
+    Flush {
+        all: bool,
+    },
     HSet {
         key: Bytes,
         fields: Vec<(Bytes, Bytes)>,
@@ -186,7 +189,7 @@ pub(super) enum Existing {
 /// The condition of `EXPIRE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Only {
-    /// The key never ends; there is none such.
+    /// Nobody asked for the key's end.
     Endless,
     Ending,
     Later,
@@ -549,7 +552,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
                 None | Some("ASYNC" | "SYNC") => {}
                 Some(_) => return Err(syntax()),
             }
-            rest.end(Data::FlushDb)
+            rest.end(Data::Flush { all: name == "FLUSHALL" })
         }
         _ if name.starts_with('H') => hash(rest),
         _ => Err(unknown(&name)),
@@ -675,7 +678,7 @@ impl Data {
             Self::MGet(keys) | Self::Del(keys) | Self::Exists(keys) => keys.iter().collect(),
             Self::MSet(pairs) => pairs.iter().map(|(key, _)| key).collect(),
             Self::Rename { from, to, .. } => vec![from, to],
-            Self::Scan { .. } | Self::Keys(_) | Self::DbSize | Self::FlushDb => Vec::new(),
+            Self::Scan { .. } | Self::Keys(_) | Self::DbSize | Self::Flush { .. } => Vec::new(),
         }
     }
 }

@@ -7,7 +7,8 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::{Command, Connection, Data};
-use super::execute::{Database, Watched};
+use super::execute::{Database, Guard, REPLY_BYTES_MAX, Watched, WatchedChanged};
 use super::frame::{Reply, is_complete, take_request};
 
 /// How many commands of one batch are under way at once.
@@ -61,7 +62,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
     let mut incoming = BytesMut::with_capacity(4096);
     let mut outgoing = BytesMut::new();
     loop {
-        let end = client.run_batch(&mut incoming, &mut outgoing).await;
+        let end = client.run_batch(&mut stream, &mut incoming, &mut outgoing).await?;
         write(&mut stream, &mut outgoing).await?;
         match end {
             BatchEnd::MoreIsThere => continue,
@@ -137,9 +138,10 @@ struct Client {
     id: i64,
     name: Bytes,
     /// The commands of a transaction, or that one of them was refused.
-    transaction: Option<Result<Vec<Data>, ()>>,
+    transaction: Option<Result<Vec<Command>, ()>>,
     queued_bytes: usize,
-    watched: Vec<(u8, Bytes, Watched)>,
+    /// Names of registers and what they held.
+    watched: Vec<(Bytes, Watched)>,
 }
 
 /// The commands under way, and the keys that they are about.
@@ -171,21 +173,38 @@ impl UnderWay {
         self.bytes += bytes;
         self.keys.extend(keys.into_iter().cloned());
         let database = database.clone();
-        self.replies.push_back(Box::pin(database.execute(data, None)));
+        self.replies.push_back(Box::pin(async move {
+            // Nothing is watched outside of a transaction.
+            database.execute(data).await.unwrap_or(Reply::Null)
+        }));
     }
 
-    /// Waits for all of them.
-    async fn finish(&mut self, version: u8, outgoing: &mut BytesMut) {
+    /// Waits for all of them; writes what is long on the way.
+    async fn finish(
+        &mut self,
+        version: u8,
+        stream: &mut TcpStream,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<()> {
         while let Some(reply) = self.replies.next().await {
             put(reply, version, outgoing);
+            if outgoing.len() > BATCH_BYTES_MAX {
+                write(stream, outgoing).await?;
+            }
         }
         self.keys.clear();
         (self.alone, self.bytes) = (false, 0);
+        Ok(())
     }
 }
 
 impl Client {
-    async fn run_batch(&mut self, incoming: &mut BytesMut, outgoing: &mut BytesMut) -> BatchEnd {
+    async fn run_batch(
+        &mut self,
+        stream: &mut TcpStream,
+        incoming: &mut BytesMut,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<BatchEnd> {
         let mut under_way = UnderWay::default();
         let end = loop {
             if outgoing.len() > BATCH_BYTES_MAX {
@@ -195,7 +214,7 @@ impl Client {
                 Ok(Some(arguments)) => arguments,
                 Ok(None) => break BatchEnd::ReadMore,
                 Err(error) => {
-                    under_way.finish(self.version, outgoing).await;
+                    under_way.finish(self.version, stream, outgoing).await?;
                     put(Reply::error("ERR", error), self.version, outgoing);
                     break BatchEnd::Close;
                 }
@@ -204,19 +223,20 @@ impl Client {
             let command = Command::parse(arguments);
             if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
                 if under_way.meets(data, bytes) {
-                    under_way.finish(self.version, outgoing).await;
+                    under_way.finish(self.version, stream, outgoing).await?;
                 }
             } else {
-                under_way.finish(self.version, outgoing).await;
+                under_way.finish(self.version, stream, outgoing).await?;
             }
             let quits = command == Ok(Command::Connection(Connection::Quit));
             match (command, &mut self.transaction) {
                 (Ok(Command::Data(data)), None) => under_way.begin(&self.database, data, bytes),
-                (Ok(Command::Data(data)), Some(queued)) => {
+                (Ok(command), Some(_)) if waits_for_exec(&command) => {
                     self.queued_bytes += bytes;
-                    let reply = queue(queued, self.queued_bytes, data);
+                    let reply = self.queue(command);
                     put(reply, self.version, outgoing);
                 }
+                (Ok(Command::Data(_)), Some(_)) => unreachable!("data waits for EXEC"),
                 (Ok(Command::Connection(command)), _) => {
                     // A reply is in the version that its own HELLO asks for.
                     let reply = self.about_connection(command).await;
@@ -233,11 +253,23 @@ impl Client {
                 break BatchEnd::Close;
             }
         };
-        under_way.finish(self.version, outgoing).await;
-        end
+        under_way.finish(self.version, stream, outgoing).await?;
+        Ok(end)
     }
 
     async fn about_connection(&mut self, command: Connection) -> Reply {
+        match command {
+            Connection::Exec => self.exec().await,
+            Connection::Watch(_) if self.transaction.is_some() => {
+                Reply::error("ERR", "WATCH inside MULTI is not allowed")
+            }
+            Connection::Watch(keys) => self.watch(keys).await,
+            command => self.about_itself(command),
+        }
+    }
+
+    /// Answers what needs no key.
+    fn about_itself(&mut self, command: Connection) -> Reply {
         match command {
             Connection::Ping(None) => Reply::Status("PONG"),
             Connection::Ping(Some(text)) | Connection::Echo(text) => Reply::Bytes(text),
@@ -298,11 +330,9 @@ impl Client {
                 self.watched.clear();
                 Reply::OK
             }
-            Connection::Exec => self.exec().await,
-            Connection::Watch(_) if self.transaction.is_some() => {
-                Reply::error("ERR", "WATCH inside MULTI is not allowed")
+            Connection::Exec | Connection::Watch(_) => {
+                Reply::error("ERR", "EXEC and WATCH are no part of a transaction")
             }
-            Connection::Watch(keys) => self.watch(keys).await,
             Connection::Unwatch => {
                 self.watched.clear();
                 Reply::OK
@@ -315,16 +345,51 @@ impl Client {
             return Reply::error("ERR", format!("at most {WATCHED_MAX} keys can be watched"));
         }
         for key in keys {
-            match self.database.watch(&key).await {
-                // Not the request that it came in.
-                Ok(watched) => {
-                    let key = Bytes::copy_from_slice(&key);
-                    self.watched.push((self.database.index, key, watched));
-                }
+            let name = self.database.name(&key);
+            // What it held when it was first watched counts.
+            if self.watched.iter().any(|(watched, _)| *watched == name) {
+                continue;
+            }
+            match self.database.watch(&name).await {
+                Ok(watched) => self.watched.push((name, watched)),
                 Err(failed) => return failed,
             }
         }
         Reply::OK
+    }
+
+    /// Keeps a command for EXEC.
+    fn queue(&mut self, command: Command) -> Reply {
+        let watches = |key: &Bytes| {
+            let name = self.database.name(key);
+            self.watched.iter().any(|(watched, _)| *watched == name)
+        };
+        let refused = match &command {
+            // It takes several steps, none of which is one with the comparison.
+            Command::Data(Data::Rename { from, to, .. }) if watches(from) || watches(to) => {
+                Some("RENAME of a watched key is not offered".to_owned())
+            }
+            Command::Data(Data::Flush { .. }) if !self.watched.is_empty() => {
+                Some("FLUSHDB while keys are watched is not offered".to_owned())
+            }
+            _ => None,
+        };
+        let Some(queued) = &mut self.transaction else { return Reply::Null };
+        let Ok(commands) = queued else { return Reply::Status("QUEUED") };
+        let too_much = commands.len() == QUEUED_MAX || self.queued_bytes > HELD_BYTES_MAX;
+        let refused = refused.or_else(|| {
+            too_much.then(|| {
+                format!(
+                    "a transaction has at most {QUEUED_MAX} commands and {HELD_BYTES_MAX} bytes"
+                )
+            })
+        });
+        if let Some(refused) = refused {
+            *queued = Err(());
+            return Reply::error("ERR", refused);
+        }
+        commands.push(command);
+        Reply::Status("QUEUED")
     }
 
     /// Runs a transaction: its commands one after the other, each committed by itself. A watched
@@ -338,31 +403,46 @@ impl Client {
             let detail = "Transaction discarded because of previous errors.";
             return Reply::error("EXECABORT", detail);
         };
-        for (index, key, before) in &watched {
-            let database = Database { index: *index, ..self.database.clone() };
-            match database.watch(key).await {
+        for (name, before) in &watched {
+            match self.database.watch(name).await {
                 Ok(now) if now == *before => {}
                 Ok(_) => return Reply::Null,
                 Err(failed) => return failed,
             }
         }
-        let mut changed = HashSet::new();
+        let guard = |(name, held)| Guard { name, held, spent: AtomicBool::new(false) };
+        let guards: Arc<[Guard]> = watched.into_iter().map(guard).collect();
         let mut replies = Vec::with_capacity(queued.len());
-        for data in queued {
-            let mut guard = None;
-            if let [key] = data.keys()[..] {
-                let is_it = |(index, name, _): &&(u8, Bytes, Watched)| {
-                    *index == self.database.index && name == key
-                };
-                let first = changed.insert(key.clone());
-                guard = watched.iter().find(is_it).filter(|_| first).map(|(_, _, it)| *it);
-            }
-            let guarded = guard.is_some() && changes(&data);
-            let reply = self.database.clone().execute(data, guard.filter(|_| guarded)).await;
-            if guarded && reply == Reply::Null && replies.is_empty() {
-                return Reply::Null;
-            }
-            replies.push(reply);
+        let (mut size, mut changed, mut stopped) = (0, false, false);
+        for command in queued {
+            let reply = match command {
+                _ if stopped => not_run(),
+                Command::Connection(command) => self.about_itself(command),
+                Command::Data(data) => {
+                    let changes = changes(&data);
+                    let database =
+                        Database { guards: Arc::clone(&guards), ..self.database.clone() };
+                    match database.execute(data).await {
+                        Ok(reply) => {
+                            changed |= changes;
+                            reply
+                        }
+                        Err(WatchedChanged) if !changed => return Reply::Null,
+                        // Too late for none of it to have run: this says how far it came.
+                        Err(WatchedChanged) => {
+                            stopped = true;
+                            not_run()
+                        }
+                    }
+                }
+            };
+            size += reply.size();
+            replies.push(if size > REPLY_BYTES_MAX {
+                let detail = format!("it was run, but the answers exceed {REPLY_BYTES_MAX} bytes");
+                Reply::error("ERR", detail)
+            } else {
+                reply
+            });
         }
         Reply::Array(replies)
     }
@@ -402,18 +482,25 @@ fn changes(data: &Data) -> bool {
     )
 }
 
-fn queue(queued: &mut Result<Vec<Data>, ()>, bytes: usize, data: Data) -> Reply {
-    if let Ok(commands) = queued {
-        if commands.len() == QUEUED_MAX || bytes > HELD_BYTES_MAX {
-            *queued = Err(());
-            let detail = format!(
-                "a transaction has at most {QUEUED_MAX} commands and {HELD_BYTES_MAX} bytes"
-            );
-            return Reply::error("ERR", detail);
-        }
-        commands.push(data);
-    }
-    Reply::Status("QUEUED")
+/// Whether a command of a transaction waits for its EXEC.
+fn waits_for_exec(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Connection(
+            Connection::Exec
+                | Connection::Discard
+                | Connection::Multi
+                | Connection::Watch(_)
+                | Connection::Quit
+                | Connection::Reset
+        )
+    )
+}
+
+fn not_run() -> Reply {
+    let detail = "a watched key was changed by another after the first commands; this one and those \
+                  after it were not run";
+    Reply::error("WATCHFAILED", detail)
 }
 
 /// There are no passwords: whoever reaches the endpoint is on this machine. As a server without

@@ -1,9 +1,10 @@
 //! Commands carried out on the mesh's registers. A command that reads, changes and writes is
 //! tried again where another was faster; each register is changed by itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,7 +22,7 @@ const TRIES_MAX: u32 = 100;
 /// How many keys of one command are looked up at once.
 const AT_ONCE: usize = 16;
 /// The most that one command is answered, in bytes.
-const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The most keys that `KEYS` tells; SCAN tells more.
 const KEYS_MAX: usize = 100_000;
 /// How many keys are asked for at once where all are looked through.
@@ -33,7 +34,36 @@ pub(super) struct Database {
     pub(super) registers: Registers,
     pub(super) turns: Arc<Turns>,
     pub(super) index: u8,
+    /// The keys that its client watches, while a transaction runs.
+    pub(super) guards: Arc<[Guard]>,
 }
+
+/// A key that a client watches. Its first change by the transaction is one step with the comparison
+/// that it holds what it held; from then on it holds what the transaction made of it.
+pub(super) struct Guard {
+    /// Its register's name.
+    pub(super) name: Bytes,
+    pub(super) held: Watched,
+    pub(super) spent: AtomicBool,
+}
+
+/// Why a command came to nothing.
+enum Stop {
+    /// Its client is told so.
+    Told(Reply),
+    /// A key that its client watches was changed by another.
+    WatchedChanged,
+}
+
+impl From<Reply> for Stop {
+    fn from(reply: Reply) -> Self {
+        Self::Told(reply)
+    }
+}
+
+/// A key that the client watches was changed by another: the command was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WatchedChanged;
 
 /// Lets the clients of this peer change a key one after the other, where a change depends on what
 /// the key holds: those of other peers are met by its version, at the price of another try.
@@ -62,8 +92,6 @@ enum Step {
     Leave(Reply),
     /// It holds this from now on.
     Put(Value, Expires, Reply),
-    /// Only its end changes.
-    End(SystemTime, Reply),
     /// It holds nothing from now on.
     Delete(Reply),
 }
@@ -73,6 +101,8 @@ struct Held {
     value: Value,
     version: u64,
     expires: SystemTime,
+    /// Nobody asked for an end: to clients it has none, although it ends when sessions do.
+    endless: bool,
 }
 
 fn failed(error: RegisterError) -> Reply {
@@ -89,12 +119,17 @@ fn wrong_type() -> Reply {
     Reply::error("WRONGTYPE", detail)
 }
 
+fn too_much(what: &str) -> Reply {
+    Reply::error("ERR", format!("the answer exceeds {REPLY_BYTES_MAX} bytes: ask for fewer {what}"))
+}
+
 fn too_large(_: TooLarge) -> Reply {
     Reply::error("ERR", format!("a value has at most {VALUE_BYTES_MAX} bytes"))
 }
 
 impl Database {
-    fn name(&self, key: &[u8]) -> Bytes {
+    /// The name of a key's register.
+    pub(super) fn name(&self, key: &[u8]) -> Bytes {
         let mut name = BytesMut::with_capacity(1 + key.len());
         name.put_u8(self.index);
         name.put_slice(key);
@@ -103,14 +138,14 @@ impl Database {
 
     async fn held(&self, name: &[u8]) -> Result<Option<Held>, Reply> {
         let Some(found) = self.registers.get(name).await.map_err(failed)? else { return Ok(None) };
-        let value = Value::decode(found.bytes)
+        let (value, endless) = Value::decode(found.bytes)
             .ok_or_else(|| Reply::error("ERR", "the key holds what this version cannot read"))?;
-        Ok(Some(Held { value, version: found.version, expires: found.expires }))
+        Ok(Some(Held { value, version: found.version, expires: found.expires, endless }))
     }
 
-    /// What a key is to hold for a watching client's command to go ahead.
-    pub(super) async fn watch(&self, key: &[u8]) -> Result<Watched, Reply> {
-        Ok(self.held(&self.name(key)).await?.map(|held| held.version))
+    /// What a key is to hold for a watching client's command to go ahead, by its register's name.
+    pub(super) async fn watch(&self, name: &[u8]) -> Result<Watched, Reply> {
+        Ok(self.held(name).await?.map(|held| held.version))
     }
 
     async fn string(&self, key: &[u8]) -> Result<Option<Bytes>, Reply> {
@@ -134,48 +169,58 @@ impl Database {
         Ok(fields.into_iter().find(|(name, _)| name == field).map(|(_, value)| value))
     }
 
+    fn guard(&self, name: &[u8]) -> Option<&Guard> {
+        let fresh = |guard: &&Guard| guard.name == name && !guard.spent.load(Ordering::Relaxed);
+        self.guards.iter().find(fresh)
+    }
+
     /// Reads a key and changes it to what `decide` makes of it, as one step.
     async fn update(
         &self,
         key: &[u8],
-        watched: Option<Watched>,
         mut decide: impl FnMut(Option<Held>) -> Result<Step, Reply> + Send,
-    ) -> Result<Reply, Reply> {
+    ) -> Result<Reply, Stop> {
         let name = self.name(key);
         let _turn = self.turns.wait(&name).await;
         for _ in 0..TRIES_MAX {
             let held = self.held(&name).await?;
             let version = held.as_ref().map(|held| held.version);
-            if watched.is_some_and(|watched| watched != version) {
-                return Err(Reply::Null);
+            let endless = held.as_ref().is_none_or(|held| held.endless);
+            let guard = self.guard(&name);
+            if guard.is_some_and(|guard| guard.held != version) {
+                return Err(Stop::WatchedChanged);
             }
             let when = version.map_or(When::Absent, When::Version);
             let (change, reply) = match decide(held)? {
                 Step::Leave(reply) => return Ok(reply),
                 Step::Put(value, expires, reply) => {
-                    let kept = value.encode().map_err(too_large)?;
+                    let endless = match expires {
+                        Expires::Default => true,
+                        Expires::Keep => endless,
+                        _ => false,
+                    };
+                    let kept = value.encode(endless).map_err(too_large)?;
                     (self.registers.put(&name, kept, expires, when).await, reply)
-                }
-                Step::End(at, reply) => {
-                    (self.registers.expire(&name, Expires::At(at), when).await, reply)
                 }
                 Step::Delete(reply) => (self.registers.delete(&name, when).await, reply),
             };
             if change.map_err(failed)?.done {
+                if let Some(guard) = guard {
+                    guard.spent.store(true, Ordering::Relaxed);
+                }
                 return Ok(reply);
             }
         }
-        Err(Reply::error("TRYAGAIN", "others kept changing the key; nothing was done"))
+        Err(Reply::error("TRYAGAIN", "others kept changing the key; nothing was done").into())
     }
 
     /// Changes the fields of a hash.
     async fn update_hash(
         &self,
         key: &[u8],
-        watched: Option<Watched>,
         mut change: impl FnMut(&mut Vec<(Bytes, Bytes)>) -> Result<(bool, Reply), Reply> + Send,
-    ) -> Result<Reply, Reply> {
-        self.update(key, watched, |held| {
+    ) -> Result<Reply, Stop> {
+        self.update(key, |held| {
             let mut fields = match held {
                 None => Vec::new(),
                 Some(Held { value: Value::Hash(fields), .. }) => fields,
@@ -191,36 +236,39 @@ impl Database {
         .await
     }
 
-    /// Carries a command out. `watched` is what its key has to hold, where the client watches it;
-    /// [`Reply::Null`] says that it does not.
-    pub(super) async fn execute(self, data: Data, watched: Option<Watched>) -> Reply {
-        match self.run(data, watched).await {
-            Ok(reply) | Err(reply) => reply,
+    /// Carries a command out.
+    ///
+    /// # Errors
+    /// If a key of [`Database::guards`] that it would have changed was changed by another.
+    pub(super) async fn execute(self, data: Data) -> Result<Reply, WatchedChanged> {
+        match self.run(data).await {
+            Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
+            Err(Stop::WatchedChanged) => Err(WatchedChanged),
         }
     }
 
-    async fn run(&self, data: Data, watched: Option<Watched>) -> Result<Reply, Reply> {
+    async fn run(&self, data: Data) -> Result<Reply, Stop> {
         match data {
             Data::Get(key) => Ok(Reply::optional(self.string(&key).await?)),
             Data::Set { key, value, ends, when, answer } => {
-                self.set(&key, value, ends, when, answer, watched).await
+                self.set(&key, value, ends, when, answer).await
             }
             Data::GetEx { key, ends } => {
-                self.update(&key, watched, |held| {
+                self.update(&key, |held| {
                     let Some(held) = held else { return Ok(Step::Leave(Reply::Null)) };
                     let Value::String(bytes) = &held.value else { return Err(wrong_type()) };
                     let reply = Reply::Bytes(bytes.clone());
                     Ok(match ends {
                         None | Some(Ends::Keep) => Step::Leave(reply),
                         Some(Ends::At(at)) if at <= SystemTime::now() => Step::Delete(reply),
-                        Some(Ends::At(at)) => Step::End(at, reply),
+                        Some(Ends::At(at)) => Step::Put(held.value, Expires::At(at), reply),
                         Some(Ends::Unsaid) => Step::Put(held.value, Expires::Default, reply),
                     })
                 })
                 .await
             }
             Data::GetDel(key) => {
-                self.update(&key, watched, |held| match held {
+                self.update(&key, |held| match held {
                     None => Ok(Step::Leave(Reply::Null)),
                     Some(Held { value: Value::String(bytes), .. }) => {
                         Ok(Step::Delete(Reply::Bytes(bytes)))
@@ -235,7 +283,7 @@ impl Database {
                 let last: HashMap<Bytes, Bytes> = pairs.into_iter().collect();
                 let set = |(key, value): (Bytes, Bytes)| async move {
                     let (ends, when) = (Ends::Unsaid, Existing::Any);
-                    self.set(&key, value, ends, when, Answer::Status, watched).await.map(drop)
+                    self.set(&key, value, ends, when, Answer::Status).await.map(drop)
                 };
                 stream::iter(last.into_iter().map(Ok))
                     .try_for_each_concurrent(AT_ONCE, set)
@@ -243,7 +291,7 @@ impl Database {
                 Ok(Reply::OK)
             }
             Data::Append { key, more } => {
-                self.update(&key, watched, |held| {
+                self.update(&key, |held| {
                     let mut whole = BytesMut::new();
                     match held.map(|held| held.value) {
                         None => {}
@@ -260,7 +308,7 @@ impl Database {
                 Ok(length(self.string(&key).await?.map_or(0, |bytes| bytes.len())))
             }
             Data::IncrBy { key, by } => {
-                self.update(&key, watched, |held| {
+                self.update(&key, |held| {
                     let text = match held.map(|held| held.value) {
                         None => None,
                         Some(Value::String(bytes)) => Some(bytes),
@@ -274,12 +322,12 @@ impl Database {
             }
             Data::Del(keys) => {
                 let delete = |key: Bytes| async move {
-                    if watched.is_some() {
+                    if self.guard(&self.name(&key)).is_some() {
                         let gone = |held: Option<Held>| match held {
                             None => Ok(Step::Leave(Reply::Number(0))),
                             Some(_) => Ok(Step::Delete(Reply::Number(1))),
                         };
-                        return self.update(&key, watched, gone).await;
+                        return self.update(&key, gone).await;
                     }
                     let change = self.registers.delete(&self.name(&key), When::Present).await;
                     Ok(Reply::Number(i64::from(change.map_err(failed)?.done)))
@@ -294,20 +342,21 @@ impl Database {
                 count_all(keys, exists).await
             }
             Data::Expire { key, at, only } => {
-                self.update(&key, watched, |held| {
+                self.update(&key, |held| {
                     let no = Ok(Step::Leave(Reply::Number(0)));
                     let Some(held) = held else { return no };
                     let holds = match only {
-                        None | Some(Only::Ending) => true,
-                        Some(Only::Endless) => false,
-                        Some(Only::Later) => at > held.expires,
-                        Some(Only::Earlier) => at < held.expires,
+                        None => true,
+                        Some(Only::Ending) => !held.endless,
+                        Some(Only::Endless) => held.endless,
+                        Some(Only::Later) => !held.endless && at > held.expires,
+                        Some(Only::Earlier) => held.endless || at < held.expires,
                     };
                     let yes = Reply::Number(1);
                     match (holds, at <= SystemTime::now()) {
                         (false, _) => no,
                         (true, true) => Ok(Step::Delete(yes)),
-                        (true, false) => Ok(Step::End(at, yes)),
+                        (true, false) => Ok(Step::Put(held.value, Expires::At(at), yes)),
                     }
                 })
                 .await
@@ -316,15 +365,20 @@ impl Database {
                 let Some(held) = self.held(&self.name(&key)).await? else {
                     return Ok(Reply::Number(-2));
                 };
+                if held.endless {
+                    return Ok(Reply::Number(-1));
+                }
                 let since = if absolute { UNIX_EPOCH } else { SystemTime::now() };
                 let left = held.expires.duration_since(since).unwrap_or_default();
                 Ok(Reply::Number(in_unit(left, unit)))
             }
             Data::Persist(key) => {
-                self.update(&key, watched, |held| {
+                self.update(&key, |held| {
                     Ok(match held {
-                        None => Step::Leave(Reply::Number(0)),
-                        Some(held) => Step::Put(held.value, Expires::Default, Reply::Number(1)),
+                        Some(held) if !held.endless => {
+                            Step::Put(held.value, Expires::Default, Reply::Number(1))
+                        }
+                        _ => Step::Leave(Reply::Number(0)),
                     })
                 })
                 .await
@@ -362,12 +416,22 @@ impl Database {
                 .await?;
                 Ok(length(keys))
             }
-            Data::FlushDb => self.flush().await,
+            Data::Flush { all } => self.flush(all).await,
             Data::HSet { key, fields, old_form } => {
-                self.update_hash(&key, watched, |held| {
+                self.update_hash(&key, |held| {
                     let mut added = 0;
+                    // So many that looking for each among all would take its time.
+                    let mut places: HashMap<Bytes, usize> =
+                        held.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
                     for (field, value) in &fields {
-                        added += i64::from(put(held, field, value));
+                        match places.get(field) {
+                            Some(at) => held[*at].1 = value.clone(),
+                            None => {
+                                places.insert(field.clone(), held.len());
+                                held.push((field.clone(), value.clone()));
+                                added += 1;
+                            }
+                        }
                     }
                     let reply = if old_form { Reply::OK } else { Reply::Number(added) };
                     Ok((true, reply))
@@ -375,7 +439,7 @@ impl Database {
                 .await
             }
             Data::HSetNx { key, field, value } => {
-                self.update_hash(&key, watched, |held| {
+                self.update_hash(&key, |held| {
                     if held.iter().any(|(name, _)| *name == field) {
                         return Ok((false, Reply::Number(0)));
                     }
@@ -386,12 +450,18 @@ impl Database {
             }
             Data::HGet { key, field } => Ok(Reply::optional(self.field(&key, &field).await?)),
             Data::HMGet { key, fields } => {
-                let held = self.hash(&key).await?;
-                let found = |field: &Bytes| {
-                    let value = held.iter().find(|(name, _)| name == field);
-                    Reply::optional(value.map(|(_, value)| value.clone()))
-                };
-                Ok(Reply::Array(fields.iter().map(found).collect()))
+                let held: HashMap<Bytes, Bytes> = self.hash(&key).await?.into_iter().collect();
+                let mut values = Vec::with_capacity(fields.len());
+                let mut size = 0;
+                for field in &fields {
+                    let value = Reply::optional(held.get(field).cloned());
+                    size += value.size();
+                    if size > REPLY_BYTES_MAX {
+                        return Err(too_much("fields").into());
+                    }
+                    values.push(value);
+                }
+                Ok(Reply::Array(values))
             }
             Data::HGetAll(key) => {
                 let fields = self.hash(&key).await?.into_iter();
@@ -415,7 +485,8 @@ impl Database {
                 Ok(length(self.field(&key, &field).await?.map_or(0, |value| value.len())))
             }
             Data::HDel { key, fields } => {
-                self.update_hash(&key, watched, |held| {
+                let fields: HashSet<Bytes> = fields.into_iter().collect();
+                self.update_hash(&key, |held| {
                     let before = held.len();
                     held.retain(|(name, _)| !fields.contains(name));
                     let gone = before - held.len();
@@ -424,7 +495,7 @@ impl Database {
                 .await
             }
             Data::HIncrBy { key, field, by } => {
-                self.update_hash(&key, watched, |held| {
+                self.update_hash(&key, |held| {
                     let value = held.iter().find(|(name, _)| *name == field);
                     let sum = add(value.map(|(_, value)| &value[..]), by, "hash value")?;
                     put(held, &field, &Bytes::from(sum.to_string()));
@@ -442,17 +513,18 @@ impl Database {
         ends: Ends,
         when: Existing,
         answer: Answer,
-        watched: Option<Watched>,
-    ) -> Result<Reply, Reply> {
+    ) -> Result<Reply, Stop> {
         let value = Value::String(value);
         let expires = match ends {
             Ends::Unsaid => Expires::Default,
             Ends::Keep => Expires::Keep,
             Ends::At(at) => Expires::At(at),
         };
-        if watched.is_none() && answer != Answer::Before {
+        // What keeps its end keeps it from somewhere.
+        let reads = answer == Answer::Before || ends == Ends::Keep;
+        if !reads && self.guard(&self.name(key)).is_none() {
             // One operation does.
-            let kept = value.encode().map_err(too_large)?;
+            let kept = value.encode(ends == Ends::Unsaid).map_err(too_large)?;
             let when = match when {
                 Existing::Any => When::Always,
                 Existing::Nothing => When::Absent,
@@ -466,7 +538,7 @@ impl Database {
                 (_, false) => Reply::Null,
             });
         }
-        self.update(key, watched, |held| {
+        self.update(key, |held| {
             let holds = match when {
                 Existing::Any => true,
                 Existing::Nothing => held.is_none(),
@@ -485,7 +557,7 @@ impl Database {
         .await
     }
 
-    async fn get_many(&self, keys: Vec<Bytes>) -> Result<Reply, Reply> {
+    async fn get_many(&self, keys: Vec<Bytes>) -> Result<Reply, Stop> {
         let mut found = stream::iter(keys)
             .map(|key| async move {
                 match self.held(&self.name(&key)).await? {
@@ -499,9 +571,7 @@ impl Database {
         while let Some(value) = found.try_next().await? {
             size += value.size();
             if size > REPLY_BYTES_MAX {
-                let detail =
-                    format!("the answer exceeds {REPLY_BYTES_MAX} bytes: ask for fewer keys");
-                return Err(Reply::error("ERR", detail));
+                return Err(too_much("keys").into());
             }
             values.push(value);
         }
@@ -509,11 +579,11 @@ impl Database {
     }
 
     /// Two registers are two steps: one that fails between them leaves both keys there.
-    async fn rename(&self, from: &[u8], to: &[u8], only_if_free: bool) -> Result<Reply, Reply> {
+    async fn rename(&self, from: &[u8], to: &[u8], only_if_free: bool) -> Result<Reply, Stop> {
         let Some(held) = self.held(&self.name(from)).await? else {
-            return Err(Reply::error("ERR", "no such key"));
+            return Err(Reply::error("ERR", "no such key").into());
         };
-        let kept = held.value.encode().map_err(too_large)?;
+        let kept = held.value.encode(held.endless).map_err(too_large)?;
         let when = if only_if_free { When::Absent } else { When::Always };
         if from != to {
             let (name, expires) = (self.name(to), Expires::At(held.expires));
@@ -524,7 +594,7 @@ impl Database {
             let same = When::Version(held.version);
             if !self.registers.delete(&self.name(from), same).await.map_err(failed)?.done {
                 let detail = "the key changed while it was renamed; both are there now";
-                return Err(Reply::error("TRYAGAIN", detail));
+                return Err(Reply::error("TRYAGAIN", detail).into());
             }
         }
         Ok(if only_if_free { Reply::Number(i64::from(from != to)) } else { Reply::OK })
@@ -536,7 +606,7 @@ impl Database {
         pattern: Option<Bytes>,
         count: usize,
         kind: Option<Bytes>,
-    ) -> Result<Reply, Reply> {
+    ) -> Result<Reply, Stop> {
         let matcher = pattern.map(|pattern| matcher(&pattern)).transpose()?;
         let (names, next) = self.registers.keys(cursor, count).await.map_err(failed)?;
         let mut found = Vec::new();
@@ -562,15 +632,21 @@ impl Database {
         (name.first() == Some(&self.index)).then(|| name.slice(1..))
     }
 
+    /// Goes through the keys of this database, each once. Of those that were told already 16 bytes are
+    /// kept: that two keys share these is as unlikely as that two sessions share an id.
     async fn each_key(
         &self,
         mut each: impl FnMut(Bytes) -> Result<(), Reply> + Send,
     ) -> Result<(), Reply> {
         let mut cursor = 0;
+        let (one, other) = (RandomState::new(), RandomState::new());
+        let mut told = HashSet::new();
         loop {
             let listed = self.registers.keys(cursor, LISTED_AT_ONCE).await;
             let (names, next) = listed.map_err(failed)?;
-            names.iter().filter_map(|name| self.key(name)).try_for_each(&mut each)?;
+            let keys = names.iter().filter_map(|name| self.key(name));
+            keys.filter(|key| told.insert((one.hash_one(key), other.hash_one(key))))
+                .try_for_each(&mut each)?;
             if next == 0 {
                 return Ok(());
             }
@@ -578,15 +654,16 @@ impl Database {
         }
     }
 
-    async fn flush(&self) -> Result<Reply, Reply> {
+    async fn flush(&self, all: bool) -> Result<Reply, Stop> {
         let mut cursor = 0;
         loop {
             let listed = self.registers.keys(cursor, LISTED_AT_ONCE).await;
             let (names, next) = listed.map_err(failed)?;
-            let mine = names.into_iter().filter(|name| self.key(name).is_some());
+            let mine = names.into_iter().filter(|name| all || self.key(name).is_some());
             stream::iter(mine.map(Ok))
                 .try_for_each_concurrent(AT_ONCE, |name| async move {
-                    self.registers.delete(&name, When::Present).await.map_err(failed).map(drop)
+                    let gone = self.registers.delete(&name, When::Present).await;
+                    gone.map(drop).map_err(|error| Stop::Told(failed(error)))
                 })
                 .await?;
             if next == 0 {
@@ -597,15 +674,15 @@ impl Database {
     }
 }
 
-async fn count_all<F>(keys: Vec<Bytes>, one: impl Fn(Bytes) -> F) -> Result<Reply, Reply>
+async fn count_all<F>(keys: Vec<Bytes>, one: impl Fn(Bytes) -> F) -> Result<Reply, Stop>
 where
-    F: Future<Output = Result<Reply, Reply>>,
+    F: Future<Output = Result<Reply, Stop>>,
 {
     let counts = stream::iter(keys).map(one).buffered(AT_ONCE);
     let sum = counts.try_fold(0, |sum, reply| async move {
         match reply {
             Reply::Number(count) => Ok(sum + count),
-            other => Err(other),
+            other => Err(Stop::Told(other)),
         }
     });
     sum.await.map(Reply::Number)

@@ -33,6 +33,8 @@ pub(super) enum ProtocolError {
     Length,
     #[error("Protocol error: too big inline request")]
     Inline,
+    #[error("Protocol error: this is no HTTP server; nothing that follows is carried out")]
+    Http,
     #[error("Protocol error: {0}")]
     Codec(String),
 }
@@ -126,6 +128,14 @@ fn length_line(
     Ok(Some((number.ok_or_else(invalid)?, at + 1 + end + 2)))
 }
 
+/// Whether a line is of an HTTP request. A web page may have its browser send one here, with commands
+/// as its body; the first line ends that.
+fn is_http(words: &[Bytes]) -> bool {
+    let (Some(first), Some(last)) = (words.first(), words.last()) else { return false };
+    let begins = |word: &str| first.eq_ignore_ascii_case(word.as_bytes());
+    last.starts_with(b"HTTP/") || ["POST", "PUT", "PATCH", "HOST:"].iter().any(|it| begins(it))
+}
+
 /// Takes a command that was typed as one line.
 fn take_line(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> {
     let head = &buffer[..buffer.len().min(INLINE_BYTES_MAX)];
@@ -135,7 +145,8 @@ fn take_line(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> 
     let line = buffer.split_to(end).freeze();
     buffer.advance(1);
     let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    Ok(Some(words.map(|word| line.slice_ref(word)).collect()))
+    let words: Arguments = words.map(|word| line.slice_ref(word)).collect();
+    if is_http(&words) { Err(ProtocolError::Http) } else { Ok(Some(words)) }
 }
 
 /// What a command is answered.

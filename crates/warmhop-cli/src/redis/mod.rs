@@ -42,7 +42,8 @@ pub fn url(addr: SocketAddr) -> String {
 
 /// Serves clients for as long as it is polled; each connection ends with it.
 pub async fn serve(listener: TcpListener, registers: Registers) {
-    let database = Database { registers, turns: Arc::new(Turns::new()), index: 0 };
+    let database =
+        Database { registers, turns: Arc::new(Turns::new()), index: 0, guards: Arc::default() };
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {

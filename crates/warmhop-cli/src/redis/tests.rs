@@ -120,7 +120,17 @@ async fn every_key_ends_and_can_be_told_when() {
     let (_mesh, mut it) = endpoint().await;
     it.asks("TTL none", ":-2\r\n").await;
     it.asks("SET a 1", "+OK\r\n").await;
-    it.asks("TTL a", ":1800\r\n").await;
+    it.asks("TTL a", ":-1\r\n").await;
+    it.asks("EXPIRE a 9000 GT", ":0\r\n").await;
+    it.asks("EXPIRE a 60 XX", ":0\r\n").await;
+    it.asks("EXPIRE a 60 NX", ":1\r\n").await;
+    it.asks("EXPIRE a 70 NX", ":0\r\n").await;
+    it.asks("TTL a", ":60\r\n").await;
+    it.asks("INCR counter", ":1\r\n").await;
+    it.asks("INCR counter", ":2\r\n").await;
+    it.asks("EXPIRETIME counter", ":-1\r\n").await;
+    it.asks("PERSIST counter", ":0\r\n").await;
+    it.asks("EXPIRE counter 9000 LT", ":1\r\n").await;
     it.asks("SETEX a 100 2", "+OK\r\n").await;
     it.asks("TTL a", ":100\r\n").await;
     it.asks("SET a 3 KEEPTTL", "+OK\r\n").await;
@@ -132,7 +142,11 @@ async fn every_key_ends_and_can_be_told_when() {
     it.asks("EXPIREAT a 4000000000", ":1\r\n").await;
     it.asks("EXPIRETIME a", ":4000000000\r\n").await;
     it.asks("PERSIST a", ":1\r\n").await;
-    it.asks("TTL a", ":1800\r\n").await;
+    it.asks("TTL a", ":-1\r\n").await;
+    it.asks("SET a 4 KEEPTTL", "+OK\r\n").await;
+    it.asks("RENAME a b", "+OK\r\n").await;
+    it.asks("PTTL b", ":-1\r\n").await;
+    it.asks("RENAME b a", "+OK\r\n").await;
     it.asks("EXPIRE a -1", ":1\r\n").await;
     it.asks("EXISTS a", ":0\r\n").await;
     it.asks("EXPIRE a 10", ":0\r\n").await;
@@ -181,7 +195,16 @@ async fn keys_are_found_by_pattern_each_in_its_database() {
     it.asks("DBSIZE", ":1\r\n").await;
     it.asks("FLUSHDB", "+OK\r\n").await;
     it.asks("DBSIZE", ":0\r\n").await;
+    it.asks("SET sess:3 x", "+OK\r\n").await;
+    it.asks("SELECT 4", "+OK\r\n").await;
+    it.asks("SET sess:4 x", "+OK\r\n").await;
+    it.asks("FLUSHALL", "+OK\r\n").await;
+    it.asks("DBSIZE", ":0\r\n").await;
+    it.asks("SELECT 3", "+OK\r\n").await;
+    it.asks("DBSIZE", ":0\r\n").await;
     it.asks("SELECT 0", "+OK\r\n").await;
+    it.asks("SET sess:1 x", "+OK\r\n").await;
+    it.asks("SET other x", "+OK\r\n").await;
     let found = |keys: &[&str]| format!("*2\r\n{}{}", bulk("0"), array(keys));
     it.asks("SCAN 0 MATCH sess:* COUNT 1000", found(&["sess:1"])).await;
     it.asks("SCAN 0 MATCH sess:* TYPE hash", found(&[])).await;
@@ -232,6 +255,138 @@ async fn a_watched_key_that_changed_stops_the_transaction() {
     let discarded = "-EXECABORT Transaction discarded because of previous errors.\r\n";
     it.asks("EXEC", discarded).await;
     it.asks("EXEC", "-ERR EXEC without MULTI\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_key_is_compared_until_it_is_changed_whatever_is_asked_of_it_before() {
+    let (_mesh, mut it) = endpoint().await;
+    // An answer of nothing is no sign that the key was changed by another.
+    it.asks("WATCH k", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET k v GET", "+QUEUED\r\n").await;
+    it.asks("SET other x", "+QUEUED\r\n").await;
+    it.asks("EXEC", "*2\r\n$-1\r\n+OK\r\n").await;
+    it.asks("WATCH k", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET k w NX", "+QUEUED\r\n").await;
+    it.asks("SET other y", "+QUEUED\r\n").await;
+    it.asks("EXEC", "*2\r\n$-1\r\n+OK\r\n").await;
+    // A time to live is a part of what is watched.
+    it.asks("WATCH k", "+OK\r\n").await;
+    it.asks("EXPIRE k 100", ":1\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET k w", "+QUEUED\r\n").await;
+    it.asks("EXEC", "$-1\r\n").await;
+    // Several keys are compared, each for itself, as often as they are named.
+    it.asks("WATCH k other k", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("MSET k 1 other 2", "+QUEUED\r\n").await;
+    it.asks("DEL k other", "+QUEUED\r\n").await;
+    it.asks("EXEC", "*2\r\n+OK\r\n:2\r\n").await;
+    it.asks("WATCH k", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("RENAME other k", "-ERR RENAME of a watched key is not offered\r\n").await;
+    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_by_another_during_a_transaction_is_never_overwritten() {
+    let (_mesh, mut it) = endpoint().await;
+    let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
+    let mut met = [0; 3];
+    for first in ["GET k", "INCR n"] {
+        // The other's change meets the transaction sooner in each round, until it comes before it.
+        for round in 0..24u64 {
+            other.asks("SET k old", "+OK\r\n").await;
+            it.asks("WATCH k", "+OK\r\n").await;
+            let mut wire = request(&[b"MULTI"]);
+            wire.extend(request(&first.split(' ').map(str::as_bytes).collect::<Vec<_>>()));
+            for _ in 0..300 {
+                wire.extend(request(&[b"INCR", b"n"]));
+            }
+            wire.extend(request(&[b"SET", b"k", b"mine"]));
+            wire.extend(request(&[b"EXEC"]));
+            wire.extend(request(&[b"ECHO", b"the end"]));
+            it.send(&wire).await;
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            other.asks("SET k theirs", "+OK\r\n").await;
+            let mut answer = String::new();
+            while !answer.ends_with("the end\r\n") {
+                let mut bytes = [0; 4096];
+                let read = tokio::time::timeout(PATIENCE, it.0.read(&mut bytes)).await;
+                let read = read.expect("an answer").unwrap();
+                assert!(read > 0, "{answer}");
+                answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            }
+            // Whether its change came before the transaction or after it, the other's stays.
+            other.asks("GET k", bulk("theirs")).await;
+            let exec = answer.split_once("$7\r\nthe end").unwrap().0;
+            let exec = exec.rsplit_once("+QUEUED\r\n").unwrap().1;
+            met[match exec {
+                "$-1\r\n" => 0,
+                exec if exec.contains("-WATCHFAILED ") => 1,
+                exec => {
+                    assert!(exec.starts_with("*302\r\n") && exec.ends_with("+OK\r\n"), "{exec}");
+                    2
+                }
+            }] += 1;
+        }
+    }
+    assert!(met[0] + met[1] > 0, "they never met: {met:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_of_a_transaction_waits_for_its_end() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("PING", "+QUEUED\r\n").await;
+    it.asks("SELECT 1", "+QUEUED\r\n").await;
+    it.asks("SET a b", "+QUEUED\r\n").await;
+    it.asks("EXEC", "*3\r\n+PONG\r\n+OK\r\n+OK\r\n").await;
+    it.asks("GET a", bulk("b")).await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SELECT 0", "+QUEUED\r\n").await;
+    it.asks("DISCARD", "+OK\r\n").await;
+    it.asks("GET a", bulk("b")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_page_cannot_have_its_browser_send_commands() {
+    for head in ["POST / HTTP/1.1\r\n", "GET /x HTTP/1.1\r\n", "PUT x\r\n", "host: here\r\n"] {
+        let (_mesh, mut it) = endpoint().await;
+        it.asks("SET a 1", "+OK\r\n").await;
+        let rest = "Content-Length: 30\r\n\r\nSET a evil\r\nFLUSHALL\r\n";
+        it.send(format!("{head}{rest}").as_bytes()).await;
+        let told = it.rest().await;
+        assert!(told.starts_with("-ERR Protocol error: this is no HTTP server"), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_answered_to_one_command_is_bounded() {
+    let (_mesh, mut it) = endpoint().await;
+    let value = vec![b'v'; VALUE_BYTES_MAX - 64];
+    it.send(&request(&[b"HSET", b"h", b"f", &value])).await;
+    it.reads(":1\r\n").await;
+    let mut many: Vec<&[u8]> = vec![b"HMGET", b"h"];
+    many.extend([b"f".as_slice(); 40]);
+    it.send(&request(&many)).await;
+    it.reads("-ERR the answer exceeds 33554432 bytes: ask for fewer fields\r\n").await;
+    // Of a transaction, what is too much is not told; all of it is run.
+    it.asks("MULTI", "+OK\r\n").await;
+    for _ in 0..40 {
+        it.asks("HGET h f", "+QUEUED\r\n").await;
+    }
+    it.asks("SET a 1", "+QUEUED\r\n").await;
+    it.send(&request(&[b"EXEC"])).await;
+    it.send(&request(&[b"QUIT"])).await;
+    let answers = it.rest().await;
+    assert!(answers.starts_with("*41\r\n") && answers.len() < 34 << 20, "{}", answers.len());
+    let end = "-ERR it was run, but the answers exceed 33554432 bytes\r\n+OK\r\n";
+    assert!(answers.ends_with(end));
+    let mut it = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
+    it.asks("GET a", bulk("1")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -329,6 +484,7 @@ async fn a_request_that_never_ends_is_given_up() {
         registers: mesh.registers(&name).unwrap(),
         turns: Arc::new(Turns::new()),
         index: 0,
+        guards: Arc::default(),
     };
     let serving = super::connection::serve(far.unwrap().0, database);
     // The clock is paused: it jumps to the deadline once nothing else can happen.

@@ -6,6 +6,8 @@ use super::frame::VALUE_BYTES_MAX;
 
 const STRING: u8 = 1;
 const HASH: u8 = 2;
+/// Added to the type's byte where nobody asked for an end.
+const ENDLESS: u8 = 0x80;
 
 /// A value of one of the types that are offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +31,16 @@ impl Value {
         }
     }
 
-    /// As it is kept.
-    pub(super) fn encode(&self) -> Result<Bytes, TooLarge> {
+    /// As it is kept. `endless` says that nobody asked for an end, although it has one.
+    pub(super) fn encode(&self, endless: bool) -> Result<Bytes, TooLarge> {
+        let mark = if endless { ENDLESS } else { 0 };
         let fields = match self {
             Self::String(bytes) => {
                 if bytes.len() > VALUE_BYTES_MAX {
                     return Err(TooLarge);
                 }
                 let mut kept = BytesMut::with_capacity(1 + bytes.len());
-                kept.put_u8(STRING);
+                kept.put_u8(STRING | mark);
                 kept.put_slice(bytes);
                 return Ok(kept.freeze());
             }
@@ -48,7 +51,7 @@ impl Value {
             return Err(TooLarge);
         }
         let mut kept = BytesMut::with_capacity(1 + len);
-        kept.put_u8(HASH);
+        kept.put_u8(HASH | mark);
         for part in fields.iter().flat_map(|(field, value)| [field, value]) {
             kept.put_u32(u32::try_from(part.len()).map_err(|_| TooLarge)?);
             kept.put_slice(part);
@@ -56,9 +59,10 @@ impl Value {
         Ok(kept.freeze())
     }
 
-    /// Reads what [`Value::encode`] wrote; `None` for anything else.
-    pub(super) fn decode(mut kept: Bytes) -> Option<Self> {
-        match kept.try_get_u8().ok()? {
+    /// Reads what [`Value::encode`] wrote, with whether it was endless; `None` for anything else.
+    pub(super) fn decode(mut kept: Bytes) -> Option<(Self, bool)> {
+        let first = kept.try_get_u8().ok()?;
+        let value = match first & !ENDLESS {
             STRING => Some(Self::String(kept)),
             HASH => {
                 let mut fields = Vec::new();
@@ -68,7 +72,8 @@ impl Value {
                 Some(Self::Hash(fields))
             }
             _ => None,
-        }
+        }?;
+        Some((value, first & ENDLESS != 0))
     }
 }
 
