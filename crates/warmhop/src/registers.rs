@@ -4,10 +4,12 @@
 //! token. An operation is a request of it, executed by whichever peer owns it: on the way it is
 //! forwarded, held in line, replicated and taken over as any other, by the same code.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,7 @@ use crate::node::Node;
 use crate::portable::{Portable, Subject};
 use crate::problem::Problem;
 use crate::session::Session;
+use crate::sessions::STRIPES;
 use crate::supervise::Slot;
 use crate::telemetry::{REGISTER, Tracing};
 use crate::wire;
@@ -44,6 +47,12 @@ const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 const LISTED_MIN: usize = 128;
 /// The most keys that one call of [`Registers::keys`] brings.
 const LISTED_MAX: usize = 8192;
+/// How many bytes of keys one peer lists at once, about: with what goes with them, it fits a frame.
+const LISTED_BYTES_MAX: usize = 256 * 1024;
+/// How many peers are asked for their keys at once.
+const ASKED_AT_ONCE: usize = 16;
+/// The bits of a position: see [`position`].
+const POSITION_BITS: u32 = 53;
 /// How often an operation begins anew after what its key named was found lost.
 const BEGUN_ANEW_MAX: u32 = 2;
 
@@ -220,8 +229,9 @@ struct Held {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Listing {
-    keys: Vec<Vec<u8>>,
-    /// Where to go on on this peer; absent at its end.
+    /// Keys and their positions, in order.
+    keys: Vec<(u64, Vec<u8>)>,
+    /// The position from which on there is more; absent at the end.
     next: Option<u64>,
 }
 
@@ -289,43 +299,44 @@ impl Registers {
     }
 
     /// Some keys, about `count` of them, and the cursor to go on with, below 2^53: 0 begins and 0
-    /// ends. Every key that is there from the first call to the last is listed, perhaps once by each
-    /// peer that holds it, unless a peer came or went meanwhile; others may be, such as one that was
-    /// deleted a moment ago.
+    /// ends. Every key that is there from the first call to the last is listed, once; others may be,
+    /// such as one that was deleted a moment ago.
     ///
     /// # Errors
-    /// [`RegisterError::Unavailable`] where a peer that holds some cannot be asked.
+    /// [`RegisterError::Unavailable`] where a peer that may hold some cannot be asked.
     pub async fn keys(
         &self,
         cursor: u64,
         count: usize,
     ) -> Result<(Vec<Bytes>, u64), RegisterError> {
         let count = count.clamp(LISTED_MIN, LISTED_MAX);
-        // The peers in the order of a digest of their names, so that the cursor stays valid when
-        // another comes or goes.
-        let view = self.node.view();
-        let names = view.live_peers().map(|(peer, _)| peer).chain([&self.node.me]);
-        let peers = in_order(names);
-        let at = u16::try_from(cursor >> WITHIN_BITS).unwrap_or(u16::MAX);
-        let mut from = cursor & WITHIN;
-        for (index, (place, peer)) in peers.iter().enumerate().filter(|(_, it)| it.0 >= at) {
-            if *place > at {
-                from = 0;
+        let mut from = cursor;
+        loop {
+            // Everyone, for the same part: at least one of those who hold a key has its newest
+            // change, whoever owns it when, but which one, nobody knows.
+            let view = self.node.view();
+            let others: Vec<PeerId> = view.live_peers().map(|(peer, _)| peer.clone()).collect();
+            let mut listings = vec![list(&self.node, &self.slot, from, count)];
+            let begin = from;
+            let mut asked = stream::iter(others)
+                .map(|peer| async move { self.list_at(&peer, begin, count).await })
+                .buffer_unordered(ASKED_AT_ONCE);
+            while let Some(listing) = asked.next().await {
+                listings.push(listing?);
             }
-            let listing = if *peer == self.node.me {
-                list(&self.node, &self.slot, from, count)
-            } else {
-                self.list_at(peer, from, count).await?
-            };
-            let next = match listing.next {
-                Some(next) => (u64::from(*place) << WITHIN_BITS) | next,
-                None => peers.get(index + 1).map_or(0, |(next, _)| u64::from(*next) << WITHIN_BITS),
-            };
-            if next == 0 || !listing.keys.is_empty() {
-                return Ok((listing.keys.into_iter().map(Bytes::from).collect(), next));
+            // Behind where the first of them stopped, not everything is known.
+            let next = listings.iter().filter_map(|listing| listing.next).min();
+            let all = listings.into_iter().flat_map(|listing| listing.keys);
+            let keys: BTreeSet<(u64, Vec<u8>)> =
+                all.filter(|(at, _)| next.is_none_or(|next| *at < next)).collect();
+            match next {
+                Some(next) if keys.is_empty() => from = next,
+                next => {
+                    let keys = keys.into_iter().map(|(_, key)| Bytes::from(key)).collect();
+                    return Ok((keys, next.unwrap_or(0)));
+                }
             }
         }
-        Ok((Vec::new(), 0))
     }
 
     fn ending(&self, expires: Expires) -> Ending {
@@ -518,78 +529,46 @@ async fn collected(body: Body) -> Result<Bytes, String> {
     Ok(whole.to_bytes())
 }
 
-// What a cursor says, in 53 bits: clients read it as a signed number, or as JavaScript's. First a
-// peer's place among the others, then how far that peer was gone through.
-const PLACE_BITS: u32 = 15;
-const WITHIN_BITS: u32 = 38;
-const WITHIN: u64 = (1 << WITHIN_BITS) - 1;
-// Of the latter: a part of its store, then the first session there.
-const SESSION_BITS: u32 = 30;
-
-/// Peers by their places: a digest of the name, or the next place where two would have the same.
-fn in_order<'a>(peers: impl Iterator<Item = &'a PeerId>) -> Vec<(u16, PeerId)> {
-    let place = |peer: &PeerId| {
-        let digest = ring::digest::digest(&ring::digest::SHA256, peer.as_str().as_bytes());
-        let bytes = digest.as_ref()[..2].try_into().expect("a digest has 32 bytes");
-        u16::from_be_bytes(bytes) >> (16 - PLACE_BITS)
-    };
-    let mut peers: Vec<(u16, PeerId)> = peers.map(|peer| (place(peer), peer.clone())).collect();
-    peers.sort_unstable();
-    // From the end, so that places stay below the last one; 0 begins and is nobody's.
-    let mut free = (1 << PLACE_BITS) - 1;
-    for (place, _) in peers.iter_mut().rev() {
-        *place = (*place).min(free);
-        free = place.saturating_sub(1);
-    }
-    let mut least = 1;
-    for (place, _) in &mut peers {
-        *place = (*place).max(least);
-        least = *place + 1;
-    }
-    peers
+/// Where a register stands among all: what begins its session's id, in as many bits as a cursor may
+/// have, which clients read as a signed number, or as JavaScript's.
+fn position(sid: SessionId) -> u64 {
+    let bytes = sid.0[..8].try_into().expect("an id has 16 bytes");
+    u64::from_be_bytes(bytes) >> (u64::BITS - POSITION_BITS)
 }
 
-/// The keys that this peer holds, whether it owns them or not. Each is chosen by a majority of its
-/// members, so at least one of those who hold it has its newest change, whoever owns it when; but
-/// which one, nobody knows.
+/// The keys of the registers that this peer holds, from a position on, whether it owns them or not.
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     let now = Clock::wall();
     let mut listing = Listing::default();
-    let first_stripe = usize::try_from(from >> SESSION_BITS).unwrap_or(usize::MAX);
-    for stripe in node.store.stripes().skip(first_stripe) {
-        let first = if stripe == first_stripe { from & ((1 << SESSION_BITS) - 1) } else { 0 };
+    let mut bytes = 0;
+    // The store's parts are in the order of positions, too.
+    let part = POSITION_BITS - STRIPES.ilog2();
+    let first = usize::try_from(from >> part).unwrap_or(usize::MAX);
+    for stripe in node.store.stripes().skip(first) {
+        let is_full = listing.keys.len() >= count || bytes >= LISTED_BYTES_MAX;
+        if is_full {
+            listing.next = Some((stripe as u64) << part);
+            return listing;
+        }
         let mut found = node.store.records_in(stripe, slot.name(), |sid, machine| {
-            let at = session_bits(sid);
+            let at = position(sid);
             let (state, expiry) = machine.state()?;
-            let held = (at >= first && expiry > now).then(|| parse(state)).flatten()?;
+            let held = (at >= from && expiry > now).then(|| parse(state)).flatten()?;
             Some((at, held.key.to_vec()))
         });
         found.sort_unstable();
-        let room = count.saturating_sub(listing.keys.len());
-        if found.len() > room {
-            let next = found[room].0;
-            // Sessions that begin alike stay together, or some of them would be passed over.
-            let whole = found.iter().take_while(|(at, _)| *at < next).count();
-            let (taken, next) = match whole {
-                0 => (found.iter().take_while(|(at, _)| *at <= next).count(), next + 1),
-                whole => (whole, next),
-            };
-            listing.keys.extend(found.drain(..taken).map(|(_, key)| key));
-            listing.next = Some(((stripe as u64) << SESSION_BITS) | next);
-            return listing;
-        }
-        listing.keys.extend(found.into_iter().map(|(_, key)| key));
-        if listing.keys.len() >= count && stripe + 1 < node.store.stripes().len() {
-            listing.next = Some((stripe as u64 + 1) << SESSION_BITS);
-            return listing;
+        for (at, key) in found {
+            let is_full = listing.keys.len() >= count || bytes >= LISTED_BYTES_MAX;
+            // Those at one position stay together, or some of them would be passed over.
+            if is_full && listing.keys.last().is_none_or(|(last, _)| *last != at) {
+                listing.next = Some(at);
+                return listing;
+            }
+            bytes += key.len();
+            listing.keys.push((at, key));
         }
     }
     listing
-}
-
-fn session_bits(sid: SessionId) -> u64 {
-    let bytes: [u8; 8] = sid.0[..8].try_into().expect("an id has 16 bytes");
-    u64::from_be_bytes(bytes) >> (64 - SESSION_BITS)
 }
 
 /// A register's state: its version, its key's length, its key, its value.
@@ -710,27 +689,4 @@ async fn answer(
         (_, None) => return Err("an operation on one register came without it".into()),
     };
     Ok(Response::new(Body::from(bytes)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sessions::STRIPES;
-
-    #[test]
-    fn each_peer_has_a_place_of_its_own_and_no_cursor_exceeds_53_bits() {
-        let name = |number: u32| PeerId::new(&format!("peer-{number}")).unwrap();
-        // So many that some of them would have the same.
-        let names: Vec<PeerId> = (0..2000).map(name).collect();
-        let peers = in_order(names.iter());
-        assert!(peers.windows(2).all(|pair| pair[0].0 < pair[1].0), "{peers:?}");
-        assert!(peers[0].0 > 0);
-        let last = (u64::from(peers[1999].0) << WITHIN_BITS) | WITHIN;
-        assert!(last < 1 << 53, "{last}");
-        assert!(STRIPES as u64 <= 1 << (WITHIN_BITS - SESSION_BITS));
-        let few: Vec<(u16, PeerId)> = in_order(names[..20].iter());
-        let fewer = in_order(names[..19].iter());
-        let moved = fewer.iter().filter(|one| !few.contains(one)).count();
-        assert_eq!(moved, 0, "whoever comes changes nobody's place");
-    }
 }

@@ -324,21 +324,58 @@ async fn a_name_is_an_app_s_or_that_of_registers() {
     assert!(error.contains("redis"), "{error}");
 }
 
+/// All keys that `registers` lists, in calls of `count`; `between` is run after each call.
+async fn listed(
+    registers: &Registers,
+    count: usize,
+    mut between: impl AsyncFnMut(),
+) -> Vec<String> {
+    let (mut all, mut cursor) = (Vec::new(), 0);
+    loop {
+        let (keys, next) = registers.keys(cursor, count).await.unwrap();
+        all.extend(keys.iter().map(|key| String::from_utf8(key.to_vec()).unwrap()));
+        if next == 0 {
+            return all;
+        }
+        assert!(next > cursor && next < 1 << 53, "{next} after {cursor}");
+        cursor = next;
+        between().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_just_put_is_listed_at_once_at_every_peer() {
     let bed = mesh_of(&["a", "b", "c"]).await;
     for turn in 0..100 {
         let key = format!("k:{turn}");
         assert!(put(&registers(&bed.peers[turn % 3]), key.as_bytes(), "x").await.done);
-        let (there, mut cursor, mut found) = (registers(&bed.peers[(turn + 1) % 3]), 0, false);
-        loop {
-            let (keys, next) = there.keys(cursor, 1000).await.unwrap();
-            found |= keys.iter().any(|listed| listed == key.as_bytes());
-            if next == 0 {
-                break;
-            }
-            cursor = next;
-        }
-        assert!(found, "{key}");
+        let found = listed(&registers(&bed.peers[(turn + 1) % 3]), 1000, async || {}).await;
+        assert!(found.contains(&key), "{key}");
+        assert_eq!(found.len(), turn + 1, "{found:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_is_listed_once_wherever_it_moves_meanwhile() {
+    let bed = mesh_of(&["a", "b", "c", "d", "e"]).await;
+    let here = registers(&bed.peers[0]);
+    // Long ones, so that the bytes of a list count, too.
+    let keys: Vec<String> = (0..600).map(|number| format!("{number:0>900}")).collect();
+    for key in &keys {
+        put(&here, key.as_bytes(), "x").await;
+    }
+    let mut user = 0;
+    let mut all = listed(&here, 8192, async || {
+        user = (user + 1) % bed.peers.len();
+        let there = registers(&bed.peers[user]);
+        for key in keys.iter().step_by(5) {
+            for _ in 0..4 {
+                put(&there, key.as_bytes(), "y").await;
+            }
+        }
+    })
+    .await;
+    assert!(user > 0, "all of them came at once");
+    all.sort_unstable();
+    assert_eq!(all, keys);
 }
