@@ -420,6 +420,8 @@ impl Client {
                 Command::Connection(command) => self.about_itself(command),
                 Command::Data(data) => {
                     let changes = changes(&data);
+                    // Of several keys, others may be changed when the watched one is met.
+                    let several = data.keys().len() > 1;
                     let database =
                         Database { guards: Arc::clone(&guards), ..self.database.clone() };
                     match database.execute(data).await {
@@ -427,7 +429,7 @@ impl Client {
                             changed |= changes;
                             reply
                         }
-                        Err(WatchedChanged) if !changed => return Reply::Null,
+                        Err(WatchedChanged) if !changed && !several => return Reply::Null,
                         // Too late for none of it to have run: this says how far it came.
                         Err(WatchedChanged) => {
                             stopped = true;
