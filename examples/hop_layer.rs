@@ -5,6 +5,8 @@
 //! cargo run -p warmhop-examples --example hop_layer
 //! curl http://127.0.0.1:PORT/    # answered at once by one, and by the peer itself once it can
 //! ```
+//!
+//! A number behind it is how many seconds the building takes, 5 without: `… --example hop_layer 60`.
 #![allow(clippy::print_stdout, missing_docs, reason = "an example talks to its reader")]
 
 mod support;
@@ -22,12 +24,13 @@ use warmhop::{AppSpec, HopLayer, Readiness};
 
 #[tokio::main]
 async fn main() -> Result<(), support::Error> {
+    let building: u64 = std::env::args().nth(1).map_or(Ok(5), |seconds| seconds.parse())?;
     support::run(|name, builder| async move {
         let readiness = Readiness::new();
         let built = readiness.clone();
         tokio::spawn(async move {
             // One has its index on disk; the others have to build it.
-            let seconds = if name == "one" { 0 } else { 5 };
+            let seconds = if name == "one" { 0 } else { building };
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             built.set(true);
         });
