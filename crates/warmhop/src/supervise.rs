@@ -1,7 +1,7 @@
 //! One app on this peer: carries out what the core's `AppMachine` decides, and hands out its
 //! service while it is ready.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::clock::Clock;
 use crate::telemetry::{ByApp, Metrics};
 
 type StopFn = Box<dyn FnOnce(Duration) -> futures_util::future::BoxFuture<'static, ()> + Send>;
+
+/// The attempt under way, if there is one, and its task.
+type Starting = Option<(u64, AbortHandle)>;
 
 /// One running copy.
 pub(crate) struct Copy {
@@ -61,9 +64,12 @@ pub(crate) struct Slot {
     me: PeerId,
     clock: Clock,
     metrics: Arc<Metrics>,
+    /// The start under way. Locked while an event and all that follows from it is carried out,
+    /// so that no event comes between a decision and its effects, and what the mesh is told last
+    /// is what holds.
+    starting: Mutex<Starting>,
     machine: Mutex<AppMachine>,
     copy: ArcSwapOption<Copy>,
-    starting: Mutex<Option<(u64, AbortHandle)>>,
     /// When a request last came, in the clock's milliseconds.
     used_at: AtomicU64,
     pub(crate) in_flight: AtomicU32,
@@ -96,9 +102,9 @@ impl Slot {
             me,
             clock,
             metrics,
+            starting: Mutex::new(None),
             machine: Mutex::new(machine),
             copy: ArcSwapOption::empty(),
-            starting: Mutex::new(None),
             used_at: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
@@ -115,6 +121,10 @@ impl Slot {
 
     fn machine(&self) -> MutexGuard<'_, AppMachine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn starting(&self) -> MutexGuard<'_, Starting> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn state(&self) -> AppState {
@@ -168,11 +178,19 @@ impl Slot {
 
     /// The ready copy, with this request counted as in flight; `None` if there is none.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<(Arc<Copy>, InFlight)> {
-        let copy = self.copy.load_full()?;
-        copy.in_flight.fetch_add(1, Ordering::AcqRel);
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        self.used_at.store(self.clock.now().0, Ordering::Relaxed);
-        Some((Arc::clone(&copy), InFlight { copy, slot: Arc::clone(self) }))
+        loop {
+            let copy = self.copy.load_full()?;
+            copy.in_flight.fetch_add(1, Ordering::AcqRel);
+            self.in_flight.fetch_add(1, Ordering::Relaxed);
+            let entered = InFlight { copy: Arc::clone(&copy), slot: Arc::clone(self) };
+            // Either this sees that the copy was taken out of service meanwhile, or whoever took
+            // it out sees the count: with the fence in `Copy::emptied` not neither.
+            fence(Ordering::SeqCst);
+            if self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &copy)) {
+                self.used_at.store(self.clock.now().0, Ordering::Relaxed);
+                return Some((copy, entered));
+            }
+        }
     }
 
     /// A request wants this app here.
@@ -182,6 +200,7 @@ impl Slot {
 
     /// Tells the mesh of this app for the first time.
     pub(crate) fn announce(&self) {
+        let _starting = self.starting();
         (self.publish)(self);
     }
 
@@ -197,6 +216,10 @@ impl Slot {
 
     /// Gives the machine an event and carries out what it decides.
     pub(crate) fn tell(self: &Arc<Self>, event: AppEvent) {
+        self.carry_out(event, &mut self.starting());
+    }
+
+    fn carry_out(self: &Arc<Self>, event: AppEvent, starting: &mut Starting) {
         let mut changed = false;
         let effects = {
             let in_flight = self.in_flight.load(Ordering::Relaxed);
@@ -206,8 +229,8 @@ impl Slot {
         };
         for effect in effects {
             match effect {
-                AppEffect::Start { attempt } => self.start(attempt),
-                AppEffect::CancelStart { attempt } => self.cancel_start(attempt),
+                AppEffect::Start { attempt } => self.start(attempt, starting),
+                AppEffect::CancelStart { attempt } => self.cancel_start(attempt, starting),
                 AppEffect::Stop { attempt, grace } => self.stop(attempt, grace),
                 AppEffect::Changed => changed = true,
             }
@@ -219,43 +242,43 @@ impl Slot {
         self.ticker.notify_one();
     }
 
-    fn start(self: &Arc<Self>, attempt: u64) {
+    fn start(self: &Arc<Self>, attempt: u64, starting: &mut Starting) {
         info!(app = %self.name(), attempt, "starting");
         self.metrics.app_starts.get_or_create(&self.label()).inc();
         let slot = Arc::clone(self);
-        // The lock is held until the handle is stored, so a quick start cannot overtake it.
-        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         let task = tokio::spawn(async move {
             let began = slot.clock.now();
             let context = StartContext { app: slot.name().clone(), peer: slot.me.clone() };
             let outcome = slot.app.start(context).await;
-            {
-                let mut starting = slot.starting.lock().unwrap_or_else(PoisonError::into_inner);
-                match &*starting {
-                    Some((current, _)) if *current == attempt => *starting = None,
-                    _ => return, // Cancelled in the same instant: what it yields is dropped.
-                }
+            let mut starting = slot.starting();
+            if starting.as_ref().is_none_or(|(current, _)| *current != attempt) {
+                // Cancelled in the same instant: what it yields is dropped.
+                return;
             }
-            let took = slot.clock.now().since(began);
+            *starting = None;
             match outcome {
-                Ok(running) => slot.started(attempt, running, took),
-                Err(error) => slot.start_failed(attempt, error),
+                Ok(running) => slot.started(attempt, running, began, &mut starting),
+                Err(error) => slot.start_failed(attempt, error, &mut starting),
             }
         });
         *starting = Some((attempt, task.abort_handle()));
     }
 
-    fn cancel_start(&self, attempt: u64) {
-        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
-        if starting.as_ref().is_some_and(|(current, _)| *current == attempt)
-            && let Some((_, task)) = starting.take()
-        {
+    fn cancel_start(&self, attempt: u64, starting: &mut Starting) {
+        if let Some((_, task)) = starting.take_if(|(current, _)| *current == attempt) {
             warn!(app = %self.name(), attempt, "start cancelled");
             task.abort();
         }
     }
 
-    fn started(self: &Arc<Self>, attempt: u64, running: Running, took: Duration) {
+    fn started(
+        self: &Arc<Self>,
+        attempt: u64,
+        running: Running,
+        began: Now,
+        starting: &mut Starting,
+    ) {
+        let took = self.clock.now().since(began);
         info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
         self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
         let Running { service, stop, exited, carried } = running;
@@ -268,30 +291,30 @@ impl Slot {
             stop: Mutex::new(Some(stop)),
         });
         self.copy.store(Some(copy));
-        self.tell(AppEvent::Started { attempt });
+        self.carry_out(AppEvent::Started { attempt }, starting);
         let slot = Arc::clone(self);
         tokio::spawn(async move {
             let reason = exited.await;
+            let mut starting = slot.starting();
             let is_current = slot.copy.load().as_ref().is_some_and(|copy| copy.attempt == attempt);
             if is_current {
                 warn!(app = %slot.name(), attempt, reason, "ended by itself");
                 slot.metrics.app_failures.get_or_create(&slot.label()).inc();
                 slot.copy.store(None);
             }
-            slot.tell(AppEvent::Exited { attempt, reason });
+            slot.carry_out(AppEvent::Exited { attempt, reason }, &mut starting);
         });
     }
 
-    fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError) {
+    fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError, starting: &mut Starting) {
         let StartError { reason, output } = error;
         warn!(app = %self.name(), attempt, reason, "did not start");
         self.metrics.app_failures.get_or_create(&self.label()).inc();
-        self.tell(AppEvent::StartFailed { attempt, reason, output });
+        self.carry_out(AppEvent::StartFailed { attempt, reason, output }, starting);
     }
 
     /// Takes the copy out of service, lets its requests end, stops it.
     fn stop(self: &Arc<Self>, attempt: u64, grace: Duration) {
-        self.cancel_start(attempt);
         let copy = self.copy.load_full().filter(|copy| copy.attempt == attempt);
         let slot = Arc::clone(self);
         if copy.is_some() {
@@ -336,15 +359,135 @@ impl Slot {
 }
 
 impl Copy {
+    /// Resolves when nothing is in flight. Taken out of service before, it stays so.
     async fn emptied(&self) {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
+            fence(Ordering::SeqCst);
             if self.in_flight.load(Ordering::Acquire) == 0 {
                 return;
             }
             idle.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::AtomicBool;
+
+    use http::Response;
+    use prometheus_client::registry::Registry;
+    use warmhop_core::app::StopReason;
+    use warmhop_core::config::StartMode;
+
+    use super::*;
+    use crate::app::app_fn;
+    use crate::body::Body;
+
+    type Publish = Box<dyn Fn(&Slot) + Send + Sync>;
+
+    fn slot(app: impl App, publish: Publish) -> Arc<Slot> {
+        let mut spec = AppSpec::new(AppName::new("shop").unwrap());
+        spec.policy.start = StartMode::OnRequest;
+        Slot::new(
+            spec,
+            false,
+            Arc::new(app),
+            PeerId::new("one").unwrap(),
+            Clock::new(),
+            Arc::new(Metrics::register(&mut Registry::default())),
+            watch::Sender::new(0),
+            publish,
+        )
+    }
+
+    /// Is ready at once.
+    fn quick() -> impl App {
+        app_fn(|| async {
+            Ok::<_, Infallible>(tower::service_fn(|_| async {
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            }))
+        })
+    }
+
+    async fn comes_to(slot: &Slot, state: AppState) {
+        let mut told = slot.changed.subscribe();
+        let reached = told.wait_for(|_| slot.machine().state() == state);
+        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+        reached.unwrap_or_else(|_| panic!("never {state:?}")).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_told_last_is_what_holds() {
+        let told: Arc<Mutex<Vec<AppState>>> = Arc::default();
+        let publish: Publish = Box::new({
+            let told = Arc::clone(&told);
+            move |slot| {
+                let state = slot.state();
+                // Time enough for the other worker to come between.
+                std::thread::sleep(Duration::from_millis(2));
+                told.lock().unwrap().push(state);
+            }
+        });
+        let slot = slot(quick(), publish);
+        for _ in 0..10 {
+            slot.wanted(WantedBy::Request);
+            comes_to(&slot, AppState::Ready).await;
+            slot.tell(AppEvent::StopWanted(StopReason::Operator));
+            comes_to(&slot, AppState::Cold).await;
+        }
+        // The last of it was told once this is free.
+        drop(slot.starting());
+        let told = told.lock().unwrap();
+        let round = [AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Cold];
+        assert_eq!(*told, round.repeat(10));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_start_that_is_given_up_as_it_succeeds_leaves_no_copy() {
+        let slot = slot(quick(), Box::new(|_| ()));
+        for round in 0..5_000 {
+            slot.wanted(WantedBy::Request);
+            // At one moment or another while the other worker starts it.
+            for _ in 0..round % 500 {
+                std::hint::spin_loop();
+            }
+            slot.tell(AppEvent::StopWanted(StopReason::Operator));
+            comes_to(&slot, AppState::Cold).await;
+            assert!(slot.copy.load().is_none(), "nobody will stop it");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_request_is_in_a_copy_that_is_stopped() {
+        let slot = slot(quick(), Box::new(|_| ()));
+        let done = Arc::new(AtomicBool::new(false));
+        let requests = std::thread::spawn({
+            let (slot, done) = (Arc::clone(&slot), Arc::clone(&done));
+            move || {
+                let mut entered = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let Some((copy, _in_flight)) = slot.enter() else { continue };
+                    entered += 1;
+                    for _ in 0..10 {
+                        assert!(copy.stop.lock().unwrap().is_some(), "it was stopped");
+                    }
+                }
+                entered
+            }
+        });
+        for _ in 0..2_000 {
+            slot.wanted(WantedBy::Request);
+            comes_to(&slot, AppState::Ready).await;
+            slot.tell(AppEvent::StopWanted(StopReason::Operator));
+            comes_to(&slot, AppState::Cold).await;
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_ne!(requests.join().unwrap(), 0);
+        assert_eq!(slot.in_flight.load(Ordering::Relaxed), 0);
     }
 }
