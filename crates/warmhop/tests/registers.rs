@@ -207,10 +207,14 @@ async fn a_value_ends_at_its_time_wherever_it_is_read() {
     b.put(KEY, "y", Expires::Keep, When::Present).await.unwrap();
     let value = a.get(KEY).await.unwrap().unwrap();
     assert!(left(&value) > Duration::from_secs(86_400 * 13), "{value:?}");
-    let soon = Expires::After(Duration::from_millis(300));
-    let changed = a.expire(KEY, soon, When::Always).await.unwrap();
+    let sooner = Expires::After(Duration::from_secs(3600));
+    let changed = a.expire(KEY, sooner, When::Always).await.unwrap();
     assert!(changed.done && changed.version > value.version, "{changed:?}");
-    assert_eq!(text(&a, KEY).await.as_deref(), Some("y"));
+    let value = b.get(KEY).await.unwrap().unwrap();
+    assert_eq!(&value.bytes[..], b"y");
+    assert!(left(&value) <= Duration::from_secs(3600), "{value:?}");
+    let soon = Expires::After(Duration::from_millis(300));
+    assert!(a.expire(KEY, soon, When::Always).await.unwrap().done);
     let gone = SystemTime::now() + Duration::from_millis(300);
     let mut seen = true;
     while seen {

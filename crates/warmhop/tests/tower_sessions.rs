@@ -125,8 +125,8 @@ async fn a_session_ends_by_its_own_time_and_a_save_moves_that() {
     one.create(&mut long).await.unwrap();
     one.create(&mut short).await.unwrap();
     long.expiry_date = (SystemTime::now() + 2 * HOUR).into();
-    short.expiry_date = (SystemTime::now() + Duration::from_millis(200)).into();
     one.save(&long).await.unwrap();
+    short.expiry_date = (SystemTime::now() + Duration::from_secs(1)).into();
     one.save(&short).await.unwrap();
     let end = tokio::time::Instant::now() + PATIENCE;
     while one.load(&short.id).await.unwrap().is_some() {

@@ -2,6 +2,7 @@
 //! is starting. Screenshots are left below `target/ecosystem/pages`, to be looked at.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::Method;
 use libtest_mimic::Trial;
@@ -11,7 +12,7 @@ use warmhop_testbed::client::Client;
 
 use crate::browser::Browser;
 use crate::installed::{Tested, home};
-use crate::support::{APP, ENDLESS, QUICK, SLOW, World, shop, until};
+use crate::support::{APP, ENDLESS, QUICK, SLOW, World, program_built, shop, until};
 use crate::test;
 
 /// The tests of this module.
@@ -175,8 +176,15 @@ async fn guarded() -> Tested {
 
 async fn starting() -> Tested {
     let mut browser = Browser::start("pages.js")?;
-    let world = World::new(2, shop(SLOW, "")).await;
-    // The first start is measured, so that those after it have an end to go towards.
+    // The app starts when the test lets it, however quick the machine and slow the browser is.
+    let gate = home().join(format!("gate-{}", std::process::id()));
+    let bookshop = program_built("bookshop");
+    let script = format!(
+        "while [ ! -e \"{}\" ]; do sleep 0.05; done; exec \"{}\"",
+        gate.display(),
+        bookshop.display()
+    );
+    let world = World::new(2, shop(QUICK, &format!("run = ['sh', '-c', '{script}']"))).await;
     for (name, width, dark) in [
         ("first", 1280, false),
         ("light", 1280, false),
@@ -190,7 +198,14 @@ async fn starting() -> Tested {
         browser.step(json!({ "do": "sees", "page": name, "text": "shop is starting" })).await;
         let file = picture(&format!("starting-{name}"));
         browser.step(json!({ "do": "shot", "page": name, "file": file })).await;
+        if name == "first" {
+            // It is measured, so that those after it have an end to go towards, and one far
+            // enough for a page.
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+        std::fs::write(&gate, "").unwrap();
         browser.step(json!({ "do": "sees", "page": name, "text": "books in stock" })).await;
+        std::fs::remove_file(&gate).unwrap();
         let state = browser.step(json!({ "do": "state", "page": name })).await;
         calm(&state);
         // Without a click, and without loading the page again and again.

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Request;
 use nix::sys::signal::{Signal, kill};
@@ -70,10 +70,10 @@ async fn a_program_that_cannot_be_run_is_named() {
 async fn an_app_that_is_not_ready_in_time_is_killed_with_all_it_started() {
     let mut child = app("app", &[("COLD", "1000000")]);
     // Enough for it to tell its processes; what counts is that it is never ready.
-    child.ready.timeout = Duration::from_secs(2);
+    child.ready.timeout = Duration::from_secs(5);
     let failed = child.launch(&name()).await.err().unwrap();
     assert!(
-        failed.reason.starts_with("it was not ready within 2s: GET http://127.0.0.1:"),
+        failed.reason.starts_with("it was not ready within 5s: GET http://127.0.0.1:"),
         "{failed:?}"
     );
     let told = failed.output.iter().find_map(|line| line.strip_prefix("the app runs as ")).unwrap();
@@ -114,9 +114,8 @@ async fn a_graceful_end_is_waited_for_and_no_longer_than_that() {
     let launched = app("app", &[]).launch(&name()).await.unwrap();
     // The descendant is out of SIGTERM's reach and would use up any grace.
     kill(Pid::from_raw(pids(&launched.service).await[1]), Signal::SIGKILL).unwrap();
-    let began = Instant::now();
-    launched.process.stop(BOUND).await;
-    assert!(began.elapsed() < BOUND / 2, "the end of all processes ends the wait");
+    let stopped = launched.process.stop(Duration::from_secs(3600));
+    tokio::time::timeout(BOUND, stopped).await.expect("the end of all processes ends the wait");
 }
 
 #[tokio::test]
@@ -124,7 +123,8 @@ async fn an_app_that_does_not_heed_sigterm_is_killed_after_its_grace() {
     let launched = app("app", &[("STUBBORN", "1")]).launch(&name()).await.unwrap();
     let pids = pids(&launched.service).await;
     let exited = launched.process.exited();
-    launched.process.stop(Duration::from_millis(300)).await;
+    // Enough for it to say that it got SIGTERM.
+    launched.process.stop(Duration::from_secs(2)).await;
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
     let told = exited.await;
     assert!(told.starts_with("it was killed by SIGKILL (status 137)"), "{told}");
