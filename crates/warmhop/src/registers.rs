@@ -134,7 +134,8 @@ pub enum Expires {
     Default,
     /// After so long, from now.
     After(Duration),
-    /// At this time, by the clocks of the peers that hold it.
+    /// At this time, by the clocks of the peers that hold it; never sooner, and less than a
+    /// millisecond later.
     At(SystemTime),
     /// When what it held would have ended; as [`Expires::Default`] where it held nothing.
     Keep,
@@ -498,9 +499,10 @@ impl From<Held> for Value {
     }
 }
 
+/// Milliseconds since the Unix epoch, rounded up: nothing ends sooner than it was to.
 fn millis(time: SystemTime) -> u64 {
     let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// Whether an operation that failed may have been done.

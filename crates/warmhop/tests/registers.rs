@@ -213,6 +213,11 @@ async fn a_value_ends_at_its_time_wherever_it_is_read() {
     let value = b.get(KEY).await.unwrap().unwrap();
     assert_eq!(&value.bytes[..], b"y");
     assert!(left(&value) <= Duration::from_secs(3600), "{value:?}");
+    let exactly = SystemTime::UNIX_EPOCH + Duration::from_nanos(4_102_444_800_000_000_001);
+    assert!(a.expire(KEY, Expires::At(exactly), When::Always).await.unwrap().done);
+    let value = b.get(KEY).await.unwrap().unwrap();
+    let later = value.expires.duration_since(exactly).expect("it does not end sooner");
+    assert!(later < Duration::from_millis(1), "{later:?}");
     let soon = Expires::After(Duration::from_millis(300));
     assert!(a.expire(KEY, soon, When::Always).await.unwrap().done);
     let gone = SystemTime::now() + Duration::from_millis(300);
