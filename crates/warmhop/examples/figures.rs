@@ -58,6 +58,7 @@ async fn ask(addr: SocketAddr, count: usize) -> Result<Vec<Duration>, AnyError> 
     for _ in 0..count {
         let request =
             http::Request::get("/").header("host", "app").body(Empty::<bytes::Bytes>::new())?;
+        sender.ready().await?;
         let began = Instant::now();
         let response = sender.send_request(request).await?;
         assert_eq!(response.status(), 200);
