@@ -271,12 +271,13 @@ impl Node {
             Some(Upgrade::Io(io)) => {
                 hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;
             }
-            Some(Upgrade::Hop(next_writer, next_reader)) => {
+            Some(Upgrade::Hop(next)) => {
                 let (near, far) = tokio::io::duplex(64 * 1024);
                 tokio::join!(
                     hop::tunnel(near, writer, reader, AppIs::Near, farewell),
-                    hop::tunnel(far, next_writer, next_reader, AppIs::Far, Farewell::default())
+                    hop::tunnel(far, next.writer, next.reader, AppIs::Far, Farewell::default())
                 );
+                drop(next.lease);
             }
             None => {}
         }

@@ -242,6 +242,7 @@ impl Builder {
         let closing = CancellationToken::new();
         let doors_closing = CancellationToken::new();
         let tasks = TaskTracker::new();
+        let doors = TaskTracker::new();
         let connections = TaskTracker::new();
         let ingress = Arc::new(Ingress { node: Arc::clone(&node) });
         let background = |task: futures_util::future::BoxFuture<'static, ()>| {
@@ -274,7 +275,7 @@ impl Builder {
             if let Some(tls) = tls.clone() {
                 background(Box::pin(tls.follow()));
             }
-            tasks.spawn(front::serve(
+            doors.spawn(front::serve(
                 door,
                 tls,
                 Arc::clone(&ingress),
@@ -289,6 +290,7 @@ impl Builder {
             registry,
             closing,
             doors_closing,
+            doors,
             tasks,
             connections,
             drain_grace: self.drain_grace,
@@ -361,6 +363,7 @@ struct Running {
     registry: Registry,
     closing: CancellationToken,
     doors_closing: CancellationToken,
+    doors: TaskTracker,
     tasks: TaskTracker,
     connections: TaskTracker,
     drain_grace: Duration,
@@ -593,6 +596,9 @@ impl Mesh {
             .ended
             .get_or_init(|| async {
                 running.doors_closing.cancel();
+                // Each has taken in what its clients had begun to open.
+                running.doors.close();
+                shutdown::wait_for(&running.doors).await;
                 running.connections.close();
                 shutdown::end_streams(&running.node, &running.connections, running.drain_grace)
                     .await;

@@ -209,6 +209,14 @@ pub(crate) enum HopError {
     Broken(String),
 }
 
+/// Both directions of an upgraded connection that goes over a hop. Its link stays open for as long
+/// as the lease is held.
+pub(crate) struct Tunnel {
+    pub(crate) writer: HopBodyWriter,
+    pub(crate) reader: HopBodyReader,
+    pub(crate) lease: HopLease,
+}
+
 /// What came back.
 pub(crate) struct HopReply {
     pub(crate) response: Response<Body>,
@@ -217,7 +225,7 @@ pub(crate) struct HopReply {
     pub(crate) load: Load,
     pub(crate) executor: Incarnation,
     /// Both directions of an upgraded connection.
-    pub(crate) tunnel: Option<(HopBodyWriter, HopBodyReader)>,
+    pub(crate) tunnel: Option<Tunnel>,
 }
 
 /// What is sent.
@@ -281,7 +289,7 @@ pub(crate) async fn ask(
         writer.flush().await.map_err(broken)?;
         let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            reply.tunnel = Some((writer, reader));
+            reply.tunnel = Some(Tunnel { writer, reader, lease });
         } else {
             // The client sends nothing before the switch, so its half has ended. A peer that has
             // answered in full may have stopped listening, which takes nothing from its answer.

@@ -29,6 +29,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
 use warmhop_core::app::{AppEvent, StopReason, WantedBy};
 use warmhop_core::config::{SessionMode, StartMode};
+use warmhop_core::view::AppState;
 
 use crate::app::{App, AppService, AppSpec, Running, StartContext, StartError};
 use crate::body::{Body, BoxError};
@@ -207,18 +208,26 @@ impl HopLayer {
         self.0.joined.store(Some(Arc::new(joined)));
         let readiness = self.0.readiness.clone();
         async move {
-            // What the layer knows of the peer lives as long as this.
-            let _ingress = ingress;
+            // What the layer knows of the peer lives as long as this: it holds `ingress`.
+            let mut changes = ingress.node.changed.subscribe();
             let Some(readiness) = readiness else { return std::future::pending().await };
             let mut told = readiness.0.subscribe();
             loop {
-                // The sender cannot be gone: it is held here.
-                let _ = told.wait_for(|ready| *ready).await;
+                let ready = *told.borrow_and_update();
                 slot.wanted(WantedBy::Boot);
-                let _ = told.wait_for(|ready| !*ready).await;
-                // The next start follows at once, and waits for the signal again.
-                slot.tell(AppEvent::StopWanted(StopReason::Operator));
-                slot.wanted(WantedBy::Boot);
+                loop {
+                    // A start may have seen the signal just before it was taken back.
+                    if !ready && slot.state() == AppState::Ready {
+                        // The next start follows at once, and waits for the signal again.
+                        slot.tell(AppEvent::StopWanted(StopReason::Operator));
+                        slot.wanted(WantedBy::Boot);
+                    }
+                    // The senders cannot be gone: they are held here.
+                    tokio::select! {
+                        _ = told.changed() => break,
+                        _ = changes.changed() => {}
+                    }
+                }
             }
         }
     }

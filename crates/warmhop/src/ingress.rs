@@ -490,8 +490,9 @@ impl Ingress {
                     let Ok(client) = on_upgrade.await else { return };
                     let client = TokioIo::new(client);
                     match upgrade {
-                        Upgrade::Hop(writer, reader) => {
+                        Upgrade::Hop(hop::Tunnel { writer, reader, lease }) => {
                             hop::tunnel(client, writer, reader, AppIs::Far, farewell).await;
+                            drop(lease);
                         }
                         Upgrade::Io(app) => hop::join(client, TokioIo::new(app), farewell).await,
                     }

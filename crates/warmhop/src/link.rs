@@ -83,8 +83,9 @@ const NEWS_PER_FRAME_MAX: usize = 60;
 const LOAD_NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How long a draining link stays at least: the other end may not know yet that it drains.
 const DRAIN_MIN: Duration = Duration::from_secs(2);
-/// How long the hops on a draining link may take.
-const DRAIN_MAX: Duration = Duration::from_secs(600);
+/// How long the hops on a draining link may take. Links are renewed every hour or so, and what is
+/// open then, a download or a WebSocket, is not to end for that.
+const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How long a hop may take to send its first byte.
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
 
@@ -236,6 +237,12 @@ impl Link {
     /// Whether hops and sessions may still go this way.
     pub(crate) fn is_usable(&self) -> bool {
         self.conn.close_reason().is_none() && !self.draining.load(Ordering::Acquire)
+    }
+
+    /// How many hops go over it.
+    #[cfg(test)]
+    pub(crate) fn hops(&self) -> usize {
+        self.hops.load(Ordering::Acquire)
     }
 
     /// Which of two links to one incarnation is kept: the greater. Both ends agree on it.
@@ -713,6 +720,13 @@ async fn receive_news(shared: Arc<Shared>, link: Arc<Link>, mut reader: FrameRea
             Ok(Some(batch)) => {
                 for news in batch.news {
                     if is_of(&news, &link.peer) {
+                        // What was read after the peer's goodbye would have it live again.
+                        let _held = shared.links.hold();
+                        if link.conn.close_reason().is_some()
+                            || shared.book.has_departed(&link.peer)
+                        {
+                            return;
+                        }
                         shared.handler.on_news(news, true);
                     } else {
                         // First-hand news is about its sender; anything else is hearsay in

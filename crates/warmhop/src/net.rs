@@ -255,6 +255,8 @@ impl Net {
         }
 
         let transport = Arc::new(transport(&tuning));
+        // Before it is read, so that no change between the two is missed.
+        let changes = identity.changes();
         let (client, server) = quic_configs(&identity, &transport)?;
         // The endpoint keeps some two thousand buffers of this size: no larger than needed.
         let mut endpoint_config = quinn::EndpointConfig::default();
@@ -307,7 +309,7 @@ impl Net {
         tasks.spawn(accept(shared.clone()));
         tasks.spawn(loop_back(shared.clone(), loopback_out));
         tasks.spawn(gossip::supervise(shared.clone(), gossip_in));
-        tasks.spawn(follow_identity(shared.clone(), transport));
+        tasks.spawn(follow_identity(shared.clone(), transport, changes));
         tasks.spawn(sweep(shared.clone()));
         let mut tried = Vec::new();
         for seed in seeds {
@@ -592,8 +594,11 @@ async fn sweep(shared: Arc<Shared>) {
 
 /// Reads the identity's files again when they change, and uses what it finds for the links to
 /// come. Those that exist are renewed by their age.
-async fn follow_identity(shared: Arc<Shared>, transport: Arc<quinn::TransportConfig>) {
-    let mut changes = shared.identity.changes();
+async fn follow_identity(
+    shared: Arc<Shared>,
+    transport: Arc<quinn::TransportConfig>,
+    mut changes: watch::Receiver<u64>,
+) {
     let mut seen = None;
     let mut ticks = interval(IDENTITY_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -533,7 +533,7 @@ impl Node {
                 let mut served = Served::here(self, response);
                 served.served_by = served_by;
                 served.next_hop = Some(to);
-                served.upgrade = tunnel.map(|(writer, reader)| Upgrade::Hop(writer, reader));
+                served.upgrade = tunnel.map(Upgrade::Hop);
                 Ok(Some(served))
             }
             Ok(_) => {
@@ -569,7 +569,7 @@ impl Node {
                 let mut served = Served::here(self, reply.response);
                 served.served_by = reply.served_by;
                 served.next_hop = Some(to.clone());
-                served.upgrade = reply.tunnel.map(|(writer, reader)| Upgrade::Hop(writer, reader));
+                served.upgrade = reply.tunnel.map(Upgrade::Hop);
                 if let ReplySession::Committed { hint, replayed } = reply.session {
                     served.replayed = replayed;
                     self.store.gave(key, hint.n);

@@ -27,7 +27,6 @@ use crate::supervise::{InFlight, Slot};
 use crate::telemetry::{ByPeer, ByReason, Tracing};
 use crate::trace::{ActiveSpan, SpanKind};
 use crate::tunnels::Tunnels;
-use crate::wire::{HopBodyReader, HopBodyWriter};
 
 /// How often a request may be placed anew before it is refused.
 const ROUNDS_MAX: u32 = 8;
@@ -37,7 +36,7 @@ pub(crate) enum Upgrade {
     /// An app on this peer; its bytes are passed by whoever asked.
     Io(Upgraded),
     /// An app on another peer.
-    Hop(HopBodyWriter, HopBodyReader),
+    Hop(hop::Tunnel),
 }
 
 /// A response and how it came about.
@@ -347,8 +346,7 @@ impl Node {
                         Ok(reply) => {
                             let mut served = Served::here(self, reply.response);
                             served.served_by = reply.served_by;
-                            served.upgrade =
-                                reply.tunnel.map(|(writer, reader)| Upgrade::Hop(writer, reader));
+                            served.upgrade = reply.tunnel.map(Upgrade::Hop);
                             served.entry = is_pinned
                                 .then(|| self.pinned_entry(slot, &to, reply.executor, pinned));
                             served.next_hop = Some(to);

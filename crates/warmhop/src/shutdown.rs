@@ -125,7 +125,11 @@ pub(crate) async fn give_away_the_rest(node: &Node) {
 pub(crate) async fn end_streams(node: &Node, connections: &TaskTracker, grace: Duration) {
     let tunnels = &node.tunnels;
     tunnels.open.close();
-    let ended = async { tokio::join!(connections.wait(), tunnels.open.wait()) };
+    // In this order: a connection whose request is answered by an upgrade becomes a tunnel.
+    let ended = async {
+        connections.wait().await;
+        tunnels.open.wait().await;
+    };
     if tokio::time::timeout(grace, ended).await.is_ok() {
         return;
     }

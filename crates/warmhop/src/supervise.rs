@@ -252,7 +252,11 @@ impl Slot {
             let outcome = slot.app.start(context).await;
             let mut starting = slot.starting();
             if starting.as_ref().is_none_or(|(current, _)| *current != attempt) {
-                // Cancelled in the same instant: what it yields is dropped.
+                drop(starting);
+                // Cancelled in the same instant. A task of its own, as this one may be aborted.
+                if let Ok(running) = outcome {
+                    tokio::spawn((running.stop)(slot.spec.policy.stop_grace));
+                }
                 return;
             }
             *starting = None;
@@ -297,11 +301,13 @@ impl Slot {
             let reason = exited.await;
             let mut starting = slot.starting();
             let is_current = slot.copy.load().as_ref().is_some_and(|copy| copy.attempt == attempt);
-            if is_current {
-                warn!(app = %slot.name(), attempt, reason, "ended by itself");
-                slot.metrics.app_failures.get_or_create(&slot.label()).inc();
-                slot.copy.store(None);
+            if !is_current {
+                // It is being stopped, and whoever does that tells when it is done.
+                return;
             }
+            warn!(app = %slot.name(), attempt, reason, "ended by itself");
+            slot.metrics.app_failures.get_or_create(&slot.label()).inc();
+            slot.copy.store(None);
             slot.carry_out(AppEvent::Exited { attempt, reason }, &mut starting);
         });
     }
@@ -379,6 +385,8 @@ mod tests {
     use std::convert::Infallible;
     use std::sync::atomic::AtomicBool;
 
+    use futures_util::FutureExt;
+
     use http::Response;
     use prometheus_client::registry::Registry;
     use warmhop_core::app::StopReason;
@@ -449,7 +457,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_start_that_is_given_up_as_it_succeeds_leaves_no_copy() {
-        let slot = slot(quick(), Box::new(|_| ()));
+        let counts = Counts::default();
+        let slot = slot(counts.clone(), Box::new(|_| ()));
         for round in 0..5_000 {
             slot.wanted(WantedBy::Request);
             // At one moment or another while the other worker starts it.
@@ -460,6 +469,60 @@ mod tests {
             comes_to(&slot, AppState::Cold).await;
             assert!(slot.copy.load().is_none(), "nobody will stop it");
         }
+        let all_stopped = async {
+            while counts.stopped.load(Ordering::SeqCst) < counts.started.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all_stopped).await.expect("each is stopped");
+    }
+
+    /// Counts its copies.
+    #[derive(Clone, Default)]
+    struct Counts {
+        started: Arc<AtomicU32>,
+        stopped: Arc<AtomicU32>,
+    }
+
+    #[async_trait::async_trait]
+    impl App for Counts {
+        async fn start(&self, context: StartContext) -> Result<Running, StartError> {
+            let running = quick().start(context).await?;
+            self.started.fetch_add(1, Ordering::SeqCst);
+            let stopped = Arc::clone(&self.stopped);
+            Ok(running.on_stop(|_| async move {
+                stopped.fetch_add(1, Ordering::SeqCst);
+            }))
+        }
+    }
+
+    /// Ends first when it is stopped, and then has something left to do.
+    struct EndsFirst(Arc<AtomicBool>);
+
+    #[async_trait::async_trait]
+    impl App for EndsFirst {
+        async fn start(&self, context: StartContext) -> Result<Running, StartError> {
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            let done = Arc::clone(&self.0);
+            let running = quick().start(context).await?.on_stop(|_| async move {
+                drop(end);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                done.store(true, Ordering::SeqCst);
+            });
+            Ok(running.exits_with(ended.map(|_| "as it was told to".to_owned())))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_copy_is_stopped_when_its_stop_is_done_and_not_when_it_ends() {
+        let done = Arc::new(AtomicBool::new(false));
+        let slot = slot(EndsFirst(Arc::clone(&done)), Box::new(|_| ()));
+        slot.wanted(WantedBy::Request);
+        comes_to(&slot, AppState::Ready).await;
+        slot.tell(AppEvent::StopWanted(StopReason::Operator));
+        comes_to(&slot, AppState::Cold).await;
+        assert!(done.load(Ordering::SeqCst), "the rest of its stop was cut off");
+        assert!(slot.last_error().is_none());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

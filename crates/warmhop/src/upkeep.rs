@@ -40,7 +40,12 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
                 && node.net().is_none_or(|net| net.rtt(peer).is_none());
             if silent {
                 // It may only be cut off: its sessions are not declared lost.
-                node.edit_view(|view, now| view.lost(peer, &belief.news.incarnation, now));
+                node.edit_view(|view, now| {
+                    // It may have been heard of since.
+                    if view.peer(peer).is_some_and(|belief| belief.alive == Liveness::Suspect) {
+                        view.lost(peer, &belief.news.incarnation, now);
+                    }
+                });
             }
         }
         if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {

@@ -299,3 +299,20 @@ async fn with_a_portable_session_the_mesh_stays_around_the_service() {
 fn wrapping_each_route_is_refused_at_once() {
     let _ = service("one").layer(layer());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_readiness_that_is_taken_back_at_once_leaves_nothing_ready() {
+    let readiness = Readiness::new();
+    let layer = layer().readiness(&readiness);
+    let _service = layer.layer(service("one"));
+    let mut layered = Layered::new();
+    let one = layered.join("one", &layer).await;
+    for _ in 0..200 {
+        readiness.set(true);
+        tokio::task::yield_now().await;
+        readiness.set(false);
+        // Its start may still be on its way to ready.
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        eventually("it is not ready", || one.status().apps[0].state == "starting").await;
+    }
+}

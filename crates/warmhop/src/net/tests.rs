@@ -11,6 +11,7 @@ use warmhop_core::ids::{Ballot, Position, SessionId, SessionKey};
 use warmhop_core::session::message::{Body, BodyRef, Config, Members, Message};
 
 use super::*;
+use crate::hop::{self, HopHead, HopKind, HopRequest, Load, ReplySession};
 use crate::identity::Authority;
 use crate::wire::{
     FrameReader, HopBodyError, HopBodyWriter, HopPart, KIND_HOP, KIND_SESSION, Trailers,
@@ -25,7 +26,8 @@ enum Event {
     Session(Incarnation, SessionFrame),
 }
 
-/// Keeps what it is told; answers a hop with the body it was sent, and trailers.
+/// Keeps what it is told; answers a hop with the body it was sent, and trailers. One that asks for
+/// an upgrade gets it.
 #[derive(Default)]
 struct Recorder {
     events: Mutex<Vec<Event>>,
@@ -97,9 +99,22 @@ impl NetHandler for Recorder {
             let Ok(Some(head)) = reader.frame(1024).await else { return };
             let mut body = reader.into_body();
             let mut prefix = BytesMut::new();
-            prefix.put_u32(u32::try_from(head.len()).unwrap());
-            prefix.put_slice(&head);
+            let decoded = wire::decode::<HopHead, 1024>(&head);
+            let upgrades = decoded.is_ok_and(|head| head.upgrade.is_some());
+            if upgrades {
+                let mut response = http::Response::new(crate::Body::empty());
+                *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+                let load = Load { in_flight: 0, latency_us: 0 };
+                let reply = hop::response_head(&response, ReplySession::None, "b".into(), load);
+                wire::put_frame(&mut prefix, &reply, 1024).unwrap();
+            } else {
+                prefix.put_u32(u32::try_from(head.len()).unwrap());
+                prefix.put_slice(&head);
+            }
             let mut writer = HopBodyWriter::new(send, prefix);
+            if upgrades && writer.flush().await.is_err() {
+                return;
+            }
             loop {
                 match body.next().await {
                     Ok(HopPart::Data(data)) => {
@@ -752,6 +767,38 @@ async fn an_old_link_is_renewed_without_anyone_noticing() {
     assert_eq!(a.seen.last_heard(b.net.incarnation()), Some(Heard::Alive));
     assert_eq!(b.seen.last_heard(a.net.incarnation()), Some(Heard::Alive));
     close_all(vec![a, b]).await;
+}
+
+#[tokio::test]
+async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b"]).await;
+    let link = peers[0].net.shared.links.to(&id("b")).unwrap();
+    let head = HopHead {
+        kind: HopKind::Plain,
+        app: app("shop"),
+        request_id: "one".into(),
+        method: "GET".into(),
+        target: "/ws".into(),
+        fields: Vec::new(),
+        upgrade: Some(b"websocket".to_vec()),
+        asks_go: false,
+    };
+    let request = HopRequest { head, body: crate::Body::empty() };
+    let to = id("b");
+    let asked = hop::ask(&peers[0].net, &to, request, false);
+    let Ok(reply) = timeout(WITHIN, asked).await.unwrap() else { panic!("no answer") };
+    let mut tunnel = reply.tunnel.expect("it was switched");
+    link::start_draining(&peers[0].net.shared, &link);
+    assert_eq!(link.hops(), 1);
+    tunnel.writer.write_data(Bytes::from_static(b"hello")).await.unwrap();
+    match timeout(WITHIN, tunnel.reader.next()).await.unwrap() {
+        Ok(HopPart::Data(data)) => assert_eq!(&data[..], b"hello"),
+        other => panic!("{other:?}"),
+    }
+    drop(tunnel);
+    timeout(WITHIN, link.conn.closed()).await.expect("then it ends");
+    close_all(peers).await;
 }
 
 #[tokio::test]
