@@ -55,8 +55,7 @@ pub enum WantedBy {
     Request,
     /// The peer starts; heeded where the app starts at boot.
     Boot,
-    /// This peer is among those that keep the app ready. While it is, the runtime says so at
-    /// each sweep, which also keeps the copy from counting as idle.
+    /// This peer is among those that keep the app ready: see [`AppEvent::Keep`].
     KeepReady,
     /// A person, through the admin listener.
     Operator,
@@ -80,6 +79,10 @@ pub enum StopReason {
 pub enum AppEvent {
     /// The app is wanted here.
     Wanted(WantedBy),
+    /// Whether this peer is among those that keep the app ready. While it is, the copy starts
+    /// where none runs, however often that takes saying, and none that is ready counts as idle;
+    /// afterwards it is idle from the last time that this was said.
+    Keep(bool),
     /// The copy of this attempt is ready.
     Started {
         /// The attempt's number.
@@ -223,6 +226,7 @@ pub struct AppMachine {
     last_use: Now,
     last_error: Option<AppError>,
     draining: bool,
+    kept: bool,
     jitter: u64,
 }
 
@@ -240,6 +244,7 @@ impl AppMachine {
             last_use: Now::default(),
             last_error: None,
             draining: false,
+            kept: false,
             jitter: jitter_seed,
         }
     }
@@ -253,6 +258,12 @@ impl AppMachine {
         }
         match event {
             AppEvent::Wanted(by) => self.wanted(by, now, &mut effects),
+            AppEvent::Keep(kept) => {
+                self.kept = kept;
+                if kept {
+                    self.wanted(WantedBy::KeepReady, now, &mut effects);
+                }
+            }
             AppEvent::Started { attempt } => self.started(attempt, now),
             AppEvent::StartFailed { attempt, reason, output } => {
                 self.start_failed(attempt, AppError::new(&reason, output), now);
@@ -287,6 +298,12 @@ impl AppMachine {
             Phase::Stopping { .. } => AppState::Stopping,
             Phase::Failed { .. } => AppState::Failed,
         }
+    }
+
+    /// Whether this peer is among those that keep the app ready, as was last said.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 
     /// How often a copy was started here, failed starts included.
@@ -335,6 +352,7 @@ impl AppMachine {
         match self.phase {
             Phase::Starting { since } => Some(since.after(self.policy.start_timeout)),
             Phase::Failed { until, .. } => Some(until),
+            Phase::Ready { .. } if self.kept => None,
             Phase::Ready { since } => {
                 self.policy.stop_when_idle.map(|idle| self.last_use.max(since).after(idle))
             }

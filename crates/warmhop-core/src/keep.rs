@@ -9,9 +9,10 @@ use crate::ids::{AppName, PeerId};
 use crate::rank;
 use crate::view::{AppState, Liveness, View};
 
-/// Whether this peer's copy of `app`, which is in `state`, is one of those to be kept ready. A
-/// copy that runs is kept while too few others do; where too few run at all, the first by rank
-/// start theirs. A peer that is `draining` keeps none: it would have to stop it at once.
+/// Whether this peer's copy of `app`, which is in `state`, is one of those to be kept ready. Of the
+/// copies that are ready the first by rank are kept, so that all who know of each other agree which
+/// may go; where too few run at all, the first by rank of the other peers start theirs. A peer that
+/// is `draining` keeps none: it would have to stop it at once.
 #[must_use]
 pub fn keeps_ready(
     app: &AppName,
@@ -25,26 +26,111 @@ pub fn keeps_ready(
     if wanted == 0 || policy.start == StartMode::Never || draining {
         return false;
     }
-    let others_warm = view
-        .warm_peers(app)
-        .filter(|(_, belief, _)| belief.alive == Liveness::Alive && !belief.news.draining)
-        .count();
-    let missing = wanted.saturating_sub(others_warm);
-    if missing == 0 {
-        return false;
-    }
-    if matches!(state, AppState::Ready | AppState::Starting) {
-        return true;
-    }
-    let able =
+    let others_in = |states: &'static [AppState]| {
         view.live_peers()
             .filter(|(_, belief)| belief.alive == Liveness::Alive && !belief.news.draining)
-            .filter(|(_, belief)| {
-                belief.apps.get(app).is_some_and(|told| {
-                    matches!(told.news.state, AppState::Cold | AppState::Stopping)
-                })
+            .filter(move |(_, belief)| {
+                belief.apps.get(app).is_some_and(|told| states.contains(&told.news.state))
             })
             .map(|(peer, _)| peer)
-            .chain([me]);
+    };
+    if state == AppState::Ready {
+        // One that starts may yet fail: nobody stops in its favour.
+        let ready = others_in(&[AppState::Ready]).chain([me]);
+        return rank::keepers(app, ready, wanted).contains(me);
+    }
+    let warm = others_in(&[AppState::Ready, AppState::Starting]).count();
+    let missing = wanted.saturating_sub(warm);
+    if missing == 0 || state == AppState::Starting {
+        return missing > 0;
+    }
+    let able = others_in(&[AppState::Cold, AppState::Stopping]).chain([me]);
     rank::keepers(app, able, missing).contains(me)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a scene that cannot be set fails its test")]
+
+    use alloc::vec::Vec;
+
+    use super::*;
+    use crate::ids::{Incarnation, Now};
+    use crate::view::{AppNews, News, PeerNews, Source};
+
+    const NAMES: [&str; 4] = ["one", "two", "three", "four"];
+
+    /// Who keeps its copy, each knowing the true states of all the others.
+    fn keepers_of(states: [AppState; 4], wanted: u32, draining: Option<usize>) -> Vec<usize> {
+        let app = AppName::new("shop").unwrap();
+        let policy = AppPolicy { keep_ready: wanted, ..AppPolicy::default() };
+        let peer = |at: usize| PeerId::new(NAMES[at]).unwrap();
+        let keeps = |me: usize| {
+            let mut view = View::new(peer(me));
+            for other in (0..states.len()).filter(|other| *other != me) {
+                let incarnation = Incarnation([other as u8; 16]);
+                let hello = PeerNews {
+                    peer: peer(other),
+                    incarnation,
+                    generation: 1,
+                    seq: 1,
+                    mesh: "127.0.0.1:7001".parse().unwrap(),
+                    http: None,
+                    zone: None,
+                    draining: draining == Some(other),
+                };
+                let news = AppNews {
+                    app: app.clone(),
+                    seq: 1,
+                    state: states[other],
+                    eta_ms: None,
+                    in_flight: 0,
+                };
+                let news = News::App { peer: peer(other), incarnation, generation: 1, news };
+                view.apply(News::Peer(hello), Now(1), Source::FirstHand);
+                view.apply(news, Now(1), Source::FirstHand);
+            }
+            keeps_ready(&app, &policy, states[me], draining == Some(me), &peer(me), &view)
+        };
+        (0..states.len()).filter(|at| keeps(*at)).collect()
+    }
+
+    #[test]
+    fn of_ready_copies_as_many_are_kept_as_are_wanted_and_no_more() {
+        use AppState::{Cold, Failed, Ready, Starting, Stopping};
+        for other in [Cold, Starting, Ready, Stopping, Failed] {
+            let ready = [Ready, Ready, other, Ready];
+            for wanted in 1..=3 {
+                let kept = keepers_of(ready, wanted, None);
+                assert_eq!(kept.len(), wanted as usize, "{other:?}: {kept:?}");
+                assert!(kept.iter().all(|at| ready[*at] == Ready), "{other:?}: {kept:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_ready_copy_is_kept_until_another_is_ready_and_not_only_starting() {
+        use AppState::{Cold, Ready, Starting};
+        assert_eq!(keepers_of([Starting, Ready, Cold, Starting], 1, None), [1]);
+    }
+
+    #[test]
+    fn where_none_runs_one_starts_and_where_one_starts_no_other_does() {
+        use AppState::{Cold, Failed, Starting};
+        assert_eq!(keepers_of([Cold; 4], 1, None).len(), 1);
+        assert_eq!(keepers_of([Cold; 4], 2, None).len(), 2);
+        assert_eq!(keepers_of([Cold, Starting, Failed, Cold], 1, None), [1]);
+        assert!(keepers_of([Cold; 4], 0, None).is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_leaves_keeps_nothing_and_counts_for_nothing() {
+        use AppState::{Cold, Ready};
+        for leaving in 0..4 {
+            let kept = keepers_of([Ready; 4], 1, Some(leaving));
+            assert!(kept.len() == 1 && kept[0] != leaving, "{kept:?}");
+        }
+        let started = keepers_of([Ready, Cold, Cold, Cold], 1, Some(0));
+        assert!(started.len() == 1 && started[0] != 0, "{started:?}");
+    }
 }

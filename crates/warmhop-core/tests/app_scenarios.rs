@@ -130,6 +130,8 @@ fn parse_event(text: &str) -> AppEvent {
     let attempt = object.parse().unwrap_or(0);
     match verb {
         "wanted" => AppEvent::Wanted(wanted_by(object)),
+        "keep" => AppEvent::Keep(true),
+        "let-go" => AppEvent::Keep(false),
         "started" => AppEvent::Started { attempt },
         "start-failed" => {
             let mut parts = reason.split(" | ").map(String::from);
@@ -206,6 +208,7 @@ impl Runtime {
         let take = |set: &mut BTreeSet<u64>| set.pop_first();
         let reason = String::from("it did");
         match rng.below(12) {
+            0..3 if rng.chance(20) => AppEvent::Keep(rng.chance(50)),
             0..3 => AppEvent::Wanted(*rng.pick(&WISHES)),
             3 => match take(&mut self.starting) {
                 Some(attempt) => {

@@ -198,6 +198,13 @@ impl Slot {
         self.tell(AppEvent::Wanted(by));
     }
 
+    /// Whether this peer is among those that keep the app ready.
+    pub(crate) fn keep(self: &Arc<Self>, kept: bool) {
+        if kept || self.machine().is_kept() {
+            self.tell(AppEvent::Keep(kept));
+        }
+    }
+
     /// Tells the mesh of this app for the first time.
     pub(crate) fn announce(&self) {
         let _starting = self.starting();

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use warmhop_core::app::WantedBy;
 use warmhop_core::keep::keeps_ready;
 use warmhop_core::view::Liveness;
 
@@ -29,9 +28,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         for slot in &node.slots {
             let (policy, state) = (&slot.spec.policy, slot.state());
             let (draining, view) = (node.is_draining(), node.view());
-            if keeps_ready(slot.name(), policy, state, draining, &node.me, &view) {
-                slot.wanted(WantedBy::KeepReady);
-            }
+            slot.keep(keeps_ready(slot.name(), policy, state, draining, &node.me, &view));
         }
         let now = node.clock.now();
         for (peer, belief) in node.view().peers() {

@@ -546,8 +546,9 @@ async fn upkeep(peer: Rc<Peer>) {
     loop {
         let busy = peer.sweep();
         for at in [SHOP, PAGE] {
-            if peer.keeps_ready(at) {
-                peer.tell(at, AppEvent::Wanted(WantedBy::KeepReady));
+            let kept = peer.keeps_ready(at);
+            if kept || peer.slots[at].borrow().machine.is_kept() {
+                peer.tell(at, AppEvent::Keep(kept));
             }
         }
         let now = peer.now();
