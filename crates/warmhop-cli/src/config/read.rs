@@ -30,11 +30,12 @@ pub(super) fn parse(
 ) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let reader = Reader::new(file, text);
     let (mut document, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        for error in errors {
-            let what = error.message().trim().replace('\n', ", ");
-            reader.report(error.span(), "", what, "mend the TOML there");
-        }
+    // What comes after the first is mostly its consequence: one bracket too few breaks every line
+    // below it.
+    let first = errors.into_iter().min_by_key(|error| error.span().map(|span| span.start));
+    if let Some(error) = first {
+        let what = error.message().trim().replace('\n', ", ");
+        reader.report(error.span(), "", what, "mend the TOML there");
         return Err(reader.into_problems());
     }
 
@@ -82,7 +83,11 @@ fn expand(
     match value.get_mut() {
         DeValue::String(text) if text.contains("${") => match expanded(text, variable) {
             Ok(full) => *text = full.into(),
-            Err((what, remedy)) => reader.report(Some(span), path.clone(), what, remedy),
+            Err((what, remedy)) => {
+                let place = reader.place(span.start);
+                reader.report_at(Some(place), path.clone(), what, remedy);
+                reader.unknown.borrow_mut().push(place);
+            }
         },
         DeValue::Array(items) => {
             for item in items.iter_mut() {
@@ -540,6 +545,9 @@ struct Reader<'a> {
     text: &'a str,
     problems: RefCell<Vec<Problem>>,
     places: RefCell<BTreeMap<String, Place>>,
+    /// The texts that name a variable which is not set. What they should have been nobody knows,
+    /// so nothing more is said of them.
+    unknown: RefCell<Vec<Place>>,
 }
 
 impl<'a> Reader<'a> {
@@ -547,7 +555,14 @@ impl<'a> Reader<'a> {
         let folder =
             file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
-        Self { file, folder, text, problems: RefCell::default(), places: RefCell::default() }
+        Self {
+            file,
+            folder,
+            text,
+            problems: RefCell::default(),
+            places: RefCell::default(),
+            unknown: RefCell::default(),
+        }
     }
 
     fn place(&self, offset: usize) -> Place {
@@ -576,14 +591,7 @@ impl<'a> Reader<'a> {
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.problems.borrow_mut().push(Problem {
-            file: self.file.to_path_buf(),
-            place,
-            key: key.into(),
-            what: what.into(),
-            remedy: remedy.into(),
-            is_warning: false,
-        });
+        self.add(place, key.into(), what.into(), remedy.into(), false);
     }
 
     fn warn(
@@ -593,10 +601,24 @@ impl<'a> Reader<'a> {
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.report(span, key, what, remedy);
-        if let Some(last) = self.problems.borrow_mut().last_mut() {
-            last.is_warning = true;
+        let place = span.map(|span| self.place(span.start));
+        self.add(place, key.into(), what.into(), remedy.into(), true);
+    }
+
+    fn add(
+        &self,
+        place: Option<Place>,
+        key: String,
+        what: String,
+        remedy: String,
+        is_warning: bool,
+    ) {
+        if place.is_some_and(|place| self.unknown.borrow().contains(&place)) {
+            return;
         }
+        let file = self.file.to_path_buf();
+        let problem = Problem { file, place, key, what, remedy, is_warning };
+        self.problems.borrow_mut().push(problem);
     }
 
     /// In the order of the file; what stands nowhere comes last.

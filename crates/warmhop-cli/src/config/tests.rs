@@ -351,6 +351,16 @@ fn broken_toml_is_placed() {
 }
 
 #[test]
+fn of_broken_toml_only_the_first_mistake_is_told() {
+    let told = problems(&FULL.replacen("\"[::1]:8081\"]", "\"[::1]:8081\"", 1));
+    assert_eq!(told.len(), 1, "what follows is its consequence: {told:#?}");
+    assert!(told[0].starts_with(&format!("{FILE}:10:1: ")), "{told:?}");
+    let told = problems("[peer]\nname = 'p'\nname = 'q'\nzone = ü\n");
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert!(told[0].starts_with(&format!("{FILE}:3:")), "{told:?}");
+}
+
+#[test]
 fn what_is_missing_on_this_machine_is_only_a_warning() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']";
     let (_, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
@@ -469,10 +479,30 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
 #[test]
 fn a_variable_that_is_missing_or_out_of_form_names_its_place_and_remedy() {
     let problems = in_environment("[peer]\nname = '${NOBODY}'\n").unwrap_err();
+    assert_eq!(
+        problems.iter().filter(|told| told.contains("peer.name")).count(),
+        1,
+        "{problems:?}"
+    );
     assert!(problems[0].starts_with("/tmp/warmhop.toml:2:8: peer.name: "), "{problems:?}");
     assert!(problems[0].contains("NOBODY") && problems[0].contains("; set "), "{problems:?}");
     for bad in ["${", "${}", "${A B}", "${NAME"] {
         let problems = in_environment(&format!("[peer]\nname = '{bad}'\n")).unwrap_err();
         assert!(problems[0].contains("write ${NAME}"), "{problems:?}");
     }
+}
+
+#[test]
+fn what_a_missing_variable_should_have_been_is_not_judged() {
+    let problems = in_environment(
+        "[peer]\nname = 'p'\n[http]\nlisten = ['${NOBODY}']\ndrain_grace = '${NOBODY}'\n\
+         [mesh]\nidentity = '${NOBODY}'\n[session]\ncopies = 9\n",
+    )
+    .unwrap_err();
+    let keys: Vec<&str> = problems.iter().map(|told| told.split(": ").nth(1).unwrap()).collect();
+    let expected = ["http.listen", "http.drain_grace", "mesh.identity", "session.copies"];
+    assert_eq!(
+        keys, expected,
+        "each once, without a warning, and what else is wrong: {problems:#?}"
+    );
 }
