@@ -54,7 +54,7 @@ pub(super) fn parse(
     let mesh = read_mesh(&mut root, name);
     let admin = read_admin(&mut root);
     let session = read_session(&mut root);
-    let apps = read_apps(&mut root);
+    let apps = read_apps(&mut root, session.redis.is_some());
     root.finish();
     check_ports(&reader, &http, &admin, &session);
 
@@ -337,7 +337,8 @@ fn read_session(root: &mut Table<'_>) -> Session {
     Session { policy, redis }
 }
 
-fn read_apps(root: &mut Table<'_>) -> Vec<App> {
+/// `redis` says whether the mesh keeps sessions for session libraries.
+fn read_apps(root: &mut Table<'_>, redis: bool) -> Vec<App> {
     let Some(field) = root.take("app") else { return Vec::new() };
     let items = field.array_of("an array of tables: [[app]]").unwrap_or_default();
     if items.len() > APPS_MAX {
@@ -350,7 +351,7 @@ fn read_apps(root: &mut Table<'_>) -> Vec<App> {
     let mut apps: Vec<(App, Range<usize>)> = Vec::new();
     for item in items {
         let span = item.span.clone();
-        let Some(app) = read_app(item) else { continue };
+        let Some(app) = read_app(item, redis) else { continue };
         if let Some((other, at)) = apps.iter().find(|(other, _)| other.spec.name == app.spec.name) {
             let line = root.reader.place(at.start).line;
             root.reader.report(
@@ -376,7 +377,7 @@ fn read_apps(root: &mut Table<'_>) -> Vec<App> {
     apps.into_iter().map(|(app, _)| app).collect()
 }
 
-fn read_app(item: Field<'_>) -> Option<App> {
+fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let reader = item.reader;
     let mut table = item.into_table()?;
     // Every other key is named by the app's name, so that comes first.
@@ -415,7 +416,7 @@ fn read_app(item: Field<'_>) -> Option<App> {
         Some(field) => field.path().unwrap_or_default(),
         None => reader.folder.clone(),
     };
-    let env = read_env(&mut table);
+    let env = read_env(&mut table, redis);
     let run_at = table.take("run").map(|field| (field.span.clone(), field));
     let run: Vec<String> = match &run_at {
         Some((_, field)) => field
@@ -472,17 +473,22 @@ fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     policy
 }
 
-fn read_env(table: &mut Table<'_>) -> BTreeMap<String, String> {
+fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let Some(variables) = table.table("env") else { return env };
     for (name, value) in variables.entries {
         let field = variables.field(name.get_ref(), value);
         if name.get_ref().is_empty() || name.get_ref().contains(['=', '\0']) {
             field.report("a variable's name is empty or has = or NUL in it", "rename it");
-        } else if matches!(name.get_ref().as_ref(), "PORT" | "REDIS_URL") {
+        } else if name.get_ref() == "PORT" {
             field.report(
                 "this variable is set by warmhop, which chooses the app's port",
                 "remove it, and let the app listen on 127.0.0.1:$PORT",
+            );
+        } else if name.get_ref() == "REDIS_URL" && redis {
+            field.report(
+                "this variable is set by warmhop to where [session] redis keeps the app's sessions",
+                "remove it, or name a Redis of the app's own in another variable",
             );
         } else if let Some(text) = field.text() {
             if text.contains('\0') {

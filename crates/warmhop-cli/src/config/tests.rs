@@ -297,6 +297,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
             ":6:16: app.x.env.PORT: this variable is set by warmhop, which chooses the app's port; remove it, and let the app listen on 127.0.0.1:$PORT",
         ),
         (
+            "[peer]\nname = 'p'\n[session]\nredis = '127.0.0.1:6401'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { REDIS_URL = 'redis://db' }",
+            ":8:21: app.x.env.REDIS_URL: this variable is set by warmhop to where [session] redis keeps the app's sessions; remove it, or name a Redis of the app's own in another variable",
+        ),
+        (
             "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { host = 'http://shop' }",
             ":6:18: app.x.match.host: \"http://shop\" does not fit; expected a host name without scheme and port, such as shop.example.com",
         ),
@@ -358,6 +362,13 @@ fn of_broken_toml_only_the_first_mistake_is_told() {
     let told = problems("[peer]\nname = 'p'\nname = 'q'\nzone = ü\n");
     assert_eq!(told.len(), 1, "{told:#?}");
     assert!(told[0].starts_with(&format!("{FILE}:3:")), "{told:?}");
+}
+
+#[test]
+fn an_app_may_have_a_redis_of_its_own_where_the_mesh_has_none() {
+    let text =
+        "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { REDIS_URL = 'redis://db' }";
+    assert_eq!(parse(text).apps[0].env["REDIS_URL"], "redis://db");
 }
 
 #[test]
