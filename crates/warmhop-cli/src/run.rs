@@ -284,9 +284,9 @@ fn check_programs(config: &Config) -> Result<(), Failure> {
         .filter(|app| app.spec.policy.start != StartMode::Never)
         .filter_map(|app| {
             let found = find_program(app.run.first()?, &app.dir, app.env.get("PATH"));
-            let key = format!("app.{}.run", app.spec.name);
-            let remedy = "install it, or correct run or dir";
-            Some(config.problem(&key, found.err()?, remedy).to_string())
+            let missing = found.err()?;
+            let key = format!("app.{}.{}", app.spec.name, missing.key);
+            Some(config.problem(&key, missing.what, missing.remedy).to_string())
         })
         .collect();
     if messages.is_empty() { Ok(()) } else { Err(Failure { messages, status: 2 }) }

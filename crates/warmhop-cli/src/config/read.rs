@@ -412,10 +412,8 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     // The app's own deadline comes first, because its message has the last lines of output.
     spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
 
-    let dir = match table.take("dir") {
-        Some(field) => field.path().unwrap_or_default(),
-        None => reader.folder.clone(),
-    };
+    let dir_field = table.take("dir");
+    let dir = dir_field.as_ref().and_then(Field::path).unwrap_or_else(|| reader.folder.clone());
     let env = read_env(&mut table, redis);
     let run_at = table.take("run").map(|field| (field.span.clone(), field));
     let run: Vec<String> = match &run_at {
@@ -443,8 +441,9 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
             field.report("an argument has a NUL character in it", "remove it");
         }
         Some((_, field)) if spec.policy.start != StartMode::Never && !run.is_empty() => {
-            if let Err(why) = crate::child::find_program(&run[0], &dir, env.get("PATH")) {
-                field.warn(why, "install it, or correct run or dir");
+            if let Err(missing) = crate::child::find_program(&run[0], &dir, env.get("PATH")) {
+                let blamed = dir_field.as_ref().filter(|_| missing.key == "dir");
+                blamed.unwrap_or(field).warn(missing.what, missing.remedy);
             }
         }
         _ => {}

@@ -373,13 +373,15 @@ fn an_app_may_have_a_redis_of_its_own_where_the_mesh_has_none() {
 
 #[test]
 fn what_is_missing_on_this_machine_is_only_a_warning() {
-    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']";
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']\n\
+                [[app]]\nname = 'y'\nrun = ['sh']\ndir = 'nowhere'\nmatch = { path = '/y' }";
     let (_, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
     let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
         [
             "/tmp/warmhop.toml:5:7: warning: app.x.run: there is no program \"no-such-program\" in PATH; install it, or correct run or dir",
+            "/tmp/warmhop.toml:9:7: warning: app.y.dir: there is no folder /tmp/nowhere to run \"sh\" in; make it, or correct dir",
             "/tmp/warmhop.toml: warning: mesh.identity: there is no /tmp/certs/p/ca.pem; make it with `warmhop cert peer p --ca DIR --out /tmp/certs/p`",
         ]
     );

@@ -357,6 +357,12 @@ fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
         ),
         ("no file", shop("./server"), 2, vec!["app.shop.run: there is no executable file"]),
         (
+            "no folder",
+            shop("sh") + "dir = 'nowhere'\n",
+            2,
+            vec!["14:7: app.shop.dir: there is no folder", "make it, or correct dir"],
+        ),
+        (
             "no front-door certificate",
             base.replace("[mesh]", "tls = { cert = 'c.pem', key = 'k.pem' }\n[mesh]"),
             2,
