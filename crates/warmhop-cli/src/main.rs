@@ -36,7 +36,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = log::Format::Text)]
         log: log::Format,
     },
-    /// Validate a configuration and print it with every default filled in.
+    /// Validate a configuration and the certificates that it names, and print it with every
+    /// default filled in.
     Check {
         /// The configuration.
         file: PathBuf,
@@ -256,6 +257,7 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
     for warning in told(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }
+    run::check(&config)?;
     print(&config.to_string())
 }
 

@@ -372,9 +372,9 @@ fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
         let file = write(&dir, &changed);
         let (code, _, error) = run(&["run", "--config", text(&file)]);
         assert_eq!(code, status, "{what}: {error}");
-        let last = error.lines().last().unwrap();
+        assert_eq!(error.lines().count(), 1, "{what}: {error}");
         for part in parts {
-            assert!(last.contains(part), "{what}: {part:?} in {error}");
+            assert!(error.contains(part), "{what}: {part:?} in {error}");
         }
         assert!(!error.contains("panicked") && !error.contains("stack"), "{what}: {error}");
     }
@@ -383,6 +383,58 @@ fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
     let (code, _, error) = told(&output.unwrap());
     assert_eq!(code, 2);
     assert!(error.contains("RUST_LOG"), "{error}");
+}
+
+#[test]
+fn what_run_refuses_to_use_check_refuses_in_the_same_words() {
+    let (dir, other) = (certified("refuse", "peer-1"), certified("refuse-other", "peer-1"));
+    let own = |name: &str| std::fs::read(dir.join("certs").join(name)).unwrap();
+    let others = |name: &str| std::fs::read(other.join("certs").join(name)).unwrap();
+    let with_tls = |cert: &str, key: &str| {
+        let tls = format!("tls = {{ cert = 'certs/{cert}', key = '{key}' }}\n[mesh]");
+        config("").replace("[mesh]", &tls)
+    };
+    let other_key = text(&other.join("certs/key.pem")).to_owned();
+    let (ca, key) = (own("ca.pem"), own("key.pem"));
+    for (what, text_of, ca, key, part) in [
+        ("peer", config("").replace("peer-1", "peer-2"), &ca, &key, "the certificate names"),
+        ("cluster", config("").replace("'demo'", "'shops'"), &ca, &key, "the certificate names"),
+        ("key", config(""), &ca, &others("key.pem"), "is not the private key"),
+        ("garbage", config(""), &ca, &b"key".to_vec(), "holds no PRIVATE KEY"),
+        ("authority", config(""), &others("ca.pem"), &key, "was not issued by"),
+        ("pair", with_tls("cert.pem", &other_key), &ca, &key, "http.tls: cannot use"),
+        (
+            "a key as certificate",
+            with_tls("key.pem", &other_key),
+            &ca,
+            &key,
+            "holds no certificate",
+        ),
+    ] {
+        std::fs::write(dir.join("certs/ca.pem"), ca).unwrap();
+        std::fs::write(dir.join("certs/key.pem"), key).unwrap();
+        let file = write(&dir, &text_of);
+        let (code, out, error) = run(&["check", text(&file)]);
+        assert_eq!((code, out.as_str()), (2, ""), "{what}: {error}");
+        assert!(error.contains(part), "{what}: {error}");
+        let (code, _, refused) = run(&["run", "--config", text(&file)]);
+        assert_eq!((code, refused), (2, error), "{what}");
+    }
+}
+
+#[test]
+fn all_that_is_missing_is_told_at_once() {
+    let dir = scratch("missing");
+    let tls = "tls = { cert = 'c.pem', key = 'k.pem' }\n[mesh]";
+    let more = "[[app]]\nname = 'shop'\nrun = ['no-such-program']\n";
+    let file = write(&dir, &config(more).replace("[mesh]", tls));
+    let (code, _, error) = run(&["run", "--config", text(&file)]);
+    assert_eq!((code, error.lines().count()), (2, 3), "{error}");
+    for key in ["http.tls", "mesh.identity", "app.shop.run"] {
+        assert!(error.contains(&format!(": {key}: ")), "{key}: {error}");
+    }
+    let (code, _, error) = run(&["check", text(&file)]);
+    assert_eq!(code, 0, "another machine may have it: {error}");
 }
 
 #[test]
