@@ -229,13 +229,16 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
         }),
         Command::Session { key, ask } => in_runtime(async {
             let path = format!("/v1/sessions/{}", encoded(&key));
-            ask_for(ask, &path, |admin, answer| Ok(show::session(&admin.read(answer)?))).await
+            ask_for(ask, &path, "/key", |admin, answer| Ok(show::session(&admin.read(answer)?)))
+                .await
         }),
         Command::Why { request_id, ask } => in_runtime(async {
             let path = format!("/v1/requests/{}", encoded(&request_id));
             let coloured = log::is_coloured(&std::io::stdout());
-            ask_for(ask, &path, |admin, answer| Ok(show::trace(&admin.read(answer)?, coloured)))
-                .await
+            ask_for(ask, &path, "/id", |admin, answer| {
+                Ok(show::trace(&admin.read(answer)?, coloured))
+            })
+            .await
         }),
         Command::Lb { balancer, affinity, listen, listener } => in_runtime(async move {
             let admin = listener.connect();
@@ -276,17 +279,18 @@ async fn status(admin: &Admin, json: bool) -> Result<String, AskError> {
 
 async fn act(ask: Ask, path: &str, done: &str) -> Result<u8, Failure> {
     let (json, admin) = (ask.json, ask.listener.connect());
-    let answer = admin.ask(Method::POST, path).await.map_err(Failure::failed)?;
+    let answer = admin.ask(Method::POST, path, "/action").await.map_err(Failure::failed)?;
     if json { print(&pretty(&answer)) } else { print(done) }
 }
 
 async fn ask_for(
     ask: Ask,
     path: &str,
+    mark: &str,
     shown: impl FnOnce(&Admin, &Value) -> Result<String, AskError>,
 ) -> Result<u8, Failure> {
     let (json, admin) = (ask.json, ask.listener.connect());
-    let answer = admin.ask(Method::GET, path).await.map_err(Failure::failed)?;
+    let answer = admin.ask(Method::GET, path, mark).await.map_err(Failure::failed)?;
     if json {
         return print(&pretty(&answer));
     }
@@ -367,7 +371,7 @@ async fn watch_status(ask: Ask) -> Result<u8, Failure> {
 /// What is drawn. A peer that is too old to tell its newest requests tells none.
 async fn look(admin: &Admin) -> Result<(client::Status, Vec<client::Trace>), AskError> {
     let answer = admin.status().await?;
-    let recent = match admin.ask(Method::GET, "/v1/requests?limit=50").await {
+    let recent = match admin.ask(Method::GET, "/v1/requests?limit=50", "/requests").await {
         Ok(recent) => admin.read::<Recent>(&recent)?.requests,
         Err(AskError::Refused { .. }) => Vec::new(),
         Err(error) => return Err(error),

@@ -276,23 +276,73 @@ fn certificates_are_private_and_never_overwritten_unasked() {
     assert_eq!(code, 0, "{error}");
 }
 
+/// Every command that asks a peer.
+const COMMANDS: [&[&str]; 8] = [
+    &["status"],
+    &["status", "--json"],
+    &["app", "start", "shop"],
+    &["app", "stop", "shop"],
+    &["drain"],
+    &["session", "shop/000102030405060708090a0b0c0d0e0f"],
+    &["why", "x"],
+    &["lb", "nginx"],
+];
+
 #[test]
 fn where_no_peer_answers_the_commands_say_so() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    for args in [
-        &["status"][..],
-        &["app", "start", "shop"],
-        &["app", "stop", "shop"],
-        &["drain"],
-        &["session", "shop/000102030405060708090a0b0c0d0e0f"],
-        &["why", "x"],
-        &["lb", "nginx"],
-    ] {
+    for args in COMMANDS {
         let (code, out, error) = run(&[args, &["--admin", &url]].concat());
         assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
         assert!(error.contains(&format!("no peer answers at {url}: is it running?")), "{error}");
+    }
+}
+
+/// Answers whatever it is asked with `head` and `body`, until the test ends.
+fn answering(head: &'static str, body: &'static str) -> String {
+    use std::io::Write;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let _request: Vec<_> =
+                lines.map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+            let length = body.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
+        }
+    });
+    url
+}
+
+#[test]
+fn a_program_that_answers_json_is_not_taken_for_a_peer() {
+    let json = "200 OK\r\ncontent-type: application/json";
+    for (head, body, why) in [
+        (json, "{\"items\":[]}", " has no /"),
+        (json, "{\"peer\":{\"name\":\"\"},\"action\":\"\",\"key\":\"\",\"id\":\"\"}", " has no /"),
+        (json, "[]", " has no /"),
+        ("200 OK", "hello", "its answer is not JSON"),
+        ("404 Not Found\r\ncontent-type: application/json", "{\"detail\":\"no\"}", "404 Not Found"),
+        (
+            "404 Not Found\r\ncontent-type: application/problem+json\r\nwarmhop-request-id: r",
+            "{\"detail\":\"no app\"}",
+            "it answers as a front door does",
+        ),
+    ] {
+        let url = answering(head, body);
+        for args in COMMANDS {
+            let (code, out, error) = run(&[args, &["--admin", &url]].concat());
+            assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {body}");
+            let told = format!("what listens at {url} is no admin listener of a peer: ");
+            assert!(error.contains(&told) && error.contains(why), "{args:?}: {error}");
+            assert!(error.contains("--admin URL"), "{error}");
+        }
     }
 }
 
