@@ -9,9 +9,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use http::Method;
 use serde_json::Value;
-use warmhop::ids::PeerId;
+use warmhop::ids::{PeerId, SessionKey};
 use warmhop_cli::client::{self, Admin, AdminUrl, AskError, encoded};
-use warmhop_cli::config::Config;
+use warmhop_cli::config::{self, Config};
 use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
 use warmhop_cli::watch::{Recent, Size, Watch};
@@ -64,7 +64,8 @@ enum Command {
     /// Show who owns a session and who holds its copies; never what is in it.
     Session {
         /// APP/SID, as `warmhop why` shows it.
-        key: String,
+        #[arg(value_parser = |text: &str| text.parse::<SessionKey>().map_err(|error| error.to_string()))]
+        key: SessionKey,
         #[command(flatten)]
         ask: Ask,
     },
@@ -105,7 +106,7 @@ enum Cert {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// The cluster's name.
-        #[arg(long, value_name = "NAME", default_value = "warmhop")]
+        #[arg(long, value_name = "NAME", default_value = "warmhop", value_parser = config::cluster_name)]
         cluster: String,
         /// Replace keys that are there already.
         #[arg(long)]
@@ -228,7 +229,7 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             act(ask, "/v1/drain", "draining; the peer takes no new traffic\n").await
         }),
         Command::Session { key, ask } => in_runtime(async {
-            let path = format!("/v1/sessions/{}", encoded(&key));
+            let path = format!("/v1/sessions/{}", encoded(&key.to_string()));
             ask_for(ask, &path, "/key", |admin, answer| Ok(show::session(&admin.read(answer)?)))
                 .await
         }),

@@ -17,7 +17,7 @@ use warmhop::ids::{AppName, PeerId};
 
 use super::{
     Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Ready, Session, Tls,
-    duration_from, duration_text,
+    cluster_name, duration_from, duration_text,
 };
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
@@ -136,15 +136,8 @@ fn expanded(
 }
 
 fn read_cluster(root: &mut Table<'_>) -> String {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
     match root.take("cluster") {
-        Some(field) => field
-            .checked(|text| {
-                let fits = (1..=64).contains(&text.len()) && text.bytes().all(allowed);
-                fits.then(|| text.to_owned())
-                    .ok_or_else(|| "expected 1 to 64 of the characters A-Z a-z 0-9 _ -".into())
-            })
-            .unwrap_or_default(),
+        Some(field) => field.checked(cluster_name).unwrap_or_default(),
         None => "warmhop".into(),
     }
 }
