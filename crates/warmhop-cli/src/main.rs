@@ -218,15 +218,15 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             print(&status(&admin, json).await.map_err(Failure::failed)?)
         }),
         Command::App(App::Start { name, ask }) => in_runtime(async {
-            let done = format!("{name} is starting; see `warmhop status`\n");
-            act(ask, &format!("/v1/apps/{}/start", part(&name)), &done).await
+            let path = format!("/v1/apps/{}/start", part(&name));
+            act(ask, &path, |answer| show::started(&name, was(answer))).await
         }),
         Command::App(App::Stop { name, ask }) => in_runtime(async {
-            let done = format!("{name} stops once its requests have ended; see `warmhop status`\n");
-            act(ask, &format!("/v1/apps/{}/stop", part(&name)), &done).await
+            let path = format!("/v1/apps/{}/stop", part(&name));
+            act(ask, &path, |answer| show::stopped(&name, was(answer))).await
         }),
         Command::Drain { ask } => in_runtime(async {
-            act(ask, "/v1/drain", "draining; the peer takes no new traffic\n").await
+            act(ask, "/v1/drain", |_| "draining; the peer takes no new traffic\n".into()).await
         }),
         Command::Session { key, ask } => in_runtime(async {
             let path = format!("/v1/sessions/{}", encoded(&key.to_string()));
@@ -278,10 +278,15 @@ async fn status(admin: &Admin, json: bool) -> Result<String, AskError> {
     Ok(show::status(&admin.read(&answer)?, log::is_coloured(&std::io::stdout())))
 }
 
-async fn act(ask: Ask, path: &str, done: &str) -> Result<u8, Failure> {
+/// The state that an app was in before it was acted on; a peer that is too old tells none.
+fn was(answer: &Value) -> &str {
+    answer["was"].as_str().unwrap_or_default()
+}
+
+async fn act(ask: Ask, path: &str, done: impl FnOnce(&Value) -> String) -> Result<u8, Failure> {
     let (json, admin) = (ask.json, ask.listener.connect());
     let answer = admin.ask(Method::POST, path, "/action").await.map_err(Failure::failed)?;
-    if json { print(&pretty(&answer)) } else { print(done) }
+    print(&if json { pretty(&answer) } else { done(&answer) })
 }
 
 async fn ask_for(

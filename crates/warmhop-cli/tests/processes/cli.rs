@@ -506,6 +506,7 @@ fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
     let (_, json, _) = peer.run(&["status", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["apps"][0]["state"], "cold");
 
+    assert_eq!(peer.run(&["app", "stop", "shop"]).1, "shop does not run there\n");
     let (code, out, error) = peer.run(&["app", "start", "shop"]);
     assert_eq!(code, 0, "{error}");
     assert!(out.contains("starting"), "{out}");
@@ -530,8 +531,10 @@ fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
         assert!(out.contains(port), "{balancer}: {out}");
     }
 
-    let (code, _, error) = peer.run(&["app", "stop", "shop"]);
+    assert_eq!(peer.run(&["app", "start", "shop"]).1, "shop is ready already\n");
+    let (code, out, error) = peer.run(&["app", "stop", "shop"]);
     assert_eq!(code, 0, "{error}");
+    assert!(out.contains("stops once its requests have ended"), "{out}");
     let (code, _, error) = peer.run(&["drain"]);
     assert_eq!(code, 0, "{error}");
     wait_until("it drains", || peer.run(&["status", "--json"]).1.contains("\"draining\""));
