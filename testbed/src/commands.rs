@@ -49,6 +49,7 @@ pub async fn up(peers: usize, app_files: &[PathBuf], base: Option<u16>) -> Resul
     let mut tables = Vec::new();
     for file in files {
         tables.extend(apps::read(file)?);
+        apps::check(file)?;
     }
     let names: Vec<String> =
         tables.iter().filter_map(|app| Some(app.get("name")?.as_str()?.to_owned())).collect();

@@ -69,6 +69,15 @@ async fn a_mesh_goes_up_loses_a_peer_gets_it_back_and_goes_down() {
         .map(|base| u16::try_from(base).unwrap())
         .find(|base| plan(3, Some(*base)).unwrap().iter().all(|p| p.check_free("").is_ok()))
         .unwrap();
+    let mistaken = bed.folder.join("mistaken.toml");
+    std::fs::write(&mistaken, "[[app]]\nname='shop'\nrun=['bookshop']\nsession='postal'").unwrap();
+    let mistaken = mistaken.to_str().unwrap();
+    let output = bed.run(&["up", "3", "--app", mistaken, "--base-port", &base.to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output);
+    assert!(told.starts_with(&format!("testbed: {mistaken}:4:9: app.shop.session: ")), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+
     let apps = apps.to_str().unwrap();
     let up = ["up", "3", "--app", apps, "--base-port", &base.to_string()];
     let output = bed.run(&up);
