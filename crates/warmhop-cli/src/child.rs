@@ -211,15 +211,29 @@ impl ChildApp {
     }
 }
 
+/// What an app needs and this machine has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Which key of the app's table names it.
+    pub key: &'static str,
+    /// What was looked for where.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
 /// Where `program` is, looked for as the guard will: with a slash from `dir` on, else in
 /// `path` or the peer's own `PATH`.
 ///
 /// # Errors
-/// What was looked for where, in a sentence.
-pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<PathBuf, String> {
+/// If it is not there, or there is no `dir`.
+pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<PathBuf, Missing> {
     if !dir.is_dir() {
-        return Err(format!("there is no folder {} to run {program:?} in", dir.display()));
+        let what = format!("there is no folder {} to run {program:?} in", dir.display());
+        return Err(Missing { key: "dir", what, remedy: "make it, or correct dir" });
     }
+    let no_program =
+        |what| Missing { key: "run", what, remedy: "install it, or correct run or dir" };
     let is_executable = |file: &Path| {
         std::fs::metadata(file)
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
@@ -229,7 +243,7 @@ pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<
         return if is_executable(&file) {
             Ok(file)
         } else {
-            Err(format!("there is no executable file {}", file.display()))
+            Err(no_program(format!("there is no executable file {}", file.display())))
         };
     }
     let path = path.map(std::ffi::OsString::from).or_else(|| std::env::var_os("PATH"));
@@ -237,7 +251,7 @@ pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<
         // An empty or relative element means the folder that the program runs in.
         .map(|folder| dir.join(folder).join(program))
         .find(|file| !program.is_empty() && is_executable(file))
-        .ok_or_else(|| format!("there is no program {program:?} in PATH"))
+        .ok_or_else(|| no_program(format!("there is no program {program:?} in PATH")))
 }
 
 /// A port that was free a moment ago and was not given out lately.

@@ -95,7 +95,7 @@ async fn the_commands_do_what_they_say_and_exit_accordingly() {
     assert!(session["version"].as_u64().is_some_and(|version| version >= 1));
     assert!(session["members"].as_array().unwrap().contains(&"peer-1".into()));
     assert!(!out.contains("book"), "contents are never shown");
-    assert_eq!(run(&["session", "shop/nothing"]).0, Some(1));
+    assert_eq!(run(&["session", "shop/nothing"]).0, Some(2));
 
     assert_eq!(run(&["app", "stop", APP]).0, Some(0));
     until("it is stopped", async || (world.app(0, APP).await["state"] == "cold").then_some(()))

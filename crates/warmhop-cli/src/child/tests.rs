@@ -298,19 +298,23 @@ fn a_program_is_looked_for_where_the_guard_will_look() {
     assert_eq!(find_program("bin/sh", dir, None), Ok(PathBuf::from("/bin/sh")));
     assert_eq!(find_program("/bin/sh", dir, None), Ok(PathBuf::from("/bin/sh")));
     let only_etc = "/etc".to_owned();
+    let blamed = |program: &str, dir: &Path, path: Option<&String>| {
+        let missing = find_program(program, dir, path).unwrap_err();
+        (missing.key, missing.what)
+    };
     assert_eq!(
-        find_program("sh", dir, Some(&only_etc)),
-        Err("there is no program \"sh\" in PATH".into())
+        blamed("sh", dir, Some(&only_etc)),
+        ("run", "there is no program \"sh\" in PATH".into())
     );
     assert_eq!(
-        find_program("etc/passwd", dir, None),
-        Err("there is no executable file /etc/passwd".into()),
+        blamed("etc/passwd", dir, None),
+        ("run", "there is no executable file /etc/passwd".into()),
         "a file that may not be executed is no program"
     );
     let nowhere = Path::new("/no/such/folder");
     assert_eq!(
-        find_program("sh", nowhere, None),
-        Err("there is no folder /no/such/folder to run \"sh\" in".into())
+        blamed("sh", nowhere, None),
+        ("dir", "there is no folder /no/such/folder to run \"sh\" in".into())
     );
     assert!(find_program("", dir, None).is_err());
 }
