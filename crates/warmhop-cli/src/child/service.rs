@@ -1,0 +1,175 @@
+//! How a child is asked: over HTTP/1.1 through a small pool of kept-alive connections, or over
+//! HTTP/2 on one.
+//!
+//! Upgrades: the response to a request that switched protocols leaves here with hyper's
+//! `OnUpgrade` of the app's side in its extensions, and whoever asked joins the two sides.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE, USER_AGENT};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Extensions, Request, Response, StatusCode, Uri, Version};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tower::Service;
+use warmhop::{Body, BoxError};
+
+use super::h2::H2Client;
+use super::request::RequestBody;
+use crate::config::Protocol;
+
+/// A connection over loopback that takes longer will not come.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Idle connections that are kept to one app.
+const IDLE_CONNECTIONS_MAX: usize = 256;
+/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
+/// seldom the one to close.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
+/// clients not wait for ever).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
+/// request: it is sent again on a fresh one if no byte of it had left.
+#[derive(Clone)]
+pub struct ChildService {
+    client: AppClient,
+    authority: Authority,
+}
+
+/// How requests are sent to the app.
+#[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
+enum AppClient {
+    /// A pool of connections, one request at a time on each.
+    Http1(Client<HttpConnector, RequestBody>),
+    /// One connection for all requests, which HTTP/2 interleaves on it.
+    H2(Arc<H2Client>),
+}
+
+impl ChildService {
+    /// Requests to `127.0.0.1:port`.
+    #[must_use]
+    pub fn new(port: u16, protocol: Protocol) -> Self {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let client = match protocol {
+            Protocol::Http1 => AppClient::Http1(Self::pool()),
+            Protocol::H2 => {
+                AppClient::H2(Arc::new(H2Client { addr, sender: tokio::sync::Mutex::default() }))
+            }
+        };
+        let Ok(authority) = addr.to_string().parse() else {
+            unreachable!("an address and a port are an authority");
+        };
+        Self { client, authority }
+    }
+
+    fn pool() -> Client<HttpConnector, RequestBody> {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .build(connector)
+    }
+
+    pub(super) async fn is_healthy(&self, path: &str) -> bool {
+        let Ok(request) = Request::get(path)
+            .header(USER_AGENT, concat!("warmhop-readiness/", env!("CARGO_PKG_VERSION")))
+            .body(Body::empty())
+        else {
+            return false;
+        };
+        match self.clone().call(request).await {
+            Ok(response) => response.status().is_success() || response.status().is_redirection(),
+            Err(_) => false,
+        }
+    }
+
+    /// The request as the app gets it.
+    fn outgoing(&self, request: Request<Body>) -> Result<Request<RequestBody>, http::Error> {
+        let (mut parts, body) = request.into_parts();
+        if !parts.headers.contains_key(HOST) {
+            // HTTP/2 has the host in the target.
+            let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
+            parts.headers.insert(HOST, HeaderValue::from_str(host)?);
+        }
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(self.authority.clone());
+        if matches!(self.client, AppClient::H2(_)) {
+            // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
+            // that is asked for one answers as it answers any request.
+            if let Some(Ok(authority)) =
+                parts.headers.remove(HOST).map(|host| Authority::try_from(host.as_bytes()))
+            {
+                uri.authority = Some(authority);
+            }
+            parts.headers.remove(CONNECTION);
+            parts.headers.remove(UPGRADE);
+            parts.version = Version::HTTP_2;
+        } else {
+            parts.version = Version::HTTP_11;
+        }
+        let path = parts.uri.path_and_query().cloned();
+        uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.uri = Uri::from_parts(uri)?;
+        // What the mesh keeps with a request means nothing to the client in here.
+        parts.extensions = Extensions::new();
+        let expects = parts.headers.get(EXPECT);
+        let waits =
+            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let mut request = Request::from_parts(parts, RequestBody { body, gate: None });
+        if waits {
+            let (go, gate) = oneshot::channel();
+            request.body_mut().gate = Some((gate, Box::pin(sleep(CONTINUE_TIMEOUT))));
+            let go = Mutex::new(Some(go));
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE
+                    && let Some(go) = go.lock().unwrap_or_else(PoisonError::into_inner).take()
+                {
+                    let _ = go.send(());
+                }
+            });
+        }
+        Ok(request)
+    }
+}
+
+impl Service<Request<Body>> for ChildService {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let outgoing = self.outgoing(request);
+        let client = self.client.clone();
+        Box::pin(async move {
+            let outgoing = outgoing?;
+            let mut response = match client {
+                AppClient::Http1(client) => client.request(outgoing).await?,
+                AppClient::H2(client) => client.request(outgoing).await?,
+            };
+            // An app that speaks HTTP/1.0 must not make the client's connection do so.
+            *response.version_mut() = Version::HTTP_11;
+            Ok(response.map(Body::from))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
