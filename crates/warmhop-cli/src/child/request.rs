@@ -1,7 +1,7 @@
 //! A request's body on its way to the app.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -13,7 +13,26 @@ use warmhop::{Body, BoxError};
 /// app has said so, since touching it is what makes the front door ask the client for it.
 pub(super) struct RequestBody {
     pub(super) body: Body,
-    pub(super) gate: Option<(oneshot::Receiver<()>, Pin<Box<Sleep>>)>,
+    pub(super) gate: Option<Gate>,
+}
+
+/// What a body waits for.
+pub(super) struct Gate {
+    /// The app's word; absent once nobody is left who could pass it on: the app has answered
+    /// without it, or speaks HTTP/2, where hyper tells nothing of a `100`.
+    pub(super) go: Option<oneshot::Receiver<()>>,
+    pub(super) patience: Pin<Box<Sleep>>,
+}
+
+impl Gate {
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.go.as_mut().map(|go| Pin::new(go).poll(cx)) {
+            Some(Poll::Ready(Ok(()))) => return Poll::Ready(()),
+            Some(Poll::Ready(Err(_))) => self.go = None,
+            Some(Poll::Pending) | None => {}
+        }
+        self.patience.as_mut().poll(cx)
+    }
 }
 
 impl http_body::Body for RequestBody {
@@ -24,11 +43,8 @@ impl http_body::Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some((gate, patience)) = &mut self.gate {
-            let said_so = matches!(Pin::new(gate).poll(cx), Poll::Ready(Ok(())));
-            if !said_so && patience.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
+        if let Some(gate) = &mut self.gate {
+            ready!(gate.poll_open(cx));
             self.gate = None;
         }
         Pin::new(&mut self.body).poll_frame(cx)

@@ -22,7 +22,7 @@ use tower::Service;
 use warmhop::{Body, BoxError};
 
 use super::h2::H2Client;
-use super::request::RequestBody;
+use super::request::{Gate, RequestBody};
 use crate::config::Protocol;
 
 /// A connection over loopback that takes longer will not come.
@@ -131,14 +131,15 @@ impl ChildService {
             expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let mut request = Request::from_parts(parts, RequestBody { body, gate: None });
         if waits {
-            let (go, gate) = oneshot::channel();
-            request.body_mut().gate = Some((gate, Box::pin(sleep(CONTINUE_TIMEOUT))));
-            let go = Mutex::new(Some(go));
+            let (said, go) = oneshot::channel();
+            let patience = Box::pin(sleep(CONTINUE_TIMEOUT));
+            request.body_mut().gate = Some(Gate { go: Some(go), patience });
+            let said = Mutex::new(Some(said));
             hyper::ext::on_informational(&mut request, move |response| {
                 if response.status() == StatusCode::CONTINUE
-                    && let Some(go) = go.lock().unwrap_or_else(PoisonError::into_inner).take()
+                    && let Some(said) = said.lock().unwrap_or_else(PoisonError::into_inner).take()
                 {
-                    let _ = go.send(());
+                    let _ = said.send(());
                 }
             });
         }

@@ -10,12 +10,17 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use super::*;
 
 async fn listener() -> (TcpListener, ChildService) {
+    listener_of(Protocol::Http1).await
+}
+
+async fn listener_of(protocol: Protocol) -> (TcpListener, ChildService) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::Http1);
+    let service = ChildService::new(listener.local_addr().unwrap().port(), protocol);
     (listener, service)
 }
 
@@ -42,6 +47,33 @@ where
         }
     });
     service
+}
+
+/// The same over HTTP/2, and how many connections it has had.
+async fn h2_server<F, Fut>(answer: F) -> (ChildService, Arc<AtomicUsize>)
+where
+    F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = Response<Body>> + Send + 'static,
+{
+    let (listener, service) = listener_of(Protocol::H2).await;
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&accepted);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            let answer = answer.clone();
+            let service = hyper::service::service_fn(move |request| {
+                let answer = answer(request);
+                async { Ok::<_, Infallible>(answer.await) }
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    (service, accepted)
 }
 
 async fn read_head(stream: &mut TcpStream) -> String {
@@ -263,4 +295,54 @@ async fn an_app_that_never_says_continue_gets_the_body_all_the_same() {
     });
     let response = service.call(expecting(body)).await.unwrap();
     assert_eq!(response.status(), StatusCode::NO_CONTENT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_final_answer_without_a_100_passes_while_the_body_is_withheld() {
+    let (listener, mut service) = listener().await;
+    let (body, asked) = watched_body();
+    let seen = Arc::clone(&asked);
+    let app = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsl").await.unwrap();
+        sleep(CONTINUE_TIMEOUT / 2).await;
+        assert!(!seen.load(Ordering::SeqCst), "the client has its patience");
+        stream.write_all(b"ow").await.unwrap();
+        let mut body = [0; 4];
+        stream.read_exact(&mut body).await.unwrap();
+        assert_eq!(&body, b"body");
+    });
+    let response = service.call(expecting(body)).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "slow");
+    app.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_app_of_http_2_gets_an_expected_body_once_the_patience_is_over() {
+    let (mut service, _) = h2_server(|request: Request<Incoming>| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(Body::from(body))
+    })
+    .await;
+    let (body, asked) = watched_body();
+    let begun = Instant::now();
+    let response = service.call(expecting(body)).await.unwrap();
+    assert!(begun.elapsed() >= CONTINUE_TIMEOUT);
+    assert!(asked.load(Ordering::SeqCst));
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body");
+}
+
+#[tokio::test]
+async fn an_app_of_http_2_may_answer_without_the_expected_body() {
+    let (mut service, _) = h2_server(|_| async {
+        let refused = Response::builder().status(StatusCode::EXPECTATION_FAILED);
+        refused.body(Body::from("no")).unwrap()
+    })
+    .await;
+    let (body, asked) = watched_body();
+    let response = service.call(expecting(body)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::EXPECTATION_FAILED);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "no");
+    assert!(!asked.load(Ordering::SeqCst));
 }
