@@ -1,5 +1,5 @@
 //! How a child is asked: over HTTP/1.1 through a small pool of kept-alive connections, or over
-//! HTTP/2 on one.
+//! HTTP/2 on as few as suffice.
 //!
 //! Upgrades: the response to a request that switched protocols leaves here with hyper's
 //! `OnUpgrade` of the app's side in its extensions, and whoever asked joins the two sides.
@@ -50,7 +50,7 @@ pub struct ChildService {
 enum AppClient {
     /// A pool of connections, one request at a time on each.
     Http1(Client<HttpConnector, RequestBody>),
-    /// One connection for all requests, which HTTP/2 interleaves on it.
+    /// As a rule one connection for all requests, which HTTP/2 interleaves on it.
     H2(Arc<H2Client>),
 }
 
@@ -61,9 +61,7 @@ impl ChildService {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let client = match protocol {
             Protocol::Http1 => AppClient::Http1(Self::pool()),
-            Protocol::H2 => {
-                AppClient::H2(Arc::new(H2Client { addr, sender: tokio::sync::Mutex::default() }))
-            }
+            Protocol::H2 => AppClient::H2(Arc::new(H2Client::new(addr))),
         };
         let Ok(authority) = addr.to_string().parse() else {
             unreachable!("an address and a port are an authority");
@@ -162,12 +160,12 @@ impl Service<Request<Body>> for ChildService {
         Box::pin(async move {
             let outgoing = outgoing?;
             let mut response = match client {
-                AppClient::Http1(client) => client.request(outgoing).await?,
+                AppClient::Http1(client) => client.request(outgoing).await?.map(Body::from),
                 AppClient::H2(client) => client.request(outgoing).await?,
             };
             // An app that speaks HTTP/1.0 must not make the client's connection do so.
             *response.version_mut() = Version::HTTP_11;
-            Ok(response.map(Body::from))
+            Ok(response)
         })
     }
 }

@@ -10,8 +10,9 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::super::h2::{STREAM_WINDOW_BYTES, STREAMS_MAX};
 use super::*;
 
 async fn listener() -> (TcpListener, ChildService) {
@@ -345,4 +346,61 @@ async fn an_app_of_http_2_may_answer_without_the_expected_body() {
     assert_eq!(response.status(), StatusCode::EXPECTATION_FAILED);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "no");
     assert!(!asked.load(Ordering::SeqCst));
+}
+
+/// A body that never ends, and how many bytes of it were taken.
+fn endless_body(taken: Arc<AtomicUsize>) -> Body {
+    const PIECE: &[u8] = &[0; 16 * 1024];
+    let stream = futures_util::stream::repeat_with(move || {
+        taken.fetch_add(PIECE.len(), Ordering::SeqCst);
+        Ok::<_, BoxError>(Frame::data(Bytes::from_static(PIECE)))
+    });
+    Body::new(StreamBody::new(stream))
+}
+
+/// Waits until an app of HTTP/2 has sent all that each of `taken` has credit for.
+async fn until_stalled(taken: &[Arc<AtomicUsize>]) {
+    let window = STREAM_WINDOW_BYTES as usize;
+    let all_sent = async {
+        while taken.iter().any(|taken| taken.load(Ordering::SeqCst) < window) {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), all_sent).await.expect("one stream stalls another");
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
+    let (tell, told) = std::sync::mpsc::sync_channel(STREAMS_MAX as usize);
+    let (mut service, accepted) = h2_server(move |request: Request<Incoming>| {
+        let body = match request.uri().path() {
+            "/endless" => {
+                let taken = Arc::new(AtomicUsize::new(0));
+                tell.send(Arc::clone(&taken)).unwrap();
+                endless_body(taken)
+            }
+            _ => Body::from("ok"),
+        };
+        async { Response::new(body) }
+    })
+    .await;
+    let (mut unread, mut taken) = (Vec::new(), Vec::new());
+    // A place is left for one that reads, and then none.
+    for (stalled, connections) in [(STREAMS_MAX - 1, 1), (1, 2)] {
+        for _ in 0..stalled {
+            unread.push(service.call(get("/endless")).await.unwrap());
+        }
+        taken.extend(told.try_iter());
+        until_stalled(&taken).await;
+        let response = service.call(get("/")).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+        assert_eq!(accepted.load(Ordering::SeqCst), connections);
+    }
+    // What nobody wants any more makes room again.
+    drop(unread);
+    for _ in 0..STREAMS_MAX {
+        let response = service.call(get("/")).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+    }
+    assert_eq!(accepted.load(Ordering::SeqCst), 2);
 }
