@@ -34,6 +34,7 @@ use crate::{guard, notify};
 mod h2;
 mod request;
 mod service;
+mod socket;
 
 /// How often a start is tried on another port when another process took the chosen one.
 const PORT_TRIES: u32 = 3;

@@ -12,11 +12,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 use warmhop::{Body, BoxError};
 
 use super::request::RequestBody;
-use super::service::CONNECT_TIMEOUT;
+use super::socket::connect;
 
 /// The most requests at once on one connection; what comes beyond opens another. Servers allow
 /// no fewer by RFC 9113's advice (section 6.5.2).
@@ -73,15 +72,12 @@ impl H2Client {
     }
 
     async fn connect(&self) -> Result<http2::SendRequest<RequestBody>, BoxError> {
-        let connect = tokio::net::TcpStream::connect(self.addr);
-        let stream = timeout(CONNECT_TIMEOUT, connect).await??;
-        stream.set_nodelay(true)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(connect(self.addr).await?))
             .await?;
         // How it ends is told to each of its requests.
         tokio::spawn(async move {

@@ -14,7 +14,6 @@ use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Request, Response, StatusCode, Uri, Version};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -23,10 +22,9 @@ use warmhop::{Body, BoxError};
 
 use super::h2::H2Client;
 use super::request::{Gate, RequestBody};
+use super::socket::Connector;
 use crate::config::Protocol;
 
-/// A connection over loopback that takes longer will not come.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections that are kept to one app.
 const IDLE_CONNECTIONS_MAX: usize = 256;
 /// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
@@ -49,7 +47,7 @@ pub struct ChildService {
 #[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
 enum AppClient {
     /// A pool of connections, one request at a time on each.
-    Http1(Client<HttpConnector, RequestBody>),
+    Http1(Client<Connector, RequestBody>),
     /// As a rule one connection for all requests, which HTTP/2 interleaves on it.
     H2(Arc<H2Client>),
 }
@@ -60,7 +58,7 @@ impl ChildService {
     pub fn new(port: u16, protocol: Protocol) -> Self {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let client = match protocol {
-            Protocol::Http1 => AppClient::Http1(Self::pool()),
+            Protocol::Http1 => AppClient::Http1(Self::pool(addr)),
             Protocol::H2 => AppClient::H2(Arc::new(H2Client::new(addr))),
         };
         let Ok(authority) = addr.to_string().parse() else {
@@ -69,16 +67,13 @@ impl ChildService {
         Self { client, authority }
     }
 
-    fn pool() -> Client<HttpConnector, RequestBody> {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    fn pool(addr: SocketAddr) -> Client<Connector, RequestBody> {
         Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector)
+            .build(Connector { addr })
     }
 
     pub(super) async fn is_healthy(&self, path: &str) -> bool {

@@ -1,6 +1,7 @@
 //! Requests to a child, against small servers in this process.
 
 use std::convert::Infallible;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -403,4 +404,82 @@ async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
     }
     assert_eq!(accepted.load(Ordering::SeqCst), 2);
+}
+
+/// An app on a thread of its own that answers its first request with `answer` when the second
+/// piece of the body is asked for, and closes before it gets that; later requests get `204`. With
+/// it a body for that request, of `pieces` pieces in all.
+fn early_app(answer: &'static str, pieces: usize) -> (ChildService, Body) {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::Http1);
+    let (go, may_go) = std::sync::mpsc::sync_channel(1);
+    let (close, closed) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.extend(byte);
+            }
+            if number == 0 {
+                may_go.recv().unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+                drop(stream);
+                close.send(()).unwrap();
+            } else {
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+            }
+        }
+    });
+    let mut asked = 0;
+    let stream = futures_util::stream::poll_fn(move |cx| {
+        asked += 1;
+        match asked {
+            // The first piece leaves before the second is made.
+            2 => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            // The connection's task waits here, so that it writes before it reads.
+            3 => {
+                go.send(()).unwrap();
+                closed.recv().unwrap();
+            }
+            _ => {}
+        }
+        let piece = Bytes::from_static(&[0; 64 * 1024]);
+        Poll::Ready((asked <= pieces + 1).then_some(Ok::<_, BoxError>(Frame::data(piece))))
+    });
+    (service, Body::new(StreamBody::new(stream)))
+}
+
+#[tokio::test]
+async fn an_answer_passes_though_the_app_has_closed_before_the_body_was_sent() {
+    let answer = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig";
+    let (mut service, body) = early_app(answer, usize::MAX - 1);
+    let response = service.call(Request::post("/").body(body).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "big");
+}
+
+#[tokio::test]
+async fn an_answer_without_a_length_that_a_reset_ended_is_cut_off_visibly() {
+    let (mut service, body) = early_app("HTTP/1.1 413 Content Too Large\r\n\r\nbig", 2);
+    let response = service.call(Request::post("/").body(body).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    let mut body = response.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "big");
+    body.frame().await.unwrap().unwrap_err();
+}
+
+#[tokio::test]
+async fn a_connection_that_could_not_be_written_to_is_not_used_again() {
+    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let (mut service, body) = early_app(answer, 2);
+    let response = service.call(Request::post("/").body(body).unwrap()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+    let second = service.call(Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(second.status(), StatusCode::NO_CONTENT);
 }
