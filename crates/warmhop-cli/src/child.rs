@@ -32,6 +32,7 @@ use crate::config::{Protocol, Ready};
 use crate::{guard, notify};
 
 mod h2;
+mod http1;
 mod request;
 mod service;
 mod socket;

@@ -16,6 +16,12 @@ pub(super) struct RequestBody {
     pub(super) gate: Option<Gate>,
 }
 
+impl RequestBody {
+    pub(super) fn empty() -> Self {
+        Self { body: Body::empty(), gate: None }
+    }
+}
+
 /// What a body waits for.
 pub(super) struct Gate {
     /// The app's word; absent once nobody is left who could pass it on: the app has answered

@@ -13,29 +13,23 @@ use std::time::Duration;
 use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Request, Response, StatusCode, Uri, Version};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower::Service;
 use warmhop::{Body, BoxError};
 
 use super::h2::H2Client;
+use super::http1::Http1Client;
 use super::request::{Gate, RequestBody};
-use super::socket::Connector;
 use crate::config::Protocol;
 
-/// Idle connections that are kept to one app.
-const IDLE_CONNECTIONS_MAX: usize = 256;
-/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
-/// seldom the one to close.
-const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
 /// clients not wait for ever).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
-/// request: it is sent again on a fresh one if no byte of it had left.
+/// request: it is sent again on a fresh one if no byte of it had left, or if it is safe (RFC 9110
+/// section 9.2.1), has no body and got no byte of an answer.
 #[derive(Clone)]
 pub struct ChildService {
     client: AppClient,
@@ -47,7 +41,7 @@ pub struct ChildService {
 #[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
 enum AppClient {
     /// A pool of connections, one request at a time on each.
-    Http1(Client<Connector, RequestBody>),
+    Http1(Http1Client),
     /// As a rule one connection for all requests, which HTTP/2 interleaves on it.
     H2(Arc<H2Client>),
 }
@@ -58,22 +52,13 @@ impl ChildService {
     pub fn new(port: u16, protocol: Protocol) -> Self {
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let client = match protocol {
-            Protocol::Http1 => AppClient::Http1(Self::pool(addr)),
+            Protocol::Http1 => AppClient::Http1(Http1Client::new(addr)),
             Protocol::H2 => AppClient::H2(Arc::new(H2Client::new(addr))),
         };
         let Ok(authority) = addr.to_string().parse() else {
             unreachable!("an address and a port are an authority");
         };
         Self { client, authority }
-    }
-
-    fn pool(addr: SocketAddr) -> Client<Connector, RequestBody> {
-        Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(Connector { addr })
     }
 
     pub(super) async fn is_healthy(&self, path: &str) -> bool {

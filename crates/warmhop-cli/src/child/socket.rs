@@ -4,14 +4,19 @@
 //! before the request has ended makes a write fail while its answer is still to be read; so a
 //! [`Socket`] takes what cannot be sent any more for sent, until the other side has been read to
 //! its end.
+//!
+//! And hyper tells of a request that failed neither whether its connection had been kept from an
+//! earlier one nor whether any of an answer came: [`Talk`] does.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Uri;
+use http::{Extensions, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -50,9 +55,51 @@ pub(super) async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// What of the conversation on a connection decides whether a request may be sent again.
+#[derive(Clone, Default)]
+pub(super) struct Talk(Arc<Heard>);
+
+#[derive(Default)]
+struct Heard {
+    /// The app said something before it was last written to …
+    earlier: AtomicBool,
+    /// … and has since.
+    since: AtomicBool,
+}
+
+impl Talk {
+    /// That of the connection on which a request failed.
+    pub(super) fn of(error: &hyper_util::client::legacy::Error) -> Option<Self> {
+        let mut extras = Extensions::new();
+        error.connect_info()?.get_extras(&mut extras);
+        extras.remove()
+    }
+
+    /// Whether the latest request found a connection that was kept after another's answer, and
+    /// got not a byte for one.
+    pub(super) fn is_stale(&self) -> bool {
+        self.0.earlier.load(Relaxed) && !self.0.since.load(Relaxed)
+    }
+
+    fn wrote(&self) {
+        // The connection's task alone writes here.
+        if self.0.since.load(Relaxed) {
+            self.0.since.store(false, Relaxed);
+            self.0.earlier.store(true, Relaxed);
+        }
+    }
+
+    fn read(&self) {
+        if !self.0.since.load(Relaxed) {
+            self.0.since.store(true, Relaxed);
+        }
+    }
+}
+
 /// A connection whose answers outlive its requests.
 pub(super) struct Socket {
     stream: TcpStream,
+    talk: Talk,
     /// How writing failed.
     deaf: Option<io::ErrorKind>,
     /// Nothing more is to be read.
@@ -61,7 +108,7 @@ pub(super) struct Socket {
 
 impl Socket {
     fn new(stream: TcpStream) -> Self {
-        Self { stream, deaf: None, ended: false }
+        Self { stream, talk: Talk::default(), deaf: None, ended: false }
     }
 
     /// What hyper is told of a write of `bytes` bytes.
@@ -71,6 +118,7 @@ impl Socket {
         bytes: usize,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        self.talk.wrote();
         if self.deaf.is_none() {
             match ready!(write(Pin::new(&mut self.stream), cx)) {
                 Err(error) if is_closed(error.kind()) => self.deaf = Some(error.kind()),
@@ -111,6 +159,9 @@ impl AsyncRead for Socket {
             // with the connection may not be whole.
             outcome = Err(io::ErrorKind::ConnectionReset.into());
         }
+        if buf.filled().len() > before {
+            self.talk.read();
+        }
         self.ended |= nothing || outcome.is_err();
         Poll::Ready(outcome)
     }
@@ -149,7 +200,7 @@ impl AsyncWrite for Socket {
 
 impl Connection for Socket {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().extra(self.talk.clone())
     }
 }
 

@@ -5,10 +5,11 @@ use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use http::Method;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
@@ -223,6 +224,64 @@ async fn a_request_that_an_app_may_have_seen_is_not_sent_again() {
     });
     service.call(get("/")).await.unwrap_err();
     assert_eq!(requests.load(Ordering::SeqCst), 1);
+}
+
+/// An app that answers the first request on each connection and then, for as often as `closes`
+/// says, sends `last` and closes when the next has arrived. With it how many have arrived.
+async fn closing_app(closes: usize, last: &'static str) -> (ChildService, Arc<AtomicUsize>) {
+    let (listener, service) = listener().await;
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    tokio::spawn(async move {
+        for connection in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", last] {
+                read_head(&mut stream).await;
+                counted.fetch_add(1, Ordering::SeqCst);
+                // What is sent again comes on a connection of its own.
+                let answer = if connection > 0 && connection < closes { last } else { answer };
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                if answer == last {
+                    break;
+                }
+            }
+        }
+    });
+    (service, requests)
+}
+
+#[tokio::test]
+async fn a_safe_request_that_met_the_close_of_a_kept_connection_is_sent_once_more() {
+    for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE] {
+        let (mut service, requests) = closing_app(1, "").await;
+        service.call(get("/")).await.unwrap();
+        let mut request = get("/");
+        *request.method_mut() = method;
+        let response = service.call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(requests.load(Ordering::SeqCst), 3);
+    }
+    let (mut service, requests) = closing_app(2, "").await;
+    service.call(get("/")).await.unwrap();
+    service.call(get("/")).await.unwrap_err();
+    assert_eq!(requests.load(Ordering::SeqCst), 3, "once, not for ever");
+}
+
+#[tokio::test]
+async fn a_request_that_was_half_answered_or_may_change_something_is_not_sent_again() {
+    for (method, body, last) in [
+        (Method::POST, "", ""),
+        (Method::DELETE, "", ""),
+        (Method::GET, "body", ""),
+        (Method::GET, "", "H"),
+        (Method::GET, "", "HTTP/1.1 103 Early Hints\r\n\r\n"),
+    ] {
+        let (mut service, requests) = closing_app(1, last).await;
+        service.call(get("/")).await.unwrap();
+        let request = Request::builder().method(&method).uri("/").body(Body::from(body));
+        service.call(request.unwrap()).await.unwrap_err();
+        assert_eq!(requests.load(Ordering::SeqCst), 2, "{method} {body:?} {last:?}");
+    }
 }
 
 /// A body that tells whether anybody has asked for it.
