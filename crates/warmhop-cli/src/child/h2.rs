@@ -27,6 +27,10 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// it up and stall the others. It is memory only where so many do not read.
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 
+/// The largest head of a response as RFC 9113 section 6.5.2 counts it, as large as a front door
+/// takes in a request: room for [`FIELDS_MAX`](super::service::FIELDS_MAX) fields of some length.
+const HEAD_BYTES_MAX: u32 = 64 * 1024;
+
 /// Requests to an app over HTTP/2.
 pub(super) struct H2Client {
     addr: SocketAddr,
@@ -76,6 +80,7 @@ impl H2Client {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
             .handshake(TokioIo::new(connect(self.addr).await?))
             .await?;

@@ -10,6 +10,7 @@ use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::request::RequestBody;
+use super::service::FIELDS_MAX;
 use super::socket::{Connector, Talk};
 
 /// Idle connections that are kept to one app.
@@ -55,6 +56,7 @@ fn client(addr: SocketAddr, idle_connections_max: usize) -> Client<Connector, Re
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
         .pool_max_idle_per_host(idle_connections_max)
+        .http1_max_headers(FIELDS_MAX)
         .build(Connector { addr })
 }
 

@@ -23,6 +23,8 @@ use super::http1::Http1Client;
 use super::request::{Gate, RequestBody};
 use crate::config::Protocol;
 
+/// The most fields in the head of an app's response: as many as a front door takes in a request.
+pub(super) const FIELDS_MAX: usize = 128;
 /// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
 /// clients not wait for ever).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -181,6 +181,28 @@ async fn an_upgrade_leaves_the_apps_side_in_the_response() {
     assert_eq!(&back, b"ping");
 }
 
+/// Answers with as many fields as the path says.
+async fn many_fields(request: Request<Incoming>) -> Response<Body> {
+    const VALUE: &str = "a value as long as those of policies and cookies are, so that sizes are tried as well as numbers";
+    let fields: usize = request.uri().path()[1..].parse().unwrap();
+    let mut response = Response::new(Body::from("ok"));
+    // `Date` and `Content-Length` are the server's.
+    for number in 2..fields {
+        let name = format!("x-field-{number}").parse::<http::HeaderName>().unwrap();
+        response.headers_mut().insert(name, HeaderValue::from_static(VALUE));
+    }
+    response
+}
+
+#[tokio::test]
+async fn a_response_may_have_as_many_fields_as_a_request() {
+    let target = format!("/{FIELDS_MAX}");
+    for mut service in [server(many_fields).await, h2_server(many_fields).await.0] {
+        let response = service.call(get(&target)).await.unwrap();
+        assert_eq!(response.headers().len(), FIELDS_MAX);
+    }
+}
+
 #[tokio::test]
 async fn connections_are_kept_and_one_that_the_app_closed_costs_no_request() {
     let (listener, mut service) = listener().await;
