@@ -109,7 +109,8 @@ impl ChildService {
         let expects = parts.headers.get(EXPECT);
         let waits =
             expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let mut request = Request::from_parts(parts, RequestBody { body, gate: None });
+        let body = RequestBody::new(&mut parts.headers, body);
+        let mut request = Request::from_parts(parts, body);
         if waits {
             let (said, go) = oneshot::channel();
             let patience = Box::pin(sleep(CONTINUE_TIMEOUT));

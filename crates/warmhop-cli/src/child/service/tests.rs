@@ -114,6 +114,23 @@ async fn the_app_sees_the_target_and_host_that_the_client_asked_for() {
 }
 
 #[tokio::test]
+async fn a_length_meant_for_another_body_does_not_reach_the_app() {
+    let said = |request: Request<Incoming>| async move {
+        let length = request.headers().get("content-length").cloned();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(Body::from(format!("{length:?} {body:?}")))
+    };
+    for mut service in [server(said).await, h2_server(said).await.0] {
+        for (body, seen) in [("", "Some(\"0\") b\"\""), ("whole", "Some(\"5\") b\"whole\"")] {
+            let request = Request::post("/").header("content-length", "40").body(Body::from(body));
+            let answer = service.call(request.unwrap());
+            let response = timeout(Duration::from_secs(10), answer).await.unwrap().unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), seen);
+        }
+    }
+}
+
+#[tokio::test]
 async fn bodies_stream_both_ways_at_once_and_trailers_follow() {
     let mut service = server(|request: Request<Incoming>| async move {
         let echo = Body::new(request.into_body());
