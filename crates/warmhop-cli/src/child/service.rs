@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE, USER_AGENT};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, UPGRADE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Request, Response, StatusCode, Uri, Version};
 use tokio::sync::oneshot;
@@ -99,6 +99,13 @@ impl ChildService {
             parts.headers.remove(UPGRADE);
             parts.version = Version::HTTP_2;
         } else {
+            if parts.headers.contains_key(UPGRADE) {
+                // Many servers know no second word in `Connection` beside this one.
+                parts.headers.remove(TE);
+            } else if parts.headers.contains_key(TE) {
+                // RFC 9110 section 10.1.4: it concerns this connection alone, and has to say so.
+                parts.headers.append(CONNECTION, HeaderValue::from_static("te"));
+            }
             parts.version = Version::HTTP_11;
         }
         let path = parts.uri.path_and_query().cloned();

@@ -114,6 +114,27 @@ async fn the_app_sees_the_target_and_host_that_the_client_asked_for() {
 }
 
 #[tokio::test]
+async fn te_goes_with_the_connection_that_it_concerns() {
+    let said = |request: Request<Incoming>| async move {
+        let (te, connection) = (request.headers().get(TE), request.headers().get(CONNECTION));
+        Response::new(Body::from(format!("{te:?} {connection:?}")))
+    };
+    let with_te = || Request::get("/").header(TE, "trailers");
+    let upgrade = || with_te().header(CONNECTION, "upgrade").header(UPGRADE, "websocket");
+    let (http1, h2) = (server(said).await, h2_server(said).await.0);
+    for (service, request, seen) in [
+        (&http1, with_te(), "Some(\"trailers\") Some(\"te\")"),
+        (&http1, upgrade(), "None Some(\"upgrade\")"),
+        (&http1, Request::get("/"), "None None"),
+        (&h2, with_te(), "Some(\"trailers\") None"),
+    ] {
+        let request = request.body(Body::empty()).unwrap();
+        let response = service.clone().call(request).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), seen);
+    }
+}
+
+#[tokio::test]
 async fn a_length_meant_for_another_body_does_not_reach_the_app() {
     let said = |request: Request<Incoming>| async move {
         let length = request.headers().get("content-length").cloned();
