@@ -86,6 +86,8 @@ const DRAIN_MIN: Duration = Duration::from_secs(2);
 /// How long the hops on a draining link may take. Links are renewed every hour or so, and what is
 /// open then, a download or a WebSocket, is not to end for that.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// What carries the mesh itself goes before the bodies of hops, however many of those wait.
+const AHEAD_OF_HOPS: i32 = 1;
 /// How long a hop may take to send its first byte.
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
 
@@ -176,6 +178,7 @@ impl LaneStream {
             Some(send) => send,
             None => {
                 let mut send = link.conn.open_uni().await?;
+                go_ahead(&send);
                 send.write_all(&[KIND_SESSION]).await?;
                 self.send.insert(send)
             }
@@ -438,6 +441,7 @@ async fn hello(
 
     // Opened before the other end may open any, so that its id is the lowest.
     let mut control_out = conn.open_uni().await?;
+    go_ahead(&control_out);
     let mut first = BytesMut::with_capacity(256);
     first.put_u8(KIND_CONTROL);
     let mine =
@@ -829,6 +833,12 @@ async fn send_sessions(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
     }
 }
 
+/// Lets what is written to a stream leave before what waits on the streams of hops.
+fn go_ahead(send: &SendStream) {
+    // It fails only for a stream that has ended, which has nothing to send.
+    let _ = send.set_priority(AHEAD_OF_HOPS);
+}
+
 /// Gossip that does not fit in a datagram goes on a stream of its own.
 async fn send_gossip(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
     loop {
@@ -838,6 +848,7 @@ async fn send_gossip(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
         };
         let Some(message) = message else { return };
         let Ok(mut send) = link.conn.open_uni().await else { return };
+        go_ahead(&send);
         if send.write_chunk(message).await.is_ok() {
             // A stream that was stopped needs no end.
             let _ = send.finish();

@@ -44,6 +44,12 @@ const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Above it ten segments of one GSO batch exceed 64 KiB, and such batches fail silently.
 const MTU_MAX: u16 = 6500;
 const MTU_MIN: u16 = 1200;
+/// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
+/// end, in each direction, where its reader stands still. It is also the most that a stream moves in
+/// one round trip: 128 MB/s at 2 ms. Up to 1 MiB, more makes no hop faster on a LAN.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
+const UNI_STREAMS_MAX: u32 = 64;
 /// What others may send here however small this peer's own packets are to be.
 const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 
@@ -654,11 +660,13 @@ fn transport(tuning: &NetTuning) -> quinn::TransportConfig {
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(tuning.idle_timeout / 4))
         .max_concurrent_bidi_streams(1024_u32.into())
-        .max_concurrent_uni_streams(64_u32.into())
-        // The default is unbounded: one peer could fill the memory.
-        .receive_window((32_u32 << 20).into())
-        .stream_receive_window((2_u32 << 20).into())
-        .send_window(16 << 20)
+        .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        // None for all streams together, in either direction: a few that nobody reads would use it
+        // up, and then no other hop, no news and no session's frame could pass. What is held is
+        // bounded all the same, by the number of streams times the window of each.
+        .receive_window(quinn::VarInt::MAX)
+        .send_window(u64::MAX)
         .initial_rtt(Duration::from_millis(50))
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(1 << 20));
