@@ -722,6 +722,44 @@ async fn hops_that_nobody_reads_stop_no_other_hop_and_no_frame_of_a_session() {
 }
 
 #[tokio::test]
+async fn a_link_makes_room_for_more_hops_at_once_than_it_began_with() {
+    const AT_ONCE: usize = 1100;
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b"]).await;
+    let mut open = Vec::new();
+    for _ in 0..AT_ONCE {
+        open.push(begin(&peers[0], "b", b"echo").await);
+    }
+    let link = peers[1].net.shared.links.to(&id("a")).unwrap();
+    eventually("all of them have come", || link.hops() == AT_ONCE).await;
+    echoes(&peers[0], "b").await;
+    drop(open);
+    eventually("all of them have ended", || link.hops() == 0).await;
+    close_all(peers).await;
+}
+
+#[tokio::test]
+async fn a_hop_more_than_may_be_is_refused_at_once_and_fits_when_one_has_ended() {
+    let authority = Authority::generate("demo").unwrap();
+    let b = Peer::start(config(&authority, "b", &[])).await;
+    let mut few = config(&authority, "a", &[b.addr()]);
+    few.tuning.hops_max = 2;
+    let a = Peer::start(few).await;
+    a.links_to(&[&b]).await;
+    let mut open = vec![begin(&a, "b", b"echo").await, begin(&a, "b", b"echo").await];
+    for _ in 0..3 {
+        let refused = a.net.open_hop(&id("b")).now_or_never().expect("without waiting").err();
+        assert_eq!(refused, Some(OpenError::Busy(id("b"))));
+    }
+    // What the other end opens is its own to count.
+    echoes(&b, "a").await;
+    drop(open.pop());
+    echoes(&a, "b").await;
+    drop(open);
+    close_all(vec![a, b]).await;
+}
+
+#[tokio::test]
 async fn a_malformed_body_is_refused_and_a_well_formed_one_is_answered() {
     let authority = Authority::generate("demo").unwrap();
     let peer = Peer::start(config(&authority, "a", &[])).await;
