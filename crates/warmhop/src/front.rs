@@ -1,16 +1,21 @@
 //! A peer's front door: the HTTP/1.1 and HTTP/2 listener for clients.
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,7 +27,8 @@ use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
 use crate::identity::FrontDoorTls;
 use crate::ingress::{ClientInfo, Ingress};
 
-/// How long a client may take to send a request's head, and an idle connection may stay.
+/// How long a client may take to show which version of HTTP it speaks, and to send a request's head,
+/// and how long an idle connection may stay.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a connection that has brought no request yet is kept open when the door closes.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
@@ -32,6 +38,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The most streams a client may open at once on an HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
+/// The start of an HTTP/2 connection (RFC 9113 section 3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves `listener` until `closing` is cancelled; connections then end gracefully.
 pub(crate) async fn serve(
@@ -120,7 +128,7 @@ async fn connection<IO>(
     ingress: Arc<Ingress>,
     closing: CancellationToken,
 ) where
-    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = CancellationToken::new();
     let beginning = begun.clone();
@@ -149,7 +157,7 @@ async fn connection<IO>(
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let stream = TokioIo::new(Framed::new(stream, in_flight));
+    let stream = TokioIo::new(Framed::new(Prompt::new(stream, HEAD_TIMEOUT), in_flight));
     let serving = builder.serve_connection_with_upgrades(stream, service);
     tokio::pin!(serving);
     let outcome = tokio::select! {
@@ -161,5 +169,74 @@ async fn connection<IO>(
     };
     if let Err(error) = outcome {
         debug!(client = ?client.addr, %error, "client connection ended");
+    }
+}
+
+/// A connection whose client has a bounded time to show which version of HTTP it speaks: until then
+/// nobody else watches it. HTTP/2 begins with a preface of its own, so it is clear once that is whole
+/// or one byte differs from it.
+struct Prompt<IO> {
+    io: IO,
+    /// How much of the preface has come, and the end of the time; absent once it is clear.
+    undecided: Option<(usize, Pin<Box<Sleep>>)>,
+}
+
+impl<IO> Prompt<IO> {
+    fn new(io: IO, within: Duration) -> Self {
+        Self { io, undecided: Some((0, Box::pin(sleep(within)))) }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Prompt<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
+        let Some((have, end)) = &mut self.undecided else { return outcome };
+        if outcome.is_pending() {
+            ready!(end.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let fresh = &buf.filled()[before..];
+        let awaited = &H2_PREFACE[*have..];
+        if fresh.len() < awaited.len() && awaited.starts_with(fresh) {
+            *have += fresh.len();
+        } else {
+            self.undecided = None;
+        }
+        outcome
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Prompt<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

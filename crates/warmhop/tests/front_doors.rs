@@ -16,7 +16,7 @@ use bed::{PATIENCE, peer};
 use http::{HeaderMap, Request, StatusCode, Version};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -251,5 +251,40 @@ async fn behind_ones_own_server_the_app_is_told_who_asks() {
     }
     closing.cancel();
     serving.await.unwrap().unwrap();
+    mesh.shutdown().await;
+}
+
+/// Whether the peer closes a connection on which no more is sent.
+async fn is_closed<IO: AsyncRead + Unpin>(mut io: IO) -> bool {
+    // However it is closed: what counts is that it is.
+    let rest = async { io.read_to_end(&mut Vec::new()).await };
+    tokio::time::timeout(Duration::from_secs(600), rest).await.is_ok()
+}
+
+/// The clock goes on by itself whenever nothing else is to be done, so that minutes take no time.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_comes_to_the_point_is_not_waited_for() {
+    let (cert, key) = certificate();
+    let tls = FrontDoorTls::from_pem(cert.pem().as_bytes(), key.as_bytes()).unwrap();
+    let (plain, with_tls) = (listener().await, listener().await);
+    let mesh = one_peer(|builder| builder.front_door(plain).front_door_tls(with_tls, tls)).await;
+    let [plain, with_tls] = mesh.front_doors()[..] else { panic!("two doors") };
+    for said in ["", "P", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "G", "GET / HTTP/1.1\r\n"]
+    {
+        let mut stream = TcpStream::connect(plain).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        assert!(is_closed(stream).await, "after {said:?}");
+        for alpn in [&[][..], &[&b"h2"[..]], &[&b"http/1.1"[..]]] {
+            let mut stream = tls_client(with_tls, cert.der(), alpn).await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            assert!(is_closed(stream).await, "after {said:?} in TLS");
+        }
+    }
+    // A TLS record of a handshake, without what it announces.
+    for said in [&[][..], &[0x16, 3, 1, 2, 0]] {
+        let mut stream = TcpStream::connect(with_tls).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        assert!(is_closed(stream).await, "after {said:?} of a handshake");
+    }
     mesh.shutdown().await;
 }
