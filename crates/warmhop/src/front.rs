@@ -38,6 +38,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS_MAX: usize = 16 * 1024;
 /// The most streams a client may open at once on an HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
+/// What a client may send of one request's body before its app reads it.
+const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The same for all of a connection's requests together: enough for each to stand still with a full
+/// window, so that uploads whose apps do not read never stop the others. It is also the most that
+/// one connection holds in memory.
+const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -153,6 +159,8 @@ async fn connection<IO>(
         .http2()
         .timer(TokioTimer::new())
         .enable_connect_protocol()
+        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))

@@ -7,14 +7,18 @@ mod bed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::routing::get;
-use bed::{PATIENCE, peer};
+use axum::routing::{get, post};
+use bed::{PATIENCE, eventually, peer};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode, Version};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,6 +40,16 @@ async fn tell(session: axum::Extension<Session>, headers: HeaderMap) -> String {
     format!("{} {}", field("x-forwarded-proto"), field("x-forwarded-for"))
 }
 
+/// Takes a request and never reads its body.
+async fn leave_unread(_body: axum::body::Body) {
+    std::future::pending::<()>().await;
+}
+
+/// How long a request's body is.
+async fn count(body: Bytes) -> String {
+    body.len().to_string()
+}
+
 async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
@@ -47,8 +61,13 @@ async fn one_peer(with: impl FnOnce(warmhop::Builder) -> warmhop::Builder) -> Me
     let mut spec = AppSpec::new(AppName::new("tell").unwrap());
     spec.policy.session = SessionMode::Portable;
     spec.policy.start = StartMode::AtBoot;
-    let app =
-        app_fn(|| async { Ok::<_, std::convert::Infallible>(Router::new().route("/", get(tell))) });
+    let app = app_fn(|| async {
+        let routes = Router::new()
+            .route("/", get(tell))
+            .route("/unread", post(leave_unread))
+            .route("/count", post(count));
+        Ok::<_, std::convert::Infallible>(routes)
+    });
     with(Mesh::builder("test", one, identity).app(spec, app)).start().await.unwrap()
 }
 
@@ -287,4 +306,40 @@ async fn a_client_that_never_comes_to_the_point_is_not_waited_for() {
         assert!(is_closed(stream).await, "after {said:?} of a handshake");
     }
     mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn uploads_that_their_app_does_not_read_hold_up_no_other_on_their_connection() {
+    const PIECE: Bytes = Bytes::from_static(&[7; 16 * 1024]);
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door(door)).await;
+    let stream = TcpStream::connect(mesh.front_doors()[0]).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let upload = |path: &str, pieces: usize, sent: &Arc<AtomicUsize>| {
+        let sent = Arc::clone(sent);
+        let pieces = futures_util::stream::iter(0..pieces).map(move |_| {
+            sent.fetch_add(PIECE.len(), Ordering::Relaxed);
+            Ok::<_, std::convert::Infallible>(Frame::data(PIECE))
+        });
+        let request = Request::post(format!("http://localhost{path}"));
+        sender.clone().send_request(request.body(StreamBody::new(pieces)).unwrap())
+    };
+    let stuck = Arc::new(AtomicUsize::new(0));
+    let unread: Vec<_> =
+        (0..8).map(|_| tokio::spawn(upload("/unread", usize::MAX, &stuck))).collect();
+    // HTTP/2 libraries grant a megabyte to a whole connection where they are not told otherwise.
+    eventually("they have sent what they may", || stuck.load(Ordering::Relaxed) >= 1024 * 1024)
+        .await;
+    let answer = tokio::time::timeout(PATIENCE, upload("/count", 64, &Arc::default()));
+    let answer = answer.await.expect("it is not held up").unwrap();
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, (64 * PIECE.len()).to_string());
+    for task in unread {
+        task.abort();
+    }
+    mesh.vanish().await;
 }
