@@ -5,10 +5,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Request;
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -26,6 +27,7 @@ use crate::departure::InFlight;
 use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
 use crate::identity::FrontDoorTls;
 use crate::ingress::{ClientInfo, Ingress};
+use crate::tunnels::Tunnels;
 
 /// How long a client may take to show which version of HTTP it speaks, and to send a request's head,
 /// and how long an idle connection may stay.
@@ -47,13 +49,15 @@ const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves `listener` until `closing` is cancelled; connections then end gracefully.
+/// Serves `listener` until `closing` is cancelled; connections then end gracefully, and are cut off
+/// when their grace time is over, which `tunnels` tell.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<FrontDoorTls>,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
     connections: TaskTracker,
+    tunnels: Tunnels,
 ) {
     let tls = tls.map(|tls| TlsAcceptor::from(tls.config()));
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -74,9 +78,9 @@ pub(crate) async fn serve(
         match accepted {
             Ok((stream, peer)) => {
                 let ingress = Arc::clone(&ingress);
-                let (closing, tls) = (closing.clone(), tls.clone());
+                let (closing, tls, tunnels) = (closing.clone(), tls.clone(), tunnels.clone());
                 connections.spawn(async move {
-                    accepted_one(stream, peer, tls, ingress, closing).await;
+                    accepted_one(stream, peer, tls, ingress, closing, tunnels).await;
                     drop(permit);
                 });
             }
@@ -93,8 +97,8 @@ pub(crate) async fn serve(
     while let Ok((stream, peer)) = listener.accept() {
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         let Ok(stream) = stream else { continue };
-        let (ingress, closing) = (Arc::clone(&ingress), closing.clone());
-        connections.spawn(accepted_one(stream, peer, tls.clone(), ingress, closing));
+        let (ingress, closing, tunnels) = (Arc::clone(&ingress), closing.clone(), tunnels.clone());
+        connections.spawn(accepted_one(stream, peer, tls.clone(), ingress, closing, tunnels));
     }
 }
 
@@ -104,17 +108,18 @@ async fn accepted_one(
     tls: Option<TlsAcceptor>,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
+    tunnels: Tunnels,
 ) {
     // It fails only for a socket that has gone already.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
         let client = ClientInfo { addr: Some(peer), secure: false };
-        return connection(stream, client, ingress, closing).await;
+        return connection(stream, client, ingress, closing, tunnels).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
         Ok(Ok(stream)) => {
             let client = ClientInfo { addr: Some(peer), secure: true };
-            connection(stream, client, ingress, closing).await;
+            connection(stream, client, ingress, closing, tunnels).await;
         }
         Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
         Err(_) => debug!(%peer, "TLS handshake took too long"),
@@ -133,6 +138,7 @@ async fn connection<IO>(
     client: ClientInfo,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
+    tunnels: Tunnels,
 ) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -140,8 +146,13 @@ async fn connection<IO>(
     let beginning = begun.clone();
     let in_flight = InFlight::default();
     let counts = in_flight.clone();
+    let upgraded = Arc::new(AtomicBool::new(false));
+    let upgrades = Arc::clone(&upgraded);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         beginning.cancel();
+        if request.method() == Method::CONNECT {
+            upgrades.store(true, Ordering::Relaxed);
+        }
         let (ingress, counted) = (Arc::clone(&ingress), counts.begin());
         async move {
             let response = ingress.handle(request.map(Body::from), client).await;
@@ -166,17 +177,31 @@ async fn connection<IO>(
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let stream = TokioIo::new(Framed::new(Prompt::new(stream, HEAD_TIMEOUT), in_flight));
-    let serving = builder.serve_connection_with_upgrades(stream, service);
-    tokio::pin!(serving);
-    let outcome = tokio::select! {
-        outcome = serving.as_mut() => outcome,
-        () = closes(&closing, &begun) => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    let serving = async {
+        let serving = builder.serve_connection_with_upgrades(stream, service);
+        tokio::pin!(serving);
+        tokio::select! {
+            outcome = serving.as_mut() => outcome,
+            () = closes(&closing, &begun) => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
         }
     };
-    if let Err(error) = outcome {
-        debug!(client = ?client.addr, %error, "client connection ended");
+    // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
+    let cut_off = async {
+        tunnels.closing.cancelled().await;
+        if upgraded.load(Ordering::Relaxed) {
+            tunnels.cut.cancelled().await;
+        }
+    };
+    tokio::select! {
+        outcome = serving => {
+            if let Err(error) = outcome {
+                debug!(client = ?client.addr, %error, "client connection ended");
+            }
+        }
+        () = cut_off => debug!(client = ?client.addr, "client connection cut off"),
     }
 }
 

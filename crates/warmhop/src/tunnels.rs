@@ -16,13 +16,18 @@ pub(crate) const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xE9];
 /// A close frame with status 1011.
 const UNEXPECTED_CONDITION: [u8; 4] = [0x88, 0x02, 0x03, 0xF3];
 
-/// The upgraded connections of one peer.
+/// The upgraded connections of one peer, and the hops that it answers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tunnels {
-    /// Counts them.
+    /// Counts upgraded connections.
     pub(crate) open: TaskTracker,
-    /// Cancelled when their grace time is over.
+    /// Counts hops that are answered here, those that become upgraded connections included.
+    pub(crate) hops: TaskTracker,
+    /// Cancelled when the grace time is over: upgraded connections end in their own terms, everything
+    /// else is cut off.
     pub(crate) closing: CancellationToken,
+    /// Cancelled when the clients of upgraded connections have had their time to answer.
+    pub(crate) cut: CancellationToken,
 }
 
 impl Tunnels {
