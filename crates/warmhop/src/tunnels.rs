@@ -35,7 +35,11 @@ impl Tunnels {
     pub(crate) fn farewell(&self, protocol: Option<&http::HeaderValue>) -> Farewell {
         let websocket =
             protocol.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        Farewell { closing: self.closing.clone(), frames: websocket.then(Frames::default) }
+        Farewell {
+            closing: self.closing.clone(),
+            cut: self.cut.clone(),
+            frames: websocket.then(Frames::default),
+        }
     }
 }
 
@@ -43,6 +47,7 @@ impl Tunnels {
 #[derive(Debug, Default)]
 pub(crate) struct Farewell {
     closing: CancellationToken,
+    cut: CancellationToken,
     /// Absent where the protocol has no close that a peer could send.
     frames: Option<Frames>,
 }
@@ -74,6 +79,11 @@ impl Farewell {
                 &[]
             }
         }
+    }
+
+    /// What ends the connection wherever it stands: a client that reads nothing cannot be told.
+    pub(crate) fn cut(&self) -> CancellationToken {
+        self.cut.clone()
     }
 
     /// What the client is sent last where the app's side ended by itself.

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -13,9 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::{Client, RequestBody};
 
-use crate::streaming::{echoes, hopping, leaving_after, websocket};
+use crate::streaming::{app_stops_sending, echoes, hopping, leaving_after, websocket};
 use crate::support::{APP, BOUND, QUICK, World, shop, until};
 
 /// A client's connection in either version of HTTP.
@@ -302,5 +303,27 @@ async fn what_outlasts_the_grace_of_a_drain_is_cut_off_and_not_waited_for_again(
             }
         };
         assert!(matches!(ended, Some(Err(_))), "it must not look whole: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_websocket_keeps_no_peer_from_leaving() {
+    for leaves in [0, 1] {
+        let mut world = leaving_after("300ms", "10m").await;
+        let mut sockets = Vec::new();
+        for door in [0, 1] {
+            let (mut sends, unread) = websocket(&world, door).await.split();
+            let sending = tokio::spawn(async move {
+                let message = Message::binary(vec![7; 512 * 1024]);
+                while sends.send(message.clone()).await.is_ok() {}
+            });
+            sockets.push((sending, unread));
+        }
+        app_stops_sending(&world).await;
+        let left = world.mesh.stop(leaves).await.expect("it leaves");
+        assert!(left.success());
+        for (sending, _unread) in sockets {
+            sending.abort();
+        }
     }
 }
