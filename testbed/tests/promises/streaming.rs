@@ -14,7 +14,7 @@ use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -71,6 +71,29 @@ async fn a_slow_reader_holds_the_sender_back() {
         assert!(grown < 64 * MIB, "{} holds {grown} bytes", world.name(index));
     }
     drop(response);
+    world.in_flight(0, 0).await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_stop_nobody_else() {
+    let world = hopping().await;
+    let mut unread = Vec::new();
+    for _ in 0..24 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(world.http(1)).await.unwrap();
+        stream.write_all(b"GET /bytes?n=60000000 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        unread.push(stream);
+    }
+    world.in_flight(0, 24).await;
+    app_stops_sending(&world).await;
+    let mut client = Client::new();
+    for _ in 0..3 {
+        let reply = timeout(BOUND, client.get(world.http(1), format!("/bytes?n={MIB}"))).await;
+        let reply = reply.expect("it is not held up").unwrap();
+        assert!(reply.hopped() && reply.body.len() == MIB);
+    }
+    drop(unread);
     world.in_flight(0, 0).await;
 }
 
