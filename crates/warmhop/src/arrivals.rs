@@ -36,7 +36,11 @@ impl NetHandler for Node {
         send: quinn::SendStream,
         recv: quinn::RecvStream,
     ) -> BoxFuture<'static, ()> {
-        async move { self.hop(from, send, recv).await }.boxed()
+        async move {
+            let _counted = self.tunnels.hops.token();
+            self.hop(from, send, recv).await;
+        }
+        .boxed()
     }
 
     fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
@@ -79,7 +83,13 @@ impl NetHandler for Node {
 impl Node {
     async fn hop(&self, from: PeerId, mut send: quinn::SendStream, recv: quinn::RecvStream) {
         let none = hop::Load { in_flight: 0, latency_us: 0 };
-        let Some(arrived) = Arrived::read(recv).await else {
+        let closing = &self.tunnels.closing;
+        let is_late = closing.is_cancelled();
+        let arrived = tokio::select! {
+            arrived = Arrived::read(recv) => arrived,
+            () = closing.cancelled(), if !is_late => return,
+        };
+        let Some(arrived) = arrived else {
             debug!(%from, "a hop's head is out of form");
             let _ = hop::refuse(send, HopRefusal::Malformed, none).await;
             return;
@@ -96,13 +106,17 @@ impl Node {
         if matches!(kind, HopKind::Wake) {
             slot.wanted(WantedBy::Request);
         }
-        // Only the owner of a session may have the request executed elsewhere.
-        if slot.state() != AppState::Ready && !matches!(kind, HopKind::Forward(_)) {
+        // Only the owner of a session may have the request executed elsewhere. Where hops have been
+        // cut off, the app is about to stop, and what begins still would be cut off with it.
+        let runs_here = slot.state() == AppState::Ready && !is_late;
+        if !runs_here && !matches!(kind, HopKind::Forward(_)) {
             let _ = hop::refuse(send, HopRefusal::NotReady, load).await;
             return;
         }
         let span = info_span!("hop", id = %id, peer = %self.me, from = %from);
-        async {
+        // An upgraded connection is told first, and ends itself.
+        let cut_off = if upgrade.is_some() { &self.tunnels.cut } else { closing };
+        let answering = async {
             let line = format!("{method} {}", target.split('?').next().unwrap_or_default());
             let role = if slot.keeps_registers { REGISTER } else { "hop" };
             let mut tracing = Tracing::begin(&self.traces, id.clone(), &self.me, role, line);
@@ -208,8 +222,11 @@ impl Node {
                 }
             }
         }
-        .instrument(span)
-        .await;
+        .instrument(span);
+        tokio::select! {
+            () = answering => {}
+            () = cut_off.cancelled(), if !is_late => debug!(%from, "a hop was cut off"),
+        }
     }
 
     async fn answer(

@@ -281,6 +281,7 @@ impl Builder {
                 Arc::clone(&ingress),
                 doors_closing.clone(),
                 connections.clone(),
+                node.tunnels.clone(),
             ));
         }
         Ok(Mesh(Arc::new(Running {

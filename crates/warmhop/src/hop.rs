@@ -674,6 +674,7 @@ where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
     A: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
+    let cut = farewell.cut();
     let (mut client_in, mut client_out) = tokio::io::split(client);
     let (mut app_in, mut app_out) = tokio::io::split(app);
     let from_client = async {
@@ -702,7 +703,10 @@ where
         }
         let _ = client_out.shutdown().await;
     };
-    both_ways(from_client, from_app).await;
+    tokio::select! {
+        () = both_ways(from_client, from_app) => {}
+        () = cut.cancelled() => {}
+    }
 }
 
 /// Passes bytes between an upgraded connection and a hop until both directions have ended.
@@ -715,6 +719,7 @@ pub(crate) async fn tunnel<IO>(
 ) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
+    let cut = farewell.cut();
     let (mut from, mut to) = tokio::io::split(io);
     // Only what goes to the client ends with the peer's own close.
     let never = Farewell::default();
@@ -782,9 +787,15 @@ pub(crate) async fn tunnel<IO>(
         }
         let _ = to.shutdown().await;
     };
-    match app {
-        AppIs::Near => both_ways(down, up).await,
-        AppIs::Far => both_ways(up, down).await,
+    let both = async {
+        match app {
+            AppIs::Near => both_ways(down, up).await,
+            AppIs::Far => both_ways(up, down).await,
+        }
+    };
+    tokio::select! {
+        () = both => {}
+        () = cut.cancelled() => {}
     }
 }
 
@@ -835,4 +846,27 @@ pub(crate) fn restore_response(stored: &[u8]) -> Option<Response<Body>> {
     *response.status_mut() = StatusCode::from_u16(stored.status).ok()?;
     *response.headers_mut() = fields_in(stored.fields)?;
     Some(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::tunnels::Tunnels;
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_cut_off_in_the_middle_of_a_write() {
+        let tunnels = Tunnels::default();
+        let websocket = HeaderValue::from_static("websocket");
+        let (client, _unread) = duplex(16);
+        let (app, mut app_end) = duplex(1024);
+        let joined = tokio::spawn(join(client, app, tunnels.farewell(Some(&websocket))));
+        // Frames without bytes, between any two of which the close could be sent; more than fits, so
+        // that some have been read by then and are being written.
+        app_end.write_all(&[0x82, 0].repeat(750)).await.unwrap();
+        tunnels.closing.cancel();
+        tunnels.cut.cancel();
+        tokio::time::timeout(Duration::from_secs(30), joined).await.expect("it ends").unwrap();
+    }
 }

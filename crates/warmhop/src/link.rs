@@ -86,6 +86,11 @@ const DRAIN_MIN: Duration = Duration::from_secs(2);
 /// How long the hops on a draining link may take. Links are renewed every hour or so, and what is
 /// open then, a download or a WebSocket, is not to end for that.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Hops that the other end of a new link may have under way. Each that it may have costs this end
+/// some memory, used or not, so the allowance grows as it is used.
+pub(crate) const HOPS_AT_FIRST: u32 = 128;
+/// What carries the mesh itself goes before the bodies of hops, however many of those wait.
+const AHEAD_OF_HOPS: i32 = 1;
 /// How long a hop may take to send its first byte.
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
 
@@ -103,6 +108,8 @@ pub(crate) struct Link {
     gossip: mpsc::Sender<Bytes>,
     /// Hops under way in either direction.
     hops: AtomicUsize,
+    /// Those of them that were opened here.
+    hops_out: AtomicUsize,
     hop_ended: Notify,
     draining: AtomicBool,
 }
@@ -176,6 +183,7 @@ impl LaneStream {
             Some(send) => send,
             None => {
                 let mut send = link.conn.open_uni().await?;
+                go_ahead(&send);
                 send.write_all(&[KIND_SESSION]).await?;
                 self.send.insert(send)
             }
@@ -191,13 +199,30 @@ struct Queues {
     gossip: mpsc::Receiver<Bytes>,
 }
 
-/// Keeps a draining link open while a hop uses it.
-pub(crate) struct HopLease(Arc<Link>);
+/// Counts a hop, and keeps a draining link open while the hop uses it.
+pub(crate) struct HopLease {
+    link: Arc<Link>,
+    opened_here: bool,
+}
 
 impl HopLease {
-    fn new(link: Arc<Link>) -> Self {
+    /// For a hop that is opened here; `None` where `max` are under way.
+    pub(crate) fn of_own(link: &Arc<Link>, max: u32) -> Option<Self> {
+        // Made before the count is looked at, so that it is taken back where it is too high.
+        let before = link.hops_out.fetch_add(1, Ordering::AcqRel);
         link.hops.fetch_add(1, Ordering::AcqRel);
-        Self(link)
+        let lease = Self { link: link.clone(), opened_here: true };
+        (before < max as usize).then_some(lease)
+    }
+
+    fn of_other(link: &Arc<Link>) -> Self {
+        link.hops.fetch_add(1, Ordering::AcqRel);
+        Self { link: link.clone(), opened_here: false }
+    }
+
+    /// Opens the hop's streams. Nothing is sent before their user writes.
+    pub(crate) async fn open(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
+        self.link.conn.open_bi().await
     }
 
     /// Resolves, having given the link up, if nothing at all arrives on it within `span`. What
@@ -205,7 +230,7 @@ impl HopLease {
     /// within `span`, so a peer that is this silent is dead, stopped or cut off, long before the
     /// idle timer says so.
     pub(crate) async fn fell_silent(&self, span: Duration) {
-        let conn = &self.0.conn;
+        let conn = &self.link.conn;
         let before = conn.stats().udp_rx.datagrams;
         sleep(span).await;
         if conn.stats().udp_rx.datagrams == before {
@@ -218,31 +243,37 @@ impl HopLease {
 
 impl Drop for HopLease {
     fn drop(&mut self) {
-        if self.0.hops.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.hop_ended.notify_one();
+        let link = &self.link;
+        if self.opened_here {
+            link.hops_out.fetch_sub(1, Ordering::AcqRel);
+        }
+        if link.hops.fetch_sub(1, Ordering::AcqRel) == 1 {
+            link.hop_ended.notify_one();
         }
     }
 }
 
 impl Link {
-    /// Opens the streams of a hop. Nothing is sent before their user writes.
-    pub(crate) async fn open_hop(
-        self: &Arc<Self>,
-    ) -> Result<(SendStream, RecvStream, HopLease), ConnectionError> {
-        let lease = HopLease::new(self.clone());
-        let (send, recv) = self.conn.open_bi().await?;
-        Ok((send, recv, lease))
-    }
-
     /// Whether hops and sessions may still go this way.
     pub(crate) fn is_usable(&self) -> bool {
         self.conn.close_reason().is_none() && !self.draining.load(Ordering::Acquire)
     }
 
-    /// How many hops go over it.
-    #[cfg(test)]
+    /// How many hops go over it, in either direction.
     pub(crate) fn hops(&self) -> usize {
         self.hops.load(Ordering::Acquire)
+    }
+
+    /// Where the other end has half as many hops under way as `allowed`, lets it have twice as
+    /// many, up to `max`. Returns what it may have.
+    fn make_room(&self, allowed: u32, max: u32) -> u32 {
+        let under_way = self.hops().saturating_sub(self.hops_out.load(Ordering::Acquire));
+        if allowed >= max || under_way < allowed as usize / 2 {
+            return allowed;
+        }
+        let allowed = allowed.saturating_mul(2).min(max);
+        self.conn.set_max_concurrent_bi_streams(allowed.into());
+        allowed
     }
 
     /// Which of two links to one incarnation is kept: the greater. Both ends agree on it.
@@ -438,6 +469,7 @@ async fn hello(
 
     // Opened before the other end may open any, so that its id is the lowest.
     let mut control_out = conn.open_uni().await?;
+    go_ahead(&control_out);
     let mut first = BytesMut::with_capacity(256);
     first.put_u8(KIND_CONTROL);
     let mine =
@@ -521,6 +553,7 @@ fn admit(
         lane: Lane { out: Default::default(), queue: lane, bytes: AtomicUsize::new(0) },
         gossip,
         hops: AtomicUsize::new(0),
+        hops_out: AtomicUsize::new(0),
         hop_ended: Notify::new(),
         draining: AtomicBool::new(false),
     });
@@ -643,7 +676,7 @@ pub(crate) fn start_draining(shared: &Arc<Shared>, link: &Arc<Link>) {
     shared.tasks.spawn(async move {
         let ended = async {
             sleep(DRAIN_MIN).await;
-            while link.hops.load(Ordering::Acquire) > 0 {
+            while link.hops() > 0 {
                 link.hop_ended.notified().await;
             }
         };
@@ -655,8 +688,13 @@ pub(crate) fn start_draining(shared: &Arc<Shared>, link: &Arc<Link>) {
 }
 
 async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
+    // The other end counts its hops itself and never wants more than that. What has ended there
+    // may not have ended here yet, and that it has is told late, by the eighth: so there is room.
+    let max = shared.tuning.hops_max.saturating_add(shared.tuning.hops_max / 4);
+    let mut allowed = HOPS_AT_FIRST;
     while let Ok((mut send, mut recv)) = link.conn.accept_bi().await {
-        let (shared, lease) = (shared.clone(), HopLease::new(link.clone()));
+        let (shared, lease) = (shared.clone(), HopLease::of_other(&link));
+        allowed = link.make_room(allowed, max);
         shared.tasks.clone().spawn(async move {
             let mut kind = [0];
             match timeout(HOP_KIND_WITHIN, recv.read_exact(&mut kind)).await {
@@ -668,7 +706,7 @@ async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
                     return;
                 }
             }
-            let peer = &lease.0.peer;
+            let peer = &lease.link.peer;
             let hop =
                 shared.handler.clone().on_hop(peer.peer.clone(), peer.incarnation, send, recv);
             hop.await;
@@ -829,6 +867,12 @@ async fn send_sessions(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
     }
 }
 
+/// Lets what is written to a stream leave before what waits on the streams of hops.
+fn go_ahead(send: &SendStream) {
+    // It fails only for a stream that has ended, which has nothing to send.
+    let _ = send.set_priority(AHEAD_OF_HOPS);
+}
+
 /// Gossip that does not fit in a datagram goes on a stream of its own.
 async fn send_gossip(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
     loop {
@@ -838,6 +882,7 @@ async fn send_gossip(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
         };
         let Some(message) = message else { return };
         let Ok(mut send) = link.conn.open_uni().await else { return };
+        go_ahead(&send);
         if send.write_chunk(message).await.is_ok() {
             // A stream that was stopped needs no end.
             let _ = send.finish();

@@ -44,6 +44,12 @@ const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Above it ten segments of one GSO batch exceed 64 KiB, and such batches fail silently.
 const MTU_MAX: u16 = 6500;
 const MTU_MIN: u16 = 1200;
+/// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
+/// end, in each direction, where its reader stands still. It is also the most that a stream moves in
+/// one round trip: 128 MB/s at 2 ms. Up to 1 MiB, more makes no hop faster on a LAN.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
+const UNI_STREAMS_MAX: u32 = 64;
 /// What others may send here however small this peer's own packets are to be.
 const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 
@@ -93,6 +99,11 @@ pub(crate) struct NetTuning {
     pub(crate) hello_within: Duration,
     /// How long a hop waits for a link and a stream.
     pub(crate) open_within: Duration,
+    /// Hops that this peer may have under way over one link, as many as a front door takes
+    /// connections; one more is refused at once. Raising it costs nothing before it is used. Then
+    /// each takes what a stream may hold, 256 KiB in each direction at the most and at the worst,
+    /// and the most that there ever were take some 90 bytes each for as long as the link lives.
+    pub(crate) hops_max: u32,
     /// The start waits this long for seeds to say that the name is taken; once one has, up to
     /// three times as long for whoever has it. A clash that shows later is told by
     /// [`Net::name_clash`].
@@ -116,6 +127,7 @@ impl Default for NetTuning {
             dial_within: Duration::from_secs(2),
             hello_within: Duration::from_secs(2),
             open_within: Duration::from_secs(2),
+            hops_max: 16 * 1024,
             seeds_within: Duration::from_millis(250),
             forget_after: Duration::from_secs(120),
             push_news: true,
@@ -212,8 +224,8 @@ pub(crate) enum OpenError {
     /// It does not answer.
     #[error("the peer {0} cannot be reached")]
     Unreachable(PeerId),
-    /// Neither a link nor a stream of its link became free in time.
-    #[error("the link to the peer {0} has no stream free")]
+    /// As many hops as may be are under way to it, or it did not let another begin in time.
+    #[error("the link to the peer {0} carries as many hops as it may")]
     Busy(PeerId),
 }
 
@@ -395,8 +407,10 @@ impl Net {
                     NoLink::Unknown => OpenError::Unknown(to.clone()),
                     NoLink::Unreachable => OpenError::Unreachable(to.clone()),
                 })?;
-            let (send, recv, lease) =
-                link.open_hop().await.map_err(|_| OpenError::Unreachable(to.clone()))?;
+            let lease = HopLease::of_own(&link, self.shared.tuning.hops_max)
+                .ok_or_else(|| OpenError::Busy(to.clone()))?;
+            let (send, recv) =
+                lease.open().await.map_err(|_| OpenError::Unreachable(to.clone()))?;
             Ok(OpenHop { send, recv, incarnation: link.peer.incarnation, lease })
         };
         match timeout(self.shared.tuning.open_within, opening).await {
@@ -653,12 +667,14 @@ fn transport(tuning: &NetTuning) -> quinn::TransportConfig {
     transport
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(tuning.idle_timeout / 4))
-        .max_concurrent_bidi_streams(1024_u32.into())
-        .max_concurrent_uni_streams(64_u32.into())
-        // The default is unbounded: one peer could fill the memory.
-        .receive_window((32_u32 << 20).into())
-        .stream_receive_window((2_u32 << 20).into())
-        .send_window(16 << 20)
+        .max_concurrent_bidi_streams(link::HOPS_AT_FIRST.into())
+        .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        // None for all streams together, in either direction: a few that nobody reads would use it
+        // up, and then no other hop, no news and no session's frame could pass. What is held is
+        // bounded all the same, by the number of streams times the window of each.
+        .receive_window(quinn::VarInt::MAX)
+        .send_window(u64::MAX)
         .initial_rtt(Duration::from_millis(50))
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(1 << 20));

@@ -120,23 +120,27 @@ pub(crate) async fn give_away_the_rest(node: &Node) {
     }
 }
 
-/// Waits for `grace` until the clients' connections have ended, upgraded ones included; then
-/// closes the latter in the terms of their protocol. What is left is cut off when its app stops.
+/// Waits for `grace` until the clients' connections have ended, upgraded ones included, and the hops
+/// that other peers' clients wait for. Then what is left is cut off, but upgraded connections are
+/// first closed in the terms of their protocol.
 pub(crate) async fn end_streams(node: &Node, connections: &TaskTracker, grace: Duration) {
     let tunnels = &node.tunnels;
     tunnels.open.close();
+    tunnels.hops.close();
     // In this order: a connection whose request is answered by an upgrade becomes a tunnel.
     let ended = async {
         connections.wait().await;
         tunnels.open.wait().await;
+        tunnels.hops.wait().await;
     };
     if tokio::time::timeout(grace, ended).await.is_ok() {
         return;
     }
-    let (connections, tunnels_left) = (connections.len(), tunnels.open.len());
-    warn!(connections, tunnels = tunnels_left, "some streams outlasted the grace time");
+    let (connections, hops) = (connections.len(), tunnels.hops.len());
+    warn!(connections, hops, tunnels = tunnels.open.len(), "some streams outlasted the grace time");
     tunnels.closing.cancel();
     let _ = tokio::time::timeout(GOODBYE_WITHIN, tunnels.open.wait()).await;
+    tunnels.cut.cancel();
 }
 
 /// Waits until every task has ended, or for as long as that may take.

@@ -16,13 +16,18 @@ pub(crate) const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xE9];
 /// A close frame with status 1011.
 const UNEXPECTED_CONDITION: [u8; 4] = [0x88, 0x02, 0x03, 0xF3];
 
-/// The upgraded connections of one peer.
+/// The upgraded connections of one peer, and the hops that it answers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tunnels {
-    /// Counts them.
+    /// Counts upgraded connections.
     pub(crate) open: TaskTracker,
-    /// Cancelled when their grace time is over.
+    /// Counts hops that are answered here, those that become upgraded connections included.
+    pub(crate) hops: TaskTracker,
+    /// Cancelled when the grace time is over: upgraded connections end in their own terms, everything
+    /// else is cut off.
     pub(crate) closing: CancellationToken,
+    /// Cancelled when the clients of upgraded connections have had their time to answer.
+    pub(crate) cut: CancellationToken,
 }
 
 impl Tunnels {
@@ -30,7 +35,11 @@ impl Tunnels {
     pub(crate) fn farewell(&self, protocol: Option<&http::HeaderValue>) -> Farewell {
         let websocket =
             protocol.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        Farewell { closing: self.closing.clone(), frames: websocket.then(Frames::default) }
+        Farewell {
+            closing: self.closing.clone(),
+            cut: self.cut.clone(),
+            frames: websocket.then(Frames::default),
+        }
     }
 }
 
@@ -38,6 +47,7 @@ impl Tunnels {
 #[derive(Debug, Default)]
 pub(crate) struct Farewell {
     closing: CancellationToken,
+    cut: CancellationToken,
     /// Absent where the protocol has no close that a peer could send.
     frames: Option<Frames>,
 }
@@ -69,6 +79,11 @@ impl Farewell {
                 &[]
             }
         }
+    }
+
+    /// What ends the connection wherever it stands: a client that reads nothing cannot be told.
+    pub(crate) fn cut(&self) -> CancellationToken {
+        self.cut.clone()
     }
 
     /// What the client is sent last where the app's side ended by itself.

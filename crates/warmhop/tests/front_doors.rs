@@ -7,16 +7,20 @@ mod bed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
-use axum::routing::get;
-use bed::{PATIENCE, peer};
+use axum::routing::{get, post};
+use bed::{PATIENCE, eventually, peer};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{HeaderMap, Request, StatusCode, Version};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -36,6 +40,16 @@ async fn tell(session: axum::Extension<Session>, headers: HeaderMap) -> String {
     format!("{} {}", field("x-forwarded-proto"), field("x-forwarded-for"))
 }
 
+/// Takes a request and never reads its body.
+async fn leave_unread(_body: axum::body::Body) {
+    std::future::pending::<()>().await;
+}
+
+/// How long a request's body is.
+async fn count(body: Bytes) -> String {
+    body.len().to_string()
+}
+
 async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
@@ -47,8 +61,13 @@ async fn one_peer(with: impl FnOnce(warmhop::Builder) -> warmhop::Builder) -> Me
     let mut spec = AppSpec::new(AppName::new("tell").unwrap());
     spec.policy.session = SessionMode::Portable;
     spec.policy.start = StartMode::AtBoot;
-    let app =
-        app_fn(|| async { Ok::<_, std::convert::Infallible>(Router::new().route("/", get(tell))) });
+    let app = app_fn(|| async {
+        let routes = Router::new()
+            .route("/", get(tell))
+            .route("/unread", post(leave_unread))
+            .route("/count", post(count));
+        Ok::<_, std::convert::Infallible>(routes)
+    });
     with(Mesh::builder("test", one, identity).app(spec, app)).start().await.unwrap()
 }
 
@@ -252,4 +271,75 @@ async fn behind_ones_own_server_the_app_is_told_who_asks() {
     closing.cancel();
     serving.await.unwrap().unwrap();
     mesh.shutdown().await;
+}
+
+/// Whether the peer closes a connection on which no more is sent.
+async fn is_closed<IO: AsyncRead + Unpin>(mut io: IO) -> bool {
+    // However it is closed: what counts is that it is.
+    let rest = async { io.read_to_end(&mut Vec::new()).await };
+    tokio::time::timeout(Duration::from_secs(600), rest).await.is_ok()
+}
+
+/// The clock goes on by itself whenever nothing else is to be done, so that minutes take no time.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_comes_to_the_point_is_not_waited_for() {
+    let (cert, key) = certificate();
+    let tls = FrontDoorTls::from_pem(cert.pem().as_bytes(), key.as_bytes()).unwrap();
+    let (plain, with_tls) = (listener().await, listener().await);
+    let mesh = one_peer(|builder| builder.front_door(plain).front_door_tls(with_tls, tls)).await;
+    let [plain, with_tls] = mesh.front_doors()[..] else { panic!("two doors") };
+    for said in ["", "P", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "G", "GET / HTTP/1.1\r\n"]
+    {
+        let mut stream = TcpStream::connect(plain).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        assert!(is_closed(stream).await, "after {said:?}");
+        for alpn in [&[][..], &[&b"h2"[..]], &[&b"http/1.1"[..]]] {
+            let mut stream = tls_client(with_tls, cert.der(), alpn).await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            assert!(is_closed(stream).await, "after {said:?} in TLS");
+        }
+    }
+    // A TLS record of a handshake, without what it announces.
+    for said in [&[][..], &[0x16, 3, 1, 2, 0]] {
+        let mut stream = TcpStream::connect(with_tls).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        assert!(is_closed(stream).await, "after {said:?} of a handshake");
+    }
+    mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn uploads_that_their_app_does_not_read_hold_up_no_other_on_their_connection() {
+    const PIECE: Bytes = Bytes::from_static(&[7; 16 * 1024]);
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door(door)).await;
+    let stream = TcpStream::connect(mesh.front_doors()[0]).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let upload = |path: &str, pieces: usize, sent: &Arc<AtomicUsize>| {
+        let sent = Arc::clone(sent);
+        let pieces = futures_util::stream::iter(0..pieces).map(move |_| {
+            sent.fetch_add(PIECE.len(), Ordering::Relaxed);
+            Ok::<_, std::convert::Infallible>(Frame::data(PIECE))
+        });
+        let request = Request::post(format!("http://localhost{path}"));
+        sender.clone().send_request(request.body(StreamBody::new(pieces)).unwrap())
+    };
+    let stuck = Arc::new(AtomicUsize::new(0));
+    let unread: Vec<_> =
+        (0..8).map(|_| tokio::spawn(upload("/unread", usize::MAX, &stuck))).collect();
+    // HTTP/2 libraries grant a megabyte to a whole connection where they are not told otherwise.
+    eventually("they have sent what they may", || stuck.load(Ordering::Relaxed) >= 1024 * 1024)
+        .await;
+    let answer = tokio::time::timeout(PATIENCE, upload("/count", 64, &Arc::default()));
+    let answer = answer.await.expect("it is not held up").unwrap();
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, (64 * PIECE.len()).to_string());
+    for task in unread {
+        task.abort();
+    }
+    mesh.vanish().await;
 }

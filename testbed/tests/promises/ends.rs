@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -13,9 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 use warmhop_testbed::client::{Client, RequestBody};
 
-use crate::streaming::{echoes, hopping, websocket};
+use crate::streaming::{app_stops_sending, echoes, hopping, leaving_after, websocket};
 use crate::support::{APP, BOUND, QUICK, World, shop, until};
 
 /// A client's connection in either version of HTTP.
@@ -253,4 +254,76 @@ async fn a_peer_that_leaves_says_goaway_and_its_streams_go_on_for_their_time() {
     };
     let (left, ()) = tokio::join!(world.mesh.stop(0), told);
     assert!(left.unwrap().success());
+}
+
+/// A response that never ends, after its first event.
+async fn endless(world: &World, mut connection: Connection) -> Response<Incoming> {
+    let answer = connection.send(world, Method::GET, "/events", empty());
+    let mut answer = timeout(BOUND, answer).await.expect("it begins").unwrap();
+    timeout(BOUND, answer.frame()).await.expect("an event comes").unwrap().unwrap();
+    // Without its sender a connection ends, as soon as nothing is in flight on it.
+    answer
+}
+
+#[tokio::test]
+async fn what_other_peers_wait_for_has_the_whole_grace_of_a_drain() {
+    let mut world = leaving_after("1h", "0s").await;
+    let door = world.http(0);
+    let [one, two] = Connection::both(&world, 1).await;
+    let (one, two) = (endless(&world, one).await, endless(&world, two).await);
+    let (left, ()) = tokio::join!(world.mesh.stop(0), async {
+        until("the peer leaves", async || TcpStream::connect(door).await.is_err().then_some(()))
+            .await;
+        for mut answer in [one, two] {
+            // Some seconds' worth, which is more than the app gets to stop.
+            for _ in 0..60 {
+                timeout(BOUND, answer.frame()).await.expect("it goes on").unwrap().unwrap();
+            }
+        }
+    });
+    assert!(left.unwrap().success());
+}
+
+#[tokio::test]
+async fn what_outlasts_the_grace_of_a_drain_is_cut_off_and_not_waited_for_again() {
+    let mut world = leaving_after("300ms", "10m").await;
+    let mut endless_ones = Vec::new();
+    for door in [0, 1] {
+        for connection in Connection::both(&world, door).await {
+            endless_ones.push(endless(&world, connection).await);
+        }
+    }
+    let left = world.mesh.stop(0).await.expect("it leaves long before the app's grace is over");
+    assert!(left.success());
+    for mut answer in endless_ones {
+        let ended = loop {
+            match timeout(BOUND, answer.frame()).await.expect("it ends") {
+                Some(Ok(_)) => {}
+                other => break other,
+            }
+        };
+        assert!(matches!(ended, Some(Err(_))), "it must not look whole: {ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_its_websocket_keeps_no_peer_from_leaving() {
+    for leaves in [0, 1] {
+        let mut world = leaving_after("300ms", "10m").await;
+        let mut sockets = Vec::new();
+        for door in [0, 1] {
+            let (mut sends, unread) = websocket(&world, door).await.split();
+            let sending = tokio::spawn(async move {
+                let message = Message::binary(vec![7; 512 * 1024]);
+                while sends.send(message.clone()).await.is_ok() {}
+            });
+            sockets.push((sending, unread));
+        }
+        app_stops_sending(&world).await;
+        let left = world.mesh.stop(leaves).await.expect("it leaves");
+        assert!(left.success());
+        for (sending, _unread) in sockets {
+            sending.abort();
+        }
+    }
 }

@@ -14,7 +14,7 @@ use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -64,19 +64,36 @@ async fn a_slow_reader_holds_the_sender_back() {
     // One frame is read and no more; what the sender can still send is bounded by windows and
     // buffers on the way, so in the end it has to stop.
     response.frame().await.unwrap().unwrap();
-    let mut last = u64::MAX;
-    until("the app stops sending", async || {
-        tokio::time::sleep(Duration::from_millis(150)).await;
-        let sent = bytes_written(&world);
-        std::mem::replace(&mut last, sent).eq(&sent).then_some(())
-    })
-    .await;
+    app_stops_sending(&world).await;
     assert_eq!(world.app(0, APP).await["in_flight"], 1, "it waits, it did not finish");
     for (index, before) in before.into_iter().enumerate() {
         let grown = resident_peak(&world, index).saturating_sub(before);
         assert!(grown < 64 * MIB, "{} holds {grown} bytes", world.name(index));
     }
     drop(response);
+    world.in_flight(0, 0).await;
+}
+
+#[tokio::test]
+async fn clients_that_do_not_read_stop_nobody_else() {
+    let world = hopping().await;
+    let mut unread = Vec::new();
+    for _ in 0..24 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(world.http(1)).await.unwrap();
+        stream.write_all(b"GET /bytes?n=60000000 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        unread.push(stream);
+    }
+    world.in_flight(0, 24).await;
+    app_stops_sending(&world).await;
+    let mut client = Client::new();
+    for _ in 0..3 {
+        let reply = timeout(BOUND, client.get(world.http(1), format!("/bytes?n={MIB}"))).await;
+        let reply = reply.expect("it is not held up").unwrap();
+        assert!(reply.hopped() && reply.body.len() == MIB);
+    }
+    drop(unread);
     world.in_flight(0, 0).await;
 }
 
@@ -237,9 +254,11 @@ async fn a_websocket_to_an_app_that_has_none_gets_its_answer() {
     }
 }
 
-async fn leaving_after(grace: &str) -> World {
-    let settings = format!("[http]\ndrain_grace = '{grace}'\n");
-    let world = World::with(2, vec![shop(QUICK, "")], &settings, never_on(1)).await;
+/// As [`hopping`], with this `drain_grace` of the peers and `stop_grace` of the app.
+pub(crate) async fn leaving_after(drain: &str, stop: &str) -> World {
+    let settings = format!("[http]\ndrain_grace = '{drain}'\n");
+    let app = shop(QUICK, &format!("stop_grace = '{stop}'"));
+    let world = World::with(2, vec![app], &settings, never_on(1)).await;
     world.warm(0).await;
     world
 }
@@ -247,13 +266,13 @@ async fn leaving_after(grace: &str) -> World {
 #[tokio::test]
 async fn open_websockets_are_told_1001_when_the_grace_of_a_drain_is_over() {
     // The peer that the client reached leaves.
-    let mut world = leaving_after("300ms").await;
+    let mut world = leaving_after("300ms", "10m").await;
     let mut hops = websocket(&world, 1).await;
     let (left, code) = tokio::join!(world.mesh.stop(1), closed_with(&mut hops));
     assert_eq!(code, 1001);
     assert!(left.unwrap().success());
     // The peer that runs the app leaves.
-    let mut world = leaving_after("300ms").await;
+    let mut world = leaving_after("300ms", "10m").await;
     let (mut local, mut hops) = (websocket(&world, 0).await, websocket(&world, 1).await);
     let (left, local, hops) =
         tokio::join!(world.mesh.stop(0), closed_with(&mut local), closed_with(&mut hops));
@@ -263,7 +282,7 @@ async fn open_websockets_are_told_1001_when_the_grace_of_a_drain_is_over() {
 
 #[tokio::test]
 async fn an_open_websocket_gets_its_time_and_a_peer_leaves_as_soon_as_it_has_ended() {
-    let mut world = leaving_after("1h").await;
+    let mut world = leaving_after("1h", "10s").await;
     let (mut socket, door) = (websocket(&world, 1).await, world.http(1));
     let (left, ()) = tokio::join!(world.mesh.stop(1), async {
         until("the peer leaves", async || TcpStream::connect(door).await.is_err().then_some(()))
@@ -318,6 +337,17 @@ fn resident_peak(world: &World, index: usize) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// Waits until the app of the first peer has sent what it may to a client that does not read.
+pub(crate) async fn app_stops_sending(world: &World) {
+    let mut last = u64::MAX;
+    until("the app stops sending", async || {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let sent = bytes_written(world);
+        std::mem::replace(&mut last, sent).eq(&sent).then_some(())
+    })
+    .await;
 }
 
 /// How much the processes under the first peer, its app among them, have written.

@@ -19,6 +19,8 @@ use crate::wire::{
 
 const WITHIN: Duration = Duration::from_secs(30);
 
+const POUR: &[u8] = b"pour";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Event {
     News(News, bool),
@@ -27,7 +29,7 @@ enum Event {
 }
 
 /// Keeps what it is told; answers a hop with the body it was sent, and trailers. One that asks for
-/// an upgrade gets it.
+/// an upgrade gets it, and one whose head is [`POUR`] gets bytes without end.
 #[derive(Default)]
 struct Recorder {
     events: Mutex<Vec<Event>>,
@@ -112,6 +114,11 @@ impl NetHandler for Recorder {
                 prefix.put_slice(&head);
             }
             let mut writer = HopBodyWriter::new(send, prefix);
+            if head == POUR {
+                let piece = Bytes::from_static(&[7; 64 * 1024]);
+                while writer.write_data(piece.clone()).await.is_ok() {}
+                return;
+            }
             if upgrades && writer.flush().await.is_err() {
                 return;
             }
@@ -652,6 +659,104 @@ async fn a_hop_streams_both_ways_and_ends_with_trailers() {
         }
     }
     close_all(peers).await;
+}
+
+/// Begins a hop with this head.
+async fn begin(from: &Peer, to: &str, head: &[u8]) -> (HopBodyWriter, FrameReader, HopLease) {
+    let opened = timeout(WITHIN, from.net.open_hop(&id(to))).await.expect("it opens");
+    let OpenHop { send, recv, lease, .. } = opened.unwrap();
+    let mut prefix = BytesMut::from(&[KIND_HOP][..]);
+    prefix.put_u32(u32::try_from(head.len()).unwrap());
+    prefix.put_slice(head);
+    let mut writer = HopBodyWriter::new(send, prefix);
+    writer.flush().await.unwrap();
+    (writer, FrameReader::new(recv), lease)
+}
+
+/// Sends a hop through and waits for its echo.
+async fn echoes(from: &Peer, to: &str) {
+    let (mut writer, mut reader, _lease) = begin(from, to, b"echo").await;
+    let body = Bytes::from(vec![1; 3 * STREAM_WINDOW_BYTES as usize]);
+    let sent = body.clone();
+    let sending = tokio::spawn(async move {
+        writer.write_data(sent).await.unwrap();
+        writer.write_end(Bytes::new(), None).await.unwrap();
+    });
+    let echo = async {
+        assert_eq!(reader.frame(1024).await.unwrap().unwrap(), "echo");
+        let (mut echo, mut back) = (reader.into_body(), BytesMut::new());
+        while let HopPart::Data(data) = echo.next().await.unwrap() {
+            back.extend_from_slice(&data);
+        }
+        back.freeze()
+    };
+    assert!(timeout(WITHIN, echo).await.expect("the echo comes") == body);
+    sending.await.unwrap();
+}
+
+#[tokio::test]
+async fn hops_that_nobody_reads_stop_no_other_hop_and_no_frame_of_a_session() {
+    const STALLED: u64 = 48;
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b"]).await;
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        stalled.push(begin(&peers[0], "b", POUR).await);
+    }
+    // Each has filled its own window, or all of them have filled what they share.
+    let link = peers[1].net.shared.links.to(&id("a")).unwrap();
+    eventually("every one of them stands still", || {
+        let sent = link.conn.stats().frame_tx;
+        sent.stream_data_blocked >= STALLED || sent.data_blocked > 0
+    })
+    .await;
+
+    let frame = session_frame(peers[0].net.incarnation(), &vec![5; 1024 * 1024]);
+    peers[1].net.send_session(peers[0].net.incarnation(), frame.clone());
+    let wanted = Event::Session(peers[1].net.incarnation(), frame);
+    peers[0].seen.until("the frame", |events| events.contains(&wanted).then_some(())).await;
+    echoes(&peers[0], "b").await;
+    echoes(&peers[1], "a").await;
+    drop(stalled);
+    close_all(peers).await;
+}
+
+#[tokio::test]
+async fn a_link_makes_room_for_more_hops_at_once_than_it_began_with() {
+    const AT_ONCE: usize = 1100;
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b"]).await;
+    let mut open = Vec::new();
+    for _ in 0..AT_ONCE {
+        open.push(begin(&peers[0], "b", b"echo").await);
+    }
+    let link = peers[1].net.shared.links.to(&id("a")).unwrap();
+    eventually("all of them have come", || link.hops() == AT_ONCE).await;
+    echoes(&peers[0], "b").await;
+    drop(open);
+    eventually("all of them have ended", || link.hops() == 0).await;
+    close_all(peers).await;
+}
+
+#[tokio::test]
+async fn a_hop_more_than_may_be_is_refused_at_once_and_fits_when_one_has_ended() {
+    let authority = Authority::generate("demo").unwrap();
+    let b = Peer::start(config(&authority, "b", &[])).await;
+    let mut few = config(&authority, "a", &[b.addr()]);
+    few.tuning.hops_max = 2;
+    let a = Peer::start(few).await;
+    a.links_to(&[&b]).await;
+    let mut open = vec![begin(&a, "b", b"echo").await, begin(&a, "b", b"echo").await];
+    for _ in 0..3 {
+        let refused = a.net.open_hop(&id("b")).now_or_never().expect("without waiting").err();
+        assert_eq!(refused, Some(OpenError::Busy(id("b"))));
+    }
+    // What the other end opens is its own to count.
+    echoes(&b, "a").await;
+    drop(open.pop());
+    echoes(&a, "b").await;
+    drop(open);
+    close_all(vec![a, b]).await;
 }
 
 #[tokio::test]
