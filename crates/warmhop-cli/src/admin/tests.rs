@@ -38,6 +38,7 @@ fn trace(id: String) -> RequestTrace {
         at_unix_ms: 1,
         status: None,
         served_by: None,
+        sent_to: None,
         session: None,
         steps: Vec::new(),
         head_ms: None,
