@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
-use warmhop_core::app::{AppEffect, AppEvent, AppMachine, WantedBy};
+use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
 
@@ -150,6 +150,16 @@ impl Slot {
     /// How long the start under way has taken so far.
     pub(crate) fn starting_for(&self) -> Option<Duration> {
         self.machine().starting_for(self.clock.now())
+    }
+
+    /// How often in a row it failed, and how long until it may be tried again.
+    pub(crate) fn failures(&self) -> (u32, Option<Duration>) {
+        let machine = self.machine();
+        let backs_off = match machine.why_not_start(WantedBy::Request, self.clock.now()) {
+            Some(NotStarted::BackingOff(left)) => Some(left),
+            _ => None,
+        };
+        (machine.failures(), backs_off)
     }
 
     /// The reason of the last failure with the app's last lines of output.
