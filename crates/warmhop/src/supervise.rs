@@ -261,7 +261,9 @@ impl Slot {
 
     fn start(self: &Arc<Self>, attempt: u64, starting: &mut Starting) {
         info!(app = %self.name(), attempt, "starting");
-        self.metrics.app_starts.get_or_create(&self.label()).inc();
+        if !self.keeps_registers {
+            self.metrics.app_starts.get_or_create(&self.label()).inc();
+        }
         let slot = Arc::clone(self);
         let task = tokio::spawn(async move {
             let began = slot.clock.now();
@@ -301,7 +303,9 @@ impl Slot {
     ) {
         let took = self.clock.now().since(began);
         info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
-        self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
+        if !self.keeps_registers {
+            self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
+        }
         let Running { service, stop, exited, carried } = running;
         let copy = Arc::new(Copy {
             attempt,
