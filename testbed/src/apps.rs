@@ -1,9 +1,14 @@
 //! Reading the `[[app]]` tables that a mesh is to serve.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
+
+/// What a program that reads files is given to read its standard input.
+const STDIN: &str = "/dev/stdin";
 
 /// The apps of a file, as they stand in a peer's configuration: every path made absolute.
 ///
@@ -22,6 +27,35 @@ pub fn read(file: &Path) -> Result<Vec<Table>> {
         .with_context(|| format!("{} has no folder", file.display()))?;
     parse(&text, &folder, &crate::programs()?)
         .with_context(|| format!("in the app file {}", file.display()))
+}
+
+/// Has `warmhop check` look at the apps of a file, so that a mistake is told with its line there
+/// and not with that of a configuration which nobody wrote.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn check(file: &Path) -> Result<()> {
+    // What follows the apps moves no line of theirs.
+    let rest = "\n[peer]\nname = 'testbed'\n[session]\nredis = '127.0.0.1:6401'\n";
+    let text = std::fs::read_to_string(file)? + rest;
+    let mut check = Command::new(crate::program("warmhop")?)
+        .args(["check", STDIN])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run warmhop")?;
+    let written = check.stdin.take().map(|mut stdin| stdin.write_all(text.as_bytes()));
+    let output = check.wait_with_output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    written.transpose()?;
+    let said = String::from_utf8_lossy(&output.stderr)
+        .replace(&format!("warmhop: {STDIN}"), &file.display().to_string());
+    // Warnings are of what is not where the check looks: identities, paths relative to FILE.
+    let problems: Vec<&str> = said.lines().filter(|line| !line.contains(": warning: ")).collect();
+    bail!("{}", problems.join("\n"))
 }
 
 /// The app file of the bookshop, which runs where none is named.

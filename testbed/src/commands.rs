@@ -49,6 +49,7 @@ pub async fn up(peers: usize, app_files: &[PathBuf], base: Option<u16>) -> Resul
     let mut tables = Vec::new();
     for file in files {
         tables.extend(apps::read(file)?);
+        apps::check(file)?;
     }
     let names: Vec<String> =
         tables.iter().filter_map(|app| Some(app.get("name")?.as_str()?.to_owned())).collect();
@@ -122,10 +123,9 @@ pub async fn down() -> Result<()> {
 /// Sends a signal to one peer, and waits for its end if the signal ends it.
 ///
 /// # Errors
-/// If there is no such peer, it does not run, or the signal is unknown.
-pub async fn kill(name: &str, signal: &str) -> Result<()> {
+/// If there is no such peer, or it does not run.
+pub async fn kill(name: &str, signal: Signal) -> Result<()> {
     let (terminal, folder) = (Terminal::new(), folder());
-    let signal = parse_signal(signal)?;
     let (records, index) = find(&folder, name)?;
     let process = records[index].process;
     if !process.signal(signal)? {
@@ -194,7 +194,10 @@ fn find(folder: &Path, name: &str) -> Result<(Vec<PeerRecord>, usize)> {
 }
 
 /// `KILL`, `SIGKILL`, `kill` or `9`.
-fn parse_signal(text: &str) -> Result<Signal> {
+///
+/// # Errors
+/// If there is no such signal.
+pub fn signal(text: &str) -> Result<Signal> {
     let upper = text.to_ascii_uppercase();
     if let Ok(number) = text.parse::<i32>() {
         return Signal::try_from(number).with_context(|| format!("there is no signal {text}"));
@@ -235,10 +238,10 @@ mod tests {
     #[test]
     fn signals_are_named_as_kill_names_them() {
         for text in ["KILL", "SIGKILL", "kill", "9"] {
-            assert_eq!(parse_signal(text).unwrap(), Signal::SIGKILL);
+            assert_eq!(signal(text).unwrap(), Signal::SIGKILL);
         }
-        assert_eq!(parse_signal("STOP").unwrap(), Signal::SIGSTOP);
-        assert!(parse_signal("FRY").is_err());
-        assert!(parse_signal("99").is_err());
+        assert_eq!(signal("STOP").unwrap(), Signal::SIGSTOP);
+        assert!(signal("FRY").is_err());
+        assert!(signal("99").is_err());
     }
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use nix::sys::signal::Signal;
 use warmhop_testbed::chaos::{self, faults::Kind};
-use warmhop_testbed::{bench, bench_streams, commands, demo, terminal::Terminal};
+use warmhop_testbed::{bench, bench_streams, commands, demo, ports, terminal::Terminal};
 
 /// Launches, breaks and shows meshes of real peers on this machine.
 #[derive(Debug, Parser)]
@@ -21,12 +22,13 @@ enum Command {
     /// Start a mesh of N peers and wait until each sees every other.
     Up {
         /// How many peers.
-        n: usize,
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=i64::from(ports::PEERS_MAX)))]
+        n: u16,
         /// A file of `[[app]]` tables to serve (repeatable). Without it: the bookshop.
         #[arg(long, value_name = "FILE")]
         app: Vec<PathBuf>,
         /// Use the ports P+1…, P+201…, P+301…, P+401… instead of 8081…, 7001…, 9001…, 6401….
-        #[arg(long, value_name = "P")]
+        #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1024..=65_035))]
         base_port: Option<u16>,
     },
     /// Stop what `up` started.
@@ -36,8 +38,8 @@ enum Command {
         /// The peer's name, such as peer-2.
         name: String,
         /// Which signal, such as KILL, TERM, STOP or CONT.
-        #[arg(long, default_value = "KILL")]
-        signal: String,
+        #[arg(long, default_value = "KILL", value_parser = commands::signal)]
+        signal: Signal,
     },
     /// Start a killed peer again.
     Start {
@@ -94,9 +96,9 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Up { n, app, base_port } => commands::up(n, &app, base_port).await,
+        Command::Up { n, app, base_port } => commands::up(n.into(), &app, base_port).await,
         Command::Down => commands::down().await,
-        Command::Kill { name, signal } => commands::kill(&name, &signal).await,
+        Command::Kill { name, signal } => commands::kill(&name, signal).await,
         Command::Start { name } => commands::start(&name).await,
         Command::Demo => demo::run().await,
         Command::Bench { sessions } => bench::failover(sessions).await,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use anyhow::{Context, Result, bail};
 
 /// The most peers that one mesh of the testbed has: a hundred ports lie between the ranges.
-pub const PEERS_MAX: usize = 100;
+pub const PEERS_MAX: u16 = 100;
 
 /// The addresses of one peer, all on loopback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl PeerPorts {
 /// # Errors
 /// If there are none for so many peers or above that base.
 pub fn plan(peers: usize, base: Option<u16>) -> Result<Vec<PeerPorts>> {
-    if peers == 0 || peers > PEERS_MAX {
+    if peers == 0 || peers > PEERS_MAX.into() {
         bail!("a mesh of the testbed has between 1 and {PEERS_MAX} peers, not {peers}");
     }
     let starts = match base {

@@ -298,26 +298,30 @@ async fn session<P: Peer>(State(peer): State<P>, Path(key): Path<String>) -> Res
 }
 
 async fn start_app<P: Peer>(State(peer): State<P>, Path(name): Path<String>) -> Response {
-    act(&name, "start", |name| peer.start_app(name))
+    act(&peer, &name, "start", P::start_app)
 }
 
 async fn stop_app<P: Peer>(State(peer): State<P>, Path(name): Path<String>) -> Response {
-    act(&name, "stop", |name| peer.stop_app(name))
+    act(&peer, &name, "stop", P::stop_app)
 }
 
-fn act(
+/// The answer tells the state that the app was in, since what was done depends on it.
+fn act<P: Peer>(
+    peer: &P,
     name: &str,
     action: &str,
-    carry_out: impl FnOnce(&AppName) -> Result<(), ControlError>,
+    carry_out: impl FnOnce(&P, &AppName) -> Result<(), ControlError>,
 ) -> Response {
     let name = match AppName::new(name) {
         Ok(name) => name,
         Err(invalid) => return problem(StatusCode::NOT_FOUND, &invalid.to_string()),
     };
-    match carry_out(&name) {
+    let apps = peer.status().apps;
+    let was = apps.iter().find(|app| app.name == name.as_str()).map(|app| &app.state);
+    match carry_out(peer, &name) {
         Ok(()) => {
             info!(app = %name, action, "asked for through the admin listener");
-            accepted(&json!({ "app": name.as_str(), "action": action }))
+            accepted(&json!({ "app": name.as_str(), "action": action, "was": was }))
         }
         Err(error @ ControlError::UnknownApp { .. }) => {
             problem(StatusCode::NOT_FOUND, &error.to_string())

@@ -7,44 +7,35 @@
 //!
 //! Nothing outlives its owner: dropping a start, a started copy or the whole peer closes the
 //! pipe to the guard, which then kills the child and all that the child started.
-//!
-//! Upgrades: the response to a request that switched protocols leaves here with hyper's
-//! `OnUpgrade` of the app's side in its extensions, and whoever asked joins the two sides.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, UPGRADE, USER_AGENT};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Extensions, Request, Response, StatusCode, Uri, Version};
-use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
-use tower::Service;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 use warmhop::ids::AppName;
-use warmhop::{Body, BoxError, Running, StartContext, StartError};
+use warmhop::{Running, StartContext, StartError};
 
+pub use self::service::ChildService;
 use crate::config::{Protocol, Ready};
 use crate::{guard, notify};
+
+mod h2;
+mod http1;
+mod request;
+mod service;
+mod socket;
 
 /// How often a start is tried on another port when another process took the chosen one.
 const PORT_TRIES: u32 = 3;
@@ -56,16 +47,6 @@ const PROBE_INTERVAL_FIRST: Duration = Duration::from_millis(10);
 const PROBE_INTERVAL_LAST: Duration = Duration::from_millis(100);
 /// An app that accepts a connection and says nothing is asked again after this.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection over loopback that takes longer will not come.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections that are kept to one app.
-const IDLE_CONNECTIONS_MAX: usize = 256;
-/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
-/// seldom the one to close.
-const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
-/// clients not wait for ever).
-const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A longer line of output is cut.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// How many last lines are kept for messages.
@@ -211,15 +192,29 @@ impl ChildApp {
     }
 }
 
+/// What an app needs and this machine has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Which key of the app's table names it.
+    pub key: &'static str,
+    /// What was looked for where.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
 /// Where `program` is, looked for as the guard will: with a slash from `dir` on, else in
 /// `path` or the peer's own `PATH`.
 ///
 /// # Errors
-/// What was looked for where, in a sentence.
-pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<PathBuf, String> {
+/// If it is not there, or there is no `dir`.
+pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<PathBuf, Missing> {
     if !dir.is_dir() {
-        return Err(format!("there is no folder {} to run {program:?} in", dir.display()));
+        let what = format!("there is no folder {} to run {program:?} in", dir.display());
+        return Err(Missing { key: "dir", what, remedy: "make it, or correct dir" });
     }
+    let no_program =
+        |what| Missing { key: "run", what, remedy: "install it, or correct run or dir" };
     let is_executable = |file: &Path| {
         std::fs::metadata(file)
             .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
@@ -229,7 +224,7 @@ pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<
         return if is_executable(&file) {
             Ok(file)
         } else {
-            Err(format!("there is no executable file {}", file.display()))
+            Err(no_program(format!("there is no executable file {}", file.display())))
         };
     }
     let path = path.map(std::ffi::OsString::from).or_else(|| std::env::var_os("PATH"));
@@ -237,7 +232,7 @@ pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<
         // An empty or relative element means the folder that the program runs in.
         .map(|folder| dir.join(folder).join(program))
         .find(|file| !program.is_empty() && is_executable(file))
-        .ok_or_else(|| format!("there is no program {program:?} in PATH"))
+        .ok_or_else(|| no_program(format!("there is no program {program:?} in PATH")))
 }
 
 /// A port that was free a moment ago and was not given out lately.
@@ -430,226 +425,6 @@ fn log_line(line: &mut Vec<u8>, cut: &mut bool, stream: &str, app: &AppName, tai
         tail.pop_front();
     }
     tail.push_back(text);
-}
-
-/// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
-/// request: it is sent again on a fresh one if no byte of it had left.
-#[derive(Clone)]
-pub struct ChildService {
-    client: AppClient,
-    authority: Authority,
-}
-
-/// How requests are sent to the app.
-#[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
-enum AppClient {
-    /// A pool of connections, one request at a time on each.
-    Http1(Client<HttpConnector, RequestBody>),
-    /// One connection for all requests, which HTTP/2 interleaves on it.
-    H2(Arc<H2Client>),
-}
-
-/// The one HTTP/2 connection to an app, made anew when the app has closed it.
-struct H2Client {
-    addr: SocketAddr,
-    sender: tokio::sync::Mutex<Option<http2::SendRequest<RequestBody>>>,
-}
-
-impl H2Client {
-    /// The connection as it is, or a fresh one.
-    async fn sender(&self) -> Result<http2::SendRequest<RequestBody>, BoxError> {
-        let mut kept = self.sender.lock().await;
-        if let Some(sender) = &mut *kept
-            && sender.ready().await.is_ok()
-        {
-            return Ok(sender.clone());
-        }
-        let connect = tokio::net::TcpStream::connect(self.addr);
-        let stream = timeout(CONNECT_TIMEOUT, connect).await??;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .handshake(TokioIo::new(stream))
-            .await?;
-        // How it ends is told to each of its requests.
-        tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        Ok(kept.insert(sender).clone())
-    }
-
-    async fn request(
-        &self,
-        mut request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, BoxError> {
-        let mut again = true;
-        loop {
-            let mut sender = self.sender().await?;
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
-                Err(mut error) => match error.take_message() {
-                    // The connection ended before a byte of the request had left.
-                    Some(unsent) if again => {
-                        request = unsent;
-                        again = false;
-                    }
-                    _ => return Err(error.into_error().into()),
-                },
-            }
-        }
-    }
-}
-
-impl ChildService {
-    /// Requests to `127.0.0.1:port`.
-    #[must_use]
-    pub fn new(port: u16, protocol: Protocol) -> Self {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let client = match protocol {
-            Protocol::Http1 => AppClient::Http1(Self::pool()),
-            Protocol::H2 => {
-                AppClient::H2(Arc::new(H2Client { addr, sender: tokio::sync::Mutex::default() }))
-            }
-        };
-        let Ok(authority) = addr.to_string().parse() else {
-            unreachable!("an address and a port are an authority");
-        };
-        Self { client, authority }
-    }
-
-    fn pool() -> Client<HttpConnector, RequestBody> {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .build(connector)
-    }
-
-    async fn is_healthy(&self, path: &str) -> bool {
-        let Ok(request) = Request::get(path)
-            .header(USER_AGENT, concat!("warmhop-readiness/", env!("CARGO_PKG_VERSION")))
-            .body(Body::empty())
-        else {
-            return false;
-        };
-        match self.clone().call(request).await {
-            Ok(response) => response.status().is_success() || response.status().is_redirection(),
-            Err(_) => false,
-        }
-    }
-
-    /// The request as the app gets it.
-    fn outgoing(&self, request: Request<Body>) -> Result<Request<RequestBody>, http::Error> {
-        let (mut parts, body) = request.into_parts();
-        if !parts.headers.contains_key(HOST) {
-            // HTTP/2 has the host in the target.
-            let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
-            parts.headers.insert(HOST, HeaderValue::from_str(host)?);
-        }
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(self.authority.clone());
-        if matches!(self.client, AppClient::H2(_)) {
-            // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
-            // that is asked for one answers as it answers any request.
-            if let Some(Ok(authority)) =
-                parts.headers.remove(HOST).map(|host| Authority::try_from(host.as_bytes()))
-            {
-                uri.authority = Some(authority);
-            }
-            parts.headers.remove(CONNECTION);
-            parts.headers.remove(UPGRADE);
-            parts.version = Version::HTTP_2;
-        } else {
-            parts.version = Version::HTTP_11;
-        }
-        let path = parts.uri.path_and_query().cloned();
-        uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-        parts.uri = Uri::from_parts(uri)?;
-        // What the mesh keeps with a request means nothing to the client in here.
-        parts.extensions = Extensions::new();
-        let expects = parts.headers.get(EXPECT);
-        let waits =
-            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let mut request = Request::from_parts(parts, RequestBody { body, gate: None });
-        if waits {
-            let (go, gate) = oneshot::channel();
-            request.body_mut().gate = Some((gate, Box::pin(sleep(CONTINUE_TIMEOUT))));
-            let go = Mutex::new(Some(go));
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == StatusCode::CONTINUE
-                    && let Some(go) = go.lock().unwrap_or_else(PoisonError::into_inner).take()
-                {
-                    let _ = go.send(());
-                }
-            });
-        }
-        Ok(request)
-    }
-}
-
-impl Service<Request<Body>> for ChildService {
-    type Response = Response<Body>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let outgoing = self.outgoing(request);
-        let client = self.client.clone();
-        Box::pin(async move {
-            let outgoing = outgoing?;
-            let mut response = match client {
-                AppClient::Http1(client) => client.request(outgoing).await?,
-                AppClient::H2(client) => client.request(outgoing).await?,
-            };
-            // An app that speaks HTTP/1.0 must not make the client's connection do so.
-            *response.version_mut() = Version::HTTP_11;
-            Ok(response.map(Body::from))
-        })
-    }
-}
-
-/// A request's body; where the client expects `100 Continue`, it is not touched before the
-/// app has said so, since touching it is what makes the front door ask the client for it.
-struct RequestBody {
-    body: Body,
-    gate: Option<(oneshot::Receiver<()>, Pin<Box<Sleep>>)>,
-}
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some((gate, patience)) = &mut self.gate {
-            let said_so = matches!(Pin::new(gate).poll(cx), Poll::Ready(Ok(())));
-            if !said_so && patience.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            self.gate = None;
-        }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use http::uri::Authority;
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -24,6 +24,8 @@ use tokio::time::timeout;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A longer answer is not read: no peer has one.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// How a peer says no: problem details (RFC 9457).
+const PROBLEM: &str = "application/problem+json";
 
 /// Where an admin listener is: `http://HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +91,10 @@ pub enum AskError {
         url: AdminUrl,
     },
     /// What came back is no answer of a peer's admin listener.
-    #[error("what listens at {url} does not answer as a peer's admin listener does: {why}")]
+    #[error(
+        "what listens at {url} is no admin listener of a peer: {why}; name one with --admin URL or \
+         WARMHOP_ADMIN, as [admin] listen of the peer has it"
+    )]
     NotAPeer {
         /// Who was asked.
         url: AdminUrl,
@@ -124,22 +129,34 @@ impl Admin {
     /// # Errors
     /// See [`AskError`].
     pub async fn status(&self) -> Result<Value, AskError> {
-        self.ask(Method::GET, "/v1/status").await
+        self.ask(Method::GET, "/v1/status", "/peer/name").await
     }
 
     /// Asks for `path`, whose parts have been through [`encoded`].
     ///
+    /// `mark` points (RFC 6901) to what every peer's answer has. Other programs answer JSON as well,
+    /// and since absent fields count as empty, theirs would be shown as that of a peer with nothing.
+    ///
     /// # Errors
     /// See [`AskError`].
-    pub async fn ask(&self, method: Method, path: &str) -> Result<Value, AskError> {
+    pub async fn ask(&self, method: Method, path: &str, mark: &str) -> Result<Value, AskError> {
         let answer = timeout(ANSWER_TIMEOUT, self.exchange(method, path)).await;
-        let (status, body) = answer.map_err(|_| AskError::Silent { url: self.url.clone() })??;
-        let value: Result<Value, _> = serde_json::from_slice(&body);
-        if status.is_success() {
-            return value.map_err(|error| self.not_a_peer(error));
+        let answer = answer.map_err(|_| AskError::Silent { url: self.url.clone() })??;
+        if answer.headers().contains_key("warmhop-request-id") {
+            return Err(self.not_a_peer("it answers as a front door does"));
         }
-        let problem = value.ok().and_then(|value| Some(value.get("detail")?.as_str()?.to_owned()));
-        match problem {
+        let status = answer.status();
+        let value: Result<Value, _> = serde_json::from_slice(answer.body());
+        if status.is_success() {
+            let value = value.map_err(|_| self.not_a_peer("its answer is not JSON"))?;
+            return match value.pointer(mark) {
+                Some(told) if *told != "" => Ok(value),
+                _ => Err(self.not_a_peer(format!("its answer to {path} has no {mark}"))),
+            };
+        }
+        let is_problem = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
+        let told = value.ok().filter(|_| is_problem);
+        match told.and_then(|told| Some(told.get("detail")?.as_str()?.to_owned())) {
             Some(detail) => Err(AskError::Refused { status, detail }),
             None => Err(self.not_a_peer(format!("it answers {path} with {status}"))),
         }
@@ -157,7 +174,7 @@ impl Admin {
         AskError::NotAPeer { url: self.url.clone(), why: why.to_string() }
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), AskError> {
+    async fn exchange(&self, method: Method, path: &str) -> Result<Response<Bytes>, AskError> {
         let host = self.url.host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, self.url.port))
             .await
@@ -183,12 +200,12 @@ impl Admin {
             request.body(Empty::<Bytes>::new()).map_err(|error| self.not_a_peer(error))?;
         let response =
             sender.send_request(request).await.map_err(|error| self.not_a_peer(error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX)
             .collect()
             .await
             .map_err(|error| self.not_a_peer(error))?;
-        Ok((status, body.to_bytes()))
+        Ok(Response::from_parts(head, body.to_bytes()))
     }
 }
 

@@ -285,6 +285,19 @@ impl fmt::Display for Problem {
 
 impl std::error::Error for Problem {}
 
+/// A cluster's name, if `text` is one.
+///
+/// # Errors
+/// What is expected.
+pub fn cluster_name(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(allowed) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 64 of the characters A-Z a-z 0-9 _ -".into())
+    }
+}
+
 /// The units of a duration, largest first, in milliseconds.
 const UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];

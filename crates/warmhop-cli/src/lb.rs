@@ -13,7 +13,7 @@
 //! wherever its client keeps arriving.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use clap::ValueEnum;
 use warmhop::READY_PATH;
@@ -86,9 +86,10 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     let names: Vec<&str> = backends.iter().map(|backend| backend.name.as_str()).collect();
     let _ = writeln!(text, "# The mesh as {} sees it: {}.", names[0], names.join(", "));
     text.push_str("# A peer that joins later has to be added; print this again.\n");
-    let local = backends.iter().any(|backend| backend.host == "0.0.0.0" || backend.host == "[::]");
-    if local {
-        text.push_str("# Replace 0.0.0.0 by the address that reaches that peer.\n");
+    for host in ["0.0.0.0", "[::]"] {
+        if backends.iter().any(|backend| backend.host == host) {
+            let _ = writeln!(text, "# Replace {host} by the address that reaches that peer.");
+        }
     }
     match wanted.balancer {
         Balancer::Haproxy => haproxy(wanted, &backends, &mut text),
@@ -102,17 +103,32 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
 /// Every peer with a front door, the one that was asked first. One that is gone is left in:
 /// the balancer's own checks find it when it is back.
 fn backends(status: &Status) -> Vec<Backend> {
-    let this = status.peer.http.first().map(|door| (&status.peer.name, door));
-    let others = status.peers.iter().filter_map(|peer| Some((&peer.name, peer.http.as_ref()?)));
+    let this = &status.peer;
+    let this = this.http.first().map(|door| (&this.name, door, &this.mesh));
+    let others = (status.peers.iter())
+        .filter_map(|peer| Some((&peer.name, peer.http.as_ref()?, &peer.mesh)));
     this.into_iter()
         .chain(others)
-        .filter_map(|(name, door)| {
-            // Both go into a configuration file, so neither may be more than it should.
+        .filter_map(|(name, door, mesh)| {
+            // All go into a configuration file, so none may be more than it should.
             let name = warmhop::ids::PeerId::new(name).ok()?.to_string();
             let door = front_door(door)?;
-            Some(Backend { name, host: door.host().into(), port: door.port_u16()? })
+            let host = reached_at(door.host(), mesh).unwrap_or_else(|| door.host().into());
+            Some(Backend { name, host, port: door.port_u16()? })
         })
         .collect()
+}
+
+/// Where a front door on every address of its machine is reached: where the other peers reach its
+/// mesh port. One on every IPv4 address is on no IPv6 address.
+fn reached_at(host: &str, mesh: &str) -> Option<String> {
+    let listens: IpAddr = host.trim_matches(['[', ']']).parse().ok()?;
+    let mesh = mesh.parse::<SocketAddr>().ok()?.ip();
+    let on_all = listens.is_unspecified() && (listens.is_ipv6() || mesh.is_ipv4());
+    if !on_all || mesh.is_unspecified() {
+        return None;
+    }
+    Some(if mesh.is_ipv6() { format!("[{mesh}]") } else { mesh.to_string() })
 }
 
 fn haproxy(wanted: Wanted, backends: &[Backend], text: &mut String) {

@@ -9,9 +9,9 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use http::Method;
 use serde_json::Value;
-use warmhop::ids::PeerId;
+use warmhop::ids::{PeerId, SessionKey};
 use warmhop_cli::client::{self, Admin, AdminUrl, AskError, encoded};
-use warmhop_cli::config::Config;
+use warmhop_cli::config::{self, Config};
 use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
 use warmhop_cli::watch::{Recent, Size, Watch};
@@ -36,7 +36,8 @@ enum Command {
         #[arg(long, value_enum, default_value_t = log::Format::Text)]
         log: log::Format,
     },
-    /// Validate a configuration and print it with every default filled in.
+    /// Validate a configuration and the certificates that it names, and print it with every
+    /// default filled in.
     Check {
         /// The configuration.
         file: PathBuf,
@@ -64,7 +65,8 @@ enum Command {
     /// Show who owns a session and who holds its copies; never what is in it.
     Session {
         /// APP/SID, as `warmhop why` shows it.
-        key: String,
+        #[arg(value_parser = |text: &str| text.parse::<SessionKey>().map_err(|error| error.to_string()))]
+        key: SessionKey,
         #[command(flatten)]
         ask: Ask,
     },
@@ -105,7 +107,7 @@ enum Cert {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
         /// The cluster's name.
-        #[arg(long, value_name = "NAME", default_value = "warmhop")]
+        #[arg(long, value_name = "NAME", default_value = "warmhop", value_parser = config::cluster_name)]
         cluster: String,
         /// Replace keys that are there already.
         #[arg(long)]
@@ -217,25 +219,28 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             print(&status(&admin, json).await.map_err(Failure::failed)?)
         }),
         Command::App(App::Start { name, ask }) => in_runtime(async {
-            let done = format!("{name} is starting; see `warmhop status`\n");
-            act(ask, &format!("/v1/apps/{}/start", part(&name)), &done).await
+            let path = format!("/v1/apps/{}/start", part(&name));
+            act(ask, &path, |answer| show::started(&name, was(answer))).await
         }),
         Command::App(App::Stop { name, ask }) => in_runtime(async {
-            let done = format!("{name} stops once its requests have ended; see `warmhop status`\n");
-            act(ask, &format!("/v1/apps/{}/stop", part(&name)), &done).await
+            let path = format!("/v1/apps/{}/stop", part(&name));
+            act(ask, &path, |answer| show::stopped(&name, was(answer))).await
         }),
         Command::Drain { ask } => in_runtime(async {
-            act(ask, "/v1/drain", "draining; the peer takes no new traffic\n").await
+            act(ask, "/v1/drain", |_| "draining; the peer takes no new traffic\n".into()).await
         }),
         Command::Session { key, ask } => in_runtime(async {
-            let path = format!("/v1/sessions/{}", encoded(&key));
-            ask_for(ask, &path, |admin, answer| Ok(show::session(&admin.read(answer)?))).await
+            let path = format!("/v1/sessions/{}", encoded(&key.to_string()));
+            ask_for(ask, &path, "/key", |admin, answer| Ok(show::session(&admin.read(answer)?)))
+                .await
         }),
         Command::Why { request_id, ask } => in_runtime(async {
             let path = format!("/v1/requests/{}", encoded(&request_id));
             let coloured = log::is_coloured(&std::io::stdout());
-            ask_for(ask, &path, |admin, answer| Ok(show::trace(&admin.read(answer)?, coloured)))
-                .await
+            ask_for(ask, &path, "/id", |admin, answer| {
+                Ok(show::trace(&admin.read(answer)?, coloured))
+            })
+            .await
         }),
         Command::Lb { balancer, affinity, listen, listener } => in_runtime(async move {
             let admin = listener.connect();
@@ -257,6 +262,7 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
     for warning in told(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }
+    run::check(&config)?;
     print(&config.to_string())
 }
 
@@ -273,19 +279,25 @@ async fn status(admin: &Admin, json: bool) -> Result<String, AskError> {
     Ok(show::status(&admin.read(&answer)?, log::is_coloured(&std::io::stdout())))
 }
 
-async fn act(ask: Ask, path: &str, done: &str) -> Result<u8, Failure> {
+/// The state that an app was in before it was acted on; a peer that is too old tells none.
+fn was(answer: &Value) -> &str {
+    answer["was"].as_str().unwrap_or_default()
+}
+
+async fn act(ask: Ask, path: &str, done: impl FnOnce(&Value) -> String) -> Result<u8, Failure> {
     let (json, admin) = (ask.json, ask.listener.connect());
-    let answer = admin.ask(Method::POST, path).await.map_err(Failure::failed)?;
-    if json { print(&pretty(&answer)) } else { print(done) }
+    let answer = admin.ask(Method::POST, path, "/action").await.map_err(Failure::failed)?;
+    print(&if json { pretty(&answer) } else { done(&answer) })
 }
 
 async fn ask_for(
     ask: Ask,
     path: &str,
+    mark: &str,
     shown: impl FnOnce(&Admin, &Value) -> Result<String, AskError>,
 ) -> Result<u8, Failure> {
     let (json, admin) = (ask.json, ask.listener.connect());
-    let answer = admin.ask(Method::GET, path).await.map_err(Failure::failed)?;
+    let answer = admin.ask(Method::GET, path, mark).await.map_err(Failure::failed)?;
     if json {
         return print(&pretty(&answer));
     }
@@ -408,7 +420,7 @@ struct Look {
 async fn look(admin: &Admin) -> Result<Look, AskError> {
     let mut json = admin.status().await?;
     let status = admin.read(&json)?;
-    let requests = match admin.ask(Method::GET, "/v1/requests?limit=50").await {
+    let requests = match admin.ask(Method::GET, "/v1/requests?limit=50", "/requests").await {
         Ok(requests) => requests,
         Err(AskError::Refused { .. }) => Value::Null,
         Err(error) => return Err(error),

@@ -40,6 +40,16 @@ impl Failure {
     pub fn failed(message: impl fmt::Display) -> Self {
         Self { messages: vec![message.to_string()], status: 1 }
     }
+
+    /// Told at once; wrong usage or configuration outweighs the rest.
+    fn together(failures: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = Self { messages: Vec::new(), status: 1 };
+        for failure in failures {
+            all.messages.extend(failure.messages);
+            all.status = all.status.max(failure.status);
+        }
+        all
+    }
 }
 
 /// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a
@@ -53,27 +63,90 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
         status: 2,
     })?;
     log::start(format).map_err(Failure::usage)?;
+    // Before the warnings: what is missing is an error here, and one message is enough.
+    let credentials = load(&config)?;
     for warning in warnings {
         warn!("{warning}");
     }
-    check_programs(&config)?;
     let open_files = raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
-    let outcome = runtime.block_on(serve(&config, open_files));
+    let outcome = runtime.block_on(serve(&config, credentials, open_files));
     // What still runs has had its time; the guards see to the apps.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> {
+/// Whether [`run`] would refuse one of the files that `config` names, told as it would. Those that
+/// are not there are left out: a file may be checked on another machine than it runs on.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn check(config: &Config) -> Result<(), Failure> {
+    let mut failures = Vec::new();
+    if config.http.tls.as_ref().is_some_and(|tls| tls.cert.exists() && tls.key.exists()) {
+        failures.extend(load_tls(config).err());
+    }
+    let identity = ["ca.pem", "cert.pem", "key.pem"].map(|name| config.mesh.identity.join(name));
+    if identity.iter().chain(&config.mesh.cookie_key).all(|file| file.exists()) {
+        failures.extend(load_identity(config).err());
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Failure::together(failures)) }
+}
+
+/// What a peer proves itself by.
+struct Credentials {
+    /// To the other peers.
+    identity: Identity,
+    /// To clients over TLS.
+    tls: Option<FrontDoorTls>,
+}
+
+/// Everything that has to be on this machine before the peer starts.
+fn load(config: &Config) -> Result<Credentials, Failure> {
+    match (load_tls(config), load_identity(config), check_programs(config)) {
+        (Ok(tls), Ok(identity), Ok(())) => Ok(Credentials { identity, tls }),
+        (tls, identity, programs) => {
+            let failures = [tls.err(), identity.err(), programs.err()];
+            Err(Failure::together(failures.into_iter().flatten()))
+        }
+    }
+}
+
+fn load_tls(config: &Config) -> Result<Option<FrontDoorTls>, Failure> {
+    let Some(Tls { cert, key }) = &config.http.tls else { return Ok(None) };
+    FrontDoorTls::from_files(cert, key)
+        .map(Some)
+        .map_err(|error| Failure::usage(config.problem("http.tls", error.to_string(), "")))
+}
+
+fn load_identity(config: &Config) -> Result<Identity, Failure> {
+    let identity = match &config.mesh.cookie_key {
+        Some(file) => Identity::from_dir_and_cookie_key(&config.mesh.identity, file),
+        None => Identity::from_dir(&config.mesh.identity),
+    };
+    let identity = identity.map_err(|error| identity_failure(config, &error))?;
+    let (cluster, name) = (&config.cluster, &config.peer.name);
+    if identity.cluster() != *cluster || identity.peer() != *name {
+        let (found, expected) = (identity.spiffe_id(), format!("spiffe://{cluster}/peer/{name}"));
+        return Err(start_failure(config, &StartMeshError::WrongIdentity { found, expected }));
+    }
+    Ok(identity)
+}
+
+async fn serve(
+    config: &Config,
+    credentials: Credentials,
+    open_files: Option<u64>,
+) -> Result<u8, Failure> {
+    let Credentials { identity, tls } = credentials;
     let mut signals = Signals::new()
         .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
-    let listeners = bind(config).await?;
+    let listeners = bind(config, tls).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
-    let mut builder = builder(config, open_files, redis_addr)?;
+    let mut builder = builder(config, identity, open_files, redis_addr);
     #[cfg(feature = "otlp")]
     let mut spans = None;
     #[cfg(feature = "otlp")]
@@ -146,14 +219,10 @@ async fn serve(config: &Config, open_files: Option<u64>) -> Result<u8, Failure> 
 /// Everything of the mesh that needs no port yet.
 fn builder(
     config: &Config,
+    identity: Identity,
     open_files: Option<u64>,
     redis: Option<SocketAddr>,
-) -> Result<Builder, Failure> {
-    let identity = match &config.mesh.cookie_key {
-        Some(file) => Identity::from_dir_and_cookie_key(&config.mesh.identity, file),
-        None => Identity::from_dir(&config.mesh.identity),
-    };
-    let identity = identity.map_err(|error| identity_failure(config, &error))?;
+) -> Builder {
     let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
@@ -187,7 +256,7 @@ fn builder(
             },
         );
     }
-    Ok(builder)
+    builder
 }
 
 /// The registers that the Redis-speaking endpoint keeps its keys in.
@@ -203,15 +272,7 @@ struct Listeners {
 }
 
 /// Binds the TCP listeners; all of those that fail are told at once.
-async fn bind(config: &Config) -> Result<Listeners, Failure> {
-    let tls = match &config.http.tls {
-        None => None,
-        Some(Tls { cert, key }) => {
-            Some(FrontDoorTls::from_files(cert, key).map_err(|error| {
-                Failure::usage(config.problem("http.tls", error.to_string(), ""))
-            })?)
-        }
-    };
+async fn bind(config: &Config, tls: Option<FrontDoorTls>) -> Result<Listeners, Failure> {
     let mut messages = Vec::new();
     let mut listen = async |addr: SocketAddr, key: String| match TcpListener::bind(addr).await {
         Ok(listener) => Some(listener),
@@ -284,9 +345,9 @@ fn check_programs(config: &Config) -> Result<(), Failure> {
         .filter(|app| app.spec.policy.start != StartMode::Never)
         .filter_map(|app| {
             let found = find_program(app.run.first()?, &app.dir, app.env.get("PATH"));
-            let key = format!("app.{}.run", app.spec.name);
-            let remedy = "install it, or correct run or dir";
-            Some(config.problem(&key, found.err()?, remedy).to_string())
+            let missing = found.err()?;
+            let key = format!("app.{}.{}", app.spec.name, missing.key);
+            Some(config.problem(&key, missing.what, missing.remedy).to_string())
         })
         .collect();
     if messages.is_empty() { Ok(()) } else { Err(Failure { messages, status: 2 }) }

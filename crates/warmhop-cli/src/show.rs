@@ -136,6 +136,29 @@ pub(crate) fn elsewhere(
     names.join(", ")
 }
 
+/// What `warmhop app start` prints for an app that was in the state `was`.
+#[must_use]
+pub fn started(name: &str, was: &str) -> String {
+    match was {
+        "ready" => format!("{name} is ready already\n"),
+        "stopping" => format!("{name} starts again once it has stopped; see `warmhop status`\n"),
+        _ => format!("{name} is starting; see `warmhop status`\n"),
+    }
+}
+
+/// What `warmhop app stop` prints for an app that was in the state `was`.
+#[must_use]
+pub fn stopped(name: &str, was: &str) -> String {
+    match was {
+        "cold" => format!("{name} does not run there\n"),
+        "failed" => {
+            format!("{name} does not run there, and is not tried again until it is wanted\n")
+        }
+        "starting" => format!("the start of {name} is given up\n"),
+        _ => format!("{name} stops once its requests have ended; see `warmhop status`\n"),
+    }
+}
+
 /// What `warmhop session` prints.
 #[must_use]
 pub fn session(session: &Session) -> String {

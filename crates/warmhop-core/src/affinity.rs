@@ -44,6 +44,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::config::SessionPolicy;
 use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use crate::session::message::{Config, Members};
+use crate::view::{AppState, Liveness, PeerBelief, View};
 
 /// The cookie's name.
 pub const COOKIE_NAME: &str = "warmhop";
@@ -108,6 +109,60 @@ pub enum Kind {
         /// In which life.
         incarnation: Incarnation,
     },
+}
+
+/// What a peer knows when it names the peer that a client should come back to: see [`come_back_to`].
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'a> {
+    /// This peer.
+    pub me: &'a PeerId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// This peer does not leave, and may start the app: it has it ready, or will have.
+    pub serves: bool,
+    /// The app is ready here.
+    pub ready: bool,
+    /// The others.
+    pub view: &'a View,
+    /// The peer that the client's cookie names so far.
+    pub current: Option<&'a PeerId>,
+    /// The peer that ran the request.
+    pub served_by: Option<&'a PeerId>,
+}
+
+/// The peer that a client should come back to. A pinned session is where its peer is. A portable
+/// one follows its owner, while that one may run the app; else it comes to the peer where the
+/// client arrives, if that one may; else to one that has the app ready, so that a client neither
+/// stays with a peer that always has to ask another, nor is sent from one to the next.
+#[must_use]
+pub fn come_back_to(entry: &Entry, at: &Arrival<'_>) -> PeerId {
+    let owner = match &entry.kind {
+        Kind::Pinned { peer, .. } => return peer.clone(),
+        Kind::Portable { owner, .. } => owner,
+    };
+    let state_at = |belief: &PeerBelief| belief.apps.get(&entry.app).map(|app| app.news.state);
+    if *owner != at.incarnation
+        && let Some(belief) = at.view.by_incarnation(owner)
+        && !belief.news.draining
+    {
+        let is_warm = matches!(state_at(belief), Some(AppState::Ready | AppState::Starting));
+        if is_warm || !(at.ready && at.serves) {
+            return belief.news.peer.clone();
+        }
+    }
+    if at.serves {
+        return at.me.clone();
+    }
+    let has_it = |peer: &&PeerId| {
+        at.view.peer(peer).is_some_and(|belief| {
+            belief.alive == Liveness::Alive
+                && !belief.news.draining
+                && state_at(belief) == Some(AppState::Ready)
+        })
+    };
+    let known = at.current.into_iter().chain(at.served_by);
+    let ready = at.view.ready_peers(&entry.app).map(|(peer, _)| peer);
+    known.chain(ready).find(has_it).unwrap_or(at.me).clone()
 }
 
 impl Token {

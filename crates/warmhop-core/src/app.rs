@@ -235,6 +235,8 @@ impl AppMachine {
     /// make them start again in step.
     #[must_use]
     pub fn new(policy: AppPolicy, jitter_seed: u64) -> Self {
+        // Until it is said who keeps it, a copy must not stop for want of that word.
+        let kept = policy.keep_ready > 0 && policy.start != StartMode::Never;
         Self {
             policy,
             phase: Phase::Cold,
@@ -244,7 +246,7 @@ impl AppMachine {
             last_use: Now::default(),
             last_error: None,
             draining: false,
-            kept: false,
+            kept,
             jitter: jitter_seed,
         }
     }
@@ -300,7 +302,8 @@ impl AppMachine {
         }
     }
 
-    /// Whether this peer is among those that keep the app ready, as was last said.
+    /// Whether this peer is among those that keep the app ready, as was last said; of an app that is
+    /// to be kept ready, it is until something is said.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.kept

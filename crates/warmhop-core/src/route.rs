@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!  front door ─▶ ready here? ──yes──────────────────────────────────────▶ Serve
-//!                   │ no: the start begins here
+//!                   │ no: the start begins here; or this peer drains
 //!                   ▼
 //!                a ready peer not tried yet, fewer than two tried? ─yes──▶ Hop ──▶ its hop door
 //!                   │ no                                                   │         │
@@ -116,7 +116,7 @@ pub struct Question<'a> {
     pub zone: Option<&'a str>,
     /// The others where the app is believed ready or starting, suspects included. Those where it
     /// is cold may be named too, best in the order of [`rank::rank`](crate::rank::rank): where
-    /// this peer may not start the app, the first of them is asked to.
+    /// this peer may not start the app, or could not, the first of them is asked to.
     pub candidates: &'a [Candidate<'a>],
     /// Where the request came in.
     pub arrived: Arrived,
@@ -141,8 +141,8 @@ pub struct Decision {
     pub reason: Reason,
     /// Begin a start of the app here, beside the action.
     pub start_here: bool,
-    /// This peer may not start the app and nobody else has it ready or starting: ask this one to
-    /// start it, beside the action.
+    /// This peer may not start the app, or could not, and nobody else has it ready or starting: ask
+    /// this one to start it, beside the action.
     pub ask_to_start: Option<PeerId>,
     /// The request's pinned session cannot be had any more, and a fresh one begins; the peer that
     /// had made it.
@@ -209,7 +209,7 @@ pub enum Standing {
 pub enum Reason {
     /// The app is ready here.
     ReadyHere,
-    /// The app is ready here, and a draining peer serves what it can.
+    /// The app is ready here, and nowhere better: a draining peer serves what it can.
     ReadyHereDraining,
     /// The session was made here.
     PinnedHere,
@@ -218,7 +218,7 @@ pub enum Reason {
         /// The peer that made it.
         peer: PeerId,
     },
-    /// Not ready here, ready there.
+    /// Not ready here, or this peer is about to leave; ready there.
     ReadyThere {
         /// Where.
         peer: PeerId,
@@ -230,6 +230,8 @@ pub enum Reason {
         choice: Choice,
         /// The peer that was tried before, if one was.
         after: Option<PeerId>,
+        /// It is ready here as well, but this peer is about to leave.
+        leaving: bool,
     },
     /// Ready nowhere that could be reached; the copy here is on its way.
     StartingHere {
@@ -243,7 +245,7 @@ pub enum Reason {
         /// How long until then.
         eta: Option<Duration>,
     },
-    /// Ready nowhere, and this peer may not start it: another one has to.
+    /// Ready nowhere, and this peer may not start it or could not: another one has to.
     NobodyStarts,
     /// The refusal says it.
     Refused(Refusal),
@@ -422,9 +424,10 @@ impl fmt::Display for Reason {
             }
             Self::PinnedHere => f.write_str("the session was made here, and the app is ready"),
             Self::PinnedThere { peer } => write!(f, "the session was made on {peer}"),
-            Self::ReadyThere { peer, among, standing, choice, after } => {
+            Self::ReadyThere { peer, among, standing, choice, after, leaving } => {
                 match after {
                     Some(first) => write!(f, "{first} could not take it; {peer} is ready")?,
+                    None if *leaving => write!(f, "this peer is draining; {peer} is ready")?,
                     None => write!(f, "not ready here, but on {peer}")?,
                 }
                 write!(f, ", {}", choice_words(*choice, *among))?;
@@ -448,7 +451,7 @@ impl fmt::Display for Reason {
                 write!(f, "ready nowhere; the copy on {peer} is starting")
             }
             Self::NobodyStarts => {
-                f.write_str("ready nowhere, and this peer may not start it; another peer has to")
+                f.write_str("ready nowhere, and no start is under way here; another peer has to")
             }
             Self::Refused(refusal) => refusal.fmt(f),
         }
@@ -559,11 +562,22 @@ fn at_front_door(q: &Question<'_>) -> Decision {
             Pinned::Lost => pin_lost = Some(pin.peer.clone()),
         }
     }
-    if ready_here {
-        let reason = if q.draining { Reason::ReadyHereDraining } else { Reason::ReadyHere };
-        return decision(Action::Serve, reason, pin_lost);
+    if ready_here && !q.draining {
+        return decision(Action::Serve, Reason::ReadyHere, pin_lost);
     }
-    if let Some((to, reason)) = better_of_two(q) {
+    let other = better_of_two(q);
+    if ready_here {
+        // What begins here while this peer leaves ends sooner than its client would like.
+        let stays = |reason: &Reason| match reason {
+            Reason::ReadyThere { standing, .. } => *standing <= Standing::OtherZone,
+            _ => false,
+        };
+        return match other.filter(|(_, reason)| stays(reason)) {
+            Some((to, reason)) => decision(Action::Hop { to }, reason, pin_lost),
+            None => decision(Action::Serve, Reason::ReadyHereDraining, pin_lost),
+        };
+    }
+    if let Some((to, reason)) = other {
         return decision(Action::Hop { to }, reason, pin_lost);
     }
     Decision { pin_lost, ..wait_or_refuse(q, start_here) }
@@ -624,7 +638,8 @@ fn better_of_two(q: &Question<'_>) -> Option<(PeerId, Reason)> {
     };
     let peer = first.peer.clone();
     let after = q.tried.last().cloned();
-    let reason = Reason::ReadyThere { peer: peer.clone(), among, standing, choice, after };
+    let leaving = q.draining && q.local.state == AppState::Ready;
+    let reason = Reason::ReadyThere { peer: peer.clone(), among, standing, choice, after, leaving };
     Some((peer, reason))
 }
 
@@ -694,7 +709,7 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
 
     let nobody_starts = !starting_here && elsewhere.is_none();
     let ask_to_start = nobody_starts.then(|| first_able(q)).flatten();
-    let reason = if nobody_starts && q.local.state == AppState::Failed {
+    let reason = if nobody_starts && q.local.state == AppState::Failed && ask_to_start.is_none() {
         Reason::Refused(Refusal::StartFailed { retry_after })
     } else if nobody_starts && q.draining {
         Reason::Refused(Refusal::Draining)

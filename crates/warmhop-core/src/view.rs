@@ -242,7 +242,8 @@ pub struct PeerBelief {
     pub news: PeerNews,
     /// Whether it is believed to live.
     pub alive: Liveness,
-    /// When anything was last heard of it, or when it was declared lost.
+    /// When anything was last heard of it; of a suspect not before it fell silent, however seldom
+    /// it had news before; of the dead when they were declared lost.
     pub heard: Now,
     /// How `news` was heard.
     pub source: Source,
@@ -473,8 +474,13 @@ impl View {
     }
 
     /// The peer is late. Returns whether that changed a belief; the dead stay dead.
-    pub fn suspect(&mut self, peer: &PeerId, _now: Now) -> bool {
-        self.set_alive(peer, Liveness::Suspect, |was| was == Liveness::Alive)
+    pub fn suspect(&mut self, peer: &PeerId, now: Now) -> bool {
+        let changed = self.set_alive(peer, Liveness::Suspect, |was| was == Liveness::Alive);
+        if changed && let Some(belief) = self.belief_mut(peer) {
+            // It answered until then: a peer without news is a quiet one, and no silent one.
+            belief.heard = belief.heard.max(now);
+        }
+        changed
     }
 
     /// The peer answers, whatever was believed of it. Returns whether that changed a belief.

@@ -13,6 +13,7 @@ use warmhop_core::affinity::*;
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::session::message::{Config, Members};
+use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
 
 /// A keyed sum that stands in for an HMAC: any changed byte changes it.
 struct Key(u64);
@@ -399,4 +400,78 @@ fn a_session_leaves_an_owner_that_is_gone_or_draining_at_once_and_whenever() {
     }
     let eager = SessionPolicy { move_after: 0, move_interval: Duration::ZERO, ..policy };
     assert!(MoveCounter::new().arrived(Owner::Serving, 1, Now(0), &eager));
+}
+
+/// A peer's name, its life, whether it drains, and the state of the app there.
+type Other = (&'static str, u8, bool, AppState);
+
+fn view_of(others: &[Other]) -> View {
+    let mut view = View::new(PeerId::new("me").unwrap());
+    for (name, life, draining, state) in others {
+        let (peer, incarnation) = (PeerId::new(name).unwrap(), Incarnation([*life; 16]));
+        let news = PeerNews {
+            peer: peer.clone(),
+            incarnation,
+            generation: 1,
+            seq: 1,
+            mesh: "127.0.0.1:7001".parse().unwrap(),
+            http: None,
+            zone: None,
+            draining: *draining,
+        };
+        view.apply(News::Peer(news), Now(1), Source::FirstHand);
+        let app = AppName::new("shop").unwrap();
+        let news = AppNews { app, seq: 1, state: *state, eta_ms: None, in_flight: 0 };
+        let news = News::App { peer, incarnation, generation: 1, news };
+        view.apply(news, Now(1), Source::FirstHand);
+    }
+    view
+}
+
+#[test]
+fn a_client_comes_back_to_where_its_session_is_and_to_nobody_who_always_has_to_ask() {
+    use AppState::{Cold, Ready, Starting};
+    const ME: u8 = 9;
+    let named = |owner: u8, (serves, ready), others: &[Other], current: Option<&str>| {
+        let mut rng = Prng(1);
+        let cfg = Config { now: members(&mut rng, 3), prev: None };
+        let kind = Kind::Portable { cfg, owner: Incarnation([owner; 16]), n: 1 };
+        let entry = Entry {
+            app: AppName::new("shop").unwrap(),
+            sid: SessionId([0; 16]),
+            expiry: NOON,
+            kind,
+        };
+        let (me, served_by) = (PeerId::new("me").unwrap(), PeerId::new("two").unwrap());
+        let current = current.map(|name| PeerId::new(name).unwrap());
+        let arrival = Arrival {
+            me: &me,
+            incarnation: Incarnation([ME; 16]),
+            serves,
+            ready,
+            view: &view_of(others),
+            current: current.as_ref(),
+            served_by: Some(&served_by),
+        };
+        come_back_to(&entry, &arrival).to_string()
+    };
+    let two = |state| ("two", 2, false, state);
+    let three = |state| ("three", 3, false, state);
+    // Its own, starting or ready: here.
+    assert_eq!(named(ME, (true, false), &[two(Ready)], None), "me");
+    // Another's, where the app runs or soon will: there, for as long as that peer stays.
+    for state in [Ready, Starting] {
+        assert_eq!(named(2, (true, true), &[two(state)], Some("me")), "two");
+    }
+    assert_eq!(named(2, (true, false), &[two(Cold)], Some("two")), "two", "neither has it");
+    assert_eq!(named(2, (true, true), &[two(Cold)], Some("two")), "me", "only this one has it");
+    assert_eq!(named(2, (true, false), &[("two", 2, true, Ready)], Some("two")), "me", "it leaves");
+    // This peer may not run it, or leaves: where it is ready, and there again the next time.
+    let not_here = (false, false);
+    assert_eq!(named(ME, not_here, &[two(Ready), three(Ready)], Some("me")), "two");
+    assert_eq!(named(ME, not_here, &[two(Ready), three(Ready)], Some("three")), "three");
+    assert_eq!(named(ME, not_here, &[two(Cold), three(Ready)], Some("two")), "three");
+    assert_eq!(named(ME, not_here, &[two(Cold), ("three", 3, true, Ready)], None), "me", "nobody");
+    // And from there it is not sent back to the peer that owns it and cannot run it.
+    assert_eq!(named(1, (true, true), &[("one", 1, false, Cold)], Some("me")), "me");
 }

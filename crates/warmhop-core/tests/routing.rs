@@ -260,21 +260,35 @@ fn check(q: &Question<'_>, d: &Decision) {
 }
 
 #[test]
-fn ready_here_is_served_here_even_by_a_draining_peer() {
-    let app = AppPolicy::default();
-    let p = peers(1);
-    let others = [ready(&p[0])];
-    for draining in [false, true] {
-        for arrived in [Arrived::AtFrontDoor, Arrived::ByHop] {
-            let q = Question {
-                local: local(AppState::Ready),
-                draining,
-                arrived,
-                ..question(&app, &others)
-            };
-            assert_eq!(decide(&q).action, Action::Serve);
-        }
+fn ready_here_is_served_here_unless_this_peer_leaves_and_another_stays() {
+    let app = AppPolicy { session: SessionMode::Pinned, ..AppPolicy::default() };
+    let p = peers(2);
+    let stays = [ready(&p[0])];
+    let none_stays =
+        [Candidate { draining: true, ..ready(&p[0]) }, Candidate { suspect: true, ..ready(&p[1]) }];
+    let at = |draining, arrived, others, tried| {
+        let local = local(AppState::Ready);
+        decide(&Question { local, draining, arrived, tried, ..question(&app, others) })
+    };
+    let (door, hop) = (Arrived::AtFrontDoor, Arrived::ByHop);
+    for others in [&stays[..], &none_stays, &[]] {
+        assert_eq!(at(false, door, others, &[]).action, Action::Serve);
+        assert_eq!(at(true, hop, others, &[]).action, Action::Serve, "its entry peer chose it");
     }
+    let decision = at(true, door, &stays, &[]);
+    assert_eq!(hop_target(&decision), &p[0]);
+    assert_eq!(decision.to_string(), "this peer is draining; p0 is ready, the only one");
+    assert_eq!(at(true, door, &none_stays, &[]).action, Action::Serve);
+    assert_eq!(at(true, door, &stays, &p[..1]).action, Action::Serve, "it said no");
+    // The session is in this peer's memory.
+    let pin = PinTo { peer: &p[1], here: true, lives: true };
+    let pinned = Question {
+        local: local(AppState::Ready),
+        draining: true,
+        affinity: Some(pin),
+        ..question(&app, &stays)
+    };
+    assert_eq!(decide(&pinned).action, Action::Serve);
 }
 
 #[test]
@@ -352,7 +366,7 @@ fn ready_nowhere_waits_and_past_the_bounds_gets_503_with_the_measured_estimate()
 }
 
 #[test]
-fn an_app_that_failed_here_is_refused_at_once_unless_somebody_else_has_it() {
+fn an_app_that_failed_here_is_refused_at_once_unless_somebody_else_has_it_or_can_start_it() {
     let app = AppPolicy::default();
     let p = peers(2);
     let alone = Question { local: local(AppState::Failed), ..question(&app, &[]) };
@@ -365,6 +379,16 @@ fn an_app_that_failed_here_is_refused_at_once_unless_somebody_else_has_it() {
     let others = [starting(&p[0], 400)];
     let wait = Question { local: local(AppState::Failed), ..question(&app, &others) };
     assert!(matches!(decide(&wait).action, Action::Wait { .. }));
+    // What does not start here may start elsewhere, and another peer is asked to.
+    let others = [
+        Candidate { state: AppState::Failed, ..ready(&p[0]) },
+        Candidate { state: AppState::Cold, ..ready(&p[1]) },
+    ];
+    let decision = decide(&Question { local: local(AppState::Failed), ..question(&app, &others) });
+    assert!(matches!(decision.action, Action::Wait { .. }), "{decision}");
+    assert_eq!((decision.start_here, decision.ask_to_start), (false, Some(p[1].clone())));
+    let all_failed = Question { local: local(AppState::Failed), ..question(&app, &others[..1]) };
+    assert_eq!(decide(&all_failed).reason.label(), "start_failed");
 }
 
 #[test]

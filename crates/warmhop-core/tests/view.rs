@@ -258,6 +258,20 @@ fn a_belief_grows_older_until_its_peer_repeats_it() {
 }
 
 #[test]
+fn a_peer_that_had_no_news_for_long_is_silent_only_since_it_was_suspected() {
+    let mut view = view();
+    let p1 = peer("p1");
+    view.apply(News::Peer(hello("p1", 1, 1)), Now(0), Source::FirstHand);
+    let heard = |view: &View| view.peer(&p1).unwrap().heard;
+    assert!(view.suspect(&p1, Now(100_000)));
+    assert_eq!(heard(&view), Now(100_000));
+    assert!(!view.suspect(&p1, Now(110_000)), "suspected already");
+    assert_eq!(heard(&view), Now(100_000));
+    assert!(view.alive(&p1) && view.suspect(&p1, Now(120_000)));
+    assert_eq!(heard(&view), Now(120_000), "it answered in between");
+}
+
+#[test]
 fn a_snapshot_does_not_change_with_its_original() {
     let mut view = view();
     view.apply(News::Peer(hello("p1", 1, 1)), Now(0), Source::FirstHand);

@@ -2,6 +2,7 @@
 //! buffered whole.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -10,8 +11,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use tokio::sync::oneshot;
 
+use crate::fields;
+
 /// Any error, boxed; what a body or an app's service may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a client's body broke off, if it did.
+pub(crate) type Broke = Arc<OnceLock<String>>;
 
 /// A streamed HTTP body.
 pub struct Body {
@@ -82,6 +88,15 @@ impl Body {
         (Self::new(Telling { body: self, tell: Some(tell) }), wanted)
     }
 
+    /// The same body, which says in `broke` if it ends with an error.
+    pub(crate) fn telling_if_broken(self, broke: &Broke) -> Self {
+        let broke = Arc::clone(broke);
+        Self::new(self.map_err(move |error| {
+            let _ = broke.set(error.to_string());
+            error
+        }))
+    }
+
     /// `first`, then what is left of `rest`.
     pub(crate) fn resumed(first: Vec<Bytes>, rest: Body) -> Self {
         Self::new(Resumed { first: first.into(), rest })
@@ -141,14 +156,21 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = match &mut self.inner {
+        let mut polled = match &mut self.inner {
             Inner::Empty => Poll::Ready(None),
             Inner::Full(full) => Pin::new(full).poll_frame(cx).map_err(|never| match never {}),
             Inner::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
             Inner::Boxed(boxed) => Pin::new(boxed).poll_frame(cx),
         };
-        if let Poll::Ready(None | Some(Err(_))) = &polled {
-            self.guard = None;
+        match &mut polled {
+            Poll::Ready(None | Some(Err(_))) => self.guard = None,
+            Poll::Ready(Some(Ok(frame))) => {
+                // A trailer could be taken for the field of its name.
+                if let Some(trailers) = frame.trailers_mut() {
+                    fields::remove_reserved(trailers);
+                }
+            }
+            Poll::Pending => {}
         }
         polled
     }

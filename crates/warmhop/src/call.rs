@@ -1,7 +1,10 @@
 //! One request on its way to an app, in a form that can be sent more than once where its body
 //! allows it.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
@@ -15,6 +18,10 @@ use crate::session::{Session, to_field};
 /// A body whose length is known to be at most this is read before the request goes anywhere, so
 /// that it can be sent again.
 pub(crate) const SMALL_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// How long a small body that need not be whole is waited for: the app may answer a client that
+/// waits for that before it sends the rest.
+const SMALL_BODY_WITHIN: Duration = Duration::from_millis(100);
 
 /// What is left of a request's body.
 pub(crate) enum CallBody {
@@ -37,11 +44,13 @@ pub(crate) struct Call {
     pub(crate) on_upgrade: Option<OnUpgrade>,
     /// An earlier attempt may have reached an app.
     pub(crate) may_have_run: bool,
+    /// How long it has waited for a copy of the app.
+    pub(crate) waited: Duration,
 }
 
 impl Call {
     /// Reads a body that is small, or one of at most `bytes_max` bytes if `want_whole`, into
-    /// memory; a longer one stays a stream.
+    /// memory; a longer one stays a stream, and so does a small one that is long in coming.
     pub(crate) async fn gather(
         mut body: Body,
         want_whole: Option<usize>,
@@ -59,7 +68,18 @@ impl Call {
             return Ok(CallBody::Whole(whole));
         }
         let mut collected = BytesMut::new();
-        while let Some(frame) = body.frame().await {
+        let late = tokio::time::sleep(SMALL_BODY_WITHIN);
+        tokio::pin!(late);
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = &mut late, if want_whole.is_none() => {
+                    let read = Vec::from_iter((!collected.is_empty()).then(|| collected.freeze()));
+                    return Ok(CallBody::Stream(Some(Body::resumed(read, body))));
+                }
+            };
+            let Some(frame) = frame else { break };
             let data = match frame?.into_data() {
                 Ok(data) => data,
                 // Trailers cannot be kept in a whole body: pass all of it on as a stream.
@@ -119,6 +139,8 @@ impl Call {
         *request.headers_mut() = self.fields.clone();
         if let Some(protocol) = &self.upgrade {
             fields::put_upgrade(request.headers_mut(), protocol.clone());
+            // It has no body, and must not announce one.
+            request.headers_mut().remove(CONTENT_LENGTH);
             if let Some(on_upgrade) = &self.on_upgrade {
                 request.extensions_mut().insert(on_upgrade.clone());
             }

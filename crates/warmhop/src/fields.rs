@@ -1,12 +1,13 @@
 //! HTTP fields on their way through: what is removed, what is added, and why.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::header::{
-    self, CACHE_CONTROL, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE, TE,
-    UPGRADE, VIA,
+    self, CACHE_CONTROL, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, SET_COOKIE,
+    TE, UPGRADE, VIA,
 };
-use http::{Method, Uri, Version};
+use http::{Method, StatusCode, Uri, Version};
+use warmhop_core::affinity;
 use warmhop_core::ids::RequestId;
 
 /// The field that carries a portable session between a peer and an app.
@@ -56,9 +57,66 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// speak for a peer.
 pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
     let reserved: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("warmhop-")).cloned().collect();
+        headers.keys().filter(|name| dashed(name).starts_with("warmhop-")).cloned().collect();
     for name in reserved {
         headers.remove(name);
+    }
+}
+
+/// Takes out what an app that reads its fields as CGI does (RFC 3875 section 4.1.18), with `_` for
+/// `-`, would take for a field that a proxy vouches for, or for one that is there as well.
+pub(crate) fn remove_shadows(headers: &mut HeaderMap) {
+    let shadows = |name: &&HeaderName| {
+        let dashed = dashed(name);
+        dashed != name.as_str()
+            && (headers.contains_key(dashed.as_str())
+                || dashed.starts_with("x-forwarded-")
+                || ["content-length", "transfer-encoding", "x-request-id", "idempotency-key"]
+                    .contains(&dashed.as_str()))
+    };
+    let shadows: Vec<HeaderName> = headers.keys().filter(shadows).cloned().collect();
+    for name in shadows {
+        headers.remove(name);
+    }
+}
+
+fn dashed(name: &HeaderName) -> String {
+    name.as_str().replace('_', "-")
+}
+
+/// The `Cookie` fields as one, which HTTP/2 lets a client split and HTTP/1.1 does not (RFC 9113
+/// section 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Takes out what an app says of the affinity cookie, which is not its own.
+pub(crate) fn remove_our_cookie(headers: &mut HeaderMap) {
+    let is_ours = |field: &HeaderValue| {
+        let name = field.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+        name.trim_ascii() == affinity::COOKIE_NAME.as_bytes()
+    };
+    if headers.get_all(SET_COOKIE).iter().any(is_ours) {
+        let all: Vec<HeaderValue> = headers.get_all(SET_COOKIE).iter().cloned().collect();
+        headers.remove(SET_COOKIE);
+        for field in all.into_iter().filter(|field| !is_ours(field)) {
+            headers.append(SET_COOKIE, field);
+        }
+    }
+}
+
+/// What frames a response is decided by its status and its body: fields that say otherwise would
+/// be believed by the next reader (RFC 9112 section 6.3, RFC 9110 section 8.6).
+pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
+    let no_content = status.is_informational() || status == StatusCode::NO_CONTENT;
+    if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
     }
 }
 
@@ -71,17 +129,29 @@ pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
 
 /// The protocol that an HTTP/1.1 request asks to upgrade to, if its `Connection` says so.
 pub(crate) fn wanted_upgrade(version: Version, headers: &HeaderMap) -> Option<HeaderValue> {
-    let connection_says_so = headers.get_all(CONNECTION).iter().any(|value| {
-        value.to_str().is_ok_and(|list| {
-            list.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-        })
-    });
-    if version == Version::HTTP_11 && connection_says_so {
-        // Upgrading to HTTP/2 in clear text was withdrawn by RFC 9113 section 3.1.
-        headers.get(UPGRADE).filter(|protocol| !protocol.as_bytes().starts_with(b"h2")).cloned()
+    let connection = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    let upgrade = headers.get_all(UPGRADE).iter().map(HeaderValue::as_bytes);
+    if version == Version::HTTP_11 && asks_to_upgrade(connection, upgrade) {
+        headers.get(UPGRADE).cloned()
     } else {
         None
     }
+}
+
+/// Whether these values of `Connection` and `Upgrade` ask for another protocol that is passed on.
+/// Upgrading to HTTP/2 in clear text is none: RFC 9113 section 3.1 withdrew it.
+pub(crate) fn asks_to_upgrade<'a>(
+    connection: impl Iterator<Item = &'a [u8]>,
+    upgrade: impl Iterator<Item = &'a [u8]>,
+) -> bool {
+    let tokens = |list: &'a [u8]| list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    let mut protocols = upgrade.flat_map(tokens).peekable();
+    connection.flat_map(tokens).any(|token| token.eq_ignore_ascii_case(b"upgrade"))
+        && protocols.peek().is_some()
+        && protocols.all(|protocol| {
+            !protocol.is_empty()
+                && !protocol.get(..2).is_some_and(|h2| h2.eq_ignore_ascii_case(b"h2"))
+        })
 }
 
 /// Puts the upgrade back that [`remove_hop_by_hop`] took out.
@@ -148,12 +218,45 @@ fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &str) {
 pub(crate) fn set_affinity(headers: &mut HeaderMap, cookie: &str) {
     let Ok(value) = HeaderValue::from_str(cookie) else { return };
     headers.append(SET_COOKIE, value);
-    let private = headers.get_all(CACHE_CONTROL).iter().any(|value| {
-        value.to_str().is_ok_and(|list| list.contains("no-store") || list.contains("private"))
-    });
-    if !private {
-        headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
+    // Fields for caches of one kind come before the general one (RFC 9213 section 2.2).
+    for targeted in ["cdn-cache-control", "surrogate-control"] {
+        headers.remove(targeted);
     }
+    let said = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let said = said.collect::<Vec<_>>().join(",");
+    let mut kept = Vec::new();
+    let mut is_kept_out = false;
+    for directive in directives(&said) {
+        let (name, argument) = match directive.split_once('=') {
+            Some((name, argument)) => (name.trim(), Some(argument)),
+            None => (directive, None),
+        };
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        // Those that let a shared cache store it (RFC 9111 section 5.2.2). `private` with names of
+        // fields keeps out these alone.
+        if is("public") || is("s-maxage") || (is("private") && argument.is_some()) {
+            continue;
+        }
+        is_kept_out |= is("private") || is("no-store");
+        kept.push(directive);
+    }
+    if !is_kept_out {
+        kept.push("private");
+    }
+    if let Ok(value) = HeaderValue::from_str(&kept.join(", ")) {
+        headers.insert(CACHE_CONTROL, value);
+    }
+}
+
+/// The members of a list, whose quoted strings may have commas in them.
+fn directives(list: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    list.split(move |c| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    })
+    .map(str::trim)
+    .filter(|directive| !directive.is_empty())
 }
 
 /// The client's `X-Request-Id` if it is sane.
@@ -161,19 +264,47 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
     RequestId::new(headers.get("x-request-id")?.to_str().ok()?).ok()
 }
 
-/// The host a request is for, lower-case and without port.
-pub(crate) fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<String> {
-    let authority = match uri.authority() {
-        Some(authority) => authority.as_str(),
-        None => headers.get(HOST)?.to_str().ok()?,
+/// Makes `Host` say what the request's target does, where that has an authority (RFC 9112 section
+/// 3.2.2, RFC 9113 section 8.3.1): the app must not see another host than the one it was chosen by.
+/// False where a `Host` is left that no authority has the form of.
+pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
+    if let Some(authority) = uri.authority() {
+        let text = authority.as_str();
+        let text = text.rsplit_once('@').map_or(text, |(_, host)| host);
+        if let Ok(host) = HeaderValue::from_str(text) {
+            headers.insert(HOST, host);
+        }
+    }
+    headers.get(HOST).is_none_or(|host| host.to_str().is_ok_and(is_host))
+}
+
+/// Whether it is a host, with or without a port (RFC 3986 section 3.2). An empty one is allowed: it
+/// says that the target has no authority. A comma is in no name that anybody has, but in what a
+/// proxy makes of two fields.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, ""),
     };
-    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let is_named = |host: &str| {
+        host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte))
+    };
+    let is_one = match host.strip_prefix('[') {
+        Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        None => is_named(host),
+    };
+    is_one && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The host a request is for, lower-case, without port or the dot that ends a full name.
+pub(crate) fn host_of(headers: &HeaderMap) -> Option<String> {
+    let authority = headers.get(HOST)?.to_str().ok()?;
     let host = if authority.starts_with('[') {
         authority.split_inclusive(']').next()?
     } else {
         authority.split(':').next()?
     };
-    Some(host.to_ascii_lowercase())
+    Some(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
 }
 
 /// Whether requests of this method change nothing (RFC 9110 section 9.2.1).
@@ -223,14 +354,84 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_read_without_port_user_or_case() {
-        let uri: Uri = "/".parse().unwrap();
-        for (field, host) in
-            [("Shop.Localhost:80", "shop.localhost"), ("[::1]:80", "[::1]"), ("a", "a")]
-        {
-            assert_eq!(host_of(&uri, &headers(&[("host", field)])).as_deref(), Some(host));
+    fn a_host_is_read_without_port_case_or_final_dot() {
+        for (field, host) in [
+            ("Shop.Localhost:80", "shop.localhost"),
+            ("shop.example.:80", "shop.example"),
+            ("[::1]:80", "[::1]"),
+            ("a", "a"),
+        ] {
+            assert_eq!(host_of(&headers(&[("host", field)])).as_deref(), Some(host));
         }
-        assert_eq!(host_of(&uri, &HeaderMap::new()), None);
+        assert_eq!(host_of(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn the_target_says_which_host_it_is_and_what_is_no_host_is_refused() {
+        let settled = |uri: &str, host: &str| {
+            let mut fields = headers(&[("host", host)]);
+            let uri: Uri = uri.parse().unwrap();
+            settle_host(&uri, &mut fields).then(|| fields["host"].to_str().unwrap().to_owned())
+        };
+        assert_eq!(settled("http://u@a.example:99/x", "evil").as_deref(), Some("a.example:99"));
+        for host in ["a.example:80", "[::1]:80", "[::1]", "a_b.example", "a:", ""] {
+            assert_eq!(settled("/x", host).as_deref(), Some(host));
+        }
+        for host in ["a b", "evil@a", "a:80,evil", "a/b", "a?b", "[x]:80", "a:b:80", "::1"] {
+            assert_eq!(settled("/x", host), None, "{host}");
+        }
+    }
+
+    #[test]
+    fn no_field_passes_for_another_where_underscores_count_as_dashes() {
+        let mut fields = headers(&[
+            ("warmhop_session", ":YQ==:"),
+            ("warmhop-peer", "x"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("content_length", "5"),
+            ("x-user", "ada"),
+            ("x_user", "eve"),
+            ("api_key", "k"),
+        ]);
+        remove_reserved(&mut fields);
+        remove_shadows(&mut fields);
+        assert_eq!(fields, headers(&[("x-user", "ada"), ("api_key", "k")]));
+    }
+
+    #[test]
+    fn cookies_that_came_split_go_on_as_one() {
+        let mut fields = HeaderMap::new();
+        for crumb in ["a=1", "b=2; c=3"] {
+            fields.append(COOKIE, HeaderValue::from_static(crumb));
+        }
+        join_cookies(&mut fields);
+        assert_eq!(fields.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn an_app_sets_its_own_cookies_and_not_ours() {
+        let mut fields = HeaderMap::new();
+        for cookie in ["warmhop=evil.peer-9; Path=/", "a=1", "warmhopper=2", "x=warmhop=3"] {
+            fields.append(SET_COOKIE, HeaderValue::from_static(cookie));
+        }
+        remove_our_cookie(&mut fields);
+        let left: Vec<_> = fields.get_all(SET_COOKIE).iter().collect();
+        assert_eq!(left, ["a=1", "warmhopper=2", "x=warmhop=3"]);
+    }
+
+    #[test]
+    fn a_response_has_no_length_beside_what_frames_it() {
+        let chunked = headers(&[("transfer-encoding", "chunked"), ("content-length", "5")]);
+        for (status, mut fields) in [
+            (StatusCode::OK, chunked),
+            (StatusCode::NO_CONTENT, headers(&[("content-length", "5")])),
+        ] {
+            mend_framing(status, &mut fields);
+            assert!(!fields.contains_key("content-length"), "{status}");
+        }
+        let mut plain = headers(&[("content-length", "5")]);
+        mend_framing(StatusCode::OK, &mut plain);
+        assert!(plain.contains_key("content-length"));
     }
 
     #[test]
@@ -238,14 +439,30 @@ mod tests {
         let ws = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert!(wanted_upgrade(Version::HTTP_11, &ws).is_some());
         assert!(wanted_upgrade(Version::HTTP_2, &ws).is_none());
-        let h2c = headers(&[("connection", "upgrade"), ("upgrade", "h2c")]);
-        assert!(wanted_upgrade(Version::HTTP_11, &h2c).is_none());
+        for protocol in ["h2c", "H2C", "websocket, h2c", ""] {
+            let fields = headers(&[("connection", "upgrade"), ("upgrade", protocol)]);
+            assert!(wanted_upgrade(Version::HTTP_11, &fields).is_none(), "{protocol}");
+        }
     }
 
     #[test]
-    fn a_response_that_sets_the_cookie_is_private() {
-        let mut fields = headers(&[("cache-control", "public, max-age=60")]);
+    fn a_response_that_sets_the_cookie_is_for_no_shared_cache() {
+        for (said, told) in [
+            ("public, max-age=60", "max-age=60, private"),
+            ("s-maxage=50", "private"),
+            ("private=\"x-foo, x-bar\", max-age=1", "max-age=1, private"),
+            ("Private, max-age=5", "Private, max-age=5"),
+            ("no-store", "no-store"),
+            ("ext=\"a, public\"", "ext=\"a, public\", private"),
+        ] {
+            let mut fields =
+                headers(&[("cache-control", said), ("cdn-cache-control", "max-age=60")]);
+            set_affinity(&mut fields, "warmhop=x.y");
+            assert_eq!(fields.get_all(CACHE_CONTROL).iter().collect::<Vec<_>>(), [told]);
+            assert!(!fields.contains_key("cdn-cache-control"));
+        }
+        let mut fields = HeaderMap::new();
         set_affinity(&mut fields, "warmhop=x.y");
-        assert!(fields.get_all(CACHE_CONTROL).iter().any(|value| value == "private"));
+        assert_eq!(fields[CACHE_CONTROL], "private");
     }
 }

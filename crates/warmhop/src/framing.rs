@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::departure::{Departure, InFlight};
+use crate::fields;
 
 /// The largest request head in bytes; hyper is given the same bound.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -118,7 +119,8 @@ enum At {
     Trailers {
         line_bytes: u32,
     },
-    /// HTTP/2, an upgraded connection, or one that hyper is about to refuse.
+    /// HTTP/2, a connection that may be upgraded, or one that hyper is about to refuse. Where it
+    /// is not upgraded after all, [`ends_connection`] has it closed behind the answer.
     Opaque,
 }
 
@@ -256,7 +258,6 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
     let mut length: Option<u64> = None;
     let mut chunked = false;
     let mut hosts = 0;
-    let mut upgrades = request.method == Some("CONNECT");
     for field in &*request.headers {
         if field.name.eq_ignore_ascii_case("content-length") {
             let text = std::str::from_utf8(field.value).map_err(|_| Ambiguous)?.trim();
@@ -277,10 +278,14 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
             chunked = true;
         } else if field.name.eq_ignore_ascii_case("host") {
             hosts += 1;
-        } else if field.name.eq_ignore_ascii_case("upgrade") {
-            upgrades = true;
         }
     }
+    let values = |name: &'static str| {
+        let named = request.headers.iter().filter(move |it| it.name.eq_ignore_ascii_case(name));
+        named.map(|field| field.value)
+    };
+    let upgrades = request.method == Some("CONNECT")
+        || fields::asks_to_upgrade(values("connection"), values("upgrade"));
     let is_http_11 = request.version == Some(1);
     if hosts > 1 || (hosts == 0 && is_http_11) {
         return Err(Ambiguous); // RFC 9112 section 3.2 asks for 400.
@@ -288,12 +293,21 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
     match (length, chunked) {
         (Some(_), true) => Err(Ambiguous),
         (None, true) if !is_http_11 => Err(Ambiguous),
-        // What follows may belong to another protocol, which is not ours to follow.
-        _ if upgrades => Ok(At::Opaque),
+        // What follows may belong to another protocol, which is not ours to follow. A body comes
+        // before it, and who sends one is not upgraded.
+        (Some(0) | None, false) if upgrades => Ok(At::Opaque),
         (None, true) => Ok(At::ChunkSize { size: 0, in_extension: false }),
         (Some(0) | None, false) => Ok(At::Head),
         (Some(length), false) => Ok(At::Fixed(length)),
     }
+}
+
+/// Whether the connection of an HTTP/1 request is closed behind any answer but an upgrade: what
+/// follows the request on it was not looked at.
+pub(crate) fn ends_connection<B>(request: &http::Request<B>) -> bool {
+    request.version() < http::Version::HTTP_2
+        && (request.method() == http::Method::CONNECT
+            || fields::wanted_upgrade(request.version(), request.headers()).is_some())
 }
 
 #[cfg(test)]
@@ -367,6 +381,23 @@ mod tests {
         let (seen, at) = feed(text, text.len());
         assert!(seen.contains(&0));
         assert_eq!(at, At::Opaque);
+    }
+
+    #[test]
+    fn an_upgrade_that_is_none_hides_nothing_behind_it() {
+        for (fields, body) in [
+            ("Upgrade: h2c\r\nConnection: Upgrade\r\n", ""),
+            ("Upgrade: websocket\r\n", ""),
+            ("Upgrade: x\r\nConnection: upgrade\r\nContent-Length: 2\r\n", "ok"),
+            ("Upgrade: x\r\nConnection: upgrade\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        ] {
+            let text = format!(
+                "GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}POST / HTTP/1.1\r\nHost: a\r\n\
+                 Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+            );
+            let (seen, _) = feed(text.as_bytes(), text.len());
+            assert!(seen.contains(&0), "{fields:?}");
+        }
     }
 
     #[test]

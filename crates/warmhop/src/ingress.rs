@@ -8,22 +8,25 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{COOKIE, EXPECT, HOST, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tracing::{Instrument, info_span};
-use warmhop_core::affinity::{self, Entry, Kind, Token};
-use warmhop_core::config::SessionMode;
+use warmhop_core::affinity::{self, Arrival, Entry, Kind, Token};
+use warmhop_core::config::{SessionMode, StartMode};
 use warmhop_core::ids::{PeerId, RequestId, RequestKey};
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::FORWARDS_MAX;
+use warmhop_core::view::AppState;
 
-use crate::body::Body;
+use crate::body::{Body, Broke};
 use crate::call::{Call, CallBody};
 use crate::clock::Clock;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
+use crate::framing::ends_connection;
 use crate::grpc;
 use crate::hop::{self, AppIs};
 use crate::node::Node;
@@ -37,6 +40,8 @@ use crate::trace::ActiveSpan;
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// How long the body of a request may take that is carried out only once all of it is there.
+const WHOLE_BODY_WITHIN: Duration = Duration::from_secs(60);
 /// The most entries that one cookie carries, one for each app of the same host.
 const ENTRIES_MAX: usize = 4;
 /// Where a front door says whether this peer takes traffic: a load balancer seldom reaches the
@@ -68,6 +73,17 @@ pub struct ClientInfo {
     pub secure: bool,
 }
 
+/// Which app a request is for.
+#[derive(Clone, Copy)]
+enum For<'a> {
+    /// The one that its host and path match best.
+    AnyApp,
+    /// One that is known already.
+    App(&'a Arc<Slot>),
+    /// None: its host cannot be told.
+    Nobody,
+}
+
 /// A peer's front, cheap to clone behind an `Arc`.
 pub(crate) struct Ingress {
     pub(crate) node: Arc<Node>,
@@ -80,6 +96,17 @@ impl Ingress {
         request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
+        let ends = ends_connection(&request);
+        let mut response = self.handled(request, client).await;
+        if ends && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn handled(&self, mut request: Request<Body>, client: ClientInfo) -> Response<Body> {
+        let (uri, headers) = (request.uri().clone(), request.headers_mut());
+        let host_is_one = fields::settle_host(&uri, headers);
         // Balancers and starting pages ask several times a second: neither the traces nor the
         // counters of requests are to be full of them.
         let path = request.uri().path();
@@ -87,39 +114,43 @@ impl Ingress {
             return readiness(self.node.is_draining());
         }
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
-            let host = fields::host_of(request.uri(), request.headers());
+            let host = fields::host_of(request.headers());
             if let Some(slot) = self.app_for(host.as_deref(), of) {
                 return self.node.progress(slot).response();
             }
         }
-        self.identified(None, request, client).await
+        let of = if host_is_one { For::AnyApp } else { For::Nobody };
+        self.identified(of, request, client).await
     }
 
     /// Serves one request of an app that is known already, whatever its host and path.
     pub(crate) async fn handle_for(
         &self,
         slot: &Arc<Slot>,
-        request: Request<Body>,
+        mut request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
-        self.identified(Some(slot), request, client).await
+        let uri = request.uri().clone();
+        // Whatever it is, the app was chosen without it.
+        let _ = fields::settle_host(&uri, request.headers_mut());
+        self.identified(For::App(slot), request, client).await
     }
 
     async fn identified(
         &self,
-        slot: Option<&Arc<Slot>>,
+        of: For<'_>,
         request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let span = info_span!("request", id = %id, peer = %node.me);
-        self.traced(slot, request, client, id).instrument(span).await
+        self.traced(of, request, client, id).instrument(span).await
     }
 
     async fn traced(
         &self,
-        slot: Option<&Arc<Slot>>,
+        of: For<'_>,
         mut request: Request<Body>,
         client: ClientInfo,
         id: RequestId,
@@ -136,10 +167,11 @@ impl Ingress {
         let version = request.version();
         let mut span = self.span(&mut request, &client, &tracing.id);
         let is_call = grpc::is_grpc(request.headers());
-        let outcome = self.dispatch(slot, request, client, &mut tracing).await;
+        let outcome = self.dispatch(of, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
             Err((problem, app)) => {
+                let way = if problem.page.is_some() { "page" } else { "refuse" };
                 tracing.step("problem", problem.detail.clone());
                 tracing::info!(
                     problem = problem.name,
@@ -151,7 +183,7 @@ impl Ingress {
                 if is_call {
                     grpc::refusal(&problem, &mut response);
                 }
-                (response, "refuse", app)
+                (response, way, app)
             }
         };
         if is_call && grpc::is_grpc(response.headers()) {
@@ -206,7 +238,7 @@ impl Ingress {
         span.set("http.request.method", method.as_str());
         span.set("url.path", request.uri().path());
         span.set("url.scheme", if client.secure { "https" } else { "http" });
-        if let Some(host) = fields::host_of(request.uri(), request.headers()) {
+        if let Some(host) = fields::host_of(request.headers()) {
             span.set("server.address", host);
         }
         if let Some(addr) = client.addr {
@@ -228,7 +260,7 @@ impl Ingress {
 
     async fn dispatch(
         &self,
-        slot: Option<&Arc<Slot>>,
+        of: For<'_>,
         request: Request<Body>,
         client: ClientInfo,
         tracing: &mut Tracing,
@@ -239,18 +271,28 @@ impl Ingress {
             && extended.is_none_or(|protocol| !protocol.as_str().eq_ignore_ascii_case("websocket"))
         {
             let detail = "CONNECT is for forward proxies; this is a gateway to apps";
-            return Err((Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail), None));
+            let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail);
+            return Err((problem.proxy_error("http_request_denied"), None));
         }
-        let by_front_door = slot.is_none();
-        let host = fields::host_of(request.uri(), request.headers());
-        let slot = slot.or_else(|| self.app_for(host.as_deref(), request.uri().path()));
+        let by_front_door = matches!(of, For::AnyApp);
+        let host = fields::host_of(request.headers());
+        let slot = match of {
+            For::App(slot) => Some(slot),
+            For::AnyApp => self.app_for(host.as_deref(), request.uri().path()),
+            For::Nobody => {
+                let detail = "the request's Host is no host with or without a port";
+                let problem = Problem::new(StatusCode::BAD_REQUEST, "bad-host", detail);
+                return Err((problem.proxy_error("http_request_error"), None));
+            }
+        };
         let Some(slot) = slot else {
             let host = host.unwrap_or_default();
             let detail = format!(
                 "no app of this mesh answers for {host}{}; see [[app]] match in the configuration",
                 request.uri().path()
             );
-            return Err((Problem::new(StatusCode::NOT_FOUND, "unknown-app", detail), None));
+            let problem = Problem::new(StatusCode::NOT_FOUND, "unknown-app", detail);
+            return Err((problem.proxy_error("destination_not_found"), None));
         };
         tracing.app(slot.name());
         if by_front_door
@@ -260,7 +302,7 @@ impl Ingress {
         {
             return Err((page, Some(Arc::clone(slot))));
         }
-        self.serve(slot, request, client, host, tracing)
+        self.serve(slot, request, client, tracing)
             .await
             .map(|(response, way)| (response, way, Some(Arc::clone(slot))))
             .map_err(|problem| (problem, Some(Arc::clone(slot))))
@@ -286,7 +328,6 @@ impl Ingress {
         slot: &Arc<Slot>,
         request: Request<Body>,
         client: ClientInfo,
-        host: Option<String>,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str), Problem> {
         let node = &self.node;
@@ -304,21 +345,24 @@ impl Ingress {
             parts.headers.insert("sec-websocket-key", websocket_key());
             Some(HeaderValue::from_static("websocket"))
         } else {
-            fields::wanted_upgrade(parts.version, &parts.headers)
+            // A server may ignore the wish (RFC 9110 section 7.8). Two that read a body and a
+            // tunnel differently on one connection would be worse.
+            fields::wanted_upgrade(parts.version, &parts.headers).filter(|_| body.is_end_stream())
         };
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| upgrade.is_some());
         let via_version = parts.version;
         let headers = &mut parts.headers;
         fields::remove_hop_by_hop(headers);
         fields::remove_reserved(headers);
+        fields::remove_shadows(headers);
+        fields::join_cookies(headers);
+        if upgrade.is_some() {
+            headers.remove(CONTENT_LENGTH);
+        }
         let asks_first = fields::expects_continue(headers) && via_version > Version::HTTP_10;
         headers.remove(EXPECT);
         hide_cookie(headers);
-        if !headers.contains_key(HOST)
-            && let Some(Ok(host)) = parts.uri.authority().map(|a| HeaderValue::from_str(a.as_str()))
-        {
-            headers.insert(HOST, host);
-        }
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
         let scheme = if client.secure { "https" } else { "http" };
         fields::append_forwarded(
             headers,
@@ -335,13 +379,16 @@ impl Ingress {
         let body = if upgrade.is_some() {
             CallBody::Whole(bytes::Bytes::new())
         } else {
-            Call::gather(body, want_whole).await.map_err(|error| {
-                Problem::new(
-                    StatusCode::BAD_REQUEST,
-                    "body-cut-off",
-                    format!("the request's body was cut off: {error}"),
-                )
-            })?
+            let gathered = tokio::time::timeout(WHOLE_BODY_WITHIN, Call::gather(body, want_whole));
+            match gathered.await {
+                Ok(gathered) => gathered.map_err(|error| body_cut_off(&error.to_string()))?,
+                Err(_) => return Err(body_too_slow()),
+            }
+        };
+        let broke = Broke::default();
+        let body = match body {
+            CallBody::Stream(Some(body)) => CallBody::Stream(Some(body.telling_if_broken(&broke))),
+            body => body,
         };
         if asks_first && key.is_none() && matches!(body, CallBody::Stream(_)) {
             // Nobody has touched the body, so it is the app's to ask for it or to refuse it.
@@ -359,6 +406,7 @@ impl Ingress {
             upgrade,
             on_upgrade: on_upgrade.clone(),
             may_have_run: false,
+            waited: Duration::ZERO,
         };
 
         let entry = token.as_ref().and_then(|(token, _)| {
@@ -381,13 +429,18 @@ impl Ingress {
                 arrived: Arrived::AtFrontDoor,
                 hops_left: FORWARDS_MAX,
             };
-            node.serve_portable(&portable, &mut call, Subject::Token(entry.as_ref()), tracing)
-                .await?
+            let subject = Subject::Token(entry.as_ref());
+            node.serve_portable(&portable, &mut call, subject, tracing).await
         } else {
-            node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await?
+            node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await
         };
+        // Whoever was given a body that broke could not but fail.
+        let served = served.map_err(|problem| match broke.get() {
+            Some(error) => body_cut_off(error),
+            None => problem,
+        })?;
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
-        let mut response = self.finish(served, token, entry.as_ref(), on_upgrade, client);
+        let mut response = self.finish(slot, served, token, entry.as_ref(), on_upgrade, client);
         if extended {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 *response.status_mut() = StatusCode::OK;
@@ -401,7 +454,8 @@ impl Ingress {
                     "the app answered {} and opened no WebSocket",
                     response.status().as_u16()
                 );
-                return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no-websocket", detail));
+                return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, "no-websocket", detail)
+                    .proxy_error("http_upgrade_failed"));
             }
         }
         Ok((response, way))
@@ -427,6 +481,7 @@ impl Ingress {
     /// Gives the response what the client's side needs: affinity, the way it came, the upgrade.
     fn finish(
         &self,
+        slot: &Slot,
         served: Served,
         token: Option<(Token, Option<PeerId>)>,
         former: Option<&Entry>,
@@ -467,7 +522,8 @@ impl Ingress {
             headers.insert(REPLAYED_FIELD, HeaderValue::from_static("?1"));
         }
         if let Some(entry) = entry {
-            let route = self.route_of(&entry, token.as_ref().and_then(|(_, route)| route.as_ref()));
+            let current = token.as_ref().and_then(|(_, route)| route.as_ref());
+            let route = self.route_of(slot, &entry, current, &served_by);
             let stays = former.is_some_and(|former| is_settled(former, &entry))
                 && token.as_ref().is_some_and(|(_, current)| current.as_ref() == Some(&route));
             if !stays {
@@ -503,21 +559,27 @@ impl Ingress {
     }
 
     /// The peer that the client should come back to.
-    fn route_of(&self, entry: &Entry, current: Option<&PeerId>) -> PeerId {
+    fn route_of(
+        &self,
+        slot: &Slot,
+        entry: &Entry,
+        current: Option<&PeerId>,
+        served_by: &str,
+    ) -> PeerId {
         let node = &self.node;
-        match &entry.kind {
-            // Its session is in that peer's app's memory.
-            Kind::Pinned { peer, .. } => peer.clone(),
-            Kind::Portable { owner, .. } if *owner == node.incarnation => node.me.clone(),
-            Kind::Portable { owner, .. } => {
-                // Served elsewhere for now: stay with the owner while it lives.
-                let view = node.view();
-                match view.by_incarnation(owner) {
-                    Some(belief) if !belief.news.draining => belief.news.peer.clone(),
-                    _ => current.cloned().unwrap_or_else(|| node.me.clone()),
-                }
-            }
-        }
+        let served_by = PeerId::new(served_by).ok();
+        let state = slot.state();
+        let starts = slot.spec.policy.start != StartMode::Never && state != AppState::Failed;
+        let arrival = Arrival {
+            me: &node.me,
+            incarnation: node.incarnation,
+            serves: starts && !node.is_draining(),
+            ready: state == AppState::Ready,
+            view: &node.view(),
+            current,
+            served_by: served_by.as_ref(),
+        };
+        affinity::come_back_to(entry, &arrival)
     }
 }
 
@@ -534,6 +596,21 @@ fn is_settled(former: &Entry, entry: &Entry) -> bool {
 fn is_below(path: &str, prefix: &str) -> bool {
     let prefix = prefix.trim_end_matches('/');
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What a client is told whose body ended before its length, or had no form.
+fn body_cut_off(error: &str) -> Problem {
+    let detail = format!("the request's body was cut off, or is no HTTP: {error}");
+    Problem::new(StatusCode::BAD_REQUEST, "body-cut-off", detail).proxy_error("http_request_error")
+}
+
+fn body_too_slow() -> Problem {
+    let detail = format!(
+        "a request with an Idempotency-Key is carried out once its body is there, which took over \
+         {WHOLE_BODY_WITHIN:?}"
+    );
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", detail)
+        .proxy_error("http_request_error")
 }
 
 fn fresh_request_id() -> RequestId {
@@ -570,7 +647,8 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
             format!(
                 "Idempotency-Key must be one value of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters"
             ),
-        )),
+        )
+        .proxy_error("http_request_error")),
     }
 }
 

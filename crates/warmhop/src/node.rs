@@ -79,6 +79,9 @@ pub(crate) struct Placing<'a> {
     pub(crate) arrived: Arrived,
     pub(crate) pin: Option<PinTo<'a>>,
     pub(crate) tried: &'a [PeerId],
+    /// How an app failed that has had the request: what the client is told where no other copy is
+    /// ready. It is not worth a wait.
+    pub(crate) failed: Option<&'a Problem>,
 }
 
 /// The parts that a node is made of, but for what it makes itself.
@@ -246,19 +249,25 @@ impl Node {
         });
     }
 
-    /// Decides where a request goes, waiting where it must; every decision is traced.
+    /// Decides where a request goes, waiting where it must; every decision is traced. `waited` is
+    /// how long the request has waited in all, however often it was placed.
     pub(crate) async fn place(
         &self,
         placing: &Placing<'_>,
+        waited: &mut Duration,
         tracing: &mut Tracing,
     ) -> Result<Place, Problem> {
         let slot = placing.slot;
         let mut waiting: Option<Waiting<'_>> = None;
+        let before = *waited;
         let since = Instant::now();
         loop {
             let mut changes = self.changed.subscribe();
             changes.mark_unchanged();
-            let (decision, candidates) = self.consider(placing, waiting.is_some(), since.elapsed());
+            if waiting.is_some() {
+                *waited = before + since.elapsed();
+            }
+            let (decision, candidates) = self.consider(placing, waiting.is_some(), *waited);
             let reason = decision.reason.to_string();
             let what = match &decision.action {
                 Action::Serve => "serve",
@@ -277,6 +286,10 @@ impl Node {
                     .inc();
             }
             tracing.step_among(what, reason.as_str(), candidates);
+            let goes_on = matches!(decision.action, Action::Serve | Action::Hop { .. });
+            if let (Some(failed), false) = (placing.failed, goes_on) {
+                return Err(failed.clone());
+            }
             match decision.action {
                 Action::Serve => return Ok(Place::Here),
                 Action::Hop { to } => return Ok(Place::There(to)),
@@ -299,7 +312,8 @@ impl Node {
         if slot.state() == AppState::Ready {
             return None;
         }
-        let placing = Placing { slot, arrived: Arrived::AtFrontDoor, pin: None, tried: &[] };
+        let arrived = Arrived::AtFrontDoor;
+        let placing = Placing { slot, arrived, pin: None, tried: &[], failed: None };
         let (decision, candidates) = self.consider(&placing, false, Duration::ZERO);
         if !matches!(decision.action, Action::Wait { .. }) {
             return None;
@@ -376,11 +390,13 @@ impl Node {
         let slot = placing.slot;
         let state = slot.state();
         let view = self.view.load();
-        let candidates = if state == AppState::Ready && placing.pin.is_none_or(|pin| pin.here) {
+        let (pinned_here, draining) = (placing.pin.is_none_or(|pin| pin.here), self.is_draining());
+        let candidates = if state == AppState::Ready && pinned_here && !draining {
             Vec::new()
         } else {
             let never = slot.spec.policy.start == StartMode::Never;
-            self.candidates(&view, slot.name(), never || self.is_draining())
+            let others_start = never || draining || state == AppState::Failed;
+            self.candidates(&view, slot.name(), others_start)
         };
         let question = Question {
             app: &slot.spec.policy,
@@ -390,7 +406,7 @@ impl Node {
                 eta: slot.eta(),
                 waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
             },
-            draining: self.is_draining(),
+            draining,
             zone: self.zone.as_deref(),
             candidates: &candidates,
             arrived: placing.arrived,

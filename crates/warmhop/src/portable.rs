@@ -266,9 +266,14 @@ impl Node {
         call: &mut Call,
         tracing: &mut Tracing,
     ) -> Result<LineEnd, Problem> {
-        let placing =
-            Placing { slot: portable.slot, arrived: portable.arrived, pin: None, tried: &[] };
-        let place = self.place(&placing, tracing).await?;
+        let placing = Placing {
+            slot: portable.slot,
+            arrived: portable.arrived,
+            pin: None,
+            tried: &[],
+            failed: None,
+        };
+        let place = self.place(&placing, &mut call.waited, tracing).await?;
         let view = self.view();
         let executor = match &place {
             Place::Here => None,
@@ -327,6 +332,7 @@ impl Node {
         let Some(mut line) = line else { return LineEnd::Problem(too_many_sessions()) };
         let mut reruns = Reruns::default();
         let mut tried: Vec<PeerId> = Vec::new();
+        let mut failed: Option<Problem> = None;
         let mut held: Option<Served> = None;
         loop {
             match line.next().await {
@@ -336,12 +342,13 @@ impl Node {
                         arrived: portable.arrived,
                         pin: None,
                         tried: &tried,
+                        failed: failed.as_ref(),
                     };
                     let chosen = match place.take() {
                         Some(place) => place,
                         // Every peer that offers registers executes what it owns.
                         None if portable.slot.keeps_registers => Place::Here,
-                        None => match self.place(&placing, tracing).await {
+                        None => match self.place(&placing, &mut call.waited, tracing).await {
                             Ok(place) => place,
                             Err(problem) => return LineEnd::Problem(problem),
                         },
@@ -364,7 +371,13 @@ impl Node {
                         self.execute_for_line(portable.slot, call, &mut line, &exec, tracing).await
                     } else {
                         self.execute_there(
-                            portable, call, &mut line, executor, exec, &mut tried, tracing,
+                            portable,
+                            call,
+                            &mut line,
+                            executor,
+                            exec,
+                            &mut (&mut tried, &mut failed),
+                            tracing,
                         )
                         .await
                     };
@@ -514,7 +527,7 @@ impl Node {
         line: &mut InLine,
         executor: Incarnation,
         exec: Exec,
-        tried: &mut Vec<PeerId>,
+        (tried, failed): &mut (&mut Vec<PeerId>, &mut Option<Problem>),
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
         let slot = portable.slot;
@@ -546,7 +559,7 @@ impl Node {
             }
             Err(error) => {
                 line.executed(Outcome::Failed);
-                self.after_failed_hop(slot, call, &to, error, portable.keyed)?;
+                **failed = self.after_failed_hop(slot, call, &to, error, portable.keyed)?;
                 tried.push(to);
                 Ok(None)
             }
@@ -607,7 +620,7 @@ impl Node {
             Err(error) => {
                 match self.after_failed_hop(portable.slot, call, to, error, portable.keyed) {
                     // The owner is not reached: whoever is asked next takes over.
-                    Ok(()) => LineEnd::Elsewhere(None),
+                    Ok(_) => LineEnd::Elsewhere(None),
                     Err(problem) => LineEnd::Problem(problem),
                 }
             }

@@ -164,7 +164,7 @@ pub(crate) fn of_session(failure: &Failure) -> Problem {
     } else if status.is_server_error() {
         problem.proxy_error("connection_terminated")
     } else {
-        problem
+        problem.proxy_error("http_request_denied")
     }
 }
 
@@ -268,13 +268,26 @@ fn sf_string(text: &str) -> String {
     out
 }
 
+/// Whether a client names HTML and weighs nothing higher that a problem could be told in (RFC 9110
+/// section 12.5.1). Of two that weigh the same, the one named first.
 pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
-    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let at = |kind| accept.find(kind);
-    match (at("text/html"), at("json")) {
-        (Some(html), Some(json)) => html < json,
-        (html, _) => html.is_some(),
+    let fields = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (mut html, mut others) = (0, 0);
+    for range in fields.flat_map(|field| field.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let weight = parts.find_map(|parameter| {
+            let (name, value) = parameter.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>().ok())?
+        });
+        let weight = (weight.unwrap_or(1.0).clamp(0.0, 1.0) * 1000.0) as u32;
+        if kind == "text/html" {
+            html = html.max(if weight > others { weight } else { 0 });
+        } else if html < weight && (kind == "*/*" || kind.contains("json")) {
+            others = others.max(weight);
+        }
     }
+    html > others
 }
 
 pub(crate) fn escape_html(text: &str) -> String {
@@ -336,7 +349,18 @@ mod tests {
         let accept = |text| HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(text))]);
         assert!(prefers_html(&accept("text/html,application/xhtml+xml,*/*;q=0.8")));
         assert!(!prefers_html(&accept("*/*")));
-        assert!(!prefers_html(&accept("application/json, text/html;q=0.1")));
+        assert!(prefers_html(&accept("text/html;q=0.9, application/json;q=0.8")));
+        for other in [
+            "application/json, text/html;q=0.1",
+            "text/html;q=0.1, application/json",
+            "application/json, text/html",
+            "text/html;q=0",
+            "text/plain, text/html;q=0",
+            "*/*, text/html;q=0.1",
+            "text/html;q=0.1, */*",
+        ] {
+            assert!(!prefers_html(&accept(other)), "{other}");
+        }
         assert!(!prefers_html(&HeaderMap::new()));
     }
 }

@@ -475,6 +475,7 @@ impl Registers {
             upgrade: None,
             on_upgrade: None,
             may_have_run: false,
+            waited: Duration::ZERO,
         }
     }
 

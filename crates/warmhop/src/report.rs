@@ -208,7 +208,7 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
         // new ones hold it, the loss of one more of the old ones may be the loss of the session.
         let chosen = machine.token_hint().map(|hint| hint.cfg.now.who.to_vec());
         let members = chosen.unwrap_or_else(|| machine.members().to_vec());
-        (owner, machine.ballot(), machine.version(), members)
+        (owner, machine.ballot().or_else(|| machine.claim()), machine.version(), members)
     })?;
     let view = node.view();
     let name = |incarnation: &Incarnation| {

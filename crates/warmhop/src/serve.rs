@@ -203,11 +203,18 @@ impl Node {
         let (mut response, upgrade) =
             outcome.map_err(|error| LocalError::Failed(error_chain(&*error)))?;
         slot.measured(began.elapsed());
+        let status = response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_none() {
+            let detail = "it switched protocols, which it was not asked to";
+            return Err(LocalError::Failed(detail.into()));
+        }
         let field = response.headers_mut().remove(SESSION_FIELD).filter(|_| copy.carried);
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        fields::mend_framing(status, response.headers_mut());
+        if status != StatusCode::SWITCHING_PROTOCOLS {
             fields::remove_hop_by_hop(response.headers_mut());
         }
         fields::remove_reserved(response.headers_mut());
+        fields::remove_our_cookie(response.headers_mut());
         Ok(RanHere { response, upgrade, field })
     }
 
@@ -304,6 +311,7 @@ impl Node {
     ) -> Result<Served, Problem> {
         let is_pinned = slot.spec.policy.session == SessionMode::Pinned;
         let mut tried: Vec<PeerId> = Vec::new();
+        let mut failed = None;
         for _ in 0..ROUNDS_MAX {
             let pin = pinned.and_then(|entry| match &entry.kind {
                 Kind::Pinned { peer, incarnation } => {
@@ -326,8 +334,9 @@ impl Node {
                     lives: lives && !tried.contains(peer),
                 }),
                 tried: &tried,
+                failed: failed.as_ref(),
             };
-            match self.place(&placing, tracing).await? {
+            match self.place(&placing, &mut call.waited, tracing).await? {
                 Place::Here => match self.run_here(slot, call, None).await {
                     Ok(ran) => {
                         tracing.served_by(self.me.as_str());
@@ -353,7 +362,9 @@ impl Node {
                             served.next_hop = Some(to);
                             return Ok(served);
                         }
-                        Err(error) => self.after_failed_hop(slot, call, &to, error, false)?,
+                        Err(error) => {
+                            failed = self.after_failed_hop(slot, call, &to, error, false)?;
+                        }
                     }
                     tried.push(to);
                 }
@@ -379,7 +390,9 @@ impl Node {
     }
 
     /// Whether the request may go elsewhere after a hop that brought no response; else what the
-    /// client is told.
+    /// client is told. Where an app has had it and failed, it goes to one other that is ready, if
+    /// there is one: a request that makes every app fail must neither wait for the next, nor go
+    /// round. What the client is told otherwise is returned.
     pub(crate) fn after_failed_hop(
         &self,
         slot: &Slot,
@@ -387,7 +400,7 @@ impl Node {
         to: &PeerId,
         error: HopError,
         keyed: bool,
-    ) -> Result<(), Problem> {
+    ) -> Result<Option<Problem>, Problem> {
         let app_may_have_seen_it = match &error {
             HopError::Unreachable(..) => false,
             HopError::Refused(HopRefusal::AppFailed { .. }, ..) => true,
@@ -403,13 +416,16 @@ impl Node {
             portable,
             app_may_have_seen_it,
         );
-        if again && call.is_sendable() {
-            return Ok(());
-        }
+        let again = again && call.is_sendable();
         Err(match error {
             HopError::Refused(HopRefusal::AppFailed { detail }, ..) => {
-                app_failed(to.as_str(), &LocalError::Failed(detail))
+                let failed = app_failed(to.as_str(), &LocalError::Failed(detail));
+                if again {
+                    return Ok(Some(failed));
+                }
+                failed
             }
+            _ if again => return Ok(None),
             HopError::Refused(why, ..) => Problem::new(
                 StatusCode::BAD_GATEWAY,
                 "hop-refused",

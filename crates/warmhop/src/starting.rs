@@ -129,7 +129,12 @@ pub(crate) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
         && !prefetches
         && headers.contains_key(ACCEPT)
         && prefers_html(headers)
-        && field("sec-fetch-mode").is_none_or(|mode| mode == b"navigate")
+        && match field("sec-fetch-mode") {
+            Some(mode) => mode == b"navigate",
+            // Browsers tell the mode to sites that they trust alone. To all others they say this
+            // when they open a tab, as no program does that likes HTML.
+            None => field("upgrade-insecure-requests") == Some(b"1"),
+        }
         && field("sec-fetch-dest").is_none_or(|dest| dest == b"document")
         && !headers.contains_key("idempotency-key")
         && !headers.contains_key(http::header::UPGRADE)
@@ -156,7 +161,10 @@ mod tests {
         let html = ("accept", CHROMIUM);
         let tab = [html, ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
         assert!(is_navigation(&Method::GET, &fields(&tab)));
-        assert!(is_navigation(&Method::GET, &fields(&[html])), "a browser without metadata");
+        let plain = [html, ("upgrade-insecure-requests", "1")];
+        assert!(is_navigation(&Method::GET, &fields(&plain)), "a browser without metadata");
+        let java = ("accept", "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2");
+        assert!(!is_navigation(&Method::GET, &fields(&[java])), "a program without any");
         for method in [Method::POST, Method::HEAD, Method::PUT] {
             assert!(!is_navigation(&method, &fields(&tab)), "{method}");
         }

@@ -69,6 +69,15 @@ async fn a_mesh_goes_up_loses_a_peer_gets_it_back_and_goes_down() {
         .map(|base| u16::try_from(base).unwrap())
         .find(|base| plan(3, Some(*base)).unwrap().iter().all(|p| p.check_free("").is_ok()))
         .unwrap();
+    let mistaken = bed.folder.join("mistaken.toml");
+    std::fs::write(&mistaken, "[[app]]\nname='shop'\nrun=['bookshop']\nsession='postal'").unwrap();
+    let mistaken = mistaken.to_str().unwrap();
+    let output = bed.run(&["up", "3", "--app", mistaken, "--base-port", &base.to_string()]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output);
+    assert!(told.starts_with(&format!("testbed: {mistaken}:4:9: app.shop.session: ")), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+
     let apps = apps.to_str().unwrap();
     let up = ["up", "3", "--app", apps, "--base-port", &base.to_string()];
     let output = bed.run(&up);
@@ -117,6 +126,19 @@ async fn a_mesh_goes_up_loses_a_peer_gets_it_back_and_goes_down() {
     assert_eq!(output.status.code(), Some(1));
     let addr = taken.local_addr().unwrap().to_string();
     assert!(text(&output).contains(&addr) && text(&output).contains("peer-2"), "{}", text(&output));
-    assert_eq!(bed.run(&["up", "0"]).status.code(), Some(1));
-    assert_eq!(bed.run(&["up", "many"]).status.code(), Some(2));
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_how_it_is_meant() {
+    for (args, part) in [
+        (&["up", "0"][..], "1..=100"),
+        (&["up", "101"], "1..=100"),
+        (&["up", "many"], "invalid digit"),
+        (&["up", "3", "--base-port", "80"], "1024..=65035"),
+        (&["kill", "peer-1", "--signal", "BOGUS"], "there is no signal BOGUS"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_testbed")).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output));
+        assert!(text(&output).contains(part), "{args:?}: {}", text(&output));
+    }
 }

@@ -4,7 +4,7 @@ use http::HeaderMap;
 use warmhop_testbed::client::Client;
 
 use crate::requests::never_on;
-use crate::support::{QUICK, SLOW, Shopper, World, shop};
+use crate::support::{QUICK, SLOW, Shopper, World, shop, until};
 
 #[tokio::test]
 async fn from_the_first_response_on_the_cookie_names_the_entry_peer() {
@@ -32,6 +32,36 @@ async fn from_the_first_response_on_the_cookie_names_the_entry_peer() {
         cache.contains("private") || cache.contains("no-store") || cache.contains("set-cookie"),
         "shared caches must not keep it: {cache:?}"
     );
+}
+
+#[tokio::test]
+async fn the_cookie_names_no_peer_that_never_runs_the_app_and_none_that_leaves() {
+    let world = World::with(3, vec![shop(QUICK, "")], "", never_on(2)).await;
+    for index in [0, 1] {
+        world.warm(index).await;
+    }
+    // At the third peer each request would have to hop, for ever.
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(2)).await;
+    let named = shopper.client.route().unwrap().to_owned();
+    let at = usize::from(named == world.name(1));
+    assert_eq!(named, world.name(at), "one of the two that have it ready");
+    // And there it stays, the session too.
+    for _ in 0..5 {
+        shopper.add(world.http(at)).await;
+        assert_eq!(shopper.client.route(), Some(&*named));
+    }
+    until("the session is owned where its client is", async || {
+        shopper.check(world.http(at)).await;
+        (world.status(at).await["sessions"]["owned"] == 1).then_some(())
+    })
+    .await;
+
+    assert!(world.warmhop(at, &["drain"]).status.success());
+    let mut another = Shopper::default();
+    let reply = another.add(world.http(at)).await;
+    let stays = world.name(1 - at);
+    assert_eq!((reply.peer(), another.client.route()), (Some(stays), Some(stays)));
 }
 
 #[tokio::test]

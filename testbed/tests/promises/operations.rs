@@ -1,5 +1,7 @@
 //! What operators use: the admin listener and the commands over it.
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use http::{Method, StatusCode};
 use nix::sys::signal::Signal;
@@ -93,7 +95,7 @@ async fn the_commands_do_what_they_say_and_exit_accordingly() {
     assert!(session["version"].as_u64().is_some_and(|version| version >= 1));
     assert!(session["members"].as_array().unwrap().contains(&"peer-1".into()));
     assert!(!out.contains("book"), "contents are never shown");
-    assert_eq!(run(&["session", "shop/nothing"]).0, Some(1));
+    assert_eq!(run(&["session", "shop/nothing"]).0, Some(2));
 
     assert_eq!(run(&["app", "stop", APP]).0, Some(0));
     until("it is stopped", async || (world.app(0, APP).await["state"] == "cold").then_some(()))
@@ -276,6 +278,31 @@ async fn an_idle_app_stops_and_starts_again_when_it_is_asked_for() {
     }
     client.get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
     assert_eq!(world.app(0, APP).await["starts"], 2);
+}
+
+#[tokio::test]
+async fn of_idle_copies_the_one_to_be_kept_stays_ready() {
+    let world = World::new(2, shop(QUICK, "keep_ready = 1\nstop_when_idle = '1s'")).await;
+    for index in [0, 1] {
+        world.admin(index, Method::POST, &format!("/v1/apps/{APP}/start")).await;
+    }
+    let states = async || {
+        let [one, two] = [world.app(0, APP).await, world.app(1, APP).await];
+        [one, two].map(|app| app["state"].as_str().unwrap().to_owned())
+    };
+    until("both are ready", async || (states().await == ["ready", "ready"]).then_some(())).await;
+    let kept = until("one of them stops", async || {
+        let states = states().await;
+        let cold = states.iter().position(|state| state == "cold")?;
+        Some(1 - cold)
+    })
+    .await;
+    let starts = world.app(kept, APP).await["starts"].clone();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let app = world.app(kept, APP).await;
+        assert_eq!((&app["state"], &app["starts"]), (&"ready".into(), &starts), "{app}");
+    }
 }
 
 #[tokio::test]

@@ -71,6 +71,30 @@ async fn past_its_bound_a_waiting_request_is_told_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn where_the_app_does_not_start_at_the_entry_peer_another_starts_it() {
+    let world = World::with(3, vec![shop(QUICK, "")], "", |peer, config| {
+        if peer == 0 {
+            config["app"].as_array_mut().unwrap()[0]["run"] = vec!["false"].into();
+        }
+    })
+    .await;
+    // The first may be told at once that it did not start; whoever comes again is served.
+    let reply = until("somebody else's copy serves", async || {
+        let reply = Client::new().get(world.http(0), "/whoami").await.ok()?;
+        reply.status.is_success().then_some(reply)
+    })
+    .await;
+    assert!(reply.hopped());
+    assert_ne!(reply.peer(), Some("peer-1"));
+    assert_eq!(
+        world.app(1, APP).await["starts"].as_u64().unwrap()
+            + world.app(2, APP).await["starts"].as_u64().unwrap(),
+        1,
+        "one of them, once"
+    );
+}
+
+#[tokio::test]
 async fn apps_are_told_apart_by_host_and_path_and_an_unknown_one_is_404() {
     let mut books = shop(QUICK, "match = { host = 'books.test', path = '/' }");
     books.insert("name".into(), "books".into());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use warmhop::status::{OtherPeer, PeerStatus, SessionCounts};
+use warmhop::status::{AppStatus, OtherPeer, PeerStatus, RequestCounts, SessionCounts};
 
 use super::*;
 
@@ -60,7 +60,18 @@ impl Peer for Fake {
                 mesh: "127.0.0.1:7001".into(),
                 zone: None,
             },
-            apps: Vec::new(),
+            apps: vec![AppStatus {
+                name: "shop".into(),
+                state: "cold".into(),
+                starts: 0,
+                eta_ms: None,
+                starting_ms: None,
+                in_flight: 0,
+                waiting: 0,
+                requests: RequestCounts::default(),
+                error: None,
+                session: "none".into(),
+            }],
             peers: vec![OtherPeer {
                 name: "peer-2".into(),
                 id: "spiffe://demo/peer/peer-2".into(),
@@ -188,8 +199,10 @@ async fn every_route_answers_as_the_contract_says() {
     for (path, noted) in
         [("/v1/apps/shop/start", "start shop"), ("/v1/apps/shop/stop", "stop shop")]
     {
-        let (status, _, _) = ask(&router, request(Method::POST, path, &[LOCAL])).await;
+        let (status, _, told) = ask(&router, request(Method::POST, path, &[LOCAL])).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{path}");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&told["app"], &told["was"]), (&json!("shop"), &json!("cold")), "{path}");
         assert_eq!(peer.asked().last().unwrap(), noted);
     }
 }

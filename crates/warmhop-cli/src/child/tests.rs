@@ -1,267 +1,6 @@
-//! The service side of a child, against small servers in this process.
-
-use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+//! The process side of a child.
 
 use super::*;
-
-async fn listener() -> (TcpListener, ChildService) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::Http1);
-    (listener, service)
-}
-
-/// A server that answers every request by `answer`.
-async fn server<F, Fut>(answer: F) -> ChildService
-where
-    F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
-    Fut: Future<Output = Response<Body>> + Send + 'static,
-{
-    let (listener, service) = listener().await;
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let answer = answer.clone();
-            let service = hyper::service::service_fn(move |request| {
-                let answer = answer(request);
-                async { Ok::<_, Infallible>(answer.await) }
-            });
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades(),
-            );
-        }
-    });
-    service
-}
-
-async fn read_head(stream: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    String::from_utf8(head).unwrap()
-}
-
-fn get(target: &str) -> Request<Body> {
-    Request::get(target).body(Body::empty()).unwrap()
-}
-
-#[tokio::test]
-async fn the_app_sees_the_target_and_host_that_the_client_asked_for() {
-    let mut service = server(|request: Request<Incoming>| async move {
-        let host = request.headers()[HOST].to_str().unwrap().to_owned();
-        Response::new(Body::from(format!("{} {host}", request.uri())))
-    })
-    .await;
-    let with_host = Request::get("/a?b=c").header(HOST, "shop.example").body(Body::empty());
-    let http_2 =
-        Request::get("https://blog.example/x").version(Version::HTTP_2).body(Body::empty());
-    for (request, seen) in
-        [(with_host.unwrap(), "/a?b=c shop.example"), (http_2.unwrap(), "/x blog.example")]
-    {
-        let response = service.call(request).await.unwrap();
-        assert_eq!(response.version(), Version::HTTP_11);
-        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), seen);
-    }
-    let response = service.call(Request::options("*").body(Body::empty()).unwrap()).await.unwrap();
-    let body = response.into_body().collect().await.unwrap().to_bytes();
-    assert!(body.starts_with(b"* 127.0.0.1:"), "{body:?}");
-}
-
-#[tokio::test]
-async fn bodies_stream_both_ways_at_once_and_trailers_follow() {
-    let mut service = server(|request: Request<Incoming>| async move {
-        let echo = Body::new(request.into_body());
-        Response::builder().header("trailer", "x-sum").body(echo).unwrap()
-    })
-    .await;
-    let (frames, queue) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, BoxError>>(1);
-    let stream = futures_from(queue);
-    let request = Request::post("/echo")
-        .header("te", "trailers")
-        .header("trailer", "x-sum")
-        .body(Body::new(StreamBody::new(stream)))
-        .unwrap();
-    let mut response = service.call(request).await.unwrap();
-    // Each piece comes back before the next is sent, so nothing was held back.
-    for piece in ["one", "two", "three"] {
-        frames.send(Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).await.unwrap();
-        let frame = response.body_mut().frame().await.unwrap().unwrap();
-        assert_eq!(frame.into_data().unwrap(), piece);
-    }
-    let mut trailers = http::HeaderMap::new();
-    trailers.insert("x-sum", HeaderValue::from_static("7"));
-    frames.send(Ok(Frame::trailers(trailers))).await.unwrap();
-    drop(frames);
-    let last = response.body_mut().frame().await.unwrap().unwrap();
-    assert_eq!(last.into_trailers().unwrap()["x-sum"], "7");
-}
-
-fn futures_from(
-    mut queue: tokio::sync::mpsc::Receiver<Result<Frame<Bytes>, BoxError>>,
-) -> impl futures_util::Stream<Item = Result<Frame<Bytes>, BoxError>> {
-    futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx))
-}
-
-#[tokio::test]
-async fn an_upgrade_leaves_the_apps_side_in_the_response() {
-    let mut service = server(|mut request: Request<Incoming>| async move {
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let mut io = TokioIo::new(upgrade.await.unwrap());
-            let mut word = [0; 4];
-            io.read_exact(&mut word).await.unwrap();
-            io.write_all(&word).await.unwrap();
-        });
-        Response::builder()
-            .status(StatusCode::SWITCHING_PROTOCOLS)
-            .header("connection", "upgrade")
-            .header("upgrade", "echo")
-            .body(Body::empty())
-            .unwrap()
-    })
-    .await;
-    let request = Request::get("/")
-        .header("connection", "upgrade")
-        .header("upgrade", "echo")
-        .body(Body::empty())
-        .unwrap();
-    let mut response = service.call(request).await.unwrap();
-    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
-    let side = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().unwrap();
-    let mut io = TokioIo::new(side.await.unwrap());
-    io.write_all(b"ping").await.unwrap();
-    let mut back = [0; 4];
-    io.read_exact(&mut back).await.unwrap();
-    assert_eq!(&back, b"ping");
-}
-
-#[tokio::test]
-async fn connections_are_kept_and_one_that_the_app_closed_costs_no_request() {
-    let (listener, mut service) = listener().await;
-    let (closed, mut has_closed) = tokio::sync::mpsc::channel(1);
-    let accepted = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&accepted);
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            counted.fetch_add(1, Ordering::SeqCst);
-            // Two answers on each connection, both with the promise to keep it.
-            for _ in 0..2 {
-                read_head(&mut stream).await;
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
-            }
-            drop(stream);
-            closed.send(()).await.unwrap();
-        }
-    });
-    for round in 1..=5 {
-        for _ in 0..2 {
-            let response = service.call(get("/")).await.unwrap();
-            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
-        }
-        assert_eq!(accepted.load(Ordering::SeqCst), round);
-        has_closed.recv().await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_request_that_an_app_may_have_seen_is_not_sent_again() {
-    let (listener, mut service) = listener().await;
-    let requests = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&requests);
-    tokio::spawn(async move {
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            read_head(&mut stream).await;
-            counted.fetch_add(1, Ordering::SeqCst);
-        }
-    });
-    service.call(get("/")).await.unwrap_err();
-    assert_eq!(requests.load(Ordering::SeqCst), 1);
-}
-
-/// A body that tells whether anybody has asked for it.
-fn watched_body() -> (Body, Arc<AtomicBool>) {
-    let asked = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&asked);
-    let mut bytes = Some(Bytes::from_static(b"body"));
-    let stream = futures_util::stream::poll_fn(move |_| {
-        told.store(true, Ordering::SeqCst);
-        Poll::Ready(bytes.take().map(|bytes| Ok::<_, BoxError>(Frame::data(bytes))))
-    });
-    (Body::new(StreamBody::new(stream)), asked)
-}
-
-fn expecting(body: Body) -> Request<Body> {
-    Request::post("/")
-        .header(EXPECT, "100-continue")
-        .header("content-length", "4")
-        .body(body)
-        .unwrap()
-}
-
-#[tokio::test]
-async fn the_body_of_a_request_that_expects_100_continue_waits_for_the_app() {
-    let (listener, mut service) = listener().await;
-    let (body, asked) = watched_body();
-    let seen = Arc::clone(&asked);
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        assert!(read_head(&mut stream).await.contains("expect: 100-continue"));
-        assert!(!seen.load(Ordering::SeqCst), "not before the app wants it");
-        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.unwrap();
-        let mut body = [0; 4];
-        stream.read_exact(&mut body).await.unwrap();
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n").await.unwrap();
-        stream.write_all(&body).await.unwrap();
-    });
-    let response = service.call(expecting(body)).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body");
-    assert!(asked.load(Ordering::SeqCst));
-}
-
-#[tokio::test]
-async fn a_body_that_the_app_refuses_is_never_asked_for() {
-    let (listener, mut service) = listener().await;
-    let (body, asked) = watched_body();
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        read_head(&mut stream).await;
-        stream
-            .write_all(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
-            .await
-            .unwrap();
-    });
-    let response = service.call(expecting(body)).await.unwrap();
-    assert_eq!(response.status(), StatusCode::EXPECTATION_FAILED);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "no");
-    assert!(!asked.load(Ordering::SeqCst));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_app_that_never_says_continue_gets_the_body_all_the_same() {
-    let (listener, mut service) = listener().await;
-    let (body, _) = watched_body();
-    tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        read_head(&mut stream).await;
-        let mut body = [0; 4];
-        stream.read_exact(&mut body).await.unwrap();
-        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
-    });
-    let response = service.call(expecting(body)).await.unwrap();
-    assert_eq!(response.status(), StatusCode::NO_CONTENT);
-}
 
 #[tokio::test]
 async fn lines_are_cut_at_their_bound_and_only_the_last_are_kept() {
@@ -298,19 +37,23 @@ fn a_program_is_looked_for_where_the_guard_will_look() {
     assert_eq!(find_program("bin/sh", dir, None), Ok(PathBuf::from("/bin/sh")));
     assert_eq!(find_program("/bin/sh", dir, None), Ok(PathBuf::from("/bin/sh")));
     let only_etc = "/etc".to_owned();
+    let blamed = |program: &str, dir: &Path, path: Option<&String>| {
+        let missing = find_program(program, dir, path).unwrap_err();
+        (missing.key, missing.what)
+    };
     assert_eq!(
-        find_program("sh", dir, Some(&only_etc)),
-        Err("there is no program \"sh\" in PATH".into())
+        blamed("sh", dir, Some(&only_etc)),
+        ("run", "there is no program \"sh\" in PATH".into())
     );
     assert_eq!(
-        find_program("etc/passwd", dir, None),
-        Err("there is no executable file /etc/passwd".into()),
+        blamed("etc/passwd", dir, None),
+        ("run", "there is no executable file /etc/passwd".into()),
         "a file that may not be executed is no program"
     );
     let nowhere = Path::new("/no/such/folder");
     assert_eq!(
-        find_program("sh", nowhere, None),
-        Err("there is no folder /no/such/folder to run \"sh\" in".into())
+        blamed("sh", nowhere, None),
+        ("dir", "there is no folder /no/such/folder to run \"sh\" in".into())
     );
     assert!(find_program("", dir, None).is_err());
 }

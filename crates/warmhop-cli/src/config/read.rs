@@ -17,7 +17,7 @@ use warmhop::ids::{AppName, PeerId};
 
 use super::{
     Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Ready, Session, Tls,
-    duration_from, duration_text,
+    cluster_name, duration_from, duration_text,
 };
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
@@ -30,11 +30,12 @@ pub(super) fn parse(
 ) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let reader = Reader::new(file, text);
     let (mut document, errors) = DeTable::parse_recoverable(text);
-    if !errors.is_empty() {
-        for error in errors {
-            let what = error.message().trim().replace('\n', ", ");
-            reader.report(error.span(), "", what, "mend the TOML there");
-        }
+    // What comes after the first is mostly its consequence: one bracket too few breaks every line
+    // below it.
+    let first = errors.into_iter().min_by_key(|error| error.span().map(|span| span.start));
+    if let Some(error) = first {
+        let what = error.message().trim().replace('\n', ", ");
+        reader.report(error.span(), "", what, "mend the TOML there");
         return Err(reader.into_problems());
     }
 
@@ -53,7 +54,7 @@ pub(super) fn parse(
     let mesh = read_mesh(&mut root, name);
     let admin = read_admin(&mut root);
     let session = read_session(&mut root);
-    let apps = read_apps(&mut root);
+    let apps = read_apps(&mut root, session.redis.is_some());
     root.finish();
     check_ports(&reader, &http, &admin, &session);
 
@@ -82,7 +83,11 @@ fn expand(
     match value.get_mut() {
         DeValue::String(text) if text.contains("${") => match expanded(text, variable) {
             Ok(full) => *text = full.into(),
-            Err((what, remedy)) => reader.report(Some(span), path.clone(), what, remedy),
+            Err((what, remedy)) => {
+                let place = reader.place(span.start);
+                reader.report_at(Some(place), path.clone(), what, remedy);
+                reader.unknown.borrow_mut().push(place);
+            }
         },
         DeValue::Array(items) => {
             for item in items.iter_mut() {
@@ -131,15 +136,8 @@ fn expanded(
 }
 
 fn read_cluster(root: &mut Table<'_>) -> String {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
     match root.take("cluster") {
-        Some(field) => field
-            .checked(|text| {
-                let fits = (1..=64).contains(&text.len()) && text.bytes().all(allowed);
-                fits.then(|| text.to_owned())
-                    .ok_or_else(|| "expected 1 to 64 of the characters A-Z a-z 0-9 _ -".into())
-            })
-            .unwrap_or_default(),
+        Some(field) => field.checked(cluster_name).unwrap_or_default(),
         None => "warmhop".into(),
     }
 }
@@ -332,7 +330,8 @@ fn read_session(root: &mut Table<'_>) -> Session {
     Session { policy, redis }
 }
 
-fn read_apps(root: &mut Table<'_>) -> Vec<App> {
+/// `redis` says whether the mesh keeps sessions for session libraries.
+fn read_apps(root: &mut Table<'_>, redis: bool) -> Vec<App> {
     let Some(field) = root.take("app") else { return Vec::new() };
     let items = field.array_of("an array of tables: [[app]]").unwrap_or_default();
     if items.len() > APPS_MAX {
@@ -345,7 +344,7 @@ fn read_apps(root: &mut Table<'_>) -> Vec<App> {
     let mut apps: Vec<(App, Range<usize>)> = Vec::new();
     for item in items {
         let span = item.span.clone();
-        let Some(app) = read_app(item) else { continue };
+        let Some(app) = read_app(item, redis) else { continue };
         if let Some((other, at)) = apps.iter().find(|(other, _)| other.spec.name == app.spec.name) {
             let line = root.reader.place(at.start).line;
             root.reader.report(
@@ -371,7 +370,7 @@ fn read_apps(root: &mut Table<'_>) -> Vec<App> {
     apps.into_iter().map(|(app, _)| app).collect()
 }
 
-fn read_app(item: Field<'_>) -> Option<App> {
+fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let reader = item.reader;
     let mut table = item.into_table()?;
     // Every other key is named by the app's name, so that comes first.
@@ -406,11 +405,9 @@ fn read_app(item: Field<'_>) -> Option<App> {
     // The app's own deadline comes first, because its message has the last lines of output.
     spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
 
-    let dir = match table.take("dir") {
-        Some(field) => field.path().unwrap_or_default(),
-        None => reader.folder.clone(),
-    };
-    let env = read_env(&mut table);
+    let dir_field = table.take("dir");
+    let dir = dir_field.as_ref().and_then(Field::path).unwrap_or_else(|| reader.folder.clone());
+    let env = read_env(&mut table, redis);
     let run_at = table.take("run").map(|field| (field.span.clone(), field));
     let run: Vec<String> = match &run_at {
         Some((_, field)) => field
@@ -437,8 +434,9 @@ fn read_app(item: Field<'_>) -> Option<App> {
             field.report("an argument has a NUL character in it", "remove it");
         }
         Some((_, field)) if spec.policy.start != StartMode::Never && !run.is_empty() => {
-            if let Err(why) = crate::child::find_program(&run[0], &dir, env.get("PATH")) {
-                field.warn(why, "install it, or correct run or dir");
+            if let Err(missing) = crate::child::find_program(&run[0], &dir, env.get("PATH")) {
+                let blamed = dir_field.as_ref().filter(|_| missing.key == "dir");
+                blamed.unwrap_or(field).warn(missing.what, missing.remedy);
             }
         }
         _ => {}
@@ -467,17 +465,22 @@ fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     policy
 }
 
-fn read_env(table: &mut Table<'_>) -> BTreeMap<String, String> {
+fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let Some(variables) = table.table("env") else { return env };
     for (name, value) in variables.entries {
         let field = variables.field(name.get_ref(), value);
         if name.get_ref().is_empty() || name.get_ref().contains(['=', '\0']) {
             field.report("a variable's name is empty or has = or NUL in it", "rename it");
-        } else if matches!(name.get_ref().as_ref(), "PORT" | "REDIS_URL") {
+        } else if name.get_ref() == "PORT" {
             field.report(
                 "this variable is set by warmhop, which chooses the app's port",
                 "remove it, and let the app listen on 127.0.0.1:$PORT",
+            );
+        } else if name.get_ref() == "REDIS_URL" && redis {
+            field.report(
+                "this variable is set by warmhop to where [session] redis keeps the app's sessions",
+                "remove it, or name a Redis of the app's own in another variable",
             );
         } else if let Some(text) = field.text() {
             if text.contains('\0') {
@@ -540,6 +543,9 @@ struct Reader<'a> {
     text: &'a str,
     problems: RefCell<Vec<Problem>>,
     places: RefCell<BTreeMap<String, Place>>,
+    /// The texts that name a variable which is not set. What they should have been nobody knows,
+    /// so nothing more is said of them.
+    unknown: RefCell<Vec<Place>>,
 }
 
 impl<'a> Reader<'a> {
@@ -547,7 +553,14 @@ impl<'a> Reader<'a> {
         let folder =
             file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
-        Self { file, folder, text, problems: RefCell::default(), places: RefCell::default() }
+        Self {
+            file,
+            folder,
+            text,
+            problems: RefCell::default(),
+            places: RefCell::default(),
+            unknown: RefCell::default(),
+        }
     }
 
     fn place(&self, offset: usize) -> Place {
@@ -576,14 +589,7 @@ impl<'a> Reader<'a> {
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.problems.borrow_mut().push(Problem {
-            file: self.file.to_path_buf(),
-            place,
-            key: key.into(),
-            what: what.into(),
-            remedy: remedy.into(),
-            is_warning: false,
-        });
+        self.add(place, key.into(), what.into(), remedy.into(), false);
     }
 
     fn warn(
@@ -593,10 +599,24 @@ impl<'a> Reader<'a> {
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.report(span, key, what, remedy);
-        if let Some(last) = self.problems.borrow_mut().last_mut() {
-            last.is_warning = true;
+        let place = span.map(|span| self.place(span.start));
+        self.add(place, key.into(), what.into(), remedy.into(), true);
+    }
+
+    fn add(
+        &self,
+        place: Option<Place>,
+        key: String,
+        what: String,
+        remedy: String,
+        is_warning: bool,
+    ) {
+        if place.is_some_and(|place| self.unknown.borrow().contains(&place)) {
+            return;
         }
+        let file = self.file.to_path_buf();
+        let problem = Problem { file, place, key, what, remedy, is_warning };
+        self.problems.borrow_mut().push(problem);
     }
 
     /// In the order of the file; what stands nowhere comes last.

@@ -297,6 +297,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
             ":6:16: app.x.env.PORT: this variable is set by warmhop, which chooses the app's port; remove it, and let the app listen on 127.0.0.1:$PORT",
         ),
         (
+            "[peer]\nname = 'p'\n[session]\nredis = '127.0.0.1:6401'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { REDIS_URL = 'redis://db' }",
+            ":8:21: app.x.env.REDIS_URL: this variable is set by warmhop to where [session] redis keeps the app's sessions; remove it, or name a Redis of the app's own in another variable",
+        ),
+        (
             "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { host = 'http://shop' }",
             ":6:18: app.x.match.host: \"http://shop\" does not fit; expected a host name without scheme and port, such as shop.example.com",
         ),
@@ -351,14 +355,33 @@ fn broken_toml_is_placed() {
 }
 
 #[test]
+fn of_broken_toml_only_the_first_mistake_is_told() {
+    let told = problems(&FULL.replacen("\"[::1]:8081\"]", "\"[::1]:8081\"", 1));
+    assert_eq!(told.len(), 1, "what follows is its consequence: {told:#?}");
+    assert!(told[0].starts_with(&format!("{FILE}:10:1: ")), "{told:?}");
+    let told = problems("[peer]\nname = 'p'\nname = 'q'\nzone = ü\n");
+    assert_eq!(told.len(), 1, "{told:#?}");
+    assert!(told[0].starts_with(&format!("{FILE}:3:")), "{told:?}");
+}
+
+#[test]
+fn an_app_may_have_a_redis_of_its_own_where_the_mesh_has_none() {
+    let text =
+        "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { REDIS_URL = 'redis://db' }";
+    assert_eq!(parse(text).apps[0].env["REDIS_URL"], "redis://db");
+}
+
+#[test]
 fn what_is_missing_on_this_machine_is_only_a_warning() {
-    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']";
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']\n\
+                [[app]]\nname = 'y'\nrun = ['sh']\ndir = 'nowhere'\nmatch = { path = '/y' }";
     let (_, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
     let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
         [
             "/tmp/warmhop.toml:5:7: warning: app.x.run: there is no program \"no-such-program\" in PATH; install it, or correct run or dir",
+            "/tmp/warmhop.toml:9:7: warning: app.y.dir: there is no folder /tmp/nowhere to run \"sh\" in; make it, or correct dir",
             "/tmp/warmhop.toml: warning: mesh.identity: there is no /tmp/certs/p/ca.pem; make it with `warmhop cert peer p --ca DIR --out /tmp/certs/p`",
         ]
     );
@@ -469,10 +492,30 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
 #[test]
 fn a_variable_that_is_missing_or_out_of_form_names_its_place_and_remedy() {
     let problems = in_environment("[peer]\nname = '${NOBODY}'\n").unwrap_err();
+    assert_eq!(
+        problems.iter().filter(|told| told.contains("peer.name")).count(),
+        1,
+        "{problems:?}"
+    );
     assert!(problems[0].starts_with("/tmp/warmhop.toml:2:8: peer.name: "), "{problems:?}");
     assert!(problems[0].contains("NOBODY") && problems[0].contains("; set "), "{problems:?}");
     for bad in ["${", "${}", "${A B}", "${NAME"] {
         let problems = in_environment(&format!("[peer]\nname = '{bad}'\n")).unwrap_err();
         assert!(problems[0].contains("write ${NAME}"), "{problems:?}");
     }
+}
+
+#[test]
+fn what_a_missing_variable_should_have_been_is_not_judged() {
+    let problems = in_environment(
+        "[peer]\nname = 'p'\n[http]\nlisten = ['${NOBODY}']\ndrain_grace = '${NOBODY}'\n\
+         [mesh]\nidentity = '${NOBODY}'\n[session]\ncopies = 9\n",
+    )
+    .unwrap_err();
+    let keys: Vec<&str> = problems.iter().map(|told| told.split(": ").nth(1).unwrap()).collect();
+    let expected = ["http.listen", "http.drain_grace", "mesh.identity", "session.copies"];
+    assert_eq!(
+        keys, expected,
+        "each once, without a warning, and what else is wrong: {problems:#?}"
+    );
 }

@@ -114,6 +114,45 @@ fn envoy_has_a_route_and_a_cluster_for_each_peer_with_the_others_second() {
 }
 
 #[test]
+fn a_front_door_on_every_address_is_named_by_where_the_mesh_reaches_its_peer() {
+    let status = Status::deserialize(json!({
+        "peer": {"name": "peer-1", "http": ["0.0.0.0:8080"], "mesh": "192.0.2.1:7001"},
+        "peers": [
+            {"name": "peer-2", "http": "[::]:8081", "mesh": "[fd00::2]:7001"},
+            {"name": "peer-3", "http": "[::]:8082", "mesh": "192.0.2.3:7001"},
+            {"name": "peer-4", "http": "192.0.2.44:8083", "mesh": "192.0.2.4:7001"}
+        ]
+    }))
+    .unwrap();
+    let text = recipe(Balancer::Haproxy, &status).unwrap();
+    let expected = "\
+    server peer-1 192.0.2.1:8080
+    server peer-2 [fd00::2]:8081
+    server peer-3 192.0.2.3:8082
+    server peer-4 192.0.2.44:8083
+";
+    assert!(text.ends_with(expected), "{text}");
+    assert!(!text.contains("Replace"), "{text}");
+}
+
+#[test]
+fn where_nothing_tells_how_a_peer_is_reached_a_person_has_to() {
+    let status = Status::deserialize(json!({
+        "peer": {"name": "peer-1", "http": ["0.0.0.0:8080"], "mesh": "[fd00::1]:7001"},
+        "peers": [
+            {"name": "peer-2", "http": "0.0.0.0:8080"},
+            {"name": "peer-3", "http": "[::]:8080", "mesh": "0.0.0.0:7001"}
+        ]
+    }))
+    .unwrap();
+    let text = recipe(Balancer::Haproxy, &status).unwrap();
+    for host in ["0.0.0.0", "[::]"] {
+        assert!(text.contains(&format!("# Replace {host} by the address that")), "{text}");
+        assert!(text.contains(&format!(" {host}:8080\n")), "{text}");
+    }
+}
+
+#[test]
 fn nothing_but_names_and_addresses_gets_into_a_configuration() {
     let status = Status::deserialize(json!({
         "peer": {"name": "peer-1", "http": ["127.0.0.1:8081"]},

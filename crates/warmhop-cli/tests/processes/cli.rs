@@ -163,6 +163,9 @@ fn wrong_usage_exits_with_2_and_says_how_it_is_meant() {
         &["check"],
         &["cert", "peer", "a.b", "--ca", "x", "--out", "y"],
         &["cert", "ca"],
+        &["cert", "ca", "--out", "x", "--cluster", "x y"],
+        &["session", "nope"],
+        &["session", "shop/nothing"],
         &["app", "restart", "shop"],
         &["status", "--admin", "https://127.0.0.1:9001"],
         &["status", "--admin", "http://127.0.0.1:9001/path"],
@@ -276,23 +279,73 @@ fn certificates_are_private_and_never_overwritten_unasked() {
     assert_eq!(code, 0, "{error}");
 }
 
+/// Every command that asks a peer.
+const COMMANDS: [&[&str]; 8] = [
+    &["status"],
+    &["status", "--json"],
+    &["app", "start", "shop"],
+    &["app", "stop", "shop"],
+    &["drain"],
+    &["session", "shop/000102030405060708090a0b0c0d0e0f"],
+    &["why", "x"],
+    &["lb", "nginx"],
+];
+
 #[test]
 fn where_no_peer_answers_the_commands_say_so() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    for args in [
-        &["status"][..],
-        &["app", "start", "shop"],
-        &["app", "stop", "shop"],
-        &["drain"],
-        &["session", "shop/000102030405060708090a0b0c0d0e0f"],
-        &["why", "x"],
-        &["lb", "nginx"],
-    ] {
+    for args in COMMANDS {
         let (code, out, error) = run(&[args, &["--admin", &url]].concat());
         assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
         assert!(error.contains(&format!("no peer answers at {url}: is it running?")), "{error}");
+    }
+}
+
+/// Answers whatever it is asked with `head` and `body`, until the test ends.
+fn answering(head: &'static str, body: &'static str) -> String {
+    use std::io::Write;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let _request: Vec<_> =
+                lines.map_while(Result::ok).take_while(|l| !l.is_empty()).collect();
+            let length = body.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            );
+        }
+    });
+    url
+}
+
+#[test]
+fn a_program_that_answers_json_is_not_taken_for_a_peer() {
+    let json = "200 OK\r\ncontent-type: application/json";
+    for (head, body, why) in [
+        (json, "{\"items\":[]}", " has no /"),
+        (json, "{\"peer\":{\"name\":\"\"},\"action\":\"\",\"key\":\"\",\"id\":\"\"}", " has no /"),
+        (json, "[]", " has no /"),
+        ("200 OK", "hello", "its answer is not JSON"),
+        ("404 Not Found\r\ncontent-type: application/json", "{\"detail\":\"no\"}", "404 Not Found"),
+        (
+            "404 Not Found\r\ncontent-type: application/problem+json\r\nwarmhop-request-id: r",
+            "{\"detail\":\"no app\"}",
+            "it answers as a front door does",
+        ),
+    ] {
+        let url = answering(head, body);
+        for args in COMMANDS {
+            let (code, out, error) = run(&[args, &["--admin", &url]].concat());
+            assert_eq!((code, out.as_str()), (1, ""), "{args:?}: {body}");
+            let told = format!("what listens at {url} is no admin listener of a peer: ");
+            assert!(error.contains(&told) && error.contains(why), "{args:?}: {error}");
+            assert!(error.contains("--admin URL"), "{error}");
+        }
     }
 }
 
@@ -357,6 +410,12 @@ fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
         ),
         ("no file", shop("./server"), 2, vec!["app.shop.run: there is no executable file"]),
         (
+            "no folder",
+            shop("sh") + "dir = 'nowhere'\n",
+            2,
+            vec!["14:7: app.shop.dir: there is no folder", "make it, or correct dir"],
+        ),
+        (
             "no front-door certificate",
             base.replace("[mesh]", "tls = { cert = 'c.pem', key = 'k.pem' }\n[mesh]"),
             2,
@@ -366,9 +425,9 @@ fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
         let file = write(&dir, &changed);
         let (code, _, error) = run(&["run", "--config", text(&file)]);
         assert_eq!(code, status, "{what}: {error}");
-        let last = error.lines().last().unwrap();
+        assert_eq!(error.lines().count(), 1, "{what}: {error}");
         for part in parts {
-            assert!(last.contains(part), "{what}: {part:?} in {error}");
+            assert!(error.contains(part), "{what}: {part:?} in {error}");
         }
         assert!(!error.contains("panicked") && !error.contains("stack"), "{what}: {error}");
     }
@@ -377,6 +436,58 @@ fn what_keeps_a_peer_from_starting_is_one_message_with_its_key() {
     let (code, _, error) = told(&output.unwrap());
     assert_eq!(code, 2);
     assert!(error.contains("RUST_LOG"), "{error}");
+}
+
+#[test]
+fn what_run_refuses_to_use_check_refuses_in_the_same_words() {
+    let (dir, other) = (certified("refuse", "peer-1"), certified("refuse-other", "peer-1"));
+    let own = |name: &str| std::fs::read(dir.join("certs").join(name)).unwrap();
+    let others = |name: &str| std::fs::read(other.join("certs").join(name)).unwrap();
+    let with_tls = |cert: &str, key: &str| {
+        let tls = format!("tls = {{ cert = 'certs/{cert}', key = '{key}' }}\n[mesh]");
+        config("").replace("[mesh]", &tls)
+    };
+    let other_key = text(&other.join("certs/key.pem")).to_owned();
+    let (ca, key) = (own("ca.pem"), own("key.pem"));
+    for (what, text_of, ca, key, part) in [
+        ("peer", config("").replace("peer-1", "peer-2"), &ca, &key, "the certificate names"),
+        ("cluster", config("").replace("'demo'", "'shops'"), &ca, &key, "the certificate names"),
+        ("key", config(""), &ca, &others("key.pem"), "is not the private key"),
+        ("garbage", config(""), &ca, &b"key".to_vec(), "holds no PRIVATE KEY"),
+        ("authority", config(""), &others("ca.pem"), &key, "was not issued by"),
+        ("pair", with_tls("cert.pem", &other_key), &ca, &key, "http.tls: cannot use"),
+        (
+            "a key as certificate",
+            with_tls("key.pem", &other_key),
+            &ca,
+            &key,
+            "holds no certificate",
+        ),
+    ] {
+        std::fs::write(dir.join("certs/ca.pem"), ca).unwrap();
+        std::fs::write(dir.join("certs/key.pem"), key).unwrap();
+        let file = write(&dir, &text_of);
+        let (code, out, error) = run(&["check", text(&file)]);
+        assert_eq!((code, out.as_str()), (2, ""), "{what}: {error}");
+        assert!(error.contains(part), "{what}: {error}");
+        let (code, _, refused) = run(&["run", "--config", text(&file)]);
+        assert_eq!((code, refused), (2, error), "{what}");
+    }
+}
+
+#[test]
+fn all_that_is_missing_is_told_at_once() {
+    let dir = scratch("missing");
+    let tls = "tls = { cert = 'c.pem', key = 'k.pem' }\n[mesh]";
+    let more = "[[app]]\nname = 'shop'\nrun = ['no-such-program']\n";
+    let file = write(&dir, &config(more).replace("[mesh]", tls));
+    let (code, _, error) = run(&["run", "--config", text(&file)]);
+    assert_eq!((code, error.lines().count()), (2, 3), "{error}");
+    for key in ["http.tls", "mesh.identity", "app.shop.run"] {
+        assert!(error.contains(&format!(": {key}: ")), "{key}: {error}");
+    }
+    let (code, _, error) = run(&["check", text(&file)]);
+    assert_eq!(code, 0, "another machine may have it: {error}");
 }
 
 #[test]
@@ -395,6 +506,7 @@ fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
     let (_, json, _) = peer.run(&["status", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap()["apps"][0]["state"], "cold");
 
+    assert_eq!(peer.run(&["app", "stop", "shop"]).1, "shop does not run there\n");
     let (code, out, error) = peer.run(&["app", "start", "shop"]);
     assert_eq!(code, 0, "{error}");
     assert!(out.contains("starting"), "{out}");
@@ -406,7 +518,6 @@ fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
     for (args, part) in [
         (["app", "start", "blog"], "it has: shop"),
         (["why", "nothing-such", "--json"], "remembers no such request"),
-        (["session", "shop/nothing", "--json"], "expected 32 hexadecimal digits"),
         (["session", "shop/000102030405060708090a0b0c0d0e0f", "--json"], "holds no copy"),
     ] {
         let (code, out, error) = peer.run(&args);
@@ -420,8 +531,10 @@ fn a_peer_serves_answers_its_commands_and_drains_on_sigterm() {
         assert!(out.contains(port), "{balancer}: {out}");
     }
 
-    let (code, _, error) = peer.run(&["app", "stop", "shop"]);
+    assert_eq!(peer.run(&["app", "start", "shop"]).1, "shop is ready already\n");
+    let (code, out, error) = peer.run(&["app", "stop", "shop"]);
     assert_eq!(code, 0, "{error}");
+    assert!(out.contains("stops once its requests have ended"), "{out}");
     let (code, _, error) = peer.run(&["drain"]);
     assert_eq!(code, 0, "{error}");
     wait_until("it drains", || peer.run(&["status", "--json"]).1.contains("\"draining\""));

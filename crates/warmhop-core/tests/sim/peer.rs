@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use warmhop_core::app::{AppEffect, AppEvent, AppMachine, StopReason, WantedBy};
+use warmhop_core::app::{AppEffect, AppEvent, AppMachine, StopReason};
 use warmhop_core::config::{AppPolicy, SessionMode};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::keep::keeps_ready;

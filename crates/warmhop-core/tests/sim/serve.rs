@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use warmhop_core::affinity::{self, Authenticator, Entry, Kind, Token};
+use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
 use warmhop_core::app::{AppEvent, WantedBy};
 use warmhop_core::config::StartMode;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId};
@@ -276,7 +276,7 @@ impl Peer {
         let mut cookie = None;
         if let Some(entry) = served.entry {
             let current = token.as_ref().and_then(|(_, route)| route.clone());
-            let route = self.route_of(&entry, current.as_ref());
+            let route = self.route_of(&entry, current.as_ref(), &served.served_by);
             let stays = former.is_some_and(|former| self.is_settled(&former, &entry))
                 && current.as_ref() == Some(&route);
             if !stays {
@@ -302,15 +302,19 @@ impl Peer {
             && former.expiry.0.saturating_sub(wall) > entry.expiry.0.saturating_sub(wall) / 2
     }
 
-    fn route_of(&self, entry: &Entry, current: Option<&PeerId>) -> PeerId {
-        match &entry.kind {
-            Kind::Pinned { peer, .. } => peer.clone(),
-            Kind::Portable { owner, .. } if *owner == self.inc => self.me.clone(),
-            Kind::Portable { owner, .. } => match self.view.borrow().by_incarnation(owner) {
-                Some(belief) if !belief.news.draining => belief.news.peer.clone(),
-                _ => current.cloned().unwrap_or_else(|| self.me.clone()),
-            },
-        }
+    fn route_of(&self, entry: &Entry, current: Option<&PeerId>, served_by: &PeerId) -> PeerId {
+        let slot = self.slots[SHOP].borrow();
+        let starts = slot.policy.start != StartMode::Never && slot.state() != AppState::Failed;
+        let arrival = Arrival {
+            me: &self.me,
+            incarnation: self.inc,
+            serves: starts && !self.draining.get(),
+            ready: slot.state() == AppState::Ready,
+            view: &self.view.borrow(),
+            current,
+            served_by: Some(served_by),
+        };
+        affinity::come_back_to(entry, &arrival)
     }
 }
 
@@ -370,11 +374,13 @@ impl Peer {
                 let slot = self.slots[at].borrow();
                 let view = self.view.borrow();
                 let state = slot.state();
-                let candidates = if state == AppState::Ready {
+                let draining = self.draining.get();
+                let candidates = if state == AppState::Ready && !draining {
                     Vec::new()
                 } else {
                     let never = slot.policy.start == StartMode::Never;
-                    self.candidates(&view, at, never || self.draining.get())
+                    let others_start = never || draining || state == AppState::Failed;
+                    self.candidates(&view, at, others_start)
                 };
                 decide(&Question {
                     app: &slot.policy,

@@ -1,0 +1,173 @@
+//! A request's body on its way to the app.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+use warmhop::{Body, BoxError};
+
+/// A request's body, which is as long as the request says. Where the client expects
+/// `100 Continue`, it is not touched before the app has said so, since touching it is what makes
+/// the front door ask the client for it.
+pub(super) struct RequestBody {
+    body: Body,
+    pub(super) gate: Option<Gate>,
+    /// How many bytes it still has to have, where its length was said beforehand.
+    owed: Option<u64>,
+}
+
+impl RequestBody {
+    pub(super) fn empty() -> Self {
+        Self { body: Body::empty(), gate: None, owed: None }
+    }
+
+    /// `body`, with `headers` made to say no other length than it has.
+    ///
+    /// hyper sends whatever `Content-Length` it finds. One that was meant for another body would
+    /// make the app take the next request on the connection for the rest of this one, or the
+    /// reverse (CWE-444). So where the length is known, it is what the field says; where it is not,
+    /// a number stays and the body is held to it, and anything else goes.
+    pub(super) fn new(headers: &mut HeaderMap, body: Body) -> Self {
+        // How the app is told of an unknown length is for hyper to decide.
+        headers.remove(TRANSFER_ENCODING);
+        let said = said_length(headers);
+        let known = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
+        let is_right = known.map_or(said.is_some(), |known| said == Some(known));
+        if headers.contains_key(CONTENT_LENGTH) && !is_right {
+            match known {
+                Some(known) => headers.insert(CONTENT_LENGTH, known.into()),
+                None => headers.remove(CONTENT_LENGTH),
+            };
+        }
+        Self { body, gate: None, owed: known.or(said) }
+    }
+}
+
+/// The one number that `Content-Length` says.
+fn said_length(headers: &HeaderMap) -> Option<u64> {
+    let mut values = headers.get_all(CONTENT_LENGTH).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let digits = value.to_str().ok()?;
+    // Parsing would let a sign pass.
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
+/// What a body waits for.
+pub(super) struct Gate {
+    /// The app's word; absent once nobody is left who could pass it on: the app has answered
+    /// without it, or speaks HTTP/2, where hyper tells nothing of a `100`.
+    pub(super) go: Option<oneshot::Receiver<()>>,
+    pub(super) patience: Pin<Box<Sleep>>,
+}
+
+impl Gate {
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.go.as_mut().map(|go| Pin::new(go).poll(cx)) {
+            Some(Poll::Ready(Ok(()))) => return Poll::Ready(()),
+            Some(Poll::Ready(Err(_))) => self.go = None,
+            Some(Poll::Pending) | None => {}
+        }
+        self.patience.as_mut().poll(cx)
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(gate) = &mut self.gate {
+            ready!(gate.poll_open(cx));
+            self.gate = None;
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()?;
+        if let Some(owed) = &mut self.owed {
+            match frame.as_ref().and_then(Frame::data_ref) {
+                Some(data) => match owed.checked_sub(data.len() as u64) {
+                    Some(rest) => *owed = rest,
+                    None => return Poll::Ready(Some(Err("longer than its Content-Length".into()))),
+                },
+                None if *owed > 0 => {
+                    return Poll::Ready(Some(Err("shorter than its Content-Length".into())));
+                }
+                None => {}
+            }
+        }
+        Poll::Ready(frame.map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.owed.is_none_or(|bytes| bytes == 0) && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use http_body_util::{BodyExt, StreamBody};
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    /// A body that does not know how long it is.
+    fn streamed(text: &'static str) -> Body {
+        let frames =
+            text.split_inclusive(' ').map(|piece| Ok::<_, BoxError>(Frame::data(piece.into())));
+        Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+    }
+
+    #[test]
+    fn no_request_says_another_length_than_its_body_has() {
+        const FOUR: &[(&str, &str)] = &[("content-length", "4")];
+        for (said, body, sent) in [
+            (FOUR, Body::empty(), &[("content-length", "0")] as &[_]),
+            (FOUR, Body::from("longer"), &[("content-length", "6")]),
+            (FOUR, Body::from("body"), FOUR),
+            (&[("content-length", "4"), ("content-length", "4")], Body::from("body"), FOUR),
+            (&[("content-length", "+4")], Body::from("body"), FOUR),
+            (
+                &[("content-length", "4"), ("transfer-encoding", "chunked")],
+                Body::from("body"),
+                FOUR,
+            ),
+            (&[], Body::from("body"), &[]),
+            (FOUR, streamed("of any length"), FOUR),
+            (&[("content-length", "4, 4")], streamed("body"), &[]),
+            (&[("content-length", "4"), ("content-length", "5")], streamed("body"), &[]),
+            (&[("content-length", "")], streamed("body"), &[]),
+            (&[("transfer-encoding", "gzip")], streamed("body"), &[]),
+        ] {
+            let mut fields = headers(said);
+            RequestBody::new(&mut fields, body);
+            assert_eq!(fields, headers(sent), "{said:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_streamed_body_is_held_to_the_length_that_the_client_said() {
+        for (said, is_right) in [("7", false), ("8", true), ("9", false)] {
+            let mut fields = headers(&[("content-length", said)]);
+            let mut body = RequestBody::new(&mut fields, streamed("the body"));
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "the ");
+            assert_eq!(body.collect().await.is_ok(), is_right, "{said}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! How a child is asked: over HTTP/1.1 through a small pool of kept-alive connections, or over
+//! HTTP/2 on as few as suffice.
+//!
+//! Upgrades: the response to a request that switched protocols leaves here with hyper's
+//! `OnUpgrade` of the app's side in its extensions, and whoever asked joins the two sides.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, UPGRADE, USER_AGENT};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Extensions, Request, Response, StatusCode, Uri, Version};
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tower::Service;
+use warmhop::{Body, BoxError};
+
+use super::h2::H2Client;
+use super::http1::Http1Client;
+use super::request::{Gate, RequestBody};
+use crate::config::Protocol;
+
+/// The most fields in the head of an app's response: as many as a front door takes in a request.
+pub(super) const FIELDS_MAX: usize = 128;
+/// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
+/// clients not wait for ever).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
+/// request: it is sent again on a fresh one if no byte of it had left, or if it is safe (RFC 9110
+/// section 9.2.1), has no body and got no byte of an answer.
+#[derive(Clone)]
+pub struct ChildService {
+    client: AppClient,
+    authority: Authority,
+}
+
+/// How requests are sent to the app.
+#[derive(Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
+enum AppClient {
+    /// A pool of connections, one request at a time on each.
+    Http1(Http1Client),
+    /// As a rule one connection for all requests, which HTTP/2 interleaves on it.
+    H2(Arc<H2Client>),
+}
+
+impl ChildService {
+    /// Requests to `127.0.0.1:port`.
+    #[must_use]
+    pub fn new(port: u16, protocol: Protocol) -> Self {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let client = match protocol {
+            Protocol::Http1 => AppClient::Http1(Http1Client::new(addr)),
+            Protocol::H2 => AppClient::H2(Arc::new(H2Client::new(addr))),
+        };
+        let Ok(authority) = addr.to_string().parse() else {
+            unreachable!("an address and a port are an authority");
+        };
+        Self { client, authority }
+    }
+
+    pub(super) async fn is_healthy(&self, path: &str) -> bool {
+        let Ok(request) = Request::get(path)
+            .header(USER_AGENT, concat!("warmhop-readiness/", env!("CARGO_PKG_VERSION")))
+            .body(Body::empty())
+        else {
+            return false;
+        };
+        match self.clone().call(request).await {
+            Ok(response) => response.status().is_success() || response.status().is_redirection(),
+            Err(_) => false,
+        }
+    }
+
+    /// The request as the app gets it.
+    fn outgoing(&self, request: Request<Body>) -> Result<Request<RequestBody>, http::Error> {
+        let (mut parts, body) = request.into_parts();
+        if !parts.headers.contains_key(HOST) {
+            // HTTP/2 has the host in the target.
+            let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
+            parts.headers.insert(HOST, HeaderValue::from_str(host)?);
+        }
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(self.authority.clone());
+        if matches!(self.client, AppClient::H2(_)) {
+            // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
+            // that is asked for one answers as it answers any request.
+            if let Some(Ok(authority)) =
+                parts.headers.remove(HOST).map(|host| Authority::try_from(host.as_bytes()))
+            {
+                uri.authority = Some(authority);
+            }
+            parts.headers.remove(CONNECTION);
+            parts.headers.remove(UPGRADE);
+            parts.version = Version::HTTP_2;
+        } else {
+            if parts.headers.contains_key(UPGRADE) {
+                // Many servers know no second word in `Connection` beside this one.
+                parts.headers.remove(TE);
+            } else if parts.headers.contains_key(TE) {
+                // RFC 9110 section 10.1.4: it concerns this connection alone, and has to say so.
+                parts.headers.append(CONNECTION, HeaderValue::from_static("te"));
+            }
+            parts.version = Version::HTTP_11;
+        }
+        let path = parts.uri.path_and_query().cloned();
+        uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        parts.uri = Uri::from_parts(uri)?;
+        // What the mesh keeps with a request means nothing to the client in here.
+        parts.extensions = Extensions::new();
+        let expects = parts.headers.get(EXPECT);
+        let waits =
+            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let body = RequestBody::new(&mut parts.headers, body);
+        let mut request = Request::from_parts(parts, body);
+        if waits {
+            let (said, go) = oneshot::channel();
+            let patience = Box::pin(sleep(CONTINUE_TIMEOUT));
+            request.body_mut().gate = Some(Gate { go: Some(go), patience });
+            let said = Mutex::new(Some(said));
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE
+                    && let Some(said) = said.lock().unwrap_or_else(PoisonError::into_inner).take()
+                {
+                    let _ = said.send(());
+                }
+            });
+        }
+        Ok(request)
+    }
+}
+
+impl Service<Request<Body>> for ChildService {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let outgoing = self.outgoing(request);
+        let client = self.client.clone();
+        Box::pin(async move {
+            let outgoing = outgoing?;
+            let mut response = match client {
+                AppClient::Http1(client) => client.request(outgoing).await?.map(Body::from),
+                AppClient::H2(client) => client.request(outgoing).await?,
+            };
+            // An app that speaks HTTP/1.0 must not make the client's connection do so.
+            *response.version_mut() = Version::HTTP_11;
+            Ok(response)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! The app's end of an HTTP/1.1 connection, as hyper is to see it.
+//!
+//! hyper gives a connection up at the first failed write. An app that has answered and closed
+//! before the request has ended makes a write fail while its answer is still to be read; so a
+//! [`Socket`] takes what cannot be sent any more for sent, until the other side has been read to
+//! its end.
+//!
+//! And hyper tells of a request that failed neither whether its connection had been kept from an
+//! earlier one nor whether any of an answer came: [`Talk`] does.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Extensions, Uri};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tower::Service;
+
+/// A connection over loopback that takes longer will not come.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connects to an app, whatever the target of the request says.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) addr: SocketAddr,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Socket>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Socket>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let addr = self.addr;
+        Box::pin(async move { Ok(TokioIo::new(Socket::new(connect(addr).await?))) })
+    }
+}
+
+/// A connection to an app.
+pub(super) async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// What of the conversation on a connection decides whether a request may be sent again.
+#[derive(Clone, Default)]
+pub(super) struct Talk(Arc<Heard>);
+
+#[derive(Default)]
+struct Heard {
+    /// The app said something before it was last written to …
+    earlier: AtomicBool,
+    /// … and has since.
+    since: AtomicBool,
+}
+
+impl Talk {
+    /// That of the connection on which a request failed.
+    pub(super) fn of(error: &hyper_util::client::legacy::Error) -> Option<Self> {
+        let mut extras = Extensions::new();
+        error.connect_info()?.get_extras(&mut extras);
+        extras.remove()
+    }
+
+    /// Whether the latest request found a connection that was kept after another's answer, and
+    /// got not a byte for one.
+    pub(super) fn is_stale(&self) -> bool {
+        self.0.earlier.load(Relaxed) && !self.0.since.load(Relaxed)
+    }
+
+    fn wrote(&self) {
+        // The connection's task alone writes here.
+        if self.0.since.load(Relaxed) {
+            self.0.since.store(false, Relaxed);
+            self.0.earlier.store(true, Relaxed);
+        }
+    }
+
+    fn read(&self) {
+        if !self.0.since.load(Relaxed) {
+            self.0.since.store(true, Relaxed);
+        }
+    }
+}
+
+/// A connection whose answers outlive its requests.
+pub(super) struct Socket {
+    stream: TcpStream,
+    talk: Talk,
+    /// How writing failed.
+    deaf: Option<io::ErrorKind>,
+    /// Nothing more is to be read.
+    ended: bool,
+}
+
+impl Socket {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, talk: Talk::default(), deaf: None, ended: false }
+    }
+
+    /// What hyper is told of a write of `bytes` bytes.
+    fn told(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+        write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.talk.wrote();
+        if self.deaf.is_none() {
+            match ready!(write(Pin::new(&mut self.stream), cx)) {
+                Err(error) if is_closed(error.kind()) => self.deaf = Some(error.kind()),
+                outcome => return Poll::Ready(outcome),
+            }
+        }
+        if let (Some(kind), true) = (self.deaf, self.ended) {
+            return Poll::Ready(Err(kind.into()));
+        }
+        // The runtime may not have heard of the end yet. Once it has, no read waits, so that
+        // hyper finds the end before it takes the connection for one that may be kept.
+        ready!(self.stream.poll_read_ready(cx))?;
+        Poll::Ready(Ok(bytes))
+    }
+}
+
+/// Whether a write failed because the app has closed the connection.
+fn is_closed(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let mut outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        let nothing = buf.filled().len() == before && buf.remaining() > 0;
+        if nothing && outcome.is_ok() && self.deaf == Some(io::ErrorKind::ConnectionReset) {
+            // The kernel tells of a reset once, and the write has heard it: an answer that ends
+            // with the connection may not be whole.
+            outcome = Err(io::ErrorKind::ConnectionReset.into());
+        }
+        if buf.filled().len() > before {
+            self.talk.read();
+        }
+        self.ended |= nothing || outcome.is_err();
+        Poll::Ready(outcome)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.told(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let bytes = bufs.iter().map(|buf| buf.len()).sum();
+        self.told(cx, bytes, |stream, cx| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connection for Socket {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.talk.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_app_said_before_it_closed_is_heard_after_a_write_has_failed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = Socket::new(connect(listener.local_addr().unwrap()).await.unwrap());
+        let (mut app, _) = listener.accept().unwrap();
+        socket.write_all(b"some of it").await.unwrap();
+        app.read_exact(&mut [0; 4]).unwrap();
+        app.write_all(b"answer").unwrap();
+        // With bytes that were not read, this resets the connection.
+        drop(app);
+        while socket.deaf.is_none() {
+            assert_eq!(socket.write(b"the rest").await.unwrap(), 8);
+        }
+        let mut answer = [0; 6];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"answer");
+        let end = socket.read(&mut answer).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "it may not have been all");
+        socket.write(b"more").await.unwrap_err();
+    }
+}
