@@ -8,6 +8,7 @@
 //!
 //! Connections, their time without a request, and each answer's time are bounded.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use axum::{Router, body::Body};
 use http::header::{
-    AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, VARY,
+    WWW_AUTHENTICATE,
 };
 use http::uri::Authority;
 use http::{Method, StatusCode};
@@ -192,9 +194,68 @@ async fn ready<P: Peer>(State(peer): State<P>) -> Response {
     }
 }
 
-async fn metrics<P: Peer>(State(peer): State<P>) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(CONTENT_TYPE, content_type)], peer.metrics()).into_response()
+/// In OpenMetrics for whoever asks for it, as Prometheus does, and for everyone else in the text
+/// format before it, which every scraper reads.
+async fn metrics<P: Peer>(State(peer): State<P>, headers: HeaderMap) -> Response {
+    let (content_type, text) = if asks_for_openmetrics(&headers) {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", peer.metrics())
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", plain_text(&peer.metrics()))
+    };
+    ([(CONTENT_TYPE, content_type), (VARY, "accept")], text).into_response()
+}
+
+fn asks_for_openmetrics(headers: &HeaderMap) -> bool {
+    let fields = headers.get_all(ACCEPT).iter().filter_map(|field| field.to_str().ok());
+    fields.flat_map(|field| field.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let is_it = parts
+            .next()
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("application/openmetrics-text"));
+        let refuses = |part: &str| {
+            let quality = part.strip_prefix("q=").and_then(|quality| quality.parse::<f32>().ok());
+            quality == Some(0.0)
+        };
+        is_it && !parts.any(refuses)
+    })
+}
+
+/// OpenMetrics as the Prometheus text format 0.0.4: there a counter's and an info's own name has the
+/// suffix, an info is a gauge, and there are neither units nor an end.
+fn plain_text(metrics: &str) -> String {
+    let mut text = String::with_capacity(metrics.len());
+    let mut kinds = HashMap::new();
+    for line in metrics.lines() {
+        if let Some(("TYPE", (name, kind))) = described(line) {
+            kinds.insert(name, kind);
+        }
+    }
+    for line in metrics.lines() {
+        let Some((what, (name, rest))) = described(line) else {
+            if line != "# EOF" {
+                text.extend([line, "\n"]);
+            }
+            continue;
+        };
+        let (suffix, kind) = match kinds.get(name) {
+            Some(&"counter") => ("_total", "counter"),
+            Some(&"info") => ("_info", "gauge"),
+            Some(&"unknown") => ("", "untyped"),
+            kind => ("", *kind.unwrap_or(&"untyped")),
+        };
+        match what {
+            "TYPE" => text.extend(["# TYPE ", name, suffix, " ", kind, "\n"]),
+            "HELP" => text.extend(["# HELP ", name, suffix, " ", rest, "\n"]),
+            _ => {}
+        }
+    }
+    text
+}
+
+/// `# WHAT NAME REST`.
+fn described(line: &str) -> Option<(&str, (&str, &str))> {
+    let (what, rest) = line.strip_prefix("# ")?.split_once(' ')?;
+    Some((what, rest.split_once(' ')?))
 }
 
 async fn why<P: Peer>(State(peer): State<P>, Path(id): Path<String>) -> Response {

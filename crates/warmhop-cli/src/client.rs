@@ -382,6 +382,8 @@ pub struct Trace {
     pub status: Option<u16>,
     /// Who ran the app.
     pub served_by: Option<String>,
+    /// Whom it was sent to last.
+    pub sent_to: Option<String>,
     /// Its session.
     pub session: Option<String>,
     /// What was decided and happened.

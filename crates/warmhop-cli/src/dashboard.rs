@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -70,6 +70,8 @@ pub(crate) fn page() -> Response {
 /// What those who watch are told.
 #[derive(Serialize)]
 struct News {
+    /// What time it is here: the watcher's clock need not agree.
+    now_unix_ms: u64,
     status: Status,
     recent: Vec<RequestTrace>,
 }
@@ -143,7 +145,9 @@ fn events(teller: Arc<Teller>, place: OwnedSemaphorePermit) -> impl Stream<Item 
 
 /// One event in the form of Server-Sent Events (HTML Living Standard, section 9.2.5).
 fn event(peer: &impl Peer) -> Bytes {
-    let news = News { status: peer.status(), recent: peer.recent(RECENT) };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let news = News { now_unix_ms, status: peer.status(), recent: peer.recent(RECENT) };
     let json = serde_json::to_string(&news).unwrap_or_default();
     format!("data: {json}\n\n").into()
 }

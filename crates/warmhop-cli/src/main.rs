@@ -49,7 +49,8 @@ enum Command {
     Status {
         #[command(flatten)]
         ask: Ask,
-        /// Show it and the newest decisions again every second, until Ctrl-C.
+        /// Show it and the newest decisions again every second, until Ctrl-C; with --json one line
+        /// each time.
         #[arg(long)]
         watch: bool,
     },
@@ -309,15 +310,21 @@ fn pretty(value: &Value) -> String {
 
 /// How often `status --watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an answer may take before it is missed.
+const MISSED_AFTER: Duration = Duration::from_secs(2);
 
-/// Draws over the last picture in one write, clearing only what is left of it, so that nothing
-/// flickers. A peer that is away for a while is waited for: one watches restarts, too.
+/// Shows what the peer tells, again and again. One that is away for a while is waited for: one
+/// watches restarts, too. What cannot be shown is said on standard error, but for a terminal, where
+/// it is part of the picture.
 async fn watch_status(ask: Ask) -> Result<u8, Failure> {
     use std::io::IsTerminal;
+    use tokio::signal::unix::{SignalKind, signal};
     let (json, admin) = (ask.json, ask.listener.connect());
-    let on_terminal = std::io::stdout().is_terminal();
-    let coloured = log::is_coloured(&std::io::stdout());
-    let draw = async {
+    let on_terminal = std::io::stdout().is_terminal() && !json;
+    let unheard = |error| Failure::failed(format!("cannot wait for signals: {error}"));
+    let mut terminated = signal(SignalKind::terminate()).map_err(unheard)?;
+    let mut resized = signal(SignalKind::window_change()).map_err(unheard)?;
+    let show = async {
         let mut tick = tokio::time::interval(WATCH_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         if on_terminal {
@@ -325,46 +332,60 @@ async fn watch_status(ask: Ask) -> Result<u8, Failure> {
             // the cursor, and without wrapping lines.
             print("\x1b[?1049h\x1b[?25l\x1b[?7l")?;
         }
-        let (mut watch, mut last, mut heard) = (Watch::default(), None, Instant::now());
+        let (mut watch, mut heard, mut trouble) = (Watch::default(), Instant::now(), None);
+        let mut question = None;
         loop {
-            tick.tick().await;
-            let size = on_terminal.then(terminal_size::terminal_size).flatten().map(
-                |(terminal_size::Width(columns), terminal_size::Height(rows))| Size {
-                    columns: columns.into(),
-                    rows: rows.into(),
-                },
-            );
-            let asked = if json {
-                status(&admin, true).await
-            } else {
-                look(&admin).await.map(|(status, recent)| {
-                    watch.draw(&status, &recent, Instant::now(), size, coloured)
-                })
-            };
-            let text = match asked {
-                Ok(text) => {
-                    heard = Instant::now();
-                    last = on_terminal.then(|| text.clone());
-                    text
-                }
-                Err(error) => {
-                    let since = heard.elapsed().as_secs();
-                    let said = format!("no answer for {since} s, trying again: {error}\n");
-                    // What was known last stays in sight below.
-                    last.as_ref().map_or(said.clone(), |last| format!("{said}\n{last}"))
+            let answered = async {
+                match &mut question {
+                    Some(question) => std::pin::Pin::as_mut(question).await,
+                    None => std::future::pending().await,
                 }
             };
+            let news = tokio::select! {
+                answer = answered => Some(answer),
+                _ = tick.tick() => None,
+                _ = resized.recv() => None,
+            };
+            let is_news = news.is_some();
+            match news {
+                None => {
+                    question.get_or_insert_with(|| Box::pin(look(&admin)));
+                }
+                Some(Ok(news)) => {
+                    (question, heard, trouble) = (None, Instant::now(), None);
+                    if json {
+                        print(&format!("{}\n", news.json))?;
+                    }
+                    watch.hear(news.status, news.recent);
+                }
+                Some(Err(error)) => {
+                    question = None;
+                    let error = error.to_string();
+                    // Told where it begins or changes, not for each time that it is tried.
+                    if !on_terminal && trouble.as_ref() != Some(&error) {
+                        let mut stderr = std::io::stderr().lock();
+                        let _ = writeln!(stderr, "warmhop: no answer, trying again: {error}");
+                    }
+                    trouble = Some(error);
+                }
+            }
             if on_terminal {
-                print(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))?;
-            } else {
-                print(&format!("{text}\n"))?;
+                let seconds = heard.elapsed().as_secs();
+                let silence = match &trouble {
+                    Some(why) => Some(format!("no answer for {seconds} s, trying again: {why}")),
+                    None if heard.elapsed() > MISSED_AFTER => {
+                        Some(format!("no answer for {seconds} s"))
+                    }
+                    None => None,
+                };
+                draw(&watch, silence.as_deref())?;
+            } else if is_news && trouble.is_none() && !json {
+                print(&format!("{}\n", watch.draw(None, None, false)))?;
             }
         }
     };
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
     let outcome = tokio::select! {
-        outcome = draw => outcome,
+        outcome = show => outcome,
         _ = tokio::signal::ctrl_c() => Ok(0),
         _ = terminated.recv() => Ok(0),
     };
@@ -374,15 +395,44 @@ async fn watch_status(ask: Ask) -> Result<u8, Failure> {
     outcome
 }
 
-/// What is drawn. A peer that is too old to tell its newest requests tells none.
-async fn look(admin: &Admin) -> Result<(client::Status, Vec<client::Trace>), AskError> {
-    let answer = admin.status().await?;
-    let recent = match admin.ask(Method::GET, "/v1/requests?limit=50", "/requests").await {
-        Ok(recent) => admin.read::<Recent>(&recent)?.requests,
-        Err(AskError::Refused { .. }) => Vec::new(),
+/// Draws over the last picture in one write, clearing only what is left of it, so that nothing
+/// flickers.
+fn draw(watch: &Watch, silence: Option<&str>) -> Result<u8, Failure> {
+    let size = terminal_size::terminal_size().map(
+        |(terminal_size::Width(columns), terminal_size::Height(rows))| Size {
+            columns: columns.into(),
+            rows: rows.into(),
+        },
+    );
+    let text = watch.draw(silence, size, log::is_coloured(&std::io::stdout()));
+    print(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))
+}
+
+/// What a peer told at one moment.
+struct Look {
+    /// Its status with its newest requests, as it told them.
+    json: Value,
+    status: client::Status,
+    recent: Vec<client::Trace>,
+}
+
+/// Asks for all that is shown. A peer that is too old to tell its newest requests tells none.
+async fn look(admin: &Admin) -> Result<Look, AskError> {
+    let mut json = admin.status().await?;
+    let status = admin.read(&json)?;
+    let requests = match admin.ask(Method::GET, "/v1/requests?limit=50", "/requests").await {
+        Ok(requests) => requests,
+        Err(AskError::Refused { .. }) => Value::Null,
         Err(error) => return Err(error),
     };
-    Ok((admin.read(&answer)?, recent))
+    let recent = match &requests {
+        Value::Null => Vec::new(),
+        requests => admin.read::<Recent>(requests)?.requests,
+    };
+    if let Some(all) = json.as_object_mut() {
+        all.insert("requests".into(), requests["requests"].clone());
+    }
+    Ok(Look { json, status, recent })
 }
 
 /// Writes to standard output; a reader that has seen enough ends the program quietly.

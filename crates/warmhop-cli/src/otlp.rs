@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use warmhop::trace::{AttributeValue, Span, SpanKind, SpanSink};
 
 /// How many spans wait at most.
@@ -35,6 +35,10 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How often a batch is sent, and how long is waited before the second time; doubled after that.
 const TRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a collector that is overloaded may ask to be left alone.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often the log says that spans are lost, as long as they are.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long what is left may take when the peer ends.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
@@ -219,6 +223,10 @@ impl SpanSink for Exporter {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
+
+    fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
 }
 
 impl Sending {
@@ -241,7 +249,7 @@ async fn send_all(
     let client: Client<HttpConnector, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).build_http();
     let mut batch = Vec::with_capacity(BATCH_SPANS);
-    let mut trouble = false;
+    let mut losses = Losses::default();
     loop {
         let first = tokio::select! {
             first = spans.recv() => first,
@@ -266,16 +274,61 @@ async fn send_all(
             dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
             debug!(%error, spans = batch.len(), "spans were not sent");
         }
-        // Told when it begins and when it has ended, not for each batch.
-        let lost = dropped.swap(0, Ordering::Relaxed);
-        if lost > 0 && !trouble {
-            let error = outcome.err().unwrap_or_else(|| "it is too slow".into());
-            warn!(endpoint = %settings.endpoint, %error, lost, "spans are lost; see to the collector");
-        } else if lost == 0 && trouble {
-            tracing::info!(endpoint = %settings.endpoint, "spans are sent again");
+        match losses.note(dropped.load(Ordering::Relaxed), Instant::now()) {
+            Some(Word::Lost(lost)) => {
+                let error = outcome.err().unwrap_or_else(|| "it is too slow".into());
+                warn!(endpoint = %settings.endpoint, %error, lost, "spans are lost; see to the collector");
+            }
+            Some(Word::SentAgain(lost)) => {
+                info!(endpoint = %settings.endpoint, lost, "spans are sent again");
+            }
+            None => {}
         }
-        trouble = lost > 0;
         batch.clear();
+    }
+}
+
+/// When the log is to say that spans are lost: when it begins, about once a minute as long as it goes
+/// on, and when it has ended; not for each batch.
+#[derive(Default)]
+struct Losses {
+    /// All that were lost so far.
+    total: u64,
+    /// How many had been lost when it began, and when that was told last.
+    trouble: Option<(u64, Instant)>,
+}
+
+/// How many were lost since it began.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    Lost(u64),
+    SentAgain(u64),
+}
+
+impl Losses {
+    /// Takes how many were lost so far, after each batch.
+    fn note(&mut self, total: u64, now: Instant) -> Option<Word> {
+        let before = std::mem::replace(&mut self.total, total);
+        let more = total > before;
+        match &mut self.trouble {
+            None if more => {
+                self.trouble = Some((before, now));
+                Some(Word::Lost(total - before))
+            }
+            None => None,
+            Some((began, told)) if more => {
+                let is_due = now.duration_since(*told) >= TELL_EVERY;
+                is_due.then(|| {
+                    *told = now;
+                    Word::Lost(total - *began)
+                })
+            }
+            Some((began, _)) => {
+                let lost = total - *began;
+                self.trouble = None;
+                Some(Word::SentAgain(lost))
+            }
+        }
     }
 }
 
@@ -298,6 +351,7 @@ async fn send(
             Ok(Ok(answer)) if answer.status().is_success() => return Ok(()),
             Ok(Ok(answer)) => {
                 let status = answer.status();
+                wait = pause(answer.headers()).unwrap_or(wait);
                 let again = matches!(
                     status,
                     StatusCode::TOO_MANY_REQUESTS
@@ -317,6 +371,13 @@ async fn send(
         wait *= 2;
     }
     Ok(())
+}
+
+/// How long a collector asks to be left alone (OTLP/HTTP, "OTLP/HTTP Throttling"), in whole seconds;
+/// a date (RFC 9110 section 10.2.3) is for those whose clocks agree.
+fn pause(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(PAUSE_MAX))
 }
 
 /// An `ExportTraceServiceRequest`. Ids are hexadecimal and 64-bit numbers text, as the encoding says.
@@ -472,6 +533,36 @@ mod tests {
         assert_eq!((part(tenth, Some(true)), part(tenth, Some(false))), (2000, 0));
         assert_eq!(part(Sampler { parent_based: false, ratio: 1.0 }, Some(false)), 2000);
         assert_eq!(part(Sampler { parent_based: true, ratio: 0.0 }, None), 0);
+    }
+
+    #[test]
+    fn losses_are_told_when_they_begin_each_minute_and_when_they_have_ended() {
+        let (mut losses, began) = (Losses::default(), Instant::now());
+        let at = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(losses.note(0, at(0)), None);
+        assert_eq!(losses.note(5, at(1)), Some(Word::Lost(5)));
+        assert_eq!(losses.note(9, at(30)), None);
+        assert_eq!(losses.note(12, at(61)), Some(Word::Lost(12)));
+        assert_eq!(losses.note(14, at(62)), None);
+        assert_eq!(losses.note(14, at(63)), Some(Word::SentAgain(14)));
+        assert_eq!(losses.note(14, at(200)), None);
+        assert_eq!(losses.note(15, at(201)), Some(Word::Lost(1)), "what is new alone");
+    }
+
+    #[test]
+    fn a_collector_is_left_alone_for_as_long_as_it_asks_within_a_bound() {
+        let asked = |value: &'static str| {
+            pause(&HeaderMap::from_iter([(
+                http::header::RETRY_AFTER,
+                HeaderValue::from_static(value),
+            )]))
+        };
+        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
+        assert_eq!(asked("86400"), Some(PAUSE_MAX));
+        for other in ["-1", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
+            assert_eq!(asked(other), None, "{other}");
+        }
+        assert_eq!(pause(&HeaderMap::new()), None);
     }
 
     #[tokio::test]

@@ -3,13 +3,18 @@
 //! Names and reasons come from another machine, and a terminal obeys control characters, so
 //! none is passed on.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::client::{OtherPeer, Session, Status, Trace};
+use crate::client::{AppStatus, OtherPeer, Session, Status, Trace};
 
 /// How many peers are named in one cell.
 const NAMES_MAX: usize = 6;
+/// The state here of an app that only other peers have.
+pub(crate) const NOT_HERE: &str = "not here";
+/// The state of an app that went back to cold, and why is told with it.
+const COLD_AFTER_A_FAILURE: &str = "cold, failed";
 
 /// The table of `warmhop status`.
 #[must_use]
@@ -48,21 +53,26 @@ pub fn status(status: &Status, coloured: bool) -> String {
     }
     peers.print(&mut text, coloured);
 
-    if status.apps.is_empty() {
+    if app_names(status).is_empty() {
         text.push_str("\nno apps are configured on this peer\n");
         return text;
     }
     text.push('\n');
     let mut apps =
         Table::new(&["APP", "HERE", "ELSEWHERE", "STARTS", "START TAKES", "IN FLIGHT", "SESSIONS"]);
-    for app in &status.apps {
+    for name in app_names(status) {
+        // Where it is more than cold.
+        let elsewhere = elsewhere(&status.peers, |peer| {
+            peer.apps.get(name).filter(|state| *state != "cold").cloned()
+        });
+        let Some(app) = status.apps.iter().find(|app| app.name == name) else {
+            apps.row(vec![name.into(), NOT_HERE.into(), elsewhere]);
+            continue;
+        };
         apps.row(vec![
             app.name.clone(),
-            app.state.clone(),
-            // Where it is more than cold.
-            elsewhere(&status.peers, |peer| {
-                peer.apps.get(&app.name).filter(|state| *state != "cold").cloned()
-            }),
+            app_state(app).into(),
+            elsewhere,
             app.starts.to_string(),
             app.eta_ms.map(|ms| span(Duration::from_millis(ms))).unwrap_or_default(),
             app.in_flight.to_string(),
@@ -79,6 +89,24 @@ pub fn status(status: &Status, coloured: bool) -> String {
         }
     }
     text
+}
+
+/// The apps that anybody has: this peer's own, and then those of others that live, by name.
+pub(crate) fn app_names(status: &Status) -> Vec<&str> {
+    let mut names: Vec<&str> = status.apps.iter().map(|app| app.name.as_str()).collect();
+    let others = status.peers.iter().filter(|peer| peer.alive);
+    let elsewhere: BTreeSet<&str> =
+        others.flat_map(|peer| peer.apps.keys().map(String::as_str)).collect();
+    names.extend(
+        elsewhere.into_iter().filter(|name| status.apps.iter().all(|app| app.name != *name)),
+    );
+    names
+}
+
+/// An app's state here. One that failed is cold again once it may be tried again, and a reader is
+/// not to take that for one that nobody has asked for.
+pub(crate) fn app_state(app: &AppStatus) -> &str {
+    if app.state == "cold" && app.error.is_some() { COLD_AFTER_A_FAILURE } else { &app.state }
 }
 
 pub(crate) fn peer_state(peer: &OtherPeer) -> &str {
@@ -209,9 +237,37 @@ pub(crate) fn span(span: Duration) -> String {
     }
 }
 
-/// Without anything that a terminal would obey.
+/// Without anything that a terminal would obey, and without what shows nothing itself but changes
+/// how its neighbours are read.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The characters of the general category Cf (Unicode 16), and the two that separate lines and
+/// paragraphs: they turn the direction of what follows, or hide within a name.
+fn is_format(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{600}'..='\u{605}'
+            | '\u{61c}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0001}'..='\u{e007f}'
+    )
 }
 
 /// At most `columns` characters of a text without colours.
@@ -223,37 +279,84 @@ pub(crate) fn cut(text: &str, columns: usize) -> String {
     kept.chain((columns > 0).then_some('…')).collect()
 }
 
+/// The same, with both ends kept: names and paths often differ in their last part alone.
+fn cut_in_the_middle(text: &str, columns: usize) -> String {
+    let length = text.chars().count();
+    if length <= columns || columns < 3 {
+        return cut(text, columns);
+    }
+    let last = (columns - 1) / 2;
+    let first = text.chars().take(columns - 1 - last);
+    first.chain(['…']).chain(text.chars().skip(length - last)).collect()
+}
+
+/// What a column gives up where a line is too short for all of it.
+#[derive(Clone, Copy)]
+pub(crate) enum Shrinks {
+    /// Nothing: it is shown whole or not at all.
+    Never,
+    /// Its cells' middle, down to so many characters.
+    Middle(usize),
+    /// Its cells' end, down to so many characters.
+    End(usize),
+}
+
+impl Shrinks {
+    fn least_of(self, width: usize) -> usize {
+        match self {
+            Self::Never => width,
+            Self::Middle(least) | Self::End(least) => least.min(width),
+        }
+    }
+
+    fn cut(self, text: &str, columns: usize) -> String {
+        match self {
+            Self::Middle(_) => cut_in_the_middle(text, columns),
+            Self::Never | Self::End(_) => cut(text, columns),
+        }
+    }
+}
+
+/// Columns two spaces apart, the most important first.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    shrinks: Vec<Shrinks>,
 }
 
 impl Table {
     pub(crate) fn new(head: &[&str]) -> Self {
-        Self { rows: vec![head.iter().map(ToString::to_string).collect()] }
+        Self {
+            rows: vec![head.iter().map(ToString::to_string).collect()],
+            shrinks: vec![Shrinks::Never; head.len()],
+        }
+    }
+
+    /// One whose columns may shrink.
+    pub(crate) fn shrinking(columns: &[(&str, Shrinks)]) -> Self {
+        Self {
+            rows: vec![columns.iter().map(|(head, _)| (*head).to_owned()).collect()],
+            shrinks: columns.iter().map(|(_, shrinks)| *shrinks).collect(),
+        }
     }
 
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells.iter().map(|cell| clean(cell)).collect());
     }
 
-    /// Columns two spaces apart, as wide as their widest cell.
+    /// All of it, each column as wide as its widest cell.
     fn print(&self, text: &mut String, coloured: bool) {
         self.print_within(text, coloured, None);
     }
 
     /// The same, with lines of at most `columns` characters.
     pub(crate) fn print_within(&self, text: &mut String, coloured: bool, columns: Option<usize>) {
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..self.rows[0].len()).map(width).collect();
+        let widths = self.widths(columns);
         for (at, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
-            let mut left = columns.unwrap_or(usize::MAX);
-            for (cell, width) in row.iter().zip(&widths) {
-                let padded = format!("{:<1$}", cut(cell, left), (width + 2).min(left));
-                left -= padded.chars().count();
+            let shown = row.iter().zip(&widths).zip(&self.shrinks);
+            for (number, ((cell, width), shrinks)) in shown.enumerate() {
+                let gap = if number + 1 < widths.len() { 2 } else { 0 };
+                let padded = format!("{:<1$}", shrinks.cut(cell, *width), width + gap);
                 let colour = if at == 0 { Some("1") } else { colour_of(cell) };
                 match colour.filter(|_| coloured) {
                     Some(code) => {
@@ -266,14 +369,46 @@ impl Table {
             text.push('\n');
         }
     }
+
+    /// How wide each column is, but for those at the end that do not fit.
+    fn widths(&self, columns: Option<usize>) -> Vec<usize> {
+        let wanted = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let wanted: Vec<usize> = (0..self.shrinks.len()).map(wanted).collect();
+        let Some(columns) = columns else { return wanted };
+        let taken = |widths: &[usize]| widths.iter().map(|width| width + 2).sum::<usize>() - 2;
+        let mut widths: Vec<usize> =
+            self.shrinks.iter().zip(&wanted).map(|(it, width)| it.least_of(*width)).collect();
+        while widths.len() > 1 && taken(&widths) > columns {
+            widths.pop();
+        }
+        // What is left goes to all that shrank, in turn.
+        let mut left = columns.saturating_sub(taken(&widths));
+        while left > 0 && widths.iter().zip(&wanted).any(|(width, wanted)| width < wanted) {
+            for (width, wanted) in widths.iter_mut().zip(&wanted) {
+                if *width < *wanted && left > 0 {
+                    *width += 1;
+                    left -= 1;
+                }
+            }
+        }
+        if let [only] = &mut widths[..] {
+            *only = (*only).min(columns);
+        }
+        widths
+    }
 }
 
 /// The colour of a cell that is a state.
 fn colour_of(cell: &str) -> Option<&'static str> {
     match cell {
-        "ready" | "serving" | "alive" => Some("32"),
-        "starting" | "stopping" | "draining" | "wait" => Some("33"),
-        "failed" | "gone" | "refuse" => Some("31"),
+        "ready" | "serving" | "alive" | "served" => Some("32"),
+        "starting" | "stopping" | "draining" | "suspect" => Some("33"),
+        "wait" | "waited" | "shown a page" => Some("33"),
+        "failed" | "gone" | "no answer" | COLD_AFTER_A_FAILURE => Some("31"),
+        "refuse" | "refused" | "problem" => Some("31"),
         _ => None,
     }
 }
@@ -322,6 +457,54 @@ blog: it exited with status 3
     \u{fffd}[31mboom
 ";
         assert_eq!(status(&example(), false), expected);
+    }
+
+    #[test]
+    fn an_app_that_only_others_have_is_shown_too_and_one_that_failed_is_not_merely_cold() {
+        let mut told = example();
+        told.apps[1].state = "cold".into();
+        told.peers[0].apps.insert("atlas".into(), "ready".into());
+        told.peers[1].apps.insert("of-the-dead".into(), "ready".into());
+        let shown = status(&told, true);
+        assert!(shown.contains("atlas  not here"), "{shown}");
+        assert!(shown.contains("\x1b[31mcold, failed"), "{shown}");
+        assert!(!shown.contains("of-the-dead"), "{shown}");
+        told.apps.clear();
+        assert!(status(&told, false).contains("atlas  not here  peer-2 ready"));
+    }
+
+    #[test]
+    fn what_a_terminal_obeys_and_what_hides_or_turns_its_neighbours_is_replaced() {
+        let marks = "\u{1b}\u{202e}\u{200b}\u{2066}\u{ad}\u{feff}\u{2028}\u{e0041}";
+        assert_eq!(clean(marks), "\u{fffd}".repeat(8));
+        assert_eq!(clean("naïve Ω 書店 ✓"), "naïve Ω 書店 ✓");
+    }
+
+    #[test]
+    fn a_table_too_wide_shrinks_what_may_and_then_drops_its_last_columns() {
+        let mut table = Table::shrinking(&[
+            ("NAME", Shrinks::Middle(9)),
+            ("STATE", Shrinks::Never),
+            ("WHY", Shrinks::End(6)),
+        ]);
+        table.row(vec!["tenant-of-acme-eu".into(), "ready".into(), "the only one".into()]);
+        let last_line = |columns| {
+            let mut text = String::new();
+            table.print_within(&mut text, false, columns);
+            text.lines().last().unwrap_or_default().to_owned()
+        };
+        for (columns, line) in [
+            (None, "tenant-of-acme-eu  ready  the only one"),
+            (Some(38), "tenant-of-acme-eu  ready  the only one"),
+            (Some(32), "tenant…cme-eu  ready  the only …"),
+            (Some(24), "tena…e-eu  ready  the o…"),
+            (Some(23), "tenant-o…acme-eu  ready"),
+            (Some(16), "tena…e-eu  ready"),
+            (Some(15), "tenant-…acme-eu"),
+            (Some(2), "t…"),
+        ] {
+            assert_eq!(last_line(columns), line, "within {columns:?}");
+        }
     }
 
     #[test]

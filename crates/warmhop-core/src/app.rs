@@ -321,6 +321,12 @@ impl AppMachine {
         self.attempt
     }
 
+    /// How often in a row a start failed or a copy ended before it had proved itself.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Why the last start failed or the copy ended; absent once a copy is ready again.
     #[must_use]
     pub fn last_error(&self) -> Option<&AppError> {

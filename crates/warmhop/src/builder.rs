@@ -566,6 +566,9 @@ impl Mesh {
     /// Every metric of this peer in the Prometheus (OpenMetrics) text format.
     #[must_use]
     pub fn metrics(&self) -> String {
+        for (peer, _) in self.0.node.view().peers() {
+            self.0.node.metrics.begin_peer(peer);
+        }
         let mut text = String::new();
         // Writing to a string fails only where memory ends.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.0.registry);

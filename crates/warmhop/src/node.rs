@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use warmhop_core::app::WantedBy;
+use warmhop_core::app::{ETA_FLOOR, WantedBy};
 use warmhop_core::config::StartMode;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::rank;
@@ -338,34 +338,45 @@ impl Node {
     /// How far the first copy of the app is, wherever it comes from. Asking starts nothing.
     pub(crate) fn progress(&self, slot: &Slot) -> Progress {
         let state = slot.state();
+        let (failures, retry) = slot.failures();
+        let told = Progress { state: "ready", eta: None, elapsed: None, failures, retry };
         if state == AppState::Ready {
-            return Progress { state: "ready", eta: None, elapsed: None };
+            return told;
         }
         let (view, now) = (self.view(), self.clock.now());
         let mut first = (state == AppState::Starting).then(|| Progress {
             state: "starting",
             eta: slot.eta(),
             elapsed: slot.starting_for(),
+            ..told
         });
-        for (_, belief, told) in view.warm_peers(slot.name()) {
-            match told.news.state {
-                AppState::Ready if belief.alive == Liveness::Alive => {
-                    return Progress { state: "ready", eta: None, elapsed: None };
-                }
+        for (_, belief, copy) in view.warm_peers(slot.name()) {
+            match copy.news.state {
+                AppState::Ready if belief.alive == Liveness::Alive => return told,
                 AppState::Starting if belief.alive == Liveness::Alive => {
-                    let eta = told.eta(now);
+                    let eta = copy.eta(now);
                     let sooner = first.as_ref().is_none_or(|first| {
                         eta.is_some_and(|eta| first.eta.is_none_or(|other| eta < other))
                     });
                     if sooner {
-                        first = Some(Progress { state: "starting", eta, elapsed: None });
+                        first = Some(Progress { state: "starting", eta, elapsed: None, ..told });
                     }
                 }
                 _ => {}
             }
         }
         let otherwise = if state == AppState::Failed { "failed" } else { "cold" };
-        first.unwrap_or(Progress { state: otherwise, eta: slot.eta(), elapsed: None })
+        let mut first =
+            first.unwrap_or(Progress { state: otherwise, eta: slot.eta(), elapsed: None, ..told });
+        // A first start here takes about as long as starts elsewhere, where there were any.
+        if first.eta.is_none() {
+            let copies = view.live_peers().filter_map(|(_, belief)| belief.apps.get(slot.name()));
+            let cold = copies.filter(|copy| copy.news.state == AppState::Cold);
+            let whole = cold.filter_map(|copy| copy.eta(now)).min();
+            let gone = first.elapsed.unwrap_or_default();
+            first.eta = whole.map(|whole| whole.saturating_sub(gone).max(ETA_FLOOR));
+        }
+        first
     }
 
     /// Asks the core what to do with a request, and carries out what goes beside the answer: a

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
@@ -126,6 +127,15 @@ impl Collector for Gauges {
             None,
             MetricType::Info,
         )?)?;
+        if let Some(dropped) = node.spans.dropped() {
+            let counter = ConstCounter::new(dropped);
+            counter.encode(encoder.encode_descriptor(
+                "spans_dropped",
+                "Spans that could not be sent to the collector",
+                None,
+                MetricType::Counter,
+            )?)?;
+        }
         let mut gauge = |name, help, unit: Option<&Unit>, values: &[(Labels<'_>, f64)]| {
             let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
             if let [(labels, value)] = values

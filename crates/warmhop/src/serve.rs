@@ -243,6 +243,7 @@ impl Node {
             span.set("warmhop.hop", label);
         }
         self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.to_string() }).inc();
+        tracing.sent_to(to);
         // What may not be run twice is sent to a peer that has not been heard lately only once it
         // has said that it is there.
         let careful = !fields::is_safe(&call.method) && !self.heard_lately(to, slot.name());

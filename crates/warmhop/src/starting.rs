@@ -37,6 +37,10 @@ pub(crate) struct Progress {
     pub(crate) eta: Option<Duration>,
     /// How long the start has taken, where it is this peer's.
     pub(crate) elapsed: Option<Duration>,
+    /// How often in a row it failed here.
+    pub(crate) failures: u32,
+    /// How long until it may be tried again here, after a failure.
+    pub(crate) retry: Option<Duration>,
 }
 
 impl Progress {
@@ -52,10 +56,12 @@ impl Progress {
             span.map_or_else(|| "null".to_owned(), |span| span.as_millis().to_string())
         };
         let json = format!(
-            "{{\"state\":\"{}\",\"eta_ms\":{},\"elapsed_ms\":{}}}\n",
+            "{{\"state\":\"{}\",\"eta_ms\":{},\"elapsed_ms\":{},\"failures\":{},\"retry_ms\":{}}}\n",
             self.state,
             number(self.eta),
-            number(self.elapsed)
+            number(self.elapsed),
+            self.failures,
+            number(self.retry)
         );
         let mut response = Response::new(Body::from(json));
         let headers = response.headers_mut();
@@ -69,14 +75,18 @@ impl Progress {
         let number = |span: Option<Duration>| {
             span.map(|span| span.as_millis().to_string()).unwrap_or_default()
         };
-        let left = match self.eta {
-            Some(eta) => format!("Ready in about {} s.", eta.as_secs_f64().ceil().max(1.0)),
-            None => "How long its first start takes is not known yet.".into(),
+        let left = match (self.eta, self.failures) {
+            (Some(eta), _) if eta <= ETA_FLOOR => "It takes longer than usual.".into(),
+            (Some(eta), _) => format!("Ready in about {} s.", eta.as_secs_f64().ceil().max(1.0)),
+            (None, 0) => "How long its first start takes is not known yet.".into(),
+            (None, 1) => "It failed once, and is being tried again.".into(),
+            (None, failures) => format!("It failed {failures} times, and is being tried again."),
         };
         let page = PAGE
             .replace("{progress_path}", PROGRESS_PATH)
             .replace("{eta_ms}", &number(self.eta))
             .replace("{elapsed_ms}", &number(self.elapsed))
+            .replace("{failures}", &self.failures.to_string())
             .replace("{left}", &left)
             .replace("{app}", &escape_html(app));
         let mut headers = HeaderMap::new();
@@ -134,6 +144,8 @@ pub(crate) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
 mod tests {
     use super::*;
 
+    const STARTING: Progress =
+        Progress { state: "starting", eta: None, elapsed: None, failures: 0, retry: None };
     const CHROMIUM: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
     fn fields(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -172,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_page_is_shown_where_waiting_would_hang_the_tab() {
-        let starting = |eta| Progress { state: "starting", eta, elapsed: None };
+        let starting = |eta| Progress { eta, ..STARTING };
         assert!(starting(None).is_worth_a_page());
         assert!(starting(Some(Duration::from_secs(4))).is_worth_a_page());
         assert!(!starting(Some(Duration::from_millis(900))).is_worth_a_page());
@@ -180,11 +192,24 @@ mod tests {
     }
 
     #[test]
+    fn a_page_without_scripts_tells_what_is_late_and_what_failed() {
+        for (progress, said) in [
+            (Progress { eta: Some(ETA_FLOOR), ..STARTING }, "It takes longer than usual."),
+            (STARTING, "How long its first start takes is not known yet."),
+            (Progress { failures: 1, ..STARTING }, "It failed once, and is being tried again."),
+            (Progress { failures: 3, ..STARTING }, "It failed 3 times, and is being tried again."),
+        ] {
+            let page = progress.page("shop").0;
+            assert!(page.contains(said), "{said} in {page}");
+        }
+    }
+
+    #[test]
     fn the_page_names_the_app_as_text_and_allows_nothing_but_its_own_parts() {
         let progress = Progress {
-            state: "starting",
             eta: Some(Duration::from_millis(3200)),
             elapsed: Some(Duration::from_millis(800)),
+            ..STARTING
         };
         let (page, headers) = progress.page("a<script>\"&");
         assert!(page.contains("a&lt;script&gt;&quot;&amp; is starting"), "{page}");

@@ -164,6 +164,8 @@ pub struct RequestTrace {
     pub status: Option<u16>,
     /// The peer that ran the app.
     pub served_by: Option<String>,
+    /// The peer that it was sent to last, whatever came of it.
+    pub sent_to: Option<String>,
     /// Its session, if it has one.
     pub session: Option<String>,
     /// Each decision and event, in order.
@@ -177,7 +179,8 @@ pub struct RequestTrace {
 pub struct TraceStep {
     /// Microseconds since the request arrived.
     pub after_us: u64,
-    /// What was decided or happened: `serve`, `hop`, `wait`, `refuse`, `retry`, `handoff` …
+    /// What was decided or happened: `serve`, `hop`, `forward`, `wait`, `refuse`, `page`,
+    /// `problem`, `cancelled` (the client left before there was a response) …
     pub what: String,
     /// The reason, in a sentence.
     pub why: String,

@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
-use warmhop_core::app::{AppEffect, AppEvent, AppMachine, WantedBy};
+use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
 
@@ -152,6 +152,16 @@ impl Slot {
         self.machine().starting_for(self.clock.now())
     }
 
+    /// How often in a row it failed, and how long until it may be tried again.
+    pub(crate) fn failures(&self) -> (u32, Option<Duration>) {
+        let machine = self.machine();
+        let backs_off = match machine.why_not_start(WantedBy::Request, self.clock.now()) {
+            Some(NotStarted::BackingOff(left)) => Some(left),
+            _ => None,
+        };
+        (machine.failures(), backs_off)
+    }
+
     /// The reason of the last failure with the app's last lines of output.
     pub(crate) fn last_error(&self) -> Option<String> {
         let machine = self.machine();
@@ -251,7 +261,9 @@ impl Slot {
 
     fn start(self: &Arc<Self>, attempt: u64, starting: &mut Starting) {
         info!(app = %self.name(), attempt, "starting");
-        self.metrics.app_starts.get_or_create(&self.label()).inc();
+        if !self.keeps_registers {
+            self.metrics.app_starts.get_or_create(&self.label()).inc();
+        }
         let slot = Arc::clone(self);
         let task = tokio::spawn(async move {
             let began = slot.clock.now();
@@ -291,7 +303,9 @@ impl Slot {
     ) {
         let took = self.clock.now().since(began);
         info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
-        self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
+        if !self.keeps_registers {
+            self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
+        }
         let Running { service, stop, exited, carried } = running;
         let copy = Arc::new(Copy {
             attempt,

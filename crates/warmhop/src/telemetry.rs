@@ -70,7 +70,8 @@ pub(crate) struct ByReason {
 
 /// The counters of one peer.
 pub(crate) struct Metrics {
-    /// Requests by app and by the way they took: `serve`, `hop`, `refuse`.
+    /// Requests by app and by the way they took: `serve`, `hop`, `page` (the starting page),
+    /// `refuse`.
     pub(crate) requests: Family<ByAppAndWay, Counter>,
     /// Seconds until a response's head, by app and way.
     pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
@@ -210,7 +211,7 @@ impl Metrics {
     /// Begins the series of an app and of what may go wrong with 0: the first that happens would be
     /// no increase otherwise.
     pub(crate) fn begin(&self, app: &AppName) {
-        for way in ["serve", "hop", "refuse"] {
+        for way in ["serve", "hop", "page", "refuse"] {
             let _ = self.requests.get_or_create(&ByAppAndWay { app: app.to_string(), way });
         }
         let label = ByApp { app: app.to_string() };
@@ -228,7 +229,18 @@ impl Metrics {
             let label = ByAppAndWay { app: app.to_string(), way };
             self.requests.get(&label).map_or(0, |counter| counter.get())
         };
-        RequestCounts { served: count("serve"), hopped: count("hop"), refused: count("refuse") }
+        RequestCounts {
+            served: count("serve"),
+            hopped: count("hop"),
+            refused: count("refuse") + count("page"),
+        }
+    }
+
+    /// Begins the series of hops to and from a peer with 0, as [`Metrics::begin`] does for an app.
+    pub(crate) fn begin_peer(&self, peer: &PeerId) {
+        let label = ByPeer { peer: peer.to_string() };
+        let _ = self.hops_sent.get_or_create(&label);
+        let _ = self.hops_received.get_or_create(&label);
     }
 
     /// Hops sent to a peer and received from it.
@@ -297,6 +309,8 @@ pub(crate) struct Tracing {
 
 /// The most steps kept for one request.
 const STEPS_MAX: usize = 32;
+/// The steps after which nothing follows, though there be no status.
+const ENDS: [&str; 3] = ["refuse", "problem", "cancelled"];
 
 impl Tracing {
     pub(crate) fn begin(
@@ -318,6 +332,7 @@ impl Tracing {
             at_unix_ms,
             status: None,
             served_by: None,
+            sent_to: None,
             session: None,
             steps: Vec::new(),
             head_ms: None,
@@ -347,6 +362,10 @@ impl Tracing {
         self.edit(|trace| trace.served_by = Some(peer.into()));
     }
 
+    pub(crate) fn sent_to(&mut self, peer: &PeerId) {
+        self.edit(|trace| trace.sent_to = Some(peer.to_string()));
+    }
+
     pub(crate) fn step(&mut self, what: &str, why: impl Into<String>) {
         self.step_among(what, why, Vec::new());
     }
@@ -361,9 +380,13 @@ impl Tracing {
         let why = beginning(why.into(), TEXT_BYTES_MAX);
         tracing::debug!(request = %self.id, what, why, "decided");
         self.edit(|trace| {
-            if trace.steps.len() < STEPS_MAX {
-                trace.steps.push(TraceStep { after_us, what: what.into(), why, candidates });
+            // Whoever waits considers the same again at every change that is none for it.
+            if trace.steps.last().is_some_and(|last| last.what == what && last.why == why) {
+                return;
             }
+            // How it ended is what one asks for.
+            trace.steps.truncate(STEPS_MAX - 1);
+            trace.steps.push(TraceStep { after_us, what: what.into(), why, candidates });
         });
     }
 
@@ -383,6 +406,15 @@ impl Tracing {
 
 impl Drop for Tracing {
     fn drop(&mut self) {
+        let ended = |trace: &RequestTrace| {
+            // Operations on registers have no status; of a hop that is refused there is none either.
+            trace.status.is_some()
+                || trace.role == REGISTER
+                || trace.steps.last().is_some_and(|step| ENDS.contains(&step.what.as_str()))
+        };
+        if self.trace.as_ref().is_some_and(|trace| !ended(trace)) {
+            self.step("cancelled", "the client left");
+        }
         if let Some(trace) = self.trace.take() {
             self.traces.keep(self.id.clone(), trace);
         }
@@ -413,6 +445,50 @@ mod tests {
         assert!(traces.find(&RequestId::new("register-4095").unwrap()).is_some());
         let shown: Vec<String> = traces.recent(9).into_iter().map(|trace| trace.id).collect();
         assert_eq!(shown, ["request"]);
+    }
+
+    #[test]
+    fn a_long_wait_is_told_from_its_first_decision_to_its_last() {
+        let traces = Arc::new(Traces::new());
+        let id = RequestId::new("long").unwrap();
+        let peer = PeerId::new("one").unwrap();
+        let mut tracing = Tracing::begin(&traces, id.clone(), &peer, "entry", "GET /".into());
+        for _ in 0..2 * STEPS_MAX {
+            tracing.step("wait", "ready nowhere");
+        }
+        assert_eq!(tracing.steps().len(), 1, "the same again is no step");
+        for number in 0..2 * STEPS_MAX {
+            tracing.step("wait", format!("ready nowhere, {number} wait"));
+        }
+        tracing.step("serve", "the app is ready here");
+        tracing.head(200);
+        drop(tracing);
+        let steps = traces.find(&id).unwrap().steps;
+        assert_eq!(steps.len(), STEPS_MAX);
+        assert_eq!((&*steps[0].why, &*steps[STEPS_MAX - 1].what), ("ready nowhere", "serve"));
+    }
+
+    #[test]
+    fn a_request_whose_client_left_says_so_and_no_other_does() {
+        let traces = Arc::new(Traces::new());
+        let peer = PeerId::new("one").unwrap();
+        let last = |role, steps: &[&str], status: Option<u16>| {
+            let id = RequestId::new(role).unwrap();
+            let mut tracing = Tracing::begin(&traces, id.clone(), &peer, role, "GET /".into());
+            for what in steps {
+                tracing.step(what, "why");
+            }
+            if let Some(status) = status {
+                tracing.head(status);
+            }
+            drop(tracing);
+            traces.find(&id).unwrap().steps.last().map(|step| step.what.clone())
+        };
+        assert_eq!(last("entry", &["wait"], None).as_deref(), Some("cancelled"));
+        assert_eq!(last("hop", &["arrived", "cancelled"], None).as_deref(), Some("cancelled"));
+        assert_eq!(last("entry", &["serve"], Some(200)).as_deref(), Some("serve"));
+        assert_eq!(last("hop", &["arrived", "refuse"], None).as_deref(), Some("refuse"));
+        assert_eq!(last(REGISTER, &["serve"], None).as_deref(), Some("serve"));
     }
 
     #[test]

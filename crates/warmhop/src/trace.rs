@@ -32,6 +32,9 @@ pub(crate) const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 /// The trace flag of what is sampled (section 3.2.2.5.1).
 const SAMPLED: u8 = 1;
+/// The flag of a trace whose id is random in its last 56 bits (Level 2, section 3.2.2.3.2): it holds
+/// as long as the id does. Flags that have no meaning yet are not passed on (section 3.2.2.3.3).
+const RANDOM: u8 = 2;
 
 /// Takes what is finished.
 pub trait SpanSink: Send + Sync + 'static {
@@ -44,6 +47,11 @@ pub trait SpanSink: Send + Sync + 'static {
 
     /// Takes a span. Called on the way of requests: must not block.
     fn record(&self, span: Span);
+
+    /// How many spans it lost so far, for the metric `warmhop_spans_dropped_total`. Default: none.
+    fn dropped(&self) -> u64 {
+        0
+    }
 }
 
 /// One finished step of a request.
@@ -129,6 +137,11 @@ impl Spans {
         Self(Some(sink))
     }
 
+    /// How many spans were lost, where somebody takes them.
+    pub(crate) fn dropped(&self) -> Option<u64> {
+        Some(self.0.as_ref()?.dropped())
+    }
+
     /// The span of a request that a client sent here. From now on `headers` name it as the parent.
     pub(crate) fn arrives(
         &self,
@@ -141,8 +154,9 @@ impl Spans {
         if !sink.samples(&trace_id, parent.map(Parent::is_sampled)) {
             // Nobody further on is to tell of it either. Whoever changes a flag names itself
             // (section 3.3.1).
-            if parent.is_some_and(Parent::is_sampled) {
-                let itself = Parent { trace_id, span_id: rand::random(), flags: 0 };
+            if let Some(parent) = parent.filter(|parent| parent.is_sampled()) {
+                let flags = parent.flags & RANDOM;
+                let itself = Parent { trace_id, span_id: rand::random(), flags };
                 headers.insert(TRACEPARENT, itself.to_field());
             }
             return None;
@@ -196,7 +210,9 @@ impl Spans {
             events: Vec::new(),
             error: None,
         };
-        let itself = Parent { trace_id, span_id: span.span_id, flags: SAMPLED };
+        // An id that was drawn here is random.
+        let flags = SAMPLED | parent.map_or(RANDOM, |parent| parent.flags & RANDOM);
+        let itself = Parent { trace_id, span_id: span.span_id, flags };
         headers.insert(TRACEPARENT, itself.to_field());
         ActiveSpan { span: Some(span), sink: Arc::clone(sink) }
     }
@@ -429,6 +445,28 @@ mod tests {
         assert_eq!(entry.error.as_deref(), Some(""));
         let last = Parent::of(&fields).unwrap();
         assert_eq!((last.trace_id, last.span_id), (hop.trace_id, hop.span_id));
+    }
+
+    #[test]
+    fn a_trace_is_said_to_be_random_as_long_as_its_id_is() {
+        let sink = Arc::new(Kept::default());
+        let refuses = Arc::new(Kept { refuses: true, ..Kept::default() });
+        let flags = |sink: &Arc<Kept>, came: &[&'static str]| {
+            let spans = Spans::new(Arc::<Kept>::clone(sink));
+            let mut fields = headers(came);
+            let first = spans.arrives(&mut fields, String::new);
+            let second = spans.within(&mut fields, SpanKind::Client, String::new);
+            drop((first, second));
+            Parent::of(&fields).unwrap().flags
+        };
+        let random = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
+        let unknown = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-ff";
+        assert_eq!(flags(&sink, &[random]), SAMPLED | RANDOM);
+        assert_eq!(flags(&sink, &[SAMPLE]), SAMPLED);
+        assert_eq!(flags(&sink, &[unknown]), SAMPLED | RANDOM);
+        assert_eq!(flags(&sink, &[]), SAMPLED | RANDOM);
+        assert_eq!(flags(&refuses, &[random]), RANDOM);
+        assert_eq!(flags(&refuses, &[SAMPLE]), 0);
     }
 
     #[test]

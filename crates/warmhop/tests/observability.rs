@@ -7,6 +7,7 @@ mod bed;
 use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use http::{Request, StatusCode};
 use warmhop::config::{SessionMode, StartMode};
+use warmhop::ids::AppName;
 use warmhop::{Body, Mesh};
 
 /// Opens `path` as a browser's tab does.
@@ -95,9 +96,27 @@ async fn asking_for_progress_starts_nothing_and_an_unknown_app_has_none() {
     let mut bed = Bed::new();
     let one = bed.add("one", Plan::default(), &gate).await;
     let progress = Client::default().get(&one, "/.well-known/warmhop/starting/who").await;
-    assert_eq!(progress.text.trim(), "{\"state\":\"cold\",\"eta_ms\":null,\"elapsed_ms\":null}");
+    let cold =
+        "{\"state\":\"cold\",\"eta_ms\":null,\"elapsed_ms\":null,\"failures\":0,\"retry_ms\":null}";
+    assert_eq!(progress.text.trim(), cold);
     assert_eq!(progress.field("cache-control"), "no-store");
     assert_eq!((gate.starts(), one.status().apps[0].state.as_str()), (0, "cold"));
+}
+
+#[tokio::test]
+async fn a_first_start_here_is_told_to_take_what_starts_take_elsewhere() {
+    let (warm, cold) = (Gate::new(true), Gate::new(false));
+    let mut bed = Bed::new();
+    let one = bed.add("one", Plan { start: StartMode::AtBoot, ..Plan::default() }, &warm).await;
+    eventually("the app is ready on one", || one.status().apps[0].state == "ready").await;
+    let two = bed.add("two", Plan::default(), &cold).await;
+    one.stop_app(&AppName::new("shop").unwrap()).unwrap();
+    bed.believes(&two, "one", "cold").await;
+    let page = open(&two, "/who").await;
+    assert_eq!(page.status, StatusCode::SERVICE_UNAVAILABLE);
+    let progress = Client::default().get(&two, "/.well-known/warmhop/starting/who").await;
+    assert!(progress.text.starts_with("{\"state\":\"starting\",\"eta_ms\":1"), "{}", progress.text);
+    assert_eq!(two.status().apps[0].eta_ms, None, "of itself it has measured nothing");
 }
 
 #[tokio::test]
@@ -135,6 +154,8 @@ async fn a_peer_counts_what_it_serves_sends_and_receives_and_tells_its_newest_de
         (&twos, "warmhop_requests_total{app=\"shop\",way=\"hop\"} 3"),
         (&twos, "warmhop_decisions_total{app=\"shop\",decision=\"hop\",reason=\"ready_there\"} 3"),
         (&twos, "warmhop_hops_sent_total{peer=\"one\"} 3"),
+        // What has not happened yet is told, too: the first time is an increase.
+        (&ones, "warmhop_hops_sent_total{peer=\"two\"} 0"),
         (&twos, "warmhop_app_state{app=\"shop\",state=\"starting\"} 1.0"),
         (&twos, "warmhop_app_state{app=\"shop\",state=\"ready\"} 0.0"),
         (&ones, "warmhop_hops_received_total{peer=\"two\"} 3"),

@@ -1,12 +1,18 @@
 // Looks at the pages that a peer itself shows, one step for each line on standard input:
 //
-//     {"do": "open", "page": NAME, "url": URL, "width": W, "dark": BOOL, "script": BOOL}
-//     {"do": "sees", "page": NAME, "text": TEXT} waits until the page shows it
+//     {"do": "open", "page": NAME, "url": URL, "width": W, "dark": BOOL, "script": BOOL,
+//      "with": NAME} a tab of its own, or one more beside that of another name
+//     {"do": "sees", "page": NAME, "text": TEXT, "exact": BOOL} waits until the page
+//      shows it, within another text and in other cases unless that is to be exact
 //     {"do": "cells", "page": NAME, "table": ID} the text of each cell, by row
 //     {"do": "fill", "page": NAME, "label": LABEL, "text": TEXT}
 //     {"do": "press", "page": NAME, "key": KEY, "times": N} and what has the focus after each
+//     {"do": "click", "page": NAME, "label": LABEL} a button
+//     {"do": "focus", "page": NAME, "label": LABEL}
+//     {"do": "hide", "page": NAME, "hidden": BOOL} another tab comes before it, or it before them
 //     {"do": "shot", "page": NAME, "file": PATH}
-//     {"do": "state", "page": NAME} errors, requests to elsewhere, loads, width
+//     {"do": "state", "page": NAME} errors, requests to elsewhere, loads, width, questions, title,
+//                                   the label of what has the focus
 //
 // Each step ends with one line of JSON on standard output.
 
@@ -16,8 +22,8 @@ const readline = require('node:readline');
 const pages = new Map();
 
 const steps = {
-    async open(browser, { page: name, url, width = 1280, dark = false, script = true }) {
-        const context = await browser.newContext({
+    async open(browser, { page: name, url, width = 1280, dark = false, script = true, with: beside }) {
+        const context = pages.get(beside)?.page.context() ?? await browser.newContext({
             viewport: { width, height: 900 },
             colorScheme: dark ? 'dark' : 'light',
             javaScriptEnabled: script,
@@ -27,13 +33,17 @@ const steps = {
         });
         const page = await context.newPage();
         page.setDefaultTimeout(30_000);
-        const state = { page, errors: [], elsewhere: [], loads: [] };
+        const state = { page, errors: [], elsewhere: [], loads: [], questions: [] };
         const own = new URL(url).origin;
         page.on('console', (message) => {
             // The browser itself says so of each answer with an error's status, which the page
             // is made for.
             const expected = message.text().startsWith('Failed to load resource');
             if (message.type() === 'error' && !expected) state.errors.push(message.text());
+        });
+        page.on('dialog', async (dialog) => {
+            state.questions.push(dialog.message());
+            await dialog.dismiss();
         });
         page.on('pageerror', (error) => state.errors.push(`${error}`));
         page.on('request', (request) => {
@@ -48,8 +58,8 @@ const steps = {
         return { status: response.status() };
     },
 
-    async sees(_, { page: name, text }) {
-        await pages.get(name).page.getByText(text).first().waitFor();
+    async sees(_, { page: name, text, exact = false }) {
+        await pages.get(name).page.getByText(text, { exact }).first().waitFor();
         return {};
     },
 
@@ -79,15 +89,35 @@ const steps = {
         return { focused };
     },
 
+    async click(_, { page: name, label }) {
+        await pages.get(name).page.getByLabel(label, { exact: true }).click();
+        return {};
+    },
+
+    async focus(_, { page: name, label }) {
+        await pages.get(name).page.getByLabel(label, { exact: true }).focus();
+        return {};
+    },
+
+    // Without a screen all tabs count as seen, whichever is in front.
+    async hide(_, { page: name, hidden }) {
+        await pages.get(name).page.evaluate((hidden) => {
+            Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+            document.dispatchEvent(new Event('visibilitychange'));
+        }, hidden);
+        return {};
+    },
+
     async shot(_, { page: name, file }) {
         await pages.get(name).page.screenshot({ path: file, fullPage: true });
         return {};
     },
 
     async state(_, { page: name }) {
-        const { page, errors, elsewhere, loads } = pages.get(name);
+        const { page, errors, elsewhere, loads, questions } = pages.get(name);
+        const focused = await page.evaluate(() => document.activeElement.getAttribute('aria-label'));
         const sideways = await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
-        return { errors, elsewhere, loads, sideways, text: await page.locator('body').innerText() };
+        return { errors, elsewhere, loads, sideways, questions, focused, title: await page.title(), text: await page.locator('body').innerText() };
     },
 };
 

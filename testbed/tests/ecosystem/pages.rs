@@ -1,12 +1,15 @@
 //! The pages that a peer itself shows, in a real browser: the dashboard, and the page of an app that
 //! is starting. Screenshots are left below `target/ecosystem/pages`, to be looked at.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Method;
 use libtest_mimic::Trial;
 use serde_json::{Value as Json, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use toml::Table;
 use warmhop_testbed::client::Client;
 
@@ -20,6 +23,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         test("the_dashboard_shows_a_mesh_at_work", dashboard),
         test("the_dashboard_asks_for_the_token", guarded),
+        test("a_dashboard_whose_connection_dies_silently_comes_back_by_itself", silent),
+        test("a_dashboard_that_nobody_looks_at_keeps_no_connection", unseen),
+        test("a_dashboard_of_many_peers_fits_any_window_and_asks_before_it_stops_an_app", many),
         test("a_starting_app_shows_its_progress_and_then_itself", starting),
         test("a_starting_app_opens_in_a_browser_without_scripts", starting_without_scripts),
         test("an_app_that_does_not_start_says_so_in_the_end", failing),
@@ -84,7 +90,7 @@ async fn dashboard() -> Tested {
     browser.step(open("light", 1280, false)).await;
     browser.step(open("dark", 1280, true)).await;
     browser.step(open("phone", 390, false)).await;
-    browser.step(json!({ "do": "sees", "page": "light", "text": "Live" })).await;
+    browser.step(json!({ "do": "sees", "page": "light", "text": "Live", "exact": true })).await;
     let cells = browser.step(json!({ "do": "cells", "page": "light", "table": "apps" })).await;
     let rows = cells["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3, "{cells:#}");
@@ -137,17 +143,38 @@ async fn dashboard() -> Tested {
     let loads = browser.step(json!({ "do": "state", "page": "light" })).await;
     assert_eq!(loads["loads"], json!([200]), "it was loaded once");
 
+    // Whoever reads one goes on reading it, however many come after it.
+    for _ in 0..50 {
+        Client::new().get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
+    }
+    Client::new().get(world.http(1), "/cart").await.unwrap();
+    browser.step(json!({ "do": "sees", "page": "dark", "text": "GET /cart" })).await;
+    let state = browser.step(json!({ "do": "state", "page": "light" })).await;
+    let text = state["text"].as_str().unwrap();
+    assert!(text.contains(&format!("{}: ready", world.name(0))), "the decision is gone: {text}");
+
     // A peer is killed; then the one that tells.
+    let button = "Stop catalogue on this peer";
+    browser.step(json!({ "do": "focus", "page": "dark", "label": button })).await;
     world.mesh.kill(2).unwrap();
     browser.step(json!({ "do": "sees", "page": "light", "text": "suspect" })).await;
     browser.step(json!({ "do": "shot", "page": "light", "file": picture("killed") })).await;
+    browser.step(json!({ "do": "sees", "page": "dark", "text": "gone" })).await;
+    let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
+    assert_eq!(state["focused"], button, "the focus was lost with the column of the peer");
+    assert_eq!(state["title"], format!("{} – warmhop", world.name(1)));
     world.mesh.kill(1).unwrap();
     browser.step(json!({ "do": "sees", "page": "dark", "text": "Connection lost" })).await;
+    let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
+    assert_eq!(state["title"], format!("no answer – {} – warmhop", world.name(1)));
+    let text = state["text"].as_str().unwrap();
+    assert!(text.contains("no answer") && !text.contains("serving"), "{text}");
     browser.step(json!({ "do": "shot", "page": "dark", "file": picture("lost") })).await;
     world.mesh.start(1).unwrap();
-    browser.step(json!({ "do": "sees", "page": "dark", "text": "Live" })).await;
+    browser.step(json!({ "do": "sees", "page": "dark", "text": "Live", "exact": true })).await;
     let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
     assert_eq!(state["loads"], json!([200]), "it came back by itself");
+    assert_eq!(state["title"], format!("{} – warmhop", world.name(1)));
     browser.end().await;
     Ok(())
 }
@@ -166,10 +193,116 @@ async fn guarded() -> Tested {
     let state = browser.step(json!({ "do": "state", "page": "a" })).await;
     assert!(!state["text"].as_str().unwrap().contains(APP), "{state:#}");
     browser.step(json!({ "do": "shot", "page": "a", "file": picture("token") })).await;
+    for (wrong, said) in
+        [("a-token-that-is-another-one", "did not accept this token"), ("жетон", "signs of ASCII")]
+    {
+        let fill = json!({ "do": "fill", "page": "a", "label": "Admin token", "text": wrong });
+        browser.step(fill).await;
+        browser.step(json!({ "do": "press", "page": "a", "key": "Enter" })).await;
+        browser.step(json!({ "do": "sees", "page": "a", "text": said })).await;
+    }
     browser.step(json!({ "do": "fill", "page": "a", "label": "Admin token", "text": token })).await;
     browser.step(json!({ "do": "press", "page": "a", "key": "Enter" })).await;
-    browser.step(json!({ "do": "sees", "page": "a", "text": "Live" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "Live", "exact": true })).await;
     calm(&browser.step(json!({ "do": "state", "page": "a" })).await);
+    browser.end().await;
+    Ok(())
+}
+
+/// Passes connections on to `to`, and from a call of the switch on nothing more on those that there
+/// are, without closing them.
+async fn passing(to: SocketAddr) -> (SocketAddr, watch::Sender<u64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let switch = watch::Sender::new(0);
+    let all = switch.subscribe();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut switched = all.clone();
+            switched.mark_unchanged();
+            tokio::spawn(async move {
+                let mut peer = TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut peer) => {}
+                    _ = switched.changed() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (addr, switch)
+}
+
+async fn silent() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let world = World::new(1, shop(QUICK, "")).await;
+    let (addr, switch) = passing(world.mesh.peer(0).ports.admin).await;
+    browser.step(json!({ "do": "open", "page": "a", "url": format!("http://{addr}/") })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "Live", "exact": true })).await;
+    switch.send_modify(|count| *count += 1);
+    browser.step(json!({ "do": "sees", "page": "a", "text": "Connection lost" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "Live", "exact": true })).await;
+    let state = browser.step(json!({ "do": "state", "page": "a" })).await;
+    assert_eq!(state["loads"], json!([200]), "it was not loaded again");
+    browser.end().await;
+    Ok(())
+}
+
+async fn unseen() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let world = World::new(1, shop(QUICK, "")).await;
+    let url = format!("http://{}/", world.mesh.peer(0).ports.admin);
+    // A browser has six connections to one peer.
+    for number in 0..8 {
+        let page = format!("tab {number}");
+        let open = json!({ "do": "open", "page": page, "url": url, "with": "tab 0" });
+        browser.step(open).await;
+        browser.step(json!({ "do": "sees", "page": page, "text": "Live", "exact": true })).await;
+        browser.step(json!({ "do": "hide", "page": page, "hidden": true })).await;
+    }
+    Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+    browser.step(json!({ "do": "hide", "page": "tab 0", "hidden": false })).await;
+    browser.step(json!({ "do": "sees", "page": "tab 0", "text": "GET /whoami" })).await;
+    browser.step(json!({ "do": "sees", "page": "tab 0", "text": "Live", "exact": true })).await;
+    browser.end().await;
+    Ok(())
+}
+
+async fn many() -> Tested {
+    let mut browser = Browser::start("pages.js")?;
+    let elsewhere_alone = app("archive", QUICK, "session = 'none'");
+    let world = World::with(7, vec![shop(QUICK, ""), elsewhere_alone], "", |index, config| {
+        if index == 0 {
+            config["app"].as_array_mut().unwrap().pop();
+        }
+    })
+    .await;
+    world.warm(0).await;
+    world.warm(3).await;
+    let url = format!("http://{}/", world.mesh.peer(0).ports.admin);
+    for (width, dark) in [(1280, false), (1024, true), (768, false), (390, true), (320, false)] {
+        let page = format!("{width}");
+        let open = json!({ "do": "open", "page": page, "url": url, "width": width, "dark": dark });
+        browser.step(open).await;
+        let summary = format!("1 ready: {}", world.name(3));
+        browser.step(json!({ "do": "sees", "page": page, "text": summary })).await;
+        let cells = browser.step(json!({ "do": "cells", "page": page, "table": "apps" })).await;
+        let rows = cells["rows"].as_array().unwrap();
+        assert!(rows[0][2].as_str().unwrap().contains("5 cold"), "{cells:#}");
+        assert!(rows[1][0].as_str().unwrap().starts_with("archive"), "{cells:#}");
+        assert_eq!((&rows[1][1], &rows[1][2]), (&json!("not here"), &json!("6 cold")));
+        let file = picture(&format!("many-{width}"));
+        browser.step(json!({ "do": "shot", "page": page, "file": file })).await;
+        calm(&browser.step(json!({ "do": "state", "page": page })).await);
+    }
+    // It serves a request while it is to be stopped.
+    Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+    browser.step(json!({ "do": "sees", "page": "1280", "text": "GET /whoami" })).await;
+    let stop = format!("Stop {APP} on this peer");
+    browser.step(json!({ "do": "click", "page": "1280", "label": stop })).await;
+    let state = browser.step(json!({ "do": "state", "page": "1280" })).await;
+    let question = state["questions"][0].as_str().unwrap();
+    assert!(question.contains("shop serves requests here"), "{question}");
+    world.reaches(0, APP, "ready").await;
     browser.end().await;
     Ok(())
 }
@@ -202,6 +335,12 @@ async fn starting() -> Tested {
             // It is measured, so that those after it have an end to go towards, and one far
             // enough for a page.
             tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+        if name == "light" {
+            let late = "It takes longer than usual.";
+            browser.step(json!({ "do": "sees", "page": name, "text": late })).await;
+            let file = picture("starting-late");
+            browser.step(json!({ "do": "shot", "page": name, "file": file })).await;
         }
         std::fs::write(&gate, "").unwrap();
         browser.step(json!({ "do": "sees", "page": name, "text": "books in stock" })).await;
@@ -236,7 +375,7 @@ async fn failing() -> Tested {
     let url = format!("http://{}/", world.http(0));
     let opened = browser.step(json!({ "do": "open", "page": "a", "url": url })).await;
     assert_eq!(opened["status"], 503);
-    browser.step(json!({ "do": "sees", "page": "a", "text": "did not start" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "It did not start, " })).await;
     browser.step(json!({ "do": "sees", "page": "a", "text": "the app did not start here" })).await;
     calm(&browser.step(json!({ "do": "state", "page": "a" })).await);
     browser.end().await;

@@ -38,6 +38,7 @@ fn trace(id: String) -> RequestTrace {
         at_unix_ms: 1,
         status: None,
         served_by: None,
+        sent_to: None,
         session: None,
         steps: Vec::new(),
         head_ms: None,
@@ -135,7 +136,12 @@ impl Peer for Fake {
     }
 
     fn metrics(&self) -> String {
-        "# EOF\n".into()
+        "# HELP warmhop_hops Hops.\n# TYPE warmhop_hops counter\nwarmhop_hops_total 3\n\
+         # HELP warmhop_build The version.\n# TYPE warmhop_build info\n\
+         warmhop_build_info{version=\"1\"} 1\n# HELP warmhop_age_seconds Age.\n\
+         # TYPE warmhop_age_seconds gauge\n# UNIT warmhop_age_seconds seconds\n\
+         warmhop_age_seconds 2.5\n# EOF\n"
+            .into()
     }
 
     async fn drain(&self) {
@@ -173,7 +179,7 @@ async fn every_route_answers_as_the_contract_says() {
         ("/", "text/html; charset=utf-8", "<!doctype html>"),
         ("/healthz", "text/plain; charset=utf-8", "ok"),
         ("/readyz", "text/plain; charset=utf-8", "ready"),
-        ("/metrics", "application/openmetrics-text; version=1.0.0; charset=utf-8", "# EOF"),
+        ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "# HELP warmhop_hops_total"),
         ("/v1/status", "application/json", "{\"peer\":{\"name\":\"peer-1\""),
         ("/v1/requests", "application/json", "{\"requests\":[{\"id\":\"request-0\""),
     ] {
@@ -198,6 +204,34 @@ async fn every_route_answers_as_the_contract_says() {
         let told: Value = serde_json::from_str(&told).unwrap();
         assert_eq!((&told["app"], &told["was"]), (&json!("shop"), &json!("cold")), "{path}");
         assert_eq!(peer.asked().last().unwrap(), noted);
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_in_openmetrics_for_whoever_asks_and_in_the_older_format_for_all_others() {
+    let router = router(Fake::default(), None);
+    let older = "# HELP warmhop_hops_total Hops.\n# TYPE warmhop_hops_total counter\n\
+                 warmhop_hops_total 3\n# HELP warmhop_build_info The version.\n\
+                 # TYPE warmhop_build_info gauge\nwarmhop_build_info{version=\"1\"} 1\n\
+                 # HELP warmhop_age_seconds Age.\n# TYPE warmhop_age_seconds gauge\n\
+                 warmhop_age_seconds 2.5\n";
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.3,*/*;q=0.1";
+    for (accept, is_new) in [
+        (None, false),
+        (Some("*/*"), false),
+        (Some("text/plain;version=0.0.4"), false),
+        (Some("application/openmetrics-text;q=0, text/plain"), false),
+        (Some(prometheus), true),
+        (Some("text/plain, Application/OpenMetrics-Text"), true),
+    ] {
+        let mut headers = vec![LOCAL];
+        headers.extend(accept.map(|accept| ("accept", accept)));
+        let (_, answer, body) = ask(&router, request(Method::GET, "/metrics", &headers)).await;
+        let kind = answer[CONTENT_TYPE].to_str().unwrap();
+        assert_eq!(kind.starts_with("application/openmetrics-text"), is_new, "{accept:?}: {kind}");
+        assert_eq!(body.ends_with("# EOF\n"), is_new, "{accept:?}: {body}");
+        assert_eq!(body == older, !is_new, "{accept:?}: {body}");
+        assert_eq!(answer["vary"], "accept");
     }
 }
 

@@ -2,46 +2,64 @@
 // names, paths and error texts are not this page's own.
 "use strict";
 (() => {
+// A peer tells twice a second: one that has said nothing for STALE_MS is gone, or its connection is.
 const STALE_MS = 5000, AGAIN_MS = 1500, DRAW_MS = 250, HISTORY = 60;
+// How long a request that was served still counts as one that may not be the last.
+const LATELY_MS = 10_000;
+// How wide a column of the matrix is at least, and what else it takes.
+const COLUMN_PX = 152, FIRST_COLUMN_PX = 224, NAMES_MAX = 4;
 const byId = (id) => document.getElementById(id);
 const SVG_POINTS = { width: 120, height: 28 };
 const KINDS = {
   ready: "good", serving: "good", alive: "good",
   starting: "busy", stopping: "busy", draining: "busy", suspect: "busy",
-  failed: "bad", gone: "bad",
+  failed: "bad", gone: "bad", "cold, failed": "bad", "no answer": "bad",
 };
-const WORDS = { serve: "served", hop: "hopped", wait: "waited", refuse: "refused", page: "shown a page" };
-const WHAT_KINDS = { serve: "good", hop: "hop", wait: "busy", page: "busy", refuse: "bad" };
+const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem" };
+const WHAT_KINDS = { serve: "good", hop: "hop", forward: "hop", wait: "busy", page: "busy", refuse: "bad", problem: "bad" };
+// In which order the states of copies are told.
+const ORDER = ["ready", "starting", "stopping", "failed", "cold"];
 
 let token = sessionStorage.getItem("warmhop-token");
-let told = null, toldAt = 0, held = false, problem = "";
-let recent = [];
+// What the peer told last, when, and what time it was there.
+let told = null, toldAt = 0, peerTime = 0;
+// Whether it tells at this moment; what is wrong otherwise.
+let live = false, problem = "", rejected = false;
+// The stream that is listened to, when it was last heard, and what ends the pause before the next.
+let stream = null, heardAt = 0, wake = () => {};
+let held = false, recent = [];
+const lately = new Map();
 const rates = { served: [], hopped: [], received: [] };
 let before = null;
 
+// Without what shows nothing itself but changes how its neighbours are read, such as a turn of the
+// direction; line breaks stay.
+const clean = (text) => String(text).replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, (sign) => sign === "\n" ? sign : "\ufffd");
+
 function make(name, text, kind) {
   const element = document.createElement(name);
-  if (text != null) element.textContent = text;
+  if (text != null) element.textContent = clean(text);
   if (kind) element.className = kind;
   return element;
 }
 
 // Replaces a text only where it changed, so that what is selected stays selected.
 function say(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const cleaned = clean(text);
+  if (element.textContent !== cleaned) element.textContent = cleaned;
 }
 
 // Keeps one child of `parent` for each of `items`, in their order, made once for each key: what has
-// the focus or is open stays so.
+// the focus or is open stays so. None is moved but where the order changed, for it would lose both.
 function keep(parent, items, keyOf, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
+  const wanted = new Set(items.map(keyOf));
+  for (const [key, child] of known) if (!wanted.has(key)) child.remove();
   let at = parent.firstElementChild;
   for (const item of items) {
     const key = keyOf(item);
     let child = known.get(key);
-    if (child) {
-      known.delete(key);
-    } else {
+    if (!child) {
       child = create(item);
       child.dataset.key = key;
     }
@@ -49,7 +67,6 @@ function keep(parent, items, keyOf, create, update) {
     else parent.insertBefore(child, at);
     update(child, item);
   }
-  for (const child of known.values()) child.remove();
 }
 
 function pill(state) {
@@ -72,24 +89,40 @@ function span(ms) {
 
 const duration = (ms) => ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
 const perSecond = (rate) => rate >= 100 ? String(Math.round(rate)) : rate >= 10 ? rate.toFixed(1).replace(/\.0$/, "") : rate.toFixed(1).replace(/^0\.0$/, "0").replace(/\.0$/, "");
+const ago = (ms) => {
+  const seconds = Math.max(0, Math.floor(ms / 1000));
+  if (seconds < 60) return `${seconds} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86400) return `${Math.floor(seconds / 3600)} h ago`;
+  return `${Math.floor(seconds / 86400)} d ago`;
+};
 const count = (number) => number.toLocaleString("en").replaceAll(",", "\u202f");
 
-function measure(status, at) {
+// By the peer's own clock: whatever kept this page or the answer, it counted for as long as its
+// uptime says.
+function measure(status) {
   const sum = (of) => status.apps.reduce((all, app) => all + app.requests[of], 0);
   const now = {
-    at,
+    at: status.peer.uptime_ms,
     started: status.peer.incarnation,
     served: sum("served"),
     hopped: sum("hopped"),
     received: status.peers.reduce((all, peer) => all + peer.hops_received, 0),
   };
-  if (before && before.started === now.started && now.at > before.at) {
+  if (before && before.started === now.started) {
+    if (now.at <= before.at) return;
     for (const way of Object.keys(rates)) {
       rates[way].push(Math.max(0, (now[way] - before[way]) * 1000 / (now.at - before.at)));
       if (rates[way].length > HISTORY) rates[way].shift();
     }
   }
   before = now;
+  for (const app of status.apps) {
+    const known = lately.get(app.name);
+    if (!known || app.requests.served !== known.served) {
+      lately.set(app.name, { served: app.requests.served, at: known ? toldAt : -Infinity });
+    }
+  }
 }
 
 function drawRates() {
@@ -105,38 +138,46 @@ function drawRates() {
   }
 }
 
-// What each peer tells of each app, this one first.
-function copies(status, app) {
-  const own = { peer: status.peer.name, here: true, state: app.state, eta: app.eta_ms, elapsed: app.starting_ms, inFlight: app.in_flight, waiting: app.waiting, error: app.error, starts: app.starts };
-  const others = status.peers.filter((peer) => peer.state !== "gone").map((peer) => {
-    const copy = peer.copies[app.name];
-    return { peer: peer.name, here: false, state: peer.apps[app.name] ?? null, eta: copy?.eta_ms, elapsed: null, inFlight: copy?.in_flight ?? 0, waiting: 0, suspect: peer.state === "suspect" };
-  });
-  return [own, ...others];
+// The peers that may have a copy, this one first.
+function columns(status) {
+  const others = status.peers.filter((peer) => peer.state !== "gone");
+  return [{ key: "here", name: status.peer.name, here: true }, ...others.map((peer) => ({ key: `peer ${peer.name}`, name: peer.name, peer }))];
 }
 
-function drawCell(cell, app, copy) {
-  cell.dataset.label = copy.peer;
-  cell.classList.toggle("here", copy.here);
-  cell.classList.toggle("empty", copy.state === null);
-  let state = cell.querySelector(".state");
-  if (!state) {
-    cell.append(state = pill(""), make("small"));
+// What a peer tells of an app; `state` is null where it has none of that name.
+function copyOf(column, app) {
+  if (!column.here) {
+    const told = column.peer.copies[app.name];
+    return { peer: column.name, state: column.peer.apps[app.name] ?? null, eta: told?.eta_ms ?? null, inFlight: told?.in_flight ?? 0, waiting: 0, suspect: column.peer.state === "suspect" };
   }
-  setPill(state, copy.state ?? "–");
-  if (copy.state === null) state.className = "quiet state-none";
-  let bar = cell.querySelector(".bar");
+  const own = app.own;
+  if (!own) return { peer: column.name, here: true, state: null, inFlight: 0, waiting: 0 };
+  // How long its first start here takes is known from the others, where one of them had a start.
+  const elsewhere = own.state === "starting" && own.eta_ms == null ? app.startTakes : null;
+  const eta = own.eta_ms ?? (elsewhere == null ? null : Math.max(100, elsewhere - (own.starting_ms ?? 0)));
+  const failed = own.state === "cold" && own.error != null;
+  return { peer: column.name, here: true, state: failed ? "cold, failed" : own.state, eta, elapsed: own.starting_ms, inFlight: own.in_flight, waiting: own.waiting, error: own.error, starts: own.starts };
+}
+
+function drawCopy(box, app, copy) {
+  let state = box.querySelector(".state");
+  if (!state) box.append(state = pill(""), make("small"));
+  const nothing = copy.here ? "not here" : "–";
+  setPill(state, copy.state ?? nothing);
+  if (copy.state === null) state.className = "state none";
+  let bar = box.querySelector(".bar");
   if (copy.state === "starting") {
     if (!bar) {
       bar = make("div", null, "bar");
       bar.setAttribute("role", "progressbar");
-      bar.setAttribute("aria-label", `Start of ${app.name} on ${copy.peer}`);
+      bar.setAttribute("aria-label", clean(`Start of ${app.name} on ${copy.peer}`));
       bar.append(make("i"));
       bar.began = performance.now() - (copy.elapsed ?? 0);
       bar.shown = 0;
-      state.after(bar);
+      (box.querySelector(".acts") ?? state).after(bar);
     }
     bar.eta = copy.eta ?? null;
+    bar.here = copy.here;
     bar.told = performance.now();
     if (copy.elapsed != null) bar.began = bar.told - copy.elapsed;
   } else if (bar) {
@@ -148,7 +189,11 @@ function drawCell(cell, app, copy) {
   if (copy.here && copy.state === "cold" && copy.eta != null) facts.push(`starts in about ${duration(copy.eta)}`);
   if (copy.here && copy.starts) facts.push(copy.starts === 1 ? "1 start" : `${copy.starts} starts`);
   if (copy.suspect) facts.push("not heard from");
-  if (copy.state !== "starting") say(cell.querySelector("small"), facts.join(", "));
+  if (copy.state !== "starting") say(box.querySelector("small"), facts.join(", "));
+}
+
+function drawOwn(cell, app, copy) {
+  drawCopy(cell, app, copy);
   let error = cell.querySelector(".error");
   if (copy.error && copy.state !== "ready") {
     if (!error) cell.append(error = make("span", "", "error"));
@@ -156,10 +201,13 @@ function drawCell(cell, app, copy) {
   } else if (error) {
     error.remove();
   }
-  if (!copy.here) return;
   let acts = cell.querySelector(".acts");
+  if (copy.state === null) {
+    acts?.remove();
+    return;
+  }
   if (!acts) {
-    cell.append(acts = make("div", null, "acts"));
+    cell.querySelector(".state").after(acts = make("span", null, "acts"));
     const button = make("button");
     button.type = "button";
     button.addEventListener("click", () => act(app.name, button));
@@ -168,12 +216,43 @@ function drawCell(cell, app, copy) {
   const up = copy.state === "ready" || copy.state === "starting";
   const button = acts.firstElementChild;
   button.dataset.act = up ? "stop" : "start";
+  button.inFlight = copy.inFlight;
   say(button, up ? "Stop" : "Start");
-  button.setAttribute("aria-label", `${up ? "Stop" : "Start"} ${app.name} on this peer`);
+  button.setAttribute("aria-label", clean(`${up ? "Stop" : "Start"} ${app.name} on this peer`));
 }
 
-// Between two events the bars go on by themselves.
+// All other peers in one line, to be opened.
+function drawOthers(cell, app, others) {
+  let details = cell.querySelector("details");
+  if (!details) {
+    details = make("details", null, "others");
+    details.append(make("summary"), document.createElement("ul"));
+    details.addEventListener("toggle", () => { if (told) drawApps(told); });
+    cell.append(details);
+  }
+  const groups = ORDER.flatMap((state) => {
+    const of = others.map((column) => copyOf(column, app)).filter((copy) => copy.state === state);
+    if (!of.length) return [];
+    const names = of.slice(0, NAMES_MAX).map((copy) => {
+      const left = state === "starting" && copy.eta != null ? `, ${Math.ceil(copy.eta / 1000)} s left` : "";
+      return `${copy.peer}${left}${copy.suspect ? ", not heard from" : ""}`;
+    });
+    if (of.length > NAMES_MAX) names.push("…");
+    return [{ state, text: state === "cold" ? `${of.length} cold` : `${of.length} ${state}: ${names.join(", ")}` }];
+  });
+  if (!groups.length) groups.push({ state: "none", text: "on no other peer" });
+  keep(details.firstElementChild, groups, (group) => group.state, (group) => make("span", "", `group ${KINDS[group.state] ?? ""}`), (part, group) => say(part, group.text));
+  const shown = details.open ? others.filter((column) => copyOf(column, app).state !== null) : [];
+  keep(details.lastElementChild, shown, (column) => column.key, (column) => {
+    const item = make("li");
+    item.append(make("strong", column.name), make("div"));
+    return item;
+  }, (item, column) => drawCopy(item.lastElementChild, app, copyOf(column, app)));
+}
+
+// Between two events the bars go on by themselves, as long as there are events.
 function drawProgress() {
+  if (!live) return;
   for (const bar of document.querySelectorAll(".bar")) {
     const now = performance.now(), small = bar.parentElement.querySelector("small");
     const unknown = bar.eta === null;
@@ -181,41 +260,75 @@ function drawProgress() {
     if (unknown) {
       bar.removeAttribute("aria-valuenow");
       bar.firstElementChild.style.width = "";
-      say(small, `for ${span(now - bar.began)}; its first start here`);
+      say(small, `for ${span(now - bar.began)}${bar.here ? "; its first start here" : ""}`);
       continue;
     }
     const left = Math.max(0, bar.eta - (now - bar.told)), gone = now - bar.began;
     bar.shown = Math.max(bar.shown, Math.min(97, 100 * gone / Math.max(1, gone + left)));
     bar.firstElementChild.style.width = `${bar.shown}%`;
     bar.setAttribute("aria-valuenow", String(Math.round(bar.shown)));
-    say(small, left < 100 ? "any moment now" : `ready in ${(left / 1000).toFixed(1)} s`);
+    // A start that is overdue is said to need next to nothing, again and again.
+    if (left > 150) bar.due = now + left;
+    const overdue = now - (bar.due ??= now) > 1500;
+    say(small, left > 150 ? `ready in ${(left / 1000).toFixed(1)} s` : overdue ? `longer than usual${bar.here ? `: ${span(gone)} so far` : ""}` : "any moment now");
   }
 }
 
-function drawApps(status) {
-  const table = byId("apps"), names = [status.peer.name, ...status.peers.filter((peer) => peer.state !== "gone").map((peer) => peer.name)];
-  const shape = names.join("\n");
-  if (table.dataset.shape !== shape) {
-    table.dataset.shape = shape;
-    const row = document.createElement("tr");
-    row.append(make("th", "App"));
-    row.firstElementChild.scope = "col";
-    names.forEach((name, i) => {
-      const head = make("th", i === 0 ? `${name} (this peer)` : name, i === 0 ? "here" : "");
-      head.scope = "col";
-      row.append(head);
-    });
-    table.tHead.replaceChildren(row);
-    table.tBodies[0].replaceChildren();
+// The apps that anybody has: this peer's own, and then those of others.
+function allApps(status) {
+  const others = columns(status).slice(1).map((column) => column.peer);
+  const apps = status.apps.map((own) => ({ name: own.name, own }));
+  const own = new Set(status.apps.map((app) => app.name));
+  const elsewhere = new Set(others.flatMap((peer) => Object.keys(peer.apps)).filter((name) => !own.has(name)));
+  apps.push(...[...elsewhere].sort().map((name) => ({ name })));
+  for (const app of apps) {
+    const etas = others.filter((peer) => peer.apps[app.name] === "cold").map((peer) => peer.copies[app.name]?.eta_ms);
+    const known = etas.filter((eta) => eta != null);
+    app.startTakes = known.length ? Math.min(...known) : null;
   }
-  keep(table.tBodies[0], status.apps, (app) => app.name, (app) => {
-    const row = document.createElement("tr"), head = make("th", app.name);
-    head.scope = "row";
-    head.append(make("small", ` ${app.session === "none" ? "no sessions" : `${app.session} sessions`}`));
-    row.append(head);
-    names.forEach(() => row.append(make("td")));
-    return row;
-  }, (row, app) => copies(status, app).forEach((copy, i) => drawCell(row.cells[i + 1], app, copy)));
+  return apps;
+}
+
+// A matrix where each peer has room for a column; else one line for all other peers.
+function drawApps(status) {
+  const table = byId("apps"), peers = columns(status), [here, ...others] = peers;
+  const folded = FIRST_COLUMN_PX + peers.length * COLUMN_PX > table.parentElement.clientWidth;
+  const shown = !folded ? peers : others.length ? [here, { key: "others", name: "Elsewhere", others }] : [here];
+  const title = (column) => column.here ? `${column.name} (this peer)` : column.name;
+  const cells = [{ key: "app", name: "App" }, ...shown];
+  keep(table.tHead.rows[0], cells, (column) => column.key, (column) => {
+    const head = make("th", null, column.here ? "here" : "");
+    head.scope = "col";
+    return head;
+  }, (head, column) => say(head, title(column)));
+  keep(table.tBodies[0], allApps(status), (app) => app.name, () => document.createElement("tr"), (row, app) => {
+    keep(row, cells, (column) => column.key, (column) => {
+      if (column.key !== "app") return make("td", null, column.here ? "here" : "");
+      const head = make("th", app.name);
+      head.scope = "row";
+      head.append(make("small"));
+      return head;
+    }, (cell, column) => {
+      if (column.key === "app") {
+        say(cell.lastElementChild, app.own ? app.own.session === "none" ? "no sessions" : `${app.own.session} sessions` : "");
+        return;
+      }
+      cell.dataset.label = clean(column.name);
+      if (column.others) return drawOthers(cell, app, column.others);
+      const copy = copyOf(column, app);
+      cell.classList.toggle("empty", copy.state === null && !copy.here);
+      if (copy.here) drawOwn(cell, app, copy);
+      else drawCopy(cell, app, copy);
+    });
+  });
+}
+
+// What is wider than its place is moved by the keyboard, too.
+function drawScrolls() {
+  for (const region of document.querySelectorAll(".scroll")) {
+    if (region.scrollWidth > region.clientWidth) region.tabIndex = 0;
+    else if (document.activeElement !== region) region.removeAttribute("tabindex");
+  }
 }
 
 function drawPeers(status) {
@@ -249,16 +362,24 @@ function drawPeers(status) {
   });
 }
 
-// The decision that a request came to.
+// The decision that a request came to. A refusal and the starting page are told as a problem after
+// that.
 function decision(trace) {
-  const steps = trace.steps.filter((step) => WORDS[step.what]);
-  return steps.at(-1) ?? trace.steps.at(-1) ?? { what: "", why: "" };
+  const [last, previous] = trace.steps.filter((step) => WORDS[step.what]).reverse();
+  const isTold = last?.what === "problem" && (previous?.what === "refuse" || previous?.what === "page");
+  return (isTold ? previous : last) ?? trace.steps.at(-1) ?? { what: "", why: "" };
 }
 
 function words(trace, step) {
   if (trace.role === "hop") return "hopped in";
-  if (step.what === "hop" && trace.served_by) return `to ${trace.served_by}`;
+  const to = trace.sent_to ?? trace.served_by;
+  if ((step.what === "hop" || step.what === "forward") && to) return `to ${to}`;
   return WORDS[step.what] ?? step.what;
+}
+
+function outcome(trace) {
+  if (trace.status != null) return [trace.status, trace.head_ms == null ? null : duration(trace.head_ms)].filter((part) => part != null).join(" · ");
+  return { cancelled: "client left", refuse: "refused" }[trace.steps.at(-1)?.what] ?? "…";
 }
 
 function drawSteps(box, trace) {
@@ -278,6 +399,7 @@ function drawSteps(box, trace) {
   const facts = [`id ${trace.id}`];
   if (trace.session) facts.push(`session ${trace.session}`);
   if (trace.served_by) facts.push(`served by ${trace.served_by}`);
+  facts.push(`arrived ${new Date(trace.at_unix_ms).toISOString()}`);
   parts.push(make("p", facts.join(" · "), "quiet"));
   box.replaceChildren(...parts);
 }
@@ -286,7 +408,7 @@ function drawRecent() {
   const wanted = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = recent.filter((trace) => {
     const step = decision(trace);
-    const text = [trace.app, trace.request, trace.served_by, trace.status, step.why, words(trace, step), trace.id, trace.session].join(" ").toLowerCase();
+    const text = [trace.app, trace.request, trace.served_by, trace.sent_to, trace.status, step.why, words(trace, step), outcome(trace), trace.id, trace.session].join(" ").toLowerCase();
     return wanted.every((word) => text.includes(word));
   });
   keep(byId("recent"), shown, (trace) => `${trace.role} ${trace.id}`, () => {
@@ -298,56 +420,77 @@ function drawRecent() {
     return item;
   }, (item, trace) => {
     item.trace = trace;
-    const details = item.firstElementChild, [at, what, request, why, result] = details.firstElementChild.children;
+    const details = item.firstElementChild, [, what, request, why, result] = details.firstElementChild.children;
     const step = decision(trace);
-    const time = new Date(trace.at_unix_ms);
-    say(at, `${time.toLocaleTimeString("en-GB")}.${String(Math.floor(time.getMilliseconds() / 100))}`);
     say(what, words(trace, step));
     what.className = `what ${trace.role === "hop" ? "" : WHAT_KINDS[step.what] ?? ""}`;
     say(request, trace.app ? `${trace.request}` : `${trace.request} (no app)`);
-    request.title = trace.app ? `${trace.app}: ${trace.request}` : trace.request;
+    request.title = clean(trace.app ? `${trace.app}: ${trace.request}` : trace.request);
     say(why, step.why);
-    why.title = step.why;
-    say(result, [trace.status ?? "…", trace.head_ms == null ? null : duration(trace.head_ms)].filter((part) => part != null).join(" · "));
+    why.title = clean(step.why);
+    say(result, outcome(trace));
     if (details.open) drawSteps(details.lastElementChild, trace);
   });
+  drawAges();
   byId("none").hidden = shown.length > 0;
   say(byId("none"), recent.length ? "None of the recent requests matches the filter." : "Requests show here as they arrive.");
 }
 
+// By the peer's clock, which this machine's need not agree with.
+function drawAges() {
+  const now = peerTime + performance.now() - toldAt;
+  for (const item of byId("recent").children) {
+    say(item.querySelector(".at"), ago(now - item.trace.at_unix_ms));
+  }
+}
+
+// Whether somebody reads the list, which is not to move under their eyes.
+const isRead = () => byId("recent").querySelector("details[open]") !== null || byId("recent").contains(document.activeElement);
+
+// The status itself changes only when it is another: it is read out.
 function drawLine() {
-  const line = byId("line"), age = performance.now() - toldAt;
-  const stale = told === null ? problem !== "" : age > STALE_MS;
-  document.body.classList.toggle("stale", stale && told !== null);
-  line.className = `line ${stale ? "lost" : told ? "live" : ""}`;
-  if (told === null) say(line, problem ? `No answer: ${problem}. Trying again.` : "Connecting …");
-  else if (stale) say(line, `Connection lost; this is what it was ${span(age)} ago. Trying again.`);
-  else say(line, "Live");
+  const lost = told !== null && !live, line = byId("line");
+  document.body.classList.toggle("stale", lost);
+  line.parentElement.className = `line ${live ? "live" : problem ? "lost" : ""}`;
+  const again = "Trying again.";
+  if (live) say(line, "Live");
+  else if (!problem) say(line, "Connecting …");
+  else if (told) say(line, `Connection lost: ${problem}. ${again}`);
+  else say(line, rejected || !byId("ask").hidden ? `${problem}.` : `No answer: ${problem}. ${again}`);
+  say(byId("age"), lost ? `This is what it was ${ago(performance.now() - toldAt)}.` : "");
+  if (!told) return;
+  const state = live ? told.peer.state : problem ? "no answer" : "…";
+  setPill(byId("state"), state);
+  setPill(byId("peers").tBodies[0].rows[0].cells[1].firstElementChild, state);
+  const name = clean(told.peer.name);
+  const title = live || !problem ? `${name} – warmhop` : `no answer – ${name} – warmhop`;
+  if (document.title !== title) document.title = title;
 }
 
 function draw(news) {
   const { status } = news;
-  told = status;
-  toldAt = performance.now();
-  measure(status, toldAt);
-  document.title = `${status.peer.name} – warmhop`;
+  [told, toldAt, peerTime] = [status, performance.now(), news.now_unix_ms];
+  [live, problem, rejected] = [true, "", false];
+  measure(status);
   say(byId("name"), status.peer.name);
-  setPill(byId("state"), status.peer.state);
   const zone = status.peer.zone ? `, zone ${status.peer.zone}` : "";
   say(byId("about"), `up ${span(status.peer.uptime_ms)}${zone}, version ${status.peer.version}`);
   say(byId("owned"), count(status.sessions.owned));
-  say(byId("copies"), count(status.sessions.copies));
+  say(byId("copies"), `${count(status.sessions.copies)} ${status.sessions.copies === 1 ? "copy" : "copies"} held`);
   say(byId("takeovers"), count(status.takeovers));
+  byId("ask").hidden = true;
+  byId("main").hidden = false;
   drawRates();
   drawApps(status);
   drawPeers(status);
   drawProgress();
-  if (!held) {
+  const read = isRead();
+  byId("why-held").hidden = held || !read;
+  if (!held && !read) {
     recent = news.recent;
     drawRecent();
   }
-  byId("ask").hidden = true;
-  byId("main").hidden = false;
+  drawScrolls();
   drawLine();
 }
 
@@ -356,62 +499,112 @@ function headers() {
 }
 
 async function act(app, button) {
+  const stops = button.dataset.act === "stop";
+  const serves = button.inFlight > 0 || performance.now() - (lately.get(app)?.at ?? -Infinity) < LATELY_MS;
+  if (stops && serves && !confirm(`${clean(app)} serves requests here. Those under way may end first; what comes then goes to another peer, or waits. Stop it?`)) return;
   button.disabled = true;
   try {
-    const reply = await fetch(`/v1/apps/${encodeURIComponent(app)}/${button.dataset.act}`, { method: "POST", headers: headers() });
-    if (!reply.ok) alert((await reply.json()).detail ?? reply.statusText);
+    const reply = await fetch(`/v1/apps/${encodeURIComponent(app)}/${button.dataset.act}`, { method: "POST", headers: headers(), signal: AbortSignal.timeout(STALE_MS) });
+    if (!reply.ok) alert(clean((await reply.json()).detail ?? reply.statusText));
   } catch (error) {
-    alert(error.message);
+    alert(clean(error.message));
   }
   button.disabled = false;
+  if (document.activeElement === document.body) button.focus();
+}
+
+function askForToken() {
+  rejected ||= Boolean(token);
+  token = null;
+  sessionStorage.removeItem("warmhop-token");
+  told = null;
+  byId("ask").hidden = false;
+  byId("main").hidden = true;
+  if (document.activeElement === document.body) byId("token").focus();
+  throw new Error(rejected ? "The peer did not accept this token" : "This peer asks for its admin token");
 }
 
 // EventSource cannot send the token, so the stream (text/event-stream) is read by hand.
 async function listen() {
-  const reply = await fetch("/v1/events", { headers: { ...headers(), Accept: "text/event-stream" }, cache: "no-store" });
-  if (reply.status === 401) {
-    byId("ask").hidden = false;
-    byId("main").hidden = true;
-    if (document.activeElement === document.body) byId("token").focus();
-    throw new Error("this peer asks for its admin token");
-  }
-  if (!reply.ok) throw new Error((await reply.json()).detail ?? reply.statusText);
-  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let text = ""; ;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the peer closed the stream");
-    text += value;
-    const events = text.split("\n\n");
-    text = events.pop();
-    for (const event of events) {
-      const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-      if (data) draw(JSON.parse(data));
+  stream = new AbortController();
+  heardAt = performance.now();
+  try {
+    const reply = await fetch("/v1/events", { headers: { ...headers(), Accept: "text/event-stream" }, cache: "no-store", signal: stream.signal });
+    if (reply.status === 401) askForToken();
+    if (!reply.ok) throw new Error((await reply.json()).detail ?? reply.statusText);
+    const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let text = ""; ;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      heardAt = performance.now();
+      text += value;
+      const events = text.split("\n\n");
+      text = events.pop();
+      for (const event of events) {
+        const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
+        if (data) draw(JSON.parse(data));
+      }
     }
+  } finally {
+    stream = null;
   }
 }
 
 async function forEver() {
   for (;;) {
+    const pause = new Promise((resolve) => { wake = resolve; });
+    if (document.hidden) {
+      await pause;
+      continue;
+    }
     try {
+      const before = toldAt;
       await listen();
+      // The peer closes each stream after a while; whether it still answers shows at once.
+      if (toldAt !== before) continue;
+      throw new Error("the peer closed the stream");
     } catch (error) {
-      problem = error.message;
+      live = false;
+      problem = document.hidden ? "" : error.message.replace(/\.$/, "");
     }
     drawLine();
-    await new Promise((resolve) => { setTimeout(resolve, AGAIN_MS); });
+    setTimeout(wake, AGAIN_MS);
+    await pause;
   }
 }
 
+// A connection that dies without a word would be read from for ever.
+function watchOver() {
+  if (stream && performance.now() - heardAt > STALE_MS) stream.abort(new Error(`it has told nothing for ${STALE_MS / 1000} s`));
+}
+
+// A browser has six connections to one origin for all its tabs: one that nobody looks at keeps none.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) stream?.abort(new Error("nobody looks at it"));
+  wake();
+});
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  token = byId("token").value;
+  const typed = byId("token").value.trim();
+  if (!/^[\x21-\x7e]+$/.test(typed)) {
+    problem = "A token is of letters, digits and signs of ASCII, without spaces";
+    drawLine();
+    return;
+  }
+  token = typed;
+  rejected = false;
   sessionStorage.setItem("warmhop-token", token);
+  wake();
 });
 byId("filter").addEventListener("input", drawRecent);
 byId("hold").addEventListener("click", () => {
   held = !held;
   byId("hold").setAttribute("aria-pressed", String(held));
 });
-setInterval(() => { drawProgress(); drawLine(); }, DRAW_MS);
+addEventListener("resize", () => {
+  if (told) drawApps(told);
+  drawScrolls();
+});
+setInterval(() => { watchOver(); drawProgress(); drawAges(); drawLine(); }, DRAW_MS);
 forEver();
 })();

@@ -6,3 +6,4 @@
 mod child;
 mod cli;
 mod role;
+mod watch;
