@@ -2,7 +2,6 @@
 //! tried again where another was faster; each register is changed by itself.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,11 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use globset::{Candidate, GlobBuilder, GlobMatcher};
-use tokio::sync::{Mutex, MutexGuard};
 use warmhop::{Expires, RegisterError, Registers, When};
 
 use super::command::{Answer, Data, Ends, Existing, Only, Unit};
 use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::turns::{Turn, Turns};
 use super::value::{TooLarge, Value};
 
 /// How often a command is tried that others keep being faster than.
@@ -64,24 +63,6 @@ impl From<Reply> for Stop {
 /// A key that the client watches was changed by another: the command was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WatchedChanged;
-
-/// Lets the clients of this peer change a key one after the other, where a change depends on what
-/// the key holds: those of other peers are met by its version, at the price of another try.
-pub(super) struct Turns {
-    hasher: RandomState,
-    locks: [Mutex<()>; 256],
-}
-
-impl Turns {
-    pub(super) fn new() -> Self {
-        Self { hasher: RandomState::new(), locks: std::array::from_fn(|_| Mutex::new(())) }
-    }
-
-    async fn wait(&self, name: &[u8]) -> MutexGuard<'_, ()> {
-        let at = self.hasher.hash_one(name) as usize % self.locks.len();
-        self.locks[at].lock().await
-    }
-}
 
 /// What a watched key held: its version, or nothing.
 pub(super) type Watched = Option<u64>;
@@ -181,9 +162,9 @@ impl Database {
         mut decide: impl FnMut(Option<Held>) -> Result<Step, Reply> + Send,
     ) -> Result<Reply, Stop> {
         let name = self.name(key);
-        let _turn = self.turns.wait(&name).await;
+        let place = self.turns.wait(&name, Turn::Alone).await?;
         for _ in 0..TRIES_MAX {
-            let held = self.held(&name).await?;
+            let held = self.held(&name).await.inspect_err(|_| place.in_vain())?;
             let version = held.as_ref().map(|held| held.version);
             let endless = held.as_ref().is_none_or(|held| held.endless);
             let guard = self.guard(&name);
@@ -204,7 +185,7 @@ impl Database {
                 }
                 Step::Delete(reply) => (self.registers.delete(&name, when).await, reply),
             };
-            if change.map_err(failed)?.done {
+            if change.inspect_err(|_| place.in_vain()).map_err(failed)?.done {
                 if let Some(guard) = guard {
                     guard.spent.store(true, Ordering::Relaxed);
                 }
@@ -321,17 +302,7 @@ impl Database {
                 .await
             }
             Data::Del(keys) => {
-                let delete = |key: Bytes| async move {
-                    if self.guard(&self.name(&key)).is_some() {
-                        let gone = |held: Option<Held>| match held {
-                            None => Ok(Step::Leave(Reply::Number(0))),
-                            Some(_) => Ok(Step::Delete(Reply::Number(1))),
-                        };
-                        return self.update(&key, gone).await;
-                    }
-                    let change = self.registers.delete(&self.name(&key), When::Present).await;
-                    Ok(Reply::Number(i64::from(change.map_err(failed)?.done)))
-                };
+                let delete = |key: Bytes| async move { self.delete(&self.name(&key)).await };
                 count_all(keys, delete).await
             }
             Data::Exists(keys) => {
@@ -531,7 +502,9 @@ impl Database {
                 Existing::Something => When::Present,
             };
             let name = self.name(key);
-            let change = self.registers.put(&name, kept, expires, when).await.map_err(failed)?;
+            let place = self.turns.wait(&name, Turn::Together).await?;
+            let change = self.registers.put(&name, kept, expires, when).await;
+            let change = change.inspect_err(|_| place.in_vain()).map_err(failed)?;
             return Ok(match (answer, change.done) {
                 (Answer::Number, done) => Reply::Number(i64::from(done)),
                 (_, true) => Reply::OK,
@@ -555,6 +528,21 @@ impl Database {
             Ok(if holds { Step::Put(value.clone(), expires, reply) } else { Step::Leave(reply) })
         })
         .await
+    }
+
+    /// Deletes a key, by its register's name.
+    async fn delete(&self, name: &Bytes) -> Result<Reply, Stop> {
+        if self.guard(name).is_some() {
+            let gone = |held: Option<Held>| match held {
+                None => Ok(Step::Leave(Reply::Number(0))),
+                Some(_) => Ok(Step::Delete(Reply::Number(1))),
+            };
+            return self.update(&name.slice(1..), gone).await;
+        }
+        let place = self.turns.wait(name, Turn::Together).await?;
+        let change = self.registers.delete(name, When::Present).await;
+        let change = change.inspect_err(|_| place.in_vain()).map_err(failed)?;
+        Ok(Reply::Number(i64::from(change.done)))
     }
 
     async fn get_many(&self, keys: Vec<Bytes>) -> Result<Reply, Stop> {
@@ -656,8 +644,7 @@ impl Database {
             let mine = names.into_iter().filter(|name| all || self.key(name).is_some());
             stream::iter(mine.map(Ok))
                 .try_for_each_concurrent(AT_ONCE, |name| async move {
-                    let gone = self.registers.delete(&name, When::Present).await;
-                    gone.map(drop).map_err(|error| Stop::Told(failed(error)))
+                    self.delete(&name).await.map(drop)
                 })
                 .await?;
             if next == 0 {

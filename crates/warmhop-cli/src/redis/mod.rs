@@ -16,15 +16,17 @@ mod execute;
 mod frame;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod value;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use execute::{Database, Turns};
+use execute::Database;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
+use turns::Turns;
 use warmhop::Registers;
 
 /// The name of the registers that hold the endpoint's keys.
@@ -43,7 +45,7 @@ pub fn url(addr: SocketAddr) -> String {
 /// Serves clients for as long as it is polled; each connection ends with it.
 pub async fn serve(listener: TcpListener, registers: Registers) {
     let database =
-        Database { registers, turns: Arc::new(Turns::new()), index: 0, guards: Arc::default() };
+        Database { registers, turns: Arc::new(Turns::default()), index: 0, guards: Arc::default() };
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {

@@ -12,8 +12,9 @@ use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
 
 use super::command::Command;
-use super::execute::{Database, Turns};
+use super::execute::Database;
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
+use super::turns::Turns;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
@@ -21,19 +22,46 @@ const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind o
 struct Client(TcpStream);
 
 async fn mesh() -> (Mesh, AppName) {
-    let name = AppName::new(super::NAME).unwrap();
-    let peer = PeerId::new("one").unwrap();
-    let identity = Authority::generate("test").unwrap().issue(&peer).unwrap();
-    let mesh = Mesh::builder("test", peer, identity).registers(name.clone()).start().await;
-    (mesh.unwrap(), name)
+    let mut peers = mesh_of(1).await;
+    (peers.remove(0), AppName::new(super::NAME).unwrap())
+}
+
+/// So many peers that see each other.
+async fn mesh_of(peers: usize) -> Vec<Mesh> {
+    let authority = Authority::generate("test").unwrap();
+    let mut mesh: Vec<Mesh> = Vec::new();
+    for index in 0..peers {
+        let peer = PeerId::new(&format!("peer-{index}")).unwrap();
+        let identity = authority.issue(&peer).unwrap();
+        let name = AppName::new(super::NAME).unwrap();
+        let mut builder = Mesh::builder("test", peer, identity).registers(name);
+        if let Some(first) = mesh.first() {
+            builder = builder.seed(first.mesh_addr().to_string());
+        }
+        mesh.push(builder.start().await.unwrap());
+    }
+    let late = Instant::now() + PATIENCE;
+    while !mesh.iter().all(|it| it.status().peers.iter().filter(|it| it.alive).count() + 1 == peers)
+    {
+        assert!(Instant::now() < late, "they do not see each other");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    mesh
+}
+
+/// Serves the keys of `mesh` at an address.
+async fn serve(mesh: &Mesh) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let registers = mesh.registers(&AppName::new(super::NAME).unwrap()).unwrap();
+    tokio::spawn(super::serve(listener, registers));
+    addr
 }
 
 /// A peer, its endpoint, and a client of it.
 async fn endpoint() -> (Mesh, Client) {
-    let (mesh, name) = mesh().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    tokio::spawn(super::serve(listener, mesh.registers(&name).unwrap()));
+    let (mesh, _) = mesh().await;
+    let addr = serve(&mesh).await;
     (mesh, Client(TcpStream::connect(addr).await.unwrap()))
 }
 
@@ -78,6 +106,18 @@ impl Client {
         let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
         self.send(&request(&words)).await;
         self.reads(expected.as_ref()).await;
+    }
+
+    /// Reads a line.
+    async fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let reading = async {
+            while !line.ends_with(b"\r\n") {
+                line.push(self.0.read_u8().await.unwrap());
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("a line");
+        String::from_utf8(line).unwrap()
     }
 
     /// Reads to the end of the connection.
@@ -230,6 +270,49 @@ async fn a_pipeline_is_answered_in_order_whatever_runs_beside() {
     expected.push_str("+PONG\r\n");
     it.send(&pipeline).await;
     it.reads(&expected).await;
+}
+
+/// `count` clients that each send a command at once, and the first line that each is answered.
+async fn answers_to_all(addr: std::net::SocketAddr, count: usize, command: &str) -> Vec<String> {
+    let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(Client(TcpStream::connect(addr).await.unwrap()));
+    }
+    for client in &mut clients {
+        client.send(&request(&words)).await;
+    }
+    let mut answers = Vec::new();
+    for client in &mut clients {
+        answers.push(client.line().await);
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_a_key_that_is_not_reached_wait_no_longer_than_the_first() {
+    let mut mesh = mesh_of(3).await;
+    let addr = serve(&mesh[0]).await;
+    let mut it = Client(TcpStream::connect(addr).await.unwrap());
+    it.asks("SET n 0", "+OK\r\n").await;
+    for gone in mesh.drain(1..) {
+        gone.vanish().await;
+    }
+    // One after the other would take them longer than this test is patient.
+    for answer in answers_to_all(addr, 12, "INCR n").await {
+        assert!(answer.starts_with("-TRYAGAIN ") || answer.starts_with("-UNKNOWN "), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_everybody_writes_refuses_nobody() {
+    let (_mesh, it) = endpoint().await;
+    let addr = it.0.peer_addr().unwrap();
+    for (command, expected) in [("SET hot v", "+OK\r\n"), ("INCR n", ":"), ("DEL hot", ":")] {
+        for answer in answers_to_all(addr, 300, command).await {
+            assert!(answer.starts_with(expected), "{command}: {answer}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -482,7 +565,7 @@ async fn a_request_that_never_ends_is_given_up() {
     near.send(b"*1\r\n$4\r\nPI").await;
     let database = Database {
         registers: mesh.registers(&name).unwrap(),
-        turns: Arc::new(Turns::new()),
+        turns: Arc::new(Turns::default()),
         index: 0,
         guards: Arc::default(),
     };
