@@ -420,8 +420,6 @@ impl Client {
                 Command::Connection(command) => self.about_itself(command),
                 Command::Data(data) => {
                     let changes = changes(&data);
-                    // Of several keys, others may be changed when the watched one is met.
-                    let several = data.keys().len() > 1;
                     let database =
                         Database { guards: Arc::clone(&guards), ..self.database.clone() };
                     match database.execute(data).await {
@@ -429,11 +427,13 @@ impl Client {
                             changed |= changes;
                             reply
                         }
-                        Err(WatchedChanged) if !changed && !several => return Reply::Null,
+                        Err(WatchedChanged { some_changed: false }) if !changed => {
+                            return Reply::Null;
+                        }
                         // Too late for none of it to have run: this says how far it came.
-                        Err(WatchedChanged) => {
+                        Err(WatchedChanged { some_changed }) => {
                             stopped = true;
-                            not_run()
+                            if some_changed { run_in_part() } else { not_run() }
                         }
                     }
                 }
@@ -503,6 +503,12 @@ fn not_run() -> Reply {
     let detail = "a watched key was changed by another after the first commands; this one and those \
                   after it were not run";
     Reply::error("WATCHFAILED", detail)
+}
+
+fn run_in_part() -> Reply {
+    let detail = "some of the keys may have been changed: a watched one was changed by another; \
+                  the commands after this one were not run";
+    Reply::error("UNKNOWN", detail)
 }
 
 /// There are no passwords: whoever reaches the endpoint is on this machine. As a server without

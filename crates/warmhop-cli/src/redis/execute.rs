@@ -13,11 +13,15 @@ use warmhop::{Expires, RegisterError, Registers, When};
 
 use super::command::{Answer, Data, Ends, Existing, Only, Unit};
 use super::frame::{Reply, VALUE_BYTES_MAX};
-use super::turns::{Turn, Turns};
+use super::turns::{Place, Turn, Turns};
 use super::value::{TooLarge, Value};
 
+/// The code of the answer to a command that may have been done.
+const UNKNOWN: &str = "UNKNOWN";
 /// How often a command is tried that others keep being faster than.
 const TRIES_MAX: u32 = 100;
+/// How often a key is renamed that others keep changing meanwhile.
+const RENAMED_MAX: u32 = 16;
 /// How many keys of one command are looked up at once.
 const AT_ONCE: usize = 16;
 /// The most that one command is answered, in bytes.
@@ -51,7 +55,7 @@ enum Stop {
     /// Its client is told so.
     Told(Reply),
     /// A key that its client watches was changed by another.
-    WatchedChanged,
+    WatchedChanged(WatchedChanged),
 }
 
 impl From<Reply> for Stop {
@@ -60,9 +64,35 @@ impl From<Reply> for Stop {
     }
 }
 
-/// A key that the client watches was changed by another: the command was not carried out.
+impl Stop {
+    const WATCHED_CHANGED: Self = Self::WatchedChanged(WatchedChanged { some_changed: false });
+
+    /// What its client is told where the command may have done a part of it before.
+    fn partly(self) -> Self {
+        match self {
+            Self::Told(Reply::Error(told)) => {
+                let why = told.split_once(' ').map_or(told.as_str(), |(_, why)| why);
+                let why = why.trim_start_matches("nothing was done: ");
+                let detail = format!("some of the keys may have been changed: {why}");
+                Self::Told(Reply::error(UNKNOWN, detail))
+            }
+            Self::Told(reply) => Self::Told(reply),
+            Self::WatchedChanged(_) => Self::WatchedChanged(WatchedChanged { some_changed: true }),
+        }
+    }
+
+    /// Whether it leaves everything as it was.
+    fn changes_nothing(&self) -> bool {
+        !matches!(self, Self::Told(Reply::Error(told)) if told.starts_with(UNKNOWN))
+    }
+}
+
+/// A key that the client watches was changed by another: the command was not carried out, or only
+/// for some of its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WatchedChanged;
+pub(super) struct WatchedChanged {
+    pub(super) some_changed: bool,
+}
 
 /// What a watched key held: its version, or nothing.
 pub(super) type Watched = Option<u64>;
@@ -90,7 +120,7 @@ fn failed(error: RegisterError) -> Reply {
     match error {
         // As servers of a cluster say that a command may be sent again.
         RegisterError::Unavailable(_) => Reply::error("TRYAGAIN", error),
-        RegisterError::OutcomeUnknown(_) => Reply::error("UNKNOWN", error),
+        RegisterError::OutcomeUnknown(_) => Reply::error(UNKNOWN, error),
         _ => Reply::error("ERR", error),
     }
 }
@@ -169,7 +199,7 @@ impl Database {
             let endless = held.as_ref().is_none_or(|held| held.endless);
             let guard = self.guard(&name);
             if guard.is_some_and(|guard| guard.held != version) {
-                return Err(Stop::WatchedChanged);
+                return Err(Stop::WATCHED_CHANGED);
             }
             let when = version.map_or(When::Absent, When::Version);
             let (change, reply) = match decide(held)? {
@@ -224,7 +254,7 @@ impl Database {
     pub(super) async fn execute(self, data: Data) -> Result<Reply, WatchedChanged> {
         match self.run(data).await {
             Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
-            Err(Stop::WatchedChanged) => Err(WatchedChanged),
+            Err(Stop::WatchedChanged(changed)) => Err(changed),
         }
     }
 
@@ -262,13 +292,14 @@ impl Database {
             Data::MSet(pairs) => {
                 // Of a key that is named twice, the last value counts.
                 let last: HashMap<Bytes, Bytes> = pairs.into_iter().collect();
+                if last.values().any(|value| value.len() > VALUE_BYTES_MAX) {
+                    return Err(too_large(TooLarge).into());
+                }
                 let set = |(key, value): (Bytes, Bytes)| async move {
                     let (ends, when) = (Ends::Unsaid, Existing::Any);
-                    self.set(&key, value, ends, when, Answer::Status).await.map(drop)
+                    self.set(&key, value, ends, when, Answer::Number).await
                 };
-                stream::iter(last.into_iter().map(Ok))
-                    .try_for_each_concurrent(AT_ONCE, set)
-                    .await?;
+                change_all(last, set).await.whole()?;
                 Ok(Reply::OK)
             }
             Data::Append { key, more } => {
@@ -303,7 +334,7 @@ impl Database {
             }
             Data::Del(keys) => {
                 let delete = |key: Bytes| async move { self.delete(&self.name(&key)).await };
-                count_all(keys, delete).await
+                change_all(keys, delete).await.whole().map(Reply::Number)
             }
             Data::Exists(keys) => {
                 let exists = |key: Bytes| async move {
@@ -568,24 +599,48 @@ impl Database {
 
     /// Two registers are two steps: one that fails between them leaves both keys there.
     async fn rename(&self, from: &[u8], to: &[u8], only_if_free: bool) -> Result<Reply, Stop> {
-        let Some(held) = self.held(&self.name(from)).await? else {
-            return Err(Reply::error("ERR", "no such key").into());
+        let (from, to) = (self.name(from), self.name(to));
+        // In one order, whoever renames what: nobody waits for one who waits for him.
+        let first = self.turns.wait((&from).min(&to), Turn::Alone).await?;
+        let second = match from == to {
+            true => None,
+            false => Some(self.turns.wait((&from).max(&to), Turn::Alone).await?),
         };
-        let kept = held.value.encode(held.endless).map_err(too_large)?;
-        let when = if only_if_free { When::Absent } else { When::Always };
-        if from != to {
-            let (name, expires) = (self.name(to), Expires::At(held.expires));
-            let put = self.registers.put(&name, kept, expires, when).await;
-            if !put.map_err(failed)?.done {
-                return Ok(Reply::Number(0));
+        let in_vain =
+            || [Some(&first), second.as_ref()].into_iter().flatten().for_each(Place::in_vain);
+        // The version that it gave the new key, once it has.
+        let mut moved = None;
+        for _ in 0..RENAMED_MAX {
+            let held = self.held(&from).await.inspect_err(|_| in_vain());
+            let Some(held) = held.map_err(|reply| partly_if(moved, reply))? else {
+                let none = Reply::error("ERR", "no such key");
+                return Err(partly_if(moved, none));
+            };
+            if from == to {
+                return Ok(if only_if_free { Reply::Number(0) } else { Reply::OK });
             }
-            let same = When::Version(held.version);
-            if !self.registers.delete(&self.name(from), same).await.map_err(failed)?.done {
-                let detail = "the key changed while it was renamed; both are there now";
-                return Err(Reply::error("TRYAGAIN", detail).into());
+            let kept = held.value.encode(held.endless).map_err(too_large)?;
+            let when = match (only_if_free, moved) {
+                (false, _) => When::Always,
+                (true, None) => When::Absent,
+                (true, Some(version)) => When::Version(version),
+            };
+            let put = self.registers.put(&to, kept, Expires::At(held.expires), when).await;
+            let put = put.inspect_err(|_| in_vain());
+            let put = put.map_err(|error| partly_if(moved, failed(error)))?;
+            match (put.done, moved) {
+                (true, _) => moved = Some(put.version),
+                (false, None) => return Ok(Reply::Number(0)),
+                (false, Some(_)) => break,
+            }
+            let deleted = self.registers.delete(&from, When::Version(held.version)).await;
+            let deleted = deleted.inspect_err(|_| in_vain());
+            if deleted.map_err(|error| partly_if(moved, failed(error)))?.done {
+                return Ok(if only_if_free { Reply::Number(1) } else { Reply::OK });
             }
         }
-        Ok(if only_if_free { Reply::Number(i64::from(from != to)) } else { Reply::OK })
+        let detail = "others kept changing the key while it was renamed; both are there now";
+        Err(Stop::Told(Reply::error("ERR", detail)).partly())
     }
 
     async fn scan(
@@ -637,22 +692,84 @@ impl Database {
     }
 
     async fn flush(&self, all: bool) -> Result<Reply, Stop> {
-        let mut cursor = 0;
+        let (mut cursor, mut flushed) = (0, Changes::default());
         loop {
             let listed = self.registers.keys(cursor, LISTED_AT_ONCE).await;
-            let (names, next) = listed.map_err(failed)?;
+            let (names, next) = match listed {
+                Ok(listed) => listed,
+                Err(error) => {
+                    flushed.stop = Some(failed(error).into());
+                    return flushed.whole().map(Reply::Number);
+                }
+            };
             let mine = names.into_iter().filter(|name| all || self.key(name).is_some());
-            stream::iter(mine.map(Ok))
-                .try_for_each_concurrent(AT_ONCE, |name| async move {
-                    self.delete(&name).await.map(drop)
-                })
-                .await?;
-            if next == 0 {
-                return Ok(Reply::OK);
+            let delete = |name: Bytes| async move { self.delete(&name).await };
+            flushed.add(change_all(mine, delete).await);
+            if flushed.stop.is_some() || next == 0 {
+                return flushed.whole().map(|_| Reply::OK);
             }
             cursor = next;
         }
     }
+}
+
+/// What came of a command that changes several keys, each by itself.
+#[derive(Default)]
+struct Changes {
+    /// How many were changed for certain.
+    done: i64,
+    /// One may have been changed whose answer is unknown.
+    unknown: bool,
+    /// Why not all of them were.
+    stop: Option<Stop>,
+}
+
+impl Changes {
+    fn add(&mut self, more: Self) {
+        self.done += more.done;
+        self.unknown |= more.unknown;
+        self.stop = self.stop.take().or(more.stop);
+    }
+
+    /// How many were changed, if the command was carried out for all of them.
+    fn whole(self) -> Result<i64, Stop> {
+        match self.stop {
+            None => Ok(self.done),
+            Some(stop) if self.done > 0 || self.unknown => Err(stop.partly()),
+            Some(stop) => Err(stop),
+        }
+    }
+}
+
+/// Changes several keys, some at a time. `one` answers how many it changed. After one that fails no
+/// other is begun, but what is under way is waited for: it decides what the client may be told.
+async fn change_all<T, F>(all: impl IntoIterator<Item = T>, one: impl Fn(T) -> F) -> Changes
+where
+    F: Future<Output = Result<Reply, Stop>>,
+{
+    let stopped = AtomicBool::new(false);
+    let goes_on = |_: &T| std::future::ready(!stopped.load(Ordering::Relaxed));
+    let changing = stream::iter(all).take_while(goes_on).map(one).buffer_unordered(AT_ONCE);
+    let mut changing = std::pin::pin!(changing);
+    let mut changes = Changes::default();
+    while let Some(changed) = changing.next().await {
+        match changed {
+            Ok(Reply::Number(count)) => changes.done += count,
+            Ok(_) => {}
+            Err(stop) => {
+                stopped.store(true, Ordering::Relaxed);
+                changes.unknown |= !stop.changes_nothing();
+                changes.stop.get_or_insert(stop);
+            }
+        }
+    }
+    changes
+}
+
+/// What a client is told of a `reply` that came after a first step, or instead of it.
+fn partly_if(first_step: Option<u64>, reply: Reply) -> Stop {
+    let stop = Stop::Told(reply);
+    if first_step.is_some() { stop.partly() } else { stop }
 }
 
 async fn count_all<F>(keys: Vec<Bytes>, one: impl Fn(Bytes) -> F) -> Result<Reply, Stop>
@@ -746,6 +863,38 @@ mod tests {
         assert!(is_match("a{b}*", "a{b}c") && !is_match("a{b,c}", "ab"));
         assert!(is_match("a\\*", "a*") && !is_match("a\\*", "ab"));
         assert!(matcher(b"[a").is_err());
+    }
+
+    /// What a command of several keys is answered, of which each comes to this.
+    async fn told(each: &[Result<i64, &str>]) -> String {
+        let one = |came_to: &Result<i64, &str>| {
+            let came_to = match *came_to {
+                Ok(changed) => Ok(Reply::Number(changed)),
+                Err(told) => Err(Stop::Told(Reply::Error(told.to_owned()))),
+            };
+            async move { came_to }
+        };
+        match change_all(each, one).await.whole() {
+            Ok(changed) => changed.to_string(),
+            Err(Stop::Told(Reply::Error(told))) => told,
+            Err(_) => panic!("nothing is watched"),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_to_be_undone_once_a_key_of_several_may_have_been_changed() {
+        let (again, unknown) = ("TRYAGAIN nothing was done: why", "UNKNOWN it may have been done");
+        assert_eq!(told(&[Ok(1), Ok(0), Ok(1)]).await, "2");
+        assert_eq!(told(&[Ok(0), Err(again), Err(again)]).await, again);
+        assert_eq!(
+            told(&[Err(unknown)]).await,
+            "UNKNOWN some of the keys may have been changed: it may have been done"
+        );
+        let partly = "UNKNOWN some of the keys may have been changed: why";
+        // Those that are under way beside the one that fails count, be they before it or after.
+        assert_eq!(told(&[Ok(1), Err(again)]).await, partly);
+        assert_eq!(told(&[Err(again), Ok(1)]).await, partly);
+        assert_eq!(told(&[Err(again), Err(unknown)]).await, partly);
     }
 
     #[test]

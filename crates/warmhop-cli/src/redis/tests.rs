@@ -316,6 +316,34 @@ async fn a_key_that_everybody_writes_refuses_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_renamed_however_often_others_change_it() {
+    let mesh = mesh_of(2).await;
+    let (here, there) = (serve(&mesh[0]).await, serve(&mesh[1]).await);
+    let connect = async |addr| Client(TcpStream::connect(addr).await.unwrap());
+    let mut counting = tokio::task::JoinSet::new();
+    for addr in [here, here, there] {
+        let mut client = connect(addr).await;
+        counting.spawn(async move {
+            loop {
+                client.send(&request(&[b"INCR", b"n"])).await;
+                let answer = client.line().await;
+                assert!(answer.starts_with(':'), "{answer}");
+            }
+        });
+    }
+    let mut it = connect(here).await;
+    let mut renamed = 0;
+    while renamed < 30 {
+        it.send(&request(&[b"RENAME", b"n", b"to"])).await;
+        match it.line().await.as_str() {
+            "+OK\r\n" => renamed += 1,
+            // It was just renamed, and nobody has counted since.
+            answer => assert_eq!(answer, "-ERR no such key\r\n"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watched_key_that_changed_stops_the_transaction() {
     let (_mesh, mut it) = endpoint().await;
     let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
