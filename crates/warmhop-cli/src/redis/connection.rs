@@ -3,12 +3,13 @@
 //! What has arrived is taken as one batch. Commands about different keys run beside each other,
 //! those about the same key one after the other; the next batch is read when the replies of this
 //! one are written. So a client has a bounded number of commands under way, and one that reads no
-//! replies is read from no further.
+//! replies is read from no further: none of its commands begins before there is room for what it
+//! may be answered.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
@@ -18,9 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::command::{Command, Connection, Data};
+use super::command::{Answer, Command, Connection, Data};
 use super::execute::{Database, Guard, REPLY_BYTES_MAX, Watched, WatchedChanged};
-use super::frame::{Reply, is_complete, take_request};
+use super::frame::{Reply, VALUE_BYTES_MAX, is_complete, take_request};
 
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -32,6 +33,11 @@ const READ_BYTES: usize = 16 * 1024;
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
+/// How many bytes of replies one client's commands under way may come to, and those that wait to be
+/// written. One that is about many keys is under way alone, and has a bound of its own.
+const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a reply takes that holds none of what a key does.
+const SHORT_REPLY_BYTES: usize = 128;
 /// What an argument takes beside its bytes.
 const ARGUMENT_BYTES: usize = 32;
 /// How many bytes of requests are under way at once, and held back by a transaction, at most.
@@ -79,12 +85,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
 }
 
 async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
-    if outgoing.is_empty() {
-        return Ok(());
-    }
-    let bytes = outgoing.split();
-    let written = timeout(REPLY_WITHIN, stream.write_all(&bytes)).await;
-    written.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies"))?
+    UnderWay::default().write(stream, outgoing).await
 }
 
 /// Reads until something arrives, or all of a request that has begun to; false if that takes too
@@ -148,53 +149,120 @@ struct Client {
 #[derive(Default)]
 struct UnderWay {
     replies: FuturesOrdered<BoxFuture<'static, Reply>>,
+    /// Replies that came while others were written.
+    ready: VecDeque<Reply>,
+    /// What is known of each of them, in their order.
+    begun: VecDeque<Begun>,
     keys: HashSet<Bytes>,
-    /// One of them is about many keys, or looks through all of them.
-    alone: bool,
     /// What their requests take.
     bytes: usize,
+    /// What their replies may take, or do take once they are there.
+    reply_bytes: Arc<AtomicUsize>,
+}
+
+struct Begun {
+    /// The key that it is about, if it is about one.
+    key: Option<Bytes>,
+    bytes: usize,
+    /// What of [`UnderWay::reply_bytes`] is its own.
+    reply_bytes: Arc<AtomicUsize>,
 }
 
 impl UnderWay {
-    /// Whether those under way have to end before this one may begin: for they are about the same
-    /// key, or one of them is about many and may be answered much.
+    /// Whether the first of those under way has to end before this one may begin: for they are about
+    /// the same key, or one of them is about many and may be answered much.
     fn meets(&self, data: &Data, bytes: usize) -> bool {
-        let keys = data.keys();
-        let alone = self.alone || keys.len() != 1;
-        (alone && !self.replies.is_empty())
-            || self.replies.len() >= UNDER_WAY_MAX
-            || self.bytes + bytes > HELD_BYTES_MAX
-            || keys.iter().any(|key| self.keys.contains(*key))
+        let key = one_key(data);
+        let alone = key.is_none() || self.begun.front().is_some_and(|first| first.key.is_none());
+        let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + reply_bytes_max(data);
+        (alone && !self.begun.is_empty())
+            || self.begun.len() >= UNDER_WAY_MAX
+            || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
+            || (reply_bytes > REPLIES_BYTES_MAX && !self.begun.is_empty())
+            || key.is_some_and(|key| self.keys.contains(key))
     }
 
     fn begin(&mut self, database: &Database, data: Data, bytes: usize) {
-        let keys = data.keys();
-        self.alone |= keys.len() != 1;
+        let key = one_key(&data).cloned();
+        self.keys.extend(key.clone());
         self.bytes += bytes;
-        self.keys.extend(keys.into_iter().cloned());
+        let expected = reply_bytes_max(&data);
+        let (all, own) = (Arc::clone(&self.reply_bytes), Arc::new(AtomicUsize::new(expected)));
+        all.fetch_add(expected, Ordering::Relaxed);
+        self.begun.push_back(Begun { key, bytes, reply_bytes: Arc::clone(&own) });
         let database = database.clone();
         self.replies.push_back(Box::pin(async move {
             // Nothing is watched outside of a transaction.
-            database.execute(data).await.unwrap_or(Reply::Null)
+            let reply = database.execute(data).await.unwrap_or(Reply::Null);
+            let takes = reply.size().min(expected);
+            own.store(takes, Ordering::Relaxed);
+            all.fetch_sub(expected - takes, Ordering::Relaxed);
+            reply
         }));
     }
 
-    /// Waits for all of them; writes what is long on the way.
+    /// Waits for the first of them; false if there is none. Writes what is long on the way.
+    async fn end_one(
+        &mut self,
+        version: u8,
+        stream: &mut TcpStream,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<bool> {
+        let reply = match self.ready.pop_front() {
+            Some(reply) => Some(reply),
+            None => self.replies.next().await,
+        };
+        let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
+        put(reply, version, outgoing);
+        self.bytes -= begun.bytes;
+        self.reply_bytes.fetch_sub(begun.reply_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(key) = &begun.key {
+            self.keys.remove(key);
+        }
+        if outgoing.len() > BATCH_BYTES_MAX {
+            self.write(stream, outgoing).await?;
+        }
+        Ok(true)
+    }
+
+    /// Waits for all of them.
     async fn finish(
         &mut self,
         version: u8,
         stream: &mut TcpStream,
         outgoing: &mut BytesMut,
     ) -> io::Result<()> {
-        while let Some(reply) = self.replies.next().await {
-            put(reply, version, outgoing);
-            if outgoing.len() > BATCH_BYTES_MAX {
-                write(stream, outgoing).await?;
+        while self.end_one(version, stream, outgoing).await? {}
+        Ok(())
+    }
+
+    /// Writes what is ready. Those under way go on meanwhile: others may wait for what they hold.
+    async fn write(&mut self, stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
+        if outgoing.is_empty() {
+            return Ok(());
+        }
+        let bytes = outgoing.split();
+        let mut writing = std::pin::pin!(timeout(REPLY_WITHIN, stream.write_all(&bytes)));
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut writing => {
+                    let late = |_| {
+                        io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies")
+                    };
+                    return written.map_err(late)?;
+                }
+                Some(reply) = self.replies.next() => self.ready.push_back(reply),
             }
         }
-        self.keys.clear();
-        (self.alone, self.bytes) = (false, 0);
-        Ok(())
+    }
+}
+
+/// The key that a command is about, if it is about one.
+fn one_key(data: &Data) -> Option<&Bytes> {
+    match data.keys()[..] {
+        [key] => Some(key),
+        _ => None,
     }
 }
 
@@ -222,8 +290,8 @@ impl Client {
             let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
             let command = Command::parse(arguments);
             if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
-                if under_way.meets(data, bytes) {
-                    under_way.finish(self.version, stream, outgoing).await?;
+                while under_way.meets(data, bytes) {
+                    under_way.end_one(self.version, stream, outgoing).await?;
                 }
             } else {
                 under_way.finish(self.version, stream, outgoing).await?;
@@ -482,6 +550,23 @@ fn changes(data: &Data) -> bool {
             | Data::HExists { .. }
             | Data::HStrLen { .. }
     )
+}
+
+/// How many bytes the reply to a command about one key has at most, about.
+fn reply_bytes_max(data: &Data) -> usize {
+    match data {
+        Data::Get(_)
+        | Data::GetEx { .. }
+        | Data::GetDel(_)
+        | Data::MGet(_)
+        | Data::Set { answer: Answer::Before, .. }
+        | Data::HGet { .. }
+        | Data::HMGet { .. }
+        | Data::HGetAll(_)
+        | Data::HKeys(_)
+        | Data::HVals(_) => VALUE_BYTES_MAX,
+        _ => SHORT_REPLY_BYTES,
+    }
 }
 
 /// Whether a command of a transaction waits for its EXEC.
