@@ -63,6 +63,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         name: Bytes::new(),
         transaction: None,
         queued_bytes: 0,
+        queued_index: 0,
         watched: Vec::new(),
     };
     let mut incoming = BytesMut::with_capacity(4096);
@@ -141,6 +142,8 @@ struct Client {
     /// The commands of a transaction, or that one of them was refused.
     transaction: Option<Result<Vec<Command>, ()>>,
     queued_bytes: usize,
+    /// The database that the next command of the transaction will be about.
+    queued_index: u8,
     /// Names of registers and what they held.
     watched: Vec<(Bytes, Watched)>,
 }
@@ -305,6 +308,7 @@ impl Client {
                     put(reply, self.version, outgoing);
                 }
                 (Ok(Command::Data(_)), Some(_)) => unreachable!("data waits for EXEC"),
+                (Ok(Command::Refused(refused)), _) => put(refused, self.version, outgoing),
                 (Ok(Command::Connection(command)), _) => {
                     // A reply is in the version that its own HELLO asks for.
                     let reply = self.about_connection(command).await;
@@ -388,6 +392,7 @@ impl Client {
             Connection::Multi => {
                 self.transaction = Some(Ok(Vec::new()));
                 self.queued_bytes = 0;
+                self.queued_index = self.database.index;
                 Reply::OK
             }
             Connection::Discard if self.transaction.is_none() => {
@@ -428,8 +433,9 @@ impl Client {
 
     /// Keeps a command for EXEC.
     fn queue(&mut self, command: Command) -> Reply {
+        let database = Database { index: self.queued_index, ..self.database.clone() };
         let watches = |key: &Bytes| {
-            let name = self.database.name(key);
+            let name = database.name(key);
             self.watched.iter().any(|(watched, _)| *watched == name)
         };
         let refused = match &command {
@@ -455,6 +461,9 @@ impl Client {
         if let Some(refused) = refused {
             *queued = Err(());
             return Reply::error("ERR", refused);
+        }
+        if let Command::Connection(Connection::Select(index)) = command {
+            self.queued_index = index;
         }
         commands.push(command);
         Reply::Status("QUEUED")
@@ -485,6 +494,7 @@ impl Client {
         for command in queued {
             let reply = match command {
                 _ if stopped => not_run(),
+                Command::Refused(refused) => refused,
                 Command::Connection(command) => self.about_itself(command),
                 Command::Data(data) => {
                     let changes = changes(&data);

@@ -462,6 +462,48 @@ async fn every_command_of_a_transaction_waits_for_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_argument_that_makes_no_sense_is_told_of_at_exec_and_the_others_are_run() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET a 1", "+QUEUED\r\n").await;
+    it.asks("INCRBY a x", "+QUEUED\r\n").await;
+    it.asks("SET a 2 EX 0", "+QUEUED\r\n").await;
+    it.asks("HSET h a 1 b", "+QUEUED\r\n").await;
+    it.asks("SELECT 16", "+QUEUED\r\n").await;
+    it.asks("GET a", "+QUEUED\r\n").await;
+    let told = [
+        "+OK\r\n",
+        "-ERR value is not an integer or out of range\r\n",
+        "-ERR invalid expire time in 'set' command\r\n",
+        "-ERR wrong number of arguments for 'hset' command\r\n",
+        "-ERR DB index is out of range\r\n",
+        &bulk("1"),
+    ];
+    it.asks("EXEC", format!("*6\r\n{}", told.concat())).await;
+    for refused in ["SET a", "HSET h a", "NOSUCH"] {
+        it.asks("MULTI", "+OK\r\n").await;
+        it.send(&request(&refused.split(' ').map(str::as_bytes).collect::<Vec<_>>())).await;
+        assert!(it.line().await.starts_with("-ERR "));
+        it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_key_is_known_by_its_database_wherever_a_transaction_goes() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("SET w 1", "+OK\r\n").await;
+    it.asks("WATCH w", "+OK\r\n").await;
+    it.asks("SELECT 1", "+OK\r\n").await;
+    it.asks("SET w 2", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("RENAME w to", "+QUEUED\r\n").await;
+    it.asks("SELECT 0", "+QUEUED\r\n").await;
+    it.asks("RENAME w to", "-ERR RENAME of a watched key is not offered\r\n").await;
+    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    it.asks("GET w", bulk("2")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_web_page_cannot_have_its_browser_send_commands() {
     for head in ["POST / HTTP/1.1\r\n", "GET /x HTTP/1.1\r\n", "PUT x\r\n", "host: here\r\n"] {
         let (_mesh, mut it) = endpoint().await;
