@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::frame::{Arguments, KEY_BYTES_MAX, Reply};
+use super::frame::{Arguments, KEY_BYTES_MAX, Reply, integer};
 
 /// The longest time to live, about 285,000 years: beyond, times cannot be told as numbers.
 const TTL_MS_MAX: i64 = 1 << 53;
@@ -298,7 +298,7 @@ fn checked(key: Bytes) -> Result<Bytes, Refused> {
 }
 
 fn number(bytes: &[u8]) -> Result<i64, Refused> {
-    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or_else(not_a_number)
+    integer(bytes).ok_or_else(not_a_number)
 }
 
 /// A time to live as the command gives it, in `unit`s from now or since 1970.

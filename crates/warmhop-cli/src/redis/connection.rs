@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::command::{Answer, Command, Connection, Data};
 use super::execute::{Database, Guard, REPLY_BYTES_MAX, Watched, WatchedChanged};
-use super::frame::{Reply, VALUE_BYTES_MAX, is_complete, take_request};
+use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
 
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -33,6 +33,10 @@ const READ_BYTES: usize = 16 * 1024;
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
+/// How long, and for how many bytes, a client is listened to that is told why its connection ends: what
+/// is left unread when it is closed has the system take back what was told.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
+const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How many bytes of replies one client's commands under way may come to, and those that wait to be
 /// written. One that is about many keys is under way alone, and has a bound of its own.
 const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -62,6 +66,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         id: CLIENTS.fetch_add(1, Ordering::Relaxed) + 1,
         name: Bytes::new(),
         transaction: None,
+        oversized: None,
         queued_bytes: 0,
         queued_index: 0,
         watched: Vec::new(),
@@ -73,16 +78,34 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         write(&mut stream, &mut outgoing).await?;
         match end {
             BatchEnd::MoreIsThere => continue,
-            BatchEnd::Close => return stream.shutdown().await,
+            BatchEnd::Close => return see_off(stream, incoming).await,
             BatchEnd::ReadMore => {}
         }
-        if !read(&mut stream, &mut incoming).await? {
+        if !read(&mut stream, &mut incoming, client.oversized.is_some()).await? {
             let late = Reply::error("ERR", "Protocol error: the request took too long");
             put(late, client.version, &mut outgoing);
             write(&mut stream, &mut outgoing).await?;
-            return stream.shutdown().await;
+            return see_off(stream, incoming).await;
         }
     }
+}
+
+/// Ends a connection whose client was told why, once it has read that.
+async fn see_off(mut stream: TcpStream, mut incoming: BytesMut) -> io::Result<()> {
+    stream.shutdown().await?;
+    let rest = async {
+        let mut left = LAST_WORDS_BYTES_MAX;
+        while left > 0 {
+            incoming.clear();
+            incoming.reserve(READ_BYTES);
+            match stream.read_buf(&mut incoming).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        Ok(())
+    };
+    timeout(LAST_WORDS_WITHIN, rest).await.unwrap_or(Ok(()))
 }
 
 async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
@@ -90,9 +113,13 @@ async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()
 }
 
 /// Reads until something arrives, or all of a request that has begun to; false if that takes too
-/// long. An error at the stream's end.
-async fn read(stream: &mut TcpStream, incoming: &mut BytesMut) -> io::Result<bool> {
-    let begun = !incoming.is_empty();
+/// long. Whatever arrives of one that is `passed_over` is enough. An error at the stream's end.
+async fn read(
+    stream: &mut TcpStream,
+    incoming: &mut BytesMut,
+    passed_over: bool,
+) -> io::Result<bool> {
+    let begun = passed_over || !incoming.is_empty();
     let late = Instant::now() + REQUEST_WITHIN;
     loop {
         incoming.reserve(READ_BYTES);
@@ -109,7 +136,7 @@ async fn read(stream: &mut TcpStream, incoming: &mut BytesMut) -> io::Result<boo
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
         }
-        if !begun || is_complete(incoming) {
+        if !begun || passed_over || is_complete(incoming) {
             return Ok(true);
         }
     }
@@ -141,6 +168,8 @@ struct Client {
     name: Bytes,
     /// The commands of a transaction, or that one of them was refused.
     transaction: Option<Result<Vec<Command>, ()>>,
+    /// What is left of a request that is too large.
+    oversized: Option<Oversized>,
     queued_bytes: usize,
     /// The database that the next command of the transaction will be about.
     queued_index: u8,
@@ -281,9 +310,27 @@ impl Client {
             if outgoing.len() > BATCH_BYTES_MAX {
                 break BatchEnd::MoreIsThere;
             }
-            let arguments = match take_request(incoming) {
+            let taken = match &mut self.oversized {
+                None => take_request(incoming),
+                Some(rest) => match rest.pass_over(incoming) {
+                    Ok(true) => {
+                        self.oversized = None;
+                        continue;
+                    }
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(error),
+                },
+            };
+            let arguments = match taken {
                 Ok(Some(arguments)) => arguments,
                 Ok(None) => break BatchEnd::ReadMore,
+                Err(error @ ProtocolError::Oversized(rest)) => {
+                    under_way.finish(self.version, stream, outgoing).await?;
+                    put(Reply::error("ERR", error), self.version, outgoing);
+                    self.transaction = self.transaction.take().map(|_| Err(()));
+                    self.oversized = Some(rest);
+                    continue;
+                }
                 Err(error) => {
                     under_way.finish(self.version, stream, outgoing).await?;
                     put(Reply::error("ERR", error), self.version, outgoing);

@@ -12,7 +12,7 @@ use globset::{Candidate, GlobBuilder, GlobMatcher};
 use warmhop::{Expires, RegisterError, Registers, When};
 
 use super::command::{Answer, Data, Ends, Existing, Only, Unit};
-use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::frame::{Reply, VALUE_BYTES_MAX, integer};
 use super::turns::{Place, Turn, Turns};
 use super::value::{TooLarge, Value};
 
@@ -803,7 +803,7 @@ fn put(fields: &mut Vec<(Bytes, Bytes)>, field: &Bytes, value: &Bytes) -> bool {
 fn add(text: Option<&[u8]>, by: i64, what: &str) -> Result<i64, Reply> {
     let number = match text {
         None => Some(0),
-        Some(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok()),
+        Some(text) => integer(text),
     };
     let number = number
         .ok_or_else(|| Reply::error("ERR", format!("{what} is not an integer or out of range")))?;

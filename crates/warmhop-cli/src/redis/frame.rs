@@ -1,8 +1,10 @@
 //! Requests and replies in RESP, the Redis serialization protocol, versions 2 and 3.
 //!
-//! The codec takes whatever RESP can express, however deep and however long. So a request is
-//! measured first: an array of bulk strings, nothing nested, within bounds that are known before
-//! their bytes arrive.
+//! A request is an array of bulk strings, nothing nested, within bounds that are known before their
+//! bytes arrive. One that announces more is passed over as it arrives ([`Oversized`]), so that its
+//! client is told why and goes on. Replies are written by a codec.
+
+use std::ops::Range;
 
 use bytes::{Buf, Bytes, BytesMut};
 use redis_protocol::resp2::types::BytesFrame as Resp2;
@@ -17,6 +19,9 @@ pub(super) const VALUE_BYTES_MAX: usize = 1024 * 1024;
 const ARGUMENTS_MAX: usize = 4096;
 /// The largest request: a value, and room for what goes with it.
 pub(super) const REQUEST_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
+/// The largest value that is passed over, as large as Redis takes one; a larger one ends the
+/// connection.
+const PASSED_OVER_MAX: usize = 512 * VALUE_BYTES_MAX;
 /// The longest line that announces a length.
 const LENGTH_LINE_MAX: usize = 16;
 /// The longest command that a person types, as a line without lengths.
@@ -31,12 +36,45 @@ pub(super) enum ProtocolError {
     Arguments,
     #[error("Protocol error: invalid bulk length; a request has at most {REQUEST_BYTES_MAX} bytes")]
     Length,
+    #[error("Protocol error: an argument is longer than was announced")]
+    Argument,
+    #[error("a request has at most {REQUEST_BYTES_MAX} bytes")]
+    Oversized(Oversized),
     #[error("Protocol error: too big inline request")]
     Inline,
     #[error("Protocol error: this is no HTTP server; nothing that follows is carried out")]
     Http,
     #[error("Protocol error: {0}")]
     Codec(String),
+}
+
+/// The rest of a request that is larger than is taken: it is passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Oversized {
+    /// What is left of the argument that has begun, its line's end included.
+    bytes: usize,
+    /// How many follow it.
+    arguments: usize,
+}
+
+impl Oversized {
+    /// Takes what has arrived of it; whether that is all.
+    pub(super) fn pass_over(&mut self, buffer: &mut BytesMut) -> Result<bool, ProtocolError> {
+        loop {
+            let here = self.bytes.min(buffer.len());
+            buffer.advance(here);
+            self.bytes -= here;
+            if self.bytes > 0 {
+                return Ok(false);
+            }
+            let Some(arguments) = self.arguments.checked_sub(1) else { return Ok(true) };
+            let Some((len, at)) = length_line(buffer, 0, '$')? else { return Ok(false) };
+            let len = usize::try_from(len).ok().filter(|len| *len <= PASSED_OVER_MAX);
+            let len = len.ok_or(ProtocolError::Length)?;
+            buffer.advance(at);
+            *self = Self { bytes: len + 2, arguments };
+        }
+    }
 }
 
 /// A command's name and arguments.
@@ -53,25 +91,21 @@ pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, P
                 other => return Ok(other),
             }
         }
-        let Some(len) = measure(buffer)? else { return Ok(None) };
-        let whole = buffer.split_to(len).freeze();
-        let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
-        let frame = resp2::decode::decode_bytes(&whole).map_err(|error| codec(&error))?;
-        let Some((Resp2::Array(parts), _)) = frame else {
-            // An array of no length, or of none: there is nothing to do.
-            continue;
+        let mut places = Vec::new();
+        let len = match measure(buffer, |place| places.push(place)) {
+            Ok(Some(len)) => len,
+            Ok(None) => return Ok(None),
+            Err((at, error)) => {
+                buffer.advance(at);
+                return Err(error);
+            }
         };
-        let arguments: Option<Arguments> = parts
-            .into_iter()
-            .map(|part| match part {
-                Resp2::BulkString(bytes) => Some(bytes),
-                _ => None,
-            })
-            .collect();
-        match arguments {
-            Some(arguments) if arguments.is_empty() => continue,
-            Some(arguments) => return Ok(Some(arguments)),
-            None => return Err(ProtocolError::Length),
+        let whole = buffer.split_to(len).freeze();
+        if places.iter().any(|place| !whole[place.end..].starts_with(b"\r\n")) {
+            return Err(ProtocolError::Argument);
+        }
+        if !places.is_empty() {
+            return Ok(Some(places.into_iter().map(|place| whole.slice(place)).collect()));
         }
     }
 }
@@ -80,30 +114,55 @@ pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, P
 pub(super) fn is_complete(buffer: &[u8]) -> bool {
     match buffer.first() {
         None => false,
-        Some(b'*') => measure(buffer) != Ok(None),
+        Some(b'*') => measure(buffer, |_| ()) != Ok(None),
         Some(_) => buffer.contains(&b'\n') || buffer.len() >= INLINE_BYTES_MAX,
     }
 }
 
-/// The length of the request that `buffer` begins with, once all of it is there.
-fn measure(buffer: &[u8]) -> Result<Option<usize>, ProtocolError> {
-    let Some((count, mut at)) = length_line(buffer, 0, '*')? else { return Ok(None) };
-    let count = match count {
-        ..=0 => 0,
-        count => usize::try_from(count).map_err(|_| ProtocolError::Arguments)?,
+/// The length of the request that `buffer` begins with, once all of it is there, and the places of
+/// its arguments. An error comes with how much of `buffer` was understood before it.
+fn measure(
+    buffer: &[u8],
+    mut argument: impl FnMut(Range<usize>),
+) -> Result<Option<usize>, (usize, ProtocolError)> {
+    let failed = |error| (0, error);
+    let Some((count, mut at)) = length_line(buffer, 0, '*').map_err(failed)? else {
+        return Ok(None);
     };
+    // As Redis does: an array of no length, or of less, is nothing to do.
+    let count = usize::try_from(count.max(0)).map_err(|_| (0, ProtocolError::Arguments))?;
     if count > ARGUMENTS_MAX {
-        return Err(ProtocolError::Arguments);
+        return Err((0, ProtocolError::Arguments));
     }
-    for _ in 0..count {
-        let Some((len, bytes)) = length_line(buffer, at, '$')? else { return Ok(None) };
-        let len = usize::try_from(len).map_err(|_| ProtocolError::Length)?;
-        at = bytes.saturating_add(len).saturating_add(2);
+    for index in 0..count {
+        let Some((len, begin)) = length_line(buffer, at, '$').map_err(failed)? else {
+            return Ok(None);
+        };
+        let len = usize::try_from(len).ok().filter(|len| *len <= PASSED_OVER_MAX);
+        let len = len.ok_or((0, ProtocolError::Length))?;
+        at = begin + len + 2;
         if at > REQUEST_BYTES_MAX {
-            return Err(ProtocolError::Length);
+            let rest = Oversized { bytes: len + 2, arguments: count - index - 1 };
+            return Err((begin, ProtocolError::Oversized(rest)));
         }
+        argument(begin..begin + len);
     }
     Ok((at <= buffer.len()).then_some(at))
+}
+
+/// Reads an integer as Redis does: only in the form in which it writes one, without a plus sign or
+/// a zero in front.
+pub(super) fn integer(text: &[u8]) -> Option<i64> {
+    let (sign, digits) = match text.split_first() {
+        Some((b'-', digits)) => (1, digits),
+        _ => (0, text),
+    };
+    let in_form = match digits {
+        [b'0'] => sign == 0,
+        [b'1'..=b'9', ..] => true,
+        _ => false,
+    };
+    in_form.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }
 
 /// Reads `MARK number CRLF` at `at`; returns the number and what comes behind it.
@@ -124,8 +183,8 @@ fn length_line(
     let Some(end) = line.windows(2).position(|pair| pair == b"\r\n") else {
         return if line.len() < LENGTH_LINE_MAX { Ok(None) } else { Err(invalid()) };
     };
-    let number = std::str::from_utf8(&line[..end]).ok().and_then(|text| text.parse().ok());
-    Ok(Some((number.ok_or_else(invalid)?, at + 1 + end + 2)))
+    let number = integer(&line[..end]).ok_or_else(invalid)?;
+    Ok(Some((number, at + 1 + end + 2)))
 }
 
 /// Whether a line is of an HTTP request. A web page may have its browser send one here, with commands

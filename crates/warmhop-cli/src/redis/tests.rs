@@ -625,6 +625,29 @@ async fn what_is_no_request_is_told_off_and_ends_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_too_large_is_passed_over_and_its_client_goes_on() {
+    let (_mesh, mut it) = endpoint().await;
+    let refused = "-ERR a request has at most 2097152 bytes\r\n";
+    let value = vec![b'v'; 5 * VALUE_BYTES_MAX];
+    it.asks("SET a 1", "+OK\r\n").await;
+    it.send(&request(&[b"SET", b"a", &value, b"EX", &value, b"10"])).await;
+    it.send(&request(&[b"GET", b"a"])).await;
+    it.reads(&format!("{refused}{}", bulk("1"))).await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.send(&request(&[b"MSET", b"b", &value[..VALUE_BYTES_MAX], b"c", &value])).await;
+    it.reads(refused).await;
+    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_reads_why_its_connection_ends_whatever_else_it_has_sent() {
+    let (_mesh, mut it) = endpoint().await;
+    it.send(b"*1\r\n$x\r\n").await;
+    it.send(&vec![b'v'; 5 * VALUE_BYTES_MAX]).await;
+    assert!(it.rest().await.starts_with("-ERR Protocol error: invalid bulk length"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_and_keys_have_bounds() {
     let (_mesh, mut it) = endpoint().await;
     let value = vec![b'v'; VALUE_BYTES_MAX];
@@ -702,8 +725,16 @@ fn no_bytes_whatever_make_the_reader_stumble() {
 fn a_request_is_refused_before_its_bytes_arrive() {
     let announced = format!("*2\r\n$3\r\nGET\r\n${REQUEST_BYTES_MAX}\r\n");
     let mut bytes = BytesMut::from(announced.as_bytes());
-    assert_eq!(take_request(&mut bytes), Err(ProtocolError::Length));
-    let mut bytes = BytesMut::from(&b"*0\r\n*-1\r\n\r\nget  a\r\n"[..]);
+    assert!(matches!(take_request(&mut bytes), Err(ProtocolError::Oversized(_))));
+    for wrong in ["*+1\r\n$4\r\nPING\r\n", "*01\r\n$4\r\nPING\r\n", "*-0\r\n"] {
+        assert_eq!(take_request(&mut BytesMut::from(wrong)), Err(ProtocolError::Arguments));
+    }
+    for wrong in ["*1\r\n$+4\r\nPING\r\n", "*1\r\n$04\r\nPING\r\n", "*1\r\n$536870913\r\n"] {
+        assert_eq!(take_request(&mut BytesMut::from(wrong)), Err(ProtocolError::Length));
+    }
+    let mut bytes = BytesMut::from("*1\r\n$4\r\nPINGxxPING\r\n");
+    assert_eq!(take_request(&mut bytes), Err(ProtocolError::Argument));
+    let mut bytes = BytesMut::from(&b"*0\r\n*-1\r\n*-5\r\n\r\nget  a\r\n"[..]);
     let words = vec![Bytes::from_static(b"get"), Bytes::from_static(b"a")];
     assert_eq!(take_request(&mut bytes), Ok(Some(words)));
 }
