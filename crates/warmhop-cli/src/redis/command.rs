@@ -6,8 +6,17 @@ use bytes::Bytes;
 
 use super::frame::{Arguments, KEY_BYTES_MAX, Reply, integer};
 
-/// The longest time to live, about 285,000 years: beyond, times cannot be told as numbers.
-const TTL_MS_MAX: i64 = 1 << 53;
+/// The longest time to live, about 146 million years: later times could not be counted with.
+const TTL_MS_MAX: i64 = 1 << 62;
+/// The longest pattern, in bytes: what each key costs that is compared with it.
+const PATTERN_BYTES_MAX: usize = 1024;
+/// How much of a word that a client sent it is told again, in characters.
+const WORD_TOLD_MAX: usize = 64;
+/// How many commands are offered, as `COMMAND COUNT` tells it.
+pub(super) const OFFERED: i64 = 67;
+
+/// How many databases there are.
+pub(super) const DATABASES: u8 = 16;
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
@@ -90,7 +99,7 @@ pub(super) enum Data {
     Expire {
         key: Bytes,
         at: SystemTime,
-        only: Option<Only>,
+        only: Only,
     },
     /// When a key ends: in `unit`s from now, or since 1970 if `absolute`.
     Ends {
@@ -188,14 +197,17 @@ pub(super) enum Existing {
     Something,
 }
 
-/// The condition of `EXPIRE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Only {
+/// The conditions of `EXPIRE`: all that are set have to hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Only {
     /// Nobody asked for the key's end.
-    Endless,
-    Ending,
-    Later,
-    Earlier,
+    pub(super) endless: bool,
+    /// Somebody did.
+    pub(super) ending: bool,
+    /// It comes later than the key's end.
+    pub(super) later: bool,
+    /// It comes sooner.
+    pub(super) earlier: bool,
 }
 
 /// The unit of a time.
@@ -297,6 +309,14 @@ fn checked(key: Bytes) -> Result<Bytes, Refused> {
     Ok(key)
 }
 
+fn checked_pattern(pattern: Bytes) -> Result<Bytes, Refused> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        let detail = format!("a pattern has at most {PATTERN_BYTES_MAX} bytes");
+        return Err(Refused::argument(detail));
+    }
+    Ok(pattern)
+}
+
 fn number(bytes: &[u8]) -> Result<i64, Refused> {
     integer(bytes).ok_or_else(not_a_number)
 }
@@ -375,7 +395,7 @@ fn connection(rest: &mut Rest) -> Result<Option<Connection>, Refused> {
         "SELECT" => {
             let index = rest.number()?;
             let out_of_range = || Refused::argument("DB index is out of range");
-            let index = u8::try_from(index).ok().filter(|index| *index < 16);
+            let index = u8::try_from(index).ok().filter(|index| *index < DATABASES);
             Connection::Select(index.ok_or_else(out_of_range)?)
         }
         "CLIENT" => client(rest)?,
@@ -452,6 +472,10 @@ fn hello(rest: &mut Rest) -> Result<Connection, Refused> {
 fn client_name(name: &[u8]) -> Result<Bytes, Refused> {
     if name.len() > CLIENT_NAME_BYTES_MAX {
         let detail = format!("a client's name has at most {CLIENT_NAME_BYTES_MAX} bytes");
+        return Err(Refused::argument(detail));
+    }
+    if !name.iter().all(u8::is_ascii_graphic) {
+        let detail = "Client names cannot contain spaces, newlines or special characters.";
         return Err(Refused::argument(detail));
     }
     Ok(Bytes::copy_from_slice(name))
@@ -539,15 +563,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
             let key = rest.key()?;
             let unit = if name.starts_with('P') { Unit::Milliseconds } else { Unit::Seconds };
             let at = time(rest.number()?, unit, name.ends_with("AT"), &name)?;
-            let only = match rest.word().as_deref() {
-                None => None,
-                Some("NX") => Some(Only::Endless),
-                Some("XX") => Some(Only::Ending),
-                Some("GT") => Some(Only::Later),
-                Some("LT") => Some(Only::Earlier),
-                Some(_) => return Err(syntax()),
-            };
-            rest.end(Data::Expire { key, at, only })
+            Ok(Data::Expire { key, at, only: only(&mut rest)? })
         }
         "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" => {
             let key = rest.key()?;
@@ -574,7 +590,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
         }
         "SCAN" => scan(rest),
         "KEYS" => {
-            let pattern = rest.next()?;
+            let pattern = rest.next().and_then(checked_pattern)?;
             rest.end(Data::Keys(pattern))
         }
         "DBSIZE" => rest.end(Data::DbSize),
@@ -588,6 +604,31 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
         _ if name.starts_with('H') => hash(rest),
         _ => Err(unknown(&name)),
     }
+}
+
+fn only(rest: &mut Rest) -> Result<Only, Refused> {
+    let mut only = Only::default();
+    while let Some(word) = rest.word() {
+        match word.as_str() {
+            "NX" => only.endless = true,
+            "XX" => only.ending = true,
+            "GT" => only.later = true,
+            "LT" => only.earlier = true,
+            other => {
+                let other: String = other.chars().take(WORD_TOLD_MAX).collect();
+                return Err(Refused::argument(format!("Unsupported option {other}")));
+            }
+        }
+    }
+    if only.endless && (only.ending || only.later || only.earlier) {
+        let detail = "NX and XX, GT or LT options at the same time are not compatible";
+        return Err(Refused::argument(detail));
+    }
+    if only.later && only.earlier {
+        let detail = "GT and LT options at the same time are not compatible";
+        return Err(Refused::argument(detail));
+    }
+    Ok(only)
 }
 
 fn set(mut rest: Rest) -> Result<Data, Refused> {
@@ -616,7 +657,7 @@ fn scan(mut rest: Rest) -> Result<Data, Refused> {
     while let Some(word) = rest.word() {
         let value = rest.left.next().ok_or_else(syntax)?;
         match word.as_str() {
-            "MATCH" => pattern = Some(value),
+            "MATCH" => pattern = Some(checked_pattern(value)?),
             "COUNT" => {
                 let asked = usize::try_from(number(&value)?).ok();
                 count = asked.filter(|count| *count > 0).ok_or_else(syntax)?;
@@ -673,7 +714,7 @@ fn hash(mut rest: Rest) -> Result<Data, Refused> {
 }
 
 fn unknown(name: &str) -> Refused {
-    let name: String = name.chars().take(64).collect();
+    let name: String = name.chars().take(WORD_TOLD_MAX).collect();
     let detail =
         format!("unknown command '{name}': this endpoint keeps sessions, see docs/redis.md");
     Refused::Form(Reply::error("ERR", detail))

@@ -19,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::command::{Answer, Command, Connection, Data};
+use super::command::{Answer, Command, Connection, DATABASES, Data, OFFERED};
 use super::execute::{Database, Guard, REPLY_BYTES_MAX, Watched, WatchedChanged};
 use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
 
@@ -338,6 +338,7 @@ impl Client {
                 }
             };
             let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
+            let is_exec = arguments[0].eq_ignore_ascii_case(b"EXEC");
             let command = Command::parse(arguments);
             if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
                 while under_way.meets(data, bytes) {
@@ -360,6 +361,10 @@ impl Client {
                     // A reply is in the version that its own HELLO asks for.
                     let reply = self.about_connection(command).await;
                     put(reply, self.version, outgoing);
+                }
+                (Err(refused), _) if is_exec => {
+                    (self.transaction, self.watched) = (None, Vec::new());
+                    put(discarded_because(&refused), self.version, outgoing);
                 }
                 (Err(refused), transaction) => {
                     if let Some(queued) = transaction {
@@ -413,11 +418,12 @@ impl Client {
             Connection::GetName => Reply::Bytes(self.name.clone()),
             Connection::Id => Reply::Number(self.id),
             Connection::Noted | Connection::Quit => Reply::OK,
-            Connection::CommandCount => Reply::Number(0),
+            Connection::CommandCount => Reply::Number(OFFERED),
             Connection::Nothing => Reply::Array(Vec::new()),
             Connection::Setting(name) => Reply::Map(match name.as_str() {
                 // redis-benchmark asks how the server saves: not at all.
                 "save" => vec![(Reply::text(name), Reply::text(""))],
+                "databases" => vec![(Reply::text(name), Reply::text(DATABASES.to_string()))],
                 "appendonly" => vec![(Reply::text(name), Reply::text("no"))],
                 _ => Vec::new(),
             }),
@@ -530,7 +536,7 @@ impl Client {
         for (name, before) in &watched {
             match self.database.watch(name).await {
                 Ok(now) if now == *before => {}
-                Ok(_) => return Reply::Null,
+                Ok(_) => return Reply::Aborted,
                 Err(failed) => return failed,
             }
         }
@@ -553,7 +559,7 @@ impl Client {
                             reply
                         }
                         Err(WatchedChanged { some_changed: false }) if !changed => {
-                            return Reply::Null;
+                            return Reply::Aborted;
                         }
                         // Too late for none of it to have run: this says how far it came.
                         Err(WatchedChanged { some_changed }) => {
@@ -645,6 +651,15 @@ fn not_run() -> Reply {
     let detail = "a watched key was changed by another after the first commands; this one and those \
                   after it were not run";
     Reply::error("WATCHFAILED", detail)
+}
+
+/// As Redis has it, an EXEC of the wrong form ends its transaction.
+fn discarded_because(refused: &Reply) -> Reply {
+    let why = match refused {
+        Reply::Error(told) => told.split_once(' ').map_or(told.as_str(), |(_, why)| why),
+        _ => "",
+    };
+    Reply::error("EXECABORT", format!("Transaction discarded because of: {why}"))
 }
 
 fn run_in_part() -> Reply {

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use globset::{Candidate, GlobBuilder, GlobMatcher};
 use warmhop::{Expires, RegisterError, Registers, When};
 
-use super::command::{Answer, Data, Ends, Existing, Only, Unit};
+use super::command::{Answer, Data, Ends, Existing, Unit};
 use super::frame::{Reply, VALUE_BYTES_MAX, integer};
+use super::glob;
 use super::turns::{Place, Turn, Turns};
 use super::value::{TooLarge, Value};
 
@@ -28,6 +28,8 @@ const AT_ONCE: usize = 16;
 pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The most keys that `KEYS` tells; SCAN tells more.
 const KEYS_MAX: usize = 100_000;
+/// The most bytes of keys that `KEYS` tells.
+const KEYS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys are asked for at once where all are looked through.
 const LISTED_AT_ONCE: usize = 1000;
 
@@ -347,13 +349,10 @@ impl Database {
                 self.update(&key, |held| {
                     let no = Ok(Step::Leave(Reply::Number(0)));
                     let Some(held) = held else { return no };
-                    let holds = match only {
-                        None => true,
-                        Some(Only::Ending) => !held.endless,
-                        Some(Only::Endless) => held.endless,
-                        Some(Only::Later) => !held.endless && at > held.expires,
-                        Some(Only::Earlier) => held.endless || at < held.expires,
-                    };
+                    let holds = (!only.endless || held.endless)
+                        && (!only.ending || !held.endless)
+                        && (!only.later || (!held.endless && at > held.expires))
+                        && (!only.earlier || held.endless || at < held.expires);
                     let yes = Reply::Number(1);
                     match (holds, at <= SystemTime::now()) {
                         (false, _) => no,
@@ -394,20 +393,13 @@ impl Database {
                 self.scan(cursor, pattern, count, kind).await
             }
             Data::Keys(pattern) => {
-                let matcher = matcher(&pattern)?;
-                let mut keys = Vec::new();
-                self.each_key(|key| {
-                    if matches(&matcher, &key) {
-                        keys.push(Reply::Bytes(key));
-                    }
-                    if keys.len() > KEYS_MAX {
-                        let detail = format!("more than {KEYS_MAX} keys match: use SCAN");
-                        return Err(Reply::error("ERR", detail));
-                    }
-                    Ok(())
+                let mut found = Found::default();
+                self.each_key(|key| match glob::matches(&pattern, &key) {
+                    true => found.add(key),
+                    false => Ok(()),
                 })
                 .await?;
-                Ok(Reply::Array(keys))
+                Ok(Reply::Array(found.keys))
             }
             Data::DbSize => {
                 let mut keys = 0;
@@ -650,23 +642,26 @@ impl Database {
         count: usize,
         kind: Option<Bytes>,
     ) -> Result<Reply, Stop> {
-        let matcher = pattern.map(|pattern| matcher(&pattern)).transpose()?;
         let (names, next) = self.registers.keys(cursor, count).await.map_err(failed)?;
-        let mut found = Vec::new();
-        for name in names {
-            let Some(key) = self.key(&name) else { continue };
-            if matcher.as_ref().is_some_and(|matcher| !matches(matcher, &key)) {
-                continue;
-            }
-            if let Some(kind) = &kind {
-                let held = self.held(&name).await?;
-                if held.is_none_or(|held| !kind.eq_ignore_ascii_case(held.value.kind().as_bytes()))
-                {
-                    continue;
-                }
-            }
-            found.push(Reply::Bytes(key));
-        }
+        let is_match = |name: &Bytes| {
+            let key = self.key(name)?;
+            pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, &key)).then_some(key)
+        };
+        let names: Vec<Bytes> = names.into_iter().filter(|name| is_match(name).is_some()).collect();
+        let kind = kind.as_deref();
+        let found = stream::iter(names)
+            .map(|name| async move {
+                let is_kind = match kind {
+                    None => true,
+                    Some(kind) => self.held(&name).await?.is_some_and(|held| {
+                        kind.eq_ignore_ascii_case(held.value.kind().as_bytes())
+                    }),
+                };
+                Ok::<_, Reply>(self.key(&name).filter(|_| is_kind).map(Reply::Bytes))
+            })
+            .buffered(AT_ONCE)
+            .try_filter_map(|key| std::future::ready(Ok(key)));
+        let found: Vec<Reply> = found.try_collect().await?;
         Ok(Reply::Array(vec![Reply::text(next.to_string()), Reply::Array(found)]))
     }
 
@@ -710,6 +705,28 @@ impl Database {
             }
             cursor = next;
         }
+    }
+}
+
+/// What `KEYS` has found.
+#[derive(Default)]
+struct Found {
+    keys: Vec<Reply>,
+    bytes: usize,
+}
+
+impl Found {
+    fn add(&mut self, key: Bytes) -> Result<(), Reply> {
+        let key = Reply::Bytes(key);
+        self.bytes += key.size();
+        self.keys.push(key);
+        if self.keys.len() > KEYS_MAX || self.bytes > KEYS_BYTES_MAX {
+            let detail = format!(
+                "more than {KEYS_MAX} keys match, or {KEYS_BYTES_MAX} bytes of them: use SCAN"
+            );
+            return Err(Reply::error("ERR", detail));
+        }
+        Ok(())
     }
 }
 
@@ -825,44 +842,19 @@ fn in_unit(span: Duration, unit: Unit) -> i64 {
     }
 }
 
-/// A pattern as Redis writes it: `*`, `?`, `[a-z]`, `[^a]` and `\` before what stands for itself.
-fn matcher(pattern: &[u8]) -> Result<GlobMatcher, Reply> {
-    let invalid = |why: &dyn std::fmt::Display| Reply::error("ERR", format!("pattern: {why}"));
-    let text = std::str::from_utf8(pattern).map_err(|error| invalid(&error))?;
-    let mut glob = String::with_capacity(text.len());
-    let mut escaped = false;
-    for c in text.chars() {
-        // Alternatives in braces are none of Redis's.
-        if matches!(c, '{' | '}') && !escaped {
-            glob.push('\\');
-        }
-        glob.push(c);
-        escaped = c == '\\' && !escaped;
-    }
-    let glob = GlobBuilder::new(&glob).backslash_escape(true).literal_separator(false).build();
-    Ok(glob.map_err(|error| invalid(&error))?.compile_matcher())
-}
-
-fn matches(matcher: &GlobMatcher, key: &[u8]) -> bool {
-    matcher.is_match_candidate(&Candidate::from_bytes(key))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn patterns_match_as_redis_has_it() {
-        let is_match = |pattern: &str, key: &str| {
-            matches(&matcher(pattern.as_bytes()).unwrap(), key.as_bytes())
-        };
-        assert!(is_match("sess:*", "sess:a/b.c"));
-        assert!(is_match("*", ""));
-        assert!(is_match("h?llo", "hallo") && !is_match("h?llo", "hllo"));
-        assert!(is_match("h[ae]llo", "hello") && !is_match("h[^e]llo", "hello"));
-        assert!(is_match("a{b}*", "a{b}c") && !is_match("a{b,c}", "ab"));
-        assert!(is_match("a\\*", "a*") && !is_match("a\\*", "ab"));
-        assert!(matcher(b"[a").is_err());
+    fn what_keys_tells_is_bounded_in_number_and_in_bytes() {
+        for (len, fit) in [(1, KEYS_MAX), (496, KEYS_BYTES_MAX / 512)] {
+            let mut found = Found::default();
+            for _ in 0..fit {
+                found.add(Bytes::from(vec![b'k'; len])).unwrap();
+            }
+            found.add(Bytes::from(vec![b'k'; len])).unwrap_err();
+        }
     }
 
     /// What a command of several keys is answered, of which each comes to this.

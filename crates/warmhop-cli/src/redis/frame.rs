@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redis_protocol::resp2::types::BytesFrame as Resp2;
 use redis_protocol::resp3::types::BytesFrame as Resp3;
 use redis_protocol::{resp2, resp3};
@@ -42,6 +42,8 @@ pub(super) enum ProtocolError {
     Oversized(Oversized),
     #[error("Protocol error: too big inline request")]
     Inline,
+    #[error("Protocol error: unbalanced quotes in request")]
+    Quotes,
     #[error("Protocol error: this is no HTTP server; nothing that follows is carried out")]
     Http,
     #[error("Protocol error: {0}")]
@@ -189,8 +191,10 @@ fn length_line(
 
 /// Whether a line is of an HTTP request. A web page may have its browser send one here, with commands
 /// as its body; the first line ends that.
-fn is_http(words: &[Bytes]) -> bool {
-    let (Some(first), Some(last)) = (words.first(), words.last()) else { return false };
+fn is_http(line: &[u8]) -> bool {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let Some(first) = words.next() else { return false };
+    let last = words.next_back().unwrap_or(first);
     let begins = |word: &str| first.eq_ignore_ascii_case(word.as_bytes());
     last.starts_with(b"HTTP/") || ["POST", "PUT", "PATCH", "HOST:"].iter().any(|it| begins(it))
 }
@@ -203,9 +207,71 @@ fn take_line(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> 
     };
     let line = buffer.split_to(end).freeze();
     buffer.advance(1);
-    let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    let words: Arguments = words.map(|word| line.slice_ref(word)).collect();
-    if is_http(&words) { Err(ProtocolError::Http) } else { Ok(Some(words)) }
+    if is_http(&line) {
+        return Err(ProtocolError::Http);
+    }
+    words(&line).map(Some).ok_or(ProtocolError::Quotes)
+}
+
+/// Splits a line as Redis does (`sdssplitargs` in its `sds.c`): words may be quoted, in part as well,
+/// with escapes between double quotes. `None` where a quote is not closed, or not followed by a space.
+fn words(mut line: &[u8]) -> Option<Arguments> {
+    let is_space = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
+    let mut words = Vec::new();
+    loop {
+        line = &line[line.iter().take_while(|byte| is_space(byte)).count()..];
+        if line.is_empty() {
+            return Some(words);
+        }
+        let mut word = BytesMut::new();
+        while let Some((first, rest)) = line.split_first().filter(|(first, _)| !is_space(first)) {
+            line = match first {
+                b'"' | b'\'' => {
+                    let rest = quoted(*first, rest, &mut word)?;
+                    if !rest.first().is_none_or(is_space) {
+                        return None;
+                    }
+                    rest
+                }
+                byte => {
+                    word.put_u8(*byte);
+                    rest
+                }
+            };
+        }
+        words.push(word.freeze());
+    }
+}
+
+/// Takes what is quoted up to `quote`; what is left behind it.
+fn quoted<'a>(quote: u8, mut text: &'a [u8], word: &mut BytesMut) -> Option<&'a [u8]> {
+    let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
+    loop {
+        let (byte, rest) = match text {
+            [end, rest @ ..] if *end == quote => return Some(rest),
+            [b'\\', b'x', high, low, rest @ ..]
+                if quote == b'"' && high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                (hex(*high)? * 16 + hex(*low)?, rest)
+            }
+            [b'\\', escaped, rest @ ..] if quote == b'"' => {
+                let byte = match escaped {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 0x08,
+                    b'a' => 0x07,
+                    other => *other,
+                };
+                (byte, rest)
+            }
+            [b'\\', b'\'', rest @ ..] if quote == b'\'' => (b'\'', rest),
+            [byte, rest @ ..] => (*byte, rest),
+            [] => return None,
+        };
+        word.put_u8(byte);
+        text = rest;
+    }
 }
 
 /// What a command is answered.
@@ -221,6 +287,8 @@ pub(super) enum Reply {
     Bytes(Bytes),
     /// Nothing.
     Null,
+    /// No answers: a transaction that was not run.
+    Aborted,
     /// Several, in order.
     Array(Vec<Reply>),
     /// Pairs; a flat array to clients of version 2.
@@ -260,7 +328,10 @@ impl Reply {
     /// Appends it in the client's version of the protocol.
     pub(super) fn put(self, version: u8, buffer: &mut BytesMut) -> Result<(), ProtocolError> {
         let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
-        if version == 3 {
+        if self == Self::Aborted && version == 2 {
+            // Its codec knows one form of nothing, which is that of a bulk string.
+            buffer.extend_from_slice(b"*-1\r\n");
+        } else if version == 3 {
             resp3::encode::complete::extend_encode(buffer, &self.resp3(), false)
                 .map_err(|error| codec(&error))?;
         } else {
@@ -276,7 +347,7 @@ impl Reply {
             Self::Error(text) => Resp2::Error(text.into()),
             Self::Number(number) => Resp2::Integer(number),
             Self::Bytes(bytes) => Resp2::BulkString(bytes),
-            Self::Null => Resp2::Null,
+            Self::Null | Self::Aborted => Resp2::Null,
             Self::Array(parts) => Resp2::Array(parts.into_iter().map(Self::resp2).collect()),
             Self::Map(pairs) => {
                 let flat = pairs.into_iter().flat_map(|(key, value)| [key.resp2(), value.resp2()]);
@@ -294,7 +365,7 @@ impl Reply {
             Self::Error(text) => Resp3::SimpleError { data: text.into(), attributes },
             Self::Number(data) => Resp3::Number { data, attributes },
             Self::Bytes(data) => Resp3::BlobString { data, attributes },
-            Self::Null => Resp3::Null,
+            Self::Null | Self::Aborted => Resp3::Null,
             Self::Array(parts) => {
                 let data = parts.into_iter().map(Self::resp3).collect();
                 Resp3::Array { data, attributes }

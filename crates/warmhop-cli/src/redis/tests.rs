@@ -352,7 +352,7 @@ async fn a_watched_key_that_changed_stops_the_transaction() {
     it.asks("MULTI", "+OK\r\n").await;
     it.asks("SET a 2", "+QUEUED\r\n").await;
     other.asks("SET a other", "+OK\r\n").await;
-    it.asks("EXEC", "$-1\r\n").await;
+    it.asks("EXEC", "*-1\r\n").await;
     it.asks("GET a", bulk("other")).await;
     it.asks("WATCH a", "+OK\r\n").await;
     it.asks("MULTI", "+OK\r\n").await;
@@ -387,7 +387,7 @@ async fn a_watched_key_is_compared_until_it_is_changed_whatever_is_asked_of_it_b
     it.asks("EXPIRE k 100", ":1\r\n").await;
     it.asks("MULTI", "+OK\r\n").await;
     it.asks("SET k w", "+QUEUED\r\n").await;
-    it.asks("EXEC", "$-1\r\n").await;
+    it.asks("EXEC", "*-1\r\n").await;
     // Several keys are compared, each for itself, as often as they are named.
     it.asks("WATCH k other k", "+OK\r\n").await;
     it.asks("MULTI", "+OK\r\n").await;
@@ -434,7 +434,7 @@ async fn a_change_by_another_during_a_transaction_is_never_overwritten() {
             let exec = answer.split_once("$7\r\nthe end").unwrap().0;
             let exec = exec.rsplit_once("+QUEUED\r\n").unwrap().1;
             met[match exec {
-                "$-1\r\n" => 0,
+                "*-1\r\n" => 0,
                 exec if exec.contains("-WATCHFAILED ") => 1,
                 exec => {
                     assert!(exec.starts_with("*302\r\n") && exec.ends_with("+OK\r\n"), "{exec}");
@@ -645,6 +645,111 @@ async fn a_client_reads_why_its_connection_ends_whatever_else_it_has_sent() {
     it.send(b"*1\r\n$x\r\n").await;
     it.send(&vec![b'v'; 5 * VALUE_BYTES_MAX]).await;
     assert!(it.rest().await.starts_with("-ERR Protocol error: invalid bulk length"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_too_many_is_told_so_and_has_room_when_another_leaves() {
+    let (mesh, name) = mesh().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(super::serve_up_to(2, listener, mesh.registers(&name).unwrap()));
+    let connect = async || Client(TcpStream::connect(addr).await.unwrap());
+    let (mut one, mut other) = (connect().await, connect().await);
+    one.asks("PING", "+PONG\r\n").await;
+    other.asks("PING", "+PONG\r\n").await;
+    assert_eq!(connect().await.rest().await, "-ERR max number of clients reached\r\n");
+    drop(one);
+    let late = Instant::now() + PATIENCE;
+    loop {
+        let mut another = connect().await;
+        // One that is turned away while it asks may find its connection reset.
+        let _ = another.0.write_all(&request(&[b"PING"])).await;
+        let mut first = [0];
+        if matches!(another.0.read(&mut first).await, Ok(1)) && first == *b"+" {
+            break;
+        }
+        assert!(Instant::now() < late, "nobody has left");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_out_of_form_is_answered_as_redis_does() {
+    let (_mesh, mut it) = endpoint().await;
+    let not_a_number = "-ERR value is not an integer or out of range\r\n";
+    for value in ["+5", "007", "-0", ""] {
+        it.asks(&format!("SET k {value}"), "+OK\r\n").await;
+        it.asks("INCR k", not_a_number).await;
+    }
+    for by in ["+5", "05", "-0"] {
+        it.asks(&format!("INCRBY n {by}"), not_a_number).await;
+    }
+    it.asks("SET k v EX 10", "+OK\r\n").await;
+    it.asks("EXPIRE k 20 XX GT", ":1\r\n").await;
+    it.asks("EXPIRE k 15 XX GT", ":0\r\n").await;
+    it.asks("EXPIRE k 15 XX LT", ":1\r\n").await;
+    it.asks("PERSIST k", ":1\r\n").await;
+    it.asks("EXPIRE k 15 XX LT", ":0\r\n").await;
+    let detail = "NX and XX, GT or LT options at the same time are not compatible";
+    it.asks("EXPIRE k 15 NX GT", format!("-ERR {detail}\r\n")).await;
+    let detail = "GT and LT options at the same time are not compatible";
+    it.asks("EXPIRE k 15 GT LT", format!("-ERR {detail}\r\n")).await;
+    it.asks("EXPIRE k 15 FOO", "-ERR Unsupported option FOO\r\n").await;
+    it.asks("EXPIREAT k 9999999999999", ":1\r\n").await;
+    it.asks("EXPIRETIME k", ":9999999999999\r\n").await;
+    it.asks("GET k", bulk("v")).await;
+    let detail = "Client names cannot contain spaces, newlines or special characters.";
+    it.send(&request(&[b"CLIENT", b"SETNAME", b"a b"])).await;
+    it.reads(&format!("-ERR {detail}\r\n")).await;
+    it.asks("CONFIG GET databases", array(&["databases", "16"])).await;
+    it.asks(&format!("KEYS {}", "a".repeat(1025)), "-ERR a pattern has at most 1024 bytes\r\n")
+        .await;
+    it.asks("MULTI", "+OK\r\n").await;
+    let why = "wrong number of arguments for 'exec' command";
+    it.asks("EXEC x", format!("-EXECABORT Transaction discarded because of: {why}\r\n")).await;
+    it.asks("EXEC", "-ERR EXEC without MULTI\r\n").await;
+    it.asks("HELLO 3", "%7\r\n").await;
+    it.send(&request(&[b"ECHO", b"behind it"])).await;
+    while it.line().await != "behind it\r\n" {}
+    it.asks("WATCH k", "+OK\r\n").await;
+    it.asks("SET k w", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("EXEC", "_\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_typed_line_may_quote_its_words() {
+    let (_mesh, mut it) = endpoint().await;
+    for (line, told) in [
+        (r#"SET k "hello world""#, "+OK\r\n".to_owned()),
+        ("GET k", bulk("hello world")),
+        (r#"ECHO "a\x41\n\t\q\"""#, bulk("aA\n\tq\"")),
+        (r"ECHO 'it\'s \n'", bulk("it's \\n")),
+        (r#"ECHO """#, bulk("")),
+        (r#"ECHO a"b c""#, bulk("ab c")),
+        ("ECHO {\"a\":1}", "-ERR Protocol error: unbalanced quotes in request\r\n".to_owned()),
+    ] {
+        it.send(format!("{line}\r\n").as_bytes()).await;
+        it.reads(&told).await;
+    }
+    assert_eq!(it.rest().await, "");
+    for unbalanced in ["SET k \"v\n", "SET k 'v\n", "SET k \"v\"w\n"] {
+        let answer = take_request(&mut BytesMut::from(unbalanced));
+        assert_eq!(answer, Err(ProtocolError::Quotes));
+    }
+}
+
+#[test]
+fn the_commands_that_the_documentation_tells_of_are_those_that_are_offered() {
+    let docs = include_str!("../../../../docs/redis.md");
+    let list = docs.split_once("## Commands").unwrap().1;
+    let names: Vec<&str> =
+        list.split('`').skip(1).step_by(2).map(|it| it.split(' ').next().unwrap()).collect();
+    assert_eq!(i64::try_from(names.len()).unwrap(), super::command::OFFERED);
+    for name in names {
+        let told = Command::parse(vec![Bytes::copy_from_slice(name.as_bytes())]);
+        assert!(!format!("{told:?}").contains("unknown command"), "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
