@@ -612,12 +612,13 @@ fn position(sid: SessionId) -> u64 {
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     let now = Clock::wall();
     let mut listing = Listing::default();
-    let mut bytes = 0;
+    // Those that hold nothing are not what was asked for: they are bounded by their bytes.
+    let (mut keys, mut bytes) = (0, 0);
     // The store's parts are in the order of positions, too.
     let part = POSITION_BITS - STRIPES.ilog2();
     let first = usize::try_from(from >> part).unwrap_or(usize::MAX);
     for stripe in node.store.stripes().skip(first) {
-        let is_full = listing.registers.len() >= count || bytes >= LISTED_BYTES_MAX;
+        let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
         if is_full {
             listing.next = Some((stripe as u64) << part);
             return listing;
@@ -631,12 +632,13 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
         found.sort_unstable_by_key(|it| it.sid);
         for it in found {
             let at = position(it.sid);
-            let is_full = listing.registers.len() >= count || bytes >= LISTED_BYTES_MAX;
+            let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
             // Those at one position stay together, or some of them would be passed over.
             if is_full && listing.registers.last().is_none_or(|last| position(last.sid) != at) {
                 listing.next = Some(at);
                 return listing;
             }
+            keys += usize::from(it.key.is_some());
             bytes += LISTED_BYTES + it.key.as_ref().map_or(0, Vec::len);
             listing.registers.push(it);
         }

@@ -392,6 +392,20 @@ async fn what_was_deleted_is_not_listed_though_former_members_hold_it_still() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_makes_no_listing_longer() {
+    let bed = mesh_of(&["a"]).await;
+    let here = registers(&bed.peers[0]);
+    for number in 0..1000 {
+        let key = format!("key:{number}");
+        put(&here, key.as_bytes(), "x").await;
+        if number != 500 {
+            assert!(here.delete(key.as_bytes(), When::Always).await.unwrap().done);
+        }
+    }
+    assert_eq!(here.keys(0, 1).await.unwrap(), (vec!["key:500".into()], 0));
+}
+
 /// A peer that can be stopped as a process is by SIGSTOP: it says no goodbye, and its socket stays.
 async fn stoppable(bed: &Bed, name: &str) -> (Mesh, oneshot::Sender<()>) {
     let identity = bed.authority.issue(&peer(name)).unwrap();
