@@ -4,7 +4,8 @@
 //! token. An operation is a request of it, executed by whichever peer owns it: on the way it is
 //! forwarded, held in line, replicated and taken over as any other, by the same code.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,16 +15,19 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
-use warmhop_core::ids::{AppName, PeerId, RequestId, RequestKey, SessionId, SessionKey, WallTime};
+use warmhop_core::ids::{
+    AppName, PeerId, Position, RequestId, RequestKey, SessionId, SessionKey, WallTime,
+};
 use warmhop_core::octets;
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
+use warmhop_core::view::Liveness;
 
 use crate::app::{App, AppSpec, app_fn};
 use crate::body::{Body, BoxError};
 use crate::call::{Call, CallBody};
 use crate::clock::Clock;
-use crate::hop::HopKind;
+use crate::hop::{HopError, HopKind, HopRefusal};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
 use crate::problem::Problem;
@@ -47,8 +51,14 @@ const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 const LISTED_MIN: usize = 128;
 /// The most keys that one call of [`Registers::keys`] brings.
 const LISTED_MAX: usize = 8192;
-/// How many bytes of keys one peer lists at once, about: with what goes with them, it fits a frame.
-const LISTED_BYTES_MAX: usize = 256 * 1024;
+/// How many bytes one peer lists at once, about: it fits a frame.
+const LISTED_BYTES_MAX: usize = 512 * 1024;
+/// What a register takes in a list beside its key, at most.
+const LISTED_BYTES: usize = 64;
+/// How many parts that turn out to hold no key one call of [`Registers::keys`] looks through.
+const EMPTY_PARTS_MAX: usize = 16;
+/// How long the last peer that has not told its keys is waited for once all others have.
+const LAST_WITHIN: Duration = Duration::from_secs(2);
 /// How many peers are asked for their keys at once.
 const ASKED_AT_ONCE: usize = 16;
 /// The bits of a position: see [`position`].
@@ -230,10 +240,21 @@ struct Held {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Listing {
-    /// Keys and their positions, in order.
-    keys: Vec<(u64, Vec<u8>)>,
+    /// In the order of their positions.
+    registers: Vec<Listed>,
     /// The position from which on there is more; absent at the end.
     next: Option<u64>,
+}
+
+/// A register of which a peer holds a record.
+#[derive(Debug, Serialize, Deserialize)]
+struct Listed {
+    sid: SessionId,
+    /// Of several peers' records of one register the one that stands highest counts: those who are
+    /// no members any more keep what they held.
+    p: Position,
+    /// Its key; absent where the record holds nothing, or nothing any more.
+    key: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Registers {
@@ -301,10 +322,10 @@ impl Registers {
 
     /// Some keys, about `count` of them, and the cursor to go on with, below 2^53: 0 begins and 0
     /// ends. Every key that is there from the first call to the last is listed, once; others may be,
-    /// such as one that was deleted a moment ago.
+    /// such as one that was deleted a moment ago. A call may bring none and a cursor to go on with.
     ///
     /// # Errors
-    /// [`RegisterError::Unavailable`] where a peer that may hold some cannot be asked.
+    /// [`RegisterError::Unavailable`] where two peers or more cannot be asked.
     pub async fn keys(
         &self,
         cursor: u64,
@@ -312,32 +333,76 @@ impl Registers {
     ) -> Result<(Vec<Bytes>, u64), RegisterError> {
         let count = count.clamp(LISTED_MIN, LISTED_MAX);
         let mut from = cursor;
-        loop {
-            // Everyone, for the same part: at least one of those who hold a key has its newest
-            // change, whoever owns it when, but which one, nobody knows.
-            let view = self.node.view();
-            let others: Vec<PeerId> = view.live_peers().map(|(peer, _)| peer.clone()).collect();
-            let mut listings = vec![list(&self.node, &self.slot, from, count)];
-            let begin = from;
-            let mut asked = stream::iter(others)
-                .map(|peer| async move { self.list_at(&peer, begin, count).await })
-                .buffer_unordered(ASKED_AT_ONCE);
-            while let Some(listing) = asked.next().await {
-                listings.push(listing?);
-            }
+        for _ in 0..EMPTY_PARTS_MAX {
+            let listings = self.list_everywhere(from, count).await?;
             // Behind where the first of them stopped, not everything is known.
             let next = listings.iter().filter_map(|listing| listing.next).min();
-            let all = listings.into_iter().flat_map(|listing| listing.keys);
-            let keys: BTreeSet<(u64, Vec<u8>)> =
-                all.filter(|(at, _)| next.is_none_or(|next| *at < next)).collect();
-            match next {
-                Some(next) if keys.is_empty() => from = next,
-                next => {
-                    let keys = keys.into_iter().map(|(_, key)| Bytes::from(key)).collect();
-                    return Ok((keys, next.unwrap_or(0)));
+            let mut newest = BTreeMap::new();
+            for it in listings.into_iter().flat_map(|listing| listing.registers) {
+                let at = position(it.sid);
+                if next.is_some_and(|next| at >= next) {
+                    continue;
+                }
+                match newest.entry((at, it.sid)) {
+                    Entry::Vacant(free) => {
+                        free.insert((it.p, it.key));
+                    }
+                    Entry::Occupied(mut known) if known.get().0 < it.p => {
+                        known.insert((it.p, it.key));
+                    }
+                    Entry::Occupied(_) => {}
                 }
             }
+            let keys = newest.into_values().filter_map(|(_, key)| key.map(Bytes::from));
+            let keys: Vec<Bytes> = keys.collect();
+            match next {
+                Some(next) if keys.is_empty() => from = next,
+                next => return Ok((keys, next.unwrap_or(0))),
+            }
         }
+        Ok((Vec::new(), from))
+    }
+
+    /// What the peers hold, from a position on. Everyone is asked for the same part: at least one of
+    /// those who hold a key has its newest change, whoever owns it when, but which one, nobody
+    /// knows. Whatever was acknowledged is held by two at least where sessions have several copies,
+    /// so that one peer may stay silent.
+    async fn list_everywhere(
+        &self,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<Listing>, RegisterError> {
+        let view = self.node.view();
+        let mut may_miss = usize::from(self.node.store.policy().copies > 1);
+        let suspects = view.live_peers().filter(|(_, it)| it.alive == Liveness::Suspect).count();
+        // One of whom nothing is heard would only be waited for.
+        let leaves_out = suspects == 1 && may_miss == 1;
+        if leaves_out {
+            may_miss = 0;
+        }
+        let others = view.live_peers();
+        let others = others.filter(|(_, it)| !leaves_out || it.alive == Liveness::Alive);
+        let others: Vec<PeerId> = others.map(|(peer, _)| peer.clone()).collect();
+        let mut listings = vec![list(&self.node, &self.slot, from, count)];
+        let mut left = others.len();
+        let mut asked = stream::iter(others)
+            .map(|peer| async move { self.list_at(&peer, from, count).await })
+            .buffer_unordered(ASKED_AT_ONCE);
+        while left > 0 {
+            let next = if left == 1 && may_miss == 1 {
+                tokio::time::timeout(LAST_WITHIN, asked.next()).await.unwrap_or(None)
+            } else {
+                asked.next().await
+            };
+            left -= 1;
+            match next {
+                Some(Ok(listing)) => listings.push(listing),
+                Some(Err(error)) if may_miss == 0 => return Err(error),
+                Some(Err(_)) => may_miss -= 1,
+                None => break,
+            }
+        }
+        Ok(listings)
     }
 
     fn ending(&self, expires: Expires) -> Ending {
@@ -455,10 +520,10 @@ impl Registers {
         let reply = match asked {
             Ok(reply) => reply,
             // It keeps copies for others, who list them.
-            Err(crate::hop::HopError::Refused(crate::hop::HopRefusal::UnknownApp, ..)) => {
-                return Ok(Listing::default());
-            }
-            Err(error) => return Err(unavailable(format!("{error:?}"))),
+            Err(HopError::Refused(HopRefusal::UnknownApp, ..)) => return Ok(Listing::default()),
+            Err(HopError::Refused(why, ..)) => return Err(unavailable(why.label().to_owned())),
+            Err(HopError::Unreachable(error, _)) => return Err(unavailable(error.to_string())),
+            Err(HopError::Broken(why)) => return Err(unavailable(why)),
         };
         let body = collected(reply.response.into_body()).await.map_err(unavailable)?;
         decode(&body)
@@ -509,6 +574,11 @@ fn millis(time: SystemTime) -> u64 {
 /// Whether an operation that failed may have been done.
 fn failed(problem: Problem) -> RegisterError {
     match problem.name {
+        // No client of a register has heard of the keys that tell requests of HTTP apart.
+        "outcome-unknown" if problem.status == StatusCode::CONFLICT => {
+            let detail = "it may have been applied too long ago to tell";
+            RegisterError::OutcomeUnknown(detail.to_owned())
+        }
         "outcome-unknown" | "app-failed" | "applied-too-large-to-repeat" | "execution-failed" => {
             RegisterError::OutcomeUnknown(problem.detail)
         }
@@ -539,36 +609,39 @@ fn position(sid: SessionId) -> u64 {
     u64::from_be_bytes(bytes) >> (u64::BITS - POSITION_BITS)
 }
 
-/// The keys of the registers that this peer holds, from a position on, whether it owns them or not.
+/// The registers of which this peer holds a record, from a position on, whether it owns them or not.
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     let now = Clock::wall();
     let mut listing = Listing::default();
-    let mut bytes = 0;
+    // Those that hold nothing are not what was asked for: they are bounded by their bytes.
+    let (mut keys, mut bytes) = (0, 0);
     // The store's parts are in the order of positions, too.
     let part = POSITION_BITS - STRIPES.ilog2();
     let first = usize::try_from(from >> part).unwrap_or(usize::MAX);
     for stripe in node.store.stripes().skip(first) {
-        let is_full = listing.keys.len() >= count || bytes >= LISTED_BYTES_MAX;
+        let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
         if is_full {
             listing.next = Some((stripe as u64) << part);
             return listing;
         }
         let mut found = node.store.records_in(stripe, slot.name(), |sid, machine| {
-            let at = position(sid);
-            let (state, expiry) = machine.state()?;
-            let held = (at >= from && expiry > now).then(|| parse(state)).flatten()?;
-            Some((at, held.key.to_vec()))
+            let p = machine.newest_at().filter(|_| position(sid) >= from)?;
+            let held = machine.state().filter(|(_, expiry)| *expiry > now);
+            let key = held.and_then(|(state, _)| parse(state)).map(|held| held.key.to_vec());
+            Some(Listed { sid, p, key })
         });
-        found.sort_unstable();
-        for (at, key) in found {
-            let is_full = listing.keys.len() >= count || bytes >= LISTED_BYTES_MAX;
+        found.sort_unstable_by_key(|it| it.sid);
+        for it in found {
+            let at = position(it.sid);
+            let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
             // Those at one position stay together, or some of them would be passed over.
-            if is_full && listing.keys.last().is_none_or(|(last, _)| *last != at) {
+            if is_full && listing.registers.last().is_none_or(|last| position(last.sid) != at) {
                 listing.next = Some(at);
                 return listing;
             }
-            bytes += key.len();
-            listing.keys.push((at, key));
+            keys += usize::from(it.key.is_some());
+            bytes += LISTED_BYTES + it.key.as_ref().map_or(0, Vec::len);
+            listing.registers.push(it);
         }
     }
     listing

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use bed::{Bed, eventually, peer};
+use tokio::sync::oneshot;
 use warmhop::ids::AppName;
 use warmhop::{Change, Expires, Mesh, RegisterError, Registers, When};
 
@@ -361,6 +362,94 @@ async fn what_was_just_put_is_listed_at_once_at_every_peer() {
         let found = listed(&registers(&bed.peers[(turn + 1) % 3]), 1000, async || {}).await;
         assert!(found.contains(&key), "{key}");
         assert_eq!(found.len(), turn + 1, "{found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_not_listed_though_former_members_hold_it_still() {
+    let bed = mesh_of(&["a", "b", "c", "d", "e"]).await;
+    let keys: Vec<String> = (0..60).map(|number| format!("key:{number}")).collect();
+    // Whoever uses a key becomes a member, and another is none any more.
+    for (turn, key) in keys.iter().enumerate() {
+        for user in [turn, turn + 1, turn + 3] {
+            for _ in 0..4 {
+                put(&registers(&bed.peers[user % 5]), key.as_bytes(), "x").await;
+            }
+        }
+    }
+    let (gone, ended) = keys.split_at(30);
+    for key in gone {
+        assert!(registers(&bed.peers[0]).delete(key.as_bytes(), When::Always).await.unwrap().done);
+    }
+    for key in ended {
+        let now = Expires::At(SystemTime::now());
+        assert!(
+            registers(&bed.peers[0]).expire(key.as_bytes(), now, When::Always).await.unwrap().done
+        );
+    }
+    for mesh in &bed.peers {
+        assert_eq!(listed(&registers(mesh), 1000, async || {}).await, [""; 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_makes_no_listing_longer() {
+    let bed = mesh_of(&["a"]).await;
+    let here = registers(&bed.peers[0]);
+    for number in 0..1000 {
+        let key = format!("key:{number}");
+        put(&here, key.as_bytes(), "x").await;
+        if number != 500 {
+            assert!(here.delete(key.as_bytes(), When::Always).await.unwrap().done);
+        }
+    }
+    assert_eq!(here.keys(0, 1).await.unwrap(), (vec!["key:500".into()], 0));
+}
+
+/// A peer that can be stopped as a process is by SIGSTOP: it says no goodbye, and its socket stays.
+async fn stoppable(bed: &Bed, name: &str) -> (Mesh, oneshot::Sender<()>) {
+    let identity = bed.authority.issue(&peer(name)).unwrap();
+    let seed = bed.peers[0].mesh_addr().to_string();
+    let builder = Mesh::builder("test", peer(name), identity).registers(self::name()).seed(seed);
+    let (started, starting) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mesh = runtime.block_on(builder.start()).unwrap();
+        assert!(started.send(mesh).is_ok());
+        runtime.block_on(stopped).unwrap();
+        std::mem::forget(runtime);
+    });
+    (starting.await.unwrap(), stop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_is_listed_while_one_peer_is_silent_and_refused_while_two_are() {
+    let mut bed = mesh_of(&["a", "b", "c"]).await;
+    let mut stops = Vec::new();
+    for name in ["d", "e"] {
+        let (mesh, stop) = stoppable(&bed, name).await;
+        bed.peers.push(mesh);
+        stops.push(stop);
+    }
+    bed.all_see_each_other().await;
+    let mut keys: Vec<String> = (0..100).map(|number| format!("key:{number}")).collect();
+    for (turn, key) in keys.iter().enumerate() {
+        put(&registers(&bed.peers[turn % 3]), key.as_bytes(), "x").await;
+    }
+    keys.sort_unstable();
+    let mut stop_one = || stops.pop().unwrap().send(()).unwrap();
+    stop_one();
+    for mesh in &bed.peers[..3] {
+        let mut found = listed(&registers(mesh), 1000, async || {}).await;
+        found.sort_unstable();
+        assert_eq!(found, keys);
+    }
+    stop_one();
+    for mesh in &bed.peers[..3] {
+        let refused = registers(mesh).keys(0, 1000).await;
+        let Err(RegisterError::Unavailable(why)) = refused else { panic!("{refused:?}") };
+        assert!(!why.contains(['(', '"']), "{why}");
     }
 }
 

@@ -4,10 +4,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::frame::{Arguments, KEY_BYTES_MAX, Reply};
+use super::frame::{Arguments, KEY_BYTES_MAX, Reply, integer};
 
-/// The longest time to live, about 285,000 years: beyond, times cannot be told as numbers.
-const TTL_MS_MAX: i64 = 1 << 53;
+/// The longest time to live, about 146 million years: later times could not be counted with.
+const TTL_MS_MAX: i64 = 1 << 62;
+/// The longest pattern, in bytes: what each key costs that is compared with it.
+const PATTERN_BYTES_MAX: usize = 1024;
+/// How much of a word that a client sent it is told again, in characters.
+const WORD_TOLD_MAX: usize = 64;
+/// How many commands are offered, as `COMMAND COUNT` tells it.
+pub(super) const OFFERED: i64 = 67;
+
+/// How many databases there are.
+pub(super) const DATABASES: u8 = 16;
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
@@ -19,6 +28,8 @@ pub(super) enum Command {
     Connection(Connection),
     /// About what keys hold: see [`Data`].
     Data(Data),
+    /// Its arguments make no sense: it is answered this. As a part of a transaction, as well.
+    Refused(Reply),
 }
 
 /// A command about the connection itself, or that is answered without a key.
@@ -88,7 +99,7 @@ pub(super) enum Data {
     Expire {
         key: Bytes,
         at: SystemTime,
-        only: Option<Only>,
+        only: Only,
     },
     /// When a key ends: in `unit`s from now, or since 1970 if `absolute`.
     Ends {
@@ -186,14 +197,17 @@ pub(super) enum Existing {
     Something,
 }
 
-/// The condition of `EXPIRE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Only {
+/// The conditions of `EXPIRE`: all that are set have to hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Only {
     /// Nobody asked for the key's end.
-    Endless,
-    Ending,
-    Later,
-    Earlier,
+    pub(super) endless: bool,
+    /// Somebody did.
+    pub(super) ending: bool,
+    /// It comes later than the key's end.
+    pub(super) later: bool,
+    /// It comes sooner.
+    pub(super) earlier: bool,
 }
 
 /// The unit of a time.
@@ -204,14 +218,26 @@ pub(super) enum Unit {
 }
 
 /// Why a command is refused; nothing of it was done.
-pub(super) type Refused = Reply;
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Refused {
+    /// There is no such command, or not with so many arguments.
+    Form(Reply),
+    /// One of its arguments makes no sense.
+    Argument(Reply),
+}
+
+impl Refused {
+    fn argument(detail: impl std::fmt::Display) -> Self {
+        Self::Argument(Reply::error("ERR", detail))
+    }
+}
 
 fn syntax() -> Refused {
-    Reply::error("ERR", "syntax error")
+    Refused::argument("syntax error")
 }
 
 fn not_a_number() -> Refused {
-    Reply::error("ERR", "value is not an integer or out of range")
+    Refused::argument("value is not an integer or out of range")
 }
 
 /// A command's arguments, behind its name.
@@ -223,7 +249,10 @@ struct Rest {
 impl Rest {
     fn wrong_count(&self) -> Refused {
         let name = self.name.to_ascii_lowercase();
-        Reply::error("ERR", format!("wrong number of arguments for '{name}' command"))
+        Refused::Form(Reply::error(
+            "ERR",
+            format!("wrong number of arguments for '{name}' command"),
+        ))
     }
 
     fn next(&mut self) -> Result<Bytes, Refused> {
@@ -249,10 +278,16 @@ impl Rest {
         number(&self.next()?)
     }
 
-    fn pairs(self, wrong: Refused) -> Result<Vec<(Bytes, Bytes)>, Refused> {
+    fn pairs(self) -> Result<Vec<(Bytes, Bytes)>, Refused> {
+        let wrong = self.wrong_count();
         let all: Vec<Bytes> = self.left.collect();
-        if all.is_empty() || !all.len().is_multiple_of(2) {
-            return Err(wrong);
+        match (wrong, all.len()) {
+            (wrong, 0 | 1) => return Err(wrong),
+            // There are enough of them: that one lacks its other half is seen when it is run.
+            (Refused::Form(wrong), len) if !len.is_multiple_of(2) => {
+                return Err(Refused::Argument(wrong));
+            }
+            _ => {}
         }
         Ok(all.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
     }
@@ -269,13 +304,21 @@ fn checked(key: Bytes) -> Result<Bytes, Refused> {
     if key.len() > KEY_BYTES_MAX {
         let detail =
             format!("the key has {} bytes, but at most {KEY_BYTES_MAX} are kept", key.len());
-        return Err(Reply::error("ERR", detail));
+        return Err(Refused::argument(detail));
     }
     Ok(key)
 }
 
+fn checked_pattern(pattern: Bytes) -> Result<Bytes, Refused> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        let detail = format!("a pattern has at most {PATTERN_BYTES_MAX} bytes");
+        return Err(Refused::argument(detail));
+    }
+    Ok(pattern)
+}
+
 fn number(bytes: &[u8]) -> Result<i64, Refused> {
-    std::str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()).ok_or_else(not_a_number)
+    integer(bytes).ok_or_else(not_a_number)
 }
 
 /// A time to live as the command gives it, in `unit`s from now or since 1970.
@@ -308,7 +351,7 @@ fn ending(word: &str, rest: &mut Rest) -> Result<Option<Ends>, Refused> {
 
 fn invalid_time(command: &str) -> Refused {
     let name = command.to_ascii_lowercase();
-    Reply::error("ERR", format!("invalid expire time in '{name}' command"))
+    Refused::argument(format!("invalid expire time in '{name}' command"))
 }
 
 /// As [`time`], where a value is set: a time that is not above 0 is an error.
@@ -318,15 +361,24 @@ fn positive(count: i64, unit: Unit, absolute: bool, name: &str) -> Result<System
 
 impl Command {
     /// Reads a command. The arguments hold its name at least.
-    pub(super) fn parse(arguments: Arguments) -> Result<Self, Refused> {
+    ///
+    /// # Errors
+    /// With what is answered, if there is no such command, or not with so many arguments: a
+    /// transaction that it is a part of comes to nothing.
+    pub(super) fn parse(arguments: Arguments) -> Result<Self, Reply> {
         let mut left = arguments.into_iter();
         let name = left.next().unwrap_or_default();
         let name = String::from_utf8_lossy(&name).to_ascii_uppercase();
         let mut rest = Rest { name, left };
-        match connection(&mut rest)? {
-            Some(command) => Ok(Self::Connection(command)),
-            None => data(rest).map(Self::Data),
-        }
+        let command = match connection(&mut rest) {
+            Ok(Some(command)) => Ok(Self::Connection(command)),
+            Ok(None) => data(rest).map(Self::Data),
+            Err(refused) => Err(refused),
+        };
+        command.or_else(|refused| match refused {
+            Refused::Form(reply) => Err(reply),
+            Refused::Argument(reply) => Ok(Self::Refused(reply)),
+        })
     }
 }
 
@@ -342,8 +394,8 @@ fn connection(rest: &mut Rest) -> Result<Option<Connection>, Refused> {
         }
         "SELECT" => {
             let index = rest.number()?;
-            let out_of_range = || Reply::error("ERR", "DB index is out of range");
-            let index = u8::try_from(index).ok().filter(|index| *index < 16);
+            let out_of_range = || Refused::argument("DB index is out of range");
+            let index = u8::try_from(index).ok().filter(|index| *index < DATABASES);
             Connection::Select(index.ok_or_else(out_of_range)?)
         }
         "CLIENT" => client(rest)?,
@@ -359,7 +411,7 @@ fn connection(rest: &mut Rest) -> Result<Option<Connection>, Refused> {
             _ => {
                 let detail =
                     "only CONFIG GET of one name is offered; a peer has its own configuration";
-                return Err(Reply::error("ERR", detail));
+                return Err(Refused::Form(Reply::error("ERR", detail)));
             }
         },
         "INFO" => {
@@ -387,12 +439,12 @@ fn connection(rest: &mut Rest) -> Result<Option<Connection>, Refused> {
 }
 
 fn hello(rest: &mut Rest) -> Result<Connection, Refused> {
-    let unsupported = || Reply::error("NOPROTO", "unsupported protocol version");
+    let unsupported = || Refused::Argument(Reply::error("NOPROTO", "unsupported protocol version"));
     let version = match rest.left.next() {
         None => None,
         Some(version) => {
             let version = number(&version).map_err(|_| {
-                Reply::error("ERR", "Protocol version is not an integer or out of range")
+                Refused::argument("Protocol version is not an integer or out of range")
             })?;
             Some(
                 u8::try_from(version)
@@ -420,7 +472,11 @@ fn hello(rest: &mut Rest) -> Result<Connection, Refused> {
 fn client_name(name: &[u8]) -> Result<Bytes, Refused> {
     if name.len() > CLIENT_NAME_BYTES_MAX {
         let detail = format!("a client's name has at most {CLIENT_NAME_BYTES_MAX} bytes");
-        return Err(Reply::error("ERR", detail));
+        return Err(Refused::argument(detail));
+    }
+    if !name.iter().all(u8::is_ascii_graphic) {
+        let detail = "Client names cannot contain spaces, newlines or special characters.";
+        return Err(Refused::argument(detail));
     }
     Ok(Bytes::copy_from_slice(name))
 }
@@ -436,7 +492,7 @@ fn client(rest: &mut Rest) -> Result<Connection, Refused> {
         }
         other => {
             let detail = format!("CLIENT {other} is not offered here; see docs/redis.md");
-            return Err(Reply::error("ERR", detail));
+            return Err(Refused::Form(Reply::error("ERR", detail)));
         }
     })
 }
@@ -480,8 +536,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
         }
         "MGET" => Ok(Data::MGet(rest.keys()?)),
         "MSET" => {
-            let wrong = rest.wrong_count();
-            let pairs = rest.pairs(wrong)?;
+            let pairs = rest.pairs()?;
             let checked = pairs.into_iter().map(|(key, value)| Ok((checked(key)?, value)));
             Ok(Data::MSet(checked.collect::<Result<_, Refused>>()?))
         }
@@ -508,15 +563,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
             let key = rest.key()?;
             let unit = if name.starts_with('P') { Unit::Milliseconds } else { Unit::Seconds };
             let at = time(rest.number()?, unit, name.ends_with("AT"), &name)?;
-            let only = match rest.word().as_deref() {
-                None => None,
-                Some("NX") => Some(Only::Endless),
-                Some("XX") => Some(Only::Ending),
-                Some("GT") => Some(Only::Later),
-                Some("LT") => Some(Only::Earlier),
-                Some(_) => return Err(syntax()),
-            };
-            rest.end(Data::Expire { key, at, only })
+            Ok(Data::Expire { key, at, only: only(&mut rest)? })
         }
         "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" => {
             let key = rest.key()?;
@@ -543,7 +590,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
         }
         "SCAN" => scan(rest),
         "KEYS" => {
-            let pattern = rest.next()?;
+            let pattern = rest.next().and_then(checked_pattern)?;
             rest.end(Data::Keys(pattern))
         }
         "DBSIZE" => rest.end(Data::DbSize),
@@ -557,6 +604,31 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
         _ if name.starts_with('H') => hash(rest),
         _ => Err(unknown(&name)),
     }
+}
+
+fn only(rest: &mut Rest) -> Result<Only, Refused> {
+    let mut only = Only::default();
+    while let Some(word) = rest.word() {
+        match word.as_str() {
+            "NX" => only.endless = true,
+            "XX" => only.ending = true,
+            "GT" => only.later = true,
+            "LT" => only.earlier = true,
+            other => {
+                let other: String = other.chars().take(WORD_TOLD_MAX).collect();
+                return Err(Refused::argument(format!("Unsupported option {other}")));
+            }
+        }
+    }
+    if only.endless && (only.ending || only.later || only.earlier) {
+        let detail = "NX and XX, GT or LT options at the same time are not compatible";
+        return Err(Refused::argument(detail));
+    }
+    if only.later && only.earlier {
+        let detail = "GT and LT options at the same time are not compatible";
+        return Err(Refused::argument(detail));
+    }
+    Ok(only)
 }
 
 fn set(mut rest: Rest) -> Result<Data, Refused> {
@@ -580,12 +652,12 @@ fn set(mut rest: Rest) -> Result<Data, Refused> {
 fn scan(mut rest: Rest) -> Result<Data, Refused> {
     let cursor = rest.next()?;
     let cursor = std::str::from_utf8(&cursor).ok().and_then(|text| text.parse().ok());
-    let cursor = cursor.ok_or_else(|| Reply::error("ERR", "invalid cursor"))?;
+    let cursor = cursor.ok_or_else(|| Refused::argument("invalid cursor"))?;
     let (mut pattern, mut count, mut kind) = (None, 10, None);
     while let Some(word) = rest.word() {
         let value = rest.left.next().ok_or_else(syntax)?;
         match word.as_str() {
-            "MATCH" => pattern = Some(value),
+            "MATCH" => pattern = Some(checked_pattern(value)?),
             "COUNT" => {
                 let asked = usize::try_from(number(&value)?).ok();
                 count = asked.filter(|count| *count > 0).ok_or_else(syntax)?;
@@ -602,8 +674,8 @@ fn hash(mut rest: Rest) -> Result<Data, Refused> {
     let key = rest.key();
     match name.as_str() {
         "HSET" | "HMSET" => {
-            let (key, wrong) = (key?, rest.wrong_count());
-            Ok(Data::HSet { key, fields: rest.pairs(wrong)?, old_form: name == "HMSET" })
+            let key = key?;
+            Ok(Data::HSet { key, fields: rest.pairs()?, old_form: name == "HMSET" })
         }
         "HSETNX" => {
             let (key, field, value) = (key?, rest.next()?, rest.next()?);
@@ -642,10 +714,10 @@ fn hash(mut rest: Rest) -> Result<Data, Refused> {
 }
 
 fn unknown(name: &str) -> Refused {
-    let name: String = name.chars().take(64).collect();
+    let name: String = name.chars().take(WORD_TOLD_MAX).collect();
     let detail =
         format!("unknown command '{name}': this endpoint keeps sessions, see docs/redis.md");
-    Reply::error("ERR", detail)
+    Refused::Form(Reply::error("ERR", detail))
 }
 
 impl Data {

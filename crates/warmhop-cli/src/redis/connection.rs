@@ -3,12 +3,13 @@
 //! What has arrived is taken as one batch. Commands about different keys run beside each other,
 //! those about the same key one after the other; the next batch is read when the replies of this
 //! one are written. So a client has a bounded number of commands under way, and one that reads no
-//! replies is read from no further.
+//! replies is read from no further: none of its commands begins before there is room for what it
+//! may be answered.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
@@ -18,9 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::command::{Command, Connection, Data};
+use super::command::{Answer, Command, Connection, DATABASES, Data, OFFERED};
 use super::execute::{Database, Guard, REPLY_BYTES_MAX, Watched, WatchedChanged};
-use super::frame::{Reply, is_complete, take_request};
+use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
 
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -32,6 +33,15 @@ const READ_BYTES: usize = 16 * 1024;
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
+/// How long, and for how many bytes, a client is listened to that is told why its connection ends: what
+/// is left unread when it is closed has the system take back what was told.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
+const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How many bytes of replies one client's commands under way may come to, and those that wait to be
+/// written. One that is about many keys is under way alone, and has a bound of its own.
+const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a reply takes that holds none of what a key does.
+const SHORT_REPLY_BYTES: usize = 128;
 /// What an argument takes beside its bytes.
 const ARGUMENT_BYTES: usize = 32;
 /// How many bytes of requests are under way at once, and held back by a transaction, at most.
@@ -56,7 +66,9 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         id: CLIENTS.fetch_add(1, Ordering::Relaxed) + 1,
         name: Bytes::new(),
         transaction: None,
+        oversized: None,
         queued_bytes: 0,
+        queued_index: 0,
         watched: Vec::new(),
     };
     let mut incoming = BytesMut::with_capacity(4096);
@@ -66,31 +78,48 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         write(&mut stream, &mut outgoing).await?;
         match end {
             BatchEnd::MoreIsThere => continue,
-            BatchEnd::Close => return stream.shutdown().await,
+            BatchEnd::Close => return see_off(stream, incoming).await,
             BatchEnd::ReadMore => {}
         }
-        if !read(&mut stream, &mut incoming).await? {
+        if !read(&mut stream, &mut incoming, client.oversized.is_some()).await? {
             let late = Reply::error("ERR", "Protocol error: the request took too long");
             put(late, client.version, &mut outgoing);
             write(&mut stream, &mut outgoing).await?;
-            return stream.shutdown().await;
+            return see_off(stream, incoming).await;
         }
     }
 }
 
+/// Ends a connection whose client was told why, once it has read that.
+async fn see_off(mut stream: TcpStream, mut incoming: BytesMut) -> io::Result<()> {
+    stream.shutdown().await?;
+    let rest = async {
+        let mut left = LAST_WORDS_BYTES_MAX;
+        while left > 0 {
+            incoming.clear();
+            incoming.reserve(READ_BYTES);
+            match stream.read_buf(&mut incoming).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        Ok(())
+    };
+    timeout(LAST_WORDS_WITHIN, rest).await.unwrap_or(Ok(()))
+}
+
 async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
-    if outgoing.is_empty() {
-        return Ok(());
-    }
-    let bytes = outgoing.split();
-    let written = timeout(REPLY_WITHIN, stream.write_all(&bytes)).await;
-    written.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies"))?
+    UnderWay::default().write(stream, outgoing).await
 }
 
 /// Reads until something arrives, or all of a request that has begun to; false if that takes too
-/// long. An error at the stream's end.
-async fn read(stream: &mut TcpStream, incoming: &mut BytesMut) -> io::Result<bool> {
-    let begun = !incoming.is_empty();
+/// long. Whatever arrives of one that is `passed_over` is enough. An error at the stream's end.
+async fn read(
+    stream: &mut TcpStream,
+    incoming: &mut BytesMut,
+    passed_over: bool,
+) -> io::Result<bool> {
+    let begun = passed_over || !incoming.is_empty();
     let late = Instant::now() + REQUEST_WITHIN;
     loop {
         incoming.reserve(READ_BYTES);
@@ -107,7 +136,7 @@ async fn read(stream: &mut TcpStream, incoming: &mut BytesMut) -> io::Result<boo
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
         }
-        if !begun || is_complete(incoming) {
+        if !begun || passed_over || is_complete(incoming) {
             return Ok(true);
         }
     }
@@ -139,7 +168,11 @@ struct Client {
     name: Bytes,
     /// The commands of a transaction, or that one of them was refused.
     transaction: Option<Result<Vec<Command>, ()>>,
+    /// What is left of a request that is too large.
+    oversized: Option<Oversized>,
     queued_bytes: usize,
+    /// The database that the next command of the transaction will be about.
+    queued_index: u8,
     /// Names of registers and what they held.
     watched: Vec<(Bytes, Watched)>,
 }
@@ -148,53 +181,120 @@ struct Client {
 #[derive(Default)]
 struct UnderWay {
     replies: FuturesOrdered<BoxFuture<'static, Reply>>,
+    /// Replies that came while others were written.
+    ready: VecDeque<Reply>,
+    /// What is known of each of them, in their order.
+    begun: VecDeque<Begun>,
     keys: HashSet<Bytes>,
-    /// One of them is about many keys, or looks through all of them.
-    alone: bool,
     /// What their requests take.
     bytes: usize,
+    /// What their replies may take, or do take once they are there.
+    reply_bytes: Arc<AtomicUsize>,
+}
+
+struct Begun {
+    /// The key that it is about, if it is about one.
+    key: Option<Bytes>,
+    bytes: usize,
+    /// What of [`UnderWay::reply_bytes`] is its own.
+    reply_bytes: Arc<AtomicUsize>,
 }
 
 impl UnderWay {
-    /// Whether those under way have to end before this one may begin: for they are about the same
-    /// key, or one of them is about many and may be answered much.
+    /// Whether the first of those under way has to end before this one may begin: for they are about
+    /// the same key, or one of them is about many and may be answered much.
     fn meets(&self, data: &Data, bytes: usize) -> bool {
-        let keys = data.keys();
-        let alone = self.alone || keys.len() != 1;
-        (alone && !self.replies.is_empty())
-            || self.replies.len() >= UNDER_WAY_MAX
-            || self.bytes + bytes > HELD_BYTES_MAX
-            || keys.iter().any(|key| self.keys.contains(*key))
+        let key = one_key(data);
+        let alone = key.is_none() || self.begun.front().is_some_and(|first| first.key.is_none());
+        let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + reply_bytes_max(data);
+        (alone && !self.begun.is_empty())
+            || self.begun.len() >= UNDER_WAY_MAX
+            || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
+            || (reply_bytes > REPLIES_BYTES_MAX && !self.begun.is_empty())
+            || key.is_some_and(|key| self.keys.contains(key))
     }
 
     fn begin(&mut self, database: &Database, data: Data, bytes: usize) {
-        let keys = data.keys();
-        self.alone |= keys.len() != 1;
+        let key = one_key(&data).cloned();
+        self.keys.extend(key.clone());
         self.bytes += bytes;
-        self.keys.extend(keys.into_iter().cloned());
+        let expected = reply_bytes_max(&data);
+        let (all, own) = (Arc::clone(&self.reply_bytes), Arc::new(AtomicUsize::new(expected)));
+        all.fetch_add(expected, Ordering::Relaxed);
+        self.begun.push_back(Begun { key, bytes, reply_bytes: Arc::clone(&own) });
         let database = database.clone();
         self.replies.push_back(Box::pin(async move {
             // Nothing is watched outside of a transaction.
-            database.execute(data).await.unwrap_or(Reply::Null)
+            let reply = database.execute(data).await.unwrap_or(Reply::Null);
+            let takes = reply.size().min(expected);
+            own.store(takes, Ordering::Relaxed);
+            all.fetch_sub(expected - takes, Ordering::Relaxed);
+            reply
         }));
     }
 
-    /// Waits for all of them; writes what is long on the way.
+    /// Waits for the first of them; false if there is none. Writes what is long on the way.
+    async fn end_one(
+        &mut self,
+        version: u8,
+        stream: &mut TcpStream,
+        outgoing: &mut BytesMut,
+    ) -> io::Result<bool> {
+        let reply = match self.ready.pop_front() {
+            Some(reply) => Some(reply),
+            None => self.replies.next().await,
+        };
+        let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
+        put(reply, version, outgoing);
+        self.bytes -= begun.bytes;
+        self.reply_bytes.fetch_sub(begun.reply_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        if let Some(key) = &begun.key {
+            self.keys.remove(key);
+        }
+        if outgoing.len() > BATCH_BYTES_MAX {
+            self.write(stream, outgoing).await?;
+        }
+        Ok(true)
+    }
+
+    /// Waits for all of them.
     async fn finish(
         &mut self,
         version: u8,
         stream: &mut TcpStream,
         outgoing: &mut BytesMut,
     ) -> io::Result<()> {
-        while let Some(reply) = self.replies.next().await {
-            put(reply, version, outgoing);
-            if outgoing.len() > BATCH_BYTES_MAX {
-                write(stream, outgoing).await?;
+        while self.end_one(version, stream, outgoing).await? {}
+        Ok(())
+    }
+
+    /// Writes what is ready. Those under way go on meanwhile: others may wait for what they hold.
+    async fn write(&mut self, stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
+        if outgoing.is_empty() {
+            return Ok(());
+        }
+        let bytes = outgoing.split();
+        let mut writing = std::pin::pin!(timeout(REPLY_WITHIN, stream.write_all(&bytes)));
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut writing => {
+                    let late = |_| {
+                        io::Error::new(io::ErrorKind::TimedOut, "it does not read its replies")
+                    };
+                    return written.map_err(late)?;
+                }
+                Some(reply) = self.replies.next() => self.ready.push_back(reply),
             }
         }
-        self.keys.clear();
-        (self.alone, self.bytes) = (false, 0);
-        Ok(())
+    }
+}
+
+/// The key that a command is about, if it is about one.
+fn one_key(data: &Data) -> Option<&Bytes> {
+    match data.keys()[..] {
+        [key] => Some(key),
+        _ => None,
     }
 }
 
@@ -210,9 +310,27 @@ impl Client {
             if outgoing.len() > BATCH_BYTES_MAX {
                 break BatchEnd::MoreIsThere;
             }
-            let arguments = match take_request(incoming) {
+            let taken = match &mut self.oversized {
+                None => take_request(incoming),
+                Some(rest) => match rest.pass_over(incoming) {
+                    Ok(true) => {
+                        self.oversized = None;
+                        continue;
+                    }
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(error),
+                },
+            };
+            let arguments = match taken {
                 Ok(Some(arguments)) => arguments,
                 Ok(None) => break BatchEnd::ReadMore,
+                Err(error @ ProtocolError::Oversized(rest)) => {
+                    under_way.finish(self.version, stream, outgoing).await?;
+                    put(Reply::error("ERR", error), self.version, outgoing);
+                    self.transaction = self.transaction.take().map(|_| Err(()));
+                    self.oversized = Some(rest);
+                    continue;
+                }
                 Err(error) => {
                     under_way.finish(self.version, stream, outgoing).await?;
                     put(Reply::error("ERR", error), self.version, outgoing);
@@ -220,10 +338,11 @@ impl Client {
                 }
             };
             let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
+            let is_exec = arguments[0].eq_ignore_ascii_case(b"EXEC");
             let command = Command::parse(arguments);
             if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
-                if under_way.meets(data, bytes) {
-                    under_way.finish(self.version, stream, outgoing).await?;
+                while under_way.meets(data, bytes) {
+                    under_way.end_one(self.version, stream, outgoing).await?;
                 }
             } else {
                 under_way.finish(self.version, stream, outgoing).await?;
@@ -237,10 +356,15 @@ impl Client {
                     put(reply, self.version, outgoing);
                 }
                 (Ok(Command::Data(_)), Some(_)) => unreachable!("data waits for EXEC"),
+                (Ok(Command::Refused(refused)), _) => put(refused, self.version, outgoing),
                 (Ok(Command::Connection(command)), _) => {
                     // A reply is in the version that its own HELLO asks for.
                     let reply = self.about_connection(command).await;
                     put(reply, self.version, outgoing);
+                }
+                (Err(refused), _) if is_exec => {
+                    (self.transaction, self.watched) = (None, Vec::new());
+                    put(discarded_because(&refused), self.version, outgoing);
                 }
                 (Err(refused), transaction) => {
                     if let Some(queued) = transaction {
@@ -294,11 +418,12 @@ impl Client {
             Connection::GetName => Reply::Bytes(self.name.clone()),
             Connection::Id => Reply::Number(self.id),
             Connection::Noted | Connection::Quit => Reply::OK,
-            Connection::CommandCount => Reply::Number(0),
+            Connection::CommandCount => Reply::Number(OFFERED),
             Connection::Nothing => Reply::Array(Vec::new()),
             Connection::Setting(name) => Reply::Map(match name.as_str() {
                 // redis-benchmark asks how the server saves: not at all.
                 "save" => vec![(Reply::text(name), Reply::text(""))],
+                "databases" => vec![(Reply::text(name), Reply::text(DATABASES.to_string()))],
                 "appendonly" => vec![(Reply::text(name), Reply::text("no"))],
                 _ => Vec::new(),
             }),
@@ -320,6 +445,7 @@ impl Client {
             Connection::Multi => {
                 self.transaction = Some(Ok(Vec::new()));
                 self.queued_bytes = 0;
+                self.queued_index = self.database.index;
                 Reply::OK
             }
             Connection::Discard if self.transaction.is_none() => {
@@ -360,8 +486,9 @@ impl Client {
 
     /// Keeps a command for EXEC.
     fn queue(&mut self, command: Command) -> Reply {
+        let database = Database { index: self.queued_index, ..self.database.clone() };
         let watches = |key: &Bytes| {
-            let name = self.database.name(key);
+            let name = database.name(key);
             self.watched.iter().any(|(watched, _)| *watched == name)
         };
         let refused = match &command {
@@ -388,6 +515,9 @@ impl Client {
             *queued = Err(());
             return Reply::error("ERR", refused);
         }
+        if let Command::Connection(Connection::Select(index)) = command {
+            self.queued_index = index;
+        }
         commands.push(command);
         Reply::Status("QUEUED")
     }
@@ -406,7 +536,7 @@ impl Client {
         for (name, before) in &watched {
             match self.database.watch(name).await {
                 Ok(now) if now == *before => {}
-                Ok(_) => return Reply::Null,
+                Ok(_) => return Reply::Aborted,
                 Err(failed) => return failed,
             }
         }
@@ -417,11 +547,10 @@ impl Client {
         for command in queued {
             let reply = match command {
                 _ if stopped => not_run(),
+                Command::Refused(refused) => refused,
                 Command::Connection(command) => self.about_itself(command),
                 Command::Data(data) => {
                     let changes = changes(&data);
-                    // Of several keys, others may be changed when the watched one is met.
-                    let several = data.keys().len() > 1;
                     let database =
                         Database { guards: Arc::clone(&guards), ..self.database.clone() };
                     match database.execute(data).await {
@@ -429,11 +558,13 @@ impl Client {
                             changed |= changes;
                             reply
                         }
-                        Err(WatchedChanged) if !changed && !several => return Reply::Null,
+                        Err(WatchedChanged { some_changed: false }) if !changed => {
+                            return Reply::Aborted;
+                        }
                         // Too late for none of it to have run: this says how far it came.
-                        Err(WatchedChanged) => {
+                        Err(WatchedChanged { some_changed }) => {
                             stopped = true;
-                            not_run()
+                            if some_changed { run_in_part() } else { not_run() }
                         }
                     }
                 }
@@ -484,6 +615,23 @@ fn changes(data: &Data) -> bool {
     )
 }
 
+/// How many bytes the reply to a command about one key has at most, about.
+fn reply_bytes_max(data: &Data) -> usize {
+    match data {
+        Data::Get(_)
+        | Data::GetEx { .. }
+        | Data::GetDel(_)
+        | Data::MGet(_)
+        | Data::Set { answer: Answer::Before, .. }
+        | Data::HGet { .. }
+        | Data::HMGet { .. }
+        | Data::HGetAll(_)
+        | Data::HKeys(_)
+        | Data::HVals(_) => VALUE_BYTES_MAX,
+        _ => SHORT_REPLY_BYTES,
+    }
+}
+
 /// Whether a command of a transaction waits for its EXEC.
 fn waits_for_exec(command: &Command) -> bool {
     !matches!(
@@ -503,6 +651,21 @@ fn not_run() -> Reply {
     let detail = "a watched key was changed by another after the first commands; this one and those \
                   after it were not run";
     Reply::error("WATCHFAILED", detail)
+}
+
+/// As Redis has it, an EXEC of the wrong form ends its transaction.
+fn discarded_because(refused: &Reply) -> Reply {
+    let why = match refused {
+        Reply::Error(told) => told.split_once(' ').map_or(told.as_str(), |(_, why)| why),
+        _ => "",
+    };
+    Reply::error("EXECABORT", format!("Transaction discarded because of: {why}"))
+}
+
+fn run_in_part() -> Reply {
+    let detail = "some of the keys may have been changed: a watched one was changed by another; \
+                  the commands after this one were not run";
+    Reply::error("UNKNOWN", detail)
 }
 
 /// There are no passwords: whoever reaches the endpoint is on this machine. As a server without

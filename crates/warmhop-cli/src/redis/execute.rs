@@ -2,29 +2,34 @@
 //! tried again where another was faster; each register is changed by itself.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use globset::{Candidate, GlobBuilder, GlobMatcher};
-use tokio::sync::{Mutex, MutexGuard};
 use warmhop::{Expires, RegisterError, Registers, When};
 
-use super::command::{Answer, Data, Ends, Existing, Only, Unit};
-use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::command::{Answer, Data, Ends, Existing, Unit};
+use super::frame::{Reply, VALUE_BYTES_MAX, integer};
+use super::glob;
+use super::turns::{Place, Turn, Turns};
 use super::value::{TooLarge, Value};
 
+/// The code of the answer to a command that may have been done.
+const UNKNOWN: &str = "UNKNOWN";
 /// How often a command is tried that others keep being faster than.
 const TRIES_MAX: u32 = 100;
+/// How often a key is renamed that others keep changing meanwhile.
+const RENAMED_MAX: u32 = 16;
 /// How many keys of one command are looked up at once.
 const AT_ONCE: usize = 16;
 /// The most that one command is answered, in bytes.
 pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The most keys that `KEYS` tells; SCAN tells more.
 const KEYS_MAX: usize = 100_000;
+/// The most bytes of keys that `KEYS` tells.
+const KEYS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys are asked for at once where all are looked through.
 const LISTED_AT_ONCE: usize = 1000;
 
@@ -52,7 +57,7 @@ enum Stop {
     /// Its client is told so.
     Told(Reply),
     /// A key that its client watches was changed by another.
-    WatchedChanged,
+    WatchedChanged(WatchedChanged),
 }
 
 impl From<Reply> for Stop {
@@ -61,26 +66,34 @@ impl From<Reply> for Stop {
     }
 }
 
-/// A key that the client watches was changed by another: the command was not carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WatchedChanged;
+impl Stop {
+    const WATCHED_CHANGED: Self = Self::WatchedChanged(WatchedChanged { some_changed: false });
 
-/// Lets the clients of this peer change a key one after the other, where a change depends on what
-/// the key holds: those of other peers are met by its version, at the price of another try.
-pub(super) struct Turns {
-    hasher: RandomState,
-    locks: [Mutex<()>; 256],
+    /// What its client is told where the command may have done a part of it before.
+    fn partly(self) -> Self {
+        match self {
+            Self::Told(Reply::Error(told)) => {
+                let why = told.split_once(' ').map_or(told.as_str(), |(_, why)| why);
+                let why = why.trim_start_matches("nothing was done: ");
+                let detail = format!("some of the keys may have been changed: {why}");
+                Self::Told(Reply::error(UNKNOWN, detail))
+            }
+            Self::Told(reply) => Self::Told(reply),
+            Self::WatchedChanged(_) => Self::WatchedChanged(WatchedChanged { some_changed: true }),
+        }
+    }
+
+    /// Whether it leaves everything as it was.
+    fn changes_nothing(&self) -> bool {
+        !matches!(self, Self::Told(Reply::Error(told)) if told.starts_with(UNKNOWN))
+    }
 }
 
-impl Turns {
-    pub(super) fn new() -> Self {
-        Self { hasher: RandomState::new(), locks: std::array::from_fn(|_| Mutex::new(())) }
-    }
-
-    async fn wait(&self, name: &[u8]) -> MutexGuard<'_, ()> {
-        let at = self.hasher.hash_one(name) as usize % self.locks.len();
-        self.locks[at].lock().await
-    }
+/// A key that the client watches was changed by another: the command was not carried out, or only
+/// for some of its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WatchedChanged {
+    pub(super) some_changed: bool,
 }
 
 /// What a watched key held: its version, or nothing.
@@ -109,7 +122,7 @@ fn failed(error: RegisterError) -> Reply {
     match error {
         // As servers of a cluster say that a command may be sent again.
         RegisterError::Unavailable(_) => Reply::error("TRYAGAIN", error),
-        RegisterError::OutcomeUnknown(_) => Reply::error("UNKNOWN", error),
+        RegisterError::OutcomeUnknown(_) => Reply::error(UNKNOWN, error),
         _ => Reply::error("ERR", error),
     }
 }
@@ -181,14 +194,14 @@ impl Database {
         mut decide: impl FnMut(Option<Held>) -> Result<Step, Reply> + Send,
     ) -> Result<Reply, Stop> {
         let name = self.name(key);
-        let _turn = self.turns.wait(&name).await;
+        let place = self.turns.wait(&name, Turn::Alone).await?;
         for _ in 0..TRIES_MAX {
-            let held = self.held(&name).await?;
+            let held = self.held(&name).await.inspect_err(|_| place.in_vain())?;
             let version = held.as_ref().map(|held| held.version);
             let endless = held.as_ref().is_none_or(|held| held.endless);
             let guard = self.guard(&name);
             if guard.is_some_and(|guard| guard.held != version) {
-                return Err(Stop::WatchedChanged);
+                return Err(Stop::WATCHED_CHANGED);
             }
             let when = version.map_or(When::Absent, When::Version);
             let (change, reply) = match decide(held)? {
@@ -204,7 +217,7 @@ impl Database {
                 }
                 Step::Delete(reply) => (self.registers.delete(&name, when).await, reply),
             };
-            if change.map_err(failed)?.done {
+            if change.inspect_err(|_| place.in_vain()).map_err(failed)?.done {
                 if let Some(guard) = guard {
                     guard.spent.store(true, Ordering::Relaxed);
                 }
@@ -243,7 +256,7 @@ impl Database {
     pub(super) async fn execute(self, data: Data) -> Result<Reply, WatchedChanged> {
         match self.run(data).await {
             Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
-            Err(Stop::WatchedChanged) => Err(WatchedChanged),
+            Err(Stop::WatchedChanged(changed)) => Err(changed),
         }
     }
 
@@ -281,13 +294,14 @@ impl Database {
             Data::MSet(pairs) => {
                 // Of a key that is named twice, the last value counts.
                 let last: HashMap<Bytes, Bytes> = pairs.into_iter().collect();
+                if last.values().any(|value| value.len() > VALUE_BYTES_MAX) {
+                    return Err(too_large(TooLarge).into());
+                }
                 let set = |(key, value): (Bytes, Bytes)| async move {
                     let (ends, when) = (Ends::Unsaid, Existing::Any);
-                    self.set(&key, value, ends, when, Answer::Status).await.map(drop)
+                    self.set(&key, value, ends, when, Answer::Number).await
                 };
-                stream::iter(last.into_iter().map(Ok))
-                    .try_for_each_concurrent(AT_ONCE, set)
-                    .await?;
+                change_all(last, set).await.whole()?;
                 Ok(Reply::OK)
             }
             Data::Append { key, more } => {
@@ -321,18 +335,8 @@ impl Database {
                 .await
             }
             Data::Del(keys) => {
-                let delete = |key: Bytes| async move {
-                    if self.guard(&self.name(&key)).is_some() {
-                        let gone = |held: Option<Held>| match held {
-                            None => Ok(Step::Leave(Reply::Number(0))),
-                            Some(_) => Ok(Step::Delete(Reply::Number(1))),
-                        };
-                        return self.update(&key, gone).await;
-                    }
-                    let change = self.registers.delete(&self.name(&key), When::Present).await;
-                    Ok(Reply::Number(i64::from(change.map_err(failed)?.done)))
-                };
-                count_all(keys, delete).await
+                let delete = |key: Bytes| async move { self.delete(&self.name(&key)).await };
+                change_all(keys, delete).await.whole().map(Reply::Number)
             }
             Data::Exists(keys) => {
                 let exists = |key: Bytes| async move {
@@ -345,13 +349,10 @@ impl Database {
                 self.update(&key, |held| {
                     let no = Ok(Step::Leave(Reply::Number(0)));
                     let Some(held) = held else { return no };
-                    let holds = match only {
-                        None => true,
-                        Some(Only::Ending) => !held.endless,
-                        Some(Only::Endless) => held.endless,
-                        Some(Only::Later) => !held.endless && at > held.expires,
-                        Some(Only::Earlier) => held.endless || at < held.expires,
-                    };
+                    let holds = (!only.endless || held.endless)
+                        && (!only.ending || !held.endless)
+                        && (!only.later || (!held.endless && at > held.expires))
+                        && (!only.earlier || held.endless || at < held.expires);
                     let yes = Reply::Number(1);
                     match (holds, at <= SystemTime::now()) {
                         (false, _) => no,
@@ -392,20 +393,13 @@ impl Database {
                 self.scan(cursor, pattern, count, kind).await
             }
             Data::Keys(pattern) => {
-                let matcher = matcher(&pattern)?;
-                let mut keys = Vec::new();
-                self.each_key(|key| {
-                    if matches(&matcher, &key) {
-                        keys.push(Reply::Bytes(key));
-                    }
-                    if keys.len() > KEYS_MAX {
-                        let detail = format!("more than {KEYS_MAX} keys match: use SCAN");
-                        return Err(Reply::error("ERR", detail));
-                    }
-                    Ok(())
+                let mut found = Found::default();
+                self.each_key(|key| match glob::matches(&pattern, &key) {
+                    true => found.add(key),
+                    false => Ok(()),
                 })
                 .await?;
-                Ok(Reply::Array(keys))
+                Ok(Reply::Array(found.keys))
             }
             Data::DbSize => {
                 let mut keys = 0;
@@ -531,7 +525,9 @@ impl Database {
                 Existing::Something => When::Present,
             };
             let name = self.name(key);
-            let change = self.registers.put(&name, kept, expires, when).await.map_err(failed)?;
+            let place = self.turns.wait(&name, Turn::Together).await?;
+            let change = self.registers.put(&name, kept, expires, when).await;
+            let change = change.inspect_err(|_| place.in_vain()).map_err(failed)?;
             return Ok(match (answer, change.done) {
                 (Answer::Number, done) => Reply::Number(i64::from(done)),
                 (_, true) => Reply::OK,
@@ -557,6 +553,21 @@ impl Database {
         .await
     }
 
+    /// Deletes a key, by its register's name.
+    async fn delete(&self, name: &Bytes) -> Result<Reply, Stop> {
+        if self.guard(name).is_some() {
+            let gone = |held: Option<Held>| match held {
+                None => Ok(Step::Leave(Reply::Number(0))),
+                Some(_) => Ok(Step::Delete(Reply::Number(1))),
+            };
+            return self.update(&name.slice(1..), gone).await;
+        }
+        let place = self.turns.wait(name, Turn::Together).await?;
+        let change = self.registers.delete(name, When::Present).await;
+        let change = change.inspect_err(|_| place.in_vain()).map_err(failed)?;
+        Ok(Reply::Number(i64::from(change.done)))
+    }
+
     async fn get_many(&self, keys: Vec<Bytes>) -> Result<Reply, Stop> {
         let mut found = stream::iter(keys)
             .map(|key| async move {
@@ -580,24 +591,48 @@ impl Database {
 
     /// Two registers are two steps: one that fails between them leaves both keys there.
     async fn rename(&self, from: &[u8], to: &[u8], only_if_free: bool) -> Result<Reply, Stop> {
-        let Some(held) = self.held(&self.name(from)).await? else {
-            return Err(Reply::error("ERR", "no such key").into());
+        let (from, to) = (self.name(from), self.name(to));
+        // In one order, whoever renames what: nobody waits for one who waits for him.
+        let first = self.turns.wait((&from).min(&to), Turn::Alone).await?;
+        let second = match from == to {
+            true => None,
+            false => Some(self.turns.wait((&from).max(&to), Turn::Alone).await?),
         };
-        let kept = held.value.encode(held.endless).map_err(too_large)?;
-        let when = if only_if_free { When::Absent } else { When::Always };
-        if from != to {
-            let (name, expires) = (self.name(to), Expires::At(held.expires));
-            let put = self.registers.put(&name, kept, expires, when).await;
-            if !put.map_err(failed)?.done {
-                return Ok(Reply::Number(0));
+        let in_vain =
+            || [Some(&first), second.as_ref()].into_iter().flatten().for_each(Place::in_vain);
+        // The version that it gave the new key, once it has.
+        let mut moved = None;
+        for _ in 0..RENAMED_MAX {
+            let held = self.held(&from).await.inspect_err(|_| in_vain());
+            let Some(held) = held.map_err(|reply| partly_if(moved, reply))? else {
+                let none = Reply::error("ERR", "no such key");
+                return Err(partly_if(moved, none));
+            };
+            if from == to {
+                return Ok(if only_if_free { Reply::Number(0) } else { Reply::OK });
             }
-            let same = When::Version(held.version);
-            if !self.registers.delete(&self.name(from), same).await.map_err(failed)?.done {
-                let detail = "the key changed while it was renamed; both are there now";
-                return Err(Reply::error("TRYAGAIN", detail).into());
+            let kept = held.value.encode(held.endless).map_err(too_large)?;
+            let when = match (only_if_free, moved) {
+                (false, _) => When::Always,
+                (true, None) => When::Absent,
+                (true, Some(version)) => When::Version(version),
+            };
+            let put = self.registers.put(&to, kept, Expires::At(held.expires), when).await;
+            let put = put.inspect_err(|_| in_vain());
+            let put = put.map_err(|error| partly_if(moved, failed(error)))?;
+            match (put.done, moved) {
+                (true, _) => moved = Some(put.version),
+                (false, None) => return Ok(Reply::Number(0)),
+                (false, Some(_)) => break,
+            }
+            let deleted = self.registers.delete(&from, When::Version(held.version)).await;
+            let deleted = deleted.inspect_err(|_| in_vain());
+            if deleted.map_err(|error| partly_if(moved, failed(error)))?.done {
+                return Ok(if only_if_free { Reply::Number(1) } else { Reply::OK });
             }
         }
-        Ok(if only_if_free { Reply::Number(i64::from(from != to)) } else { Reply::OK })
+        let detail = "others kept changing the key while it was renamed; both are there now";
+        Err(Stop::Told(Reply::error("ERR", detail)).partly())
     }
 
     async fn scan(
@@ -607,23 +642,26 @@ impl Database {
         count: usize,
         kind: Option<Bytes>,
     ) -> Result<Reply, Stop> {
-        let matcher = pattern.map(|pattern| matcher(&pattern)).transpose()?;
         let (names, next) = self.registers.keys(cursor, count).await.map_err(failed)?;
-        let mut found = Vec::new();
-        for name in names {
-            let Some(key) = self.key(&name) else { continue };
-            if matcher.as_ref().is_some_and(|matcher| !matches(matcher, &key)) {
-                continue;
-            }
-            if let Some(kind) = &kind {
-                let held = self.held(&name).await?;
-                if held.is_none_or(|held| !kind.eq_ignore_ascii_case(held.value.kind().as_bytes()))
-                {
-                    continue;
-                }
-            }
-            found.push(Reply::Bytes(key));
-        }
+        let is_match = |name: &Bytes| {
+            let key = self.key(name)?;
+            pattern.as_ref().is_none_or(|pattern| glob::matches(pattern, &key)).then_some(key)
+        };
+        let names: Vec<Bytes> = names.into_iter().filter(|name| is_match(name).is_some()).collect();
+        let kind = kind.as_deref();
+        let found = stream::iter(names)
+            .map(|name| async move {
+                let is_kind = match kind {
+                    None => true,
+                    Some(kind) => self.held(&name).await?.is_some_and(|held| {
+                        kind.eq_ignore_ascii_case(held.value.kind().as_bytes())
+                    }),
+                };
+                Ok::<_, Reply>(self.key(&name).filter(|_| is_kind).map(Reply::Bytes))
+            })
+            .buffered(AT_ONCE)
+            .try_filter_map(|key| std::future::ready(Ok(key)));
+        let found: Vec<Reply> = found.try_collect().await?;
         Ok(Reply::Array(vec![Reply::text(next.to_string()), Reply::Array(found)]))
     }
 
@@ -649,23 +687,106 @@ impl Database {
     }
 
     async fn flush(&self, all: bool) -> Result<Reply, Stop> {
-        let mut cursor = 0;
+        let (mut cursor, mut flushed) = (0, Changes::default());
         loop {
             let listed = self.registers.keys(cursor, LISTED_AT_ONCE).await;
-            let (names, next) = listed.map_err(failed)?;
+            let (names, next) = match listed {
+                Ok(listed) => listed,
+                Err(error) => {
+                    flushed.stop = Some(failed(error).into());
+                    return flushed.whole().map(Reply::Number);
+                }
+            };
             let mine = names.into_iter().filter(|name| all || self.key(name).is_some());
-            stream::iter(mine.map(Ok))
-                .try_for_each_concurrent(AT_ONCE, |name| async move {
-                    let gone = self.registers.delete(&name, When::Present).await;
-                    gone.map(drop).map_err(|error| Stop::Told(failed(error)))
-                })
-                .await?;
-            if next == 0 {
-                return Ok(Reply::OK);
+            let delete = |name: Bytes| async move { self.delete(&name).await };
+            flushed.add(change_all(mine, delete).await);
+            if flushed.stop.is_some() || next == 0 {
+                return flushed.whole().map(|_| Reply::OK);
             }
             cursor = next;
         }
     }
+}
+
+/// What `KEYS` has found.
+#[derive(Default)]
+struct Found {
+    keys: Vec<Reply>,
+    bytes: usize,
+}
+
+impl Found {
+    fn add(&mut self, key: Bytes) -> Result<(), Reply> {
+        let key = Reply::Bytes(key);
+        self.bytes += key.size();
+        self.keys.push(key);
+        if self.keys.len() > KEYS_MAX || self.bytes > KEYS_BYTES_MAX {
+            let detail = format!(
+                "more than {KEYS_MAX} keys match, or {KEYS_BYTES_MAX} bytes of them: use SCAN"
+            );
+            return Err(Reply::error("ERR", detail));
+        }
+        Ok(())
+    }
+}
+
+/// What came of a command that changes several keys, each by itself.
+#[derive(Default)]
+struct Changes {
+    /// How many were changed for certain.
+    done: i64,
+    /// One may have been changed whose answer is unknown.
+    unknown: bool,
+    /// Why not all of them were.
+    stop: Option<Stop>,
+}
+
+impl Changes {
+    fn add(&mut self, more: Self) {
+        self.done += more.done;
+        self.unknown |= more.unknown;
+        self.stop = self.stop.take().or(more.stop);
+    }
+
+    /// How many were changed, if the command was carried out for all of them.
+    fn whole(self) -> Result<i64, Stop> {
+        match self.stop {
+            None => Ok(self.done),
+            Some(stop) if self.done > 0 || self.unknown => Err(stop.partly()),
+            Some(stop) => Err(stop),
+        }
+    }
+}
+
+/// Changes several keys, some at a time. `one` answers how many it changed. After one that fails no
+/// other is begun, but what is under way is waited for: it decides what the client may be told.
+async fn change_all<T, F>(all: impl IntoIterator<Item = T>, one: impl Fn(T) -> F) -> Changes
+where
+    F: Future<Output = Result<Reply, Stop>>,
+{
+    let stopped = AtomicBool::new(false);
+    let goes_on = |_: &T| std::future::ready(!stopped.load(Ordering::Relaxed));
+    let changing = stream::iter(all).take_while(goes_on).map(one).buffer_unordered(AT_ONCE);
+    let mut changing = std::pin::pin!(changing);
+    let mut changes = Changes::default();
+    while let Some(changed) = changing.next().await {
+        match changed {
+            Ok(Reply::Number(count)) => changes.done += count,
+            Ok(_) => {}
+            Err(stop) => {
+                stopped.store(true, Ordering::Relaxed);
+                changes.unknown |= !stop.changes_nothing();
+                changes.stop.get_or_insert(stop);
+            }
+        }
+    }
+    changes
+}
+
+/// What a client is told of a `reply` that came after a first step, or instead of it.
+fn partly_if(first_step: Option<u64>, reply: Reply) -> Stop {
+    let stop = Stop::Told(reply);
+    if first_step.is_some() { stop.partly() } else { stop }
 }
 
 async fn count_all<F>(keys: Vec<Bytes>, one: impl Fn(Bytes) -> F) -> Result<Reply, Stop>
@@ -699,7 +820,7 @@ fn put(fields: &mut Vec<(Bytes, Bytes)>, field: &Bytes, value: &Bytes) -> bool {
 fn add(text: Option<&[u8]>, by: i64, what: &str) -> Result<i64, Reply> {
     let number = match text {
         None => Some(0),
-        Some(text) => std::str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok()),
+        Some(text) => integer(text),
     };
     let number = number
         .ok_or_else(|| Reply::error("ERR", format!("{what} is not an integer or out of range")))?;
@@ -721,44 +842,51 @@ fn in_unit(span: Duration, unit: Unit) -> i64 {
     }
 }
 
-/// A pattern as Redis writes it: `*`, `?`, `[a-z]`, `[^a]` and `\` before what stands for itself.
-fn matcher(pattern: &[u8]) -> Result<GlobMatcher, Reply> {
-    let invalid = |why: &dyn std::fmt::Display| Reply::error("ERR", format!("pattern: {why}"));
-    let text = std::str::from_utf8(pattern).map_err(|error| invalid(&error))?;
-    let mut glob = String::with_capacity(text.len());
-    let mut escaped = false;
-    for c in text.chars() {
-        // Alternatives in braces are none of Redis's.
-        if matches!(c, '{' | '}') && !escaped {
-            glob.push('\\');
-        }
-        glob.push(c);
-        escaped = c == '\\' && !escaped;
-    }
-    let glob = GlobBuilder::new(&glob).backslash_escape(true).literal_separator(false).build();
-    Ok(glob.map_err(|error| invalid(&error))?.compile_matcher())
-}
-
-fn matches(matcher: &GlobMatcher, key: &[u8]) -> bool {
-    matcher.is_match_candidate(&Candidate::from_bytes(key))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn patterns_match_as_redis_has_it() {
-        let is_match = |pattern: &str, key: &str| {
-            matches(&matcher(pattern.as_bytes()).unwrap(), key.as_bytes())
+    fn what_keys_tells_is_bounded_in_number_and_in_bytes() {
+        for (len, fit) in [(1, KEYS_MAX), (496, KEYS_BYTES_MAX / 512)] {
+            let mut found = Found::default();
+            for _ in 0..fit {
+                found.add(Bytes::from(vec![b'k'; len])).unwrap();
+            }
+            found.add(Bytes::from(vec![b'k'; len])).unwrap_err();
+        }
+    }
+
+    /// What a command of several keys is answered, of which each comes to this.
+    async fn told(each: &[Result<i64, &str>]) -> String {
+        let one = |came_to: &Result<i64, &str>| {
+            let came_to = match *came_to {
+                Ok(changed) => Ok(Reply::Number(changed)),
+                Err(told) => Err(Stop::Told(Reply::Error(told.to_owned()))),
+            };
+            async move { came_to }
         };
-        assert!(is_match("sess:*", "sess:a/b.c"));
-        assert!(is_match("*", ""));
-        assert!(is_match("h?llo", "hallo") && !is_match("h?llo", "hllo"));
-        assert!(is_match("h[ae]llo", "hello") && !is_match("h[^e]llo", "hello"));
-        assert!(is_match("a{b}*", "a{b}c") && !is_match("a{b,c}", "ab"));
-        assert!(is_match("a\\*", "a*") && !is_match("a\\*", "ab"));
-        assert!(matcher(b"[a").is_err());
+        match change_all(each, one).await.whole() {
+            Ok(changed) => changed.to_string(),
+            Err(Stop::Told(Reply::Error(told))) => told,
+            Err(_) => panic!("nothing is watched"),
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_to_be_undone_once_a_key_of_several_may_have_been_changed() {
+        let (again, unknown) = ("TRYAGAIN nothing was done: why", "UNKNOWN it may have been done");
+        assert_eq!(told(&[Ok(1), Ok(0), Ok(1)]).await, "2");
+        assert_eq!(told(&[Ok(0), Err(again), Err(again)]).await, again);
+        assert_eq!(
+            told(&[Err(unknown)]).await,
+            "UNKNOWN some of the keys may have been changed: it may have been done"
+        );
+        let partly = "UNKNOWN some of the keys may have been changed: why";
+        // Those that are under way beside the one that fails count, be they before it or after.
+        assert_eq!(told(&[Ok(1), Err(again)]).await, partly);
+        assert_eq!(told(&[Err(again), Ok(1)]).await, partly);
+        assert_eq!(told(&[Err(again), Err(unknown)]).await, partly);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Requests and replies in RESP, the Redis serialization protocol, versions 2 and 3.
 //!
-//! The codec takes whatever RESP can express, however deep and however long. So a request is
-//! measured first: an array of bulk strings, nothing nested, within bounds that are known before
-//! their bytes arrive.
+//! A request is an array of bulk strings, nothing nested, within bounds that are known before their
+//! bytes arrive. One that announces more is passed over as it arrives ([`Oversized`]), so that its
+//! client is told why and goes on. Replies are written by a codec.
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::ops::Range;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use redis_protocol::resp2::types::BytesFrame as Resp2;
 use redis_protocol::resp3::types::BytesFrame as Resp3;
 use redis_protocol::{resp2, resp3};
@@ -17,6 +19,9 @@ pub(super) const VALUE_BYTES_MAX: usize = 1024 * 1024;
 const ARGUMENTS_MAX: usize = 4096;
 /// The largest request: a value, and room for what goes with it.
 pub(super) const REQUEST_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
+/// The largest value that is passed over, as large as Redis takes one; a larger one ends the
+/// connection.
+const PASSED_OVER_MAX: usize = 512 * VALUE_BYTES_MAX;
 /// The longest line that announces a length.
 const LENGTH_LINE_MAX: usize = 16;
 /// The longest command that a person types, as a line without lengths.
@@ -31,12 +36,47 @@ pub(super) enum ProtocolError {
     Arguments,
     #[error("Protocol error: invalid bulk length; a request has at most {REQUEST_BYTES_MAX} bytes")]
     Length,
+    #[error("Protocol error: an argument is longer than was announced")]
+    Argument,
+    #[error("a request has at most {REQUEST_BYTES_MAX} bytes")]
+    Oversized(Oversized),
     #[error("Protocol error: too big inline request")]
     Inline,
+    #[error("Protocol error: unbalanced quotes in request")]
+    Quotes,
     #[error("Protocol error: this is no HTTP server; nothing that follows is carried out")]
     Http,
     #[error("Protocol error: {0}")]
     Codec(String),
+}
+
+/// The rest of a request that is larger than is taken: it is passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Oversized {
+    /// What is left of the argument that has begun, its line's end included.
+    bytes: usize,
+    /// How many follow it.
+    arguments: usize,
+}
+
+impl Oversized {
+    /// Takes what has arrived of it; whether that is all.
+    pub(super) fn pass_over(&mut self, buffer: &mut BytesMut) -> Result<bool, ProtocolError> {
+        loop {
+            let here = self.bytes.min(buffer.len());
+            buffer.advance(here);
+            self.bytes -= here;
+            if self.bytes > 0 {
+                return Ok(false);
+            }
+            let Some(arguments) = self.arguments.checked_sub(1) else { return Ok(true) };
+            let Some((len, at)) = length_line(buffer, 0, '$')? else { return Ok(false) };
+            let len = usize::try_from(len).ok().filter(|len| *len <= PASSED_OVER_MAX);
+            let len = len.ok_or(ProtocolError::Length)?;
+            buffer.advance(at);
+            *self = Self { bytes: len + 2, arguments };
+        }
+    }
 }
 
 /// A command's name and arguments.
@@ -53,25 +93,21 @@ pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, P
                 other => return Ok(other),
             }
         }
-        let Some(len) = measure(buffer)? else { return Ok(None) };
-        let whole = buffer.split_to(len).freeze();
-        let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
-        let frame = resp2::decode::decode_bytes(&whole).map_err(|error| codec(&error))?;
-        let Some((Resp2::Array(parts), _)) = frame else {
-            // An array of no length, or of none: there is nothing to do.
-            continue;
+        let mut places = Vec::new();
+        let len = match measure(buffer, |place| places.push(place)) {
+            Ok(Some(len)) => len,
+            Ok(None) => return Ok(None),
+            Err((at, error)) => {
+                buffer.advance(at);
+                return Err(error);
+            }
         };
-        let arguments: Option<Arguments> = parts
-            .into_iter()
-            .map(|part| match part {
-                Resp2::BulkString(bytes) => Some(bytes),
-                _ => None,
-            })
-            .collect();
-        match arguments {
-            Some(arguments) if arguments.is_empty() => continue,
-            Some(arguments) => return Ok(Some(arguments)),
-            None => return Err(ProtocolError::Length),
+        let whole = buffer.split_to(len).freeze();
+        if places.iter().any(|place| !whole[place.end..].starts_with(b"\r\n")) {
+            return Err(ProtocolError::Argument);
+        }
+        if !places.is_empty() {
+            return Ok(Some(places.into_iter().map(|place| whole.slice(place)).collect()));
         }
     }
 }
@@ -80,30 +116,55 @@ pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, P
 pub(super) fn is_complete(buffer: &[u8]) -> bool {
     match buffer.first() {
         None => false,
-        Some(b'*') => measure(buffer) != Ok(None),
+        Some(b'*') => measure(buffer, |_| ()) != Ok(None),
         Some(_) => buffer.contains(&b'\n') || buffer.len() >= INLINE_BYTES_MAX,
     }
 }
 
-/// The length of the request that `buffer` begins with, once all of it is there.
-fn measure(buffer: &[u8]) -> Result<Option<usize>, ProtocolError> {
-    let Some((count, mut at)) = length_line(buffer, 0, '*')? else { return Ok(None) };
-    let count = match count {
-        ..=0 => 0,
-        count => usize::try_from(count).map_err(|_| ProtocolError::Arguments)?,
+/// The length of the request that `buffer` begins with, once all of it is there, and the places of
+/// its arguments. An error comes with how much of `buffer` was understood before it.
+fn measure(
+    buffer: &[u8],
+    mut argument: impl FnMut(Range<usize>),
+) -> Result<Option<usize>, (usize, ProtocolError)> {
+    let failed = |error| (0, error);
+    let Some((count, mut at)) = length_line(buffer, 0, '*').map_err(failed)? else {
+        return Ok(None);
     };
+    // As Redis does: an array of no length, or of less, is nothing to do.
+    let count = usize::try_from(count.max(0)).map_err(|_| (0, ProtocolError::Arguments))?;
     if count > ARGUMENTS_MAX {
-        return Err(ProtocolError::Arguments);
+        return Err((0, ProtocolError::Arguments));
     }
-    for _ in 0..count {
-        let Some((len, bytes)) = length_line(buffer, at, '$')? else { return Ok(None) };
-        let len = usize::try_from(len).map_err(|_| ProtocolError::Length)?;
-        at = bytes.saturating_add(len).saturating_add(2);
+    for index in 0..count {
+        let Some((len, begin)) = length_line(buffer, at, '$').map_err(failed)? else {
+            return Ok(None);
+        };
+        let len = usize::try_from(len).ok().filter(|len| *len <= PASSED_OVER_MAX);
+        let len = len.ok_or((0, ProtocolError::Length))?;
+        at = begin + len + 2;
         if at > REQUEST_BYTES_MAX {
-            return Err(ProtocolError::Length);
+            let rest = Oversized { bytes: len + 2, arguments: count - index - 1 };
+            return Err((begin, ProtocolError::Oversized(rest)));
         }
+        argument(begin..begin + len);
     }
     Ok((at <= buffer.len()).then_some(at))
+}
+
+/// Reads an integer as Redis does: only in the form in which it writes one, without a plus sign or
+/// a zero in front.
+pub(super) fn integer(text: &[u8]) -> Option<i64> {
+    let (sign, digits) = match text.split_first() {
+        Some((b'-', digits)) => (1, digits),
+        _ => (0, text),
+    };
+    let in_form = match digits {
+        [b'0'] => sign == 0,
+        [b'1'..=b'9', ..] => true,
+        _ => false,
+    };
+    in_form.then(|| std::str::from_utf8(text).ok()?.parse().ok()).flatten()
 }
 
 /// Reads `MARK number CRLF` at `at`; returns the number and what comes behind it.
@@ -124,14 +185,16 @@ fn length_line(
     let Some(end) = line.windows(2).position(|pair| pair == b"\r\n") else {
         return if line.len() < LENGTH_LINE_MAX { Ok(None) } else { Err(invalid()) };
     };
-    let number = std::str::from_utf8(&line[..end]).ok().and_then(|text| text.parse().ok());
-    Ok(Some((number.ok_or_else(invalid)?, at + 1 + end + 2)))
+    let number = integer(&line[..end]).ok_or_else(invalid)?;
+    Ok(Some((number, at + 1 + end + 2)))
 }
 
 /// Whether a line is of an HTTP request. A web page may have its browser send one here, with commands
 /// as its body; the first line ends that.
-fn is_http(words: &[Bytes]) -> bool {
-    let (Some(first), Some(last)) = (words.first(), words.last()) else { return false };
+fn is_http(line: &[u8]) -> bool {
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    let Some(first) = words.next() else { return false };
+    let last = words.next_back().unwrap_or(first);
     let begins = |word: &str| first.eq_ignore_ascii_case(word.as_bytes());
     last.starts_with(b"HTTP/") || ["POST", "PUT", "PATCH", "HOST:"].iter().any(|it| begins(it))
 }
@@ -144,9 +207,71 @@ fn take_line(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> 
     };
     let line = buffer.split_to(end).freeze();
     buffer.advance(1);
-    let words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    let words: Arguments = words.map(|word| line.slice_ref(word)).collect();
-    if is_http(&words) { Err(ProtocolError::Http) } else { Ok(Some(words)) }
+    if is_http(&line) {
+        return Err(ProtocolError::Http);
+    }
+    words(&line).map(Some).ok_or(ProtocolError::Quotes)
+}
+
+/// Splits a line as Redis does (`sdssplitargs` in its `sds.c`): words may be quoted, in part as well,
+/// with escapes between double quotes. `None` where a quote is not closed, or not followed by a space.
+fn words(mut line: &[u8]) -> Option<Arguments> {
+    let is_space = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
+    let mut words = Vec::new();
+    loop {
+        line = &line[line.iter().take_while(|byte| is_space(byte)).count()..];
+        if line.is_empty() {
+            return Some(words);
+        }
+        let mut word = BytesMut::new();
+        while let Some((first, rest)) = line.split_first().filter(|(first, _)| !is_space(first)) {
+            line = match first {
+                b'"' | b'\'' => {
+                    let rest = quoted(*first, rest, &mut word)?;
+                    if !rest.first().is_none_or(is_space) {
+                        return None;
+                    }
+                    rest
+                }
+                byte => {
+                    word.put_u8(*byte);
+                    rest
+                }
+            };
+        }
+        words.push(word.freeze());
+    }
+}
+
+/// Takes what is quoted up to `quote`; what is left behind it.
+fn quoted<'a>(quote: u8, mut text: &'a [u8], word: &mut BytesMut) -> Option<&'a [u8]> {
+    let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
+    loop {
+        let (byte, rest) = match text {
+            [end, rest @ ..] if *end == quote => return Some(rest),
+            [b'\\', b'x', high, low, rest @ ..]
+                if quote == b'"' && high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                (hex(*high)? * 16 + hex(*low)?, rest)
+            }
+            [b'\\', escaped, rest @ ..] if quote == b'"' => {
+                let byte = match escaped {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 0x08,
+                    b'a' => 0x07,
+                    other => *other,
+                };
+                (byte, rest)
+            }
+            [b'\\', b'\'', rest @ ..] if quote == b'\'' => (b'\'', rest),
+            [byte, rest @ ..] => (*byte, rest),
+            [] => return None,
+        };
+        word.put_u8(byte);
+        text = rest;
+    }
 }
 
 /// What a command is answered.
@@ -162,6 +287,8 @@ pub(super) enum Reply {
     Bytes(Bytes),
     /// Nothing.
     Null,
+    /// No answers: a transaction that was not run.
+    Aborted,
     /// Several, in order.
     Array(Vec<Reply>),
     /// Pairs; a flat array to clients of version 2.
@@ -201,7 +328,10 @@ impl Reply {
     /// Appends it in the client's version of the protocol.
     pub(super) fn put(self, version: u8, buffer: &mut BytesMut) -> Result<(), ProtocolError> {
         let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
-        if version == 3 {
+        if self == Self::Aborted && version == 2 {
+            // Its codec knows one form of nothing, which is that of a bulk string.
+            buffer.extend_from_slice(b"*-1\r\n");
+        } else if version == 3 {
             resp3::encode::complete::extend_encode(buffer, &self.resp3(), false)
                 .map_err(|error| codec(&error))?;
         } else {
@@ -217,7 +347,7 @@ impl Reply {
             Self::Error(text) => Resp2::Error(text.into()),
             Self::Number(number) => Resp2::Integer(number),
             Self::Bytes(bytes) => Resp2::BulkString(bytes),
-            Self::Null => Resp2::Null,
+            Self::Null | Self::Aborted => Resp2::Null,
             Self::Array(parts) => Resp2::Array(parts.into_iter().map(Self::resp2).collect()),
             Self::Map(pairs) => {
                 let flat = pairs.into_iter().flat_map(|(key, value)| [key.resp2(), value.resp2()]);
@@ -235,7 +365,7 @@ impl Reply {
             Self::Error(text) => Resp3::SimpleError { data: text.into(), attributes },
             Self::Number(data) => Resp3::Number { data, attributes },
             Self::Bytes(data) => Resp3::BlobString { data, attributes },
-            Self::Null => Resp3::Null,
+            Self::Null | Self::Aborted => Resp3::Null,
             Self::Array(parts) => {
                 let data = parts.into_iter().map(Self::resp3).collect();
                 Resp3::Array { data, attributes }

@@ -14,22 +14,26 @@ mod command;
 mod connection;
 mod execute;
 mod frame;
+mod glob;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod value;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use execute::{Database, Turns};
-use tokio::net::TcpListener;
+use execute::Database;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
+use turns::Turns;
 use warmhop::Registers;
 
 /// The name of the registers that hold the endpoint's keys.
 pub const NAME: &str = "redis";
-/// How many clients may be connected at once; further ones wait to be accepted.
+/// How many clients may be connected at once; further ones are told so.
 const CONNECTIONS_MAX: usize = 4096;
 /// How long to rest after a connection could not be accepted: for want of open files, mostly.
 const AFTER_ACCEPT_FAILED: std::time::Duration = std::time::Duration::from_millis(100);
@@ -42,18 +46,26 @@ pub fn url(addr: SocketAddr) -> String {
 
 /// Serves clients for as long as it is polled; each connection ends with it.
 pub async fn serve(listener: TcpListener, registers: Registers) {
+    serve_up_to(CONNECTIONS_MAX, listener, registers).await;
+}
+
+async fn serve_up_to(connections_max: usize, listener: TcpListener, registers: Registers) {
     let database =
-        Database { registers, turns: Arc::new(Turns::new()), index: 0, guards: Arc::default() };
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Database { registers, turns: Arc::new(Turns::default()), index: 0, guards: Arc::default() };
+    let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
             Ok((stream, client)) => {
+                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                    warn!(%client, "refused: {connections_max} Redis clients are connected");
+                    turn_away(stream);
+                    continue;
+                };
                 let database = database.clone();
                 connections.spawn(async move {
                     let _permit = permit;
@@ -67,5 +79,12 @@ pub async fn serve(listener: TcpListener, registers: Registers) {
                 tokio::time::sleep(AFTER_ACCEPT_FAILED).await;
             }
         }
+    }
+}
+
+/// Tells a client as much as its socket takes at once.
+fn turn_away(stream: TcpStream) {
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write_all(b"-ERR max number of clients reached\r\n");
     }
 }

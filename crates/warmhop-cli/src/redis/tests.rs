@@ -12,8 +12,9 @@ use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
 
 use super::command::Command;
-use super::execute::{Database, Turns};
+use super::execute::Database;
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
+use super::turns::Turns;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
@@ -21,19 +22,46 @@ const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind o
 struct Client(TcpStream);
 
 async fn mesh() -> (Mesh, AppName) {
-    let name = AppName::new(super::NAME).unwrap();
-    let peer = PeerId::new("one").unwrap();
-    let identity = Authority::generate("test").unwrap().issue(&peer).unwrap();
-    let mesh = Mesh::builder("test", peer, identity).registers(name.clone()).start().await;
-    (mesh.unwrap(), name)
+    let mut peers = mesh_of(1).await;
+    (peers.remove(0), AppName::new(super::NAME).unwrap())
+}
+
+/// So many peers that see each other.
+async fn mesh_of(peers: usize) -> Vec<Mesh> {
+    let authority = Authority::generate("test").unwrap();
+    let mut mesh: Vec<Mesh> = Vec::new();
+    for index in 0..peers {
+        let peer = PeerId::new(&format!("peer-{index}")).unwrap();
+        let identity = authority.issue(&peer).unwrap();
+        let name = AppName::new(super::NAME).unwrap();
+        let mut builder = Mesh::builder("test", peer, identity).registers(name);
+        if let Some(first) = mesh.first() {
+            builder = builder.seed(first.mesh_addr().to_string());
+        }
+        mesh.push(builder.start().await.unwrap());
+    }
+    let late = Instant::now() + PATIENCE;
+    while !mesh.iter().all(|it| it.status().peers.iter().filter(|it| it.alive).count() + 1 == peers)
+    {
+        assert!(Instant::now() < late, "they do not see each other");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    mesh
+}
+
+/// Serves the keys of `mesh` at an address.
+async fn serve(mesh: &Mesh) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let registers = mesh.registers(&AppName::new(super::NAME).unwrap()).unwrap();
+    tokio::spawn(super::serve(listener, registers));
+    addr
 }
 
 /// A peer, its endpoint, and a client of it.
 async fn endpoint() -> (Mesh, Client) {
-    let (mesh, name) = mesh().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    tokio::spawn(super::serve(listener, mesh.registers(&name).unwrap()));
+    let (mesh, _) = mesh().await;
+    let addr = serve(&mesh).await;
     (mesh, Client(TcpStream::connect(addr).await.unwrap()))
 }
 
@@ -78,6 +106,18 @@ impl Client {
         let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
         self.send(&request(&words)).await;
         self.reads(expected.as_ref()).await;
+    }
+
+    /// Reads a line.
+    async fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let reading = async {
+            while !line.ends_with(b"\r\n") {
+                line.push(self.0.read_u8().await.unwrap());
+            }
+        };
+        tokio::time::timeout(PATIENCE, reading).await.expect("a line");
+        String::from_utf8(line).unwrap()
     }
 
     /// Reads to the end of the connection.
@@ -232,6 +272,77 @@ async fn a_pipeline_is_answered_in_order_whatever_runs_beside() {
     it.reads(&expected).await;
 }
 
+/// `count` clients that each send a command at once, and the first line that each is answered.
+async fn answers_to_all(addr: std::net::SocketAddr, count: usize, command: &str) -> Vec<String> {
+    let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(Client(TcpStream::connect(addr).await.unwrap()));
+    }
+    for client in &mut clients {
+        client.send(&request(&words)).await;
+    }
+    let mut answers = Vec::new();
+    for client in &mut clients {
+        answers.push(client.line().await);
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_a_key_that_is_not_reached_wait_no_longer_than_the_first() {
+    let mut mesh = mesh_of(3).await;
+    let addr = serve(&mesh[0]).await;
+    let mut it = Client(TcpStream::connect(addr).await.unwrap());
+    it.asks("SET n 0", "+OK\r\n").await;
+    for gone in mesh.drain(1..) {
+        gone.vanish().await;
+    }
+    // One after the other would take them longer than this test is patient.
+    for answer in answers_to_all(addr, 12, "INCR n").await {
+        assert!(answer.starts_with("-TRYAGAIN ") || answer.starts_with("-UNKNOWN "), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_everybody_writes_refuses_nobody() {
+    let (_mesh, it) = endpoint().await;
+    let addr = it.0.peer_addr().unwrap();
+    for (command, expected) in [("SET hot v", "+OK\r\n"), ("INCR n", ":"), ("DEL hot", ":")] {
+        for answer in answers_to_all(addr, 300, command).await {
+            assert!(answer.starts_with(expected), "{command}: {answer}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_renamed_however_often_others_change_it() {
+    let mesh = mesh_of(2).await;
+    let (here, there) = (serve(&mesh[0]).await, serve(&mesh[1]).await);
+    let connect = async |addr| Client(TcpStream::connect(addr).await.unwrap());
+    let mut counting = tokio::task::JoinSet::new();
+    for addr in [here, here, there] {
+        let mut client = connect(addr).await;
+        counting.spawn(async move {
+            loop {
+                client.send(&request(&[b"INCR", b"n"])).await;
+                let answer = client.line().await;
+                assert!(answer.starts_with(':'), "{answer}");
+            }
+        });
+    }
+    let mut it = connect(here).await;
+    let mut renamed = 0;
+    while renamed < 30 {
+        it.send(&request(&[b"RENAME", b"n", b"to"])).await;
+        match it.line().await.as_str() {
+            "+OK\r\n" => renamed += 1,
+            // It was just renamed, and nobody has counted since.
+            answer => assert_eq!(answer, "-ERR no such key\r\n"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watched_key_that_changed_stops_the_transaction() {
     let (_mesh, mut it) = endpoint().await;
@@ -241,7 +352,7 @@ async fn a_watched_key_that_changed_stops_the_transaction() {
     it.asks("MULTI", "+OK\r\n").await;
     it.asks("SET a 2", "+QUEUED\r\n").await;
     other.asks("SET a other", "+OK\r\n").await;
-    it.asks("EXEC", "$-1\r\n").await;
+    it.asks("EXEC", "*-1\r\n").await;
     it.asks("GET a", bulk("other")).await;
     it.asks("WATCH a", "+OK\r\n").await;
     it.asks("MULTI", "+OK\r\n").await;
@@ -276,7 +387,7 @@ async fn a_watched_key_is_compared_until_it_is_changed_whatever_is_asked_of_it_b
     it.asks("EXPIRE k 100", ":1\r\n").await;
     it.asks("MULTI", "+OK\r\n").await;
     it.asks("SET k w", "+QUEUED\r\n").await;
-    it.asks("EXEC", "$-1\r\n").await;
+    it.asks("EXEC", "*-1\r\n").await;
     // Several keys are compared, each for itself, as often as they are named.
     it.asks("WATCH k other k", "+OK\r\n").await;
     it.asks("MULTI", "+OK\r\n").await;
@@ -323,7 +434,7 @@ async fn a_change_by_another_during_a_transaction_is_never_overwritten() {
             let exec = answer.split_once("$7\r\nthe end").unwrap().0;
             let exec = exec.rsplit_once("+QUEUED\r\n").unwrap().1;
             met[match exec {
-                "$-1\r\n" => 0,
+                "*-1\r\n" => 0,
                 exec if exec.contains("-WATCHFAILED ") => 1,
                 exec => {
                     assert!(exec.starts_with("*302\r\n") && exec.ends_with("+OK\r\n"), "{exec}");
@@ -348,6 +459,48 @@ async fn every_command_of_a_transaction_waits_for_its_end() {
     it.asks("SELECT 0", "+QUEUED\r\n").await;
     it.asks("DISCARD", "+OK\r\n").await;
     it.asks("GET a", bulk("b")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_argument_that_makes_no_sense_is_told_of_at_exec_and_the_others_are_run() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("SET a 1", "+QUEUED\r\n").await;
+    it.asks("INCRBY a x", "+QUEUED\r\n").await;
+    it.asks("SET a 2 EX 0", "+QUEUED\r\n").await;
+    it.asks("HSET h a 1 b", "+QUEUED\r\n").await;
+    it.asks("SELECT 16", "+QUEUED\r\n").await;
+    it.asks("GET a", "+QUEUED\r\n").await;
+    let told = [
+        "+OK\r\n",
+        "-ERR value is not an integer or out of range\r\n",
+        "-ERR invalid expire time in 'set' command\r\n",
+        "-ERR wrong number of arguments for 'hset' command\r\n",
+        "-ERR DB index is out of range\r\n",
+        &bulk("1"),
+    ];
+    it.asks("EXEC", format!("*6\r\n{}", told.concat())).await;
+    for refused in ["SET a", "HSET h a", "NOSUCH"] {
+        it.asks("MULTI", "+OK\r\n").await;
+        it.send(&request(&refused.split(' ').map(str::as_bytes).collect::<Vec<_>>())).await;
+        assert!(it.line().await.starts_with("-ERR "));
+        it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_key_is_known_by_its_database_wherever_a_transaction_goes() {
+    let (_mesh, mut it) = endpoint().await;
+    it.asks("SET w 1", "+OK\r\n").await;
+    it.asks("WATCH w", "+OK\r\n").await;
+    it.asks("SELECT 1", "+OK\r\n").await;
+    it.asks("SET w 2", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("RENAME w to", "+QUEUED\r\n").await;
+    it.asks("SELECT 0", "+QUEUED\r\n").await;
+    it.asks("RENAME w to", "-ERR RENAME of a watched key is not offered\r\n").await;
+    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+    it.asks("GET w", bulk("2")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -387,6 +540,41 @@ async fn what_is_answered_to_one_command_is_bounded() {
     assert!(answers.ends_with(end));
     let mut it = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
     it.asks("GET a", bulk("1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_read_begins_nothing_further() {
+    const KEYS: usize = 64;
+    let (_mesh, mut it) = endpoint().await;
+    let value = vec![b'v'; VALUE_BYTES_MAX];
+    for key in 0..KEYS {
+        it.send(&request(&[b"SET", key.to_string().as_bytes(), &value])).await;
+        it.reads("+OK\r\n").await;
+    }
+    let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
+    let mut wire = Vec::new();
+    for key in 0..KEYS {
+        wire.extend(request(&[b"GETDEL", key.to_string().as_bytes()]));
+    }
+    it.send(&wire).await;
+    let mut exist = vec!["EXISTS".to_owned()];
+    exist.extend((0..KEYS).map(|key| key.to_string()));
+    let exist: Vec<&[u8]> = exist.iter().map(String::as_bytes).collect();
+    let mut seen = Vec::new();
+    // The sockets hold some of it, too; more is not begun, however long it takes.
+    while seen.len() < 5 || seen[seen.len() - 5..].iter().any(|left| *left != seen[seen.len() - 1])
+    {
+        other.send(&request(&exist)).await;
+        seen.push(other.line().await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let left: usize = seen[seen.len() - 1].trim_start_matches(':').trim_end().parse().unwrap();
+    assert!((KEYS / 2..KEYS).contains(&left), "{seen:?}");
+    for _ in 0..KEYS {
+        it.reads(&bulk(std::str::from_utf8(&value).unwrap())).await;
+    }
+    other.send(&request(&exist)).await;
+    other.reads(":0\r\n").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -437,6 +625,134 @@ async fn what_is_no_request_is_told_off_and_ends_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_too_large_is_passed_over_and_its_client_goes_on() {
+    let (_mesh, mut it) = endpoint().await;
+    let refused = "-ERR a request has at most 2097152 bytes\r\n";
+    let value = vec![b'v'; 5 * VALUE_BYTES_MAX];
+    it.asks("SET a 1", "+OK\r\n").await;
+    it.send(&request(&[b"SET", b"a", &value, b"EX", &value, b"10"])).await;
+    it.send(&request(&[b"GET", b"a"])).await;
+    it.reads(&format!("{refused}{}", bulk("1"))).await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.send(&request(&[b"MSET", b"b", &value[..VALUE_BYTES_MAX], b"c", &value])).await;
+    it.reads(refused).await;
+    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_reads_why_its_connection_ends_whatever_else_it_has_sent() {
+    let (_mesh, mut it) = endpoint().await;
+    it.send(b"*1\r\n$x\r\n").await;
+    it.send(&vec![b'v'; 5 * VALUE_BYTES_MAX]).await;
+    assert!(it.rest().await.starts_with("-ERR Protocol error: invalid bulk length"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_too_many_is_told_so_and_has_room_when_another_leaves() {
+    let (mesh, name) = mesh().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(super::serve_up_to(2, listener, mesh.registers(&name).unwrap()));
+    let connect = async || Client(TcpStream::connect(addr).await.unwrap());
+    let (mut one, mut other) = (connect().await, connect().await);
+    one.asks("PING", "+PONG\r\n").await;
+    other.asks("PING", "+PONG\r\n").await;
+    assert_eq!(connect().await.rest().await, "-ERR max number of clients reached\r\n");
+    drop(one);
+    let late = Instant::now() + PATIENCE;
+    loop {
+        let mut another = connect().await;
+        // One that is turned away while it asks may find its connection reset.
+        let _ = another.0.write_all(&request(&[b"PING"])).await;
+        let mut first = [0];
+        if matches!(another.0.read(&mut first).await, Ok(1)) && first == *b"+" {
+            break;
+        }
+        assert!(Instant::now() < late, "nobody has left");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_out_of_form_is_answered_as_redis_does() {
+    let (_mesh, mut it) = endpoint().await;
+    let not_a_number = "-ERR value is not an integer or out of range\r\n";
+    for value in ["+5", "007", "-0", ""] {
+        it.asks(&format!("SET k {value}"), "+OK\r\n").await;
+        it.asks("INCR k", not_a_number).await;
+    }
+    for by in ["+5", "05", "-0"] {
+        it.asks(&format!("INCRBY n {by}"), not_a_number).await;
+    }
+    it.asks("SET k v EX 10", "+OK\r\n").await;
+    it.asks("EXPIRE k 20 XX GT", ":1\r\n").await;
+    it.asks("EXPIRE k 15 XX GT", ":0\r\n").await;
+    it.asks("EXPIRE k 15 XX LT", ":1\r\n").await;
+    it.asks("PERSIST k", ":1\r\n").await;
+    it.asks("EXPIRE k 15 XX LT", ":0\r\n").await;
+    let detail = "NX and XX, GT or LT options at the same time are not compatible";
+    it.asks("EXPIRE k 15 NX GT", format!("-ERR {detail}\r\n")).await;
+    let detail = "GT and LT options at the same time are not compatible";
+    it.asks("EXPIRE k 15 GT LT", format!("-ERR {detail}\r\n")).await;
+    it.asks("EXPIRE k 15 FOO", "-ERR Unsupported option FOO\r\n").await;
+    it.asks("EXPIREAT k 9999999999999", ":1\r\n").await;
+    it.asks("EXPIRETIME k", ":9999999999999\r\n").await;
+    it.asks("GET k", bulk("v")).await;
+    let detail = "Client names cannot contain spaces, newlines or special characters.";
+    it.send(&request(&[b"CLIENT", b"SETNAME", b"a b"])).await;
+    it.reads(&format!("-ERR {detail}\r\n")).await;
+    it.asks("CONFIG GET databases", array(&["databases", "16"])).await;
+    it.asks(&format!("KEYS {}", "a".repeat(1025)), "-ERR a pattern has at most 1024 bytes\r\n")
+        .await;
+    it.asks("MULTI", "+OK\r\n").await;
+    let why = "wrong number of arguments for 'exec' command";
+    it.asks("EXEC x", format!("-EXECABORT Transaction discarded because of: {why}\r\n")).await;
+    it.asks("EXEC", "-ERR EXEC without MULTI\r\n").await;
+    it.asks("HELLO 3", "%7\r\n").await;
+    it.send(&request(&[b"ECHO", b"behind it"])).await;
+    while it.line().await != "behind it\r\n" {}
+    it.asks("WATCH k", "+OK\r\n").await;
+    it.asks("SET k w", "+OK\r\n").await;
+    it.asks("MULTI", "+OK\r\n").await;
+    it.asks("EXEC", "_\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_typed_line_may_quote_its_words() {
+    let (_mesh, mut it) = endpoint().await;
+    for (line, told) in [
+        (r#"SET k "hello world""#, "+OK\r\n".to_owned()),
+        ("GET k", bulk("hello world")),
+        (r#"ECHO "a\x41\n\t\q\"""#, bulk("aA\n\tq\"")),
+        (r"ECHO 'it\'s \n'", bulk("it's \\n")),
+        (r#"ECHO """#, bulk("")),
+        (r#"ECHO a"b c""#, bulk("ab c")),
+        ("ECHO {\"a\":1}", "-ERR Protocol error: unbalanced quotes in request\r\n".to_owned()),
+    ] {
+        it.send(format!("{line}\r\n").as_bytes()).await;
+        it.reads(&told).await;
+    }
+    assert_eq!(it.rest().await, "");
+    for unbalanced in ["SET k \"v\n", "SET k 'v\n", "SET k \"v\"w\n"] {
+        let answer = take_request(&mut BytesMut::from(unbalanced));
+        assert_eq!(answer, Err(ProtocolError::Quotes));
+    }
+}
+
+#[test]
+fn the_commands_that_the_documentation_tells_of_are_those_that_are_offered() {
+    let docs = include_str!("../../../../docs/redis.md");
+    let list = docs.split_once("## Commands").unwrap().1;
+    let names: Vec<&str> =
+        list.split('`').skip(1).step_by(2).map(|it| it.split(' ').next().unwrap()).collect();
+    assert_eq!(i64::try_from(names.len()).unwrap(), super::command::OFFERED);
+    for name in names {
+        let told = Command::parse(vec![Bytes::copy_from_slice(name.as_bytes())]);
+        assert!(!format!("{told:?}").contains("unknown command"), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn values_and_keys_have_bounds() {
     let (_mesh, mut it) = endpoint().await;
     let value = vec![b'v'; VALUE_BYTES_MAX];
@@ -482,7 +798,7 @@ async fn a_request_that_never_ends_is_given_up() {
     near.send(b"*1\r\n$4\r\nPI").await;
     let database = Database {
         registers: mesh.registers(&name).unwrap(),
-        turns: Arc::new(Turns::new()),
+        turns: Arc::new(Turns::default()),
         index: 0,
         guards: Arc::default(),
     };
@@ -514,8 +830,16 @@ fn no_bytes_whatever_make_the_reader_stumble() {
 fn a_request_is_refused_before_its_bytes_arrive() {
     let announced = format!("*2\r\n$3\r\nGET\r\n${REQUEST_BYTES_MAX}\r\n");
     let mut bytes = BytesMut::from(announced.as_bytes());
-    assert_eq!(take_request(&mut bytes), Err(ProtocolError::Length));
-    let mut bytes = BytesMut::from(&b"*0\r\n*-1\r\n\r\nget  a\r\n"[..]);
+    assert!(matches!(take_request(&mut bytes), Err(ProtocolError::Oversized(_))));
+    for wrong in ["*+1\r\n$4\r\nPING\r\n", "*01\r\n$4\r\nPING\r\n", "*-0\r\n"] {
+        assert_eq!(take_request(&mut BytesMut::from(wrong)), Err(ProtocolError::Arguments));
+    }
+    for wrong in ["*1\r\n$+4\r\nPING\r\n", "*1\r\n$04\r\nPING\r\n", "*1\r\n$536870913\r\n"] {
+        assert_eq!(take_request(&mut BytesMut::from(wrong)), Err(ProtocolError::Length));
+    }
+    let mut bytes = BytesMut::from("*1\r\n$4\r\nPINGxxPING\r\n");
+    assert_eq!(take_request(&mut bytes), Err(ProtocolError::Argument));
+    let mut bytes = BytesMut::from(&b"*0\r\n*-1\r\n*-5\r\n\r\nget  a\r\n"[..]);
     let words = vec![Bytes::from_static(b"get"), Bytes::from_static(b"a")];
     assert_eq!(take_request(&mut bytes), Ok(Some(words)));
 }

@@ -830,6 +830,13 @@ impl Session {
         self.newest().map_or(0, |record| record.p.n)
     }
 
+    /// Where the newest record known here stands: chosen where this peer owns the session, else
+    /// accepted.
+    #[must_use]
+    pub fn newest_at(&self) -> Option<Position> {
+        self.newest().map(|record| record.p)
+    }
+
     fn newest(&self) -> Option<&Record> {
         match &self.role {
             Role::Owner(owner) if owner.serving => owner.chosen.as_ref(),
