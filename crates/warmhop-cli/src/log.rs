@@ -29,7 +29,12 @@ pub fn start(format: Format) -> Result<(), String> {
         })?,
         _ => EnvFilter::new(DEFAULT_FILTER),
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // A full disk or a collector that went away costs lines. Telling of it would have to be
+        // written to the same place, and what fails there panics in whichever task logs.
+        .log_internal_errors(false);
     match format {
         Format::Text => lines.with_ansi(is_coloured(&std::io::stderr())).init(),
         Format::Json => lines.json().flatten_event(true).init(),

@@ -645,6 +645,51 @@ fn a_second_signal_ends_the_peer_at_once_and_its_app_with_it() {
 }
 
 #[test]
+fn a_log_whose_reader_went_away_costs_its_lines_and_nothing_else() {
+    let dir = certified("unread", "peer-1");
+    let more = "stop_grace = '200ms'\nready = { path = '/healthz' }\n";
+    let mut peer = Peer::start(&write(&dir, &config(&app_table(more))));
+    // The reader closes the pipe with the next line, and every later one fails.
+    peer.log = sync_channel(0).1;
+    for _ in 0..2 {
+        assert_eq!(peer.run(&["app", "start", "shop"]).0, 0);
+        wait_until("it is ready", || peer.run(&["status", "--json"]).1.contains("\"ready\""));
+        assert_eq!(peer.run(&["app", "stop", "shop"]).0, 0);
+        wait_until("it is cold", || peer.run(&["status", "--json"]).1.contains("\"cold\""));
+    }
+    peer.signal(Signal::SIGTERM);
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+#[test]
+fn a_log_on_a_full_disk_costs_its_lines_and_nothing_else() {
+    let dir = certified("full", "peer-1");
+    let (path, socket) = manager(&dir);
+    let said = dir.join("said");
+    let _ = std::fs::remove_file(&said);
+    // More than a pipe holds, so that it gets stuck where its output is not taken.
+    let app = format!(
+        "[[app]]\nname = 'shop'\nstart = 'at-boot'\n\
+         run = ['sh', '-c', 'yes | head -n 100000; touch {}; exec sleep 600']\n",
+        text(&said)
+    );
+    let file = write(&dir, &config(&app));
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let child = warmhop(&["run", "--config", text(&file)])
+        .env("NOTIFY_SOCKET", &path)
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    let log = sync_channel(0).1;
+    let mut peer = Peer { child, admin: String::new(), http: String::new(), log };
+    let told = datagram(&socket);
+    assert!(told.lines().any(|line| line == "READY=1"), "{told}");
+    wait_until("the app has said all it had to say", || said.exists());
+    peer.signal(Signal::SIGTERM);
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+#[test]
 fn a_token_opens_an_admin_listener_for_those_who_have_it() {
     let dir = certified("token", "peer-1");
     let with_token = config("token = 'a-token-of-length'\n");
