@@ -224,6 +224,7 @@ server {{
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_buffering off;
         proxy_request_buffering off;
+        client_max_body_size 0;
         proxy_read_timeout 1h;
 ",
         wanted.listen

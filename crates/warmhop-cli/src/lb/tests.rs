@@ -86,6 +86,15 @@ upstream warmhop_peer-2 {
 }
 
 #[test]
+fn nginx_leaves_the_size_of_a_body_to_the_app() {
+    let text = recipe(Balancer::Nginx, &status()).unwrap();
+    assert!(
+        text.contains("        client_max_body_size 0;\n"),
+        "it refuses more than 1 MiB: {text}"
+    );
+}
+
+#[test]
 fn a_peer_alone_has_no_backup_and_no_rival() {
     let alone =
         Status::deserialize(json!({"peer": {"name": "p", "http": ["127.0.0.1:8081"]}})).unwrap();
