@@ -47,6 +47,9 @@ pub enum Affinity {
 /// get an error.
 const ENVOY_AT_ONCE: u32 = 16 * 1024;
 
+/// What the group of all servers is called.
+const ANY: &str = "warmhop_any";
+
 /// What a configuration is printed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
@@ -70,6 +73,17 @@ struct Backend {
 impl Backend {
     fn addr(&self) -> String {
         format!("{}:{}", self.host, self.port)
+    }
+
+    /// What the group of servers is called of which this one is the first. No peer's name makes it
+    /// that of all ([`ANY`]), and names that differ in case alone, which nginx takes for one, are
+    /// numbered.
+    fn group(&self, backends: &[Self]) -> String {
+        let alike = |other: &&Self| other.name.eq_ignore_ascii_case(&self.name);
+        match backends.iter().take_while(|other| *other != self).filter(alike).count() {
+            0 => format!("warmhop_peer_{}", self.name),
+            before => format!("warmhop_peer{}_{}", before + 1, self.name),
+        }
     }
 }
 
@@ -173,13 +187,14 @@ backend warmhop
 }
 
 fn nginx(wanted: Wanted, backends: &[Backend], text: &mut String) {
-    text.push_str("# It belongs into the http block.\n\nupstream warmhop_any {\n    least_conn;\n");
+    let _ =
+        writeln!(text, "# It belongs into the http block.\n\nupstream {ANY} {{\n    least_conn;");
     for backend in backends {
         let _ = writeln!(text, "    server {} max_fails=1 fail_timeout=2s;", backend.addr());
     }
     text.push_str("}\n");
     for chosen in backends {
-        let _ = writeln!(text, "\nupstream warmhop_{} {{", chosen.name);
+        let _ = writeln!(text, "\nupstream {} {{", chosen.group(backends));
         let _ = writeln!(text, "    server {} max_fails=1 fail_timeout=2s;", chosen.addr());
         for other in backends.iter().filter(|other| *other != chosen) {
             let _ = writeln!(text, "    server {} backup;", other.addr());
@@ -188,10 +203,13 @@ fn nginx(wanted: Wanted, backends: &[Backend], text: &mut String) {
     }
     let own = wanted.affinity == Affinity::Own;
     let cookie = if own { "$cookie_warmhop_lb" } else { "$cookie_warmhop" };
-    let _ = writeln!(text, "\nmap {cookie} $warmhop_upstream {{\n    default warmhop_any;");
-    for Backend { name, .. } in backends {
-        let pattern = if own { format!("\"{name}\"") } else { format!("\"~\\.{name}$\"") };
-        let _ = writeln!(text, "    {pattern} warmhop_{name};");
+    let _ = writeln!(text, "\nmap {cookie} $warmhop_upstream {{\n    default {ANY};");
+    // Anything but a pattern is compared without regard to case, and may be one of the map's own
+    // words, such as `include`.
+    let before = if own { "^" } else { "\\." };
+    for backend in backends {
+        let group = backend.group(backends);
+        let _ = writeln!(text, "    \"~{before}{}$\" {group};", backend.name);
     }
     text.push_str("}\n");
     if own {
@@ -338,7 +356,8 @@ static_resources:
 ",
     );
     let chosen = if own { &[] } else { backends };
-    for Backend { name, .. } in chosen {
+    for backend in chosen {
+        let (name, group) = (&backend.name, backend.group(backends));
         let _ = write!(
             text,
             "              - match:
@@ -346,26 +365,27 @@ static_resources:
                   headers:
                   - name: cookie
                     string_match: {{ safe_regex: {{ regex: '(.*;\\s*)?warmhop=[^;]*\\.{name}(;.*)?' }} }}
-                route: {{ cluster: warmhop_{name}, timeout: 0s }}
+                route: {{ cluster: {group}, timeout: 0s }}
 "
         );
     }
-    text.push_str(
-        "              - match: { prefix: / }
-                route: { cluster: warmhop_any, timeout: 0s }
+    let _ = write!(
+        text,
+        "              - match: {{ prefix: / }}
+                route: {{ cluster: {ANY}, timeout: 0s }}
   clusters:
-",
+"
     );
-    envoy_cluster("any", None, backends, text);
+    envoy_cluster(ANY, None, backends, text);
     for chosen in chosen {
-        envoy_cluster(&chosen.name, Some(chosen), backends, text);
+        envoy_cluster(&chosen.group(backends), Some(chosen), backends, text);
     }
 }
 
 fn envoy_cluster(name: &str, chosen: Option<&Backend>, backends: &[Backend], text: &mut String) {
     let _ = write!(
         text,
-        "  - name: warmhop_{name}
+        "  - name: {name}
     type: STRICT_DNS
     connect_timeout: 1s
     lb_policy: LEAST_REQUEST
@@ -376,7 +396,7 @@ fn envoy_cluster(name: &str, chosen: Option<&Backend>, backends: &[Backend], tex
     health_checks:
     - {{ timeout: 1s, interval: 0.5s, no_traffic_interval: 0.5s, unhealthy_threshold: 1, healthy_threshold: 1, http_health_check: {{ path: {READY_PATH} }} }}
     load_assignment:
-      cluster_name: warmhop_{name}
+      cluster_name: {name}
       endpoints:
 "
     );

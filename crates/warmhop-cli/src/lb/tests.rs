@@ -73,9 +73,9 @@ fn haproxy_follows_the_end_of_the_cookie_while_that_peer_is_up() {
 #[test]
 fn nginx_maps_the_end_of_the_cookie_to_a_peer_with_the_others_behind_it() {
     let text = recipe(Balancer::Nginx, &status()).unwrap();
-    assert!(text.contains("    \"~\\.peer-10$\" warmhop_peer-10;\n"), "{text}");
+    assert!(text.contains("    \"~\\.peer-10$\" warmhop_peer_peer-10;\n"), "{text}");
     let upstream = "\
-upstream warmhop_peer-2 {
+upstream warmhop_peer_peer-2 {
     server 10.0.0.2:8081 max_fails=1 fail_timeout=2s;
     server 10.0.0.1:8081 backup;
     server [fd00::3]:8081 backup;
@@ -114,7 +114,7 @@ fn apache_has_a_route_for_each_member() {
 fn envoy_has_a_route_and_a_cluster_for_each_peer_with_the_others_second() {
     let text = recipe(Balancer::Envoy, &status()).unwrap();
     assert!(text.contains("regex: '(.*;\\s*)?warmhop=[^;]*\\.peer-2(;.*)?'"), "{text}");
-    for cluster in ["any", "peer-1", "peer-2", "peer-10"] {
+    for cluster in ["any", "peer_peer-1", "peer_peer-2", "peer_peer-10"] {
         assert!(text.contains(&format!("  - name: warmhop_{cluster}\n")), "{cluster}");
         assert!(text.contains(&format!("cluster: warmhop_{cluster},")), "{cluster}");
     }
@@ -159,6 +159,28 @@ fn where_nothing_tells_how_a_peer_is_reached_a_person_has_to() {
         assert!(text.contains(&format!("# Replace {host} by the address that")), "{text}");
         assert!(text.contains(&format!(" {host}:8080\n")), "{text}");
     }
+}
+
+#[test]
+fn names_of_peers_are_taken_for_nothing_else() {
+    let others = ["default", "include", "peer_any", "any2", "A", "a"]
+        .map(|name| json!({"name": name, "http": format!("127.0.0.1:{}", name.len())}));
+    let status =
+        json!({"peer": {"name": "any", "http": ["127.0.0.1:80"]}, "peers": others.to_vec()});
+    let status = Status::deserialize(status).unwrap();
+    for (balancer, begin) in [(Balancer::Nginx, "upstream "), (Balancer::Envoy, "  - name: ")] {
+        let text = recipe(balancer, &status).unwrap();
+        let groups = text.lines().filter_map(|line| line.strip_prefix(begin));
+        let mut groups: Vec<String> =
+            groups.filter(|it| it.starts_with("warmhop_")).map(str::to_ascii_lowercase).collect();
+        assert_eq!(groups.len(), 8, "each peer, and all of them: {text}");
+        groups.sort_unstable();
+        groups.dedup();
+        assert_eq!(groups.len(), 8, "no two are one, whatever their case: {text}");
+    }
+    let own = with(Balancer::Nginx, Affinity::Own, &status).unwrap();
+    assert!(own.contains("    \"~^include$\" warmhop_peer_include;\n"), "{own}");
+    assert!(own.contains("    \"~^a$\" warmhop_peer2_a;\n"), "{own}");
 }
 
 #[test]
