@@ -283,9 +283,12 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
             "Header add Set-Cookie \"warmhop_lb=.%{BALANCER_WORKER_ROUTE}e; Path=/; HttpOnly; SameSite=Lax\" env=BALANCER_ROUTE_CHANGED\n",
         );
     }
+    // Paths are the app's to read: without these, Apache refuses some and rewrites others.
     text.push_str(
-        "ProxyPreserveHost On\n\
-         ProxyPass        \"/\" \"balancer://warmhop/\"\n\
+        "AllowEncodedSlashes NoDecode\n\
+         MergeSlashes Off\n\
+         ProxyPreserveHost On\n\
+         ProxyPass        \"/\" \"balancer://warmhop/\" nocanon\n\
          ProxyPassReverse \"/\" \"balancer://warmhop/\"\n",
     );
 }

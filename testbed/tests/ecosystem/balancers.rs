@@ -6,22 +6,25 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use http::Method;
+use http::{Method, StatusCode};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use serde_json::{Value as Json, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use toml::Table;
 use warmhop_testbed::client::{Client, Reply};
 use warmhop_testbed::ports::Reservation;
 use warmhop_testbed::process::ProcessId;
 use warmhop_testbed::workspace;
 
 use crate::installed::{Skipped, Tested, debian, debian_file, home, python};
-use crate::support::{BOUND, QUICK, Shopper, World, shop, until};
+use crate::support::{BOUND, QUICK, Shopper, World, program_built, shop, until};
 use crate::test;
 
 /// The promises, in the order in which they are looked at.
@@ -43,6 +46,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             let name = format!("balancer_{kind}_follows_the_cookie_of_{affinity}");
             trials.push(test(&name, move || follows(kind, affinity)));
         }
+        let name = format!("balancer_{kind}_passes_requests_as_they_were_sent");
+        trials.push(test(&name, move || passes(kind)));
+        let name = format!("balancer_{kind}_accepts_peers_of_any_name");
+        trials.push(test(&name, move || names(kind)));
     }
     trials.push(test("balancers_are_as_their_table_says", table));
     trials
@@ -94,24 +101,47 @@ fn checked(command: &mut Command) {
     assert!(output.status.success(), "the configuration is refused: {said}\n{output:?}");
 }
 
+/// What the peer at 0 prints.
+fn printed(kind: &str, affinity: &str, listen: SocketAddr, world: &World) -> String {
+    let listen = listen.to_string();
+    let printed = world.warmhop(0, &["lb", kind, "--affinity", affinity, "--listen", &listen]);
+    assert!(printed.status.success(), "{printed:?}");
+    String::from_utf8(printed.stdout).unwrap()
+}
+
+/// A folder for one balancer.
+fn fresh_folder(kind: &str) -> PathBuf {
+    static FOLDERS: AtomicU32 = AtomicU32::new(0);
+    let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+    let folder = home().join(format!("run-{kind}-{}-{number}", std::process::id()));
+    fs::create_dir_all(folder.join("logs")).unwrap();
+    folder
+}
+
+/// Has the balancer's own checker accept the recipe; how it is started, and its version.
+fn accepted(
+    kind: &str,
+    recipe: &str,
+    addr: SocketAddr,
+    folder: &Path,
+) -> Result<(Command, String), Skipped> {
+    let file = folder.join("config");
+    match kind {
+        "haproxy" => haproxy(recipe, &file),
+        "nginx" => nginx(recipe, folder, &file),
+        "apache" => apache(recipe, addr, folder, &file),
+        "envoy" => envoy(recipe, &file),
+        other => unreachable!("{other} is none of the four"),
+    }
+}
+
 /// Starts the real balancer with what the peer at 0 prints for it.
 async fn start(kind: &str, affinity: &str, world: &World) -> Result<Balancer, Skipped> {
     let port = Reservation::new().unwrap();
     let addr = port.peer(0).http;
-    let listen = addr.to_string();
-    let printed = world.warmhop(0, &["lb", kind, "--affinity", affinity, "--listen", &listen]);
-    assert!(printed.status.success(), "{printed:?}");
-    let recipe = String::from_utf8(printed.stdout).unwrap();
-    let folder = home().join(format!("run-{kind}-{affinity}-{}", std::process::id()));
-    fs::create_dir_all(folder.join("logs")).unwrap();
-    let file = folder.join("config");
-    let (mut command, version) = match kind {
-        "haproxy" => haproxy(&recipe, &file)?,
-        "nginx" => nginx(&recipe, &folder, &file)?,
-        "apache" => apache(&recipe, addr, &folder, &file)?,
-        "envoy" => envoy(&recipe, &file)?,
-        other => unreachable!("{other} is none of the four"),
-    };
+    let recipe = printed(kind, affinity, addr, world);
+    let folder = fresh_folder(kind);
+    let (mut command, version) = accepted(kind, &recipe, addr, &folder)?;
     let log = fs::File::create(folder.join("log")).unwrap();
     let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let balancer = Balancer { addr, process, version, folder, _port: port };
@@ -287,6 +317,94 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     Ok(())
 }
 
+/// An app that tells what it was sent.
+const ECHO: &str = r#"
+import http.server, json, os
+class Echo(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        fields = [[name.lower(), value] for name, value in self.headers.items()]
+        told = json.dumps({"path": self.path, "fields": fields, "bytes": len(body)}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+    do_GET = do_POST = answer
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Echo).serve_forever()
+"#;
+
+/// What arrives at an app, against what was sent to the balancer.
+async fn passes(kind: &'static str) -> Tested {
+    let python = python("python")?.get_program().to_str().unwrap().to_owned();
+    let mut app: Table = "name = 'shop'\nmatch = { path = '/' }".parse().unwrap();
+    app.insert("run".into(), vec![python, "-c".into(), ECHO.into()].into());
+    let world = World::new(1, app).await;
+    world.warm(0).await;
+    let balancer = start(kind, "mesh", &world).await?;
+    let addr = balancer.addr;
+
+    for path in [
+        "/a%2Fb",
+        "/a//b",
+        "/a+b%2Bc",
+        "/%7Ex/~y",
+        "/a%20b/%E4%BD%A0",
+        "/a;b=c,d@e:f!g",
+        "/q?a=%2F&b=x+y%20z&&c",
+        "/q?next=http://a.example/?b",
+    ] {
+        let reply = Client::new().get(addr, path).await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK, "{path}: {reply:?}");
+        assert_eq!(reply.json().unwrap()["path"], path);
+    }
+
+    let mut client = Client::new();
+    let big = client.call(Method::POST, "/").body(vec![b'x'; 5_000_000]).send(addr).await.unwrap();
+    assert_eq!(big.status, StatusCode::OK, "{big:?}");
+    assert_eq!(big.json().unwrap()["bytes"], 5_000_000);
+    Ok(())
+}
+
+/// Peers whose names are words of a balancer's own, or differ in case alone.
+async fn names(kind: &'static str) -> Tested {
+    let names =
+        ["any", "default", "include", "volatile", "server", "A", "a", "-", "_", "0", "all", "o k"];
+    let peers: Vec<Json> = (names.iter().zip(1..))
+        .map(|(name, port)| json!({"name": name, "http": format!("127.0.0.1:{port}")}))
+        .collect();
+    let status = json!({"peer": {"name": "peer_any", "http": ["127.0.0.1:99"]}, "peers": peers});
+    let answer = status.to_string();
+    let admin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", admin.local_addr().unwrap());
+    let answering = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = admin.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length";
+            let text = format!("{head}: {}\r\n\r\n{answer}", answer.len());
+            let _ = stream.write_all(text.as_bytes()).await;
+        }
+    });
+    let warmhop = program_built("warmhop");
+    let port = Reservation::new().unwrap();
+    let addr = port.peer(0).http;
+    for affinity in ["mesh", "own"] {
+        let mut command = Command::new(&warmhop);
+        command.args(["lb", kind, "--affinity", affinity, "--admin", &url]);
+        let output = run(command.args(["--listen", &addr.to_string()]));
+        assert!(output.status.success(), "{output:?}");
+        let recipe = String::from_utf8(output.stdout).unwrap();
+        assert!(recipe.contains("include") && !recipe.contains("o k"), "{recipe}");
+        let folder = fresh_folder(kind);
+        accepted(kind, &recipe, addr, &folder)?;
+        fs::remove_dir_all(folder).unwrap();
+    }
+    answering.abort();
+    Ok(())
+}
+
 /// Waits until one peer has served the client five times in a row; its name.
 async fn settled(shopper: &mut Shopper, addr: SocketAddr) -> String {
     until("one peer serves the client", async || {
@@ -334,14 +452,14 @@ async fn is_whole(shopper: &mut Shopper, world: &World, addr: SocketAddr) {
 /// Clients without end, each a new visitor now and then.
 struct Load {
     done: Arc<AtomicBool>,
-    answered: Arc<std::sync::atomic::AtomicU32>,
+    answered: Arc<AtomicU32>,
     clients: tokio::task::JoinSet<Vec<String>>,
 }
 
 impl Load {
     fn begin(addr: SocketAddr, clients: usize) -> Self {
         let done = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let answered = Arc::new(AtomicU32::new(0));
         let mut set = tokio::task::JoinSet::new();
         for _ in 0..clients {
             let (done, answered) = (Arc::clone(&done), Arc::clone(&answered));

@@ -111,6 +111,18 @@ fn apache_has_a_route_for_each_member() {
 }
 
 #[test]
+fn apache_leaves_paths_as_they_are() {
+    let text = recipe(Balancer::Apache, &status()).unwrap();
+    for line in [
+        "AllowEncodedSlashes NoDecode\n",
+        "MergeSlashes Off\n",
+        "ProxyPass        \"/\" \"balancer://warmhop/\" nocanon\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
+}
+
+#[test]
 fn envoy_has_a_route_and_a_cluster_for_each_peer_with_the_others_second() {
     let text = recipe(Balancer::Envoy, &status()).unwrap();
     assert!(text.contains("regex: '(.*;\\s*)?warmhop=[^;]*\\.peer-2(;.*)?'"), "{text}");
