@@ -9,6 +9,9 @@
 //! stays on loopback: a peer whose apps are cold is in rotation, and one that drains is not. nginx
 //! without its commercial checks finds out by what becomes of requests.
 //!
+//! A client's own word on where it comes from goes no further: each recipe takes out `Forwarded` and
+//! `X-Forwarded-Host`, which the front door writes anew, and writes `X-Forwarded-Proto` itself.
+//!
 //! A balancer may keep a cookie of its own instead ([`Affinity::Own`]): the mesh brings a session to
 //! wherever its client keeps arriving.
 
@@ -166,6 +169,9 @@ frontend warmhop
 backend warmhop
     balance leastconn
     option forwardfor
+    http-request del-header Forwarded
+    http-request del-header X-Forwarded-Host
+    http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]
     option httpchk
     http-check send meth GET uri {READY_PATH}
     http-check expect status 200
@@ -240,6 +246,8 @@ server {{
         proxy_set_header Connection $warmhop_connection;
         proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
         proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header X-Forwarded-Host $http_host;
+        proxy_set_header Forwarded \"\";
         proxy_buffering off;
         proxy_request_buffering off;
         client_max_body_size 0;
@@ -261,11 +269,10 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
         text,
         "# It belongs into the virtual host that listens on {}, and needs mod_proxy,\n\
          # mod_proxy_http, mod_proxy_balancer, mod_proxy_hcheck, mod_watchdog, mod_slotmem_shm,\n\
-         # mod_lbmethod_byrequests{}.\n\
+         # mod_lbmethod_byrequests and mod_headers.\n\
          \n\
          <Proxy \"balancer://warmhop\">",
         wanted.listen,
-        if own { " and mod_headers" } else { "" },
     );
     for backend in backends {
         let _ = writeln!(
@@ -285,7 +292,10 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
     }
     // Paths are the app's to read: without these, Apache refuses some and rewrites others.
     text.push_str(
-        "AllowEncodedSlashes NoDecode\n\
+        "RequestHeader unset Forwarded\n\
+         RequestHeader unset X-Forwarded-Host\n\
+         RequestHeader set X-Forwarded-Proto expr=%{REQUEST_SCHEME}\n\
+         AllowEncodedSlashes NoDecode\n\
          MergeSlashes Off\n\
          ProxyPreserveHost On\n\
          ProxyPass        \"/\" \"balancer://warmhop/\" nocanon\n\
@@ -313,6 +323,7 @@ static_resources:
           \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: warmhop
           use_remote_address: true
+          preserve_external_request_id: true
           upgrade_configs: [{{ upgrade_type: websocket }}]
           http_filters:
 ",
@@ -339,6 +350,7 @@ static_resources:
             typed_config:
               \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
           route_config:
+            request_headers_to_remove: [forwarded, x-forwarded-host]
             virtual_hosts:
             - name: warmhop
               domains: [\"*\"]

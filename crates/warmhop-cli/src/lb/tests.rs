@@ -95,6 +95,21 @@ fn nginx_leaves_the_size_of_a_body_to_the_app() {
 }
 
 #[test]
+fn a_client_cannot_say_for_a_balancer_where_it_comes_from() {
+    for (balancer, lines) in [
+        (Balancer::Haproxy, &["del-header Forwarded\n", "set-header X-Forwarded-Proto "][..]),
+        (Balancer::Nginx, &["Forwarded \"\";", "X-Forwarded-Proto $scheme;"]),
+        (Balancer::Apache, &["unset Forwarded\n", "set X-Forwarded-Proto "]),
+        (Balancer::Envoy, &["headers_to_remove: [forwarded,", "use_remote_address: true\n"]),
+    ] {
+        let text = recipe(balancer, &status()).unwrap();
+        for line in lines {
+            assert!(text.contains(line), "{balancer:?}: {line:?} in {text}");
+        }
+    }
+}
+
+#[test]
 fn a_peer_alone_has_no_backup_and_no_rival() {
     let alone =
         Status::deserialize(json!({"peer": {"name": "p", "http": ["127.0.0.1:8081"]}})).unwrap();
