@@ -12,6 +12,8 @@
 //! A client's own word on where it comes from goes no further: each recipe takes out `Forwarded` and
 //! `X-Forwarded-Host`, which the front door writes anew, and writes `X-Forwarded-Proto` itself.
 //!
+//! All of them are patient for an hour, with an answer that is slow as with a stream that is silent.
+//!
 //! A balancer may keep a cookie of its own instead ([`Affinity::Own`]): the mesh brings a session to
 //! wherever its client keeps arriving.
 
@@ -156,8 +158,8 @@ defaults
     mode http
     timeout connect 1s
     timeout http-request 10s
-    timeout client 2m
-    timeout server 2m
+    timeout client 1h
+    timeout server 1h
     timeout tunnel 1h
     retries 3
     option redispatch 1
@@ -252,6 +254,7 @@ server {{
         proxy_request_buffering off;
         client_max_body_size 0;
         proxy_read_timeout 1h;
+        proxy_send_timeout 1h;
 ",
         wanted.listen
     );
@@ -297,6 +300,7 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
          RequestHeader set X-Forwarded-Proto expr=%{REQUEST_SCHEME}\n\
          AllowEncodedSlashes NoDecode\n\
          MergeSlashes Off\n\
+         ProxyTimeout 3600\n\
          ProxyPreserveHost On\n\
          ProxyPass        \"/\" \"balancer://warmhop/\" nocanon\n\
          ProxyPassReverse \"/\" \"balancer://warmhop/\"\n",
@@ -324,6 +328,7 @@ static_resources:
           stat_prefix: warmhop
           use_remote_address: true
           preserve_external_request_id: true
+          stream_idle_timeout: 3600s
           upgrade_configs: [{{ upgrade_type: websocket }}]
           http_filters:
 ",

@@ -110,6 +110,24 @@ fn a_client_cannot_say_for_a_balancer_where_it_comes_from() {
 }
 
 #[test]
+fn every_balancer_waits_an_hour_for_a_slow_answer_or_a_silent_stream() {
+    for (balancer, lines) in [
+        (
+            Balancer::Haproxy,
+            &["timeout client 1h\n", "timeout server 1h\n", "timeout tunnel 1h\n"][..],
+        ),
+        (Balancer::Nginx, &["proxy_read_timeout 1h;", "proxy_send_timeout 1h;"]),
+        (Balancer::Apache, &["ProxyTimeout 3600\n"]),
+        (Balancer::Envoy, &["stream_idle_timeout: 3600s\n", "timeout: 0s }\n"]),
+    ] {
+        let text = recipe(balancer, &status()).unwrap();
+        for line in lines {
+            assert!(text.contains(line), "{balancer:?}: {line:?} in {text}");
+        }
+    }
+}
+
+#[test]
 fn a_peer_alone_has_no_backup_and_no_rival() {
     let alone =
         Status::deserialize(json!({"peer": {"name": "p", "http": ["127.0.0.1:8081"]}})).unwrap();
