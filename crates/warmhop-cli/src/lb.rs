@@ -227,7 +227,22 @@ fn nginx(wanted: Wanted, backends: &[Backend], text: &mut String) {
             let addr = backend.addr().replace('.', "\\.").replace('[', "\\[").replace(']', "\\]");
             let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.name);
         }
-        text.push_str("}\n");
+        // Only a client that has another cookie, or none, gets one: what is empty is not added.
+        text.push_str(
+            "}
+
+map \"$cookie_warmhop_lb:$warmhop_answered\" $warmhop_set_cookie {
+    default \"warmhop_lb=$warmhop_answered; Path=/; HttpOnly; SameSite=Lax\";
+    \"~:$\" \"\";
+    \"~^(.+):\\1$\" \"\";
+}
+
+map $warmhop_set_cookie $warmhop_set_cache {
+    default private;
+    \"\" \"\";
+}
+",
+        );
     }
     let _ = write!(
         text,
@@ -259,9 +274,8 @@ server {{
         wanted.listen
     );
     if own {
-        text.push_str(
-            "        add_header Set-Cookie \"warmhop_lb=$warmhop_answered; Path=/; HttpOnly; SameSite=Lax\" always;\n",
-        );
+        text.push_str("        add_header Set-Cookie $warmhop_set_cookie always;\n");
+        text.push_str("        add_header Cache-Control $warmhop_set_cache always;\n");
     }
     text.push_str("    }\n}\n");
 }
@@ -290,7 +304,8 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
     let _ = writeln!(text, "    ProxySet stickysession={cookie}\n</Proxy>");
     if own {
         text.push_str(
-            "Header add Set-Cookie \"warmhop_lb=.%{BALANCER_WORKER_ROUTE}e; Path=/; HttpOnly; SameSite=Lax\" env=BALANCER_ROUTE_CHANGED\n",
+            "Header add Set-Cookie \"warmhop_lb=.%{BALANCER_WORKER_ROUTE}e; Path=/; HttpOnly; SameSite=Lax\" env=BALANCER_ROUTE_CHANGED\n\
+             Header merge Cache-Control private env=BALANCER_ROUTE_CHANGED\n",
         );
     }
     // Paths are the app's to read: without these, Apache refuses some and rewrites others.

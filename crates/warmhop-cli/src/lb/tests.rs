@@ -37,6 +37,14 @@ fn a_cookie_of_the_balancers_own_leaves_that_of_the_mesh_alone() {
 }
 
 #[test]
+fn nginx_gives_its_cookie_to_no_client_that_has_it() {
+    let text = with(Balancer::Nginx, Affinity::Own, &status()).unwrap();
+    assert!(text.contains("add_header Set-Cookie $warmhop_set_cookie always;"), "{text}");
+    assert!(text.contains("    \"~^(.+):\\1$\" \"\";\n"), "{text}");
+    assert!(!recipe(Balancer::Nginx, &status()).unwrap().contains("Set-Cookie"));
+}
+
+#[test]
 fn every_balancer_but_nginx_asks_whether_a_peer_takes_traffic() {
     for balancer in [Balancer::Haproxy, Balancer::Apache, Balancer::Envoy] {
         assert!(recipe(balancer, &status()).unwrap().contains(READY_PATH), "{balancer:?}");
