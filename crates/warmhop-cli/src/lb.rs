@@ -14,6 +14,9 @@
 //!
 //! All of them are patient for an hour, with an answer that is slow as with a stream that is silent.
 //!
+//! gRPC passes HAProxy, which has a backend for it that speaks HTTP/2 to the front doors, and Envoy,
+//! which speaks what the client speaks.
+//!
 //! A balancer may keep a cookie of its own instead ([`Affinity::Own`]): the mesh brings a session to
 //! wherever its client keeps arriving.
 
@@ -166,14 +169,15 @@ defaults
 
 frontend warmhop
     bind {}
-    default_backend warmhop
-
-backend warmhop
-    balance leastconn
     option forwardfor
     http-request del-header Forwarded
     http-request del-header X-Forwarded-Host
     http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]
+    use_backend warmhop_grpc if {{ req.hdr(content-type) -m beg application/grpc }}
+    default_backend warmhop
+
+backend warmhop
+    balance leastconn
     option httpchk
     http-check send meth GET uri {READY_PATH}
     http-check expect status 200
@@ -185,12 +189,21 @@ backend warmhop
     if own {
         text.push_str("    cookie warmhop_lb insert indirect nocache httponly\n");
     }
+    let mut follow = String::new();
     for Backend { name, .. } in backends.iter().filter(|_| !own) {
-        let _ = writeln!(text, "    use-server {name} if {{ req.cook(warmhop) -m end .{name} }}");
+        let _ = writeln!(follow, "    use-server {name} if {{ req.cook(warmhop) -m end .{name} }}");
     }
+    text.push_str(&follow);
     for backend in backends {
         let cookie = if own { format!(" cookie {}", backend.name) } else { String::new() };
         let _ = writeln!(text, "    server {} {}{cookie}", backend.name, backend.addr());
+    }
+    // Of their own, since a front door answers `Expect: 100-continue` over HTTP/1.1 alone.
+    text.push_str("\nbackend warmhop_grpc\n    balance leastconn\n    default-server proto h2\n");
+    text.push_str(&follow);
+    for backend in backends {
+        let (name, addr) = (&backend.name, backend.addr());
+        let _ = writeln!(text, "    server {name} {addr} track warmhop/{name}");
     }
 }
 
@@ -423,6 +436,10 @@ fn envoy_cluster(name: &str, chosen: Option<&Backend>, backends: &[Backend], tex
         "  - name: {name}
     type: STRICT_DNS
     connect_timeout: 1s
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        use_downstream_protocol_config: {{ http_protocol_options: {{}}, http2_protocol_options: {{}} }}
     lb_policy: LEAST_REQUEST
     common_lb_config: {{ healthy_panic_threshold: {{ value: 0 }} }}
     circuit_breakers:
