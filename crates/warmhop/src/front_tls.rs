@@ -24,7 +24,8 @@ const IN_MEMORY: [&str; 2] = ["the certificate", "the private key"];
 /// What a front door proves itself by to clients over TLS: a certificate chain and its key, of
 /// whatever authority the clients trust. Clones are one: they change together.
 ///
-/// HTTP/2 and HTTP/1.1 are offered by ALPN (RFC 7301), in this order; a client that names neither
+/// Clients may speak TLS 1.3 or 1.2: some balancers speak nothing newer to servers unless they are
+/// told to. HTTP/2 and HTTP/1.1 are offered by ALPN (RFC 7301), in this order; a client that names neither
 /// gets HTTP/1.1.
 #[derive(Clone)]
 pub struct FrontDoorTls {
@@ -177,7 +178,7 @@ fn base(
     path: &Path,
 ) -> Result<rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>, IdentityError> {
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|error| refused(path, error.to_string()))?;
     Ok(builder.with_no_client_auth())
 }

@@ -25,7 +25,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::version::{TLS12, TLS13};
+use tokio_rustls::rustls::{
+    ClientConfig, DEFAULT_VERSIONS, ProtocolVersion, RootCertStore, SupportedProtocolVersion,
+};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 use warmhop::config::{SessionMode, StartMode};
@@ -82,11 +85,20 @@ async fn tls_client(
     trusted: &[u8],
     alpn: &[&[u8]],
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_client_of(DEFAULT_VERSIONS, addr, trusted, alpn).await
+}
+
+async fn tls_client_of(
+    versions: &[&'static SupportedProtocolVersion],
+    addr: SocketAddr,
+    trusted: &[u8],
+    alpn: &[&[u8]],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(trusted.to_vec())).unwrap();
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -186,6 +198,25 @@ async fn a_door_with_tls_speaks_what_its_client_offers() {
         }
     }
     assert!(tls_client(addr, cert.der(), &[b"smtp"]).await.is_err());
+    mesh.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_door_with_tls_serves_clients_of_either_version() {
+    let (cert, key) = certificate();
+    let tls = FrontDoorTls::from_pem(cert.pem().as_bytes(), key.as_bytes()).unwrap();
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door_tls(door, tls)).await;
+    for (version, agreed) in
+        [(&TLS12, ProtocolVersion::TLSv1_2), (&TLS13, ProtocolVersion::TLSv1_3)]
+    {
+        let addr = mesh.front_doors()[0];
+        let stream = tls_client_of(&[version], addr, cert.der(), &[b"http/1.1"]).await.unwrap();
+        assert_eq!(stream.get_ref().1.protocol_version(), Some(agreed));
+        for told in over_http1(stream).await {
+            assert_eq!(told.text, "https 127.0.0.1");
+        }
+    }
     mesh.shutdown().await;
 }
 
