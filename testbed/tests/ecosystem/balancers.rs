@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use http::{Method, StatusCode};
+use http_body_util::BodyExt;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 use serde_json::{Value as Json, json};
@@ -25,7 +26,7 @@ use warmhop_testbed::workspace;
 
 use crate::installed::{Skipped, Tested, debian, debian_file, home, python};
 use crate::support::{BOUND, QUICK, Shopper, World, program_built, shop, until};
-use crate::test;
+use crate::{streams, test};
 
 /// The promises, in the order in which they are looked at.
 const PROMISES: [&str; 7] = [
@@ -48,6 +49,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
         let name = format!("balancer_{kind}_passes_requests_as_they_were_sent");
         trials.push(test(&name, move || passes(kind)));
+        if ["haproxy", "envoy"].contains(&kind) {
+            let name = format!("balancer_{kind}_lets_grpc_calls_of_every_kind_pass");
+            trials.push(test(&name, move || streams::grpc(Some(kind))));
+        }
         let name = format!("balancer_{kind}_accepts_peers_of_any_name");
         trials.push(test(&name, move || names(kind)));
     }
@@ -56,8 +61,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// A running balancer; ends with this.
-struct Balancer {
-    addr: SocketAddr,
+pub(crate) struct Balancer {
+    pub(crate) addr: SocketAddr,
     process: Child,
     version: String,
     folder: PathBuf,
@@ -136,7 +141,7 @@ fn accepted(
 }
 
 /// Starts the real balancer with what the peer at 0 prints for it.
-async fn start(kind: &str, affinity: &str, world: &World) -> Result<Balancer, Skipped> {
+pub(crate) async fn start(kind: &str, affinity: &str, world: &World) -> Result<Balancer, Skipped> {
     let port = Reservation::new().unwrap();
     let addr = port.peer(0).http;
     let recipe = printed(kind, affinity, addr, world);
@@ -262,6 +267,9 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     let mut shopper = Shopper::default();
     shopper.add(addr).await;
     let mine = settled(&mut shopper, addr).await;
+    let again = shopper.check(addr).await;
+    let cookies = again.headers.get_all("set-cookie");
+    assert_eq!(cookies.iter().count(), 0, "it has what it needs: {again:?}");
 
     // 4. A WebSocket.
     let stream = TcpStream::connect(addr).await.unwrap();
@@ -274,11 +282,17 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
 
     // 5. A peer leaves in good order under load, and comes back.
     let leaving = (0..3).find(|index| world.name(*index) == mine).unwrap();
+    // One request is in the middle of its answer, and so it stays for some seconds.
+    let mut slow = shopper.client.clone();
+    let slow = slow.call(Method::GET, "/slow?ms=4000").open(addr).await.unwrap();
+    assert_eq!(slow.headers()["warmhop-peer"], world.name(leaving));
     // Enough clients that several find it gone at the same moment.
     let load = Load::begin(addr, 16);
     load.answers(40).await;
     let status = world.mesh.stop(leaving).await.unwrap();
     assert!(status.success(), "{status}");
+    let whole = slow.into_body().collect().await.expect("what has begun is brought to its end");
+    assert!(whole.to_bytes().starts_with(b"line 0"));
     load.answers(40).await;
     let (answered, failed) = load.end().await;
     assert!(failed.is_empty(), "of {answered} requests: {failed:?}");
@@ -359,7 +373,38 @@ async fn passes(kind: &'static str) -> Tested {
         assert_eq!(reply.json().unwrap()["path"], path);
     }
 
+    // Who the client is, the balancer says, and nobody else.
     let mut client = Client::new();
+    let mut call = client.call(Method::GET, "/").header("host", "shop.test");
+    for (name, value) in [
+        ("forwarded", "for=192.0.2.66;proto=https;host=evil.test"),
+        ("x-forwarded-for", "192.0.2.66"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "evil.test"),
+        ("x-request-id", "asked-for"),
+    ] {
+        call = call.header(name, value);
+    }
+    let reply = call.send(addr).await.unwrap();
+    assert_eq!(reply.request_id(), Some("asked-for"));
+    let told = reply.json().unwrap();
+    let field = |name: &str| -> String {
+        let fields = told["fields"].as_array().unwrap().iter();
+        let values = fields.filter(|field| field[0] == name).map(|field| field[1].as_str());
+        values.map(Option::unwrap).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(field("forwarded"), "for=127.0.0.1;proto=http;host=\"shop.test\"");
+    assert_eq!(field("x-forwarded-proto"), "http");
+    assert_eq!(field("x-forwarded-host"), "shop.test");
+    assert_eq!(field("host"), "shop.test");
+    // What the client says comes first, what the balancer and the peer say last.
+    let forwarded = field("x-forwarded-for");
+    let [said, balancer_says, peer_says] = forwarded.split(',').collect::<Vec<_>>()[..] else {
+        panic!("{forwarded}");
+    };
+    assert_eq!((said, peer_says.trim()), ("192.0.2.66", "127.0.0.1"));
+    assert!(balancer_says.trim().parse::<std::net::IpAddr>().is_ok(), "{forwarded}");
+
     let big = client.call(Method::POST, "/").body(vec![b'x'; 5_000_000]).send(addr).await.unwrap();
     assert_eq!(big.status, StatusCode::OK, "{big:?}");
     assert_eq!(big.json().unwrap()["bytes"], 5_000_000);
