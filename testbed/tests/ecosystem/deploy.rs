@@ -11,7 +11,7 @@ use warmhop_testbed::client::Client;
 use warmhop_testbed::workspace;
 
 use crate::installed::{Skipped, Tested, home, python};
-use crate::support::{QUICK, World, program_built, shop};
+use crate::support::{QUICK, World, program_built, shop, until};
 use crate::test;
 
 /// The tests of this module.
@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         test("deploy::systemd_accepts_the_unit", async || unit()),
         test("deploy::hadolint_accepts_the_container_file", async || container()),
+        test("deploy::the_containers_health_check_needs_no_token", health_check),
         test("deploy::kubernetes_schemas_accept_the_manifests", async || schemas()),
         test("deploy::the_manifests_agree_with_each_other_and_with_warmhop_check", async || {
             agreement()
@@ -93,6 +94,24 @@ fn container() -> Tested {
     Ok(())
 }
 
+async fn health_check() -> Tested {
+    let file = std::fs::read_to_string(deploy("container/Containerfile")).unwrap();
+    let (_, check) = file.split_once("\nHEALTHCHECK ").expect("a health check");
+    let (_, check) = check.lines().next().unwrap().split_once(" CMD ").unwrap();
+    let check: Vec<String> = serde_json::from_str(check).expect("the form that needs no shell");
+    let with_token = "[admin]\ntoken = 'a-token-of-length'";
+    let mut world = World::prepare(1, vec![shop(QUICK, "")], with_token);
+    let port = world.mesh.peer(0).ports.admin.port().to_string();
+    let verdict = || {
+        let words: Vec<String> = check.iter().map(|word| word.replace("9001", &port)).collect();
+        run(Command::new(&words[0]).args(&words[1..])).map(|output| output.status.success())
+    };
+    assert!(!verdict()?, "nobody is there yet");
+    world.mesh.start(0).unwrap();
+    until("it is healthy", async || verdict().is_ok_and(|healthy| healthy).then_some(())).await;
+    Ok(())
+}
+
 /// The manifests of Kubernetes' own kinds; there is a schema for each.
 const MANIFESTS: [&str; 5] =
     ["configmap.yaml", "services.yaml", "statefulset.yaml", "disruption.yaml", "network.yaml"];
@@ -159,6 +178,10 @@ fn agreement() -> Tested {
             (text(port, "/name"), (number, text(port, "/protocol")))
         })
         .collect();
+
+    // What a drain takes at most with every default, and what preStop takes before it.
+    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_u64().expect("a number");
+    assert!(grace >= 82 + 5, "{grace}");
 
     // Every name that is referred to is there.
     let services = documents("services.yaml")?;
