@@ -58,6 +58,16 @@ impl Failure {
 /// # Errors
 /// Why it did not start, or had to give up.
 pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
+    // Before anything else: a peer may be told to end as soon as it is there.
+    let signals = {
+        let _runtime = runtime.enter();
+        Signals::new()
+            .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?
+    };
     let (config, warnings) = Config::load(file).map_err(|problems| Failure {
         messages: problems.iter().map(ToString::to_string).collect(),
         status: 2,
@@ -69,11 +79,7 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
         warn!("{warning}");
     }
     let open_files = raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
-    let outcome = runtime.block_on(serve(&config, credentials, open_files));
+    let outcome = runtime.block_on(serve(&config, credentials, signals, open_files));
     // What still runs has had its time; the guards see to the apps.
     runtime.shutdown_background();
     outcome
@@ -139,11 +145,10 @@ fn load_identity(config: &Config) -> Result<Identity, Failure> {
 async fn serve(
     config: &Config,
     credentials: Credentials,
+    mut signals: Signals,
     open_files: Option<u64>,
 ) -> Result<u8, Failure> {
     let Credentials { identity, tls } = credentials;
-    let mut signals = Signals::new()
-        .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
     let listeners = bind(config, tls).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
     let mut builder = builder(config, identity, open_files, redis_addr);
@@ -169,7 +174,10 @@ async fn serve(
     let starting = builder.start();
     let mesh = tokio::select! {
         mesh = starting => mesh.map_err(|error| start_failure(config, &error))?,
-        number = signals.next() => return Ok(exit_status(number)),
+        number = signals.next() => {
+            info!(signal = number, "ended before it served anybody");
+            return Ok(0);
+        }
     };
     let admin = tokio::spawn(admin::serve(
         listeners.admin,
@@ -383,10 +391,12 @@ fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
     }
 }
 
-/// SIGTERM and Ctrl-C, from before the peer starts until its very end.
+/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP is taken, too, which
+/// would end the peer without a drain: it has nothing to read again that it does not by itself.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -394,14 +404,21 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
         })
     }
 
-    /// The number of the next one.
+    /// The number of the next one that is to end the peer.
     async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
-            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return SignalKind::terminate().as_raw_value(),
+                _ = self.interrupt.recv() => return SignalKind::interrupt().as_raw_value(),
+                _ = self.hang_up.recv() => info!(
+                    "SIGHUP changes nothing: certificates are read again when they change, and \
+                     everything else takes a restart"
+                ),
+            }
         }
     }
 }

@@ -645,6 +645,39 @@ fn a_second_signal_ends_the_peer_at_once_and_its_app_with_it() {
 }
 
 #[test]
+fn a_peer_that_is_told_to_end_while_it_starts_ends_in_good_order() {
+    let dir = certified("early", "peer-1");
+    let file = dir.join("warmhop.toml");
+    let _ = std::fs::remove_file(&file);
+    // It waits for its configuration, which comes after the signal.
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let child = warmhop(&["run", "--config", text(&file)]).stderr(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let log = sync_channel(0).1;
+    let mut peer = Peer { child, admin: String::new(), http: String::new(), log };
+    wait_until("it takes signals", || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let taken = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        let taken = u64::from_str_radix(taken.trim(), 16).unwrap();
+        [Signal::SIGTERM, Signal::SIGINT].iter().all(|it| taken >> (*it as i32 - 1) & 1 == 1)
+    });
+    peer.signal(Signal::SIGTERM);
+    std::fs::write(&file, config("")).unwrap();
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+#[test]
+fn a_hang_up_changes_nothing() {
+    let dir = certified("hangup", "peer-1");
+    let mut peer = Peer::start(&write(&dir, &config("")));
+    peer.signal(Signal::SIGHUP);
+    peer.logged("SIGHUP changes nothing");
+    assert_eq!(peer.run(&["status"]).0, 0);
+    peer.signal(Signal::SIGTERM);
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+#[test]
 fn a_log_whose_reader_went_away_costs_its_lines_and_nothing_else() {
     let dir = certified("unread", "peer-1");
     let more = "stop_grace = '200ms'\nready = { path = '/healthz' }\n";
