@@ -2,6 +2,7 @@
 //! that concerns the mesh.
 
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +25,7 @@ use warmhop_testbed::ports::Reservation;
 use warmhop_testbed::process::ProcessId;
 use warmhop_testbed::workspace;
 
+use crate::front_doors::Doors;
 use crate::installed::{Skipped, Tested, debian, debian_file, home, python};
 use crate::support::{BOUND, QUICK, Shopper, World, program_built, shop, until};
 use crate::{streams, test};
@@ -53,6 +55,8 @@ pub(crate) fn trials() -> Vec<Trial> {
             let name = format!("balancer_{kind}_lets_grpc_calls_of_every_kind_pass");
             trials.push(test(&name, move || streams::grpc(Some(kind))));
         }
+        let name = format!("balancer_{kind}_reaches_doors_with_tls_as_the_documentation_says");
+        trials.push(test(&name, move || with_tls(kind)));
         let name = format!("balancer_{kind}_accepts_peers_of_any_name");
         trials.push(test(&name, move || names(kind)));
     }
@@ -140,22 +144,30 @@ fn accepted(
     }
 }
 
-/// Starts the real balancer with what the peer at 0 prints for it.
+/// Starts the real balancer with what the peer at 0 prints for it, and waits until it serves.
 pub(crate) async fn start(kind: &str, affinity: &str, world: &World) -> Result<Balancer, Skipped> {
+    let balancer = launch(kind, |listen| printed(kind, affinity, listen, world))?;
+    serves(balancer.addr).await;
+    Ok(balancer)
+}
+
+/// Starts the real balancer with the recipe for an address.
+fn launch(kind: &str, recipe: impl FnOnce(SocketAddr) -> String) -> Result<Balancer, Skipped> {
     let port = Reservation::new().unwrap();
     let addr = port.peer(0).http;
-    let recipe = printed(kind, affinity, addr, world);
     let folder = fresh_folder(kind);
-    let (mut command, version) = accepted(kind, &recipe, addr, &folder)?;
+    let (mut command, version) = accepted(kind, &recipe(addr), addr, &folder)?;
     let log = fs::File::create(folder.join("log")).unwrap();
     let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-    let balancer = Balancer { addr, process, version, folder, _port: port };
+    Ok(Balancer { addr, process, version, folder, _port: port })
+}
+
+async fn serves(addr: SocketAddr) {
     until("the balancer answers", async || {
         let reply = Client::new().get(addr, "/.well-known/warmhop/readyz").await.ok()?;
         reply.status.is_success().then_some(())
     })
     .await;
-    Ok(balancer)
 }
 
 fn haproxy(recipe: &str, file: &Path) -> Result<(Command, String), Skipped> {
@@ -212,6 +224,7 @@ fn apache(
         "watchdog",
         "slotmem_shm",
         "lbmethod_byrequests",
+        "ssl",
     ] {
         let path = modules.join(format!("mod_{name}.so"));
         // Some are built into the program.
@@ -272,13 +285,7 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     assert_eq!(cookies.iter().count(), 0, "it has what it needs: {again:?}");
 
     // 4. A WebSocket.
-    let stream = TcpStream::connect(addr).await.unwrap();
-    let connect = tokio_tungstenite::client_async(format!("ws://{addr}/ws"), stream);
-    let (mut socket, _) = tokio::time::timeout(BOUND, connect).await.unwrap().unwrap();
-    socket.send(Message::text("hello")).await.unwrap();
-    let back = tokio::time::timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(back, Message::text("hello"));
-    let _ = socket.close(None).await;
+    echoes(addr).await;
 
     // 5. A peer leaves in good order under load, and comes back.
     let leaving = (0..3).find(|index| world.name(*index) == mine).unwrap();
@@ -408,7 +415,78 @@ async fn passes(kind: &'static str) -> Tested {
     let big = client.call(Method::POST, "/").body(vec![b'x'; 5_000_000]).send(addr).await.unwrap();
     assert_eq!(big.status, StatusCode::OK, "{big:?}");
     assert_eq!(big.json().unwrap()["bytes"], 5_000_000);
+
+    // A client that waits to be told to go on is told so.
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nhost: shop.test\r\nconnection: close\r\n\
+                expect: 100-continue\r\ncontent-length: 3\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut first = [0; 25];
+    tokio::time::timeout(BOUND, stream.read_exact(&mut first)).await.expect("an answer").unwrap();
+    assert_eq!(&first, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"abc").await.unwrap();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 ") && rest.contains("\"bytes\": 3"), "{rest}");
     Ok(())
+}
+
+/// What the documentation has done to a recipe where front doors have TLS, by a shell.
+fn for_tls(kind: &str, recipe: &str, ca: &Path, name: &str) -> String {
+    let page = fs::read_to_string(workspace().join("docs/load-balancers.md")).unwrap();
+    let (_, page) = page.split_once(&format!("\nwarmhop lb {kind} | sed ")).expect("a command");
+    // It ends where the next one begins, or the block does.
+    let ends = ["\nwarmhop lb ", "\n```"].into_iter().filter_map(|end| page.find(end));
+    let command = format!("sed {}", &page[..ends.min().unwrap()]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &command]).env("CA", ca).env("NAME", name);
+    let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // It is smaller than a pipe, so that nobody waits for anybody.
+    shell.stdin.take().unwrap().write_all(recipe.as_bytes()).unwrap();
+    let output = shell.wait_with_output().unwrap();
+    assert!(output.status.success(), "{command}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Front doors with TLS, which the balancer has prove who they are.
+async fn with_tls(kind: &'static str) -> Tested {
+    let doors = Doors::open(true).await;
+    let trusting = |ca: &Path| {
+        launch(kind, |listen| {
+            let recipe = printed(kind, "mesh", listen, &doors.world);
+            assert!(recipe.contains("docs/load-balancers.md"), "{recipe}");
+            for_tls(kind, &recipe, ca, "localhost")
+        })
+    };
+    let balancer = trusting(&doors.cert)?;
+    serves(balancer.addr).await;
+    for host in ["localhost", "shop.test", "localhost", "shop.test"] {
+        let mut client = Client::new();
+        let call = client.call(Method::GET, "/cart").header("host", host);
+        let reply = call.send(balancer.addr).await.unwrap();
+        assert_eq!(reply.status, StatusCode::OK, "{host}: {reply:?}");
+    }
+    echoes(balancer.addr).await;
+    drop(balancer);
+
+    let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other = doors.cert.with_file_name("other.pem");
+    fs::write(&other, stranger.cert.pem()).unwrap();
+    let balancer = trusting(&other)?;
+    let get = async || Client::new().get(balancer.addr, "/cart").await.ok();
+    let reply = until("the balancer answers", get).await;
+    assert!(reply.status.is_server_error(), "a door that nobody vouches for: {reply:?}");
+    Ok(())
+}
+
+async fn echoes(addr: SocketAddr) {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let connect = tokio_tungstenite::client_async(format!("ws://{addr}/ws"), stream);
+    let (mut socket, _) = tokio::time::timeout(BOUND, connect).await.unwrap().unwrap();
+    socket.send(Message::text("hello")).await.unwrap();
+    let back = tokio::time::timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(back, Message::text("hello"));
+    let _ = socket.close(None).await;
 }
 
 /// Peers whose names are words of a balancer's own, or differ in case alone.

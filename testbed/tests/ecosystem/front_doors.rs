@@ -24,14 +24,14 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Two peers, the app ready on the first and never on the second.
-struct Doors {
-    world: World,
+pub(crate) struct Doors {
+    pub(crate) world: World,
     /// What clients trust, where the doors have TLS.
-    cert: PathBuf,
+    pub(crate) cert: PathBuf,
 }
 
 impl Doors {
-    async fn open(with_tls: bool) -> Self {
+    pub(crate) async fn open(with_tls: bool) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("front-doors-{}-{with_tls}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
