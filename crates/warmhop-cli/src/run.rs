@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -162,6 +163,9 @@ async fn serve(
         let (exporter, sending) = otlp::Exporter::start(settings);
         builder = builder.spans(exporter);
         spans = Some(sending);
+    }
+    if let Some(each) = connections_each(listeners.http.len()) {
+        builder = builder.front_door_connections(each);
     }
     for (listener, tls) in listeners.http {
         builder = match tls {
@@ -371,6 +375,38 @@ fn raise_open_files() -> Option<u64> {
     None
 }
 
+/// How many connections of clients each of so many front doors may have open; absent: as many as
+/// it has by itself.
+fn connections_each(doors: usize) -> Option<NonZeroUsize> {
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let each = connections_within(files, doors);
+    if each >= CONNECTIONS_MAX {
+        return None;
+    }
+    info!(
+        open_files = files,
+        connections = each,
+        "few files may be open at once, and clients' connections are bounded by that; LimitNOFILE= \
+         or ulimit -n -H allows more"
+    );
+    NonZeroUsize::new(each)
+}
+
+/// So many that clients who keep connections open, busy or not, leave a part of the open files to
+/// the admin listener, the links and the apps' pipes. One that is busy takes another to the app.
+fn connections_within(open_files: u64, doors: usize) -> usize {
+    let reserved = (open_files / 4).max(OPEN_FILES_RESERVED_MIN);
+    let each = open_files.saturating_sub(reserved) / 2 / doors.max(1) as u64;
+    usize::try_from(each).unwrap_or(usize::MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
+}
+
+/// The least number of open files that clients leave to the rest.
+const OPEN_FILES_RESERVED_MIN: u64 = 128;
+/// Each front door takes so many connections, however few files may be open.
+const CONNECTIONS_MIN: usize = 16;
+/// No front door takes more.
+const CONNECTIONS_MAX: usize = 16 * 1024;
+
 fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
     let doors: Vec<String> =
@@ -425,4 +461,24 @@ impl Signals {
 
 fn exit_status(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_a_part_of_the_open_files_to_the_rest() {
+        for (open_files, doors, each) in [
+            (1 << 20, 1, CONNECTIONS_MAX),
+            (65_536, 2, 12_288),
+            (1024, 1, 384),
+            (1024, 3, 128),
+            (256, 1, 64),
+            (64, 1, CONNECTIONS_MIN),
+            (256, 0, 64),
+        ] {
+            assert_eq!(connections_within(open_files, doors), each, "{open_files} {doors}");
+        }
+    }
 }

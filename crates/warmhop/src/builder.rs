@@ -1,13 +1,14 @@
 //! Building and starting a mesh peer.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warmhop_core::app::{AppEvent, StopReason, WantedBy};
@@ -41,6 +42,7 @@ pub struct Builder {
     pub(crate) peer: PeerId,
     pub(crate) zone: Option<String>,
     pub(crate) front_doors: Vec<(TcpListener, Option<FrontDoorTls>)>,
+    pub(crate) front_door_connections: usize,
     pub(crate) mesh_listen: SocketAddr,
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) seeds: Vec<String>,
@@ -75,6 +77,15 @@ impl Builder {
     #[must_use]
     pub fn front_door_tls(mut self, listener: TcpListener, tls: FrontDoorTls) -> Self {
         self.front_doors.push((listener, Some(tls)));
+        self
+    }
+
+    /// The most connections of clients that each front door has open at once; more wait to be
+    /// accepted. Each takes an open file, and another one while the app is a process that is asked
+    /// over a connection. Default: 16,384.
+    #[must_use]
+    pub fn front_door_connections(mut self, each: NonZeroUsize) -> Self {
+        self.front_door_connections = each.get().min(Semaphore::MAX_PERMITS);
         self
     }
 
@@ -278,6 +289,7 @@ impl Builder {
             doors.spawn(front::serve(
                 door,
                 tls,
+                self.front_door_connections,
                 Arc::clone(&ingress),
                 doors_closing.clone(),
                 connections.clone(),
@@ -439,6 +451,7 @@ impl Mesh {
             peer,
             zone: None,
             front_doors: Vec::new(),
+            front_door_connections: front::CONNECTIONS_MAX,
             mesh_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
             seeds: Vec::new(),

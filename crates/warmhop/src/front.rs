@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,8 +36,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most client connections of one listener.
-const CONNECTIONS_MAX: usize = 16 * 1024;
+/// The most client connections of one listener, unless the builder is told otherwise.
+pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
+/// How often it is told that no connection can be accepted.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The most streams a client may open at once on an HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 256;
 /// What a client may send of one request's body before its app reads it.
@@ -54,13 +56,15 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<FrontDoorTls>,
+    connections_max: usize,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
     connections: TaskTracker,
     tunnels: Tunnels,
 ) {
     let tls = tls.map(|tls| TlsAcceptor::from(tls.config()));
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(connections_max));
+    let mut told: Option<Instant> = None;
     loop {
         let permit = tokio::select! {
             biased;
@@ -86,7 +90,10 @@ pub(crate) async fn serve(
             }
             Err(error) => {
                 // Out of file descriptors, most likely: waiting lets some be returned.
-                warn!(%error, "cannot accept a connection");
+                if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                    warn!(%error, "cannot accept connections; clients wait");
+                    told = Some(Instant::now());
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

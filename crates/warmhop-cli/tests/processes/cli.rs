@@ -1,7 +1,7 @@
 //! The command line: what it says, what it writes, how it exits.
 
-use std::io::{BufRead, BufReader};
-use std::net::{TcpListener, UdpSocket};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -92,11 +92,12 @@ impl Peer {
 
     /// With variables in its environment.
     fn start_with(file: &Path, env: &[(&str, &str)]) -> Self {
-        let mut child = warmhop(&["run", "--config", text(file), "--log", "json"])
-            .envs(env.iter().copied())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = warmhop(&["run", "--config", text(file), "--log", "json"]);
+        Self::from_command(command.envs(env.iter().copied()))
+    }
+
+    fn from_command(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = sync_channel(10_000);
         std::thread::spawn(move || {
@@ -663,6 +664,32 @@ fn a_peer_that_is_told_to_end_while_it_starts_ends_in_good_order() {
     });
     peer.signal(Signal::SIGTERM);
     std::fs::write(&file, config("")).unwrap();
+    assert_eq!(peer.wait().code(), Some(0));
+}
+
+#[test]
+fn clients_that_keep_connections_open_leave_the_admin_listener_its_files() {
+    let dir = certified("files", "peer-1");
+    let file = write(&dir, &config(""));
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 100 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_warmhop")]);
+    limited.args(["run", "--config", text(&file), "--log", "json"]).stdin(Stdio::null());
+    let mut peer = Peer::from_command(&mut limited);
+    let door = peer.http.trim_start_matches("http://").to_owned();
+    // More than there are files, and fewer than the system lets wait to be accepted.
+    let idle: Vec<TcpStream> = (0..120).map(|_| TcpStream::connect(&door).unwrap()).collect();
+    for _ in 0..10 {
+        let (code, _, error) = peer.run(&["status"]);
+        assert_eq!(code, 0, "{error}");
+    }
+    drop(idle);
+    let mut client = TcpStream::connect(&door).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404"), "there is no app: {answer}");
+    peer.signal(Signal::SIGTERM);
     assert_eq!(peer.wait().code(), Some(0));
 }
 
