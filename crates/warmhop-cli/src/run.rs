@@ -164,7 +164,8 @@ async fn serve(
         builder = builder.spans(exporter);
         spans = Some(sending);
     }
-    if let Some(each) = connections_each(listeners.http.len()) {
+    let connections = connections_each(listeners.http.len());
+    if let Some(each) = connections {
         builder = builder.front_door_connections(each);
     }
     for (listener, tls) in listeners.http {
@@ -192,6 +193,13 @@ async fn serve(
         tokio::spawn(redis::serve(listener, registers))
     });
     announce(config, &mesh, admin_addr);
+    if let Some(each) = connections {
+        info!(
+            each_front_door = each,
+            "the limit of open files bounds clients' connections; LimitNOFILE= or ulimit -H -n \
+             allows more"
+        );
+    }
     notify::ready(&format!("serving as {}", config.peer.name));
     let watchdog = tokio::spawn(notify::watchdog());
 
@@ -380,16 +388,7 @@ fn raise_open_files() -> Option<u64> {
 fn connections_each(doors: usize) -> Option<NonZeroUsize> {
     let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let each = connections_within(files, doors);
-    if each >= CONNECTIONS_MAX {
-        return None;
-    }
-    info!(
-        open_files = files,
-        connections = each,
-        "few files may be open at once, and clients' connections are bounded by that; LimitNOFILE= \
-         or ulimit -n -H allows more"
-    );
-    NonZeroUsize::new(each)
+    NonZeroUsize::new(each).filter(|_| each < CONNECTIONS_MAX)
 }
 
 /// So many that clients who keep connections open, busy or not, leave a part of the open files to
