@@ -50,8 +50,6 @@ pub fn keeps_ready(
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a scene that cannot be set fails its test")]
-
     use alloc::vec::Vec;
 
     use super::*;

@@ -24,7 +24,7 @@ pub(crate) const FIELDS_MAX: usize = 128;
 /// What hyper takes for the end of a head that was spoilt.
 const SPOILT_END: &[u8] = b"\r\n\r\n";
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A connection whose HTTP/1 framing is watched.
 pub(crate) struct Framed<IO> {

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 
 use crate::body::Body;
 use crate::departure::InFlight;
-use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX};
+use crate::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
 use crate::identity::FrontDoorTls;
 use crate::ingress::{ClientInfo, Ingress};
 use crate::tunnels::Tunnels;
@@ -48,8 +48,6 @@ const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// window, so that uploads whose apps do not read never stop the others. It is also the most that
 /// one connection holds in memory.
 const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
-/// The start of an HTTP/2 connection (RFC 9113 section 3.4).
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves `listener` until `closing` is cancelled; connections then end gracefully, and are cut off
 /// when their grace time is over, which `tunnels` tell.
