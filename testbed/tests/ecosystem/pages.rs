@@ -153,12 +153,16 @@ async fn dashboard() -> Tested {
     let text = state["text"].as_str().unwrap();
     assert!(text.contains(&format!("{}: ready", world.name(0))), "the decision is gone: {text}");
 
-    // A peer is killed; then the one that tells.
+    // A peer is killed, comes back and leaves in good order; then the one that tells is killed.
     let button = "Stop catalogue on this peer";
     browser.step(json!({ "do": "focus", "page": "dark", "label": button })).await;
     world.mesh.kill(2).unwrap();
     browser.step(json!({ "do": "sees", "page": "light", "text": "suspect" })).await;
     browser.step(json!({ "do": "shot", "page": "light", "file": picture("killed") })).await;
+    world.mesh.start(2).unwrap();
+    let name = world.name(2).to_owned();
+    world.believes(1, &name, true).await;
+    assert!(world.mesh.stop(2).await.unwrap().success());
     browser.step(json!({ "do": "sees", "page": "dark", "text": "gone" })).await;
     let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
     assert_eq!(state["focused"], button, "the focus was lost with the column of the peer");
