@@ -31,6 +31,8 @@ use crate::wire::{
 
 /// The largest head of a hop in bytes, the session's inline base included.
 pub(crate) const HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// When a body is sent that its client wanted to be asked for, and the app answered without asking.
+const UNASKED_BODY_AFTER: Duration = Duration::from_secs(1);
 /// A peer that sends nothing at all for so long after a hop began is given up.
 const SILENT_AFTER: Duration = Duration::from_millis(600);
 /// A body known to be whole and at most so large rides with the head in one write.
@@ -332,9 +334,20 @@ pub(crate) async fn ask(
                     ReplyHead::Refused { why, load } => {
                         return Err(HopError::Refused(why, load, Some(body)));
                     }
+                    // An app that answers without a word on the body may read it all the same, and
+                    // one that does not must not find it broken off while it still answers. It is
+                    // sent when the client would have been told to go on; by then it has heard the
+                    // answer, and is told nothing more.
                     head @ ReplyHead::Response { .. } => {
                         let mut reply = interpret(head, executor)?;
-                        let body = HopBody::new(reader.into_body(), None, Some(lease));
+                        let task = tokio::spawn(async move {
+                            tokio::time::sleep(UNASKED_BODY_AFTER).await;
+                            if let Err(error) = send_body(writer, body).await {
+                                tracing::debug!(%error, "request body ended early");
+                            }
+                        });
+                        let pump = Some(AbortOnDrop(task.abort_handle()));
+                        let body = HopBody::new(reader.into_body(), pump, Some(lease));
                         *reply.response.body_mut() = Body::new(body);
                         return Ok(reply);
                     }

@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -141,6 +141,31 @@ async fn server_sent_events_flow_and_end_with_their_client() {
     drop(response);
     // The stream is endless: the far end hears that its client left.
     world.in_flight(0, 0).await;
+}
+
+#[tokio::test]
+async fn an_answer_to_a_client_that_was_not_asked_for_its_body_goes_on_as_long_as_it_likes() {
+    let world = hopping().await;
+    for door in [0, 1] {
+        let mut stream = TcpStream::connect(world.http(door)).await.unwrap();
+        let request = "GET /events HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\
+             Content-Length: 20000\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        let begun = Instant::now();
+        // Well beyond the time after which a client would be told to go on.
+        while begun.elapsed() < Duration::from_millis(2500) {
+            let mut piece = [0; 4096];
+            let read = timeout(BOUND, stream.read(&mut piece)).await.unwrap().unwrap();
+            assert_ne!(read, 0, "{door}: cut off: {}", String::from_utf8_lossy(&heard));
+            heard.extend_from_slice(&piece[..read]);
+        }
+        let heard = String::from_utf8_lossy(&heard);
+        assert!(heard.starts_with("HTTP/1.1 200 "), "{door}: {heard}");
+        assert_eq!(heard.matches("HTTP/1.1 ").count(), 1, "{door}: told to go on: {heard}");
+        drop(stream);
+        world.in_flight(0, 0).await;
+    }
 }
 
 #[tokio::test]
