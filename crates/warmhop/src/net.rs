@@ -46,8 +46,8 @@ const MTU_MAX: u16 = 6500;
 const MTU_MIN: u16 = 1200;
 /// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
 /// end, in each direction, where its reader stands still. It is also the most that a stream moves in
-/// one round trip: 128 MB/s at 2 ms. With 1 MiB one bulk stream over loopback is a fifth faster, and
-/// a client that reads nothing costs four times as much.
+/// one round trip: 128 MB/s at 2 ms. A larger one moves one bulk stream faster over loopback, as
+/// `testbed/bench-streams` shows, and each client that reads nothing costs as much more.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
 const UNI_STREAMS_MAX: u32 = 64;
