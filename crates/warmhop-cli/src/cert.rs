@@ -2,9 +2,14 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use warmhop::identity::{Authority, IdentityError};
+use warmhop::identity::{Authority, Holder, IdentityError, Inspection, inspect};
 use warmhop::ids::PeerId;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// A certificate with less than this left is worth a word.
+const SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Makes an authority for `cluster` in `out`; returns what to tell.
 ///
@@ -25,8 +30,8 @@ pub fn make_authority(out: &Path, cluster: &str, force: bool) -> Result<String, 
     Ok(text)
 }
 
-/// Issues the identity of the peer `name` from the authority in `ca` into `out`; returns what
-/// to tell.
+/// Issues the identity of the peer `name` from the authority in `ca` into `out`, valid for `days`;
+/// returns what to tell.
 ///
 /// # Errors
 /// If the authority cannot be used, a key is there already, or a file cannot be written.
@@ -35,9 +40,10 @@ pub fn issue_peer(
     ca: &Path,
     out: &Path,
     force: bool,
+    days: u32,
 ) -> Result<String, IdentityError> {
     let authority = Authority::from_dir(ca)?;
-    authority.issue_into(name, out, force)?;
+    authority.issue_into_for(name, out, force, DAY * days)?;
     let mut text = String::new();
     let (dir, cluster) = (out.display(), authority.cluster());
     let _ = write!(
@@ -52,4 +58,72 @@ pub fn issue_peer(
          \n    [mesh]\n    identity = \"{dir}\"\n"
     );
     Ok(text)
+}
+
+/// Issues the identity in `dir` again from the authority in `ca`, valid for `days`; returns what
+/// to tell.
+///
+/// # Errors
+/// If the authority cannot be used, `dir` holds no identity of it, or a file cannot be written.
+pub fn renew(dir: &Path, ca: &Path, days: u32) -> Result<String, IdentityError> {
+    let name = Authority::from_dir(ca)?.renew_in(dir, DAY * days)?;
+    let dir = dir.display();
+    Ok(format!(
+        "renewed {dir}/cert.pem and key.pem  {name}, for {days} days\n\
+         A running peer notices the new files by itself; no restart is needed.\n"
+    ))
+}
+
+/// What `warmhop cert show` tells of a folder, and whether a peer could run with what is in it.
+///
+/// # Errors
+/// If no certificate in it can be read.
+pub fn show(dir: &Path) -> Result<(String, bool), IdentityError> {
+    let Inspection { certificates, problem, .. } = inspect(dir)?;
+    let now = SystemTime::now();
+    let mut text = String::new();
+    for certificate in &certificates {
+        let holder = match &certificate.holder {
+            Holder::Peer { cluster, name } => format!("peer {name} of the cluster {cluster}"),
+            Holder::Authority { cluster } => format!("authority of the cluster {cluster}"),
+            _ => "of an unknown kind".into(),
+        };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{}  {holder}", certificate.path.display());
+        let _ = writeln!(
+            text,
+            "  valid from {} to {}, {}",
+            date(certificate.not_before),
+            date(certificate.not_after),
+            left(certificate.left(now))
+        );
+        let _ = writeln!(text, "  serial {}", certificate.serial);
+    }
+    match &problem {
+        Some(problem) => {
+            let _ = writeln!(text, "a peer cannot run with it: {problem}");
+        }
+        None if certificates.iter().any(|c| c.left(now).is_some_and(|left| left < SOON)) => {
+            let _ = writeln!(text, "expires soon: warmhop cert renew {} --ca DIR", dir.display());
+        }
+        None => {}
+    }
+    Ok((text, problem.is_none()))
+}
+
+fn left(left: Option<Duration>) -> String {
+    match left.map(|left| left.as_secs() / DAY.as_secs()) {
+        None => "expired".into(),
+        Some(0) => "expires within a day".into(),
+        Some(1) => "1 day left".into(),
+        Some(days) => format!("{days} days left"),
+    }
+}
+
+/// `YYYY-MM-DD` in UTC.
+fn date(at: SystemTime) -> String {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let days = i64::try_from(seconds / DAY.as_secs()).unwrap_or(i64::MAX);
+    let date = time::OffsetDateTime::UNIX_EPOCH.date().saturating_add(time::Duration::days(days));
+    format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
 }

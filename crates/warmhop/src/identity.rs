@@ -48,7 +48,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub use self::inspect::{CertificateInfo, Holder, Inspection, inspect};
 pub use crate::front_tls::FrontDoorTls;
+
+mod inspect;
 
 /// The DNS name in every peer's certificate. It is never resolved.
 pub(crate) const TLS_NAME: &str = "warmhop.internal";
@@ -67,7 +70,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const AUTHORITY_VALID: Duration = Duration::from_secs(3652 * 24 * 60 * 60);
-const PEER_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// How long a peer's certificate is valid where nobody says otherwise.
+pub const PEER_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A peer's certificate chain, private key, authority and cookie key. Clones share what
 /// [`Identity::reload`] reads.
@@ -258,6 +262,16 @@ pub enum IdentityError {
         found: String,
         /// The SPIFFE id of this peer.
         expected: String,
+    },
+    /// A certificate is to outlive the authority that issues it.
+    #[error(
+        "a certificate for {asked_days} days would outlive its authority, which expires in {left_days}: ask for fewer days, or make a new authority"
+    )]
+    OutlivesAuthority {
+        /// How long the certificate was to be valid, in days.
+        asked_days: u64,
+        /// How long the authority is valid, in days.
+        left_days: u64,
     },
     /// A key or certificate could not be made: a fault of ours or of the machine's randomness.
     #[error("cannot make {what}: {reason}")]
@@ -694,7 +708,8 @@ impl Authority {
         Ok(Identity::new(None, loaded))
     }
 
-    /// Issues an identity and writes `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `dir`.
+    /// Issues an identity and writes `ca.pem`, `cert.pem` and `key.pem` (mode 0600) into `dir`;
+    /// it is valid for [`PEER_VALID`].
     ///
     /// # Errors
     /// [`IdentityError`] if a key is there already and `force` is not set.
@@ -704,6 +719,21 @@ impl Authority {
         dir: impl AsRef<Path>,
         force: bool,
     ) -> Result<(), IdentityError> {
+        self.issue_into_for(peer, dir, force, PEER_VALID)
+    }
+
+    /// As [`Authority::issue_into`], valid for `valid`.
+    ///
+    /// # Errors
+    /// As there, and [`IdentityError::OutlivesAuthority`].
+    pub fn issue_into_for(
+        &self,
+        peer: &PeerId,
+        dir: impl AsRef<Path>,
+        force: bool,
+        valid: Duration,
+    ) -> Result<(), IdentityError> {
+        let until = self.until(valid)?;
         let dir = dir.as_ref();
         make_dir(dir)?;
         let ca_path = dir.join("ca.pem");
@@ -711,10 +741,55 @@ impl Authority {
         if !force && read_bounded(&ca_path).is_ok_and(|present| !same(&present)) {
             return Err(IdentityError::OtherAuthority { path: ca_path });
         }
-        let (cert, key) = self.certify(peer, SystemTime::now() + PEER_VALID)?;
+        let (cert, key) = self.certify(peer, until)?;
         write_secret(&dir.join("key.pem"), &key, force)?;
         replace(&dir.join("cert.pem"), &cert, 0o644)?;
         replace(&ca_path, &self.ca_pem(), 0o644)
+    }
+
+    /// Issues the identity in `dir` again, with a new key, for the peer that it names; it may have
+    /// expired. Returns that peer. A peer that runs with it takes the new one without a restart.
+    ///
+    /// # Errors
+    /// [`IdentityError`] if `dir` holds no identity of this authority, and as
+    /// [`Authority::issue_into_for`].
+    pub fn renew_in(
+        &self,
+        dir: impl AsRef<Path>,
+        valid: Duration,
+    ) -> Result<PeerId, IdentityError> {
+        let dir = dir.as_ref();
+        let path = dir.join("cert.pem");
+        let Holder::Peer { name, .. } = inspect::certificate_in(dir, &path)?.holder else {
+            let what = "has no name of the form spiffe://CLUSTER/peer/NAME".into();
+            return Err(IdentityError::Malformed { path, what });
+        };
+        let ca_path = dir.join("ca.pem");
+        let issued_here = read_bounded(&ca_path)
+            .is_ok_and(|present| certificates(&present).contains(&self.certificate));
+        if !issued_here {
+            return Err(IdentityError::OtherAuthority { path: ca_path });
+        }
+        self.issue_into_for(&name, dir, true, valid)?;
+        Ok(name)
+    }
+
+    /// When a certificate that is issued now for `valid` ends.
+    fn until(&self, valid: Duration) -> Result<SystemTime, IdentityError> {
+        let days = |span: Duration| span.as_secs() / DAY.as_secs();
+        let now = SystemTime::now();
+        let (_, parsed) = X509Certificate::from_der(&self.certificate).map_err(|error| {
+            let reason = error.to_string();
+            IdentityError::Make { what: "use of the authority's certificate", reason }
+        })?;
+        let ends = unix_time(parsed.validity().not_after.timestamp());
+        match now.checked_add(valid) {
+            Some(until) if until <= ends => Ok(until),
+            _ => Err(IdentityError::OutlivesAuthority {
+                asked_days: days(valid),
+                left_days: days(ends.duration_since(now).unwrap_or_default()),
+            }),
+        }
     }
 
     /// The same authority, issuing for another cluster, which its owner could do.
