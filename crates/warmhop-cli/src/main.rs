@@ -15,7 +15,7 @@ use warmhop_cli::config::{self, Config};
 use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
 use warmhop_cli::watch::{Recent, Size, Watch};
-use warmhop_cli::{cert, guard, lb, log, run, show};
+use warmhop_cli::{cert, dev, guard, init, lb, log, run, show};
 
 /// A peer of a mesh that answers the first request to a cold app from a peer where it is ready.
 #[derive(Debug, Parser)]
@@ -36,13 +36,42 @@ enum Command {
         #[arg(long, value_enum, default_value_t = log::Format::Text)]
         log: log::Format,
     },
+    /// Run a few peers on this machine with one app behind them: throw-away identities, no
+    /// configuration file; Ctrl-C ends everything.
+    Dev {
+        /// How many peers.
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(dev::PEERS_MAX)))]
+        peers: u16,
+        /// The first peer's front door; those of the others follow. 0: whichever ports are free.
+        #[arg(long, value_name = "P", default_value_t = 8080)]
+        port: u16,
+        /// Where the app's sessions are: in its own memory, kept by the mesh (REDIS_URL is then in
+        /// the app's environment), or nowhere.
+        #[arg(long, value_name = "MODE", default_value = "pinned", value_parser = ["pinned", "portable", "none"])]
+        session: String,
+        /// The path that answers once the app is ready; without it, it is ready once it listens.
+        #[arg(long, value_name = "PATH")]
+        ready: Option<String>,
+        /// The app's command, which serves HTTP on 127.0.0.1:$PORT; one word with spaces in it is
+        /// a line for the shell.
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Write a commented configuration and an identity for each of a few peers.
+    Init {
+        /// How many peers.
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=i64::from(init::PEERS_MAX)))]
+        peers: u16,
+        /// The folder to write them into.
+        dir: PathBuf,
+    },
     /// Validate a configuration and the certificates that it names, and print it with every
     /// default filled in.
     Check {
         /// The configuration.
         file: PathBuf,
     },
-    /// Make a cluster's authority, or issue a peer's identity.
+    /// Make a cluster's authority; issue, show or renew a peer's identity.
     #[command(subcommand)]
     Cert(Cert),
     /// Show peers, apps, readiness and sessions, as one peer knows them.
@@ -127,6 +156,26 @@ enum Cert {
         /// Replace keys that are there already.
         #[arg(long)]
         force: bool,
+        /// For how many days it is valid.
+        #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+    },
+    /// Show whose certificates are in a folder and until when they are valid; exit status 1 if a
+    /// peer could not run with them.
+    Show {
+        /// The folder of an identity or an authority.
+        dir: PathBuf,
+    },
+    /// Issue a peer's identity again, with a new key; a running peer takes it by itself.
+    Renew {
+        /// The identity's folder.
+        dir: PathBuf,
+        /// The folder of the authority.
+        #[arg(long, value_name = "DIR")]
+        ca: PathBuf,
+        /// For how many days it is valid.
+        #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
     },
 }
 
@@ -201,12 +250,23 @@ fn main() -> ExitCode {
 fn carry_out(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Run { config, log } => run::run(&config, log),
+        Command::Dev { peers, port, session, ready, command } => {
+            in_runtime(dev::run(dev::Wanted { peers, port, session, ready, command }))
+        }
+        Command::Init { peers, dir } => print(&init::write(&dir, peers)?),
         Command::Check { file } => check(&file),
         Command::Cert(Cert::Ca { out, cluster, force }) => {
             print(&cert::make_authority(&out, &cluster, force).map_err(Failure::failed)?)
         }
-        Command::Cert(Cert::Peer { name, ca, out, force }) => {
-            print(&cert::issue_peer(&name, &ca, &out, force).map_err(Failure::failed)?)
+        Command::Cert(Cert::Peer { name, ca, out, force, days }) => {
+            print(&cert::issue_peer(&name, &ca, &out, force, days).map_err(Failure::failed)?)
+        }
+        Command::Cert(Cert::Show { dir }) => {
+            let (text, is_usable) = cert::show(&dir).map_err(Failure::failed)?;
+            print(&text).map(|_| u8::from(!is_usable))
+        }
+        Command::Cert(Cert::Renew { dir, ca, days }) => {
+            print(&cert::renew(&dir, &ca, days).map_err(Failure::failed)?)
         }
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::role::{ARGUMENTS, BOUND, ROLE, scratch, wait_until};
 
-fn warmhop(args: &[&str]) -> Command {
+pub(crate) fn warmhop(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_warmhop"));
     command
         .args(args)
@@ -26,7 +26,7 @@ fn warmhop(args: &[&str]) -> Command {
 }
 
 /// Exit status, standard output, standard error.
-fn run(args: &[&str]) -> (i32, String, String) {
+pub(crate) fn run(args: &[&str]) -> (i32, String, String) {
     told(&warmhop(args).output().unwrap())
 }
 
@@ -35,12 +35,12 @@ fn told(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 /// Certificates for `peer` in a folder of its own; returns that folder.
-fn certified(test: &str, peer: &str) -> PathBuf {
+pub(crate) fn certified(test: &str, peer: &str) -> PathBuf {
     let dir = scratch(test);
     let (ca, certs) = (dir.join("ca"), dir.join("certs"));
     let (code, _, error) = run(&["cert", "ca", "--out", text(&ca), "--cluster", "demo", "--force"]);
@@ -184,7 +184,9 @@ fn wrong_usage_exits_with_2_and_says_how_it_is_meant() {
 fn every_command_has_help_and_the_guard_is_not_among_them() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);
-    for command in ["run", "check", "cert", "status", "app", "drain", "session", "why", "lb"] {
+    for command in
+        ["run", "dev", "init", "check", "cert", "status", "app", "drain", "session", "why", "lb"]
+    {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
         let (code, help, _) = run(&[command, "--help"]);
         assert_eq!(code, 0);

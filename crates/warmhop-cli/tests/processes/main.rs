@@ -5,5 +5,6 @@
 
 mod child;
 mod cli;
+mod first_minute;
 mod role;
 mod watch;

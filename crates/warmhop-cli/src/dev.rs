@@ -1,0 +1,517 @@
+//! `warmhop dev`: a mesh of a few peers on this machine with one app behind them, for the first
+//! minute: no configuration file, no certificates to make, and everything ends with Ctrl-C.
+//!
+//! ```text
+//! warmhop dev ──stdin pipe──▶ guard ──▶ warmhop run --config FOLDER/peer-1/warmhop.toml ──▶ app
+//!             ├─stdin pipe──▶ guard ──▶ warmhop run …
+//! ```
+//!
+//! Each peer is a process of its own, so that it can be killed as a machine would be. A [`guard`]
+//! stands before each, so that none outlives this program, however it ends. The peers' logs come
+//! back as JSON lines: what the app prints is shown under its peer's name, starts are told as they
+//! happen, and of the rest what needs attention.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use warmhop::identity::Authority;
+use warmhop::ids::PeerId;
+
+use crate::child::find_program;
+use crate::client::{self, Admin, AdminUrl};
+use crate::guard;
+use crate::run::Failure;
+
+/// The most peers that one command starts.
+pub const PEERS_MAX: u16 = 9;
+/// The name of the cluster and of its one app.
+const CLUSTER: &str = "dev";
+const APP: &str = "app";
+/// Where the admin listeners are if the ports are free, as every command assumes.
+const ADMIN_PORT: u16 = 9001;
+/// How long the mesh may take to form.
+const FORM_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(50);
+/// How long the peers may take to drain before they are killed.
+const DRAIN_WITHIN: Duration = Duration::from_secs(15);
+/// An app that has not answered for so long may listen somewhere else.
+const HINT_AFTER: Duration = Duration::from_secs(8);
+/// Lines of the peers that wait to be shown; a peer that writes more waits.
+const LINES_MAX: usize = 1024;
+/// The longest line that is shown whole.
+const LINE_CHARS_MAX: usize = 2000;
+
+/// What is to run.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// How many peers.
+    pub peers: u16,
+    /// The front door of the first; the others follow. 0: whichever ports are free.
+    pub port: u16,
+    /// Where the app's sessions are: `portable`, `pinned` or `none`.
+    pub session: String,
+    /// The path that answers once the app is ready; absent: it is ready once it listens.
+    pub ready: Option<String>,
+    /// The app, with its arguments; a single word with spaces is a line for the shell.
+    pub command: Vec<String>,
+}
+
+/// Runs the mesh until Ctrl-C or SIGTERM, or until no peer is left.
+///
+/// # Errors
+/// What is wrong with the command or the ports, or why the mesh did not form.
+pub async fn run(wanted: Wanted) -> Result<u8, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let run = command_line(&wanted.command);
+    let here = std::env::current_dir().map_err(|error| {
+        Failure::failed(format!("cannot tell which folder to run the app in: {error}"))
+    })?;
+    if let Err(missing) = find_program(&run[0], &here, None) {
+        return Err(Failure::usage(format!(
+            "{}: give the command that starts your app behind --, as in: warmhop dev -- node server.js",
+            missing.what
+        )));
+    }
+    let mut terminated = signal(SignalKind::terminate())
+        .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?;
+    let folder = Folder::make()?;
+    let places = places(wanted.peers, wanted.port)?;
+    write_files(&folder.0, &places, &wanted, &run, &here)?;
+    let (lines, mut heard) = mpsc::channel(LINES_MAX);
+    let mut peers = Vec::new();
+    for place in &places {
+        peers.push(Peer::start(&folder.0, place, lines.clone())?);
+    }
+    drop(lines);
+
+    let stopped = async {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminated.recv() => {}
+        }
+    };
+    tokio::pin!(stopped);
+    let mut shown = Shown::default();
+    let formed = formed(&places);
+    tokio::pin!(formed);
+    let (mut is_formed, mut left) = (false, peers.len());
+    let outcome = loop {
+        tokio::select! {
+            () = &mut stopped => break Ok(0),
+            outcome = &mut formed, if !is_formed => match outcome {
+                Ok(()) => {
+                    is_formed = true;
+                    say(&welcome(&places, &run))?;
+                }
+                Err(failure) => break Err(failure),
+            },
+            line = heard.recv() => match line {
+                Some(Heard::Line { peer, text }) => shown.line(&peer, &text)?,
+                Some(Heard::Ended { peer }) => {
+                    left -= 1;
+                    if !is_formed {
+                        let why = shown.last_error.take();
+                        let why = why.unwrap_or_else(|| "it said nothing".into());
+                        break Err(Failure::failed(format!("{peer} did not start: {why}")));
+                    }
+                    say(&format!("{peer}  ended\n"))?;
+                    if left == 0 {
+                        break Err(Failure::failed("no peer is left"));
+                    }
+                }
+                None => break Err(Failure::failed("no peer is left")),
+            },
+            () = sleep_until(shown.hint_at()), if shown.starting_since.is_some() => shown.hint()?,
+        }
+    };
+    end(peers, &mut heard, &mut shown).await;
+    outcome
+}
+
+/// The app's command: a single word with white space in it is a line for the shell, so that it
+/// can name `$PORT`.
+fn command_line(command: &[String]) -> Vec<String> {
+    match command {
+        [line] if line.contains(char::is_whitespace) => {
+            vec!["sh".into(), "-c".into(), line.clone()]
+        }
+        words => words.to_vec(),
+    }
+}
+
+/// Where one peer is.
+struct Place {
+    name: PeerId,
+    http: SocketAddr,
+    mesh: SocketAddr,
+    admin: SocketAddr,
+    redis: SocketAddr,
+}
+
+/// Finds free ports for `peers` peers whose front doors begin at `port`.
+fn places(peers: u16, port: u16) -> Result<Vec<Place>, Failure> {
+    let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    for at in (0..peers).filter(|_| port != 0) {
+        let front = port.checked_add(at);
+        let free = front.map(|front| TcpListener::bind(local(front)).map(drop));
+        if !matches!(free, Some(Ok(()))) {
+            let front = u32::from(port) + u32::from(at);
+            return Err(Failure::failed(format!(
+                "port {front} cannot be listened on: choose others with --port, which names the \
+                 first of {peers}"
+            )));
+        }
+    }
+    let unusable =
+        |error: io::Error| Failure::failed(format!("cannot find a free port on loopback: {error}"));
+    // All stay bound until the last is found, so that no port is given out twice.
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    let any = |tcp: &mut Vec<TcpListener>| -> Result<SocketAddr, Failure> {
+        let listener = TcpListener::bind(local(0)).map_err(unusable)?;
+        let addr = listener.local_addr().map_err(unusable)?;
+        tcp.push(listener);
+        Ok(addr)
+    };
+    let usual: Vec<_> =
+        (0..peers).map_while(|at| TcpListener::bind(local(ADMIN_PORT + at)).ok()).collect();
+    let are_usual = usual.len() == usize::from(peers);
+    let mut places = Vec::new();
+    for at in 0..peers {
+        let socket = UdpSocket::bind(local(0)).map_err(unusable)?;
+        let mesh = socket.local_addr().map_err(unusable)?;
+        udp.push(socket);
+        let admin = if are_usual { local(ADMIN_PORT + at) } else { any(&mut tcp)? };
+        let name = PeerId::new(&format!("peer-{}", at + 1));
+        let name = name.map_err(|error| Failure::failed(error.to_string()))?;
+        let http = if port == 0 { any(&mut tcp)? } else { local(port + at) };
+        places.push(Place { name, http, mesh, admin, redis: any(&mut tcp)? });
+    }
+    Ok(places)
+}
+
+/// A folder that is removed with its value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> Result<Self, Failure> {
+        use std::os::unix::fs::DirBuilderExt;
+        let path = std::env::temp_dir().join(format!("warmhop-dev-{}", std::process::id()));
+        // What a process of this number left behind that was killed.
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
+            Failure::failed(format!("cannot make the folder {}: {error}", path.display()))
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nobody is left to be told if this fails; it lies where temporary files are swept.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn write_files(
+    folder: &Path,
+    places: &[Place],
+    wanted: &Wanted,
+    run: &[String],
+    here: &Path,
+) -> Result<(), Failure> {
+    let authority = Authority::generate(CLUSTER).map_err(Failure::failed)?;
+    for place in places {
+        let dir = folder.join(place.name.as_str());
+        authority.issue_into(&place.name, dir.join("certs"), false).map_err(Failure::failed)?;
+        let file = dir.join("warmhop.toml");
+        let text = configuration(place, places, wanted, run, here).to_string();
+        std::fs::write(&file, text).map_err(|error| {
+            Failure::failed(format!("cannot write {}: {error}", file.display()))
+        })?;
+    }
+    Ok(())
+}
+
+fn configuration(
+    place: &Place,
+    places: &[Place],
+    wanted: &Wanted,
+    run: &[String],
+    here: &Path,
+) -> toml::Table {
+    use toml::Value;
+    fn table<const N: usize>(entries: [(&str, Value); N]) -> Value {
+        Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+    let text = |addr: SocketAddr| Value::from(addr.to_string());
+    // `${NAME}` stands for a variable in a configuration; here every dollar is meant as it is.
+    let literal = |word: &String| Value::from(word.replace("${", "$${"));
+    let mut app = toml::Table::new();
+    app.insert("name".into(), APP.into());
+    app.insert("match".into(), table([("path", "/".into())]));
+    app.insert("run".into(), run.iter().map(literal).collect::<Vec<_>>().into());
+    app.insert("dir".into(), here.to_string_lossy().into_owned().into());
+    app.insert("session".into(), wanted.session.clone().into());
+    app.insert("keep_ready".into(), 1.into());
+    if let Some(path) = &wanted.ready {
+        app.insert("ready".into(), table([("path", path.clone().into())]));
+    }
+    let seeds: Vec<_> = places.iter().map(|place| text(place.mesh)).collect();
+    let mut config = toml::Table::new();
+    config.insert("cluster".into(), CLUSTER.into());
+    config.insert("peer".into(), table([("name", place.name.as_str().into())]));
+    config.insert("http".into(), table([("listen", vec![text(place.http)].into())]));
+    let mesh =
+        [("listen", text(place.mesh)), ("seeds", seeds.into()), ("identity", "certs".into())];
+    config.insert("mesh".into(), table(mesh));
+    config.insert("admin".into(), table([("listen", text(place.admin))]));
+    if wanted.session == "portable" {
+        config.insert("session".into(), table([("redis", text(place.redis))]));
+    }
+    config.insert(APP.into(), vec![Value::Table(app)].into());
+    config
+}
+
+/// A running peer: its guard, whose standard input keeps it alive.
+struct Peer {
+    guard: Child,
+    _alive: Option<ChildStdin>,
+}
+
+/// What was heard of a peer.
+enum Heard {
+    /// A line of its log.
+    Line { peer: PeerId, text: String },
+    /// It is gone.
+    Ended { peer: PeerId },
+}
+
+impl Peer {
+    fn start(folder: &Path, place: &Place, lines: mpsc::Sender<Heard>) -> Result<Self, Failure> {
+        let failed =
+            |error: io::Error| Failure::failed(format!("cannot start {}: {error}", place.name));
+        let program = std::env::current_exe().map_err(failed)?;
+        let config = folder.join(place.name.as_str()).join("warmhop.toml");
+        let run = [
+            program.to_string_lossy().into_owned(),
+            "run".into(),
+            "--log".into(),
+            "json".into(),
+            "--config".into(),
+            config.to_string_lossy().into_owned(),
+        ];
+        let mut guard = Command::new(guard::executable())
+            .args(guard::arguments(None, &run))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Ctrl-C reaches this program alone, which then ends the peers in good order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        let alive = guard.stdin.take();
+        if let Some(log) = guard.stderr.take() {
+            let peer = place.name.clone();
+            tokio::spawn(async move {
+                let mut log = BufReader::new(log).lines();
+                while let Ok(Some(text)) = log.next_line().await {
+                    if lines.send(Heard::Line { peer: peer.clone(), text }).await.is_err() {
+                        return;
+                    }
+                }
+                // Fails only once nobody listens.
+                let _ = lines.send(Heard::Ended { peer }).await;
+            });
+        }
+        Ok(Self { guard, _alive: alive })
+    }
+
+    fn terminate(&self) {
+        if let Some(id) = self.guard.id() {
+            // One that has ended by itself is what is wanted.
+            let _ = killpg(Pid::from_raw(id.cast_signed()), Signal::SIGTERM);
+        }
+    }
+}
+
+/// Drains all peers and waits for their end; a second Ctrl-C, or the end of patience, kills them.
+async fn end(mut peers: Vec<Peer>, heard: &mut mpsc::Receiver<Heard>, shown: &mut Shown) {
+    for peer in &peers {
+        peer.terminate();
+    }
+    let until = Instant::now() + DRAIN_WITHIN;
+    let all_ended = async {
+        for peer in &mut peers {
+            let _ = timeout_at(until, peer.guard.wait()).await;
+        }
+    };
+    let told = async {
+        while let Some(heard) = heard.recv().await {
+            if let Heard::Line { peer, text } = heard {
+                // What cannot be shown any more is no reason to stay.
+                let _ = shown.output_of_app(&peer, &text);
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = all_ended => {}
+        () = told => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    // Whatever is left ends with its guard, whose input closes here.
+}
+
+/// Waits until every peer answers and sees every other.
+async fn formed(places: &[Place]) -> Result<(), Failure> {
+    let until = Instant::now() + FORM_WITHIN;
+    for place in places {
+        loop {
+            if sees_all(place, places.len() - 1).await {
+                break;
+            }
+            if Instant::now() >= until {
+                let seconds = FORM_WITHIN.as_secs();
+                return Err(Failure::failed(format!(
+                    "the peers did not find each other within {seconds} s"
+                )));
+            }
+            sleep(POLL).await;
+        }
+    }
+    Ok(())
+}
+
+async fn sees_all(place: &Place, others: usize) -> bool {
+    let Ok(url) = place.admin.to_string().parse::<AdminUrl>() else { return false };
+    let admin = Admin::new(url, None);
+    let Ok(answer) = admin.status().await else { return false };
+    let status = admin.read::<client::Status>(&answer);
+    status.is_ok_and(|status| status.peers.iter().filter(|peer| peer.alive).count() == others)
+}
+
+fn welcome(places: &[Place], run: &[String]) -> String {
+    let mut text = format!("{} peers in front of: {}\n\n", places.len(), run.join(" "));
+    for place in places {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "  {}  http://{}/   dashboard http://{}/",
+            place.name, place.http, place.admin
+        );
+    }
+    let (first, admin) = match places {
+        [first, ..] => (first.http.to_string(), first.admin.to_string()),
+        [] => return text,
+    };
+    let admin = if admin.ends_with(&format!(":{ADMIN_PORT}")) {
+        String::new()
+    } else {
+        format!(" --admin http://{admin}")
+    };
+    let _ = write!(
+        text,
+        "\nOpen http://{first}/ : the first request is answered wherever a copy is ready, and starts one \
+         here.\nSee more with: warmhop status --watch{admin}\nCtrl-C ends everything.\n\n"
+    );
+    text
+}
+
+/// What is shown of the peers' logs.
+#[derive(Default)]
+struct Shown {
+    last_error: Option<String>,
+    /// Since when a first copy starts, until one was ready or the hint was given.
+    starting_since: Option<Instant>,
+    was_ready: bool,
+}
+
+impl Shown {
+    fn line(&mut self, peer: &PeerId, text: &str) -> Result<(), Failure> {
+        if self.output_of_app(peer, text)? {
+            return Ok(());
+        }
+        let Ok(event) = serde_json::from_str::<Value>(text) else {
+            // Not a line of the log: the program ended before it had one.
+            self.last_error = Some(text.trim_start_matches("warmhop: ").to_owned());
+            return say(&format!("{peer}  {}\n", shortened(text)));
+        };
+        let message = event["message"].as_str().unwrap_or_default();
+        let about_app = event["app"] == APP;
+        if about_app && message == "starting" {
+            if !self.was_ready {
+                self.starting_since.get_or_insert_with(Instant::now);
+            }
+            say(&format!("{peer}  the app starts\n"))
+        } else if about_app && message == "ready" {
+            self.was_ready = true;
+            self.starting_since = None;
+            let took = event["took_ms"].as_u64().unwrap_or_default();
+            say(&format!("{peer}  the app is ready, after {took} ms\n"))
+        } else if matches!(event["level"].as_str(), Some("WARN" | "ERROR")) {
+            let why = event["reason"].as_str().or(event["error"].as_str());
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            let subject = if about_app { "the app " } else { "" };
+            let told = format!("{subject}{message}{why}");
+            let line = say(&format!("{peer}  {}\n", shortened(&told)));
+            self.last_error = Some(told);
+            line
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Shows a line that the app printed; says whether it was one.
+    fn output_of_app(&mut self, peer: &PeerId, text: &str) -> Result<bool, Failure> {
+        let Ok(event) = serde_json::from_str::<Value>(text) else { return Ok(false) };
+        if event["target"] != "warmhop::app" {
+            return Ok(false);
+        }
+        let printed = event["message"].as_str().unwrap_or_default();
+        say(&format!("{peer}  | {}\n", shortened(printed)))?;
+        Ok(true)
+    }
+
+    fn hint_at(&self) -> Instant {
+        self.starting_since.unwrap_or_else(Instant::now) + HINT_AFTER
+    }
+
+    fn hint(&mut self) -> Result<(), Failure> {
+        self.starting_since = None;
+        say(&format!(
+            "         the command has run for {} s, and nothing answers at the port in its variable \
+             PORT.\n         If it is only slow, wait; else have it listen on $PORT, as in: warmhop \
+             dev -- 'python3 -m http.server $PORT'\n",
+            HINT_AFTER.as_secs()
+        ))
+    }
+}
+
+fn shortened(text: &str) -> &str {
+    match text.char_indices().nth(LINE_CHARS_MAX) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+/// Writes to standard output; a reader that has seen enough ends the program.
+fn say(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure::failed(format!("cannot write: {error}")))
+}
