@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Query, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -186,12 +186,40 @@ pub async fn serve(listener: TcpListener, router: Router) {
     }
 }
 
-async fn ready<P: Peer>(State(peer): State<P>) -> Response {
-    if peer.takes_traffic() {
-        "ready\n".into_response()
+/// Whether the peer takes traffic; with `?verbose` also what an operator looks for first.
+async fn ready<P: Peer>(State(peer): State<P>, RawQuery(query): RawQuery) -> Response {
+    let (code, mut text) = if peer.takes_traffic() {
+        (StatusCode::OK, "ready\n".to_owned())
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())
+    };
+    let asks_for_more = |query: &str| {
+        query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="))
+    };
+    if query.as_deref().is_some_and(asks_for_more) {
+        text.push_str(&verbose(&peer.status()));
     }
+    (code, text).into_response()
+}
+
+fn verbose(status: &Status) -> String {
+    use std::fmt::Write;
+    let reached = status.seeds.iter().filter(|seed| seed.reached).count();
+    let alive = status.peers.iter().filter(|peer| peer.alive).count();
+    let mut text = format!(
+        "peers: {alive} of {} alive\nseeds: {reached} of {} reached\n",
+        status.peers.len(),
+        status.seeds.len()
+    );
+    for seed in status.seeds.iter().filter(|seed| !seed.reached) {
+        let why = seed.error.as_deref().unwrap_or("not tried yet");
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {}: {why}", seed.seed);
+    }
+    for app in &status.apps {
+        let _ = writeln!(text, "app {}: {}", app.name, app.state);
+    }
+    text
 }
 
 /// In OpenMetrics for whoever asks for it, as Prometheus does, and for everyone else in the text

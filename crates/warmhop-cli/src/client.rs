@@ -238,6 +238,20 @@ pub struct Status {
     pub sessions: Sessions,
     /// How many sessions it took over from others.
     pub takeovers: u64,
+    /// The peers that it was told to join.
+    pub seeds: Vec<Seed>,
+}
+
+/// A seed of the peer that was asked.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Seed {
+    /// `HOST:PORT`.
+    pub seed: String,
+    /// Whether it leads to a peer of the mesh.
+    pub reached: bool,
+    /// Why it does not.
+    pub error: Option<String>,
 }
 
 /// The peer that was asked.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::client::{AppStatus, OtherPeer, Session, Status, Trace};
+use crate::client::{AppStatus, OtherPeer, Seed, Session, Status, Trace};
 
 /// How many peers are named in one cell.
 const NAMES_MAX: usize = 6;
@@ -52,6 +52,7 @@ pub fn status(status: &Status, coloured: bool) -> String {
         ]);
     }
     peers.print(&mut text, coloured);
+    text.push_str(&seeds(&status.seeds));
 
     if app_names(status).is_empty() {
         text.push_str("\nno apps are configured on this peer\n");
@@ -87,6 +88,20 @@ pub fn status(status: &Status, coloured: bool) -> String {
         for line in error.lines().skip(1) {
             let _ = writeln!(text, "    {}", clean(line));
         }
+    }
+    text
+}
+
+/// How many seeds are reached, and why the others are not; nothing where all are.
+fn seeds(seeds: &[Seed]) -> String {
+    let missing: Vec<_> = seeds.iter().filter(|seed| !seed.reached).collect();
+    if missing.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\nseeds: {} of {} reached\n", seeds.len() - missing.len(), seeds.len());
+    for seed in missing {
+        let why = seed.error.as_deref().unwrap_or("not tried yet");
+        let _ = writeln!(text, "  {}: {}", clean(&seed.seed), clean(why));
     }
     text
 }

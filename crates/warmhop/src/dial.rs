@@ -18,6 +18,7 @@ use warmhop_core::view::PeerNews;
 use crate::identity::TLS_NAME;
 use crate::link::{self, Link, MeetError, Met, close_code};
 use crate::net::Shared;
+use crate::seeds::Trouble;
 
 /// Peers that are known at once; more are not linked to.
 pub(crate) const PEERS_MAX: usize = 1024;
@@ -365,24 +366,45 @@ pub(crate) async fn dial(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Met, 
 
 /// Dials one seed's addresses again and again, for as long as this peer runs. `tried` is told
 /// when each was tried once.
-pub(crate) async fn follow_seed(shared: Arc<Shared>, seed: String, tried: watch::Sender<bool>) {
-    follow(shared, tried, || resolve(&seed)).await;
+pub(crate) async fn follow_seed(
+    shared: Arc<Shared>,
+    position: usize,
+    seed: String,
+    tried: watch::Sender<bool>,
+) {
+    follow(shared, position, tried, || resolve(&seed)).await;
 }
 
 /// As [`follow_seed`], of a name that `resolve` has the addresses of.
-pub(crate) async fn follow<R, Fut>(shared: Arc<Shared>, tried: watch::Sender<bool>, resolve: R)
-where
+pub(crate) async fn follow<R, Fut>(
+    shared: Arc<Shared>,
+    position: usize,
+    tried: watch::Sender<bool>,
+    resolve: R,
+) where
     R: Fn() -> Fut,
-    Fut: Future<Output = Vec<SocketAddr>>,
+    Fut: Future<Output = Result<Vec<SocketAddr>, Trouble>>,
 {
     let following = async {
         let mut backoff = Backoff::default();
         loop {
-            let addrs = resolve().await;
-            // All at once: a name of many peers still stands for some that are gone, and each of
-            // those takes a while to give up on.
-            let reached = join_all(addrs.iter().map(|addr| reach(&shared, *addr))).await;
-            let all_linked = !reached.is_empty() && reached.into_iter().all(|linked| linked);
+            let all_linked = match resolve().await {
+                Ok(addrs) => {
+                    // All at once: a name of many peers still stands for some that are gone, and
+                    // each of those takes a while to give up on.
+                    let reached = join_all(addrs.iter().map(|addr| reach(&shared, *addr))).await;
+                    let all_linked = reached.iter().all(Result::is_ok);
+                    // A name that leads to one peer at least has done what it is there for.
+                    let joined = reached.iter().any(Result::is_ok);
+                    let trouble = reached.into_iter().find_map(Result::err);
+                    shared.seeds.tried(position, trouble.filter(|_| !joined));
+                    all_linked
+                }
+                Err(trouble) => {
+                    shared.seeds.tried(position, Some(trouble));
+                    false
+                }
+            };
             tried.send_replace(true);
             if all_linked {
                 backoff = Backoff::default();
@@ -398,45 +420,43 @@ where
     }
 }
 
-async fn resolve(seed: &str) -> Vec<SocketAddr> {
+/// The addresses of a seed: at least one.
+async fn resolve(seed: &str) -> Result<Vec<SocketAddr>, Trouble> {
     if let Ok(addr) = seed.parse() {
-        return vec![addr];
+        return Ok(vec![addr]);
     }
-    match timeout(RESOLVE_WITHIN, tokio::net::lookup_host(seed)).await {
-        Ok(Ok(addrs)) => addrs.take(SEED_ADDRS_MAX).collect(),
-        Ok(Err(error)) => {
-            debug!(seed, %error, "cannot resolve a seed");
-            Vec::new()
-        }
-        Err(_) => {
-            debug!(seed, "resolving a seed took too long");
-            Vec::new()
-        }
-    }
+    let found = timeout(RESOLVE_WITHIN, tokio::net::lookup_host(seed)).await;
+    let addrs: Vec<_> = found
+        .map_err(|_| Trouble::unresolved("the name server does not answer"))?
+        .map_err(Trouble::unresolved)?
+        .take(SEED_ADDRS_MAX)
+        .collect();
+    if addrs.is_empty() { Err(Trouble::unresolved("it has no address")) } else { Ok(addrs) }
 }
 
-/// Whether there is a link to whoever answers at the address, or it is this peer itself.
-async fn reach(shared: &Arc<Shared>, addr: SocketAddr) -> bool {
+/// Sees to it that there is a link to the peer that answers at the address, unless it is this peer
+/// itself.
+async fn reach(shared: &Arc<Shared>, addr: SocketAddr) -> Result<(), Trouble> {
     let linked = |peer: &PeerId| *peer == shared.me || shared.links.to(peer).is_some();
     if addr == shared.advertise
         || shared.links.table().by_addr.contains_key(&addr)
         || shared.book.alias(addr).is_some_and(|peer| linked(&peer))
     {
-        return true;
+        return Ok(());
     }
     match dial(shared, addr).await {
         Ok(Met::Peer(peer)) => {
             shared.book.remember(addr, peer);
-            true
+            Ok(())
         }
         Ok(Met::Myself) => {
             shared.book.remember(addr, shared.me.clone());
-            true
+            Ok(())
         }
-        Ok(Met::Namesake) => false,
+        Ok(Met::Namesake) => Err(Trouble::namesake(addr)),
         Err(error) => {
             debug!(%addr, %error, "a seed does not answer");
-            false
+            Err(Trouble::of_dial(addr, &error))
         }
     }
 }

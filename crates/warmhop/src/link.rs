@@ -28,12 +28,13 @@ use futures_util::FutureExt;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::view::{News, PeerNews};
 
 use crate::identity::proven_identity;
 use crate::net::{Heard, Shared};
+use crate::seeds;
 use crate::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello, KIND_CONTROL,
     KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch, PROTOCOL_VERSION, SESSION_FRAME_BYTES_MAX,
@@ -587,6 +588,9 @@ fn admit(
         shared.counters.link_opened();
         shared.counters.links_now(shared.links.table().by_peer.len());
         debug!(peer = %peer.peer, addr = %peer.mesh, opened_here = link.opened_here, "link is up");
+        if alive.is_none() {
+            info!(peer = %peer.peer, addr = %peer.mesh, incarnation = %peer.incarnation, "joined");
+        }
     }
     drop(held);
 
@@ -628,9 +632,12 @@ async fn run(
         shared.counters.links_now(shared.links.table().by_peer.len());
         debug!(peer = %link.peer.peer, %reason, "link is down");
         if goodbye {
+            info!(peer = %link.peer.peer, "left");
             shared.book.departed(&link.peer.peer, link.peer.incarnation);
             shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, Heard::Gone);
         } else if !shared.closing.is_cancelled() {
+            let why = seeds::why_closed(&reason);
+            info!(peer = %link.peer.peer, why, "the link was lost; the peer is suspect");
             shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, Heard::Suspect);
         }
     }

@@ -25,10 +25,13 @@ use warmhop_core::view::{AppState, News, PeerNews};
 
 use crate::dial::{self, Book, NoLink};
 use crate::error::StartMeshError;
+use crate::expiry::Expiry;
 use crate::gossip::{self, Gossip};
 use crate::identity::Identity;
 use crate::link::{self, HopLease, Link, Links, Met, close_code};
 use crate::news::OwnNews;
+use crate::seeds::{self, Seeds};
+use crate::status::SeedStatus;
 use crate::wire::{self, SessionFrame};
 
 /// Frames of sessions from this peer to itself that wait.
@@ -191,6 +194,7 @@ pub(crate) struct Shared {
     pub(crate) own: OwnNews,
     pub(crate) links: Links,
     pub(crate) book: Book,
+    pub(crate) seeds: Seeds,
     pub(crate) handler: Arc<dyn NetHandler>,
     pub(crate) counters: Arc<NetCounters>,
     pub(crate) closing: CancellationToken,
@@ -306,6 +310,7 @@ impl Net {
             own: OwnNews::new(own),
             links: Links::new(),
             book: Book::new(),
+            seeds: Seeds::new(&seeds),
             handler,
             counters,
             closing: CancellationToken::new(),
@@ -325,10 +330,10 @@ impl Net {
         tasks.spawn(follow_identity(shared.clone(), transport, changes));
         tasks.spawn(sweep(shared.clone()));
         let mut tried = Vec::new();
-        for seed in seeds {
+        for (position, seed) in seeds.into_iter().enumerate() {
             let (sender, receiver) = watch::channel(false);
             tried.push(receiver);
-            tasks.spawn(dial::follow_seed(shared.clone(), seed, sender));
+            tasks.spawn(dial::follow_seed(shared.clone(), position, seed, sender));
         }
         let net = Self {
             _ends_with_the_last: Arc::new(shared.closing.clone().drop_guard()),
@@ -432,6 +437,16 @@ impl Net {
             Ok(()) => self.shared.counters.session_frame_sent(),
             Err(dropped) => self.shared.counters.drop_counted("session", dropped.label()),
         }
+    }
+
+    /// What became of each seed.
+    pub(crate) fn seeds(&self) -> Vec<SeedStatus> {
+        self.shared.seeds.status()
+    }
+
+    /// When this peer's certificate ends.
+    pub(crate) fn identity_expires(&self) -> SystemTime {
+        self.shared.identity.expires()
     }
 
     /// The round-trip time of the link to a peer.
@@ -559,6 +574,7 @@ async fn accept(shared: Arc<Shared>) {
         };
         let shared = shared.clone();
         shared.tasks.clone().spawn(async move {
+            let from = incoming.remote_address();
             let accepted = async {
                 let connecting = incoming.accept()?;
                 timeout(shared.tuning.dial_within, connecting)
@@ -570,11 +586,18 @@ async fn accept(shared: Arc<Shared>) {
                     let from = conn.remote_address();
                     if let Err(error) = link::meet(&shared, conn, None).await {
                         debug!(%from, %error, "a link was not accepted");
+                        if !matches!(error, link::MeetError::Connection(_)) {
+                            shared.seeds.refused(from, &error.to_string());
+                        }
                     }
                 }
                 Err(error) => {
                     shared.counters.links_refused("handshake");
-                    debug!(%error, "a handshake failed");
+                    debug!(%from, %error, "a handshake failed");
+                    // Of those that this end refused; strangers that fall silent are no news.
+                    if matches!(error, quinn::ConnectionError::TransportError(_)) {
+                        shared.seeds.refused(from, &seeds::why_closed(&error));
+                    }
                 }
             }
             drop(permit);
@@ -615,11 +638,13 @@ async fn follow_identity(
     mut changes: watch::Receiver<u64>,
 ) {
     let mut seen = None;
+    let mut expiry = Expiry::default();
     let mut ticks = interval(IDENTITY_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {
+                expiry.look("the peer's identity", shared.identity.expires(), SystemTime::now());
                 let modified = shared.identity.modified();
                 if modified != seen {
                     match shared.identity.reload() {

@@ -35,6 +35,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         http: node.http.iter().map(ToString::to_string).collect(),
         mesh: net.advertised_addr().to_string(),
         zone: node.zone.clone(),
+        identity_not_after: unix_seconds(net.identity_expires()),
     };
     let apps = node
         .slots
@@ -90,7 +91,12 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         })
         .collect();
     let takeovers = node.metrics.takeovers.get();
-    Status { peer, apps, peers, sessions: SessionCounts { owned, copies }, takeovers }
+    let (sessions, seeds) = (SessionCounts { owned, copies }, net.seeds());
+    Status { peer, apps, peers, sessions, takeovers, seeds }
+}
+
+fn unix_seconds(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
 }
 
 fn millis(span: Duration) -> u64 {
@@ -159,6 +165,22 @@ impl Collector for Gauges {
             Some(&Unit::Seconds),
             &[(vec![], began.as_secs_f64())],
         )?;
+        if let Some(net) = node.net() {
+            let ends = unix_seconds(net.identity_expires()) as f64;
+            gauge(
+                "identity_not_after",
+                "When this peer's certificate ends, in seconds since the Unix epoch",
+                Some(&Unit::Seconds),
+                &[(vec![], ends)],
+            )?;
+            let seeds = net.seeds();
+            let reached = seeds.iter().filter(|seed| seed.reached).count();
+            let by_reach = [
+                (vec![("reached", "true")], reached as f64),
+                (vec![("reached", "false")], (seeds.len() - reached) as f64),
+            ];
+            gauge("seeds", "Configured seeds, by whether they lead to a peer", None, &by_reach)?;
+        }
         gauge("draining", "Whether this peer is draining", None, &[(vec![], draining)])?;
 
         let names: Vec<&str> = node.slots.iter().map(|slot| slot.name().as_str()).collect();

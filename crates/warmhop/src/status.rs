@@ -17,6 +17,19 @@ pub struct Status {
     pub sessions: SessionCounts,
     /// How many sessions this peer took over from others since its start.
     pub takeovers: u64,
+    /// The peers that it was told to join, in the order of the configuration.
+    pub seeds: Vec<SeedStatus>,
+}
+
+/// One seed, as the last attempt to reach it went.
+#[derive(Debug, Clone, Serialize)]
+pub struct SeedStatus {
+    /// `HOST:PORT`, as configured.
+    pub seed: String,
+    /// Whether it leads to a peer of the mesh, this one included.
+    pub reached: bool,
+    /// Why it does not; absent where it does, and before the first attempt has ended.
+    pub error: Option<String>,
 }
 
 /// This peer.
@@ -40,6 +53,8 @@ pub struct PeerStatus {
     pub mesh: String,
     /// Its zone, if one is configured.
     pub zone: Option<String>,
+    /// When its certificate ends, in seconds since the Unix epoch.
+    pub identity_not_after: u64,
 }
 
 /// One app on this peer.

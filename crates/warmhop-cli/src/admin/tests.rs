@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use warmhop::status::{AppStatus, OtherPeer, PeerStatus, RequestCounts, SessionCounts};
+use warmhop::status::{AppStatus, OtherPeer, PeerStatus, RequestCounts, SeedStatus, SessionCounts};
 
 use super::*;
 
@@ -59,6 +59,7 @@ impl Peer for Fake {
                 http: vec!["127.0.0.1:8081".into()],
                 mesh: "127.0.0.1:7001".into(),
                 zone: None,
+                identity_not_after: 1,
             },
             apps: vec![AppStatus {
                 name: "shop".into(),
@@ -90,6 +91,11 @@ impl Peer for Fake {
             }],
             sessions: SessionCounts { owned: 12, copies: 30 },
             takeovers: 0,
+            seeds: vec![SeedStatus {
+                seed: "far.example:7001".into(),
+                reached: false,
+                error: Some("its name cannot be resolved".into()),
+            }],
         }
     }
 
@@ -179,6 +185,11 @@ async fn every_route_answers_as_the_contract_says() {
         ("/", "text/html; charset=utf-8", "<!doctype html>"),
         ("/healthz", "text/plain; charset=utf-8", "ok"),
         ("/readyz", "text/plain; charset=utf-8", "ready"),
+        (
+            "/readyz?verbose",
+            "text/plain; charset=utf-8",
+            "ready\npeers: 1 of 1 alive\nseeds: 0 of 1",
+        ),
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "# HELP warmhop_hops_total"),
         ("/v1/status", "application/json", "{\"peer\":{\"name\":\"peer-1\""),
         ("/v1/requests", "application/json", "{\"requests\":[{\"id\":\"request-0\""),

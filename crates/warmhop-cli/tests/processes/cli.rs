@@ -51,14 +51,14 @@ pub(crate) fn certified(test: &str, peer: &str) -> PathBuf {
     dir
 }
 
-fn write(dir: &Path, config: &str) -> PathBuf {
+pub(crate) fn write(dir: &Path, config: &str) -> PathBuf {
     let file = dir.join("warmhop.toml");
     std::fs::write(&file, config).unwrap();
     file
 }
 
 /// A peer on ports that the system chooses, with `more` at the end of its configuration.
-fn config(more: &str) -> String {
+pub(crate) fn config(more: &str) -> String {
     format!(
         "cluster = 'demo'\n[peer]\nname = 'peer-1'\n[http]\nlisten = ['127.0.0.1:0']\n\
          [mesh]\nlisten = '127.0.0.1:0'\nidentity = 'certs'\n[admin]\nlisten = '127.0.0.1:0'\n{more}"
@@ -78,15 +78,17 @@ fn app_table(more: &str) -> String {
 }
 
 /// A running `warmhop run`, whose log is read.
-struct Peer {
+pub(crate) struct Peer {
     child: Child,
-    admin: String,
+    pub(crate) admin: String,
     http: String,
     log: Receiver<String>,
+    /// What it logged before it served.
+    early: Vec<String>,
 }
 
 impl Peer {
-    fn start(file: &Path) -> Self {
+    pub(crate) fn start(file: &Path) -> Self {
         Self::start_with(file, &[])
     }
 
@@ -107,8 +109,11 @@ impl Peer {
                 }
             }
         });
-        let mut peer = Self { child, admin: String::new(), http: String::new(), log };
-        let serving = peer.logged("\"message\":\"serving\"");
+        let (admin, http, early) = (String::new(), String::new(), Vec::new());
+        let mut peer = Self { child, admin, http, log, early };
+        let mut early = Vec::new();
+        let serving = peer.logged_after("\"message\":\"serving\"", &mut early);
+        peer.early = early;
         let serving: Value = serde_json::from_str(&serving).unwrap();
         peer.admin = serving["admin"].as_str().unwrap().into();
         peer.http = serving["front_doors"].as_str().unwrap().into();
@@ -116,8 +121,17 @@ impl Peer {
     }
 
     /// The next line of the log with `part` in it.
-    fn logged(&self, part: &str) -> String {
-        let mut before = Vec::new();
+    pub(crate) fn logged(&self, part: &str) -> String {
+        self.logged_after(part, &mut Vec::new())
+    }
+
+    /// As [`Peer::logged`], of all that it logged from its start on.
+    pub(crate) fn ever_logged(&self, part: &str) -> String {
+        let early = self.early.iter().find(|line| line.contains(part));
+        early.cloned().unwrap_or_else(|| self.logged(part))
+    }
+
+    fn logged_after(&self, part: &str, before: &mut Vec<String>) -> String {
         loop {
             match self.log.recv_timeout(BOUND) {
                 Ok(line) if line.contains(part) => return line,
@@ -142,7 +156,7 @@ impl Peer {
         status.unwrap()
     }
 
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn run(&self, args: &[&str]) -> (i32, String, String) {
         told(&warmhop(args).env("WARMHOP_ADMIN", &self.admin).output().unwrap())
     }
 }
@@ -657,7 +671,8 @@ fn a_peer_that_is_told_to_end_while_it_starts_ends_in_good_order() {
     let child = warmhop(&["run", "--config", text(&file)]).stderr(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let log = sync_channel(0).1;
-    let mut peer = Peer { child, admin: String::new(), http: String::new(), log };
+    let (admin, http, early) = (String::new(), String::new(), Vec::new());
+    let mut peer = Peer { child, admin, http, log, early };
     wait_until("it takes signals", || {
         let status = std::fs::read_to_string(&status).unwrap();
         let taken = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
@@ -743,7 +758,8 @@ fn a_log_on_a_full_disk_costs_its_lines_and_nothing_else() {
         .spawn()
         .unwrap();
     let log = sync_channel(0).1;
-    let mut peer = Peer { child, admin: String::new(), http: String::new(), log };
+    let (admin, http, early) = (String::new(), String::new(), Vec::new());
+    let mut peer = Peer { child, admin, http, log, early };
     let told = datagram(&socket);
     assert!(told.lines().any(|line| line == "READY=1"), "{told}");
     wait_until("the app has said all it had to say", || said.exists());

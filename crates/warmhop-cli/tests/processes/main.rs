@@ -6,5 +6,6 @@
 mod child;
 mod cli;
 mod first_minute;
+mod joining;
 mod role;
 mod watch;

@@ -1118,8 +1118,8 @@ async fn a_name_may_stand_for_addresses_that_come_and_go() {
     stale.extend([me.addr(), a.addr()]);
     let (addrs, known) = watch::channel(stale);
     let (tried, _) = watch::channel(false);
-    let resolve = move || std::future::ready(known.borrow().clone());
-    let following = tokio::spawn(dial::follow(me.net.shared.clone(), tried, resolve));
+    let resolve = move || std::future::ready(Ok(known.borrow().clone()));
+    let following = tokio::spawn(dial::follow(me.net.shared.clone(), 0, tried, resolve));
     me.links_to(&[&a]).await;
 
     // The peers that it stood for are replaced by another.

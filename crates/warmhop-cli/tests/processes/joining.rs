@@ -1,0 +1,84 @@
+//! What is told of peers that cannot join, at both ends, and of those that do.
+
+use std::net::UdpSocket;
+
+use crate::cli::{Peer, certified, config, run, text, write};
+
+/// A configuration with `seeds` on a mesh port of its own.
+fn seeded(seeds: &[&str]) -> String {
+    let seeds: Vec<_> = seeds.iter().map(|seed| format!("'{seed}'")).collect();
+    config("").replace("[mesh]", &format!("[mesh]\nseeds = [{}]", seeds.join(", ")))
+}
+
+/// Where the peer's mesh port is, as its log tells.
+fn mesh_addr(peer: &Peer) -> String {
+    let (code, status, error) = peer.run(&["status", "--json"]);
+    assert_eq!(code, 0, "{error}");
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    status["peer"]["mesh"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_seed_that_cannot_be_reached_is_told_with_the_reason() {
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let dir = certified("seeds", "peer-1");
+    let peer = Peer::start(&write(&dir, &seeded(&["no-such-host.invalid:7001", &silent])));
+    let logged = peer.ever_logged("no-such-host.invalid");
+    assert!(logged.contains("WARN") && logged.contains("cannot be resolved"), "{logged}");
+    let logged = peer.ever_logged(&format!("nobody answers at {silent}"));
+    assert!(logged.contains("WARN"), "{logged}");
+
+    let (code, shown, error) = peer.run(&["status"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(shown.contains("seeds: 0 of 2 reached"), "{shown}");
+    assert!(shown.contains("no-such-host.invalid:7001: its name cannot be resolved"), "{shown}");
+}
+
+#[test]
+fn a_peer_of_another_authority_is_told_so_at_both_ends() {
+    let (dir, other) = (certified("authority", "peer-1"), certified("authority-other", "peer-2"));
+    let peer = Peer::start(&write(&dir, &config("")));
+    let seed = mesh_addr(&peer);
+    let stranger = seeded(&[&seed]).replace("peer-1", "peer-2");
+    let stranger = Peer::start(&write(&other, &stranger));
+    let logged = stranger.ever_logged("a seed cannot be reached");
+    assert!(logged.contains("another authority"), "{logged}");
+    // Which end refuses first depends on who reads whose certificate first; both say why.
+    let (_, shown, _) = stranger.run(&["status"]);
+    assert!(shown.contains("seeds: 0 of 1 reached"), "{shown}");
+}
+
+#[test]
+fn a_peer_that_joins_and_leaves_is_told_of() {
+    let dir = certified("joins", "peer-1");
+    let (ca, second) = (dir.join("ca"), dir.join("second"));
+    std::fs::create_dir_all(&second).unwrap();
+    let certs = second.join("certs");
+    let (code, _, error) = run(&[
+        "cert",
+        "peer",
+        "peer-2",
+        "--ca",
+        text(&ca),
+        "--out",
+        text(&certs),
+        "--force",
+        "--days",
+        "20",
+    ]);
+    assert_eq!(code, 0, "{error}");
+    let peer = Peer::start(&write(&dir, &config("")));
+    let seed = mesh_addr(&peer);
+    let joining = seeded(&[&seed]).replace("peer-1", "peer-2");
+    let joining = Peer::start(&write(&second, &joining));
+    let logged = joining.ever_logged("a certificate ends in less than");
+    assert!(logged.contains("\"days\":30"), "{logged}");
+    let logged = peer.ever_logged("\"joined\"");
+    assert!(logged.contains("peer-2"), "{logged}");
+    let (_, shown, _) = joining.run(&["status"]);
+    assert!(!shown.contains("seeds:"), "{shown}");
+    drop(joining);
+    let logged = peer.ever_logged("the link was lost");
+    assert!(logged.contains("peer-2"), "{logged}");
+}
