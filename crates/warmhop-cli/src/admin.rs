@@ -41,6 +41,8 @@ use warmhop::status::{RequestTrace, SessionStatus, Status};
 
 use crate::dashboard::{self, Feed};
 
+pub mod operate;
+
 /// Connections at once; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 128;
 /// How long a connection may be without a whole request head.
@@ -121,8 +123,18 @@ impl Peer for Mesh {
     }
 }
 
-/// The routes, guarded by `token` or, without one, for loopback alone.
-pub fn router<P: Peer>(peer: P, token: Option<&str>) -> Router {
+/// What may be read of a peer, without acting on it.
+fn readable<P: Peer>() -> Router<P> {
+    Router::new()
+        .route("/metrics", get(metrics::<P>))
+        .route("/v1/status", get(|State(peer): State<P>| async move { Json(peer.status()) }))
+        .route("/v1/requests", get(recent::<P>))
+        .route("/v1/requests/{*id}", get(why::<P>))
+        .route("/v1/sessions/{*key}", get(session::<P>))
+}
+
+/// The routes and `more` of them, guarded by `token` or, without one, for loopback alone.
+pub fn router<P: Peer>(peer: P, token: Option<&str>, more: Router) -> Router {
     let guard = Guard { token: token.map(Arc::from) };
     let feed = Feed::new();
     let watch = move |State(peer): State<P>| async move {
@@ -138,11 +150,7 @@ pub fn router<P: Peer>(peer: P, token: Option<&str>) -> Router {
         .route("/v1/events", get(watch))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready::<P>))
-        .route("/metrics", get(metrics::<P>))
-        .route("/v1/status", get(|State(peer): State<P>| async move { Json(peer.status()) }))
-        .route("/v1/requests", get(recent::<P>))
-        .route("/v1/requests/{*id}", get(why::<P>))
-        .route("/v1/sessions/{*key}", get(session::<P>))
+        .merge(readable())
         .route("/v1/apps/{name}/start", post(start_app::<P>))
         .route("/v1/apps/{name}/stop", post(stop_app::<P>))
         .route("/v1/drain", post(drain::<P>))
@@ -152,9 +160,10 @@ pub fn router<P: Peer>(peer: P, token: Option<&str>) -> Router {
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "what acts is POST, everything else GET")
         })
+        .with_state(peer)
+        .merge(more)
         .layer(middleware::from_fn_with_state(guard, check))
         .layer(middleware::from_fn(in_time))
-        .with_state(peer)
 }
 
 /// Answers on `listener` until dropped.

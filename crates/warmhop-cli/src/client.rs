@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use http::uri::Authority;
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::Value;
@@ -154,12 +155,7 @@ impl Admin {
                 _ => Err(self.not_a_peer(format!("its answer to {path} has no {mark}"))),
             };
         }
-        let is_problem = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
-        let told = value.ok().filter(|_| is_problem);
-        match told.and_then(|told| Some(told.get("detail")?.as_str()?.to_owned())) {
-            Some(detail) => Err(AskError::Refused { status, detail }),
-            None => Err(self.not_a_peer(format!("it answers {path} with {status}"))),
-        }
+        Err(self.refusal(status, answer.headers(), answer.body(), path))
     }
 
     /// The answer to [`Admin::ask`] in its shape.
@@ -174,7 +170,80 @@ impl Admin {
         AskError::NotAPeer { url: self.url.clone(), why: why.to_string() }
     }
 
+    /// The body of `path` as text, whatever it is.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn text(&self, path: &str) -> Result<String, AskError> {
+        let answer = timeout(ANSWER_TIMEOUT, self.exchange(Method::GET, path)).await;
+        let answer = answer.map_err(|_| AskError::Silent { url: self.url.clone() })??;
+        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        match answer.status() {
+            status if status.is_success() => Ok(text),
+            status => Err(self.refusal(status, answer.headers(), answer.body(), path)),
+        }
+    }
+
+    /// Asks for lines that may go on and on, and gives each to `take` as it comes, until `take` or
+    /// the peer ends it. Only the answer's beginning is waited for within a bound.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn lines(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&str) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), AskError> {
+        let head = timeout(ANSWER_TIMEOUT, self.open(Method::GET, path)).await;
+        let (head, mut body) =
+            head.map_err(|_| AskError::Silent { url: self.url.clone() })??.into_parts();
+        if !head.status.is_success() {
+            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+            let body = body.map_err(|error| self.not_a_peer(error))?.to_bytes();
+            return Err(self.refusal(head.status, &head.headers, &body, path));
+        }
+        let mut rest = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.not_a_peer(error))?;
+            rest.extend_from_slice(frame.data_ref().map(AsRef::as_ref).unwrap_or_default());
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                if take(String::from_utf8_lossy(&line).trim_end()).is_break() {
+                    return Ok(());
+                }
+            }
+            if rest.len() > ANSWER_BYTES_MAX {
+                return Err(self.not_a_peer("a line of its answer has no end"));
+            }
+        }
+        Ok(())
+    }
+
+    fn refusal(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        path: &str,
+    ) -> AskError {
+        let is_problem = headers.get(CONTENT_TYPE).is_some_and(|kind| kind == PROBLEM);
+        let told = serde_json::from_slice::<Value>(body).ok().filter(|_| is_problem);
+        match told.and_then(|told| Some(told.get("detail")?.as_str()?.to_owned())) {
+            Some(detail) => AskError::Refused { status, detail },
+            None => self.not_a_peer(format!("it answers {path} with {status}")),
+        }
+    }
+
     async fn exchange(&self, method: Method, path: &str) -> Result<Response<Bytes>, AskError> {
+        let (head, body) = self.open(method, path).await?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| self.not_a_peer(error))?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    }
+
+    async fn open(&self, method: Method, path: &str) -> Result<Response<Incoming>, AskError> {
         let host = self.url.host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, self.url.port))
             .await
@@ -198,14 +267,7 @@ impl Admin {
         }
         let request =
             request.body(Empty::<Bytes>::new()).map_err(|error| self.not_a_peer(error))?;
-        let response =
-            sender.send_request(request).await.map_err(|error| self.not_a_peer(error))?;
-        let (head, body) = response.into_parts();
-        let body = Limited::new(body, ANSWER_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| self.not_a_peer(error))?;
-        Ok(Response::from_parts(head, body.to_bytes()))
+        sender.send_request(request).await.map_err(|error| self.not_a_peer(error))
     }
 }
 
@@ -260,6 +322,8 @@ pub struct Seed {
 pub struct ThisPeer {
     /// Its name.
     pub name: String,
+    /// This life of its process.
+    pub incarnation: String,
     /// Its version.
     pub version: String,
     /// Since its start.
@@ -326,6 +390,8 @@ pub struct Copy {
 pub struct OtherPeer {
     /// Its name.
     pub name: String,
+    /// The life of its process that was last seen.
+    pub incarnation: String,
     /// Whether it is believed to live.
     pub alive: bool,
     /// Whether it is draining.

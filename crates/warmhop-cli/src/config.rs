@@ -210,6 +210,17 @@ impl Config {
         read::parse(file, text, variable)
     }
 
+    /// The same, with what apps are given in their environment left out: secrets are handed over
+    /// that way.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut shown = self.clone();
+        for value in shown.apps.iter_mut().flat_map(|app| app.env.values_mut()) {
+            *value = "(not shown)".into();
+        }
+        shown
+    }
+
     /// A problem with `key` that showed only when the peer started.
     #[must_use]
     pub fn problem(

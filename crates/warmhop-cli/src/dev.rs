@@ -95,48 +95,50 @@ pub async fn run(wanted: Wanted) -> Result<u8, Failure> {
     }
     drop(lines);
 
-    let stopped = async {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminated.recv() => {}
-        }
-    };
-    tokio::pin!(stopped);
     let mut shown = Shown::default();
-    let formed = formed(&places);
-    tokio::pin!(formed);
-    let (mut is_formed, mut left) = (false, peers.len());
-    let outcome = loop {
-        tokio::select! {
-            () = &mut stopped => break Ok(0),
-            outcome = &mut formed, if !is_formed => match outcome {
-                Ok(()) => {
-                    is_formed = true;
-                    say(&welcome(&places, &run))?;
-                }
-                Err(failure) => break Err(failure),
-            },
-            line = heard.recv() => match line {
-                Some(Heard::Line { peer, text }) => shown.line(&peer, &text)?,
-                Some(Heard::Ended { peer }) => {
-                    left -= 1;
-                    if !is_formed {
-                        let why = shown.last_error.take();
-                        let why = why.unwrap_or_else(|| "it said nothing".into());
-                        break Err(Failure::failed(format!("{peer} did not start: {why}")));
-                    }
-                    say(&format!("{peer}  ended\n"))?;
-                    if left == 0 {
-                        break Err(Failure::failed("no peer is left"));
-                    }
-                }
-                None => break Err(Failure::failed("no peer is left")),
-            },
-            () = sleep_until(shown.hint_at()), if shown.starting_since.is_some() => shown.hint()?,
-        }
+    let outcome = tokio::select! {
+        outcome = follow(&places, &run, &mut heard, &mut shown) => outcome.map(|()| 0),
+        _ = tokio::signal::ctrl_c() => Ok(0),
+        _ = terminated.recv() => Ok(0),
     };
     end(peers, &mut heard, &mut shown).await;
     outcome
+}
+
+/// Tells what happens until no peer is left.
+async fn follow(
+    places: &[Place],
+    run: &[String],
+    heard: &mut mpsc::Receiver<Heard>,
+    shown: &mut Shown,
+) -> Result<(), Failure> {
+    let formed = formed(places);
+    tokio::pin!(formed);
+    let (mut is_formed, mut left) = (false, places.len());
+    while left > 0 {
+        tokio::select! {
+            outcome = &mut formed, if !is_formed => {
+                outcome?;
+                is_formed = true;
+                say(&welcome(places, run))?;
+            }
+            line = heard.recv() => match line {
+                Some(Heard::Line { peer, text }) => shown.line(&peer, &text)?,
+                Some(Heard::Ended { peer }) if is_formed => {
+                    left -= 1;
+                    say(&format!("{peer}  ended\n"))?;
+                }
+                Some(Heard::Ended { peer }) => {
+                    let why = shown.last_error.take();
+                    let why = why.unwrap_or_else(|| "it said nothing".into());
+                    return Err(Failure::failed(format!("{peer} did not start: {why}")));
+                }
+                None => break,
+            },
+            () = sleep_until(shown.hint_at()), if shown.starting_since.is_some() => shown.hint()?,
+        }
+    }
+    Err(Failure::failed("no peer is left"))
 }
 
 /// The app's command: a single word with white space in it is a line for the shell, so that it
@@ -283,7 +285,8 @@ fn configuration(
     config
 }
 
-/// A running peer: its guard, whose standard input keeps it alive.
+/// A running peer: its guard, whose standard input keeps it alive. The guard itself is never
+/// killed, since it could not end the peer then.
 struct Peer {
     guard: Child,
     _alive: Option<ChildStdin>,
@@ -319,7 +322,6 @@ impl Peer {
             .stderr(Stdio::piped())
             // Ctrl-C reaches this program alone, which then ends the peers in good order.
             .process_group(0)
-            .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
         let alive = guard.stdin.take();

@@ -11,9 +11,11 @@ mod dashboard;
 pub mod dev;
 pub mod guard;
 pub mod init;
+pub mod journal;
 pub mod lb;
 pub mod log;
 pub mod notify;
+pub mod operate;
 #[cfg(feature = "otlp")]
 pub mod otlp;
 pub mod redis;

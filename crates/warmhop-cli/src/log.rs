@@ -4,6 +4,10 @@ use std::io::IsTerminal;
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::journal::Journal;
 
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,28 +22,29 @@ pub enum Format {
 /// and of the libraries below only what needs attention.
 const DEFAULT_FILTER: &str = "warn,warmhop=info,warmhop_cli=info,warmhop_core=info";
 
-/// Sends the program's events to standard error from now on.
+/// Sends the program's events to standard error from now on, and keeps the newest.
 ///
 /// # Errors
 /// What is wrong with `RUST_LOG`.
-pub fn start(format: Format) -> Result<(), String> {
+pub fn start(format: Format) -> Result<Journal, String> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| {
             format!("RUST_LOG={text:?} is not a log filter ({error}); try RUST_LOG=info")
         })?,
         _ => EnvFilter::new(DEFAULT_FILTER),
     };
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let journal = Journal::default();
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         // A full disk or a collector that went away costs lines. Telling of it would have to be
         // written to the same place, and what fails there panics in whichever task logs.
         .log_internal_errors(false);
+    let both = tracing_subscriber::registry().with(filter).with(journal.clone());
     match format {
-        Format::Text => lines.with_ansi(is_coloured(&std::io::stderr())).init(),
-        Format::Json => lines.json().flatten_event(true).init(),
+        Format::Text => both.with(lines.with_ansi(is_coloured(&std::io::stderr()))).init(),
+        Format::Json => both.with(lines.json().flatten_event(true)).init(),
     }
-    Ok(())
+    Ok(journal)
 }
 
 /// Whether `stream` is to be coloured: a terminal that can, and no wish against it

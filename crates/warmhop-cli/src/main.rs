@@ -1,6 +1,7 @@
 //! The binary `warmhop`: its arguments, and which module does what they ask for.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use warmhop_cli::config::{self, Config};
 use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
 use warmhop_cli::watch::{Recent, Size, Watch};
-use warmhop_cli::{cert, dev, guard, init, lb, log, run, show};
+use warmhop_cli::{cert, dev, guard, init, lb, log, operate, run, show};
 
 /// A peer of a mesh that answers the first request to a cold app from a peer where it is ready.
 #[derive(Debug, Parser)]
@@ -90,6 +91,39 @@ enum Command {
     Drain {
         #[command(flatten)]
         ask: Ask,
+    },
+    /// Show the peers of the mesh: who is there, since when, and where.
+    Members {
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Show what an app printed, and its starts and ends.
+    Logs {
+        /// The app.
+        app: String,
+        /// Go on with what comes, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
+        #[command(flatten)]
+        lines: Lines,
+    },
+    /// Follow a peer's log, without what its apps print, until Ctrl-C.
+    Monitor {
+        /// Only lines of this level or a graver one: error, warn, info, debug, trace. What the peer
+        /// does not log by its RUST_LOG is not there.
+        #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
+        level: String,
+        #[command(flatten)]
+        lines: Lines,
+    },
+    /// Write one archive for a report of a bug: status, configuration without secrets, metrics,
+    /// newest requests and log.
+    Debug {
+        /// The archive; by default warmhop-debug-PEER.tar.gz in this folder.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        listener: Listener,
     },
     /// Show who owns a session and who holds its copies; never what is in it.
     Session {
@@ -219,6 +253,19 @@ impl Listener {
     }
 }
 
+/// Whose lines to show, and how many.
+#[derive(Debug, Args)]
+struct Lines {
+    /// Those of this peer, asked for through the one at --admin.
+    #[arg(long, value_name = "NAME")]
+    peer: Option<PeerId>,
+    /// How many of the lines that are there already.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    lines: usize,
+    #[command(flatten)]
+    ask: Ask,
+}
+
 /// Which peer to ask, and how to show the answer.
 #[derive(Debug, Args)]
 struct Ask {
@@ -289,6 +336,24 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
         Command::Drain { ask } => in_runtime(async {
             act(ask, "/v1/drain", |_| "draining; the peer takes no new traffic\n".into()).await
         }),
+        Command::Members { ask } => in_runtime(async {
+            let coloured = log::is_coloured(&std::io::stdout());
+            ask_for(ask, "/v1/status", "/peer/name", |admin, answer| {
+                Ok(show::members(&admin.read(answer)?, coloured))
+            })
+            .await
+        }),
+        Command::Logs { app, follow, lines } => {
+            let question = operate::Question { app: Some(app), level: None, follow };
+            in_runtime(show_lines(question, lines))
+        }
+        Command::Monitor { level, lines } => {
+            let question = operate::Question { app: None, level: Some(level), follow: true };
+            in_runtime(show_lines(question, lines))
+        }
+        Command::Debug { out, listener } => {
+            in_runtime(async move { print(&operate::archive(&listener.connect(), out).await?) })
+        }
         Command::Session { key, ask } => in_runtime(async {
             let path = format!("/v1/sessions/{}", encoded(&key.to_string()));
             ask_for(ask, &path, "/key", |admin, answer| Ok(show::session(&admin.read(answer)?)))
@@ -324,6 +389,23 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
     }
     run::check(&config)?;
     print(&config.to_string())
+}
+
+async fn show_lines(question: operate::Question, lines: Lines) -> Result<u8, Failure> {
+    let Lines { peer, lines, ask } = lines;
+    let (json, admin) = (ask.json, ask.listener.connect());
+    let path = question.path(peer.as_ref(), lines);
+    let mut written = Ok(0);
+    let shown = admin.lines(&path, |line| {
+        let line = if json { format!("{line}\n") } else { operate::line(line) };
+        written = print(&line);
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    tokio::select! {
+        shown = shown => shown.map_err(Failure::failed)?,
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    written
 }
 
 /// One path segment: an app's name has no slash, whatever was typed.

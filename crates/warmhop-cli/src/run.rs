@@ -18,6 +18,7 @@ use warmhop::{Builder, Mesh};
 
 use crate::child::{ChildApp, find_program};
 use crate::config::{Config, Tls};
+use crate::journal::Journal;
 #[cfg(feature = "otlp")]
 use crate::otlp;
 use crate::{admin, guard, log, notify, redis};
@@ -73,14 +74,14 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
         messages: problems.iter().map(ToString::to_string).collect(),
         status: 2,
     })?;
-    log::start(format).map_err(Failure::usage)?;
+    let journal = log::start(format).map_err(Failure::usage)?;
     // Before the warnings: what is missing is an error here, and one message is enough.
     let credentials = load(&config)?;
     for warning in warnings {
         warn!("{warning}");
     }
     let open_files = raise_open_files();
-    let outcome = runtime.block_on(serve(&config, credentials, signals, open_files));
+    let outcome = runtime.block_on(serve(&config, credentials, signals, open_files, &journal));
     // What still runs has had its time; the guards see to the apps.
     runtime.shutdown_background();
     outcome
@@ -148,6 +149,7 @@ async fn serve(
     credentials: Credentials,
     mut signals: Signals,
     open_files: Option<u64>,
+    journal: &Journal,
 ) -> Result<u8, Failure> {
     let Credentials { identity, tls } = credentials;
     let listeners = bind(config, tls).await?;
@@ -186,7 +188,11 @@ async fn serve(
     };
     let admin = tokio::spawn(admin::serve(
         listeners.admin,
-        admin::router(mesh.clone(), config.admin.token.as_deref()),
+        admin::router(
+            mesh.clone(),
+            config.admin.token.as_deref(),
+            admin::operate::routes(&mesh, journal, config.without_secrets().to_string()),
+        ),
     ));
     let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
         info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");

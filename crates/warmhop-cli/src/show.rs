@@ -92,6 +92,35 @@ pub fn status(status: &Status, coloured: bool) -> String {
     text
 }
 
+/// The peers of the mesh, the one that was asked first.
+#[must_use]
+pub fn members(status: &Status, coloured: bool) -> String {
+    let mut members = Table::new(&["PEER", "STATE", "INCARNATION", "ROUND TRIP", "ZONE", "MESH"]);
+    let peer = &status.peer;
+    members.row(vec![
+        format!("{} (asked)", peer.name),
+        peer.state.clone(),
+        peer.incarnation.clone(),
+        String::new(),
+        peer.zone.clone().unwrap_or_default(),
+        peer.mesh.clone(),
+    ]);
+    for other in &status.peers {
+        members.row(vec![
+            other.name.clone(),
+            peer_state(other).into(),
+            other.incarnation.clone(),
+            other.rtt_us.map(|us| span(Duration::from_micros(us))).unwrap_or_default(),
+            other.zone.clone().unwrap_or_default(),
+            other.mesh.clone(),
+        ]);
+    }
+    let mut text = String::new();
+    members.print(&mut text, coloured);
+    text.push_str(&seeds(&status.seeds));
+    text
+}
+
 /// How many seeds are reached, and why the others are not; nothing where all are.
 fn seeds(seeds: &[Seed]) -> String {
     let missing: Vec<_> = seeds.iter().filter(|seed| !seed.reached).collect();

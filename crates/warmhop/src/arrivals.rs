@@ -6,6 +6,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
@@ -37,8 +38,8 @@ impl NetHandler for Node {
         recv: quinn::RecvStream,
     ) -> BoxFuture<'static, ()> {
         async move {
-            let _counted = self.tunnels.hops.token();
-            self.hop(from, send, recv).await;
+            let counted = self.tunnels.hops.token();
+            self.hop(from, send, recv, counted).await;
         }
         .boxed()
     }
@@ -81,7 +82,14 @@ impl NetHandler for Node {
 }
 
 impl Node {
-    async fn hop(&self, from: PeerId, mut send: quinn::SendStream, recv: quinn::RecvStream) {
+    /// `counted` has a drain wait for the answer.
+    async fn hop(
+        &self,
+        from: PeerId,
+        mut send: quinn::SendStream,
+        recv: quinn::RecvStream,
+        counted: TaskTrackerToken,
+    ) {
         let none = hop::Load { in_flight: 0, latency_us: 0 };
         let closing = &self.tunnels.closing;
         let is_late = closing.is_cancelled();
@@ -94,6 +102,15 @@ impl Node {
             let _ = hop::refuse(send, HopRefusal::Malformed, none).await;
             return;
         };
+        if matches!(arrived.head.kind, HopKind::Service) {
+            // A drain does not wait for those who only watch this peer.
+            drop(counted);
+            tokio::select! {
+                () = self.services.answer(&self.me, &from, arrived, send) => {}
+                () = self.tunnels.cut.cancelled() => {}
+            }
+            return;
+        }
         let Arrived { head, method, mut fields, incoming } = arrived;
         let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
         let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slots_by_name.get(&app))
@@ -242,7 +259,7 @@ impl Node {
             LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
         };
         match kind {
-            HopKind::Plain | HopKind::Wake => {
+            HopKind::Plain | HopKind::Wake | HopKind::Service => {
                 let ran = self.run_here(slot, call, None).await.map_err(local)?;
                 tracing.served_by(self.me.as_str());
                 Ok((Served::ran(self, ran), ReplySession::None))

@@ -26,6 +26,7 @@ use crate::identity::{FrontDoorTls, Identity};
 use crate::ingress::{ClientInfo, Ingress};
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
+use crate::peer_service::{self, AskPeerError};
 use crate::registers::{self, Registers};
 use crate::report;
 use crate::sessions::Store;
@@ -568,6 +569,32 @@ impl Mesh {
                 .collect::<Vec<_>>()
                 .join(", "),
         })
+    }
+
+    /// Offers a service to the other peers of the cluster, and to nobody else: they ask it with
+    /// [`Mesh::ask_peer`]. What was offered under the name before is replaced. Of the peer that asks,
+    /// [`AskedBy`](crate::peer_service::AskedBy) in the request's extensions tells the name; it is a
+    /// member of the cluster, and trusted with no more than that.
+    pub fn offer_to_peers<S, F, E>(&self, name: AppName, service: S)
+    where
+        S: Fn(http::Request<Body>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<http::Response<Body>, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        self.0.node.services.offer(name, peer_service::boxed(service));
+    }
+
+    /// Asks a service that another peer offers by [`Mesh::offer_to_peers`]. Bodies stream both ways.
+    ///
+    /// # Errors
+    /// [`AskPeerError`] if the peer cannot be reached, does not offer it, or the link breaks.
+    pub async fn ask_peer(
+        &self,
+        peer: &PeerId,
+        name: &AppName,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, AskPeerError> {
+        peer_service::ask(&self.0.net, peer, name, request).await
     }
 
     /// Whether this peer should be sent traffic: false while draining.

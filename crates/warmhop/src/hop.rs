@@ -49,6 +49,8 @@ pub(crate) enum HopKind {
     Exec { sid: SessionId, exec: Exec },
     /// You own its session: do all that an entry peer does.
     Forward(Forward),
+    /// Not for an app, but for a service that peers offer to each other; the app's name is its.
+    Service,
 }
 
 /// A request on its way to its session's owner.
@@ -146,6 +148,7 @@ impl HopKind {
             Self::Wake => "start the app",
             Self::Exec { .. } => "execute it for its session's owner",
             Self::Forward(_) => "own its session",
+            Self::Service => "answer as a peer",
         }
     }
 }

@@ -231,6 +231,7 @@ mod link;
 mod net;
 mod news;
 mod node;
+pub mod peer_service;
 mod portable;
 mod problem;
 mod registers;

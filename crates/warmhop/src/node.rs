@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::hop::Load;
 use crate::identity::CookieAuthenticator;
 use crate::net::Net;
+use crate::peer_service::PeerServices;
 use crate::problem::Problem;
 use crate::sessions::Store;
 use crate::starting::Progress;
@@ -51,6 +52,8 @@ pub(crate) struct Node {
     /// Those that execute what is asked of registers: no client's request reaches them.
     pub(crate) registers: Vec<Arc<Slot>>,
     pub(crate) slots_by_name: HashMap<AppName, Arc<Slot>>,
+    /// What other peers may ask of this one beside its apps.
+    pub(crate) services: PeerServices,
     view: ArcSwap<View>,
     view_owner: Mutex<View>,
     pub(crate) changed: watch::Sender<u64>,
@@ -118,6 +121,7 @@ impl Node {
             slots: parts.slots,
             registers: parts.registers,
             slots_by_name,
+            services: PeerServices::new(),
             view: ArcSwap::from_pointee(view.clone()),
             view_owner: Mutex::new(view),
             changed: parts.changed,

@@ -180,7 +180,7 @@ async fn get_json(router: &Router, path: &str) -> (StatusCode, Value) {
 #[tokio::test]
 async fn every_route_answers_as_the_contract_says() {
     let peer = Fake::default();
-    let router = router(peer.clone(), None);
+    let router = router(peer.clone(), None, Router::new());
     for (path, content_type, begins) in [
         ("/", "text/html; charset=utf-8", "<!doctype html>"),
         ("/healthz", "text/plain; charset=utf-8", "ok"),
@@ -220,7 +220,7 @@ async fn every_route_answers_as_the_contract_says() {
 
 #[tokio::test]
 async fn metrics_are_in_openmetrics_for_whoever_asks_and_in_the_older_format_for_all_others() {
-    let router = router(Fake::default(), None);
+    let router = router(Fake::default(), None, Router::new());
     let older = "# HELP warmhop_hops_total Hops.\n# TYPE warmhop_hops_total counter\n\
                  warmhop_hops_total 3\n# HELP warmhop_build_info The version.\n\
                  # TYPE warmhop_build_info gauge\nwarmhop_build_info{version=\"1\"} 1\n\
@@ -248,7 +248,7 @@ async fn metrics_are_in_openmetrics_for_whoever_asks_and_in_the_older_format_for
 
 #[tokio::test]
 async fn errors_are_problem_details() {
-    let router = router(Fake::default(), None);
+    let router = router(Fake::default(), None, Router::new());
     let unknown = "/v1/sessions/blog/000102030405060708090a0b0c0d0e0f";
     for (method, path, status, detail) in [
         (Method::GET, "/v1/nothing", 404, "there is nothing here"),
@@ -273,7 +273,7 @@ async fn errors_are_problem_details() {
 #[tokio::test]
 async fn a_drain_is_accepted_at_once_and_shows_in_readiness_not_in_health() {
     let peer = Fake::default();
-    let router = router(peer.clone(), None);
+    let router = router(peer.clone(), None, Router::new());
     let (status, _, _) = ask(&router, request(Method::POST, "/v1/drain", &[LOCAL])).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     while peer.takes_traffic() {
@@ -288,7 +288,7 @@ async fn a_drain_is_accepted_at_once_and_shows_in_readiness_not_in_health() {
 #[tokio::test]
 async fn no_web_page_of_another_origin_acts_on_the_peer() {
     let peer = Fake::default();
-    let router = router(peer.clone(), None);
+    let router = router(peer.clone(), None, Router::new());
     let own = "http://127.0.0.1:9001";
     for (headers, status) in [
         (vec![LOCAL], 202),
@@ -337,7 +337,7 @@ async fn next_event(watcher: &mut Response) -> Value {
 #[tokio::test(start_paused = true)]
 async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
     let peer = Fake::default();
-    let router = router(peer.clone(), None);
+    let router = router(peer.clone(), None, Router::new());
     let looked = || peer.looked.load(Ordering::SeqCst);
     assert_eq!(looked(), 0);
     let mut first = watch(&router).await;
@@ -369,7 +369,7 @@ async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
 
 #[tokio::test]
 async fn a_bounded_number_may_watch_at_once() {
-    let router = router(Fake::default(), None);
+    let router = router(Fake::default(), None, Router::new());
     let mut watchers = Vec::new();
     for _ in 0..16 {
         let mut watcher = watch(&router).await;
@@ -384,7 +384,7 @@ async fn a_bounded_number_may_watch_at_once() {
 
 #[tokio::test]
 async fn the_page_allows_nothing_but_its_own_parts() {
-    let router = router(Fake::default(), None);
+    let router = router(Fake::default(), None, Router::new());
     let (_, headers, page) = ask(&router, request(Method::GET, "/", &[LOCAL])).await;
     let policy = headers["content-security-policy"].to_str().unwrap();
     assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
@@ -405,7 +405,7 @@ async fn the_page_allows_nothing_but_its_own_parts() {
 
 #[tokio::test]
 async fn the_newest_requests_are_told_as_many_as_asked_for() {
-    let router = router(Fake::default(), None);
+    let router = router(Fake::default(), None, Router::new());
     for (path, expected) in
         [("/v1/requests", 20), ("/v1/requests?limit=3", 3), ("/v1/requests?limit=100000", 200)]
     {
@@ -419,7 +419,7 @@ async fn the_newest_requests_are_told_as_many_as_asked_for() {
 #[tokio::test]
 async fn with_a_token_all_but_health_and_the_page_ask_for_it() {
     let peer = Fake::default();
-    let router = router(peer.clone(), Some("a-token-of-length"));
+    let router = router(peer.clone(), Some("a-token-of-length"), Router::new());
     let right = ("authorization", "Bearer a-token-of-length");
     let anywhere = ("host", "peer-1.internal:9001");
     for path in ["/", "/healthz", "/readyz"] {
@@ -474,7 +474,7 @@ async fn an_answer_that_takes_too_long_is_given_up() {
 async fn idle_connections_are_bounded_in_number_and_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve(listener, router(Fake::default(), None)));
+    let server = tokio::spawn(serve(listener, router(Fake::default(), None, Router::new())));
     let mut idle = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
         let mut stream = TcpStream::connect(addr).await.unwrap();

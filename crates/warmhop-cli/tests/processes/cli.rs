@@ -66,7 +66,7 @@ pub(crate) fn config(more: &str) -> String {
 }
 
 /// An app of this test program, which listens and answers.
-fn app_table(more: &str) -> String {
+pub(crate) fn app_table(more: &str) -> String {
     let program = std::env::current_exe().unwrap();
     format!(
         "[[app]]\nname = 'shop'\nrun = [{:?}, {:?}, {:?}, {:?}]\nenv = {{ {ROLE} = 'app', STUBBORN = '1' }}\n{more}",

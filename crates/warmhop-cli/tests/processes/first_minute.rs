@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cli::{certified, run, text, warmhop};
-use crate::role::{ARGUMENTS, BOUND, ROLE, scratch, wait_until_gone};
+use crate::role::{ARGUMENTS, BOUND, ROLE, scratch, wait_until, wait_until_gone};
 
 /// A running `warmhop dev`, whose output is read.
 struct Dev {
@@ -97,6 +97,29 @@ fn dev_puts_a_command_behind_two_peers_and_ends_all_of_it() {
             assert!(TcpStream::connect(&door).is_err(), "{door} is still there after {signal}");
         }
     }
+}
+
+#[test]
+fn dev_whose_reader_went_away_leaves_nothing_behind() {
+    let program = this_program();
+    let command = [&[program.as_str()], &ARGUMENTS[..]].concat();
+    let Dev { mut child, lines } = Dev::start(&["--peers", "1"], &command);
+    let door = loop {
+        let line = lines.recv_timeout(BOUND).unwrap();
+        if line.contains("peer-1  http") {
+            break front_door(&line);
+        }
+    };
+    // What it shows from here on cannot be written.
+    drop(lines);
+    let child = std::cell::RefCell::new(&mut child);
+    wait_until("dev ends, as it cannot tell of the app's ends and starts", || {
+        if let Ok(mut stream) = TcpStream::connect(&door) {
+            let _ = write!(stream, "GET /exit HTTP/1.1\r\nHost: {door}\r\n\r\n");
+        }
+        child.borrow_mut().try_wait().unwrap().is_some()
+    });
+    wait_until("the peer is gone", || TcpStream::connect(&door).is_err());
 }
 
 #[test]

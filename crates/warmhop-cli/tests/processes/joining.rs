@@ -5,13 +5,13 @@ use std::net::UdpSocket;
 use crate::cli::{Peer, certified, config, run, text, write};
 
 /// A configuration with `seeds` on a mesh port of its own.
-fn seeded(seeds: &[&str]) -> String {
+pub(crate) fn seeded(seeds: &[&str]) -> String {
     let seeds: Vec<_> = seeds.iter().map(|seed| format!("'{seed}'")).collect();
     config("").replace("[mesh]", &format!("[mesh]\nseeds = [{}]", seeds.join(", ")))
 }
 
 /// Where the peer's mesh port is, as its log tells.
-fn mesh_addr(peer: &Peer) -> String {
+pub(crate) fn mesh_addr(peer: &Peer) -> String {
     let (code, status, error) = peer.run(&["status", "--json"]);
     assert_eq!(code, 0, "{error}");
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();

@@ -7,5 +7,6 @@ mod child;
 mod cli;
 mod first_minute;
 mod joining;
+mod operators;
 mod role;
 mod watch;

@@ -1,0 +1,171 @@
+//! The commands that look at a running peer's log, and the archive for a report of a bug.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::Method;
+use serde_json::{Map, Value};
+use warmhop::ids::PeerId;
+
+use crate::client::{Admin, encoded};
+use crate::run::Failure;
+use crate::show::clean;
+
+/// How much of the log goes into the archive.
+const ARCHIVED_LINES: usize = 2000;
+
+/// Which lines of a log are asked for.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Those about this app; else those of the peer itself.
+    pub app: Option<String>,
+    /// Those of this level or a graver one.
+    pub level: Option<String>,
+    /// And those that are yet to come.
+    pub follow: bool,
+}
+
+impl Question {
+    /// What to ask the admin listener for: the log of `peer`, or of the peer that is asked.
+    #[must_use]
+    pub fn path(&self, peer: Option<&PeerId>, lines: usize) -> String {
+        let mut path = through(peer, "/v1/logs");
+        path.push_str(&format!("?lines={lines}&follow={}", self.follow));
+        for (key, value) in [("app", &self.app), ("level", &self.level)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{key}={}", encoded(value).replace('/', "%2F")));
+            }
+        }
+        path
+    }
+}
+
+/// `path` of `peer`, through the one that is asked.
+fn through(peer: Option<&PeerId>, path: &str) -> String {
+    match peer {
+        Some(peer) => format!("/v1/peers/{peer}{path}"),
+        None => path.to_owned(),
+    }
+}
+
+/// One line of the log for people: the time of day in UTC, the level unless an app printed it, and
+/// what happened.
+#[must_use]
+pub fn line(json: &str) -> String {
+    let Ok(Value::Object(mut line)) = serde_json::from_str::<Value>(json) else {
+        return format!("{}\n", clean(json));
+    };
+    let text = |line: &mut Map<String, Value>, key: &str| match line.remove(key) {
+        Some(Value::String(text)) => text,
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    let at = line.remove("at_unix_ms").and_then(|at| at.as_u64()).unwrap_or_default();
+    let (level, target) = (text(&mut line, "level"), text(&mut line, "target"));
+    let (message, app) = (text(&mut line, "message"), text(&mut line, "app"));
+    let time = time_of_day(at);
+    if target == "warmhop::app" {
+        return format!("{time} {}\n", clean(&message));
+    }
+    let mut told = format!("{time} {level:<5} {}", clean(&message));
+    if !app.is_empty() {
+        told.push_str(&format!(" app={}", clean(&app)));
+    }
+    for (key, value) in line {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        told.push_str(&format!(" {}={}", clean(&key), clean(&value)));
+    }
+    told.push('\n');
+    told
+}
+
+/// `HH:MM:SS.mmm` in UTC.
+fn time_of_day(at_unix_ms: u64) -> String {
+    let (seconds, millis) = (at_unix_ms / 1000, at_unix_ms % 1000);
+    let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{millis:03}", seconds % 60)
+}
+
+/// Writes the archive and says where it is. What one part cannot be had of is told in its place.
+///
+/// # Errors
+/// If the peer does not answer at all, or the archive cannot be written.
+pub async fn archive(admin: &Admin, out: Option<PathBuf>) -> Result<String, Failure> {
+    let status = admin.status().await.map_err(Failure::failed)?;
+    let name = status["peer"]["name"].as_str().unwrap_or("peer").to_owned();
+    let file = out.unwrap_or_else(|| PathBuf::from(format!("warmhop-debug-{name}.tar.gz")));
+    let mut parts = vec![("status.json".to_owned(), format!("{status:#}\n"))];
+    let requests = admin.ask(Method::GET, "/v1/requests?limit=200", "/requests").await;
+    let requests = requests.map_or_else(|error| error.to_string(), |told| format!("{told:#}\n"));
+    parts.push(("requests.json".into(), requests));
+    for (part, path) in [
+        ("metrics.txt", "/metrics".to_owned()),
+        ("warmhop.toml", "/v1/config".to_owned()),
+        ("log.ndjson", format!("/v1/logs?lines={ARCHIVED_LINES}")),
+    ] {
+        let told = admin.text(&path).await.unwrap_or_else(|error| format!("{error}\n"));
+        parts.push((part.into(), told));
+    }
+    let others = status["peers"].as_array().into_iter().flatten();
+    for other in others.filter_map(|peer| peer["name"].as_str()?.parse::<PeerId>().ok()) {
+        let path = through(Some(&other), "/v1/status");
+        let told = admin.text(&path).await.unwrap_or_else(|error| format!("{error}\n"));
+        parts.push((format!("peers/{other}.json"), told));
+    }
+    write(&file, &name, &parts)
+        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", file.display())))?;
+    Ok(format!(
+        "wrote {}: status, configuration without secrets, metrics, newest requests and log\n\
+         Look through it before you give it away: paths of requests and what apps printed are in it.\n",
+        file.display()
+    ))
+}
+
+fn write(file: &std::path::Path, name: &str, parts: &[(String, String)]) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let options = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(file)?;
+    let mut archive = tar::Builder::new(GzEncoder::new(options, Compression::default()));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    for (part, text) in parts {
+        let mut head = tar::Header::new_gnu();
+        head.set_size(text.len() as u64);
+        head.set_mode(0o600);
+        head.set_mtime(now);
+        archive.append_data(&mut head, format!("warmhop-debug-{name}/{part}"), text.as_bytes())?;
+    }
+    archive.into_inner()?.finish()?.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_shown_for_people() {
+        let shown = line(
+            r#"{"at_unix_ms":3723004,"level":"WARN","target":"warmhop::net","message":"odd","app":"shop","n":3}"#,
+        );
+        assert_eq!(shown, "01:02:03.004 WARN  odd app=shop n=3\n");
+        let printed = line(
+            r#"{"at_unix_ms":0,"level":"INFO","target":"warmhop::app","message":"hello \u001b[2J","app":"shop"}"#,
+        );
+        assert_eq!(printed, "00:00:00.000 hello \u{fffd}[2J\n");
+    }
+
+    #[test]
+    fn what_is_asked_for_is_part_of_the_path() {
+        let question =
+            Question { app: Some("a/b".into()), level: Some("warn".into()), follow: true };
+        let peer = PeerId::new("peer-2").expect("a name");
+        let path = question.path(Some(&peer), 5);
+        assert_eq!(path, "/v1/peers/peer-2/v1/logs?lines=5&follow=true&app=a%2Fb&level=warn");
+    }
+}

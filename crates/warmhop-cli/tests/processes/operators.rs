@@ -1,0 +1,106 @@
+//! What an operator asks a running mesh for.
+
+use std::io::Read;
+
+use serde_json::Value;
+
+use crate::cli::{Peer, app_table, certified, config, run, text, write};
+use crate::joining::{mesh_addr, seeded};
+use crate::role::{scratch, wait_until};
+
+/// Two peers that see each other; the first runs an app.
+fn two(test: &str) -> (Peer, Peer) {
+    let dir = certified(test, "peer-1");
+    let second = scratch(test).join("second");
+    std::fs::create_dir_all(&second).unwrap();
+    let (ca, certs) = (dir.join("ca"), second.join("certs"));
+    let (code, _, error) =
+        run(&["cert", "peer", "peer-2", "--ca", text(&ca), "--out", text(&certs), "--force"]);
+    assert_eq!(code, 0, "{error}");
+    let app = app_table("start = 'at-boot'\n");
+    let first = Peer::start(&write(&dir, &config(&app)));
+    let joining = seeded(&[&mesh_addr(&first)]).replace("peer-1", "peer-2");
+    let other = Peer::start(&write(&second, &joining));
+    wait_until("the two see each other", || {
+        let (_, members, _) = other.run(&["members"]);
+        members.lines().any(|line| line.starts_with("peer-1") && line.contains("alive"))
+    });
+    (first, other)
+}
+
+#[test]
+fn the_log_of_any_peer_is_read_through_another() {
+    let (first, second) = two("logs");
+    first.ever_logged("\"ready\"");
+    let (code, logs, error) = second.run(&["logs", "shop", "--peer", "peer-1"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(logs.contains("INFO  ready app=shop"), "{logs}");
+    let (code, logs, error) =
+        second.run(&["logs", "shop", "--peer", "peer-1", "--json", "-n", "1"]);
+    assert_eq!(code, 0, "{error}");
+    let line: Value = serde_json::from_str(logs.trim()).unwrap();
+    assert_eq!(line["app"], "shop", "{logs}");
+
+    let (code, _, error) = second.run(&["logs", "shop", "--peer", "peer-9"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("peer-9") && error.contains("cannot be reached"), "{error}");
+}
+
+#[test]
+fn a_log_is_followed_until_its_reader_leaves() {
+    use std::io::{BufRead, BufReader};
+    let (first, second) = two("follow");
+    let mut monitor = crate::cli::warmhop(&["monitor", "--peer", "peer-1", "-n", "0", "--json"])
+        .env("WARMHOP_ADMIN", &second.admin)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(monitor.stdout.take().unwrap()).lines();
+    let (sender, heard) = std::sync::mpsc::sync_channel(100);
+    let reader = std::thread::spawn(move || {
+        while let Some(Ok(line)) = lines.next() {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    // Whichever of these comes after the follower is there is told.
+    wait_until("what happens at the one is told through the other", || {
+        first.run(&["app", "stop", "shop"]);
+        first.run(&["app", "start", "shop"]);
+        heard.try_iter().any(|line| line.contains("\"starting\"") && line.contains("shop"))
+    });
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+    drop(heard);
+    reader.join().unwrap();
+}
+
+#[test]
+fn an_archive_for_a_report_holds_no_secrets() {
+    let dir = certified("debug", "peer-1");
+    let app = app_table("start = 'never'\n").replace("STUBBORN = '1'", "KEY = 'hush-hush'");
+    let token = "a-token-of-some-length";
+    let table = config(&app).replace("[admin]", &format!("[admin]\ntoken = '{token}'"));
+    let peer = Peer::start(&write(&dir, &table));
+    let file = dir.join("debug.tar.gz");
+    let (code, told, error) = peer.run(&["debug", "--token", token, "--out", text(&file)]);
+    assert_eq!(code, 0, "{error}");
+    assert!(told.contains(text(&file)), "{told}");
+    let mut archive =
+        tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap()));
+    let mut names = Vec::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let mut content = String::new();
+        entry.read_to_string(&mut content).unwrap();
+        assert!(!content.contains(token) && !content.contains("hush-hush"), "{name}: {content}");
+        if name.ends_with("warmhop.toml") {
+            assert!(content.contains("KEY") && content.contains("not shown"), "{content}");
+        }
+        names.push(name);
+    }
+    let expected = ["status.json", "requests.json", "metrics.txt", "warmhop.toml", "log.ndjson"];
+    assert_eq!(names, expected.map(|name| format!("warmhop-debug-peer-1/{name}")));
+}
