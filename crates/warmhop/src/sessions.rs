@@ -4,9 +4,9 @@
 //! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
 //! never held across an await.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use warmhop_core::session::{
 };
 
 use crate::clock::Clock;
+use crate::dead::Dead;
 use crate::failpoint::{self, Point};
 use crate::session_table::{Entry, Table};
 use crate::telemetry::Metrics;
@@ -37,10 +38,8 @@ const FILED_WITHIN: Duration = Duration::from_secs(90);
 const MOVES_MAX: usize = 1024;
 /// The most sessions that this peer holds; further ones are refused, counted.
 const SESSIONS_MAX: usize = 4_000_000;
-/// How many former processes of other peers are remembered.
-const DEAD_MAX: usize = 4096;
-/// How many sessions wait at most for a look at their members; others are looked at when next
-/// somebody comes or goes.
+/// How many sessions wait at most for a look at their members and their owner; where more do, all
+/// are looked at.
 const TO_LOOK_AT_MAX: usize = 16 * 1024;
 /// How long a session that holds nothing, but that a client's token names, is kept as it is;
 /// after that its next request asks the other members whether they know better.
@@ -74,9 +73,12 @@ pub(crate) struct Store {
     /// What one stripe's sessions heard of others' clocks matters to those that another draws.
     stamp_heard: AtomicU64,
     /// Processes that are gone for good: their peers live again as others.
-    dead: Mutex<LruCache<Incarnation, ()>>,
-    /// Sessions that may lack copies: taken over here, or with a member that lags behind.
-    to_look_at: Mutex<Vec<SessionKey>>,
+    dead: Mutex<Dead>,
+    /// Sessions that may lack copies or an owner: taken over here, with a member that lags behind,
+    /// given up to another, or promised to one that does not own them yet.
+    to_look_at: Mutex<HashSet<SessionKey>>,
+    /// There were more of those than [`TO_LOOK_AT_MAX`].
+    look_at_all: AtomicBool,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
@@ -99,7 +101,6 @@ impl Store {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
-        let dead = NonZeroUsize::new(DEAD_MAX).expect("a positive constant");
         let stripes = (0u32..)
             .take(STRIPES)
             .map(|at| {
@@ -122,8 +123,9 @@ impl Store {
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
             stamp_heard: AtomicU64::new(0),
-            dead: Mutex::new(LruCache::new(dead)),
+            dead: Mutex::new(Dead::new(me)),
             to_look_at: Mutex::default(),
+            look_at_all: AtomicBool::new(false),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
@@ -207,14 +209,24 @@ impl Store {
         }
     }
 
-    /// Whether a process is known to be gone for good.
-    pub(crate) fn is_dead(&self, peer: &Incarnation) -> bool {
-        self.dead.lock().unwrap_or_else(PoisonError::into_inner).contains(peer)
+    fn dead(&self) -> MutexGuard<'_, Dead> {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A process is gone for good, its votes with it.
-    pub(crate) fn peer_dead(&self, dead: Incarnation) {
-        self.dead.lock().unwrap_or_else(PoisonError::into_inner).put(dead, ());
+    /// Whether a process is known to be gone for good.
+    pub(crate) fn is_dead(&self, peer: &Incarnation) -> bool {
+        self.dead().contains(peer)
+    }
+
+    /// A process said goodbye: it is gone for good, its votes with it.
+    pub(crate) fn peer_dead(&self, life: Incarnation) {
+        self.dead().ended(life);
+    }
+
+    /// A process was heard of; the one that its peer was before, if any, is gone for good, its
+    /// votes with it.
+    pub(crate) fn peer_lives(&self, life: Incarnation, former: Option<Incarnation>) {
+        self.dead().lives(life, former);
     }
 
     /// The entry of `key`, made if there is none; `None` where there is no room.
@@ -248,17 +260,19 @@ impl Store {
                     self.look_at(key);
                     continue;
                 }
-                Effect::Lagging | Effect::FewCopies => {
+                Effect::Lagging | Effect::FewCopies | Effect::Claimed => {
                     self.look_at(key);
                     continue;
                 }
                 Effect::Deposed { by } => {
                     info!(session = %key, by = %by, "given up to a higher ballot");
                     self.metrics.depositions.inc();
+                    self.look_at(key);
                     continue;
                 }
                 Effect::GaveUp => {
                     debug!(session = %key, "no majority answered the takeover in time");
+                    self.look_at(key);
                     continue;
                 }
                 Effect::Located { .. } | Effect::Opened { .. } => continue,
@@ -397,9 +411,14 @@ impl Store {
         keys_in(&self.stripes[stripe], |machine| machine.version() > 0)
     }
 
-    /// The sessions that came to need a look since this was last asked.
-    pub(crate) fn take_to_look_at(&self) -> Vec<SessionKey> {
-        std::mem::take(&mut *self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The sessions that came to need a look since this was last asked, and whether there were more.
+    pub(crate) fn take_to_look_at(&self) -> (HashSet<SessionKey>, bool) {
+        let noted = std::mem::take(&mut *self.noted());
+        (noted, self.look_at_all.swap(false, Ordering::Relaxed))
+    }
+
+    fn noted(&self) -> MutexGuard<'_, HashSet<SessionKey>> {
+        self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `pick` makes of the records of `app` that are held in one stripe.
@@ -416,9 +435,11 @@ impl Store {
     }
 
     fn look_at(&self, key: &SessionKey) {
-        let mut waiting = self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.noted();
         if waiting.len() < TO_LOOK_AT_MAX {
-            waiting.push(key.clone());
+            waiting.insert(key.clone());
+        } else {
+            self.look_at_all.store(true, Ordering::Relaxed);
         }
     }
 

@@ -83,6 +83,11 @@ impl Replica {
         self.above.as_deref().copied().or(accepted)
     }
 
+    /// Whether a record is held that is not of the ballot promised last.
+    pub(super) fn is_claimed(&self) -> bool {
+        self.accepted.is_some() && self.above.is_some()
+    }
+
     /// Whether nothing would be lost by dropping the entry without a trace.
     pub(super) fn is_blank(&self) -> bool {
         self.above.is_none()

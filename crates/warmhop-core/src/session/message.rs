@@ -9,6 +9,7 @@ use core::time::Duration;
 use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
 
+use super::claim::Part;
 use crate::ids::{Ballot, Incarnation, Position, RequestKey, SessionId, WallTime};
 
 /// The most members that a session has.
@@ -281,6 +282,8 @@ pub enum Message {
         /// Those of the configuration's members that are known to be gone for good, since
         /// their peers live again as others.
         dead: Vec<Incarnation>,
+        /// What the sender is to the session beyond a copy: a promise alone makes no owner.
+        part: Part,
     },
     /// Please take this session over: its owner is about to leave.
     Invite {

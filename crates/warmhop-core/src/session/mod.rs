@@ -41,6 +41,7 @@
 //! * **I9** A position is used for one attempt: an abandoned number is spent, and a proposal
 //!   that left this peer is never abandoned.
 
+pub mod claim;
 mod copy;
 pub mod entry;
 pub mod message;
@@ -61,6 +62,7 @@ use core::time::Duration;
 
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+use claim::Question;
 use copy::{Replica, Shut, Vote};
 use message::{Body, BodyRef, Config, Exec, ExecDone, Message, NackReason, Record, Stored};
 use owner::{Flight, Owner, Waiting};
@@ -333,6 +335,9 @@ pub enum Effect {
         /// The members from here on.
         cfg: Config,
     },
+    /// This peer promised the session, of which it holds a record, to one that does not own it
+    /// yet: whether it comes to own it is to be looked at.
+    Claimed,
     /// This peer owns the session no longer, or lost the race for it.
     Deposed {
         /// The higher ballot.
@@ -390,11 +395,19 @@ struct Heard {
     absent: Option<Incarnation>,
     /// The session that a copy went on as without its majority, and who did so.
     went_on: Option<(SessionId, Incarnation)>,
+    /// Whoever claims the session was asked whether it owns it.
+    question: Option<Question>,
 }
 
 impl Empty for Heard {
-    const EMPTY: &'static Self =
-        &Self { gone: BTreeMap::new(), cfg: None, owner: None, absent: None, went_on: None };
+    const EMPTY: &'static Self = &Self {
+        gone: BTreeMap::new(),
+        cfg: None,
+        owner: None,
+        absent: None,
+        went_on: None,
+        question: None,
+    };
 }
 
 impl Heard {
@@ -555,10 +568,11 @@ impl Session {
                     cfg: record.map(|record| record.cfg.clone()),
                     promised: self.copy.promised().max(self.ballot()),
                     fenced: self.copy.seldom.fenced,
+                    part: self.part(),
                 };
                 out.push(Effect::Send { to: from, message });
             }
-            Message::Located { p, cfg, promised, fenced, dead } => {
+            Message::Located { p, cfg, promised, fenced, dead, part } => {
                 if let Some(cfg) = &cfg {
                     self.heard.note_cfg(cfg);
                 }
@@ -571,6 +585,7 @@ impl Session {
                 for peer in dead {
                     self.peer_dead(peer);
                 }
+                self.on_part(from, part, ctx.now);
                 self.on_located(from);
                 let cfg = cfg.map(Arc::unwrap_or_clone);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
@@ -601,6 +616,9 @@ impl Session {
             Ok(()) => {
                 self.copy.keep_until(expiry, ctx.policy.forget_grace);
                 let accepted = self.copy.accepted_info(want_body);
+                if self.copy.is_claimed() {
+                    out.push(Effect::Claimed);
+                }
                 let message = Message::Promise { b, cfg, nonce, accepted };
                 out.push(Effect::Send { to: from, message });
             }

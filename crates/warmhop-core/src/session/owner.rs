@@ -30,7 +30,8 @@ const TURN_WITHIN: Duration = Duration::from_secs(60);
 const YIELD_WITHIN: Duration = Duration::from_secs(2);
 /// How often one turn's execution is ordered anew before it is given up.
 const ORDERS_MAX: u32 = 4;
-/// How often a chosen record is sent again to a member that has not accepted it.
+/// How often a chosen record is sent again to a member that has not accepted it, and the new members
+/// to one that was replaced.
 const LAGGARD_SENDS_MAX: u32 = 6;
 
 /// A request that waits for its turn.
@@ -105,11 +106,21 @@ struct Work {
     laggards: Option<Resend>,
     asking: Option<Asking>,
     yielding: Option<Yielding>,
+    dismissed: Option<Dismissed>,
 }
 
 impl Empty for Work {
     const EMPTY: &'static Self =
-        &Self { proposal: None, laggards: None, asking: None, yielding: None };
+        &Self { proposal: None, laggards: None, asking: None, yielding: None, dismissed: None };
+}
+
+/// Members that were replaced although they may live. They would count themselves among the members,
+/// or take themselves for the owner, for as long as they keep their copies; they are told several
+/// times, since whoever is cut off for longer asks by itself when it is back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Dismissed {
+    who: Few,
+    resend: Resend,
 }
 
 /// The confirmation of reads under way.
@@ -337,6 +348,28 @@ impl Session {
         {
             owner.work.laggards.get_or_insert_with(|| Resend::new(ctx));
         }
+    }
+
+    /// Asks the members, as the owner of an idle session, to accept its newest record again: one that
+    /// promised another since says so, and this peer steps down; one that lost the record gets it.
+    /// Those who hold it are sent no body.
+    pub fn reassure(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if !owner.serving || owner.work.proposal.is_some() {
+            return;
+        }
+        let Some(record) = &owner.chosen else { return };
+        let held_here = self.copy.accepted.as_ref().is_some_and(|accepted| accepted.p == record.p);
+        let mine = if held_here { owner.bit(ctx.me) } else { 0 };
+        for to in record.cfg.now.who.iter().copied().filter(|peer| *peer != ctx.me) {
+            if !votes_are_gone(&self.heard.gone, to, &record.cfg) {
+                let body = BodyRef::Same(record.p);
+                let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
+                out.push(Effect::Send { to, message });
+            }
+        }
+        owner.holders = mine;
+        owner.work.laggards = Some(Resend::new(ctx));
     }
 
     /// Lets `to` take the session over once nothing is under way here: it gets an invitation,
@@ -736,6 +769,9 @@ impl Session {
             proposal.votes.insert(from);
         } else if owner.chosen.as_ref().is_some_and(|record| record.p == p) {
             owner.holders |= owner.bit(from);
+            if owner.cfg.now.who.iter().all(|peer| owner.is_held_by(*peer)) {
+                owner.work.laggards = None;
+            }
         }
     }
 
@@ -873,18 +909,16 @@ impl Session {
             if let Some(asking) = &mut owner.work.asking {
                 asking.answered.clear();
             }
-            // Whoever is replaced although it lives would count itself among the members for as
-            // long as it keeps its copy.
             let before = record.cfg.prev.as_ref().map_or(&[][..], |before| &before.who);
-            for to in before.iter().filter(|peer| !cfg.now.contains(**peer) && **peer != ctx.me) {
-                let message = Message::Nack {
-                    reason: NackReason::Higher,
-                    promised: Some(owner.b),
-                    cfg: Some(cfg.clone()),
-                    watermark: self.copy.low,
-                };
-                out.push(Effect::Send { to: *to, message });
-            }
+            let dismissed = before.iter().copied().filter(|peer| {
+                *peer != ctx.me
+                    && !cfg.now.contains(*peer)
+                    && self.heard.gone.get(peer) != Some(&u64::MAX)
+            });
+            let who: Few = dismissed.collect();
+            tell_dismissed(owner, &who, self.copy.low, out);
+            owner.work.dismissed =
+                (!who.0.is_empty()).then(|| Dismissed { who, resend: Resend::new(ctx) });
             let open = Record { p, cfg, body: record.body.clone() };
             self.propose(ctx, open, None, Some(record.p), out);
             self.settle_proposal(ctx, out);
@@ -1075,6 +1109,16 @@ impl Session {
                 }
             }
         }
+        if let Some(dismissed) = &mut owner.work.dismissed
+            && dismissed.resend.due(ctx)
+        {
+            let last = dismissed.resend.tries >= LAGGARD_SENDS_MAX;
+            let who = dismissed.who.clone();
+            tell_dismissed(owner, &who, self.copy.low, out);
+            if last {
+                owner.work.dismissed = None;
+            }
+        }
         if owner.work.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
             && let Some(nonce) = self.line.flights.iter().filter_map(|flight| flight.nonce).max()
         {
@@ -1128,7 +1172,8 @@ impl Session {
             yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))
         });
         let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
-        [proposal, laggards, asking, yielding, queue].into_iter().flatten().min()
+        let dismissed = owner.work.dismissed.as_ref().map(|dismissed| dismissed.resend.at);
+        [proposal, laggards, asking, yielding, queue, dismissed].into_iter().flatten().min()
     }
 }
 
@@ -1145,6 +1190,14 @@ impl Proposal {
 fn accept_full(record: &Record) -> Message {
     let body = BodyRef::Full(record.body.clone());
     Message::Accept { p: record.p, cfg: record.cfg.clone(), body }
+}
+
+fn tell_dismissed(owner: &Owner, who: &Few, watermark: u64, out: &mut Effects) {
+    for to in &who.0 {
+        let (promised, cfg) = (Some(owner.b), Some(owner.cfg.clone()));
+        let message = Message::Nack { reason: NackReason::Higher, promised, cfg, watermark };
+        out.push(Effect::Send { to: *to, message });
+    }
 }
 
 fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {

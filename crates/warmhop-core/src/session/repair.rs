@@ -11,9 +11,10 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::Session;
+use super::claim::Claimant;
 use super::message::MEMBERS_MAX;
 use crate::config::SessionPolicy;
-use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId};
+use crate::ids::{AppName, Ballot, Incarnation, Now, PeerId, SessionId};
 use crate::rank;
 use crate::view::{AppState, Liveness, PeerBelief, View};
 
@@ -23,15 +24,14 @@ pub const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
 /// meets no rival.
 pub const WAIT_A_RANK: Duration = Duration::from_secs(1);
 
-/// What is known of one session and its holders.
+/// How long a claimant may take to answer before it is asked again.
+pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// What is known of one session that this peer owns, and of its holders.
 #[derive(Debug, Clone, Copy)]
 pub struct Holding<'a> {
     /// This process.
     pub me: Incarnation,
-    /// Whether it owns the session.
-    pub owns: bool,
-    /// Who owns it as far as this process knows.
-    pub owner: Option<Incarnation>,
     /// Its members.
     pub members: &'a [Incarnation],
     /// How many there should be, where so many processes live.
@@ -61,27 +61,21 @@ pub enum Mend {
     /// Everyone is there, but somebody lacks the newest record: send it again, with
     /// [`Session::remind`].
     Remind,
+    /// Show the members that this peer owns it, or hear that it does not, with
+    /// [`Session::reassure`].
+    Reassure,
+    /// Ask whoever claims it whether it owns it, with [`Session::ask_claimant`], and look again
+    /// soon.
+    Ask,
+    /// Whoever claims it owns it: nothing more is to be asked ([`Session::rest`]).
+    Rest,
 }
 
-/// Decides what to mend. `silent_for` tells for how long a process has not been heard; `None`
-/// where it lives.
+/// Decides what its owner mends about a session. `silent_for` tells for how long a process has not
+/// been heard; `None` where it lives.
 pub fn mend(holding: &Holding<'_>, silent_for: impl Fn(Incarnation) -> Option<Duration>) -> Mend {
-    let Holding { me, owns, owner, members, copies, spare, last } = *holding;
+    let Holding { me, members, copies, spare, last } = *holding;
     let is_member = members.contains(&me);
-    if !owns {
-        let (Some(silent), Some(rank)) = (
-            owner.and_then(&silent_for),
-            members
-                .iter()
-                .filter(|peer| silent_for(**peer).is_none())
-                .position(|peer| *peer == me)
-                .and_then(|rank| u32::try_from(rank).ok()),
-        ) else {
-            return Mend::Nothing;
-        };
-        let patience = SILENT_BEFORE_REPAIR + WAIT_A_RANK * rank;
-        return if silent >= patience { Mend::Succeed } else { Mend::Later };
-    }
     let newcomer = if is_member { spare } else { Some(me) };
     let mut silent = members.iter().filter_map(|peer| Some((*peer, silent_for(*peer)?)));
     let longest = silent.clone().max_by_key(|(_, span)| *span);
@@ -99,17 +93,75 @@ pub fn mend(holding: &Holding<'_>, silent_for: impl Fn(Incarnation) -> Option<Du
     }
 }
 
+/// What is known of one session that this peer does not own, and of whoever claims it.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimed {
+    /// This process.
+    pub me: Incarnation,
+    /// Who has the highest claim.
+    pub owner: Incarnation,
+    /// For how long that one has not been heard; absent where it lives.
+    pub silent: Option<Duration>,
+    /// It is about to leave: what it owns it hands over by itself.
+    pub leaves: bool,
+    /// What it said of its claim.
+    pub said: Claimant,
+    /// The copy here accepted a record at that claim: its proposer came to own the session.
+    pub proven: bool,
+    /// This process's place among the members that live.
+    pub rank: u32,
+    /// Which sessions are looked at.
+    pub scope: Scope,
+    /// The monotonic clock.
+    pub now: Now,
+}
+
+/// Decides what a member does about a session that it does not own, where a majority could. It
+/// rests on nobody's claim without having been told that the claimant owns the session: a takeover
+/// that gave up, be it this process's own, leaves a claim and no owner.
+#[must_use]
+pub fn mend_claimed(claimed: &Claimed) -> Mend {
+    let Claimed { me, owner, silent, leaves, said, proven, rank, scope, now } = *claimed;
+    let due = |waited: Duration, first: Duration| {
+        if waited >= first + WAIT_A_RANK * rank { Mend::Succeed } else { Mend::Later }
+    };
+    if owner == me {
+        return Mend::Succeed;
+    }
+    if let Some(silent) = silent {
+        return due(silent, SILENT_BEFORE_REPAIR);
+    }
+    if leaves {
+        return Mend::Later;
+    }
+    match said {
+        Claimant::Unasked if proven && scope == Scope::Noted => Mend::Nothing,
+        Claimant::Unasked => Mend::Ask,
+        Claimant::Unsure(asked) if now.since(asked) >= ASK_AGAIN_AFTER => Mend::Ask,
+        Claimant::Unsure(_) => Mend::Later,
+        Claimant::Owns => Mend::Rest,
+        Claimant::Vacant(since) => due(now.since(since), Duration::ZERO),
+    }
+}
+
 /// What a machine says of its session, as far as mending goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     owns: bool,
     taking_over: bool,
-    owner: Option<Incarnation>,
+    claim: Option<Ballot>,
+    said: Claimant,
+    /// The ballot of the record held here.
+    at: Option<Ballot>,
     members: Vec<Incarnation>,
+    /// The members before, while a change of members is under way.
+    before: Vec<Incarnation>,
     /// The members all hold the newest record, as far as this peer can tell.
     complete: bool,
     /// Those of the view's peers whose votes on this session are gone for good.
     silenced: Vec<Incarnation>,
+    /// Those of the members whose votes are gone in the present configuration.
+    voteless: Vec<Incarnation>,
 }
 
 impl Held {
@@ -117,13 +169,23 @@ impl Held {
     #[must_use]
     pub fn of(machine: &Session, view: &View) -> Self {
         let lives = view.live_peers().map(|(_, belief)| belief.news.incarnation);
+        let before = machine.config().and_then(|cfg| cfg.prev.as_deref());
+        let everyone = machine.config().into_iter();
+        let everyone = everyone.flat_map(|cfg| cfg.everyone().into_iter().map(move |it| (it, cfg)));
         Self {
             owns: machine.is_owner(),
             taking_over: machine.is_taking_over(),
-            owner: machine.promised().map(|ballot| ballot.proposer),
+            claim: machine.highest_claim(),
+            said: machine.claimant(),
+            at: machine.newest_at().map(|p| p.ballot),
             members: machine.members().to_vec(),
+            before: before.map(|set| set.who.to_vec()).unwrap_or_default(),
             complete: !machine.is_owner() || machine.is_whole(),
             silenced: lives.filter(|peer| machine.is_gone_for_good(*peer)).collect(),
+            voteless: everyone
+                .filter(|(peer, cfg)| machine.is_gone(*peer, cfg))
+                .map(|it| it.0)
+                .collect(),
         }
     }
 }
@@ -148,29 +210,34 @@ pub struct Around<'a> {
 pub struct Watch {
     /// Since when those that sessions name have been missing from the view.
     missing_since: BTreeMap<Incarnation, Now>,
-    /// Who was alive when a sweep last found nothing to mend.
-    mended_for: Option<BTreeSet<Incarnation>>,
+    /// Who was alive when a look through all sessions last began.
+    looked_for: Option<BTreeSet<Incarnation>>,
 }
 
 /// Which sessions a sweep has to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// All that hold anything.
+    /// All that hold anything, once each: somebody came or went, and may have been cut off before.
     All,
-    /// Only those that came to need a look since the last sweep: nobody came or went.
+    /// Those that came to need a look since the last sweep, or that a sweep had to leave for later.
     Noted,
 }
 
 impl Watch {
-    /// Begins a sweep.
+    /// Begins a sweep. Where it is to look at all sessions, whatever earlier ones left is among
+    /// those.
     pub fn begin(&mut self, alive: &BTreeSet<Incarnation>) -> Scope {
         self.missing_since.retain(|peer, _| !alive.contains(peer));
-        if self.mended_for.as_ref() == Some(alive) { Scope::Noted } else { Scope::All }
+        if self.looked_for.as_ref() == Some(alive) {
+            return Scope::Noted;
+        }
+        self.looked_for = Some(alive.clone());
+        Scope::All
     }
 
-    /// Ends a sweep; `busy` tells whether anything is left to be done.
-    pub fn end(&mut self, alive: BTreeSet<Incarnation>, busy: bool) {
-        self.mended_for = (!busy).then_some(alive);
+    /// All sessions are to be looked at again: more came to need a look than could be noted.
+    pub fn begin_anew(&mut self) {
+        self.looked_for = None;
     }
 
     /// Decides what to mend about the session `sid`. `is_dead` tells which processes are known to
@@ -180,6 +247,7 @@ impl Watch {
         sid: SessionId,
         held: &Held,
         around: &Around<'_>,
+        scope: Scope,
         is_dead: impl Fn(Incarnation) -> bool,
     ) -> Mend {
         let Around { me, now, view, alive, policy } = *around;
@@ -188,9 +256,14 @@ impl Watch {
             return Mend::Later;
         }
         let members = &held.members;
-        for peer in members.iter().copied().chain(held.owner).filter(|peer| !alive.contains(peer)) {
+        let owner = held.claim.map(|claim| claim.proposer);
+        for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
             self.missing_since.entry(peer).or_insert(now);
         }
+        let leaves = |peer: Incarnation| {
+            let belief = view.by_incarnation(&peer);
+            belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining)
+        };
         let silent_for = |peer: Incarnation| -> Option<Duration> {
             if alive.contains(&peer) {
                 return None;
@@ -198,22 +271,48 @@ impl Watch {
             if is_dead(peer) {
                 return Some(Duration::MAX);
             }
-            let belief = view.by_incarnation(&peer);
-            if belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining) {
+            if leaves(peer) {
                 // It is replaced before it leaves; what it owns it hands over by itself.
                 return held.owns.then_some(SILENT_BEFORE_REPAIR);
             }
-            let heard = belief.map(|belief| belief.heard);
+            let heard = view.by_incarnation(&peer).map(|belief| belief.heard);
             let since = heard.or_else(|| self.missing_since.get(&peer).copied());
             Some(since.map_or(Duration::ZERO, |since| now.since(since)))
         };
+        if !held.owns {
+            let lives = |peer: &&Incarnation| silent_for(**peer).is_none();
+            let votes = |peer: &&Incarnation| lives(peer) && !held.voteless.contains(*peer);
+            let majority = |set: &[Incarnation]| 2 * set.iter().filter(votes).count() > set.len();
+            let rank = members.iter().filter(lives).position(|peer| *peer == me);
+            // Who holds nothing of it has nothing to go on from, and leaves it to those who do.
+            let (Some(owner), Some(rank), Some(at)) = (owner, rank, held.at) else {
+                return Mend::Nothing;
+            };
+            // Without a majority it would come to nothing, and leave a claim that others step down
+            // for. It is looked at again when somebody comes back.
+            if !majority(members) || !(held.before.is_empty() || majority(&held.before)) {
+                return Mend::Nothing;
+            }
+            return mend_claimed(&Claimed {
+                me,
+                owner,
+                silent: silent_for(owner),
+                leaves: leaves(owner),
+                said: held.said,
+                proven: Some(at) == held.claim,
+                rank: u32::try_from(rank).unwrap_or(u32::MAX),
+                scope,
+                now,
+            });
+        }
         let copies = policy.copies.clamp(1, MEMBERS_MAX).min(alive.len());
-        let whole = held.owns
-            && members.contains(&me)
+        let whole = members.contains(&me)
             && members.iter().all(|peer| alive.contains(peer))
             && members.len() >= copies;
+        // Whoever was cut off may have been succeeded meanwhile.
+        let rests = if scope == Scope::All { Mend::Reassure } else { Mend::Nothing };
         if whole {
-            return if held.complete { Mend::Nothing } else { Mend::Remind };
+            return if held.complete { rests } else { Mend::Remind };
         }
         let is_member = |belief: &PeerBelief| members.contains(&belief.news.incarnation);
         let spare = by_rank(sid, view, |belief| {
@@ -226,14 +325,15 @@ impl Watch {
         let last = by_rank(sid, view, is_member);
         let holding = Holding {
             me,
-            owns: held.owns,
-            owner: held.owner,
             members,
             copies,
             spare: spare.first().copied(),
             last: last.last().copied(),
         };
-        mend(&holding, silent_for)
+        match mend(&holding, silent_for) {
+            Mend::Nothing => rests,
+            decided => decided,
+        }
     }
 }
 
@@ -302,15 +402,7 @@ mod tests {
     }
 
     fn holding(members: &[Incarnation]) -> Holding<'_> {
-        Holding {
-            me: peer(1),
-            owns: true,
-            owner: Some(peer(1)),
-            members,
-            copies: 3,
-            spare: Some(peer(9)),
-            last: Some(peer(3)),
-        }
+        Holding { me: peer(1), members, copies: 3, spare: Some(peer(9)), last: Some(peer(3)) }
     }
 
     fn silent(who: u8, secs: u64) -> impl Fn(Incarnation) -> Option<Duration> {
@@ -350,16 +442,57 @@ mod tests {
         assert_eq!(mend(&holding(&members), silent(4, 5)), joins(Some(peer(4))));
     }
 
+    fn claimed() -> Claimed {
+        Claimed {
+            me: peer(1),
+            owner: peer(9),
+            silent: None,
+            leaves: false,
+            said: Claimant::Unasked,
+            proven: true,
+            rank: 1,
+            scope: Scope::All,
+            now: Now(10_000),
+        }
+    }
+
     #[test]
     fn members_succeed_a_silent_owner_one_after_the_other() {
-        let members = [peer(0), peer(2), peer(1)];
-        let holding = Holding { owns: false, owner: Some(peer(0)), ..holding(&members) };
-        assert_eq!(mend(&holding, silent(0, 3)), Mend::Later);
-        assert_eq!(mend(&holding, silent(0, 4)), Mend::Succeed);
-        let first = Holding { me: peer(2), ..holding };
-        assert_eq!(mend(&first, silent(0, 3)), Mend::Succeed);
-        assert_eq!(mend(&holding, silent(3, 60)), Mend::Nothing);
-        let outsider = Holding { me: peer(5), ..holding };
-        assert_eq!(mend(&outsider, silent(2, 60)), Mend::Nothing);
+        let silent = |rank, secs| {
+            let silent = Some(Duration::from_secs(secs));
+            mend_claimed(&Claimed { silent, rank, ..claimed() })
+        };
+        assert_eq!((silent(0, 2), silent(0, 3)), (Mend::Later, Mend::Succeed));
+        assert_eq!((silent(1, 3), silent(1, 4)), (Mend::Later, Mend::Succeed));
+    }
+
+    #[test]
+    fn nobody_rests_on_a_claim_whose_proposer_was_not_asked() {
+        assert_eq!(mend_claimed(&claimed()), Mend::Ask);
+        let noted = Claimed { scope: Scope::Noted, ..claimed() };
+        assert_eq!(mend_claimed(&noted), Mend::Nothing);
+        assert_eq!(mend_claimed(&Claimed { proven: false, ..noted }), Mend::Ask);
+        assert_eq!(mend_claimed(&Claimed { said: Claimant::Owns, ..claimed() }), Mend::Rest);
+        let asked = |at| Claimed { said: Claimant::Unsure(Now(at)), ..claimed() };
+        assert_eq!(mend_claimed(&asked(9_000)), Mend::Later);
+        assert_eq!(mend_claimed(&asked(8_000)), Mend::Ask);
+    }
+
+    #[test]
+    fn a_claimant_that_owns_nothing_is_succeeded_by_one_member_after_the_other() {
+        let vacant = |at, rank| Claimed { said: Claimant::Vacant(Now(at)), rank, ..claimed() };
+        assert_eq!(mend_claimed(&vacant(10_000, 0)), Mend::Succeed);
+        assert_eq!(mend_claimed(&vacant(9_500, 1)), Mend::Later);
+        assert_eq!(mend_claimed(&vacant(9_000, 1)), Mend::Succeed);
+    }
+
+    #[test]
+    fn a_member_whose_own_claim_came_to_nothing_tries_again() {
+        assert_eq!(mend_claimed(&Claimed { owner: peer(1), ..claimed() }), Mend::Succeed);
+    }
+
+    #[test]
+    fn an_owner_that_leaves_is_given_time_to_hand_over() {
+        assert_eq!(mend_claimed(&Claimed { leaves: true, ..claimed() }), Mend::Later);
     }
 }

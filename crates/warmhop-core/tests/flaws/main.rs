@@ -26,6 +26,7 @@
 #![expect(clippy::print_stdout, reason = "the narrative is what a reader came for")]
 
 mod changes_of_members;
+mod claims;
 mod loss;
 mod messages;
 mod owners;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+use warmhop_core::session::claim::Claimant;
 use warmhop_core::session::message::{
     Base, Body, BodyRef, Config, Exec, ExecDone, Members, Message, NackReason, Stored,
 };
@@ -418,6 +419,26 @@ impl Stage {
     pub(crate) fn reminds(&mut self, owner: &str) {
         self.say(format!("{owner} looks after those that lack the newest record"));
         self.on(owner, |machine, ctx, out| machine.remind(ctx, out));
+    }
+
+    /// The owner of an idle session shows that it is, or hears that it is no longer.
+    #[track_caller]
+    pub(crate) fn reassures(&mut self, owner: &str) {
+        self.say(format!("{owner} reassures the members that it owns the session"));
+        self.on(owner, |machine, ctx, out| machine.reassure(ctx, out));
+    }
+
+    /// The peer asks whoever claims the session whether it owns it.
+    #[track_caller]
+    pub(crate) fn asks_claimant(&mut self, name: &str) {
+        self.say(format!("{name} asks whoever claims the session"));
+        self.on(name, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
+    }
+
+    /// What the peer was told of the claim.
+    #[track_caller]
+    pub(crate) fn claimant(&self, name: &str) -> Claimant {
+        self.machine(name).map_or(Claimant::Unasked, Session::claimant)
     }
 
     /// The owner invites `heir` to take the session over.
@@ -862,7 +883,7 @@ impl Stage {
             Effect::Lost => {
                 self.say(format!("  {name} says that the session is lost"));
             }
-            Effect::Located { .. } | Effect::Lagging | Effect::FewCopies => {}
+            Effect::Located { .. } | Effect::Lagging | Effect::FewCopies | Effect::Claimed => {}
         }
     }
 
@@ -1225,6 +1246,8 @@ fn letter(name: &str) -> char {
 fn life(letter: char, nth: u8) -> Incarnation {
     let mut bytes = [0; 16];
     bytes[..2].copy_from_slice(&[letter as u8, nth]);
+    // As `Incarnation::of` has it: its peer, and when it began.
+    (bytes[4], bytes[15]) = (letter as u8, nth);
     Incarnation(bytes)
 }
 

@@ -275,6 +275,7 @@ impl Tables {
             | Effect::Opened { .. }
             | Effect::Deposed { .. }
             | Effect::GaveUp
+            | Effect::Claimed
             | Effect::Lagging
             | Effect::FewCopies
             | Effect::Lost => {}

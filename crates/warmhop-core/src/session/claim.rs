@@ -1,0 +1,116 @@
+//! Whether whoever claims a session owns it: asked by those who hold it before they rest.
+//!
+//! A promise says who wanted the session last, not who has it: a takeover that finds no majority
+//! leaves a promise and owns nothing. Whoever rests on such a claim waits for an owner that is
+//! none, and the claimant for one that stepped down for it. So the claimant is asked
+//! ([`Session::ask_claimant`]), and what it says of itself ([`Part`]) decides
+//! (`repair.rs`). An answer is a hint: acting on a wrong one costs a ballot and harms nothing.
+
+use serde::{Deserialize, Serialize};
+
+use super::message::Message;
+use super::{Effect, Effects, Role, Session};
+use crate::ids::{Ballot, Incarnation, Now};
+
+/// What a peer is to a session beyond a copy of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Part {
+    /// Nothing: it owns it not, and does not try to.
+    None,
+    /// It tries to own it at this ballot.
+    Trying(Ballot),
+    /// It owns it at this ballot.
+    Owner(Ballot),
+}
+
+/// A question to the claimant, from when it is asked until those who asked rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Question {
+    /// The highest claim that was known then: a higher one is a new question.
+    about: Ballot,
+    asked: Now,
+    answered: Option<(Part, Now)>,
+}
+
+/// What is known of whoever has the highest claim to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Claimant {
+    /// Nothing: it was not asked.
+    Unasked,
+    /// It has not answered, or is on its way to own the session; it was last asked at this time.
+    Unsure(Now),
+    /// It owns the session.
+    Owns,
+    /// It said at this time that it does not own the session, and does not try to.
+    Vacant(Now),
+}
+
+impl Session {
+    /// What this peer is to the session.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        match &self.role {
+            Role::None => Part::None,
+            Role::Owner(owner) if owner.serving => Part::Owner(owner.b),
+            Role::Owner(owner) => Part::Trying(owner.b),
+            Role::Preparing(takeover) => Part::Trying(takeover.b),
+        }
+    }
+
+    /// The highest ballot heard of, whether its proposer lives or not.
+    #[must_use]
+    pub fn highest_claim(&self) -> Option<Ballot> {
+        self.copy.promised().max(self.heard.owner).max(self.ballot())
+    }
+
+    /// Asks whoever has the highest claim whether it owns the session.
+    pub fn ask_claimant(&mut self, now: Now, out: &mut Effects) {
+        let Some(claim) = self.highest_claim() else { return };
+        let to = claim.proposer;
+        let answered =
+            self.heard.question.filter(|it| it.about == claim).and_then(|it| it.answered);
+        self.heard.question = Some(Question { about: claim, asked: now, answered });
+        out.push(Effect::Send { to, message: Message::Locate });
+    }
+
+    /// `from` told what it is to the session.
+    pub(super) fn on_part(&mut self, from: Incarnation, part: Part, now: Now) {
+        if let Part::Trying(b) | Part::Owner(b) = part {
+            self.heard.note_owner(b);
+        }
+        let Some(highest) = self.highest_claim().filter(|claim| claim.proposer == from) else {
+            return;
+        };
+        if let Some(question) = self.heard.question.as_mut().filter(|it| it.about.proposer == from)
+        {
+            let repeats = question.about == highest
+                && matches!((question.answered, part), (Some((Part::None, _)), Part::None));
+            question.about = highest;
+            // The first word of a vacancy counts: from then on the members wait for each other.
+            if !repeats {
+                question.answered = Some((part, now));
+            }
+        }
+    }
+
+    /// What whoever has the highest claim said of it, as far as it was asked.
+    #[must_use]
+    pub fn claimant(&self) -> Claimant {
+        let Some(claim) = self.highest_claim() else { return Claimant::Unasked };
+        match self.heard.question {
+            Some(question) if question.about == claim => match question.answered {
+                Some((Part::Owner(b), _)) if b >= claim => Claimant::Owns,
+                // At a lower ballot than its own highest: it tried again since and came to nothing.
+                Some((Part::None | Part::Owner(_), at)) => Claimant::Vacant(at),
+                Some((Part::Trying(_), _)) | None => Claimant::Unsure(question.asked),
+            },
+            _ => Claimant::Unasked,
+        }
+    }
+
+    /// Nothing is to be asked any more.
+    pub fn rest(&mut self) {
+        self.heard.question = None;
+        self.tidy();
+    }
+}

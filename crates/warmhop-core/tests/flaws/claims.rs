@@ -1,0 +1,118 @@
+//! Claims and owners: a promise says who wanted the session last, not who has it. Nobody asks for
+//! the sessions of these stories; whoever holds them has to find out by itself.
+
+use std::time::Duration;
+
+use warmhop_core::session::claim::Claimant;
+
+use crate::stage::Stage;
+
+/// The danger: B is cut off, finds its owner silent and takes the session over, in vain. Its claim is
+/// left behind. When it is back, A steps down for it, and both rest: A on B's claim, B on its own.
+/// Then each later death finds a session without an owner, and the second one loses it.
+/// The rule: whoever steps down for a claim asks the claimant whether it owns the session, and
+/// succeeds it where it says no.
+#[test]
+fn a_claimant_that_owns_nothing_is_asked_before_anyone_rests_on_its_claim() {
+    let mut s = Stage::new("a claimant that owns nothing", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "keyed tea", "A");
+    s.settles();
+    s.answered("tea", "tea/A");
+
+    s.parts("B", "A C");
+    s.takes_over("B");
+    s.passes(Duration::from_secs(6));
+    s.does_not_serve("B");
+    s.serves("A");
+
+    s.heals();
+    s.reassures("A");
+    s.settles();
+    s.tell("B has promised itself more. A is not the owner any more, and nobody is.");
+    s.does_not_serve("A");
+    s.asks_claimant("A");
+    s.settles();
+    assert!(matches!(s.claimant("A"), Claimant::Vacant(_)), "{:?}", s.claimant("A"));
+
+    s.takes_over_without_a_token("A", "B C");
+    s.settles();
+    s.serves("A");
+    s.tell("Now B is told of an owner that is one.");
+    s.asks_claimant("B");
+    s.settles();
+    assert_eq!(s.claimant("B"), Claimant::Owns);
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.answered("list", "tea/A");
+}
+
+/// The danger: A is cut off and succeeded meanwhile. Nobody asks A for the session, so it hears of
+/// nothing, and goes on as an owner beside the true one for as long as the session is idle.
+/// The rule: an owner that somebody came back to reassures its members, and hears of its end.
+#[test]
+fn an_owner_that_was_succeeded_while_it_was_cut_off_learns_of_it() {
+    let mut s = Stage::new("an owner that was succeeded", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "keyed tea", "A");
+    s.settles();
+    s.parts("A", "B C");
+    s.takes_over("B");
+    s.settles();
+    s.serves("B");
+    s.heals();
+    s.serves("A");
+
+    s.reassures("A");
+    s.settles();
+    s.does_not_serve("A");
+    s.serves("B");
+    s.asks_claimant("A");
+    s.settles();
+    assert_eq!(s.claimant("A"), Claimant::Owns);
+}
+
+/// The danger: what was asked of a claimant is remembered, and the answer is taken for one about a
+/// later claim of the same peer, which does own the session: it is deposed for nothing.
+/// The rule: an answer is about the claim that was the highest then.
+#[test]
+fn an_answer_about_one_claim_says_nothing_of_the_next() {
+    let mut s = Stage::new("an answer about one claim", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "keyed tea", "A");
+    s.settles();
+    s.parts("B", "A C");
+    s.takes_over("B");
+    s.passes(Duration::from_secs(6));
+    s.heals();
+    s.reassures("A");
+    s.settles();
+    s.asks_claimant("A");
+    s.settles();
+    assert!(matches!(s.claimant("A"), Claimant::Vacant(_)));
+
+    s.takes_over("B");
+    s.settles();
+    s.serves("B");
+    assert_eq!(s.claimant("A"), Claimant::Unasked);
+}
+
+/// The danger: B is replaced although it lives, and the one message that tells it is lost. It counts
+/// itself among the members for as long as it keeps its copy.
+/// The rule: it is told several times.
+#[test]
+fn a_member_that_was_replaced_is_told_more_than_once() {
+    let mut s = Stage::new("a member that was replaced", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "keyed tea", "A");
+    s.settles();
+    let b = s.inc("B");
+    s.parts("B", "A C D");
+    s.replaces("A", b, "D");
+    s.settles();
+    s.heals();
+    s.passes(Duration::from_secs(1));
+    s.settles();
+    let knows = s.machine("B").is_some_and(|machine| !machine.members().contains(&b));
+    assert!(knows, "B still takes itself for a member");
+}
