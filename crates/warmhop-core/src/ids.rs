@@ -10,6 +10,8 @@ use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rank;
+
 /// Why a text is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidId {
@@ -155,9 +157,45 @@ macro_rules! random_type {
 }
 
 random_type! {
-    /// One life of a peer's process: 128 random bits drawn at its start. A
-    /// restarted peer has lost its memory and is another member of a session.
+    /// One life of a peer's process, drawn at its start: four random bytes, six of its peer's
+    /// name ([`Incarnation::of`]) and six of when it began. A restarted peer has lost its memory
+    /// and is another member of a session.
     Incarnation
+}
+
+impl Incarnation {
+    /// A life of `peer` that began at `born`. The random bits keep two lives apart that began in
+    /// the same millisecond.
+    #[must_use]
+    pub fn of(peer: &PeerId, born: WallTime, random: u32) -> Self {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&random.to_be_bytes());
+        bytes[4..10].copy_from_slice(&rank::of_name(peer).to_be_bytes()[2..]);
+        bytes[10..].copy_from_slice(&born.0.to_be_bytes()[2..]);
+        Self(bytes)
+    }
+
+    /// What all lives of one peer have in common: a digest of its name.
+    #[must_use]
+    pub fn name(&self) -> [u8; 6] {
+        let mut name = [0; 6];
+        name.copy_from_slice(&self.0[4..10]);
+        name
+    }
+
+    /// Whether this is a life of the peer of this name.
+    #[must_use]
+    pub fn is_of(&self, peer: &PeerId) -> bool {
+        self.name() == Self::of(peer, WallTime::default(), 0).name()
+    }
+
+    /// Whether `other` is a later life of the same peer. Names are unique, so `self` is over where
+    /// `other` lives or has lived: anyone can tell who knows `other`, whether they saw the end of
+    /// `self` or began after it. Where a clock went back between the two nobody can.
+    #[must_use]
+    pub fn is_before(&self, other: &Self) -> bool {
+        self.name() == other.name() && self.0[10..] < other.0[10..]
+    }
 }
 
 random_type! {
@@ -354,6 +392,20 @@ mod tests {
         assert!("shop".parse::<SessionKey>().is_err());
         assert!("shop/zz".parse::<SessionKey>().is_err());
         assert!("shop/ééééééééééééééééé".parse::<SessionKey>().is_err());
+    }
+
+    #[test]
+    fn a_later_life_of_a_name_shows_that_an_earlier_one_is_over() {
+        let life = |name, born, random| {
+            Incarnation::of(&PeerId::new(name).unwrap(), WallTime(born), random)
+        };
+        let (earlier, later) = (life("a", 1_700_000_000_000, 9), life("a", 1_700_000_000_001, 2));
+        assert!(earlier.is_before(&later) && !later.is_before(&earlier));
+        // Which of two came first cannot be told where they began in one millisecond.
+        assert!(!earlier.is_before(&life("a", 1_700_000_000_000, 3)));
+        assert!(!earlier.is_before(&life("b", 1_700_000_000_001, 2)));
+        assert!(earlier.is_of(&PeerId::new("a").unwrap()));
+        assert!(!earlier.is_of(&PeerId::new("b").unwrap()));
     }
 
     #[test]

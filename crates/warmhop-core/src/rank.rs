@@ -21,6 +21,7 @@ const KEY_1: u64 = u64::from_be_bytes(*b"rank  v1");
 // Told apart, so that the bytes of an app's name are never those of a session's id.
 const FOR_SESSION: u8 = 1;
 const FOR_APP: u8 = 2;
+const FOR_LIFE: u8 = 3;
 
 /// The peers by their score for `key`, highest first; two equal scores by name.
 pub fn rank<'a>(key: &[u8], peers: impl IntoIterator<Item = &'a PeerId>) -> Vec<PeerId> {
@@ -67,6 +68,11 @@ pub fn keepers<'a>(
     let mut ranked = rank(&key, live);
     ranked.truncate(k);
     ranked
+}
+
+/// A digest of a peer's name, part of what its lives are called.
+pub(crate) fn of_name(peer: &PeerId) -> u64 {
+    score(&[FOR_LIFE], peer)
 }
 
 fn session_key(sid: &SessionId) -> [u8; 17] {

@@ -52,7 +52,7 @@ fn view() -> View {
 }
 
 fn here(view: &View) -> Here<'_> {
-    Here { me: ME, draining: false, view, wall: WALL }
+    Here { me: ME, draining: false, newborn: false, hears_most: true, view, wall: WALL }
 }
 
 const POST: Asked = Asked { keyed: false, seen: Some(4), may_repeat: false, hops_left: 3 };
@@ -87,6 +87,79 @@ fn is_again(after: &After) -> bool {
     matches!(after, After::Again { .. })
 }
 
+// What was never written.
+
+/// A session of p2, p3 and p4 that held nothing when its token was made, in a view in which p2 and p3
+/// are silent.
+fn empty() -> (View, Named) {
+    let mut view = view();
+    view.suspect(&name(2), Now(9));
+    view.suspect(&name(3), Now(9));
+    (view, Named { n: 0, ..named(2) })
+}
+
+#[test]
+fn what_was_never_written_begins_anew_at_once_where_its_holders_are_gone() {
+    let (view, empty) = empty();
+    let mut errand = Errand::new(POST, Some(empty));
+    assert_eq!(errand.next(Look::default(), &here(&view), || unreachable!()), Step::Begin);
+    assert!(!errand.lost(), "what was never written is not lost");
+}
+
+#[test]
+fn what_may_have_been_written_does_not_begin_anew_in_silence() {
+    let (view, empty) = empty();
+    let begins = |asked, named, look, here: &Here<'_>| {
+        Errand::new(asked, Some(named)).next(look, here, stays) == Step::Begin
+    };
+    let (look, at) = (Look::default(), here(&view));
+    assert!(begins(POST, empty.clone(), look, &at));
+    assert!(!begins(POST, named(2), look, &at), "its token names a change");
+    assert!(!begins(KEYED, empty.clone(), look, &at), "a repeat would be applied again");
+    let holds = Look { holds: true, ..look };
+    assert!(!begins(POST, empty.clone(), holds, &at), "this peer holds a change");
+    let minority = Here { hears_most: false, ..at };
+    assert!(!begins(POST, empty.clone(), look, &minority), "the others may hold one");
+    let owned = Named { owner: inc(4), ..empty };
+    assert!(!begins(POST, owned, look, &at), "its owner lives and knows");
+}
+
+#[test]
+fn nothing_is_called_lost_by_a_peer_that_did_not_ask_everyone() {
+    let lost = End::Failed(Failure::Lost { ran: false });
+    let mut view = view();
+    let mut errand = Errand::new(POST, Some(named(77)));
+    errand.next(Look::default(), &here(&view), stays);
+    let newborn = Here { newborn: true, ..here(&view) };
+    let waits = |after| matches!(after, After::Again { because: Because::NoWitness, .. });
+    assert!(waits(errand.ended(lost, true, &newborn)));
+
+    errand.next(Look::default(), &here(&view), stays);
+    view.apply(hello(6, false), Now(9), Source::FirstHand);
+    assert!(waits(errand.ended(lost, true, &here(&view))), "it has heard of p6 since");
+
+    errand.next(Look::default(), &here(&view), stays);
+    let cut_off = Here { hears_most: false, ..here(&view) };
+    let after = errand.ended(lost, true, &cut_off);
+    assert_eq!(after, After::TryAlone(Failure::NoMajority { ran: false }));
+}
+
+#[test]
+fn a_peer_hears_most_where_it_and_those_that_it_hears_are_more_than_half() {
+    let mut view = view();
+    let nobody = |_| false;
+    assert!(hears_most(&view, nobody));
+    view.suspect(&name(2), Now(9));
+    view.lost(&name(3), &inc(3), Now(9));
+    assert!(hears_most(&view, nobody), "three of five");
+    view.suspect(&name(4), Now(9));
+    assert!(!hears_most(&view, nobody), "two of five");
+    assert!(
+        hears_most(&view, |peer| peer == inc(3) || peer == inc(2)),
+        "two of three that are left"
+    );
+}
+
 // Where a request goes first.
 
 #[test]
@@ -108,10 +181,10 @@ fn a_request_goes_to_the_owner_that_its_token_names() {
 #[test]
 fn what_this_peer_remembers_of_the_owner_goes_over_the_token() {
     let view = view();
-    let look = Look { owns: false, claim: claim(2, 3) };
+    let look = Look { owns: false, claim: claim(2, 3), holds: false };
     let mut errand = Errand::new(POST, Some(named(2)));
     assert_eq!(to(&errand.next(look, &here(&view), stays)), Some(inc(3)));
-    let look = Look { owns: true, claim: claim(2, 3) };
+    let look = Look { owns: true, claim: claim(2, 3), holds: false };
     let mut errand = Errand::new(POST, Some(named(2)));
     let step = errand.next(look, &here(&view), || unreachable!());
     assert_eq!(step, Step::AtOwner { take_over: None });
@@ -191,7 +264,7 @@ fn whoever_disclaims_is_not_asked_again_for_what_is_remembered_of_it() {
     let view = view();
     let here = here(&view);
     for told in [claim(3, 3), claim(1, 3)] {
-        let look = Look { owns: false, claim: claim(2, 2) };
+        let look = Look { owns: false, claim: claim(2, 2), holds: false };
         let mut errand = Errand::new(POST, Some(named(2)));
         assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(2)));
         assert!(is_again(&errand.ended(End::Elsewhere(told), true, &here)));
@@ -237,7 +310,7 @@ fn a_peer_that_is_named_but_gave_the_session_away_since_sends_the_request_after_
     errand.next(Look::default(), &here, stays);
     // p2 was deposed by this peer, which in turn has handed it to p3 before it hears so.
     errand.ended(End::Elsewhere(claim(2, 1)), true, &here);
-    let look = Look { owns: false, claim: claim(3, 3) };
+    let look = Look { owns: false, claim: claim(3, 3), holds: false };
     assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)));
     // Nobody came after it, and it does not own it any more.
     let mut errand = Errand::new(POST, Some(named(2)));
@@ -390,7 +463,7 @@ fn where_no_majority_is_left_this_peer_tries_to_go_on_alone_before_anything_else
         assert!(is_again(&errand.tried_alone(failure, Some(into), true, &here(&view))));
         assert!(errand.forked());
         assert_eq!(errand.session().map(|it| (it.sid, it.owner)), Some((into, ME)));
-        let look = Look { owns: true, claim: claim(1, 1) };
+        let look = Look { owns: true, claim: claim(1, 1), holds: false };
         let step = errand.next(look, &here(&view), stays);
         assert_eq!(step, Step::AtOwner { take_over: None });
         // Once only.
@@ -812,7 +885,7 @@ fn a_key_whose_owner_nobody_told_of_is_looked_for() {
         let expected = if key.begins { Otherwise::Begin(anyone(SID)) } else { Otherwise::Absent };
         assert_eq!(errand.otherwise(anyone), Some(expected));
     }
-    let look = Look { owns: false, claim: claim(2, 3) };
+    let look = Look { owns: false, claim: claim(2, 3), holds: false };
     let step = Errand::by_key(POST, READS).next(look, &here(&view), stays);
     assert_eq!(to(&step), Some(inc(3)), "an owner that is known is asked");
 }
@@ -875,7 +948,7 @@ fn every_peer_would_begin_a_key_at_the_same_members() {
         for other in [1u8, 2, 3, 4].into_iter().filter(|other| *other != me) {
             view.apply(hello(other, false), Now(1), Source::FirstHand);
         }
-        let here = Here { me: inc(me), draining: false, view: &view, wall: WallTime(9) };
+        let here = Here { newborn: false, me: inc(me), ..here(&view) };
         members_by_key(SID, 3, &name(me), &here).now.who.to_vec()
     });
     assert_eq!(sets[0].len(), 3);

@@ -75,6 +75,7 @@ impl NetHandler for Node {
             Heard::Gone => {
                 info!(%peer, "gone");
                 self.edit_view(|view, now| view.lost(peer, &incarnation, now));
+                self.store.peer_dead(incarnation);
                 self.store.peer_lost(incarnation);
             }
         }

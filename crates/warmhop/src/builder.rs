@@ -180,7 +180,7 @@ impl Builder {
         let metrics = Arc::new(Metrics::register(&mut registry));
         let counters = NetCounters::new(&mut registry);
         let clock = Clock::new();
-        let incarnation = Incarnation(rand::random());
+        let incarnation = Incarnation::of(&self.peer, Clock::wall(), rand::random());
         let changed = watch::Sender::new(0);
         let store = Store::new(incarnation, self.sessions, clock, Arc::clone(&metrics));
         let late_net: Arc<OnceLock<Net>> = Arc::default();
@@ -214,6 +214,7 @@ impl Builder {
             incarnation,
             reveal: self.reveal,
             clock,
+            has_seeds: !self.seeds.is_empty(),
             slots,
             registers,
             changed: changed.clone(),

@@ -212,6 +212,7 @@ pub mod body;
 mod builder;
 mod call;
 mod clock;
+mod dead;
 mod departure;
 mod dial;
 pub mod error;

@@ -48,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) reveal: bool,
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
+    /// There are others that it means to join.
+    pub(crate) has_seeds: bool,
     pub(crate) slots: Vec<Arc<Slot>>,
     /// Those that execute what is asked of registers: no client's request reaches them.
     pub(crate) registers: Vec<Arc<Slot>>,
@@ -95,6 +97,7 @@ pub(crate) struct Parts {
     pub(crate) incarnation: Incarnation,
     pub(crate) reveal: bool,
     pub(crate) clock: Clock,
+    pub(crate) has_seeds: bool,
     pub(crate) slots: Vec<Arc<Slot>>,
     pub(crate) registers: Vec<Arc<Slot>>,
     pub(crate) changed: watch::Sender<u64>,
@@ -118,6 +121,7 @@ impl Node {
             reveal: parts.reveal,
             clock: parts.clock,
             started: Instant::now(),
+            has_seeds: parts.has_seeds,
             slots: parts.slots,
             registers: parts.registers,
             slots_by_name,
@@ -163,14 +167,14 @@ impl Node {
 
     pub(crate) fn apply(&self, news: News, first_hand: bool) {
         let source = if first_hand { Source::FirstHand } else { Source::Hearsay };
-        let ended = self.edit_view(|view, now| {
+        let begun = self.edit_view(|view, now| {
             let peer = news.peer().clone();
             let before = view.life(&peer);
             view.apply(news, now, source);
-            before.filter(|before| view.life(&peer).is_some_and(|life| life != *before))
+            view.life(&peer).filter(|life| Some(*life) != before).map(|life| (life, before))
         });
-        if let Some(former) = ended {
-            self.store.peer_dead(former);
+        if let Some((life, former)) = begun {
+            self.store.peer_lives(life, former);
         }
     }
 

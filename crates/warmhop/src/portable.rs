@@ -13,9 +13,9 @@ use warmhop_core::config::EffectsMode;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
 use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::entry::{
-    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Forwarded, Here, Look, Moves, Named,
-    Rerun, Reruns, Step, TakeOver, alone, answer_forward, fence_at, first_members, is_for_entry,
-    members_by_key, whom_to_ask_by_key,
+    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Forwarded, Here, Look, Moves,
+    NEWBORN_FOR, Named, Rerun, Reruns, Step, TakeOver, alone, answer_forward, fence_at,
+    first_members, hears_most, is_for_entry, is_void, members_by_key, whom_to_ask_by_key,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
@@ -143,6 +143,11 @@ impl Node {
                 after = errand.tried_alone(failure, into, call.is_sendable(), &self.here(&view));
             }
             match after {
+                After::Again { because: Because::NoWitness, back_off } => {
+                    tracing.step("wait", "this peer does not know yet whom else to ask");
+                    let jitter = rand::random_range(Duration::ZERO..back_off);
+                    tokio::time::sleep(self.newborn_for() + jitter).await;
+                }
                 After::Again { because, back_off } => {
                     trace(because, errand.lost(), tracing);
                     if !back_off.is_zero() {
@@ -202,7 +207,7 @@ impl Node {
                 }
                 let forward = Forward {
                     sid: key.sid,
-                    cfg: errand.session().map(|named| named.cfg.clone()),
+                    cfg: errand.token().cloned(),
                     owner,
                     n,
                     rid: portable.rid,
@@ -231,7 +236,20 @@ impl Node {
     }
 
     fn here<'v>(&self, view: &'v View) -> Here<'v> {
-        Here { me: self.incarnation, draining: self.is_draining(), view, wall: Clock::wall() }
+        Here {
+            me: self.incarnation,
+            draining: self.is_draining(),
+            newborn: !self.newborn_for().is_zero(),
+            hears_most: hears_most(view, |peer| self.store.is_dead(&peer)),
+            view,
+            wall: Clock::wall(),
+        }
+    }
+
+    /// For how long it is newborn yet: see [`Here::newborn`]. A peer that joins nobody never is.
+    fn newborn_for(&self) -> Duration {
+        let span = if self.has_seeds { NEWBORN_FOR } else { Duration::ZERO };
+        span.saturating_sub(self.started.elapsed())
     }
 
     /// Without a majority, goes on from this peer's own copy under a new session, where the core
@@ -297,10 +315,9 @@ impl Node {
                 let (peers, may_miss) = whom_to_ask_by_key(key.sid, &view);
                 Enter::Seeking { peers, may_miss, otherwise }
             }
-            None => Enter::TakingOver {
-                token: errand.session().map(|named| named.cfg.clone()),
-                peers: self.whom_to_ask(key),
-            },
+            None => {
+                Enter::TakingOver { token: errand.token().cloned(), peers: self.whom_to_ask(key) }
+            }
         }
     }
 
@@ -660,6 +677,12 @@ impl Node {
         tracing.session(key.to_string());
         let (me, owner) = (self.incarnation, forward.owner);
         let token = forward.cfg.is_some();
+        if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
+            let look = self.store.with(&key, false, |machine, _, _| Look::of(machine));
+            if is_void(cfg, look.unwrap_or_default(), &self.here(&self.view())) {
+                return Err(HopRefusal::Lost { went_on: None });
+            }
+        }
         let answer = self
             .store
             .with(&key, false, |machine, _, _| answer_forward(Some(machine), me, owner, token))
@@ -688,6 +711,10 @@ impl Node {
         }
         match end {
             LineEnd::Served(served) => Ok(*served),
+            // Whoever forwarded it may know more.
+            LineEnd::Failed(Failure::Lost { ran: false }) if !self.newborn_for().is_zero() => {
+                Err(HopRefusal::NotOwner { claim: None, cfg: None })
+            }
             LineEnd::Elsewhere(_) => {
                 let known = self.store.with(&key, false, |machine, _, _| {
                     (machine.claim(), machine.config().cloned())
@@ -717,7 +744,11 @@ fn trace(because: Because, lost: bool, tracing: &mut Tracing) {
         Because::Lost if lost => {
             tracing.step("lost", "too many of the session's holders are gone");
         }
-        Because::Lost | Because::NotBegun | Because::OwnedElsewhere | Because::Deposed => {}
+        Because::Lost
+        | Because::NotBegun
+        | Because::OwnedElsewhere
+        | Because::Deposed
+        | Because::NoWitness => {}
     }
 }
 

@@ -34,7 +34,7 @@ use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
 /// Peers of another version are told so and left alone.
-pub(crate) const PROTOCOL_VERSION: u16 = 1;
+pub(crate) const PROTOCOL_VERSION: u16 = 2;
 
 /// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
 pub(crate) const KIND_CONTROL: u8 = 1;
@@ -211,6 +211,7 @@ pub(crate) fn is_presentable(peer: &PeerNews) -> bool {
     fits(&peer.zone, ZONE_BYTES_MAX)
         && fits(&peer.http, HTTP_BYTES_MAX)
         && peer.generation <= GENERATION_MAX
+        && peer.incarnation.is_of(&peer.peer)
         && peer.mesh.port() != 0
         && !peer.mesh.ip().is_unspecified()
 }
@@ -626,6 +627,7 @@ mod tests {
     use rand::rngs::SmallRng;
     use rand::{RngExt, SeedableRng};
     use warmhop_core::ids::{AppName, Ballot, PeerId, Position, RequestKey, SessionId, WallTime};
+    use warmhop_core::session::claim::Part;
     use warmhop_core::session::message::{
         AcceptedInfo, Body, BodyRef, Config, Members, NackReason, Recent, Stored,
     };
@@ -653,7 +655,7 @@ mod tests {
     fn peer_news() -> PeerNews {
         PeerNews {
             peer: PeerId::new("peer-1").unwrap(),
-            incarnation: inc(0xAB),
+            incarnation: Incarnation::of(&PeerId::new("peer-1").unwrap(), WallTime(0xAB), 0xCD),
             generation: 1_700_000_000_000,
             seq: 300,
             mesh: "127.0.0.1:7001".parse().unwrap(),
@@ -715,7 +717,7 @@ mod tests {
 
     const INC_1: &str = "01010101010101010101010101010101";
     const INC_2: &str = "02020202020202020202020202020202";
-    const PEER: &str = "06 706565722d31 abababababababababababababababab fd 0068e5cf8b010000 \
+    const PEER: &str = "06 706565722d31 000000cd 0d03e2b6d01e 0000000000ab fd 0068e5cf8b010000 \
         fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01";
     const APP: &str = "04 73686f70 02 02 01 fb b004 07";
     const FRAME: &str = "04 73686f70 09090909090909090909090909090909 \
@@ -809,8 +811,9 @@ mod tests {
                 promised: None,
                 fenced: None,
                 dead: vec![inc(1)],
+                part: Part::None,
             }),
-            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1}"),
+            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1} 00"),
         );
         golden(&frame(Message::Invite { cfg }), &format!("{FRAME} 08 {cfg_bytes}"));
         golden(&frame(Message::Delta), &format!("{FRAME} 09"));
@@ -903,7 +906,8 @@ mod tests {
     #[test]
     fn what_a_peer_says_of_itself_has_bounds() {
         assert!(is_presentable(&peer_news()));
-        let bad: [fn(&mut PeerNews); 5] = [
+        let bad: [fn(&mut PeerNews); 6] = [
+            |peer| peer.incarnation = inc(1),
             |peer| peer.zone = Some("z".repeat(ZONE_BYTES_MAX + 1)),
             |peer| peer.http = Some("h".repeat(HTTP_BYTES_MAX + 1)),
             |peer| peer.generation = u64::MAX,

@@ -46,6 +46,9 @@ pub const FORWARDS_MAX: u8 = 3;
 /// round, up to 16 times this.
 pub const BACK_OFF: Duration = Duration::from_millis(20);
 
+/// How long a peer is newborn ([`Here::newborn`]): gossip has reached everyone several times by then.
+pub const NEWBORN_FOR: Duration = Duration::from_secs(3);
+
 const BACK_OFF_DOUBLINGS_MAX: u32 = 4;
 
 /// What does not change about a request from one attempt to the next.
@@ -92,13 +95,19 @@ pub struct Look {
     pub owns: bool,
     /// The highest claim to it that this peer remembers.
     pub claim: Option<Ballot>,
+    /// This peer holds a record of it.
+    pub holds: bool,
 }
 
 impl Look {
     /// What `machine` says.
     #[must_use]
     pub fn of(machine: &Session) -> Self {
-        Self { owns: machine.is_owner() || machine.is_taking_over(), claim: machine.claim() }
+        Self {
+            owns: machine.is_owner() || machine.is_taking_over(),
+            claim: machine.claim(),
+            holds: machine.version() > 0,
+        }
     }
 }
 
@@ -109,6 +118,10 @@ pub struct Here<'a> {
     pub me: Incarnation,
     /// It is about to leave.
     pub draining: bool,
+    /// It began a moment ago, and may not have heard yet of everyone who knows of a session.
+    pub newborn: bool,
+    /// It hears most of the others: see [`hears_most`].
+    pub hears_most: bool,
     /// What it believes of the others.
     pub view: &'a View,
     /// The wall clock, for the stamp of a configuration.
@@ -118,6 +131,17 @@ pub struct Here<'a> {
 impl Here<'_> {
     fn lives(&self, incarnation: Incarnation) -> bool {
         incarnation == self.me || self.view.by_incarnation(&incarnation).is_some()
+    }
+
+    /// Whether the process lives and was heard of lately.
+    fn hears(&self, peer: Incarnation) -> bool {
+        let belief = self.view.by_incarnation(&peer);
+        peer == self.me || belief.is_some_and(|it| it.alive == Liveness::Alive)
+    }
+
+    /// Whether a majority of every set of members in `cfg` lives and was heard of lately.
+    fn reaches(&self, cfg: &Config) -> bool {
+        cfg.sets().all(|set| set.majority(|peer| self.hears(peer)))
     }
 }
 
@@ -209,6 +233,9 @@ pub enum Because {
     Lost,
     /// Another peer took it over while the request ran, and knows whether it was applied.
     Deposed,
+    /// It looks lost from here, but this peer is newborn, or has heard of others since whom it did not
+    /// ask: it is no witness yet.
+    NoWitness,
 }
 
 /// A peer that said of itself that it does not own the session, or could not be reached. A peer's
@@ -237,6 +264,8 @@ pub struct Errand {
     led_on: bool,
     /// Whether the session is to move here because its client stays; decided once.
     stays: Option<bool>,
+    /// Whom this peer knew when the attempt under way began.
+    witnesses: Vec<Incarnation>,
     /// An attempt ran whose outcome is unknown.
     may_have_run: bool,
     /// How often its session turned out to go on under another id.
@@ -258,6 +287,7 @@ impl Errand {
             sent_to: None,
             led_on: false,
             stays: None,
+            witnesses: Vec::new(),
             may_have_run: false,
             forks: 0,
             lost: false,
@@ -289,6 +319,14 @@ impl Errand {
     #[must_use]
     pub fn session(&self) -> Option<&Named> {
         self.named.as_ref()
+    }
+
+    /// The configuration in which something was chosen if anything ever was: that of the client's
+    /// token, for [`Session::take_over`]. Of a session that goes on under another id it tells
+    /// nothing: those members never heard of that id, and their silence would make it empty.
+    #[must_use]
+    pub fn token(&self) -> Option<&Config> {
+        self.named.as_ref().filter(|_| self.forks == 0).map(|named| &named.cfg)
     }
 
     /// The number to pin for the coming attempt. A request that its entry peer has just named
@@ -335,6 +373,16 @@ impl Errand {
         }
         self.rounds += 1;
         self.sent_to = None;
+        self.witnesses = here.view.live_peers().map(|(_, it)| it.news.incarnation).collect();
+        if self.holds_nothing()
+            && let Some(named) = &self.named
+        {
+            // Its owner knows whether it was written since, if that one lives.
+            let owner_answers = here.hears(look.claim.map_or(named.owner, |claim| claim.proposer));
+            if (look.owns || !owner_answers) && is_void(&named.cfg, look, here) {
+                self.named = None;
+            }
+        }
         if self.sid().is_none() {
             return Step::Begin;
         }
@@ -390,6 +438,21 @@ impl Errand {
             };
         }
         let may_follow = self.forks < if self.key.is_some() { FORKS_MAX } else { 1 };
+        let mut end = end;
+        if end == End::Failed(Failure::Lost { ran: false }) && !self.holds_nothing() {
+            let heard_of_more = here
+                .view
+                .live_peers()
+                .any(|(_, it)| !self.witnesses.contains(&it.news.incarnation));
+            if here.newborn || heard_of_more {
+                self.led_on = true;
+                self.told = None;
+                return again(Because::NoWitness, BACK_OFF, sendable);
+            }
+            if !here.hears_most {
+                end = End::Failed(Failure::NoMajority { ran: false });
+            }
+        }
         match end {
             End::Elsewhere(other) => {
                 if let Some((by, claim)) = self.sent_to {
@@ -476,6 +539,14 @@ impl Errand {
         }
     }
 
+    /// Whether the session that its token names held nothing then, and it is no request that must be
+    /// told from a repeat: another session is as good wherever that one cannot be reached.
+    fn holds_nothing(&self) -> bool {
+        !self.asked.keyed
+            && self.forks == 0
+            && self.named.as_ref().is_some_and(|named| named.n == 0)
+    }
+
     /// Whether whoever made `claim` said since that it does not own the session.
     fn came_to_nothing(&self, claim: &Ballot) -> bool {
         let covers = |it: &Disclaimed| it.by == claim.proposer && Some(*claim) <= it.up_to;
@@ -502,6 +573,29 @@ impl Errand {
             | Failure::ExecutionFailed => false,
         }
     }
+}
+
+/// Whether nothing is to be had of a session that held nothing when its token was made: this peer
+/// knows of nothing that was written since, and too few of its members can be reached to tell. A
+/// new one takes its place, and nobody is told that anything was lost. A peer that is cut off leaves
+/// that to the others, unless the session has so few members that each may go on alone.
+#[must_use]
+pub fn is_void(cfg: &Config, look: Look, here: &Here<'_>) -> bool {
+    let may_tell = here.hears_most || cfg.now.who.len() <= 2;
+    may_tell && !look.holds && !here.reaches(cfg)
+}
+
+/// Whether a peer hears most of the others that it knows of and that are not known to be gone for
+/// good. One that is cut off from the rest knows least about what the rest still hold.
+#[must_use]
+pub fn hears_most(view: &View, is_gone: impl Fn(Incarnation) -> bool) -> bool {
+    let known = view.peers().filter(|(_, it)| !is_gone(it.news.incarnation));
+    let (mut count, mut heard) = (1, 1);
+    for (_, belief) in known {
+        count += 1;
+        heard += usize::from(belief.alive == Liveness::Alive);
+    }
+    2 * heard > count
 }
 
 fn again(because: Because, back_off: Duration, sendable: bool) -> After {

@@ -386,6 +386,16 @@ impl Session {
             if hopeless != search.anew {
                 search.anew = hopeless;
                 if hopeless {
+                    // Those members that live know best who the members are by now, whether this
+                    // peer knew of them before or not.
+                    let members = takeover.asked.iter().flat_map(|cfg| cfg.everyone());
+                    for peer in members.filter(|peer| *peer != ctx.me) {
+                        if self.heard.gone.get(&peer) != Some(&u64::MAX)
+                            && !search.peers.contains(&peer)
+                        {
+                            search.peers.push(peer);
+                        }
+                    }
                     search.asked = 0;
                     search.open.clear();
                 }

@@ -126,6 +126,24 @@ impl Client {
         }
     }
 
+    /// Asks once or twice, perhaps only to look, and is not seen again before all is healed.
+    pub(crate) async fn begin_and_rest(self: Rc<Self>, world: Rc<World>) {
+        let only_looks = world.chance(30);
+        self.state.borrow_mut().under_way += 1;
+        for _ in 0..world.between(1, 2) {
+            sleep(&world, To::World, world.between(1, 8_000)).await;
+            if self.state.borrow().stopped {
+                break;
+            }
+            let mut asked = Asked { slot: SHOP, ..draw(&world) };
+            if only_looks {
+                (asked.does, asked.keyed) = (Does::Read, false);
+            }
+            self.ask_until_answered(&world, asked).await;
+        }
+        self.state.borrow_mut().under_way -= 1;
+    }
+
     async fn ask_until_answered(&self, world: &Rc<World>, asked: Asked) {
         let first_cookie = self.state.borrow().cookie.clone();
         let begun_before = {

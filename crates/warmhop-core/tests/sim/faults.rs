@@ -71,7 +71,8 @@ pub(crate) async fn rage(world: Rc<World>) {
                     peer.crash_app(if world.chance(80) { SHOP } else { PAGE });
                 }
             }
-            68..=73 => leave(&world, node),
+            68..=72 => leave(&world, node),
+            73 => roll(&world).await,
             74..=79 => {
                 let skew = world.below(SKEW_MS_MAX + 1) as i64 - SKEW_MS_MAX as i64 / 2;
                 world.nodes.borrow_mut()[node].wall_skew = skew;
@@ -112,7 +113,13 @@ fn pause(world: &Rc<World>, node: usize) {
 /// Cuts one node, a pair, or a part of the mesh off, in one or both directions.
 fn cut(world: &Rc<World>, node: usize) {
     let peers = world.knobs.peers;
-    let until = world.now() + world.between(300, 9_000);
+    // Some last for longer than anyone is suspected before it counts as dead.
+    let span =
+        if world.chance(12) { world.between(9_000, 45_000) } else { world.between(300, 9_000) };
+    if span > 9_000 {
+        world.count("long cuts");
+    }
+    let until = world.now() + span;
     let one_way = world.chance(40);
     let side: Vec<usize> = match world.below(3) {
         0 => vec![node],
@@ -121,7 +128,9 @@ fn cut(world: &Rc<World>, node: usize) {
     };
     let mut pairs = Vec::new();
     if side.is_empty() {
-        pairs.push((node, world.below(peers as u64) as usize));
+        for _ in 0..world.between(1, 2) {
+            pairs.push((node, world.below(peers as u64) as usize));
+        }
     }
     for from in &side {
         pairs.extend((0..peers).filter(|to| !side.contains(to)).map(|to| (*from, to)));
@@ -178,6 +187,30 @@ fn leave(world: &Rc<World>, node: usize) {
     peer.draining.set(true);
     world.spawn(Some(peer.life), drain(peer));
     restart_after(world, node, world.between(18_000, 26_000));
+}
+
+/// All peers restart in good order, one after the other.
+async fn roll(world: &Rc<World>) {
+    world.count("rolls");
+    for node in 0..world.knobs.peers {
+        let Some(peer) = world.peer(node).filter(|peer| !peer.draining.get()) else { continue };
+        if world.knobs.gentle && !all_whole(world) {
+            return;
+        }
+        world.note(None, || format!("{} restarts in good order", peer.me));
+        peer.draining.set(true);
+        world.spawn(Some(peer.life), drain(peer));
+        while world.peer(node).is_some_and(|peer| peer.draining.get()) {
+            sleep(world, To::World, 100).await;
+        }
+        if world.peer(node).is_none() {
+            restart_after(world, node, world.between(10, 500));
+        }
+        sleep(world, To::World, world.between(1_000, 3_000)).await;
+        if !world.faults_on.get() {
+            return;
+        }
+    }
 }
 
 /// A copy drops what it holds, as it would after its time.

@@ -51,7 +51,7 @@ pub(crate) struct Peer {
     pub(crate) inc: Incarnation,
     pub(crate) life: Life,
     generation: u64,
-    born: u64,
+    pub(crate) born: u64,
     /// How long its monotonic clock stood still.
     pub(crate) lag: Cell<u64>,
     pub(crate) dead: Cell<bool>,
@@ -66,6 +66,7 @@ pub(crate) struct Peer {
     pub(crate) slots: [RefCell<Slot>; 2],
     pub(crate) loads: RefCell<BTreeMap<(PeerId, AppName), (Load, Now)>>,
     watch: RefCell<Watch>,
+    under_way: RefCell<BTreeMap<SessionId, Scope>>,
 }
 
 /// One app on this peer.
@@ -91,11 +92,12 @@ pub(crate) fn app_name(slot: usize) -> AppName {
 impl Peer {
     /// Starts a process on `node` and everything that runs on it as long as it lives.
     pub(crate) fn start(world: &Rc<World>, node: usize) -> Rc<Self> {
-        let inc = Incarnation(world.bytes());
-        let life = world.begin_life(node, inc);
         let me = crate::name(node);
         let wall =
             (EPOCH_MS + world.now()).saturating_add_signed(world.nodes.borrow()[node].wall_skew);
+        let random = u32::try_from(world.random() >> 32).unwrap_or_default();
+        let inc = Incarnation::of(&me, WallTime(wall), random);
+        let life = world.begin_life(node, inc);
         // Its lives are ordered by the wall clock, raised where that went back.
         let generation = wall + 1_000_000 * life;
         let own = PeerNews {
@@ -147,7 +149,9 @@ impl Peer {
             slots: [slot(SHOP), slot(PAGE)],
             loads: RefCell::default(),
             watch: RefCell::default(),
+            under_way: RefCell::default(),
         });
+        peer.store.borrow_mut().peer_lives(inc, None);
         world.nodes.borrow_mut()[node].peer = Some(Rc::clone(&peer));
         world.note(None, || format!("{} starts as {inc:?}", peer.me));
         for at in [SHOP, PAGE] {
@@ -209,17 +213,17 @@ impl Peer {
         };
         self.hearsay.borrow_mut().insert((peer.clone(), app), news.clone());
         let now = self.now();
-        let ended = {
+        let begun = {
             let mut view = self.view.borrow_mut();
             let before = view.life(&peer);
             view.apply(news, now, source);
             if source == Source::FirstHand {
                 view.alive(&peer);
             }
-            before.filter(|before| view.life(&peer).is_some_and(|life| life != *before))
+            view.life(&peer).filter(|life| Some(*life) != before).map(|life| (life, before))
         };
-        if let Some(former) = ended {
-            self.store.borrow_mut().dead.insert(former);
+        if let Some((life, former)) = begun {
+            self.store.borrow_mut().peer_lives(life, former);
         }
         self.has_changed();
     }
@@ -248,6 +252,7 @@ impl Peer {
     /// The process on `node` said goodbye.
     pub(crate) fn heard_goodbye(self: &Rc<Self>, node: usize, inc: Incarnation) {
         self.view.borrow_mut().lost(&crate::name(node), &inc, self.now());
+        self.store.borrow_mut().peer_dead(inc);
         self.peer_lost(inc);
         self.has_changed();
     }
@@ -378,20 +383,21 @@ impl Peer {
             return false;
         }
         let alive = countable(&self.view.borrow(), self.inc);
-        let to_look_at = self.take_to_look_at();
-        let sids = match self.watch.borrow_mut().begin(&alive) {
-            Scope::Noted => to_look_at,
-            Scope::All => self.kept(),
-        };
-        let mut busy = false;
-        for sid in sids {
-            busy |= self.mend(&alive, sid);
+        let noted = self.take_to_look_at();
+        let mut under_way = std::mem::take(&mut *self.under_way.borrow_mut());
+        for sid in noted {
+            under_way.entry(sid).or_insert(Scope::Noted);
         }
-        self.watch.borrow_mut().end(alive, busy);
+        if self.watch.borrow_mut().begin(&alive) == Scope::All {
+            under_way = self.kept().into_iter().map(|sid| (sid, Scope::All)).collect();
+        }
+        under_way.retain(|sid, scope| self.mend(&alive, *sid, *scope));
+        let busy = !under_way.is_empty();
+        *self.under_way.borrow_mut() = under_way;
         busy
     }
 
-    fn mend(self: &Rc<Self>, alive: &BTreeSet<Incarnation>, sid: SessionId) -> bool {
+    fn mend(self: &Rc<Self>, alive: &BTreeSet<Incarnation>, sid: SessionId, scope: Scope) -> bool {
         let decided = {
             let view = self.view.borrow();
             let Some(held) = self.look(sid, |machine| Held::of(machine, &view)) else {
@@ -399,7 +405,7 @@ impl Peer {
             };
             let policy = &self.world.knobs.policy;
             let around = Around { me: self.inc, now: self.now(), view: &view, alive, policy };
-            self.watch.borrow_mut().look(sid, &held, &around, |peer| self.is_dead(peer))
+            self.watch.borrow_mut().look(sid, &held, &around, scope, |peer| self.is_dead(peer))
         };
         match decided {
             Mend::Nothing => return false,
@@ -407,7 +413,19 @@ impl Peer {
                 self.with(sid, false, |machine, ctx, out| machine.remind(ctx, out));
                 return false;
             }
+            Mend::Reassure => {
+                self.with(sid, false, |machine, ctx, out| machine.reassure(ctx, out));
+                return false;
+            }
+            Mend::Rest => {
+                self.with(sid, false, |machine, _, _| machine.rest());
+                return false;
+            }
             Mend::Later => {}
+            Mend::Ask => {
+                self.world.count("claimants asked");
+                self.with(sid, false, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
+            }
             Mend::Change { gone, newcomer } => {
                 self.world.count("member changes wanted");
                 self.with(sid, false, |machine, ctx, out| {

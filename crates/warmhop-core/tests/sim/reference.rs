@@ -215,6 +215,13 @@ impl World {
         }
     }
 
+    /// Whether any client was answered from this session. Of one whose first change came to nothing
+    /// a copy may be left that nobody will ever ask for.
+    pub(crate) fn was_answered(&self, sid: SessionId) -> bool {
+        let reference = self.reference.borrow();
+        reference.histories.get(&sid).is_some_and(|history| history.answered.is_some())
+    }
+
     pub(crate) fn may_be_lost(&self, sid: SessionId) -> bool {
         let noted = self.reference.borrow().histories.get(&sid).is_some_and(|h| h.may_be_lost);
         noted || self.is_endangered(sid, &self.newest_configs(sid))

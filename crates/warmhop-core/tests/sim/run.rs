@@ -14,7 +14,8 @@ use crate::prng::Prng;
 use crate::serve::Does;
 use crate::world::{Knobs, To, World, sleep};
 
-/// How long after the last fault everyone is served at once.
+/// How long after the last fault everyone is served at once, and how long after it each session
+/// that nobody asks for has one owner, which knows it, and as many members as it should.
 const SERVED_WITHIN_MS: u64 = 25_000;
 /// How long a client stays until its session is owned and run where it arrives. Most of it is
 /// the back-off of apps whose starts failed.
@@ -54,6 +55,12 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
     for client in &clients {
         world.spawn(None, Rc::clone(client).live(Rc::clone(&world)));
     }
+    let resting: Vec<Rc<Client>> = (0..world.knobs.resting)
+        .map(|name| Client::new(&world, world.knobs.clients + name))
+        .collect();
+    for client in &resting {
+        world.spawn(None, Rc::clone(client).begin_and_rest(Rc::clone(&world)));
+    }
     world.run_until(world.now() + 1_000);
     world.spawn(None, crate::faults::rage(Rc::clone(&world)));
     world.run_until(world.now() + world.knobs.faults_ms);
@@ -64,8 +71,11 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
             peer.store.borrow_mut().entries.clear();
         }
     }
-    world.run_until(world.now() + SERVED_WITHIN_MS);
-    for client in clients {
+    world.run_until(world.resumed_by() + SERVED_WITHIN_MS);
+    if planted == Planted::Nothing {
+        look_at_idle_sessions(&world);
+    }
+    for client in clients.into_iter().chain(resting) {
         if world.violation().is_none() {
             let task = world.spawn(None, demand(Rc::clone(&world), client));
             let end = world.now() + 400_000;
@@ -103,6 +113,36 @@ fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
         if life.is_some() {
             crate::faults::end(world, node);
             crate::faults::restart_after(world, node, 10);
+        }
+    }
+}
+
+/// Nobody asks for any session meanwhile: each that was not lost has been mended all the same.
+fn look_at_idle_sessions(world: &World) {
+    // Where sessions end within seconds there is nothing left to look at, and no owner forgets what
+    // the members keep.
+    if world.knobs.short_ttl || world.knobs.forgetful {
+        return;
+    }
+    for sid in world.sids() {
+        let peers = world.live_peers();
+        let holds = |peer: &Rc<Peer>| peer.look(sid, |machine| machine.version() > 0) == Some(true);
+        // Of a session that goes on under another id a part votes no more.
+        let forked = world.forks.borrow().iter().any(|(from, _)| *from == sid);
+        if forked || !world.was_answered(sid) || world.may_be_lost(sid) || !peers.iter().any(holds)
+        {
+            continue;
+        }
+        world.count("idle sessions looked at");
+        let owns = |peer: &&Rc<Peer>| peer.look(sid, |machine| machine.is_owner()) == Some(true);
+        let owners: Vec<_> = peers.iter().filter(owns).map(|peer| peer.node).collect();
+        let told = match owners[..] {
+            [owner] => is_whole(world, sid, owner),
+            _ => Err(format!("it has {} owners", owners.len())),
+        };
+        if let Err(what) = told {
+            world.violated(Some(sid), format!("nobody asks for it: {what}"));
+            return;
         }
     }
 }
@@ -199,7 +239,8 @@ fn is_whole(world: &World, sid: SessionId, owner: usize) -> Result<(), String> {
     }
     let held = members.iter().filter(|member| {
         world.peer_of(**member).is_some_and(|peer| {
-            peer.look(sid, |machine| machine.holds_copy() && machine.version() == version)
+            // An executor may hold a vote for more than came to be.
+            peer.look(sid, |machine| machine.holds_copy() && machine.version() >= version)
                 == Some(true)
         })
     });
@@ -239,6 +280,7 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
     Knobs {
         peers,
         clients: 2 + rng.below(3) as usize,
+        resting: 1 + rng.below(4) as usize,
         policy,
         apps: (0..peers).map(app).collect(),
         gentle: rng.chance(65),

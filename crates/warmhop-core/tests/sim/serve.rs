@@ -15,11 +15,12 @@ use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, Question, decide, may_retry,
 };
 use warmhop_core::session::entry::{
-    self, After, Alone, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look, Named, Rerun,
-    Reruns, Step, alone, answer_forward, fence_at, first_members, is_for_entry,
+    self, After, Alone, Because, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look,
+    NEWBORN_FOR, Named, Rerun, Reruns, Step, alone, answer_forward, fence_at, first_members,
+    is_for_entry, is_void,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
-use warmhop_core::session::{Failure, Outcome, Submit};
+use warmhop_core::session::{Failure, Outcome, Session, Submit};
 use warmhop_core::view::{AppBelief, AppState, Liveness, PeerBelief, View};
 
 use crate::peer::{Load, Peer, SHOP, app_name};
@@ -136,9 +137,11 @@ enum HopKind {
 #[derive(Clone)]
 struct Forward {
     sid: SessionId,
-    cfg: Config,
+    cfg: Option<Config>,
     owner: Incarnation,
+    n: u64,
     rid: RequestKey,
+    keyed: bool,
     seen: Option<u64>,
     hops_left: u8,
     hand_over: Option<Incarnation>,
@@ -845,6 +848,10 @@ impl Peer {
                 after = errand.tried_alone(failure, into, call.has_body, &self.here(&view));
             }
             match after {
+                After::Again { because: Because::NoWitness, back_off } => {
+                    let bound = back_off.as_millis() as u64;
+                    self.sleep(self.newborn_for() + self.world.below(bound)).await;
+                }
                 After::Again { back_off, .. } => {
                     if !back_off.is_zero() {
                         self.sleep(self.world.below(back_off.as_millis() as u64)).await;
@@ -869,7 +876,8 @@ impl Peer {
         let look = named.as_ref().and_then(|named| self.look(named.sid, Look::of));
         let stays = || named.as_ref().is_some_and(|named| self.should_move(named.sid, named.n));
         let step = errand.next(look.unwrap_or_default(), &self.here(&self.view.borrow()), stays);
-        let Some(Named { sid, cfg, .. }) = named else {
+        let cfg = errand.token().cloned();
+        let Some(Named { sid, n, .. }) = named else {
             return match step {
                 Step::GiveUp => Err(problem(503, "no-progress")),
                 _ => self.begin_session(portable, call).await,
@@ -885,7 +893,9 @@ impl Peer {
                     sid,
                     cfg,
                     owner,
+                    n,
                     rid: portable.rid,
+                    keyed: call.asked.keyed,
                     seen: portable.seen,
                     hops_left,
                     hand_over: moves.map(|_| self.inc),
@@ -902,8 +912,20 @@ impl Peer {
         })
     }
 
+    /// For how many milliseconds more it is newborn.
+    fn newborn_for(&self) -> u64 {
+        (NEWBORN_FOR.as_millis() as u64).saturating_sub(self.world.now() - self.born)
+    }
+
     fn here<'v>(&self, view: &'v View) -> Here<'v> {
-        Here { me: self.inc, draining: self.draining.get(), view, wall: self.wall() }
+        Here {
+            me: self.inc,
+            draining: self.draining.get(),
+            newborn: self.newborn_for() > 0,
+            hears_most: entry::hears_most(view, |peer| self.is_dead(peer)),
+            view,
+            wall: self.wall(),
+        }
     }
 
     /// Without a majority, goes on from this peer's own copy where that is allowed.
@@ -941,8 +963,8 @@ impl Peer {
         Ok(self.at_owner(portable, call, sid, Enter::Beginning(cfg), Some(place)).await)
     }
 
-    fn taking_over(&self, sid: SessionId, token: Config) -> Enter {
-        Enter::TakingOver { token: Some(token), peers: self.whom_to_ask(sid) }
+    fn taking_over(&self, sid: SessionId, token: Option<Config>) -> Enter {
+        Enter::TakingOver { token, peers: self.whom_to_ask(sid) }
     }
 
     async fn at_owner(
@@ -1141,9 +1163,17 @@ impl Peer {
         forward: &Forward,
     ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
+        if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
+            let look = self.look(sid, Look::of).unwrap_or_default();
+            if is_void(cfg, look, &self.here(&self.view.borrow())) {
+                return Err(HopRefusal::Lost(Failure::Lost { ran: false }));
+            }
+        }
+        let has_token = forward.cfg.is_some();
         let answer =
-            self.look(sid, |machine| answer_forward(Some(machine), self.inc, forward.owner, true));
-        let answer = answer.unwrap_or_else(|| answer_forward(None, self.inc, forward.owner, true));
+            |machine: Option<&Session>| answer_forward(machine, self.inc, forward.owner, has_token);
+        let answer =
+            self.look(sid, |machine| answer(Some(machine))).unwrap_or_else(|| answer(None));
         let enter = match answer {
             Forwarded::Serve { take_over: false } => Enter::AsOwner,
             Forwarded::Serve { take_over: true } => self.taking_over(sid, forward.cfg.clone()),

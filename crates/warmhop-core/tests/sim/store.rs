@@ -36,7 +36,8 @@ pub(crate) struct Store {
     pub(crate) process: Process,
     pub(crate) entries: BTreeMap<SessionId, Entry>,
     moves: BTreeMap<SessionId, MoveCounter>,
-    pub(crate) dead: BTreeSet<Incarnation>,
+    ended: BTreeSet<Incarnation>,
+    latest: BTreeMap<[u8; 6], Incarnation>,
     to_look_at: Vec<SessionId>,
     tickets: u64,
 }
@@ -113,9 +114,15 @@ impl Peer {
                 to_look_at.push(sid);
                 return;
             }
-            Effect::FewCopies | Effect::Lagging => return to_look_at.push(sid),
-            Effect::Deposed { .. } => return world.count("deposed"),
-            Effect::GaveUp => return world.count("gave up"),
+            Effect::FewCopies | Effect::Lagging | Effect::Claimed => return to_look_at.push(sid),
+            Effect::Deposed { .. } => {
+                to_look_at.push(sid);
+                return world.count("deposed");
+            }
+            Effect::GaveUp => {
+                to_look_at.push(sid);
+                return world.count("gave up");
+            }
             Effect::Located { .. } => return world.count("located"),
             Effect::Opened { .. } => return world.count("opened"),
             Effect::Lost => return world.count("lost"),
@@ -188,7 +195,7 @@ impl Peer {
     }
 
     pub(crate) fn is_dead(&self, peer: Incarnation) -> bool {
-        self.store.borrow().dead.contains(&peer)
+        self.store.borrow().is_dead(peer)
     }
 
     /// A frame from another peer.
@@ -211,13 +218,12 @@ impl Peer {
         // Only what a copy must remember makes an entry; a stray answer does not.
         let create =
             matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate);
-        let dead = self.store.borrow().dead.clone();
+        let members = self.look(sid, |machine| machine.config().map(Config::everyone)).flatten();
+        let dead: Vec<_> =
+            members.into_iter().flatten().filter(|peer| self.is_dead(*peer)).collect();
         self.with(sid, create, |machine, ctx, out| {
             if message == Message::Locate {
-                let members = machine.config().map(Config::everyone).unwrap_or_default();
-                for peer in members.into_iter().filter(|peer| dead.contains(peer)) {
-                    machine.peer_dead(peer);
-                }
+                dead.into_iter().for_each(|peer| machine.peer_dead(peer));
             }
             machine.on_message(ctx, from, message, out);
         });
@@ -316,6 +322,23 @@ impl Peer {
 }
 
 impl Store {
+    /// A process said goodbye.
+    pub(crate) fn peer_dead(&mut self, life: Incarnation) {
+        self.ended.insert(life);
+    }
+
+    /// A process was heard of, and what its peer was before, if anything.
+    pub(crate) fn peer_lives(&mut self, life: Incarnation, former: Option<Incarnation>) {
+        self.ended.extend(former);
+        self.ended.remove(&life);
+        self.latest.insert(life.name(), life);
+    }
+
+    fn is_dead(&self, peer: Incarnation) -> bool {
+        self.ended.contains(&peer)
+            || self.latest.get(&peer.name()).is_some_and(|latest| peer.is_before(latest))
+    }
+
     fn entry(&mut self, sid: SessionId) -> &mut Entry {
         let process = &self.process;
         self.entries.entry(sid).or_insert_with(|| Entry {

@@ -49,6 +49,8 @@ pub(crate) struct Node {
 pub(crate) struct Knobs {
     pub(crate) peers: usize,
     pub(crate) clients: usize,
+    /// Clients that begin a session and do not come back for it.
+    pub(crate) resting: usize,
     pub(crate) policy: SessionPolicy,
     /// How each node runs its apps.
     pub(crate) apps: Vec<AppPolicy>,
@@ -371,6 +373,12 @@ impl World {
             }
             world.resume(node);
         });
+    }
+
+    /// When no process pauses any more.
+    pub(crate) fn resumed_by(&self) -> u64 {
+        let nodes = self.nodes.borrow();
+        nodes.iter().map(|node| node.paused_until).max().unwrap_or_default().max(self.now())
     }
 
     fn resume(&self, node: usize) {

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::FutureExt;
 use tokio::sync::Notify;
-use warmhop_core::ids::{Ballot, Position, SessionId, SessionKey};
+use warmhop_core::ids::{Ballot, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::message::{Body, BodyRef, Config, Members, Message};
 
 use super::*;
@@ -165,7 +165,7 @@ fn config(authority: &Authority, name: &str, seeds: &[SocketAddr]) -> NetConfig 
     NetConfig {
         cluster: authority.cluster().to_owned(),
         me: id(name),
-        incarnation: Incarnation(rand::random()),
+        incarnation: Incarnation::of(&id(name), crate::clock::Clock::wall(), rand::random()),
         zone: Some("a".into()),
         http: None,
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -458,7 +458,7 @@ async fn a_hello_of_another_version_is_told_apart() {
     let peer = Peer::start(config(&authority, "a", &[])).await;
     let conn = raw_link(&authority, "b", &peer).await;
     let mut future = hello_of("b");
-    future.version = 2;
+    future.version = wire::PROTOCOL_VERSION + 1;
     say_hello(&conn, &future).await;
     let closed = conn.closed().await;
     assert!(
@@ -484,7 +484,7 @@ fn hello_of(name: &str) -> wire::Hello {
         dial: 1,
         peer: PeerNews {
             peer: id(name),
-            incarnation: Incarnation([9; 16]),
+            incarnation: Incarnation::of(&id(name), WallTime(9), 9),
             generation: 1,
             seq: 1,
             mesh: "127.0.0.1:9".parse().unwrap(),
@@ -548,7 +548,7 @@ async fn garbage_closes_its_stream_alone_and_is_counted() {
     let mut bytes = BytesMut::from(&[KIND_SESSION][..]);
     wire::put_frame(&mut bytes, &frame, wire::SESSION_FRAME_BYTES_MAX).unwrap();
     sessions.write_chunk(bytes.freeze()).await.unwrap();
-    let wanted = Event::Session(Incarnation([9; 16]), frame);
+    let wanted = Event::Session(hello_of("b").peer.incarnation, frame);
     peer.seen.until("the frame", |events| events.contains(&wanted).then_some(())).await;
     assert_eq!(peer.net.connected(), [id("b")]);
     close_all(vec![peer]).await;

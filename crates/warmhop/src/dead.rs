@@ -1,0 +1,83 @@
+//! Which processes are gone for good: those whose peers live again as others.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use warmhop_core::ids::Incarnation;
+
+/// How many former processes are remembered one by one, and how many peers' latest.
+const REMEMBERED_MAX: usize = 4096;
+
+/// What this process knows of those that are gone.
+///
+/// One that saw a peer restart knows which life ended. One that was started later knows it as
+/// well, since it hears of the later life: see [`Incarnation::is_before`].
+pub(crate) struct Dead {
+    ended: LruCache<Incarnation, ()>,
+    latest: LruCache<[u8; 6], Incarnation>,
+}
+
+impl Dead {
+    /// `me` is this process, which proves that its own peer's former ones are gone.
+    pub(crate) fn new(me: Incarnation) -> Self {
+        let max = NonZeroUsize::new(REMEMBERED_MAX).expect("a positive constant");
+        let mut latest = LruCache::new(max);
+        latest.put(me.name(), me);
+        Self { ended: LruCache::new(max), latest }
+    }
+
+    /// `life` is what its peer lives as now, instead of `former`.
+    pub(crate) fn lives(&mut self, life: Incarnation, former: Option<Incarnation>) {
+        if let Some(former) = former {
+            self.ended(former);
+        }
+        self.ended.pop(&life);
+        self.latest.put(life.name(), life);
+    }
+
+    /// `life` is over, though its peer may not live again.
+    pub(crate) fn ended(&mut self, life: Incarnation) {
+        self.ended.put(life, ());
+    }
+
+    pub(crate) fn contains(&self, life: &Incarnation) -> bool {
+        self.ended.contains(life)
+            || self.latest.peek(&life.name()).is_some_and(|latest| life.is_before(latest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use warmhop_core::ids::{PeerId, WallTime};
+
+    use super::*;
+
+    fn life(peer: &str, born: u64) -> Incarnation {
+        Incarnation::of(&PeerId::new(peer).unwrap(), WallTime(born), 7)
+    }
+
+    #[test]
+    fn a_process_that_began_after_a_death_learns_of_it_from_the_name() {
+        let mut dead = Dead::new(life("a", 50));
+        assert!(!dead.contains(&life("b", 10)));
+        dead.lives(life("b", 20), None);
+        assert!(dead.contains(&life("b", 10)));
+        assert!(!dead.contains(&life("b", 20)) && !dead.contains(&life("c", 10)));
+        // Newer than what was heard of: nothing shows that it is gone.
+        assert!(!dead.contains(&life("b", 30)));
+    }
+
+    #[test]
+    fn a_process_is_proof_that_its_own_peers_former_ones_are_gone() {
+        let dead = Dead::new(life("a", 50));
+        assert!(dead.contains(&life("a", 40)) && !dead.contains(&life("a", 50)));
+    }
+
+    #[test]
+    fn where_a_clock_went_back_whoever_saw_the_restart_knows() {
+        let mut dead = Dead::new(life("a", 50));
+        dead.lives(life("b", 20), None);
+        dead.lives(life("b", 5), Some(life("b", 20)));
+        assert!(dead.contains(&life("b", 20)) && !dead.contains(&life("b", 5)));
+    }
+}
