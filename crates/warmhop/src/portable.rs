@@ -456,7 +456,12 @@ impl Node {
         let state =
             base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
         let bytes_max = if slot.keeps_registers { STATE_BYTES_MAX } else { policy.state_bytes_max };
-        let turn = Turn { expiry: base.expiry, n: exec.p.map(|p| p.n), keep_until: None };
+        let turn = Turn {
+            expiry: base.expiry,
+            idle_until: exec.expiry,
+            n: exec.p.map(|p| p.n),
+            keep_until: None,
+        };
         let session = Session::new(state.clone(), bytes_max, turn);
         let mut ran = self.run_here(slot, call, Some(&session)).await?;
         let mut changed = session.close();

@@ -41,8 +41,11 @@ use crate::wire;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024 + 4096;
-/// What a register holds beside its value: see [`Held`].
-const HELD_BYTES: usize = 8 + 2;
+/// What a register holds beside its key and its value: see [`Parsed`].
+const HELD_BYTES: usize = 8 + 1 + 2;
+/// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
+/// read costs a write now and then, not each time.
+const MOVED_AFTER: u64 = 10;
 /// The largest state of a register's session.
 pub(crate) const STATE_BYTES_MAX: usize = HELD_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
 /// An operation or its answer on the way: a value, a key and what goes with them.
@@ -74,7 +77,8 @@ const BEGUN_ANEW_MAX: u32 = 2;
 ///
 /// Values live in memory, on up to three peers: they survive the loss of any one of those at any
 /// instant, and not that of two at once. What was lost is counted, logged and absent from then on.
-/// Every value has a time at which it ends.
+/// Every value has a time at which it ends: its own, or the end of the idle time of the mesh's
+/// sessions, which any use of it puts off.
 ///
 /// Where two peers or more have been silent for less than 30 s, an operation on a key that nobody
 /// else knows fails as [`RegisterError::Unavailable`]: they may hold it. Two sides of a partition
@@ -140,14 +144,16 @@ pub enum When {
 /// When what a register is changed to ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expires {
-    /// After the idle time of the mesh's sessions, from now.
+    /// Once it was not used for the idle time of the mesh's sessions. Every use puts the end off,
+    /// the one that reads it within a tenth of that time.
     Default,
     /// After so long, from now.
     After(Duration),
     /// At this time, by the clocks of the peers that hold it; never sooner, and less than a
     /// millisecond later.
     At(SystemTime),
-    /// When what it held would have ended; as [`Expires::Default`] where it held nothing.
+    /// When what it held would have ended, which may be by being idle; as [`Expires::Default`] where
+    /// it held nothing.
     Keep,
 }
 
@@ -215,11 +221,12 @@ enum Operation<'a> {
     },
 }
 
-/// [`Expires`], made a time by the clock of the peer that was asked.
+/// [`Expires`], made a time by the clock of the peer that was asked where one was named.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Ending {
+    Idle,
     At(u64),
-    Keep { or_at: u64 },
+    Keep,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -293,7 +300,7 @@ impl Registers {
             return Err(RegisterError::TooLarge { bytes: bytes.len() });
         }
         let begins = matches!(when, When::Always | When::Absent);
-        let expires = self.ending(expires);
+        let expires = ending(expires);
         self.change(key, &Operation::Put { key, bytes, expires, when }, begins).await
     }
 
@@ -308,7 +315,7 @@ impl Registers {
         expires: Expires,
         when: When,
     ) -> Result<Change, RegisterError> {
-        let expires = self.ending(expires);
+        let expires = ending(expires);
         self.change(key, &Operation::Expire { expires, when }, false).await
     }
 
@@ -403,17 +410,6 @@ impl Registers {
             }
         }
         Ok(listings)
-    }
-
-    fn ending(&self, expires: Expires) -> Ending {
-        let now = Clock::wall();
-        let default = now.after(self.node.store.policy().ttl).0;
-        match expires {
-            Expires::Default => Ending::At(default),
-            Expires::After(span) => Ending::At(now.after(span).0),
-            Expires::At(time) => Ending::At(millis(time)),
-            Expires::Keep => Ending::Keep { or_at: default },
-        }
     }
 
     async fn change(
@@ -565,6 +561,15 @@ impl From<Held> for Value {
     }
 }
 
+fn ending(expires: Expires) -> Ending {
+    match expires {
+        Expires::Default => Ending::Idle,
+        Expires::After(span) => Ending::At(Clock::wall().after(span).0),
+        Expires::At(time) => Ending::At(millis(time)),
+        Expires::Keep => Ending::Keep,
+    }
+}
+
 /// Milliseconds since the Unix epoch, rounded up: nothing ends sooner than it was to.
 fn millis(time: SystemTime) -> u64 {
     let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -647,31 +652,39 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     listing
 }
 
-/// A register's state: its version, its key's length, its key, its value.
+/// A register's state: its version, whether it ends by being idle, its key's length, its key, its
+/// value.
 struct Parsed<'a> {
     version: u64,
+    idles: bool,
     key: &'a [u8],
     bytes: &'a [u8],
 }
 
 fn parse(state: &[u8]) -> Option<Parsed<'_>> {
     let (version, rest) = state.split_first_chunk::<8>()?;
+    let (idles, rest) = rest.split_first()?;
     let (len, rest) = rest.split_first_chunk::<2>()?;
     let (key, bytes) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
-    Some(Parsed { version: u64::from_be_bytes(*version), key, bytes })
+    Some(Parsed { version: u64::from_be_bytes(*version), idles: *idles != 0, key, bytes })
 }
 
-fn compose(version: u64, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
+fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
     let mut state = BytesMut::with_capacity(HELD_BYTES + key.len() + bytes.len());
     state.put_u64(version);
+    state.put_u8(u8::from(idles));
     state.put_u16(u16::try_from(key.len()).ok()?);
     state.put_slice(key);
     state.put_slice(bytes);
     Some(state.freeze())
 }
 
-/// Executes one operation on what its register holds.
-fn execute(operation: &Operation<'_>, session: &Session) -> Result<Answer, BoxError> {
+/// Executes one operation on what its register holds. `ttl` is the idle time.
+fn execute(
+    operation: &Operation<'_>,
+    session: &Session,
+    ttl: Duration,
+) -> Result<Answer, BoxError> {
     let state = session.get();
     let turn = session.turn();
     let now = Clock::wall();
@@ -692,35 +705,48 @@ fn execute(operation: &Operation<'_>, session: &Session) -> Result<Answer, BoxEr
         When::Present => held.is_some(),
         When::Version(wanted) => held.as_ref().is_some_and(|held| held.version == *wanted),
     };
-    let ending = |expires: &Ending| {
-        WallTime(match *expires {
-            Ending::At(at) => at,
-            Ending::Keep { or_at } if held.is_none() => or_at,
-            Ending::Keep { .. } => turn.expiry.0,
-        })
+    // Also whether it ends by being idle.
+    let ending = |expires: &Ending| match (expires, &held) {
+        (Ending::At(at), _) => (WallTime(*at), false),
+        (Ending::Keep, Some(held)) if !held.idles => (turn.expiry, false),
+        (Ending::Idle | Ending::Keep, Some(held)) if held.idles => {
+            (turn.idle_until.max(turn.expiry), true)
+        }
+        (Ending::Idle | Ending::Keep, _) => (turn.idle_until, true),
     };
     let next = turn.n.unwrap_or_default();
     let done = |done, version| Answer { done, version, before };
     Ok(match operation {
-        Operation::Get | Operation::List { .. } => done(held.is_some(), version),
         Operation::Put { key, bytes, expires, when } if holds(when) => {
-            session.set(compose(next, key, bytes).ok_or("the key is too long")?)?;
-            session.end_at(ending(expires));
+            let (end, idles) = ending(expires);
+            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(end);
             done(true, next)
         }
         Operation::Expire { expires, when } if holds(when) && version > 0 => {
+            let (end, idles) = ending(expires);
             let (key, bytes) = held.as_ref().map_or((&[][..], &[][..]), |it| (it.key, it.bytes));
-            session.set(compose(next, key, bytes).ok_or("the key is too long")?)?;
-            session.end_at(ending(expires));
+            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(end);
             done(true, next)
         }
         Operation::Delete { when } if holds(when) && version > 0 => {
             session.clear()?;
             done(true, 0)
         }
-        Operation::Put { .. } | Operation::Expire { .. } | Operation::Delete { .. } => {
-            done(false, version)
+        // It changes nothing, but it is a use. The version stays, as the value does.
+        Operation::Get
+        | Operation::Put { .. }
+        | Operation::Expire { .. }
+        | Operation::Delete { .. } => {
+            let part = turn.idle_until.0.saturating_sub(turn.expiry.0).saturating_mul(MOVED_AFTER);
+            if held.as_ref().is_some_and(|held| held.idles) && u128::from(part) > ttl.as_millis() {
+                session.set(state.clone().unwrap_or_default())?;
+                session.end_at(turn.idle_until);
+            }
+            done(matches!(operation, Operation::Get) && held.is_some(), version)
         }
+        Operation::List { .. } => done(false, 0),
     })
 }
 
@@ -752,17 +778,22 @@ async fn answer(
     let (parts, body) = request.into_parts();
     let body = collected(body).await?;
     let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
+    let node = node.get().and_then(Weak::upgrade).ok_or("this peer is ending")?;
+    let ttl = node.store.policy().ttl;
     let bytes = match (&operation, parts.extensions.get::<Session>()) {
         (Operation::List { from, count }, _) => {
-            let node = node.get().and_then(Weak::upgrade).ok_or("this peer is ending")?;
             let slot = node.slots_by_name.get(name).ok_or("no such registers")?;
             let count = usize::try_from(*count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
             encode(&list(&node, slot, *from, count))?
         }
         (operation, Some(session)) => {
-            wire::encode(&execute(operation, session)?, 2 * FRAME_BYTES_MAX)?
+            wire::encode(&execute(operation, session, ttl)?, 2 * FRAME_BYTES_MAX)?
         }
         (_, None) => return Err("an operation on one register came without it".into()),
     };
     Ok(Response::new(Body::from(bytes)))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests;

@@ -22,6 +22,8 @@ pub struct Session(Arc<Mutex<Cell>>);
 pub(crate) struct Turn {
     /// When what it holds ends.
     pub(crate) expiry: WallTime,
+    /// When it ends if it is used at this turn and then no more.
+    pub(crate) idle_until: WallTime,
     /// The number that a change will have, where one was reserved for it.
     pub(crate) n: Option<u64>,
     /// When what it is changed to shall end, where that is not the session's idle time from now.

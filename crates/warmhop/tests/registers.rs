@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use bed::{Bed, eventually, peer};
 use tokio::sync::oneshot;
+use warmhop::config::SessionPolicy;
 use warmhop::ids::AppName;
 use warmhop::{Change, Expires, Mesh, RegisterError, Registers, When};
 
@@ -23,11 +24,16 @@ fn registers(mesh: &Mesh) -> Registers {
 }
 
 async fn mesh_of(names: &[&str]) -> Bed {
+    mesh_with(names, SessionPolicy::default()).await
+}
+
+async fn mesh_with(names: &[&str], policy: SessionPolicy) -> Bed {
     let mut bed = Bed::new();
     for one in names {
         let seeds = bed.peers.first().map(|first| first.mesh_addr().to_string());
         let identity = bed.authority.issue(&peer(one)).unwrap();
-        let mut builder = Mesh::builder("test", peer(one), identity).registers(name());
+        let mut builder =
+            Mesh::builder("test", peer(one), identity).sessions(policy.clone()).registers(name());
         if let Some(seed) = seeds {
             builder = builder.seed(seed);
         }
@@ -476,4 +482,27 @@ async fn every_key_is_listed_once_wherever_it_moves_meanwhile() {
     assert!(user > 0, "all of them came at once");
     all.sort_unstable();
     assert_eq!(all, keys);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_is_read_does_not_end_but_one_with_an_end_of_its_own_does() {
+    let ttl = Duration::from_secs(10);
+    let policy = SessionPolicy { ttl, ..SessionPolicy::default() };
+    let bed = mesh_with(&["a", "b", "c"], policy).await;
+    let here = registers(&bed.peers[0]);
+    let first = put(&here, KEY, "used").await.version;
+    let own = here.put(b"own", "", Expires::After(ttl), When::Always).await.unwrap();
+    assert!(own.done);
+    let ends = async |key: &[u8]| here.get(key).await.unwrap().map(|it| it.expires).unwrap();
+    let (used, own) = (ends(KEY).await, ends(b"own").await);
+    let there = registers(&bed.peers[1]);
+    let moved = loop {
+        let value = there.get(KEY).await.unwrap().expect("it is read all the time");
+        if value.expires > used {
+            break value;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((&moved.bytes[..], moved.version), (&b"used"[..], first));
+    assert_eq!(ends(b"own").await, own);
 }

@@ -617,7 +617,8 @@ impl Database {
                 (true, None) => When::Absent,
                 (true, Some(version)) => When::Version(version),
             };
-            let put = self.registers.put(&to, kept, Expires::At(held.expires), when).await;
+            let expires = if held.endless { Expires::Default } else { Expires::At(held.expires) };
+            let put = self.registers.put(&to, kept, expires, when).await;
             let put = put.inspect_err(|_| in_vain());
             let put = put.map_err(|error| partly_if(moved, failed(error)))?;
             match (put.done, moved) {
