@@ -32,11 +32,15 @@ const WATCHERS_MAX: usize = 16;
 /// How many of the newest requests are told.
 const RECENT: usize = 40;
 
+/// The picture of the mesh first, which the rest of the script draws with.
+const SCRIPT: &str =
+    concat!(include_str!("dashboard/mesh.js"), include_str!("dashboard/dashboard.js"));
+
 /// The page with its style and its script.
 static PAGE: LazyLock<String> = LazyLock::new(|| {
     include_str!("dashboard/index.html")
         .replace("{style}", include_str!("dashboard/dashboard.css"))
-        .replace("{script}", include_str!("dashboard/dashboard.js"))
+        .replace("{script}", SCRIPT)
 });
 
 /// The page's own style and script, by their digests (CSP Level 3 section 2.3.1), and what the peer
@@ -50,7 +54,7 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
         "default-src 'none'; style-src {}; script-src {}; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         digest(include_str!("dashboard/dashboard.css")),
-        digest(include_str!("dashboard/dashboard.js")),
+        digest(SCRIPT),
     );
     HeaderValue::try_from(policy).expect("digests in base64 are visible ASCII")
 });

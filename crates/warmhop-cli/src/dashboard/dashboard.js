@@ -31,6 +31,9 @@ let held = false, recent = [];
 const lately = new Map();
 const rates = { served: [], hopped: [], received: [] };
 let before = null;
+// The hops between all peers: what each told it sent, and how many a second that is.
+const sent = new Map(), hopRates = new Map();
+const OTHERS_EVERY_MS = 2000, OTHERS_MAX = 24;
 
 // Without what shows nothing itself but changes how its neighbours are read, such as a turn of the
 // direction; line breaks stay.
@@ -136,6 +139,52 @@ function drawRates() {
     const points = history.map((each, i) => `${((from + i) * step).toFixed(1)} ${(SVG_POINTS.height - 1 - each / top * (SVG_POINTS.height - 2)).toFixed(1)}`);
     byId(`spark-${way}`).firstElementChild.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
   }
+}
+
+// What a peer told of the hops it sent, by its own clock.
+function measureHops(status) {
+  const from = status.peer.name, now = { at: status.peer.uptime_ms, started: status.peer.incarnation, to: new Map(status.peers.map((peer) => [peer.name, peer.hops_sent])) };
+  const earlier = sent.get(from);
+  if (earlier && earlier.started === now.started && now.at - earlier.at < OTHERS_EVERY_MS * .7) return;
+  sent.set(from, now);
+  for (const [to, count] of now.to) {
+    const grown = earlier && earlier.started === now.started ? count - (earlier.to.get(to) ?? count) : 0;
+    hopRates.set(`${from} ${to}`, { from, to, rate: grown > 0 ? grown * 1000 / (now.at - earlier.at) : 0, ever: count > 0 });
+  }
+}
+
+// The others are asked through this peer, so that hops between two of them show as well.
+async function askOthers() {
+  if (!live || document.hidden || !told) return;
+  const names = told.peers.filter((peer) => peer.state === "alive" || peer.state === "draining").slice(0, OTHERS_MAX).map((peer) => peer.name);
+  await Promise.all(names.map(async (name) => {
+    try {
+      const reply = await fetch(`/v1/peers/${encodeURIComponent(name)}/v1/status`, { headers: headers(), signal: AbortSignal.timeout(OTHERS_EVERY_MS) });
+      if (reply.ok) measureHops(await reply.json());
+    } catch { /* It is left out until it answers again. */ }
+  }));
+}
+
+function drawPicture() {
+  if (!told) return;
+  const list = columns(told);
+  const all = allApps(told);
+  const peers = list.map((column) => {
+    const state = column.here ? (live ? told.peer.state : "no answer") : column.peer.state;
+    const apps = all.map((app) => ({ app, copy: copyOf(column, app) })).filter(({ copy }) => copy.state !== null).map(({ app, copy }) => {
+      const gone = copy.elapsed ?? 0, whole = gone + (copy.eta ?? 0);
+      return { name: app.name, state: copy.state, kind: KINDS[copy.state] ?? "", progress: whole > 0 ? Math.min(.97, gone / whole) : null };
+    });
+    const flying = all.reduce((sum, app) => sum + copyOf(column, app).inFlight, 0);
+    const note = state !== "alive" && state !== "serving" ? state : flying ? `${flying} in flight` : "";
+    return { name: clean(column.name), here: column.here, kind: KINDS[state] ?? "", note, apps };
+  });
+  const names = new Set(peers.map((peer) => peer.name));
+  const hops = [...hopRates.values()].filter((hop) => hop.ever && names.has(hop.from) && names.has(hop.to));
+  drawMesh(byId("mesh"), { peers, hops });
+  const busy = hops.filter((hop) => hop.rate > 0).map((hop) => `${hop.from} to ${hop.to} ${perSecond(hop.rate)} a second`);
+  const label = `${peers.length} ${peers.length === 1 ? "peer" : "peers"}. ${busy.length ? `Hops: ${busy.join(", ")}` : "No hops at the moment"}.`;
+  if (byId("mesh").getAttribute("aria-label") !== label) byId("mesh").setAttribute("aria-label", label);
 }
 
 // The peers that may have a copy, this one first.
@@ -472,6 +521,7 @@ function draw(news) {
   [told, toldAt, peerTime] = [status, performance.now(), news.now_unix_ms];
   [live, problem, rejected] = [true, "", false];
   measure(status);
+  measureHops(status);
   say(byId("name"), status.peer.name);
   const zone = status.peer.zone ? `, zone ${status.peer.zone}` : "";
   say(byId("about"), `up ${span(status.peer.uptime_ms)}${zone}, version ${status.peer.version}`);
@@ -606,5 +656,15 @@ addEventListener("resize", () => {
   drawScrolls();
 });
 setInterval(() => { watchOver(); drawProgress(); drawAges(); drawLine(); }, DRAW_MS);
+setInterval(askOthers, OTHERS_EVERY_MS);
+let drawn = 0;
+// Thirty pictures a second are enough for marks that move, and none is drawn for a hidden page.
+requestAnimationFrame(function frame(now) {
+  if (now - drawn > 33) {
+    drawn = now;
+    drawPicture();
+  }
+  requestAnimationFrame(frame);
+});
 forEver();
 })();
