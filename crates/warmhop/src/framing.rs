@@ -4,17 +4,21 @@
 //! hyper accepts a request with both `Content-Length` and `Transfer-Encoding` and drops the
 //! former. That keeps *us* safe, but a proxy in front that believed the other field has been
 //! desynchronised already, so such a request gets 400. [`Framed`] reads along on an HTTP/1
-//! connection, follows just enough of the framing to know where each head begins, and spoils a
-//! head that is ambiguous so that hyper refuses it.
+//! connection, follows the framing to know where each head begins, and spoils a head that is
+//! ambiguous so that hyper refuses it. Where it cannot follow, hyper is given nothing more to read:
+//! no byte is taken for a request that was not looked at here.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::chunks::{Chunked, Read};
 use crate::departure::{Departure, InFlight};
 use crate::fields;
+use crate::refusals::{Refusal, Refusals};
 
 /// The largest request head in bytes; hyper is given the same bound.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -31,12 +35,18 @@ pub(crate) struct Framed<IO> {
     io: IO,
     watch: Watch,
     departure: Departure,
+    refusals: Arc<Refusals>,
 }
 
 impl<IO> Framed<IO> {
-    pub(crate) fn new(io: IO, in_flight: InFlight) -> Self {
-        let watch = Watch { at: At::Head, head: Vec::new(), spoilt: false };
-        Self { io, watch, departure: Departure::new(in_flight) }
+    pub(crate) fn new(io: IO, in_flight: InFlight, refusals: Arc<Refusals>) -> Self {
+        Self { io, watch: Watch::default(), departure: Departure::new(in_flight), refusals }
+    }
+
+    /// The heads that were looked at and let pass, as they come.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn looked(&self) -> Looked {
+        Arc::clone(&self.watch.looked)
     }
 }
 
@@ -50,6 +60,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
             buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
             return Poll::Ready(Ok(()));
         }
+        if self.watch.at == At::Refused {
+            let what = "what follows could be read in two ways";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+        }
         if self.departure.waits() {
             return self.departure.poll_left(cx).map(Ok);
         }
@@ -58,7 +72,15 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
         if matches!(outcome, Poll::Ready(Ok(()))) {
             let ended = buf.filled().len() == before && buf.remaining() > 0;
             let fresh = &mut buf.filled_mut()[before..];
-            self.watch.see(fresh);
+            let (seen, refusal) = self.watch.see(fresh);
+            if let Some(why) = refusal {
+                self.refusals.note(why);
+            }
+            buf.set_filled(before + seen);
+            if seen == 0 && self.watch.at == At::Refused {
+                // To whoever reads, nothing would be the end of the connection.
+                return self.poll_read(cx, buf);
+            }
             let between = self.watch.is_between();
             if ended && self.departure.sends_no_more(between) {
                 return self.departure.poll_left(cx).map(Ok);
@@ -108,28 +130,52 @@ enum At {
     Head,
     /// In a body with so many bytes left.
     Fixed(u64),
-    /// In a chunk-size line; whether a digit was seen, and the size so far.
-    ChunkSize {
-        size: u64,
-        in_extension: bool,
-    },
-    /// In a chunk's bytes, its closing CRLF included.
-    Chunk(u64),
-    /// In the trailer section; how many bytes the current line has.
-    Trailers {
-        line_bytes: u32,
-    },
-    /// HTTP/2, a connection that may be upgraded, or one that hyper is about to refuse. Where it
-    /// is not upgraded after all, [`ends_connection`] has it closed behind the answer.
+    /// In a chunked body.
+    Chunks(Chunked),
+    /// HTTP/2, or a connection that may be upgraded. Where it is not upgraded after all,
+    /// [`ends_connection`] has it closed behind the answer.
     Opaque,
+    /// Behind what is refused, here or by hyper: nobody reads on.
+    Refused,
 }
 
 struct Watch {
     at: At,
-    /// The head so far.
+    /// The part of the head that came with earlier reads.
     head: Vec<u8>,
     /// The head was spoilt; the next read ends it.
     spoilt: bool,
+    /// A connection begins as HTTP/2 or never becomes it.
+    first: bool,
+    #[cfg(any(test, feature = "fuzzing"))]
+    looked: Looked,
+}
+
+/// Heads that were let pass.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) type Looked = Arc<std::sync::Mutex<Vec<Vec<u8>>>>;
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            at: At::Head,
+            head: Vec::new(),
+            spoilt: false,
+            first: true,
+            #[cfg(any(test, feature = "fuzzing"))]
+            looked: Looked::default(),
+        }
+    }
+}
+
+/// What a head is followed by, once it is whole.
+enum Head {
+    /// Its end has not come.
+    Partial,
+    /// It, or what came of it, is so long.
+    Ends { bytes: usize, then: At },
+    /// It is to be spoilt.
+    Ambiguous,
 }
 
 impl Watch {
@@ -138,93 +184,106 @@ impl Watch {
         self.at == At::Head && self.head.is_empty()
     }
 
-    fn see(&mut self, bytes: &mut [u8]) {
+    /// Follows `bytes`. Returns how many of them hyper may see, and what is refused, if anything.
+    fn see(&mut self, bytes: &mut [u8]) -> (usize, Option<Refusal>) {
         let mut from = 0;
         while from < bytes.len() {
             from += match self.at {
-                At::Opaque => return,
-                At::Head => self.see_head(&mut bytes[from..]),
+                At::Opaque => break,
+                At::Refused => return (from, None),
+                At::Head => match self.see_head(&bytes[from..]) {
+                    Head::Partial => break,
+                    Head::Ends { bytes, then } => {
+                        self.at = then;
+                        bytes
+                    }
+                    Head::Ambiguous => {
+                        // NUL is allowed nowhere in a head, so hyper answers 400 once it sees an
+                        // end. The head is not complete without these bytes: it has not been taken
+                        // for a request.
+                        bytes[from..].fill(0);
+                        self.spoilt = true;
+                        self.at = At::Refused;
+                        return (bytes.len(), Some(Refusal::AmbiguousHead));
+                    }
+                },
                 At::Fixed(left) => {
                     let take = left.min((bytes.len() - from) as u64);
                     self.at = if left == take { At::Head } else { At::Fixed(left - take) };
                     take as usize
                 }
-                At::Chunk(left) => {
-                    let take = left.min((bytes.len() - from) as u64);
-                    self.at = if left == take {
-                        At::ChunkSize { size: 0, in_extension: false }
-                    } else {
-                        At::Chunk(left - take)
-                    };
-                    take as usize
-                }
-                At::ChunkSize { size, in_extension } => {
-                    self.at = see_chunk_size(bytes[from], size, in_extension);
-                    1
-                }
-                At::Trailers { line_bytes } => {
-                    self.at = match bytes[from] {
-                        b'\n' if line_bytes == 0 => At::Head,
-                        b'\n' => At::Trailers { line_bytes: 0 },
-                        b'\r' => At::Trailers { line_bytes },
-                        _ => At::Trailers { line_bytes: line_bytes.saturating_add(1) },
-                    };
-                    1
-                }
+                At::Chunks(chunks) => match chunks.read(&bytes[from..]) {
+                    Read::All(next) => {
+                        self.at = At::Chunks(next);
+                        break;
+                    }
+                    Read::Ended(bytes) => {
+                        self.at = At::Head;
+                        bytes
+                    }
+                    Read::Malformed(bytes) => {
+                        self.at = At::Refused;
+                        return (from + bytes, Some(Refusal::MalformedChunks));
+                    }
+                },
             };
         }
+        (bytes.len(), None)
     }
 
-    /// Takes bytes up to the end of the head; decides what follows it. Returns how many.
-    fn see_head(&mut self, bytes: &mut [u8]) -> usize {
+    /// Looks for the end of the head; decides what follows it.
+    fn see_head(&mut self, bytes: &[u8]) -> Head {
         let held = self.head.len();
-        // The end may straddle two reads: look from three bytes before the seam.
-        let from = held.saturating_sub(3);
-        self.head.extend_from_slice(bytes);
-        if held < H2_PREFACE.len() && self.head.starts_with(b"PRI * HTTP/2.0") {
-            self.at = At::Opaque;
-            self.head = Vec::new();
-            return bytes.len();
+        if held > 0 || self.first {
+            self.head.extend_from_slice(bytes);
+            let head = std::mem::take(&mut self.head);
+            let seen = self.look(&head, held);
+            if matches!(seen, Head::Partial) {
+                self.head = head;
+            }
+            return seen;
         }
-        let Some(end) = head_end(&self.head, from) else {
-            if self.head.len() > HEAD_BYTES_MAX {
-                self.at = At::Opaque; // hyper refuses it for its size.
-                self.head = Vec::new();
-            }
-            return bytes.len();
-        };
-        let taken = end - held;
-        self.at = match framing(&self.head[..end]) {
-            Ok(at) => at,
-            Err(Ambiguous) => {
-                // NUL is allowed nowhere in a head, so hyper answers 400 once it sees an end. The
-                // head is not complete without these bytes: it has not been taken for a request.
-                bytes.fill(0);
-                self.spoilt = true;
-                At::Opaque
-            }
-        };
-        self.head.clear();
-        self.head.shrink_to(8 * 1024);
-        taken
+        // Mostly a head comes with one read, and need not be kept.
+        let seen = self.look(bytes, 0);
+        if matches!(seen, Head::Partial) {
+            self.head = bytes.to_vec();
+        }
+        seen
     }
-}
 
-fn see_chunk_size(byte: u8, size: u64, in_extension: bool) -> At {
-    match byte {
-        b'\n' if size == 0 => At::Trailers { line_bytes: 0 },
-        b'\n' => match size.checked_add(2) {
-            Some(with_crlf) => At::Chunk(with_crlf),
-            None => At::Opaque,
-        },
-        _ if in_extension => At::ChunkSize { size, in_extension },
-        b';' | b' ' | b'\t' | b'\r' => At::ChunkSize { size, in_extension: true },
-        digit => match char::from(digit).to_digit(16).and_then(|digit| {
-            size.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit)))
-        }) {
-            Some(size) => At::ChunkSize { size, in_extension },
-            None => At::Opaque, // hyper refuses it.
-        },
+    /// `head` is what came of it so far, of which `held` bytes have been looked at.
+    fn look(&mut self, head: &[u8], held: usize) -> Head {
+        if self.first {
+            if head.starts_with(H2_PREFACE) {
+                return Head::Ends { bytes: head.len() - held, then: At::Opaque };
+            }
+            if H2_PREFACE.starts_with(head) {
+                return Head::Partial;
+            }
+        }
+        // The end may straddle two reads: look from three bytes before the seam. A preface that was
+        // none has not been looked at.
+        let from = if held < H2_PREFACE.len() { 0 } else { held - 3 };
+        let Some(end) = head_end(head, from) else {
+            if head.len() <= HEAD_BYTES_MAX {
+                return Head::Partial;
+            }
+            // hyper refuses it for its size.
+            return Head::Ends { bytes: head.len() - held, then: At::Refused };
+        };
+        self.first = false;
+        match framing(&head[..end]) {
+            Ok(then) => {
+                #[cfg(any(test, feature = "fuzzing"))]
+                if then != At::Refused {
+                    let mut looked =
+                        self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    looked.push(head[..end].to_vec());
+                }
+                Head::Ends { bytes: end - held, then }
+            }
+            Err(Ambiguous) => Head::Ambiguous,
+        }
     }
 }
 
@@ -252,9 +311,12 @@ struct Ambiguous;
 fn framing(head: &[u8]) -> Result<At, Ambiguous> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);
-    let Ok(httparse::Status::Complete(_)) = request.parse(head) else {
-        return Ok(At::Opaque); // hyper refuses it too, and says how.
-    };
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => {}
+        // The two readers of this very program disagree about where it ends.
+        Ok(_) => return Err(Ambiguous),
+        Err(_) => return Ok(At::Refused), // hyper refuses it too, and says how.
+    }
     let mut length: Option<u64> = None;
     let mut chunked = false;
     let mut hosts = 0;
@@ -284,9 +346,10 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
         let named = request.headers.iter().filter(move |it| it.name.eq_ignore_ascii_case(name));
         named.map(|field| field.value)
     };
-    let upgrades = request.method == Some("CONNECT")
-        || fields::asks_to_upgrade(values("connection"), values("upgrade"));
     let is_http_11 = request.version == Some(1);
+    // As [`ends_connection`] sees it.
+    let upgrades = request.method == Some("CONNECT")
+        || (is_http_11 && fields::asks_to_upgrade(values("connection"), values("upgrade")));
     if hosts > 1 || (hosts == 0 && is_http_11) {
         return Err(Ambiguous); // RFC 9112 section 3.2 asks for 400.
     }
@@ -296,7 +359,7 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
         // What follows may belong to another protocol, which is not ours to follow. A body comes
         // before it, and who sends one is not upgraded.
         (Some(0) | None, false) if upgrades => Ok(At::Opaque),
-        (None, true) => Ok(At::ChunkSize { size: 0, in_extension: false }),
+        (None, true) => Ok(At::Chunks(Chunked::START)),
         (Some(0) | None, false) => Ok(At::Head),
         (Some(length), false) => Ok(At::Fixed(length)),
     }
@@ -316,12 +379,12 @@ mod tests {
 
     /// Feeds `text` in pieces of `step` bytes; returns what hyper would read and the end state.
     fn feed(text: &[u8], step: usize) -> (Vec<u8>, At) {
-        let mut watch = Watch { at: At::Head, head: Vec::new(), spoilt: false };
+        let mut watch = Watch::default();
         let mut out = Vec::new();
         for piece in text.chunks(step) {
             let mut piece = piece.to_vec();
-            watch.see(&mut piece);
-            out.extend(piece);
+            let (seen, _) = watch.see(&mut piece);
+            out.extend(&piece[..seen]);
         }
         (out, watch.at)
     }
@@ -356,7 +419,7 @@ mod tests {
                 let (seen, at) = feed(text.as_bytes(), step);
                 assert!(seen.contains(&0), "{fields:?} in steps of {step}");
                 assert!(!is_request(&seen), "{fields:?} in steps of {step}");
-                assert_eq!(at, At::Opaque);
+                assert_eq!(at, At::Refused);
             }
         }
     }
@@ -380,7 +443,7 @@ mod tests {
             Host: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
         let (seen, at) = feed(text, text.len());
         assert!(seen.contains(&0));
-        assert_eq!(at, At::Opaque);
+        assert_eq!(at, At::Refused);
     }
 
     #[test]
@@ -401,6 +464,46 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_read_behind_a_body_that_two_readers_could_end_elsewhere() {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (good, bad) in
+            [("0\r\n", "\n"), ("0\r\nx: y", "\n\r\n"), ("1", "\na\r\n0\r\n\r\n"), ("", "x")]
+        {
+            let text = format!("{head}{good}{bad}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            for step in 1..text.len() {
+                let (seen, at) = feed(text.as_bytes(), step);
+                assert_eq!(seen, format!("{head}{good}").as_bytes(), "{bad:?} in steps of {step}");
+                assert_eq!(at, At::Refused, "{bad:?} in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_upgrade_from_http_1_0_is_none_and_hides_nothing_behind_it() {
+        let text = b"GET / HTTP/1.0\r\nConnection: keep-alive, upgrade\r\nUpgrade: x\r\n\r\n\
+            GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
+        for step in 1..text.len() {
+            let (seen, at) = feed(text, step);
+            assert!(seen.contains(&0), "in steps of {step}");
+            assert_eq!(at, At::Refused, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn http_2_begins_a_connection_or_never_comes() {
+        let text = [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", H2_PREFACE, b"x"].concat();
+        let (_, at) = feed(&text, 7);
+        assert_eq!(at, At::Refused);
+        let almost =
+            [b"PRI * HTTP/2.0\r\n\r\n", &b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..]].concat();
+        for step in 1..almost.len() {
+            let (seen, at) = feed(&almost, step);
+            assert_eq!(at, At::Refused, "in steps of {step}");
+            assert!(!seen.windows(3).any(|part| part == b"GET"), "in steps of {step}");
+        }
+    }
+
+    #[test]
     fn http_2_and_upgrades_are_left_alone() {
         let (seen, at) = feed(H2_PREFACE, 5);
         assert_eq!((seen.as_slice(), at), (H2_PREFACE, At::Opaque));
@@ -411,11 +514,10 @@ mod tests {
 
     #[test]
     fn an_endless_head_is_not_kept() {
-        let mut watch = Watch { at: At::Head, head: Vec::new(), spoilt: false };
+        let mut watch = Watch::default();
         for _ in 0..200 {
             watch.see(&mut [b'a'; 1024]);
         }
-        assert!(watch.head.capacity() <= HEAD_BYTES_MAX * 2);
-        assert_eq!(watch.at, At::Opaque);
+        assert_eq!((watch.head.capacity(), watch.at), (0, At::Refused));
     }
 }

@@ -151,6 +151,11 @@ async fn connection<IO>(
     let beginning = begun.clone();
     let in_flight = InFlight::default();
     let counts = in_flight.clone();
+    let stream = TokioIo::new(Framed::new(
+        Prompt::new(stream, HEAD_TIMEOUT),
+        in_flight,
+        Arc::clone(&ingress.node.metrics.refusals),
+    ));
     let upgraded = Arc::new(AtomicBool::new(false));
     let upgrades = Arc::clone(&upgraded);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -181,7 +186,6 @@ async fn connection<IO>(
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let stream = TokioIo::new(Framed::new(Prompt::new(stream, HEAD_TIMEOUT), in_flight));
     let serving = async {
         let serving = builder.serve_connection_with_upgrades(stream, service);
         tokio::pin!(serving);

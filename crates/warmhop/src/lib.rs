@@ -211,6 +211,7 @@ pub mod axum;
 pub mod body;
 mod builder;
 mod call;
+mod chunks;
 mod clock;
 mod dead;
 mod departure;
@@ -222,6 +223,9 @@ mod fields;
 mod framing;
 mod front;
 mod front_tls;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gossip;
 mod grpc;
 mod hop;
@@ -235,6 +239,7 @@ mod node;
 pub mod peer_service;
 mod portable;
 mod problem;
+mod refusals;
 mod registers;
 mod repair;
 mod report;
@@ -247,6 +252,7 @@ mod shutdown;
 mod starting;
 pub mod status;
 mod supervise;
+mod targets;
 mod telemetry;
 #[cfg(feature = "tower-sessions")]
 pub mod tower_sessions;

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId, RequestId};
 
 use crate::hop::HopRefusal;
+use crate::refusals::Refusals;
 use crate::status::{RequestCounts, RequestTrace, TraceCandidate, TraceStep};
 
 /// How many requests `why` remembers.
@@ -71,7 +72,7 @@ pub(crate) struct ByReason {
 /// The counters of one peer.
 pub(crate) struct Metrics {
     /// Requests by app and by the way they took: `serve`, `hop`, `page` (the starting page),
-    /// `refuse`.
+    /// `refuse`, `server`.
     pub(crate) requests: Family<ByAppAndWay, Counter>,
     /// Seconds until a response's head, by app and way.
     pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
@@ -88,6 +89,8 @@ pub(crate) struct Metrics {
     pub(crate) hops_failed: Counter,
     /// Affinity cookies not accepted, by reason.
     pub(crate) cookies_rejected: Family<ByReason, Counter>,
+    /// What clients were refused before it was a request.
+    pub(crate) refusals: Arc<Refusals>,
     /// Starts of an app's copy here.
     pub(crate) app_starts: Family<ByApp, Counter>,
     /// Seconds that a start took until the copy was ready.
@@ -125,6 +128,7 @@ impl Metrics {
             hops_refused: Family::default(),
             hops_failed: Counter::default(),
             cookies_rejected: Family::default(),
+            refusals: Arc::default(),
             app_starts: Family::default(),
             app_start_seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.05, 2.0, 14))
@@ -168,6 +172,11 @@ impl Metrics {
             "cookies_rejected",
             "Affinity cookies not accepted",
             metrics.cookies_rejected.clone(),
+        );
+        r.register(
+            "clients_refused",
+            "Requests and connections of clients that were refused before an app was looked for",
+            metrics.refusals.counts(),
         );
         r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
         r.register_with_unit(

@@ -56,6 +56,53 @@ const AMBIGUOUS: &[(&str, &str)] = &[
         "a space before the colon",
         "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
     ),
+    (
+        "two equal lengths",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    ),
+    ("an empty length", "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length:\r\n\r\n"),
+    (
+        "a list of equal lengths",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5\r\n\r\nhello",
+    ),
+    (
+        "a coding beside chunked",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a coding in two fields",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ),
+    (
+        "a vertical tab in a coding",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    ),
+    ("no slash", "DELETE products HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    ("a user in the target", "GET http://u@x/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    (
+        "a chunk without a size",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n;x\r\n\r\n",
+    ),
+    (
+        "a chunk of too many digits",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n00000000000000005\r\nhello\r\n0\r\n\r\n",
+    ),
+    (
+        "a bare line feed behind a size",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n",
+    ),
+    (
+        "a bare line feed in an extension",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;x\nhello\r\n0\r\n\r\n",
+    ),
+    (
+        "a bare line feed for the end",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\n",
+    ),
+    (
+        "a bare line feed in trailers",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx: y\n\r\n",
+    ),
     ("a folded line", "GET /whoami HTTP/1.1\r\nHost: x\r\nX-Folded: one\r\n two\r\n\r\n"),
     ("a field without a colon", "GET /whoami HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n"),
     ("no host", "GET /whoami HTTP/1.1\r\n\r\n"),
@@ -90,6 +137,44 @@ async fn ambiguous_requests_are_refused_and_the_next_client_is_served() {
         assert!(status.starts_with('4'), "{what}: {}", &answer[..answer.len().min(200)]);
     }
     Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_hides_behind_what_is_read_in_two_ways() {
+    let world = World::new(1, shop(QUICK, "")).await;
+    world.warm(0).await;
+    let before = [
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\n\
+         POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx: y\n\r\n",
+        "GET /whoami HTTP/1.0\r\nHost: x\r\nConnection: keep-alive, upgrade\r\nUpgrade: x\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok",
+        "\r\n\r\nGET /whoami HTTP/1.1\r\nHost: x\r\n\r\n",
+    ];
+    let hidden = [
+        "POST /whoami HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /whoami HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    ];
+    for before in before {
+        let served = all_of(&world, 0, &format!("{before}nonsense\r\n\r\n"))
+            .await
+            .matches(" 200 OK")
+            .count();
+        for hidden in hidden {
+            let answer = all_of(&world, 0, &format!("{before}{hidden}")).await;
+            assert_eq!(
+                answer.matches(" 200 OK").count(),
+                served,
+                "{before:?} {hidden:?}: {answer}"
+            );
+        }
+    }
+    let metrics = Client::new().get(world.mesh.peer(0).ports.admin, "/metrics").await.unwrap();
+    let metrics = metrics.ok().unwrap().text();
+    for reason in ["ambiguous-head", "malformed-chunks"] {
+        let counted = format!("warmhop_clients_refused_total{{reason=\"{reason}\"}}");
+        assert!(metrics.contains(&counted), "{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,162 @@
+//! Where a chunked body ends (RFC 9112 section 7.1), read as strictly as the strictest reader.
+//!
+//! Every line ends with CRLF and neither of the two stands alone anywhere. Whoever reads a line's end
+//! into a lone LF, or passes over one, takes what follows for something else than the next reader
+//! does; so such a body has no end here, and the connection ends instead.
+
+/// The most digits of a chunk's size: 16 are all of 64 bits.
+const SIZE_DIGITS_MAX: u8 = 16;
+
+/// Where in a chunked body the next byte stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chunked {
+    /// In a chunk's size, after so many digits.
+    Size { size: u64, digits: u8 },
+    /// In the blanks behind a size.
+    Blank { size: u64 },
+    /// In an extension.
+    Extension { size: u64 },
+    /// Before the LF that ends the size's line.
+    SizeLf { size: u64 },
+    /// In a chunk's bytes.
+    Data { left: u64 },
+    /// Before the CR behind a chunk's bytes.
+    DataCr,
+    /// Before its LF.
+    DataLf,
+    /// At the start of a line of the trailer section.
+    TrailerStart,
+    /// Within one.
+    Trailer,
+    /// Before the LF that ends one.
+    TrailerLf,
+    /// Before the LF that ends the body.
+    EndLf,
+}
+
+/// What the bytes were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// All are the body's.
+    All(Chunked),
+    /// So many are, and the body has ended.
+    Ended(usize),
+    /// So many are, and the next may not stand there.
+    Malformed(usize),
+}
+
+impl Chunked {
+    pub(crate) const START: Self = Self::Size { size: 0, digits: 0 };
+
+    /// Reads `bytes` on.
+    pub(crate) fn read(mut self, bytes: &[u8]) -> Read {
+        let mut at = 0;
+        while let Some(&byte) = bytes.get(at) {
+            if let Self::Data { left } = self {
+                let take = left.min((bytes.len() - at) as u64);
+                self = if take == left { Self::DataCr } else { Self::Data { left: left - take } };
+                at += take as usize;
+                continue;
+            }
+            match (self, byte) {
+                (Self::EndLf, b'\n') => return Read::Ended(at + 1),
+                _ => match self.step(byte) {
+                    Some(next) => self = next,
+                    None => return Read::Malformed(at),
+                },
+            }
+            at += 1;
+        }
+        Read::All(self)
+    }
+
+    fn step(self, byte: u8) -> Option<Self> {
+        Some(match (self, byte) {
+            (Self::Size { size, digits }, b'\r') if digits > 0 => Self::SizeLf { size },
+            (Self::Size { size, digits }, b' ' | b'\t') if digits > 0 => Self::Blank { size },
+            (Self::Size { size, digits }, b';') if digits > 0 => Self::Extension { size },
+            (Self::Size { size, digits }, digit) if digits < SIZE_DIGITS_MAX => {
+                let value = char::from(digit).to_digit(16)?;
+                Self::Size { size: size << 4 | u64::from(value), digits: digits + 1 }
+            }
+            (Self::Blank { size } | Self::Extension { size }, b'\r') => Self::SizeLf { size },
+            (Self::Blank { size }, b' ' | b'\t') => Self::Blank { size },
+            (Self::Blank { size }, b';') => Self::Extension { size },
+            (Self::Extension { size }, other) if other != b'\n' => Self::Extension { size },
+            (Self::SizeLf { size: 0 }, b'\n') => Self::TrailerStart,
+            (Self::SizeLf { size }, b'\n') => Self::Data { left: size },
+            (Self::DataCr, b'\r') => Self::DataLf,
+            (Self::DataLf, b'\n') => Self::START,
+            (Self::TrailerStart, b'\r') => Self::EndLf,
+            (Self::Trailer, b'\r') => Self::TrailerLf,
+            (Self::TrailerStart | Self::Trailer, other) if other != b'\n' => Self::Trailer,
+            (Self::TrailerLf, b'\n') => Self::TrailerStart,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `text` in pieces of `step` bytes; how many bytes are the body's, and whether it ended.
+    fn read(text: &[u8], step: usize) -> (usize, Option<bool>) {
+        let (mut at, mut passed) = (Chunked::START, 0);
+        for piece in text.chunks(step) {
+            match at.read(piece) {
+                Read::All(next) => (at, passed) = (next, passed + piece.len()),
+                Read::Ended(bytes) => return (passed + bytes, Some(true)),
+                Read::Malformed(bytes) => return (passed + bytes, Some(false)),
+            }
+        }
+        (passed, None)
+    }
+
+    #[test]
+    fn a_body_ends_where_the_strictest_reader_ends_it_however_it_is_cut() {
+        for text in [
+            "0\r\n\r\n",
+            "5\r\nhello\r\n0\r\n\r\n",
+            "00000000000000a;x=\"a;b\"\r\n0123456789\r\n0\r\nx: y\r\nz: \r\n\r\n",
+            "1 \t \r\na\r\n0 ;x\r\n\r\n",
+            "2\r\n\n\n\r\n0\r\n\r\n",
+        ] {
+            let whole = format!("{text}GET / HTTP/1.1");
+            for step in 1..whole.len() {
+                assert_eq!(read(whole.as_bytes(), step), (text.len(), Some(true)), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_two_readers_could_end_elsewhere_has_no_end() {
+        for (good, bad) in [
+            ("", "\r\n"),
+            ("", ";x\r\n"),
+            ("", " 1\r\n"),
+            ("", "-1\r\n"),
+            ("", "+1\r\n"),
+            ("", "g\r\n"),
+            ("0", "x0\r\n"),
+            ("1", "\na\r\n"),
+            ("1 ", "1\r\n"),
+            ("1;x", "\na\r\n"),
+            ("1;x\r", "x\r\na\r\n"),
+            ("0000000000000000", "1\r\na"),
+            ("1\r\na", "\n0\r\n\r\n"),
+            ("1\r\na\r", "0\r\n\r\n"),
+            ("1\r\na", "b\r\n"),
+            ("0\r\n", "\n"),
+            ("0\r\nx: y", "\n\r\n"),
+            ("0\r\nx: y\r\n", "\n"),
+            ("0\r\nx: \r", "y\r\n\r\n"),
+            ("0\r\n\r", "\r\n"),
+        ] {
+            let whole = format!("{good}{bad}");
+            for step in 1..whole.len() {
+                assert_eq!(read(whole.as_bytes(), step), (good.len(), Some(false)), "{whole:?}");
+            }
+        }
+    }
+}

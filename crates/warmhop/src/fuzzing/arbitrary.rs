@@ -1,0 +1,46 @@
+//! Bytes for the harnesses: words of a dictionary, strung together, with a few bytes changed. The same
+//! seed makes the same bytes, so that what fails can be fed again.
+
+/// A small generator (xorshift64*); how good its numbers are does not matter here.
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % end.max(1)
+    }
+}
+
+/// Up to `words_max` words of `dictionary`; every other time some of the bytes are changed.
+pub(crate) fn strung(numbers: &mut Numbers, dictionary: &[&[u8]], words_max: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..=numbers.below(words_max) {
+        bytes.extend_from_slice(dictionary[numbers.below(dictionary.len())]);
+    }
+    if numbers.below(2) == 0 {
+        for _ in 0..=numbers.below(3) {
+            change(numbers, &mut bytes);
+        }
+    }
+    bytes
+}
+
+fn change(numbers: &mut Numbers, bytes: &mut Vec<u8>) {
+    const ODD: &[u8] = b"\r\n\t :;,0\0\xff";
+    if bytes.is_empty() {
+        return;
+    }
+    let at = numbers.below(bytes.len());
+    let odd = ODD[numbers.below(ODD.len())];
+    match numbers.below(3) {
+        0 => bytes[at] = odd,
+        1 => bytes.insert(at, odd),
+        _ => drop(bytes.remove(at)),
+    }
+}

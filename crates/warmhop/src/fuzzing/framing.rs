@@ -1,0 +1,228 @@
+//! Whether hyper takes nothing for a request's head that `framing.rs` did not look at as one.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use http::{HeaderValue, Request, Response, Version};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::departure::InFlight;
+use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
+use crate::refusals::Refusals;
+
+/// A request's method, version and fields, as one of the two readers has them.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    method: String,
+    is_http_11: bool,
+    fields: Vec<(String, Vec<u8>)>,
+}
+
+impl Seen {
+    fn new<'a>(
+        method: &str,
+        is_http_11: bool,
+        fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    ) -> Self {
+        let mut fields: Vec<_> =
+            fields.map(|(name, value)| (name.to_ascii_lowercase(), value.to_vec())).collect();
+        fields.sort();
+        Self { method: method.to_owned(), is_http_11, fields }
+    }
+
+    fn by_framing(head: &[u8]) -> Self {
+        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let mut request = httparse::Request::new(&mut fields);
+        let parsed = request.parse(head);
+        assert!(
+            parsed.is_ok_and(|parsed| parsed.is_complete()),
+            "a head that is none was let pass"
+        );
+        let (method, version) = (request.method.unwrap_or_default(), request.version);
+        let fields = request.headers.iter().map(|field| (field.name, field.value));
+        Self::new(method, version == Some(1), fields)
+    }
+
+    fn by_hyper(request: &Request<Incoming>) -> Self {
+        let fields =
+            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        Self::new(request.method().as_str(), request.version() == Version::HTTP_11, fields)
+    }
+
+    fn count(&self, name: &str) -> usize {
+        self.fields.iter().filter(|field| field.0 == name).count()
+    }
+}
+
+/// A client that sends what it is told to, piece by piece, and reads whatever comes.
+struct Client(VecDeque<Vec<u8>>);
+
+impl AsyncRead for Client {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(mut piece) = self.0.pop_front() {
+            let fits = piece.len().min(buf.remaining());
+            buf.put_slice(&piece[..fits]);
+            if fits < piece.len() {
+                piece.drain(..fits);
+                self.0.push_front(piece);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Serves what a client sends as a front door does; returns how many requests came of it.
+///
+/// The first byte says in pieces of what length the rest is sent, and whether bodies are read.
+///
+/// # Panics
+/// If hyper made a request of bytes that `framing.rs` did not look at as that request's head, or one
+/// came through that two readers could understand differently.
+pub fn framing(input: &[u8]) -> usize {
+    let Some((how, text)) = input.split_first() else { return 0 };
+    let (step, reads_bodies) = (usize::from(how >> 1).max(1), how & 1 == 0);
+    let client = Client(text.chunks(step).map(<[u8]>::to_vec).collect());
+    let framed = Framed::new(client, InFlight::default(), Arc::new(Refusals::default()));
+    let looked = framed.looked();
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+    let requests = Arc::clone(&seen);
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let (requests, ends) = (Arc::clone(&requests), ends_connection(&request));
+        requests.lock().unwrap_or_else(PoisonError::into_inner).push(Seen::by_hyper(&request));
+        async move {
+            if reads_bodies {
+                // A body that breaks off ends the connection.
+                let _ = request.into_body().collect().await;
+            }
+            let mut response = Response::new(Full::<&[u8]>::default());
+            if ends {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(http::header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(FIELDS_MAX)
+        .serve_connection(TokioIo::new(framed), service);
+    // Everything is ready at once, so nothing is waited for; how the connection ends is no matter.
+    let _ = futures_util::FutureExt::now_or_never(serving);
+
+    let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let looked = looked.lock().unwrap_or_else(PoisonError::into_inner);
+    for (at, request) in seen.iter().enumerate() {
+        let by_framing = looked.get(at).map(|head| Seen::by_framing(head));
+        assert_eq!(by_framing.as_ref(), Some(request), "request {at} was not looked at");
+        let hosts = request.count("host");
+        assert!(
+            hosts == 1 || (hosts == 0 && !request.is_http_11),
+            "request {at} has {hosts} hosts"
+        );
+        let lengths = request.count("content-length") + request.count("transfer-encoding");
+        assert!(lengths <= 1, "request {at} has {lengths} lengths");
+    }
+    seen.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzzing::arbitrary::{Numbers, strung};
+
+    /// Parts of conversations, clear ones and ones that were read in two ways somewhere.
+    const WORDS: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive, upgrade\r\nUpgrade: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 400\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\n",
+        b"POST / HTTP/1.0\r\n",
+        b"Host: a\r\n",
+        b"Content-Length: 4\r\n",
+        b"Content-Length : 4\r\n",
+        b"Content-Length: 4, 4\r\n",
+        b"Content-Length: +4\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: \tChunked \r\n",
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n",
+        b"Connection: upgrade\r\n",
+        b"Upgrade: x\r\n",
+        b"Upgrade: h2c, x\r\n",
+        b"X-Folded: a\r\n b\r\n",
+        b"X-Bare: a\rb\r\n",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"0\r\n\r\n",
+        b"0\r\nx: y\r\n\r\n",
+        b"0\r\nx: y\n\r\n",
+        b"0;x\r\n\r\n",
+        b"0;x\n\r\n",
+        b"4\r\nbody\r\n",
+        b"4\nbody\n",
+        b"4 ;x=\"\r\n\"\r\nbody\r\n",
+        b"00000000000000004\r\nbody\r\n",
+        b"fffffffffffffffff\r\n",
+        b"body",
+    ];
+
+    #[test]
+    fn hyper_reads_no_request_that_was_not_looked_at() {
+        let mut numbers = Numbers::new(1);
+        let mut requests = 0;
+        for _ in 0..60_000 {
+            let mut input = vec![numbers.below(256) as u8];
+            input.extend(strung(&mut numbers, WORDS, 8));
+            let fed = std::panic::catch_unwind(|| framing(&input));
+            requests +=
+                fed.unwrap_or_else(|_| panic!("fed {:?}", input.escape_ascii().to_string()));
+        }
+        assert!(requests > 10_000, "only {requests} requests came of it");
+    }
+}

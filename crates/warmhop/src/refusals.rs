@@ -1,0 +1,99 @@
+//! What clients were refused before a request of theirs was one: counted by reason, and told at most
+//! once a second and reason, because whoever is refused may come back as fast as it can.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use tracing::info;
+
+use crate::telemetry::ByReason;
+
+/// How often one reason is told at most.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a client was refused, or lost its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// A head that two readers could understand differently.
+    AmbiguousHead,
+    /// A chunked body that two readers could end at different places.
+    MalformedChunks,
+}
+
+impl Refusal {
+    const ALL: [Self; 2] = [Self::AmbiguousHead, Self::MalformedChunks];
+
+    /// A stable name for counters.
+    fn label(self) -> &'static str {
+        match self {
+            Self::AmbiguousHead => "ambiguous-head",
+            Self::MalformedChunks => "malformed-chunks",
+        }
+    }
+
+    /// What happened and what follows, for the log.
+    fn what(self) -> &'static str {
+        match self {
+            Self::AmbiguousHead => {
+                "a request's head could be understood in two ways; it got 400, and its connection ends"
+            }
+            Self::MalformedChunks => {
+                "a chunked body could be ended at two places; it was cut off, and its connection ends"
+            }
+        }
+    }
+}
+
+/// The refusals of one peer.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    counts: Family<ByReason, Counter>,
+    /// When each was told last, and how often it has happened since.
+    told: Mutex<[(Option<Instant>, u64); Refusal::ALL.len()]>,
+}
+
+impl Refusals {
+    /// The counters, for a registry.
+    pub(crate) fn counts(&self) -> Family<ByReason, Counter> {
+        self.counts.clone()
+    }
+
+    /// Counts one, and tells of it unless the same was told of a moment ago.
+    pub(crate) fn note(&self, why: Refusal) {
+        self.counts.get_or_create(&ByReason { reason: why.label() }).inc();
+        let times = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let (at, times) = &mut told[why as usize];
+            *times += 1;
+            if at.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+                return;
+            }
+            *at = Some(Instant::now());
+            std::mem::take(times)
+        };
+        info!(reason = why.label(), times, "{}", why.what());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count(&self, why: Refusal) -> u64 {
+        self.counts.get_or_create(&ByReason { reason: why.label() }).get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_is_counted_under_a_name_of_its_own() {
+        let refusals = Refusals::default();
+        for (at, why) in Refusal::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, at);
+            refusals.note(why);
+            refusals.note(why);
+            assert_eq!(refusals.count(why), 2, "{why:?}");
+        }
+    }
+}
