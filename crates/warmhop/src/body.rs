@@ -165,9 +165,8 @@ impl http_body::Body for Body {
         match &mut polled {
             Poll::Ready(None | Some(Err(_))) => self.guard = None,
             Poll::Ready(Some(Ok(frame))) => {
-                // A trailer could be taken for the field of its name.
                 if let Some(trailers) = frame.trailers_mut() {
-                    fields::remove_reserved(trailers);
+                    fields::tidy_trailers(trailers);
                 }
             }
             Poll::Pending => {}

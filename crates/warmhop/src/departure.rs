@@ -50,13 +50,15 @@ impl Drop for Counted {
 impl Counted {
     /// Goes on counting until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<CountedBody> {
-        response.map(|body| CountedBody { body, _counted: self })
+        response.map(|body| CountedBody { body, failed: None, _counted: self })
     }
 }
 
 /// A response's body, while it is sent.
 pub(crate) struct CountedBody {
     body: Body,
+    /// How it failed, until that is told.
+    failed: Option<BoxError>,
     _counted: Counted,
 }
 
@@ -68,7 +70,18 @@ impl http_body::Body for CountedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = frame {
+            // hyper drops what it has not sent yet as soon as it hears of it. While it waits, it
+            // sends: the client gets what there is of the answer, and sees that it was cut off.
+            self.failed = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

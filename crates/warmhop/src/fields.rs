@@ -266,16 +266,85 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 
 /// Makes `Host` say what the request's target does, where that has an authority (RFC 9112 section
 /// 3.2.2, RFC 9113 section 8.3.1): the app must not see another host than the one it was chosen by.
-/// False where a `Host` is left that no authority has the form of.
+/// False where it is left open which host that is, or it is none: a target that has userinfo, which
+/// servers are to take for an error (RFC 9110 section 4.2.4), is none either.
 pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
     if let Some(authority) = uri.authority() {
-        let text = authority.as_str();
-        let text = text.rsplit_once('@').map_or(text, |(_, host)| host);
-        if let Ok(host) = HeaderValue::from_str(text) {
+        if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
             headers.insert(HOST, host);
         }
     }
-    headers.get(HOST).is_none_or(|host| host.to_str().is_ok_and(is_host))
+    let mut hosts = headers.get_all(HOST).iter();
+    let is_one = hosts.next().is_none_or(|host| host.to_str().is_ok_and(is_host));
+    is_one && hosts.next().is_none()
+}
+
+/// Takes out of a trailer section what the next reader could take for a field of the head that it
+/// acts on (RFC 9110 section 6.5.1): it merges the two, or reads its fields as CGI does, and the head
+/// was looked at without it. What no head brings in, no trailer does.
+pub(crate) fn tidy_trailers(trailers: &mut HeaderMap) {
+    let forbidden: Vec<HeaderName> =
+        trailers.keys().filter(|name| !is_trailer(&dashed(name))).cloned().collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+}
+
+/// Whether a field, named with dashes, says nothing that frames, routes, authenticates or modifies a
+/// message.
+fn is_trailer(name: &str) -> bool {
+    const FORBIDDEN: [&str; 43] = [
+        // Framing and the connection.
+        "connection",
+        "content-length",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        // Where it goes and where it came from.
+        "forwarded",
+        "host",
+        "max-forwards",
+        "via",
+        "x-real-ip",
+        "x-request-id",
+        // Who asks.
+        "authorization",
+        "cookie",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "set-cookie",
+        "www-authenticate",
+        // How it is to be processed.
+        "content-encoding",
+        "content-location",
+        "content-range",
+        "content-type",
+        "expect",
+        "idempotency-key",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "range",
+        "traceparent",
+        "tracestate",
+        // What is done with the answer.
+        "age",
+        "cache-control",
+        "date",
+        "expires",
+        "location",
+        "pragma",
+        "retry-after",
+        "vary",
+    ];
+    let prefixed = ["warmhop-", "x-forwarded-"];
+    !FORBIDDEN.contains(&name) && !prefixed.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether it is a host, with or without a port (RFC 3986 section 3.2). An empty one is allowed: it
@@ -373,7 +442,11 @@ mod tests {
             let uri: Uri = uri.parse().unwrap();
             settle_host(&uri, &mut fields).then(|| fields["host"].to_str().unwrap().to_owned())
         };
-        assert_eq!(settled("http://u@a.example:99/x", "evil").as_deref(), Some("a.example:99"));
+        assert_eq!(settled("http://a.example:99/x", "evil").as_deref(), Some("a.example:99"));
+        assert_eq!(settled("http://u@a.example:99/x", "evil"), None);
+        let mut two = headers(&[("host", "a")]);
+        two.append("host", HeaderValue::from_static("b"));
+        assert!(!settle_host(&Uri::from_static("/"), &mut two));
         for host in ["a.example:80", "[::1]:80", "[::1]", "a_b.example", "a:", ""] {
             assert_eq!(settled("/x", host).as_deref(), Some(host));
         }
@@ -396,6 +469,26 @@ mod tests {
         remove_reserved(&mut fields);
         remove_shadows(&mut fields);
         assert_eq!(fields, headers(&[("x-user", "ada"), ("api_key", "k")]));
+    }
+
+    #[test]
+    fn a_trailer_says_nothing_that_a_head_is_believed_for() {
+        let mut trailers = headers(&[
+            ("x-checksum", "1"),
+            ("grpc-status", "0"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("cookie", "warmhop=forged"),
+            ("set-cookie", "warmhop=forged"),
+            ("connection", "x"),
+            ("content-length", "9"),
+            ("content_length", "9"),
+            ("host", "evil"),
+            ("warmhop_session", ":YQ==:"),
+            ("x-request-id", "forged"),
+        ]);
+        tidy_trailers(&mut trailers);
+        assert_eq!(trailers, headers(&[("x-checksum", "1"), ("grpc-status", "0")]));
     }
 
     #[test]

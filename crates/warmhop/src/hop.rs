@@ -15,6 +15,7 @@ use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::BodyExt;
+use hyper::ext::ReasonPhrase;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::AbortHandle;
@@ -190,6 +191,8 @@ pub(crate) enum ReplyHead {
     Go,
     Response {
         status: u16,
+        /// What an app that speaks HTTP/1 says beside it, where that is not the usual.
+        reason: Option<Vec<u8>>,
         fields: Vec<(String, Vec<u8>)>,
         session: ReplySession,
         /// The peer that ran the app.
@@ -345,7 +348,7 @@ pub(crate) async fn ask(
                         let mut reply = interpret(head, executor)?;
                         let task = tokio::spawn(async move {
                             tokio::time::sleep(UNASKED_BODY_AFTER).await;
-                            if let Err(error) = send_body(writer, body).await {
+                            if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
                                 tracing::debug!(%error, "request body ended early");
                             }
                         });
@@ -357,7 +360,7 @@ pub(crate) async fn ask(
                 }
             }
             let task = tokio::spawn(async move {
-                if let Err(error) = send_body(writer, body).await {
+                if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
                     tracing::debug!(%error, "request body ended early");
                 }
             });
@@ -423,25 +426,44 @@ fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopErro
     match head {
         ReplyHead::Go => Err(broken("told to go on twice")),
         ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
-        ReplyHead::Response { status, fields, session, served_by, load } => {
+        ReplyHead::Response { status, reason, fields, session, served_by, load } => {
             let out_of_form = || HopError::Broken("the reply's head is out of form".into());
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::from_u16(status).map_err(|_| out_of_form())?;
+            if let Some(reason) = reason {
+                let reason = ReasonPhrase::try_from(reason).map_err(|_| out_of_form())?;
+                response.extensions_mut().insert(reason);
+            }
             *response.headers_mut() = fields_in(fields).ok_or_else(out_of_form)?;
             Ok(HopReply { response, session, served_by, load, executor, tunnel: None })
         }
     }
 }
 
-/// Streams `body` with back-pressure, its trailers and its end; aborts the stream if the body
-/// fails.
-pub(crate) async fn send_body(mut writer: HopBodyWriter, mut body: Body) -> Result<(), BoxError> {
+/// What is made of a stream whose body fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OnFailure {
+    /// Nothing more of it is worth reading.
+    Reset,
+    /// What was sent before stands: the head of an answer, and what came of its body.
+    CutOff,
+}
+
+/// Streams `body` with back-pressure, its trailers and its end.
+pub(crate) async fn send_body(
+    mut writer: HopBodyWriter,
+    mut body: Body,
+    on_failure: OnFailure,
+) -> Result<(), BoxError> {
     let mut trailers: Option<Trailers> = None;
     while let Some(frame) = body.frame().await {
         let frame = match frame {
             Ok(frame) => frame,
             Err(error) => {
-                writer.abort(BODY_FAILED);
+                match on_failure {
+                    OnFailure::Reset => writer.abort(BODY_FAILED),
+                    OnFailure::CutOff => writer.cut_off(),
+                }
                 return Err(error);
             }
         };
@@ -603,8 +625,10 @@ pub(crate) fn response_head(
     served_by: String,
     load: Load,
 ) -> ReplyHead {
+    let reason = response.extensions().get::<ReasonPhrase>();
     ReplyHead::Response {
         status: response.status().as_u16(),
+        reason: reason.map(|reason| reason.as_bytes().to_vec()),
         fields: fields_out(response.headers()),
         session,
         served_by,
@@ -633,7 +657,7 @@ pub(crate) async fn reply(
     writer.flush().await?;
     let stopped = writer.stream().stopped();
     tokio::select! {
-        sent = send_body(writer, body) => sent,
+        sent = send_body(writer, body, OnFailure::CutOff) => sent,
         // The client left: what still produces the body is dropped, and so cancelled.
         _ = stopped => Ok(()),
     }

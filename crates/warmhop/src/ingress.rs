@@ -35,6 +35,7 @@ use crate::problem::{Problem, sf_name};
 use crate::serve::{Served, Upgrade};
 use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
+use crate::targets;
 use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
 use crate::trace::ActiveSpan;
 
@@ -274,13 +275,18 @@ impl Ingress {
             let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "no-connect", detail);
             return Err((problem.proxy_error("http_request_denied"), None));
         }
+        if let Some(answer) = targets::answered_here(&request) {
+            return answer
+                .map(|response| (response, "server", None))
+                .map_err(|problem| (problem, None));
+        }
         let by_front_door = matches!(of, For::AnyApp);
         let host = fields::host_of(request.headers());
         let slot = match of {
             For::App(slot) => Some(slot),
             For::AnyApp => self.app_for(host.as_deref(), request.uri().path()),
             For::Nobody => {
-                let detail = "the request's Host is no host with or without a port";
+                let detail = "the request names no host, or more than one, or one that is none";
                 let problem = Problem::new(StatusCode::BAD_REQUEST, "bad-host", detail);
                 return Err((problem.proxy_error("http_request_error"), None));
             }
@@ -363,6 +369,8 @@ impl Ingress {
         headers.remove(EXPECT);
         hide_cookie(headers);
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        targets::name_host(headers, slot.spec.host.as_deref());
+        targets::passed_on(&parts.method, headers);
         let scheme = if client.secure { "https" } else { "http" };
         fields::append_forwarded(
             headers,
@@ -397,10 +405,7 @@ impl Ingress {
         let mut call = Call {
             id: tracing.id.clone(),
             method: parts.method,
-            target: parts
-                .uri
-                .path_and_query()
-                .map_or_else(|| "/".into(), |pq| pq.as_str().to_owned()),
+            target: targets::for_app(&parts.uri),
             fields: parts.headers,
             body,
             upgrade,

@@ -441,6 +441,12 @@ impl HopBodyWriter {
         let _ = self.send.reset(code);
     }
 
+    /// Ends the stream without the mark of a whole body. Other than with [`Self::abort`], the reader
+    /// gets all that was written before.
+    pub(crate) fn cut_off(mut self) {
+        let _ = self.send.finish();
+    }
+
     /// The stream itself, for waiting on the reader's stop.
     pub(crate) fn stream(&mut self) -> &mut SendStream {
         &mut self.send
