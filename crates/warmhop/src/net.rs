@@ -38,6 +38,9 @@ use crate::wire::{self, SessionFrame};
 const LOOPBACK_FRAMES_MAX: usize = 1024;
 /// Handshakes under way at once; more are refused, so that strangers cannot fill the memory.
 const HANDSHAKES_MAX: usize = 256;
+/// From so many on, whoever dials has to show first that it hears what is sent to its address (RFC
+/// 9000 section 8.1.2): a peer does within a round trip, and whoever makes up addresses never does.
+const HANDSHAKES_AT_EASE: usize = 64;
 /// How often the identity's files are looked at.
 const IDENTITY_EVERY: Duration = Duration::from_secs(5);
 /// How long closing waits for the other ends to have heard of it.
@@ -567,6 +570,13 @@ async fn end_with(shared: Arc<Shared>) {
 async fn accept(shared: Arc<Shared>) {
     let free = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
     while let Some(incoming) = shared.endpoint.accept().await {
+        let under_way = HANDSHAKES_MAX - free.available_permits();
+        if under_way >= HANDSHAKES_AT_EASE && !incoming.remote_address_validated() {
+            shared.counters.handshake_retried();
+            // It fails only for one that cannot be asked, which was looked at.
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(permit) = free.clone().try_acquire_owned() else {
             shared.counters.links_refused("handshakes");
             incoming.refuse();
@@ -740,6 +750,7 @@ pub(crate) struct NetCounters {
     links_opened: Counter,
     links_closed: Family<Reason, Counter>,
     links_refused: Family<Reason, Counter>,
+    handshakes_retried: Counter,
     dials_failed: Counter,
     frames_refused: Family<Reason, Counter>,
     session_frames_sent: Counter,
@@ -768,6 +779,11 @@ impl NetCounters {
             "links_refused",
             "Connections that did not become a link, by reason",
             counters.links_refused.clone(),
+        );
+        registry.register(
+            "handshakes_retried",
+            "Connections that were asked to show first that they hear what is sent to them",
+            counters.handshakes_retried.clone(),
         );
         registry.register(
             "dials_failed",
@@ -821,6 +837,10 @@ impl NetCounters {
 
     pub(crate) fn links_refused(&self, reason: &'static str) {
         self.links_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn handshake_retried(&self) {
+        self.handshakes_retried.inc();
     }
 
     pub(crate) fn dial_failed(&self) {
