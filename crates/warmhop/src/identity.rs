@@ -91,8 +91,8 @@ struct Shared {
 /// Where an identity is on disk.
 struct Source {
     dir: PathBuf,
-    /// The file of the cookie key, where one was named.
-    cookie_key: Option<PathBuf>,
+    /// The files of the cookie keys, where any were named.
+    cookie_keys: Vec<PathBuf>,
 }
 
 /// A file that holds nothing but the cookie key.
@@ -109,11 +109,12 @@ struct Loaded {
     expires: SystemTime,
     /// The PEM texts as read, to tell whether anything changed.
     files: [Vec<u8>; 3],
-    cookie_key_file: Option<CookieKeyFile>,
+    cookie_key_files: Vec<CookieKeyFile>,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    cookie_key: [u8; COOKIE_KEY_BYTES],
+    /// The first makes tags; all are believed.
+    cookie_keys: Vec<CookieKey>,
 }
 
 /// Why an identity could not be made or used.
@@ -293,7 +294,7 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`] names the file and the remedy.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, IdentityError> {
-        Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_key: None })
+        Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_keys: Vec::new() })
     }
 
     /// As [`Identity::from_dir`], with the cookie key from the file `cookie_key`: 32 random bytes,
@@ -306,8 +307,23 @@ impl Identity {
         dir: impl AsRef<Path>,
         cookie_key: impl AsRef<Path>,
     ) -> Result<Self, IdentityError> {
-        let cookie_key = Some(cookie_key.as_ref().to_owned());
-        Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_key })
+        Self::from_dir_and_cookie_keys(dir, [cookie_key])
+    }
+
+    /// As [`Identity::from_dir_and_cookie_key`], with more than one key: cookies are made with the
+    /// first, and those of any are believed. So a key is replaced without losing a client: first every
+    /// peer believes the new one as well, then every peer makes cookies with it, and once the last
+    /// cookie of the old one has ended, it goes. While the peer runs, the files are read again when they
+    /// change.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_dir_and_cookie_keys(
+        dir: impl AsRef<Path>,
+        cookie_keys: impl IntoIterator<Item = impl AsRef<Path>>,
+    ) -> Result<Self, IdentityError> {
+        let cookie_keys = cookie_keys.into_iter().map(|file| file.as_ref().to_owned()).collect();
+        Self::from_source(Source { dir: dir.as_ref().to_owned(), cookie_keys })
     }
 
     fn from_source(source: Source) -> Result<Self, IdentityError> {
@@ -330,7 +346,7 @@ impl Identity {
         let Some(source) = &self.inner.source else { return Ok(false) };
         let before = self.inner.loaded.load();
         let loaded = Loaded::read(source)?;
-        if (&loaded.files, &loaded.cookie_key_file) == (&before.files, &before.cookie_key_file) {
+        if (&loaded.files, &loaded.cookie_key_files) == (&before.files, &before.cookie_key_files) {
             return Ok(false);
         }
         if (&loaded.cluster, &loaded.peer) != (&before.cluster, &before.peer) {
@@ -373,8 +389,7 @@ impl Identity {
     /// Authenticates affinity cookies among the peers of the cluster.
     #[must_use]
     pub(crate) fn cookie_authenticator(&self) -> CookieAuthenticator {
-        let loaded = self.inner.loaded.load();
-        CookieAuthenticator::new(&loaded.cookie_key, &loaded.cluster)
+        CookieAuthenticator(Arc::clone(&self.inner))
     }
 
     /// Changes when [`Identity::reload`] brought something new.
@@ -383,13 +398,13 @@ impl Identity {
     }
 
     /// When the files were last written, where they can be asked: a change of any of them calls
-    /// for a reload. The last is that of the cookie key, which need not have one of its own.
-    pub(crate) fn modified(&self) -> Option<([SystemTime; 3], Option<SystemTime>)> {
+    /// for a reload. The last are those of the cookie keys, which need not have any of their own.
+    pub(crate) fn modified(&self) -> Option<([SystemTime; 3], Vec<Option<SystemTime>>)> {
         let source = self.inner.source.as_ref()?;
         let at = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
         let beside = |name| at(&source.dir.join(name));
         let files = [beside("ca.pem")?, beside("cert.pem")?, beside("key.pem")?];
-        Some((files, at(&source.cookie_key_path())))
+        Some((files, source.cookie_key_paths().iter().map(|path| at(path)).collect()))
     }
 
     /// QUIC configurations for dialing and for accepting with the credentials as they are.
@@ -457,22 +472,28 @@ pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<(String,
 }
 
 impl Source {
-    fn cookie_key_path(&self) -> PathBuf {
-        self.cookie_key.clone().unwrap_or_else(|| self.dir.join(COOKIE_KEY_NAME))
+    fn cookie_key_paths(&self) -> Vec<PathBuf> {
+        if self.cookie_keys.is_empty() {
+            return vec![self.dir.join(COOKIE_KEY_NAME)];
+        }
+        self.cookie_keys.clone()
     }
 
-    /// The cookie key's own file; there has to be one only where it was named.
-    fn cookie_key_file(&self) -> Result<Option<CookieKeyFile>, IdentityError> {
-        let path = self.cookie_key_path();
-        match read_bounded(&path) {
-            Ok(contents) => Ok(Some(CookieKeyFile { path, contents })),
-            Err(error)
-                if self.cookie_key.is_none() && error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(None)
+    /// The cookie keys' own files; there have to be any only where they were named.
+    fn cookie_key_files(&self) -> Result<Vec<CookieKeyFile>, IdentityError> {
+        let mut files = Vec::new();
+        for path in self.cookie_key_paths() {
+            match read_bounded(&path) {
+                Ok(contents) => files.push(CookieKeyFile { path, contents }),
+                Err(error)
+                    if self.cookie_keys.is_empty()
+                        && error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(IdentityError::CookieKey { path, what: error.to_string() });
+                }
             }
-            Err(error) => Err(IdentityError::CookieKey { path, what: error.to_string() }),
         }
+        Ok(files)
     }
 }
 
@@ -510,14 +531,14 @@ impl Loaded {
             })
         };
         let files = [read("ca.pem")?, read("cert.pem")?, read("key.pem")?];
-        Self::check(dir, files, source.cookie_key_file()?)
+        Self::check(dir, files, source.cookie_key_files()?)
     }
 
-    /// Checks three PEM texts and the cookie key's file, if it has one; `dir` is for the messages.
+    /// Checks three PEM texts and the cookie keys' files, if they have any; `dir` is for the messages.
     fn check(
         dir: &Path,
         files: [Vec<u8>; 3],
-        cookie_key_file: Option<CookieKeyFile>,
+        cookie_key_files: Vec<CookieKeyFile>,
     ) -> Result<Self, IdentityError> {
         let [ca_path, cert_path, key_path] =
             ["ca.pem", "cert.pem", "key.pem"].map(|name| dir.join(name));
@@ -571,14 +592,18 @@ impl Loaded {
         CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider())
             .and_then(|pair| pair.keys_match())
             .map_err(|_| IdentityError::KeyMismatch { path: key_path.clone() })?;
-        let cookie_key = match &cookie_key_file {
-            Some(file) => file.key()?,
-            None => cookie_key(key_file).ok_or_else(|| IdentityError::NoCookieKey {
+        let mut keys = Vec::new();
+        for file in &cookie_key_files {
+            keys.push(file.key()?);
+        }
+        if keys.is_empty() {
+            keys.push(cookie_key(key_file).ok_or_else(|| IdentityError::NoCookieKey {
                 path: key_path,
                 dir: dir.display().to_string(),
-            })?,
-        };
-        Ok(Self { cluster, peer, expires, roots, chain, key, cookie_key, files, cookie_key_file })
+            })?);
+        }
+        let cookie_keys = keys.iter().map(|key| CookieKey::new(key, &cluster)).collect();
+        Ok(Self { cluster, peer, expires, roots, chain, key, cookie_keys, files, cookie_key_files })
     }
 }
 
@@ -704,7 +729,8 @@ impl Authority {
     /// [`IdentityError`] if making it failed.
     pub fn issue(&self, peer: &PeerId) -> Result<Identity, IdentityError> {
         let (cert, key) = self.certify(peer, SystemTime::now() + PEER_VALID)?;
-        let loaded = Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key], None)?;
+        let loaded =
+            Loaded::check(Path::new("(in memory)"), [self.ca_pem(), cert, key], Vec::new())?;
         Ok(Identity::new(None, loaded))
     }
 
@@ -846,16 +872,31 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// Authenticates affinity cookies: HMAC-SHA256 cut to 16 bytes, under a key that only the
-/// peers of one cluster have.
+/// Authenticates affinity cookies under the keys that an identity has at the time.
 #[derive(Clone)]
-pub(crate) struct CookieAuthenticator {
+pub(crate) struct CookieAuthenticator(Arc<Shared>);
+
+impl CookieAuthenticator {
+    /// The tag of `message` under the first key.
+    pub(crate) fn tag(&self, message: &[u8]) -> [u8; 16] {
+        self.0.loaded.load().cookie_keys[0].tag(message)
+    }
+
+    /// Whether `tag` is the tag of `message` under any key.
+    pub(crate) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
+        self.0.loaded.load().cookie_keys.iter().any(|key| key.verify(message, tag))
+    }
+}
+
+/// One key for affinity cookies: HMAC-SHA256 cut to 16 bytes, under a key that only the peers of one
+/// cluster have.
+struct CookieKey {
     tags: hmac::Key,
     /// Under this key two tags are compared, so that how far they agree does not show in time.
     compare: hmac::Key,
 }
 
-impl CookieAuthenticator {
+impl CookieKey {
     fn new(cookie_key: &[u8; COOKIE_KEY_BYTES], cluster: &str) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, cookie_key);
         let derive = |label: &str| {
@@ -865,16 +906,14 @@ impl CookieAuthenticator {
         Self { tags: derive("cookie tag"), compare: derive("cookie compare") }
     }
 
-    /// The tag of `message`.
-    pub(crate) fn tag(&self, message: &[u8]) -> [u8; 16] {
+    fn tag(&self, message: &[u8]) -> [u8; 16] {
         let full = hmac::sign(&self.tags, message);
         full.as_ref()[..16].try_into().expect("HMAC-SHA256 gives 32 bytes")
     }
 
-    /// Whether `tag` is the tag of `message`, in time that does not depend on either tag: both
-    /// are hashed under a key that the sender lacks, so what an early end of the comparison
-    /// could show is random to it.
-    pub(crate) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
+    /// In time that does not depend on either tag: both are hashed under a key that the sender lacks,
+    /// so what an early end of the comparison could show is random to it.
+    fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
         let expected = hmac::sign(&self.compare, &self.tag(message));
         hmac::verify(&self.compare, tag, expected.as_ref()).is_ok()
     }
@@ -1149,7 +1188,7 @@ mod tests {
     fn with_file(identity: &Identity, at: usize, file: Vec<u8>) -> IdentityError {
         let mut files = identity.inner.loaded.load().files.clone();
         files[at] = file;
-        Loaded::check(Path::new("dir"), files, None).err().expect("it is refused")
+        Loaded::check(Path::new("dir"), files, Vec::new()).err().expect("it is refused")
     }
 
     #[test]
@@ -1202,9 +1241,27 @@ mod tests {
         let tag = a.cookie_authenticator().tag(b"cookie");
         assert!(b.cookie_authenticator().verify(b"cookie", &tag));
 
+        // The key is replaced in three steps, and no client is forgotten in any.
+        let second = b_dir.join("second.key");
+        std::fs::write(&second, STANDARD.encode(rand::random::<[u8; 32]>())).unwrap();
+        let c = Identity::from_dir_and_cookie_keys(&b_dir.0, [&elsewhere, &second]).unwrap();
+        let d = Identity::from_dir_and_cookie_keys(&b_dir.0, [&second, &elsewhere]).unwrap();
+        let e = Identity::from_dir_and_cookie_key(&b_dir.0, &second).unwrap();
+        let [b_made, d_made] = [&b, &d].map(|one| one.cookie_authenticator().tag(b"cookie"));
+        assert_ne!(b_made, d_made);
+        for (one, b_is_believed, d_is_believed) in
+            [(&b, true, false), (&c, true, true), (&d, true, true), (&e, false, true)]
+        {
+            let one = one.cookie_authenticator();
+            assert_eq!(one.verify(b"cookie", &b_made), b_is_believed);
+            assert_eq!(one.verify(b"cookie", &d_made), d_is_believed);
+        }
+        let running = b.cookie_authenticator();
+
         assert!(!b.reload().unwrap());
         std::fs::write(&elsewhere, STANDARD.encode(rand::random::<[u8; 32]>())).unwrap();
         assert!(b.reload().unwrap(), "another cookie key is a change");
+        assert!(!running.verify(b"cookie", &b_made), "and counts at once");
     }
 
     #[test]
@@ -1250,7 +1307,7 @@ mod tests {
                 let mut cut = files.clone();
                 cut[at].truncate(len);
                 // A key file whose last line lost only its dashes may still pass.
-                let _ = Loaded::check(Path::new("dir"), cut, None);
+                let _ = Loaded::check(Path::new("dir"), cut, Vec::new());
             }
         }
     }
@@ -1274,7 +1331,7 @@ mod tests {
         let (cert, key) = authority.certify(&id("a"), SystemTime::now() - DAY / 2).unwrap();
         let mut files = a.inner.loaded.load().files.clone();
         (files[1], files[2]) = (cert, key);
-        let error = Loaded::check(Path::new("dir"), files, None).err().unwrap();
+        let error = Loaded::check(Path::new("dir"), files, Vec::new()).err().unwrap();
         assert!(matches!(error, IdentityError::Expired { .. }), "{error}");
     }
 
@@ -1324,7 +1381,7 @@ mod tests {
         for truncated in [&tag[..15], &[]] {
             assert!(!tags.verify(b"message", truncated));
         }
-        let same_key = CookieAuthenticator::new(&authority.cookie_key, "other");
+        let same_key = CookieKey::new(&authority.cookie_key, "other");
         assert!(!same_key.verify(b"message", &tag), "the cluster's name is part of the key");
         let other = Authority::generate("demo").unwrap().issue(&id("a")).unwrap();
         assert!(!other.cookie_authenticator().verify(b"message", &tag));
