@@ -269,10 +269,9 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 /// False where it is left open which host that is, or it is none: a target that has userinfo, which
 /// servers are to take for an error (RFC 9110 section 4.2.4), is none either.
 pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
-    if let Some(authority) = uri.authority() {
-        if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-            headers.insert(HOST, host);
-        }
+    let authority = uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
+    if let Some(Ok(host)) = authority {
+        headers.insert(HOST, host);
     }
     let mut hosts = headers.get_all(HOST).iter();
     let is_one = hosts.next().is_none_or(|host| host.to_str().is_ok_and(is_host));

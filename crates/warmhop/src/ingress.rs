@@ -439,11 +439,11 @@ impl Ingress {
         } else {
             node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await
         };
-        // Whoever was given a body that broke could not but fail.
-        let served = served.map_err(|problem| match broke.get() {
-            Some(error) => body_cut_off(error),
-            None => problem,
-        })?;
+        // Whoever was given a body that broke could not but fail, be it in the middle of an answer.
+        if let Some(error) = broke.get() {
+            return Err(body_cut_off(error));
+        }
+        let served = served?;
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
         let mut response = self.finish(slot, served, token, entry.as_ref(), on_upgrade, client);
         if extended {
