@@ -37,8 +37,9 @@ impl NetHandler for Node {
         send: quinn::SendStream,
         recv: quinn::RecvStream,
     ) -> BoxFuture<'static, ()> {
+        // From now on, not from when the task is next run: a peer that leaves waits for it.
+        let counted = self.tunnels.hops.token();
         async move {
-            let counted = self.tunnels.hops.token();
             self.hop(from, send, recv, counted).await;
         }
         .boxed()

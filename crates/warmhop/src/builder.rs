@@ -630,7 +630,7 @@ impl Mesh {
         let running = &self.0;
         running.doors_closing.cancel();
         running.closing.cancel();
-        running.net.close().await;
+        running.net.vanish().await;
     }
 
     /// Drains, stops the apps and closes every link. Idempotent.
@@ -649,8 +649,8 @@ impl Mesh {
                     .await;
                 shutdown::give_away_the_rest(&running.node).await;
                 shutdown::stop_apps(&running.node).await;
-                running.closing.cancel();
                 running.net.close().await;
+                running.closing.cancel();
                 running.tasks.close();
                 shutdown::wait_for(&running.tasks).await;
             })

@@ -284,13 +284,43 @@ pub(crate) async fn ask(
     prefix.put_u8(KIND_HOP);
     put_frame(&mut prefix, &head, HEAD_BYTES_MAX)
         .map_err(|error| HopError::Broken(format!("the request's head does not fit: {error}")))?;
-    let OpenHop { send, recv, incarnation: executor, lease } = match net.open_hop(to).await {
+    let opened = match net.open_hop(to).await {
         Ok(opened) => opened,
         Err(error) => {
             let body = whole.map_or(body, Body::from);
             return Err(HopError::Unreachable(error, body));
         }
     };
+    let (link, number) = (opened.lease.link(), opened.send.id().index());
+    let kept = whole.clone();
+    let sent = Sent { prefix, whole, body, upgrades, expects, asks_go: head.asks_go };
+    let reply = ask_over(opened, to, sent).await;
+    match (reply, kept) {
+        // A peer that left without having taken it in: no app has seen it.
+        (Err(HopError::Broken(_)), kept)
+            if link.never_took(number) && (kept.is_some() || upgrades) =>
+        {
+            let body = kept.map_or(Body::empty(), Body::from);
+            Err(HopError::Unreachable(OpenError::Unreachable(to.clone()), body))
+        }
+        (reply, _) => reply,
+    }
+}
+
+/// What goes out over a hop's streams.
+struct Sent {
+    prefix: BytesMut,
+    /// The whole body, where it is small and known; else `body`.
+    whole: Option<Bytes>,
+    body: Body,
+    upgrades: bool,
+    expects: bool,
+    asks_go: bool,
+}
+
+async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, HopError> {
+    let OpenHop { send, recv, incarnation: executor, lease } = opened;
+    let Sent { prefix, whole, body, upgrades, expects, asks_go } = sent;
     let mut writer = HopBodyWriter::new(send, prefix);
     let mut reader = FrameReader::new(recv);
     if upgrades {
@@ -306,7 +336,7 @@ pub(crate) async fn ask(
         }
         return Ok(reply);
     }
-    if head.asks_go {
+    if asks_go {
         let told = match writer.flush().await {
             Ok(()) => read_head(&lease, &mut reader).await,
             Err(error) => Err(broken(error)),

@@ -18,7 +18,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ use crate::wire::{
 pub(crate) mod close_code {
     use quinn::VarInt;
 
-    /// The peer leaves the mesh.
+    /// The peer leaves the mesh. The reason, where there is one, is how many hops it took in.
     pub(crate) const GOODBYE: VarInt = VarInt::from_u32(1);
     /// Another link took this one's place, and its hops have ended.
     pub(crate) const DRAINED: VarInt = VarInt::from_u32(2);
@@ -93,6 +93,8 @@ pub(crate) const HOPS_AT_FIRST: u32 = 128;
 /// What carries the mesh itself goes before the bodies of hops, however many of those wait.
 const AHEAD_OF_HOPS: i32 = 1;
 /// How long a hop may take to send its first byte.
+/// How long the other end may take to acknowledge an answer, where this peer is about to leave.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(2);
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
 
 /// A link that was admitted.
@@ -109,6 +111,8 @@ pub(crate) struct Link {
     gossip: mpsc::Sender<Bytes>,
     /// Hops under way in either direction.
     hops: AtomicUsize,
+    /// How many hops of the other end were taken in here, from the first on.
+    taken: AtomicU64,
     /// Those of them that were opened here.
     hops_out: AtomicUsize,
     hop_ended: Notify,
@@ -221,6 +225,11 @@ impl HopLease {
         Self { link: link.clone(), opened_here: false }
     }
 
+    /// The link that the hop goes over.
+    pub(crate) fn link(&self) -> Arc<Link> {
+        self.link.clone()
+    }
+
     /// Opens the hop's streams. Nothing is sent before their user writes.
     pub(crate) async fn open(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         self.link.conn.open_bi().await
@@ -258,6 +267,16 @@ impl Link {
     /// Whether hops and sessions may still go this way.
     pub(crate) fn is_usable(&self) -> bool {
         self.conn.close_reason().is_none() && !self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether the other end has left and said that it never took in the hop of this number, counted
+    /// as QUIC counts the streams of one opener.
+    pub(crate) fn never_took(&self, number: u64) -> bool {
+        let Some(ConnectionError::ApplicationClosed(close)) = self.conn.close_reason() else {
+            return false;
+        };
+        let taken = std::str::from_utf8(&close.reason).ok().and_then(|s| s.parse::<u64>().ok());
+        close.error_code == close_code::GOODBYE && taken.is_some_and(|taken| number >= taken)
     }
 
     /// How many hops go over it, in either direction.
@@ -554,6 +573,7 @@ fn admit(
         lane: Lane { out: Default::default(), queue: lane, bytes: AtomicUsize::new(0) },
         gossip,
         hops: AtomicUsize::new(0),
+        taken: AtomicU64::new(0),
         hops_out: AtomicUsize::new(0),
         hop_ended: Notify::new(),
         draining: AtomicBool::new(false),
@@ -612,7 +632,7 @@ async fn run(
         // Where it cannot be sent, the link is closed or about to be, which is seen below.
         let _ = greeted.control_out.write_chunk(answer).await;
     }
-    tasks.spawn(accept_hops(shared.clone(), link.clone()));
+    shared.acceptors.spawn(accept_hops(shared.clone(), link.clone()));
     tasks.spawn(accept_streams(shared.clone(), link.clone()));
     tasks.spawn(receive_datagrams(shared.clone(), link.clone()));
     tasks.spawn(receive_news(shared.clone(), link.clone(), greeted.control_in));
@@ -694,32 +714,56 @@ pub(crate) fn start_draining(shared: &Arc<Shared>, link: &Arc<Link>) {
     });
 }
 
+/// Takes in the hops that the other end opens. A peer that leaves takes in no more, answers what it
+/// took, and says how many those were: whatever was sent to it since goes elsewhere.
 async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
     // The other end counts its hops itself and never wants more than that. What has ended there
     // may not have ended here yet, and that it has is told late, by the eighth: so there is room.
     let max = shared.tuning.hops_max.saturating_add(shared.tuning.hops_max / 4);
     let mut allowed = HOPS_AT_FIRST;
-    while let Ok((mut send, mut recv)) = link.conn.accept_bi().await {
+    loop {
+        let (send, recv) = tokio::select! {
+            biased;
+            () = shared.leaving.cancelled() => break,
+            accepted = link.conn.accept_bi() => match accepted {
+                Ok(streams) => streams,
+                Err(_) => return,
+            },
+        };
+        link.taken.fetch_add(1, Ordering::AcqRel);
         let (shared, lease) = (shared.clone(), HopLease::of_other(&link));
         allowed = link.make_room(allowed, max);
+        let counted = shared.taken_in.token();
         shared.tasks.clone().spawn(async move {
-            let mut kind = [0];
-            match timeout(HOP_KIND_WITHIN, recv.read_exact(&mut kind)).await {
-                Ok(Ok(())) if kind == [KIND_HOP] => {}
-                _ => {
-                    shared.counters.frame_refused("stream-kind");
-                    // Either may have ended by itself, which is as good.
-                    let _ = (recv.stop(STREAM_REFUSED), send.reset(STREAM_REFUSED));
-                    return;
-                }
-            }
-            let peer = &lease.link.peer;
-            let hop =
-                shared.handler.clone().on_hop(peer.peer.clone(), peer.incarnation, send, recv);
-            hop.await;
+            // Known once the other end has all of the answer.
+            let delivered = send.stopped();
+            take_in(&shared, &lease, send, recv).await;
             drop(lease);
+            if shared.draining.load(Ordering::Acquire) {
+                let _ = timeout(DELIVERED_WITHIN, delivered).await;
+            }
+            drop(counted);
         });
     }
+    // Those of other links, too: what came over one may have gone on over another.
+    shared.taken_in.wait().await;
+    let taken = link.taken.load(Ordering::Acquire);
+    link.conn.close(close_code::GOODBYE, taken.to_string().as_bytes());
+}
+
+async fn take_in(shared: &Shared, lease: &HopLease, mut send: SendStream, mut recv: RecvStream) {
+    let mut kind = [0];
+    match timeout(HOP_KIND_WITHIN, recv.read_exact(&mut kind)).await {
+        Ok(Ok(())) if kind == [KIND_HOP] => {}
+        _ => {
+            shared.counters.frame_refused("stream-kind");
+            // Either may have ended by itself, which is as good.
+            let _ = (recv.stop(STREAM_REFUSED), send.reset(STREAM_REFUSED));
+            return;
+        }
+    }
+    let peer = &lease.link.peer;
+    shared.handler.clone().on_hop(peer.peer.clone(), peer.incarnation, send, recv).await;
 }
 
 async fn accept_streams(shared: Arc<Shared>, link: Arc<Link>) {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -43,6 +43,8 @@ const HANDSHAKES_MAX: usize = 256;
 const HANDSHAKES_AT_EASE: usize = 64;
 /// How often the identity's files are looked at.
 const IDENTITY_EVERY: Duration = Duration::from_secs(5);
+/// How long the hops that were taken in last may take to be answered, when the peer leaves.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// How long closing waits for the other ends to have heard of it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 /// Asks for a larger socket buffer than the system's usual one; without it bursts are lost.
@@ -200,8 +202,16 @@ pub(crate) struct Shared {
     pub(crate) seeds: Seeds,
     pub(crate) handler: Arc<dyn NetHandler>,
     pub(crate) counters: Arc<NetCounters>,
+    /// It takes in no more hops, and answers those that it took.
+    pub(crate) leaving: CancellationToken,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    /// The hops that were taken in and are not answered yet.
+    pub(crate) taken_in: TaskTracker,
+    /// Those of the tasks that take in hops.
+    pub(crate) acceptors: TaskTracker,
+    /// It is about to leave.
+    pub(crate) draining: AtomicBool,
     identity: Identity,
     client: ArcSwap<quinn::ClientConfig>,
     gossip: Gossip,
@@ -316,8 +326,12 @@ impl Net {
             seeds: Seeds::new(&seeds),
             handler,
             counters,
+            leaving: CancellationToken::new(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            taken_in: TaskTracker::new(),
+            acceptors: TaskTracker::new(),
+            draining: AtomicBool::new(false),
             identity,
             client: ArcSwap::from_pointee(client),
             gossip,
@@ -401,6 +415,7 @@ impl Net {
 
     /// Tells every peer whether this one is about to leave.
     pub(crate) fn publish_draining(&self, draining: bool) {
+        self.shared.draining.store(draining, Ordering::Release);
         self.shared.own.publish_draining(draining);
     }
 
@@ -485,8 +500,22 @@ impl Net {
         }
     }
 
-    /// Says goodbye to every peer and ends; they see it at once. Idempotent.
+    /// Answers the hops that were taken in, says goodbye to every peer and ends; they see it at once.
+    /// Idempotent.
     pub(crate) async fn close(&self) {
+        let shared = &self.shared;
+        shared.draining.store(true, Ordering::Release);
+        shared.leaving.cancel();
+        shared.taken_in.close();
+        shared.acceptors.close();
+        if timeout(ANSWERED_WITHIN, shared.acceptors.wait()).await.is_err() {
+            warn!("some hops were not answered in time: those who wait for them are cut off");
+        }
+        self.vanish().await;
+    }
+
+    /// Says goodbye to every peer and ends at once, whatever is under way. Idempotent.
+    pub(crate) async fn vanish(&self) {
         let shared = &self.shared;
         shared.closing.cancel();
         shared.endpoint.close(close_code::GOODBYE, b"");

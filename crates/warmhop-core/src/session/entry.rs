@@ -139,9 +139,14 @@ impl Here<'_> {
         peer == self.me || belief.is_some_and(|it| it.alive == Liveness::Alive)
     }
 
-    /// Whether a majority of every set of members in `cfg` lives and was heard of lately.
+    /// Whether a majority of every set of members in `cfg` lives, was heard of lately and stays:
+    /// nobody replaces the members of a session that holds nothing.
     fn reaches(&self, cfg: &Config) -> bool {
-        cfg.sets().all(|set| set.majority(|peer| self.hears(peer)))
+        let leaves = |peer| {
+            let belief = self.view.by_incarnation(&peer);
+            belief.map_or(self.draining, |it| it.news.draining)
+        };
+        cfg.sets().all(|set| set.majority(|peer| self.hears(peer) && !leaves(peer)))
     }
 }
 

@@ -953,11 +953,23 @@ impl Session {
     /// Too many of the members are gone for good, as far as this owner knows them: it may have been
     /// succeeded long ago, and they may have voted for others before they went. Only a takeover,
     /// which asks everyone, can tell whether the session is lost.
+    ///
+    /// A request that found nothing and left nothing is answered all the same: of a session that
+    /// holds nothing as far as anybody left knows there is nothing to confirm.
     fn give_up(&mut self, out: &mut Effects) {
-        self.role = Role::None;
+        let former = core::mem::replace(&mut self.role, Role::None);
+        let empty = match &former {
+            Role::Owner(owner) if owner.serving && !owner.held() => Some(owner.hint()),
+            _ => None,
+        };
         out.push(Effect::GaveUp);
         for flight in core::mem::take(&mut self.line.flights) {
             let ticket = flight.ticket();
+            let is_done = matches!(flight.stage, Stage::Confirming { .. });
+            if let Some(hint) = empty.clone().filter(|_| is_done && self.copy.accepted.is_none()) {
+                out.push(Effect::Release { ticket, hint });
+                continue;
+            }
             let ran = flight.stage != Stage::Turned && !flight.waiting.submit.safe;
             out.push(if ran {
                 Effect::Fail { ticket, failure: Failure::NoMajority { ran } }

@@ -907,6 +907,56 @@ async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
 }
 
 #[tokio::test]
+async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take() {
+    let authority = Authority::generate("demo").unwrap();
+    let peers = mesh(&authority, &["a", "b"]).await;
+    let (a, b) = (peers[0].net.clone(), peers[1].net.clone());
+    let link = a.shared.links.to(&id("b")).unwrap();
+    let request = |upgrade: Option<Vec<u8>>, body| {
+        let head = HopHead {
+            kind: HopKind::Plain,
+            app: app("shop"),
+            request_id: "r".into(),
+            method: "POST".into(),
+            target: "/".into(),
+            fields: Vec::new(),
+            upgrade,
+            asks_go: false,
+        };
+        HopRequest { head, body }
+    };
+    let switches = request(Some(b"websocket".to_vec()), crate::Body::empty());
+    let taken = timeout(WITHIN, hop::ask(&a, &id("b"), switches, false)).await.unwrap();
+    let Ok(reply) = taken else { panic!("no answer") };
+    let mut tunnel = reply.tunnel.expect("it was switched");
+
+    let leaves = tokio::spawn({
+        let b = b.clone();
+        async move { b.close().await }
+    });
+    eventually("it leaves", || b.shared.leaving.is_cancelled()).await;
+    let late = request(None, crate::Body::from(Bytes::from_static(b"late")));
+    let late = tokio::spawn(async move { hop::ask(&a, &id("b"), late, false).await });
+    eventually("another hop is opened", || link.hops() == 2).await;
+
+    tunnel.writer.write_data(Bytes::from_static(b"hello")).await.unwrap();
+    match timeout(WITHIN, tunnel.reader.next()).await.unwrap() {
+        Ok(HopPart::Data(data)) => assert_eq!(&data[..], b"hello"),
+        other => panic!("{other:?}"),
+    }
+    drop(tunnel);
+    match timeout(WITHIN, late).await.unwrap().unwrap() {
+        Err(hop::HopError::Unreachable(_, mut body)) => {
+            assert_eq!(body.take_whole(100).as_deref(), Some(&b"late"[..]));
+        }
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("it was not taken"),
+    }
+    timeout(WITHIN, leaves).await.unwrap().unwrap();
+    close_all(peers).await;
+}
+
+#[tokio::test]
 async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b", "c"]).await;
