@@ -42,6 +42,8 @@ pub struct Builder {
     pub(crate) cluster: String,
     pub(crate) peer: PeerId,
     pub(crate) zone: Option<String>,
+    /// Another one than the machine's, for tests.
+    pub(crate) clock: Option<Clock>,
     pub(crate) front_doors: Vec<(TcpListener, Option<FrontDoorTls>)>,
     pub(crate) front_door_connections: usize,
     pub(crate) mesh_listen: SocketAddr,
@@ -179,14 +181,15 @@ impl Builder {
         let mut registry = Registry::with_prefix("warmhop");
         let metrics = Arc::new(Metrics::register(&mut registry));
         let counters = NetCounters::new(&mut registry);
-        let clock = Clock::new();
-        let incarnation = Incarnation::of(&self.peer, Clock::wall(), rand::random());
+        let clock = self.clock.unwrap_or_else(Clock::new);
+        let incarnation = Incarnation::of(&self.peer, clock.own_wall(), rand::random());
         let changed = watch::Sender::new(0);
-        let store = Store::new(incarnation, self.sessions, clock, Arc::clone(&metrics));
+        let store = Store::new(incarnation, self.sessions, clock.clone(), Arc::clone(&metrics));
         let late_net: Arc<OnceLock<Net>> = Arc::default();
         let slot = |spec, keeps_registers, app, publish| {
             let (peer, metrics) = (self.peer.clone(), Arc::clone(&metrics));
-            Slot::new(spec, keeps_registers, app, peer, clock, metrics, changed.clone(), publish)
+            let (clock, changed) = (clock.clone(), changed.clone());
+            Slot::new(spec, keeps_registers, app, peer, clock, metrics, changed, publish)
         };
         let apps = self.apps.into_iter();
         let slots: Vec<Arc<Slot>> = apps
@@ -213,7 +216,7 @@ impl Builder {
             zone: self.zone.clone(),
             incarnation,
             reveal: self.reveal,
-            clock,
+            clock: clock.clone(),
             has_seeds: !self.seeds.is_empty(),
             slots,
             registers,
@@ -239,6 +242,7 @@ impl Builder {
                 seeds: self.seeds.clone(),
                 identity: self.identity,
                 counters,
+                clock,
                 tuning: NetTuning::default(),
             },
             handler,
@@ -452,6 +456,7 @@ impl Mesh {
             cluster: cluster.into(),
             peer,
             zone: None,
+            clock: None,
             front_doors: Vec::new(),
             front_door_connections: front::CONNECTIONS_MAX,
             mesh_listen: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -17,14 +17,13 @@ use hyper_util::rt::TokioIo;
 use tracing::{Instrument, info_span};
 use warmhop_core::affinity::{self, Arrival, Entry, Kind, Token};
 use warmhop_core::config::{SessionMode, StartMode};
-use warmhop_core::ids::{PeerId, RequestId, RequestKey};
+use warmhop_core::ids::{PeerId, RequestId, RequestKey, WallTime};
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::FORWARDS_MAX;
 use warmhop_core::view::AppState;
 
 use crate::body::{Body, Broke};
 use crate::call::{Call, CallBody};
-use crate::clock::Clock;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::framing::ends_connection;
 use crate::grpc;
@@ -468,7 +467,7 @@ impl Ingress {
 
     /// Reads the affinity cookie; what is not ours is counted and ignored.
     fn token(&self, headers: &HeaderMap) -> Option<(Token, Option<PeerId>)> {
-        let wall = Clock::wall();
+        let wall = self.node.clock.wall();
         for field in headers.get_all(COOKIE) {
             for value in affinity::cookie_from_header(field.as_bytes()) {
                 match affinity::read(value, &self.node.auth, wall) {
@@ -529,7 +528,8 @@ impl Ingress {
         if let Some(entry) = entry {
             let current = token.as_ref().and_then(|(_, route)| route.as_ref());
             let route = self.route_of(slot, &entry, current, &served_by);
-            let stays = former.is_some_and(|former| is_settled(former, &entry))
+            let stays = former
+                .is_some_and(|former| is_settled(former, &entry, self.node.clock.wall()))
                 && token.as_ref().is_some_and(|(_, current)| current.as_ref() == Some(&route));
             if !stays {
                 let mut entries = token.map(|(token, _)| token.entries).unwrap_or_default();
@@ -590,12 +590,11 @@ impl Ingress {
 
 /// Whether the token need not be sent again: the same session under the same configuration, and
 /// with more than half of its time to go.
-fn is_settled(former: &Entry, entry: &Entry) -> bool {
+fn is_settled(former: &Entry, entry: &Entry, wall: WallTime) -> bool {
     let span = |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from));
-    let wall = Clock::wall().0;
     former.sid == entry.sid
         && former.kind == entry.kind
-        && span(wall, former.expiry.0) > span(wall, entry.expiry.0) / 2
+        && span(wall.0, former.expiry.0) > span(wall.0, entry.expiry.0) / 2
 }
 
 fn is_below(path: &str, prefix: &str) -> bool {

@@ -213,6 +213,7 @@ mod builder;
 mod call;
 mod chunks;
 mod clock;
+mod clocks;
 mod dead;
 mod departure;
 mod dial;

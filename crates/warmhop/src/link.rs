@@ -32,13 +32,14 @@ use tracing::{debug, info, warn};
 use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::view::{News, PeerNews};
 
+use crate::clocks;
 use crate::identity::proven_identity;
 use crate::net::{Heard, Shared};
 use crate::seeds;
 use crate::wire::{
-    self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello, KIND_CONTROL,
-    KIND_GOSSIP, KIND_HOP, KIND_SESSION, NewsBatch, PROTOCOL_VERSION, SESSION_FRAME_BYTES_MAX,
-    SessionFrame,
+    self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, GOSSIP_BYTES_MAX, Hello,
+    KIND_CLOCK_ASKED, KIND_CLOCK_TOLD, KIND_CONTROL, KIND_GOSSIP, KIND_HOP, KIND_SESSION,
+    NewsBatch, PROTOCOL_VERSION, SESSION_FRAME_BYTES_MAX, SessionFrame,
 };
 
 /// Why a link is closed; the other end reads it.
@@ -635,6 +636,7 @@ async fn run(
     shared.acceptors.spawn(accept_hops(shared.clone(), link.clone()));
     tasks.spawn(accept_streams(shared.clone(), link.clone()));
     tasks.spawn(receive_datagrams(shared.clone(), link.clone()));
+    tasks.spawn(clocks::compare(shared.clone(), link.clone()));
     tasks.spawn(receive_news(shared.clone(), link.clone(), greeted.control_in));
     if !surplus {
         tasks.spawn(send_news(shared.clone(), link.clone(), greeted.control_out));
@@ -857,6 +859,9 @@ async fn receive_datagrams(shared: Arc<Shared>, link: Arc<Link>) {
     while let Ok(datagram) = link.conn.read_datagram().await {
         match datagram.split_first() {
             Some((&KIND_GOSSIP, message)) => shared.receive_gossip(&link, message),
+            Some((&(KIND_CLOCK_ASKED | KIND_CLOCK_TOLD), _)) => {
+                clocks::receive(&shared, &link, &datagram)
+            }
             _ => shared.counters.frame_refused("datagram-kind"),
         }
     }

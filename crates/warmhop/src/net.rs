@@ -23,6 +23,7 @@ use tracing::{debug, info, warn};
 use warmhop_core::ids::{AppName, Incarnation, PeerId};
 use warmhop_core::view::{AppState, News, PeerNews};
 
+use crate::clock::Clock;
 use crate::dial::{self, Book, NoLink};
 use crate::error::StartMeshError;
 use crate::expiry::Expiry;
@@ -84,6 +85,8 @@ pub(crate) struct NetConfig {
     pub(crate) identity: Identity,
     /// Where it counts.
     pub(crate) counters: Arc<NetCounters>,
+    /// What compares the peers' clocks.
+    pub(crate) clock: Clock,
     /// Times and bounds.
     pub(crate) tuning: NetTuning,
 }
@@ -204,6 +207,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<NetCounters>,
     /// It takes in no more hops, and answers those that it took.
     pub(crate) leaving: CancellationToken,
+    pub(crate) clock: Clock,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
     /// The hops that were taken in and are not answered yet.
@@ -268,6 +272,7 @@ impl Net {
             seeds,
             identity,
             counters,
+            clock,
             tuning,
         } = config;
         if identity.cluster() != cluster || identity.peer() != me {
@@ -327,6 +332,7 @@ impl Net {
             handler,
             counters,
             leaving: CancellationToken::new(),
+            clock,
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             taken_in: TaskTracker::new(),

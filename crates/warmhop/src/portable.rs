@@ -22,7 +22,6 @@ use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
 use warmhop_core::view::View;
 
 use crate::call::Call;
-use crate::clock::Clock;
 use crate::fields;
 use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::node::{Node, Place, Placing};
@@ -242,7 +241,7 @@ impl Node {
             newborn: !self.newborn_for().is_zero(),
             hears_most: hears_most(view, |peer| self.store.is_dead(&peer)),
             view,
-            wall: Clock::wall(),
+            wall: self.clock.wall(),
         }
     }
 
@@ -452,7 +451,7 @@ impl Node {
             .ok_or(LocalError::NotReady)?
             .map_err(LocalError::Refused)?;
         let policy = self.store.policy();
-        let expired = base.is_over(exec, Clock::wall(), policy.ttl);
+        let expired = base.is_over(exec, self.clock.wall(), policy.ttl);
         let state =
             base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
         let bytes_max = if slot.keeps_registers { STATE_BYTES_MAX } else { policy.state_bytes_max };
@@ -654,7 +653,7 @@ impl Node {
             app: key.app.clone(),
             sid: key.sid,
             kind: Kind::Portable { cfg: hint.cfg.clone(), owner: hint.owner, n: hint.n },
-            expiry: Clock::wall().after(self.store.policy().ttl),
+            expiry: self.clock.wall().after(self.store.policy().ttl),
         }
     }
 

@@ -26,7 +26,6 @@ use warmhop_core::view::Liveness;
 use crate::app::{App, AppSpec, app_fn};
 use crate::body::{Body, BoxError};
 use crate::call::{Call, CallBody};
-use crate::clock::Clock;
 use crate::hop::{HopError, HopKind, HopRefusal};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
@@ -149,8 +148,7 @@ pub enum Expires {
     Default,
     /// After so long, from now.
     After(Duration),
-    /// At this time, by the clocks of the peers that hold it; never sooner, and less than a
-    /// millisecond later.
+    /// At this time, by [`Registers::now`]; never sooner, and less than a millisecond later.
     At(SystemTime),
     /// When what it held would have ended, which may be by being idle; as [`Expires::Default`] where
     /// it held nothing.
@@ -275,6 +273,14 @@ impl Registers {
         Self { node, slot }
     }
 
+    /// The time that values begin and end by: the middle of the peers' clocks, which this machine's
+    /// own may differ from.
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        let since = Duration::from_millis(self.node.clock.wall().0);
+        UNIX_EPOCH.checked_add(since).unwrap_or_else(SystemTime::now)
+    }
+
     /// What the register holds; `None` for nothing. A key that was never set costs nobody memory.
     ///
     /// # Errors
@@ -300,7 +306,7 @@ impl Registers {
             return Err(RegisterError::TooLarge { bytes: bytes.len() });
         }
         let begins = matches!(when, When::Always | When::Absent);
-        let expires = ending(expires);
+        let expires = ending(expires, self.node.clock.wall());
         self.change(key, &Operation::Put { key, bytes, expires, when }, begins).await
     }
 
@@ -315,7 +321,7 @@ impl Registers {
         expires: Expires,
         when: When,
     ) -> Result<Change, RegisterError> {
-        let expires = ending(expires);
+        let expires = ending(expires, self.node.clock.wall());
         self.change(key, &Operation::Expire { expires, when }, false).await
     }
 
@@ -561,10 +567,10 @@ impl From<Held> for Value {
     }
 }
 
-fn ending(expires: Expires) -> Ending {
+fn ending(expires: Expires, now: WallTime) -> Ending {
     match expires {
         Expires::Default => Ending::Idle,
-        Expires::After(span) => Ending::At(Clock::wall().after(span).0),
+        Expires::After(span) => Ending::At(now.after(span).0),
         Expires::At(time) => Ending::At(millis(time)),
         Expires::Keep => Ending::Keep,
     }
@@ -616,7 +622,7 @@ fn position(sid: SessionId) -> u64 {
 
 /// The registers of which this peer holds a record, from a position on, whether it owns them or not.
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
-    let now = Clock::wall();
+    let now = node.clock.wall();
     let mut listing = Listing::default();
     // Those that hold nothing are not what was asked for: they are bounded by their bytes.
     let (mut keys, mut bytes) = (0, 0);
@@ -679,15 +685,15 @@ fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes>
     Some(state.freeze())
 }
 
-/// Executes one operation on what its register holds. `ttl` is the idle time.
+/// Executes one operation on what its register holds. `ttl` is the idle time, `now` the mesh's time.
 fn execute(
     operation: &Operation<'_>,
     session: &Session,
     ttl: Duration,
+    now: WallTime,
 ) -> Result<Answer, BoxError> {
     let state = session.get();
     let turn = session.turn();
-    let now = Clock::wall();
     let held = match &state {
         Some(state) => Some(parse(state).ok_or("the register's state is out of form")?),
         None => None,
@@ -779,7 +785,7 @@ async fn answer(
     let body = collected(body).await?;
     let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
     let node = node.get().and_then(Weak::upgrade).ok_or("this peer is ending")?;
-    let ttl = node.store.policy().ttl;
+    let (ttl, now) = (node.store.policy().ttl, node.clock.wall());
     let bytes = match (&operation, parts.extensions.get::<Session>()) {
         (Operation::List { from, count }, _) => {
             let slot = node.slots_by_name.get(name).ok_or("no such registers")?;
@@ -787,7 +793,7 @@ async fn answer(
             encode(&list(&node, slot, *from, count))?
         }
         (operation, Some(session)) => {
-            wire::encode(&execute(operation, session, ttl)?, 2 * FRAME_BYTES_MAX)?
+            wire::encode(&execute(operation, session, ttl, now)?, 2 * FRAME_BYTES_MAX)?
         }
         (_, None) => return Err("an operation on one register came without it".into()),
     };

@@ -35,6 +35,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         http: node.http.iter().map(ToString::to_string).collect(),
         mesh: net.advertised_addr().to_string(),
         zone: node.zone.clone(),
+        clock_correction_ms: node.clock.correction_ms(),
         identity_not_after: unix_seconds(net.identity_expires()),
     };
     let apps = node
@@ -70,6 +71,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
             draining: belief.news.draining,
             state: peer_state(belief).into(),
             rtt_us: net.rtt(name).map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            clock_ahead_ms: node.clock.ahead_of_own_ms(name),
             zone: belief.news.zone.clone(),
             mesh: belief.news.mesh.to_string(),
             http: belief.news.http.clone(),
@@ -93,6 +95,12 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
     let takeovers = node.metrics.takeovers.get();
     let (sessions, seeds) = (SessionCounts { owned, copies }, net.seeds());
     Status { peer, apps, peers, sessions, takeovers, seeds }
+}
+
+/// A span in milliseconds as a metric.
+fn f64_of(ms: i64) -> f64 {
+    // Exact up to 2^53 ms, which is some 285,000 years.
+    ms as f64
 }
 
 fn unix_seconds(at: SystemTime) -> u64 {
@@ -181,6 +189,13 @@ impl Collector for Gauges {
             ];
             gauge("seeds", "Configured seeds, by whether they lead to a peer", None, &by_reach)?;
         }
+        let correction = f64_of(node.clock.correction_ms()) / 1000.0;
+        gauge(
+            "clock_correction",
+            "The time that sessions go by less this machine's clock: not 0 where that is far off",
+            Some(&Unit::Seconds),
+            &[(vec![], correction)],
+        )?;
         gauge("draining", "Whether this peer is draining", None, &[(vec![], draining)])?;
 
         let names: Vec<&str> = node.slots.iter().map(|slot| slot.name().as_str()).collect();
@@ -201,7 +216,7 @@ impl Collector for Gauges {
 
         let view = node.view();
         let mut by_state = PEER_STATES.map(|state| (vec![("state", state)], 0.0));
-        let mut round_trips = Vec::new();
+        let (mut round_trips, mut clocks) = (Vec::new(), Vec::new());
         for (name, belief) in view.peers() {
             let state = peer_state(belief);
             if let Some(entry) = by_state.iter_mut().find(|(labels, _)| labels[0].1 == state) {
@@ -210,8 +225,17 @@ impl Collector for Gauges {
             if let Some(rtt) = node.net().and_then(|net| net.rtt(name)) {
                 round_trips.push((vec![("peer", name.as_str())], rtt.as_secs_f64()));
             }
+            if let Some(ahead) = node.clock.ahead_of_own_ms(name) {
+                clocks.push((vec![("peer", name.as_str())], f64_of(ahead) / 1000.0));
+            }
         }
         gauge("peers", "Other peers that this one knows, by their state", None, &by_state)?;
+        gauge(
+            "peer_clock_ahead",
+            "How far a peer's clock is ahead of this machine's",
+            Some(&Unit::Seconds),
+            &clocks,
+        )?;
         gauge(
             "peer_round_trip",
             "Round-trip time of the link to a peer",

@@ -17,7 +17,6 @@ use warmhop_core::session::message::ExecDone;
 use crate::app::AppService;
 use crate::body::{Body, BoxError};
 use crate::call::Call;
-use crate::clock::Clock;
 use crate::fields::{self, SESSION_FIELD};
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::node::{Node, Place, Placing};
@@ -385,7 +384,7 @@ impl Node {
             Some(entry) if entry.kind == kind => entry.sid,
             _ => SessionId(rand::random()),
         };
-        let expiry = Clock::wall().after(self.store.policy().ttl);
+        let expiry = self.clock.wall().after(self.store.policy().ttl);
         Entry { app: slot.name().clone(), sid, kind, expiry }
     }
 

@@ -180,7 +180,7 @@ impl Store {
             let mut ctx = Ctx {
                 me: self.me,
                 now: self.clock.now(),
-                wall: Clock::wall(),
+                wall: self.clock.wall(),
                 policy: &self.policy,
                 process: &mut stripe.process,
                 dice: rand::random(),
@@ -320,7 +320,7 @@ impl Store {
         let empty = idle && entry.machine.is_disposable();
         let gone =
             idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until() <= now));
-        let wake = match entry.machine.next_wake(now, Clock::wall()) {
+        let wake = match entry.machine.next_wake(now, self.clock.wall()) {
             _ if gone => None,
             wake if empty => {
                 Some(wake.map_or(entry.keep_empty_until(), |at| at.min(entry.keep_empty_until())))
@@ -483,7 +483,7 @@ impl Store {
             return stripe.look_through_at;
         }
         stripe.look_through_at = now.after(LOOK_THROUGH_EVERY);
-        let wall = Clock::wall();
+        let wall = self.clock.wall();
         let soon = now.after(FILED_WITHIN);
         let Stripe { sessions, wakes, .. } = &mut *stripe;
         for entry in sessions.iter_mut().filter(|entry| entry.wake().is_none()) {

@@ -53,6 +53,9 @@ pub struct PeerStatus {
     pub mesh: String,
     /// Its zone, if one is configured.
     pub zone: Option<String>,
+    /// The time that sessions go by less this machine's clock, in milliseconds: the middle of all
+    /// peers' clocks counts, where this one is more than half a second off.
+    pub clock_correction_ms: i64,
     /// When its certificate ends, in seconds since the Unix epoch.
     pub identity_not_after: u64,
 }
@@ -111,6 +114,8 @@ pub struct OtherPeer {
     pub state: String,
     /// The round-trip time of the link to it in microseconds; absent without a link.
     pub rtt_us: Option<u64>,
+    /// How far its clock is ahead of this peer's machine's, in milliseconds; absent until it has told.
+    pub clock_ahead_ms: Option<i64>,
     /// Its zone, if it has one.
     pub zone: Option<String>,
     /// Where its mesh port can be reached.

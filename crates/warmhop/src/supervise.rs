@@ -427,7 +427,7 @@ mod tests {
             false,
             Arc::new(app),
             PeerId::new("one").unwrap(),
-            Clock::new(),
+            Clock::ahead(0),
             Arc::new(Metrics::register(&mut Registry::default())),
             watch::Sender::new(0),
             publish,

@@ -42,6 +42,12 @@ pub(crate) const KIND_CONTROL: u8 = 1;
 pub(crate) const KIND_SESSION: u8 = 2;
 /// The first byte of a unidirectional stream: one message of gossip.
 pub(crate) const KIND_GOSSIP: u8 = 3;
+/// The first byte of a datagram: asks what the receiver's wall clock says. Then the asker's monotonic
+/// clock, eight bytes, big-endian, which is sent back.
+pub(crate) const KIND_CLOCK_ASKED: u8 = 4;
+/// The first byte of a datagram: the answer. Then what was sent, and the wall clock in milliseconds,
+/// eight bytes each, big-endian.
+pub(crate) const KIND_CLOCK_TOLD: u8 = 5;
 /// The first byte of a bidirectional stream: a hop. Its opener writes it together with the head.
 pub(crate) const KIND_HOP: u8 = 16;
 

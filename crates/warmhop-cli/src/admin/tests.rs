@@ -59,6 +59,7 @@ impl Peer for Fake {
                 http: vec!["127.0.0.1:8081".into()],
                 mesh: "127.0.0.1:7001".into(),
                 zone: None,
+                clock_correction_ms: 0,
                 identity_not_after: 1,
             },
             apps: vec![AppStatus {
@@ -81,6 +82,7 @@ impl Peer for Fake {
                 draining: false,
                 state: "alive".into(),
                 rtt_us: None,
+                clock_ahead_ms: None,
                 zone: None,
                 mesh: "127.0.0.1:7002".into(),
                 http: None,

@@ -243,6 +243,8 @@ fn not_a_number() -> Refused {
 /// A command's arguments, behind its name.
 struct Rest {
     name: String,
+    /// What times to live are counted from.
+    now: SystemTime,
     left: std::vec::IntoIter<Bytes>,
 }
 
@@ -322,15 +324,15 @@ fn number(bytes: &[u8]) -> Result<i64, Refused> {
 }
 
 /// A time to live as the command gives it, in `unit`s from now or since 1970.
-fn time(count: i64, unit: Unit, absolute: bool, command: &str) -> Result<SystemTime, Refused> {
-    let invalid = || invalid_time(command);
+fn time(count: i64, unit: Unit, absolute: bool, rest: &Rest) -> Result<SystemTime, Refused> {
+    let invalid = || invalid_time(&rest.name);
     let scale = match unit {
         Unit::Seconds => 1000,
         Unit::Milliseconds => 1,
     };
     let ms = count.checked_mul(scale).filter(|ms| ms.abs() <= TTL_MS_MAX).ok_or_else(invalid)?;
     let span = Duration::from_millis(ms.unsigned_abs());
-    let base = if absolute { UNIX_EPOCH } else { SystemTime::now() };
+    let base = if absolute { UNIX_EPOCH } else { rest.now };
     let time = if ms < 0 { base.checked_sub(span) } else { base.checked_add(span) };
     time.ok_or_else(invalid)
 }
@@ -345,7 +347,7 @@ fn ending(word: &str, rest: &mut Rest) -> Result<Option<Ends>, Refused> {
         _ => return Ok(None),
     };
     let count = number(&rest.left.next().ok_or_else(syntax)?)?;
-    let at = positive(count, unit, absolute, &rest.name)?;
+    let at = positive(count, unit, absolute, rest)?;
     Ok(Some(Ends::At(at)))
 }
 
@@ -355,21 +357,21 @@ fn invalid_time(command: &str) -> Refused {
 }
 
 /// As [`time`], where a value is set: a time that is not above 0 is an error.
-fn positive(count: i64, unit: Unit, absolute: bool, name: &str) -> Result<SystemTime, Refused> {
-    if count > 0 { time(count, unit, absolute, name) } else { Err(invalid_time(name)) }
+fn positive(count: i64, unit: Unit, absolute: bool, rest: &Rest) -> Result<SystemTime, Refused> {
+    if count > 0 { time(count, unit, absolute, rest) } else { Err(invalid_time(&rest.name)) }
 }
 
 impl Command {
-    /// Reads a command. The arguments hold its name at least.
+    /// Reads a command. The arguments hold its name at least; its time to live begins `now`.
     ///
     /// # Errors
     /// With what is answered, if there is no such command, or not with so many arguments: a
     /// transaction that it is a part of comes to nothing.
-    pub(super) fn parse(arguments: Arguments) -> Result<Self, Reply> {
+    pub(super) fn parse(arguments: Arguments, now: SystemTime) -> Result<Self, Reply> {
         let mut left = arguments.into_iter();
         let name = left.next().unwrap_or_default();
         let name = String::from_utf8_lossy(&name).to_ascii_uppercase();
-        let mut rest = Rest { name, left };
+        let mut rest = Rest { name, now, left };
         let command = match connection(&mut rest) {
             Ok(Some(command)) => Ok(Self::Connection(command)),
             Ok(None) => data(rest).map(Self::Data),
@@ -510,7 +512,7 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
             let unit = if name == "SETEX" { Unit::Seconds } else { Unit::Milliseconds };
             let count = rest.number()?;
             let value = rest.next()?;
-            let ends = Ends::At(positive(count, unit, false, &name)?);
+            let ends = Ends::At(positive(count, unit, false, &rest)?);
             rest.end(Data::Set { key, value, ends, when: Existing::Any, answer: Answer::Status })
         }
         "GETSET" => {
@@ -562,7 +564,8 @@ fn data(mut rest: Rest) -> Result<Data, Refused> {
         "EXPIRE" | "PEXPIRE" | "EXPIREAT" | "PEXPIREAT" => {
             let key = rest.key()?;
             let unit = if name.starts_with('P') { Unit::Milliseconds } else { Unit::Seconds };
-            let at = time(rest.number()?, unit, name.ends_with("AT"), &name)?;
+            let count = rest.number()?;
+            let at = time(count, unit, name.ends_with("AT"), &rest)?;
             Ok(Data::Expire { key, at, only: only(&mut rest)? })
         }
         "TTL" | "PTTL" | "EXPIRETIME" | "PEXPIRETIME" => {

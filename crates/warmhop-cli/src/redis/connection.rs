@@ -339,7 +339,7 @@ impl Client {
             };
             let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
             let is_exec = arguments[0].eq_ignore_ascii_case(b"EXEC");
-            let command = Command::parse(arguments);
+            let command = Command::parse(arguments, self.database.registers.now());
             if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
                 while under_way.meets(data, bytes) {
                     under_way.end_one(self.version, stream, outgoing).await?;
@@ -429,7 +429,8 @@ impl Client {
             }),
             Connection::Info => Reply::text(info()),
             Connection::Time => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let now = self.database.registers.now();
+                let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
                 let parts = [now.as_secs().to_string(), now.subsec_micros().to_string()];
                 Reply::Array(parts.into_iter().map(Reply::text).collect())
             }

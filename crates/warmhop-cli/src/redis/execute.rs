@@ -273,7 +273,7 @@ impl Database {
                     let reply = Reply::Bytes(bytes.clone());
                     Ok(match ends {
                         None | Some(Ends::Keep) => Step::Leave(reply),
-                        Some(Ends::At(at)) if at <= SystemTime::now() => Step::Delete(reply),
+                        Some(Ends::At(at)) if at <= self.registers.now() => Step::Delete(reply),
                         Some(Ends::At(at)) => Step::Put(held.value, Expires::At(at), reply),
                         Some(Ends::Unsaid) => Step::Put(held.value, Expires::Default, reply),
                     })
@@ -354,7 +354,7 @@ impl Database {
                         && (!only.later || (!held.endless && at > held.expires))
                         && (!only.earlier || held.endless || at < held.expires);
                     let yes = Reply::Number(1);
-                    match (holds, at <= SystemTime::now()) {
+                    match (holds, at <= self.registers.now()) {
                         (false, _) => no,
                         (true, true) => Ok(Step::Delete(yes)),
                         (true, false) => Ok(Step::Put(held.value, Expires::At(at), yes)),
@@ -369,7 +369,7 @@ impl Database {
                 if held.endless {
                     return Ok(Reply::Number(-1));
                 }
-                let since = if absolute { UNIX_EPOCH } else { SystemTime::now() };
+                let since = if absolute { UNIX_EPOCH } else { self.registers.now() };
                 let left = held.expires.duration_since(since).unwrap_or_default();
                 Ok(Reply::Number(in_unit(left, unit)))
             }

@@ -747,7 +747,7 @@ fn the_commands_that_the_documentation_tells_of_are_those_that_are_offered() {
         list.split('`').skip(1).step_by(2).map(|it| it.split(' ').next().unwrap()).collect();
     assert_eq!(i64::try_from(names.len()).unwrap(), super::command::OFFERED);
     for name in names {
-        let told = Command::parse(vec![Bytes::copy_from_slice(name.as_bytes())]);
+        let told = Command::parse(vec![Bytes::copy_from_slice(name.as_bytes())], SystemTime::now());
         assert!(!format!("{told:?}").contains("unknown command"), "{name}");
     }
 }
@@ -821,7 +821,7 @@ fn no_bytes_whatever_make_the_reader_stumble() {
         }
         bytes.truncate(dice.hash_one(round) as usize % (valid.len() + 1));
         while let Ok(Some(arguments)) = take_request(&mut bytes) {
-            let _ = Command::parse(arguments);
+            let _ = Command::parse(arguments, SystemTime::now());
         }
     }
 }

@@ -165,7 +165,11 @@ fn config(authority: &Authority, name: &str, seeds: &[SocketAddr]) -> NetConfig 
     NetConfig {
         cluster: authority.cluster().to_owned(),
         me: id(name),
-        incarnation: Incarnation::of(&id(name), crate::clock::Clock::wall(), rand::random()),
+        incarnation: Incarnation::of(
+            &id(name),
+            crate::clock::Clock::ahead(0).own_wall(),
+            rand::random(),
+        ),
         zone: Some("a".into()),
         http: None,
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -173,6 +177,7 @@ fn config(authority: &Authority, name: &str, seeds: &[SocketAddr]) -> NetConfig 
         seeds: seeds.iter().map(ToString::to_string).collect(),
         identity: authority.issue(&id(name)).unwrap(),
         counters: NetCounters::new(&mut Registry::default()),
+        clock: crate::clock::Clock::ahead(0),
         tuning: NetTuning { gossip_interval: Duration::from_millis(50), ..NetTuning::default() },
     }
 }

@@ -13,7 +13,7 @@ struct Kept {
     n: u64,
 }
 
-/// The present, as the tests have it: no expiry that they name is over by this machine's clock.
+/// When the tests begin.
 const NOW: u64 = 1 << 50;
 
 impl Kept {
@@ -32,7 +32,7 @@ impl Kept {
             keep_until: None,
         };
         let session = Session::new(self.state.clone(), STATE_BYTES_MAX, turn);
-        let answer = execute(operation, &session, TTL).unwrap();
+        let answer = execute(operation, &session, TTL, WallTime(now)).unwrap();
         if let Some(changed) = session.close() {
             self.expiry = session.keep_until().unwrap().0;
             self.state = changed;
