@@ -104,6 +104,11 @@ pub struct SessionPolicy {
     pub ttl: Duration,
     /// What to do without a majority. Default: refuse.
     pub without_majority: WithoutMajority,
+    /// How many bytes sessions may take here, as far as they are counted: what they hold and remember,
+    /// and what each costs beside that. Once an eighth of it is left, what would change a session is
+    /// refused, and what reads or empties one goes on; none that is acknowledged and has not expired
+    /// is ever evicted. A copy that does not fit at all is refused to its owner. Default: 1 GiB.
+    pub memory_bytes_max: u64,
     /// The most bytes of state one session may hold. Default: 32 KiB.
     pub state_bytes_max: usize,
     /// The most bytes of one keyed response that are stored for a repeat. Default: 64 KiB.
@@ -136,6 +141,7 @@ impl Default for SessionPolicy {
             copies: 3,
             ttl: Duration::from_secs(30 * 60),
             without_majority: WithoutMajority::default(),
+            memory_bytes_max: 1 << 30,
             state_bytes_max: 32 * 1024,
             stored_response_bytes_max: 64 * 1024,
             recent_keyed_max: 32,

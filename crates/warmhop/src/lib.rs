@@ -234,6 +234,7 @@ mod hop_layer;
 pub mod identity;
 mod ingress;
 mod link;
+mod memory;
 mod net;
 mod news;
 mod node;

@@ -27,7 +27,7 @@ use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, R
 use crate::node::{Node, Place, Placing};
 use crate::problem::{
     Problem, after_an_attempt, app_failed, as_refusal, describe, gave_up, known_problem,
-    of_session, outcome_unknown, too_many_sessions,
+    memory_full, of_session, outcome_unknown, too_many_sessions,
 };
 use crate::registers::STATE_BYTES_MAX;
 use crate::serve::{LocalError, RanHere, Served, Upgrade, error_chain};
@@ -336,6 +336,13 @@ impl Node {
         tracing: &mut Tracing,
     ) -> LineEnd {
         let safe = fields::is_safe(&call.method) && !portable.keyed;
+        // What empties a session makes room.
+        let may_grow = !fields::is_safe(&call.method) && call.method != http::Method::DELETE;
+        if may_grow && self.store.memory().is_full() {
+            let reason = ByReason { reason: "memory-full" };
+            self.metrics.session_refusals.get_or_create(&reason).inc();
+            return LineEnd::Problem(memory_full());
+        }
         let submit = |ticket| Submit {
             ticket,
             rid: portable.rid,

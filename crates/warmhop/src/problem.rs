@@ -144,6 +144,19 @@ pub(crate) fn gave_up() -> Problem {
     .retry_after(Duration::from_secs(1))
 }
 
+/// The name of the problem of a change that there is no memory for.
+pub(crate) const MEMORY_FULL: &str = "session-memory-full";
+
+pub(crate) fn memory_full() -> Problem {
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        MEMORY_FULL,
+        "sessions take all the memory that they may on the peer that owns this one: nothing was done",
+    )
+    .proxy_error("destination_unavailable")
+    .retry_after(Duration::from_secs(30))
+}
+
 pub(crate) fn too_many_sessions() -> Problem {
     Problem::new(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -232,7 +245,8 @@ pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
 
 /// The names of problems are the project's own; one from a newer peer is told by its detail.
 pub(crate) fn known_problem(name: &str) -> &'static str {
-    const KNOWN: [&str; 12] = [
+    const KNOWN: [&str; 13] = [
+        MEMORY_FULL,
         "session-queue-full",
         "session-no-majority",
         "outcome-unknown",

@@ -29,7 +29,7 @@ use crate::call::{Call, CallBody};
 use crate::hop::{HopError, HopKind, HopRefusal};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
-use crate::problem::Problem;
+use crate::problem::{MEMORY_FULL, Problem};
 use crate::session::Session;
 use crate::sessions::STRIPES;
 use crate::supervise::Slot;
@@ -188,6 +188,9 @@ pub enum RegisterError {
     /// Nothing was done: try again.
     #[error("nothing was done: {0}")]
     Unavailable(String),
+    /// Nothing was done: sessions take all the memory that they may. Reads and deletions go on.
+    #[error("nothing was done: {0}")]
+    Full(String),
     /// It may have been done: look before trying again.
     #[error("it may have been done: {0}")]
     OutcomeUnknown(String),
@@ -462,7 +465,12 @@ impl Registers {
         };
         let mut begun = 0;
         loop {
-            let mut call = self.call(reads, body.clone());
+            let method = match operation {
+                Operation::Get | Operation::List { .. } => Method::GET,
+                Operation::Delete { .. } => Method::DELETE,
+                Operation::Put { .. } | Operation::Expire { .. } => Method::POST,
+            };
+            let mut call = self.call(method, body.clone());
             let line = format!("{} {session}", call.method);
             let node = &self.node;
             let mut tracing =
@@ -511,7 +519,7 @@ impl Registers {
         count: usize,
     ) -> Result<Listing, RegisterError> {
         let operation = Operation::List { from, count: count as u64 };
-        let mut call = self.call(true, encode(&operation)?);
+        let mut call = self.call(Method::GET, encode(&operation)?);
         let node = &self.node;
         let line = format!("LIST {}", self.slot.name());
         let mut tracing = Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, line);
@@ -531,11 +539,11 @@ impl Registers {
         decode(&body)
     }
 
-    fn call(&self, safe: bool, body: Bytes) -> Call {
+    fn call(&self, method: Method, body: Bytes) -> Call {
         let id = format!("{:032x}", rand::random::<u128>());
         Call {
             id: RequestId::new(&id).expect("32 hexadecimal digits make an id"),
-            method: if safe { Method::GET } else { Method::POST },
+            method,
             target: "/".into(),
             fields: HeaderMap::new(),
             body: CallBody::Whole(body),
@@ -593,6 +601,7 @@ fn failed(problem: Problem) -> RegisterError {
         "outcome-unknown" | "app-failed" | "applied-too-large-to-repeat" | "execution-failed" => {
             RegisterError::OutcomeUnknown(problem.detail)
         }
+        MEMORY_FULL => RegisterError::Full(problem.detail),
         _ => RegisterError::Unavailable(problem.detail),
     }
 }

@@ -93,7 +93,15 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         })
         .collect();
     let takeovers = node.metrics.takeovers.get();
-    let (sessions, seeds) = (SessionCounts { owned, copies }, net.seeds());
+    let (sessions, seeds) = (
+        SessionCounts {
+            owned,
+            copies,
+            bytes: node.store.memory().bytes(),
+            bytes_max: node.store.memory().bytes_max(),
+        },
+        net.seeds(),
+    );
     Status { peer, apps, peers, sessions, takeovers, seeds }
 }
 
@@ -195,6 +203,19 @@ impl Collector for Gauges {
             "The time that sessions go by less this machine's clock: not 0 where that is far off",
             Some(&Unit::Seconds),
             &[(vec![], correction)],
+        )?;
+        let memory = node.store.memory();
+        gauge(
+            "session_memory",
+            "What sessions take here, as far as they are counted",
+            Some(&Unit::Bytes),
+            &[(vec![], memory.bytes() as f64)],
+        )?;
+        gauge(
+            "session_memory_max",
+            "What sessions may take here; changes are refused from seven eighths of it on",
+            Some(&Unit::Bytes),
+            &[(vec![], memory.bytes_max() as f64)],
         )?;
         gauge("draining", "Whether this peer is draining", None, &[(vec![], draining)])?;
 

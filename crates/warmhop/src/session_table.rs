@@ -19,6 +19,8 @@ pub(crate) struct Entry {
     /// When it is filed to be woken, if soon; else zero.
     wake: Now,
     pub(crate) was_owner: bool,
+    /// What it was last counted as, in bytes.
+    pub(crate) counted: u32,
     busy: Option<Box<Busy>>,
 }
 
@@ -136,8 +138,14 @@ impl Table {
                     }
                 };
                 let machine = Session::new(key.sid, process);
-                let entry =
-                    Entry { app, machine, wake: Now::default(), was_owner: false, busy: None };
+                let entry = Entry {
+                    app,
+                    machine,
+                    wake: Now::default(),
+                    was_owner: false,
+                    counted: 0,
+                    busy: None,
+                };
                 Some((place.insert(Box::new(entry)).into_mut(), true))
             }
         }

@@ -17,7 +17,7 @@ use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Ballot, Incarnation, Now, Position, SessionId, SessionKey};
 use warmhop_core::session::entry::Enter;
-use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
+use warmhop_core::session::message::{BodyRef, Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
     Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
 };
@@ -25,6 +25,7 @@ use warmhop_core::session::{
 use crate::clock::Clock;
 use crate::dead::Dead;
 use crate::failpoint::{self, Point};
+use crate::memory::Memory;
 use crate::session_table::{Entry, Table};
 use crate::telemetry::Metrics;
 use crate::wire::SessionFrame;
@@ -79,6 +80,8 @@ pub(crate) struct Store {
     to_look_at: Mutex<HashSet<SessionKey>>,
     /// There were more of those than [`TO_LOOK_AT_MAX`].
     look_at_all: AtomicBool,
+    /// How many bytes all of them take.
+    memory: Memory,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
@@ -100,6 +103,7 @@ impl Store {
         clock: Clock,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
+        let memory = Memory::new(policy.memory_bytes_max);
         let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
         let stripes = (0u32..)
             .take(STRIPES)
@@ -126,6 +130,7 @@ impl Store {
             dead: Mutex::new(Dead::new(me)),
             to_look_at: Mutex::default(),
             look_at_all: AtomicBool::new(false),
+            memory,
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
@@ -134,6 +139,11 @@ impl Store {
     /// Says once how frames reach other peers.
     pub(crate) fn connect(&self, send: SendFrame) {
         let _ = self.send.set(send);
+    }
+
+    /// What the sessions take here, and may take.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     pub(crate) fn policy(&self) -> &SessionPolicy {
@@ -306,6 +316,7 @@ impl Store {
     /// Files the machine's next wake, or drops a machine that has nothing left to remember.
     fn settle(&self, key: &SessionKey, stripe: &mut Stripe) {
         let Some(entry) = stripe.sessions.get_mut(key) else { return };
+        self.memory.counts(&mut entry.counted, Some(&entry.machine));
         let owns = entry.machine.is_owner();
         if owns != entry.was_owner {
             entry.was_owner = owns;
@@ -342,6 +353,7 @@ impl Store {
             entry.set_wake(wake);
         }
         if gone {
+            self.memory.counts(&mut entry.counted, None);
             stripe.sessions.remove(key);
             self.metrics.sessions_held.dec();
             if owns {
@@ -358,6 +370,18 @@ impl Store {
                 send(from, SessionFrame { key, to: from, message: dead_letter() });
             }
             return;
+        }
+        if let Message::Accept { body: BodyRef::Full(body), .. } = &message
+            && !self.memory.has_room(body.bytes(), 0)
+        {
+            let held = self.with(&key, false, |machine, _, _| machine.bytes_held());
+            if !self.memory.has_room(body.bytes(), held.unwrap_or_default()) {
+                self.metrics.copies_refused.inc();
+                if let Some(send) = self.send.get() {
+                    send(from, SessionFrame { key, to: from, message: no_room() });
+                }
+                return;
+            }
         }
         // Only what a copy must remember makes an entry; a stray answer does not.
         let create = matches!(
@@ -594,6 +618,10 @@ impl Store {
 
 fn is_question(message: &Message) -> bool {
     matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
+}
+
+fn no_room() -> Message {
+    Message::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 }
 }
 
 fn dead_letter() -> Message {

@@ -148,6 +148,10 @@ pub struct SessionCounts {
     pub owned: u64,
     /// Those it holds a copy of, its own included.
     pub copies: u64,
+    /// How many bytes they take, as far as they are counted.
+    pub bytes: u64,
+    /// How many they may take.
+    pub bytes_max: u64,
 }
 
 /// One session, without its contents.

@@ -109,6 +109,8 @@ pub(crate) struct Metrics {
     pub(crate) sessions_forked: Counter,
     /// Session requests that were refused, by reason.
     pub(crate) session_refusals: Family<ByReason, Counter>,
+    /// Copies that were refused to their owners for want of memory.
+    pub(crate) copies_refused: Counter,
     /// Sessions owned here.
     pub(crate) sessions_owned: Gauge,
     /// Sessions held here.
@@ -140,6 +142,7 @@ impl Metrics {
             sessions_lost: Counter::default(),
             sessions_forked: Counter::default(),
             session_refusals: Family::default(),
+            copies_refused: Counter::default(),
             sessions_owned: Gauge::default(),
             sessions_held: Gauge::default(),
         };
@@ -211,6 +214,11 @@ impl Metrics {
             "session_refusals",
             "Session requests refused",
             metrics.session_refusals.clone(),
+        );
+        r.register(
+            "session_copies_refused",
+            "Copies refused to their owners for want of memory",
+            metrics.copies_refused.clone(),
         );
         r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
         r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());

@@ -28,8 +28,13 @@ async fn mesh_of(names: &[&str]) -> Bed {
 }
 
 async fn mesh_with(names: &[&str], policy: SessionPolicy) -> Bed {
+    let each: Vec<_> = names.iter().map(|name| (*name, policy.clone())).collect();
+    mesh_of_each(&each).await
+}
+
+async fn mesh_of_each(each: &[(&str, SessionPolicy)]) -> Bed {
     let mut bed = Bed::new();
-    for one in names {
+    for (one, policy) in each {
         let seeds = bed.peers.first().map(|first| first.mesh_addr().to_string());
         let identity = bed.authority.issue(&peer(one)).unwrap();
         let mut builder =
@@ -298,9 +303,8 @@ async fn what_two_lost_holders_held_is_absent_and_its_key_is_free() {
     for lost in bed.peers.drain(..) {
         lost.vanish().await;
     }
-    // Nobody knows that they are gone for good before they live again as others.
-    let read = registers(&left).get(KEY).await;
-    assert!(matches!(read, Err(RegisterError::Unavailable(_))), "{read:?}");
+    // Their links ended with a goodbye, which proves that they are gone for good.
+    assert_eq!(text(&registers(&left), KEY).await, None);
     bed.peers.push(left);
     for name in ["b", "c"] {
         let identity = bed.authority.issue(&peer(name)).unwrap();
@@ -505,4 +509,79 @@ async fn a_value_that_is_read_does_not_end_but_one_with_an_end_of_its_own_does()
     };
     assert_eq!((&moved.bytes[..], moved.version), (&b"used"[..], first));
     assert_eq!(ends(b"own").await, own);
+}
+
+/// A value of which only a few fit where memory is short.
+const KIB_64: usize = 64 * 1024;
+
+fn short_of_memory() -> SessionPolicy {
+    SessionPolicy { memory_bytes_max: 1 << 20, ..SessionPolicy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_memory_is_full_changes_are_refused_and_reads_and_deletions_go_on() {
+    let bed = mesh_with(&["a", "b", "c"], short_of_memory()).await;
+    let here = registers(&bed.peers[0]);
+    let key = |at: usize| format!("sess:{at}");
+    let mut kept = 0;
+    let refused = loop {
+        let value = vec![0; KIB_64];
+        let put = here.put(key(kept).as_bytes(), value, Expires::Default, When::Always).await;
+        match put {
+            Ok(change) => assert!(change.done),
+            Err(error) => break error,
+        }
+        kept += 1;
+        assert!(kept < 16, "a mebibyte holds less than sixteen of them");
+    };
+    assert!(matches!(refused, RegisterError::Full(_)), "{refused}");
+    let sessions = bed.peers[0].status().sessions;
+    assert!(sessions.bytes >= (kept * KIB_64) as u64 && sessions.bytes <= sessions.bytes_max);
+    for at in 0..kept {
+        let value = here.get(key(at).as_bytes()).await.unwrap().unwrap();
+        assert_eq!(value.bytes.len(), KIB_64, "nothing that was acknowledged is evicted");
+    }
+    for at in 0..2 {
+        assert!(here.delete(key(at).as_bytes(), When::Always).await.unwrap().done);
+    }
+    let mut put = put_64(&here, &key(0)).await;
+    while let Err(RegisterError::Full(_)) = put {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        put = put_64(&here, &key(0)).await;
+    }
+    assert!(put.unwrap().done, "there is room again");
+}
+
+async fn put_64(registers: &Registers, key: &str) -> Result<Change, RegisterError> {
+    registers.put(key.as_bytes(), vec![0; KIB_64], Expires::Default, When::Always).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_room_casts_no_vote_and_the_others_go_on() {
+    let policy = SessionPolicy::default();
+    let bed = mesh_of_each(&[("a", policy.clone()), ("b", policy), ("c", short_of_memory())]).await;
+    let here = registers(&bed.peers[0]);
+    for at in 0..20 {
+        assert!(put_64(&here, &format!("sess:{at}")).await.unwrap().done);
+    }
+    let refused = || {
+        let metrics = bed.peers[2].metrics();
+        let name = "warmhop_session_copies_refused_total ";
+        let count = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        count != "0"
+    };
+    eventually("the third says that it has no room", refused).await;
+    let sessions = bed.peers[2].status().sessions;
+    assert!(sessions.bytes <= sessions.bytes_max, "{sessions:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_its_owner_has_room_for_is_not_acknowledged() {
+    let policy =
+        SessionPolicy { majority_timeout: Duration::from_secs(1), ..SessionPolicy::default() };
+    let mut small = short_of_memory();
+    small.memory_bytes_max = (KIB_64 / 2) as u64;
+    let bed = mesh_of_each(&[("a", policy), ("b", small.clone()), ("c", small)]).await;
+    let put = put_64(&registers(&bed.peers[0]), "sess:ada").await;
+    assert!(put.is_err(), "{put:?}");
 }

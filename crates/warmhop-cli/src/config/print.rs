@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 
-use super::{App, Config, duration_text};
+use super::{App, Config, duration_text, memory};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,6 +52,7 @@ impl fmt::Display for Config {
         let policy = &self.session.policy;
         writeln!(f, "\n[session]\ncopies = {}", policy.copies)?;
         writeln!(f, "ttl = \"{}\"", duration_text(policy.ttl))?;
+        writeln!(f, "memory = \"{}\"", memory::text(policy.memory_bytes_max))?;
         writeln!(f, "without_majority = {}", value(policy.without_majority))?;
         writeln!(f, "state_bytes_max = {}", policy.state_bytes_max)?;
         writeln!(f, "stored_response_bytes_max = {}", policy.stored_response_bytes_max)?;

@@ -17,7 +17,7 @@ use warmhop::ids::{AppName, PeerId};
 
 use super::{
     Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Ready, Session, Tls,
-    cluster_name, duration_from, duration_text,
+    cluster_name, duration_from, duration_text, memory,
 };
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
@@ -303,12 +303,20 @@ fn read_admin(root: &mut Table<'_>) -> Admin {
 }
 
 fn read_session(root: &mut Table<'_>) -> Session {
-    let mut policy = SessionPolicy::default();
+    let mut policy =
+        SessionPolicy { memory_bytes_max: memory::default(), ..SessionPolicy::default() };
     let mut redis = None;
     if let Some(mut table) = root.table("session") {
         table.set_usize("copies", 1..=3, &mut policy.copies);
         let ttl = Duration::from_secs(1)..=Duration::from_secs(366 * 86_400);
         table.set_duration("ttl", ttl, &mut policy.ttl);
+        if let Some(field) = table.take("memory") {
+            let given = field.value.as_str().and_then(memory::parse);
+            match given.filter(|bytes| memory::BOUNDS.contains(bytes)) {
+                Some(bytes) => policy.memory_bytes_max = bytes,
+                None => field.report_found("a size from 1MiB to 16384GiB, such as \"512MiB\""),
+            }
+        }
         table.set_enum("without_majority", &["refuse", "serve"], &mut policy.without_majority);
         table.set_usize("state_bytes_max", 1..=1 << 20, &mut policy.state_bytes_max);
         table.set_usize(

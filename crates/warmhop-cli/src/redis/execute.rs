@@ -122,6 +122,10 @@ fn failed(error: RegisterError) -> Reply {
     match error {
         // As servers of a cluster say that a command may be sent again.
         RegisterError::Unavailable(_) => Reply::error("TRYAGAIN", error),
+        // Word for word as servers say it: clients look for it.
+        RegisterError::Full(_) => {
+            Reply::error("OOM", "command not allowed when used memory > 'maxmemory'.")
+        }
         RegisterError::OutcomeUnknown(_) => Reply::error(UNKNOWN, error),
         _ => Reply::error("ERR", error),
     }

@@ -2,12 +2,13 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use warmhop::Mesh;
+use warmhop::config::SessionPolicy;
 use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
 
@@ -849,4 +850,23 @@ fn a_reply_that_holds_line_breaks_stays_one_reply() {
     let mut bytes = BytesMut::new();
     Reply::error("ERR", "one\r\n+OK").put(2, &mut bytes).unwrap();
     assert_eq!(&bytes[..], b"-ERR one  +OK\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_memory_is_full_a_change_is_answered_as_redis_does() {
+    let authority = Authority::generate("test").unwrap();
+    let peer = PeerId::new("peer-0").unwrap();
+    let identity = authority.issue(&peer).unwrap();
+    let policy = SessionPolicy { memory_bytes_max: 4096, ..SessionPolicy::default() };
+    let name = AppName::new(super::NAME).unwrap();
+    let builder = Mesh::builder("test", peer, identity).sessions(policy).registers(name);
+    let mesh = builder.start().await.unwrap();
+    let mut it = Client(TcpStream::connect(serve(&mesh).await).await.unwrap());
+    it.asks(&format!("SET a {}", "x".repeat(4000)), "+OK\r\n").await;
+    let oom = "-OOM command not allowed when used memory > 'maxmemory'.\r\n";
+    it.asks("SET b 1", oom).await;
+    it.asks("INCR b", oom).await;
+    it.asks("STRLEN a", ":4000\r\n").await;
+    it.asks("DEL a", ":1\r\n").await;
+    it.asks("GET a", "$-1\r\n").await;
 }

@@ -140,7 +140,20 @@ pub struct Body {
     pub deleted: bool,
 }
 
+/// What a remembered request takes beside its stored answer, about.
+const RECENT_BYTES: usize = 64;
+
 impl Body {
+    /// How many bytes it takes in memory, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let answers = self.recent.iter().map(|entry| match &entry.response {
+            Stored::Response(bytes) => RECENT_BYTES + bytes.len(),
+            Stored::Applied | Stored::TooLarge => RECENT_BYTES,
+        });
+        self.state.as_deref().map_or(0, <[u8]>::len) + answers.sum::<usize>()
+    }
+
     /// Whether the session's time is over for the request of `exec`: by the executor's clock,
     /// `wall`, and by its owner's, from which the order's own expiry was made `ttl` ahead. One
     /// clock that runs ahead ends no session.
@@ -204,6 +217,8 @@ pub enum NackReason {
     Fenced(SessionId),
     /// The addressed incarnation is gone: its peer lives again as another.
     Dead,
+    /// There is no room for the record: nothing was promised and no vote cast.
+    Full,
 }
 
 /// One message about one session. The envelope names the session, the sender's and the

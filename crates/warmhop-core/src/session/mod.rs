@@ -552,6 +552,8 @@ impl Session {
                         self.note_gone(from, u64::MAX);
                         self.on_located(from);
                     }
+                    // It is sent again, as to one that does not answer: room may come.
+                    NackReason::Full => {}
                     NackReason::Fenced(into) => {
                         self.heard.went_on = Some((into, from));
                         self.note_gone(from, u64::MAX);

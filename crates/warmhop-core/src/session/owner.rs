@@ -11,6 +11,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use arrayvec::ArrayVec;
+
 use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, MEMBERS_MAX, Members, Message, NackReason,
     Record,
@@ -578,6 +580,10 @@ impl Session {
                     }
                     NackReason::Higher => self.order_again(ctx, at, executor, out),
                     NackReason::Forgotten => {
+                        self.line.flights[at].voteless = true;
+                        self.order_again(ctx, at, executor, out);
+                    }
+                    NackReason::Full => {
                         self.line.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }
@@ -1226,6 +1232,26 @@ fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
             expiry,
         };
         out.push(Effect::Send { to, message });
+    }
+}
+
+impl Session {
+    /// How many bytes it holds in memory, about, each body once: the copy's, and those that an owner
+    /// goes by or proposes.
+    #[must_use]
+    pub fn bytes_held(&self) -> usize {
+        let mut bodies: ArrayVec<&Arc<Body>, 3> = ArrayVec::new();
+        let (mut chosen, mut proposed) = (None, None);
+        if let Role::Owner(owner) = &self.role {
+            chosen = owner.chosen.as_ref();
+            proposed = owner.work.proposal.as_ref().map(|proposal| &proposal.record);
+        }
+        for record in self.copy.accepted.iter().chain(chosen).chain(proposed) {
+            if !bodies.iter().any(|body| Arc::ptr_eq(body, &record.body)) {
+                bodies.push(&record.body);
+            }
+        }
+        bodies.into_iter().map(|body| body.bytes()).sum()
     }
 }
 

@@ -1198,6 +1198,7 @@ fn nack_reason(reason: NackReason) -> &'static str {
         NackReason::Higher => "Higher",
         NackReason::Forgotten => "Forgotten",
         NackReason::Fenced(_) => "Fenced",
+        NackReason::Full => "Full",
         NackReason::Dead => "Dead",
     }
 }
