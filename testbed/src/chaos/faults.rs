@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use super::APPS;
 use super::history::{Armed, Fault, Micros, Thread};
+use super::idle::Idle;
 use super::load::{Load, locked};
 use super::relay::{Relay, Rule};
 use crate::client::Client;
@@ -37,6 +38,33 @@ const ARRIVALS_MAX: usize = 6;
 /// How long one request of theirs may take.
 const STIRS_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long a peer may take to answer once it was started.
+const UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// A link to be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CutLink {
+    from: usize,
+    to: usize,
+    both_ways: bool,
+}
+
+/// Two links of a mesh of so many peers, which has three at least.
+fn draw_links(rng: &mut SmallRng, peers: usize) -> Vec<CutLink> {
+    let mut links: Vec<CutLink> = Vec::new();
+    while links.len() < 2 {
+        let from = rng.random_range(0..peers);
+        let to = (from + 1 + rng.random_range(0..peers - 1)) % peers;
+        let is_known = |link: &CutLink| {
+            (link.from, link.to) == (from, to) || (link.from, link.to) == (to, from)
+        };
+        if !links.iter().any(is_known) {
+            links.push(CutLink { from, to, both_ways: rng.random() });
+        }
+    }
+    links
+}
+
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Kind {
@@ -54,6 +82,12 @@ pub enum Kind {
     Loss,
     /// One link is cut in the middle of whatever passes.
     Cut,
+    /// Two links are cut, each in one direction or in both, for longer than it takes to suspect.
+    Links,
+    /// One peer is cut off from all others for longer than others wait for it.
+    Isolate,
+    /// A peer is killed and, as soon as it runs again, another one is stopped for a moment.
+    KillPause,
     /// Every peer in turn is ended in an orderly way and started again.
     Roll,
     /// A peer's certificate is replaced under load.
@@ -109,7 +143,7 @@ impl Point {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Kill,
         Self::App,
         Self::Pause,
@@ -117,6 +151,9 @@ impl Kind {
         Self::OneWay,
         Self::Loss,
         Self::Cut,
+        Self::Links,
+        Self::Isolate,
+        Self::KillPause,
         Self::Roll,
         Self::Rotate,
         Self::Failpoint,
@@ -134,11 +171,22 @@ impl Kind {
             Self::OneWay => "one-way",
             Self::Loss => "loss",
             Self::Cut => "cut",
+            Self::Links => "links",
+            Self::Isolate => "isolate",
+            Self::KillPause => "kill-pause",
             Self::Roll => "roll",
             Self::Rotate => "rotate",
             Self::Failpoint => "failpoint",
             Self::Two => "two",
         }
+    }
+}
+
+impl Kind {
+    /// Whether it takes longer than a short run should be spent on.
+    #[must_use]
+    pub fn is_long(self) -> bool {
+        matches!(self, Self::Isolate)
     }
 }
 
@@ -159,6 +207,8 @@ pub struct Breaker {
     pub points: Vec<Point>,
     /// The keys of the clients' sessions, as peers told them.
     pub keys: BTreeMap<Thread, String>,
+    /// Sessions that no client asks for.
+    pub idle: Idle,
 }
 
 impl Breaker {
@@ -177,8 +227,11 @@ impl Breaker {
             }
             Kind::App => self.kill_app(victim)?,
             Kind::Pause => self.pause(victim).await?,
-            Kind::Partition => self.cut_off(victim, true).await,
-            Kind::OneWay => self.cut_off(victim, false).await,
+            Kind::Partition => self.cut_off(victim, true, (3_000, 12_000)).await,
+            Kind::OneWay => self.cut_off(victim, false, (3_000, 12_000)).await,
+            Kind::Isolate => self.cut_off(victim, true, (20_000, 45_000)).await,
+            Kind::Links => self.cut_links().await,
+            Kind::KillPause => self.kill_and_pause(victim).await?,
             Kind::Loss => self.lose().await,
             Kind::Cut => self.cut(victim).await,
             Kind::Roll => self.roll().await?,
@@ -200,12 +253,19 @@ impl Breaker {
 
     /// Waits until the mesh is whole, and writes down when it was.
     async fn whole_again(&mut self, after: &str) -> Result<()> {
+        let healed = Instant::now();
         let done = self.whole(after).await;
         let now = self.load.now();
         if let Some(fault) = self.faults.last_mut() {
             fault.whole = now;
         }
-        done
+        done?;
+        let names: Vec<String> = self.mesh.peers().iter().map(|peer| peer.name.clone()).collect();
+        let admins: Vec<_> = self.mesh.peers().iter().map(|peer| peer.ports.admin).collect();
+        let (load, fault) = (Arc::clone(&self.load), self.faults.len().saturating_sub(1));
+        let may_lose = self.faults.last().is_some_and(|fault| fault.may_lose);
+        self.idle.whole(healed, fault, may_lose, &names, &admins, || load.now()).await;
+        Ok(())
     }
 
     fn wrote(
@@ -392,14 +452,19 @@ impl Breaker {
         Ok((vec![victim], format!("stopped for {span:.1?}")))
     }
 
-    async fn cut_off(&mut self, victim: usize, both_ways: bool) -> (Vec<usize>, String) {
+    async fn cut_off(
+        &mut self,
+        victim: usize,
+        both_ways: bool,
+        (low_ms, high_ms): (u64, u64),
+    ) -> (Vec<usize>, String) {
         for other in (0..self.mesh.peers().len()).filter(|other| *other != victim) {
             self.relay.set(victim, other, Rule::CUT);
             if both_ways {
                 self.relay.set(other, victim, Rule::CUT);
             }
         }
-        let span = self.for_between(3_000, 12_000).await;
+        let span = self.for_between(low_ms, high_ms).await;
         self.relay.heal();
         let how = if both_ways { "cut off" } else { "unheard" };
         (vec![victim], format!("{how} for {span:.1?}"))
@@ -425,6 +490,47 @@ impl Breaker {
         let span = self.for_between(2_000, 8_000).await;
         self.relay.heal();
         (vec![victim, other], format!("the link between them cut for {span:.1?}"))
+    }
+
+    async fn cut_links(&mut self) -> (Vec<usize>, String) {
+        let links = draw_links(&mut self.rng, self.mesh.peers().len());
+        for link in &links {
+            self.relay.set(link.from, link.to, Rule::CUT);
+            if link.both_ways {
+                self.relay.set(link.to, link.from, Rule::CUT);
+            }
+        }
+        let span = self.for_between(5_000, 15_000).await;
+        self.relay.heal();
+        let told = links.iter().map(|link| {
+            let arrow = if link.both_ways { "↮" } else { "↛" };
+            format!("{} {arrow} {}", link.from + 1, link.to + 1)
+        });
+        let told: Vec<String> = told.collect();
+        let mut peers: Vec<usize> = links.iter().flat_map(|link| [link.from, link.to]).collect();
+        peers.sort_unstable();
+        peers.dedup();
+        (peers, format!("links {} cut for {span:.1?}", told.join(", ")))
+    }
+
+    /// What the first one held is gone when the second one, which may hold the only other copy,
+    /// says nothing.
+    async fn kill_and_pause(&mut self, victim: usize) -> Result<(Vec<usize>, String)> {
+        let count = self.mesh.peers().len();
+        let other = (victim + 1 + self.rng.random_range(0..count - 1)) % count;
+        self.mesh.kill(victim)?;
+        self.mesh.start(victim)?;
+        let until = Instant::now() + UP_WITHIN;
+        while self.mesh.peer(victim).status().await.is_err() && Instant::now() < until {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let Some(process) = self.mesh.peer(other).process() else { bail!("no peer to stop") };
+        process.signal(Signal::SIGSTOP)?;
+        let span = self.for_between(300, 3_000).await;
+        process.signal(Signal::SIGCONT)?;
+        let what =
+            format!("the first was killed and started, the second stopped at once for {span:.1?}");
+        Ok((vec![victim, other], what))
     }
 
     async fn roll(&mut self) -> Result<(Vec<usize>, String)> {
@@ -509,5 +615,34 @@ impl Breaker {
         let mut admin = Client::new();
         let call = admin.call(Method::GET, path).timeout(STIRS_WITHIN);
         call.send(self.mesh.peer(peer).ports.admin).await.ok()?.ok().ok()?.json().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn two_links_of_different_pairs_are_drawn_the_same_ones_for_one_seed() {
+        let draw = |seed| draw_links(&mut SmallRng::seed_from_u64(seed), 3);
+        let mut one_way = 0;
+        for seed in 0..200 {
+            let links = draw(seed);
+            assert_eq!(links, draw(seed));
+            let pair = |link: &CutLink| (link.from.min(link.to), link.from.max(link.to));
+            assert_ne!(pair(&links[0]), pair(&links[1]), "{links:?}");
+            assert!(links.iter().all(|link| link.from != link.to && link.to < 3), "{links:?}");
+            one_way += links.iter().filter(|link| !link.both_ways).count();
+        }
+        assert!((100..300).contains(&one_way), "{one_way} of 400");
+    }
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<_> =
+            Kind::ALL.iter().map(|kind| kind.name()).collect();
+        assert_eq!(names.len(), Kind::ALL.len());
     }
 }

@@ -115,6 +115,101 @@ pub struct Run {
     pub at_unix_ms: u64,
 }
 
+/// What a client of the Redis-speaking endpoint asked of one key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Asked {
+    /// What it holds.
+    Get,
+    /// To hold this, which nobody else sets.
+    Set {
+        /// The value.
+        value: String,
+    },
+    /// To hold this if it holds nothing (`SET … NX`), as locks are taken.
+    SetIfAbsent {
+        /// The value.
+        value: String,
+    },
+    /// To count up by one.
+    Increment,
+    /// A transaction (`WATCH`, `GET`, `MULTI`, the change, `EXEC`) that read the first and makes it
+    /// the second, or nothing.
+    Replace {
+        /// What it read.
+        from: String,
+        /// What it is to hold.
+        to: Option<String>,
+    },
+    /// To hold nothing.
+    Delete,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Came {
+    /// What it holds.
+    Value {
+        /// Absent where it holds nothing.
+        value: Option<String>,
+    },
+    /// Whether it was done.
+    Done {
+        /// It was.
+        done: bool,
+    },
+    /// What it counts.
+    Number {
+        /// The sum.
+        number: i64,
+    },
+    /// The client was told that nothing was done, or could not even ask.
+    Refused {
+        /// What it was told.
+        error: String,
+    },
+    /// It may have been done.
+    Unknown {
+        /// What the client was told, or why it heard nothing.
+        error: String,
+    },
+}
+
+/// One operation on a key, written when it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyOperation {
+    /// Which client.
+    pub client: u32,
+    /// The key.
+    pub key: String,
+    /// The peer whose endpoint it used.
+    pub door: String,
+    /// When it was sent.
+    pub began: Micros,
+    /// When its outcome was known.
+    pub ended: Micros,
+    /// What it asked for.
+    pub asked: Asked,
+    /// What came of it.
+    pub came: Came,
+}
+
+/// A session that no client asked for, and that was not whole in time after a fault.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Orphan {
+    /// Its key.
+    pub key: String,
+    /// The client that began it.
+    pub thread: Thread,
+    /// The position of the fault.
+    pub fault: usize,
+    /// When it was given up.
+    pub at: Micros,
+    /// What each peer said of it.
+    pub told: String,
+}
+
 /// Something done to the mesh, and how long it lasted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fault {
@@ -193,4 +288,10 @@ pub struct History {
     pub faults: Vec<Fault>,
     /// Ownership over time.
     pub samples: Vec<Sample>,
+    /// What clients saw of keys.
+    pub keys: Vec<KeyOperation>,
+    /// Idle sessions that were looked after.
+    pub idle: u64,
+    /// Those that were not whole in time.
+    pub orphans: Vec<Orphan>,
 }

@@ -15,13 +15,18 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::history::{Attempt, Fault, History, Micros, Operation, Outcome, Thread};
+use super::history::{
+    Attempt, Came, Fault, History, KeyOperation, Micros, Operation, Outcome, Thread,
+};
+use super::linear::{self, Finding};
 use super::waits::{self, cause, longest_by_stretch, percentile};
 
 /// How long after a fault what it did may still be felt.
 pub const GRACE: Micros = 20_000_000;
 const EXAMPLES_MAX: usize = 10;
 const ERRORS_SHOWN_MAX: usize = 10;
+/// As much as a key's history takes.
+const EXAMPLE_CHARS_MAX: usize = 6000;
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +74,23 @@ pub struct Verdict {
     pub lost_to: BTreeMap<String, u64>,
     /// Sessions that it reported lost without such a fault.
     pub lost_without_cause: u64,
+    /// Clients whose session never held anything and who were told that it is lost.
+    pub lost_nothing: u64,
+    /// How often such clients were refused for want of a majority, which nothing of theirs needs.
+    pub refused_nothing: u64,
+    /// Keys that clients of the Redis-speaking endpoint used, and operations on them.
+    pub keys: (u64, u64),
+    /// Keys whose history no order explains.
+    pub keys_broken: u64,
+    /// Keys whose history was too long to judge.
+    pub keys_undecided: u64,
+    /// What operations on keys were told instead of an answer, by its first word, and by the fault
+    /// that it belongs to.
+    pub key_errors: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Sessions that no client asked for, and that were looked after to the end.
+    pub idle: u64,
+    /// Those that had no owner, two, or too few living members for long after a fault.
+    pub orphaned: u64,
     /// Some of what was wrong, told.
     pub examples: Vec<String>,
 }
@@ -106,7 +128,10 @@ impl Verdict {
             + self.stale
             + self.split
             + self.disordered
-            + self.lost_without_cause;
+            + self.lost_without_cause
+            + self.lost_nothing
+            + self.keys_broken
+            + self.orphaned;
         broken == 0 && self.cut_short.is_none()
     }
 
@@ -167,6 +192,16 @@ pub fn judge(history: &History) -> Verdict {
         }
     }
     for attempt in reported_lost {
+        let wrote = |it: &&Attempt| matches!(it.operation, Operation::Append { .. });
+        if !threads[&attempt.thread].iter().any(wrote) {
+            verdict.lost_nothing += 1;
+            let Thread { client, session } = attempt.thread;
+            verdict.tell(format!(
+                "client {client}, session {session}: told that it is lost, although nothing was \
+                 ever written to it"
+            ));
+            continue;
+        }
         let born = threads[&attempt.thread].iter().map(|first| first.began).min();
         // What is born after the mesh was whole again has lost nothing to that fault.
         let cause = history.faults.iter().rfind(|fault| {
@@ -192,6 +227,18 @@ pub fn judge(history: &History) -> Verdict {
             *tripped += u64::from(armed.tripped);
         }
     }
+    verdict.refused_nothing = refused_nothing(&threads);
+    judge_keys(history, &mut verdict);
+    verdict.idle = history.idle;
+    verdict.orphaned = history.orphans.len() as u64;
+    for orphan in &history.orphans {
+        let fault = history.faults.get(orphan.fault).map_or("nothing", |it| it.kind.as_str());
+        let (client, at) = (orphan.thread.client, orphan.at / 1_000_000);
+        verdict.tell(format!(
+            "idle session {client} ({}) was not whole {at} s into the run, after {fault}: {}",
+            orphan.key, orphan.told
+        ));
+    }
     verdict.sessions = threads.len() as u64;
     for (thread, attempts) in &threads {
         judge_session(*thread, attempts, &mut verdict);
@@ -209,6 +256,50 @@ pub fn judge(history: &History) -> Verdict {
     verdict.run_again = times_run.values().filter(|times| **times > 1).count() as u64;
     verdict.unavailable = unavailable(history);
     verdict
+}
+
+/// How often clients that never wrote were refused for want of a majority.
+fn refused_nothing(threads: &BTreeMap<Thread, Vec<&Attempt>>) -> u64 {
+    let never_wrote = |attempts: &&Vec<&Attempt>| {
+        !attempts.iter().any(|it| matches!(it.operation, Operation::Append { .. }))
+    };
+    let refused = |attempt: &&&Attempt| match &attempt.outcome {
+        Outcome::Refused { problem, .. } => problem.ends_with("session-no-majority"),
+        _ => false,
+    };
+    let attempts = threads.values().filter(never_wrote).flatten();
+    attempts.filter(refused).count() as u64
+}
+
+fn judge_keys(history: &History, verdict: &mut Verdict) {
+    let by_key = linear::by_key(&history.keys);
+    verdict.keys = (by_key.len() as u64, history.keys.len() as u64);
+    for (key, operations) in by_key {
+        match linear::judge(&operations, &history.faults) {
+            Finding::Linearizable => {}
+            Finding::Undecided => verdict.keys_undecided += 1,
+            Finding::Broken => {
+                verdict.keys_broken += 1;
+                let lines: Vec<String> = operations.iter().map(|it| line(it)).collect();
+                verdict.tell(format!("no order explains key {key}:\n    {}", lines.join("\n    ")));
+            }
+        }
+    }
+    for operation in &history.keys {
+        let (Came::Refused { error } | Came::Unknown { error }) = &operation.came else { continue };
+        let word = error.split(' ').next().unwrap_or_default().to_owned();
+        let at = cause(&history.faults, operation.began, operation.ended);
+        let kind = at.map_or("none", |at| history.faults[at].kind.as_str());
+        *verdict.key_errors.entry(word).or_default().entry(kind.to_owned()).or_default() += 1;
+    }
+}
+
+/// One operation on a key, on one line.
+fn line(operation: &KeyOperation) -> String {
+    let seconds = |micros: Micros| micros as f64 / 1e6;
+    let KeyOperation { client, door, began, ended, asked, came, .. } = operation;
+    let (began, ended) = (seconds(*began), seconds(*ended));
+    format!("{began:.4}–{ended:.4} s client {client} at {door}: {asked:?} → {came:?}")
 }
 
 fn operations<'a>(attempts: &[&'a Attempt]) -> Vec<Done<'a>> {
@@ -471,9 +562,27 @@ impl fmt::Display for Verdict {
             writeln!(f, "  ! cut short: {why}")?;
         }
         for example in &self.examples {
-            let short: String = example.chars().take(300).collect();
+            let short: String = example.chars().take(EXAMPLE_CHARS_MAX).collect();
             writeln!(f, "  ! {short}")?;
         }
+        let (keys, operations) = self.keys;
+        writeln!(
+            f,
+            "\n  {operations} operations on {keys} keys; too long to judge: {}",
+            self.keys_undecided
+        )?;
+        for (error, during) in &self.key_errors {
+            let during: Vec<String> =
+                during.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+            writeln!(f, "  {error:>10}  {}", during.join(", "))?;
+        }
+        writeln!(
+            f,
+            "  {} idle sessions were looked after; sessions that never held anything: {} times \
+             called lost, {} times refused for want of a majority",
+            self.idle, self.lost_nothing, self.refused_nothing
+        )?;
+        write!(f, "\n  keys without an order {}   orphaned {}", self.keys_broken, self.orphaned)?;
         write!(
             f,
             "\n  lost {}   doubled {}   stale {}   two histories {}   out of order {}",

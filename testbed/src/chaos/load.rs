@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use super::history::{Attempt, Micros, Operation, Outcome, Thread};
+use super::history::{Attempt, KeyOperation, Micros, Operation, Outcome, Thread};
 use super::{APPS, LedgerApp};
 use crate::client::Client;
 
@@ -31,6 +31,10 @@ const REPEATS_WITHIN: Duration = Duration::from_secs(60);
 /// How many items a session gets before its client begins another.
 const ITEMS_MAX: usize = 60;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// The numbers of those that begin a session and leave it alone begin here.
+pub const IDLE_FROM: u32 = 100_000;
+/// How long the last read of a session that was left alone may be repeated.
+const READ_WITHIN: Duration = Duration::from_secs(20);
 
 /// What the clients of one run share.
 #[derive(Debug)]
@@ -43,6 +47,10 @@ pub struct Load {
     pub over: AtomicBool,
     /// What they saw.
     pub attempts: Mutex<Vec<Attempt>>,
+    /// The Redis-speaking endpoints, by the peer's position.
+    pub keys: Vec<(String, SocketAddr)>,
+    /// What was seen of keys.
+    pub operations: Mutex<Vec<KeyOperation>>,
     /// The session that each client works on, as far as it holds something: the last request of
     /// it that was answered, and the position of the door that knows of it.
     pub sessions: Mutex<BTreeMap<Thread, (usize, String)>>,
@@ -60,17 +68,33 @@ pub(super) fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a client does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    /// Appends, most of them with a key, and reads.
+    Mixed,
+    /// Appends without any key, and reads.
+    Keyless,
+    /// Reads, so that its session never holds anything.
+    Reads,
+    /// Begins a session and leaves it alone.
+    Idles,
+}
+
+impl Habit {
+    /// One client of six never names its appends, one never makes any.
+    fn of(client: u32) -> Self {
+        match client % 6 {
+            4 => Self::Keyless,
+            5 => Self::Reads,
+            _ => Self::Mixed,
+        }
+    }
+}
+
 /// One client, from its first request to the end of the run.
 pub async fn run(load: Arc<Load>, client: u32, seed: u64) {
-    let mut walker = Walker {
-        rng: SmallRng::seed_from_u64(seed ^ (u64::from(client) << 32)),
-        thread: Thread { client, session: 0 },
-        app: &APPS[client as usize % APPS.len()],
-        number: 0,
-        cookies: Client::new(),
-        items: 0,
-        load,
-    };
+    let mut walker = Walker::new(load, client, seed, Habit::of(client));
     while !walker.load.over.load(Ordering::Relaxed) {
         let pause = walker.rng.random_range(5..120);
         sleep(Duration::from_millis(pause)).await;
@@ -78,7 +102,10 @@ pub async fn run(load: Arc<Load>, client: u32, seed: u64) {
     }
 }
 
-struct Walker {
+/// One client and the session that it works on.
+#[derive(Debug)]
+pub struct Walker {
+    habit: Habit,
     load: Arc<Load>,
     rng: SmallRng,
     thread: Thread,
@@ -89,6 +116,91 @@ struct Walker {
 }
 
 impl Walker {
+    fn new(load: Arc<Load>, client: u32, seed: u64, habit: Habit) -> Self {
+        Self {
+            habit,
+            rng: SmallRng::seed_from_u64(seed ^ (u64::from(client) << 32)),
+            thread: Thread { client, session: 0 },
+            // The half that is odd, whatever their habits are.
+            app: &APPS[(client / 3) as usize % APPS.len()],
+            number: 0,
+            cookies: Client::new(),
+            items: 0,
+            load,
+        }
+    }
+
+    /// One that leaves its session alone.
+    #[must_use]
+    pub fn idle(load: Arc<Load>, client: u32, seed: u64) -> Self {
+        Self::new(load, client, seed, Habit::Idles)
+    }
+
+    /// Whose session it is.
+    #[must_use]
+    pub fn thread(&self) -> Thread {
+        self.thread
+    }
+
+    /// Appends an item once, without a key, at the door at this position; the request's id, if it
+    /// was answered.
+    pub async fn append_at(&mut self, door: usize) -> Option<String> {
+        let Thread { client, session } = self.thread;
+        let item = format!("{client}.{session}.{}", self.number);
+        let operation = Operation::Append { item, keyed: false, slow_ms: 0 };
+        let seen = self.attempt_at(door, &operation, self.number, 0).await;
+        self.number += 1;
+        matches!(seen.outcome, Outcome::Answered { .. }).then_some(seen.request)?
+    }
+
+    /// Reads the list, again and again until it is answered or has to be given up.
+    pub async fn read_until_answered(&mut self) {
+        let number = self.number;
+        self.number += 1;
+        let since = Instant::now();
+        for attempt in 0.. {
+            let door = self.choose(None);
+            let seen = self.attempt_at(door, &Operation::Read, number, attempt).await;
+            let is_final = match seen.outcome {
+                Outcome::Answered { .. } | Outcome::Refused { lost: true, .. } => true,
+                Outcome::Refused { .. } | Outcome::NotSent { .. } | Outcome::Broken { .. } => false,
+            };
+            if is_final || since.elapsed() > READ_WITHIN {
+                return;
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// One attempt, written down.
+    async fn attempt_at(
+        &mut self,
+        door: usize,
+        operation: &Operation,
+        number: u32,
+        attempt: u32,
+    ) -> Seen {
+        let (name, addr) = self.load.doors[door].clone();
+        let began = self.load.now();
+        let seen = self.attempt(operation, addr).await;
+        let record = Attempt {
+            thread: self.thread,
+            app: self.app.name.to_owned(),
+            number,
+            attempt,
+            operation: operation.clone(),
+            entry: name,
+            ran_at: seen.ran_at.clone(),
+            request: seen.request.clone(),
+            began,
+            ended: self.load.now(),
+            outcome: seen.outcome.clone(),
+            forked: seen.forked,
+        };
+        locked(&self.load.attempts).push(record);
+        seen
+    }
+
     async fn one_operation(&mut self) {
         if self.items >= ITEMS_MAX {
             self.another_session();
@@ -97,9 +209,10 @@ impl Walker {
         let number = self.number;
         self.number += 1;
         let operation = match self.rng.random_range(0..100) {
+            _ if self.habit == Habit::Reads => Operation::Read,
             0..55 => Operation::Append {
                 item: format!("{client}.{session}.{number}"),
-                keyed: self.rng.random_range(0..10) < 7,
+                keyed: self.habit == Habit::Mixed && self.rng.random_range(0..10) < 7,
                 // Most are quick; a few are long enough for any fault to meet them.
                 slow_ms: match self.rng.random_range(0..100) {
                     0..4 => 400,
@@ -119,26 +232,8 @@ impl Walker {
         let mut avoid = None;
         for attempt in 0.. {
             let door = self.choose(avoid);
-            let (name, addr) = self.load.doors[door].clone();
-            let began = self.load.now();
-            let seen = self.attempt(&operation, addr).await;
-            let record = Attempt {
-                thread: self.thread,
-                app: self.app.name.to_owned(),
-                number,
-                attempt,
-                operation: operation.clone(),
-                entry: name,
-                ran_at: seen.ran_at,
-                request: seen.request,
-                began,
-                ended: self.load.now(),
-                outcome: seen.outcome.clone(),
-                forked: seen.forked,
-            };
-            let request = record.request.clone();
-            locked(&self.load.attempts).push(record);
-            let forked = seen.forked;
+            let seen = self.attempt_at(door, &operation, number, attempt).await;
+            let (request, forked) = (seen.request, seen.forked);
             match seen.outcome {
                 Outcome::Answered { items } => {
                     if operation != Operation::Echo {

@@ -5,22 +5,28 @@
 //! | [`run`] | one run from its beginning to its end |
 //! | [`faults`] | what is done to the mesh |
 //! | [`judge`] | what the clients' histories prove |
+//! | [`linear`] | what the histories of keys prove |
 //! | [`history`] | what is written down during a run |
-//! | [`load`] | the clients |
+//! | [`load`] | the clients of apps |
+//! | [`keys`] | the clients of the Redis-speaking endpoint |
+//! | [`idle`] | sessions that no client asks for |
 //! | [`relay`] | the network between the peers, which can be broken |
 //! | [`report`] | the page that shows a run to people |
 //! | [`waits`] | how long clients waited, and for which fault |
 
 pub mod faults;
 pub mod history;
+pub mod idle;
 pub mod judge;
+pub mod keys;
+pub mod linear;
 pub mod load;
 pub mod relay;
 pub mod report;
 pub mod run;
 pub mod waits;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -48,12 +54,19 @@ pub const APPS: [LedgerApp; 2] = [
     LedgerApp { name: "session-only", host: "session-only.localhost", effects: "session-only" },
 ];
 
+/// Runs of this length and longer make the faults that take long, too, unless told which to make.
+const LONG_FROM: Duration = Duration::from_secs(150);
+
+/// How many sessions are begun and left alone.
+const IDLE_SESSIONS: u32 = 40;
+
 /// What `--help` says of a run's outcome.
 pub const MORE_HELP: &str = "\
 What it leaves, under target/testbed-chaos:
   report.html    the verdict, waits and errors over time, every fault; opens from disk
   history.json   what the clients saw and what was done, which the verdict is made from
   peer-N/log     what each peer said
+A run that fails is kept under target/testbed-chaos-failed/seed-SEED, whatever runs after it.
 
 Exit status: 0 if every promise was kept; 1 if one was broken, the mesh did not become whole again
 within a minute after a fault, or the run was interrupted. Errors do not break a promise where a
@@ -61,7 +74,7 @@ fault explains them: a client that is refused, or told that the outcome is unkno
 Nor do sessions that are reported lost after two holders were lost at once.
 
 Examples:
-  testbed/chaos                                           five peers, a minute, every fault
+  testbed/chaos                                           five peers, a minute, every short fault
   testbed/chaos --for 10m --clients 48
   testbed/chaos --peers 3 --faults kill,pause --seed 7    the same schedule each time
   TESTBED_PROFILE=release testbed/chaos                   optimised peers; these have no failpoints";
@@ -102,7 +115,9 @@ pub async fn command(
     if faults.contains(&Kind::Failpoint) && !debug {
         bail!("only debug builds have failpoints; leave TESTBED_PROFILE unset");
     }
-    let usual = Kind::ALL.into_iter().filter(|kind| debug || *kind != Kind::Failpoint);
+    let usual = Kind::ALL.into_iter().filter(|kind| {
+        (debug || *kind != Kind::Failpoint) && (length >= LONG_FROM || !kind.is_long())
+    });
     let kinds = if faults.is_empty() { usual.collect() } else { faults };
     let seed = seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
@@ -110,11 +125,13 @@ pub async fn command(
         "{peers} peers, {clients} clients, {length:?} of {}; seed {seed}",
         names.join(", ")
     ));
-    let options = run::Options { peers, length, kinds, clients, seed, folder: folder.clone() };
+    let idle = IDLE_SESSIONS;
+    let options =
+        run::Options { peers, length, kinds, clients, idle, seed, folder: folder.clone() };
     let history = tokio::select! {
-        history = run::run(&options) => history?,
+        history = run::run(&options) => history.inspect_err(|_| keep(&folder, seed)),
         () = interrupted() => bail!("interrupted; the peers have been stopped"),
-    };
+    }?;
     let path = folder.join("history.json");
     std::fs::write(&path, serde_json::to_vec(&history)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
@@ -122,11 +139,36 @@ pub async fn command(
     let report = report.unwrap_or_else(|| folder.join("report.html"));
     std::fs::write(&report, report::page(&history, &verdict))
         .with_context(|| format!("cannot write {}", report.display()))?;
+    std::fs::write(folder.join("verdict.txt"), verdict.to_string())?;
     terminal.line(&verdict);
     terminal.line(format!("\nreport:  {}\nhistory: {}", report.display(), path.display()));
     if !verdict.holds() {
+        keep(&folder, seed);
         bail!("a promise was broken; the peers' logs are under {}", folder.display());
     }
     terminal.line(terminal.green("Every promise was kept."));
     Ok(())
+}
+
+/// Keeps what a run that failed has left, beside what the next one will leave.
+fn keep(folder: &Path, seed: u64) {
+    let kept = folder.with_file_name("testbed-chaos-failed").join(format!("seed-{seed}"));
+    let copied = (|| {
+        std::fs::create_dir_all(&kept)?;
+        for entry in std::fs::read_dir(folder)? {
+            let from = entry?.path();
+            let (Some(name), log) = (from.file_name(), from.join("log")) else { continue };
+            if from.is_file() {
+                std::fs::copy(&from, kept.join(name))?;
+            } else if log.is_file() {
+                std::fs::copy(&log, kept.join(name).with_extension("log"))?;
+            }
+        }
+        std::io::Result::Ok(())
+    })();
+    let terminal = Terminal::new();
+    match copied {
+        Ok(()) => terminal.line(format!("kept:    {}", kept.display())),
+        Err(error) => terminal.line(format!("the run's files were not kept: {error}")),
+    }
 }

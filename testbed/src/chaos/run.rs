@@ -17,6 +17,8 @@ use toml::{Table, Value};
 
 use super::faults::{Breaker, Kind};
 use super::history::{Attempt, History, Run, Sample};
+use super::idle::Idle;
+use super::keys;
 use super::load::{self, Load, locked};
 use super::relay::Relay;
 use super::{APPS, LedgerApp};
@@ -26,6 +28,10 @@ use crate::terminal::Terminal;
 
 /// How long clients may take to finish what they do when the time is up.
 const CLIENTS_END_WITHIN: Duration = Duration::from_secs(90);
+/// For so many clients of apps there is one group that meets on keys.
+const CLIENTS_PER_GROUP: u32 = 8;
+/// How many keys are read once more at the end, the newest.
+const READ_AGAIN: usize = 400;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const SAMPLE_WITHIN: Duration = Duration::from_millis(700);
 
@@ -40,6 +46,8 @@ pub struct Options {
     pub kinds: Vec<Kind>,
     /// How many clients.
     pub clients: u32,
+    /// How many sessions are begun and left alone.
+    pub idle: u32,
     /// The schedule's seed.
     pub seed: u64,
     /// Where its files go.
@@ -120,12 +128,20 @@ impl Stage {
             began: Instant::now(),
             over: AtomicBool::new(false),
             attempts: Mutex::default(),
+            keys: mesh.peers().iter().map(|it| (it.name.clone(), it.ports.redis)).collect(),
+            operations: Mutex::default(),
             sessions: Mutex::default(),
         });
+        let admins: Vec<SocketAddr> = ports.iter().map(|ports| ports.admin).collect();
+        let idle = Idle::begin(&load, &admins, options.idle, options.seed).await;
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut clients = JoinSet::new();
         for client in 0..options.clients {
             clients.spawn(load::run(Arc::clone(&load), client, options.seed));
+        }
+        // A group is several clients, and in a hurry.
+        for group in 0..options.clients.div_ceil(CLIENTS_PER_GROUP) {
+            clients.spawn(keys::run(Arc::clone(&load), group, options.seed));
         }
         let samples = Arc::new(Mutex::new(Vec::new()));
         let mut sampling = JoinSet::new();
@@ -140,6 +156,7 @@ impl Stage {
                 faults: Vec::new(),
                 points: Vec::new(),
                 keys: BTreeMap::new(),
+                idle,
             },
             seed: options.seed,
             began_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
@@ -166,7 +183,11 @@ impl Stage {
             ));
         }
         drop(self.sampling);
-        let Breaker { mesh, faults, .. } = self.breaker;
+        if cut_short.is_none() {
+            self.breaker.idle.read().await;
+            keys::read_again(&load, &used_keys(&load), self.seed).await;
+        }
+        let Breaker { mesh, faults, idle, .. } = self.breaker;
         let peers: Vec<String> = mesh.peers().iter().map(|peer| peer.name.clone()).collect();
         drop(mesh);
         let mut attempts = taken(&load.attempts);
@@ -180,9 +201,23 @@ impl Stage {
             runs: runs(&self.folder, &peers)?,
             faults,
             samples: taken(&self.samples),
+            keys: taken(&load.operations),
+            idle: idle.count(),
+            orphans: idle.orphans,
             peers,
         })
     }
+}
+
+/// The keys that were used, the newest of them.
+fn used_keys(load: &Load) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for operation in locked(&load.operations).iter().rev() {
+        if keys.len() < READ_AGAIN && !keys.contains(&operation.key) {
+            keys.push(operation.key.clone());
+        }
+    }
+    keys
 }
 
 fn taken<T: Default>(shared: &Mutex<T>) -> T {

@@ -20,6 +20,7 @@ async fn a_peer_that_ends_at_any_moment_of_the_protocol_loses_and_doubles_nothin
         length: Duration::ZERO,
         kinds: vec![Kind::Failpoint],
         clients: 6,
+        idle: 6,
         seed: 1,
         folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join(name),
     };

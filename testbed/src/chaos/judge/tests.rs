@@ -4,6 +4,7 @@
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use super::super::history::{Asked, Orphan};
 use super::*;
 
 const ME: Thread = Thread { client: 1, session: 0 };
@@ -342,4 +343,44 @@ fn the_quick_check_agrees_with_one_that_tries_every_order() {
         found[usize::from(explained)] += 1;
     }
     assert!(found.iter().all(|count| *count > 1_000), "both kinds were tried: {found:?}");
+}
+
+#[test]
+fn what_clients_of_keys_and_idle_sessions_went_through_breaks_a_run_too() {
+    let win = |client, value: &str| KeyOperation {
+        client,
+        key: "lock".to_owned(),
+        door: format!("peer-{client}"),
+        began: 10,
+        ended: 20,
+        asked: Asked::SetIfAbsent { value: value.to_owned() },
+        came: Came::Done { done: true },
+    };
+    let verdict = judge(&History { keys: vec![win(1, "a")], ..History::default() });
+    assert!(verdict.holds(), "{verdict}");
+    let verdict = judge(&History { keys: vec![win(1, "a"), win(2, "b")], ..History::default() });
+    assert_eq!((verdict.keys, verdict.keys_broken), ((1, 2), 1));
+    assert!(!verdict.holds() && verdict.to_string().contains("no order explains key lock"));
+
+    let told = "peer-1: nothing".to_owned();
+    let orphan = Orphan { key: "shop/1".to_owned(), thread: ME, fault: 0, at: 30, told };
+    let verdict = judge(&History { idle: 1, orphans: vec![orphan], ..History::default() });
+    assert_eq!(verdict.orphaned, 1);
+    assert!(!verdict.holds(), "{verdict}");
+}
+
+#[test]
+fn what_was_never_written_cannot_be_lost_whatever_was_done() {
+    let lost = |number, began| {
+        let problem = "urn:warmhop:session-lost".to_owned();
+        let outcome = Outcome::Refused { status: 503, problem, lost: true, forked: false };
+        attempt(number, Operation::Read, (began, began + 1), outcome)
+    };
+    let two = || vec![fault("two", 15, 25, true)];
+    let verdict = judged(vec![read(0, (0, 1), &[]), lost(1, 30)], two());
+    assert_eq!((verdict.lost_nothing, verdict.reported_lost), (1, 0));
+    assert!(!verdict.holds(), "{verdict}");
+    let verdict = judged(vec![append(0, "a", (0, 1), &["a"]), lost(1, 30)], two());
+    assert_eq!((verdict.lost_nothing, verdict.reported_lost), (0, 1));
+    assert!(verdict.holds(), "{verdict}");
 }

@@ -1,0 +1,155 @@
+//! Sessions that no client asks for: begun before the first fault, looked after from the admin
+//! listeners, and read once at the end.
+//!
+//! Clients at work repair what they use: a request of a session whose owner is gone takes it over.
+//! Whether the mesh repairs what nobody uses shows in these alone.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use http::Method;
+use tokio::time::sleep;
+
+use super::history::{Orphan, Thread};
+use super::load::{IDLE_FROM, Load, Walker};
+use crate::client::Client;
+
+/// Within this time after a fault was undone, every one is to be whole.
+pub const WHOLE_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_secs(1);
+const ASKED_WITHIN: Duration = Duration::from_secs(2);
+/// How many items each holds.
+const ITEMS: usize = 2;
+
+/// The idle sessions of one run.
+#[derive(Debug, Default)]
+pub struct Idle {
+    walkers: Vec<Walker>,
+    /// Their keys, by those who began them.
+    keys: BTreeMap<Thread, String>,
+    /// Those that were not whole in time.
+    pub orphans: Vec<Orphan>,
+}
+
+impl Idle {
+    /// Begins so many sessions, each at the next door.
+    pub async fn begin(load: &Arc<Load>, admins: &[SocketAddr], count: u32, seed: u64) -> Self {
+        let mut idle = Self::default();
+        for index in 0..count {
+            let mut walker = Walker::idle(Arc::clone(load), IDLE_FROM + index, seed);
+            let door = index as usize % load.doors.len();
+            let mut request = None;
+            for _ in 0..ITEMS {
+                request = walker.append_at(door).await.or(request);
+            }
+            let Some(request) = request else { continue };
+            let told = ask(admins[door], &format!("/v1/requests/{request}")).await;
+            if let Some(key) = told.as_ref().and_then(|told| told["session"].as_str()) {
+                idle.keys.insert(walker.thread(), key.to_owned());
+            }
+            idle.walkers.push(walker);
+        }
+        idle
+    }
+
+    /// How many are looked after.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.keys.len() as u64
+    }
+
+    /// Waits until each is whole, and writes down those that are not `WHOLE_WITHIN` after
+    /// `healed`; these are looked after no longer, nor are those of which a fault that `may_lose`
+    /// them has left no majority. `names` are the peers', in the order of
+    /// `admins`.
+    pub async fn whole(
+        &mut self,
+        healed: Instant,
+        fault: usize,
+        may_lose: bool,
+        names: &[String],
+        admins: &[SocketAddr],
+        now: impl Fn() -> u64,
+    ) {
+        let mut lacking: Vec<(Thread, String)> =
+            self.keys.iter().map(|(thread, key)| (*thread, key.clone())).collect();
+        loop {
+            let mut still = Vec::new();
+            for (thread, key) in lacking {
+                match is_whole(&key, names, admins).await {
+                    Ok(()) => {}
+                    Err(lacking) if may_lose && !lacking.has_majority => {
+                        self.keys.remove(&thread);
+                    }
+                    Err(lacking) => still.push((thread, key, lacking.told)),
+                }
+            }
+            if still.is_empty() {
+                return;
+            }
+            if healed.elapsed() > WHOLE_WITHIN {
+                for (thread, key, told) in still {
+                    self.keys.remove(&thread);
+                    self.orphans.push(Orphan { key, thread, fault, at: now(), told });
+                }
+                return;
+            }
+            lacking = still.into_iter().map(|(thread, key, _)| (thread, key)).collect();
+            sleep(POLL).await;
+        }
+    }
+
+    /// Reads each of them once.
+    pub async fn read(&mut self) {
+        for walker in &mut self.walkers {
+            walker.read_until_answered().await;
+        }
+    }
+}
+
+/// What a session lacks.
+struct Lacking {
+    /// What each peer said of it.
+    told: String,
+    /// More than half of the members that somebody named live.
+    has_majority: bool,
+}
+
+/// Whether one peer, and no other, owns the session and counts as many living members as there
+/// should be; else what each peer said of it.
+async fn is_whole(key: &str, names: &[String], admins: &[SocketAddr]) -> Result<(), Lacking> {
+    let path = format!("/v1/sessions/{key}");
+    let told = join_all(admins.iter().map(|admin| ask(*admin, &path))).await;
+    let mut owners = Vec::new();
+    let mut said = Vec::new();
+    let mut has_majority = false;
+    for (name, told) in names.iter().zip(&told) {
+        let Some(told) = told else {
+            said.push(format!("{name}: nothing"));
+            continue;
+        };
+        let members: Vec<&str> =
+            told["members"].as_array().into_iter().flatten().filter_map(|it| it.as_str()).collect();
+        let ballot = told["ballot"].as_str().unwrap_or_default();
+        let owner = told["owner"].as_str().unwrap_or_default();
+        let living = members.iter().filter(|it| names.iter().any(|name| name == **it)).count();
+        has_majority |= 2 * living > members.len();
+        if owner == name && !ballot.is_empty() {
+            owners.push(living);
+        }
+        said.push(format!("{name}: owner {owner}, ballot {ballot}, members {members:?}"));
+    }
+    match owners[..] {
+        [living] if living >= names.len().min(3) => Ok(()),
+        _ => Err(Lacking { told: said.join("; "), has_majority }),
+    }
+}
+
+async fn ask(admin: SocketAddr, path: &str) -> Option<serde_json::Value> {
+    let mut client = Client::new();
+    let call = client.call(Method::GET, path).timeout(ASKED_WITHIN);
+    call.send(admin).await.ok()?.ok().ok()?.json().ok()
+}
