@@ -202,7 +202,8 @@ async fn every_route_answers_as_the_contract_says() {
         assert!(body.starts_with(begins), "{path}: {body}");
     }
     let (_, status) = get_json(&router, "/v1/status").await;
-    assert_eq!(status["sessions"], json!({ "owned": 12, "copies": 30 }));
+    let sessions = json!({ "owned": 12, "copies": 30, "bytes": 9_000, "bytes_max": 1 << 20 });
+    assert_eq!(status["sessions"], sessions);
     assert_eq!(get_json(&router, "/v1/requests/a/b%3Ac").await.1["id"], "a/b:c");
     let key = "shop/000102030405060708090a0b0c0d0e0f";
     let (_, session) = get_json(&router, &format!("/v1/sessions/{key}")).await;

@@ -111,7 +111,11 @@ fn the_least_configuration_gets_every_default() {
     assert_eq!(config.mesh.listen, "127.0.0.1:7001".parse().unwrap());
     assert_eq!(config.mesh.identity, Path::new("/nowhere/certs/p"));
     assert_eq!(config.admin.listen, "127.0.0.1:9001".parse().unwrap());
-    assert_eq!(config.session.policy, SessionPolicy::default());
+    let memory_bytes_max = memory::default();
+    assert_eq!(
+        config.session.policy,
+        SessionPolicy { memory_bytes_max, ..SessionPolicy::default() }
+    );
 }
 
 #[test]
@@ -151,6 +155,7 @@ listen = "127.0.0.1:9001"
 [session]
 copies = 3
 ttl = "30m"
+memory = "A QUARTER"
 without_majority = "refuse"
 state_bytes_max = 32768
 stored_response_bytes_max = 65536
@@ -175,6 +180,7 @@ starting_page = true
 stop_grace = "10s"
 "#;
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']";
+    let expected = expected.replace("A QUARTER", &memory::text(memory::default()));
     assert_eq!(parse(text).to_string(), expected);
 }
 
@@ -251,6 +257,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         (
             "[peer]\nname = 'p'\n[session]\ncopies = 4",
             ":4:10: session.copies: 4 does not fit; expected a whole number from 1 to 3",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session]\nmemory = '1.5 GB'",
+            ":4:10: session.memory: \"1.5 GB\" does not fit; expected a size from 1MiB to 16384GiB, such as \"512MiB\"",
         ),
         (
             "[peer]\nname = 'p'\n[session]\nttl = '30 minutes'",
