@@ -22,17 +22,19 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 use warmhop::ids::AppName;
-use warmhop::{Running, StartContext, StartError};
+use warmhop::{Ended, Running, StartContext, StartError};
 
+use self::probe::Probe;
 pub use self::service::ChildService;
-use crate::config::{Protocol, Ready};
+use crate::config::{Alive, Protocol, Ready};
 use crate::{guard, notify};
 
 mod h2;
 mod http1;
+mod probe;
 mod request;
 mod service;
 mod socket;
@@ -41,12 +43,6 @@ mod socket;
 const PORT_TRIES: u32 = 3;
 /// How many ports given out lately are not given out again.
 const RECENT_PORTS: usize = 64;
-/// Readiness is asked for at first so often, then ever more rarely …
-const PROBE_INTERVAL_FIRST: Duration = Duration::from_millis(10);
-/// … down to this.
-const PROBE_INTERVAL_LAST: Duration = Duration::from_millis(100);
-/// An app that accepts a connection and says nothing is asked again after this.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A longer line of output is cut.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// How many last lines are kept for messages.
@@ -67,6 +63,8 @@ pub struct ChildApp {
     pub env: BTreeMap<String, String>,
     /// How it is known to be ready.
     pub ready: Ready,
+    /// How it is known to live.
+    pub alive: Alive,
     /// What it is told of the endpoint that keeps sessions, in `REDIS_URL`; absent: there is none.
     pub redis: Option<String>,
     /// What is spoken with it.
@@ -84,8 +82,19 @@ impl warmhop::App for ChildApp {
     async fn start(&self, start: StartContext) -> Result<Running, StartError> {
         let Launched { service, process } = self.launch(&start.app).await?;
         let exited = process.exited();
-        let running =
-            Running::new(service).on_stop(move |grace| process.stop(grace)).exits_with(exited);
+        let probe = Arc::new(Probe {
+            path: self.alive.path.clone().or_else(|| self.ready.path.clone()),
+            timeout: self.alive.timeout,
+            ..self.probe(service.port())
+        });
+        let asked = service.clone();
+        let running = Running::new(service)
+            .on_stop(move |grace| process.stop(grace))
+            .exits_with(exited)
+            .asked_with(move || {
+                let (probe, asked) = (Arc::clone(&probe), asked.clone());
+                async move { probe.ask(&asked).await }
+            });
         Ok(if self.carried { running.with_carried_session() } else { running })
     }
 }
@@ -147,15 +156,26 @@ impl ChildApp {
         })?;
         let service = ChildService::new(port, self.protocol);
         let mut exit = process.exit.clone();
-        let (reason, exited) = tokio::select! {
+        let probe = self.probe(port);
+        let mut came = None;
+        let asking = timeout_at(deadline, probe.until_ready(&service, self.ready.every, &mut came));
+        let status = tokio::select! {
             biased;
-            status = ended(&mut exit) => (guard::describe(status), true),
-            ready = timeout_at(deadline, self.until_ready(port, &service)) => {
+            status = ended(&mut exit) => Some(status),
+            ready = asking => {
                 if ready.is_ok() {
                     return Ok(Launched { service, process });
                 }
+                None
+            }
+        };
+        let (reason, exited) = match status {
+            Some(status) => (guard::describe(status), true),
+            None => {
                 let within = self.ready.timeout;
-                (format!("it was not ready within {within:?}: {}", self.probe(port)), false)
+                let came = came.unwrap_or_else(|| "nothing came".into());
+                let wanted = probe.wanted();
+                (format!("it was not ready within {within:?}: {came}; {wanted}"), false)
             }
         };
         let output = tail_lines(&process.tail);
@@ -164,30 +184,14 @@ impl ChildApp {
         Err(Failed { error: StartError { reason, output }, exited })
     }
 
-    /// What had to answer, for people.
-    fn probe(&self, port: u16) -> String {
-        match &self.ready.path {
-            Some(path) => format!("GET http://127.0.0.1:{port}{path} has to answer 2xx or 3xx"),
-            None => format!("it has to listen on 127.0.0.1:{port}, the PORT in its environment"),
-        }
-    }
-
-    async fn until_ready(&self, port: u16, service: &ChildService) {
-        let mut interval = PROBE_INTERVAL_FIRST;
-        loop {
-            let answer = async {
-                match &self.ready.path {
-                    Some(path) => service.is_healthy(path).await,
-                    None => {
-                        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_ok()
-                    }
-                }
-            };
-            if timeout(PROBE_TIMEOUT, answer).await.unwrap_or(false) {
-                return;
-            }
-            sleep(interval).await;
-            interval = (interval * 3 / 2).min(PROBE_INTERVAL_LAST);
+    /// How it is asked whether it is ready.
+    fn probe(&self, port: u16) -> Probe {
+        Probe {
+            port,
+            path: self.ready.path.clone(),
+            host: self.ready.host.clone(),
+            status: self.ready.status.clone(),
+            timeout: self.ready.probe_timeout,
         }
     }
 }
@@ -320,12 +324,13 @@ impl Process {
     }
 
     /// Resolves when the child has ended, with the reason and the last lines of its output.
-    pub fn exited(&self) -> impl Future<Output = String> + Send + use<> {
+    pub fn exited(&self) -> impl Future<Output = Ended> + Send + use<> {
         let (mut exit, tail) = (self.exit.clone(), Arc::clone(&self.tail));
         async move {
-            let mut lines = vec![guard::describe(ended(&mut exit).await)];
+            let status = ended(&mut exit).await;
+            let mut lines = vec![guard::describe(status)];
             lines.extend(tail_lines(&tail));
-            lines.join("\n")
+            Ended { reason: lines.join("\n"), in_good_order: status.success() }
         }
     }
 

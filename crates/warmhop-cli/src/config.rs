@@ -132,6 +132,8 @@ pub struct App {
     pub env: BTreeMap<String, String>,
     /// How it is known to be ready.
     pub ready: Ready,
+    /// How it is known to live.
+    pub alive: Alive,
     /// What is spoken with it.
     pub protocol: Protocol,
 }
@@ -150,10 +152,46 @@ pub enum Protocol {
 /// When a started app counts as ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ready {
-    /// The path that has to answer 2xx or 3xx; absent: a TCP connect is enough.
+    /// The path that has to answer; absent: a TCP connect is enough.
     pub path: Option<String>,
+    /// What the question's `Host` says; absent: the address that is asked.
+    pub host: Option<String>,
+    /// The statuses that count; none: 2xx and 3xx.
+    pub status: Vec<u16>,
     /// How long that may take.
     pub timeout: Duration,
+    /// How often it is asked, after the first moments.
+    pub every: Duration,
+    /// After how long without an answer it is asked again.
+    pub probe_timeout: Duration,
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self {
+            path: None,
+            host: None,
+            status: Vec::new(),
+            timeout: Duration::from_secs(60),
+            every: Duration::from_millis(100),
+            probe_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How a ready app is asked whether it lives. How often, and what follows, is in its policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alive {
+    /// The path that is asked for; absent: that of [`Ready`].
+    pub path: Option<String>,
+    /// How long its answer may take.
+    pub timeout: Duration,
+}
+
+impl Default for Alive {
+    fn default() -> Self {
+        Self { path: None, timeout: Duration::from_millis(1500) }
+    }
 }
 
 impl Config {

@@ -274,6 +274,7 @@ fn builder(
                 dir: app.dir.clone(),
                 env: app.env.clone(),
                 ready: app.ready.clone(),
+                alive: app.alive.clone(),
                 redis: redis.map(redis::url),
                 protocol: app.protocol,
                 carried: app.spec.policy.session == SessionMode::Portable,

@@ -5,21 +5,29 @@
 //! starting is: the runtime carries the effects out and reports what came of them by the
 //! number of the attempt, so that a report of an attempt given up long ago changes nothing.
 //!
+//! A copy that ends need not have failed: one that ends by itself in good order after it has served
+//! is merely gone, and the next request starts another. One that lives but takes no requests is out
+//! of service: for as long as it is unwell, or for good, when the next one starts *beside* it, on a
+//! port of its own. Nobody waits for a process that is slow to end.
+//!
 //! ```text
 //!                Wanted                    Started
 //!        ┌─────────────────▶ Starting ────────────────▶ Ready ◀─┐
 //!        │                    │    │                   │   │    │ Wanted again, after
-//!        │   StopWanted       │    │ StartFailed,      │   │    │ Stopped: by way of
-//!      Cold ◀─────────────────┘    │ Exited, too slow  │   │    │ Starting
+//!        │   StopWanted       │    │ StartFailed,      │   │    │ Stopping or not:
+//!      Cold ◀─────────────────┘    │ Exited, too slow  │   │    │ by way of Starting
 //!       ▲ ▲                        ▼                   │   │    │
 //!       │ └──────────────────── Failed ◀───────────────┘   │    │
-//!       │   back-off over          │          Exited       │    │
+//!       │   back-off over          │    Exited, Lost       │    │
 //!       │                          │ Operator, or wanted   │    │
 //!       │                          ▼ while backing off     │    │
 //!       │                       Starting   StopWanted, idle│    │
 //!       │                                                  ▼    │
 //!       └────────────────────────────────────────────── Stopping┘
 //!                             Stopped
+//!
+//!      Ready ── Unwell ──▶ out of service, told as Failed ── Well ──▶ Ready
+//!      Ready ── Lost, or Exited, in good order ──▶ Stopping, Cold
 //! ```
 
 use alloc::string::String;
@@ -43,6 +51,10 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
 /// The least time that a start under way is said to need, however late it is.
 pub const ETA_FLOOR: Duration = Duration::from_millis(100);
+/// How many former copies may be ending beside the current one; a start waits where more are.
+pub const LEAVING_MAX: usize = 4;
+/// A copy that hangs is ended after this, however much grace others have.
+pub const HUNG_GRACE: Duration = Duration::from_secs(5);
 /// The lines of output kept of a failed start.
 pub const OUTPUT_LINES_MAX: usize = 20;
 /// The bytes kept of each line of output, and of a reason.
@@ -103,6 +115,29 @@ pub enum AppEvent {
         attempt: u64,
         /// One sentence for people.
         reason: String,
+        /// It should not have: it ended in bad order, or before it had served anyone.
+        failed: bool,
+    },
+    /// The copy takes requests no more, although it may live: it refuses connections, or hangs.
+    Lost {
+        /// The number of the attempt that it came of.
+        attempt: u64,
+        /// One sentence for people.
+        reason: String,
+        /// It should not have: it hangs, or it refused before it had served anyone.
+        failed: bool,
+    },
+    /// The copy lives, but says of itself that it cannot serve.
+    Unwell {
+        /// The number of the attempt that it came of.
+        attempt: u64,
+        /// One sentence for people.
+        reason: String,
+    },
+    /// It can serve again.
+    Well {
+        /// The number of the attempt that it came of.
+        attempt: u64,
     },
     /// The copy is to stop.
     StopWanted(StopReason),
@@ -169,6 +204,8 @@ pub enum NotStarted {
     NotAtBoot,
     /// The last start failed; the next may begin after so long.
     BackingOff(Duration),
+    /// The copy here is out of service until it says that it can serve again.
+    Unwell,
     /// It is ready, or being started.
     UnderWay,
 }
@@ -187,6 +224,10 @@ impl fmt::Display for NotStarted {
                 "its last start failed; the next begins in {left:?}, or at once with \
                  `warmhop app start`"
             ),
+            Self::Unwell => f.write_str(
+                "its copy here runs, but says that it cannot serve; it is back once it says \
+                 otherwise, or start another with `warmhop app start`",
+            ),
             Self::UnderWay => f.write_str("it is ready here, or starting"),
         }
     }
@@ -201,7 +242,12 @@ enum Phase {
     Ready {
         since: Now,
     },
-    /// `again`: the app was wanted meanwhile, and starts once this copy has gone.
+    /// Ready before, and out of service until it says that it can serve again.
+    Unwell {
+        since: Now,
+    },
+    /// `again`: the app was wanted while [`LEAVING_MAX`] copies were ending, and starts once one
+    /// of them has gone.
     Stopping {
         again: bool,
     },
@@ -219,6 +265,8 @@ pub struct AppMachine {
     phase: Phase,
     /// The number of the latest attempt; the current one in every phase but `Cold`.
     attempt: u64,
+    /// The attempts whose copies are ending: at most [`LEAVING_MAX`].
+    leaving: Vec<u64>,
     /// Failures since a copy last proved itself.
     failures: u32,
     /// Milliseconds that starts take: an exponentially weighted mean, the newest at 1/4.
@@ -241,6 +289,7 @@ impl AppMachine {
             policy,
             phase: Phase::Cold,
             attempt: 0,
+            leaving: Vec::new(),
             failures: 0,
             start_ms: None,
             last_use: Now::default(),
@@ -270,9 +319,14 @@ impl AppMachine {
             AppEvent::StartFailed { attempt, reason, output } => {
                 self.start_failed(attempt, AppError::new(&reason, output), now);
             }
-            AppEvent::Exited { attempt, reason } => {
-                self.exited(attempt, &reason, now, &mut effects);
+            AppEvent::Exited { attempt, reason, failed } => {
+                self.exited(attempt, &reason, failed, now, &mut effects);
             }
+            AppEvent::Lost { attempt, reason, failed } => {
+                self.lost(attempt, &reason, failed, now, &mut effects);
+            }
+            AppEvent::Unwell { attempt, reason } => self.unwell(attempt, &reason),
+            AppEvent::Well { attempt } => self.well(attempt),
             AppEvent::StopWanted(reason) => self.stop_wanted(reason, in_flight, &mut effects),
             AppEvent::Stopped { attempt } => self.stopped(attempt, now, &mut effects),
             AppEvent::Tick => self.tick(now, in_flight, &mut effects),
@@ -298,7 +352,7 @@ impl AppMachine {
             Phase::Starting { .. } => AppState::Starting,
             Phase::Ready { .. } => AppState::Ready,
             Phase::Stopping { .. } => AppState::Stopping,
-            Phase::Failed { .. } => AppState::Failed,
+            Phase::Unwell { .. } | Phase::Failed { .. } => AppState::Failed,
         }
     }
 
@@ -342,8 +396,19 @@ impl AppMachine {
         Some(match self.phase {
             Phase::Starting { since } => whole.saturating_sub(now.since(since)).max(ETA_FLOOR),
             Phase::Failed { until, .. } => until.since(now).saturating_add(whole),
+            // When it is well again nobody knows.
+            Phase::Unwell { .. } => return None,
             Phase::Cold | Phase::Ready { .. } | Phase::Stopping { .. } => whole,
         })
+    }
+
+    /// How long until the next start begins by itself if it is wanted: the rest of a back-off.
+    #[must_use]
+    pub fn starts_in(&self, now: Now) -> Option<Duration> {
+        match self.phase {
+            Phase::Failed { until, .. } if !self.draining => Some(until.since(now)),
+            _ => None,
+        }
     }
 
     /// How long the start under way has taken so far; absent where none is under way.
@@ -361,8 +426,8 @@ impl AppMachine {
         match self.phase {
             Phase::Starting { since } => Some(since.after(self.policy.start_timeout)),
             Phase::Failed { until, .. } => Some(until),
-            Phase::Ready { .. } if self.kept => None,
-            Phase::Ready { since } => {
+            Phase::Ready { .. } | Phase::Unwell { .. } if self.kept => None,
+            Phase::Ready { since } | Phase::Unwell { since } => {
                 self.policy.stop_when_idle.map(|idle| self.last_use.max(since).after(idle))
             }
             Phase::Cold | Phase::Stopping { .. } => None,
@@ -370,7 +435,7 @@ impl AppMachine {
     }
 
     /// Why the wish would not start the app at once; absent where it would. A wish during
-    /// `Stopping` starts it once the copy has stopped.
+    /// `Stopping` starts the next copy beside the one that ends.
     #[must_use]
     pub fn why_not_start(&self, by: WantedBy, now: Now) -> Option<NotStarted> {
         if self.policy.start == StartMode::Never {
@@ -386,15 +451,22 @@ impl AppMachine {
             Phase::Failed { until, .. } if by != WantedBy::Operator && now < until => {
                 Some(NotStarted::BackingOff(until.since(now)))
             }
+            Phase::Unwell { .. } if by != WantedBy::Operator => Some(NotStarted::Unwell),
             Phase::Starting { .. } | Phase::Ready { .. } => Some(NotStarted::UnderWay),
-            Phase::Cold | Phase::Stopping { .. } | Phase::Failed { .. } => None,
+            Phase::Cold | Phase::Unwell { .. } | Phase::Stopping { .. } | Phase::Failed { .. } => {
+                None
+            }
         }
     }
 
     fn wanted(&mut self, by: WantedBy, now: Now, effects: &mut Vec<AppEffect>) {
         self.used(now);
         match (self.why_not_start(by, now), &mut self.phase) {
-            (None, Phase::Stopping { again }) => *again = true,
+            (None, Phase::Unwell { .. }) => {
+                // A person does not wait until it is well again.
+                self.stop(self.policy.stop_grace, effects);
+                self.start(now, effects);
+            }
             (None, _) => self.start(now, effects),
             (Some(NotStarted::BackingOff(_)), Phase::Failed { again, .. }) => *again = true,
             (Some(_), _) => {}
@@ -402,6 +474,10 @@ impl AppMachine {
     }
 
     fn start(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
+        if self.leaving.len() >= LEAVING_MAX {
+            self.phase = Phase::Stopping { again: true };
+            return;
+        }
         self.attempt += 1;
         self.phase = Phase::Starting { since: now };
         effects.push(AppEffect::Start { attempt: self.attempt });
@@ -435,25 +511,88 @@ impl AppMachine {
                     last.output = error.output;
                 }
             }
-            Phase::Cold | Phase::Ready { .. } | Phase::Stopping { .. } => {}
+            Phase::Cold | Phase::Ready { .. } | Phase::Unwell { .. } | Phase::Stopping { .. } => {}
         }
     }
 
-    fn exited(&mut self, attempt: u64, reason: &str, now: Now, effects: &mut Vec<AppEffect>) {
+    fn exited(
+        &mut self,
+        attempt: u64,
+        reason: &str,
+        failed: bool,
+        now: Now,
+        effects: &mut Vec<AppEffect>,
+    ) {
+        // It was to go anyway.
+        if self.leaving.contains(&attempt) {
+            self.stopped(attempt, now, effects);
+            return;
+        }
         if attempt != self.attempt {
             return;
         }
         match self.phase {
             Phase::Starting { .. } => self.fail(AppError::new(reason, Vec::new()), now),
-            Phase::Ready { since } => {
-                if now.since(since) >= PROVEN_AFTER {
-                    self.failures = 0;
-                }
+            Phase::Ready { since } | Phase::Unwell { since } if failed => {
+                self.forgive(since, now);
                 self.fail(AppError::new(reason, Vec::new()), now);
             }
-            // It was to go anyway.
-            Phase::Stopping { .. } => self.stopped(attempt, now, effects),
-            Phase::Cold | Phase::Failed { .. } => {}
+            Phase::Ready { .. } | Phase::Unwell { .. } => {
+                self.settle();
+                self.start_if_always_wanted(now, effects);
+            }
+            Phase::Cold | Phase::Stopping { .. } | Phase::Failed { .. } => {}
+        }
+    }
+
+    fn lost(
+        &mut self,
+        attempt: u64,
+        reason: &str,
+        failed: bool,
+        now: Now,
+        effects: &mut Vec<AppEffect>,
+    ) {
+        let (Phase::Ready { since } | Phase::Unwell { since }) = self.phase else { return };
+        if attempt != self.attempt {
+            return;
+        }
+        if failed {
+            self.stop(self.policy.stop_grace.min(HUNG_GRACE), effects);
+            self.forgive(since, now);
+            self.fail(AppError::new(reason, Vec::new()), now);
+        } else {
+            self.stop(self.policy.stop_grace, effects);
+            self.start_if_always_wanted(now, effects);
+        }
+    }
+
+    fn unwell(&mut self, attempt: u64, reason: &str) {
+        let Phase::Ready { since } = self.phase else { return };
+        if attempt == self.attempt {
+            self.last_error = Some(AppError::new(reason, Vec::new()));
+            self.phase = Phase::Unwell { since };
+        }
+    }
+
+    fn well(&mut self, attempt: u64) {
+        let Phase::Unwell { since } = self.phase else { return };
+        if attempt == self.attempt {
+            self.last_error = None;
+            self.phase = Phase::Ready { since };
+        }
+    }
+
+    /// An app that belongs to the boot, or is to be kept ready, is wanted whoever asks.
+    fn start_if_always_wanted(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
+        if (self.policy.start == StartMode::AtBoot || self.kept) && !self.draining {
+            self.start(now, effects);
+        }
+    }
+
+    fn forgive(&mut self, ready_since: Now, now: Now) {
+        if now.since(ready_since) >= PROVEN_AFTER {
+            self.failures = 0;
         }
     }
 
@@ -479,28 +618,41 @@ impl AppMachine {
         match &mut self.phase {
             Phase::Starting { .. } if insists => {
                 effects.push(AppEffect::CancelStart { attempt: self.attempt });
-                self.phase = Phase::Cold;
+                self.settle();
             }
-            Phase::Ready { .. } if insists || in_flight == 0 => self.stop(effects),
+            Phase::Ready { .. } | Phase::Unwell { .. } if insists || in_flight == 0 => {
+                self.stop(self.policy.stop_grace, effects);
+            }
             Phase::Stopping { again } if insists => *again = false,
-            Phase::Failed { .. } if insists => self.phase = Phase::Cold,
+            Phase::Failed { .. } if insists => self.settle(),
             _ => {}
         }
     }
 
-    fn stop(&mut self, effects: &mut Vec<AppEffect>) {
+    /// The current copy is to end, whatever comes after it.
+    fn stop(&mut self, grace: Duration, effects: &mut Vec<AppEffect>) {
+        self.leaving.push(self.attempt);
         self.phase = Phase::Stopping { again: false };
-        effects.push(AppEffect::Stop { attempt: self.attempt, grace: self.policy.stop_grace });
+        effects.push(AppEffect::Stop { attempt: self.attempt, grace });
+    }
+
+    /// No copy serves, and none is wanted.
+    fn settle(&mut self) {
+        let ending = !self.leaving.is_empty();
+        self.phase = if ending { Phase::Stopping { again: false } } else { Phase::Cold };
     }
 
     fn stopped(&mut self, attempt: u64, now: Now, effects: &mut Vec<AppEffect>) {
+        let before = self.leaving.len();
+        self.leaving.retain(|leaving| *leaving != attempt);
         let Phase::Stopping { again } = self.phase else { return };
-        if attempt != self.attempt {
+        if self.leaving.len() == before {
             return;
         }
-        self.phase = Phase::Cold;
         if again {
             self.start(now, effects);
+        } else {
+            self.settle();
         }
     }
 
@@ -516,9 +668,11 @@ impl AppMachine {
                 self.fail(AppError { reason, output: Vec::new() }, now);
             }
             Phase::Failed { again: true, .. } => self.start(now, effects),
-            Phase::Failed { again: false, .. } => self.phase = Phase::Cold,
-            Phase::Ready { .. } if in_flight == 0 => self.stop(effects),
-            Phase::Ready { .. } | Phase::Cold | Phase::Stopping { .. } => {}
+            Phase::Failed { again: false, .. } => self.settle(),
+            Phase::Ready { .. } | Phase::Unwell { .. } if in_flight == 0 => {
+                self.stop(self.policy.stop_grace, effects);
+            }
+            Phase::Ready { .. } | Phase::Unwell { .. } | Phase::Cold | Phase::Stopping { .. } => {}
         }
     }
 }

@@ -76,6 +76,30 @@ pub struct AppPolicy {
     pub start_timeout: Duration,
     /// How long a stopping copy may take to finish what it serves. Default: 10 s.
     pub stop_grace: Duration,
+    /// How the copy here is asked whether it lives. Default: only where its requests give cause.
+    pub alive: AlivePolicy,
+    /// How long the head of an answer may take; a safe request then goes to another ready peer, and
+    /// any other is answered 504. Default: as long as it takes.
+    pub head_timeout: Option<Duration>,
+    /// How many requests one copy serves at once. 1 to 100,000. Default: as many as come.
+    pub concurrency: Option<u32>,
+}
+
+/// How a ready copy is asked whether it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlivePolicy {
+    /// How often it is asked; absent: only where its requests fail or hang.
+    pub every: Option<Duration>,
+    /// So many checks in a row have to fail. 1 to 100. Default: 3.
+    pub misses: u32,
+    /// Whether a copy that does not answer at all is ended and started again. Default: yes.
+    pub restart: bool,
+}
+
+impl Default for AlivePolicy {
+    fn default() -> Self {
+        Self { every: None, misses: 3, restart: true }
+    }
 }
 
 impl Default for AppPolicy {
@@ -91,6 +115,9 @@ impl Default for AppPolicy {
             starting_page: true,
             start_timeout: Duration::from_secs(60),
             stop_grace: Duration::from_secs(10),
+            alive: AlivePolicy::default(),
+            head_timeout: None,
+            concurrency: None,
         }
     }
 }

@@ -42,6 +42,7 @@
 //! | Why did my request hop, wait, or get 503? | [`route`] |
 //! | When does an app count as ready, and when is a failed start tried again? | [`app`] |
 //! | What did this peer believe of that one, and since when? | [`view`] |
+//! | When is a copy that is ready taken out of service, and when is it back? | [`health`] |
 //! | Which peers keep an app ready? | [`keep`] |
 //! | Who is a session's third member? | [`rank`] |
 //! | What is in the cookie; why did affinity move? | [`affinity`] |
@@ -91,8 +92,9 @@
 //!
 //! Of an app on a peer:
 //!
-//! * **I18** At most one start is under way and one copy lives, however many want it; a report of
-//!   another attempt than the current one changes nothing.
+//! * **I18** At most one start is under way or one copy serves, however many want it; beside it at
+//!   most [`app::LEAVING_MAX`] former copies are ending. A report of another attempt than the
+//!   current one changes nothing but that.
 //! * **I19** A copy is stopped for idleness or surplus only while nothing is in flight on it.
 //!
 //! # Words
@@ -114,6 +116,7 @@ extern crate std;
 pub mod affinity;
 pub mod app;
 pub mod config;
+pub mod health;
 pub mod ids;
 pub mod keep;
 pub mod octets;

@@ -5,27 +5,32 @@
 //! sessions and sockets: the caller names the candidates and carries the [`Decision`] out.
 //!
 //! ```text
-//!  front door ─▶ ready here? ──yes──────────────────────────────────────▶ Serve
-//!                   │ no: the start begins here; or this peer drains
+//!  front door ─▶ ready here, with a free place? ──yes───────────────────▶ Serve
+//!                   │ no: the start begins here; or this peer drains, or its copy is busy
 //!                   ▼
-//!                a ready peer not tried yet, fewer than two tried? ─yes──▶ Hop ──▶ its hop door
+//!                a ready peer with a free place,
+//!                not tried yet, fewer than two tried? ───────────yes─────▶ Hop ──▶ its hop door
 //!                   │ no                                                   │         │
 //!                   ▼                                  said no, unreachable│   ready? ├yes▶ Serve
-//!                is it, or will it be, ready soon? ──yes─▶ Wait ─▶ again   ▼         └no─▶ Refuse
+//!                is it, or will it be, ready soon,                         │         └no─▶ Refuse
+//!                or a place free? ─────────────yes─▶ Wait ─▶ again         ▼
 //!                   │ no, or waited too long                             again
 //!                   ▼
 //!                 Refuse
 //! ```
+//!
+//! Where copies may serve so many requests at once and no more, a place that is free is worth more
+//! than a copy that is near; where they may not, a copy here that several slow requests wait for
+//! already is *hot*, and one elsewhere that is less busy by [`HOT_MARGIN`] takes the next.
 
-use alloc::format;
-use alloc::string::String;
 use core::cmp::Ordering;
-use core::fmt;
 use core::time::Duration;
 
 use crate::config::{AppPolicy, SessionMode, StartMode};
 use crate::ids::PeerId;
 use crate::view::AppState;
+
+mod words;
 
 /// How many peers one request may be sent to: a candidate, and a second one if the first said no
 /// or could not be reached.
@@ -37,6 +42,19 @@ pub const LOAD_FRESH_FOR: Duration = Duration::from_secs(2);
 /// A candidate is *hot* if its requests in flight exceed this quantile of all candidates', in
 /// percent. Prequal's section 4 finds 0.6 to 0.9 to serve and runs 0.84.
 pub const HOT_QUANTILE_PERCENT: usize = 84;
+/// A copy here is *hot* if so many requests wait for the heads of their answers …
+pub const HOT_AWAITING: u32 = 2;
+/// … and these take so long, or nobody knows how long: where they are quick, a hop costs more than
+/// it saves.
+pub const HOT_LATENCY_US: u32 = 50_000;
+/// So many requests fewer another copy has to have for one to hop from a hot copy: with fewer, they
+/// would go back and forth.
+pub const HOT_MARGIN: u32 = 2;
+/// A copy elsewhere that had no free place is asked again after this, where nothing is heard of it.
+pub const FULL_FOR: Duration = Duration::from_millis(100);
+/// A request that waits is refused once so many starts here have failed before its eyes: the first
+/// may have been bad luck.
+pub const FAILED_STARTS_MAX: u32 = 2;
 /// What `Retry-After` says where no start has been measured.
 pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(5);
 /// The most that `Retry-After` says.
@@ -54,6 +72,12 @@ pub struct LocalApp {
     pub eta: Option<Duration>,
     /// *Other* requests that wait here for the app.
     pub waiting: usize,
+    /// How many of those in flight wait for the head of their answer.
+    pub awaiting: u32,
+    /// A smoothed time to the head of an answer, in microseconds; 0 before the first.
+    pub latency_us: u32,
+    /// How long until the next start begins by itself: the rest of a back-off.
+    pub starts_in: Option<Duration>,
 }
 
 /// Where the request came in.
@@ -128,6 +152,8 @@ pub struct Question<'a> {
     pub attempt_budget: usize,
     /// How long the request has waited.
     pub waited: Duration,
+    /// How many starts here have failed since it came.
+    pub failed_starts: u32,
     /// Random bits: which two candidates are compared.
     pub dice: u64,
 }
@@ -139,7 +165,8 @@ pub struct Decision {
     pub action: Action,
     /// Why.
     pub reason: Reason,
-    /// Begin a start of the app here, beside the action.
+    /// Begin a start of the app here, beside the action. After a failed one the app is wanted here
+    /// all the same, and starts once the back-off is over.
     pub start_here: bool,
     /// This peer may not start the app, or could not, and nobody else has it ready or starting: ask
     /// this one to start it, beside the action.
@@ -245,6 +272,22 @@ pub enum Reason {
         /// How long until then.
         eta: Option<Duration>,
     },
+    /// The copy here is busy; another one is less so.
+    BusyHere {
+        /// Where.
+        peer: PeerId,
+        /// Requests in flight here.
+        in_flight: u32,
+        /// And there, as far as is known.
+        other: u32,
+    },
+    /// Every copy that could be reached serves as many requests as it may.
+    BusyEverywhere,
+    /// Ready nowhere that could be reached; the last start here failed, and the next one is due.
+    BackingOff {
+        /// How long until it begins.
+        starts_in: Duration,
+    },
     /// Ready nowhere, and this peer may not start it or could not: another one has to.
     NobodyStarts,
     /// The refusal says it.
@@ -261,6 +304,8 @@ pub enum Reason {
 /// | [`StartFailed`](Self::StartFailed) | 503 | `destination_unavailable` | back-off and start |
 /// | [`WaitFull`](Self::WaitFull) | 503 | `connection_limit_reached` | the start's estimate |
 /// | [`WaitedTooLong`](Self::WaitedTooLong) | 503 | `destination_unavailable` | the start's estimate |
+/// | [`QueueFull`](Self::QueueFull) | 503 | `connection_limit_reached` | the queue's estimate |
+/// | [`BusyTooLong`](Self::BusyTooLong) | 503 | `connection_limit_reached` | the queue's estimate |
 /// | [`NobodyAnswered`](Self::NobodyAnswered) | 503 | `destination_unavailable` | 1 s |
 /// | [`PinnedPeerUnreachable`](Self::PinnedPeerUnreachable) | 503 | `destination_unavailable` | 1 s |
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,6 +338,20 @@ pub enum Refusal {
         /// How long until the first copy should be ready.
         retry_after: Duration,
     },
+    /// Every copy is busy, and as many requests wait for a place as may.
+    QueueFull {
+        /// How many that is.
+        waiting_max: usize,
+        /// How long those before it should take.
+        retry_after: Duration,
+    },
+    /// It waited for a place as long as it may.
+    BusyTooLong {
+        /// How long it may wait.
+        max_wait: Duration,
+        /// How long those that wait still should take.
+        retry_after: Duration,
+    },
     /// The peers that it was sent to said no or could not be reached, and nothing is starting.
     NobodyAnswered {
         /// How many.
@@ -317,7 +376,9 @@ impl Refusal {
     #[must_use]
     pub fn proxy_error(&self) -> &'static str {
         match self {
-            Self::WaitFull { .. } => "connection_limit_reached",
+            Self::WaitFull { .. } | Self::QueueFull { .. } | Self::BusyTooLong { .. } => {
+                "connection_limit_reached"
+            }
             Self::NotReadyHere { .. }
             | Self::Draining
             | Self::StartFailed { .. }
@@ -334,6 +395,8 @@ impl Refusal {
             Self::NotReadyHere { retry_after, .. }
             | Self::StartFailed { retry_after }
             | Self::WaitFull { retry_after, .. }
+            | Self::QueueFull { retry_after, .. }
+            | Self::BusyTooLong { retry_after, .. }
             | Self::WaitedTooLong { retry_after, .. } => *retry_after,
             Self::Draining | Self::NobodyAnswered { .. } | Self::PinnedPeerUnreachable { .. } => {
                 Duration::ZERO
@@ -352,47 +415,10 @@ impl Refusal {
             Self::StartFailed { .. } => "start_failed",
             Self::WaitFull { .. } => "wait_full",
             Self::WaitedTooLong { .. } => "waited_too_long",
+            Self::QueueFull { .. } => "queue_full",
+            Self::BusyTooLong { .. } => "busy_too_long",
             Self::NobodyAnswered { .. } => "nobody_answered",
             Self::PinnedPeerUnreachable { .. } => "pinned_peer_unreachable",
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotReadyHere { state, .. } => {
-                write!(f, "the hop came for a copy that is not ready here, but {}", word(*state))
-            }
-            Self::Draining => f.write_str(
-                "this peer is draining, and the app is neither ready nor starting elsewhere",
-            ),
-            Self::StartFailed { .. } => f.write_str(
-                "the app did not start here, and it is neither ready nor starting elsewhere",
-            ),
-            Self::WaitFull { waiting_max, .. } => {
-                write!(
-                    f,
-                    "the app is ready nowhere, and {waiting_max} requests wait for it already"
-                )
-            }
-            Self::WaitedTooLong { max_wait, .. } => {
-                write!(
-                    f,
-                    "no peer had the app ready within the {max_wait:?} that a request may wait"
-                )
-            }
-            Self::NobodyAnswered { tried } => write!(
-                f,
-                "{tried} of the peers where the app should be ready could not take the request, \
-                 and it is starting nowhere"
-            ),
-            Self::PinnedPeerUnreachable { peer } => {
-                write!(
-                    f,
-                    "the session is in the memory of {peer}, which lives but cannot be reached"
-                )
-            }
         }
     }
 }
@@ -409,94 +435,11 @@ impl Reason {
             Self::ReadyThere { .. } => "ready_there",
             Self::StartingHere { .. } => "starting_here",
             Self::StartingElsewhere { .. } => "starting_elsewhere",
+            Self::BusyHere { .. } => "busy_here",
+            Self::BusyEverywhere => "busy_everywhere",
+            Self::BackingOff { .. } => "backing_off",
             Self::NobodyStarts => "nobody_starts",
             Self::Refused(refusal) => refusal.label(),
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ReadyHere => f.write_str("the app is ready here"),
-            Self::ReadyHereDraining => {
-                f.write_str("the app is ready here, and a draining peer serves what still comes")
-            }
-            Self::PinnedHere => f.write_str("the session was made here, and the app is ready"),
-            Self::PinnedThere { peer } => write!(f, "the session was made on {peer}"),
-            Self::ReadyThere { peer, among, standing, choice, after, leaving } => {
-                match after {
-                    Some(first) => write!(f, "{first} could not take it; {peer} is ready")?,
-                    None if *leaving => write!(f, "this peer is draining; {peer} is ready")?,
-                    None => write!(f, "not ready here, but on {peer}")?,
-                }
-                write!(f, ", {}", choice_words(*choice, *among))?;
-                f.write_str(match standing {
-                    Standing::SameZone => "",
-                    Standing::OtherZone => "; nobody of this zone is ready",
-                    Standing::Draining => "; all that are ready are draining",
-                    Standing::Suspect => "; all that are ready are suspected to be dead",
-                })
-            }
-            Self::StartingHere { eta: Some(eta) } => {
-                write!(f, "ready nowhere; the copy here should be ready in {eta:?}")
-            }
-            Self::StartingHere { eta: None } => {
-                f.write_str("ready nowhere; the copy here is starting, for the first time")
-            }
-            Self::StartingElsewhere { peer, eta: Some(eta) } => {
-                write!(f, "ready nowhere; the copy on {peer} should be ready in {eta:?}")
-            }
-            Self::StartingElsewhere { peer, eta: None } => {
-                write!(f, "ready nowhere; the copy on {peer} is starting")
-            }
-            Self::NobodyStarts => {
-                f.write_str("ready nowhere, and no start is under way here; another peer has to")
-            }
-            Self::Refused(refusal) => refusal.fmt(f),
-        }
-    }
-}
-
-fn choice_words(choice: Choice, among: usize) -> String {
-    match choice {
-        Choice::Only => "the only one".into(),
-        Choice::LessBusy { in_flight, other } => {
-            format!("the less busy of two drawn from {among} ({in_flight} in flight, {other})")
-        }
-        Choice::Nearer { latency_us, other: Some(other) } => {
-            format!("the nearer of two drawn from {among} ({latency_us} µs, {other} µs)")
-        }
-        Choice::Nearer { latency_us, other: None } => {
-            format!("the one linked ({latency_us} µs) of two drawn from {among}")
-        }
-        Choice::Drawn => format!("drawn from {among}"),
-    }
-}
-
-fn word(state: AppState) -> &'static str {
-    match state {
-        AppState::Cold => "cold",
-        AppState::Starting => "starting",
-        AppState::Ready => "ready",
-        AppState::Stopping => "stopping",
-        AppState::Failed => "failed",
-    }
-}
-
-impl fmt::Display for Decision {
-    /// The whole story in one sentence: a lost session, the reason, and what begins beside it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(peer) = &self.pin_lost {
-            write!(f, "the session made on {peer} is gone, a fresh one begins; ")?;
-        }
-        self.reason.fmt(f)?;
-        if self.start_here {
-            f.write_str("; a start begins here")?;
-        }
-        match &self.ask_to_start {
-            Some(peer) => write!(f, "; {peer} is asked to start it"),
-            None => Ok(()),
         }
     }
 }
@@ -545,6 +488,7 @@ fn at_front_door(q: &Question<'_>) -> Decision {
     let mut pin_lost = None;
     if let Some(pin) = q.affinity.filter(|_| q.app.session == SessionMode::Pinned) {
         match pinned(q, pin) {
+            Pinned::Here if is_full_here(q) => return wait_for_place(q),
             Pinned::Here => return decision(Action::Serve, Reason::PinnedHere, None),
             Pinned::There => {
                 let peer = pin.peer.clone();
@@ -563,7 +507,7 @@ fn at_front_door(q: &Question<'_>) -> Decision {
         }
     }
     if ready_here && !q.draining {
-        return decision(Action::Serve, Reason::ReadyHere, pin_lost);
+        return Decision { pin_lost, ..ready_here_and_stays(q) };
     }
     let other = better_of_two(q);
     if ready_here {
@@ -574,13 +518,82 @@ fn at_front_door(q: &Question<'_>) -> Decision {
         };
         return match other.filter(|(_, reason)| stays(reason)) {
             Some((to, reason)) => decision(Action::Hop { to }, reason, pin_lost),
+            None if is_full_here(q) => Decision { pin_lost, ..wait_for_place(q) },
             None => decision(Action::Serve, Reason::ReadyHereDraining, pin_lost),
         };
     }
     if let Some((to, reason)) = other {
         return decision(Action::Hop { to }, reason, pin_lost);
     }
+    if q.candidates.iter().any(|c| c.state == AppState::Ready && is_full(q, c)) {
+        return Decision { pin_lost, start_here, ..wait_for_place(q) };
+    }
     Decision { pin_lost, ..wait_or_refuse(q, start_here) }
+}
+
+/// The copy here is ready, and this peer stays: it serves unless it is full, or hot while another
+/// is less busy.
+fn ready_here_and_stays(q: &Question<'_>) -> Decision {
+    let is_full = is_full_here(q);
+    let is_slow = q.local.latency_us == 0 || q.local.latency_us >= HOT_LATENCY_US;
+    let is_hot = q.local.awaiting >= HOT_AWAITING && is_slow;
+    let serve = Decision {
+        action: Action::Serve,
+        reason: Reason::ReadyHere,
+        start_here: false,
+        ask_to_start: None,
+        pin_lost: None,
+    };
+    if !is_full && !is_hot {
+        return serve;
+    }
+    let load = |c: &Candidate<'_>| known_load(c).unwrap_or(0);
+    let less_busy = q
+        .candidates
+        .iter()
+        .filter(|c| c.state == AppState::Ready && may_try(q, c.peer) && !self::is_full(q, c))
+        .filter(|c| standing_of(c) <= Standing::OtherZone)
+        .filter(|c| is_full || load(c).saturating_add(HOT_MARGIN) <= q.local.awaiting)
+        .min_by_key(|c| (load(c), standing_of(c), c.latency_us.unwrap_or(u32::MAX)));
+    match less_busy {
+        Some(c) => {
+            let (peer, in_flight) = (c.peer.clone(), q.local.in_flight);
+            let reason = Reason::BusyHere { peer: peer.clone(), in_flight, other: load(c) };
+            Decision { action: Action::Hop { to: peer }, reason, ..serve }
+        }
+        None if is_full => wait_for_place(q),
+        None => serve,
+    }
+}
+
+fn is_full_here(q: &Question<'_>) -> bool {
+    q.app.concurrency.is_some_and(|places| q.local.in_flight >= places)
+}
+
+/// Whether the candidate had no free place when it was last heard of, a moment ago.
+fn is_full(q: &Question<'_>, c: &Candidate<'_>) -> bool {
+    let is_news = c.load_age.is_some_and(|age| age <= FULL_FOR);
+    q.app.concurrency.is_some_and(|places| is_news && c.in_flight >= places)
+}
+
+/// Every copy that could be asked is full.
+fn wait_for_place(q: &Question<'_>) -> Decision {
+    let places = u64::from(q.app.concurrency.unwrap_or(1).max(1));
+    let before = u64::try_from(q.local.waiting).unwrap_or(u64::MAX).saturating_add(1);
+    let us = u64::from(q.local.latency_us).saturating_mul(before).div_ceil(places);
+    let retry_after = Duration::from_micros(us);
+    let reason = if q.waited >= q.app.max_wait {
+        Reason::Refused(Refusal::BusyTooLong { max_wait: q.app.max_wait, retry_after })
+    } else if q.local.waiting >= q.app.waiting_max {
+        Reason::Refused(Refusal::QueueFull { waiting_max: q.app.waiting_max, retry_after })
+    } else {
+        Reason::BusyEverywhere
+    };
+    let action = match &reason {
+        Reason::Refused(refusal) => Action::Refuse(refusal.clone()),
+        _ => Action::Wait { at_most: q.app.max_wait.saturating_sub(q.waited) },
+    };
+    Decision { action, reason, start_here: false, ask_to_start: None, pin_lost: None }
 }
 
 enum Pinned {
@@ -618,7 +631,8 @@ fn may_try(q: &Question<'_>, peer: &PeerId) -> bool {
 /// where it is unknown a candidate is neither hot nor busy; and no standing is mixed with a
 /// better one.
 fn better_of_two(q: &Question<'_>) -> Option<(PeerId, Reason)> {
-    let eligible = |c: &&Candidate<'_>| c.state == AppState::Ready && may_try(q, c.peer);
+    let eligible =
+        |c: &&Candidate<'_>| c.state == AppState::Ready && may_try(q, c.peer) && !is_full(q, c);
     let standing = q.candidates.iter().filter(eligible).map(standing_of).min()?;
     let pool = || q.candidates.iter().filter(eligible).filter(move |c| standing_of(c) == standing);
     let among = pool().count();
@@ -709,11 +723,19 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
 
     let nobody_starts = !starting_here && elsewhere.is_none();
     let ask_to_start = nobody_starts.then(|| first_able(q)).flatten();
-    let reason = if nobody_starts && q.local.state == AppState::Failed && ask_to_start.is_none() {
+    let failed = nobody_starts && q.local.state == AppState::Failed && ask_to_start.is_none();
+    // Of a copy that is unwell nobody knows when it serves again; of a back-off it is known.
+    let left = q.app.max_wait.saturating_sub(q.waited);
+    let again = q.local.starts_in.unwrap_or_default();
+    let in_vain = q.app.start == StartMode::Never
+        || q.draining
+        || q.failed_starts >= FAILED_STARTS_MAX
+        || again > left;
+    let reason = if failed && in_vain {
         Reason::Refused(Refusal::StartFailed { retry_after })
     } else if nobody_starts && q.draining {
         Reason::Refused(Refusal::Draining)
-    } else if nobody_starts && !q.tried.is_empty() && ask_to_start.is_none() {
+    } else if nobody_starts && !failed && !q.tried.is_empty() && ask_to_start.is_none() {
         Reason::Refused(Refusal::NobodyAnswered { tried: q.tried.len() })
     } else if q.waited >= q.app.max_wait {
         Reason::Refused(Refusal::WaitedTooLong { max_wait: q.app.max_wait, retry_after })
@@ -725,6 +747,7 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
                 Reason::StartingElsewhere { peer: c.peer.clone(), eta: c.eta }
             }
             _ if starting_here => Reason::StartingHere { eta: q.local.eta },
+            _ if failed => Reason::BackingOff { starts_in: again },
             _ => Reason::NobodyStarts,
         }
     };

@@ -49,7 +49,7 @@ fn starting(peer: &PeerId, eta_ms: u64) -> Candidate<'_> {
 fn question<'a>(app: &'a AppPolicy, candidates: &'a [Candidate<'a>]) -> Question<'a> {
     Question {
         app,
-        local: LocalApp { state: AppState::Cold, in_flight: 0, eta: None, waiting: 0 },
+        local: LocalApp { eta: None, ..local(AppState::Cold) },
         draining: false,
         zone: Some("a"),
         candidates,
@@ -58,12 +58,21 @@ fn question<'a>(app: &'a AppPolicy, candidates: &'a [Candidate<'a>]) -> Question
         tried: &[],
         attempt_budget: ATTEMPTS_MAX,
         waited: Duration::ZERO,
+        failed_starts: 0,
         dice: 0,
     }
 }
 
 fn local(state: AppState) -> LocalApp {
-    LocalApp { state, in_flight: 0, eta: Some(Duration::from_millis(1500)), waiting: 0 }
+    LocalApp {
+        state,
+        in_flight: 0,
+        eta: Some(Duration::from_millis(1500)),
+        waiting: 0,
+        awaiting: 0,
+        latency_us: 0,
+        starts_in: None,
+    }
 }
 
 fn hop_target(decision: &Decision) -> &PeerId {
@@ -116,6 +125,8 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
     let sessions = [SessionMode::Portable, SessionMode::Pinned, SessionMode::None];
     let arrivals = [Arrived::AtFrontDoor, Arrived::ByHop];
     let waits = [(0, 0), (0, 2), (29, 1), (30, 1)];
+    // How many requests a copy serves at once, how many this one does, and those that wait.
+    let loads = [(None, 1, 0), (None, 5, 5), (Some(1), 0, 0), (Some(1), 1, 1)];
     let all_dice = [0, u64::MAX, 0x1234_5678_9ABC_DEF0];
 
     let mut seen = BTreeMap::<&str, u64>::new();
@@ -129,12 +140,22 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
             digit
         };
         let (start, session) = (starts[one_of(3)], sessions[one_of(3)]);
-        let app = AppPolicy { start, session, waiting_max: 2, ..AppPolicy::default() };
+        let which = one_of(4);
+        let (concurrency, in_flight, awaiting) = loads[which];
+        let app = AppPolicy { start, session, waiting_max: 2, concurrency, ..AppPolicy::default() };
         let (waited_s, waiting) = waits[one_of(4)];
         let state = STATES[one_of(5)];
         let q = Question {
             app: &app,
-            local: LocalApp { state, in_flight: 1, eta: etas[one_of(2)], waiting },
+            local: LocalApp {
+                in_flight,
+                eta: etas[one_of(2)],
+                waiting,
+                awaiting,
+                latency_us: 80_000,
+                starts_in: (state == AppState::Failed).then_some(Duration::from_millis(1500)),
+                ..local(state)
+            },
             draining: one_of(2) == 1,
             zone: None,
             candidates: &sets[one_of(sets.len())],
@@ -143,7 +164,8 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
             tried: tried_sets[one_of(tried_sets.len())],
             attempt_budget: one_of(3),
             waited: Duration::from_secs(waited_s),
-            dice: all_dice[one_of(3)],
+            failed_starts: waited_s as u32 / 10,
+            dice: all_dice[which % 3],
         };
         if digits > 0 {
             break;
@@ -156,6 +178,10 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
     assert!(asked > 1_000_000, "{asked}");
     // The test reaches every kind of decision; otherwise it would prove little.
     let all = [
+        "backing_off",
+        "busy_everywhere",
+        "busy_here",
+        "busy_too_long",
         "draining",
         "nobody_answered",
         "nobody_starts",
@@ -163,6 +189,7 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
         "pinned_here",
         "pinned_peer_unreachable",
         "pinned_there",
+        "queue_full",
         "ready_here",
         "ready_here_draining",
         "ready_there",
@@ -178,8 +205,11 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
 fn check(q: &Question<'_>, d: &Decision) {
     let fail = |what: &str| panic!("{what}\n{q:#?}\n{d:#?}");
     let ready_here = q.local.state == AppState::Ready;
+    let full = |in_flight| q.app.concurrency.is_some_and(|places| in_flight >= places);
+    let full_here = ready_here && full(q.local.in_flight);
     let may_try = |c: &&Candidate<'_>| {
         c.state == AppState::Ready
+            && !(full(c.in_flight) && c.load_age.is_some_and(|age| age <= FULL_FOR))
             && !q.tried.contains(c.peer)
             && q.tried.len() < ATTEMPTS_MAX
             && q.attempt_budget > 0
@@ -187,6 +217,9 @@ fn check(q: &Question<'_>, d: &Decision) {
     let ready_untried = q.candidates.iter().any(|c| may_try(&c));
     match &d.action {
         Action::Serve if !ready_here => fail("served where it is not ready"),
+        Action::Serve if full_here && q.arrived == Arrived::AtFrontDoor => {
+            fail("served where no place is free")
+        }
         Action::Hop { to } => {
             if q.arrived == Arrived::ByHop {
                 fail("I11: hopped twice");
@@ -202,8 +235,12 @@ fn check(q: &Question<'_>, d: &Decision) {
             if q.arrived == Arrived::ByHop {
                 fail("I11: a hop waited");
             }
-            if ready_here || ready_untried {
-                fail("I10: waited while a ready peer could be tried");
+            let pinned_here = q.affinity.is_some_and(|pin| pin.here && pin.lives)
+                && q.app.session == SessionMode::Pinned;
+            let stays = |c: &Candidate<'_>| !c.draining && !c.suspect;
+            let better = q.candidates.iter().any(|c| may_try(&c) && (!ready_here || stays(c)));
+            if (ready_here && !full_here) || (better && !pinned_here) {
+                fail("I10: waited while a ready peer with a free place could be tried");
             }
             if at_most.is_zero() || q.waited + *at_most > q.app.max_wait {
                 fail("waited without a bound");
@@ -213,10 +250,15 @@ fn check(q: &Question<'_>, d: &Decision) {
             }
         }
         Action::Refuse(refusal) => {
-            if ready_here && !matches!(refusal, Refusal::PinnedPeerUnreachable { .. }) {
+            let busy = matches!(refusal, Refusal::QueueFull { .. } | Refusal::BusyTooLong { .. });
+            if busy && ready_here && !full_here {
+                fail("said to be busy, and is not");
+            }
+            if ready_here && !busy && !matches!(refusal, Refusal::PinnedPeerUnreachable { .. }) {
                 fail("refused though ready here");
             }
             if ready_untried
+                && !busy
                 && q.arrived == Arrived::AtFrontDoor
                 && !matches!(refusal, Refusal::PinnedPeerUnreachable { .. })
             {
@@ -366,13 +408,24 @@ fn ready_nowhere_waits_and_past_the_bounds_gets_503_with_the_measured_estimate()
 }
 
 #[test]
-fn an_app_that_failed_here_is_refused_at_once_unless_somebody_else_has_it_or_can_start_it() {
+fn an_app_that_failed_here_is_waited_for_within_reason_or_had_elsewhere() {
     let app = AppPolicy::default();
     let p = peers(2);
-    let alone = Question { local: local(AppState::Failed), ..question(&app, &[]) };
+    let backs_off =
+        |ms| LocalApp { starts_in: Some(Duration::from_millis(ms)), ..local(AppState::Failed) };
+    let alone = Question { local: backs_off(400), ..question(&app, &[]) };
     let decision = decide(&alone);
-    assert_eq!(decision.reason.label(), "start_failed");
+    assert_eq!(decision.action, Action::Wait { at_most: app.max_wait });
+    assert_eq!(
+        decision.to_string(),
+        "ready nowhere; the last start here failed, and the next begins in 400ms"
+    );
     assert!(!decision.start_here, "the back-off holds");
+    let seen = |failed_starts| decide(&Question { failed_starts, ..alone });
+    assert!(matches!(seen(FAILED_STARTS_MAX - 1).action, Action::Wait { .. }));
+    assert_eq!(seen(FAILED_STARTS_MAX).reason.label(), "start_failed");
+    let long = Question { local: backs_off(30_001), ..question(&app, &[]) };
+    assert_eq!(decide(&long).reason.label(), "start_failed", "it outlasts the wait");
     let others = [ready(&p[0])];
     let hop = Question { local: local(AppState::Failed), ..question(&app, &others) };
     assert_eq!(hop_target(&decide(&hop)), &p[0]);
@@ -387,8 +440,53 @@ fn an_app_that_failed_here_is_refused_at_once_unless_somebody_else_has_it_or_can
     let decision = decide(&Question { local: local(AppState::Failed), ..question(&app, &others) });
     assert!(matches!(decision.action, Action::Wait { .. }), "{decision}");
     assert_eq!((decision.start_here, decision.ask_to_start), (false, Some(p[1].clone())));
-    let all_failed = Question { local: local(AppState::Failed), ..question(&app, &others[..1]) };
-    assert_eq!(decide(&all_failed).reason.label(), "start_failed");
+    let all_failed = Question { local: backs_off(400), ..question(&app, &others[..1]) };
+    assert_eq!(decide(&all_failed).reason.label(), "backing_off");
+}
+
+#[test]
+fn a_full_copy_gives_to_the_least_busy_one_with_a_free_place_and_else_the_request_waits() {
+    let app = AppPolicy { concurrency: Some(2), ..AppPolicy::default() };
+    let p = peers(2);
+    let busy = |peer, in_flight| Candidate { in_flight, ..ready(peer) };
+    let full = LocalApp { in_flight: 2, ..local(AppState::Ready) };
+    let ask =
+        |local, others: &[Candidate<'_>]| decide(&Question { local, ..question(&app, others) });
+    let others = [busy(&p[0], 1), busy(&p[1], 0)];
+    assert_eq!(ask(local(AppState::Ready), &others).action, Action::Serve);
+    assert_eq!(hop_target(&ask(full, &others)), &p[1]);
+    assert_eq!(
+        ask(full, &others).to_string(),
+        "ready here, but busy (2 in flight); p1 is less so (0)"
+    );
+    let others = [busy(&p[0], 2), busy(&p[1], 2)];
+    assert_eq!(ask(full, &others).reason.label(), "busy_everywhere");
+    assert_eq!(ask(local(AppState::Starting), &others).reason.label(), "busy_everywhere");
+    // What was full a while ago may be free by now.
+    let others = [Candidate { load_age: Some(FULL_FOR * 2), ..busy(&p[0], 2) }];
+    assert_eq!(hop_target(&ask(full, &others)), &p[0]);
+    let waiting = LocalApp { waiting: app.waiting_max, ..full };
+    assert_eq!(ask(waiting, &[]).reason.label(), "queue_full");
+    let late = Question { local: full, waited: app.max_wait, ..question(&app, &[]) };
+    assert_eq!(decide(&late).reason.label(), "busy_too_long");
+}
+
+#[test]
+fn a_hot_copy_gives_to_one_that_is_less_busy_only_where_requests_are_slow() {
+    let app = AppPolicy::default();
+    let p = peers(1);
+    let busy = |in_flight| [Candidate { in_flight, ..ready(&p[0]) }];
+    let ask = |awaiting, latency_us, other| {
+        let local =
+            LocalApp { awaiting, in_flight: awaiting, latency_us, ..local(AppState::Ready) };
+        decide(&Question { local, ..question(&app, &busy(other)) }).action
+    };
+    let hop = Action::Hop { to: p[0].clone() };
+    assert_eq!(ask(HOT_AWAITING, HOT_LATENCY_US, 0), hop);
+    assert_eq!(ask(HOT_AWAITING, 0, 0), hop, "how slow they are nobody knows yet");
+    assert_eq!(ask(HOT_AWAITING - 1, HOT_LATENCY_US, 0), Action::Serve);
+    assert_eq!(ask(100, HOT_LATENCY_US - 1, 0), Action::Serve);
+    assert_eq!(ask(5, HOT_LATENCY_US, 4), Action::Serve, "they would go back and forth");
 }
 
 #[test]

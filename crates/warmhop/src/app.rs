@@ -20,6 +20,9 @@ pub type AppService = BoxCloneSyncService<Request<Body>, Response<Body>, BoxErro
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// How a started copy is asked whether it can still serve.
+pub(crate) type AskFn = Box<dyn Fn() -> BoxFuture<Answer> + Send + Sync>;
+
 /// Something that is slow to start and then answers HTTP.
 ///
 /// The mesh calls [`App::start`] once for each copy, however many requests ask for it.
@@ -44,9 +47,56 @@ pub struct StartContext {
 pub struct Running {
     pub(crate) service: AppService,
     pub(crate) stop: Box<dyn FnOnce(Duration) -> BoxFuture<()> + Send>,
-    pub(crate) exited: BoxFuture<String>,
+    pub(crate) exited: BoxFuture<Ended>,
+    pub(crate) ask: Option<AskFn>,
     pub(crate) carried: bool,
 }
+
+/// How a copy ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// One sentence for people.
+    pub reason: String,
+    /// It ended in good order. If it has served by then, that is no failure: the next request
+    /// starts another.
+    pub in_good_order: bool,
+}
+
+impl From<String> for Ended {
+    /// An end that should not have been.
+    fn from(reason: String) -> Self {
+        Self { reason, in_good_order: false }
+    }
+}
+
+/// What a copy says that is asked whether it can serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It can.
+    Well,
+    /// It answered that it cannot: what it said.
+    Unwell(String),
+    /// It did not answer: what came instead.
+    Silent(String),
+}
+
+/// What an app's service fails with where no byte of the request can have reached the app. The
+/// request then goes to another ready peer, or waits for the next copy, whatever its method.
+#[derive(Debug)]
+pub struct NotSent {
+    /// One sentence for people.
+    pub reason: String,
+    /// The copy takes no requests any more: it is out of service from now on.
+    pub refuses: bool,
+}
+
+impl fmt::Display for NotSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for NotSent {}
 
 impl Running {
     /// A copy that serves through `service`, needs nothing to stop and never exits by itself.
@@ -65,6 +115,7 @@ impl Running {
             service: BoxCloneSyncService::new(service),
             stop: Box::new(|_| Box::pin(std::future::ready(()))),
             exited: Box::pin(std::future::pending()),
+            ask: None,
             carried: false,
         }
     }
@@ -93,8 +144,24 @@ impl Running {
     /// A future that resolves, with the reason, if the copy ends by itself: a crash is
     /// news to the whole mesh at once.
     #[must_use]
-    pub fn exits_with(mut self, exited: impl Future<Output = String> + Send + 'static) -> Self {
-        self.exited = Box::pin(exited);
+    pub fn exits_with<E: Into<Ended>>(
+        mut self,
+        exited: impl Future<Output = E> + Send + 'static,
+    ) -> Self {
+        self.exited = Box::pin(async move { exited.await.into() });
+        self
+    }
+
+    /// How the copy is asked whether it can still serve, as
+    /// [`AppPolicy::alive`](warmhop_core::config::AppPolicy::alive) says: every so often, or only
+    /// where its requests fail or hang. The answer has to come in bounded time.
+    #[must_use]
+    pub fn asked_with<F, Fut>(mut self, ask: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
+        self.ask = Some(Box::new(move || Box::pin(ask())));
         self
     }
 }

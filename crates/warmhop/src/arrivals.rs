@@ -132,6 +132,10 @@ impl Node {
             let _ = hop::refuse(send, HopRefusal::NotReady, load).await;
             return;
         }
+        if slot.is_full() && !matches!(kind, HopKind::Forward(_)) {
+            let _ = hop::refuse(send, HopRefusal::Busy, load).await;
+            return;
+        }
         let span = info_span!("hop", id = %id, peer = %self.me, from = %from);
         // An upgraded connection is told first, and ends itself.
         let cut_off = if upgrade.is_some() { &self.tunnels.cut } else { closing };
@@ -257,6 +261,8 @@ impl Node {
     ) -> Result<(Served, ReplySession), HopRefusal> {
         let local = |error| match error {
             LocalError::NotReady | LocalError::BodyGone => HopRefusal::NotReady,
+            LocalError::Busy => HopRefusal::Busy,
+            LocalError::TooSlow(detail) => HopRefusal::TooSlow { detail },
             LocalError::Refused(done) => HopRefusal::Exec(done),
             LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
         };

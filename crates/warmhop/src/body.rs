@@ -52,6 +52,16 @@ impl Body {
         self
     }
 
+    /// The same body once more, where all of it is in memory.
+    #[must_use]
+    pub fn try_clone(&self) -> Option<Self> {
+        match &self.inner {
+            Inner::Empty => Some(Self::empty()),
+            Inner::Full(full) => Some(Self::plain(Inner::Full(full.clone()))),
+            Inner::Incoming(_) | Inner::Boxed(_) => None,
+        }
+    }
+
     /// Takes the bytes of a body that is whole in memory and at most `bytes_max` long.
     pub(crate) fn take_whole(&mut self, bytes_max: usize) -> Option<Bytes> {
         match &mut self.inner {

@@ -13,6 +13,7 @@ use warmhop_core::ids::{AppName, RequestId};
 use crate::body::{Body, BoxError};
 use crate::fields::{self, SESSION_FIELD};
 use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
+use crate::lent::Home;
 use crate::session::{Session, to_field};
 
 /// A body whose length is known to be at most this is read before the request goes anywhere, so
@@ -29,6 +30,8 @@ pub(crate) enum CallBody {
     Whole(Bytes),
     /// A stream, until it was given away.
     Stream(Option<Body>),
+    /// A stream that an app here was given, and that may come back.
+    Lent(Home),
 }
 
 /// One request for one app; its fields are those that the app shall see.
@@ -109,20 +112,36 @@ impl Call {
 
     /// Whether the body can still be sent.
     pub(crate) fn is_sendable(&self) -> bool {
-        !matches!(self.body, CallBody::Stream(None))
+        match &self.body {
+            CallBody::Whole(_) => true,
+            CallBody::Stream(stream) => stream.is_some(),
+            CallBody::Lent(home) => home.has_it(),
+        }
     }
 
     fn take_body(&mut self) -> Option<Body> {
         match &mut self.body {
             CallBody::Whole(bytes) => Some(Body::from(bytes.clone())),
             CallBody::Stream(stream) => stream.take(),
+            CallBody::Lent(home) => home.take(),
         }
+    }
+
+    /// The body for an app here, which may turn out to have seen nothing of it.
+    fn lend_body(&mut self) -> Option<Body> {
+        let body = self.take_body()?;
+        if matches!(self.body, CallBody::Whole(_)) {
+            return Some(body);
+        }
+        let (home, lent) = Home::lend(body);
+        self.body = CallBody::Lent(home);
+        Some(lent)
     }
 
     /// A body that was not sent after all.
     pub(crate) fn put_back(&mut self, body: Body) {
-        if let CallBody::Stream(stream @ None) = &mut self.body {
-            *stream = Some(body);
+        if !self.is_sendable() {
+            self.body = CallBody::Stream(Some(body));
         }
     }
 
@@ -132,7 +151,7 @@ impl Call {
         session: Option<&Session>,
         carried: bool,
     ) -> Option<Request<Body>> {
-        let mut request = Request::new(self.take_body()?);
+        let mut request = Request::new(self.lend_body()?);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.parse().ok()?;
         *request.version_mut() = Version::HTTP_11;

@@ -118,6 +118,15 @@ pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
+    // The same length twice is one length (RFC 9110 section 8.6), and over HTTP/2 twice is none.
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if let (Some(first), Some(second)) = (lengths.next(), lengths.next())
+        && first == second
+        && lengths.all(|length| length == first)
+    {
+        let one = first.clone();
+        headers.insert(header::CONTENT_LENGTH, one);
+    }
 }
 
 /// Whether the client sends the body only once it is told to go on (RFC 9110 section 10.1.1).

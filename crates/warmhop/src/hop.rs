@@ -131,6 +131,10 @@ pub(crate) enum HopRefusal {
     Problem { status: u16, name: String, detail: String, retry_after_ms: Option<u64> },
     /// The app took the request and failed before it answered.
     AppFailed { detail: String },
+    /// The app took the request and did not answer in time.
+    TooSlow { detail: String },
+    /// Every place of the copy here is taken: no app has seen the request.
+    Busy,
     /// The head was out of form.
     Malformed,
     /// Too many of the session's holders are gone for good; the session that one of them goes on
@@ -156,13 +160,15 @@ impl HopKind {
 
 impl HopRefusal {
     /// Every name.
-    pub(crate) const LABELS: [&str; 9] = [
+    pub(crate) const LABELS: [&str; 11] = [
         "not-ready",
         "unknown-app",
         "session-base-or-vote",
         "not-owner",
         "problem",
         "app-failed",
+        "too-slow",
+        "busy",
         "malformed",
         "session-lost",
         "deposed",
@@ -177,6 +183,8 @@ impl HopRefusal {
             Self::NotOwner { .. } => "not-owner",
             Self::Problem { .. } => "problem",
             Self::AppFailed { .. } => "app-failed",
+            Self::TooSlow { .. } => "too-slow",
+            Self::Busy => "busy",
             Self::Malformed => "malformed",
             Self::Lost { .. } => "session-lost",
             Self::Deposed { .. } => "deposed",

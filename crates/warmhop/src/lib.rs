@@ -229,10 +229,12 @@ mod front_tls;
 pub mod fuzzing;
 mod gossip;
 mod grpc;
+mod health;
 mod hop;
 mod hop_layer;
 pub mod identity;
 mod ingress;
+mod lent;
 mod link;
 mod memory;
 mod net;
@@ -263,7 +265,9 @@ mod tunnels;
 mod upkeep;
 mod wire;
 
-pub use app::{App, AppService, AppSpec, Running, StartContext, StartError, app_fn};
+pub use app::{
+    Answer, App, AppService, AppSpec, Ended, NotSent, Running, StartContext, StartError, app_fn,
+};
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Changes, Mesh, MeshService};
 pub use hop_layer::{HopLayer, HopService, Readiness};

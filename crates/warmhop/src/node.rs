@@ -13,8 +13,8 @@ use warmhop_core::config::StartMode;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::rank;
 use warmhop_core::route::{
-    ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, LocalApp, PinTo, Question,
-    RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Refusal, decide,
+    ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, FULL_FOR, HOT_AWAITING, LocalApp, PinTo,
+    Question, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, decide,
 };
 use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
@@ -87,6 +87,8 @@ pub(crate) struct Placing<'a> {
     /// How an app failed that has had the request: what the client is told where no other copy is
     /// ready. It is not worth a wait.
     pub(crate) failed: Option<&'a Problem>,
+    /// The copy here has had the request, and was too slow.
+    pub(crate) shun_here: bool,
 }
 
 /// The parts that a node is made of, but for what it makes itself.
@@ -200,7 +202,7 @@ impl Node {
     }
 
     pub(crate) fn local_load(slot: &Slot) -> Load {
-        Load { in_flight: slot.in_flight.load(Ordering::Relaxed), latency_us: slot.latency_us() }
+        Load { in_flight: slot.in_flight_here(), latency_us: slot.latency_us() }
     }
 
     /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
@@ -269,13 +271,17 @@ impl Node {
         let mut waiting: Option<Waiting<'_>> = None;
         let before = *waited;
         let since = Instant::now();
+        let failed_before = slot.failed_starts();
         loop {
             let mut changes = self.changed.subscribe();
             changes.mark_unchanged();
             if waiting.is_some() {
                 *waited = before + since.elapsed();
             }
-            let (decision, candidates) = self.consider(placing, waiting.is_some(), *waited);
+            let freed = slot.freed.notified();
+            let failed_starts = slot.failed_starts().saturating_sub(failed_before);
+            let waits = waiting.is_some();
+            let (decision, candidates) = self.consider(placing, waits, *waited, failed_starts);
             let reason = decision.reason.to_string();
             let what = match &decision.action {
                 Action::Serve => "serve",
@@ -307,7 +313,12 @@ impl Node {
                         slot.waiting.fetch_add(1, Ordering::Relaxed);
                         waiting = Some(Waiting(slot));
                     }
-                    let _ = tokio::time::timeout(at_most, changes.changed()).await;
+                    if decision.reason == Reason::BusyEverywhere {
+                        // Of places elsewhere nobody is told: they are asked for again.
+                        let _ = tokio::time::timeout(FULL_FOR.min(at_most), freed).await;
+                    } else {
+                        let _ = tokio::time::timeout(at_most, changes.changed()).await;
+                    }
                 }
             }
         }
@@ -321,8 +332,9 @@ impl Node {
             return None;
         }
         let arrived = Arrived::AtFrontDoor;
-        let placing = Placing { slot, arrived, pin: None, tried: &[], failed: None };
-        let (decision, candidates) = self.consider(&placing, false, Duration::ZERO);
+        let placing =
+            Placing { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false };
+        let (decision, candidates) = self.consider(&placing, false, Duration::ZERO, 0);
         if !matches!(decision.action, Action::Wait { .. }) {
             return None;
         }
@@ -394,12 +406,15 @@ impl Node {
         placing: &Placing<'_>,
         waits: bool,
         waited: Duration,
+        failed_starts: u32,
     ) -> (Decision, Vec<TraceCandidate>) {
         let slot = placing.slot;
-        let state = slot.state();
+        // What is ready and is not to be asked again is as good as one that takes nothing new.
+        let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
         let view = self.view.load();
         let (pinned_here, draining) = (placing.pin.is_none_or(|pin| pin.here), self.is_draining());
-        let candidates = if state == AppState::Ready && pinned_here && !draining {
+        let is_busy = slot.is_full() || slot.awaiting() >= HOT_AWAITING;
+        let candidates = if state == AppState::Ready && pinned_here && !draining && !is_busy {
             Vec::new()
         } else {
             let never = slot.spec.policy.start == StartMode::Never;
@@ -410,9 +425,12 @@ impl Node {
             app: &slot.spec.policy,
             local: LocalApp {
                 state,
-                in_flight: slot.in_flight.load(Ordering::Relaxed),
+                in_flight: slot.in_flight_here(),
                 eta: slot.eta(),
                 waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
+                awaiting: slot.awaiting(),
+                latency_us: slot.latency_us(),
+                starts_in: if state == AppState::Failed { slot.starts_in() } else { None },
             },
             draining,
             zone: self.zone.as_deref(),
@@ -423,10 +441,12 @@ impl Node {
             tried: if waits { &[] } else { placing.tried },
             attempt_budget: ATTEMPTS_MAX,
             waited,
+            failed_starts,
             dice: rand::random(),
         };
         let decision = decide(&question);
-        if decision.start_here && placing.arrived == Arrived::AtFrontDoor {
+        let backs_off = state == AppState::Failed;
+        if (decision.start_here || backs_off) && placing.arrived == Arrived::AtFrontDoor {
             slot.wanted(WantedBy::Request);
         }
         if let Some(peer) = decision.ask_to_start.clone() {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::join;
 use http::StatusCode;
 use warmhop_core::affinity::{Entry, Kind};
+use warmhop_core::app::WantedBy;
 use warmhop_core::config::EffectsMode;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
 use warmhop_core::route::{Arrived, may_retry};
@@ -19,7 +20,7 @@ use warmhop_core::session::entry::{
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
-use warmhop_core::view::View;
+use warmhop_core::view::{AppState, View};
 
 use crate::call::Call;
 use crate::fields;
@@ -289,6 +290,7 @@ impl Node {
             pin: None,
             tried: &[],
             failed: None,
+            shun_here: false,
         };
         let place = self.place(&placing, &mut call.waited, tracing).await?;
         let view = self.view();
@@ -366,6 +368,7 @@ impl Node {
                         pin: None,
                         tried: &tried,
                         failed: failed.as_ref(),
+                        shun_here: false,
                     };
                     let chosen = match place.take() {
                         Some(place) => place,
@@ -449,7 +452,7 @@ impl Node {
         key: &SessionKey,
         exec: &Exec,
     ) -> Result<(RanHere, ExecDone), LocalError> {
-        if slot.state() != warmhop_core::view::AppState::Ready {
+        if slot.state() != AppState::Ready {
             return Err(LocalError::NotReady);
         }
         let base = self
@@ -532,7 +535,17 @@ impl Node {
                 Ok(Some(served))
             }
             // The app went away before it saw the request: the next turn routes anew.
-            Err(LocalError::NotReady) => {
+            Err(LocalError::NotReady | LocalError::Busy) if call.is_sendable() => {
+                line.executed(Outcome::Failed);
+                Ok(None)
+            }
+            // It hung and was ended: the next one is asked.
+            Err(LocalError::TooSlow(_))
+                if fields::is_safe(&call.method)
+                    && call.is_sendable()
+                    && slot.state() != AppState::Ready =>
+            {
+                call.may_have_run = true;
                 line.executed(Outcome::Failed);
                 Ok(None)
             }
@@ -605,6 +618,12 @@ impl Node {
         tracing: &mut Tracing,
     ) -> LineEnd {
         tracing.step("forward", format!("{to} owns the session"));
+        // Its client has come here, and may stay: what is not ready here begins to be.
+        let slot = portable.slot;
+        let is_cold = !slot.keeps_registers && slot.state() != AppState::Ready;
+        if is_cold && portable.arrived == Arrived::AtFrontDoor && !self.is_draining() {
+            slot.wanted(WantedBy::Request);
+        }
         match self.ask(portable.slot, to, call, HopKind::Forward(forward), tracing).await {
             Ok(reply) => {
                 let mut served = Served::here(self, reply.response);

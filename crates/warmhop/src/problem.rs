@@ -105,11 +105,23 @@ impl Problem {
 pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
     let detail = match error {
         LocalError::Failed(detail) => format!("the app on {peer} failed to answer: {detail}"),
+        LocalError::TooSlow(detail) => return too_slow(peer, detail),
         LocalError::NotReady => format!("the app on {peer} is not ready"),
+        LocalError::Busy => format!("the app on {peer} serves as many requests as it may"),
         LocalError::Refused(_) => format!("the session was refused on {peer}"),
         LocalError::BodyGone => "the request's body cannot be sent again".into(),
     };
     Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail).proxy_error("connection_terminated")
+}
+
+/// An app took a request and gave no answer in time.
+pub(crate) fn too_slow(peer: &str, detail: &str) -> Problem {
+    let detail = format!(
+        "the app on {peer} took the request and gave no answer: {detail}; whether it was carried \
+         out is unknown"
+    );
+    Problem::new(StatusCode::GATEWAY_TIMEOUT, "app-too-slow", detail)
+        .proxy_error("http_response_timeout")
 }
 
 pub(crate) fn outcome_unknown(why: &str) -> Problem {
@@ -245,8 +257,9 @@ pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
 
 /// The names of problems are the project's own; one from a newer peer is told by its detail.
 pub(crate) fn known_problem(name: &str) -> &'static str {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 14] = [
         MEMORY_FULL,
+        "app-too-slow",
         "session-queue-full",
         "session-no-majority",
         "outcome-unknown",

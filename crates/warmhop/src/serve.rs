@@ -2,6 +2,7 @@
 //! committed before the response leaves, are in `portable.rs`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use http::{Response, StatusCode};
@@ -13,16 +14,17 @@ use warmhop_core::config::{EffectsMode, SessionMode};
 use warmhop_core::ids::{Incarnation, PeerId, SessionId};
 use warmhop_core::route::{Arrived, PinTo, may_retry};
 use warmhop_core::session::message::ExecDone;
+use warmhop_core::view::AppState;
 
-use crate::app::AppService;
+use crate::app::{AppService, NotSent};
 use crate::body::{Body, BoxError};
 use crate::call::Call;
 use crate::fields::{self, SESSION_FIELD};
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::node::{Node, Place, Placing};
-use crate::problem::{Problem, app_failed, gave_up};
+use crate::problem::{Problem, app_failed, gave_up, too_slow};
 use crate::session::Session;
-use crate::supervise::{InFlight, Slot};
+use crate::supervise::{Copy, InFlight, Slot};
 use crate::telemetry::{ByPeer, ByReason, Tracing};
 use crate::trace::{ActiveSpan, SpanKind};
 use crate::tunnels::Tunnels;
@@ -75,6 +77,10 @@ impl Served {
 pub(crate) enum LocalError {
     /// It is not ready (any more); it has not seen the request.
     NotReady,
+    /// Every place is taken; it has not seen the request.
+    Busy,
+    /// It took the request and did not answer in time, or was ended because it hung.
+    TooSlow(String),
     /// It took the request and failed.
     Failed(String),
     /// The session's part was refused; it has not seen the request.
@@ -173,7 +179,9 @@ impl Node {
         call: &mut Call,
         session: Option<&Session>,
     ) -> Result<RanHere, LocalError> {
-        let Some((copy, guard)) = slot.enter() else { return Err(LocalError::NotReady) };
+        let Some((copy, guard)) = slot.enter() else {
+            return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
+        };
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
         let method = request.method().clone();
         let mut span =
@@ -186,21 +194,45 @@ impl Node {
         }
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
-        let outcome = if stands_alone {
-            call_service_upgrading(copy.service.clone(), request, guard).await
-        } else {
-            call_service(copy.service.clone(), request, guard, &self.tunnels)
-                .await
-                .map(|response| (response, None))
+        let awaiting = copy.awaits();
+        let answering = async {
+            if stands_alone {
+                call_service_upgrading(copy.service.clone(), request, guard).await
+            } else {
+                call_service(copy.service.clone(), request, guard, &self.tunnels)
+                    .await
+                    .map(|response| (response, None))
+            }
         };
+        let answering = async {
+            tokio::select! {
+                biased;
+                outcome = answering => outcome,
+                () = copy.given_up() => Err("it hung, and was given up".into()),
+            }
+        };
+        let outcome = match slot.spec.policy.head_timeout {
+            None => answering.await,
+            Some(within) => match tokio::time::timeout(within, answering).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+                    return Err(LocalError::TooSlow(format!("not within {within:?}")));
+                }
+            },
+        };
+        drop(awaiting);
         if let Some(span) = &mut span {
             match &outcome {
                 Ok((response, _)) => span.status(response.status().as_u16()),
                 Err(error) => span.failed("app-failed", error_chain(&**error)),
             }
         }
-        let (mut response, upgrade) =
-            outcome.map_err(|error| LocalError::Failed(error_chain(&*error)))?;
+        let (mut response, upgrade) = match outcome {
+            Ok(answered) => answered,
+            Err(error) => return Err(failed_here(slot, &copy, &*error)),
+        };
+        copy.answers(self.clock.now());
         slot.measured(began.elapsed());
         let status = response.status();
         if status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_none() {
@@ -267,7 +299,8 @@ impl Node {
                 self.note_load(to, slot.name(), load);
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
-                call.may_have_run |= matches!(why, HopRefusal::AppFailed { .. });
+                call.may_have_run |=
+                    matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. });
                 if let Some(body) = body {
                     call.put_back(body);
                     return Err(HopError::Refused(why, load, None));
@@ -311,7 +344,9 @@ impl Node {
         let is_pinned = slot.spec.policy.session == SessionMode::Pinned;
         let mut tried: Vec<PeerId> = Vec::new();
         let mut failed = None;
-        for _ in 0..ROUNDS_MAX {
+        let mut shun_here = false;
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX {
             let pin = pinned.and_then(|entry| match &entry.kind {
                 Kind::Pinned { peer, incarnation } => {
                     let view = self.view();
@@ -334,6 +369,7 @@ impl Node {
                 }),
                 tried: &tried,
                 failed: failed.as_ref(),
+                shun_here: shun_here && slot.state() == AppState::Ready,
             };
             match self.place(&placing, &mut call.waited, tracing).await? {
                 Place::Here => match self.run_here(slot, call, None).await {
@@ -345,7 +381,22 @@ impl Node {
                             .then(|| self.pinned_entry(slot, &self.me, self.incarnation, pinned));
                         return Ok(served);
                     }
-                    Err(LocalError::NotReady) => {}
+                    // How long it waits for a place is bounded.
+                    Err(LocalError::Busy) if call.is_sendable() => continue,
+                    Err(LocalError::NotReady) if call.is_sendable() => {}
+                    Err(LocalError::TooSlow(detail)) => {
+                        let problem = too_slow(self.me.as_str(), &detail);
+                        if !fields::is_safe(&call.method) || !call.is_sendable() {
+                            return Err(problem);
+                        }
+                        call.may_have_run = true;
+                        // Once: who is slow here may be slow everywhere.
+                        if std::mem::replace(&mut shun_here, true) {
+                            return Err(problem);
+                        }
+                        // A copy that was ended is replaced, and the request waits for the next.
+                        failed = (slot.state() == AppState::Ready).then_some(problem);
+                    }
                     Err(error) => {
                         return Err(app_failed(self.me.as_str(), &error));
                     }
@@ -361,6 +412,10 @@ impl Node {
                             served.next_hop = Some(to);
                             return Ok(served);
                         }
+                        // What it told of its load says that it need not be asked again soon.
+                        Err(HopError::Refused(HopRefusal::Busy, ..)) if call.is_sendable() => {
+                            continue;
+                        }
                         Err(error) => {
                             failed = self.after_failed_hop(slot, call, &to, error, false)?;
                         }
@@ -368,6 +423,7 @@ impl Node {
                     tried.push(to);
                 }
             }
+            rounds += 1;
         }
         Err(gave_up())
     }
@@ -402,7 +458,9 @@ impl Node {
     ) -> Result<Option<Problem>, Problem> {
         let app_may_have_seen_it = match &error {
             HopError::Unreachable(..) => false,
-            HopError::Refused(HopRefusal::AppFailed { .. }, ..) => true,
+            HopError::Refused(HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }, ..) => {
+                true
+            }
             HopError::Refused(..) => false,
             HopError::Broken(_) => true,
         };
@@ -419,6 +477,13 @@ impl Node {
         Err(match error {
             HopError::Refused(HopRefusal::AppFailed { detail }, ..) => {
                 let failed = app_failed(to.as_str(), &LocalError::Failed(detail));
+                if again {
+                    return Ok(Some(failed));
+                }
+                failed
+            }
+            HopError::Refused(HopRefusal::TooSlow { detail }, ..) => {
+                let failed = too_slow(to.as_str(), &detail);
                 if again {
                     return Ok(Some(failed));
                 }
@@ -445,6 +510,25 @@ impl Node {
             .proxy_error("connection_terminated"),
         })
     }
+}
+
+/// What a service's error means for the request, and for the copy.
+fn failed_here(
+    slot: &Arc<Slot>,
+    copy: &Arc<Copy>,
+    error: &(dyn std::error::Error + Send + Sync + 'static),
+) -> LocalError {
+    if let Some(NotSent { reason, refuses }) = error.downcast_ref::<NotSent>() {
+        if *refuses {
+            slot.refuses(copy, reason);
+        }
+        return LocalError::NotReady;
+    }
+    if copy.hangs() {
+        return LocalError::TooSlow("it hung, and was ended".into());
+    }
+    copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+    LocalError::Failed(error_chain(error))
 }
 
 pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {

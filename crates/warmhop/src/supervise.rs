@@ -1,7 +1,7 @@
 //! One app on this peer: carries out what the core's `AppMachine` decides, and hands out its
 //! service while it is ready.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
 
-use crate::app::{App, AppService, AppSpec, Running, StartContext, StartError};
+use crate::app::{App, AppService, AppSpec, Ended, Running, StartContext, StartError};
 use crate::clock::Clock;
+use crate::health;
 use crate::telemetry::{ByApp, Metrics};
 
 type StopFn = Box<dyn FnOnce(Duration) -> futures_util::future::BoxFuture<'static, ()> + Send>;
@@ -31,6 +32,24 @@ pub(crate) struct Copy {
     in_flight: AtomicU32,
     idle: Notify,
     stop: Mutex<Option<StopFn>>,
+    /// Requests that wait for the heads of their answers.
+    pub(crate) awaiting: AtomicU32,
+    /// When it last began an answer, in the clock's milliseconds; 0 before the first.
+    pub(crate) answered: AtomicU64,
+    /// How many requests have failed since.
+    pub(crate) failed_in_a_row: AtomicU32,
+    /// It was found to hang, and is being ended.
+    hangs: AtomicBool,
+    given_up: Notify,
+}
+
+/// Counts one request that waits for the head of its answer until it is dropped.
+pub(crate) struct Awaiting<'a>(&'a Copy);
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.awaiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Counts one request in flight at a copy until it is dropped.
@@ -49,6 +68,9 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.slot.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.slot.spec.policy.concurrency.is_some() {
+            self.slot.freed.notify_waiters();
+        }
         if self.copy.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.copy.idle.notify_waiters();
         }
@@ -70,6 +92,10 @@ pub(crate) struct Slot {
     starting: Mutex<Starting>,
     machine: Mutex<AppMachine>,
     copy: ArcSwapOption<Copy>,
+    /// The copy that is out of service until it is well again.
+    aside: Mutex<Option<Arc<Copy>>>,
+    /// How many starts have failed here in all.
+    failed_starts: AtomicU32,
     /// When a request last came, in the clock's milliseconds.
     used_at: AtomicU64,
     pub(crate) in_flight: AtomicU32,
@@ -77,6 +103,8 @@ pub(crate) struct Slot {
     /// A smoothed time to the response's head, in microseconds; 0 before the first.
     latency_us: AtomicU32,
     ticker: Notify,
+    /// Told of every place that becomes free.
+    pub(crate) freed: Notify,
     /// Told of every change of state.
     changed: watch::Sender<u64>,
     publish: Box<dyn Fn(&Slot) + Send + Sync>,
@@ -105,11 +133,14 @@ impl Slot {
             starting: Mutex::new(None),
             machine: Mutex::new(machine),
             copy: ArcSwapOption::empty(),
+            aside: Mutex::new(None),
+            failed_starts: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
             in_flight: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
             latency_us: AtomicU32::new(0),
             ticker: Notify::new(),
+            freed: Notify::new(),
             changed,
             publish,
         })
@@ -174,6 +205,11 @@ impl Slot {
         Some(text)
     }
 
+    /// How many requests here wait for the heads of their answers.
+    pub(crate) fn awaiting(&self) -> u32 {
+        self.copy.load().as_ref().map_or(0, |copy| copy.awaiting.load(Ordering::Relaxed))
+    }
+
     pub(crate) fn latency_us(&self) -> u32 {
         self.latency_us.load(Ordering::Relaxed)
     }
@@ -190,9 +226,13 @@ impl Slot {
     pub(crate) fn enter(self: &Arc<Self>) -> Option<(Arc<Copy>, InFlight)> {
         loop {
             let copy = self.copy.load_full()?;
-            copy.in_flight.fetch_add(1, Ordering::AcqRel);
+            let before = copy.in_flight.fetch_add(1, Ordering::AcqRel);
             self.in_flight.fetch_add(1, Ordering::Relaxed);
             let entered = InFlight { copy: Arc::clone(&copy), slot: Arc::clone(self) };
+            let places = self.spec.policy.concurrency;
+            if places.is_some_and(|places| before >= places) {
+                return None;
+            }
             // Either this sees that the copy was taken out of service meanwhile, or whoever took
             // it out sees the count: with the fence in `Copy::emptied` not neither.
             fence(Ordering::SeqCst);
@@ -201,6 +241,21 @@ impl Slot {
                 return Some((copy, entered));
             }
         }
+    }
+
+    /// How many requests the copy here is serving; what former ones still serve takes no place.
+    pub(crate) fn in_flight_here(&self) -> u32 {
+        self.copy.load().as_ref().map_or(0, |copy| copy.in_flight.load(Ordering::Relaxed))
+    }
+
+    /// Whether the copy here serves as many requests as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        let serving =
+            || self.copy.load().as_ref().map(|copy| copy.in_flight.load(Ordering::Relaxed));
+        self.spec
+            .policy
+            .concurrency
+            .is_some_and(|places| serving().is_some_and(|in_flight| in_flight >= places))
     }
 
     /// A request wants this app here.
@@ -306,7 +361,7 @@ impl Slot {
         if !self.keeps_registers {
             self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
         }
-        let Running { service, stop, exited, carried } = running;
+        let Running { service, stop, exited, ask, carried } = running;
         let copy = Arc::new(Copy {
             attempt,
             service,
@@ -314,39 +369,145 @@ impl Slot {
             in_flight: AtomicU32::new(0),
             idle: Notify::new(),
             stop: Mutex::new(Some(stop)),
+            awaiting: AtomicU32::new(0),
+            answered: AtomicU64::new(0),
+            failed_in_a_row: AtomicU32::new(0),
+            hangs: AtomicBool::new(false),
+            given_up: Notify::new(),
         });
-        self.copy.store(Some(copy));
+        self.copy.store(Some(Arc::clone(&copy)));
         self.carry_out(AppEvent::Started { attempt }, starting);
         let slot = Arc::clone(self);
-        tokio::spawn(async move {
-            let reason = exited.await;
-            let mut starting = slot.starting();
-            let is_current = slot.copy.load().as_ref().is_some_and(|copy| copy.attempt == attempt);
-            if !is_current {
-                // It is being stopped, and whoever does that tells when it is done.
-                return;
-            }
-            warn!(app = %slot.name(), attempt, reason, "ended by itself");
-            slot.metrics.app_failures.get_or_create(&slot.label()).inc();
-            slot.copy.store(None);
-            slot.carry_out(AppEvent::Exited { attempt, reason }, &mut starting);
+        let watched = ask.map(|ask| {
+            tokio::spawn(health::watch(Arc::clone(self), Arc::clone(&copy), ask)).abort_handle()
         });
+        tokio::spawn(async move {
+            let ended = exited.await;
+            if let Some(watched) = watched {
+                watched.abort();
+            }
+            slot.ended(&copy, ended);
+        });
+    }
+
+    fn ended(self: &Arc<Self>, copy: &Arc<Copy>, ended: Ended) {
+        let mut starting = self.starting();
+        if !self.take_out(copy) {
+            // It is being stopped, and whoever does that tells when it is done.
+            return;
+        }
+        let (attempt, Ended { reason, in_good_order }) = (copy.attempt, ended);
+        let failed = !(in_good_order && copy.has_served());
+        if failed {
+            warn!(app = %self.name(), attempt, reason, "ended by itself");
+            self.count_failure();
+        } else {
+            info!(app = %self.name(), attempt, "ended by itself after it had served");
+        }
+        self.carry_out(AppEvent::Exited { attempt, reason, failed }, &mut starting);
+    }
+
+    fn count_failure(&self) {
+        self.failed_starts.fetch_add(1, Ordering::Relaxed);
+        self.metrics.app_failures.get_or_create(&self.label()).inc();
+    }
+
+    /// How many starts have failed, and copies ended in bad order, here in all.
+    pub(crate) fn failed_starts(&self) -> u32 {
+        self.failed_starts.load(Ordering::Relaxed)
+    }
+
+    /// How long until the next start begins by itself: the rest of a back-off.
+    pub(crate) fn starts_in(&self) -> Option<Duration> {
+        self.machine().starts_in(self.clock.now())
+    }
+
+    /// Takes the copy out of service, if it is the one that serves, or is unwell.
+    fn take_out(&self, copy: &Arc<Copy>) -> bool {
+        if self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, copy)) {
+            self.copy.store(None);
+            return true;
+        }
+        self.aside().take_if(|aside| Arc::ptr_eq(aside, copy)).is_some()
+    }
+
+    fn aside(&self) -> MutexGuard<'_, Option<Arc<Copy>>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The copy takes requests no more: it refuses connections.
+    pub(crate) fn refuses(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
+        let mut starting = self.starting();
+        // Each of many requests may find that out.
+        if self.copy.load().as_ref().is_none_or(|current| !Arc::ptr_eq(current, copy)) {
+            return;
+        }
+        let (attempt, failed) = (copy.attempt, !copy.has_served());
+        info!(app = %self.name(), attempt, reason, "out of service: it takes no more requests");
+        let event = AppEvent::Lost { attempt, reason: reason.to_owned(), failed };
+        self.carry_out(event, &mut starting);
+    }
+
+    /// The copy hangs: its requests do not end, and it does not answer.
+    pub(crate) fn hangs(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
+        let mut starting = self.starting();
+        if !self.holds(copy) {
+            return;
+        }
+        let attempt = copy.attempt;
+        warn!(app = %self.name(), attempt, reason, "it hangs: ending it, and starting another");
+        self.count_failure();
+        copy.hangs.store(true, Ordering::SeqCst);
+        copy.given_up.notify_waiters();
+        let event = AppEvent::Lost { attempt, reason: reason.to_owned(), failed: true };
+        self.carry_out(event, &mut starting);
+    }
+
+    /// The copy says that it cannot serve.
+    pub(crate) fn unwell(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
+        let mut starting = self.starting();
+        if self.take_out(copy) {
+            let attempt = copy.attempt;
+            warn!(app = %self.name(), attempt, reason, "out of service until it is well again");
+            *self.aside() = Some(Arc::clone(copy));
+            self.carry_out(AppEvent::Unwell { attempt, reason: reason.to_owned() }, &mut starting);
+        }
+    }
+
+    /// The copy says that it can serve again.
+    pub(crate) fn well(self: &Arc<Self>, copy: &Arc<Copy>) {
+        let mut starting = self.starting();
+        let aside = self.aside().take_if(|aside| Arc::ptr_eq(aside, copy));
+        if let Some(copy) = aside {
+            let attempt = copy.attempt;
+            info!(app = %self.name(), attempt, "well again");
+            self.copy.store(Some(copy));
+            self.carry_out(AppEvent::Well { attempt }, &mut starting);
+        }
+    }
+
+    /// Whether the copy serves, or is unwell, and is not being stopped.
+    pub(crate) fn holds(&self, copy: &Arc<Copy>) -> bool {
+        self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, copy))
+            || self.aside().as_ref().is_some_and(|aside| Arc::ptr_eq(aside, copy))
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.clock.now()
     }
 
     fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError, starting: &mut Starting) {
         let StartError { reason, output } = error;
         warn!(app = %self.name(), attempt, reason, "did not start");
-        self.metrics.app_failures.get_or_create(&self.label()).inc();
+        self.count_failure();
         self.carry_out(AppEvent::StartFailed { attempt, reason, output }, starting);
     }
 
     /// Takes the copy out of service, lets its requests end, stops it.
     fn stop(self: &Arc<Self>, attempt: u64, grace: Duration) {
-        let copy = self.copy.load_full().filter(|copy| copy.attempt == attempt);
+        let serving = self.copy.load_full().or_else(|| self.aside().clone());
+        let copy = serving.filter(|copy| copy.attempt == attempt && self.take_out(copy));
         let slot = Arc::clone(self);
-        if copy.is_some() {
-            self.copy.store(None);
-        }
         tokio::spawn(async move {
             if let Some(copy) = copy {
                 info!(app = %slot.name(), attempt, "stopping");
@@ -386,6 +547,40 @@ impl Slot {
 }
 
 impl Copy {
+    /// Whether it has begun an answer to anybody.
+    fn has_served(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a request that waits for the head of its answer.
+    pub(crate) fn awaits(&self) -> Awaiting<'_> {
+        self.awaiting.fetch_add(1, Ordering::Relaxed);
+        Awaiting(self)
+    }
+
+    /// Whether it was found to hang.
+    pub(crate) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::SeqCst)
+    }
+
+    /// Resolves once it was found to hang: what waits for it waits in vain.
+    pub(crate) async fn given_up(&self) {
+        let told = self.given_up.notified();
+        tokio::pin!(told);
+        told.as_mut().enable();
+        if !self.hangs() {
+            told.await;
+        }
+    }
+
+    /// Notes that it has begun an answer.
+    pub(crate) fn answers(&self, now: Now) {
+        self.answered.store(now.0.max(1), Ordering::Relaxed);
+        if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
+            self.failed_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Resolves when nothing is in flight. Taken out of service before, it stays so.
     async fn emptied(&self) {
         loop {
@@ -404,7 +599,6 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::atomic::AtomicBool;
 
     use futures_util::FutureExt;
 

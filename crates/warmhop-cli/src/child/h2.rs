@@ -1,8 +1,10 @@
 //! The connections to an app that speaks HTTP/2: one as long as its streams suffice.
 
+use std::error::Error as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,8 +14,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::Mutex;
-use warmhop::{Body, BoxError};
+use warmhop::{Body, BoxError, NotSent};
 
+use super::http1::{is_refusal, twin};
 use super::request::RequestBody;
 use super::socket::connect;
 
@@ -31,6 +34,9 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 /// takes in a request: room for [`FIELDS_MAX`](super::service::FIELDS_MAX) fields of some length.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
+/// On so many connections a request is tried whose app says of each that it takes no more.
+const TRIES_MAX: usize = 8;
+
 /// Requests to an app over HTTP/2.
 pub(super) struct H2Client {
     addr: SocketAddr,
@@ -43,11 +49,25 @@ struct Connection {
     uses: Use,
 }
 
-type Use = Arc<()>;
+/// What a connection's requests and the task that drives it share.
+struct Shared {
+    /// As many requests as the app takes at once on it, when it last said so.
+    streams_max: AtomicUsize,
+    /// The app has said that it takes no more on it.
+    leaving: AtomicBool,
+}
+
+type Use = Arc<Shared>;
 
 impl Connection {
+    /// The task that drives it holds it, too.
     fn in_use(&self) -> usize {
-        Arc::strong_count(&self.uses) - 1
+        Arc::strong_count(&self.uses).saturating_sub(2)
+    }
+
+    fn has_room(&self) -> bool {
+        !self.uses.leaving.load(Relaxed)
+            && self.in_use() < self.uses.streams_max.load(Relaxed).min(STREAMS_MAX as usize)
     }
 }
 
@@ -64,55 +84,106 @@ impl H2Client {
         let mut has_idle = false;
         connections.retain(|connection| {
             !connection.sender.is_closed()
+                && !connection.uses.leaving.load(Relaxed)
                 && (connection.in_use() > 0 || !std::mem::replace(&mut has_idle, true))
         });
-        let roomy = connections.iter().find(|open| open.in_use() < STREAMS_MAX as usize);
-        if let Some(connection) = roomy {
+        if let Some(connection) = connections.iter().find(|open| open.has_room()) {
             return Ok((connection.sender.clone(), Arc::clone(&connection.uses)));
         }
-        let (sender, uses) = (self.connect().await?, Use::default());
+        let (sender, uses) = self.connect().await?;
         connections.push(Connection { sender: sender.clone(), uses: Arc::clone(&uses) });
         Ok((sender, uses))
     }
 
-    async fn connect(&self) -> Result<http2::SendRequest<RequestBody>, BoxError> {
+    async fn connect(&self) -> Result<(http2::SendRequest<RequestBody>, Use), BoxError> {
+        let stream = connect(self.addr).await.map_err(|error| -> BoxError {
+            if is_refusal(&error) {
+                return NotSent { reason: "it refuses connections".into(), refuses: true }.into();
+            }
+            error.into()
+        })?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
-            .handshake(TokioIo::new(connect(self.addr).await?))
+            .handshake(TokioIo::new(stream))
             .await?;
+        let streams_max = AtomicUsize::new(connection.current_max_send_streams());
+        let shared = Arc::new(Shared { streams_max, leaving: AtomicBool::new(false) });
+        let told = Arc::clone(&shared);
         // How it ends is told to each of its requests.
         tokio::spawn(async move {
-            let _ = connection.await;
+            let mut connection = std::pin::pin!(connection);
+            let driven = std::future::poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                told.streams_max.store(connection.current_max_send_streams(), Relaxed);
+                polled
+            });
+            let _ = driven.await;
         });
-        Ok(sender)
+        Ok((sender, shared))
     }
 
     pub(super) async fn request(
         &self,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Body>, BoxError> {
-        let mut again = true;
-        loop {
+        // What changes nothing may be sent once more though the app may have acted on it, where the
+        // connection broke: a good-bye that it sent before may have been lost with the rest.
+        let mut may_repeat = request.method().is_safe();
+        for _ in 0..TRIES_MAX {
+            let again = twin(&request);
             let (mut sender, uses) = self.enter().await?;
-            match sender.try_send_request(request).await {
+            let mut error = match sender.try_send_request(request).await {
                 Ok(response) => {
                     return Ok(response.map(|body| Body::new(InUse { body, uses: Some(uses) })));
                 }
-                Err(mut error) => match error.take_message() {
-                    // The connection ended before a byte of the request had left.
-                    Some(unsent) if again => {
-                        request = unsent;
-                        again = false;
-                    }
-                    _ => return Err(error.into_error().into()),
-                },
+                Err(error) => error,
+            };
+            // Either the connection ended before a byte of the request had left, or the app says
+            // that it has not looked at the request (RFC 9113 sections 6.8 and 8.7).
+            let unsent = error.take_message();
+            let error = error.into_error();
+            let refused = is_unprocessed(&error);
+            let broke = is_broken(&error);
+            if unsent.is_some() || refused || broke {
+                uses.leaving.store(true, Relaxed);
             }
+            request = match (unsent, again) {
+                (Some(unsent), _) => unsent,
+                (None, Some(again)) if refused => again,
+                (None, Some(again)) if broke && std::mem::take(&mut may_repeat) => again,
+                // What has begun to leave cannot be sent again from here.
+                (None, _) if refused => {
+                    let reason = "it closed the connection before it took the request".into();
+                    return Err(NotSent { reason, refuses: false }.into());
+                }
+                _ => return Err(error.into()),
+            };
         }
+        let reason = "it closed one connection after the other before it took the request".into();
+        Err(NotSent { reason, refuses: false }.into())
     }
+}
+
+/// Whether the connection ended, rather than the request's stream alone.
+fn is_broken(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
+    error.is_closed() || cause.is_some_and(|cause| cause.is_io() || cause.is_go_away())
+}
+
+/// Whether the app has said that it did nothing about the request: by a graceful `GOAWAY`, which
+/// names the last stream that it takes, or by `REFUSED_STREAM`.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let Some(cause) = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
+        return false;
+    };
+    let reason = cause.reason();
+    let graceful = cause.is_go_away() && reason == Some(h2::Reason::NO_ERROR);
+    let refused = cause.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
+    cause.is_remote() && (graceful || refused)
 }
 
 /// A response's body, which keeps its place on the connection until its end.

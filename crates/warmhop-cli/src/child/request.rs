@@ -22,8 +22,10 @@ pub(super) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(super) fn empty() -> Self {
-        Self { body: Body::empty(), gate: None, owed: None }
+    /// The same body once more, where all of it is in memory.
+    pub(super) fn try_clone(&self) -> Option<Self> {
+        let body = self.body.try_clone().filter(|_| self.gate.is_none())?;
+        Some(Self { body, gate: None, owed: self.owed })
     }
 
     /// `body`, with `headers` made to say no other length than it has.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, UPGRADE, USER_AGENT};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Request, Response, StatusCode, Uri, Version};
 use tokio::sync::oneshot;
@@ -31,11 +31,13 @@ const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
 /// request: it is sent again on a fresh one if no byte of it had left, or if it is safe (RFC 9110
-/// section 9.2.1), has no body and got no byte of an answer.
+/// section 9.2.1), has no body and got no byte of an answer. One that changes something is sent on
+/// a connection that is fresh or was used a moment ago, and on neither once the app has closed it.
 #[derive(Clone)]
 pub struct ChildService {
     client: AppClient,
     authority: Authority,
+    port: u16,
 }
 
 /// How requests are sent to the app.
@@ -60,20 +62,12 @@ impl ChildService {
         let Ok(authority) = addr.to_string().parse() else {
             unreachable!("an address and a port are an authority");
         };
-        Self { client, authority }
+        Self { client, authority, port }
     }
 
-    pub(super) async fn is_healthy(&self, path: &str) -> bool {
-        let Ok(request) = Request::get(path)
-            .header(USER_AGENT, concat!("warmhop-readiness/", env!("CARGO_PKG_VERSION")))
-            .body(Body::empty())
-        else {
-            return false;
-        };
-        match self.clone().call(request).await {
-            Ok(response) => response.status().is_success() || response.status().is_redirection(),
-            Err(_) => false,
-        }
+    /// The port that the child listens on.
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     /// The request as the app gets it.

@@ -9,6 +9,7 @@
 //! earlier one nor whether any of an answer came: [`Talk`] does.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use http::{Extensions, Uri};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -65,6 +67,10 @@ struct Heard {
     earlier: AtomicBool,
     /// … and has since.
     since: AtomicBool,
+    /// Something of the latest request was written.
+    begun: AtomicBool,
+    /// The app had closed the connection before anything of the latest request was written.
+    unsent: AtomicBool,
 }
 
 impl Talk {
@@ -81,12 +87,20 @@ impl Talk {
         self.0.earlier.load(Relaxed) && !self.0.since.load(Relaxed)
     }
 
-    fn wrote(&self) {
+    /// Whether not a byte of the latest request can have reached the app.
+    pub(super) fn is_unsent(&self) -> bool {
+        self.0.unsent.load(Relaxed)
+    }
+
+    /// Notes that something is about to be written, and says whether a request begins with it.
+    fn writes(&self) -> bool {
         // The connection's task alone writes here.
         if self.0.since.load(Relaxed) {
             self.0.since.store(false, Relaxed);
             self.0.earlier.store(true, Relaxed);
+            self.0.begun.store(false, Relaxed);
         }
+        !self.0.begun.load(Relaxed)
     }
 
     fn read(&self) {
@@ -118,11 +132,26 @@ impl Socket {
         bytes: usize,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        self.talk.wrote();
+        let begins = self.talk.writes();
+        if begins && has_closed(&self.stream) {
+            // The runtime may not have heard of it yet: here is the last moment at which it is
+            // certain that the app gets none of it.
+            self.talk.0.unsent.store(true, Relaxed);
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         if self.deaf.is_none() {
             match ready!(write(Pin::new(&mut self.stream), cx)) {
+                Err(error) if begins && is_closed(error.kind()) => {
+                    self.talk.0.unsent.store(true, Relaxed);
+                    return Poll::Ready(Err(error));
+                }
                 Err(error) if is_closed(error.kind()) => self.deaf = Some(error.kind()),
-                outcome => return Poll::Ready(outcome),
+                outcome => {
+                    if begins && outcome.is_ok() {
+                        self.talk.0.begun.store(true, Relaxed);
+                    }
+                    return Poll::Ready(outcome);
+                }
             }
         }
         if let (Some(kind), true) = (self.deaf, self.ended) {
@@ -132,6 +161,15 @@ impl Socket {
         // hyper finds the end before it takes the connection for one that may be kept.
         ready!(self.stream.poll_read_ready(cx))?;
         Poll::Ready(Ok(bytes))
+    }
+}
+
+/// Whether the app has closed the connection, and has said nothing before.
+fn has_closed(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    match SockRef::from(stream).peek(&mut byte) {
+        Ok(bytes) => bytes == 0,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     }
 }
 

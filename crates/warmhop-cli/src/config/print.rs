@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 
+use super::read::life::{alive_text, ready_text};
 use super::{App, Config, duration_text, memory};
 
 impl fmt::Display for Config {
@@ -86,10 +87,18 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     } else {
         writeln!(f, "env = {{ {} }}", env.join(", "))?;
     }
-    let timeout = duration_text(app.ready.timeout);
-    match &app.ready.path {
-        Some(path) => writeln!(f, "ready = {{ path = {}, timeout = \"{timeout}\" }}", text(path))?,
-        None => writeln!(f, "ready = {{ timeout = \"{timeout}\" }}")?,
+    writeln!(f, "{}", ready_text(&app.ready, text))?;
+    match alive_text(&app.alive, &policy.alive, text) {
+        Some(alive) => writeln!(f, "{alive}")?,
+        None => writeln!(f, "# alive is not set: asked only where requests fail or hang")?,
+    }
+    match policy.head_timeout {
+        Some(within) => writeln!(f, "head_timeout = \"{}\"", duration_text(within))?,
+        None => writeln!(f, "# head_timeout is not set: an answer takes as long as it takes")?,
+    }
+    match policy.concurrency {
+        Some(places) => writeln!(f, "concurrency = {places}")?,
+        None => writeln!(f, "# concurrency is not set: a copy takes all that comes")?,
     }
     writeln!(f, "protocol = {}", value(app.protocol))?;
     writeln!(f, "start = {}", value(policy.start))?;

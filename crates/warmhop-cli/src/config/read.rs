@@ -16,9 +16,11 @@ use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
 
 use super::{
-    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Ready, Session, Tls,
+    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Session, Tls,
     cluster_name, duration_from, duration_text, memory,
 };
+
+pub(super) mod life;
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
 const APPS_MAX: usize = 1_000;
@@ -400,16 +402,12 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
         claims.finish();
     }
 
-    let mut ready = Ready { path: None, timeout: AppPolicy::default().start_timeout };
-    if let Some(mut probe) = table.table("ready") {
-        ready.path = probe.take("path").and_then(|field| field.checked(url_path));
-        let bounds = Duration::from_millis(100)..=Duration::from_secs(3600);
-        probe.set_duration("timeout", bounds, &mut ready.timeout);
-        probe.finish();
-    }
+    let ready = life::read_ready(&mut table, spec.host.as_deref());
     let mut protocol = Protocol::default();
     table.set_enum("protocol", &["http1", "h2"], &mut protocol);
     spec.policy = read_policy(&mut table);
+    let alive = life::read_alive(&mut table, &ready, &mut spec.policy);
+    life::read_load(&mut table, &mut spec.policy);
     // The app's own deadline comes first, because its message has the last lines of output.
     spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
 
@@ -450,7 +448,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
         _ => {}
     }
     table.finish();
-    Some(App { spec, run, dir, env, ready, protocol })
+    Some(App { spec, run, dir, env, ready, alive, protocol })
 }
 
 fn read_policy(table: &mut Table<'_>) -> AppPolicy {

@@ -89,7 +89,14 @@ fn every_key_arrives() {
     assert_eq!(shop.env["odd.name"], "a \"quoted\" \\ value");
     let timeout = Duration::from_secs(90);
     assert_eq!(shop.protocol, Protocol::H2);
-    assert_eq!(shop.ready, Ready { path: Some("/healthz".into()), timeout });
+    let expected = Ready {
+        path: Some("/healthz".into()),
+        host: Some("shop.localhost".into()),
+        timeout,
+        ..Ready::default()
+    };
+    assert_eq!(shop.ready, expected, "it is asked as clients ask");
+    assert_eq!(shop.spec.policy.alive, warmhop::config::AlivePolicy::default());
     let policy = &shop.spec.policy;
     assert_eq!(policy.start, warmhop::config::StartMode::AtBoot);
     assert_eq!(policy.stop_when_idle, Some(Duration::from_secs(600)));
@@ -167,7 +174,10 @@ match = { path = "/" }
 run = ["sh"]
 dir = "/nowhere"
 env = {}
-ready = { timeout = "1m" }
+ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
+# alive is not set: asked only where requests fail or hang
+# head_timeout is not set: an answer takes as long as it takes
+# concurrency is not set: a copy takes all that comes
 protocol = "http1"
 start = "on-request"
 # stop_when_idle is not set: never

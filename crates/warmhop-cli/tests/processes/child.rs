@@ -106,7 +106,7 @@ async fn a_stop_lets_the_app_end_by_itself_and_takes_its_descendants_along() {
     // The descendant left the group and so gets no SIGTERM; it ends when the grace does.
     launched.process.stop(Duration::from_millis(300)).await;
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
-    assert!(exited.await.starts_with("it was killed by SIGTERM (status 143)"));
+    assert!(exited.await.reason.starts_with("it was killed by SIGTERM (status 143)"));
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn an_app_that_does_not_heed_sigterm_is_killed_after_its_grace() {
     // Enough for it to say that it got SIGTERM.
     launched.process.stop(Duration::from_secs(2)).await;
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
-    let told = exited.await;
+    let told = exited.await.reason;
     assert!(told.starts_with("it was killed by SIGKILL (status 137)"), "{told}");
     assert!(told.contains("not now"), "it had got SIGTERM: {told}");
 }
@@ -138,7 +138,7 @@ async fn a_crash_is_told_with_its_status_and_leaves_no_descendant() {
     let exited = launched.process.exited();
     let request = Request::get("/exit").body(Body::empty()).unwrap();
     launched.service.clone().oneshot(request).await.unwrap_err();
-    let told = exited.await;
+    let told = exited.await.reason;
     assert!(told.starts_with("it exited with status 7\n"), "{told}");
     assert!(told.contains("the app runs as"), "the last lines are told too: {told}");
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}");
@@ -150,7 +150,7 @@ async fn where_the_guard_is_killed_the_peer_kills_the_app() {
     let pids = pids(&launched.service).await;
     let exited = launched.process.exited();
     kill(Pid::from_raw(launched.process.group()), Signal::SIGKILL).unwrap();
-    let told = exited.await;
+    let told = exited.await.reason;
     assert!(told.starts_with("its guard process was killed by SIGKILL"), "{told}");
     let app = pids[0];
     tokio::task::spawn_blocking(move || wait_until_gone(&[app])).await.unwrap();

@@ -107,7 +107,15 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
     let mut machine = AppMachine::new(policy.clone(), 7);
     let effects = machine.on(AppEvent::Wanted(WantedBy::Request), Now(0), 0);
     let view = View::new(me.clone());
-    let local = LocalApp { state: machine.state(), in_flight: 0, eta: None, waiting: 0 };
+    let local = LocalApp {
+        state: machine.state(),
+        in_flight: 0,
+        eta: None,
+        waiting: 0,
+        awaiting: 0,
+        latency_us: 0,
+        starts_in: None,
+    };
     let question = Question {
         app: &policy,
         local,
@@ -119,6 +127,7 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
         tried: &[],
         attempt_budget: 2,
         waited: core::time::Duration::ZERO,
+        failed_starts: 0,
         dice: 0,
     };
     let decision = decide(&question);

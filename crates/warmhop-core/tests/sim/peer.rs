@@ -371,7 +371,7 @@ impl Peer {
             slot.copies.remove(&attempt);
             attempt
         };
-        self.tell(at, AppEvent::Exited { attempt, reason: "it crashed".into() });
+        self.tell(at, AppEvent::Exited { attempt, reason: "it crashed".into(), failed: true });
     }
 
     // What it looks after.
@@ -495,6 +495,10 @@ impl Slot {
         *self.copies.get_mut(&attempt)? += 1;
         self.used_at = now;
         Some(attempt)
+    }
+
+    pub(crate) fn starts_in(&self, now: Now) -> Option<Duration> {
+        self.machine.starts_in(now)
     }
 
     /// Whether the copy lives on.

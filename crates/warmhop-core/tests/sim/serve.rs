@@ -392,6 +392,9 @@ impl Peer {
                         in_flight: slot.in_flight(),
                         eta: slot.eta(self.now()),
                         waiting: slot.waiting - usize::from(waiting.is_some()),
+                        awaiting: 0,
+                        latency_us: 0,
+                        starts_in: slot.starts_in(self.now()),
                     },
                     draining: self.draining.get(),
                     zone: None,
@@ -401,6 +404,7 @@ impl Peer {
                     tried: if waiting.is_some() { &[] } else { tried },
                     attempt_budget: ATTEMPTS_MAX,
                     waited: self.now().since(since),
+                    failed_starts: 0,
                     dice: self.world.random(),
                 })
             };

@@ -337,7 +337,9 @@ async fn a_request_that_was_half_answered_or_may_change_something_is_not_sent_ag
         (Method::GET, "", "HTTP/1.1 103 Early Hints\r\n\r\n"),
     ] {
         let (mut service, requests) = closing_app(1, last).await;
-        service.call(get("/")).await.unwrap();
+        // Those that change something are sent on connections of their own.
+        let first = Request::builder().method(&method).uri("/").body(Body::empty());
+        service.call(first.unwrap()).await.unwrap();
         let request = Request::builder().method(&method).uri("/").body(Body::from(body));
         service.call(request.unwrap()).await.unwrap_err();
         assert_eq!(requests.load(Ordering::SeqCst), 2, "{method} {body:?} {last:?}");
@@ -601,4 +603,85 @@ async fn a_connection_that_could_not_be_written_to_is_not_used_again() {
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
     let second = service.call(Request::post("/").body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(second.status(), StatusCode::NO_CONTENT);
+}
+
+/// Whether the error says that the app has seen nothing of the request, and takes no more.
+fn refuses(error: &BoxError) -> bool {
+    error.downcast_ref::<warmhop::NotSent>().is_some_and(|error| error.refuses)
+}
+
+#[tokio::test]
+async fn an_app_that_does_not_listen_is_said_to_have_seen_nothing() {
+    for protocol in [Protocol::Http1, Protocol::H2] {
+        let (listener, mut service) = listener_of(protocol).await;
+        drop(listener);
+        for method in [Method::GET, Method::POST] {
+            let request = Request::builder().method(method).uri("/").body(Body::from("x")).unwrap();
+            assert!(refuses(&service.call(request).await.unwrap_err()), "{protocol:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_changes_something_is_lost_on_no_connection_that_the_app_has_closed() {
+    let (listener, mut service) = listener().await;
+    tokio::spawn(async move {
+        loop {
+            // One answer on each connection, which then ends without a word.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        }
+    });
+    for _ in 0..200 {
+        let request = Request::post("/").body(Body::from("x")).unwrap();
+        let response = service.call(request).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
+    }
+}
+
+#[tokio::test]
+async fn what_an_app_did_not_take_when_it_left_is_sent_again_whatever_the_method() {
+    let (listener, service) = listener_of(Protocol::H2).await;
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let count = Arc::new(AtomicUsize::new(0));
+                let counted = Arc::clone(&count);
+                let answer = hyper::service::service_fn(move |_| {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    async { Ok::<_, Infallible>(Response::new(Body::from("ok"))) }
+                });
+                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), answer);
+                tokio::pin!(connection);
+                let mut leaves = false;
+                std::future::poll_fn(|cx| {
+                    let polled = connection.as_mut().poll(cx);
+                    if !leaves && count.load(Ordering::SeqCst) >= 3 {
+                        leaves = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    polled
+                })
+                .await
+                .ok();
+            });
+        }
+    });
+    let clients = (0..8).map(|_| {
+        let mut service = service.clone();
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                let request = Request::post("/").body(Body::from("x")).unwrap();
+                let response = service.call(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                response.into_body().collect().await.unwrap();
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
 }

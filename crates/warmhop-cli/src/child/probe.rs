@@ -1,0 +1,136 @@
+//! How a child is asked whether it is ready, and later whether it lives.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::header::{HOST, HeaderValue, USER_AGENT};
+use http::{Request, StatusCode};
+use tokio::time::{sleep, timeout};
+use tower::Service;
+use warmhop::{Answer, Body, NotSent};
+
+use super::service::ChildService;
+
+/// So many questions may be open at once to an app that starts: the first may be the one that is
+/// answered, however slowly.
+const OPEN_MAX: usize = 4;
+/// Readiness is asked for at first so often, then ever more rarely …
+const INTERVAL_FIRST: Duration = Duration::from_millis(10);
+
+/// What is asked, and what counts as a good answer.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    pub(super) port: u16,
+    /// The path that has to answer; absent: a TCP connect is enough.
+    pub(super) path: Option<String>,
+    /// What `Host` says; absent: the address itself.
+    pub(super) host: Option<String>,
+    /// The statuses that count; none: 2xx and 3xx.
+    pub(super) status: Vec<u16>,
+    /// How long one answer may take.
+    pub(super) timeout: Duration,
+}
+
+impl Probe {
+    /// Asks once.
+    pub(super) async fn ask(&self, service: &ChildService) -> Answer {
+        match timeout(self.timeout, self.answer(service)).await {
+            Ok(answer) => answer,
+            Err(_) => Answer::Silent(format!("{} within {:?}", self.no_answer(), self.timeout)),
+        }
+    }
+
+    /// Asks until there is a good answer, every `every` once the first moments are over. An answer
+    /// that takes long counts, too. What came last is in `last`.
+    pub(super) async fn until_ready(
+        &self,
+        service: &ChildService,
+        every: Duration,
+        last: &mut Option<String>,
+    ) {
+        let mut open = FuturesUnordered::new();
+        let mut interval = INTERVAL_FIRST.min(every);
+        let mut pause = Duration::ZERO;
+        loop {
+            if open.len() < OPEN_MAX {
+                let after = pause;
+                open.push(async move {
+                    sleep(after).await;
+                    self.answer(service).await
+                });
+            }
+            match timeout(pause + self.timeout, open.next()).await {
+                Ok(Some(Answer::Well)) => return,
+                Ok(Some(Answer::Unwell(came) | Answer::Silent(came))) => *last = Some(came),
+                Ok(None) => {}
+                Err(_) => {
+                    last.get_or_insert_with(|| self.no_answer());
+                }
+            }
+            pause = interval;
+            interval = (interval * 3 / 2).min(every);
+        }
+    }
+
+    async fn answer(&self, service: &ChildService) -> Answer {
+        let Some(path) = &self.path else {
+            let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+            return match tokio::net::TcpStream::connect(addr).await {
+                Ok(_) => Answer::Well,
+                Err(error) => Answer::Silent(format!("connecting to {addr} failed: {error}")),
+            };
+        };
+        let mut request = Request::get(path)
+            .header(USER_AGENT, concat!("warmhop-readiness/", env!("CARGO_PKG_VERSION")));
+        if let Some(host) = self.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok()) {
+            request = request.header(HOST, host);
+        }
+        let Ok(request) = request.body(Body::empty()) else {
+            return Answer::Silent(format!("{path} is no path"));
+        };
+        match service.clone().call(request).await {
+            Ok(response) if self.is_good(response.status()) => Answer::Well,
+            Ok(response) => {
+                Answer::Unwell(format!("{} answered {}", self.what(), response.status().as_u16()))
+            }
+            Err(error) if error.is::<NotSent>() => Answer::Silent(error.to_string()),
+            Err(error) => Answer::Silent(format!("{}: {error}", self.no_answer())),
+        }
+    }
+
+    fn is_good(&self, status: StatusCode) -> bool {
+        if self.status.is_empty() {
+            return status.is_success() || status.is_redirection();
+        }
+        self.status.contains(&status.as_u16())
+    }
+
+    fn what(&self) -> String {
+        let (port, path) = (self.port, self.path.as_deref().unwrap_or("/"));
+        match &self.host {
+            Some(host) => format!("GET http://127.0.0.1:{port}{path} with Host: {host}"),
+            None => format!("GET http://127.0.0.1:{port}{path}"),
+        }
+    }
+
+    fn no_answer(&self) -> String {
+        match self.path {
+            Some(_) => format!("{} was not answered", self.what()),
+            None => format!("127.0.0.1:{} did not accept a connection", self.port),
+        }
+    }
+
+    /// What had to come, for people.
+    pub(super) fn wanted(&self) -> String {
+        match (&self.path, self.status.as_slice()) {
+            (None, _) => "it has to listen on 127.0.0.1:$PORT, as its environment says".into(),
+            (Some(_), []) => "2xx or 3xx is needed".into(),
+            (Some(_), wanted) => {
+                let wanted: Vec<String> = wanted.iter().map(u16::to_string).collect();
+                format!("{} is needed", wanted.join(" or "))
+            }
+        }
+    }
+}

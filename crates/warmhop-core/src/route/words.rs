@@ -1,0 +1,153 @@
+//! Every reason and refusal in one sentence for people.
+
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+
+use super::{Choice, Decision, Reason, Refusal, Standing};
+use crate::view::AppState;
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReadyHere { state, .. } => {
+                write!(f, "the hop came for a copy that is not ready here, but {}", word(*state))
+            }
+            Self::Draining => f.write_str(
+                "this peer is draining, and the app is neither ready nor starting elsewhere",
+            ),
+            Self::StartFailed { .. } => f.write_str(
+                "the app did not start here, and it is neither ready nor starting elsewhere",
+            ),
+            Self::WaitFull { waiting_max, .. } => {
+                write!(
+                    f,
+                    "the app is ready nowhere, and {waiting_max} requests wait for it already"
+                )
+            }
+            Self::WaitedTooLong { max_wait, .. } => {
+                write!(
+                    f,
+                    "no peer had the app ready within the {max_wait:?} that a request may wait"
+                )
+            }
+            Self::QueueFull { waiting_max, .. } => write!(
+                f,
+                "every copy serves as many requests as it may, and {waiting_max} wait for a place \
+                 already"
+            ),
+            Self::BusyTooLong { max_wait, .. } => write!(
+                f,
+                "no copy had a free place within the {max_wait:?} that a request may wait"
+            ),
+            Self::NobodyAnswered { tried } => write!(
+                f,
+                "{tried} of the peers where the app should be ready could not take the request, \
+                 and it is starting nowhere"
+            ),
+            Self::PinnedPeerUnreachable { peer } => {
+                write!(
+                    f,
+                    "the session is in the memory of {peer}, which lives but cannot be reached"
+                )
+            }
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReadyHere => f.write_str("the app is ready here"),
+            Self::ReadyHereDraining => {
+                f.write_str("the app is ready here, and a draining peer serves what still comes")
+            }
+            Self::PinnedHere => f.write_str("the session was made here, and the app is ready"),
+            Self::PinnedThere { peer } => write!(f, "the session was made on {peer}"),
+            Self::ReadyThere { peer, among, standing, choice, after, leaving } => {
+                match after {
+                    Some(first) => write!(f, "{first} could not take it; {peer} is ready")?,
+                    None if *leaving => write!(f, "this peer is draining; {peer} is ready")?,
+                    None => write!(f, "not ready here, but on {peer}")?,
+                }
+                write!(f, ", {}", choice_words(*choice, *among))?;
+                f.write_str(match standing {
+                    Standing::SameZone => "",
+                    Standing::OtherZone => "; nobody of this zone is ready",
+                    Standing::Draining => "; all that are ready are draining",
+                    Standing::Suspect => "; all that are ready are suspected to be dead",
+                })
+            }
+            Self::StartingHere { eta: Some(eta) } => {
+                write!(f, "ready nowhere; the copy here should be ready in {eta:?}")
+            }
+            Self::StartingHere { eta: None } => {
+                f.write_str("ready nowhere; the copy here is starting, for the first time")
+            }
+            Self::StartingElsewhere { peer, eta: Some(eta) } => {
+                write!(f, "ready nowhere; the copy on {peer} should be ready in {eta:?}")
+            }
+            Self::StartingElsewhere { peer, eta: None } => {
+                write!(f, "ready nowhere; the copy on {peer} is starting")
+            }
+            Self::BusyHere { peer, in_flight, other } => write!(
+                f,
+                "ready here, but busy ({in_flight} in flight); {peer} is less so ({other})"
+            ),
+            Self::BusyEverywhere => {
+                f.write_str("every copy serves as many requests as it may; it waits for a place")
+            }
+            Self::BackingOff { starts_in } => write!(
+                f,
+                "ready nowhere; the last start here failed, and the next begins in {starts_in:?}"
+            ),
+            Self::NobodyStarts => {
+                f.write_str("ready nowhere, and no start is under way here; another peer has to")
+            }
+            Self::Refused(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+fn choice_words(choice: Choice, among: usize) -> String {
+    match choice {
+        Choice::Only => "the only one".into(),
+        Choice::LessBusy { in_flight, other } => {
+            format!("the less busy of two drawn from {among} ({in_flight} in flight, {other})")
+        }
+        Choice::Nearer { latency_us, other: Some(other) } => {
+            format!("the nearer of two drawn from {among} ({latency_us} µs, {other} µs)")
+        }
+        Choice::Nearer { latency_us, other: None } => {
+            format!("the one linked ({latency_us} µs) of two drawn from {among}")
+        }
+        Choice::Drawn => format!("drawn from {among}"),
+    }
+}
+
+fn word(state: AppState) -> &'static str {
+    match state {
+        AppState::Cold => "cold",
+        AppState::Starting => "starting",
+        AppState::Ready => "ready",
+        AppState::Stopping => "stopping",
+        AppState::Failed => "failed",
+    }
+}
+
+impl fmt::Display for Decision {
+    /// The whole story in one sentence: a lost session, the reason, and what begins beside it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(peer) = &self.pin_lost {
+            write!(f, "the session made on {peer} is gone, a fresh one begins; ")?;
+        }
+        self.reason.fmt(f)?;
+        if self.start_here {
+            f.write_str("; a start begins here")?;
+        }
+        match &self.ask_to_start {
+            Some(peer) => write!(f, "; {peer} is asked to start it"),
+            None => Ok(()),
+        }
+    }
+}
