@@ -293,6 +293,24 @@ impl Registers {
         Ok(answer.and_then(|answer| answer.before).map(Value::from))
     }
 
+    /// What this peer's own copy of the register holds, if it keeps one: asked at no cost, and
+    /// perhaps overtaken. Good to decide on what a change by [`When::Version`] then compares.
+    #[must_use]
+    pub fn peek(&self, key: &[u8]) -> Option<Value> {
+        if key.len() > KEY_BYTES_MAX {
+            return None;
+        }
+        let session = SessionKey { app: self.slot.name().clone(), sid: self.sid(key) };
+        let now = self.node.clock.wall();
+        self.node.store.with(&session, false, |machine, _, _| {
+            let (state, expiry) = machine.state().filter(|(_, expiry)| *expiry > now)?;
+            let held = parse(state)?;
+            let expires = UNIX_EPOCH.checked_add(Duration::from_millis(expiry.0))?;
+            let bytes = Bytes::copy_from_slice(held.bytes);
+            Some(Value { bytes, version: held.version, expires })
+        })?
+    }
+
     /// Sets the register to `bytes`, `when` the condition holds.
     ///
     /// # Errors

@@ -9,19 +9,24 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::command::{Answer, Command, Connection, DATABASES, Data, OFFERED};
-use super::execute::{Database, Guard, REPLY_BYTES_MAX, Watched, WatchedChanged};
+use super::about::{Introduced, refuse_user};
+use super::cmd::{AT_ONCE, LONG, Run, WORD_TOLD_MAX, checked_key, find, word, wrong_count};
+use super::engine::{Database, Request, Watched};
 use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
+use super::pubsub::{Subscriber, What};
+use super::script::Published;
+use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
 
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -46,30 +51,27 @@ const SHORT_REPLY_BYTES: usize = 128;
 const ARGUMENT_BYTES: usize = 32;
 /// How many bytes of requests are under way at once, and held back by a transaction, at most.
 const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How many commands one transaction has at most.
-const QUEUED_MAX: usize = 1024;
 /// How many keys one client watches at most.
 const WATCHED_MAX: usize = 1024;
 
-/// What the endpoint says of itself to clients that ask for a server's version: they choose what
-/// they send by it.
-const SPEAKS_AS: &str = "7.2.0";
+/// How many databases there are.
+pub(super) const DATABASES: u8 = 16;
+/// The longest user's name and password that are looked at: none is kept.
+const AUTH_WORDS_MAX: usize = 2;
 
 static CLIENTS: AtomicI64 = AtomicI64::new(0);
 
 /// Serves a client until it leaves, misbehaves or is too slow.
 pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let id = CLIENTS.fetch_add(1, Ordering::Relaxed) + 1;
     let mut client = Client {
         database,
-        version: 2,
-        id: CLIENTS.fetch_add(1, Ordering::Relaxed) + 1,
-        name: Bytes::new(),
+        introduced: Introduced { id, version: 2, ..Introduced::default() },
         transaction: None,
         oversized: None,
-        queued_bytes: 0,
-        queued_index: 0,
         watched: Vec::new(),
+        subscriber: None,
     };
     let mut incoming = BytesMut::with_capacity(4096);
     let mut outgoing = BytesMut::new();
@@ -81,9 +83,32 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
             BatchEnd::Close => return see_off(stream, incoming).await,
             BatchEnd::ReadMore => {}
         }
-        if !read(&mut stream, &mut incoming, client.oversized.is_some()).await? {
+        let passed_over = client.oversized.is_some();
+        let version = client.introduced.version;
+        let read = loop {
+            let Some(subscriber) = client.subscriber.as_mut().filter(|it| it.is_listening()) else {
+                break read(&mut stream, &mut incoming, passed_over).await?;
+            };
+            tokio::select! {
+                read = read(&mut stream, &mut incoming, passed_over) => break read?,
+                message = subscriber.next() => {
+                    let Some(message) = message else {
+                        let why = "it leaves too many messages unread";
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+                    };
+                    message.put(version, &mut outgoing);
+                    while outgoing.len() < BATCH_BYTES_MAX
+                        && let Some(message) = subscriber.ready()
+                    {
+                        message.put(version, &mut outgoing);
+                    }
+                }
+            }
+            write(&mut stream, &mut outgoing).await?;
+        };
+        if !read {
             let late = Reply::error("ERR", "Protocol error: the request took too long");
-            put(late, client.version, &mut outgoing);
+            late.put(version, &mut outgoing);
             write(&mut stream, &mut outgoing).await?;
             return see_off(stream, incoming).await;
         }
@@ -142,15 +167,6 @@ async fn read(
     }
 }
 
-fn put(reply: Reply, version: u8, outgoing: &mut BytesMut) {
-    let before = outgoing.len();
-    if let Err(error) = reply.put(version, outgoing) {
-        outgoing.truncate(before);
-        outgoing
-            .extend_from_slice(format!("-ERR the reply cannot be told: {error}\r\n").as_bytes());
-    }
-}
-
 /// How a batch ended.
 enum BatchEnd {
     /// All that has arrived is done.
@@ -163,18 +179,15 @@ enum BatchEnd {
 
 struct Client {
     database: Database,
-    version: u8,
-    id: i64,
-    name: Bytes,
-    /// The commands of a transaction, or that one of them was refused.
-    transaction: Option<Result<Vec<Command>, ()>>,
+    introduced: Introduced,
+    /// The commands that wait for `EXEC`, since `MULTI`.
+    transaction: Option<Transaction>,
     /// What is left of a request that is too large.
     oversized: Option<Oversized>,
-    queued_bytes: usize,
-    /// The database that the next command of the transaction will be about.
-    queued_index: u8,
     /// Names of registers and what they held.
     watched: Vec<(Bytes, Watched)>,
+    /// What it listens to, once it does.
+    subscriber: Option<Subscriber>,
 }
 
 /// The commands under way, and the keys that they are about.
@@ -203,7 +216,7 @@ struct Begun {
 impl UnderWay {
     /// Whether the first of those under way has to end before this one may begin: for they are about
     /// the same key, or one of them is about many and may be answered much.
-    fn meets(&self, data: &Data, bytes: usize) -> bool {
+    fn meets(&self, data: &Request, bytes: usize) -> bool {
         let key = one_key(data);
         let alone = key.is_none() || self.begun.front().is_some_and(|first| first.key.is_none());
         let reply_bytes = self.reply_bytes.load(Ordering::Relaxed) + reply_bytes_max(data);
@@ -211,11 +224,11 @@ impl UnderWay {
             || self.begun.len() >= UNDER_WAY_MAX
             || (self.bytes + bytes > HELD_BYTES_MAX && !self.begun.is_empty())
             || (reply_bytes > REPLIES_BYTES_MAX && !self.begun.is_empty())
-            || key.is_some_and(|key| self.keys.contains(key))
+            || key.is_some_and(|key| self.keys.contains(&key))
     }
 
-    fn begin(&mut self, database: &Database, data: Data, bytes: usize) {
-        let key = one_key(&data).cloned();
+    fn begin(&mut self, database: &Database, data: Request, bytes: usize) {
+        let key = one_key(&data);
         self.keys.extend(key.clone());
         self.bytes += bytes;
         let expected = reply_bytes_max(&data);
@@ -245,7 +258,7 @@ impl UnderWay {
             None => self.replies.next().await,
         };
         let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };
-        put(reply, version, outgoing);
+        reply.put(version, outgoing);
         self.bytes -= begun.bytes;
         self.reply_bytes.fetch_sub(begun.reply_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         if let Some(key) = &begun.key {
@@ -290,12 +303,39 @@ impl UnderWay {
     }
 }
 
-/// The key that a command is about, if it is about one.
-fn one_key(data: &Data) -> Option<&Bytes> {
-    match data.keys()[..] {
-        [key] => Some(key),
+/// The key that a command is about, if it is about one and waits for nothing.
+fn one_key(request: &Request) -> Option<Bytes> {
+    match (request.spec.run, &request.keys()[..]) {
+        (Run::Script | Run::Blocking(_), _) => None,
+        (_, [key]) => {
+            Some(super::room::tag(key).map_or_else(|| key.clone(), |tag| key.slice_ref(tag)))
+        }
         _ => None,
     }
+}
+
+/// How many bytes the reply to a command about one key has at most, about.
+fn reply_bytes_max(request: &Request) -> usize {
+    if request.spec.has(LONG) { VALUE_BYTES_MAX } else { SHORT_REPLY_BYTES }
+}
+
+/// Reads a command.
+///
+/// # Errors
+/// With what is answered, if there is no such command, or not with so many arguments: a transaction
+/// that it is a part of comes to nothing.
+fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
+    let Some(spec) = find(&args[0]) else {
+        let name = String::from_utf8_lossy(&args[0]);
+        let name: String = name.chars().take(WORD_TOLD_MAX).collect();
+        let detail =
+            format!("unknown command '{name}': this endpoint keeps sessions, see docs/redis.md");
+        return Err(Reply::error("ERR", detail));
+    };
+    if !spec.is_count_right(args.len()) {
+        return Err(wrong_count(spec.name));
+    }
+    Ok(Request { spec, args })
 }
 
 impl Client {
@@ -310,6 +350,7 @@ impl Client {
             if outgoing.len() > BATCH_BYTES_MAX {
                 break BatchEnd::MoreIsThere;
             }
+            let version = self.introduced.version;
             let taken = match &mut self.oversized {
                 None => take_request(incoming),
                 Some(rest) => match rest.pass_over(incoming) {
@@ -325,154 +366,219 @@ impl Client {
                 Ok(Some(arguments)) => arguments,
                 Ok(None) => break BatchEnd::ReadMore,
                 Err(error @ ProtocolError::Oversized(rest)) => {
-                    under_way.finish(self.version, stream, outgoing).await?;
-                    put(Reply::error("ERR", error), self.version, outgoing);
-                    self.transaction = self.transaction.take().map(|_| Err(()));
+                    under_way.finish(version, stream, outgoing).await?;
+                    Reply::error("ERR", error).put(version, outgoing);
+                    if let Some(transaction) = &mut self.transaction {
+                        transaction.is_broken = true;
+                    }
                     self.oversized = Some(rest);
                     continue;
                 }
                 Err(error) => {
-                    under_way.finish(self.version, stream, outgoing).await?;
-                    put(Reply::error("ERR", error), self.version, outgoing);
+                    under_way.finish(version, stream, outgoing).await?;
+                    Reply::error("ERR", error).put(version, outgoing);
                     break BatchEnd::Close;
                 }
             };
             let bytes = arguments.iter().map(|argument| argument.len() + ARGUMENT_BYTES).sum();
-            let is_exec = arguments[0].eq_ignore_ascii_case(b"EXEC");
-            let command = Command::parse(arguments, self.database.registers.now());
-            if let (Ok(Command::Data(data)), None) = (&command, &self.transaction) {
-                while under_way.meets(data, bytes) {
-                    under_way.end_one(self.version, stream, outgoing).await?;
+            let name = arguments[0].clone();
+            let request = match parse(arguments) {
+                Ok(request) => request,
+                Err(refused) => {
+                    under_way.finish(version, stream, outgoing).await?;
+                    self.refuse(&name, refused).put(version, outgoing);
+                    continue;
                 }
-            } else {
-                under_way.finish(self.version, stream, outgoing).await?;
+            };
+            let is_data = !matches!(request.spec.run, Run::Connection);
+            if is_data && self.transaction.is_none() && !self.only_listens() {
+                while under_way.meets(&request, bytes) {
+                    under_way.end_one(version, stream, outgoing).await?;
+                }
+                under_way.begin(&self.database, request, bytes);
+                continue;
             }
-            let quits = command == Ok(Command::Connection(Connection::Quit));
-            match (command, &mut self.transaction) {
-                (Ok(Command::Data(data)), None) => under_way.begin(&self.database, data, bytes),
-                (Ok(command), Some(_)) if waits_for_exec(&command) => {
-                    self.queued_bytes += bytes;
-                    let reply = self.queue(command);
-                    put(reply, self.version, outgoing);
-                }
-                (Ok(Command::Data(_)), Some(_)) => unreachable!("data waits for EXEC"),
-                (Ok(Command::Refused(refused)), _) => put(refused, self.version, outgoing),
-                (Ok(Command::Connection(command)), _) => {
-                    // A reply is in the version that its own HELLO asks for.
-                    let reply = self.about_connection(command).await;
-                    put(reply, self.version, outgoing);
-                }
-                (Err(refused), _) if is_exec => {
-                    (self.transaction, self.watched) = (None, Vec::new());
-                    put(discarded_because(&refused), self.version, outgoing);
-                }
-                (Err(refused), transaction) => {
-                    if let Some(queued) = transaction {
-                        *queued = Err(());
-                    }
-                    put(refused, self.version, outgoing);
-                }
-            }
+            under_way.finish(version, stream, outgoing).await?;
+            let quits = request.spec.name == "QUIT";
+            let reply = self.answer(request, bytes).boxed().await;
+            // A reply is in the version that its own HELLO asks for.
+            reply.put(self.introduced.version, outgoing);
             if quits {
                 break BatchEnd::Close;
             }
         };
-        under_way.finish(self.version, stream, outgoing).await?;
+        under_way.finish(self.introduced.version, stream, outgoing).await?;
         Ok(end)
     }
 
-    async fn about_connection(&mut self, command: Connection) -> Reply {
-        match command {
-            Connection::Exec => self.exec().await,
-            Connection::Watch(_) if self.transaction.is_some() => {
+    /// A command that there is not, or not with so many arguments.
+    fn refuse(&mut self, name: &Bytes, refused: Reply) -> Reply {
+        if find(name).is_none() {
+            let told = String::from_utf8_lossy(name);
+            self.database.shared.loud.refused_command(&told, &self.introduced.library);
+        }
+        if name.eq_ignore_ascii_case(b"EXEC") {
+            (self.transaction, self.watched) = (None, Vec::new());
+            return discarded_because(&refused);
+        }
+        if let Some(transaction) = &mut self.transaction {
+            transaction.is_broken = true;
+        }
+        refused
+    }
+
+    /// Whether it may only change what it listens to: in version 2 of the protocol, replies to
+    /// anything else could not be told from messages.
+    fn only_listens(&self) -> bool {
+        self.introduced.version == 2
+            && self.subscriber.as_ref().is_some_and(Subscriber::is_listening)
+    }
+
+    async fn answer(&mut self, request: Request, bytes: usize) -> Reply {
+        let name = request.spec.name;
+        if self.only_listens() {
+            let goes = name.ends_with("SUBSCRIBE") || matches!(name, "PING" | "QUIT" | "RESET");
+            if !goes {
+                let detail = format!(
+                    "Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET \
+                     are allowed in this context",
+                    name.to_ascii_lowercase()
+                );
+                return Reply::error("ERR", detail);
+            }
+            if name == "PING" {
+                let text = request.args.get(1).cloned().unwrap_or_default();
+                return Reply::Push(vec![Reply::text("pong"), Reply::Bytes(text)]);
+            }
+        }
+        if self.transaction.is_some() && !request.spec.has(AT_ONCE) {
+            return self.queue(request, bytes);
+        }
+        match name {
+            "EXEC" => self.exec().await,
+            "WATCH" if self.transaction.is_some() => {
                 Reply::error("ERR", "WATCH inside MULTI is not allowed")
             }
-            Connection::Watch(keys) => self.watch(keys).await,
-            command => self.about_itself(command),
+            "WATCH" => self.watch(&request.args[1..]).await,
+            "PUBLISH" | "SPUBLISH" => self.publish(&request),
+            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" => self.subscribe(&request),
+            _ => self.about_itself(&request),
         }
+    }
+
+    fn publish(&self, request: &Request) -> Reply {
+        let message = Published {
+            channel: request.args[1].clone(),
+            message: request.args[2].clone(),
+            is_sharded: request.spec.name == "SPUBLISH",
+        };
+        Reply::Number(self.database.shared.hub.publish(&message))
+    }
+
+    fn subscribe(&mut self, request: &Request) -> Reply {
+        let hub = Arc::clone(&self.database.shared.hub);
+        let what = What::of(request.spec.name);
+        let names = &request.args[1..];
+        let checked = match what {
+            What::Pattern => names.iter().try_for_each(|it| super::cmd::checked_pattern(it)),
+            _ => names.iter().try_for_each(|it| checked_key(it)),
+        };
+        if let Err(refused) = checked {
+            return refused;
+        }
+        let subscriber = self.subscriber.get_or_insert_with(|| Subscriber::new(&hub));
+        Reply::Several(names.iter().map(|name| subscriber.subscribe(what, name)).collect())
+    }
+
+    fn unsubscribe(&mut self, request: &Request) -> Reply {
+        let hub = Arc::clone(&self.database.shared.hub);
+        let what = What::of(request.spec.name);
+        let subscriber = self.subscriber.get_or_insert_with(|| Subscriber::new(&hub));
+        subscriber.unsubscribe(what, &request.args[1..])
     }
 
     /// Answers what needs no key.
-    fn about_itself(&mut self, command: Connection) -> Reply {
-        match command {
-            Connection::Ping(None) => Reply::Status("PONG"),
-            Connection::Ping(Some(text)) | Connection::Echo(text) => Reply::Bytes(text),
-            Connection::Hello { version, user, name } => {
-                if let Some(refused) = user.and_then(|user| refuse_user(Some(&user))) {
-                    return refused;
+    fn about_itself(&mut self, request: &Request) -> Reply {
+        let args = &request.args;
+        match request.spec.name {
+            "PING" if args.len() > 2 => wrong_count("PING"),
+            "PING" => args.get(1).map_or(Reply::status("PONG"), |text| Reply::Bytes(text.clone())),
+            "HELLO" => self.introduced.hello(args),
+            "AUTH" if args.len() > 1 + AUTH_WORDS_MAX => Reply::error("ERR", "syntax error"),
+            "AUTH" => refuse_user(args.get(1).filter(|_| args.len() > 2)).unwrap_or(Reply::OK),
+            "SELECT" => {
+                let reply = self.introduced.select(args);
+                self.database.index = self.introduced.index;
+                reply
+            }
+            "CLIENT" => {
+                let reply = self.introduced.client(args);
+                if matches!(&reply, Reply::Error(told) if told.contains("not offered")) {
+                    self.tell_loudly(args);
                 }
-                self.version = version.unwrap_or(self.version);
-                self.name = name.unwrap_or_else(|| std::mem::take(&mut self.name));
-                self.hello()
+                reply
             }
-            Connection::Auth { user } => refuse_user(user.as_ref()).unwrap_or(Reply::OK),
-            Connection::Select(index) => {
-                self.database.index = index;
-                Reply::OK
-            }
-            Connection::SetName(name) => {
-                self.name = name;
-                Reply::OK
-            }
-            Connection::GetName if self.name.is_empty() => Reply::Null,
-            Connection::GetName => Reply::Bytes(self.name.clone()),
-            Connection::Id => Reply::Number(self.id),
-            Connection::Noted | Connection::Quit => Reply::OK,
-            Connection::CommandCount => Reply::Number(OFFERED),
-            Connection::Nothing => Reply::Array(Vec::new()),
-            Connection::Setting(name) => Reply::Map(match name.as_str() {
-                // redis-benchmark asks how the server saves: not at all.
-                "save" => vec![(Reply::text(name), Reply::text(""))],
-                "databases" => vec![(Reply::text(name), Reply::text(DATABASES.to_string()))],
-                "appendonly" => vec![(Reply::text(name), Reply::text("no"))],
-                _ => Vec::new(),
-            }),
-            Connection::Info => Reply::text(info()),
-            Connection::Time => {
-                let now = self.database.registers.now();
-                let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-                let parts = [now.as_secs().to_string(), now.subsec_micros().to_string()];
-                Reply::Array(parts.into_iter().map(Reply::text).collect())
-            }
-            Connection::Reset => {
-                (self.version, self.database.index, self.name) = (2, 0, Bytes::new());
-                self.transaction = None;
+            "QUIT" => Reply::OK,
+            "SCRIPT" => self.database.shared.scripts.about(args),
+            "PUBSUB" => self.database.shared.hub.about(args),
+            "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" => self.unsubscribe(request),
+            "WAIT" => match (super::cmd::number(&args[1]), super::cmd::number(&args[2])) {
+                (Ok(_), Ok(timeout)) if timeout < 0 => Reply::error("ERR", "timeout is negative"),
+                // There are no replicas to name, and what was acknowledged is held already.
+                (Ok(_), Ok(_)) => Reply::Number(0),
+                (Err(refused), _) | (_, Err(refused)) => refused,
+            },
+            "RESET" => {
+                let id = self.introduced.id;
+                self.introduced = Introduced { id, version: 2, ..Introduced::default() };
+                self.database.index = 0;
+                (self.transaction, self.subscriber) = (None, None);
                 self.watched.clear();
-                Reply::Status("RESET")
+                Reply::status("RESET")
             }
-            Connection::Multi if self.transaction.is_some() => {
+            "MULTI" if self.transaction.is_some() => {
                 Reply::error("ERR", "MULTI calls can not be nested")
             }
-            Connection::Multi => {
-                self.transaction = Some(Ok(Vec::new()));
-                self.queued_bytes = 0;
-                self.queued_index = self.database.index;
+            "MULTI" => {
+                let index = self.introduced.index;
+                self.transaction = Some(Transaction { index, ..Transaction::default() });
                 Reply::OK
             }
-            Connection::Discard if self.transaction.is_none() => {
-                Reply::error("ERR", "DISCARD without MULTI")
-            }
-            Connection::Discard => {
+            "DISCARD" if self.transaction.is_none() => Reply::error("ERR", "DISCARD without MULTI"),
+            "DISCARD" => {
                 self.transaction = None;
                 self.watched.clear();
                 Reply::OK
             }
-            Connection::Exec | Connection::Watch(_) => {
-                Reply::error("ERR", "EXEC and WATCH are no part of a transaction")
-            }
-            Connection::Unwatch => {
+            "UNWATCH" => {
                 self.watched.clear();
                 Reply::OK
+            }
+            _ => {
+                let reply = Introduced::server(args, self.database.registers.now());
+                if matches!(&reply, Reply::Error(told) if told.contains("docs/redis.md")) {
+                    self.tell_loudly(args);
+                }
+                reply
             }
         }
     }
 
-    async fn watch(&mut self, keys: Vec<Bytes>) -> Reply {
+    /// A subcommand that is not offered was asked for.
+    fn tell_loudly(&self, args: &[Bytes]) {
+        let words: Vec<String> = args.iter().take(2).map(|it| word(it)).collect();
+        self.database.shared.loud.refused_command(&words.join(" "), &self.introduced.library);
+    }
+
+    async fn watch(&mut self, keys: &[Bytes]) -> Reply {
         if self.watched.len() + keys.len() > WATCHED_MAX {
             return Reply::error("ERR", format!("at most {WATCHED_MAX} keys can be watched"));
         }
         for key in keys {
-            let name = self.database.name(&key);
+            if let Err(refused) = checked_key(key) {
+                return refused;
+            }
+            let name = self.database.name(key);
             // What it held when it was first watched counts.
             if self.watched.iter().any(|(watched, _)| *watched == name) {
                 continue;
@@ -486,172 +592,71 @@ impl Client {
     }
 
     /// Keeps a command for EXEC.
-    fn queue(&mut self, command: Command) -> Reply {
-        let database = Database { index: self.queued_index, ..self.database.clone() };
-        let watches = |key: &Bytes| {
-            let name = database.name(key);
-            self.watched.iter().any(|(watched, _)| *watched == name)
-        };
-        let refused = match &command {
-            // It takes several steps, none of which is one with the comparison.
-            Command::Data(Data::Rename { from, to, .. }) if watches(from) || watches(to) => {
-                Some("RENAME of a watched key is not offered".to_owned())
-            }
-            Command::Data(Data::Flush { .. }) if !self.watched.is_empty() => {
-                Some("FLUSHDB while keys are watched is not offered".to_owned())
-            }
-            _ => None,
-        };
-        let Some(queued) = &mut self.transaction else { return Reply::Null };
-        let Ok(commands) = queued else { return Reply::Status("QUEUED") };
-        let too_much = commands.len() == QUEUED_MAX || self.queued_bytes > HELD_BYTES_MAX;
-        let refused = refused.or_else(|| {
+    fn queue(&mut self, request: Request, bytes: usize) -> Reply {
+        let Some(transaction) = &mut self.transaction else { return Reply::Null };
+        transaction.bytes += bytes;
+        if transaction.is_broken {
+            return Reply::status("QUEUED");
+        }
+        let database = Database { index: transaction.index, ..self.database.clone() };
+        let refused = refused_beside_watched(&database, &request, &self.watched);
+        let refused = refused.map(str::to_owned).or_else(|| {
+            let too_much =
+                transaction.commands.len() == QUEUED_MAX || transaction.bytes > HELD_BYTES_MAX;
             too_much.then(|| {
                 format!(
                     "a transaction has at most {QUEUED_MAX} commands and {HELD_BYTES_MAX} bytes"
                 )
             })
         });
+        let refused = refused.or_else(|| {
+            let listens = request.spec.name.ends_with("SUBSCRIBE");
+            listens.then(|| "SUBSCRIBE and its like are no part of a transaction".to_owned())
+        });
         if let Some(refused) = refused {
-            *queued = Err(());
+            transaction.is_broken = true;
             return Reply::error("ERR", refused);
         }
-        if let Command::Connection(Connection::Select(index)) = command {
-            self.queued_index = index;
-        }
-        commands.push(command);
-        Reply::Status("QUEUED")
-    }
-
-    /// Runs a transaction: its commands one after the other, each committed by itself. A watched
-    /// key is compared before anything runs, and again as part of the first change of it.
-    async fn exec(&mut self) -> Reply {
-        let watched = std::mem::take(&mut self.watched);
-        let Some(queued) = self.transaction.take() else {
-            return Reply::error("ERR", "EXEC without MULTI");
-        };
-        let Ok(queued) = queued else {
-            let detail = "Transaction discarded because of previous errors.";
-            return Reply::error("EXECABORT", detail);
-        };
-        for (name, before) in &watched {
-            match self.database.watch(name).await {
-                Ok(now) if now == *before => {}
-                Ok(_) => return Reply::Aborted,
-                Err(failed) => return failed,
+        let index = transaction.index;
+        if request.spec.name == "SELECT" {
+            let mut selected = Introduced::default();
+            if !selected.select(&request.args).is_error() {
+                transaction.index = selected.index;
             }
         }
-        let guard = |(name, held)| Guard { name, held, spent: AtomicBool::new(false) };
-        let guards: Arc<[Guard]> = watched.into_iter().map(guard).collect();
-        let mut replies = Vec::with_capacity(queued.len());
-        let (mut size, mut changed, mut stopped) = (0, false, false);
-        for command in queued {
-            let reply = match command {
-                _ if stopped => not_run(),
-                Command::Refused(refused) => refused,
-                Command::Connection(command) => self.about_itself(command),
-                Command::Data(data) => {
-                    let changes = changes(&data);
-                    let database =
-                        Database { guards: Arc::clone(&guards), ..self.database.clone() };
-                    match database.execute(data).await {
-                        Ok(reply) => {
-                            changed |= changes;
-                            reply
-                        }
-                        Err(WatchedChanged { some_changed: false }) if !changed => {
-                            return Reply::Aborted;
-                        }
-                        // Too late for none of it to have run: this says how far it came.
-                        Err(WatchedChanged { some_changed }) => {
-                            stopped = true;
-                            if some_changed { run_in_part() } else { not_run() }
-                        }
-                    }
-                }
-            };
-            size += reply.size();
-            replies.push(if size > REPLY_BYTES_MAX {
-                let detail = format!("it was run, but the answers exceed {REPLY_BYTES_MAX} bytes");
-                Reply::error("ERR", detail)
-            } else {
-                reply
-            });
+        transaction.commands.push(Queued { request, index });
+        Reply::status("QUEUED")
+    }
+
+    async fn exec(&mut self) -> Reply {
+        let watched = std::mem::take(&mut self.watched);
+        let Some(transaction) = self.transaction.take() else {
+            return Reply::error("ERR", "EXEC without MULTI");
+        };
+        if transaction.is_broken {
+            let detail = "Transaction discarded because of previous errors.";
+            return Reply::error("EXECABORT", detail);
         }
-        Reply::Array(replies)
+        let database = self.database.clone();
+        let mut published = Vec::new();
+        let mut about = |request: &Request| {
+            if request.spec.name.ends_with("PUBLISH") {
+                let (channel, message) = (request.args[1].clone(), request.args[2].clone());
+                let is_sharded = request.spec.name == "SPUBLISH";
+                let message = Published { channel, message, is_sharded };
+                // It is published once the transaction is done.
+                let here = database.shared.hub.count_here(&message);
+                published.push(message);
+                return Reply::Number(here);
+            }
+            self.about_itself(request)
+        };
+        let reply = database.exec(watched, transaction.commands, &mut about).await;
+        for message in published {
+            database.shared.hub.publish(&message);
+        }
+        reply
     }
-
-    fn hello(&self) -> Reply {
-        let number = |number| Reply::Number(number);
-        let pairs = [
-            ("server", Reply::text("redis")),
-            ("version", Reply::text(SPEAKS_AS)),
-            ("proto", number(i64::from(self.version))),
-            ("id", number(self.id)),
-            ("mode", Reply::text("standalone")),
-            ("role", Reply::text("master")),
-            ("modules", Reply::Array(Vec::new())),
-        ];
-        Reply::Map(pairs.map(|(name, value)| (Reply::text(name), value)).into())
-    }
-}
-
-/// Whether the command may change its key, so that what it watches has to be compared with it.
-fn changes(data: &Data) -> bool {
-    !matches!(
-        data,
-        Data::Get(_)
-            | Data::StrLen(_)
-            | Data::Exists(_)
-            | Data::Ends { .. }
-            | Data::Type(_)
-            | Data::HGet { .. }
-            | Data::HMGet { .. }
-            | Data::HGetAll(_)
-            | Data::HKeys(_)
-            | Data::HVals(_)
-            | Data::HLen(_)
-            | Data::HExists { .. }
-            | Data::HStrLen { .. }
-    )
-}
-
-/// How many bytes the reply to a command about one key has at most, about.
-fn reply_bytes_max(data: &Data) -> usize {
-    match data {
-        Data::Get(_)
-        | Data::GetEx { .. }
-        | Data::GetDel(_)
-        | Data::MGet(_)
-        | Data::Set { answer: Answer::Before, .. }
-        | Data::HGet { .. }
-        | Data::HMGet { .. }
-        | Data::HGetAll(_)
-        | Data::HKeys(_)
-        | Data::HVals(_) => VALUE_BYTES_MAX,
-        _ => SHORT_REPLY_BYTES,
-    }
-}
-
-/// Whether a command of a transaction waits for its EXEC.
-fn waits_for_exec(command: &Command) -> bool {
-    !matches!(
-        command,
-        Command::Connection(
-            Connection::Exec
-                | Connection::Discard
-                | Connection::Multi
-                | Connection::Watch(_)
-                | Connection::Quit
-                | Connection::Reset
-        )
-    )
-}
-
-fn not_run() -> Reply {
-    let detail = "a watched key was changed by another after the first commands; this one and those \
-                  after it were not run";
-    Reply::error("WATCHFAILED", detail)
 }
 
 /// As Redis has it, an EXEC of the wrong form ends its transaction.
@@ -661,37 +666,4 @@ fn discarded_because(refused: &Reply) -> Reply {
         _ => "",
     };
     Reply::error("EXECABORT", format!("Transaction discarded because of: {why}"))
-}
-
-fn run_in_part() -> Reply {
-    let detail = "some of the keys may have been changed: a watched one was changed by another; \
-                  the commands after this one were not run";
-    Reply::error("UNKNOWN", detail)
-}
-
-/// There are no passwords: whoever reaches the endpoint is on this machine. As a server without
-/// any, it takes every password of the default user, and refuses one that names none.
-fn refuse_user(user: Option<&Bytes>) -> Option<Reply> {
-    match user {
-        Some(user) if user == "default" => None,
-        Some(_) => {
-            Some(Reply::error("WRONGPASS", "invalid username-password pair or user is disabled."))
-        }
-        None => Some(Reply::error(
-            "ERR",
-            "AUTH <password> called without any password configured for the default user. \
-             Are you sure your configuration is correct?",
-        )),
-    }
-}
-
-fn info() -> String {
-    format!(
-        "# Server\r\nredis_version:{SPEAKS_AS}\r\nredis_mode:standalone\r\nserver_name:warmhop\r\n\
-         warmhop_version:{}\r\nprocess_id:{}\r\n\r\n\
-         # Persistence\r\nloading:0\r\n\r\n# Replication\r\nrole:master\r\nconnected_slaves:0\r\n\r\n\
-         # Cluster\r\ncluster_enabled:0\r\n",
-        env!("CARGO_PKG_VERSION"),
-        std::process::id()
-    )
 }

@@ -2,14 +2,14 @@
 //!
 //! A request is an array of bulk strings, nothing nested, within bounds that are known before their
 //! bytes arrive. One that announces more is passed over as it arrives ([`Oversized`]), so that its
-//! client is told why and goes on. Replies are written by a codec.
+//! client is told why and goes on.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use redis_protocol::resp2::types::BytesFrame as Resp2;
-use redis_protocol::resp3::types::BytesFrame as Resp3;
-use redis_protocol::{resp2, resp3};
+
+use super::cmd::double_text;
 
 /// The longest key, in bytes.
 pub(super) const KEY_BYTES_MAX: usize = 512;
@@ -46,8 +46,6 @@ pub(super) enum ProtocolError {
     Quotes,
     #[error("Protocol error: this is no HTTP server; nothing that follows is carried out")]
     Http,
-    #[error("Protocol error: {0}")]
-    Codec(String),
 }
 
 /// The rest of a request that is larger than is taken: it is passed over.
@@ -275,28 +273,45 @@ fn quoted<'a>(quote: u8, mut text: &'a [u8], word: &mut BytesMut) -> Option<&'a 
 }
 
 /// What a command is answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Reply {
     /// A status, such as `OK`.
-    Status(&'static str),
+    Status(Cow<'static, str>),
     /// An error: a code in capitals, then a sentence.
     Error(String),
     /// A number.
     Number(i64),
+    /// A number with a fraction; its text to clients of version 2.
+    Double(f64),
+    /// Yes or no; 1 or 0 to clients of version 2.
+    #[cfg_attr(not(feature = "lua"), expect(dead_code, reason = "scripts alone answer so"))]
+    Bool(bool),
     /// Bytes.
     Bytes(Bytes),
     /// Nothing.
     Null,
-    /// No answers: a transaction that was not run.
+    /// No answers: a transaction that was not run, or nothing where there would have been several.
     Aborted,
     /// Several, in order.
     Array(Vec<Reply>),
-    /// Pairs; a flat array to clients of version 2.
+    /// Several, in no order; an array to clients of version 2.
+    Set(Vec<Reply>),
+    /// Names and what they stand for; a flat array to clients of version 2.
     Map(Vec<(Reply, Reply)>),
+    /// Pairs, in order: arrays of two, and a flat array to clients of version 2.
+    Pairs(Vec<(Reply, Reply)>),
+    /// What nobody asked for just now: a message. An array to clients of version 2.
+    Push(Vec<Reply>),
+    /// Several answers to one command, each by itself.
+    Several(Vec<Reply>),
 }
 
 impl Reply {
-    pub(super) const OK: Self = Self::Status("OK");
+    pub(super) const OK: Self = Self::Status(Cow::Borrowed("OK"));
+
+    pub(super) fn status(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::Status(text.into())
+    }
 
     pub(super) fn error(code: &str, detail: impl std::fmt::Display) -> Self {
         // A line break would end it, and what follows would be read as another reply.
@@ -312,67 +327,80 @@ impl Reply {
         bytes.map_or(Self::Null, Self::Bytes)
     }
 
+    pub(super) fn is_error(&self) -> bool {
+        matches!(self, Self::Error(_))
+    }
+
     /// How many bytes it will take, about.
     pub(super) fn size(&self) -> usize {
+        let pairs = |pairs: &[(Self, Self)]| -> usize {
+            pairs.iter().map(|(key, value)| key.size() + value.size()).sum()
+        };
         match self {
             Self::Bytes(bytes) => bytes.len() + 16,
             Self::Error(text) => text.len() + 16,
-            Self::Array(parts) => parts.iter().map(Self::size).sum::<usize>() + 16,
-            Self::Map(pairs) => {
-                pairs.iter().map(|(key, value)| key.size() + value.size()).sum::<usize>() + 16
+            Self::Status(text) => text.len() + 16,
+            Self::Array(parts) | Self::Set(parts) | Self::Push(parts) | Self::Several(parts) => {
+                parts.iter().map(Self::size).sum::<usize>() + 16
             }
+            Self::Map(parts) | Self::Pairs(parts) => pairs(parts) + 16,
             _ => 32,
         }
     }
 
     /// Appends it in the client's version of the protocol.
-    pub(super) fn put(self, version: u8, buffer: &mut BytesMut) -> Result<(), ProtocolError> {
-        let codec = |error: &dyn std::fmt::Display| ProtocolError::Codec(error.to_string());
-        if self == Self::Aborted && version == 2 {
-            // Its codec knows one form of nothing, which is that of a bulk string.
-            buffer.extend_from_slice(b"*-1\r\n");
-        } else if version == 3 {
-            resp3::encode::complete::extend_encode(buffer, &self.resp3(), false)
-                .map_err(|error| codec(&error))?;
-        } else {
-            resp2::encode::extend_encode(buffer, &self.resp2(), false)
-                .map_err(|error| codec(&error))?;
-        }
-        Ok(())
-    }
-
-    fn resp2(self) -> Resp2 {
+    pub(super) fn put(&self, version: u8, buffer: &mut BytesMut) {
+        let is_new = version == 3;
+        let line = |buffer: &mut BytesMut, mark: u8, text: &str| {
+            buffer.put_u8(mark);
+            buffer.put_slice(text.as_bytes());
+            buffer.put_slice(b"\r\n");
+        };
+        let number = |buffer: &mut BytesMut, mark: u8, number: i64| {
+            let mut digits = itoa::Buffer::new();
+            line(buffer, mark, digits.format(number));
+        };
+        let count = |buffer: &mut BytesMut, mark: u8, len: usize| {
+            number(buffer, mark, i64::try_from(len).unwrap_or(i64::MAX));
+        };
+        let all = |buffer: &mut BytesMut, mark: u8, parts: &[Self]| {
+            count(buffer, mark, parts.len());
+            parts.iter().for_each(|part| part.put(version, buffer));
+        };
         match self {
-            Self::Status(text) => Resp2::SimpleString(Bytes::from_static(text.as_bytes())),
-            Self::Error(text) => Resp2::Error(text.into()),
-            Self::Number(number) => Resp2::Integer(number),
-            Self::Bytes(bytes) => Resp2::BulkString(bytes),
-            Self::Null | Self::Aborted => Resp2::Null,
-            Self::Array(parts) => Resp2::Array(parts.into_iter().map(Self::resp2).collect()),
-            Self::Map(pairs) => {
-                let flat = pairs.into_iter().flat_map(|(key, value)| [key.resp2(), value.resp2()]);
-                Resp2::Array(flat.collect())
+            Self::Status(text) => line(buffer, b'+', &text.replace(['\r', '\n'], " ")),
+            Self::Error(text) => line(buffer, b'-', text),
+            Self::Number(value) => number(buffer, b':', *value),
+            Self::Double(value) if is_new => line(buffer, b',', &double_text(*value)),
+            Self::Double(value) => Self::text(double_text(*value)).put(version, buffer),
+            Self::Bool(yes) if is_new => line(buffer, b'#', if *yes { "t" } else { "f" }),
+            Self::Bool(yes) => number(buffer, b':', i64::from(*yes)),
+            Self::Bytes(bytes) => {
+                count(buffer, b'$', bytes.len());
+                buffer.put_slice(bytes);
+                buffer.put_slice(b"\r\n");
             }
-        }
-    }
-
-    fn resp3(self) -> Resp3 {
-        let attributes = None;
-        match self {
-            Self::Status(text) => {
-                Resp3::SimpleString { data: Bytes::from_static(text.as_bytes()), attributes }
-            }
-            Self::Error(text) => Resp3::SimpleError { data: text.into(), attributes },
-            Self::Number(data) => Resp3::Number { data, attributes },
-            Self::Bytes(data) => Resp3::BlobString { data, attributes },
-            Self::Null | Self::Aborted => Resp3::Null,
-            Self::Array(parts) => {
-                let data = parts.into_iter().map(Self::resp3).collect();
-                Resp3::Array { data, attributes }
-            }
-            Self::Map(pairs) => {
-                let pairs = pairs.into_iter().map(|(key, value)| (key.resp3(), value.resp3()));
-                Resp3::Map { data: pairs.collect(), attributes }
+            Self::Null | Self::Aborted if is_new => buffer.put_slice(b"_\r\n"),
+            Self::Null => buffer.put_slice(b"$-1\r\n"),
+            Self::Aborted => buffer.put_slice(b"*-1\r\n"),
+            Self::Array(parts) => all(buffer, b'*', parts),
+            Self::Set(parts) => all(buffer, if is_new { b'~' } else { b'*' }, parts),
+            Self::Push(parts) => all(buffer, if is_new { b'>' } else { b'*' }, parts),
+            Self::Several(parts) => parts.iter().for_each(|part| part.put(version, buffer)),
+            Self::Map(pairs) | Self::Pairs(pairs) => {
+                let is_map = matches!(self, Self::Map(_));
+                match (is_new, is_map) {
+                    (true, true) => count(buffer, b'%', pairs.len()),
+                    (true, false) => count(buffer, b'*', pairs.len()),
+                    (false, _) => count(buffer, b'*', 2 * pairs.len()),
+                }
+                for (one, other) in pairs {
+                    if is_new && !is_map {
+                        count(buffer, b'*', 2);
+                    }
+                    one.put(version, buffer);
+                    other.put(version, buffer);
+                }
             }
         }
     }

@@ -3,28 +3,40 @@
 //! ([`warmhop::Registers`]).
 //!
 //! ```text
-//! connection.rs ─bytes─▶ frame.rs ─arguments─▶ command.rs ─▶ execute.rs ─▶ Registers
-//!       ▲                                                        │
-//!       └───────────────── Reply, in the order asked ────────────┘
+//! connection.rs ─bytes─▶ frame.rs ─arguments─▶ cmd/ ─▶ engine.rs ─▶ Registers
+//!       ▲                                       │  on a room     │
+//!       └──────────── Reply, in the order asked ┴────────────────┘
 //! ```
 //!
 //! What a command promises, and what it does not, is in `docs/redis.md`.
 
-mod command;
+mod about;
+mod cmd;
 mod connection;
-mod execute;
+mod engine;
 mod frame;
 mod glob;
+mod loud;
+mod many;
+mod pubsub;
+mod room;
+mod script;
+mod shared;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod turns;
 mod value;
+mod waiting;
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use execute::Database;
+use engine::Database;
+use pubsub::Hub;
+use shared::Shared;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
@@ -36,7 +48,7 @@ pub const NAME: &str = "redis";
 /// How many clients may be connected at once; further ones are told so.
 const CONNECTIONS_MAX: usize = 4096;
 /// How long to rest after a connection could not be accepted: for want of open files, mostly.
-const AFTER_ACCEPT_FAILED: std::time::Duration = std::time::Duration::from_millis(100);
+const AFTER_ACCEPT_FAILED: Duration = Duration::from_millis(100);
 
 /// The address of the endpoint as an app gets it in `REDIS_URL`.
 #[must_use]
@@ -45,13 +57,26 @@ pub fn url(addr: SocketAddr) -> String {
 }
 
 /// Serves clients for as long as it is polled; each connection ends with it.
-pub async fn serve(listener: TcpListener, registers: Registers) {
-    serve_up_to(CONNECTIONS_MAX, listener, registers).await;
+///
+/// `idle` says how long a key is kept that nobody asked an end for.
+pub async fn serve(listener: TcpListener, registers: Registers, idle: Duration) {
+    serve_up_to(CONNECTIONS_MAX, listener, registers, idle).await;
 }
 
-async fn serve_up_to(connections_max: usize, listener: TcpListener, registers: Registers) {
-    let database =
-        Database { registers, turns: Arc::new(Turns::default()), index: 0, guards: Arc::default() };
+async fn serve_up_to(
+    connections_max: usize,
+    listener: TcpListener,
+    registers: Registers,
+    idle: Duration,
+) {
+    let hub = Arc::new(Hub::default());
+    let database = Database {
+        registers,
+        turns: Arc::new(Turns::default()),
+        shared: Arc::new(Shared::new(idle, hub)),
+        index: 0,
+        guards: Arc::default(),
+    };
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = tokio::task::JoinSet::new();
     loop {

@@ -1,23 +1,26 @@
 //! The endpoint on a peer that is alone, asked over TCP.
 
+mod together;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use warmhop::Mesh;
+use tokio::sync::oneshot;
 use warmhop::config::SessionPolicy;
 use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
+use warmhop::{Builder, Mesh};
 
-use super::command::Command;
-use super::execute::Database;
+use super::engine::Database;
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
 use super::turns::Turns;
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(1800);
 const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
 
 struct Client(TcpStream);
@@ -32,22 +35,43 @@ async fn mesh_of(peers: usize) -> Vec<Mesh> {
     let authority = Authority::generate("test").unwrap();
     let mut mesh: Vec<Mesh> = Vec::new();
     for index in 0..peers {
-        let peer = PeerId::new(&format!("peer-{index}")).unwrap();
-        let identity = authority.issue(&peer).unwrap();
-        let name = AppName::new(super::NAME).unwrap();
-        let mut builder = Mesh::builder("test", peer, identity).registers(name);
+        let mut builder = builder(&authority, index);
         if let Some(first) = mesh.first() {
             builder = builder.seed(first.mesh_addr().to_string());
         }
         mesh.push(builder.start().await.unwrap());
     }
+    all_see_each_other(&mesh).await;
+    mesh
+}
+
+fn builder(authority: &Authority, index: usize) -> Builder {
+    let peer = PeerId::new(&format!("peer-{index}")).unwrap();
+    let identity = authority.issue(&peer).unwrap();
+    Mesh::builder("test", peer, identity).registers(AppName::new(super::NAME).unwrap())
+}
+
+async fn all_see_each_other(mesh: &[Mesh]) {
+    let seen = |it: &Mesh| it.status().peers.iter().filter(|it| it.alive).count() + 1;
     let late = Instant::now() + PATIENCE;
-    while !mesh.iter().all(|it| it.status().peers.iter().filter(|it| it.alive).count() + 1 == peers)
-    {
+    while !mesh.iter().all(|it| seen(it) == mesh.len()) {
         assert!(Instant::now() < late, "they do not see each other");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    mesh
+}
+
+/// A peer that can be stopped as a process is by SIGSTOP: it says no goodbye, and its socket stays.
+async fn stoppable(builder: Builder) -> (Mesh, oneshot::Sender<()>) {
+    let (started, starting) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mesh = runtime.block_on(builder.start()).unwrap();
+        assert!(started.send(mesh).is_ok());
+        runtime.block_on(stopped).unwrap();
+        std::mem::forget(runtime);
+    });
+    (starting.await.unwrap(), stop)
 }
 
 /// Serves the keys of `mesh` at an address.
@@ -55,7 +79,7 @@ async fn serve(mesh: &Mesh) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let registers = mesh.registers(&AppName::new(super::NAME).unwrap()).unwrap();
-    tokio::spawn(super::serve(listener, registers));
+    tokio::spawn(super::serve(listener, registers, IDLE));
     addr
 }
 
@@ -292,12 +316,18 @@ async fn answers_to_all(addr: std::net::SocketAddr, count: usize, command: &str)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn those_who_wait_for_a_key_that_is_not_reached_wait_no_longer_than_the_first() {
-    let mut mesh = mesh_of(3).await;
+    let authority = Authority::generate("test").unwrap();
+    let here = builder(&authority, 0).start().await.unwrap();
+    let seed = here.mesh_addr().to_string();
+    let (first, stop_first) = stoppable(builder(&authority, 1).seed(seed.clone())).await;
+    let (second, stop_second) = stoppable(builder(&authority, 2).seed(seed)).await;
+    let mesh = [here, first, second];
+    all_see_each_other(&mesh).await;
     let addr = serve(&mesh[0]).await;
     let mut it = Client(TcpStream::connect(addr).await.unwrap());
     it.asks("SET n 0", "+OK\r\n").await;
-    for gone in mesh.drain(1..) {
-        gone.vanish().await;
+    for stop in [stop_first, stop_second] {
+        stop.send(()).unwrap();
     }
     // One after the other would take them longer than this test is patient.
     for answer in answers_to_all(addr, 12, "INCR n").await {
@@ -342,166 +372,6 @@ async fn a_key_is_renamed_however_often_others_change_it() {
             answer => assert_eq!(answer, "-ERR no such key\r\n"),
         }
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watched_key_that_changed_stops_the_transaction() {
-    let (_mesh, mut it) = endpoint().await;
-    let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
-    it.asks("SET a 1", "+OK\r\n").await;
-    it.asks("WATCH a", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SET a 2", "+QUEUED\r\n").await;
-    other.asks("SET a other", "+OK\r\n").await;
-    it.asks("EXEC", "*-1\r\n").await;
-    it.asks("GET a", bulk("other")).await;
-    it.asks("WATCH a", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SET a 2", "+QUEUED\r\n").await;
-    it.asks("EXPIRE a 100", "+QUEUED\r\n").await;
-    it.asks("GET a", "+QUEUED\r\n").await;
-    it.asks("EXEC", format!("*3\r\n+OK\r\n:1\r\n{}", bulk("2"))).await;
-    it.asks("MULTI", "+OK\r\n").await;
-    let unknown = "unknown command 'LPUSH': this endpoint keeps sessions, see docs/redis.md";
-    it.asks("LPUSH a 1", format!("-ERR {unknown}\r\n")).await;
-    let discarded = "-EXECABORT Transaction discarded because of previous errors.\r\n";
-    it.asks("EXEC", discarded).await;
-    it.asks("EXEC", "-ERR EXEC without MULTI\r\n").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watched_key_is_compared_until_it_is_changed_whatever_is_asked_of_it_before() {
-    let (_mesh, mut it) = endpoint().await;
-    // An answer of nothing is no sign that the key was changed by another.
-    it.asks("WATCH k", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SET k v GET", "+QUEUED\r\n").await;
-    it.asks("SET other x", "+QUEUED\r\n").await;
-    it.asks("EXEC", "*2\r\n$-1\r\n+OK\r\n").await;
-    it.asks("WATCH k", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SET k w NX", "+QUEUED\r\n").await;
-    it.asks("SET other y", "+QUEUED\r\n").await;
-    it.asks("EXEC", "*2\r\n$-1\r\n+OK\r\n").await;
-    // A time to live is a part of what is watched.
-    it.asks("WATCH k", "+OK\r\n").await;
-    it.asks("EXPIRE k 100", ":1\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SET k w", "+QUEUED\r\n").await;
-    it.asks("EXEC", "*-1\r\n").await;
-    // Several keys are compared, each for itself, as often as they are named.
-    it.asks("WATCH k other k", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("MSET k 1 other 2", "+QUEUED\r\n").await;
-    it.asks("DEL k other", "+QUEUED\r\n").await;
-    it.asks("EXEC", "*2\r\n+OK\r\n:2\r\n").await;
-    it.asks("WATCH k", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("RENAME other k", "-ERR RENAME of a watched key is not offered\r\n").await;
-    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_by_another_during_a_transaction_is_never_overwritten() {
-    let (_mesh, mut it) = endpoint().await;
-    let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
-    let mut met = [0; 3];
-    for first in ["GET k", "INCR n"] {
-        // The other's change meets the transaction sooner in each round, until it comes before it.
-        for round in 0..24u64 {
-            other.asks("SET k old", "+OK\r\n").await;
-            it.asks("WATCH k", "+OK\r\n").await;
-            let mut wire = request(&[b"MULTI"]);
-            wire.extend(request(&first.split(' ').map(str::as_bytes).collect::<Vec<_>>()));
-            for _ in 0..300 {
-                wire.extend(request(&[b"INCR", b"n"]));
-            }
-            wire.extend(request(&[b"SET", b"k", b"mine"]));
-            wire.extend(request(&[b"EXEC"]));
-            wire.extend(request(&[b"ECHO", b"the end"]));
-            it.send(&wire).await;
-            tokio::time::sleep(Duration::from_millis(round)).await;
-            other.asks("SET k theirs", "+OK\r\n").await;
-            let mut answer = String::new();
-            while !answer.ends_with("the end\r\n") {
-                let mut bytes = [0; 4096];
-                let read = tokio::time::timeout(PATIENCE, it.0.read(&mut bytes)).await;
-                let read = read.expect("an answer").unwrap();
-                assert!(read > 0, "{answer}");
-                answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
-            }
-            // Whether its change came before the transaction or after it, the other's stays.
-            other.asks("GET k", bulk("theirs")).await;
-            let exec = answer.split_once("$7\r\nthe end").unwrap().0;
-            let exec = exec.rsplit_once("+QUEUED\r\n").unwrap().1;
-            met[match exec {
-                "*-1\r\n" => 0,
-                exec if exec.contains("-WATCHFAILED ") => 1,
-                exec => {
-                    assert!(exec.starts_with("*302\r\n") && exec.ends_with("+OK\r\n"), "{exec}");
-                    2
-                }
-            }] += 1;
-        }
-    }
-    assert!(met[0] + met[1] > 0, "they never met: {met:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_command_of_a_transaction_waits_for_its_end() {
-    let (_mesh, mut it) = endpoint().await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("PING", "+QUEUED\r\n").await;
-    it.asks("SELECT 1", "+QUEUED\r\n").await;
-    it.asks("SET a b", "+QUEUED\r\n").await;
-    it.asks("EXEC", "*3\r\n+PONG\r\n+OK\r\n+OK\r\n").await;
-    it.asks("GET a", bulk("b")).await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SELECT 0", "+QUEUED\r\n").await;
-    it.asks("DISCARD", "+OK\r\n").await;
-    it.asks("GET a", bulk("b")).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_argument_that_makes_no_sense_is_told_of_at_exec_and_the_others_are_run() {
-    let (_mesh, mut it) = endpoint().await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("SET a 1", "+QUEUED\r\n").await;
-    it.asks("INCRBY a x", "+QUEUED\r\n").await;
-    it.asks("SET a 2 EX 0", "+QUEUED\r\n").await;
-    it.asks("HSET h a 1 b", "+QUEUED\r\n").await;
-    it.asks("SELECT 16", "+QUEUED\r\n").await;
-    it.asks("GET a", "+QUEUED\r\n").await;
-    let told = [
-        "+OK\r\n",
-        "-ERR value is not an integer or out of range\r\n",
-        "-ERR invalid expire time in 'set' command\r\n",
-        "-ERR wrong number of arguments for 'hset' command\r\n",
-        "-ERR DB index is out of range\r\n",
-        &bulk("1"),
-    ];
-    it.asks("EXEC", format!("*6\r\n{}", told.concat())).await;
-    for refused in ["SET a", "HSET h a", "NOSUCH"] {
-        it.asks("MULTI", "+OK\r\n").await;
-        it.send(&request(&refused.split(' ').map(str::as_bytes).collect::<Vec<_>>())).await;
-        assert!(it.line().await.starts_with("-ERR "));
-        it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watched_key_is_known_by_its_database_wherever_a_transaction_goes() {
-    let (_mesh, mut it) = endpoint().await;
-    it.asks("SET w 1", "+OK\r\n").await;
-    it.asks("WATCH w", "+OK\r\n").await;
-    it.asks("SELECT 1", "+OK\r\n").await;
-    it.asks("SET w 2", "+OK\r\n").await;
-    it.asks("MULTI", "+OK\r\n").await;
-    it.asks("RENAME w to", "+QUEUED\r\n").await;
-    it.asks("SELECT 0", "+QUEUED\r\n").await;
-    it.asks("RENAME w to", "-ERR RENAME of a watched key is not offered\r\n").await;
-    it.asks("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n").await;
-    it.asks("GET w", bulk("2")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -590,7 +460,8 @@ async fn clients_introduce_themselves_in_both_versions() {
     it.asks("AUTH ada x", refused).await;
     it.asks("HELLO 4", "-NOPROTO unsupported protocol version\r\n").await;
     it.asks("CONFIG GET save", array(&["save", ""])).await;
-    it.asks("CONFIG GET maxmemory", "*0\r\n").await;
+    it.asks("CONFIG GET maxmemory save", array(&["maxmemory", "0", "save", ""])).await;
+    it.asks("CONFIG GET none", "*0\r\n").await;
     it.asks("HSET h a 1 z 2 b 3 y 4", ":4\r\n").await;
     it.asks("HELLO 3 AUTH default x", "%7\r\n").await;
     it.send(&request(&[b"HGETALL", b"h"])).await;
@@ -653,7 +524,7 @@ async fn one_client_too_many_is_told_so_and_has_room_when_another_leaves() {
     let (mesh, name) = mesh().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(super::serve_up_to(2, listener, mesh.registers(&name).unwrap()));
+    tokio::spawn(super::serve_up_to(2, listener, mesh.registers(&name).unwrap(), IDLE));
     let connect = async || Client(TcpStream::connect(addr).await.unwrap());
     let (mut one, mut other) = (connect().await, connect().await);
     one.asks("PING", "+PONG\r\n").await;
@@ -746,11 +617,8 @@ fn the_commands_that_the_documentation_tells_of_are_those_that_are_offered() {
     let list = docs.split_once("## Commands").unwrap().1;
     let names: Vec<&str> =
         list.split('`').skip(1).step_by(2).map(|it| it.split(' ').next().unwrap()).collect();
-    assert_eq!(i64::try_from(names.len()).unwrap(), super::command::OFFERED);
-    for name in names {
-        let told = Command::parse(vec![Bytes::copy_from_slice(name.as_bytes())], SystemTime::now());
-        assert!(!format!("{told:?}").contains("unknown command"), "{name}");
-    }
+    let offered: Vec<&str> = super::cmd::TABLE.iter().map(|spec| spec.name).collect();
+    assert_eq!(names, offered);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -800,6 +668,7 @@ async fn a_request_that_never_ends_is_given_up() {
     let database = Database {
         registers: mesh.registers(&name).unwrap(),
         turns: Arc::new(Turns::default()),
+        shared: Arc::new(super::shared::Shared::new(IDLE, Arc::default())),
         index: 0,
         guards: Arc::default(),
     };
@@ -822,7 +691,7 @@ fn no_bytes_whatever_make_the_reader_stumble() {
         }
         bytes.truncate(dice.hash_one(round) as usize % (valid.len() + 1));
         while let Ok(Some(arguments)) = take_request(&mut bytes) {
-            let _ = Command::parse(arguments, SystemTime::now());
+            let _ = super::cmd::find(&arguments[0]).map(|spec| spec.keys_of(&arguments));
         }
     }
 }
@@ -848,7 +717,7 @@ fn a_request_is_refused_before_its_bytes_arrive() {
 #[test]
 fn a_reply_that_holds_line_breaks_stays_one_reply() {
     let mut bytes = BytesMut::new();
-    Reply::error("ERR", "one\r\n+OK").put(2, &mut bytes).unwrap();
+    Reply::error("ERR", "one\r\n+OK").put(2, &mut bytes);
     assert_eq!(&bytes[..], b"-ERR one  +OK\r\n");
 }
 

@@ -1,26 +1,142 @@
-//! What a key holds, as bytes: a string, or a hash of fields to values.
+//! What a key holds, as bytes: a value of one of Redis's types.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use indexmap::{IndexMap, IndexSet};
 
 use super::frame::VALUE_BYTES_MAX;
 
 const STRING: u8 = 1;
 const HASH: u8 = 2;
+const LIST: u8 = 3;
+const SET: u8 = 4;
+const SORTED_SET: u8 = 5;
 /// Added to the type's byte where nobody asked for an end.
 const ENDLESS: u8 = 0x80;
+/// What a part takes beside its bytes.
+const PART_BYTES: usize = 4;
+/// What a score takes.
+const SCORE_BYTES: usize = 8;
+
+/// Fields and their values, in the order in which they were first set.
+pub(super) type Hash = IndexMap<Bytes, Bytes>;
+/// Elements, from the left to the right.
+pub(super) type List = VecDeque<Bytes>;
+/// Members, in the order in which they were added.
+pub(super) type Set = IndexSet<Bytes>;
 
 /// A value of one of the types that are offered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     /// A string of bytes.
     String(Bytes),
-    /// Fields and their values, in the order in which they were first set.
-    Hash(Vec<(Bytes, Bytes)>),
+    Hash(Hash),
+    List(List),
+    Set(Set),
+    SortedSet(SortedSet),
 }
 
 /// The value would be larger than is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooLarge;
+
+/// A score, ordered as numbers are. It is never NaN.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Score(pub(super) f64);
+
+impl Eq for Score {}
+
+impl PartialOrd for Score {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Score {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Not `total_cmp`, for which the two zeros differ.
+        self.0.partial_cmp(&other.0).unwrap_or(Ordering::Equal)
+    }
+}
+
+/// Members and their scores.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct SortedSet {
+    scores: HashMap<Bytes, Score>,
+    order: BTreeSet<(Score, Bytes)>,
+}
+
+impl SortedSet {
+    pub(super) fn len(&self) -> usize {
+        self.scores.len()
+    }
+
+    pub(super) fn score(&self, member: &[u8]) -> Option<f64> {
+        self.scores.get(member).map(|score| score.0)
+    }
+
+    /// Sets a member's score; what it was.
+    pub(super) fn insert(&mut self, member: Bytes, score: f64) -> Option<f64> {
+        let score = Score(score);
+        let before = self.scores.insert(member.clone(), score);
+        if let Some(before) = before {
+            self.order.remove(&(before, member.clone()));
+        }
+        self.order.insert((score, member));
+        before.map(|before| before.0)
+    }
+
+    pub(super) fn remove(&mut self, member: &Bytes) -> Option<f64> {
+        let score = self.scores.remove(member)?;
+        self.order.remove(&(score, member.clone()));
+        Some(score.0)
+    }
+
+    /// From the lowest to the highest.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Bytes, f64)> {
+        self.order.iter().map(|(score, member)| (member, score.0))
+    }
+
+    pub(super) fn rank(&self, member: &[u8]) -> Option<usize> {
+        let score = *self.scores.get(member)?;
+        let member = Bytes::copy_from_slice(member);
+        Some(self.order.range(..(score, member)).count())
+    }
+}
+
+/// A type of values.
+pub(super) trait Kind: Default {
+    fn of(value: &Value) -> Option<&Self>;
+    fn of_mut(value: &mut Value) -> Option<&mut Self>;
+    fn whole(self) -> Value;
+    fn nothing_left(&self) -> bool;
+}
+
+macro_rules! kind {
+    ($kind:ty, $case:ident) => {
+        impl Kind for $kind {
+            fn of(value: &Value) -> Option<&Self> {
+                if let Value::$case(it) = value { Some(it) } else { None }
+            }
+            fn of_mut(value: &mut Value) -> Option<&mut Self> {
+                if let Value::$case(it) = value { Some(it) } else { None }
+            }
+            fn whole(self) -> Value {
+                Value::$case(self)
+            }
+            fn nothing_left(&self) -> bool {
+                self.len() == 0
+            }
+        }
+    };
+}
+
+kind!(Hash, Hash);
+kind!(List, List);
+kind!(Set, Set);
+kind!(SortedSet, SortedSet);
 
 impl Value {
     /// Its type's name, as `TYPE` tells it.
@@ -28,33 +144,89 @@ impl Value {
         match self {
             Self::String(_) => "string",
             Self::Hash(_) => "hash",
+            Self::List(_) => "list",
+            Self::Set(_) => "set",
+            Self::SortedSet(_) => "zset",
+        }
+    }
+
+    /// What `OBJECT ENCODING` says of it: what a Redis server with its own bounds would.
+    pub(super) fn encoding(&self) -> &'static str {
+        let small = |len: usize, mut parts: &mut dyn Iterator<Item = &Bytes>| {
+            len <= 128 && (&mut parts).all(|part| part.len() <= 64)
+        };
+        match self {
+            Self::String(bytes) if super::frame::integer(bytes).is_some() => "int",
+            Self::String(bytes) if bytes.len() <= 44 => "embstr",
+            Self::String(_) => "raw",
+            Self::Hash(fields) => {
+                match small(fields.len(), &mut fields.iter().flat_map(|(a, b)| [a, b])) {
+                    true => "listpack",
+                    false => "hashtable",
+                }
+            }
+            Self::List(list) if list.iter().map(Bytes::len).sum::<usize>() <= 8192 => "listpack",
+            Self::List(_) => "quicklist",
+            Self::Set(set) if set.len() <= 512 && set.iter().all(is_integer) => "intset",
+            Self::Set(set) if small(set.len(), &mut set.iter()) => "listpack",
+            Self::Set(_) => "hashtable",
+            Self::SortedSet(set) if small(set.len(), &mut set.iter().map(|(it, _)| it)) => {
+                "listpack"
+            }
+            Self::SortedSet(_) => "skiplist",
+        }
+    }
+
+    /// How many bytes it takes where it is kept.
+    pub(super) fn len(&self) -> usize {
+        let all = |parts: &mut dyn Iterator<Item = &Bytes>| -> usize {
+            parts.map(|part| PART_BYTES + part.len()).sum()
+        };
+        match self {
+            Self::String(bytes) => bytes.len(),
+            Self::Hash(fields) => all(&mut fields.iter().flat_map(|(field, value)| [field, value])),
+            Self::List(list) => all(&mut list.iter()),
+            Self::Set(set) => all(&mut set.iter()),
+            Self::SortedSet(set) => {
+                set.len() * SCORE_BYTES + all(&mut set.iter().map(|(member, _)| member))
+            }
         }
     }
 
     /// As it is kept. `endless` says that nobody asked for an end, although it has one.
     pub(super) fn encode(&self, endless: bool) -> Result<Bytes, TooLarge> {
-        let mark = if endless { ENDLESS } else { 0 };
-        let fields = match self {
-            Self::String(bytes) => {
-                if bytes.len() > VALUE_BYTES_MAX {
-                    return Err(TooLarge);
-                }
-                let mut kept = BytesMut::with_capacity(1 + bytes.len());
-                kept.put_u8(STRING | mark);
-                kept.put_slice(bytes);
-                return Ok(kept.freeze());
-            }
-            Self::Hash(fields) => fields,
-        };
-        let len: usize = fields.iter().map(|(field, value)| 8 + field.len() + value.len()).sum();
+        let len = self.len();
         if len > VALUE_BYTES_MAX {
             return Err(TooLarge);
         }
+        let mark = if endless { ENDLESS } else { 0 };
         let mut kept = BytesMut::with_capacity(1 + len);
-        kept.put_u8(HASH | mark);
-        for part in fields.iter().flat_map(|(field, value)| [field, value]) {
-            kept.put_u32(u32::try_from(part.len()).map_err(|_| TooLarge)?);
+        let kind = match self {
+            Self::String(_) => STRING,
+            Self::Hash(_) => HASH,
+            Self::List(_) => LIST,
+            Self::Set(_) => SET,
+            Self::SortedSet(_) => SORTED_SET,
+        };
+        kept.put_u8(kind | mark);
+        let put = |part: &Bytes| {
+            kept.put_u32(u32::try_from(part.len()).unwrap_or(u32::MAX));
             kept.put_slice(part);
+        };
+        match self {
+            Self::String(bytes) => kept.put_slice(bytes),
+            Self::Hash(fields) => {
+                fields.iter().flat_map(|(field, value)| [field, value]).for_each(put);
+            }
+            Self::List(list) => list.iter().for_each(put),
+            Self::Set(set) => set.iter().for_each(put),
+            Self::SortedSet(set) => {
+                for (member, score) in set.iter() {
+                    kept.put_f64(score);
+                    kept.put_u32(u32::try_from(member.len()).unwrap_or(u32::MAX));
+                    kept.put_slice(member);
+                }
+            }
         }
         Ok(kept.freeze())
     }
@@ -63,21 +235,78 @@ impl Value {
     pub(super) fn decode(mut kept: Bytes) -> Option<(Self, bool)> {
         let first = kept.try_get_u8().ok()?;
         let value = match first & !ENDLESS {
-            STRING => Some(Self::String(kept)),
+            STRING => Self::String(kept),
             HASH => {
-                let mut fields = Vec::new();
+                let mut fields = Hash::new();
                 while kept.has_remaining() {
-                    fields.push((part(&mut kept)?, part(&mut kept)?));
+                    fields.insert(part(&mut kept)?, part(&mut kept)?);
                 }
-                Some(Self::Hash(fields))
+                Self::Hash(fields)
             }
-            _ => None,
-        }?;
+            LIST => Self::List(parts(kept)?),
+            SET => Self::Set(parts(kept)?),
+            SORTED_SET => {
+                let mut set = SortedSet::default();
+                while kept.has_remaining() {
+                    let score = kept.try_get_f64().ok().filter(|score| !score.is_nan())?;
+                    set.insert(part(&mut kept)?, score);
+                }
+                Self::SortedSet(set)
+            }
+            _ => return None,
+        };
         Some((value, first & ENDLESS != 0))
     }
+}
+
+fn is_integer(bytes: &Bytes) -> bool {
+    super::frame::integer(bytes).is_some()
 }
 
 fn part(kept: &mut Bytes) -> Option<Bytes> {
     let len = usize::try_from(kept.try_get_u32().ok()?).ok()?;
     (len <= kept.len()).then(|| kept.split_to(len))
+}
+
+fn parts<T: FromIterator<Bytes>>(mut kept: Bytes) -> Option<T> {
+    std::iter::from_fn(|| kept.has_remaining().then(|| part(&mut kept))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn a_value_of_any_type_is_read_as_it_was_written() {
+        let mut sorted = SortedSet::default();
+        sorted.insert(bytes("b"), f64::INFINITY);
+        sorted.insert(bytes("a"), -1.5);
+        sorted.insert(bytes("b"), 2.0);
+        for value in [
+            Value::String(bytes("text")),
+            Value::Hash([(bytes("f"), bytes("v")), (bytes("g"), bytes(""))].into()),
+            Value::List([bytes("x"), bytes(""), bytes("x")].into()),
+            Value::Set([bytes("m"), bytes("n")].into()),
+            Value::SortedSet(sorted),
+        ] {
+            for endless in [false, true] {
+                let kept = value.encode(endless).unwrap();
+                assert_eq!(kept.len(), 1 + value.len());
+                assert_eq!(Value::decode(kept), Some((value.clone(), endless)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_earlier_versions_kept_is_read() {
+        let string = Bytes::from_static(b"\x81text");
+        assert_eq!(Value::decode(string), Some((Value::String(bytes("text")), true)));
+        let hash = Bytes::from_static(b"\x02\0\0\0\x01f\0\0\0\x01v");
+        let fields = Hash::from([(bytes("f"), bytes("v"))]);
+        assert_eq!(Value::decode(hash), Some((Value::Hash(fields), false)));
+    }
 }

@@ -1,0 +1,240 @@
+//! What is asked of keys, whatever they hold.
+
+use bytes::Bytes;
+
+use super::super::frame::Reply;
+use super::super::glob;
+use super::super::room::Room;
+use super::{WORD_TOLD_MAX, checked_pattern, flag, number, syntax, word};
+
+/// The longest time to live, about 146 million years: later times could not be counted with.
+pub(in crate::redis) const TTL_MS_MAX: i64 = 1 << 62;
+
+/// How a time is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timed {
+    Ex,
+    Px,
+    ExAt,
+    PxAt,
+}
+
+impl Timed {
+    pub(super) fn of(word: &str) -> Option<Self> {
+        Some(match word {
+            "EX" => Self::Ex,
+            "PX" => Self::Px,
+            "EXAT" => Self::ExAt,
+            "PXAT" => Self::PxAt,
+            _ => return None,
+        })
+    }
+
+    fn is_absolute(self) -> bool {
+        matches!(self, Self::ExAt | Self::PxAt)
+    }
+
+    fn scale(self) -> i64 {
+        if matches!(self, Self::Ex | Self::ExAt) { 1000 } else { 1 }
+    }
+}
+
+/// A time in milliseconds since 1970, by the `now` of the command; it may have been before 1970,
+/// which is as long over as any.
+fn time(count: i64, form: Timed, now: u64, command: &str) -> Result<u64, Reply> {
+    let ms = count.checked_mul(form.scale());
+    let base = if form.is_absolute() { 0 } else { i64::try_from(now).unwrap_or(i64::MAX) };
+    let in_bounds = |ms: &i64| ms.unsigned_abs() <= TTL_MS_MAX.unsigned_abs();
+    // Redis takes every time in the past that it can count.
+    let ms = ms.filter(|ms| *ms < 0 || in_bounds(ms));
+    let at = ms.and_then(|ms| ms.checked_add(base));
+    match (at, count < 0 && form.scale() == 1) {
+        (Some(at), _) => Ok(u64::try_from(at).unwrap_or_default()),
+        (None, true) => Ok(0),
+        (None, false) => Err(invalid_time(command)),
+    }
+}
+
+fn invalid_time(command: &str) -> Reply {
+    let name = command.to_ascii_lowercase();
+    Reply::error("ERR", format!("invalid expire time in '{name}' command"))
+}
+
+/// As [`time`], where a value is set: a time that is not above 0 is an error.
+pub(super) fn timed(count: i64, form: Timed, now: u64, command: &str) -> Result<u64, Reply> {
+    if count > 0 { time(count, form, now, command) } else { Err(invalid_time(command)) }
+}
+
+/// The conditions of `EXPIRE`: all that are set have to hold.
+#[derive(Debug, Clone, Copy, Default)]
+struct Only {
+    endless: bool,
+    ending: bool,
+    later: bool,
+    earlier: bool,
+}
+
+fn only(options: &[Bytes]) -> Result<Only, Reply> {
+    let mut only = Only::default();
+    for option in options {
+        match word(option).as_str() {
+            "NX" => only.endless = true,
+            "XX" => only.ending = true,
+            "GT" => only.later = true,
+            "LT" => only.earlier = true,
+            _ => {
+                let told = String::from_utf8_lossy(option);
+                let told: String = told.chars().take(WORD_TOLD_MAX).collect();
+                return Err(Reply::error("ERR", format!("Unsupported option {told}")));
+            }
+        }
+    }
+    if only.endless && (only.ending || only.later || only.earlier) {
+        let detail = "NX and XX, GT or LT options at the same time are not compatible";
+        return Err(Reply::error("ERR", detail));
+    }
+    if only.later && only.earlier {
+        let detail = "GT and LT options at the same time are not compatible";
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(only)
+}
+
+/// `EXPIRE` and its like.
+pub(super) fn expire(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let name = word(&args[0]);
+    let form = match name.as_str() {
+        "EXPIRE" => Timed::Ex,
+        "PEXPIRE" => Timed::Px,
+        "EXPIREAT" => Timed::ExAt,
+        _ => Timed::PxAt,
+    };
+    let only = only(&args[3..])?;
+    let at = time(number(&args[2])?, form, room.now, &name)?;
+    let Some(entry) = room.entry(&args[1]) else { return Ok(Reply::Number(0)) };
+    let holds = (!only.endless || entry.end.is_none())
+        && (!only.ending || entry.end.is_some())
+        && (!only.later || entry.end.is_some_and(|end| at > end))
+        && (!only.earlier || entry.end.is_none_or(|end| at < end));
+    Ok(flag(holds && room.end(&args[1], Some(at))))
+}
+
+/// `PERSIST`.
+pub(super) fn persist(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let ends = room.entry(&args[1]).is_some_and(|entry| entry.end.is_some());
+    Ok(flag(ends && room.end(&args[1], None)))
+}
+
+/// `TTL` and its like.
+pub(super) fn ends(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let name = word(&args[0]);
+    let Some(entry) = room.entry(&args[1]) else { return Ok(Reply::Number(-2)) };
+    let Some(end) = entry.end else { return Ok(Reply::Number(-1)) };
+    let left = if name.ends_with("TIME") { end } else { end.saturating_sub(room.now) };
+    let left = i64::try_from(left).unwrap_or(i64::MAX);
+    Ok(Reply::Number(match name.as_str() {
+        "PTTL" | "PEXPIRETIME" => left,
+        // Rounded, as Redis does: what was just set to 10 s has 10 s left.
+        _ => left.saturating_add(500) / 1000,
+    }))
+}
+
+/// `TYPE`.
+pub(super) fn kind(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    Ok(Reply::status(room.value(&args[1]).map_or("none", |value| value.kind())))
+}
+
+/// `EXISTS` and `TOUCH`.
+pub(super) fn exists(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let there = args[1..].iter().filter(|key| room.value(key).is_some()).count();
+    Ok(super::length(there))
+}
+
+/// `DEL` and `UNLINK`.
+pub(super) fn del(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    Ok(super::length(args[1..].iter().filter_map(|key| room.remove(key)).count()))
+}
+
+/// `RENAME` and `RENAMENX`, of keys of one room.
+pub(super) fn rename(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let only_if_free = word(&args[0]) == "RENAMENX";
+    let Some(entry) = room.entry(&args[1]).cloned() else {
+        return Err(Reply::error("ERR", "no such key"));
+    };
+    if only_if_free && room.value(&args[2]).is_some() {
+        return Ok(Reply::Number(0));
+    }
+    if args[1] != args[2] {
+        room.remove(&args[1]);
+        room.put_entry(&args[2], entry);
+    }
+    Ok(if only_if_free { Reply::Number(1) } else { Reply::OK })
+}
+
+/// `OBJECT`.
+pub(super) fn object(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let what = word(&args[1]);
+    if what == "HELP" {
+        let lines = ["OBJECT ENCODING|FREQ|IDLETIME|REFCOUNT <key>"];
+        return Ok(Reply::Array(lines.map(Reply::status).into()));
+    }
+    let [_, _, key] = args else {
+        return Err(Reply::error(
+            "ERR",
+            format!("wrong number of arguments for 'object|{}' command", what.to_ascii_lowercase()),
+        ));
+    };
+    let held = room.value(key);
+    match (what.as_str(), held) {
+        ("ENCODING" | "REFCOUNT" | "IDLETIME", None) => Ok(Reply::Null),
+        ("ENCODING", Some(value)) => Ok(Reply::text(value.encoding())),
+        ("REFCOUNT", Some(_)) => Ok(Reply::Number(1)),
+        ("IDLETIME", Some(_)) => Ok(Reply::Number(0)),
+        ("FREQ", _) => Err(Reply::error(
+            "ERR",
+            "An LFU maxmemory policy is not selected, access frequency not tracked. Please note \
+             that when switching between policies at runtime LRU and LFU data will take some time \
+             to adjust.",
+        )),
+        _ => Err(unknown_subcommand("OBJECT", &args[1])),
+    }
+}
+
+/// What a subcommand is answered that there is not.
+pub(in crate::redis) fn unknown_subcommand(command: &str, word: &[u8]) -> Reply {
+    let told = String::from_utf8_lossy(word);
+    let told: String = told.chars().take(WORD_TOLD_MAX).collect();
+    Reply::error("ERR", format!("unknown subcommand '{told}'. Try {command} HELP."))
+}
+
+/// The options of `SCAN` and its like: a cursor, a pattern, a count, a type.
+pub(in crate::redis) fn scan_options(
+    args: &[Bytes],
+    of_keys: bool,
+) -> Result<(u64, Option<Bytes>, usize, Option<Bytes>), Reply> {
+    let cursor = args.first().and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    let cursor = cursor.ok_or_else(|| Reply::error("ERR", "invalid cursor"))?;
+    let (mut pattern, mut count, mut kind) = (None, 10, None);
+    let mut rest = args[1..].iter();
+    while let Some(option) = rest.next() {
+        let value = rest.next().ok_or_else(syntax)?;
+        match word(option).as_str() {
+            "MATCH" => {
+                checked_pattern(value)?;
+                pattern = Some(value.clone());
+            }
+            "COUNT" => {
+                let asked = usize::try_from(number(value)?).ok();
+                count = asked.filter(|count| *count > 0).ok_or_else(syntax)?;
+            }
+            "TYPE" if of_keys => kind = Some(value.clone()),
+            _ => return Err(syntax()),
+        }
+    }
+    Ok((cursor, pattern, count, kind))
+}
+
+/// Whether a scan that looks for `pattern` tells `text`.
+pub(super) fn scanned(pattern: Option<&Bytes>, text: &[u8]) -> bool {
+    pattern.is_none_or(|pattern| glob::matches(pattern, text))
+}

@@ -1,0 +1,484 @@
+//! The commands that are offered, as a table: what the endpoint runs, refuses and tells of itself
+//! (`COMMAND`) is made from it.
+//!
+//! A command about keys is a function on the [`Room`] that they live in; it says what it is answered
+//! and leaves the room as it is to be. Whether it runs by itself, in a transaction or in a script is
+//! not its business.
+
+mod counters;
+mod hashes;
+mod keys;
+mod lists;
+mod numbers;
+mod sets;
+mod sorted;
+mod sorted_ranges;
+mod strings;
+
+use bytes::Bytes;
+
+pub(super) use keys::{scan_options, unknown_subcommand};
+pub(super) use lists::patience;
+pub(super) use numbers::double_text;
+
+use super::frame::{KEY_BYTES_MAX, Reply, integer};
+use super::room::Room;
+
+/// The longest pattern, in bytes: what each key costs that is compared with it.
+pub(super) const PATTERN_BYTES_MAX: usize = 1024;
+/// How much of a word that a client sent it is told again, in characters.
+pub(super) const WORD_TOLD_MAX: usize = 64;
+
+/// A command on the keys of one room: its arguments begin with its name.
+pub(super) type Handler = fn(&mut Room, &[Bytes]) -> Result<Reply, Reply>;
+
+/// What carries a command out.
+#[derive(Clone, Copy)]
+pub(super) enum Run {
+    /// A change of one room, or a look at it.
+    Room(Handler),
+    /// As [`Run::Room`] where all its keys live in one room; else key by key.
+    Split(Handler, Split),
+    /// It looks through all keys of the database.
+    All(All),
+    /// A script.
+    Script,
+    /// It waits for an element of a list.
+    Blocking(Handler),
+    /// It is about the connection, or needs no key.
+    Connection,
+}
+
+/// Commands of several keys that are carried out key by key where they live in several rooms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Split {
+    MGet,
+    MSet,
+    /// The sum of what it is answered for each key.
+    Sum,
+    Rename,
+}
+
+/// Commands that look through all keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum All {
+    Scan,
+    Keys,
+    DbSize,
+    RandomKey,
+    FlushDb,
+    FlushEveryDb,
+}
+
+/// Where a command has its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    None,
+    /// From the first to the last, as many as that from each to the next; a last below 0 counts from
+    /// the end.
+    Range(usize, isize, usize),
+    /// As many as the argument there says, behind it; and one at the first place, if so.
+    Counted {
+        at: usize,
+        and_first: bool,
+    },
+    /// Behind the first argument, which says what of it is asked.
+    Second,
+}
+
+/// It changes what its keys hold.
+pub(super) const WRITES: u8 = 1;
+/// A script may not run it.
+pub(super) const NOT_IN_SCRIPTS: u8 = 2;
+/// It may be answered as much as its key holds.
+pub(super) const LONG: u8 = 4;
+/// A transaction runs it at once instead of queueing it.
+pub(super) const AT_ONCE: u8 = 8;
+
+/// A command of the table.
+pub(super) struct Spec {
+    pub(super) name: &'static str,
+    /// How many arguments it has, its name included; at least so many if below 0.
+    pub(super) arity: isize,
+    pub(super) keys: Keys,
+    pub(super) flags: u8,
+    pub(super) run: Run,
+}
+
+impl Spec {
+    pub(super) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(super) fn is_count_right(&self, count: usize) -> bool {
+        let count = isize::try_from(count).unwrap_or(isize::MAX);
+        if self.arity < 0 { count >= -self.arity } else { count == self.arity }
+    }
+
+    /// The keys among its arguments.
+    pub(super) fn keys_of(&self, args: &[Bytes]) -> Vec<Bytes> {
+        match self.keys {
+            Keys::None => Vec::new(),
+            Keys::Range(first, last, step) => {
+                let last = match usize::try_from(last) {
+                    Ok(last) => last,
+                    Err(_) => args.len().saturating_sub(last.unsigned_abs()),
+                };
+                let keys = args.iter().take(last + 1).skip(first).step_by(step);
+                keys.cloned().collect()
+            }
+            Keys::Counted { at, and_first } => {
+                let count = args.get(at).and_then(|count| integer(count)).unwrap_or_default();
+                let count = usize::try_from(count).unwrap_or_default();
+                let first = and_first.then(|| args.get(1).cloned()).flatten();
+                first.into_iter().chain(args.iter().skip(at + 1).take(count).cloned()).collect()
+            }
+            Keys::Second => args.get(2).cloned().into_iter().collect(),
+        }
+    }
+}
+
+const ONE: Keys = Keys::Range(1, 1, 1);
+const TWO: Keys = Keys::Range(1, 2, 1);
+const REST: Keys = Keys::Range(1, -1, 1);
+const COUNTED: Keys = Keys::Counted { at: 1, and_first: false };
+const STORED: Keys = Keys::Counted { at: 2, and_first: true };
+
+const fn spec(name: &'static str, arity: isize, keys: Keys, flags: u8, run: Run) -> Spec {
+    Spec { name, arity, keys, flags, run }
+}
+
+const fn read(name: &'static str, arity: isize, run: Handler) -> Spec {
+    spec(name, arity, ONE, 0, Run::Room(run))
+}
+
+const fn long(name: &'static str, arity: isize, run: Handler) -> Spec {
+    spec(name, arity, ONE, LONG, Run::Room(run))
+}
+
+const fn write(name: &'static str, arity: isize, run: Handler) -> Spec {
+    spec(name, arity, ONE, WRITES, Run::Room(run))
+}
+
+const fn about(name: &'static str, arity: isize) -> Spec {
+    spec(name, arity, Keys::None, NOT_IN_SCRIPTS, Run::Connection)
+}
+
+const fn at_once(name: &'static str, arity: isize) -> Spec {
+    spec(name, arity, Keys::None, NOT_IN_SCRIPTS | AT_ONCE, Run::Connection)
+}
+
+const fn all(name: &'static str, arity: isize, flags: u8, all: All) -> Spec {
+    spec(name, arity, Keys::None, flags | LONG | NOT_IN_SCRIPTS, Run::All(all))
+}
+
+const fn script(name: &'static str) -> Spec {
+    spec(name, -3, Keys::Counted { at: 2, and_first: false }, NOT_IN_SCRIPTS | LONG, Run::Script)
+}
+
+/// Every command, by its name in capitals; in the order of names.
+pub(super) static TABLE: &[Spec] = &[
+    write("APPEND", 3, strings::append),
+    about("AUTH", -2),
+    read("BITCOUNT", -2, strings::bit_count),
+    spec("BLMOVE", 6, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(lists::blocking_move)),
+    spec(
+        "BLPOP",
+        -3,
+        Keys::Range(1, -2, 1),
+        WRITES | LONG | NOT_IN_SCRIPTS,
+        Run::Blocking(lists::blocking_pop),
+    ),
+    spec(
+        "BRPOP",
+        -3,
+        Keys::Range(1, -2, 1),
+        WRITES | LONG | NOT_IN_SCRIPTS,
+        Run::Blocking(lists::blocking_pop),
+    ),
+    spec("BRPOPLPUSH", 4, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(lists::blocking_move)),
+    spec(
+        "BZPOPMAX",
+        -3,
+        Keys::Range(1, -2, 1),
+        WRITES | NOT_IN_SCRIPTS,
+        Run::Blocking(sorted::blocking_pop),
+    ),
+    spec(
+        "BZPOPMIN",
+        -3,
+        Keys::Range(1, -2, 1),
+        WRITES | NOT_IN_SCRIPTS,
+        Run::Blocking(sorted::blocking_pop),
+    ),
+    about("CLIENT", -2),
+    about("CLUSTER", -2),
+    about("COMMAND", -1),
+    about("CONFIG", -2),
+    all("DBSIZE", 1, 0, All::DbSize),
+    write("DECR", 2, counters::incr),
+    write("DECRBY", 3, counters::incr_by),
+    spec("DEL", -2, REST, WRITES, Run::Split(keys::del, Split::Sum)),
+    write("DELEX", -2, strings::del_ex),
+    at_once("DISCARD", 1),
+    spec("ECHO", 2, Keys::None, 0, Run::Connection),
+    spec(
+        "EVAL",
+        -3,
+        Keys::Counted { at: 2, and_first: false },
+        WRITES | NOT_IN_SCRIPTS | LONG,
+        Run::Script,
+    ),
+    spec(
+        "EVALSHA",
+        -3,
+        Keys::Counted { at: 2, and_first: false },
+        WRITES | NOT_IN_SCRIPTS | LONG,
+        Run::Script,
+    ),
+    script("EVALSHA_RO"),
+    script("EVAL_RO"),
+    at_once("EXEC", 1),
+    spec("EXISTS", -2, REST, 0, Run::Split(keys::exists, Split::Sum)),
+    write("EXPIRE", -3, keys::expire),
+    write("EXPIREAT", -3, keys::expire),
+    read("EXPIRETIME", 2, keys::ends),
+    all("FLUSHALL", -1, WRITES, All::FlushEveryDb),
+    all("FLUSHDB", -1, WRITES, All::FlushDb),
+    about("FUNCTION", -2),
+    long("GET", 2, strings::get),
+    read("GETBIT", 3, strings::get_bit),
+    spec("GETDEL", 2, ONE, WRITES | LONG, Run::Room(strings::get_del)),
+    spec("GETEX", -2, ONE, WRITES | LONG, Run::Room(strings::get_ex)),
+    long("GETRANGE", 4, strings::get_range),
+    spec("GETSET", 3, ONE, WRITES | LONG, Run::Room(strings::get_set)),
+    write("HDEL", -3, hashes::del),
+    about("HELLO", -1),
+    read("HEXISTS", 3, hashes::exists),
+    long("HGET", 3, hashes::get),
+    long("HGETALL", 2, hashes::get_all),
+    write("HINCRBY", 4, hashes::incr_by),
+    write("HINCRBYFLOAT", 4, hashes::incr_by_float),
+    long("HKEYS", 2, hashes::keys),
+    read("HLEN", 2, hashes::len),
+    long("HMGET", -3, hashes::get_many),
+    write("HMSET", -4, hashes::set),
+    long("HRANDFIELD", -2, hashes::random),
+    long("HSCAN", -3, hashes::scan),
+    write("HSET", -4, hashes::set),
+    write("HSETNX", 4, hashes::set_if_new),
+    read("HSTRLEN", 3, hashes::str_len),
+    long("HVALS", 2, hashes::values),
+    write("INCR", 2, counters::incr),
+    write("INCRBY", 3, counters::incr_by),
+    write("INCRBYFLOAT", 3, counters::incr_by_float),
+    about("INFO", -1),
+    all("KEYS", 2, 0, All::Keys),
+    about("LASTSAVE", 1),
+    about("LATENCY", -2),
+    long("LINDEX", 3, lists::index),
+    write("LINSERT", 5, lists::insert),
+    read("LLEN", 2, lists::len),
+    spec("LMOVE", 5, TWO, WRITES | LONG, Run::Room(lists::move_one)),
+    spec("LPOP", -2, ONE, WRITES | LONG, Run::Room(lists::pop)),
+    read("LPOS", -3, lists::position),
+    write("LPUSH", -3, lists::push),
+    write("LPUSHX", -3, lists::push),
+    long("LRANGE", 4, lists::range),
+    write("LREM", 4, lists::remove),
+    write("LSET", 4, lists::set),
+    write("LTRIM", 4, lists::trim),
+    about("MEMORY", -2),
+    spec("MGET", -2, REST, LONG, Run::Split(strings::get_many, Split::MGet)),
+    about("MODULE", -2),
+    spec("MSET", -3, Keys::Range(1, -1, 2), WRITES, Run::Split(strings::set_many, Split::MSet)),
+    spec("MSETNX", -3, Keys::Range(1, -1, 2), WRITES, Run::Room(strings::set_many)),
+    at_once("MULTI", 1),
+    spec("OBJECT", -2, Keys::Second, 0, Run::Room(keys::object)),
+    write("PERSIST", 2, keys::persist),
+    write("PEXPIRE", -3, keys::expire),
+    write("PEXPIREAT", -3, keys::expire),
+    read("PEXPIRETIME", 2, keys::ends),
+    spec("PING", -1, Keys::None, 0, Run::Connection),
+    write("PSETEX", 4, strings::set_ex),
+    about("PSUBSCRIBE", -2),
+    read("PTTL", 2, keys::ends),
+    spec("PUBLISH", 3, Keys::None, 0, Run::Connection),
+    about("PUBSUB", -2),
+    about("PUNSUBSCRIBE", -1),
+    at_once("QUIT", -1),
+    all("RANDOMKEY", 1, 0, All::RandomKey),
+    spec("RENAME", 3, TWO, WRITES, Run::Split(keys::rename, Split::Rename)),
+    spec("RENAMENX", 3, TWO, WRITES, Run::Split(keys::rename, Split::Rename)),
+    at_once("RESET", 1),
+    about("ROLE", 1),
+    spec("RPOP", -2, ONE, WRITES | LONG, Run::Room(lists::pop)),
+    spec("RPOPLPUSH", 3, TWO, WRITES | LONG, Run::Room(lists::move_one)),
+    write("RPUSH", -3, lists::push),
+    write("RPUSHX", -3, lists::push),
+    write("SADD", -3, sets::add),
+    all("SCAN", -2, 0, All::Scan),
+    read("SCARD", 2, sets::len),
+    about("SCRIPT", -2),
+    spec("SDIFF", -2, REST, LONG, Run::Room(sets::combine)),
+    spec("SDIFFSTORE", -3, REST, WRITES, Run::Room(sets::combine_and_store)),
+    about("SELECT", 2),
+    spec("SET", -3, ONE, WRITES | LONG, Run::Room(strings::set)),
+    write("SETBIT", 4, strings::set_bit),
+    write("SETEX", 4, strings::set_ex),
+    write("SETNX", 3, strings::set_if_new),
+    write("SETRANGE", 4, strings::set_range),
+    spec("SINTER", -2, REST, LONG, Run::Room(sets::combine)),
+    spec("SINTERCARD", -3, COUNTED, 0, Run::Room(sets::intersection_len)),
+    spec("SINTERSTORE", -3, REST, WRITES, Run::Room(sets::combine_and_store)),
+    read("SISMEMBER", 3, sets::has),
+    about("SLOWLOG", -2),
+    long("SMEMBERS", 2, sets::members),
+    read("SMISMEMBER", -3, sets::has_many),
+    spec("SMOVE", 4, TWO, WRITES, Run::Room(sets::move_one)),
+    spec("SPOP", -2, ONE, WRITES | LONG, Run::Room(sets::pop)),
+    spec("SPUBLISH", 3, Keys::None, 0, Run::Connection),
+    long("SRANDMEMBER", -2, sets::random),
+    write("SREM", -3, sets::remove),
+    long("SSCAN", -3, sets::scan),
+    about("SSUBSCRIBE", -2),
+    read("STRLEN", 2, strings::str_len),
+    about("SUBSCRIBE", -2),
+    long("SUBSTR", 4, strings::get_range),
+    spec("SUNION", -2, REST, LONG, Run::Room(sets::combine)),
+    spec("SUNIONSTORE", -3, REST, WRITES, Run::Room(sets::combine_and_store)),
+    about("SUNSUBSCRIBE", -1),
+    spec("TIME", 1, Keys::None, 0, Run::Connection),
+    spec("TOUCH", -2, REST, 0, Run::Split(keys::exists, Split::Sum)),
+    read("TTL", 2, keys::ends),
+    read("TYPE", 2, keys::kind),
+    spec("UNLINK", -2, REST, WRITES, Run::Split(keys::del, Split::Sum)),
+    about("UNSUBSCRIBE", -1),
+    about("UNWATCH", 1),
+    about("WAIT", 3),
+    at_once("WATCH", -2),
+    write("ZADD", -4, sorted::add),
+    read("ZCARD", 2, sorted::len),
+    read("ZCOUNT", 4, sorted_ranges::count),
+    write("ZINCRBY", 4, sorted::incr_by),
+    spec("ZINTERSTORE", -4, STORED, WRITES, Run::Room(sorted::combine_and_store)),
+    read("ZLEXCOUNT", 4, sorted_ranges::count),
+    read("ZMSCORE", -3, sorted::scores),
+    write("ZPOPMAX", -2, sorted::pop),
+    write("ZPOPMIN", -2, sorted::pop),
+    long("ZRANDMEMBER", -2, sorted::random),
+    long("ZRANGE", -4, sorted_ranges::range),
+    long("ZRANGEBYLEX", -4, sorted_ranges::range),
+    long("ZRANGEBYSCORE", -4, sorted_ranges::range),
+    read("ZRANK", -3, sorted::rank),
+    write("ZREM", -3, sorted::remove),
+    write("ZREMRANGEBYLEX", 4, sorted_ranges::remove),
+    write("ZREMRANGEBYRANK", 4, sorted_ranges::remove),
+    write("ZREMRANGEBYSCORE", 4, sorted_ranges::remove),
+    long("ZREVRANGE", -4, sorted_ranges::range),
+    long("ZREVRANGEBYLEX", -4, sorted_ranges::range),
+    long("ZREVRANGEBYSCORE", -4, sorted_ranges::range),
+    read("ZREVRANK", -3, sorted::rank),
+    long("ZSCAN", -3, sorted::scan),
+    read("ZSCORE", 3, sorted::score),
+    spec("ZUNIONSTORE", -4, STORED, WRITES, Run::Room(sorted::combine_and_store)),
+];
+
+/// The command of a name, whatever its case.
+pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
+    let found = TABLE.binary_search_by(|spec| {
+        let known = spec.name.bytes();
+        known.cmp(name.iter().map(u8::to_ascii_uppercase))
+    });
+    found.ok().and_then(|at| TABLE.get(at))
+}
+
+/// What a command is answered that has too few or too many arguments.
+pub(super) fn wrong_count(name: &str) -> Reply {
+    let name = name.to_ascii_lowercase();
+    Reply::error("ERR", format!("wrong number of arguments for '{name}' command"))
+}
+
+pub(super) fn syntax() -> Reply {
+    Reply::error("ERR", "syntax error")
+}
+
+fn not_a_number() -> Reply {
+    Reply::error("ERR", "value is not an integer or out of range")
+}
+
+pub(super) fn number(text: &[u8]) -> Result<i64, Reply> {
+    integer(text).ok_or_else(not_a_number)
+}
+
+fn float(text: &[u8]) -> Result<f64, Reply> {
+    numbers::float(text).ok_or_else(|| Reply::error("ERR", "value is not a valid float"))
+}
+
+/// A count that is not below 0.
+fn count(text: &[u8]) -> Result<usize, Reply> {
+    let out_of_range = || Reply::error("ERR", "value is out of range, must be positive");
+    usize::try_from(number(text)?).map_err(|_| out_of_range())
+}
+
+/// A command's name in capitals, or another of its words.
+pub(super) fn word(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).to_ascii_uppercase()
+}
+
+pub(super) fn checked_key(key: &[u8]) -> Result<(), Reply> {
+    if key.len() > KEY_BYTES_MAX {
+        let detail =
+            format!("the key has {} bytes, but at most {KEY_BYTES_MAX} are kept", key.len());
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(())
+}
+
+pub(super) fn checked_pattern(pattern: &[u8]) -> Result<(), Reply> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        let detail = format!("a pattern has at most {PATTERN_BYTES_MAX} bytes");
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(())
+}
+
+fn length(len: usize) -> Reply {
+    Reply::Number(i64::try_from(len).unwrap_or(i64::MAX))
+}
+
+fn flag(holds: bool) -> Reply {
+    Reply::Number(i64::from(holds))
+}
+
+/// What is kept of an argument: not all of the request that it came in.
+fn owned(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+/// The places from `start` to `stop` of so many, both counted from the end where below 0.
+fn span(start: i64, stop: i64, len: usize) -> std::ops::Range<usize> {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
+    let place = |at: i64| if at < 0 { at.saturating_add(len) } else { at };
+    let (start, stop) = (place(start).max(0), place(stop).min(len - 1));
+    if start > stop || start >= len {
+        return 0..0;
+    }
+    let place = |at: i64| usize::try_from(at).unwrap_or_default();
+    place(start)..place(stop) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_names_and_is_found_whatever_the_case() {
+        assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
+        for spec in TABLE {
+            let found = find(spec.name.to_ascii_lowercase().as_bytes()).unwrap();
+            assert_eq!(found.name, spec.name);
+        }
+        assert!(find(b"NONE").is_none());
+    }
+}

@@ -1,0 +1,317 @@
+//! Sorted sets: members with scores.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::super::frame::Reply;
+use super::super::room::{Room, wrong_type};
+use super::super::value::{Kind, Set, SortedSet, Value};
+use super::keys::{scan_options, scanned};
+use super::{count, double_text, float, length, number, owned, syntax, word};
+
+fn not_a_number() -> Reply {
+    Reply::error("ERR", "resulting score is not a number (NaN)")
+}
+
+#[derive(Debug, Default)]
+struct AddOptions {
+    only_new: bool,
+    only_held: bool,
+    greater: bool,
+    less: bool,
+    changed: bool,
+    incr: bool,
+}
+
+/// `ZADD`.
+pub(super) fn add(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let mut options = AddOptions::default();
+    let mut rest = &args[2..];
+    while let [option, more @ ..] = rest {
+        match word(option).as_str() {
+            "NX" => options.only_new = true,
+            "XX" => options.only_held = true,
+            "GT" => options.greater = true,
+            "LT" => options.less = true,
+            "CH" => options.changed = true,
+            "INCR" => options.incr = true,
+            _ => break,
+        }
+        rest = more;
+    }
+    if rest.is_empty() || !rest.len().is_multiple_of(2) {
+        return Err(syntax());
+    }
+    let AddOptions { only_new, only_held, greater, less, changed, incr } = options;
+    if only_new && only_held {
+        let detail = "XX and NX options at the same time are not compatible";
+        return Err(Reply::error("ERR", detail));
+    }
+    if (greater && less) || (only_new && (greater || less)) {
+        let detail = "GT, LT, and/or NX options at the same time are not compatible";
+        return Err(Reply::error("ERR", detail));
+    }
+    if incr && rest.len() > 2 {
+        let detail = "INCR option supports a single increment-element pair";
+        return Err(Reply::error("ERR", detail));
+    }
+    let pairs = rest.chunks_exact(2).map(|pair| Ok((float(&pair[0])?, &pair[1])));
+    let pairs: Vec<(f64, &Bytes)> = pairs.collect::<Result<_, Reply>>()?;
+    room.write(&args[1], |set: &mut SortedSet| {
+        let (mut added, mut moved, mut last) = (0, 0, None);
+        for (score, member) in pairs {
+            let held = set.score(member);
+            let score = if incr { held.unwrap_or(0.0) + score } else { score };
+            if score.is_nan() {
+                return Err(not_a_number());
+            }
+            let goes = match held {
+                None => !only_held,
+                Some(held) => !only_new && (!greater || score > held) && (!less || score < held),
+            };
+            if !goes {
+                continue;
+            }
+            last = Some(score);
+            match held {
+                None => added += 1,
+                Some(held) if held != score => moved += 1,
+                Some(_) => continue,
+            }
+            set.insert(owned(member), score);
+        }
+        let reply = match (incr, changed) {
+            (true, _) => last.map_or(Reply::Null, Reply::Double),
+            (false, true) => Reply::Number(added + moved),
+            (false, false) => Reply::Number(added),
+        };
+        Ok((added + moved > 0, reply))
+    })
+}
+
+pub(super) fn incr_by(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let by = float(&args[2])?;
+    room.write(&args[1], |set: &mut SortedSet| {
+        let sum = set.score(&args[3]).unwrap_or(0.0) + by;
+        if sum.is_nan() {
+            return Err(not_a_number());
+        }
+        set.insert(owned(&args[3]), sum);
+        Ok((true, Reply::Double(sum)))
+    })
+}
+
+pub(super) fn remove(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    room.write(&args[1], |set: &mut SortedSet| {
+        let gone = args[2..].iter().filter_map(|member| set.remove(member)).count();
+        Ok((gone > 0, length(gone)))
+    })
+}
+
+pub(super) fn len(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    Ok(length(room.read::<SortedSet>(&args[1])?.map_or(0, SortedSet::len)))
+}
+
+pub(super) fn score(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let set = room.read::<SortedSet>(&args[1])?;
+    Ok(set.and_then(|set| set.score(&args[2])).map_or(Reply::Null, Reply::Double))
+}
+
+pub(super) fn scores(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let set = room.read::<SortedSet>(&args[1])?;
+    let one =
+        |member: &Bytes| set.and_then(|set| set.score(member)).map_or(Reply::Null, Reply::Double);
+    Ok(Reply::Array(args[2..].iter().map(one).collect()))
+}
+
+/// `ZRANK` and `ZREVRANK`.
+pub(super) fn rank(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let with_score = match &args[3..] {
+        [] => false,
+        [option] if word(option) == "WITHSCORE" => true,
+        _ => return Err(syntax()),
+    };
+    let set = room.read::<SortedSet>(&args[1])?;
+    let found = set.and_then(|set| Some((set.rank(&args[2])?, set.len(), set.score(&args[2])?)));
+    let Some((rank, len, score)) = found else {
+        return Ok(if with_score { Reply::Aborted } else { Reply::Null });
+    };
+    let rank = length(if word(&args[0]) == "ZRANK" { rank } else { len - 1 - rank });
+    Ok(if with_score { Reply::Array(vec![rank, Reply::Double(score)]) } else { rank })
+}
+
+/// Members and their scores, as they are told.
+pub(super) fn told<'a>(
+    found: impl IntoIterator<Item = (&'a Bytes, f64)>,
+    with_scores: bool,
+) -> Reply {
+    let found = found.into_iter();
+    if with_scores {
+        let pair =
+            |(member, score): (&Bytes, f64)| (Reply::Bytes(member.clone()), Reply::Double(score));
+        return Reply::Pairs(found.map(pair).collect());
+    }
+    Reply::Array(found.map(|(member, _)| Reply::Bytes(member.clone())).collect())
+}
+
+fn popped(set: &mut SortedSet, highest: bool, many: usize) -> Vec<(Bytes, f64)> {
+    let owned = |(member, score): (&Bytes, f64)| (member.clone(), score);
+    let gone: Vec<(Bytes, f64)> = match highest {
+        true => set.iter().rev().take(many).map(owned).collect(),
+        false => set.iter().take(many).map(owned).collect(),
+    };
+    for (member, _) in &gone {
+        set.remove(member);
+    }
+    gone
+}
+
+/// `ZPOPMIN` and `ZPOPMAX`.
+pub(super) fn pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let asked = match &args[2..] {
+        [] => None,
+        [asked] => Some(count(asked)?),
+        _ => return Err(syntax()),
+    };
+    let highest = word(&args[0]) == "ZPOPMAX";
+    room.write(&args[1], |set: &mut SortedSet| {
+        let gone = popped(set, highest, asked.unwrap_or(1));
+        let changed = !gone.is_empty();
+        let pairs =
+            gone.into_iter().map(|(member, score)| (Reply::Bytes(member), Reply::Double(score)));
+        let reply = match asked {
+            // One pair by itself is flat in both versions of the protocol.
+            None => Reply::Array(pairs.flat_map(|(member, score)| [member, score]).collect()),
+            Some(_) => Reply::Pairs(pairs.collect()),
+        };
+        Ok((changed, reply))
+    })
+}
+
+/// `BZPOPMIN` and `BZPOPMAX`, where there is something; nothing otherwise.
+pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let highest = word(&args[0]) == "BZPOPMAX";
+    for key in &args[1..args.len() - 1] {
+        if room.read::<SortedSet>(key)?.is_none() {
+            continue;
+        }
+        let gone = room.write(key, |set: &mut SortedSet| {
+            let gone = popped(set, highest, 1);
+            Ok((!gone.is_empty(), gone))
+        })?;
+        if let Some((member, score)) = gone.into_iter().next() {
+            let parts = vec![Reply::Bytes(key.clone()), Reply::Bytes(member), Reply::Double(score)];
+            return Ok(Reply::Array(parts));
+        }
+    }
+    Ok(Reply::Aborted)
+}
+
+/// `ZRANDMEMBER`.
+pub(super) fn random(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let with_scores = match &args[2..] {
+        [] | [_] => false,
+        [_, option] if word(option) == "WITHSCORES" => true,
+        _ => return Err(syntax()),
+    };
+    let asked = args.get(2).map(|count| number(count)).transpose()?;
+    let all: Vec<(&Bytes, f64)> =
+        room.read::<SortedSet>(&args[1])?.into_iter().flat_map(SortedSet::iter).collect();
+    let places = super::sets::picked(all.len(), asked.unwrap_or(1))?;
+    let mut found = places.into_iter().filter_map(|at| all.get(at).copied());
+    Ok(match asked {
+        None => found.next().map_or(Reply::Null, |(member, _)| Reply::Bytes(member.clone())),
+        Some(_) => told(found, with_scores),
+    })
+}
+
+/// `ZSCAN`.
+pub(super) fn scan(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let (_, pattern, ..) = scan_options(&args[2..], false)?;
+    let set = room.read::<SortedSet>(&args[1])?.into_iter().flat_map(SortedSet::iter);
+    let found = set.filter(|(member, _)| scanned(pattern.as_ref(), member));
+    let pair = |(member, score): (&Bytes, f64)| {
+        [Reply::Bytes(member.clone()), Reply::text(double_text(score))]
+    };
+    Ok(Reply::Array(vec![Reply::text("0"), Reply::Array(found.flat_map(pair).collect())]))
+}
+
+/// `ZUNIONSTORE` and `ZINTERSTORE`, of sets and sorted sets.
+pub(super) fn combine_and_store(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let name = word(&args[0]);
+    let keys = usize::try_from(number(&args[2])?).unwrap_or_default();
+    if keys == 0 {
+        let detail =
+            format!("at least 1 input key is needed for '{}' command", name.to_ascii_lowercase());
+        return Err(Reply::error("ERR", detail));
+    }
+    let Some((sources, mut rest)) = args[3..].split_at_checked(keys) else { return Err(syntax()) };
+    let mut weights = vec![1.0; keys];
+    let mut merge: fn(f64, f64) -> f64 = |a, b| a + b;
+    while let [option, more @ ..] = rest {
+        rest = match word(option).as_str() {
+            "WEIGHTS" if more.len() >= keys => {
+                for (weight, text) in weights.iter_mut().zip(more) {
+                    let no_float = |_| Reply::error("ERR", "weight value is not a float");
+                    *weight = float(text).map_err(no_float)?;
+                }
+                &more[keys..]
+            }
+            "AGGREGATE" => {
+                let (how, more) = more.split_first().ok_or_else(syntax)?;
+                merge = match word(how).as_str() {
+                    "SUM" => |a, b| a + b,
+                    "MIN" => f64::min,
+                    "MAX" => f64::max,
+                    _ => return Err(syntax()),
+                };
+                more
+            }
+            _ => return Err(syntax()),
+        };
+    }
+    let number_of = |score: f64| if score.is_nan() { 0.0 } else { score };
+    let mut whole: Option<HashMap<Bytes, f64>> = None;
+    for (key, weight) in sources.iter().zip(weights) {
+        let scores: HashMap<Bytes, f64> = match room.value(key) {
+            None => HashMap::new(),
+            Some(Value::SortedSet(set)) => {
+                set.iter().map(|(it, score)| (it.clone(), number_of(score * weight))).collect()
+            }
+            Some(value) => {
+                let set = Set::of(value).ok_or_else(wrong_type)?;
+                set.iter().map(|it| (it.clone(), weight)).collect()
+            }
+        };
+        whole = Some(match whole {
+            None => scores,
+            Some(mut whole) if name == "ZUNIONSTORE" => {
+                for (member, score) in scores {
+                    let sum =
+                        whole.get(&member).map_or(score, |held| number_of(merge(*held, score)));
+                    whole.insert(member, sum);
+                }
+                whole
+            }
+            Some(whole) => {
+                let both = |(member, held): (Bytes, f64)| {
+                    let score = scores.get(&member)?;
+                    Some((member, number_of(merge(held, *score))))
+                };
+                whole.into_iter().filter_map(both).collect()
+            }
+        });
+    }
+    let mut set = SortedSet::default();
+    for (member, score) in whole.unwrap_or_default() {
+        set.insert(member, score);
+    }
+    let reply = length(set.len());
+    if set.len() == 0 {
+        room.remove(&args[1]);
+    } else {
+        room.set(&args[1], set.whole(), None);
+    }
+    Ok(reply)
+}

@@ -1,0 +1,314 @@
+//! Strings of bytes.
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::frame::{Reply, VALUE_BYTES_MAX};
+use super::super::room::{Room, wrong_type};
+use super::super::value::Value;
+use super::keys::{Timed, timed};
+use super::{flag, length, number, owned, syntax, word, wrong_count};
+
+/// When what is set ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// Nothing was said.
+    Unsaid,
+    /// As what it replaces.
+    Keep,
+    /// Then, in milliseconds since 1970.
+    At(u64),
+}
+
+/// What a key has to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Condition {
+    None,
+    Absent,
+    Present,
+    Equal(Bytes),
+    Unequal(Bytes),
+}
+
+impl Condition {
+    fn holds(&self, held: Option<&Bytes>, is_present: bool) -> bool {
+        match self {
+            Self::None => true,
+            Self::Absent => !is_present,
+            Self::Present => is_present,
+            Self::Equal(wanted) => held == Some(wanted),
+            Self::Unequal(other) => held != Some(other),
+        }
+    }
+}
+
+pub(super) fn get(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    Ok(Reply::optional(room.string(&args[1])?.cloned()))
+}
+
+struct SetOptions {
+    ends: Ends,
+    condition: Condition,
+    get: bool,
+}
+
+fn set_options(room: &Room, args: &[Bytes]) -> Result<SetOptions, Reply> {
+    let mut options = SetOptions { ends: Ends::Unsaid, condition: Condition::None, get: false };
+    let mut rest = args[3..].iter();
+    while let Some(option) = rest.next() {
+        let free = options.condition == Condition::None;
+        match word(option).as_str() {
+            "NX" if free => options.condition = Condition::Absent,
+            "XX" if free => options.condition = Condition::Present,
+            "IFEQ" if free => {
+                options.condition = Condition::Equal(rest.next().ok_or_else(syntax)?.clone());
+            }
+            "IFNE" if free => {
+                options.condition = Condition::Unequal(rest.next().ok_or_else(syntax)?.clone());
+            }
+            "GET" => options.get = true,
+            "KEEPTTL" if options.ends == Ends::Unsaid => options.ends = Ends::Keep,
+            form if options.ends == Ends::Unsaid => {
+                let form = Timed::of(form).ok_or_else(syntax)?;
+                let count = rest.next().ok_or_else(syntax)?;
+                options.ends = Ends::At(timed(number(count)?, form, room.now, "set")?);
+            }
+            _ => return Err(syntax()),
+        }
+    }
+    Ok(options)
+}
+
+/// `SET`.
+pub(super) fn set(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let SetOptions { ends, condition, get } = set_options(room, args)?;
+    let (key, value) = (&args[1], &args[2]);
+    let compares = matches!(condition, Condition::Equal(_) | Condition::Unequal(_));
+    let held = match room.value(key) {
+        Some(Value::String(held)) => Some(held.clone()),
+        Some(_) if get || compares => return Err(wrong_type()),
+        _ => None,
+    };
+    let holds = condition.holds(held.as_ref(), room.value(key).is_some());
+    if holds {
+        let end = match ends {
+            Ends::Unsaid => None,
+            Ends::At(at) => Some(at),
+            Ends::Keep => {
+                room.replace(key, Value::String(owned(value)));
+                return Ok(if get { Reply::optional(held) } else { Reply::OK });
+            }
+        };
+        room.set(key, Value::String(owned(value)), end);
+    }
+    Ok(match (get, holds) {
+        (true, _) => Reply::optional(held),
+        (false, true) => Reply::OK,
+        (false, false) => Reply::Null,
+    })
+}
+
+/// `SETEX` and `PSETEX`.
+pub(super) fn set_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let name = word(&args[0]);
+    let form = if name == "SETEX" { Timed::Ex } else { Timed::Px };
+    let end = timed(number(&args[2])?, form, room.now, &name)?;
+    room.set(&args[1], Value::String(owned(&args[3])), Some(end));
+    Ok(Reply::OK)
+}
+
+/// `SETNX`.
+pub(super) fn set_if_new(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let is_new = room.value(&args[1]).is_none();
+    if is_new {
+        room.set(&args[1], Value::String(owned(&args[2])), None);
+    }
+    Ok(flag(is_new))
+}
+
+/// `GETSET`.
+pub(super) fn get_set(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let held = room.string(&args[1])?.cloned();
+    room.set(&args[1], Value::String(owned(&args[2])), None);
+    Ok(Reply::optional(held))
+}
+
+/// `GETDEL`.
+pub(super) fn get_del(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let held = room.string(&args[1])?.cloned();
+    room.remove(&args[1]);
+    Ok(Reply::optional(held))
+}
+
+/// `GETEX`.
+pub(super) fn get_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let end = match args[2..].iter().map(|it| word(it)).collect::<Vec<_>>().as_slice() {
+        [] => None,
+        [persist] if persist == "PERSIST" => Some(None),
+        [form, count] => {
+            let form = Timed::of(form).ok_or_else(syntax)?;
+            Some(Some(timed(number(count.as_bytes())?, form, room.now, "getex")?))
+        }
+        _ => return Err(syntax()),
+    };
+    let held = room.string(&args[1])?.cloned();
+    let is_endless = room.entry(&args[1]).is_some_and(|entry| entry.end.is_none());
+    if let Some(end) = end
+        && !(end.is_none() && is_endless)
+    {
+        room.end(&args[1], end);
+    }
+    Ok(Reply::optional(held))
+}
+
+/// `DELEX`: deletes a key if it holds what is said.
+pub(super) fn del_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let condition = match args[2..] {
+        [] => Condition::Present,
+        [ref how, ref value] => match word(how).as_str() {
+            "IFEQ" => Condition::Equal(value.clone()),
+            "IFNE" => Condition::Unequal(value.clone()),
+            _ => return Err(syntax()),
+        },
+        _ => return Err(syntax()),
+    };
+    let held = match room.value(&args[1]) {
+        None => return Ok(Reply::Number(0)),
+        Some(Value::String(held)) => Some(held.clone()),
+        Some(_) if condition == Condition::Present => None,
+        Some(_) => return Err(wrong_type()),
+    };
+    let holds = condition.holds(held.as_ref(), true);
+    if holds {
+        room.remove(&args[1]);
+    }
+    Ok(flag(holds))
+}
+
+/// `MGET`.
+pub(super) fn get_many(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    // As Redis does: what is no string is nothing here.
+    let one = |key: &Bytes| Reply::optional(room.string(key).ok().flatten().cloned());
+    Ok(Reply::Array(args[1..].iter().map(one).collect()))
+}
+
+/// `MSET` and `MSETNX`.
+pub(super) fn set_many(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let name = word(&args[0]);
+    if args.len().is_multiple_of(2) {
+        return Err(wrong_count(&name));
+    }
+    let pairs = || args[1..].chunks_exact(2);
+    let only_new = name == "MSETNX";
+    if only_new && pairs().any(|pair| room.value(&pair[0]).is_some()) {
+        return Ok(Reply::Number(0));
+    }
+    for pair in pairs() {
+        room.set(&pair[0], Value::String(owned(&pair[1])), None);
+    }
+    Ok(if only_new { Reply::Number(1) } else { Reply::OK })
+}
+
+fn too_long() -> Reply {
+    Reply::error("ERR", format!("a value has at most {VALUE_BYTES_MAX} bytes"))
+}
+
+/// `APPEND`.
+pub(super) fn append(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let held = room.string(&args[1])?.map_or(&[][..], |held| held);
+    let mut whole = BytesMut::with_capacity(held.len() + args[2].len());
+    whole.extend_from_slice(held);
+    whole.extend_from_slice(&args[2]);
+    let reply = length(whole.len());
+    room.replace(&args[1], Value::String(whole.freeze()));
+    Ok(reply)
+}
+
+pub(super) fn str_len(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    Ok(length(room.string(&args[1])?.map_or(0, Bytes::len)))
+}
+
+/// `GETRANGE` and `SUBSTR`.
+pub(super) fn get_range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let (start, stop) = (number(&args[2])?, number(&args[3])?);
+    let held = room.string(&args[1])?.cloned().unwrap_or_default();
+    if start < 0 && stop < 0 && start > stop {
+        return Ok(Reply::Bytes(Bytes::new()));
+    }
+    // One before the first is the first, at both ends.
+    let len = i64::try_from(held.len()).unwrap_or(i64::MAX);
+    let stop = if stop < 0 { stop.saturating_add(len).max(0) } else { stop };
+    Ok(Reply::Bytes(held.slice(super::span(start, stop, held.len()))))
+}
+
+/// What a key holds as a string of so many bytes at least.
+fn stretched(room: &Room, key: &Bytes, len: usize) -> Result<BytesMut, Reply> {
+    if len > VALUE_BYTES_MAX {
+        return Err(too_long());
+    }
+    let mut whole = BytesMut::from(room.string(key)?.map_or(&[][..], |held| held));
+    if whole.len() < len {
+        whole.resize(len, 0);
+    }
+    Ok(whole)
+}
+
+/// `SETRANGE`.
+pub(super) fn set_range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let offset = number(&args[2])?;
+    let offset =
+        usize::try_from(offset).map_err(|_| Reply::error("ERR", "offset is out of range"))?;
+    let part = &args[3];
+    if part.is_empty() {
+        return str_len(room, args);
+    }
+    let end = offset.checked_add(part.len()).ok_or_else(too_long)?;
+    let mut whole = stretched(room, &args[1], end)?;
+    whole[offset..end].copy_from_slice(part);
+    let reply = length(whole.len());
+    room.replace(&args[1], Value::String(whole.freeze()));
+    Ok(reply)
+}
+
+fn bit_at(text: &[u8]) -> Result<(usize, u8), Reply> {
+    let invalid = || Reply::error("ERR", "bit offset is not an integer or out of range");
+    let offset = super::integer(text).and_then(|offset| usize::try_from(offset).ok());
+    let offset = offset.filter(|offset| *offset >> 32 == 0).ok_or_else(invalid)?;
+    Ok((offset / 8, 7 - u8::try_from(offset % 8).unwrap_or_default()))
+}
+
+/// `GETBIT`.
+pub(super) fn get_bit(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let (byte, bit) = bit_at(&args[2])?;
+    let held = room.string(&args[1])?.and_then(|held| held.get(byte)).copied().unwrap_or(0);
+    Ok(Reply::Number(i64::from(held >> bit & 1)))
+}
+
+/// `SETBIT`.
+pub(super) fn set_bit(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let (byte, bit) = bit_at(&args[2])?;
+    let on = match &args[3][..] {
+        b"0" => 0,
+        b"1" => 1,
+        _ => return Err(Reply::error("ERR", "bit is not an integer or out of range")),
+    };
+    let mut whole = stretched(room, &args[1], byte + 1)?;
+    let before = whole[byte] >> bit & 1;
+    whole[byte] = whole[byte] & !(1 << bit) | on << bit;
+    room.replace(&args[1], Value::String(whole.freeze()));
+    Ok(Reply::Number(i64::from(before)))
+}
+
+/// `BITCOUNT`, by bytes.
+pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let held = room.string(&args[1])?.cloned().unwrap_or_default();
+    let places = match args.len() {
+        2 => 0..held.len(),
+        4 => super::span(number(&args[2])?, number(&args[3])?, held.len()),
+        5 if word(&args[4]) == "BYTE" => {
+            super::span(number(&args[2])?, number(&args[3])?, held.len())
+        }
+        _ => return Err(syntax()),
+    };
+    let ones = held[places].iter().map(|byte| i64::from(byte.count_ones())).sum();
+    Ok(Reply::Number(ones))
+}

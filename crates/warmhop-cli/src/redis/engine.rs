@@ -1,0 +1,443 @@
+//! Commands carried out on the mesh's registers. What runs, be it one command, a script or a
+//! transaction, gets the room of its keys as a working copy; what it makes of it is compared and
+//! committed as one change, and tried again where another was faster.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use warmhop::{RegisterError, Registers, When};
+
+use super::cmd::{Handler, Run, Spec, WORD_TOLD_MAX, WRITES, checked_key, word};
+use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::room::{self, Kept, Room};
+use super::shared::Shared;
+use super::turns::{Place, Turn, Turns};
+use super::value::TooLarge;
+
+/// The code of the answer to a command that may have been done.
+const UNKNOWN: &str = "UNKNOWN";
+/// How often a command is tried that others keep being faster than.
+const TRIES_MAX: u32 = 100;
+/// The most that one command is answered, in bytes.
+pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// A command of a client: its name and its arguments, of which there are as many as it takes.
+#[derive(Clone)]
+pub(super) struct Request {
+    pub(super) spec: &'static Spec,
+    /// They begin with its name.
+    pub(super) args: Vec<Bytes>,
+}
+
+impl Request {
+    pub(super) fn keys(&self) -> Vec<Bytes> {
+        self.spec.keys_of(&self.args)
+    }
+
+    pub(super) fn writes(&self) -> bool {
+        self.spec.has(WRITES)
+    }
+}
+
+/// A database of the endpoint: 0 to 15, each with keys of its own.
+#[derive(Clone)]
+pub(super) struct Database {
+    pub(super) registers: Registers,
+    pub(super) turns: Arc<Turns>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) index: u8,
+    /// What its client watches, while a transaction runs.
+    pub(super) guards: Arc<[Guard]>,
+}
+
+/// A register that a client watches. Its first change by the transaction is one step with the
+/// comparison that it holds what it held; from then on it holds what the transaction made of it.
+pub(super) struct Guard {
+    /// Its name.
+    pub(super) name: Bytes,
+    pub(super) held: Watched,
+    pub(super) spent: AtomicBool,
+}
+
+/// What a watched register held: its version, or nothing.
+pub(super) type Watched = Option<u64>;
+
+/// Why a command came to nothing.
+pub(super) enum Stop {
+    /// Its client is told so.
+    Told(Reply),
+    /// A key that its client watches was changed by another.
+    WatchedChanged(WatchedChanged),
+}
+
+impl From<Reply> for Stop {
+    fn from(reply: Reply) -> Self {
+        Self::Told(reply)
+    }
+}
+
+impl Stop {
+    const WATCHED_CHANGED: Self = Self::WatchedChanged(WatchedChanged { some_changed: false });
+
+    /// What its client is told where the command may have done a part of it before.
+    pub(super) fn partly(self) -> Self {
+        match self {
+            Self::Told(Reply::Error(told)) => {
+                let why = told.split_once(' ').map_or(told.as_str(), |(_, why)| why);
+                let why = why.trim_start_matches("nothing was done: ");
+                let detail = format!("some of the keys may have been changed: {why}");
+                Self::Told(Reply::error(UNKNOWN, detail))
+            }
+            Self::Told(reply) => Self::Told(reply),
+            Self::WatchedChanged(_) => Self::WatchedChanged(WatchedChanged { some_changed: true }),
+        }
+    }
+
+    /// Whether it leaves everything as it was.
+    pub(super) fn changes_nothing(&self) -> bool {
+        !matches!(self, Self::Told(Reply::Error(told)) if told.starts_with(UNKNOWN))
+    }
+}
+
+/// A key that the client watches was changed by another: the command was not carried out, or only
+/// for some of its keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WatchedChanged {
+    pub(super) some_changed: bool,
+}
+
+/// What came of running something on a room.
+pub(super) struct Outcome {
+    pub(super) room: Room,
+    pub(super) reply: Reply,
+    /// What it made of the room is to be kept.
+    pub(super) stands: bool,
+    /// The reply depends on what the room holds.
+    pub(super) depends: bool,
+}
+
+impl Outcome {
+    /// Runs a command; one that is refused leaves its room as it was.
+    pub(super) fn of(mut room: Room, run: Handler, args: &[Bytes]) -> Self {
+        let result = run(&mut room, args);
+        let stands = result.is_ok();
+        let reply = result.unwrap_or_else(|refused| refused);
+        Self { room, reply, stands, depends: true }
+    }
+}
+
+pub(super) fn failed(error: RegisterError) -> Reply {
+    match error {
+        // As servers of a cluster say that a command may be sent again.
+        RegisterError::Unavailable(_) => Reply::error("TRYAGAIN", error),
+        // Word for word as servers say it: clients look for it.
+        RegisterError::Full(_) => {
+            Reply::error("OOM", "command not allowed when used memory > 'maxmemory'.")
+        }
+        RegisterError::OutcomeUnknown(_) => Reply::error(UNKNOWN, error),
+        _ => Reply::error("ERR", error),
+    }
+}
+
+/// Refuses an answer that grows too large.
+pub(super) fn bounded(bytes: usize, what: &str) -> Result<(), Reply> {
+    if bytes > REPLY_BYTES_MAX {
+        let detail = format!("the answer exceeds {REPLY_BYTES_MAX} bytes: ask for fewer {what}");
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(())
+}
+
+pub(super) fn too_large(_: TooLarge) -> Reply {
+    let detail = format!("a value has at most {VALUE_BYTES_MAX} bytes");
+    Reply::error("ERR", detail)
+}
+
+/// A register's value, its version and when it ends.
+type Known = Option<(Bytes, u64, SystemTime)>;
+
+fn known(value: Option<warmhop::Value>) -> Known {
+    value.map(|value| (value.bytes, value.version, value.expires))
+}
+
+impl Database {
+    /// The name of the register in which a key lives.
+    pub(super) fn name(&self, key: &[u8]) -> Bytes {
+        room::register(self.index, key)
+    }
+
+    /// What times to live are counted from, in milliseconds since 1970: the mesh's time, not that of
+    /// this machine.
+    pub(super) fn now(&self) -> u64 {
+        room::millis(self.registers.now())
+    }
+
+    fn open(&self, name: &Bytes, known: &Known) -> Result<Room, Reply> {
+        let held = known.as_ref().map(|(bytes, _, expires)| (bytes.clone(), *expires));
+        let unreadable = || Reply::error("ERR", "the key holds what this version cannot read");
+        Room::open(name, held, self.now()).ok_or_else(unreadable)
+    }
+
+    /// The room of this name as it is now.
+    pub(super) async fn look(&self, name: &Bytes) -> Result<Room, Reply> {
+        self.open(name, &known(self.registers.get(name).await.map_err(failed)?))
+    }
+
+    /// What a register is to hold for a watching client's command to go ahead.
+    pub(super) async fn watch(&self, name: &[u8]) -> Result<Watched, Reply> {
+        Ok(self.registers.get(name).await.map_err(failed)?.map(|held| held.version))
+    }
+
+    pub(super) fn guard(&self, name: &[u8]) -> Option<&Guard> {
+        let fresh = |guard: &&Guard| guard.name == name && !guard.spent.load(Ordering::Relaxed);
+        self.guards.iter().find(fresh)
+    }
+
+    /// Runs something on a room and keeps what it makes of it, as one step.
+    pub(super) async fn update<F>(
+        &self,
+        name: &Bytes,
+        run: impl FnMut(Room) -> F + Send,
+    ) -> Result<Reply, Stop>
+    where
+        F: Future<Output = Outcome> + Send,
+    {
+        let place = self.turns.wait(name, Turn::Alone).await?;
+        self.update_in(&place, name, run).await
+    }
+
+    /// As [`Database::update`], by one whose turn it is.
+    ///
+    /// What this peer knows of the register is taken for what it holds; that it does is compared as
+    /// it is changed, or asked where it is not. So a change costs one operation.
+    pub(super) async fn update_in<F>(
+        &self,
+        place: &Place<'_>,
+        name: &Bytes,
+        mut run: impl FnMut(Room) -> F + Send,
+    ) -> Result<Reply, Stop>
+    where
+        F: Future<Output = Outcome> + Send,
+    {
+        let in_vain = |_: &RegisterError| place.in_vain();
+        let get = || async {
+            let now = self.registers.get(name).await.inspect_err(in_vain).map_err(failed)?;
+            Ok::<Known, Reply>(known(now))
+        };
+        let mut held = known(self.registers.peek(name));
+        let mut is_certain = false;
+        for _ in 0..TRIES_MAX {
+            let version = version_of(&held);
+            let guard = self.guard(name);
+            if guard.is_some_and(|guard| guard.held != version) {
+                if is_certain {
+                    return Err(Stop::WATCHED_CHANGED);
+                }
+                held = get().await?;
+                is_certain = true;
+                continue;
+            }
+            let Outcome { room, mut reply, stands, depends } = run(self.open(name, &held)?).await;
+            let kept = match stands && room.is_changed() {
+                true => room.close(self.shared.idle).map(Some).unwrap_or_else(|error| {
+                    reply = too_large(error);
+                    None
+                }),
+                false => None,
+            };
+            let when = version.map_or(When::Absent, When::Version);
+            let change = match (kept, version) {
+                // A key that came and went meanwhile.
+                (Some(Kept::Nothing), None) | (None, _) => {
+                    if is_certain || !depends {
+                        return Ok(reply);
+                    }
+                    held = get().await?;
+                    if version_of(&held) == version {
+                        return Ok(reply);
+                    }
+                    is_certain = true;
+                    continue;
+                }
+                (Some(Kept::Put(bytes, expires)), _) => {
+                    self.registers.put(name, bytes, expires, when).await
+                }
+                (Some(Kept::Nothing), Some(_)) => self.registers.delete(name, when).await,
+            };
+            let change = change.inspect_err(in_vain).map_err(failed)?;
+            if change.done {
+                if let Some(guard) = guard {
+                    guard.spent.store(true, Ordering::Relaxed);
+                }
+                self.shared.changed(name);
+                return Ok(reply);
+            }
+            held = known(change.before);
+            is_certain = true;
+        }
+        Err(Reply::error("TRYAGAIN", "others kept changing the key; nothing was done").into())
+    }
+
+    /// Carries a command out.
+    ///
+    /// # Errors
+    /// If a register of [`Database::guards`] that it would have changed was changed by another.
+    pub(super) async fn execute(self, request: Request) -> Result<Reply, WatchedChanged> {
+        match self.run(&request).await {
+            Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
+            Err(Stop::WatchedChanged(changed)) => Err(changed),
+        }
+    }
+
+    pub(super) fn run<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Reply, Stop>> {
+        self.run_now(request).boxed()
+    }
+
+    async fn run_now(&self, request: &Request) -> Result<Reply, Stop> {
+        let keys = request.keys();
+        keys.iter().try_for_each(|key| checked_key(key))?;
+        match request.spec.run {
+            Run::Room(handler) => {
+                let name = self.one_room(&keys)?;
+                self.in_room(&name, request, handler).await
+            }
+            Run::Split(handler, split) => match self.one_room(&keys) {
+                Ok(name) => self.in_room(&name, request, handler).await,
+                Err(_) => self.split(request, split).await,
+            },
+            Run::All(all) => self.all(all, &request.args).await,
+            Run::Script => self.script(request).await,
+            Run::Blocking(handler) => {
+                let name = self.one_room(&keys)?;
+                self.wait_in_room(&name, request, handler).await
+            }
+            Run::Connection => {
+                let detail = "this command is about the connection and runs by itself";
+                Err(Reply::error("ERR", detail).into())
+            }
+        }
+    }
+
+    /// The one room in which all of these keys live.
+    pub(super) fn one_room(&self, keys: &[Bytes]) -> Result<Bytes, Reply> {
+        let Some(first) = keys.first() else { return Ok(self.name(b"")) };
+        let name = self.name(first);
+        match keys.iter().find(|key| self.name(key) != name) {
+            None => Ok(name),
+            Some(other) => Err(elsewhere(other, Some(first))),
+        }
+    }
+
+    /// Runs a command whose keys live in one room.
+    pub(super) async fn in_room(
+        &self,
+        name: &Bytes,
+        request: &Request,
+        handler: Handler,
+    ) -> Result<Reply, Stop> {
+        if !request.writes() {
+            return Ok(Outcome::of(self.look(name).await?, handler, &request.args).reply);
+        }
+        if self.guard(name).is_none()
+            && let Some(only_key) = room::only_key(name)
+            && request.keys().len() == 1
+            && let Some(reply) = self.blindly(name, &only_key, request, handler).await?
+        {
+            return Ok(reply);
+        }
+        let run = |room| std::future::ready(Outcome::of(room, handler, &request.args));
+        self.update(name, run).await
+    }
+
+    /// Carries out a command that makes the same of its key whatever that holds: one operation does,
+    /// and several are under way at once. `None` for other commands.
+    async fn blindly(
+        &self,
+        name: &Bytes,
+        key: &Bytes,
+        request: &Request,
+        handler: Handler,
+    ) -> Result<Option<Reply>, Stop> {
+        if matches!(request.spec.name, "DEL" | "UNLINK") {
+            let place = self.turns.wait(name, Turn::Together).await?;
+            let change = self.registers.delete(name, When::Present).await;
+            let change = change.inspect_err(|_| place.in_vain()).map_err(failed)?;
+            if change.done {
+                self.shared.changed(name);
+            }
+            return Ok(Some(Reply::Number(i64::from(change.done))));
+        }
+        let mut args = request.args.clone();
+        let Some(when) = independent(request.spec.name, &mut args) else { return Ok(None) };
+        let mut room = Room::empty(name, self.now());
+        handler(&mut room, &args)?;
+        // One whose end is over already deletes, which depends on what is there.
+        if room.entry(key).is_none() {
+            return Ok(None);
+        }
+        let Ok(Kept::Put(bytes, expires)) = room.close(self.shared.idle).map_err(too_large) else {
+            return Err(too_large(TooLarge).into());
+        };
+        let place = self.turns.wait(name, Turn::Together).await?;
+        let change = self.registers.put(name, bytes, expires, when).await;
+        let change = change.inspect_err(|_| place.in_vain()).map_err(failed)?;
+        if change.done {
+            self.shared.changed(name);
+        }
+        Ok(Some(match (request.spec.name, change.done) {
+            ("SETNX", done) => Reply::Number(i64::from(done)),
+            (_, true) => Reply::OK,
+            (_, false) => Reply::Null,
+        }))
+    }
+}
+
+fn version_of(known: &Known) -> Option<u64> {
+    known.as_ref().map(|(_, version, _)| *version)
+}
+
+/// What a command is told that names keys of several rooms.
+pub(super) fn elsewhere(key: &[u8], other: Option<&[u8]>) -> Reply {
+    let told =
+        |key: &[u8]| String::from_utf8_lossy(key).chars().take(WORD_TOLD_MAX).collect::<String>();
+    let beside = other.map(|other| format!(" beside '{}'", told(other))).unwrap_or_default();
+    let detail = format!(
+        "Keys in request don't hash to the same slot: '{}' is another key{beside}, and one command, \
+         script or transaction changes one; keys with the same hash tag, as in {{user1}}:lock, count \
+         as one",
+        told(key)
+    );
+    Reply::error("CROSSSLOT", detail)
+}
+
+/// On what condition a command sets its key, if on nothing that the key holds; the condition is
+/// taken out of its arguments.
+fn independent(name: &str, args: &mut Vec<Bytes>) -> Option<When> {
+    match name {
+        "SETEX" | "PSETEX" | "MSET" => Some(When::Always),
+        "SETNX" => Some(When::Absent),
+        "SET" => {
+            let mut when = When::Always;
+            let mut at = 3;
+            while at < args.len() {
+                match word(&args[at]).as_str() {
+                    "NX" if when == When::Always => when = When::Absent,
+                    "XX" if when == When::Always => when = When::Present,
+                    "EX" | "PX" | "EXAT" | "PXAT" => {
+                        at += 2;
+                        continue;
+                    }
+                    // It is told off, or depends on what is held.
+                    _ => return None,
+                }
+                args.remove(at);
+            }
+            Some(when)
+        }
+        _ => None,
+    }
+}

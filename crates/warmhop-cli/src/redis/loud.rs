@@ -1,0 +1,89 @@
+//! What is refused here and would not be by Redis, told where somebody looks: libraries swallow such
+//! refusals, and what they guard goes unguarded.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+/// How often one command of one library is told of.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// How many commands and libraries are told apart.
+const TOLD_APART_MAX: usize = 256;
+/// How much of a name is told, in characters.
+const NAME_MAX: usize = 32;
+
+#[derive(Default)]
+pub(super) struct Loud {
+    refused: Mutex<BTreeMap<(String, String), Told>>,
+}
+
+struct Told {
+    count: u64,
+    last: Option<Instant>,
+}
+
+fn name(text: &str) -> String {
+    let is_plain = |it: &char| it.is_ascii_alphanumeric() || "-_.|()/ ".contains(*it);
+    text.chars().filter(is_plain).take(NAME_MAX).collect()
+}
+
+impl Loud {
+    fn refused(&self) -> MutexGuard<'_, BTreeMap<(String, String), Told>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A command of a client with this library was refused because it is not offered.
+    pub(super) fn refused_command(&self, command: &str, library: &str) {
+        let library = if library.is_empty() { "unknown" } else { library };
+        let mut key = (name(command).to_ascii_uppercase(), name(library));
+        let mut refused = self.refused();
+        if refused.len() >= TOLD_APART_MAX && !refused.contains_key(&key) {
+            key = ("OTHER".into(), "other".into());
+        }
+        let told = refused.entry(key).or_insert(Told { count: 0, last: None });
+        told.count += 1;
+        let now = Instant::now();
+        if told.last.is_none_or(|last| now.duration_since(last) >= TOLD_EVERY) {
+            told.last = Some(now);
+            warn!(
+                command = %name(command),
+                library = %name(library),
+                refused = told.count,
+                "a Redis client sends a command that is not offered here: what its library does \
+                 with it does not happen; docs/redis.md says what works"
+            );
+        }
+    }
+
+    /// How often which command of which library was refused.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> Vec<(String, String, u64)> {
+        let refused = self.refused();
+        let count = |((command, library), told): (&(String, String), &Told)| {
+            (command.clone(), library.clone(), told.count)
+        };
+        refused.iter().map(count).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_counted_by_command_and_library_and_bounded() {
+        let loud = Loud::default();
+        loud.refused_command("xadd", "redis-py");
+        loud.refused_command("XADD", "redis-py");
+        loud.refused_command("XADD\r\n", "");
+        let xadd = |library: &str, count| ("XADD".to_owned(), library.to_owned(), count);
+        assert_eq!(loud.counts(), [xadd("redis-py", 2), xadd("unknown", 1)]);
+        for number in 0..2 * TOLD_APART_MAX {
+            loud.refused_command(&format!("C{number}"), "x");
+        }
+        assert!(loud.counts().len() <= TOLD_APART_MAX + 1);
+    }
+}

@@ -1,0 +1,297 @@
+//! Publish and subscribe: messages to those who listen at this peer at this moment, at most once
+//! each.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::frame::Reply;
+use super::glob;
+use super::script::Published;
+
+/// How many bytes of messages wait for one subscriber; one that lets more come up is closed.
+pub(super) const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a message takes beside its bytes.
+const MESSAGE_BYTES: usize = 128;
+/// How many messages wait for one subscriber: as many as those bytes allow where all are empty.
+const WAITING_MAX: usize = WAITING_BYTES_MAX / MESSAGE_BYTES;
+/// How many channels and patterns one client listens to at most.
+pub(super) const SUBSCRIBED_MAX: usize = 65_536;
+
+/// What is listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum What {
+    Channel,
+    Pattern,
+    Shard,
+}
+
+impl What {
+    /// Of a command's name.
+    pub(super) fn of(command: &str) -> Self {
+        match command.as_bytes().first() {
+            Some(b'P') => Self::Pattern,
+            Some(b'S') if command.starts_with("SS") || command.starts_with("SUN") => Self::Shard,
+            _ => Self::Channel,
+        }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Channel => "",
+            Self::Pattern => "p",
+            Self::Shard => "s",
+        }
+    }
+}
+
+/// The end of a subscriber's line that is written to.
+struct Listener {
+    line: mpsc::Sender<Reply>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Listener {
+    /// Puts a message into the line; false where it is not read.
+    fn tell(&self, message: Reply) -> bool {
+        let size = message.size() + MESSAGE_BYTES;
+        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > WAITING_BYTES_MAX {
+            return false;
+        }
+        self.line.try_send(message).is_ok()
+    }
+}
+
+type Listeners = HashMap<Bytes, HashSet<u64>>;
+
+#[derive(Default)]
+struct State {
+    listeners: HashMap<u64, Listener>,
+    channels: Listeners,
+    patterns: Listeners,
+    shards: Listeners,
+}
+
+impl State {
+    fn of(&mut self, what: What) -> &mut Listeners {
+        match what {
+            What::Channel => &mut self.channels,
+            What::Pattern => &mut self.patterns,
+            What::Shard => &mut self.shards,
+        }
+    }
+}
+
+/// Who listens to what at this peer.
+#[derive(Default)]
+pub(super) struct Hub {
+    state: Mutex<State>,
+    next: AtomicU64,
+}
+
+impl Hub {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many listen here to what a message is about.
+    pub(super) fn count_here(&self, message: &Published) -> i64 {
+        let what = if message.is_sharded { What::Shard } else { What::Channel };
+        self.count(what, &message.channel)
+    }
+
+    /// Publishes a message; how many got it.
+    pub(super) fn publish(&self, message: &Published) -> i64 {
+        self.deliver(message)
+    }
+
+    /// Hands a message to those who listen here; how many those are.
+    fn deliver(&self, message: &Published) -> i64 {
+        let Published { channel, message, is_sharded } = message;
+        let mut state = self.state();
+        let (mut told, mut gone) = (0, Vec::new());
+        let kind = if *is_sharded { What::Shard } else { What::Channel };
+        let bytes = |bytes: &Bytes| Reply::Bytes(bytes.clone());
+        let named = |name: String| Reply::text(name);
+        let State { listeners, channels, patterns, shards } = &mut *state;
+        let here = if *is_sharded { &*shards } else { &*channels };
+        let mut tell = |id: &u64, parts: Vec<Reply>| match listeners.get(id) {
+            Some(listener) if listener.tell(Reply::Push(parts)) => told += 1,
+            _ => gone.push(*id),
+        };
+        for id in here.get(channel).into_iter().flatten() {
+            let name = named(format!("{}message", kind.prefix()));
+            tell(id, vec![name, bytes(channel), bytes(message)]);
+        }
+        if !is_sharded {
+            for (pattern, ids) in &*patterns {
+                if !glob::matches(pattern, channel) {
+                    continue;
+                }
+                for id in ids {
+                    let name = named("pmessage".into());
+                    tell(id, vec![name, bytes(pattern), bytes(channel), bytes(message)]);
+                }
+            }
+        }
+        for id in gone {
+            // Its connection sees the line end, and ends.
+            listeners.remove(&id);
+        }
+        told
+    }
+
+    /// The channels that somebody listens to here.
+    fn channels(&self, what: What, pattern: Option<&Bytes>) -> Vec<Bytes> {
+        let mut state = self.state();
+        let channels = state.of(what).keys();
+        let is_match = |channel: &&Bytes| pattern.is_none_or(|it| glob::matches(it, channel));
+        channels.filter(is_match).cloned().collect()
+    }
+
+    fn count(&self, what: What, channel: &Bytes) -> i64 {
+        let mut state = self.state();
+        let count = state.of(what).get(channel).map_or(0, HashSet::len);
+        i64::try_from(count).unwrap_or(i64::MAX)
+    }
+
+    /// Answers `PUBSUB`.
+    pub(super) fn about(&self, args: &[Bytes]) -> Reply {
+        let listed = |what, pattern: Option<&Bytes>| {
+            Reply::Array(self.channels(what, pattern).into_iter().map(Reply::Bytes).collect())
+        };
+        let counted = |what, channels: &[Bytes]| {
+            let one = |channel: &Bytes| {
+                (Reply::Bytes(channel.clone()), Reply::Number(self.count(what, channel)))
+            };
+            Reply::Map(channels.iter().map(one).collect())
+        };
+        match (super::cmd::word(&args[1]).as_str(), &args[2..]) {
+            ("CHANNELS", [] | [_]) => listed(What::Channel, args.get(2)),
+            ("SHARDCHANNELS", [] | [_]) => listed(What::Shard, args.get(2)),
+            ("NUMSUB", channels) => counted(What::Channel, channels),
+            ("SHARDNUMSUB", channels) => counted(What::Shard, channels),
+            ("NUMPAT", []) => {
+                let patterns = self.state().patterns.len();
+                Reply::Number(i64::try_from(patterns).unwrap_or(i64::MAX))
+            }
+            ("HELP", []) => Reply::Array(vec![Reply::status("PUBSUB CHANNELS|NUMPAT|NUMSUB")]),
+            ("CHANNELS" | "NUMPAT" | "SHARDCHANNELS" | "HELP", _) => {
+                let subcommand = String::from_utf8_lossy(&args[1]).to_ascii_lowercase();
+                super::cmd::wrong_count(&format!("pubsub|{subcommand}"))
+            }
+            _ => super::cmd::unknown_subcommand("PUBSUB", &args[1]),
+        }
+    }
+}
+
+/// What one client listens to.
+pub(super) struct Subscriber {
+    hub: Arc<Hub>,
+    id: u64,
+    subscribed: HashSet<(What, Bytes)>,
+    line: mpsc::Receiver<Reply>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Subscriber {
+    pub(super) fn new(hub: &Arc<Hub>) -> Self {
+        let (sender, line) = mpsc::channel(WAITING_MAX);
+        let id = hub.next.fetch_add(1, Ordering::Relaxed);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let listener = Listener { line: sender, waiting: Arc::clone(&waiting) };
+        hub.state().listeners.insert(id, listener);
+        Self { hub: Arc::clone(hub), id, subscribed: HashSet::new(), line, waiting }
+    }
+
+    /// How much it listens to, of channels and patterns, or of shards.
+    fn count(&self, what: What) -> i64 {
+        let is_shard = what == What::Shard;
+        let same = self.subscribed.iter().filter(|(it, _)| (*it == What::Shard) == is_shard);
+        i64::try_from(same.count()).unwrap_or(i64::MAX)
+    }
+
+    pub(super) fn is_listening(&self) -> bool {
+        !self.subscribed.is_empty()
+    }
+
+    /// The next message; `None` once it is closed because it was too slow.
+    pub(super) async fn next(&mut self) -> Option<Reply> {
+        let message = self.line.recv().await?;
+        self.taken(&message);
+        Some(message)
+    }
+
+    /// The next message, if it is there.
+    pub(super) fn ready(&mut self) -> Option<Reply> {
+        let message = self.line.try_recv().ok()?;
+        self.taken(&message);
+        Some(message)
+    }
+
+    fn taken(&self, message: &Reply) {
+        self.waiting.fetch_sub(message.size() + MESSAGE_BYTES, Ordering::Relaxed);
+    }
+
+    fn told(&self, what: What, how: &str, name: Reply) -> Reply {
+        let kind = Reply::text(format!("{}{how}", what.prefix()));
+        Reply::Push(vec![kind, name, Reply::Number(self.count(what))])
+    }
+
+    /// Listens to one more.
+    pub(super) fn subscribe(&mut self, what: What, name: &Bytes) -> Reply {
+        let name = Bytes::copy_from_slice(name);
+        if self.subscribed.len() >= SUBSCRIBED_MAX {
+            let detail = format!("a client listens to at most {SUBSCRIBED_MAX} channels");
+            return Reply::error("ERR", detail);
+        }
+        if self.subscribed.insert((what, name.clone())) {
+            self.hub.state().of(what).entry(name.clone()).or_default().insert(self.id);
+        }
+        self.told(what, "subscribe", Reply::Bytes(name))
+    }
+
+    fn leave(&self, what: What, name: &Bytes) {
+        let mut state = self.hub.state();
+        let all = state.of(what);
+        if let Some(ids) = all.get_mut(name) {
+            ids.remove(&self.id);
+            if ids.is_empty() {
+                all.remove(name);
+            }
+        }
+    }
+
+    /// Listens to these no more; to none of this kind where none is named.
+    pub(super) fn unsubscribe(&mut self, what: What, names: &[Bytes]) -> Reply {
+        let all: Vec<Bytes> = match names {
+            [] => {
+                let same = self.subscribed.iter().filter(|(it, _)| *it == what);
+                same.map(|(_, name)| name.clone()).collect()
+            }
+            names => names.to_vec(),
+        };
+        if all.is_empty() {
+            return self.told(what, "unsubscribe", Reply::Null);
+        }
+        let one = |name: Bytes| {
+            if self.subscribed.remove(&(what, name.clone())) {
+                self.leave(what, &name);
+            }
+            self.told(what, "unsubscribe", Reply::Bytes(name))
+        };
+        Reply::Several(all.into_iter().map(one).collect())
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        for (what, name) in &self.subscribed {
+            self.leave(*what, name);
+        }
+        self.hub.state().listeners.remove(&self.id);
+    }
+}

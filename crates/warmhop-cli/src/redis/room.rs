@@ -1,0 +1,333 @@
+//! A room: the keys that live in one register, as a working copy that commands change.
+//!
+//! A key lives in a register of its own, unless its name has a hash tag, as in `{user1}:lock`: all
+//! keys of one tag live in the tag's register, whoever sets them and how, so that one command, one
+//! script or one transaction changes several of them as one change. Nothing here waits: what a
+//! command makes of a room is committed, or dropped, by the engine.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use warmhop::Expires;
+
+use super::frame::{Reply, VALUE_BYTES_MAX};
+use super::value::{Kind, TooLarge, Value};
+
+/// Set in the first byte of the name of a register that keeps the keys of a tag.
+const TAGGED: u8 = 0x80;
+/// What begins the value of such a register.
+const ROOM: u8 = 6;
+/// What a key takes in it beside its name and its value.
+const KEY_BYTES: usize = 2 + 8 + 4;
+
+/// What a key holds, and until when.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry {
+    pub(super) value: Value,
+    /// In milliseconds since 1970; `None` where nobody asked for an end.
+    pub(super) end: Option<u64>,
+    /// The end was set by what runs now.
+    moved: bool,
+}
+
+/// The keys of one register.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    /// The register's name.
+    name: Bytes,
+    /// When what runs now began, in milliseconds since 1970: its time stands still.
+    pub(super) now: u64,
+    entries: BTreeMap<Bytes, Entry>,
+    changed: bool,
+}
+
+/// What is to become of a room's register.
+#[derive(Debug)]
+pub(super) enum Kept {
+    Put(Bytes, Expires),
+    Nothing,
+}
+
+/// The hash tag of a key: what is between its first `{` and the next `}`, unless that is nothing.
+pub(super) fn tag(key: &[u8]) -> Option<&[u8]> {
+    let begin = key.iter().position(|byte| *byte == b'{')? + 1;
+    let len = key[begin..].iter().position(|byte| *byte == b'}')?;
+    (len > 0).then(|| &key[begin..begin + len])
+}
+
+/// The name of the register in which a key of a database lives.
+pub(super) fn register(index: u8, key: &[u8]) -> Bytes {
+    let (mark, text) = tag(key).map_or((0, key), |tag| (TAGGED, tag));
+    let mut name = BytesMut::with_capacity(1 + text.len());
+    name.put_u8(index | mark);
+    name.put_slice(text);
+    name.freeze()
+}
+
+/// The database of a register of this name.
+pub(super) fn index_of(name: &[u8]) -> u8 {
+    name.first().map_or(0, |first| first & !TAGGED)
+}
+
+/// The key of a register that keeps one; `None` for that of a tag.
+pub(super) fn only_key(name: &Bytes) -> Option<Bytes> {
+    name.first().is_some_and(|first| first & TAGGED == 0).then(|| name.slice(1..))
+}
+
+pub(super) fn millis(time: SystemTime) -> u64 {
+    let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn time(ms: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or_else(SystemTime::now)
+}
+
+pub(super) fn wrong_type() -> Reply {
+    let detail = "Operation against a key holding the wrong kind of value";
+    Reply::error("WRONGTYPE", detail)
+}
+
+impl Room {
+    /// A room without keys, at this time.
+    pub(super) fn empty(name: &Bytes, now: u64) -> Self {
+        Self { name: name.clone(), now, entries: BTreeMap::new(), changed: false }
+    }
+
+    /// A room as it is kept, at this time: `held` is its register's value, and when that ends. `None` where this
+    /// version cannot read it.
+    pub(super) fn open(name: &Bytes, held: Option<(Bytes, SystemTime)>, now: u64) -> Option<Self> {
+        let mut room = Self::empty(name, now);
+        let Some((mut kept, expires)) = held else { return Some(room) };
+        match only_key(name) {
+            Some(key) => {
+                let (value, endless) = Value::decode(kept)?;
+                let end = (!endless).then(|| millis(expires));
+                room.entries.insert(key, Entry { value, end, moved: false });
+            }
+            None => {
+                if kept.try_get_u8().ok()? != ROOM {
+                    return None;
+                }
+                while kept.has_remaining() {
+                    let len = usize::from(kept.try_get_u16().ok()?);
+                    let key = (len <= kept.len()).then(|| kept.split_to(len))?;
+                    let end = kept.try_get_u64().ok()?;
+                    let len = usize::try_from(kept.try_get_u32().ok()?).ok()?;
+                    let value = (len <= kept.len()).then(|| kept.split_to(len))?;
+                    let (value, endless) = Value::decode(value)?;
+                    let end = (!endless).then_some(end);
+                    room.entries.insert(key, Entry { value, end, moved: false });
+                }
+            }
+        }
+        room.entries.retain(|_, entry| entry.end.is_none_or(|end| end > now));
+        Some(room)
+    }
+
+    /// Whether a key lives here.
+    #[cfg(any(test, feature = "lua"))]
+    pub(super) fn has(&self, key: &[u8]) -> bool {
+        register(index_of(&self.name), key) == self.name
+    }
+
+    /// Whether anything was changed.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// The room as it is to be kept.
+    ///
+    /// # Errors
+    /// If it is larger than is kept.
+    pub(super) fn close(&self, idle: Duration) -> Result<Kept, TooLarge> {
+        if self.entries.is_empty() {
+            return Ok(Kept::Nothing);
+        }
+        if let (Some(key), 1) = (only_key(&self.name), self.entries.len())
+            && let Some(entry) = self.entries.get(&key)
+        {
+            let kept = entry.value.encode(entry.end.is_none())?;
+            let expires = match (entry.moved, entry.end) {
+                (false, _) => Expires::Keep,
+                (true, None) => Expires::Default,
+                (true, Some(end)) => Expires::At(time(end)),
+            };
+            return Ok(Kept::Put(kept, expires));
+        }
+        if self.len() > VALUE_BYTES_MAX {
+            return Err(TooLarge);
+        }
+        let mut kept = BytesMut::with_capacity(1 + self.len());
+        kept.put_u8(ROOM);
+        for (key, entry) in &self.entries {
+            kept.put_u16(u16::try_from(key.len()).map_err(|_| TooLarge)?);
+            kept.put_slice(key);
+            kept.put_u64(entry.end.unwrap_or_default());
+            let value = entry.value.encode(entry.end.is_none())?;
+            kept.put_u32(u32::try_from(value.len()).map_err(|_| TooLarge)?);
+            kept.put_slice(&value);
+        }
+        // It ends with the last of them; a key without an end, as any that is idle.
+        let last = self.entries.values().filter_map(|entry| entry.end).max();
+        let is_endless = self.entries.values().any(|entry| entry.end.is_none());
+        let idle_end = self.now.saturating_add(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+        let expires = match last {
+            Some(last) if !is_endless || last > idle_end => Expires::At(time(last)),
+            _ => Expires::Default,
+        };
+        Ok(Kept::Put(kept.freeze(), expires))
+    }
+
+    /// How many bytes it takes where it is kept, about.
+    pub(super) fn len(&self) -> usize {
+        let len = |(key, entry): (&Bytes, &Entry)| KEY_BYTES + 1 + key.len() + entry.value.len();
+        match self.entries.len() {
+            1 if only_key(&self.name).is_some() => {
+                self.entries.values().map(|entry| entry.value.len()).sum()
+            }
+            _ => self.entries.iter().map(len).sum(),
+        }
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = (&Bytes, &Value)> {
+        self.entries.iter().map(|(key, entry)| (key, &entry.value))
+    }
+
+    pub(super) fn entry(&self, key: &[u8]) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    pub(super) fn value(&self, key: &[u8]) -> Option<&Value> {
+        self.entries.get(key).map(|entry| &entry.value)
+    }
+
+    /// What a key holds that is to be a string.
+    pub(super) fn string(&self, key: &[u8]) -> Result<Option<&Bytes>, Reply> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::String(bytes)) => Ok(Some(bytes)),
+            Some(_) => Err(wrong_type()),
+        }
+    }
+
+    /// What a key holds that is to be of a type.
+    pub(super) fn read<T: Kind>(&self, key: &[u8]) -> Result<Option<&T>, Reply> {
+        self.value(key).map(|value| T::of(value).ok_or_else(wrong_type)).transpose()
+    }
+
+    /// Changes what a key holds that is to be of a type, or begins it. `change` says whether it did;
+    /// a key that holds nothing any more is gone.
+    pub(super) fn write<T: Kind, R>(
+        &mut self,
+        key: &Bytes,
+        change: impl FnOnce(&mut T) -> Result<(bool, R), Reply>,
+    ) -> Result<R, Reply> {
+        let Some(entry) = self.entries.get_mut(key) else {
+            let mut fresh = T::default();
+            let (changed, answer) = change(&mut fresh)?;
+            if changed && !fresh.nothing_left() {
+                self.set(key, fresh.whole(), None);
+            }
+            return Ok(answer);
+        };
+        let held = T::of_mut(&mut entry.value).ok_or_else(wrong_type)?;
+        let (changed, answer) = change(held)?;
+        let is_empty = held.nothing_left();
+        self.changed |= changed;
+        if changed && is_empty {
+            self.entries.remove(key);
+        }
+        Ok(answer)
+    }
+
+    /// A key holds this from now on, until `end`.
+    pub(super) fn set(&mut self, key: &Bytes, value: Value, end: Option<u64>) {
+        self.changed = true;
+        if end.is_some_and(|end| end <= self.now) {
+            self.entries.remove(key);
+            return;
+        }
+        // What came in a request is not to keep all of it in memory.
+        let key = match self.entries.remove_entry(key) {
+            Some((held, _)) => held,
+            None => Bytes::copy_from_slice(key),
+        };
+        self.entries.insert(key, Entry { value, end, moved: true });
+    }
+
+    /// A key holds this from now on, and ends when it would have.
+    pub(super) fn replace(&mut self, key: &Bytes, value: Value) {
+        match self.entries.get_mut(key) {
+            Some(entry) => {
+                entry.value = value;
+                self.changed = true;
+            }
+            None => self.set(key, value, None),
+        }
+    }
+
+    /// Moves a key's end; one in the past ends it. False where there is no such key.
+    pub(super) fn end(&mut self, key: &Bytes, end: Option<u64>) -> bool {
+        let Some(entry) = self.entries.get_mut(key) else { return false };
+        self.changed = true;
+        if end.is_some_and(|end| end <= self.now) {
+            self.entries.remove(key);
+        } else {
+            (entry.end, entry.moved) = (end, true);
+        }
+        true
+    }
+
+    pub(super) fn remove(&mut self, key: &[u8]) -> Option<Entry> {
+        let gone = self.entries.remove(key);
+        self.changed |= gone.is_some();
+        gone
+    }
+
+    /// A key holds what another held, until when that did.
+    pub(super) fn put_entry(&mut self, key: &Bytes, entry: Entry) {
+        self.set(key, entry.value, entry.end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_s_tag_is_what_its_first_braces_hold() {
+        for (key, expected) in [
+            ("{a}:lock", Some("a")),
+            ("x{a}{b}", Some("a")),
+            ("x{{a}b}", Some("{a")),
+            ("{}x{a}", None),
+            ("{a", None),
+            ("a}", None),
+            ("plain", None),
+        ] {
+            assert_eq!(tag(key.as_bytes()), expected.map(str::as_bytes), "{key}");
+        }
+    }
+
+    #[test]
+    fn keys_of_one_tag_live_in_one_room_each_with_its_own_end() {
+        let name = register(3, b"{t}:a");
+        assert_eq!(name, register(3, b"b{t}"));
+        assert_ne!(name, register(3, b"t"));
+        let mut room = Room::open(&name, None, 1_000).unwrap();
+        let (a, b) = (Bytes::from_static(b"{t}:a"), Bytes::from_static(b"{t}:b"));
+        assert!(room.has(&a) && !room.has(b"t"));
+        room.set(&a, Value::String(Bytes::from_static(b"1")), None);
+        let end = room.now + 90_000;
+        room.set(&b, Value::String(Bytes::from_static(b"2")), Some(end));
+        let Ok(Kept::Put(kept, Expires::At(at))) = room.close(Duration::from_secs(60)) else {
+            panic!("it holds two keys, one of which ends later than what is idle")
+        };
+        assert_eq!(millis(at), end);
+        let again = Room::open(&name, Some((kept, at)), 1_000).unwrap();
+        assert_eq!(again.entry(&a).unwrap().end, None);
+        assert_eq!(again.entry(&b).unwrap().end, Some(end));
+    }
+}

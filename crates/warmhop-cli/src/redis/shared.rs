@@ -1,0 +1,81 @@
+//! What all clients of a peer's endpoint share.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::loud::Loud;
+use super::pubsub::Hub;
+use super::script::Scripts;
+
+/// What all clients of a peer's endpoint share.
+pub(super) struct Shared {
+    /// How long what nobody asked an end for is kept while it is idle.
+    pub(super) idle: Duration,
+    pub(super) scripts: Scripts,
+    pub(super) hub: Arc<Hub>,
+    pub(super) loud: Loud,
+    /// Those who wait for a change, by the register's name.
+    waiting: Mutex<HashMap<Bytes, (Arc<Notify>, usize)>>,
+    waiting_count: AtomicUsize,
+}
+
+/// One who waits for changes of a register.
+pub(super) struct Waits<'a> {
+    shared: &'a Shared,
+    name: Bytes,
+    pub(super) changed: Arc<Notify>,
+}
+
+impl Shared {
+    pub(super) fn new(idle: Duration, hub: Arc<Hub>) -> Self {
+        Self {
+            idle,
+            hub,
+            scripts: Scripts::default(),
+            loud: Loud::default(),
+            waiting: Mutex::default(),
+            waiting_count: AtomicUsize::new(0),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Bytes, (Arc<Notify>, usize)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A register was changed from here.
+    pub(super) fn changed(&self, name: &Bytes) {
+        if self.waiting_count.load(Ordering::Relaxed) > 0
+            && let Some((changed, _)) = self.waiting().get(name)
+        {
+            changed.notify_waiters();
+        }
+    }
+
+    /// Waits for changes of a register.
+    pub(super) fn wait_for(&self, name: &Bytes) -> Waits<'_> {
+        let mut waiting = self.waiting();
+        let (changed, count) =
+            waiting.entry(name.clone()).or_insert_with(|| (Arc::new(Notify::new()), 0));
+        *count += 1;
+        self.waiting_count.fetch_add(1, Ordering::Relaxed);
+        Waits { shared: self, name: name.clone(), changed: Arc::clone(changed) }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.shared.waiting();
+        self.shared.waiting_count.fetch_sub(1, Ordering::Relaxed);
+        if let Some((_, count)) = waiting.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.name);
+            }
+        }
+    }
+}

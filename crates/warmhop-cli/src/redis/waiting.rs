@@ -1,0 +1,48 @@
+//! Commands that wait for an element of a list or a sorted set.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+use super::cmd::{Handler, patience};
+use super::engine::{Database, Outcome, Request, Stop};
+use super::frame::Reply;
+
+/// How often one who waits looks, in case nobody tells that there is something: a peer that was
+/// changed at another moment, or died before it told.
+const LOOKED_EVERY: Duration = Duration::from_secs(1);
+/// How long a command waits that says for how long: no longer than this, about ten years.
+const PATIENCE_MAX: f64 = 3e8;
+
+impl Database {
+    /// Runs a command on a room once that has something for it.
+    pub(super) async fn wait_in_room(
+        &self,
+        name: &Bytes,
+        request: &Request,
+        handler: Handler,
+    ) -> Result<Reply, Stop> {
+        let seconds = patience(&request.args)?;
+        let until = (seconds > 0.0)
+            .then(|| Instant::now() + Duration::from_secs_f64(seconds.min(PATIENCE_MAX)));
+        let waits = self.shared.wait_for(name);
+        loop {
+            let changed = waits.changed.notified();
+            tokio::pin!(changed);
+            // From before the look on: nothing comes in between.
+            changed.as_mut().enable();
+            let run = |room| std::future::ready(Outcome::of(room, handler, &request.args));
+            let reply = self.update(name, run).await?;
+            let now = Instant::now();
+            if !matches!(reply, Reply::Aborted | Reply::Null) || until.is_some_and(|it| it <= now) {
+                return Ok(reply);
+            }
+            let look = (now + LOOKED_EVERY).min(until.unwrap_or(now + LOOKED_EVERY));
+            tokio::select! {
+                () = &mut changed => {}
+                () = sleep_until(look) => {}
+            }
+        }
+    }
+}
