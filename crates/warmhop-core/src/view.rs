@@ -249,6 +249,12 @@ pub struct PeerBelief {
     pub source: Source,
     /// What it said of its apps.
     pub apps: BTreeMap<AppName, AppBelief>,
+    /// It was met at first hand at least once.
+    pub met: bool,
+    /// It left in good order: nobody needs to wait for this life of it any more.
+    pub left: bool,
+    /// Since when it has been silent, where it is.
+    silent: Option<Now>,
 }
 
 /// Apps of a life whose peer has not introduced itself yet: news may arrive in any order.
@@ -276,6 +282,8 @@ pub struct View {
     /// Lives that are over and done: the peer lives again as another, or was dead for long. And
     /// since when.
     former: Arc<BTreeMap<Incarnation, Now>>,
+    /// Lives that took the place of one that did not leave in good order, and since when.
+    reborn: Arc<BTreeMap<Incarnation, Now>>,
     /// Where an app is ready or starting: what a request looks for.
     warm: Arc<BTreeMap<AppName, Arc<BTreeSet<PeerId>>>>,
     refused: BTreeMap<RefusedNews, u64>,
@@ -291,6 +299,7 @@ impl View {
             strangers: Arc::default(),
             lives: Arc::default(),
             former: Arc::default(),
+            reborn: Arc::default(),
             warm: Arc::default(),
             refused: BTreeMap::new(),
         }
@@ -367,6 +376,9 @@ impl View {
             }
             Arc::make_mut(&mut self.former).remove(&life.incarnation);
         }
+        if known && self.peers.get(peer).is_none_or(|former| !former.left) {
+            self.note_reborn(life.incarnation, life.heard);
+        }
         self.end_life(peer, life.heard);
         Arc::make_mut(&mut self.lives).insert(life.incarnation, peer.clone());
         Arc::make_mut(&mut self.strangers).insert(peer.clone(), Arc::new(life));
@@ -409,7 +421,17 @@ impl View {
                 self.index(&app.news.app, &peer, true);
             }
             let heard = stranger.heard.max(now);
-            let belief = PeerBelief { news, alive: Liveness::Alive, heard, source, apps };
+            let met = source.max(stranger.source) == Source::FirstHand;
+            let belief = PeerBelief {
+                news,
+                alive: Liveness::Alive,
+                heard,
+                source,
+                apps,
+                met,
+                left: false,
+                silent: None,
+            };
             Arc::make_mut(&mut self.peers).insert(peer, Arc::new(belief));
             return Applied::Changed;
         }
@@ -479,6 +501,7 @@ impl View {
         if changed && let Some(belief) = self.belief_mut(peer) {
             // It answered until then: a peer without news is a quiet one, and no silent one.
             belief.heard = belief.heard.max(now);
+            belief.silent = Some(now);
         }
         changed
     }
@@ -500,15 +523,45 @@ impl View {
         }
         let changed = self.set_alive(peer, Liveness::Dead, |was| was != Liveness::Dead);
         if changed && let Some(belief) = self.belief_mut(peer) {
+            belief.silent.get_or_insert(belief.heard);
             belief.heard = now;
         }
         changed
+    }
+
+    /// This life of the peer said goodbye: as [`View::lost`], and it is proven gone.
+    pub fn left(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
+        let changed = self.lost(peer, incarnation, now);
+        if changed && let Some(belief) = self.belief_mut(peer) {
+            belief.left = true;
+        }
+        changed
+    }
+
+    /// A life took the place of another, which did not leave in good order. Heard of this very
+    /// peer, it tells that this one has forgotten what others count on.
+    pub fn note_reborn(&mut self, incarnation: Incarnation, now: Now) {
+        let reborn = Arc::make_mut(&mut self.reborn);
+        if reborn.len() < FORMER_LIVES_MAX {
+            reborn.entry(incarnation).or_insert(now);
+        }
+    }
+
+    /// The lives that took the place of others less than `within` ago.
+    pub fn reborn(&self, now: Now, within: Duration) -> impl Iterator<Item = Incarnation> + '_ {
+        let lately = move |since: &Now| now.since(*since) < within;
+        self.reborn.iter().filter(move |(_, since)| lately(since)).map(|(life, _)| *life)
     }
 
     fn set_alive(&mut self, peer: &PeerId, to: Liveness, from: fn(Liveness) -> bool) -> bool {
         let changes = self.peers.get(peer).is_some_and(|belief| from(belief.alive));
         if changes && let Some(belief) = self.belief_mut(peer) {
             belief.alive = to;
+            if to == Liveness::Alive {
+                belief.met = true;
+                belief.left = false;
+                belief.silent = None;
+            }
         }
         changes
     }
@@ -517,13 +570,23 @@ impl View {
     /// lives that have been over for `after`. Returns the peers forgotten.
     pub fn forget_dead(&mut self, now: Now, after: Duration) -> Vec<PeerId> {
         let over = |heard: Now| now.since(heard) >= after;
-        let dead = self.peers.iter().filter(|(_, p)| p.alive == Liveness::Dead && over(p.heard));
+        let gone = |p: &PeerBelief| p.alive == Liveness::Dead && (p.left || p.silent.is_none());
+        let counted = self.peers.values().filter(|p| !gone(p)).count() + 1;
+        let heard = self.peers.values().filter(|p| p.alive == Liveness::Alive).count() + 1;
+        let is_larger = 2 * heard > counted;
+        let dead = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.alive == Liveness::Dead && over(p.heard) && (is_larger || gone(p)));
         let silent = self.strangers.iter().filter(|(_, s)| over(s.heard));
         let forgotten: Vec<PeerId> =
             dead.map(|(peer, _)| peer).chain(silent.map(|(peer, _)| peer)).cloned().collect();
         // Their lives are remembered for as long again, lest hearsay raise them.
         for peer in &forgotten {
             self.end_life(peer, now);
+        }
+        if self.reborn.values().any(|since| over(*since)) {
+            Arc::make_mut(&mut self.reborn).retain(|_, since| !over(*since));
         }
         if self.former.values().any(|ended| over(*ended)) {
             Arc::make_mut(&mut self.former).retain(|_, ended| !over(*ended));
@@ -612,6 +675,12 @@ impl View {
 }
 
 impl PeerBelief {
+    /// Since when it has not been heard, where it is silent.
+    #[must_use]
+    pub fn silent_since(&self) -> Now {
+        self.silent.unwrap_or(self.heard)
+    }
+
     /// Notes that it was heard of. First-hand news, even old, shows that it lives; hearsay only
     /// that it lived when it wrote it. Returns whether that changed what is believed.
     fn hear(&mut self, now: Now, source: Source, newer: bool) -> bool {
@@ -619,8 +688,13 @@ impl PeerBelief {
             self.heard = self.heard.max(now);
         }
         let revived = source == Source::FirstHand && self.alive != Liveness::Alive;
+        if source == Source::FirstHand {
+            self.met = true;
+        }
         if revived {
             self.alive = Liveness::Alive;
+            self.left = false;
+            self.silent = None;
         }
         revived
     }

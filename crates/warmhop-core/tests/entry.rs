@@ -181,10 +181,10 @@ fn a_request_goes_to_the_owner_that_its_token_names() {
 #[test]
 fn what_this_peer_remembers_of_the_owner_goes_over_the_token() {
     let view = view();
-    let look = Look { owns: false, claim: claim(2, 3), holds: false };
+    let look = Look { owns: false, claim: claim(2, 3), ..Look::default() };
     let mut errand = Errand::new(POST, Some(named(2)));
     assert_eq!(to(&errand.next(look, &here(&view), stays)), Some(inc(3)));
-    let look = Look { owns: true, claim: claim(2, 3), holds: false };
+    let look = Look { owns: true, claim: claim(2, 3), ..Look::default() };
     let mut errand = Errand::new(POST, Some(named(2)));
     let step = errand.next(look, &here(&view), || unreachable!());
     assert_eq!(step, Step::AtOwner { take_over: None });
@@ -264,7 +264,7 @@ fn whoever_disclaims_is_not_asked_again_for_what_is_remembered_of_it() {
     let view = view();
     let here = here(&view);
     for told in [claim(3, 3), claim(1, 3)] {
-        let look = Look { owns: false, claim: claim(2, 2), holds: false };
+        let look = Look { owns: false, claim: claim(2, 2), ..Look::default() };
         let mut errand = Errand::new(POST, Some(named(2)));
         assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(2)));
         assert!(is_again(&errand.ended(End::Elsewhere(told), true, &here)));
@@ -310,7 +310,7 @@ fn a_peer_that_is_named_but_gave_the_session_away_since_sends_the_request_after_
     errand.next(Look::default(), &here, stays);
     // p2 was deposed by this peer, which in turn has handed it to p3 before it hears so.
     errand.ended(End::Elsewhere(claim(2, 1)), true, &here);
-    let look = Look { owns: false, claim: claim(3, 3), holds: false };
+    let look = Look { owns: false, claim: claim(3, 3), ..Look::default() };
     assert_eq!(to(&errand.next(look, &here, stays)), Some(inc(3)));
     // Nobody came after it, and it does not own it any more.
     let mut errand = Errand::new(POST, Some(named(2)));
@@ -356,7 +356,7 @@ fn a_request_whose_body_is_gone_is_never_tried_again() {
     let here = here(&view);
     let ends = [
         End::Elsewhere(claim(3, 3)),
-        End::Failed(Failure::Deposed { to: claim(3, 3) }),
+        End::Failed(Failure::Deposed { to: claim(3, 3), n: 0 }),
         End::Failed(Failure::WentOn { into: SessionId([8; 16]), by: inc(3) }),
     ];
     for end in ends {
@@ -377,7 +377,7 @@ fn a_request_whose_body_is_gone_is_never_tried_again() {
 fn what_ran_with_an_unknown_outcome_is_tried_again_only_if_it_may_run_twice() {
     let view = view();
     let here = here(&view);
-    let deposed = Failure::Deposed { to: claim(3, 3) };
+    let deposed = Failure::Deposed { to: claim(3, 3), n: 0 };
     let mut errand = Errand::new(POST, Some(named(2)));
     errand.next(Look::default(), &here, stays);
     assert_eq!(errand.ended(End::Failed(deposed), true, &here), After::Refuse(deposed));
@@ -404,7 +404,7 @@ fn whoever_deposed_this_peer_is_asked_before_it_takes_over_again() {
     errand.ended(End::Elsewhere(None), true, &here);
     let step = errand.next(Look::default(), &here, stays);
     assert_eq!(step, takes_over(TakeOver::NobodyElse));
-    let deposed = Failure::Deposed { to: claim(3, 3) };
+    let deposed = Failure::Deposed { to: claim(3, 3), n: 0 };
     assert!(is_again(&errand.ended(End::Failed(deposed), true, &here)));
     assert_eq!(to(&errand.next(Look::default(), &here, stays)), Some(inc(3)));
 }
@@ -441,7 +441,7 @@ fn the_pinned_number_is_shown_for_keys_and_after_attempts_of_unknown_outcome_onl
     assert_eq!(errand.seen(true), Some(4));
     errand.next(Look::default(), &here, stays);
     assert!(!errand.may_have_run());
-    errand.ended(End::Failed(Failure::Deposed { to: None }), true, &here);
+    errand.ended(End::Failed(Failure::Deposed { to: None, n: 0 }), true, &here);
     assert_eq!((errand.seen(false), errand.may_have_run()), (Some(4), true));
     assert_eq!(Errand::new(KEYED, None).seen(true), None, "a new session has its own numbers");
 }
@@ -463,7 +463,7 @@ fn where_no_majority_is_left_this_peer_tries_to_go_on_alone_before_anything_else
         assert!(is_again(&errand.tried_alone(failure, Some(into), true, &here(&view))));
         assert!(errand.forked());
         assert_eq!(errand.session().map(|it| (it.sid, it.owner)), Some((into, ME)));
-        let look = Look { owns: true, claim: claim(1, 1), holds: false };
+        let look = Look { owns: true, claim: claim(1, 1), ..Look::default() };
         let step = errand.next(look, &here(&view), stays);
         assert_eq!(step, Step::AtOwner { take_over: None });
         // Once only.
@@ -692,14 +692,16 @@ fn alone_policy() -> SessionPolicy {
 
 #[test]
 fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everything() {
-    let held = |policy: SessionPolicy, who: &[Incarnation]| {
+    let held_in = |pair: bool, policy: SessionPolicy, who: &[Incarnation]| {
         let mut solo = Solo::new(policy.clone());
         let mut machine = solo.mint(SID, &[ME]);
         solo.keyed(&mut machine, 1, None);
         if who.len() > 1 {
             // The same record under other members.
             let mut other = Session::new(SID, &solo.process);
-            let Alone::From(mut record) = alone(&machine, ME, &alone_policy()) else { panic!() };
+            let Alone::From(mut record) = alone(&machine, ME, &alone_policy(), false) else {
+                panic!()
+            };
             record.cfg =
                 Config { now: Members::first(WALL.0, who.iter().copied()), prev: None }.into();
             record.p.ballot = Ballot { round: 9, proposer: inc(2) };
@@ -711,14 +713,17 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
             solo.on(&mut other, |it, ctx, out| it.on_message(ctx, inc(2), message, out));
             machine = other;
         }
-        alone(&machine, ME, &policy)
+        alone(&machine, ME, &policy, pair)
     };
+    let held = |policy, who: &[Incarnation]| held_in(false, policy, who);
     let refuse = SessionPolicy::default();
-    assert!(matches!(held(refuse.clone(), &[ME, inc(2)]), Alone::From(_)));
+    let two = [ME, inc(2)];
+    assert!(matches!(held_in(true, refuse.clone(), &two), Alone::From(_)), "of two peers");
+    assert_eq!(held(refuse.clone(), &two), Alone::No, "where more live, the other may go on");
     assert_eq!(held(refuse.clone(), &[ME, inc(2), inc(3)]), Alone::No);
     assert!(matches!(held(alone_policy(), &[ME, inc(2), inc(3)]), Alone::From(_)));
     let nothing = Session::new(SID, &Process::default());
-    assert_eq!(alone(&nothing, ME, &alone_policy()), Alone::No);
+    assert_eq!(alone(&nothing, ME, &alone_policy(), false), Alone::No);
 }
 
 #[test]
@@ -726,7 +731,7 @@ fn a_copy_is_fenced_only_at_the_record_that_the_other_session_was_minted_from() 
     let mut solo = Solo::new(alone_policy());
     let mut machine = solo.mint(SID, &[ME]);
     solo.keyed(&mut machine, 1, None);
-    let Alone::From(before) = alone(&machine, ME, &solo.policy) else { panic!() };
+    let Alone::From(before) = alone(&machine, ME, &solo.policy, false) else { panic!() };
     solo.keyed(&mut machine, 2, None);
     let (into, other) = (SessionId([8; 16]), SessionId([9; 16]));
     let fence = |solo: &mut Solo, machine: &mut Session, p, into| {
@@ -734,10 +739,10 @@ fn a_copy_is_fenced_only_at_the_record_that_the_other_session_was_minted_from() 
     };
     assert_eq!(fence(&mut solo, &mut machine, before.p, into), None, "it went on since");
     assert_eq!(machine.fenced(), None);
-    let Alone::From(now) = alone(&machine, ME, &solo.policy) else { panic!() };
+    let Alone::From(now) = alone(&machine, ME, &solo.policy, false) else { panic!() };
     assert_eq!(fence(&mut solo, &mut machine, now.p, into), Some(into));
     assert_eq!(fence(&mut solo, &mut machine, now.p, other), Some(into), "once");
-    assert_eq!(alone(&machine, ME, &solo.policy), Alone::Already(into));
+    assert_eq!(alone(&machine, ME, &solo.policy, false), Alone::Already(into));
     assert!(!machine.is_owner());
 }
 
@@ -748,7 +753,7 @@ fn a_fork_goes_on_with_the_numbers_of_the_session_that_it_came_from() {
     for rid in 1..=6 {
         solo.keyed(&mut machine, rid, None);
     }
-    let Alone::From(record) = alone(&machine, ME, &solo.policy) else { panic!() };
+    let Alone::From(record) = alone(&machine, ME, &solo.policy, false) else { panic!() };
     assert!(record.body.floor_keyed > 2, "some requests are forgotten: {:?}", record.body);
     let cfg = Config { now: Members::first(WALL.0, [ME]), prev: None };
     let mut fork = Session::new(SessionId([8; 16]), &solo.process);
@@ -833,6 +838,7 @@ fn a_forwarded_request_is_served_by_the_owner_and_by_one_that_is_named_and_knows
         polite: false,
         nonce: 1,
         expiry: WallTime(9_000),
+        into: None,
     };
     solo.on(&mut copy, |it, ctx, out| it.on_message(ctx, inc(3), message, out));
     for named in [ME, inc(2)] {
@@ -859,7 +865,7 @@ fn a_peer_that_was_no_member_and_was_deposed_names_its_successor() {
 fn what_an_owner_leaves_to_the_entry_peer_did_not_run() {
     assert!(is_for_entry(&Failure::Lost { ran: false }));
     assert!(is_for_entry(&Failure::WentOn { into: SID, by: ME }));
-    assert!(is_for_entry(&Failure::Deposed { to: None }));
+    assert!(is_for_entry(&Failure::Deposed { to: None, n: 0 }));
     assert!(!is_for_entry(&Failure::Lost { ran: true }));
     assert!(!is_for_entry(&Failure::NoMajority { ran: false }));
     assert_eq!(BACK_OFF, Duration::from_millis(20));
@@ -885,7 +891,7 @@ fn a_key_whose_owner_nobody_told_of_is_looked_for() {
         let expected = if key.begins { Otherwise::Begin(anyone(SID)) } else { Otherwise::Absent };
         assert_eq!(errand.otherwise(anyone), Some(expected));
     }
-    let look = Look { owns: false, claim: claim(2, 3), holds: false };
+    let look = Look { owns: false, claim: claim(2, 3), ..Look::default() };
     let step = Errand::by_key(POST, READS).next(look, &here(&view), stays);
     assert_eq!(to(&step), Some(inc(3)), "an owner that is known is asked");
 }
@@ -956,17 +962,79 @@ fn every_peer_would_begin_a_key_at_the_same_members() {
 }
 
 #[test]
-fn one_silent_peer_is_not_waited_for_and_two_are() {
-    let mut view = view();
-    let (asked, may_miss) = whom_to_ask_by_key(SID, &view);
-    let all = asked.len();
-    assert_eq!(may_miss, 1);
+fn a_silent_peer_takes_a_place_that_nobody_else_can() {
+    let mut view = View::new(name(1));
+    for other in 2..=3 {
+        view.apply(hello(other, false), Now(1), Source::FirstHand);
+    }
     view.suspect(&name(2), Now(9));
-    let (asked, may_miss) = whom_to_ask_by_key(SID, &view);
-    assert_eq!((asked.len(), may_miss, asked.contains(&inc(2))), (all - 1, 0, false));
-    view.suspect(&name(3), Now(9));
-    let (asked, may_miss) = whom_to_ask_by_key(SID, &view);
-    assert_eq!((asked.len(), may_miss), (all, 0), "two of three may hold it");
+    let members = |view: &View| {
+        members_by_key(SID, 3, &name(1), &here(view)).now.who.iter().copied().collect::<Vec<_>>()
+    };
+    assert_eq!(members(&view), [inc(1), inc(2), inc(3)]);
+    view.apply(hello(4, false), Now(9), Source::FirstHand);
+    assert_eq!(members(&view), [inc(1), inc(3), inc(4)]);
+    let mut pair = View::new(name(1));
+    pair.apply(hello(2, false), Now(1), Source::FirstHand);
+    pair.suspect(&name(2), Now(9));
+    assert_eq!(members(&pair), [inc(1)], "of two peers the one that is left serves alone");
+}
+
+const BY_KEY: ByKey = ByKey { sid: SID, begins: true };
+
+fn is_relayed(step: &Step) -> bool {
+    matches!(step, Step::Relay { begins: true, hops_left: 2, .. })
+}
+
+#[test]
+fn another_peer_is_asked_once_where_the_owner_of_a_key_is_not_heard() {
+    let mut view = view();
+    view.suspect(&name(2), Now(9));
+    let look = Look { owns: false, claim: claim(1, 2), ..Look::default() };
+    let mut errand = Errand::by_key(POST, BY_KEY);
+    let step = errand.next(look, &here(&view), stays);
+    assert!(is_relayed(&step), "{step:?}");
+    assert!(!matches!(&step, Step::Relay { to, .. } if *to == name(2)));
+    assert!(is_again(&errand.ended(End::Elsewhere(None), true, &here(&view))));
+    assert!(matches!(errand.next(look, &here(&view), stays), Step::AtOwner { .. }));
+    // Whoever was asked so asks nobody in turn.
+    let mut errand = Errand::relayed(POST, BY_KEY);
+    let step = errand.next(look, &here(&view), stays);
+    assert_eq!(step, takes_over(TakeOver::OwnerSilent));
+    // A token's session is taken over at once.
+    let mut errand = Errand::new(POST, Some(named(2)));
+    let step = errand.next(look, &here(&view), stays);
+    assert_eq!(step, takes_over(TakeOver::OwnerSilent));
+}
+
+#[test]
+fn another_peer_is_asked_where_this_one_reaches_no_majority() {
+    let view = view();
+    let look = Look { owns: true, cut_off: true, ..Look::default() };
+    let mut errand = Errand::by_key(POST, BY_KEY);
+    assert!(is_relayed(&errand.next(look, &here(&view), stays)));
+
+    let none = Failure::NoMajority { ran: false };
+    let mut errand = Errand::by_key(POST, BY_KEY);
+    let first = errand.next(Look::default(), &here(&view), stays);
+    assert_eq!(first, takes_over(TakeOver::Unknown));
+    assert!(is_again(&errand.ended(End::Failed(none), true, &here(&view))));
+    assert!(is_relayed(&errand.next(Look::default(), &here(&view), stays)));
+    let after = errand.ended(End::Failed(none), true, &here(&view));
+    assert_eq!(after, After::TryAlone(none), "nobody is asked twice");
+}
+
+#[test]
+fn what_a_deposed_owner_knew_is_pinned_for_the_attempt_that_follows() {
+    let view = view();
+    let asked = Asked { seen: Some(0), may_repeat: true, ..POST };
+    let mut errand = Errand::by_key(asked, BY_KEY);
+    errand.next(Look::default(), &here(&view), stays);
+    errand.ended(End::Failed(Failure::Deposed { to: claim(2, 3), n: 7 }), true, &here(&view));
+    assert_eq!(errand.seen(false), Some(7));
+    // Of the attempts after it nobody knows whether an earlier one was applied before.
+    errand.ended(End::Failed(Failure::Deposed { to: claim(3, 4), n: 9 }), true, &here(&view));
+    assert_eq!(errand.seen(false), Some(7));
 }
 
 #[test]
@@ -985,6 +1053,7 @@ fn what_is_left_of_a_lost_session_is_forgotten_but_not_what_was_begun_since() {
         polite: false,
         nonce: 1,
         expiry: WALL,
+        into: None,
     };
     copy.on_message(&mut ctx, inc(2), prepare, &mut Vec::new());
     let retire = |stamp| Message::Retire { stamp };

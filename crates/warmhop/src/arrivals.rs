@@ -64,6 +64,10 @@ impl NetHandler for Node {
         self.apply(news, first_hand);
     }
 
+    fn on_former_life(&self) {
+        self.edit_view(|view, now| view.note_reborn(self.incarnation, now));
+    }
+
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard) {
         match heard {
             Heard::Alive => {
@@ -77,6 +81,11 @@ impl NetHandler for Node {
                 info!(%peer, "gone");
                 self.edit_view(|view, now| view.lost(peer, &incarnation, now));
                 self.store.peer_dead(incarnation);
+                self.store.peer_lost(incarnation);
+            }
+            Heard::Left => {
+                info!(%peer, "left");
+                self.edit_view(|view, now| view.left(peer, &incarnation, now));
                 self.store.peer_lost(incarnation);
             }
         }

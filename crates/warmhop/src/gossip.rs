@@ -371,6 +371,9 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
                 shared.book.heard_of(shared, &peer);
             } else {
                 shared.outrank_earlier_life(peer.generation);
+                if !peer.draining {
+                    shared.handler.on_former_life();
+                }
             }
         }
         return Seen { id: node.id, version: node.version, peer: Some(peer), live: node.live };

@@ -70,6 +70,9 @@ pub(crate) struct Forward {
     pub(crate) hops_left: u8,
     /// The entry peer wants to own the session after this request.
     pub(crate) hand_over: Option<Incarnation>,
+    /// The entry peer does not hear the owner of what a key names: find it, or take it over. Whether
+    /// the request makes it where there is none.
+    pub(crate) relay: Option<bool>,
 }
 
 /// The head of a hop.
@@ -142,7 +145,7 @@ pub(crate) enum HopRefusal {
     Lost { went_on: Option<(SessionId, Incarnation)> },
     /// Another peer took the session over while the request ran: the claim of the likely owner, who
     /// knows whether it was applied.
-    Deposed { to: Option<Ballot> },
+    Deposed { to: Option<Ballot>, n: u64 },
 }
 
 impl HopKind {

@@ -656,7 +656,7 @@ async fn run(
         if goodbye {
             info!(peer = %link.peer.peer, "left");
             shared.book.departed(&link.peer.peer, link.peer.incarnation);
-            shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, Heard::Gone);
+            shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, Heard::Left);
         } else if !shared.closing.is_cancelled() {
             let why = seeds::why_closed(&reason);
             info!(peer = %link.peer.peer, why, "the link was lost; the peer is suspect");

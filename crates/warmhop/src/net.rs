@@ -155,8 +155,10 @@ pub(crate) enum Heard {
     /// Its link was lost, or without a link others have not heard of it for long. Perhaps it
     /// is slow, perhaps dead.
     Suspect,
-    /// It said goodbye, or lives again as another incarnation.
+    /// It lives again as another incarnation.
     Gone,
+    /// It said goodbye.
+    Left,
 }
 
 /// Whom the network layer tells what it hears. All but [`NetHandler::on_hop`] are called from
@@ -178,6 +180,9 @@ pub(crate) trait NetHandler: Send + Sync + 'static {
 
     /// News arrived; `first_hand` if from the peer that it is about.
     fn on_news(&self, news: News, first_hand: bool);
+
+    /// Others remember a former life of this peer, which did not leave in good order.
+    fn on_former_life(&self);
 
     /// Something was heard of a peer's life.
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard);

@@ -16,6 +16,7 @@ use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, FULL_FOR, HOT_AWAITING, LocalApp, PinTo,
     Question, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, decide,
 };
+use warmhop_core::session::census::Census;
 use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
 use crate::clock::Clock;
@@ -160,11 +161,20 @@ impl Node {
     /// Changes the view and publishes the snapshot.
     pub(crate) fn edit_view<R>(&self, edit: impl FnOnce(&mut View, Now) -> R) -> R {
         let mut view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = edit(&mut view, self.clock.now());
+        let now = self.clock.now();
+        let result = edit(&mut view, now);
         self.view.store(Arc::new(view.clone()));
+        self.store.count(Census::of(&view, now));
         drop(view);
         self.changed.send_modify(|count| *count += 1);
         result
+    }
+
+    /// Counts who is there anew: some silences are long by now.
+    pub(crate) fn count_peers(&self) {
+        // Not beside a change, whose count would be the newer one.
+        let view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.count(Census::of(&view, self.clock.now()));
     }
 
     pub(crate) fn apply(&self, news: News, first_hand: bool) {

@@ -16,7 +16,7 @@ use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::entry::{
     After, Alone, Asked, Because, ByKey, End, Enter, Errand, Forwarded, Here, Look, Moves,
     NEWBORN_FOR, Named, Rerun, Reruns, Step, TakeOver, alone, answer_forward, fence_at,
-    first_members, hears_most, is_for_entry, is_void, members_by_key, whom_to_ask_by_key,
+    first_members, hears_most, is_for_entry, is_void, members_by_key,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
@@ -51,6 +51,22 @@ pub(crate) struct Portable<'a> {
 }
 
 impl Portable<'_> {
+    /// What does not change about it from one attempt to the next.
+    fn asked(&self, call: &Call) -> Asked {
+        Asked {
+            keyed: self.keyed,
+            seen: self.seen,
+            may_repeat: may_retry(
+                fields::is_safe(&call.method),
+                self.keyed,
+                self.slot.spec.policy.effects == EffectsMode::SessionOnly,
+                true,
+                true,
+            ),
+            hops_left: self.hops_left,
+        }
+    }
+
     /// What a client is told of `problem`, where an attempt before it, if `unsure`, may have been
     /// applied. A repeat of a safe request harms nothing, and one with a key is known for what it
     /// is.
@@ -89,18 +105,7 @@ impl Node {
         subject: Subject<'_>,
         tracing: &mut Tracing,
     ) -> Result<Served, Problem> {
-        let asked = Asked {
-            keyed: portable.keyed,
-            seen: portable.seen,
-            may_repeat: may_retry(
-                fields::is_safe(&call.method),
-                portable.keyed,
-                portable.slot.spec.policy.effects == EffectsMode::SessionOnly,
-                true,
-                true,
-            ),
-            hops_left: portable.hops_left,
-        };
+        let asked = portable.asked(call);
         let named = |entry: &Entry| match &entry.kind {
             Kind::Portable { cfg, owner, n } => {
                 Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
@@ -179,9 +184,9 @@ impl Node {
         let portable = &Portable { seen: errand.seen(call.may_have_run), ..*portable };
         let app = portable.slot.name();
         let key = errand.sid().map(|sid| SessionKey { app: app.clone(), sid });
-        let look = key
-            .as_ref()
-            .and_then(|key| self.store.with(key, false, |machine, _, _| Look::of(machine)));
+        let look = key.as_ref().and_then(|key| {
+            self.store.with(key, false, |machine, ctx, _| Look::among(machine, &ctx.process.census))
+        });
         if let Some(key) = &key {
             tracing.session(key.to_string());
         }
@@ -216,7 +221,27 @@ impl Node {
                     seen: portable.seen,
                     hops_left,
                     hand_over: moves.map(|_| self.incarnation),
+                    relay: None,
                 };
+                tracing.step("forward", format!("{to} owns the session"));
+                self.forward(portable, call, &key, forward, &to, tracing).await
+            }
+            Step::Relay { to, hops_left, begins } => {
+                let forward = Forward {
+                    sid: key.sid,
+                    cfg: None,
+                    owner: self.incarnation,
+                    n,
+                    rid: portable.rid,
+                    fingerprint: portable.fingerprint,
+                    keyed: portable.keyed,
+                    seen: portable.seen,
+                    hops_left,
+                    hand_over: None,
+                    relay: Some(begins),
+                };
+                let why = "this peer hears too few of those that hold it, and others may hear more";
+                tracing.step("relay", format!("{to} is asked: {why}"));
                 self.forward(portable, call, &key, forward, &to, tracing).await
             }
             Step::AtOwner { take_over } => {
@@ -256,7 +281,9 @@ impl Node {
     /// allows it; returns the session that it goes on as, now or since before.
     fn fork(&self, key: &SessionKey) -> Option<SessionId> {
         let policy = self.store.policy();
-        let may = self.store.with(key, false, |machine, ctx, _| alone(machine, ctx.me, policy))?;
+        let may = self.store.with(key, false, |machine, ctx, _| {
+            alone(machine, ctx.me, policy, ctx.process.census.pair)
+        })?;
         let record = match may {
             Alone::No => return None,
             Alone::Already(into) => return Some(into),
@@ -312,10 +339,7 @@ impl Node {
         let copies = self.store.policy().copies;
         let members = |sid| members_by_key(sid, copies, &self.me, &self.here(&view));
         match errand.otherwise(members) {
-            Some(otherwise) => {
-                let (peers, may_miss) = whom_to_ask_by_key(key.sid, &view);
-                Enter::Seeking { peers, may_miss, otherwise }
-            }
+            Some(otherwise) => Enter::Seeking { peers: self.whom_to_ask(key), otherwise },
             None => {
                 Enter::TakingOver { token: errand.token().cloned(), peers: self.whom_to_ask(key) }
             }
@@ -617,7 +641,6 @@ impl Node {
         to: &PeerId,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        tracing.step("forward", format!("{to} owns the session"));
         // Its client has come here, and may stay: what is not ready here begins to be.
         let slot = portable.slot;
         let is_cold = !slot.keeps_registers && slot.state() != AppState::Ready;
@@ -642,8 +665,8 @@ impl Node {
                 self.store.with(key, false, |machine, _, _| machine.note_claim(claim));
                 LineEnd::Elsewhere(claim)
             }
-            Err(HopError::Refused(HopRefusal::Deposed { to }, ..)) => {
-                LineEnd::Failed(Failure::Deposed { to })
+            Err(HopError::Refused(HopRefusal::Deposed { to, n }, ..)) => {
+                LineEnd::Failed(Failure::Deposed { to, n })
             }
             Err(HopError::Refused(HopRefusal::Lost { went_on }, ..)) => {
                 LineEnd::Failed(match went_on {
@@ -694,6 +717,30 @@ impl Node {
         of_session(failure)
     }
 
+    /// Serves a request for another peer, which does not hear its owner.
+    async fn serve_relayed(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        forward: &Forward,
+        begins: bool,
+        tracing: &mut Tracing,
+    ) -> Result<Served, HopRefusal> {
+        let portable = Portable {
+            slot,
+            rid: forward.rid,
+            fingerprint: forward.fingerprint,
+            keyed: forward.keyed,
+            seen: forward.seen,
+            arrived: Arrived::AtFrontDoor,
+            hops_left: forward.hops_left,
+        };
+        let mut errand = Errand::relayed(portable.asked(call), ByKey { sid: forward.sid, begins });
+        let served = Box::pin(self.run_errand(&portable, call, &mut errand, tracing)).await;
+        let unsure = errand.may_have_run() || call.may_have_run;
+        served.map_err(|problem| as_refusal(&portable.told(problem, call, unsure)))
+    }
+
     /// Serves a request that another peer forwarded because this one owns, or should own, its
     /// session.
     pub(crate) async fn serve_forwarded(
@@ -705,6 +752,9 @@ impl Node {
     ) -> Result<Served, HopRefusal> {
         let key = SessionKey { app: slot.name().clone(), sid: forward.sid };
         tracing.session(key.to_string());
+        if let Some(begins) = forward.relay {
+            return self.serve_relayed(slot, call, forward, begins, tracing).await;
+        }
         let (me, owner) = (self.incarnation, forward.owner);
         let token = forward.cfg.is_some();
         if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
@@ -754,7 +804,7 @@ impl Node {
             }
             LineEnd::Failed(failure) if is_for_entry(&failure) => Err(match failure {
                 Failure::WentOn { into, by } => HopRefusal::Lost { went_on: Some((into, by)) },
-                Failure::Deposed { to } => HopRefusal::Deposed { to },
+                Failure::Deposed { to, n } => HopRefusal::Deposed { to, n },
                 _ => HopRefusal::Lost { went_on: None },
             }),
             LineEnd::Failed(failure) => {

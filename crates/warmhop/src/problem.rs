@@ -257,9 +257,10 @@ pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
 
 /// The names of problems are the project's own; one from a newer peer is told by its detail.
 pub(crate) fn known_problem(name: &str) -> &'static str {
-    const KNOWN: [&str; 14] = [
+    const KNOWN: [&str; 15] = [
         MEMORY_FULL,
         "app-too-slow",
+        "absent",
         "session-queue-full",
         "session-no-majority",
         "outcome-unknown",

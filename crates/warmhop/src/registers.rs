@@ -16,10 +16,11 @@ use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
 use warmhop_core::ids::{
-    AppName, PeerId, Position, RequestId, RequestKey, SessionId, SessionKey, WallTime,
+    AppName, Incarnation, PeerId, Position, RequestId, RequestKey, SessionId, SessionKey, WallTime,
 };
 use warmhop_core::octets;
 use warmhop_core::route::Arrived;
+use warmhop_core::session::census::{Census, Roll, Verdict};
 use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
 use warmhop_core::view::Liveness;
 
@@ -79,10 +80,11 @@ const BEGUN_ANEW_MAX: u32 = 2;
 /// Every value has a time at which it ends: its own, or the end of the idle time of the mesh's
 /// sessions, which any use of it puts off.
 ///
-/// Where two peers or more have been silent for less than 30 s, an operation on a key that nobody
-/// else knows fails as [`RegisterError::Unavailable`]: they may hold it. Two sides of a partition
-/// that set a key for the first time, after that, each make a value of their own, and the one with
-/// the higher ballot stays when they meet.
+/// A key that nobody knows is called absent, or set for the first time, only where all known peers
+/// but one say so, a majority of them; of two that are silent one has to have been so for 30 s, as
+/// that majority says. Otherwise the operation fails as [`RegisterError::Unavailable`], at once: the
+/// others may hold it. So two sides of a partition never make two values of one key. In a mesh that
+/// has never had more than two peers the one that is left serves alone.
 ///
 /// ```
 /// use warmhop::ids::{AppName, PeerId};
@@ -252,6 +254,8 @@ struct Listing {
     registers: Vec<Listed>,
     /// The position from which on there is more; absent at the end.
     next: Option<u64>,
+    /// Those whose lists may lack what they held a moment ago, as processes that are gone.
+    reborn: Vec<Incarnation>,
 }
 
 /// A register of which a peer holds a record.
@@ -406,37 +410,45 @@ impl Registers {
         from: u64,
         count: usize,
     ) -> Result<Vec<Listing>, RegisterError> {
-        let view = self.node.view();
-        let mut may_miss = usize::from(self.node.store.policy().copies > 1);
-        let suspects = view.live_peers().filter(|(_, it)| it.alive == Liveness::Suspect).count();
+        let (view, census) = (self.node.view(), self.node.store.census());
+        let mut roll = Roll::new(self.node.incarnation, &census);
         // One of whom nothing is heard would only be waited for.
-        let leaves_out = suspects == 1 && may_miss == 1;
-        if leaves_out {
-            may_miss = 0;
-        }
-        let others = view.live_peers();
-        let others = others.filter(|(_, it)| !leaves_out || it.alive == Liveness::Alive);
-        let others: Vec<PeerId> = others.map(|(peer, _)| peer.clone()).collect();
+        let others = view.live_peers().filter(|(_, it)| it.alive == Liveness::Alive);
+        let others: Vec<(PeerId, Incarnation)> =
+            others.map(|(peer, it)| (peer.clone(), it.news.incarnation)).collect();
         let mut listings = vec![list(&self.node, &self.slot, from, count)];
         let mut left = others.len();
+        let mut failed = None;
         let mut asked = stream::iter(others)
-            .map(|peer| async move { self.list_at(&peer, from, count).await })
+            .map(|(peer, it)| async move { (it, self.list_at(&peer, from, count).await) })
             .buffer_unordered(ASKED_AT_ONCE);
+        let single = self.node.store.policy().copies <= 1;
+        let enough = |roll: &Roll| roll.verdict(true) == Verdict::Enough && !single;
         while left > 0 {
-            let next = if left == 1 && may_miss == 1 {
+            let next = if left == 1 && enough(&roll) {
                 tokio::time::timeout(LAST_WITHIN, asked.next()).await.unwrap_or(None)
             } else {
                 asked.next().await
             };
             left -= 1;
             match next {
-                Some(Ok(listing)) => listings.push(listing),
-                Some(Err(error)) if may_miss == 0 => return Err(error),
-                Some(Err(_)) => may_miss -= 1,
+                Some((it, Ok(listing))) => {
+                    let reborn = listing.reborn.clone();
+                    roll.answer(it, Some(&Census { reborn, pair: true, ..Census::default() }));
+                    listings.push(listing);
+                }
+                Some((_, Err(error))) => failed = Some(error),
                 None => break,
             }
         }
-        Ok(listings)
+        let missed = roll.open().next().is_some();
+        if enough(&roll) || single && !missed {
+            return Ok(listings);
+        }
+        Err(failed.unwrap_or_else(|| {
+            let why = "too few peers answer that could know of every key; try again";
+            RegisterError::Unavailable(why.to_owned())
+        }))
     }
 
     async fn change(
@@ -650,7 +662,8 @@ fn position(sid: SessionId) -> u64 {
 /// The registers of which this peer holds a record, from a position on, whether it owns them or not.
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     let now = node.clock.wall();
-    let mut listing = Listing::default();
+    let reborn = node.store.census().reborn.clone();
+    let mut listing = Listing { reborn, ..Listing::default() };
     // Those that hold nothing are not what was asked for: they are bounded by their bytes.
     let (mut keys, mut bytes) = (0, 0);
     // The store's parts are in the order of positions, too.

@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use lru::LruCache;
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Ballot, Incarnation, Now, Position, SessionId, SessionKey};
+use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{BodyRef, Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
@@ -73,6 +75,8 @@ pub(crate) struct Store {
     tickets: AtomicU64,
     /// What one stripe's sessions heard of others' clocks matters to those that another draws.
     stamp_heard: AtomicU64,
+    /// Who is there as far as this peer knows.
+    census: ArcSwap<Census>,
     /// Processes that are gone for good: their peers live again as others.
     dead: Mutex<Dead>,
     /// Sessions that may lack copies or an owner: taken over here, with a member that lags behind,
@@ -127,6 +131,7 @@ impl Store {
             send: OnceLock::new(),
             tickets: AtomicU64::new(1),
             stamp_heard: AtomicU64::new(0),
+            census: ArcSwap::default(),
             dead: Mutex::new(Dead::new(me)),
             to_look_at: Mutex::default(),
             look_at_all: AtomicBool::new(false),
@@ -148,6 +153,18 @@ impl Store {
 
     pub(crate) fn policy(&self) -> &SessionPolicy {
         &self.policy
+    }
+
+    /// Notes who is there.
+    pub(crate) fn count(&self, census: Census) {
+        if **self.census.load() != census {
+            self.census.store(Arc::new(census));
+        }
+    }
+
+    /// Who is there as far as this peer knows.
+    pub(crate) fn census(&self) -> Arc<Census> {
+        self.census.load_full()
     }
 
     fn stripe(&self, key: &SessionKey) -> MutexGuard<'_, Stripe> {
@@ -187,6 +204,7 @@ impl Store {
             }
             let entry = stripe.sessions.get_mut(key)?;
             stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
+            stripe.process.census = self.census.load_full();
             let mut ctx = Ctx {
                 me: self.me,
                 now: self.clock.now(),
@@ -389,10 +407,11 @@ impl Store {
             Message::Prepare { .. }
                 | Message::Accept { .. }
                 | Message::Invite { .. }
-                | Message::Locate
+                | Message::Locate { .. }
+                | Message::Begin { .. }
         );
         self.with(&key, create, |machine, ctx, out| {
-            if message == Message::Locate {
+            if matches!(message, Message::Locate { .. }) {
                 let members = machine.config().map(Config::everyone).unwrap_or_default();
                 for peer in members.into_iter().filter(|peer| self.is_dead(peer)) {
                     machine.peer_dead(peer);
@@ -617,7 +636,13 @@ impl Store {
 }
 
 fn is_question(message: &Message) -> bool {
-    matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
+    matches!(
+        message,
+        Message::Prepare { .. }
+            | Message::Accept { .. }
+            | Message::Locate { .. }
+            | Message::Begin { .. }
+    )
 }
 
 fn no_room() -> Message {

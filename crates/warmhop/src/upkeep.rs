@@ -30,6 +30,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
             let (draining, view) = (node.is_draining(), node.view());
             slot.keep(keeps_ready(slot.name(), policy, state, draining, &node.me, &view));
         }
+        node.count_peers();
         let now = node.clock.now();
         for (peer, belief) in node.view().peers() {
             let silent = belief.alive == Liveness::Suspect

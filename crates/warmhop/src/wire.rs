@@ -639,9 +639,10 @@ mod tests {
     use rand::rngs::SmallRng;
     use rand::{RngExt, SeedableRng};
     use warmhop_core::ids::{AppName, Ballot, PeerId, Position, RequestKey, SessionId, WallTime};
+    use warmhop_core::session::census::Census;
     use warmhop_core::session::claim::Part;
     use warmhop_core::session::message::{
-        AcceptedInfo, Body, BodyRef, Config, Members, NackReason, Recent, Stored,
+        AcceptedInfo, Birth, Body, BodyRef, Config, Members, NackReason, Recent, Stored,
     };
     use warmhop_core::view::{AppNews, AppState};
 
@@ -781,19 +782,23 @@ mod tests {
                 polite: false,
                 nonce: 4,
                 expiry: WallTime(5),
+                into: None,
             }),
-            &format!("{FRAME} 00 {ballot_bytes} {cfg_bytes} 01 00 04 05"),
+            &format!("{FRAME} 00 {ballot_bytes} {cfg_bytes} 01 00 04 05 00"),
         );
         let accepted = AcceptedInfo { p, cfg: cfg.clone(), body: Some(Arc::new(body())) };
+        let census = Census { others: vec![inc(1)], pair: true, ..Census::default() };
         golden(
             &frame(Message::Promise {
                 b: ballot,
                 cfg: cfg.clone(),
                 nonce: 4,
                 accepted: Some(accepted),
+                births: vec![Birth { b: ballot, cfg: cfg.clone() }],
             }),
             &format!(
-                "{FRAME} 01 {ballot_bytes} {cfg_bytes} 04 01 {at} {cfg_bytes} 01 {body_bytes}"
+                "{FRAME} 01 {ballot_bytes} {cfg_bytes} 04 01 {at} {cfg_bytes} 01 {body_bytes} \
+                 01 {ballot_bytes} {cfg_bytes}"
             ),
         );
         golden(
@@ -815,7 +820,7 @@ mod tests {
             }),
             &format!("{FRAME} 05 02 {INC_1} 01 {ballot_bytes} 00 01"),
         );
-        golden(&frame(Message::Locate), &format!("{FRAME} 06"));
+        golden(&frame(Message::Locate { census: Some(7) }), &format!("{FRAME} 06 01 07"));
         golden(
             &frame(Message::Located {
                 p: Some(p),
@@ -823,9 +828,30 @@ mod tests {
                 promised: None,
                 fenced: None,
                 dead: vec![inc(1)],
+                births: Vec::new(),
+                census: Some(Arc::new(census)),
                 part: Part::None,
             }),
-            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1} 00"),
+            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 01"),
+        );
+        golden(
+            &frame(Message::Begin {
+                b: ballot,
+                cfg: cfg.clone(),
+                over: vec![cfg.clone()],
+                expiry: WallTime(5),
+                census: 7,
+            }),
+            &format!("{FRAME} 0c {ballot_bytes} {cfg_bytes} 01 {cfg_bytes} 05 07"),
+        );
+        golden(
+            &frame(Message::Free {
+                b: ballot,
+                over: Vec::new(),
+                births: vec![Birth { b: ballot, cfg: cfg.clone() }],
+                census: None,
+            }),
+            &format!("{FRAME} 0d {ballot_bytes} 00 01 {ballot_bytes} {cfg_bytes} 00"),
         );
         golden(&frame(Message::Invite { cfg }), &format!("{FRAME} 08 {cfg_bytes}"));
         golden(&frame(Message::Delta), &format!("{FRAME} 09"));

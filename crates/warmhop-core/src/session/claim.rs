@@ -70,7 +70,7 @@ impl Session {
         let answered =
             self.heard.question.filter(|it| it.about == claim).and_then(|it| it.answered);
         self.heard.question = Some(Question { about: claim, asked: now, answered });
-        out.push(Effect::Send { to, message: Message::Locate });
+        out.push(Effect::Send { to, message: Message::Locate { census: None } });
     }
 
     /// `from` told what it is to the session.

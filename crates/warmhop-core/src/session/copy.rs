@@ -7,15 +7,20 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::message::{
-    AcceptedInfo, Base, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
+    AcceptedInfo, Base, Birth, Body, BodyRef, Config, Exec, ExecDone, NackReason, Record, Stored,
 };
 use super::mutant::{self, Mutant};
 use super::{Empty, Seldom, recent};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
+
+/// In how many places one session may be begun at once; who would begin it in one more has to wait
+/// for the others. Beginners that agree on the members begin it in one place.
+const BIRTHS_MAX: usize = 16;
 
 /// What a copy keeps of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,10 +44,12 @@ pub(super) struct Marks {
     pub(super) fenced: Option<SessionId>,
     /// The highest position that a request ran for here, while no record of it is accepted.
     ran: Option<Position>,
+    /// Where the session may go on at ballots promised above that of the accepted record.
+    births: Vec<Birth>,
 }
 
 impl Empty for Marks {
-    const EMPTY: &'static Self = &Self { fenced: None, ran: None };
+    const EMPTY: &'static Self = &Self { fenced: None, ran: None, births: Vec::new() };
 }
 
 /// Why the gate is shut.
@@ -142,6 +149,55 @@ impl Replica {
         self.forget_at = self.forget_at.max(expiry.after(grace));
     }
 
+    /// Where the session may go on at ballots below `b`, as far as this copy was told.
+    pub(super) fn births(&self, b: Option<Ballot>) -> Vec<Birth> {
+        let births = self.seldom.births.iter();
+        births.filter(|birth| b.is_none_or(|b| birth.b < b)).cloned().collect()
+    }
+
+    /// Remembers that the session may go on in `cfg` at `b`, which was promised. False where it
+    /// may go on in too many places.
+    pub(super) fn remember(&mut self, b: Ballot, cfg: &Arc<Config>) -> bool {
+        if let Some(known) = self.seldom.births.iter().position(|birth| birth.cfg == *cfg) {
+            self.seldom.births[known].b = b;
+            return true;
+        }
+        let has_room = self.seldom.births.len() < BIRTHS_MAX;
+        if has_room {
+            self.seldom.births.push(Birth { b, cfg: cfg.clone() });
+        }
+        has_room
+    }
+
+    /// Phase one of a birth in `cfg`, whether this peer is a member or not: the vote gate for `cfg`
+    /// and everything that it closes, and a memory of where the session may be from here on.
+    pub(super) fn begin(
+        &mut self,
+        me: Incarnation,
+        b: Ballot,
+        cfg: &Arc<Config>,
+        over: &[Arc<Config>],
+    ) -> Result<(), Shut> {
+        if let Some(into) = self.seldom.fenced {
+            return Err(Shut::Nack(NackReason::Fenced(into)));
+        }
+        if over.iter().chain([cfg]).any(|cfg| self.may_have_forgotten(me, cfg)) {
+            return Err(Shut::Nack(NackReason::Forgotten));
+        }
+        if self.promised().is_some_and(|promised| promised > b) {
+            return Err(Shut::Nack(NackReason::Higher));
+        }
+        if mutant::on(Mutant::ForgetBirth) && !cfg.contains(me) {
+            return Ok(());
+        }
+        if !self.remember(b, cfg) {
+            return Err(Shut::NotMember);
+        }
+        self.above = Some(Box::new(b));
+        over.iter().chain([cfg]).for_each(|cfg| self.note_stamps(cfg));
+        Ok(())
+    }
+
     /// What a promise says of the accepted record.
     pub(super) fn accepted_info(&self, want_body: bool) -> Option<AcceptedInfo> {
         self.accepted.as_ref().map(|record| AcceptedInfo {
@@ -186,6 +242,11 @@ impl Replica {
         self.keep_until(record.body.expiry, grace);
         if self.seldom.ran.is_some_and(|ran| ran <= record.p) {
             self.seldom.ran = None;
+            self.seldom.tidy();
+        }
+        // Whoever proposes at this ballot has closed what was begun below it.
+        if !self.seldom.births.is_empty() {
+            self.seldom.births.retain(|birth| birth.b > record.p.ballot);
             self.seldom.tidy();
         }
         // Accepting follows a promise of the record's ballot.

@@ -27,13 +27,14 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::census::Census;
 use super::message::{Config, MEMBERS_MAX, Members, Record};
 use super::repair::{by_rank, may_count_on};
 use super::{Ctx, Effects, Failure, Otherwise, Role, Session, Submit};
 use crate::config::{SessionPolicy, WithoutMajority};
 use crate::ids::{Ballot, Incarnation, PeerId, Position, SessionId, WallTime};
 use crate::rank;
-use crate::view::{Liveness, PeerBelief, View};
+use crate::view::{Liveness, View};
 
 /// How often a request is sent on, taken over or begun anew before it is refused.
 pub const ROUNDS_MAX: u32 = 8;
@@ -97,17 +98,24 @@ pub struct Look {
     pub claim: Option<Ballot>,
     /// This peer holds a record of it.
     pub holds: bool,
+    /// It owns it, and does not hear a majority of its members.
+    pub cut_off: bool,
 }
 
 impl Look {
     /// What `machine` says.
     #[must_use]
     pub fn of(machine: &Session) -> Self {
-        Self {
-            owns: machine.is_owner() || machine.is_taking_over(),
-            claim: machine.claim(),
-            holds: machine.version() > 0,
-        }
+        let owns = machine.is_owner() || machine.is_taking_over();
+        Self { owns, claim: machine.claim(), holds: machine.version() > 0, cut_off: false }
+    }
+
+    /// As [`Look::of`], where `census` tells who is heard.
+    #[must_use]
+    pub fn among(machine: &Session, census: &Census) -> Self {
+        let heard = |peer| !census.silent.contains(&peer);
+        let reaches = machine.config().is_none_or(|cfg| cfg.sets().all(|set| set.majority(heard)));
+        Self { cut_off: machine.is_owner() && !reaches, ..Self::of(machine) }
     }
 }
 
@@ -186,6 +194,16 @@ pub enum Step {
         hops_left: u8,
         /// Whether the session is to be handed to this peer after it.
         moves: Option<Moves>,
+    },
+    /// Have another peer find the session's owner, or take it over: this one does not hear the
+    /// owner, or too few peers at all.
+    Relay {
+        /// That peer.
+        to: PeerId,
+        /// How many more peers may forward it from there.
+        hops_left: u8,
+        /// Whether the request makes the session where there is none.
+        begins: bool,
     },
     /// Serve it at this peer: as the session's owner, or after taking it over.
     AtOwner {
@@ -277,6 +295,18 @@ pub struct Errand {
     forks: u32,
     lost: bool,
     rounds: u32,
+    relay: Relay,
+}
+
+/// Whether another peer is asked to find the owner of a session that a key names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relay {
+    /// Where it has to be.
+    Possible,
+    /// Next.
+    Wanted,
+    /// It was, or this peer is the one that was asked.
+    Done,
 }
 
 impl Errand {
@@ -297,13 +327,29 @@ impl Errand {
             forks: 0,
             lost: false,
             rounds: 0,
+            relay: Relay::Done,
         }
     }
 
     /// A request for the session that a key names.
     #[must_use]
     pub fn by_key(asked: Asked, key: ByKey) -> Self {
+        Self { key: Some(key), relay: Relay::Possible, ..Self::new(asked, None) }
+    }
+
+    /// As [`Errand::by_key`], for a peer that was asked by another, which does not hear the owner.
+    #[must_use]
+    pub fn relayed(asked: Asked, key: ByKey) -> Self {
         Self { key: Some(key), ..Self::new(asked, None) }
+    }
+
+    /// The peer to be asked instead of this one: one that lives, and not `owner`, who is not heard.
+    fn relay(&mut self, owner: Option<Incarnation>, here: &Here<'_>) -> Option<Step> {
+        let key = self.key.filter(|_| self.relay != Relay::Done && self.named.is_none())?;
+        let hops_left = self.asked.hops_left.checked_sub(1)?;
+        let to = relay_of(key.sid, owner, here)?;
+        self.relay = Relay::Done;
+        Some(Step::Relay { to, hops_left, begins: key.begins })
     }
 
     /// The id of the session it is about, if it has one yet.
@@ -391,6 +437,11 @@ impl Errand {
         if self.sid().is_none() {
             return Step::Begin;
         }
+        if (look.cut_off || self.relay == Relay::Wanted)
+            && let Some(step) = self.relay(None, here)
+        {
+            return step;
+        }
         if look.owns {
             return Step::AtOwner { take_over: None };
         }
@@ -412,7 +463,10 @@ impl Errand {
         // cannot harm it.
         let belief = here.view.by_incarnation(&owner);
         let Some(belief) = belief.filter(|belief| belief.alive == Liveness::Alive) else {
-            return take_over(TakeOver::OwnerSilent);
+            // Whoever hears both spares the two a duel.
+            let may_live = belief.is_some().then_some(owner);
+            let relay = may_live.and_then(|owner| self.relay(Some(owner), here));
+            return relay.unwrap_or_else(|| take_over(TakeOver::OwnerSilent));
         };
         let Some(hops_left) = self.asked.hops_left.checked_sub(1) else {
             return take_over(TakeOver::NobodyElse);
@@ -468,6 +522,15 @@ impl Errand {
                 // Two peers that both want the session give each other time.
                 let doublings = self.rounds.saturating_sub(1).min(BACK_OFF_DOUBLINGS_MAX);
                 again(Because::OwnedElsewhere, BACK_OFF * (1 << doublings), sendable)
+            }
+            // Another peer may reach the majority that this one does not.
+            End::Failed(Failure::NoMajority { ran: false })
+                if self.relay == Relay::Possible
+                    && self.named.is_none()
+                    && self.key.is_some_and(|key| relay_of(key.sid, None, here).is_some()) =>
+            {
+                self.relay = Relay::Wanted;
+                again(Because::OwnedElsewhere, Duration::ZERO, sendable)
             }
             End::Failed(
                 failure @ (Failure::NoMajority { ran: false } | Failure::Lost { ran: false }),
@@ -534,7 +597,11 @@ impl Errand {
                 again(Because::Lost, Duration::ZERO, sendable)
             }
             // Whoever owns the session knows whether this request was applied.
-            Failure::Deposed { to } if self.may_go_on(&failure) => {
+            Failure::Deposed { to, n } if self.may_go_on(&failure) => {
+                // Whoever owned it knew what had been chosen before this first attempt.
+                if self.key.is_some() && !self.may_have_run {
+                    self.asked.seen = self.asked.seen.max(Some(n));
+                }
                 self.may_have_run = true;
                 // It is asked before this peer tries again: the two would only depose each other.
                 self.told = to.or(self.told);
@@ -603,6 +670,15 @@ pub fn hears_most(view: &View, is_gone: impl Fn(Incarnation) -> bool) -> bool {
     2 * heard > count
 }
 
+/// Whom to ask for a session in this peer's place.
+fn relay_of(sid: SessionId, owner: Option<Incarnation>, here: &Here<'_>) -> Option<PeerId> {
+    let able = here
+        .view
+        .live_peers()
+        .filter(|(_, belief)| may_count_on(belief) && Some(belief.news.incarnation) != owner);
+    rank::session_ranks(&sid, able.map(|(peer, _)| peer)).first().cloned()
+}
+
 fn again(because: Because, back_off: Duration, sendable: bool) -> After {
     if sendable { After::Again { because, back_off } } else { After::OutcomeUnknown(because) }
 }
@@ -666,35 +742,35 @@ pub fn first_members(
 }
 
 /// The first configuration of a session that a key names: those who rank highest for it, whichever
-/// peer asks, so that two that begin it at once ask the same ones. Of the others only those that
-/// live and stay are asked. An owner that is not among them joins them later.
+/// peer asks. Those who live and stay come first, and others fill up the places that these leave:
+/// with a silent one among three a majority can be had on either side of a cut link, where two
+/// could only serve together. Of a pair the one that is left begins alone. An owner that is not among
+/// them joins them later.
 #[must_use]
 pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
+    let pair = here.view.peers().count() < 2;
     let able = here.view.live_peers().filter(|(_, belief)| may_count_on(belief));
     let able = able.map(|(peer, _)| peer).chain((!here.draining).then_some(me));
+    let others = here.view.peers().filter(|(_, belief)| {
+        !pair && !belief.left && !belief.news.draining && !may_count_on(belief)
+    });
     let ranked = rank::session_ranks(&sid, able);
+    let others = rank::session_ranks(&sid, others.map(|(peer, _)| peer));
     let incarnation = |peer: &PeerId| {
         if peer == me {
             return Some(here.me);
         }
         here.view.peer(peer).map(|belief| belief.news.incarnation)
     };
-    let who: Vec<Incarnation> =
-        ranked.iter().filter_map(incarnation).take(copies.clamp(1, MEMBERS_MAX)).collect();
+    let who: Vec<Incarnation> = ranked
+        .iter()
+        .chain(&others)
+        .filter_map(incarnation)
+        .take(copies.clamp(1, MEMBERS_MAX))
+        .collect();
     // A peer that leaves and knows of nobody else is better than none.
     let who = if who.is_empty() { alloc::vec![here.me] } else { who };
     Config { now: Members::first(here.wall.0, who), prev: None }
-}
-
-/// Whom to ask for a session that a key names, and how many of them may stay silent, for
-/// [`Session::seek`]. One that is suspect is left out if it is the only one: of the members of a
-/// session that was ever written, two at least hold it, where there are two.
-#[must_use]
-pub fn whom_to_ask_by_key(sid: SessionId, view: &View) -> (Vec<Incarnation>, usize) {
-    let suspects = view.live_peers().filter(|(_, it)| it.alive == Liveness::Suspect).count();
-    let may_miss = usize::from(suspects == 0);
-    let asked = |belief: &PeerBelief| suspects > 1 || belief.alive == Liveness::Alive;
-    (by_rank(sid, view, asked), may_miss)
 }
 
 /// How a request comes to stand in line at this peer.
@@ -716,8 +792,6 @@ pub enum Enter {
     Seeking {
         /// Whom to ask, as in [`Session::seek`].
         peers: Vec<Incarnation>,
-        /// How many of them may stay silent.
-        may_miss: usize,
         /// What it comes to where nobody knows of it.
         otherwise: Otherwise,
     },
@@ -736,9 +810,9 @@ impl Session {
                     self.take_over(ctx, token, round, &peers, out);
                 }
             }
-            Enter::Seeking { peers, may_miss, otherwise } if matches!(self.role, Role::None) => {
+            Enter::Seeking { peers, otherwise } if matches!(self.role, Role::None) => {
                 if self.line_up(ctx, submit, out) {
-                    self.seek(ctx, &peers, may_miss, otherwise, out);
+                    self.seek(ctx, &peers, otherwise, out);
                 }
             }
             Enter::Beginning(cfg) => {
@@ -766,13 +840,17 @@ pub enum Alone {
 
 /// Whether this peer may go on from its own copy of a session that has no majority: where the
 /// policy says so, or where its members are two at most; then this copy holds every change that
-/// was ever answered.
+/// was ever answered. The other of two may do the same, so it has to be gone for good, unless there
+/// are two peers at most, a `pair`, where either serves without the other.
 #[must_use]
-pub fn alone(machine: &Session, me: Incarnation, policy: &SessionPolicy) -> Alone {
+pub fn alone(machine: &Session, me: Incarnation, policy: &SessionPolicy, pair: bool) -> Alone {
     if let Some(into) = machine.fenced() {
         return Alone::Already(into);
     }
-    let may = policy.without_majority == WithoutMajority::Serve || machine.holds_everything(me);
+    let mut others = machine.members().iter().filter(|peer| **peer != me);
+    let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
+    let may =
+        policy.without_majority == WithoutMajority::Serve || safe && machine.holds_everything(me);
     match machine.copy.accepted.as_ref().filter(|_| may) {
         Some(record) => Alone::From(record.clone()),
         None => Alone::No,

@@ -9,6 +9,7 @@ use core::time::Duration;
 use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
 
+use super::census::Census;
 use super::claim::Part;
 use crate::ids::{Ballot, Incarnation, Position, RequestKey, SessionId, WallTime};
 
@@ -206,6 +207,16 @@ pub struct AcceptedInfo {
     pub body: Option<Arc<Body>>,
 }
 
+/// A ballot at which a session may go on in a configuration that the others cannot tell by
+/// themselves: it was begun there, or another configuration was closed in its favour.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Birth {
+    /// The ballot.
+    pub b: Ballot,
+    /// The configuration.
+    pub cfg: Arc<Config>,
+}
+
 /// Why a message was not granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NackReason {
@@ -240,6 +251,9 @@ pub enum Message {
         /// The session's expiry as far as the sender knows, so that an empty copy is kept
         /// for as long as its promise matters.
         expiry: WallTime,
+        /// The configuration that the sender goes on in, where `cfg` is asked only so that nothing
+        /// can be chosen there any more. It is remembered with the promise.
+        into: Option<Arc<Config>>,
     },
     /// The answer to `Prepare`.
     Promise {
@@ -251,6 +265,8 @@ pub enum Message {
         nonce: u64,
         /// What was accepted before, if anything.
         accepted: Option<AcceptedInfo>,
+        /// Where it may go on at lower ballots, above that of what was accepted.
+        births: Vec<Birth>,
     },
     /// Phase two.
     Accept {
@@ -283,7 +299,10 @@ pub enum Message {
         watermark: u64,
     },
     /// Asks what a peer knows of the session.
-    Locate,
+    Locate {
+        /// A digest of who is there as far as the sender knows, where it wants to know better.
+        census: Option<u64>,
+    },
     /// The answer to `Locate`.
     Located {
         /// The position last accepted, if any.
@@ -299,6 +318,10 @@ pub enum Message {
         dead: Vec<Incarnation>,
         /// What the sender is to the session beyond a copy: a promise alone makes no owner.
         part: Part,
+        /// Where it may have been begun.
+        births: Vec<Birth>,
+        /// Who is there as far as this peer knows, where the digest is another.
+        census: Option<Arc<Census>>,
     },
     /// Please take this session over: its owner is about to leave.
     Invite {
@@ -314,6 +337,31 @@ pub enum Message {
     Retire {
         /// The stamp of the newest configuration that was found.
         stamp: u64,
+    },
+    /// Phase one of a birth: the session, which a key names, is to be begun. It goes to everyone,
+    /// members or not. Whoever holds a record of it answers `Located`.
+    Begin {
+        /// The ballot asked for.
+        b: Ballot,
+        /// The configuration that it is to be begun in.
+        cfg: Arc<Config>,
+        /// Those that it may have been begun in before, in which nothing must be chosen any more.
+        over: Vec<Arc<Config>>,
+        /// As in `Prepare`.
+        expiry: WallTime,
+        /// A digest of who is there as far as the sender knows.
+        census: u64,
+    },
+    /// The answer to `Begin`: promised, and nothing is held.
+    Free {
+        /// The ballot promised.
+        b: Ballot,
+        /// Echoed.
+        over: Vec<Arc<Config>>,
+        /// Where it may have been begun before.
+        births: Vec<Birth>,
+        /// Who is there as far as this peer knows, where the digest is another.
+        census: Option<Arc<Census>>,
     },
 }
 

@@ -41,6 +41,8 @@
 //! * **I9** A position is used for one attempt: an abandoned number is spent, and a proposal
 //!   that left this peer is never abandoned.
 
+mod birth;
+pub mod census;
 pub mod claim;
 mod copy;
 pub mod entry;
@@ -62,6 +64,7 @@ use core::time::Duration;
 
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+use census::Census;
 use claim::Question;
 use copy::{Replica, Shut, Vote};
 use message::{Body, BodyRef, Config, Exec, ExecDone, Message, NackReason, Record, Stored};
@@ -100,6 +103,8 @@ pub struct Process {
     /// The highest stamp that another process said it may have forgotten. What is drawn here has
     /// a higher one, or that process would not vote in it.
     pub stamp_heard: u64,
+    /// Who is there as far as this process knows.
+    pub census: Arc<Census>,
 }
 
 impl Process {
@@ -234,6 +239,8 @@ pub enum Failure {
     Deposed {
         /// The claim of the likely owner, who can tell.
         to: Option<Ballot>,
+        /// What had been chosen before it ran: it was applied at a higher number, if at all.
+        n: u64,
     },
     /// Its execution failed or its executor was lost. This owner proposes no change of it, but
     /// an executor that was lost may have voted for one, which a takeover may find.
@@ -515,9 +522,9 @@ impl Session {
             self.heard.absent = None;
         }
         match message {
-            Message::Prepare { b, cfg, want_body, polite, nonce, expiry } => {
+            Message::Prepare { b, cfg, want_body, polite, nonce, expiry, into } => {
                 if b.proposer == from {
-                    let asked = Asked { b, cfg, want_body, polite, nonce, expiry };
+                    let asked = Asked { b, cfg, want_body, polite, nonce, expiry, into };
                     self.on_prepare(ctx, from, asked, out);
                 }
             }
@@ -526,8 +533,17 @@ impl Session {
                     self.on_accept(ctx, from, p, &cfg, &body, out);
                 }
             }
-            Message::Promise { b, cfg, nonce, accepted } => {
+            Message::Promise { b, cfg, nonce, accepted, births } => {
+                self.hear_births(b, births);
                 self.on_promise(ctx, from, b, &cfg, nonce, accepted, out);
+            }
+            Message::Begin { b, cfg, over, expiry, census } => {
+                if b.proposer == from {
+                    self.on_begin(ctx, from, b, &cfg, over, expiry, census, out);
+                }
+            }
+            Message::Free { b, over, births, census } => {
+                self.on_free(ctx, from, b, &over, births, census.as_deref(), out);
             }
             Message::Accepted { p } => self.on_accepted(from, p),
             Message::NeedFull { p } => self.on_need_full(from, p, out),
@@ -550,7 +566,7 @@ impl Session {
                     }
                     NackReason::Dead => {
                         self.note_gone(from, u64::MAX);
-                        self.on_located(from);
+                        self.on_gone(from);
                     }
                     // It is sent again, as to one that does not answer: room may come.
                     NackReason::Full => {}
@@ -560,21 +576,8 @@ impl Session {
                     }
                 }
             }
-            Message::Locate => {
-                let record = self.copy.accepted.as_ref();
-                let is_dead = |peer: &Incarnation| self.heard.gone.get(peer) == Some(&u64::MAX);
-                let members = self.config().map(Config::everyone).unwrap_or_default();
-                let message = Message::Located {
-                    dead: members.into_iter().filter(is_dead).collect(),
-                    p: record.map(|record| record.p),
-                    cfg: record.map(|record| record.cfg.clone()),
-                    promised: self.copy.promised().max(self.ballot()),
-                    fenced: self.copy.seldom.fenced,
-                    part: self.part(),
-                };
-                out.push(Effect::Send { to: from, message });
-            }
-            Message::Located { p, cfg, promised, fenced, dead, part } => {
+            Message::Locate { census } => self.tell(ctx, from, census, out),
+            Message::Located { p, cfg, promised, fenced, dead, births, census, part } => {
                 if let Some(cfg) = &cfg {
                     self.heard.note_cfg(cfg);
                 }
@@ -588,7 +591,7 @@ impl Session {
                     self.peer_dead(peer);
                 }
                 self.on_part(from, part, ctx.now);
-                self.on_located(from);
+                self.on_located(ctx, from, births, census.as_deref(), out);
                 let cfg = cfg.map(Arc::unwrap_or_clone);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
             }
@@ -609,7 +612,7 @@ impl Session {
         asked: Asked,
         out: &mut Effects,
     ) {
-        let Asked { b, cfg, want_body, polite, nonce, expiry } = asked;
+        let Asked { b, cfg, want_body, polite, nonce, expiry, into } = asked;
         if polite && self.is_owner() && self.ballot().is_some_and(|mine| mine < b) {
             self.nack(from, NackReason::Higher, self.ballot(), out);
             return;
@@ -617,11 +620,15 @@ impl Session {
         match self.copy.gate(ctx.me, &cfg, b) {
             Ok(()) => {
                 self.copy.keep_until(expiry, ctx.policy.forget_grace);
+                if let Some(into) = into {
+                    self.copy.remember(b, &into);
+                }
                 let accepted = self.copy.accepted_info(want_body);
                 if self.copy.is_claimed() {
                     out.push(Effect::Claimed);
                 }
-                let message = Message::Promise { b, cfg, nonce, accepted };
+                let births = if want_body { self.copy.births(Some(b)) } else { Vec::new() };
+                let message = Message::Promise { b, cfg, nonce, accepted, births };
                 out.push(Effect::Send { to: from, message });
             }
             Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised(), out),
@@ -801,7 +808,8 @@ impl Session {
 
     /// Asks `peers` what they know of the session; each answer is an [`Effect::Located`].
     pub fn locate(&self, peers: &[Incarnation], out: &mut Effects) {
-        let ask = |to: &Incarnation| Effect::Send { to: *to, message: Message::Locate };
+        let message = Message::Locate { census: None };
+        let ask = |to: &Incarnation| Effect::Send { to: *to, message: message.clone() };
         out.extend(peers.iter().map(ask));
     }
 
@@ -1040,4 +1048,5 @@ struct Asked {
     polite: bool,
     nonce: u64,
     expiry: WallTime,
+    into: Option<Arc<Config>>,
 }

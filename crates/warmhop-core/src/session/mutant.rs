@@ -41,8 +41,18 @@ pub(super) enum Mutant {
     NumberFirst,
     /// A takeover's round heeds what was heard, not what this process used.
     ReuseBallot,
-    /// What a key names is begun without asking its members first.
+    /// What a key names is begun without asking anybody first.
     BeginUnprepared,
+    /// What a key names is begun once a majority of its members to be has promised.
+    BeginAtMembers,
+    /// A peer that is no member remembers no birth.
+    ForgetBirth,
+    /// A birth does not close the configurations that it was begun in before.
+    KeepOpen,
+    /// Two peers may stay silent, however short a time.
+    MissTwo,
+    /// A peer that was just reborn counts as one that would know.
+    RebornWitness,
 }
 
 #[cfg(not(test))]

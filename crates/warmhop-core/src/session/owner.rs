@@ -209,6 +209,13 @@ impl Owner {
         Self { n_last: record.p.n, ..Self::new(b, record.cfg.clone()) }
     }
 
+    /// The number above which whatever is under way has its place. One that was begun by a key
+    /// counts from its stamp.
+    fn settled_n(&self) -> u64 {
+        let begun = Some(self.cfg.now.stamp).filter(|stamp| self.n_last > *stamp);
+        self.chosen.as_ref().map(|record| record.p.n).or(begun).unwrap_or_default()
+    }
+
     fn next_position(&mut self) -> Position {
         self.n_last = self.n_last.saturating_add(1);
         Position { ballot: self.b, n: self.n_last }
@@ -828,6 +835,10 @@ impl Session {
     /// Gives ownership up, which is always safe. What ran or was proposed has an unknown
     /// outcome; the rest goes to whoever owns the session.
     pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
+        let n = match &self.role {
+            Role::Owner(owner) => owner.settled_n(),
+            _ => 0,
+        };
         self.role = Role::None;
         self.heard.note_owner(by);
         out.push(Effect::Deposed { by });
@@ -840,7 +851,7 @@ impl Session {
                 Stage::Running { .. } | Stage::Confirming { .. } => !flight.waiting.submit.safe,
             };
             out.push(if unknown {
-                Effect::Fail { ticket, failure: Failure::Deposed { to } }
+                Effect::Fail { ticket, failure: Failure::Deposed { to, n } }
             } else {
                 Effect::Redirect { ticket, to }
             });
@@ -1230,6 +1241,7 @@ fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
             polite: false,
             nonce,
             expiry,
+            into: None,
         };
         out.push(Effect::Send { to, message });
     }

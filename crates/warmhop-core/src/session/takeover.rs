@@ -11,7 +11,9 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::message::{AcceptedInfo, Config, Members, Message, NackReason, Record};
+use super::birth;
+use super::census::{Census, Roll, Verdict};
+use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Record};
 use super::mutant::{self, Mutant};
 use super::owner::Owner;
 use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
@@ -19,8 +21,8 @@ use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
 /// How many of those that rank first for a session are asked for it before everyone is.
 const RANKS_ASKED_FIRST: usize = 3;
-/// How many peers are asked for one session at most.
-const ASKED_MAX: usize = 128;
+/// How many peers are asked for one session at most: everyone whom a view holds.
+const ASKED_MAX: usize = crate::view::PEERS_MAX;
 /// How often everyone is asked before those who have not answered count as silent.
 const ANSWER_WITHIN_TRIES: u32 = 2;
 
@@ -34,12 +36,19 @@ pub(super) struct Takeover {
     token: Option<Arc<Config>>,
     /// What to do where nobody knows of the session.
     otherwise: Otherwise,
-    /// The configuration that it is begun in, since nobody knew of it.
-    begun: Option<Arc<Config>>,
-    /// The configurations asked in, in the order in which they came to light.
-    asked: Vec<Arc<Config>>,
-    promises: BTreeMap<Incarnation, Promised>,
-    search: Search,
+    /// The configuration that it is to be begun in, unless somebody knows of it.
+    pub(super) begun: Option<Arc<Config>>,
+    /// Where it may have been begun by others, at which ballots.
+    pub(super) births: Vec<Birth>,
+    /// Those of them that everyone was asked to close, in favour of `begun`.
+    pub(super) closing: Vec<Arc<Config>>,
+    /// The configurations asked in, in the order in which they came to light, each with the one
+    /// that it is to be closed for, if any.
+    asked: Vec<(Arc<Config>, Option<Arc<Config>>)>,
+    pub(super) promises: BTreeMap<Incarnation, Promised>,
+    pub(super) search: Search,
+    /// Whose word counts that nobody knows of the session.
+    pub(super) roll: Option<Roll>,
     nonce: u64,
     resend: Resend,
     give_up_at: Now,
@@ -48,30 +57,21 @@ pub(super) struct Takeover {
 /// The search for a newer configuration, where the known ones find no majority: the peers that
 /// rank first for the session are asked, then everyone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Search {
+pub(super) struct Search {
     /// Whom to ask, best first.
-    peers: Vec<Incarnation>,
+    pub(super) peers: Vec<Incarnation>,
     /// How many of them were asked.
-    asked: usize,
+    pub(super) asked: usize,
     /// Who has not answered yet.
-    open: BTreeSet<Incarnation>,
+    pub(super) open: BTreeSet<Incarnation>,
     /// Everyone is asked anew since the known configurations lost their majorities: what was
     /// answered before may be older than the members that the session has by now.
     anew: bool,
-    /// How many may stay silent, once they had time to answer, for the others' word to be enough
-    /// that nobody knows of the session.
-    may_miss: usize,
 }
 
 impl Search {
     fn is_over(&self) -> bool {
         self.asked == self.peers.len() && self.open.is_empty()
-    }
-
-    /// Whether nobody can know of the session, if none of those who answered does.
-    fn found_nobody(&self, tries: u32) -> bool {
-        let may_miss = if tries < ANSWER_WITHIN_TRIES { 0 } else { self.may_miss };
-        self.asked == self.peers.len() && self.open.len() <= may_miss
     }
 }
 
@@ -90,24 +90,49 @@ pub enum Otherwise {
 
 /// What one peer promised.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Promised {
-    covers: Vec<Members>,
+pub(super) struct Promised {
+    pub(super) covers: Vec<Members>,
     accepted: Option<AcceptedInfo>,
 }
 
 impl Takeover {
     /// Whether `peer` is in any configuration asked in.
     pub(super) fn names(&self, peer: Incarnation) -> bool {
-        self.asked.iter().any(|cfg| cfg.contains(peer))
+        self.asked_in().chain(&self.begun).any(|cfg| cfg.contains(peer))
     }
 
-    fn covers_majority(&self, set: &Members) -> bool {
+    fn asked_in(&self) -> impl Iterator<Item = &Arc<Config>> {
+        self.asked.iter().map(|(cfg, _)| cfg)
+    }
+
+    fn has_asked(&self, cfg: &Config) -> bool {
+        self.asked_in().any(|asked| **asked == *cfg)
+    }
+
+    /// Whether those who live have had the time to answer.
+    pub(super) fn has_waited(&self) -> bool {
+        self.resend.tries >= ANSWER_WITHIN_TRIES
+    }
+
+    /// The births above what was found, where the session may have gone on since.
+    fn births_above<'t>(
+        &'t self,
+        found: Option<&'t AcceptedInfo>,
+    ) -> impl Iterator<Item = &'t Arc<Config>> {
+        let above = move |birth: &&Birth| {
+            found.is_none_or(|info| birth.b > info.p.ballot && birth.cfg != info.cfg)
+                && !mutant::on(Mutant::KeepOpen)
+        };
+        self.births.iter().filter(above).map(|birth| &birth.cfg)
+    }
+
+    pub(super) fn covers_majority(&self, set: &Members) -> bool {
         set.majority(|peer| {
             self.promises.get(&peer).is_some_and(|promised| promised.covers.contains(set))
         })
     }
 
-    fn note(&mut self, from: Incarnation, cfg: &Config, accepted: Option<AcceptedInfo>) {
+    pub(super) fn note(&mut self, from: Incarnation, cfg: &Config, accepted: Option<AcceptedInfo>) {
         let promised = self.promises.entry(from).or_default();
         for set in cfg.sets().filter(|set| set.contains(from)) {
             if !promised.covers.contains(set) {
@@ -141,25 +166,22 @@ impl Session {
         peers: &[Incarnation],
         out: &mut Effects,
     ) {
-        self.prepare(ctx, token, seen_round, peers, Otherwise::GiveUp, 0, out);
+        self.prepare(ctx, token, seen_round, peers, Otherwise::GiveUp, out);
     }
 
     /// As [`Session::take_over`], for a session that no token tells of: its id follows from a key.
-    /// Everyone in `peers` is asked for it. `may_miss` of them may stay silent: as many as can lack
-    /// without a majority of the session's members being among them, one where sessions have two
-    /// members or three.
+    /// Everyone in `peers` is asked for it, and everyone else whom the process knows of. That nobody
+    /// knows of it is believed, or it is begun, where a [`Roll`] of them suffices.
     pub fn seek(
         &mut self,
         ctx: &mut Ctx<'_>,
         peers: &[Incarnation],
-        may_miss: usize,
         otherwise: Otherwise,
         out: &mut Effects,
     ) {
-        self.prepare(ctx, None, self.seen_round(), peers, otherwise, may_miss, out);
+        self.prepare(ctx, None, self.seen_round(), peers, otherwise, out);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what its two callers tell it apart by")]
     fn prepare(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -167,15 +189,19 @@ impl Session {
         seen_round: u64,
         peers: &[Incarnation],
         otherwise: Otherwise,
-        may_miss: usize,
         out: &mut Effects,
     ) {
         let token = token.map(Arc::new);
         if let Some(cfg) = &token {
             self.heard.note_cfg(cfg);
         }
-        let peers: Vec<_> =
+        let roll = (otherwise != Otherwise::GiveUp).then(|| birth::call(ctx, peers));
+        let mut peers: Vec<_> =
             peers.iter().copied().filter(|peer| *peer != ctx.me).take(ASKED_MAX).collect();
+        if let Some(roll) = &roll {
+            let others: Vec<_> = roll.open().filter(|peer| !peers.contains(peer)).collect();
+            peers.extend(others);
+        }
         let best = self.best_config().cloned();
         if best.is_none() && peers.is_empty() && otherwise == Otherwise::GiveUp {
             out.push(Effect::GaveUp);
@@ -186,30 +212,60 @@ impl Session {
         let round = seen_round.max(self.seen_round()).max(used).saturating_add(1);
         ctx.process.round_ctr = round;
         let b = Ballot { round, proposer: ctx.me };
+        let begun = match &otherwise {
+            Otherwise::Begin(cfg) if best.is_none() => Some(self.birth_in(ctx, cfg)),
+            _ => None,
+        };
+        if let (Some(cfg), true) = (&begun, mutant::on(Mutant::BeginUnprepared)) {
+            self.role = Role::Owner(Box::new(Owner::beginning(b, cfg.clone())));
+            return;
+        }
+        let begins = begun.is_some();
         self.role = Role::Preparing(Box::new(Takeover {
             b,
             token: token.clone(),
             otherwise,
-            begun: None,
+            begun,
+            births: Vec::new(),
+            closing: Vec::new(),
             asked: Vec::new(),
             promises: BTreeMap::new(),
-            search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false, may_miss },
+            search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
+            roll,
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
         }));
         match best {
-            Some(cfg) => self.ask_in(ctx, cfg, out),
+            Some(cfg) => self.ask_in(ctx, cfg, None, out),
             None => {
-                self.ask_more(out);
+                self.begin_myself(ctx);
+                let births = self.copy.births(None);
+                self.hear_births(b, births);
+                while self.ask_more(ctx, out) && begins {}
             }
         }
         self.settle(ctx, out);
     }
 
+    /// The configuration to begin in: one that was tried before with the same members, if there is
+    /// any, so that a session is not begun in ever more places.
+    fn birth_in(&self, ctx: &Ctx<'_>, cfg: &Config) -> Arc<Config> {
+        let births = self.copy.births(None);
+        let same = births.into_iter().map(|birth| birth.cfg).find(|known| {
+            known.is_open() && known.now.who == cfg.now.who && known.now.stamp > self.copy.low
+        });
+        same.unwrap_or_else(|| {
+            let mut cfg = cfg.clone();
+            cfg.now.stamp = cfg.now.stamp.max(ctx.process.stamp_to_begin());
+            Arc::new(cfg)
+        })
+    }
+
     /// Asks the next peers for what they know of the session. Returns whether any were left.
-    fn ask_more(&mut self, out: &mut Effects) -> bool {
+    fn ask_more(&mut self, ctx: &Ctx<'_>, out: &mut Effects) -> bool {
         let Role::Preparing(takeover) = &mut self.role else { return false };
+        let question = takeover.question(ctx);
         let search = &mut takeover.search;
         let from = search.asked;
         let to = match from {
@@ -219,20 +275,46 @@ impl Session {
         search.asked = to;
         for peer in search.peers.get(from..to).unwrap_or_default() {
             search.open.insert(*peer);
-            out.push(Effect::Send { to: *peer, message: Message::Locate });
+            out.push(Effect::Send { to: *peer, message: question.clone() });
         }
         from < to
     }
 
-    /// A peer said what it knows, or that it is another by now.
-    pub(super) fn on_located(&mut self, from: Incarnation) {
+    /// A peer said what it knows.
+    pub(super) fn on_located(
+        &mut self,
+        ctx: &Ctx<'_>,
+        from: Incarnation,
+        births: Vec<Birth>,
+        census: Option<&Census>,
+        out: &mut Effects,
+    ) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        if takeover.roll.is_some() {
+            births.into_iter().for_each(|birth| takeover.hear_birth(birth));
+        }
+        self.answered(ctx, from, census, out);
+    }
+
+    /// A peer is another by now.
+    pub(super) fn on_gone(&mut self, from: Incarnation) {
         if let Role::Preparing(takeover) = &mut self.role {
             takeover.search.open.remove(&from);
+            if let Some(roll) = &mut takeover.roll {
+                roll.gone(from);
+            }
         }
     }
 
     /// Asks everyone in `cfg` for a promise, this peer's own copy included.
-    fn ask_in(&mut self, ctx: &mut Ctx<'_>, cfg: Arc<Config>, out: &mut Effects) {
+    /// Where it is asked only to close it, what goes on in `into` is remembered with the promises.
+    fn ask_in(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        cfg: Arc<Config>,
+        into: Option<Arc<Config>>,
+        out: &mut Effects,
+    ) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         let b = takeover.b;
         if cfg.contains(ctx.me) {
@@ -240,7 +322,12 @@ impl Session {
                 Ok(()) => {
                     let expiry = ctx.wall.after(ctx.policy.ttl);
                     self.copy.keep_until(expiry, ctx.policy.forget_grace);
+                    let births = self.copy.births(Some(b));
+                    if let Some(into) = &into {
+                        self.copy.remember(b, into);
+                    }
                     takeover.note(ctx.me, &cfg, self.copy.accepted_info(true));
+                    births.into_iter().for_each(|birth| takeover.hear_birth(birth));
                 }
                 Err(super::Shut::Nack(NackReason::Forgotten)) => {
                     let low = self.copy.low;
@@ -251,14 +338,14 @@ impl Session {
             }
         }
         let Role::Preparing(takeover) = &mut self.role else { return };
-        takeover.asked.push(cfg);
+        takeover.asked.push((cfg, into));
         self.send_prepares(ctx, out);
     }
 
     /// Sends `Prepare` to those who have not promised in every configuration asked in.
     fn send_prepares(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Preparing(takeover) = &self.role else { return };
-        for cfg in &takeover.asked {
+        for (cfg, into) in &takeover.asked {
             for to in cfg.everyone() {
                 let covered = |promised: &Promised| {
                     cfg.sets()
@@ -273,7 +360,7 @@ impl Session {
                 }
                 out.push(Effect::Send {
                     to,
-                    message: prepare(ctx, takeover.b, cfg, takeover.nonce),
+                    message: prepare(ctx, takeover.b, cfg, into.clone(), takeover.nonce),
                 });
             }
         }
@@ -288,7 +375,7 @@ impl Session {
     ) {
         if let Role::Preparing(takeover) = &mut self.role
             && takeover.b == b
-            && takeover.asked.iter().any(|asked| **asked == *cfg)
+            && takeover.has_asked(cfg)
             && accepted.as_ref().is_none_or(|info| info.body.is_some())
         {
             takeover.note(from, cfg, accepted);
@@ -302,16 +389,27 @@ impl Session {
             let b = takeover.b;
             let found = takeover.highest().cloned();
             // What was heard of since may be newer than what was asked in.
-            let known = takeover.asked.iter().map(|cfg| cfg.now.c).max().unwrap_or_default();
+            let known = takeover.asked_in().map(|cfg| cfg.now.c).max().unwrap_or_default();
             let newer = match &found {
-                Some(info) if !takeover.asked.contains(&info.cfg) => Some(&info.cfg),
+                Some(info) if !takeover.has_asked(&info.cfg) => Some(&info.cfg),
                 _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.c > known),
             };
             let missing = newer.or(takeover.token.as_ref());
-            if let Some(cfg) = missing.filter(|cfg| !takeover.asked.contains(cfg)).cloned() {
-                self.ask_in(ctx, cfg, out);
+            if let Some(cfg) = missing.filter(|cfg| !takeover.has_asked(cfg)).cloned() {
+                self.ask_in(ctx, cfg, None, out);
                 continue;
             }
+            if found.is_none() && takeover.asked.is_empty() && takeover.begun.is_some() {
+                self.settle_birth(ctx, out);
+                return;
+            }
+            let begun = takeover.births_above(found.as_ref()).find(|cfg| !takeover.has_asked(cfg));
+            if let Some(cfg) = begun.cloned() {
+                let into = found.map(|info| info.cfg);
+                self.ask_in(ctx, cfg, into, out);
+                continue;
+            }
+            let closed = takeover.births_above(found.as_ref()).all(|cfg| takeover.covers(cfg));
             let target = match &found {
                 Some(info) => Some(info.cfg.clone()),
                 None => takeover.token.clone(),
@@ -324,7 +422,7 @@ impl Session {
                         || mutant::on(Mutant::CoverNew) && cfg.prev.as_deref() == Some(set)
                 })
             };
-            let covered = target.as_ref().is_some_and(suffices);
+            let covered = target.as_ref().is_some_and(suffices) && closed;
             if let Some(cfg) = target.filter(|_| covered) {
                 match found {
                     Some(AcceptedInfo { p, cfg, body: Some(body) }) => {
@@ -338,11 +436,7 @@ impl Session {
                     }
                     // A majority holds nothing: nothing was ever chosen.
                     _ => {
-                        let owner = match &takeover.begun {
-                            Some(begun) if *begun == cfg => Owner::beginning(b, cfg),
-                            _ => Owner::of_nothing(b, cfg),
-                        };
-                        self.role = Role::Owner(Box::new(owner));
+                        self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
                         out.push(Effect::Owned { ballot: b });
                     }
                 }
@@ -357,15 +451,15 @@ impl Session {
                     .zip(before)
                     .is_some_and(|(stamp, before)| before.stamp <= *stamp && *stamp < cfg.now.stamp)
             };
-            let opened = takeover.asked.iter().find_map(|cfg| {
+            let opened = takeover.asked_in().find_map(|cfg| {
                 let open = Config { now: cfg.now.clone(), prev: None };
                 let wanted = !takeover.covers_majority(&cfg.now)
                     && cfg.now.who.iter().any(|peer| forgot(cfg, peer))
-                    && !takeover.asked.iter().any(|asked| **asked == open);
+                    && !takeover.has_asked(&open);
                 wanted.then(|| Arc::new(open))
             });
             if let Some(cfg) = opened {
-                self.ask_in(ctx, cfg, out);
+                self.ask_in(ctx, cfg, None, out);
                 continue;
             }
             // What was found may be long past: a later configuration that has not said yet whether it
@@ -377,18 +471,46 @@ impl Session {
                 Some(info) => {
                     let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
                     !self.may_have_majority(&info.cfg)
-                        && !takeover.asked.iter().filter(later).any(unheard)
+                        && !takeover.asked_in().filter(later).any(unheard)
                 }
-                None => !takeover.asked.iter().any(|cfg| self.may_have_majority(cfg)),
+                None => !takeover.asked_in().any(|cfg| self.may_have_majority(cfg)),
             };
+            // Where it may have been begun, nothing was chosen and nothing will be.
+            let nowhere = found.is_none()
+                && closed
+                && takeover
+                    .asked_in()
+                    .all(|cfg| takeover.births.iter().any(|birth| birth.cfg == *cfg));
+            let waited = takeover.has_waited();
             let Role::Preparing(takeover) = &mut self.role else { return };
+            if nowhere && let Some(roll) = &takeover.roll {
+                match roll.verdict(waited) {
+                    Verdict::Enough if takeover.otherwise == Otherwise::Absent => {
+                        self.role = Role::None;
+                        self.fail_all(Failure::Absent, out);
+                        return;
+                    }
+                    Verdict::TooFew if takeover.search.asked == takeover.search.peers.len() => {
+                        self.role = Role::None;
+                        out.push(Effect::GaveUp);
+                        self.fail_all(Failure::NoMajority { ran: false }, out);
+                        return;
+                    }
+                    _ => {
+                        if takeover.search.open.iter().all(|peer| roll.is_silent(*peer)) {
+                            self.ask_more(ctx, out);
+                        }
+                        return;
+                    }
+                }
+            }
             let search = &mut takeover.search;
             if hopeless != search.anew {
                 search.anew = hopeless;
                 if hopeless {
                     // Those members that live know best who the members are by now, whether this
                     // peer knew of them before or not.
-                    let members = takeover.asked.iter().flat_map(|cfg| cfg.everyone());
+                    let members = takeover.asked.iter().flat_map(|(cfg, _)| cfg.everyone());
                     for peer in members.filter(|peer| *peer != ctx.me) {
                         if self.heard.gone.get(&peer) != Some(&u64::MAX)
                             && !search.peers.contains(&peer)
@@ -400,39 +522,12 @@ impl Session {
                     search.open.clear();
                 }
             }
-            // What this peer began itself is no word of anybody's that there is a session.
-            let unknown = takeover.asked.iter().all(|asked| takeover.begun.as_ref() == Some(asked));
-            let searched = if unknown {
-                takeover.search.found_nobody(takeover.resend.tries)
-            } else {
-                takeover.search.is_over()
-            };
-            if !hopeless || !searched {
+            let unknown = takeover.asked.is_empty();
+            if !hopeless || !takeover.search.is_over() {
                 if hopeless && takeover.search.open.is_empty() {
-                    self.ask_more(out);
+                    self.ask_more(ctx, out);
                 }
                 return;
-            }
-            if unknown && takeover.begun.is_none() {
-                match core::mem::replace(&mut takeover.otherwise, Otherwise::GiveUp) {
-                    Otherwise::GiveUp => {}
-                    Otherwise::Absent => {
-                        self.role = Role::None;
-                        self.fail_all(Failure::Absent, out);
-                        return;
-                    }
-                    Otherwise::Begin(mut cfg) => {
-                        cfg.now.stamp = cfg.now.stamp.max(ctx.process.stamp_to_begin());
-                        let cfg = Arc::new(cfg);
-                        if mutant::on(Mutant::BeginUnprepared) {
-                            self.role = Role::Owner(Box::new(Owner::beginning(b, cfg)));
-                            return;
-                        }
-                        takeover.begun = Some(cfg.clone());
-                        takeover.token = Some(cfg);
-                        continue;
-                    }
-                }
             }
             self.role = Role::None;
             if unknown {
@@ -450,7 +545,7 @@ impl Session {
     }
 
     /// Whether a majority of every set in `cfg` may come about yet.
-    fn may_have_majority(&self, cfg: &Config) -> bool {
+    pub(super) fn may_have_majority(&self, cfg: &Config) -> bool {
         cfg.sets().all(|set| !self.is_beyond_hope(set))
     }
 
@@ -479,15 +574,45 @@ impl Session {
             out.push(Effect::GaveUp);
             self.fail_all(Failure::NoMajority { ran: false }, out);
         } else if takeover.resend.due(ctx) {
+            if let Some(roll) = &mut takeover.roll {
+                roll.hear(&ctx.process.census);
+            }
+            if self.is_cut_off() {
+                self.role = Role::None;
+                out.push(Effect::GaveUp);
+                self.fail_all(Failure::NoMajority { ran: false }, out);
+                return;
+            }
             self.send_prepares(ctx, out);
             // They take their time: others may know of newer members.
-            if !self.ask_more(out)
+            if !self.ask_more(ctx, out)
                 && let Role::Preparing(takeover) = &self.role
             {
-                let ask = |to: &Incarnation| Effect::Send { to: *to, message: Message::Locate };
+                if takeover.begun.is_some() {
+                    self.send_begins(ctx, out);
+                    return;
+                }
+                let question = takeover.question(ctx);
+                let ask = |to: &Incarnation| Effect::Send { to: *to, message: question.clone() };
                 out.extend(takeover.search.open.iter().map(ask));
             }
         }
+    }
+
+    /// Whether everyone who is heard had the time to answer, and no majority is among them: of a
+    /// session that a key names, whose client may be sent elsewhere.
+    fn is_cut_off(&self) -> bool {
+        let Role::Preparing(takeover) = &self.role else { return false };
+        let Some(roll) = &takeover.roll else { return false };
+        let search = &takeover.search;
+        let asked = search.asked == search.peers.len();
+        let heard = |peer: &Incarnation| !roll.is_silent(*peer);
+        let reached = |cfg: &Arc<Config>| cfg.sets().all(|set| set.majority(|peer| heard(&peer)));
+        takeover.has_waited()
+            && asked
+            && !search.open.iter().any(heard)
+            && !takeover.asked.is_empty()
+            && !takeover.asked_in().any(reached)
     }
 
     pub(super) fn wake_preparing(&self) -> Option<Now> {
@@ -507,7 +632,13 @@ pub(super) fn votes_are_gone(
     cfg.sets().filter(|set| set.contains(peer)).all(|set| set.stamp <= gone)
 }
 
-fn prepare(ctx: &Ctx<'_>, b: Ballot, cfg: &Arc<Config>, nonce: u64) -> Message {
+fn prepare(
+    ctx: &Ctx<'_>,
+    b: Ballot,
+    cfg: &Arc<Config>,
+    into: Option<Arc<Config>>,
+    nonce: u64,
+) -> Message {
     let expiry: WallTime = ctx.wall.after(ctx.policy.ttl);
-    Message::Prepare { b, cfg: cfg.clone(), want_body: true, polite: false, nonce, expiry }
+    Message::Prepare { b, cfg: cfg.clone(), want_body: true, polite: false, nonce, expiry, into }
 }

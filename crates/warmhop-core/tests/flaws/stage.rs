@@ -583,7 +583,7 @@ impl Stage {
         let (at, _) = self.attempt(name);
         let owner = self.inc(by);
         match self.attempts[at].end.clone() {
-            End::Failed(Failure::Deposed { to: Some(claim) }) if claim.proposer == owner => {}
+            End::Failed(Failure::Deposed { to: Some(claim), .. }) if claim.proposer == owner => {}
             end => self.fail(&format!("{name} should be deposed by {by}, but stands at {end:?}")),
         }
     }
@@ -968,7 +968,12 @@ impl Stage {
     ) {
         let reason = NackReason::Dead;
         match what {
-            What::Protocol(Message::Prepare { .. } | Message::Accept { .. } | Message::Locate) => {
+            What::Protocol(
+                Message::Prepare { .. }
+                | Message::Accept { .. }
+                | Message::Locate { .. }
+                | Message::Begin { .. },
+            ) => {
                 let message = Message::Nack { reason, promised: None, cfg: None, watermark: 0 };
                 self.send(Packet { sid, from: to, to: from, what: What::Protocol(message) });
             }
@@ -1181,7 +1186,12 @@ fn spoken_message(message: &Message) -> (&'static str, String) {
             let by = promised.map_or(String::new(), |b| format!(", having promised {}", ballot(b)));
             ("Nack", format!("{}{by}", nack_reason(*reason)))
         }
-        Message::Locate => ("Locate", String::new()),
+        Message::Locate { .. } => ("Locate", String::new()),
+        Message::Begin { b, cfg, .. } => ("Begin", format!("{} in {}", ballot(*b), config(cfg))),
+        Message::Free { b, births, .. } => {
+            let before = births.iter().map(|birth| config(&birth.cfg)).collect::<Vec<_>>();
+            ("Free", format!("{}, begun before: {}", ballot(*b), before.join(" ")))
+        }
         Message::Located { p, cfg, .. } => {
             let held = p.map_or("nothing".into(), position);
             let cfg = cfg.as_ref().map_or(String::new(), |cfg| format!(" in {}", config(cfg)));
@@ -1205,7 +1215,7 @@ fn nack_reason(reason: NackReason) -> &'static str {
 
 fn reason(failure: Failure) -> String {
     match failure {
-        Failure::Deposed { to: Some(claim) } => {
+        Failure::Deposed { to: Some(claim), .. } => {
             let owner = life_name(claim.proposer);
             format!("outcome unknown, {owner} owns the session and can tell")
         }

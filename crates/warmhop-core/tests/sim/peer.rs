@@ -251,7 +251,7 @@ impl Peer {
 
     /// The process on `node` said goodbye.
     pub(crate) fn heard_goodbye(self: &Rc<Self>, node: usize, inc: Incarnation) {
-        self.view.borrow_mut().lost(&crate::name(node), &inc, self.now());
+        self.view.borrow_mut().left(&crate::name(node), &inc, self.now());
         self.store.borrow_mut().peer_dead(inc);
         self.peer_lost(inc);
         self.has_changed();

@@ -906,6 +906,7 @@ impl Peer {
                 };
                 self.forward(call, sid, forward, &to).await
             }
+            Step::Relay { .. } => unreachable!("no key names the sessions of this world"),
             Step::AtOwner { take_over } => {
                 let enter = match take_over {
                     None => Enter::AsOwner,
@@ -935,7 +936,8 @@ impl Peer {
     /// Without a majority, goes on from this peer's own copy where that is allowed.
     fn fork(self: &Rc<Self>, sid: SessionId) -> Option<SessionId> {
         let policy = &self.world.knobs.policy;
-        let record = match self.look(sid, |machine| alone(machine, self.inc, policy))? {
+        let pair = self.view.borrow().peers().count() < 2;
+        let record = match self.look(sid, |machine| alone(machine, self.inc, policy, pair))? {
             Alone::No => return None,
             Alone::Already(into) => return Some(into),
             Alone::From(record) => record,

@@ -216,13 +216,18 @@ impl Peer {
             return;
         }
         // Only what a copy must remember makes an entry; a stray answer does not.
-        let create =
-            matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate);
+        let create = matches!(
+            message,
+            Message::Prepare { .. }
+                | Message::Accept { .. }
+                | Message::Locate { .. }
+                | Message::Begin { .. }
+        );
         let members = self.look(sid, |machine| machine.config().map(Config::everyone)).flatten();
         let dead: Vec<_> =
             members.into_iter().flatten().filter(|peer| self.is_dead(*peer)).collect();
         self.with(sid, create, |machine, ctx, out| {
-            if message == Message::Locate {
+            if matches!(message, Message::Locate { .. }) {
                 dead.into_iter().for_each(|peer| machine.peer_dead(peer));
             }
             machine.on_message(ctx, from, message, out);
@@ -391,7 +396,13 @@ impl Drop for InLine {
 }
 
 fn is_question(message: &Message) -> bool {
-    matches!(message, Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
+    matches!(
+        message,
+        Message::Prepare { .. }
+            | Message::Accept { .. }
+            | Message::Locate { .. }
+            | Message::Begin { .. }
+    )
 }
 
 fn dead_letter() -> Message {

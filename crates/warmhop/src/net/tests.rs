@@ -139,6 +139,8 @@ impl NetHandler for Recorder {
         })
     }
 
+    fn on_former_life(&self) {}
+
     fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
         self.record(Event::Session(from, frame));
     }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::judge::{self, Violation};
 use super::setup::{Born, Kind};
-use super::tables::{Envelope, Peer, Run, Tables, What, attempt_of, history, inc, slot_of};
+use super::tables::{Envelope, Peer, Run, Tables, What, attempt_of, history, slot_of};
 use crate::config::SessionPolicy;
 use crate::ids::{Incarnation, Now, Position, WallTime};
 use crate::session::message::{Body, Exec, ExecDone, Message, NackReason, Stored};
@@ -124,12 +124,16 @@ impl Tables {
                 session.executed(&mut ctx, *ticket, *p, Outcome::Failed, &mut out);
             }
             Input::TakeOver if self.setup.born == Born::Key => {
-                let others = (0..self.setup.peers).map(|slot| inc(slot, 0));
-                let others: Vec<Incarnation> = others.filter(|other| *other != me).collect();
-                // No two begin it under one stamp, as no two clocks agree.
                 let mut cfg = self.birth.clone();
+                let belief = self.setup.beliefs.iter().find(|it| it.at == slot_of(me));
+                let members = belief.map_or(self.setup.members, |belief| belief.members);
+                // In the lives that this peer knows of.
+                let known = ctx.process.census.others.iter().chain([&me]);
+                cfg.now.who = known.copied().filter(|it| members.contains(&slot_of(*it))).collect();
+                cfg.now.who.sort_unstable();
+                // No two begin it under one stamp, as no two clocks agree.
                 cfg.now.stamp += u64::from(slot_of(me));
-                session.seek(&mut ctx, &others, 0, Otherwise::Begin(cfg), &mut out);
+                session.seek(&mut ctx, &[], Otherwise::Begin(cfg), &mut out);
             }
             Input::TakeOver => {
                 session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], &mut out);
@@ -294,7 +298,12 @@ pub(super) fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
     if to.inc != *addressee {
         // An answer to somebody who is gone; the rest comes back as `Dead`.
         return match what {
-            What::Protocol(Message::Prepare { .. } | Message::Accept { .. } | Message::Locate)
+            What::Protocol(
+                Message::Prepare { .. }
+                | Message::Accept { .. }
+                | Message::Locate { .. }
+                | Message::Begin { .. },
+            )
             | What::Order { .. } => from.inc != *sender,
             _ => true,
         };
@@ -308,7 +317,10 @@ pub(super) fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
             let late = held > Some(*p) || promised > Some(p.ballot);
             late && !asks(from, p.ballot) || held > Some(*p) && promised == Some(p.ballot)
         }
-        What::Protocol(Message::Promise { b, .. }) => to.session.ballot() != Some(*b),
+        What::Protocol(Message::Begin { b, .. }) => promised > Some(*b) && !asks(from, *b),
+        What::Protocol(Message::Promise { b, .. } | Message::Free { b, .. }) => {
+            to.session.ballot() != Some(*b)
+        }
         What::Protocol(Message::Accepted { p } | Message::NeedFull { p }) => {
             to.session.ballot() != Some(p.ballot)
                 || to.session.proposing().is_none_or(|record| record.p > *p)

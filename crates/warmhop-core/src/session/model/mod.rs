@@ -5,6 +5,13 @@
 //! incarnation. Time stands still; losing patience is an event like any other. The state of a
 //! session is the list of the requests applied, so that the history is looked at directly.
 //!
+//! Of births by key it assumes: what a peer believes of the mesh at first is given by the setup, and
+//! may differ in any way from peer to peer (too few, too many, silent or not), but a process that is
+//! told to be gone is; that a process was reborn is known to everyone who takes part before it is
+//! asked (in truth within a gossip's round, or by the answers); births are forgotten by nobody before
+//! what they protect could still be chosen; and of any two beginners one knows two peers of the
+//! other's. A fork is not modelled.
+//!
 //! The small bound runs with the other tests. The large one explores each setup to its end, or
 //! to as many states as `STATES` says (some 100 bytes each are kept, and the states of the two
 //! outermost levels whole):
@@ -83,5 +90,12 @@ setups!(
     echoed_orders,
     begun_twice_under_one_key,
     begun_under_a_key_and_forgotten,
+    begun_at_both_ends_of_a_cut_link,
+    begun_where_one_knows_too_few,
+    begun_where_one_knows_too_many,
+    begun_on_two_sides_of_a_partition,
+    begun_beside_the_reborn,
+    begun_alone_by_each,
+    begun_three_times_with_other_members,
     competing_takeovers_against_change_of_members,
 );

@@ -6,7 +6,11 @@ use std::println;
 use super::explore::explore;
 use super::judge::Invariant;
 use super::setup::{Born, Setup};
-use super::setups::{KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_twice_under_one_key};
+use super::setups::{
+    KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
+    begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_on_two_sides_of_a_partition,
+    begun_twice_under_one_key,
+};
 use crate::session::mutant::{self, Mutant};
 
 /// More than any of the faults needs.
@@ -242,6 +246,36 @@ fn a_ballot_goes_before_a_number() {
 fn what_a_key_names_is_begun_by_asking_first() {
     let setup = Setup { name: "beginning without a prepare", ..begun_twice_under_one_key() };
     caught(setup, Some(Mutant::BeginUnprepared), Invariant::ChosenExtend);
+}
+
+#[test]
+fn a_birth_asks_more_than_its_members() {
+    let setup = Setup { name: "begun by its members", ..begun_at_both_ends_of_a_cut_link() };
+    caught(setup, Some(Mutant::BeginAtMembers), Invariant::ChosenExtend);
+}
+
+#[test]
+fn a_peer_that_is_no_member_remembers_a_birth() {
+    let setup = Setup { name: "a birth forgotten", ..begun_at_both_ends_of_a_cut_link() };
+    caught(setup, Some(Mutant::ForgetBirth), Invariant::ChosenExtend);
+}
+
+#[test]
+fn a_birth_closes_those_before_it() {
+    let setup = Setup { name: "a birth left open", ..begun_alone_by_each() };
+    caught(setup, Some(Mutant::KeepOpen), Invariant::ReadsFresh);
+}
+
+#[test]
+fn of_those_who_are_known_one_may_be_missed() {
+    let setup = Setup { name: "two missed", ..begun_on_two_sides_of_a_partition() };
+    caught(setup, Some(Mutant::MissTwo), Invariant::ChosenExtend);
+}
+
+#[test]
+fn whoever_was_reborn_is_no_witness() {
+    let setup = Setup { name: "a reborn witness", ..begun_beside_the_reborn() };
+    caught(setup, Some(Mutant::RebornWitness), Invariant::ChosenExtend);
 }
 
 #[test]

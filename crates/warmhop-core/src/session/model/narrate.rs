@@ -99,7 +99,7 @@ fn protocol(message: &Message) -> String {
         Message::Prepare { b, cfg, nonce, .. } => {
             format!("prepare {} in {} (#{nonce})", ballot(*b), config(cfg))
         }
-        Message::Promise { b, cfg, nonce, accepted } => {
+        Message::Promise { b, cfg, nonce, accepted, .. } => {
             let held = accepted.as_ref().map_or_else(
                 || String::from("nothing"),
                 |info| {
@@ -122,6 +122,17 @@ fn protocol(message: &Message) -> String {
             format!("nack {reason:?}, promised {:?}", promised.map(ballot))
         }
         Message::Invite { .. } => String::from("please take over"),
+        Message::Begin { b, cfg, over, .. } => {
+            let over: Vec<String> = over.iter().map(|cfg| config(cfg)).collect();
+            format!("begin {} in {} over {over:?}", ballot(*b), config(cfg))
+        }
+        Message::Free { b, births, .. } => {
+            let births: Vec<String> = births
+                .iter()
+                .map(|birth| format!("{} in {}", ballot(birth.b), config(&birth.cfg)))
+                .collect();
+            format!("free for {}, begun before: {births:?}", ballot(*b))
+        }
         other => format!("{other:?}"),
     }
 }

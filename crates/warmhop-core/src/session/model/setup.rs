@@ -41,6 +41,18 @@ pub(super) enum Born {
     Key,
 }
 
+/// What one peer believes of the mesh, where it does not know everyone as living.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Belief {
+    pub(super) at: u8,
+    pub(super) knows: &'static [u8],
+    pub(super) silent: &'static [u8],
+    /// Those of the silent that it has met, and not heard for long.
+    pub(super) absent: &'static [u8],
+    /// The members with which it begins a session.
+    pub(super) members: &'static [u8],
+}
+
 /// What may happen in one exploration. Lists name peers by their places.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
@@ -48,6 +60,7 @@ pub(super) struct Setup {
     pub(super) peers: u8,
     pub(super) members: &'static [u8],
     pub(super) born: Born,
+    pub(super) beliefs: &'static [Belief],
     /// Where requests may run; [`SELF`] is at their owner.
     pub(super) executors: &'static [u8],
     pub(super) attempts: &'static [Attempt],
@@ -71,6 +84,8 @@ pub(super) struct Setup {
     /// So many of the first attempts are applied at the first peer, and everything they cause
     /// has arrived, before exploration begins.
     pub(super) settled: u8,
+    /// Links on which nothing arrives until then.
+    pub(super) settled_apart: &'static [(u8, u8)],
     /// Links on which nothing arrives once the exploration has begun: from, to.
     pub(super) cut: &'static [(u8, u8)],
     /// An owner's own executions take no time.
@@ -97,6 +112,7 @@ impl Setup {
         peers: 3,
         members: &[0, 1, 2],
         born: Born::Named,
+        beliefs: &[],
         executors: &[SELF],
         attempts: &[],
         takers: &[],
@@ -114,6 +130,7 @@ impl Setup {
         keyed_max: 4,
         unkeyed_max: 4,
         settled: 0,
+        settled_apart: &[],
         cut: &[],
         instant: true,
         echoes: false,

@@ -1,6 +1,6 @@
 //! What is explored.
 
-use super::setup::{Attempt, Born, Kind, SELF, Setup};
+use super::setup::{Attempt, Belief, Born, Kind, SELF, Setup};
 
 const fn attempt(number: u8, kind: Kind, keyed: bool) -> Attempt {
     Attempt { number, kind, keyed }
@@ -124,6 +124,136 @@ pub(super) fn begun_twice_under_one_key() -> Setup {
         attempts: &[WRITE_1, WRITE_2],
         takers: &[0, 1],
         takeovers: 2,
+        ..Setup::PLAIN
+    }
+}
+
+const fn knows(at: u8, knows: &'static [u8], members: &'static [u8]) -> Belief {
+    Belief { at, knows, silent: &[], absent: &[], members }
+}
+
+/// Five peers, the link between the first two cut: each of the two takes its members from those that
+/// it hears, and their majorities do not meet.
+pub(super) fn begun_at_both_ends_of_a_cut_link() -> Setup {
+    Setup {
+        name: "begun at both ends of a cut link",
+        born: Born::Key,
+        peers: 4,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1],
+        takeovers: 2,
+        cut: &[(0, 1), (1, 0)],
+        beliefs: const {
+            &[
+                Belief { silent: &[1], ..knows(0, &[0, 1, 2, 3], &[0, 2]) },
+                Belief { silent: &[0], ..knows(1, &[0, 1, 2, 3], &[1, 3]) },
+            ]
+        },
+        ..Setup::PLAIN
+    }
+}
+
+/// One beginner has not heard of a peer that the other knows, and each begins with itself.
+pub(super) fn begun_where_one_knows_too_few() -> Setup {
+    Setup {
+        name: "begun where one knows too few",
+        born: Born::Key,
+        peers: 4,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 3],
+        takeovers: 2,
+        beliefs: const { &[knows(0, &[0, 1, 2], &[0, 1]), knows(3, &[0, 1, 2, 3], &[2, 3])] },
+        ..Setup::PLAIN
+    }
+}
+
+/// One beginner counts on a peer that is not there, the other knows that it is not.
+pub(super) fn begun_where_one_knows_too_many() -> Setup {
+    Setup {
+        name: "begun where one knows too many",
+        born: Born::Key,
+        peers: 4,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1],
+        takeovers: 2,
+        cut: &[(0, 3), (1, 3), (2, 3), (3, 0), (3, 1), (3, 2)],
+        beliefs: const {
+            &[
+                knows(0, &[0, 1, 2, 3], &[0, 3]),
+                Belief { silent: &[3], absent: &[3], ..knows(1, &[0, 1, 2, 3], &[1, 2]) },
+            ]
+        },
+        ..Setup::PLAIN
+    }
+}
+
+/// Two sides of a partition of four, each of which has not heard the other for long.
+pub(super) fn begun_on_two_sides_of_a_partition() -> Setup {
+    Setup {
+        name: "begun on two sides of a partition",
+        born: Born::Key,
+        peers: 4,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 2],
+        takeovers: 2,
+        cut: &[(0, 2), (0, 3), (1, 2), (1, 3), (2, 0), (3, 0), (2, 1), (3, 1)],
+        beliefs: const {
+            &[
+                Belief { silent: &[2, 3], absent: &[2, 3], ..knows(0, &[0, 1, 2, 3], &[0, 1]) },
+                Belief { silent: &[2, 3], absent: &[2, 3], ..knows(1, &[0, 1, 2, 3], &[0, 1]) },
+                Belief { silent: &[0, 1], absent: &[0, 1], ..knows(2, &[0, 1, 2, 3], &[2, 3]) },
+                Belief { silent: &[0, 1], absent: &[0, 1], ..knows(3, &[0, 1, 2, 3], &[2, 3]) },
+            ]
+        },
+        ..Setup::PLAIN
+    }
+}
+
+/// What two members hold is looked for after one of them was reborn and while the other is silent.
+pub(super) fn begun_beside_the_reborn() -> Setup {
+    Setup {
+        name: "begun beside the reborn",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 2],
+        takeovers: 2,
+        settled: 1,
+        settled_apart: &[(0, 2), (2, 0), (1, 2), (2, 1)],
+        restarters: &[0],
+        restarts: 1,
+        cut: &[(1, 2), (2, 1)],
+        ..Setup::PLAIN
+    }
+}
+
+/// Sessions of one copy: each beginner is its only member.
+pub(super) fn begun_alone_by_each() -> Setup {
+    Setup {
+        name: "begun alone by each",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1],
+        takeovers: 3,
+        beliefs: const { &[knows(0, &[0, 1, 2], &[0]), knows(1, &[0, 1, 2], &[1])] },
+        ..Setup::PLAIN
+    }
+}
+
+/// Three begin it with different members, and one of them looks after what another left half done.
+pub(super) fn begun_three_times_with_other_members() -> Setup {
+    Setup {
+        name: "begun three times with other members",
+        born: Born::Key,
+        attempts: &[WRITE_1, WRITE_2],
+        takers: &[0, 1, 2],
+        takeovers: 3,
+        beliefs: const {
+            &[
+                knows(0, &[0, 1, 2], &[0, 1]),
+                knows(1, &[0, 1, 2], &[1, 2]),
+                knows(2, &[0, 1, 2], &[0, 2]),
+            ]
+        },
         ..Setup::PLAIN
     }
 }

@@ -1,6 +1,7 @@
 //! The world around the machines: what can happen, and what comes of it.
 
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -10,7 +11,8 @@ use super::setup::{Attempt, Born, Kind, SELF};
 use super::tables::{
     Clients, Envelope, Peer, Standing, Tables, What, World, attempt_of, inc, slot_of, ticket_of,
 };
-use crate::ids::{Now, Position, RequestKey, SessionId};
+use crate::ids::{Incarnation, Now, Position, RequestKey, SessionId};
+use crate::session::census::Census;
 use crate::session::message::{ExecDone, Message, NackReason};
 use crate::session::owner::Stage;
 use crate::session::{Process, Role, Session, Submit};
@@ -74,7 +76,7 @@ impl Tables {
     pub(super) fn first(&mut self) -> World {
         let mut peers = Vec::new();
         for slot in 0..self.setup.peers {
-            let mut process = Process::default();
+            let mut process = Process { census: Arc::new(self.census(slot)), ..Process::default() };
             let mut session = Session::new(SessionId([0; 16]), &process);
             if slot == 0 && matches!(self.setup.born, Born::Named | Born::Drawn) {
                 let policy = self.policy.clone();
@@ -104,13 +106,50 @@ impl Tables {
         }
     }
 
+    /// What the peer at `slot` believes at first of who is there.
+    fn census(&self, slot: u8) -> Census {
+        let incs = |slots: &[u8]| -> Vec<Incarnation> {
+            slots.iter().filter(|it| **it != slot).map(|it| inc(*it, 0)).collect()
+        };
+        match self.setup.beliefs.iter().find(|belief| belief.at == slot) {
+            Some(belief) => Census {
+                others: incs(belief.knows),
+                silent: incs(belief.silent),
+                absent: incs(belief.absent),
+                ..Census::default()
+            },
+            None => {
+                let everyone: Vec<u8> = (0..self.setup.peers).collect();
+                Census { others: incs(&everyone), ..Census::default() }
+            }
+        }
+    }
+
+    /// Everyone hears that the process `old` lives again as `new`, itself included.
+    fn hear_of_rebirth(&mut self, next: &mut World, old: Incarnation, new: Incarnation) {
+        for id in &mut next.peers {
+            let mut peer = (**self.peers.at(*id)).clone();
+            let census = Arc::make_mut(&mut peer.process.census);
+            census.others.retain(|other| *other != old);
+            if peer.inc != new {
+                census.others.push(new);
+                census.others.sort_unstable();
+            }
+            census.reborn.push(new);
+            *id = self.peers.id(peer);
+        }
+    }
+
     /// The world in which exploration begins, and how it came about.
     pub(super) fn settle(&mut self) -> (World, Vec<Action>) {
-        let cut = core::mem::take(&mut self.setup.cut);
+        let cut = core::mem::replace(&mut self.setup.cut, self.setup.settled_apart);
         let mut world = self.first();
         let mut actions = Vec::new();
-        for attempt in 0..self.setup.settled {
-            let mut next = Some(Action::Submit { attempt, at: 0 });
+        let begins = self.setup.settled > 0 && self.setup.born == Born::Key;
+        let first = begins.then_some(Action::TakeOver { at: 0 });
+        let submits = (0..self.setup.settled).map(|attempt| Action::Submit { attempt, at: 0 });
+        for action in first.into_iter().chain(submits) {
+            let mut next = Some(action);
             while let Some(action) = next {
                 let (after, broken) = self.act(&world, action).expect("it was tried");
                 assert_eq!(broken, None);
@@ -292,11 +331,15 @@ impl Tables {
             Action::Restart { at } => {
                 spend(Budget::Restarts);
                 let old = self.peer(world.peers[usize::from(at)]).clone();
-                let process = Process::default();
+                let census = Arc::new(self.census(at));
+                let process = Process { census, ..Process::default() };
                 let session = Session::new(old.session.sid(), &process);
                 let life = old.inc.0[1] + u8::from(!self.setup.amnesia);
                 let peer = Peer { inc: inc(at, life), process, session, forgot: 0 };
                 next.peers[usize::from(at)] = self.peers.id(peer);
+                if !self.setup.amnesia && self.setup.born == Born::Key {
+                    self.hear_of_rebirth(&mut next, old.inc, inc(at, life));
+                }
                 next.runs.retain(|id| self.run(*id).slot != at);
                 return Some((next, None));
             }
@@ -403,14 +446,17 @@ impl Tables {
     fn dead_letter(&mut self, id: u32) -> Option<u32> {
         let Envelope { from, to, what } = self.envelope(id).clone();
         let what = match what {
-            What::Protocol(Message::Prepare { .. } | Message::Accept { .. } | Message::Locate) => {
-                What::Protocol(Message::Nack {
-                    reason: NackReason::Dead,
-                    promised: None,
-                    cfg: None,
-                    watermark: 0,
-                })
-            }
+            What::Protocol(
+                Message::Prepare { .. }
+                | Message::Accept { .. }
+                | Message::Locate { .. }
+                | Message::Begin { .. },
+            ) => What::Protocol(Message::Nack {
+                reason: NackReason::Dead,
+                promised: None,
+                cfg: None,
+                watermark: 0,
+            }),
             What::Order { ticket, exec } => {
                 let done =
                     ExecDone::Refused { reason: NackReason::Dead, promised: None, watermark: 0 };

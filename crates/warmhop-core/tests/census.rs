@@ -1,0 +1,150 @@
+//! Whose word a birth by key rests on: who counts, who may be missed, and when to stop waiting.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a failed step is a failed test")]
+
+use warmhop_core::ids::{Incarnation, Now, PeerId};
+use warmhop_core::session::census::{ABSENT_AFTER, Census, REBORN_FOR, Roll, Verdict};
+use warmhop_core::view::{News, PeerNews, Source, View};
+
+fn inc(number: u8) -> Incarnation {
+    Incarnation([number; 16])
+}
+
+fn incs(numbers: &[u8]) -> Vec<Incarnation> {
+    numbers.iter().map(|number| inc(*number)).collect()
+}
+
+fn census(others: &[u8], silent: &[u8]) -> Census {
+    Census { others: incs(others), silent: incs(silent), ..Census::default() }
+}
+
+fn name(number: u8) -> PeerId {
+    PeerId::new(&format!("p{number}")).unwrap()
+}
+
+fn hello(view: &mut View, number: u8, life: u8, now: Now, source: Source) {
+    let news = PeerNews {
+        peer: name(number),
+        incarnation: inc(number + 100 * life),
+        generation: u64::from(life) + 1,
+        seq: 1,
+        mesh: "127.0.0.1:7001".parse().unwrap(),
+        http: None,
+        zone: None,
+        draining: false,
+    };
+    view.apply(News::Peer(news), now, source);
+}
+
+#[test]
+fn all_but_one_suffice_where_they_are_a_majority() {
+    let mut roll = Roll::new(inc(1), &census(&[2, 3, 4], &[]));
+    assert_eq!(roll.verdict(true), Verdict::Wait);
+    roll.answer(inc(2), None);
+    assert_eq!(roll.verdict(true), Verdict::Wait);
+    roll.answer(inc(3), None);
+    assert_eq!(roll.verdict(false), Verdict::Enough);
+    let mut roll = Roll::new(inc(1), &census(&[2], &[2]));
+    assert_eq!(roll.verdict(true), Verdict::TooFew, "one of two is no majority");
+    roll.gone(inc(2));
+    assert_eq!(roll.verdict(false), Verdict::Enough, "of whom the other is proven gone");
+}
+
+#[test]
+fn too_few_are_told_at_once_and_without_waiting_for_the_silent() {
+    let mut roll = Roll::new(inc(1), &census(&[2, 3, 4, 5], &[2, 3]));
+    assert_eq!(roll.verdict(false), Verdict::Wait, "the others may know a record");
+    roll.answer(inc(4), None);
+    roll.answer(inc(5), None);
+    assert_eq!(roll.verdict(false), Verdict::TooFew);
+}
+
+#[test]
+fn a_second_one_is_missed_only_where_a_majority_says_that_it_is_long_gone() {
+    let absent =
+        |numbers: &[u8]| Census { absent: incs(numbers), ..census(&[2, 3, 4, 5], &[4, 5]) };
+    let mut roll = Roll::new(inc(1), &absent(&[4, 5]));
+    roll.answer(inc(2), Some(&absent(&[4, 5])));
+    roll.answer(inc(3), Some(&absent(&[])));
+    assert_eq!(roll.verdict(true), Verdict::TooFew, "one of them has heard both");
+    roll.answer(inc(3), Some(&absent(&[5])));
+    assert_eq!(roll.verdict(true), Verdict::Enough);
+    // Two of four, however long: the other two may say the same.
+    let half = |numbers: &[u8]| Census { absent: incs(numbers), ..census(&[2, 3, 4], &[3, 4]) };
+    let mut roll = Roll::new(inc(1), &half(&[3, 4]));
+    roll.answer(inc(2), Some(&half(&[3, 4])));
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+}
+
+#[test]
+fn whoever_was_reborn_uses_up_the_one_silence() {
+    let reborn = Census { reborn: incs(&[2]), ..census(&[2, 3], &[]) };
+    let mut roll = Roll::new(inc(1), &reborn);
+    roll.answer(inc(2), None);
+    assert_ne!(roll.verdict(false), Verdict::Enough);
+    roll.answer(inc(3), None);
+    assert_eq!(roll.verdict(false), Verdict::Enough);
+    // It is told of itself as well.
+    let mut roll = Roll::new(inc(2), &census(&[1, 3], &[3]));
+    roll.answer(inc(1), Some(&Census { reborn: incs(&[2]), ..census(&[2, 3], &[]) }));
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+}
+
+#[test]
+fn what_others_know_of_the_mesh_is_counted_too() {
+    let mut roll = Roll::new(inc(1), &census(&[2], &[]));
+    let unknown = roll.answer(inc(2), Some(&census(&[1, 3, 4, 5], &[])));
+    assert_eq!(unknown, incs(&[3, 4, 5]));
+    assert_ne!(roll.verdict(true), Verdict::Enough);
+}
+
+#[test]
+fn of_a_pair_the_one_that_is_left_serves() {
+    let pair = |silent: &[u8]| Census { pair: true, ..census(&[2], silent) };
+    assert_eq!(Roll::new(inc(1), &pair(&[])).verdict(true), Verdict::Wait, "it may serve as well");
+    assert_eq!(Roll::new(inc(1), &pair(&[2])).verdict(false), Verdict::Enough);
+}
+
+#[test]
+fn a_census_counts_everyone_but_those_that_left_in_good_order() {
+    let mut view = View::new(name(1));
+    for number in 2..=5 {
+        hello(&mut view, number, 0, Now(1), Source::FirstHand);
+    }
+    hello(&mut view, 6, 0, Now(1), Source::Hearsay);
+    view.left(&name(2), &inc(2), Now(10));
+    for number in [3, 6] {
+        view.suspect(&name(number), Now(10));
+        view.lost(&name(number), &inc(number), Now(20));
+    }
+    let later = Now(10).after(ABSENT_AFTER);
+    let census = Census::of(&view, later);
+    assert_eq!(census.others, incs(&[3, 4, 5, 6]));
+    assert_eq!(census.silent, incs(&[3, 6]));
+    assert_eq!(census.absent, incs(&[3]), "of one that was never met nobody can say it");
+    assert!(!census.pair);
+    assert_eq!(census.reborn, []);
+    hello(&mut view, 4, 1, later, Source::FirstHand);
+    hello(&mut view, 2, 1, later, Source::FirstHand);
+    assert_eq!(Census::of(&view, later).reborn, incs(&[104]), "the other had left in good order");
+    assert_eq!(Census::of(&view, later.after(REBORN_FOR)).reborn, []);
+}
+
+#[test]
+fn the_smaller_side_of_a_partition_never_forgets_the_other() {
+    let span = core::time::Duration::from_secs(600);
+    let long = Now(10).after(span * 2);
+    let lose = |lost: &[u8]| {
+        let mut view = View::new(name(1));
+        for number in 2..=4 {
+            hello(&mut view, number, 0, Now(1), Source::FirstHand);
+        }
+        for number in lost {
+            view.suspect(&name(*number), Now(5));
+            view.lost(&name(*number), &inc(*number), Now(10));
+        }
+        view.forget_dead(long, span).len()
+    };
+    assert_eq!(lose(&[2]), 1);
+    assert_eq!(lose(&[2, 3]), 0, "half is not the larger side");
+}
