@@ -469,6 +469,7 @@ impl View {
         // What strangers have is not seen by any query, so it is no change worth publishing.
         merge_app(&mut stranger.apps, news, now, source)?;
         stranger.heard = stranger.heard.max(now);
+        stranger.source = stranger.source.max(source);
         Ok(Applied::Stale)
     }
 
