@@ -86,6 +86,7 @@ impl NetHandler for Node {
             Heard::Left => {
                 info!(%peer, "left");
                 self.edit_view(|view, now| view.left(peer, &incarnation, now));
+                self.store.peer_dead(incarnation);
                 self.store.peer_lost(incarnation);
             }
         }

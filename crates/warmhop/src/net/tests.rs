@@ -971,7 +971,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
     peers[2].net.close().await;
     for peer in &peers[..2] {
         let name = id("c");
-        let heard = peer.seen.hears(&name, left, Heard::Gone);
+        let heard = peer.seen.hears(&name, left, Heard::Left);
         // Far below the idle timeout and what suspicion takes.
         timeout(Duration::from_millis(1500), heard).await.unwrap();
         assert!(peer.net.open_hop(&id("c")).await.is_err());
@@ -979,7 +979,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
     // Gossip remembers it for a while, and still nobody dials it or takes it for alive.
     peers[0].net.publish_app(&app("shop"), AppState::Ready, None, 0);
     peers[1].seen.sees_app(&id("a"), "shop", AppState::Ready).await;
-    assert_eq!(peers[1].seen.last_heard(left), Some(Heard::Gone));
+    assert_eq!(peers[1].seen.last_heard(left), Some(Heard::Left));
     assert_eq!(peers[1].net.connected(), [id("a")]);
     close_all(peers).await;
 }
@@ -1247,7 +1247,7 @@ async fn dropping_the_last_handle_ends_everything() {
     let left = b.net.incarnation();
     let tasks = b.net.shared.tasks.clone();
     drop(b);
-    a.seen.hears(&id("b"), left, Heard::Gone).await;
+    a.seen.hears(&id("b"), left, Heard::Left).await;
     tasks.close();
     timeout(WITHIN, tasks.wait()).await.unwrap();
     close_all(vec![a]).await;
