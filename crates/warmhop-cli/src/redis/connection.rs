@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -38,6 +38,8 @@ const READ_BYTES: usize = 16 * 1024;
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
+/// How often a client whose command waits is looked after that has sent more already.
+const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
 /// How long, and for how many bytes, a client is listened to that is told why its connection ends: what
 /// is left unread when it is closed has the system take back what was told.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
@@ -167,6 +169,21 @@ async fn read(
     }
 }
 
+/// Waits until the client has closed its end, whatever it has sent before.
+async fn has_left(stream: &TcpStream) -> io::Error {
+    loop {
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if ready.is_read_closed() => {
+                let why = "the client left while its command waited";
+                return io::Error::new(io::ErrorKind::UnexpectedEof, why);
+            }
+            // Requests wait to be read: only asking again tells whether more has come.
+            Ok(_) => tokio::time::sleep(LEFT_ASKED_EVERY).await,
+            Err(error) => return error,
+        }
+    }
+}
+
 /// How a batch ended.
 enum BatchEnd {
     /// All that has arrived is done.
@@ -208,6 +225,8 @@ struct UnderWay {
 struct Begun {
     /// The key that it is about, if it is about one.
     key: Option<Bytes>,
+    /// It may wait for others, for as long as its client likes.
+    waits: bool,
     bytes: usize,
     /// What of [`UnderWay::reply_bytes`] is its own.
     reply_bytes: Arc<AtomicUsize>,
@@ -234,7 +253,8 @@ impl UnderWay {
         let expected = reply_bytes_max(&data);
         let (all, own) = (Arc::clone(&self.reply_bytes), Arc::new(AtomicUsize::new(expected)));
         all.fetch_add(expected, Ordering::Relaxed);
-        self.begun.push_back(Begun { key, bytes, reply_bytes: Arc::clone(&own) });
+        let waits = matches!(data.spec.run, Run::Blocking(_));
+        self.begun.push_back(Begun { key, waits, bytes, reply_bytes: Arc::clone(&own) });
         let database = database.clone();
         self.replies.push_back(Box::pin(async move {
             // Nothing is watched outside of a transaction.
@@ -253,8 +273,19 @@ impl UnderWay {
         stream: &mut TcpStream,
         outgoing: &mut BytesMut,
     ) -> io::Result<bool> {
+        let waits = self.begun.front().is_some_and(|first| first.waits);
+        if waits {
+            // What was answered before it is not to wait with it.
+            self.write(stream, outgoing).await?;
+        }
         let reply = match self.ready.pop_front() {
             Some(reply) => Some(reply),
+            None if waits => tokio::select! {
+                // First: who has left is not to take what others wait for.
+                biased;
+                left = has_left(stream) => return Err(left),
+                reply = self.replies.next() => reply,
+            },
             None => self.replies.next().await,
         };
         let (Some(reply), Some(begun)) = (reply, self.begun.pop_front()) else { return Ok(false) };

@@ -242,6 +242,30 @@ async fn one_who_waits_for_a_list_gets_what_is_pushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_who_has_left_while_it_waited_takes_nothing() {
+    let (mesh, name) = mesh().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let registers = mesh.registers(&name).unwrap();
+    tokio::spawn(super::super::serve_up_to(2, listener, registers, IDLE));
+    let mut other = Client(TcpStream::connect(addr).await.unwrap());
+    let mut it = Client(TcpStream::connect(addr).await.unwrap());
+    for behind in [&b""[..], b"PING\r\n"] {
+        let mut pipeline = request(&[b"SET", b"k", b"v"]);
+        pipeline.extend(request(&[b"BLPOP", b"l", b"0"]));
+        it.send(&pipeline).await;
+        // What was asked before it is answered while it waits.
+        it.reads("+OK\r\n").await;
+        it.send(behind).await;
+        drop(it);
+        it = one_more(addr).await;
+        other.asks("RPUSH l first", ":1\r\n").await;
+        other.asks("LLEN l", ":1\r\n").await;
+        other.asks("DEL l", ":1\r\n").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_published_reaches_those_who_listen_in_its_order() {
     let (_mesh, mut it) = endpoint().await;
     let mut other = Client(TcpStream::connect(it.0.peer_addr().unwrap()).await.unwrap());
