@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, debug, debug_span, info, warn};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{Incarnation, PeerId, RequestId, SessionKey};
@@ -22,9 +22,10 @@ use crate::hop::{
 };
 use crate::net::{Heard, NetHandler};
 use crate::node::Node;
+use crate::recall::{REGISTER, Tracing, Why};
 use crate::serve::{LocalError, Served, Upgrade};
 use crate::supervise::Slot;
-use crate::telemetry::{ByPeer, REGISTER, Tracing};
+use crate::telemetry::ByPeer;
 use crate::trace::SpanKind;
 use crate::tunnels::Farewell;
 use crate::wire::{HopBodyReader, SessionFrame};
@@ -130,7 +131,7 @@ impl Node {
             let _ = hop::refuse(send, HopRefusal::UnknownApp, none).await;
             return;
         };
-        self.metrics.hops_received.get_or_create(&ByPeer { peer: from.to_string() }).inc();
+        self.metrics.hops_received.get_or_create(&ByPeer { peer: from.clone() }).inc();
         let load = Node::local_load(slot);
         if matches!(kind, HopKind::Wake) {
             slot.wanted(WantedBy::Request);
@@ -146,15 +147,21 @@ impl Node {
             let _ = hop::refuse(send, HopRefusal::Busy, load).await;
             return;
         }
-        let span = info_span!("hop", id = %id, peer = %self.me, from = %from);
+        let span = debug_span!("hop", id = %id, peer = %self.me, from = %from);
         // An upgraded connection is told first, and ends itself.
         let cut_off = if upgrade.is_some() { &self.tunnels.cut } else { closing };
         let answering = async {
-            let line = format!("{method} {}", target.split('?').next().unwrap_or_default());
+            let path = target.split('?').next().unwrap_or_default();
             let role = if slot.keeps_registers { REGISTER } else { "hop" };
-            let mut tracing = Tracing::begin(&self.traces, id.clone(), &self.me, role, line);
+            let mut tracing = Tracing::begin(
+                &self.traces,
+                id.clone(),
+                &self.me,
+                role,
+                format_args!("{method} {path}"),
+            );
             tracing.app(slot.name());
-            tracing.step("arrived", format!("sent here by {from}: {}", kind.label()));
+            tracing.step("arrived", Why::SentBy(from.clone(), kind.label()));
             let mut spanned =
                 self.spans.within(&mut fields, SpanKind::Server, || "hop received".into());
             if let Some(span) = &mut spanned {
@@ -226,7 +233,7 @@ impl Node {
                 }
             };
             if let Some(span) = &mut spanned {
-                span.decided(tracing.steps());
+                span.decided(&tracing.steps());
                 match &outcome {
                     Some(Ok((served, _))) => span.status(served.response.status().as_u16()),
                     Some(Err(why)) => span.failed(why.label(), ""),
@@ -279,16 +286,16 @@ impl Node {
         match kind {
             HopKind::Plain | HopKind::Wake | HopKind::Service => {
                 let ran = self.run_here(slot, call, None).await.map_err(local)?;
-                tracing.served_by(self.me.as_str());
+                tracing.served_by(&self.me);
                 Ok((Served::ran(self, ran), ReplySession::None))
             }
             HopKind::Exec { sid, exec } => {
                 let key = SessionKey { app: slot.name().clone(), sid };
-                tracing.session(key.to_string());
+                tracing.session(&key);
                 let (ran, done) =
                     self.execute_here(slot, call, &key, &exec).await.map_err(local)?;
                 failpoint::pass_if(failpoint::voted(&done), Point::ExecVoteBefore);
-                tracing.served_by(self.me.as_str());
+                tracing.served_by(&self.me);
                 Ok((Served::ran(self, ran), ReplySession::Done(done)))
             }
             HopKind::Forward(forward) => {
@@ -312,7 +319,7 @@ impl Node {
         tunnel: Option<HopBodyReader>,
     ) -> Result<(), crate::body::BoxError> {
         let Served { response, served_by, upgrade, .. } = served;
-        let head = hop::response_head(&response, session, served_by, load);
+        let head = hop::response_head(&response, session, served_by.as_str().to_owned(), load);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let (Some(reader), true) = (tunnel, switching) else {
             return hop::reply(send, &head, response.into_body()).await;

@@ -52,6 +52,15 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// The bytes of a body that has none, or is in memory and small; else the body again.
+    pub(crate) fn gathered(mut body: Body) -> Result<Bytes, Body> {
+        use http_body::Body as _;
+        if body.size_hint().exact() == Some(0) {
+            return Ok(Bytes::new());
+        }
+        body.take_whole(SMALL_BODY_BYTES_MAX).ok_or(body)
+    }
+
     /// Reads a body that is small, or one of at most `bytes_max` bytes if `want_whole`, into
     /// memory; a longer one stays a stream, and so does a small one that is long in coming.
     pub(crate) async fn gather(

@@ -1,5 +1,6 @@
 //! HTTP fields on their way through: what is removed, what is added, and why.
 
+use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::header::{
@@ -16,6 +17,22 @@ pub(crate) const SESSION_FIELD: &str = "warmhop-session";
 pub(crate) const REQUEST_ID_FIELD: &str = "warmhop-request-id";
 /// The field that names the peer that ran the app.
 pub(crate) const PEER_FIELD: &str = "warmhop-peer";
+
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    TE,
+    UPGRADE,
+    header::TRANSFER_ENCODING,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.contains(name)
+}
 
 /// Takes out the fields that concern one connection alone (RFC 9110 section 7.6.1), those that
 /// `Connection` names included. `TE: trailers` stays, because trailers are passed on.
@@ -35,18 +52,11 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    for name in [
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-        "http2-settings",
-    ] {
-        headers.remove(name);
+    // Most messages have none of them: looking is cheaper than asking for each.
+    if headers.keys().any(is_hop_by_hop) {
+        for name in HOP_BY_HOP {
+            headers.remove(name);
+        }
     }
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -56,8 +66,16 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 /// Takes out every field of the mesh's own name space, so that neither a client nor an app can
 /// speak for a peer.
 pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
-    let reserved: Vec<HeaderName> =
-        headers.keys().filter(|name| dashed(name).starts_with("warmhop-")).cloned().collect();
+    const OURS: &str = "warmhop-";
+    let is_ours = |name: &&HeaderName| {
+        let beginning = name.as_str().as_bytes().get(..OURS.len());
+        beginning.is_some_and(|it| {
+            it.iter()
+                .zip(OURS.bytes())
+                .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
+        })
+    };
+    let reserved: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
     for name in reserved {
         headers.remove(name);
     }
@@ -67,7 +85,10 @@ pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
 /// `-`, would take for a field that a proxy vouches for, or for one that is there as well.
 pub(crate) fn remove_shadows(headers: &mut HeaderMap) {
     let shadows = |name: &&HeaderName| {
-        let dashed = dashed(name);
+        if !name.as_str().contains('_') {
+            return false;
+        }
+        let dashed = name.as_str().replace('_', "-");
         dashed != name.as_str()
             && (headers.contains_key(dashed.as_str())
                 || dashed.starts_with("x-forwarded-")
@@ -78,10 +99,6 @@ pub(crate) fn remove_shadows(headers: &mut HeaderMap) {
     for name in shadows {
         headers.remove(name);
     }
-}
-
-fn dashed(name: &HeaderName) -> String {
-    name.as_str().replace('_', "-")
 }
 
 /// The `Cookie` fields as one, which HTTP/2 lets a client split and HTTP/1.1 does not (RFC 9113
@@ -174,28 +191,35 @@ pub(crate) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 pub(crate) fn append_forwarded(
     headers: &mut HeaderMap,
     client: Option<IpAddr>,
-    host: Option<&str>,
+    host: Option<HeaderValue>,
     scheme: &'static str,
 ) {
-    let node = match client {
-        Some(IpAddr::V6(ip)) => format!("\"[{ip}]\""),
-        Some(ip) => ip.to_string(),
-        None => "unknown".into(),
+    const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+    const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+    let host_bytes = host.as_ref().map_or(0, |host| host.len());
+    let mut element = String::with_capacity(64 + host_bytes);
+    // Writing to a text does not fail.
+    let _ = match client {
+        Some(IpAddr::V6(ip)) => write!(element, "for=\"[{ip}]\";proto={scheme}"),
+        Some(ip) => write!(element, "for={ip};proto={scheme}"),
+        None => write!(element, "for=unknown;proto={scheme}"),
     };
-    let mut element = format!("for={node};proto={scheme}");
-    if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
-        element.push_str(&format!(";host=\"{host}\""));
-    }
-    append_list(headers, header::FORWARDED, &element);
-    if let Some(ip) = client {
-        append_list(headers, HeaderName::from_static("x-forwarded-for"), &ip.to_string());
-    }
-    for (name, value) in [("x-forwarded-proto", Some(scheme)), ("x-forwarded-host", host)] {
-        if let (false, Some(Ok(value))) =
-            (headers.contains_key(name), value.map(HeaderValue::from_str))
-        {
-            headers.insert(name, value);
+    let text = host.as_ref().and_then(|host| host.to_str().ok());
+    if let Some(host) = text.filter(|host| !host.contains(['"', '\\'])) {
+        for part in [";host=\"", host, "\""] {
+            element.push_str(part);
         }
+    }
+    append_list(headers, header::FORWARDED, element);
+    if let Some(ip) = client {
+        append_list(headers, X_FORWARDED_FOR, ip.to_string());
+    }
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    if let (Some(host), false) = (host, headers.contains_key(X_FORWARDED_HOST)) {
+        headers.insert(X_FORWARDED_HOST, host);
     }
 }
 
@@ -208,10 +232,17 @@ pub(crate) fn append_via(headers: &mut HeaderMap, version: Version, peer: &str) 
         Version::HTTP_3 => "3",
         _ => "1.1",
     };
-    append_list(headers, VIA, &format!("{version} {peer}"));
+    append_list(headers, VIA, format!("{version} {peer}"));
 }
 
-fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+fn append_list(headers: &mut HeaderMap, name: HeaderName, element: String) {
+    if !headers.contains_key(&name) {
+        // The text itself becomes the value.
+        if let Ok(value) = HeaderValue::try_from(element) {
+            headers.insert(name, value);
+        }
+        return;
+    }
     let mut list: Vec<u8> = Vec::new();
     for value in headers.get_all(&name) {
         list.extend_from_slice(value.as_bytes());
@@ -291,8 +322,11 @@ pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
 /// acts on (RFC 9110 section 6.5.1): it merges the two, or reads its fields as CGI does, and the head
 /// was looked at without it. What no head brings in, no trailer does.
 pub(crate) fn tidy_trailers(trailers: &mut HeaderMap) {
-    let forbidden: Vec<HeaderName> =
-        trailers.keys().filter(|name| !is_trailer(&dashed(name))).cloned().collect();
+    let forbidden: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| !is_trailer(&name.as_str().replace('_', "-")))
+        .cloned()
+        .collect();
     for name in forbidden {
         trailers.remove(name);
     }
@@ -375,13 +409,18 @@ fn is_host(text: &str) -> bool {
 
 /// The host a request is for, lower-case, without port or the dot that ends a full name.
 pub(crate) fn host_of(headers: &HeaderMap) -> Option<String> {
+    host_as_sent(headers).map(str::to_ascii_lowercase)
+}
+
+/// The same as the client wrote it.
+pub(crate) fn host_as_sent(headers: &HeaderMap) -> Option<&str> {
     let authority = headers.get(HOST)?.to_str().ok()?;
     let host = if authority.starts_with('[') {
         authority.split_inclusive(']').next()?
     } else {
         authority.split(':').next()?
     };
-    Some(host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase())
+    Some(host.strip_suffix('.').unwrap_or(host))
 }
 
 /// Whether requests of this method change nothing (RFC 9110 section 9.2.1).
@@ -422,7 +461,7 @@ mod tests {
         append_forwarded(
             &mut fields,
             Some("2001:db8::1".parse().unwrap()),
-            Some("a.example"),
+            Some(HeaderValue::from_static("a.example")),
             "http",
         );
         assert_eq!(fields["x-forwarded-for"], "192.0.2.1, 2001:db8::1");

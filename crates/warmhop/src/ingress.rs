@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, debug_span};
 use warmhop_core::affinity::{self, Arrival, Entry, Kind, Token};
 use warmhop_core::config::{SessionMode, StartMode};
 use warmhop_core::ids::{PeerId, RequestId, RequestKey, WallTime};
@@ -31,11 +31,12 @@ use crate::hop::{self, AppIs};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
 use crate::problem::{Problem, sf_name};
-use crate::serve::{Served, Upgrade};
+use crate::recall::Tracing;
+use crate::serve::{Served, ServedBy, Upgrade};
 use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
 use crate::targets;
-use crate::telemetry::{ByAppAndWay, ByReason, Tracing};
+use crate::telemetry::ByReason;
 use crate::trace::ActiveSpan;
 
 /// The longest idempotency key, in bytes.
@@ -114,8 +115,8 @@ impl Ingress {
             return readiness(self.node.is_draining());
         }
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
-            let host = fields::host_of(request.headers());
-            if let Some(slot) = self.app_for(host.as_deref(), of) {
+            let host = fields::host_as_sent(request.headers());
+            if let Some(slot) = self.app_for(host, of) {
                 return self.node.progress(slot).response();
             }
         }
@@ -144,8 +145,13 @@ impl Ingress {
     ) -> Response<Body> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
-        let span = info_span!("request", id = %id, peer = %node.me);
-        self.traced(of, request, client, id).instrument(span).await
+        let span = debug_span!("request", id = %id, peer = %node.me);
+        let answering = self.traced(of, request, client, id);
+        if span.is_disabled() {
+            // Nobody listens, and moving the future once more costs more than all of the span.
+            return answering.await;
+        }
+        answering.instrument(span).await
     }
 
     async fn traced(
@@ -156,14 +162,14 @@ impl Ingress {
         id: RequestId,
     ) -> Response<Body> {
         let node = &self.node;
-        let line = format!("{} {}", request.method(), request.uri().path());
-        let mut tracing = Tracing::begin(&node.traces, id, &node.me, "entry", line);
-        let accept: HeaderMap = request
-            .headers()
-            .get(http::header::ACCEPT)
-            .map(|accept| (http::header::ACCEPT, accept.clone()))
-            .into_iter()
-            .collect();
+        let mut tracing = Tracing::begin(
+            &node.traces,
+            id,
+            &node.me,
+            "entry",
+            format_args!("{} {}", request.method(), request.uri().path()),
+        );
+        let accept = request.headers().get(http::header::ACCEPT).cloned();
         let version = request.version();
         let mut span = self.span(&mut request, &client, &tracing.id);
         let is_call = grpc::is_grpc(request.headers());
@@ -174,11 +180,14 @@ impl Ingress {
                 let way = if problem.page.is_some() { "page" } else { "refuse" };
                 tracing.step("problem", problem.detail.clone());
                 tracing::info!(
+                    request = %tracing.id,
                     problem = problem.name,
                     status = problem.status.as_u16(),
                     detail = problem.detail,
                     "refused"
                 );
+                let accept: HeaderMap =
+                    accept.map(|accept| (http::header::ACCEPT, accept)).into_iter().collect();
                 let mut response = problem.response(&accept, node.me.as_str(), tracing.id.as_str());
                 if is_call {
                     grpc::refusal(&problem, &mut response);
@@ -192,9 +201,7 @@ impl Ingress {
         let status = response.status();
         let headers = response.headers_mut();
         if node.reveal {
-            if let Ok(value) = HeaderValue::from_str(tracing.id.as_str()) {
-                headers.insert(REQUEST_ID_FIELD, value);
-            }
+            headers.insert(HeaderName::from_static(REQUEST_ID_FIELD), tracing.id_field());
         } else {
             headers.remove(PEER_FIELD);
         }
@@ -204,16 +211,18 @@ impl Ingress {
             headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         tracing.head(response.status().as_u16());
-        let app = app.map_or_else(|| "-".into(), |slot| slot.name().to_string());
         if let Some(span) = &mut span {
-            span.set("warmhop.app", app.as_str());
+            span.set("warmhop.app", app.as_ref().map_or("-", |slot| slot.name().as_str()));
             span.set("warmhop.way", way);
-            span.decided(tracing.steps());
+            span.decided(&tracing.steps());
             span.status(status.as_u16());
         }
-        let label = ByAppAndWay { app, way };
-        node.metrics.requests.get_or_create(&label).inc();
-        node.metrics.head_seconds.get_or_create(&label).observe(tracing.elapsed().as_secs_f64());
+        match &app {
+            Some(slot) => {
+                slot.counts.answered(&node.metrics, slot.name(), way, tracing.elapsed());
+            }
+            None => node.metrics.answered("-", way, tracing.elapsed()),
+        }
         tracing::debug!(
             way,
             status = response.status().as_u16(),
@@ -280,10 +289,11 @@ impl Ingress {
                 .map_err(|problem| (problem, None));
         }
         let by_front_door = matches!(of, For::AnyApp);
-        let host = fields::host_of(request.headers());
         let slot = match of {
             For::App(slot) => Some(slot),
-            For::AnyApp => self.app_for(host.as_deref(), request.uri().path()),
+            For::AnyApp => {
+                self.app_for(fields::host_as_sent(request.headers()), request.uri().path())
+            }
             For::Nobody => {
                 let detail = "the request names no host, or more than one, or one that is none";
                 let problem = Problem::new(StatusCode::BAD_REQUEST, "bad-host", detail);
@@ -291,7 +301,7 @@ impl Ingress {
             }
         };
         let Some(slot) = slot else {
-            let host = host.unwrap_or_default();
+            let host = fields::host_of(request.headers()).unwrap_or_default();
             let detail = format!(
                 "no app of this mesh answers for {host}{}; see [[app]] match in the configuration",
                 request.uri().path()
@@ -367,27 +377,27 @@ impl Ingress {
         let asks_first = fields::expects_continue(headers) && via_version > Version::HTTP_10;
         headers.remove(EXPECT);
         hide_cookie(headers);
-        let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
         targets::name_host(headers, slot.spec.host.as_deref());
         targets::passed_on(&parts.method, headers);
         let scheme = if client.secure { "https" } else { "http" };
-        fields::append_forwarded(
-            headers,
-            client.addr.map(|addr| addr.ip()),
-            host.as_deref(),
-            scheme,
-        );
+        fields::append_forwarded(headers, client.addr.map(|addr| addr.ip()), host, scheme);
         fields::append_via(headers, via_version, node.me.as_str());
-        if let Ok(value) = HeaderValue::from_str(tracing.id.as_str()) {
-            headers.insert("x-request-id", value);
-        }
+        headers.insert(HeaderName::from_static("x-request-id"), tracing.id_field());
 
         let want_whole = key.is_some().then(|| node.store.policy().stored_response_bytes_max);
         let body = if upgrade.is_some() {
             CallBody::Whole(bytes::Bytes::new())
         } else {
-            let gathered = tokio::time::timeout(WHOLE_BODY_WITHIN, Call::gather(body, want_whole));
-            match gathered.await {
+            // Boxed where there is something to wait for: its future would be moved with each request.
+            let gathered = match Call::gathered(body) {
+                Ok(whole) => Ok(Ok(CallBody::Whole(whole))),
+                Err(body) => {
+                    let gathering = Box::pin(Call::gather(body, want_whole));
+                    tokio::time::timeout(WHOLE_BODY_WITHIN, gathering).await
+                }
+            };
+            match gathered {
                 Ok(gathered) => gathered.map_err(|error| body_cut_off(&error.to_string()))?,
                 Err(_) => return Err(body_too_slow()),
             }
@@ -434,7 +444,7 @@ impl Ingress {
                 hops_left: FORWARDS_MAX,
             };
             let subject = Subject::Token(entry.as_ref());
-            node.serve_portable(&portable, &mut call, subject, tracing).await
+            Box::pin(node.serve_portable(&portable, &mut call, subject, tracing)).await
         } else {
             node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await
         };
@@ -505,8 +515,12 @@ impl Ingress {
         } = served;
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
-        if let Ok(value) = HeaderValue::from_str(&served_by) {
-            headers.insert(PEER_FIELD, value);
+        let by = match &served_by {
+            ServedBy::Here(_) => Ok(node.me_field.clone()),
+            ServedBy::There(said) => HeaderValue::from_str(said),
+        };
+        if let Ok(by) = by {
+            headers.insert(HeaderName::from_static(PEER_FIELD), by);
         }
         if let Some(hop) = &next_hop {
             fields::append_via(headers, http::Version::HTTP_11, node.me.as_str());
@@ -527,7 +541,7 @@ impl Ingress {
         }
         if let Some(entry) = entry {
             let current = token.as_ref().and_then(|(_, route)| route.as_ref());
-            let route = self.route_of(slot, &entry, current, &served_by);
+            let route = self.route_of(slot, &entry, current, served_by.as_str());
             let stays = former
                 .is_some_and(|former| is_settled(former, &entry, self.node.clock.wall()))
                 && token.as_ref().is_some_and(|(_, current)| current.as_ref() == Some(&route));
@@ -618,8 +632,14 @@ fn body_too_slow() -> Problem {
 }
 
 fn fresh_request_id() -> RequestId {
-    let random = RequestKey(rand::random());
-    RequestId::new(&random.to_string()).expect("hexadecimal digits form a request id")
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(rand::random::<[u8; 16]>()) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    let text = std::str::from_utf8(&text).expect("digits are ASCII");
+    RequestId::new(text).expect("hexadecimal digits form a request id")
 }
 
 /// A nonce for an app's handshake (RFC 6455 section 4.1), which a client over HTTP/2 sends none of.

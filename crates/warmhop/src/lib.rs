@@ -243,6 +243,7 @@ mod node;
 pub mod peer_service;
 mod portable;
 mod problem;
+mod recall;
 mod refusals;
 mod registers;
 mod repair;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::sync::watch;
 use warmhop_core::app::{ETA_FLOOR, WantedBy};
 use warmhop_core::config::StartMode;
@@ -25,11 +26,11 @@ use crate::identity::CookieAuthenticator;
 use crate::net::Net;
 use crate::peer_service::PeerServices;
 use crate::problem::Problem;
+use crate::recall::{Considered, Traces, Tracing};
 use crate::sessions::Store;
 use crate::starting::Progress;
-use crate::status::TraceCandidate;
 use crate::supervise::Slot;
-use crate::telemetry::{ByDecision, Metrics, Traces, Tracing};
+use crate::telemetry::Metrics;
 use crate::trace::Spans;
 use crate::tunnels::Tunnels;
 
@@ -43,6 +44,8 @@ pub(crate) const FORGET_DEAD_AFTER: Duration = Duration::from_secs(10 * 60);
 /// One peer.
 pub(crate) struct Node {
     pub(crate) me: PeerId,
+    /// Its name as the value of a field.
+    pub(crate) me_field: HeaderValue,
     pub(crate) cluster: String,
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
@@ -116,8 +119,10 @@ impl Node {
         let all = parts.slots.iter().chain(&parts.registers);
         let slots_by_name = all.map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
         let view = View::new(parts.me.clone());
+        let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
         Arc::new(Self {
             me: parts.me,
+            me_field,
             cluster: parts.cluster,
             zone: parts.zone,
             incarnation: parts.incarnation,
@@ -282,9 +287,11 @@ impl Node {
         let before = *waited;
         let since = Instant::now();
         let failed_before = slot.failed_starts();
+        let mut changes: Option<watch::Receiver<u64>> = None;
         loop {
-            let mut changes = self.changed.subscribe();
-            changes.mark_unchanged();
+            if let Some(changes) = &mut changes {
+                changes.mark_unchanged();
+            }
             if waiting.is_some() {
                 *waited = before + since.elapsed();
             }
@@ -292,7 +299,11 @@ impl Node {
             let failed_starts = slot.failed_starts().saturating_sub(failed_before);
             let waits = waiting.is_some();
             let (decision, candidates) = self.consider(placing, waits, *waited, failed_starts);
-            let reason = decision.reason.to_string();
+            if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
+                // Most never wait. Whoever does looks once more, so that nothing is missed.
+                changes = Some(self.changed.subscribe());
+                continue;
+            }
             let what = match &decision.action {
                 Action::Serve => "serve",
                 Action::Hop { .. } => "hop",
@@ -300,16 +311,10 @@ impl Node {
                 Action::Refuse(_) => "refuse",
             };
             if waiting.is_none() || what != "wait" {
-                self.metrics
-                    .decisions
-                    .get_or_create(&ByDecision {
-                        app: slot.name().to_string(),
-                        decision: what,
-                        reason: decision.reason.label(),
-                    })
-                    .inc();
+                let label = decision.reason.label();
+                slot.counts.decided(&self.metrics, slot.name(), what, label);
             }
-            tracing.step_among(what, reason.as_str(), candidates);
+            tracing.step_among(what, decision.reason.clone(), candidates);
             let goes_on = matches!(decision.action, Action::Serve | Action::Hop { .. });
             if let (Some(failed), false) = (placing.failed, goes_on) {
                 return Err(failed.clone());
@@ -317,7 +322,9 @@ impl Node {
             match decision.action {
                 Action::Serve => return Ok(Place::Here),
                 Action::Hop { to } => return Ok(Place::There(to)),
-                Action::Refuse(refusal) => return Err(refused(&refusal, &reason)),
+                Action::Refuse(refusal) => {
+                    return Err(refused(&refusal, &decision.reason.to_string()));
+                }
                 Action::Wait { at_most } => {
                     if waiting.is_none() {
                         slot.waiting.fetch_add(1, Ordering::Relaxed);
@@ -326,7 +333,7 @@ impl Node {
                     if decision.reason == Reason::BusyEverywhere {
                         // Of places elsewhere nobody is told: they are asked for again.
                         let _ = tokio::time::timeout(FULL_FOR.min(at_most), freed).await;
-                    } else {
+                    } else if let Some(changes) = &mut changes {
                         let _ = tokio::time::timeout(at_most, changes.changed()).await;
                     }
                 }
@@ -352,9 +359,7 @@ impl Node {
         if !progress.is_worth_a_page() {
             return None;
         }
-        let reason = decision.reason.label();
-        let app = slot.name().to_string();
-        self.metrics.decisions.get_or_create(&ByDecision { app, decision: "page", reason }).inc();
+        slot.counts.decided(&self.metrics, slot.name(), "page", decision.reason.label());
         let why = format!("{}; a browser is shown the starting page", decision.reason);
         tracing.step_among("page", why, candidates);
         let detail = "the app is starting and ready nowhere yet";
@@ -417,14 +422,15 @@ impl Node {
         waits: bool,
         waited: Duration,
         failed_starts: u32,
-    ) -> (Decision, Vec<TraceCandidate>) {
+    ) -> (Decision, Vec<Considered>) {
         let slot = placing.slot;
         // What is ready and is not to be asked again is as good as one that takes nothing new.
         let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
         let view = self.view.load();
         let (pinned_here, draining) = (placing.pin.is_none_or(|pin| pin.here), self.is_draining());
         let is_busy = slot.is_full() || slot.awaiting() >= HOT_AWAITING;
-        let candidates = if state == AppState::Ready && pinned_here && !draining && !is_busy {
+        let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy;
+        let candidates = if is_plain {
             Vec::new()
         } else {
             let never = slot.spec.policy.start == StartMode::Never;
@@ -436,7 +442,8 @@ impl Node {
             local: LocalApp {
                 state,
                 in_flight: slot.in_flight_here(),
-                eta: slot.eta(),
+                // Nobody asks when a copy will be ready that is, and has room.
+                eta: if is_plain { None } else { slot.eta() },
                 waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
                 awaiting: slot.awaiting(),
                 latency_us: slot.latency_us(),
@@ -475,15 +482,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn traced(candidates: &[Candidate<'_>]) -> Vec<TraceCandidate> {
+fn traced(candidates: &[Candidate<'_>]) -> Vec<Considered> {
     candidates
         .iter()
         .take(16)
-        .map(|candidate| TraceCandidate {
-            peer: candidate.peer.to_string(),
-            state: state_name(candidate.state).into(),
+        .map(|candidate| Considered {
+            peer: candidate.peer.clone(),
+            state: candidate.state,
             in_flight: candidate.in_flight,
-            age_ms: u64::try_from(candidate.age.as_millis()).unwrap_or(u64::MAX),
+            age: candidate.age,
         })
         .collect()
 }

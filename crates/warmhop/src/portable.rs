@@ -30,12 +30,13 @@ use crate::problem::{
     Problem, after_an_attempt, app_failed, as_refusal, describe, gave_up, known_problem,
     memory_full, of_session, outcome_unknown, too_many_sessions,
 };
+use crate::recall::{Tracing, Why};
 use crate::registers::STATE_BYTES_MAX;
-use crate::serve::{LocalError, RanHere, Served, Upgrade, error_chain};
+use crate::serve::{LocalError, RanHere, Served, ServedBy, Upgrade, error_chain};
 use crate::session::{Session, Turn, from_field};
 use crate::sessions::{InLine, Told};
 use crate::supervise::Slot;
-use crate::telemetry::{ByReason, Tracing};
+use crate::telemetry::ByReason;
 
 /// A portable request on its way through this peer.
 #[derive(Clone, Copy)]
@@ -188,7 +189,7 @@ impl Node {
             self.store.with(key, false, |machine, ctx, _| Look::among(machine, &ctx.process.census))
         });
         if let Some(key) = &key {
-            tracing.session(key.to_string());
+            tracing.session(key);
         }
         let n = errand.session().map_or(0, |named| named.n);
         let stays = || key.as_ref().is_some_and(|key| self.store.should_move(key, n));
@@ -223,7 +224,7 @@ impl Node {
                     hand_over: moves.map(|_| self.incarnation),
                     relay: None,
                 };
-                tracing.step("forward", format!("{to} owns the session"));
+                tracing.step("forward", Why::OwnedBy(to.clone()));
                 self.forward(portable, call, &key, forward, &to, tracing).await
             }
             Step::Relay { to, hops_left, begins } => {
@@ -328,7 +329,7 @@ impl Node {
         let sid = SessionId(rand::random());
         let cfg = first_members(sid, executor, self.store.policy().copies, &self.here(&view));
         let key = SessionKey { app: portable.slot.name().clone(), sid };
-        tracing.session(key.to_string());
+        tracing.session(&key);
         let enter = Enter::Beginning(cfg);
         Ok(self.at_owner(portable, call, &key, enter, Some(place), tracing).await)
     }
@@ -552,7 +553,7 @@ impl Node {
         let (ran, ()) = join(execution, async { line.send_held_back() }).await;
         match ran {
             Ok((ran, done)) => {
-                tracing.served_by(self.me.as_str());
+                tracing.served_by(&self.me);
                 let mut served = Served::here(self, ran.response);
                 served.upgrade = ran.upgrade.map(Upgrade::Io);
                 line.executed(Outcome::from(done));
@@ -609,7 +610,7 @@ impl Node {
             }) => {
                 line.executed(Outcome::from(done));
                 let mut served = Served::here(self, response);
-                served.served_by = served_by;
+                served.served_by = ServedBy::There(served_by);
                 served.next_hop = Some(to);
                 served.upgrade = tunnel.map(Upgrade::Hop);
                 Ok(Some(served))
@@ -650,7 +651,7 @@ impl Node {
         match self.ask(portable.slot, to, call, HopKind::Forward(forward), tracing).await {
             Ok(reply) => {
                 let mut served = Served::here(self, reply.response);
-                served.served_by = reply.served_by;
+                served.served_by = ServedBy::There(reply.served_by);
                 served.next_hop = Some(to.clone());
                 served.upgrade = reply.tunnel.map(Upgrade::Hop);
                 if let ReplySession::Committed { hint, replayed } = reply.session {
@@ -751,7 +752,7 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<Served, HopRefusal> {
         let key = SessionKey { app: slot.name().clone(), sid: forward.sid };
-        tracing.session(key.to_string());
+        tracing.session(&key);
         if let Some(begins) = forward.relay {
             return self.serve_relayed(slot, call, forward, begins, tracing).await;
         }

@@ -31,10 +31,10 @@ use crate::hop::{HopError, HopKind, HopRefusal};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
 use crate::problem::{MEMORY_FULL, Problem};
+use crate::recall::{REGISTER, Tracing};
 use crate::session::Session;
 use crate::sessions::STRIPES;
 use crate::supervise::Slot;
-use crate::telemetry::{REGISTER, Tracing};
 use crate::wire;
 
 /// The longest key, in bytes.
@@ -501,10 +501,14 @@ impl Registers {
                 Operation::Put { .. } | Operation::Expire { .. } => Method::POST,
             };
             let mut call = self.call(method, body.clone());
-            let line = format!("{} {session}", call.method);
             let node = &self.node;
-            let mut tracing =
-                Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, line);
+            let mut tracing = Tracing::begin(
+                &node.traces,
+                call.id.clone(),
+                &node.me,
+                REGISTER,
+                format_args!("{} {session}", call.method),
+            );
             tracing.app(self.slot.name());
             let subject = Subject::Key(ByKey { sid, begins });
             match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
@@ -551,8 +555,13 @@ impl Registers {
         let operation = Operation::List { from, count: count as u64 };
         let mut call = self.call(Method::GET, encode(&operation)?);
         let node = &self.node;
-        let line = format!("LIST {}", self.slot.name());
-        let mut tracing = Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, line);
+        let mut tracing = Tracing::begin(
+            &node.traces,
+            call.id.clone(),
+            &node.me,
+            REGISTER,
+            format_args!("LIST {}", self.slot.name()),
+        );
         let asked = node.ask(&self.slot, peer, &mut call, HopKind::Plain, &mut tracing).await;
         let unavailable = |why: String| {
             RegisterError::Unavailable(format!("{peer} could not be asked for its keys: {why}"))

@@ -23,9 +23,10 @@ use crate::fields::{self, SESSION_FIELD};
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::node::{Node, Place, Placing};
 use crate::problem::{Problem, app_failed, gave_up, too_slow};
+use crate::recall::Tracing;
 use crate::session::Session;
 use crate::supervise::{Copy, InFlight, Slot};
-use crate::telemetry::{ByPeer, ByReason, Tracing};
+use crate::telemetry::{ByPeer, ByReason};
 use crate::trace::{ActiveSpan, SpanKind};
 use crate::tunnels::Tunnels;
 
@@ -40,11 +41,28 @@ pub(crate) enum Upgrade {
     Hop(hop::Tunnel),
 }
 
+/// The peer that ran an app.
+pub(crate) enum ServedBy {
+    /// This one.
+    Here(PeerId),
+    /// As another one said.
+    There(String),
+}
+
+impl ServedBy {
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Here(me) => me.as_str(),
+            Self::There(said) => said,
+        }
+    }
+}
+
 /// A response and how it came about.
 pub(crate) struct Served {
     pub(crate) response: Response<Body>,
     /// The peer that ran the app.
-    pub(crate) served_by: String,
+    pub(crate) served_by: ServedBy,
     /// The peer that the request was sent to, if it was.
     pub(crate) next_hop: Option<PeerId>,
     pub(crate) upgrade: Option<Upgrade>,
@@ -62,7 +80,7 @@ impl Served {
     pub(crate) fn here(node: &Node, response: Response<Body>) -> Self {
         Self {
             response,
-            served_by: node.me.to_string(),
+            served_by: ServedBy::Here(node.me.clone()),
             next_hop: None,
             upgrade: None,
             entry: None,
@@ -197,7 +215,7 @@ impl Node {
         let awaiting = copy.awaits();
         let answering = async {
             if stands_alone {
-                call_service_upgrading(copy.service.clone(), request, guard).await
+                Box::pin(call_service_upgrading(copy.service.clone(), request, guard)).await
             } else {
                 call_service(copy.service.clone(), request, guard, &self.tunnels)
                     .await
@@ -273,7 +291,7 @@ impl Node {
             span.set("warmhop.peer.to", to.as_str());
             span.set("warmhop.hop", label);
         }
-        self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.to_string() }).inc();
+        self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.clone() }).inc();
         tracing.sent_to(to);
         // What may not be run twice is sent to a peer that has not been heard lately only once it
         // has said that it is there.
@@ -292,7 +310,11 @@ impl Node {
         match outcome {
             Ok(reply) => {
                 self.note_load(to, slot.name(), reply.load);
-                tracing.served_by(&reply.served_by);
+                if reply.served_by == to.as_str() {
+                    tracing.served_by(to);
+                } else if let Ok(other) = PeerId::new(&reply.served_by) {
+                    tracing.served_by(&other);
+                }
                 Ok(reply)
             }
             Err(HopError::Refused(why, load, body)) => {
@@ -374,7 +396,7 @@ impl Node {
             match self.place(&placing, &mut call.waited, tracing).await? {
                 Place::Here => match self.run_here(slot, call, None).await {
                     Ok(ran) => {
-                        tracing.served_by(self.me.as_str());
+                        tracing.served_by(&self.me);
                         let mut served = Served::here(self, ran.response);
                         served.upgrade = ran.upgrade.map(Upgrade::Io);
                         served.entry = is_pinned
@@ -402,10 +424,12 @@ impl Node {
                     }
                 },
                 Place::There(to) => {
-                    match self.ask(slot, &to, call, HopKind::Plain, tracing).await {
+                    // Boxed, as what is rare here: the future of a request that is served here is
+                    // moved with each of them.
+                    match Box::pin(self.ask(slot, &to, call, HopKind::Plain, tracing)).await {
                         Ok(reply) => {
                             let mut served = Served::here(self, reply.response);
-                            served.served_by = reply.served_by;
+                            served.served_by = ServedBy::There(reply.served_by);
                             served.upgrade = reply.tunnel.map(Upgrade::Hop);
                             served.entry = is_pinned
                                 .then(|| self.pinned_entry(slot, &to, reply.executor, pinned));

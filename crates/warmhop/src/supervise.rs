@@ -16,7 +16,7 @@ use warmhop_core::view::AppState;
 use crate::app::{App, AppService, AppSpec, Ended, Running, StartContext, StartError};
 use crate::clock::Clock;
 use crate::health;
-use crate::telemetry::{ByApp, Metrics};
+use crate::telemetry::{AppCounts, ByApp, Metrics};
 
 type StopFn = Box<dyn FnOnce(Duration) -> futures_util::future::BoxFuture<'static, ()> + Send>;
 
@@ -98,6 +98,7 @@ pub(crate) struct Slot {
     failed_starts: AtomicU32,
     /// When a request last came, in the clock's milliseconds.
     used_at: AtomicU64,
+    pub(crate) counts: AppCounts,
     pub(crate) in_flight: AtomicU32,
     pub(crate) waiting: AtomicUsize,
     /// A smoothed time to the response's head, in microseconds; 0 before the first.
@@ -136,6 +137,7 @@ impl Slot {
             aside: Mutex::new(None),
             failed_starts: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
+            counts: AppCounts::default(),
             in_flight: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
             latency_us: AtomicU32::new(0),

@@ -22,8 +22,8 @@ use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Frame, SizeHint};
 
 use crate::body::{Body, BoxError};
+use crate::recall::{TEXT_BYTES_MAX, beginning};
 use crate::status::TraceStep;
-use crate::telemetry::{TEXT_BYTES_MAX, beginning};
 
 /// The field that names a trace and the span that a request comes from (W3C Trace Context,
 /// section 3.2).
