@@ -17,6 +17,7 @@ mod read;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[session]`.
     pub session: Session,
+    /// `[run]`.
+    pub run: Run,
     /// `[[app]]`, in the order of the file.
     pub apps: Vec<App>,
     /// Where each key stands in the file, for problems that show only when the peer starts.
@@ -117,6 +120,13 @@ pub struct Session {
     pub policy: SessionPolicy,
     /// Where the Redis-speaking endpoint listens, if it is wanted.
     pub redis: Option<SocketAddr>,
+}
+
+/// `[run]`: what the peer takes of its machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Run {
+    /// The threads that serve clients; absent: one for each core that it may use.
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// One `[[app]]`.

@@ -7,6 +7,7 @@ pub mod cert;
 pub mod child;
 pub mod client;
 pub mod config;
+pub mod cores;
 mod dashboard;
 pub mod dev;
 pub mod guard;

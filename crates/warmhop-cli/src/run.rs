@@ -18,6 +18,7 @@ use warmhop::{Builder, Mesh};
 
 use crate::child::{ChildApp, find_program};
 use crate::config::{Config, Tls};
+use crate::cores::{self, Door};
 use crate::journal::Journal;
 #[cfg(feature = "otlp")]
 use crate::otlp;
@@ -60,9 +61,7 @@ impl Failure {
 /// # Errors
 /// Why it did not start, or had to give up.
 pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let runtime = cores::runtime()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     // Before anything else: a peer may be told to end as soon as it is there.
     let signals = {
@@ -81,7 +80,8 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
         warn!("{warning}");
     }
     let open_files = raise_open_files();
-    let outcome = runtime.block_on(serve(&config, credentials, signals, open_files, &journal));
+    let machine = Machine { open_files, threads: cores::threads(&config) };
+    let outcome = runtime.block_on(serve(&config, credentials, signals, machine, &journal));
     // What still runs has had its time; the guards see to the apps.
     runtime.shutdown_background();
     outcome
@@ -102,6 +102,14 @@ pub fn check(config: &Config) -> Result<(), Failure> {
         failures.extend(load_identity(config).err());
     }
     if failures.is_empty() { Ok(()) } else { Err(Failure::together(failures)) }
+}
+
+/// What the peer takes of its machine.
+struct Machine {
+    /// The limit of open files that the apps are to have.
+    open_files: Option<u64>,
+    /// The threads that serve clients.
+    threads: NonZeroUsize,
 }
 
 /// What a peer proves itself by.
@@ -148,11 +156,11 @@ async fn serve(
     config: &Config,
     credentials: Credentials,
     mut signals: Signals,
-    open_files: Option<u64>,
+    Machine { open_files, threads }: Machine,
     journal: &Journal,
 ) -> Result<u8, Failure> {
     let Credentials { identity, tls } = credentials;
-    let listeners = bind(config, tls).await?;
+    let listeners = bind(config, tls, threads).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
     let mut builder = builder(config, identity, open_files, redis_addr);
     #[cfg(feature = "otlp")]
@@ -170,11 +178,13 @@ async fn serve(
     if let Some(each) = connections {
         builder = builder.front_door_connections(each);
     }
-    for (listener, tls) in listeners.http {
-        builder = match tls {
-            Some(tls) => builder.front_door_tls(listener, tls),
-            None => builder.front_door(listener),
+    let mut others = Vec::new();
+    for (door, tls) in listeners.http {
+        builder = match tls.clone() {
+            Some(tls) => builder.front_door_tls(door.first, tls),
+            None => builder.front_door(door.first),
         };
+        others.push((door.others, tls));
     }
     let admin_addr = listeners.admin.local_addr().unwrap_or(config.admin.listen);
 
@@ -186,6 +196,8 @@ async fn serve(
             return Ok(0);
         }
     };
+    let _cores = cores::serve(&mesh, others)
+        .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
     let admin = tokio::spawn(admin::serve(
         listeners.admin,
         admin::router(
@@ -293,31 +305,39 @@ fn redis_name() -> AppName {
 
 /// The TCP listeners of a peer.
 struct Listeners {
-    http: Vec<(TcpListener, Option<FrontDoorTls>)>,
+    http: Vec<(Door, Option<FrontDoorTls>)>,
     admin: TcpListener,
     redis: Option<TcpListener>,
 }
 
 /// Binds the TCP listeners; all of those that fail are told at once.
-async fn bind(config: &Config, tls: Option<FrontDoorTls>) -> Result<Listeners, Failure> {
+async fn bind(
+    config: &Config,
+    tls: Option<FrontDoorTls>,
+    threads: NonZeroUsize,
+) -> Result<Listeners, Failure> {
     let mut messages = Vec::new();
-    let mut listen = async |addr: SocketAddr, key: String| match TcpListener::bind(addr).await {
+    let mut http = Vec::new();
+    for (at, addr) in config.http.listen.iter().enumerate() {
+        match Door::open(*addr, threads).await {
+            Ok(door) => http.push((door, tls.clone())),
+            Err(error) => {
+                messages.push(bind_problem(config, &format!("http.listen[{at}]"), *addr, &error));
+            }
+        }
+    }
+    let mut listen = async |addr: SocketAddr, key: &str| match TcpListener::bind(addr).await {
         Ok(listener) => Some(listener),
         Err(error) => {
-            messages.push(bind_problem(config, &key, addr, &error));
+            messages.push(bind_problem(config, key, addr, &error));
             None
         }
     };
-    let mut http = Vec::new();
-    for (at, addr) in config.http.listen.iter().enumerate() {
-        let listener = listen(*addr, format!("http.listen[{at}]")).await;
-        http.extend(listener.map(|listener| (listener, tls.clone())));
-    }
     let redis = match config.session.redis {
-        Some(addr) => listen(addr, "session.redis".into()).await,
+        Some(addr) => listen(addr, "session.redis").await,
         None => None,
     };
-    let admin = listen(config.admin.listen, "admin.listen".into()).await;
+    let admin = listen(config.admin.listen, "admin.listen").await;
     match admin {
         Some(admin) if messages.is_empty() => Ok(Listeners { http, admin, redis }),
         _ => Err(Failure { messages, status: 1 }),

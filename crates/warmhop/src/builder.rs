@@ -288,14 +288,17 @@ impl Builder {
             let slot = Arc::clone(&node.slots_by_name[&layer.spec().name]);
             background(Box::pin(layer.join(Arc::clone(&ingress), slot)));
         }
+        let mut permits_of_doors = Vec::new();
         for (door, tls) in self.front_doors {
             if let Some(tls) = tls.clone() {
                 background(Box::pin(tls.follow()));
             }
+            let permits = Arc::new(Semaphore::new(self.front_door_connections));
+            permits_of_doors.push(Arc::clone(&permits));
             doors.spawn(front::serve(
                 door,
                 tls,
-                self.front_door_connections,
+                permits,
                 Arc::clone(&ingress),
                 doors_closing.clone(),
                 connections.clone(),
@@ -310,6 +313,7 @@ impl Builder {
             closing,
             doors_closing,
             doors,
+            permits_of_doors,
             tasks,
             connections,
             drain_grace: self.drain_grace,
@@ -383,6 +387,8 @@ struct Running {
     closing: CancellationToken,
     doors_closing: CancellationToken,
     doors: TaskTracker,
+    /// How many connections each front door may still take, in their order.
+    permits_of_doors: Vec<Arc<Semaphore>>,
     tasks: TaskTracker,
     connections: TaskTracker,
     drain_grace: Duration,
@@ -492,6 +498,34 @@ impl Mesh {
     #[must_use]
     pub fn front_doors(&self) -> &[SocketAddr] {
         &self.0.node.http
+    }
+
+    /// Serves one more listener at a front door that the builder was given, on the runtime that
+    /// calls this: `door` is its place among them, from 0. Clients' connections stay on the runtime
+    /// whose listener accepted them, so a current-thread runtime a core, each with a listener of its
+    /// own (`SO_REUSEPORT`), spares the wakes across cores that a work-stealing one costs. All
+    /// listeners of a door share its bound of connections. The mesh port, and with it hops and
+    /// sessions' messages, stays on the runtime that the peer was started on: a hop from another one
+    /// wakes it. Resolves once the peer has closed its doors; does nothing where there is no such
+    /// door.
+    pub async fn serve_front_door(
+        &self,
+        door: usize,
+        listener: TcpListener,
+        tls: Option<FrontDoorTls>,
+    ) {
+        let running = &self.0;
+        let Some(permits) = running.permits_of_doors.get(door) else { return };
+        let serving = front::serve(
+            listener,
+            tls,
+            Arc::clone(permits),
+            Arc::clone(&running.ingress),
+            running.doors_closing.clone(),
+            running.connections.clone(),
+            running.node.tunnels.clone(),
+        );
+        running.doors.track_future(serving).await;
     }
 
     /// Where other peers reach it; a seed for them.

@@ -50,18 +50,18 @@ const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
 
 /// Serves `listener` until `closing` is cancelled; connections then end gracefully, and are cut off
-/// when their grace time is over, which `tunnels` tell.
+/// when their grace time is over, which `tunnels` tell. Each connection stays on the runtime that
+/// calls this, and takes one of `permits`.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<FrontDoorTls>,
-    connections_max: usize,
+    permits: Arc<Semaphore>,
     ingress: Arc<Ingress>,
     closing: CancellationToken,
     connections: TaskTracker,
     tunnels: Tunnels,
 ) {
     let tls = tls.map(|tls| TlsAcceptor::from(tls.config()));
-    let permits = Arc::new(Semaphore::new(connections_max));
     let mut told: Option<Instant> = None;
     loop {
         let permit = tokio::select! {

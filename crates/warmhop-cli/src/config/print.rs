@@ -61,6 +61,11 @@ impl fmt::Display for Config {
             Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
             None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
         }
+        writeln!(f, "\n[run]")?;
+        match self.run.threads {
+            Some(threads) => writeln!(f, "threads = {threads}")?,
+            None => writeln!(f, "# threads is not set: one for each core that it may use")?,
+        }
         self.apps.iter().try_for_each(|app| print_app(app, f))
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
 
 use super::{
-    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Session, Tls,
+    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Run, Session, Tls,
     cluster_name, duration_from, duration_text, memory,
 };
 
@@ -24,6 +25,8 @@ pub(super) mod life;
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
 const APPS_MAX: usize = 1_000;
+/// More are a mistake on any machine; that there are more than cores is told when the peer starts.
+const THREADS_MAX: usize = 1_024;
 
 pub(super) fn parse(
     file: &Path,
@@ -56,6 +59,7 @@ pub(super) fn parse(
     let mesh = read_mesh(&mut root, name);
     let admin = read_admin(&mut root);
     let session = read_session(&mut root);
+    let run = read_run(&mut root);
     let apps = read_apps(&mut root, session.redis.is_some());
     root.finish();
     check_ports(&reader, &http, &admin, &session);
@@ -69,7 +73,7 @@ pub(super) fn parse(
     let Some(peer) = peer else {
         unreachable!("a missing peer was reported");
     };
-    let mut config = Config { cluster, peer, http, mesh, admin, session, apps, places };
+    let mut config = Config { cluster, peer, http, mesh, admin, session, run, apps, places };
     config.mesh.identity = folder.join(&config.mesh.identity);
     Ok((config, problems))
 }
@@ -198,6 +202,16 @@ fn read_http(root: &mut Table<'_>) -> Http {
     table.set_duration("drain_grace", bounds, &mut http.drain_grace);
     table.finish();
     http
+}
+
+fn read_run(root: &mut Table<'_>) -> Run {
+    let mut run = Run { threads: None };
+    let Some(mut table) = root.table("run") else { return run };
+    let mut threads = 0;
+    table.set_usize("threads", 1..=THREADS_MAX, &mut threads);
+    run.threads = NonZeroUsize::new(threads);
+    table.finish();
+    run
 }
 
 fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {

@@ -168,6 +168,9 @@ state_bytes_max = 32768
 stored_response_bytes_max = 65536
 # redis is not set: no endpoint for session libraries
 
+[run]
+# threads is not set: one for each core that it may use
+
 [[app]]
 name = "shop"
 match = { path = "/" }
@@ -271,6 +274,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         (
             "[peer]\nname = 'p'\n[session]\nmemory = '1.5 GB'",
             ":4:10: session.memory: \"1.5 GB\" does not fit; expected a size from 1MiB to 16384GiB, such as \"512MiB\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[run]\nthreads = 0",
+            ":4:11: run.threads: 0 does not fit; expected a whole number from 1 to 1024",
         ),
         (
             "[peer]\nname = 'p'\n[session]\nttl = '30 minutes'",
