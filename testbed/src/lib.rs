@@ -21,6 +21,7 @@
 
 pub mod apps;
 pub mod bench;
+pub mod bench_proxies;
 pub mod bench_streams;
 pub mod chaos;
 pub mod client;

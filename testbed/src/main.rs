@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 use warmhop_testbed::chaos::{self, faults::Kind};
-use warmhop_testbed::{bench, bench_streams, commands, demo, ports, terminal::Terminal};
+use warmhop_testbed::{
+    bench, bench_proxies, bench_streams, commands, demo, ports, terminal::Terminal,
+};
 
 /// Launches, breaks and shows meshes of real peers on this machine.
 #[derive(Debug, Parser)]
@@ -60,6 +62,9 @@ enum Command {
         #[arg(long, default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
         bytes: u64,
     },
+    /// What a request costs beside HAProxy and nginx; `testbed/bench-proxies` installs them and
+    /// builds optimised peers.
+    BenchProxies(bench_proxies::Wanted),
     /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
     ///
     /// Starts real peers on this machine whose network passes through a relay, has clients append
@@ -103,6 +108,7 @@ async fn main() -> ExitCode {
         Command::Demo => demo::run().await,
         Command::Bench { sessions } => bench::failover(sessions).await,
         Command::BenchStreams { bytes } => bench_streams::streams(bytes).await,
+        Command::BenchProxies(wanted) => bench_proxies::proxies(&wanted).await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {
             chaos::command(peers, length, faults, seed, clients, report).await
         }
