@@ -296,6 +296,8 @@ pub struct Status {
     pub apps: Vec<AppStatus>,
     /// The peers that it knows.
     pub peers: Vec<OtherPeer>,
+    /// The name of the affinity cookie.
+    pub cookie: String,
     /// Its sessions.
     pub sessions: Sessions,
     /// How many sessions it took over from others.

@@ -104,6 +104,13 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     if backends.is_empty() {
         return Err("no peer of this mesh has a front door; set [http] listen".into());
     }
+    // It goes into a configuration file, as the names of peers do.
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let cookie = match status.cookie.as_str() {
+        "" => "warmhop",
+        name if name.bytes().all(is_plain) => name,
+        name => return Err(format!("the mesh's cookie is called {name:?}, which fits no recipe")),
+    };
     let mut text = String::new();
     let names: Vec<&str> = backends.iter().map(|backend| backend.name.as_str()).collect();
     let _ = writeln!(text, "# The mesh as {} sees it: {}.", names[0], names.join(", "));
@@ -115,10 +122,10 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
         }
     }
     match wanted.balancer {
-        Balancer::Haproxy => haproxy(wanted, &backends, &mut text),
-        Balancer::Nginx => nginx(wanted, &backends, &mut text),
-        Balancer::Apache => apache(wanted, &backends, &mut text),
-        Balancer::Envoy => envoy(wanted, &backends, &mut text),
+        Balancer::Haproxy => haproxy(wanted, cookie, &backends, &mut text),
+        Balancer::Nginx => nginx(wanted, cookie, &backends, &mut text),
+        Balancer::Apache => apache(wanted, cookie, &backends, &mut text),
+        Balancer::Envoy => envoy(wanted, cookie, &backends, &mut text),
     }
     Ok(text)
 }
@@ -154,7 +161,22 @@ fn reached_at(host: &str, mesh: &str) -> Option<String> {
     Some(if mesh.is_ipv6() { format!("[{mesh}]") } else { mesh.to_string() })
 }
 
-fn haproxy(wanted: Wanted, backends: &[Backend], text: &mut String) {
+/// A pattern, for POSIX, Perl and RE2 alike, of `Cookie` fields whose first cookie called `cookie`
+/// ends in a dot and `peer`. Only the first is the one of the app that is asked for: others of the
+/// name are those of apps whose paths are above its own (RFC 6265 section 5.4).
+fn first_cookie(cookie: &str, peer: &str) -> String {
+    // Any other pair leaves the letters of `cookie=` at some place, or ends there.
+    let begins = format!("{cookie}=");
+    let other = |at: usize| {
+        let (same, next) = (&begins[..at], &begins[at..=at]);
+        let space = if at == 0 { " " } else { "" };
+        format!("{same}([^{next};{space}][^;]*)?")
+    };
+    let others: Vec<String> = (0..begins.len()).map(other).collect();
+    format!("^( *({});)* *{begins}[^;]*[.]{peer} *(;.*)?$", others.join("|"))
+}
+
+fn haproxy(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) {
     let _ = write!(
         text,
         "
@@ -192,7 +214,9 @@ backend warmhop
     }
     let mut follow = String::new();
     for Backend { name, .. } in backends.iter().filter(|_| !own) {
-        let _ = writeln!(follow, "    use-server {name} if {{ req.cook(warmhop) -m end .{name} }}");
+        let pattern = first_cookie(cookie, name);
+        let _ =
+            writeln!(follow, "    use-server {name} if {{ req.hdr(cookie) -m reg '{pattern}' }}");
     }
     text.push_str(&follow);
     for backend in backends {
@@ -208,7 +232,7 @@ backend warmhop
     }
 }
 
-fn nginx(wanted: Wanted, backends: &[Backend], text: &mut String) {
+fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) {
     let _ =
         writeln!(text, "# It belongs into the http block.\n\nupstream {ANY} {{\n    least_conn;");
     for backend in backends {
@@ -224,14 +248,24 @@ fn nginx(wanted: Wanted, backends: &[Backend], text: &mut String) {
         text.push_str("}\n");
     }
     let own = wanted.affinity == Affinity::Own;
-    let cookie = if own { "$cookie_warmhop_lb" } else { "$cookie_warmhop" };
-    let _ = writeln!(text, "\nmap {cookie} $warmhop_upstream {{\n    default {ANY};");
+    // A variable's name has no hyphen in it.
+    let whole = !own && cookie.contains('-');
+    let read = if whole {
+        "$http_cookie".into()
+    } else {
+        format!("$cookie_{}", if own { "warmhop_lb" } else { cookie })
+    };
+    let _ = writeln!(text, "\nmap {read} $warmhop_upstream {{\n    default {ANY};");
     // Anything but a pattern is compared without regard to case, and may be one of the map's own
     // words, such as `include`.
     let before = if own { "^" } else { "\\." };
     for backend in backends {
         let group = backend.group(backends);
-        let _ = writeln!(text, "    \"~{before}{}$\" {group};", backend.name);
+        let pattern = match whole {
+            true => first_cookie(cookie, &backend.name),
+            false => format!("{before}{}$", backend.name),
+        };
+        let _ = writeln!(text, "    \"~{pattern}\" {group};");
     }
     text.push_str("}\n");
     if own {
@@ -294,7 +328,7 @@ server {{
     text.push_str("    }\n}\n");
 }
 
-fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
+fn apache(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) {
     let own = wanted.affinity == Affinity::Own;
     let _ = writeln!(
         text,
@@ -314,7 +348,7 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
             backend.name
         );
     }
-    let cookie = if own { "warmhop_lb" } else { "warmhop" };
+    let cookie = if own { "warmhop_lb" } else { cookie };
     let _ = writeln!(text, "    ProxySet stickysession={cookie}\n</Proxy>");
     if own {
         text.push_str(
@@ -341,7 +375,7 @@ fn apache(wanted: Wanted, backends: &[Backend], text: &mut String) {
 ///
 /// A cluster that no request went to yet is asked for its health once a minute, unless it is told
 /// otherwise: too seldom to find a peer gone before the first request does.
-fn envoy(wanted: Wanted, backends: &[Backend], text: &mut String) {
+fn envoy(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) {
     let _ = write!(
         text,
         "
@@ -413,7 +447,7 @@ static_resources:
                   prefix: /
                   headers:
                   - name: cookie
-                    string_match: {{ safe_regex: {{ regex: '(.*;\\s*)?warmhop=[^;]*\\.{name}(;.*)?' }} }}
+                    string_match: {{ safe_regex: {{ regex: '(.*;\\s*)?{cookie}=[^;]*\\.{name}(;.*)?' }} }}
                 route: {{ cluster: {group}, timeout: 0s }}
 "
         );

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
-use warmhop::config::{SessionMode, StartMode};
+use warmhop::config::{EffectsMode, SessionMode, StartMode};
 use warmhop::error::StartMeshError;
 use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
 use warmhop::ids::AppName;
@@ -279,8 +279,14 @@ fn builder(
         builder = builder.registers(redis_name());
     }
     for app in &config.apps {
+        let mut spec = app.spec.clone();
+        let policy = &mut spec.policy;
+        // What it writes command by command is not undone when its peer dies.
+        if config.session.redis.is_some() && policy.effects == EffectsMode::Anything {
+            policy.effects = EffectsMode::ByCommand;
+        }
         builder = builder.app(
-            app.spec.clone(),
+            spec,
             ChildApp {
                 run: app.run.clone(),
                 dir: app.dir.clone(),

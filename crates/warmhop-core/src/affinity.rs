@@ -1,9 +1,9 @@
 //! The affinity cookie: which peer a client should come back to, and where its sessions are.
 //!
-//! Owns the token's layout, its minting and reading, the `Cookie` and `Set-Cookie` fields as far
-//! as they are ours, and the rule of when a session moves to where its client arrives
-//! ([`MoveCounter`]). Refuses to know keys: an [`Authenticator`] is handed in, whose key belongs
-//! to one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
+//! Owns the token's layout, its minting and reading, and the rule of when a session moves to where
+//! its client arrives ([`MoveCounter`]). Refuses to know the fields that a token travels in
+//! ([`cookie`](crate::cookie)) and keys: an [`Authenticator`] is handed in, whose key belongs to
+//! one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
 //! (I16), and a bad one is a counted [`Reject`], never an error.
 //!
 //! The cookie's value is `<opaque>.<route>`. The route is the peer's name, for load balancers to
@@ -46,16 +46,11 @@ use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use crate::session::message::{Config, Members};
 use crate::view::{AppState, Liveness, PeerBelief, View};
 
-/// The cookie's name.
-pub const COOKIE_NAME: &str = "warmhop";
 /// The most entries of a token: apps of one host. The one used longest ago makes way.
 pub const ENTRIES_MAX: usize = 4;
 /// The most bytes of a cookie's value: four of the largest entries take 1,321, and a browser
 /// keeps 4,096.
 pub const VALUE_BYTES_MAX: usize = 1_400;
-/// How many cookies of our name are looked at in one field: a client that was given two for
-/// different paths or domains sends both.
-pub const COOKIES_MAX: usize = 8;
 
 const VERSION: u8 = 1;
 const TAG_BYTES: usize = 16;
@@ -411,62 +406,6 @@ impl<'a> Reader<'a> {
         self.0 = rest;
         Some(*array)
     }
-}
-
-/// The values of the cookies of our name in one `Cookie` field, at most [`COOKIES_MAX`], in the
-/// order sent. Read as leniently as servers do (the user agent's form is RFC 6265 section 5.4):
-/// pairs apart by `;`, white space around names and values dropped, quotes around a value too. A
-/// value that is not UTF-8 is given as an empty one, which [`read`] rejects and so is counted.
-pub fn cookie_from_header(header: &[u8]) -> impl Iterator<Item = &str> {
-    header
-        .split(|byte| *byte == b';')
-        .filter_map(value_if_ours)
-        .take(COOKIES_MAX)
-        .map(|value| core::str::from_utf8(value).unwrap_or(""))
-}
-
-/// The `Cookie` field without our cookies, for apps, which have no use for them: `None` where it
-/// has none and can stay as it is. Empty where it had nothing else: then the field goes. The other
-/// pairs are kept byte by byte.
-#[must_use]
-pub fn strip_cookie(header: &[u8]) -> Option<Vec<u8>> {
-    let pairs = || header.split(|byte| *byte == b';');
-    pairs().any(|pair| value_if_ours(pair).is_some()).then(|| {
-        let mut kept = Vec::with_capacity(header.len());
-        for pair in pairs().filter(|pair| value_if_ours(pair).is_none()).map(trim) {
-            if !pair.is_empty() {
-                if !kept.is_empty() {
-                    kept.extend_from_slice(b"; ");
-                }
-                kept.extend_from_slice(pair);
-            }
-        }
-        kept
-    })
-}
-
-/// The `Set-Cookie` field that gives the client this value, for as long as its browser runs.
-/// `secure` behind TLS.
-#[must_use]
-pub fn set_cookie(value: &str, secure: bool) -> String {
-    let secure = if secure { "; Secure" } else { "" };
-    alloc::format!("{COOKIE_NAME}={value}; Path=/; HttpOnly; SameSite=Lax{secure}")
-}
-
-fn value_if_ours(pair: &[u8]) -> Option<&[u8]> {
-    let equals = pair.iter().position(|byte| *byte == b'=')?;
-    if trim(&pair[..equals]) != COOKIE_NAME.as_bytes() {
-        return None;
-    }
-    let value = trim(&pair[equals + 1..]);
-    Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
-}
-
-fn trim(mut text: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = text {
-        text = rest;
-    }
-    text
 }
 
 /// What is known of a session's owner.

@@ -116,6 +116,7 @@ extern crate std;
 pub mod affinity;
 pub mod app;
 pub mod config;
+pub mod cookie;
 pub mod health;
 pub mod ids;
 pub mod keep;

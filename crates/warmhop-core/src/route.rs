@@ -26,7 +26,7 @@
 use core::cmp::Ordering;
 use core::time::Duration;
 
-use crate::config::{AppPolicy, SessionMode, StartMode};
+use crate::config::{AppPolicy, EffectsMode, SessionMode, StartMode};
 use crate::ids::PeerId;
 use crate::view::AppState;
 
@@ -766,16 +766,23 @@ fn first_able(q: &Question<'_>) -> Option<PeerId> {
     q.candidates.iter().find(able).map(|c| c.peer.clone())
 }
 
-/// Whether a request that came to nothing may be tried on another peer: if no byte of it can have
-/// reached an app; or if it is safe; or if it carries a key, or the app changes nothing but its
-/// session, and the session is portable: then the session's register applies it once (I12).
+/// Whether a request that came to nothing may be run again, on another peer: if no byte of it can
+/// have reached an app; or if it is safe; or, where the session is portable, if all that it did to
+/// its session is void with the attempt (I12). It is for an app that changes nothing but its
+/// session; and for one that was not given commands to change its session by, if the request
+/// carries a key: then the session's register applies it once.
 #[must_use]
 pub fn may_retry(
     method_safe: bool,
     idempotent_key: bool,
-    session_only: bool,
+    effects: EffectsMode,
     portable: bool,
     bytes_may_have_reached_app: bool,
 ) -> bool {
-    !bytes_may_have_reached_app || method_safe || ((idempotent_key || session_only) && portable)
+    let is_void = match effects {
+        EffectsMode::SessionOnly => true,
+        EffectsMode::Anything => idempotent_key,
+        EffectsMode::ByCommand => false,
+    };
+    !bytes_may_have_reached_app || method_safe || (is_void && portable)
 }

@@ -173,8 +173,6 @@ fn no_bytes_panic_be_they_tagged_or_not() {
         let _ = read(&tagged(&bytes), &KEY, NOON);
         let text: String = bytes.iter().map(|b| char::from(*b)).collect();
         assert!(read(&text, &KEY, NOON).is_err());
-        let _ = cookie_from_header(&bytes).count();
-        let _ = strip_cookie(&bytes);
     }
 }
 
@@ -301,43 +299,6 @@ fn what_no_session_has_is_not_minted() {
         let value = mint(&token, &route(), &KEY);
         assert_eq!(read(&value, &KEY, NOON).unwrap().0.entries, std::slice::from_ref(&good));
     }
-}
-
-fn found(header: &[u8]) -> Vec<&str> {
-    cookie_from_header(header).collect()
-}
-
-#[test]
-fn our_cookies_are_found_among_others_however_they_are_written() {
-    assert_eq!(found(b"warmhop=a.b"), ["a.b"]);
-    assert_eq!(found(b"x=1; warmhop=a.b; y=2"), ["a.b"]);
-    assert_eq!(found(b"x=1;warmhop = \"a.b\"\t;;; warmhop=c="), ["a.b", "c="]);
-    assert_eq!(found(b"warmhop=\xff"), [""], "rejected as of no form, and so counted");
-    let others: [&[u8]; 6] =
-        [b"", b"warmhop", b"Warmhop=a", b"xwarmhop=a", b"warmhop2=a", b"x=warmhop=a"];
-    for header in others {
-        assert_eq!(found(header), [""; 0], "{header:?}");
-        assert_eq!(strip_cookie(header), None);
-    }
-    let many = b"warmhop=1; ".repeat(100);
-    assert_eq!(found(&many).len(), COOKIES_MAX);
-}
-
-#[test]
-fn apps_get_every_cookie_but_ours_as_it_was() {
-    let strip = |header: &[u8]| strip_cookie(header).map(|kept| String::from_utf8(kept).unwrap());
-    assert_eq!(strip(b"warmhop=a.b").as_deref(), Some(""));
-    assert_eq!(strip(b"x=1; warmhop=a.b; y=\"2 3\"").as_deref(), Some("x=1; y=\"2 3\""));
-    assert_eq!(strip(b"warmhop=a;flag;warmhop=b;z=%20=").as_deref(), Some("flag; z=%20="));
-    assert_eq!(strip(b"x=1;  y=2"), None, "left as it is, spaces and all");
-    let many = b"warmhop=1; ".repeat(100);
-    assert_eq!(strip(&many).as_deref(), Some(""), "all of them go, not only those looked at");
-}
-
-#[test]
-fn the_cookie_is_given_with_the_attributes_of_the_contract() {
-    assert_eq!(set_cookie("a.b", false), "warmhop=a.b; Path=/; HttpOnly; SameSite=Lax");
-    assert_eq!(set_cookie("a.b", true), "warmhop=a.b; Path=/; HttpOnly; SameSite=Lax; Secure");
 }
 
 /// Asks and answers `times` requests, `n` growing by one with each.

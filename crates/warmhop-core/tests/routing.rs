@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use prng::Prng;
-use warmhop_core::config::{AppPolicy, SessionMode, StartMode};
+use warmhop_core::config::{AppPolicy, EffectsMode, SessionMode, StartMode};
 use warmhop_core::ids::{AppName, PeerId, SessionId};
 use warmhop_core::rank::{keepers, rank, session_ranks, third_member};
 use warmhop_core::route::*;
@@ -639,10 +639,15 @@ fn a_pinned_request_begins_afresh_only_where_its_session_is_gone() {
 
 #[test]
 fn a_request_runs_again_only_by_the_rule_of_the_contract() {
-    for bits in 0..32_u32 {
-        let [safe, key, only, portable, reached] = [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
-        let expected = if !reached || safe { true } else { portable && (key || only) };
-        assert_eq!(may_retry(safe, key, only, portable, reached), expected, "{bits:05b}");
+    use EffectsMode::{Anything, ByCommand, SessionOnly};
+    for bits in 0..16_u32 {
+        let [safe, key, portable, reached] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+        for effects in [Anything, ByCommand, SessionOnly] {
+            let is_void = effects == SessionOnly || (key && effects == Anything);
+            let expected = !reached || safe || (portable && is_void);
+            let may = may_retry(safe, key, effects, portable, reached);
+            assert_eq!(may, expected, "{bits:04b} {effects:?}");
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use crate::hop::{
 };
 use crate::net::{Heard, NetHandler};
 use crate::node::Node;
+use crate::problem::as_refusal;
 use crate::recall::{REGISTER, Tracing, Why};
 use crate::serve::{LocalError, Served, Upgrade};
 use crate::supervise::Slot;
@@ -282,6 +283,7 @@ impl Node {
             LocalError::TooSlow(detail) => HopRefusal::TooSlow { detail },
             LocalError::Refused(done) => HopRefusal::Exec(done),
             LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
+            LocalError::Told(problem) => as_refusal(&problem),
         };
         match kind {
             HopKind::Plain | HopKind::Wake | HopKind::Service => {
@@ -303,6 +305,7 @@ impl Node {
                 let hint = served.entry.as_ref().and_then(hint_of);
                 let session = match hint {
                     Some(hint) => ReplySession::Committed { hint, replayed: served.replayed },
+                    None if served.cleared => ReplySession::Cleared { replayed: served.replayed },
                     None => ReplySession::None,
                 };
                 Ok((served, session))
@@ -347,7 +350,9 @@ impl Node {
 
 fn hint_of(entry: &Entry) -> Option<Hint> {
     match &entry.kind {
-        Kind::Portable { cfg, owner, n } => Some(Hint { cfg: cfg.clone(), owner: *owner, n: *n }),
+        Kind::Portable { cfg, owner, n } => {
+            Some(Hint { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
+        }
         Kind::Pinned { .. } => None,
     }
 }

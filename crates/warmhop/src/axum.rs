@@ -107,6 +107,14 @@ impl<T> Session<T> {
         Ok(())
     }
 
+    /// Gives the session a new id: see [`crate::Session::renew`]. To be called at a login.
+    ///
+    /// # Errors
+    /// [`SetError::Refused`] after the response was returned.
+    pub fn renew(&mut self) -> Result<(), SetError> {
+        Ok(self.session.renew()?)
+    }
+
     /// The same session as bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &crate::Session {

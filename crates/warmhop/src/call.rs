@@ -11,10 +11,11 @@ use hyper::upgrade::OnUpgrade;
 use warmhop_core::ids::{AppName, RequestId};
 
 use crate::body::{Body, BoxError};
+use crate::carried;
 use crate::fields::{self, SESSION_FIELD};
 use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
 use crate::lent::Home;
-use crate::session::{Session, to_field};
+use crate::session::Session;
 
 /// A body whose length is known to be at most this is read before the request goes anywhere, so
 /// that it can be sent again.
@@ -175,7 +176,7 @@ impl Call {
         }
         if let Some(session) = session {
             if carried {
-                if let Some(value) = session.get().and_then(|state| to_field(&state)) {
+                if let Some(value) = session.get().and_then(|state| carried::to_field(&state)) {
                     request.headers_mut().insert(SESSION_FIELD, value);
                 }
             } else {

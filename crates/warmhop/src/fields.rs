@@ -8,7 +8,7 @@ use http::header::{
     TE, UPGRADE, VIA,
 };
 use http::{Method, StatusCode, Uri, Version};
-use warmhop_core::affinity;
+use warmhop_core::cookie::CookieSpec;
 use warmhop_core::ids::RequestId;
 
 /// The field that carries a portable session between a peer and an app.
@@ -114,11 +114,8 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Takes out what an app says of the affinity cookie, which is not its own.
-pub(crate) fn remove_our_cookie(headers: &mut HeaderMap) {
-    let is_ours = |field: &HeaderValue| {
-        let name = field.as_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
-        name.trim_ascii() == affinity::COOKIE_NAME.as_bytes()
-    };
+pub(crate) fn remove_our_cookie(headers: &mut HeaderMap, cookie: &CookieSpec) {
+    let is_ours = |field: &HeaderValue| cookie.is_set_by(field.as_bytes());
     if headers.get_all(SET_COOKIE).iter().any(is_ours) {
         let all: Vec<HeaderValue> = headers.get_all(SET_COOKIE).iter().cloned().collect();
         headers.remove(SET_COOKIE);
@@ -551,10 +548,12 @@ mod tests {
     #[test]
     fn an_app_sets_its_own_cookies_and_not_ours() {
         let mut fields = HeaderMap::new();
-        for cookie in ["warmhop=evil.peer-9; Path=/", "a=1", "warmhopper=2", "x=warmhop=3"] {
+        for cookie in
+            ["warmhop=evil.peer-9; Path=/", "= warmhop=evil", "a=1", "warmhopper=2", "x=warmhop=3"]
+        {
             fields.append(SET_COOKIE, HeaderValue::from_static(cookie));
         }
-        remove_our_cookie(&mut fields);
+        remove_our_cookie(&mut fields, &CookieSpec::default());
         let left: Vec<_> = fields.get_all(SET_COOKIE).iter().collect();
         assert_eq!(left, ["a=1", "warmhopper=2", "x=warmhop=3"]);
     }

@@ -101,6 +101,8 @@ pub(crate) struct Load {
 /// What the client's token should say of its session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hint {
+    /// Another than the request's where that was renewed.
+    pub(crate) sid: SessionId,
     pub(crate) cfg: Config,
     pub(crate) owner: Incarnation,
     pub(crate) n: u64,
@@ -115,6 +117,10 @@ pub(crate) enum ReplySession {
     /// The owner committed it: what the client's token should say.
     Committed {
         hint: Hint,
+        replayed: bool,
+    },
+    /// The owner committed it, and the client is to have no session.
+    Cleared {
         replayed: bool,
     },
 }
@@ -146,6 +152,8 @@ pub(crate) enum HopRefusal {
     /// Another peer took the session over while the request ran: the claim of the likely owner, who
     /// knows whether it was applied.
     Deposed { to: Option<Ballot>, n: u64 },
+    /// The session's id was ended on purpose.
+    Ended,
 }
 
 impl HopKind {
@@ -163,7 +171,7 @@ impl HopKind {
 
 impl HopRefusal {
     /// Every name.
-    pub(crate) const LABELS: [&str; 11] = [
+    pub(crate) const LABELS: [&str; 12] = [
         "not-ready",
         "unknown-app",
         "session-base-or-vote",
@@ -175,6 +183,7 @@ impl HopRefusal {
         "malformed",
         "session-lost",
         "deposed",
+        "session-ended",
     ];
 
     /// A stable name for counters and traces.
@@ -191,6 +200,7 @@ impl HopRefusal {
             Self::Malformed => "malformed",
             Self::Lost { .. } => "session-lost",
             Self::Deposed { .. } => "deposed",
+            Self::Ended => "session-ended",
         }
     }
 }

@@ -15,9 +15,10 @@ use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tracing::{Instrument, debug_span};
-use warmhop_core::affinity::{self, Arrival, Entry, Kind, Token};
+use warmhop_core::affinity::{self, Arrival, Entry, Kind, Reject, Token};
 use warmhop_core::config::{SessionMode, StartMode};
-use warmhop_core::ids::{PeerId, RequestId, RequestKey, WallTime};
+use warmhop_core::cookie::COOKIES_MAX;
+use warmhop_core::ids::{AppName, PeerId, RequestId, RequestKey, WallTime};
 use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::FORWARDS_MAX;
 use warmhop_core::view::AppState;
@@ -30,7 +31,7 @@ use crate::grpc;
 use crate::hop::{self, AppIs};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
-use crate::problem::{Problem, sf_name};
+use crate::problem::{FIELD_REFUSED, Problem, sf_name};
 use crate::recall::Tracing;
 use crate::serve::{Served, ServedBy, Upgrade};
 use crate::starting::{PROGRESS_PATH, is_navigation};
@@ -43,8 +44,9 @@ use crate::trace::ActiveSpan;
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 /// How long the body of a request may take that is carried out only once all of it is there.
 const WHOLE_BODY_WITHIN: Duration = Duration::from_secs(60);
-/// The most entries that one cookie carries, one for each app of the same host.
-const ENTRIES_MAX: usize = 4;
+/// How long a request may have waited for its app to start, and still speak for its client's
+/// browser: other tabs have been answered since then.
+const OTHER_TABS_WITHIN: Duration = Duration::from_secs(1);
 /// Where a front door says whether this peer takes traffic: a load balancer seldom reaches the
 /// admin listener. A well-known path (RFC 8615), which no app has by accident.
 pub const READY_PATH: &str = "/.well-known/warmhop/readyz";
@@ -83,6 +85,15 @@ enum For<'a> {
     App(&'a Arc<Slot>),
     /// None: its host cannot be told.
     Nobody,
+}
+
+/// What a request brought of its client's session.
+struct Former {
+    entry: Option<Entry>,
+    /// The peer that its cookie named.
+    route: Option<PeerId>,
+    /// The client may have another session by now.
+    may_be_old: bool,
 }
 
 /// A peer's front, cheap to clone behind an `Arc`.
@@ -191,6 +202,12 @@ impl Ingress {
                 let mut response = problem.response(&accept, node.me.as_str(), tracing.id.as_str());
                 if is_call {
                     grpc::refusal(&problem, &mut response);
+                }
+                if let (FIELD_REFUSED, Some(slot)) = (problem.name, &app) {
+                    // It would be refused each time.
+                    let cookie = &node.store.policy().cookie;
+                    let field = cookie.remove(&slot.spec.path, client.secure);
+                    fields::set_affinity(response.headers_mut(), &field);
                 }
                 (response, way, app)
             }
@@ -348,7 +365,6 @@ impl Ingress {
         let node = &self.node;
         let mode = slot.spec.policy.session;
         let (mut parts, body) = request.into_parts();
-        let token = if mode == SessionMode::None { None } else { self.token(&parts.headers) };
         let key = idempotency_key(&parts.headers)?
             .filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method));
 
@@ -376,7 +392,8 @@ impl Ingress {
         }
         let asks_first = fields::expects_continue(headers) && via_version > Version::HTTP_10;
         headers.remove(EXPECT);
-        hide_cookie(headers);
+        let (entry, current) = self.take_cookie(headers, slot.name());
+        let brought_any = entry.is_some();
         let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
         targets::name_host(headers, slot.spec.host.as_deref());
         targets::passed_on(&parts.method, headers);
@@ -423,9 +440,6 @@ impl Ingress {
             waited: Duration::ZERO,
         };
 
-        let entry = token.as_ref().and_then(|(token, _)| {
-            token.entries.iter().find(|entry| entry.app == *slot.name()).cloned()
-        });
         let entry = entry.filter(|entry| match entry.kind {
             Kind::Portable { .. } => mode == SessionMode::Portable,
             Kind::Pinned { .. } => mode == SessionMode::Pinned,
@@ -442,6 +456,7 @@ impl Ingress {
                 }),
                 arrived: Arrived::AtFrontDoor,
                 hops_left: FORWARDS_MAX,
+                drawn: false,
             };
             let subject = Subject::Token(entry.as_ref());
             Box::pin(node.serve_portable(&portable, &mut call, subject, tracing)).await
@@ -454,7 +469,9 @@ impl Ingress {
         }
         let served = served?;
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
-        let mut response = self.finish(slot, served, token, entry.as_ref(), on_upgrade, client);
+        let waited_long = call.waited >= OTHER_TABS_WITHIN && !brought_any;
+        let former = Former { entry, route: current, may_be_old: waited_long };
+        let mut response = self.finish(slot, served, &former, on_upgrade, client);
         if extended {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 *response.status_mut() = StatusCode::OK;
@@ -475,21 +492,51 @@ impl Ingress {
         Ok((response, way))
     }
 
-    /// Reads the affinity cookie; what is not ours is counted and ignored.
-    fn token(&self, headers: &HeaderMap) -> Option<(Token, Option<PeerId>)> {
-        let wall = self.node.clock.wall();
-        for field in headers.get_all(COOKIE) {
-            for value in affinity::cookie_from_header(field.as_bytes()) {
-                match affinity::read(value, &self.node.auth, wall) {
-                    Ok(read) => return Some(read),
-                    Err(reject) => {
-                        let label = ByReason { reason: reject.label() };
-                        self.node.metrics.cookies_rejected.get_or_create(&label).inc();
+    /// Takes the affinity cookies out of what the app sees, and reads the first whose token names
+    /// it, with the peer that it names. Tokens that this cluster did not make are left: they may be
+    /// those of a mesh behind this one. Beyond a bound none is left, for one of them
+    /// could be another app's, which is nobody else's to see.
+    fn take_cookie(
+        &self,
+        headers: &mut HeaderMap,
+        app: &AppName,
+    ) -> (Option<Entry>, Option<PeerId>) {
+        let node = &self.node;
+        let (wall, cookie) = (node.clock.wall(), &node.store.policy().cookie);
+        let (mut looked_at, mut found) = (0, None);
+        let mut hide = |value: &str| {
+            looked_at += 1;
+            if looked_at > COOKIES_MAX {
+                return true;
+            }
+            match affinity::read(value, &node.auth, wall) {
+                Ok((token, route)) => {
+                    if let (None, Some(entry)) = (&found, token.entry(app)) {
+                        found = Some((entry.clone(), route));
                     }
+                    true
+                }
+                Err(reject) => {
+                    let label = ByReason { reason: reject.label() };
+                    node.metrics.cookies_rejected.get_or_create(&label).inc();
+                    !matches!(reject, Reject::Forged | Reject::Version)
+                }
+            }
+        };
+        let fields: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
+        let stripped: Vec<_> =
+            fields.iter().map(|field| cookie.strip(field.as_bytes(), &mut hide)).collect();
+        if stripped.iter().any(Option::is_some) {
+            headers.remove(COOKIE);
+            for (field, rest) in fields.into_iter().zip(stripped) {
+                match rest.map(|rest| HeaderValue::from_bytes(&rest)) {
+                    None => _ = headers.append(COOKIE, field),
+                    Some(Ok(rest)) if !rest.is_empty() => _ = headers.append(COOKIE, rest),
+                    Some(_) => {}
                 }
             }
         }
-        None
+        found.map_or((None, None), |(entry, route)| (Some(entry), route))
     }
 
     /// Gives the response what the client's side needs: affinity, the way it came, the upgrade.
@@ -497,8 +544,7 @@ impl Ingress {
         &self,
         slot: &Slot,
         served: Served,
-        token: Option<(Token, Option<PeerId>)>,
-        former: Option<&Entry>,
+        former: &Former,
         on_upgrade: Option<OnUpgrade>,
         client: ClientInfo,
     ) -> Response<Body> {
@@ -511,6 +557,8 @@ impl Ingress {
             entry,
             session_lost,
             forked,
+            after_end,
+            cleared,
             replayed,
         } = served;
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -539,19 +587,24 @@ impl Ingress {
         if replayed {
             headers.insert(REPLAYED_FIELD, HeaderValue::from_static("?1"));
         }
-        if let Some(entry) = entry {
-            let current = token.as_ref().and_then(|(_, route)| route.as_ref());
+        let cookie = &node.store.policy().cookie;
+        if cleared {
+            fields::set_affinity(headers, &cookie.remove(&slot.spec.path, client.secure));
+        }
+        // Another tab may have begun a session meanwhile, which an empty one must not displace.
+        let holds_nothing = |entry: &Entry| matches!(entry.kind, Kind::Portable { n: 0, .. });
+        let displaces = |entry: &Entry| holds_nothing(entry) && (after_end || former.may_be_old);
+        if let Some(entry) = entry.filter(|entry| !displaces(entry)) {
+            let current = former.route.as_ref();
             let route = self.route_of(slot, &entry, current, served_by.as_str());
-            let stays = former
-                .is_some_and(|former| is_settled(former, &entry, self.node.clock.wall()))
-                && token.as_ref().is_some_and(|(_, current)| current.as_ref() == Some(&route));
+            let wall = node.clock.wall();
+            let stays =
+                former.entry.as_ref().is_some_and(|former| is_settled(former, &entry, wall))
+                    && current == Some(&route);
             if !stays {
-                let mut entries = token.map(|(token, _)| token.entries).unwrap_or_default();
-                entries.retain(|other| other.app != entry.app);
-                entries.insert(0, entry);
-                entries.truncate(ENTRIES_MAX);
-                let value = affinity::mint(&Token { entries }, &route, &node.auth);
-                fields::set_affinity(headers, &affinity::set_cookie(&value, client.secure));
+                let value = affinity::mint(&Token { entries: vec![entry] }, &route, &node.auth);
+                let field = cookie.set(&value, &slot.spec.path, client.secure);
+                fields::set_affinity(headers, &field);
             }
         }
         if switching {
@@ -673,29 +726,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
             ),
         )
         .proxy_error("http_request_error")),
-    }
-}
-
-/// Takes our cookie out of what the app sees; the app's own stay.
-fn hide_cookie(headers: &mut HeaderMap) {
-    let mut kept = Vec::new();
-    let mut hidden = false;
-    for field in headers.get_all(COOKIE) {
-        match affinity::strip_cookie(field.as_bytes()) {
-            Some(rest) => {
-                hidden = true;
-                if !rest.is_empty() {
-                    kept.extend(HeaderValue::from_bytes(&rest));
-                }
-            }
-            None => kept.push(field.clone()),
-        }
-    }
-    if hidden {
-        headers.remove(COOKIE);
-        for field in kept {
-            headers.append(COOKIE, field);
-        }
     }
 }
 

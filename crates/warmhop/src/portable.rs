@@ -10,7 +10,6 @@ use futures_util::future::join;
 use http::StatusCode;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
-use warmhop_core::config::EffectsMode;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
 use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::entry::{
@@ -26,14 +25,15 @@ use crate::call::Call;
 use crate::fields;
 use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::node::{Node, Place, Placing};
+use crate::once::Begun;
 use crate::problem::{
-    Problem, after_an_attempt, app_failed, as_refusal, describe, gave_up, known_problem,
+    Problem, after_an_attempt, app_failed, as_refusal, describe, from_refusal, gave_up,
     memory_full, of_session, outcome_unknown, too_many_sessions,
 };
 use crate::recall::{Tracing, Why};
 use crate::registers::STATE_BYTES_MAX;
 use crate::serve::{LocalError, RanHere, Served, ServedBy, Upgrade, error_chain};
-use crate::session::{Session, Turn, from_field};
+use crate::session::{Session, Turn};
 use crate::sessions::{InLine, Told};
 use crate::supervise::Slot;
 use crate::telemetry::ByReason;
@@ -49,6 +49,8 @@ pub(crate) struct Portable<'a> {
     pub(crate) seen: Option<u64>,
     pub(crate) arrived: Arrived,
     pub(crate) hops_left: u8,
+    /// Its session was drawn for it: no token of it has left.
+    pub(crate) drawn: bool,
 }
 
 impl Portable<'_> {
@@ -60,7 +62,7 @@ impl Portable<'_> {
             may_repeat: may_retry(
                 fields::is_safe(&call.method),
                 self.keyed,
-                self.slot.spec.policy.effects == EffectsMode::SessionOnly,
+                self.slot.spec.policy.effects,
                 true,
                 true,
             ),
@@ -87,7 +89,7 @@ pub(crate) enum Subject<'a> {
 }
 
 /// How waiting in line for the session ended.
-enum LineEnd {
+pub(crate) enum LineEnd {
     Served(Box<Served>),
     /// Someone else owns the session, by the highest claim that is known.
     Elsewhere(Option<Ballot>),
@@ -135,6 +137,7 @@ impl Node {
             let end = match end {
                 LineEnd::Served(mut served) => {
                     served.session_lost = errand.lost();
+                    served.after_end = errand.ended_before();
                     served.forked = errand.forked();
                     return Ok(*served);
                 }
@@ -261,7 +264,7 @@ impl Node {
         })
     }
 
-    fn here<'v>(&self, view: &'v View) -> Here<'v> {
+    pub(crate) fn here<'v>(&self, view: &'v View) -> Here<'v> {
         Here {
             me: self.incarnation,
             draining: self.is_draining(),
@@ -362,7 +365,6 @@ impl Node {
         mut place: Option<Place>,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        let safe = fields::is_safe(&call.method) && !portable.keyed;
         // What empties a session makes room.
         let may_grow = !fields::is_safe(&call.method) && call.method != http::Method::DELETE;
         if may_grow && self.store.memory().is_full() {
@@ -370,6 +372,20 @@ impl Node {
             self.metrics.session_refusals.get_or_create(&reason).inc();
             return LineEnd::Problem(memory_full());
         }
+        let drawn = matches!(enter, Enter::Beginning(_));
+        let portable = &Portable { drawn, ..*portable };
+        let mut enter = enter;
+        // The outcome of an earlier attempt is unknown, and stays so.
+        let mut unknown = portable.runs_once() && call.may_have_run;
+        if portable.runs_once() && !drawn && !unknown {
+            match self.note_begin(portable, call, key, enter, tracing).await {
+                Ok(Begun::Now(found)) => place = Some(found),
+                Ok(Begun::Before) => unknown = true,
+                Err(end) => return end,
+            }
+            enter = Enter::AsOwner;
+        }
+        let safe = fields::is_safe(&call.method) && !portable.keyed;
         let submit = |ticket| Submit {
             ticket,
             rid: portable.rid,
@@ -386,6 +402,17 @@ impl Node {
         let mut held: Option<Served> = None;
         loop {
             match line.next().await {
+                Told::Turn if unknown => line.begin(self.incarnation),
+                Told::Execute { exec, .. } if unknown => {
+                    tracing
+                        .step("unknown", "whether it was applied is unknown: it is not run again");
+                    let done = self.write_down(key, &exec, Stored::Unknown);
+                    if done.is_none() {
+                        reruns.came_to_nothing();
+                    }
+                    held = Some(self.unknown_for_good(failed.take(), call.id.as_str()));
+                    line.executed(done.map_or(Outcome::Failed, Outcome::from));
+                }
                 Told::Turn => {
                     let placing = Placing {
                         slot: portable.slot,
@@ -419,7 +446,7 @@ impl Node {
                 Told::Again => held = None,
                 Told::Execute { executor, exec } => {
                     let ran = if executor == self.incarnation {
-                        self.execute_for_line(portable.slot, call, &mut line, &exec, tracing).await
+                        self.execute_for_line(portable, call, &mut line, &exec, tracing).await
                     } else {
                         self.execute_there(
                             portable,
@@ -435,19 +462,26 @@ impl Node {
                     match ran {
                         Ok(Some(served)) => held = Some(served),
                         Ok(None) => reruns.came_to_nothing(),
+                        Err(problem) if portable.runs_once() => {
+                            unknown = true;
+                            failed = Some(problem);
+                            reruns.came_to_nothing();
+                        }
                         Err(problem) => return LineEnd::Problem(problem),
                     }
                 }
                 Told::Release { hint } => {
                     let Some(mut served) = held.take() else { continue };
-                    served.entry = Some(self.portable_entry(key, &hint_of(hint)));
+                    let entry = self.portable_entry(key, &hint_of(key, hint));
+                    self.name_session(portable, key, entry, &mut served);
                     return LineEnd::Served(Box::new(served));
                 }
                 Told::Replay { stored, hint } => {
                     tracing.step("replay", "this request was applied before");
                     return match replayed(self, &stored) {
                         Ok(mut served) => {
-                            served.entry = Some(self.portable_entry(key, &hint_of(hint)));
+                            let entry = self.portable_entry(key, &hint_of(key, hint));
+                            self.name_session(portable, key, entry, &mut served);
                             LineEnd::Served(Box::new(served))
                         }
                         Err(problem) => LineEnd::Problem(problem),
@@ -498,23 +532,12 @@ impl Node {
         };
         let session = Session::new(state.clone(), bytes_max, turn);
         let mut ran = self.run_here(slot, call, Some(&session)).await?;
-        let mut changed = session.close();
         if let Some(field) = ran.field.take() {
-            let new = from_field(&field).ok_or_else(|| {
-                LocalError::Failed(
-                    "the app's Warmhop-Session field is no byte sequence (RFC 9651): expected :BASE64:"
-                        .into(),
-                )
-            })?;
-            if new.len() > policy.state_bytes_max {
-                return Err(LocalError::Failed(format!(
-                    "the app's session has {} bytes, but at most {} are kept",
-                    new.len(),
-                    policy.state_bytes_max
-                )));
-            }
-            changed = Some(Some(new).filter(|new| !new.is_empty()));
+            self.set_carried(slot, &session, field)?;
         }
+        let mut changed = session.close();
+        // A register that is deleted may be made again under its key.
+        let ends = session.ends() && !slot.keeps_registers;
         // Used, so it lives on: an unchanged session whose time is half over is written anew.
         let uses_up = changed.is_none() && state.is_some() && !slot.keeps_registers;
         if uses_up && base.is_half_over(exec, policy.ttl) {
@@ -534,6 +557,7 @@ impl Node {
             .store
             .with(key, true, |machine, ctx, _| match session.keep_until() {
                 Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
+                None if ends => machine.exec_end_of_id(ctx, exec, &base, changed.flatten(), stored),
                 None => machine.exec_end(ctx, exec, &base, changed, stored),
             })
             .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
@@ -542,21 +566,21 @@ impl Node {
 
     async fn execute_for_line(
         &self,
-        slot: &Arc<Slot>,
+        portable: &Portable<'_>,
         call: &mut Call,
         line: &mut InLine,
         exec: &Exec,
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
         let key = line.key.clone();
-        let execution = self.execute_here(slot, call, &key, exec);
+        let execution = self.execute_here(portable.slot, call, &key, exec);
         let (ran, ()) = join(execution, async { line.send_held_back() }).await;
         match ran {
             Ok((ran, done)) => {
                 tracing.served_by(&self.me);
                 let mut served = Served::here(self, ran.response);
                 served.upgrade = ran.upgrade.map(Upgrade::Io);
-                line.executed(Outcome::from(done));
+                self.conclude(portable, line, done).await?;
                 Ok(Some(served))
             }
             // The app went away before it saw the request: the next turn routes anew.
@@ -568,7 +592,7 @@ impl Node {
             Err(LocalError::TooSlow(_))
                 if fields::is_safe(&call.method)
                     && call.is_sendable()
-                    && slot.state() != AppState::Ready =>
+                    && portable.slot.state() != AppState::Ready =>
             {
                 call.may_have_run = true;
                 line.executed(Outcome::Failed);
@@ -608,7 +632,7 @@ impl Node {
             Ok(HopReply {
                 response, session: ReplySession::Done(done), served_by, tunnel, ..
             }) => {
-                line.executed(Outcome::from(done));
+                self.conclude(portable, line, done).await?;
                 let mut served = Served::here(self, response);
                 served.served_by = ServedBy::There(served_by);
                 served.next_hop = Some(to);
@@ -622,6 +646,10 @@ impl Node {
             Err(HopError::Refused(HopRefusal::Exec(done), ..)) => {
                 line.executed(Outcome::from(done));
                 Ok(None)
+            }
+            Err(HopError::Refused(HopRefusal::Problem { status, name, detail, .. }, ..)) => {
+                line.executed(Outcome::Failed);
+                Err(from_refusal(status, &name, detail, None))
             }
             Err(error) => {
                 line.executed(Outcome::Failed);
@@ -654,10 +682,19 @@ impl Node {
                 served.served_by = ServedBy::There(reply.served_by);
                 served.next_hop = Some(to.clone());
                 served.upgrade = reply.tunnel.map(Upgrade::Hop);
-                if let ReplySession::Committed { hint, replayed } = reply.session {
-                    served.replayed = replayed;
-                    self.store.gave(key, hint.n);
-                    served.entry = Some(self.portable_entry(key, &hint));
+                match reply.session {
+                    ReplySession::Committed { hint, replayed } => {
+                        served.replayed = replayed;
+                        if hint.sid == key.sid {
+                            self.store.gave(key, hint.n);
+                        }
+                        served.entry = Some(self.portable_entry(key, &hint));
+                    }
+                    ReplySession::Cleared { replayed } => {
+                        served.replayed = replayed;
+                        served.cleared = true;
+                    }
+                    ReplySession::None | ReplySession::Done(_) => {}
                 }
                 LineEnd::Served(Box::new(served))
             }
@@ -675,23 +712,17 @@ impl Node {
                     None => Failure::Lost { ran: false },
                 })
             }
+            Err(HopError::Refused(HopRefusal::Ended, ..)) => LineEnd::Failed(Failure::Ended),
             Err(HopError::Refused(
                 HopRefusal::Problem { status, name, detail, retry_after_ms },
                 ..,
-            )) => {
-                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-                let name = known_problem(&name);
-                let mut problem = Problem::new(status, name, detail);
-                problem.retry_after = retry_after_ms.map(Duration::from_millis);
-                if status.is_server_error() {
-                    problem = problem.proxy_error("destination_unavailable");
-                }
-                LineEnd::Problem(problem)
-            }
+            )) => LineEnd::Problem(from_refusal(status, &name, detail, retry_after_ms)),
             Err(error) => {
                 match self.after_failed_hop(portable.slot, call, to, error, portable.keyed) {
                     // The owner is not reached: whoever is asked next takes over.
                     Ok(_) => LineEnd::Elsewhere(None),
+                    // Nor is it run again there, but its session may know what became of it.
+                    Err(_) if portable.runs_once() => LineEnd::Elsewhere(None),
                     Err(problem) => LineEnd::Problem(problem),
                 }
             }
@@ -701,7 +732,7 @@ impl Node {
     fn portable_entry(&self, key: &SessionKey, hint: &Hint) -> Entry {
         Entry {
             app: key.app.clone(),
-            sid: key.sid,
+            sid: hint.sid,
             kind: Kind::Portable { cfg: hint.cfg.clone(), owner: hint.owner, n: hint.n },
             expiry: self.clock.wall().after(self.store.policy().ttl),
         }
@@ -735,6 +766,7 @@ impl Node {
             seen: forward.seen,
             arrived: Arrived::AtFrontDoor,
             hops_left: forward.hops_left,
+            drawn: false,
         };
         let mut errand = Errand::relayed(portable.asked(call), ByKey { sid: forward.sid, begins });
         let served = Box::pin(self.run_errand(&portable, call, &mut errand, tracing)).await;
@@ -785,6 +817,7 @@ impl Node {
             seen: forward.seen,
             arrived: Arrived::AtFrontDoor,
             hops_left: forward.hops_left,
+            drawn: false,
         };
         let end = self.at_owner(&portable, call, &key, enter, None, tracing).await;
         if let Some(to) = forward.hand_over {
@@ -806,6 +839,7 @@ impl Node {
             LineEnd::Failed(failure) if is_for_entry(&failure) => Err(match failure {
                 Failure::WentOn { into, by } => HopRefusal::Lost { went_on: Some((into, by)) },
                 Failure::Deposed { to, n } => HopRefusal::Deposed { to, n },
+                Failure::Ended => HopRefusal::Ended,
                 _ => HopRefusal::Lost { went_on: None },
             }),
             LineEnd::Failed(failure) => {
@@ -825,6 +859,7 @@ fn trace(because: Because, lost: bool, tracing: &mut Tracing) {
         Because::Lost if lost => {
             tracing.step("lost", "too many of the session's holders are gone");
         }
+        Because::Ended => tracing.step("ended", "the session's id was ended: a new one begins"),
         Because::Lost
         | Because::NotBegun
         | Because::OwnedElsewhere
@@ -842,8 +877,8 @@ impl AsRef<[u8]> for ArcBytes {
     }
 }
 
-fn hint_of(hint: TokenHint) -> Hint {
-    Hint { cfg: hint.cfg, owner: hint.owner, n: hint.n }
+fn hint_of(key: &SessionKey, hint: TokenHint) -> Hint {
+    Hint { sid: key.sid, cfg: hint.cfg, owner: hint.owner, n: hint.n }
 }
 
 fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
@@ -856,6 +891,12 @@ fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
             }
             None => Err(outcome_unknown("the stored answer cannot be read")),
         },
+        Stored::Unknown => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "idempotency-key-outcome-unknown",
+            "whether the request with this Idempotency-Key was applied is unknown, and it is not run \
+             again: look at what it was to change, and use another key",
+        )),
         Stored::TooLarge => Err(Problem::new(
             StatusCode::CONFLICT,
             "applied-too-large-to-repeat",

@@ -11,6 +11,11 @@ use crate::body::Body;
 use crate::hop::HopRefusal;
 use crate::serve::LocalError;
 
+/// An app set a larger session than is carried.
+pub(crate) const SET_TOO_LARGE: &str = "session-too-large";
+/// An app's server takes no request with its client's session in it.
+pub(crate) const FIELD_REFUSED: &str = "session-field-refused";
+
 /// A refusal on its way to a client.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
@@ -109,6 +114,7 @@ pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
         LocalError::NotReady => format!("the app on {peer} is not ready"),
         LocalError::Busy => format!("the app on {peer} serves as many requests as it may"),
         LocalError::Refused(_) => format!("the session was refused on {peer}"),
+        LocalError::Told(problem) => return (**problem).clone(),
         LocalError::BodyGone => "the request's body cannot be sent again".into(),
     };
     Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail).proxy_error("connection_terminated")
@@ -232,6 +238,9 @@ pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
             "the request ran, but too many of the peers that held its session are gone",
         ),
         Failure::Absent => ("absent", 404, "nobody knows of a session under this key"),
+        Failure::Ended => {
+            ("session-ended", 409, "the session's id was ended, by a logout for example")
+        }
         Failure::TooManyRetries => {
             ("session-no-executor", 503, "the peers where the app is ready could not run it")
         }
@@ -255,9 +264,25 @@ pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
     }
 }
 
+/// A problem that another peer decided on.
+pub(crate) fn from_refusal(
+    status: u16,
+    name: &str,
+    detail: String,
+    retry_after_ms: Option<u64>,
+) -> Problem {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut problem = Problem::new(status, known_problem(name), detail);
+    problem.retry_after = retry_after_ms.map(Duration::from_millis);
+    if status.is_server_error() {
+        problem = problem.proxy_error("destination_unavailable");
+    }
+    problem
+}
+
 /// The names of problems are the project's own; one from a newer peer is told by its detail.
 pub(crate) fn known_problem(name: &str) -> &'static str {
-    const KNOWN: [&str; 15] = [
+    const KNOWN: [&str; 18] = [
         MEMORY_FULL,
         "app-too-slow",
         "absent",
@@ -273,6 +298,9 @@ pub(crate) fn known_problem(name: &str) -> &'static str {
         "applied-answer-lost",
         "applied-too-large-to-repeat",
         "no-progress",
+        "idempotency-key-outcome-unknown",
+        SET_TOO_LARGE,
+        FIELD_REFUSED,
     ];
     KNOWN.iter().copied().find(|known| *known == name).unwrap_or("at-owner")
 }

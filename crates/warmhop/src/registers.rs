@@ -492,6 +492,7 @@ impl Registers {
             seen,
             arrived: Arrived::AtFrontDoor,
             hops_left: FORWARDS_MAX,
+            drawn: false,
         };
         let mut begun = 0;
         loop {

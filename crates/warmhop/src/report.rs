@@ -93,6 +93,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         })
         .collect();
     let takeovers = node.metrics.takeovers.get();
+    let cookie = node.store.policy().cookie.name.clone();
     let (sessions, seeds) = (
         SessionCounts {
             owned,
@@ -102,7 +103,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         },
         net.seeds(),
     );
-    Status { peer, apps, peers, sessions, takeovers, seeds }
+    Status { peer, apps, peers, cookie, sessions, takeovers, seeds }
 }
 
 /// A span in milliseconds as a metric.

@@ -10,7 +10,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tower::ServiceExt;
 use warmhop_core::affinity::{Entry, Kind};
-use warmhop_core::config::{EffectsMode, SessionMode};
+use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{Incarnation, PeerId, SessionId};
 use warmhop_core::route::{Arrived, PinTo, may_retry};
 use warmhop_core::session::message::ExecDone;
@@ -19,6 +19,7 @@ use warmhop_core::view::AppState;
 use crate::app::{AppService, NotSent};
 use crate::body::{Body, BoxError};
 use crate::call::Call;
+use crate::carried::{self, Carried};
 use crate::fields::{self, SESSION_FIELD};
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::node::{Node, Place, Placing};
@@ -72,6 +73,10 @@ pub(crate) struct Served {
     pub(crate) session_lost: bool,
     /// The session goes on from this peer's copy, under another id, without its majority.
     pub(crate) forked: bool,
+    /// The client's former session was ended on purpose, and this is a new one.
+    pub(crate) after_end: bool,
+    /// The request ended its session, and the client is to have none.
+    pub(crate) cleared: bool,
     /// The response is the stored one of an earlier request.
     pub(crate) replayed: bool,
 }
@@ -86,6 +91,8 @@ impl Served {
             entry: None,
             session_lost: false,
             forked: false,
+            after_end: false,
+            cleared: false,
             replayed: false,
         }
     }
@@ -105,6 +112,8 @@ pub(crate) enum LocalError {
     Refused(ExecDone),
     /// The request's body was sent elsewhere already.
     BodyGone,
+    /// What the client is told.
+    Told(Box<Problem>),
 }
 
 /// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
@@ -186,7 +195,7 @@ pub(crate) struct RanHere {
     pub(crate) response: Response<Body>,
     pub(crate) upgrade: Option<Upgraded>,
     /// The carried session field of its response.
-    pub(crate) field: Option<http::HeaderValue>,
+    pub(crate) field: Option<Result<Carried, &'static str>>,
 }
 
 impl Node {
@@ -201,6 +210,7 @@ impl Node {
             return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
         };
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
+        let field_bytes = request.headers().get(SESSION_FIELD).map_or(0, http::HeaderValue::len);
         let method = request.method().clone();
         let mut span =
             self.spans.within(request.headers_mut(), SpanKind::Client, || method.to_string());
@@ -257,13 +267,16 @@ impl Node {
             let detail = "it switched protocols, which it was not asked to";
             return Err(LocalError::Failed(detail.into()));
         }
-        let field = response.headers_mut().remove(SESSION_FIELD).filter(|_| copy.carried);
+        if let Some(problem) = self.field_refused(slot, &response, field_bytes) {
+            return Err(LocalError::Told(Box::new(problem)));
+        }
+        let field = carried::take(response.headers_mut()).filter(|_| copy.carried);
         fields::mend_framing(status, response.headers_mut());
         if status != StatusCode::SWITCHING_PROTOCOLS {
             fields::remove_hop_by_hop(response.headers_mut());
         }
         fields::remove_reserved(response.headers_mut());
-        fields::remove_our_cookie(response.headers_mut());
+        fields::remove_our_cookie(response.headers_mut(), &self.store.policy().cookie);
         Ok(RanHere { response, upgrade, field })
     }
 
@@ -489,11 +502,10 @@ impl Node {
             HopError::Broken(_) => true,
         };
         let portable = slot.spec.policy.session == SessionMode::Portable;
-        let session_only = slot.spec.policy.effects == EffectsMode::SessionOnly;
         let again = may_retry(
             fields::is_safe(&call.method),
             keyed,
-            session_only,
+            slot.spec.policy.effects,
             portable,
             app_may_have_seen_it,
         );

@@ -3,10 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::HeaderValue;
 use warmhop_core::ids::WallTime;
 
 /// The session of the client whose request is being served, for apps whose sessions are
@@ -34,6 +31,8 @@ struct Cell {
     state: Option<Bytes>,
     turn: Turn,
     changed: bool,
+    /// Its id ends with this turn.
+    ends: bool,
     closed: bool,
     bytes_max: usize,
 }
@@ -47,7 +46,7 @@ pub enum SessionError {
     TooLate,
     /// The state is larger than the mesh keeps for one session.
     #[error(
-        "the session's state has {bytes} bytes, but at most {bytes_max} are kept; store a reference instead"
+        "the session's state has {bytes} bytes, but at most {bytes_max} are kept; keep it by the Redis-speaking endpoint or by registers, and a reference here"
     )]
     TooLarge {
         /// The state's size in bytes.
@@ -59,7 +58,7 @@ pub enum SessionError {
 
 impl Session {
     pub(crate) fn new(state: Option<Bytes>, bytes_max: usize, turn: Turn) -> Self {
-        let cell = Cell { state, turn, changed: false, closed: false, bytes_max };
+        let cell = Cell { state, turn, changed: false, ends: false, closed: false, bytes_max };
         Self(Arc::new(Mutex::new(cell)))
     }
 
@@ -104,7 +103,28 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets the session's bytes.
+    /// Gives the session a new id once the response is returned, and with it the client a new
+    /// cookie; what the session holds stays. The old id is dead from then on: whoever else has the
+    /// old cookie gets an empty session.
+    ///
+    /// To be called at a login, and wherever else a session comes to mean more than before: a cookie
+    /// that somebody planted in the client's browser, or read before, is worth nothing then (session
+    /// fixation). A session that is new with this request has an id that nobody else knows, and keeps
+    /// it.
+    ///
+    /// # Errors
+    /// [`SessionError::TooLate`] after the response was returned.
+    pub fn renew(&self) -> Result<(), SessionError> {
+        let mut cell = self.cell();
+        if cell.closed {
+            return Err(SessionError::TooLate);
+        }
+        cell.ends = true;
+        Ok(())
+    }
+
+    /// Forgets the session's bytes, and ends its id if it held any: the old cookie brings nothing
+    /// back, not even what the client stores after it.
     ///
     /// # Errors
     /// [`SessionError::TooLate`] after the response was returned.
@@ -113,7 +133,10 @@ impl Session {
         if cell.closed {
             return Err(SessionError::TooLate);
         }
-        cell.changed |= cell.state.take().is_some();
+        if cell.state.take().is_some() {
+            cell.changed = true;
+            cell.ends = true;
+        }
         Ok(())
     }
 
@@ -121,7 +144,12 @@ impl Session {
     pub(crate) fn close(&self) -> Option<Option<Bytes>> {
         let mut cell = self.cell();
         cell.closed = true;
-        cell.changed.then(|| cell.state.clone())
+        (cell.changed || cell.ends).then(|| cell.state.clone())
+    }
+
+    /// Whether the session's id ends with this turn.
+    pub(crate) fn ends(&self) -> bool {
+        self.cell().ends
     }
 }
 
@@ -133,35 +161,9 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// The carried form: an RFC 9651 byte sequence (section 3.3.5).
-pub(crate) fn to_field(state: &[u8]) -> Option<HeaderValue> {
-    HeaderValue::from_str(&format!(":{}:", STANDARD.encode(state))).ok()
-}
-
-/// Reads the carried form; parameters behind it are passed over, as section 4.2 asks.
-pub(crate) fn from_field(value: &HeaderValue) -> Option<Bytes> {
-    let text = value.to_str().ok()?.trim().strip_prefix(':')?;
-    let (encoded, rest) = text.split_once(':')?;
-    if !(rest.is_empty() || rest.trim_start().starts_with(';')) {
-        return None;
-    }
-    STANDARD.decode(encoded).ok().map(Bytes::from)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_carried_form_reads_back_and_refuses_what_is_no_byte_sequence() {
-        let value = to_field(b"\x00state").unwrap();
-        assert_eq!(from_field(&value).unwrap(), &b"\x00state"[..]);
-        assert_eq!(from_field(&HeaderValue::from_static("::")).unwrap(), Bytes::new());
-        assert_eq!(from_field(&HeaderValue::from_static(":YQ==:;a=1")).unwrap(), &b"a"[..]);
-        for bad in ["", ":", "YQ==", ":Y:", ":YQ==:x", "\"a\""] {
-            assert_eq!(from_field(&HeaderValue::from_static(bad)), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_change_after_the_response_is_refused_not_lost_in_silence() {
@@ -171,6 +173,23 @@ mod tests {
         assert_eq!(session.close(), Some(Some(Bytes::from("abcd"))));
         assert_eq!(session.set("x"), Err(SessionError::TooLate));
         assert_eq!(session.clear(), Err(SessionError::TooLate));
+    }
+
+    #[test]
+    fn a_renewal_keeps_the_state_and_ends_the_id_and_so_does_clearing() {
+        let session = Session::new(Some(Bytes::from("a")), 4, Turn::default());
+        session.renew().unwrap();
+        assert_eq!((session.close(), session.ends()), (Some(Some(Bytes::from("a"))), true));
+        assert_eq!(session.renew(), Err(SessionError::TooLate));
+
+        let cleared = Session::new(Some(Bytes::from("a")), 4, Turn::default());
+        cleared.clear().unwrap();
+        cleared.set("b").unwrap();
+        assert_eq!((cleared.close(), cleared.ends()), (Some(Some(Bytes::from("b"))), true));
+
+        let empty = Session::new(None, 4, Turn::default());
+        empty.clear().unwrap();
+        assert_eq!((empty.close(), empty.ends()), (None, false), "there was nothing to end");
     }
 
     #[test]

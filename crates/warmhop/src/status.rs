@@ -13,6 +13,8 @@ pub struct Status {
     pub apps: Vec<AppStatus>,
     /// The other peers that it knows, by name.
     pub peers: Vec<OtherPeer>,
+    /// The name of the affinity cookie.
+    pub cookie: String,
     /// Sessions here.
     pub sessions: SessionCounts,
     /// How many sessions this peer took over from others since its start.

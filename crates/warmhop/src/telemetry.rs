@@ -96,6 +96,8 @@ pub(crate) struct Metrics {
     pub(crate) session_refusals: Family<ByReason, Counter>,
     /// Copies that were refused to their owners for want of memory.
     pub(crate) copies_refused: Counter,
+    /// Carried sessions that were too large to be set, or for the app's server to take.
+    pub(crate) session_too_large: Family<ByReason, Counter>,
     /// Sessions owned here.
     pub(crate) sessions_owned: Gauge,
     /// Sessions held here.
@@ -128,6 +130,7 @@ impl Metrics {
             sessions_forked: Counter::default(),
             session_refusals: Family::default(),
             copies_refused: Counter::default(),
+            session_too_large: Family::default(),
             sessions_owned: Gauge::default(),
             sessions_held: Gauge::default(),
         };
@@ -204,6 +207,11 @@ impl Metrics {
             "session_copies_refused",
             "Copies refused to their owners for want of memory",
             metrics.copies_refused.clone(),
+        );
+        r.register(
+            "session_too_large",
+            "Carried sessions too large to be set, or for the app's server to take",
+            metrics.session_too_large.clone(),
         );
         r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
         r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());

@@ -719,7 +719,7 @@ mod tests {
             floor_keyed: 1,
             floor_unkeyed: 2,
             expiry: WallTime(1_700_000_000_001),
-            deleted: false,
+            ended: None,
         }
     }
 

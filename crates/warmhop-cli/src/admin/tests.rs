@@ -91,6 +91,7 @@ impl Peer for Fake {
                 hops_sent: 0,
                 hops_received: 0,
             }],
+            cookie: "warmhop".into(),
             sessions: SessionCounts { owned: 12, copies: 30, bytes: 9_000, bytes_max: 1 << 20 },
             takeovers: 0,
             seeds: vec![SeedStatus {

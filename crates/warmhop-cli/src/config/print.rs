@@ -7,6 +7,8 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 
+use warmhop::cookie::CookieSpec;
+
 use super::read::life::{alive_text, ready_text};
 use super::{App, Config, duration_text, memory};
 
@@ -57,6 +59,7 @@ impl fmt::Display for Config {
         writeln!(f, "without_majority = {}", value(policy.without_majority))?;
         writeln!(f, "state_bytes_max = {}", policy.state_bytes_max)?;
         writeln!(f, "stored_response_bytes_max = {}", policy.stored_response_bytes_max)?;
+        writeln!(f, "cookie = {}", cookie(&policy.cookie))?;
         match self.session.redis {
             Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
             None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
@@ -68,6 +71,18 @@ impl fmt::Display for Config {
         }
         self.apps.iter().try_for_each(|app| print_app(app, f))
     }
+}
+
+fn cookie(spec: &CookieSpec) -> String {
+    let same_site = spec.same_site.label().to_ascii_lowercase();
+    let mut keys = format!("name = {}, same_site = {}", text(&spec.name), text(&same_site));
+    if let Some(secure) = spec.secure {
+        keys.push_str(&format!(", secure = {secure}"));
+    }
+    if let Some(domain) = &spec.domain {
+        keys.push_str(&format!(", domain = {}", text(domain)));
+    }
+    format!("{{ {keys} }}")
 }
 
 fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,5 +1,7 @@
 //! From TOML text to a [`Config`], collecting every problem on the way.
 
+mod cookie;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,10 +60,11 @@ pub(super) fn parse(
     let name = peer.as_ref().map_or("NAME", |peer| peer.name.as_str());
     let mesh = read_mesh(&mut root, name);
     let admin = read_admin(&mut root);
-    let session = read_session(&mut root);
+    let mut session = read_session(&mut root);
     let run = read_run(&mut root);
     let apps = read_apps(&mut root, session.redis.is_some());
     root.finish();
+    cookie::check(&reader, &mut session, &apps);
     check_ports(&reader, &http, &admin, &session);
 
     let folder = reader.folder.clone();
@@ -340,6 +343,9 @@ fn read_session(root: &mut Table<'_>) -> Session {
             0..=1 << 20,
             &mut policy.stored_response_bytes_max,
         );
+        if let Some(keys) = table.table("cookie") {
+            cookie::read(keys, &mut policy.cookie);
+        }
         redis = table.take("redis").and_then(|field| {
             let addr = field.socket_addr()?;
             if !addr.ip().is_loopback() {

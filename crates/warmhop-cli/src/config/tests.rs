@@ -164,8 +164,9 @@ copies = 3
 ttl = "30m"
 memory = "A QUARTER"
 without_majority = "refuse"
-state_bytes_max = 32768
+state_bytes_max = 4096
 stored_response_bytes_max = 65536
+cookie = { name = "warmhop", same_site = "lax" }
 # redis is not set: no endpoint for session libraries
 
 [run]
@@ -286,6 +287,14 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         (
             "[peer]\nname = 'p'\n[session]\nttl = '10ms'",
             ":4:7: session.ttl: \"10ms\" does not fit; expected a span from 1s to 366d",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session]\ncookie = { name = 'a b' }",
+            ":4:19: session.cookie.name: it is no cookie's name; use 1 to 64 letters, digits, - and _",
+        ),
+        (
+            "[peer]\nname = 'p'\n[session.cookie]\nname = '__Secure-a'\nsecure = false",
+            ":5:10: session.cookie.secure: browsers take a cookie with this prefix only if it is Secure; leave secure out, or choose a name without the prefix",
         ),
         (
             "[peer]\nname = 'p'\n[session]\nwithout_majority = 'fork'",

@@ -28,7 +28,8 @@ fn a_cookie_of_the_balancers_own_leaves_that_of_the_mesh_alone() {
     for balancer in Balancer::value_variants() {
         let text = with(*balancer, Affinity::Own, &status()).unwrap();
         assert!(text.contains("warmhop_lb"), "{balancer:?}: {text}");
-        for read in ["cook(warmhop)", "$cookie_warmhop ", "stickysession=warmhop\n", "warmhop=["] {
+        for read in ["req.hdr(cookie)", "$cookie_warmhop ", "stickysession=warmhop\n", "warmhop=["]
+        {
             assert!(!text.contains(read), "{balancer:?}: {text}");
         }
     }
@@ -67,9 +68,9 @@ fn every_front_door_is_in_every_recipe_and_the_peer_without_one_in_none() {
 fn haproxy_follows_the_end_of_the_cookie_while_that_peer_is_up() {
     let text = recipe(Balancer::Haproxy, &status()).unwrap();
     let expected = "\
-    use-server peer-1 if { req.cook(warmhop) -m end .peer-1 }
-    use-server peer-2 if { req.cook(warmhop) -m end .peer-2 }
-    use-server peer-10 if { req.cook(warmhop) -m end .peer-10 }
+    use-server peer-1 if { req.hdr(cookie) -m reg '^( *(([^w; ][^;]*)?|w([^a;][^;]*)?|wa([^r;][^;]*)?|war([^m;][^;]*)?|warm([^h;][^;]*)?|warmh([^o;][^;]*)?|warmho([^p;][^;]*)?|warmhop([^=;][^;]*)?);)* *warmhop=[^;]*[.]peer-1 *(;.*)?$' }
+    use-server peer-2 if { req.hdr(cookie) -m reg '^( *(([^w; ][^;]*)?|w([^a;][^;]*)?|wa([^r;][^;]*)?|war([^m;][^;]*)?|warm([^h;][^;]*)?|warmh([^o;][^;]*)?|warmho([^p;][^;]*)?|warmhop([^=;][^;]*)?);)* *warmhop=[^;]*[.]peer-2 *(;.*)?$' }
+    use-server peer-10 if { req.hdr(cookie) -m reg '^( *(([^w; ][^;]*)?|w([^a;][^;]*)?|wa([^r;][^;]*)?|war([^m;][^;]*)?|warm([^h;][^;]*)?|warmh([^o;][^;]*)?|warmho([^p;][^;]*)?|warmhop([^=;][^;]*)?);)* *warmhop=[^;]*[.]peer-10 *(;.*)?$' }
     server peer-1 10.0.0.1:8081
     server peer-2 10.0.0.2:8081
     server peer-10 [fd00::3]:8081
@@ -142,9 +143,9 @@ fn haproxy_and_envoy_let_grpc_pass() {
     assert_eq!(text.matches("proto h2").count(), 1, "in a backend of its own: {text}");
     let expected = "\
     default-server proto h2
-    use-server peer-1 if { req.cook(warmhop) -m end .peer-1 }
-    use-server peer-2 if { req.cook(warmhop) -m end .peer-2 }
-    use-server peer-10 if { req.cook(warmhop) -m end .peer-10 }
+    use-server peer-1 if { req.hdr(cookie) -m reg '^( *(([^w; ][^;]*)?|w([^a;][^;]*)?|wa([^r;][^;]*)?|war([^m;][^;]*)?|warm([^h;][^;]*)?|warmh([^o;][^;]*)?|warmho([^p;][^;]*)?|warmhop([^=;][^;]*)?);)* *warmhop=[^;]*[.]peer-1 *(;.*)?$' }
+    use-server peer-2 if { req.hdr(cookie) -m reg '^( *(([^w; ][^;]*)?|w([^a;][^;]*)?|wa([^r;][^;]*)?|war([^m;][^;]*)?|warm([^h;][^;]*)?|warmh([^o;][^;]*)?|warmho([^p;][^;]*)?|warmhop([^=;][^;]*)?);)* *warmhop=[^;]*[.]peer-2 *(;.*)?$' }
+    use-server peer-10 if { req.hdr(cookie) -m reg '^( *(([^w; ][^;]*)?|w([^a;][^;]*)?|wa([^r;][^;]*)?|war([^m;][^;]*)?|warm([^h;][^;]*)?|warmh([^o;][^;]*)?|warmho([^p;][^;]*)?|warmhop([^=;][^;]*)?);)* *warmhop=[^;]*[.]peer-10 *(;.*)?$' }
     server peer-1 10.0.0.1:8081 track warmhop/peer-1
 ";
     assert!(text.contains(expected), "{text}");
@@ -275,4 +276,25 @@ fn nothing_but_names_and_addresses_gets_into_a_configuration() {
 #[test]
 fn a_mesh_without_front_doors_has_no_recipe() {
     recipe(Balancer::Nginx, &Status::default()).unwrap_err();
+}
+
+#[test]
+fn every_recipe_reads_the_cookie_that_the_mesh_is_configured_with() {
+    let mut status = status();
+    status.cookie = "__Host-shop".into();
+    for (balancer, read) in [
+        (Balancer::Haproxy, " *__Host-shop=[^;]*[.]peer-2 *(;"),
+        (Balancer::Nginx, "map $http_cookie $warmhop_upstream {"),
+        (Balancer::Apache, "stickysession=__Host-shop\n"),
+        (Balancer::Envoy, "__Host-shop=[^;]*"),
+    ] {
+        let text = recipe(balancer, &status).unwrap();
+        assert!(text.contains(read) && !text.contains("warmhop="), "{balancer:?}: {text}");
+    }
+    status.cookie = "plain".into();
+    assert!(
+        recipe(Balancer::Nginx, &status).unwrap().contains("map $cookie_plain $warmhop_upstream")
+    );
+    status.cookie = "a' \n b".into();
+    assert!(recipe(Balancer::Haproxy, &status).is_err());
 }

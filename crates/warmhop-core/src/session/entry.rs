@@ -254,6 +254,8 @@ pub enum Because {
     Forked(SessionId),
     /// Too many of its holders are gone: a new one begins.
     Lost,
+    /// Its id was ended on purpose: a new one begins.
+    Ended,
     /// Another peer took it over while the request ran, and knows whether it was applied.
     Deposed,
     /// It looks lost from here, but this peer is newborn, or has heard of others since whom it did not
@@ -294,6 +296,8 @@ pub struct Errand {
     /// How often its session turned out to go on under another id.
     forks: u32,
     lost: bool,
+    /// The session that its token names was ended on purpose.
+    ended: bool,
     rounds: u32,
     relay: Relay,
 }
@@ -326,6 +330,7 @@ impl Errand {
             may_have_run: false,
             forks: 0,
             lost: false,
+            ended: false,
             rounds: 0,
             relay: Relay::Done,
         }
@@ -401,6 +406,13 @@ impl Errand {
     #[must_use]
     pub fn lost(&self) -> bool {
         self.lost && self.named.is_none()
+    }
+
+    /// Whether its session was ended on purpose, and replaced by a new one: its client, or another
+    /// that has its cookie, may have been given a newer one meanwhile.
+    #[must_use]
+    pub fn ended_before(&self) -> bool {
+        self.ended && self.named.is_none()
     }
 
     /// Whether its session goes on without its majority, under another id: the client is told.
@@ -596,6 +608,11 @@ impl Errand {
                 self.named = None;
                 again(Because::Lost, Duration::ZERO, sendable)
             }
+            Failure::Ended if self.key.is_none() => {
+                self.ended = true;
+                self.named = None;
+                again(Because::Ended, Duration::ZERO, sendable)
+            }
             // Whoever owns the session knows whether this request was applied.
             Failure::Deposed { to, n } if self.may_go_on(&failure) => {
                 // Whoever owned it knew what had been chosen before this first attempt.
@@ -632,7 +649,8 @@ impl Errand {
         match failure {
             Failure::NoMajority { ran: false }
             | Failure::Lost { ran: false }
-            | Failure::WentOn { .. } => true,
+            | Failure::WentOn { .. }
+            | Failure::Ended => true,
             Failure::NoMajority { ran: true }
             | Failure::Lost { ran: true }
             | Failure::Deposed { .. } => self.asked.may_repeat,
@@ -926,6 +944,9 @@ pub fn answer_forward(
 pub fn is_for_entry(failure: &Failure) -> bool {
     matches!(
         failure,
-        Failure::Lost { ran: false } | Failure::WentOn { .. } | Failure::Deposed { .. }
+        Failure::Lost { ran: false }
+            | Failure::WentOn { .. }
+            | Failure::Ended
+            | Failure::Deposed { .. }
     )
 }

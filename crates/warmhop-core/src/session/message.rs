@@ -106,6 +106,8 @@ pub enum Stored {
     Response(#[serde(with = "crate::octets")] Arc<[u8]>),
     /// Applied, but its response exceeded the bound for stored responses.
     TooLarge,
+    /// It may have been applied by commands of its app, which are not undone: nobody knows.
+    Unknown,
 }
 
 /// One applied request.
@@ -137,8 +139,30 @@ pub struct Body {
     pub floor_unkeyed: u64,
     /// When the session ends unless it is used.
     pub expiry: WallTime,
-    /// The session was ended on purpose.
-    pub deleted: bool,
+    /// The session's id was ended on purpose.
+    pub ended: Option<Box<Ended>>,
+}
+
+/// The end of a session's id, which is for ever: a request that still brings it begins anew.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ended {
+    /// The request that ended it. It alone is told of the heir.
+    pub by: RequestKey,
+    /// The session that its client goes on with; none where what it held was cleared.
+    pub heir: Option<Heir>,
+}
+
+/// A session that goes on from another under a new id.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Heir {
+    /// Its id.
+    pub sid: SessionId,
+    /// Its members when it was made.
+    pub cfg: Config,
+    /// Its owner then.
+    pub owner: Incarnation,
+    /// The number of its first record.
+    pub n: u64,
 }
 
 /// What a remembered request takes beside its stored answer, about.
@@ -150,7 +174,7 @@ impl Body {
     pub fn bytes(&self) -> usize {
         let answers = self.recent.iter().map(|entry| match &entry.response {
             Stored::Response(bytes) => RECENT_BYTES + bytes.len(),
-            Stored::Applied | Stored::TooLarge => RECENT_BYTES,
+            Stored::Applied | Stored::TooLarge | Stored::Unknown => RECENT_BYTES,
         });
         self.state.as_deref().map_or(0, <[u8]>::len) + answers.sum::<usize>()
     }

@@ -67,7 +67,7 @@ use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, Wall
 use census::Census;
 use claim::Question;
 use copy::{Replica, Shut, Vote};
-use message::{Body, BodyRef, Config, Exec, ExecDone, Message, NackReason, Record, Stored};
+use message::{Body, BodyRef, Config, Ended, Exec, ExecDone, Message, NackReason, Record, Stored};
 use owner::{Flight, Owner, Waiting};
 use takeover::Takeover;
 
@@ -242,6 +242,8 @@ pub enum Failure {
         /// What had been chosen before it ran: it was applied at a higher number, if at all.
         n: u64,
     },
+    /// The session's id was ended on purpose. It did not run.
+    Ended,
     /// Its execution failed or its executor was lost. This owner proposes no change of it, but
     /// an executor that was lost may have voted for one, which a takeover may find.
     ExecutionFailed,
@@ -789,6 +791,35 @@ impl Session {
     ) -> ExecDone {
         let until = Some(until);
         self.copy.exec_end(ctx.me, exec, base, change, Stored::Applied, until, ctx.policy)
+    }
+
+    /// Executor: as [`Session::exec_end`], where the app ended the session's id: what it set, if
+    /// anything, is for the session's heir. The copy does not vote, for the owner has yet to make
+    /// the heir and to write it down.
+    pub fn exec_end_of_id(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        exec: &Exec,
+        base: &Body,
+        state: Option<Arc<[u8]>>,
+        stored: Stored,
+    ) -> ExecDone {
+        let exec = Exec { vote: false, ..exec.clone() };
+        let mut done =
+            self.copy.exec_end(ctx.me, &exec, base, Some(state), stored, None, ctx.policy);
+        if let ExecDone::Changed { body, .. } = &mut done {
+            Arc::make_mut(body).ended = Some(Box::new(Ended { by: exec.rid, heir: None }));
+        }
+        done
+    }
+
+    /// How the session's id was ended, where this peer owns it and it was.
+    #[must_use]
+    pub fn ended(&self) -> Option<&Ended> {
+        match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref()?.body.ended.as_deref(),
+            Role::None | Role::Preparing(_) => None,
+        }
     }
 
     /// Withdraws this copy's vote, which to the others is as if this peer had crashed, and

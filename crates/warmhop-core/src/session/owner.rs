@@ -1077,7 +1077,11 @@ impl Session {
                 _ => Known::No,
             };
             let ticket = submit.ticket;
+            let ended = owner.chosen.as_ref().is_some_and(|record| record.body.ended.is_some());
             let answer = match known {
+                Known::No | Known::BelowFloor if ended => {
+                    Some(Effect::Fail { ticket, failure: Failure::Ended })
+                }
                 Known::No => None,
                 Known::Applied(stored) => {
                     Some(Effect::Replay { ticket, stored: stored.clone(), hint: owner.hint() })

@@ -81,7 +81,7 @@ pub(super) fn compose(
         floor_keyed: base.floor_keyed,
         floor_unkeyed: base.floor_unkeyed,
         expiry: until.unwrap_or(base.expiry.max(exec.expiry)),
-        deleted: base.deleted,
+        ended: base.ended.clone(),
     };
     body.recent.push(Recent {
         rid: exec.rid,

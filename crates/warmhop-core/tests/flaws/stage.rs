@@ -842,6 +842,7 @@ impl Stage {
                     }
                     Stored::TooLarge => "applied, too large to repeat".into(),
                     Stored::Applied => "applied before".into(),
+                    Stored::Unknown => "outcome unknown".into(),
                 };
                 self.answer(me, ticket, &answer, false, Some(hint));
             }

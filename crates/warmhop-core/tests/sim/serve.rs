@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
 use warmhop_core::app::{AppEvent, WantedBy};
-use warmhop_core::config::StartMode;
+use warmhop_core::config::{EffectsMode, StartMode};
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::rank;
 use warmhop_core::route::{
@@ -811,7 +811,13 @@ impl Peer {
         let asked = entry::Asked {
             keyed: call.asked.keyed,
             seen: portable.seen,
-            may_repeat: may_retry(call.asked.is_safe(), call.asked.keyed, false, true, true),
+            may_repeat: may_retry(
+                call.asked.is_safe(),
+                call.asked.keyed,
+                EffectsMode::Anything,
+                true,
+                true,
+            ),
             hops_left: portable.hops_left,
         };
         let named = entry.and_then(|entry| match &entry.kind {
@@ -1042,6 +1048,13 @@ impl Peer {
                         Stored::Applied => {
                             return LineEnd::Problem(problem(502, "applied-answer-lost"));
                         }
+                        // Its apps write nothing by commands.
+                        Stored::Unknown => {
+                            return LineEnd::Problem(problem(
+                                409,
+                                "idempotency-key-outcome-unknown",
+                            ));
+                        }
                     };
                     let mut served = Served::here(self, response);
                     served.replayed = true;
@@ -1215,7 +1228,13 @@ fn after_failed_hop(call: &Call, error: &HopError) -> Result<(), Problem> {
     };
     let asked = &call.asked;
     let portable = asked.slot == SHOP;
-    let again = may_retry(asked.is_safe(), asked.keyed, false, portable, app_may_have_seen_it);
+    let again = may_retry(
+        asked.is_safe(),
+        asked.keyed,
+        EffectsMode::Anything,
+        portable,
+        app_may_have_seen_it,
+    );
     if again && call.has_body {
         return Ok(());
     }
@@ -1240,6 +1259,7 @@ fn describe(failure: &Failure) -> Problem {
         Failure::Lost { ran: false } | Failure::WentOn { .. } => problem(503, "session-lost"),
         Failure::Absent => problem(404, "absent"),
         Failure::TooManyRetries => problem(503, "session-no-executor"),
+        Failure::Ended => problem(409, "session-ended"),
         Failure::ExecutionFailed => problem(502, "execution-failed"),
     }
 }

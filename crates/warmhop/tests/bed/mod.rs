@@ -91,6 +91,20 @@ fn routes(name: String, requests: Arc<AtomicU32>) -> Router {
     Router::new()
         .route("/", get(list))
         .route("/add", post(add))
+        .route(
+            "/login",
+            post(|Extension(session): Extension<Session>| async move {
+                session.renew().unwrap();
+                String::from_utf8(session.get().unwrap_or_default().to_vec()).unwrap()
+            }),
+        )
+        .route(
+            "/logout",
+            post(|Extension(session): Extension<Session>| async move {
+                session.clear().unwrap();
+                "bye"
+            }),
+        )
         .route("/who", get(move || async move { name }))
         .route("/echo", post(|body: axum::body::Body| async move { body }))
         .route("/headers", get(|headers: HeaderMap| async move { format!("{headers:?}") }))

@@ -1,0 +1,46 @@
+//! `[session] cookie`: the name and the attributes of the affinity cookie.
+
+use warmhop::cookie::CookieSpec;
+
+use super::{Reader, Table};
+use crate::config::{App, Session};
+
+pub(super) fn read(mut table: Table<'_>, spec: &mut CookieSpec) {
+    if let Some(name) = table.take("name").and_then(|field| field.text()) {
+        spec.name = name.into();
+    }
+    table.set_enum("same_site", &["strict", "lax", "none"], &mut spec.same_site);
+    spec.secure = table.take("secure").and_then(|field| field.boolean());
+    spec.domain = table.take("domain").and_then(|field| field.text()).map(str::to_ascii_lowercase);
+    table.finish();
+}
+
+/// What browsers would refuse of the cookie for these apps.
+pub(super) fn check(reader: &Reader<'_>, session: &mut Session, apps: &[App]) {
+    let cookie = &mut session.policy.cookie;
+    let report = |key: &str, what: &str, remedy: &str| {
+        let key = format!("session.cookie.{key}");
+        let place = reader.places.borrow().get(&key).copied();
+        reader.report_at(place, key, what, remedy);
+    };
+    if let Err(mistake) = cookie.settle(apps.iter().map(|app| app.spec.path.as_str())) {
+        report(mistake.key, mistake.what, mistake.remedy);
+        return;
+    }
+    let Some(domain) = &cookie.domain else { return };
+    let is_below = |host: &str| {
+        let host = host.to_ascii_lowercase();
+        host.strip_suffix(domain.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let foreign =
+        apps.iter().find(|app| app.spec.host.as_ref().is_some_and(|host| !is_below(host)));
+    if let Some(app) = foreign {
+        let host = app.spec.host.as_deref().unwrap_or_default();
+        let what = format!(
+            "app {} answers for {host}, which is not below {domain}: browsers would refuse its cookie",
+            app.spec.name
+        );
+        report("domain", &what, "leave it out, or name a domain that all hosts are below");
+    }
+}
