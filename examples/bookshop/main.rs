@@ -118,6 +118,7 @@ fn router(shop: Arc<Shop>) -> Router {
         .route("/cart", get(cart))
         .route("/cart/add", post(cart_add))
         .route("/cart/clear", post(cart_clear))
+        .route("/login", post(login))
         .route("/visits", post(visits))
         .route("/slow", get(slow))
         .route("/bytes", get(bytes))
@@ -205,6 +206,12 @@ async fn cart_add(
     sleep(Duration::from_millis(query.ms).min(WAIT_MAX)).await;
     cart.add(&query.item);
     ([(FIELD, cart.to_field())], shop.show(&cart)).into_response()
+}
+
+/// A login, as far as the session goes: it means more from here on, so it gets a new id, and whoever
+/// had the cookie of before has nothing any more. The cart stays.
+async fn login(State(shop): State<Arc<Shop>>, cart: Cart) -> Response {
+    ([(FIELD, cart.to_field_renewed())], shop.show(&cart)).into_response()
 }
 
 async fn cart_clear(State(shop): State<Arc<Shop>>) -> Response {

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 /// The field that carries the state, both ways.
 pub(crate) const FIELD: HeaderName = HeaderName::from_static("warmhop-session");
-/// The mesh keeps some tens of kilobytes a session, so the cart shows its latest items only.
+/// The mesh carries 4 KiB a session, so the cart shows its latest items only.
 const ITEMS_MAX: usize = 200;
+const ITEMS_BYTES_MAX: usize = 3_000;
 const ITEM_CHARS_MAX: usize = 64;
 
 /// What one client has put aside.
@@ -30,7 +31,9 @@ impl Cart {
     pub(crate) fn add(&mut self, item: &str) {
         self.count += 1;
         self.items.push(item.chars().take(ITEM_CHARS_MAX).collect());
-        if self.items.len() > ITEMS_MAX {
+        // As JSON, each has quotes and a comma besides.
+        let bytes = |items: &[String]| items.iter().map(|item| item.len() + 3).sum::<usize>();
+        while self.items.len() > ITEMS_MAX || bytes(&self.items) > ITEMS_BYTES_MAX {
             self.items.remove(0);
         }
     }
@@ -40,6 +43,13 @@ impl Cart {
         let json = serde_json::to_vec(self).unwrap_or_default();
         HeaderValue::from_str(&format!(":{}:", STANDARD.encode(json)))
             .unwrap_or_else(|_| Self::cleared())
+    }
+
+    /// The field's value that stores this cart under a new id of the session.
+    pub(crate) fn to_field_renewed(&self) -> HeaderValue {
+        let mut field = self.to_field().as_bytes().to_vec();
+        field.extend_from_slice(b";renew");
+        HeaderValue::from_bytes(&field).unwrap_or_else(|_| Self::cleared())
     }
 
     /// The field's value that ends the session.
@@ -79,6 +89,9 @@ mod tests {
         (0..500).for_each(|n| cart.add(&n.to_string()));
         assert_eq!((cart.count, cart.items.len()), (500, ITEMS_MAX));
         assert_eq!(cart.items.last().map(String::as_str), Some("499"));
+        (0..500).for_each(|_| cart.add(&"x".repeat(500)));
+        assert_eq!(cart.count, 1000);
+        assert!(serde_json::to_vec(&cart).unwrap().len() < 4096);
     }
 
     #[test]
