@@ -55,8 +55,8 @@ async fn the_loss_of_a_sessions_owner_loses_nothing() {
 }
 
 /// A mesh of three whose second peer always hops, with the app ready on the two others.
-async fn two_to_run_it() -> World {
-    let mut world = World::with(3, vec![shop(QUICK, "")], "", never_on(1)).await;
+async fn two_to_run_it(more: &str) -> World {
+    let mut world = World::with(3, vec![shop(QUICK, more)], "", never_on(1)).await;
     world.expect_errors();
     world.warm(0).await;
     world.warm(2).await;
@@ -81,7 +81,7 @@ async fn kill_executor(world: &mut World) -> usize {
 
 #[tokio::test]
 async fn the_loss_of_the_peer_that_runs_a_keyed_request_is_not_the_clients_to_notice() {
-    let mut world = two_to_run_it().await;
+    let mut world = two_to_run_it("effects = 'session-only'").await;
     let mut shopper = Shopper::default();
     shopper.add(world.http(1)).await;
     let (mut client, addr) = (shopper.client.clone(), world.http(1));
@@ -100,7 +100,7 @@ async fn the_loss_of_the_peer_that_runs_a_keyed_request_is_not_the_clients_to_no
 
 #[tokio::test]
 async fn an_unkeyed_change_whose_peer_is_lost_is_not_run_again() {
-    let mut world = two_to_run_it().await;
+    let mut world = two_to_run_it("").await;
     let mut shopper = Shopper::default();
     shopper.add(world.http(1)).await;
     let (mut client, addr) = (shopper.client.clone(), world.http(1));
@@ -114,7 +114,7 @@ async fn an_unkeyed_change_whose_peer_is_lost_is_not_run_again() {
 
 #[tokio::test]
 async fn a_safe_request_whose_peer_is_lost_is_run_again() {
-    let mut world = two_to_run_it().await;
+    let mut world = two_to_run_it("").await;
     let addr = world.http(1);
     let asking =
         tokio::spawn(async move { Client::new().get(addr, "/slow?ms=10&head=4000").await });

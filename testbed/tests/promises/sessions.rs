@@ -53,7 +53,7 @@ async fn a_session_goes_on_at_whichever_peer_is_asked() {
 
 #[tokio::test]
 async fn changes_that_race_at_two_peers_are_all_kept() {
-    let world = World::new(3, shop(QUICK, "")).await;
+    let world = World::new(3, shop(QUICK, "effects = 'session-only'")).await;
     for index in 0..3 {
         world.warm(index).await;
     }

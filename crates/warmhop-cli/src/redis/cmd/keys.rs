@@ -60,7 +60,7 @@ fn invalid_time(command: &str) -> Reply {
     Reply::error("ERR", format!("invalid expire time in '{name}' command"))
 }
 
-/// As [`time`], where a value is set: a time that is not above 0 is an error.
+/// As `time`, where a value is set: a time that is not above 0 is an error.
 pub(super) fn timed(count: i64, form: Timed, now: u64, command: &str) -> Result<u64, Reply> {
     if count > 0 { time(count, form, now, command) } else { Err(invalid_time(command)) }
 }
