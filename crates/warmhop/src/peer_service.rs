@@ -2,7 +2,7 @@
 //! ask, over the same links as hops. The binary's admin listener answers for any peer through one
 //! by them.
 //!
-//! A service is asked by its name at one peer, at most [`AT_ONCE`] requests at a time; bodies stream
+//! A service is asked by its name at one peer, at most 64 requests at a time; bodies stream
 //! both ways with back-pressure, as those of hops do. What is being answered does not hold up a
 //! drain: it is cut off when the peer leaves.
 
