@@ -380,7 +380,7 @@ async fn failing() -> Tested {
     let opened = browser.step(json!({ "do": "open", "page": "a", "url": url })).await;
     assert_eq!(opened["status"], 503);
     browser.step(json!({ "do": "sees", "page": "a", "text": "It did not start, " })).await;
-    browser.step(json!({ "do": "sees", "page": "a", "text": "the app did not start here" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "It is tried again in" })).await;
     calm(&browser.step(json!({ "do": "state", "page": "a" })).await);
     browser.end().await;
     Ok(())
