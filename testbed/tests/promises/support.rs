@@ -254,15 +254,16 @@ impl Shopper {
 /// The path of a program of this workspace, built from the tree as it is.
 ///
 /// `cargo test` builds the programs of the package under test only. This builds those of the
-/// others once a run, with the features that `cargo test --workspace` resolves, so that after
-/// it there is nothing left to build.
+/// others once a run, with the features that `cargo test --workspace --all-features` resolves, so
+/// that after it there is nothing left to build.
 pub(crate) fn program_built(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
         let programs = warmhop_testbed::programs().unwrap();
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         cargo
-            .args(["build", "--quiet", "--workspace", "--bins", "--tests", "--target-dir"])
+            .args(["build", "--quiet", "--workspace", "--all-features", "--bins", "--tests"])
+            .arg("--target-dir")
             .arg(programs.parent().unwrap())
             .current_dir(workspace())
             .stdin(Stdio::null());
