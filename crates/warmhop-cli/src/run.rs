@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -188,11 +189,21 @@ async fn serve(
     }
     let admin_addr = listeners.admin.local_addr().unwrap_or(config.admin.listen);
 
-    let starting = builder.start();
+    let mut starting = std::pin::pin!(builder.start());
     let mesh = tokio::select! {
-        mesh = starting => mesh.map_err(|error| start_failure(config, &error))?,
+        mesh = &mut starting => mesh.map_err(|error| start_failure(config, &error))?,
         number = signals.next() => {
             info!(signal = number, "ended before it served anybody");
+            // Others may have met it already: without a goodbye it would be a suspect to them.
+            let leaving = async {
+                if let Ok(mesh) = starting.await {
+                    mesh.shutdown().await;
+                }
+            };
+            tokio::select! {
+                _ = tokio::time::timeout(LEAVES_WITHIN, leaving) => {}
+                _ = signals.next() => {}
+            }
             return Ok(0);
         }
     };
@@ -431,6 +442,9 @@ fn connections_within(open_files: u64, doors: usize) -> usize {
     let each = open_files.saturating_sub(reserved) / 2 / doors.max(1) as u64;
     usize::try_from(each).unwrap_or(usize::MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
+
+/// A peer that is told to end while it starts gets this long to begin to serve and to leave again.
+const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
 /// The least number of open files that clients leave to the rest.
 const OPEN_FILES_RESERVED_MIN: u64 = 128;

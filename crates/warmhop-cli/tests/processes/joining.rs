@@ -1,8 +1,12 @@
 //! What is told of peers that cannot join, at both ends, and of those that do.
 
 use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
 
-use crate::cli::{Peer, certified, config, run, text, write};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::cli::{Peer, certified, config, run, text, warmhop, write};
 
 /// A configuration with `seeds` on a mesh port of its own.
 pub(crate) fn seeded(seeds: &[&str]) -> String {
@@ -49,25 +53,38 @@ fn a_peer_of_another_authority_is_told_so_at_both_ends() {
     assert!(shown.contains("seeds: 0 of 1 reached"), "{shown}");
 }
 
+/// A folder below `dir` with the identity of `peer-2`, for so many days.
+fn second(dir: &Path, days: &str) -> PathBuf {
+    let (ca, second) = (dir.join("ca"), dir.join("second"));
+    std::fs::create_dir_all(&second).unwrap();
+    let (ca, certs) = (text(&ca).to_owned(), second.join("certs"));
+    let to = ["--ca", &ca, "--out", text(&certs), "--force", "--days", days];
+    let (code, _, error) = run(&[&["cert", "peer", "peer-2"], &to[..]].concat());
+    assert_eq!(code, 0, "{error}");
+    second
+}
+
+#[test]
+fn a_peer_that_is_ended_while_it_starts_says_goodbye() {
+    let dir = certified("ended-early", "peer-1");
+    let second = second(&dir, "90");
+    let peer = Peer::start(&write(&dir, &config("")));
+    // The seed that never answers keeps it from serving for a while.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    let joining = seeded(&[&mesh_addr(&peer), &silent]).replace("peer-1", "peer-2");
+    let file = write(&second, &joining);
+    let mut joining = warmhop(&["run", "--config", text(&file)]).spawn().unwrap();
+    peer.ever_logged("\"joined\"");
+    kill(Pid::from_raw(joining.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(joining.wait().unwrap().success());
+    peer.logged("\"left\"");
+}
+
 #[test]
 fn a_peer_that_joins_and_leaves_is_told_of() {
     let dir = certified("joins", "peer-1");
-    let (ca, second) = (dir.join("ca"), dir.join("second"));
-    std::fs::create_dir_all(&second).unwrap();
-    let certs = second.join("certs");
-    let (code, _, error) = run(&[
-        "cert",
-        "peer",
-        "peer-2",
-        "--ca",
-        text(&ca),
-        "--out",
-        text(&certs),
-        "--force",
-        "--days",
-        "20",
-    ]);
-    assert_eq!(code, 0, "{error}");
+    let second = second(&dir, "20");
     let peer = Peer::start(&write(&dir, &config("")));
     let seed = mesh_addr(&peer);
     let joining = seeded(&[&seed]).replace("peer-1", "peer-2");
