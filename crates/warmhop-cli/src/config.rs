@@ -41,6 +41,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[session]`.
     pub session: Session,
+    /// `[log]`.
+    pub log: Log,
     /// `[run]`.
     pub run: Run,
     /// `[[app]]`, in the order of the file.
@@ -120,6 +122,37 @@ pub struct Session {
     pub policy: SessionPolicy,
     /// Where the Redis-speaking endpoint listens, if it is wanted.
     pub redis: Option<SocketAddr>,
+}
+
+/// `[log]`: what is told of requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Where each request of a client is told; absent: nowhere.
+    pub access: Option<AccessTo>,
+    /// The form of its lines.
+    pub access_format: AccessFormat,
+    /// Whether queries are told, which may hold secrets.
+    pub access_query: bool,
+}
+
+/// Where the access log is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessTo {
+    /// Standard error, among the other lines of the log.
+    Stderr,
+    /// A file, to whose end lines are added.
+    File(PathBuf),
+}
+
+/// The form of the access log's lines.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessFormat {
+    /// For people, in the manner of balancers' logs.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// `[run]`: what the peer takes of its machine.

@@ -2,6 +2,7 @@
 //! listener and the commands that talk to one. It is a library only so that its tests can
 //! reach it; nothing here is promised to other programs, which embed the crate `warmhop`.
 
+pub mod access_log;
 pub mod admin;
 pub mod cert;
 pub mod child;

@@ -17,6 +17,7 @@ use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
 use warmhop::ids::AppName;
 use warmhop::{Builder, Mesh};
 
+use crate::access_log::{AccessLog, Writing};
 use crate::child::{ChildApp, find_program};
 use crate::config::{Config, Tls};
 use crate::cores::{self, Door};
@@ -164,6 +165,10 @@ async fn serve(
     let listeners = bind(config, tls, threads).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
     let mut builder = builder(config, identity, open_files, redis_addr);
+    if let Some((log, writing)) = access_log(config)? {
+        builder = builder.access_log(log);
+        signals.access = Some(writing);
+    }
     #[cfg(feature = "otlp")]
     let mut spans = None;
     #[cfg(feature = "otlp")]
@@ -257,12 +262,23 @@ async fn serve(
         redis.abort();
     }
     watchdog.abort();
+    if let Some(access) = signals.access.take() {
+        access.end().await;
+    }
     #[cfg(feature = "otlp")]
     if let Some(spans) = spans {
         spans.flush().await;
     }
     info!("ended");
     outcome
+}
+
+fn access_log(config: &Config) -> Result<Option<(AccessLog, Writing)>, Failure> {
+    AccessLog::start(&config.log).map_err(|error| {
+        let what = format!("the access log cannot be opened: {error}");
+        let remedy = "name a file in a folder that is there and that this user may write to";
+        Failure::failed(config.problem("log.access", what, remedy))
+    })
 }
 
 /// Everything of the mesh that needs no port yet.
@@ -479,6 +495,9 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    reopen: Signal,
+    /// What SIGUSR1 opens again.
+    access: Option<Writing>,
 }
 
 impl Signals {
@@ -487,6 +506,8 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            access: None,
         })
     }
 
@@ -496,6 +517,10 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return SignalKind::terminate().as_raw_value(),
                 _ = self.interrupt.recv() => return SignalKind::interrupt().as_raw_value(),
+                _ = self.reopen.recv() => match &self.access {
+                    Some(access) => access.reopen(),
+                    None => info!("SIGUSR1 opens the access log again, and there is none"),
+                },
                 _ = self.hang_up.recv() => info!(
                     "SIGHUP changes nothing: certificates are read again when they change, and \
                      everything else takes a restart"

@@ -16,6 +16,7 @@ use warmhop_core::config::{SessionPolicy, StartMode};
 use warmhop_core::ids::{AppName, Incarnation, PeerId, RequestId, SessionKey};
 use warmhop_core::view::AppState;
 
+use crate::access::{AccessSink, Accesses};
 use crate::app::{App, AppSpec};
 use crate::body::{Body, BoxError};
 use crate::clock::Clock;
@@ -53,6 +54,7 @@ pub struct Builder {
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
     pub(crate) drain_grace: Duration,
+    pub(crate) accesses: Accesses,
     pub(crate) spans: Spans,
     pub(crate) apps: Vec<(AppSpec, Arc<dyn App>)>,
     pub(crate) registers: Vec<AppName>,
@@ -146,6 +148,13 @@ impl Builder {
         self
     }
 
+    /// Who takes what is told of clients' requests, as an access log does. Default: nobody.
+    #[must_use]
+    pub fn access_log(mut self, sink: impl AccessSink) -> Self {
+        self.accesses = Accesses::new(Arc::new(sink));
+        self
+    }
+
     /// An app that this peer can run.
     #[must_use]
     pub fn app(mut self, spec: AppSpec, app: impl App) -> Self {
@@ -224,6 +233,7 @@ impl Builder {
             store: Arc::clone(&store),
             http: http.clone(),
             auth: self.identity.cookie_authenticator(),
+            accesses: self.accesses,
             spans: self.spans,
             metrics,
         });
@@ -472,6 +482,7 @@ impl Mesh {
             sessions: SessionPolicy::default(),
             reveal: true,
             drain_grace: Duration::from_secs(30),
+            accesses: Accesses::default(),
             spans: Spans::default(),
             apps: Vec::new(),
             registers: Vec::new(),

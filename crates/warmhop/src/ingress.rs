@@ -183,6 +183,7 @@ impl Ingress {
         let accept = request.headers().get(http::header::ACCEPT).cloned();
         let version = request.version();
         let mut span = self.span(&mut request, &client, &tracing.id);
+        let mut access = node.accesses.arrives(&request, &client, tracing.id.as_str());
         let is_call = grpc::is_grpc(request.headers());
         let outcome = self.dispatch(of, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
@@ -190,6 +191,9 @@ impl Ingress {
             Err((problem, app)) => {
                 let way = if problem.page.is_some() { "page" } else { "refuse" };
                 tracing.step("problem", problem.detail.clone());
+                if let Some(access) = &mut access {
+                    access.refused(problem.name);
+                }
                 tracing::info!(
                     request = %tracing.id,
                     problem = problem.name,
@@ -246,8 +250,11 @@ impl Ingress {
             head_us = tracing.elapsed().as_micros() as u64,
             "answered"
         );
-        match span {
-            Some(span) => span.until_the_end_of(response),
+        if let Some(span) = span {
+            response = span.until_the_end_of(response);
+        }
+        match access {
+            Some(access) => access.until_the_end_of(response, way, &tracing),
             None => response,
         }
     }

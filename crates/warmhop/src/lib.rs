@@ -204,6 +204,7 @@
 //! speaks the carried `Warmhop-Session` field. A service that answers 101 leaves hyper's
 //! `OnUpgrade` of its own side in the response's extensions, or takes the request's, as axum does.
 
+pub mod access;
 pub mod app;
 mod arrivals;
 #[cfg(feature = "axum")]

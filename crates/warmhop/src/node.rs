@@ -20,6 +20,7 @@ use warmhop_core::route::{
 use warmhop_core::session::census::Census;
 use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
+use crate::access::Accesses;
 use crate::clock::Clock;
 use crate::hop::Load;
 use crate::identity::CookieAuthenticator;
@@ -71,6 +72,7 @@ pub(crate) struct Node {
     pub(crate) tunnels: Tunnels,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
+    pub(crate) accesses: Accesses,
     pub(crate) spans: Spans,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -110,6 +112,7 @@ pub(crate) struct Parts {
     pub(crate) store: Arc<Store>,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) auth: CookieAuthenticator,
+    pub(crate) accesses: Accesses,
     pub(crate) spans: Spans,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -145,6 +148,7 @@ impl Node {
             tunnels: Tunnels::default(),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),
+            accesses: parts.accesses,
             spans: parts.spans,
             metrics: parts.metrics,
         })

@@ -348,6 +348,22 @@ impl Tracing {
         steps.map(Step::in_words).collect()
     }
 
+    /// The app that the request is for, where it is known.
+    pub(crate) fn named_app(&self) -> Option<String> {
+        self.record.as_ref()?.app.as_ref().map(ToString::to_string)
+    }
+
+    /// The peer that ran the request, where one did.
+    pub(crate) fn named_peer(&self) -> Option<String> {
+        self.record.as_ref()?.served_by.as_ref().map(ToString::to_string)
+    }
+
+    /// Why the last thing was decided.
+    pub(crate) fn last_reason(&self) -> String {
+        let last = self.record.as_ref().and_then(|record| record.steps.last());
+        last.map(|step| beginning(step.why.to_string(), TEXT_BYTES_MAX)).unwrap_or_default()
+    }
+
     pub(crate) fn head(&mut self, status: u16) {
         let head_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.edit(|record| {

@@ -159,6 +159,15 @@ impl Collector for Gauges {
                 MetricType::Counter,
             )?)?;
         }
+        if let Some(dropped) = node.accesses.dropped() {
+            let counter = ConstCounter::new(dropped);
+            counter.encode(encoder.encode_descriptor(
+                "access_log_dropped",
+                "Requests that the access log could not take",
+                None,
+                MetricType::Counter,
+            )?)?;
+        }
         let mut gauge = |name, help, unit: Option<&Unit>, values: &[(Labels<'_>, f64)]| {
             let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
             if let [(labels, value)] = values

@@ -10,7 +10,7 @@ use toml::Value;
 use warmhop::cookie::CookieSpec;
 
 use super::read::life::{alive_text, ready_text};
-use super::{App, Config, duration_text, memory};
+use super::{AccessTo, App, Config, duration_text, memory};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -64,6 +64,14 @@ impl fmt::Display for Config {
             Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
             None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
         }
+        writeln!(f, "\n[log]")?;
+        match &self.log.access {
+            Some(AccessTo::Stderr) => writeln!(f, "access = \"stderr\"")?,
+            Some(AccessTo::File(file)) => writeln!(f, "access = {}", path(file))?,
+            None => writeln!(f, "# access is not set: requests that succeed are not told")?,
+        }
+        writeln!(f, "access_format = {}", value(self.log.access_format))?;
+        writeln!(f, "access_query = {}", self.log.access_query)?;
         writeln!(f, "\n[run]")?;
         match self.run.threads {
             Some(threads) => writeln!(f, "threads = {threads}")?,

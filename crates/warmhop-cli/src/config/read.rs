@@ -1,6 +1,7 @@
 //! From TOML text to a [`Config`], collecting every problem on the way.
 
 mod cookie;
+mod log;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -61,6 +62,7 @@ pub(super) fn parse(
     let mesh = read_mesh(&mut root, name);
     let admin = read_admin(&mut root);
     let mut session = read_session(&mut root);
+    let log = log::read(&mut root);
     let run = read_run(&mut root);
     let apps = read_apps(&mut root, session.redis.is_some());
     root.finish();
@@ -76,7 +78,7 @@ pub(super) fn parse(
     let Some(peer) = peer else {
         unreachable!("a missing peer was reported");
     };
-    let mut config = Config { cluster, peer, http, mesh, admin, session, run, apps, places };
+    let mut config = Config { cluster, peer, http, mesh, admin, session, log, run, apps, places };
     config.mesh.identity = folder.join(&config.mesh.identity);
     Ok((config, problems))
 }

@@ -28,6 +28,11 @@ ttl = "45m"
 without_majority = "serve"
 redis = "127.0.0.1:6401"
 
+[log]
+access = "log/access.log"
+access_format = "json"
+access_query = true
+
 [[app]]
 name = "shop"
 match = { host = "Shop.localhost", path = "/shop" }
@@ -79,6 +84,13 @@ fn every_key_arrives() {
     assert_eq!(config.session.policy.ttl, Duration::from_secs(45 * 60));
     assert_eq!(config.session.policy.without_majority, warmhop::config::WithoutMajority::Serve);
     assert_eq!(config.session.redis, Some("127.0.0.1:6401".parse().unwrap()));
+
+    let expected = Log {
+        access: Some(AccessTo::File("/nowhere/log/access.log".into())),
+        access_format: AccessFormat::Json,
+        access_query: true,
+    };
+    assert_eq!(config.log, expected);
 
     let [shop, far] = config.apps.as_slice() else { panic!("two apps") };
     assert_eq!(shop.spec.host.as_deref(), Some("shop.localhost"), "hosts have no case");
@@ -168,6 +180,11 @@ state_bytes_max = 4096
 stored_response_bytes_max = 65536
 cookie = { name = "warmhop", same_site = "lax" }
 # redis is not set: no endpoint for session libraries
+
+[log]
+# access is not set: requests that succeed are not told
+access_format = "text"
+access_query = false
 
 [run]
 # threads is not set: one for each core that it may use
@@ -279,6 +296,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         (
             "[peer]\nname = 'p'\n[run]\nthreads = 0",
             ":4:11: run.threads: 0 does not fit; expected a whole number from 1 to 1024",
+        ),
+        (
+            "[peer]\nname = 'p'\n[log]\naccess = 'stdout'",
+            ":4:10: log.access: \"stdout\" does not fit; expected \"stderr\" or a file, such as \"access.log\"",
         ),
         (
             "[peer]\nname = 'p'\n[session]\nttl = '30 minutes'",

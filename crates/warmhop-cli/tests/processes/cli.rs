@@ -141,11 +141,16 @@ impl Peer {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    /// The address of its front door.
+    pub(crate) fn front_door(&self) -> &str {
+        self.http.trim_start_matches("http://")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
-    fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         let child = std::cell::RefCell::new((&mut self.child, &mut status));
         wait_until("the peer ends", || {

@@ -7,6 +7,7 @@ mod child;
 mod cli;
 mod first_minute;
 mod joining;
+mod logging;
 mod operators;
 mod role;
 mod watch;

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use warmhop::config::{SessionMode, SessionPolicy, StartMode};
 use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
-use warmhop::{AppSpec, Body, Mesh, Session, app_fn};
+use warmhop::{AppSpec, Body, Builder, Mesh, Session, app_fn};
 
 /// No wait of a test takes longer; only a failing one takes as long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -145,9 +145,20 @@ impl Bed {
 
     /// Adds a peer that knows the first one, and waits until all see it.
     pub(crate) async fn add(&mut self, name: &str, plan: Plan, gate: &Gate) -> Mesh {
+        self.add_built(name, plan, gate, |builder| builder).await
+    }
+
+    /// As [`Bed::add`], of a peer that is `built` otherwise than the rest.
+    pub(crate) async fn add_built(
+        &mut self,
+        name: &str,
+        plan: Plan,
+        gate: &Gate,
+        built: impl FnOnce(Builder) -> Builder,
+    ) -> Mesh {
         let seeds: Vec<String> =
             self.peers.first().iter().map(|first| first.mesh_addr().to_string()).collect();
-        let mesh = start(&self.authority, name, &seeds, plan, gate).await;
+        let mesh = start_built(&self.authority, name, &seeds, plan, gate, built).await;
         self.peers.push(mesh.clone());
         self.all_see_each_other().await;
         mesh
@@ -189,6 +200,17 @@ pub(crate) async fn start(
     plan: Plan,
     gate: &Gate,
 ) -> Mesh {
+    start_built(authority, name, seeds, plan, gate, |builder| builder).await
+}
+
+async fn start_built(
+    authority: &Authority,
+    name: &str,
+    seeds: &[String],
+    plan: Plan,
+    gate: &Gate,
+    built: impl FnOnce(Builder) -> Builder,
+) -> Mesh {
     let identity = authority.issue(&peer(name)).unwrap();
     let mut spec = AppSpec::new(app());
     spec.policy.session = plan.session;
@@ -210,7 +232,7 @@ pub(crate) async fn start(
     for seed in seeds {
         builder = builder.seed(seed);
     }
-    builder.start().await.unwrap()
+    built(builder).start().await.unwrap()
 }
 
 /// A client with a cookie, who may ask any peer.

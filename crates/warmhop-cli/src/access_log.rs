@@ -1,0 +1,445 @@
+//! The access log: one line for each request of a client, by a thread of its own.
+//!
+//! ```text
+//! the thread that serves ── queue, bounded ──▶ the writer ──▶ a file, or standard error
+//! ```
+//!
+//! Nobody waits for it: where the disk or the reader of standard error is too slow, lines are lost,
+//! which is counted (`warmhop_access_log_dropped_total`) and warned of. A file is opened again on
+//! SIGUSR1, as whoever rotates it asks for after renaming it.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+use warmhop::access::{Access, AccessSink};
+
+use crate::config::{AccessFormat, AccessTo, Log};
+
+/// How many requests may wait to be written.
+const QUEUE_MAX: usize = 4096;
+/// How long the last lines may take to be written when the peer ends.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is told that lines were lost.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Whoever reads the log has a group in common with the peer; nobody else reads it.
+const FILE_MODE: u32 = 0o640;
+
+/// What wakes the writer.
+enum Message {
+    Request(Box<Access>),
+    /// Nothing to write: something to look after.
+    Wake,
+}
+
+/// What the writer is asked for beside lines.
+#[derive(Default)]
+struct Asked {
+    reopen: AtomicBool,
+    end: AtomicBool,
+    dropped: AtomicU64,
+}
+
+/// The end of the access log that the mesh writes to. Clones are one.
+#[derive(Clone)]
+pub struct AccessLog {
+    queue: SyncSender<Message>,
+    asked: Arc<Asked>,
+}
+
+impl std::fmt::Debug for AccessLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessLog").finish_non_exhaustive()
+    }
+}
+
+/// The end of it that belongs to the program.
+#[derive(Debug)]
+pub struct Writing {
+    log: AccessLog,
+    ended: oneshot::Receiver<()>,
+}
+
+impl AccessLog {
+    /// Opens what `settings` name, and starts to write there; `None` where they name nothing.
+    ///
+    /// # Errors
+    /// Why the file cannot be opened, or the thread not be started.
+    pub fn start(settings: &Log) -> io::Result<Option<(Self, Writing)>> {
+        let sink = match &settings.access {
+            None => return Ok(None),
+            Some(AccessTo::Stderr) => Sink::Stderr,
+            Some(AccessTo::File(path)) => Sink::file(path)?,
+        };
+        let (queue, requests) = sync_channel(QUEUE_MAX);
+        let (tell, ended) = oneshot::channel();
+        let asked = Arc::<Asked>::default();
+        let writer = Writer {
+            sink,
+            form: Form { format: settings.access_format, query: settings.access_query },
+            asked: Arc::clone(&asked),
+            told: 0,
+            warned: None,
+        };
+        std::thread::Builder::new().name("access-log".into()).spawn(move || {
+            writer.run(&requests);
+            // The peer may be gone already.
+            let _ = tell.send(());
+        })?;
+        let log = Self { queue, asked };
+        Ok(Some((log.clone(), Writing { log, ended })))
+    }
+
+    fn wake(&self) {
+        // Where the queue is full the writer is awake.
+        let _ = self.queue.try_send(Message::Wake);
+    }
+}
+
+impl AccessSink for AccessLog {
+    fn record(&self, access: Access) {
+        if self.queue.try_send(Message::Request(Box::new(access))).is_err() {
+            self.asked.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.asked.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Writing {
+    /// Has the file opened anew.
+    pub fn reopen(&self) {
+        self.log.asked.reopen.store(true, Ordering::Relaxed);
+        self.log.wake();
+    }
+
+    /// Writes what waits to be written, and ends.
+    pub async fn end(self) {
+        self.log.asked.end.store(true, Ordering::Relaxed);
+        self.log.wake();
+        if tokio::time::timeout(LAST_LINES_WITHIN, self.ended).await.is_err() {
+            warn!("the last lines of the access log could not be written in time");
+        }
+    }
+}
+
+/// Where lines go.
+enum Sink {
+    Stderr,
+    File(PathBuf, BufWriter<File>),
+}
+
+impl Sink {
+    fn file(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)?;
+        Ok(Self::File(path.to_path_buf(), BufWriter::new(file)))
+    }
+
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        match self {
+            // In one call, so that a line of the log does not come in between.
+            Self::Stderr => io::stderr().lock().write_all(line.as_bytes()),
+            Self::File(_, file) => file.write_all(line.as_bytes()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stderr => Ok(()),
+            Self::File(_, file) => file.flush(),
+        }
+    }
+}
+
+struct Writer {
+    sink: Sink,
+    form: Form,
+    asked: Arc<Asked>,
+    /// How many lost lines were warned of.
+    told: u64,
+    warned: Option<Instant>,
+}
+
+impl Writer {
+    fn run(mut self, requests: &Receiver<Message>) {
+        let mut next = requests.recv().ok();
+        while let Some(message) = next {
+            if let Message::Request(access) = message {
+                let line = self.form.line(&access);
+                let written = self.sink.write(&line);
+                self.see_to(written);
+            }
+            if self.asked.reopen.swap(false, Ordering::Relaxed) {
+                self.reopen();
+            }
+            self.tell_of_losses();
+            next = requests.try_recv().ok().or_else(|| {
+                // Nobody is served by what is not there yet: whoever follows the file sees it now.
+                let flushed = self.sink.flush();
+                self.see_to(flushed);
+                if self.asked.end.load(Ordering::Relaxed) { None } else { requests.recv().ok() }
+            });
+        }
+    }
+
+    fn reopen(&mut self) {
+        let flushed = self.sink.flush();
+        self.see_to(flushed);
+        let Sink::File(path, _) = &self.sink else { return };
+        match Sink::file(path) {
+            Ok(sink) => {
+                info!(file = %path.display(), "the access log was opened again");
+                self.sink = sink;
+            }
+            Err(error) => warn!(
+                file = %path.display(),
+                %error,
+                "the access log cannot be opened again, and goes on in the former file; mend it \
+                 and send SIGUSR1 once more"
+            ),
+        }
+    }
+
+    fn see_to(&mut self, written: io::Result<()>) {
+        if let Err(error) = written {
+            self.asked.dropped.fetch_add(1, Ordering::Relaxed);
+            if self.may_warn() {
+                self.told = self.asked.dropped.load(Ordering::Relaxed);
+                warn!(%error, "the access log cannot be written; lines are lost");
+            }
+        }
+    }
+
+    fn tell_of_losses(&mut self) {
+        let lost = self.asked.dropped.load(Ordering::Relaxed);
+        if lost > self.told && self.may_warn() {
+            warn!(
+                lost = lost - self.told,
+                "lines of the access log were lost: they came faster than they could be written"
+            );
+            self.told = lost;
+        }
+    }
+
+    fn may_warn(&mut self) -> bool {
+        let may = self.warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if may {
+            self.warned = Some(Instant::now());
+        }
+        may
+    }
+}
+
+/// What a line tells, and how.
+struct Form {
+    format: AccessFormat,
+    query: bool,
+}
+
+impl Form {
+    /// One line, with its end.
+    fn line(&self, access: &Access) -> String {
+        match self.format {
+            AccessFormat::Text => self.text(access),
+            AccessFormat::Json => format!("{}\n", self.json(access)),
+        }
+    }
+
+    fn query<'a>(&self, access: &'a Access) -> Option<&'a str> {
+        access.query.as_deref().filter(|_| self.query)
+    }
+
+    /// `TIME CLIENT APP WAY PEER HEAD/TOTAL STATUS BYTES END ID "REQUEST" "WHY"`, times in
+    /// milliseconds, `-` for what there is not.
+    fn text(&self, access: &Access) -> String {
+        let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
+        let client = access.client.map(|addr| addr.to_string());
+        let status = access.status.map(|status| status.to_string());
+        let head = access.head.map(|head| format!("{:.3}", millis(head)));
+        let mut request =
+            format!("{} {}{}", access.method, access.host.as_deref().unwrap_or(""), access.path);
+        if let Some(query) = self.query(access) {
+            // A text takes whatever is written.
+            let _ = write!(request, "?{query}");
+        }
+        let _ = write!(request, " {:?}", access.version);
+        format!(
+            "{} {} {} {} {} {}/{:.3} {} {} {} {} {} {}\n",
+            rfc3339(access.at),
+            or_none(client.as_deref()),
+            or_none(access.app.as_deref()),
+            access.way.unwrap_or("-"),
+            or_none(access.peer.as_deref()),
+            or_none(head.as_deref()),
+            millis(access.total),
+            or_none(status.as_deref()),
+            access.bytes,
+            access.end.label(),
+            access.id,
+            // A client may put quotes and controls where a reader of lines would stumble over them.
+            json!(request),
+            json!(access.why),
+        )
+    }
+
+    fn json(&self, access: &Access) -> Value {
+        let mut line = json!({
+            "at": rfc3339(access.at),
+            "client": access.client.map(|addr| addr.to_string()),
+            "id": access.id,
+            "method": access.method.as_str(),
+            "host": access.host,
+            "path": access.path,
+            "protocol": format!("{:?}", access.version),
+            "app": access.app,
+            "way": access.way,
+            "peer": access.peer,
+            "status": access.status,
+            "problem": access.problem,
+            "why": access.why,
+            "bytes": access.bytes,
+            "head_ms": access.head.map(millis),
+            "total_ms": millis(access.total),
+            "end": access.end.label(),
+        });
+        if let (true, Some(line)) = (self.query, line.as_object_mut()) {
+            line.insert("query".into(), json!(access.query));
+        }
+        line
+    }
+}
+
+/// In milliseconds, to the microsecond.
+fn millis(span: Duration) -> f64 {
+    span.as_micros() as f64 / 1000.0
+}
+
+/// To the millisecond, in UTC.
+fn rfc3339(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or_default();
+    let at = time::OffsetDateTime::from_unix_timestamp(seconds)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        at.year(),
+        u8::from(at.month()),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        since.subsec_millis()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Version};
+    use warmhop::access::AccessEnd;
+
+    use super::*;
+
+    fn access() -> Access {
+        Access {
+            at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
+            client: Some("192.0.2.7:4711".parse().unwrap()),
+            id: "abc".into(),
+            method: Method::GET,
+            host: Some("shop.localhost".into()),
+            path: "/cart\"x".into(),
+            query: Some("token=secret".into()),
+            version: Version::HTTP_11,
+            app: Some("shop".into()),
+            way: Some("hop"),
+            peer: Some("peer-1".into()),
+            status: Some(200),
+            problem: None,
+            why: "ready there".into(),
+            bytes: 12,
+            head: Some(Duration::from_micros(1500)),
+            total: Duration::from_micros(2250),
+            end: AccessEnd::Complete,
+        }
+    }
+
+    #[test]
+    fn a_line_is_read_by_its_parts_and_tells_no_query_unless_that_is_asked_for() {
+        let mut form = Form { format: AccessFormat::Text, query: false };
+        let expected = "2023-11-14T22:13:20.123Z 192.0.2.7:4711 shop hop peer-1 1.500/2.250 200 12 \
+             complete abc \"GET shop.localhost/cart\\\"x HTTP/1.1\" \"ready there\"\n";
+        assert_eq!(form.line(&access()), expected);
+        form.query = true;
+        assert!(form.line(&access()).contains("x?token=secret HTTP/1.1\""));
+        let gone = Access {
+            client: None,
+            app: None,
+            way: None,
+            peer: None,
+            status: None,
+            head: None,
+            end: AccessEnd::ClientLeft,
+            ..access()
+        };
+        let line = form.line(&gone);
+        assert!(line.contains("Z - - - - -/2.250 - 12 client-left abc "), "{line}");
+
+        form = Form { format: AccessFormat::Json, query: false };
+        let line = form.line(&access());
+        let told: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&told["status"], &told["head_ms"]), (&json!(200), &json!(1.5)));
+        assert!(!line.contains("secret") && line.ends_with("}\n"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_writer_that_is_stuck_and_what_is_lost_is_counted() {
+        let (queue, requests) = sync_channel(2);
+        let log = AccessLog { queue, asked: Arc::default() };
+        for _ in 0..5 {
+            log.record(access());
+        }
+        assert_eq!(log.dropped(), 3);
+        drop(requests);
+        log.record(access());
+        assert_eq!(log.dropped(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_was_renamed_is_begun_anew_when_that_is_asked_for() {
+        let dir = std::env::temp_dir().join(format!("warmhop-access-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (file, old) = (dir.join("access.log"), dir.join("access.log.1"));
+        let settings = Log { access: Some(AccessTo::File(file.clone())), ..Log::default() };
+        let (log, writing) = AccessLog::start(&settings).unwrap().unwrap();
+        log.record(access());
+        let written = async |file: &Path| {
+            for _ in 0..2000 {
+                if std::fs::read_to_string(file).is_ok_and(|text| text.contains("abc")) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            panic!("nothing in {}", file.display());
+        };
+        written(&file).await;
+        std::fs::rename(&file, &old).unwrap();
+        writing.reopen();
+        log.record(access());
+        log.record(access());
+        writing.end().await;
+        let lines = |file| std::fs::read_to_string(file).unwrap().lines().count();
+        assert_eq!(lines(&file) + lines(&old), 3);
+        assert!(lines(&file) >= 1, "the next line went to the new file");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,60 @@
+//! What a running peer writes of its clients' requests.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::cli::{Peer, app_table, certified, config, write};
+use crate::role::wait_until;
+
+/// Asks the peer's front door for `path`, as a client with this id.
+fn ask(peer: &Peer, path: &str, id: &str) -> String {
+    let mut stream = TcpStream::connect(peer.front_door()).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: shop.localhost\r\nX-Request-Id: {id}\r\n\
+         Connection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn each_request_is_a_line_of_the_access_log_and_a_renamed_log_is_begun_anew() {
+    let dir = certified("access", "peer-1");
+    let log = "[log]\naccess = 'access.log'\naccess_format = 'json'\n";
+    let table = config(&format!("{log}{}", app_table("start = 'at-boot'\n")));
+    let mut peer = Peer::start(&write(&dir, &table));
+    peer.ever_logged("\"ready\"");
+    let (file, old) = (dir.join("access.log"), dir.join("access.log.1"));
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+
+    ask(&peer, "/cart?token=secret", "the-first");
+    wait_until("the request is told", || read(&file).contains("the-first"));
+    let told: Value = serde_json::from_str(read(&file).trim()).unwrap();
+    assert_eq!((&told["app"], &told["way"]), (&"shop".into(), &"serve".into()), "{told}");
+    assert_eq!((&told["peer"], &told["path"]), (&"peer-1".into(), &"/cart".into()), "{told}");
+    assert!(!read(&file).contains("secret"), "{told}");
+
+    std::fs::rename(&file, &old).unwrap();
+    peer.signal(Signal::SIGUSR1);
+    peer.logged("the access log was opened again");
+    ask(&peer, "/", "the-second");
+    peer.signal(Signal::SIGTERM);
+    assert!(peer.wait().success());
+    assert!(read(&file).contains("the-second"), "{} | {}", read(&file), read(&old));
+    assert!(!read(&old).contains("the-second"));
+}
+
+#[test]
+fn an_access_log_that_cannot_be_opened_is_told_before_anyone_is_served() {
+    let dir = certified("access-none", "peer-1");
+    let file = write(&dir, &config("[log]\naccess = 'no/such/folder/access.log'\n"));
+    let (code, _, error) = crate::cli::run(&["run", "--config", crate::cli::text(&file)]);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("log.access: the access log cannot be opened"), "{error}");
+}
