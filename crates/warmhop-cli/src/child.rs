@@ -34,6 +34,7 @@ use crate::{guard, notify};
 
 mod h2;
 mod http1;
+mod pool;
 mod probe;
 mod request;
 mod service;

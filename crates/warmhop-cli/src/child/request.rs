@@ -1,6 +1,7 @@
 //! A request's body on its way to the app.
 
 use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -19,13 +20,23 @@ pub(super) struct RequestBody {
     pub(super) gate: Option<Gate>,
     /// How many bytes it still has to have, where its length was said beforehand.
     owed: Option<u64>,
+    /// Lives as long as this does, which hyper drops once it is sent.
+    sending: Option<Arc<()>>,
 }
 
 impl RequestBody {
     /// The same body once more, where all of it is in memory.
     pub(super) fn try_clone(&self) -> Option<Self> {
         let body = self.body.try_clone().filter(|_| self.gate.is_none())?;
-        Some(Self { body, gate: None, owed: self.owed })
+        Some(Self { body, gate: None, owed: self.owed, sending: None })
+    }
+
+    /// What tells whether it is still being sent; absent where there is nothing to send.
+    pub(super) fn sending(&mut self) -> Option<Weak<()>> {
+        if self.is_end_stream() {
+            return None;
+        }
+        Some(Arc::downgrade(self.sending.get_or_insert_with(Arc::default)))
     }
 
     /// `body`, with `headers` made to say no other length than it has.
@@ -46,7 +57,7 @@ impl RequestBody {
                 None => headers.remove(CONTENT_LENGTH),
             };
         }
-        Self { body, gate: None, owed: known.or(said) }
+        Self { body, gate: None, owed: known.or(said), sending: None }
     }
 }
 

@@ -42,7 +42,6 @@ pub struct ChildService {
 
 /// How requests are sent to the app.
 #[derive(Clone)]
-#[expect(clippy::large_enum_variant, reason = "nearly every app has the large one")]
 enum AppClient {
     /// A pool of connections, one request at a time on each.
     Http1(Http1Client),
@@ -78,17 +77,16 @@ impl ChildService {
             let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
             parts.headers.insert(HOST, HeaderValue::from_str(host)?);
         }
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(self.authority.clone());
         if matches!(self.client, AppClient::H2(_)) {
             // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
             // that is asked for one answers as it answers any request.
-            if let Some(Ok(authority)) =
-                parts.headers.remove(HOST).map(|host| Authority::try_from(host.as_bytes()))
-            {
-                uri.authority = Some(authority);
-            }
+            let host = parts.headers.remove(HOST);
+            let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+            let mut uri = http::uri::Parts::default();
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority = Some(authority.unwrap_or_else(|| self.authority.clone()));
+            uri.path_and_query = Some(path_of(&parts.uri));
+            parts.uri = Uri::from_parts(uri)?;
             parts.headers.remove(CONNECTION);
             parts.headers.remove(UPGRADE);
             parts.version = Version::HTTP_2;
@@ -101,10 +99,11 @@ impl ChildService {
                 parts.headers.append(CONNECTION, HeaderValue::from_static("te"));
             }
             parts.version = Version::HTTP_11;
+            if parts.uri.authority().is_some() {
+                // RFC 9112 section 3.2.1: the host is in its field.
+                parts.uri = Uri::from(path_of(&parts.uri));
+            }
         }
-        let path = parts.uri.path_and_query().cloned();
-        uri.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-        parts.uri = Uri::from_parts(uri)?;
         // What the mesh keeps with a request means nothing to the client in here.
         parts.extensions = Extensions::new();
         let expects = parts.headers.get(EXPECT);
@@ -129,6 +128,10 @@ impl ChildService {
     }
 }
 
+fn path_of(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
 impl Service<Request<Body>> for ChildService {
     type Response = Response<Body>;
     type Error = BoxError;
@@ -144,7 +147,7 @@ impl Service<Request<Body>> for ChildService {
         Box::pin(async move {
             let outgoing = outgoing?;
             let mut response = match client {
-                AppClient::Http1(client) => client.request(outgoing).await?.map(Body::from),
+                AppClient::Http1(client) => client.request(outgoing).await?,
                 AppClient::H2(client) => client.request(outgoing).await?,
             };
             // An app that speaks HTTP/1.0 must not make the client's connection do so.

@@ -17,38 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Extensions, Uri};
-use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tower::Service;
 
 /// A connection over loopback that takes longer will not come.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Connects to an app, whatever the target of the request says.
-#[derive(Clone)]
-pub(super) struct Connector {
-    pub(super) addr: SocketAddr,
-}
-
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Socket>;
-    type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Socket>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let addr = self.addr;
-        Box::pin(async move { Ok(TokioIo::new(Socket::new(connect(addr).await?))) })
-    }
-}
 
 /// A connection to an app.
 pub(super) async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
@@ -74,13 +49,6 @@ struct Heard {
 }
 
 impl Talk {
-    /// That of the connection on which a request failed.
-    pub(super) fn of(error: &hyper_util::client::legacy::Error) -> Option<Self> {
-        let mut extras = Extensions::new();
-        error.connect_info()?.get_extras(&mut extras);
-        extras.remove()
-    }
-
     /// Whether the latest request found a connection that was kept after another's answer, and
     /// got not a byte for one.
     pub(super) fn is_stale(&self) -> bool {
@@ -121,6 +89,16 @@ pub(super) struct Socket {
 }
 
 impl Socket {
+    /// Connects to an app.
+    pub(super) async fn connect(addr: SocketAddr) -> io::Result<Self> {
+        Ok(Self::new(connect(addr).await?))
+    }
+
+    /// What is said on it.
+    pub(super) fn talk(&self) -> Talk {
+        self.talk.clone()
+    }
+
     fn new(stream: TcpStream) -> Self {
         Self { stream, talk: Talk::default(), deaf: None, ended: false }
     }
@@ -233,12 +211,6 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl Connection for Socket {
-    fn connected(&self) -> Connected {
-        Connected::new().extra(self.talk.clone())
     }
 }
 

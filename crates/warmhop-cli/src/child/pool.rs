@@ -1,0 +1,112 @@
+//! The idle connections to an app, kept for the thread that opened them.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::http1::Line;
+
+/// Idle connections that are kept to one app, for all threads together.
+const IDLE_CONNECTIONS_MAX: usize = 256;
+/// Each thread keeps so many, however many threads there are.
+const IDLE_CONNECTIONS_MIN: usize = 16;
+/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
+/// seldom the one to close.
+pub(super) const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often it is looked whether idle connections are over, while there are any.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Idle connections, by thread: a connection that is used by the thread which opened it wakes no
+/// other.
+pub(super) struct Pool {
+    pub(super) addr: SocketAddr,
+    shards: Box<[Mutex<Shard>]>,
+    each_max: usize,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// Those used last are at the end.
+    #[expect(clippy::vec_box, reason = "they come and go as they are, boxed")]
+    idle: Vec<Box<Line>>,
+    /// A task looks after them.
+    watched: bool,
+}
+
+impl Pool {
+    pub(super) fn new(addr: SocketAddr) -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let each_max = (IDLE_CONNECTIONS_MAX / threads).max(IDLE_CONNECTIONS_MIN);
+        Self { addr, shards: (0..threads).map(|_| Mutex::default()).collect(), each_max }
+    }
+
+    fn shard(&self, at: usize) -> MutexGuard<'_, Shard> {
+        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The shard of the thread that calls.
+    fn own(&self) -> usize {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static THREAD: Cell<Option<usize>> = const { Cell::new(None) };
+        }
+        let thread = THREAD.get().unwrap_or_else(|| {
+            let thread = THREADS.fetch_add(1, Ordering::Relaxed);
+            THREAD.set(Some(thread));
+            thread
+        });
+        thread % self.shards.len()
+    }
+
+    /// A connection that was kept, was used less than `idle` ago and is free still, as far as is
+    /// known.
+    pub(super) fn take(&self, idle: Duration) -> Option<Box<Line>> {
+        let own = self.own();
+        loop {
+            // Apart, since one that is over is not to be dropped while others wait for the lock.
+            let line = self.shard(own).idle.pop_if(|line| line.used.elapsed() < idle);
+            let mut line = line?;
+            if line.is_free() {
+                return Some(line);
+            }
+        }
+    }
+
+    /// Keeps a connection, unless there are enough.
+    pub(super) fn put(self: &Arc<Self>, mut line: Box<Line>) {
+        line.used = Instant::now();
+        let own = self.own();
+        let mut shard = self.shard(own);
+        if shard.idle.len() >= self.each_max {
+            return;
+        }
+        shard.idle.push(line);
+        if !std::mem::replace(&mut shard.watched, true) {
+            tokio::spawn(watch(Arc::downgrade(self), own));
+        }
+    }
+
+    /// Drops what has been idle for too long, or was closed by the app. Whether any is left.
+    fn look(&self, at: usize) -> bool {
+        let mut shard = self.shard(at);
+        shard
+            .idle
+            .retain_mut(|line| line.used.elapsed() < IDLE_CONNECTION_TIMEOUT && line.is_free());
+        shard.watched = !shard.idle.is_empty();
+        shard.watched
+    }
+}
+
+/// Looks after the idle connections of one thread for as long as there are any.
+async fn watch(pool: Weak<Pool>, at: usize) {
+    loop {
+        sleep(LOOK_EVERY).await;
+        if !pool.upgrade().is_some_and(|pool| pool.look(at)) {
+            return;
+        }
+    }
+}
