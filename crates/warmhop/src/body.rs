@@ -23,7 +23,7 @@ pub(crate) type Broke = Arc<OnceLock<String>>;
 pub struct Body {
     inner: Inner,
     /// Ends with the body: what counts the request as in flight.
-    guard: Option<crate::supervise::InFlight>,
+    guard: Option<Box<dyn Send>>,
 }
 
 enum Inner {
@@ -45,9 +45,9 @@ impl Body {
     }
 
     /// Counts a request as in flight until this body has ended or is dropped.
-    pub(crate) fn guarded(mut self, guard: crate::supervise::InFlight) -> Self {
+    pub(crate) fn guarded(mut self, guard: impl Send + 'static) -> Self {
         if !http_body::Body::is_end_stream(&self) {
-            self.guard = Some(guard);
+            self.guard = Some(Box::new(guard));
         }
         self
     }

@@ -22,6 +22,7 @@ use crate::body::{Body, BoxError};
 use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
 use crate::front;
+use crate::hop::HopRefusal;
 use crate::hop_layer::HopLayer;
 use crate::identity::{FrontDoorTls, Identity};
 use crate::ingress::{ClientInfo, Ingress};
@@ -217,7 +218,7 @@ impl Builder {
         let http: Vec<SocketAddr> =
             self.front_doors.iter().filter_map(|(door, _)| door.local_addr().ok()).collect();
         for slot in &slots {
-            metrics.begin(slot.name());
+            metrics.begin(slot.name(), &HopRefusal::LABELS);
         }
         let node = Node::new(Parts {
             me: self.peer.clone(),

@@ -247,6 +247,7 @@ mod once;
 pub mod peer_service;
 mod portable;
 mod problem;
+mod progress;
 mod recall;
 mod refusals;
 mod registers;

@@ -27,9 +27,9 @@ use crate::identity::CookieAuthenticator;
 use crate::net::Net;
 use crate::peer_service::PeerServices;
 use crate::problem::Problem;
+use crate::progress::Progress;
 use crate::recall::{Considered, Traces, Tracing};
 use crate::sessions::Store;
-use crate::starting::Progress;
 use crate::supervise::Slot;
 use crate::telemetry::Metrics;
 use crate::trace::Spans;
@@ -507,14 +507,4 @@ pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
         Problem::new(status, refusal.label(), reason).proxy_error(refusal.proxy_error());
     problem.retry_after = Some(Duration::from_secs(refusal.retry_after_s()));
     problem
-}
-
-pub(crate) fn state_name(state: AppState) -> &'static str {
-    match state {
-        AppState::Cold => "cold",
-        AppState::Starting => "starting",
-        AppState::Ready => "ready",
-        AppState::Stopping => "stopping",
-        AppState::Failed => "failed",
-    }
 }

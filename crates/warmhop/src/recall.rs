@@ -17,7 +17,6 @@ use warmhop_core::ids::{AppName, PeerId, RequestId, SessionKey};
 use warmhop_core::route::Reason;
 use warmhop_core::view::AppState;
 
-use crate::node::state_name;
 use crate::status::{RequestTrace, TraceCandidate, TraceStep};
 
 /// How many requests `why` remembers.
@@ -115,7 +114,7 @@ impl Step {
     fn in_words(&self) -> TraceStep {
         let candidate = |it: &Considered| TraceCandidate {
             peer: it.peer.to_string(),
-            state: state_name(it.state).into(),
+            state: it.state.as_str().into(),
             in_flight: it.in_flight,
             age_ms: u64::try_from(it.age.as_millis()).unwrap_or(u64::MAX),
         };

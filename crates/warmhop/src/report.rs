@@ -17,7 +17,7 @@ use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::view::{AppState, Liveness, PeerBelief};
 
 use crate::net::Net;
-use crate::node::{Node, state_name};
+use crate::node::Node;
 use crate::status::{
     AppStatus, CopyStatus, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status,
 };
@@ -43,7 +43,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         .iter()
         .map(|slot| AppStatus {
             name: slot.name().to_string(),
-            state: state_name(slot.state()).into(),
+            state: slot.state().as_str().into(),
             starts: slot.starts(),
             eta_ms: slot.eta().map(millis),
             starting_ms: slot.starting_for().map(millis),
@@ -78,7 +78,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
             apps: belief
                 .apps
                 .iter()
-                .map(|(app, told)| (app.to_string(), state_name(told.news.state).to_owned()))
+                .map(|(app, told)| (app.to_string(), told.news.state.as_str().to_owned()))
                 .collect(),
             copies: belief
                 .apps
@@ -234,7 +234,7 @@ impl Collector for Gauges {
         for (slot, name) in node.slots.iter().zip(names) {
             let state = slot.state();
             states.extend(APP_STATES.map(|each| {
-                let labels = vec![("app", name), ("state", state_name(each))];
+                let labels = vec![("app", name), ("state", each.as_str())];
                 (labels, f64::from(u8::from(each == state)))
             }));
             let flying = slot.in_flight.load(Ordering::Relaxed);

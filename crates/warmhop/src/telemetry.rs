@@ -15,7 +15,6 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId};
 
-use crate::hop::HopRefusal;
 use crate::refusals::Refusals;
 use crate::status::RequestCounts;
 
@@ -220,7 +219,7 @@ impl Metrics {
 
     /// Begins the series of an app and of what may go wrong with 0: the first that happens would be
     /// no increase otherwise.
-    pub(crate) fn begin(&self, app: &AppName) {
+    pub(crate) fn begin(&self, app: &AppName, refusals: &[&'static str]) {
         for way in ["serve", "hop", "page", "refuse"] {
             let _ = self.requests.get_or_create(&ByAppAndWay { app: app.to_string(), way });
         }
@@ -228,7 +227,7 @@ impl Metrics {
         let _ = self.app_starts.get_or_create(&label);
         let _ = self.app_failures.get_or_create(&label);
         let _ = self.app_start_seconds.get_or_create(&label);
-        for reason in HopRefusal::LABELS {
+        for &reason in refusals {
             let _ = self.hops_refused.get_or_create(&ByReason { reason });
         }
     }
