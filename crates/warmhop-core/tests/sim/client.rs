@@ -7,8 +7,9 @@ use std::rc::Rc;
 use warmhop_core::affinity;
 use warmhop_core::ids::{SessionId, WallTime};
 
+use crate::calls::{Asked, Does, Problem, Reply};
 use crate::peer::{PAGE, SHOP, app_name};
-use crate::serve::{Asked, Does, Key, Problem, Reply};
+use crate::serve::Key;
 use crate::world::{CloseOnDrop, Mailbox, To, World, sleep};
 
 /// How long a client waits for an answer.

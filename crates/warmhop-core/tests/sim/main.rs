@@ -17,15 +17,19 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test is no library")]
 
+mod calls;
 mod client;
 mod faults;
+mod hops;
 mod narrate;
 mod network;
 mod peer;
+mod place;
 #[path = "../prng/mod.rs"]
 mod prng;
 mod reference;
 mod run;
+mod running;
 mod serve;
 mod store;
 mod world;

@@ -13,7 +13,7 @@ use warmhop_core::config::WithoutMajority;
 use warmhop_core::ids::{Incarnation, SessionId};
 use warmhop_core::session::message::{Config, Members};
 
-use crate::serve::{Asked, Does, Reply};
+use crate::calls::{Asked, Does, Reply};
 use crate::world::World;
 
 /// The most that two peers' wall clocks differ.

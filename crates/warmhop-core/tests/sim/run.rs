@@ -7,11 +7,11 @@ use std::time::Duration;
 use warmhop_core::config::{AppPolicy, SessionPolicy, StartMode, WithoutMajority};
 use warmhop_core::ids::SessionId;
 
+use crate::calls::Does;
 use crate::client::Client;
 use crate::narrate::Narrator;
 use crate::peer::{Peer, SHOP};
 use crate::prng::Prng;
-use crate::serve::Does;
 use crate::world::{Knobs, To, World, sleep};
 
 /// How long after the last fault everyone is served at once, and how long after it each session
