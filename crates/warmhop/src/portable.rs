@@ -15,7 +15,7 @@ use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::entry::{
     After, Alone, Asked, Because, ByKey, End, Enter, Errand, Forwarded, Here, Look, Moves,
     NEWBORN_FOR, Named, Rerun, Reruns, Step, TakeOver, alone, answer_forward, fence_at,
-    first_members, hears_most, is_for_entry, is_void, members_by_key,
+    first_members, hears_most, is_elsewhere, is_for_entry, is_void, members_by_key,
 };
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 use warmhop_core::session::{Failure, Outcome, Submit, TokenHint};
@@ -96,6 +96,17 @@ pub(crate) enum LineEnd {
     /// Nothing was, nor will be, applied under this session by this request.
     Failed(Failure),
     Problem(Problem),
+}
+
+impl LineEnd {
+    /// Whether somebody else is to be asked, or to look for the session itself.
+    fn is_elsewhere(&self) -> bool {
+        match self {
+            LineEnd::Elsewhere(_) => true,
+            LineEnd::Failed(failure) => is_elsewhere(failure),
+            LineEnd::Served(_) | LineEnd::Problem(_) => false,
+        }
+    }
 }
 
 impl Node {
@@ -186,6 +197,10 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<LineEnd, Problem> {
         let portable = &Portable { seen: errand.seen(call.may_have_run), ..*portable };
+        if errand.must_meet(&self.here(&self.view())) {
+            tracing.step("wait", "this peer has just started, and has met no other yet");
+            self.meet_someone(errand).await;
+        }
         let app = portable.slot.name();
         let key = errand.sid().map(|sid| SessionKey { app: app.clone(), sid });
         let look = key.as_ref().and_then(|key| {
@@ -272,6 +287,15 @@ impl Node {
             hears_most: hears_most(view, |peer| self.store.is_dead(&peer)),
             view,
             wall: self.clock.wall(),
+        }
+    }
+
+    /// Waits until this peer has met another, or is newborn no more.
+    async fn meet_someone(&self, errand: &Errand) {
+        let mut changed = self.changed.subscribe();
+        while errand.must_meet(&self.here(&self.view())) {
+            // Until the view changes, or its time is over.
+            let _ = tokio::time::timeout(self.newborn_for(), changed.changed()).await;
         }
     }
 
@@ -829,7 +853,7 @@ impl Node {
             LineEnd::Failed(Failure::Lost { ran: false }) if !self.newborn_for().is_zero() => {
                 Err(HopRefusal::NotOwner { claim: None, cfg: None })
             }
-            LineEnd::Elsewhere(_) => {
+            end if end.is_elsewhere() => {
                 let known = self.store.with(&key, false, |machine, _, _| {
                     (machine.claim(), machine.config().cloned())
                 });
@@ -849,6 +873,7 @@ impl Node {
             LineEnd::Problem(problem) => {
                 Err(as_refusal(&portable.told(problem, call, call.may_have_run)))
             }
+            LineEnd::Elsewhere(claim) => Err(HopRefusal::NotOwner { claim, cfg: None }),
         }
     }
 }

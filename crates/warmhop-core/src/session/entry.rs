@@ -357,6 +357,15 @@ impl Errand {
         Some(Step::Relay { to, hops_left, begins: key.begins })
     }
 
+    /// Whether it has to wait until this peer has met another, or is newborn no more. A peer that
+    /// was started a moment ago and has met nobody yet would find that nobody knows of the session,
+    /// and begin beside those who do.
+    #[must_use]
+    pub fn must_meet(&self, here: &Here<'_>) -> bool {
+        let alone = || here.view.peers().next().is_none();
+        self.key.is_some() && self.named.is_none() && here.newborn && alone()
+    }
+
     /// The id of the session it is about, if it has one yet.
     #[must_use]
     pub fn sid(&self) -> Option<SessionId> {
@@ -932,6 +941,14 @@ pub fn answer_forward(
     }
     let cfg = machine.and_then(Session::config).cloned();
     Forwarded::NotOwner { claim, cfg }
+}
+
+/// Whether whoever forwarded a request is to go on by itself after `failure`: the peer that it was
+/// sent to was only looking for the session, for others who would not begin it. That says nothing to
+/// one who would.
+#[must_use]
+pub fn is_elsewhere(failure: &Failure) -> bool {
+    *failure == Failure::Absent
 }
 
 /// Whether an owner that was forwarded a request tells the entry peer of `failure` as it is, rather
