@@ -14,7 +14,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::census::{Census, Roll, Verdict};
-use super::message::{Birth, Config, Message};
+use super::message::{Birth, Config, Members, Message};
 use super::mutant::{self, Mutant};
 use super::owner::Owner;
 use super::takeover::Takeover;
@@ -199,7 +199,7 @@ impl Session {
         let Role::Preparing(takeover) = &self.role else { return };
         let b = takeover.b;
         let closed =
-            takeover.closing.iter().all(|cfg| takeover.covers(cfg)) || mutant::on(Mutant::KeepOpen);
+            takeover.closing.iter().all(|cfg| takeover.closes(cfg)) || mutant::on(Mutant::KeepOpen);
         let waited = takeover.has_waited();
         let verdict = match &takeover.roll {
             _ if mutant::on(Mutant::BeginAtMembers) => Verdict::Enough,
@@ -209,16 +209,30 @@ impl Session {
         if verdict == Verdict::Enough && closed && takeover.covers_majority(&begun.now) {
             self.role = Role::Owner(alloc::boxed::Box::new(Owner::beginning(b, begun)));
             out.push(Effect::Owned { ballot: b });
-        } else if takeover.closing.iter().any(|cfg| !self.may_have_majority(cfg)) {
-            // Those who may have chosen something there are gone for good.
-            self.role = Role::None;
-            out.push(Effect::Lost);
-            self.fail_all(Failure::Lost { ran: false }, out);
         } else if verdict == Verdict::TooFew {
             self.role = Role::None;
             out.push(Effect::GaveUp);
             self.fail_all(Failure::NoMajority { ran: false }, out);
+        } else if verdict == Verdict::Enough
+            && takeover.search.open.iter().all(|peer| takeover.is_silent(*peer))
+            && takeover.closing.iter().any(|cfg| self.can_never_close(takeover, cfg))
+        {
+            // Those who may have chosen something there are gone for good, and of those who were
+            // asked nobody knows of where it went on from there.
+            self.role = Role::None;
+            out.push(Effect::Lost);
+            self.fail_all(Failure::Lost { ran: false }, out);
         }
+    }
+}
+
+impl Session {
+    /// Whether those who may have chosen something in `cfg` without the others are gone for good.
+    fn can_never_close(&self, takeover: &Takeover, cfg: &Config) -> bool {
+        let lost = |set: &Members| {
+            set.majority(|peer| self.is_gone(peer, cfg) && !takeover.covered_by(peer, set))
+        };
+        cfg.sets().any(lost)
     }
 }
 
@@ -238,6 +252,10 @@ impl Takeover {
         }
     }
 
+    fn is_silent(&self, peer: Incarnation) -> bool {
+        self.roll.as_ref().is_some_and(|roll| roll.is_silent(peer))
+    }
+
     pub(super) fn hear_birth(&mut self, birth: Birth) {
         if self.begun.as_ref() == Some(&birth.cfg) {
             return;
@@ -255,9 +273,11 @@ impl Takeover {
         all
     }
 
-    /// Whether a majority of every set in `cfg` has promised to vote for nothing below this ballot.
-    pub(super) fn covers(&self, cfg: &Config) -> bool {
-        cfg.sets().all(|set| self.covers_majority(set))
+    /// Whether so many of every set in `cfg` have promised to vote for nothing below this ballot that
+    /// the others are no majority: nothing was chosen there without one of them, nor will be. Of two
+    /// members that is one.
+    pub(super) fn closes(&self, cfg: &Config) -> bool {
+        cfg.sets().all(|set| !set.majority(|peer| !self.covered_by(peer, set)))
     }
 
     /// Whether the promise of `peer` closes less than it is asked to.

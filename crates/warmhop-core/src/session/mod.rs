@@ -593,7 +593,8 @@ impl Session {
                     self.peer_dead(peer);
                 }
                 self.on_part(from, part, ctx.now);
-                self.on_located(ctx, from, births, census.as_deref(), out);
+                let record = p.and(cfg.clone());
+                self.on_located(ctx, from, record, births, census.as_deref(), out);
                 let cfg = cfg.map(Arc::unwrap_or_clone);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
             }

@@ -42,6 +42,8 @@ pub(super) struct Takeover {
     pub(super) births: Vec<Birth>,
     /// Those of them that everyone was asked to close, in favour of `begun`.
     pub(super) closing: Vec<Arc<Config>>,
+    /// Where those who know of a record said that it stands.
+    told: Vec<Arc<Config>>,
     /// The configurations asked in, in the order in which they came to light, each with the one
     /// that it is to be closed for, if any.
     asked: Vec<(Arc<Config>, Option<Arc<Config>>)>,
@@ -127,9 +129,11 @@ impl Takeover {
     }
 
     pub(super) fn covers_majority(&self, set: &Members) -> bool {
-        set.majority(|peer| {
-            self.promises.get(&peer).is_some_and(|promised| promised.covers.contains(set))
-        })
+        set.majority(|peer| self.covered_by(peer, set))
+    }
+
+    pub(super) fn covered_by(&self, peer: Incarnation, set: &Members) -> bool {
+        self.promises.get(&peer).is_some_and(|promised| promised.covers.contains(set))
     }
 
     pub(super) fn note(&mut self, from: Incarnation, cfg: &Config, accepted: Option<AcceptedInfo>) {
@@ -228,6 +232,7 @@ impl Session {
             begun,
             births: Vec::new(),
             closing: Vec::new(),
+            told: Vec::new(),
             asked: Vec::new(),
             promises: BTreeMap::new(),
             search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
@@ -285,12 +290,16 @@ impl Session {
         &mut self,
         ctx: &Ctx<'_>,
         from: Incarnation,
+        record: Option<Arc<Config>>,
         births: Vec<Birth>,
         census: Option<&Census>,
         out: &mut Effects,
     ) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         if takeover.roll.is_some() {
+            if let Some(cfg) = record.filter(|cfg| !takeover.told.contains(cfg)) {
+                takeover.told.push(cfg);
+            }
             births.into_iter().for_each(|birth| takeover.hear_birth(birth));
         }
         self.answered(ctx, from, census, out);
@@ -399,6 +408,13 @@ impl Session {
                 self.ask_in(ctx, cfg, None, out);
                 continue;
             }
+            // One that began beside another may be as new as that one.
+            let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
+            let told = takeover.told.iter().chain(held).find(|cfg| !takeover.has_asked(cfg));
+            if let Some(cfg) = told.filter(|_| found.is_none()).cloned() {
+                self.ask_in(ctx, cfg, None, out);
+                continue;
+            }
             if found.is_none() && takeover.asked.is_empty() && takeover.begun.is_some() {
                 self.settle_birth(ctx, out);
                 return;
@@ -409,7 +425,7 @@ impl Session {
                 self.ask_in(ctx, cfg, into, out);
                 continue;
             }
-            let closed = takeover.births_above(found.as_ref()).all(|cfg| takeover.covers(cfg));
+            let closed = takeover.births_above(found.as_ref()).all(|cfg| takeover.closes(cfg));
             let target = match &found {
                 Some(info) => Some(info.cfg.clone()),
                 None => takeover.token.clone(),
