@@ -18,12 +18,16 @@ pub(crate) enum Does {
     Read,
     /// Adds its number if it is not there (a GET that sets something).
     Mark,
+    /// Adds its number if there is nothing (SET NX).
+    Begin,
 }
 
 /// A request as its client sends it.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) slot: usize,
+    /// The register that it is about, where a key names it.
+    pub(crate) key: Option<SessionId>,
     pub(crate) id: u16,
     pub(crate) does: Does,
     pub(crate) keyed: bool,
@@ -37,7 +41,15 @@ pub(crate) struct Asked {
 
 impl Asked {
     pub(crate) fn is_safe(&self) -> bool {
-        self.does != Does::Append
+        match self.key {
+            Some(_) => self.does == Does::Read,
+            None => self.does != Does::Append,
+        }
+    }
+
+    /// Whether it makes the register where there is none.
+    pub(crate) fn begins(&self) -> bool {
+        self.does != Does::Read
     }
 }
 
@@ -122,6 +134,9 @@ pub(crate) struct Forward {
     pub(crate) seen: Option<u64>,
     pub(crate) hops_left: u8,
     pub(crate) hand_over: Option<Incarnation>,
+    /// To be found or taken over there, for a peer that does not hear the owner: whether it begins
+    /// the register.
+    pub(crate) relay: Option<bool>,
 }
 
 #[derive(Clone)]

@@ -169,7 +169,7 @@ impl Client {
                 if within_window && world.chance(30) { newest } else { first_cookie.clone() };
             let node = self.entry(world);
             let sent = world.now();
-            match self.ask(world, node, asked.clone(), cookie.clone()).await {
+            match send(world, self.name, node, asked.clone(), cookie.clone()).await {
                 End::Refused => {
                     let mut state = self.state.borrow_mut();
                     state.at = (state.at + 1) % world.knobs.peers;
@@ -255,7 +255,7 @@ impl Client {
         let cookie = self.state.borrow().cookie.clone();
         let before = world.before(cookie.as_deref().and_then(sid_in));
         let sent = world.now();
-        match self.ask(world, node, asked.clone(), cookie.clone()).await {
+        match send(world, self.name, node, asked.clone(), cookie.clone()).await {
             End::Refused => Err("nobody listens".into()),
             End::Nothing => Err("no answer came".into()),
             End::Reply(reply) => {
@@ -266,54 +266,55 @@ impl Client {
             }
         }
     }
+}
 
-    async fn ask(
-        &self,
-        world: &Rc<World>,
-        node: usize,
-        asked: Asked,
-        cookie: Option<String>,
-    ) -> End {
-        let about = cookie.as_deref().and_then(sid_in);
-        let id = asked.id;
-        world.note(about, || {
-            format!(
-                "client {} asks {}: request {id} {:?}{}",
-                self.name,
-                crate::name(node),
-                asked.does,
-                if asked.keyed { ", keyed" } else { "" }
-            )
-        });
-        sleep(world, To::World, 1).await;
-        let Some(peer) = world.peer(node) else { return End::Refused };
-        let (post, life) = (Mailbox::new(), peer.life);
-        let desk = CloseOnDrop(post.clone());
-        let task = world.spawn(Some(life), async move {
-            let desk = desk;
-            let reply = peer.front_door(asked, cookie).await;
-            desk.0.put(Some(reply));
-        });
-        // Some leave early, as people do.
-        let patience = if world.faults_on.get() && world.chance(3) { 200 } else { PATIENCE_MS };
-        let timer = post.clone();
-        world.after(patience, To::World, move |_| timer.put(None));
-        let reply = post.take().await.flatten();
-        world.cancel(task);
-        world.note(about, || match &reply {
-            None => format!("client {} got nothing for request {id}", self.name),
-            Some(reply) => match &reply.answer {
-                Ok(list) => format!(
-                    "client {} got for request {id}: {:?}{}",
-                    self.name,
-                    crate::reference::read_list(list).1,
-                    if reply.replayed { " (replayed)" } else { "" }
-                ),
-                Err(problem) => format!("client {} got for request {id}: {problem:?}", self.name),
-            },
-        });
-        reply.map_or(End::Nothing, End::Reply)
-    }
+/// Sends a request to one entry peer, once.
+pub(crate) async fn send(
+    world: &Rc<World>,
+    name: usize,
+    node: usize,
+    asked: Asked,
+    cookie: Option<String>,
+) -> End {
+    let about = asked.key.or(cookie.as_deref().and_then(sid_in));
+    let id = asked.id;
+    world.note(about, || {
+        format!(
+            "client {} asks {}: request {id} {:?}{}",
+            name,
+            crate::name(node),
+            asked.does,
+            if asked.keyed { ", keyed" } else { "" }
+        )
+    });
+    sleep(world, To::World, 1).await;
+    let Some(peer) = world.peer(node) else { return End::Refused };
+    let (post, life) = (Mailbox::new(), peer.life);
+    let desk = CloseOnDrop(post.clone());
+    let task = world.spawn(Some(life), async move {
+        let desk = desk;
+        let reply = peer.front_door(asked, cookie).await;
+        desk.0.put(Some(reply));
+    });
+    // Some leave early, as people do.
+    let patience = if world.faults_on.get() && world.chance(3) { 200 } else { PATIENCE_MS };
+    let timer = post.clone();
+    world.after(patience, To::World, move |_| timer.put(None));
+    let reply = post.take().await.flatten();
+    world.cancel(task);
+    world.note(about, || match &reply {
+        None => format!("client {} got nothing for request {id}", name),
+        Some(reply) => match &reply.answer {
+            Ok(list) => format!(
+                "client {} got for request {id}: {:?}{}",
+                name,
+                crate::reference::read_list(list).1,
+                if reply.replayed { " (replayed)" } else { "" }
+            ),
+            Err(problem) => format!("client {} got for request {id}: {problem:?}", name),
+        },
+    });
+    reply.map_or(End::Nothing, End::Reply)
 }
 
 /// A first request has no cookie yet: a repeat would be of another session.
@@ -331,6 +332,7 @@ fn draw(world: &World) -> Asked {
     let id = world.next_request();
     Asked {
         slot: if world.chance(10) { PAGE } else { SHOP },
+        key: None,
         id,
         does,
         keyed,

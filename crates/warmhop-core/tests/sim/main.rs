@@ -28,6 +28,7 @@ mod place;
 #[path = "../prng/mod.rs"]
 mod prng;
 mod reference;
+mod registers;
 mod run;
 mod running;
 mod serve;
@@ -153,6 +154,10 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "long cuts",
         "rolls",
         "idle sessions looked at",
+        "registers answered",
+        "registers looked at",
+        "absent",
+        "relayed",
         "claimants asked",
         "app crashes",
         "clocks set",

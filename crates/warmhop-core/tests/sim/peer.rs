@@ -22,6 +22,8 @@ use crate::world::{Life, Mailbox, To, World, sleep};
 
 /// The world's beginning on the wall.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+/// When the world begins.
+const BEGINNING_MS: u64 = 100_000;
 const HEARTBEAT_MS: u64 = 600;
 /// A link that is silent for so long is down.
 const LINK_SILENT_MS: u64 = 2_500;
@@ -52,6 +54,8 @@ pub(crate) struct Peer {
     pub(crate) life: Life,
     generation: u64,
     pub(crate) born: u64,
+    /// It is not the first process on its node.
+    pub(crate) restarted: bool,
     /// How long its monotonic clock stood still.
     pub(crate) lag: Cell<u64>,
     pub(crate) dead: Cell<bool>,
@@ -137,6 +141,7 @@ impl Peer {
             life,
             generation,
             born: world.now(),
+            restarted: world.now() > BEGINNING_MS,
             lag: Cell::new(0),
             dead: Cell::new(false),
             draining: Cell::new(false),

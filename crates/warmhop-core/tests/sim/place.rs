@@ -115,6 +115,7 @@ impl Peer {
                     let mut call = Call {
                         asked: Asked {
                             slot: at,
+                            key: None,
                             id: 0,
                             does: Does::Read,
                             keyed: false,

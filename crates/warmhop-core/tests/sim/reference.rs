@@ -91,6 +91,7 @@ impl World {
             Does::Read => true,
             Does::Append => list.last() == Some(&asked.id),
             Does::Mark => unique.contains(&asked.id),
+            Does::Begin => !list.is_empty(),
         };
         if !is_there {
             return Err("its change is not in its answer, or not last".into());
@@ -222,9 +223,13 @@ impl World {
         reference.histories.get(&sid).is_some_and(|history| history.answered.is_some())
     }
 
+    /// Whether so many of its holders were gone at once that it may be lost.
+    pub(crate) fn noted_endangered(&self, sid: SessionId) -> bool {
+        self.reference.borrow().histories.get(&sid).is_some_and(|history| history.may_be_lost)
+    }
+
     pub(crate) fn may_be_lost(&self, sid: SessionId) -> bool {
-        let noted = self.reference.borrow().histories.get(&sid).is_some_and(|h| h.may_be_lost);
-        noted || self.is_endangered(sid, &self.newest_configs(sid))
+        self.noted_endangered(sid) || self.is_endangered(sid, &self.newest_configs(sid))
     }
 
     /// Every session that somebody holds something of.

@@ -62,6 +62,10 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
         world.spawn(None, Rc::clone(client).begin_and_rest(Rc::clone(&world)));
     }
     world.run_until(world.now() + 1_000);
+    let began = world.now();
+    for name in 0..world.knobs.keepers {
+        world.spawn(None, crate::registers::live(Rc::clone(&world), 50 + name));
+    }
     world.spawn(None, crate::faults::rage(Rc::clone(&world)));
     world.run_until(world.now() + world.knobs.faults_ms);
 
@@ -74,17 +78,14 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
     world.run_until(world.resumed_by() + SERVED_WITHIN_MS);
     if planted == Planted::Nothing {
         look_at_idle_sessions(&world);
+        if world.knobs.keepers > 0 {
+            let registers = crate::registers::demand(Rc::clone(&world), began);
+            finish(&world, registers);
+        }
     }
     for client in clients.into_iter().chain(resting) {
         if world.violation().is_none() {
-            let task = world.spawn(None, demand(Rc::clone(&world), client));
-            let end = world.now() + 400_000;
-            while world.is_running(task) && world.now() < end && world.violation().is_none() {
-                world.run_until(world.now() + 100);
-            }
-            if world.is_running(task) {
-                world.violated(None, "demands are still unanswered".into());
-            }
+            finish(&world, demand(Rc::clone(&world), client));
         }
     }
     let report = Report {
@@ -95,6 +96,18 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
     };
     world.dismantle();
     report
+}
+
+/// Runs until `demands` are answered.
+fn finish(world: &Rc<World>, demands: impl Future<Output = ()> + 'static) {
+    let task = world.spawn(None, demands);
+    let end = world.now() + 400_000;
+    while world.is_running(task) && world.now() < end && world.violation().is_none() {
+        world.run_until(world.now() + 100);
+    }
+    if world.is_running(task) {
+        world.violated(None, "demands are still unanswered".into());
+    }
 }
 
 fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
@@ -125,6 +138,10 @@ fn look_at_idle_sessions(world: &World) {
         return;
     }
     for sid in world.sids() {
+        // Those are asked for at every peer instead.
+        if crate::registers::is_register(world, sid) {
+            continue;
+        }
         let peers = world.live_peers();
         let holds = |peer: &Rc<Peer>| peer.look(sid, |machine| machine.version() > 0) == Some(true);
         // Of a session that goes on under another id a part votes no more.
@@ -277,15 +294,21 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
         keep_ready,
         ..AppPolicy::default()
     };
+    let forgetful = rng.chance(25);
+    // Of two peers either serves without the other, and forks are never merged. What has been
+    // forgotten by some is told as lost where others still hold some of it.
+    let refuses = policy.without_majority == WithoutMajority::Refuse;
+    let keeps = peers > 2 && refuses && !short_ttl && !forgetful;
     Knobs {
         peers,
+        keepers: if keeps { 1 + rng.below(3) as usize } else { 0 },
         clients: 2 + rng.below(3) as usize,
         resting: 1 + rng.below(4) as usize,
         policy,
         apps: (0..peers).map(app).collect(),
         gentle: rng.chance(65),
         short_ttl,
-        forgetful: rng.chance(25),
+        forgetful,
         faults_ms: 20_000 + rng.below(40_000),
         start_ms: *rng.pick(&[(50, 300), (300, 3_000)]),
     }

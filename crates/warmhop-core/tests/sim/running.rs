@@ -7,7 +7,7 @@ use warmhop_core::ids::SessionId;
 use warmhop_core::session::message::{Exec, ExecDone, Stored};
 use warmhop_core::view::AppState;
 
-use crate::calls::{Call, Does, LocalError};
+use crate::calls::{Asked, Call, Does, LocalError};
 use crate::peer::Peer;
 
 impl Peer {
@@ -17,6 +17,10 @@ impl Peer {
         call: &mut Call,
         state: Option<Arc<[u8]>>,
     ) -> Result<(Arc<[u8]>, Option<Arc<[u8]>>), LocalError> {
+        if call.asked.key.is_some() {
+            // A command needs no app.
+            return Ok(self.outcome(&call.asked, state));
+        }
         let at = call.asked.slot;
         let began = self.now();
         let Some(attempt) = self.slots[at].borrow_mut().enter(began) else {
@@ -27,7 +31,6 @@ impl Peer {
             return Err(LocalError::BodyGone);
         }
         let asked = call.asked.clone();
-        let id = asked.id.to_be_bytes();
         self.world.count("runs");
         self.sleep(asked.runs_ms).await;
         let runs = self.slots[at].borrow().still_runs(attempt);
@@ -35,15 +38,22 @@ impl Peer {
         if !runs {
             return Err(LocalError::Failed);
         }
+        Ok(self.outcome(&asked, state))
+    }
+
+    /// What a request answers, and makes of the state if it changes it.
+    fn outcome(&self, asked: &Asked, state: Option<Arc<[u8]>>) -> (Arc<[u8]>, Option<Arc<[u8]>>) {
+        let id = asked.id.to_be_bytes();
         let known = state.as_deref().unwrap_or_default();
         let is_there = known.get(4..).unwrap_or_default().chunks_exact(2).any(|other| other == id);
         let changes = match asked.does {
             Does::Read => false,
             Does::Append => true,
             Does::Mark => !is_there,
+            Does::Begin => known.is_empty(),
         };
         if !changes {
-            return Ok((Arc::from(known), None));
+            return (Arc::from(known), None);
         }
         let mut list = known.to_vec();
         if list.is_empty() {
@@ -52,7 +62,7 @@ impl Peer {
         }
         list.extend_from_slice(&id);
         let list: Arc<[u8]> = Arc::from(list);
-        Ok((Arc::clone(&list), Some(list)))
+        (Arc::clone(&list), Some(list))
     }
 
     /// Runs the app here for a session, around the session's own checks.
@@ -62,7 +72,8 @@ impl Peer {
         sid: SessionId,
         exec: &Exec,
     ) -> Result<(Arc<[u8]>, ExecDone), LocalError> {
-        if self.slots[call.asked.slot].borrow().state() != AppState::Ready {
+        let ready = self.slots[call.asked.slot].borrow().state() == AppState::Ready;
+        if !ready && call.asked.key.is_none() {
             return Err(LocalError::NotReady);
         }
         let base = self

@@ -7,10 +7,11 @@ use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
 use warmhop_core::config::{EffectsMode, StartMode};
 use warmhop_core::ids::{Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::route::may_retry;
+use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{
-    self, After, Alone, Because, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look,
+    self, After, Alone, Because, ByKey, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look,
     NEWBORN_FOR, Named, Rerun, Reruns, Step, alone, answer_forward, fence_at, first_members,
-    is_for_entry, is_void,
+    is_for_entry, is_void, members_by_key,
 };
 use warmhop_core::session::message::{Config, Exec, Stored};
 use warmhop_core::session::{Failure, Outcome, Session, Submit};
@@ -21,6 +22,7 @@ use crate::calls::{
     Place, Portable, Problem, Reply, ReplySession, Served, problem,
 };
 use crate::peer::{Peer, SHOP, app_name};
+use crate::registers::refusal;
 use crate::store::{InLine, Told};
 
 const ROUNDS_MAX: u32 = 8;
@@ -58,7 +60,9 @@ impl Peer {
         let app = app_name(asked.slot);
         let former = token.as_ref().and_then(|(token, _)| token.entry(&app).cloned());
         let mut call = Call { asked, has_body: true, may_have_run: false };
-        let served = if call.asked.slot == SHOP {
+        let served = if let Some(sid) = call.asked.key {
+            self.serve_register(&mut call, sid).await
+        } else if call.asked.slot == SHOP {
             let portable = Portable {
                 rid: self.rid_of(&call.asked),
                 seen: former.as_ref().and_then(|entry| match entry.kind {
@@ -73,14 +77,7 @@ impl Peer {
         };
         match served {
             Ok(served) => self.finish(served, token, former),
-            Err(problem) => Reply {
-                answer: Err(problem),
-                cookie: None,
-                served_by: None,
-                lost: false,
-                forked: false,
-                replayed: false,
-            },
+            Err(problem) => refusal(problem),
         }
     }
 
@@ -181,7 +178,19 @@ impl Peer {
         call: &mut Call,
         entry: Option<&Entry>,
     ) -> Result<Served, Problem> {
-        let asked = entry::Asked {
+        let named = entry.and_then(|entry| match &entry.kind {
+            Kind::Portable { cfg, owner, n } => {
+                Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
+            }
+            Kind::Pinned { .. } => None,
+        });
+        let mut errand = Errand::new(self.asked(portable, call), named);
+        self.run_errand(portable, call, &mut errand).await
+    }
+
+    /// What does not change about a request from one attempt to the next.
+    pub(crate) fn asked(&self, portable: Portable, call: &Call) -> entry::Asked {
+        entry::Asked {
             keyed: call.asked.keyed,
             seen: portable.seen,
             may_repeat: may_retry(
@@ -192,17 +201,19 @@ impl Peer {
                 true,
             ),
             hops_left: portable.hops_left,
-        };
-        let named = entry.and_then(|entry| match &entry.kind {
-            Kind::Portable { cfg, owner, n } => {
-                Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
-            }
-            Kind::Pinned { .. } => None,
-        });
-        let mut errand = Errand::new(asked, named);
+        }
+    }
+
+    /// Tries until it is served, or must not or cannot be tried again.
+    pub(crate) async fn run_errand(
+        self: &Rc<Self>,
+        portable: Portable,
+        call: &mut Call,
+        errand: &mut Errand,
+    ) -> Result<Served, Problem> {
         loop {
-            let about = errand.session().map(|named| named.sid);
-            let end = self.attempt(portable, call, &mut errand).await?;
+            let about = errand.sid();
+            let end = self.attempt(portable, call, errand).await?;
             self.world.note(about, || {
                 let end = match &end {
                     LineEnd::Served(_) => {
@@ -225,8 +236,8 @@ impl Peer {
                 LineEnd::Failed(failure) => End::Failed(failure),
             };
             let mut after = errand.ended(end, call.has_body, &self.here(&self.view.borrow()));
-            if let (After::TryAlone(failure), Some(named)) = (after, errand.session()) {
-                let into = self.fork(named.sid);
+            if let (After::TryAlone(failure), Some(sid)) = (after, errand.sid()) {
+                let into = self.fork(sid);
                 let view = self.view.borrow();
                 after = errand.tried_alone(failure, into, call.has_body, &self.here(&view));
             }
@@ -255,12 +266,29 @@ impl Peer {
         errand: &mut Errand,
     ) -> Result<LineEnd, Problem> {
         let portable = Portable { seen: errand.seen(call.may_have_run), ..portable };
-        let named = errand.session().cloned();
-        let look = named.as_ref().and_then(|named| self.look(named.sid, Look::of));
-        let stays = || named.as_ref().is_some_and(|named| self.should_move(named.sid, named.n));
+        // For however long that takes: see `registers.rs`.
+        loop {
+            let must_meet = {
+                let view = self.view.borrow();
+                let few =
+                    2 * (view.peers().count() + 1) <= self.world.knobs.peers || self.is_reborn();
+                errand.must_meet(&Here { newborn: true, ..self.here(&view) })
+                    || few && call.asked.key.is_some()
+            };
+            if !must_meet {
+                break;
+            }
+            self.world.count("waited to meet somebody");
+            self.sleep(20).await;
+        }
+        let sid = errand.sid();
+        let n = errand.session().map_or(0, |named| named.n);
+        let census = Census::of(&self.view.borrow(), self.now());
+        let look = sid.and_then(|sid| self.look(sid, |it| Look::among(it, &census)));
+        let stays = || sid.is_some_and(|sid| self.should_move(sid, n));
         let step = errand.next(look.unwrap_or_default(), &self.here(&self.view.borrow()), stays);
         let cfg = errand.token().cloned();
-        let Some(Named { sid, n, .. }) = named else {
+        let Some(sid) = sid else {
             return match step {
                 Step::GiveUp => Err(problem(503, "no-progress")),
                 _ => self.begin_session(portable, call).await,
@@ -282,14 +310,30 @@ impl Peer {
                     seen: portable.seen,
                     hops_left,
                     hand_over: moves.map(|_| self.inc),
+                    relay: None,
                 };
                 self.forward(call, sid, forward, &to).await
             }
-            Step::Relay { .. } => unreachable!("no key names the sessions of this world"),
+            Step::Relay { to, hops_left, begins } => {
+                self.world.count("relayed");
+                let forward = Forward {
+                    sid,
+                    cfg: None,
+                    owner: self.inc,
+                    n,
+                    rid: portable.rid,
+                    keyed: call.asked.keyed,
+                    seen: portable.seen,
+                    hops_left,
+                    hand_over: None,
+                    relay: Some(begins),
+                };
+                self.forward(call, sid, forward, &to).await
+            }
             Step::AtOwner { take_over } => {
                 let enter = match take_over {
                     None => Enter::AsOwner,
-                    Some(_) => self.taking_over(sid, cfg),
+                    Some(_) => self.seeking(sid, errand),
                 };
                 self.at_owner(portable, call, sid, enter, None).await
             }
@@ -348,6 +392,17 @@ impl Peer {
         Ok(self.at_owner(portable, call, sid, Enter::Beginning(cfg), Some(place)).await)
     }
 
+    /// Takes the session over that a token names, or looks for the one that a key does.
+    fn seeking(&self, sid: SessionId, errand: &Errand) -> Enter {
+        let copies = self.world.knobs.policy.copies;
+        let view = self.view.borrow();
+        let members = |sid| members_by_key(sid, copies, &self.me, &self.here(&view));
+        match errand.otherwise(members) {
+            Some(otherwise) => Enter::Seeking { peers: self.whom_to_ask(sid), otherwise },
+            None => self.taking_over(sid, errand.token().cloned()),
+        }
+    }
+
     pub(crate) fn taking_over(&self, sid: SessionId, token: Option<Config>) -> Enter {
         Enter::TakingOver { token, peers: self.whom_to_ask(sid) }
     }
@@ -378,6 +433,8 @@ impl Peer {
                 Told::Turn => {
                     let chosen = match place.take() {
                         Some(place) => place,
+                        // Every peer executes commands on what it owns.
+                        None if asked.key.is_some() => Place::Here,
                         None => match self.place(asked.slot, &tried).await {
                             Ok(place) => place,
                             Err(problem) => return LineEnd::Problem(problem),
@@ -549,12 +606,30 @@ impl Peer {
         }
     }
 
+    /// Serves a request for another peer, which does not hear its owner.
+    async fn serve_relayed(
+        self: &Rc<Self>,
+        call: &mut Call,
+        forward: &Forward,
+        begins: bool,
+    ) -> Result<Served, HopRefusal> {
+        let portable =
+            Portable { rid: forward.rid, seen: forward.seen, hops_left: forward.hops_left };
+        let key = ByKey { sid: forward.sid, begins };
+        let mut errand = Errand::relayed(self.asked(portable, call), key);
+        let served = Box::pin(self.run_errand(portable, call, &mut errand)).await;
+        served.map_err(HopRefusal::Problem)
+    }
+
     pub(crate) async fn serve_forwarded(
         self: &Rc<Self>,
         call: &mut Call,
         forward: &Forward,
     ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
+        if let Some(begins) = forward.relay {
+            return self.serve_relayed(call, forward, begins).await;
+        }
         if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
             let look = self.look(sid, Look::of).unwrap_or_default();
             if is_void(cfg, look, &self.here(&self.view.borrow())) {
@@ -580,7 +655,11 @@ impl Peer {
         }
         match end {
             LineEnd::Served(served) => Ok(*served),
-            LineEnd::Elsewhere(_) => {
+            // Whoever forwarded it may know more.
+            LineEnd::Failed(Failure::Lost { ran: false }) if self.newborn_for() > 0 => {
+                Err(HopRefusal::NotOwner { claim: None })
+            }
+            LineEnd::Elsewhere(_) | LineEnd::Failed(Failure::Absent) => {
                 let claim = self.look(sid, |machine| machine.claim()).flatten();
                 Err(HopRefusal::NotOwner { claim })
             }

@@ -51,6 +51,8 @@ pub(crate) struct Knobs {
     pub(crate) clients: usize,
     /// Clients that begin a session and do not come back for it.
     pub(crate) resting: usize,
+    /// Clients that share registers named by keys.
+    pub(crate) keepers: usize,
     pub(crate) policy: SessionPolicy,
     /// How each node runs its apps.
     pub(crate) apps: Vec<AppPolicy>,

@@ -1,0 +1,185 @@
+//! Registers that a key names: any client begins them at any peer, several at once, and nobody
+//! carries a token. Every answer shows the whole register, so that a history is linearizable where
+//! the answers extend one another and each holds what was answered before it was asked for: the
+//! same judge as for sessions.
+//!
+//! A fresh key is begun every few seconds, by all clients at once, whatever links are cut and whoever
+//! was reborn by then.
+//!
+//! It is assumed that nobody is served for so long as a process has not met most of the others since
+//! it was started. One that was started while it is cut off from everyone cannot tell that from being
+//! the only one, and goes on alone once it is newborn no more; nor can two that have met only each
+//! other. Nor is anybody served a key by a process that took the place of another a moment ago, which
+//! does not count itself among the reborn.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use warmhop_core::ids::SessionId;
+use warmhop_core::session::census::REBORN_FOR;
+use warmhop_core::session::entry::{self, ByKey, Errand, FORWARDS_MAX};
+
+use crate::calls::{Asked, Call, Does, Portable, Problem, Reply, Served};
+use crate::client::{End, send};
+use crate::peer::{Peer, SHOP};
+use crate::prng::Prng;
+use crate::world::{To, World, sleep};
+
+/// For how long every client asks for the same register first.
+const FRESH_EVERY_MS: u64 = 5_000;
+/// How often a register that was lost is begun anew for one request.
+const BEGUN_ANEW_MAX: usize = 2;
+
+/// The register with this number.
+pub(crate) fn sid_of(number: u64) -> SessionId {
+    SessionId(Prng(0x00AC_E0FB_A5E0 + number).bytes())
+}
+
+/// Whether a key names it.
+pub(crate) fn is_register(world: &World, sid: SessionId) -> bool {
+    (0..=world.now() / FRESH_EVERY_MS).any(|number| sid_of(number) == sid)
+}
+
+/// Goes on asking until faults end.
+pub(crate) async fn live(world: Rc<World>, name: usize) {
+    loop {
+        let pause = if world.chance(50) { 40 } else { 1_200 };
+        sleep(&world, To::World, world.between(1, pause)).await;
+        if !world.faults_on.get() {
+            return;
+        }
+        let newest = world.now() / FRESH_EVERY_MS;
+        let number = newest - if world.chance(25) { world.below(4) } else { 0 };
+        let node = world.below(world.knobs.peers as u64) as usize;
+        let does = match world.below(10) {
+            0..=3 => Does::Begin,
+            4..=6 => Does::Append,
+            _ => Does::Read,
+        };
+        let _ = ask(&world, name, node, sid_of(number), does).await;
+    }
+}
+
+/// Asks once, and has the answer judged.
+async fn ask(
+    world: &Rc<World>,
+    name: usize,
+    node: usize,
+    sid: SessionId,
+    does: Does,
+) -> Result<(), String> {
+    let id = world.next_request();
+    let asked = Asked {
+        slot: SHOP,
+        key: Some(sid),
+        id,
+        does,
+        keyed: false,
+        large: false,
+        streams: false,
+        fingerprint: 0,
+        runs_ms: 0,
+    };
+    let before = world.before(Some(sid));
+    let sent = world.now();
+    let reply = match send(world, name, node, asked.clone(), None).await {
+        End::Refused => return Err("nobody listens".into()),
+        End::Nothing => return Err("no answer came".into()),
+        End::Reply(reply) => reply,
+    };
+    if let Err(problem) = &reply.answer {
+        world.count(problem.name);
+        return Err(format!("{} {}", problem.status, problem.name));
+    }
+    world.count("registers answered");
+    // Too many of its holders were gone at once: nothing is promised any more.
+    if world.noted_endangered(sid) {
+        world.count("registers endangered");
+        return Ok(());
+    }
+    let under = reply.cookie.as_deref().and_then(crate::client::sid_in).unwrap_or(sid);
+    world.judge(&asked, &before, sent, under, &reply);
+    Ok(())
+}
+
+/// Each register is served at every peer, once all has healed.
+pub(crate) async fn demand(world: Rc<World>, since: u64) {
+    for number in since / FRESH_EVERY_MS..=world.now() / FRESH_EVERY_MS {
+        let sid = sid_of(number);
+        if !world.was_answered(sid) || world.noted_endangered(sid) {
+            continue;
+        }
+        for node in 0..world.knobs.peers {
+            if let Err(what) = ask(&world, 99, node, sid, Does::Read).await {
+                let at = crate::name(node);
+                world.violated(Some(sid), format!("{at} did not serve the register: {what}"));
+                return;
+            }
+        }
+        world.count("registers looked at");
+    }
+}
+
+impl Peer {
+    /// Serves a request for the register that `sid` is.
+    pub(crate) async fn serve_register(
+        self: &Rc<Self>,
+        call: &mut Call,
+        sid: SessionId,
+    ) -> Result<Served, Problem> {
+        let owned = self.look(sid, |machine| machine.is_owner().then(|| machine.version()));
+        let seen = owned.flatten().unwrap_or_default();
+        let portable =
+            Portable { rid: self.rid_of(&call.asked), seen: Some(seen), hops_left: FORWARDS_MAX };
+        let begins = call.asked.begins();
+        let asked = || entry::Asked { keyed: false, ..self.asked(portable, call) };
+        for _ in 0..=BEGUN_ANEW_MAX {
+            let mut errand = Errand::by_key(asked(), ByKey { sid, begins });
+            let mut anew = Call { asked: call.asked.clone(), has_body: true, may_have_run: false };
+            match self.run_errand(portable, &mut anew, &mut errand).await {
+                Err(problem) if problem.name == "absent" => return Ok(self.nothing()),
+                Err(problem) if problem.name == "session-lost" => {
+                    let knobs = &self.world.knobs;
+                    // Elsewhere several may be gone in the midst of a change of members.
+                    let strict = knobs.gentle;
+                    if strict && self.world.was_answered(sid) && !self.world.noted_endangered(sid) {
+                        let what = format!("{} calls the register lost", self.me);
+                        self.world.violated(Some(sid), what);
+                    }
+                    self.world.count("registers lost");
+                    self.world.note_endangered(sid);
+                    let peers = self.whom_to_ask(sid);
+                    self.with(sid, false, |machine, ctx, out| machine.bury(ctx, &peers, out));
+                    if !begins {
+                        return Ok(self.nothing());
+                    }
+                }
+                end => return end,
+            }
+        }
+        Err(crate::calls::problem(503, "session-lost"))
+    }
+
+    /// Whether it took the place of another process a moment ago.
+    pub(crate) fn is_reborn(&self) -> bool {
+        self.restarted && self.world.now() - self.born < REBORN_FOR.as_millis() as u64
+    }
+
+    /// What is answered where there is no register.
+    fn nothing(&self) -> Served {
+        self.world.count("absent");
+        Served::here(self, Arc::from([]))
+    }
+}
+
+/// A reply to nobody's session.
+pub(crate) fn refusal(problem: Problem) -> Reply {
+    Reply {
+        answer: Err(problem),
+        cookie: None,
+        served_by: None,
+        lost: false,
+        forked: false,
+        replayed: false,
+    }
+}
