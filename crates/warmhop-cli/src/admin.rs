@@ -40,6 +40,7 @@ use warmhop::ids::{AppName, SessionKey};
 use warmhop::status::{RequestTrace, SessionStatus, Status};
 
 use crate::dashboard::{self, Feed};
+use crate::process;
 
 pub mod operate;
 
@@ -234,10 +235,11 @@ fn verbose(status: &Status) -> String {
 /// In OpenMetrics for whoever asks for it, as Prometheus does, and for everyone else in the text
 /// format before it, which every scraper reads.
 async fn metrics<P: Peer>(State(peer): State<P>, headers: HeaderMap) -> Response {
+    let text = process::with(peer.metrics());
     let (content_type, text) = if asks_for_openmetrics(&headers) {
-        ("application/openmetrics-text; version=1.0.0; charset=utf-8", peer.metrics())
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
     } else {
-        ("text/plain; version=0.0.4; charset=utf-8", plain_text(&peer.metrics()))
+        ("text/plain; version=0.0.4; charset=utf-8", plain_text(&text))
     };
     ([(CONTENT_TYPE, content_type), (VARY, "accept")], text).into_response()
 }

@@ -20,6 +20,7 @@ pub mod notify;
 pub mod operate;
 #[cfg(feature = "otlp")]
 pub mod otlp;
+pub mod process;
 pub mod redis;
 pub mod run;
 pub mod show;

@@ -24,7 +24,7 @@ use crate::cores::{self, Door};
 use crate::journal::Journal;
 #[cfg(feature = "otlp")]
 use crate::otlp;
-use crate::{admin, guard, log, notify, redis};
+use crate::{admin, guard, log, notify, process, redis};
 
 /// How the program ends: what to tell, and the exit status.
 #[derive(Debug)]
@@ -63,6 +63,7 @@ impl Failure {
 /// # Errors
 /// Why it did not start, or had to give up.
 pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
+    process::begins();
     let runtime = cores::runtime()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
     // Before anything else: a peer may be told to end as soon as it is there.

@@ -240,9 +240,9 @@ impl Ingress {
         }
         match &app {
             Some(slot) => {
-                slot.counts.answered(&node.metrics, slot.name(), way, tracing.elapsed());
+                slot.counts.answered(&node.metrics, slot.name(), way, status, tracing.elapsed());
             }
-            None => node.metrics.answered("-", way, tracing.elapsed()),
+            None => node.metrics.answered("-", way, status, tracing.elapsed()),
         }
         tracing::debug!(
             way,

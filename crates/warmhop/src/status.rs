@@ -97,6 +97,9 @@ pub struct RequestCounts {
     pub hopped: u64,
     /// Answered with a problem, or with the starting page.
     pub refused: u64,
+    /// Of all these, those that were answered with a status of 500 or above, but for the starting
+    /// page.
+    pub failed: u64,
 }
 
 /// Another peer, as this one believes it to be.

@@ -7,6 +7,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::StatusCode;
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -27,6 +28,22 @@ pub(crate) struct ByApp {
 pub(crate) struct ByAppAndWay {
     pub(crate) app: String,
     pub(crate) way: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByAnswer {
+    pub(crate) app: String,
+    pub(crate) way: &'static str,
+    pub(crate) code: &'static str,
+}
+
+/// The classes of status codes, in their order.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Where in [`CLASSES`] a status code is. There are no others: a code has three digits, and an app
+/// whose first is another is one that failed.
+fn class_of(status: StatusCode) -> usize {
+    usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -55,9 +72,9 @@ pub(crate) struct ByReason {
 
 /// The counters of one peer.
 pub(crate) struct Metrics {
-    /// Requests by app and by the way they took: `serve`, `hop`, `page` (the starting page),
-    /// `refuse`, `server`.
-    pub(crate) requests: Family<ByAppAndWay, Counter>,
+    /// Requests by app, by the way they took (`serve`, `hop`, `page` for the starting page,
+    /// `refuse`, `server`) and by the class of their response's status.
+    pub(crate) requests: Family<ByAnswer, Counter>,
     /// Seconds until a response's head, by app and way.
     pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
     /// Decisions of where a request goes, by what was decided and why. One that waits is counted
@@ -134,7 +151,11 @@ impl Metrics {
             sessions_held: Gauge::default(),
         };
         let r = registry;
-        r.register("requests", "Requests by app and way taken", metrics.requests.clone());
+        r.register(
+            "requests",
+            "Requests by app, way taken and class of the status code",
+            metrics.requests.clone(),
+        );
         r.register_with_unit(
             "request_head",
             "Time to the response's head",
@@ -220,8 +241,12 @@ impl Metrics {
     /// Begins the series of an app and of what may go wrong with 0: the first that happens would be
     /// no increase otherwise.
     pub(crate) fn begin(&self, app: &AppName, refusals: &[&'static str]) {
-        for way in ["serve", "hop", "page", "refuse"] {
-            let _ = self.requests.get_or_create(&ByAppAndWay { app: app.to_string(), way });
+        let answers: [(_, &[usize]); 4] =
+            [("serve", &[1, 2, 3, 4]), ("hop", &[1, 2, 3, 4]), ("page", &[4]), ("refuse", &[3, 4])];
+        for (way, classes) in answers {
+            for class in classes {
+                let _ = self.counter(app.as_str(), way, *class);
+            }
         }
         let label = ByApp { app: app.to_string() };
         let _ = self.app_starts.get_or_create(&label);
@@ -232,29 +257,41 @@ impl Metrics {
         }
     }
 
-    fn of_way(&self, app: &str, way: &'static str) -> (Counter, Histogram) {
-        let label = ByAppAndWay { app: app.to_owned(), way };
-        let count = self.requests.get_or_create(&label).clone();
-        (count, self.head_seconds.get_or_create(&label).clone())
+    fn counter(&self, app: &str, way: &'static str, class: usize) -> Counter {
+        let label = ByAnswer { app: app.to_owned(), way, code: CLASSES[class] };
+        self.requests.get_or_create(&label).clone()
+    }
+
+    fn histogram(&self, app: &str, way: &'static str) -> Histogram {
+        self.head_seconds.get_or_create(&ByAppAndWay { app: app.to_owned(), way }).clone()
     }
 
     /// Counts an answer, of no app where `app` is `-`.
-    pub(crate) fn answered(&self, app: &str, way: &'static str, took: Duration) {
-        let (count, seconds) = self.of_way(app, way);
-        count.inc();
-        seconds.observe(took.as_secs_f64());
+    pub(crate) fn answered(
+        &self,
+        app: &str,
+        way: &'static str,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        self.counter(app, way, class_of(status)).inc();
+        self.histogram(app, way).observe(took.as_secs_f64());
     }
 
     /// What became of an app's requests so far.
     pub(crate) fn request_counts(&self, app: &AppName) -> RequestCounts {
-        let count = |way| {
-            let label = ByAppAndWay { app: app.to_string(), way };
+        let of_class = |way, code| {
+            let label = ByAnswer { app: app.to_string(), way, code };
             self.requests.get(&label).map_or(0, |counter| counter.get())
         };
+        let count = |way| CLASSES.iter().map(|code| of_class(way, code)).sum::<u64>();
+        // The starting page is no failure, though its status says that the app cannot serve yet.
+        let failed = ["serve", "hop", "refuse"].map(|way| of_class(way, "5xx")).iter().sum();
         RequestCounts {
             served: count("serve"),
             hopped: count("hop"),
             refused: count("refuse") + count("page"),
+            failed,
         }
     }
 
@@ -288,11 +325,18 @@ const DECISIONS_MAX: usize = 32;
 /// What was decided, why, and how often.
 type DecisionCount = (&'static str, &'static str, Counter);
 
+/// The series of one app and one way.
+#[derive(Default)]
+struct WayCounts {
+    by_class: [OnceLock<Counter>; CLASSES.len()],
+    seconds: OnceLock<Histogram>,
+}
+
 /// The series of one app that are counted with every request.
 #[derive(Default)]
 pub(crate) struct AppCounts {
-    served: OnceLock<(Counter, Histogram)>,
-    hopped: OnceLock<(Counter, Histogram)>,
+    served: WayCounts,
+    hopped: WayCounts,
     decisions: Box<[OnceLock<DecisionCount>; DECISIONS_MAX]>,
 }
 
@@ -303,15 +347,17 @@ impl AppCounts {
         metrics: &Metrics,
         app: &AppName,
         way: &'static str,
+        status: StatusCode,
         took: Duration,
     ) {
         let known = match way {
             "serve" => &self.served,
             "hop" => &self.hopped,
-            _ => return metrics.answered(app.as_str(), way, took),
+            _ => return metrics.answered(app.as_str(), way, status, took),
         };
-        let (count, seconds) = known.get_or_init(|| metrics.of_way(app.as_str(), way));
-        count.inc();
+        let class = class_of(status);
+        known.by_class[class].get_or_init(|| metrics.counter(app.as_str(), way, class)).inc();
+        let seconds = known.seconds.get_or_init(|| metrics.histogram(app.as_str(), way));
         seconds.observe(took.as_secs_f64());
     }
 

@@ -131,12 +131,13 @@ async fn a_peer_counts_what_it_serves_sends_and_receives_and_tells_its_newest_de
         Client::default().get(&two, "/who").await;
     }
     Client::default().get(&one, "/who").await;
+    Client::default().get(&one, "/fail").await;
 
     let (first, second) = (one.status(), two.status());
     assert_eq!(second.apps[0].requests.hopped, 3);
     assert_eq!(second.apps[0].requests.served, 0);
     assert_eq!((second.peers[0].hops_sent, second.peers[0].hops_received), (3, 0));
-    assert_eq!(first.apps[0].requests.served, 1);
+    assert_eq!((first.apps[0].requests.served, first.apps[0].requests.failed), (2, 1));
     assert_eq!((first.peers[0].hops_sent, first.peers[0].hops_received), (0, 3));
     assert_eq!(first.peers[0].state, "alive");
     assert!(second.apps[0].starting_ms.is_some(), "its own start is under way");
@@ -151,7 +152,9 @@ async fn a_peer_counts_what_it_serves_sends_and_receives_and_tells_its_newest_de
 
     let (ones, twos) = (one.metrics(), two.metrics());
     for (metrics, line) in [
-        (&twos, "warmhop_requests_total{app=\"shop\",way=\"hop\"} 3"),
+        (&twos, "warmhop_requests_total{app=\"shop\",way=\"hop\",code=\"2xx\"} 3"),
+        (&ones, "warmhop_requests_total{app=\"shop\",way=\"serve\",code=\"5xx\"} 1"),
+        (&twos, "warmhop_requests_total{app=\"shop\",way=\"hop\",code=\"5xx\"} 0"),
         (&twos, "warmhop_decisions_total{app=\"shop\",decision=\"hop\",reason=\"ready_there\"} 3"),
         (&twos, "warmhop_hops_sent_total{peer=\"one\"} 3"),
         // What has not happened yet is told, too: the first time is an increase.
