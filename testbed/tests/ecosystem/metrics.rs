@@ -17,13 +17,45 @@ use crate::test;
 
 /// The tests of this module.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![test("prometheus_reads_the_metrics_and_answers_the_dashboard", prometheus)]
+    vec![
+        test("prometheus_reads_the_metrics_and_answers_the_dashboard", prometheus),
+        test("promtool_finds_the_alert_rules_to_say_what_they_should", alerts),
+    ]
+}
+
+/// The alert rules, in whose expressions a name that is misspelt would never be heard of.
+fn alert_rules() -> String {
+    fs::read_to_string(workspace().join("docs/alerts.yml")).unwrap()
+}
+
+/// Each metric of a peer that the alert rules ask for.
+fn metrics_in(rules: &str) -> impl Iterator<Item = &str> {
+    let words = rules.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    words.filter(|word| word.starts_with("warmhop_"))
+}
+
+async fn alerts() -> Tested {
+    let promtool = debian("usr/bin/promtool")?;
+    let folder = home().join(format!("alerts-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("alerts.yml"), alert_rules()).unwrap();
+    fs::write(folder.join("alerts.test.yml"), include_str!("alerts.test.yml")).unwrap();
+    let said = tokio::process::Command::from(promtool)
+        .args(["test", "rules", "alerts.test.yml"])
+        .current_dir(&folder)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .unwrap();
+    assert!(said.status.success(), "{said:?}");
+    fs::remove_dir_all(&folder).unwrap();
+    Ok(())
 }
 
 async fn prometheus() -> Tested {
     let checks = debian("usr/bin/promtool")?;
     let program = debian("usr/bin/prometheus")?;
-    let world = World::with(2, vec![shop(QUICK, "")], "", |index, config| {
+    let world = World::with(2, vec![shop(QUICK, "")], "[log]\naccess = 'stderr'\n", |index, config| {
         if index == 1 {
             config["app"].as_array_mut().unwrap()[0]
                 .as_table_mut()
@@ -51,6 +83,14 @@ async fn prometheus() -> Tested {
     checks.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
     let said = checks.wait_with_output().await.unwrap();
     assert!(said.status.success() && said.stderr.is_empty(), "{said:?}\n{text}");
+
+    let rules = alert_rules();
+    for name in metrics_in(&rules) {
+        let is_told = |line: &str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+        };
+        assert!(text.lines().any(is_told), "the alert rules ask for {name} in\n{text}");
+    }
 
     let folder = home().join(format!("prometheus-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
