@@ -84,6 +84,11 @@ pub trait Peer: Clone + Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// [`Mesh::drain`].
     fn drain(&self) -> impl Future<Output = ()> + Send;
+    /// [`Mesh::undrain`].
+    ///
+    /// # Errors
+    /// As there.
+    fn undrain(&self) -> impl Future<Output = Result<(), ControlError>> + Send;
 }
 
 impl Peer for Mesh {
@@ -122,6 +127,10 @@ impl Peer for Mesh {
     async fn drain(&self) {
         Self::drain(self).await;
     }
+
+    async fn undrain(&self) -> Result<(), ControlError> {
+        Self::undrain(self).await
+    }
 }
 
 /// What may be read of a peer, without acting on it.
@@ -155,6 +164,7 @@ pub fn router<P: Peer>(peer: P, token: Option<&str>, more: Router) -> Router {
         .route("/v1/apps/{name}/start", post(start_app::<P>))
         .route("/v1/apps/{name}/stop", post(stop_app::<P>))
         .route("/v1/drain", post(drain::<P>))
+        .route("/v1/undrain", post(undrain::<P>))
         .fallback(|| async {
             problem(StatusCode::NOT_FOUND, "there is nothing here; see GET /v1/status")
         })
@@ -373,6 +383,16 @@ async fn drain<P: Peer>(State(peer): State<P>) -> Response {
     info!("draining, as asked through the admin listener");
     tokio::spawn(async move { peer.drain().await });
     accepted(&json!({ "action": "drain" }))
+}
+
+async fn undrain<P: Peer>(State(peer): State<P>) -> Response {
+    match peer.undrain().await {
+        Ok(()) => {
+            info!("takes traffic again, as asked through the admin listener");
+            Json(json!({ "action": "undrain" })).into_response()
+        }
+        Err(error) => problem(StatusCode::CONFLICT, &error.to_string()),
+    }
 }
 
 /// It goes on after the answer.

@@ -330,7 +330,7 @@ pub struct ThisPeer {
     pub version: String,
     /// Since its start.
     pub uptime_ms: u64,
-    /// `serving` or `draining`.
+    /// `serving`, `draining` or `drained`.
     pub state: String,
     /// Its front doors.
     pub http: Vec<String>,

@@ -395,6 +395,14 @@ pub fn cluster_name(text: &str) -> Result<String, String> {
 const UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
+/// A span of time, as configurations have it, if `text` is one.
+///
+/// # Errors
+/// What is expected.
+pub fn span(text: &str) -> Result<Duration, String> {
+    duration_from(text).ok_or_else(|| "expected a span of time, such as 30s or 5m".into())
+}
+
 /// Reads `250ms`, `30s`, `10m`, `1h` or `2d`: a whole number and one unit. Sums such as
 /// `1h30m` are left out so that each span has one way to be written.
 fn duration_from(text: &str) -> Option<Duration> {

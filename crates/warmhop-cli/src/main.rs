@@ -89,6 +89,18 @@ enum Command {
     App(App),
     /// Let one peer take no more traffic and give its sessions to the others.
     Drain {
+        /// Return once it is drained: its sessions have other owners, and its apps serve nothing.
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait at most, such as 30s or 5m; exit status 1 if it is not drained by then.
+        /// The peer goes on draining.
+        #[arg(long, value_name = "T", value_parser = config::span, requires = "wait")]
+        timeout: Option<Duration>,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Let a peer that was drained take traffic again.
+    Undrain {
         #[command(flatten)]
         ask: Ask,
     },
@@ -338,8 +350,16 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             let path = format!("/v1/apps/{}/stop", part(&name));
             act(ask, &path, |answer| show::stopped(&name, was(answer))).await
         }),
-        Command::Drain { ask } => in_runtime(async {
+        Command::Drain { wait: true, timeout, ask } => in_runtime(async move {
+            let (json, admin) = (ask.json, ask.listener.connect());
+            let status = operate::drain(&admin, timeout).await?;
+            print(&if json { pretty(&status) } else { "drained\n".into() })
+        }),
+        Command::Drain { ask, .. } => in_runtime(async {
             act(ask, "/v1/drain", |_| "draining; the peer takes no new traffic\n".into()).await
+        }),
+        Command::Undrain { ask } => in_runtime(async {
+            act(ask, "/v1/undrain", |_| "the peer takes traffic again\n".into()).await
         }),
         Command::Members { ask } => in_runtime(async {
             let coloured = log::is_coloured(&std::io::stdout());

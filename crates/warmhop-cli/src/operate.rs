@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -16,6 +16,43 @@ use crate::show::clean;
 
 /// How much of the log goes into the archive.
 const ARCHIVED_LINES: usize = 2000;
+
+/// How often a peer that drains is asked how far it is.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// Has the peer drain, and waits until it has; returns its status then.
+///
+/// # Errors
+/// It cannot be asked, was not drained in time, or was told to stay.
+pub async fn drain(admin: &Admin, within: Option<Duration>) -> Result<Value, Failure> {
+    let failed = |error| Failure::failed(error);
+    admin.ask(Method::POST, "/v1/drain", "/action").await.map_err(failed)?;
+    let deadline = within.map(|within| tokio::time::Instant::now() + within);
+    // The drain may begin a moment after the answer.
+    let mut has_begun = false;
+    loop {
+        let told = admin.status().await.map_err(failed)?;
+        let state = told["peer"]["state"].as_str().unwrap_or_default();
+        match state {
+            "drained" => return Ok(told),
+            "serving" if has_begun => {
+                return Err(Failure::failed("the drain was called off: the peer takes traffic"));
+            }
+            _ => has_begun |= state == "draining",
+        }
+        if deadline.is_some_and(|deadline| tokio::time::Instant::now() >= deadline) {
+            let apps = told["apps"].as_array().into_iter().flatten();
+            let flying: u64 = apps.filter_map(|app| app["in_flight"].as_u64()).sum();
+            let owned = told["sessions"]["owned"].as_u64().unwrap_or_default();
+            return Err(Failure::failed(format!(
+                "not drained within {:?}: requests in flight: {flying}, sessions owned: {owned}; the \
+                 peer goes on draining, and `warmhop undrain` calls it off",
+                within.unwrap_or_default()
+            )));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
 
 /// Which lines of a log are asked for.
 #[derive(Debug, Clone)]

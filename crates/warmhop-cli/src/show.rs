@@ -449,7 +449,7 @@ impl Table {
 fn colour_of(cell: &str) -> Option<&'static str> {
     match cell {
         "ready" | "serving" | "alive" | "served" => Some("32"),
-        "starting" | "stopping" | "draining" | "suspect" => Some("33"),
+        "starting" | "stopping" | "draining" | "drained" | "suspect" => Some("33"),
         "wait" | "waited" | "shown a page" => Some("33"),
         "failed" | "gone" | "no answer" | COLD_AFTER_A_FAILURE => Some("31"),
         "refuse" | "refused" | "problem" => Some("31"),

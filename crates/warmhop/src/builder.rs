@@ -26,6 +26,7 @@ use crate::hop::HopRefusal;
 use crate::hop_layer::HopLayer;
 use crate::identity::{FrontDoorTls, Identity};
 use crate::ingress::{ClientInfo, Ingress};
+use crate::leaving::Leaving;
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
 use crate::peer_service::{self, AskPeerError};
@@ -328,7 +329,7 @@ impl Builder {
             tasks,
             connections,
             drain_grace: self.drain_grace,
-            drained: OnceCell::new(),
+            leaving: Leaving::new(),
             ended: OnceCell::new(),
         })))
     }
@@ -403,7 +404,7 @@ struct Running {
     tasks: TaskTracker,
     connections: TaskTracker,
     drain_grace: Duration,
-    drained: OnceCell<()>,
+    leaving: Leaving,
     ended: OnceCell<()>,
 }
 
@@ -667,11 +668,22 @@ impl Mesh {
         text
     }
 
-    /// Takes no new sessions here, gives those it owns to other peers and closes the front doors
-    /// once the requests in flight have ended, all within the grace times. Idempotent.
+    /// Says to all that this peer leaves, gives the sessions that it owns to other peers, and hops
+    /// what still comes; within the grace times. Idempotent; [`Mesh::undrain`] calls it off.
     pub async fn drain(&self) {
         let running = &self.0;
-        running.drained.get_or_init(|| shutdown::drain(&running.node, &running.net)).await;
+        running.leaving.drain(&running.node, &running.net).await;
+    }
+
+    /// Takes traffic again after a [`Mesh::drain`], or in the middle of one. Sessions that were given
+    /// away come back as their clients do.
+    ///
+    /// # Errors
+    /// [`ControlError::Ends`] once the peer shuts down.
+    pub async fn undrain(&self) -> Result<(), ControlError> {
+        let running = &self.0;
+        let stays = running.leaving.call_off(&running.node, &running.net).await;
+        if stays { Ok(()) } else { Err(ControlError::Ends) }
     }
 
     /// Ends at once: gives nothing away, lets nothing finish, and its apps' `on_stop` is not
@@ -686,8 +698,8 @@ impl Mesh {
 
     /// Drains, stops the apps and closes every link. Idempotent.
     pub async fn shutdown(&self) {
-        self.drain().await;
         let running = &self.0;
+        running.leaving.end(&running.node, &running.net).await;
         running
             .ended
             .get_or_init(|| async {

@@ -87,6 +87,9 @@ pub enum ControlError {
         /// The apps there are.
         known: String,
     },
+    /// The peer is about to end.
+    #[error("this peer ends, and takes no traffic again; start it anew")]
+    Ends,
     /// The app cannot be started on this peer.
     #[error("the app {name} is not started here: {why}")]
     NotStartable {

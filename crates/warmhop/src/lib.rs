@@ -237,6 +237,7 @@ mod hop;
 mod hop_layer;
 pub mod identity;
 mod ingress;
+mod leaving;
 mod lent;
 mod link;
 mod memory;

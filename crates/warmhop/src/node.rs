@@ -69,6 +69,8 @@ pub(crate) struct Node {
     pub(crate) http: Vec<SocketAddr>,
     loads: Mutex<HashMap<(PeerId, AppName), (Load, Now)>>,
     pub(crate) draining: AtomicBool,
+    /// It drained: what there was has been given away.
+    pub(crate) drained: AtomicBool,
     pub(crate) tunnels: Tunnels,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
@@ -145,6 +147,7 @@ impl Node {
             http: parts.http,
             loads: Mutex::new(HashMap::new()),
             draining: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
             tunnels: Tunnels::default(),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),

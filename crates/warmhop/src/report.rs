@@ -21,6 +21,7 @@ use crate::node::Node;
 use crate::status::{
     AppStatus, CopyStatus, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status,
 };
+use crate::supervise::Slot;
 
 pub(crate) fn status(node: &Node, net: &Net) -> Status {
     let spiffe = |name: &str| format!("spiffe://{}/peer/{name}", node.cluster);
@@ -31,7 +32,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         incarnation: node.incarnation.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
         uptime_ms: millis(node.started.elapsed()),
-        state: if node.is_draining() { "draining" } else { "serving" }.into(),
+        state: own_state(node).into(),
         http: node.http.iter().map(ToString::to_string).collect(),
         mesh: net.advertised_addr().to_string(),
         zone: node.zone.clone(),
@@ -104,6 +105,19 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         net.seeds(),
     );
     Status { peer, apps, peers, cookie, sessions, takeovers, seeds }
+}
+
+/// Drained is who has given everything away and serves nothing any more.
+fn own_state(node: &Node) -> &'static str {
+    let is_busy = || {
+        let flying = |slot: &Arc<Slot>| slot.in_flight.load(Ordering::Relaxed) > 0;
+        node.slots.iter().any(flying) || !node.tunnels.open.is_empty()
+    };
+    match (node.is_draining(), node.drained.load(Ordering::Relaxed)) {
+        (false, _) => "serving",
+        (true, true) if !is_busy() => "drained",
+        (true, _) => "draining",
+    }
 }
 
 /// A span in milliseconds as a metric.

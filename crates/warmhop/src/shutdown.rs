@@ -60,6 +60,17 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     tokio::time::sleep(LAME_DUCK).await;
 }
 
+/// Tells everyone that this peer stays. The sessions that it gave away come back as their clients
+/// do.
+pub(crate) fn stay(node: &Node, net: &Net) {
+    node.drained.store(false, Ordering::Relaxed);
+    if node.draining.swap(false, Ordering::Relaxed) {
+        info!("takes traffic again");
+        net.publish_draining(false);
+        node.changed.send_modify(|count| *count += 1);
+    }
+}
+
 /// Waits until the owners of the sessions that this peer holds copies of have put others in its
 /// place, where there are any: a peer that leaves in good order costs no session a copy. Returns
 /// how many sessions it still does.

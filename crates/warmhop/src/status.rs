@@ -47,7 +47,8 @@ pub struct PeerStatus {
     pub version: String,
     /// Milliseconds since its start.
     pub uptime_ms: u64,
-    /// `serving` or `draining`.
+    /// `serving`; `draining`; or `drained`: nothing is left here that another peer could have, and
+    /// no request is under way in its apps.
     pub state: String,
     /// Where its front doors listen.
     pub http: Vec<String>,

@@ -55,15 +55,16 @@ async fn alerts() -> Tested {
 async fn prometheus() -> Tested {
     let checks = debian("usr/bin/promtool")?;
     let program = debian("usr/bin/prometheus")?;
-    let world = World::with(2, vec![shop(QUICK, "")], "[log]\naccess = 'stderr'\n", |index, config| {
-        if index == 1 {
-            config["app"].as_array_mut().unwrap()[0]
-                .as_table_mut()
-                .unwrap()
-                .insert("start".into(), "never".into());
-        }
-    })
-    .await;
+    let world =
+        World::with(2, vec![shop(QUICK, "")], "[log]\naccess = 'stderr'\n", |index, config| {
+            if index == 1 {
+                config["app"].as_array_mut().unwrap()[0]
+                    .as_table_mut()
+                    .unwrap()
+                    .insert("start".into(), "never".into());
+            }
+        })
+        .await;
     world.warm(0).await;
     let mut client = Client::new();
     client.set_cookie("warmhop", "forged.peer-1");
@@ -86,9 +87,8 @@ async fn prometheus() -> Tested {
 
     let rules = alert_rules();
     for name in metrics_in(&rules) {
-        let is_told = |line: &str| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-        };
+        let is_told =
+            |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
         assert!(text.lines().any(is_told), "the alert rules ask for {name} in\n{text}");
     }
 

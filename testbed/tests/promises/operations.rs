@@ -189,7 +189,8 @@ async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
     let asked = Client::new().get(world.http(0), READY_PATH).await.unwrap();
     assert_eq!((asked.status, &*asked.text()), (StatusCode::SERVICE_UNAVAILABLE, "draining\n"));
     assert_eq!(world.admin(0, Method::GET, "/healthz").await.status, StatusCode::OK);
-    assert_eq!(world.status(0).await["peer"]["state"], "draining");
+    let state = world.status(0).await["peer"]["state"].clone();
+    assert!(state == "draining" || state == "drained", "{state}");
     until("its sessions have another owner", async || {
         (world.status(1).await["sessions"]["owned"] == 1).then_some(())
     })
@@ -204,6 +205,46 @@ async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
     socket.send(Message::text("hello")).await.unwrap();
     let back = timeout(BOUND, socket.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(back, Message::text("hello"));
+    drop(socket);
+}
+
+#[tokio::test]
+async fn a_drain_is_waited_for_and_called_off_again() {
+    let world = World::new(2, shop(QUICK, "")).await;
+    world.warm(0).await;
+    world.warm(1).await;
+    let mut shopper = Shopper::default();
+    shopper.add(world.http(0)).await;
+    let drained = world.warmhop(0, &["drain", "--wait", "--timeout", "60s"]);
+    assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
+    let told = world.status(0).await;
+    assert_eq!(
+        (&told["peer"]["state"], &told["sessions"]["owned"]),
+        (&"drained".into(), &0.into())
+    );
+
+    let back = world.warmhop(0, &["undrain"]);
+    assert!(back.status.success(), "{}", String::from_utf8_lossy(&back.stderr));
+    assert_eq!(world.status(0).await["peer"]["state"], "serving");
+    let asked = world.admin(0, Method::GET, "/readyz").await;
+    assert_eq!(asked.status, StatusCode::OK);
+    until("the other peer has heard of it", async || {
+        (world.status(1).await["peers"][0]["draining"] == false).then_some(())
+    })
+    .await;
+    shopper.add(world.http(0)).await;
+    let served = Client::new().get(world.http(0), "/whoami").await.unwrap();
+    assert_eq!(served.headers["warmhop-peer"], "peer-1", "it serves what comes to it again");
+
+    // One that is busy is not drained, and the wait for it has an end.
+    let stream = TcpStream::connect(world.http(0)).await.unwrap();
+    let url = format!("ws://{}/ws", world.http(0));
+    let connect = tokio_tungstenite::client_async(url, stream);
+    let (socket, _) = timeout(BOUND, connect).await.unwrap().unwrap();
+    let late = world.warmhop(0, &["drain", "--wait", "--timeout", "1500ms"]);
+    let told = String::from_utf8_lossy(&late.stderr).into_owned();
+    assert_eq!(late.status.code(), Some(1), "{told}");
+    assert!(told.contains("not drained within 1.5s"), "{told}");
     drop(socket);
 }
 

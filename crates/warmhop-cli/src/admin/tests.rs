@@ -156,6 +156,10 @@ impl Peer for Fake {
     async fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }
+
+    async fn undrain(&self) -> Result<(), ControlError> {
+        if self.draining.swap(false, Ordering::SeqCst) { Ok(()) } else { Err(ControlError::Ends) }
+    }
 }
 
 async fn ask(router: &Router, request: http::Request<Body>) -> (StatusCode, HeaderMap, String) {
@@ -287,6 +291,12 @@ async fn a_drain_is_accepted_at_once_and_shows_in_readiness_not_in_health() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     let (status, _, _) = ask(&router, request(Method::GET, "/healthz", &[LOCAL])).await;
     assert_eq!(status, StatusCode::OK);
+    let undrain = async || ask(&router, request(Method::POST, "/v1/undrain", &[LOCAL])).await;
+    assert_eq!(undrain().await.0, StatusCode::OK);
+    assert!(peer.takes_traffic());
+    let (status, _, body) = undrain().await;
+    assert_eq!(status, StatusCode::CONFLICT, "one that ends says so");
+    assert!(body.contains("start it anew"), "{body}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ const byId = (id) => document.getElementById(id);
 const SVG_POINTS = { width: 120, height: 28 };
 const KINDS = {
   ready: "good", serving: "good", alive: "good",
-  starting: "busy", stopping: "busy", draining: "busy", suspect: "busy",
+  starting: "busy", stopping: "busy", draining: "busy", drained: "busy", suspect: "busy",
   failed: "bad", gone: "bad", "cold, failed": "bad", "no answer": "bad",
 };
 const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem" };
