@@ -209,46 +209,6 @@ async fn a_draining_peer_takes_no_new_traffic_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_drain_is_waited_for_and_called_off_again() {
-    let world = World::new(2, shop(QUICK, "")).await;
-    world.warm(0).await;
-    world.warm(1).await;
-    let mut shopper = Shopper::default();
-    shopper.add(world.http(0)).await;
-    let drained = world.warmhop(0, &["drain", "--wait", "--timeout", "60s"]);
-    assert!(drained.status.success(), "{}", String::from_utf8_lossy(&drained.stderr));
-    let told = world.status(0).await;
-    assert_eq!(
-        (&told["peer"]["state"], &told["sessions"]["owned"]),
-        (&"drained".into(), &0.into())
-    );
-
-    let back = world.warmhop(0, &["undrain"]);
-    assert!(back.status.success(), "{}", String::from_utf8_lossy(&back.stderr));
-    assert_eq!(world.status(0).await["peer"]["state"], "serving");
-    let asked = world.admin(0, Method::GET, "/readyz").await;
-    assert_eq!(asked.status, StatusCode::OK);
-    until("the other peer has heard of it", async || {
-        (world.status(1).await["peers"][0]["draining"] == false).then_some(())
-    })
-    .await;
-    shopper.add(world.http(0)).await;
-    let served = Client::new().get(world.http(0), "/whoami").await.unwrap();
-    assert_eq!(served.headers["warmhop-peer"], "peer-1", "it serves what comes to it again");
-
-    // One that is busy is not drained, and the wait for it has an end.
-    let stream = TcpStream::connect(world.http(0)).await.unwrap();
-    let url = format!("ws://{}/ws", world.http(0));
-    let connect = tokio_tungstenite::client_async(url, stream);
-    let (socket, _) = timeout(BOUND, connect).await.unwrap().unwrap();
-    let late = world.warmhop(0, &["drain", "--wait", "--timeout", "1500ms"]);
-    let told = String::from_utf8_lossy(&late.stderr).into_owned();
-    assert_eq!(late.status.code(), Some(1), "{told}");
-    assert!(told.contains("not drained within 1.5s"), "{told}");
-    drop(socket);
-}
-
-#[tokio::test]
 async fn sessions_that_begin_at_a_peer_on_its_way_out_outlive_it() {
     let mut world = World::new(3, shop(QUICK, "")).await;
     for index in 0..3 {

@@ -104,3 +104,38 @@ fn an_archive_for_a_report_holds_no_secrets() {
     let expected = ["status.json", "requests.json", "metrics.txt", "warmhop.toml", "log.ndjson"];
     assert_eq!(names, expected.map(|name| format!("warmhop-debug-peer-1/{name}")));
 }
+
+#[test]
+fn a_drain_is_waited_for_and_called_off_again() {
+    let (first, second) = two("drain");
+    let state = |peer: &Peer| {
+        let (code, told, error) = peer.run(&["status", "--json"]);
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str::<Value>(&told).unwrap()["peer"]["state"].clone()
+    };
+    let seen_as = |expected: &str| {
+        wait_until(&format!("the other peer sees it {expected}"), || {
+            let (_, members, _) = second.run(&["members"]);
+            members.lines().any(|line| line.starts_with("peer-1") && line.contains(expected))
+        });
+    };
+    let (code, told, error) = first.run(&["drain", "--wait", "--timeout", "60s"]);
+    assert_eq!((code, told.as_str()), (0, "drained\n"), "{error}");
+    assert_eq!(state(&first), "drained");
+    seen_as("draining");
+
+    let (code, told, error) = first.run(&["undrain"]);
+    assert_eq!((code, told.as_str()), (0, "the peer takes traffic again\n"), "{error}");
+    assert_eq!(state(&first), "serving");
+    seen_as("alive");
+
+    // A drain takes a second at least, in which balancers notice.
+    let (code, _, error) = first.run(&["drain", "--wait", "--timeout", "1ms"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("not drained within 1ms") && error.contains("undrain"), "{error}");
+    assert_eq!(first.run(&["undrain"]).0, 0, "in the middle of a drain as well");
+    assert_eq!(state(&first), "serving");
+    let (code, told, _) = first.run(&["drain", "--wait", "--json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((code, &told["peer"]["state"]), (0, &"drained".into()));
+}
