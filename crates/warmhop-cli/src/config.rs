@@ -69,6 +69,8 @@ pub struct Http {
     pub tls: Option<Tls>,
     /// Whether responses name the peer and the request.
     pub reveal: bool,
+    /// The page for browsers whose request cannot be served; absent: the mesh's own.
+    pub error_page: Option<PathBuf>,
     /// How long requests and streams in flight may take to end once the peer drains.
     pub drain_grace: Duration,
 }

@@ -100,6 +100,9 @@ pub fn check(config: &Config) -> Result<(), Failure> {
     if config.http.tls.as_ref().is_some_and(|tls| tls.cert.exists() && tls.key.exists()) {
         failures.extend(load_tls(config).err());
     }
+    if config.http.error_page.as_ref().is_some_and(|file| file.exists()) {
+        failures.extend(load_error_page(config).err());
+    }
     let identity = ["ca.pem", "cert.pem", "key.pem"].map(|name| config.mesh.identity.join(name));
     if identity.iter().chain(&config.mesh.cookie_key).all(|file| file.exists()) {
         failures.extend(load_identity(config).err());
@@ -121,14 +124,20 @@ struct Credentials {
     identity: Identity,
     /// To clients over TLS.
     tls: Option<FrontDoorTls>,
+    /// What browsers are shown where a request cannot be served, instead of the mesh's own page.
+    error_page: Option<String>,
 }
 
 /// Everything that has to be on this machine before the peer starts.
 fn load(config: &Config) -> Result<Credentials, Failure> {
-    match (load_tls(config), load_identity(config), check_programs(config)) {
-        (Ok(tls), Ok(identity), Ok(())) => Ok(Credentials { identity, tls }),
-        (tls, identity, programs) => {
-            let failures = [tls.err(), identity.err(), programs.err()];
+    let loaded =
+        (load_tls(config), load_identity(config), load_error_page(config), check_programs(config));
+    match loaded {
+        (Ok(tls), Ok(identity), Ok(error_page), Ok(())) => {
+            Ok(Credentials { identity, tls, error_page })
+        }
+        (tls, identity, page, programs) => {
+            let failures = [tls.err(), identity.err(), page.err(), programs.err()];
             Err(Failure::together(failures.into_iter().flatten()))
         }
     }
@@ -139,6 +148,25 @@ fn load_tls(config: &Config) -> Result<Option<FrontDoorTls>, Failure> {
     FrontDoorTls::from_files(cert, key)
         .map(Some)
         .map_err(|error| Failure::usage(config.problem("http.tls", error.to_string(), "")))
+}
+
+/// The most bytes that a page of one's own may have: it is held in memory and sent whole.
+const ERROR_PAGE_BYTES_MAX: usize = 256 * 1024;
+
+fn load_error_page(config: &Config) -> Result<Option<String>, Failure> {
+    let Some(file) = &config.http.error_page else { return Ok(None) };
+    let wrong = |what: String| {
+        let remedy = "name a file of HTML in UTF-8, complete in itself";
+        Failure::usage(config.problem("http.error_page", what, remedy))
+    };
+    let page = std::fs::read_to_string(file)
+        .map_err(|error| wrong(format!("cannot read {}: {error}", file.display())))?;
+    if page.len() > ERROR_PAGE_BYTES_MAX {
+        let bytes = page.len();
+        let what = format!("{} has {bytes} bytes, over {ERROR_PAGE_BYTES_MAX}", file.display());
+        return Err(wrong(what));
+    }
+    Ok(Some(page))
 }
 
 fn load_identity(config: &Config) -> Result<Identity, Failure> {
@@ -162,10 +190,13 @@ async fn serve(
     Machine { open_files, threads }: Machine,
     journal: &Journal,
 ) -> Result<u8, Failure> {
-    let Credentials { identity, tls } = credentials;
+    let Credentials { identity, tls, error_page } = credentials;
     let listeners = bind(config, tls, threads).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
     let mut builder = builder(config, identity, open_files, redis_addr);
+    if let Some(page) = error_page {
+        builder = builder.error_page(page);
+    }
     if let Some((log, writing)) = access_log(config)? {
         builder = builder.access_log(log);
         signals.access = Some(writing);

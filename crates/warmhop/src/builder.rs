@@ -21,6 +21,7 @@ use crate::app::{App, AppSpec};
 use crate::body::{Body, BoxError};
 use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
+use crate::error_page::ErrorPage;
 use crate::front;
 use crate::hop::HopRefusal;
 use crate::hop_layer::HopLayer;
@@ -55,6 +56,7 @@ pub struct Builder {
     pub(crate) identity: Identity,
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
+    pub(crate) error_page: ErrorPage,
     pub(crate) drain_grace: Duration,
     pub(crate) accesses: Accesses,
     pub(crate) spans: Spans,
@@ -125,11 +127,21 @@ impl Builder {
         self
     }
 
-    /// Whether responses name the peer and the request (`Warmhop-Peer`,
-    /// `Warmhop-Request-Id`). Default: yes.
+    /// Whether responses show the mesh's inside: the peer and the request (`Warmhop-Peer`,
+    /// `Warmhop-Request-Id`), peers' names in `Via` and `Proxy-Status`, and what went wrong.
+    /// Default: yes. The affinity cookie names a peer in any case.
     #[must_use]
     pub fn reveal(mut self, reveal: bool) -> Self {
         self.reveal = reveal;
+        self
+    }
+
+    /// The page that browsers are shown where a request cannot be served, instead of the mesh's own.
+    /// In it `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and `{again}` (an element for the
+    /// head, which loads the page anew where that helps) stand for what happened.
+    #[must_use]
+    pub fn error_page(mut self, html: impl Into<String>) -> Self {
+        self.error_page = ErrorPage::of(html.into());
         self
     }
 
@@ -227,6 +239,7 @@ impl Builder {
             zone: self.zone.clone(),
             incarnation,
             reveal: self.reveal,
+            error_page: self.error_page,
             clock: clock.clone(),
             has_seeds: !self.seeds.is_empty(),
             slots,
@@ -483,6 +496,7 @@ impl Mesh {
             identity,
             sessions: SessionPolicy::default(),
             reveal: true,
+            error_page: ErrorPage::default(),
             drain_grace: Duration::from_secs(30),
             accesses: Accesses::default(),
             spans: Spans::default(),

@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 use http_body::Frame;
 
 use crate::body::{Body, BoxError};
+use crate::error_page::in_plain_words;
 use crate::problem::Problem;
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -29,7 +30,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Turns a problem's response into one of trailers only, keeping the fields that say more.
-pub(crate) fn refusal(problem: &Problem, response: &mut Response<Body>) {
+pub(crate) fn refusal(problem: &Problem, reveal: bool, response: &mut Response<Body>) {
     let code = match problem.status {
         StatusCode::BAD_REQUEST => "13",
         StatusCode::NOT_FOUND => "12",
@@ -44,7 +45,8 @@ pub(crate) fn refusal(problem: &Problem, response: &mut Response<Body>) {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(STATUS, HeaderValue::from_static(code));
-    headers.insert(MESSAGE, message(&problem.detail));
+    let (_, words) = in_plain_words(problem.status, false);
+    headers.insert(MESSAGE, message(if reveal { &problem.detail } else { words }));
 }
 
 /// An app's response, in which a failure of the body is told as the call's status.

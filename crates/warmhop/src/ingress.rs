@@ -31,8 +31,9 @@ use crate::grpc;
 use crate::hop::{self, AppIs};
 use crate::node::Node;
 use crate::portable::{Portable, Subject};
-use crate::problem::{FIELD_REFUSED, Problem, sf_name};
+use crate::problem::{PSEUDONYM, Problem, sf_name};
 use crate::recall::Tracing;
+use crate::refusal::Asked;
 use crate::serve::{Served, ServedBy, Upgrade};
 use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
@@ -180,43 +181,23 @@ impl Ingress {
             "entry",
             format_args!("{} {}", request.method(), request.uri().path()),
         );
-        let accept = request.headers().get(http::header::ACCEPT).cloned();
+        let asked = Asked::of(&request, client.secure);
         let version = request.version();
         let mut span = self.span(&mut request, &client, &tracing.id);
         let mut access = node.accesses.arrives(&request, &client, tracing.id.as_str());
-        let is_call = grpc::is_grpc(request.headers());
         let outcome = self.dispatch(of, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
             Err((problem, app)) => {
                 let way = if problem.page.is_some() { "page" } else { "refuse" };
-                tracing.step("problem", problem.detail.clone());
                 if let Some(access) = &mut access {
                     access.refused(problem.name);
                 }
-                tracing::info!(
-                    request = %tracing.id,
-                    problem = problem.name,
-                    status = problem.status.as_u16(),
-                    detail = problem.detail,
-                    "refused"
-                );
-                let accept: HeaderMap =
-                    accept.map(|accept| (http::header::ACCEPT, accept)).into_iter().collect();
-                let mut response = problem.response(&accept, node.me.as_str(), tracing.id.as_str());
-                if is_call {
-                    grpc::refusal(&problem, &mut response);
-                }
-                if let (FIELD_REFUSED, Some(slot)) = (problem.name, &app) {
-                    // It would be refused each time.
-                    let cookie = &node.store.policy().cookie;
-                    let field = cookie.remove(&slot.spec.path, client.secure);
-                    fields::set_affinity(response.headers_mut(), &field);
-                }
+                let response = self.refusal(&problem, app.as_ref(), &asked, &mut tracing);
                 (response, way, app)
             }
         };
-        if is_call && grpc::is_grpc(response.headers()) {
+        if asked.is_call && grpc::is_grpc(response.headers()) {
             response = grpc::answer(response);
         }
         let status = response.status();
@@ -578,10 +559,11 @@ impl Ingress {
             headers.insert(HeaderName::from_static(PEER_FIELD), by);
         }
         if let Some(hop) = &next_hop {
-            fields::append_via(headers, http::Version::HTTP_11, node.me.as_str());
+            let by = if node.reveal { node.me.as_str() } else { PSEUDONYM };
+            fields::append_via(headers, http::Version::HTTP_11, by);
             let status =
                 format!("{}; next-hop={}", sf_name(node.me.as_str()), sf_name(hop.as_str()));
-            if let Ok(value) = HeaderValue::from_str(&status) {
+            if let (true, Ok(value)) = (node.reveal, HeaderValue::from_str(&status)) {
                 headers.append("proxy-status", value);
             }
         }

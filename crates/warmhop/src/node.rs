@@ -22,6 +22,7 @@ use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source
 
 use crate::access::Accesses;
 use crate::clock::Clock;
+use crate::error_page::ErrorPage;
 use crate::hop::Load;
 use crate::identity::CookieAuthenticator;
 use crate::net::Net;
@@ -51,6 +52,7 @@ pub(crate) struct Node {
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
     pub(crate) reveal: bool,
+    pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
     /// There are others that it means to join.
@@ -106,6 +108,7 @@ pub(crate) struct Parts {
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
     pub(crate) reveal: bool,
+    pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
     pub(crate) has_seeds: bool,
     pub(crate) slots: Vec<Arc<Slot>>,
@@ -132,6 +135,7 @@ impl Node {
             zone: parts.zone,
             incarnation: parts.incarnation,
             reveal: parts.reveal,
+            error_page: parts.error_page,
             clock: parts.clock,
             started: Instant::now(),
             has_seeds: parts.has_seeds,
@@ -373,7 +377,11 @@ impl Node {
         let mut problem = Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "starting", detail)
             .proxy_error("destination_unavailable")
             .retry_after(progress.eta.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX));
-        problem.page = Some(Box::new(progress.page(slot.name().as_str())));
+        problem.page = Some(Box::new(progress.page(if self.reveal {
+            slot.name().as_str()
+        } else {
+            "This page"
+        })));
         Some(problem)
     }
 

@@ -14,7 +14,7 @@ use warmhop_core::session::{Outcome, Submit};
 use crate::call::Call;
 use crate::node::{Node, Place, Placing};
 use crate::portable::{LineEnd, Portable};
-use crate::problem::{Problem, outcome_unknown, too_many_sessions};
+use crate::problem::{Audience, Problem, outcome_unknown, too_many_sessions};
 use crate::recall::Tracing;
 use crate::serve::Served;
 use crate::sessions::Told;
@@ -115,6 +115,14 @@ impl Node {
         let problem = problem.unwrap_or_else(|| {
             outcome_unknown("an earlier attempt of this request broke off, and it is not run again")
         });
-        Served::here(self, problem.response(&HeaderMap::new(), self.me.as_str(), id))
+        let response = problem.response(&Audience {
+            accept: &HeaderMap::new(),
+            is_get: false,
+            peer: self.me.as_str(),
+            id,
+            reveal: self.reveal,
+            page: &self.error_page,
+        });
+        Served::here(self, response)
     }
 }

@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use warmhop_core::session::Failure;
 
 use crate::body::Body;
+use crate::error_page::{ErrorPage, Told, in_plain_words};
 use crate::hop::HopRefusal;
 use crate::serve::LocalError;
 
@@ -15,6 +16,25 @@ use crate::serve::LocalError;
 pub(crate) const SET_TOO_LARGE: &str = "session-too-large";
 /// An app's server takes no request with its client's session in it.
 pub(crate) const FIELD_REFUSED: &str = "session-field-refused";
+
+/// What stands for the peers' names where they are not shown.
+pub(crate) const PSEUDONYM: &str = "gateway";
+
+/// Who is told of a problem, and what of it.
+pub(crate) struct Audience<'a> {
+    /// What the client said that it takes.
+    pub(crate) accept: &'a HeaderMap,
+    /// Asking again repeats nothing but the view of a page.
+    pub(crate) is_get: bool,
+    /// This peer.
+    pub(crate) peer: &'a str,
+    /// The request's id.
+    pub(crate) id: &'a str,
+    /// Whether the mesh's inside is shown: names, ids and what went wrong.
+    pub(crate) reveal: bool,
+    /// What a browser is shown.
+    pub(crate) page: &'a ErrorPage,
+}
 
 /// A refusal on its way to a client.
 #[derive(Debug, Clone)]
@@ -54,33 +74,37 @@ impl Problem {
     }
 
     /// The response, in the form that the client's `Accept` prefers.
-    pub(crate) fn response(
-        &self,
-        accept: &HeaderMap,
-        peer: &str,
-        request_id: &str,
-    ) -> Response<Body> {
+    pub(crate) fn response(&self, to: &Audience<'_>) -> Response<Body> {
         let title = self.status.canonical_reason().unwrap_or("Error");
+        let shown = |text: &str| if to.reveal { text.to_owned() } else { String::new() };
+        let mut fields = HeaderMap::new();
         let (kind, body) = if let Some(page) = &self.page {
+            fields.clone_from(&page.1);
             ("text/html; charset=utf-8", page.0.clone())
-        } else if prefers_html(accept) {
-            let page = format!(
-                "<!doctype html><meta charset=utf-8><title>{code} {title}</title>\
-                 <style>body{{font:16px/1.5 system-ui;max-width:40em;margin:15vh auto;padding:0 1em}}\
-                 small{{color:#777}}</style><h1>{title}</h1><p>{detail}</p><small>{id}</small>\n",
-                code = self.status.as_u16(),
-                detail = escape_html(&self.detail),
-                id = escape_html(request_id),
-            );
+        } else if prefers_html(to.accept) {
+            let (detail, id) = (shown(&self.detail), shown(to.id));
+            let again = self.retry_after.filter(|_| to.is_get);
+            let told = Told { status: self.status, detail: &detail, id: &id, again };
+            let page;
+            (page, fields) = to.page.told(&told);
             ("text/html; charset=utf-8", page)
-        } else {
+        } else if to.reveal {
             let json = format!(
                 "{{\"type\":\"urn:warmhop:{}\",\"title\":{},\"status\":{},\"detail\":{},\"instance\":{}}}\n",
                 self.name,
                 json_string(title),
                 self.status.as_u16(),
                 json_string(&self.detail),
-                json_string(&format!("urn:warmhop:request:{request_id}")),
+                json_string(&format!("urn:warmhop:request:{}", to.id)),
+            );
+            ("application/problem+json", json)
+        } else {
+            let (_, words) = in_plain_words(self.status, false);
+            let json = format!(
+                "{{\"type\":\"about:blank\",\"title\":{},\"status\":{},\"detail\":{}}}\n",
+                json_string(title),
+                self.status.as_u16(),
+                json_string(words),
             );
             ("application/problem+json", json)
         };
@@ -89,16 +113,14 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(page) = &self.page {
-            headers.extend(page.1.clone());
-        }
+        headers.extend(fields);
         if let Some(span) = self.retry_after {
             headers
                 .insert(RETRY_AFTER, HeaderValue::from(span.as_secs_f64().ceil().max(1.0) as u64));
         }
-        if let Some(kind) = self.proxy_error {
-            let value =
-                format!("{}; error={kind}; details={}", sf_name(peer), sf_string(&self.detail));
+        if let Some(kind) = self.proxy_error.filter(|_| to.reveal) {
+            let (peer, detail) = (sf_name(to.peer), sf_string(&self.detail));
+            let value = format!("{peer}; error={kind}; details={detail}");
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert("proxy-status", value);
             }
@@ -394,10 +416,21 @@ mod tests {
     fn a_detail_with_quotes_and_line_breaks_stays_one_valid_header_and_one_valid_json_string() {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "x", "said \"no\"\n\u{1}é")
             .proxy_error("destination_unavailable");
-        let response = problem.response(&HeaderMap::new(), "peer-1", "id");
+        let (accept, page) = (HeaderMap::new(), ErrorPage::default());
+        let mut to = Audience {
+            accept: &accept,
+            is_get: true,
+            peer: "peer-1",
+            id: "id",
+            reveal: true,
+            page: &page,
+        };
+        let response = problem.response(&to);
         let status = response.headers()["proxy-status"].to_str().unwrap();
         assert_eq!(status, "peer-1; error=destination_unavailable; details=\"said \\\"no\\\"???\"");
         assert_eq!(json_string("a\"\n\u{1}"), "\"a\\\"\\n\\u0001\"");
+        to.reveal = false;
+        assert!(!problem.response(&to).headers().contains_key("proxy-status"));
     }
 
     #[test]

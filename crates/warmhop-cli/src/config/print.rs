@@ -31,6 +31,10 @@ impl fmt::Display for Config {
             None => writeln!(f, "# tls is not set: plain HTTP")?,
         }
         writeln!(f, "reveal = {}", self.http.reveal)?;
+        match &self.http.error_page {
+            Some(file) => writeln!(f, "error_page = {}", path(file))?,
+            None => writeln!(f, "# error_page is not set: a page of the mesh's own")?,
+        }
         writeln!(f, "drain_grace = \"{}\"", duration_text(self.http.drain_grace))?;
 
         writeln!(f, "\n[mesh]\nlisten = \"{}\"", self.mesh.listen)?;

@@ -185,6 +185,7 @@ fn read_http(root: &mut Table<'_>) -> Http {
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))],
         tls: None,
         reveal: true,
+        error_page: None,
         drain_grace: Duration::from_secs(30),
     };
     let Some(mut table) = root.table("http") else { return http };
@@ -202,6 +203,7 @@ fn read_http(root: &mut Table<'_>) -> Http {
     if let Some(reveal) = table.take("reveal").and_then(|field| field.boolean()) {
         http.reveal = reveal;
     }
+    http.error_page = table.take("error_page").and_then(|field| field.path());
     // Whoever asks a peer to end must not have to wait for ever.
     let bounds = Duration::ZERO..=Duration::from_secs(3600);
     table.set_duration("drain_grace", bounds, &mut http.drain_grace);

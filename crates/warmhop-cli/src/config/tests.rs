@@ -11,6 +11,7 @@ zone = "a"
 [http]
 listen = ["127.0.0.1:8081", "[::1]:8081"]
 reveal = false
+error_page = "error.html"
 drain_grace = "5s"
 
 [mesh]
@@ -76,6 +77,7 @@ fn every_key_arrives() {
     assert_eq!(config.peer.zone.as_deref(), Some("a"));
     assert_eq!(config.http.listen.len(), 2);
     assert!(!config.http.reveal);
+    assert_eq!(config.http.error_page.as_deref(), Some(Path::new("/nowhere/error.html")));
     assert_eq!(config.http.drain_grace, Duration::from_secs(5));
     assert_eq!(config.mesh.advertise, Some("127.0.0.2:7001".parse().unwrap()));
     assert_eq!(config.mesh.seeds, ["127.0.0.1:7001", "peers.internal:7002"]);
@@ -159,6 +161,7 @@ name = "p"
 listen = ["127.0.0.1:8081"]
 # tls is not set: plain HTTP
 reveal = true
+# error_page is not set: a page of the mesh's own
 drain_grace = "30s"
 
 [mesh]

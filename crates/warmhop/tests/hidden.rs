@@ -1,0 +1,82 @@
+//! What a client is shown of the mesh's inside, and what not where that is not wanted.
+
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod bed;
+
+use bed::{Answer, Bed, Client, Gate, Plan, eventually};
+use http::{Method, Request, StatusCode};
+use warmhop::config::StartMode;
+use warmhop::{Body, Mesh};
+
+/// All that an answer says, as one text.
+fn all_of(answer: &Answer) -> String {
+    let fields: Vec<_> = answer.headers.iter().filter(|(name, _)| *name != "set-cookie").collect();
+    format!("{fields:?} {}", answer.text)
+}
+
+async fn ask(mesh: &Mesh, method: Method, target: &str, accept: &str) -> Answer {
+    let request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header("accept", accept)
+        .header("x-request-id", "an-id-of-it")
+        .body(Body::empty())
+        .unwrap();
+    Client::default().send(mesh, request).await
+}
+
+#[tokio::test]
+async fn nothing_names_a_peer_an_app_or_a_request_where_nothing_is_revealed() {
+    let (warm, cold) = (Gate::new(true), Gate::new(false));
+    let mut bed = Bed::new();
+    let plan = Plan { start: StartMode::AtBoot, ..Plan::default() };
+    let first = bed.add("first-one", plan, &warm).await;
+    eventually("the app is ready on the first", || first.status().apps[0].state == "ready").await;
+    let second =
+        bed.add_built("second-one", Plan::default(), &cold, |built| built.reveal(false)).await;
+    bed.believes(&second, "first-one", "ready").await;
+
+    let hopped = ask(&second, Method::GET, "/fail", "*/*").await;
+    assert_eq!((hopped.status, hopped.text.as_str()), (StatusCode::INTERNAL_SERVER_ERROR, "no"));
+    assert_eq!(hopped.field("via"), "1.1 gateway");
+    let refused = ask(&second, Method::CONNECT, "shop.localhost:80", "*/*").await;
+    assert_eq!(refused.status, StatusCode::NOT_IMPLEMENTED);
+    let page = ask(&second, Method::CONNECT, "shop.localhost:80", "text/html").await;
+    assert!(page.text.contains("This is not available right now"), "{}", page.text);
+    first.shutdown().await;
+    eventually("the app is ready nowhere", || !second.status().peers[0].alive).await;
+    let request = Request::get("/who")
+        .header("accept", "text/html")
+        .header("sec-fetch-mode", "navigate")
+        .body(Body::empty())
+        .unwrap();
+    let starting = Client::default().send(&second, request).await;
+    assert_eq!(starting.status, StatusCode::SERVICE_UNAVAILABLE);
+    for answer in [hopped, refused, page, starting] {
+        let told = all_of(&answer);
+        for inner in ["first-one", "second-one", "an-id-of-it", "proxy-status", "urn:", "shop is"] {
+            assert!(!told.contains(inner), "{inner} in {told}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_browser_is_told_in_plain_words_and_programs_as_problem_details() {
+    let cold = Gate::new(false);
+    let mut bed = Bed::new();
+    let one = bed.add("one", Plan::default(), &cold).await;
+    let page = ask(&one, Method::CONNECT, "shop.localhost:80", "text/html").await;
+    assert_eq!(page.field("content-type"), "text/html; charset=utf-8");
+    assert!(page.field("content-security-policy").starts_with("default-src 'none';"));
+    assert!(page.text.contains("CONNECT is for forward proxies"), "{}", page.text);
+    assert!(page.text.contains("501 an-id-of-it"), "{}", page.text);
+    let told = ask(&one, Method::CONNECT, "shop.localhost:80", "*/*").await;
+    assert_eq!(told.field("content-type"), "application/problem+json");
+    assert!(told.text.contains("urn:warmhop:no-connect"), "{}", told.text);
+
+    let own = "<p>{status} {title} {id}</p>";
+    let two = bed.add_built("two", Plan::default(), &cold, |built| built.error_page(own)).await;
+    let page = ask(&two, Method::CONNECT, "shop.localhost:80", "text/html").await;
+    assert_eq!(page.text, "<p>501 This is not available right now an-id-of-it</p>");
+}
