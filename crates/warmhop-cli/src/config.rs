@@ -10,6 +10,7 @@
 //! peer's environment, so that peers which differ only in their name and address share one file;
 //! not so in `[[app]]` tables, whose texts are an app's own affair and often a shell's.
 
+pub mod keys;
 mod memory;
 mod print;
 mod read;

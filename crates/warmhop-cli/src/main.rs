@@ -70,7 +70,11 @@ enum Command {
     /// default filled in.
     Check {
         /// The configuration.
-        file: PathBuf,
+        #[arg(required_unless_present = "schema")]
+        file: Option<PathBuf>,
+        /// Print the JSON schema of configurations instead, for editors.
+        #[arg(long, conflicts_with = "file")]
+        schema: bool,
     },
     /// Make a cluster's authority; issue, show or renew a peer's identity.
     #[command(subcommand)]
@@ -165,6 +169,12 @@ enum Command {
         listen: std::net::SocketAddr,
         #[command(flatten)]
         listener: Listener,
+    },
+    /// Write a manual page for the program and each of its commands, for packages.
+    #[command(hide = true)]
+    Man {
+        /// The folder to write them into.
+        dir: PathBuf,
     },
     /// Print a shell's completions for this program.
     Completions {
@@ -318,7 +328,9 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             in_runtime(dev::run(dev::Wanted { peers, port, session, ready, command }))
         }
         Command::Init { peers, dir } => print(&init::write(&dir, peers)?),
-        Command::Check { file } => check(&file),
+        Command::Check { file: Some(file), .. } => check(&file),
+        Command::Check { .. } => print(&pretty(&config::keys::schema())),
+        Command::Man { dir } => man(&dir),
         Command::Cert(Cert::Ca { out, cluster, force }) => {
             print(&cert::make_authority(&out, &cluster, force).map_err(Failure::failed)?)
         }
@@ -400,6 +412,13 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             print(&lb::recipe(wanted, &status).map_err(Failure::failed)?)
         }),
     }
+}
+
+fn man(dir: &std::path::Path) -> Result<u8, Failure> {
+    let written =
+        std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
+    let cannot = |error| Failure::failed(format!("cannot write into {}: {error}", dir.display()));
+    written.map_err(cannot).map(|()| 0)
 }
 
 fn check(file: &std::path::Path) -> Result<u8, Failure> {

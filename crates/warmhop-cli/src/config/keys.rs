@@ -69,9 +69,7 @@ impl Kind {
 
     /// In a schema. A text outside of `[[app]]` may be a variable of the environment instead.
     fn schema(&self) -> Value {
-        let spelt = |pattern: &str| {
-            json!({ "type": "string", "pattern": format!("^({pattern}|.*\\$\\{{\\w+\\}}.*)$") })
-        };
+        let spelt = |pattern: &str| json!({ "type": "string", "pattern": format!("^({pattern}|.*\\$\\{{\\w+\\}}.*)$") });
         match self {
             Self::Text | Self::Path => json!({ "type": "string" }),
             Self::Texts => json!({ "type": "array", "items": { "type": "string" } }),
@@ -178,7 +176,8 @@ fn table_schema(table: &str) -> Value {
         }
         let mut schema = table_schema(inner);
         schema["description"] = json!(about);
-        let schema = if *inner == "app" { json!({ "type": "array", "items": schema }) } else { schema };
+        let schema =
+            if *inner == "app" { json!({ "type": "array", "items": schema }) } else { schema };
         properties.insert(name.into(), schema);
     }
     json!({

@@ -777,6 +777,8 @@ impl<'a> Table<'a> {
 
     /// Reports every key that nothing asked for, with the nearest one that there is.
     fn finish(self) {
+        #[cfg(test)]
+        looked_for::note(&self.path, &self.known);
         for (name, _) in self.entries.iter() {
             let unknown = name.get_ref().as_ref();
             if self.known.contains(&unknown) {
@@ -923,4 +925,32 @@ impl<'a> Field<'a> {
             known: Vec::new(),
         })
     }
+}
+
+/// Which keys the parser asks for, whatever stands in the file.
+#[cfg(test)]
+mod looked_for {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    thread_local! {
+        static KEYS: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
+    }
+
+    pub(super) fn note(table: &str, names: &[&str]) {
+        let prefix = if table.is_empty() { String::new() } else { format!("{table}.") };
+        KEYS.with_borrow_mut(|keys| {
+            keys.extend(names.iter().map(|name| format!("{prefix}{name}")));
+        });
+    }
+
+    pub(super) fn take() -> BTreeSet<String> {
+        KEYS.take()
+    }
+}
+
+/// Every key that was asked for on this thread since the last time.
+#[cfg(test)]
+pub(super) fn keys_looked_for() -> std::collections::BTreeSet<String> {
+    looked_for::take()
 }

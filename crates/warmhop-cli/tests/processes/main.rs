@@ -5,6 +5,7 @@
 
 mod child;
 mod cli;
+mod documented;
 mod first_minute;
 mod joining;
 mod logging;

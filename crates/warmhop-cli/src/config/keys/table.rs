@@ -7,7 +7,11 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     ("", "At the top", "What all of the file belongs to."),
     ("peer", "`[peer]`", "Who this peer is."),
     ("http", "`[http]`", "The front doors, where clients arrive."),
-    ("http.tls", "`[http] tls`", "A certificate makes the front doors speak TLS; absent, they speak plain HTTP."),
+    (
+        "http.tls",
+        "`[http] tls`",
+        "A certificate makes the front doors speak TLS; absent, they speak plain HTTP.",
+    ),
     ("mesh", "`[mesh]`", "How this peer meets the others."),
     ("admin", "`[admin]`", "Where the dashboard, the metrics and the commands ask."),
     ("session", "`[session]`", "How sessions are kept. All peers should say the same."),
@@ -15,9 +19,17 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     ("log", "`[log]`", "What is told of requests."),
     ("run", "`[run]`", "What the peer takes of its machine."),
     ("app", "`[[app]]`", "An app, once for each. See [apps.md](apps.md)."),
-    ("app.match", "`[[app]] match`", "Which requests are for the app. The most specific match wins: a host before none, then the longest path."),
+    (
+        "app.match",
+        "`[[app]] match`",
+        "Which requests are for the app. The most specific match wins: a host before none, then the longest path.",
+    ),
     ("app.ready", "`[[app]] ready`", "When a copy that starts counts as ready."),
-    ("app.alive", "`[[app]] alive`", "How a ready copy is asked whether it is well. Absent, it is asked only where requests fail or hang."),
+    (
+        "app.alive",
+        "`[[app]] alive`",
+        "How a ready copy is asked whether it is well. Absent, it is asked only where requests fail or hang.",
+    ),
 ];
 
 const fn key(
