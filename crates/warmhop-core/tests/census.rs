@@ -91,6 +91,32 @@ fn whoever_was_reborn_uses_up_the_one_silence() {
 }
 
 #[test]
+fn seeds_that_were_never_met_count_as_peers_that_are_missed() {
+    let unmet = |others: &[u8], silent: &[u8], unmet| {
+        let pair = others.len() < 2;
+        Census { pair, ..census(others, silent) }.with_unmet(unmet)
+    };
+    // It starts while it is cut off, alone or with another one that has forgotten as much.
+    assert_eq!(Roll::new(inc(1), &unmet(&[], &[], 2)).verdict(false), Verdict::TooFew);
+    let mut roll = Roll::new(inc(1), &unmet(&[2], &[], 3));
+    roll.answer(inc(2), Some(&unmet(&[1], &[], 3)));
+    assert_eq!(roll.verdict(false), Verdict::TooFew);
+    // Of a pair either serves without the other.
+    assert_eq!(Roll::new(inc(1), &unmet(&[], &[], 1)).verdict(false), Verdict::Enough);
+    // Where everyone known is asked and most of all, it does not matter who the others are.
+    let mut roll = Roll::new(inc(1), &unmet(&[2, 3], &[], 2));
+    roll.answer(inc(2), None);
+    assert_ne!(roll.verdict(true), Verdict::Enough, "two of five, and one that is known is missed");
+    roll.answer(inc(3), None);
+    assert_eq!(roll.verdict(false), Verdict::Enough);
+    // Here one is missed, and one was never met: too many, unless the one is long gone.
+    let mut roll = Roll::new(inc(1), &unmet(&[2, 3, 4], &[4], 1));
+    roll.answer(inc(2), None);
+    roll.answer(inc(3), None);
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+}
+
+#[test]
 fn what_others_know_of_the_mesh_is_counted_too() {
     let mut roll = Roll::new(inc(1), &census(&[2], &[]));
     let unknown = roll.answer(inc(2), Some(&census(&[1, 3, 4, 5], &[])));

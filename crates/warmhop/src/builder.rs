@@ -241,7 +241,7 @@ impl Builder {
             reveal: self.reveal,
             error_page: self.error_page,
             clock: clock.clone(),
-            has_seeds: !self.seeds.is_empty(),
+            seeds: self.seeds.len(),
             slots,
             registers,
             changed: changed.clone(),
@@ -277,6 +277,7 @@ impl Builder {
         store.connect(Box::new(move |to, frame| carrier.send_session(to, frame)));
         let _ = late_net.set(net.clone());
         let _ = node.net.set(net.clone());
+        node.count_peers();
         for slot in &node.slots {
             slot.announce();
         }

@@ -396,6 +396,10 @@ pub(crate) async fn follow<R, Fut>(
                     let all_linked = reached.iter().all(Result::is_ok);
                     // A name that leads to one peer at least has done what it is there for.
                     let joined = reached.iter().any(Result::is_ok);
+                    // Where a name leads to this peer among others, they are yet to be met.
+                    if all_linked || reached.iter().flatten().any(|led| *led == Led::Elsewhere) {
+                        shared.seeds.met(position);
+                    }
                     let trouble = reached.into_iter().find_map(Result::err);
                     shared.seeds.tried(position, trouble.filter(|_| !joined));
                     all_linked
@@ -434,24 +438,33 @@ async fn resolve(seed: &str) -> Result<Vec<SocketAddr>, Trouble> {
     if addrs.is_empty() { Err(Trouble::unresolved("it has no address")) } else { Ok(addrs) }
 }
 
+/// Where an address leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Led {
+    Here,
+    Elsewhere,
+}
+
 /// Sees to it that there is a link to the peer that answers at the address, unless it is this peer
 /// itself.
-async fn reach(shared: &Arc<Shared>, addr: SocketAddr) -> Result<(), Trouble> {
-    let linked = |peer: &PeerId| *peer == shared.me || shared.links.to(peer).is_some();
-    if addr == shared.advertise
-        || shared.links.table().by_addr.contains_key(&addr)
-        || shared.book.alias(addr).is_some_and(|peer| linked(&peer))
+async fn reach(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Led, Trouble> {
+    let alias = shared.book.alias(addr);
+    if addr == shared.advertise || alias.as_ref() == Some(&shared.me) {
+        return Ok(Led::Here);
+    }
+    if shared.links.table().by_addr.contains_key(&addr)
+        || alias.is_some_and(|peer| shared.links.to(&peer).is_some())
     {
-        return Ok(());
+        return Ok(Led::Elsewhere);
     }
     match dial(shared, addr).await {
         Ok(Met::Peer(peer)) => {
             shared.book.remember(addr, peer);
-            Ok(())
+            Ok(Led::Elsewhere)
         }
         Ok(Met::Myself) => {
             shared.book.remember(addr, shared.me.clone());
-            Ok(())
+            Ok(Led::Here)
         }
         Ok(Met::Namesake) => Err(Trouble::namesake(addr)),
         Err(error) => {

@@ -468,7 +468,12 @@ impl Net {
         }
     }
 
-    /// What became of each seed.
+    /// How many seeds were never met, and are not the address of a peer that `is_known`.
+    pub(crate) fn unmet_seeds(&self, is_known: impl Fn(SocketAddr) -> bool) -> usize {
+        self.shared.seeds.unmet(is_known)
+    }
+
+    /// What became of each seed, in the order of the configuration.
     pub(crate) fn seeds(&self) -> Vec<SeedStatus> {
         self.shared.seeds.status()
     }

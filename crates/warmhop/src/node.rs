@@ -55,8 +55,8 @@ pub(crate) struct Node {
     pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
-    /// There are others that it means to join.
-    pub(crate) has_seeds: bool,
+    /// How many addresses it has of others that it means to join.
+    pub(crate) seeds: usize,
     pub(crate) slots: Vec<Arc<Slot>>,
     /// Those that execute what is asked of registers: no client's request reaches them.
     pub(crate) registers: Vec<Arc<Slot>>,
@@ -110,7 +110,7 @@ pub(crate) struct Parts {
     pub(crate) reveal: bool,
     pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
-    pub(crate) has_seeds: bool,
+    pub(crate) seeds: usize,
     pub(crate) slots: Vec<Arc<Slot>>,
     pub(crate) registers: Vec<Arc<Slot>>,
     pub(crate) changed: watch::Sender<u64>,
@@ -138,7 +138,7 @@ impl Node {
             error_page: parts.error_page,
             clock: parts.clock,
             started: Instant::now(),
-            has_seeds: parts.has_seeds,
+            seeds: parts.seeds,
             slots: parts.slots,
             registers: parts.registers,
             slots_by_name,
@@ -180,7 +180,7 @@ impl Node {
         let now = self.clock.now();
         let result = edit(&mut view, now);
         self.view.store(Arc::new(view.clone()));
-        self.store.count(Census::of(&view, now));
+        self.store.count(self.census(&view, now));
         drop(view);
         self.changed.send_modify(|count| *count += 1);
         result
@@ -190,7 +190,14 @@ impl Node {
     pub(crate) fn count_peers(&self) {
         // Not beside a change, whose count would be the newer one.
         let view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store.count(Census::of(&view, self.clock.now()));
+        self.store.count(self.census(&view, self.clock.now()));
+    }
+
+    fn census(&self, view: &View, now: Now) -> Census {
+        let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
+        // Until the mesh is joined none was met.
+        let unmet = self.net().map_or(self.seeds, |net| net.unmet_seeds(known));
+        Census::of(view, now).with_unmet(unmet)
     }
 
     pub(crate) fn apply(&self, news: News, first_hand: bool) {

@@ -301,7 +301,7 @@ impl Node {
 
     /// For how long it is newborn yet: see [`Here::newborn`]. A peer that joins nobody never is.
     fn newborn_for(&self) -> Duration {
-        let span = if self.has_seeds { NEWBORN_FOR } else { Duration::ZERO };
+        let span = if self.seeds > 0 { NEWBORN_FOR } else { Duration::ZERO };
         span.saturating_sub(self.started.elapsed())
     }
 

@@ -49,6 +49,8 @@ pub(crate) struct Seeds {
 struct Seed {
     name: String,
     reached: bool,
+    /// It led to another peer once, or leads to this one alone.
+    met: bool,
     trouble: Option<Trouble>,
     since: Instant,
     warned: Option<Instant>,
@@ -162,6 +164,7 @@ impl Seeds {
         let seed = |name: &String| Seed {
             name: name.clone(),
             reached: false,
+            met: false,
             trouble: None,
             since: now,
             warned: None,
@@ -184,6 +187,7 @@ impl Seeds {
             *seed = Seed {
                 name: std::mem::take(&mut seed.name),
                 reached: true,
+                met: seed.met,
                 trouble: None,
                 since: now,
                 warned: None,
@@ -211,6 +215,19 @@ impl Seeds {
         }
         seed.reached = false;
         seed.trouble = Some(trouble);
+    }
+
+    /// The seed at `position` led to another peer, or leads to this one alone.
+    pub(crate) fn met(&self, position: usize) {
+        if let Some(seed) = self.lock().get_mut(position) {
+            seed.met = true;
+        }
+    }
+
+    /// How many were never met, and are not the address of a peer that `is_known`.
+    pub(crate) fn unmet(&self, is_known: impl Fn(SocketAddr) -> bool) -> usize {
+        let leads = |seed: &Seed| seed.met || seed.name.parse().is_ok_and(&is_known);
+        self.lock().iter().filter(|seed| !leads(seed)).count()
     }
 
     /// A peer at `from` was refused. Told once a minute for each sender and reason.
@@ -262,6 +279,19 @@ mod tests {
         assert_eq!((told[1].reached, told[1].error.as_deref()), (false, None), "not tried yet");
         seeds.tried(0, None);
         assert!(seeds.status()[0].reached);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seed_is_met_for_good_or_known_by_its_address() {
+        let seeds = Seeds::new(&["a:1".into(), "127.0.0.1:7001".into()]);
+        assert_eq!(seeds.unmet(|_| false), 2);
+        assert_eq!(seeds.unmet(|known| known == addr()), 1);
+        seeds.tried(0, None);
+        assert_eq!(seeds.unmet(|_| false), 2, "it may have led to this peer, among others");
+        seeds.met(0);
+        seeds.tried(0, Some(Trouble::of_dial(addr(), &DialError::NoAnswer)));
+        seeds.tried(0, None);
+        assert_eq!(seeds.unmet(|_| false), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,8 @@
 //! * A *silent* one is the one that may be missed. A second may be missed only where a majority of
 //!   everyone known has met it and has not heard it for long (`absent`).
 //! * One that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
+//! * A seed that was never met may be a peer that witnessed, and counts as one that is missed: who
+//!   starts while it is cut off knows of nobody, and must not take that for a mesh of one.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -45,6 +47,10 @@ pub struct Census {
     pub reborn: Vec<Incarnation>,
     /// There have not been more than two peers for as long as this one remembers.
     pub pair: bool,
+    /// How many seeds were never met, and lead to nobody known. Others are not told: their own
+    /// seeds tell them.
+    #[serde(skip)]
+    pub unmet: usize,
 }
 
 impl Census {
@@ -66,6 +72,14 @@ impl Census {
         census.others.sort_unstable();
         census.reborn = view.reborn(now, REBORN_FOR).collect();
         census
+    }
+
+    /// As `self`, of a peer that has so many seeds that it never met.
+    #[must_use]
+    pub fn with_unmet(mut self, unmet: usize) -> Self {
+        self.unmet = unmet;
+        self.pair &= self.others.len() + unmet < PAIR;
+        self
     }
 
     /// A digest of everyone that it names, `me` included: equal at two peers that know the same.
@@ -107,6 +121,8 @@ pub struct Roll {
     /// Who says of whom that it is absent.
     absent: BTreeMap<Incarnation, BTreeSet<Incarnation>>,
     pair: bool,
+    /// How many may be there beyond everyone known.
+    unmet: usize,
 }
 
 impl Roll {
@@ -120,6 +136,7 @@ impl Roll {
             reborn: BTreeSet::new(),
             absent: BTreeMap::new(),
             pair: census.pair,
+            unmet: census.unmet,
         };
         roll.answer(me, Some(census));
         roll
@@ -191,17 +208,20 @@ impl Roll {
         };
         let missed: Vec<Incarnation> =
             self.everyone.iter().copied().filter(|peer| !counts(peer)).collect();
-        let is_majority = |count: usize| 2 * count > self.everyone.len();
+        let count = self.everyone.len() + self.unmet;
+        let is_majority = |some: usize| 2 * some > count;
         let majority = is_majority(self.everyone.len() - missed.len());
-        match missed[..] {
-            [] => true,
+        match (&missed[..], self.unmet) {
+            ([], 0) => true,
             // Of a pair either holds everything: one that is silent, or knows no more, is not needed.
-            [one] if self.pair && self.everyone.len() == PAIR => {
-                self.answered.contains(&one) || self.silent.contains(&one)
+            ([one], 0) if self.pair && count == PAIR => {
+                self.answered.contains(one) || self.silent.contains(one)
             }
-            [_] => majority,
-            [_, _] if mutant::on(Mutant::MissTwo) => true,
-            [_, _] => {
+            ([], 1) if self.pair && count == PAIR => true,
+            // Everyone known is asked. Whoever else there is has no majority.
+            ([], _) | ([_], 0) => majority,
+            ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,
+            ([_, _], 0) | ([_], 1) => {
                 let said = |peer| self.absent.get(peer).into_iter().flatten();
                 let absent = |peer| is_majority(said(peer).filter(|by| counts(by)).count());
                 majority && missed.iter().any(absent)
