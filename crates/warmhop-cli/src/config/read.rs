@@ -927,6 +927,12 @@ impl<'a> Field<'a> {
     }
 }
 
+/// Every key that was asked for on this thread since the last time.
+#[cfg(test)]
+pub(super) fn keys_looked_for() -> std::collections::BTreeSet<String> {
+    looked_for::take()
+}
+
 /// Which keys the parser asks for, whatever stands in the file.
 #[cfg(test)]
 mod looked_for {
@@ -947,10 +953,4 @@ mod looked_for {
     pub(super) fn take() -> BTreeSet<String> {
         KEYS.take()
     }
-}
-
-/// Every key that was asked for on this thread since the last time.
-#[cfg(test)]
-pub(super) fn keys_looked_for() -> std::collections::BTreeSet<String> {
-    looked_for::take()
 }
