@@ -256,7 +256,7 @@ async fn serve(
     ));
     let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
         info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
-        tokio::spawn(redis::serve(listener, registers, config.session.policy.ttl))
+        tokio::spawn(redis::serve(listener, mesh.clone(), registers, config.session.policy.ttl))
     });
     announce(config, &mesh, admin_addr);
     if let Some(each) = connections {

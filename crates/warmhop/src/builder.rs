@@ -639,6 +639,13 @@ impl Mesh {
         })
     }
 
+    /// The other peers of the cluster that are there, or are not known to be gone: those that
+    /// [`Mesh::ask_peer`] may reach.
+    #[must_use]
+    pub fn others(&self) -> Vec<PeerId> {
+        self.0.node.view().live_peers().map(|(name, _)| name.clone()).collect()
+    }
+
     /// Offers a service to the other peers of the cluster, and to nobody else: they ask it with
     /// [`Mesh::ask_peer`]. What was offered under the name before is replaced. Of the peer that asks,
     /// [`AskedBy`](crate::peer_service::AskedBy) in the request's extensions tells the name; it is a

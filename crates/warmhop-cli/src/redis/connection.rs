@@ -491,19 +491,19 @@ impl Client {
                 Reply::error("ERR", "WATCH inside MULTI is not allowed")
             }
             "WATCH" => self.watch(&request.args[1..]).await,
-            "PUBLISH" | "SPUBLISH" => self.publish(&request),
+            "PUBLISH" | "SPUBLISH" => self.publish(&request).await,
             "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" => self.subscribe(&request),
             _ => self.about_itself(&request),
         }
     }
 
-    fn publish(&self, request: &Request) -> Reply {
+    async fn publish(&self, request: &Request) -> Reply {
         let message = Published {
             channel: request.args[1].clone(),
             message: request.args[2].clone(),
             is_sharded: request.spec.name == "SPUBLISH",
         };
-        Reply::Number(self.database.shared.hub.publish(&message))
+        Reply::Number(self.database.shared.carrier.publish(&message).count().await)
     }
 
     fn subscribe(&mut self, request: &Request) -> Reply {
@@ -684,7 +684,7 @@ impl Client {
         };
         let reply = database.exec(watched, transaction.commands, &mut about).await;
         for message in published {
-            database.shared.hub.publish(&message);
+            let _ = database.shared.carrier.publish(&message);
         }
         reply
     }

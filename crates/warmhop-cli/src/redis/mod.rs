@@ -11,6 +11,7 @@
 //! What a command promises, and what it does not, is in `docs/redis.md`.
 
 mod about;
+mod carrier;
 mod cmd;
 mod connection;
 mod engine;
@@ -34,14 +35,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carrier::Carrier;
 use engine::Database;
-use pubsub::Hub;
 use shared::Shared;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 use turns::Turns;
-use warmhop::Registers;
+use warmhop::{Mesh, Registers};
 
 /// The name of the registers that hold the endpoint's keys.
 pub const NAME: &str = "redis";
@@ -58,22 +59,24 @@ pub fn url(addr: SocketAddr) -> String {
 
 /// Serves clients for as long as it is polled; each connection ends with it.
 ///
-/// `idle` says how long a key is kept that nobody asked an end for.
-pub async fn serve(listener: TcpListener, registers: Registers, idle: Duration) {
-    serve_up_to(CONNECTIONS_MAX, listener, registers, idle).await;
+/// `idle` says how long a key is kept that nobody asked an end for. Messages are carried to the
+/// endpoints of the other peers of `mesh`, and taken from them.
+pub async fn serve(listener: TcpListener, mesh: Mesh, registers: Registers, idle: Duration) {
+    let carrier = Carrier::between(mesh);
+    serve_up_to(CONNECTIONS_MAX, listener, carrier, registers, idle).await;
 }
 
 async fn serve_up_to(
     connections_max: usize,
     listener: TcpListener,
+    carrier: Carrier,
     registers: Registers,
     idle: Duration,
 ) {
-    let hub = Arc::new(Hub::default());
     let database = Database {
         registers,
         turns: Arc::new(Turns::default()),
-        shared: Arc::new(Shared::new(idle, hub)),
+        shared: Arc::new(Shared::new(idle, Arc::new(carrier))),
         index: 0,
         guards: Arc::default(),
     };

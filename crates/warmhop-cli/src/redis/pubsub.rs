@@ -1,5 +1,5 @@
 //! Publish and subscribe: messages to those who listen at this peer at this moment, at most once
-//! each.
+//! each. What takes them there from other peers is the [carrier](super::carrier).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -103,13 +103,8 @@ impl Hub {
         self.count(what, &message.channel)
     }
 
-    /// Publishes a message; how many got it.
-    pub(super) fn publish(&self, message: &Published) -> i64 {
-        self.deliver(message)
-    }
-
     /// Hands a message to those who listen here; how many those are.
-    fn deliver(&self, message: &Published) -> i64 {
+    pub(super) fn deliver(&self, message: &Published) -> i64 {
         let Published { channel, message, is_sharded } = message;
         let mut state = self.state();
         let (mut told, mut gone) = (0, Vec::new());

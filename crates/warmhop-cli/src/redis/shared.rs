@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use super::carrier::Carrier;
 use super::loud::Loud;
 use super::pubsub::Hub;
 use super::script::Scripts;
@@ -18,6 +19,7 @@ pub(super) struct Shared {
     pub(super) idle: Duration,
     pub(super) scripts: Scripts,
     pub(super) hub: Arc<Hub>,
+    pub(super) carrier: Arc<Carrier>,
     pub(super) loud: Loud,
     /// Those who wait for a change, by the register's name.
     waiting: Mutex<HashMap<Bytes, (Arc<Notify>, usize)>>,
@@ -32,10 +34,11 @@ pub(super) struct Waits<'a> {
 }
 
 impl Shared {
-    pub(super) fn new(idle: Duration, hub: Arc<Hub>) -> Self {
+    pub(super) fn new(idle: Duration, carrier: Arc<Carrier>) -> Self {
         Self {
             idle,
-            hub,
+            hub: Arc::clone(&carrier.hub),
+            carrier,
             scripts: Scripts::default(),
             loud: Loud::default(),
             waiting: Mutex::default(),

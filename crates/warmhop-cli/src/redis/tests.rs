@@ -1,5 +1,6 @@
 //! The endpoint on a peer that is alone, asked over TCP.
 
+mod messages;
 mod together;
 
 use std::hash::{BuildHasher, RandomState};
@@ -15,6 +16,7 @@ use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
 use warmhop::{Builder, Mesh};
 
+use super::carrier::Carrier;
 use super::engine::Database;
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
 use super::turns::Turns;
@@ -79,7 +81,7 @@ async fn serve(mesh: &Mesh) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let registers = mesh.registers(&AppName::new(super::NAME).unwrap()).unwrap();
-    tokio::spawn(super::serve(listener, registers, IDLE));
+    tokio::spawn(super::serve(listener, mesh.clone(), registers, IDLE));
     addr
 }
 
@@ -524,7 +526,8 @@ async fn one_client_too_many_is_told_so_and_has_room_when_another_leaves() {
     let (mesh, name) = mesh().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(super::serve_up_to(2, listener, mesh.registers(&name).unwrap(), IDLE));
+    let registers = mesh.registers(&name).unwrap();
+    tokio::spawn(super::serve_up_to(2, listener, Carrier::default(), registers, IDLE));
     let connect = async || Client(TcpStream::connect(addr).await.unwrap());
     let (mut one, mut other) = (connect().await, connect().await);
     one.asks("PING", "+PONG\r\n").await;

@@ -227,7 +227,8 @@ impl Database {
                 Some(needed) => name = Some(needed),
                 None => {
                     for message in published {
-                        self.shared.hub.publish(&message);
+                        // How many get it is told by nobody.
+                        let _ = self.shared.carrier.publish(&message);
                     }
                     return Ok(reply);
                 }

@@ -1,0 +1,312 @@
+//! Messages between peers: what is published at one is heard at all.
+//!
+//! ```text
+//! PUBLISH ─▶ here ─▶ hub
+//!        └─▶ a line for each other peer ─ one batch at a time ─▶ its service ─▶ its hub
+//!                                       ◀──── how many got each message ────
+//! ```
+//!
+//! Every message goes to every peer, so that nobody has to know who listens where, and one who has
+//! been told that it listens hears whatever is published from then on. Each peer is sent one batch
+//! at a time, numbered: one that arrives after a later one is passed over, so that nothing comes
+//! twice or out of order.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::future::join_all;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Limited};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{debug, warn};
+use warmhop::ids::{AppName, PeerId};
+use warmhop::peer_service::AskedBy;
+use warmhop::{Body, BoxError, Mesh};
+
+use super::pubsub::Hub;
+use super::script::Published;
+
+/// The service that peers offer to each other.
+const SERVICE: &str = "redis-messages";
+/// How long the answer to `PUBLISH` waits for another peer to say how many got the message there.
+/// One that has not said so since then is not waited for, until it does.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+/// How long a batch may be under way; what it holds is lost to that peer then.
+const CARRIED_WITHIN: Duration = Duration::from_secs(5);
+/// From how many bytes on a batch takes no more messages.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// How many bytes a batch has at most: one message more than it needs to be full.
+const BATCH_BYTES_MAX: usize = BATCH_BYTES + super::frame::REQUEST_BYTES_MAX + 1024;
+/// How many messages one batch has at most.
+const BATCH_MAX: usize = 4096;
+/// How many bytes of messages wait for one peer; further ones are lost to it.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What a message takes beside its bytes.
+const MESSAGE_BYTES: usize = 128;
+
+/// Hands messages to those who listen here and at the other peers.
+#[derive(Default)]
+pub(super) struct Carrier {
+    pub(super) hub: Arc<Hub>,
+    /// Without one, nobody but those here hears anything.
+    mesh: Option<Mesh>,
+    /// Tells this process from others of the same peer.
+    process: u64,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    /// The number of the last batch to any peer.
+    sent: u64,
+    /// What waits for whom; a peer that has nothing has no line.
+    by_peer: HashMap<PeerId, Line>,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    /// How many messages found no room since the last batch.
+    lost: u64,
+    /// Since when the batch under way is.
+    since: Option<Instant>,
+}
+
+struct Waiting {
+    message: Bytes,
+    count: oneshot::Sender<u32>,
+}
+
+/// The last batch that came from a peer: of which process, and its number.
+type Heard = Mutex<HashMap<PeerId, (u64, u64)>>;
+
+/// A message on its way.
+pub(super) struct Sent {
+    here: i64,
+    elsewhere: Vec<oneshot::Receiver<u32>>,
+}
+
+impl Sent {
+    /// How many got it.
+    pub(super) async fn count(self) -> i64 {
+        let until = Instant::now() + COUNTED_WITHIN;
+        let counted = |count| async move {
+            let count = timeout_at(until, count).await;
+            count.map_or(0, |count: Result<u32, _>| i64::from(count.unwrap_or(0)))
+        };
+        let elsewhere = join_all(self.elsewhere.into_iter().map(counted)).await;
+        self.here + elsewhere.into_iter().sum::<i64>()
+    }
+}
+
+impl Carrier {
+    /// One between the peers of `mesh`: from here on it hands out what they publish.
+    pub(super) fn between(mesh: Mesh) -> Self {
+        let hub = Arc::new(Hub::default());
+        let heard = Arc::new(Heard::default());
+        let to = Arc::clone(&hub);
+        mesh.offer_to_peers(service_name(), move |request| {
+            let (hub, heard) = (Arc::clone(&to), Arc::clone(&heard));
+            async move { take_in(&hub, &heard, request).await }
+        });
+        Self { hub, mesh: Some(mesh), process: rand::random(), lines: Mutex::default() }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes a message here and at all other peers.
+    pub(super) fn publish(self: &Arc<Self>, message: &Published) -> Sent {
+        let here = self.hub.deliver(message);
+        let others = self.mesh.as_ref().map(Mesh::others).unwrap_or_default();
+        let packed = if others.is_empty() { Bytes::new() } else { packed(message) };
+        let line_up = |peer: PeerId| self.line_up(peer, &packed);
+        Sent { here, elsewhere: others.into_iter().filter_map(line_up).collect() }
+    }
+
+    /// Puts a message into a peer's line; what will tell how many got it there, if that is worth
+    /// waiting for.
+    fn line_up(self: &Arc<Self>, peer: PeerId, message: &Bytes) -> Option<oneshot::Receiver<u32>> {
+        let mut lines = self.lines();
+        let is_idle = !lines.by_peer.contains_key(&peer);
+        let line = lines.by_peer.entry(peer.clone()).or_default();
+        let bytes = message.len() + MESSAGE_BYTES;
+        if line.bytes + bytes > WAITING_BYTES_MAX {
+            line.lost += 1;
+            return None;
+        }
+        let (count, counted) = oneshot::channel();
+        line.bytes += bytes;
+        line.waiting.push_back(Waiting { message: message.clone(), count });
+        let is_stuck = line.since.is_some_and(|since| since.elapsed() > COUNTED_WITHIN);
+        drop(lines);
+        if is_idle {
+            tokio::spawn(Arc::clone(self).carry(peer));
+        }
+        (!is_stuck).then_some(counted)
+    }
+
+    /// Sends a peer what waits for it, until nothing does.
+    async fn carry(self: Arc<Self>, peer: PeerId) {
+        let Some(mesh) = &self.mesh else { return };
+        while let Some((batch, counts)) = self.next_batch(&peer) {
+            let request = Request::builder().method(Method::POST).uri("/").body(Body::from(batch));
+            let Ok(request) = request else { continue };
+            let asking = async {
+                let response = mesh.ask_peer(&peer, &service_name(), request).await?;
+                let body = Limited::new(response.into_body(), 4 * BATCH_MAX).collect().await?;
+                Ok::<Bytes, BoxError>(body.to_bytes())
+            };
+            match timeout(CARRIED_WITHIN, asking).await {
+                Ok(Ok(mut told)) => {
+                    for count in counts {
+                        let _ = count.send(told.try_get_u32().unwrap_or(0));
+                    }
+                }
+                Ok(Err(error)) => debug!(%peer, %error, "messages did not reach a peer"),
+                Err(_) => warn!(
+                    %peer, messages = counts.len(),
+                    "a peer did not say that it took messages of Redis clients: those who listen \
+                     there may not have got them"
+                ),
+            }
+        }
+    }
+
+    /// What is sent to a peer next; its line ends where nothing waits.
+    fn next_batch(&self, peer: &PeerId) -> Option<(Bytes, Vec<oneshot::Sender<u32>>)> {
+        let mut lines = self.lines();
+        let Lines { sent, by_peer } = &mut *lines;
+        let line = by_peer.get_mut(peer)?;
+        if line.lost > 0 {
+            warn!(
+                %peer, messages = line.lost,
+                "a peer takes messages of Redis clients too slowly: further ones were not sent, and \
+                 those who listen there did not get them"
+            );
+            line.lost = 0;
+        }
+        if line.waiting.is_empty() {
+            by_peer.remove(peer);
+            return None;
+        }
+        *sent += 1;
+        line.since = Some(Instant::now());
+        let (mut batch, mut counts) = (BytesMut::new(), Vec::new());
+        batch.put_u64(self.process);
+        batch.put_u64(*sent);
+        while batch.len() < BATCH_BYTES
+            && counts.len() < BATCH_MAX
+            && let Some(Waiting { message, count }) = line.waiting.pop_front()
+        {
+            line.bytes -= message.len() + MESSAGE_BYTES;
+            batch.put(message);
+            counts.push(count);
+        }
+        Some((batch.freeze(), counts))
+    }
+}
+
+fn service_name() -> AppName {
+    AppName::new(SERVICE).expect("a constant of the right form")
+}
+
+/// A message as it is sent: whether it is about a shard, both lengths, both texts.
+fn packed(message: &Published) -> Bytes {
+    let Published { channel, message, is_sharded } = message;
+    let mut bytes = BytesMut::with_capacity(9 + channel.len() + message.len());
+    bytes.put_u8(u8::from(*is_sharded));
+    for part in [channel, message] {
+        bytes.put_u32(u32::try_from(part.len()).unwrap_or(u32::MAX));
+    }
+    bytes.put_slice(channel);
+    bytes.put_slice(message);
+    bytes.freeze()
+}
+
+/// The first message of what was sent.
+fn unpacked(bytes: &mut Bytes) -> Result<Published, BoxError> {
+    let is_sharded = bytes.try_get_u8()? != 0;
+    let channel = usize::try_from(bytes.try_get_u32()?)?;
+    let message = usize::try_from(bytes.try_get_u32()?)?;
+    if bytes.len() < channel.saturating_add(message) {
+        return Err("a message ends early".into());
+    }
+    let channel = bytes.split_to(channel);
+    Ok(Published { channel, message: bytes.split_to(message), is_sharded })
+}
+
+/// Hands out a batch of another peer, unless a later one came before it.
+async fn take_in(
+    hub: &Hub,
+    heard: &Heard,
+    request: Request<Body>,
+) -> Result<Response<Body>, BoxError> {
+    let from = request.extensions().get::<AskedBy>().map(|AskedBy(peer)| peer.clone());
+    let from = from.ok_or("nobody is known to ask")?;
+    let body = Limited::new(request.into_body(), BATCH_BYTES_MAX).collect().await?;
+    Ok(Response::new(Body::from(hand_out(hub, heard, from, body.to_bytes())?)))
+}
+
+fn hand_out(hub: &Hub, heard: &Heard, from: PeerId, mut batch: Bytes) -> Result<Bytes, BoxError> {
+    let (process, number) = (batch.try_get_u64()?, batch.try_get_u64()?);
+    let mut messages = Vec::new();
+    while !batch.is_empty() {
+        messages.push(unpacked(&mut batch)?);
+    }
+    // Held until all are handed out: the next batch is not to come between them.
+    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+    if heard.get(&from).is_some_and(|(last, at)| *last == process && *at >= number) {
+        return Ok(Bytes::new());
+    }
+    heard.insert(from, (process, number));
+    let mut counts = BytesMut::with_capacity(4 * messages.len());
+    for message in &messages {
+        counts.put_u32(u32::try_from(hub.deliver(message)).unwrap_or(u32::MAX));
+    }
+    Ok(counts.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(process: u64, number: u64, texts: &[&str]) -> Bytes {
+        let mut bytes = BytesMut::new();
+        bytes.put_u64(process);
+        bytes.put_u64(number);
+        for text in texts {
+            let message = Bytes::copy_from_slice(text.as_bytes());
+            bytes.put(packed(&Published { channel: message.clone(), message, is_sharded: false }));
+        }
+        bytes.freeze()
+    }
+
+    #[test]
+    fn a_batch_that_comes_again_or_after_a_later_one_is_passed_over() {
+        let (hub, heard) = (Hub::default(), Heard::default());
+        let peer = PeerId::new("peer-1").unwrap();
+        let told = |process, number| {
+            let batch = batch(process, number, &["a", "b"]);
+            hand_out(&hub, &heard, peer.clone(), batch).unwrap().len()
+        };
+        assert_eq!([told(1, 5), told(1, 5), told(1, 4), told(1, 6)], [8, 0, 0, 8]);
+        assert_eq!(told(2, 1), 8, "the peer was started anew");
+    }
+
+    #[test]
+    fn what_is_no_batch_is_refused_whole() {
+        let (hub, heard) = (Hub::default(), Heard::default());
+        let peer = PeerId::new("peer-1").unwrap();
+        let whole = batch(1, 1, &["channel"]);
+        for end in (0..whole.len()).filter(|end| *end != 16) {
+            assert!(hand_out(&hub, &heard, peer.clone(), whole.slice(..end)).is_err(), "{end}");
+        }
+        assert!(heard.lock().unwrap().is_empty());
+    }
+}

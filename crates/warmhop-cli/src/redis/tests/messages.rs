@@ -1,0 +1,90 @@
+//! Messages between the endpoints of several peers.
+
+use super::*;
+
+fn told(kind: &str, name: &str, count: usize) -> String {
+    format!("*3\r\n{}{}:{count}\r\n", bulk(kind), bulk(name))
+}
+
+/// Peers that see each other, and a client at each.
+async fn endpoints(peers: usize) -> (Vec<Mesh>, Vec<Client>) {
+    let mesh = mesh_of(peers).await;
+    let mut clients = Vec::new();
+    for peer in &mesh {
+        clients.push(Client(TcpStream::connect(serve(peer).await).await.unwrap()));
+    }
+    (mesh, clients)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_heard_at_every_peer_and_all_who_got_it_are_counted() {
+    let (_mesh, mut at) = endpoints(3).await;
+    at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    at[1].asks("PSUBSCRIBE a*", told("psubscribe", "a*", 1)).await;
+    at[1].asks("SSUBSCRIBE shard", told("ssubscribe", "shard", 1)).await;
+    // From the moment on in which they were told so.
+    at[2].asks("PUBLISH a 1", ":2\r\n").await;
+    at[2].asks("PUBLISH about 2", ":1\r\n").await;
+    at[2].asks("PUBLISH else 3", ":0\r\n").await;
+    at[2].asks("SPUBLISH shard 4", ":1\r\n").await;
+    at[2].asks("SPUBLISH a 5", ":0\r\n").await;
+    at[0].reads(&array(&["message", "a", "1"])).await;
+    at[1].reads(&array(&["pmessage", "a*", "a", "1"])).await;
+    at[1].reads(&array(&["pmessage", "a*", "about", "2"])).await;
+    at[1].reads(&array(&["smessage", "shard", "4"])).await;
+    at[0].asks("UNSUBSCRIBE a", told("unsubscribe", "a", 0)).await;
+    at[2].asks("PUBLISH a 6", ":1\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_one_publisher_come_to_another_peer_in_order_once_each() {
+    let (_mesh, mut at) = endpoints(2).await;
+    at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    let (mut pipeline, mut counts, mut messages) = (Vec::new(), String::new(), String::new());
+    for number in 0..300 {
+        let text = number.to_string();
+        // By a command, by a transaction and by a script, which does not wait to be counted.
+        match number % 3 {
+            0 => {
+                pipeline.extend(request(&[b"PUBLISH", b"a", text.as_bytes()]));
+                counts.push_str(":1\r\n");
+            }
+            1 => {
+                pipeline.extend(request(&[b"MULTI"]));
+                pipeline.extend(request(&[b"PUBLISH", b"a", text.as_bytes()]));
+                pipeline.extend(request(&[b"EXEC"]));
+                counts.push_str("+OK\r\n+QUEUED\r\n*1\r\n:0\r\n");
+            }
+            _ => {
+                let script = b"redis.call('PUBLISH', 'a', ARGV[1]) return 1";
+                pipeline.extend(request(&[b"EVAL", script, b"0", text.as_bytes()]));
+                counts.push_str(":1\r\n");
+            }
+        }
+        messages.push_str(&array(&["message", "a", &text]));
+    }
+    at[1].send(&pipeline).await;
+    at[1].reads(&counts).await;
+    at[0].reads(&messages).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_hangs_delays_a_message_to_no_other_peer() {
+    let authority = Authority::generate("test").unwrap();
+    let first = builder(&authority, 0).start().await.unwrap();
+    let seed = first.mesh_addr().to_string();
+    let second = builder(&authority, 1).seed(seed.clone()).start().await.unwrap();
+    let (third, stop) = stoppable(builder(&authority, 2).seed(seed)).await;
+    let mesh = [first, second, third];
+    all_see_each_other(&mesh).await;
+    let mut it = Client(TcpStream::connect(serve(&mesh[0]).await).await.unwrap());
+    let mut other = Client(TcpStream::connect(serve(&mesh[1]).await).await.unwrap());
+    it.asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    stop.send(()).unwrap();
+    for number in 0..3 {
+        let number = number.to_string();
+        other.send(&request(&[b"PUBLISH", b"a", number.as_bytes()])).await;
+        it.reads(&array(&["message", "a", &number])).await;
+        other.reads(":1\r\n").await;
+    }
+}
