@@ -20,10 +20,10 @@ use futures_util::future::join_all;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 use warmhop::ids::{AppName, PeerId};
-use warmhop::peer_service::AskedBy;
+use warmhop::peer_service::{AskPeerError, AskedBy};
 use warmhop::{Body, BoxError, Mesh};
 
 use super::pubsub::Hub;
@@ -36,6 +36,8 @@ const SERVICE: &str = "redis-messages";
 const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a batch may be under way; what it holds is lost to that peer then.
 const CARRIED_WITHIN: Duration = Duration::from_secs(5);
+/// How often a peer is tried again to which there is no link yet.
+const LINK_ASKED_EVERY: Duration = Duration::from_millis(20);
 /// From how many bytes on a batch takes no more messages.
 const BATCH_BYTES: usize = 1024 * 1024;
 /// How many bytes a batch has at most: one message more than it needs to be full.
@@ -155,10 +157,18 @@ impl Carrier {
     async fn carry(self: Arc<Self>, peer: PeerId) {
         let Some(mesh) = &self.mesh else { return };
         while let Some((batch, counts)) = self.next_batch(&peer) {
-            let request = Request::builder().method(Method::POST).uri("/").body(Body::from(batch));
-            let Ok(request) = request else { continue };
             let asking = async {
-                let response = mesh.ask_peer(&peer, &service_name(), request).await?;
+                let response = loop {
+                    let body = Body::from(batch.clone());
+                    let request = Request::builder().method(Method::POST).uri("/").body(body)?;
+                    match mesh.ask_peer(&peer, &service_name(), request).await {
+                        // Peers that have just met know of each other before they have a link.
+                        Err(AskPeerError::Unreachable { .. }) if mesh.others().contains(&peer) => {
+                            sleep(LINK_ASKED_EVERY).await;
+                        }
+                        answer => break answer?,
+                    }
+                };
                 let body = Limited::new(response.into_body(), 4 * BATCH_MAX).collect().await?;
                 Ok::<Bytes, BoxError>(body.to_bytes())
             };
