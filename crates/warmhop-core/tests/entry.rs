@@ -10,7 +10,9 @@ use warmhop_core::ids::{
 };
 use warmhop_core::rank;
 use warmhop_core::session::entry::*;
-use warmhop_core::session::message::{Config, Members, Message, NackReason, Stored};
+use warmhop_core::session::message::{
+    Body, Config, Exec, ExecDone, Members, Message, NackReason, Stored,
+};
 use warmhop_core::session::repair::{countable, counts_on, heir};
 use warmhop_core::session::{
     Ctx, Effect, Effects, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket,
@@ -645,6 +647,28 @@ impl Solo {
 
     /// Sends a keyed request that changes the state, and executes it here.
     fn keyed(&mut self, machine: &mut Session, rid: u8, seen: Option<u64>) -> Effect {
+        self.carried_out(machine, rid, seen, |machine, ctx, exec, base| {
+            machine.exec_end(ctx, exec, base, Some(Some(vec![1].into())), Stored::Applied)
+        })
+    }
+
+    /// Sends a keyed request that runs no app.
+    fn ordered(
+        &mut self,
+        machine: &mut Session,
+        rid: u8,
+        order: impl Fn(&mut Session, &mut Ctx<'_>, &Exec, &Body) -> ExecDone,
+    ) -> Effect {
+        self.carried_out(machine, rid, None, order)
+    }
+
+    fn carried_out(
+        &mut self,
+        machine: &mut Session,
+        rid: u8,
+        seen: Option<u64>,
+        order: impl Fn(&mut Session, &mut Ctx<'_>, &Exec, &Body) -> ExecDone,
+    ) -> Effect {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         let rid = RequestKey([rid; 16]);
@@ -658,8 +682,7 @@ impl Solo {
                 Effect::Execute { ticket, exec, .. } => {
                     let (done, _) = self.on(machine, |machine, ctx, _| {
                         let base = machine.exec_begin(ctx, &exec).unwrap();
-                        let state = Some(Some(vec![1].into()));
-                        machine.exec_end(ctx, &exec, &base, state, Stored::Applied)
+                        order(machine, ctx, &exec, &base)
                     });
                     let outcome = Outcome::from(done);
                     let ended = self.on(machine, |machine, ctx, out| {
@@ -765,6 +788,52 @@ fn a_fork_goes_on_with_the_numbers_of_the_session_that_it_came_from() {
     // One that was forgotten before the fork may be, and is not run again.
     let end = solo.keyed(&mut fork, 1, Some(0));
     assert!(matches!(end, Effect::Fail { failure: Failure::BelowFloor, .. }), "{end:?}");
+}
+
+#[test]
+fn a_begin_is_taken_back_by_the_attempt_that_committed_it_and_leaves_no_trace() {
+    let mut solo = Solo::new(SessionPolicy::default());
+    let mut machine = solo.mint(SID, &[ME]);
+    let released = |end: &Effect| matches!(end, Effect::Release { .. });
+    let begin = Stored::Begun(7);
+    assert!(released(&solo.ordered(&mut machine, 1, |machine, ctx, exec, base| {
+        machine.exec_end(ctx, exec, base, None, begin.clone())
+    })));
+    assert!(begin.is_begin_of(7) && !begin.is_begin_of(8) && !Stored::Unknown.is_begin_of(7));
+    let take_back = |solo: &mut Solo, machine: &mut Session, rid, attempt| {
+        let begun = RequestKey([1; 16]);
+        let end = solo.ordered(machine, rid, |machine, ctx, exec, base| {
+            machine.exec_end_taking_back(ctx, exec, base, begun, attempt)
+        });
+        assert!(released(&end), "{end:?}");
+    };
+    // What another attempt began stays, and so is a repeat told.
+    take_back(&mut solo, &mut machine, 2, 8);
+    let end = solo.keyed(&mut machine, 1, None);
+    assert!(matches!(&end, Effect::Replay { stored, .. } if *stored == begin), "{end:?}");
+    take_back(&mut solo, &mut machine, 3, 7);
+    let remembered = |machine: &Session| {
+        let Alone::From(record) = alone(machine, ME, &alone_policy(), false) else { panic!() };
+        (record.body.recent.len(), record.body.floor_keyed)
+    };
+    assert_eq!(remembered(&machine), (0, 0));
+    assert!(released(&solo.keyed(&mut machine, 1, None)), "the key was never used");
+}
+
+#[test]
+fn a_begin_makes_room_for_its_answer_and_a_repeat_of_the_begin_is_told_of_it() {
+    let mut solo = Solo::new(SessionPolicy { recent_keyed_max: 2, ..SessionPolicy::default() });
+    let mut machine = solo.mint(SID, &[ME]);
+    for rid in [1, 2] {
+        solo.ordered(&mut machine, !rid, |machine, ctx, exec, base| {
+            machine.exec_end(ctx, exec, base, None, Stored::Begun(7))
+        });
+        Solo::number(&solo.keyed(&mut machine, rid, Some(0)));
+    }
+    for rid in [1, 2] {
+        let end = solo.keyed(&mut machine, !rid, Some(0));
+        assert!(matches!(end, Effect::Replay { stored: Stored::Applied, .. }), "{end:?}");
+    }
 }
 
 fn submit(ticket: u64) -> Submit {

@@ -207,6 +207,7 @@ impl Node {
                 upgrade: upgrade.and_then(|protocol| http::HeaderValue::from_bytes(&protocol).ok()),
                 on_upgrade: None,
                 may_have_run: false,
+                attempt: rand::random(),
                 waited: std::time::Duration::ZERO,
             };
             // A client that leaves cancels here at once, before there is a response to write.

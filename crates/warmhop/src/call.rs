@@ -48,6 +48,8 @@ pub(crate) struct Call {
     pub(crate) on_upgrade: Option<OnUpgrade>,
     /// An earlier attempt may have reached an app.
     pub(crate) may_have_run: bool,
+    /// Tells this request from its client's repeats, on whichever peer it is served.
+    pub(crate) attempt: u64,
     /// How long it has waited for a copy of the app.
     pub(crate) waited: Duration,
 }

@@ -66,6 +66,8 @@ pub(crate) struct Forward {
     pub(crate) fingerprint: u64,
     pub(crate) keyed: bool,
     pub(crate) seen: Option<u64>,
+    /// Tells the request from its client's repeats. Another one once an app may have seen it.
+    pub(crate) attempt: u64,
     /// How many peers it may still be sent on to.
     pub(crate) hops_left: u8,
     /// The entry peer wants to own the session after this request.

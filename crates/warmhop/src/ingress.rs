@@ -425,6 +425,7 @@ impl Ingress {
             upgrade,
             on_upgrade: on_upgrade.clone(),
             may_have_run: false,
+            attempt: rand::random(),
             waited: Duration::ZERO,
         };
 

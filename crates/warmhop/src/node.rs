@@ -26,6 +26,7 @@ use crate::error_page::ErrorPage;
 use crate::hop::Load;
 use crate::identity::CookieAuthenticator;
 use crate::net::Net;
+use crate::once::RunsOnce;
 use crate::peer_service::PeerServices;
 use crate::problem::Problem;
 use crate::progress::Progress;
@@ -74,6 +75,7 @@ pub(crate) struct Node {
     /// It drained: what there was has been given away.
     pub(crate) drained: AtomicBool,
     pub(crate) tunnels: Tunnels,
+    pub(crate) runs_once: RunsOnce,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
     pub(crate) accesses: Accesses,
@@ -153,6 +155,7 @@ impl Node {
             draining: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             tunnels: Tunnels::default(),
+            runs_once: RunsOnce::default(),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),
             accesses: parts.accesses,

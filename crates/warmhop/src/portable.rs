@@ -25,7 +25,6 @@ use crate::call::Call;
 use crate::fields;
 use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
 use crate::node::{Node, Place, Placing};
-use crate::once::Begun;
 use crate::problem::{
     Problem, after_an_attempt, app_failed, as_refusal, describe, from_refusal, gave_up,
     memory_full, of_session, outcome_unknown, too_many_sessions,
@@ -211,6 +210,9 @@ impl Node {
         }
         let n = errand.session().map_or(0, |named| named.n);
         let stays = || key.as_ref().is_some_and(|key| self.store.should_move(key, n));
+        // What an app may have seen is another attempt: it must not go on from what this one began.
+        let unsure = errand.may_have_run() || call.may_have_run;
+        let attempt = if unsure { rand::random() } else { call.attempt };
         let step = errand.next(look.unwrap_or_default(), &self.here(&self.view()), stays);
         let Some(key) = key else {
             return match step {
@@ -238,6 +240,7 @@ impl Node {
                     fingerprint: portable.fingerprint,
                     keyed: portable.keyed,
                     seen: portable.seen,
+                    attempt,
                     hops_left,
                     hand_over: moves.map(|_| self.incarnation),
                     relay: None,
@@ -255,6 +258,7 @@ impl Node {
                     fingerprint: portable.fingerprint,
                     keyed: portable.keyed,
                     seen: portable.seen,
+                    attempt,
                     hops_left,
                     hand_over: None,
                     relay: Some(begins),
@@ -386,7 +390,7 @@ impl Node {
         call: &mut Call,
         key: &SessionKey,
         enter: Enter,
-        mut place: Option<Place>,
+        place: Option<Place>,
         tracing: &mut Tracing,
     ) -> LineEnd {
         // What empties a session makes room.
@@ -398,17 +402,25 @@ impl Node {
         }
         let drawn = matches!(enter, Enter::Beginning(_));
         let portable = &Portable { drawn, ..*portable };
-        let mut enter = enter;
         // The outcome of an earlier attempt is unknown, and stays so.
-        let mut unknown = portable.runs_once() && call.may_have_run;
+        let unknown = portable.runs_once() && call.may_have_run;
         if portable.runs_once() && !drawn && !unknown {
-            match self.note_begin(portable, call, key, enter, tracing).await {
-                Ok(Begun::Now(found)) => place = Some(found),
-                Ok(Begun::Before) => unknown = true,
-                Err(end) => return end,
-            }
-            enter = Enter::AsOwner;
+            return self.run_once(portable, call, key, enter, tracing).await;
         }
+        self.stand_in_line(portable, call, key, enter, (place, unknown), tracing).await
+    }
+
+    /// Waits for the request's turn, has it run, and waits until that is committed. With `unknown`
+    /// it is not run: what is committed is that nobody knows its outcome.
+    pub(crate) async fn stand_in_line(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        key: &SessionKey,
+        enter: Enter,
+        (mut place, mut unknown): (Option<Place>, bool),
+        tracing: &mut Tracing,
+    ) -> LineEnd {
         let safe = fields::is_safe(&call.method) && !portable.keyed;
         let submit = |ticket| Submit {
             ticket,
@@ -484,9 +496,13 @@ impl Node {
                         .await
                     };
                     match ran {
-                        Ok(Some(served)) => held = Some(served),
+                        Ok(Some(served)) => {
+                            call.may_have_run |= portable.runs_once();
+                            held = Some(served);
+                        }
                         Ok(None) => reruns.came_to_nothing(),
                         Err(problem) if portable.runs_once() => {
+                            call.may_have_run = true;
                             unknown = true;
                             failed = Some(problem);
                             reruns.came_to_nothing();
@@ -746,7 +762,10 @@ impl Node {
                     // The owner is not reached: whoever is asked next takes over.
                     Ok(_) => LineEnd::Elsewhere(None),
                     // Nor is it run again there, but its session may know what became of it.
-                    Err(_) if portable.runs_once() => LineEnd::Elsewhere(None),
+                    Err(_) if portable.runs_once() => {
+                        call.may_have_run = true;
+                        LineEnd::Elsewhere(None)
+                    }
                     Err(problem) => LineEnd::Problem(problem),
                 }
             }
@@ -782,6 +801,7 @@ impl Node {
         begins: bool,
         tracing: &mut Tracing,
     ) -> Result<Served, HopRefusal> {
+        call.attempt = forward.attempt;
         let portable = Portable {
             slot,
             rid: forward.rid,
@@ -833,6 +853,7 @@ impl Node {
                 return Err(HopRefusal::NotOwner { claim, cfg });
             }
         };
+        call.attempt = forward.attempt;
         let portable = Portable {
             slot,
             rid: forward.rid,
@@ -852,6 +873,10 @@ impl Node {
             // Whoever forwarded it may know more.
             LineEnd::Failed(Failure::Lost { ran: false }) if !self.newborn_for().is_zero() => {
                 Err(HopRefusal::NotOwner { claim: None, cfg: None })
+            }
+            // Who is told that this is not the owner goes on as if no app had seen the request.
+            LineEnd::Elsewhere(to) if portable.runs_once() && call.may_have_run => {
+                Err(HopRefusal::Deposed { to, n: forward.n })
             }
             end if end.is_elsewhere() => {
                 let known = self.store.with(&key, false, |machine, _, _| {
@@ -916,7 +941,7 @@ fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
             }
             None => Err(outcome_unknown("the stored answer cannot be read")),
         },
-        Stored::Unknown => Err(Problem::new(
+        Stored::Unknown | Stored::Begun(_) => Err(Problem::new(
             StatusCode::CONFLICT,
             "idempotency-key-outcome-unknown",
             "whether the request with this Idempotency-Key was applied is unknown, and it is not run \

@@ -590,6 +590,7 @@ impl Registers {
             upgrade: None,
             on_upgrade: None,
             may_have_run: false,
+            attempt: rand::random(),
             waited: Duration::ZERO,
         }
     }

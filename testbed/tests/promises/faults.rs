@@ -55,7 +55,7 @@ async fn the_loss_of_a_sessions_owner_loses_nothing() {
 }
 
 /// A mesh of three whose second peer always hops, with the app ready on the two others.
-async fn two_to_run_it(more: &str) -> World {
+pub(crate) async fn two_to_run_it(more: &str) -> World {
     let mut world = World::with(3, vec![shop(QUICK, more)], "", never_on(1)).await;
     world.expect_errors();
     world.warm(0).await;
@@ -65,7 +65,7 @@ async fn two_to_run_it(more: &str) -> World {
 
 /// Kills the peer that runs the one request in flight; returns the position of the one that
 /// could run it instead.
-async fn kill_executor(world: &mut World) -> usize {
+pub(crate) async fn kill_executor(world: &mut World) -> usize {
     let executor = until("the request is in the app", async || {
         for index in [0, 2] {
             if world.app(index, APP).await["in_flight"] == 1 {

@@ -11,6 +11,7 @@ mod ends;
 mod failpoints;
 mod faults;
 mod framing;
+mod keyed;
 mod operations;
 mod requests;
 mod sessions;

@@ -108,6 +108,9 @@ pub enum Stored {
     TooLarge,
     /// It may have been applied by commands of its app, which are not undone: nobody knows.
     Unknown,
+    /// No answer: the run of a request begins that must not run twice. The number tells one attempt
+    /// from the client's repeats.
+    Begun(u64),
 }
 
 /// One applied request.
@@ -174,7 +177,7 @@ impl Body {
     pub fn bytes(&self) -> usize {
         let answers = self.recent.iter().map(|entry| match &entry.response {
             Stored::Response(bytes) => RECENT_BYTES + bytes.len(),
-            Stored::Applied | Stored::TooLarge | Stored::Unknown => RECENT_BYTES,
+            Stored::Applied | Stored::TooLarge | Stored::Unknown | Stored::Begun(_) => RECENT_BYTES,
         });
         self.state.as_deref().map_or(0, <[u8]>::len) + answers.sum::<usize>()
     }

@@ -41,6 +41,7 @@
 //! * **I9** A position is used for one attempt: an abandoned number is spent, and a proposal
 //!   that left this peer is never abandoned.
 
+pub mod begun;
 mod birth;
 pub mod census;
 pub mod claim;

@@ -9,6 +9,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::begun::begin_of;
 use super::message::{Body, Exec, Recent, Stored};
 use super::mutant::{self, Mutant};
 use crate::config::SessionPolicy;
@@ -37,7 +38,13 @@ pub(super) fn look_up(
     keyed: bool,
     seen: Option<u64>,
 ) -> Known<'_> {
-    if let Some(entry) = body.recent.iter().find(|entry| entry.rid == rid) {
+    let begin = begin_of(rid);
+    // Whoever is to begin a run is told of its answer.
+    let is_answer = |entry: &Recent| !matches!(entry.response, Stored::Begun(_));
+    let mut entries = body.recent.iter();
+    if let Some(entry) =
+        entries.find(|it| it.rid == rid || it.rid == begin && it.keyed && is_answer(it))
+    {
         if entry.fingerprint == fingerprint {
             return Known::Applied(&entry.response);
         }
@@ -74,7 +81,9 @@ pub(super) fn compose(
     };
     // Exactly as long as it will be: a session keeps it for as long as it lives.
     let mut recent = Vec::with_capacity(base.recent.len() + 1);
-    recent.extend_from_slice(&base.recent);
+    let begin = begin_of(exec.rid);
+    let is_over = |it: &Recent| it.rid == begin && matches!(it.response, Stored::Begun(_));
+    recent.extend(base.recent.iter().filter(|it| !is_over(it)).cloned());
     let mut body = Body {
         state: change.unwrap_or_else(|| base.state.clone()),
         recent,

@@ -842,7 +842,7 @@ impl Stage {
                     }
                     Stored::TooLarge => "applied, too large to repeat".into(),
                     Stored::Applied => "applied before".into(),
-                    Stored::Unknown => "outcome unknown".into(),
+                    Stored::Unknown | Stored::Begun(_) => "outcome unknown".into(),
                 };
                 self.answer(me, ticket, &answer, false, Some(hint));
             }

@@ -479,7 +479,7 @@ impl Peer {
                             return LineEnd::Problem(problem(502, "applied-answer-lost"));
                         }
                         // Its apps write nothing by commands.
-                        Stored::Unknown => {
+                        Stored::Unknown | Stored::Begun(_) => {
                             return LineEnd::Problem(problem(
                                 409,
                                 "idempotency-key-outcome-unknown",
