@@ -47,7 +47,8 @@ impl RunsOnce {
     fn enter(&self, key: &SessionKey, rid: RequestKey) -> Option<UnderWay<'_>> {
         let name = (key.clone(), rid);
         let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.insert(name.clone()).then_some(UnderWay { all: self, name })
+        // Lazily: one that is dropped here would wait for this lock, and remove the first one's name.
+        all.insert(name.clone()).then(|| UnderWay { all: self, name })
     }
 }
 
