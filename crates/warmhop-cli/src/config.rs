@@ -7,8 +7,9 @@
 //! deserialized, which would stop at the first mistake.
 //!
 //! Paths are relative to the folder of the file. `${NAME}` in a text stands for a variable of the
-//! peer's environment, so that peers which differ only in their name and address share one file;
-//! not so in `[[app]]` tables, whose texts are an app's own affair and often a shell's.
+//! peer's environment, so that peers which differ only in their name and address share one file,
+//! and `$${` for `${` itself; only the words of an app's `run` are left as they are, which are often
+//! a shell's.
 
 pub mod keys;
 mod memory;

@@ -258,16 +258,16 @@ fn configuration(
     }
     let text = |addr: SocketAddr| Value::from(addr.to_string());
     // `${NAME}` stands for a variable in a configuration; here every dollar is meant as it is.
-    let literal = |word: &String| Value::from(word.replace("${", "$${"));
+    let literal = |word: &str| Value::from(word.replace("${", "$${"));
     let mut app = toml::Table::new();
     app.insert("name".into(), APP.into());
     app.insert("match".into(), table([("path", "/".into())]));
-    app.insert("run".into(), run.iter().map(literal).collect::<Vec<_>>().into());
-    app.insert("dir".into(), here.to_string_lossy().into_owned().into());
+    app.insert("run".into(), run.iter().map(|word| literal(word)).collect::<Vec<_>>().into());
+    app.insert("dir".into(), literal(&here.to_string_lossy()));
     app.insert("session".into(), wanted.session.clone().into());
     app.insert("keep_ready".into(), 1.into());
     if let Some(path) = &wanted.ready {
-        app.insert("ready".into(), table([("path", path.clone().into())]));
+        app.insert("ready".into(), table([("path", literal(path))]));
     }
     let seeds: Vec<_> = places.iter().map(|place| text(place.mesh)).collect();
     let mut config = toml::Table::new();

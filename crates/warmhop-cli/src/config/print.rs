@@ -113,7 +113,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     writeln!(f, "dir = {}", path(&app.dir))?;
     let env: Vec<String> =
-        app.env.iter().map(|(name, set)| format!("{} = {}", text(name), text(set))).collect();
+        app.env.iter().map(|(name, set)| format!("{} = {}", key(name), text(set))).collect();
     if env.is_empty() {
         writeln!(f, "env = {{}}")?;
     } else {
@@ -147,8 +147,13 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "stop_grace = \"{}\"", duration_text(policy.stop_grace))
 }
 
-/// A text in quotes, escaped; fit for a key as well as for a value.
+/// A text in quotes, escaped, with each `${` as it is meant.
 fn text(text: &str) -> String {
+    key(&text.replace("${", "$${"))
+}
+
+/// A key in quotes, escaped: no variable stands in one.
+fn key(text: &str) -> String {
     // A literal with single quotes is TOML too, but basic strings read alike everywhere.
     let mut quoted = String::from("\"");
     for c in text.chars() {

@@ -25,6 +25,7 @@ use super::{
 };
 
 pub(super) mod life;
+mod variables;
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
 const APPS_MAX: usize = 1_000;
@@ -48,10 +49,7 @@ pub(super) fn parse(
     }
 
     for (key, value) in document.get_mut() {
-        if key.get_ref() != "app" {
-            let mut path = key.get_ref().to_string();
-            expand(&reader, &mut path, value, variable);
-        }
+        variables::expand(&reader, key.get_ref(), value, variable);
     }
 
     let mut root = Table::root(&reader, document.get_ref());
@@ -81,69 +79,6 @@ pub(super) fn parse(
     let mut config = Config { cluster, peer, http, mesh, admin, session, log, run, apps, places };
     config.mesh.identity = folder.join(&config.mesh.identity);
     Ok((config, problems))
-}
-
-/// Puts the environment's variables into every text of `value`, whose key is `path`.
-fn expand(
-    reader: &Reader<'_>,
-    path: &mut String,
-    value: &mut Spanned<DeValue<'_>>,
-    variable: &dyn Fn(&str) -> Option<String>,
-) {
-    let span = value.span();
-    match value.get_mut() {
-        DeValue::String(text) if text.contains("${") => match expanded(text, variable) {
-            Ok(full) => *text = full.into(),
-            Err((what, remedy)) => {
-                let place = reader.place(span.start);
-                reader.report_at(Some(place), path.clone(), what, remedy);
-                reader.unknown.borrow_mut().push(place);
-            }
-        },
-        DeValue::Array(items) => {
-            for item in items.iter_mut() {
-                expand(reader, path, item, variable);
-            }
-        }
-        DeValue::Table(table) => {
-            for (key, value) in table.iter_mut() {
-                let length = path.len();
-                path.push('.');
-                path.push_str(key.get_ref());
-                expand(reader, path, value, variable);
-                path.truncate(length);
-            }
-        }
-        _ => {}
-    }
-}
-
-/// `text` with each `${NAME}` replaced; else what is wrong, and what to do about it.
-fn expanded(
-    text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<String, (String, String)> {
-    let mut full = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("${") {
-        let named = after.split_once('}').filter(|(name, _)| {
-            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        });
-        let Some((name, after)) = named else {
-            let remedy = "write ${NAME}, where NAME is a variable of the peer's environment";
-            return Err((format!("{text:?} has a ${{ without a name and a }}"), remedy.into()));
-        };
-        let Some(found) = variable(name) else {
-            let remedy = format!("set {name} where the peer is started, or write the value here");
-            return Err((format!("the variable {name} is not in the environment"), remedy));
-        };
-        full.push_str(before);
-        // What a variable holds is taken as it is, `${` included.
-        full.push_str(&found);
-        rest = after;
-    }
-    full.push_str(rest);
-    Ok(full)
 }
 
 fn read_cluster(root: &mut Table<'_>) -> String {

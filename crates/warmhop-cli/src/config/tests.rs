@@ -544,7 +544,7 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
     assert_eq!(config.mesh.advertise.unwrap().to_string(), "192.0.2.7:7001");
     assert_eq!(config.mesh.seeds, ["a.peer-7.internal:7001"]);
     assert_eq!(config.mesh.cookie_key.as_deref(), Some(Path::new("/tmp/keys/peer-7")));
-    assert_eq!(config.apps[0].run[2], "serve ${PORT}", "an app's texts are its own");
+    assert_eq!(config.apps[0].run[2], "serve ${PORT}", "a shell knows variables of its own");
     let again = in_environment(&config.to_string()).unwrap();
     assert_eq!(again.to_string(), config.to_string());
 }
@@ -578,4 +578,29 @@ fn what_a_missing_variable_should_have_been_is_not_judged() {
         keys, expected,
         "each once, without a warning, and what else is wrong: {problems:#?}"
     );
+}
+
+#[test]
+fn an_apps_environment_names_variables_of_the_peers_and_dollars_as_they_are() {
+    let config = in_environment(
+        "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh', '-c', 'a $${PORT} ${PORT} $x']\n\
+         match = { host = '${NAME}.example' }\n\
+         env = { A = 'at ${ADDRESS}:1', B = '$${NAME}', C = '$$${NAME} $NAME $', D = '${NAME}${NAME}' }\n",
+    )
+    .unwrap();
+    let app = &config.apps[0];
+    let env: Vec<&str> = app.env.values().map(String::as_str).collect();
+    assert_eq!(env, ["at 192.0.2.7:1", "${NAME}", "$${NAME} $NAME $", "peer-7peer-7"]);
+    assert_eq!(app.spec.host.as_deref(), Some("peer-7.example"));
+    assert_eq!(app.run[2], "a ${PORT} ${PORT} $x");
+    let again = in_environment(&config.to_string()).unwrap();
+    assert_eq!(again.to_string(), config.to_string());
+    assert_eq!((&again.apps[0].env, &again.apps[0].run), (&app.env, &app.run));
+
+    let problems = in_environment(
+        "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\nenv = { A = '${NOBODY}' }\n",
+    )
+    .unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("/tmp/warmhop.toml:6:13: app.a.env.A: "), "{problems:?}");
 }

@@ -124,7 +124,11 @@ fn dev_whose_reader_went_away_leaves_nothing_behind() {
 
 #[test]
 fn dev_gives_a_line_of_several_words_to_a_shell() {
-    let line = format!("exec {:?} {} # $PORT", this_program(), ARGUMENTS.join(" "));
+    let line = format!(
+        "[ \"${{PORT}}\" -gt 0 ] && exec {:?} {} # $PORT",
+        this_program(),
+        ARGUMENTS.join(" ")
+    );
     let dev = Dev::start(&["--peers", "1"], &[&line]);
     dev.said("the app is ready");
     assert_eq!(dev.end(Signal::SIGTERM), Some(0));
