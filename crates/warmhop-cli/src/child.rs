@@ -9,6 +9,7 @@
 //! pipe to the guard, which then kills the child and all that the child started.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -29,9 +30,10 @@ use warmhop::{Ended, Running, StartContext, StartError};
 
 use self::probe::Probe;
 pub use self::service::ChildService;
-use crate::config::{Alive, Protocol, Ready};
-use crate::{guard, notify};
+use crate::config::{Alive, Inherit, Protocol, Ready};
+use crate::guard;
 
+pub mod environment;
 mod h2;
 mod http1;
 mod pool;
@@ -60,7 +62,11 @@ pub struct ChildApp {
     pub run: Vec<String>,
     /// The folder that it runs in.
     pub dir: PathBuf,
-    /// What is added to the peer's own environment.
+    /// What it takes over of the peer's own environment.
+    pub inherit: Inherit,
+    /// A file of variables that are added to it, read at each start.
+    pub env_file: Option<PathBuf>,
+    /// What is added to both.
     pub env: BTreeMap<String, String>,
     /// How it is known to be ready.
     pub ready: Ready,
@@ -125,12 +131,14 @@ impl ChildApp {
         if self.run.is_empty() {
             return Err(failed("it has no run here; other peers run it".into()));
         }
+        // Told as what it is, rather than as a process that cannot be started.
+        let env = self.environment().map_err(|error| failed(format!("its env_file {error}")))?;
         let deadline = Instant::now() + self.ready.timeout;
         let mut tries = 1;
         loop {
             let port = free_port()
                 .map_err(|error| failed(format!("no loopback port is free: {error}")))?;
-            match self.launch_on(port, name, deadline).await {
+            match self.launch_on(port, &env, name, deadline).await {
                 // The child has ended, so whoever listens there took the port before it could.
                 Err(Failed { exited: true, .. }) if tries < PORT_TRIES && is_taken(port) => {
                     warn!(app = %name, port, "another process took the app's port; trying another");
@@ -145,10 +153,11 @@ impl ChildApp {
     async fn launch_on(
         &self,
         port: u16,
+        env: &[(OsString, OsString)],
         name: &AppName,
         deadline: Instant,
     ) -> Result<Launched, Failed> {
-        let process = Process::spawn(self, port, name).map_err(|error| Failed {
+        let process = Process::spawn(self, port, env, name).map_err(|error| Failed {
             error: StartError {
                 reason: format!("cannot start a process in {}: {error}", self.dir.display()),
                 output: Vec::new(),
@@ -283,24 +292,25 @@ pub struct Process {
 }
 
 impl Process {
-    fn spawn(app: &ChildApp, port: u16, name: &AppName) -> io::Result<Self> {
+    fn spawn(
+        app: &ChildApp,
+        port: u16,
+        env: &[(OsString, OsString)],
+        name: &AppName,
+    ) -> io::Result<Self> {
         let mut command = Command::new(&app.guard);
         command
             .arg0("warmhop")
             .args(guard::arguments(app.open_files, &app.run))
             .current_dir(&app.dir)
-            .envs(&app.env)
+            .env_clear()
+            .envs(env.iter().map(|(name, value)| (name, value)))
             .env("PORT", port.to_string())
             .envs(app.redis.iter().map(|url| ("REDIS_URL", url)))
-            // What lets one act on the peer is no business of its apps.
-            .env_remove("WARMHOP_ADMIN_TOKEN")
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        for variable in notify::VARIABLES {
-            command.env_remove(variable);
-        }
         let mut child = command.spawn()?;
         let (Some(pid), Some(alive), Some(stdout), Some(stderr)) =
             (child.id(), child.stdin.take(), child.stdout.take(), child.stderr.take())

@@ -175,7 +175,11 @@ pub struct App {
     pub run: Vec<String>,
     /// The folder that it runs in.
     pub dir: PathBuf,
-    /// What is added to its environment.
+    /// What it takes over of the peer's environment.
+    pub inherit_env: Inherit,
+    /// A file of variables that are added to it.
+    pub env_file: Option<PathBuf>,
+    /// What is added to both.
     pub env: BTreeMap<String, String>,
     /// How it is known to be ready.
     pub ready: Ready,
@@ -183,6 +187,16 @@ pub struct App {
     pub alive: Alive,
     /// What is spoken with it.
     pub protocol: Protocol,
+}
+
+/// What an app takes over of the peer's environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Inherit {
+    /// All but what concerns the peer alone.
+    #[default]
+    All,
+    /// The variables of these names, and `PATH`.
+    Only(Vec<String>),
 }
 
 /// What a peer speaks with an app over loopback.

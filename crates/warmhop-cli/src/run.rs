@@ -18,7 +18,7 @@ use warmhop::ids::AppName;
 use warmhop::{Builder, Mesh};
 
 use crate::access_log::{AccessLog, Writing};
-use crate::child::{ChildApp, find_program};
+use crate::child::{ChildApp, environment, find_program};
 use crate::config::{Config, Tls};
 use crate::cores::{self, Door};
 use crate::journal::Journal;
@@ -349,6 +349,8 @@ fn builder(
             ChildApp {
                 run: app.run.clone(),
                 dir: app.dir.clone(),
+                inherit: app.inherit_env.clone(),
+                env_file: app.env_file.clone(),
                 env: app.env.clone(),
                 ready: app.ready.clone(),
                 alive: app.alive.clone(),
@@ -451,16 +453,23 @@ fn identity_failure(config: &Config, error: &IdentityError) -> Failure {
     }
 }
 
-/// A program that is not there would otherwise be missed only by the first request.
+/// A program, or a file of variables, that is not there would otherwise be missed only by the first
+/// request.
 fn check_programs(config: &Config) -> Result<(), Failure> {
-    let messages: Vec<String> = (config.apps.iter())
-        .filter(|app| app.spec.policy.start != StartMode::Never)
+    let started = || config.apps.iter().filter(|app| app.spec.policy.start != StartMode::Never);
+    let files = started().filter_map(|app| {
+        let error = environment::read_file(app.env_file.as_deref()?).err()?;
+        let key = format!("app.{}.env_file", app.spec.name);
+        Some(config.problem(&key, error.to_string(), "mend that file, or name another").to_string())
+    });
+    let messages: Vec<String> = started()
         .filter_map(|app| {
             let found = find_program(app.run.first()?, &app.dir, app.env.get("PATH"));
             let missing = found.err()?;
             let key = format!("app.{}.{}", app.spec.name, missing.key);
             Some(config.problem(&key, missing.what, missing.remedy).to_string())
         })
+        .chain(files)
         .collect();
     if messages.is_empty() { Ok(()) } else { Err(Failure { messages, status: 2 }) }
 }

@@ -42,6 +42,8 @@ enum Kind {
     Variables,
     /// One status or several.
     Statuses,
+    /// All, none, or those that are named.
+    FlagOrNames,
 }
 
 impl Kind {
@@ -64,10 +66,11 @@ impl Kind {
             }
             Self::Variables => "table of texts".into(),
             Self::Statuses => "200 to 599, or a list".into(),
+            Self::FlagOrNames => "`true`, `false` or a list of names".into(),
         }
     }
 
-    /// In a schema. A text outside of `[[app]]` may be a variable of the environment instead.
+    /// In a schema. A text may be a variable of the environment instead.
     fn schema(&self) -> Value {
         let spelt = |pattern: &str| json!({ "type": "string", "pattern": format!("^({pattern}|.*\\$\\{{\\w+\\}}.*)$") });
         match self {
@@ -84,6 +87,10 @@ impl Kind {
             Self::OneOf(values) => json!({ "enum": values }),
             Self::Variables => {
                 json!({ "type": "object", "additionalProperties": { "type": "string" } })
+            }
+            Self::FlagOrNames => {
+                let names = json!({ "type": "array", "items": { "type": "string" } });
+                json!({ "anyOf": [{ "type": "boolean" }, names] })
             }
             Self::Statuses => {
                 let one = json!({ "type": "integer", "minimum": 200, "maximum": 599 });
@@ -119,7 +126,8 @@ pub fn markdown() -> String {
          (`crates/warmhop-cli/src/config/keys/table.rs`).\n\n\
          * A **span** of time is a whole number and a unit: `250ms`, `30s`, `10m`, `1h`, `2d`. A **size**\n\
          \x20 is a number with `B`, `KiB`, `MiB` or `GiB`. A **path** is relative to the folder of the file.\n\
-         * `${NAME}` stands for a variable of the peer's environment in every text outside of `[[app]]`.\n\
+         * `${NAME}` stands for a variable of the peer's environment in every text but the words of an\n\
+         \x20 app's `run`, which may be a shell's own; `$${` stands for `${` itself.\n\
          * Certificates and keys are read again when their files change. Everything else takes a restart:\n\
          \x20 one peer after the other, and no session is lost.\n\
          * For editors: `warmhop check --schema > warmhop.schema.json`, and\n\

@@ -10,7 +10,7 @@ use toml::Value;
 use warmhop::cookie::CookieSpec;
 
 use super::read::life::{alive_text, ready_text};
-use super::{AccessTo, App, Config, duration_text, memory};
+use super::{AccessTo, App, Config, Inherit, duration_text, memory};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,6 +112,15 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "run = {}", value(&app.run))?;
     }
     writeln!(f, "dir = {}", path(&app.dir))?;
+    match &app.inherit_env {
+        Inherit::All => writeln!(f, "inherit_env = true")?,
+        Inherit::Only(names) if names.is_empty() => writeln!(f, "inherit_env = false")?,
+        Inherit::Only(names) => writeln!(f, "inherit_env = {}", value(names))?,
+    }
+    match &app.env_file {
+        Some(file) => writeln!(f, "env_file = {}", path(file))?,
+        None => writeln!(f, "# env_file is not set: its variables are those of env")?,
+    }
     let env: Vec<String> =
         app.env.iter().map(|(name, set)| format!("{} = {}", key(name), text(set))).collect();
     if env.is_empty() {

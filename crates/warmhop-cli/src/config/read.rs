@@ -1,6 +1,7 @@
 //! From TOML text to a [`Config`], collecting every problem on the way.
 
 mod cookie;
+mod environment;
 mod log;
 
 use std::cell::RefCell;
@@ -372,7 +373,9 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
 
     let dir_field = table.take("dir");
     let dir = dir_field.as_ref().and_then(Field::path).unwrap_or_else(|| reader.folder.clone());
-    let env = read_env(&mut table, redis);
+    let inherit_env = environment::read_inherit(&mut table);
+    let env_file = environment::read_file(&mut table);
+    let env = environment::read_env(&mut table, redis);
     let run_at = table.take("run").map(|field| (field.span.clone(), field));
     let run: Vec<String> = match &run_at {
         Some((_, field)) => field
@@ -407,7 +410,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
         _ => {}
     }
     table.finish();
-    Some(App { spec, run, dir, env, ready, alive, protocol })
+    Some(App { spec, run, dir, inherit_env, env_file, env, ready, alive, protocol })
 }
 
 fn read_policy(table: &mut Table<'_>) -> AppPolicy {
@@ -428,33 +431,6 @@ fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     }
     table.set_duration("stop_grace", Duration::ZERO..=ten_minutes, &mut policy.stop_grace);
     policy
-}
-
-fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, String> {
-    let mut env = BTreeMap::new();
-    let Some(variables) = table.table("env") else { return env };
-    for (name, value) in variables.entries {
-        let field = variables.field(name.get_ref(), value);
-        if name.get_ref().is_empty() || name.get_ref().contains(['=', '\0']) {
-            field.report("a variable's name is empty or has = or NUL in it", "rename it");
-        } else if name.get_ref() == "PORT" {
-            field.report(
-                "this variable is set by warmhop, which chooses the app's port",
-                "remove it, and let the app listen on 127.0.0.1:$PORT",
-            );
-        } else if name.get_ref() == "REDIS_URL" && redis {
-            field.report(
-                "this variable is set by warmhop to where [session] redis keeps the app's sessions",
-                "remove it, or name a Redis of the app's own in another variable",
-            );
-        } else if let Some(text) = field.text() {
-            if text.contains('\0') {
-                field.report("the value has a NUL character in it", "remove it");
-            }
-            env.insert(name.get_ref().to_string(), text.to_owned());
-        }
-    }
-    env
 }
 
 /// Two listeners of one file on one TCP address can never both be bound.

@@ -39,6 +39,8 @@ name = "shop"
 match = { host = "Shop.localhost", path = "/shop" }
 run = ["sh", "-c", "exec \"$0\"\t\\ ü"]
 dir = "apps"
+inherit_env = ["HOME", "LANG"]
+env_file = "shop.env"
 env = { LOG = "info", "odd.name" = 'a "quoted" \ value' }
 ready = { path = "/healthz", timeout = "90s" }
 protocol = "h2"
@@ -99,6 +101,8 @@ fn every_key_arrives() {
     assert_eq!(shop.spec.path, "/shop");
     assert_eq!(shop.run, ["sh", "-c", "exec \"$0\"\t\\ ü"]);
     assert_eq!(shop.dir, Path::new("/nowhere/apps"));
+    assert_eq!(shop.inherit_env, Inherit::Only(vec!["HOME".into(), "LANG".into()]));
+    assert_eq!(shop.env_file.as_deref(), Some(Path::new("/nowhere/shop.env")));
     assert_eq!(shop.env["LOG"], "info");
     assert_eq!(shop.env["odd.name"], "a \"quoted\" \\ value");
     let timeout = Duration::from_secs(90);
@@ -197,6 +201,8 @@ name = "shop"
 match = { path = "/" }
 run = ["sh"]
 dir = "/nowhere"
+inherit_env = true
+# env_file is not set: its variables are those of env
 env = {}
 ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # alive is not set: asked only where requests fail or hang
@@ -601,6 +607,37 @@ fn an_apps_environment_names_variables_of_the_peers_and_dollars_as_they_are() {
         "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\nenv = { A = '${NOBODY}' }\n",
     )
     .unwrap_err();
-    assert_eq!(problems.len(), 1, "{problems:?}");
+    let told = problems.iter().filter(|told| told.contains("NOBODY")).count();
+    assert_eq!(told, 1, "{problems:?}");
     assert!(problems[0].starts_with("/tmp/warmhop.toml:6:13: app.a.env.A: "), "{problems:?}");
+}
+
+#[test]
+fn where_an_apps_variables_come_from_is_checked() {
+    let app = |keys: &str| {
+        problems(&format!("[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\n{keys}\n"))
+    };
+    for keys in ["inherit_env = false", "inherit_env = true", "inherit_env = ['A']"] {
+        assert!(app(keys).is_empty(), "{keys}: {:?}", app(keys));
+    }
+    for (keys, place, part) in [
+        ("inherit_env = 'no'", ":6:15: app.a.inherit_env: ", "expected true, false, or a list"),
+        ("inherit_env = ['A=1']", ":6:16: app.a.inherit_env[0]: ", "correct the name"),
+        ("inherit_env = [1]", ":6:16: app.a.inherit_env[0]: ", "a text in quotes"),
+        ("env_file = ['.env']", ":6:12: app.a.env_file: ", "a text in quotes"),
+    ] {
+        let told = app(keys);
+        assert_eq!(told.len(), 1, "{keys}: {told:?}");
+        assert!(told[0].contains(place) && told[0].contains(part), "{keys}: {told:?}");
+    }
+    assert!(app("env_file = '.env'").is_empty(), "it may be on the machine that it runs on");
+
+    let folder = std::env::temp_dir().join(format!("warmhop-env-file-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(".env"), "A=1\nB\n").unwrap();
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\nenv_file = '.env'\n";
+    let problems = Config::parse(&folder.join("warmhop.toml"), text).unwrap_err();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let told = problems[0].to_string();
+    assert!(told.contains(":6:12: app.a.env_file: ") && told.contains(".env:2: "), "{told}");
 }

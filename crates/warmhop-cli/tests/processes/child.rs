@@ -11,6 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tower::ServiceExt;
 use warmhop::Body;
+use warmhop_cli::child::ChildApp;
+use warmhop_cli::config::Inherit;
 
 use crate::role::{
     ARGUMENTS, BOUND, ROLE, app, get_text, is_alive, name, pids, scratch, sh, shell_app,
@@ -27,6 +29,45 @@ async fn an_app_gets_its_environment_and_folder_and_not_the_peers_token() {
     assert_eq!(get_text(&launched.service, "/token").await, "");
     assert_eq!(PathBuf::from(get_text(&launched.service, "/dir").await), child.dir);
     launched.process.stop(Duration::ZERO).await;
+}
+
+/// What an app that is started as `child` says of these variables.
+async fn variables(mut child: ChildApp, script: &str) -> String {
+    child.run = ["sh", "-c", &format!("echo \"{script}\"; exit 3")].map(str::to_owned).to_vec();
+    child.launch(&name()).await.err().unwrap().output.join("\n")
+}
+
+#[tokio::test]
+async fn an_app_inherits_of_the_peers_environment_what_it_is_said_to() {
+    // Cargo tells both to whatever it starts.
+    let script = "$CARGO_MANIFEST_DIR|$CARGO_PKG_NAME|$A|${PORT:+has a port}|${PATH:+has a path}";
+    let (dir, package) = (env!("CARGO_MANIFEST_DIR"), env!("CARGO_PKG_NAME"));
+    let names = |names: &[&str]| Inherit::Only(names.iter().map(|&name| name.into()).collect());
+    for (inherit, expected) in [
+        (Inherit::All, format!("{dir}|{package}")),
+        (names(&["CARGO_PKG_NAME", "NO_SUCH_VARIABLE"]), format!("|{package}")),
+        (names(&[]), "|".to_owned()),
+    ] {
+        let env = [("A".to_owned(), "own".to_owned())].into();
+        let child = ChildApp { inherit, env, ..sh("") };
+        let told = variables(child, script).await;
+        assert_eq!(told, format!("{expected}|own|has a port|has a path"));
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_variables_is_read_at_each_start_and_yields_to_the_apps_table() {
+    let file = scratch("env-file").join(".env");
+    std::fs::write(&file, "# ours\nexport A='from the file'\nB=\"two words\"\nPORT=1\n").unwrap();
+    let env = [("A".to_owned(), "from the table".to_owned())].into();
+    let child = ChildApp { env, env_file: Some(file.clone()), ..sh("") };
+    let told = variables(child.clone(), "$A, $B, $((PORT > 1))").await;
+    assert_eq!(told, "from the table, two words, 1");
+    std::fs::write(&file, "B=new\n").unwrap();
+    assert_eq!(variables(child.clone(), "$B").await, "new");
+    std::fs::write(&file, "B=new\noops\n").unwrap();
+    let failed = child.launch(&name()).await.err().unwrap();
+    assert!(failed.reason.contains(".env:2: expected NAME=value"), "{failed}");
 }
 
 #[tokio::test]

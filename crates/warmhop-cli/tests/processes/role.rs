@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use warmhop::Body;
 use warmhop::ids::AppName;
 use warmhop_cli::child::{ChildApp, ChildService};
-use warmhop_cli::config::{Alive, Protocol, Ready};
+use warmhop_cli::config::{Alive, Inherit, Protocol, Ready};
 
 /// What a role is told by.
 pub(crate) const ROLE: &str = "WARMHOP_TEST_ROLE";
@@ -39,6 +39,8 @@ pub(crate) fn shell_app(run: Vec<String>) -> ChildApp {
     ChildApp {
         run,
         dir: std::env::temp_dir(),
+        inherit: Inherit::All,
+        env_file: None,
         env: BTreeMap::new(),
         ready: Ready { path: Some("/healthz".into()), timeout: BOUND, ..Ready::default() },
         alive: Alive::default(),

@@ -90,6 +90,8 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "run", Kind::Texts, "(required unless `start = \"never\"`)", "Program and arguments. It has to serve HTTP on `127.0.0.1:$PORT`."),
     key("app", "dir", Kind::Path, "(the folder of the file)", "The folder that it runs in."),
     key("app", "env", Kind::Variables, "{}", "What is added to its environment. `PORT` and `REDIS_URL` are set by the peer."),
+    key("app", "env_file", Kind::Path, "(none)", "A file of lines `NAME=value`, read at each start of a copy; what `env` has comes first."),
+    key("app", "inherit_env", Kind::FlagOrNames, "true", "What it inherits of the peer's environment: all, nothing but `PATH`, or `PATH` and the variables that are named."),
     key("app", "protocol", Kind::OneOf(&["http1", "h2"]), "\"http1\"", "What is spoken with it: HTTP/1.1 with upgrades, or HTTP/2 in clear text, as gRPC servers want it."),
     key("app", "start", Kind::OneOf(&["on-request", "at-boot", "never"]), "\"on-request\"", "When a copy starts here. `\"never\"`: requests hop to other peers."),
     key("app", "stop_when_idle", Kind::Span("100ms", "366d"), "(never)", "After how long without a request a copy is stopped."),

@@ -1,0 +1,76 @@
+//! The keys that say what an app finds in its environment.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::{Field, Table};
+use crate::child::environment;
+use crate::config::Inherit;
+
+/// The most variables that an app may be said to inherit.
+const NAMES_MAX: usize = 1_000;
+
+/// Whether an app inherits the peer's environment, or which variables of it.
+pub(super) fn read_inherit(table: &mut Table<'_>) -> Inherit {
+    let Some(field) = table.take("inherit_env") else { return Inherit::default() };
+    match field.value.as_bool() {
+        Some(true) => return Inherit::All,
+        Some(false) => return Inherit::Only(Vec::new()),
+        None => {}
+    }
+    let expected = "true, false, or a list of names: [\"HOME\", \"LANG\"]";
+    let items = field.array_of(expected).unwrap_or_default();
+    if items.len() > NAMES_MAX {
+        field.report_found(format!("at most {NAMES_MAX} names"));
+    }
+    let name = |field: &Field<'_>| {
+        let text = field.text()?;
+        if text.is_empty() || text.contains(['=', '\0']) {
+            field.report("a variable's name is empty or has = or NUL in it", "correct the name");
+        }
+        Some(text.to_owned())
+    };
+    Inherit::Only(items.iter().filter_map(name).collect())
+}
+
+/// The file of an app's variables. One that is not there may be on the machine that the app runs on.
+pub(super) fn read_file(table: &mut Table<'_>) -> Option<PathBuf> {
+    let field = table.take("env_file")?;
+    let file = field.path()?;
+    match environment::read_file(&file) {
+        Ok(_) => {}
+        Err(error) if error.is_missing => {
+            field.warn(error.to_string(), "put it there before the app starts");
+        }
+        Err(error) => field.report(error.to_string(), "mend that file, or name another"),
+    }
+    Some(file)
+}
+
+/// What an app's table sets. `redis` says whether the mesh keeps sessions for session libraries.
+pub(super) fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    let Some(variables) = table.table("env") else { return env };
+    for (name, value) in variables.entries {
+        let field = variables.field(name.get_ref(), value);
+        if name.get_ref().is_empty() || name.get_ref().contains(['=', '\0']) {
+            field.report("a variable's name is empty or has = or NUL in it", "rename it");
+        } else if name.get_ref() == "PORT" {
+            field.report(
+                "this variable is set by warmhop, which chooses the app's port",
+                "remove it, and let the app listen on 127.0.0.1:$PORT",
+            );
+        } else if name.get_ref() == "REDIS_URL" && redis {
+            field.report(
+                "this variable is set by warmhop to where [session] redis keeps the app's sessions",
+                "remove it, or name a Redis of the app's own in another variable",
+            );
+        } else if let Some(text) = field.text() {
+            if text.contains('\0') {
+                field.report("the value has a NUL character in it", "remove it");
+            }
+            env.insert(name.get_ref().to_string(), text.to_owned());
+        }
+    }
+    env
+}
