@@ -103,6 +103,13 @@ pub(crate) struct Placing<'a> {
     pub(crate) shun_here: bool,
 }
 
+impl<'a> Placing<'a> {
+    /// That of a request which no app has had.
+    pub(crate) fn first(slot: &'a Arc<Slot>, arrived: Arrived) -> Self {
+        Self { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false }
+    }
+}
+
 /// The parts that a node is made of, but for what it makes itself.
 pub(crate) struct Parts {
     pub(crate) me: PeerId,

@@ -174,14 +174,7 @@ impl Node {
         call: &mut Call,
         tracing: &mut Tracing,
     ) -> Result<Place, LineEnd> {
-        let placing = Placing {
-            slot: portable.slot,
-            arrived: portable.arrived,
-            pin: None,
-            tried: &[],
-            failed: None,
-            shun_here: false,
-        };
+        let placing = Placing::first(portable.slot, portable.arrived);
         self.place(&placing, &mut call.waited, tracing).await.map_err(LineEnd::Problem)
     }
 

@@ -52,7 +52,21 @@ pub(crate) struct Portable<'a> {
     pub(crate) drawn: bool,
 }
 
-impl Portable<'_> {
+impl<'a> Portable<'a> {
+    /// That of a request which another peer sent on.
+    fn forwarded(slot: &'a Arc<Slot>, forward: &Forward) -> Self {
+        Self {
+            slot,
+            rid: forward.rid,
+            fingerprint: forward.fingerprint,
+            keyed: forward.keyed,
+            seen: forward.seen,
+            arrived: Arrived::AtFrontDoor,
+            hops_left: forward.hops_left,
+            drawn: false,
+        }
+    }
+
     /// What does not change about it from one attempt to the next.
     fn asked(&self, call: &Call) -> Asked {
         Asked {
@@ -343,14 +357,7 @@ impl Node {
         call: &mut Call,
         tracing: &mut Tracing,
     ) -> Result<LineEnd, Problem> {
-        let placing = Placing {
-            slot: portable.slot,
-            arrived: portable.arrived,
-            pin: None,
-            tried: &[],
-            failed: None,
-            shun_here: false,
-        };
+        let placing = Placing::first(portable.slot, portable.arrived);
         let place = self.place(&placing, &mut call.waited, tracing).await?;
         let view = self.view();
         let executor = match &place {
@@ -802,16 +809,7 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<Served, HopRefusal> {
         call.attempt = forward.attempt;
-        let portable = Portable {
-            slot,
-            rid: forward.rid,
-            fingerprint: forward.fingerprint,
-            keyed: forward.keyed,
-            seen: forward.seen,
-            arrived: Arrived::AtFrontDoor,
-            hops_left: forward.hops_left,
-            drawn: false,
-        };
+        let portable = Portable::forwarded(slot, forward);
         let mut errand = Errand::relayed(portable.asked(call), ByKey { sid: forward.sid, begins });
         let served = Box::pin(self.run_errand(&portable, call, &mut errand, tracing)).await;
         let unsure = errand.may_have_run() || call.may_have_run;
@@ -854,16 +852,7 @@ impl Node {
             }
         };
         call.attempt = forward.attempt;
-        let portable = Portable {
-            slot,
-            rid: forward.rid,
-            fingerprint: forward.fingerprint,
-            keyed: forward.keyed,
-            seen: forward.seen,
-            arrived: Arrived::AtFrontDoor,
-            hops_left: forward.hops_left,
-            drawn: false,
-        };
+        let portable = Portable::forwarded(slot, forward);
         let end = self.at_owner(&portable, call, &key, enter, None, tracing).await;
         if let Some(to) = forward.hand_over {
             self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
