@@ -14,8 +14,9 @@ use super::room::{self, Room};
 use super::turns::{Place, Turn};
 use super::value::TooLarge;
 
-/// How often a key is renamed that others keep changing meanwhile.
-const RENAMED_MAX: u32 = 16;
+/// How often a rename is tried while others keep changing the key. Where another peer owns a busy key,
+/// most tries lose: each takes two commits here, and a change there takes one.
+const RENAMED_MAX: u32 = 256;
 /// How many keys of one command are looked up at once.
 const AT_ONCE: usize = 16;
 /// The most keys that `KEYS` tells; SCAN tells more.
