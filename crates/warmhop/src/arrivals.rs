@@ -127,12 +127,12 @@ impl Node {
         }
         let Arrived { head, method, mut fields, incoming } = arrived;
         let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
-        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slots_by_name.get(&app))
-        else {
+        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slot(&app)) else {
             let _ = hop::refuse(send, HopRefusal::UnknownApp, none).await;
             return;
         };
         self.metrics.hops_received.get_or_create(&ByPeer { peer: from.clone() }).inc();
+        let slot = &slot;
         let load = Node::local_load(slot);
         if matches!(kind, HopKind::Wake) {
             slot.wanted(WantedBy::Request);
@@ -246,6 +246,7 @@ impl Node {
                 tracing.step("cancelled", "the client left");
                 return;
             };
+            let slot = &slot;
             let load = Node::local_load(slot);
             match outcome {
                 Ok((served, session)) => {

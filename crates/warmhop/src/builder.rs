@@ -278,7 +278,7 @@ impl Builder {
         let _ = late_net.set(net.clone());
         let _ = node.net.set(net.clone());
         node.count_peers();
-        for slot in &node.slots {
+        for slot in &node.apps().slots {
             slot.announce();
         }
 
@@ -299,9 +299,9 @@ impl Builder {
         };
         background(Box::pin(Arc::clone(&store).wake()));
         background(Box::pin(upkeep::run(Arc::clone(&node), !self.seeds.is_empty())));
-        for slot in node.slots.iter().chain(&node.registers) {
+        for slot in node.apps().slots.iter().chain(&node.registers) {
             background(Box::pin(Arc::clone(slot).tick()));
-            if slot.spec.policy.start == StartMode::AtBoot {
+            if slot.spec().policy.start == StartMode::AtBoot {
                 slot.wanted(WantedBy::Boot);
             }
         }
@@ -311,7 +311,7 @@ impl Builder {
             while slot.state() != AppState::Ready && changes.changed().await.is_ok() {}
         }
         for layer in self.layers {
-            let slot = Arc::clone(&node.slots_by_name[&layer.spec().name]);
+            let Some(slot) = node.slot(&layer.spec().name) else { continue };
             background(Box::pin(layer.join(Arc::clone(&ingress), slot)));
         }
         let mut permits_of_doors = Vec::new();
@@ -394,7 +394,7 @@ impl Builder {
 fn publisher(net: Arc<OnceLock<Net>>) -> Box<dyn Fn(&Slot) + Send + Sync> {
     Box::new(move |slot| {
         // An app that never starts here is none that this peer could be asked for.
-        if slot.spec.policy.start == StartMode::Never {
+        if slot.spec().policy.start == StartMode::Never {
             return;
         }
         if let Some(net) = net.get() {
@@ -625,12 +625,13 @@ impl Mesh {
         Ok(())
     }
 
-    fn slot(&self, name: &AppName) -> Result<&Arc<Slot>, ControlError> {
+    fn slot(&self, name: &AppName) -> Result<Arc<Slot>, ControlError> {
         let node = &self.0.node;
-        let slot = node.slots_by_name.get(name).filter(|slot| !slot.keeps_registers);
+        let slot = node.slot(name).filter(|slot| !slot.keeps_registers);
         slot.ok_or_else(|| ControlError::UnknownApp {
             name: name.to_string(),
             known: node
+                .apps()
                 .slots
                 .iter()
                 .map(|slot| slot.name().as_str())

@@ -17,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs until the copy is stopped or ends.
 pub(crate) async fn watch(slot: Arc<Slot>, copy: Arc<Copy>, ask: AskFn) {
-    let policy = slot.spec.policy.alive.clone();
+    let policy = slot.spec().policy.alive.clone();
     let every = policy.every.map_or(LOOK_EVERY, |every| every.min(LOOK_EVERY));
     let mut health = Health::new(policy, slot.now());
     loop {

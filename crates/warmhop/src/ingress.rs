@@ -129,7 +129,7 @@ impl Ingress {
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
             let host = fields::host_as_sent(request.headers());
             if let Some(slot) = self.app_for(host, of) {
-                return self.node.progress(slot).response();
+                return self.node.progress(&slot).response();
             }
         }
         let of = if host_is_one { For::AnyApp } else { For::Nobody };
@@ -295,7 +295,7 @@ impl Ingress {
         }
         let by_front_door = matches!(of, For::AnyApp);
         let slot = match of {
-            For::App(slot) => Some(slot),
+            For::App(slot) => Some(Arc::clone(slot)),
             For::AnyApp => {
                 self.app_for(fields::host_as_sent(request.headers()), request.uri().path())
             }
@@ -316,31 +316,21 @@ impl Ingress {
         };
         tracing.app(slot.name());
         if by_front_door
-            && slot.spec.policy.starting_page
+            && slot.spec().policy.starting_page
             && is_navigation(request.method(), request.headers())
-            && let Some(page) = self.node.starting_page(slot, tracing)
+            && let Some(page) = self.node.starting_page(&slot, tracing)
         {
-            return Err((page, Some(Arc::clone(slot))));
+            return Err((page, Some(slot)));
         }
-        self.serve(slot, request, client, tracing)
-            .await
-            .map(|(response, way)| (response, way, Some(Arc::clone(slot))))
-            .map_err(|problem| (problem, Some(Arc::clone(slot))))
+        match self.serve(&slot, request, client, tracing).await {
+            Ok((response, way)) => Ok((response, way, Some(slot))),
+            Err(problem) => Err((problem, Some(slot))),
+        }
     }
 
-    /// The app whose host and path match best: a host before none, then the longest path.
-    fn app_for(&self, host: Option<&str>, path: &str) -> Option<&Arc<Slot>> {
-        self.node
-            .slots
-            .iter()
-            .filter(|slot| match &slot.spec.host {
-                Some(wanted) => host.is_some_and(|host| wanted.eq_ignore_ascii_case(host)),
-                None => true,
-            })
-            .filter(|slot| is_below(path, &slot.spec.path))
-            .max_by_key(|slot| {
-                (slot.spec.host.is_some(), slot.spec.path.trim_end_matches('/').len())
-            })
+    /// The app that a client's request is for.
+    fn app_for(&self, host: Option<&str>, path: &str) -> Option<Arc<Slot>> {
+        self.node.apps().matching(host, path).cloned()
     }
 
     async fn serve(
@@ -351,7 +341,7 @@ impl Ingress {
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str), Problem> {
         let node = &self.node;
-        let mode = slot.spec.policy.session;
+        let mode = slot.spec().policy.session;
         let (mut parts, body) = request.into_parts();
         let key = idempotency_key(&parts.headers)?
             .filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method));
@@ -383,7 +373,7 @@ impl Ingress {
         let (entry, current) = self.take_cookie(headers, slot.name());
         let brought_any = entry.is_some();
         let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
-        targets::name_host(headers, slot.spec.host.as_deref());
+        targets::name_host(headers, slot.spec().host.as_deref());
         targets::passed_on(&parts.method, headers);
         let scheme = if client.secure { "https" } else { "http" };
         fields::append_forwarded(headers, client.addr.map(|addr| addr.ip()), host, scheme);
@@ -579,7 +569,7 @@ impl Ingress {
         }
         let cookie = &node.store.policy().cookie;
         if cleared {
-            fields::set_affinity(headers, &cookie.remove(&slot.spec.path, client.secure));
+            fields::set_affinity(headers, &cookie.remove(&slot.spec().path, client.secure));
         }
         // Another tab may have begun a session meanwhile, which an empty one must not displace.
         let holds_nothing = |entry: &Entry| matches!(entry.kind, Kind::Portable { n: 0, .. });
@@ -593,7 +583,7 @@ impl Ingress {
                     && current == Some(&route);
             if !stays {
                 let value = affinity::mint(&Token { entries: vec![entry] }, &route, &node.auth);
-                let field = cookie.set(&value, &slot.spec.path, client.secure);
+                let field = cookie.set(&value, &slot.spec().path, client.secure);
                 fields::set_affinity(headers, &field);
             }
         }
@@ -631,7 +621,7 @@ impl Ingress {
         let node = &self.node;
         let served_by = PeerId::new(served_by).ok();
         let state = slot.state();
-        let starts = slot.spec.policy.start != StartMode::Never && state != AppState::Failed;
+        let starts = slot.spec().policy.start != StartMode::Never && state != AppState::Failed;
         let arrival = Arrival {
             me: &node.me,
             incarnation: node.incarnation,
@@ -652,11 +642,6 @@ fn is_settled(former: &Entry, entry: &Entry, wall: WallTime) -> bool {
     former.sid == entry.sid
         && former.kind == entry.kind
         && span(wall.0, former.expiry.0) > span(wall.0, entry.expiry.0) / 2
-}
-
-fn is_below(path: &str, prefix: &str) -> bool {
-    let prefix = prefix.trim_end_matches('/');
-    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// What a client is told whose body ended before its length, or had no form.
@@ -738,20 +723,6 @@ fn readiness(draining: bool) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_matches_by_whole_segments() {
-        for (path, prefix, below) in [
-            ("/", "/", true),
-            ("/shop", "/shop", true),
-            ("/shop/a", "/shop", true),
-            ("/shop/a", "/shop/", true),
-            ("/shopping", "/shop", false),
-            ("/", "/shop", false),
-        ] {
-            assert_eq!(is_below(path, prefix), below, "{path} below {prefix}");
-        }
-    }
 
     #[test]
     fn an_idempotency_key_is_taken_bare_or_quoted_and_refused_out_of_form() {

@@ -206,6 +206,7 @@
 
 pub mod access;
 pub mod app;
+mod apps;
 mod arrivals;
 #[cfg(feature = "axum")]
 pub mod axum;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use http::HeaderValue;
 use tokio::sync::watch;
 use warmhop_core::app::{ETA_FLOOR, WantedBy};
@@ -21,6 +21,7 @@ use warmhop_core::session::census::Census;
 use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
 use crate::access::Accesses;
+use crate::apps::Apps;
 use crate::clock::Clock;
 use crate::error_page::ErrorPage;
 use crate::hop::Load;
@@ -58,10 +59,9 @@ pub(crate) struct Node {
     pub(crate) started: Instant,
     /// How many addresses it has of others that it means to join.
     pub(crate) seeds: usize,
-    pub(crate) slots: Vec<Arc<Slot>>,
+    apps: ArcSwap<Apps>,
     /// Those that execute what is asked of registers: no client's request reaches them.
     pub(crate) registers: Vec<Arc<Slot>>,
-    pub(crate) slots_by_name: HashMap<AppName, Arc<Slot>>,
     /// What other peers may ask of this one beside its apps.
     pub(crate) services: PeerServices,
     view: ArcSwap<View>,
@@ -133,8 +133,7 @@ pub(crate) struct Parts {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let all = parts.slots.iter().chain(&parts.registers);
-        let slots_by_name = all.map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
+        let apps = Apps::new(parts.slots, &parts.registers);
         let view = View::new(parts.me.clone());
         let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
         Arc::new(Self {
@@ -148,9 +147,8 @@ impl Node {
             clock: parts.clock,
             started: Instant::now(),
             seeds: parts.seeds,
-            slots: parts.slots,
+            apps: ArcSwap::from_pointee(apps),
             registers: parts.registers,
-            slots_by_name,
             services: PeerServices::new(),
             view: ArcSwap::from_pointee(view.clone()),
             view_owner: Mutex::new(view),
@@ -173,6 +171,16 @@ impl Node {
 
     pub(crate) fn net(&self) -> Option<&Net> {
         self.net.get()
+    }
+
+    /// The apps that it has now.
+    pub(crate) fn apps(&self) -> Guard<Arc<Apps>> {
+        self.apps.load()
+    }
+
+    /// The app of this name, or the registers.
+    pub(crate) fn slot(&self, name: &AppName) -> Option<Arc<Slot>> {
+        self.apps.load().named(name).cloned()
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -456,6 +464,7 @@ impl Node {
         failed_starts: u32,
     ) -> (Decision, Vec<Considered>) {
         let slot = placing.slot;
+        let spec = slot.spec();
         // What is ready and is not to be asked again is as good as one that takes nothing new.
         let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
         let view = self.view.load();
@@ -465,12 +474,12 @@ impl Node {
         let candidates = if is_plain {
             Vec::new()
         } else {
-            let never = slot.spec.policy.start == StartMode::Never;
+            let never = spec.policy.start == StartMode::Never;
             let others_start = never || draining || state == AppState::Failed;
             self.candidates(&view, slot.name(), others_start)
         };
         let question = Question {
-            app: &slot.spec.policy,
+            app: &spec.policy,
             local: LocalApp {
                 state,
                 in_flight: slot.in_flight_here(),

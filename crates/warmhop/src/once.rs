@@ -67,7 +67,7 @@ impl Drop for UnderWay<'_> {
 impl Portable<'_> {
     /// Whether the request must not run a second time, be it by its client's repeat.
     pub(crate) fn runs_once(&self) -> bool {
-        self.keyed && self.slot.spec.policy.effects == EffectsMode::ByCommand
+        self.keyed && self.slot.spec().policy.effects == EffectsMode::ByCommand
     }
 
     /// The name under which the begin of its run is remembered.

@@ -75,7 +75,7 @@ impl<'a> Portable<'a> {
             may_repeat: may_retry(
                 fields::is_safe(&call.method),
                 self.keyed,
-                self.slot.spec.policy.effects,
+                self.slot.spec().policy.effects,
                 true,
                 true,
             ),

@@ -65,7 +65,7 @@ impl Ingress {
         if let (FIELD_REFUSED, Some(slot)) = (problem.name, app) {
             // It would be refused each time.
             let cookie = &node.store.policy().cookie;
-            let field = cookie.remove(&slot.spec.path, asked.secure);
+            let field = cookie.remove(&slot.spec().path, asked.secure);
             fields::set_affinity(response.headers_mut(), &field);
         }
         response

@@ -839,9 +839,9 @@ async fn answer(
     let (ttl, now) = (node.store.policy().ttl, node.clock.wall());
     let bytes = match (&operation, parts.extensions.get::<Session>()) {
         (Operation::List { from, count }, _) => {
-            let slot = node.slots_by_name.get(name).ok_or("no such registers")?;
+            let slot = node.slot(name).ok_or("no such registers")?;
             let count = usize::try_from(*count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
-            encode(&list(&node, slot, *from, count))?
+            encode(&list(&node, &slot, *from, count))?
         }
         (operation, Some(session)) => {
             wire::encode(&execute(operation, session, ttl, now)?, 2 * FRAME_BYTES_MAX)?

@@ -40,6 +40,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         identity_not_after: unix_seconds(net.identity_expires()),
     };
     let apps = node
+        .apps()
         .slots
         .iter()
         .map(|slot| AppStatus {
@@ -52,7 +53,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
             waiting: slot.waiting.load(Ordering::Relaxed) as u64,
             requests: node.metrics.request_counts(slot.name()),
             error: slot.last_error(),
-            session: match slot.spec.policy.session {
+            session: match slot.spec().policy.session {
                 SessionMode::Portable => "portable",
                 SessionMode::Pinned => "pinned",
                 SessionMode::None => "none",
@@ -111,7 +112,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
 fn own_state(node: &Node) -> &'static str {
     let is_busy = || {
         let flying = |slot: &Arc<Slot>| slot.in_flight.load(Ordering::Relaxed) > 0;
-        node.slots.iter().any(flying) || !node.tunnels.open.is_empty()
+        node.apps().slots.iter().any(flying) || !node.tunnels.open.is_empty()
     };
     match (node.is_draining(), node.drained.load(Ordering::Relaxed)) {
         (false, _) => "serving",
@@ -243,9 +244,10 @@ impl Collector for Gauges {
         )?;
         gauge("draining", "Whether this peer is draining", None, &[(vec![], draining)])?;
 
-        let names: Vec<&str> = node.slots.iter().map(|slot| slot.name().as_str()).collect();
+        let apps = node.apps();
+        let names: Vec<&str> = apps.slots.iter().map(|slot| slot.name().as_str()).collect();
         let (mut states, mut in_flight, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
-        for (slot, name) in node.slots.iter().zip(names) {
+        for (slot, name) in apps.slots.iter().zip(names) {
             let state = slot.state();
             states.extend(APP_STATES.map(|each| {
                 let labels = vec![("app", name), ("state", each.as_str())];

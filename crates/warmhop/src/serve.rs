@@ -239,7 +239,7 @@ impl Node {
                 () = copy.given_up() => Err("it hung, and was given up".into()),
             }
         };
-        let outcome = match slot.spec.policy.head_timeout {
+        let outcome = match slot.spec().policy.head_timeout {
             None => answering.await,
             Some(within) => match tokio::time::timeout(within, answering).await {
                 Ok(outcome) => outcome,
@@ -376,7 +376,7 @@ impl Node {
         pinned: Option<&Entry>,
         tracing: &mut Tracing,
     ) -> Result<Served, Problem> {
-        let is_pinned = slot.spec.policy.session == SessionMode::Pinned;
+        let is_pinned = slot.spec().policy.session == SessionMode::Pinned;
         let mut tried: Vec<PeerId> = Vec::new();
         let mut failed = None;
         let mut shun_here = false;
@@ -501,11 +501,11 @@ impl Node {
             HopError::Refused(..) => false,
             HopError::Broken(_) => true,
         };
-        let portable = slot.spec.policy.session == SessionMode::Portable;
+        let portable = slot.spec().policy.session == SessionMode::Portable;
         let again = may_retry(
             fields::is_safe(&call.method),
             keyed,
-            slot.spec.policy.effects,
+            slot.spec().policy.effects,
             portable,
             app_may_have_seen_it,
         );

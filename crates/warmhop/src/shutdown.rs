@@ -164,13 +164,15 @@ pub(crate) async fn wait_for(tasks: &TaskTracker) {
 /// Stops every app's copy and waits until each has ended.
 pub(crate) async fn stop_apps(node: &Node) {
     let mut changes = node.changed.subscribe();
-    for slot in &node.slots {
+    let apps = node.apps();
+    for slot in &apps.slots {
         slot.tell(AppEvent::StopWanted(StopReason::Drain));
     }
-    let grace = node.slots.iter().map(|slot| slot.spec.policy.stop_grace).max().unwrap_or_default();
+    let grace =
+        apps.slots.iter().map(|slot| slot.spec().policy.stop_grace).max().unwrap_or_default();
     let stopped = async {
         loop {
-            let running = node
+            let running = apps
                 .slots
                 .iter()
                 .any(|slot| !matches!(slot.state(), AppState::Cold | AppState::Failed));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tracing::{info, warn};
@@ -68,7 +68,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.slot.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if self.slot.spec.policy.concurrency.is_some() {
+        if self.slot.spec().policy.concurrency.is_some() {
             self.slot.freed.notify_waiters();
         }
         if self.copy.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -79,7 +79,8 @@ impl Drop for InFlight {
 
 /// One app on this peer.
 pub(crate) struct Slot {
-    pub(crate) spec: AppSpec,
+    name: AppName,
+    spec: ArcSwap<AppSpec>,
     /// No app that clients reach: it executes what is asked of registers.
     pub(crate) keeps_registers: bool,
     app: Arc<dyn App>,
@@ -125,7 +126,8 @@ impl Slot {
     ) -> Arc<Self> {
         let machine = AppMachine::new(spec.policy.clone(), rand::random());
         Arc::new(Self {
-            spec,
+            name: spec.name.clone(),
+            spec: ArcSwap::from_pointee(spec),
             keeps_registers,
             app,
             me,
@@ -149,7 +151,12 @@ impl Slot {
     }
 
     pub(crate) fn name(&self) -> &AppName {
-        &self.spec.name
+        &self.name
+    }
+
+    /// What it is and how it is treated, as it holds now.
+    pub(crate) fn spec(&self) -> Guard<Arc<AppSpec>> {
+        self.spec.load()
     }
 
     fn machine(&self) -> MutexGuard<'_, AppMachine> {
@@ -231,7 +238,7 @@ impl Slot {
             let before = copy.in_flight.fetch_add(1, Ordering::AcqRel);
             self.in_flight.fetch_add(1, Ordering::Relaxed);
             let entered = InFlight { copy: Arc::clone(&copy), slot: Arc::clone(self) };
-            let places = self.spec.policy.concurrency;
+            let places = self.spec().policy.concurrency;
             if places.is_some_and(|places| before >= places) {
                 return None;
             }
@@ -254,7 +261,7 @@ impl Slot {
     pub(crate) fn is_full(&self) -> bool {
         let serving =
             || self.copy.load().as_ref().map(|copy| copy.in_flight.load(Ordering::Relaxed));
-        self.spec
+        self.spec()
             .policy
             .concurrency
             .is_some_and(|places| serving().is_some_and(|in_flight| in_flight >= places))
@@ -331,7 +338,7 @@ impl Slot {
                 drop(starting);
                 // Cancelled in the same instant. A task of its own, as this one may be aborted.
                 if let Ok(running) = outcome {
-                    tokio::spawn((running.stop)(slot.spec.policy.stop_grace));
+                    tokio::spawn((running.stop)(slot.spec().policy.stop_grace));
                 }
                 return;
             }

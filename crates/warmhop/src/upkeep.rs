@@ -25,10 +25,10 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
     loop {
         changes.mark_unchanged();
         let busy = repair.sweep(&node);
-        for slot in &node.slots {
-            let (policy, state) = (&slot.spec.policy, slot.state());
+        for slot in &node.apps().slots {
+            let (spec, state) = (slot.spec(), slot.state());
             let (draining, view) = (node.is_draining(), node.view());
-            slot.keep(keeps_ready(slot.name(), policy, state, draining, &node.me, &view));
+            slot.keep(keeps_ready(slot.name(), &spec.policy, state, draining, &node.me, &view));
         }
         node.count_peers();
         let now = node.clock.now();
