@@ -1,10 +1,11 @@
 //! The connections to an app that speaks HTTP/2: one as long as its streams suffice.
 
 use std::error::Error as _;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use warmhop::{Body, BoxError, NotSent};
 
 use super::http1::{is_refusal, twin};
 use super::request::RequestBody;
-use super::socket::connect;
+use super::socket::Socket;
 
 /// The most requests at once on one connection; what comes beyond opens another. Servers allow
 /// no fewer by RFC 9113's advice (section 6.5.2).
@@ -40,8 +41,10 @@ const TRIES_MAX: usize = 8;
 /// Requests to an app over HTTP/2.
 pub(super) struct H2Client {
     addr: SocketAddr,
-    connections: Mutex<Vec<Connection>>,
+    connections: Arc<Connections>,
 }
+
+type Connections = Mutex<Vec<Connection>>;
 
 struct Connection {
     sender: http2::SendRequest<RequestBody>,
@@ -73,7 +76,7 @@ impl Connection {
 
 impl H2Client {
     pub(super) fn new(addr: SocketAddr) -> Self {
-        Self { addr, connections: Mutex::default() }
+        Self { addr, connections: Arc::default() }
     }
 
     /// A connection with room for a request, a fresh one if there is none.
@@ -96,7 +99,9 @@ impl H2Client {
     }
 
     async fn connect(&self) -> Result<(http2::SendRequest<RequestBody>, Use), BoxError> {
-        let stream = connect(self.addr).await.map_err(|error| -> BoxError {
+        // It is read to its end though it can be written to no more: an app that leaves resets the
+        // connection where requests have come that it will not read, and its `GOAWAY` is there still.
+        let socket = Socket::shared(self.addr).await.map_err(|error| -> BoxError {
             if is_refusal(&error) {
                 return NotSent { reason: "it refuses connections".into(), refuses: true }.into();
             }
@@ -108,11 +113,11 @@ impl H2Client {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEAD_BYTES_MAX)
             .max_send_buf_size(STREAM_WINDOW_BYTES as usize)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(socket))
             .await?;
         let streams_max = AtomicUsize::new(connection.current_max_send_streams());
         let shared = Arc::new(Shared { streams_max, leaving: AtomicBool::new(false) });
-        let told = Arc::clone(&shared);
+        let (told, connections) = (Arc::clone(&shared), Arc::downgrade(&self.connections));
         // How it ends is told to each of its requests.
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
@@ -122,6 +127,7 @@ impl H2Client {
                 polled
             });
             let _ = driven.await;
+            forget_closed(&connections).await;
         });
         Ok((sender, shared))
     }
@@ -136,7 +142,11 @@ impl H2Client {
         for _ in 0..TRIES_MAX {
             let again = twin(&request);
             let (mut sender, uses) = self.enter().await?;
-            let mut error = match sender.try_send_request(request).await {
+            let answer = sender.try_send_request(request);
+            // A request that is handed over as the connection ends may be left in its queue, and comes
+            // back once the last who could hand over another is gone. Whoever waits must not be that.
+            drop(sender);
+            let mut error = match answer.await {
                 Ok(response) => {
                     return Ok(response.map(|body| Body::new(InUse { body, uses: Some(uses) })));
                 }
@@ -168,22 +178,31 @@ impl H2Client {
     }
 }
 
-/// Whether the connection ended, rather than the request's stream alone.
-fn is_broken(error: &hyper::Error) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>());
-    error.is_closed() || cause.is_some_and(|cause| cause.is_io() || cause.is_go_away())
+/// Lets go of the connections that have ended, and so of what is left in their queues.
+async fn forget_closed(connections: &Weak<Connections>) {
+    if let Some(connections) = connections.upgrade() {
+        connections.lock().await.retain(|connection| !connection.sender.is_closed());
+    }
 }
 
-/// Whether the app has said that it did nothing about the request: by a graceful `GOAWAY`, which
-/// names the last stream that it takes, or by `REFUSED_STREAM`.
+/// Whether the connection ended, rather than the request's stream alone.
+fn is_broken(error: &hyper::Error) -> bool {
+    let Some(cause) = error.source() else { return error.is_closed() };
+    let h2 = cause.downcast_ref::<h2::Error>();
+    // hyper tells of a connection that was reset by the system's error alone.
+    error.is_closed()
+        || cause.is::<io::Error>()
+        || h2.is_some_and(|cause| cause.is_io() || cause.is_go_away())
+}
+
+/// Whether the app has said that it did nothing about the request: by a `GOAWAY`, which names the
+/// last stream that it has looked at, or by `REFUSED_STREAM`.
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let Some(cause) = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
         return false;
     };
-    let reason = cause.reason();
-    let graceful = cause.is_go_away() && reason == Some(h2::Reason::NO_ERROR);
-    let refused = cause.is_reset() && reason == Some(h2::Reason::REFUSED_STREAM);
-    cause.is_remote() && (graceful || refused)
+    let refused = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+    cause.is_remote() && (cause.is_go_away() || refused)
 }
 
 /// A response's body, which keeps its place on the connection until its end.

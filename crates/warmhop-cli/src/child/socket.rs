@@ -1,4 +1,4 @@
-//! The app's end of an HTTP/1.1 connection, as hyper is to see it.
+//! The app's end of a connection, as hyper is to see it.
 //!
 //! hyper gives a connection up at the first failed write. An app that has answered and closed
 //! before the request has ended makes a write fail while its answer is still to be read; so a
@@ -26,7 +26,7 @@ use tokio::time::timeout;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to an app.
-pub(super) async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await??;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -82,6 +82,8 @@ impl Talk {
 pub(super) struct Socket {
     stream: TcpStream,
     talk: Talk,
+    /// Several requests share it, as in HTTP/2: of none it can be said when it begins.
+    is_shared: bool,
     /// How writing failed.
     deaf: Option<io::ErrorKind>,
     /// Nothing more is to be read.
@@ -94,13 +96,18 @@ impl Socket {
         Ok(Self::new(connect(addr).await?))
     }
 
+    /// The same for several requests at once.
+    pub(super) async fn shared(addr: SocketAddr) -> io::Result<Self> {
+        Ok(Self { is_shared: true, ..Self::connect(addr).await? })
+    }
+
     /// What is said on it.
     pub(super) fn talk(&self) -> Talk {
         self.talk.clone()
     }
 
     fn new(stream: TcpStream) -> Self {
-        Self { stream, talk: Talk::default(), deaf: None, ended: false }
+        Self { stream, talk: Talk::default(), is_shared: false, deaf: None, ended: false }
     }
 
     /// What hyper is told of a write of `bytes` bytes.
@@ -110,7 +117,7 @@ impl Socket {
         bytes: usize,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let begins = self.talk.writes();
+        let begins = !self.is_shared && self.talk.writes();
         if begins && has_closed(&self.stream) {
             // The runtime may not have heard of it yet: here is the last moment at which it is
             // certain that the app gets none of it.

@@ -640,7 +640,7 @@ async fn a_request_that_changes_something_is_lost_on_no_connection_that_the_app_
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_an_app_did_not_take_when_it_left_is_sent_again_whatever_the_method() {
     let (listener, service) = listener_of(Protocol::H2).await;
     tokio::spawn(async move {
@@ -684,4 +684,56 @@ async fn what_an_app_did_not_take_when_it_left_is_sent_again_whatever_the_method
     for client in clients.collect::<Vec<_>>() {
         client.await.unwrap();
     }
+}
+
+/// The frames of HTTP/2 that a server of one answer needs.
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+const ANSWER_200: &[u8] = &[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
+const GOAWAY_AFTER_1: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+
+/// Reads up to the head of a request, and answers the first stream.
+fn answer_first(stream: &mut std::net::TcpStream) {
+    stream.read_exact(&mut [0; 24]).unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream.read_exact(&mut vec![0; length as usize]).unwrap();
+        if head[3] == 1 {
+            break;
+        }
+    }
+    stream.write_all(SETTINGS).unwrap();
+    stream.write_all(ANSWER_200).unwrap();
+}
+
+#[tokio::test]
+async fn what_an_app_said_as_it_left_is_heard_though_the_connection_was_reset() {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::H2);
+    let (acked, has_acked) = oneshot::channel();
+    let (leave, leaves) = std::sync::mpsc::channel::<()>();
+    let (left, has_left) = std::sync::mpsc::channel();
+    let app = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        answer_first(&mut stream);
+        // The client acknowledges the settings, which nobody reads: so the close is a reset.
+        stream.peek(&mut [0]).unwrap();
+        acked.send(()).unwrap();
+        leaves.recv().unwrap();
+        stream.write_all(GOAWAY_AFTER_1).unwrap();
+        drop(stream);
+        left.send(()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        answer_first(&mut stream);
+        stream
+    });
+    assert_eq!(service.call(get("/")).await.unwrap().status(), 200);
+    has_acked.await.unwrap();
+    // The runtime cannot hear of it before it writes the next request: this thread is all it has.
+    leave.send(()).unwrap();
+    has_left.recv().unwrap();
+    let request = Request::post("/").body(Body::from("x")).unwrap();
+    assert_eq!(service.call(request).await.unwrap().status(), 200);
+    app.join().unwrap();
 }
