@@ -16,7 +16,6 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use crate::body::{Body, BoxError};
 use crate::fields;
-use crate::ingress::ClientInfo;
 use crate::recall::{Tracing, beginning};
 
 /// How much of a path, and of a query, is told, in bytes.
@@ -120,7 +119,7 @@ impl Accesses {
     pub(crate) fn arrives(
         &self,
         request: &Request<Body>,
-        client: &ClientInfo,
+        client: Option<SocketAddr>,
         id: &str,
     ) -> Option<Accessing> {
         let sink = Arc::clone(self.0.as_ref()?);
@@ -128,7 +127,7 @@ impl Accesses {
         let host = fields::host_as_sent(request.headers());
         let access = Access {
             at: SystemTime::now(),
-            client: client.addr,
+            client,
             id: id.into(),
             method: request.method().clone(),
             host: host.map(|host| beginning(host.into(), HOST_BYTES_MAX)),

@@ -17,7 +17,7 @@ use crate::fields;
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How a client's body broke off, if it did.
-pub(crate) type Broke = Arc<OnceLock<String>>;
+pub(crate) type Broke = Arc<OnceLock<BoxError>>;
 
 /// A streamed HTTP body.
 pub struct Body {
@@ -102,8 +102,9 @@ impl Body {
     pub(crate) fn telling_if_broken(self, broke: &Broke) -> Self {
         let broke = Arc::clone(broke);
         Self::new(self.map_err(move |error| {
-            let _ = broke.set(error.to_string());
-            error
+            let told = error.to_string();
+            let _ = broke.set(error);
+            told
         }))
     }
 

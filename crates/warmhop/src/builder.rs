@@ -9,6 +9,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use warmhop_core::app::{AppEvent, StopReason, WantedBy};
@@ -19,10 +20,12 @@ use warmhop_core::view::AppState;
 use crate::access::{AccessSink, Accesses};
 use crate::app::{App, AppSpec};
 use crate::body::{Body, BoxError};
+use crate::clients::{ClientLimits, Clients};
 use crate::clock::Clock;
 use crate::error::{ControlError, StartMeshError};
 use crate::error_page::ErrorPage;
 use crate::front;
+use crate::front::Door;
 use crate::hop::HopRefusal;
 use crate::hop_layer::HopLayer;
 use crate::identity::{FrontDoorTls, Identity};
@@ -30,6 +33,7 @@ use crate::ingress::{ClientInfo, Ingress};
 use crate::leaving::Leaving;
 use crate::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::node::{Node, Parts};
+use crate::origin::TrustedProxies;
 use crate::peer_service::{self, AskPeerError};
 use crate::registers::{self, Registers};
 use crate::report;
@@ -57,6 +61,9 @@ pub struct Builder {
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
     pub(crate) error_page: ErrorPage,
+    pub(crate) client_limits: ClientLimits,
+    pub(crate) trusted_proxies: TrustedProxies,
+    pub(crate) proxy_protocol: bool,
     pub(crate) drain_grace: Duration,
     pub(crate) accesses: Accesses,
     pub(crate) spans: Spans,
@@ -142,6 +149,30 @@ impl Builder {
     #[must_use]
     pub fn error_page(mut self, html: impl Into<String>) -> Self {
         self.error_page = ErrorPage::of(html.into());
+        self
+    }
+
+    /// What clients may take of this peer. Default: [`ClientLimits::default`].
+    #[must_use]
+    pub fn client_limits(mut self, limits: ClientLimits) -> Self {
+        self.client_limits = limits;
+        self
+    }
+
+    /// The proxies whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are believed; from everybody else
+    /// they are taken out. Default: nobody.
+    #[must_use]
+    pub fn trusted_proxies(mut self, proxies: TrustedProxies) -> Self {
+        self.trusted_proxies = proxies;
+        self
+    }
+
+    /// Whether each connection to a front door begins with a header of the PROXY protocol, version 1
+    /// or 2. It is believed from trusted proxies alone, or, where none is named, from whoever
+    /// connects; others are refused. Default: no.
+    #[must_use]
+    pub fn proxy_protocol(mut self, proxy_protocol: bool) -> Self {
+        self.proxy_protocol = proxy_protocol;
         self
     }
 
@@ -287,7 +318,10 @@ impl Builder {
         let tasks = TaskTracker::new();
         let doors = TaskTracker::new();
         let connections = TaskTracker::new();
-        let ingress = Arc::new(Ingress { node: Arc::clone(&node) });
+        let refusals = Arc::clone(&node.metrics.refusals);
+        let clients = Clients::new(self.client_limits, refusals, node.metrics.client_bytes.clone());
+        let trusted = self.trusted_proxies;
+        let ingress = Arc::new(Ingress { node: Arc::clone(&node), clients, trusted });
         let background = |task: futures_util::future::BoxFuture<'static, ()>| {
             let closing = closing.clone();
             tasks.spawn(async move {
@@ -321,15 +355,15 @@ impl Builder {
             }
             let permits = Arc::new(Semaphore::new(self.front_door_connections));
             permits_of_doors.push(Arc::clone(&permits));
-            doors.spawn(front::serve(
-                door,
-                tls,
+            let door_of = Door {
+                tls: tls.map(|tls| TlsAcceptor::from(tls.config())),
+                proxy_protocol: self.proxy_protocol,
+                ingress: Arc::clone(&ingress),
+                closing: doors_closing.clone(),
+                tunnels: node.tunnels.clone(),
                 permits,
-                Arc::clone(&ingress),
-                doors_closing.clone(),
-                connections.clone(),
-                node.tunnels.clone(),
-            ));
+            };
+            doors.spawn(front::serve(door, Arc::new(door_of), connections.clone()));
         }
         Ok(Mesh(Arc::new(Running {
             node,
@@ -340,6 +374,7 @@ impl Builder {
             doors_closing,
             doors,
             permits_of_doors,
+            proxy_protocol: self.proxy_protocol,
             tasks,
             connections,
             drain_grace: self.drain_grace,
@@ -415,6 +450,8 @@ struct Running {
     doors: TaskTracker,
     /// How many connections each front door may still take, in their order.
     permits_of_doors: Vec<Arc<Semaphore>>,
+    /// Their connections begin with a PROXY header.
+    proxy_protocol: bool,
     tasks: TaskTracker,
     connections: TaskTracker,
     drain_grace: Duration,
@@ -498,6 +535,9 @@ impl Mesh {
             sessions: SessionPolicy::default(),
             reveal: true,
             error_page: ErrorPage::default(),
+            client_limits: ClientLimits::default(),
+            trusted_proxies: TrustedProxies::default(),
+            proxy_protocol: false,
             drain_grace: Duration::from_secs(30),
             accesses: Accesses::default(),
             spans: Spans::default(),
@@ -544,15 +584,15 @@ impl Mesh {
     ) {
         let running = &self.0;
         let Some(permits) = running.permits_of_doors.get(door) else { return };
-        let serving = front::serve(
-            listener,
-            tls,
-            Arc::clone(permits),
-            Arc::clone(&running.ingress),
-            running.doors_closing.clone(),
-            running.connections.clone(),
-            running.node.tunnels.clone(),
-        );
+        let door = Door {
+            tls: tls.map(|tls| TlsAcceptor::from(tls.config())),
+            proxy_protocol: running.proxy_protocol,
+            ingress: Arc::clone(&running.ingress),
+            closing: running.doors_closing.clone(),
+            tunnels: running.node.tunnels.clone(),
+            permits: Arc::clone(permits),
+        };
+        let serving = front::serve(listener, Arc::new(door), running.connections.clone());
         running.doors.track_future(serving).await;
     }
 

@@ -8,49 +8,63 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
+use http::{Request, Response, Version};
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use crate::body::{Body, BoxError};
+use crate::clients::Account;
 
 /// How long nothing may be written to a client that sends no more, until it is taken to have left.
 const SILENT_WITHIN: Duration = Duration::from_secs(1);
 
 /// The requests in flight on one HTTP/1 connection.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct InFlight(Arc<AtomicUsize>);
+#[derive(Debug, Clone)]
+pub(crate) struct InFlight(Arc<Account>);
 
 impl InFlight {
+    /// Of the connection that `account` is kept of.
+    pub(crate) fn new(account: Arc<Account>) -> Self {
+        Self(account)
+    }
+
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.0
+    }
+
     /// Counts a request until what is returned is dropped.
-    pub(crate) fn begin(&self) -> Counted {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Counted(Arc::clone(&self.0))
+    pub(crate) fn begin<B>(&self, request: &Request<B>) -> Counted {
+        let fields = request.headers().iter();
+        let head = fields.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        self.0.begins(head, request.version() < Version::HTTP_2);
+        Counted { account: Arc::clone(&self.0), head }
     }
 
     fn is_none(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        self.0.idle_for().is_some()
     }
 }
 
 /// One request in flight.
-pub(crate) struct Counted(Arc<AtomicUsize>);
+pub(crate) struct Counted {
+    account: Arc<Account>,
+    head: usize,
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.account.ends(self.head);
     }
 }
 
 impl Counted {
     /// Goes on counting until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<CountedBody> {
-        response.map(|body| CountedBody { body, failed: None, _counted: self })
+        response.map(|body| CountedBody { body, failed: None, counted: self })
     }
 }
 
@@ -59,7 +73,7 @@ pub(crate) struct CountedBody {
     body: Body,
     /// How it failed, until that is told.
     failed: Option<BoxError>,
-    _counted: Counted,
+    counted: Counted,
 }
 
 impl http_body::Body for CountedBody {
@@ -80,6 +94,11 @@ impl http_body::Body for CountedBody {
             self.failed = Some(error);
             cx.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.counted.account.answers(data.len());
         }
         frame
     }

@@ -16,9 +16,11 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::chunks::{Chunked, Read};
+use crate::clients::Account;
 use crate::departure::{Departure, InFlight};
 use crate::fields;
-use crate::refusals::{Refusal, Refusals};
+use crate::h2_frames::{BodyParts, Frames};
+use crate::refusals::Refusal;
 
 /// The largest request head in bytes; hyper is given the same bound.
 pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -35,12 +37,20 @@ pub(crate) struct Framed<IO> {
     io: IO,
     watch: Watch,
     departure: Departure,
-    refusals: Arc<Refusals>,
+    account: Arc<Account>,
 }
 
 impl<IO> Framed<IO> {
-    pub(crate) fn new(io: IO, in_flight: InFlight, refusals: Arc<Refusals>) -> Self {
-        Self { io, watch: Watch::default(), departure: Departure::new(in_flight), refusals }
+    pub(crate) fn new(io: IO, in_flight: InFlight) -> Self {
+        let account = Arc::clone(in_flight.account());
+        Self { io, watch: Watch::default(), departure: Departure::new(in_flight), account }
+    }
+
+    fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = outcome {
+            self.account.sent(*bytes);
+        }
+        self.departure.wrote(outcome);
     }
 
     /// The heads that were looked at and let pass, as they come.
@@ -74,7 +84,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
             let fresh = &mut buf.filled_mut()[before..];
             let (seen, refusal) = self.watch.see(fresh);
             if let Some(why) = refusal {
-                self.refusals.note(why);
+                self.account.refused(why);
+            }
+            let came = self.watch.came(seen);
+            if came != BodyParts::default() {
+                self.account.came(came.bytes, came.frames);
             }
             buf.set_filled(before + seen);
             if seen == 0 && self.watch.at == At::Refused {
@@ -97,7 +111,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.departure.wrote(&outcome);
+        self.wrote(&outcome);
         outcome
     }
 
@@ -107,7 +121,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.departure.wrote(&outcome);
+        self.wrote(&outcome);
         outcome
     }
 
@@ -132,7 +146,9 @@ enum At {
     Fixed(u64),
     /// In a chunked body.
     Chunks(Chunked),
-    /// HTTP/2, or a connection that may be upgraded. Where it is not upgraded after all,
+    /// In the frames of HTTP/2.
+    Http2,
+    /// A connection that may be upgraded. Where it is not upgraded after all,
     /// [`ends_connection`] has it closed behind the answer.
     Opaque,
     /// Behind what is refused, here or by hyper: nobody reads on.
@@ -147,6 +163,9 @@ struct Watch {
     spoilt: bool,
     /// A connection begins as HTTP/2 or never becomes it.
     first: bool,
+    /// Where in the frames an HTTP/2 connection is, and what of bodies came with the latest read.
+    frames: Frames,
+    parts: BodyParts,
     #[cfg(any(test, feature = "fuzzing"))]
     looked: Looked,
 }
@@ -162,6 +181,8 @@ impl Default for Watch {
             head: Vec::new(),
             spoilt: false,
             first: true,
+            frames: Frames::default(),
+            parts: BodyParts::default(),
             #[cfg(any(test, feature = "fuzzing"))]
             looked: Looked::default(),
         }
@@ -190,6 +211,10 @@ impl Watch {
         while from < bytes.len() {
             from += match self.at {
                 At::Opaque => break,
+                At::Http2 => {
+                    self.parts = self.frames.see(&bytes[from..]);
+                    break;
+                }
                 At::Refused => return (from, None),
                 At::Head => match self.see_head(&bytes[from..]) {
                     Head::Partial => break,
@@ -231,6 +256,17 @@ impl Watch {
         (bytes.len(), None)
     }
 
+    /// What the client made this peer hold by the `seen` bytes of the latest read.
+    fn came(&mut self, seen: usize) -> BodyParts {
+        match self.at {
+            At::Http2 => std::mem::take(&mut self.parts),
+            At::Opaque => BodyParts::default(),
+            // A head that is not whole is held here and by hyper.
+            At::Head if !self.head.is_empty() => BodyParts { frames: 0, bytes: 2 * seen },
+            _ => BodyParts { frames: 0, bytes: seen },
+        }
+    }
+
     /// Looks for the end of the head; decides what follows it.
     fn see_head(&mut self, bytes: &[u8]) -> Head {
         let held = self.head.len();
@@ -255,7 +291,7 @@ impl Watch {
     fn look(&mut self, head: &[u8], held: usize) -> Head {
         if self.first {
             if head.starts_with(H2_PREFACE) {
-                return Head::Ends { bytes: head.len() - held, then: At::Opaque };
+                return Head::Ends { bytes: H2_PREFACE.len() - held, then: At::Http2 };
             }
             if H2_PREFACE.starts_with(head) {
                 return Head::Partial;
@@ -506,7 +542,7 @@ mod tests {
     #[test]
     fn http_2_and_upgrades_are_left_alone() {
         let (seen, at) = feed(H2_PREFACE, 5);
-        assert_eq!((seen.as_slice(), at), (H2_PREFACE, At::Opaque));
+        assert_eq!((seen.as_slice(), at), (H2_PREFACE, At::Http2));
         let upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x05";
         let (seen, at) = feed(upgrade, 7);
         assert_eq!((seen.as_slice(), at), (upgrade.as_slice(), At::Opaque));

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Method, Request};
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -23,10 +24,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::body::Body;
-use crate::departure::InFlight;
+use crate::client_body::ClientBody;
+use crate::clients::Account;
+use crate::departure::{CountedBody, InFlight};
 use crate::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
-use crate::identity::FrontDoorTls;
+use crate::grpc;
 use crate::ingress::{ClientInfo, Ingress};
+use crate::origin;
+use crate::refusals::Refusal;
 use crate::tunnels::Tunnels;
 
 /// How long a client may take to show which version of HTTP it speaks, and to send a request's head,
@@ -40,49 +45,49 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
 /// How often it is told that no connection can be accepted.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// The most streams a client may open at once on an HTTP/2 connection.
-const H2_STREAMS_MAX: u32 = 256;
+/// The most streams a client may open at once on an HTTP/2 connection: as many as RFC 9113 section
+/// 6.5.2 has at least.
+const H2_STREAMS_MAX: u32 = 100;
 /// What a client may send of one request's body before its app reads it.
-const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// The same for all of a connection's requests together: enough for each to stand still with a full
 /// window, so that uploads whose apps do not read never stop the others. It is also the most that
-/// one connection holds in memory.
+/// the bodies of one connection hold in memory.
 const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
+/// What is taken of one answer before its client takes it.
+const H2_SEND_BYTES: usize = 64 * 1024;
+/// How long a connection that is told to end may take to.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves `listener` until `closing` is cancelled; connections then end gracefully, and are cut off
-/// when their grace time is over, which `tunnels` tell. Each connection stays on the runtime that
-/// calls this, and takes one of `permits`.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    tls: Option<FrontDoorTls>,
-    permits: Arc<Semaphore>,
-    ingress: Arc<Ingress>,
-    closing: CancellationToken,
-    connections: TaskTracker,
-    tunnels: Tunnels,
-) {
-    let tls = tls.map(|tls| TlsAcceptor::from(tls.config()));
+/// A front door, but for its listeners.
+pub(crate) struct Door {
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// Connections begin with a PROXY header.
+    pub(crate) proxy_protocol: bool,
+    pub(crate) ingress: Arc<Ingress>,
+    /// Cancelled when the door closes: connections then end gracefully …
+    pub(crate) closing: CancellationToken,
+    /// … and are cut off when their grace time is over.
+    pub(crate) tunnels: Tunnels,
+    /// How many connections it may still take, at all its listeners.
+    pub(crate) permits: Arc<Semaphore>,
+}
+
+/// Serves `listener` until the door closes. Each connection stays on the runtime that calls this.
+pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: TaskTracker) {
     let mut told: Option<Instant> = None;
     loop {
-        let permit = tokio::select! {
-            biased;
-            () = closing.cancelled() => break,
-            permit = Arc::clone(&permits).acquire_owned() => match permit {
-                Ok(permit) => permit,
-                Err(_) => break,
-            },
-        };
         let accepted = tokio::select! {
             biased;
-            () = closing.cancelled() => break,
+            () = door.closing.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {
-                let ingress = Arc::clone(&ingress);
-                let (closing, tls, tunnels) = (closing.clone(), tls.clone(), tunnels.clone());
+                let permit = place(&door).await;
+                let door = Arc::clone(&door);
                 connections.spawn(async move {
-                    accepted_one(stream, peer, tls, ingress, closing, tunnels).await;
+                    accepted_one(stream, peer, door).await;
                     drop(permit);
                 });
             }
@@ -92,6 +97,7 @@ pub(crate) async fn serve(
                     warn!(%error, "cannot accept connections; clients wait");
                     told = Some(Instant::now());
                 }
+                door.ingress.clients.make_room();
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -102,32 +108,73 @@ pub(crate) async fn serve(
     while let Ok((stream, peer)) = listener.accept() {
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         let Ok(stream) = stream else { continue };
-        let (ingress, closing, tunnels) = (Arc::clone(&ingress), closing.clone(), tunnels.clone());
-        connections.spawn(accepted_one(stream, peer, tls.clone(), ingress, closing, tunnels));
+        connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
     }
 }
 
-async fn accepted_one(
-    stream: TcpStream,
-    peer: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    ingress: Arc<Ingress>,
-    closing: CancellationToken,
-    tunnels: Tunnels,
-) {
+/// A place for a connection. Where all are taken, whoever has been idle longest gives one up; where
+/// nobody is idle, the client waits. A door that closes waits for nobody.
+async fn place(door: &Door) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(&door.permits).try_acquire_owned() {
+        return Some(permit);
+    }
+    door.ingress.clients.make_room();
+    tokio::select! {
+        permit = Arc::clone(&door.permits).acquire_owned() => permit.ok(),
+        () = door.closing.cancelled() => None,
+    }
+}
+
+async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) {
     // It fails only for a socket that has gone already.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else {
-        let client = ClientInfo { addr: Some(peer), secure: false };
-        return connection(stream, client, ingress, closing, tunnels).await;
-    };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let client = ClientInfo { addr: Some(peer), secure: true };
-            connection(stream, client, ingress, closing, tunnels).await;
+    let mut client = ClientInfo { addr: Some(peer), secure: false };
+    if door.proxy_protocol {
+        let Some(told) = told_by_proxy(&mut stream, peer, client, &door).await else { return };
+        client = told;
+    }
+    let address = client.addr.map_or(peer.ip(), |addr| addr.ip());
+    let Some(admitted) = door.ingress.clients.admit(address) else { return };
+    let account = admitted.account();
+    let served = async {
+        let Some(tls) = &door.tls else {
+            return connection(stream, client, &door, account).await;
+        };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let client = ClientInfo { secure: true, ..client };
+                connection(stream, client, &door, account).await;
+            }
+            Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => debug!(%peer, "TLS handshake took too long"),
         }
-        Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
-        Err(_) => debug!(%peer, "TLS handshake took too long"),
+    };
+    tokio::select! {
+        () = served => {}
+        () = account.gives_way().cancelled() => debug!(%peer, "client connection gave way"),
+    }
+}
+
+/// Who the client is by the PROXY header; `None` where there is none to believe.
+async fn told_by_proxy(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    own: ClientInfo,
+    door: &Door,
+) -> Option<ClientInfo> {
+    let (trusted, refusals) = (&door.ingress.trusted, door.ingress.clients.refusals());
+    if !trusted.is_empty() && !trusted.trusts(peer.ip()) {
+        refusals.note(Refusal::UntrustedProxy);
+        debug!(%peer, "not a trusted proxy");
+        return None;
+    }
+    match origin::proxied(stream, own).await {
+        Ok(client) => Some(client),
+        Err(error) => {
+            refusals.note(Refusal::NoProxyHeader);
+            debug!(%peer, %error, "no PROXY header");
+            None
+        }
     }
 }
 
@@ -138,37 +185,22 @@ async fn closes(closing: &CancellationToken, begun: &CancellationToken) {
     let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, begun.cancelled()).await;
 }
 
-async fn connection<IO>(
-    stream: IO,
-    client: ClientInfo,
-    ingress: Arc<Ingress>,
-    closing: CancellationToken,
-    tunnels: Tunnels,
-) where
+async fn connection<IO>(stream: IO, client: ClientInfo, door: &Door, account: &Arc<Account>)
+where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = CancellationToken::new();
-    let beginning = begun.clone();
-    let in_flight = InFlight::default();
-    let counts = in_flight.clone();
-    let stream = TokioIo::new(Framed::new(
-        Prompt::new(stream, HEAD_TIMEOUT),
-        in_flight,
-        Arc::clone(&ingress.node.metrics.refusals),
-    ));
+    let in_flight = InFlight::new(Arc::clone(account));
+    let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT), in_flight.clone());
     let upgraded = Arc::new(AtomicBool::new(false));
-    let upgrades = Arc::clone(&upgraded);
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        beginning.cancel();
-        if request.method() == Method::CONNECT {
-            upgrades.store(true, Ordering::Relaxed);
-        }
-        let (ingress, counted) = (Arc::clone(&ingress), counts.begin());
-        async move {
-            let response = ingress.handle(request.map(Body::from), client).await;
-            Ok::<_, Infallible>(counted.until_the_end_of(response))
-        }
-    });
+    let visit = Visit {
+        ingress: Arc::clone(&door.ingress),
+        client,
+        in_flight,
+        begun: begun.clone(),
+        upgraded: Arc::clone(&upgraded),
+    };
+    let service = hyper::service::service_fn(move |request| visit.answer(request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -182,26 +214,33 @@ async fn connection<IO>(
         .enable_connect_protocol()
         .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(H2_SEND_BYTES)
         .max_concurrent_streams(H2_STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let serving = async {
-        let serving = builder.serve_connection_with_upgrades(stream, service);
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(serving);
         tokio::select! {
             outcome = serving.as_mut() => outcome,
-            () = closes(&closing, &begun) => {
+            () = closes(&door.closing, &begun) => {
                 serving.as_mut().graceful_shutdown();
                 serving.await
+            }
+            () = does_nothing(account) => {
+                serving.as_mut().graceful_shutdown();
+                // How it ends is no matter.
+                let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
+                Ok(())
             }
         }
     };
     // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
     let cut_off = async {
-        tunnels.closing.cancelled().await;
+        door.tunnels.closing.cancelled().await;
         if upgraded.load(Ordering::Relaxed) {
-            tunnels.cut.cancelled().await;
+            door.tunnels.cut.cancelled().await;
         }
     };
     tokio::select! {
@@ -211,6 +250,67 @@ async fn connection<IO>(
             }
         }
         () = cut_off => debug!(client = ?client.addr, "client connection cut off"),
+    }
+}
+
+/// Resolves when no request has been in flight for long: HTTP/2 asks nobody for a head in time, and
+/// answers to its pings are no reason to stay.
+async fn does_nothing(account: &Account) {
+    loop {
+        match account.idle_for() {
+            Some(idle) if idle >= HEAD_TIMEOUT => return,
+            idle => sleep(HEAD_TIMEOUT.saturating_sub(idle.unwrap_or_default())).await,
+        }
+    }
+}
+
+/// What the requests of one connection are answered with.
+struct Visit {
+    ingress: Arc<Ingress>,
+    client: ClientInfo,
+    in_flight: InFlight,
+    begun: CancellationToken,
+    upgraded: Arc<AtomicBool>,
+}
+
+impl Visit {
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<CountedBody>, Infallible>> + Send + use<> {
+        self.begun.cancel();
+        let account = self.in_flight.account();
+        let in_frames = request.version() == Version::HTTP_2;
+        if request.method() == Method::CONNECT {
+            self.upgraded.store(true, Ordering::Relaxed);
+            if in_frames {
+                account.stays_busy();
+            }
+        }
+        let counted = self.in_flight.begin(&request);
+        // hyper bounds the fields of HTTP/1 itself.
+        let too_many_fields = request.headers().len() > FIELDS_MAX;
+        let answered = Arc::new(AtomicBool::new(grpc::is_grpc(request.headers())));
+        let request = request.map(|incoming| {
+            if incoming.is_end_stream() {
+                return Body::from(incoming);
+            }
+            let (account, limits) = (Arc::clone(account), self.ingress.clients.limits());
+            let answered = Arc::clone(&answered);
+            Body::new(ClientBody::new(incoming, account, limits, in_frames, answered))
+        });
+        let (ingress, client) = (Arc::clone(&self.ingress), self.client);
+        async move {
+            let response = if too_many_fields {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                response
+            } else {
+                ingress.handle(request, client).await
+            };
+            answered.store(true, Ordering::Relaxed);
+            Ok(counted.until_the_end_of(response))
+        }
     }
 }
 

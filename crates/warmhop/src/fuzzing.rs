@@ -4,5 +4,9 @@
 #[cfg(test)]
 pub(crate) mod arbitrary;
 mod framing;
+mod heads;
+mod origin;
 
 pub use framing::framing;
+pub use heads::hop_heads;
+pub use origin::proxy_header;

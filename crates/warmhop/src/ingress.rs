@@ -25,11 +25,14 @@ use warmhop_core::view::AppState;
 
 use crate::body::{Body, Broke};
 use crate::call::{Call, CallBody};
+use crate::client_body::TooSlow;
+use crate::clients::Clients;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::framing::ends_connection;
 use crate::grpc;
 use crate::hop::{self, AppIs};
 use crate::node::Node;
+use crate::origin::{Origin, TrustedProxies};
 use crate::portable::{Portable, Subject};
 use crate::problem::{PSEUDONYM, Problem, sf_name};
 use crate::recall::Tracing;
@@ -100,6 +103,8 @@ struct Former {
 /// A peer's front, cheap to clone behind an `Arc`.
 pub(crate) struct Ingress {
     pub(crate) node: Arc<Node>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) trusted: TrustedProxies,
 }
 
 impl Ingress {
@@ -120,6 +125,7 @@ impl Ingress {
     async fn handled(&self, mut request: Request<Body>, client: ClientInfo) -> Response<Body> {
         let (uri, headers) = (request.uri().clone(), request.headers_mut());
         let host_is_one = fields::settle_host(&uri, headers);
+        let client = self.trusted.settle(headers, client);
         // Balancers and starting pages ask several times a second: neither the traces nor the
         // counters of requests are to be full of them.
         let path = request.uri().path();
@@ -146,6 +152,7 @@ impl Ingress {
         let uri = request.uri().clone();
         // Whatever it is, the app was chosen without it.
         let _ = fields::settle_host(&uri, request.headers_mut());
+        let client = self.trusted.settle(request.headers_mut(), client);
         self.identified(For::App(slot), request, client).await
     }
 
@@ -153,7 +160,7 @@ impl Ingress {
         &self,
         of: For<'_>,
         request: Request<Body>,
-        client: ClientInfo,
+        client: Origin,
     ) -> Response<Body> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
@@ -170,7 +177,7 @@ impl Ingress {
         &self,
         of: For<'_>,
         mut request: Request<Body>,
-        client: ClientInfo,
+        client: Origin,
         id: RequestId,
     ) -> Response<Body> {
         let node = &self.node;
@@ -184,7 +191,7 @@ impl Ingress {
         let asked = Asked::of(&request, client.secure);
         let version = request.version();
         let mut span = self.span(&mut request, &client, &tracing.id);
-        let mut access = node.accesses.arrives(&request, &client, tracing.id.as_str());
+        let mut access = node.accesses.arrives(&request, client.addr, tracing.id.as_str());
         let outcome = self.dispatch(of, request, client, &mut tracing).await;
         let (mut response, way, app) = match outcome {
             Ok(done) => done,
@@ -244,7 +251,7 @@ impl Ingress {
     fn span(
         &self,
         request: &mut Request<Body>,
-        client: &ClientInfo,
+        client: &Origin,
         id: &RequestId,
     ) -> Option<ActiveSpan> {
         let method = request.method().clone();
@@ -276,7 +283,7 @@ impl Ingress {
         &self,
         of: For<'_>,
         request: Request<Body>,
-        client: ClientInfo,
+        client: Origin,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str, Option<Arc<Slot>>), (Problem, Option<Arc<Slot>>)>
     {
@@ -337,7 +344,7 @@ impl Ingress {
         &self,
         slot: &Arc<Slot>,
         request: Request<Body>,
-        client: ClientInfo,
+        client: Origin,
         tracing: &mut Tracing,
     ) -> Result<(Response<Body>, &'static str), Problem> {
         let node = &self.node;
@@ -375,8 +382,9 @@ impl Ingress {
         let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
         targets::name_host(headers, slot.spec().host.as_deref());
         targets::passed_on(&parts.method, headers);
-        let scheme = if client.secure { "https" } else { "http" };
-        fields::append_forwarded(headers, client.addr.map(|addr| addr.ip()), host, scheme);
+        let ClientInfo { addr, secure } = client.neighbour;
+        let scheme = if secure { "https" } else { "http" };
+        fields::append_forwarded(headers, addr.map(|addr| addr.ip()), host, scheme);
         fields::append_via(headers, via_version, node.me.as_str());
         headers.insert(HeaderName::from_static("x-request-id"), tracing.id_field());
 
@@ -393,7 +401,7 @@ impl Ingress {
                 }
             };
             match gathered {
-                Ok(gathered) => gathered.map_err(|error| body_cut_off(&error.to_string()))?,
+                Ok(gathered) => gathered.map_err(|error| body_cut_off(&*error))?,
                 Err(_) => return Err(body_too_slow()),
             }
         };
@@ -444,7 +452,7 @@ impl Ingress {
         };
         // Whoever was given a body that broke could not but fail, be it in the middle of an answer.
         if let Some(error) = broke.get() {
-            return Err(body_cut_off(error));
+            return Err(body_cut_off(&**error));
         }
         let served = served?;
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
@@ -525,7 +533,7 @@ impl Ingress {
         served: Served,
         former: &Former,
         on_upgrade: Option<OnUpgrade>,
-        client: ClientInfo,
+        client: Origin,
     ) -> Response<Body> {
         let node = &self.node;
         let Served {
@@ -645,7 +653,12 @@ fn is_settled(former: &Entry, entry: &Entry, wall: WallTime) -> bool {
 }
 
 /// What a client is told whose body ended before its length, or had no form.
-fn body_cut_off(error: &str) -> Problem {
+fn body_cut_off(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
+    if error.is::<TooSlow>() {
+        let detail = format!("the request's body was given up: {error}");
+        return Problem::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", detail)
+            .proxy_error("http_request_error");
+    }
     let detail = format!("the request's body was cut off, or is no HTTP: {error}");
     Problem::new(StatusCode::BAD_REQUEST, "body-cut-off", detail).proxy_error("http_request_error")
 }

@@ -215,6 +215,8 @@ mod builder;
 mod call;
 mod carried;
 mod chunks;
+mod client_body;
+mod clients;
 mod clock;
 mod clocks;
 mod dead;
@@ -233,6 +235,7 @@ mod front_tls;
 pub mod fuzzing;
 mod gossip;
 mod grpc;
+mod h2_frames;
 mod health;
 mod heir;
 mod hop;
@@ -247,6 +250,7 @@ mod net;
 mod news;
 mod node;
 mod once;
+mod origin;
 pub mod peer_service;
 mod portable;
 mod problem;
@@ -280,9 +284,11 @@ pub use app::{
 };
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Changes, Mesh, MeshService};
+pub use clients::ClientLimits;
 pub use hop_layer::{HopLayer, HopService, Readiness};
 pub use ingress::ClientInfo;
 pub use ingress::READY_PATH;
+pub use origin::TrustedProxies;
 pub use registers::{
     Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
 };

@@ -20,16 +20,43 @@ pub(crate) enum Refusal {
     AmbiguousHead,
     /// A chunked body that two readers could end at different places.
     MalformedChunks,
+    /// The clients together took more memory than they may.
+    OverBudget,
+    /// One address had as many connections as it may.
+    TooManyFromAddress,
+    /// A place was wanted that an idle connection had.
+    GaveWay,
+    /// A request's body came too slowly.
+    SlowBody,
+    /// A connection to a door for proxies did not say where its client comes from.
+    NoProxyHeader,
+    /// One came from an address that is no trusted proxy's.
+    UntrustedProxy,
 }
 
 impl Refusal {
-    const ALL: [Self; 2] = [Self::AmbiguousHead, Self::MalformedChunks];
+    const ALL: [Self; 8] = [
+        Self::AmbiguousHead,
+        Self::MalformedChunks,
+        Self::OverBudget,
+        Self::TooManyFromAddress,
+        Self::GaveWay,
+        Self::SlowBody,
+        Self::NoProxyHeader,
+        Self::UntrustedProxy,
+    ];
 
     /// A stable name for counters.
     fn label(self) -> &'static str {
         match self {
             Self::AmbiguousHead => "ambiguous-head",
             Self::MalformedChunks => "malformed-chunks",
+            Self::OverBudget => "over-budget",
+            Self::TooManyFromAddress => "too-many-from-address",
+            Self::GaveWay => "gave-way",
+            Self::SlowBody => "slow-body",
+            Self::NoProxyHeader => "no-proxy-header",
+            Self::UntrustedProxy => "untrusted-proxy",
         }
     }
 
@@ -41,6 +68,25 @@ impl Refusal {
             }
             Self::MalformedChunks => {
                 "a chunked body could be ended at two places; it was cut off, and its connection ends"
+            }
+            Self::OverBudget => {
+                "clients hold more than [http] memory; the connection that takes most was closed"
+            }
+            Self::TooManyFromAddress => {
+                "an address has as many connections as [http] connections_per_address; its idlest \
+                 was closed, or the new one where all are busy"
+            }
+            Self::GaveWay => "a front door is full; the connection idle longest was closed",
+            Self::SlowBody => {
+                "a request's body came more slowly than [http] body_rate and body_timeout; it got 408"
+            }
+            Self::NoProxyHeader => {
+                "a connection did not begin with a PROXY header, as [http] proxy_protocol asks; it \
+                 was closed"
+            }
+            Self::UntrustedProxy => {
+                "a connection with [http] proxy_protocol came from none of [http] trusted_proxies; \
+                 it was closed"
             }
         }
     }

@@ -92,6 +92,8 @@ pub(crate) struct Metrics {
     pub(crate) cookies_rejected: Family<ByReason, Counter>,
     /// What clients were refused before it was a request.
     pub(crate) refusals: Arc<Refusals>,
+    /// Bytes that clients make this peer hold.
+    pub(crate) client_bytes: Gauge,
     /// Starts of an app's copy here.
     pub(crate) app_starts: Family<ByApp, Counter>,
     /// Seconds that a start took until the copy was ready.
@@ -134,6 +136,7 @@ impl Metrics {
             hops_failed: Counter::default(),
             cookies_rejected: Family::default(),
             refusals: Arc::default(),
+            client_bytes: Gauge::default(),
             app_starts: Family::default(),
             app_start_seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.05, 2.0, 14))
@@ -188,6 +191,12 @@ impl Metrics {
             "clients_refused",
             "Requests and connections of clients that were refused before an app was looked for",
             metrics.refusals.counts(),
+        );
+        r.register_with_unit(
+            "clients_held",
+            "What clients make this peer hold, of [http] memory",
+            Unit::Bytes,
+            metrics.client_bytes.clone(),
         );
         r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
         r.register_with_unit(

@@ -361,7 +361,7 @@ async fn uploads_that_their_app_does_not_read_hold_up_no_other_on_their_connecti
     };
     let stuck = Arc::new(AtomicUsize::new(0));
     let unread: Vec<_> =
-        (0..8).map(|_| tokio::spawn(upload("/unread", usize::MAX, &stuck))).collect();
+        (0..20).map(|_| tokio::spawn(upload("/unread", usize::MAX, &stuck))).collect();
     // HTTP/2 libraries grant a megabyte to a whole connection where they are not told otherwise.
     eventually("they have sent what they may", || stuck.load(Ordering::Relaxed) >= 1024 * 1024)
         .await;

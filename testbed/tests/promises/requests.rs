@@ -175,7 +175,7 @@ async fn fields_of_one_connection_end_with_it(world: &World, door: usize) {
     assert_eq!(field("x-public"), ["for the app"]);
     assert_eq!(field("host"), ["books.test"]);
     let forwarded = field("x-forwarded-for").join(", ");
-    assert_eq!(forwarded.replace(' ', ""), "192.0.2.7,127.0.0.1");
+    assert_eq!(forwarded, "127.0.0.1", "what a stranger says of itself is not passed on");
     assert_eq!(field("x-forwarded-proto"), ["http"]);
     assert_eq!(field("x-forwarded-host"), ["books.test"]);
     assert_eq!(field("forwarded").len(), 1, "{fields:?}");

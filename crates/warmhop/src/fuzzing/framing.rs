@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -11,11 +12,12 @@ use http::{HeaderValue, Request, Response, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::clients::{ClientLimits, Clients};
 use crate::departure::InFlight;
 use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
-use crate::refusals::Refusals;
 
 /// A request's method, version and fields, as one of the two readers has them.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,7 +113,9 @@ pub fn framing(input: &[u8]) -> usize {
     let Some((how, text)) = input.split_first() else { return 0 };
     let (step, reads_bodies) = (usize::from(how >> 1).max(1), how & 1 == 0);
     let client = Client(text.chunks(step).map(<[u8]>::to_vec).collect());
-    let framed = Framed::new(client, InFlight::default(), Arc::new(Refusals::default()));
+    let clients = Clients::new(ClientLimits::default(), Arc::default(), Gauge::default());
+    let Some(place) = clients.admit(IpAddr::from([127, 0, 0, 1])) else { return 0 };
+    let framed = Framed::new(client, InFlight::new(Arc::clone(place.account())));
     let looked = framed.looked();
     let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let requests = Arc::clone(&seen);

@@ -1,0 +1,46 @@
+//! Whether what a proxy says of its client is read without harm.
+
+use futures_util::FutureExt;
+
+use crate::ingress::ClientInfo;
+use crate::origin::proxied;
+
+/// Reads `input` as the beginning of a connection; returns whether it began with a PROXY header.
+///
+/// # Panics
+/// If it waits for more than there is.
+pub fn proxy_header(mut input: &[u8]) -> bool {
+    // Its time needs a runtime, and nothing is waited for.
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
+        return false;
+    };
+    let _entered = runtime.enter();
+    let read = proxied(&mut input, ClientInfo::default()).now_or_never();
+    read.expect("all there is can be read at once").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzzing::arbitrary::{Numbers, strung};
+
+    #[test]
+    fn whatever_stands_for_a_proxy_header_is_read_or_refused() {
+        const WORDS: &[&[u8]] = &[
+            b"PROXY TCP4 192.0.2.7 192.0.2.1 9 80\r\n",
+            b"PROXY TCP6 2001:db8::7 2001:db8::1 9 80\r\n",
+            b"PROXY UNKNOWN\r\n",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\0\x09\0\x50",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24",
+            b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+            b"\x20\0\x05\x01\0\0\0\0",
+            b"PROXY ",
+            b"TCP4 ",
+            b"\r\n",
+            b"GET / HTTP/1.1\r\n",
+        ];
+        let mut numbers = Numbers::new(3);
+        let read = (0..3_000).filter(|_| proxy_header(&strung(&mut numbers, WORDS, 3))).count();
+        assert!(read > 200, "only {read} were read");
+    }
+}

@@ -1,0 +1,237 @@
+//! What clients may take of a peer, and that nobody else has to do without for it.
+#![allow(missing_docs, reason = "a test crate")]
+#![allow(clippy::unwrap_used, reason = "tests: a failed step is a failed test")]
+
+mod bed;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post};
+use bed::{PATIENCE, eventually, peer};
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use warmhop::config::{SessionMode, StartMode};
+use warmhop::identity::Authority;
+use warmhop::ids::AppName;
+use warmhop::{AppSpec, Builder, ClientLimits, Mesh, TrustedProxies, app_fn};
+
+/// Takes a request and never reads its body.
+async fn leave_unread(_body: axum::body::Body) {
+    std::future::pending::<()>().await;
+}
+
+async fn count(body: Bytes) -> String {
+    body.len().to_string()
+}
+
+async fn whose(headers: HeaderMap) -> String {
+    let field = |name| headers.get(name).map_or("-", |value| value.to_str().unwrap());
+    format!("{} {}", field("x-forwarded-for"), field("x-forwarded-proto"))
+}
+
+async fn one_peer(with: impl FnOnce(Builder) -> Builder) -> (Mesh, SocketAddr) {
+    let one = peer("one");
+    let identity = Authority::generate("test").unwrap().issue(&one).unwrap();
+    let mut spec = AppSpec::new(AppName::new("shop").unwrap());
+    spec.policy.session = SessionMode::None;
+    spec.policy.start = StartMode::AtBoot;
+    let app = app_fn(|| async {
+        let routes = Router::new()
+            .route("/", get(|| async { "ok" }))
+            .route("/whose", get(whose))
+            .route("/unread", post(leave_unread))
+            .route("/count", post(count));
+        Ok::<_, std::convert::Infallible>(routes)
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let builder = Mesh::builder("test", one, identity).app(spec, app).front_door(listener);
+    let mesh = with(builder).start().await.unwrap();
+    let door = mesh.front_doors()[0];
+    (mesh, door)
+}
+
+fn limits(change: impl FnOnce(&mut ClientLimits)) -> ClientLimits {
+    let mut limits = ClientLimits::default();
+    change(&mut limits);
+    limits
+}
+
+/// The number behind the metric that a line begins with.
+fn metric(mesh: &Mesh, begins: &str) -> u64 {
+    let metrics = mesh.metrics();
+    let line = metrics.lines().find(|line| line.starts_with(begins));
+    line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+}
+
+fn refused(mesh: &Mesh, reason: &str) -> u64 {
+    metric(mesh, &format!("warmhop_clients_refused_total{{reason=\"{reason}\"}}"))
+}
+
+fn held(mesh: &Mesh) -> u64 {
+    metric(mesh, "warmhop_clients_held_bytes")
+}
+
+async fn connect_from(addr: &str, door: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(addr.parse().unwrap()).unwrap();
+    socket.connect(door).await.unwrap()
+}
+
+async fn exchange(mut stream: TcpStream, bytes: &str) -> String {
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Another client, of another address, is served.
+async fn others_are_served(door: SocketAddr) {
+    let stream = connect_from("127.0.0.2:0", door).await;
+    let answer = exchange(stream, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn heads_that_never_end_take_no_more_than_the_budget() {
+    const BUDGET: u64 = 4 << 20;
+    let (mesh, door) =
+        one_peer(|builder| builder.client_limits(limits(|it| it.memory = BUDGET))).await;
+    let mut attack = Vec::new();
+    for _ in 0..60 {
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        let head = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(60_000));
+        // It may be closed in the middle.
+        let _ = stream.write_all(head.as_bytes()).await;
+        attack.push(stream);
+    }
+    eventually("those that take most are closed", || refused(&mesh, "over-budget") > 10).await;
+    others_are_served(door).await;
+    assert!(held(&mesh) <= BUDGET, "{}", held(&mesh));
+    drop(attack);
+    eventually("all of it is given back", || held(&mesh) == 0).await;
+}
+
+#[tokio::test]
+async fn bodies_that_nobody_reads_take_no_more_than_the_budget() {
+    const BUDGET: u64 = 4 << 20;
+    const PIECE: Bytes = Bytes::from_static(&[7; 16 * 1024]);
+    let (mesh, door) =
+        one_peer(|builder| builder.client_limits(limits(|it| it.memory = BUDGET))).await;
+    let mut attack = Vec::new();
+    for _ in 0..3 {
+        let stream = TcpStream::connect(door).await.unwrap();
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        attack.push(tokio::spawn(async move { drop(connection.await) }));
+        for _ in 0..40 {
+            let endless =
+                futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Frame::data(PIECE)));
+            let request = Request::post("http://localhost/unread");
+            let request = request.body(StreamBody::new(endless)).unwrap();
+            let mut sender = sender.clone();
+            attack.push(tokio::spawn(async move { drop(sender.send_request(request).await) }));
+        }
+    }
+    eventually("those that take most are closed", || refused(&mesh, "over-budget") > 0).await;
+    others_are_served(door).await;
+    assert!(held(&mesh) <= BUDGET, "{}", held(&mesh));
+    for task in attack {
+        task.abort();
+    }
+    eventually("all of it is given back", || held(&mesh) == 0).await;
+}
+
+#[tokio::test]
+async fn one_address_has_its_share_of_connections_and_replaces_its_own_idlest() {
+    let (mesh, door) =
+        one_peer(|builder| builder.client_limits(limits(|it| it.connections_per_address = 8)))
+            .await;
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        idle.push(TcpStream::connect(door).await.unwrap());
+    }
+    let replaced = || refused(&mesh, "too-many-from-address") == 40 - 8;
+    eventually("the address replaces its own", replaced).await;
+    others_are_served(door).await;
+    is_closed(&mut idle[0]).await;
+}
+
+#[tokio::test]
+async fn a_full_door_closes_whoever_has_been_idle_longest() {
+    let (mesh, door) =
+        one_peer(|builder| builder.front_door_connections(std::num::NonZeroUsize::new(8).unwrap()))
+            .await;
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        idle.push(TcpStream::connect(door).await.unwrap());
+    }
+    others_are_served(door).await;
+    assert!(refused(&mesh, "gave-way") >= 40 + 1 - 8);
+    is_closed(&mut idle[0]).await;
+}
+
+async fn is_closed(stream: &mut TcpStream) {
+    let read = tokio::time::timeout(PATIENCE, stream.read(&mut [0; 1])).await.unwrap();
+    assert!(!read.is_ok_and(|bytes| bytes > 0));
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_is_given_up_and_one_that_its_app_does_not_read_is_not() {
+    let (mesh, door) = one_peer(|builder| {
+        builder.client_limits(limits(|it| it.body_timeout = Duration::from_millis(300)))
+    })
+    .await;
+    let unread = TcpStream::connect(door).await.unwrap();
+    let request = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 90\r\nConnection: close\r\n\r\nx"
+        )
+    };
+    let mut unread = unread;
+    unread.write_all(request("/unread").as_bytes()).await.unwrap();
+    let answer = exchange(TcpStream::connect(door).await.unwrap(), &request("/count")).await;
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("body-too-slow"), "{answer}");
+    assert_eq!(refused(&mesh, "slow-body"), 1);
+    // Longer than a pause may be: the app has never asked for it.
+    let still = tokio::time::timeout(Duration::from_millis(600), unread.read(&mut [0; 1])).await;
+    assert!(still.is_err(), "it was given up: {still:?}");
+}
+
+#[tokio::test]
+async fn a_client_is_who_a_trusted_proxy_says_and_nobody_else() {
+    let mut trusted = TrustedProxies::default();
+    trusted.add("127.0.0.2").unwrap();
+    let ask = "GET /whose HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\
+         X-Forwarded-Proto: https\r\nForwarded: for=192.0.2.7\r\nConnection: close\r\n\r\n";
+    let (_mesh, door) = one_peer(|builder| builder.trusted_proxies(trusted.clone())).await;
+    for (from, told) in
+        [("127.0.0.2", "192.0.2.7, 127.0.0.2 https"), ("127.0.0.3", "127.0.0.3 http")]
+    {
+        let answer = exchange(connect_from(&format!("{from}:0"), door).await, ask).await;
+        assert!(answer.ends_with(&format!("\r\n\r\n{told}")), "{from}: {answer}");
+    }
+
+    let (mesh, door) =
+        one_peer(|builder| builder.trusted_proxies(trusted).proxy_protocol(true)).await;
+    let header = "PROXY TCP4 192.0.2.9 192.0.2.1 4711 80\r\n";
+    let plain = "GET /whose HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let with_header = format!("{header}{plain}");
+    for (from, bytes, told) in [
+        ("127.0.0.2", with_header.as_str(), "192.0.2.9 http"),
+        ("127.0.0.3", with_header.as_str(), ""),
+        ("127.0.0.2", plain, ""),
+    ] {
+        let answer = exchange(connect_from(&format!("{from}:0"), door).await, bytes).await;
+        assert!(answer.ends_with(told) && answer.is_empty() == told.is_empty(), "{from}: {answer}");
+    }
+    assert_eq!((refused(&mesh, "untrusted-proxy"), refused(&mesh, "no-proxy-header")), (1, 1));
+}
