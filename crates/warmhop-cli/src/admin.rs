@@ -6,7 +6,8 @@
 //! rebound to 127.0.0.1 is no name of ours. With a token everything but health and the
 //! dashboard's empty page asks for it.
 //!
-//! Connections, their time without a request, and each answer's time are bounded.
+//! Connections, their time without a request, and each answer's time are bounded; `places.rs` says
+//! who gives way.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -14,26 +15,22 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::{Path, Query, RawQuery, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use axum::{Router, body::Body};
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, ORIGIN, VARY,
     WWW_AUTHENTICATE,
 };
 use http::uri::Authority;
 use http::{Method, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tower::ServiceExt;
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::info;
 use warmhop::Mesh;
 use warmhop::error::ControlError;
 use warmhop::ids::{AppName, SessionKey};
@@ -41,22 +38,16 @@ use warmhop::status::{RequestTrace, SessionStatus, Status};
 
 use crate::dashboard::{self, Feed};
 use crate::process;
+pub use places::serve;
 
 pub mod operate;
+mod places;
 
-/// Connections at once; more wait in the listener's backlog.
-const CONNECTIONS_MAX: usize = 128;
-/// How long a connection may be without a whole request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long an answer may take to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection is closed after this, so that none is held for ever.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
 /// How many of the newest requests are told unless more are asked for, and at most.
 const RECENT_DEFAULT: usize = 20;
 const RECENT_MAX: usize = 200;
-/// How long to leave the listener alone when the process is out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the admin listener needs of a peer: the public interface of [`Mesh`].
 pub trait Peer: Clone + Send + Sync + 'static {
@@ -175,35 +166,6 @@ pub fn router<P: Peer>(peer: P, token: Option<&str>, more: Router) -> Router {
         .merge(more)
         .layer(middleware::from_fn_with_state(guard, check))
         .layer(middleware::from_fn(in_time))
-}
-
-/// Answers on `listener` until dropped.
-pub async fn serve(listener: TcpListener, router: Router) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                warn!(%error, "cannot accept a connection to the admin listener");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let router = router.clone();
-        tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request: http::Request<_>| {
-                router.clone().oneshot(request.map(Body::new))
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            // How a client's connection ends is the client's affair.
-            let _ = timeout(CONNECTION_AGE_MAX, connection).await;
-            drop(slot);
-        });
-    }
 }
 
 /// Whether the peer takes traffic; with `?verbose` also what an operator looks for first.
