@@ -31,6 +31,7 @@ use warmhop::{Ended, Running, StartContext, StartError};
 use self::probe::Probe;
 pub use self::service::ChildService;
 use crate::config::{Alive, Inherit, Protocol, Ready};
+use crate::confine::Confine;
 use crate::guard;
 
 pub mod environment;
@@ -80,8 +81,10 @@ pub struct ChildApp {
     pub carried: bool,
     /// The program that guards it: [`guard::executable`].
     pub guard: PathBuf,
-    /// The limit of open files that it is to have; absent: the peer's own.
-    pub open_files: Option<u64>,
+    /// Whose it is and what it may take.
+    pub confine: Confine,
+    /// Variables of the peer's own environment that it does not inherit unless it names them.
+    pub hidden: Vec<String>,
 }
 
 #[async_trait::async_trait]
@@ -301,7 +304,7 @@ impl Process {
         let mut command = Command::new(&app.guard);
         command
             .arg0("warmhop")
-            .args(guard::arguments(app.open_files, &app.run))
+            .args(guard::arguments(&app.confine, &app.run))
             .current_dir(&app.dir)
             .env_clear()
             .envs(env.iter().map(|(name, value)| (name, value)))

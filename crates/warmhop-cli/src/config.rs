@@ -16,7 +16,7 @@ mod memory;
 mod print;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -24,9 +24,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use warmhop::AppSpec;
 use warmhop::config::SessionPolicy;
 use warmhop::ids::PeerId;
+
+use crate::confine::Wanted;
+use warmhop::{AppSpec, ClientLimits, TrustedProxies};
 
 /// A valid configuration with every default filled in.
 #[derive(Debug, Clone)]
@@ -49,6 +51,9 @@ pub struct Config {
     pub run: Run,
     /// `[[app]]`, in the order of the file.
     pub apps: Vec<App>,
+    /// Variables of the environment that the file names outside of its apps: what they hold is the
+    /// peer's, not its apps'.
+    pub substituted: BTreeSet<String>,
     /// Where each key stands in the file, for problems that show only when the peer starts.
     places: Places,
 }
@@ -73,6 +78,12 @@ pub struct Http {
     pub reveal: bool,
     /// The page for browsers whose request cannot be served; absent: the mesh's own.
     pub error_page: Option<PathBuf>,
+    /// What clients may take of the peer.
+    pub limits: ClientLimits,
+    /// Whose word about its clients is believed.
+    pub trusted_proxies: TrustedProxies,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     /// How long requests and streams in flight may take to end once the peer drains.
     pub drain_grace: Duration,
 }
@@ -97,9 +108,9 @@ pub struct Mesh {
     pub seeds: Vec<String>,
     /// The folder of `ca.pem`, `cert.pem` and `key.pem`.
     pub identity: PathBuf,
-    /// The file of the cookie key; absent: `cookie.key` beside the identity, or a block of its
-    /// `key.pem`.
-    pub cookie_key: Option<PathBuf>,
+    /// The files of the cookie keys: the first makes cookies, and those of both are believed. None:
+    /// `cookie.key` beside the identity, or a block of its `key.pem`.
+    pub cookie_key: Vec<PathBuf>,
 }
 
 /// `[admin]`: the admin listener.
@@ -187,6 +198,8 @@ pub struct App {
     pub alive: Alive,
     /// What is spoken with it.
     pub protocol: Protocol,
+    /// Whose it is and what it may take.
+    pub wanted: Wanted,
 }
 
 /// What an app takes over of the peer's environment.

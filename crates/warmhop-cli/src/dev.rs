@@ -30,6 +30,7 @@ use warmhop::ids::PeerId;
 
 use crate::child::find_program;
 use crate::client::{self, Admin, AdminUrl};
+use crate::confine::Confine;
 use crate::guard;
 use crate::run::Failure;
 
@@ -315,7 +316,7 @@ impl Peer {
             config.to_string_lossy().into_owned(),
         ];
         let mut guard = Command::new(guard::executable())
-            .args(guard::arguments(None, &run))
+            .args(guard::arguments(&Confine::default(), &run))
             .env_remove("RUST_LOG")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

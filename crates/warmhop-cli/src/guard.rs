@@ -28,10 +28,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::confine::Confine;
 
 /// The hidden first argument.
 const ARGUMENT: &str = "__guard";
@@ -55,13 +56,9 @@ pub fn executable() -> PathBuf {
     }
 }
 
-/// The arguments that make this program a guard of `run`, which gets a soft limit of
-/// `open_files` if one is given.
-pub(crate) fn arguments(open_files: Option<u64>, run: &[String]) -> impl Iterator<Item = OsString> {
-    let limit = open_files.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
-    [OsString::from(ARGUMENT), OsString::from(limit)]
-        .into_iter()
-        .chain(run.iter().map(OsString::from))
+/// The arguments that make this program a guard of `run`, which is confined so.
+pub(crate) fn arguments(confine: &Confine, run: &[String]) -> impl Iterator<Item = OsString> {
+    [OsString::from(ARGUMENT), confine.argument()].into_iter().chain(run.iter().map(OsString::from))
 }
 
 /// Runs as a guard if the arguments of this process, its name included, say so.
@@ -71,18 +68,16 @@ pub fn run_if_asked(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode
     if args.next()? != ARGUMENT {
         return None;
     }
-    if let Some(soft) = args.next().and_then(|limit| limit.to_str()?.parse().ok())
-        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-    {
-        // Best effort: an app with the peer's limit is better than none.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
-    }
+    let Some(confine) = args.next().and_then(|told| Confine::from_argument(told.to_str()?)) else {
+        report("it is started by a peer, not by hand");
+        return Some(ExitCode::from(CANNOT_EXECUTE));
+    };
     let run: Vec<OsString> = args.collect();
-    Some(ExitCode::from(guard(&run)))
+    Some(ExitCode::from(guard(&confine, &run)))
 }
 
 /// Starts `run`, waits until it and its descendants are gone, returns the exit status.
-fn guard(run: &[OsString]) -> u8 {
+fn guard(confine: &Confine, run: &[OsString]) -> u8 {
     let Some((program, arguments)) = run.split_first() else {
         return CANNOT_EXECUTE;
     };
@@ -100,13 +95,26 @@ fn guard(run: &[OsString]) -> u8 {
         report(&format!("cannot adopt the app's orphans: {error}"));
     }
 
-    let app = match Command::new(program).args(arguments).stdin(Stdio::null()).spawn() {
+    if let Err(what) = confine.limit() {
+        report(&what);
+        return CANNOT_EXECUTE;
+    }
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    confine.become_user(&mut command);
+    let app = match command.spawn() {
         Ok(app) => Pid::from_raw(app.id().cast_signed()),
         Err(error) => {
             report(&format!("cannot run {}: {error}", program.display()));
             return CANNOT_EXECUTE;
         }
     };
+    #[cfg(target_os = "linux")]
+    if let Err(what) = confine.limit_memory(app) {
+        report(&what);
+        kill_descendants();
+        return CANNOT_EXECUTE;
+    }
     std::thread::spawn(|| {
         wait_for_the_peers_end();
         kill_descendants();

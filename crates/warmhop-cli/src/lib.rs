@@ -8,9 +8,13 @@ pub mod cert;
 pub mod child;
 pub mod client;
 pub mod config;
+pub mod confine;
 pub mod cores;
 mod dashboard;
 pub mod dev;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guard;
 pub mod init;
 pub mod journal;

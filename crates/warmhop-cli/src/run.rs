@@ -20,6 +20,7 @@ use warmhop::{Builder, Mesh};
 use crate::access_log::{AccessLog, Writing};
 use crate::child::{ChildApp, environment, find_program};
 use crate::config::{Config, Tls};
+use crate::confine::Confine;
 use crate::cores::{self, Door};
 use crate::journal::Journal;
 #[cfg(feature = "otlp")]
@@ -76,6 +77,9 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
         messages: problems.iter().map(ToString::to_string).collect(),
         status: 2,
     })?;
+    // An app of the same user could read the peer's memory and environment otherwise.
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_dumpable(false);
     let journal = log::start(format).map_err(Failure::usage)?;
     // Before the warnings: what is missing is an error here, and one message is enough.
     let credentials = load(&config)?;
@@ -170,10 +174,8 @@ fn load_error_page(config: &Config) -> Result<Option<String>, Failure> {
 }
 
 fn load_identity(config: &Config) -> Result<Identity, Failure> {
-    let identity = match &config.mesh.cookie_key {
-        Some(file) => Identity::from_dir_and_cookie_key(&config.mesh.identity, file),
-        None => Identity::from_dir(&config.mesh.identity),
-    };
+    let (dir, keys) = (&config.mesh.identity, &config.mesh.cookie_key);
+    let identity = Identity::from_dir_and_cookie_keys(dir, keys);
     let identity = identity.map_err(|error| identity_failure(config, &error))?;
     let (cluster, name) = (&config.cluster, &config.peer.name);
     if identity.cluster() != *cluster || identity.peer() != *name {
@@ -324,6 +326,9 @@ fn builder(
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
         .reveal(config.http.reveal)
+        .client_limits(config.http.limits)
+        .trusted_proxies(config.http.trusted_proxies.clone())
+        .proxy_protocol(config.http.proxy_protocol)
         .drain_grace(config.http.drain_grace);
     if let Some(zone) = &config.peer.zone {
         builder = builder.zone(zone.clone());
@@ -358,7 +363,9 @@ fn builder(
                 protocol: app.protocol,
                 carried: app.spec.policy.session == SessionMode::Portable,
                 guard: guard::executable(),
-                open_files,
+                // Whether it can be had was looked at before; without it the app does not start.
+                confine: app.wanted.here(open_files).unwrap_or_else(|_| Confine::nobody()),
+                hidden: config.substituted.iter().cloned().collect(),
             },
         );
     }
@@ -440,7 +447,7 @@ fn start_failure(config: &Config, error: &StartMeshError) -> Failure {
 
 fn identity_failure(config: &Config, error: &IdentityError) -> Failure {
     let key = match error {
-        IdentityError::CookieKey { .. } if config.mesh.cookie_key.is_some() => "mesh.cookie_key",
+        IdentityError::CookieKey { .. } if !config.mesh.cookie_key.is_empty() => "mesh.cookie_key",
         _ => "mesh.identity",
     };
     let problem = config.problem(key, error.to_string(), "");
@@ -470,6 +477,11 @@ fn check_programs(config: &Config) -> Result<(), Failure> {
             Some(config.problem(&key, missing.what, missing.remedy).to_string())
         })
         .chain(files)
+        .chain(config.apps.iter().filter_map(|app| {
+            let cannot = app.wanted.here(None).err()?;
+            let key = format!("app.{}.{}", app.spec.name, cannot.key);
+            Some(config.problem(&key, cannot.what, cannot.remedy).to_string())
+        }))
         .collect();
     if messages.is_empty() { Ok(()) } else { Err(Failure { messages, status: 2 }) }
 }

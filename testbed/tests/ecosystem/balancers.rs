@@ -152,7 +152,10 @@ pub(crate) async fn start(kind: &str, affinity: &str, world: &World) -> Result<B
 }
 
 /// Starts the real balancer with the recipe for an address.
-fn launch(kind: &str, recipe: impl FnOnce(SocketAddr) -> String) -> Result<Balancer, Skipped> {
+pub(crate) fn launch(
+    kind: &str,
+    recipe: impl FnOnce(SocketAddr) -> String,
+) -> Result<Balancer, Skipped> {
     let port = Reservation::new().unwrap();
     let addr = port.peer(0).http;
     let folder = fresh_folder(kind);
@@ -360,7 +363,11 @@ async fn passes(kind: &'static str) -> Tested {
     let python = python("python")?.get_program().to_str().unwrap().to_owned();
     let mut app: Table = "name = 'shop'\nmatch = { path = '/' }".parse().unwrap();
     app.insert("run".into(), vec![python, "-c".into(), ECHO.into()].into());
-    let world = World::new(1, app).await;
+    let trusting = |_, config: &mut Table| {
+        let http = config["http"].as_table_mut().unwrap();
+        http.insert("trusted_proxies".into(), vec!["127.0.0.1".to_owned()].into());
+    };
+    let world = World::with(1, vec![app], "", trusting).await;
     world.warm(0).await;
     let balancer = start(kind, "mesh", &world).await?;
     let addr = balancer.addr;

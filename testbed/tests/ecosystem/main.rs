@@ -14,6 +14,7 @@ mod installed;
 mod metrics;
 mod pages;
 mod pinned;
+mod proxied;
 mod sessions;
 mod streams;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         metrics::trials(),
         pages::trials(),
         pinned::trials(),
+        proxied::trials(),
         sessions::trials(),
         streams::trials(),
     ];

@@ -1,5 +1,5 @@
-//! The environment of an app: what it inherits of the peer's, what a file of its own says, what its
-//! table says, and what the peer itself tells it; the later wins.
+//! The environment of an app: what it inherits of the peer's, what its user is, what a file of its own
+//! says, what its table says, and what the peer itself tells it; the later wins.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -127,6 +127,8 @@ impl ChildApp {
     pub(super) fn environment(&self) -> Result<Vec<(OsString, OsString)>, FileError> {
         let inherited = std::env::vars_os().filter(|(name, _)| self.inherits(name.to_str()));
         let mut all: Vec<(OsString, OsString)> = inherited.collect();
+        let user = self.confine.env.iter();
+        all.extend(user.map(|(name, value)| ((*name).into(), value.into())));
         if let Some(file) = &self.env_file {
             let set = read_file(file)?;
             all.extend(set.into_iter().map(|(name, value)| (name.into(), value.into())));
@@ -141,7 +143,10 @@ impl ChildApp {
             return false;
         }
         match &self.inherit {
-            Inherit::All => true,
+            // What the peer's configuration took from there is its own affair: tokens, most likely.
+            Inherit::All => {
+                name.is_none_or(|name| name == PATH || !self.hidden.iter().any(|it| it == name))
+            }
             Inherit::Only(names) => {
                 name.is_some_and(|name| name == PATH || names.iter().any(|known| known == name))
             }

@@ -27,6 +27,8 @@ enum Kind {
     Texts,
     /// Relative to the folder of the configuration.
     Path,
+    /// One, or a list of them.
+    Paths,
     /// An IP address and a port.
     Address,
     Addresses,
@@ -53,6 +55,7 @@ impl Kind {
             Self::Text => "text".into(),
             Self::Texts => "list of texts".into(),
             Self::Path => "path".into(),
+            Self::Paths => "path, or a list of two".into(),
             Self::Address => "address and port".into(),
             Self::Addresses => "list of addresses and ports".into(),
             Self::Flag => "`true` or `false`".into(),
@@ -75,6 +78,10 @@ impl Kind {
         let spelt = |pattern: &str| json!({ "type": "string", "pattern": format!("^({pattern}|.*\\$\\{{\\w+\\}}.*)$") });
         match self {
             Self::Text | Self::Path => json!({ "type": "string" }),
+            Self::Paths => json!({ "anyOf": [
+                { "type": "string" },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 2 },
+            ] }),
             Self::Texts => json!({ "type": "array", "items": { "type": "string" } }),
             Self::Address => spelt(".+:[0-9]{1,5}"),
             Self::Addresses => json!({ "type": "array", "items": spelt(".+:[0-9]{1,5}") }),
@@ -207,7 +214,7 @@ mod tests {
     /// Every table that there is, so that each of their keys is looked for.
     const ALL_TABLES: &str = "[peer]\nname = 'p'\n[http]\ntls = {}\n[mesh]\n[admin]\n[session]\n\
          cookie = {}\n[log]\n[run]\n[[app]]\nname = 'shop'\nrun = ['sh']\nmatch = {}\n\
-         ready = { path = '/' }\nalive = {}\nenv = {}\n";
+         ready = { path = '/' }\nalive = {}\nlimits = {}\nenv = {}\n";
 
     fn path(table: &str, name: &str) -> String {
         if table.is_empty() { name.into() } else { format!("{table}.{name}") }

@@ -35,6 +35,14 @@ impl fmt::Display for Config {
             Some(file) => writeln!(f, "error_page = {}", path(file))?,
             None => writeln!(f, "# error_page is not set: a page of the mesh's own")?,
         }
+        let limits = &self.http.limits;
+        writeln!(f, "memory = \"{}\"", memory::text(limits.memory))?;
+        writeln!(f, "connections_per_address = {}", limits.connections_per_address)?;
+        writeln!(f, "body_rate = \"{}\"", memory::text(limits.body_rate))?;
+        writeln!(f, "body_timeout = \"{}\"", duration_text(limits.body_timeout))?;
+        let trusted: Vec<String> = self.http.trusted_proxies.texts().collect();
+        writeln!(f, "trusted_proxies = {}", value(&trusted))?;
+        writeln!(f, "proxy_protocol = {}", self.http.proxy_protocol)?;
         writeln!(f, "drain_grace = \"{}\"", duration_text(self.http.drain_grace))?;
 
         writeln!(f, "\n[mesh]\nlisten = \"{}\"", self.mesh.listen)?;
@@ -46,8 +54,13 @@ impl fmt::Display for Config {
         }
         writeln!(f, "seeds = {}", value(&self.mesh.seeds))?;
         writeln!(f, "identity = {}", path(&self.mesh.identity))?;
-        if let Some(file) = &self.mesh.cookie_key {
-            writeln!(f, "cookie_key = {}", path(file))?;
+        match &self.mesh.cookie_key[..] {
+            [] => {}
+            [file] => writeln!(f, "cookie_key = {}", path(file))?,
+            files => {
+                let files: Vec<String> = files.iter().map(|file| path(file)).collect();
+                writeln!(f, "cookie_key = [{}]", files.join(", "))?;
+            }
         }
 
         writeln!(f, "\n[admin]\nlisten = \"{}\"", self.admin.listen)?;
@@ -142,6 +155,24 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "# concurrency is not set: a copy takes all that comes")?,
     }
     writeln!(f, "protocol = {}", value(app.protocol))?;
+    for (key, name) in [("user", &app.wanted.user), ("group", &app.wanted.group)] {
+        match name {
+            Some(name) => writeln!(f, "{key} = {}", text(name))?,
+            None => writeln!(f, "# {key} is not set: the peer's own")?,
+        }
+    }
+    let limits =
+        [("memory", app.wanted.memory), ("files", app.wanted.files), ("cpu", app.wanted.cpu)];
+    let limits: Vec<String> = (limits.into_iter())
+        .filter_map(|(key, limit)| Some((key, limit?)))
+        .map(|(key, limit)| match key {
+            "memory" => format!("memory = \"{}\"", memory::text(limit)),
+            key => format!("{key} = {limit}"),
+        })
+        .collect();
+    if !limits.is_empty() {
+        writeln!(f, "limits = {{ {} }}", limits.join(", "))?;
+    }
     writeln!(f, "start = {}", value(policy.start))?;
     match policy.stop_when_idle {
         Some(idle) => writeln!(f, "stop_when_idle = \"{}\"", duration_text(idle))?,

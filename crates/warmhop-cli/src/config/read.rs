@@ -2,10 +2,11 @@
 
 mod cookie;
 mod environment;
+mod http;
 mod log;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -21,12 +22,13 @@ use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
 
 use super::{
-    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Run, Session, Tls,
+    Admin, App, Config, Http, Mesh, Peer, Place, Places, Problem, Protocol, Run, Session,
     cluster_name, duration_from, duration_text, memory,
 };
 
 pub(super) mod life;
 mod variables;
+mod wanted;
 
 /// What a mistaken file would otherwise make every loop over apps pay for.
 const APPS_MAX: usize = 1_000;
@@ -49,14 +51,19 @@ pub(super) fn parse(
         return Err(reader.into_problems());
     }
 
+    let substituted = RefCell::new(BTreeSet::new());
+    let noted = |name: &str| {
+        substituted.borrow_mut().insert(name.to_owned());
+        variable(name)
+    };
     for (key, value) in document.get_mut() {
-        variables::expand(&reader, key.get_ref(), value, variable);
+        variables::expand(&reader, key.get_ref(), value, &noted);
     }
 
     let mut root = Table::root(&reader, document.get_ref());
     let cluster = read_cluster(&mut root);
     let peer = read_peer(&mut root);
-    let http = read_http(&mut root);
+    let http = http::read(&mut root);
     let name = peer.as_ref().map_or("NAME", |peer| peer.name.as_str());
     let mesh = read_mesh(&mut root, name);
     let admin = read_admin(&mut root);
@@ -77,7 +84,9 @@ pub(super) fn parse(
     let Some(peer) = peer else {
         unreachable!("a missing peer was reported");
     };
-    let mut config = Config { cluster, peer, http, mesh, admin, session, log, run, apps, places };
+    let substituted = substituted.into_inner();
+    let mut config =
+        Config { cluster, peer, http, mesh, admin, session, log, run, apps, substituted, places };
     config.mesh.identity = folder.join(&config.mesh.identity);
     Ok((config, problems))
 }
@@ -116,37 +125,6 @@ fn read_peer(root: &mut Table<'_>) -> Option<Peer> {
     name.map(|name| Peer { name, zone })
 }
 
-fn read_http(root: &mut Table<'_>) -> Http {
-    let mut http = Http {
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 8081))],
-        tls: None,
-        reveal: true,
-        error_page: None,
-        drain_grace: Duration::from_secs(30),
-    };
-    let Some(mut table) = root.table("http") else { return http };
-    if let Some(field) = table.take("listen") {
-        http.listen =
-            field.array().unwrap_or_default().iter().filter_map(Field::socket_addr).collect();
-    }
-    if let Some(mut tls) = table.table("tls") {
-        let remedy = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
-        let cert = tls.required_path("cert", "there is no certificate", remedy);
-        let key = tls.required_path("key", "there is no private key", remedy);
-        http.tls = cert.zip(key).map(|(cert, key)| Tls { cert, key });
-        tls.finish();
-    }
-    if let Some(reveal) = table.take("reveal").and_then(|field| field.boolean()) {
-        http.reveal = reveal;
-    }
-    http.error_page = table.take("error_page").and_then(|field| field.path());
-    // Whoever asks a peer to end must not have to wait for ever.
-    let bounds = Duration::ZERO..=Duration::from_secs(3600);
-    table.set_duration("drain_grace", bounds, &mut http.drain_grace);
-    table.finish();
-    http
-}
-
 fn read_run(root: &mut Table<'_>) -> Run {
     let mut run = Run { threads: None };
     let Some(mut table) = root.table("run") else { return run };
@@ -163,7 +141,7 @@ fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {
         advertise: None,
         seeds: Vec::new(),
         identity: PathBuf::from(format!("certs/{peer}")),
-        cookie_key: None,
+        cookie_key: Vec::new(),
     };
     let mut identity_field = None;
     if let Some(mut table) = root.table("mesh") {
@@ -201,15 +179,7 @@ fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {
             identity_field = Some(field.span);
         }
         if let Some(field) = table.take("cookie_key") {
-            mesh.cookie_key = field.path();
-            if let Some(file) = mesh.cookie_key.as_deref().filter(|file| !file.exists()) {
-                table.reader.warn(
-                    Some(field.span),
-                    "mesh.cookie_key",
-                    format!("there is no {}", file.display()),
-                    "make it once with `openssl rand -base64 32`, the same for every peer",
-                );
-            }
+            mesh.cookie_key = read_cookie_keys(&field);
         }
         table.finish();
     }
@@ -223,6 +193,31 @@ fn read_mesh(root: &mut Table<'_>, peer: &str) -> Mesh {
         );
     }
     mesh
+}
+
+/// One file, or two while one key takes the place of another.
+fn read_cookie_keys(field: &Field<'_>) -> Vec<PathBuf> {
+    let files = match field.value {
+        DeValue::Array(_) => field.array().unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let paths: Vec<PathBuf> = match field.value {
+        DeValue::Array(_) => files.iter().filter_map(Field::path).collect(),
+        _ => field.path().into_iter().collect(),
+    };
+    if paths.len() > 2 || (paths.is_empty() && field.value.as_array().is_some()) {
+        field.report(
+            format!("{} files are named", paths.len()),
+            "name one file, or two: the first makes cookies, and those of both are believed",
+        );
+    }
+    for file in paths.iter().filter(|file| !file.exists()) {
+        field.warn(
+            format!("there is no {}", file.display()),
+            "make it once with `openssl rand -base64 32`, the same for every peer",
+        );
+    }
+    paths
 }
 
 fn read_admin(root: &mut Table<'_>) -> Admin {
@@ -366,6 +361,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let mut protocol = Protocol::default();
     table.set_enum("protocol", &["http1", "h2"], &mut protocol);
     spec.policy = read_policy(&mut table);
+    let wanted = wanted::read(&mut table, spec.policy.start != StartMode::Never);
     let alive = life::read_alive(&mut table, &ready, &mut spec.policy);
     life::read_load(&mut table, &mut spec.policy);
     // The app's own deadline comes first, because its message has the last lines of output.
@@ -410,7 +406,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
         _ => {}
     }
     table.finish();
-    Some(App { spec, run, dir, inherit_env, env_file, env, ready, alive, protocol })
+    Some(App { spec, run, dir, inherit_env, env_file, env, ready, alive, protocol, wanted })
 }
 
 fn read_policy(table: &mut Table<'_>) -> AppPolicy {
@@ -637,6 +633,23 @@ impl<'a> Table<'a> {
                 "a whole number from {} to {}",
                 bounds.start(),
                 bounds.end()
+            )),
+        }
+    }
+
+    fn set_size(&mut self, name: &'static str, bounds: RangeInclusive<u64>, to: &mut u64) {
+        let Some(field) = self.take(name) else { return };
+        let number = || {
+            let integer = field.value.as_integer()?;
+            u64::from_str_radix(integer.as_str(), integer.radix()).ok()
+        };
+        let size = field.value.as_str().map_or_else(number, memory::parse);
+        match size.filter(|size| bounds.contains(size)) {
+            Some(size) => *to = size,
+            None => field.report_found(format!(
+                "a size from {} to {}, such as \"256MiB\"",
+                memory::text(*bounds.start()),
+                memory::text(*bounds.end())
             )),
         }
     }

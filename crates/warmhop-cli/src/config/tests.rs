@@ -12,6 +12,12 @@ zone = "a"
 listen = ["127.0.0.1:8081", "[::1]:8081"]
 reveal = false
 error_page = "error.html"
+memory = "96MiB"
+connections_per_address = 64
+body_rate = "1KiB"
+body_timeout = "20s"
+trusted_proxies = ["10.0.0.0/8", "::1"]
+proxy_protocol = true
 drain_grace = "5s"
 
 [mesh]
@@ -19,6 +25,7 @@ listen = "127.0.0.1:7001"
 advertise = "127.0.0.2:7001"
 seeds = ["127.0.0.1:7001", "peers.internal:7002"]
 identity = "certs/peer-1"
+cookie_key = ["new.key", "old.key"]
 
 [admin]
 listen = "127.0.0.1:9001"
@@ -44,6 +51,9 @@ env_file = "shop.env"
 env = { LOG = "info", "odd.name" = 'a "quoted" \ value' }
 ready = { path = "/healthz", timeout = "90s" }
 protocol = "h2"
+user = "nobody-knows"
+group = "root"
+limits = { memory = "512MiB", files = 1024, cpu = 2 }
 start = "at-boot"
 stop_when_idle = "10m"
 keep_ready = 1
@@ -80,6 +90,15 @@ fn every_key_arrives() {
     assert_eq!(config.http.listen.len(), 2);
     assert!(!config.http.reveal);
     assert_eq!(config.http.error_page.as_deref(), Some(Path::new("/nowhere/error.html")));
+    let limits = ClientLimits {
+        memory: 96 << 20,
+        connections_per_address: 64,
+        body_rate: 1024,
+        body_timeout: Duration::from_secs(20),
+    };
+    assert_eq!(config.http.limits, limits);
+    assert_eq!(config.http.trusted_proxies.texts().collect::<Vec<_>>(), ["10.0.0.0/8", "::1"]);
+    assert!(config.http.proxy_protocol);
     assert_eq!(config.http.drain_grace, Duration::from_secs(5));
     assert_eq!(config.mesh.advertise, Some("127.0.0.2:7001".parse().unwrap()));
     assert_eq!(config.mesh.seeds, ["127.0.0.1:7001", "peers.internal:7002"]);
@@ -166,6 +185,12 @@ listen = ["127.0.0.1:8081"]
 # tls is not set: plain HTTP
 reveal = true
 # error_page is not set: a page of the mesh's own
+memory = "MEMORY"
+connections_per_address = 4096
+body_rate = "240B"
+body_timeout = "1m"
+trusted_proxies = []
+proxy_protocol = false
 drain_grace = "30s"
 
 [mesh]
@@ -209,6 +234,8 @@ ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # head_timeout is not set: an answer takes as long as it takes
 # concurrency is not set: a copy takes all that comes
 protocol = "http1"
+# user is not set: the peer's own
+# group is not set: the peer's own
 start = "on-request"
 # stop_when_idle is not set: never
 keep_ready = 0
@@ -220,7 +247,9 @@ starting_page = true
 stop_grace = "10s"
 "#;
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']";
+    // Shares of this machine's.
     let expected = expected.replace("A QUARTER", &memory::text(memory::default()));
+    let expected = expected.replace("MEMORY", &memory::text(ClientLimits::default().memory));
     assert_eq!(parse(text).to_string(), expected);
 }
 
@@ -237,6 +266,34 @@ fn the_token_is_never_printed() {
 #[test]
 fn a_mistake_names_its_place_its_key_and_its_remedy() {
     let cases = [
+        (
+            "[peer]\nname = 'p'\n[http]\nconnections_per_address = 0",
+            ":4:27: http.connections_per_address: 0 does not fit; expected a whole number from 1 to 1048576",
+        ),
+        (
+            "[peer]\nname = 'p'\n[http]\nbody_timeout = '0s'",
+            ":4:16: http.body_timeout: \"0s\" does not fit; expected a span from 1s to 1d",
+        ),
+        (
+            "[peer]\nname = 'p'\n[http]\nproxy_protocol = 'v2'",
+            ":4:18: http.proxy_protocol: \"v2\" does not fit; expected true or false",
+        ),
+        (
+            "[peer]\nname = 'p'\n[mesh]\ncookie_key = []",
+            ":4:14: mesh.cookie_key: 0 files are named; name one file, or two: the first makes cookies, and those of both are believed",
+        ),
+        (
+            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nlimits = { memory = '1MiB' }",
+            ":6:21: app.x.limits.memory: \"1MiB\" does not fit; expected a size from 16MiB to 1048576GiB, such as \"256MiB\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[http]\nmemory = '1MB'",
+            ":4:10: http.memory: \"1MB\" does not fit; expected a size from 1MiB to 1024GiB, such as \"256MiB\"",
+        ),
+        (
+            "[peer]\nname = 'p'\n[http]\ntrusted_proxies = ['10.0.0.0/40']",
+            ":4:20: http.trusted_proxies[0]: \"10.0.0.0/40\" does not fit; expected an address or a network, such as \"10.0.0.7\" or \"10.0.0.0/8\"",
+        ),
         (
             "",
             ": peer.name: the peer has no name; name this peer uniquely within its cluster: [peer] name = \"peer-1\"",
@@ -442,7 +499,11 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']\n\
                 [[app]]\nname = 'y'\nrun = ['sh']\ndir = 'nowhere'\nmatch = { path = '/y' }";
     let (_, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
-    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let mut told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    // Root is warned for each app that would be root as well.
+    let of_root = |warning: &mut String| warning.contains(".user: the app is root");
+    let is_root = nix::unistd::Uid::effective().is_root();
+    assert_eq!(told.extract_if(.., of_root).count(), if is_root { 2 } else { 0 });
     assert_eq!(
         told,
         [
@@ -549,7 +610,7 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
     assert_eq!(config.peer.name.as_str(), "peer-7");
     assert_eq!(config.mesh.advertise.unwrap().to_string(), "192.0.2.7:7001");
     assert_eq!(config.mesh.seeds, ["a.peer-7.internal:7001"]);
-    assert_eq!(config.mesh.cookie_key.as_deref(), Some(Path::new("/tmp/keys/peer-7")));
+    assert_eq!(config.mesh.cookie_key, [Path::new("/tmp/keys/peer-7")]);
     assert_eq!(config.apps[0].run[2], "serve ${PORT}", "a shell knows variables of its own");
     let again = in_environment(&config.to_string()).unwrap();
     assert_eq!(again.to_string(), config.to_string());

@@ -5,6 +5,7 @@
 
 mod child;
 mod cli;
+mod confined;
 mod documented;
 mod first_minute;
 mod joining;

@@ -16,6 +16,7 @@ use warmhop::Body;
 use warmhop::ids::AppName;
 use warmhop_cli::child::{ChildApp, ChildService};
 use warmhop_cli::config::{Alive, Inherit, Protocol, Ready};
+use warmhop_cli::confine::Confine;
 
 /// What a role is told by.
 pub(crate) const ROLE: &str = "WARMHOP_TEST_ROLE";
@@ -48,7 +49,8 @@ pub(crate) fn shell_app(run: Vec<String>) -> ChildApp {
         protocol: Protocol::Http1,
         carried: false,
         guard: PathBuf::from(env!("CARGO_BIN_EXE_warmhop")),
-        open_files: None,
+        confine: Confine::default(),
+        hidden: Vec::new(),
     }
 }
 

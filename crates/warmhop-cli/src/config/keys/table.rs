@@ -24,6 +24,7 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
         "`[[app]] match`",
         "Which requests are for the app. The most specific match wins: a host before none, then the longest path.",
     ),
+    ("app.limits", "`[[app]] limits`", "What it may take of its machine."),
     ("app.ready", "`[[app]] ready`", "When a copy that starts counts as ready."),
     (
         "app.alive",
@@ -53,6 +54,12 @@ pub(super) const KEYS: &[Key] = &[
     key("http", "listen", Kind::Addresses, "[\"127.0.0.1:8081\"]", "Where clients are listened for. An empty list: this peer has no front door."),
     key("http", "reveal", Kind::Flag, "true", "Whether answers show the mesh's inside: `Warmhop-Peer`, `Warmhop-Request-Id`, peers in `Via` and `Proxy-Status`, and what went wrong. `false` for doors that the public reaches; the log and the access log tell it all the same. The affinity cookie names a peer in any case."),
     key("http", "error_page", Kind::Path, "(the mesh's own)", "A page of HTML for browsers whose request cannot be served, of at most 256 KiB. In it `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and, for the head, `{again}` stand for what happened. Programs get problem details (RFC 9457) in JSON."),
+    key("http", "memory", Kind::Size("1MiB", "1024GiB"), "(a quarter of the machine's, or of the control group's)", "All that clients can make this peer hold. Over it, the address that takes most loses the connection that takes most. See [trust.md](trust.md)."),
+    key("http", "connections_per_address", Kind::Number(1, 1 << 20), "4096", "Connections of one address, or of one /64 of IPv6, at all doors together. A balancer is one address."),
+    key("http", "body_rate", Kind::Size("0B", "1GiB"), "\"240B\"", "How much of a request's body has to come each second while it is waited for; `\"0B\"`: any. Less gets 408."),
+    key("http", "body_timeout", Kind::Span("1s", "1d"), "\"1m\"", "How long a request's body may bring nothing while it is waited for. Past it, it gets 408."),
+    key("http", "trusted_proxies", Kind::Texts, "[]", "Addresses and networks, such as `10.0.0.0/8`, whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are believed; of everybody else they are taken out."),
+    key("http", "proxy_protocol", Kind::Flag, "false", "Whether each connection begins with a header of the PROXY protocol, version 1 or 2, believed from `trusted_proxies`."),
     key("http", "drain_grace", Kind::Span("0ms", "1h"), "\"30s\"", "How long requests and streams in flight may take to end once the peer drains. A peer takes up to so much longer to end."),
 
     key("http.tls", "cert", Kind::Path, "", "The certificate chain, in PEM."),
@@ -62,7 +69,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "advertise", Kind::Address, "(`listen`)", "Where the other peers reach it. Required where `listen` is an address of zeros."),
     key("mesh", "seeds", Kind::Texts, "[]", "`HOST:PORT` of peers to join, resolved again as they change. None needs to be up. One's own address is left out."),
     key("mesh", "identity", Kind::Path, "(`certs/NAME`)", "The folder of `ca.pem`, `cert.pem` and `key.pem`, as `warmhop cert peer` writes it."),
-    key("mesh", "cookie_key", Kind::Path, "(beside the identity)", "The file of the key that cookies are authenticated by, the same for every peer. See [deploy.md](deploy.md)."),
+    key("mesh", "cookie_key", Kind::Paths, "(beside the identity)", "The file of the key that cookies are authenticated by, the same for every peer; or two, of which the first makes cookies and both are believed. See [deploy.md](deploy.md)."),
 
     key("admin", "listen", Kind::Address, "\"127.0.0.1:9001\"", "Where it listens. Only loopback without a token."),
     key("admin", "token", Kind::Text, "(none)", "What whoever asks has to show, of 16 to 256 visible characters: `openssl rand -hex 32`. The commands take it from `WARMHOP_ADMIN_TOKEN`."),
@@ -93,6 +100,8 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "env_file", Kind::Path, "(none)", "A file of lines `NAME=value`, read at each start of a copy; what `env` has comes first."),
     key("app", "inherit_env", Kind::FlagOrNames, "true", "What it inherits of the peer's environment: all, nothing but `PATH`, or `PATH` and the variables that are named."),
     key("app", "protocol", Kind::OneOf(&["http1", "h2"]), "\"http1\"", "What is spoken with it: HTTP/1.1 with upgrades, or HTTP/2 in clear text, as gRPC servers want it."),
+    key("app", "user", Kind::Text, "(the peer's)", "Whose it is, where the peer is root. See [trust.md](trust.md)."),
+    key("app", "group", Kind::Text, "(the user's)", "Of which group it is."),
     key("app", "start", Kind::OneOf(&["on-request", "at-boot", "never"]), "\"on-request\"", "When a copy starts here. `\"never\"`: requests hop to other peers."),
     key("app", "stop_when_idle", Kind::Span("100ms", "366d"), "(never)", "After how long without a request a copy is stopped."),
     key("app", "keep_ready", Kind::Number(0, 16), "0", "How many copies are kept ready across the mesh, whoever is asked. Each costs the app's memory on one peer."),
@@ -107,6 +116,10 @@ pub(super) const KEYS: &[Key] = &[
 
     key("app.match", "host", Kind::Text, "(any)", "The host of the request, without port."),
     key("app.match", "path", Kind::Text, "\"/\"", "The beginning of its path, by whole segments."),
+
+    key("app.limits", "memory", Kind::Size("16MiB", "1048576GiB"), "(none)", "How much data each of its processes may have."),
+    key("app.limits", "files", Kind::Number(1, 1 << 30), "(the peer's)", "How many files each of its processes may have open."),
+    key("app.limits", "cpu", Kind::Number(1, 1024), "(all)", "How many processors it may run on."),
 
     key("app.ready", "path", Kind::Text, "(a connection is enough)", "The path that has to answer."),
     key("app.ready", "host", Kind::Text, "(that of `match`)", "What the question's `Host` says."),

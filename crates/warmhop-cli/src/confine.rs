@@ -1,0 +1,237 @@
+//! What an app may of its machine that its peer may: whose it is, and its limits.
+//!
+//! An app of the peer's own user can read what the peer can, its keys included. So an app may have a
+//! user of its own, where the peer is root: it then has that user's groups alone, and nothing that it
+//! starts gets more (`no_new_privs`). The guard sets all of it between itself and the app, so that it
+//! can still end the app.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Group, Uid, User};
+
+/// `[[app]] user`, `group` and `limits`, as they are written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whose it is; absent: the peer's.
+    pub user: Option<String>,
+    /// Of which group; absent: the user's own.
+    pub group: Option<String>,
+    /// How much memory it may take, in bytes of data of each process.
+    pub memory: Option<u64>,
+    /// How many files each process may have open.
+    pub files: Option<u64>,
+    /// How many processors it may run on.
+    pub cpu: Option<u64>,
+}
+
+/// What the guard is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Confine {
+    user: Option<u32>,
+    group: Option<u32>,
+    memory: Option<u64>,
+    files: Option<u64>,
+    cpu: Option<u64>,
+    /// What else its environment says of the user.
+    pub(crate) env: Vec<(&'static str, String)>,
+}
+
+/// Why it cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cannot {
+    /// Which key of the app's table is blamed.
+    pub key: &'static str,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+impl Wanted {
+    /// Looks up the names on this machine. `files` is what an app has without a limit of its own.
+    ///
+    /// # Errors
+    /// If there is no such user or group, or this process may not start processes as it.
+    pub fn here(&self, files: Option<u64>) -> Result<Confine, Cannot> {
+        let mut confine = Confine {
+            memory: self.memory,
+            files: self.files.or(files),
+            cpu: self.cpu,
+            ..Confine::default()
+        };
+        if let Some(name) = &self.user {
+            let user = User::from_name(name).ok().flatten().ok_or_else(|| Cannot {
+                key: "user",
+                what: format!("there is no user {name} on this machine"),
+                remedy: "make it, such as with `useradd --system`, or correct user",
+            })?;
+            confine.user = Some(user.uid.as_raw());
+            confine.group = Some(user.gid.as_raw());
+            let home = user.dir.to_string_lossy().into_owned();
+            confine.env = vec![("USER", name.clone()), ("LOGNAME", name.clone()), ("HOME", home)];
+        }
+        if let Some(name) = &self.group {
+            let group = Group::from_name(name).ok().flatten().ok_or_else(|| Cannot {
+                key: "group",
+                what: format!("there is no group {name} on this machine"),
+                remedy: "make it, such as with `groupadd --system`, or correct group",
+            })?;
+            confine.group = Some(group.gid.as_raw());
+        }
+        let is_other = confine.user.is_some_and(|user| user != Uid::effective().as_raw())
+            || (self.group.is_some() && !Uid::effective().is_root());
+        if is_other && !Uid::effective().is_root() {
+            return Err(Cannot {
+                key: if self.user.is_some() { "user" } else { "group" },
+                what: "the peer is not root, and can start processes as itself alone".into(),
+                remedy: "start the peer as root, or run each app's peer as the app's user",
+            });
+        }
+        Ok(confine)
+    }
+}
+
+impl Confine {
+    /// Nobody's: nothing starts so.
+    pub(crate) fn nobody() -> Self {
+        Self { user: Some(u32::MAX), ..Self::default() }
+    }
+
+    /// As one argument of the guard.
+    pub(crate) fn argument(&self) -> OsString {
+        let part = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |it| it.to_string());
+        let parts = [
+            part(self.user.map(u64::from)),
+            part(self.group.map(u64::from)),
+            part(self.memory),
+            part(self.files),
+            part(self.cpu),
+        ];
+        parts.join(",").into()
+    }
+
+    /// The inverse of [`Confine::argument`].
+    pub(crate) fn from_argument(argument: &str) -> Option<Self> {
+        let mut parts = argument.split(',').map(|part| match part {
+            "-" => Some(None),
+            number => number.parse::<u64>().ok().map(Some),
+        });
+        let mut next = || parts.next().flatten();
+        let (user, group, memory, files, cpu) = (next()?, next()?, next()?, next()?, next()?);
+        let id = |id: Option<u64>| id.map(u32::try_from).transpose().ok();
+        Some(Self { user: id(user)?, group: id(group)?, memory, files, cpu, env: Vec::new() })
+    }
+
+    /// Sets what a process passes on to those that it starts, in this one.
+    ///
+    /// # Errors
+    /// What could not be set. The app must not start without it.
+    pub(crate) fn limit(&self) -> Result<(), String> {
+        if let Some(soft) = self.files
+            && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        {
+            // Best effort: an app with the peer's limit is better than none.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard);
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(wanted) = self.cpu {
+            run_on(wanted).map_err(|error| format!("cannot choose processors: {error}"))?;
+        }
+        #[cfg(target_os = "linux")]
+        if self.user.is_some() {
+            nix::sys::prctl::set_no_new_privs()
+                .map_err(|error| format!("cannot set no_new_privs: {error}"))?;
+        }
+        #[cfg(not(target_os = "linux"))]
+        if let Some(bytes) = self.memory {
+            nix::sys::resource::setrlimit(Resource::RLIMIT_DATA, bytes, bytes)
+                .map_err(|error| format!("cannot limit its memory: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Limits the memory of the app, which has just begun, and of all that it starts. The guard's own
+    /// would not fit into a small limit: its allocator takes address space in advance.
+    ///
+    /// # Errors
+    /// Why it cannot be limited. The app must not go on without it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn limit_memory(&self, app: nix::unistd::Pid) -> Result<(), String> {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+        let Some(bytes) = self.memory else { return Ok(()) };
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        match prlimit(Pid::from_raw(app.as_raw()), Resource::Data, limit) {
+            // It has ended already.
+            Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(format!("cannot limit its memory: {error}")),
+        }
+    }
+
+    /// Has `command` be of the user and the group. Where the user changes, supplementary groups are
+    /// left behind.
+    pub(crate) fn become_user(&self, command: &mut Command) {
+        if let Some(group) = self.group {
+            command.gid(group);
+        }
+        if let Some(user) = self.user {
+            command.uid(user);
+        }
+    }
+}
+
+/// Lets this process and those that it starts run on `wanted` of its processors.
+#[cfg(target_os = "linux")]
+fn run_on(wanted: u64) -> nix::Result<()> {
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use nix::unistd::Pid;
+
+    let itself = Pid::from_raw(0);
+    let may = sched_getaffinity(itself)?;
+    let cpus: Vec<usize> =
+        (0..CpuSet::count()).filter(|cpu| may.is_set(*cpu).unwrap_or(false)).collect();
+    let mut set = CpuSet::new();
+    // Each guard begins elsewhere, so that apps do not share one processor while others idle.
+    let first = std::process::id() as usize % cpus.len().max(1);
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(cpus.len());
+    for cpu in cpus.iter().cycle().skip(first).take(wanted) {
+        set.set(*cpu)?;
+    }
+    sched_setaffinity(itself, &set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_is_told_what_was_wanted() {
+        let some = Confine {
+            user: Some(33),
+            group: Some(34),
+            memory: Some(1 << 40),
+            files: Some(1024),
+            cpu: Some(2),
+            env: Vec::new(),
+        };
+        for confine in [Confine::default(), some] {
+            let argument = confine.argument().into_string().unwrap();
+            assert_eq!(Confine::from_argument(&argument), Some(confine));
+        }
+        for wrong in ["", "1", "1,2,3,4", "-,-,-,-,x", "-1,-,-,-,-", "99999999999,-,-,-,-"] {
+            assert_eq!(Confine::from_argument(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_there_is_named() {
+        let nobody = Wanted { user: Some("no-such-user".into()), ..Wanted::default() };
+        assert_eq!(nobody.here(None).unwrap_err().key, "user");
+        let nothing = Wanted { group: Some("no-such-group".into()), ..Wanted::default() };
+        assert_eq!(nothing.here(None).unwrap_err().key, "group");
+        assert_eq!(Wanted::default().here(Some(7)).unwrap().files, Some(7));
+    }
+}

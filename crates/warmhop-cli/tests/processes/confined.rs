@@ -1,0 +1,60 @@
+//! What an app is kept from that its peer may.
+
+use std::os::unix::fs::PermissionsExt;
+
+use nix::unistd::Uid;
+use warmhop_cli::child::ChildApp;
+use warmhop_cli::confine::Wanted;
+
+use crate::role::{name, sh};
+
+/// What the app's last words are.
+async fn words(app: ChildApp) -> Vec<String> {
+    app.launch(&name()).await.err().expect("it ends at once").output
+}
+
+#[tokio::test]
+async fn an_app_of_a_user_of_its_own_reads_neither_keys_nor_its_peer() {
+    if !Uid::effective().is_root() {
+        eprintln!("skipped: only root starts processes of other users");
+        return;
+    }
+    let secret = std::env::temp_dir().join(format!("warmhop-secret-{}", std::process::id()));
+    std::fs::write(&secret, "secret").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let script = format!(
+        "id -u; id -G; cat {secret} 2>/dev/null || echo denied; \
+         cat /proc/{peer}/environ >/dev/null 2>&1 || echo denied; \
+         grep NoNewPrivs /proc/self/status; echo $HOME; ulimit -n; exit 3",
+        secret = secret.display(),
+        peer = std::process::id()
+    );
+    let wanted = Wanted { user: Some("nobody".into()), files: Some(100), ..Wanted::default() };
+    let confine = wanted.here(None).unwrap();
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap();
+    let told = words(ChildApp { confine, ..sh(&script) }).await;
+    std::fs::remove_file(&secret).unwrap();
+    let (user, group) = (nobody.uid.to_string(), nobody.gid.to_string());
+    let home = nobody.dir.display().to_string();
+    let expected = [&user, &group, "denied", "denied", "NoNewPrivs:\t1", &home, "100"];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn an_app_does_not_get_what_its_peers_tables_took_from_the_environment() {
+    let mut app = sh("echo ${HOME:-none}; exit 3");
+    app.hidden = vec!["HOME".into()];
+    assert_eq!(words(app.clone()).await, ["none"]);
+    app.env.insert("HOME".into(), "/its-own".into());
+    assert_eq!(words(app).await, ["/its-own"]);
+}
+
+#[tokio::test]
+async fn an_app_stays_within_its_limits_or_does_not_start() {
+    let limits = Wanted { memory: Some(64 << 20), cpu: Some(1), ..Wanted::default() };
+    let confine = limits.here(None).unwrap();
+    // Its memory is limited as soon as it runs.
+    let script = "while [ $(ulimit -d) = unlimited ]; do :; done; ulimit -d; nproc; exit 3";
+    let told = words(ChildApp { confine, ..sh(script) }).await;
+    assert_eq!(told, ["65536", "1"]);
+}
