@@ -51,8 +51,8 @@ pub struct Config {
     pub run: Run,
     /// `[[app]]`, in the order of the file.
     pub apps: Vec<App>,
-    /// Variables of the environment that the file names outside of its apps: what they hold is the
-    /// peer's, not its apps'.
+    /// Variables of the environment that the file names: what they hold is for whom the file says,
+    /// not for every app.
     pub substituted: BTreeSet<String>,
     /// Where each key stands in the file, for problems that show only when the peer starts.
     places: Places,

@@ -143,7 +143,7 @@ impl ChildApp {
             return false;
         }
         match &self.inherit {
-            // What the peer's configuration took from there is its own affair: tokens, most likely.
+            // What the configuration took from there is for whom it says: secrets, most likely.
             Inherit::All => {
                 name.is_none_or(|name| name == PATH || !self.hidden.iter().any(|it| it == name))
             }

@@ -592,6 +592,7 @@ fn in_environment(text: &str) -> Result<Config, Vec<String>> {
     let variable = |name: &str| match name {
         "NAME" => Some("peer-7".to_owned()),
         "ADDRESS" => Some("192.0.2.7".to_owned()),
+        "SECRET" => Some("sesame".to_owned()),
         _ => None,
     };
     Config::parse_in(Path::new("/tmp/warmhop.toml"), text, &variable)
@@ -604,9 +605,16 @@ fn peers_share_a_file_that_names_variables_of_their_environment() {
     let config = in_environment(
         "[peer]\nname = '${NAME}'\n[mesh]\nlisten = '0.0.0.0:7001'\n\
          advertise = '${ADDRESS}:7001'\nseeds = ['a.${NAME}.internal:7001']\n\
-         cookie_key = 'keys/${NAME}'\n[[app]]\nname = 'a'\nrun = ['sh', '-c', 'serve ${PORT}']\n",
+         cookie_key = 'keys/${NAME}'\n[[app]]\nname = 'a'\nrun = ['sh', '-c', 'serve ${PORT}']\n\
+         env = { KEY = '${SECRET}' }\n",
     )
     .unwrap();
+    // Those of an app's env as well: another app must not inherit them.
+    assert!(
+        config.substituted.iter().eq(["ADDRESS", "NAME", "SECRET"]),
+        "{:?}",
+        config.substituted
+    );
     assert_eq!(config.peer.name.as_str(), "peer-7");
     assert_eq!(config.mesh.advertise.unwrap().to_string(), "192.0.2.7:7001");
     assert_eq!(config.mesh.seeds, ["a.peer-7.internal:7001"]);

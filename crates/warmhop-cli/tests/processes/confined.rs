@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::unistd::Uid;
 use warmhop_cli::child::ChildApp;
+use warmhop_cli::config::Inherit;
 use warmhop_cli::confine::Wanted;
 
 use crate::role::{name, sh};
@@ -41,12 +42,16 @@ async fn an_app_of_a_user_of_its_own_reads_neither_keys_nor_its_peer() {
 }
 
 #[tokio::test]
-async fn an_app_does_not_get_what_its_peers_tables_took_from_the_environment() {
-    let mut app = sh("echo ${HOME:-none}; exit 3");
-    app.hidden = vec!["HOME".into()];
-    assert_eq!(words(app.clone()).await, ["none"]);
-    app.env.insert("HOME".into(), "/its-own".into());
-    assert_eq!(words(app).await, ["/its-own"]);
+async fn an_app_inherits_what_the_configuration_took_from_the_environment_only_by_name() {
+    // Cargo tells it to whatever it starts.
+    let mut app = sh("echo ${CARGO_PKG_NAME:-none} ${PATH:+path}; exit 3");
+    app.hidden = vec!["CARGO_PKG_NAME".into(), "PATH".into()];
+    assert_eq!(words(app.clone()).await, ["none path"]);
+    app.inherit = Inherit::Only(vec!["CARGO_PKG_NAME".into()]);
+    assert_eq!(words(app.clone()).await, [concat!(env!("CARGO_PKG_NAME"), " path")]);
+    app.inherit = Inherit::All;
+    app.env.insert("CARGO_PKG_NAME".into(), "its-own".into());
+    assert_eq!(words(app).await, ["its-own path"]);
 }
 
 #[tokio::test]
