@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use warmhop::config::SessionPolicy;
+use warmhop::config::{SessionPolicy, StartMode};
 use warmhop::ids::PeerId;
 
 use crate::confine::Wanted;
@@ -332,6 +332,20 @@ impl Config {
             *value = "(not shown)".into();
         }
         shown
+    }
+
+    /// Warnings about apps that run as root because the peer does.
+    pub fn apps_as_root(&self) -> impl Iterator<Item = Problem> {
+        let is_root = nix::unistd::Uid::effective().is_root();
+        let apps = self.apps.iter().filter(move |app| {
+            is_root && app.spec.policy.start != StartMode::Never && app.wanted.user.is_none()
+        });
+        apps.map(|app| {
+            let what = "the app is root as its peer is, and can read the mesh's keys";
+            let remedy = "give it a user of its own: user = \"NAME\"";
+            let problem = self.problem(&format!("app.{}", app.spec.name), what, remedy);
+            Problem { key: format!("app.{}.user", app.spec.name), is_warning: true, ..problem }
+        })
     }
 
     /// A problem with `key` that showed only when the peer started.

@@ -428,6 +428,7 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
     let (config, warnings) =
         Config::load(file).map_err(|problems| Failure { messages: told(problems), status: 2 })?;
     let mut stderr = std::io::stderr().lock();
+    let warnings = warnings.into_iter().chain(config.apps_as_root()).collect();
     for warning in told(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }

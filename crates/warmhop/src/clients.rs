@@ -175,8 +175,8 @@ impl Clients {
     }
 
     /// Has the connection end that has been idle longest, of the address that has most: a place is
-    /// wanted.
-    pub(crate) fn make_room(&self) {
+    /// wanted. False where nobody is idle.
+    pub(crate) fn make_room(&self) -> bool {
         let mut table = self.lock();
         let mut addresses: Vec<_> = table.by_address.values().collect();
         addresses.sort_unstable_by_key(|ids| std::cmp::Reverse(ids.len()));
@@ -185,6 +185,7 @@ impl Clients {
             self.refusals.note(Refusal::GaveWay);
             table.give_way(id);
         }
+        idlest.is_some()
     }
 
     /// Has connections end until the others fit into the budget.
@@ -469,11 +470,11 @@ mod tests {
             one.account().active.store(10 - at as u64, Relaxed);
         }
         many[2].account().begins(0, true);
-        clients.make_room();
+        assert!(clients.make_room());
         assert_eq!(many.iter().map(gave_way).collect::<Vec<_>>(), [false, true, false]);
         assert!(!gave_way(&few));
-        clients.make_room();
-        clients.make_room();
+        assert!(clients.make_room() && clients.make_room());
+        assert!(!clients.make_room(), "who is left is busy");
         assert!(gave_way(&many[0]) && gave_way(&few) && !gave_way(&many[2]));
     }
 }

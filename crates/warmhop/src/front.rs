@@ -56,6 +56,10 @@ const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
 /// What is taken of one answer before its client takes it.
 const H2_SEND_BYTES: usize = 64 * 1024;
+/// How often a full door looks for somebody who is idle.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a connection that gives way is waited for before another has to.
+const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
 /// How long a connection that is told to end may take to.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -113,15 +117,22 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
 }
 
 /// A place for a connection. Where all are taken, whoever has been idle longest gives one up; where
-/// nobody is idle, the client waits. A door that closes waits for nobody.
+/// nobody is idle, the client waits until somebody is. A door that closes waits for nobody.
 async fn place(door: &Door) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = Arc::clone(&door.permits).try_acquire_owned() {
         return Some(permit);
     }
-    door.ingress.clients.make_room();
-    tokio::select! {
-        permit = Arc::clone(&door.permits).acquire_owned() => permit.ok(),
-        () = door.closing.cancelled() => None,
+    let permit = Arc::clone(&door.permits).acquire_owned();
+    let mut permit = std::pin::pin!(permit);
+    loop {
+        // Whoever gives way does so at once. Connections that have just been accepted are not in the
+        // table yet, and those that are busy may become idle.
+        let again = if door.ingress.clients.make_room() { GIVES_WAY_WITHIN } else { LOOK_AGAIN };
+        tokio::select! {
+            permit = permit.as_mut() => return permit.ok(),
+            () = door.closing.cancelled() => return None,
+            () = sleep(again) => {}
+        }
     }
 }
 

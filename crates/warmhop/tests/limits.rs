@@ -78,6 +78,15 @@ fn held(mesh: &Mesh) -> u64 {
     metric(mesh, "warmhop_clients_held_bytes")
 }
 
+/// How many requests were given to the app of this peer.
+fn served(mesh: &Mesh) -> u64 {
+    let metrics = mesh.metrics();
+    let lines = metrics.lines().filter(|line| {
+        line.starts_with("warmhop_decisions_total{") && line.contains("decision=\"serve\"")
+    });
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 async fn connect_from(addr: &str, door: SocketAddr) -> TcpStream {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(addr.parse().unwrap()).unwrap();
@@ -177,6 +186,30 @@ async fn a_full_door_closes_whoever_has_been_idle_longest() {
     others_are_served(door).await;
     assert!(refused(&mesh, "gave-way") >= 40 + 1 - 8);
     is_closed(&mut idle[0]).await;
+}
+
+#[tokio::test]
+async fn a_door_whose_clients_are_all_busy_takes_another_once_one_of_them_is_idle() {
+    let (mesh, door) =
+        one_peer(|builder| builder.front_door_connections(std::num::NonZeroUsize::new(2).unwrap()))
+            .await;
+    let mut busy = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        stream
+            .write_all(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx")
+            .await
+            .unwrap();
+        busy.push(stream);
+    }
+    eventually("both are busy", || served(&mesh) == 2).await;
+    let other = tokio::spawn(others_are_served(door));
+    busy[0].write_all(b"x").await.unwrap();
+    let mut answer = [0; 12];
+    busy[0].read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, *b"HTTP/1.1 200");
+    other.await.unwrap();
+    assert_eq!(refused(&mesh, "gave-way"), 1);
 }
 
 async fn is_closed(stream: &mut TcpStream) {

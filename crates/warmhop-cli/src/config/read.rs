@@ -277,7 +277,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let mut protocol = Protocol::default();
     table.set_enum("protocol", &["http1", "h2"], &mut protocol);
     spec.policy = read_policy(&mut table);
-    let wanted = wanted::read(&mut table, spec.policy.start != StartMode::Never);
+    let wanted = wanted::read(&mut table);
     let alive = life::read_alive(&mut table, &ready, &mut spec.policy);
     life::read_load(&mut table, &mut spec.policy);
     // The app's own deadline comes first, because its message has the last lines of output.

@@ -498,12 +498,13 @@ fn an_app_may_have_a_redis_of_its_own_where_the_mesh_has_none() {
 fn what_is_missing_on_this_machine_is_only_a_warning() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']\n\
                 [[app]]\nname = 'y'\nrun = ['sh']\ndir = 'nowhere'\nmatch = { path = '/y' }";
-    let (_, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
-    let mut told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    let (config, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
     // Root is warned for each app that would be root as well.
-    let of_root = |warning: &mut String| warning.contains(".user: the app is root");
     let is_root = nix::unistd::Uid::effective().is_root();
-    assert_eq!(told.extract_if(.., of_root).count(), if is_root { 2 } else { 0 });
+    let of_root: Vec<String> = config.apps_as_root().map(|problem| problem.to_string()).collect();
+    assert_eq!(of_root.len(), if is_root { 2 } else { 0 });
+    assert!(of_root.iter().all(|told| told.contains(".user: the app is root")), "{of_root:?}");
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
         [

@@ -3,8 +3,8 @@
 use super::Table;
 use crate::confine::Wanted;
 
-/// Whose the app is, and what it may take; `starts` is whether it ever runs here.
-pub(super) fn read(table: &mut Table<'_>, starts: bool) -> Wanted {
+/// Whose the app is, and what it may take.
+pub(super) fn read(table: &mut Table<'_>) -> Wanted {
     let mut wanted = Wanted::default();
     for (key, to) in [("user", &mut wanted.user), ("group", &mut wanted.group)] {
         *to = table.take(key).and_then(|field| field.text().map(str::to_owned));
@@ -26,14 +26,6 @@ pub(super) fn read(table: &mut Table<'_>, starts: bool) -> Wanted {
         && let Some(field) = table.take(cannot.key)
     {
         field.warn(cannot.what, cannot.remedy);
-    }
-    if starts && wanted.user.is_none() && nix::unistd::Uid::effective().is_root() {
-        table.reader.warn(
-            Some(table.span.clone()),
-            table.key("user"),
-            "the app is root as its peer is, and can read the mesh's keys",
-            "give it a user of its own: user = \"NAME\"",
-        );
     }
     wanted
 }
