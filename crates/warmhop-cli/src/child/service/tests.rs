@@ -712,8 +712,8 @@ async fn what_an_app_said_as_it_left_is_heard_though_the_connection_was_reset() 
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let mut service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::H2);
     let (acked, has_acked) = oneshot::channel();
-    let (leave, leaves) = std::sync::mpsc::channel::<()>();
-    let (left, has_left) = std::sync::mpsc::channel();
+    let (leave, leaves) = std::sync::mpsc::sync_channel::<()>(1);
+    let (left, has_left) = std::sync::mpsc::sync_channel(1);
     let app = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         answer_first(&mut stream);
