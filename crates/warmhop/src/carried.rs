@@ -12,10 +12,10 @@ use crate::body::Body;
 use crate::fields::SESSION_FIELD;
 use crate::node::Node;
 use crate::problem::{FIELD_REFUSED, Problem, SET_TOO_LARGE};
+use crate::refusals::ByReason;
 use crate::serve::LocalError;
 use crate::session::{Session, SessionError};
 use crate::supervise::Slot;
-use crate::telemetry::ByReason;
 
 /// Padding may be left out, and is not checked (RFC 9651 section 4.2.7).
 const LENIENT: GeneralPurpose = GeneralPurpose::new(

@@ -24,12 +24,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::body::Body;
+use crate::client::ClientInfo;
 use crate::client_body::ClientBody;
 use crate::clients::Account;
 use crate::departure::{CountedBody, InFlight};
 use crate::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
 use crate::grpc;
-use crate::ingress::{ClientInfo, Ingress};
+use crate::ingress::Ingress;
 use crate::origin;
 use crate::refusals::Refusal;
 use crate::tunnels::Tunnels;

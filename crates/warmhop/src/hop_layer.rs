@@ -33,7 +33,8 @@ use warmhop_core::view::AppState;
 
 use crate::app::{App, AppService, AppSpec, Running, StartContext, StartError};
 use crate::body::{Body, BoxError};
-use crate::ingress::{ClientInfo, Ingress};
+use crate::client::ClientInfo;
+use crate::ingress::Ingress;
 use crate::supervise::{InFlight, Slot};
 
 /// Whether a service that starts by itself can answer: it says so, and takes it back, as often as

@@ -2,7 +2,6 @@
 //! decided and carried out for them is in [`crate::node`], [`crate::serve`] and
 //! [`crate::portable`].
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use warmhop_core::view::AppState;
 
 use crate::body::{Body, Broke};
 use crate::call::{Call, CallBody};
+use crate::client::ClientInfo;
 use crate::client_body::TooSlow;
 use crate::clients::Clients;
 use crate::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
@@ -37,11 +37,11 @@ use crate::portable::{Portable, Subject};
 use crate::problem::{PSEUDONYM, Problem, sf_name};
 use crate::recall::Tracing;
 use crate::refusal::Asked;
+use crate::refusals::ByReason;
 use crate::serve::{Served, ServedBy, Upgrade};
 use crate::starting::{PROGRESS_PATH, is_navigation};
 use crate::supervise::Slot;
 use crate::targets;
-use crate::telemetry::ByReason;
 use crate::trace::ActiveSpan;
 
 /// The longest idempotency key, in bytes.
@@ -60,25 +60,6 @@ const REPLAYED_FIELD: &str = "warmhop-replayed";
 const FORKED_FIELD: &str = "warmhop-session-forked";
 /// Where a client is told that its former session is gone.
 const LOST_FIELD: &str = "warmhop-session-lost";
-
-/// Who sent a request. The mesh's own front doors know; whoever brings another HTTP server puts it
-/// in the extensions of the requests for [`Mesh::service`](crate::Mesh::service), so that apps are
-/// told the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind TLS.
-///
-/// ```
-/// use warmhop::{Body, ClientInfo};
-///
-/// let client = ClientInfo { addr: Some("192.0.2.7:4711".parse()?), secure: true };
-/// let request = http::Request::get("/").extension(client).body(Body::empty())?;
-/// # Ok::<_, Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ClientInfo {
-    /// The address that the client's connection comes from, if it is known.
-    pub addr: Option<SocketAddr>,
-    /// Whether the client's connection is encrypted.
-    pub secure: bool,
-}
 
 /// Which app a request is for.
 #[derive(Clone, Copy)]

@@ -215,6 +215,7 @@ mod builder;
 mod call;
 mod carried;
 mod chunks;
+mod client;
 mod client_body;
 mod clients;
 mod clock;
@@ -284,9 +285,9 @@ pub use app::{
 };
 pub use body::{Body, BoxError};
 pub use builder::{Builder, Changes, Mesh, MeshService};
+pub use client::ClientInfo;
 pub use clients::ClientLimits;
 pub use hop_layer::{HopLayer, HopService, Readiness};
-pub use ingress::ClientInfo;
 pub use ingress::READY_PATH;
 pub use origin::TrustedProxies;
 pub use registers::{

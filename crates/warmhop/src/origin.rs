@@ -14,7 +14,7 @@ use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
-use crate::ingress::ClientInfo;
+use crate::client::ClientInfo;
 
 /// Who sent a request, and who brought it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

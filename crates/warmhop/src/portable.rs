@@ -30,12 +30,12 @@ use crate::problem::{
     memory_full, of_session, outcome_unknown, too_many_sessions,
 };
 use crate::recall::{Tracing, Why};
+use crate::refusals::ByReason;
 use crate::registers::STATE_BYTES_MAX;
 use crate::serve::{LocalError, RanHere, Served, ServedBy, Upgrade, error_chain};
 use crate::session::{Session, Turn};
 use crate::sessions::{InLine, Told};
 use crate::supervise::Slot;
-use crate::telemetry::ByReason;
 
 /// A portable request on its way through this peer.
 #[derive(Clone, Copy)]

@@ -4,11 +4,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tracing::info;
-
-use crate::telemetry::ByReason;
 
 /// How often one reason is told at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -90,6 +89,12 @@ impl Refusal {
             }
         }
     }
+}
+
+/// What is counted by its reason alone.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByReason {
+    pub(crate) reason: &'static str,
 }
 
 /// The refusals of one peer.

@@ -25,9 +25,10 @@ use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::node::{Node, Place, Placing};
 use crate::problem::{Problem, app_failed, gave_up, too_slow};
 use crate::recall::Tracing;
+use crate::refusals::ByReason;
 use crate::session::Session;
 use crate::supervise::{Copy, InFlight, Slot};
-use crate::telemetry::{ByPeer, ByReason};
+use crate::telemetry::ByPeer;
 use crate::trace::{ActiveSpan, SpanKind};
 use crate::tunnels::Tunnels;
 

@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId};
 
-use crate::refusals::Refusals;
+use crate::refusals::{ByReason, Refusals};
 use crate::status::RequestCounts;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -63,11 +63,6 @@ impl EncodeLabelSet for ByPeer {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
         [("peer", self.peer.as_str())].encode(encoder)
     }
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub(crate) struct ByReason {
-    pub(crate) reason: &'static str,
 }
 
 /// The counters of one peer.

@@ -2,7 +2,7 @@
 
 use futures_util::FutureExt;
 
-use crate::ingress::ClientInfo;
+use crate::client::ClientInfo;
 use crate::origin::proxied;
 
 /// Reads `input` as the beginning of a connection; returns whether it began with a PROXY header.

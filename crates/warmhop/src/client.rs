@@ -1,0 +1,22 @@
+//! Who sent a request, as far as its front door knows.
+
+use std::net::SocketAddr;
+
+/// Who sent a request. The mesh's own front doors know; whoever brings another HTTP server puts it
+/// in the extensions of the requests for [`Mesh::service`](crate::Mesh::service), so that apps are
+/// told the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind TLS.
+///
+/// ```
+/// use warmhop::{Body, ClientInfo};
+///
+/// let client = ClientInfo { addr: Some("192.0.2.7:4711".parse()?), secure: true };
+/// let request = http::Request::get("/").extension(client).body(Body::empty())?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientInfo {
+    /// The address that the client's connection comes from, if it is known.
+    pub addr: Option<SocketAddr>,
+    /// Whether the client's connection is encrypted.
+    pub secure: bool,
+}
