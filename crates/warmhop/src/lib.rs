@@ -204,94 +204,44 @@
 //! speaks the carried `Warmhop-Session` field. A service that answers 101 leaves hyper's
 //! `OnUpgrade` of its own side in the response's extensions, or takes the request's, as axum does.
 
-pub mod access;
+mod adapters;
 pub mod app;
-mod apps;
-mod arrivals;
-#[cfg(feature = "axum")]
-pub mod axum;
-pub mod body;
-mod builder;
-mod call;
-mod carried;
-mod chunks;
-mod client;
-mod client_body;
-mod clients;
-mod clock;
-mod clocks;
-mod dead;
-mod departure;
-mod dial;
+mod care;
 pub mod error;
-mod error_page;
-mod expiry;
-mod failpoint;
-mod fields;
-mod framing;
 mod front;
-mod front_tls;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-mod gossip;
-mod grpc;
-mod h2_frames;
-mod health;
-mod heir;
 mod hop;
-mod hop_layer;
+mod http;
 pub mod identity;
-mod ingress;
-mod leaving;
-mod lent;
-mod link;
-mod memory;
-mod net;
-mod news;
-mod node;
-mod once;
-mod origin;
-pub mod peer_service;
-mod portable;
-mod problem;
-mod progress;
-mod recall;
-mod refusal;
-mod refusals;
-mod registers;
-mod repair;
-mod report;
-mod seeds;
-mod serve;
-mod session;
-mod session_table;
+mod links;
+mod mesh;
+mod observe;
+mod request;
 mod sessions;
-mod shutdown;
-mod starting;
-pub mod status;
-mod supervise;
-mod targets;
-mod telemetry;
-#[cfg(feature = "tower-sessions")]
-pub mod tower_sessions;
-pub mod trace;
-mod tunnels;
-mod upkeep;
-mod wire;
 
+#[cfg(feature = "axum")]
+pub use self::adapters::axum;
+pub use self::adapters::hop_layer::{HopLayer, HopService, Readiness};
+#[cfg(feature = "tower-sessions")]
+pub use self::adapters::tower_sessions;
+pub use self::app::session::{Session, SessionError};
+pub use self::front::ingress::READY_PATH;
+pub use self::front::origin::TrustedProxies;
+pub use self::hop::peer_service;
+pub use self::http::body;
+pub use self::http::body::{Body, BoxError};
+pub use self::http::client::ClientInfo;
+pub use self::http::clients::ClientLimits;
+pub use self::mesh::builder::{Builder, Changes, Mesh, MeshService};
+pub use self::observe::access;
+pub use self::observe::status;
+pub use self::observe::trace;
+pub use self::request::registers::{
+    Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
+};
 pub use app::{
     Answer, App, AppService, AppSpec, Ended, NotSent, Running, StartContext, StartError, app_fn,
 };
-pub use body::{Body, BoxError};
-pub use builder::{Builder, Changes, Mesh, MeshService};
-pub use client::ClientInfo;
-pub use clients::ClientLimits;
-pub use hop_layer::{HopLayer, HopService, Readiness};
-pub use ingress::READY_PATH;
-pub use origin::TrustedProxies;
-pub use registers::{
-    Change, Expires, KEY_BYTES_MAX, RegisterError, Registers, VALUE_BYTES_MAX, Value, When,
-};
-pub use session::{Session, SessionError};
 pub use warmhop_core::{config, cookie, ids};

@@ -15,9 +15,9 @@ use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::clients::{ClientLimits, Clients};
-use crate::departure::InFlight;
-use crate::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
+use crate::http::clients::{ClientLimits, Clients};
+use crate::http::departure::InFlight;
+use crate::http::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
 
 /// A request's method, version and fields, as one of the two readers has them.
 #[derive(Debug, PartialEq, Eq)]

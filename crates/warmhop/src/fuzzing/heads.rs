@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::hop::{HEAD_BYTES_MAX, HopHead, ReplyHead};
-use crate::wire;
+use crate::links::wire;
 
 /// Reads `input` as the head of a hop or of its reply; the first byte says which.
 ///

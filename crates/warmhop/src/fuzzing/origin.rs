@@ -2,8 +2,8 @@
 
 use futures_util::FutureExt;
 
-use crate::client::ClientInfo;
-use crate::origin::proxied;
+use crate::front::origin::proxied;
+use crate::http::client::ClientInfo;
 
 /// Reads `input` as the beginning of a connection; returns whether it began with a PROXY header.
 ///

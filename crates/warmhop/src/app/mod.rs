@@ -1,0 +1,254 @@
+//! What an app is to the mesh: an asynchronous start that yields a tower service. Its
+//! supervision lives here too.
+
+pub(crate) mod health;
+pub(crate) mod session;
+pub(crate) mod slot;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt};
+use warmhop_core::config::AppPolicy;
+use warmhop_core::ids::{AppName, PeerId};
+
+use crate::http::body::{Body, BoxError};
+
+/// A running app: a service from requests to responses, cheap to clone.
+pub type AppService = BoxCloneSyncService<Request<Body>, Response<Body>, BoxError>;
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// How a started copy is asked whether it can still serve.
+pub(crate) type AskFn = Box<dyn Fn() -> BoxFuture<Answer> + Send + Sync>;
+
+/// Something that is slow to start and then answers HTTP.
+///
+/// The mesh calls [`App::start`] once for each copy, however many requests ask for it.
+/// Dropping the future cancels the start and must leave nothing behind.
+#[async_trait::async_trait]
+pub trait App: Send + Sync + 'static {
+    /// Starts one copy; resolves when it is ready to serve.
+    async fn start(&self, start: StartContext) -> Result<Running, StartError>;
+}
+
+/// What a start is told.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct StartContext {
+    /// The app that starts.
+    pub app: AppName,
+    /// The peer that it starts on.
+    pub peer: PeerId,
+}
+
+/// A started copy of an app.
+pub struct Running {
+    pub(crate) service: AppService,
+    pub(crate) stop: Box<dyn FnOnce(Duration) -> BoxFuture<()> + Send>,
+    pub(crate) exited: BoxFuture<Ended>,
+    pub(crate) ask: Option<AskFn>,
+    pub(crate) carried: bool,
+}
+
+/// How a copy ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// One sentence for people.
+    pub reason: String,
+    /// It ended in good order. If it has served by then, that is no failure: the next request
+    /// starts another.
+    pub in_good_order: bool,
+}
+
+impl From<String> for Ended {
+    /// An end that should not have been.
+    fn from(reason: String) -> Self {
+        Self { reason, in_good_order: false }
+    }
+}
+
+/// What a copy says that is asked whether it can serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It can.
+    Well,
+    /// It answered that it cannot: what it said.
+    Unwell(String),
+    /// It did not answer: what came instead.
+    Silent(String),
+}
+
+/// What an app's service fails with where no byte of the request can have reached the app. The
+/// request then goes to another ready peer, or waits for the next copy, whatever its method.
+#[derive(Debug)]
+pub struct NotSent {
+    /// One sentence for people.
+    pub reason: String,
+    /// The copy takes no requests any more: it is out of service from now on.
+    pub refuses: bool,
+}
+
+impl fmt::Display for NotSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for NotSent {}
+
+impl Running {
+    /// A copy that serves through `service`, needs nothing to stop and never exits by itself.
+    pub fn new<S, B>(service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let service = service
+            .map_response(|response: Response<B>| response.map(Body::new))
+            .map_err(Into::into);
+        Self {
+            service: BoxCloneSyncService::new(service),
+            stop: Box::new(|_| Box::pin(std::future::ready(()))),
+            exited: Box::pin(std::future::pending()),
+            ask: None,
+            carried: false,
+        }
+    }
+
+    /// What to do when the copy is stopped; it is given the time that stopping may take.
+    /// Requests in flight have ended or run out of their grace before it is called.
+    #[must_use]
+    pub fn on_stop<F, Fut>(mut self, stop: F) -> Self
+    where
+        F: FnOnce(Duration) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.stop = Box::new(move |grace| Box::pin(stop(grace)));
+        self
+    }
+
+    /// The app speaks the carried form: it gets its session as the request field
+    /// `Warmhop-Session` and sets it by the same field of its response, instead of through
+    /// [`Session`](crate::Session) in the request's extensions.
+    #[must_use]
+    pub fn with_carried_session(mut self) -> Self {
+        self.carried = true;
+        self
+    }
+
+    /// A future that resolves, with the reason, if the copy ends by itself: a crash is
+    /// news to the whole mesh at once.
+    #[must_use]
+    pub fn exits_with<E: Into<Ended>>(
+        mut self,
+        exited: impl Future<Output = E> + Send + 'static,
+    ) -> Self {
+        self.exited = Box::pin(async move { exited.await.into() });
+        self
+    }
+
+    /// How the copy is asked whether it can still serve, as
+    /// [`AppPolicy::alive`](warmhop_core::config::AppPolicy::alive) says: every so often, or only
+    /// where its requests fail or hang. The answer has to come in bounded time.
+    #[must_use]
+    pub fn asked_with<F, Fut>(mut self, ask: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
+        self.ask = Some(Box::new(move || Box::pin(ask())));
+        self
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Running")
+    }
+}
+
+/// Why a copy did not start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartError {
+    /// One sentence for people.
+    pub reason: String,
+    /// The last lines that the app put out, oldest first; at most 20.
+    pub output: Vec<String>,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// An [`App`] from an async closure that yields any tower service, such as an axum `Router`.
+pub fn app_fn<F, Fut, S, B, E>(start: F) -> impl App
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<S, E>> + Send + 'static,
+    E: fmt::Display + 'static,
+    S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    AppFn {
+        start: move || -> BoxFuture<Result<Running, StartError>> {
+            let starting = start();
+            Box::pin(async move {
+                match starting.await {
+                    Ok(service) => Ok(Running::new(service)),
+                    Err(error) => Err(StartError { reason: error.to_string(), output: Vec::new() }),
+                }
+            })
+        },
+    }
+}
+
+struct AppFn<F> {
+    start: F,
+}
+
+#[async_trait::async_trait]
+impl<F> App for AppFn<F>
+where
+    F: Fn() -> BoxFuture<Result<Running, StartError>> + Send + Sync + 'static,
+{
+    async fn start(&self, _: StartContext) -> Result<Running, StartError> {
+        (self.start)().await
+    }
+}
+
+/// An app's name, what requests are its own, and how it is treated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppSpec {
+    /// The app's name, the same on every peer.
+    pub name: AppName,
+    /// The host it answers for, without port, compared without case; absent: any.
+    pub host: Option<String>,
+    /// The path prefix it answers for, by whole segments; `/` is every path.
+    pub path: String,
+    /// How it is started, stopped and waited for.
+    pub policy: AppPolicy,
+}
+
+impl AppSpec {
+    /// An app that answers for every host and path, under the default policy.
+    #[must_use]
+    pub fn new(name: AppName) -> Self {
+        Self { name, host: None, path: "/".into(), policy: AppPolicy::default() }
+    }
+}

@@ -1,0 +1,780 @@
+//! One app on this peer: carries out what the core's `AppMachine` decides, and hands out its
+//! service while it is ready.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
+use warmhop_core::ids::{AppName, Now, PeerId};
+use warmhop_core::view::AppState;
+
+use crate::app::health;
+use crate::app::{App, AppService, AppSpec, Ended, Running, StartContext, StartError};
+use crate::observe::clock::Clock;
+use crate::observe::metrics::{AppCounts, ByApp, Metrics};
+
+type StopFn = Box<dyn FnOnce(Duration) -> futures_util::future::BoxFuture<'static, ()> + Send>;
+
+/// The attempt under way, if there is one, and its task.
+type Starting = Option<(u64, AbortHandle)>;
+
+/// One running copy.
+pub(crate) struct Copy {
+    pub(crate) attempt: u64,
+    pub(crate) service: AppService,
+    /// Whether the app speaks the carried `Warmhop-Session` field.
+    pub(crate) carried: bool,
+    in_flight: AtomicU32,
+    idle: Notify,
+    stop: Mutex<Option<StopFn>>,
+    /// Requests that wait for the heads of their answers.
+    pub(crate) awaiting: AtomicU32,
+    /// When it last began an answer, in the clock's milliseconds; 0 before the first.
+    pub(crate) answered: AtomicU64,
+    /// How many requests have failed since.
+    pub(crate) failed_in_a_row: AtomicU32,
+    /// It was found to hang, and is being ended.
+    hangs: AtomicBool,
+    given_up: Notify,
+}
+
+/// Counts one request that waits for the head of its answer until it is dropped.
+pub(crate) struct Awaiting<'a>(&'a Copy);
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.awaiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts one request in flight at a copy until it is dropped.
+pub(crate) struct InFlight {
+    copy: Arc<Copy>,
+    slot: Arc<Slot>,
+}
+
+impl InFlight {
+    /// Notes how long the request took to its response's head.
+    pub(crate) fn measured(&self, took: Duration) {
+        self.slot.measured(took);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.slot.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.slot.spec().policy.concurrency.is_some() {
+            self.slot.freed.notify_waiters();
+        }
+        if self.copy.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.copy.idle.notify_waiters();
+        }
+    }
+}
+
+/// One app on this peer.
+pub(crate) struct Slot {
+    name: AppName,
+    spec: ArcSwap<AppSpec>,
+    /// No app that clients reach: it executes what is asked of registers.
+    pub(crate) keeps_registers: bool,
+    app: Arc<dyn App>,
+    me: PeerId,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    /// The start under way. Locked while an event and all that follows from it is carried out,
+    /// so that no event comes between a decision and its effects, and what the mesh is told last
+    /// is what holds.
+    starting: Mutex<Starting>,
+    machine: Mutex<AppMachine>,
+    copy: ArcSwapOption<Copy>,
+    /// The copy that is out of service until it is well again.
+    aside: Mutex<Option<Arc<Copy>>>,
+    /// How many starts have failed here in all.
+    failed_starts: AtomicU32,
+    /// When a request last came, in the clock's milliseconds.
+    used_at: AtomicU64,
+    pub(crate) counts: AppCounts,
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) waiting: AtomicUsize,
+    /// A smoothed time to the response's head, in microseconds; 0 before the first.
+    latency_us: AtomicU32,
+    ticker: Notify,
+    /// Told of every place that becomes free.
+    pub(crate) freed: Notify,
+    /// Told of every change of state.
+    changed: watch::Sender<u64>,
+    publish: Box<dyn Fn(&Slot) + Send + Sync>,
+}
+
+impl Slot {
+    #[expect(clippy::too_many_arguments, reason = "one caller, each of another kind")]
+    pub(crate) fn new(
+        spec: AppSpec,
+        keeps_registers: bool,
+        app: Arc<dyn App>,
+        me: PeerId,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+        changed: watch::Sender<u64>,
+        publish: Box<dyn Fn(&Slot) + Send + Sync>,
+    ) -> Arc<Self> {
+        let machine = AppMachine::new(spec.policy.clone(), rand::random());
+        Arc::new(Self {
+            name: spec.name.clone(),
+            spec: ArcSwap::from_pointee(spec),
+            keeps_registers,
+            app,
+            me,
+            clock,
+            metrics,
+            starting: Mutex::new(None),
+            machine: Mutex::new(machine),
+            copy: ArcSwapOption::empty(),
+            aside: Mutex::new(None),
+            failed_starts: AtomicU32::new(0),
+            used_at: AtomicU64::new(0),
+            counts: AppCounts::default(),
+            in_flight: AtomicU32::new(0),
+            waiting: AtomicUsize::new(0),
+            latency_us: AtomicU32::new(0),
+            ticker: Notify::new(),
+            freed: Notify::new(),
+            changed,
+            publish,
+        })
+    }
+
+    pub(crate) fn name(&self) -> &AppName {
+        &self.name
+    }
+
+    /// What it is and how it is treated, as it holds now.
+    pub(crate) fn spec(&self) -> Guard<Arc<AppSpec>> {
+        self.spec.load()
+    }
+
+    fn machine(&self) -> MutexGuard<'_, AppMachine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn starting(&self) -> MutexGuard<'_, Starting> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> AppState {
+        // The service decides: between the machine's word and the swap nobody is misled.
+        if self.copy.load().is_some() { AppState::Ready } else { self.not_ready_state() }
+    }
+
+    fn not_ready_state(&self) -> AppState {
+        match self.machine().state() {
+            AppState::Ready => AppState::Stopping,
+            state => state,
+        }
+    }
+
+    pub(crate) fn starts(&self) -> u64 {
+        self.machine().starts()
+    }
+
+    pub(crate) fn eta(&self) -> Option<Duration> {
+        self.machine().eta(self.clock.now())
+    }
+
+    /// How long the start under way has taken so far.
+    pub(crate) fn starting_for(&self) -> Option<Duration> {
+        self.machine().starting_for(self.clock.now())
+    }
+
+    /// How often in a row it failed, and how long until it may be tried again.
+    pub(crate) fn failures(&self) -> (u32, Option<Duration>) {
+        let machine = self.machine();
+        let backs_off = match machine.why_not_start(WantedBy::Request, self.clock.now()) {
+            Some(NotStarted::BackingOff(left)) => Some(left),
+            _ => None,
+        };
+        (machine.failures(), backs_off)
+    }
+
+    /// The reason of the last failure with the app's last lines of output.
+    pub(crate) fn last_error(&self) -> Option<String> {
+        let machine = self.machine();
+        let error = machine.last_error()?;
+        let mut text = error.reason.clone();
+        for line in &error.output {
+            text.push_str("\n  ");
+            text.push_str(line);
+        }
+        Some(text)
+    }
+
+    /// How many requests here wait for the heads of their answers.
+    pub(crate) fn awaiting(&self) -> u32 {
+        self.copy.load().as_ref().map_or(0, |copy| copy.awaiting.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn latency_us(&self) -> u32 {
+        self.latency_us.load(Ordering::Relaxed)
+    }
+
+    /// Notes how long a request took to its response's head.
+    pub(crate) fn measured(&self, took: Duration) {
+        let sample = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
+        let old = self.latency_us.load(Ordering::Relaxed);
+        let smoothed = if old == 0 { sample } else { old - old / 8 + sample / 8 };
+        self.latency_us.store(smoothed.max(1), Ordering::Relaxed);
+    }
+
+    /// The ready copy, with this request counted as in flight; `None` if there is none.
+    pub(crate) fn enter(self: &Arc<Self>) -> Option<(Arc<Copy>, InFlight)> {
+        loop {
+            let copy = self.copy.load_full()?;
+            let before = copy.in_flight.fetch_add(1, Ordering::AcqRel);
+            self.in_flight.fetch_add(1, Ordering::Relaxed);
+            let entered = InFlight { copy: Arc::clone(&copy), slot: Arc::clone(self) };
+            let places = self.spec().policy.concurrency;
+            if places.is_some_and(|places| before >= places) {
+                return None;
+            }
+            // Either this sees that the copy was taken out of service meanwhile, or whoever took
+            // it out sees the count: with the fence in `Copy::emptied` not neither.
+            fence(Ordering::SeqCst);
+            if self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &copy)) {
+                self.used_at.store(self.clock.now().0, Ordering::Relaxed);
+                return Some((copy, entered));
+            }
+        }
+    }
+
+    /// How many requests the copy here is serving; what former ones still serve takes no place.
+    pub(crate) fn in_flight_here(&self) -> u32 {
+        self.copy.load().as_ref().map_or(0, |copy| copy.in_flight.load(Ordering::Relaxed))
+    }
+
+    /// Whether the copy here serves as many requests as it may.
+    pub(crate) fn is_full(&self) -> bool {
+        let serving =
+            || self.copy.load().as_ref().map(|copy| copy.in_flight.load(Ordering::Relaxed));
+        self.spec()
+            .policy
+            .concurrency
+            .is_some_and(|places| serving().is_some_and(|in_flight| in_flight >= places))
+    }
+
+    /// A request wants this app here.
+    pub(crate) fn wanted(self: &Arc<Self>, by: WantedBy) {
+        self.tell(AppEvent::Wanted(by));
+    }
+
+    /// Whether this peer is among those that keep the app ready.
+    pub(crate) fn keep(self: &Arc<Self>, kept: bool) {
+        if kept || self.machine().is_kept() {
+            self.tell(AppEvent::Keep(kept));
+        }
+    }
+
+    /// Tells the mesh of this app for the first time.
+    pub(crate) fn announce(&self) {
+        let _starting = self.starting();
+        (self.publish)(self);
+    }
+
+    /// Whether it is ready or being started.
+    pub(crate) fn is_under_way(&self) -> bool {
+        matches!(self.state(), AppState::Ready | AppState::Starting)
+    }
+
+    /// Why a wish to start it would not be heeded.
+    pub(crate) fn why_not_start(&self, by: WantedBy) -> Option<String> {
+        self.machine().why_not_start(by, self.clock.now()).map(|why| why.to_string())
+    }
+
+    /// Gives the machine an event and carries out what it decides.
+    pub(crate) fn tell(self: &Arc<Self>, event: AppEvent) {
+        self.carry_out(event, &mut self.starting());
+    }
+
+    fn carry_out(self: &Arc<Self>, event: AppEvent, starting: &mut Starting) {
+        let mut changed = false;
+        let effects = {
+            let in_flight = self.in_flight.load(Ordering::Relaxed);
+            let mut machine = self.machine();
+            machine.used(Now(self.used_at.load(Ordering::Relaxed)));
+            machine.on(event, self.clock.now(), in_flight)
+        };
+        for effect in effects {
+            match effect {
+                AppEffect::Start { attempt } => self.start(attempt, starting),
+                AppEffect::CancelStart { attempt } => self.cancel_start(attempt, starting),
+                AppEffect::Stop { attempt, grace } => self.stop(attempt, grace),
+                AppEffect::Changed => changed = true,
+            }
+        }
+        if changed {
+            (self.publish)(self);
+            self.changed.send_modify(|count| *count += 1);
+        }
+        self.ticker.notify_one();
+    }
+
+    fn start(self: &Arc<Self>, attempt: u64, starting: &mut Starting) {
+        info!(app = %self.name(), attempt, "starting");
+        if !self.keeps_registers {
+            self.metrics.app_starts.get_or_create(&self.label()).inc();
+        }
+        let slot = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let began = slot.clock.now();
+            let context = StartContext { app: slot.name().clone(), peer: slot.me.clone() };
+            let outcome = slot.app.start(context).await;
+            let mut starting = slot.starting();
+            if starting.as_ref().is_none_or(|(current, _)| *current != attempt) {
+                drop(starting);
+                // Cancelled in the same instant. A task of its own, as this one may be aborted.
+                if let Ok(running) = outcome {
+                    tokio::spawn((running.stop)(slot.spec().policy.stop_grace));
+                }
+                return;
+            }
+            *starting = None;
+            match outcome {
+                Ok(running) => slot.started(attempt, running, began, &mut starting),
+                Err(error) => slot.start_failed(attempt, error, &mut starting),
+            }
+        });
+        *starting = Some((attempt, task.abort_handle()));
+    }
+
+    fn cancel_start(&self, attempt: u64, starting: &mut Starting) {
+        if let Some((_, task)) = starting.take_if(|(current, _)| *current == attempt) {
+            warn!(app = %self.name(), attempt, "start cancelled");
+            task.abort();
+        }
+    }
+
+    fn started(
+        self: &Arc<Self>,
+        attempt: u64,
+        running: Running,
+        began: Now,
+        starting: &mut Starting,
+    ) {
+        let took = self.clock.now().since(began);
+        info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
+        if !self.keeps_registers {
+            self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
+        }
+        let Running { service, stop, exited, ask, carried } = running;
+        let copy = Arc::new(Copy {
+            attempt,
+            service,
+            carried,
+            in_flight: AtomicU32::new(0),
+            idle: Notify::new(),
+            stop: Mutex::new(Some(stop)),
+            awaiting: AtomicU32::new(0),
+            answered: AtomicU64::new(0),
+            failed_in_a_row: AtomicU32::new(0),
+            hangs: AtomicBool::new(false),
+            given_up: Notify::new(),
+        });
+        self.copy.store(Some(Arc::clone(&copy)));
+        self.carry_out(AppEvent::Started { attempt }, starting);
+        let slot = Arc::clone(self);
+        let watched = ask.map(|ask| {
+            tokio::spawn(health::watch(Arc::clone(self), Arc::clone(&copy), ask)).abort_handle()
+        });
+        tokio::spawn(async move {
+            let ended = exited.await;
+            if let Some(watched) = watched {
+                watched.abort();
+            }
+            slot.ended(&copy, ended);
+        });
+    }
+
+    fn ended(self: &Arc<Self>, copy: &Arc<Copy>, ended: Ended) {
+        let mut starting = self.starting();
+        if !self.take_out(copy) {
+            // It is being stopped, and whoever does that tells when it is done.
+            return;
+        }
+        let (attempt, Ended { reason, in_good_order }) = (copy.attempt, ended);
+        let failed = !(in_good_order && copy.has_served());
+        if failed {
+            warn!(app = %self.name(), attempt, reason, "ended by itself");
+            self.count_failure();
+        } else {
+            info!(app = %self.name(), attempt, "ended by itself after it had served");
+        }
+        self.carry_out(AppEvent::Exited { attempt, reason, failed }, &mut starting);
+    }
+
+    fn count_failure(&self) {
+        self.failed_starts.fetch_add(1, Ordering::Relaxed);
+        self.metrics.app_failures.get_or_create(&self.label()).inc();
+    }
+
+    /// How many starts have failed, and copies ended in bad order, here in all.
+    pub(crate) fn failed_starts(&self) -> u32 {
+        self.failed_starts.load(Ordering::Relaxed)
+    }
+
+    /// How long until the next start begins by itself: the rest of a back-off.
+    pub(crate) fn starts_in(&self) -> Option<Duration> {
+        self.machine().starts_in(self.clock.now())
+    }
+
+    /// Takes the copy out of service, if it is the one that serves, or is unwell.
+    fn take_out(&self, copy: &Arc<Copy>) -> bool {
+        if self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, copy)) {
+            self.copy.store(None);
+            return true;
+        }
+        self.aside().take_if(|aside| Arc::ptr_eq(aside, copy)).is_some()
+    }
+
+    fn aside(&self) -> MutexGuard<'_, Option<Arc<Copy>>> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The copy takes requests no more: it refuses connections.
+    pub(crate) fn refuses(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
+        let mut starting = self.starting();
+        // Each of many requests may find that out.
+        if self.copy.load().as_ref().is_none_or(|current| !Arc::ptr_eq(current, copy)) {
+            return;
+        }
+        let (attempt, failed) = (copy.attempt, !copy.has_served());
+        info!(app = %self.name(), attempt, reason, "out of service: it takes no more requests");
+        let event = AppEvent::Lost { attempt, reason: reason.to_owned(), failed };
+        self.carry_out(event, &mut starting);
+    }
+
+    /// The copy hangs: its requests do not end, and it does not answer.
+    pub(crate) fn hangs(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
+        let mut starting = self.starting();
+        if !self.holds(copy) {
+            return;
+        }
+        let attempt = copy.attempt;
+        warn!(app = %self.name(), attempt, reason, "it hangs: ending it, and starting another");
+        self.count_failure();
+        copy.hangs.store(true, Ordering::SeqCst);
+        copy.given_up.notify_waiters();
+        let event = AppEvent::Lost { attempt, reason: reason.to_owned(), failed: true };
+        self.carry_out(event, &mut starting);
+    }
+
+    /// The copy says that it cannot serve.
+    pub(crate) fn unwell(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
+        let mut starting = self.starting();
+        if self.take_out(copy) {
+            let attempt = copy.attempt;
+            warn!(app = %self.name(), attempt, reason, "out of service until it is well again");
+            *self.aside() = Some(Arc::clone(copy));
+            self.carry_out(AppEvent::Unwell { attempt, reason: reason.to_owned() }, &mut starting);
+        }
+    }
+
+    /// The copy says that it can serve again.
+    pub(crate) fn well(self: &Arc<Self>, copy: &Arc<Copy>) {
+        let mut starting = self.starting();
+        let aside = self.aside().take_if(|aside| Arc::ptr_eq(aside, copy));
+        if let Some(copy) = aside {
+            let attempt = copy.attempt;
+            info!(app = %self.name(), attempt, "well again");
+            self.copy.store(Some(copy));
+            self.carry_out(AppEvent::Well { attempt }, &mut starting);
+        }
+    }
+
+    /// Whether the copy serves, or is unwell, and is not being stopped.
+    pub(crate) fn holds(&self, copy: &Arc<Copy>) -> bool {
+        self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, copy))
+            || self.aside().as_ref().is_some_and(|aside| Arc::ptr_eq(aside, copy))
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError, starting: &mut Starting) {
+        let StartError { reason, output } = error;
+        warn!(app = %self.name(), attempt, reason, "did not start");
+        self.count_failure();
+        self.carry_out(AppEvent::StartFailed { attempt, reason, output }, starting);
+    }
+
+    /// Takes the copy out of service, lets its requests end, stops it.
+    fn stop(self: &Arc<Self>, attempt: u64, grace: Duration) {
+        let serving = self.copy.load_full().or_else(|| self.aside().clone());
+        let copy = serving.filter(|copy| copy.attempt == attempt && self.take_out(copy));
+        let slot = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Some(copy) = copy {
+                info!(app = %slot.name(), attempt, "stopping");
+                let emptied = tokio::time::timeout(grace, copy.emptied()).await;
+                if emptied.is_err() {
+                    warn!(app = %slot.name(), attempt, "requests outlasted the grace time");
+                }
+                let stop = copy.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(stop) = stop {
+                    stop(grace).await;
+                }
+            }
+            slot.tell(AppEvent::Stopped { attempt });
+        });
+    }
+
+    /// Ticks the machine when it asks to be woken; runs as long as the peer.
+    pub(crate) async fn tick(self: Arc<Self>) {
+        loop {
+            let wake = self.machine().next_wake();
+            match wake {
+                Some(at) => {
+                    let span = at.since(self.clock.now());
+                    tokio::select! {
+                        () = tokio::time::sleep(span) => self.tell(AppEvent::Tick),
+                        () = self.ticker.notified() => {}
+                    }
+                }
+                None => self.ticker.notified().await,
+            }
+        }
+    }
+
+    fn label(&self) -> ByApp {
+        ByApp { app: self.name().to_string() }
+    }
+}
+
+impl Copy {
+    /// Whether it has begun an answer to anybody.
+    fn has_served(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a request that waits for the head of its answer.
+    pub(crate) fn awaits(&self) -> Awaiting<'_> {
+        self.awaiting.fetch_add(1, Ordering::Relaxed);
+        Awaiting(self)
+    }
+
+    /// Whether it was found to hang.
+    pub(crate) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::SeqCst)
+    }
+
+    /// Resolves once it was found to hang: what waits for it waits in vain.
+    pub(crate) async fn given_up(&self) {
+        let told = self.given_up.notified();
+        tokio::pin!(told);
+        told.as_mut().enable();
+        if !self.hangs() {
+            told.await;
+        }
+    }
+
+    /// Notes that it has begun an answer.
+    pub(crate) fn answers(&self, now: Now) {
+        self.answered.store(now.0.max(1), Ordering::Relaxed);
+        if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
+            self.failed_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Resolves when nothing is in flight. Taken out of service before, it stays so.
+    async fn emptied(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            fence(Ordering::SeqCst);
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::FutureExt;
+
+    use http::Response;
+    use prometheus_client::registry::Registry;
+    use warmhop_core::app::StopReason;
+    use warmhop_core::config::StartMode;
+
+    use super::*;
+    use crate::app::app_fn;
+    use crate::http::body::Body;
+
+    type Publish = Box<dyn Fn(&Slot) + Send + Sync>;
+
+    fn slot(app: impl App, publish: Publish) -> Arc<Slot> {
+        let mut spec = AppSpec::new(AppName::new("shop").unwrap());
+        spec.policy.start = StartMode::OnRequest;
+        Slot::new(
+            spec,
+            false,
+            Arc::new(app),
+            PeerId::new("one").unwrap(),
+            Clock::ahead(0),
+            Arc::new(Metrics::register(&mut Registry::default())),
+            watch::Sender::new(0),
+            publish,
+        )
+    }
+
+    /// Is ready at once.
+    fn quick() -> impl App {
+        app_fn(|| async {
+            Ok::<_, Infallible>(tower::service_fn(|_| async {
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            }))
+        })
+    }
+
+    async fn comes_to(slot: &Slot, state: AppState) {
+        let mut told = slot.changed.subscribe();
+        let reached = told.wait_for(|_| slot.machine().state() == state);
+        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+        reached.unwrap_or_else(|_| panic!("never {state:?}")).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_told_last_is_what_holds() {
+        let told: Arc<Mutex<Vec<AppState>>> = Arc::default();
+        let publish: Publish = Box::new({
+            let told = Arc::clone(&told);
+            move |slot| {
+                let state = slot.state();
+                // Time enough for the other worker to come between.
+                std::thread::sleep(Duration::from_millis(2));
+                told.lock().unwrap().push(state);
+            }
+        });
+        let slot = slot(quick(), publish);
+        for _ in 0..10 {
+            slot.wanted(WantedBy::Request);
+            comes_to(&slot, AppState::Ready).await;
+            slot.tell(AppEvent::StopWanted(StopReason::Operator));
+            comes_to(&slot, AppState::Cold).await;
+        }
+        // The last of it was told once this is free.
+        drop(slot.starting());
+        let told = told.lock().unwrap();
+        let round = [AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Cold];
+        assert_eq!(*told, round.repeat(10));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_start_that_is_given_up_as_it_succeeds_leaves_no_copy() {
+        let counts = Counts::default();
+        let slot = slot(counts.clone(), Box::new(|_| ()));
+        for round in 0..5_000 {
+            slot.wanted(WantedBy::Request);
+            // At one moment or another while the other worker starts it.
+            for _ in 0..round % 500 {
+                std::hint::spin_loop();
+            }
+            slot.tell(AppEvent::StopWanted(StopReason::Operator));
+            comes_to(&slot, AppState::Cold).await;
+            assert!(slot.copy.load().is_none(), "nobody will stop it");
+        }
+        let all_stopped = async {
+            while counts.stopped.load(Ordering::SeqCst) < counts.started.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), all_stopped).await.expect("each is stopped");
+    }
+
+    /// Counts its copies.
+    #[derive(Clone, Default)]
+    struct Counts {
+        started: Arc<AtomicU32>,
+        stopped: Arc<AtomicU32>,
+    }
+
+    #[async_trait::async_trait]
+    impl App for Counts {
+        async fn start(&self, context: StartContext) -> Result<Running, StartError> {
+            let running = quick().start(context).await?;
+            self.started.fetch_add(1, Ordering::SeqCst);
+            let stopped = Arc::clone(&self.stopped);
+            Ok(running.on_stop(|_| async move {
+                stopped.fetch_add(1, Ordering::SeqCst);
+            }))
+        }
+    }
+
+    /// Ends first when it is stopped, and then has something left to do.
+    struct EndsFirst(Arc<AtomicBool>);
+
+    #[async_trait::async_trait]
+    impl App for EndsFirst {
+        async fn start(&self, context: StartContext) -> Result<Running, StartError> {
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            let done = Arc::clone(&self.0);
+            let running = quick().start(context).await?.on_stop(|_| async move {
+                drop(end);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                done.store(true, Ordering::SeqCst);
+            });
+            Ok(running.exits_with(ended.map(|_| "as it was told to".to_owned())))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_copy_is_stopped_when_its_stop_is_done_and_not_when_it_ends() {
+        let done = Arc::new(AtomicBool::new(false));
+        let slot = slot(EndsFirst(Arc::clone(&done)), Box::new(|_| ()));
+        slot.wanted(WantedBy::Request);
+        comes_to(&slot, AppState::Ready).await;
+        slot.tell(AppEvent::StopWanted(StopReason::Operator));
+        comes_to(&slot, AppState::Cold).await;
+        assert!(done.load(Ordering::SeqCst), "the rest of its stop was cut off");
+        assert!(slot.last_error().is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_request_is_in_a_copy_that_is_stopped() {
+        let slot = slot(quick(), Box::new(|_| ()));
+        let done = Arc::new(AtomicBool::new(false));
+        let requests = std::thread::spawn({
+            let (slot, done) = (Arc::clone(&slot), Arc::clone(&done));
+            move || {
+                let mut entered = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let Some((copy, _in_flight)) = slot.enter() else { continue };
+                    entered += 1;
+                    for _ in 0..10 {
+                        assert!(copy.stop.lock().unwrap().is_some(), "it was stopped");
+                    }
+                }
+                entered
+            }
+        });
+        for _ in 0..2_000 {
+            slot.wanted(WantedBy::Request);
+            comes_to(&slot, AppState::Ready).await;
+            slot.tell(AppEvent::StopWanted(StopReason::Operator));
+            comes_to(&slot, AppState::Cold).await;
+        }
+        done.store(true, Ordering::Relaxed);
+        assert_ne!(requests.join().unwrap(), 0);
+        assert_eq!(slot.in_flight.load(Ordering::Relaxed), 0);
+    }
+}

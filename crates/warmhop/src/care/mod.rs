@@ -1,0 +1,5 @@
+//! What a peer looks after without being asked: copies kept ready, sessions kept on enough peers.
+
+pub(crate) mod repair;
+pub(crate) mod report;
+pub(crate) mod upkeep;

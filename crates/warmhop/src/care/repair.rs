@@ -1,0 +1,154 @@
+//! Keeps sessions on as many peers as they should be on, and each with an owner, idle ones too: looks
+//! through them when somebody comes or goes, and does what the core decides for each.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use warmhop_core::ids::{Incarnation, SessionKey};
+use warmhop_core::session::repair::{
+    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on,
+};
+use warmhop_core::view::View;
+
+use crate::request::node::Node;
+use crate::sessions::store::STRIPES;
+
+/// How many sessions are mended or asked about in one sweep, so that the messages of one leave room
+/// for others.
+const MENDED_AT_ONCE: usize = 1024;
+/// How many sessions wait at most to be looked at again. While so many do, no further part of the
+/// store is looked through.
+const UNDER_WAY_MAX: usize = 16 * 1024;
+
+/// What one sweep hands on to the next.
+#[derive(Default)]
+pub(crate) struct Repair {
+    watch: Watch,
+    /// The sessions to look at again, and what they were first looked at for.
+    under_way: BTreeMap<SessionKey, Scope>,
+    /// The stripes not looked through yet since somebody came or went.
+    ahead: std::ops::Range<usize>,
+}
+
+/// What does not change within one sweep, and how much it may do yet.
+struct Sweep<'a> {
+    node: &'a Node,
+    view: &'a View,
+    alive: &'a BTreeSet<Incarnation>,
+    left: usize,
+}
+
+impl Repair {
+    /// Looks through a part of the sessions here where somebody came or went, and at those that came
+    /// to need a look. Returns whether there is more to do soon.
+    pub(crate) fn sweep(&mut self, node: &Node) -> bool {
+        if node.is_draining() {
+            return false;
+        }
+        let view = node.view();
+        let alive = countable(&view, node.incarnation);
+        let (noted, missed) = node.store.take_to_look_at();
+        if missed {
+            self.watch.begin_anew();
+        }
+        if self.watch.begin(&alive) == Scope::All {
+            self.under_way.clear();
+            self.ahead = 0..STRIPES;
+        }
+        let mut sweep = Sweep { node, view: &view, alive: &alive, left: MENDED_AT_ONCE };
+        for key in noted {
+            self.under_way.entry(key).or_insert(Scope::Noted);
+        }
+        let mut under_way = std::mem::take(&mut self.under_way);
+        under_way.retain(|key, scope| self.mend(&mut sweep, key, *scope));
+        while under_way.len() < UNDER_WAY_MAX && sweep.left > 0 {
+            let Some(stripe) = self.ahead.next() else { break };
+            let kept = node.store.kept_in(stripe).into_iter().map(|key| (key, Scope::All));
+            under_way.extend(kept.filter(|(key, scope)| self.mend(&mut sweep, key, *scope)));
+        }
+        self.under_way = under_way;
+        !self.under_way.is_empty() || !self.ahead.is_empty()
+    }
+
+    /// Mends one session, unless none are left for this sweep. Returns whether it has to be looked
+    /// at again.
+    fn mend(&mut self, sweep: &mut Sweep<'_>, key: &SessionKey, scope: Scope) -> bool {
+        let Sweep { node, view, alive, .. } = *sweep;
+        let held = node.store.with(key, false, |machine, _, _| Held::of(machine, view));
+        let Some(held) = held else { return false };
+        let now = node.clock.now();
+        let around = Around { me: node.incarnation, now, view, alive, policy: node.store.policy() };
+        let is_dead = |peer| node.store.is_dead(&peer);
+        let decided = self.watch.look(key.sid, &held, &around, scope, is_dead);
+        if !matches!(decided, Mend::Nothing | Mend::Later | Mend::Rest) {
+            match sweep.left.checked_sub(1) {
+                Some(fewer) => sweep.left = fewer,
+                None => return true,
+            }
+        }
+        match decided {
+            Mend::Nothing => return false,
+            Mend::Remind => {
+                node.store.with(key, false, |machine, ctx, out| machine.remind(ctx, out));
+                return false;
+            }
+            Mend::Reassure => {
+                node.store.with(key, false, |machine, ctx, out| machine.reassure(ctx, out));
+                return false;
+            }
+            Mend::Rest => {
+                node.store.with(key, false, |machine, _, _| machine.rest());
+                return false;
+            }
+            Mend::Later => {}
+            Mend::Ask => {
+                node.store.with(key, false, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
+            }
+            Mend::Change { gone, newcomer } => {
+                node.store.with(key, false, |machine, ctx, out| {
+                    machine.change_members(ctx, gone, newcomer, out)
+                });
+            }
+            Mend::Succeed => {
+                let peers = node.whom_to_ask(key);
+                node.store.with(key, false, |machine, ctx, out| {
+                    if !machine.is_owner() && !machine.is_taking_over() {
+                        let round = machine.seen_round();
+                        machine.take_over(ctx, None, round, &peers, out);
+                    }
+                });
+            }
+        }
+        true
+    }
+}
+
+impl Node {
+    /// How many sessions count on this peer's copy although another peer could hold it.
+    pub(crate) fn copies_to_replace(&self) -> usize {
+        let able = countable(&self.view(), self.incarnation);
+        self.store.held(|members| counts_on(members, self.incarnation, &able)).len()
+    }
+
+    /// Asks about the members of sessions that count on this peer's copy, with `most` questions:
+    /// it may have been replaced while it was cut off, and would count itself among them until it
+    /// hears of it.
+    pub(crate) fn ask_for_members(&self, most: usize) {
+        let able = countable(&self.view(), self.incarnation);
+        let held = self.store.held(|members| counts_on(members, self.incarnation, &able));
+        // Others each time: of some nobody knows more.
+        let first = rand::random_range(0..held.len().max(1));
+        let mut left = most;
+        for key in held.iter().cycle().skip(first).take(held.len()) {
+            // Its members may all have been replaced since: anyone may know.
+            let peers = self.whom_to_ask(key);
+            let Some(fewer) = left.checked_sub(peers.len()) else { return };
+            left = fewer;
+            self.store.with(key, false, |machine, _, out| machine.locate(&peers, out));
+        }
+    }
+
+    /// Every process that may know of the session, best by rank.
+    pub(crate) fn whom_to_ask(&self, key: &SessionKey) -> Vec<Incarnation> {
+        by_rank(key.sid, &self.view(), |_| true)
+    }
+}

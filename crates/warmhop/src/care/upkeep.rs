@@ -1,0 +1,63 @@
+//! What a peer looks after in the background: copies that are to be kept ready across the mesh,
+//! and memory of peers that are long gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use warmhop_core::keep::keeps_ready;
+use warmhop_core::view::Liveness;
+
+use crate::care::repair::Repair;
+use crate::request::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
+
+/// How often it looks.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a starting peer listens before it decides that nobody keeps an app ready.
+const SETTLE: Duration = Duration::from_millis(1500);
+
+/// Runs as long as the peer.
+pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
+    if has_seeds {
+        tokio::time::sleep(SETTLE).await;
+    }
+    let mut changes = node.changed.subscribe();
+    let mut repair = Repair::default();
+    loop {
+        changes.mark_unchanged();
+        let busy = repair.sweep(&node);
+        for slot in &node.apps().slots {
+            let (spec, state) = (slot.spec(), slot.state());
+            let (draining, view) = (node.is_draining(), node.view());
+            slot.keep(keeps_ready(slot.name(), &spec.policy, state, draining, &node.me, &view));
+        }
+        node.count_peers();
+        let now = node.clock.now();
+        for (peer, belief) in node.view().peers() {
+            let silent = belief.alive == Liveness::Suspect
+                && now.since(belief.heard) > SUSPECT_MAX
+                && node.net().is_none_or(|net| net.rtt(peer).is_none());
+            if silent {
+                // It may only be cut off: its sessions are not declared lost.
+                node.edit_view(|view, now| {
+                    // It may have been heard of since.
+                    if view.peer(peer).is_some_and(|belief| belief.alive == Liveness::Suspect) {
+                        view.lost(peer, &belief.news.incarnation, now);
+                    }
+                });
+            }
+        }
+        if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {
+            let forgotten = node.edit_view(|view, now| view.forget_dead(now, FORGET_DEAD_AFTER));
+            for peer in &forgotten {
+                node.metrics.forget_peer(peer);
+            }
+            if !forgotten.is_empty() {
+                node.forget_loads();
+            }
+        }
+        tokio::time::sleep(SWEEP_INTERVAL / 4).await;
+        if !busy {
+            let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A request's body as it comes from a client: charged to its connection until it is read, and given
+//! up where it comes too slowly.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::http::body::BoxError;
+use crate::http::clients::{Account, ClientLimits};
+use crate::http::refusals::Refusal;
+
+/// The client took longer than it may.
+#[derive(Debug, thiserror::Error)]
+#[error("it came more slowly than [http] body_rate and body_timeout allow")]
+pub(crate) struct TooSlow;
+
+/// A body that a client sends.
+pub(crate) struct ClientBody {
+    incoming: Incoming,
+    account: Arc<Account>,
+    /// It comes in frames of HTTP/2.
+    in_frames: bool,
+    pace: Pace,
+    /// Set once the answer has begun: from then on the two may talk at leisure.
+    answered: Arc<AtomicBool>,
+}
+
+/// How quickly a body has to come. Time counts while somebody waits for it: an app that reads slowly
+/// is no fault of its client.
+struct Pace {
+    rate: u64,
+    pause: Duration,
+    brought: u64,
+    waited: Duration,
+    /// Since when it is waited for, and the end of the time.
+    since: Option<Instant>,
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl Pace {
+    fn new(limits: &ClientLimits) -> Self {
+        Self {
+            rate: limits.body_rate,
+            pause: limits.body_timeout,
+            brought: 0,
+            waited: Duration::ZERO,
+            since: None,
+            end: None,
+        }
+    }
+
+    fn came(&mut self, bytes: usize) {
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed();
+        }
+        self.brought += bytes as u64;
+    }
+
+    /// How long may be waited from now on.
+    fn patience(&self) -> Duration {
+        let earned = match self.rate {
+            0 => return self.pause,
+            rate => Duration::from_millis(self.brought.saturating_mul(1000) / rate),
+        };
+        (self.pause + earned).saturating_sub(self.waited).min(self.pause)
+    }
+
+    /// Resolves when the time is over.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = self.patience();
+        let begins = self.since.is_none();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let end = self.end.get_or_insert_with(|| Box::pin(sleep_until(since + patience)));
+        if begins {
+            end.as_mut().reset(since + patience);
+        }
+        end.as_mut().poll(cx)
+    }
+}
+
+impl ClientBody {
+    pub(crate) fn new(
+        incoming: Incoming,
+        account: Arc<Account>,
+        limits: &ClientLimits,
+        in_frames: bool,
+        answered: Arc<AtomicBool>,
+    ) -> Self {
+        Self { incoming, account, in_frames, pace: Pace::new(limits), answered }
+    }
+}
+
+impl http_body::Body for ClientBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                if let Some(Ok(frame)) = &frame {
+                    let bytes = frame.data_ref().map(Bytes::len);
+                    this.pace.came(bytes.unwrap_or(0));
+                    if let Some(bytes) = bytes {
+                        this.account.read(bytes, this.in_frames);
+                    }
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Poll::Pending if this.answered.load(Ordering::Relaxed) => Poll::Pending,
+            Poll::Pending => {
+                if this.pace.poll_end(cx).is_pending() || this.answered.load(Ordering::Relaxed) {
+                    return Poll::Pending;
+                }
+                this.account.refused(Refusal::SlowBody);
+                Poll::Ready(Some(Err(TooSlow.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(rate: u64) -> Pace {
+        let body_timeout = Duration::from_secs(10);
+        Pace::new(&ClientLimits { body_rate: rate, body_timeout, ..ClientLimits::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_waited_for_as_long_as_it_earns() {
+        let second = Duration::from_secs(1);
+        let mut noop = Context::from_waker(std::task::Waker::noop());
+        // A byte before each pause ends is no way around the rate.
+        let mut trickle = pace(100);
+        for _ in 0..2 {
+            assert!(trickle.poll_end(&mut noop).is_pending());
+            tokio::time::advance(5 * second).await;
+            trickle.came(1);
+        }
+        assert!(trickle.patience() < second, "{:?}", trickle.patience());
+        // One that keeps to the rate may go on for ever, and its reader may take its time.
+        let mut steady = pace(100);
+        for _ in 0..100 {
+            assert!(steady.poll_end(&mut noop).is_pending());
+            tokio::time::advance(5 * second).await;
+            steady.came(500);
+            tokio::time::advance(100 * second).await;
+        }
+        assert_eq!(steady.patience(), 10 * second);
+        // Without a rate there is the pause alone.
+        let mut slow = pace(0);
+        for _ in 0..100 {
+            assert!(slow.poll_end(&mut noop).is_pending());
+            tokio::time::advance(9 * second).await;
+            slow.came(1);
+        }
+        assert!(slow.poll_end(&mut noop).is_pending());
+        tokio::time::advance(10 * second).await;
+        assert!(slow.poll_end(&mut noop).is_ready());
+    }
+}

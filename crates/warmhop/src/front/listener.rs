@@ -1,0 +1,396 @@
+//! A peer's front door: the HTTP/1.1 and HTTP/2 listener for clients.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::front::client_body::ClientBody;
+use crate::front::ingress::Ingress;
+use crate::front::origin;
+use crate::http::body::Body;
+use crate::http::client::ClientInfo;
+use crate::http::clients::Account;
+use crate::http::departure::{CountedBody, InFlight};
+use crate::http::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
+use crate::http::refusals::Refusal;
+use crate::http::tunnels::Tunnels;
+use crate::request::grpc;
+
+/// How long a client may take to show which version of HTTP it speaks, and to send a request's head,
+/// and how long an idle connection may stay.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection that has brought no request yet is kept open when the door closes.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most client connections of one listener, unless the builder is told otherwise.
+pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
+/// How often it is told that no connection can be accepted.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// The most streams a client may open at once on an HTTP/2 connection: as many as RFC 9113 section
+/// 6.5.2 has at least.
+const H2_STREAMS_MAX: u32 = 100;
+/// What a client may send of one request's body before its app reads it.
+const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// The same for all of a connection's requests together: enough for each to stand still with a full
+/// window, so that uploads whose apps do not read never stop the others. It is also the most that
+/// the bodies of one connection hold in memory.
+const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
+/// What is taken of one answer before its client takes it.
+const H2_SEND_BYTES: usize = 64 * 1024;
+/// How often a full door looks for somebody who is idle.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a connection that gives way is waited for before another has to.
+const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
+/// How long a connection that is told to end may take to.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A front door, but for its listeners.
+pub(crate) struct Door {
+    pub(crate) tls: Option<TlsAcceptor>,
+    /// Connections begin with a PROXY header.
+    pub(crate) proxy_protocol: bool,
+    pub(crate) ingress: Arc<Ingress>,
+    /// Cancelled when the door closes: connections then end gracefully …
+    pub(crate) closing: CancellationToken,
+    /// … and are cut off when their grace time is over.
+    pub(crate) tunnels: Tunnels,
+    /// How many connections it may still take, at all its listeners.
+    pub(crate) permits: Arc<Semaphore>,
+}
+
+/// Serves `listener` until the door closes. Each connection stays on the runtime that calls this.
+pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: TaskTracker) {
+    let mut told: Option<Instant> = None;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = door.closing.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let permit = place(&door).await;
+                let door = Arc::clone(&door);
+                connections.spawn(async move {
+                    accepted_one(stream, peer, door).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: waiting lets some be returned.
+                if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                    warn!(%error, "cannot accept connections; clients wait");
+                    told = Some(Instant::now());
+                }
+                door.ingress.clients.make_room();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    // Clients that connected before the listener closed are served, not reset. The socket itself is
+    // asked: the runtime has not heard of those that came just now.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        let Ok(stream) = stream else { continue };
+        connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
+    }
+}
+
+/// A place for a connection. Where all are taken, whoever has been idle longest gives one up; where
+/// nobody is idle, the client waits until somebody is. A door that closes waits for nobody.
+async fn place(door: &Door) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(&door.permits).try_acquire_owned() {
+        return Some(permit);
+    }
+    let permit = Arc::clone(&door.permits).acquire_owned();
+    let mut permit = std::pin::pin!(permit);
+    loop {
+        // Whoever gives way does so at once. Connections that have just been accepted are not in the
+        // table yet, and those that are busy may become idle.
+        let again = if door.ingress.clients.make_room() { GIVES_WAY_WITHIN } else { LOOK_AGAIN };
+        tokio::select! {
+            permit = permit.as_mut() => return permit.ok(),
+            () = door.closing.cancelled() => return None,
+            () = sleep(again) => {}
+        }
+    }
+}
+
+async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) {
+    // It fails only for a socket that has gone already.
+    let _ = stream.set_nodelay(true);
+    let mut client = ClientInfo { addr: Some(peer), secure: false };
+    if door.proxy_protocol {
+        let Some(told) = told_by_proxy(&mut stream, peer, client, &door).await else { return };
+        client = told;
+    }
+    let address = client.addr.map_or(peer.ip(), |addr| addr.ip());
+    let Some(admitted) = door.ingress.clients.admit(address) else { return };
+    let account = admitted.account();
+    let served = async {
+        let Some(tls) = &door.tls else {
+            return connection(stream, client, &door, account).await;
+        };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let client = ClientInfo { secure: true, ..client };
+                connection(stream, client, &door, account).await;
+            }
+            Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => debug!(%peer, "TLS handshake took too long"),
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = account.gives_way().cancelled() => debug!(%peer, "client connection gave way"),
+    }
+}
+
+/// Who the client is by the PROXY header; `None` where there is none to believe.
+async fn told_by_proxy(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    own: ClientInfo,
+    door: &Door,
+) -> Option<ClientInfo> {
+    let (trusted, refusals) = (&door.ingress.trusted, door.ingress.clients.refusals());
+    if !trusted.is_empty() && !trusted.trusts(peer.ip()) {
+        refusals.note(Refusal::UntrustedProxy);
+        debug!(%peer, "not a trusted proxy");
+        return None;
+    }
+    match origin::proxied(stream, own).await {
+        Ok(client) => Some(client),
+        Err(error) => {
+            refusals.note(Refusal::NoProxyHeader);
+            debug!(%peer, %error, "no PROXY header");
+            None
+        }
+    }
+}
+
+/// Resolves when the connection is to end once it is idle. One that has just been opened is about to
+/// bring a request, and would be cut off before that is read.
+async fn closes(closing: &CancellationToken, begun: &CancellationToken) {
+    closing.cancelled().await;
+    let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, begun.cancelled()).await;
+}
+
+async fn connection<IO>(stream: IO, client: ClientInfo, door: &Door, account: &Arc<Account>)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let begun = CancellationToken::new();
+    let in_flight = InFlight::new(Arc::clone(account));
+    let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT), in_flight.clone());
+    let upgraded = Arc::new(AtomicBool::new(false));
+    let visit = Visit {
+        ingress: Arc::clone(&door.ingress),
+        client,
+        in_flight,
+        begun: begun.clone(),
+        upgraded: Arc::clone(&upgraded),
+    };
+    let service = hyper::service::service_fn(move |request| visit.answer(request));
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(FIELDS_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(H2_SEND_BYTES)
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let serving = async {
+        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(serving);
+        tokio::select! {
+            outcome = serving.as_mut() => outcome,
+            () = closes(&door.closing, &begun) => {
+                serving.as_mut().graceful_shutdown();
+                serving.await
+            }
+            () = does_nothing(account) => {
+                serving.as_mut().graceful_shutdown();
+                // How it ends is no matter.
+                let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
+                Ok(())
+            }
+        }
+    };
+    // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
+    let cut_off = async {
+        door.tunnels.closing.cancelled().await;
+        if upgraded.load(Ordering::Relaxed) {
+            door.tunnels.cut.cancelled().await;
+        }
+    };
+    tokio::select! {
+        outcome = serving => {
+            if let Err(error) = outcome {
+                debug!(client = ?client.addr, %error, "client connection ended");
+            }
+        }
+        () = cut_off => debug!(client = ?client.addr, "client connection cut off"),
+    }
+}
+
+/// Resolves when no request has been in flight for long: HTTP/2 asks nobody for a head in time, and
+/// answers to its pings are no reason to stay.
+async fn does_nothing(account: &Account) {
+    loop {
+        match account.idle_for() {
+            Some(idle) if idle >= HEAD_TIMEOUT => return,
+            idle => sleep(HEAD_TIMEOUT.saturating_sub(idle.unwrap_or_default())).await,
+        }
+    }
+}
+
+/// What the requests of one connection are answered with.
+struct Visit {
+    ingress: Arc<Ingress>,
+    client: ClientInfo,
+    in_flight: InFlight,
+    begun: CancellationToken,
+    upgraded: Arc<AtomicBool>,
+}
+
+impl Visit {
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<CountedBody>, Infallible>> + Send + use<> {
+        self.begun.cancel();
+        let account = self.in_flight.account();
+        let in_frames = request.version() == Version::HTTP_2;
+        if request.method() == Method::CONNECT {
+            self.upgraded.store(true, Ordering::Relaxed);
+            if in_frames {
+                account.stays_busy();
+            }
+        }
+        let counted = self.in_flight.begin(&request);
+        // hyper bounds the fields of HTTP/1 itself.
+        let too_many_fields = request.headers().len() > FIELDS_MAX;
+        let answered = Arc::new(AtomicBool::new(grpc::is_grpc(request.headers())));
+        let request = request.map(|incoming| {
+            if incoming.is_end_stream() {
+                return Body::from(incoming);
+            }
+            let (account, limits) = (Arc::clone(account), self.ingress.clients.limits());
+            let answered = Arc::clone(&answered);
+            Body::new(ClientBody::new(incoming, account, limits, in_frames, answered))
+        });
+        let (ingress, client) = (Arc::clone(&self.ingress), self.client);
+        async move {
+            let response = if too_many_fields {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                response
+            } else {
+                ingress.handle(request, client).await
+            };
+            answered.store(true, Ordering::Relaxed);
+            Ok(counted.until_the_end_of(response))
+        }
+    }
+}
+
+/// A connection whose client has a bounded time to show which version of HTTP it speaks: until then
+/// nobody else watches it. HTTP/2 begins with a preface of its own, so it is clear once that is whole
+/// or one byte differs from it.
+struct Prompt<IO> {
+    io: IO,
+    /// How much of the preface has come, and the end of the time; absent once it is clear.
+    undecided: Option<(usize, Pin<Box<Sleep>>)>,
+}
+
+impl<IO> Prompt<IO> {
+    fn new(io: IO, within: Duration) -> Self {
+        Self { io, undecided: Some((0, Box::pin(sleep(within)))) }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Prompt<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
+        let Some((have, end)) = &mut self.undecided else { return outcome };
+        if outcome.is_pending() {
+            ready!(end.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let fresh = &buf.filled()[before..];
+        let awaited = &H2_PREFACE[*have..];
+        if fresh.len() < awaited.len() && awaited.starts_with(fresh) {
+            *have += fresh.len();
+        } else {
+            self.undecided = None;
+        }
+        outcome
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Prompt<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,9 @@
+//! Where clients come in: the listener, and who asks which app for what.
+
+pub(crate) mod client_body;
+pub(crate) mod ingress;
+pub(crate) mod listener;
+pub(crate) mod origin;
+pub(crate) mod refusal;
+pub(crate) mod starting;
+pub(crate) mod targets;

@@ -1,0 +1,73 @@
+//! How a client hears that its request is not served, in the form that it asked for.
+
+use std::sync::Arc;
+
+use http::header::{ACCEPT, HeaderMap};
+use http::{Method, Request, Response};
+
+use crate::app::slot::Slot;
+use crate::front::ingress::Ingress;
+use crate::http::body::Body;
+use crate::http::fields;
+use crate::observe::recall::Tracing;
+use crate::request::grpc;
+use crate::request::problem::{Audience, FIELD_REFUSED, Problem};
+
+/// What of a request says how it is to be refused.
+pub(crate) struct Asked {
+    accept: HeaderMap,
+    is_get: bool,
+    pub(crate) is_call: bool,
+    secure: bool,
+}
+
+impl Asked {
+    pub(crate) fn of(request: &Request<Body>, secure: bool) -> Self {
+        let accept = request.headers().get_all(ACCEPT).iter().cloned();
+        Self {
+            accept: accept.map(|accept| (ACCEPT, accept)).collect(),
+            is_get: *request.method() == Method::GET,
+            is_call: grpc::is_grpc(request.headers()),
+            secure,
+        }
+    }
+}
+
+impl Ingress {
+    /// The response to a request that is not served, which the log tells of as well.
+    pub(crate) fn refusal(
+        &self,
+        problem: &Problem,
+        app: Option<&Arc<Slot>>,
+        asked: &Asked,
+        tracing: &mut Tracing,
+    ) -> Response<Body> {
+        let node = &self.node;
+        tracing.step("problem", problem.detail.clone());
+        tracing::info!(
+            request = %tracing.id,
+            problem = problem.name,
+            status = problem.status.as_u16(),
+            detail = problem.detail,
+            "refused"
+        );
+        let mut response = problem.response(&Audience {
+            accept: &asked.accept,
+            is_get: asked.is_get,
+            peer: node.me.as_str(),
+            id: tracing.id.as_str(),
+            reveal: node.reveal,
+            page: &node.error_page,
+        });
+        if asked.is_call {
+            grpc::refusal(problem, node.reveal, &mut response);
+        }
+        if let (FIELD_REFUSED, Some(slot)) = (problem.name, app) {
+            // It would be refused each time.
+            let cookie = &node.store.policy().cookie;
+            let field = cookie.remove(&slot.spec().path, asked.secure);
+            fields::set_affinity(response.headers_mut(), &field);
+        }
+        response
+    }
+}

@@ -1,0 +1,141 @@
+//! What a request's target and its `Max-Forwards` say before an app is looked for.
+
+use http::header::{ALLOW, HOST, HeaderMap, HeaderValue, MAX_FORWARDS};
+use http::{Method, Request, Response, StatusCode, Uri};
+
+use crate::http::body::Body;
+use crate::request::problem::Problem;
+
+/// What a server as a whole takes (RFC 9110 section 9.3.7); each app says more of itself.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// Whether `uri` has one of the forms that RFC 9112 section 3.2 has for `method`, and RFC 9113 section
+/// 8.3.1 for HTTP/2: a path from the root on, which may be a whole URI's, or the server as a whole.
+/// Anything else would have to be made up into a path, and another reader makes up another one.
+fn is_target(method: &Method, uri: &Uri) -> bool {
+    match uri.path() {
+        "*" => method == Method::OPTIONS && uri.query().is_none(),
+        path => path.starts_with('/'),
+    }
+}
+
+/// Refuses what is no target, and answers what is asked of this server and of no app.
+pub(crate) fn answered_here<B>(request: &Request<B>) -> Option<Result<Response<Body>, Problem>> {
+    let (method, uri) = (request.method(), request.uri());
+    if !is_target(method, uri) {
+        let detail =
+            "the request's target is neither a path that begins with a slash nor a whole URI";
+        let problem = Problem::new(StatusCode::BAD_REQUEST, "bad-target", detail);
+        return Some(Err(problem.proxy_error("http_request_error")));
+    }
+    let ends_here = hops_left(method, request.headers()) == Some(0);
+    if uri.path() == "*" || (ends_here && method == Method::OPTIONS) {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
+        return Some(Ok(response));
+    }
+    if ends_here {
+        // What it would send back may hold what a page in a browser must not see.
+        let detail = "no request is sent back by TRACE here";
+        let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "no-trace", detail);
+        return Some(Err(problem.proxy_error("http_request_denied")));
+    }
+    None
+}
+
+/// How often the request may still be passed on (RFC 9110 section 7.6.2).
+fn hops_left(method: &Method, headers: &HeaderMap) -> Option<u32> {
+    if *method != Method::OPTIONS && *method != Method::TRACE {
+        return None;
+    }
+    let text = headers.get(MAX_FORWARDS)?.to_str().ok()?;
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// Counts that the request is passed on.
+pub(crate) fn passed_on(method: &Method, headers: &mut HeaderMap) {
+    if let Some(left) = hops_left(method, headers) {
+        headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
+    }
+}
+
+/// The target as an app gets it.
+pub(crate) fn for_app(uri: &Uri) -> String {
+    match uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
+        // Of a whole URI without a path (RFC 9112 section 3.2.1).
+        Some(query) if query.starts_with('?') => format!("/{query}"),
+        Some(target) => target.to_owned(),
+        None => "/".into(),
+    }
+}
+
+/// Gives a request of HTTP/1.0 that names no host the one that its app is known by: something has to
+/// be there, and what would be otherwise is the address that only this machine reaches the app at.
+pub(crate) fn name_host(headers: &mut HeaderMap, of_app: Option<&str>) {
+    if !headers.contains_key(HOST) {
+        let host = of_app.and_then(|host| HeaderValue::from_str(host).ok());
+        headers.insert(HOST, host.unwrap_or(HeaderValue::from_static("localhost")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_path_or_a_whole_uri_and_nothing_is_made_up_into_one() {
+        for (method, uri, app_gets) in [
+            (Method::GET, "/", Some("/")),
+            (Method::GET, "/a?b", Some("/a?b")),
+            (Method::GET, "http://x", Some("/")),
+            (Method::GET, "http://x?q=1", Some("/?q=1")),
+            (Method::GET, "http://x/a?q=1", Some("/a?q=1")),
+            (Method::DELETE, "products", None),
+            (Method::GET, "x:80", None),
+            (Method::GET, "*", None),
+            (Method::OPTIONS, "*", Some("*")),
+        ] {
+            let uri: Uri = uri.parse().unwrap();
+            let target = is_target(&method, &uri).then(|| for_app(&uri));
+            assert_eq!(target.as_deref(), app_gets, "{method} {uri}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_passed_on_as_often_as_it_may_be() {
+        let asked = |method: &str, left: &str| {
+            let request = Request::builder().method(method).uri("/").header("max-forwards", left);
+            let request = request.body(()).unwrap();
+            let answer = answered_here(&request).map(|answer| match answer {
+                Ok(response) => response.status().as_u16(),
+                Err(problem) => problem.status.as_u16(),
+            });
+            let mut headers = request.headers().clone();
+            passed_on(request.method(), &mut headers);
+            (answer, headers["max-forwards"].to_str().unwrap().to_owned())
+        };
+        assert_eq!(asked("OPTIONS", "0").0, Some(204));
+        assert_eq!(asked("TRACE", "0").0, Some(501));
+        assert_eq!(asked("OPTIONS", "2"), (None, "1".into()));
+        assert_eq!(asked("TRACE", "1"), (None, "0".into()));
+        for (method, left) in [("GET", "0"), ("OPTIONS", "-1"), ("OPTIONS", "+0"), ("OPTIONS", "x")]
+        {
+            assert_eq!(asked(method, left), (None, left.into()), "{method} {left}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_was_named_stays() {
+        for (named, of_app, host) in [
+            (None, None, "localhost"),
+            (None, Some("a.example"), "a.example"),
+            (Some("b.example"), Some("a.example"), "b.example"),
+        ] {
+            let named = named.map(|name| (HOST, HeaderValue::from_static(name)));
+            let mut headers: HeaderMap = named.into_iter().collect();
+            name_host(&mut headers, of_app);
+            assert_eq!(headers[HOST], host);
+        }
+    }
+}

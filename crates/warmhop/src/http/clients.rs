@@ -1,0 +1,480 @@
+//! What clients may take of a peer, and who gives way where they take too much.
+//!
+//! Every connection has an [`Account`]: how much memory its client makes the peer hold, and since when
+//! it does nothing. All of them together have one budget. Where it is exceeded, the address that takes
+//! most gives way, by its connection that takes most; where places are short, the connection that has
+//! been idle longest.
+//!
+//! What is charged is what a client decides about: heads that are not whole, bodies that came and were
+//! not read, answers that it does not take. It is counted where bytes pass, in steps, so that a small
+//! request changes no number that connections share.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio_util::sync::CancellationToken;
+
+use crate::http::refusals::{Refusal, Refusals};
+
+/// What a connection is charged that nothing comes by: its buffers and tasks.
+const CONNECTION_BYTES: i64 = 16 * 1024;
+/// What a request in flight is charged beside its head.
+const REQUEST_BYTES: i64 = 4 * 1024;
+/// What a frame of a body is charged beside its bytes, where it waits to be read.
+const FRAME_BYTES: i64 = 256;
+/// Charges are rounded up to this, so that they seldom change.
+const STEP_BYTES: i64 = 16 * 1024;
+/// The share of the machine's or control group's memory that is the budget.
+const MEMORY_SHARE: u64 = 4;
+/// The least budget that is taken for a default.
+const MEMORY_MIN: u64 = 32 << 20;
+/// What is taken for the machine's memory where it cannot be told.
+const MEMORY_UNKNOWN: u64 = 1 << 30;
+
+/// What the clients of a peer may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// All that they can make it hold, in bytes.
+    pub memory: u64,
+    /// Connections of one address, or of one /64 of IPv6, at all front doors together.
+    pub connections_per_address: usize,
+    /// Bytes a second that a request's body has to bring at least while it is waited for; 0: any.
+    pub body_rate: u64,
+    /// How long a request's body may bring nothing while it is waited for.
+    pub body_timeout: Duration,
+}
+
+impl Default for ClientLimits {
+    fn default() -> Self {
+        Self {
+            memory: (machine_memory() / MEMORY_SHARE).max(MEMORY_MIN),
+            connections_per_address: 4096,
+            body_rate: 240,
+            body_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The memory of the machine, or of the control group that this process is in, in bytes.
+fn machine_memory() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let machine = read("/proc/meminfo").lines().find_map(|line| {
+        let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?;
+        kib.trim().parse::<u64>().ok()?.checked_mul(1024)
+    });
+    let groups = read("/proc/self/cgroup");
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    // Each group above it bounds it as well.
+    let limits = std::path::Path::new(group).ancestors().filter_map(|group| {
+        let limit = read(&format!("/sys/fs/cgroup{}/memory.max", group.display()));
+        limit.trim().parse::<u64>().ok()
+    });
+    limits.chain(machine).min().unwrap_or(MEMORY_UNKNOWN)
+}
+
+/// The connections of a peer's clients.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    limits: ClientLimits,
+    /// All charges together.
+    charged: Gauge,
+    table: Mutex<Table>,
+    refusals: Arc<Refusals>,
+    epoch: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    accounts: HashMap<u64, Arc<Account>>,
+    by_address: HashMap<IpAddr, HashSet<u64>>,
+    next: u64,
+}
+
+/// What one connection takes.
+#[derive(Debug)]
+pub(crate) struct Account {
+    clients: Arc<Clients>,
+    address: IpAddr,
+    /// Cancelled where the connection has to end.
+    gives_way: CancellationToken,
+    /// Bytes that came and have not been read.
+    unread: AtomicI64,
+    /// Bytes of answers that have not been sent.
+    unsent: AtomicI64,
+    /// Heads of requests in flight.
+    heads: AtomicI64,
+    in_flight: AtomicUsize,
+    /// When it last began or ended a request, in milliseconds of the epoch.
+    active: AtomicU64,
+    /// What of the budget is charged for all of it.
+    charged: AtomicI64,
+}
+
+/// A connection's place; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    id: u64,
+    account: Arc<Account>,
+}
+
+impl Clients {
+    pub(crate) fn new(limits: ClientLimits, refusals: Arc<Refusals>, charged: Gauge) -> Arc<Self> {
+        Arc::new(Self { limits, charged, table: Mutex::default(), refusals, epoch: Instant::now() })
+    }
+
+    pub(crate) fn limits(&self) -> &ClientLimits {
+        &self.limits
+    }
+
+    pub(crate) fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
+    }
+
+    /// How much of the budget is taken, in bytes.
+    #[cfg(test)]
+    fn held(&self) -> i64 {
+        self.charged.get()
+    }
+
+    /// Takes in a connection from `address`, for which another may have to give way; `None` where
+    /// that address has enough that are busy.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+        let address = owner_of(address);
+        let admitted = {
+            let mut table = self.lock();
+            let of_address = table.by_address.get(&address).map_or(0, HashSet::len);
+            if of_address >= self.limits.connections_per_address {
+                self.refusals.note(Refusal::TooManyFromAddress);
+                let ids = table.by_address.get(&address).into_iter().flatten().copied();
+                let idlest = table.idlest(ids)?;
+                table.give_way(idlest);
+            }
+            table.next += 1;
+            let id = table.next;
+            let account = Arc::new(Account {
+                clients: Arc::clone(self),
+                address,
+                gives_way: CancellationToken::new(),
+                unread: AtomicI64::new(0),
+                unsent: AtomicI64::new(0),
+                heads: AtomicI64::new(0),
+                in_flight: AtomicUsize::new(0),
+                active: AtomicU64::new(self.now()),
+                charged: AtomicI64::new(0),
+            });
+            table.accounts.insert(id, Arc::clone(&account));
+            table.by_address.entry(address).or_default().insert(id);
+            Admitted { id, account }
+        };
+        admitted.account.recharge();
+        Some(admitted)
+    }
+
+    /// Has the connection end that has been idle longest, of the address that has most: a place is
+    /// wanted. False where nobody is idle.
+    pub(crate) fn make_room(&self) -> bool {
+        let mut table = self.lock();
+        let mut addresses: Vec<_> = table.by_address.values().collect();
+        addresses.sort_unstable_by_key(|ids| std::cmp::Reverse(ids.len()));
+        let idlest = addresses.into_iter().find_map(|ids| table.idlest(ids.iter().copied()));
+        if let Some(id) = idlest {
+            self.refusals.note(Refusal::GaveWay);
+            table.give_way(id);
+        }
+        idlest.is_some()
+    }
+
+    /// Has connections end until the others fit into the budget.
+    #[cold]
+    fn relieve(&self) {
+        let budget = i64::try_from(self.limits.memory).unwrap_or(i64::MAX);
+        let mut table = self.lock();
+        while self.charged.get() > budget {
+            let mut by_address: HashMap<IpAddr, i64> = HashMap::new();
+            for account in table.accounts.values() {
+                *by_address.entry(account.address).or_default() += account.charged.load(Relaxed);
+            }
+            let Some((most, _)) = by_address.into_iter().max_by_key(|(_, sum)| *sum) else {
+                return;
+            };
+            let accounts = table.by_address.get(&most).into_iter().flatten();
+            let greatest = accounts.copied().max_by_key(|id| {
+                table.accounts.get(id).map(|account| {
+                    let active = account.active.load(Relaxed);
+                    (account.charged.load(Relaxed), std::cmp::Reverse(active))
+                })
+            });
+            let Some(id) = greatest else { return };
+            self.refusals.note(Refusal::OverBudget);
+            table.give_way(id);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Of `ids`, the connection without a request for the longest time.
+    fn idlest(&self, ids: impl Iterator<Item = u64>) -> Option<u64> {
+        let idle = ids.filter(|id| {
+            self.accounts.get(id).is_some_and(|account| account.in_flight.load(Relaxed) == 0)
+        });
+        idle.min_by_key(|id| self.accounts.get(id).map(|account| account.active.load(Relaxed)))
+    }
+
+    /// Ends a connection; what it took is free as soon as its task hears of it.
+    fn give_way(&mut self, id: u64) {
+        if let Some(account) = self.remove(id) {
+            account.gives_way.cancel();
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Arc<Account>> {
+        let account = self.accounts.remove(&id)?;
+        if let Some(ids) = self.by_address.get_mut(&account.address) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_address.remove(&account.address);
+            }
+        }
+        account.close();
+        Some(account)
+    }
+}
+
+/// Whoever has one address of IPv6 has a /64 of them.
+fn owner_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & (u128::from(u64::MAX) << 64)).into()
+        }
+        address => address,
+    }
+}
+
+/// What [`Account::charged`] is once the connection is no longer accounted for.
+const CLOSED: i64 = i64::MIN;
+
+impl Account {
+    /// Bytes came that nobody has read yet, in so many frames of their own.
+    pub(crate) fn came(&self, bytes: usize, frames: usize) {
+        self.unread.fetch_add(bytes as i64 + frames as i64 * FRAME_BYTES, Relaxed);
+        self.recharge();
+    }
+
+    /// A frame of a body was read.
+    pub(crate) fn read(&self, bytes: usize, in_frames: bool) {
+        let overhead = if in_frames { FRAME_BYTES } else { 0 };
+        self.unread.fetch_sub(bytes as i64 + overhead, Relaxed);
+        self.recharge();
+    }
+
+    /// Bytes of an answer are to be sent.
+    pub(crate) fn answers(&self, bytes: usize) {
+        self.unsent.fetch_add(bytes as i64, Relaxed);
+        self.recharge();
+    }
+
+    /// Bytes were sent, of whatever kind.
+    pub(crate) fn sent(&self, bytes: usize) {
+        let less = |unsent: i64| (unsent > 0).then(|| (unsent - bytes as i64).max(0));
+        if self.unsent.fetch_update(Relaxed, Relaxed, less).is_ok() {
+            self.recharge();
+        }
+    }
+
+    /// A request begins, whose head is so long. Where it is alone on its connection, as with HTTP/1,
+    /// all that came was its head.
+    pub(crate) fn begins(&self, head: usize, alone: bool) {
+        self.in_flight.fetch_add(1, Relaxed);
+        self.active.store(self.clients.now(), Relaxed);
+        self.heads.fetch_add(head as i64 + REQUEST_BYTES, Relaxed);
+        if alone {
+            self.unread.store(0, Relaxed);
+        }
+        self.recharge();
+    }
+
+    /// The request that began with so long a head has ended.
+    pub(crate) fn ends(&self, head: usize) {
+        self.heads.fetch_sub(head as i64 + REQUEST_BYTES, Relaxed);
+        if self.in_flight.fetch_sub(1, Relaxed) == 1 {
+            self.active.store(self.clients.now(), Relaxed);
+            // What was left unread of bodies is dropped with them.
+            self.unread.store(0, Relaxed);
+            self.unsent.store(0, Relaxed);
+        }
+        self.recharge();
+    }
+
+    /// A request leaves its connection for good as something else, such as a WebSocket.
+    pub(crate) fn stays_busy(&self) {
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// Notes that the client was refused something.
+    pub(crate) fn refused(&self, why: Refusal) {
+        self.clients.refusals.note(why);
+    }
+
+    /// Whether no request has been in flight for so long.
+    pub(crate) fn idle_for(&self) -> Option<Duration> {
+        let idle = self.clients.now().saturating_sub(self.active.load(Relaxed));
+        (self.in_flight.load(Relaxed) == 0).then(|| Duration::from_millis(idle))
+    }
+
+    /// Resolves when the connection has to end.
+    pub(crate) fn gives_way(&self) -> &CancellationToken {
+        &self.gives_way
+    }
+
+    fn recharge(&self) {
+        let held = CONNECTION_BYTES
+            + self.unread.load(Relaxed).max(0)
+            + self.unsent.load(Relaxed).max(0)
+            + self.heads.load(Relaxed).max(0);
+        let steps = (held + STEP_BYTES - 1) / STEP_BYTES * STEP_BYTES;
+        let before = self.charged.load(Relaxed);
+        if before == steps || before == CLOSED {
+            return;
+        }
+        if self.charged.compare_exchange(before, steps, Relaxed, Relaxed).is_err() {
+            // Whoever changed it meanwhile has seen newer numbers, or the next change will.
+            return;
+        }
+        let all = self.clients.charged.inc_by(steps - before) + steps - before;
+        if steps > before && all > i64::try_from(self.clients.limits.memory).unwrap_or(i64::MAX) {
+            self.clients.relieve();
+        }
+    }
+
+    fn close(&self) {
+        let charged = self.charged.swap(CLOSED, Relaxed);
+        if charged != CLOSED {
+            self.clients.charged.dec_by(charged);
+        }
+    }
+}
+
+impl Admitted {
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.account.clients.lock().remove(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clients(memory: u64, connections_per_address: usize) -> Arc<Clients> {
+        let limits = ClientLimits { memory, connections_per_address, ..ClientLimits::default() };
+        Clients::new(limits, Arc::default(), Gauge::default())
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    fn gave_way(admitted: &Admitted) -> bool {
+        admitted.account().gives_way().is_cancelled()
+    }
+
+    #[test]
+    fn over_the_budget_the_address_that_takes_most_gives_way_by_what_takes_most() {
+        let clients = clients(1 << 20, 100);
+        let small: Vec<_> = (0..8).map(|_| clients.admit(address(1)).unwrap()).collect();
+        let greedy: Vec<_> = (0..4).map(|_| clients.admit(address(2)).unwrap()).collect();
+        for (at, one) in greedy.iter().enumerate() {
+            one.account().came(200_000 + at, 0);
+        }
+        assert!(!greedy.iter().any(gave_way), "{}", clients.held());
+        greedy[2].account().came(100_000, 0);
+        assert_eq!(greedy.iter().map(gave_way).collect::<Vec<_>>(), [false, false, true, false]);
+        assert!(!small.iter().any(gave_way));
+        assert_eq!(clients.refusals.count(Refusal::OverBudget), 1);
+        // Whoever went is charged nothing more, whatever still happens to it.
+        let held = clients.held();
+        greedy[2].account().came(1 << 30, 0);
+        assert_eq!(clients.held(), held);
+        drop((small, greedy));
+        assert_eq!(clients.held(), 0);
+    }
+
+    #[test]
+    fn what_was_read_sent_or_dropped_is_charged_no_more() {
+        let clients = clients(1 << 30, 100);
+        let one = clients.admit(address(1)).unwrap();
+        let account = one.account();
+        let idle = clients.held();
+        account.came(60_000, 0);
+        assert!(clients.held() > idle);
+        account.begins(60_000, true);
+        assert!(clients.held() > idle, "its head is in flight");
+        account.came(100_000, 100);
+        account.read(100_000, true);
+        account.answers(100_000);
+        account.sent(300_000);
+        account.ends(60_000);
+        assert_eq!(clients.held(), idle);
+        account.begins(10, false);
+        account.came(1 << 20, 1 << 10);
+        account.answers(1 << 20);
+        assert!(clients.held() > 2 << 20);
+        account.ends(10);
+        assert_eq!(clients.held(), idle);
+    }
+
+    #[test]
+    fn an_address_that_has_its_share_replaces_its_own_idlest_or_is_refused() {
+        let clients = clients(1 << 30, 3);
+        let own: Vec<_> = (0..3).map(|_| clients.admit(address(1)).unwrap()).collect();
+        own[0].account().begins(0, true);
+        own[1].account().active.store(0, Relaxed);
+        own[2].account().active.store(1, Relaxed);
+        let other = clients.admit(address(2)).unwrap();
+        let fourth = clients.admit(address(1)).unwrap();
+        assert_eq!(own.iter().map(gave_way).collect::<Vec<_>>(), [false, true, false]);
+        own[2].account().begins(0, true);
+        fourth.account().begins(0, true);
+        assert!(clients.admit(address(1)).is_none(), "all of its own are busy");
+        assert!(!gave_way(&other));
+        let v6 = |text: &str| owner_of(text.parse().unwrap());
+        assert_eq!(v6("2001:db8::1"), v6("2001:db8::ffff:0:0:2"));
+        assert_ne!(v6("2001:db8::1"), v6("2001:db8:0:1::1"));
+        assert_eq!(v6("::ffff:192.0.2.1"), address(1));
+    }
+
+    #[test]
+    fn where_places_are_short_the_idlest_of_the_address_with_most_gives_way() {
+        let clients = clients(1 << 30, 100);
+        let few = clients.admit(address(1)).unwrap();
+        few.account().active.store(0, Relaxed);
+        let many: Vec<_> = (0..3).map(|_| clients.admit(address(2)).unwrap()).collect();
+        for (at, one) in many.iter().enumerate() {
+            one.account().active.store(10 - at as u64, Relaxed);
+        }
+        many[2].account().begins(0, true);
+        assert!(clients.make_room());
+        assert_eq!(many.iter().map(gave_way).collect::<Vec<_>>(), [false, true, false]);
+        assert!(!gave_way(&few));
+        assert!(clients.make_room() && clients.make_room());
+        assert!(!clients.make_room(), "who is left is busy");
+        assert!(gave_way(&many[0]) && gave_way(&few) && !gave_way(&many[2]));
+    }
+}

@@ -1,0 +1,163 @@
+//! Whether a client that sends no more has left.
+//!
+//! On TCP, the end of what a client sends looks the same whether the client closed its connection
+//! or only its sending side, and goes on listening (RFC 9293 section 3.6). One that has left is to
+//! be told to the app at once; one that listens is to get its answer. So a client whose request was
+//! whole has a short time in which something has to be written to it: a socket that is closed
+//! answers a write with a reset, and whoever is sent nothing for so long is taken to have left.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::{Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use crate::http::body::{Body, BoxError};
+use crate::http::clients::Account;
+
+/// How long nothing may be written to a client that sends no more, until it is taken to have left.
+const SILENT_WITHIN: Duration = Duration::from_secs(1);
+
+/// The requests in flight on one HTTP/1 connection.
+#[derive(Debug, Clone)]
+pub(crate) struct InFlight(Arc<Account>);
+
+impl InFlight {
+    /// Of the connection that `account` is kept of.
+    pub(crate) fn new(account: Arc<Account>) -> Self {
+        Self(account)
+    }
+
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.0
+    }
+
+    /// Counts a request until what is returned is dropped.
+    pub(crate) fn begin<B>(&self, request: &Request<B>) -> Counted {
+        let fields = request.headers().iter();
+        let head = fields.map(|(name, value)| name.as_str().len() + value.len()).sum();
+        self.0.begins(head, request.version() < Version::HTTP_2);
+        Counted { account: Arc::clone(&self.0), head }
+    }
+
+    fn is_none(&self) -> bool {
+        self.0.idle_for().is_some()
+    }
+}
+
+/// One request in flight.
+pub(crate) struct Counted {
+    account: Arc<Account>,
+    head: usize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.account.ends(self.head);
+    }
+}
+
+impl Counted {
+    /// Goes on counting until the response's body has been sent or given up.
+    pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<CountedBody> {
+        response.map(|body| CountedBody { body, failed: None, counted: self })
+    }
+}
+
+/// A response's body, while it is sent.
+pub(crate) struct CountedBody {
+    body: Body,
+    /// How it failed, until that is told.
+    failed: Option<BoxError>,
+    counted: Counted,
+}
+
+impl http_body::Body for CountedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = frame {
+            // hyper drops what it has not sent yet as soon as it hears of it. While it waits, it
+            // sends: the client gets what there is of the answer, and sees that it was cut off.
+            self.failed = Some(error);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.counted.account.answers(data.len());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Watches one connection's client for having left.
+pub(crate) struct Departure {
+    in_flight: InFlight,
+    /// Set once the client sends no more; ends when nothing was written for long enough.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// A write waits for the client to read: it is being sent something.
+    blocked: bool,
+}
+
+impl Departure {
+    pub(crate) fn new(in_flight: InFlight) -> Self {
+        Self { in_flight, silence: None, blocked: false }
+    }
+
+    /// Notes that the client sends no more. Returns whether it may still listen: `between` says
+    /// that its last request is whole.
+    pub(crate) fn sends_no_more(&mut self, between: bool) -> bool {
+        let may_listen = between && !self.in_flight.is_none();
+        if may_listen {
+            self.silence = Some(Box::pin(tokio::time::sleep(SILENT_WITHIN)));
+        }
+        may_listen
+    }
+
+    /// Whether the client was heard to send no more and is waited for.
+    pub(crate) fn waits(&self) -> bool {
+        self.silence.is_some()
+    }
+
+    /// Resolves once the client is taken to have left.
+    pub(crate) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(silence) = &mut self.silence else { return Poll::Pending };
+        while silence.as_mut().poll(cx).is_ready() {
+            if !self.blocked {
+                return Poll::Ready(());
+            }
+            silence.as_mut().reset(Instant::now() + SILENT_WITHIN);
+        }
+        Poll::Pending
+    }
+
+    /// Notes the outcome of a write.
+    pub(crate) fn wrote<T>(&mut self, outcome: &Poll<std::io::Result<T>>) {
+        if let Some(silence) = &mut self.silence {
+            self.blocked = outcome.is_pending();
+            silence.as_mut().reset(Instant::now() + SILENT_WITHIN);
+        }
+    }
+}

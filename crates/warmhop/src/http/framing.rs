@@ -1,0 +1,559 @@
+//! Refuses requests whose length two readers could understand differently (RFC 9112 section
+//! 6.3, CWE-444) before hyper settles the matter in silence.
+//!
+//! hyper accepts a request with both `Content-Length` and `Transfer-Encoding` and drops the
+//! former. That keeps *us* safe, but a proxy in front that believed the other field has been
+//! desynchronised already, so such a request gets 400. [`Framed`] reads along on an HTTP/1
+//! connection, follows the framing to know where each head begins, and spoils a head that is
+//! ambiguous so that hyper refuses it. Where it cannot follow, hyper is given nothing more to read:
+//! no byte is taken for a request that was not looked at here.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http::chunks::{Chunked, Read};
+use crate::http::clients::Account;
+use crate::http::departure::{Departure, InFlight};
+use crate::http::fields;
+use crate::http::h2_frames::{BodyParts, Frames};
+use crate::http::refusals::Refusal;
+
+/// The largest request head in bytes; hyper is given the same bound.
+pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The most fields in a request head.
+pub(crate) const FIELDS_MAX: usize = 128;
+
+/// What hyper takes for the end of a head that was spoilt.
+const SPOILT_END: &[u8] = b"\r\n\r\n";
+/// The start of an HTTP/2 connection (RFC 9113 section 3.4).
+pub(crate) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A connection whose HTTP/1 framing is watched.
+pub(crate) struct Framed<IO> {
+    io: IO,
+    watch: Watch,
+    departure: Departure,
+    account: Arc<Account>,
+}
+
+impl<IO> Framed<IO> {
+    pub(crate) fn new(io: IO, in_flight: InFlight) -> Self {
+        let account = Arc::clone(in_flight.account());
+        Self { io, watch: Watch::default(), departure: Departure::new(in_flight), account }
+    }
+
+    fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = outcome {
+            self.account.sent(*bytes);
+        }
+        self.departure.wrote(outcome);
+    }
+
+    /// The heads that were looked at and let pass, as they come.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn looked(&self) -> Looked {
+        Arc::clone(&self.watch.looked)
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.watch.spoilt) {
+            buf.put_slice(&SPOILT_END[..SPOILT_END.len().min(buf.remaining())]);
+            return Poll::Ready(Ok(()));
+        }
+        if self.watch.at == At::Refused {
+            let what = "what follows could be read in two ways";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)));
+        }
+        if self.departure.waits() {
+            return self.departure.poll_left(cx).map(Ok);
+        }
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
+        if matches!(outcome, Poll::Ready(Ok(()))) {
+            let ended = buf.filled().len() == before && buf.remaining() > 0;
+            let fresh = &mut buf.filled_mut()[before..];
+            let (seen, refusal) = self.watch.see(fresh);
+            if let Some(why) = refusal {
+                self.account.refused(why);
+            }
+            let came = self.watch.came(seen);
+            if came != BodyParts::default() {
+                self.account.came(came.bytes, came.frames);
+            }
+            buf.set_filled(before + seen);
+            if seen == 0 && self.watch.at == At::Refused {
+                // To whoever reads, nothing would be the end of the connection.
+                return self.poll_read(cx, buf);
+            }
+            let between = self.watch.is_between();
+            if ended && self.departure.sends_no_more(between) {
+                return self.departure.poll_left(cx).map(Ok);
+            }
+        }
+        outcome
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(&outcome);
+        outcome
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(&outcome);
+        outcome
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Where in the stream the next byte stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Head,
+    /// In a body with so many bytes left.
+    Fixed(u64),
+    /// In a chunked body.
+    Chunks(Chunked),
+    /// In the frames of HTTP/2.
+    Http2,
+    /// A connection that may be upgraded. Where it is not upgraded after all,
+    /// [`ends_connection`] has it closed behind the answer.
+    Opaque,
+    /// Behind what is refused, here or by hyper: nobody reads on.
+    Refused,
+}
+
+struct Watch {
+    at: At,
+    /// The part of the head that came with earlier reads.
+    head: Vec<u8>,
+    /// The head was spoilt; the next read ends it.
+    spoilt: bool,
+    /// A connection begins as HTTP/2 or never becomes it.
+    first: bool,
+    /// Where in the frames an HTTP/2 connection is, and what of bodies came with the latest read.
+    frames: Frames,
+    parts: BodyParts,
+    #[cfg(any(test, feature = "fuzzing"))]
+    looked: Looked,
+}
+
+/// Heads that were let pass.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) type Looked = Arc<std::sync::Mutex<Vec<Vec<u8>>>>;
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            at: At::Head,
+            head: Vec::new(),
+            spoilt: false,
+            first: true,
+            frames: Frames::default(),
+            parts: BodyParts::default(),
+            #[cfg(any(test, feature = "fuzzing"))]
+            looked: Looked::default(),
+        }
+    }
+}
+
+/// What a head is followed by, once it is whole.
+enum Head {
+    /// Its end has not come.
+    Partial,
+    /// It, or what came of it, is so long.
+    Ends { bytes: usize, then: At },
+    /// It is to be spoilt.
+    Ambiguous,
+}
+
+impl Watch {
+    /// Whether every request so far was whole; never on what is not HTTP/1.
+    fn is_between(&self) -> bool {
+        self.at == At::Head && self.head.is_empty()
+    }
+
+    /// Follows `bytes`. Returns how many of them hyper may see, and what is refused, if anything.
+    fn see(&mut self, bytes: &mut [u8]) -> (usize, Option<Refusal>) {
+        let mut from = 0;
+        while from < bytes.len() {
+            from += match self.at {
+                At::Opaque => break,
+                At::Http2 => {
+                    self.parts = self.frames.see(&bytes[from..]);
+                    break;
+                }
+                At::Refused => return (from, None),
+                At::Head => match self.see_head(&bytes[from..]) {
+                    Head::Partial => break,
+                    Head::Ends { bytes, then } => {
+                        self.at = then;
+                        bytes
+                    }
+                    Head::Ambiguous => {
+                        // NUL is allowed nowhere in a head, so hyper answers 400 once it sees an
+                        // end. The head is not complete without these bytes: it has not been taken
+                        // for a request.
+                        bytes[from..].fill(0);
+                        self.spoilt = true;
+                        self.at = At::Refused;
+                        return (bytes.len(), Some(Refusal::AmbiguousHead));
+                    }
+                },
+                At::Fixed(left) => {
+                    let take = left.min((bytes.len() - from) as u64);
+                    self.at = if left == take { At::Head } else { At::Fixed(left - take) };
+                    take as usize
+                }
+                At::Chunks(chunks) => match chunks.read(&bytes[from..]) {
+                    Read::All(next) => {
+                        self.at = At::Chunks(next);
+                        break;
+                    }
+                    Read::Ended(bytes) => {
+                        self.at = At::Head;
+                        bytes
+                    }
+                    Read::Malformed(bytes) => {
+                        self.at = At::Refused;
+                        return (from + bytes, Some(Refusal::MalformedChunks));
+                    }
+                },
+            };
+        }
+        (bytes.len(), None)
+    }
+
+    /// What the client made this peer hold by the `seen` bytes of the latest read.
+    fn came(&mut self, seen: usize) -> BodyParts {
+        match self.at {
+            At::Http2 => std::mem::take(&mut self.parts),
+            At::Opaque => BodyParts::default(),
+            // A head that is not whole is held here and by hyper.
+            At::Head if !self.head.is_empty() => BodyParts { frames: 0, bytes: 2 * seen },
+            _ => BodyParts { frames: 0, bytes: seen },
+        }
+    }
+
+    /// Looks for the end of the head; decides what follows it.
+    fn see_head(&mut self, bytes: &[u8]) -> Head {
+        let held = self.head.len();
+        if held > 0 || self.first {
+            self.head.extend_from_slice(bytes);
+            let head = std::mem::take(&mut self.head);
+            let seen = self.look(&head, held);
+            if matches!(seen, Head::Partial) {
+                self.head = head;
+            }
+            return seen;
+        }
+        // Mostly a head comes with one read, and need not be kept.
+        let seen = self.look(bytes, 0);
+        if matches!(seen, Head::Partial) {
+            self.head = bytes.to_vec();
+        }
+        seen
+    }
+
+    /// `head` is what came of it so far, of which `held` bytes have been looked at.
+    fn look(&mut self, head: &[u8], held: usize) -> Head {
+        if self.first {
+            if head.starts_with(H2_PREFACE) {
+                return Head::Ends { bytes: H2_PREFACE.len() - held, then: At::Http2 };
+            }
+            if H2_PREFACE.starts_with(head) {
+                return Head::Partial;
+            }
+        }
+        // The end may straddle two reads: look from three bytes before the seam. A preface that was
+        // none has not been looked at.
+        let from = if held < H2_PREFACE.len() { 0 } else { held - 3 };
+        let Some(end) = head_end(head, from) else {
+            if head.len() <= HEAD_BYTES_MAX {
+                return Head::Partial;
+            }
+            // hyper refuses it for its size.
+            return Head::Ends { bytes: head.len() - held, then: At::Refused };
+        };
+        self.first = false;
+        match framing(&head[..end]) {
+            Ok(then) => {
+                #[cfg(any(test, feature = "fuzzing"))]
+                if then != At::Refused {
+                    let mut looked =
+                        self.looked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    looked.push(head[..end].to_vec());
+                }
+                Head::Ends { bytes: end - held, then }
+            }
+            Err(Ambiguous) => Head::Ambiguous,
+        }
+    }
+}
+
+fn head_end(head: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    while let Some(newline) = head[at..].iter().position(|byte| *byte == b'\n') {
+        let next = at + newline + 1;
+        match &head[next..] {
+            // A blank line before the request line is allowed (RFC 9112 section 2.2).
+            [b'\n', ..] if !is_blank(&head[..next]) => return Some(next + 1),
+            [b'\r', b'\n', ..] if !is_blank(&head[..next]) => return Some(next + 2),
+            _ => at = next,
+        }
+    }
+    None
+}
+
+fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+}
+
+struct Ambiguous;
+
+/// What follows a head, or why nobody should guess.
+fn framing(head: &[u8]) -> Result<At, Ambiguous> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => {}
+        // The two readers of this very program disagree about where it ends.
+        Ok(_) => return Err(Ambiguous),
+        Err(_) => return Ok(At::Refused), // hyper refuses it too, and says how.
+    }
+    let mut length: Option<u64> = None;
+    let mut chunked = false;
+    let mut hosts = 0;
+    for field in &*request.headers {
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let text = std::str::from_utf8(field.value).map_err(|_| Ambiguous)?.trim();
+            // A sign, a list or an empty value is read differently by different readers.
+            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(Ambiguous);
+            }
+            let value = text.parse().map_err(|_| Ambiguous)?;
+            if length.is_some() {
+                return Err(Ambiguous);
+            }
+            length = Some(value);
+        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            // Anything but the one coding that every reader knows invites disagreement.
+            if chunked || !field.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                return Err(Ambiguous);
+            }
+            chunked = true;
+        } else if field.name.eq_ignore_ascii_case("host") {
+            hosts += 1;
+        }
+    }
+    let values = |name: &'static str| {
+        let named = request.headers.iter().filter(move |it| it.name.eq_ignore_ascii_case(name));
+        named.map(|field| field.value)
+    };
+    let is_http_11 = request.version == Some(1);
+    // As [`ends_connection`] sees it.
+    let upgrades = request.method == Some("CONNECT")
+        || (is_http_11 && fields::asks_to_upgrade(values("connection"), values("upgrade")));
+    if hosts > 1 || (hosts == 0 && is_http_11) {
+        return Err(Ambiguous); // RFC 9112 section 3.2 asks for 400.
+    }
+    match (length, chunked) {
+        (Some(_), true) => Err(Ambiguous),
+        (None, true) if !is_http_11 => Err(Ambiguous),
+        // What follows may belong to another protocol, which is not ours to follow. A body comes
+        // before it, and who sends one is not upgraded.
+        (Some(0) | None, false) if upgrades => Ok(At::Opaque),
+        (None, true) => Ok(At::Chunks(Chunked::START)),
+        (Some(0) | None, false) => Ok(At::Head),
+        (Some(length), false) => Ok(At::Fixed(length)),
+    }
+}
+
+/// Whether the connection of an HTTP/1 request is closed behind any answer but an upgrade: what
+/// follows the request on it was not looked at.
+pub(crate) fn ends_connection<B>(request: &http::Request<B>) -> bool {
+    request.version() < http::Version::HTTP_2
+        && (request.method() == http::Method::CONNECT
+            || fields::wanted_upgrade(request.version(), request.headers()).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds `text` in pieces of `step` bytes; returns what hyper would read and the end state.
+    fn feed(text: &[u8], step: usize) -> (Vec<u8>, At) {
+        let mut watch = Watch::default();
+        let mut out = Vec::new();
+        for piece in text.chunks(step) {
+            let mut piece = piece.to_vec();
+            let (seen, _) = watch.see(&mut piece);
+            out.extend(&piece[..seen]);
+        }
+        (out, watch.at)
+    }
+
+    /// Whether what was let through up to the spoilt head's end could pass for a request.
+    fn is_request(seen: &[u8]) -> bool {
+        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+        let head = seen.split_inclusive(|byte| *byte == 0).next().unwrap_or_default();
+        let ended = [head, SPOILT_END].concat();
+        matches!(
+            httparse::Request::new(&mut fields).parse(&ended),
+            Ok(httparse::Status::Complete(_))
+        )
+    }
+
+    #[test]
+    fn every_ambiguous_head_is_spoilt_however_it_is_cut() {
+        for fields in [
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+            "Content-Length: 5\r\nContent-Length: 5\r\n",
+            "Content-Length: 5, 5\r\n",
+            "Content-Length: +5\r\n",
+            "Content-Length:\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Host: b\r\n",
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\nhello");
+            for step in 1..text.len() {
+                let (seen, at) = feed(text.as_bytes(), step);
+                assert!(seen.contains(&0), "{fields:?} in steps of {step}");
+                assert!(!is_request(&seen), "{fields:?} in steps of {step}");
+                assert_eq!(at, At::Refused);
+            }
+        }
+    }
+
+    #[test]
+    fn a_clear_conversation_passes_unchanged_however_it_is_cut() {
+        let text = b"\r\nPOST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n\r\n\r\n\
+            POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n\
+            3;x=\"a\"\r\nabc\r\nA\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n\
+            GET /c HTTP/1.1\r\nhost: a\r\n\r\nGET /d HTTP/1.1\nhost: a\n\n";
+        for step in 1..text.len() {
+            let (seen, at) = feed(text, step);
+            assert_eq!(seen, text, "in steps of {step}");
+            assert_eq!(at, At::Head, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn a_second_request_hidden_behind_a_body_is_watched_too() {
+        let text = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nokPOST / HTTP/1.1\r\n\
+            Host: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let (seen, at) = feed(text, text.len());
+        assert!(seen.contains(&0));
+        assert_eq!(at, At::Refused);
+    }
+
+    #[test]
+    fn an_upgrade_that_is_none_hides_nothing_behind_it() {
+        for (fields, body) in [
+            ("Upgrade: h2c\r\nConnection: Upgrade\r\n", ""),
+            ("Upgrade: websocket\r\n", ""),
+            ("Upgrade: x\r\nConnection: upgrade\r\nContent-Length: 2\r\n", "ok"),
+            ("Upgrade: x\r\nConnection: upgrade\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        ] {
+            let text = format!(
+                "GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}POST / HTTP/1.1\r\nHost: a\r\n\
+                 Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+            );
+            let (seen, _) = feed(text.as_bytes(), text.len());
+            assert!(seen.contains(&0), "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_behind_a_body_that_two_readers_could_end_elsewhere() {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (good, bad) in
+            [("0\r\n", "\n"), ("0\r\nx: y", "\n\r\n"), ("1", "\na\r\n0\r\n\r\n"), ("", "x")]
+        {
+            let text = format!("{head}{good}{bad}GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            for step in 1..text.len() {
+                let (seen, at) = feed(text.as_bytes(), step);
+                assert_eq!(seen, format!("{head}{good}").as_bytes(), "{bad:?} in steps of {step}");
+                assert_eq!(at, At::Refused, "{bad:?} in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_upgrade_from_http_1_0_is_none_and_hides_nothing_behind_it() {
+        let text = b"GET / HTTP/1.0\r\nConnection: keep-alive, upgrade\r\nUpgrade: x\r\n\r\n\
+            GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n";
+        for step in 1..text.len() {
+            let (seen, at) = feed(text, step);
+            assert!(seen.contains(&0), "in steps of {step}");
+            assert_eq!(at, At::Refused, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn http_2_begins_a_connection_or_never_comes() {
+        let text = [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", H2_PREFACE, b"x"].concat();
+        let (_, at) = feed(&text, 7);
+        assert_eq!(at, At::Refused);
+        let almost =
+            [b"PRI * HTTP/2.0\r\n\r\n", &b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..]].concat();
+        for step in 1..almost.len() {
+            let (seen, at) = feed(&almost, step);
+            assert_eq!(at, At::Refused, "in steps of {step}");
+            assert!(!seen.windows(3).any(|part| part == b"GET"), "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn http_2_and_upgrades_are_left_alone() {
+        let (seen, at) = feed(H2_PREFACE, 5);
+        assert_eq!((seen.as_slice(), at), (H2_PREFACE, At::Http2));
+        let upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x05";
+        let (seen, at) = feed(upgrade, 7);
+        assert_eq!((seen.as_slice(), at), (upgrade.as_slice(), At::Opaque));
+    }
+
+    #[test]
+    fn an_endless_head_is_not_kept() {
+        let mut watch = Watch::default();
+        for _ in 0..200 {
+            watch.see(&mut [b'a'; 1024]);
+        }
+        assert_eq!((watch.head.capacity(), watch.at), (0, At::Refused));
+    }
+}

@@ -1,0 +1,12 @@
+//! HTTP itself, for all above: bodies, fields, framing, upgrades.
+
+pub mod body;
+pub(crate) mod chunks;
+pub(crate) mod client;
+pub(crate) mod clients;
+pub(crate) mod departure;
+pub(crate) mod fields;
+pub(crate) mod framing;
+pub(crate) mod h2_frames;
+pub(crate) mod refusals;
+pub(crate) mod tunnels;

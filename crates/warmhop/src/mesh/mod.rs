@@ -1,0 +1,5 @@
+//! A peer as a whole: built, started, drained and shut down.
+
+pub(crate) mod builder;
+pub(crate) mod leaving;
+pub(crate) mod shutdown;

@@ -1,0 +1,188 @@
+//! Leaving without losing anything: sessions go to heirs, requests end, apps stop, links close.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use warmhop_core::app::{AppEvent, StopReason};
+use warmhop_core::ids::SessionKey;
+use warmhop_core::session::repair::{heir, may_count_on};
+use warmhop_core::view::{AppState, Liveness};
+
+use crate::links::net::Net;
+use crate::request::node::Node;
+
+/// How long giving sessions away may take.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
+/// How long the owners of other sessions may take to replace this peer's copies, counted anew
+/// when another peer dies meanwhile: then its sessions have to be succeeded first.
+const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+/// How long they may take at most, whoever dies.
+const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
+/// How long giving away what came since may take, after the last request.
+const REST_WITHIN: Duration = Duration::from_secs(2);
+/// How long the peer answers as draining before its front doors close, so that balancers notice.
+const LAME_DUCK: Duration = Duration::from_secs(1);
+/// How long a client may take to answer the close of its WebSocket.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// How long the tasks of a peer may take to end.
+const TASKS_WITHIN: Duration = Duration::from_secs(30);
+/// How often an invitation is repeated.
+const INVITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How many sessions are offered at once.
+const INVITES_AT_ONCE: usize = 512;
+/// How many questions about members are asked at once.
+const QUESTIONS_AT_ONCE: usize = 2048;
+
+/// Tells everyone that this peer leaves, and gives its sessions away.
+pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
+    info!("draining");
+    node.draining.store(true, Ordering::Relaxed);
+    net.publish_draining(true);
+    node.changed.send_modify(|count| *count += 1);
+    let handed_over = tokio::time::timeout(HAND_OVER_WITHIN, hand_over(node)).await;
+    match handed_over {
+        Ok(0) => {}
+        Ok(count) => info!(count, "sessions handed over"),
+        Err(_) => {
+            let left = node.store.owned().len();
+            warn!(left, "some sessions found no heir in time; their copies stay where they are");
+        }
+    }
+    let left = replaced(node).await;
+    if left > 0 {
+        warn!(left, "some sessions still count on this peer's copy");
+    }
+    tokio::time::sleep(LAME_DUCK).await;
+}
+
+/// Tells everyone that this peer stays. The sessions that it gave away come back as their clients
+/// do.
+pub(crate) fn stay(node: &Node, net: &Net) {
+    node.drained.store(false, Ordering::Relaxed);
+    if node.draining.swap(false, Ordering::Relaxed) {
+        info!("takes traffic again");
+        net.publish_draining(false);
+        node.changed.send_modify(|count| *count += 1);
+    }
+}
+
+/// Waits until the owners of the sessions that this peer holds copies of have put others in its
+/// place, where there are any: a peer that leaves in good order costs no session a copy. Returns
+/// how many sessions it still does.
+async fn replaced(node: &Node) -> usize {
+    let alive = || {
+        let view = node.view();
+        view.live_peers().filter(|(_, belief)| belief.alive == Liveness::Alive).count()
+    };
+    let latest = Instant::now() + REPLACED_WITHIN_MAX;
+    let (mut end, mut living) = (Instant::now() + REPLACED_WITHIN, alive());
+    loop {
+        let left = node.copies_to_replace();
+        if left == 0 || Instant::now() >= end {
+            return left;
+        }
+        // Whoever replaced it while it was cut off could not tell it so.
+        node.ask_for_members(QUESTIONS_AT_ONCE);
+        give_away(node);
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+        let still = alive();
+        if still < living {
+            end = (Instant::now() + REPLACED_WITHIN).min(latest);
+        }
+        living = still;
+    }
+}
+
+/// Invites an heir for each session until none is left of those that were here at first: clients
+/// go on to arrive here, and to draw new ones. Returns how many there were.
+async fn hand_over(node: &Node) -> usize {
+    let first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
+    while give_away(node).iter().any(|key| first.contains(key)) {
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+    }
+    first.len()
+}
+
+/// Invites an heir for each session that is owned here, and returns those that have one.
+fn give_away(node: &Node) -> Vec<SessionKey> {
+    let view = node.view();
+    if !view.live_peers().any(|(_, belief)| may_count_on(belief)) {
+        return Vec::new();
+    }
+    let owned = node.store.owned();
+    for key in owned.iter().take(INVITES_AT_ONCE) {
+        if let Some(to) = heir(key.sid, &key.app, &view) {
+            node.store.with(key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
+        }
+    }
+    owned
+}
+
+/// Gives away what came here until the front doors closed.
+pub(crate) async fn give_away_the_rest(node: &Node) {
+    let end = Instant::now() + REST_WITHIN;
+    while !give_away(node).is_empty() && Instant::now() < end {
+        tokio::time::sleep(INVITE_AGAIN_AFTER).await;
+    }
+}
+
+/// Waits for `grace` until the clients' connections have ended, upgraded ones included, and the hops
+/// that other peers' clients wait for. Then what is left is cut off, but upgraded connections are
+/// first closed in the terms of their protocol.
+pub(crate) async fn end_streams(node: &Node, connections: &TaskTracker, grace: Duration) {
+    let tunnels = &node.tunnels;
+    tunnels.open.close();
+    tunnels.hops.close();
+    // In this order: a connection whose request is answered by an upgrade becomes a tunnel.
+    let ended = async {
+        connections.wait().await;
+        tunnels.open.wait().await;
+        tunnels.hops.wait().await;
+    };
+    if tokio::time::timeout(grace, ended).await.is_ok() {
+        return;
+    }
+    let (connections, hops) = (connections.len(), tunnels.hops.len());
+    warn!(connections, hops, tunnels = tunnels.open.len(), "some streams outlasted the grace time");
+    tunnels.closing.cancel();
+    let _ = tokio::time::timeout(GOODBYE_WITHIN, tunnels.open.wait()).await;
+    tunnels.cut.cancel();
+}
+
+/// Waits until every task has ended, or for as long as that may take.
+pub(crate) async fn wait_for(tasks: &TaskTracker) {
+    if tokio::time::timeout(TASKS_WITHIN, tasks.wait()).await.is_err() {
+        warn!(left = tasks.len(), "some tasks did not end in time");
+    }
+}
+
+/// Stops every app's copy and waits until each has ended.
+pub(crate) async fn stop_apps(node: &Node) {
+    let mut changes = node.changed.subscribe();
+    let apps = node.apps();
+    for slot in &apps.slots {
+        slot.tell(AppEvent::StopWanted(StopReason::Drain));
+    }
+    let grace =
+        apps.slots.iter().map(|slot| slot.spec().policy.stop_grace).max().unwrap_or_default();
+    let stopped = async {
+        loop {
+            let running = apps
+                .slots
+                .iter()
+                .any(|slot| !matches!(slot.state(), AppState::Cold | AppState::Failed));
+            if !running || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // Twice: once for the requests in flight, once for the app itself.
+    if tokio::time::timeout(grace * 2 + Duration::from_secs(1), stopped).await.is_err() {
+        warn!("an app did not stop in time");
+    }
+}

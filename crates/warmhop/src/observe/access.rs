@@ -1,0 +1,249 @@
+//! What is told of each client's request once its answer has ended: what an access log is made of.
+//!
+//! Requests are handed to an [`AccessSink`], by [`Builder::access_log`](crate::Builder::access_log);
+//! without one nothing is gathered. What balancers ask of a front door all the time
+//! ([`READY_PATH`](crate::READY_PATH)) is no request of a client, and is not told.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::{Body as _, Frame, SizeHint};
+
+use crate::http::body::{Body, BoxError};
+use crate::http::fields;
+use crate::observe::recall::{Tracing, beginning};
+
+/// How much of a path, and of a query, is told, in bytes.
+const TARGET_BYTES_MAX: usize = 2048;
+/// How much of a request's host is told, in bytes.
+const HOST_BYTES_MAX: usize = 256;
+
+/// Takes what is told of clients' requests.
+pub trait AccessSink: Send + Sync + 'static {
+    /// Takes one. It is called by the thread that serves the client, and must not block.
+    fn record(&self, access: Access);
+
+    /// How many it lost so far, for the metric `warmhop_access_log_dropped_total`. Default: none.
+    fn dropped(&self) -> u64 {
+        0
+    }
+}
+
+/// One request of a client.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// When it arrived.
+    pub at: SystemTime,
+    /// Where it came from, where that is known.
+    pub client: Option<SocketAddr>,
+    /// Its `Warmhop-Request-Id`.
+    pub id: String,
+    /// Its method.
+    pub method: Method,
+    /// The host that it asked for.
+    pub host: Option<String>,
+    /// The path of its target, cut where it is very long.
+    pub path: String,
+    /// The query of its target, which may hold secrets.
+    pub query: Option<String>,
+    /// The version of HTTP that its client speaks.
+    pub version: Version,
+    /// The app that it was for, where there is one.
+    pub app: Option<String>,
+    /// The way that it took: `serve`, `hop`, `page`, `refuse` or `server`; absent where its client
+    /// left before that was known.
+    pub way: Option<&'static str>,
+    /// The peer that ran it.
+    pub peer: Option<String>,
+    /// The status of its response; absent where its client left before there was one.
+    pub status: Option<u16>,
+    /// The name of the problem that it was answered with.
+    pub problem: Option<&'static str>,
+    /// Why it went the way that it did, as `warmhop why` tells.
+    pub why: String,
+    /// The bytes of the response's body that were sent.
+    pub bytes: u64,
+    /// The time until the response's head.
+    pub head: Option<Duration>,
+    /// The time until the response's end.
+    pub total: Duration,
+    /// How it ended.
+    pub end: AccessEnd,
+}
+
+/// How the answer to a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessEnd {
+    /// All of it was sent.
+    Complete,
+    /// The connection was handed to another protocol, such as WebSocket.
+    Upgraded,
+    /// The response had begun, and broke off.
+    CutOff,
+    /// The client left before there was a response.
+    ClientLeft,
+}
+
+impl AccessEnd {
+    /// In one word.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Upgraded => "upgraded",
+            Self::CutOff => "cut-off",
+            Self::ClientLeft => "client-left",
+        }
+    }
+}
+
+/// Where requests are told, if anywhere.
+#[derive(Clone, Default)]
+pub(crate) struct Accesses(Option<Arc<dyn AccessSink>>);
+
+impl Accesses {
+    pub(crate) fn new(sink: Arc<dyn AccessSink>) -> Self {
+        Self(Some(sink))
+    }
+
+    /// How many were lost; absent where nobody takes them.
+    pub(crate) fn dropped(&self) -> Option<u64> {
+        self.0.as_ref().map(|sink| sink.dropped())
+    }
+
+    pub(crate) fn arrives(
+        &self,
+        request: &Request<Body>,
+        client: Option<SocketAddr>,
+        id: &str,
+    ) -> Option<Accessing> {
+        let sink = Arc::clone(self.0.as_ref()?);
+        let (uri, cut) = (request.uri(), |text: &str| beginning(text.into(), TARGET_BYTES_MAX));
+        let host = fields::host_as_sent(request.headers());
+        let access = Access {
+            at: SystemTime::now(),
+            client,
+            id: id.into(),
+            method: request.method().clone(),
+            host: host.map(|host| beginning(host.into(), HOST_BYTES_MAX)),
+            path: cut(uri.path()),
+            query: uri.query().map(cut),
+            version: request.version(),
+            app: None,
+            way: None,
+            peer: None,
+            status: None,
+            problem: None,
+            why: String::new(),
+            bytes: 0,
+            head: None,
+            total: Duration::ZERO,
+            end: AccessEnd::ClientLeft,
+        };
+        Some(Accessing { access: Some(access), since: Instant::now(), sink })
+    }
+}
+
+/// A request that is under way. It is told when this is dropped, so that one whose client left is
+/// told, too.
+pub(crate) struct Accessing {
+    access: Option<Access>,
+    since: Instant,
+    sink: Arc<dyn AccessSink>,
+}
+
+impl Accessing {
+    pub(crate) fn refused(&mut self, problem: &'static str) {
+        if let Some(access) = &mut self.access {
+            access.problem = Some(problem);
+        }
+    }
+
+    /// Notes the head, and goes on until the response's body has been sent or given up.
+    pub(crate) fn until_the_end_of(
+        mut self,
+        response: Response<Body>,
+        way: &'static str,
+        tracing: &Tracing,
+    ) -> Response<Body> {
+        let (status, size) = (response.status(), response.body().size_hint().exact());
+        let mut has_body = !response.body().is_end_stream();
+        if let Some(access) = &mut self.access {
+            access.way = Some(way);
+            access.status = Some(status.as_u16());
+            access.head = Some(self.since.elapsed());
+            access.app = tracing.named_app();
+            access.peer = tracing.named_peer();
+            access.why = tracing.last_reason();
+            has_body &= access.method != Method::HEAD;
+            access.end = match status {
+                StatusCode::SWITCHING_PROTOCOLS => AccessEnd::Upgraded,
+                _ if has_body => AccessEnd::CutOff,
+                _ => AccessEnd::Complete,
+            };
+        }
+        response.map(|body| Body::new(AccessedBody { body, size, has_body, access: self }))
+    }
+}
+
+impl Drop for Accessing {
+    fn drop(&mut self) {
+        if let Some(mut access) = self.access.take() {
+            access.total = self.since.elapsed();
+            if access.end == AccessEnd::ClientLeft {
+                access.why = "the client left".into();
+            }
+            self.sink.record(access);
+        }
+    }
+}
+
+/// A response's body of which the bytes are counted.
+struct AccessedBody {
+    body: Body,
+    /// How long it is, where that is known.
+    size: Option<u64>,
+    has_body: bool,
+    access: Accessing,
+}
+
+impl http_body::Body for AccessedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let (size, has_body, is_at_end) = (self.size, self.has_body, self.body.is_end_stream());
+        if let Some(access) = &mut self.access.access {
+            match &polled {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    access.bytes += length as u64;
+                    // Of a body whose length is known nobody asks for the end.
+                    if has_body && (is_at_end || size.is_some_and(|size| access.bytes >= size)) {
+                        access.end = AccessEnd::Complete;
+                    }
+                }
+                Poll::Ready(None) if has_body => access.end = AccessEnd::Complete,
+                _ => {}
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

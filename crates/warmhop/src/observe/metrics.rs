@@ -1,0 +1,390 @@
+//! What a peer counts about its own work: Prometheus metrics. They belong to one peer, not to the
+//! process, so that several peers in one process do not mix.
+//!
+//! What is counted with every request is looked up once for each app ([`AppCounts`]): a lookup takes
+//! a lock and a text for each label.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::StatusCode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use warmhop_core::ids::{AppName, PeerId};
+
+use crate::http::refusals::{ByReason, Refusals};
+use crate::observe::status::RequestCounts;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByApp {
+    pub(crate) app: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByAppAndWay {
+    pub(crate) app: String,
+    pub(crate) way: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByAnswer {
+    pub(crate) app: String,
+    pub(crate) way: &'static str,
+    pub(crate) code: &'static str,
+}
+
+/// The classes of status codes, in their order.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Where in [`CLASSES`] a status code is. There are no others: a code has three digits, and an app
+/// whose first is another is one that failed.
+fn class_of(status: StatusCode) -> usize {
+    usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(crate) struct ByDecision {
+    pub(crate) app: String,
+    pub(crate) decision: &'static str,
+    pub(crate) reason: &'static str,
+}
+
+/// Looked up with each hop, so its text is shared and not copied.
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
+pub(crate) struct ByPeer {
+    pub(crate) peer: PeerId,
+}
+
+impl EncodeLabelSet for ByPeer {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        [("peer", self.peer.as_str())].encode(encoder)
+    }
+}
+
+/// The counters of one peer.
+pub(crate) struct Metrics {
+    /// Requests by app, by the way they took (`serve`, `hop`, `page` for the starting page,
+    /// `refuse`, `server`) and by the class of their response's status.
+    pub(crate) requests: Family<ByAnswer, Counter>,
+    /// Seconds until a response's head, by app and way.
+    pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
+    /// Decisions of where a request goes, by what was decided and why. One that waits is counted
+    /// when it begins to, and again when it ends.
+    pub(crate) decisions: Family<ByDecision, Counter>,
+    /// Hops sent, by the peer that they went to.
+    pub(crate) hops_sent: Family<ByPeer, Counter>,
+    /// Hops received, by the peer that they came from.
+    pub(crate) hops_received: Family<ByPeer, Counter>,
+    /// Hops that the receiving peer refused, by its reason.
+    pub(crate) hops_refused: Family<ByReason, Counter>,
+    /// Hops that failed on the way.
+    pub(crate) hops_failed: Counter,
+    /// Affinity cookies not accepted, by reason.
+    pub(crate) cookies_rejected: Family<ByReason, Counter>,
+    /// What clients were refused before it was a request.
+    pub(crate) refusals: Arc<Refusals>,
+    /// Bytes that clients make this peer hold.
+    pub(crate) client_bytes: Gauge,
+    /// Starts of an app's copy here.
+    pub(crate) app_starts: Family<ByApp, Counter>,
+    /// Seconds that a start took until the copy was ready.
+    pub(crate) app_start_seconds: Family<ByApp, Histogram>,
+    /// Starts that failed and copies that crashed.
+    pub(crate) app_failures: Family<ByApp, Counter>,
+    /// Responses of portable sessions released by this peer as owner.
+    pub(crate) releases: Counter,
+    /// Sessions that this peer took over.
+    pub(crate) takeovers: Counter,
+    /// Sessions that another peer took from this one.
+    pub(crate) depositions: Counter,
+    /// Sessions that could not be continued because too many holders are gone.
+    pub(crate) sessions_lost: Counter,
+    /// Sessions that go on from one copy without their majority.
+    pub(crate) sessions_forked: Counter,
+    /// Session requests that were refused, by reason.
+    pub(crate) session_refusals: Family<ByReason, Counter>,
+    /// Copies that were refused to their owners for want of memory.
+    pub(crate) copies_refused: Counter,
+    /// Carried sessions that were too large to be set, or for the app's server to take.
+    pub(crate) session_too_large: Family<ByReason, Counter>,
+    /// Sessions owned here.
+    pub(crate) sessions_owned: Gauge,
+    /// Sessions held here.
+    pub(crate) sessions_held: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            head_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+            }),
+            decisions: Family::default(),
+            hops_sent: Family::default(),
+            hops_received: Family::default(),
+            hops_refused: Family::default(),
+            hops_failed: Counter::default(),
+            cookies_rejected: Family::default(),
+            refusals: Arc::default(),
+            client_bytes: Gauge::default(),
+            app_starts: Family::default(),
+            app_start_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.05, 2.0, 14))
+            }),
+            app_failures: Family::default(),
+            releases: Counter::default(),
+            takeovers: Counter::default(),
+            depositions: Counter::default(),
+            sessions_lost: Counter::default(),
+            sessions_forked: Counter::default(),
+            session_refusals: Family::default(),
+            copies_refused: Counter::default(),
+            session_too_large: Family::default(),
+            sessions_owned: Gauge::default(),
+            sessions_held: Gauge::default(),
+        };
+        let r = registry;
+        r.register(
+            "requests",
+            "Requests by app, way taken and class of the status code",
+            metrics.requests.clone(),
+        );
+        r.register_with_unit(
+            "request_head",
+            "Time to the response's head",
+            Unit::Seconds,
+            metrics.head_seconds.clone(),
+        );
+        r.register(
+            "decisions",
+            "Decisions of where a request goes, by what was decided and why",
+            metrics.decisions.clone(),
+        );
+        r.register("hops_sent", "Hops sent, by the peer they went to", metrics.hops_sent.clone());
+        r.register(
+            "hops_received",
+            "Hops received, by the peer they came from",
+            metrics.hops_received.clone(),
+        );
+        r.register(
+            "hops_refused",
+            "Hops refused by the receiving peer",
+            metrics.hops_refused.clone(),
+        );
+        r.register("hops_failed", "Hops that failed on the way", metrics.hops_failed.clone());
+        r.register(
+            "cookies_rejected",
+            "Affinity cookies not accepted",
+            metrics.cookies_rejected.clone(),
+        );
+        r.register(
+            "clients_refused",
+            "Requests and connections of clients that were refused before an app was looked for",
+            metrics.refusals.counts(),
+        );
+        r.register_with_unit(
+            "clients_held",
+            "What clients make this peer hold, of [http] memory",
+            Unit::Bytes,
+            metrics.client_bytes.clone(),
+        );
+        r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
+        r.register_with_unit(
+            "app_start",
+            "Time from a start's beginning until the copy was ready",
+            Unit::Seconds,
+            metrics.app_start_seconds.clone(),
+        );
+        r.register("app_failures", "Failed starts and crashes", metrics.app_failures.clone());
+        r.register(
+            "session_releases",
+            "Responses released here as a session's owner",
+            metrics.releases.clone(),
+        );
+        r.register("session_takeovers", "Sessions taken over", metrics.takeovers.clone());
+        r.register(
+            "session_depositions",
+            "Sessions given up to another",
+            metrics.depositions.clone(),
+        );
+        r.register(
+            "sessions_lost",
+            "Sessions whose holders are gone",
+            metrics.sessions_lost.clone(),
+        );
+        r.register(
+            "sessions_forked",
+            "Sessions that go on without their majority",
+            metrics.sessions_forked.clone(),
+        );
+        r.register(
+            "session_refusals",
+            "Session requests refused",
+            metrics.session_refusals.clone(),
+        );
+        r.register(
+            "session_copies_refused",
+            "Copies refused to their owners for want of memory",
+            metrics.copies_refused.clone(),
+        );
+        r.register(
+            "session_too_large",
+            "Carried sessions too large to be set, or for the app's server to take",
+            metrics.session_too_large.clone(),
+        );
+        r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
+        r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());
+        metrics
+    }
+
+    /// Begins the series of an app and of what may go wrong with 0: the first that happens would be
+    /// no increase otherwise.
+    pub(crate) fn begin(&self, app: &AppName, refusals: &[&'static str]) {
+        let answers: [(_, &[usize]); 4] =
+            [("serve", &[1, 2, 3, 4]), ("hop", &[1, 2, 3, 4]), ("page", &[4]), ("refuse", &[3, 4])];
+        for (way, classes) in answers {
+            for class in classes {
+                let _ = self.counter(app.as_str(), way, *class);
+            }
+        }
+        let label = ByApp { app: app.to_string() };
+        let _ = self.app_starts.get_or_create(&label);
+        let _ = self.app_failures.get_or_create(&label);
+        let _ = self.app_start_seconds.get_or_create(&label);
+        for &reason in refusals {
+            let _ = self.hops_refused.get_or_create(&ByReason { reason });
+        }
+    }
+
+    fn counter(&self, app: &str, way: &'static str, class: usize) -> Counter {
+        let label = ByAnswer { app: app.to_owned(), way, code: CLASSES[class] };
+        self.requests.get_or_create(&label).clone()
+    }
+
+    fn histogram(&self, app: &str, way: &'static str) -> Histogram {
+        self.head_seconds.get_or_create(&ByAppAndWay { app: app.to_owned(), way }).clone()
+    }
+
+    /// Counts an answer, of no app where `app` is `-`.
+    pub(crate) fn answered(
+        &self,
+        app: &str,
+        way: &'static str,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        self.counter(app, way, class_of(status)).inc();
+        self.histogram(app, way).observe(took.as_secs_f64());
+    }
+
+    /// What became of an app's requests so far.
+    pub(crate) fn request_counts(&self, app: &AppName) -> RequestCounts {
+        let of_class = |way, code| {
+            let label = ByAnswer { app: app.to_string(), way, code };
+            self.requests.get(&label).map_or(0, |counter| counter.get())
+        };
+        let count = |way| CLASSES.iter().map(|code| of_class(way, code)).sum::<u64>();
+        // The starting page is no failure, though its status says that the app cannot serve yet.
+        let failed = ["serve", "hop", "refuse"].map(|way| of_class(way, "5xx")).iter().sum();
+        RequestCounts {
+            served: count("serve"),
+            hopped: count("hop"),
+            refused: count("refuse") + count("page"),
+            failed,
+        }
+    }
+
+    /// Begins the series of hops to and from a peer with 0, as [`Metrics::begin`] does for an app.
+    pub(crate) fn begin_peer(&self, peer: &PeerId) {
+        let label = ByPeer { peer: peer.clone() };
+        let _ = self.hops_sent.get_or_create(&label);
+        let _ = self.hops_received.get_or_create(&label);
+    }
+
+    /// Hops sent to a peer and received from it.
+    pub(crate) fn hop_counts(&self, peer: &PeerId) -> (u64, u64) {
+        let label = ByPeer { peer: peer.clone() };
+        let count = |family: &Family<ByPeer, Counter>| {
+            family.get(&label).map_or(0, |counter| counter.get())
+        };
+        (count(&self.hops_sent), count(&self.hops_received))
+    }
+
+    /// Drops the series of a peer that is long gone: names come and go, and memory stays bounded.
+    pub(crate) fn forget_peer(&self, peer: &PeerId) {
+        let label = ByPeer { peer: peer.clone() };
+        self.hops_sent.remove(&label);
+        self.hops_received.remove(&label);
+    }
+}
+
+/// The most different decisions that are looked up once; there are fewer.
+const DECISIONS_MAX: usize = 32;
+
+/// What was decided, why, and how often.
+type DecisionCount = (&'static str, &'static str, Counter);
+
+/// The series of one app and one way.
+#[derive(Default)]
+struct WayCounts {
+    by_class: [OnceLock<Counter>; CLASSES.len()],
+    seconds: OnceLock<Histogram>,
+}
+
+/// The series of one app that are counted with every request.
+#[derive(Default)]
+pub(crate) struct AppCounts {
+    served: WayCounts,
+    hopped: WayCounts,
+    decisions: Box<[OnceLock<DecisionCount>; DECISIONS_MAX]>,
+}
+
+impl AppCounts {
+    /// Counts an answer of `app` that took `way`, whose head took so long.
+    pub(crate) fn answered(
+        &self,
+        metrics: &Metrics,
+        app: &AppName,
+        way: &'static str,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        let known = match way {
+            "serve" => &self.served,
+            "hop" => &self.hopped,
+            _ => return metrics.answered(app.as_str(), way, status, took),
+        };
+        let class = class_of(status);
+        known.by_class[class].get_or_init(|| metrics.counter(app.as_str(), way, class)).inc();
+        let seconds = known.seconds.get_or_init(|| metrics.histogram(app.as_str(), way));
+        seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a decision for a request of `app`.
+    pub(crate) fn decided(
+        &self,
+        metrics: &Metrics,
+        app: &AppName,
+        decision: &'static str,
+        reason: &'static str,
+    ) {
+        let look_up = || {
+            let label = ByDecision { app: app.to_string(), decision, reason };
+            metrics.decisions.get_or_create(&label).clone()
+        };
+        for known in self.decisions.iter() {
+            // Of two that come here at once the second goes on to the next place.
+            let (is, because, count) = known.get_or_init(|| (decision, reason, look_up()));
+            if *is == decision && *because == reason {
+                count.inc();
+                return;
+            }
+        }
+        look_up().inc();
+    }
+}

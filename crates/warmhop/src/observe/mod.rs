@@ -1,0 +1,10 @@
+//! What a peer tells of its work: metrics, traces, the access log, status.
+
+pub mod access;
+pub(crate) mod clock;
+pub(crate) mod failpoint;
+pub(crate) mod metrics;
+pub(crate) mod progress;
+pub(crate) mod recall;
+pub mod status;
+pub mod trace;

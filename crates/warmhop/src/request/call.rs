@@ -1,0 +1,220 @@
+//! One request on its way to an app, in a form that can be sent more than once where its body
+//! allows it.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
+use warmhop_core::ids::{AppName, RequestId};
+
+use crate::app::session::Session;
+use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
+use crate::http::body::{Body, BoxError};
+use crate::http::fields::{self, SESSION_FIELD};
+use crate::request::carried;
+use crate::request::lent::Home;
+
+/// A body whose length is known to be at most this is read before the request goes anywhere, so
+/// that it can be sent again.
+pub(crate) const SMALL_BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// How long a small body that need not be whole is waited for: the app may answer a client that
+/// waits for that before it sends the rest.
+const SMALL_BODY_WITHIN: Duration = Duration::from_millis(100);
+
+/// What is left of a request's body.
+pub(crate) enum CallBody {
+    /// All of it.
+    Whole(Bytes),
+    /// A stream, until it was given away.
+    Stream(Option<Body>),
+    /// A stream that an app here was given, and that may come back.
+    Lent(Home),
+}
+
+/// One request for one app; its fields are those that the app shall see.
+pub(crate) struct Call {
+    pub(crate) id: RequestId,
+    pub(crate) method: Method,
+    /// Path and query.
+    pub(crate) target: String,
+    pub(crate) fields: HeaderMap,
+    pub(crate) body: CallBody,
+    pub(crate) upgrade: Option<HeaderValue>,
+    /// The client's side of an upgrade.
+    pub(crate) on_upgrade: Option<OnUpgrade>,
+    /// An earlier attempt may have reached an app.
+    pub(crate) may_have_run: bool,
+    /// Tells this request from its client's repeats, on whichever peer it is served.
+    pub(crate) attempt: u64,
+    /// How long it has waited for a copy of the app.
+    pub(crate) waited: Duration,
+}
+
+impl Call {
+    /// The bytes of a body that has none, or is in memory and small; else the body again.
+    pub(crate) fn gathered(mut body: Body) -> Result<Bytes, Body> {
+        use http_body::Body as _;
+        if body.size_hint().exact() == Some(0) {
+            return Ok(Bytes::new());
+        }
+        body.take_whole(SMALL_BODY_BYTES_MAX).ok_or(body)
+    }
+
+    /// Reads a body that is small, or one of at most `bytes_max` bytes if `want_whole`, into
+    /// memory; a longer one stays a stream, and so does a small one that is long in coming.
+    pub(crate) async fn gather(
+        mut body: Body,
+        want_whole: Option<usize>,
+    ) -> Result<CallBody, BoxError> {
+        use http_body::Body as _;
+        let exact = body.size_hint().exact();
+        let bytes_max = match (want_whole, exact) {
+            (_, Some(0)) => return Ok(CallBody::Whole(Bytes::new())),
+            (Some(bytes_max), Some(bytes)) if bytes <= bytes_max as u64 => bytes_max,
+            (Some(bytes_max), None) => bytes_max,
+            (None, Some(bytes)) if bytes <= SMALL_BODY_BYTES_MAX as u64 => SMALL_BODY_BYTES_MAX,
+            _ => return Ok(CallBody::Stream(Some(body))),
+        };
+        if let Some(whole) = body.take_whole(bytes_max) {
+            return Ok(CallBody::Whole(whole));
+        }
+        let mut collected = BytesMut::new();
+        let late = tokio::time::sleep(SMALL_BODY_WITHIN);
+        tokio::pin!(late);
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = body.frame() => frame,
+                () = &mut late, if want_whole.is_none() => {
+                    let read = Vec::from_iter((!collected.is_empty()).then(|| collected.freeze()));
+                    return Ok(CallBody::Stream(Some(Body::resumed(read, body))));
+                }
+            };
+            let Some(frame) = frame else { break };
+            let data = match frame?.into_data() {
+                Ok(data) => data,
+                // Trailers cannot be kept in a whole body: pass all of it on as a stream.
+                Err(trailers) => {
+                    let read = vec![collected.freeze()];
+                    let rest = http_body_util::StreamBody::new(futures_util::stream::iter([Ok::<
+                        _,
+                        BoxError,
+                    >(
+                        trailers,
+                    )]));
+                    return Ok(CallBody::Stream(Some(Body::resumed(read, Body::new(rest)))));
+                }
+            };
+            if exact == Some(data.len() as u64) {
+                // Most small bodies arrive in one piece, which needs no copy.
+                return Ok(CallBody::Whole(data));
+            }
+            if collected.len() + data.len() > bytes_max {
+                let read = vec![collected.freeze(), data];
+                return Ok(CallBody::Stream(Some(Body::resumed(read, body))));
+            }
+            collected.extend_from_slice(&data);
+        }
+        Ok(CallBody::Whole(collected.freeze()))
+    }
+
+    /// Whether the body can still be sent.
+    pub(crate) fn is_sendable(&self) -> bool {
+        match &self.body {
+            CallBody::Whole(_) => true,
+            CallBody::Stream(stream) => stream.is_some(),
+            CallBody::Lent(home) => home.has_it(),
+        }
+    }
+
+    fn take_body(&mut self) -> Option<Body> {
+        match &mut self.body {
+            CallBody::Whole(bytes) => Some(Body::from(bytes.clone())),
+            CallBody::Stream(stream) => stream.take(),
+            CallBody::Lent(home) => home.take(),
+        }
+    }
+
+    /// The body for an app here, which may turn out to have seen nothing of it.
+    fn lend_body(&mut self) -> Option<Body> {
+        let body = self.take_body()?;
+        if matches!(self.body, CallBody::Whole(_)) {
+            return Some(body);
+        }
+        let (home, lent) = Home::lend(body);
+        self.body = CallBody::Lent(home);
+        Some(lent)
+    }
+
+    /// A body that was not sent after all.
+    pub(crate) fn put_back(&mut self, body: Body) {
+        if !self.is_sendable() {
+            self.body = CallBody::Stream(Some(body));
+        }
+    }
+
+    /// The request as an app on this peer gets it; `None` once its stream was given away.
+    pub(crate) fn make_request(
+        &mut self,
+        session: Option<&Session>,
+        carried: bool,
+    ) -> Option<Request<Body>> {
+        let mut request = Request::new(self.lend_body()?);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.target.parse().ok()?;
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = self.fields.clone();
+        if let Some(protocol) = &self.upgrade {
+            fields::put_upgrade(request.headers_mut(), protocol.clone());
+            // It has no body, and must not announce one.
+            request.headers_mut().remove(CONTENT_LENGTH);
+            if let Some(on_upgrade) = &self.on_upgrade {
+                request.extensions_mut().insert(on_upgrade.clone());
+            }
+        }
+        if let Some(session) = session {
+            if carried {
+                if let Some(value) = session.get().and_then(|state| carried::to_field(&state)) {
+                    request.headers_mut().insert(SESSION_FIELD, value);
+                }
+            } else {
+                request.extensions_mut().insert(session.clone());
+            }
+        }
+        Some(request)
+    }
+
+    /// The request as another peer gets it; `None` once its stream was given away.
+    pub(crate) fn make_hop(&mut self, app: &AppName, kind: HopKind) -> Option<HopRequest> {
+        let body = self.take_body()?;
+        let head = HopHead {
+            kind,
+            app: app.clone(),
+            request_id: self.id.to_string(),
+            method: self.method.as_str().to_owned(),
+            target: self.target.clone(),
+            fields: fields_out(&self.fields),
+            upgrade: self.upgrade.as_ref().map(|protocol| protocol.as_bytes().to_vec()),
+            asks_go: false,
+        };
+        Some(HopRequest { head, body })
+    }
+
+    /// A digest of what a repeat under the same key must have in common.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in [self.method.as_str().as_bytes(), b" ", self.target.as_bytes(), b"\n"] {
+            context.update(part);
+        }
+        if let CallBody::Whole(bytes) = &self.body {
+            context.update(bytes);
+        }
+        let digest = context.finish();
+        let first: [u8; 8] = digest.as_ref()[..8].try_into().expect("a digest has 32 bytes");
+        u64::from_be_bytes(first)
+    }
+}

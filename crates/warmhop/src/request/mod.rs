@@ -1,0 +1,16 @@
+//! One request, from the decision where it goes to the committed response.
+
+pub(crate) mod apps;
+pub(crate) mod arrivals;
+pub(crate) mod call;
+pub(crate) mod carried;
+pub(crate) mod error_page;
+pub(crate) mod grpc;
+pub(crate) mod heir;
+pub(crate) mod lent;
+pub(crate) mod node;
+pub(crate) mod once;
+pub(crate) mod portable;
+pub(crate) mod problem;
+pub(crate) mod registers;
+pub(crate) mod serve;

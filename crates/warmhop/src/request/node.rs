@@ -1,0 +1,547 @@
+//! What one peer consists of, and how it decides where a request goes.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+use http::HeaderValue;
+use tokio::sync::watch;
+use warmhop_core::app::{ETA_FLOOR, WantedBy};
+use warmhop_core::config::StartMode;
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
+use warmhop_core::rank;
+use warmhop_core::route::{
+    ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, FULL_FOR, HOT_AWAITING, LocalApp, PinTo,
+    Question, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, decide,
+};
+use warmhop_core::session::census::Census;
+use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
+
+use crate::app::slot::Slot;
+use crate::hop::Load;
+use crate::hop::peer_service::PeerServices;
+use crate::http::tunnels::Tunnels;
+use crate::identity::CookieAuthenticator;
+use crate::links::net::Net;
+use crate::observe::access::Accesses;
+use crate::observe::clock::Clock;
+use crate::observe::metrics::Metrics;
+use crate::observe::progress::Progress;
+use crate::observe::recall::{Considered, Traces, Tracing};
+use crate::observe::trace::Spans;
+use crate::request::apps::Apps;
+use crate::request::error_page::ErrorPage;
+use crate::request::once::RunsOnce;
+use crate::request::problem::Problem;
+use crate::sessions::store::Store;
+
+/// How long a reply vouches for the peer that sent it.
+const HEARD_LATELY: Duration = Duration::from_millis(50);
+/// How long a peer may be silent before it is treated as dead rather than late.
+pub(crate) const SUSPECT_MAX: Duration = Duration::from_secs(30);
+/// How long a dead peer is remembered.
+pub(crate) const FORGET_DEAD_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// One peer.
+pub(crate) struct Node {
+    pub(crate) me: PeerId,
+    /// Its name as the value of a field.
+    pub(crate) me_field: HeaderValue,
+    pub(crate) cluster: String,
+    pub(crate) zone: Option<String>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) reveal: bool,
+    pub(crate) error_page: ErrorPage,
+    pub(crate) clock: Clock,
+    pub(crate) started: Instant,
+    /// How many addresses it has of others that it means to join.
+    pub(crate) seeds: usize,
+    apps: ArcSwap<Apps>,
+    /// Those that execute what is asked of registers: no client's request reaches them.
+    pub(crate) registers: Vec<Arc<Slot>>,
+    /// What other peers may ask of this one beside its apps.
+    pub(crate) services: PeerServices,
+    view: ArcSwap<View>,
+    view_owner: Mutex<View>,
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) net: OnceLock<Net>,
+    pub(crate) http: Vec<SocketAddr>,
+    loads: Mutex<HashMap<(PeerId, AppName), (Load, Now)>>,
+    pub(crate) draining: AtomicBool,
+    /// It drained: what there was has been given away.
+    pub(crate) drained: AtomicBool,
+    pub(crate) tunnels: Tunnels,
+    pub(crate) runs_once: RunsOnce,
+    pub(crate) auth: CookieAuthenticator,
+    pub(crate) traces: Arc<Traces>,
+    pub(crate) accesses: Accesses,
+    pub(crate) spans: Spans,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Here,
+    There(PeerId),
+}
+
+/// What a request brings to the question where it goes.
+pub(crate) struct Placing<'a> {
+    pub(crate) slot: &'a Arc<Slot>,
+    pub(crate) arrived: Arrived,
+    pub(crate) pin: Option<PinTo<'a>>,
+    pub(crate) tried: &'a [PeerId],
+    /// How an app failed that has had the request: what the client is told where no other copy is
+    /// ready. It is not worth a wait.
+    pub(crate) failed: Option<&'a Problem>,
+    /// The copy here has had the request, and was too slow.
+    pub(crate) shun_here: bool,
+}
+
+impl<'a> Placing<'a> {
+    /// That of a request which no app has had.
+    pub(crate) fn first(slot: &'a Arc<Slot>, arrived: Arrived) -> Self {
+        Self { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false }
+    }
+}
+
+/// The parts that a node is made of, but for what it makes itself.
+pub(crate) struct Parts {
+    pub(crate) me: PeerId,
+    pub(crate) cluster: String,
+    pub(crate) zone: Option<String>,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) reveal: bool,
+    pub(crate) error_page: ErrorPage,
+    pub(crate) clock: Clock,
+    pub(crate) seeds: usize,
+    pub(crate) slots: Vec<Arc<Slot>>,
+    pub(crate) registers: Vec<Arc<Slot>>,
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) auth: CookieAuthenticator,
+    pub(crate) accesses: Accesses,
+    pub(crate) spans: Spans,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let apps = Apps::new(parts.slots, &parts.registers);
+        let view = View::new(parts.me.clone());
+        let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
+        Arc::new(Self {
+            me: parts.me,
+            me_field,
+            cluster: parts.cluster,
+            zone: parts.zone,
+            incarnation: parts.incarnation,
+            reveal: parts.reveal,
+            error_page: parts.error_page,
+            clock: parts.clock,
+            started: Instant::now(),
+            seeds: parts.seeds,
+            apps: ArcSwap::from_pointee(apps),
+            registers: parts.registers,
+            services: PeerServices::new(),
+            view: ArcSwap::from_pointee(view.clone()),
+            view_owner: Mutex::new(view),
+            changed: parts.changed,
+            store: parts.store,
+            net: OnceLock::new(),
+            http: parts.http,
+            loads: Mutex::new(HashMap::new()),
+            draining: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            tunnels: Tunnels::default(),
+            runs_once: RunsOnce::default(),
+            auth: parts.auth,
+            traces: Arc::new(Traces::new()),
+            accesses: parts.accesses,
+            spans: parts.spans,
+            metrics: parts.metrics,
+        })
+    }
+
+    pub(crate) fn net(&self) -> Option<&Net> {
+        self.net.get()
+    }
+
+    /// The apps that it has now.
+    pub(crate) fn apps(&self) -> Guard<Arc<Apps>> {
+        self.apps.load()
+    }
+
+    /// The app of this name, or the registers.
+    pub(crate) fn slot(&self, name: &AppName) -> Option<Arc<Slot>> {
+        self.apps.load().named(name).cloned()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// What this peer believes of the others, as one immutable snapshot.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// Changes the view and publishes the snapshot.
+    pub(crate) fn edit_view<R>(&self, edit: impl FnOnce(&mut View, Now) -> R) -> R {
+        let mut view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        let result = edit(&mut view, now);
+        self.view.store(Arc::new(view.clone()));
+        self.store.count(self.census(&view, now));
+        drop(view);
+        self.changed.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// Counts who is there anew: some silences are long by now.
+    pub(crate) fn count_peers(&self) {
+        // Not beside a change, whose count would be the newer one.
+        let view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.count(self.census(&view, self.clock.now()));
+    }
+
+    fn census(&self, view: &View, now: Now) -> Census {
+        let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
+        // Until the mesh is joined none was met.
+        let unmet = self.net().map_or(self.seeds, |net| net.unmet_seeds(known));
+        Census::of(view, now).with_unmet(unmet)
+    }
+
+    pub(crate) fn apply(&self, news: News, first_hand: bool) {
+        let source = if first_hand { Source::FirstHand } else { Source::Hearsay };
+        let begun = self.edit_view(|view, now| {
+            let peer = news.peer().clone();
+            let before = view.life(&peer);
+            view.apply(news, now, source);
+            view.life(&peer).filter(|life| Some(*life) != before).map(|life| (life, before))
+        });
+        if let Some((life, former)) = begun {
+            self.store.peer_lives(life, former);
+        }
+    }
+
+    /// Notes the load that a peer told with its reply.
+    pub(crate) fn note_load(&self, peer: &PeerId, app: &AppName, load: Load) {
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.insert((peer.clone(), app.clone()), (load, self.clock.now()));
+    }
+
+    /// Whether a reply came from the peer so lately that it very likely still lives.
+    pub(crate) fn heard_lately(&self, peer: &PeerId, app: &AppName) -> bool {
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads
+            .get(&(peer.clone(), app.clone()))
+            .is_some_and(|(_, at)| self.clock.now().since(*at) < HEARD_LATELY)
+    }
+
+    /// Drops what was noted of peers that are gone.
+    pub(crate) fn forget_loads(&self) {
+        let view = self.view();
+        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.retain(|(peer, _), _| view.peer(peer).is_some());
+    }
+
+    pub(crate) fn local_load(slot: &Slot) -> Load {
+        Load { in_flight: slot.in_flight_here(), latency_us: slot.latency_us() }
+    }
+
+    /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
+    /// that could start it, best first.
+    fn candidates<'v>(
+        &self,
+        view: &'v View,
+        app: &'v AppName,
+        or_cold: bool,
+    ) -> Vec<Candidate<'v>> {
+        let now = self.clock.now();
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        let candidate = |peer: &'v PeerId, belief: &PeerBelief, told: &AppBelief| {
+            let load = loads.get(&(peer.clone(), app.clone()));
+            let fresher = load.filter(|(_, at)| *at >= told.heard);
+            Candidate {
+                peer,
+                state: told.news.state,
+                same_zone: self.zone == belief.news.zone,
+                in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
+                latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
+                age: now.since(told.heard),
+                load_age: load.map(|(_, at)| now.since(*at)),
+                suspect: belief.alive == Liveness::Suspect,
+                draining: belief.news.draining,
+                eta: told.eta(now),
+            }
+        };
+        let warm: Vec<_> = view
+            .warm_peers(app)
+            .map(|(peer, belief, told)| candidate(peer, belief, told))
+            .collect();
+        if !warm.is_empty() || !or_cold {
+            return warm;
+        }
+        let able = |(_, belief): &(&PeerId, &PeerBelief)| belief.apps.contains_key(app);
+        let ranked = rank::keepers(app, view.live_peers().filter(able).map(|(peer, _)| peer), 8);
+        ranked
+            .iter()
+            .filter_map(|peer| {
+                let (peer, belief) = view.live_peers().find(|(other, _)| *other == peer)?;
+                Some(candidate(peer, belief, belief.apps.get(app)?))
+            })
+            .collect()
+    }
+
+    /// Asks a peer to start an app that may not start here; its news will tell.
+    fn ask_to_start(&self, peer: PeerId, app: AppName) {
+        let Some(net) = self.net().cloned() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = crate::hop::wake(&net, &peer, app).await {
+                tracing::debug!(%peer, ?error, "could not ask for a start");
+            }
+        });
+    }
+
+    /// Decides where a request goes, waiting where it must; every decision is traced. `waited` is
+    /// how long the request has waited in all, however often it was placed.
+    pub(crate) async fn place(
+        &self,
+        placing: &Placing<'_>,
+        waited: &mut Duration,
+        tracing: &mut Tracing,
+    ) -> Result<Place, Problem> {
+        let slot = placing.slot;
+        let mut waiting: Option<Waiting<'_>> = None;
+        let before = *waited;
+        let since = Instant::now();
+        let failed_before = slot.failed_starts();
+        let mut changes: Option<watch::Receiver<u64>> = None;
+        loop {
+            if let Some(changes) = &mut changes {
+                changes.mark_unchanged();
+            }
+            if waiting.is_some() {
+                *waited = before + since.elapsed();
+            }
+            let freed = slot.freed.notified();
+            let failed_starts = slot.failed_starts().saturating_sub(failed_before);
+            let waits = waiting.is_some();
+            let (decision, candidates) = self.consider(placing, waits, *waited, failed_starts);
+            if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
+                // Most never wait. Whoever does looks once more, so that nothing is missed.
+                changes = Some(self.changed.subscribe());
+                continue;
+            }
+            let what = match &decision.action {
+                Action::Serve => "serve",
+                Action::Hop { .. } => "hop",
+                Action::Wait { .. } => "wait",
+                Action::Refuse(_) => "refuse",
+            };
+            if waiting.is_none() || what != "wait" {
+                let label = decision.reason.label();
+                slot.counts.decided(&self.metrics, slot.name(), what, label);
+            }
+            tracing.step_among(what, decision.reason.clone(), candidates);
+            let goes_on = matches!(decision.action, Action::Serve | Action::Hop { .. });
+            if let (Some(failed), false) = (placing.failed, goes_on) {
+                return Err(failed.clone());
+            }
+            match decision.action {
+                Action::Serve => return Ok(Place::Here),
+                Action::Hop { to } => return Ok(Place::There(to)),
+                Action::Refuse(refusal) => {
+                    return Err(refused(&refusal, &decision.reason.to_string()));
+                }
+                Action::Wait { at_most } => {
+                    if waiting.is_none() {
+                        slot.waiting.fetch_add(1, Ordering::Relaxed);
+                        waiting = Some(Waiting(slot));
+                    }
+                    if decision.reason == Reason::BusyEverywhere {
+                        // Of places elsewhere nobody is told: they are asked for again.
+                        let _ = tokio::time::timeout(FULL_FOR.min(at_most), freed).await;
+                    } else if let Some(changes) = &mut changes {
+                        let _ = tokio::time::timeout(at_most, changes.changed()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a browser that navigates is shown where the app is ready nowhere: the page with the
+    /// start's progress, the start being begun as for a request that waits. `None` where the
+    /// request goes the way of any other.
+    pub(crate) fn starting_page(&self, slot: &Arc<Slot>, tracing: &mut Tracing) -> Option<Problem> {
+        if slot.state() == AppState::Ready {
+            return None;
+        }
+        let arrived = Arrived::AtFrontDoor;
+        let placing =
+            Placing { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false };
+        let (decision, candidates) = self.consider(&placing, false, Duration::ZERO, 0);
+        if !matches!(decision.action, Action::Wait { .. }) {
+            return None;
+        }
+        let progress = self.progress(slot);
+        if !progress.is_worth_a_page() {
+            return None;
+        }
+        slot.counts.decided(&self.metrics, slot.name(), "page", decision.reason.label());
+        let why = format!("{}; a browser is shown the starting page", decision.reason);
+        tracing.step_among("page", why, candidates);
+        let detail = "the app is starting and ready nowhere yet";
+        let mut problem = Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "starting", detail)
+            .proxy_error("destination_unavailable")
+            .retry_after(progress.eta.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX));
+        problem.page = Some(Box::new(progress.page(if self.reveal {
+            slot.name().as_str()
+        } else {
+            "This page"
+        })));
+        Some(problem)
+    }
+
+    /// How far the first copy of the app is, wherever it comes from. Asking starts nothing.
+    pub(crate) fn progress(&self, slot: &Slot) -> Progress {
+        let state = slot.state();
+        let (failures, retry) = slot.failures();
+        let told = Progress { state: "ready", eta: None, elapsed: None, failures, retry };
+        if state == AppState::Ready {
+            return told;
+        }
+        let (view, now) = (self.view(), self.clock.now());
+        let mut first = (state == AppState::Starting).then(|| Progress {
+            state: "starting",
+            eta: slot.eta(),
+            elapsed: slot.starting_for(),
+            ..told
+        });
+        for (_, belief, copy) in view.warm_peers(slot.name()) {
+            match copy.news.state {
+                AppState::Ready if belief.alive == Liveness::Alive => return told,
+                AppState::Starting if belief.alive == Liveness::Alive => {
+                    let eta = copy.eta(now);
+                    let sooner = first.as_ref().is_none_or(|first| {
+                        eta.is_some_and(|eta| first.eta.is_none_or(|other| eta < other))
+                    });
+                    if sooner {
+                        first = Some(Progress { state: "starting", eta, elapsed: None, ..told });
+                    }
+                }
+                _ => {}
+            }
+        }
+        let otherwise = if state == AppState::Failed { "failed" } else { "cold" };
+        let mut first =
+            first.unwrap_or(Progress { state: otherwise, eta: slot.eta(), elapsed: None, ..told });
+        // A first start here takes about as long as starts elsewhere, where there were any.
+        if first.eta.is_none() {
+            let copies = view.live_peers().filter_map(|(_, belief)| belief.apps.get(slot.name()));
+            let cold = copies.filter(|copy| copy.news.state == AppState::Cold);
+            let whole = cold.filter_map(|copy| copy.eta(now)).min();
+            let gone = first.elapsed.unwrap_or_default();
+            first.eta = whole.map(|whole| whole.saturating_sub(gone).max(ETA_FLOOR));
+        }
+        first
+    }
+
+    /// Asks the core what to do with a request, and carries out what goes beside the answer: a
+    /// start here, or the wish that another peer starts the app.
+    fn consider(
+        &self,
+        placing: &Placing<'_>,
+        waits: bool,
+        waited: Duration,
+        failed_starts: u32,
+    ) -> (Decision, Vec<Considered>) {
+        let slot = placing.slot;
+        let spec = slot.spec();
+        // What is ready and is not to be asked again is as good as one that takes nothing new.
+        let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
+        let view = self.view.load();
+        let (pinned_here, draining) = (placing.pin.is_none_or(|pin| pin.here), self.is_draining());
+        let is_busy = slot.is_full() || slot.awaiting() >= HOT_AWAITING;
+        let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy;
+        let candidates = if is_plain {
+            Vec::new()
+        } else {
+            let never = spec.policy.start == StartMode::Never;
+            let others_start = never || draining || state == AppState::Failed;
+            self.candidates(&view, slot.name(), others_start)
+        };
+        let question = Question {
+            app: &spec.policy,
+            local: LocalApp {
+                state,
+                in_flight: slot.in_flight_here(),
+                // Nobody asks when a copy will be ready that is, and has room.
+                eta: if is_plain { None } else { slot.eta() },
+                waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
+                awaiting: slot.awaiting(),
+                latency_us: slot.latency_us(),
+                starts_in: if state == AppState::Failed { slot.starts_in() } else { None },
+            },
+            draining,
+            zone: self.zone.as_deref(),
+            candidates: &candidates,
+            arrived: placing.arrived,
+            affinity: placing.pin,
+            // Whoever said no before a wait may say yes after it.
+            tried: if waits { &[] } else { placing.tried },
+            attempt_budget: ATTEMPTS_MAX,
+            waited,
+            failed_starts,
+            dice: rand::random(),
+        };
+        let decision = decide(&question);
+        let backs_off = state == AppState::Failed;
+        if (decision.start_here || backs_off) && placing.arrived == Arrived::AtFrontDoor {
+            slot.wanted(WantedBy::Request);
+        }
+        if let Some(peer) = decision.ask_to_start.clone() {
+            self.ask_to_start(peer, slot.name().clone());
+        }
+        let candidates = traced(&candidates);
+        (decision, candidates)
+    }
+}
+
+struct Waiting<'a>(&'a Slot);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn traced(candidates: &[Candidate<'_>]) -> Vec<Considered> {
+    candidates
+        .iter()
+        .take(16)
+        .map(|candidate| Considered {
+            peer: candidate.peer.clone(),
+            state: candidate.state,
+            in_flight: candidate.in_flight,
+            age: candidate.age,
+        })
+        .collect()
+}
+
+/// A refusal of the core as a client sees it.
+pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
+    let status = http::StatusCode::from_u16(refusal.status())
+        .unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+    let mut problem =
+        Problem::new(status, refusal.label(), reason).proxy_error(refusal.proxy_error());
+    problem.retry_after = Some(Duration::from_secs(refusal.retry_after_s()));
+    problem
+}

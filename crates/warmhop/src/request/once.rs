@@ -1,0 +1,252 @@
+//! Requests with a key to an app that changes its session by commands
+//! ([`EffectsMode::ByCommand`]). What such an app did before its peer died is not undone, so the
+//! request is not run again, neither by the mesh nor by its client's repeat: that its run begins is
+//! committed *before* it runs, beside its key, and whoever finds this without an answer commits that
+//! the outcome is unknown, and says so from then on.
+//!
+//! The begin names the attempt that committed it. As long as no app can have seen the request, that
+//! attempt goes on from it wherever the session has moved to, or takes it back where it cannot run.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use http::HeaderMap;
+use warmhop_core::config::EffectsMode;
+use warmhop_core::ids::{RequestKey, SessionKey};
+use warmhop_core::session::begun::begin_of;
+use warmhop_core::session::entry::Enter;
+use warmhop_core::session::message::{Exec, ExecDone, Stored};
+use warmhop_core::session::{Failure, Outcome, Submit, Ticket};
+
+use crate::observe::recall::Tracing;
+use crate::request::call::Call;
+use crate::request::node::{Node, Place, Placing};
+use crate::request::portable::{LineEnd, Portable};
+use crate::request::problem::{Audience, Problem, outcome_unknown, too_many_sessions};
+use crate::request::serve::Served;
+use crate::sessions::store::Told;
+
+/// How long taking a begin back may keep a client waiting for its refusal.
+const TAKE_BACK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Whether a request's run was begun before.
+enum Begun {
+    /// Not by another attempt: where it is to run.
+    Now(Place),
+    /// It was, and may have changed anything.
+    Before,
+}
+
+/// The requests that are on their way here and must not run twice: a repeat is told of the first one,
+/// rather than to wait for it. Bounded by the requests under way.
+#[derive(Debug, Default)]
+pub(crate) struct RunsOnce(Mutex<HashSet<(SessionKey, RequestKey)>>);
+
+impl RunsOnce {
+    fn enter(&self, key: &SessionKey, rid: RequestKey) -> Option<UnderWay<'_>> {
+        let name = (key.clone(), rid);
+        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Lazily: one that is dropped here would wait for this lock, and remove the first one's name.
+        all.insert(name.clone()).then(|| UnderWay { all: self, name })
+    }
+}
+
+struct UnderWay<'a> {
+    all: &'a RunsOnce,
+    name: (SessionKey, RequestKey),
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut all = self.all.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        all.remove(&self.name);
+    }
+}
+
+impl Portable<'_> {
+    /// Whether the request must not run a second time, be it by its client's repeat.
+    pub(crate) fn runs_once(&self) -> bool {
+        self.keyed && self.slot.spec().policy.effects == EffectsMode::ByCommand
+    }
+
+    /// The name under which the begin of its run is remembered.
+    fn begin_rid(&self) -> RequestKey {
+        begin_of(self.rid)
+    }
+
+    /// The name of the order that takes back what `attempt` began.
+    fn taking_back(&self, attempt: u64) -> RequestKey {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        context.update(b"takes back ");
+        context.update(&self.rid.0);
+        context.update(&attempt.to_be_bytes());
+        let digest = context.finish();
+        RequestKey(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
+    }
+
+    fn submit_as(&self, rid: RequestKey) -> impl FnOnce(Ticket) -> Submit {
+        let (fingerprint, seen) = (self.fingerprint, self.seen);
+        move |ticket| Submit { ticket, rid, fingerprint, keyed: true, seen, safe: false }
+    }
+}
+
+impl Node {
+    /// Runs the request unless another attempt of it was begun before.
+    pub(crate) async fn run_once(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        key: &SessionKey,
+        enter: Enter,
+        tracing: &mut Tracing,
+    ) -> LineEnd {
+        let Some(_under_way) = self.runs_once.enter(key, portable.rid) else {
+            return LineEnd::Failed(Failure::KeyInUse);
+        };
+        let place = match Box::pin(self.note_begin(portable, call, key, enter, tracing)).await {
+            Ok(Begun::Now(place)) => place,
+            Ok(Begun::Before) => {
+                let known = (None, true);
+                return self
+                    .stand_in_line(portable, call, key, Enter::AsOwner, known, tracing)
+                    .await;
+            }
+            Err(end) => return never_ran(end),
+        };
+        let known = (Some(place), false);
+        let end = self.stand_in_line(portable, call, key, Enter::AsOwner, known, tracing).await;
+        if call.may_have_run {
+            return end;
+        }
+        let end = never_ran(end);
+        if matches!(end, LineEnd::Problem(_) | LineEnd::Failed(_)) {
+            let taking_back = self.take_back(portable, call.attempt, key);
+            if tokio::time::timeout(TAKE_BACK_WITHIN, taking_back).await.is_err() {
+                tracing.step("once", "that its run began could not be taken back in time");
+            }
+        }
+        end
+    }
+
+    /// Commits that the request's run begins, once it is known where it can run.
+    async fn note_begin(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        key: &SessionKey,
+        enter: Enter,
+        tracing: &mut Tracing,
+    ) -> Result<Begun, LineEnd> {
+        let line = self.store.enqueue(key, portable.submit_as(portable.begin_rid()), enter);
+        let mut line = line.ok_or_else(|| LineEnd::Problem(too_many_sessions()))?;
+        let mut place = None;
+        loop {
+            match line.next().await {
+                Told::Turn => {
+                    // Nothing is written down about a request that finds nowhere to run.
+                    place = Some(self.place_once(portable, call, tracing).await?);
+                    line.begin(self.incarnation);
+                }
+                Told::Execute { exec, .. } => {
+                    let done = self.write_down(key, &exec, Stored::Begun(call.attempt));
+                    line.executed(done.map_or(Outcome::Failed, Outcome::from));
+                }
+                Told::Release { .. } => match place.take() {
+                    Some(place) => return Ok(Begun::Now(place)),
+                    None => return Ok(Begun::Before),
+                },
+                Told::Replay { stored, .. } if stored.is_begin_of(call.attempt) => {
+                    tracing.step("once", "it goes on from what it began on another peer");
+                    return self.place_once(portable, call, tracing).await.map(Begun::Now);
+                }
+                Told::Replay { .. } => return Ok(Begun::Before),
+                Told::Again => {}
+                Told::Fail(failure) => return Err(LineEnd::Failed(failure)),
+                Told::Redirect(to) => return Err(LineEnd::Elsewhere(to)),
+            }
+        }
+    }
+
+    async fn place_once(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        tracing: &mut Tracing,
+    ) -> Result<Place, LineEnd> {
+        let placing = Placing::first(portable.slot, portable.arrived);
+        self.place(&placing, &mut call.waited, tracing).await.map_err(LineEnd::Problem)
+    }
+
+    /// Removes the begin that `attempt` committed, which no app saw: the key is free again. Where the
+    /// session has moved on meanwhile it stays, and the key's outcome is called unknown.
+    async fn take_back(&self, portable: &Portable<'_>, attempt: u64, key: &SessionKey) {
+        let rid = portable.taking_back(attempt);
+        let line = self.store.enqueue(key, portable.submit_as(rid), Enter::AsOwner);
+        let Some(mut line) = line else { return };
+        loop {
+            match line.next().await {
+                Told::Turn => line.begin(self.incarnation),
+                Told::Execute { exec, .. } => {
+                    let begin = portable.begin_rid();
+                    let done = self.store.with(key, true, |machine, ctx, _| {
+                        match machine.exec_begin(ctx, &exec) {
+                            Ok(base) => {
+                                machine.exec_end_taking_back(ctx, &exec, &base, begin, attempt)
+                            }
+                            Err(refused) => refused,
+                        }
+                    });
+                    line.executed(done.map_or(Outcome::Failed, Outcome::from));
+                }
+                Told::Again => {}
+                Told::Release { .. } | Told::Replay { .. } | Told::Fail(_) | Told::Redirect(_) => {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What comes of an order that runs no app: `stored` is written down for its key.
+    pub(crate) fn write_down(
+        &self,
+        key: &SessionKey,
+        exec: &Exec,
+        stored: Stored,
+    ) -> Option<ExecDone> {
+        self.store.with(key, true, |machine, ctx, _| match machine.exec_begin(ctx, exec) {
+            Ok(base) => machine.exec_end(ctx, exec, &base, None, stored),
+            Err(refused) => refused,
+        })
+    }
+
+    /// What a client is told whose request may have been applied: a response, since its cookie has
+    /// to name the session that remembers this.
+    pub(crate) fn unknown_for_good(&self, problem: Option<Problem>, id: &str) -> Served {
+        let problem = problem.unwrap_or_else(|| {
+            outcome_unknown("an earlier attempt of this request broke off, and it is not run again")
+        });
+        let response = problem.response(&Audience {
+            accept: &HeaderMap::new(),
+            is_get: false,
+            peer: self.me.as_str(),
+            id,
+            reveal: self.reveal,
+            page: &self.error_page,
+        });
+        Served::here(self, response)
+    }
+}
+
+/// How an attempt ended that no app saw, whatever is known of the records that were to tell of it: the
+/// same attempt may go on.
+fn never_ran(end: LineEnd) -> LineEnd {
+    match end {
+        LineEnd::Failed(Failure::Deposed { to, .. }) => LineEnd::Elsewhere(to),
+        LineEnd::Failed(Failure::NoMajority { .. }) => {
+            LineEnd::Failed(Failure::NoMajority { ran: false })
+        }
+        LineEnd::Failed(Failure::Lost { .. }) => LineEnd::Failed(Failure::Lost { ran: false }),
+        end => end,
+    }
+}

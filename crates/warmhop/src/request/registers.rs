@@ -1,0 +1,856 @@
+//! Registers: replicated values that a key names, for embedding services and session stores.
+//!
+//! A register is a session whose id follows from its key, so that any peer finds it without a
+//! token. An operation is a request of it, executed by whichever peer owns it: on the way it is
+//! forwarded, held in line, replicated and taken over as any other, by the same code.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream::{self, StreamExt};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use serde::{Deserialize, Serialize};
+use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
+use warmhop_core::ids::{
+    AppName, Incarnation, PeerId, Position, RequestId, RequestKey, SessionId, SessionKey, WallTime,
+};
+use warmhop_core::octets;
+use warmhop_core::route::Arrived;
+use warmhop_core::session::census::{Census, Roll, Verdict};
+use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
+use warmhop_core::view::Liveness;
+
+use crate::app::session::Session;
+use crate::app::slot::Slot;
+use crate::app::{App, AppSpec, app_fn};
+use crate::hop::{HopError, HopKind, HopRefusal};
+use crate::http::body::{Body, BoxError};
+use crate::links::wire;
+use crate::observe::recall::{REGISTER, Tracing};
+use crate::request::call::{Call, CallBody};
+use crate::request::node::Node;
+use crate::request::portable::{Portable, Subject};
+use crate::request::problem::{MEMORY_FULL, Problem};
+use crate::sessions::store::STRIPES;
+
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// The largest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024 + 4096;
+/// What a register holds beside its key and its value: see [`Parsed`].
+const HELD_BYTES: usize = 8 + 1 + 2;
+/// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
+/// read costs a write now and then, not each time.
+const MOVED_AFTER: u64 = 10;
+/// The largest state of a register's session.
+pub(crate) const STATE_BYTES_MAX: usize = HELD_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
+/// An operation or its answer on the way: a value, a key and what goes with them.
+const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
+/// The fewest keys that one look through a part of a peer's registers brings, if it has as many.
+const LISTED_MIN: usize = 128;
+/// The most keys that one call of [`Registers::keys`] brings.
+const LISTED_MAX: usize = 8192;
+/// How many bytes one peer lists at once, about: it fits a frame.
+const LISTED_BYTES_MAX: usize = 512 * 1024;
+/// What a register takes in a list beside its key, at most.
+const LISTED_BYTES: usize = 64;
+/// How many parts that turn out to hold no key one call of [`Registers::keys`] looks through.
+const EMPTY_PARTS_MAX: usize = 16;
+/// How long the last peer that has not told its keys is waited for once all others have.
+const LAST_WITHIN: Duration = Duration::from_secs(2);
+/// How many peers are asked for their keys at once.
+const ASKED_AT_ONCE: usize = 16;
+/// The bits of a position: see [`position`].
+const POSITION_BITS: u32 = 53;
+/// How often an operation begins anew after what its key named was found lost.
+const BEGUN_ANEW_MAX: u32 = 2;
+
+/// The registers of one name in the mesh: a map from keys to values, replicated as sessions are.
+///
+/// Each operation is linearizable: it takes effect at one instant between its call and its
+/// answer, and none takes effect twice. A value is owned where it was used last, so that the
+/// next operation there costs one round trip at most.
+///
+/// Values live in memory, on up to three peers: they survive the loss of any one of those at any
+/// instant, and not that of two at once. What was lost is counted, logged and absent from then on.
+/// Every value has a time at which it ends: its own, or the end of the idle time of the mesh's
+/// sessions, which any use of it puts off.
+///
+/// A key that nobody knows is called absent, or set for the first time, only where all known peers
+/// but one say so, a majority of them; of two that are silent one has to have been so for 30 s, as
+/// that majority says. Otherwise the operation fails as [`RegisterError::Unavailable`], at once: the
+/// others may hold it. So two sides of a partition never make two values of one key. In a mesh that
+/// has never had more than two peers the one that is left serves alone.
+///
+/// ```
+/// use warmhop::ids::{AppName, PeerId};
+/// use warmhop::identity::Authority;
+/// use warmhop::{Expires, Mesh, When};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let one = PeerId::new("one")?;
+/// let identity = Authority::generate("example")?.issue(&one)?;
+/// let carts = AppName::new("carts")?;
+/// let mesh = Mesh::builder("example", one, identity).registers(carts.clone()).start().await?;
+///
+/// let carts = mesh.registers(&carts).ok_or("declared above")?;
+/// let put = carts.put(b"ada", "1 book", Expires::Default, When::Absent).await?;
+/// assert!(put.done);
+/// let cart = carts.get(b"ada").await?.ok_or("put above")?;
+/// assert_eq!((&cart.bytes[..], cart.version), (&b"1 book"[..], put.version));
+///
+/// // Read, change, write: tried again where somebody else was faster.
+/// let changed = carts.put(b"ada", "2 books", Expires::Keep, When::Version(cart.version)).await?;
+/// assert!(changed.done);
+/// assert!(carts.delete(b"ada", When::Present).await?.done);
+/// # mesh.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Registers {
+    node: Arc<Node>,
+    slot: Arc<Slot>,
+}
+
+/// What a register holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// The bytes that were put.
+    pub bytes: Bytes,
+    /// Rises with every change of the register, also across a deletion and a later put.
+    pub version: u64,
+    /// When it ends.
+    pub expires: SystemTime,
+}
+
+/// On what condition a register is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// Whatever it holds.
+    Always,
+    /// It holds nothing.
+    Absent,
+    /// It holds something.
+    Present,
+    /// It holds the value of this version.
+    Version(u64),
+}
+
+/// When what a register is changed to ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expires {
+    /// Once it was not used for the idle time of the mesh's sessions. Every use puts the end off,
+    /// the one that reads it within a tenth of that time.
+    Default,
+    /// After so long, from now.
+    After(Duration),
+    /// At this time, by [`Registers::now`]; never sooner, and less than a millisecond later.
+    At(SystemTime),
+    /// When what it held would have ended, which may be by being idle; as [`Expires::Default`] where
+    /// it held nothing.
+    Keep,
+}
+
+/// What came of an operation that changes a register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The condition held, and the change is replicated.
+    pub done: bool,
+    /// What it held before, as far as the operation saw: absent also where an answer was lost on
+    /// the way and it is only known that the change was made.
+    pub before: Option<Value>,
+    /// The version of what it holds now; 0 where it holds nothing.
+    pub version: u64,
+}
+
+/// Why an operation on a register failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The key is longer than [`KEY_BYTES_MAX`]. Nothing was done.
+    #[error("the key has {bytes} bytes, but at most {KEY_BYTES_MAX} are kept; hash longer ones")]
+    KeyTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// The value is larger than [`VALUE_BYTES_MAX`]. Nothing was done.
+    #[error(
+        "the value has {bytes} bytes, but at most {VALUE_BYTES_MAX} are kept; store a reference instead"
+    )]
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+    },
+    /// Nothing was done: try again.
+    #[error("nothing was done: {0}")]
+    Unavailable(String),
+    /// Nothing was done: sessions take all the memory that they may. Reads and deletions go on.
+    #[error("nothing was done: {0}")]
+    Full(String),
+    /// It may have been done: look before trying again.
+    #[error("it may have been done: {0}")]
+    OutcomeUnknown(String),
+}
+
+/// An operation on its way to the register's owner.
+#[derive(Debug, Serialize, Deserialize)]
+enum Operation<'a> {
+    Get,
+    Put {
+        #[serde(borrow, serialize_with = "octets::serialize")]
+        key: &'a [u8],
+        #[serde(serialize_with = "octets::serialize")]
+        bytes: &'a [u8],
+        expires: Ending,
+        when: When,
+    },
+    Expire {
+        expires: Ending,
+        when: When,
+    },
+    Delete {
+        when: When,
+    },
+    /// Not of one register: the keys that this peer holds.
+    List {
+        from: u64,
+        count: u64,
+    },
+}
+
+/// [`Expires`], made a time by the clock of the peer that was asked where one was named.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+enum Ending {
+    Idle,
+    At(u64),
+    Keep,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    done: bool,
+    version: u64,
+    before: Option<Held>,
+}
+
+/// A value on its way, in an answer.
+#[derive(Debug, Serialize, Deserialize)]
+struct Held {
+    #[serde(with = "octets")]
+    bytes: Arc<[u8]>,
+    version: u64,
+    expires: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Listing {
+    /// In the order of their positions.
+    registers: Vec<Listed>,
+    /// The position from which on there is more; absent at the end.
+    next: Option<u64>,
+    /// Those whose lists may lack what they held a moment ago, as processes that are gone.
+    reborn: Vec<Incarnation>,
+}
+
+/// A register of which a peer holds a record.
+#[derive(Debug, Serialize, Deserialize)]
+struct Listed {
+    sid: SessionId,
+    /// Of several peers' records of one register the one that stands highest counts: those who are
+    /// no members any more keep what they held.
+    p: Position,
+    /// Its key; absent where the record holds nothing, or nothing any more.
+    key: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Registers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Registers({})", self.slot.name())
+    }
+}
+
+impl Registers {
+    pub(crate) fn new(node: Arc<Node>, slot: Arc<Slot>) -> Self {
+        Self { node, slot }
+    }
+
+    /// The time that values begin and end by: the middle of the peers' clocks, which this machine's
+    /// own may differ from.
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        let since = Duration::from_millis(self.node.clock.wall().0);
+        UNIX_EPOCH.checked_add(since).unwrap_or_else(SystemTime::now)
+    }
+
+    /// What the register holds; `None` for nothing. A key that was never set costs nobody memory.
+    ///
+    /// # Errors
+    /// See [`RegisterError`].
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Value>, RegisterError> {
+        let answer = self.ask(key, &Operation::Get, false).await?;
+        Ok(answer.and_then(|answer| answer.before).map(Value::from))
+    }
+
+    /// What this peer's own copy of the register holds, if it keeps one: asked at no cost, and
+    /// perhaps overtaken. Good to decide on what a change by [`When::Version`] then compares.
+    #[must_use]
+    pub fn peek(&self, key: &[u8]) -> Option<Value> {
+        if key.len() > KEY_BYTES_MAX {
+            return None;
+        }
+        let session = SessionKey { app: self.slot.name().clone(), sid: self.sid(key) };
+        let now = self.node.clock.wall();
+        self.node.store.with(&session, false, |machine, _, _| {
+            let (state, expiry) = machine.state().filter(|(_, expiry)| *expiry > now)?;
+            let held = parse(state)?;
+            let expires = UNIX_EPOCH.checked_add(Duration::from_millis(expiry.0))?;
+            let bytes = Bytes::copy_from_slice(held.bytes);
+            Some(Value { bytes, version: held.version, expires })
+        })?
+    }
+
+    /// Sets the register to `bytes`, `when` the condition holds.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; a condition that does not hold is none.
+    pub async fn put(
+        &self,
+        key: &[u8],
+        bytes: impl AsRef<[u8]>,
+        expires: Expires,
+        when: When,
+    ) -> Result<Change, RegisterError> {
+        let bytes = bytes.as_ref();
+        if bytes.len() > VALUE_BYTES_MAX {
+            return Err(RegisterError::TooLarge { bytes: bytes.len() });
+        }
+        let begins = matches!(when, When::Always | When::Absent);
+        let expires = ending(expires, self.node.clock.wall());
+        self.change(key, &Operation::Put { key, bytes, expires, when }, begins).await
+    }
+
+    /// Lets what the register holds end at another time, `when` the condition holds. A register
+    /// that holds nothing stays as it is, `done` being false.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; a condition that does not hold is none.
+    pub async fn expire(
+        &self,
+        key: &[u8],
+        expires: Expires,
+        when: When,
+    ) -> Result<Change, RegisterError> {
+        let expires = ending(expires, self.node.clock.wall());
+        self.change(key, &Operation::Expire { expires, when }, false).await
+    }
+
+    /// Empties the register, `when` the condition holds. `done` is false where it held nothing.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; a condition that does not hold is none.
+    pub async fn delete(&self, key: &[u8], when: When) -> Result<Change, RegisterError> {
+        self.change(key, &Operation::Delete { when }, false).await
+    }
+
+    /// Some keys, about `count` of them, and the cursor to go on with, below 2^53: 0 begins and 0
+    /// ends. Every key that is there from the first call to the last is listed, once; others may be,
+    /// such as one that was deleted a moment ago. A call may bring none and a cursor to go on with.
+    ///
+    /// # Errors
+    /// [`RegisterError::Unavailable`] where two peers or more cannot be asked.
+    pub async fn keys(
+        &self,
+        cursor: u64,
+        count: usize,
+    ) -> Result<(Vec<Bytes>, u64), RegisterError> {
+        let count = count.clamp(LISTED_MIN, LISTED_MAX);
+        let mut from = cursor;
+        for _ in 0..EMPTY_PARTS_MAX {
+            let listings = self.list_everywhere(from, count).await?;
+            // Behind where the first of them stopped, not everything is known.
+            let next = listings.iter().filter_map(|listing| listing.next).min();
+            let mut newest = BTreeMap::new();
+            for it in listings.into_iter().flat_map(|listing| listing.registers) {
+                let at = position(it.sid);
+                if next.is_some_and(|next| at >= next) {
+                    continue;
+                }
+                match newest.entry((at, it.sid)) {
+                    Entry::Vacant(free) => {
+                        free.insert((it.p, it.key));
+                    }
+                    Entry::Occupied(mut known) if known.get().0 < it.p => {
+                        known.insert((it.p, it.key));
+                    }
+                    Entry::Occupied(_) => {}
+                }
+            }
+            let keys = newest.into_values().filter_map(|(_, key)| key.map(Bytes::from));
+            let keys: Vec<Bytes> = keys.collect();
+            match next {
+                Some(next) if keys.is_empty() => from = next,
+                next => return Ok((keys, next.unwrap_or(0))),
+            }
+        }
+        Ok((Vec::new(), from))
+    }
+
+    /// What the peers hold, from a position on. Everyone is asked for the same part: at least one of
+    /// those who hold a key has its newest change, whoever owns it when, but which one, nobody
+    /// knows. Whatever was acknowledged is held by two at least where sessions have several copies,
+    /// so that one peer may stay silent.
+    async fn list_everywhere(
+        &self,
+        from: u64,
+        count: usize,
+    ) -> Result<Vec<Listing>, RegisterError> {
+        let (view, census) = (self.node.view(), self.node.store.census());
+        let mut roll = Roll::new(self.node.incarnation, &census);
+        // One of whom nothing is heard would only be waited for.
+        let others = view.live_peers().filter(|(_, it)| it.alive == Liveness::Alive);
+        let others: Vec<(PeerId, Incarnation)> =
+            others.map(|(peer, it)| (peer.clone(), it.news.incarnation)).collect();
+        let mut listings = vec![list(&self.node, &self.slot, from, count)];
+        let mut left = others.len();
+        let mut failed = None;
+        let mut asked = stream::iter(others)
+            .map(|(peer, it)| async move { (it, self.list_at(&peer, from, count).await) })
+            .buffer_unordered(ASKED_AT_ONCE);
+        let single = self.node.store.policy().copies <= 1;
+        let enough = |roll: &Roll| roll.verdict(true) == Verdict::Enough && !single;
+        while left > 0 {
+            let next = if left == 1 && enough(&roll) {
+                tokio::time::timeout(LAST_WITHIN, asked.next()).await.unwrap_or(None)
+            } else {
+                asked.next().await
+            };
+            left -= 1;
+            match next {
+                Some((it, Ok(listing))) => {
+                    let reborn = listing.reborn.clone();
+                    roll.answer(it, Some(&Census { reborn, pair: true, ..Census::default() }));
+                    listings.push(listing);
+                }
+                Some((_, Err(error))) => failed = Some(error),
+                None => break,
+            }
+        }
+        let missed = roll.open().next().is_some();
+        if enough(&roll) || single && !missed {
+            return Ok(listings);
+        }
+        Err(failed.unwrap_or_else(|| {
+            let why = "too few peers answer that could know of every key; try again";
+            RegisterError::Unavailable(why.to_owned())
+        }))
+    }
+
+    async fn change(
+        &self,
+        key: &[u8],
+        operation: &Operation<'_>,
+        begins: bool,
+    ) -> Result<Change, RegisterError> {
+        let none = Change { done: false, before: None, version: 0 };
+        let Some(answer) = self.ask(key, operation, begins).await? else { return Ok(none) };
+        let before = answer.before.map(Value::from);
+        Ok(Change { done: answer.done, before, version: answer.version })
+    }
+
+    /// Carries an operation to its register's owner and back; `None` where there is no register.
+    async fn ask(
+        &self,
+        key: &[u8],
+        operation: &Operation<'_>,
+        begins: bool,
+    ) -> Result<Option<Answer>, RegisterError> {
+        if key.len() > KEY_BYTES_MAX {
+            return Err(RegisterError::KeyTooLong { bytes: key.len() });
+        }
+        let sid = self.sid(key);
+        let session = SessionKey { app: self.slot.name().clone(), sid };
+        let body = encode(operation)?;
+        let reads = matches!(operation, Operation::Get);
+        // An operation whose answer was lost may run again only if it is certain that it was not
+        // applied and forgotten since. What is known to have been chosen before it can show that;
+        // where nothing is, only a register that has forgotten nothing yet can.
+        let seen = self.node.store.with(&session, false, |machine, _, _| {
+            if machine.is_owner() { machine.version() } else { 0 }
+        });
+        let seen = Some(seen.unwrap_or_default());
+        let portable = Portable {
+            slot: &self.slot,
+            rid: RequestKey(rand::random()),
+            fingerprint: 0,
+            keyed: false,
+            seen,
+            arrived: Arrived::AtFrontDoor,
+            hops_left: FORWARDS_MAX,
+            drawn: false,
+        };
+        let mut begun = 0;
+        loop {
+            let method = match operation {
+                Operation::Get | Operation::List { .. } => Method::GET,
+                Operation::Delete { .. } => Method::DELETE,
+                Operation::Put { .. } | Operation::Expire { .. } => Method::POST,
+            };
+            let mut call = self.call(method, body.clone());
+            let node = &self.node;
+            let mut tracing = Tracing::begin(
+                &node.traces,
+                call.id.clone(),
+                &node.me,
+                REGISTER,
+                format_args!("{} {session}", call.method),
+            );
+            tracing.app(self.slot.name());
+            let subject = Subject::Key(ByKey { sid, begins });
+            match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
+                Ok(served) if served.response.status() == StatusCode::OK => {
+                    let body = collected(served.response.into_body()).await;
+                    let body = body.map_err(RegisterError::OutcomeUnknown)?;
+                    return decode(&body).map(Some);
+                }
+                Ok(served) => {
+                    let said = format!("its owner answered {}", served.response.status());
+                    return Err(RegisterError::Unavailable(said));
+                }
+                Err(problem) => match problem.name {
+                    "absent" => return Ok(None),
+                    "session-lost" => {
+                        tracing::warn!(register = %session, "its value is lost; its key is free");
+                        let peers = node.whom_to_ask(&session);
+                        node.store.with(&session, false, |machine, ctx, out| {
+                            machine.bury(ctx, &peers, out);
+                        });
+                        begun += 1;
+                        if reads || !begins {
+                            return Ok(None);
+                        }
+                        if begun > BEGUN_ANEW_MAX {
+                            return Err(RegisterError::Unavailable(problem.detail));
+                        }
+                    }
+                    "applied-answer-lost" => {
+                        return Ok(Some(Answer { done: true, version: 0, before: None }));
+                    }
+                    _ => return Err(failed(problem)),
+                },
+            }
+        }
+    }
+
+    async fn list_at(
+        &self,
+        peer: &PeerId,
+        from: u64,
+        count: usize,
+    ) -> Result<Listing, RegisterError> {
+        let operation = Operation::List { from, count: count as u64 };
+        let mut call = self.call(Method::GET, encode(&operation)?);
+        let node = &self.node;
+        let mut tracing = Tracing::begin(
+            &node.traces,
+            call.id.clone(),
+            &node.me,
+            REGISTER,
+            format_args!("LIST {}", self.slot.name()),
+        );
+        let asked = node.ask(&self.slot, peer, &mut call, HopKind::Plain, &mut tracing).await;
+        let unavailable = |why: String| {
+            RegisterError::Unavailable(format!("{peer} could not be asked for its keys: {why}"))
+        };
+        let reply = match asked {
+            Ok(reply) => reply,
+            // It keeps copies for others, who list them.
+            Err(HopError::Refused(HopRefusal::UnknownApp, ..)) => return Ok(Listing::default()),
+            Err(HopError::Refused(why, ..)) => return Err(unavailable(why.label().to_owned())),
+            Err(HopError::Unreachable(error, _)) => return Err(unavailable(error.to_string())),
+            Err(HopError::Broken(why)) => return Err(unavailable(why)),
+        };
+        let body = collected(reply.response.into_body()).await.map_err(unavailable)?;
+        decode(&body)
+    }
+
+    fn call(&self, method: Method, body: Bytes) -> Call {
+        let id = format!("{:032x}", rand::random::<u128>());
+        Call {
+            id: RequestId::new(&id).expect("32 hexadecimal digits make an id"),
+            method,
+            target: "/".into(),
+            fields: HeaderMap::new(),
+            body: CallBody::Whole(body),
+            upgrade: None,
+            on_upgrade: None,
+            may_have_run: false,
+            attempt: rand::random(),
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// The session that a key names: a digest of both names, so that keys spread evenly and nobody
+    /// can choose where one comes to lie.
+    fn sid(&self, key: &[u8]) -> SessionId {
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        let name = self.slot.name().as_str().as_bytes();
+        for part in [b"register".as_slice(), &[0], name, &[0], key] {
+            context.update(part);
+        }
+        let digest = context.finish();
+        SessionId(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
+    }
+}
+
+impl From<Held> for Value {
+    fn from(held: Held) -> Self {
+        let expires = UNIX_EPOCH.checked_add(Duration::from_millis(held.expires));
+        let expires = expires.unwrap_or_else(SystemTime::now);
+        Self { bytes: Bytes::from_owner(held.bytes), version: held.version, expires }
+    }
+}
+
+fn ending(expires: Expires, now: WallTime) -> Ending {
+    match expires {
+        Expires::Default => Ending::Idle,
+        Expires::After(span) => Ending::At(now.after(span).0),
+        Expires::At(time) => Ending::At(millis(time)),
+        Expires::Keep => Ending::Keep,
+    }
+}
+
+/// Milliseconds since the Unix epoch, rounded up: nothing ends sooner than it was to.
+fn millis(time: SystemTime) -> u64 {
+    let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// Whether an operation that failed may have been done.
+fn failed(problem: Problem) -> RegisterError {
+    match problem.name {
+        // No client of a register has heard of the keys that tell requests of HTTP apart.
+        "outcome-unknown" if problem.status == StatusCode::CONFLICT => {
+            let detail = "it may have been applied too long ago to tell";
+            RegisterError::OutcomeUnknown(detail.to_owned())
+        }
+        "outcome-unknown" | "app-failed" | "applied-too-large-to-repeat" | "execution-failed" => {
+            RegisterError::OutcomeUnknown(problem.detail)
+        }
+        MEMORY_FULL => RegisterError::Full(problem.detail),
+        _ => RegisterError::Unavailable(problem.detail),
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Bytes, RegisterError> {
+    wire::encode(value, FRAME_BYTES_MAX)
+        .map_err(|error| RegisterError::Unavailable(error.to_string()))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, RegisterError> {
+    wire::decode::<T, { 4 * FRAME_BYTES_MAX }>(bytes)
+        .map_err(|error| RegisterError::OutcomeUnknown(error.to_string()))
+}
+
+async fn collected(body: Body) -> Result<Bytes, String> {
+    let limited = http_body_util::Limited::new(body, 4 * FRAME_BYTES_MAX);
+    let whole = limited.collect().await.map_err(|error| error.to_string())?;
+    Ok(whole.to_bytes())
+}
+
+/// Where a register stands among all: what begins its session's id, in as many bits as a cursor may
+/// have, which clients read as a signed number, or as JavaScript's.
+fn position(sid: SessionId) -> u64 {
+    let bytes = sid.0[..8].try_into().expect("an id has 16 bytes");
+    u64::from_be_bytes(bytes) >> (u64::BITS - POSITION_BITS)
+}
+
+/// The registers of which this peer holds a record, from a position on, whether it owns them or not.
+fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
+    let now = node.clock.wall();
+    let reborn = node.store.census().reborn.clone();
+    let mut listing = Listing { reborn, ..Listing::default() };
+    // Those that hold nothing are not what was asked for: they are bounded by their bytes.
+    let (mut keys, mut bytes) = (0, 0);
+    // The store's parts are in the order of positions, too.
+    let part = POSITION_BITS - STRIPES.ilog2();
+    let first = usize::try_from(from >> part).unwrap_or(usize::MAX);
+    for stripe in node.store.stripes().skip(first) {
+        let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
+        if is_full {
+            listing.next = Some((stripe as u64) << part);
+            return listing;
+        }
+        let mut found = node.store.records_in(stripe, slot.name(), |sid, machine| {
+            let p = machine.newest_at().filter(|_| position(sid) >= from)?;
+            let held = machine.state().filter(|(_, expiry)| *expiry > now);
+            let key = held.and_then(|(state, _)| parse(state)).map(|held| held.key.to_vec());
+            Some(Listed { sid, p, key })
+        });
+        found.sort_unstable_by_key(|it| it.sid);
+        for it in found {
+            let at = position(it.sid);
+            let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
+            // Those at one position stay together, or some of them would be passed over.
+            if is_full && listing.registers.last().is_none_or(|last| position(last.sid) != at) {
+                listing.next = Some(at);
+                return listing;
+            }
+            keys += usize::from(it.key.is_some());
+            bytes += LISTED_BYTES + it.key.as_ref().map_or(0, Vec::len);
+            listing.registers.push(it);
+        }
+    }
+    listing
+}
+
+/// A register's state: its version, whether it ends by being idle, its key's length, its key, its
+/// value.
+struct Parsed<'a> {
+    version: u64,
+    idles: bool,
+    key: &'a [u8],
+    bytes: &'a [u8],
+}
+
+fn parse(state: &[u8]) -> Option<Parsed<'_>> {
+    let (version, rest) = state.split_first_chunk::<8>()?;
+    let (idles, rest) = rest.split_first()?;
+    let (len, rest) = rest.split_first_chunk::<2>()?;
+    let (key, bytes) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+    Some(Parsed { version: u64::from_be_bytes(*version), idles: *idles != 0, key, bytes })
+}
+
+fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
+    let mut state = BytesMut::with_capacity(HELD_BYTES + key.len() + bytes.len());
+    state.put_u64(version);
+    state.put_u8(u8::from(idles));
+    state.put_u16(u16::try_from(key.len()).ok()?);
+    state.put_slice(key);
+    state.put_slice(bytes);
+    Some(state.freeze())
+}
+
+/// Executes one operation on what its register holds. `ttl` is the idle time, `now` the mesh's time.
+fn execute(
+    operation: &Operation<'_>,
+    session: &Session,
+    ttl: Duration,
+    now: WallTime,
+) -> Result<Answer, BoxError> {
+    let state = session.get();
+    let turn = session.turn();
+    let held = match &state {
+        Some(state) => Some(parse(state).ok_or("the register's state is out of form")?),
+        None => None,
+    };
+    let held = held.filter(|_| turn.expiry > now);
+    let before = held.as_ref().map(|held| Held {
+        bytes: held.bytes.into(),
+        version: held.version,
+        expires: turn.expiry.0,
+    });
+    let version = held.as_ref().map_or(0, |held| held.version);
+    let holds = |when: &When| match when {
+        When::Always => true,
+        When::Absent => held.is_none(),
+        When::Present => held.is_some(),
+        When::Version(wanted) => held.as_ref().is_some_and(|held| held.version == *wanted),
+    };
+    // Also whether it ends by being idle.
+    let ending = |expires: &Ending| match (expires, &held) {
+        (Ending::At(at), _) => (WallTime(*at), false),
+        (Ending::Keep, Some(held)) if !held.idles => (turn.expiry, false),
+        (Ending::Idle | Ending::Keep, Some(held)) if held.idles => {
+            (turn.idle_until.max(turn.expiry), true)
+        }
+        (Ending::Idle | Ending::Keep, _) => (turn.idle_until, true),
+    };
+    let next = turn.n.unwrap_or_default();
+    let done = |done, version| Answer { done, version, before };
+    Ok(match operation {
+        Operation::Put { key, bytes, expires, when } if holds(when) => {
+            let (end, idles) = ending(expires);
+            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(end);
+            done(true, next)
+        }
+        Operation::Expire { expires, when } if holds(when) && version > 0 => {
+            let (end, idles) = ending(expires);
+            let (key, bytes) = held.as_ref().map_or((&[][..], &[][..]), |it| (it.key, it.bytes));
+            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(end);
+            done(true, next)
+        }
+        Operation::Delete { when } if holds(when) && version > 0 => {
+            session.clear()?;
+            done(true, 0)
+        }
+        // It changes nothing, but it is a use. The version stays, as the value does.
+        Operation::Get
+        | Operation::Put { .. }
+        | Operation::Expire { .. }
+        | Operation::Delete { .. } => {
+            let part = turn.idle_until.0.saturating_sub(turn.expiry.0).saturating_mul(MOVED_AFTER);
+            if held.as_ref().is_some_and(|held| held.idles) && u128::from(part) > ttl.as_millis() {
+                session.set(state.clone().unwrap_or_default())?;
+                session.end_at(turn.idle_until);
+            }
+            done(matches!(operation, Operation::Get) && held.is_some(), version)
+        }
+        Operation::List { .. } => done(false, 0),
+    })
+}
+
+/// What executes operations on this peer, as the mesh runs an app.
+pub(crate) fn keeper(
+    name: AppName,
+    node: Arc<OnceLock<Weak<Node>>>,
+) -> (AppSpec, impl App + use<>) {
+    let mut spec = AppSpec::new(name.clone());
+    spec.policy.session = SessionMode::Portable;
+    spec.policy.effects = EffectsMode::SessionOnly;
+    spec.policy.start = StartMode::AtBoot;
+    let app = app_fn(move || {
+        let (node, name) = (Arc::clone(&node), name.clone());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (node, name) = (Arc::clone(&node), name.clone());
+            async move { answer(&node, &name, request).await }
+        });
+        std::future::ready(Ok::<_, std::convert::Infallible>(service))
+    });
+    (spec, app)
+}
+
+async fn answer(
+    node: &OnceLock<Weak<Node>>,
+    name: &AppName,
+    request: Request<Body>,
+) -> Result<Response<Body>, BoxError> {
+    let (parts, body) = request.into_parts();
+    let body = collected(body).await?;
+    let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
+    let node = node.get().and_then(Weak::upgrade).ok_or("this peer is ending")?;
+    let (ttl, now) = (node.store.policy().ttl, node.clock.wall());
+    let bytes = match (&operation, parts.extensions.get::<Session>()) {
+        (Operation::List { from, count }, _) => {
+            let slot = node.slot(name).ok_or("no such registers")?;
+            let count = usize::try_from(*count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
+            encode(&list(&node, &slot, *from, count))?
+        }
+        (operation, Some(session)) => {
+            wire::encode(&execute(operation, session, ttl, now)?, 2 * FRAME_BYTES_MAX)?
+        }
+        (_, None) => return Err("an operation on one register came without it".into()),
+    };
+    Ok(Response::new(Body::from(bytes)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests;

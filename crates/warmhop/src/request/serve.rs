@@ -1,0 +1,580 @@
+//! Carries a request out: on an app here, or by a hop. Those of portable sessions, which must be
+//! committed before the response leaves, are in `portable.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use http::{Response, StatusCode};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tower::ServiceExt;
+use warmhop_core::affinity::{Entry, Kind};
+use warmhop_core::config::SessionMode;
+use warmhop_core::ids::{Incarnation, PeerId, SessionId};
+use warmhop_core::route::{Arrived, PinTo, may_retry};
+use warmhop_core::session::message::ExecDone;
+use warmhop_core::view::AppState;
+
+use crate::app::session::Session;
+use crate::app::slot::{Copy, InFlight, Slot};
+use crate::app::{AppService, NotSent};
+use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
+use crate::http::body::{Body, BoxError};
+use crate::http::fields::{self, SESSION_FIELD};
+use crate::http::refusals::ByReason;
+use crate::http::tunnels::Tunnels;
+use crate::observe::metrics::ByPeer;
+use crate::observe::recall::Tracing;
+use crate::observe::trace::{ActiveSpan, SpanKind};
+use crate::request::call::Call;
+use crate::request::carried::{self, Carried};
+use crate::request::node::{Node, Place, Placing};
+use crate::request::problem::{Problem, app_failed, gave_up, too_slow};
+
+/// How often a request may be placed anew before it is refused.
+const ROUNDS_MAX: u32 = 8;
+
+/// The far side of an upgraded connection.
+pub(crate) enum Upgrade {
+    /// An app on this peer; its bytes are passed by whoever asked.
+    Io(Upgraded),
+    /// An app on another peer.
+    Hop(hop::Tunnel),
+}
+
+/// The peer that ran an app.
+pub(crate) enum ServedBy {
+    /// This one.
+    Here(PeerId),
+    /// As another one said.
+    There(String),
+}
+
+impl ServedBy {
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Here(me) => me.as_str(),
+            Self::There(said) => said,
+        }
+    }
+}
+
+/// A response and how it came about.
+pub(crate) struct Served {
+    pub(crate) response: Response<Body>,
+    /// The peer that ran the app.
+    pub(crate) served_by: ServedBy,
+    /// The peer that the request was sent to, if it was.
+    pub(crate) next_hop: Option<PeerId>,
+    pub(crate) upgrade: Option<Upgrade>,
+    /// What the client's token should say of this app.
+    pub(crate) entry: Option<Entry>,
+    /// The client's former session was lost, and this is a new one.
+    pub(crate) session_lost: bool,
+    /// The session goes on from this peer's copy, under another id, without its majority.
+    pub(crate) forked: bool,
+    /// The client's former session was ended on purpose, and this is a new one.
+    pub(crate) after_end: bool,
+    /// The request ended its session, and the client is to have none.
+    pub(crate) cleared: bool,
+    /// The response is the stored one of an earlier request.
+    pub(crate) replayed: bool,
+}
+
+impl Served {
+    pub(crate) fn here(node: &Node, response: Response<Body>) -> Self {
+        Self {
+            response,
+            served_by: ServedBy::Here(node.me.clone()),
+            next_hop: None,
+            upgrade: None,
+            entry: None,
+            session_lost: false,
+            forked: false,
+            after_end: false,
+            cleared: false,
+            replayed: false,
+        }
+    }
+}
+
+/// Why an app on this peer gave no response.
+pub(crate) enum LocalError {
+    /// It is not ready (any more); it has not seen the request.
+    NotReady,
+    /// Every place is taken; it has not seen the request.
+    Busy,
+    /// It took the request and did not answer in time, or was ended because it hung.
+    TooSlow(String),
+    /// It took the request and failed.
+    Failed(String),
+    /// The session's part was refused; it has not seen the request.
+    Refused(ExecDone),
+    /// The request's body was sent elsewhere already.
+    BodyGone,
+    /// What the client is told.
+    Told(Box<Problem>),
+}
+
+/// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
+pub(crate) async fn call_service(
+    service: AppService,
+    request: http::Request<Body>,
+    guard: InFlight,
+    tunnels: &Tunnels,
+) -> Result<Response<Body>, BoxError> {
+    let client_side = request.extensions().get::<OnUpgrade>().cloned();
+    let mut response = service.oneshot(request).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let app_side = response.extensions_mut().remove::<OnUpgrade>();
+        if let (Some(client_side), Some(app_side)) = (client_side, app_side) {
+            let farewell = tunnels.farewell(response.headers().get(http::header::UPGRADE));
+            tunnels.open.spawn(async move {
+                let _counted = guard;
+                let (Ok(client), Ok(app)) = tokio::join!(client_side, app_side) else { return };
+                hop::join(TokioIo::new(client), TokioIo::new(app), farewell).await;
+            });
+        }
+        return Ok(response);
+    }
+    Ok(response.map(|body| body.guarded(guard)))
+}
+
+/// Runs a service for a request that asks for an upgrade and came without a connection of its
+/// own: an in-memory one stands in for it.
+async fn call_service_upgrading(
+    service: AppService,
+    request: http::Request<Body>,
+    guard: InFlight,
+) -> Result<(Response<Body>, Option<Upgraded>), BoxError> {
+    let extensions = request.extensions().clone();
+    let guard = Arc::new(std::sync::Mutex::new(Some(guard)));
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let service = hyper::service::service_fn(move |inner: http::Request<hyper::body::Incoming>| {
+        let (service, guard) = (service.clone(), Arc::clone(&guard));
+        let mut inner = inner.map(Body::from);
+        let own = inner.extensions_mut().remove::<OnUpgrade>();
+        *inner.extensions_mut() = extensions.clone();
+        if let Some(own) = own {
+            inner.extensions_mut().insert(own);
+        }
+        async move {
+            let guard = guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            match guard {
+                Some(guard) => {
+                    // Whoever holds the far end of the in-memory connection says goodbye.
+                    call_service(service, inner, guard, &Tunnels::default())
+                        .await
+                        .map_err(std::io::Error::other)
+                }
+                None => Err(std::io::Error::other("one request a connection")),
+            }
+        }
+    });
+    tokio::spawn(async move {
+        let connection = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(far), service)
+            .with_upgrades();
+        let _ = connection.await;
+    });
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(near)).await?;
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    let mut response = sender.send_request(request).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let upgraded = hyper::upgrade::on(&mut response).await?;
+        return Ok((response.map(|_| Body::empty()), Some(upgraded)));
+    }
+    Ok((response.map(Body::from), None))
+}
+
+/// What an app on this peer answered, before anything is committed.
+pub(crate) struct RanHere {
+    pub(crate) response: Response<Body>,
+    pub(crate) upgrade: Option<Upgraded>,
+    /// The carried session field of its response.
+    pub(crate) field: Option<Result<Carried, &'static str>>,
+}
+
+impl Node {
+    /// Runs the app here.
+    pub(crate) async fn run_here(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        session: Option<&Session>,
+    ) -> Result<RanHere, LocalError> {
+        let Some((copy, guard)) = slot.enter() else {
+            return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
+        };
+        let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
+        let field_bytes = request.headers().get(SESSION_FIELD).map_or(0, http::HeaderValue::len);
+        let method = request.method().clone();
+        let mut span =
+            self.spans.within(request.headers_mut(), SpanKind::Client, || method.to_string());
+        if let Some(span) = &mut span {
+            span.set("http.request.method", request.method().as_str());
+            span.set("url.path", request.uri().path());
+            span.set("server.address", slot.name().as_str());
+            span.set("warmhop.app", slot.name().as_str());
+        }
+        let began = Instant::now();
+        let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
+        let awaiting = copy.awaits();
+        let answering = async {
+            if stands_alone {
+                Box::pin(call_service_upgrading(copy.service.clone(), request, guard)).await
+            } else {
+                call_service(copy.service.clone(), request, guard, &self.tunnels)
+                    .await
+                    .map(|response| (response, None))
+            }
+        };
+        let answering = async {
+            tokio::select! {
+                biased;
+                outcome = answering => outcome,
+                () = copy.given_up() => Err("it hung, and was given up".into()),
+            }
+        };
+        let outcome = match slot.spec().policy.head_timeout {
+            None => answering.await,
+            Some(within) => match tokio::time::timeout(within, answering).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+                    return Err(LocalError::TooSlow(format!("not within {within:?}")));
+                }
+            },
+        };
+        drop(awaiting);
+        if let Some(span) = &mut span {
+            match &outcome {
+                Ok((response, _)) => span.status(response.status().as_u16()),
+                Err(error) => span.failed("app-failed", error_chain(&**error)),
+            }
+        }
+        let (mut response, upgrade) = match outcome {
+            Ok(answered) => answered,
+            Err(error) => return Err(failed_here(slot, &copy, &*error)),
+        };
+        copy.answers(self.clock.now());
+        slot.measured(began.elapsed());
+        let status = response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_none() {
+            let detail = "it switched protocols, which it was not asked to";
+            return Err(LocalError::Failed(detail.into()));
+        }
+        if let Some(problem) = self.field_refused(slot, &response, field_bytes) {
+            return Err(LocalError::Told(Box::new(problem)));
+        }
+        let field = carried::take(response.headers_mut()).filter(|_| copy.carried);
+        fields::mend_framing(status, response.headers_mut());
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            fields::remove_hop_by_hop(response.headers_mut());
+        }
+        fields::remove_reserved(response.headers_mut());
+        fields::remove_our_cookie(response.headers_mut(), &self.store.policy().cookie);
+        Ok(RanHere { response, upgrade, field })
+    }
+
+    /// Asks `to`, and notes what its reply tells.
+    pub(crate) async fn ask(
+        &self,
+        slot: &Slot,
+        to: &PeerId,
+        call: &mut Call,
+        kind: HopKind,
+        tracing: &mut Tracing,
+    ) -> Result<HopReply, HopError> {
+        let Some(net) = self.net() else {
+            return Err(HopError::Broken("this peer is still starting".into()));
+        };
+        let label = kind.label();
+        let Some(mut request) = call.make_hop(slot.name(), kind) else {
+            return Err(HopError::Broken("the request's body was sent before".into()));
+        };
+        let mut span = self.span_of_hop(call, &mut request);
+        if let Some(span) = &mut span {
+            span.set("http.request.method", call.method.as_str());
+            span.set("server.address", to.as_str());
+            span.set("warmhop.app", slot.name().as_str());
+            span.set("warmhop.peer.to", to.as_str());
+            span.set("warmhop.hop", label);
+        }
+        self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.clone() }).inc();
+        tracing.sent_to(to);
+        // What may not be run twice is sent to a peer that has not been heard lately only once it
+        // has said that it is there.
+        let careful = !fields::is_safe(&call.method) && !self.heard_lately(to, slot.name());
+        let outcome = hop::ask(net, to, request, careful).await;
+        if let Some(mut span) = span {
+            match &outcome {
+                Ok(reply) => span.status(reply.response.status().as_u16()),
+                Err(HopError::Refused(why, ..)) => span.failed(why.label(), ""),
+                Err(HopError::Unreachable(error, _)) => {
+                    span.failed("unreachable", error.to_string());
+                }
+                Err(HopError::Broken(error)) => span.failed("broken", error.as_str()),
+            }
+        }
+        match outcome {
+            Ok(reply) => {
+                self.note_load(to, slot.name(), reply.load);
+                if reply.served_by == to.as_str() {
+                    tracing.served_by(to);
+                } else if let Ok(other) = PeerId::new(&reply.served_by) {
+                    tracing.served_by(&other);
+                }
+                Ok(reply)
+            }
+            Err(HopError::Refused(why, load, body)) => {
+                self.note_load(to, slot.name(), load);
+                self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
+                tracing.step("refused", format!("{to} said no: {}", why.label()));
+                call.may_have_run |=
+                    matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. });
+                if let Some(body) = body {
+                    call.put_back(body);
+                    return Err(HopError::Refused(why, load, None));
+                }
+                Err(HopError::Refused(why, load, None))
+            }
+            Err(HopError::Unreachable(error, body)) => {
+                self.metrics.hops_failed.inc();
+                tracing.step("unreachable", format!("{to} could not be reached: {error}"));
+                call.put_back(body);
+                Err(HopError::Unreachable(error, Body::empty()))
+            }
+            Err(HopError::Broken(error)) => {
+                self.metrics.hops_failed.inc();
+                tracing.step("broken", format!("the hop to {to} broke: {error}"));
+                call.may_have_run = true;
+                Err(HopError::Broken(error))
+            }
+        }
+    }
+
+    /// The span of a hop, which the peer that is asked gets as its parent.
+    fn span_of_hop(&self, call: &Call, request: &mut HopRequest) -> Option<ActiveSpan> {
+        if !self.spans.is_traced(&call.fields) {
+            return None;
+        }
+        let mut fields = call.fields.clone();
+        let span = self.spans.within(&mut fields, SpanKind::Client, || "hop".into())?;
+        request.head.fields = hop::fields_out(&fields);
+        Some(span)
+    }
+
+    /// Serves a request without a session of the mesh's: `none` and `pinned`.
+    pub(crate) async fn serve_plain(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        pinned: Option<&Entry>,
+        tracing: &mut Tracing,
+    ) -> Result<Served, Problem> {
+        let is_pinned = slot.spec().policy.session == SessionMode::Pinned;
+        let mut tried: Vec<PeerId> = Vec::new();
+        let mut failed = None;
+        let mut shun_here = false;
+        let mut rounds = 0;
+        while rounds < ROUNDS_MAX {
+            let pin = pinned.and_then(|entry| match &entry.kind {
+                Kind::Pinned { peer, incarnation } => {
+                    let view = self.view();
+                    let lives = if *peer == self.me {
+                        *incarnation == self.incarnation
+                    } else {
+                        view.by_incarnation(incarnation).is_some()
+                    };
+                    Some((peer, lives))
+                }
+                Kind::Portable { .. } => None,
+            });
+            let placing = Placing {
+                slot,
+                arrived: Arrived::AtFrontDoor,
+                pin: pin.map(|(peer, lives)| PinTo {
+                    peer,
+                    here: *peer == self.me,
+                    lives: lives && !tried.contains(peer),
+                }),
+                tried: &tried,
+                failed: failed.as_ref(),
+                shun_here: shun_here && slot.state() == AppState::Ready,
+            };
+            match self.place(&placing, &mut call.waited, tracing).await? {
+                Place::Here => match self.run_here(slot, call, None).await {
+                    Ok(ran) => {
+                        tracing.served_by(&self.me);
+                        let mut served = Served::here(self, ran.response);
+                        served.upgrade = ran.upgrade.map(Upgrade::Io);
+                        served.entry = is_pinned
+                            .then(|| self.pinned_entry(slot, &self.me, self.incarnation, pinned));
+                        return Ok(served);
+                    }
+                    // How long it waits for a place is bounded.
+                    Err(LocalError::Busy) if call.is_sendable() => continue,
+                    Err(LocalError::NotReady) if call.is_sendable() => {}
+                    Err(LocalError::TooSlow(detail)) => {
+                        let problem = too_slow(self.me.as_str(), &detail);
+                        if !fields::is_safe(&call.method) || !call.is_sendable() {
+                            return Err(problem);
+                        }
+                        call.may_have_run = true;
+                        // Once: who is slow here may be slow everywhere.
+                        if std::mem::replace(&mut shun_here, true) {
+                            return Err(problem);
+                        }
+                        // A copy that was ended is replaced, and the request waits for the next.
+                        failed = (slot.state() == AppState::Ready).then_some(problem);
+                    }
+                    Err(error) => {
+                        return Err(app_failed(self.me.as_str(), &error));
+                    }
+                },
+                Place::There(to) => {
+                    // Boxed, as what is rare here: the future of a request that is served here is
+                    // moved with each of them.
+                    match Box::pin(self.ask(slot, &to, call, HopKind::Plain, tracing)).await {
+                        Ok(reply) => {
+                            let mut served = Served::here(self, reply.response);
+                            served.served_by = ServedBy::There(reply.served_by);
+                            served.upgrade = reply.tunnel.map(Upgrade::Hop);
+                            served.entry = is_pinned
+                                .then(|| self.pinned_entry(slot, &to, reply.executor, pinned));
+                            served.next_hop = Some(to);
+                            return Ok(served);
+                        }
+                        // What it told of its load says that it need not be asked again soon.
+                        Err(HopError::Refused(HopRefusal::Busy, ..)) if call.is_sendable() => {
+                            continue;
+                        }
+                        Err(error) => {
+                            failed = self.after_failed_hop(slot, call, &to, error, false)?;
+                        }
+                    }
+                    tried.push(to);
+                }
+            }
+            rounds += 1;
+        }
+        Err(gave_up())
+    }
+
+    fn pinned_entry(
+        &self,
+        slot: &Slot,
+        peer: &PeerId,
+        incarnation: Incarnation,
+        former: Option<&Entry>,
+    ) -> Entry {
+        let kind = Kind::Pinned { peer: peer.clone(), incarnation };
+        let sid = match former {
+            Some(entry) if entry.kind == kind => entry.sid,
+            _ => SessionId(rand::random()),
+        };
+        let expiry = self.clock.wall().after(self.store.policy().ttl);
+        Entry { app: slot.name().clone(), sid, kind, expiry }
+    }
+
+    /// Whether the request may go elsewhere after a hop that brought no response; else what the
+    /// client is told. Where an app has had it and failed, it goes to one other that is ready, if
+    /// there is one: a request that makes every app fail must neither wait for the next, nor go
+    /// round. What the client is told otherwise is returned.
+    pub(crate) fn after_failed_hop(
+        &self,
+        slot: &Slot,
+        call: &Call,
+        to: &PeerId,
+        error: HopError,
+        keyed: bool,
+    ) -> Result<Option<Problem>, Problem> {
+        let app_may_have_seen_it = match &error {
+            HopError::Unreachable(..) => false,
+            HopError::Refused(HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }, ..) => {
+                true
+            }
+            HopError::Refused(..) => false,
+            HopError::Broken(_) => true,
+        };
+        let portable = slot.spec().policy.session == SessionMode::Portable;
+        let again = may_retry(
+            fields::is_safe(&call.method),
+            keyed,
+            slot.spec().policy.effects,
+            portable,
+            app_may_have_seen_it,
+        );
+        let again = again && call.is_sendable();
+        Err(match error {
+            HopError::Refused(HopRefusal::AppFailed { detail }, ..) => {
+                let failed = app_failed(to.as_str(), &LocalError::Failed(detail));
+                if again {
+                    return Ok(Some(failed));
+                }
+                failed
+            }
+            HopError::Refused(HopRefusal::TooSlow { detail }, ..) => {
+                let failed = too_slow(to.as_str(), &detail);
+                if again {
+                    return Ok(Some(failed));
+                }
+                failed
+            }
+            _ if again => return Ok(None),
+            HopError::Refused(why, ..) => Problem::new(
+                StatusCode::BAD_GATEWAY,
+                "hop-refused",
+                format!("{to} refused the request ({}), and its body cannot be sent again", why.label()),
+            )
+            .proxy_error("destination_unavailable"),
+            HopError::Unreachable(error, _) => Problem::new(
+                StatusCode::BAD_GATEWAY,
+                "hop-unreachable",
+                format!("{to} could not be reached: {error}"),
+            )
+            .proxy_error("destination_unavailable"),
+            HopError::Broken(error) => Problem::new(
+                StatusCode::BAD_GATEWAY,
+                "outcome-unknown",
+                format!("the connection to {to} broke before its answer ({error}); whether the request was carried out is unknown"),
+            )
+            .proxy_error("connection_terminated"),
+        })
+    }
+}
+
+/// What a service's error means for the request, and for the copy.
+fn failed_here(
+    slot: &Arc<Slot>,
+    copy: &Arc<Copy>,
+    error: &(dyn std::error::Error + Send + Sync + 'static),
+) -> LocalError {
+    if let Some(NotSent { reason, refuses }) = error.downcast_ref::<NotSent>() {
+        if *refuses {
+            slot.refuses(copy, reason);
+        }
+        return LocalError::NotReady;
+    }
+    if copy.hangs() {
+        return LocalError::TooSlow("it hung, and was ended".into());
+    }
+    copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+    LocalError::Failed(error_chain(error))
+}
+
+pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,723 @@
+//! The striped store of session machines. It feeds each machine its events, carries its effects
+//! to the links and to the requests that wait, and wakes it when it asks to be woken.
+//!
+//! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
+//! never held across an await.
+
+use std::collections::{BTreeSet, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use lru::LruCache;
+use tokio::sync::{Notify, mpsc};
+use tracing::{debug, info, warn};
+use warmhop_core::affinity::{MoveCounter, Owner};
+use warmhop_core::config::SessionPolicy;
+use warmhop_core::ids::{AppName, Ballot, Incarnation, Now, Position, SessionId, SessionKey};
+use warmhop_core::session::census::Census;
+use warmhop_core::session::entry::Enter;
+use warmhop_core::session::message::{BodyRef, Config, Exec, Message, NackReason, Stored};
+use warmhop_core::session::{
+    Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
+};
+
+use crate::links::wire::SessionFrame;
+use crate::observe::clock::Clock;
+use crate::observe::failpoint::{self, Point};
+use crate::observe::metrics::Metrics;
+use crate::sessions::dead::Dead;
+use crate::sessions::memory::Memory;
+use crate::sessions::table::{Entry, Table};
+
+pub(crate) const STRIPES: usize = 64;
+/// How often a stripe is looked through for sessions whose time is near.
+const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
+/// Sessions that are to be woken within this time are filed for it.
+const FILED_WITHIN: Duration = Duration::from_secs(90);
+/// How many sessions each stripe counts moves for.
+const MOVES_MAX: usize = 1024;
+/// The most sessions that this peer holds; further ones are refused, counted.
+const SESSIONS_MAX: usize = 4_000_000;
+/// How many sessions wait at most for a look at their members and their owner; where more do, all
+/// are looked at.
+const TO_LOOK_AT_MAX: usize = 16 * 1024;
+/// How long a session that holds nothing, but that a client's token names, is kept as it is;
+/// after that its next request asks the other members whether they know better.
+const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
+/// A ticket sees at most a handful of events before it reads them.
+const TICKET_EVENTS_MAX: usize = 16;
+
+/// Carries a frame to another peer, best effort.
+pub(crate) type SendFrame = Box<dyn Fn(Incarnation, SessionFrame) + Send + Sync>;
+
+/// What a waiting request is told.
+#[derive(Debug)]
+pub(crate) enum Told {
+    Turn,
+    Execute { executor: Incarnation, exec: Exec },
+    Release { hint: TokenHint },
+    Replay { stored: Stored, hint: TokenHint },
+    Fail(Failure),
+    Again,
+    Redirect(Option<Ballot>),
+}
+
+pub(crate) struct Store {
+    me: Incarnation,
+    policy: SessionPolicy,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    stripes: Box<[Mutex<Stripe>]>,
+    send: OnceLock<SendFrame>,
+    tickets: AtomicU64,
+    /// What one stripe's sessions heard of others' clocks matters to those that another draws.
+    stamp_heard: AtomicU64,
+    /// Who is there as far as this peer knows.
+    census: ArcSwap<Census>,
+    /// Processes that are gone for good: their peers live again as others.
+    dead: Mutex<Dead>,
+    /// Sessions that may lack copies or an owner: taken over here, with a member that lags behind,
+    /// given up to another, or promised to one that does not own them yet.
+    to_look_at: Mutex<HashSet<SessionKey>>,
+    /// There were more of those than [`TO_LOOK_AT_MAX`].
+    look_at_all: AtomicBool,
+    /// How many bytes all of them take.
+    memory: Memory,
+    sooner: Notify,
+    next_wake_ms: AtomicU64,
+}
+
+struct Stripe {
+    process: Process,
+    sessions: Table,
+    /// The sessions to be woken soon. Those whose time is far off are found when the stripe is
+    /// looked through: filing them would cost more memory than a small session's own state.
+    wakes: BTreeSet<(Now, SessionKey)>,
+    look_through_at: Now,
+    moves: LruCache<SessionKey, MoveCounter>,
+}
+
+impl Store {
+    pub(crate) fn new(
+        me: Incarnation,
+        policy: SessionPolicy,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let memory = Memory::new(policy.memory_bytes_max);
+        let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
+        let stripes = (0u32..)
+            .take(STRIPES)
+            .map(|at| {
+                Mutex::new(Stripe {
+                    process: Process::default(),
+                    sessions: Table::default(),
+                    wakes: BTreeSet::new(),
+                    // One after the other, so that none of them takes long.
+                    look_through_at: clock.now().after(LOOK_THROUGH_EVERY * at / STRIPES as u32),
+                    moves: LruCache::new(moves),
+                })
+            })
+            .collect();
+        Arc::new(Self {
+            me,
+            policy,
+            clock,
+            metrics,
+            stripes,
+            send: OnceLock::new(),
+            tickets: AtomicU64::new(1),
+            stamp_heard: AtomicU64::new(0),
+            census: ArcSwap::default(),
+            dead: Mutex::new(Dead::new(me)),
+            to_look_at: Mutex::default(),
+            look_at_all: AtomicBool::new(false),
+            memory,
+            sooner: Notify::new(),
+            next_wake_ms: AtomicU64::new(u64::MAX),
+        })
+    }
+
+    /// Says once how frames reach other peers.
+    pub(crate) fn connect(&self, send: SendFrame) {
+        let _ = self.send.set(send);
+    }
+
+    /// What the sessions take here, and may take.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(crate) fn policy(&self) -> &SessionPolicy {
+        &self.policy
+    }
+
+    /// Notes who is there.
+    pub(crate) fn count(&self, census: Census) {
+        if **self.census.load() != census {
+            self.census.store(Arc::new(census));
+        }
+    }
+
+    /// Who is there as far as this peer knows.
+    pub(crate) fn census(&self) -> Arc<Census> {
+        self.census.load_full()
+    }
+
+    fn stripe(&self, key: &SessionKey) -> MutexGuard<'_, Stripe> {
+        // Ids are random, or digests: their beginnings are spread as evenly as a hash's, and whoever
+        // looks through all sessions does so in the order of their ids.
+        let at = usize::from(key.sid.0[0]) * STRIPES / 256;
+        self.stripes[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` on the machine of `key`, which is made if `create` says so, and carries out
+    /// what it decides. `None` where there is no such machine.
+    pub(crate) fn with<R>(
+        &self,
+        key: &SessionKey,
+        create: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
+    ) -> Option<R> {
+        let (result, outgoing) = self.with_held_back(key, create, work)?;
+        self.deliver(key, outgoing);
+        Some(result)
+    }
+
+    /// As [`Store::with`], but what is to be sent is left to the caller.
+    fn with_held_back<R>(
+        &self,
+        key: &SessionKey,
+        create: bool,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
+    ) -> Option<(R, Vec<(Incarnation, Message)>)> {
+        let mut effects = Vec::new();
+        let mut outgoing = Vec::new();
+        let result = {
+            let mut stripe = self.stripe(key);
+            let stripe = &mut *stripe;
+            if create {
+                self.entry(key, stripe)?;
+            }
+            let entry = stripe.sessions.get_mut(key)?;
+            stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
+            stripe.process.census = self.census.load_full();
+            let mut ctx = Ctx {
+                me: self.me,
+                now: self.clock.now(),
+                wall: self.clock.wall(),
+                policy: &self.policy,
+                process: &mut stripe.process,
+                dice: rand::random(),
+            };
+            let before = failpoint::Before::of(&entry.machine);
+            let result = work(&mut entry.machine, &mut ctx, &mut effects);
+            self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
+            before.passed(&entry.machine, &effects);
+            self.carry_out(key, entry, effects, &mut outgoing);
+            self.settle(key, stripe);
+            result
+        };
+        Some((result, outgoing))
+    }
+
+    fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
+        for (to, message) in outgoing {
+            // What nobody can receive any more is answered in their place.
+            if is_question(&message) && self.is_dead(&to) {
+                self.with(key, false, |machine, ctx, out| {
+                    machine.on_message(ctx, to, dead_letter(), out);
+                });
+            } else if let Some(send) = self.send.get() {
+                send(to, SessionFrame { key: key.clone(), to, message });
+            }
+        }
+    }
+
+    fn dead(&self) -> MutexGuard<'_, Dead> {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a process is known to be gone for good.
+    pub(crate) fn is_dead(&self, peer: &Incarnation) -> bool {
+        self.dead().contains(peer)
+    }
+
+    /// A process said goodbye: it is gone for good, its votes with it.
+    pub(crate) fn peer_dead(&self, life: Incarnation) {
+        self.dead().ended(life);
+    }
+
+    /// A process was heard of; the one that its peer was before, if any, is gone for good, its
+    /// votes with it.
+    pub(crate) fn peer_lives(&self, life: Incarnation, former: Option<Incarnation>) {
+        self.dead().lives(life, former);
+    }
+
+    /// The entry of `key`, made if there is none; `None` where there is no room.
+    fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
+        let room = SESSIONS_MAX / STRIPES;
+        let (entry, made) = stripe.sessions.get_or_make(key, &stripe.process, room)?;
+        if made {
+            self.metrics.sessions_held.inc();
+        }
+        Some(entry)
+    }
+
+    fn carry_out(
+        &self,
+        key: &SessionKey,
+        entry: &mut Entry,
+        effects: Vec<Effect>,
+        outgoing: &mut Vec<(Incarnation, Message)>,
+    ) {
+        for effect in effects {
+            let (ticket, told) = match effect {
+                Effect::Send { to, message } => {
+                    outgoing.push((to, message));
+                    continue;
+                }
+                Effect::Owned { ballot } => {
+                    debug!(session = %key, %ballot, "owned");
+                    if ballot.round > 1 {
+                        self.metrics.takeovers.inc();
+                    }
+                    self.look_at(key);
+                    continue;
+                }
+                Effect::Lagging | Effect::FewCopies | Effect::Claimed => {
+                    self.look_at(key);
+                    continue;
+                }
+                Effect::Deposed { by } => {
+                    info!(session = %key, by = %by, "given up to a higher ballot");
+                    self.metrics.depositions.inc();
+                    self.look_at(key);
+                    continue;
+                }
+                Effect::GaveUp => {
+                    debug!(session = %key, "no majority answered the takeover in time");
+                    self.look_at(key);
+                    continue;
+                }
+                Effect::Located { .. } | Effect::Opened { .. } => continue,
+                Effect::Lost => {
+                    warn!(session = %key, "lost: too many of its holders are gone");
+                    self.metrics.sessions_lost.inc();
+                    continue;
+                }
+                Effect::Invited { .. } => continue,
+                Effect::Turn { ticket } => (ticket, Told::Turn),
+                Effect::Execute { ticket, executor, exec } => {
+                    (ticket, Told::Execute { executor, exec })
+                }
+                Effect::Release { ticket, hint } => {
+                    self.metrics.releases.inc();
+                    (ticket, Told::Release { hint })
+                }
+                Effect::Replay { ticket, stored, hint } => (ticket, Told::Replay { stored, hint }),
+                Effect::Fail { ticket, failure } => (ticket, Told::Fail(failure)),
+                Effect::Again { ticket } => (ticket, Told::Again),
+                Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
+            };
+            if let Some(waiting) = entry.waiting(ticket) {
+                // A full queue means a request that reads nothing: it is gone or stuck, and its
+                // guard will cancel it.
+                let _ = waiting.try_send(told);
+            }
+        }
+    }
+
+    /// Files the machine's next wake, or drops a machine that has nothing left to remember.
+    fn settle(&self, key: &SessionKey, stripe: &mut Stripe) {
+        let Some(entry) = stripe.sessions.get_mut(key) else { return };
+        self.memory.counts(&mut entry.counted, Some(&entry.machine));
+        let owns = entry.machine.is_owner();
+        if owns != entry.was_owner {
+            entry.was_owner = owns;
+            if owns {
+                self.metrics.sessions_owned.inc()
+            } else {
+                self.metrics.sessions_owned.dec()
+            };
+        }
+        let now = self.clock.now();
+        let idle = entry.is_idle();
+        let empty = idle && entry.machine.is_disposable();
+        let gone =
+            idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until() <= now));
+        let wake = match entry.machine.next_wake(now, self.clock.wall()) {
+            _ if gone => None,
+            wake if empty => {
+                Some(wake.map_or(entry.keep_empty_until(), |at| at.min(entry.keep_empty_until())))
+            }
+            wake => wake,
+        };
+        entry.rest();
+        let wake = wake.filter(|at| *at <= now.after(FILED_WITHIN)).map(|at| at.max(Now(1)));
+        if wake != entry.wake() {
+            if let Some(old) = entry.wake() {
+                stripe.wakes.remove(&(old, key.clone()));
+            }
+            if let Some(new) = wake {
+                stripe.wakes.insert((new, key.clone()));
+                if new.0 < self.next_wake_ms.fetch_min(new.0, Ordering::Relaxed) {
+                    self.sooner.notify_one();
+                }
+            }
+            entry.set_wake(wake);
+        }
+        if gone {
+            self.memory.counts(&mut entry.counted, None);
+            stripe.sessions.remove(key);
+            self.metrics.sessions_held.dec();
+            if owns {
+                self.metrics.sessions_owned.dec();
+            }
+        }
+    }
+
+    /// A frame from another peer.
+    pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
+        let SessionFrame { key, to, message } = frame;
+        if to != self.me {
+            if let (true, Some(send)) = (is_question(&message), self.send.get()) {
+                send(from, SessionFrame { key, to: from, message: dead_letter() });
+            }
+            return;
+        }
+        if let Message::Accept { body: BodyRef::Full(body), .. } = &message
+            && !self.memory.has_room(body.bytes(), 0)
+        {
+            let held = self.with(&key, false, |machine, _, _| machine.bytes_held());
+            if !self.memory.has_room(body.bytes(), held.unwrap_or_default()) {
+                self.metrics.copies_refused.inc();
+                if let Some(send) = self.send.get() {
+                    send(from, SessionFrame { key, to: from, message: no_room() });
+                }
+                return;
+            }
+        }
+        // Only what a copy must remember makes an entry; a stray answer does not.
+        let create = matches!(
+            message,
+            Message::Prepare { .. }
+                | Message::Accept { .. }
+                | Message::Invite { .. }
+                | Message::Locate { .. }
+                | Message::Begin { .. }
+        );
+        self.with(&key, create, |machine, ctx, out| {
+            if matches!(message, Message::Locate { .. }) {
+                let members = machine.config().map(Config::everyone).unwrap_or_default();
+                for peer in members.into_iter().filter(|peer| self.is_dead(peer)) {
+                    machine.peer_dead(peer);
+                }
+            }
+            machine.on_message(ctx, from, message, out);
+        });
+    }
+
+    /// A peer's process is gone.
+    pub(crate) fn peer_lost(&self, dead: Incarnation) {
+        for key in
+            self.keys_where(|machine| machine.members().contains(&dead) || machine.load() > 0)
+        {
+            self.with(&key, false, |machine, ctx, out| machine.peer_lost(ctx, dead, out));
+        }
+    }
+
+    fn keys_where(&self, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+        self.stripes.iter().flat_map(|stripe| keys_in(stripe, &wanted)).collect()
+    }
+
+    /// The sessions that this peer owns and that hold something.
+    pub(crate) fn owned(&self) -> Vec<SessionKey> {
+        self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
+    }
+
+    /// The sessions of which a record is held here and whose members are as `wanted`.
+    pub(crate) fn held(&self, wanted: impl Fn(&[Incarnation]) -> bool) -> Vec<SessionKey> {
+        self.keys_where(|machine| machine.holds_copy() && wanted(machine.members()))
+    }
+
+    /// The store's parts, for [`Store::kept_in`].
+    pub(crate) fn stripes(&self) -> std::ops::Range<usize> {
+        0..self.stripes.len()
+    }
+
+    /// The sessions of one stripe that this peer owns or holds a record of.
+    pub(crate) fn kept_in(&self, stripe: usize) -> Vec<SessionKey> {
+        keys_in(&self.stripes[stripe], |machine| machine.version() > 0)
+    }
+
+    /// The sessions that came to need a look since this was last asked, and whether there were more.
+    pub(crate) fn take_to_look_at(&self) -> (HashSet<SessionKey>, bool) {
+        let noted = std::mem::take(&mut *self.noted());
+        (noted, self.look_at_all.swap(false, Ordering::Relaxed))
+    }
+
+    fn noted(&self) -> MutexGuard<'_, HashSet<SessionKey>> {
+        self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `pick` makes of the records of `app` that are held in one stripe.
+    pub(crate) fn records_in<R>(
+        &self,
+        stripe: usize,
+        app: &AppName,
+        pick: impl Fn(SessionId, &Session) -> Option<R>,
+    ) -> Vec<R> {
+        let Some(stripe) = self.stripes.get(stripe) else { return Vec::new() };
+        let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_app = stripe.sessions.iter().filter(|entry| entry.app() == app);
+        of_app.filter_map(|entry| pick(entry.machine.sid(), &entry.machine)).collect()
+    }
+
+    fn look_at(&self, key: &SessionKey) {
+        let mut waiting = self.noted();
+        if waiting.len() < TO_LOOK_AT_MAX {
+            waiting.insert(key.clone());
+        } else {
+            self.look_at_all.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let mut owned = 0;
+        let mut held = 0;
+        for stripe in &self.stripes {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            for entry in stripe.sessions.iter() {
+                owned += u64::from(entry.machine.is_owner());
+                held += u64::from(entry.machine.holds_copy());
+            }
+        }
+        (owned, held)
+    }
+
+    /// Whether a request of `key` that arrived at this peer, which does not own it, with `n` in
+    /// its token, should bring the ownership here.
+    pub(crate) fn should_move(&self, key: &SessionKey, n: u64) -> bool {
+        let mut stripe = self.stripe(key);
+        let now = self.clock.now();
+        let counter = stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::new);
+        let moves = counter.arrived(Owner::Serving, n, now, &self.policy);
+        if moves {
+            counter.moved(now);
+        }
+        moves
+    }
+
+    /// A response of `key` left through this peer with `n` in its token.
+    pub(crate) fn gave(&self, key: &SessionKey, n: u64) {
+        if let Some(counter) = self.stripe(key).moves.get_mut(key) {
+            counter.answered(n);
+        }
+    }
+
+    /// Files those of a stripe whose time is near, once in a while; returns when it will be next.
+    fn look_through(&self, stripe: &Mutex<Stripe>, now: Now) -> Now {
+        let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        if now < stripe.look_through_at {
+            return stripe.look_through_at;
+        }
+        stripe.look_through_at = now.after(LOOK_THROUGH_EVERY);
+        let wall = self.clock.wall();
+        let soon = now.after(FILED_WITHIN);
+        let Stripe { sessions, wakes, .. } = &mut *stripe;
+        for entry in sessions.iter_mut().filter(|entry| entry.wake().is_none()) {
+            let wake = entry
+                .machine
+                .next_wake(now, wall)
+                .filter(|at| *at <= soon)
+                .map(|at| at.max(Now(1)));
+            wakes.extend(wake.map(|at| (at, entry.key())));
+            entry.set_wake(wake);
+        }
+        stripe.look_through_at
+    }
+
+    /// Wakes machines as they ask for it; runs as long as the peer.
+    pub(crate) async fn wake(self: Arc<Self>) {
+        loop {
+            let now = self.clock.now();
+            let mut next = u64::MAX;
+            self.next_wake_ms.store(u64::MAX, Ordering::Relaxed);
+            for stripe in &self.stripes {
+                next = next.min(self.look_through(stripe, now).0);
+                loop {
+                    let due = {
+                        let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+                        match stripe.wakes.first() {
+                            Some((at, key)) if *at <= now => Some(key.clone()),
+                            Some((at, _)) => {
+                                next = next.min(at.0);
+                                None
+                            }
+                            None => None,
+                        }
+                    };
+                    let Some(key) = due else { break };
+                    self.with(&key, false, |machine, ctx, out| machine.on_timer(ctx, out));
+                    // A machine that asks for the same instant again would spin here.
+                    let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+                    let stripe = &mut *stripe;
+                    if let Some(entry) = stripe.sessions.get_mut(&key)
+                        && let Some(at) = entry.wake().filter(|at| *at <= now)
+                    {
+                        stripe.wakes.remove(&(at, key.clone()));
+                        let later = now.after(Duration::from_millis(1));
+                        entry.set_wake(Some(later));
+                        stripe.wakes.insert((later, key.clone()));
+                        next = next.min(later.0);
+                    }
+                }
+            }
+            let next = next.min(self.next_wake_ms.fetch_min(next, Ordering::Relaxed));
+            let span = Duration::from_millis(next.saturating_sub(self.clock.now().0));
+            tokio::select! {
+                () = tokio::time::sleep(span.min(Duration::from_secs(60))) => {}
+                () = self.sooner.notified() => {}
+            }
+        }
+    }
+
+    /// Puts a request in line for its session.
+    pub(crate) fn enqueue(
+        self: &Arc<Self>,
+        key: &SessionKey,
+        submit: impl FnOnce(Ticket) -> Submit,
+        enter: Enter,
+    ) -> Option<InLine> {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let (told, telling) = mpsc::channel(TICKET_EVENTS_MAX);
+        let submit = submit(ticket);
+        let keep_empty_until = match enter {
+            // Nobody who looks for a session by its key needs to remember that there was none.
+            Enter::Beginning(_) | Enter::Seeking { .. } => Now::default(),
+            Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
+        };
+        {
+            // The ticket is known before its first event can be sent.
+            let mut stripe = self.stripe(key);
+            let entry = self.entry(key, &mut stripe)?;
+            entry.join(ticket, told, keep_empty_until);
+        }
+        let in_line = InLine {
+            store: Arc::clone(self),
+            key: key.clone(),
+            ticket,
+            telling,
+            running: None,
+            held_back: Vec::new(),
+        };
+        self.with(key, false, |machine, ctx, out| machine.enter(ctx, submit, enter, out))?;
+        Some(in_line)
+    }
+
+    fn leave(&self, key: &SessionKey, ticket: Ticket, running: Option<Option<Position>>) {
+        {
+            let mut stripe = self.stripe(key);
+            if let Some(entry) = stripe.sessions.get_mut(key) {
+                entry.leave(ticket);
+            }
+        }
+        self.with(key, false, |machine, ctx, out| {
+            if let Some(p) = running {
+                machine.executed(ctx, ticket, p, Outcome::Failed, out);
+            }
+            machine.cancel(ctx, ticket, out);
+        });
+    }
+}
+
+fn is_question(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Prepare { .. }
+            | Message::Accept { .. }
+            | Message::Locate { .. }
+            | Message::Begin { .. }
+    )
+}
+
+fn no_room() -> Message {
+    Message::Nack { reason: NackReason::Full, promised: None, cfg: None, watermark: 0 }
+}
+
+fn dead_letter() -> Message {
+    Message::Nack { reason: NackReason::Dead, promised: None, cfg: None, watermark: 0 }
+}
+
+fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
+    let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+    stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).map(Entry::key).collect()
+}
+
+/// One request in line for its session; leaves the line when it is dropped, whatever happened.
+pub(crate) struct InLine {
+    store: Arc<Store>,
+    pub(crate) key: SessionKey,
+    ticket: Ticket,
+    telling: mpsc::Receiver<Told>,
+    /// The position being executed, while it is.
+    running: Option<Option<Position>>,
+    /// What was to be sent when the execution began: it goes out beside it.
+    held_back: Vec<(Incarnation, Message)>,
+}
+
+impl InLine {
+    /// What happens next.
+    pub(crate) async fn next(&mut self) -> Told {
+        let told = match self.telling.try_recv() {
+            Ok(told) => told,
+            Err(_) => {
+                self.send_held_back();
+                self.telling.recv().await.unwrap_or(Told::Redirect(None))
+            }
+        };
+        if let Told::Execute { exec, .. } = &told {
+            self.running = Some(exec.p);
+        }
+        told
+    }
+
+    /// Who runs it has been decided.
+    pub(crate) fn begin(&mut self, executor: Incarnation) {
+        self.send_held_back();
+        let begun = self.store.with_held_back(&self.key, false, |machine, ctx, out| {
+            machine.begin(ctx, self.ticket, executor, out);
+        });
+        self.held_back = begun.map(|((), outgoing)| outgoing).unwrap_or_default();
+    }
+
+    /// Sends what may go out beside the execution. A read's confirmation is shorter than most
+    /// executions: it is begun second, since waking the tasks that send it takes time.
+    pub(crate) fn send_held_back(&mut self) {
+        let outgoing = std::mem::take(&mut self.held_back);
+        self.store.deliver(&self.key, outgoing);
+    }
+
+    /// What came of running it.
+    pub(crate) fn executed(&mut self, outcome: Outcome) {
+        self.send_held_back();
+        let Some(p) = self.running.take() else { return };
+        let changed = failpoint::changed(&outcome);
+        failpoint::pass_if(changed, Point::OwnerVoteBefore);
+        self.store.with(&self.key, false, |machine, ctx, out| {
+            machine.executed(ctx, self.ticket, p, outcome, out);
+        });
+        failpoint::pass_if(changed, Point::OwnerVoteAfter);
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.send_held_back();
+        self.store.leave(&self.key, self.ticket, self.running.take());
+    }
+}

@@ -1,0 +1,160 @@
+//! One stripe's sessions, found by their keys. A peer may hold millions of idle ones, so an entry
+//! holds its key itself and what idle sessions lack is behind one pointer.
+
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
+use tokio::sync::mpsc;
+use warmhop_core::ids::{AppName, Now, SessionKey};
+use warmhop_core::session::{Process, Session, Ticket};
+
+use crate::sessions::store::Told;
+
+/// One session.
+pub(crate) struct Entry {
+    /// Shared by all entries of an app in the table.
+    app: AppName,
+    pub(crate) machine: Session,
+    /// When it is filed to be woken, if soon; else zero.
+    wake: Now,
+    pub(crate) was_owner: bool,
+    /// What it was last counted as, in bytes.
+    pub(crate) counted: u32,
+    busy: Option<Box<Busy>>,
+}
+
+/// What an idle session that holds something does without.
+#[derive(Default)]
+struct Busy {
+    /// The requests in line here, few at a time.
+    tickets: Vec<(Ticket, mpsc::Sender<Told>)>,
+    /// When a session that holds nothing may be dropped; at once if no token names it.
+    keep_empty_until: Now,
+}
+
+impl Entry {
+    pub(crate) fn key(&self) -> SessionKey {
+        SessionKey { app: self.app.clone(), sid: self.machine.sid() }
+    }
+
+    pub(crate) fn app(&self) -> &AppName {
+        &self.app
+    }
+
+    fn is(&self, key: &SessionKey) -> bool {
+        self.machine.sid() == key.sid && self.app == key.app
+    }
+
+    /// When it is filed to be woken, if soon.
+    pub(crate) fn wake(&self) -> Option<Now> {
+        Some(self.wake).filter(|at| *at > Now::default())
+    }
+
+    /// Notes when it is filed to be woken, at a time above zero.
+    pub(crate) fn set_wake(&mut self, at: Option<Now>) {
+        self.wake = at.unwrap_or_default();
+    }
+
+    /// A request joins the line; an empty session is kept until `keep_empty_until` at least.
+    pub(crate) fn join(&mut self, ticket: Ticket, told: mpsc::Sender<Told>, keep_empty_until: Now) {
+        let busy = self.busy.get_or_insert_default();
+        busy.tickets.push((ticket, told));
+        busy.keep_empty_until = busy.keep_empty_until.max(keep_empty_until);
+    }
+
+    pub(crate) fn leave(&mut self, ticket: Ticket) {
+        if let Some(busy) = &mut self.busy {
+            busy.tickets.retain(|(known, _)| *known != ticket);
+        }
+    }
+
+    /// Whoever waits in line under `ticket`.
+    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&mpsc::Sender<Told>> {
+        let tickets = &self.busy.as_ref()?.tickets;
+        tickets.iter().find(|(known, _)| *known == ticket).map(|(_, told)| told)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.busy.as_ref().is_none_or(|busy| busy.tickets.is_empty())
+    }
+
+    pub(crate) fn keep_empty_until(&self) -> Now {
+        self.busy.as_ref().map_or(Now::default(), |busy| busy.keep_empty_until)
+    }
+
+    /// Frees what an idle session does without.
+    pub(crate) fn rest(&mut self) {
+        if self.is_idle() && !self.machine.is_disposable() {
+            self.busy = None;
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    entries: HashTable<Box<Entry>>,
+    hasher: RandomState,
+    /// The apps that sessions were kept of; an app's name is in memory once.
+    apps: Vec<AppName>,
+}
+
+impl Table {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().map(Box::as_ref)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
+        self.entries.iter_mut().map(Box::as_mut)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &SessionKey) -> Option<&mut Entry> {
+        let hash = self.hasher.hash_one(key);
+        self.entries.find_mut(hash, |entry| entry.is(key)).map(Box::as_mut)
+    }
+
+    /// The entry of `key`; `None` where there is none and the table holds `len_max` already. Also
+    /// whether it was made now.
+    pub(crate) fn get_or_make(
+        &mut self,
+        key: &SessionKey,
+        process: &Process,
+        len_max: usize,
+    ) -> Option<(&mut Entry, bool)> {
+        let has_room = self.entries.len() < len_max;
+        let hasher = &self.hasher;
+        let hash = hasher.hash_one(key);
+        #[expect(clippy::borrowed_box, reason = "what the table holds")]
+        let again = |entry: &Box<Entry>| hasher.hash_one(entry.key());
+        match self.entries.entry(hash, |entry| entry.is(key), again) {
+            Place::Occupied(place) => Some((place.into_mut(), false)),
+            Place::Vacant(_) if !has_room => None,
+            Place::Vacant(place) => {
+                let app = match self.apps.iter().find(|app| **app == key.app) {
+                    Some(app) => app.clone(),
+                    None => {
+                        self.apps.push(key.app.clone());
+                        key.app.clone()
+                    }
+                };
+                let machine = Session::new(key.sid, process);
+                let entry = Entry {
+                    app,
+                    machine,
+                    wake: Now::default(),
+                    was_owner: false,
+                    counted: 0,
+                    busy: None,
+                };
+                Some((place.insert(Box::new(entry)).into_mut(), true))
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: &SessionKey) {
+        let hash = self.hasher.hash_one(key);
+        if let Ok(place) = self.entries.find_entry(hash, |entry| entry.is(key)) {
+            place.remove();
+        }
+    }
+}
