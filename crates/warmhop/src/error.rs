@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+pub use crate::observe::failpoint::FailpointError;
+
 /// Why a peer did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -61,18 +63,6 @@ pub enum StartMeshError {
         /// What both claim.
         what: String,
     },
-}
-
-/// What `WARMHOP_FAILPOINTS` asks for cannot be armed.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "WARMHOP_FAILPOINTS: `{part}` arms no failpoint; write NAME=kill@N with N from 1, where NAME is one of {known}"
-)]
-pub struct FailpointError {
-    /// The part that was not understood.
-    pub part: String,
-    /// The failpoints that there are.
-    pub known: String,
 }
 
 /// Why a control command was not carried out. Nothing changed.

@@ -1,7 +1,6 @@
 //! What an app is to the mesh: an asynchronous start that yields a tower service. Its
 //! supervision lives here too.
 
-pub(crate) mod health;
 pub(crate) mod session;
 pub(crate) mod slot;
 

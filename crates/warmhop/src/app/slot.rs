@@ -1,6 +1,8 @@
 //! One app on this peer: carries out what the core's `AppMachine` decides, and hands out its
 //! service while it is ready.
 
+mod health;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +15,6 @@ use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
 
-use crate::app::health;
 use crate::app::{App, AppService, AppSpec, Ended, Running, StartContext, StartError};
 use crate::observe::clock::Clock;
 use crate::observe::metrics::{AppCounts, ByApp, Metrics};

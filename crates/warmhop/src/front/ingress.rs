@@ -2,6 +2,8 @@
 //! decided and carried out for them is in [`crate::request::node`], [`crate::request::serve`] and
 //! [`crate::request::portable`].
 
+mod refusal;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +27,6 @@ use warmhop_core::view::AppState;
 use crate::app::slot::Slot;
 use crate::front::client_body::TooSlow;
 use crate::front::origin::{Origin, TrustedProxies};
-use crate::front::refusal::Asked;
 use crate::front::starting::{PROGRESS_PATH, is_navigation};
 use crate::front::targets;
 use crate::hop::{self, AppIs};
@@ -43,6 +44,8 @@ use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::{PSEUDONYM, Problem, sf_name};
 use crate::request::serve::{Served, ServedBy, Upgrade};
+
+use self::refusal::Asked;
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;

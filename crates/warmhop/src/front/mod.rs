@@ -4,6 +4,5 @@ pub(crate) mod client_body;
 pub(crate) mod ingress;
 pub(crate) mod listener;
 pub(crate) mod origin;
-pub(crate) mod refusal;
 pub(crate) mod starting;
 pub(crate) mod targets;

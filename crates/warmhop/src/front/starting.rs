@@ -19,7 +19,8 @@ use warmhop_core::app::ETA_FLOOR;
 
 use crate::http::body::Body;
 use crate::observe::progress::Progress;
-use crate::request::problem::{escape_html, prefers_html};
+use crate::request::error_page::escape_html;
+use crate::request::problem::prefers_html;
 
 /// Where a front door says how far an app's start is; the app's own path follows. A well-known
 /// path (RFC 8615), which no app has by accident.

@@ -51,8 +51,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub use self::front_tls::FrontDoorTls;
 pub use self::inspect::{CertificateInfo, Holder, Inspection, inspect};
-pub use crate::identity::front_tls::FrontDoorTls;
 
 mod inspect;
 

@@ -82,11 +82,23 @@ static ARMED: OnceLock<Armed> = OnceLock::new();
 #[cfg(debug_assertions)]
 static PASSED: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Point::ALL.len()];
 
+/// What `WARMHOP_FAILPOINTS` asks for cannot be armed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "WARMHOP_FAILPOINTS: `{part}` arms no failpoint; write NAME=kill@N with N from 1, where NAME is one of {known}"
+)]
+pub struct FailpointError {
+    /// The part that was not understood.
+    pub part: String,
+    /// The failpoints that there are.
+    pub known: String,
+}
+
 /// Arms what `WARMHOP_FAILPOINTS` names, once for the whole process.
 ///
 /// # Errors
 /// If it is not in the form above; with the part that is not, and the points that there are.
-pub(crate) fn arm() -> Result<(), crate::error::FailpointError> {
+pub(crate) fn arm() -> Result<(), FailpointError> {
     #[cfg(debug_assertions)]
     if let Some(value) = std::env::var_os("WARMHOP_FAILPOINTS") {
         let armed = parse(&value.to_string_lossy())?;
@@ -98,7 +110,7 @@ pub(crate) fn arm() -> Result<(), crate::error::FailpointError> {
 }
 
 #[cfg(debug_assertions)]
-fn parse(text: &str) -> Result<Armed, crate::error::FailpointError> {
+fn parse(text: &str) -> Result<Armed, FailpointError> {
     let mut armed = Armed::default();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let parsed = part.split_once('=').and_then(|(name, action)| {
@@ -108,10 +120,7 @@ fn parse(text: &str) -> Result<Armed, crate::error::FailpointError> {
         });
         let Some((at, pass)) = parsed else {
             let known: Vec<&str> = Point::ALL.iter().map(|(_, name)| *name).collect();
-            return Err(crate::error::FailpointError {
-                part: part.to_owned(),
-                known: known.join(", "),
-            });
+            return Err(FailpointError { part: part.to_owned(), known: known.join(", ") });
         };
         armed[at] = pass;
     }

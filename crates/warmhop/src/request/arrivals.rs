@@ -27,9 +27,10 @@ use crate::observe::metrics::ByPeer;
 use crate::observe::recall::{REGISTER, Tracing, Why};
 use crate::observe::trace::SpanKind;
 use crate::request::call::{Call, CallBody};
+use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::as_refusal;
-use crate::request::serve::{LocalError, Served, Upgrade};
+use crate::request::serve::{Served, Upgrade};
 
 impl NetHandler for Node {
     fn on_hop(

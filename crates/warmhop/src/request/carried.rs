@@ -13,9 +13,9 @@ use crate::app::slot::Slot;
 use crate::http::body::Body;
 use crate::http::fields::SESSION_FIELD;
 use crate::http::refusals::ByReason;
+use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::{FIELD_REFUSED, Problem, SET_TOO_LARGE};
-use crate::request::serve::LocalError;
 
 /// Padding may be left out, and is not checked (RFC 9651 section 4.2.7).
 const LENIENT: GeneralPurpose = GeneralPurpose::new(

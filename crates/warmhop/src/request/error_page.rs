@@ -12,8 +12,6 @@ use http::header::{
     CONTENT_SECURITY_POLICY, HeaderMap, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 
-use crate::request::problem::escape_html;
-
 const PAGE: &str = include_str!("error.html");
 
 /// The page, of this name in the configuration or the mesh's own.
@@ -64,6 +62,10 @@ impl ErrorPage {
         headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         (filled(PAGE, &values), headers)
     }
+}
+
+pub(crate) fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// `page` with each `{name}` replaced. In one pass, so that nothing in a value is replaced.

@@ -14,7 +14,8 @@ use crate::request::node::Node;
 use crate::request::portable::Portable;
 use crate::request::problem::{Problem, outcome_unknown};
 use crate::request::serve::Served;
-use crate::sessions::store::{InLine, Told};
+use crate::sessions::store::InLine;
+use crate::sessions::told::Told;
 
 impl Node {
     /// Tells the session's machine what came of running a request, once its heir is there where it

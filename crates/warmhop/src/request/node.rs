@@ -34,8 +34,8 @@ use crate::observe::recall::{Considered, Traces, Tracing};
 use crate::observe::trace::Spans;
 use crate::request::apps::Apps;
 use crate::request::error_page::ErrorPage;
-use crate::request::once::RunsOnce;
 use crate::request::problem::Problem;
+use crate::request::under_way::RunsOnce;
 use crate::sessions::store::Store;
 
 /// How long a reply vouches for the peer that sent it.

@@ -7,8 +7,6 @@
 //! The begin names the attempt that committed it. As long as no app can have seen the request, that
 //! attempt goes on from it wherever the session has moved to, or takes it back where it cannot run.
 
-use std::collections::HashSet;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -25,7 +23,7 @@ use crate::request::node::{Node, Place, Placing};
 use crate::request::portable::{LineEnd, Portable};
 use crate::request::problem::{Audience, Problem, outcome_unknown, too_many_sessions};
 use crate::request::serve::Served;
-use crate::sessions::store::Told;
+use crate::sessions::told::Told;
 
 /// How long taking a begin back may keep a client waiting for its refusal.
 const TAKE_BACK_WITHIN: Duration = Duration::from_secs(2);
@@ -36,32 +34,6 @@ enum Begun {
     Now(Place),
     /// It was, and may have changed anything.
     Before,
-}
-
-/// The requests that are on their way here and must not run twice: a repeat is told of the first one,
-/// rather than to wait for it. Bounded by the requests under way.
-#[derive(Debug, Default)]
-pub(crate) struct RunsOnce(Mutex<HashSet<(SessionKey, RequestKey)>>);
-
-impl RunsOnce {
-    fn enter(&self, key: &SessionKey, rid: RequestKey) -> Option<UnderWay<'_>> {
-        let name = (key.clone(), rid);
-        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Lazily: one that is dropped here would wait for this lock, and remove the first one's name.
-        all.insert(name.clone()).then(|| UnderWay { all: self, name })
-    }
-}
-
-struct UnderWay<'a> {
-    all: &'a RunsOnce,
-    name: (SessionKey, RequestKey),
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        let mut all = self.all.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.remove(&self.name);
-    }
 }
 
 impl Portable<'_> {

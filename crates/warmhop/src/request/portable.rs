@@ -28,14 +28,16 @@ use crate::http::fields;
 use crate::http::refusals::ByReason;
 use crate::observe::recall::{Tracing, Why};
 use crate::request::call::Call;
+use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{
-    Problem, after_an_attempt, app_failed, as_refusal, describe, from_refusal, gave_up,
-    memory_full, of_session, outcome_unknown, too_many_sessions,
+    Problem, after_an_attempt, as_refusal, describe, from_refusal, gave_up, memory_full,
+    of_session, outcome_unknown, too_many_sessions,
 };
-use crate::request::registers::STATE_BYTES_MAX;
-use crate::request::serve::{LocalError, RanHere, Served, ServedBy, Upgrade, error_chain};
-use crate::sessions::store::{InLine, Told};
+use crate::request::registers::bounds::STATE_BYTES_MAX;
+use crate::request::serve::{RanHere, Served, ServedBy, Upgrade};
+use crate::sessions::store::InLine;
+use crate::sessions::told::Told;
 
 /// A portable request on its way through this peer.
 #[derive(Clone, Copy)]

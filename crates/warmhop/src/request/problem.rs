@@ -10,7 +10,6 @@ use warmhop_core::session::Failure;
 use crate::hop::HopRefusal;
 use crate::http::body::Body;
 use crate::request::error_page::{ErrorPage, Told, in_plain_words};
-use crate::request::serve::LocalError;
 
 /// An app set a larger session than is carried.
 pub(crate) const SET_TOO_LARGE: &str = "session-too-large";
@@ -127,19 +126,6 @@ impl Problem {
         }
         response
     }
-}
-
-pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
-    let detail = match error {
-        LocalError::Failed(detail) => format!("the app on {peer} failed to answer: {detail}"),
-        LocalError::TooSlow(detail) => return too_slow(peer, detail),
-        LocalError::NotReady => format!("the app on {peer} is not ready"),
-        LocalError::Busy => format!("the app on {peer} serves as many requests as it may"),
-        LocalError::Refused(_) => format!("the session was refused on {peer}"),
-        LocalError::Told(problem) => return (**problem).clone(),
-        LocalError::BodyGone => "the request's body cannot be sent again".into(),
-    };
-    Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail).proxy_error("connection_terminated")
 }
 
 /// An app took a request and gave no answer in time.
@@ -366,10 +352,6 @@ pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
         }
     }
     html > others
-}
-
-pub(crate) fn escape_html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 fn json_string(text: &str) -> String {

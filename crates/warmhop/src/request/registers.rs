@@ -4,6 +4,8 @@
 //! token. An operation is a request of it, executed by whichever peer owns it: on the way it is
 //! forwarded, held in line, replicated and taken over as any other, by the same code.
 
+pub(crate) mod bounds;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, OnceLock, Weak};
@@ -24,6 +26,7 @@ use warmhop_core::session::census::{Census, Roll, Verdict};
 use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
 use warmhop_core::view::Liveness;
 
+pub use self::bounds::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::app::session::Session;
 use crate::app::slot::Slot;
 use crate::app::{App, AppSpec, app_fn};
@@ -35,19 +38,12 @@ use crate::request::call::{Call, CallBody};
 use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::{MEMORY_FULL, Problem};
+use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
 use crate::sessions::store::STRIPES;
 
-/// The longest key, in bytes.
-pub const KEY_BYTES_MAX: usize = 1024;
-/// The largest value, in bytes.
-pub const VALUE_BYTES_MAX: usize = 1024 * 1024 + 4096;
-/// What a register holds beside its key and its value: see [`Parsed`].
-const HELD_BYTES: usize = 8 + 1 + 2;
 /// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
 /// read costs a write now and then, not each time.
 const MOVED_AFTER: u64 = 10;
-/// The largest state of a register's session.
-pub(crate) const STATE_BYTES_MAX: usize = HELD_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
 /// An operation or its answer on the way: a value, a key and what goes with them.
 const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 /// The fewest keys that one look through a part of a peer's registers brings, if it has as many.

@@ -13,7 +13,6 @@ use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{Incarnation, PeerId, SessionId};
 use warmhop_core::route::{Arrived, PinTo, may_retry};
-use warmhop_core::session::message::ExecDone;
 use warmhop_core::view::AppState;
 
 use crate::app::session::Session;
@@ -29,8 +28,9 @@ use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::call::Call;
 use crate::request::carried::{self, Carried};
+use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
-use crate::request::problem::{Problem, app_failed, gave_up, too_slow};
+use crate::request::problem::{Problem, gave_up, too_slow};
 
 /// How often a request may be placed anew before it is refused.
 const ROUNDS_MAX: u32 = 8;
@@ -97,24 +97,6 @@ impl Served {
             replayed: false,
         }
     }
-}
-
-/// Why an app on this peer gave no response.
-pub(crate) enum LocalError {
-    /// It is not ready (any more); it has not seen the request.
-    NotReady,
-    /// Every place is taken; it has not seen the request.
-    Busy,
-    /// It took the request and did not answer in time, or was ended because it hung.
-    TooSlow(String),
-    /// It took the request and failed.
-    Failed(String),
-    /// The session's part was refused; it has not seen the request.
-    Refused(ExecDone),
-    /// The request's body was sent elsewhere already.
-    BodyGone,
-    /// What the client is told.
-    Told(Box<Problem>),
 }
 
 /// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
@@ -566,15 +548,4 @@ fn failed_here(
     }
     copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
     LocalError::Failed(error_chain(error))
-}
-
-pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }

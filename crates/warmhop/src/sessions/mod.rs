@@ -4,3 +4,4 @@ pub(crate) mod dead;
 pub(crate) mod memory;
 pub(crate) mod store;
 pub(crate) mod table;
+pub(crate) mod told;

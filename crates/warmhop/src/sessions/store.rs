@@ -4,6 +4,8 @@
 //! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
 //! never held across an await.
 
+mod line;
+
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,21 +18,21 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{AppName, Ballot, Incarnation, Now, Position, SessionId, SessionKey};
+use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey};
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::Enter;
-use warmhop_core::session::message::{BodyRef, Config, Exec, Message, NackReason, Stored};
-use warmhop_core::session::{
-    Ctx, Effect, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
-};
+use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
+use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
+pub(crate) use self::line::InLine;
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
-use crate::observe::failpoint::{self, Point};
+use crate::observe::failpoint;
 use crate::observe::metrics::Metrics;
 use crate::sessions::dead::Dead;
 use crate::sessions::memory::Memory;
 use crate::sessions::table::{Entry, Table};
+use crate::sessions::told::Told;
 
 pub(crate) const STRIPES: usize = 64;
 /// How often a stripe is looked through for sessions whose time is near.
@@ -52,18 +54,6 @@ const TICKET_EVENTS_MAX: usize = 16;
 
 /// Carries a frame to another peer, best effort.
 pub(crate) type SendFrame = Box<dyn Fn(Incarnation, SessionFrame) + Send + Sync>;
-
-/// What a waiting request is told.
-#[derive(Debug)]
-pub(crate) enum Told {
-    Turn,
-    Execute { executor: Incarnation, exec: Exec },
-    Release { hint: TokenHint },
-    Replay { stored: Stored, hint: TokenHint },
-    Fail(Failure),
-    Again,
-    Redirect(Option<Ballot>),
-}
 
 pub(crate) struct Store {
     me: Incarnation,
@@ -656,68 +646,4 @@ fn dead_letter() -> Message {
 fn keys_in(stripe: &Mutex<Stripe>, wanted: impl Fn(&Session) -> bool) -> Vec<SessionKey> {
     let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
     stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).map(Entry::key).collect()
-}
-
-/// One request in line for its session; leaves the line when it is dropped, whatever happened.
-pub(crate) struct InLine {
-    store: Arc<Store>,
-    pub(crate) key: SessionKey,
-    ticket: Ticket,
-    telling: mpsc::Receiver<Told>,
-    /// The position being executed, while it is.
-    running: Option<Option<Position>>,
-    /// What was to be sent when the execution began: it goes out beside it.
-    held_back: Vec<(Incarnation, Message)>,
-}
-
-impl InLine {
-    /// What happens next.
-    pub(crate) async fn next(&mut self) -> Told {
-        let told = match self.telling.try_recv() {
-            Ok(told) => told,
-            Err(_) => {
-                self.send_held_back();
-                self.telling.recv().await.unwrap_or(Told::Redirect(None))
-            }
-        };
-        if let Told::Execute { exec, .. } = &told {
-            self.running = Some(exec.p);
-        }
-        told
-    }
-
-    /// Who runs it has been decided.
-    pub(crate) fn begin(&mut self, executor: Incarnation) {
-        self.send_held_back();
-        let begun = self.store.with_held_back(&self.key, false, |machine, ctx, out| {
-            machine.begin(ctx, self.ticket, executor, out);
-        });
-        self.held_back = begun.map(|((), outgoing)| outgoing).unwrap_or_default();
-    }
-
-    /// Sends what may go out beside the execution. A read's confirmation is shorter than most
-    /// executions: it is begun second, since waking the tasks that send it takes time.
-    pub(crate) fn send_held_back(&mut self) {
-        let outgoing = std::mem::take(&mut self.held_back);
-        self.store.deliver(&self.key, outgoing);
-    }
-
-    /// What came of running it.
-    pub(crate) fn executed(&mut self, outcome: Outcome) {
-        self.send_held_back();
-        let Some(p) = self.running.take() else { return };
-        let changed = failpoint::changed(&outcome);
-        failpoint::pass_if(changed, Point::OwnerVoteBefore);
-        self.store.with(&self.key, false, |machine, ctx, out| {
-            machine.executed(ctx, self.ticket, p, outcome, out);
-        });
-        failpoint::pass_if(changed, Point::OwnerVoteAfter);
-    }
-}
-
-impl Drop for InLine {
-    fn drop(&mut self) {
-        self.send_held_back();
-        self.store.leave(&self.key, self.ticket, self.running.take());
-    }
 }

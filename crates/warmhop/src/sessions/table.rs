@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use warmhop_core::ids::{AppName, Now, SessionKey};
 use warmhop_core::session::{Process, Session, Ticket};
 
-use crate::sessions::store::Told;
+use crate::sessions::told::Told;
 
 /// One session.
 pub(crate) struct Entry {

@@ -1,0 +1,50 @@
+//! Why an app on this peer gave no response, and what a client is told of it.
+
+use http::StatusCode;
+use warmhop_core::session::message::ExecDone;
+
+use crate::request::problem::{Problem, too_slow};
+
+/// Why an app on this peer gave no response.
+pub(crate) enum LocalError {
+    /// It is not ready (any more); it has not seen the request.
+    NotReady,
+    /// Every place is taken; it has not seen the request.
+    Busy,
+    /// It took the request and did not answer in time, or was ended because it hung.
+    TooSlow(String),
+    /// It took the request and failed.
+    Failed(String),
+    /// The session's part was refused; it has not seen the request.
+    Refused(ExecDone),
+    /// The request's body was sent elsewhere already.
+    BodyGone,
+    /// What the client is told.
+    Told(Box<Problem>),
+}
+
+/// What a client is told of it.
+pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
+    let detail = match error {
+        LocalError::Failed(detail) => format!("the app on {peer} failed to answer: {detail}"),
+        LocalError::TooSlow(detail) => return too_slow(peer, detail),
+        LocalError::NotReady => format!("the app on {peer} is not ready"),
+        LocalError::Busy => format!("the app on {peer} serves as many requests as it may"),
+        LocalError::Refused(_) => format!("the session was refused on {peer}"),
+        LocalError::Told(problem) => return (**problem).clone(),
+        LocalError::BodyGone => "the request's body cannot be sent again".into(),
+    };
+    Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail).proxy_error("connection_terminated")
+}
+
+/// An error and all that it came from, as one text.
+pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
+}
