@@ -98,6 +98,7 @@ pub fn show(dir: &Path) -> Result<(String, bool), IdentityError> {
             left(certificate.left(now))
         );
         let _ = writeln!(text, "  serial {}", certificate.serial);
+        let _ = writeln!(text, "  fingerprint {}", certificate.fingerprint);
     }
     match &problem {
         Some(problem) => {

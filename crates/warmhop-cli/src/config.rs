@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use warmhop::config::{SessionPolicy, StartMode};
+use warmhop::identity::RefusedPeers;
 use warmhop::ids::PeerId;
 
 use crate::confine::Wanted;
@@ -108,6 +109,8 @@ pub struct Mesh {
     pub seeds: Vec<String>,
     /// The folder of `ca.pem`, `cert.pem` and `key.pem`.
     pub identity: PathBuf,
+    /// Members that the peer has nothing to do with.
+    pub refuse: RefusedPeers,
     /// The files of the cookie keys: the first makes cookies, and those of both are believed. None:
     /// `cookie.key` beside the identity, or a block of its `key.pem`.
     pub cookie_key: Vec<PathBuf>,
@@ -332,6 +335,12 @@ impl Config {
             *value = "(not shown)".into();
         }
         shown
+    }
+
+    /// The file that it was read from.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.places.file
     }
 
     /// Warnings about apps that run as root because the peer does.

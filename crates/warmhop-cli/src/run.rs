@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -260,6 +260,7 @@ async fn serve(
         info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
         tokio::spawn(redis::serve(listener, mesh.clone(), registers, config.session.policy.ttl))
     });
+    signals.again = Some((config.file().to_path_buf(), mesh.clone()));
     announce(config, &mesh, admin_addr);
     if let Some(each) = connections {
         info!(
@@ -326,6 +327,7 @@ fn builder(
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
         .reveal(config.http.reveal)
+        .refuse(config.mesh.refuse.clone())
         .client_limits(config.http.limits)
         .trusted_proxies(config.http.trusted_proxies.clone())
         .proxy_protocol(config.http.proxy_protocol)
@@ -542,8 +544,32 @@ fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
     }
 }
 
-/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP is taken, too, which
-/// would end the peer without a drain: it has nothing to read again that it does not by itself.
+/// Takes from the configuration's file what can change while the peer runs.
+fn read_again(file: &Path, mesh: &Mesh) {
+    match Config::load(file) {
+        Ok((config, _)) => {
+            let refused: Vec<String> = config.mesh.refuse.texts().collect();
+            let refused = if refused.is_empty() { "nobody".into() } else { refused.join(" ") };
+            mesh.refuse(config.mesh.refuse);
+            info!(
+                %refused,
+                "[mesh] refuse was read again; certificates are when they change, and everything \
+                 else takes a restart"
+            );
+        }
+        Err(problems) => {
+            for problem in problems {
+                warn!("{problem}");
+            }
+            warn!(
+                "the configuration is of no use, so nothing changes: mend it, and send SIGHUP again"
+            );
+        }
+    }
+}
+
+/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP is taken, too, and has
+/// a part of the configuration read again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -551,6 +577,8 @@ struct Signals {
     reopen: Signal,
     /// What SIGUSR1 opens again.
     access: Option<Writing>,
+    /// What SIGHUP reads again, and who is told of it.
+    again: Option<(PathBuf, Mesh)>,
 }
 
 impl Signals {
@@ -561,6 +589,7 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
             access: None,
+            again: None,
         })
     }
 
@@ -574,10 +603,10 @@ impl Signals {
                     Some(access) => access.reopen(),
                     None => info!("SIGUSR1 opens the access log again, and there is none"),
                 },
-                _ = self.hang_up.recv() => info!(
-                    "SIGHUP changes nothing: certificates are read again when they change, and \
-                     everything else takes a restart"
-                ),
+                _ = self.hang_up.recv() => match &self.again {
+                    Some((file, mesh)) => read_again(file, mesh),
+                    None => info!("SIGHUP changes nothing before the peer serves"),
+                },
             }
         }
     }

@@ -54,6 +54,8 @@ impl fmt::Display for Config {
         }
         writeln!(f, "seeds = {}", value(&self.mesh.seeds))?;
         writeln!(f, "identity = {}", path(&self.mesh.identity))?;
+        let refused: Vec<String> = self.mesh.refuse.texts().collect();
+        writeln!(f, "refuse = {}", value(&refused))?;
         match &self.mesh.cookie_key[..] {
             [] => {}
             [file] => writeln!(f, "cookie_key = {}", path(file))?,

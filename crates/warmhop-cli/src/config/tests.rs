@@ -25,6 +25,7 @@ listen = "127.0.0.1:7001"
 advertise = "127.0.0.2:7001"
 seeds = ["127.0.0.1:7001", "peers.internal:7002"]
 identity = "certs/peer-1"
+refuse = ["peer-9", "sha256:00112233445566778899AABBCCDDEEFF00112233445566778899AABBCCDDEEFF"]
 cookie_key = ["new.key", "old.key"]
 
 [admin]
@@ -198,6 +199,7 @@ listen = "127.0.0.1:7001"
 advertise = "127.0.0.1:7001"
 seeds = []
 identity = "/nowhere/certs/p"
+refuse = []
 
 [admin]
 listen = "127.0.0.1:9001"
@@ -279,6 +281,10 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
             ":4:18: http.proxy_protocol: \"v2\" does not fit; expected true or false",
         ),
         (
+            "[peer]\nname = 'p'\n[mesh]\nrefuse = ['peer 9']",
+            ":4:11: mesh.refuse[0]: \"peer 9\" does not fit; expected 1 to 32 of the characters A-Z a-z 0-9 _ -, or \"sha256:\" and a certificate's fingerprint",
+        ),
+        (
             "[peer]\nname = 'p'\n[mesh]\ncookie_key = []",
             ":4:14: mesh.cookie_key: 0 files are named; name one file, or two: the first makes cookies, and those of both are believed",
         ),
@@ -329,7 +335,7 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         ),
         (
             "[peer]\nname = 'p'\n[mesh]\nquorum = 3",
-            ":4:1: mesh.quorum: there is no such key; the keys here are advertise, cookie_key, identity, listen, seeds",
+            ":4:1: mesh.quorum: there is no such key; the keys here are advertise, cookie_key, identity, listen, refuse, seeds",
         ),
         (
             "[peer]\nname = 'p'\n[sesion]\ncopies = 3",

@@ -716,11 +716,19 @@ fn clients_that_keep_connections_open_leave_the_admin_listener_its_files() {
 }
 
 #[test]
-fn a_hang_up_changes_nothing() {
+fn a_hang_up_has_the_list_of_refused_members_read_again_unless_the_file_is_wrong() {
     let dir = certified("hangup", "peer-1");
-    let mut peer = Peer::start(&write(&dir, &config("")));
+    let file = write(&dir, &config(""));
+    let mut peer = Peer::start(&file);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("[mesh]", "[mesh]\nrefuse = ['peer-7']", 1)).unwrap();
     peer.signal(Signal::SIGHUP);
-    peer.logged("SIGHUP changes nothing");
+    let told = peer.logged("[mesh] refuse was read again");
+    assert!(told.contains("peer-7"), "{told}");
+    std::fs::write(&file, text.replacen("[mesh]", "[mesh]\nrefuse = ['peer 7']", 1)).unwrap();
+    peer.signal(Signal::SIGHUP);
+    peer.logged("mesh.refuse[0]");
+    peer.logged("nothing changes");
     assert_eq!(peer.run(&["status"]).0, 0);
     peer.signal(Signal::SIGTERM);
     assert_eq!(peer.wait().code(), Some(0));

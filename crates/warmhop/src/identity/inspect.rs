@@ -8,8 +8,8 @@ use warmhop_core::ids::PeerId;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    Authority, Identity, IdentityError, certificates, cluster_checked, peer_name, read_bounded,
-    unix_time, uri_names,
+    Authority, Fingerprint, Identity, IdentityError, certificates, cluster_checked, peer_name,
+    read_bounded, unix_time, uri_names,
 };
 
 /// Who a certificate is for.
@@ -44,6 +44,8 @@ pub struct CertificateInfo {
     pub not_after: SystemTime,
     /// The serial number, in hexadecimal.
     pub serial: String,
+    /// What names it among [`RefusedPeers`](super::RefusedPeers).
+    pub fingerprint: Fingerprint,
 }
 
 impl CertificateInfo {
@@ -110,5 +112,6 @@ pub(super) fn certificate_in(dir: &Path, path: &Path) -> Result<CertificateInfo,
         not_before: unix_time(validity.not_before.timestamp()),
         not_after: unix_time(validity.not_after.timestamp()),
         serial: parsed.raw_serial_as_string(),
+        fingerprint: Fingerprint::of(&der),
     })
 }

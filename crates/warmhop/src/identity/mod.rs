@@ -53,8 +53,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub use self::front_tls::FrontDoorTls;
 pub use self::inspect::{CertificateInfo, Holder, Inspection, inspect};
+pub use self::refused::{Fingerprint, RefusedPeers};
 
 mod inspect;
+pub(crate) mod refused;
 
 /// The DNS name in every peer's certificate. It is never resolved.
 pub(crate) const TLS_NAME: &str = "warmhop.internal";
@@ -466,12 +468,20 @@ pub(crate) fn certificate_of(conn: &quinn::Connection) -> Option<Vec<u8>> {
     Some(chain.first()?.to_vec())
 }
 
-/// The cluster and peer that the other end of a link proved to be, from what
-/// `quinn::Connection::peer_identity` returns.
-pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<(String, PeerId)> {
+/// What the other end of a link proved to be.
+pub(crate) struct Proven {
+    pub(crate) cluster: String,
+    pub(crate) peer: PeerId,
+    pub(crate) certificate: Fingerprint,
+}
+
+/// Who the other end of a link is, from what `quinn::Connection::peer_identity` returns.
+pub(crate) fn proven_identity(identity: Option<Box<dyn Any>>) -> Option<Proven> {
     let chain = identity?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    let (_, certificate) = X509Certificate::from_der(chain.first()?).ok()?;
-    peer_name(&certificate)
+    let der = chain.first()?;
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let (cluster, peer) = peer_name(&certificate)?;
+    Some(Proven { cluster, peer, certificate: Fingerprint::of(der) })
 }
 
 impl Source {

@@ -84,6 +84,9 @@ impl Book {
             }
             return;
         }
+        if shared.refused.borrow().has_name(&news.peer) {
+            return;
+        }
         let mut peers = self.lock();
         if let Some(known) = peers.get(&news.peer) {
             let mut state = known.lock();
@@ -259,7 +262,11 @@ async fn keep(shared: Arc<Shared>, known: Arc<Known>) {
             }
             let addr = {
                 let mut state = known.lock();
-                if state.departed || state.heard.elapsed() > shared.tuning.forget_after {
+                let is_refused = shared.refused.borrow().has_name(&peer);
+                if state.departed
+                    || is_refused
+                    || state.heard.elapsed() > shared.tuning.forget_after
+                {
                     state.kept = false;
                     return;
                 }

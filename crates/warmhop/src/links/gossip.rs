@@ -378,6 +378,10 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
         }
         return Seen { id: node.id, version: node.version, peer: Some(peer), live: node.live };
     }
+    if shared.refused.borrow().has_name(&peer.peer) {
+        // What others say of it counts as little; once it is refused no more, all of it is heard.
+        return Seen { id: node.id, version: 0, peer: None, live: false };
+    }
     if changed {
         shared.handler.on_news(News::Peer(peer.clone()), false);
     }

@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::view::{News, PeerNews};
 
-use crate::identity::proven_identity;
+use crate::identity::{Proven, proven_identity};
 use crate::links::clocks;
 use crate::links::net::{Heard, Shared};
 use crate::links::seeds;
@@ -68,6 +68,8 @@ pub(crate) mod close_code {
     pub(crate) const FULL: VarInt = VarInt::from_u32(10);
     /// The other end did not answer a hop in time.
     pub(crate) const SILENT: VarInt = VarInt::from_u32(11);
+    /// The operator of the peer has it refuse the other.
+    pub(crate) const REFUSED: VarInt = VarInt::from_u32(12);
 }
 
 /// A stream of an unknown kind or with a malformed frame is stopped and reset with this code.
@@ -417,6 +419,9 @@ pub(crate) enum MeetError {
     /// Another live peer has the name already.
     #[error("a live peer at {0} has the name already")]
     NameInUse(SocketAddr),
+    /// It is among those that are refused.
+    #[error("[mesh] refuse names {0} or its certificate")]
+    Refused(PeerId),
     /// No more peers are taken.
     #[error("this peer knows as many others as it can")]
     Full,
@@ -432,6 +437,7 @@ impl MeetError {
             Self::Version(_) => "version",
             Self::NoHello(_) => "no-hello",
             Self::NameInUse(_) => "name-in-use",
+            Self::Refused(_) => "refused",
             Self::Full => "full",
         }
     }
@@ -456,6 +462,7 @@ pub(crate) async fn meet(
             MeetError::Version(_) => close_code::WRONG_VERSION,
             MeetError::NoHello(_) => close_code::NO_HELLO,
             MeetError::NameInUse(_) => close_code::NAME_IN_USE,
+            MeetError::Refused(_) => close_code::REFUSED,
             MeetError::Full => close_code::FULL,
         };
         let reason = match error {
@@ -483,9 +490,13 @@ async fn hello(
     conn: &Connection,
     dial: Option<u64>,
 ) -> Result<Greeted, MeetError> {
-    let (cluster, proven) = proven_identity(conn.peer_identity()).ok_or(MeetError::NotOfCluster)?;
+    let Proven { cluster, peer: proven, certificate } =
+        proven_identity(conn.peer_identity()).ok_or(MeetError::NotOfCluster)?;
     if cluster != shared.cluster {
         return Err(MeetError::NotOfCluster);
+    }
+    if shared.refused.borrow().has(&proven, Some(certificate)) {
+        return Err(MeetError::Refused(proven));
     }
 
     // Opened before the other end may open any, so that its id is the lowest.
@@ -644,7 +655,15 @@ async fn run(
         tasks.spawn(send_gossip(link.clone(), queues.gossip));
         shared.gossip_with(link.peer.mesh);
     }
-    let reason = link.conn.closed().await;
+    let reason = tokio::select! {
+        reason = link.conn.closed() => reason,
+        () = is_refused(&shared, &link) => {
+            warn!(peer = %link.peer.peer, "[mesh] refuse names this peer or its certificate: the link ends");
+            shared.counters.links_refused("refused");
+            link.conn.close(close_code::REFUSED, b"");
+            link.conn.closed().await
+        }
+    };
 
     let held = shared.links.hold();
     if shared.links.remove(&held, &link) {
@@ -665,6 +684,15 @@ async fn run(
     }
     drop(held);
     heed_name_in_use(&shared, &reason);
+}
+
+/// Resolves once the peer at the other end is among those that are refused.
+async fn is_refused(shared: &Shared, link: &Link) {
+    let certificate = proven_identity(link.conn.peer_identity()).map(|proven| proven.certificate);
+    let mut refused = shared.refused.subscribe();
+    if refused.wait_for(|refused| refused.has(&link.peer.peer, certificate)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Where the other end refused this peer because its name is taken, the one that has it is

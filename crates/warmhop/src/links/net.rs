@@ -24,8 +24,8 @@ use warmhop_core::ids::{AppName, Incarnation, PeerId};
 use warmhop_core::view::{AppState, News, PeerNews};
 
 use crate::error::StartMeshError;
-use crate::identity::Identity;
 use crate::identity::expiry::Expiry;
+use crate::identity::{Identity, RefusedPeers};
 use crate::links::dial::{self, Book, NoLink};
 use crate::links::gossip::{self, Gossip};
 use crate::links::link::{self, HopLease, Link, Links, Met, close_code};
@@ -81,6 +81,8 @@ pub(crate) struct NetConfig {
     pub(crate) advertise: Option<SocketAddr>,
     /// `HOST:PORT` of peers to join. This peer's own address among them does no harm.
     pub(crate) seeds: Vec<String>,
+    /// Members that it has nothing to do with.
+    pub(crate) refused: RefusedPeers,
     /// Its credentials.
     pub(crate) identity: Identity,
     /// Where it counts.
@@ -221,6 +223,8 @@ pub(crate) struct Shared {
     pub(crate) acceptors: TaskTracker,
     /// It is about to leave.
     pub(crate) draining: AtomicBool,
+    /// Members that it has nothing to do with.
+    pub(crate) refused: watch::Sender<RefusedPeers>,
     identity: Identity,
     client: ArcSwap<quinn::ClientConfig>,
     gossip: Gossip,
@@ -275,6 +279,7 @@ impl Net {
             listen,
             advertise,
             seeds,
+            refused,
             identity,
             counters,
             clock,
@@ -343,6 +348,7 @@ impl Net {
             taken_in: TaskTracker::new(),
             acceptors: TaskTracker::new(),
             draining: AtomicBool::new(false),
+            refused: watch::Sender::new(refused),
             identity,
             client: ArcSwap::from_pointee(client),
             gossip,
@@ -428,6 +434,16 @@ impl Net {
     pub(crate) fn publish_draining(&self, draining: bool) {
         self.shared.draining.store(draining, Ordering::Release);
         self.shared.own.publish_draining(draining);
+    }
+
+    /// Has nothing to do any more with these members, and with those of before that are not among
+    /// them as with any other. Links to them end.
+    pub(crate) fn refuse(&self, refused: RefusedPeers) {
+        self.shared.refused.send_if_modified(|before| {
+            let changes = *before != refused;
+            *before = refused;
+            changes
+        });
     }
 
     /// Opens the streams of a hop over the current link to a peer. Where there is none, the

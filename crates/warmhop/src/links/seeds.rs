@@ -149,6 +149,10 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
             close_code::WRONG_VERSION => {
                 "it refuses this peer, which speaks another version of the protocol".into()
             }
+            close_code::REFUSED => {
+                "it refuses this peer, which its [mesh] refuse names: its operator threw it out"
+                    .into()
+            }
             close_code::FULL => "it refuses this peer, since it knows as many as it can".into(),
             _ => error.to_string(),
         },

@@ -32,7 +32,7 @@ use crate::hop::peer_service::{self, AskPeerError};
 use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
 use crate::http::clients::{ClientLimits, Clients};
-use crate::identity::{FrontDoorTls, Identity};
+use crate::identity::{FrontDoorTls, Identity, RefusedPeers};
 use crate::links::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
 use crate::mesh::leaving::Leaving;
 use crate::mesh::shutdown;
@@ -58,6 +58,7 @@ pub struct Builder {
     pub(crate) mesh_listen: SocketAddr,
     pub(crate) advertise: Option<SocketAddr>,
     pub(crate) seeds: Vec<String>,
+    pub(crate) refused: RefusedPeers,
     pub(crate) identity: Identity,
     pub(crate) sessions: SessionPolicy,
     pub(crate) reveal: bool,
@@ -297,6 +298,7 @@ impl Builder {
                 listen: self.mesh_listen,
                 advertise: self.advertise,
                 seeds: self.seeds.clone(),
+                refused: self.refused,
                 identity: self.identity,
                 counters,
                 clock,
@@ -532,6 +534,7 @@ impl Mesh {
             mesh_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
             seeds: Vec::new(),
+            refused: RefusedPeers::default(),
             identity,
             sessions: SessionPolicy::default(),
             reveal: true,
@@ -546,6 +549,12 @@ impl Mesh {
             registers: Vec::new(),
             layers: Vec::new(),
         }
+    }
+
+    /// From now on refuses these members and no others: links to them end at once, and nothing that
+    /// is said of refused names is listened to.
+    pub fn refuse(&self, refused: RefusedPeers) {
+        self.0.net.refuse(refused);
     }
 
     /// This peer as a tower service.

@@ -2,4 +2,5 @@
 
 pub(crate) mod builder;
 pub(crate) mod leaving;
+mod refusing;
 pub(crate) mod shutdown;

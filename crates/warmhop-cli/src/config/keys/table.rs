@@ -69,6 +69,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "advertise", Kind::Address, "(`listen`)", "Where the other peers reach it. Required where `listen` is an address of zeros."),
     key("mesh", "seeds", Kind::Texts, "[]", "`HOST:PORT` of peers to join, resolved again as they change. None needs to be up. One's own address is left out."),
     key("mesh", "identity", Kind::Path, "(`certs/NAME`)", "The folder of `ca.pem`, `cert.pem` and `key.pem`, as `warmhop cert peer` writes it."),
+    key("mesh", "refuse", Kind::Texts, "[]", "Members to have nothing to do with: a peer's name, or the fingerprint of a certificate, `sha256:` and 64 hexadecimal digits. SIGHUP has it read again. See [trust.md](trust.md)."),
     key("mesh", "cookie_key", Kind::Paths, "(beside the identity)", "The file of the key that cookies are authenticated by, the same for every peer; or two, of which the first makes cookies and both are believed. See [deploy.md](deploy.md)."),
 
     key("admin", "listen", Kind::Address, "\"127.0.0.1:9001\"", "Where it listens. Only loopback without a token."),

@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use toml::de::DeValue;
+use warmhop::identity::RefusedPeers;
 
 use super::{Field, Table};
 use crate::config::Mesh;
+
+/// The most members that are refused one by one.
+const REFUSED_MAX: usize = 1_000;
 
 pub(super) fn read(root: &mut Table<'_>, peer: &str) -> Mesh {
     let mut mesh = Mesh {
@@ -14,6 +18,7 @@ pub(super) fn read(root: &mut Table<'_>, peer: &str) -> Mesh {
         advertise: None,
         seeds: Vec::new(),
         identity: PathBuf::from(format!("certs/{peer}")),
+        refuse: RefusedPeers::default(),
         cookie_key: Vec::new(),
     };
     let mut identity_field = None;
@@ -50,6 +55,18 @@ pub(super) fn read(root: &mut Table<'_>, peer: &str) -> Mesh {
                 mesh.identity = PathBuf::from(text);
             }
             identity_field = Some(field.span);
+        }
+        if let Some(field) = table.take("refuse") {
+            let names = field.array().unwrap_or_default();
+            if names.len() > REFUSED_MAX {
+                field.report(
+                    format!("{} members are refused, more than {REFUSED_MAX}", names.len()),
+                    "make a new authority, and issue every other peer's certificate anew",
+                );
+            }
+            for name in names.iter().take(REFUSED_MAX) {
+                name.checked(|text| mesh.refuse.add(text));
+            }
         }
         if let Some(field) = table.take("cookie_key") {
             mesh.cookie_key = read_cookie_keys(&field);
