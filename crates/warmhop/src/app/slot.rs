@@ -496,6 +496,12 @@ impl Slot {
         }
     }
 
+    /// Whether the copy that came of this attempt serves, or is unwell, and is not being stopped.
+    pub(crate) fn holds_attempt(&self, attempt: u64) -> bool {
+        self.copy.load().as_ref().is_some_and(|current| current.attempt == attempt)
+            || self.aside().as_ref().is_some_and(|aside| aside.attempt == attempt)
+    }
+
     /// Whether the copy serves, or is unwell, and is not being stopped.
     pub(crate) fn holds(&self, copy: &Arc<Copy>) -> bool {
         self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, copy))

@@ -407,6 +407,7 @@ impl Ingress {
             upgrade,
             on_upgrade: on_upgrade.clone(),
             may_have_run: false,
+            failed_at: None,
             attempt: rand::random(),
             waited: Duration::ZERO,
         };

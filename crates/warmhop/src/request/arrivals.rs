@@ -208,6 +208,7 @@ impl Node {
                 upgrade: upgrade.and_then(|protocol| http::HeaderValue::from_bytes(&protocol).ok()),
                 on_upgrade: None,
                 may_have_run: false,
+                failed_at: None,
                 attempt: rand::random(),
                 waited: std::time::Duration::ZERO,
             };

@@ -11,10 +11,12 @@ use hyper::upgrade::OnUpgrade;
 use warmhop_core::ids::{AppName, RequestId};
 
 use crate::app::session::Session;
+use crate::app::slot::Slot;
 use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::request::carried;
+use crate::request::failed_at::FailedAt;
 use crate::request::lent::Home;
 
 /// A body whose length is known to be at most this is read before the request goes anywhere, so
@@ -48,6 +50,8 @@ pub(crate) struct Call {
     pub(crate) on_upgrade: Option<OnUpgrade>,
     /// An earlier attempt may have reached an app.
     pub(crate) may_have_run: bool,
+    /// The copy that took it and failed, last.
+    pub(crate) failed_at: Option<FailedAt>,
     /// Tells this request from its client's repeats, on whichever peer it is served.
     pub(crate) attempt: u64,
     /// How long it has waited for a copy of the app.
@@ -129,6 +133,17 @@ impl Call {
             CallBody::Stream(stream) => stream.is_some(),
             CallBody::Lent(home) => home.has_it(),
         }
+    }
+
+    /// Whether a request that an app took and failed on may be given to another: the first time, if
+    /// it changes nothing.
+    pub(crate) fn may_go_to_another(&self) -> bool {
+        fields::is_safe(&self.method) && self.is_sendable() && !self.may_have_run
+    }
+
+    /// Whether the copy that serves here has had it and failed.
+    pub(crate) fn failed_here(&self, slot: &Slot) -> bool {
+        self.failed_at.as_ref().is_some_and(|at| at.serves_here(slot))
     }
 
     fn take_body(&mut self) -> Option<Body> {

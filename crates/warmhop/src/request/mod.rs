@@ -1,10 +1,12 @@
 //! One request, from the decision where it goes to the committed response.
 
+pub(crate) mod again;
 pub(crate) mod apps;
 pub(crate) mod arrivals;
 pub(crate) mod call;
 pub(crate) mod carried;
 pub(crate) mod error_page;
+pub(crate) mod failed_at;
 pub(crate) mod grpc;
 pub(crate) mod heir;
 pub(crate) mod lent;

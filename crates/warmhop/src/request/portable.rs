@@ -465,13 +465,14 @@ impl Node {
                         pin: None,
                         tried: &tried,
                         failed: failed.as_ref(),
-                        shun_here: false,
+                        shun_here: call.failed_here(portable.slot),
                     };
+                    let (waited, failed_at) = (&mut call.waited, &mut call.failed_at);
                     let chosen = match place.take() {
                         Some(place) => place,
                         // Every peer that offers registers executes what it owns.
                         None if portable.slot.keeps_registers => Place::Here,
-                        None => match self.place(&placing, &mut call.waited, tracing).await {
+                        None => match self.place_anew(&placing, waited, failed_at, tracing).await {
                             Ok(place) => place,
                             Err(problem) => return LineEnd::Problem(problem),
                         },
@@ -491,7 +492,9 @@ impl Node {
                 Told::Again => held = None,
                 Told::Execute { executor, exec } => {
                     let ran = if executor == self.incarnation {
-                        self.execute_for_line(portable, call, &mut line, &exec, tracing).await
+                        let failed = &mut failed;
+                        self.execute_for_line(portable, call, &mut line, &exec, failed, tracing)
+                            .await
                     } else {
                         self.execute_there(
                             portable,
@@ -619,6 +622,7 @@ impl Node {
         call: &mut Call,
         line: &mut InLine,
         exec: &Exec,
+        failed: &mut Option<Problem>,
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
         let key = line.key.clone();
@@ -649,6 +653,12 @@ impl Node {
             }
             Err(LocalError::Refused(done)) => {
                 line.executed(Outcome::from(done));
+                Ok(None)
+            }
+            Err(error @ LocalError::Failed(_)) if call.may_go_to_another() => {
+                call.may_have_run = true;
+                *failed = Some(app_failed(self.me.as_str(), &error));
+                line.executed(Outcome::Failed);
                 Ok(None)
             }
             Err(error) => {

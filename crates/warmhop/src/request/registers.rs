@@ -586,6 +586,7 @@ impl Registers {
             upgrade: None,
             on_upgrade: None,
             may_have_run: false,
+            failed_at: None,
             attempt: rand::random(),
             waited: Duration::ZERO,
         }

@@ -28,6 +28,7 @@ use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::call::Call;
 use crate::request::carried::{self, Carried};
+use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, too_slow};
@@ -228,6 +229,7 @@ impl Node {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+                    call.failed_at = Some(FailedAt::Here(copy.attempt));
                     return Err(LocalError::TooSlow(format!("not within {within:?}")));
                 }
             },
@@ -241,7 +243,10 @@ impl Node {
         }
         let (mut response, upgrade) = match outcome {
             Ok(answered) => answered,
-            Err(error) => return Err(failed_here(slot, &copy, &*error)),
+            Err(error) => {
+                call.failed_at = Some(FailedAt::Here(copy.attempt));
+                return Err(failed_here(slot, &copy, &*error));
+            }
         };
         copy.answers(self.clock.now());
         slot.measured(began.elapsed());
@@ -317,8 +322,10 @@ impl Node {
                 self.note_load(to, slot.name(), load);
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
-                call.may_have_run |=
-                    matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. });
+                if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
+                    call.may_have_run = true;
+                    call.failed_at = Some(FailedAt::There(to.clone()));
+                }
                 if let Some(body) = body {
                     call.put_back(body);
                     return Err(HopError::Refused(why, load, None));
@@ -362,7 +369,7 @@ impl Node {
         let is_pinned = slot.spec().policy.session == SessionMode::Pinned;
         let mut tried: Vec<PeerId> = Vec::new();
         let mut failed = None;
-        let mut shun_here = false;
+        let mut was_slow = false;
         let mut rounds = 0;
         while rounds < ROUNDS_MAX {
             let pin = pinned.and_then(|entry| match &entry.kind {
@@ -387,9 +394,10 @@ impl Node {
                 }),
                 tried: &tried,
                 failed: failed.as_ref(),
-                shun_here: shun_here && slot.state() == AppState::Ready,
+                shun_here: call.failed_here(slot),
             };
-            match self.place(&placing, &mut call.waited, tracing).await? {
+            let (waited, failed_at) = (&mut call.waited, &mut call.failed_at);
+            match self.place_anew(&placing, waited, failed_at, tracing).await? {
                 Place::Here => match self.run_here(slot, call, None).await {
                     Ok(ran) => {
                         tracing.served_by(&self.me);
@@ -409,14 +417,19 @@ impl Node {
                         }
                         call.may_have_run = true;
                         // Once: who is slow here may be slow everywhere.
-                        if std::mem::replace(&mut shun_here, true) {
+                        if std::mem::replace(&mut was_slow, true) {
                             return Err(problem);
                         }
                         // A copy that was ended is replaced, and the request waits for the next.
                         failed = (slot.state() == AppState::Ready).then_some(problem);
                     }
                     Err(error) => {
-                        return Err(app_failed(self.me.as_str(), &error));
+                        let problem = app_failed(self.me.as_str(), &error);
+                        if !matches!(error, LocalError::Failed(_)) || !call.may_go_to_another() {
+                            return Err(problem);
+                        }
+                        call.may_have_run = true;
+                        failed = Some(problem);
                     }
                 },
                 Place::There(to) => {

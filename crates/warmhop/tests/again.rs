@@ -1,0 +1,131 @@
+//! What becomes of a request that its copy of the app failed on.
+#![allow(missing_docs, reason = "a test crate")]
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod bed;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bed::{Answer, Bed, Client, Gate, Plan, eventually};
+use http::{Request, Response, StatusCode};
+use tokio::sync::Notify;
+use warmhop::config::{SessionMode, StartMode};
+use warmhop::{App, Body, BoxError, Builder, Ended, Running, StartContext, StartError};
+
+/// Fails on some requests, and ends at some of them.
+#[derive(Clone, Default)]
+struct Frail {
+    starts: Arc<AtomicU32>,
+    /// How many requests to `/ends` it has had, in all its copies here.
+    asked: Arc<AtomicU32>,
+    /// Each of the first so many requests to `/ends` ends the copy that gets it.
+    ends: u32,
+}
+
+#[async_trait::async_trait]
+impl App for Frail {
+    async fn start(&self, _: StartContext) -> Result<Running, StartError> {
+        self.starts.fetch_add(1, Ordering::SeqCst);
+        let over = Arc::new(Notify::new());
+        let (frail, end) = (self.clone(), Arc::clone(&over));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (frail, end) = (frail.clone(), Arc::clone(&end));
+            async move {
+                match request.uri().path() {
+                    "/fails" => return Err(BoxError::from("out of order")),
+                    "/ends" if frail.asked.fetch_add(1, Ordering::SeqCst) < frail.ends => {
+                        // As of a process: its connections end, and a moment later it has ended.
+                        tokio::spawn(async move {
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                            end.notify_one();
+                        });
+                        return Err(BoxError::from("connection reset"));
+                    }
+                    _ => {}
+                }
+                Ok(Response::new(Body::from("well")))
+            }
+        });
+        let exited = async move {
+            over.notified().await;
+            Ended { reason: "it crashed".into(), in_good_order: false }
+        };
+        Ok(Running::new(service).exits_with(exited))
+    }
+}
+
+fn with(frail: &Frail, session: SessionMode) -> impl FnOnce(Builder) -> Builder {
+    let (frail, mut spec) = (frail.clone(), warmhop::AppSpec::new(bed::app()));
+    spec.policy.start = StartMode::AtBoot;
+    spec.policy.session = session;
+    spec.host = Some("frail.test".into());
+    spec.name = warmhop::ids::AppName::new("frail").unwrap();
+    move |builder| builder.app(spec, frail)
+}
+
+/// A mesh of so many peers with the frail app ready on each.
+async fn mesh(peers: &[&Frail], session: SessionMode) -> Bed {
+    let mut bed = Bed::new();
+    for (frail, name) in peers.iter().zip(["one", "two"]) {
+        bed.add_built(name, Plan::default(), &Gate::new(true), with(frail, session)).await;
+    }
+    let state = |mesh: &warmhop::Mesh| {
+        let status = mesh.status();
+        status.apps.into_iter().find(|app| app.name == "frail").map(|app| app.state)
+    };
+    eventually("it is ready everywhere", || {
+        bed.peers.iter().all(|it| state(it).is_some_and(|state| state == "ready"))
+    })
+    .await;
+    for who in &bed.peers {
+        eventually("it is believed ready everywhere", || {
+            let peers = who.status().peers;
+            peers.iter().all(|it| it.apps.get("frail").is_some_and(|state| state == "ready"))
+        })
+        .await;
+    }
+    bed
+}
+
+async fn ask(bed: &Bed, method: &str, path: &str) -> Answer {
+    let request = Request::builder().method(method).uri(format!("http://frail.test{path}"));
+    let request = request.body(Body::empty()).unwrap();
+    Client::default().send(&bed.peers[0], request).await
+}
+
+#[tokio::test]
+async fn a_safe_request_whose_copy_ended_is_given_to_the_next_one_and_no_other() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let frail = Frail { ends: 1, ..Frail::default() };
+        let bed = mesh(&[&frail], session).await;
+        assert_eq!(ask(&bed, "GET", "/ends").await.status, StatusCode::OK, "{session:?}");
+        assert_eq!(frail.starts.load(Ordering::SeqCst), 2);
+
+        let frail = Frail { ends: 1, ..Frail::default() };
+        let bed = mesh(&[&frail], session).await;
+        assert_eq!(ask(&bed, "POST", "/ends").await.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(frail.asked.load(Ordering::SeqCst), 1, "it may have been carried out");
+
+        let frail = Frail { ends: u32::MAX, ..Frail::default() };
+        let bed = mesh(&[&frail], session).await;
+        assert_eq!(ask(&bed, "GET", "/ends").await.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(frail.asked.load(Ordering::SeqCst), 2, "who ends every copy ends two");
+    }
+}
+
+#[tokio::test]
+async fn a_safe_request_that_failed_goes_to_another_ready_copy_and_waits_for_none() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let (frail, sound) = (Frail { ends: 1, ..Frail::default() }, Frail::default());
+        let bed = mesh(&[&frail, &sound], session).await;
+        let answer = ask(&bed, "GET", "/ends").await;
+        assert_eq!((answer.status, answer.field("warmhop-peer")), (StatusCode::OK, "two"));
+
+        let frail = Frail::default();
+        let bed = mesh(&[&frail], session).await;
+        assert_eq!(ask(&bed, "GET", "/fails").await.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(frail.starts.load(Ordering::SeqCst), 1, "it lives");
+    }
+}
