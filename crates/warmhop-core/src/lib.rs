@@ -121,6 +121,7 @@ pub mod health;
 pub mod ids;
 pub mod keep;
 pub mod octets;
+pub mod queue;
 pub mod rank;
 pub mod route;
 pub mod session;

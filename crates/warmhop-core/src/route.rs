@@ -112,6 +112,8 @@ pub struct Candidate<'a> {
     pub same_zone: bool,
     /// Requests in flight there, when last heard.
     pub in_flight: u32,
+    /// Those of this peer's that it is serving, which are known without hearing of it.
+    pub ours: u32,
     /// The round trip to it in microseconds, or the time in which it answered lately; absent
     /// without a link.
     pub latency_us: Option<u32>,
@@ -152,10 +154,24 @@ pub struct Question<'a> {
     pub attempt_budget: usize,
     /// How long the request has waited.
     pub waited: Duration,
+    /// Where it stands among those that wait for a place.
+    pub queued: Queued,
     /// How many starts here have failed since it came.
     pub failed_starts: u32,
     /// Random bits: which two candidates are compared.
     pub dice: u64,
+}
+
+/// Where a request stands among those that wait here for a place: see
+/// [`FairQueue`](crate::queue::FairQueue).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Queued {
+    /// It is another's turn.
+    pub behind: bool,
+    /// It had to give way to another client's.
+    pub gave_way: bool,
+    /// Where the queue is full, another client's gives way to it.
+    pub displaces: bool,
 }
 
 /// What to do, and why.
@@ -488,8 +504,11 @@ fn at_front_door(q: &Question<'_>) -> Decision {
     let mut pin_lost = None;
     if let Some(pin) = q.affinity.filter(|_| q.app.session == SessionMode::Pinned) {
         match pinned(q, pin) {
-            Pinned::Here if is_full_here(q) => return wait_for_place(q),
+            Pinned::Here if is_full_here(q) || is_behind(q) => return wait_for_place(q),
             Pinned::Here => return decision(Action::Serve, Reason::PinnedHere, None),
+            Pinned::There if is_behind(q) || is_full_there(q, pin.peer) => {
+                return Decision { start_here, ..wait_for_place(q) };
+            }
             Pinned::There => {
                 let peer = pin.peer.clone();
                 return decision(
@@ -505,6 +524,10 @@ fn at_front_door(q: &Question<'_>) -> Decision {
             }
             Pinned::Lost => pin_lost = Some(pin.peer.clone()),
         }
+    }
+    let ready_there = |c: &Candidate<'_>| c.state == AppState::Ready;
+    if is_behind(q) && (ready_here || q.candidates.iter().any(ready_there)) {
+        return Decision { pin_lost, start_here, ..wait_for_place(q) };
     }
     if ready_here && !q.draining {
         return Decision { pin_lost, ..ready_here_and_stays(q) };
@@ -570,10 +593,20 @@ fn is_full_here(q: &Question<'_>) -> bool {
     q.app.concurrency.is_some_and(|places| q.local.in_flight >= places)
 }
 
-/// Whether the candidate had no free place when it was last heard of, a moment ago.
+/// Whether the candidate has no free place: this peer's requests take all, or it had none when it was
+/// last heard of, a moment ago.
 fn is_full(q: &Question<'_>, c: &Candidate<'_>) -> bool {
     let is_news = c.load_age.is_some_and(|age| age <= FULL_FOR);
-    q.app.concurrency.is_some_and(|places| is_news && c.in_flight >= places)
+    q.app.concurrency.is_some_and(|places| c.ours >= places || (is_news && c.in_flight >= places))
+}
+
+fn is_full_there(q: &Question<'_>, peer: &PeerId) -> bool {
+    q.candidates.iter().any(|c| c.peer == peer && is_full(q, c))
+}
+
+/// Whether a place that is free is another's, who waits for it.
+fn is_behind(q: &Question<'_>) -> bool {
+    q.app.concurrency.is_some() && (q.queued.behind || q.queued.gave_way)
 }
 
 /// Every copy that could be asked is full.
@@ -584,7 +617,7 @@ fn wait_for_place(q: &Question<'_>) -> Decision {
     let retry_after = Duration::from_micros(us);
     let reason = if q.waited >= q.app.max_wait {
         Reason::Refused(Refusal::BusyTooLong { max_wait: q.app.max_wait, retry_after })
-    } else if q.local.waiting >= q.app.waiting_max {
+    } else if q.queued.gave_way || (q.local.waiting >= q.app.waiting_max && !q.queued.displaces) {
         Reason::Refused(Refusal::QueueFull { waiting_max: q.app.waiting_max, retry_after })
     } else {
         Reason::BusyEverywhere
@@ -666,8 +699,10 @@ fn standing_of(c: &Candidate<'_>) -> Standing {
     }
 }
 
+/// What it told lately, and at least what it serves for this peer.
 fn known_load(c: &Candidate<'_>) -> Option<u32> {
-    c.load_age.filter(|age| *age <= LOAD_FRESH_FOR).map(|_| c.in_flight)
+    let told = c.load_age.filter(|age| *age <= LOAD_FRESH_FOR).map(|_| c.in_flight);
+    told.max((c.ours > 0).then_some(c.ours))
 }
 
 /// Two different numbers below `n`, each pair as likely as any other but for a bias below
@@ -687,7 +722,8 @@ fn compare<'a>(
 ) -> (&'a Candidate<'a>, Choice) {
     let loads = known_load(a).zip(known_load(b));
     let less_busy = |won: &'a Candidate<'a>, lost: &Candidate<'_>| {
-        (won, Choice::LessBusy { in_flight: won.in_flight, other: lost.in_flight })
+        let load = |c| known_load(c).unwrap_or(0);
+        (won, Choice::LessBusy { in_flight: load(won), other: load(lost) })
     };
     match (a_hot, b_hot) {
         (false, true) => return less_busy(a, b),

@@ -32,6 +32,7 @@ fn ready(peer: &PeerId) -> Candidate<'_> {
         state: AppState::Ready,
         same_zone: true,
         in_flight: 0,
+        ours: 0,
         latency_us: Some(300),
         age: Duration::from_millis(5),
         load_age: Some(Duration::from_millis(5)),
@@ -58,6 +59,7 @@ fn question<'a>(app: &'a AppPolicy, candidates: &'a [Candidate<'a>]) -> Question
         tried: &[],
         attempt_budget: ATTEMPTS_MAX,
         waited: Duration::ZERO,
+        queued: Queued::default(),
         failed_starts: 0,
         dice: 0,
     }
@@ -128,6 +130,12 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
     // How many requests a copy serves at once, how many this one does, and those that wait.
     let loads = [(None, 1, 0), (None, 5, 5), (Some(1), 0, 0), (Some(1), 1, 1)];
     let all_dice = [0, u64::MAX, 0x1234_5678_9ABC_DEF0];
+    let standings = [
+        Queued::default(),
+        Queued { behind: true, ..Queued::default() },
+        Queued { gave_way: true, ..Queued::default() },
+        Queued { behind: true, displaces: true, ..Queued::default() },
+    ];
 
     let mut seen = BTreeMap::<&str, u64>::new();
     let mut asked = 0_usize;
@@ -164,6 +172,7 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
             tried: tried_sets[one_of(tried_sets.len())],
             attempt_budget: one_of(3),
             waited: Duration::from_secs(waited_s),
+            queued: standings[(asked / 7) % 4],
             failed_starts: waited_s as u32 / 10,
             dice: all_dice[which % 3],
         };
@@ -206,10 +215,13 @@ fn check(q: &Question<'_>, d: &Decision) {
     let fail = |what: &str| panic!("{what}\n{q:#?}\n{d:#?}");
     let ready_here = q.local.state == AppState::Ready;
     let full = |in_flight| q.app.concurrency.is_some_and(|places| in_flight >= places);
-    let full_here = ready_here && full(q.local.in_flight);
+    let behind = q.app.concurrency.is_some() && (q.queued.behind || q.queued.gave_way);
+    let full_here = ready_here && (full(q.local.in_flight) || behind);
     let may_try = |c: &&Candidate<'_>| {
+        let is_full = full(c.in_flight) && c.load_age.is_some_and(|age| age <= FULL_FOR);
         c.state == AppState::Ready
-            && !(full(c.in_flight) && c.load_age.is_some_and(|age| age <= FULL_FOR))
+            && !is_full
+            && !behind
             && !q.tried.contains(c.peer)
             && q.tried.len() < ATTEMPTS_MAX
             && q.attempt_budget > 0
@@ -245,7 +257,7 @@ fn check(q: &Question<'_>, d: &Decision) {
             if at_most.is_zero() || q.waited + *at_most > q.app.max_wait {
                 fail("waited without a bound");
             }
-            if q.local.waiting >= q.app.waiting_max {
+            if q.local.waiting >= q.app.waiting_max && !q.queued.displaces {
                 fail("more wait than may");
             }
         }
@@ -469,6 +481,74 @@ fn a_full_copy_gives_to_the_least_busy_one_with_a_free_place_and_else_the_reques
     assert_eq!(ask(waiting, &[]).reason.label(), "queue_full");
     let late = Question { local: full, waited: app.max_wait, ..question(&app, &[]) };
     assert_eq!(decide(&late).reason.label(), "busy_too_long");
+}
+
+#[test]
+fn a_copy_that_serves_as_many_of_this_peers_requests_as_it_may_is_full_without_hearing_of_it() {
+    let app = AppPolicy { concurrency: Some(2), ..AppPolicy::default() };
+    let p = peers(2);
+    let unheard = |peer, ours| Candidate { ours, load_age: None, ..ready(peer) };
+    let full = LocalApp { in_flight: 2, ..local(AppState::Ready) };
+    let ask =
+        |others: &[Candidate<'_>]| decide(&Question { local: full, ..question(&app, others) });
+    assert_eq!(hop_target(&ask(&[unheard(&p[0], 2), unheard(&p[1], 1)])), &p[1]);
+    assert_eq!(ask(&[unheard(&p[0], 2), unheard(&p[1], 2)]).reason.label(), "busy_everywhere");
+    // What it told of others' requests a while ago does not last for as long as it serves one of ours.
+    let heard = Candidate { in_flight: 2, load_age: Some(FULL_FOR * 2), ..unheard(&p[0], 1) };
+    assert_eq!(hop_target(&ask(&[heard])), &p[0]);
+    // And a session that is pinned there waits, rather than being turned away again and again.
+    let app = AppPolicy { session: SessionMode::Pinned, ..app };
+    let affinity = Some(PinTo { peer: &p[0], here: false, lives: true });
+    for (ours, label) in [(1, "pinned_there"), (2, "busy_everywhere")] {
+        let others = [unheard(&p[0], ours)];
+        let decision = decide(&Question { affinity, ..question(&app, &others) });
+        assert_eq!(decision.reason.label(), label);
+    }
+}
+
+#[test]
+fn whoever_comes_takes_no_place_from_those_that_wait_and_none_of_theirs_in_the_queue() {
+    let app = AppPolicy { concurrency: Some(2), waiting_max: 3, ..AppPolicy::default() };
+    let p = peers(1);
+    let others = [ready(&p[0])];
+    let ask = |state, queued, waiting| {
+        let local = LocalApp { waiting, ..local(state) };
+        decide(&Question { local, queued, ..question(&app, &others) })
+    };
+    let behind = Queued { behind: true, ..Queued::default() };
+    for state in [AppState::Ready, AppState::Cold] {
+        assert_eq!(ask(state, behind, 1).reason.label(), "busy_everywhere");
+        assert_ne!(ask(state, Queued::default(), 1).reason.label(), "busy_everywhere");
+        assert_eq!(ask(state, behind, 3).reason.label(), "queue_full");
+        let displaces = Queued { displaces: true, ..behind };
+        assert_eq!(ask(state, displaces, 3).reason.label(), "busy_everywhere");
+        let gave_way = Queued { gave_way: true, ..Queued::default() };
+        assert_eq!(ask(state, gave_way, 1).reason.label(), "queue_full");
+    }
+    // Where a copy takes all that comes, there is no queue for places.
+    let all = AppPolicy { concurrency: None, ..app.clone() };
+    let q = Question { local: local(AppState::Ready), queued: behind, ..question(&all, &[]) };
+    assert_eq!(decide(&q).action, Action::Serve);
+}
+
+#[test]
+fn eight_slow_requests_at_once_to_a_peer_with_two_others_ready_use_all_three() {
+    let app = AppPolicy::default();
+    let p = peers(2);
+    let mut serving = [0_u32; 3];
+    for _ in 0..8 {
+        let local =
+            LocalApp { in_flight: serving[0], awaiting: serving[0], ..local(AppState::Ready) };
+        let unheard =
+            |at: usize| Candidate { ours: serving[at + 1], load_age: None, ..ready(&p[at]) };
+        let others = [unheard(0), unheard(1)];
+        match decide(&Question { local, ..question(&app, &others) }).action {
+            Action::Serve => serving[0] += 1,
+            Action::Hop { to } => serving[1 + usize::from(to == p[1])] += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(serving.iter().all(|n| (2..=4).contains(n)), "{serving:?}");
 }
 
 #[test]

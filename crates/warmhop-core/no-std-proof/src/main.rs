@@ -23,7 +23,7 @@ use warmhop_core::app::{AppEvent, AppMachine, WantedBy};
 use warmhop_core::config::AppPolicy;
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::rank::keepers;
-use warmhop_core::route::{Arrived, LocalApp, Question, decide};
+use warmhop_core::route::{Arrived, LocalApp, Question, Queued, decide};
 use warmhop_core::view::{AppState, View};
 
 // Only what std would have brought: the C runtime, for an entry point and for its own needs.
@@ -127,6 +127,7 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
         tried: &[],
         attempt_budget: 2,
         waited: core::time::Duration::ZERO,
+        queued: Queued::default(),
         failed_starts: 0,
         dice: 0,
     };

@@ -6,7 +6,9 @@ use warmhop_core::app::{AppEvent, WantedBy};
 use warmhop_core::config::StartMode;
 use warmhop_core::ids::{Incarnation, PeerId};
 use warmhop_core::rank;
-use warmhop_core::route::{ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, Question, decide};
+use warmhop_core::route::{
+    ATTEMPTS_MAX, Action, Arrived, Candidate, LocalApp, Question, Queued, decide,
+};
 use warmhop_core::view::{AppBelief, AppState, Liveness, PeerBelief, View};
 
 use crate::calls::{Asked, Call, Does, HopKind, Place, Problem, problem};
@@ -30,6 +32,7 @@ impl Peer {
                 state: told.news.state,
                 same_zone: true,
                 in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
+                ours: 0,
                 latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
                 age: now.since(told.heard),
                 load_age: load.map(|(_, at)| now.since(*at)),
@@ -102,6 +105,7 @@ impl Peer {
                     tried: if waiting.is_some() { &[] } else { tried },
                     attempt_budget: ATTEMPTS_MAX,
                     waited: self.now().since(since),
+                    queued: Queued::default(),
                     failed_starts: 0,
                     dice: self.world.random(),
                 })

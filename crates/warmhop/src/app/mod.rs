@@ -1,6 +1,8 @@
 //! What an app is to the mesh: an asynchronous start that yields a tower service. Its
 //! supervision lives here too.
 
+pub(crate) mod loads;
+pub(crate) mod places;
 pub(crate) mod session;
 pub(crate) mod slot;
 

@@ -15,6 +15,8 @@ use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::view::AppState;
 
+use crate::app::loads::Loads;
+use crate::app::places::Places;
 use crate::app::{App, AppService, AppSpec, Ended, Running, StartContext, StartError};
 use crate::observe::clock::Clock;
 use crate::observe::metrics::{AppCounts, ByApp, Metrics};
@@ -69,12 +71,11 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.slot.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if self.slot.spec().policy.concurrency.is_some() {
-            self.slot.freed.notify_waiters();
-        }
         if self.copy.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.copy.idle.notify_waiters();
         }
+        // Whoever is woken looks at the count.
+        self.slot.places.freed_at(&self.slot.me);
     }
 }
 
@@ -106,8 +107,10 @@ pub(crate) struct Slot {
     /// A smoothed time to the response's head, in microseconds; 0 before the first.
     latency_us: AtomicU32,
     ticker: Notify,
-    /// Told of every place that becomes free.
-    pub(crate) freed: Notify,
+    /// How busy the copies elsewhere are.
+    pub(crate) loads: Arc<Loads>,
+    /// The requests here that wait for a place at a copy.
+    pub(crate) places: Arc<Places>,
     /// Told of every change of state.
     changed: watch::Sender<u64>,
     publish: Box<dyn Fn(&Slot) + Send + Sync>,
@@ -145,7 +148,8 @@ impl Slot {
             waiting: AtomicUsize::new(0),
             latency_us: AtomicU32::new(0),
             ticker: Notify::new(),
-            freed: Notify::new(),
+            loads: Arc::default(),
+            places: Arc::default(),
             changed,
             publish,
         })

@@ -24,6 +24,7 @@ use warmhop_core::route::Arrived;
 use warmhop_core::session::entry::FORWARDS_MAX;
 use warmhop_core::view::AppState;
 
+use crate::app::places::{Waits, flow_of};
 use crate::app::slot::Slot;
 use crate::front::client_body::TooSlow;
 use crate::front::origin::{Origin, TrustedProxies};
@@ -398,6 +399,7 @@ impl Ingress {
             // Nobody has touched the body, so it is the app's to ask for it or to refuse it.
             parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
+        let flow = flow_of(client.addr.map(|addr| addr.ip()), entry.as_ref().map(|it| &it.sid));
         let mut call = Call {
             id: tracing.id.clone(),
             method: parts.method,
@@ -409,7 +411,7 @@ impl Ingress {
             may_have_run: false,
             failed_at: None,
             attempt: rand::random(),
-            waited: Duration::ZERO,
+            waits: Waits::of(flow),
         };
 
         let entry = entry.filter(|entry| match entry.kind {
@@ -441,7 +443,7 @@ impl Ingress {
         }
         let served = served?;
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
-        let waited_long = call.waited >= OTHER_TABS_WITHIN && !brought_any;
+        let waited_long = call.waits.waited >= OTHER_TABS_WITHIN && !brought_any;
         let former = Former { entry, route: current, may_be_old: waited_long };
         let mut response = self.finish(slot, served, &former, on_upgrade, client);
         if extended {
@@ -591,9 +593,9 @@ impl Ingress {
                     let Ok(client) = on_upgrade.await else { return };
                     let client = TokioIo::new(client);
                     match upgrade {
-                        Upgrade::Hop(hop::Tunnel { writer, reader, lease }) => {
+                        Upgrade::Hop(hop::Tunnel { writer, reader, lease, served_there }) => {
                             hop::tunnel(client, writer, reader, AppIs::Far, farewell).await;
-                            drop(lease);
+                            drop((lease, served_there));
                         }
                         Upgrade::Io(app) => hop::join(client, TokioIo::new(app), farewell).await,
                     }

@@ -248,6 +248,8 @@ pub(crate) struct Tunnel {
     pub(crate) writer: HopBodyWriter,
     pub(crate) reader: HopBodyReader,
     pub(crate) lease: HopLease,
+    /// Counts it among those that the peer serves for this one.
+    pub(crate) served_there: Option<Box<dyn Send + Sync>>,
 }
 
 /// What came back.
@@ -352,7 +354,7 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
         writer.flush().await.map_err(broken)?;
         let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
         if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            reply.tunnel = Some(Tunnel { writer, reader, lease });
+            reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
         } else {
             // The client sends nothing before the switch, so its half has ended. A peer that has
             // answered in full may have stopped listening, which takes nothing from its answer.

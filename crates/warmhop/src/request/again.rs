@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use warmhop_core::view::AppState;
 
+use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::observe::recall::Tracing;
 use crate::request::failed_at::FailedAt;
@@ -22,11 +23,11 @@ impl Node {
     pub(crate) async fn place_anew(
         &self,
         placing: &Placing<'_>,
-        waited: &mut Duration,
+        waits: &mut Waits,
         failed_at: &mut Option<FailedAt>,
         tracing: &mut Tracing,
     ) -> Result<Place, Problem> {
-        let placed = self.place(placing, waited, tracing).await;
+        let placed = self.place(placing, waits, tracing).await;
         if placed.is_ok() || placing.failed.is_none() {
             return placed;
         }
@@ -37,7 +38,7 @@ impl Node {
         }
         tracing.step("again", "the copy that failed has ended; it waits for the next");
         let first = Placing::first(placing.slot, placing.arrived);
-        self.place(&first, waited, tracing).await
+        self.place(&first, waits, tracing).await
     }
 
     /// Whether the copy has ended, as far as is known soon.

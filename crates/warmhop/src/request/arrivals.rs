@@ -14,6 +14,7 @@ use warmhop_core::ids::{Incarnation, PeerId, RequestId, SessionKey};
 use warmhop_core::session::message::Message;
 use warmhop_core::view::{AppState, News};
 
+use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::hop::{
     self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, ReplySession,
@@ -210,7 +211,7 @@ impl Node {
                 may_have_run: false,
                 failed_at: None,
                 attempt: rand::random(),
-                waited: std::time::Duration::ZERO,
+                waits: Waits::default(),
             };
             // A client that leaves cancels here at once, before there is a response to write.
             let stopped = send.stopped();

@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use warmhop_core::ids::{AppName, RequestId};
 
+use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::Slot;
 use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
@@ -54,8 +55,8 @@ pub(crate) struct Call {
     pub(crate) failed_at: Option<FailedAt>,
     /// Tells this request from its client's repeats, on whichever peer it is served.
     pub(crate) attempt: u64,
-    /// How long it has waited for a copy of the app.
-    pub(crate) waited: Duration,
+    /// How it has waited for a copy of the app.
+    pub(crate) waits: Waits,
 }
 
 impl Call {

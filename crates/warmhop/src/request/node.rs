@@ -1,6 +1,5 @@
 //! What one peer consists of, and how it decides where a request goes.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -15,11 +14,13 @@ use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::rank;
 use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, FULL_FOR, HOT_AWAITING, LocalApp, PinTo,
-    Question, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, decide,
+    Question, Queued, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, decide,
 };
 use warmhop_core::session::census::Census;
 use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
 
+use crate::app::loads::Known;
+use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::hop::Load;
 use crate::hop::peer_service::PeerServices;
@@ -70,7 +71,6 @@ pub(crate) struct Node {
     pub(crate) store: Arc<Store>,
     pub(crate) net: OnceLock<Net>,
     pub(crate) http: Vec<SocketAddr>,
-    loads: Mutex<HashMap<(PeerId, AppName), (Load, Now)>>,
     pub(crate) draining: AtomicBool,
     /// It drained: what there was has been given away.
     pub(crate) drained: AtomicBool,
@@ -156,7 +156,6 @@ impl Node {
             store: parts.store,
             net: OnceLock::new(),
             http: parts.http,
-            loads: Mutex::new(HashMap::new()),
             draining: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             tunnels: Tunnels::default(),
@@ -231,25 +230,18 @@ impl Node {
         }
     }
 
-    /// Notes the load that a peer told with its reply.
-    pub(crate) fn note_load(&self, peer: &PeerId, app: &AppName, load: Load) {
-        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        loads.insert((peer.clone(), app.clone()), (load, self.clock.now()));
-    }
-
     /// Whether a reply came from the peer so lately that it very likely still lives.
-    pub(crate) fn heard_lately(&self, peer: &PeerId, app: &AppName) -> bool {
-        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        loads
-            .get(&(peer.clone(), app.clone()))
-            .is_some_and(|(_, at)| self.clock.now().since(*at) < HEARD_LATELY)
+    pub(crate) fn heard_lately(&self, slot: &Slot, peer: &PeerId) -> bool {
+        let told = slot.loads.of(peer).told;
+        told.is_some_and(|(_, at)| self.clock.now().since(at) < HEARD_LATELY)
     }
 
     /// Drops what was noted of peers that are gone.
     pub(crate) fn forget_loads(&self) {
         let view = self.view();
-        let mut loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        loads.retain(|(peer, _), _| view.peer(peer).is_some());
+        for slot in self.apps().slots.iter().chain(&self.registers) {
+            slot.loads.retain(|peer| view.peer(peer).is_some());
+        }
     }
 
     pub(crate) fn local_load(slot: &Slot) -> Load {
@@ -258,25 +250,20 @@ impl Node {
 
     /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
     /// that could start it, best first.
-    fn candidates<'v>(
-        &self,
-        view: &'v View,
-        app: &'v AppName,
-        or_cold: bool,
-    ) -> Vec<Candidate<'v>> {
-        let now = self.clock.now();
-        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+    fn candidates<'v>(&self, view: &'v View, slot: &'v Slot, or_cold: bool) -> Vec<Candidate<'v>> {
+        let (now, app) = (self.clock.now(), slot.name());
         let candidate = |peer: &'v PeerId, belief: &PeerBelief, told: &AppBelief| {
-            let load = loads.get(&(peer.clone(), app.clone()));
+            let Known { told: load, ours } = slot.loads.of(peer);
             let fresher = load.filter(|(_, at)| *at >= told.heard);
             Candidate {
                 peer,
                 state: told.news.state,
                 same_zone: self.zone == belief.news.zone,
                 in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
+                ours,
                 latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
                 age: now.since(told.heard),
-                load_age: load.map(|(_, at)| now.since(*at)),
+                load_age: load.map(|(_, at)| now.since(at)),
                 suspect: belief.alive == Liveness::Suspect,
                 draining: belief.news.draining,
                 eta: told.eta(now),
@@ -310,17 +297,19 @@ impl Node {
         });
     }
 
-    /// Decides where a request goes, waiting where it must; every decision is traced. `waited` is
-    /// how long the request has waited in all, however often it was placed.
+    /// Decides where a request goes, waiting where it must; every decision is traced. `waits` tells
+    /// how it has waited in all, however often it was placed, and holds its place in the queue until
+    /// it has begun somewhere.
     pub(crate) async fn place(
         &self,
         placing: &Placing<'_>,
-        waited: &mut Duration,
+        waits: &mut Waits,
         tracing: &mut Tracing,
     ) -> Result<Place, Problem> {
         let slot = placing.slot;
+        let pinned_to = placing.pin.filter(|pin| pin.lives).map(|pin| pin.peer);
         let mut waiting: Option<Waiting<'_>> = None;
-        let before = *waited;
+        let before = waits.waited;
         let since = Instant::now();
         let failed_before = slot.failed_starts();
         let mut changes: Option<watch::Receiver<u64>> = None;
@@ -329,12 +318,16 @@ impl Node {
                 changes.mark_unchanged();
             }
             if waiting.is_some() {
-                *waited = before + since.elapsed();
+                waits.waited = before + since.elapsed();
             }
-            let freed = slot.freed.notified();
             let failed_starts = slot.failed_starts().saturating_sub(failed_before);
-            let waits = waiting.is_some();
-            let (decision, candidates) = self.consider(placing, waits, *waited, failed_starts);
+            let so_far = SoFar {
+                waits: waiting.is_some(),
+                waited: waits.waited,
+                failed_starts,
+                queued: waits.standing(&slot.places, pinned_to),
+            };
+            let (decision, candidates) = self.consider(placing, so_far);
             if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
                 // Most never wait. Whoever does looks once more, so that nothing is missed.
                 changes = Some(self.changed.subscribe());
@@ -352,6 +345,9 @@ impl Node {
             }
             tracing.step_among(what, decision.reason.clone(), candidates);
             let goes_on = matches!(decision.action, Action::Serve | Action::Hop { .. });
+            if !goes_on && decision.reason != Reason::BusyEverywhere {
+                waits.over();
+            }
             if let (Some(failed), false) = (placing.failed, goes_on) {
                 return Err(failed.clone());
             }
@@ -367,8 +363,12 @@ impl Node {
                         waiting = Some(Waiting(slot));
                     }
                     if decision.reason == Reason::BusyEverywhere {
-                        // Of places elsewhere nobody is told: they are asked for again.
-                        let _ = tokio::time::timeout(FULL_FOR.min(at_most), freed).await;
+                        // Of places that others leave elsewhere nobody is told: they are asked for
+                        // again.
+                        let most = slot.spec().policy.waiting_max;
+                        let is_full = slot.waiting.load(Ordering::Relaxed) > most;
+                        let within = (at_most, FULL_FOR);
+                        waits.for_place(&slot.places, pinned_to, within, is_full).await;
                     } else if let Some(changes) = &mut changes {
                         let _ = tokio::time::timeout(at_most, changes.changed()).await;
                     }
@@ -387,7 +387,7 @@ impl Node {
         let arrived = Arrived::AtFrontDoor;
         let placing =
             Placing { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false };
-        let (decision, candidates) = self.consider(&placing, false, Duration::ZERO, 0);
+        let (decision, candidates) = self.consider(&placing, SoFar::default());
         if !matches!(decision.action, Action::Wait { .. }) {
             return None;
         }
@@ -456,13 +456,8 @@ impl Node {
 
     /// Asks the core what to do with a request, and carries out what goes beside the answer: a
     /// start here, or the wish that another peer starts the app.
-    fn consider(
-        &self,
-        placing: &Placing<'_>,
-        waits: bool,
-        waited: Duration,
-        failed_starts: u32,
-    ) -> (Decision, Vec<Considered>) {
+    fn consider(&self, placing: &Placing<'_>, so_far: SoFar) -> (Decision, Vec<Considered>) {
+        let SoFar { waits, waited, failed_starts, queued } = so_far;
         let slot = placing.slot;
         let spec = slot.spec();
         // What is ready and is not to be asked again is as good as one that takes nothing new.
@@ -470,13 +465,14 @@ impl Node {
         let view = self.view.load();
         let (pinned_here, draining) = (placing.pin.is_none_or(|pin| pin.here), self.is_draining());
         let is_busy = slot.is_full() || slot.awaiting() >= HOT_AWAITING;
-        let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy;
+        let is_first = queued == Queued::default();
+        let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy && is_first;
         let candidates = if is_plain {
             Vec::new()
         } else {
             let never = spec.policy.start == StartMode::Never;
             let others_start = never || draining || state == AppState::Failed;
-            self.candidates(&view, slot.name(), others_start)
+            self.candidates(&view, slot, others_start)
         };
         let question = Question {
             app: &spec.policy,
@@ -499,6 +495,7 @@ impl Node {
             tried: if waits { &[] } else { placing.tried },
             attempt_budget: ATTEMPTS_MAX,
             waited,
+            queued,
             failed_starts,
             dice: rand::random(),
         };
@@ -513,6 +510,16 @@ impl Node {
         let candidates = traced(&candidates);
         (decision, candidates)
     }
+}
+
+/// How it has gone with a request until now.
+#[derive(Default)]
+struct SoFar {
+    /// It is among those that wait.
+    waits: bool,
+    waited: Duration,
+    failed_starts: u32,
+    queued: Queued,
 }
 
 struct Waiting<'a>(&'a Slot);

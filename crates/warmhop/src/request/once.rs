@@ -147,7 +147,7 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<Place, LineEnd> {
         let placing = Placing::first(portable.slot, portable.arrived);
-        self.place(&placing, &mut call.waited, tracing).await.map_err(LineEnd::Problem)
+        self.place(&placing, &mut call.waits, tracing).await.map_err(LineEnd::Problem)
     }
 
     /// Removes the begin that `attempt` committed, which no app saw: the key is free again. Where the

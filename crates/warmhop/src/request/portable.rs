@@ -360,7 +360,7 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<LineEnd, Problem> {
         let placing = Placing::first(portable.slot, portable.arrived);
-        let place = self.place(&placing, &mut call.waited, tracing).await?;
+        let place = self.place(&placing, &mut call.waits, tracing).await?;
         let view = self.view();
         let executor = match &place {
             Place::Here => None,
@@ -467,12 +467,12 @@ impl Node {
                         failed: failed.as_ref(),
                         shun_here: call.failed_here(portable.slot),
                     };
-                    let (waited, failed_at) = (&mut call.waited, &mut call.failed_at);
+                    let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
                     let chosen = match place.take() {
                         Some(place) => place,
                         // Every peer that offers registers executes what it owns.
                         None if portable.slot.keeps_registers => Place::Here,
-                        None => match self.place_anew(&placing, waited, failed_at, tracing).await {
+                        None => match self.place_anew(&placing, waits, failed_at, tracing).await {
                             Ok(place) => place,
                             Err(problem) => return LineEnd::Problem(problem),
                         },

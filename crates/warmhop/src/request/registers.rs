@@ -27,6 +27,7 @@ use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
 use warmhop_core::view::Liveness;
 
 pub use self::bounds::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::Slot;
 use crate::app::{App, AppSpec, app_fn};
@@ -588,7 +589,7 @@ impl Registers {
             may_have_run: false,
             failed_at: None,
             attempt: rand::random(),
-            waited: Duration::ZERO,
+            waits: Waits::default(),
         }
     }
 

@@ -15,6 +15,7 @@ use warmhop_core::ids::{Incarnation, PeerId, SessionId};
 use warmhop_core::route::{Arrived, PinTo, may_retry};
 use warmhop_core::view::AppState;
 
+use crate::app::loads::ServedThere;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
@@ -193,6 +194,7 @@ impl Node {
         let Some((copy, guard)) = slot.enter() else {
             return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
         };
+        call.waits.over();
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
         let field_bytes = request.headers().get(SESSION_FIELD).map_or(0, http::HeaderValue::len);
         let method = request.method().clone();
@@ -271,7 +273,7 @@ impl Node {
     /// Asks `to`, and notes what its reply tells.
     pub(crate) async fn ask(
         &self,
-        slot: &Slot,
+        slot: &Arc<Slot>,
         to: &PeerId,
         call: &mut Call,
         kind: HopKind,
@@ -281,6 +283,10 @@ impl Node {
             return Err(HopError::Broken("this peer is still starting".into()));
         };
         let label = kind.label();
+        // An owner may have it run elsewhere.
+        let runs_there = !matches!(kind, HopKind::Forward(_));
+        let served_there = runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to));
+        call.waits.over();
         let Some(mut request) = call.make_hop(slot.name(), kind) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
@@ -296,7 +302,7 @@ impl Node {
         tracing.sent_to(to);
         // What may not be run twice is sent to a peer that has not been heard lately only once it
         // has said that it is there.
-        let careful = !fields::is_safe(&call.method) && !self.heard_lately(to, slot.name());
+        let careful = !fields::is_safe(&call.method) && !self.heard_lately(slot, to);
         let outcome = hop::ask(net, to, request, careful).await;
         if let Some(mut span) = span {
             match &outcome {
@@ -309,8 +315,12 @@ impl Node {
             }
         }
         match outcome {
-            Ok(reply) => {
-                self.note_load(to, slot.name(), reply.load);
+            Ok(mut reply) => {
+                match &mut reply.tunnel {
+                    Some(tunnel) => tunnel.served_there = Some(Box::new(served_there)),
+                    None => reply.response = reply.response.map(|body| body.guarded(served_there)),
+                }
+                slot.loads.note(to, reply.load, self.clock.now());
                 if reply.served_by == to.as_str() {
                     tracing.served_by(to);
                 } else if let Ok(other) = PeerId::new(&reply.served_by) {
@@ -319,7 +329,7 @@ impl Node {
                 Ok(reply)
             }
             Err(HopError::Refused(why, load, body)) => {
-                self.note_load(to, slot.name(), load);
+                slot.loads.note(to, load, self.clock.now());
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
@@ -396,8 +406,8 @@ impl Node {
                 failed: failed.as_ref(),
                 shun_here: call.failed_here(slot),
             };
-            let (waited, failed_at) = (&mut call.waited, &mut call.failed_at);
-            match self.place_anew(&placing, waited, failed_at, tracing).await? {
+            let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
+            match self.place_anew(&placing, waits, failed_at, tracing).await? {
                 Place::Here => match self.run_here(slot, call, None).await {
                     Ok(ran) => {
                         tracing.served_by(&self.me);

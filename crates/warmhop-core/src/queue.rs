@@ -1,0 +1,273 @@
+//! Who is next of the requests that wait for a place at an app's copies.
+//!
+//! Owns their order: clients take turns, and of one client its sessions do, so that whoever sends
+//! many requests at once waits for its own and not others for them (fair queuing: Nagle, "On packet
+//! switches with infinite storage", RFC 970, 1985). One of them is *called* at a time: it alone looks
+//! for a place, and the next is called once it has one. Refuses to know what a place is.
+//!
+//! Where as many wait as may, one of the client that has most of them gives way to a client that has
+//! clearly fewer: nobody can fill the queue against others.
+
+use alloc::collections::{BTreeMap, VecDeque};
+
+/// Whose request it is. Numbers that tell clients apart, and the sessions of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Flow {
+    /// The client.
+    pub client: u64,
+    /// Its session; any one number where it has none.
+    pub session: u64,
+}
+
+/// One request that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(u64);
+
+/// A request that comes to a full queue of another client's takes a place there if that client has
+/// at least so many more: with fewer, two would displace each other in turn.
+pub const CLEARLY_MORE: usize = 2;
+
+/// Keys that take turns, each with what waits for it. A key is in `turns` exactly while it has some.
+#[derive(Debug, Clone)]
+struct Turns<T> {
+    turns: VecDeque<u64>,
+    by_key: BTreeMap<u64, T>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { turns: VecDeque::new(), by_key: BTreeMap::new() }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Client {
+    sessions: Turns<VecDeque<Ticket>>,
+    waiting: usize,
+}
+
+/// The requests that wait for a place, and which of them looks for one.
+#[derive(Debug, Clone, Default)]
+pub struct FairQueue {
+    clients: Turns<Client>,
+    called: Option<Ticket>,
+    last: u64,
+}
+
+impl FairQueue {
+    /// A queue that nobody waits in.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.called.is_none() && self.clients.by_key.is_empty()
+    }
+
+    /// The one that looks for a place.
+    #[must_use]
+    pub fn called(&self) -> Option<Ticket> {
+        self.called
+    }
+
+    /// Joins behind the others of its session, or, if it had its turn before and was turned away,
+    /// before all. The first is called at once.
+    pub fn join(&mut self, flow: Flow, had_its_turn: bool) -> Ticket {
+        self.last += 1;
+        let ticket = Ticket(self.last);
+        if self.called.is_none() && self.clients.by_key.is_empty() {
+            self.called = Some(ticket);
+            return ticket;
+        }
+        let client = self.clients.entry(flow.client, had_its_turn);
+        client.waiting += 1;
+        let session = client.sessions.entry(flow.session, had_its_turn);
+        if had_its_turn {
+            session.push_front(ticket)
+        } else {
+            session.push_back(ticket)
+        }
+        ticket
+    }
+
+    /// It waits no more, with a place or without. Who is called in its stead, if it had been.
+    pub fn leave(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
+        if self.called == Some(ticket) {
+            self.called = self.next();
+            return self.called;
+        }
+        self.remove(flow, |session| {
+            let at = session.iter().position(|waiting| *waiting == ticket)?;
+            session.remove(at)
+        });
+        None
+    }
+
+    /// Whether another client's request would give way to one of this flow.
+    #[must_use]
+    pub fn gives_way_to(&self, flow: Flow) -> bool {
+        self.most_of_all(flow).is_some()
+    }
+
+    /// Removes the latest request of the client that has most, for one of this flow; the request that
+    /// gives way.
+    pub fn give_way_to(&mut self, flow: Flow) -> Option<Ticket> {
+        let client = self.most_of_all(flow)?;
+        let sessions = &self.clients.by_key.get(&client)?.sessions;
+        let latest = |(_, waiting): &(&u64, &VecDeque<Ticket>)| waiting.back().copied();
+        let session = sessions.by_key.iter().max_by_key(latest).map(|(session, _)| *session)?;
+        self.remove(Flow { client, session }, VecDeque::pop_back)
+    }
+
+    /// The client with most requests waiting, if it has clearly more than this flow's.
+    fn most_of_all(&self, flow: Flow) -> Option<u64> {
+        let own = self.clients.by_key.get(&flow.client).map_or(0, |client| client.waiting);
+        let (client, most) = self
+            .clients
+            .by_key
+            .iter()
+            .map(|(key, client)| (*key, client.waiting))
+            .max_by_key(|(_, waiting)| *waiting)?;
+        (client != flow.client && most >= own + CLEARLY_MORE).then_some(client)
+    }
+
+    /// The first of the session whose turn it is, of the client whose turn it is.
+    fn next(&mut self) -> Option<Ticket> {
+        let client = *self.clients.turns.front()?;
+        let session = *self.clients.by_key.get(&client)?.sessions.turns.front()?;
+        let next = self.remove(Flow { client, session }, VecDeque::pop_front);
+        self.clients.pass(client, |client| &mut client.sessions, session);
+        next
+    }
+
+    fn remove(
+        &mut self,
+        flow: Flow,
+        take: impl FnOnce(&mut VecDeque<Ticket>) -> Option<Ticket>,
+    ) -> Option<Ticket> {
+        let client = self.clients.by_key.get_mut(&flow.client)?;
+        let session = client.sessions.by_key.get_mut(&flow.session)?;
+        let taken = take(session)?;
+        client.waiting -= 1;
+        if session.is_empty() {
+            client.sessions.forget(flow.session);
+        }
+        if client.waiting == 0 {
+            self.clients.forget(flow.client);
+        }
+        Some(taken)
+    }
+}
+
+impl<T: Default> Turns<T> {
+    fn entry(&mut self, key: u64, first: bool) -> &mut T {
+        let turns = &mut self.turns;
+        if first {
+            turns.retain(|other| *other != key);
+            turns.push_front(key);
+        } else if !self.by_key.contains_key(&key) {
+            turns.push_back(key);
+        }
+        self.by_key.entry(key).or_default()
+    }
+
+    fn forget(&mut self, key: u64) {
+        self.by_key.remove(&key);
+        self.turns.retain(|other| *other != key);
+    }
+
+    /// The key has had its turn, and so has the one below it, as far as they are there still.
+    fn pass<U>(&mut self, key: u64, below: impl FnOnce(&mut T) -> &mut Turns<U>, inner: u64) {
+        if let Some(value) = self.by_key.get_mut(&key) {
+            let inner_turns = &mut below(value).turns;
+            if inner_turns.front() == Some(&inner) {
+                inner_turns.rotate_left(1);
+            }
+        }
+        if self.turns.front() == Some(&key) {
+            self.turns.rotate_left(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    fn flow(client: u64) -> Flow {
+        Flow { client, session: 0 }
+    }
+
+    /// Joins for each of these flows in turn, then has each that is called take a place.
+    fn order(flows: &[Flow]) -> Vec<usize> {
+        let mut queue = FairQueue::new();
+        let tickets: Vec<_> = flows.iter().map(|flow| queue.join(*flow, false)).collect();
+        let mut order = Vec::new();
+        while let Some(called) = queue.called() {
+            let at = tickets.iter().position(|ticket| *ticket == called).unwrap();
+            order.push(at);
+            queue.leave(called, flows[at]);
+        }
+        assert!(queue.is_empty());
+        order
+    }
+
+    #[test]
+    fn whoever_sends_one_request_waits_for_one_of_another_client_and_not_for_all() {
+        let mut flows = alloc::vec![flow(1); 50];
+        flows.push(flow(2));
+        let order = order(&flows);
+        assert_eq!(order.len(), 51);
+        assert!(order.iter().position(|at| *at == 50).unwrap() <= 2, "{order:?}");
+        // Of one client first come is first served.
+        assert!(order.iter().filter(|at| **at < 50).is_sorted());
+    }
+
+    #[test]
+    fn the_sessions_of_one_client_take_turns_and_take_no_turn_from_others() {
+        let of = |client, session| Flow { client, session };
+        let flows =
+            [of(1, 1), of(1, 1), of(1, 1), of(1, 1), of(1, 2), of(1, 3), of(2, 1), of(2, 1)];
+        // The first is called as it comes; then both clients take turns.
+        assert_eq!(order(&flows), [0, 1, 6, 4, 7, 5, 2, 3]);
+    }
+
+    #[test]
+    fn one_that_was_turned_away_on_its_turn_is_next() {
+        let mut queue = FairQueue::new();
+        let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
+        assert_eq!(queue.leave(tickets[0], flow(1)), Some(tickets[1]));
+        let again = queue.join(flow(2), true);
+        assert_eq!(queue.leave(tickets[1], flow(1)), Some(again));
+        assert_eq!(queue.leave(again, flow(2)), Some(tickets[2]));
+    }
+
+    #[test]
+    fn one_that_leaves_before_its_turn_calls_nobody() {
+        let mut queue = FairQueue::new();
+        let tickets: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
+        assert_eq!(queue.leave(tickets[1], flow(1)), None);
+        assert_eq!(queue.called(), Some(tickets[0]));
+        assert_eq!(queue.leave(tickets[0], flow(1)), Some(tickets[2]));
+        assert_eq!(queue.leave(tickets[2], flow(1)), None);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn only_a_client_that_has_clearly_more_gives_way() {
+        let mut queue = FairQueue::new();
+        let tickets: Vec<_> = (0..4).map(|_| queue.join(flow(1), false)).collect();
+        assert!(!queue.gives_way_to(flow(1)), "not to itself");
+        assert_eq!(queue.give_way_to(flow(2)), Some(tickets[3]), "the latest");
+        queue.join(flow(2), false);
+        assert!(!queue.gives_way_to(flow(2)), "two and one");
+        assert_eq!(queue.give_way_to(flow(3)), Some(tickets[2]));
+        assert!(!queue.gives_way_to(flow(3)), "one each");
+        assert_eq!(queue.called(), Some(tickets[0]), "who is called stays");
+    }
+}

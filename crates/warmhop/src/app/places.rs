@@ -1,0 +1,196 @@
+//! The requests that wait here for a place at an app's copies: carries out what the core's
+//! `FairQueue` decides.
+//!
+//! Those that any copy can serve are one queue, those that are pinned to a peer another each: whoever
+//! can go on must not wait for one that cannot.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use warmhop_core::ids::{PeerId, SessionId};
+use warmhop_core::queue::{FairQueue, Flow, Ticket};
+use warmhop_core::route::Queued;
+
+/// One queue, and how each that waits in it is woken.
+#[derive(Default)]
+struct Line {
+    queue: FairQueue,
+    waiting: HashMap<Ticket, Arc<Notify>>,
+}
+
+/// The queues of one app.
+#[derive(Default)]
+pub(crate) struct Places {
+    lines: Mutex<BTreeMap<Option<PeerId>, Line>>,
+    /// How many there are, to be read without the lock.
+    open: AtomicUsize,
+}
+
+/// Whose request this is: its client's, by the address that it came from, and its session's.
+pub(crate) fn flow_of(from: Option<IpAddr>, session: Option<&SessionId>) -> Flow {
+    let client = match from {
+        Some(IpAddr::V4(ip)) => u64::from(u32::from(ip)),
+        // A client has as many addresses as it likes below its own network's prefix.
+        Some(IpAddr::V6(ip)) => (u128::from(ip) >> 64) as u64,
+        None => 0,
+    };
+    let number = |sid: &SessionId| {
+        sid.0.iter().fold(0_u64, |number, byte| number.rotate_left(8) ^ u64::from(*byte))
+    };
+    Flow { client, session: session.map_or(0, number) }
+}
+
+/// A request's place in a queue, until it is dropped.
+pub(crate) struct Turn {
+    places: Arc<Places>,
+    pinned_to: Option<PeerId>,
+    flow: Flow,
+    ticket: Ticket,
+    woken: Arc<Notify>,
+}
+
+/// How a request has waited so far.
+#[derive(Default)]
+pub(crate) struct Waits {
+    /// How long, in all.
+    pub(crate) waited: Duration,
+    /// Whose it is.
+    flow: Flow,
+    /// Its place in a queue. Once it has begun at a copy it lets the next one look.
+    turn: Option<Turn>,
+    /// It had its turn before, and was turned away.
+    had_turn: bool,
+}
+
+impl Places {
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<Option<PeerId>, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place at the copy of `peer` has become free.
+    pub(crate) fn freed_at(&self, peer: &PeerId) {
+        if self.open.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let lines = self.lines();
+        for line in [lines.get(&None), lines.get(&Some(peer.clone()))].into_iter().flatten() {
+            if let Some(called) = line.queue.called().and_then(|it| line.waiting.get(&it)) {
+                called.notify_one();
+            }
+        }
+    }
+
+    /// Where one stands that comes now.
+    fn look(&self, pinned_to: Option<&PeerId>, flow: Flow) -> Queued {
+        if self.open.load(Ordering::SeqCst) == 0 {
+            return Queued::default();
+        }
+        let lines = self.lines();
+        let Some(line) = lines.get(&pinned_to.cloned()) else { return Queued::default() };
+        // Whoever comes stands behind all of them.
+        let displaces = line.queue.gives_way_to(flow);
+        Queued { behind: !line.queue.is_empty(), gave_way: false, displaces }
+    }
+}
+
+impl Waits {
+    /// Of a request that has just come.
+    pub(crate) fn of(flow: Flow) -> Self {
+        Self { flow, ..Self::default() }
+    }
+
+    /// Where the request stands, if it wants a place at any copy, or at the one it is pinned to.
+    pub(crate) fn standing(&self, places: &Places, pinned_to: Option<&PeerId>) -> Queued {
+        match self.turn.as_ref().filter(|turn| turn.pinned_to.as_ref() == pinned_to) {
+            Some(turn) => turn.standing(),
+            None => places.look(pinned_to, self.flow),
+        }
+    }
+
+    /// Has it wait for its turn. The first time it joins, and returns at once, since places may have
+    /// become free meanwhile; afterwards it waits until it is woken, and no longer than `at_most`,
+    /// or than `looking` if it is the one that looks for a place.
+    pub(crate) async fn for_place(
+        &mut self,
+        places: &Arc<Places>,
+        pinned_to: Option<&PeerId>,
+        (at_most, looking): (Duration, Duration),
+        is_full: bool,
+    ) {
+        let turn = self.turn.take().filter(|turn| turn.pinned_to.as_ref() == pinned_to);
+        let Some(turn) = turn else {
+            self.turn = Some(Turn::join(places, pinned_to, self.flow, self.had_turn, is_full));
+            return;
+        };
+        let standing = turn.standing();
+        if standing.gave_way {
+            self.turn = Some(turn);
+            return;
+        }
+        let at_most = if standing.behind { at_most } else { at_most.min(looking) };
+        let _ = tokio::time::timeout(at_most, turn.woken.notified()).await;
+        self.turn = Some(turn);
+    }
+
+    /// It has a place, or wants none any more.
+    pub(crate) fn over(&mut self) {
+        self.had_turn |= self.turn.take().is_some();
+    }
+}
+
+impl Turn {
+    fn join(
+        places: &Arc<Places>,
+        pinned_to: Option<&PeerId>,
+        flow: Flow,
+        had_turn: bool,
+        is_full: bool,
+    ) -> Self {
+        let woken = Arc::new(Notify::new());
+        let mut lines = places.lines();
+        let line = lines.entry(pinned_to.cloned()).or_default();
+        if is_full && let Some(gone) = line.queue.give_way_to(flow) {
+            // It finds itself gone, and is refused.
+            if let Some(gone) = line.waiting.remove(&gone) {
+                gone.notify_one();
+            }
+        }
+        let ticket = line.queue.join(flow, had_turn);
+        line.waiting.insert(ticket, Arc::clone(&woken));
+        places.open.store(lines.len(), Ordering::SeqCst);
+        drop(lines);
+        Self { places: Arc::clone(places), pinned_to: pinned_to.cloned(), flow, ticket, woken }
+    }
+
+    fn standing(&self) -> Queued {
+        let lines = self.places.lines();
+        let line = lines.get(&self.pinned_to).filter(|it| it.waiting.contains_key(&self.ticket));
+        let Some(line) = line else {
+            return Queued { gave_way: true, ..Queued::default() };
+        };
+        // It is in already, however many there are.
+        let behind = line.queue.called() != Some(self.ticket);
+        Queued { behind, gave_way: false, displaces: true }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut lines = self.places.lines();
+        let Some(line) = lines.get_mut(&self.pinned_to) else { return };
+        if line.waiting.remove(&self.ticket).is_some() {
+            let next = line.queue.leave(self.ticket, self.flow);
+            if let Some(next) = next.and_then(|next| line.waiting.get(&next)) {
+                next.notify_one();
+            }
+        }
+        if line.queue.is_empty() {
+            lines.remove(&self.pinned_to);
+        }
+        self.places.open.store(lines.len(), Ordering::SeqCst);
+    }
+}

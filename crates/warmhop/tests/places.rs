@@ -1,0 +1,182 @@
+//! Requests that wait for a place at copies that serve so many at once.
+#![allow(missing_docs, reason = "a test crate")]
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod bed;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bed::{Answer, Bed, Client, Gate, Plan, eventually};
+use http::{Request, Response, StatusCode};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use warmhop::config::{SessionMode, StartMode};
+use warmhop::{AppSpec, Body, BoxError, Builder, ClientInfo, Mesh, app_fn};
+
+/// More requests than come in any test.
+const COME_MAX: usize = 64;
+
+/// Answers a request once it is let: whose it was is told when it comes.
+#[derive(Clone)]
+struct Held {
+    come: mpsc::Sender<String>,
+    let_go: Arc<Semaphore>,
+}
+
+impl Held {
+    fn new() -> (Self, mpsc::Receiver<String>) {
+        let (come, comes) = mpsc::channel(COME_MAX);
+        (Self { come, let_go: Arc::new(Semaphore::new(0)) }, comes)
+    }
+
+    /// The app of a peer, with one place.
+    fn on(
+        &self,
+        name: &'static str,
+        session: SessionMode,
+        waiting_max: usize,
+    ) -> impl Fn(Builder) -> Builder {
+        let held = self.clone();
+        move |builder| {
+            let mut spec = AppSpec::new("held".parse().unwrap());
+            spec.host = Some("held.test".into());
+            spec.policy.start = StartMode::AtBoot;
+            spec.policy.session = session;
+            spec.policy.concurrency = Some(1);
+            spec.policy.waiting_max = waiting_max;
+            let held = held.clone();
+            builder.app(
+                spec,
+                app_fn(move || {
+                    let held = held.clone();
+                    async move {
+                        Ok::<_, BoxError>(tower::service_fn(move |request: Request<Body>| {
+                            let held = held.clone();
+                            async move {
+                                let told = format!("{name}{}", request.uri().path());
+                                held.come.send(told).await.unwrap();
+                                held.let_go.acquire().await.unwrap().forget();
+                                Ok::<_, BoxError>(Response::new(Body::from(name)))
+                            }
+                        }))
+                    }
+                }),
+            )
+        }
+    }
+}
+
+async fn mesh(
+    held: &Held,
+    names: &[&'static str],
+    session: SessionMode,
+    waiting_max: usize,
+) -> Bed {
+    let mut bed = Bed::new();
+    for name in names {
+        let built = held.on(name, session, waiting_max);
+        bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
+    }
+    for who in &bed.peers {
+        eventually("it is ready, and believed so, everywhere", || {
+            let status = who.status();
+            status.apps.iter().any(|it| it.name == "held" && it.state == "ready")
+                && status.peers.iter().all(|it| it.apps.get("held").is_some_and(|it| it == "ready"))
+        })
+        .await;
+    }
+    bed
+}
+
+/// Asks at the first peer, from this address.
+fn ask(bed: &Bed, from: &str, path: &str, mut client: Client) -> JoinHandle<(Answer, Client)> {
+    let addr = format!("{from}:4711").parse().unwrap();
+    let request = Request::get(format!("http://held.test{path}"))
+        .extension(ClientInfo { addr: Some(addr), secure: false });
+    let (request, mesh) = (request.body(Body::empty()).unwrap(), bed.peers[0].clone());
+    tokio::spawn(async move { (client.send(&mesh, request).await, client) })
+}
+
+fn waiting(mesh: &Mesh) -> u64 {
+    let status = mesh.status();
+    status.apps.iter().find(|it| it.name == "held").map_or(0, |it| it.waiting)
+}
+
+#[tokio::test]
+async fn requests_at_once_use_every_ready_copy_and_each_place_that_becomes_free() {
+    let (held, mut comes) = Held::new();
+    let bed = mesh(&held, &["one", "two", "three"], SessionMode::None, 100).await;
+    let asking: Vec<_> = (0..12).map(|_| ask(&bed, "192.0.2.1", "/", Client::default())).collect();
+    let mut all = BTreeSet::new();
+    for _ in 0..3 {
+        all.insert(comes.recv().await.unwrap());
+    }
+    assert_eq!(all.len(), 3, "{all:?}");
+    eventually("the others wait", || waiting(&bed.peers[0]) == 9).await;
+    for _ in 3..12 {
+        assert!(comes.try_recv().is_err(), "one at a time");
+        held.let_go.add_permits(1);
+        comes.recv().await.unwrap();
+    }
+    held.let_go.add_permits(3);
+    for asking in asking {
+        assert_eq!(asking.await.unwrap().0.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn whoever_sends_many_requests_waits_for_its_own_and_gives_way_where_the_queue_is_full() {
+    let (held, mut comes) = Held::new();
+    let bed = mesh(&held, &["one"], SessionMode::None, 6).await;
+    let mut greedy = vec![ask(&bed, "192.0.2.1", "/greedy", Client::default())];
+    assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+    for n in 1..=6 {
+        greedy.push(ask(&bed, "192.0.2.1", "/greedy", Client::default()));
+        eventually("it waits", || waiting(&bed.peers[0]) == n).await;
+    }
+    let refused = ask(&bed, "192.0.2.1", "/greedy", Client::default()).await.unwrap().0;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!refused.field("retry-after").is_empty());
+    let modest = ask(&bed, "192.0.2.2", "/modest", Client::default());
+    eventually("one gave way", || greedy.iter().any(JoinHandle::is_finished)).await;
+    // The one that looks for a place, and the next, had their turns before.
+    for _ in 0..2 {
+        held.let_go.add_permits(1);
+        assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+    }
+    held.let_go.add_permits(1);
+    assert_eq!(comes.recv().await.unwrap(), "one/modest");
+    held.let_go.add_permits(10);
+    assert_eq!(modest.await.unwrap().0.status, StatusCode::OK);
+    let mut outcomes = Vec::new();
+    for asking in greedy {
+        outcomes.push(asking.await.unwrap().0.status.as_u16());
+    }
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, [200, 200, 200, 200, 200, 200, 503]);
+}
+
+#[tokio::test]
+async fn a_session_pinned_to_a_copy_without_a_place_waits_and_keeps_nobody_from_another() {
+    let (held, mut comes) = Held::new();
+    let bed = mesh(&held, &["one", "two"], SessionMode::Pinned, 100).await;
+    // Two sessions, one on each copy: the second is made while the first has the place here.
+    let first = ask(&bed, "192.0.2.1", "/", Client::default());
+    assert_eq!(comes.recv().await.unwrap(), "one/");
+    let second = ask(&bed, "192.0.2.1", "/", Client::default());
+    assert_eq!(comes.recv().await.unwrap(), "two/");
+    held.let_go.add_permits(2);
+    let (here, there) = (first.await.unwrap().1, second.await.unwrap().1);
+    let busy = ask(&bed, "192.0.2.1", "/", there.clone());
+    assert_eq!(comes.recv().await.unwrap(), "two/");
+    let waits = ask(&bed, "192.0.2.1", "/waits", there);
+    eventually("it waits", || waiting(&bed.peers[0]) == 1).await;
+    let other = ask(&bed, "192.0.2.1", "/other", here);
+    assert_eq!(comes.recv().await.unwrap(), "one/other");
+    held.let_go.add_permits(3);
+    assert_eq!(comes.recv().await.unwrap(), "two/waits");
+    for asking in [busy, waits, other] {
+        assert_eq!(asking.await.unwrap().0.status, StatusCode::OK);
+    }
+}
