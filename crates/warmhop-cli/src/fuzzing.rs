@@ -5,6 +5,14 @@ use std::path::Path;
 
 use crate::config::Config;
 
+#[cfg(test)]
+#[path = "../../warmhop/src/fuzzing/arbitrary.rs"]
+pub(crate) mod arbitrary;
+
+pub use crate::redis::fuzzing::requests as redis_requests;
+#[cfg(feature = "lua")]
+pub use crate::redis::script::fuzzing::script as redis_script;
+
 /// Reads `input` as a configuration; returns whether it is one.
 ///
 /// # Panics
@@ -25,6 +33,7 @@ pub fn configuration(input: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::arbitrary::{Numbers, feed};
     use super::*;
 
     #[test]
@@ -48,27 +57,23 @@ mod tests {
             "env = { 'a b' = \"\\u0001\" }",
             "]",
         ];
-        let (mut seed, mut read) = (7_u64, 0);
-        let mut below = |end: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) as usize % end
-        };
-        for _ in 0..1_500 {
+        let make = |numbers: &mut Numbers| {
             // Most that begins otherwise says no name.
             let mut text = lines[0].to_owned();
             let mut at = 1;
-            while at < lines.len() && below(8) > 0 {
-                if below(2) == 0 {
+            while at < lines.len() && numbers.below(8) > 0 {
+                if numbers.below(2) == 0 {
                     text.push('\n');
                     text.push_str(lines[at]);
                 }
                 at += 1;
             }
-            if below(4) == 0 {
-                text.truncate(below(text.len()));
+            if numbers.below(4) == 0 {
+                text.truncate(numbers.below(text.len()));
             }
-            read += usize::from(configuration(text.as_bytes()));
-        }
+            text.into_bytes()
+        };
+        let read = feed("configuration", 1_500, make, |input| usize::from(configuration(input)));
         assert!(read > 100, "only {read} were read");
     }
 }

@@ -3,10 +3,14 @@
 
 #[cfg(test)]
 pub(crate) mod arbitrary;
+mod frames;
 mod framing;
 mod heads;
 mod origin;
+mod tokens;
 
+pub use frames::frames;
 pub use framing::framing;
 pub use heads::hop_heads;
 pub use origin::proxy_header;
+pub use tokens::tokens;

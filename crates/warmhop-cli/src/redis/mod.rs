@@ -16,12 +16,14 @@ mod cmd;
 mod connection;
 mod engine;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod glob;
 mod loud;
 mod many;
 mod pubsub;
 mod room;
-mod script;
+pub(crate) mod script;
 mod shared;
 #[cfg(test)]
 mod tests;

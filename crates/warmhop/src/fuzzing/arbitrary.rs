@@ -1,5 +1,44 @@
 //! Bytes for the harnesses: words of a dictionary, strung together, with a few bytes changed. The same
 //! seed makes the same bytes, so that what fails can be fed again.
+//!
+//! `cargo test` feeds a fixed number of inputs. `fuzz/run` sets `FUZZ_SECONDS`, and each harness is fed
+//! for so long, by a seed of its own, which is told.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How many inputs are fed before the clock is looked at.
+const AT_ONCE: u64 = 64;
+
+/// Feeds a harness with what `make` makes, `usual` times or for `FUZZ_SECONDS`; returns the sum of
+/// what it returned.
+///
+/// # Panics
+/// With the input, if the harness panics.
+pub(crate) fn feed(
+    name: &str,
+    usual: u64,
+    mut make: impl FnMut(&mut Numbers) -> Vec<u8>,
+    harness: impl Fn(&[u8]) -> usize,
+) -> usize {
+    let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seed = if until.is_some() { u64::from(now.subsec_nanos()) + now.as_secs() } else { 1 };
+    let mut numbers = Numbers::new(seed);
+    let (mut fed, mut sum) = (0, 0);
+    while until.map_or(fed < usual, |until| fed % AT_ONCE != 0 || Instant::now() < until) {
+        let input = make(&mut numbers);
+        let result = catch_unwind(AssertUnwindSafe(|| harness(&input)));
+        let told = || format!("{name}, seed {seed}, fed \"{}\"", input.escape_ascii());
+        sum += result.unwrap_or_else(|_| panic!("{}", told()));
+        fed += 1;
+    }
+    if until.is_some() {
+        eprintln!("{name}: {fed} inputs, seed {seed}, 0 panics");
+    }
+    sum
+}
 
 /// A small generator (xorshift64*); how good its numbers are does not matter here.
 pub(crate) struct Numbers(u64);

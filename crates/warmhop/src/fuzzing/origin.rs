@@ -22,7 +22,7 @@ pub fn proxy_header(mut input: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuzzing::arbitrary::{Numbers, strung};
+    use crate::fuzzing::arbitrary::{Numbers, feed, strung};
 
     #[test]
     fn whatever_stands_for_a_proxy_header_is_read_or_refused() {
@@ -39,8 +39,8 @@ mod tests {
             b"\r\n",
             b"GET / HTTP/1.1\r\n",
         ];
-        let mut numbers = Numbers::new(3);
-        let read = (0..3_000).filter(|_| proxy_header(&strung(&mut numbers, WORDS, 3))).count();
+        let make = |numbers: &mut Numbers| strung(numbers, WORDS, 3);
+        let read = feed("proxy_header", 3_000, make, |input| usize::from(proxy_header(input)));
         assert!(read > 200, "only {read} were read");
     }
 }

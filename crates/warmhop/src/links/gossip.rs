@@ -461,6 +461,12 @@ impl Socket for LinkSocket {
     }
 }
 
+/// Whether `bytes` are a message that would be listened to.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
+    screened(bytes, ("me", 1)).is_some()
+}
+
 /// A message whose names, keys, values and numbers are within bounds; `me` is the name and
 /// generation of the node whose state only this peer writes. Others still tell of its earlier
 /// lives, which is harmless.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "lua")]
 mod bits;
+#[cfg(all(feature = "lua", any(test, feature = "fuzzing")))]
+pub(crate) mod fuzzing;
 #[cfg(feature = "lua")]
 mod json;
 #[cfg(feature = "lua")]
