@@ -314,6 +314,25 @@ impl Watch {
         if whole {
             return if held.complete { rests } else { Mend::Remind };
         }
+        // A change is agreed to by a majority, or stays under way until one is heard. Where none
+        // will ever be, the owner tries, finds that out, and gives up what it owns no more.
+        let lost = |peer: &&Incarnation| {
+            **peer != me && (is_dead(**peer) || held.voteless.contains(*peer))
+        };
+        let has_hope = |set: &[Incarnation]| {
+            set.is_empty() || 2 * set.iter().filter(|it| !lost(it)).count() > set.len()
+        };
+        let votes = |peer: &&Incarnation| {
+            let hears = |it: &PeerBelief| it.alive == Liveness::Alive;
+            **peer == me || view.by_incarnation(peer).is_some_and(hears)
+        };
+        let has_majority = |set: &[Incarnation]| {
+            set.is_empty() || 2 * set.iter().filter(votes).count() > set.len()
+        };
+        let hears_too_few = !has_majority(members) || !has_majority(&held.before);
+        if hears_too_few && has_hope(members) && has_hope(&held.before) {
+            return rests;
+        }
         let is_member = |belief: &PeerBelief| members.contains(&belief.news.incarnation);
         let spare = by_rank(sid, view, |belief| {
             alive.contains(&belief.news.incarnation)
@@ -396,6 +415,9 @@ pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
+
+    use crate::view::{News, PeerNews, Source};
 
     fn peer(name: u8) -> Incarnation {
         Incarnation([name; 16])
@@ -489,6 +511,55 @@ mod tests {
     #[test]
     fn a_member_whose_own_claim_came_to_nothing_tries_again() {
         assert_eq!(mend_claimed(&Claimed { owner: peer(1), ..claimed() }), Mend::Succeed);
+    }
+
+    #[test]
+    fn an_owner_without_a_majority_begins_no_change_that_would_never_end() {
+        let mut view = View::new(PeerId::new("p1").unwrap());
+        let mut meets = |number: u8| {
+            view.apply(
+                News::Peer(PeerNews {
+                    peer: PeerId::new(&format!("p{number}")).unwrap(),
+                    incarnation: peer(number),
+                    generation: 1,
+                    seq: 1,
+                    mesh: "127.0.0.1:7001".parse().unwrap(),
+                    http: None,
+                    zone: None,
+                    draining: false,
+                }),
+                Now(1),
+                Source::FirstHand,
+            );
+        };
+        meets(2);
+        meets(9);
+        let alive = countable(&view, peer(1));
+        let held = |others: &[u8], before: &[u8]| Held {
+            owns: true,
+            taking_over: false,
+            claim: None,
+            said: Claimant::Unasked,
+            at: None,
+            members: [1].iter().chain(others).map(|number| peer(*number)).collect(),
+            before: before.iter().map(|number| peer(*number)).collect(),
+            complete: true,
+            silenced: Vec::new(),
+            voteless: Vec::new(),
+        };
+        let (policy, now) = (SessionPolicy::default(), Now(60_000));
+        let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
+        let look = |held: &Held| {
+            Watch::default().look(SessionId([7; 16]), held, &around, Scope::Noted, |it| {
+                it == peer(5) || it == peer(6)
+            })
+        };
+        let replaces = |gone| Mend::Change { gone: Some(peer(gone)), newcomer: Some(peer(9)) };
+        assert_eq!(look(&held(&[2, 5], &[])), replaces(5));
+        assert_eq!(look(&held(&[3, 4], &[])), Mend::Nothing);
+        assert_eq!(look(&held(&[3, 9], &[1, 3, 4])), Mend::Nothing);
+        // Those never come back: it finds out by trying, and gives up.
+        assert!(matches!(look(&held(&[5, 6], &[])), Mend::Change { gone: Some(_), .. }));
     }
 
     #[test]
