@@ -47,6 +47,7 @@ pub mod census;
 pub mod claim;
 mod copy;
 pub mod entry;
+mod joining;
 pub mod message;
 #[cfg(test)]
 mod model;
@@ -594,6 +595,7 @@ impl Session {
                     self.peer_dead(peer);
                 }
                 self.on_part(from, part, ctx.now);
+                self.newcomer_answered(ctx, from, out);
                 let record = p.and(cfg.clone());
                 self.on_located(ctx, from, record, births, census.as_deref(), out);
                 let cfg = cfg.map(Arc::unwrap_or_clone);

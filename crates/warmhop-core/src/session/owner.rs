@@ -13,6 +13,7 @@ use core::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use super::joining::Joining;
 use super::message::{
     AcceptedInfo, Base, Body, BodyRef, Config, Exec, MEMBERS_MAX, Members, Message, NackReason,
     Record,
@@ -97,23 +98,30 @@ pub(super) struct Owner {
     holders: u8,
     /// Drawn here, and no token has left yet: nobody else can know of it.
     unnamed: bool,
-    work: Seldom<Work>,
+    pub(super) work: Seldom<Work>,
 }
 
 /// What an owner has under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Work {
+pub(super) struct Work {
     proposal: Option<Proposal>,
     /// When to send the chosen record again to the members that do not hold it.
     laggards: Option<Resend>,
     asking: Option<Asking>,
     yielding: Option<Yielding>,
     dismissed: Option<Dismissed>,
+    pub(super) joining: Option<Joining>,
 }
 
 impl Empty for Work {
-    const EMPTY: &'static Self =
-        &Self { proposal: None, laggards: None, asking: None, yielding: None, dismissed: None };
+    const EMPTY: &'static Self = &Self {
+        proposal: None,
+        laggards: None,
+        asking: None,
+        yielding: None,
+        dismissed: None,
+        joining: None,
+    };
 }
 
 /// Members that were replaced although they may live. They would count themselves among the members,
@@ -396,8 +404,8 @@ impl Session {
     /// there are fewer than should be: in two
     /// steps, a seal that a majority of the old members chooses and the open form for the new
     /// ones (I5). `newcomer` must live and not be gone for good (see
-    /// [`Session::is_gone_for_good`]). Returns whether it was begun; it is not while requests
-    /// run alone or anything is proposed.
+    /// [`Session::is_gone_for_good`]). Returns whether it was begun, or waits for a word of the
+    /// newcomer; it is not while requests run alone or anything is proposed.
     pub fn change_members(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -405,17 +413,26 @@ impl Session {
         newcomer: Option<Incarnation>,
         out: &mut Effects,
     ) -> bool {
-        let Role::Owner(owner) = &self.role else { return false };
+        let Some(cfg) = self.seal_of(ctx, gone, newcomer) else { return false };
+        if !self.asks_newcomer(ctx.me, &cfg, gone, newcomer, out) {
+            self.seal(ctx, cfg, out);
+        }
+        true
+    }
+
+    /// The seal that such a change begins with, where it may begin now.
+    pub(super) fn seal_of(
+        &self,
+        ctx: &Ctx<'_>,
+        gone: Option<Incarnation>,
+        newcomer: Option<Incarnation>,
+    ) -> Option<Config> {
+        let Role::Owner(owner) = &self.role else { return None };
         let running_alone = self.line.flights.iter().any(|flight| flight.exclusive);
-        let (true, false, None, None, Some(chosen)) = (
-            owner.serving,
-            running_alone,
-            &owner.work.proposal,
-            &owner.work.yielding,
-            owner.chosen.clone(),
-        ) else {
-            return false;
-        };
+        let busy = owner.work.proposal.is_some() || owner.work.yielding.is_some();
+        if !owner.serving || running_alone || busy || owner.chosen.is_none() {
+            return None;
+        }
         let before = owner.cfg.now.clone();
         let mut who: Vec<Incarnation> =
             before.who.iter().copied().filter(|peer| Some(*peer) != gone).chain(newcomer).collect();
@@ -423,25 +440,29 @@ impl Session {
         who.dedup();
         let same = who == *before.who && !newcomer.is_some_and(|it| self.is_gone(it, &owner.cfg));
         if same || !(1..=MEMBERS_MAX).contains(&who.len()) {
-            return false;
+            return None;
         }
         // Above what the newcomer said it may have forgotten; if it votes no more at all, no stamp
         // is, and the highest one would keep its members from ever forgetting it.
         if newcomer.is_some_and(|peer| self.is_gone_for_good(peer)) {
-            return false;
+            return None;
         }
         let forgotten =
             newcomer.and_then(|peer| self.heard.gone.get(&peer)).copied().unwrap_or_default();
         let stamp = before.stamp.max(forgotten).saturating_add(1).max(ctx.wall.0);
         let who = who.into_iter().collect();
         let now = Members { c: before.c.saturating_add(1), stamp, who };
-        let cfg = Arc::new(Config { now, prev: Some(Box::new(before)) });
-        let Role::Owner(owner) = &mut self.role else { return false };
-        let p = owner.next_position();
-        let record = Record { p, cfg, body: chosen.body };
+        Some(Config { now, prev: Some(Box::new(before)) })
+    }
+
+    /// Proposes the seal `cfg` of what is chosen.
+    pub(super) fn seal(&mut self, ctx: &mut Ctx<'_>, cfg: Config, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(chosen) = owner.chosen.clone() else { return };
+        owner.work.joining = None;
+        let record = Record { p: owner.next_position(), cfg: Arc::new(cfg), body: chosen.body };
         self.propose(ctx, record, None, Some(chosen.p), out);
         self.settle(ctx, out);
-        true
     }
 
     /// The request's client is gone. What runs or is proposed goes on; its response has nowhere

@@ -102,6 +102,33 @@ fn a_member_that_is_replaced_hears_of_it() {
     assert!(members.contains(&came) && !members.contains(&went));
 }
 
+/// The danger: A, the only member, takes in B, which died a moment ago and is not missed yet. The seal
+/// is chosen by A alone, and from then on nothing is chosen without B.
+/// The rule: a newcomer without which there is no majority is asked whether it is there.
+#[test]
+fn a_sole_member_takes_in_nobody_who_does_not_answer() {
+    let mut s = Stage::new("a sole member takes in nobody who does not answer", "A B C D");
+    s.draws("A", "A");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.crashes("B");
+    s.replaces("A", s.inc("D"), "B");
+    s.settles();
+    s.asks("A", "change milk", "A");
+    s.settles();
+    s.answered("milk", "tea/A milk/A");
+
+    s.replaces("A", s.inc("D"), "C");
+    s.is_sent("Locate A>C");
+    s.settles();
+    let came = s.inc("C");
+    assert!(s.machine("A").map(Session::members).unwrap_or_default().contains(&came));
+    s.asks("A", "change jam", "A");
+    s.settles();
+    s.answered("jam", "tea/A milk/A jam/A");
+    s.holds("C", s.token().n);
+}
+
 /// The danger: A, B and C are a majority of the configuration that the token names, and they
 /// agree on a state that is four changes old.
 /// The rule: what is found counts only once a majority of *its own* configuration was asked; what

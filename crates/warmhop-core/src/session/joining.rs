@@ -1,0 +1,57 @@
+//! A newcomer on whom every later majority depends is asked whether it is there before it joins.
+//!
+//! A seal is chosen by the members before it, and from then on nothing is chosen without a majority of
+//! the new ones. Of three new members any one may be gone; of two none. A sole member that took in a
+//! peer which had died a moment ago, and was not missed yet, would lose the session to it.
+
+use super::message::{Config, Message};
+use super::{Ctx, Effect, Effects, Role, Session};
+use crate::ids::Incarnation;
+
+/// A change of members that waits for a word of its newcomer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Joining {
+    gone: Option<Incarnation>,
+    newcomer: Incarnation,
+}
+
+impl Session {
+    /// Asks the newcomer first where no majority of `cfg` comes about without it. Whoever wants the
+    /// change wants it again for as long as no answer comes. Returns whether it was asked.
+    pub(super) fn asks_newcomer(
+        &mut self,
+        me: Incarnation,
+        cfg: &Config,
+        gone: Option<Incarnation>,
+        newcomer: Option<Incarnation>,
+        out: &mut Effects,
+    ) -> bool {
+        let Role::Owner(owner) = &mut self.role else { return false };
+        let before = cfg.prev.as_deref();
+        let joins =
+            |peer: &Incarnation| *peer != me && before.is_some_and(|it| !it.contains(*peer));
+        let Some(newcomer) = newcomer.filter(joins).filter(|_| cfg.now.who.len() == 2) else {
+            return false;
+        };
+        owner.work.joining = Some(Joining { gone, newcomer });
+        out.push(Effect::Send { to: newcomer, message: Message::Locate { census: None } });
+        true
+    }
+
+    /// `from` answered: if a change of members waits for it, that goes on.
+    pub(super) fn newcomer_answered(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        out: &mut Effects,
+    ) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if owner.work.joining.as_ref().is_none_or(|joining| joining.newcomer != from) {
+            return;
+        }
+        let Some(Joining { gone, newcomer }) = owner.work.joining.take() else { return };
+        if let Some(cfg) = self.seal_of(ctx, gone, Some(newcomer)) {
+            self.seal(ctx, cfg, out);
+        }
+    }
+}
