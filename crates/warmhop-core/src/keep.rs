@@ -76,6 +76,7 @@ mod tests {
                     http: None,
                     zone: None,
                     draining: draining == Some(other),
+                    knows_more: false,
                 };
                 let news = AppNews {
                     app: app.clone(),

@@ -92,6 +92,9 @@ pub struct PeerNews {
     pub zone: Option<String>,
     /// It is about to leave: give it nothing new.
     pub draining: bool,
+    /// It knows of two others at least, or of seeds that may be others: it is no half of a mesh of
+    /// two, whatever the one that hears this knows by itself.
+    pub knows_more: bool,
 }
 
 /// What a peer says of one of its apps.
@@ -624,6 +627,19 @@ impl View {
     /// Every peer that has introduced itself, dead ones included, by name.
     pub fn peers(&self) -> impl Iterator<Item = (&PeerId, &PeerBelief)> {
         self.peers.iter().map(|(peer, belief)| (peer, belief.as_ref()))
+    }
+
+    /// How many others are known, dead ones and strangers included.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.peers.len() + self.strangers.len()
+    }
+
+    /// Whether there is one other at most, and that one knows of no third either. A peer that has just
+    /// been started knows only whom it has met; who has met more says so.
+    #[must_use]
+    pub fn is_pair(&self) -> bool {
+        self.known() < 2 && self.peers.values().all(|it| !it.news.knows_more)
     }
 
     /// Every peer that is not dead, by name: what to rank.

@@ -379,6 +379,7 @@ fn view_of(others: &[Other]) -> View {
             http: None,
             zone: None,
             draining: *draining,
+            knows_more: false,
         };
         view.apply(News::Peer(news), Now(1), Source::FirstHand);
         let app = AppName::new("shop").unwrap();

@@ -2,9 +2,9 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failed step is a failed test")]
 
-use warmhop_core::ids::{Incarnation, Now, PeerId};
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::session::census::{ABSENT_AFTER, Census, REBORN_FOR, Roll, Verdict};
-use warmhop_core::view::{News, PeerNews, Source, View};
+use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
 
 fn inc(number: u8) -> Incarnation {
     Incarnation([number; 16])
@@ -23,7 +23,11 @@ fn name(number: u8) -> PeerId {
 }
 
 fn hello(view: &mut View, number: u8, life: u8, now: Now, source: Source) {
-    let news = PeerNews {
+    view.apply(News::Peer(news_of(number, life)), now, source);
+}
+
+fn news_of(number: u8, life: u8) -> PeerNews {
+    PeerNews {
         peer: name(number),
         incarnation: inc(number + 100 * life),
         generation: u64::from(life) + 1,
@@ -32,8 +36,8 @@ fn hello(view: &mut View, number: u8, life: u8, now: Now, source: Source) {
         http: None,
         zone: None,
         draining: false,
-    };
-    view.apply(News::Peer(news), now, source);
+        knows_more: false,
+    }
 }
 
 #[test]
@@ -129,6 +133,36 @@ fn of_a_pair_the_one_that_is_left_serves() {
     let pair = |silent: &[u8]| Census { pair: true, ..census(&[2], silent) };
     assert_eq!(Roll::new(inc(1), &pair(&[])).verdict(true), Verdict::Wait, "it may serve as well");
     assert_eq!(Roll::new(inc(1), &pair(&[2])).verdict(false), Verdict::Enough);
+}
+
+#[test]
+fn two_are_a_pair_only_where_neither_knows_of_a_third() {
+    // It has just been started, has met one other, and does not hear that one any more.
+    let mut view = View::new(name(1));
+    hello(&mut view, 2, 0, Now(1), Source::FirstHand);
+    view.suspect(&name(2), Now(2));
+    let verdict = |view: &View| Roll::new(inc(1), &Census::of(view, Now(3))).verdict(true);
+    assert_eq!(verdict(&view), Verdict::Enough);
+    assert!(!Census::of(&view, Now(3)).knows_more(&view));
+    let knows_more = PeerNews { knows_more: true, seq: 2, ..news_of(2, 0) };
+    let mut told = view.clone();
+    told.apply(News::Peer(knows_more), Now(3), Source::Hearsay);
+    assert_eq!(verdict(&told), Verdict::TooFew, "the other has met a third");
+    // Of a third only its app was heard of yet.
+    let app = AppNews {
+        app: AppName::new("shop").unwrap(),
+        seq: 1,
+        state: AppState::Cold,
+        eta_ms: None,
+        in_flight: 0,
+    };
+    let news = News::App { peer: name(3), incarnation: inc(3), generation: 1, news: app };
+    view.apply(news, Now(3), Source::Hearsay);
+    assert_eq!(verdict(&view), Verdict::TooFew);
+    assert!(Census::of(&view, Now(3)).knows_more(&view), "it tells others so");
+    let alone = View::new(name(1));
+    assert!(!Census::of(&alone, Now(3)).with_unmet(1).knows_more(&alone));
+    assert!(Census::of(&alone, Now(3)).with_unmet(2).knows_more(&alone), "seeds may be others");
 }
 
 #[test]

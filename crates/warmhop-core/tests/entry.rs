@@ -41,6 +41,7 @@ fn hello(number: u8, draining: bool) -> News {
         http: None,
         zone: None,
         draining,
+        knows_more: false,
     })
 }
 

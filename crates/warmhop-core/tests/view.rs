@@ -38,6 +38,7 @@ fn hello(name: &str, generation: u64, seq: u64) -> PeerNews {
         http: None,
         zone: Some(format!("zone-{seq}")),
         draining: seq % 2 == 1,
+        knows_more: false,
     }
 }
 

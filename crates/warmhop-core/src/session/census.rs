@@ -45,7 +45,7 @@ pub struct Census {
     pub absent: Vec<Incarnation>,
     /// Those that took the place of a former process less than [`REBORN_FOR`] ago.
     pub reborn: Vec<Incarnation>,
-    /// There have not been more than two peers for as long as this one remembers.
+    /// There have not been more than two peers for as long as this one and the other remember.
     pub pair: bool,
     /// How many seeds were never met, and lead to nobody known. Others are not told: their own
     /// seeds tell them.
@@ -57,7 +57,7 @@ impl Census {
     /// What `view` says at `now`.
     #[must_use]
     pub fn of(view: &View, now: Now) -> Self {
-        let mut census = Self { pair: view.peers().count() < PAIR, ..Self::default() };
+        let mut census = Self { pair: view.is_pair(), ..Self::default() };
         for (_, belief) in view.peers().filter(|(_, belief)| !belief.left) {
             let peer = belief.news.incarnation;
             census.others.push(peer);
@@ -80,6 +80,13 @@ impl Census {
         self.unmet = unmet;
         self.pair &= self.others.len() + unmet < PAIR;
         self
+    }
+
+    /// Whether this peer knows by itself that there are, or may be, more than two, and tells others so
+    /// ([`PeerNews::knows_more`](crate::view::PeerNews::knows_more)).
+    #[must_use]
+    pub fn knows_more(&self, view: &View) -> bool {
+        view.known().max(self.others.len() + self.unmet) >= PAIR
     }
 
     /// A digest of everyone that it names, `me` included: equal at two peers that know the same.

@@ -775,7 +775,7 @@ pub fn first_members(
 /// them joins them later.
 #[must_use]
 pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
-    let pair = here.view.peers().count() < 2;
+    let pair = here.view.is_pair();
     let able = here.view.live_peers().filter(|(_, belief)| may_count_on(belief));
     let able = able.map(|(peer, _)| peer).chain((!here.draining).then_some(me));
     let others = here.view.peers().filter(|(_, belief)| {

@@ -527,6 +527,7 @@ mod tests {
                     http: None,
                     zone: None,
                     draining: false,
+                    knows_more: false,
                 }),
                 Now(1),
                 Source::FirstHand,

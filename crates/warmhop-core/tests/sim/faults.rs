@@ -253,8 +253,12 @@ fn rival(world: &Rc<World>, node: usize) {
     });
 }
 
-/// An owner swaps a member that is well for another.
+/// An owner swaps a member that is well for another. That takes a holder away, and the other may have
+/// been gone for a moment.
 fn swap(world: &Rc<World>, node: usize) {
+    if world.knobs.gentle && !all_whole(world) {
+        return;
+    }
     let Some(peer) = world.peer(node) else { return };
     let Some(sid) = world.pick(&peer.owned()) else { return };
     let members = peer.look(sid, |machine| machine.members().to_vec()).unwrap_or_default();

@@ -12,6 +12,7 @@ use warmhop_core::app::{AppEffect, AppEvent, AppMachine, StopReason};
 use warmhop_core::config::{AppPolicy, SessionMode};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::keep::keeps_ready;
+use warmhop_core::session::census::Census;
 use warmhop_core::session::repair::{
     Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, heir, may_count_on,
 };
@@ -22,8 +23,6 @@ use crate::world::{Life, Mailbox, To, World, sleep};
 
 /// The world's beginning on the wall.
 const EPOCH_MS: u64 = 1_700_000_000_000;
-/// When the world begins.
-const BEGINNING_MS: u64 = 100_000;
 const HEARTBEAT_MS: u64 = 600;
 /// A link that is silent for so long is down.
 const LINK_SILENT_MS: u64 = 2_500;
@@ -54,8 +53,6 @@ pub(crate) struct Peer {
     pub(crate) life: Life,
     generation: u64,
     pub(crate) born: u64,
-    /// It is not the first process on its node.
-    pub(crate) restarted: bool,
     /// How long its monotonic clock stood still.
     pub(crate) lag: Cell<u64>,
     pub(crate) dead: Cell<bool>,
@@ -64,6 +61,8 @@ pub(crate) struct Peer {
     own: RefCell<PeerNews>,
     /// What it passes on of others, as they wrote it.
     hearsay: RefCell<BTreeMap<(PeerId, Option<AppName>), News>>,
+    /// What former lives of others said last of themselves, which is passed on as well.
+    former: RefCell<BTreeMap<Incarnation, News>>,
     heard_at: RefCell<BTreeMap<usize, (Incarnation, Now)>>,
     changed: RefCell<Vec<Mailbox<()>>>,
     pub(crate) store: RefCell<Store>,
@@ -113,6 +112,7 @@ impl Peer {
             http: None,
             zone: None,
             draining: false,
+            knows_more: world.knobs.seeds[node].len() > 1,
         };
         let slot = |at: usize| {
             let policy = AppPolicy {
@@ -141,13 +141,13 @@ impl Peer {
             life,
             generation,
             born: world.now(),
-            restarted: world.now() > BEGINNING_MS,
             lag: Cell::new(0),
             dead: Cell::new(false),
             draining: Cell::new(false),
             view: RefCell::new(View::new(me)),
             own: RefCell::new(own),
             hearsay: RefCell::default(),
+            former: RefCell::default(),
             heard_at: RefCell::default(),
             changed: RefCell::default(),
             store: RefCell::default(),
@@ -210,13 +210,22 @@ impl Peer {
     pub(crate) fn on_news(self: &Rc<Self>, news: News, source: Source) {
         let peer = news.peer().clone();
         if peer == self.me {
+            // Others remember a former life, which did not say that it leaves.
+            if matches!(&news, News::Peer(it) if it.incarnation != self.inc && !it.draining) {
+                self.view.borrow_mut().note_reborn(self.inc, self.now());
+            }
             return;
         }
         let app = match &news {
             News::Peer(_) => None,
             News::App { news, .. } => Some(news.app.clone()),
         };
-        self.hearsay.borrow_mut().insert((peer.clone(), app), news.clone());
+        let before = self.hearsay.borrow_mut().insert((peer.clone(), app), news.clone());
+        if let (Some(News::Peer(before)), News::Peer(news)) = (before, &news)
+            && before.generation < news.generation
+        {
+            self.former.borrow_mut().insert(before.incarnation, News::Peer(before));
+        }
         let now = self.now();
         let begun = {
             let mut view = self.view.borrow_mut();
@@ -230,7 +239,25 @@ impl Peer {
         if let Some((life, former)) = begun {
             self.store.borrow_mut().peer_lives(life, former);
         }
+        self.tell_how_many();
         self.has_changed();
+    }
+
+    /// Who is there, as far as it knows.
+    pub(crate) fn census(&self) -> Census {
+        let view = self.view.borrow();
+        let seeds = &self.world.knobs.seeds[self.node];
+        let unmet = seeds.iter().filter(|node| view.peer(&crate::name(**node)).is_none());
+        Census::of(&view, self.now()).with_unmet(unmet.count())
+    }
+
+    fn tell_how_many(&self) {
+        let knows_more = self.census().knows_more(&self.view.borrow());
+        let mut own = self.own.borrow_mut();
+        if own.knows_more != knows_more {
+            own.knows_more = knows_more;
+            own.seq += 1;
+        }
     }
 
     /// Whether the link to the process `inc` on `node` is up, as far as this peer can tell.
@@ -563,7 +590,9 @@ async fn gossip(peer: Rc<Peer>) {
     loop {
         peer.sleep(GOSSIP_MS + peer.world.below(200)).await;
         let to = peer.world.below(peer.world.knobs.peers as u64) as usize;
-        let news: Vec<News> = peer.hearsay.borrow().values().cloned().collect();
+        let news = peer.hearsay.borrow().values().cloned().collect::<Vec<News>>();
+        let former = peer.former.borrow().values().cloned().collect::<Vec<News>>();
+        let news = [former, news].concat();
         peer.world.send_news(&peer, to, Rc::new(news), Source::Hearsay);
     }
 }

@@ -6,17 +6,14 @@
 //! A fresh key is begun every few seconds, by all clients at once, whatever links are cut and whoever
 //! was reborn by then.
 //!
-//! It is assumed that nobody is served for so long as a process has not met most of the others since
+//! It is assumed that nobody is served for so long as a process has not met half of the others since
 //! it was started. One that was started while it is cut off from everyone cannot tell that from being
-//! the only one, and goes on alone once it is newborn no more; nor can two that have met only each
-//! other. Nor is anybody served a key by a process that took the place of another a moment ago, which
-//! does not count itself among the reborn.
+//! the only one, and goes on alone once it is newborn no more.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use warmhop_core::ids::SessionId;
-use warmhop_core::session::census::REBORN_FOR;
 use warmhop_core::session::entry::{self, ByKey, Errand, FORWARDS_MAX};
 
 use crate::calls::{Asked, Call, Does, Portable, Problem, Reply, Served};
@@ -158,11 +155,6 @@ impl Peer {
             }
         }
         Err(crate::calls::problem(503, "session-lost"))
-    }
-
-    /// Whether it took the place of another process a moment ago.
-    pub(crate) fn is_reborn(&self) -> bool {
-        self.restarted && self.world.now() - self.born < REBORN_FOR.as_millis() as u64
     }
 
     /// What is answered where there is no register.

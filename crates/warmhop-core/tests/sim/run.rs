@@ -41,7 +41,8 @@ pub(crate) enum Planted {
 
 pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
     let mut rng = Prng(seed);
-    let knobs = draw_knobs(&mut rng);
+    let mut knobs = draw_knobs(&mut rng);
+    knobs.seeds = draw_seeds(&mut Prng(seed ^ 0x5EED), knobs.peers);
     let world = World::new(knobs, rng, Narrator::new(listening));
     world.note(None, || format!("{:?}", world.knobs));
     world.net.borrow_mut().heal();
@@ -305,6 +306,7 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
         clients: 2 + rng.below(3) as usize,
         resting: 1 + rng.below(4) as usize,
         policy,
+        seeds: Vec::new(),
         apps: (0..peers).map(app).collect(),
         gentle: rng.chance(65),
         short_ttl,
@@ -312,4 +314,13 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
         faults_ms: 20_000 + rng.below(40_000),
         start_ms: *rng.pick(&[(50, 300), (300, 3_000)]),
     }
+}
+
+/// All others, the first few, or one: then only those whom they meet tell who else there is.
+fn draw_seeds(rng: &mut Prng, peers: usize) -> Vec<Vec<usize>> {
+    let count = *rng.pick(&[1, 3, peers]);
+    let of = |node: usize| {
+        (0..count.max(2)).filter(move |at| *at != node && *at < peers).take(count).collect()
+    };
+    (0..peers).map(of).collect()
 }

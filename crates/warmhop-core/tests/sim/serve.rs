@@ -7,7 +7,6 @@ use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
 use warmhop_core::config::{EffectsMode, StartMode};
 use warmhop_core::ids::{Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::route::may_retry;
-use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::{
     self, After, Alone, Because, ByKey, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look,
     NEWBORN_FOR, Named, Rerun, Reruns, Step, alone, answer_forward, fence_at, first_members,
@@ -270,10 +269,8 @@ impl Peer {
         loop {
             let must_meet = {
                 let view = self.view.borrow();
-                let few =
-                    2 * (view.peers().count() + 1) <= self.world.knobs.peers || self.is_reborn();
-                errand.must_meet(&Here { newborn: true, ..self.here(&view) })
-                    || few && call.asked.key.is_some()
+                let few = 2 * (view.peers().count() + 1) <= self.world.knobs.peers;
+                errand.must_meet(&self.here(&view)) || few && call.asked.key.is_some()
             };
             if !must_meet {
                 break;
@@ -283,7 +280,7 @@ impl Peer {
         }
         let sid = errand.sid();
         let n = errand.session().map_or(0, |named| named.n);
-        let census = Census::of(&self.view.borrow(), self.now());
+        let census = self.census();
         let look = sid.and_then(|sid| self.look(sid, |it| Look::among(it, &census)));
         let stays = || sid.is_some_and(|sid| self.should_move(sid, n));
         let step = errand.next(look.unwrap_or_default(), &self.here(&self.view.borrow()), stays);
@@ -359,7 +356,7 @@ impl Peer {
     /// Without a majority, goes on from this peer's own copy where that is allowed.
     pub(crate) fn fork(self: &Rc<Self>, sid: SessionId) -> Option<SessionId> {
         let policy = &self.world.knobs.policy;
-        let pair = self.view.borrow().peers().count() < 2;
+        let pair = self.census().pair;
         let record = match self.look(sid, |machine| alone(machine, self.inc, policy, pair))? {
             Alone::No => return None,
             Alone::Already(into) => return Some(into),

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::ids::{Ballot, Incarnation, Now, Position, SessionId};
-use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{Config, Exec, Message, NackReason, Stored};
 use warmhop_core::session::{
@@ -71,7 +70,7 @@ impl Peer {
         let result = {
             let mut store = self.store.borrow_mut();
             let store = &mut *store;
-            store.process.census = Arc::new(Census::of(&self.view.borrow(), self.now()));
+            store.process.census = Arc::new(self.census());
             if create {
                 store.entry(sid);
             }

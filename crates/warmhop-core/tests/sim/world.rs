@@ -54,6 +54,8 @@ pub(crate) struct Knobs {
     /// Clients that share registers named by keys.
     pub(crate) keepers: usize,
     pub(crate) policy: SessionPolicy,
+    /// Which others each node is given to join.
+    pub(crate) seeds: Vec<Vec<usize>>,
     /// How each node runs its apps.
     pub(crate) apps: Vec<AppPolicy>,
     /// One holder at a time, with time to mend in between: what the protocol promises to survive.

@@ -830,6 +830,7 @@ mod tests {
             http: Some("h".repeat(wire::HTTP_BYTES_MAX)),
             zone: Some("z".repeat(wire::ZONE_BYTES_MAX)),
             draining: true,
+            knows_more: true,
         };
         let value = to_value(&peer).unwrap();
         assert!(value.len() <= VALUE_CHARS_MAX);

@@ -325,6 +325,7 @@ impl Net {
             http: http.filter(|text| text.len() <= wire::HTTP_BYTES_MAX),
             zone: zone.filter(|text| text.len() <= wire::ZONE_BYTES_MAX),
             draining: false,
+            knows_more: seeds.len() > 1,
         };
         let (loopback, loopback_out) = mpsc::channel(LOOPBACK_FRAMES_MAX);
         let (gossip, gossip_in) = Gossip::new();
@@ -444,6 +445,11 @@ impl Net {
             *before = refused;
             changes
         });
+    }
+
+    /// Tells every peer whether there are, or may be, more than two.
+    pub(crate) fn publish_knows_more(&self, knows_more: bool) {
+        self.shared.own.publish_knows_more(knows_more);
     }
 
     /// Opens the streams of a hop over the current link to a peer. Where there is none, the

@@ -93,6 +93,16 @@ impl OwnNews {
         }
     }
 
+    /// Says whether there are, or may be, more than two peers as far as this one knows.
+    pub(crate) fn publish_knows_more(&self, knows_more: bool) {
+        let mut own = self.lock();
+        if own.peer.record.knows_more != knows_more {
+            own.peer.record.knows_more = knows_more;
+            own.peer.record.seq += 1;
+            own.peer.version = self.tick(true);
+        }
+    }
+
     /// Makes this life's generation higher than `other`, that of an earlier life which others
     /// still speak of: the clock went back between the two. Says whether it had to be raised.
     pub(crate) fn raise_generation_above(&self, other: u64) -> bool {
@@ -159,6 +169,7 @@ mod tests {
             http: None,
             zone: None,
             draining: false,
+            knows_more: false,
         })
     }
 
@@ -192,6 +203,8 @@ mod tests {
         assert!(
             matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
         );
+        own.publish_knows_more(true);
+        assert!(matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.knows_more));
     }
 
     #[test]
@@ -201,6 +214,7 @@ mod tests {
         let before = *own.subscribe().borrow();
         own.publish_app(&shop(), AppState::Ready, None, 0);
         own.publish_draining(false);
+        own.publish_knows_more(false);
         assert_eq!(*own.subscribe().borrow(), before);
     }
 

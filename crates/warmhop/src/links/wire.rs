@@ -34,7 +34,7 @@ use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
 /// Peers of another version are told so and left alone.
-pub(crate) const PROTOCOL_VERSION: u16 = 3;
+pub(crate) const PROTOCOL_VERSION: u16 = 4;
 
 /// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
 pub(crate) const KIND_CONTROL: u8 = 1;
@@ -675,6 +675,7 @@ mod tests {
             http: Some("h:1".into()),
             zone: None,
             draining: true,
+            knows_more: true,
         }
     }
 
@@ -731,7 +732,7 @@ mod tests {
     const INC_1: &str = "01010101010101010101010101010101";
     const INC_2: &str = "02020202020202020202020202020202";
     const PEER: &str = "06 706565722d31 000000cd 0d03e2b6d01e 0000000000ab fd 0068e5cf8b010000 \
-        fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01";
+        fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01 01";
     const APP: &str = "04 73686f70 02 02 01 fb b004 07";
     const FRAME: &str = "04 73686f70 09090909090909090909090909090909 \
         02020202020202020202020202020202";

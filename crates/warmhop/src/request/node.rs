@@ -197,7 +197,7 @@ impl Node {
         let now = self.clock.now();
         let result = edit(&mut view, now);
         self.view.store(Arc::new(view.clone()));
-        self.store.count(self.census(&view, now));
+        self.count(&view, now);
         drop(view);
         self.changed.send_modify(|count| *count += 1);
         result
@@ -207,14 +207,18 @@ impl Node {
     pub(crate) fn count_peers(&self) {
         // Not beside a change, whose count would be the newer one.
         let view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store.count(self.census(&view, self.clock.now()));
+        self.count(&view, self.clock.now());
     }
 
-    fn census(&self, view: &View, now: Now) -> Census {
+    fn count(&self, view: &View, now: Now) {
         let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
         // Until the mesh is joined none was met.
         let unmet = self.net().map_or(self.seeds, |net| net.unmet_seeds(known));
-        Census::of(view, now).with_unmet(unmet)
+        let census = Census::of(view, now).with_unmet(unmet);
+        if let Some(net) = self.net() {
+            net.publish_knows_more(census.knows_more(view));
+        }
+        self.store.count(census);
     }
 
     pub(crate) fn apply(&self, news: News, first_hand: bool) {

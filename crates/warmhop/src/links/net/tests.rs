@@ -557,6 +557,7 @@ fn hello_of(name: &str) -> wire::Hello {
             http: None,
             zone: None,
             draining: false,
+            knows_more: false,
         },
     }
 }
