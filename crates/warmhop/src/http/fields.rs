@@ -81,10 +81,19 @@ pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
     }
 }
 
+/// Fields that a proxy or this peer vouches for, beside `X-Forwarded-*`.
+const SHADOWED: [&str; 5] =
+    ["content-length", "transfer-encoding", "x-real-ip", "x-request-id", "idempotency-key"];
+
 /// Takes out what an app that reads its fields as CGI does (RFC 3875 section 4.1.18), with `_` for
-/// `-`, would take for a field that a proxy vouches for, or for one that is there as well.
+/// `-`, would take for a field that a proxy vouches for, or for one that is there as well. And
+/// `Proxy`, which is no field of HTTP: such an app has it in `HTTP_PROXY`, and its libraries send
+/// their requests there.
 pub(crate) fn remove_shadows(headers: &mut HeaderMap) {
     let shadows = |name: &&HeaderName| {
+        if name.as_str() == "proxy" {
+            return true;
+        }
         if !name.as_str().contains('_') {
             return false;
         }
@@ -92,8 +101,7 @@ pub(crate) fn remove_shadows(headers: &mut HeaderMap) {
         dashed != name.as_str()
             && (headers.contains_key(dashed.as_str())
                 || dashed.starts_with("x-forwarded-")
-                || ["content-length", "transfer-encoding", "x-request-id", "idempotency-key"]
-                    .contains(&dashed.as_str()))
+                || SHADOWED.contains(&dashed.as_str()))
     };
     let shadows: Vec<HeaderName> = headers.keys().filter(shadows).cloned().collect();
     for name in shadows {
@@ -505,6 +513,8 @@ mod tests {
             ("warmhop_session", ":YQ==:"),
             ("warmhop-peer", "x"),
             ("x_forwarded_for", "6.6.6.6"),
+            ("x_real_ip", "6.6.6.6"),
+            ("proxy", "http://evil.example"),
             ("content_length", "5"),
             ("x-user", "ada"),
             ("x_user", "eve"),
