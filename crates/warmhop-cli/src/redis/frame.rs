@@ -24,6 +24,8 @@ pub(super) const REQUEST_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
 const PASSED_OVER_MAX: usize = 512 * VALUE_BYTES_MAX;
 /// The longest line that announces a length.
 const LENGTH_LINE_MAX: usize = 16;
+/// What a client that speaks TLS begins with: a record of a handshake (RFC 8446 section 5.1).
+const TLS_RECORD: [u8; 2] = [0x16, 0x03];
 /// The longest command that a person types, as a line without lengths.
 const INLINE_BYTES_MAX: usize = 4096;
 
@@ -46,6 +48,8 @@ pub(super) enum ProtocolError {
     Quotes,
     #[error("Protocol error: this is no HTTP server; nothing that follows is carried out")]
     Http,
+    #[error("Protocol error: there is no TLS here, since only apps of this machine may ask")]
+    Tls,
 }
 
 /// The rest of a request that is larger than is taken: it is passed over.
@@ -115,7 +119,11 @@ pub(super) fn is_complete(buffer: &[u8]) -> bool {
     match buffer.first() {
         None => false,
         Some(b'*') => measure(buffer, |_| ()) != Ok(None),
-        Some(_) => buffer.contains(&b'\n') || buffer.len() >= INLINE_BYTES_MAX,
+        Some(_) => {
+            buffer.contains(&b'\n')
+                || buffer.len() >= INLINE_BYTES_MAX
+                || buffer.starts_with(&TLS_RECORD)
+        }
     }
 }
 
@@ -199,6 +207,9 @@ fn is_http(line: &[u8]) -> bool {
 
 /// Takes a command that was typed as one line.
 fn take_line(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> {
+    if buffer.starts_with(&TLS_RECORD) {
+        return Err(ProtocolError::Tls);
+    }
     let head = &buffer[..buffer.len().min(INLINE_BYTES_MAX)];
     let Some(end) = head.iter().position(|byte| *byte == b'\n') else {
         return if head.len() < INLINE_BYTES_MAX { Ok(None) } else { Err(ProtocolError::Inline) };

@@ -390,6 +390,15 @@ async fn a_web_page_cannot_have_its_browser_send_commands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_speaks_tls_is_told_so_and_left() {
+    let (_mesh, mut it) = endpoint().await;
+    it.send(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03]).await;
+    let told = it.rest().await;
+    assert!(told.starts_with("-ERR Protocol error: there is no TLS here"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_answered_to_one_command_is_bounded() {
     let (_mesh, mut it) = endpoint().await;
     let value = vec![b'v'; VALUE_BYTES_MAX - 64];
