@@ -6,7 +6,10 @@ use std::time::Duration;
 use warmhop::{ClientLimits, TrustedProxies};
 
 use super::{Field, Table};
-use crate::config::{Http, Tls};
+use crate::config::{Http, Tls, memory};
+
+/// The least budget for clients' memory where nobody says otherwise.
+const MEMORY_MIN: u64 = 32 << 20;
 
 pub(super) fn read(root: &mut Table<'_>) -> Http {
     let mut http = Http {
@@ -14,7 +17,10 @@ pub(super) fn read(root: &mut Table<'_>) -> Http {
         tls: None,
         reveal: true,
         error_page: None,
-        limits: ClientLimits::default(),
+        limits: ClientLimits {
+            memory: memory::default().max(MEMORY_MIN),
+            ..ClientLimits::default()
+        },
         trusted_proxies: TrustedProxies::default(),
         proxy_protocol: false,
         drain_grace: Duration::from_secs(30),
