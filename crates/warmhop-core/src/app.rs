@@ -39,6 +39,12 @@ use crate::config::{AppPolicy, StartMode};
 use crate::ids::Now;
 use crate::view::AppState;
 
+mod renew;
+mod words;
+
+use self::renew::Next;
+pub use self::renew::Renewal;
+
 /// The ceiling of the first back-off; each further failure doubles it.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// The highest ceiling of a back-off.
@@ -139,6 +145,10 @@ pub enum AppEvent {
         /// The number of the attempt that it came of.
         attempt: u64,
     },
+    /// A new copy is wanted in place of the one that runs, or starts.
+    Renew(Renewal),
+    /// Whether copies are held down here, whoever wants them: what runs ends.
+    Pause(bool),
     /// The copy is to stop.
     StopWanted(StopReason),
     /// The copy has stopped, as was asked.
@@ -200,6 +210,8 @@ pub enum NotStarted {
     Never,
     /// The peer is leaving.
     Draining,
+    /// Copies are held down here.
+    Paused,
     /// Only apps with `start = "at-boot"` start with the peer.
     NotAtBoot,
     /// The last start failed; the next may begin after so long.
@@ -208,29 +220,6 @@ pub enum NotStarted {
     Unwell,
     /// It is ready, or being started.
     UnderWay,
-}
-
-impl fmt::Display for NotStarted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Never => f.write_str(
-                "start = \"never\" declares this peer unfit to run the app; start it on another \
-                 peer, or change its configuration here",
-            ),
-            Self::Draining => f.write_str("this peer is draining; start the app on another peer"),
-            Self::NotAtBoot => f.write_str("the app does not start with the peer"),
-            Self::BackingOff(left) => write!(
-                f,
-                "its last start failed; the next begins in {left:?}, or at once with \
-                 `warmhop app start`"
-            ),
-            Self::Unwell => f.write_str(
-                "its copy here runs, but says that it cannot serve; it is back once it says \
-                 otherwise, or start another with `warmhop app start`",
-            ),
-            Self::UnderWay => f.write_str("it is ready here, or starting"),
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,8 +252,16 @@ enum Phase {
 pub struct AppMachine {
     policy: AppPolicy,
     phase: Phase,
-    /// The number of the latest attempt; the current one in every phase but `Cold`.
+    /// The number of the current attempt in every phase but `Cold`, where it is a former one.
     attempt: u64,
+    /// The highest number that an attempt was given.
+    given: u64,
+    /// What starts beside the copy that serves: in `Ready` and `Unwell` alone.
+    next: Option<Next>,
+    /// A new copy is wanted beside the one that serves once there is room for it.
+    renew: bool,
+    /// Copies are held down.
+    paused: bool,
     /// The attempts whose copies are ending: at most [`LEAVING_MAX`].
     leaving: Vec<u64>,
     /// Failures since a copy last proved itself.
@@ -289,6 +286,10 @@ impl AppMachine {
             policy,
             phase: Phase::Cold,
             attempt: 0,
+            given: 0,
+            next: None,
+            renew: false,
+            paused: false,
             leaving: Vec::new(),
             failures: 0,
             start_ms: None,
@@ -315,9 +316,9 @@ impl AppMachine {
                     self.wanted(WantedBy::KeepReady, now, &mut effects);
                 }
             }
-            AppEvent::Started { attempt } => self.started(attempt, now),
+            AppEvent::Started { attempt } => self.started(attempt, now, &mut effects),
             AppEvent::StartFailed { attempt, reason, output } => {
-                self.start_failed(attempt, AppError::new(&reason, output), now);
+                self.start_failed(attempt, AppError::new(&reason, output), now, &mut effects);
             }
             AppEvent::Exited { attempt, reason, failed } => {
                 self.exited(attempt, &reason, failed, now, &mut effects);
@@ -327,11 +328,13 @@ impl AppMachine {
             }
             AppEvent::Unwell { attempt, reason } => self.unwell(attempt, &reason),
             AppEvent::Well { attempt } => self.well(attempt),
+            AppEvent::Renew(why) => self.renew(why, now, &mut effects),
+            AppEvent::Pause(paused) => self.pause(paused, now, &mut effects),
             AppEvent::StopWanted(reason) => self.stop_wanted(reason, in_flight, &mut effects),
             AppEvent::Stopped { attempt } => self.stopped(attempt, now, &mut effects),
             AppEvent::Tick => self.tick(now, in_flight, &mut effects),
         }
-        if self.state() != before {
+        if self.state() != before && !effects.contains(&AppEffect::Changed) {
             effects.push(AppEffect::Changed);
         }
         effects
@@ -348,6 +351,7 @@ impl AppMachine {
     #[must_use]
     pub fn state(&self) -> AppState {
         match self.phase {
+            Phase::Cold if self.paused => AppState::Paused,
             Phase::Cold => AppState::Cold,
             Phase::Starting { .. } => AppState::Starting,
             Phase::Ready { .. } => AppState::Ready,
@@ -366,10 +370,11 @@ impl AppMachine {
     /// How often a copy was started here, failed starts included.
     #[must_use]
     pub fn starts(&self) -> u64 {
-        self.attempt
+        self.given
     }
 
-    /// The number of the latest attempt; 0 before the first.
+    /// The number of the current attempt, or of the last one where none is; 0 before the first. One
+    /// that starts beside it is [`AppMachine::next_attempt`].
     #[must_use]
     pub fn attempt(&self) -> u64 {
         self.attempt
@@ -426,6 +431,9 @@ impl AppMachine {
         match self.phase {
             Phase::Starting { since } => Some(since.after(self.policy.start_timeout)),
             Phase::Failed { until, .. } => Some(until),
+            Phase::Ready { .. } | Phase::Unwell { .. } if self.next.is_some() => {
+                self.next.map(|next| next.since.after(self.policy.start_timeout))
+            }
             Phase::Ready { .. } | Phase::Unwell { .. } if self.kept => None,
             Phase::Ready { since } | Phase::Unwell { since } => {
                 self.policy.stop_when_idle.map(|idle| self.last_use.max(since).after(idle))
@@ -443,6 +451,9 @@ impl AppMachine {
         }
         if self.draining {
             return Some(NotStarted::Draining);
+        }
+        if self.paused {
+            return Some(NotStarted::Paused);
         }
         if by == WantedBy::Boot && self.policy.start != StartMode::AtBoot {
             return Some(NotStarted::NotAtBoot);
@@ -465,7 +476,9 @@ impl AppMachine {
             (None, Phase::Unwell { .. }) => {
                 // A person does not wait until it is well again.
                 self.stop(self.policy.stop_grace, effects);
-                self.start(now, effects);
+                if !self.goes_on_with_next() {
+                    self.start(now, effects);
+                }
             }
             (None, _) => self.start(now, effects),
             (Some(NotStarted::BackingOff(_)), Phase::Failed { again, .. }) => *again = true,
@@ -478,28 +491,48 @@ impl AppMachine {
             self.phase = Phase::Stopping { again: true };
             return;
         }
-        self.attempt += 1;
+        self.given += 1;
+        self.attempt = self.given;
         self.phase = Phase::Starting { since: now };
         effects.push(AppEffect::Start { attempt: self.attempt });
     }
 
-    fn started(&mut self, attempt: u64, now: Now) {
+    fn started(&mut self, attempt: u64, now: Now, effects: &mut Vec<AppEffect>) {
+        if let Some(next) = self.next.filter(|next| next.attempt == attempt) {
+            self.takes_over(next, now, effects);
+            return;
+        }
         let Phase::Starting { since } = self.phase else { return };
         if attempt != self.attempt {
             return;
         }
+        self.measure(since, now);
+        self.last_error = None;
+        self.used(now);
+        self.phase = Phase::Ready { since: now };
+    }
+
+    /// Notes how long a start took.
+    fn measure(&mut self, since: Now, now: Now) {
         let took = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         self.start_ms = Some(match self.start_ms {
             None => took,
             // A mean kept in whole milliseconds, without a float to round differently elsewhere.
             Some(mean) => mean - mean / 4 + took / 4,
         });
-        self.last_error = None;
-        self.used(now);
-        self.phase = Phase::Ready { since: now };
     }
 
-    fn start_failed(&mut self, attempt: u64, error: AppError, now: Now) {
+    fn start_failed(
+        &mut self,
+        attempt: u64,
+        error: AppError,
+        now: Now,
+        effects: &mut Vec<AppEffect>,
+    ) {
+        if self.next.is_some_and(|next| next.attempt == attempt) {
+            self.stays(error, effects);
+            return;
+        }
         if attempt != self.attempt {
             return;
         }
@@ -528,11 +561,18 @@ impl AppMachine {
             self.stopped(attempt, now, effects);
             return;
         }
+        if self.next.is_some_and(|next| next.attempt == attempt) {
+            self.stays(AppError::new(reason, Vec::new()), effects);
+            return;
+        }
         if attempt != self.attempt {
             return;
         }
         match self.phase {
             Phase::Starting { .. } => self.fail(AppError::new(reason, Vec::new()), now),
+            Phase::Ready { .. } | Phase::Unwell { .. } if self.next.is_some() => {
+                self.goes_on_with_next();
+            }
             Phase::Ready { since } | Phase::Unwell { since } if failed => {
                 self.forgive(since, now);
                 self.fail(AppError::new(reason, Vec::new()), now);
@@ -559,11 +599,16 @@ impl AppMachine {
         }
         if failed {
             self.stop(self.policy.stop_grace.min(HUNG_GRACE), effects);
+            if self.goes_on_with_next() {
+                return;
+            }
             self.forgive(since, now);
             self.fail(AppError::new(reason, Vec::new()), now);
         } else {
             self.stop(self.policy.stop_grace, effects);
-            self.start_if_always_wanted(now, effects);
+            if !self.goes_on_with_next() {
+                self.start_if_always_wanted(now, effects);
+            }
         }
     }
 
@@ -585,7 +630,8 @@ impl AppMachine {
 
     /// An app that belongs to the boot, or is to be kept ready, is wanted whoever asks.
     fn start_if_always_wanted(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
-        if (self.policy.start == StartMode::AtBoot || self.kept) && !self.draining {
+        let is_wanted = self.policy.start == StartMode::AtBoot || self.kept;
+        if is_wanted && self.why_not_renew().is_none() {
             self.start(now, effects);
         }
     }
@@ -615,12 +661,18 @@ impl AppMachine {
     fn stop_wanted(&mut self, why: StopReason, in_flight: u32, effects: &mut Vec<AppEffect>) {
         let insists = matches!(why, StopReason::Operator | StopReason::Drain);
         self.draining |= why == StopReason::Drain;
+        if insists {
+            self.give_up_next(effects);
+        }
         match &mut self.phase {
             Phase::Starting { .. } if insists => {
                 effects.push(AppEffect::CancelStart { attempt: self.attempt });
                 self.settle();
             }
-            Phase::Ready { .. } | Phase::Unwell { .. } if insists || in_flight == 0 => {
+            // Where the next one starts already, this one ends soon, and is not missed meanwhile.
+            Phase::Ready { .. } | Phase::Unwell { .. }
+                if insists || (in_flight == 0 && self.next.is_none()) =>
+            {
                 self.stop(self.policy.stop_grace, effects);
             }
             Phase::Stopping { again } if insists => *again = false,
@@ -632,6 +684,7 @@ impl AppMachine {
     /// The current copy is to end, whatever comes after it.
     fn stop(&mut self, grace: Duration, effects: &mut Vec<AppEffect>) {
         self.leaving.push(self.attempt);
+        self.renew = false;
         self.phase = Phase::Stopping { again: false };
         effects.push(AppEffect::Stop { attempt: self.attempt, grace });
     }
@@ -645,6 +698,9 @@ impl AppMachine {
     fn stopped(&mut self, attempt: u64, now: Now, effects: &mut Vec<AppEffect>) {
         let before = self.leaving.len();
         self.leaving.retain(|leaving| *leaving != attempt);
+        if self.renew {
+            self.start_beside(now, effects);
+        }
         let Phase::Stopping { again } = self.phase else { return };
         if self.leaving.len() == before {
             return;
@@ -666,6 +722,12 @@ impl AppMachine {
                 let limit = self.policy.start_timeout;
                 let reason = alloc::format!("it was not ready within {limit:?}");
                 self.fail(AppError { reason, output: Vec::new() }, now);
+            }
+            Phase::Ready { .. } | Phase::Unwell { .. } if self.next.is_some() => {
+                self.give_up_next(effects);
+                let limit = self.policy.start_timeout;
+                let reason = alloc::format!("the new copy was not ready within {limit:?}");
+                self.stays(AppError { reason, output: Vec::new() }, effects);
             }
             Phase::Failed { again: true, .. } => self.start(now, effects),
             Phase::Failed { again: false, .. } => self.settle(),

@@ -12,7 +12,7 @@ use crate::view::{AppState, Liveness, View};
 /// Whether this peer's copy of `app`, which is in `state`, is one of those to be kept ready. Of the
 /// copies that are ready the first by rank are kept, so that all who know of each other agree which
 /// may go; where too few run at all, the first by rank of the other peers start theirs. A peer that
-/// is `draining` keeps none: it would have to stop it at once.
+/// is `draining`, or holds its copy down, keeps none.
 #[must_use]
 pub fn keeps_ready(
     app: &AppName,
@@ -23,7 +23,8 @@ pub fn keeps_ready(
     view: &View,
 ) -> bool {
     let wanted = policy.keep_ready as usize;
-    if wanted == 0 || policy.start == StartMode::Never || draining {
+    let may_run = policy.start != StartMode::Never && state != AppState::Paused && !draining;
+    if wanted == 0 || !may_run {
         return false;
     }
     let others_in = |states: &'static [AppState]| {
@@ -115,10 +116,11 @@ mod tests {
 
     #[test]
     fn where_none_runs_one_starts_and_where_one_starts_no_other_does() {
-        use AppState::{Cold, Failed, Starting};
+        use AppState::{Cold, Failed, Paused, Starting};
         assert_eq!(keepers_of([Cold; 4], 1, None).len(), 1);
         assert_eq!(keepers_of([Cold; 4], 2, None).len(), 2);
         assert_eq!(keepers_of([Cold, Starting, Failed, Cold], 1, None), [1]);
+        assert_eq!(keepers_of([Paused, Paused, Paused, Cold], 2, None), [3], "held down");
         assert!(keepers_of([Cold; 4], 0, None).is_empty());
     }
 

@@ -92,10 +92,13 @@
 //!
 //! Of an app on a peer:
 //!
-//! * **I18** At most one start is under way or one copy serves, however many want it; beside it at
-//!   most [`app::LEAVING_MAX`] former copies are ending. A report of another attempt than the
-//!   current one changes nothing but that.
-//! * **I19** A copy is stopped for idleness or surplus only while nothing is in flight on it.
+//! * **I18** At most one start is under way or one copy serves, however many want it; where a new
+//!   copy is wanted, one start beside the one that serves. Beside them at most
+//!   [`app::LEAVING_MAX`] former copies are ending. A report of another attempt than those changes
+//!   nothing.
+//! * **I19** A copy is stopped for idleness or surplus only while nothing is in flight on it, and
+//!   no next one starts.
+//! * **I20** A copy that is replaced serves until the next one is ready.
 //!
 //! # Words
 //!

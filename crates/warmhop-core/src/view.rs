@@ -56,6 +56,8 @@ pub enum AppState {
     Stopping,
     /// The last start failed, or the copy crashed; backing off.
     Failed,
+    /// Held down, whoever wants it.
+    Paused,
 }
 
 impl AppState {
@@ -68,6 +70,7 @@ impl AppState {
             Self::Ready => "ready",
             Self::Stopping => "stopping",
             Self::Failed => "failed",
+            Self::Paused => "paused",
         }
     }
 }

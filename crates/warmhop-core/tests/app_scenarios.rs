@@ -148,6 +148,13 @@ fn parse_event(text: &str) -> AppEvent {
         "unwell" => AppEvent::Unwell { attempt, reason: reason.into() },
         "well" => AppEvent::Well { attempt },
         "stopped" => AppEvent::Stopped { attempt },
+        "renew" => AppEvent::Renew(match object {
+            "operator" => Renewal::Operator,
+            "changed" => Renewal::Changed,
+            _ => panic!("nobody renews for {object}"),
+        }),
+        "pause" => AppEvent::Pause(true),
+        "resume" => AppEvent::Pause(false),
         "tick" => AppEvent::Tick,
         "stop" => AppEvent::StopWanted(match object {
             "operator" => StopReason::Operator,
@@ -190,11 +197,19 @@ struct Runtime {
 }
 
 impl Runtime {
-    fn carry_out(&mut self, effects: &[AppEffect], in_flight: u32, insisted: bool, seed: u64) {
+    /// `beside` the copy that serves another one may start.
+    fn carry_out(
+        &mut self,
+        effects: &[AppEffect],
+        in_flight: u32,
+        insisted: bool,
+        beside: bool,
+        seed: u64,
+    ) {
         for effect in effects {
             match effect {
                 AppEffect::Start { attempt } => {
-                    let alone = self.starting.is_empty() && self.running.is_empty();
+                    let alone = self.starting.is_empty() && (beside || self.running.is_empty());
                     assert!(alone && self.stopping.len() < LEAVING_MAX, "I18: seed {seed}");
                     self.starting.insert(*attempt);
                 }
@@ -214,10 +229,11 @@ impl Runtime {
         }
     }
 
-    fn event(&mut self, rng: &mut Prng, latest: u64) -> AppEvent {
+    fn event(&mut self, rng: &mut Prng, machine: &AppMachine) -> AppEvent {
+        let (latest, given) = (machine.attempt(), machine.starts());
         let take = |set: &mut BTreeSet<u64>| set.pop_first();
         let reason = String::from("it did");
-        match rng.below(13) {
+        match rng.below(14) {
             0..3 if rng.chance(20) => AppEvent::Keep(rng.chance(50)),
             0..3 => AppEvent::Wanted(*rng.pick(&WISHES)),
             3 => match take(&mut self.starting) {
@@ -254,7 +270,7 @@ impl Runtime {
             }
             9 => {
                 // Of an attempt that is over, or never was: never of the one that is on.
-                let attempt = if rng.chance(50) { latest + 1 + rng.below(3) } else { 0 };
+                let attempt = if rng.chance(50) { given + 1 + rng.below(3) } else { 0 };
                 let former = latest.saturating_sub(1 + rng.below(3));
                 let attempt = if rng.chance(50) { former } else { attempt };
                 let which = rng.below(4);
@@ -268,6 +284,10 @@ impl Runtime {
                     _ => AppEvent::Stopped { attempt },
                 }
             }
+            11 if rng.chance(50) => {
+                AppEvent::Renew(*rng.pick(&[Renewal::Operator, Renewal::Changed]))
+            }
+            11 if rng.chance(20) => AppEvent::Pause(rng.chance(40)),
             _ => AppEvent::Tick,
         }
     }
@@ -288,21 +308,34 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
         let mut drained = false;
         for _ in 0..400 {
             now = Now(now.0 + *rng.pick(&[0, 1, 50, 400, 3_000, 31_000]));
-            let event = runtime.event(&mut rng, machine.attempt());
+            let event = runtime.event(&mut rng, &machine);
             let in_flight =
                 if machine.state() == AppState::Ready { rng.below(2) as u32 } else { 0 };
-            let insisted =
-                matches!(event, AppEvent::StopWanted(StopReason::Operator | StopReason::Drain));
+            let insisted = match event {
+                AppEvent::StopWanted(StopReason::Operator | StopReason::Drain)
+                | AppEvent::Pause(true) => true,
+                AppEvent::Started { attempt } => machine.next_attempt() == Some(attempt),
+                AppEvent::Renew(_) => start == StartMode::Never,
+                _ => false,
+            };
             drained |= event == AppEvent::StopWanted(StopReason::Drain);
-            let before = (machine.state(), machine.attempt());
+            let before = (machine.state(), machine.starts());
+            let unwell = machine.state() == AppState::Failed && machine.starts_in(now).is_none();
+            let serves = machine.state() == AppState::Ready || unwell;
             let effects = machine.on(event, now, in_flight);
-            runtime.carry_out(&effects, in_flight, insisted, seed);
+            runtime.carry_out(&effects, in_flight, insisted, serves, seed);
 
             let changed = before.0 != machine.state();
-            assert_eq!(changed, effects.contains(&AppEffect::Changed), "seed {seed}");
+            assert!(!changed || effects.contains(&AppEffect::Changed), "seed {seed}");
+            let told = effects.iter().filter(|effect| **effect == AppEffect::Changed).count();
+            assert!(told <= 1, "seed {seed}");
             let starts = effects.iter().any(|e| matches!(e, AppEffect::Start { .. }));
             assert!(!starts || (!drained && start != StartMode::Never), "seed {seed}");
-            assert_eq!(machine.attempt(), before.1 + u64::from(starts));
+            assert_eq!(machine.starts(), before.1 + u64::from(starts));
+            let next = machine.next_attempt();
+            assert!(next.is_none_or(|next| runtime.starting.contains(&next)), "seed {seed}");
+            assert!(runtime.running.len() <= 1 && runtime.starting.len() <= 1, "I18: seed {seed}");
+            assert!(!starts || !machine.is_paused(), "seed {seed}");
             // The machine and the runtime agree on what there is.
             let there = (
                 runtime.starting.contains(&machine.attempt()),
@@ -313,7 +346,7 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
                 AppState::Starting => there.0 && !there.1,
                 AppState::Ready => !there.0 && there.1,
                 AppState::Stopping => there == (false, false, true),
-                AppState::Cold => there == (false, false, false),
+                AppState::Cold | AppState::Paused => there == (false, false, false),
                 // Backing off, or unwell.
                 AppState::Failed => !there.0,
             };
@@ -322,14 +355,14 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
                 assert!(machine.eta(now).is_none_or(|eta| eta >= ETA_FLOOR));
             }
             let backs_off = machine.starts_in(now).is_some();
-            if machine.state() == AppState::Starting || backs_off {
+            if machine.state() == AppState::Starting || backs_off || next.is_some() {
                 let wake = machine.next_wake().expect("a start or a back-off ends in time");
                 assert!(wake.since(now) <= Duration::from_secs(60), "seed {seed}");
             }
             reached.insert(machine.state());
         }
     }
-    assert_eq!(reached.len(), 5);
+    assert_eq!(reached.len(), 6);
 }
 
 /// Fails a start at once, `times` times, and returns the back-offs.
@@ -422,9 +455,9 @@ fn the_same_events_give_the_same_effects() {
         let mut runtime = Runtime::default();
         let mut trace = String::new();
         for step in 0..3_000 {
-            let event = runtime.event(&mut rng, machine.attempt());
+            let event = runtime.event(&mut rng, &machine);
             let effects = machine.on(event, Now(step * 40), 0);
-            runtime.carry_out(&effects, 0, true, 12);
+            runtime.carry_out(&effects, 0, true, true, 12);
             writeln!(trace, "{effects:?} {:?}", machine.next_wake()).unwrap();
         }
         trace

@@ -132,6 +132,7 @@ fn word(state: AppState) -> &'static str {
         AppState::Ready => "ready",
         AppState::Stopping => "stopping",
         AppState::Failed => "failed",
+        AppState::Paused => "paused",
     }
 }
 

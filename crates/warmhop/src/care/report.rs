@@ -138,8 +138,14 @@ fn millis(span: Duration) -> u64 {
 /// Every state that [`peer_state`] tells.
 const PEER_STATES: [&str; 4] = ["alive", "suspect", "draining", "gone"];
 /// Every state that an app can be in.
-const APP_STATES: [AppState; 5] =
-    [AppState::Cold, AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Failed];
+const APP_STATES: [AppState; 5] = [
+    AppState::Cold,
+    AppState::Starting,
+    AppState::Ready,
+    AppState::Stopping,
+    AppState::Failed,
+    AppState::Paused,
+];
 
 fn peer_state(belief: &PeerBelief) -> &'static str {
     match belief.alive {

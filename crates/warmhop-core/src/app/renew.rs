@@ -1,0 +1,186 @@
+//! A new copy beside the old one, and copies that are held down.
+//!
+//! A copy that is to be replaced serves on until the next one is ready; then that one serves, and
+//! the old one ends what it has begun within its grace. If the next one does not become ready, the
+//! old one stays, and the error says why: nothing is undone, because nothing was done. A change of
+//! what the app *is* does the same as a person's wish, but also gives up a start that is under way,
+//! which would bring up what the app was.
+//!
+//! ```text
+//!            Renew                   Started, of the next
+//!      Ready ─────▶ Ready, next starting ─────▶ Ready, the old one ending
+//!                     │        │
+//!        StartFailed, │        │ the old one exits, or is lost
+//!        too slow     ▼        ▼
+//!                   Ready    Starting
+//! ```
+
+use alloc::vec::Vec;
+
+use super::{AppEffect, AppError, AppMachine, LEAVING_MAX, NotStarted, Phase};
+use crate::config::{AppPolicy, StartMode};
+use crate::ids::Now;
+
+/// Why a copy is to be replaced by a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Renewal {
+    /// A person, through the admin listener.
+    Operator,
+    /// What the app is has changed: its program, its environment.
+    Changed,
+}
+
+/// A copy that starts beside the one that serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Next {
+    pub(super) attempt: u64,
+    pub(super) since: Now,
+}
+
+impl AppMachine {
+    /// The number of the attempt that starts beside the copy that serves; absent where none does.
+    #[must_use]
+    pub fn next_attempt(&self) -> Option<u64> {
+        self.next.map(|next| next.attempt)
+    }
+
+    /// Whether copies are held down here.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// From here on another policy holds. What it says of copies is heeded by the next event.
+    pub fn set_policy(&mut self, policy: AppPolicy) {
+        self.policy = policy;
+    }
+
+    /// Why a wish for a new copy would not be heeded; absent where it would.
+    #[must_use]
+    pub fn why_not_renew(&self) -> Option<NotStarted> {
+        if self.policy.start == StartMode::Never {
+            Some(NotStarted::Never)
+        } else if self.draining {
+            Some(NotStarted::Draining)
+        } else if self.paused {
+            Some(NotStarted::Paused)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn renew(&mut self, why: Renewal, now: Now, effects: &mut Vec<AppEffect>) {
+        let changed = why == Renewal::Changed;
+        if changed {
+            // Of what it was before, nothing is known of what it is now.
+            self.failures = 0;
+            self.start_ms = None;
+        }
+        if self.why_not_renew().is_some() {
+            if changed {
+                self.end_all(effects);
+            }
+            return;
+        }
+        match self.phase {
+            Phase::Ready { .. } | Phase::Unwell { .. } => {
+                if changed && let Some(next) = self.next.take() {
+                    effects.push(AppEffect::CancelStart { attempt: next.attempt });
+                }
+                self.start_beside(now, effects);
+            }
+            Phase::Starting { .. } if changed => {
+                effects.push(AppEffect::CancelStart { attempt: self.attempt });
+                self.start(now, effects);
+            }
+            Phase::Starting { .. } => {}
+            Phase::Failed { again, .. } if changed && !again => {
+                self.settle();
+                self.start_if_always_wanted(now, effects);
+            }
+            Phase::Cold | Phase::Stopping { .. } if changed => {
+                self.start_if_always_wanted(now, effects);
+            }
+            Phase::Failed { .. } | Phase::Cold | Phase::Stopping { .. } => self.start(now, effects),
+        }
+    }
+
+    /// Whatever runs or starts is to end: the app does not run here any more.
+    fn end_all(&mut self, effects: &mut Vec<AppEffect>) {
+        self.give_up_next(effects);
+        match self.phase {
+            Phase::Starting { .. } => {
+                effects.push(AppEffect::CancelStart { attempt: self.attempt });
+                self.settle();
+            }
+            Phase::Ready { .. } | Phase::Unwell { .. } => {
+                self.stop(self.policy.stop_grace, effects);
+            }
+            Phase::Stopping { .. } | Phase::Failed { .. } => self.settle(),
+            Phase::Cold => {}
+        }
+    }
+
+    /// Starts the next copy beside the one that serves, as soon as there is room for one.
+    pub(super) fn start_beside(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
+        if self.next.is_some() {
+            return;
+        }
+        // When the next one is ready, one more is ending.
+        self.renew = self.leaving.len() + 1 >= LEAVING_MAX;
+        if !self.renew {
+            self.given += 1;
+            self.next = Some(Next { attempt: self.given, since: now });
+            effects.push(AppEffect::Start { attempt: self.given });
+            effects.push(AppEffect::Changed);
+        }
+    }
+
+    /// The next copy is ready: it serves, and the old one ends.
+    pub(super) fn takes_over(&mut self, next: Next, now: Now, effects: &mut Vec<AppEffect>) {
+        self.stop(self.policy.stop_grace, effects);
+        self.next = None;
+        self.attempt = next.attempt;
+        self.measure(next.since, now);
+        self.last_error = None;
+        self.used(now);
+        self.phase = Phase::Ready { since: now };
+        effects.push(AppEffect::Changed);
+    }
+
+    /// The next copy did not become ready: the old one stays.
+    pub(super) fn stays(&mut self, error: AppError, effects: &mut Vec<AppEffect>) {
+        self.next = None;
+        self.last_error = Some(error);
+        effects.push(AppEffect::Changed);
+    }
+
+    /// The copy that served is gone while the next one starts, which is then the current one.
+    /// Returns whether there was one.
+    pub(super) fn goes_on_with_next(&mut self) -> bool {
+        let Some(next) = self.next.take() else { return false };
+        self.attempt = next.attempt;
+        self.phase = Phase::Starting { since: next.since };
+        true
+    }
+
+    pub(super) fn give_up_next(&mut self, effects: &mut Vec<AppEffect>) {
+        self.renew = false;
+        if let Some(next) = self.next.take() {
+            effects.push(AppEffect::CancelStart { attempt: next.attempt });
+        }
+    }
+
+    pub(super) fn pause(&mut self, paused: bool, now: Now, effects: &mut Vec<AppEffect>) {
+        if self.paused == paused {
+            return;
+        }
+        self.paused = paused;
+        if paused {
+            self.end_all(effects);
+        } else {
+            self.start_if_always_wanted(now, effects);
+        }
+        effects.push(AppEffect::Changed);
+    }
+}
