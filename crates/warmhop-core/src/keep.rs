@@ -79,13 +79,7 @@ mod tests {
                     draining: draining == Some(other),
                     knows_more: false,
                 };
-                let news = AppNews {
-                    app: app.clone(),
-                    seq: 1,
-                    state: states[other],
-                    eta_ms: None,
-                    in_flight: 0,
-                };
+                let news = AppNews::of(app.clone(), 1, states[other]);
                 let news = News::App { peer: peer(other), incarnation, generation: 1, news };
                 view.apply(News::Peer(hello), Now(1), Source::FirstHand);
                 view.apply(news, Now(1), Source::FirstHand);

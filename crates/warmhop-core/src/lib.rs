@@ -128,4 +128,5 @@ pub mod queue;
 pub mod rank;
 pub mod route;
 pub mod session;
+pub mod version;
 pub mod view;

@@ -27,6 +27,7 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AppName, Incarnation, Now, PeerId};
+use crate::version::AppVersion;
 
 /// The most peers that a view holds; news of further ones is refused and counted.
 pub const PEERS_MAX: usize = 2_000;
@@ -113,6 +114,20 @@ pub struct AppNews {
     pub eta_ms: Option<u32>,
     /// Requests in flight there.
     pub in_flight: u32,
+    /// The version that serves there, or that a start would bring up; absent: none is named.
+    pub version: Option<AppVersion>,
+    /// A digest of what the app is there, to tell whether peers mean the same; 0: unknown.
+    pub digest: u64,
+    /// The peer has no such app any more, and nothing else of this holds.
+    pub gone: bool,
+}
+
+impl AppNews {
+    /// An app of no version and nothing in flight.
+    #[must_use]
+    pub fn of(app: AppName, seq: u64, state: AppState) -> Self {
+        Self { app, seq, state, eta_ms: None, in_flight: 0, version: None, digest: 0, gone: false }
+    }
 }
 
 /// One piece of news. Applying it twice, late or out of order changes nothing.
@@ -269,6 +284,8 @@ pub struct PeerBelief {
     pub source: Source,
     /// What it said of its apps.
     pub apps: BTreeMap<AppName, AppBelief>,
+    /// The apps that it said it has no more: older news of them may still come.
+    gone: BTreeMap<AppName, AppBelief>,
     /// It was met at first hand at least once.
     pub met: bool,
     /// It left in good order: nobody needs to wait for this life of it any more.
@@ -285,6 +302,7 @@ struct Stranger {
     heard: Now,
     source: Source,
     apps: BTreeMap<AppName, AppBelief>,
+    gone: BTreeMap<AppName, AppBelief>,
 }
 
 /// What this peer believes of all the *others*.
@@ -354,8 +372,8 @@ impl View {
             }
             Some((known, _)) if generation == known => {}
             former => {
-                let life =
-                    Stranger { incarnation, generation, heard: now, source, apps: BTreeMap::new() };
+                let (apps, gone) = (BTreeMap::new(), BTreeMap::new());
+                let life = Stranger { incarnation, generation, heard: now, source, apps, gone };
                 if !self.begin_life(former.is_some(), news.peer(), life)? {
                     return Ok(Applied::Stale);
                 }
@@ -436,7 +454,7 @@ impl View {
         let peer = news.peer.clone();
         if let Some(stranger) = self.strangers.get(&peer).cloned() {
             Arc::make_mut(&mut self.strangers).remove(&peer);
-            let apps = stranger.apps.clone();
+            let (apps, gone) = (stranger.apps.clone(), stranger.gone.clone());
             for app in apps.values().filter(|app| is_warm(app.news.state)) {
                 self.index(&app.news.app, &peer, true);
             }
@@ -448,6 +466,7 @@ impl View {
                 heard,
                 source,
                 apps,
+                gone,
                 met,
                 left: false,
                 silent: None,
@@ -474,11 +493,11 @@ impl View {
     ) -> Result<Applied, RefusedNews> {
         if let Some(belief) = self.belief_mut(peer) {
             let app = news.app.clone();
-            let state = news.state;
-            let merged = merge_app(&mut belief.apps, news, now, source)?;
+            let is_warm = is_warm(news.state) && !news.gone;
+            let merged = merge_app(&mut belief.apps, &mut belief.gone, news, now, source)?;
             let revived = belief.hear(now, source, merged != Merged::Old);
             if merged != Merged::Old {
-                self.index(&app, peer, is_warm(state));
+                self.index(&app, peer, is_warm);
             }
             return Ok(applied(merged == Merged::New || revived));
         }
@@ -487,7 +506,7 @@ impl View {
             return Ok(Applied::Stale);
         };
         // What strangers have is not seen by any query, so it is no change worth publishing.
-        merge_app(&mut stranger.apps, news, now, source)?;
+        merge_app(&mut stranger.apps, &mut stranger.gone, news, now, source)?;
         stranger.heard = stranger.heard.max(now);
         stranger.source = stranger.source.max(source);
         Ok(Applied::Stale)
@@ -753,20 +772,26 @@ enum Merged {
 
 fn merge_app(
     apps: &mut BTreeMap<AppName, AppBelief>,
+    gone: &mut BTreeMap<AppName, AppBelief>,
     news: AppNews,
     now: Now,
     source: Source,
 ) -> Result<Merged, RefusedNews> {
-    let full = apps.len() >= APPS_PER_PEER_MAX;
-    match apps.get_mut(&news.app) {
+    let full = apps.len() + gone.len() >= APPS_PER_PEER_MAX;
+    let put = |apps: &mut BTreeMap<_, _>, gone: &mut BTreeMap<_, _>, news: AppNews| {
+        let (to, from) = if news.gone { (gone, apps) } else { (apps, gone) };
+        from.remove(&news.app);
+        to.insert(news.app.clone(), AppBelief { news, heard: now, source });
+    };
+    match apps.get_mut(&news.app).or_else(|| gone.get_mut(&news.app)) {
         None if full => Err(RefusedNews::TooManyApps),
         None => {
-            apps.insert(news.app.clone(), AppBelief { news, heard: now, source });
+            put(apps, gone, news);
             Ok(Merged::New)
         }
         Some(belief) if (news.seq, source) > (belief.news.seq, belief.source) => {
             let merged = if news == belief.news { Merged::Same } else { Merged::New };
-            *belief = AppBelief { news, heard: now, source };
+            put(apps, gone, news);
             Ok(merged)
         }
         Some(belief) => {

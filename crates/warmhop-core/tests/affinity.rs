@@ -383,7 +383,7 @@ fn view_of(others: &[Other]) -> View {
         };
         view.apply(News::Peer(news), Now(1), Source::FirstHand);
         let app = AppName::new("shop").unwrap();
-        let news = AppNews { app, seq: 1, state: *state, eta_ms: None, in_flight: 0 };
+        let news = AppNews::of(app, 1, *state);
         let news = News::App { peer, incarnation, generation: 1, news };
         view.apply(news, Now(1), Source::FirstHand);
     }

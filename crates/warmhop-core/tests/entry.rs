@@ -578,13 +578,7 @@ fn an_heir_is_ready_if_any_peer_is_and_neither_late_nor_leaving() {
         peer: name(number),
         incarnation: inc(number),
         generation: 1,
-        news: AppNews {
-            app: shop.clone(),
-            seq: 1,
-            state: AppState::Ready,
-            eta_ms: None,
-            in_flight: 0,
-        },
+        news: AppNews::of(shop.clone(), 1, AppState::Ready),
     };
     view.apply(ready(ranked[3]), Now(2), Source::FirstHand);
     assert_eq!(heir(SID, &shop, &view), Some(inc(ranked[3])));

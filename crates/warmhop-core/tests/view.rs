@@ -47,7 +47,11 @@ fn says(name: &str, generation: u64, of: &str, seq: u64, state: AppState) -> New
         peer: peer(name),
         incarnation: life(name, generation),
         generation,
-        news: AppNews { app: app(of), seq, state, eta_ms: Some(900), in_flight: seq as u32 },
+        news: AppNews {
+            eta_ms: Some(900),
+            in_flight: seq as u32,
+            ..AppNews::of(app(of), seq, state)
+        },
     }
 }
 
@@ -92,7 +96,11 @@ fn history(rng: &mut Prng) -> Vec<(News, Source)> {
             }
             for of in ["shop", "blog"] {
                 for seq in 1..=rng.below(4) {
-                    said.push(says(name, generation, of, seq, *rng.pick(&STATES)));
+                    let mut news = says(name, generation, of, seq, *rng.pick(&STATES));
+                    if let (News::App { news, .. }, true) = (&mut news, rng.chance(30)) {
+                        news.gone = true;
+                    }
+                    said.push(news);
                 }
             }
         }
@@ -133,6 +141,24 @@ fn beliefs_depend_on_what_was_heard_and_not_on_its_order_or_repetition() {
             assert_eq!(belief.news.incarnation, life(name.as_str(), belief.news.generation));
         }
     }
+}
+
+#[test]
+fn an_app_that_is_gone_is_nowhere_until_it_is_said_to_be_there_again() {
+    let mut view = view();
+    let mut apply = |news| view.apply(news, Now(1), Source::FirstHand);
+    apply(News::Peer(hello("p1", 1, 1)));
+    apply(says("p1", 1, "shop", 1, AppState::Ready));
+    let mut gone = says("p1", 1, "shop", 2, AppState::Ready);
+    if let News::App { news, .. } = &mut gone {
+        news.gone = true;
+    }
+    assert_eq!(apply(gone), Applied::Changed);
+    assert_eq!(apply(says("p1", 1, "shop", 1, AppState::Ready)), Applied::Stale, "late");
+    assert!(ready_names(&view, "shop").is_empty());
+    assert!(view.peer(&peer("p1")).unwrap().apps.is_empty());
+    view.apply(says("p1", 1, "shop", 3, AppState::Ready), Now(1), Source::FirstHand);
+    assert_eq!(ready_names(&view, "shop"), ["p1"]);
 }
 
 #[test]

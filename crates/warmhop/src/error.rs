@@ -80,6 +80,12 @@ pub enum ControlError {
     /// The peer is about to end.
     #[error("this peer ends, and takes no traffic again; start it anew")]
     Ends,
+    /// The apps cannot be changed so; nothing was changed.
+    #[error("nothing was changed: {why}")]
+    NotChanged {
+        /// Why not, in a sentence.
+        why: String,
+    },
     /// The app cannot be started on this peer.
     #[error("the app {name} is not started here: {why}")]
     NotStartable {

@@ -235,6 +235,7 @@ pub use self::http::body::{Body, BoxError};
 pub use self::http::client::ClientInfo;
 pub use self::http::clients::ClientLimits;
 pub use self::mesh::builder::{Builder, Changes, Mesh, MeshService};
+pub use self::mesh::change::AppChanges;
 pub use self::observe::access;
 pub use self::observe::status;
 pub use self::observe::trace;
@@ -244,4 +245,5 @@ pub use self::request::registers::{
 pub use app::{
     Answer, App, AppService, AppSpec, Ended, NotSent, Running, StartContext, StartError, app_fn,
 };
+pub use warmhop_core::version::AppVersion;
 pub use warmhop_core::{config, cookie, ids};

@@ -76,6 +76,12 @@ impl Peer for Fake {
                 requests: RequestCounts::default(),
                 error: None,
                 session: "none".into(),
+                copy: None,
+                next: None,
+                version: None,
+                next_version: None,
+                digest: "-".into(),
+                differs_on: Vec::new(),
             }],
             peers: vec![OtherPeer {
                 name: "peer-2".into(),

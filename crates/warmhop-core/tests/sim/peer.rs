@@ -301,11 +301,9 @@ impl Peer {
                 incarnation: self.inc,
                 generation: self.generation,
                 news: AppNews {
-                    app: slot.name.clone(),
-                    seq: slot.seq,
-                    state: slot.state(),
                     eta_ms: slot.machine.eta(self.now()).map(|eta| eta.as_millis() as u32),
                     in_flight: slot.in_flight(),
+                    ..AppNews::of(slot.name.clone(), slot.seq, slot.state())
                 },
             });
         }

@@ -17,6 +17,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 use warmhop_core::config::AppPolicy;
 use warmhop_core::ids::{AppName, PeerId};
+use warmhop_core::version::AppVersion;
 
 use crate::http::body::{Body, BoxError};
 
@@ -244,12 +245,25 @@ pub struct AppSpec {
     pub path: String,
     /// How it is started, stopped and waited for.
     pub policy: AppPolicy,
+    /// The version that a start brings up, if it is named. A session that a newer one has served
+    /// does not go back to an older one where a newer is ready.
+    pub version: Option<AppVersion>,
+    /// A digest of what the app is, the same on every peer that means the same by it; 0: unknown.
+    /// Peers that differ are told of.
+    pub digest: u64,
 }
 
 impl AppSpec {
     /// An app that answers for every host and path, under the default policy.
     #[must_use]
     pub fn new(name: AppName) -> Self {
-        Self { name, host: None, path: "/".into(), policy: AppPolicy::default() }
+        Self {
+            name,
+            host: None,
+            path: "/".into(),
+            policy: AppPolicy::default(),
+            version: None,
+            digest: 0,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! One app on this peer: carries out what the core's `AppMachine` decides, and hands out its
 //! service while it is ready.
 
+mod changes;
 mod health;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -13,6 +14,7 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
 use crate::app::loads::Loads;
@@ -29,6 +31,7 @@ type Starting = Option<(u64, AbortHandle)>;
 /// One running copy.
 pub(crate) struct Copy {
     pub(crate) attempt: u64,
+    pub(crate) version: Option<AppVersion>,
     pub(crate) service: AppService,
     /// Whether the app speaks the carried `Warmhop-Session` field.
     pub(crate) carried: bool,
@@ -85,7 +88,10 @@ pub(crate) struct Slot {
     spec: ArcSwap<AppSpec>,
     /// No app that clients reach: it executes what is asked of registers.
     pub(crate) keeps_registers: bool,
-    app: Arc<dyn App>,
+    /// What the next start brings up.
+    app: Mutex<Arc<dyn App>>,
+    /// It is none of this peer's apps any more.
+    retired: AtomicBool,
     me: PeerId,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -97,6 +103,8 @@ pub(crate) struct Slot {
     copy: ArcSwapOption<Copy>,
     /// The copy that is out of service until it is well again.
     aside: Mutex<Option<Arc<Copy>>>,
+    /// The copy that was just replaced, until its end is begun.
+    replaced: Mutex<Option<Arc<Copy>>>,
     /// How many starts have failed here in all.
     failed_starts: AtomicU32,
     /// When a request last came, in the clock's milliseconds.
@@ -133,7 +141,8 @@ impl Slot {
             name: spec.name.clone(),
             spec: ArcSwap::from_pointee(spec),
             keeps_registers,
-            app,
+            app: Mutex::new(app),
+            retired: AtomicBool::new(false),
             me,
             clock,
             metrics,
@@ -141,6 +150,7 @@ impl Slot {
             machine: Mutex::new(machine),
             copy: ArcSwapOption::empty(),
             aside: Mutex::new(None),
+            replaced: Mutex::new(None),
             failed_starts: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
             counts: AppCounts::default(),
@@ -284,22 +294,6 @@ impl Slot {
         }
     }
 
-    /// Tells the mesh of this app for the first time.
-    pub(crate) fn announce(&self) {
-        let _starting = self.starting();
-        (self.publish)(self);
-    }
-
-    /// Whether it is ready or being started.
-    pub(crate) fn is_under_way(&self) -> bool {
-        matches!(self.state(), AppState::Ready | AppState::Starting)
-    }
-
-    /// Why a wish to start it would not be heeded.
-    pub(crate) fn why_not_start(&self, by: WantedBy) -> Option<String> {
-        self.machine().why_not_start(by, self.clock.now()).map(|why| why.to_string())
-    }
-
     /// Gives the machine an event and carries out what it decides.
     pub(crate) fn tell(self: &Arc<Self>, event: AppEvent) {
         self.carry_out(event, &mut self.starting());
@@ -322,7 +316,7 @@ impl Slot {
             }
         }
         if changed {
-            (self.publish)(self);
+            self.publish();
             self.changed.send_modify(|count| *count += 1);
         }
         self.ticker.notify_one();
@@ -334,10 +328,12 @@ impl Slot {
             self.metrics.app_starts.get_or_create(&self.label()).inc();
         }
         let slot = Arc::clone(self);
+        let app = Arc::clone(&self.app.lock().unwrap_or_else(PoisonError::into_inner));
+        let version = self.spec().version.clone();
         let task = tokio::spawn(async move {
             let began = slot.clock.now();
             let context = StartContext { app: slot.name().clone(), peer: slot.me.clone() };
-            let outcome = slot.app.start(context).await;
+            let outcome = app.start(context).await;
             let mut starting = slot.starting();
             if starting.as_ref().is_none_or(|(current, _)| *current != attempt) {
                 drop(starting);
@@ -349,7 +345,7 @@ impl Slot {
             }
             *starting = None;
             match outcome {
-                Ok(running) => slot.started(attempt, running, began, &mut starting),
+                Ok(running) => slot.started(attempt, version, running, began, &mut starting),
                 Err(error) => slot.start_failed(attempt, error, &mut starting),
             }
         });
@@ -366,6 +362,7 @@ impl Slot {
     fn started(
         self: &Arc<Self>,
         attempt: u64,
+        version: Option<AppVersion>,
         running: Running,
         began: Now,
         starting: &mut Starting,
@@ -378,6 +375,7 @@ impl Slot {
         let Running { service, stop, exited, ask, carried } = running;
         let copy = Arc::new(Copy {
             attempt,
+            version,
             service,
             carried,
             in_flight: AtomicU32::new(0),
@@ -389,7 +387,8 @@ impl Slot {
             hangs: AtomicBool::new(false),
             given_up: Notify::new(),
         });
-        self.copy.store(Some(Arc::clone(&copy)));
+        // One that serves until now is stopped by what follows.
+        *self.replaced() = self.copy.swap(Some(Arc::clone(&copy)));
         self.carry_out(AppEvent::Started { attempt }, starting);
         let slot = Arc::clone(self);
         let watched = ask.map(|ask| {
@@ -443,6 +442,10 @@ impl Slot {
             return true;
         }
         self.aside().take_if(|aside| Arc::ptr_eq(aside, copy)).is_some()
+    }
+
+    fn replaced(&self) -> MutexGuard<'_, Option<Arc<Copy>>> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn aside(&self) -> MutexGuard<'_, Option<Arc<Copy>>> {
@@ -525,8 +528,12 @@ impl Slot {
 
     /// Takes the copy out of service, lets its requests end, stops it.
     fn stop(self: &Arc<Self>, attempt: u64, grace: Duration) {
-        let serving = self.copy.load_full().or_else(|| self.aside().clone());
-        let copy = serving.filter(|copy| copy.attempt == attempt && self.take_out(copy));
+        let replaced = self.replaced().take_if(|copy| copy.attempt == attempt);
+        let copy = replaced.or_else(|| {
+            let held = [self.copy.load_full(), self.aside().clone()];
+            let copy = held.into_iter().flatten().find(|copy| copy.attempt == attempt);
+            copy.filter(|copy| self.take_out(copy))
+        });
         let slot = Arc::clone(self);
         tokio::spawn(async move {
             if let Some(copy) = copy {
@@ -547,6 +554,9 @@ impl Slot {
     /// Ticks the machine when it asks to be woken; runs as long as the peer.
     pub(crate) async fn tick(self: Arc<Self>) {
         loop {
+            if self.is_retired() && self.has_ended() {
+                return;
+            }
             let wake = self.machine().next_wake();
             match wake {
                 Some(at) => {

@@ -2,4 +2,5 @@
 
 pub(crate) mod repair;
 pub(crate) mod report;
+pub(crate) mod skew;
 pub(crate) mod upkeep;

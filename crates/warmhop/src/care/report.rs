@@ -17,6 +17,7 @@ use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::view::{AppState, Liveness, PeerBelief};
 
 use crate::app::slot::Slot;
+use crate::care::skew;
 use crate::links::net::Net;
 use crate::observe::status::{
     AppStatus, CopyStatus, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status,
@@ -39,11 +40,13 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         clock_correction_ms: node.clock.correction_ms(),
         identity_not_after: unix_seconds(net.identity_expires()),
     };
+    let view = node.view();
     let apps = node
         .apps()
         .slots
         .iter()
-        .map(|slot| AppStatus {
+        .map(|slot| (slot, slot.copies(), slot.version(), slot.spec().version.clone()))
+        .map(|(slot, (copy, next), version, configured)| AppStatus {
             name: slot.name().to_string(),
             state: slot.state().as_str().into(),
             starts: slot.starts(),
@@ -59,9 +62,15 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
                 SessionMode::None => "none",
             }
             .into(),
+            copy,
+            next,
+            next_version: configured.filter(|it| Some(it) != version.as_ref()).map(String::from),
+            version: version.map(String::from),
+            digest: digest_text(slot.spec().digest),
+            differs_on: skew::differing(slot, &view),
         })
         .collect();
-    let (view, now) = (node.view(), node.clock.now());
+    let now = node.clock.now();
     let peers = view
         .peers()
         .map(|(name, belief)| (name, belief, node.metrics.hop_counts(name)))
@@ -87,7 +96,14 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
                 .iter()
                 .map(|(app, told)| {
                     let eta_ms = told.eta(now).map(millis);
-                    (app.to_string(), CopyStatus { eta_ms, in_flight: told.news.in_flight })
+                    let told = &told.news;
+                    let copy = CopyStatus {
+                        eta_ms,
+                        in_flight: told.in_flight,
+                        version: told.version.clone().map(String::from),
+                        digest: digest_text(told.digest),
+                    };
+                    (app.to_string(), copy)
                 })
                 .collect(),
             hops_sent,
@@ -106,6 +122,11 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         net.seeds(),
     );
     Status { peer, apps, peers, cookie, sessions, takeovers, seeds }
+}
+
+/// A digest for people: enough of it to tell two apart.
+fn digest_text(digest: u64) -> String {
+    if digest == 0 { "-".into() } else { format!("{digest:016x}") }
 }
 
 /// Drained is who has given everything away and serves nothing any more.
@@ -138,7 +159,7 @@ fn millis(span: Duration) -> u64 {
 /// Every state that [`peer_state`] tells.
 const PEER_STATES: [&str; 4] = ["alive", "suspect", "draining", "gone"];
 /// Every state that an app can be in.
-const APP_STATES: [AppState; 5] = [
+const APP_STATES: [AppState; 6] = [
     AppState::Cold,
     AppState::Starting,
     AppState::Ready,
@@ -263,11 +284,39 @@ impl Collector for Gauges {
             in_flight.push((vec![("app", name)], f64::from(flying)));
             waiting.push((vec![("app", name)], slot.waiting.load(Ordering::Relaxed) as f64));
         }
+        let view = node.view();
+        let differ: Vec<_> = apps
+            .slots
+            .iter()
+            .map(|slot| {
+                (vec![("app", slot.name().as_str())], skew::differing(slot, &view).len() as f64)
+            })
+            .collect();
+        gauge(
+            "app_differs_on_peers",
+            "How many other peers mean something else by the app: their configurations differ",
+            None,
+            &differ,
+        )?;
+        let versions: Vec<(String, String)> = apps
+            .slots
+            .iter()
+            .filter_map(|slot| Some((slot.name().to_string(), slot.version()?.to_string())))
+            .collect();
+        let versions: Vec<_> = versions
+            .iter()
+            .map(|(app, version)| (vec![("app", app.as_str()), ("version", version.as_str())], 1.0))
+            .collect();
+        gauge(
+            "app_version",
+            "1 for the version that serves here, or that a start would bring up",
+            None,
+            &versions,
+        )?;
         gauge("app_state", "1 for the state that the app is in here, else 0", None, &states)?;
         gauge("app_in_flight", "Requests that the app is serving here", None, &in_flight)?;
         gauge("app_waiting", "Requests that wait here for a copy to be ready", None, &waiting)?;
 
-        let view = node.view();
         let mut by_state = PEER_STATES.map(|state| (vec![("state", state)], 0.0));
         let (mut round_trips, mut clocks) = (Vec::new(), Vec::new());
         for (name, belief) in view.peers() {

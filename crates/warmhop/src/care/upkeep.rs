@@ -8,6 +8,7 @@ use warmhop_core::keep::keeps_ready;
 use warmhop_core::view::Liveness;
 
 use crate::care::repair::Repair;
+use crate::care::skew;
 use crate::request::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
 
 /// How often it looks.
@@ -22,6 +23,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
     }
     let mut changes = node.changed.subscribe();
     let mut repair = Repair::default();
+    let mut skew = skew::Watch::default();
     loop {
         changes.mark_unchanged();
         let busy = repair.sweep(&node);
@@ -30,6 +32,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
             let (draining, view) = (node.is_draining(), node.view());
             slot.keep(keeps_ready(slot.name(), &spec.policy, state, draining, &node.me, &view));
         }
+        skew.look(&node);
         node.count_peers();
         let now = node.clock.now();
         for (peer, belief) in node.view().peers() {

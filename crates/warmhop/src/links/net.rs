@@ -21,7 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use warmhop_core::ids::{AppName, Incarnation, PeerId};
-use warmhop_core::view::{AppState, News, PeerNews};
+use warmhop_core::view::{News, PeerNews};
 
 use crate::error::StartMeshError;
 use crate::identity::expiry::Expiry;
@@ -29,7 +29,7 @@ use crate::identity::{Identity, RefusedPeers};
 use crate::links::dial::{self, Book, NoLink};
 use crate::links::gossip::{self, Gossip};
 use crate::links::link::{self, HopLease, Link, Links, Met, close_code};
-use crate::links::news::OwnNews;
+use crate::links::news::{OwnNews, Told};
 use crate::links::seeds::{self, Seeds};
 use crate::links::wire::{self, SessionFrame};
 use crate::observe::clock::Clock;
@@ -419,16 +419,15 @@ impl Net {
 
     /// Tells every peer of an app's state here: at once over links, and by gossip. A change of
     /// load alone is told within a tenth of a second.
-    pub(crate) fn publish_app(
-        &self,
-        app: &AppName,
-        state: AppState,
-        eta_ms: Option<u32>,
-        in_flight: u32,
-    ) {
-        if !self.shared.own.publish_app(app, state, eta_ms, in_flight) {
+    pub(crate) fn publish_app(&self, app: &AppName, told: Told) {
+        if !self.shared.own.publish_app(app, told) {
             self.shared.counters.drop_counted("news", "too-many-apps");
         }
+    }
+
+    /// Tells every peer that this one has the app no more.
+    pub(crate) fn retract_app(&self, app: &AppName) {
+        self.shared.own.retract_app(app);
     }
 
     /// Tells every peer whether this one is about to leave.

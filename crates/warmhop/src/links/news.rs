@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use warmhop_core::ids::AppName;
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppNews, AppState, News, PeerNews};
 
 /// More apps on one peer are not told of.
@@ -39,6 +40,16 @@ struct Versioned<T> {
     version: u64,
 }
 
+/// What is told of one app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) state: AppState,
+    pub(crate) eta_ms: Option<u32>,
+    pub(crate) in_flight: u32,
+    pub(crate) version: Option<AppVersion>,
+    pub(crate) digest: u64,
+}
+
 impl OwnNews {
     /// Begins with a record of this peer and none of apps.
     pub(crate) fn new(peer: PeerNews) -> Self {
@@ -58,28 +69,38 @@ impl OwnNews {
     }
 
     /// Puts an app's record in place; false if there are too many apps to tell of this one.
-    pub(crate) fn publish_app(
-        &self,
-        app: &AppName,
-        state: AppState,
-        eta_ms: Option<u32>,
-        in_flight: u32,
-    ) -> bool {
+    pub(crate) fn publish_app(&self, app: &AppName, told: Told) -> bool {
+        let Told { state, eta_ms, in_flight, version, digest } = told;
+        let record =
+            AppNews { eta_ms, in_flight, version, digest, ..AppNews::of(app.clone(), 0, state) };
+        self.put(record)
+    }
+
+    /// Says that this peer has the app no more, if it ever said that it had.
+    pub(crate) fn retract_app(&self, app: &AppName) {
+        if self.lock().apps.contains_key(app) {
+            self.put(AppNews { gone: true, ..AppNews::of(app.clone(), 0, AppState::Cold) });
+        }
+    }
+
+    /// Puts a record in place under the next number, if it says anything new.
+    fn put(&self, mut record: AppNews) -> bool {
         let mut own = self.lock();
-        let before = own.apps.get(app).map(|app| &app.record);
-        let same_state = before.is_some_and(|before| before.state == state);
-        if same_state
-            && before.is_some_and(|before| (before.eta_ms, before.in_flight) == (eta_ms, in_flight))
-        {
+        let before = own.apps.get(&record.app).map(|app| &app.record);
+        record.seq = before.map_or(0, |before| before.seq);
+        if before == Some(&record) {
             return true;
         }
         if before.is_none() && own.apps.len() >= APPS_MAX {
             return false;
         }
-        let seq = before.map_or(0, |before| before.seq) + 1;
-        let version = self.tick(!same_state);
-        let record = AppNews { app: app.clone(), seq, state, eta_ms, in_flight };
-        own.apps.insert(app.clone(), Versioned { record, version });
+        let is_load_alone = before.is_some_and(|before| {
+            let AppNews { eta_ms, in_flight, .. } = record;
+            AppNews { eta_ms, in_flight, ..before.clone() } == record
+        });
+        record.seq += 1;
+        let version = self.tick(!is_load_alone);
+        own.apps.insert(record.app.clone(), Versioned { record, version });
         true
     }
 
@@ -177,6 +198,10 @@ mod tests {
         AppName::new("shop").unwrap()
     }
 
+    fn copy(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> Told {
+        Told { state, eta_ms, in_flight, version: None, digest: 0 }
+    }
+
     fn apps(news: &[News]) -> Vec<(u64, AppState, u32)> {
         let app = |news: &News| match news {
             News::App { news, .. } => Some((news.seq, news.state, news.in_flight)),
@@ -188,14 +213,14 @@ mod tests {
     #[test]
     fn whoever_asks_first_is_told_all_and_then_only_what_changed() {
         let own = own();
-        own.publish_app(&shop(), AppState::Starting, Some(9), 0);
+        own.publish_app(&shop(), copy(AppState::Starting, Some(9), 0));
         let (all, told) = own.since(0);
         assert_eq!(all.len(), 2);
         assert!(matches!(&all[0], News::Peer(peer) if peer.seq == 1));
         assert_eq!(own.since(told).0, []);
 
-        own.publish_app(&shop(), AppState::Ready, None, 0);
-        own.publish_app(&shop(), AppState::Ready, None, 2);
+        own.publish_app(&shop(), copy(AppState::Ready, None, 0));
+        own.publish_app(&shop(), copy(AppState::Ready, None, 2));
         let (changed, told) = own.since(told);
         assert_eq!(apps(&changed), [(3, AppState::Ready, 2)], "the latest alone");
         assert_eq!(changed.len(), 1);
@@ -208,11 +233,27 @@ mod tests {
     }
 
     #[test]
+    fn an_app_that_is_gone_is_told_of_at_once_and_may_come_back() {
+        let own = own();
+        own.retract_app(&shop());
+        assert_eq!(own.since(1).0, [], "nobody was ever told of it");
+        own.publish_app(&shop(), copy(AppState::Ready, None, 0));
+        let (_, version) = own.since(0);
+        own.retract_app(&shop());
+        assert_eq!(own.subscribe().borrow().urgent, version + 1);
+        own.retract_app(&shop());
+        let (news, version) = own.since(version);
+        assert!(matches!(&news[..], [News::App { news, .. }] if news.gone && news.seq == 2));
+        own.publish_app(&shop(), copy(AppState::Cold, None, 0));
+        assert_eq!(apps(&own.since(version).0), [(3, AppState::Cold, 0)]);
+    }
+
+    #[test]
     fn saying_the_same_again_is_no_news() {
         let own = own();
-        own.publish_app(&shop(), AppState::Ready, None, 0);
+        own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         let before = *own.subscribe().borrow();
-        own.publish_app(&shop(), AppState::Ready, None, 0);
+        own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         own.publish_draining(false);
         own.publish_knows_more(false);
         assert_eq!(*own.subscribe().borrow(), before);
@@ -221,10 +262,10 @@ mod tests {
     #[test]
     fn a_change_of_load_alone_is_not_urgent() {
         let own = own();
-        own.publish_app(&shop(), AppState::Ready, None, 0);
+        own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         let ready = *own.subscribe().borrow();
         assert_eq!(ready.urgent, ready.version);
-        own.publish_app(&shop(), AppState::Ready, None, 1);
+        own.publish_app(&shop(), copy(AppState::Ready, None, 1));
         let loaded = *own.subscribe().borrow();
         assert_eq!((loaded.urgent, loaded.version), (ready.urgent, ready.version + 1));
     }
@@ -235,19 +276,17 @@ mod tests {
         for n in 0..APPS_MAX {
             assert!(own.publish_app(
                 &AppName::new(&format!("a{n}")).unwrap(),
-                AppState::Cold,
-                None,
-                0
+                copy(AppState::Cold, None, 0)
             ));
         }
-        assert!(!own.publish_app(&shop(), AppState::Ready, None, 0));
-        assert!(own.publish_app(&AppName::new("a7").unwrap(), AppState::Ready, None, 0));
+        assert!(!own.publish_app(&shop(), copy(AppState::Ready, None, 0)));
+        assert!(own.publish_app(&AppName::new("a7").unwrap(), copy(AppState::Ready, None, 0)));
     }
 
     #[test]
     fn a_raised_generation_is_told_with_every_record() {
         let own = own();
-        own.publish_app(&shop(), AppState::Ready, None, 0);
+        own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         let (_, told) = own.since(0);
         assert!(!own.raise_generation_above(4));
         assert!(own.raise_generation_above(5));

@@ -646,6 +646,8 @@ mod tests {
     };
     use warmhop_core::view::{AppNews, AppState};
 
+    use warmhop_core::version::AppVersion;
+
     use super::*;
 
     fn hex(bytes: &[u8]) -> String {
@@ -686,6 +688,9 @@ mod tests {
             state: AppState::Ready,
             eta_ms: Some(1200),
             in_flight: 7,
+            version: Some(AppVersion::new("1.2").unwrap()),
+            digest: 3,
+            gone: false,
         }
     }
 
@@ -733,7 +738,7 @@ mod tests {
     const INC_2: &str = "02020202020202020202020202020202";
     const PEER: &str = "06 706565722d31 000000cd 0d03e2b6d01e 0000000000ab fd 0068e5cf8b010000 \
         fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01 01";
-    const APP: &str = "04 73686f70 02 02 01 fb b004 07";
+    const APP: &str = "04 73686f70 02 02 01 fb b004 07 01 03 312e32 03 00";
     const FRAME: &str = "04 73686f70 09090909090909090909090909090909 \
         02020202020202020202020202020202";
 

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -34,6 +33,7 @@ use crate::http::client::ClientInfo;
 use crate::http::clients::{ClientLimits, Clients};
 use crate::identity::{FrontDoorTls, Identity, RefusedPeers};
 use crate::links::net::{Net, NetConfig, NetCounters, NetHandler, NetTuning};
+use crate::mesh::change::{AppChanges, Nursery, check_apps};
 use crate::mesh::leaving::Leaving;
 use crate::mesh::shutdown;
 use crate::observe::access::{AccessSink, Accesses};
@@ -232,7 +232,8 @@ impl Builder {
     /// # Errors
     /// See [`StartMeshError`]: each says what to do next.
     pub async fn start(self) -> Result<Mesh, StartMeshError> {
-        self.check_apps()?;
+        let specs: Vec<&AppSpec> = self.apps.iter().map(|(spec, _)| spec).collect();
+        check_apps(&specs, &self.registers)?;
         crate::observe::failpoint::arm()?;
         let mut registry = Registry::with_prefix("warmhop");
         let metrics = Arc::new(Metrics::register(&mut registry));
@@ -242,10 +243,14 @@ impl Builder {
         let changed = watch::Sender::new(0);
         let store = Store::new(incarnation, self.sessions, clock.clone(), Arc::clone(&metrics));
         let late_net: Arc<OnceLock<Net>> = Arc::default();
-        let slot = |spec, keeps_registers, app, publish| {
+        let slot = {
             let (peer, metrics) = (self.peer.clone(), Arc::clone(&metrics));
             let (clock, changed) = (clock.clone(), changed.clone());
-            Slot::new(spec, keeps_registers, app, peer, clock, metrics, changed, publish)
+            move |spec, keeps_registers, app, publish| {
+                let (peer, metrics) = (peer.clone(), Arc::clone(&metrics));
+                let (clock, changed) = (clock.clone(), changed.clone());
+                Slot::new(spec, keeps_registers, app, peer, clock, metrics, changed, publish)
+            }
         };
         let apps = self.apps.into_iter();
         let slots: Vec<Arc<Slot>> = apps
@@ -310,6 +315,8 @@ impl Builder {
         let carrier = net.clone();
         store.connect(Box::new(move |to, frame| carrier.send_session(to, frame)));
         let _ = late_net.set(net.clone());
+        let make =
+            Box::new(move |spec, app| slot(spec, false, app, publisher(Arc::clone(&late_net))));
         let _ = node.net.set(net.clone());
         node.count_peers();
         for slot in &node.apps().slots {
@@ -336,11 +343,9 @@ impl Builder {
         };
         background(Box::pin(Arc::clone(&store).wake()));
         background(Box::pin(upkeep::run(Arc::clone(&node), !self.seeds.is_empty())));
+        let nursery = Nursery::new(make, tasks.clone(), closing.clone());
         for slot in node.apps().slots.iter().chain(&node.registers) {
-            background(Box::pin(Arc::clone(slot).tick()));
-            if slot.spec().policy.start == StartMode::AtBoot {
-                slot.wanted(WantedBy::Boot);
-            }
+            nursery.tend(slot);
         }
         let mut changes = changed.subscribe();
         for slot in &node.registers {
@@ -372,6 +377,7 @@ impl Builder {
             node,
             net,
             ingress,
+            nursery,
             registry,
             closing,
             doors_closing,
@@ -385,60 +391,16 @@ impl Builder {
             ended: OnceCell::new(),
         })))
     }
-
-    /// Two apps that claim one name, or one host and path, would be told apart by luck.
-    fn check_apps(&self) -> Result<(), StartMeshError> {
-        for (at, name) in self.registers.iter().enumerate() {
-            let same = |other: &&AppName| *other == name;
-            let apps = self.apps.iter().map(|(spec, _)| &spec.name);
-            if let Some(other) = self.registers[..at].iter().chain(apps).find(same) {
-                return Err(StartMeshError::AppsCollide {
-                    first: other.to_string(),
-                    second: name.to_string(),
-                    what: "registers have names of their own".into(),
-                });
-            }
-        }
-        for (at, (one, _)) in self.apps.iter().enumerate() {
-            for (other, _) in &self.apps[..at] {
-                let same_host = match (&one.host, &other.host) {
-                    (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
-                    (None, None) => true,
-                    _ => false,
-                };
-                let same_path = one.path.trim_end_matches('/') == other.path.trim_end_matches('/');
-                let what = if one.name == other.name {
-                    format!("both are named {}", one.name)
-                } else if same_host && same_path {
-                    format!(
-                        "both match host {} and path {}",
-                        one.host.as_deref().unwrap_or("(any)"),
-                        one.path
-                    )
-                } else {
-                    continue;
-                };
-                return Err(StartMeshError::AppsCollide {
-                    first: other.name.to_string(),
-                    second: one.name.to_string(),
-                    what,
-                });
-            }
-        }
-        Ok(())
-    }
 }
 
 fn publisher(net: Arc<OnceLock<Net>>) -> Box<dyn Fn(&Slot) + Send + Sync> {
     Box::new(move |slot| {
-        // An app that never starts here is none that this peer could be asked for.
+        let Some(net) = net.get() else { return };
         if slot.spec().policy.start == StartMode::Never {
-            return;
-        }
-        if let Some(net) = net.get() {
-            let eta_ms = slot.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX));
-            let in_flight = slot.in_flight.load(Ordering::Relaxed);
-            net.publish_app(slot.name(), slot.state(), eta_ms, in_flight);
+            // An app that never starts here is none that this peer could be asked for.
+            net.retract_app(slot.name());
+        } else {
+            net.publish_app(slot.name(), slot.told());
         }
     })
 }
@@ -447,6 +409,7 @@ struct Running {
     node: Arc<Node>,
     net: Net,
     ingress: Arc<Ingress>,
+    nursery: Nursery,
     registry: Registry,
     closing: CancellationToken,
     doors_closing: CancellationToken,
@@ -676,18 +639,41 @@ impl Mesh {
     }
 
     fn slot(&self, name: &AppName) -> Result<Arc<Slot>, ControlError> {
-        let node = &self.0.node;
-        let slot = node.slot(name).filter(|slot| !slot.keeps_registers);
-        slot.ok_or_else(|| ControlError::UnknownApp {
-            name: name.to_string(),
-            known: node
-                .apps()
-                .slots
-                .iter()
-                .map(|slot| slot.name().as_str())
-                .collect::<Vec<_>>()
-                .join(", "),
-        })
+        let apps = self.0.node.apps();
+        let slot = apps.named(name).filter(|slot| !slot.keeps_registers).cloned();
+        slot.ok_or_else(|| apps.unknown(name))
+    }
+
+    /// Has a new copy of the app start beside the one that serves here, which it replaces once it
+    /// is ready; where none runs, starts one. Returns the number of its start at once: it serves
+    /// when [`AppStatus::copy`](crate::status::AppStatus::copy) has come so far.
+    ///
+    /// # Errors
+    /// [`ControlError::UnknownApp`], or [`ControlError::NotStartable`] with the reason.
+    pub fn restart_app(&self, name: &AppName) -> Result<u64, ControlError> {
+        let why = |why| ControlError::NotStartable { name: name.to_string(), why };
+        self.slot(name)?.renew().map_err(why)
+    }
+
+    /// Holds copies of the app down here, whoever wants them, or lets them start again. What runs
+    /// ends once its requests have.
+    ///
+    /// # Errors
+    /// [`ControlError::UnknownApp`].
+    pub fn pause_app(&self, name: &AppName, paused: bool) -> Result<(), ControlError> {
+        self.slot(name)?.tell(AppEvent::Pause(paused));
+        Ok(())
+    }
+
+    /// Changes the apps of this peer while it serves: all that `changes` names, or nothing.
+    ///
+    /// # Errors
+    /// [`ControlError::UnknownApp`] for one that is not there, [`ControlError::NotChanged`] where
+    /// two would claim one name, or one host and path.
+    pub fn change_apps(&self, changes: AppChanges) -> Result<(), ControlError> {
+        let running = &self.0;
+        let begin = |slot: &Slot| running.node.metrics.begin(slot.name(), &HopRefusal::LABELS);
+        running.nursery.apply(&running.node, changes, begin)
     }
 
     /// The other peers of the cluster that are there, or are not known to be gone: those that

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use warmhop_core::app::{AppEvent, StopReason};
 use warmhop_core::ids::SessionKey;
 use warmhop_core::session::repair::{heir, may_count_on};
-use warmhop_core::view::{AppState, Liveness};
+use warmhop_core::view::Liveness;
 
 use crate::links::net::Net;
 use crate::request::node::Node;
@@ -165,17 +165,14 @@ pub(crate) async fn wait_for(tasks: &TaskTracker) {
 pub(crate) async fn stop_apps(node: &Node) {
     let mut changes = node.changed.subscribe();
     let apps = node.apps();
-    for slot in &apps.slots {
+    let all = || apps.slots.iter().chain(&apps.leaving);
+    for slot in all() {
         slot.tell(AppEvent::StopWanted(StopReason::Drain));
     }
-    let grace =
-        apps.slots.iter().map(|slot| slot.spec().policy.stop_grace).max().unwrap_or_default();
+    let grace = all().map(|slot| slot.spec().policy.stop_grace).max().unwrap_or_default();
     let stopped = async {
         loop {
-            let running = apps
-                .slots
-                .iter()
-                .any(|slot| !matches!(slot.state(), AppState::Cold | AppState::Failed));
+            let running = all().any(|slot| !slot.has_ended());
             if !running || changes.changed().await.is_err() {
                 return;
             }

@@ -68,7 +68,7 @@ pub struct PeerStatus {
 pub struct AppStatus {
     /// Its name.
     pub name: String,
-    /// `cold`, `starting`, `ready`, `stopping` or `failed`.
+    /// `cold`, `starting`, `ready`, `stopping`, `failed` or `paused`.
     pub state: String,
     /// How often a copy was started here.
     pub starts: u64,
@@ -87,6 +87,18 @@ pub struct AppStatus {
     pub error: Option<String>,
     /// Where its sessions are kept: `portable`, `pinned` or `none`.
     pub session: String,
+    /// The number of the start that the copy which serves came of; absent where none does.
+    pub copy: Option<u64>,
+    /// The number of the start of a new copy beside it; absent where none is under way.
+    pub next: Option<u64>,
+    /// The version that serves, or that a start would bring up; absent: none is named.
+    pub version: Option<String>,
+    /// The version that the configuration names, where it is another one.
+    pub next_version: Option<String>,
+    /// A digest of what the app is here, to tell whether peers mean the same.
+    pub digest: String,
+    /// The peers where it is something else: their configurations differ.
+    pub differs_on: Vec<String>,
 }
 
 /// Requests that arrived from clients at one peer since its start, by what became of them.
@@ -139,12 +151,16 @@ pub struct OtherPeer {
 }
 
 /// An app on another peer, as that peer told last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CopyStatus {
     /// Milliseconds until a starting copy should be ready, or that a start would take there.
     pub eta_ms: Option<u64>,
     /// Requests in flight there.
     pub in_flight: u32,
+    /// The version that serves there, or that a start would bring up; absent: none is named.
+    pub version: Option<String>,
+    /// A digest of what the app is there.
+    pub digest: String,
 }
 
 /// Sessions on this peer.

@@ -7,24 +7,37 @@ use std::sync::Arc;
 use warmhop_core::ids::AppName;
 
 use crate::app::slot::Slot;
+use crate::error::ControlError;
 
 /// The apps of this peer.
 pub(crate) struct Apps {
     /// Those that clients reach, in the order of the configuration.
     pub(crate) slots: Vec<Arc<Slot>>,
-    /// Those and the ones that keep registers.
+    /// Those that are none any more, and still end what they have begun.
+    pub(crate) leaving: Vec<Arc<Slot>>,
+    /// Those that there are and the ones that keep registers.
     by_name: HashMap<AppName, Arc<Slot>>,
 }
 
 impl Apps {
-    pub(crate) fn new(slots: Vec<Arc<Slot>>, registers: &[Arc<Slot>]) -> Self {
+    pub(crate) fn new(
+        slots: Vec<Arc<Slot>>,
+        leaving: Vec<Arc<Slot>>,
+        registers: &[Arc<Slot>],
+    ) -> Self {
         let all = slots.iter().chain(registers);
         let by_name = all.map(|slot| (slot.name().clone(), Arc::clone(slot))).collect();
-        Self { slots, by_name }
+        Self { slots, leaving, by_name }
     }
 
     pub(crate) fn named(&self, name: &AppName) -> Option<&Arc<Slot>> {
         self.by_name.get(name)
+    }
+
+    /// What is said of a name that none of them has.
+    pub(crate) fn unknown(&self, name: &AppName) -> ControlError {
+        let names: Vec<&str> = self.slots.iter().map(|slot| slot.name().as_str()).collect();
+        ControlError::UnknownApp { name: name.to_string(), known: names.join(", ") }
     }
 
     /// The app whose host and path match best: a host before none, then the longest path.

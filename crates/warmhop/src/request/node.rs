@@ -133,7 +133,7 @@ pub(crate) struct Parts {
 
 impl Node {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let apps = Apps::new(parts.slots, &parts.registers);
+        let apps = Apps::new(parts.slots, Vec::new(), &parts.registers);
         let view = View::new(parts.me.clone());
         let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
         Arc::new(Self {
@@ -175,6 +175,11 @@ impl Node {
     /// The apps that it has now.
     pub(crate) fn apps(&self) -> Guard<Arc<Apps>> {
         self.apps.load()
+    }
+
+    /// From here on these are its apps.
+    pub(crate) fn put_apps(&self, apps: Apps) {
+        self.apps.store(Arc::new(apps));
     }
 
     /// The app of this name, or the registers.
@@ -467,7 +472,9 @@ impl Node {
         // What is ready and is not to be asked again is as good as one that takes nothing new.
         let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
         let view = self.view.load();
-        let (pinned_here, draining) = (placing.pin.is_none_or(|pin| pin.here), self.is_draining());
+        let pinned_here = placing.pin.is_none_or(|pin| pin.here);
+        // An app that is removed here leaves as if its peer did.
+        let draining = self.is_draining() || slot.is_retired();
         let is_busy = slot.is_full() || slot.awaiting() >= HOT_AWAITING;
         let is_first = queued == Queued::default();
         let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy && is_first;
@@ -475,7 +482,8 @@ impl Node {
             Vec::new()
         } else {
             let never = spec.policy.start == StartMode::Never;
-            let others_start = never || draining || state == AppState::Failed;
+            let others_start =
+                never || draining || matches!(state, AppState::Failed | AppState::Paused);
             self.candidates(&view, slot, others_start)
         };
         let question = Question {

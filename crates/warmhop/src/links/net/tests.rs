@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 use warmhop_core::ids::{Ballot, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::message::{Body, BodyRef, Config, Members, Message};
 
+use warmhop_core::view::AppState;
+
 use super::*;
 use crate::hop::{self, HopHead, HopKind, HopRequest, Load, ReplySession};
 use crate::identity::Authority;
@@ -159,6 +161,10 @@ struct Peer {
     seen: Arc<Recorder>,
 }
 
+fn told(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> Told {
+    Told { state, eta_ms, in_flight, version: None, digest: 0 }
+}
+
 fn id(name: &str) -> PeerId {
     PeerId::new(name).unwrap()
 }
@@ -293,8 +299,8 @@ async fn peers_that_know_one_seed_all_see_each_other() {
 async fn news_reaches_every_peer_at_first_hand_and_late_comers_too() {
     let authority = Authority::generate("demo").unwrap();
     let mut peers = mesh(&authority, &["a", "b", "c"]).await;
-    peers[1].net.publish_app(&app("shop"), AppState::Starting, Some(900), 0);
-    peers[1].net.publish_app(&app("shop"), AppState::Ready, None, 3);
+    peers[1].net.publish_app(&app("shop"), told(AppState::Starting, Some(900), 0));
+    peers[1].net.publish_app(&app("shop"), told(AppState::Ready, None, 3));
     for peer in [&peers[0], &peers[2]] {
         peer.seen.sees_app(&id("b"), "shop", AppState::Ready).await;
     }
@@ -321,7 +327,7 @@ async fn load_alone_is_told_too_and_only_its_latest() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
     for in_flight in 0..=500 {
-        peers[0].net.publish_app(&app("shop"), AppState::Ready, None, in_flight);
+        peers[0].net.publish_app(&app("shop"), told(AppState::Ready, None, in_flight));
     }
     let load = |event: &Event| match event {
         Event::News(News::App { news, .. }, true) => Some(news.in_flight),
@@ -341,7 +347,7 @@ async fn more_apps_than_fit_in_one_frame_are_told_whole() {
     let authority = Authority::generate("demo").unwrap();
     let first = Peer::start(config(&authority, "a", &[])).await;
     for n in 0..1000 {
-        first.net.publish_app(&app(&format!("app-{n}")), AppState::Ready, Some(n), n);
+        first.net.publish_app(&app(&format!("app-{n}")), told(AppState::Ready, Some(n), n));
     }
     let second = Peer::start(config(&authority, "b", &[first.addr()])).await;
     second
@@ -367,7 +373,7 @@ async fn gossip_repairs_what_was_never_pushed() {
     let silent = Peer::start(silent).await;
     let other = Peer::start(config(&authority, "b", &[silent.addr()])).await;
     other.links_to(&[&silent]).await;
-    silent.net.publish_app(&app("shop"), AppState::Ready, None, 0);
+    silent.net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
     assert!(!other.seen.sees_app(&id("a"), "shop", AppState::Ready).await, "at second hand");
     close_all(vec![silent, other]).await;
 }
@@ -379,13 +385,13 @@ async fn a_gossip_loop_that_ends_is_started_anew_and_counted() {
     first.tuning.push_news = false;
     let first = Peer::start(first).await;
     let second = Peer::start(config(&authority, "b", &[first.addr()])).await;
-    first.net.publish_app(&app("one"), AppState::Ready, None, 0);
+    first.net.publish_app(&app("one"), told(AppState::Ready, None, 0));
     second.seen.sees_app(&id("a"), "one", AppState::Ready).await;
 
     first.net.shared.gossip.fail().await;
     let restarts = || first.net.counters().gossip_restarts.get();
     eventually("the restart", || restarts() == 1).await;
-    first.net.publish_app(&app("two"), AppState::Ready, None, 0);
+    first.net.publish_app(&app("two"), told(AppState::Ready, None, 0));
     second.seen.sees_app(&id("a"), "two", AppState::Ready).await;
     assert_eq!(restarts(), 1);
     close_all(vec![first, second]).await;
@@ -454,7 +460,7 @@ async fn a_foreign_authority_gets_nothing_even_under_the_same_cluster_name() {
     let authority = Authority::generate("demo").unwrap();
     let foreign = Authority::generate("demo").unwrap();
     let peer = Peer::start(config(&authority, "a", &[])).await;
-    peer.net.publish_app(&app("shop"), AppState::Ready, None, 0);
+    peer.net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
     let stranger = Peer::start(config(&foreign, "b", &[peer.addr()])).await;
     eventually("the refusal", || stranger.net.counters().dials_failed.get() > 1).await;
     assert!(stranger.seen.events.lock().unwrap().is_empty());
@@ -1037,7 +1043,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
         assert!(peer.net.open_hop(&id("c")).await.is_err());
     }
     // Gossip remembers it for a while, and still nobody dials it or takes it for alive.
-    peers[0].net.publish_app(&app("shop"), AppState::Ready, None, 0);
+    peers[0].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
     peers[1].seen.sees_app(&id("a"), "shop", AppState::Ready).await;
     assert_eq!(peers[1].seen.last_heard(left), Some(Heard::Left));
     assert_eq!(peers[1].net.connected(), [id("a")]);

@@ -1,0 +1,64 @@
+//! Whether peers mean the same by an app: each tells a digest of what it is, with its readiness.
+
+use std::collections::BTreeMap;
+
+use tracing::{info, warn};
+use warmhop_core::config::StartMode;
+use warmhop_core::ids::{AppName, PeerId};
+use warmhop_core::view::{Liveness, View};
+
+use crate::app::slot::Slot;
+use crate::request::node::Node;
+
+/// The peers where the app is something else, by name. Those that are gone, that do not say, and
+/// that never run it count for nothing.
+pub(crate) fn differing(slot: &Slot, view: &View) -> Vec<String> {
+    others(slot, view).map(ToString::to_string).collect()
+}
+
+fn others<'v>(slot: &Slot, view: &'v View) -> impl Iterator<Item = &'v PeerId> {
+    let spec = slot.spec();
+    let own = if spec.policy.start == StartMode::Never { 0 } else { spec.digest };
+    let name = spec.name.clone();
+    view.live_peers()
+        .filter(move |(_, belief)| {
+            let digest = belief.apps.get(&name).map_or(0, |told| told.news.digest);
+            belief.alive == Liveness::Alive && own != 0 && digest != 0 && digest != own
+        })
+        .map(|(peer, _)| peer)
+}
+
+/// Warns once of each app that peers differ about, and says when they agree again.
+#[derive(Default)]
+pub(crate) struct Watch {
+    told: BTreeMap<AppName, Vec<String>>,
+}
+
+impl Watch {
+    pub(crate) fn look(&mut self, node: &Node) {
+        let (apps, view) = (node.apps(), node.view());
+        self.told.retain(|name, _| apps.named(name).is_some());
+        for slot in &apps.slots {
+            let differ = differing(slot, &view);
+            let name = slot.name();
+            match self.told.get(name) {
+                None if differ.is_empty() => {}
+                Some(told) if *told == differ => {}
+                Some(_) if differ.is_empty() => {
+                    info!(app = %name, "every peer means the same by the app again");
+                    self.told.remove(name);
+                }
+                _ => {
+                    let peers = differ.join(", ");
+                    warn!(
+                        app = %name,
+                        peers,
+                        "the app is configured otherwise on other peers: requests are treated as \
+                         the peer they reach says; compare with `warmhop status`"
+                    );
+                    self.told.insert(name.clone(), differ);
+                }
+            }
+        }
+    }
+}

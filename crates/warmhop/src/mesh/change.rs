@@ -1,0 +1,231 @@
+//! A change of a running peer's apps: checked whole, then carried out whole.
+//!
+//! The table of apps is replaced by one store, so that a request sees the apps before the change or
+//! those after it. What leaves the table serves what it has begun, and starts nothing any more; what
+//! is changed goes on with its copy until a new one is ready.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+use warmhop_core::app::WantedBy;
+use warmhop_core::config::StartMode;
+use warmhop_core::ids::AppName;
+
+use crate::app::slot::Slot;
+use crate::app::{App, AppSpec};
+use crate::error::{ControlError, StartMeshError};
+use crate::request::apps::Apps;
+use crate::request::node::Node;
+
+/// What is to become of a running peer's apps: see
+/// [`Mesh::change_apps`](crate::Mesh::change_apps).
+#[derive(Default)]
+pub struct AppChanges {
+    added: Vec<(AppSpec, Arc<dyn App>)>,
+    changed: Vec<Changed>,
+    removed: BTreeSet<AppName>,
+}
+
+struct Changed {
+    spec: AppSpec,
+    app: Option<Arc<dyn App>>,
+    renewed: bool,
+}
+
+impl AppChanges {
+    /// No change.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// One more app.
+    #[must_use]
+    pub fn add(mut self, spec: AppSpec, app: impl App) -> Self {
+        self.added.push((spec, Arc::new(app)));
+        self
+    }
+
+    /// The app of this name is treated otherwise from here on: other requests are its own, or
+    /// another policy holds. Its copy goes on.
+    #[must_use]
+    pub fn change(mut self, spec: AppSpec) -> Self {
+        self.changed.push(Changed { spec, app: None, renewed: false });
+        self
+    }
+
+    /// As [`AppChanges::change`], and what is started is `app` from the next start on.
+    #[must_use]
+    pub fn change_starts(mut self, spec: AppSpec, app: impl App) -> Self {
+        self.changed.push(Changed { spec, app: Some(Arc::new(app)), renewed: false });
+        self
+    }
+
+    /// As [`AppChanges::change_starts`], and a copy that runs is replaced: a new one starts beside
+    /// it, and serves as soon as it is ready. If it does not become ready, the old one goes on.
+    #[must_use]
+    pub fn replace(mut self, spec: AppSpec, app: impl App) -> Self {
+        self.changed.push(Changed { spec, app: Some(Arc::new(app)), renewed: true });
+        self
+    }
+
+    /// The app of this name is no more one of this peer.
+    #[must_use]
+    pub fn remove(mut self, name: AppName) -> Self {
+        self.removed.insert(name);
+        self
+    }
+}
+
+impl fmt::Debug for AppChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppChanges")
+            .field("added", &self.added.iter().map(|(spec, _)| &spec.name).collect::<Vec<_>>())
+            .field("changed", &self.changed.iter().map(|it| &it.spec.name).collect::<Vec<_>>())
+            .field("removed", &self.removed)
+            .finish()
+    }
+}
+
+/// Makes what looks after one app.
+type Make = Box<dyn Fn(AppSpec, Arc<dyn App>) -> Arc<Slot> + Send + Sync>;
+
+/// Where apps of a running peer come from.
+pub(crate) struct Nursery {
+    make: Make,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+    /// One change after the other.
+    turn: Mutex<()>,
+}
+
+impl Nursery {
+    pub(crate) fn new(make: Make, tasks: TaskTracker, closing: CancellationToken) -> Self {
+        Self { make, tasks, closing, turn: Mutex::new(()) }
+    }
+
+    /// Lets time pass for the app, and starts it if it belongs to the boot.
+    pub(crate) fn tend(&self, slot: &Arc<Slot>) {
+        let (ticking, closing) = (Arc::clone(slot).tick(), self.closing.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = ticking => {}
+                () = closing.cancelled() => {}
+            }
+        });
+        if slot.spec().policy.start == StartMode::AtBoot {
+            slot.wanted(WantedBy::Boot);
+        }
+    }
+
+    /// Carries out all of it, or says why none of it.
+    pub(crate) fn apply(
+        &self,
+        node: &Node,
+        mut changes: AppChanges,
+        begin: impl Fn(&Slot),
+    ) -> Result<(), ControlError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = node.apps();
+        check(node, &before, &changes)?;
+        let mut slots = Vec::new();
+        let mut leaving: Vec<Arc<Slot>> =
+            before.leaving.iter().filter(|slot| !slot.has_ended()).cloned().collect();
+        for slot in &before.slots {
+            if changes.removed.contains(slot.name()) {
+                leaving.push(Arc::clone(slot));
+            } else {
+                slots.push(Arc::clone(slot));
+            }
+        }
+        let added: Vec<Arc<Slot>> =
+            changes.added.drain(..).map(|(spec, app)| (self.make)(spec, app)).collect();
+        for slot in &added {
+            begin(slot);
+        }
+        slots.extend(added.iter().cloned());
+        // Before the table is another one: an app may take over what was another's path.
+        for Changed { spec, app, renewed } in changes.changed.drain(..) {
+            info!(app = %spec.name, renewed, "changed");
+            if let Some(slot) = before.named(&spec.name) {
+                slot.change(spec, app, renewed);
+            }
+        }
+        node.put_apps(Apps::new(slots, leaving, &node.registers));
+        for slot in before.slots.iter().filter(|slot| changes.removed.contains(slot.name())) {
+            info!(app = %slot.name(), "removed");
+            slot.retire();
+            if let Some(net) = node.net() {
+                net.retract_app(slot.name());
+            }
+        }
+        for slot in &added {
+            info!(app = %slot.name(), "added");
+            slot.announce();
+            self.tend(slot);
+        }
+        node.changed.send_modify(|count| *count += 1);
+        Ok(())
+    }
+}
+
+fn check(node: &Node, before: &Apps, changes: &AppChanges) -> Result<(), ControlError> {
+    let known = |name: &AppName| before.slots.iter().any(|slot| slot.name() == name);
+    let named = changes.changed.iter().map(|it| &it.spec.name).chain(&changes.removed);
+    if let Some(name) = named.into_iter().find(|name| !known(name)) {
+        return Err(before.unknown(name));
+    }
+    let stay = before.slots.iter().filter(|slot| {
+        let changed = changes.changed.iter().any(|it| it.spec.name == *slot.name());
+        !changed && !changes.removed.contains(slot.name())
+    });
+    let mut specs: Vec<AppSpec> = stay.map(|slot| AppSpec::clone(&slot.spec())).collect();
+    specs.extend(changes.changed.iter().map(|it| it.spec.clone()));
+    specs.extend(changes.added.iter().map(|(spec, _)| spec.clone()));
+    let registers: Vec<AppName> = node.registers.iter().map(|it| it.name().clone()).collect();
+    check_apps(&specs.iter().collect::<Vec<_>>(), &registers)
+        .map_err(|error| ControlError::NotChanged { why: error.to_string() })
+}
+
+/// Two apps that claim one name, or one host and path, would be told apart by luck.
+pub(crate) fn check_apps(apps: &[&AppSpec], registers: &[AppName]) -> Result<(), StartMeshError> {
+    for (at, name) in registers.iter().enumerate() {
+        let same = |other: &&AppName| *other == name;
+        let names = apps.iter().map(|spec| &spec.name);
+        if let Some(other) = registers[..at].iter().chain(names).find(same) {
+            return Err(StartMeshError::AppsCollide {
+                first: other.to_string(),
+                second: name.to_string(),
+                what: "registers have names of their own".into(),
+            });
+        }
+    }
+    for (at, one) in apps.iter().enumerate() {
+        for other in &apps[..at] {
+            let same_host = match (&one.host, &other.host) {
+                (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
+                (None, None) => true,
+                _ => false,
+            };
+            let same_path = one.path.trim_end_matches('/') == other.path.trim_end_matches('/');
+            let what = if one.name == other.name {
+                format!("both are named {}", one.name)
+            } else if same_host && same_path {
+                let host = one.host.as_deref().unwrap_or("(any)");
+                format!("both match host {host} and path {}", one.path)
+            } else {
+                continue;
+            };
+            return Err(StartMeshError::AppsCollide {
+                first: other.name.to_string(),
+                second: one.name.to_string(),
+                what,
+            });
+        }
+    }
+    Ok(())
+}
