@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -40,6 +40,7 @@ use crate::dashboard::{self, Feed};
 use crate::process;
 pub use places::serve;
 
+pub mod life;
 pub mod operate;
 mod places;
 
@@ -134,9 +135,35 @@ fn readable<P: Peer>() -> Router<P> {
         .route("/v1/sessions/{*key}", get(session::<P>))
 }
 
+/// What who asks has to show, while it holds.
+#[derive(Clone, Default)]
+pub struct Token(Arc<RwLock<Option<Arc<str>>>>);
+
+impl Token {
+    /// `None`: nothing, on loopback.
+    #[must_use]
+    pub fn new(token: Option<&str>) -> Self {
+        Self(Arc::new(RwLock::new(token.map(Arc::from))))
+    }
+
+    /// From here on it is another one.
+    pub fn set(&self, token: Option<&str>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = token.map(Arc::from);
+    }
+
+    fn get(&self) -> Option<Arc<str>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// The routes and `more` of them, guarded by `token` or, without one, for loopback alone.
 pub fn router<P: Peer>(peer: P, token: Option<&str>, more: Router) -> Router {
-    let guard = Guard { token: token.map(Arc::from) };
+    guarded(peer, Token::new(token), more)
+}
+
+/// As [`router`], where the token may change.
+pub fn guarded<P: Peer>(peer: P, token: Token, more: Router) -> Router {
+    let guard = Guard { token };
     let feed = Feed::new();
     let watch = move |State(peer): State<P>| async move {
         feed.watch(&peer).unwrap_or_else(|| {
@@ -383,7 +410,7 @@ async fn in_time(request: Request, next: Next) -> Result<Response, Infallible> {
 
 #[derive(Clone)]
 struct Guard {
-    token: Option<Arc<str>>,
+    token: Token,
 }
 
 async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
@@ -395,7 +422,7 @@ async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Resp
 
 impl Guard {
     fn refusal(&self, method: &Method, path: &str, headers: &HeaderMap) -> Option<Response> {
-        if let Some(token) = &self.token {
+        if let Some(token) = &self.token.get() {
             let is_open = matches!(path, "/" | "/healthz" | "/readyz");
             if !is_open && !shows_token(headers, token) {
                 let mut refusal = problem(

@@ -57,7 +57,7 @@ const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An app that runs as a child process of the peer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildApp {
     /// Program and arguments.
     pub run: Vec<String>,

@@ -191,10 +191,11 @@ impl Admin {
     /// See [`AskError`].
     pub async fn lines(
         &self,
+        method: Method,
         path: &str,
         mut take: impl FnMut(&str) -> std::ops::ControlFlow<()>,
     ) -> Result<(), AskError> {
-        let head = timeout(ANSWER_TIMEOUT, self.open(Method::GET, path)).await;
+        let head = timeout(ANSWER_TIMEOUT, self.open(method, path)).await;
         let (head, mut body) =
             head.map_err(|_| AskError::Silent { url: self.url.clone() })??.into_parts();
         if !head.status.is_success() {
@@ -364,6 +365,12 @@ pub struct AppStatus {
     pub error: Option<String>,
     /// Where its sessions are kept.
     pub session: String,
+    /// The version that serves, or that a start would bring up.
+    pub version: Option<String>,
+    /// The version that the configuration names, where it is another one.
+    pub next_version: Option<String>,
+    /// The peers where it is something else.
+    pub differs_on: Vec<String>,
 }
 
 /// Requests that clients sent there, by what became of them.
@@ -384,6 +391,8 @@ pub struct Requests {
 pub struct Copy {
     /// How long until it is ready, or a start takes.
     pub eta_ms: Option<u64>,
+    /// The version that serves there.
+    pub version: Option<String>,
 }
 
 /// Another peer.

@@ -26,6 +26,7 @@ pub mod operate;
 pub mod otlp;
 pub mod process;
 pub mod redis;
+pub mod reload;
 pub mod run;
 pub mod show;
 pub mod watch;

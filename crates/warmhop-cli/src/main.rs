@@ -88,9 +88,15 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Start or stop an app on one peer.
+    /// Start, stop, restart or pause an app on one peer.
     #[command(subcommand)]
     App(App),
+    /// Have a peer read its configuration again: what can be changed while it serves is, and the
+    /// rest is named. A wrong file changes nothing; exit status 2.
+    Reload {
+        #[command(flatten)]
+        ask: Ask,
+    },
     /// Let one peer take no more traffic and give its sessions to the others.
     Drain {
         /// Return once it is drained: its sessions have other owners, and its apps serve nothing.
@@ -251,6 +257,31 @@ enum App {
         #[command(flatten)]
         ask: Ask,
     },
+    /// Start a new copy beside the one that serves there, and have it take over once it is ready; if
+    /// it does not become ready, the old one serves on; exit status 1.
+    Restart {
+        /// Its name.
+        name: String,
+        /// One peer after the other, as long as the new copies become ready.
+        #[arg(long)]
+        mesh: bool,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Hold the app down there: it stops, and starts for nobody.
+    Pause {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Let an app that was paused start again.
+    Resume {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        ask: Ask,
+    },
 }
 
 /// Which peer to ask.
@@ -362,6 +393,32 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             let path = format!("/v1/apps/{}/stop", part(&name));
             act(ask, &path, |answer| show::stopped(&name, was(answer))).await
         }),
+        Command::App(App::Restart { name, mesh: true, ask }) => in_runtime(restart_mesh(name, ask)),
+        Command::App(App::Restart { name, ask, .. }) => in_runtime(async move {
+            let (json, admin) = (ask.json, ask.listener.connect());
+            let path = format!("/v1/apps/{}/restart", part(&name));
+            let told = operate::restart(&admin, &name, &path).await?;
+            print(&if json { pretty(&told) } else { format!("the new copy of {name} serves\n") })
+        }),
+        Command::App(App::Pause { name, ask }) => in_runtime(async {
+            let path = format!("/v1/apps/{}/pause", part(&name));
+            act(ask, &path, |_| format!("{name} is held down there\n")).await
+        }),
+        Command::App(App::Resume { name, ask }) => in_runtime(async {
+            let path = format!("/v1/apps/{}/resume", part(&name));
+            act(ask, &path, |_| format!("{name} may start there again\n")).await
+        }),
+        Command::Reload { ask } => in_runtime(async {
+            let (json, admin) = (ask.json, ask.listener.connect());
+            match admin.ask(Method::POST, "/v1/reload", "/action").await {
+                Ok(told) => print(&if json { pretty(&told) } else { show::reloaded(&told) }),
+                Err(AskError::Refused { status, detail }) if status.as_u16() == 422 => {
+                    let messages = detail.lines().map(show::clean).collect();
+                    Err(Failure { messages, status: 2 })
+                }
+                Err(error) => Err(Failure::failed(error)),
+            }
+        }),
         Command::Drain { wait: true, timeout, ask } => in_runtime(async move {
             let (json, admin) = (ask.json, ask.listener.connect());
             let status = operate::drain(&admin, timeout).await?;
@@ -441,7 +498,7 @@ async fn show_lines(question: operate::Question, lines: Lines) -> Result<u8, Fai
     let (json, admin) = (ask.json, ask.listener.connect());
     let path = question.path(peer.as_ref(), lines);
     let mut written = Ok(0);
-    let shown = admin.lines(&path, |line| {
+    let shown = admin.lines(Method::GET, &path, |line| {
         let line = if json { format!("{line}\n") } else { operate::line(line) };
         written = print(&line);
         if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -451,6 +508,25 @@ async fn show_lines(question: operate::Question, lines: Lines) -> Result<u8, Fai
         _ = tokio::signal::ctrl_c() => {}
     }
     written
+}
+
+async fn restart_mesh(name: String, ask: Ask) -> Result<u8, Failure> {
+    let (json, admin) = (ask.json, ask.listener.connect());
+    let path = format!("/v1/apps/{}/restart?mesh=true", part(&name));
+    let (mut failed, mut done) = (false, false);
+    let shown = admin.lines(Method::POST, &path, |line| {
+        let (text, has_failed) = operate::step(line);
+        failed |= has_failed;
+        done |= line.contains("\"done\"");
+        let written = print(&if json { format!("{line}\n") } else { text });
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    shown.await.map_err(Failure::failed)?;
+    match (failed, done) {
+        (false, true) => Ok(0),
+        (true, _) => Ok(1),
+        (false, false) => Err(Failure::failed("the peer that was asked ended before it was done")),
+    }
 }
 
 /// One path segment: an app's name has no slash, whatever was typed.

@@ -10,6 +10,7 @@ use http::Method;
 use serde_json::{Map, Value};
 use warmhop::ids::PeerId;
 
+use crate::admin::life;
 use crate::client::{Admin, encoded};
 use crate::run::Failure;
 use crate::show::clean;
@@ -51,6 +52,43 @@ pub async fn drain(admin: &Admin, within: Option<Duration>) -> Result<Value, Fai
             )));
         }
         tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// Has a new copy of the app start beside the one that serves, and waits until it serves.
+///
+/// # Errors
+/// It cannot be asked, or the new copy did not become ready: the old one serves on.
+pub async fn restart(admin: &Admin, name: &str, path: &str) -> Result<Value, Failure> {
+    let failed = |error| Failure::failed(error);
+    let told = admin.ask(Method::POST, path, "/attempt").await.map_err(failed)?;
+    let attempt = told["attempt"].as_u64().unwrap_or_default();
+    loop {
+        let status = admin.status().await.map_err(failed)?;
+        match life::outcome(&status, name, attempt) {
+            Some(Ok(())) => return Ok(told),
+            Some(Err(why)) => {
+                let what = format!("the new copy of {name} did not become ready: {why}");
+                return Err(Failure::failed(what));
+            }
+            None => tokio::time::sleep(ASK_EVERY).await,
+        }
+    }
+}
+
+/// One step of a restart over the whole mesh, for people, and whether it failed.
+#[must_use]
+pub fn step(json: &str) -> (String, bool) {
+    let told: Value = serde_json::from_str(json).unwrap_or_default();
+    let text = |key: &str| clean(told[key].as_str().unwrap_or_default());
+    match told["state"].as_str() {
+        Some("starting") => (format!("{}: a new copy starts\n", text("peer")), false),
+        Some("serves") => (format!("{}: it serves\n", text("peer")), false),
+        Some("failed") => {
+            let (peer, error) = (text("peer"), text("error"));
+            (format!("{peer}: {error}; the old copy serves on, and nobody else was asked\n"), true)
+        }
+        _ => (String::new(), false),
     }
 }
 

@@ -4,28 +4,29 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
-use warmhop::config::{EffectsMode, SessionMode, StartMode};
+use warmhop::config::StartMode;
 use warmhop::error::StartMeshError;
 use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
 use warmhop::ids::AppName;
 use warmhop::{Builder, Mesh};
 
 use crate::access_log::{AccessLog, Writing};
-use crate::child::{ChildApp, environment, find_program};
-use crate::config::{Config, Tls};
-use crate::confine::Confine;
+use crate::child::{environment, find_program};
+use crate::config::{Config, Problem, Tls};
 use crate::cores::{self, Door};
 use crate::journal::Journal;
 #[cfg(feature = "otlp")]
 use crate::otlp;
-use crate::{admin, guard, log, notify, process, redis};
+use crate::reload::{Given, Reloader, app_of};
+use crate::{admin, log, notify, process, redis};
 
 /// How the program ends: what to tell, and the exit status.
 #[derive(Debug)]
@@ -73,10 +74,7 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
         Signals::new()
             .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?
     };
-    let (config, warnings) = Config::load(file).map_err(|problems| Failure {
-        messages: problems.iter().map(ToString::to_string).collect(),
-        status: 2,
-    })?;
+    let (config, warnings) = read(file)?;
     // An app of the same user could read the peer's memory and environment otherwise.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
@@ -88,10 +86,27 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     }
     let open_files = raise_open_files();
     let machine = Machine { open_files, threads: cores::threads(&config) };
-    let outcome = runtime.block_on(serve(&config, credentials, signals, machine, &journal));
+    let outcome = runtime.block_on(serve(file, &config, credentials, signals, machine, &journal));
     // What still runs has had its time; the guards see to the apps.
     runtime.shutdown_background();
     outcome
+}
+
+fn read(file: &Path) -> Result<(Config, Vec<Problem>), Failure> {
+    Config::load(file).map_err(|problems| Failure {
+        messages: problems.iter().map(ToString::to_string).collect(),
+        status: 2,
+    })
+}
+
+/// The configuration in `file`, where [`run`] would take it, with what it would warn of.
+///
+/// # Errors
+/// Everything that is wrong with it and with the files that it names.
+pub fn checked(file: &Path) -> Result<(Config, Vec<Problem>), Failure> {
+    let (config, warnings) = read(file)?;
+    load(&config)?;
+    Ok((config, warnings))
 }
 
 /// Whether [`run`] would refuse one of the files that `config` names, told as it would. Those that
@@ -186,6 +201,7 @@ fn load_identity(config: &Config) -> Result<Identity, Failure> {
 }
 
 async fn serve(
+    file: &Path,
     config: &Config,
     credentials: Credentials,
     mut signals: Signals,
@@ -195,7 +211,8 @@ async fn serve(
     let Credentials { identity, tls, error_page } = credentials;
     let listeners = bind(config, tls, threads).await?;
     let redis_addr = listeners.redis.as_ref().and_then(|listener| listener.local_addr().ok());
-    let mut builder = builder(config, identity, open_files, redis_addr);
+    let given = Given { open_files, redis: redis_addr };
+    let mut builder = builder(config, identity, &given);
     if let Some(page) = error_page {
         builder = builder.error_page(page);
     }
@@ -248,19 +265,17 @@ async fn serve(
     };
     let _cores = cores::serve(&mesh, others)
         .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+    let token = admin::Token::new(config.admin.token.as_deref());
+    let reloader = Reloader::new(mesh.clone(), file, config, token.clone(), given);
+    signals.reloader = Some(Arc::clone(&reloader));
     let admin = tokio::spawn(admin::serve(
         listeners.admin,
-        admin::router(
-            mesh.clone(),
-            config.admin.token.as_deref(),
-            admin::operate::routes(&mesh, journal, config.without_secrets().to_string()),
-        ),
+        admin::guarded(mesh.clone(), token, admin::operate::routes(&mesh, journal, &reloader)),
     ));
     let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
         info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
         tokio::spawn(redis::serve(listener, mesh.clone(), registers, config.session.policy.ttl))
     });
-    signals.again = Some((config.file().to_path_buf(), mesh.clone()));
     announce(config, &mesh, admin_addr);
     if let Some(each) = connections {
         info!(
@@ -317,12 +332,7 @@ fn access_log(config: &Config) -> Result<Option<(AccessLog, Writing)>, Failure> 
 }
 
 /// Everything of the mesh that needs no port yet.
-fn builder(
-    config: &Config,
-    identity: Identity,
-    open_files: Option<u64>,
-    redis: Option<SocketAddr>,
-) -> Builder {
+fn builder(config: &Config, identity: Identity, given: &Given) -> Builder {
     let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
@@ -345,31 +355,8 @@ fn builder(
         builder = builder.registers(redis_name());
     }
     for app in &config.apps {
-        let mut spec = app.spec.clone();
-        let policy = &mut spec.policy;
-        // What it writes command by command is not undone when its peer dies.
-        if config.session.redis.is_some() && policy.effects == EffectsMode::Anything {
-            policy.effects = EffectsMode::ByCommand;
-        }
-        builder = builder.app(
-            spec,
-            ChildApp {
-                run: app.run.clone(),
-                dir: app.dir.clone(),
-                inherit: app.inherit_env.clone(),
-                env_file: app.env_file.clone(),
-                env: app.env.clone(),
-                ready: app.ready.clone(),
-                alive: app.alive.clone(),
-                redis: redis.map(redis::url),
-                protocol: app.protocol,
-                carried: app.spec.policy.session == SessionMode::Portable,
-                guard: guard::executable(),
-                // Whether it can be had was looked at before; without it the app does not start.
-                confine: app.wanted.here(open_files).unwrap_or_else(|_| Confine::nobody()),
-                hidden: config.substituted.iter().cloned().collect(),
-            },
-        );
+        let (spec, child) = app_of(config, app, given);
+        builder = builder.app(spec, child);
     }
     builder
 }
@@ -544,32 +531,8 @@ fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
     }
 }
 
-/// Takes from the configuration's file what can change while the peer runs.
-fn read_again(file: &Path, mesh: &Mesh) {
-    match Config::load(file) {
-        Ok((config, _)) => {
-            let refused: Vec<String> = config.mesh.refuse.texts().collect();
-            let refused = if refused.is_empty() { "nobody".into() } else { refused.join(" ") };
-            mesh.refuse(config.mesh.refuse);
-            info!(
-                %refused,
-                "[mesh] refuse was read again; certificates are when they change, and everything \
-                 else takes a restart"
-            );
-        }
-        Err(problems) => {
-            for problem in problems {
-                warn!("{problem}");
-            }
-            warn!(
-                "the configuration is of no use, so nothing changes: mend it, and send SIGHUP again"
-            );
-        }
-    }
-}
-
-/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP is taken, too, and has
-/// a part of the configuration read again.
+/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP has
+/// the configuration read again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -577,8 +540,8 @@ struct Signals {
     reopen: Signal,
     /// What SIGUSR1 opens again.
     access: Option<Writing>,
-    /// What SIGHUP reads again, and who is told of it.
-    again: Option<(PathBuf, Mesh)>,
+    /// What SIGHUP asks.
+    reloader: Option<Arc<Reloader>>,
 }
 
 impl Signals {
@@ -589,7 +552,7 @@ impl Signals {
             hang_up: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
             access: None,
-            again: None,
+            reloader: None,
         })
     }
 
@@ -603,9 +566,10 @@ impl Signals {
                     Some(access) => access.reopen(),
                     None => info!("SIGUSR1 opens the access log again, and there is none"),
                 },
-                _ = self.hang_up.recv() => match &self.again {
-                    Some((file, mesh)) => read_again(file, mesh),
-                    None => info!("SIGHUP changes nothing before the peer serves"),
+                _ = self.hang_up.recv() => match self.reloader.clone() {
+                    // It reads files, and says itself what came of it.
+                    Some(reloader) => drop(tokio::task::spawn_blocking(move || reloader.reload())),
+                    None => info!("SIGHUP reloads the configuration, which was read just now"),
                 },
             }
         }

@@ -81,6 +81,7 @@ pub fn status(status: &Status, coloured: bool) -> String {
         ]);
     }
     apps.print(&mut text, coloured);
+    text.push_str(&versions(status));
     for app in &status.apps {
         let Some(error) = &app.error else { continue };
         let _ =
@@ -88,6 +89,65 @@ pub fn status(status: &Status, coloured: bool) -> String {
         for line in error.lines().skip(1) {
             let _ = writeln!(text, "    {}", clean(line));
         }
+    }
+    text
+}
+
+/// Which versions run where, and where peers differ; nothing where neither is to be told.
+fn versions(status: &Status) -> String {
+    let mut text = String::new();
+    for app in &status.apps {
+        let elsewhere = elsewhere(&status.peers, |peer| {
+            peer.copies.get(&app.name).and_then(|copy| copy.version.clone())
+        });
+        if let Some(version) = &app.version {
+            let _ = write!(text, "\n{} {}", clean(&app.name), clean(version));
+            if let Some(next) = &app.next_version {
+                let _ = write!(text, ", {} to come", clean(next));
+            }
+            if !elsewhere.is_empty() {
+                let _ = write!(text, "; {}", clean(&elsewhere));
+            }
+            text.push('\n');
+        }
+        if !app.differs_on.is_empty() {
+            let _ = writeln!(
+                text,
+                "\n{} is configured otherwise on {}: compare `warmhop check` there and here",
+                clean(&app.name),
+                clean(&app.differs_on.join(", "))
+            );
+        }
+    }
+    text
+}
+
+/// What `warmhop reload` prints.
+#[must_use]
+pub fn reloaded(told: &serde_json::Value) -> String {
+    let mut text = String::new();
+    let names = |key: &str| {
+        let all = told[key].as_array().into_iter().flatten();
+        all.filter_map(|name| name.as_str()).map(clean).collect::<Vec<_>>()
+    };
+    for (key, what) in [
+        ("added", "added"),
+        ("removed", "removed"),
+        ("changed", "changed"),
+        ("replaced", "replaced by a new copy once that is ready"),
+        ("applied", "holds from now on"),
+        ("needs_restart", "takes a restart of the peer"),
+    ] {
+        let names = names(key);
+        if !names.is_empty() {
+            let _ = writeln!(text, "{what}: {}", names.join(", "));
+        }
+    }
+    if text.is_empty() {
+        text.push_str("nothing has changed\n");
+    }
+    for warning in names("warnings") {
+        let _ = writeln!(text, "{warning}");
     }
     text
 }
@@ -283,7 +343,8 @@ pub(crate) fn span(span: Duration) -> String {
 
 /// Without anything that a terminal would obey, and without what shows nothing itself but changes
 /// how its neighbours are read.
-pub(crate) fn clean(text: &str) -> String {
+#[must_use]
+pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect()
 }
 

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::cmp::Ordering;
 use core::fmt;
+use core::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,13 @@ impl TryFrom<String> for AppVersion {
     type Error = InvalidId;
     fn try_from(text: String) -> Result<Self, InvalidId> {
         Self::new(&text)
+    }
+}
+
+impl FromStr for AppVersion {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Self::new(text)
     }
 }
 

@@ -155,6 +155,9 @@ fn two_are_a_pair_only_where_neither_knows_of_a_third() {
         state: AppState::Cold,
         eta_ms: None,
         in_flight: 0,
+        version: None,
+        digest: 0,
+        gone: false,
     };
     let news = News::App { peer: name(3), incarnation: inc(3), generation: 1, news: app };
     view.apply(news, Now(3), Source::Hearsay);

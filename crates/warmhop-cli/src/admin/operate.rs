@@ -5,7 +5,8 @@
 //! warmhop logs --peer peer-2 ──▶ admin listener of peer-1 ──link──▶ peer-2's service, reading only
 //! ```
 //!
-//! A member of the cluster may read another's state and log, and do nothing there.
+//! A member of the cluster may read another's state and log, have it start an app or a new copy of
+//! one ([`super::life`]), and do nothing else there.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -30,9 +31,10 @@ use warmhop::peer_service::AskPeerError;
 
 use super::problem;
 use crate::journal::{Journal, Line, Wanted};
+use crate::reload::Reloader;
 
 /// The service that peers offer to each other.
-const SERVICE: &str = "admin";
+pub(super) const SERVICE: &str = "admin";
 /// How many may follow the log at once.
 const FOLLOWERS_MAX: usize = 32;
 /// How many lines are told unless more are asked for.
@@ -46,13 +48,16 @@ struct Log {
 
 /// The routes of the admin listener: this peer's log and configuration, and what other peers tell.
 /// From here on the other peers of the cluster may ask this one, too.
-pub fn routes(mesh: &Mesh, journal: &Journal, configuration: String) -> Router {
+pub fn routes(mesh: &Mesh, journal: &Journal, reloader: &Arc<Reloader>) -> Router {
     let log = Log { journal: journal.clone(), places: Arc::new(Semaphore::new(FOLLOWERS_MAX)) };
     offer(mesh, &log);
     let here = Router::new().route("/v1/logs", get(logs)).with_state(log);
     let others =
         Router::new().route("/v1/peers/{name}/{*path}", get(of_peer)).with_state(mesh.clone());
-    here.merge(others).route("/v1/config", get(move || std::future::ready(configuration.clone())))
+    let life = super::life::routes(mesh, Arc::clone(reloader));
+    let reloader = Arc::clone(reloader);
+    let configuration = get(move || std::future::ready(reloader.configuration()));
+    here.merge(others).merge(life).route("/v1/config", configuration)
 }
 
 fn service_name() -> AppName {

@@ -135,8 +135,9 @@ pub fn markdown() -> String {
          \x20 is a number with `B`, `KiB`, `MiB` or `GiB`. A **path** is relative to the folder of the file.\n\
          * `${NAME}` stands for a variable of the peer's environment in every text but the words of an\n\
          \x20 app's `run`, which may be a shell's own; `$${` stands for `${` itself.\n\
-         * Certificates and keys are read again when their files change. Everything else takes a restart:\n\
-         \x20 one peer after the other, and no session is lost.\n\
+         * Certificates and keys are read again when their files change. `warmhop reload` applies `[[app]]`,\n\
+         \x20 `[admin] token` and `[mesh] refuse` while the peer serves; everything else takes a restart: one\n\
+         \x20 peer after the other, and no session is lost.\n\
          * For editors: `warmhop check --schema > warmhop.schema.json`, and\n\
          \x20 `#:schema ./warmhop.schema.json` in the first line of a file (Taplo, Even Better TOML).\n",
     );

@@ -156,6 +156,10 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Some(places) => writeln!(f, "concurrency = {places}")?,
         None => writeln!(f, "# concurrency is not set: a copy takes all that comes")?,
     }
+    match &spec.version {
+        Some(version) => writeln!(f, "version = {}", text(version.as_str()))?,
+        None => writeln!(f, "# version is not set: none is told")?,
+    }
     writeln!(f, "protocol = {}", value(app.protocol))?;
     for (key, name) in [("user", &app.wanted.user), ("group", &app.wanted.group)] {
         match name {

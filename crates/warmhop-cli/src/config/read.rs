@@ -18,9 +18,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use warmhop::AppSpec;
 use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
+use warmhop::{AppSpec, AppVersion};
 
 use super::{
     Admin, App, Config, Http, Peer, Place, Places, Problem, Protocol, Run, Session, cluster_name,
@@ -274,6 +274,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     }
 
     let ready = life::read_ready(&mut table, spec.host.as_deref());
+    spec.version = table.take("version").and_then(|field| field.parsed::<AppVersion>());
     let mut protocol = Protocol::default();
     table.set_enum("protocol", &["http1", "h2"], &mut protocol);
     spec.policy = read_policy(&mut table);

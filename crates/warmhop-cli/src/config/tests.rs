@@ -59,6 +59,7 @@ start = "at-boot"
 stop_when_idle = "10m"
 keep_ready = 1
 session = "portable"
+version = "1.10.2"
 effects = "session-only"
 max_wait = "1500ms"
 
@@ -119,6 +120,7 @@ fn every_key_arrives() {
     let [shop, far] = config.apps.as_slice() else { panic!("two apps") };
     assert_eq!(shop.spec.host.as_deref(), Some("shop.localhost"), "hosts have no case");
     assert_eq!(shop.spec.path, "/shop");
+    assert_eq!(shop.spec.version.as_ref().map(warmhop::AppVersion::as_str), Some("1.10.2"));
     assert_eq!(shop.run, ["sh", "-c", "exec \"$0\"\t\\ ü"]);
     assert_eq!(shop.dir, Path::new("/nowhere/apps"));
     assert_eq!(shop.inherit_env, Inherit::Only(vec!["HOME".into(), "LANG".into()]));
@@ -235,6 +237,7 @@ ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # alive is not set: asked only where requests fail or hang
 # head_timeout is not set: an answer takes as long as it takes
 # concurrency is not set: a copy takes all that comes
+# version is not set: none is told
 protocol = "http1"
 # user is not set: the peer's own
 # group is not set: the peer's own

@@ -18,7 +18,7 @@ const KINDS = {
 const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem" };
 const WHAT_KINDS = { serve: "good", hop: "hop", forward: "hop", wait: "busy", page: "busy", refuse: "bad", problem: "bad" };
 // In which order the states of copies are told.
-const ORDER = ["ready", "starting", "stopping", "failed", "cold"];
+const ORDER = ["ready", "starting", "stopping", "failed", "paused", "cold"];
 
 let token = sessionStorage.getItem("warmhop-token");
 // What the peer told last, when, and what time it was there.
@@ -197,7 +197,7 @@ function columns(status) {
 function copyOf(column, app) {
   if (!column.here) {
     const told = column.peer.copies[app.name];
-    return { peer: column.name, state: column.peer.apps[app.name] ?? null, eta: told?.eta_ms ?? null, inFlight: told?.in_flight ?? 0, waiting: 0, suspect: column.peer.state === "suspect" };
+    return { peer: column.name, state: column.peer.apps[app.name] ?? null, eta: told?.eta_ms ?? null, inFlight: told?.in_flight ?? 0, version: told?.version, waiting: 0, suspect: column.peer.state === "suspect" };
   }
   const own = app.own;
   if (!own) return { peer: column.name, here: true, state: null, inFlight: 0, waiting: 0 };
@@ -205,7 +205,7 @@ function copyOf(column, app) {
   const elsewhere = own.state === "starting" && own.eta_ms == null ? app.startTakes : null;
   const eta = own.eta_ms ?? (elsewhere == null ? null : Math.max(100, elsewhere - (own.starting_ms ?? 0)));
   const failed = own.state === "cold" && own.error != null;
-  return { peer: column.name, here: true, state: failed ? "cold, failed" : own.state, eta, elapsed: own.starting_ms, inFlight: own.in_flight, waiting: own.waiting, error: own.error, starts: own.starts };
+  return { peer: column.name, here: true, state: failed ? "cold, failed" : own.state, eta, elapsed: own.starting_ms, inFlight: own.in_flight, waiting: own.waiting, error: own.error, starts: own.starts, version: own.version, differs: own.differs_on ?? [] };
 }
 
 function drawCopy(box, app, copy) {
@@ -237,6 +237,7 @@ function drawCopy(box, app, copy) {
   if (copy.waiting) facts.push(`${copy.waiting} waiting`);
   if (copy.here && copy.state === "cold" && copy.eta != null) facts.push(`starts in about ${duration(copy.eta)}`);
   if (copy.here && copy.starts) facts.push(copy.starts === 1 ? "1 start" : `${copy.starts} starts`);
+  if (copy.version && copy.state !== null) facts.push(`version ${copy.version}`);
   if (copy.suspect) facts.push("not heard from");
   if (copy.state !== "starting") say(box.querySelector("small"), facts.join(", "));
 }
@@ -244,9 +245,11 @@ function drawCopy(box, app, copy) {
 function drawOwn(cell, app, copy) {
   drawCopy(cell, app, copy);
   let error = cell.querySelector(".error");
-  if (copy.error && copy.state !== "ready") {
+  const differs = copy.differs?.length > 0 ? `configured otherwise on ${copy.differs.join(", ")}` : null;
+  const trouble = copy.error ?? differs;
+  if (trouble) {
     if (!error) cell.append(error = make("span", "", "error"));
-    say(error, copy.error);
+    say(error, trouble);
   } else if (error) {
     error.remove();
   }

@@ -530,9 +530,8 @@ impl Slot {
     fn stop(self: &Arc<Self>, attempt: u64, grace: Duration) {
         let replaced = self.replaced().take_if(|copy| copy.attempt == attempt);
         let copy = replaced.or_else(|| {
-            let held = [self.copy.load_full(), self.aside().clone()];
-            let copy = held.into_iter().flatten().find(|copy| copy.attempt == attempt);
-            copy.filter(|copy| self.take_out(copy))
+            let mut held = [self.copy.load_full(), self.aside().clone()].into_iter().flatten();
+            held.find(|copy| copy.attempt == attempt && self.take_out(copy))
         });
         let slot = Arc::clone(self);
         tokio::spawn(async move {

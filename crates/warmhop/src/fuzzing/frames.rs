@@ -54,6 +54,7 @@ mod tests {
             http: Some("192.0.2.1:80".into()),
             zone: None,
             draining: false,
+            knows_more: false,
         };
         let app = AppNews {
             app: AppName::new("shop").unwrap(),
@@ -61,6 +62,9 @@ mod tests {
             state: AppState::Ready,
             eta_ms: Some(900),
             in_flight: 4,
+            version: None,
+            digest: 7,
+            gone: false,
         };
         let news = NewsBatch { news: vec![News::Peer(peer.clone())] };
         let hello = Hello { version: PROTOCOL_VERSION, dial: 1, peer: peer.clone() };

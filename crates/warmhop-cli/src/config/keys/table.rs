@@ -69,7 +69,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "advertise", Kind::Address, "(`listen`)", "Where the other peers reach it. Required where `listen` is an address of zeros."),
     key("mesh", "seeds", Kind::Texts, "[]", "`HOST:PORT` of peers to join, resolved again as they change. None needs to be up. One's own address is left out."),
     key("mesh", "identity", Kind::Path, "(`certs/NAME`)", "The folder of `ca.pem`, `cert.pem` and `key.pem`, as `warmhop cert peer` writes it."),
-    key("mesh", "refuse", Kind::Texts, "[]", "Members to have nothing to do with: a peer's name, or the fingerprint of a certificate, `sha256:` and 64 hexadecimal digits. SIGHUP has it read again. See [trust.md](trust.md)."),
+    key("mesh", "refuse", Kind::Texts, "[]", "Members to have nothing to do with: a peer's name, or the fingerprint of a certificate, `sha256:` and 64 hexadecimal digits. `warmhop reload` has it read again. See [trust.md](trust.md)."),
     key("mesh", "cookie_key", Kind::Paths, "(beside the identity)", "The file of the key that cookies are authenticated by, the same for every peer; or two, of which the first makes cookies and both are believed. See [deploy.md](deploy.md)."),
 
     key("admin", "listen", Kind::Address, "\"127.0.0.1:9001\"", "Where it listens. Only loopback without a token."),
@@ -100,6 +100,7 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "env", Kind::Variables, "{}", "What is added to its environment. `PORT` and `REDIS_URL` are set by the peer."),
     key("app", "env_file", Kind::Path, "(none)", "A file of lines `NAME=value`, read at each start of a copy; what `env` has comes first."),
     key("app", "inherit_env", Kind::FlagOrNames, "true", "What it inherits of the peer's environment: all, nothing but `PATH`, or `PATH` and the variables that are named."),
+    key("app", "version", Kind::Text, "(none)", "Which version of the app a start brings up, such as `1.10.2` or a date; peers tell each other, and another one is a reason to replace a copy that runs. Of two, numbers decide part by part. 1 to 64 of `A-Z a-z 0-9 . _ + -`."),
     key("app", "protocol", Kind::OneOf(&["http1", "h2"]), "\"http1\"", "What is spoken with it: HTTP/1.1 with upgrades, or HTTP/2 in clear text, as gRPC servers want it."),
     key("app", "user", Kind::Text, "(the peer's)", "Whose it is, where the peer is root. See [trust.md](trust.md)."),
     key("app", "group", Kind::Text, "(the user's)", "Of which group it is."),

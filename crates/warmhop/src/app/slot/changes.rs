@@ -54,7 +54,7 @@ impl Slot {
         }
         self.publish();
         self.ticker.notify_one();
-        self.freed.notify_waiters();
+        self.places.freed_at(&self.me);
     }
 
     /// The app is none of this peer any more: it ends what it has begun, and starts nothing.

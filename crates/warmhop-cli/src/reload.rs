@@ -1,0 +1,338 @@
+//! The configuration of a peer that serves, read again: checked whole, then applied. A wrong file
+//! changes nothing.
+//!
+//! Apps, the admin token and the members that are refused change while the peer serves. Everything else is bound to what the peer
+//! was made of, such as its ports: what the file says of it otherwise is named, and takes a restart.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use tracing::{info, warn};
+use warmhop::config::{EffectsMode, SessionMode, StartMode};
+use warmhop::identity::RefusedPeers;
+use warmhop::{AppChanges, AppSpec, Mesh};
+
+use crate::admin::Token;
+use crate::child::ChildApp;
+use crate::config::{App, Config};
+use crate::confine::Confine;
+use crate::run::{Failure, checked};
+use crate::{guard, redis};
+
+/// What a peer's apps are given of the peer.
+#[derive(Debug, Clone)]
+pub struct Given {
+    /// The limit of open files; absent: the peer's own.
+    pub open_files: Option<u64>,
+    /// Where the Redis-speaking endpoint listens, if there is one.
+    pub redis: Option<SocketAddr>,
+}
+
+/// What a reload did.
+#[derive(Debug, Default, Serialize)]
+pub struct Reloaded {
+    /// Always `reload`.
+    pub action: &'static str,
+    /// Apps that are new here.
+    pub added: Vec<String>,
+    /// Apps that are none of this peer any more.
+    pub removed: Vec<String>,
+    /// Apps that are treated otherwise; their copies go on.
+    pub changed: Vec<String>,
+    /// Apps whose copies are replaced by new ones, each once that is ready.
+    pub replaced: Vec<String>,
+    /// What else holds from now on.
+    pub applied: Vec<String>,
+    /// What the file says otherwise than this peer does until it is restarted.
+    pub needs_restart: Vec<String>,
+    /// What is legal in the file and will not work yet.
+    pub warnings: Vec<String>,
+}
+
+/// A peer's way to its configuration.
+pub struct Reloader {
+    mesh: Mesh,
+    file: PathBuf,
+    token: Token,
+    given: Given,
+    /// What holds now, but for what needs a restart.
+    current: Mutex<Config>,
+}
+
+impl Reloader {
+    /// For the peer that runs by `config`, as `file` had it.
+    #[must_use]
+    pub fn new(mesh: Mesh, file: &Path, config: &Config, token: Token, given: Given) -> Arc<Self> {
+        let (file, current) = (file.to_path_buf(), Mutex::new(config.clone()));
+        Arc::new(Self { mesh, file, token, given, current })
+    }
+
+    /// The configuration that holds, without secrets.
+    #[must_use]
+    pub fn configuration(&self) -> String {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).without_secrets().to_string()
+    }
+
+    /// Reads the file, and applies what it says.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it; nothing was changed.
+    pub fn reload(&self) -> Result<Reloaded, Failure> {
+        let reloaded = self.try_reload();
+        match &reloaded {
+            Ok(told) => {
+                info!(
+                    added = %told.added.join(" "),
+                    removed = %told.removed.join(" "),
+                    changed = %told.changed.join(" "),
+                    replaced = %told.replaced.join(" "),
+                    applied = %told.applied.join(" "),
+                    needs_restart = %told.needs_restart.join(" "),
+                    "reloaded the configuration"
+                );
+                for warning in &told.warnings {
+                    warn!("{warning}");
+                }
+            }
+            Err(failure) => {
+                for message in &failure.messages {
+                    warn!("the configuration was not reloaded, and nothing was changed: {message}");
+                }
+            }
+        }
+        reloaded
+    }
+
+    fn try_reload(&self) -> Result<Reloaded, Failure> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let (config, warnings) = checked(&self.file)?;
+        let mut told = Reloaded {
+            action: "reload",
+            needs_restart: differing(&current, &config),
+            warnings: warnings.iter().map(ToString::to_string).collect(),
+            ..Reloaded::default()
+        };
+        let changes = self.changes(&current, &config, &mut told);
+        self.mesh.change_apps(changes).map_err(|error| {
+            Failure::usage(config.problem("app", error.to_string(), "mend the file, and reload it"))
+        })?;
+        let same_door = current.admin.listen == config.admin.listen;
+        if same_door {
+            if current.admin.token != config.admin.token {
+                told.applied.push("admin.token".into());
+            }
+            self.token.set(config.admin.token.as_deref());
+        } else if current.admin.token != config.admin.token {
+            // The listener that there is may need the token that it has.
+            told.needs_restart.push("admin.token".into());
+        }
+        if current.mesh.refuse != config.mesh.refuse {
+            let names: Vec<String> = config.mesh.refuse.texts().collect();
+            let refused = if names.is_empty() { "nobody".into() } else { names.join(" ") };
+            info!(%refused, "[mesh] refuse was read again");
+            told.applied.push("mesh.refuse".into());
+            self.mesh.refuse(config.mesh.refuse.clone());
+        }
+        current.mesh.refuse = config.mesh.refuse;
+        current.apps = config.apps;
+        current.substituted = config.substituted;
+        if same_door {
+            current.admin.token = config.admin.token;
+        }
+        Ok(told)
+    }
+
+    fn changes(&self, before: &Config, after: &Config, told: &mut Reloaded) -> AppChanges {
+        let mut changes = AppChanges::new();
+        for app in &before.apps {
+            if !after.apps.iter().any(|other| other.spec.name == app.spec.name) {
+                told.removed.push(app.spec.name.to_string());
+                changes = changes.remove(app.spec.name.clone());
+            }
+        }
+        for app in &after.apps {
+            let name = app.spec.name.to_string();
+            let (spec, child) = app_of(after, app, &self.given);
+            let Some(old) = before.apps.iter().find(|old| old.spec.name == app.spec.name) else {
+                told.added.push(name);
+                changes = changes.add(spec, child);
+                continue;
+            };
+            let (old_spec, old_child) = app_of(before, old, &self.given);
+            changes = if is_another(&old_spec, &old_child, &spec, &child) {
+                told.replaced.push(name);
+                changes.replace(spec, child)
+            } else if old_child != child {
+                told.changed.push(name);
+                changes.change_starts(spec, child)
+            } else if old_spec != spec {
+                told.changed.push(name);
+                changes.change(spec)
+            } else {
+                changes
+            };
+        }
+        changes
+    }
+}
+
+/// Whether a copy of the one would not do for the other. How it is asked whether it is ready or
+/// well says nothing of what it is.
+fn is_another(old_spec: &AppSpec, old: &ChildApp, new_spec: &AppSpec, new: &ChildApp) -> bool {
+    let asked_alike = ChildApp {
+        ready: new.ready.clone(),
+        alive: new.alive.clone(),
+        hidden: new.hidden.clone(),
+        ..old.clone()
+    };
+    old_spec.version != new_spec.version || asked_alike != *new
+}
+
+/// One app as the mesh has it.
+#[must_use]
+pub fn app_of(config: &Config, app: &App, given: &Given) -> (AppSpec, ChildApp) {
+    let mut spec = app.spec.clone();
+    // What it writes command by command is not undone when its peer dies.
+    if given.redis.is_some() && spec.policy.effects == EffectsMode::Anything {
+        spec.policy.effects = EffectsMode::ByCommand;
+    }
+    spec.digest = digest(app);
+    let child = ChildApp {
+        run: app.run.clone(),
+        dir: app.dir.clone(),
+        inherit: app.inherit_env.clone(),
+        env_file: app.env_file.clone(),
+        env: app.env.clone(),
+        ready: app.ready.clone(),
+        alive: app.alive.clone(),
+        redis: given.redis.map(redis::url),
+        protocol: app.protocol,
+        carried: app.spec.policy.session == SessionMode::Portable,
+        guard: guard::executable(),
+        // Whether it can be had was looked at before; without it the app does not start.
+        confine: app.wanted.here(given.open_files).unwrap_or_else(|_| Confine::nobody()),
+        hidden: config.substituted.iter().cloned().collect(),
+    };
+    (spec, child)
+}
+
+/// What an app is, in a number that peers compare. What may well differ from one machine to the next
+/// is left out: folders, the environment, when a copy starts.
+fn digest(app: &App) -> u64 {
+    let (spec, policy) = (&app.spec, &app.spec.policy);
+    if policy.start == StartMode::Never {
+        return 0;
+    }
+    let what = format!(
+        "{:?}",
+        (
+            (&spec.host, &spec.path, &spec.version, &app.run, app.protocol),
+            (policy.session, policy.effects, policy.keep_ready, policy.concurrency),
+            (policy.max_wait, policy.head_timeout, policy.stop_when_idle, &app.ready.path),
+        )
+    );
+    let hash = ring::digest::digest(&ring::digest::SHA256, what.as_bytes());
+    let bytes = hash.as_ref().first_chunk::<8>().copied().unwrap_or_default();
+    u64::from_be_bytes(bytes).max(1)
+}
+
+/// The keys whose new value takes a restart: `http.listen`.
+fn differing(before: &Config, after: &Config) -> Vec<String> {
+    let (before, after) = (settings(before), settings(after));
+    let tables: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut keys = Vec::new();
+    for name in tables {
+        match (before.get(name), after.get(name)) {
+            (Some(toml::Value::Table(old)), Some(toml::Value::Table(new))) => {
+                let inner: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+                let differ = inner.into_iter().filter(|key| old.get(*key) != new.get(*key));
+                keys.extend(differ.map(|key| format!("{name}.{key}")));
+            }
+            (old, new) if old != new => keys.push(name.clone()),
+            _ => {}
+        }
+    }
+    keys
+}
+
+/// All but what changes while the peer serves, with every default filled in.
+fn settings(config: &Config) -> toml::Table {
+    let mut bare = config.clone();
+    bare.apps.clear();
+    bare.admin.token = None;
+    bare.mesh.refuse = RefusedPeers::default();
+    // What is printed reads back.
+    bare.to_string().parse().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let text = format!("[peer]\nname = 'p'\n{text}");
+        Config::parse(Path::new("/nowhere/warmhop.toml"), &text).unwrap().0
+    }
+
+    fn app(keys: &str) -> Config {
+        config(&format!("[[app]]\nname = 'shop'\nrun = ['sh']\nready = {{ path = '/' }}\n{keys}"))
+    }
+
+    fn is_replaced(before: &Config, after: &Config) -> bool {
+        let given = Given { open_files: None, redis: None };
+        let (old_spec, old) = app_of(before, &before.apps[0], &given);
+        let (new_spec, new) = app_of(after, &after.apps[0], &given);
+        is_another(&old_spec, &old, &new_spec, &new)
+    }
+
+    #[test]
+    fn a_copy_is_replaced_where_another_one_would_be_started_and_left_alone_where_not() {
+        let before = app("");
+        for keys in [
+            "version = '2'",
+            "env = { A = '1' }",
+            "dir = '/tmp'",
+            "protocol = 'h2'",
+            "session = 'portable'",
+        ] {
+            assert!(is_replaced(&before, &app(keys)), "{keys}");
+        }
+        for keys in [
+            "max_wait = '3s'",
+            "keep_ready = 1",
+            "match = { path = '/a' }",
+            "alive = { path = '/' }",
+            "head_timeout = '3s'",
+        ] {
+            assert!(!is_replaced(&before, &app(keys)), "{keys}");
+        }
+    }
+
+    #[test]
+    fn peers_mean_the_same_by_an_app_that_differs_in_its_machine_alone() {
+        let of = |keys: &str| digest(&app(keys).apps[0]);
+        for keys in ["env = { A = '1' }", "dir = '/tmp'", "start = 'at-boot'"] {
+            assert_eq!(of(""), of(keys), "{keys}");
+        }
+        for keys in
+            ["version = '2'", "session = 'pinned'", "match = { path = '/a' }", "concurrency = 3"]
+        {
+            assert_ne!(of(""), of(keys), "{keys}");
+        }
+        assert_eq!(of("start = 'never'"), 0);
+    }
+
+    #[test]
+    fn what_takes_a_restart_is_named_by_its_key() {
+        let before = config("");
+        let after = config(
+            "zone = 'b'\n[http]\nlisten = ['127.0.0.1:1']\n[session]\nttl = '1h'\n[admin]\n\
+             token = '0123456789abcdef'\n[[app]]\nname = 'shop'\nrun = ['sh']\n",
+        );
+        assert_eq!(differing(&before, &after), ["http.listen", "peer.zone", "session.ttl"]);
+        assert!(differing(&before, &before).is_empty());
+    }
+}
