@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -335,6 +336,47 @@ impl Config {
             *value = "(not shown)".into();
         }
         shown
+    }
+
+    /// The same, with what an app's env took from the environment left out: what `warmhop check` prints
+    /// is kept in logs.
+    #[must_use]
+    pub fn without_substituted(&self) -> Self {
+        let taken = self.substituted.iter().filter_map(|name| std::env::var(name).ok());
+        let taken: Vec<String> = taken.filter(|value| !value.is_empty()).collect();
+        let mut shown = self.clone();
+        for value in shown.apps.iter_mut().flat_map(|app| app.env.values_mut()) {
+            if taken.iter().any(|taken| value.contains(taken.as_str())) {
+                *value = "(not shown)".into();
+            }
+        }
+        shown
+    }
+
+    /// Warnings about files of keys, and of the admin token, that every user of this machine may read,
+    /// apps among them.
+    pub fn exposed_keys(&self) -> impl Iterator<Item = Problem> {
+        let tls = self.http.tls.iter().map(|tls| ("http.tls", tls.key.clone()));
+        let own = ("mesh.identity", self.mesh.identity.join("key.pem"));
+        let beside = ("mesh.identity", self.mesh.identity.join("cookie.key"));
+        let cookies = self.mesh.cookie_key.iter().map(|file| ("mesh.cookie_key", file.clone()));
+        let itself = Some(("admin.token", self.places.file.clone())).filter(|(_, file)| {
+            // A pipe is read once; and a token of the environment is not in the file.
+            if !std::fs::metadata(file).is_ok_and(|meta| meta.is_file()) {
+                return false;
+            }
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            self.admin.token.as_ref().is_some_and(|token| text.contains(token.as_str()))
+        });
+        let keys = tls.chain([own, beside]).chain(cookies).chain(itself);
+        let exposed = keys.filter(|(_, file)| {
+            std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+        });
+        exposed.map(|(key, file)| {
+            let what = format!("every user of this machine may read {}", file.display());
+            let remedy = format!("chmod 600 {}", file.display());
+            Problem { is_warning: true, ..self.problem(key, what, remedy) }
+        })
     }
 
     /// The file that it was read from.

@@ -485,12 +485,13 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
     let (config, warnings) =
         Config::load(file).map_err(|problems| Failure { messages: told(problems), status: 2 })?;
     let mut stderr = std::io::stderr().lock();
-    let warnings = warnings.into_iter().chain(config.apps_as_root()).collect();
+    let of_keys = config.exposed_keys();
+    let warnings = warnings.into_iter().chain(config.apps_as_root()).chain(of_keys).collect();
     for warning in told(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }
     run::check(&config)?;
-    print(&config.to_string())
+    print(&config.without_substituted().to_string())
 }
 
 async fn show_lines(question: operate::Question, lines: Lines) -> Result<u8, Failure> {

@@ -81,7 +81,7 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     let journal = log::start(format).map_err(Failure::usage)?;
     // Before the warnings: what is missing is an error here, and one message is enough.
     let credentials = load(&config)?;
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(config.exposed_keys()) {
         warn!("{warning}");
     }
     let open_files = raise_open_files();

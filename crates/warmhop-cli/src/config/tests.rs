@@ -525,6 +525,49 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
 }
 
 #[test]
+fn what_an_apps_env_took_from_the_environment_is_not_shown() {
+    // Cargo tells it to whatever it starts.
+    let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\n\
+         env = { A = 'x${CARGO_PKG_NAME}', B = 'plain' }\n";
+    let (config, _) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
+    assert_eq!(config.apps[0].env["A"], concat!("x", env!("CARGO_PKG_NAME")));
+    let shown = config.without_substituted();
+    assert_eq!(shown.apps[0].env["A"], "(not shown)");
+    assert_eq!(shown.apps[0].env["B"], "plain");
+}
+
+#[test]
+fn a_key_that_every_user_may_read_is_told_with_the_remedy() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = std::env::temp_dir().join(format!("warmhop-exposed-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let text = format!("[peer]\nname = 'p'\n[mesh]\nidentity = '{}'\n", dir.display());
+    let (config, _) = Config::parse(Path::new("/tmp/warmhop.toml"), &text).unwrap();
+    let told = || config.exposed_keys().map(|problem| problem.to_string()).collect::<Vec<_>>();
+    for name in ["key.pem", "cookie.key"] {
+        let file = dir.join(name);
+        std::fs::write(&file, "secret").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(told().is_empty(), "{:?}", told());
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let told = told();
+        let part = format!("every user of this machine may read {}; chmod 600", file.display());
+        assert!(told.len() == 1 && told[0].contains(&part), "{told:?}");
+        std::fs::remove_file(&file).unwrap();
+    }
+    let file = dir.join("warmhop.toml");
+    let text = format!("{text}[admin]\ntoken = 'sesame-sesame-sesame'\n");
+    std::fs::write(&file, &text).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (config, _) = Config::parse(&file, &text).unwrap();
+    let told: Vec<String> = config.exposed_keys().map(|problem| problem.to_string()).collect();
+    assert!(told.len() == 1 && told[0].contains("admin.token: every user"), "{told:?}");
+    assert!(!told[0].contains("sesame"), "{told:?}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     let file = Path::new("/nowhere/at-all.toml");
     let told = Config::load(file).unwrap_err();
