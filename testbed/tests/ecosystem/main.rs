@@ -15,6 +15,7 @@ mod metrics;
 mod pages;
 mod pinned;
 mod proxied;
+mod redis_commands;
 mod sessions;
 mod streams;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         pages::trials(),
         pinned::trials(),
         proxied::trials(),
+        redis_commands::trials(),
         sessions::trials(),
         streams::trials(),
     ];

@@ -594,6 +594,21 @@ async fn what_is_asked_out_of_form_is_answered_as_redis_does() {
     it.asks("CONFIG GET databases", array(&["databases", "16"])).await;
     it.asks(&format!("KEYS {}", "a".repeat(1025)), "-ERR a pattern has at most 1024 bytes\r\n")
         .await;
+    for command in ["LPOP l x", "RPOP l -1", "ZPOPMIN z 1.5", "SPOP s x"] {
+        it.asks(command, "-ERR value is out of range, must be positive\r\n").await;
+    }
+    it.asks("HINCRBYFLOAT k f inf", "-ERR value is NaN or Infinity\r\n").await;
+    // Of a key that is not there, what follows its name is not looked at.
+    for (command, none) in [("GETEX no EX -1", "$-1\r\n"), ("LINDEX no x", "$-1\r\n")] {
+        it.asks(command, none).await;
+    }
+    it.asks("BITCOUNT no x y", ":0\r\n").await;
+    it.asks("SET bits ab", "+OK\r\n").await;
+    for (range, ones) in
+        [("", 6), (" 1 1", 3), (" 1 9 BIT", 4), (" -1 -1 BYTE", 3), (" 9 1 BIT", 0)]
+    {
+        it.asks(&format!("BITCOUNT bits{range}"), format!(":{ones}\r\n")).await;
+    }
     it.asks("MULTI", "+OK\r\n").await;
     let why = "wrong number of arguments for 'exec' command";
     it.asks("EXEC x", format!("-EXECABORT Transaction discarded because of: {why}\r\n")).await;

@@ -109,7 +109,9 @@ pub(super) fn incr_by(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 }
 
 pub(super) fn incr_by_float(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    super::float(&args[3])?;
+    if !super::float(&args[3])?.is_finite() {
+        return Err(Reply::error("ERR", "value is NaN or Infinity"));
+    }
     room.write(&args[1], |hash: &mut Hash| {
         let held = hash.get(&args[2]).map(|value| &value[..]);
         let sum = Bytes::from(add_float(held, &args[3], "hash value")?);

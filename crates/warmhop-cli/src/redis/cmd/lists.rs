@@ -90,10 +90,9 @@ fn place(at: i64, len: usize) -> Option<usize> {
 }
 
 pub(super) fn index(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let Some(list) = room.read::<List>(&args[1])? else { return Ok(Reply::Null) };
     let at = number(&args[2])?;
-    let list = room.read::<List>(&args[1])?;
-    let found = list.and_then(|list| list.get(place(at, list.len())?));
-    Ok(Reply::optional(found.cloned()))
+    Ok(Reply::optional(place(at, list.len()).and_then(|at| list.get(at)).cloned()))
 }
 
 pub(super) fn set(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
@@ -214,10 +213,10 @@ fn move_between(
     (from, to): (&Bytes, &Bytes),
     (out, into): (End, End),
 ) -> Result<Reply, Reply> {
-    room.read::<List>(to)?;
     if room.read::<List>(from)?.is_none() {
         return Ok(Reply::Null);
     }
+    room.read::<List>(to)?;
     let element = room.write(from, |list: &mut List| {
         let element = out.pop(list);
         Ok((element.is_some(), element))

@@ -418,7 +418,7 @@ fn float(text: &[u8]) -> Result<f64, Reply> {
 /// A count that is not below 0.
 fn count(text: &[u8]) -> Result<usize, Reply> {
     let out_of_range = || Reply::error("ERR", "value is out of range, must be positive");
-    usize::try_from(number(text)?).map_err(|_| out_of_range())
+    number(text).ok().and_then(|count| usize::try_from(count).ok()).ok_or_else(out_of_range)
 }
 
 /// A command's name in capitals, or another of its words.

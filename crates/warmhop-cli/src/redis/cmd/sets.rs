@@ -130,8 +130,9 @@ pub(super) fn pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 /// `SMOVE`.
 pub(super) fn move_one(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let (from, to, member) = (&args[1], &args[2], &args[3]);
+    let Some(set) = room.read::<Set>(from)? else { return Ok(Reply::Number(0)) };
+    let is_there = set.contains(member);
     room.read::<Set>(to)?;
-    let is_there = room.read::<Set>(from)?.is_some_and(|set| set.contains(member));
     if !is_there || from == to {
         return Ok(flag(is_there));
     }

@@ -141,23 +141,27 @@ pub(super) fn get_del(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `GETEX`.
 pub(super) fn get_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let end = match args[2..].iter().map(|it| word(it)).collect::<Vec<_>>().as_slice() {
+    let words: Vec<String> = args[2..].iter().map(|it| word(it)).collect();
+    let timed_by = match words.as_slice() {
         [] => None,
         [persist] if persist == "PERSIST" => Some(None),
-        [form, count] => {
-            let form = Timed::of(form).ok_or_else(syntax)?;
-            Some(Some(timed(number(count.as_bytes())?, form, room.now, "getex")?))
-        }
+        [form, count] => Some(Some((Timed::of(form).ok_or_else(syntax)?, count.as_bytes()))),
         _ => return Err(syntax()),
     };
-    let held = room.string(&args[1])?.cloned();
+    // As Redis does: of a key that is not there, the time is not looked at.
+    let Some(held) = room.string(&args[1])?.cloned() else { return Ok(Reply::Null) };
+    let end = match timed_by {
+        None => None,
+        Some(None) => Some(None),
+        Some(Some((form, count))) => Some(Some(timed(number(count)?, form, room.now, "getex")?)),
+    };
     let is_endless = room.entry(&args[1]).is_some_and(|entry| entry.end.is_none());
     if let Some(end) = end
         && !(end.is_none() && is_endless)
     {
         room.end(&args[1], end);
     }
-    Ok(Reply::optional(held))
+    Ok(Reply::Bytes(held))
 }
 
 /// `DELEX`: deletes a key if it holds what is said.
@@ -298,17 +302,25 @@ pub(super) fn set_bit(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(Reply::Number(i64::from(before)))
 }
 
-/// `BITCOUNT`, by bytes.
+/// `BITCOUNT`, by bytes or by bits.
 pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let held = room.string(&args[1])?.cloned().unwrap_or_default();
-    let places = match args.len() {
-        2 => 0..held.len(),
-        4 => super::span(number(&args[2])?, number(&args[3])?, held.len()),
-        5 if word(&args[4]) == "BYTE" => {
-            super::span(number(&args[2])?, number(&args[3])?, held.len())
-        }
+    let Some(held) = room.string(&args[1])?.cloned() else { return Ok(Reply::Number(0)) };
+    let bounds = match &args[2..] {
+        [] => None,
+        [start, stop] | [start, stop, _] => Some((number(start)?, number(stop)?)),
         _ => return Err(syntax()),
     };
-    let ones = held[places].iter().map(|byte| i64::from(byte.count_ones())).sum();
-    Ok(Reply::Number(ones))
+    let by_bits = match args.get(4).map(|unit| word(unit)) {
+        None => false,
+        Some(unit) if unit == "BYTE" => false,
+        Some(unit) if unit == "BIT" => true,
+        Some(_) => return Err(syntax()),
+    };
+    let len = if by_bits { held.len() * 8 } else { held.len() };
+    let places = bounds.map_or(0..len, |(start, stop)| super::span(start, stop, len));
+    let ones = match by_bits {
+        true => places.filter(|at| held[at / 8] & (0x80 >> (at % 8)) != 0).count(),
+        false => held[places].iter().map(|byte| byte.count_ones() as usize).sum(),
+    };
+    Ok(length(ones))
 }
