@@ -1,5 +1,7 @@
 //! Tunables: each with its meaning, unit, safe range and default.
 
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +91,58 @@ pub struct AppPolicy {
     pub head_timeout: Option<Duration>,
     /// How many requests one copy serves at once. 1 to 100,000. Default: as many as come.
     pub concurrency: Option<u32>,
+    /// Whether more peers start a copy where those that are ready are busy; heeded only beside
+    /// `concurrency`. Default: no.
+    pub scale: Option<ScalePolicy>,
+    /// Which requests do not start the app. Default: all do.
+    pub wake: WakePolicy,
+}
+
+/// How many copies of a busy app run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScalePolicy {
+    /// From this part of its places on a copy is busy, in percent. 1 to 100. Default: 80.
+    pub at_percent: u32,
+    /// At most so many copies are ready across the mesh for that. 2 to 64. Default: 3.
+    pub max: u32,
+}
+
+impl Default for ScalePolicy {
+    fn default() -> Self {
+        Self { at_percent: 80, max: 3 }
+    }
+}
+
+/// Requests that do not start an app, and do not keep it from being idle: those of whoever only asks
+/// whether it is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WakePolicy {
+    /// Parts of `User-Agent`, whatever their case.
+    pub not_user_agent: Vec<String>,
+    /// Paths, or with `*` behind their beginnings.
+    pub not_path: Vec<String>,
+}
+
+impl WakePolicy {
+    /// Whether every request wakes the app.
+    #[must_use]
+    pub fn is_for_all(&self) -> bool {
+        self.not_user_agent.is_empty() && self.not_path.is_empty()
+    }
+
+    /// Whether a request of this path, by this program, wakes the app.
+    #[must_use]
+    pub fn wakes(&self, user_agent: &[u8], path: &str) -> bool {
+        let has = |part: &String| {
+            let part = part.as_bytes();
+            user_agent.windows(part.len().max(1)).any(|here| here.eq_ignore_ascii_case(part))
+        };
+        let is = |wanted: &String| match wanted.strip_suffix('*') {
+            Some(beginning) => path.starts_with(beginning),
+            None => path == wanted,
+        };
+        !self.not_user_agent.iter().any(has) && !self.not_path.iter().any(is)
+    }
 }
 
 /// How a ready copy is asked whether it lives.
@@ -124,6 +178,8 @@ impl Default for AppPolicy {
             alive: AlivePolicy::default(),
             head_timeout: None,
             concurrency: None,
+            scale: None,
+            wake: WakePolicy::default(),
         }
     }
 }
@@ -191,5 +247,32 @@ impl Default for SessionPolicy {
             forget_grace: Duration::from_secs(60),
             cookie: CookieSpec::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_is_known_by_a_part_of_its_name_or_by_its_path() {
+        let text = |words: &[&str]| words.iter().map(|word| String::from(*word)).collect();
+        let wake = WakePolicy {
+            not_user_agent: text(&["kube-probe", "GoogleHC"]),
+            not_path: text(&["/healthz", "/status/*"]),
+        };
+        for (agent, path, wakes) in [
+            ("Mozilla/5.0", "/", true),
+            ("", "/", true),
+            ("Kube-Probe/1.30", "/", false),
+            ("GoogleHC/1.0", "/anything", false),
+            ("curl/8", "/healthz", false),
+            ("curl/8", "/healthz/more", true),
+            ("curl/8", "/status/live", false),
+            ("curl/8", "/status", true),
+        ] {
+            assert_eq!(wake.wakes(agent.as_bytes(), path), wakes, "{agent} {path}");
+        }
+        assert!(!wake.is_for_all() && WakePolicy::default().is_for_all());
     }
 }

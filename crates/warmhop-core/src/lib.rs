@@ -127,6 +127,7 @@ pub mod octets;
 pub mod queue;
 pub mod rank;
 pub mod route;
+pub mod scale;
 pub mod session;
 pub mod version;
 pub mod view;

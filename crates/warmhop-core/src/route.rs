@@ -156,6 +156,9 @@ pub struct Question<'a> {
     pub waited: Duration,
     /// Where it stands among those that wait for a place.
     pub queued: Queued,
+    /// It starts the app nowhere, and waits for no start: see
+    /// [`WakePolicy`](crate::config::WakePolicy).
+    pub never_wakes: bool,
     /// How many starts here have failed since it came.
     pub failed_starts: u32,
     /// Random bits: which two candidates are compared.
@@ -317,6 +320,7 @@ pub enum Reason {
 /// | --- | --- | --- | --- |
 /// | [`NotReadyHere`](Self::NotReadyHere) | 503 | `destination_unavailable` | the start's estimate |
 /// | [`Draining`](Self::Draining) | 503 | `destination_unavailable` | 1 s: another peer can take it |
+/// | [`NotWoken`](Self::NotWoken) | 503 | `destination_unavailable` | the start's estimate |
 /// | [`StartFailed`](Self::StartFailed) | 503 | `destination_unavailable` | back-off and start |
 /// | [`WaitFull`](Self::WaitFull) | 503 | `connection_limit_reached` | the start's estimate |
 /// | [`WaitedTooLong`](Self::WaitedTooLong) | 503 | `destination_unavailable` | the start's estimate |
@@ -335,6 +339,11 @@ pub enum Refusal {
     },
     /// This peer is leaving, and nobody else has the app ready or starting.
     Draining,
+    /// The app is ready nowhere, and the request is not to start it.
+    NotWoken {
+        /// How long until the first copy should be ready, or a start would take.
+        retry_after: Duration,
+    },
     /// The app does not start here, and nobody else has it ready or starting.
     StartFailed {
         /// How long until the next start should be ready.
@@ -397,6 +406,7 @@ impl Refusal {
             }
             Self::NotReadyHere { .. }
             | Self::Draining
+            | Self::NotWoken { .. }
             | Self::StartFailed { .. }
             | Self::WaitedTooLong { .. }
             | Self::NobodyAnswered { .. }
@@ -409,6 +419,7 @@ impl Refusal {
     pub fn retry_after_s(&self) -> u64 {
         let wait = match self {
             Self::NotReadyHere { retry_after, .. }
+            | Self::NotWoken { retry_after }
             | Self::StartFailed { retry_after }
             | Self::WaitFull { retry_after, .. }
             | Self::QueueFull { retry_after, .. }
@@ -428,6 +439,7 @@ impl Refusal {
         match self {
             Self::NotReadyHere { .. } => "not_ready_here",
             Self::Draining => "draining",
+            Self::NotWoken { .. } => "not_woken",
             Self::StartFailed { .. } => "start_failed",
             Self::WaitFull { .. } => "wait_full",
             Self::WaitedTooLong { .. } => "waited_too_long",
@@ -492,7 +504,8 @@ fn at_front_door(q: &Question<'_>) -> Decision {
     // Whoever waits for the copy that stops may as well have begun the next.
     let start_here = matches!(q.local.state, AppState::Cold | AppState::Stopping)
         && q.app.start != StartMode::Never
-        && !q.draining;
+        && !q.draining
+        && !q.never_wakes;
     let decision = |action, reason, pin_lost| Decision {
         action,
         reason,
@@ -757,6 +770,11 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
     let best_eta = q.candidates.iter().filter(starting).filter_map(|c| c.eta).chain(here).min();
     let retry_after = best_eta.unwrap_or(RETRY_AFTER_DEFAULT);
 
+    if q.never_wakes {
+        let refusal = Refusal::NotWoken { retry_after };
+        let (action, reason) = (Action::Refuse(refusal.clone()), Reason::Refused(refusal));
+        return Decision { action, reason, start_here: false, ask_to_start: None, pin_lost: None };
+    }
     let nobody_starts = !starting_here && elsewhere.is_none();
     let ask_to_start = nobody_starts.then(|| first_able(q)).flatten();
     let failed = nobody_starts && q.local.state == AppState::Failed && ask_to_start.is_none();

@@ -60,6 +60,7 @@ fn question<'a>(app: &'a AppPolicy, candidates: &'a [Candidate<'a>]) -> Question
         attempt_budget: ATTEMPTS_MAX,
         waited: Duration::ZERO,
         queued: Queued::default(),
+        never_wakes: false,
         failed_starts: 0,
         dice: 0,
     }
@@ -173,6 +174,7 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
             attempt_budget: one_of(3),
             waited: Duration::from_secs(waited_s),
             queued: standings[(asked / 7) % 4],
+            never_wakes: (asked / 28).is_multiple_of(5),
             failed_starts: waited_s as u32 / 10,
             dice: all_dice[which % 3],
         };
@@ -195,6 +197,7 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
         "nobody_answered",
         "nobody_starts",
         "not_ready_here",
+        "not_woken",
         "pinned_here",
         "pinned_peer_unreachable",
         "pinned_there",
@@ -287,6 +290,7 @@ fn check(q: &Question<'_>, d: &Decision) {
     }
     let may_start = q.app.start != StartMode::Never
         && !q.draining
+        && !q.never_wakes
         && q.arrived == Arrived::AtFrontDoor
         && matches!(q.local.state, AppState::Cold | AppState::Stopping);
     if d.start_here != may_start {
@@ -549,6 +553,29 @@ fn eight_slow_requests_at_once_to_a_peer_with_two_others_ready_use_all_three() {
         }
     }
     assert!(serving.iter().all(|n| (2..=4).contains(n)), "{serving:?}");
+}
+
+#[test]
+fn a_probe_that_is_not_to_wake_an_app_is_served_where_it_is_ready_and_starts_it_nowhere() {
+    let p = peers(2);
+    for start in [StartMode::OnRequest, StartMode::Never] {
+        let app = AppPolicy { start, ..AppPolicy::default() };
+        let cold = Candidate { state: AppState::Cold, ..ready(&p[1]) };
+        let ask = |state, others: &[Candidate<'_>]| {
+            let local = local(state);
+            decide(&Question { local, never_wakes: true, ..question(&app, others) })
+        };
+        for state in [AppState::Cold, AppState::Starting, AppState::Failed] {
+            for others in [&[cold][..], &[starting(&p[0], 100)]] {
+                let decision = ask(state, others);
+                assert_eq!(decision.reason.label(), "not_woken", "{state:?}");
+                assert_eq!((decision.start_here, decision.ask_to_start), (false, None));
+            }
+            let decision = ask(state, &[ready(&p[0]), cold]);
+            assert_eq!((hop_target(&decision), decision.start_here), (&p[0], false));
+        }
+        assert_eq!(ask(AppState::Ready, &[]).action, Action::Serve);
+    }
 }
 
 #[test]

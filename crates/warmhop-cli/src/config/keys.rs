@@ -35,6 +35,8 @@ enum Kind {
     Flag,
     /// A whole number from the first to the second.
     Number(u64, u64),
+    /// A part of one.
+    Fraction,
     /// A span of time from the first to the second.
     Span(&'static str, &'static str),
     /// A size from the first to the second.
@@ -60,6 +62,7 @@ impl Kind {
             Self::Addresses => "list of addresses and ports".into(),
             Self::Flag => "`true` or `false`".into(),
             Self::Number(least, most) => format!("{least} to {most}"),
+            Self::Fraction => "0.01 to 1".into(),
             Self::Span(least, most) => format!("span, {least} to {most}"),
             Self::Size(least, most) => format!("size, {least} to {most}"),
             Self::OneOf(values) => {
@@ -89,6 +92,7 @@ impl Kind {
             Self::Number(least, most) => {
                 json!({ "type": "integer", "minimum": least, "maximum": most })
             }
+            Self::Fraction => json!({ "type": "number", "minimum": 0.01, "maximum": 1 }),
             Self::Span(..) => spelt("[0-9]+(ms|s|m|h|d)"),
             Self::Size(..) => spelt("[0-9]+ *(B|KiB|MiB|GiB)?"),
             Self::OneOf(values) => json!({ "enum": values }),
@@ -215,7 +219,7 @@ mod tests {
     /// Every table that there is, so that each of their keys is looked for.
     const ALL_TABLES: &str = "[peer]\nname = 'p'\n[http]\ntls = {}\n[mesh]\n[admin]\n[session]\n\
          cookie = {}\n[log]\n[run]\n[[app]]\nname = 'shop'\nrun = ['sh']\nmatch = {}\n\
-         ready = { path = '/' }\nalive = {}\nlimits = {}\nenv = {}\n";
+         ready = { path = '/' }\nalive = {}\nscale = {}\nwake = {}\nlimits = {}\nenv = {}\n";
 
     fn path(table: &str, name: &str) -> String {
         if table.is_empty() { name.into() } else { format!("{table}.{name}") }
@@ -244,7 +248,7 @@ mod tests {
     #[test]
     fn every_default_is_the_one_that_is_filled_in() {
         let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']\n\
-                    ready = { path = '/' }\nalive = { path = '/' }\n";
+                    ready = { path = '/' }\nalive = { path = '/' }\nconcurrency = 4\nscale = {}\n";
         let config = Config::parse(Path::new("/nowhere/warmhop.toml"), text).unwrap().0;
         let printed: toml::Table = toml::from_str(&config.to_string()).unwrap();
         for key in KEYS {

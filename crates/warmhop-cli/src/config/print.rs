@@ -7,9 +7,10 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 
+use warmhop::config::ScalePolicy;
 use warmhop::cookie::CookieSpec;
 
-use super::read::life::{alive_text, ready_text};
+use super::read::life::{alive_text, ready_text, wake_text};
 use super::{AccessTo, App, Config, Inherit, duration_text, memory};
 
 impl fmt::Display for Config {
@@ -159,6 +160,17 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match &spec.version {
         Some(version) => writeln!(f, "version = {}", text(version.as_str()))?,
         None => writeln!(f, "# version is not set: none is told")?,
+    }
+    match policy.scale {
+        Some(ScalePolicy { at_percent, max }) => {
+            let at = f64::from(at_percent) / 100.0;
+            writeln!(f, "scale = {{ at = {at:?}, max = {max} }}")?;
+        }
+        None => writeln!(f, "# scale is not set: no copy starts because others are busy")?,
+    }
+    match wake_text(&policy.wake, text) {
+        Some(wake) => writeln!(f, "{wake}")?,
+        None => writeln!(f, "# wake is not set: every request starts the app")?,
     }
     writeln!(f, "protocol = {}", value(app.protocol))?;
     for (key, name) in [("user", &app.wanted.user), ("group", &app.wanted.group)] {

@@ -697,6 +697,22 @@ impl<'a> Field<'a> {
         value
     }
 
+    /// A part of one, as whole percents.
+    fn percent(&self) -> Option<u32> {
+        let number = match self.value {
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            DeValue::Integer(number) => number.as_str().parse::<f64>().ok(),
+            _ => None,
+        };
+        match number {
+            Some(part) if (0.01..=1.0).contains(&part) => Some((part * 100.0).round() as u32),
+            _ => {
+                self.report_found("a part of one, 0.01 to 1, such as 0.8");
+                None
+            }
+        }
+    }
+
     fn path(&self) -> Option<PathBuf> {
         self.text().map(|text| self.reader.folder.join(text))
     }

@@ -238,6 +238,8 @@ ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # head_timeout is not set: an answer takes as long as it takes
 # concurrency is not set: a copy takes all that comes
 # version is not set: none is told
+# scale is not set: no copy starts because others are busy
+# wake is not set: every request starts the app
 protocol = "http1"
 # user is not set: the peer's own
 # group is not set: the peer's own
@@ -762,4 +764,33 @@ fn where_an_apps_variables_come_from_is_checked() {
     std::fs::remove_dir_all(&folder).unwrap();
     let told = problems[0].to_string();
     assert!(told.contains(":6:12: app.a.env_file: ") && told.contains(".env:2: "), "{told}");
+}
+
+#[test]
+fn how_an_app_scales_and_what_does_not_wake_it_is_read_checked_and_printed() {
+    let app = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\n";
+    let text = format!(
+        "{app}concurrency = 4\nscale = {{ at = 0.55, max = 7 }}\n\
+         wake = {{ not_user_agent = ['kube-probe'], not_path = ['/status/*'] }}\n"
+    );
+    let config = parse(&text);
+    let policy = &config.apps[0].spec.policy;
+    assert_eq!(policy.scale, Some(warmhop::config::ScalePolicy { at_percent: 55, max: 7 }));
+    assert_eq!(policy.wake.not_user_agent, ["kube-probe"]);
+    assert_eq!(policy.wake.not_path, ["/status/*"]);
+    let printed = config.to_string();
+    assert!(printed.contains("\nscale = { at = 0.55, max = 7 }\n"), "{printed}");
+    assert_eq!(parse(&printed).apps[0].spec.policy, *policy);
+    for (wrong, told) in [
+        ("concurrency = 4\nscale = { at = 80 }", "a part of one, 0.01 to 1, such as 0.8"),
+        ("concurrency = 4\nscale = { max = 1 }", "expected a whole number from 2 to 64"),
+        ("scale = {}", "add concurrency = 4"),
+        ("wake = { not_path = ['healthz'] }", "expected a path, such as"),
+        ("wake = { not_user_agent = [''] }", "expected a part of User-Agent"),
+        ("wake = { not_agent = ['x'] }", "not_agent"),
+    ] {
+        let problems = problems(&format!("{app}{wrong}\n"));
+        assert!(problems.len() == 1 && problems[0].contains(told), "{wrong}: {problems:?}");
+        assert!(problems[0].contains(":6:") || problems[0].contains(":7:"), "{problems:?}");
+    }
 }

@@ -128,6 +128,7 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
         attempt_budget: 2,
         waited: core::time::Duration::ZERO,
         queued: Queued::default(),
+        never_wakes: false,
         failed_starts: 0,
         dice: 0,
     };

@@ -16,6 +16,9 @@ impl fmt::Display for Refusal {
             Self::Draining => f.write_str(
                 "this peer is draining, and the app is neither ready nor starting elsewhere",
             ),
+            Self::NotWoken { .. } => f.write_str(
+                "the app is ready nowhere, and this request is one that does not start it",
+            ),
             Self::StartFailed { .. } => f.write_str(
                 "the app did not start here, and it is neither ready nor starting elsewhere",
             ),

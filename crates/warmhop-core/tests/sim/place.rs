@@ -106,6 +106,7 @@ impl Peer {
                     attempt_budget: ATTEMPTS_MAX,
                     waited: self.now().since(since),
                     queued: Queued::default(),
+                    never_wakes: false,
                     failed_starts: 0,
                     dice: self.world.random(),
                 })

@@ -257,7 +257,7 @@ impl Shared {
         if self.spec.policy.session != SessionMode::None {
             return Way::Mesh(ingress, slot);
         }
-        match slot.enter() {
+        match slot.enter(true) {
             Some((_, guard)) => Way::Inner(Some(guard)),
             // A peer that leaves has taken its apps out of the mesh; this one is still at work.
             None if ingress.node.is_draining() && self.says_ready() => Way::Inner(None),

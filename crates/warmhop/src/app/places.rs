@@ -60,6 +60,8 @@ pub(crate) struct Waits {
     pub(crate) waited: Duration,
     /// Whose it is.
     flow: Flow,
+    /// It is not to start the app.
+    pub(crate) never_wakes: bool,
     /// Its place in a queue. Once it has begun at a copy it lets the next one look.
     turn: Option<Turn>,
     /// It had its turn before, and was turned away.
@@ -67,6 +69,14 @@ pub(crate) struct Waits {
 }
 
 impl Places {
+    /// How many wait.
+    pub(crate) fn waiting(&self) -> usize {
+        if self.open.load(Ordering::SeqCst) == 0 {
+            return 0;
+        }
+        self.lines().values().map(|line| line.waiting.len()).sum()
+    }
+
     fn lines(&self) -> MutexGuard<'_, BTreeMap<Option<PeerId>, Line>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
+use warmhop_core::scale::{Busyness, busy_from};
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
@@ -109,6 +110,9 @@ pub(crate) struct Slot {
     failed_starts: AtomicU32,
     /// When a request last came, in the clock's milliseconds.
     used_at: AtomicU64,
+    /// When the copy here became ready.
+    ready_at: AtomicU64,
+    busyness: Mutex<Busyness>,
     pub(crate) counts: AppCounts,
     pub(crate) in_flight: AtomicU32,
     pub(crate) waiting: AtomicUsize,
@@ -153,6 +157,8 @@ impl Slot {
             replaced: Mutex::new(None),
             failed_starts: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
+            ready_at: AtomicU64::new(0),
+            busyness: Mutex::default(),
             counts: AppCounts::default(),
             in_flight: AtomicU32::new(0),
             waiting: AtomicUsize::new(0),
@@ -247,7 +253,8 @@ impl Slot {
     }
 
     /// The ready copy, with this request counted as in flight; `None` if there is none.
-    pub(crate) fn enter(self: &Arc<Self>) -> Option<(Arc<Copy>, InFlight)> {
+    /// Whether that counts as a use of the copy, `is_use` says.
+    pub(crate) fn enter(self: &Arc<Self>, is_use: bool) -> Option<(Arc<Copy>, InFlight)> {
         loop {
             let copy = self.copy.load_full()?;
             let before = copy.in_flight.fetch_add(1, Ordering::AcqRel);
@@ -261,7 +268,9 @@ impl Slot {
             // it out sees the count: with the fence in `Copy::emptied` not neither.
             fence(Ordering::SeqCst);
             if self.copy.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, &copy)) {
-                self.used_at.store(self.clock.now().0, Ordering::Relaxed);
+                if is_use {
+                    self.used_at.store(self.clock.now().0, Ordering::Relaxed);
+                }
                 return Some((copy, entered));
             }
         }
@@ -280,6 +289,52 @@ impl Slot {
             .policy
             .concurrency
             .is_some_and(|places| serving().is_some_and(|in_flight| in_flight >= places))
+    }
+
+    /// How many requests are told to be in flight here: of an app whose copies become more where they
+    /// are busy, what says whether this one is.
+    pub(crate) fn told_in_flight(&self) -> u32 {
+        let (in_flight, spec) = (self.in_flight.load(Ordering::Relaxed), self.spec());
+        let (Some(scale), Some(places)) = (spec.policy.scale, spec.policy.concurrency) else {
+            return in_flight;
+        };
+        let from = busy_from(scale, places);
+        if self.is_busy() { in_flight.max(from) } else { in_flight.min(from - 1) }
+    }
+
+    /// Whether the copy here has been busy for a while.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busyness().is_busy()
+    }
+
+    fn busyness(&self) -> MutexGuard<'_, Busyness> {
+        self.busyness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks how busy the copy here is; what follows is told to the mesh.
+    pub(crate) fn look_whether_busy(&self) {
+        let spec = self.spec();
+        let (Some(scale), Some(places)) = (spec.policy.scale, spec.policy.concurrency) else {
+            return;
+        };
+        let waiting = u32::try_from(self.places.waiting()).unwrap_or(u32::MAX);
+        let load = self.in_flight_here().saturating_add(waiting);
+        let told = self.busyness().look(load, busy_from(scale, places), self.clock.now());
+        if let Some(busy) = told {
+            info!(app = %self.name(), busy, "told how busy the copy here is");
+            let _starting = self.starting();
+            (self.publish)(self);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// How long the copy here has served nobody.
+    pub(crate) fn idle_for(&self) -> Duration {
+        if self.in_flight_here() > 0 {
+            return Duration::ZERO;
+        }
+        let since = self.used_at.load(Ordering::Relaxed).max(self.ready_at.load(Ordering::Relaxed));
+        self.clock.now().since(Now(since))
     }
 
     /// A request wants this app here.
@@ -387,6 +442,7 @@ impl Slot {
             hangs: AtomicBool::new(false),
             given_up: Notify::new(),
         });
+        self.ready_at.store(self.clock.now().0, Ordering::Relaxed);
         // One that serves until now is stopped by what follows.
         *self.replaced() = self.copy.swap(Some(Arc::clone(&copy)));
         self.carry_out(AppEvent::Started { attempt }, starting);
@@ -778,7 +834,7 @@ mod tests {
             move || {
                 let mut entered = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let Some((copy, _in_flight)) = slot.enter() else { continue };
+                    let Some((copy, _in_flight)) = slot.enter(true) else { continue };
                     entered += 1;
                     for _ in 0..10 {
                         assert!(copy.stop.lock().unwrap().is_some(), "it was stopped");

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use warmhop_core::app::{AppEvent, StopReason};
 use warmhop_core::keep::keeps_ready;
-use warmhop_core::view::Liveness;
+use warmhop_core::scale::{LOOK_EVERY, SURPLUS_AFTER, copies_wanted, is_surplus};
+use warmhop_core::view::{AppState, Liveness};
 
 use crate::care::repair::Repair;
 use crate::care::skew;
@@ -30,7 +32,15 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         for slot in &node.apps().slots {
             let (spec, state) = (slot.spec(), slot.state());
             let (draining, view) = (node.is_draining(), node.view());
-            slot.keep(keeps_ready(slot.name(), &spec.policy, state, draining, &node.me, &view));
+            let here = (state, slot.is_busy());
+            let wanted = copies_wanted(slot.name(), &spec.policy, here, draining, &view);
+            let mut policy = spec.policy.clone();
+            policy.keep_ready = policy.keep_ready.max(wanted);
+            slot.keep(keeps_ready(slot.name(), &policy, state, draining, &node.me, &view));
+            let is_idle = state == AppState::Ready && slot.idle_for() >= SURPLUS_AFTER;
+            if is_idle && wanted == 0 && is_surplus(slot.name(), &spec.policy, &node.me, &view) {
+                slot.tell(AppEvent::StopWanted(StopReason::Surplus));
+            }
         }
         skew.look(&node);
         node.count_peers();
@@ -61,6 +71,16 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         tokio::time::sleep(SWEEP_INTERVAL / 4).await;
         if !busy {
             let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
+        }
+    }
+}
+
+/// Looks how busy the copies here are, as long as the peer runs.
+pub(crate) async fn watch_load(node: Arc<Node>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        for slot in &node.apps().slots {
+            slot.look_whether_busy();
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::http::framing::ends_connection;
 use crate::http::refusals::ByReason;
 use crate::observe::recall::Tracing;
 use crate::observe::trace::ActiveSpan;
-use crate::request::call::{Call, CallBody};
+use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
 use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
@@ -310,6 +310,7 @@ impl Ingress {
         if by_front_door
             && slot.spec().policy.starting_page
             && is_navigation(request.method(), request.headers())
+            && slot.spec().policy.wake.wakes(user_agent(request.headers()), request.uri().path())
             && let Some(page) = self.node.starting_page(&slot, tracing)
         {
             return Err((page, Some(slot)));
@@ -413,6 +414,7 @@ impl Ingress {
             attempt: rand::random(),
             waits: Waits::of(flow),
         };
+        call.waits.never_wakes = !call.wakes(&slot.spec().policy.wake);
 
         let entry = entry.filter(|entry| match entry.kind {
             Kind::Portable { .. } => mode == SessionMode::Portable,

@@ -343,6 +343,7 @@ impl Builder {
         };
         background(Box::pin(Arc::clone(&store).wake()));
         background(Box::pin(upkeep::run(Arc::clone(&node), !self.seeds.is_empty())));
+        background(Box::pin(upkeep::watch_load(Arc::clone(&node))));
         let nursery = Nursery::new(make, tasks.clone(), closing.clone());
         for slot in node.apps().slots.iter().chain(&node.registers) {
             nursery.tend(slot);

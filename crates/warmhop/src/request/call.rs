@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
+use warmhop_core::config::WakePolicy;
 use warmhop_core::ids::{AppName, RequestId};
 
 use crate::app::places::Waits;
@@ -147,6 +148,12 @@ impl Call {
         self.failed_at.as_ref().is_some_and(|at| at.serves_here(slot))
     }
 
+    /// Whether it is one of those that the app is started for.
+    pub(crate) fn wakes(&self, policy: &WakePolicy) -> bool {
+        let path = self.target.split('?').next().unwrap_or_default();
+        policy.is_for_all() || policy.wakes(user_agent(&self.fields), path)
+    }
+
     fn take_body(&mut self) -> Option<Body> {
         match &mut self.body {
             CallBody::Whole(bytes) => Some(Body::from(bytes.clone())),
@@ -233,4 +240,9 @@ impl Call {
         let first: [u8; 8] = digest.as_ref()[..8].try_into().expect("a digest has 32 bytes");
         u64::from_be_bytes(first)
     }
+}
+
+/// What the client's program calls itself.
+pub(crate) fn user_agent(fields: &HeaderMap) -> &[u8] {
+    fields.get(USER_AGENT).map_or(&[], HeaderValue::as_bytes)
 }

@@ -335,6 +335,7 @@ impl Node {
                 waited: waits.waited,
                 failed_starts,
                 queued: waits.standing(&slot.places, pinned_to),
+                never_wakes: waits.never_wakes,
             };
             let (decision, candidates) = self.consider(placing, so_far);
             if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
@@ -466,7 +467,7 @@ impl Node {
     /// Asks the core what to do with a request, and carries out what goes beside the answer: a
     /// start here, or the wish that another peer starts the app.
     fn consider(&self, placing: &Placing<'_>, so_far: SoFar) -> (Decision, Vec<Considered>) {
-        let SoFar { waits, waited, failed_starts, queued } = so_far;
+        let SoFar { waits, waited, failed_starts, queued, never_wakes } = so_far;
         let slot = placing.slot;
         let spec = slot.spec();
         // What is ready and is not to be asked again is as good as one that takes nothing new.
@@ -508,12 +509,14 @@ impl Node {
             attempt_budget: ATTEMPTS_MAX,
             waited,
             queued,
+            never_wakes,
             failed_starts,
             dice: rand::random(),
         };
         let decision = decide(&question);
         let backs_off = state == AppState::Failed;
-        if (decision.start_here || backs_off) && placing.arrived == Arrived::AtFrontDoor {
+        let wants = (decision.start_here || backs_off) && !never_wakes;
+        if wants && placing.arrived == Arrived::AtFrontDoor {
             slot.wanted(WantedBy::Request);
         }
         if let Some(peer) = decision.ask_to_start.clone() {
@@ -532,6 +535,7 @@ struct SoFar {
     waited: Duration,
     failed_starts: u32,
     queued: Queued,
+    never_wakes: bool,
 }
 
 struct Waiting<'a>(&'a Slot);

@@ -191,7 +191,8 @@ impl Node {
         call: &mut Call,
         session: Option<&Session>,
     ) -> Result<RanHere, LocalError> {
-        let Some((copy, guard)) = slot.enter() else {
+        let is_use = call.wakes(&slot.spec().policy.wake);
+        let Some((copy, guard)) = slot.enter(is_use) else {
             return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
         };
         call.waits.over();

@@ -31,6 +31,16 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
         "`[[app]] alive`",
         "How a ready copy is asked whether it is well. Absent, it is asked only where requests fail or hang.",
     ),
+    (
+        "app.scale",
+        "`[[app]] scale`",
+        "Where all ready copies are busy for a while, one more peer starts its own. It needs `concurrency`. Absent, copies start where requests arrive, and as `keep_ready` says.",
+    ),
+    (
+        "app.wake",
+        "`[[app]] wake`",
+        "Which requests start no copy and keep none from being idle: those of whoever only asks whether the app is there. Where it is ready nowhere they get 503.",
+    ),
 ];
 
 const fn key(
@@ -135,4 +145,10 @@ pub(super) const KEYS: &[Key] = &[
     key("app.alive", "timeout", Kind::Span("100ms", "10m"), "\"1500ms\"", "How long its answer may take."),
     key("app.alive", "misses", Kind::Number(1, 100), "3", "After how many wrong answers in a row the copy is out."),
     key("app.alive", "restart", Kind::Flag, "true", "Whether a copy that is out is replaced by a new one."),
+
+    key("app.scale", "at", Kind::Fraction, "0.8", "From which part of its `concurrency` on a copy is busy. Less starts copies sooner, and for less."),
+    key("app.scale", "max", Kind::Number(2, 64), "3", "At most how many copies are ready for that. Each costs the app's memory on one peer."),
+
+    key("app.wake", "not_user_agent", Kind::Texts, "(none)", "Parts of `User-Agent`, whatever their case, such as `kube-probe`."),
+    key("app.wake", "not_path", Kind::Texts, "(none)", "Paths, such as `/healthz`, or beginnings of paths, such as `/status/*`."),
 ];

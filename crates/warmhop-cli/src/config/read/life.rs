@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use warmhop::config::{AlivePolicy, AppPolicy};
+use warmhop::config::{AlivePolicy, AppPolicy, ScalePolicy, WakePolicy};
 
 use super::{Field, Table, duration_text, host, url_path};
 use crate::config::{Alive, Ready};
 
 /// The most statuses that may count as a good answer.
 const STATUSES_MAX: usize = 16;
+/// The most programs, and the most paths, that do not wake an app.
+const WAKE_ITEMS_MAX: usize = 64;
+/// The most bytes of one of them.
+const WAKE_BYTES_MAX: usize = 256;
 
 pub(super) fn read_ready(table: &mut Table<'_>, app_host: Option<&str>) -> Ready {
     let mut ready = Ready { host: app_host.map(str::to_owned), ..Ready::default() };
@@ -105,6 +109,69 @@ pub(super) fn read_load(table: &mut Table<'_>, policy: &mut AppPolicy) {
     } else {
         table.known.push("concurrency");
     }
+    read_scale(table, policy);
+    read_wake(table, policy);
+}
+
+fn read_scale(table: &mut Table<'_>, policy: &mut AppPolicy) {
+    let Some(mut inner) = table.table("scale") else { return };
+    let mut scale = ScalePolicy::default();
+    if let Some(at) = inner.take("at").and_then(|field| field.percent()) {
+        scale.at_percent = at;
+    }
+    let mut max = scale.max as usize;
+    inner.set_usize("max", 2..=64, &mut max);
+    scale.max = u32::try_from(max).unwrap_or(scale.max);
+    if policy.concurrency.is_none() {
+        inner.report_missing(
+            "at",
+            "is a part of concurrency, which the app does not have",
+            "add concurrency = 4 to the app, or how many requests one copy serves well at once",
+        );
+    }
+    policy.scale = Some(scale);
+    inner.finish();
+}
+
+fn read_wake(table: &mut Table<'_>, policy: &mut AppPolicy) {
+    let Some(mut inner) = table.table("wake") else { return };
+    let mut texts = |name, is_right: fn(&str) -> bool, remedy: &str| {
+        let Some(field) = inner.take(name) else { return Vec::new() };
+        let items = field.array().unwrap_or_default();
+        if items.len() > WAKE_ITEMS_MAX {
+            field.report(
+                format!("{} are more than {WAKE_ITEMS_MAX}", items.len()),
+                "name the commonest, or beginnings of paths",
+            );
+        }
+        let one = |item: &Field<'_>| {
+            item.checked(
+                |text| if is_right(text) { Ok(text.to_owned()) } else { Err(remedy.into()) },
+            )
+        };
+        items.iter().filter_map(one).collect()
+    };
+    let is_word = |text: &str| !text.is_empty() && text.len() <= WAKE_BYTES_MAX;
+    let remedy = "expected a part of User-Agent, such as \"kube-probe\", of 1 to 256 bytes";
+    policy.wake.not_user_agent = texts("not_user_agent", is_word, remedy);
+    let is_path = |text: &str| text.starts_with('/') && text.len() <= WAKE_BYTES_MAX;
+    let remedy = "expected a path, such as \"/healthz\" or \"/status/*\", of 1 to 256 bytes";
+    policy.wake.not_path = texts("not_path", is_path, remedy);
+    inner.finish();
+}
+
+/// The keys of `wake` as they are printed; absent where all requests wake the app.
+pub(in crate::config) fn wake_text(wake: &WakePolicy, quote: fn(&str) -> String) -> Option<String> {
+    if wake.is_for_all() {
+        return None;
+    }
+    let list =
+        |items: &[String]| items.iter().map(|item| quote(item)).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "wake = {{ not_user_agent = [{}], not_path = [{}] }}",
+        list(&wake.not_user_agent),
+        list(&wake.not_path)
+    ))
 }
 
 /// The keys of a table as they are printed: `ready = { … }`.

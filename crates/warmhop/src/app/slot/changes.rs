@@ -99,7 +99,7 @@ impl Slot {
         Told {
             state,
             eta_ms: self.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX)),
-            in_flight: self.in_flight.load(Ordering::Relaxed),
+            in_flight: self.told_in_flight(),
             version: self.version(),
             digest: self.spec().digest,
         }
