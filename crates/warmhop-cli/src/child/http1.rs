@@ -89,16 +89,27 @@ impl Http1Client {
         };
         let line = match self.pool.take(idle) {
             Some(line) => line,
-            None => Line::open(self.pool.addr).await?,
+            None => Box::pin(Line::open(self.pool.addr)).await?,
         };
-        let mut failed = match self.exchange(line, request).await {
-            Ok(response) => return Ok(response),
-            Err(failed) => failed,
-        };
+        match self.exchange(line, request).await {
+            Ok(response) => Ok(response),
+            // Boxed, as what is rare: the future of every request is moved about.
+            Err(failed) => Box::pin(self.once_more(failed, again, safe && bodiless)).await,
+        }
+    }
+
+    /// Sends a request again that failed on its first connection, if it may be. `harmless`: it
+    /// changes nothing, and has no body.
+    async fn once_more(
+        &self,
+        mut failed: Failed,
+        again: Option<Request<RequestBody>>,
+        harmless: bool,
+    ) -> Result<Response<Body>, BoxError> {
         // The app closed a connection that had been kept just as the request was sent on it. What
         // changes nothing may be sent twice though the app may have acted on it (RFC 9112 section
         // 9.3.1).
-        let stale = safe && bodiless && failed.talk.is_stale();
+        let stale = harmless && failed.talk.is_stale();
         let again = match failed.unsent.take() {
             Some(unsent) => unsent,
             None => match again {

@@ -148,7 +148,7 @@ impl Service<Request<Body>> for ChildService {
             let outgoing = outgoing?;
             let mut response = match client {
                 AppClient::Http1(client) => client.request(outgoing).await?,
-                AppClient::H2(client) => client.request(outgoing).await?,
+                AppClient::H2(client) => Box::pin(client.request(outgoing)).await?,
             };
             // An app that speaks HTTP/1.0 must not make the client's connection do so.
             *response.version_mut() = Version::HTTP_11;

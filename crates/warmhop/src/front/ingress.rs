@@ -315,7 +315,9 @@ impl Ingress {
         {
             return Err((page, Some(slot)));
         }
-        match self.serve(&slot, request, client, tracing).await {
+        // Boxed here and not further out: each future around it is moved by whoever awaits it, and all
+        // of its bytes with it.
+        match Box::pin(self.serve(&slot, request, client, tracing)).await {
             Ok((response, way)) => Ok((response, way, Some(slot))),
             Err(problem) => Err((problem, Some(slot))),
         }
@@ -391,9 +393,12 @@ impl Ingress {
                 Err(_) => return Err(body_too_slow()),
             }
         };
-        let broke = Broke::default();
+        let mut broke = None;
         let body = match body {
-            CallBody::Stream(Some(body)) => CallBody::Stream(Some(body.telling_if_broken(&broke))),
+            CallBody::Stream(Some(body)) => {
+                let broke = broke.insert(Broke::default());
+                CallBody::Stream(Some(body.telling_if_broken(broke)))
+            }
             body => body,
         };
         if asks_first && key.is_none() && matches!(body, CallBody::Stream(_)) {
@@ -440,7 +445,7 @@ impl Ingress {
             node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await
         };
         // Whoever was given a body that broke could not but fail, be it in the middle of an answer.
-        if let Some(error) = broke.get() {
+        if let Some(error) = broke.as_ref().and_then(|broke| broke.get()) {
             return Err(body_cut_off(&**error));
         }
         let served = served?;

@@ -713,11 +713,15 @@ pub(crate) async fn reply(
     }
     writer.flush().await?;
     let stopped = writer.stream().stopped();
-    tokio::select! {
-        sent = send_body(writer, body, OnFailure::CutOff) => sent,
-        // The client left: what still produces the body is dropped, and so cancelled.
-        _ = stopped => Ok(()),
-    }
+    // Boxed, as what takes its time anyway.
+    Box::pin(async move {
+        tokio::select! {
+            sent = send_body(writer, body, OnFailure::CutOff) => sent,
+            // The client left: what still produces the body is dropped, and so cancelled.
+            _ = stopped => Ok(()),
+        }
+    })
+    .await
 }
 
 /// Answers a hop with a 101 and gives the stream over.

@@ -1,6 +1,7 @@
 //! The body type of every request and response in the mesh: boxed, streamed, never
 //! buffered whole.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -119,7 +120,15 @@ impl Body {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        Self::plain(Inner::Boxed(body.map_err(Into::into).boxed_unsync()))
+        // What is one already passes through services that take any.
+        let mut body = Some(body);
+        if let Some(own) = (&mut body as &mut dyn Any).downcast_mut::<Option<Self>>() {
+            return own.take().unwrap_or_default();
+        }
+        match body {
+            Some(body) => Self::plain(Inner::Boxed(body.map_err(Into::into).boxed_unsync())),
+            None => Self::empty(),
+        }
     }
 }
 

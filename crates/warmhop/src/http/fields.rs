@@ -42,7 +42,10 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .map(str::trim)
+        // What it says most often is among those that are taken out below.
+        .filter(|name| !["keep-alive", "upgrade"].iter().any(|it| name.eq_ignore_ascii_case(it)))
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         .filter(|name| *name != HOST && *name != header::CONTENT_LENGTH)
         .collect();
     let wants_trailers = headers

@@ -121,8 +121,9 @@ impl Node {
         if matches!(arrived.head.kind, HopKind::Service) {
             // A drain does not wait for those who only watch this peer.
             drop(counted);
+            let answering = Box::pin(self.services.answer(&self.me, &from, arrived, send));
             tokio::select! {
-                () = self.services.answer(&self.me, &from, arrived, send) => {}
+                () = answering => {}
                 () = self.tunnels.cut.cancelled() => {}
             }
             return;
@@ -182,9 +183,11 @@ impl Node {
                     // The first part shows that the entry peer has heard the go-ahead: an app that
                     // ran without it could run twice. Without one the body came with the head, and
                     // is known here to be whole: one without bytes must not reach an app as chunks.
-                    let gathered = match body.begun().await {
-                        Ok(body) => Call::gather(body, None).await,
-                        Err(error) => Err(error),
+                    let Ok(body) = body.begun().await else { return };
+                    // Boxed where there is something to wait for, as at a front door.
+                    let gathered = match Call::gathered(body) {
+                        Ok(whole) => Ok(CallBody::Whole(whole)),
+                        Err(body) => Box::pin(Call::gather(body, None)).await,
                     };
                     match gathered {
                         Ok(body) => (body, None),
@@ -299,14 +302,16 @@ impl Node {
             HopKind::Exec { sid, exec } => {
                 let key = SessionKey { app: slot.name().clone(), sid };
                 tracing.session(&key);
-                let (ran, done) =
-                    self.execute_here(slot, call, &key, &exec).await.map_err(local)?;
+                // Boxed, as the next: the future of a plain hop has no room for either.
+                let executing = Box::pin(self.execute_here(slot, call, &key, &exec));
+                let (ran, done) = executing.await.map_err(local)?;
                 failpoint::pass_if(failpoint::voted(&done), Point::ExecVoteBefore);
                 tracing.served_by(&self.me);
                 Ok((Served::ran(self, ran), ReplySession::Done(done)))
             }
             HopKind::Forward(forward) => {
-                let served = self.serve_forwarded(slot, call, &forward, tracing).await?;
+                let serving = Box::pin(self.serve_forwarded(slot, call, &forward, tracing));
+                let served = serving.await?;
                 let hint = served.entry.as_ref().and_then(hint_of);
                 let session = match hint {
                     Some(hint) => ReplySession::Committed { hint, replayed: served.replayed },
@@ -332,24 +337,27 @@ impl Node {
         let (Some(reader), true) = (tunnel, switching) else {
             return hop::reply(send, &head, response.into_body()).await;
         };
-        let writer = hop::reply_switching(send, &head).await?;
-        let _counted = self.tunnels.open.token();
-        let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
-        match upgrade {
-            Some(Upgrade::Io(io)) => {
-                hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;
+        Box::pin(async move {
+            let writer = hop::reply_switching(send, &head).await?;
+            let _counted = self.tunnels.open.token();
+            let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
+            match upgrade {
+                Some(Upgrade::Io(io)) => {
+                    hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;
+                }
+                Some(Upgrade::Hop(next)) => {
+                    let (near, far) = tokio::io::duplex(64 * 1024);
+                    tokio::join!(
+                        hop::tunnel(near, writer, reader, AppIs::Near, farewell),
+                        hop::tunnel(far, next.writer, next.reader, AppIs::Far, Farewell::default())
+                    );
+                    drop(next.lease);
+                }
+                None => {}
             }
-            Some(Upgrade::Hop(next)) => {
-                let (near, far) = tokio::io::duplex(64 * 1024);
-                tokio::join!(
-                    hop::tunnel(near, writer, reader, AppIs::Near, farewell),
-                    hop::tunnel(far, next.writer, next.reader, AppIs::Far, Farewell::default())
-                );
-                drop(next.lease);
-            }
-            None => {}
-        }
-        Ok(())
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -687,7 +687,7 @@ impl Node {
         };
         line.send_held_back();
         let kind = HopKind::Exec { sid: line.key.sid, exec };
-        match self.ask(slot, &to, call, kind, tracing).await {
+        match Box::pin(self.ask(slot, &to, call, kind, tracing)).await {
             Ok(HopReply {
                 response, session: ReplySession::Done(done), served_by, tunnel, ..
             }) => {
@@ -735,7 +735,8 @@ impl Node {
         if is_cold && portable.arrived == Arrived::AtFrontDoor && !self.is_draining() {
             slot.wanted(WantedBy::Request);
         }
-        match self.ask(portable.slot, to, call, HopKind::Forward(forward), tracing).await {
+        let asking = self.ask(portable.slot, to, call, HopKind::Forward(forward), tracing);
+        match Box::pin(asking).await {
             Ok(reply) => {
                 let mut served = Served::here(self, reply.response);
                 served.served_by = ServedBy::There(reply.served_by);
