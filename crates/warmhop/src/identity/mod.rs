@@ -45,6 +45,7 @@ use rustls::pki_types::{
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
+use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 use warmhop_core::ids::PeerId;
 use x509_parser::extensions::GeneralName;
@@ -903,32 +904,23 @@ impl CookieAuthenticator {
 
 /// One key for affinity cookies: HMAC-SHA256 cut to 16 bytes, under a key that only the peers of one
 /// cluster have.
-struct CookieKey {
-    tags: hmac::Key,
-    /// Under this key two tags are compared, so that how far they agree does not show in time.
-    compare: hmac::Key,
-}
+struct CookieKey(hmac::Key);
 
 impl CookieKey {
     fn new(cookie_key: &[u8; COOKIE_KEY_BYTES], cluster: &str) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, cookie_key);
-        let derive = |label: &str| {
-            let key = hmac::sign(&root, format!("warmhop {label} v1 {cluster}").as_bytes());
-            hmac::Key::new(hmac::HMAC_SHA256, key.as_ref())
-        };
-        Self { tags: derive("cookie tag"), compare: derive("cookie compare") }
+        let key = hmac::sign(&root, format!("warmhop cookie tag v1 {cluster}").as_bytes());
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()))
     }
 
     fn tag(&self, message: &[u8]) -> [u8; 16] {
-        let full = hmac::sign(&self.tags, message);
+        let full = hmac::sign(&self.0, message);
         full.as_ref()[..16].try_into().expect("HMAC-SHA256 gives 32 bytes")
     }
 
-    /// In time that does not depend on either tag: both are hashed under a key that the sender lacks,
-    /// so what an early end of the comparison could show is random to it.
+    /// In time that does not depend on how far the two tags agree.
     fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
-        let expected = hmac::sign(&self.compare, &self.tag(message));
-        hmac::verify(&self.compare, tag, expected.as_ref()).is_ok()
+        self.tag(message).ct_eq(tag).into()
     }
 }
 

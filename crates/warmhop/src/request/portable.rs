@@ -2,6 +2,7 @@
 //! executed around the session's checks, and answered once its change is committed. What to do in
 //! each case is decided by the core's `session::entry`.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,9 +213,12 @@ impl Node {
         tracing: &mut Tracing,
     ) -> Result<LineEnd, Problem> {
         let portable = &Portable { seen: errand.seen(call.may_have_run), ..*portable };
-        if errand.must_meet(&self.here(&self.view())) {
+        let (view, later) = (self.view(), OnceCell::new());
+        let mut here = self.here(&view);
+        if errand.must_meet(&here) {
             tracing.step("wait", "this peer has just started, and has met no other yet");
             self.meet_someone(errand).await;
+            here = self.here(later.get_or_init(|| self.view()));
         }
         let app = portable.slot.name();
         let key = errand.sid().map(|sid| SessionKey { app: app.clone(), sid });
@@ -229,7 +233,7 @@ impl Node {
         // What an app may have seen is another attempt: it must not go on from what this one began.
         let unsure = errand.may_have_run() || call.may_have_run;
         let attempt = if unsure { rand::random() } else { call.attempt };
-        let step = errand.next(look.unwrap_or_default(), &self.here(&self.view()), stays);
+        let step = errand.next(look.unwrap_or_default(), &here, stays);
         let Some(key) = key else {
             return match step {
                 Step::GiveUp => Err(gave_up()),

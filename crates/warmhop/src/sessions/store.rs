@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
-use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey};
+use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::census::Census;
 use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
@@ -195,10 +195,11 @@ impl Store {
             let entry = stripe.sessions.get_mut(key)?;
             stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
             stripe.process.census = self.census.load_full();
+            let at = self.clock.both();
             let mut ctx = Ctx {
                 me: self.me,
-                now: self.clock.now(),
-                wall: self.clock.wall(),
+                now: at.0,
+                wall: at.1,
                 policy: &self.policy,
                 process: &mut stripe.process,
                 dice: rand::random(),
@@ -208,7 +209,7 @@ impl Store {
             self.stamp_heard.fetch_max(stripe.process.stamp_heard, Ordering::Relaxed);
             before.passed(&entry.machine, &effects);
             self.carry_out(key, entry, effects, &mut outgoing);
-            self.settle(key, stripe);
+            self.settle(key, stripe, at);
             result
         };
         Some((result, outgoing))
@@ -322,7 +323,7 @@ impl Store {
     }
 
     /// Files the machine's next wake, or drops a machine that has nothing left to remember.
-    fn settle(&self, key: &SessionKey, stripe: &mut Stripe) {
+    fn settle(&self, key: &SessionKey, stripe: &mut Stripe, (now, wall): (Now, WallTime)) {
         let Some(entry) = stripe.sessions.get_mut(key) else { return };
         self.memory.counts(&mut entry.counted, Some(&entry.machine));
         let owns = entry.machine.is_owner();
@@ -334,12 +335,11 @@ impl Store {
                 self.metrics.sessions_owned.dec()
             };
         }
-        let now = self.clock.now();
         let idle = entry.is_idle();
         let empty = idle && entry.machine.is_disposable();
         let gone =
             idle && (entry.machine.forgotten() || (empty && entry.keep_empty_until() <= now));
-        let wake = match entry.machine.next_wake(now, self.clock.wall()) {
+        let wake = match entry.machine.next_wake(now, wall) {
             _ if gone => None,
             wake if empty => {
                 Some(wake.map_or(entry.keep_empty_until(), |at| at.min(entry.keep_empty_until())))

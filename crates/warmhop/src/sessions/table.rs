@@ -1,12 +1,10 @@
 //! One stripe's sessions, found by their keys. A peer may hold millions of idle ones, so an entry
 //! holds its key itself and what idle sessions lack is behind one pointer.
 
-use std::hash::{BuildHasher, RandomState};
-
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use tokio::sync::mpsc;
-use warmhop_core::ids::{AppName, Now, SessionKey};
+use warmhop_core::ids::{AppName, Now, SessionId, SessionKey};
 use warmhop_core::session::{Process, Session, Ticket};
 
 use crate::sessions::told::Told;
@@ -94,9 +92,30 @@ impl Entry {
 #[derive(Default)]
 pub(crate) struct Table {
     entries: HashTable<Box<Entry>>,
-    hasher: RandomState,
+    places: Places,
     /// The apps that sessions were kept of; an app's name is in memory once.
     apps: Vec<AppName>,
+}
+
+/// Where entries are put, by their ids: these are random or digests, and the app's name, which adds
+/// nothing to that, would have to be read for each. Drawn anew for each table, so that nobody who
+/// chooses keys can choose some whose entries meet.
+struct Places([u64; 2]);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl Places {
+    fn of(&self, sid: SessionId) -> u64 {
+        let id = u128::from_le_bytes(sid.0);
+        let (low, high) = (id as u64 ^ self.0[0], (id >> 64) as u64 ^ self.0[1]);
+        // All bits of both halves reach all bits of what the product is folded to.
+        let product = u128::from(low) * u128::from(high);
+        product as u64 ^ (product >> 64) as u64
+    }
 }
 
 impl Table {
@@ -109,7 +128,7 @@ impl Table {
     }
 
     pub(crate) fn get_mut(&mut self, key: &SessionKey) -> Option<&mut Entry> {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.places.of(key.sid);
         self.entries.find_mut(hash, |entry| entry.is(key)).map(Box::as_mut)
     }
 
@@ -122,10 +141,10 @@ impl Table {
         len_max: usize,
     ) -> Option<(&mut Entry, bool)> {
         let has_room = self.entries.len() < len_max;
-        let hasher = &self.hasher;
-        let hash = hasher.hash_one(key);
+        let places = &self.places;
+        let hash = places.of(key.sid);
         #[expect(clippy::borrowed_box, reason = "what the table holds")]
-        let again = |entry: &Box<Entry>| hasher.hash_one(entry.key());
+        let again = |entry: &Box<Entry>| places.of(entry.machine.sid());
         match self.entries.entry(hash, |entry| entry.is(key), again) {
             Place::Occupied(place) => Some((place.into_mut(), false)),
             Place::Vacant(_) if !has_room => None,
@@ -152,7 +171,7 @@ impl Table {
     }
 
     pub(crate) fn remove(&mut self, key: &SessionKey) {
-        let hash = self.hasher.hash_one(key);
+        let hash = self.places.of(key.sid);
         if let Ok(place) = self.entries.find_entry(hash, |entry| entry.is(key)) {
             place.remove();
         }
