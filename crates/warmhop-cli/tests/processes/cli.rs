@@ -186,7 +186,7 @@ fn wrong_usage_exits_with_2_and_says_how_it_is_meant() {
         &["cert", "ca", "--out", "x", "--cluster", "x y"],
         &["session", "nope"],
         &["session", "shop/nothing"],
-        &["app", "restart", "shop"],
+        &["app", "renew", "shop"],
         &["status", "--admin", "https://127.0.0.1:9001"],
         &["status", "--admin", "http://127.0.0.1:9001/path"],
         &["status", "--admin", "ftp://127.0.0.1"],
