@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use warmhop_core::view::{AppNews, PeerNews};
 
-use crate::links::gossip;
+use crate::links::gossip::screen;
 use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, Hello, NewsBatch, SESSION_FRAME_BYTES_MAX, SessionFrame,
 };
@@ -22,7 +22,7 @@ pub fn frames(input: &[u8]) -> bool {
         2 => reads_back::<SessionFrame, SESSION_FRAME_BYTES_MAX>(frame),
         3 => reads_back::<PeerNews, CONTROL_FRAME_BYTES_MAX>(frame),
         4 => reads_back::<AppNews, CONTROL_FRAME_BYTES_MAX>(frame),
-        _ => gossip::is_well_formed(frame),
+        _ => screen::is_well_formed(frame),
     }
 }
 

@@ -26,11 +26,10 @@ use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 
 use crate::http::body::{Body, BoxError};
 use crate::http::tunnels::Farewell;
+use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
 use crate::links::link::HopLease;
 use crate::links::net::{Net, OpenError, OpenHop};
-use crate::links::wire::{
-    self, FrameReader, HopBodyReader, HopBodyWriter, HopPart, KIND_HOP, Trailers, put_frame,
-};
+use crate::links::wire::{self, FrameReader, KIND_HOP, Trailers, put_frame};
 
 /// The largest head of a hop in bytes, the session's inline base included.
 pub(crate) const HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;

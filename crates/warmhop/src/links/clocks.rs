@@ -8,8 +8,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::time::sleep;
 use warmhop_core::ids::{Now, WallTime};
 
+use crate::links::context::Shared;
 use crate::links::link::Link;
-use crate::links::net::Shared;
 use crate::links::wire::{KIND_CLOCK_ASKED, KIND_CLOCK_TOLD};
 
 /// How often a link's other end is asked. Clocks that are not set drift by a second in hours.

@@ -3,65 +3,48 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use quinn::{RecvStream, SendStream};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use warmhop_core::ids::{AppName, Incarnation, PeerId};
-use warmhop_core::view::{News, PeerNews};
+use warmhop_core::view::PeerNews;
 
 use crate::error::StartMeshError;
-use crate::identity::expiry::Expiry;
 use crate::identity::{Identity, RefusedPeers};
-use crate::links::dial::{self, Book, NoLink};
-use crate::links::gossip::{self, Gossip};
-use crate::links::link::{self, HopLease, Link, Links, Met, close_code};
+use crate::links::book::{Book, NoLink};
+use crate::links::context::Shared;
+use crate::links::counters::NetCounters;
+use crate::links::endpoint::{
+    ETHERNET_PAYLOAD_BYTES, MTU_MAX, bind, follow_identity, quic_configs, transport,
+};
+use crate::links::gossip::handle::Gossip;
+use crate::links::handler::NetHandler;
+use crate::links::lane::Dropped;
+use crate::links::link::{HopLease, Link};
 use crate::links::news::{OwnNews, Told};
-use crate::links::seeds::{self, Seeds};
+use crate::links::seeds::Seeds;
+use crate::links::table::Links;
+use crate::links::tuning::NetTuning;
 use crate::links::wire::{self, SessionFrame};
-use crate::observe::clock::Clock;
+use crate::links::{accept, close_code, dial, gossip};
+use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
 
 /// Frames of sessions from this peer to itself that wait.
 const LOOPBACK_FRAMES_MAX: usize = 1024;
-/// Handshakes under way at once; more are refused, so that strangers cannot fill the memory.
-const HANDSHAKES_MAX: usize = 256;
-/// From so many on, whoever dials has to show first that it hears what is sent to its address (RFC
-/// 9000 section 8.1.2): a peer does within a round trip, and whoever makes up addresses never does.
-const HANDSHAKES_AT_EASE: usize = 64;
-/// How often the identity's files are looked at.
-const IDENTITY_EVERY: Duration = Duration::from_secs(5);
+
 /// How long the hops that were taken in last may take to be answered, when the peer leaves.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long closing waits for the other ends to have heard of it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
-/// Asks for a larger socket buffer than the system's usual one; without it bursts are lost.
-const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// Above it ten segments of one GSO batch exceed 64 KiB, and such batches fail silently.
-const MTU_MAX: u16 = 6500;
-const MTU_MIN: u16 = 1200;
-/// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
-/// end, in each direction, where its reader stands still. It is also the most that a stream moves in
-/// one round trip: 128 MB/s at 2 ms. A larger one moves one bulk stream faster over loopback, as
-/// `testbed/bench-streams` shows, and each client that reads nothing costs as much more.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
-const UNI_STREAMS_MAX: u32 = 64;
-/// What others may send here however small this peer's own packets are to be.
-const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 
 /// What the network layer is made from.
 pub(crate) struct NetConfig {
@@ -93,145 +76,12 @@ pub(crate) struct NetConfig {
     pub(crate) tuning: NetTuning,
 }
 
-/// Times and bounds of the network layer. The defaults suit a data-centre LAN of up to 50 peers.
-#[derive(Debug, Clone)]
-pub(crate) struct NetTuning {
-    /// How often each peer gossips with three others. Lower repairs news sooner; each halving
-    /// doubles what an idle peer costs.
-    pub(crate) gossip_interval: Duration,
-    /// Above this suspicion (phi accrual) a peer without a link counts as suspect.
-    pub(crate) phi_threshold: f64,
-    /// A link that is silent for this long is down. Keep-alives go at a quarter of it.
-    pub(crate) idle_timeout: Duration,
-    /// The largest packet that is tried, in bytes of UDP payload: 1200 to 6500.
-    pub(crate) mtu: u16,
-    /// Links older than this are dialed anew, so that certificates are verified again.
-    pub(crate) link_age_max: Duration,
-    /// How long a handshake may take.
-    pub(crate) dial_within: Duration,
-    /// How long the hello may take once the handshake is done.
-    pub(crate) hello_within: Duration,
-    /// How long a hop waits for a link and a stream.
-    pub(crate) open_within: Duration,
-    /// Hops that this peer may have under way over one link, as many as a front door takes
-    /// connections; one more is refused at once. Raising it costs nothing before it is used. Then
-    /// each takes what a stream may hold, 256 KiB in each direction at the most and at the worst,
-    /// and the most that there ever were take some 90 bytes each for as long as the link lives.
-    pub(crate) hops_max: u32,
-    /// The start waits this long for seeds to say that the name is taken; once one has, up to
-    /// three times as long for whoever has it. A clash that shows later is told by
-    /// [`Net::name_clash`].
-    pub(crate) seeds_within: Duration,
-    /// A peer without a link that nobody has spoken of for this long is forgotten.
-    pub(crate) forget_after: Duration,
-    /// Whether news is pushed over links at once. Without it gossip alone carries it.
-    pub(crate) push_news: bool,
-}
-
-impl Default for NetTuning {
-    fn default() -> Self {
-        Self {
-            gossip_interval: Duration::from_millis(250),
-            phi_threshold: 12.0,
-            idle_timeout: Duration::from_millis(2500),
-            // What loopback and jumbo frames carry is found by probes (RFC 8899), and moves bulk half as
-            // fast again as Ethernet's size; a path that carries less costs some lost probes.
-            mtu: 6000,
-            link_age_max: Duration::from_secs(3600),
-            dial_within: Duration::from_secs(2),
-            hello_within: Duration::from_secs(2),
-            open_within: Duration::from_secs(2),
-            hops_max: 16 * 1024,
-            seeds_within: Duration::from_millis(250),
-            forget_after: Duration::from_secs(120),
-            push_news: true,
-        }
-    }
-}
-
-/// What was heard of a peer's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// There is a link to it, or others believe that it lives.
-    Alive,
-    /// Its link was lost, or without a link others have not heard of it for long. Perhaps it
-    /// is slow, perhaps dead.
-    Suspect,
-    /// It lives again as another incarnation.
-    Gone,
-    /// It said goodbye.
-    Left,
-}
-
-/// Whom the network layer tells what it hears. All but [`NetHandler::on_hop`] are called from
-/// its own tasks, some with its table of links locked: they must be quick, never block, and may
-/// call every method of [`Net`].
-pub(crate) trait NetHandler: Send + Sync + 'static {
-    /// A peer opened a hop. Called in a task of its own; the stream's kind byte has been read.
-    fn on_hop(
-        self: Arc<Self>,
-        from: PeerId,
-        from_incarnation: Incarnation,
-        send: SendStream,
-        recv: RecvStream,
-    ) -> BoxFuture<'static, ()>;
-
-    /// A frame of a session arrived. Its addressee may be another incarnation than this one:
-    /// the answer to that is the session's (`Nack Dead`).
-    fn on_session_frame(&self, from: Incarnation, frame: SessionFrame);
-
-    /// News arrived; `first_hand` if from the peer that it is about.
-    fn on_news(&self, news: News, first_hand: bool);
-
-    /// Others remember a former life of this peer, which did not leave in good order.
-    fn on_former_life(&self);
-
-    /// Something was heard of a peer's life.
-    fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard);
-}
-
 /// The network layer of one peer. Clones share it; when the last one is dropped, it
 /// ends as by [`Net::close`], without anyone waiting for it.
 #[derive(Clone)]
 pub(crate) struct Net {
     shared: Arc<Shared>,
     _ends_with_the_last: Arc<DropGuard>,
-}
-
-/// What every task of the network layer shares.
-pub(crate) struct Shared {
-    pub(crate) cluster: String,
-    pub(crate) me: PeerId,
-    pub(crate) incarnation: Incarnation,
-    pub(crate) advertise: SocketAddr,
-    pub(crate) tuning: NetTuning,
-    pub(crate) endpoint: quinn::Endpoint,
-    pub(crate) own: OwnNews,
-    pub(crate) links: Links,
-    pub(crate) book: Book,
-    pub(crate) seeds: Seeds,
-    pub(crate) handler: Arc<dyn NetHandler>,
-    pub(crate) counters: Arc<NetCounters>,
-    /// It takes in no more hops, and answers those that it took.
-    pub(crate) leaving: CancellationToken,
-    pub(crate) clock: Clock,
-    pub(crate) closing: CancellationToken,
-    pub(crate) tasks: TaskTracker,
-    /// The hops that were taken in and are not answered yet.
-    pub(crate) taken_in: TaskTracker,
-    /// Those of the tasks that take in hops.
-    pub(crate) acceptors: TaskTracker,
-    /// It is about to leave.
-    pub(crate) draining: AtomicBool,
-    /// Members that it has nothing to do with.
-    pub(crate) refused: watch::Sender<RefusedPeers>,
-    identity: Identity,
-    client: ArcSwap<quinn::ClientConfig>,
-    gossip: Gossip,
-    loopback: mpsc::Sender<SessionFrame>,
-    clash: watch::Sender<Option<SocketAddr>>,
-    /// Probes for namesakes under way.
-    probes: watch::Sender<usize>,
 }
 
 /// The streams of a hop that was opened.
@@ -319,7 +169,7 @@ impl Net {
         let own = PeerNews {
             peer: me.clone(),
             incarnation,
-            generation: unix_ms(),
+            generation: clock::unix_ms(),
             seq: 1,
             mesh: advertise,
             http: http.filter(|text| text.len() <= wire::HTTP_BYTES_MAX),
@@ -329,6 +179,8 @@ impl Net {
         };
         let (loopback, loopback_out) = mpsc::channel(LOOPBACK_FRAMES_MAX);
         let (gossip, gossip_in) = Gossip::new();
+        let (book, to_keep) = Book::new();
+        let (to_probe, to_probe_out) = mpsc::channel(1);
         let shared = Arc::new(Shared {
             cluster,
             me,
@@ -338,7 +190,7 @@ impl Net {
             endpoint,
             own: OwnNews::new(own),
             links: Links::new(),
-            book: Book::new(),
+            book,
             seeds: Seeds::new(&seeds),
             handler,
             counters,
@@ -356,12 +208,15 @@ impl Net {
             loopback,
             clash: watch::Sender::new(None),
             probes: watch::Sender::new(0),
+            to_probe,
         });
 
         let tasks = &shared.tasks;
-        tasks.spawn(accept(shared.clone()));
+        tasks.spawn(accept::accept(shared.clone()));
         tasks.spawn(loop_back(shared.clone(), loopback_out));
         tasks.spawn(gossip::supervise(shared.clone(), gossip_in));
+        tasks.spawn(dial::keep_links(shared.clone(), to_keep));
+        tasks.spawn(dial::probe_namesakes(shared.clone(), to_probe_out));
         tasks.spawn(follow_identity(shared.clone(), transport, changes));
         tasks.spawn(sweep(shared.clone()));
         let mut tried = Vec::new();
@@ -458,11 +313,12 @@ impl Net {
     /// [`OpenError`]; nothing was sent.
     pub(crate) async fn open_hop(&self, to: &PeerId) -> Result<OpenHop, OpenError> {
         let opening = async {
-            let link: Arc<Link> =
-                self.shared.book.link_to(&self.shared, to).await.map_err(|error| match error {
+            let link: Arc<Link> = self.shared.book.link_to(&self.shared.links, to).await.map_err(
+                |error| match error {
                     NoLink::Unknown => OpenError::Unknown(to.clone()),
                     NoLink::Unreachable => OpenError::Unreachable(to.clone()),
-                })?;
+                },
+            )?;
             let lease = HopLease::of_own(&link, self.shared.tuning.hops_max)
                 .ok_or_else(|| OpenError::Busy(to.clone()))?;
             let (send, recv) =
@@ -479,7 +335,7 @@ impl Net {
     /// order, and dropped and counted if there is no link or its queue is full.
     pub(crate) fn send_session(&self, to: Incarnation, frame: SessionFrame) {
         let result = if to == self.shared.incarnation {
-            self.shared.loopback.try_send(frame).map_err(|_| link::Dropped::Full)
+            self.shared.loopback.try_send(frame).map_err(|_| Dropped::Full)
         } else {
             self.shared.links.table().send_session(to, &frame)
         };
@@ -567,118 +423,10 @@ impl Net {
     }
 }
 
-impl Shared {
-    pub(crate) fn client_config(&self) -> quinn::ClientConfig {
-        quinn::ClientConfig::clone(&self.client.load())
-    }
-
-    /// Begins gossip with a peer that a link was made to.
-    pub(crate) fn gossip_with(&self, addr: SocketAddr) {
-        self.gossip.meet(addr);
-    }
-
-    /// Gossip arrived on a link.
-    pub(crate) fn receive_gossip(&self, link: &Link, message: &[u8]) {
-        self.gossip.receive(self, link.peer.mesh, message);
-    }
-
-    /// A connection reached another process of this peer's name. `by_dialing`: at the address
-    /// that this end dialed, so it is certain that it lives there.
-    pub(crate) fn met_namesake(self: &Arc<Self>, other: &PeerNews, by_dialing: bool) {
-        if !by_dialing {
-            return self.probe_namesake(other.mesh);
-        }
-        let mine = self.own.peer();
-        // Exactly one of the two sees itself as the later one.
-        if (mine.generation, mine.incarnation) > (other.generation, other.incarnation) {
-            warn!(name = %self.me, addr = %other.mesh, "another live peer has this name");
-            self.clash.send_replace(Some(other.mesh));
-        }
-    }
-
-    /// Others remember an earlier life of this peer, which is over.
-    pub(crate) fn outrank_earlier_life(&self, generation: u64) {
-        if self.own.raise_generation_above(generation) {
-            info!("the clock went back since this peer's earlier life: its generation was raised");
-        }
-    }
-
-    /// Asks at an address, once at a time, whether another process has this peer's name.
-    pub(crate) fn probe_namesake(self: &Arc<Self>, addr: SocketAddr) {
-        if addr == self.advertise || self.clash.borrow().is_some() {
-            return;
-        }
-        let first = self.probes.send_if_modified(|probes| {
-            let free = *probes == 0;
-            *probes += usize::from(free);
-            free
-        });
-        if !first {
-            return;
-        }
-        let shared = self.clone();
-        self.tasks.spawn(async move {
-            match dial::dial(&shared, addr).await {
-                Ok(Met::Namesake) => {}
-                other => debug!(%addr, ?other, "no namesake answers there"),
-            }
-            shared.probes.send_modify(|probes| *probes -= 1);
-        });
-    }
-}
-
 /// Closes the endpoint when the last handle is gone or the network layer is closed.
 async fn end_with(shared: Arc<Shared>) {
     shared.closing.cancelled().await;
     shared.endpoint.close(close_code::GOODBYE, b"");
-}
-
-async fn accept(shared: Arc<Shared>) {
-    let free = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
-    while let Some(incoming) = shared.endpoint.accept().await {
-        let under_way = HANDSHAKES_MAX - free.available_permits();
-        if under_way >= HANDSHAKES_AT_EASE && !incoming.remote_address_validated() {
-            shared.counters.handshake_retried();
-            // It fails only for one that cannot be asked, which was looked at.
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = free.clone().try_acquire_owned() else {
-            shared.counters.links_refused("handshakes");
-            incoming.refuse();
-            continue;
-        };
-        let shared = shared.clone();
-        shared.tasks.clone().spawn(async move {
-            let from = incoming.remote_address();
-            let accepted = async {
-                let connecting = incoming.accept()?;
-                timeout(shared.tuning.dial_within, connecting)
-                    .await
-                    .map_err(|_| quinn::ConnectionError::TimedOut)?
-            };
-            match accepted.await {
-                Ok(conn) => {
-                    let from = conn.remote_address();
-                    if let Err(error) = link::meet(&shared, conn, None).await {
-                        debug!(%from, %error, "a link was not accepted");
-                        if !matches!(error, link::MeetError::Connection(_)) {
-                            shared.seeds.refused(from, &error.to_string());
-                        }
-                    }
-                }
-                Err(error) => {
-                    shared.counters.links_refused("handshake");
-                    debug!(%from, %error, "a handshake failed");
-                    // Of those that this end refused; strangers that fall silent are no news.
-                    if matches!(error, quinn::ConnectionError::TransportError(_)) {
-                        shared.seeds.refused(from, &seeds::why_closed(&error));
-                    }
-                }
-            }
-            drop(permit);
-        });
-    }
 }
 
 /// Frames of sessions from this peer to itself: through a queue, so that a handler which sends
@@ -700,241 +448,9 @@ async fn sweep(shared: Arc<Shared>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => shared.book.sweep(&shared),
+            _ = ticks.tick() => shared.book.sweep(&shared.links, shared.tuning.forget_after),
             () = shared.closing.cancelled() => return,
         }
-    }
-}
-
-/// Reads the identity's files again when they change, and uses what it finds for the links to
-/// come. Those that exist are renewed by their age.
-async fn follow_identity(
-    shared: Arc<Shared>,
-    transport: Arc<quinn::TransportConfig>,
-    mut changes: watch::Receiver<u64>,
-) {
-    let mut seen = None;
-    let mut expiry = Expiry::default();
-    let mut ticks = interval(IDENTITY_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {
-                expiry.look("the peer's identity", shared.identity.expires(), SystemTime::now());
-                let modified = shared.identity.modified();
-                if modified != seen {
-                    match shared.identity.reload() {
-                        Ok(_) => seen = modified,
-                        // Perhaps its files are only half replaced: it is tried again.
-                        Err(error) => warn!(%error, "the identity's files changed, but are of no use"),
-                    }
-                }
-            }
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                match quic_configs(&shared.identity, &transport) {
-                    Ok((client, server)) => {
-                        shared.client.store(Arc::new(client));
-                        shared.endpoint.set_server_config(Some(server));
-                        info!("the identity was reloaded");
-                    }
-                    Err(error) => warn!(%error, "the reloaded identity is of no use"),
-                }
-            }
-            () = shared.closing.cancelled() => return,
-        }
-    }
-}
-
-fn quic_configs(
-    identity: &Identity,
-    transport: &Arc<quinn::TransportConfig>,
-) -> Result<(quinn::ClientConfig, quinn::ServerConfig), StartMeshError> {
-    let (client, server) = identity.quic()?;
-    let mut client = quinn::ClientConfig::new(Arc::new(client));
-    client.transport_config(transport.clone());
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-    server.transport_config(transport.clone()).migration(false).max_incoming(HANDSHAKES_MAX * 2);
-    Ok((client, server))
-}
-
-fn transport(tuning: &NetTuning) -> quinn::TransportConfig {
-    let mut transport = quinn::TransportConfig::default();
-    let idle = quinn::IdleTimeout::try_from(tuning.idle_timeout.min(Duration::from_secs(600)))
-        .expect("ten minutes are within what QUIC allows");
-    let mut discovery = quinn::MtuDiscoveryConfig::default();
-    discovery.upper_bound(tuning.mtu.clamp(MTU_MIN, MTU_MAX));
-    transport
-        .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(tuning.idle_timeout / 4))
-        .max_concurrent_bidi_streams(link::HOPS_AT_FIRST.into())
-        .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
-        .stream_receive_window(STREAM_WINDOW_BYTES.into())
-        // None for all streams together, in either direction: a few that nobody reads would use it
-        // up, and then no other hop, no news and no session's frame could pass. What is held is
-        // bounded all the same, by the number of streams times the window of each.
-        .receive_window(quinn::VarInt::MAX)
-        .send_window(u64::MAX)
-        .initial_rtt(Duration::from_millis(50))
-        .mtu_discovery_config(Some(discovery))
-        .datagram_receive_buffer_size(Some(1 << 20));
-    transport
-}
-
-fn bind(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    // The system may grant less; then bursts lose more packets, and nothing else changes.
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    Ok(socket.into())
-}
-
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Drop {
-    what: &'static str,
-    reason: &'static str,
-}
-
-/// What the network layer counts.
-#[derive(Debug, Default)]
-pub(crate) struct NetCounters {
-    links: Gauge,
-    links_opened: Counter,
-    links_closed: Family<Reason, Counter>,
-    links_refused: Family<Reason, Counter>,
-    handshakes_retried: Counter,
-    dials_failed: Counter,
-    frames_refused: Family<Reason, Counter>,
-    session_frames_sent: Counter,
-    session_frames_received: Counter,
-    dropped: Family<Drop, Counter>,
-    gossip_received: Counter,
-    gossip_restarts: Counter<u64, AtomicU64>,
-}
-
-impl NetCounters {
-    /// Counters that `registry` exposes.
-    pub(crate) fn new(registry: &mut Registry) -> Arc<Self> {
-        let counters = Self::default();
-        registry.register("links", "Links to other peers", counters.links.clone());
-        registry.register(
-            "links_opened",
-            "Links that became current",
-            counters.links_opened.clone(),
-        );
-        registry.register(
-            "links_closed",
-            "Current links that ended, by reason",
-            counters.links_closed.clone(),
-        );
-        registry.register(
-            "links_refused",
-            "Connections that did not become a link, by reason",
-            counters.links_refused.clone(),
-        );
-        registry.register(
-            "handshakes_retried",
-            "Connections that were asked to show first that they hear what is sent to them",
-            counters.handshakes_retried.clone(),
-        );
-        registry.register(
-            "dials_failed",
-            "Dials that did not lead to a link",
-            counters.dials_failed.clone(),
-        );
-        registry.register(
-            "frames_refused",
-            "Frames from peers that were malformed or out of place, by kind",
-            counters.frames_refused.clone(),
-        );
-        registry.register(
-            "session_frames_sent",
-            "Frames of sessions that were queued for a peer",
-            counters.session_frames_sent.clone(),
-        );
-        registry.register(
-            "session_frames_received",
-            "Frames of sessions that arrived",
-            counters.session_frames_received.clone(),
-        );
-        registry.register(
-            "dropped",
-            "What was not sent, by kind and reason",
-            counters.dropped.clone(),
-        );
-        registry.register(
-            "gossip_received",
-            "Gossip messages that arrived",
-            counters.gossip_received.clone(),
-        );
-        registry.register(
-            "gossip_restarts",
-            "Times that the gossip loop ended and was started anew",
-            counters.gossip_restarts.clone(),
-        );
-        Arc::new(counters)
-    }
-
-    pub(crate) fn link_opened(&self) {
-        self.links_opened.inc();
-    }
-
-    pub(crate) fn links_now(&self, links: usize) {
-        self.links.set(i64::try_from(links).unwrap_or(i64::MAX));
-    }
-
-    pub(crate) fn link_closed(&self, reason: &'static str) {
-        self.links_closed.get_or_create(&Reason { reason }).inc();
-    }
-
-    pub(crate) fn links_refused(&self, reason: &'static str) {
-        self.links_refused.get_or_create(&Reason { reason }).inc();
-    }
-
-    pub(crate) fn handshake_retried(&self) {
-        self.handshakes_retried.inc();
-    }
-
-    pub(crate) fn dial_failed(&self) {
-        self.dials_failed.inc();
-    }
-
-    pub(crate) fn frame_refused(&self, reason: &'static str) {
-        self.frames_refused.get_or_create(&Reason { reason }).inc();
-    }
-
-    pub(crate) fn session_frame_sent(&self) {
-        self.session_frames_sent.inc();
-    }
-
-    pub(crate) fn session_frame_received(&self) {
-        self.session_frames_received.inc();
-    }
-
-    pub(crate) fn drop_counted(&self, what: &'static str, reason: &'static str) {
-        self.dropped.get_or_create(&Drop { what, reason }).inc();
-    }
-
-    pub(crate) fn gossip_received(&self) {
-        self.gossip_received.inc();
-    }
-
-    pub(crate) fn gossip_restarted(&self) {
-        self.gossip_restarts.inc();
     }
 }
 

@@ -14,8 +14,8 @@ use quinn::ConnectionError;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::links::dial::DialError;
-use crate::links::link::{MeetError, close_code};
+use crate::links::close_code;
+use crate::links::met::{DialError, MeetError};
 use crate::observe::status::SeedStatus;
 
 /// How long nobody may answer at a seed before it is told.

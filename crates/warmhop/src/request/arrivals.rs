@@ -21,8 +21,9 @@ use crate::hop::{
 };
 use crate::http::fields;
 use crate::http::tunnels::Farewell;
-use crate::links::net::{Heard, NetHandler};
-use crate::links::wire::{HopBodyReader, SessionFrame};
+use crate::links::handler::{Heard, NetHandler};
+use crate::links::hop_body::HopBodyReader;
+use crate::links::wire::SessionFrame;
 use crate::observe::failpoint::{self, Point};
 use crate::observe::metrics::ByPeer;
 use crate::observe::recall::{REGISTER, Tracing, Why};

@@ -1,0 +1,64 @@
+//! Takes in the connections that other peers open, within bounds.
+
+use std::sync::Arc;
+
+use tokio::time::timeout;
+use tracing::debug;
+
+use crate::links::context::Shared;
+use crate::links::endpoint::HANDSHAKES_MAX;
+use crate::links::meet;
+use crate::links::met::MeetError;
+use crate::links::seeds;
+
+/// From so many on, whoever dials has to show first that it hears what is sent to its address (RFC
+/// 9000 section 8.1.2): a peer does within a round trip, and whoever makes up addresses never does.
+const HANDSHAKES_AT_EASE: usize = 64;
+
+pub(super) async fn accept(shared: Arc<Shared>) {
+    let free = Arc::new(tokio::sync::Semaphore::new(HANDSHAKES_MAX));
+    while let Some(incoming) = shared.endpoint.accept().await {
+        let under_way = HANDSHAKES_MAX - free.available_permits();
+        if under_way >= HANDSHAKES_AT_EASE && !incoming.remote_address_validated() {
+            shared.counters.handshake_retried();
+            // It fails only for one that cannot be asked, which was looked at.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = free.clone().try_acquire_owned() else {
+            shared.counters.links_refused("handshakes");
+            incoming.refuse();
+            continue;
+        };
+        let shared = shared.clone();
+        shared.tasks.clone().spawn(async move {
+            let from = incoming.remote_address();
+            let accepted = async {
+                let connecting = incoming.accept()?;
+                timeout(shared.tuning.dial_within, connecting)
+                    .await
+                    .map_err(|_| quinn::ConnectionError::TimedOut)?
+            };
+            match accepted.await {
+                Ok(conn) => {
+                    let from = conn.remote_address();
+                    if let Err(error) = meet::meet(&shared, conn, None).await {
+                        debug!(%from, %error, "a link was not accepted");
+                        if !matches!(error, MeetError::Connection(_)) {
+                            shared.seeds.refused(from, &error.to_string());
+                        }
+                    }
+                }
+                Err(error) => {
+                    shared.counters.links_refused("handshake");
+                    debug!(%from, %error, "a handshake failed");
+                    // Of those that this end refused; strangers that fall silent are no news.
+                    if matches!(error, quinn::ConnectionError::TransportError(_)) {
+                        shared.seeds.refused(from, &seeds::why_closed(&error));
+                    }
+                }
+            }
+            drop(permit);
+        });
+    }
+}

@@ -1,0 +1,132 @@
+//! What all tasks of the network layer share. It lies above the leaves of this room, its parts, and
+//! below every file that does something with them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+use quinn::ConnectionError;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use warmhop_core::ids::{Incarnation, PeerId};
+use warmhop_core::view::PeerNews;
+
+use crate::identity::Identity;
+use crate::identity::RefusedPeers;
+use crate::links::book::Book;
+use crate::links::close_code;
+use crate::links::counters::NetCounters;
+use crate::links::gossip::handle::Gossip;
+use crate::links::handler::NetHandler;
+use crate::links::link::Link;
+use crate::links::news::OwnNews;
+use crate::links::seeds::Seeds;
+use crate::links::table::Links;
+use crate::links::tuning::NetTuning;
+use crate::links::wire::SessionFrame;
+use crate::observe::clock::Clock;
+
+/// What every task of the network layer shares.
+pub(crate) struct Shared {
+    pub(crate) cluster: String,
+    pub(crate) me: PeerId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) advertise: SocketAddr,
+    pub(crate) tuning: NetTuning,
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) own: OwnNews,
+    pub(crate) links: Links,
+    pub(crate) book: Book,
+    pub(crate) seeds: Seeds,
+    pub(crate) handler: Arc<dyn NetHandler>,
+    pub(crate) counters: Arc<NetCounters>,
+    /// It takes in no more hops, and answers those that it took.
+    pub(crate) leaving: CancellationToken,
+    pub(crate) clock: Clock,
+    pub(crate) closing: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    /// The hops that were taken in and are not answered yet.
+    pub(crate) taken_in: TaskTracker,
+    /// Those of the tasks that take in hops.
+    pub(crate) acceptors: TaskTracker,
+    /// It is about to leave.
+    pub(crate) draining: AtomicBool,
+    /// Members that it has nothing to do with.
+    pub(crate) refused: watch::Sender<RefusedPeers>,
+    pub(crate) identity: Identity,
+    pub(crate) client: ArcSwap<quinn::ClientConfig>,
+    pub(crate) gossip: Gossip,
+    pub(crate) loopback: mpsc::Sender<SessionFrame>,
+    pub(crate) clash: watch::Sender<Option<SocketAddr>>,
+    /// Probes for namesakes under way.
+    pub(crate) probes: watch::Sender<usize>,
+    /// The address where the next is to be asked.
+    pub(crate) to_probe: mpsc::Sender<SocketAddr>,
+}
+
+impl Shared {
+    pub(crate) fn client_config(&self) -> quinn::ClientConfig {
+        quinn::ClientConfig::clone(&self.client.load())
+    }
+
+    /// Begins gossip with a peer that a link was made to.
+    pub(crate) fn gossip_with(&self, addr: SocketAddr) {
+        self.gossip.meet(addr);
+    }
+
+    /// Gossip arrived on a link.
+    pub(crate) fn receive_gossip(&self, link: &Link, message: &[u8]) {
+        self.gossip.receive(&self.counters, &self.me, link.peer.mesh, message);
+    }
+
+    /// A connection reached another process of this peer's name. `by_dialing`: at the address
+    /// that this end dialed, so it is certain that it lives there.
+    pub(crate) fn met_namesake(&self, other: &PeerNews, by_dialing: bool) {
+        if !by_dialing {
+            return self.probe_namesake(other.mesh);
+        }
+        let mine = self.own.peer();
+        // Exactly one of the two sees itself as the later one.
+        if (mine.generation, mine.incarnation) > (other.generation, other.incarnation) {
+            warn!(name = %self.me, addr = %other.mesh, "another live peer has this name");
+            self.clash.send_replace(Some(other.mesh));
+        }
+    }
+
+    /// Others remember an earlier life of this peer, which is over.
+    pub(crate) fn outrank_earlier_life(&self, generation: u64) {
+        if self.own.raise_generation_above(generation) {
+            info!("the clock went back since this peer's earlier life: its generation was raised");
+        }
+    }
+
+    /// Asks at an address, once at a time, whether another process has this peer's name.
+    pub(crate) fn probe_namesake(&self, addr: SocketAddr) {
+        if addr == self.advertise || self.clash.borrow().is_some() {
+            return;
+        }
+        let first = self.probes.send_if_modified(|probes| {
+            let free = *probes == 0;
+            *probes += usize::from(free);
+            free
+        });
+        if first && self.to_probe.try_send(addr).is_err() {
+            // Whoever would ask has ended, and with it this peer.
+            self.probes.send_replace(0);
+        }
+    }
+
+    /// Where the other end refused this peer because its name is taken, the one that has it is
+    /// asked directly.
+    pub(crate) fn heed_name_in_use(&self, reason: &ConnectionError) {
+        if let ConnectionError::ApplicationClosed(close) = reason
+            && close.error_code == close_code::NAME_IN_USE
+            && let Some(addr) = std::str::from_utf8(&close.reason).ok().and_then(|s| s.parse().ok())
+        {
+            self.probe_namesake(addr);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The socket, and what QUIC over it is configured with: windows, packet sizes, certificates. The
+//! latter are read again when they change.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::error::StartMeshError;
+use crate::identity::Identity;
+use crate::identity::expiry::Expiry;
+use crate::links::context::Shared;
+use crate::links::link::HOPS_AT_FIRST;
+use crate::links::tuning::NetTuning;
+
+/// Handshakes under way at once; more are refused, so that strangers cannot fill the memory.
+pub(super) const HANDSHAKES_MAX: usize = 256;
+
+/// How often the identity's files are looked at.
+const IDENTITY_EVERY: Duration = Duration::from_secs(5);
+
+/// Asks for a larger socket buffer than the system's usual one; without it bursts are lost.
+const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Above it ten segments of one GSO batch exceed 64 KiB, and such batches fail silently.
+pub(super) const MTU_MAX: u16 = 6500;
+
+const MTU_MIN: u16 = 1200;
+
+/// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
+/// end, in each direction, where its reader stands still. It is also the most that a stream moves in
+/// one round trip: 128 MB/s at 2 ms. A larger one moves one bulk stream faster over loopback, as
+/// `testbed/bench-streams` shows, and each client that reads nothing costs as much more.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
+const UNI_STREAMS_MAX: u32 = 64;
+
+/// What others may send here however small this peer's own packets are to be.
+pub(super) const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
+
+/// Reads the identity's files again when they change, and uses what it finds for the links to
+/// come. Those that exist are renewed by their age.
+pub(super) async fn follow_identity(
+    shared: Arc<Shared>,
+    transport: Arc<quinn::TransportConfig>,
+    mut changes: watch::Receiver<u64>,
+) {
+    let mut seen = None;
+    let mut expiry = Expiry::default();
+    let mut ticks = interval(IDENTITY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {
+                expiry.look("the peer's identity", shared.identity.expires(), SystemTime::now());
+                let modified = shared.identity.modified();
+                if modified != seen {
+                    match shared.identity.reload() {
+                        Ok(_) => seen = modified,
+                        // Perhaps its files are only half replaced: it is tried again.
+                        Err(error) => warn!(%error, "the identity's files changed, but are of no use"),
+                    }
+                }
+            }
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                match quic_configs(&shared.identity, &transport) {
+                    Ok((client, server)) => {
+                        shared.client.store(Arc::new(client));
+                        shared.endpoint.set_server_config(Some(server));
+                        info!("the identity was reloaded");
+                    }
+                    Err(error) => warn!(%error, "the reloaded identity is of no use"),
+                }
+            }
+            () = shared.closing.cancelled() => return,
+        }
+    }
+}
+
+pub(super) fn quic_configs(
+    identity: &Identity,
+    transport: &Arc<quinn::TransportConfig>,
+) -> Result<(quinn::ClientConfig, quinn::ServerConfig), StartMeshError> {
+    let (client, server) = identity.quic()?;
+    let mut client = quinn::ClientConfig::new(Arc::new(client));
+    client.transport_config(transport.clone());
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
+    server.transport_config(transport.clone()).migration(false).max_incoming(HANDSHAKES_MAX * 2);
+    Ok((client, server))
+}
+
+pub(super) fn transport(tuning: &NetTuning) -> quinn::TransportConfig {
+    let mut transport = quinn::TransportConfig::default();
+    let idle = quinn::IdleTimeout::try_from(tuning.idle_timeout.min(Duration::from_secs(600)))
+        .expect("ten minutes are within what QUIC allows");
+    let mut discovery = quinn::MtuDiscoveryConfig::default();
+    discovery.upper_bound(tuning.mtu.clamp(MTU_MIN, MTU_MAX));
+    transport
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(tuning.idle_timeout / 4))
+        .max_concurrent_bidi_streams(HOPS_AT_FIRST.into())
+        .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        // None for all streams together, in either direction: a few that nobody reads would use it
+        // up, and then no other hop, no news and no session's frame could pass. What is held is
+        // bounded all the same, by the number of streams times the window of each.
+        .receive_window(quinn::VarInt::MAX)
+        .send_window(u64::MAX)
+        .initial_rtt(Duration::from_millis(50))
+        .mtu_discovery_config(Some(discovery))
+        .datagram_receive_buffer_size(Some(1 << 20));
+    transport
+}
+
+pub(super) fn bind(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    // The system may grant less; then bursts lose more packets, and nothing else changes.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}

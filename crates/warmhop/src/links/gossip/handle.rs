@@ -1,0 +1,89 @@
+//! The way to the gossip loop, for those who begin gossip with a peer or have received some.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chitchat::ChitchatMessage;
+use tokio::sync::mpsc;
+use tracing::warn;
+use warmhop_core::ids::PeerId;
+
+use crate::links::counters::NetCounters;
+use crate::links::gossip::screen::screened;
+
+const COMMANDS_MAX: usize = 64;
+
+/// The way to the gossip loop.
+pub(crate) struct Gossip {
+    commands: mpsc::Sender<Command>,
+    /// The loop that runs: replaced when it is started anew.
+    inbound: Arc<Inbound>,
+    /// The generation of that loop's node.
+    generation: Arc<AtomicU64>,
+}
+
+pub(super) type Inbound = Mutex<Option<mpsc::Sender<(SocketAddr, ChitchatMessage)>>>;
+
+/// What the supervisor is told.
+pub(crate) enum Command {
+    /// Begin gossip with a peer.
+    Meet(SocketAddr),
+    /// End the loop as a fault would.
+    #[cfg(test)]
+    Fail,
+}
+
+/// The supervisor's ends of the channels.
+pub(crate) struct GossipIn {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) inbound: Arc<Inbound>,
+    pub(super) generation: Arc<AtomicU64>,
+}
+
+impl Gossip {
+    /// Channels to a loop that the supervisor is to start.
+    pub(crate) fn new() -> (Self, GossipIn) {
+        let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
+        let inbound = Arc::new(Mutex::default());
+        let generation = Arc::new(AtomicU64::new(0));
+        (
+            Self { commands, inbound: Arc::clone(&inbound), generation: Arc::clone(&generation) },
+            GossipIn { commands: commands_in, inbound, generation },
+        )
+    }
+
+    /// Begins gossip with a peer; if the loop is too busy to, its sweep will.
+    pub(crate) fn meet(&self, addr: SocketAddr) {
+        let _ = self.commands.try_send(Command::Meet(addr));
+    }
+
+    /// Ends the loop as a fault would.
+    #[cfg(test)]
+    pub(crate) async fn fail(&self) {
+        self.commands.send(Command::Fail).await.expect("the supervisor runs");
+    }
+
+    /// Hands a message to the loop. `from` is the sender's advertised address, which is where
+    /// the answer goes.
+    pub(crate) fn receive(
+        &self,
+        counters: &NetCounters,
+        me: &PeerId,
+        from: SocketAddr,
+        message: &[u8],
+    ) {
+        counters.gossip_received();
+        let me = (me.as_str(), self.generation.load(Ordering::Relaxed));
+        let Some(message) = screened(message, me) else {
+            counters.frame_refused("gossip");
+            warn!(%from, "refused a gossip message that is out of bounds");
+            return;
+        };
+        let inbound = self.inbound.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sent = inbound.is_some_and(|inbound| inbound.try_send((from, message)).is_ok());
+        if !sent {
+            counters.drop_counted("gossip-in", "full");
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! Screens gossip before chitchat sees it, which trusts its input: names, keys, values and numbers out
+//! of bounds could end its task.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use bytes::Buf;
+use chitchat::{ChitchatMessage, Deserializable};
+use warmhop_core::ids::{AppName, PeerId};
+
+use crate::links::wire::{GENERATION_MAX, GOSSIP_VALUE_BYTES_MAX};
+
+/// Nodes in one message. Far above the digest of a mesh, and far below where one near
+/// 64 KiB would end chitchat's task.
+const NODES_PER_MESSAGE_MAX: usize = 600;
+
+/// What the compressed part of one message may come to.
+const DELTA_BYTES_MAX: usize = 4 << 20;
+
+const BLOCK_BYTES_MAX: usize = u16::MAX as usize;
+
+pub(super) const VALUE_CHARS_MAX: usize = GOSSIP_VALUE_BYTES_MAX.div_ceil(3) * 4;
+
+/// Heartbeats and versions beyond it are not counted up to in any life.
+const COUNT_MAX: u64 = 1 << 53;
+
+pub(super) const PEER_KEY: &str = "peer";
+
+pub(super) const APP_PREFIX: &str = "app/";
+
+/// Whether `bytes` are a message that would be listened to.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
+    screened(bytes, ("me", 1)).is_some()
+}
+
+/// A message whose names, keys, values and numbers are within bounds; `me` is the name and
+/// generation of the node whose state only this peer writes. Others still tell of its earlier
+/// lives, which is harmless.
+pub(super) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage> {
+    /// The first bytes of every message: a magic number and the version.
+    const HEADER: [u8; 3] = [0x53, 0xB0, 0];
+    let mut rest = bytes.strip_prefix(&HEADER)?;
+    match take_u8(&mut rest)? {
+        0 => {
+            screen_digest(&mut rest)?;
+            take_text(&mut rest)?;
+        }
+        1 => {
+            screen_digest(&mut rest)?;
+            screen_delta(&mut rest, me)?;
+        }
+        2 => screen_delta(&mut rest, me)?,
+        _ => return None,
+    }
+    if !rest.is_empty() {
+        return None;
+    }
+    let mut whole = bytes;
+    ChitchatMessage::deserialize(&mut whole).ok()
+}
+
+fn screen_digest(rest: &mut &[u8]) -> Option<()> {
+    let nodes = usize::from(take_u16(rest)?);
+    if nodes > NODES_PER_MESSAGE_MAX {
+        return None;
+    }
+    for _ in 0..nodes {
+        take_node(rest)?;
+        // Heartbeat, collected version, highest version.
+        for _ in 0..3 {
+            take_count(rest)?;
+        }
+    }
+    Some(())
+}
+
+/// Compressed blocks of operations: a node, then values of it with growing versions.
+fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
+    let mut operations = Vec::new();
+    let mut block = vec![0; BLOCK_BYTES_MAX];
+    loop {
+        let kind = take_u8(rest)?;
+        if kind == 0 {
+            break;
+        }
+        let len = usize::from(take_u16(rest)?);
+        let bytes = take(rest, len)?;
+        match kind {
+            1 => {
+                let len = zstd::bulk::decompress_to_buffer(bytes, &mut block[..]).ok()?;
+                operations.extend_from_slice(&block[..len]);
+            }
+            2 => operations.extend_from_slice(bytes),
+            _ => return None,
+        }
+        if operations.len() > DELTA_BYTES_MAX {
+            return None;
+        }
+    }
+
+    let mut rest = operations.as_slice();
+    let mut nodes = 0;
+    let mut version = None;
+    while !rest.is_empty() {
+        match take_u8(&mut rest)? {
+            0 => {
+                nodes += 1;
+                let (name, generation) = take_node(&mut rest)?;
+                if nodes > NODES_PER_MESSAGE_MAX || (name == me.0 && generation >= me.1) {
+                    return None;
+                }
+                // Collected version, and the version that the values begin after.
+                take_count(&mut rest)?;
+                take_count(&mut rest)?;
+                version = Some(0);
+            }
+            1 => {
+                let key = take_text(&mut rest)?;
+                let app = key.strip_prefix(APP_PREFIX).is_some_and(|app| AppName::new(app).is_ok());
+                if !(key == PEER_KEY || app) || take_text(&mut rest)?.len() > VALUE_CHARS_MAX {
+                    return None;
+                }
+                let next = take_count(&mut rest)?;
+                // Set, deleted, or deleted later; warmhop only ever sets.
+                if take_u8(&mut rest)? != 0 || version? >= next {
+                    return None;
+                }
+                version = Some(next);
+            }
+            // The highest version of a node without values to send.
+            2 => {
+                if version? != 0 {
+                    return None;
+                }
+                version = Some(take_count(&mut rest)?);
+            }
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+/// A node's name and generation, if the rest of its id is in form as well.
+fn take_node<'a>(rest: &mut &'a [u8]) -> Option<(&'a str, u64)> {
+    let name = take_text(rest)?;
+    PeerId::new(name).ok()?;
+    let generation = take_u64(rest).filter(|generation| *generation <= GENERATION_MAX)?;
+    let ip: IpAddr = match take_u8(rest)? {
+        4 => Ipv4Addr::from(<[u8; 4]>::try_from(take(rest, 4)?).ok()?).into(),
+        6 => Ipv6Addr::from(<[u8; 16]>::try_from(take(rest, 16)?).ok()?).into(),
+        _ => return None,
+    };
+    let port = take_u16(rest)?;
+    (port != 0 && !ip.is_unspecified()).then_some((name, generation))
+}
+
+fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+    let (taken, after) = rest.split_at_checked(len)?;
+    *rest = after;
+    Some(taken)
+}
+
+fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let len = take_u16(rest)?;
+    std::str::from_utf8(take(rest, len.into())?).ok()
+}
+
+fn take_count(rest: &mut &[u8]) -> Option<u64> {
+    take_u64(rest).filter(|count| *count <= COUNT_MAX)
+}
+
+fn take_u8(rest: &mut &[u8]) -> Option<u8> {
+    rest.try_get_u8().ok()
+}
+
+fn take_u16(rest: &mut &[u8]) -> Option<u16> {
+    rest.try_get_u16_le().ok()
+}
+
+fn take_u64(rest: &mut &[u8]) -> Option<u64> {
+    rest.try_get_u64_le().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{RngExt, SeedableRng};
+
+    use chitchat::transport::{Socket, Transport};
+    use chitchat::{
+        ChitchatConfig, ChitchatId, FailureDetectorConfig, Serializable, spawn_chitchat,
+    };
+    use std::net::SocketAddr;
+    use std::sync::Mutex;
+    use std::time::Duration;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    fn put_text(bytes: &mut Vec<u8>, text: &str) {
+        bytes.extend(u16::try_from(text.len()).unwrap().to_le_bytes());
+        bytes.extend(text.as_bytes());
+    }
+
+    fn put_node(bytes: &mut Vec<u8>, name: &str, generation: u64) {
+        put_text(bytes, name);
+        bytes.extend(generation.to_le_bytes());
+        bytes.extend([4, 127, 0, 0, 1]);
+        bytes.extend(7001_u16.to_le_bytes());
+    }
+
+    /// An ACK whose delta has one node and one value, in a block that is not compressed.
+    fn ack(name: &str, key: &str, value: &str, versions: [u64; 3]) -> Vec<u8> {
+        let mut operations = vec![0];
+        put_node(&mut operations, name, 1);
+        operations.extend(versions[0].to_le_bytes());
+        operations.extend(versions[1].to_le_bytes());
+        operations.push(1);
+        put_text(&mut operations, key);
+        put_text(&mut operations, value);
+        operations.extend(versions[2].to_le_bytes());
+        operations.push(0);
+        message_of_delta(&operations)
+    }
+
+    fn message_of_delta(operations: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x53, 0xB0, 0, 2, 2];
+        bytes.extend(u16::try_from(operations.len()).unwrap().to_le_bytes());
+        bytes.extend(operations);
+        bytes.push(0);
+        bytes
+    }
+
+    #[test]
+    fn what_chitchat_itself_says_passes_the_screen() {
+        let config = |name: &str, port: u16| ChitchatConfig {
+            chitchat_id: ChitchatId::new(name, 1, SocketAddr::from(([127, 0, 0, 1], port))),
+            cluster_id: "demo".into(),
+            gossip_interval: Duration::from_secs(1),
+            listen_addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            seed_nodes: Vec::new(),
+            failure_detector_config: FailureDetectorConfig::default(),
+            marked_for_deletion_grace_period: Duration::from_secs(1),
+            catchup_callback: None,
+            extra_liveness_predicate: None,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Two loops over a transport that hands out what they say.
+        let (tap, mut said) = mpsc::channel::<Vec<u8>>(64);
+        let values: Vec<(String, String)> =
+            (0..500).map(|n| (format!("app/a{n}"), format!("{n:064}"))).collect();
+        runtime.block_on(async {
+            let (a_in, a_out) = mpsc::channel(64);
+            let (b_in, b_out) = mpsc::channel(64);
+            let a =
+                Tapped { inbound: Mutex::new(Some(a_out)), other: b_in, tap: tap.clone(), from: 1 };
+            let b = Tapped { inbound: Mutex::new(Some(b_out)), other: a_in, tap, from: 2 };
+            let a = spawn_chitchat(config("a", 1), values, &a).await.unwrap();
+            let b = spawn_chitchat(config("b", 2), Vec::new(), &b).await.unwrap();
+            b.gossip(SocketAddr::from(([127, 0, 0, 1], 1))).unwrap();
+            let mut kinds = std::collections::HashSet::new();
+            while kinds.len() < 3 {
+                let message = said.recv().await.unwrap();
+                assert!(screened(&message, ("me", 1)).is_some(), "kind {}", message[3]);
+                kinds.insert(message[3]);
+            }
+            a.abort();
+            b.abort();
+        });
+    }
+
+    struct Tapped {
+        inbound: Mutex<Option<mpsc::Receiver<(SocketAddr, ChitchatMessage)>>>,
+        other: mpsc::Sender<(SocketAddr, ChitchatMessage)>,
+        tap: mpsc::Sender<Vec<u8>>,
+        from: u16,
+    }
+
+    struct TappedSocket {
+        inbound: mpsc::Receiver<(SocketAddr, ChitchatMessage)>,
+        other: mpsc::Sender<(SocketAddr, ChitchatMessage)>,
+        tap: mpsc::Sender<Vec<u8>>,
+        from: u16,
+    }
+
+    #[async_trait::async_trait]
+    impl Transport for Tapped {
+        async fn open(&self, _: SocketAddr) -> Result<Box<dyn Socket>, anyhow::Error> {
+            let inbound = self.inbound.lock().unwrap().take().unwrap();
+            let (other, tap) = (self.other.clone(), self.tap.clone());
+            Ok(Box::new(TappedSocket { inbound, other, tap, from: self.from }))
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Socket for TappedSocket {
+        async fn send(
+            &mut self,
+            _: SocketAddr,
+            message: ChitchatMessage,
+        ) -> Result<(), anyhow::Error> {
+            let _ = self.tap.try_send(message.serialize_to_vec());
+            let from = SocketAddr::from(([127, 0, 0, 1], self.from));
+            let _ = self.other.try_send((from, message));
+            Ok(())
+        }
+
+        async fn recv(&mut self) -> Result<(SocketAddr, ChitchatMessage), anyhow::Error> {
+            match self.inbound.recv().await {
+                Some(message) => Ok(message),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_end_chitchats_task_is_refused() {
+        let fine = ack("b", "app/shop", "value", [0, 0, 1]);
+        assert!(screened(&fine, ("a", 1)).is_some());
+        assert!(screened(&fine, ("b", 1)).is_none(), "nobody else writes this peer's state");
+        assert!(screened(&fine, ("b", 2)).is_some(), "but its former lives are no secret");
+        let refused = [
+            ("a key of another form", ack("b", "épée", "v", [0, 0, 1])),
+            ("an app out of form", ack("b", "app/a b", "v", [0, 0, 1])),
+            ("a long value", ack("b", "peer", &"v".repeat(VALUE_CHARS_MAX + 1), [0, 0, 1])),
+            ("a version that ends counting", ack("b", "peer", "v", [0, 0, u64::MAX])),
+            ("a collected version that does", ack("b", "peer", "v", [u64::MAX, 0, 1])),
+            ("a version zero", ack("b", "peer", "v", [0, 0, 0])),
+            ("a name out of form", ack("b.c", "peer", "v", [0, 0, 1])),
+            ("another magic number", [&[0, 0], &fine[2..]].concat()),
+            ("another version", [&fine[..2], &[1], &fine[3..]].concat()),
+            ("a rejection, which no peer of this cluster sends", vec![0x53, 0xB0, 0, 3]),
+            ("bytes behind the message", [&fine[..], &[0]].concat()),
+        ];
+        for (what, message) in refused {
+            assert!(screened(&message, ("a", 1)).is_none(), "{what}");
+        }
+
+        // A highest version below that of a value would fail an assertion inside.
+        let mut operations = vec![0];
+        put_node(&mut operations, "b", 1);
+        operations.extend([0; 16]);
+        operations.push(1);
+        put_text(&mut operations, "peer");
+        put_text(&mut operations, "v");
+        operations.extend(9_u64.to_le_bytes());
+        operations.push(0);
+        operations.push(2);
+        operations.extend(3_u64.to_le_bytes());
+        assert!(screened(&message_of_delta(&operations), ("a", 1)).is_none());
+
+        // A digest with a heartbeat that cannot be counted on from.
+        let mut syn = vec![0x53, 0xB0, 0, 0, 1, 0];
+        put_node(&mut syn, "b", 1);
+        let heartbeat = syn.len();
+        syn.extend([0; 24]);
+        put_text(&mut syn, "demo");
+        assert!(screened(&syn, ("a", 1)).is_some());
+        syn[heartbeat..heartbeat + 8].fill(0xFF);
+        assert!(screened(&syn, ("a", 1)).is_none());
+    }
+
+    #[test]
+    fn a_small_message_cannot_unfold_into_a_large_one() {
+        let zeros = vec![0; BLOCK_BYTES_MAX];
+        let block = zstd::bulk::compress(&zeros, 0).unwrap();
+        let mut bomb = vec![0x53, 0xB0, 0, 2];
+        for _ in 0..DELTA_BYTES_MAX / BLOCK_BYTES_MAX + 2 {
+            bomb.push(1);
+            bomb.extend(u16::try_from(block.len()).unwrap().to_le_bytes());
+            bomb.extend(&block);
+        }
+        bomb.push(0);
+        assert!(bomb.len() < 10_000);
+        assert!(screened(&bomb, ("a", 1)).is_none());
+    }
+
+    #[test]
+    fn no_bytes_make_the_screen_panic() {
+        let seed = rand::random();
+        println!("seed {seed}");
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let fine = ack("b", "app/shop", "value", [0, 0, 1]);
+        for len in 0..fine.len() {
+            assert!(screened(&fine[..len], ("a", 1)).is_none());
+        }
+        for _ in 0..5000 {
+            let mut bytes = fine.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = rng.random_range(3..bytes.len());
+                bytes[at] = rng.random();
+            }
+            let _ = screened(&bytes, ("a", 1));
+        }
+    }
+}
