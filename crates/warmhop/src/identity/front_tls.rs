@@ -14,7 +14,9 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tracing::{info, warn};
 
-use crate::identity::{IdentityError, provider, read_bounded};
+use crate::identity::files::read_bounded;
+use crate::identity::problem::IdentityError;
+use crate::identity::tls::provider;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
