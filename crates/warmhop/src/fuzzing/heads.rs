@@ -1,7 +1,9 @@
 //! Whether what another peer sends as a head is read without harm, and reads back as it was read.
 
 use crate::fuzzing::frames::reads_back;
+use crate::hop::field_block::FieldBlock;
 use crate::hop::{HEAD_BYTES_MAX, HopHead, ReplyHead};
+use crate::links::wire;
 
 /// Reads `input` as the head of a hop or of its reply; the first byte says which.
 ///
@@ -9,6 +11,16 @@ use crate::hop::{HEAD_BYTES_MAX, HopHead, ReplyHead};
 /// If what was read is not what is read of it once more.
 pub fn hop_heads(input: &[u8]) -> bool {
     let Some((which, head)) = input.split_first() else { return false };
+    let fields = if which & 1 == 0 {
+        wire::decode::<HopHead, HEAD_BYTES_MAX>(head).ok().map(|head| head.fields)
+    } else {
+        match wire::decode::<ReplyHead, HEAD_BYTES_MAX>(head) {
+            Ok(ReplyHead::Response { fields, .. }) => Some(fields),
+            _ => None,
+        }
+    };
+    // Whatever they are: in form or not.
+    let _ = fields.map(FieldBlock::into_headers);
     if which & 1 == 0 {
         reads_back::<HopHead, HEAD_BYTES_MAX>(head)
     } else {
@@ -21,11 +33,11 @@ mod tests {
     use super::*;
     use crate::fuzzing::arbitrary::{Numbers, feed, strung};
     use crate::hop::{HopKind, HopRefusal, Load};
-    use crate::links::wire;
 
     #[test]
     fn heads_of_hops_read_back_as_they_were_read() {
-        let fields = vec![("host".to_owned(), b"a".to_vec())];
+        let fields = [(http::header::HOST, http::HeaderValue::from_static("a"))];
+        let fields = FieldBlock::of(&fields.into_iter().collect());
         let hop = HopHead {
             kind: HopKind::Plain,
             app: warmhop_core::ids::AppName::new("shop").unwrap(),

@@ -6,6 +6,7 @@
 //!            ◀─        u32 length │ ReplyHead│ body frames … │ end ──
 //! ```
 
+pub(crate) mod field_block;
 pub mod peer_service;
 
 use std::pin::Pin;
@@ -24,6 +25,7 @@ use tokio::task::AbortHandle;
 use warmhop_core::ids::{AppName, Ballot, Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::session::message::{Config, Exec, ExecDone, Stored};
 
+use crate::hop::field_block::FieldBlock;
 use crate::http::body::{Body, BoxError};
 use crate::http::tunnels::Farewell;
 use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
@@ -86,7 +88,7 @@ pub(crate) struct HopHead {
     pub(crate) request_id: String,
     pub(crate) method: String,
     pub(crate) target: String,
-    pub(crate) fields: Vec<(String, Vec<u8>)>,
+    pub(crate) fields: FieldBlock,
     /// The protocol that the client asks to upgrade to.
     pub(crate) upgrade: Option<Vec<u8>>,
     /// The body is a stream, which cannot be sent twice: it waits for [`ReplyHead::Go`]. With a
@@ -217,7 +219,7 @@ pub(crate) enum ReplyHead {
         status: u16,
         /// What an app that speaks HTTP/1 says beside it, where that is not the usual.
         reason: Option<Vec<u8>>,
-        fields: Vec<(String, Vec<u8>)>,
+        fields: FieldBlock,
         session: ReplySession,
         /// The peer that ran the app.
         served_by: String,
@@ -268,20 +270,19 @@ pub(crate) struct HopRequest {
     pub(crate) body: Body,
 }
 
-pub(crate) fn fields_out(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+fn fields_out(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     headers
         .iter()
         .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
         .collect()
 }
 
-pub(crate) fn fields_in(fields: Vec<(String, Vec<u8>)>) -> Option<HeaderMap> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+fn fields_in(fields: Vec<(String, Vec<u8>)>) -> Option<HeaderMap> {
+    // A peer may send more than a map holds.
+    let mut headers = HeaderMap::try_with_capacity(fields.len()).ok()?;
     for (name, value) in fields {
-        headers.append(
-            HeaderName::from_bytes(name.as_bytes()).ok()?,
-            HeaderValue::from_bytes(&value).ok()?,
-        );
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        headers.try_append(name, HeaderValue::from_bytes(&value).ok()?).ok()?;
     }
     Some(headers)
 }
@@ -301,9 +302,9 @@ pub(crate) async fn ask(
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
     if whole.is_some() {
         // It rides along, so there is nothing to ask for.
-        head.fields.retain(|(name, _)| name != EXPECT.as_str());
+        head.fields = head.fields.without(EXPECT.as_str());
     }
-    let expects = head.fields.iter().any(|(name, _)| name == EXPECT.as_str());
+    let expects = head.fields.contains(EXPECT.as_str());
     head.asks_go = !upgrades && (careful || whole.is_none());
     // The kind, the head and a small body leave in one write: one packet instead of two.
     let mut prefix = BytesMut::with_capacity(1024);
@@ -436,7 +437,7 @@ pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), Hop
         request_id: "wake".into(),
         method: "GET".into(),
         target: "/".into(),
-        fields: Vec::new(),
+        fields: FieldBlock::default(),
         upgrade: None,
         asks_go: false,
     };
@@ -490,7 +491,7 @@ fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopErro
                 let reason = ReasonPhrase::try_from(reason).map_err(|_| out_of_form())?;
                 response.extensions_mut().insert(reason);
             }
-            *response.headers_mut() = fields_in(fields).ok_or_else(out_of_form)?;
+            *response.headers_mut() = fields.into_headers().ok_or_else(out_of_form)?;
             Ok(HopReply { response, session, served_by, load, executor, tunnel: None })
         }
     }
@@ -657,7 +658,7 @@ impl Arrived {
         let bytes = reader.frame(HEAD_BYTES_MAX).await.ok()??;
         let mut head: HopHead = wire::decode::<_, HEAD_BYTES_MAX>(&bytes).ok()?;
         let method = Method::from_bytes(head.method.as_bytes()).ok()?;
-        let fields = fields_in(std::mem::take(&mut head.fields))?;
+        let fields = std::mem::take(&mut head.fields).into_headers()?;
         let reader = reader.into_body();
         let incoming = if head.upgrade.is_some() {
             HopIncoming::Tunnel(reader)
@@ -685,7 +686,7 @@ pub(crate) fn response_head(
     ReplyHead::Response {
         status: response.status().as_u16(),
         reason: reason.map(|reason| reason.as_bytes().to_vec()),
-        fields: fields_out(response.headers()),
+        fields: FieldBlock::of(response.headers()),
         session,
         served_by,
         load,
@@ -954,6 +955,15 @@ mod tests {
 
     use super::*;
     use crate::http::tunnels::Tunnels;
+
+    #[test]
+    fn more_fields_than_a_map_holds_are_refused() {
+        let field = |at: usize| (format!("x-{at}"), Vec::new());
+        for count in [40_000, 100_000] {
+            assert!(fields_in((0..count).map(field).collect()).is_none(), "{count}");
+        }
+        assert_eq!(fields_in((0..9).map(field).collect()).unwrap().len(), 9);
+    }
 
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_cut_off_in_the_middle_of_a_write() {

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tracing::debug;
 use warmhop_core::ids::{AppName, PeerId};
 
+use crate::hop::field_block::FieldBlock;
 use crate::hop::{
     self, Arrived, HopError, HopHead, HopIncoming, HopKind, HopRefusal, HopRequest, ReplyHead,
     ReplySession,
@@ -145,7 +146,7 @@ pub(crate) async fn ask(
         request_id: "service".into(),
         method: parts.method.to_string(),
         target: target.to_owned(),
-        fields: hop::fields_out(&parts.headers),
+        fields: FieldBlock::of(&parts.headers),
         upgrade: None,
         asks_go: false,
     };

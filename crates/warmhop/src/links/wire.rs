@@ -30,7 +30,7 @@ use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
 /// Peers of another version are told so and left alone.
-pub(crate) const PROTOCOL_VERSION: u16 = 5;
+pub(crate) const PROTOCOL_VERSION: u16 = 6;
 
 /// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
 pub(crate) const KIND_CONTROL: u8 = 1;

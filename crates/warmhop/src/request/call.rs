@@ -14,7 +14,8 @@ use warmhop_core::ids::{AppName, RequestId};
 use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::Slot;
-use crate::hop::{HopHead, HopKind, HopRequest, fields_out};
+use crate::hop::field_block::FieldBlock;
+use crate::hop::{HopHead, HopKind, HopRequest};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::request::carried;
@@ -220,7 +221,7 @@ impl Call {
             request_id: self.id.to_string(),
             method: self.method.as_str().to_owned(),
             target: self.target.clone(),
-            fields: fields_out(&self.fields),
+            fields: FieldBlock::of(&self.fields),
             upgrade: self.upgrade.as_ref().map(|protocol| protocol.as_bytes().to_vec()),
             asks_go: false,
         };

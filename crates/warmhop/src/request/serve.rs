@@ -19,6 +19,7 @@ use crate::app::loads::ServedThere;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
+use crate::hop::field_block::FieldBlock;
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
@@ -365,7 +366,7 @@ impl Node {
         }
         let mut fields = call.fields.clone();
         let span = self.spans.within(&mut fields, SpanKind::Client, || "hop".into())?;
-        request.head.fields = hop::fields_out(&fields);
+        request.head.fields = FieldBlock::of(&fields);
         Some(span)
     }
 

@@ -233,7 +233,7 @@ async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
         request_id: "one".into(),
         method: "GET".into(),
         target: "/ws".into(),
-        fields: Vec::new(),
+        fields: Default::default(),
         upgrade: Some(b"websocket".to_vec()),
         asks_go: false,
     };
@@ -267,7 +267,7 @@ async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take()
             request_id: "r".into(),
             method: "POST".into(),
             target: "/".into(),
-            fields: Vec::new(),
+            fields: Default::default(),
             upgrade,
             asks_go: false,
         };

@@ -1,0 +1,173 @@
+//! The fields of a hop's heads on the wire: one piece of bytes, of which neither end makes a text for
+//! each name and each value.
+//!
+//! ```text
+//! name's LENGTH (2 bytes, big-endian), value's LENGTH (4 bytes), the name, the value; then the next
+//! ```
+
+use std::fmt;
+
+use bytes::{Buf, BufMut, Bytes};
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The two lengths before each field.
+const LENGTHS_BYTES: usize = 6;
+
+/// Fields in order. What is read from a peer is looked at by [`FieldBlock::into_headers`].
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct FieldBlock(Bytes);
+
+impl FieldBlock {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let pairs =
+            || headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+        Self::made_of(
+            pairs(),
+            pairs().map(|(name, value)| LENGTHS_BYTES + name.len() + value.len()).sum(),
+        )
+    }
+
+    fn made_of<'a>(pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>, bytes: usize) -> Self {
+        let mut block = Vec::with_capacity(bytes);
+        for (name, value) in pairs {
+            block.put_u16(u16::try_from(name.len()).expect("names of fields are shorter"));
+            block.put_u32(u32::try_from(value.len()).expect("a head is far shorter"));
+            block.put_slice(name);
+            block.put_slice(value);
+        }
+        Self(block.into())
+    }
+
+    /// Whether there is a field of that name, in lower case.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.pairs().any(|(it, _)| it == name.as_bytes())
+    }
+
+    /// The same without the fields of that name, in lower case.
+    pub(crate) fn without(self, name: &str) -> Self {
+        if !self.contains(name) {
+            return self;
+        }
+        Self::made_of(self.pairs().filter(|(it, _)| *it != name.as_bytes()), self.0.len())
+    }
+
+    /// Up to where it is in form.
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            let (name, value) = next_lengths(&mut rest)?;
+            let (pair, after) = rest.split_at(name + value);
+            rest = after;
+            Some(pair.split_at(name))
+        })
+    }
+
+    /// The fields, whose values share the block's memory; `None` where it is out of form.
+    pub(crate) fn into_headers(self) -> Option<HeaderMap> {
+        let mut headers = HeaderMap::try_with_capacity(self.pairs().count()).ok()?;
+        let mut rest = self.0;
+        while !rest.is_empty() {
+            let (name, value) = next_lengths(&mut rest)?;
+            let name = HeaderName::from_bytes(&rest.split_to(name)).ok()?;
+            let value = HeaderValue::from_maybe_shared(rest.split_to(value)).ok()?;
+            headers.try_append(name, value).ok()?;
+        }
+        Some(headers)
+    }
+}
+
+/// The lengths of the next name and value, both of which are there; `None` at the end, or where they
+/// are not.
+fn next_lengths(rest: &mut impl Buf) -> Option<(usize, usize)> {
+    let (name, value) = (rest.try_get_u16().ok()?, rest.try_get_u32().ok()?);
+    let (name, value) = (usize::from(name), usize::try_from(value).ok()?);
+    (name.checked_add(value)? <= rest.remaining()).then_some((name, value))
+}
+
+impl fmt::Debug for FieldBlock {
+    /// The names alone: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.pairs().map(|(name, _)| name.escape_ascii().to_string()))
+            .finish()
+    }
+}
+
+impl Serialize for FieldBlock {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for FieldBlock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Block;
+        impl Visitor<'_> for Block {
+            type Value = FieldBlock;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("fields")
+            }
+
+            fn visit_byte_buf<E: Error>(self, block: Vec<u8>) -> Result<FieldBlock, E> {
+                Ok(FieldBlock(block.into()))
+            }
+
+            fn visit_bytes<E: Error>(self, block: &[u8]) -> Result<FieldBlock, E> {
+                Ok(FieldBlock(Bytes::copy_from_slice(block)))
+            }
+        }
+        deserializer.deserialize_byte_buf(Block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links::wire;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn fields_come_back_as_they_were_whatever_the_others_are() {
+        let pairs = [("accept", "*/*"), ("x-a", "1"), ("x-a", ""), ("expect", "100-continue")];
+        let block = FieldBlock::of(&headers(&pairs));
+        let bytes = wire::encode(&block, 1024).unwrap();
+        let read: FieldBlock = wire::decode::<_, 1024>(&bytes).unwrap();
+        assert_eq!(read, block);
+        assert!(read.contains("expect") && !read.contains("x"));
+        assert_eq!(read.clone().into_headers().unwrap(), headers(&pairs));
+        assert_eq!(read.without("expect").into_headers().unwrap(), headers(&pairs[..3]));
+        assert_eq!(FieldBlock::default().into_headers().unwrap(), HeaderMap::new());
+    }
+
+    #[test]
+    fn a_block_that_is_out_of_form_is_no_fields() {
+        let whole = FieldBlock::of(&headers(&[("a", "1"), ("b", "2")])).0;
+        for cut in 1..whole.len() {
+            let is_between = cut == whole.len() / 2;
+            assert_eq!(
+                FieldBlock(whole.slice(..cut)).into_headers().is_some(),
+                is_between,
+                "{cut}"
+            );
+        }
+        let with = |name: &[u8], value: &[u8]| {
+            FieldBlock::made_of(std::iter::once((name, value)), 0).into_headers()
+        };
+        assert!(with(b"a", b"1").is_some());
+        for (name, value) in [(&b""[..], &b"1"[..]), (b"a b", b"1"), (b"a", b"1\r\nb: 2")] {
+            assert!(with(name, value).is_none());
+        }
+        let many = std::iter::repeat_n((&b"a"[..], &b""[..]), 100_000);
+        assert!(FieldBlock::made_of(many, 0).into_headers().is_none(), "more than a map holds");
+    }
+}
