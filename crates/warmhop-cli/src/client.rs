@@ -325,6 +325,8 @@ pub struct Seed {
 pub struct ThisPeer {
     /// Its name.
     pub name: String,
+    /// What cookies call it; empty where it does not say.
+    pub route: String,
     /// This life of its process.
     pub incarnation: String,
     /// Its version.
@@ -401,6 +403,8 @@ pub struct Copy {
 pub struct OtherPeer {
     /// Its name.
     pub name: String,
+    /// What cookies call it; empty where the peer that was asked does not say.
+    pub route: String,
     /// The life of its process that was last seen.
     pub incarnation: String,
     /// Whether it is believed to live.

@@ -1,9 +1,9 @@
 //! `warmhop lb`: what a load balancer in front of the mesh is told, affinity included.
 //!
-//! The cookie `warmhop` ends in a dot and the name of the peer that the client should come
-//! back to. Each recipe reads that ending, sends the client there while that peer is healthy,
-//! and to any other peer when it is not: every peer can serve every request, so a wrong
-//! choice costs a hop and nothing else.
+//! The cookie `warmhop` ends in a dot and the route of the peer that the client should come
+//! back to: its name, or an alias where clients are not to see names. Each recipe reads that ending,
+//! sends the client there while that peer is healthy, and to any other peer when it is not: every
+//! peer can serve every request, so a wrong choice costs a hop and nothing else.
 //!
 //! Health is asked of the front door itself ([`READY_PATH`]), since the admin listener's `/readyz`
 //! stays on loopback: a peer whose apps are cold is in rotation, and one that drains is not. nginx
@@ -72,8 +72,10 @@ pub struct Wanted {
 /// A peer as a load balancer sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Backend {
-    /// The peer's name: what the cookie ends in.
+    /// The peer's name.
     name: String,
+    /// What the cookie ends in: the name or an alias.
+    route: String,
     host: String,
     port: u16,
 }
@@ -135,17 +137,19 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
 /// the balancer's own checks find it when it is back.
 fn backends(status: &Status) -> Vec<Backend> {
     let this = &status.peer;
-    let this = this.http.first().map(|door| (&this.name, door, &this.mesh));
+    let this = this.http.first().map(|door| (&this.name, &this.route, door, &this.mesh));
     let others = (status.peers.iter())
-        .filter_map(|peer| Some((&peer.name, peer.http.as_ref()?, &peer.mesh)));
+        .filter_map(|peer| Some((&peer.name, &peer.route, peer.http.as_ref()?, &peer.mesh)));
     this.into_iter()
         .chain(others)
-        .filter_map(|(name, door, mesh)| {
+        .filter_map(|(name, route, door, mesh)| {
             // All go into a configuration file, so none may be more than it should.
             let name = warmhop::ids::PeerId::new(name).ok()?.to_string();
+            let route = if route.is_empty() { &name } else { route };
+            let route = warmhop::ids::PeerId::new(route).ok()?.to_string();
             let door = front_door(door)?;
             let host = reached_at(door.host(), mesh).unwrap_or_else(|| door.host().into());
-            Some(Backend { name, host, port: door.port_u16()? })
+            Some(Backend { name, route, host, port: door.port_u16()? })
         })
         .collect()
 }
@@ -163,9 +167,9 @@ fn reached_at(host: &str, mesh: &str) -> Option<String> {
 }
 
 /// A pattern, for POSIX, Perl and RE2 alike, of `Cookie` fields whose first cookie called `cookie`
-/// ends in a dot and `peer`. Only the first is the one of the app that is asked for: others of the
+/// ends in a dot and `route`. Only the first is the one of the app that is asked for: others of the
 /// name are those of apps whose paths are above its own (RFC 6265 section 5.4).
-fn first_cookie(cookie: &str, peer: &str) -> String {
+fn first_cookie(cookie: &str, route: &str) -> String {
     // Any other pair leaves the letters of `cookie=` at some place, or ends there.
     let begins = format!("{cookie}=");
     let other = |at: usize| {
@@ -174,7 +178,7 @@ fn first_cookie(cookie: &str, peer: &str) -> String {
         format!("{same}([^{next};{space}][^;]*)?")
     };
     let others: Vec<String> = (0..begins.len()).map(other).collect();
-    format!("^( *({});)* *{begins}[^;]*[.]{peer} *(;.*)?$", others.join("|"))
+    format!("^( *({});)* *{begins}[^;]*[.]{route} *(;.*)?$", others.join("|"))
 }
 
 fn haproxy(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) {
@@ -214,14 +218,14 @@ backend warmhop
         text.push_str("    cookie warmhop_lb insert indirect nocache httponly\n");
     }
     let mut follow = String::new();
-    for Backend { name, .. } in backends.iter().filter(|_| !own) {
-        let pattern = first_cookie(cookie, name);
+    for Backend { name, route, .. } in backends.iter().filter(|_| !own) {
+        let pattern = first_cookie(cookie, route);
         let _ =
             writeln!(follow, "    use-server {name} if {{ req.hdr(cookie) -m reg '{pattern}' }}");
     }
     text.push_str(&follow);
     for backend in backends {
-        let cookie = if own { format!(" cookie {}", backend.name) } else { String::new() };
+        let cookie = if own { format!(" cookie {}", backend.route) } else { String::new() };
         let _ = writeln!(text, "    server {} {}{cookie}", backend.name, backend.addr());
     }
     // Of their own, since a front door answers `Expect: 100-continue` over HTTP/1.1 alone.
@@ -263,8 +267,8 @@ fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) 
     for backend in backends {
         let group = backend.group(backends);
         let pattern = match whole {
-            true => first_cookie(cookie, &backend.name),
-            false => format!("{before}{}$", backend.name),
+            true => first_cookie(cookie, &backend.route),
+            false => format!("{before}{}$", backend.route),
         };
         let _ = writeln!(text, "    \"~{pattern}\" {group};");
     }
@@ -274,7 +278,7 @@ fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) 
         text.push_str("\nmap $upstream_addr $warmhop_answered {\n");
         for backend in backends {
             let addr = backend.addr().replace('.', "\\.").replace('[', "\\[").replace(']', "\\]");
-            let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.name);
+            let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.route);
         }
         // Only a client that has another cookie, or none, gets one: what is empty is not added.
         text.push_str(
@@ -346,7 +350,7 @@ fn apache(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String)
             "    BalancerMember \"http://{}\" route={} retry=2 connectiontimeout=1 upgrade=websocket \\\n        \
              hcmethod=GET hcuri={READY_PATH} hcinterval=2 hcpasses=1 hcfails=1",
             backend.addr(),
-            backend.name
+            backend.route
         );
     }
     let cookie = if own { "warmhop_lb" } else { cookie };
@@ -441,14 +445,14 @@ static_resources:
     );
     let chosen = if own { &[] } else { backends };
     for backend in chosen {
-        let (name, group) = (&backend.name, backend.group(backends));
+        let (route, group) = (&backend.route, backend.group(backends));
         let _ = write!(
             text,
             "              - match:
                   prefix: /
                   headers:
                   - name: cookie
-                    string_match: {{ safe_regex: {{ regex: '(.*;\\s*)?{cookie}=[^;]*\\.{name}(;.*)?' }} }}
+                    string_match: {{ safe_regex: {{ regex: '(.*;\\s*)?{cookie}=[^;]*\\.{route}(;.*)?' }} }}
                 route: {{ cluster: {group}, timeout: 0s }}
 "
         );

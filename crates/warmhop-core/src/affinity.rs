@@ -6,8 +6,9 @@
 //! one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
 //! (I16), and a bad one is a counted [`Reject`], never an error.
 //!
-//! The cookie's value is `<opaque>.<route>`. The route is the peer's name, for load balancers to
-//! read or rewrite, and is not trusted. The opaque part is the base64url, without padding, of
+//! The cookie's value is `<opaque>.<route>`. The route is the peer's name or its alias
+//! ([`RouteName`]), for load balancers to read or rewrite, and is not trusted. The opaque part is the
+//! base64url, without padding, of
 //!
 //! ```text
 //! version   1 byte    1
@@ -24,13 +25,15 @@
 //!       count     1 byte    1 to 3, then so many incarnations of 16 bytes, ascending
 //!     seal      1 byte    0 or 1; after 1, another set of members: those before
 //!   or for a pinned one
-//!     peer      1 byte    length, 1 to 32, then so many bytes of the name
+//!     peer      1 byte    length, 1 to 32, then so many bytes of the name or the alias
 //!     life     16 bytes   its incarnation
 //! tag      16 bytes    over all of the above
 //! ```
 //!
 //! Numbers are big-endian. One token has one form: what decodes to the same entries by other bytes
 //! is refused.
+
+mod route_name;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -45,6 +48,8 @@ use crate::config::SessionPolicy;
 use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use crate::session::message::{Config, Members};
 use crate::view::{AppState, Liveness, PeerBelief, View};
+
+pub use self::route_name::{RouteName, peer_called};
 
 /// The most entries of a token: apps of one host. The one used longest ago makes way.
 pub const ENTRIES_MAX: usize = 4;

@@ -13,6 +13,8 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::affinity::RouteName;
+
 /// How many cookies of our name are read of one request. More than that are not ours to count: they
 /// are hidden from the app unread.
 pub const COOKIES_MAX: usize = 32;
@@ -57,11 +59,20 @@ pub struct CookieSpec {
     pub secure: Option<bool>,
     /// The domain whose hosts share it; absent: the host that set it alone.
     pub domain: Option<String>,
+    /// What it calls the peer that the client should come back to; absent: by its name, or by an
+    /// alias where front doors reveal nothing.
+    pub route: Option<RouteName>,
 }
 
 impl Default for CookieSpec {
     fn default() -> Self {
-        Self { name: "warmhop".into(), same_site: SameSite::Lax, secure: None, domain: None }
+        Self {
+            name: "warmhop".into(),
+            same_site: SameSite::Lax,
+            secure: None,
+            domain: None,
+            route: None,
+        }
     }
 }
 
@@ -77,6 +88,13 @@ pub struct CookieMistake {
 }
 
 impl CookieSpec {
+    /// What it calls peers at front doors that `reveal` the mesh's inside, or do not.
+    #[must_use]
+    pub fn route_name(&self, reveal: bool) -> RouteName {
+        let by_doors = if reveal { RouteName::Name } else { RouteName::Opaque };
+        self.route.unwrap_or(by_doors)
+    }
+
     /// What browsers would refuse about the cookie, for apps at these `paths`. Where `Secure` is
     /// wanted by the name or by `same_site` and left open, it is filled in.
     ///

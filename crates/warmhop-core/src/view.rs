@@ -647,7 +647,7 @@ impl View {
     }
 
     /// Every peer that has introduced itself, dead ones included, by name.
-    pub fn peers(&self) -> impl Iterator<Item = (&PeerId, &PeerBelief)> {
+    pub fn peers(&self) -> impl Iterator<Item = (&PeerId, &PeerBelief)> + Clone {
         self.peers.iter().map(|(peer, belief)| (peer, belief.as_ref()))
     }
 

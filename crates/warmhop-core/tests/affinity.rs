@@ -437,3 +437,40 @@ fn a_client_comes_back_to_where_its_session_is_and_to_nobody_who_always_has_to_a
     // And from there it is not sent back to the peer that owns it and cannot run it.
     assert_eq!(named(1, (true, true), &[("one", 1, false, Cold)], Some("me")), "me");
 }
+
+#[test]
+fn an_alias_tells_nothing_of_the_name_and_every_holder_of_a_key_knows_whose_it_is() {
+    let peers = ["peer-1", "peer-2", "a"].map(|name| PeerId::new(name).unwrap());
+    for peer in &peers {
+        assert_eq!(RouteName::Name.of(peer, &KEY), *peer);
+        let alias = RouteName::Opaque.of(peer, &KEY);
+        assert_eq!(alias.as_str().len(), 32);
+        assert!(alias.as_str().bytes().all(|byte| byte.is_ascii_hexdigit()), "{alias}");
+        assert_ne!(alias, RouteName::Opaque.of(peer, &Key(7)), "another key, another alias");
+        assert_eq!(peer_called(&alias, peers.iter(), &KEY), Some(peer));
+        assert_eq!(peer_called(peer, peers.iter(), &KEY), Some(peer), "a name is understood, too");
+        assert_eq!(peer_called(&alias, peers.iter(), &Key(7)), None);
+        assert_eq!(peer_called(&alias, peers.iter().filter(|it| *it != peer), &KEY), None);
+    }
+    for unknown in
+        ["peer-9", "0123456789abcdef0123456789abcdef", "0123456789abcdef0123456789abcdeg"]
+    {
+        assert_eq!(peer_called(&PeerId::new(unknown).unwrap(), peers.iter(), &KEY), None);
+    }
+}
+
+#[test]
+fn the_peer_of_a_pinned_session_is_disguised_as_the_route_is() {
+    let peer = PeerId::new("peer-1").unwrap();
+    let kind = Kind::Pinned { peer: peer.clone(), incarnation: Incarnation([7; 16]) };
+    let entry = Entry { kind, ..entry(&mut Prng(1), "shop") };
+    let hidden = RouteName::Opaque.disguise(entry.clone(), &KEY);
+    let value = mint(&Token { entries: vec![hidden] }, &RouteName::Opaque.of(&peer, &KEY), &KEY);
+    let (opaque, _) = value.split_once('.').unwrap();
+    let bytes = URL_SAFE_NO_PAD.decode(opaque).unwrap();
+    assert!(!bytes.windows(6).any(|window| window == b"peer-1"));
+    let (token, _) = read(&value, &KEY, NOON).unwrap();
+    let Kind::Pinned { peer: said, .. } = &token.entries[0].kind else { panic!("{token:?}") };
+    assert_eq!(peer_called(said, [&peer].into_iter(), &KEY), Some(&peer));
+    assert_eq!(RouteName::Name.disguise(entry.clone(), &KEY), entry);
+}

@@ -72,6 +72,7 @@ fn the_cookie_is_given_with_the_attributes_of_the_contract() {
         same_site: SameSite::Strict,
         secure: None,
         domain: Some("a.example".into()),
+        ..CookieSpec::default()
     };
     other.settle(["/", "/a"]).unwrap();
     let given = "__Secure-x=v; Path=/a; Domain=a.example; HttpOnly; SameSite=Strict; Secure";
@@ -154,4 +155,15 @@ fn no_bytes_panic() {
         assert!(stripped.is_none_or(|rest| spec.values(&rest).next().is_none()));
         let _ = spec.is_set_by(&bytes);
     }
+}
+
+#[test]
+fn peers_go_by_aliases_where_nothing_is_revealed_unless_the_cookie_says_otherwise() {
+    let mut spec = CookieSpec::default();
+    assert_eq!(spec.route_name(true), RouteName::Name);
+    assert_eq!(spec.route_name(false), RouteName::Opaque);
+    spec.route = Some(RouteName::Name);
+    assert_eq!(spec.route_name(false), RouteName::Name);
+    spec.route = Some(RouteName::Opaque);
+    assert_eq!(spec.route_name(true), RouteName::Opaque);
 }

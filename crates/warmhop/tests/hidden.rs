@@ -4,9 +4,11 @@
 
 mod bed;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use http::{Method, Request, StatusCode};
-use warmhop::config::StartMode;
+use warmhop::config::{SessionMode, StartMode};
 use warmhop::{Body, Mesh};
 
 /// All that an answer says, as one text.
@@ -79,4 +81,48 @@ async fn a_browser_is_told_in_plain_words_and_programs_as_problem_details() {
     let two = bed.add_built("two", Plan::default(), &cold, |built| built.error_page(own)).await;
     let page = ask(&two, Method::CONNECT, "shop.localhost:80", "text/html").await;
     assert_eq!(page.text, "<p>501 This is not available right now an-id-of-it</p>");
+}
+
+#[tokio::test]
+async fn a_cookie_names_no_peer_where_nothing_is_revealed_and_brings_its_client_back() {
+    for session in [SessionMode::Portable, SessionMode::Pinned] {
+        let (warm, cold) = (Gate::new(true), Gate::new(false));
+        let mut bed = Bed::new();
+        let plan = Plan { start: StartMode::AtBoot, session, ..Plan::default() };
+        let first = bed.add_built("first-one", plan, &warm, |built| built.reveal(false)).await;
+        eventually("the app is ready on the first", || first.status().apps[0].state == "ready")
+            .await;
+        let plan = Plan { session, ..Plan::default() };
+        let second = bed.add_built("second-one", plan, &cold, |built| built.reveal(false)).await;
+        bed.believes(&second, "first-one", "ready").await;
+
+        let mut client = Client::default();
+        client.post(&second, "/add", "a").await;
+        let cookie = client.cookie.clone().unwrap();
+        let status = second.status();
+        let (expected, elsewhere) = match session {
+            SessionMode::Pinned => (status.peers[0].route.clone(), &second),
+            _ => (status.peer.route.clone(), &first),
+        };
+        assert_eq!(client.route(), expected, "{session:?}: what balancers are told");
+        assert_eq!(first.status().peer.route, status.peers[0].route, "all peers call it the same");
+        let opaque = cookie.split(['=', '.']).nth(1).unwrap();
+        let inner = URL_SAFE_NO_PAD.decode(opaque).unwrap();
+        for name in ["first-one", "second-one"] {
+            assert!(!cookie.contains(name), "{cookie}");
+            assert!(!inner.windows(name.len()).any(|window| window == name.as_bytes()));
+        }
+        let again = client.post(elsewhere, "/add", "b").await;
+        assert_eq!(again.status, StatusCode::OK, "{session:?}");
+        if session == SessionMode::Portable {
+            assert_eq!(again.text, "a b ");
+        }
+        cold.open();
+        eventually("the copy is ready", || second.status().apps[0].state == "ready").await;
+        if session == SessionMode::Pinned {
+            client.get(&second, "/who").await;
+            assert_eq!(client.route(), expected, "the session stays where it was made");
+            assert_eq!(client.get(&second, "/who").await.text, "first-one");
+        }
+    }
 }

@@ -54,6 +54,7 @@ impl Peer for Fake {
         Status {
             peer: PeerStatus {
                 name: "peer-1".into(),
+                route: "peer-1".into(),
                 id: "spiffe://demo/peer/peer-1".into(),
                 incarnation: "00".into(),
                 version: "0.1.0".into(),
@@ -85,6 +86,7 @@ impl Peer for Fake {
             }],
             peers: vec![OtherPeer {
                 name: "peer-2".into(),
+                route: "peer-2".into(),
                 id: "spiffe://demo/peer/peer-2".into(),
                 incarnation: "01".into(),
                 alive: true,

@@ -79,7 +79,7 @@ impl fmt::Display for Config {
         writeln!(f, "without_majority = {}", value(policy.without_majority))?;
         writeln!(f, "state_bytes_max = {}", policy.state_bytes_max)?;
         writeln!(f, "stored_response_bytes_max = {}", policy.stored_response_bytes_max)?;
-        writeln!(f, "cookie = {}", cookie(&policy.cookie))?;
+        writeln!(f, "cookie = {}", cookie(&policy.cookie, self.http.reveal))?;
         match self.session.redis {
             Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
             None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
@@ -101,7 +101,7 @@ impl fmt::Display for Config {
     }
 }
 
-fn cookie(spec: &CookieSpec) -> String {
+fn cookie(spec: &CookieSpec, reveal: bool) -> String {
     let same_site = spec.same_site.label().to_ascii_lowercase();
     let mut keys = format!("name = {}, same_site = {}", text(&spec.name), text(&same_site));
     if let Some(secure) = spec.secure {
@@ -110,6 +110,7 @@ fn cookie(spec: &CookieSpec) -> String {
     if let Some(domain) = &spec.domain {
         keys.push_str(&format!(", domain = {}", text(domain)));
     }
+    keys.push_str(&format!(", route = {}", text(spec.route_name(reveal).label())));
     format!("{{ {keys} }}")
 }
 

@@ -601,19 +601,24 @@ impl<'a> Table<'a> {
     }
 
     fn set_enum<T: DeserializeOwned>(&mut self, name: &'static str, values: &[&str], to: &mut T) {
-        let Some(field) = self.take(name) else { return };
+        if let Some(value) = self.one_of(name, values) {
+            *to = value;
+        }
+    }
+
+    /// The value of a key that takes one of `values`, where it is there and is one.
+    fn one_of<T: DeserializeOwned>(&mut self, name: &'static str, values: &[&str]) -> Option<T> {
+        let field = self.take(name)?;
         let value = field.value.as_str().filter(|text| values.contains(text)).and_then(|text| {
             let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
                 serde::de::IntoDeserializer::into_deserializer(text);
             T::deserialize(text).ok()
         });
-        match value {
-            Some(value) => *to = value,
-            None => {
-                let values: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
-                field.report_found(values.join(" or "));
-            }
+        if value.is_none() {
+            let values: Vec<String> = values.iter().map(|value| format!("{value:?}")).collect();
+            field.report_found(values.join(" or "));
         }
+        value
     }
 
     /// Reports every key that nothing asked for, with the nearest one that there is.

@@ -214,7 +214,7 @@ memory = "A QUARTER"
 without_majority = "refuse"
 state_bytes_max = 4096
 stored_response_bytes_max = 65536
-cookie = { name = "warmhop", same_site = "lax" }
+cookie = { name = "warmhop", same_site = "lax", route = "name" }
 # redis is not set: no endpoint for session libraries
 
 [log]

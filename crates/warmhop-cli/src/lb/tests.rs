@@ -298,3 +298,23 @@ fn every_recipe_reads_the_cookie_that_the_mesh_is_configured_with() {
     status.cookie = "a' \n b".into();
     assert!(recipe(Balancer::Haproxy, &status).is_err());
 }
+
+#[test]
+fn balancers_follow_and_keep_aliases_where_cookies_hide_the_names_of_peers() {
+    let alias = "00112233445566778899aabbccddeeff";
+    let mut status = status();
+    status.peers[0].route = alias.into();
+    for balancer in Balancer::value_variants() {
+        let text = recipe(*balancer, &status).unwrap();
+        assert!(text.contains(alias), "{balancer:?}: {text}");
+        for read in ["[.]peer-2 ", "\\.peer-2$", "route=peer-2 ", "\\.peer-2("] {
+            assert!(!text.contains(read), "{balancer:?} follows the name: {text}");
+        }
+    }
+    for balancer in [Balancer::Haproxy, Balancer::Nginx, Balancer::Apache] {
+        let text = with(balancer, Affinity::Own, &status).unwrap();
+        assert!(text.contains(alias), "{balancer:?}: its own cookie shows no name either: {text}");
+    }
+    status.peers[0].route = "a b;".into();
+    assert!(!recipe(Balancer::Nginx, &status).unwrap().contains("a b;"), "it is no route");
+}

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Unit;
 use warmhop_core::config::SessionMode;
-use warmhop_core::ids::{Incarnation, SessionKey};
+use warmhop_core::ids::{Incarnation, PeerId, SessionKey};
 use warmhop_core::view::{AppState, Liveness, PeerBelief};
 
 use crate::app::slot::Slot;
@@ -26,9 +26,11 @@ use crate::request::node::Node;
 
 pub(crate) fn status(node: &Node, net: &Net) -> Status {
     let spiffe = |name: &str| format!("spiffe://{}/peer/{name}", node.cluster);
+    let route = |peer: &PeerId| node.route_name.of(peer, &node.auth).to_string();
     let (owned, copies) = node.store.counts();
     let peer = PeerStatus {
         name: node.me.to_string(),
+        route: route(&node.me),
         id: spiffe(node.me.as_str()),
         incarnation: node.incarnation.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -76,6 +78,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         .map(|(name, belief)| (name, belief, node.metrics.hop_counts(name)))
         .map(|(name, belief, (hops_sent, hops_received))| OtherPeer {
             name: name.to_string(),
+            route: route(name),
             id: spiffe(name.as_str()),
             incarnation: belief.news.incarnation.to_string(),
             alive: belief.alive == Liveness::Alive,

@@ -493,7 +493,7 @@ impl Ingress {
             match affinity::read(value, &node.auth, wall) {
                 Ok((token, route)) => {
                     if let (None, Some(entry)) = (&found, token.entry(app)) {
-                        found = Some((entry.clone(), route));
+                        found = Some((self.plain(entry.clone()), route));
                     }
                     true
                 }
@@ -578,13 +578,15 @@ impl Ingress {
         let displaces = |entry: &Entry| holds_nothing(entry) && (after_end || former.may_be_old);
         if let Some(entry) = entry.filter(|entry| !displaces(entry)) {
             let current = former.route.as_ref();
-            let route = self.route_of(slot, &entry, current, served_by.as_str());
+            let back_to = self.comes_back_to(slot, &entry, current, served_by.as_str());
+            let route = node.route_name.of(&back_to, &node.auth);
             let wall = node.clock.wall();
             let stays =
                 former.entry.as_ref().is_some_and(|former| is_settled(former, &entry, wall))
                     && current == Some(&route);
             if !stays {
-                let value = affinity::mint(&Token { entries: vec![entry] }, &route, &node.auth);
+                let entries = vec![node.route_name.disguise(entry, &node.auth)];
+                let value = affinity::mint(&Token { entries }, &route, &node.auth);
                 let field = cookie.set(&value, &slot.spec().path, client.secure);
                 fields::set_affinity(headers, &field);
             }
@@ -612,8 +614,29 @@ impl Ingress {
         response
     }
 
+    /// The entry with the peer of a pinned session by its name, where this peer knows who is meant.
+    fn plain(&self, mut entry: Entry) -> Entry {
+        if let Kind::Pinned { peer, .. } = &mut entry.kind
+            && let Some(known) = self.peer_called(peer)
+        {
+            *peer = known;
+        }
+        entry
+    }
+
+    /// The peer that a cookie means by `said`.
+    fn peer_called(&self, said: &PeerId) -> Option<PeerId> {
+        let node = &self.node;
+        let view = node.view();
+        if *said == node.me || view.peer(said).is_some() {
+            return Some(said.clone());
+        }
+        let known = std::iter::once(&node.me).chain(view.peers().map(|(peer, _)| peer));
+        affinity::peer_called(said, known, &node.auth).cloned()
+    }
+
     /// The peer that the client should come back to.
-    fn route_of(
+    fn comes_back_to(
         &self,
         slot: &Slot,
         entry: &Entry,
@@ -624,13 +647,16 @@ impl Ingress {
         let served_by = PeerId::new(served_by).ok();
         let state = slot.state();
         let starts = slot.spec().policy.start != StartMode::Never && state != AppState::Failed;
+        let serves = starts && !node.is_draining();
+        // Only a peer that does not serve the client itself goes by what its cookie says.
+        let current = current.filter(|_| !serves).and_then(|said| self.peer_called(said));
         let arrival = Arrival {
             me: &node.me,
             incarnation: node.incarnation,
-            serves: starts && !node.is_draining(),
+            serves,
             ready: state == AppState::Ready,
             view: &node.view(),
-            current,
+            current: current.as_ref(),
             served_by: served_by.as_ref(),
         };
         affinity::come_back_to(entry, &arrival)

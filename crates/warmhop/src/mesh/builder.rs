@@ -141,7 +141,8 @@ impl Builder {
 
     /// Whether responses show the mesh's inside: the peer and the request (`Warmhop-Peer`,
     /// `Warmhop-Request-Id`), peers' names in `Via` and `Proxy-Status`, and what went wrong.
-    /// Default: yes. The affinity cookie names a peer in any case.
+    /// Default: yes. Where not, the affinity cookie calls peers by aliases unless its
+    /// [`CookieSpec::route`](crate::cookie::CookieSpec::route) says otherwise.
     #[must_use]
     pub fn reveal(mut self, reveal: bool) -> Self {
         self.reveal = reveal;

@@ -39,6 +39,8 @@ pub struct SeedStatus {
 pub struct PeerStatus {
     /// Its name.
     pub name: String,
+    /// What cookies call it, for load balancers to follow: its name or an alias.
+    pub route: String,
     /// Its SPIFFE id.
     pub id: String,
     /// This life of its process.
@@ -120,6 +122,8 @@ pub struct RequestCounts {
 pub struct OtherPeer {
     /// Its name.
     pub name: String,
+    /// What cookies call it, for load balancers to follow: its name or an alias.
+    pub route: String,
     /// Its SPIFFE id.
     pub id: String,
     /// The life of its process that was last seen.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use http::HeaderValue;
 use tokio::sync::watch;
+use warmhop_core::affinity::RouteName;
 use warmhop_core::app::{ETA_FLOOR, WantedBy};
 use warmhop_core::config::StartMode;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
@@ -55,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
     pub(crate) reveal: bool,
+    /// What its cookies call peers.
+    pub(crate) route_name: RouteName,
     pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
@@ -143,6 +146,7 @@ impl Node {
             zone: parts.zone,
             incarnation: parts.incarnation,
             reveal: parts.reveal,
+            route_name: parts.store.policy().cookie.route_name(parts.reveal),
             error_page: parts.error_page,
             clock: parts.clock,
             started: Instant::now(),

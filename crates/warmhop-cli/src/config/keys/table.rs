@@ -62,7 +62,7 @@ pub(super) const KEYS: &[Key] = &[
     key("peer", "zone", Kind::Text, "(none)", "Peers of the same zone are preferred for hops. Of the form of a name."),
 
     key("http", "listen", Kind::Addresses, "[\"127.0.0.1:8081\"]", "Where clients are listened for. An empty list: this peer has no front door."),
-    key("http", "reveal", Kind::Flag, "true", "Whether answers show the mesh's inside: `Warmhop-Peer`, `Warmhop-Request-Id`, peers in `Via` and `Proxy-Status`, and what went wrong. `false` for doors that the public reaches; the log and the access log tell it all the same. The affinity cookie names a peer in any case."),
+    key("http", "reveal", Kind::Flag, "true", "Whether answers show the mesh's inside: `Warmhop-Peer`, `Warmhop-Request-Id`, peers in `Via` and `Proxy-Status`, and what went wrong. `false` for doors that the public reaches; the log and the access log tell it all the same. With `false` the affinity cookie calls peers by aliases, too: see `route` of `[session] cookie`."),
     key("http", "error_page", Kind::Path, "(the mesh's own)", "A page of HTML for browsers whose request cannot be served, of at most 256 KiB. In it `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and, for the head, `{again}` stand for what happened. Programs get problem details (RFC 9457) in JSON."),
     key("http", "memory", Kind::Size("1MiB", "1024GiB"), "(a quarter of the machine's, or of the control group's)", "All that clients can make this peer hold. Over it, the address that takes most loses the connection that takes most. See [trust.md](trust.md)."),
     key("http", "connections_per_address", Kind::Number(1, 1 << 20), "4096", "Connections of one address, or of one /64 of IPv6, at all doors together. A balancer is one address."),
@@ -97,6 +97,7 @@ pub(super) const KEYS: &[Key] = &[
     key("session.cookie", "same_site", Kind::OneOf(&["strict", "lax", "none"]), "\"lax\"", "Which requests from other sites bring it. `\"none\"` is taken by browsers with `secure` alone."),
     key("session.cookie", "secure", Kind::Flag, "(behind TLS)", "Whether browsers send it over TLS alone."),
     key("session.cookie", "domain", Kind::Text, "(the host asked for)", "A domain that all hosts of the apps are below."),
+    key("session.cookie", "route", Kind::OneOf(&["name", "opaque"]), "(`\"name\"`; with `[http] reveal = false`, `\"opaque\"`)", "What the cookie calls the peer that the client should come back to: its name, or an alias that tells clients nothing. `warmhop lb` prints the aliases for balancers. They are made with the key of cookies: print the configuration again when that changes. See [load-balancers.md](load-balancers.md)."),
 
     key("log", "access", Kind::Path, "(none)", "Where each request of a client is told in one line: `\"stderr\"`, or a file. See [observability.md](observability.md)."),
     key("log", "access_format", Kind::OneOf(&["text", "json"]), "\"text\"", "The form of its lines."),

@@ -12,6 +12,7 @@ pub(super) fn read(mut table: Table<'_>, spec: &mut CookieSpec) {
     table.set_enum("same_site", &["strict", "lax", "none"], &mut spec.same_site);
     spec.secure = table.take("secure").and_then(|field| field.boolean());
     spec.domain = table.take("domain").and_then(|field| field.text()).map(str::to_ascii_lowercase);
+    spec.route = table.one_of("route", &["name", "opaque"]);
     table.finish();
 }
 
@@ -42,5 +43,25 @@ pub(super) fn check(reader: &Reader<'_>, session: &mut Session, apps: &[App]) {
             app.spec.name
         );
         report("domain", &what, "leave it out, or name a domain that all hosts are below");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::config::Config;
+
+    #[test]
+    fn the_route_is_opaque_where_nothing_is_revealed_unless_it_is_said_otherwise() {
+        let route = |text: &str| {
+            let text = format!("[peer]\nname = 'p'\n{text}");
+            let printed = Config::parse(Path::new("/f"), &text).unwrap().0.to_string();
+            printed.split_once("route = \"").unwrap().1.split('"').next().unwrap().to_owned()
+        };
+        assert_eq!(route(""), "name");
+        assert_eq!(route("[http]\nreveal = false"), "opaque");
+        assert_eq!(route("[http]\nreveal = false\n[session.cookie]\nroute = 'name'"), "name");
+        assert_eq!(route("[session.cookie]\nroute = 'opaque'"), "opaque");
     }
 }
