@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
@@ -182,11 +182,11 @@ fn peer_state(belief: &PeerBelief) -> &'static str {
 
 /// What is true at the moment of a scrape, read from where it is kept rather than counted along.
 #[derive(Debug)]
-pub(crate) struct Gauges(pub(crate) Arc<OnceLock<Weak<Node>>>);
+pub(crate) struct Gauges(pub(crate) Weak<Node>);
 
 impl Collector for Gauges {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(node) = self.0.get().and_then(Weak::upgrade) else { return Ok(()) };
+        let Some(node) = self.0.upgrade() else { return Ok(()) };
         let labels: &[(&str, &str)] = &[("version", env!("CARGO_PKG_VERSION"))];
         let build = Info::new(labels.to_vec());
         build.encode(encoder.encode_descriptor(
@@ -236,22 +236,20 @@ impl Collector for Gauges {
             Some(&Unit::Seconds),
             &[(vec![], began.as_secs_f64())],
         )?;
-        if let Some(net) = node.net() {
-            let ends = unix_seconds(net.identity_expires()) as f64;
-            gauge(
-                "identity_not_after",
-                "When this peer's certificate ends, in seconds since the Unix epoch",
-                Some(&Unit::Seconds),
-                &[(vec![], ends)],
-            )?;
-            let seeds = net.seeds();
-            let reached = seeds.iter().filter(|seed| seed.reached).count();
-            let by_reach = [
-                (vec![("reached", "true")], reached as f64),
-                (vec![("reached", "false")], (seeds.len() - reached) as f64),
-            ];
-            gauge("seeds", "Configured seeds, by whether they lead to a peer", None, &by_reach)?;
-        }
+        let ends = unix_seconds(node.net.identity_expires()) as f64;
+        gauge(
+            "identity_not_after",
+            "When this peer's certificate ends, in seconds since the Unix epoch",
+            Some(&Unit::Seconds),
+            &[(vec![], ends)],
+        )?;
+        let seeds = node.net.seeds();
+        let reached = seeds.iter().filter(|seed| seed.reached).count();
+        let by_reach = [
+            (vec![("reached", "true")], reached as f64),
+            (vec![("reached", "false")], (seeds.len() - reached) as f64),
+        ];
+        gauge("seeds", "Configured seeds, by whether they lead to a peer", None, &by_reach)?;
         let correction = f64_of(node.clock.correction_ms()) / 1000.0;
         gauge(
             "clock_correction",
@@ -327,7 +325,7 @@ impl Collector for Gauges {
             if let Some(entry) = by_state.iter_mut().find(|(labels, _)| labels[0].1 == state) {
                 entry.1 += 1.0;
             }
-            if let Some(rtt) = node.net().and_then(|net| net.rtt(name)) {
+            if let Some(rtt) = node.net.rtt(name) {
                 round_trips.push((vec![("peer", name.as_str())], rtt.as_secs_f64()));
             }
             if let Some(ahead) = node.clock.ahead_of_own_ms(name) {

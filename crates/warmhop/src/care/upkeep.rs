@@ -48,7 +48,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         for (peer, belief) in node.view().peers() {
             let silent = belief.alive == Liveness::Suspect
                 && now.since(belief.heard) > SUSPECT_MAX
-                && node.net().is_none_or(|net| net.rtt(peer).is_none());
+                && node.net.rtt(peer).is_none();
             if silent {
                 // It may only be cut off: its sessions are not declared lost.
                 node.edit_view(|view, now| {

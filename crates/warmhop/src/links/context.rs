@@ -2,6 +2,7 @@
 //! below every file that does something with them.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -29,8 +30,8 @@ use crate::links::tuning::NetTuning;
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 
-/// What every task of the network layer shares.
-pub(crate) struct Shared {
+/// What the network layer consists of, whoever handles what it hears.
+pub(crate) struct NetParts {
     pub(crate) cluster: String,
     pub(crate) me: PeerId,
     pub(crate) incarnation: Incarnation,
@@ -41,7 +42,6 @@ pub(crate) struct Shared {
     pub(crate) links: Links,
     pub(crate) book: Book,
     pub(crate) seeds: Seeds,
-    pub(crate) handler: Arc<dyn NetHandler>,
     pub(crate) counters: Arc<NetCounters>,
     /// It takes in no more hops, and answers those that it took.
     pub(crate) leaving: CancellationToken,
@@ -67,7 +67,28 @@ pub(crate) struct Shared {
     pub(crate) to_probe: mpsc::Sender<SocketAddr>,
 }
 
+/// What every task of the network layer shares.
+pub(crate) struct Shared {
+    parts: Arc<NetParts>,
+    /// It is given what is heard.
+    pub(crate) handler: Arc<dyn NetHandler>,
+}
+
 impl Shared {
+    pub(crate) fn new(parts: Arc<NetParts>, handler: Arc<dyn NetHandler>) -> Arc<Self> {
+        Arc::new(Self { parts, handler })
+    }
+}
+
+impl Deref for Shared {
+    type Target = NetParts;
+
+    fn deref(&self) -> &NetParts {
+        &self.parts
+    }
+}
+
+impl NetParts {
     pub(crate) fn client_config(&self) -> quinn::ClientConfig {
         quinn::ClientConfig::clone(&self.client.load())
     }

@@ -27,7 +27,7 @@ const IDENTITY_EVERY: Duration = Duration::from_secs(5);
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Above it ten segments of one GSO batch exceed 64 KiB, and such batches fail silently.
-pub(super) const MTU_MAX: u16 = 6500;
+const MTU_MAX: u16 = 6500;
 
 const MTU_MIN: u16 = 1200;
 
@@ -41,7 +41,7 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const UNI_STREAMS_MAX: u32 = 64;
 
 /// What others may send here however small this peer's own packets are to be.
-pub(super) const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
+const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 
 /// Reads the identity's files again when they change, and uses what it finds for the links to
 /// come. Those that exist are renewed by their age.
@@ -118,6 +118,20 @@ pub(super) fn transport(tuning: &NetTuning) -> quinn::TransportConfig {
         .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(Some(1 << 20));
     transport
+}
+
+/// An endpoint on a socket of [`bind`].
+pub(super) fn endpoint(
+    socket: std::net::UdpSocket,
+    server: quinn::ServerConfig,
+    mtu: u16,
+) -> std::io::Result<quinn::Endpoint> {
+    // It keeps some two thousand buffers of this size: no larger than needed.
+    let mut config = quinn::EndpointConfig::default();
+    config
+        .max_udp_payload_size(mtu.clamp(ETHERNET_PAYLOAD_BYTES, MTU_MAX))
+        .expect("the bounds are within what QUIC allows");
+    quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
 }
 
 pub(super) fn bind(addr: SocketAddr) -> std::io::Result<std::net::UdpSocket> {

@@ -18,13 +18,11 @@ use warmhop_core::view::PeerNews;
 
 use crate::error::StartMeshError;
 use crate::identity::{Identity, RefusedPeers};
-use crate::links::book::{Book, NoLink};
-use crate::links::context::Shared;
+use crate::links::book::{Book, Known, NoLink};
+use crate::links::context::{NetParts, Shared};
 use crate::links::counters::NetCounters;
-use crate::links::endpoint::{
-    ETHERNET_PAYLOAD_BYTES, MTU_MAX, bind, follow_identity, quic_configs, transport,
-};
-use crate::links::gossip::handle::Gossip;
+use crate::links::endpoint::{bind, endpoint, follow_identity, quic_configs, transport};
+use crate::links::gossip::handle::{Gossip, GossipIn};
 use crate::links::handler::NetHandler;
 use crate::links::lane::Dropped;
 use crate::links::link::{HopLease, Link};
@@ -76,11 +74,23 @@ pub(crate) struct NetConfig {
     pub(crate) tuning: NetTuning,
 }
 
+impl NetConfig {
+    fn check(&self) -> Result<(), StartMeshError> {
+        if self.identity.cluster() == self.cluster && self.identity.peer() == self.me {
+            return Ok(());
+        }
+        Err(StartMeshError::WrongIdentity {
+            found: self.identity.spiffe_id(),
+            expected: format!("spiffe://{}/peer/{}", self.cluster, self.me),
+        })
+    }
+}
+
 /// The network layer of one peer. Clones share it; when the last one is dropped, it
 /// ends as by [`Net::close`], without anyone waiting for it.
 #[derive(Clone)]
 pub(crate) struct Net {
-    shared: Arc<Shared>,
+    parts: Arc<NetParts>,
     _ends_with_the_last: Arc<DropGuard>,
 }
 
@@ -110,78 +120,99 @@ pub(crate) enum OpenError {
     Busy(PeerId),
 }
 
-impl Net {
-    /// Binds the socket and starts links and gossip. It does not wait for seeds to be up; a
-    /// quarter of a second is given to those that are, to say whether the name is taken.
+/// A network layer whose socket is bound. What uses it can be built already; nothing is sent or heard
+/// until it is opened.
+pub(crate) struct Bound {
+    net: Net,
+    local: SocketAddr,
+    seeds: Vec<String>,
+    transport: Arc<quinn::TransportConfig>,
+    changes: watch::Receiver<u64>,
+    looped_back: mpsc::Receiver<SessionFrame>,
+    gossip_in: GossipIn,
+    to_keep: mpsc::Receiver<Arc<Known>>,
+    probes_wanted: mpsc::Receiver<SocketAddr>,
+}
+
+impl Bound {
+    /// What it will be once it is open.
+    pub(crate) fn net(&self) -> Net {
+        self.net.clone()
+    }
+
+    /// Starts links and gossip. It does not wait for seeds to be up; a quarter of a second is given to
+    /// those that are, to say whether the name is taken.
     ///
     /// # Errors
-    /// [`StartMeshError`]; nothing is left running.
-    pub(crate) async fn start(
-        config: NetConfig,
-        handler: Arc<dyn NetHandler>,
-    ) -> Result<Self, StartMeshError> {
-        let NetConfig {
-            cluster,
-            me,
-            incarnation,
-            zone,
-            http,
-            listen,
-            advertise,
-            seeds,
-            refused,
-            identity,
-            counters,
-            clock,
-            tuning,
-        } = config;
-        if identity.cluster() != cluster || identity.peer() != me {
-            return Err(StartMeshError::WrongIdentity {
-                found: identity.spiffe_id(),
-                expected: format!("spiffe://{cluster}/peer/{me}"),
-            });
+    /// [`StartMeshError::NameInUse`]; nothing is left running.
+    pub(crate) async fn open(self, handler: Arc<dyn NetHandler>) -> Result<Net, StartMeshError> {
+        let Self { net, local, .. } = self;
+        let shared = Shared::new(Arc::clone(&net.parts), handler);
+        let tasks = &shared.tasks;
+        tasks.spawn(accept::accept(shared.clone()));
+        tasks.spawn(loop_back(shared.clone(), self.looped_back));
+        tasks.spawn(gossip::supervise(shared.clone(), self.gossip_in));
+        tasks.spawn(dial::keep_links(shared.clone(), self.to_keep));
+        tasks.spawn(dial::probe_namesakes(shared.clone(), self.probes_wanted));
+        tasks.spawn(follow_identity(shared.clone(), self.transport, self.changes));
+        tasks.spawn(sweep(shared.clone()));
+        let mut tried = Vec::new();
+        for (position, seed) in self.seeds.into_iter().enumerate() {
+            let (sender, receiver) = watch::channel(false);
+            tried.push(receiver);
+            tasks.spawn(dial::follow_seed(shared.clone(), position, seed, sender));
         }
+        tokio::spawn(end_with(shared));
+
+        if let Some(addr) = net.early_clash(tried).await {
+            let name = net.parts.me.to_string();
+            net.close().await;
+            return Err(StartMeshError::NameInUse { name, addr });
+        }
+        info!(peer = %net.parts.me, listen = %local, advertise = %net.parts.advertise, "the mesh port is open");
+        Ok(net)
+    }
+}
+
+impl Net {
+    /// Binds the socket; nobody is answered before [`Bound::open`].
+    ///
+    /// # Errors
+    /// [`StartMeshError`]; nothing is left bound.
+    pub(crate) fn bind(config: NetConfig) -> Result<Bound, StartMeshError> {
+        config.check()?;
+        let (cluster, me, listen) = (config.cluster, config.me, config.listen);
         let bind_failed = |source| StartMeshError::Bind { addr: listen, source };
         let socket = bind(listen).map_err(bind_failed)?;
         let local = socket.local_addr().map_err(bind_failed)?;
-        let advertise = advertise.unwrap_or(local);
+        let advertise = config.advertise.unwrap_or(local);
         if advertise.ip().is_unspecified() || advertise.port() == 0 {
             return Err(StartMeshError::NeedsAdvertise { addr: advertise });
         }
 
+        let tuning = config.tuning;
         let transport = Arc::new(transport(&tuning));
         // Before it is read, so that no change between the two is missed.
-        let changes = identity.changes();
-        let (client, server) = quic_configs(&identity, &transport)?;
-        // The endpoint keeps some two thousand buffers of this size: no larger than needed.
-        let mut endpoint_config = quinn::EndpointConfig::default();
-        endpoint_config
-            .max_udp_payload_size(tuning.mtu.clamp(ETHERNET_PAYLOAD_BYTES, MTU_MAX))
-            .expect("the bounds are within what QUIC allows");
-        let endpoint = quinn::Endpoint::new(
-            endpoint_config,
-            Some(server),
-            socket,
-            Arc::new(quinn::TokioRuntime),
-        )
-        .map_err(bind_failed)?;
+        let changes = config.identity.changes();
+        let (client, server) = quic_configs(&config.identity, &transport)?;
+        let endpoint = endpoint(socket, server, tuning.mtu).map_err(bind_failed)?;
 
         let own = PeerNews {
             peer: me.clone(),
-            incarnation,
+            incarnation: config.incarnation,
             generation: clock::unix_ms(),
             seq: 1,
             mesh: advertise,
-            http: http.filter(|text| text.len() <= wire::HTTP_BYTES_MAX),
-            zone: zone.filter(|text| text.len() <= wire::ZONE_BYTES_MAX),
+            http: config.http.filter(|text| text.len() <= wire::HTTP_BYTES_MAX),
+            zone: config.zone.filter(|text| text.len() <= wire::ZONE_BYTES_MAX),
             draining: false,
-            knows_more: seeds.len() > 1,
+            knows_more: config.seeds.len() > 1,
         };
-        let (loopback, loopback_out) = mpsc::channel(LOOPBACK_FRAMES_MAX);
+        let (loopback, looped_back) = mpsc::channel(LOOPBACK_FRAMES_MAX);
         let (gossip, gossip_in) = Gossip::new();
         let (book, to_keep) = Book::new();
-        let (to_probe, to_probe_out) = mpsc::channel(1);
-        let shared = Arc::new(Shared {
+        let (to_probe, probes_wanted) = mpsc::channel(1);
+        let parts = Arc::new(NetParts {
             cluster,
             me,
             incarnation: own.incarnation,
@@ -191,18 +222,17 @@ impl Net {
             own: OwnNews::new(own),
             links: Links::new(),
             book,
-            seeds: Seeds::new(&seeds),
-            handler,
-            counters,
+            seeds: Seeds::new(&config.seeds),
+            counters: config.counters,
             leaving: CancellationToken::new(),
-            clock,
+            clock: config.clock,
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             taken_in: TaskTracker::new(),
             acceptors: TaskTracker::new(),
             draining: AtomicBool::new(false),
-            refused: watch::Sender::new(refused),
-            identity,
+            refused: watch::Sender::new(config.refused),
+            identity: config.identity,
             client: ArcSwap::from_pointee(client),
             gossip,
             loopback,
@@ -210,39 +240,32 @@ impl Net {
             probes: watch::Sender::new(0),
             to_probe,
         });
+        let ends_with_the_last = Arc::new(parts.closing.clone().drop_guard());
+        Ok(Bound {
+            net: Self { parts, _ends_with_the_last: ends_with_the_last },
+            local,
+            seeds: config.seeds,
+            transport,
+            changes,
+            looped_back,
+            gossip_in,
+            to_keep,
+            probes_wanted,
+        })
+    }
 
-        let tasks = &shared.tasks;
-        tasks.spawn(accept::accept(shared.clone()));
-        tasks.spawn(loop_back(shared.clone(), loopback_out));
-        tasks.spawn(gossip::supervise(shared.clone(), gossip_in));
-        tasks.spawn(dial::keep_links(shared.clone(), to_keep));
-        tasks.spawn(dial::probe_namesakes(shared.clone(), to_probe_out));
-        tasks.spawn(follow_identity(shared.clone(), transport, changes));
-        tasks.spawn(sweep(shared.clone()));
-        let mut tried = Vec::new();
-        for (position, seed) in seeds.into_iter().enumerate() {
-            let (sender, receiver) = watch::channel(false);
-            tried.push(receiver);
-            tasks.spawn(dial::follow_seed(shared.clone(), position, seed, sender));
-        }
-        let net = Self {
-            _ends_with_the_last: Arc::new(shared.closing.clone().drop_guard()),
-            shared: shared.clone(),
-        };
-        tokio::spawn(end_with(shared));
-
-        if let Some(addr) = net.early_clash(tried).await {
-            let name = net.shared.me.to_string();
-            net.close().await;
-            return Err(StartMeshError::NameInUse { name, addr });
-        }
-        info!(peer = %net.shared.me, listen = %local, advertise = %net.shared.advertise, "the mesh port is open");
-        Ok(net)
+    #[cfg(test)]
+    /// Binds and opens at once.
+    pub(crate) async fn start(
+        config: NetConfig,
+        handler: Arc<dyn NetHandler>,
+    ) -> Result<Self, StartMeshError> {
+        Self::bind(config)?.open(handler).await
     }
 
     /// Whether a seed that is up knows another peer of this name.
     async fn early_clash(&self, tried: Vec<watch::Receiver<bool>>) -> Option<SocketAddr> {
-        let within = self.shared.tuning.seeds_within;
+        let within = self.parts.tuning.seeds_within;
         let all_tried = async {
             for mut tried in tried {
                 // A seed's task that ended has nothing more to say.
@@ -250,51 +273,51 @@ impl Net {
             }
         };
         let _ = timeout(within, all_tried).await;
-        let mut probes = self.shared.probes.subscribe();
+        let mut probes = self.parts.probes.subscribe();
         let _ = timeout(within * 3, probes.wait_for(|probes| *probes == 0)).await;
-        *self.shared.clash.borrow()
+        *self.parts.clash.borrow()
     }
 
     #[cfg(test)]
     /// This life of the process.
     pub(crate) fn incarnation(&self) -> Incarnation {
-        self.shared.incarnation
+        self.parts.incarnation
     }
 
     #[cfg(test)]
     /// The bound address.
     pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.shared.endpoint.local_addr().unwrap_or(self.shared.advertise)
+        self.parts.endpoint.local_addr().unwrap_or(self.parts.advertise)
     }
 
     /// The address that others reach this peer at.
     pub(crate) fn advertised_addr(&self) -> SocketAddr {
-        self.shared.advertise
+        self.parts.advertise
     }
 
     /// Tells every peer of an app's state here: at once over links, and by gossip. A change of
     /// load alone is told within a tenth of a second.
     pub(crate) fn publish_app(&self, app: &AppName, told: Told) {
-        if !self.shared.own.publish_app(app, told) {
-            self.shared.counters.drop_counted("news", "too-many-apps");
+        if !self.parts.own.publish_app(app, told) {
+            self.parts.counters.drop_counted("news", "too-many-apps");
         }
     }
 
     /// Tells every peer that this one has the app no more.
     pub(crate) fn retract_app(&self, app: &AppName) {
-        self.shared.own.retract_app(app);
+        self.parts.own.retract_app(app);
     }
 
     /// Tells every peer whether this one is about to leave.
     pub(crate) fn publish_draining(&self, draining: bool) {
-        self.shared.draining.store(draining, Ordering::Release);
-        self.shared.own.publish_draining(draining);
+        self.parts.draining.store(draining, Ordering::Release);
+        self.parts.own.publish_draining(draining);
     }
 
     /// Has nothing to do any more with these members, and with those of before that are not among
     /// them as with any other. Links to them end.
     pub(crate) fn refuse(&self, refused: RefusedPeers) {
-        self.shared.refused.send_if_modified(|before| {
+        self.parts.refused.send_if_modified(|before| {
             let changes = *before != refused;
             *before = refused;
             changes
@@ -303,7 +326,7 @@ impl Net {
 
     /// Tells every peer whether there are, or may be, more than two.
     pub(crate) fn publish_knows_more(&self, knows_more: bool) {
-        self.shared.own.publish_knows_more(knows_more);
+        self.parts.own.publish_knows_more(knows_more);
     }
 
     /// Opens the streams of a hop over the current link to a peer. Where there is none, the
@@ -313,19 +336,19 @@ impl Net {
     /// [`OpenError`]; nothing was sent.
     pub(crate) async fn open_hop(&self, to: &PeerId) -> Result<OpenHop, OpenError> {
         let opening = async {
-            let link: Arc<Link> = self.shared.book.link_to(&self.shared.links, to).await.map_err(
+            let link: Arc<Link> = self.parts.book.link_to(&self.parts.links, to).await.map_err(
                 |error| match error {
                     NoLink::Unknown => OpenError::Unknown(to.clone()),
                     NoLink::Unreachable => OpenError::Unreachable(to.clone()),
                 },
             )?;
-            let lease = HopLease::of_own(&link, self.shared.tuning.hops_max)
+            let lease = HopLease::of_own(&link, self.parts.tuning.hops_max)
                 .ok_or_else(|| OpenError::Busy(to.clone()))?;
             let (send, recv) =
                 lease.open().await.map_err(|_| OpenError::Unreachable(to.clone()))?;
             Ok(OpenHop { send, recv, incarnation: link.peer.incarnation, lease })
         };
-        match timeout(self.shared.tuning.open_within, opening).await {
+        match timeout(self.parts.tuning.open_within, opening).await {
             Ok(result) => result,
             Err(_) => Err(OpenError::Busy(to.clone())),
         }
@@ -334,41 +357,41 @@ impl Net {
     /// Sends a frame of a session, this peer itself included. Best effort: it is queued in
     /// order, and dropped and counted if there is no link or its queue is full.
     pub(crate) fn send_session(&self, to: Incarnation, frame: SessionFrame) {
-        let result = if to == self.shared.incarnation {
-            self.shared.loopback.try_send(frame).map_err(|_| Dropped::Full)
+        let result = if to == self.parts.incarnation {
+            self.parts.loopback.try_send(frame).map_err(|_| Dropped::Full)
         } else {
-            self.shared.links.table().send_session(to, &frame)
+            self.parts.links.table().send_session(to, &frame)
         };
         match result {
-            Ok(()) => self.shared.counters.session_frame_sent(),
-            Err(dropped) => self.shared.counters.drop_counted("session", dropped.label()),
+            Ok(()) => self.parts.counters.session_frame_sent(),
+            Err(dropped) => self.parts.counters.drop_counted("session", dropped.label()),
         }
     }
 
     /// How many seeds were never met, and are not the address of a peer that `is_known`.
     pub(crate) fn unmet_seeds(&self, is_known: impl Fn(SocketAddr) -> bool) -> usize {
-        self.shared.seeds.unmet(is_known)
+        self.parts.seeds.unmet(is_known)
     }
 
     /// What became of each seed, in the order of the configuration.
     pub(crate) fn seeds(&self) -> Vec<SeedStatus> {
-        self.shared.seeds.status()
+        self.parts.seeds.status()
     }
 
     /// When this peer's certificate ends.
     pub(crate) fn identity_expires(&self) -> SystemTime {
-        self.shared.identity.expires()
+        self.parts.identity.expires()
     }
 
     /// The round-trip time of the link to a peer.
     pub(crate) fn rtt(&self, peer: &PeerId) -> Option<Duration> {
-        self.shared.links.to(peer).map(|link| link.conn.rtt())
+        self.parts.links.to(peer).map(|link| link.conn.rtt())
     }
 
     #[cfg(test)]
     /// The peers that there is a link to, in order of their names.
     pub(crate) fn connected(&self) -> Vec<PeerId> {
-        let mut peers: Vec<PeerId> = self.shared.links.table().by_peer.keys().cloned().collect();
+        let mut peers: Vec<PeerId> = self.parts.links.table().by_peer.keys().cloned().collect();
         peers.sort_unstable();
         peers
     }
@@ -376,13 +399,13 @@ impl Net {
     #[cfg(test)]
     /// Where it counts.
     pub(crate) fn counters(&self) -> &NetCounters {
-        &self.shared.counters
+        &self.parts.counters
     }
 
     /// Resolves when a live peer turns out to have this one's name and to have been there
     /// first, with its address.
     pub(crate) fn name_clash(&self) -> impl Future<Output = SocketAddr> + Send + 'static {
-        let mut clash = self.shared.clash.subscribe();
+        let mut clash = self.parts.clash.subscribe();
         async move {
             let found = clash.wait_for(Option::is_some).await.map(|addr| *addr);
             match found {
@@ -396,12 +419,12 @@ impl Net {
     /// Answers the hops that were taken in, says goodbye to every peer and ends; they see it at once.
     /// Idempotent.
     pub(crate) async fn close(&self) {
-        let shared = &self.shared;
-        shared.draining.store(true, Ordering::Release);
-        shared.leaving.cancel();
-        shared.taken_in.close();
-        shared.acceptors.close();
-        if timeout(ANSWERED_WITHIN, shared.acceptors.wait()).await.is_err() {
+        let parts = &self.parts;
+        parts.draining.store(true, Ordering::Release);
+        parts.leaving.cancel();
+        parts.taken_in.close();
+        parts.acceptors.close();
+        if timeout(ANSWERED_WITHIN, parts.acceptors.wait()).await.is_err() {
             warn!("some hops were not answered in time: those who wait for them are cut off");
         }
         self.vanish().await;
@@ -409,13 +432,13 @@ impl Net {
 
     /// Says goodbye to every peer and ends at once, whatever is under way. Idempotent.
     pub(crate) async fn vanish(&self) {
-        let shared = &self.shared;
-        shared.closing.cancel();
-        shared.endpoint.close(close_code::GOODBYE, b"");
+        let parts = &self.parts;
+        parts.closing.cancel();
+        parts.endpoint.close(close_code::GOODBYE, b"");
         let ended = async {
-            shared.endpoint.wait_idle().await;
-            shared.tasks.close();
-            shared.tasks.wait().await;
+            parts.endpoint.wait_idle().await;
+            parts.tasks.close();
+            parts.tasks.wait().await;
         };
         if timeout(CLOSE_WITHIN, ended).await.is_err() {
             debug!("some tasks of the mesh port outlive it");

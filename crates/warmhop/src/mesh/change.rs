@@ -6,20 +6,24 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::watch;
 use tracing::info;
 use warmhop_core::app::WantedBy;
 use warmhop_core::config::StartMode;
-use warmhop_core::ids::AppName;
+use warmhop_core::ids::{AppName, PeerId};
 
 use crate::app::slot::Slot;
 use crate::app::{App, AppSpec};
 use crate::error::{ControlError, StartMeshError};
+use crate::links::net::Net;
+use crate::mesh::background::Background;
+use crate::observe::clock::Clock;
+use crate::observe::metrics::Metrics;
 use crate::request::apps::Apps;
 use crate::request::node::Node;
+use crate::request::registers;
 
 /// What is to become of a running peer's apps: see
 /// [`Mesh::change_apps`](crate::Mesh::change_apps).
@@ -92,31 +96,66 @@ impl fmt::Debug for AppChanges {
 }
 
 /// Makes what looks after one app.
-type Make = Box<dyn Fn(AppSpec, Arc<dyn App>) -> Arc<Slot> + Send + Sync>;
+pub(crate) struct SlotMaker {
+    pub(crate) me: PeerId,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Counts the changes of what the peer knows.
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) net: Net,
+}
+
+impl SlotMaker {
+    /// That of an app.
+    pub(crate) fn slot(&self, spec: AppSpec, app: Arc<dyn App>) -> Arc<Slot> {
+        let net = self.net.clone();
+        let publish = move |slot: &Slot| {
+            if slot.spec().policy.start == StartMode::Never {
+                // An app that never starts here is none that this peer could be asked for.
+                net.retract_app(slot.name());
+            } else {
+                net.publish_app(slot.name(), slot.told());
+            }
+        };
+        self.make(spec, false, app, Box::new(publish))
+    }
+
+    /// That of what executes registers. Nobody is to send requests to it: whoever owns a register
+    /// executes it.
+    pub(crate) fn keeper(&self, name: AppName, node: Weak<Node>) -> Arc<Slot> {
+        let (spec, app) = registers::keeper(name, node);
+        self.make(spec, true, Arc::new(app), Box::new(|_: &Slot| ()))
+    }
+
+    fn make(
+        &self,
+        spec: AppSpec,
+        keeps_registers: bool,
+        app: Arc<dyn App>,
+        publish: Box<dyn Fn(&Slot) + Send + Sync>,
+    ) -> Arc<Slot> {
+        let (me, metrics) = (self.me.clone(), Arc::clone(&self.metrics));
+        let (clock, changed) = (self.clock.clone(), self.changed.clone());
+        Slot::new(spec, keeps_registers, app, me, clock, metrics, changed, publish)
+    }
+}
 
 /// Where apps of a running peer come from.
 pub(crate) struct Nursery {
-    make: Make,
-    tasks: TaskTracker,
-    closing: CancellationToken,
+    maker: SlotMaker,
+    background: Background,
     /// One change after the other.
     turn: Mutex<()>,
 }
 
 impl Nursery {
-    pub(crate) fn new(make: Make, tasks: TaskTracker, closing: CancellationToken) -> Self {
-        Self { make, tasks, closing, turn: Mutex::new(()) }
+    pub(crate) fn new(maker: SlotMaker, background: Background) -> Self {
+        Self { maker, background, turn: Mutex::new(()) }
     }
 
     /// Lets time pass for the app, and starts it if it belongs to the boot.
     pub(crate) fn tend(&self, slot: &Arc<Slot>) {
-        let (ticking, closing) = (Arc::clone(slot).tick(), self.closing.clone());
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = ticking => {}
-                () = closing.cancelled() => {}
-            }
-        });
+        self.background.spawn(Arc::clone(slot).tick());
         if slot.spec().policy.start == StartMode::AtBoot {
             slot.wanted(WantedBy::Boot);
         }
@@ -143,7 +182,7 @@ impl Nursery {
             }
         }
         let added: Vec<Arc<Slot>> =
-            changes.added.drain(..).map(|(spec, app)| (self.make)(spec, app)).collect();
+            changes.added.drain(..).map(|(spec, app)| self.maker.slot(spec, app)).collect();
         for slot in &added {
             begin(slot);
         }
@@ -159,9 +198,7 @@ impl Nursery {
         for slot in before.slots.iter().filter(|slot| changes.removed.contains(slot.name())) {
             info!(app = %slot.name(), "removed");
             slot.retire();
-            if let Some(net) = node.net() {
-                net.retract_app(slot.name());
-            }
+            node.net.retract_app(slot.name());
         }
         for slot in &added {
             info!(app = %slot.name(), "added");

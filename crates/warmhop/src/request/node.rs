@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -72,7 +72,7 @@ pub(crate) struct Node {
     view_owner: Mutex<View>,
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) store: Arc<Store>,
-    pub(crate) net: OnceLock<Net>,
+    pub(crate) net: Net,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) draining: AtomicBool,
     /// It drained: what there was has been given away.
@@ -124,9 +124,9 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) seeds: usize,
     pub(crate) slots: Vec<Arc<Slot>>,
-    pub(crate) registers: Vec<Arc<Slot>>,
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) store: Arc<Store>,
+    pub(crate) net: Net,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) accesses: Accesses,
@@ -135,11 +135,19 @@ pub(crate) struct Parts {
 }
 
 impl Node {
-    pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let apps = Apps::new(parts.slots, Vec::new(), &parts.registers);
+    /// `registers`: what executes them on this node, which is not there yet.
+    pub(crate) fn new(
+        parts: Parts,
+        registers: impl FnOnce(&Weak<Self>) -> Vec<Arc<Slot>>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|node| Self::of(parts, registers(node)))
+    }
+
+    fn of(parts: Parts, registers: Vec<Arc<Slot>>) -> Self {
+        let apps = Apps::new(parts.slots, Vec::new(), &registers);
         let view = View::new(parts.me.clone());
         let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
-        Arc::new(Self {
+        Self {
             me: parts.me,
             me_field,
             cluster: parts.cluster,
@@ -152,13 +160,13 @@ impl Node {
             started: Instant::now(),
             seeds: parts.seeds,
             apps: ArcSwap::from_pointee(apps),
-            registers: parts.registers,
+            registers,
             services: PeerServices::new(),
             view: ArcSwap::from_pointee(view.clone()),
             view_owner: Mutex::new(view),
             changed: parts.changed,
             store: parts.store,
-            net: OnceLock::new(),
+            net: parts.net,
             http: parts.http,
             draining: AtomicBool::new(false),
             drained: AtomicBool::new(false),
@@ -169,11 +177,7 @@ impl Node {
             accesses: parts.accesses,
             spans: parts.spans,
             metrics: parts.metrics,
-        })
-    }
-
-    pub(crate) fn net(&self) -> Option<&Net> {
-        self.net.get()
+        }
     }
 
     /// The apps that it has now.
@@ -222,11 +226,8 @@ impl Node {
     fn count(&self, view: &View, now: Now) {
         let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
         // Until the mesh is joined none was met.
-        let unmet = self.net().map_or(self.seeds, |net| net.unmet_seeds(known));
-        let census = Census::of(view, now).with_unmet(unmet);
-        if let Some(net) = self.net() {
-            net.publish_knows_more(census.knows_more(view));
-        }
+        let census = Census::of(view, now).with_unmet(self.net.unmet_seeds(known));
+        self.net.publish_knows_more(census.knows_more(view));
         self.store.count(census);
     }
 
@@ -302,7 +303,7 @@ impl Node {
 
     /// Asks a peer to start an app that may not start here; its news will tell.
     fn ask_to_start(&self, peer: PeerId, app: AppName) {
-        let Some(net) = self.net().cloned() else { return };
+        let net = self.net.clone();
         tokio::spawn(async move {
             if let Err(error) = crate::hop::wake(&net, &peer, app).await {
                 tracing::debug!(%peer, ?error, "could not ask for a start");

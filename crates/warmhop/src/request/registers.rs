@@ -8,7 +8,7 @@ pub(crate) mod bounds;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -806,18 +806,15 @@ fn execute(
 }
 
 /// What executes operations on this peer, as the mesh runs an app.
-pub(crate) fn keeper(
-    name: AppName,
-    node: Arc<OnceLock<Weak<Node>>>,
-) -> (AppSpec, impl App + use<>) {
+pub(crate) fn keeper(name: AppName, node: Weak<Node>) -> (AppSpec, impl App + use<>) {
     let mut spec = AppSpec::new(name.clone());
     spec.policy.session = SessionMode::Portable;
     spec.policy.effects = EffectsMode::SessionOnly;
     spec.policy.start = StartMode::AtBoot;
     let app = app_fn(move || {
-        let (node, name) = (Arc::clone(&node), name.clone());
+        let (node, name) = (Weak::clone(&node), name.clone());
         let service = tower::service_fn(move |request: Request<Body>| {
-            let (node, name) = (Arc::clone(&node), name.clone());
+            let (node, name) = (Weak::clone(&node), name.clone());
             async move { answer(&node, &name, request).await }
         });
         std::future::ready(Ok::<_, std::convert::Infallible>(service))
@@ -826,14 +823,14 @@ pub(crate) fn keeper(
 }
 
 async fn answer(
-    node: &OnceLock<Weak<Node>>,
+    node: &Weak<Node>,
     name: &AppName,
     request: Request<Body>,
 ) -> Result<Response<Body>, BoxError> {
     let (parts, body) = request.into_parts();
     let body = collected(body).await?;
     let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
-    let node = node.get().and_then(Weak::upgrade).ok_or("this peer is ending")?;
+    let node = node.upgrade().ok_or("this peer is ending")?;
     let (ttl, now) = (node.store.policy().ttl, node.clock.wall());
     let bytes = match (&operation, parts.extensions.get::<Session>()) {
         (Operation::List { from, count }, _) => {

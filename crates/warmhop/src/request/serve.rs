@@ -281,9 +281,6 @@ impl Node {
         kind: HopKind,
         tracing: &mut Tracing,
     ) -> Result<HopReply, HopError> {
-        let Some(net) = self.net() else {
-            return Err(HopError::Broken("this peer is still starting".into()));
-        };
         let label = kind.label();
         // An owner may have it run elsewhere.
         let runs_there = !matches!(kind, HopKind::Forward(_));
@@ -305,7 +302,7 @@ impl Node {
         // What may not be run twice is sent to a peer that has not been heard lately only once it
         // has said that it is there.
         let careful = !fields::is_safe(&call.method) && !self.heard_lately(slot, to);
-        let outcome = hop::ask(net, to, request, careful).await;
+        let outcome = hop::ask(&self.net, to, request, careful).await;
         if let Some(mut span) = span {
             match &outcome {
                 Ok(reply) => span.status(reply.response.status().as_u16()),

@@ -9,7 +9,7 @@ mod line;
 use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -61,7 +61,7 @@ pub(crate) struct Store {
     clock: Clock,
     metrics: Arc<Metrics>,
     stripes: Box<[Mutex<Stripe>]>,
-    send: OnceLock<SendFrame>,
+    send: SendFrame,
     tickets: AtomicU64,
     /// What one stripe's sessions heard of others' clocks matters to those that another draws.
     stamp_heard: AtomicU64,
@@ -96,6 +96,7 @@ impl Store {
         policy: SessionPolicy,
         clock: Clock,
         metrics: Arc<Metrics>,
+        send: SendFrame,
     ) -> Arc<Self> {
         let memory = Memory::new(policy.memory_bytes_max);
         let moves = NonZeroUsize::new(MOVES_MAX).expect("a positive constant");
@@ -118,7 +119,7 @@ impl Store {
             clock,
             metrics,
             stripes,
-            send: OnceLock::new(),
+            send,
             tickets: AtomicU64::new(1),
             stamp_heard: AtomicU64::new(0),
             census: ArcSwap::default(),
@@ -129,11 +130,6 @@ impl Store {
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
-    }
-
-    /// Says once how frames reach other peers.
-    pub(crate) fn connect(&self, send: SendFrame) {
-        let _ = self.send.set(send);
     }
 
     /// What the sessions take here, and may take.
@@ -222,8 +218,8 @@ impl Store {
                 self.with(key, false, |machine, ctx, out| {
                     machine.on_message(ctx, to, dead_letter(), out);
                 });
-            } else if let Some(send) = self.send.get() {
-                send(to, SessionFrame { key: key.clone(), to, message });
+            } else {
+                (self.send)(to, SessionFrame { key: key.clone(), to, message });
             }
         }
     }
@@ -374,8 +370,8 @@ impl Store {
     pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
         let SessionFrame { key, to, message } = frame;
         if to != self.me {
-            if let (true, Some(send)) = (is_question(&message), self.send.get()) {
-                send(from, SessionFrame { key, to: from, message: dead_letter() });
+            if is_question(&message) {
+                (self.send)(from, SessionFrame { key, to: from, message: dead_letter() });
             }
             return;
         }
@@ -385,9 +381,7 @@ impl Store {
             let held = self.with(&key, false, |machine, _, _| machine.bytes_held());
             if !self.memory.has_room(body.bytes(), held.unwrap_or_default()) {
                 self.metrics.copies_refused.inc();
-                if let Some(send) = self.send.get() {
-                    send(from, SessionFrame { key, to: from, message: no_room() });
-                }
+                (self.send)(from, SessionFrame { key, to: from, message: no_room() });
                 return;
             }
         }

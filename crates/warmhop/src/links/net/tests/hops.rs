@@ -44,7 +44,7 @@ async fn a_hop_streams_both_ways_and_ends_with_trailers() {
     drop((answer, hop.lease));
     // Both ends read to the end of their streams, so neither asked the other to stop.
     for peer in &peers {
-        let table = peer.net.shared.links.table();
+        let table = peer.net.parts.links.table();
         for link in table.by_peer.values() {
             let stats = link.conn.stats();
             assert_eq!((stats.frame_tx.stop_sending, stats.frame_rx.stop_sending), (0, 0));
@@ -96,7 +96,7 @@ async fn hops_that_nobody_reads_stop_no_other_hop_and_no_frame_of_a_session() {
         stalled.push(begin(&peers[0], "b", POUR).await);
     }
     // Each has filled its own window, or all of them have filled what they share.
-    let link = peers[1].net.shared.links.to(&id("a")).unwrap();
+    let link = peers[1].net.parts.links.to(&id("a")).unwrap();
     eventually("every one of them stands still", || {
         let sent = link.conn.stats().frame_tx;
         sent.stream_data_blocked >= STALLED || sent.data_blocked > 0
@@ -122,7 +122,7 @@ async fn a_link_makes_room_for_more_hops_at_once_than_it_began_with() {
     for _ in 0..AT_ONCE {
         open.push(begin(&peers[0], "b", b"echo").await);
     }
-    let link = peers[1].net.shared.links.to(&id("a")).unwrap();
+    let link = peers[1].net.parts.links.to(&id("a")).unwrap();
     eventually("all of them have come", || link.hops() == AT_ONCE).await;
     echoes(&peers[0], "b").await;
     drop(open);
@@ -226,7 +226,7 @@ async fn a_hop_to_an_unknown_peer_fails_at_once() {
 async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
-    let link = peers[0].net.shared.links.to(&id("b")).unwrap();
+    let link = peers[0].net.parts.links.to(&id("b")).unwrap();
     let head = HopHead {
         kind: HopKind::Plain,
         app: app("shop"),
@@ -242,7 +242,7 @@ async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
     let asked = hop::ask(&peers[0].net, &to, request, false);
     let Ok(reply) = timeout(WITHIN, asked).await.unwrap() else { panic!("no answer") };
     let mut tunnel = reply.tunnel.expect("it was switched");
-    carry::start_draining(&peers[0].net.shared, &link);
+    carry::start_draining(&peers[0].shared(), &link);
     assert_eq!(link.hops(), 1);
     tunnel.writer.write_data(Bytes::from_static(b"hello")).await.unwrap();
     match timeout(WITHIN, tunnel.reader.next()).await.unwrap() {
@@ -259,7 +259,7 @@ async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take()
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
     let (a, b) = (peers[0].net.clone(), peers[1].net.clone());
-    let link = a.shared.links.to(&id("b")).unwrap();
+    let link = a.parts.links.to(&id("b")).unwrap();
     let request = |upgrade: Option<Vec<u8>>, body| {
         let head = HopHead {
             kind: HopKind::Plain,
@@ -282,7 +282,7 @@ async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take()
         let b = b.clone();
         async move { b.close().await }
     });
-    eventually("it leaves", || b.shared.leaving.is_cancelled()).await;
+    eventually("it leaves", || b.parts.leaving.is_cancelled()).await;
     let late = request(None, crate::Body::from(Bytes::from_static(b"late")));
     let late = tokio::spawn(async move { hop::ask(&a, &id("b"), late, false).await });
     eventually("another hop is opened", || link.hops() == 2).await;

@@ -7,12 +7,12 @@ async fn peers_that_dial_each_other_at_once_keep_the_same_one_link() {
     let authority = Authority::generate("demo").unwrap();
     let a = Peer::start(config(&authority, "a", &[])).await;
     let b = Peer::start(config(&authority, "b", &[])).await;
-    let (a_shared, b_shared) = (&a.net.shared, &b.net.shared);
+    let (a_shared, b_shared) = (a.shared(), b.shared());
     let (first, second) =
-        tokio::join!(dial::dial(a_shared, b.addr()), dial::dial(b_shared, a.addr()));
+        tokio::join!(dial::dial(&a_shared, b.addr()), dial::dial(&b_shared, a.addr()));
     first.unwrap();
     second.unwrap();
-    let current = |peer: &Peer, other: &PeerId| peer.net.shared.links.to(other);
+    let current = |peer: &Peer, other: &PeerId| peer.net.parts.links.to(other);
     eventually("both keep what the smaller opened", || {
         current(&a, &id("b")).is_some_and(|link| link.opened_here)
             && current(&b, &id("a")).is_some_and(|link| !link.opened_here)
@@ -57,7 +57,7 @@ async fn a_name_clash_is_found_when_two_meshes_meet_later() {
     let second = Peer::start(config(&authority, "b", &[])).await;
     let clash = second.net.name_clash();
     // The two halves meet: the seed of one is dialed from the other.
-    let _ = dial::dial(&second.net.shared, first[0].addr()).await;
+    let _ = dial::dial(&second.shared(), first[0].addr()).await;
     assert_eq!(timeout(WITHIN, clash).await.unwrap(), first[1].addr());
     assert!(first[1].net.name_clash().now_or_never().is_none());
     close_all(first).await;
@@ -93,7 +93,7 @@ async fn ones_own_address_among_the_seeds_does_no_harm() {
     alone.listen = addr;
     alone.advertise = Some(SocketAddr::from(([127, 0, 0, 2], addr.port())));
     let alone = Peer::start(alone).await;
-    eventually("it has met itself", || alone.net.shared.book.knows_itself(&id("a"), addr)).await;
+    eventually("it has met itself", || alone.net.parts.book.knows_itself(&id("a"), addr)).await;
     assert!(alone.net.connected().is_empty());
     assert!(alone.seen.events.lock().unwrap().is_empty());
     assert!(alone.net.name_clash().now_or_never().is_none());
@@ -127,12 +127,12 @@ async fn a_name_may_stand_for_addresses_that_come_and_go() {
         (0..40).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let mut stale: Vec<SocketAddr> =
         silent.iter().map(|socket| socket.local_addr().unwrap()).collect();
-    assert!(me.net.shared.tuning.dial_within * 40 > WITHIN * 2);
+    assert!(me.net.parts.tuning.dial_within * 40 > WITHIN * 2);
     stale.extend([me.addr(), a.addr()]);
     let (addrs, known) = watch::channel(stale);
     let (tried, _) = watch::channel(false);
     let resolve = move || std::future::ready(Ok(known.borrow().clone()));
-    let following = tokio::spawn(dial::follow(me.net.shared.clone(), 0, tried, resolve));
+    let following = tokio::spawn(dial::follow(me.shared(), 0, tried, resolve));
     me.links_to(&[&a]).await;
 
     // The peers that it stood for are replaced by another.

@@ -9,9 +9,9 @@ async fn an_old_link_is_renewed_without_anyone_noticing() {
     aging.tuning.link_age_max = Duration::from_millis(400);
     let a = Peer::start(aging).await;
     let b = Peer::start(config(&authority, "b", &[])).await;
-    dial::dial(&a.net.shared, b.addr()).await.unwrap();
+    dial::dial(&a.shared(), b.addr()).await.unwrap();
     b.linked_with(&[id("a")]).await;
-    let current = || b.net.shared.links.to(&id("a")).map(|link| link.conn.stable_id());
+    let current = || b.net.parts.links.to(&id("a")).map(|link| link.conn.stable_id());
     let before = current();
     eventually("another link", || current().is_some() && current() != before).await;
     assert_eq!(a.seen.last_heard(b.net.incarnation()), Some(Heard::Alive));
@@ -136,7 +136,7 @@ async fn dropping_the_last_handle_ends_everything() {
     let b = Peer::start(config(&authority, "b", &[a.addr()])).await;
     a.links_to(&[&b]).await;
     let left = b.net.incarnation();
-    let tasks = b.net.shared.tasks.clone();
+    let tasks = b.net.parts.tasks.clone();
     drop(b);
     a.seen.hears(&id("b"), left, Heard::Left).await;
     tasks.close();

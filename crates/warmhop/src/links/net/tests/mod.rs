@@ -213,12 +213,17 @@ impl Peer {
         Self { net, seen }
     }
 
+    /// What its tasks share.
+    fn shared(&self) -> Arc<Shared> {
+        Shared::new(self.net.parts.clone(), self.seen.clone())
+    }
+
     fn addr(&self) -> SocketAddr {
         self.net.local_addr()
     }
 
     fn name(&self) -> &PeerId {
-        &self.net.shared.me
+        &self.net.parts.me
     }
 
     async fn links_to(&self, others: &[&Peer]) {
@@ -226,7 +231,7 @@ impl Peer {
     }
 
     async fn linked_with(&self, others: &[PeerId]) {
-        let mut links = self.net.shared.links.changes();
+        let mut links = self.net.parts.links.changes();
         let waiting = async {
             while !others.iter().all(|peer| self.net.connected().contains(peer)) {
                 links.changed().await.unwrap();

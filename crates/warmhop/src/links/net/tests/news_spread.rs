@@ -110,7 +110,7 @@ async fn a_gossip_loop_that_ends_is_started_anew_and_counted() {
     first.net.publish_app(&app("one"), told(AppState::Ready, None, 0));
     second.seen.sees_app(&id("a"), "one", AppState::Ready).await;
 
-    first.net.shared.gossip.fail().await;
+    first.net.parts.gossip.fail().await;
     let restarts = || first.net.counters().gossip_restarts.get();
     eventually("the restart", || restarts() == 1).await;
     first.net.publish_app(&app("two"), told(AppState::Ready, None, 0));

@@ -100,7 +100,7 @@ async fn a_reloaded_identity_serves_the_links_to_come() {
     let b = Peer::start(config(&authority, "b", &[a.addr()])).await;
     b.links_to(&[&a]).await;
     let certificate = |peer: &Peer| {
-        let link = peer.net.shared.links.to(&id("a")).unwrap();
+        let link = peer.net.parts.links.to(&id("a")).unwrap();
         crate::identity::certificate_of(&link.conn).unwrap()
     };
     let before = certificate(&b);

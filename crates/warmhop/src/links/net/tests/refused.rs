@@ -45,7 +45,7 @@ async fn a_member_whose_name_is_refused_loses_its_link_and_is_taken_back_once_it
 async fn a_refused_certificate_opens_no_link_and_another_of_the_same_name_does() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
-    let link = peers[0].net.shared.links.to(&id("b")).unwrap();
+    let link = peers[0].net.parts.links.to(&id("b")).unwrap();
     let stolen = crate::identity::proven_identity(link.conn.peer_identity()).unwrap().certificate;
     peers[0].net.refuse(refused(&stolen.to_string()));
     linked_only_with(&peers[0], &[]).await;
