@@ -78,6 +78,7 @@ mod tests {
                     zone: None,
                     draining: draining == Some(other),
                     knows_more: false,
+                    young: false,
                 };
                 let news = AppNews::of(app.clone(), 1, states[other]);
                 let news = News::App { peer: peer(other), incarnation, generation: 1, news };

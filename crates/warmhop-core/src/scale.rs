@@ -154,6 +154,7 @@ mod tests {
                 zone: None,
                 draining: false,
                 knows_more: false,
+                young: false,
             };
             let (state, in_flight) = (*state, *in_flight);
             let news = AppNews { in_flight, ..AppNews::of(app(), 1, state) };

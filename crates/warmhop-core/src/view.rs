@@ -99,6 +99,10 @@ pub struct PeerNews {
     /// It knows of two others at least, or of seeds that may be others: it is no half of a mesh of
     /// two, whatever the one that hears this knows by itself.
     pub knows_more: bool,
+    /// Its process began a moment ago: until others have had the time to say otherwise, a former life
+    /// of it may have witnessed what this one knows nothing of
+    /// ([`REBORN_FOR`](crate::session::census::REBORN_FOR)).
+    pub young: bool,
 }
 
 /// What a peer says of one of its apps.

@@ -380,6 +380,7 @@ fn view_of(others: &[Other]) -> View {
             zone: None,
             draining: *draining,
             knows_more: false,
+            young: false,
         };
         view.apply(News::Peer(news), Now(1), Source::FirstHand);
         let app = AppName::new("shop").unwrap();

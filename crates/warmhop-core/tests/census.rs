@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failed step is a failed test")]
 
-use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, WallTime};
 use warmhop_core::session::census::{ABSENT_AFTER, Census, REBORN_FOR, Roll, Verdict};
 use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
 
@@ -37,6 +37,7 @@ fn news_of(number: u8, life: u8) -> PeerNews {
         zone: None,
         draining: false,
         knows_more: false,
+        young: false,
     }
 }
 
@@ -92,6 +93,69 @@ fn whoever_was_reborn_uses_up_the_one_silence() {
     let mut roll = Roll::new(inc(2), &census(&[1, 3], &[3]));
     roll.answer(inc(1), Some(&Census { reborn: incs(&[2]), ..census(&[2, 3], &[]) }));
     assert_eq!(roll.verdict(true), Verdict::TooFew);
+}
+
+#[test]
+fn whoever_is_young_counts_once_one_that_is_settled_knows_it() {
+    let young = |others: &[u8], silent: &[u8], of: &[u8]| Census {
+        is_young: true,
+        young: incs(of),
+        ..census(others, silent)
+    };
+    // It asks by itself, and another young one answers first.
+    let mut roll = Roll::new(inc(1), &young(&[2, 3], &[], &[2]));
+    roll.answer(inc(2), Some(&young(&[1], &[], &[])));
+    assert_eq!(roll.verdict(true), Verdict::Wait, "the third may vouch for them");
+    let stranger = roll.clone();
+    roll.answer(inc(3), Some(&census(&[1, 2], &[])));
+    assert_eq!(roll.verdict(true), Verdict::Enough);
+    let mut roll = stranger;
+    roll.answer(inc(3), Some(&census(&[], &[])));
+    assert_eq!(roll.verdict(true), Verdict::TooFew, "it has heard of neither");
+    // Whoever says that it knows the same knows the one that asks.
+    let mut roll = Roll::new(inc(1), &young(&[2, 3], &[3], &[]));
+    roll.answer(inc(2), None);
+    assert_eq!(roll.verdict(true), Verdict::Enough);
+    // One that is settled vouches for those that it knows.
+    let mut roll = Roll::new(inc(1), &census(&[2, 3], &[3]));
+    roll.answer(inc(2), Some(&young(&[1], &[], &[])));
+    assert_eq!(roll.verdict(true), Verdict::Enough);
+    let mut roll = Roll::new(inc(1), &census(&[3], &[3]));
+    roll.answer(inc(2), Some(&young(&[1], &[], &[])));
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+}
+
+#[test]
+fn where_nobody_is_settled_all_count() {
+    let all = |others: &[u8], silent: &[u8]| Census {
+        is_young: true,
+        young: incs(others),
+        ..census(others, silent)
+    };
+    let mut roll = Roll::new(inc(1), &all(&[2, 3], &[3]));
+    roll.answer(inc(2), Some(&all(&[1, 3], &[3])));
+    assert_eq!(roll.verdict(false), Verdict::Enough);
+    // The silent one was settled when it was heard last.
+    let settled = Census { young: incs(&[2]), ..all(&[2, 3], &[3]) };
+    let mut roll = Roll::new(inc(1), &settled);
+    roll.answer(inc(2), Some(&all(&[1], &[])));
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+    // Of a pair either serves without the other.
+    let pair = Census { pair: true, young: Vec::new(), ..all(&[2], &[2]) };
+    assert_eq!(Roll::new(inc(1), &pair).verdict(false), Verdict::Enough);
+}
+
+#[test]
+fn whoever_lives_in_the_place_of_one_that_others_count_on_is_reborn() {
+    let life = |at: u64| Incarnation::of(&name(2), WallTime(at), 0);
+    let told = Census { others: vec![life(1)], ..Census::default() };
+    let mut roll = Roll::new(life(9), &census(&[1, 3], &[3]));
+    roll.answer(inc(1), Some(&told));
+    assert_eq!(roll.verdict(true), Verdict::TooFew, "the other has not heard of this life yet");
+    roll.gone(life(1));
+    assert_eq!(roll.verdict(true), Verdict::TooFew, "nor is the silent one to be missed as well");
+    roll.answer(inc(3), None);
+    assert_eq!(roll.verdict(true), Verdict::Enough);
 }
 
 #[test]

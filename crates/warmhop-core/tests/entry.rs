@@ -42,6 +42,7 @@ fn hello(number: u8, draining: bool) -> News {
         zone: None,
         draining,
         knows_more: false,
+        young: false,
     })
 }
 

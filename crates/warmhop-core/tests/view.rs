@@ -39,6 +39,7 @@ fn hello(name: &str, generation: u64, seq: u64) -> PeerNews {
         zone: Some(format!("zone-{seq}")),
         draining: seq % 2 == 1,
         knows_more: false,
+        young: false,
     }
 }
 

@@ -11,6 +11,9 @@
 //! * A *silent* one is the one that may be missed. A second may be missed only where a majority of
 //!   everyone known has met it and has not heard it for long (`absent`).
 //! * One that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
+//! * One that is *young* may be reborn, and those who know need not have been heard yet. It counts as
+//!   missed until one that is settled vouches for it: that one knows it, and knows of no former life.
+//!   Where nobody is settled the mesh has just begun, and all of them count.
 //! * A seed that was never met may be a peer that witnessed, and counts as one that is missed: who
 //!   starts while it is cut off knows of nobody, and must not take that for a mesh of one.
 
@@ -27,9 +30,9 @@ use crate::view::{Liveness, View};
 
 /// How long a peer may be silent before its absence can be confirmed.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(30);
-/// How long a process that took a former one's place counts as a peer that was not asked: until the
-/// former one would have been suspected (2.5 s) and replaced (3 s, and 1 s for each rank), what it
-/// held brought to others, and a margin.
+/// How long a process that took a former one's place counts as a peer that was not asked, and how
+/// long a process is young: until a former one would have been suspected (2.5 s) and replaced (3 s,
+/// and 1 s for each rank), what it held brought to others, and a margin.
 pub const REBORN_FOR: Duration = Duration::from_secs(12);
 /// A mesh of two is the one where either serves without the other; a third peer ends that.
 const PAIR: usize = 2;
@@ -47,6 +50,12 @@ pub struct Census {
     pub reborn: Vec<Incarnation>,
     /// There have not been more than two peers for as long as this one and the other remember.
     pub pair: bool,
+    /// This peer's process began less than [`REBORN_FOR`] ago.
+    pub is_young: bool,
+    /// Those of the others that are young by their own last word. Others are not told: each speaks
+    /// for itself.
+    #[serde(skip)]
+    pub young: Vec<Incarnation>,
     /// How many seeds were never met, and lead to nobody known. Others are not told: their own
     /// seeds tell them.
     #[serde(skip)]
@@ -61,6 +70,9 @@ impl Census {
         for (_, belief) in view.peers().filter(|(_, belief)| !belief.left) {
             let peer = belief.news.incarnation;
             census.others.push(peer);
+            if belief.news.young {
+                census.young.push(peer);
+            }
             if belief.alive == Liveness::Alive {
                 continue;
             }
@@ -79,6 +91,13 @@ impl Census {
     pub fn with_unmet(mut self, unmet: usize) -> Self {
         self.unmet = unmet;
         self.pair &= self.others.len() + unmet < PAIR;
+        self
+    }
+
+    /// As `self`, of a peer whose process is so old.
+    #[must_use]
+    pub fn with_age(mut self, age: Duration) -> Self {
+        self.is_young = is_young(age);
         self
     }
 
@@ -102,9 +121,17 @@ impl Census {
 
     /// What to tell whoever asked with `digest`: nothing where it knows the same.
     pub(super) fn news(self: &Arc<Self>, me: Incarnation, digest: u64) -> Option<Arc<Self>> {
-        let same = self.digest(me) == digest && self.absent.is_empty() && self.reborn.is_empty();
-        (!same).then(|| Arc::clone(self))
+        let same = self.digest(me) == digest;
+        let plain = self.absent.is_empty() && self.reborn.is_empty() && !self.is_young;
+        (!same || !plain).then(|| Arc::clone(self))
     }
+}
+
+/// Whether a process of this age may be a reborn one whose former life others still miss
+/// ([`PeerNews::young`](crate::view::PeerNews::young)).
+#[must_use]
+pub fn is_young(age: Duration) -> bool {
+    age < REBORN_FOR
 }
 
 /// Whether the answers suffice.
@@ -125,6 +152,12 @@ pub struct Roll {
     answered: BTreeSet<Incarnation>,
     silent: BTreeSet<Incarnation>,
     reborn: BTreeSet<Incarnation>,
+    /// Those who are young by their own word.
+    young: BTreeSet<Incarnation>,
+    /// Those whom one that is settled knows.
+    vouched: BTreeSet<Incarnation>,
+    /// Whom one knows that answers that it knows the same.
+    same: Vec<Incarnation>,
     /// Who says of whom that it is absent.
     absent: BTreeMap<Incarnation, BTreeSet<Incarnation>>,
     pair: bool,
@@ -141,6 +174,9 @@ impl Roll {
             answered: BTreeSet::new(),
             silent: census.silent.iter().copied().collect(),
             reborn: BTreeSet::new(),
+            young: census.young.iter().copied().collect(),
+            vouched: BTreeSet::new(),
+            same: census.others.iter().copied().chain([me]).collect(),
             absent: BTreeMap::new(),
             pair: census.pair,
             unmet: census.unmet,
@@ -149,10 +185,17 @@ impl Roll {
         roll
     }
 
-    /// `peer` answered, and told what it knows. Returns those that were not known before.
+    /// `peer` answered, and told what it knows, unless that is the same. Returns those that were not
+    /// known before.
     pub fn answer(&mut self, peer: Incarnation, told: Option<&Census>) -> Vec<Incarnation> {
         self.everyone.insert(peer);
         self.answered.insert(peer);
+        if told.is_some_and(|census| census.is_young) {
+            self.young.insert(peer);
+        } else {
+            self.young.remove(&peer);
+            self.vouched.extend(told.map_or(&self.same, |census| &census.others));
+        }
         let Some(census) = told else { return Vec::new() };
         self.pair &= census.pair;
         self.reborn.extend(census.reborn.iter().copied());
@@ -167,8 +210,9 @@ impl Roll {
         peers.filter(|peer| self.everyone.insert(*peer)).collect()
     }
 
-    /// `peer` is proven gone.
+    /// `peer` is proven gone. Whoever lives in its place has forgotten what it witnessed.
     pub fn gone(&mut self, peer: Incarnation) {
+        self.reborn.extend(self.everyone.iter().filter(|other| peer.is_before(other)));
         self.everyone.remove(&peer);
         self.answered.remove(&peer);
     }
@@ -207,11 +251,29 @@ impl Roll {
         }
     }
 
+    /// Whether `peer` took the place of a process that others count on: somebody said so, or still
+    /// counts on that one.
+    fn is_reborn(&self, peer: Incarnation) -> bool {
+        self.reborn.contains(&peer) || self.everyone.iter().any(|other| other.is_before(&peer))
+    }
+
     /// Whether the answers suffice, if those that `will` answer had done so.
     fn suffice(&self, will: impl Fn(&Incarnation) -> bool) -> bool {
+        let is_young = |peer: &Incarnation| self.young.contains(peer);
+        // Of a pair either serves without the other.
+        let is_pair = self.pair && self.everyone.len() + self.unmet == PAIR;
+        let nobody_is_settled = self.everyone.iter().all(is_young);
+        let will_vouch =
+            |it: &Incarnation| will(it) && !self.answered.contains(it) && !is_young(it);
+        let vouched_soon = self.everyone.iter().any(will_vouch);
+        let is_no_witness = |peer: &Incarnation| {
+            is_young(peer) && !self.vouched.contains(peer) && !mutant::on(Mutant::YoungWitness)
+        };
+        let heeds_age = !is_pair && !nobody_is_settled && !vouched_soon;
         let counts = |peer: &Incarnation| {
             (self.answered.contains(peer) || will(peer))
-                && (!self.reborn.contains(peer) || mutant::on(Mutant::RebornWitness))
+                && (!self.is_reborn(*peer) || mutant::on(Mutant::RebornWitness))
+                && !(heeds_age && is_no_witness(peer))
         };
         let missed: Vec<Incarnation> =
             self.everyone.iter().copied().filter(|peer| !counts(peer)).collect();
@@ -221,10 +283,8 @@ impl Roll {
         match (&missed[..], self.unmet) {
             ([], 0) => true,
             // Of a pair either holds everything: one that is silent, or knows no more, is not needed.
-            ([one], 0) if self.pair && count == PAIR => {
-                self.answered.contains(one) || self.silent.contains(one)
-            }
-            ([], 1) if self.pair && count == PAIR => true,
+            ([one], 0) if is_pair => self.answered.contains(one) || self.silent.contains(one),
+            ([], 1) if is_pair => true,
             // Everyone known is asked. Whoever else there is has no majority.
             ([], _) | ([_], 0) => majority,
             ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,

@@ -53,6 +53,8 @@ pub(super) enum Mutant {
     MissTwo,
     /// A peer that was just reborn counts as one that would know.
     RebornWitness,
+    /// A young peer counts as one that would know, although nobody vouches for it.
+    YoungWitness,
 }
 
 #[cfg(not(test))]

@@ -528,6 +528,7 @@ mod tests {
                     zone: None,
                     draining: false,
                     knows_more: false,
+                    young: false,
                 }),
                 Now(1),
                 Source::FirstHand,

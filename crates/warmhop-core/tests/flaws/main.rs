@@ -25,6 +25,7 @@
 
 #![expect(clippy::print_stdout, reason = "the narrative is what a reader came for")]
 
+mod births;
 mod changes_of_members;
 mod claims;
 mod loss;

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+use warmhop_core::session::census::Census;
 use warmhop_core::session::claim::Claimant;
+use warmhop_core::session::entry::Enter;
 use warmhop_core::session::message::{
     Base, Body, BodyRef, Config, Exec, ExecDone, Members, Message, NackReason, Stored,
 };
 use warmhop_core::session::{
-    Ctx, Effect, Effects, Failure, Outcome, Process, Session, Submit, Ticket, TokenHint,
+    Ctx, Effect, Effects, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket, TokenHint,
 };
 
 /// More steps than any story needs: one that goes on for longer goes in circles.
@@ -366,6 +368,28 @@ impl Stage {
     }
 }
 
+/// What peers believe of the mesh. Before they are told they know nobody.
+impl Stage {
+    /// The peer knows the processes that run on `others` at the moment, and does not hear `silent` of
+    /// them. Its own process is no young one.
+    #[track_caller]
+    pub(crate) fn knows(&mut self, name: &str, others: &str, silent: &str) {
+        let census =
+            Census { others: self.incs(others), silent: self.incs(silent), ..Census::default() };
+        self.say(format!("{name} knows {others}, and does not hear {silent:?}"));
+        self.peer_mut(name).process.census = Arc::new(census);
+    }
+
+    /// Its process, and those of `others` as far as it knows, began a moment ago.
+    #[track_caller]
+    pub(crate) fn is_young(&mut self, name: &str, others: &str) {
+        self.say(format!("{name} is young, and so are {others:?} as far as it knows"));
+        let young = self.incs(others);
+        let census = Arc::make_mut(&mut self.peer_mut(name).process.census);
+        (census.is_young, census.young) = (true, young);
+    }
+}
+
 /// What peers are made to do.
 impl Stage {
     /// The peer takes the session over, with the client's token of the moment. Where that leads
@@ -504,6 +528,12 @@ impl Stage {
     /// `look list`. A name that was used before is the same request, sent again.
     #[track_caller]
     pub(crate) fn asks(&mut self, entry: &str, request: &str, executor: &str) {
+        let submit = self.prepares(entry, request, executor);
+        self.on(entry, |machine, ctx, out| machine.submit(ctx, submit, out));
+    }
+
+    /// Writes an attempt of the request down.
+    fn prepares(&mut self, entry: &str, request: &str, executor: &str) -> Submit {
         let (kind, name) = parse(request);
         let known = self.requests.iter().position(|it| it.name == name);
         let again = if known.is_some() { " again" } else { "" };
@@ -528,15 +558,28 @@ impl Stage {
             response: None,
             end: End::Waiting,
         });
-        let submit = Submit {
+        Submit {
             ticket: Ticket(self.attempts.len() as u64),
             rid: RequestKey([index as u8 + 1; 16]),
             fingerprint: index as u64,
             keyed: kind.keyed,
             seen: Some(pinned),
             safe: kind.safe,
-        };
-        self.on(entry, |machine, ctx, out| machine.submit(ctx, submit, out));
+        }
+    }
+
+    /// As [`Stage::asks`], for a session that a key names, and that `entry` knows of no owner of: it is
+    /// begun at `members` where nobody knows of it, and runs at `entry`.
+    #[track_caller]
+    pub(crate) fn asks_by_key(&mut self, entry: &str, request: &str, members: &str) {
+        let who = self.incs(members);
+        let now = Members::first(self.wall(letter(entry)).0, who);
+        let cfg = Config { now, prev: None };
+        self.say(format!("{entry} would begin the session in {}", config(&cfg)));
+        let submit = self.prepares(entry, request, entry);
+        let peers = self.peer(entry).process.census.others.clone();
+        let enter = Enter::Seeking { peers, otherwise: Otherwise::Begin(cfg) };
+        self.on(entry, |machine, ctx, out| machine.enter(ctx, submit, enter, out));
     }
 
     /// The last attempt of a request.

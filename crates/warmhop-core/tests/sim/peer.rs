@@ -23,6 +23,8 @@ use crate::world::{Life, Mailbox, To, World, sleep};
 
 /// The world's beginning on the wall.
 const EPOCH_MS: u64 = 1_700_000_000_000;
+/// What the monotonic clock of a process shows when it begins.
+const BORN_AT: Now = Now(50_000);
 const HEARTBEAT_MS: u64 = 600;
 /// A link that is silent for so long is down.
 const LINK_SILENT_MS: u64 = 2_500;
@@ -113,6 +115,7 @@ impl Peer {
             zone: None,
             draining: false,
             knows_more: world.knobs.seeds[node].len() > 1,
+            young: true,
         };
         let slot = |at: usize| {
             let policy = AppPolicy {
@@ -169,7 +172,7 @@ impl Peer {
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now(50_000 + self.world.now() - self.born - self.lag.get())
+        Now(BORN_AT.0 + self.world.now() - self.born - self.lag.get())
     }
 
     pub(crate) fn wall(&self) -> WallTime {
@@ -239,7 +242,7 @@ impl Peer {
         if let Some((life, former)) = begun {
             self.store.borrow_mut().peer_lives(life, former);
         }
-        self.tell_how_many();
+        self.tell_how_it_stands();
         self.has_changed();
     }
 
@@ -248,14 +251,20 @@ impl Peer {
         let view = self.view.borrow();
         let seeds = &self.world.knobs.seeds[self.node];
         let unmet = seeds.iter().filter(|node| view.peer(&crate::name(**node)).is_none());
-        Census::of(&view, self.now()).with_unmet(unmet.count())
+        Census::of(&view, self.now()).with_unmet(unmet.count()).with_age(self.age())
     }
 
-    fn tell_how_many(&self) {
-        let knows_more = self.census().knows_more(&self.view.borrow());
+    /// For how long its process has lived, by its own clock.
+    fn age(&self) -> Duration {
+        self.now().since(BORN_AT)
+    }
+
+    fn tell_how_it_stands(&self) {
+        let census = self.census();
+        let stands = (census.knows_more(&self.view.borrow()), census.is_young);
         let mut own = self.own.borrow_mut();
-        if own.knows_more != knows_more {
-            own.knows_more = knows_more;
+        if (own.knows_more, own.young) != stands {
+            (own.knows_more, own.young) = stands;
             own.seq += 1;
         }
     }

@@ -55,6 +55,7 @@ mod tests {
             zone: None,
             draining: false,
             knows_more: false,
+            young: false,
         };
         let app = AppNews {
             app: AppName::new("shop").unwrap(),

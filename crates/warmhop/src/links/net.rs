@@ -207,6 +207,7 @@ impl Net {
             zone: config.zone.filter(|text| text.len() <= wire::ZONE_BYTES_MAX),
             draining: false,
             knows_more: config.seeds.len() > 1,
+            young: true,
         };
         let (loopback, looped_back) = mpsc::channel(LOOPBACK_FRAMES_MAX);
         let (gossip, gossip_in) = Gossip::new();
@@ -324,9 +325,10 @@ impl Net {
         });
     }
 
-    /// Tells every peer whether there are, or may be, more than two.
-    pub(crate) fn publish_knows_more(&self, knows_more: bool) {
-        self.parts.own.publish_knows_more(knows_more);
+    /// Tells every peer whether there are, or may be, more than two, and whether this one's process began
+    /// a moment ago.
+    pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
+        self.parts.own.publish_standing(knows_more, young);
     }
 
     /// Opens the streams of a hop over the current link to a peer. Where there is none, the

@@ -114,11 +114,13 @@ impl OwnNews {
         }
     }
 
-    /// Says whether there are, or may be, more than two peers as far as this one knows.
-    pub(crate) fn publish_knows_more(&self, knows_more: bool) {
+    /// Says whether there are, or may be, more than two peers as far as this one knows, and whether its
+    /// process began a moment ago.
+    pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
         let mut own = self.lock();
-        if own.peer.record.knows_more != knows_more {
+        if (own.peer.record.knows_more, own.peer.record.young) != (knows_more, young) {
             own.peer.record.knows_more = knows_more;
+            own.peer.record.young = young;
             own.peer.record.seq += 1;
             own.peer.version = self.tick(true);
         }
@@ -191,6 +193,7 @@ mod tests {
             zone: None,
             draining: false,
             knows_more: false,
+            young: false,
         })
     }
 
@@ -228,7 +231,7 @@ mod tests {
         assert!(
             matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
         );
-        own.publish_knows_more(true);
+        own.publish_standing(true, false);
         assert!(matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.knows_more));
     }
 
@@ -255,7 +258,7 @@ mod tests {
         let before = *own.subscribe().borrow();
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         own.publish_draining(false);
-        own.publish_knows_more(false);
+        own.publish_standing(false, false);
         assert_eq!(*own.subscribe().borrow(), before);
     }
 

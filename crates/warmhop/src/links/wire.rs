@@ -408,6 +408,7 @@ mod tests {
             zone: None,
             draining: true,
             knows_more: true,
+            young: false,
         }
     }
 
@@ -467,7 +468,7 @@ mod tests {
     const INC_1: &str = "01010101010101010101010101010101";
     const INC_2: &str = "02020202020202020202020202020202";
     const PEER: &str = "06 706565722d31 000000cd 0d03e2b6d01e 0000000000ab fd 0068e5cf8b010000 \
-        fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01 01";
+        fb 2c01 00 7f000001 fb 591b 01 03 683a31 00 01 01 00";
     const APP: &str = "04 73686f70 02 02 01 fb b004 07 01 03 312e32 03 00";
     const FRAME: &str = "04 73686f70 09090909090909090909090909090909 \
         02020202020202020202020202020202";
@@ -568,7 +569,7 @@ mod tests {
                 census: Some(Arc::new(census)),
                 part: Part::None,
             }),
-            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 01"),
+            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 01 00"),
         );
         golden(
             &frame(Message::Begin {

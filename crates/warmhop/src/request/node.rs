@@ -226,8 +226,9 @@ impl Node {
     fn count(&self, view: &View, now: Now) {
         let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
         // Until the mesh is joined none was met.
-        let census = Census::of(view, now).with_unmet(self.net.unmet_seeds(known));
-        self.net.publish_knows_more(census.knows_more(view));
+        let (unmet, age) = (self.net.unmet_seeds(known), self.started.elapsed());
+        let census = Census::of(view, now).with_unmet(unmet).with_age(age);
+        self.net.publish_standing(census.knows_more(view), census.is_young);
         self.store.count(census);
     }
 

@@ -251,8 +251,9 @@ struct Listing {
     registers: Vec<Listed>,
     /// The position from which on there is more; absent at the end.
     next: Option<u64>,
-    /// Those whose lists may lack what they held a moment ago, as processes that are gone.
-    reborn: Vec<Incarnation>,
+    /// Whom its peer knows, and whose lists may lack what they held a moment ago, as processes that are
+    /// gone. Absent where it keeps no list.
+    census: Option<Census>,
 }
 
 /// A register of which a peer holds a record.
@@ -430,8 +431,9 @@ impl Registers {
             left -= 1;
             match next {
                 Some((it, Ok(listing))) => {
-                    let reborn = listing.reborn.clone();
-                    roll.answer(it, Some(&Census { reborn, pair: true, ..Census::default() }));
+                    let told = listing.census.clone();
+                    let told = told.unwrap_or(Census { pair: true, ..Census::default() });
+                    roll.answer(it, Some(&told));
                     listings.push(listing);
                 }
                 Some((_, Err(error))) => failed = Some(error),
@@ -671,8 +673,8 @@ fn position(sid: SessionId) -> u64 {
 /// The registers of which this peer holds a record, from a position on, whether it owns them or not.
 fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     let now = node.clock.wall();
-    let reborn = node.store.census().reborn.clone();
-    let mut listing = Listing { reborn, ..Listing::default() };
+    let census = Census::clone(&node.store.census());
+    let mut listing = Listing { census: Some(census), ..Listing::default() };
     // Those that hold nothing are not what was asked for: they are bounded by their bytes.
     let (mut keys, mut bytes) = (0, 0);
     // The store's parts are in the order of positions, too.

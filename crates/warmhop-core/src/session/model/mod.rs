@@ -8,7 +8,7 @@
 //! Of births by key it assumes: what a peer believes of the mesh at first is given by the setup, and
 //! may differ in any way from peer to peer (too few, too many, silent or not), but a process that is
 //! told to be gone is; that a process was reborn is known to everyone who takes part before it is
-//! asked (in truth within a gossip's round, or by the answers); births are forgotten by nobody before
+//! asked, or to nobody (in truth within a gossip's round, or by the answers); births are forgotten by nobody before
 //! what they protect could still be chosen; and of any two beginners one knows two peers of the
 //! other's. A fork is not modelled.
 //!
@@ -95,6 +95,7 @@ setups!(
     begun_where_one_knows_too_many,
     begun_on_two_sides_of_a_partition,
     begun_beside_the_reborn,
+    begun_beside_the_young,
     begun_alone_by_each,
     begun_three_times_with_other_members,
     competing_takeovers_against_change_of_members,

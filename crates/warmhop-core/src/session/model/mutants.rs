@@ -8,8 +8,8 @@ use super::judge::Invariant;
 use super::setup::{Born, Setup};
 use super::setups::{
     KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
-    begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_on_two_sides_of_a_partition,
-    begun_twice_under_one_key,
+    begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_beside_the_young,
+    begun_on_two_sides_of_a_partition, begun_twice_under_one_key,
 };
 use crate::session::mutant::{self, Mutant};
 
@@ -276,6 +276,12 @@ fn of_those_who_are_known_one_may_be_missed() {
 fn whoever_was_reborn_is_no_witness() {
     let setup = Setup { name: "a reborn witness", ..begun_beside_the_reborn() };
     caught(setup, Some(Mutant::RebornWitness), Invariant::ChosenExtend);
+}
+
+#[test]
+fn whoever_is_young_is_no_witness_before_one_that_is_settled_vouches_for_it() {
+    let setup = Setup { name: "a young witness", ..begun_beside_the_young() };
+    caught(setup, Some(Mutant::YoungWitness), Invariant::ChosenExtend);
 }
 
 #[test]

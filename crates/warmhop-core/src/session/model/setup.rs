@@ -73,6 +73,8 @@ pub(super) struct Setup {
     pub(super) hand_overs: u8,
     pub(super) restarters: &'static [u8],
     pub(super) restarts: u8,
+    /// Nobody hears of a restart, nor heard of what was there before.
+    pub(super) unheard: bool,
     pub(super) forgetters: &'static [u8],
     pub(super) forgettings: u8,
     /// Executions reported as failed while they run.
@@ -123,6 +125,7 @@ impl Setup {
         hand_overs: 0,
         restarters: &[],
         restarts: 0,
+        unheard: false,
         forgetters: &[],
         forgettings: 0,
         abandons: 0,

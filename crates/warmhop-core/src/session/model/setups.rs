@@ -226,6 +226,11 @@ pub(super) fn begun_beside_the_reborn() -> Setup {
     }
 }
 
+/// As above, where nobody has heard yet that the one was reborn.
+pub(super) fn begun_beside_the_young() -> Setup {
+    Setup { name: "begun beside the young", unheard: true, ..begun_beside_the_reborn() }
+}
+
 /// Sessions of one copy: each beginner is its only member.
 pub(super) fn begun_alone_by_each() -> Setup {
     Setup {

@@ -125,12 +125,18 @@ impl Tables {
         }
     }
 
-    /// Everyone hears that the process `old` lives again as `new`, itself included.
+    /// Everyone hears that the process `old` lives again as `new`, itself included; or nobody heard of
+    /// either yet, and all that is known is how young it is.
     fn hear_of_rebirth(&mut self, next: &mut World, old: Incarnation, new: Incarnation) {
         for id in &mut next.peers {
             let mut peer = (**self.peers.at(*id)).clone();
             let census = Arc::make_mut(&mut peer.process.census);
             census.others.retain(|other| *other != old);
+            if self.setup.unheard {
+                census.is_young = peer.inc == new;
+                *id = self.peers.id(peer);
+                continue;
+            }
             if peer.inc != new {
                 census.others.push(new);
                 census.others.sort_unstable();

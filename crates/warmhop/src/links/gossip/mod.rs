@@ -405,6 +405,7 @@ mod tests {
             zone: Some("z".repeat(wire::ZONE_BYTES_MAX)),
             draining: true,
             knows_more: true,
+            young: false,
         };
         let value = to_value(&peer).unwrap();
         assert!(value.len() <= VALUE_CHARS_MAX);

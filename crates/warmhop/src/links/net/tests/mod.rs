@@ -323,6 +323,7 @@ fn hello_of(name: &str) -> wire::Hello {
             zone: None,
             draining: false,
             knows_more: false,
+            young: false,
         },
     }
 }

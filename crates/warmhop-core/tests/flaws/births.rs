@@ -1,0 +1,96 @@
+//! Births: sessions that a key names, begun where nobody knows of them. Whose word "nobody knows of
+//! it" rests on decides whether what was acknowledged is found.
+
+use std::time::Duration;
+
+use warmhop_core::session::Failure;
+
+use crate::stage::Stage;
+
+/// A and B hold tea under a key; C and D were asked and hold nothing. Then A cannot be heard any more,
+/// and B and C are started anew: B, which has forgotten tea, and C, which knows nobody's former life.
+fn two_were_started_anew(title: &str) -> Stage {
+    let mut s = Stage::new(title, "A B C D");
+    s.knows("A", "B C D", "");
+    s.knows("B", "A C D", "");
+    s.knows("C", "A B D", "");
+    s.knows("D", "A B C", "");
+    s.asks_by_key("A", "change tea", "A B D");
+    s.arrives("Begin A>B");
+    s.arrives("Begin A>C");
+    s.loses("Begin A>D");
+    s.arrives("Free B>A");
+    s.arrives("Free C>A");
+    s.ends("tea");
+    s.loses("Accept A>D");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.parts("A", "B C D");
+    s.restarts("B");
+    s.restarts("C");
+    s
+}
+
+/// The danger: B and C have met each other and D, but whoever knows that B is reborn has not been
+/// heard yet. B asks everyone it knows, and C, which began a moment ago, answers first: two of three
+/// known, and the third may be missed. Tea, which A and B acknowledged, would be begun anew.
+/// The rule: a young peer counts as missed until one that is settled vouches for it.
+#[test]
+fn a_young_peer_is_no_witness_before_one_that_is_settled_vouches_for_it() {
+    let mut s = two_were_started_anew("a young peer is no witness");
+    s.knows("B", "C D", "");
+    s.is_young("B", "C");
+    s.knows("C", "B", "");
+    s.is_young("C", "B");
+    s.asks_by_key("B", "change milk", "B C D");
+    s.arrives("Begin B2>C2");
+    s.arrives("Free C2>B2");
+    s.does_not_serve("B");
+    s.waits("milk");
+
+    s.tell("D is settled, but knows neither of the two: only of A, and of those that they were.");
+    s.arrives("Begin B2>D");
+    s.arrives("Free D>B2");
+    s.settles();
+    s.does_not_serve("B");
+    s.passes(Duration::from_secs(6));
+    s.failed("milk", Failure::NoMajority { ran: false });
+
+    s.heals();
+    s.knows("B", "A C D", "");
+    s.asks_by_key("B", "read list", "B C D");
+    s.settles();
+    s.answered("list", "tea/A");
+}
+
+/// The danger: where every peer was started a moment ago there is nobody to vouch for anyone, and a
+/// mesh that has just begun would serve no key before its peers are settled.
+/// The rule: where nobody is settled, as far as each said of itself, all of them count, and one may be
+/// missed as ever.
+#[test]
+fn in_a_mesh_that_has_just_begun_the_young_vouch_for_themselves() {
+    let mut s = Stage::new("a mesh that has just begun", "A B C");
+    s.knows("A", "B C", "");
+    s.is_young("A", "B C");
+    s.knows("B", "A C", "");
+    s.is_young("B", "A C");
+    s.crashes("C");
+    s.asks_by_key("A", "change tea", "A B C");
+    s.settles();
+    s.answered("tea", "tea/A");
+}
+
+/// The danger: a peer that was added is young, but nobody counted on it before; if it had to wait
+/// until it is settled, its clients would.
+/// The rule: one that is settled and knows it, and no former life of it, vouches for it.
+#[test]
+fn a_peer_that_was_added_begins_keys_as_soon_as_one_that_is_settled_knows_it() {
+    let mut s = Stage::new("a peer that was added", "A B C");
+    s.knows("A", "B C", "B");
+    s.knows("C", "A B", "B");
+    s.is_young("C", "");
+    s.parts("B", "A C");
+    s.asks_by_key("C", "change tea", "A B C");
+    s.settles();
+    s.answered("tea", "tea/C");
+}
