@@ -30,6 +30,7 @@ use warmhop::identity::RefusedPeers;
 use warmhop::ids::PeerId;
 
 use crate::confine::Wanted;
+use crate::redis::Events;
 use warmhop::{AppSpec, ClientLimits, TrustedProxies};
 
 /// A valid configuration with every default filled in.
@@ -141,6 +142,8 @@ pub struct Session {
     pub policy: SessionPolicy,
     /// Where the Redis-speaking endpoint listens, if it is wanted.
     pub redis: Option<SocketAddr>,
+    /// What that endpoint tells of changes of keys.
+    pub redis_events: Events,
 }
 
 /// `[log]`: what is told of requests.

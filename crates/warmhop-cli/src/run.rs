@@ -274,7 +274,9 @@ async fn serve(
     ));
     let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
         info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
-        tokio::spawn(redis::serve(listener, mesh.clone(), registers, config.session.policy.ttl))
+        let session = &config.session;
+        let (ttl, events) = (session.policy.ttl, session.redis_events);
+        tokio::spawn(redis::serve(listener, mesh.clone(), registers, ttl, events))
     });
     announce(config, &mesh, admin_addr);
     if let Some(each) = connections {

@@ -84,6 +84,7 @@ impl fmt::Display for Config {
             Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
             None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
         }
+        writeln!(f, "redis_events = \"{}\"", self.session.redis_events)?;
         writeln!(f, "\n[log]")?;
         match &self.log.access {
             Some(AccessTo::Stderr) => writeln!(f, "access = \"stderr\"")?,

@@ -22,6 +22,8 @@ use warmhop::config::{AppPolicy, SessionPolicy, StartMode};
 use warmhop::ids::{AppName, PeerId};
 use warmhop::{AppSpec, AppVersion};
 
+use crate::redis::Events;
+
 use super::{
     Admin, App, Config, Http, Peer, Place, Places, Problem, Protocol, Run, Session, cluster_name,
     duration_from, duration_text, memory,
@@ -176,6 +178,7 @@ fn read_session(root: &mut Table<'_>) -> Session {
     let mut policy =
         SessionPolicy { memory_bytes_max: memory::default(), ..SessionPolicy::default() };
     let mut redis = None;
+    let mut redis_events = Events::default();
     if let Some(mut table) = root.table("session") {
         table.set_usize("copies", 1..=3, &mut policy.copies);
         let ttl = Duration::from_secs(1)..=Duration::from_secs(366 * 86_400);
@@ -206,9 +209,18 @@ fn read_session(root: &mut Table<'_>) -> Session {
             }
             Some(addr)
         });
+        if let Some(field) = table.take("redis_events") {
+            match field.value.as_str().and_then(|text| text.parse().ok()) {
+                Some(events) => redis_events = events,
+                None => field.report_found(
+                    "letters of K E g $ l s h z x A, such as \"Egx\": as Redis' \
+                     notify-keyspace-events",
+                ),
+            }
+        }
         table.finish();
     }
-    Session { policy, redis }
+    Session { policy, redis, redis_events }
 }
 
 /// `redis` says whether the mesh keeps sessions for session libraries.

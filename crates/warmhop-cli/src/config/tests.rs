@@ -216,6 +216,7 @@ state_bytes_max = 4096
 stored_response_bytes_max = 65536
 cookie = { name = "warmhop", same_site = "lax", route = "name" }
 # redis is not set: no endpoint for session libraries
+redis_events = ""
 
 [log]
 # access is not set: requests that succeed are not told

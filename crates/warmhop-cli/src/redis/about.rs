@@ -9,12 +9,15 @@ use super::cmd::{
     unknown_subcommand, word, wrong_count,
 };
 use super::connection::DATABASES;
+use super::events::{Events, NoEvents};
 use super::frame::{Reply, VALUE_BYTES_MAX, integer};
 use super::glob;
 use super::script::SPEAKS_AS;
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
+/// The setting by which Redis tells of changes of keys.
+const EVENTS_SETTING: &str = "notify-keyspace-events";
 
 /// What a connection tells of itself.
 #[derive(Debug, Clone, Default)]
@@ -144,7 +147,7 @@ impl Introduced {
     }
 
     /// Answers what is about the server, and changes nothing.
-    pub(super) fn server(args: &[Bytes], now: SystemTime) -> Reply {
+    pub(super) fn server(args: &[Bytes], now: SystemTime, events: Events) -> Reply {
         let spec = find(&args[0]).map_or("", |spec| spec.name);
         let subcommand = args.get(1).map(|it| word(it)).unwrap_or_default();
         let empty = || Reply::Array(Vec::new());
@@ -163,7 +166,7 @@ impl Introduced {
             ("ROLE", _) => Reply::Array(vec![Reply::text("master"), Reply::Number(0), empty()]),
             ("INFO", _) => info(&args[1..]),
             ("COMMAND", _) => command(&args[1..]),
-            ("CONFIG", _) => config(&args[1..]),
+            ("CONFIG", _) => config(&args[1..], events),
             ("CLUSTER", _) => Reply::error("ERR", "This instance has cluster support disabled"),
             ("FUNCTION", "LIST") | ("MODULE", "LIST") | ("SLOWLOG", "GET") => empty(),
             ("LATENCY", "LATEST" | "HISTORY" | "HISTOGRAM") => empty(),
@@ -205,7 +208,7 @@ pub(super) fn refuse_user(user: Option<&Bytes>) -> Option<Reply> {
 }
 
 /// The settings of a Redis server that clients ask for, as they are here.
-fn settings() -> [(&'static str, String); 24] {
+fn settings(events: Events) -> [(&'static str, String); 24] {
     let text = str::to_owned;
     [
         ("appendfsync", text("no")),
@@ -222,7 +225,7 @@ fn settings() -> [(&'static str, String); 24] {
         ("maxmemory-policy", text("noeviction")),
         ("maxmemory-samples", text("5")),
         ("min-replicas-to-write", text("0")),
-        ("notify-keyspace-events", text("")),
+        (EVENTS_SETTING, events.to_string()),
         ("proto-max-bulk-len", VALUE_BYTES_MAX.to_string()),
         ("replica-read-only", text("yes")),
         ("requirepass", text("")),
@@ -235,7 +238,7 @@ fn settings() -> [(&'static str, String); 24] {
     ]
 }
 
-fn config(args: &[Bytes]) -> Reply {
+fn config(args: &[Bytes], events: Events) -> Reply {
     match (word(&args[0]).as_str(), &args[1..]) {
         ("GET", patterns @ [_, ..]) => {
             let patterns: Vec<Vec<u8>> =
@@ -245,11 +248,14 @@ fn config(args: &[Bytes]) -> Reply {
             }
             let is_asked =
                 |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes()));
-            let found = settings().into_iter().filter(|(name, _)| is_asked(name));
+            let found = settings(events).into_iter().filter(|(name, _)| is_asked(name));
             Reply::Map(found.map(|(name, it)| (Reply::text(name), Reply::text(it))).collect())
         }
         ("RESETSTAT", []) => Reply::OK,
         ("GET", []) => wrong_count("config|get"),
+        ("SET", [name, asked]) if name.eq_ignore_ascii_case(EVENTS_SETTING.as_bytes()) => {
+            set_events(asked, events)
+        }
         ("SET", [_, _, ..]) => {
             let name = String::from_utf8_lossy(&args[1]).into_owned();
             let name: String = name.chars().take(WORD_TOLD_MAX).collect();
@@ -261,6 +267,22 @@ fn config(args: &[Bytes]) -> Reply {
         }
         ("HELP", []) => Reply::Array(vec![Reply::status("CONFIG GET <pattern> [<pattern> ...]")]),
         _ => unknown_subcommand("CONFIG", &args[0]),
+    }
+}
+
+/// A client that needs events sees to it that they are told: so they are where that is configured.
+fn set_events(asked: &[u8], events: Events) -> Reply {
+    let failed = |why: String| {
+        let argument = format!("(possibly related to argument '{EVENTS_SETTING}')");
+        Reply::error("ERR", format!("CONFIG SET failed {argument} - {why}"))
+    };
+    match std::str::from_utf8(asked).unwrap_or("?").parse::<Events>() {
+        Err(NoEvents) => failed("Invalid event class character. Use 'Ag$lshzxeKEt'.".into()),
+        Ok(asked) if asked.any() && events.covers(asked) => Reply::OK,
+        Ok(_) => failed(format!(
+            "what is told is for all clients and configured at every peer: [session] redis_events, \
+             which is \"{events}\"; see docs/redis.md"
+        )),
     }
 }
 

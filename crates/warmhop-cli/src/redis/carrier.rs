@@ -33,7 +33,7 @@ use super::script::Published;
 const SERVICE: &str = "redis-messages";
 /// How long the answer to `PUBLISH` waits for another peer to say how many got the message there.
 /// One that has not said so since then is not waited for, until it does.
-const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a batch may be under way; what it holds is lost to that peer then.
 const CARRIED_WITHIN: Duration = Duration::from_secs(5);
 /// How often a peer is tried again to which there is no link yet.
@@ -110,12 +110,18 @@ impl Carrier {
     pub(super) fn between(mesh: Mesh) -> Self {
         let hub = Arc::new(Hub::default());
         let heard = Arc::new(Heard::default());
+        super::listeners::tell_others(&mesh, &hub);
         let to = Arc::clone(&hub);
         mesh.offer_to_peers(service_name(), move |request| {
             let (hub, heard) = (Arc::clone(&to), Arc::clone(&heard));
             async move { take_in(&hub, &heard, request).await }
         });
         Self { hub, mesh: Some(mesh), process: rand::random(), lines: Mutex::default() }
+    }
+
+    /// The mesh whose peers it carries messages between, if there is one.
+    pub(super) fn mesh(&self) -> Option<&Mesh> {
+        self.mesh.as_ref()
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {

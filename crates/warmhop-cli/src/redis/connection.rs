@@ -27,6 +27,7 @@ use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete
 use super::pubsub::{Subscriber, What};
 use super::script::Published;
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
+use super::{listeners, loud};
 
 /// How many commands of one batch are under way at once.
 const UNDER_WAY_MAX: usize = 64;
@@ -258,7 +259,9 @@ impl UnderWay {
         let database = database.clone();
         self.replies.push_back(Box::pin(async move {
             // Nothing is watched outside of a transaction.
+            let spec = data.spec;
             let reply = database.execute(data).await.unwrap_or(Reply::Null);
+            spec.counts.add(&reply);
             let takes = reply.size().min(expected);
             own.store(takes, Ordering::Relaxed);
             all.fetch_sub(expected - takes, Ordering::Relaxed);
@@ -430,8 +433,10 @@ impl Client {
                 continue;
             }
             under_way.finish(version, stream, outgoing).await?;
-            let quits = request.spec.name == "QUIT";
+            let spec = request.spec;
+            let quits = spec.name == "QUIT";
             let reply = self.answer(request, bytes).boxed().await;
+            spec.counts.add(&reply);
             // A reply is in the version that its own HELLO asks for.
             reply.put(self.introduced.version, outgoing);
             if quits {
@@ -446,7 +451,7 @@ impl Client {
     fn refuse(&mut self, name: &Bytes, refused: Reply) -> Reply {
         if find(name).is_none() {
             let told = String::from_utf8_lossy(name);
-            self.database.shared.loud.refused_command(&told, &self.introduced.library);
+            loud::all().refused_command(&told, &self.introduced.library);
         }
         if name.eq_ignore_ascii_case(b"EXEC") {
             (self.transaction, self.watched) = (None, Vec::new());
@@ -492,6 +497,7 @@ impl Client {
             }
             "WATCH" => self.watch(&request.args[1..]).await,
             "PUBLISH" | "SPUBLISH" => self.publish(&request).await,
+            "PUBSUB" => listeners::about(&self.database.shared.carrier, &request.args).await,
             "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" => self.subscribe(&request),
             _ => self.about_itself(&request),
         }
@@ -551,7 +557,7 @@ impl Client {
             }
             "QUIT" => Reply::OK,
             "SCRIPT" => self.database.shared.scripts.about(args),
-            "PUBSUB" => self.database.shared.hub.about(args),
+            "PUBSUB" => listeners::about_here(&self.database.shared.hub, args),
             "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" => self.unsubscribe(request),
             "WAIT" => match (super::cmd::number(&args[1]), super::cmd::number(&args[2])) {
                 (Ok(_), Ok(timeout)) if timeout < 0 => Reply::error("ERR", "timeout is negative"),
@@ -586,7 +592,11 @@ impl Client {
                 Reply::OK
             }
             _ => {
-                let reply = Introduced::server(args, self.database.registers.now());
+                let reply = Introduced::server(
+                    args,
+                    self.database.registers.now(),
+                    self.database.shared.events,
+                );
                 if matches!(&reply, Reply::Error(told) if told.contains("docs/redis.md")) {
                     self.tell_loudly(args);
                 }
@@ -598,7 +608,7 @@ impl Client {
     /// A subcommand that is not offered was asked for.
     fn tell_loudly(&self, args: &[Bytes]) {
         let words: Vec<String> = args.iter().take(2).map(|it| word(it)).collect();
-        self.database.shared.loud.refused_command(&words.join(" "), &self.introduced.library);
+        loud::all().refused_command(&words.join(" "), &self.introduced.library);
     }
 
     async fn watch(&mut self, keys: &[Bytes]) -> Reply {

@@ -123,11 +123,18 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Runs a command; one that is refused leaves its room as it was.
     pub(super) fn of(mut room: Room, run: Handler, args: &[Bytes]) -> Self {
-        let result = run(&mut room, args);
+        let result = run_on(&mut room, run, args);
         let stands = result.is_ok();
         let reply = result.unwrap_or_else(|refused| refused);
         Self { room, reply, stands, depends: true }
     }
+}
+
+/// Runs a command on a room, which notes what it did.
+pub(super) fn run_on(room: &mut Room, run: Handler, args: &[Bytes]) -> Result<Reply, Reply> {
+    let result = run(room, args);
+    room.ran(args);
+    result
 }
 
 pub(super) fn failed(error: RegisterError) -> Reply {
@@ -179,7 +186,31 @@ impl Database {
     fn open(&self, name: &Bytes, known: &Known) -> Result<Room, Reply> {
         let held = known.as_ref().map(|(bytes, _, expires)| (bytes.clone(), *expires));
         let unreadable = || Reply::error("ERR", "the key holds what this version cannot read");
-        Room::open(name, held, self.now()).ok_or_else(unreadable)
+        let mut room = Room::with_ended(name, held, self.now()).ok_or_else(unreadable)?;
+        let events = self.shared.events;
+        if events.any() {
+            room.tells(events.ends());
+        }
+        room.take_out_ended();
+        Ok(room)
+    }
+
+    /// A register was changed from here, and what it held made this of it.
+    fn committed(&self, name: &Bytes, room: &mut Room) {
+        self.shared.changed(name);
+        let events = self.shared.events;
+        if !events.any() {
+            return;
+        }
+        for event in room.events() {
+            for message in events.messages(room::index_of(name), &event) {
+                // How many get it is told by nobody.
+                let _ = self.shared.carrier.publish(&message);
+            }
+        }
+        if events.ends() {
+            self.shared.ends.set(name, room.first_end());
+        }
     }
 
     /// The room of this name as it is now.
@@ -241,7 +272,8 @@ impl Database {
                 is_certain = true;
                 continue;
             }
-            let Outcome { room, mut reply, stands, depends } = run(self.open(name, &held)?).await;
+            let Outcome { mut room, mut reply, stands, depends } =
+                run(self.open(name, &held)?).await;
             let kept = match stands && room.is_changed() {
                 true => room.close(self.shared.idle).map(Some).unwrap_or_else(|error| {
                     reply = too_large(error);
@@ -273,7 +305,7 @@ impl Database {
                 if let Some(guard) = guard {
                     guard.spent.store(true, Ordering::Relaxed);
                 }
-                self.shared.changed(name);
+                self.committed(name, &mut room);
                 return Ok(reply);
             }
             held = known(change.before);
@@ -342,7 +374,9 @@ impl Database {
         if !request.writes() {
             return Ok(Outcome::of(self.look(name).await?, handler, &request.args).reply);
         }
+        // What is told of a change depends on what was there.
         if self.guard(name).is_none()
+            && !self.shared.events.any()
             && let Some(only_key) = room::only_key(name)
             && request.keys().len() == 1
             && let Some(reply) = self.blindly(name, &only_key, request, handler).await?

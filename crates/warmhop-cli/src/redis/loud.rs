@@ -15,6 +15,13 @@ const TOLD_APART_MAX: usize = 256;
 /// How much of a name is told, in characters.
 const NAME_MAX: usize = 32;
 
+static ALL: Loud = Loud { refused: Mutex::new(BTreeMap::new()) };
+
+/// What was refused in this process, which has one endpoint.
+pub(super) fn all() -> &'static Loud {
+    &ALL
+}
+
 #[derive(Default)]
 pub(super) struct Loud {
     refused: Mutex<BTreeMap<(String, String), Told>>,
@@ -59,7 +66,6 @@ impl Loud {
     }
 
     /// How often which command of which library was refused.
-    #[cfg(test)]
     pub(super) fn counts(&self) -> Vec<(String, String, u64)> {
         let refused = self.refused();
         let count = |((command, library), told): (&(String, String), &Told)| {

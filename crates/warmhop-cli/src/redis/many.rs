@@ -123,6 +123,7 @@ impl Database {
                 };
                 if goes {
                     room.put_entry(to_key, entry.clone());
+                    room.ran(&request.args);
                 }
                 let reply = Reply::Number(i64::from(goes));
                 std::future::ready(Outcome { room, reply, stands: true, depends: true })
@@ -142,6 +143,7 @@ impl Database {
                     .is_some_and(|it| it.value == entry.value && it.end == entry.end);
                 if is_it {
                     room.remove(from_key);
+                    room.ran(&request.args);
                 }
                 let reply = Reply::Number(i64::from(is_it));
                 std::future::ready(Outcome { room, reply, stands: true, depends: true })

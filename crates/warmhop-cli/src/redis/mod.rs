@@ -14,11 +14,15 @@ mod about;
 mod carrier;
 mod cmd;
 mod connection;
+mod counts;
+mod ends;
 mod engine;
+mod events;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod glob;
+mod listeners;
 mod loud;
 mod many;
 mod pubsub;
@@ -38,7 +42,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carrier::Carrier;
+pub use counts::with_commands;
 use engine::Database;
+pub use events::{Events, NoEvents};
 use shared::Shared;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -61,32 +67,41 @@ pub fn url(addr: SocketAddr) -> String {
 
 /// Serves clients for as long as it is polled; each connection ends with it.
 ///
-/// `idle` says how long a key is kept that nobody asked an end for. Messages are carried to the
-/// endpoints of the other peers of `mesh`, and taken from them.
-pub async fn serve(listener: TcpListener, mesh: Mesh, registers: Registers, idle: Duration) {
-    let carrier = Carrier::between(mesh);
-    serve_up_to(CONNECTIONS_MAX, listener, carrier, registers, idle).await;
+/// `idle` says how long a key is kept that nobody asked an end for, `events` what is told of changes
+/// of keys. Messages are carried to the endpoints of the other peers of `mesh`, and taken from them.
+pub async fn serve(
+    listener: TcpListener,
+    mesh: Mesh,
+    registers: Registers,
+    idle: Duration,
+    events: Events,
+) {
+    let shared = Shared::new(idle, events, Arc::new(Carrier::between(mesh)));
+    serve_up_to(CONNECTIONS_MAX, listener, registers, shared).await;
 }
 
 async fn serve_up_to(
     connections_max: usize,
     listener: TcpListener,
-    carrier: Carrier,
     registers: Registers,
-    idle: Duration,
+    shared: Shared,
 ) {
     let database = Database {
         registers,
         turns: Arc::new(Turns::default()),
-        shared: Arc::new(Shared::new(idle, Arc::new(carrier))),
+        shared: Arc::new(shared),
         index: 0,
         guards: Arc::default(),
     };
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = tokio::task::JoinSet::new();
+    let tells_ends = database.shared.events.ends();
+    let telling = database.clone();
+    let mut telling = std::pin::pin!(async move { telling.tell_ends().await });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            () = &mut telling, if tells_ends => continue,
             Some(_) = connections.join_next() => continue,
         };
         match accepted {

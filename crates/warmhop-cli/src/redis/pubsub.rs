@@ -16,6 +16,8 @@ use super::script::Published;
 pub(super) const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What a message takes beside its bytes.
 const MESSAGE_BYTES: usize = 128;
+/// What a name takes in a list of them beside its bytes.
+const NAME_BYTES: usize = 4;
 /// How many messages wait for one subscriber: as many as those bytes allow where all are empty.
 const WAITING_MAX: usize = WAITING_BYTES_MAX / MESSAGE_BYTES;
 /// How many channels and patterns one client listens to at most.
@@ -139,47 +141,30 @@ impl Hub {
         told
     }
 
-    /// The channels that somebody listens to here.
-    fn channels(&self, what: What, pattern: Option<&Bytes>) -> Vec<Bytes> {
+    /// The channels, or patterns, that somebody listens to here, of those that `pattern` names: as many
+    /// as take so many bytes.
+    pub(super) fn names(
+        &self,
+        what: What,
+        pattern: Option<&Bytes>,
+        bytes_max: usize,
+    ) -> Vec<Bytes> {
         let mut state = self.state();
-        let channels = state.of(what).keys();
-        let is_match = |channel: &&Bytes| pattern.is_none_or(|it| glob::matches(it, channel));
-        channels.filter(is_match).cloned().collect()
+        let names = state.of(what).keys();
+        let is_match = |name: &&Bytes| pattern.is_none_or(|it| glob::matches(it, name));
+        let mut left = bytes_max;
+        let fits = |name: &&Bytes| {
+            let rest = left.checked_sub(NAME_BYTES + name.len());
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        names.filter(is_match).take_while(fits).cloned().collect()
     }
 
-    fn count(&self, what: What, channel: &Bytes) -> i64 {
+    pub(super) fn count(&self, what: What, channel: &Bytes) -> i64 {
         let mut state = self.state();
         let count = state.of(what).get(channel).map_or(0, HashSet::len);
         i64::try_from(count).unwrap_or(i64::MAX)
-    }
-
-    /// Answers `PUBSUB`.
-    pub(super) fn about(&self, args: &[Bytes]) -> Reply {
-        let listed = |what, pattern: Option<&Bytes>| {
-            Reply::Array(self.channels(what, pattern).into_iter().map(Reply::Bytes).collect())
-        };
-        let counted = |what, channels: &[Bytes]| {
-            let one = |channel: &Bytes| {
-                (Reply::Bytes(channel.clone()), Reply::Number(self.count(what, channel)))
-            };
-            Reply::Map(channels.iter().map(one).collect())
-        };
-        match (super::cmd::word(&args[1]).as_str(), &args[2..]) {
-            ("CHANNELS", [] | [_]) => listed(What::Channel, args.get(2)),
-            ("SHARDCHANNELS", [] | [_]) => listed(What::Shard, args.get(2)),
-            ("NUMSUB", channels) => counted(What::Channel, channels),
-            ("SHARDNUMSUB", channels) => counted(What::Shard, channels),
-            ("NUMPAT", []) => {
-                let patterns = self.state().patterns.len();
-                Reply::Number(i64::try_from(patterns).unwrap_or(i64::MAX))
-            }
-            ("HELP", []) => Reply::Array(vec![Reply::status("PUBSUB CHANNELS|NUMPAT|NUMSUB")]),
-            ("CHANNELS" | "NUMPAT" | "SHARDCHANNELS" | "HELP", _) => {
-                let subcommand = String::from_utf8_lossy(&args[1]).to_ascii_lowercase();
-                super::cmd::wrong_count(&format!("pubsub|{subcommand}"))
-            }
-            _ => super::cmd::unknown_subcommand("PUBSUB", &args[1]),
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use warmhop::Expires;
 
+use super::events::{Deed, Event, Log};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::value::{Kind, TooLarge, Value};
 
@@ -20,6 +21,12 @@ const TAGGED: u8 = 0x80;
 const ROOM: u8 = 6;
 /// What a key takes in it beside its name and its value.
 const KEY_BYTES: usize = 2 + 8 + 4;
+/// What begins the value of a register of one key that is kept on past the key's end, which follows:
+/// so that whoever takes the key out then knows that nobody else did.
+const LINGERING: u8 = 7;
+/// How long it is kept on. A peer that dies, or a majority that is lost, delays for so long what is
+/// told of the key's end; after that it is not told.
+pub(super) const LINGERS: Duration = Duration::from_secs(60);
 
 /// What a key holds, and until when.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +47,11 @@ pub(super) struct Room {
     pub(super) now: u64,
     entries: BTreeMap<Bytes, Entry>,
     changed: bool,
+    log: Log,
+    /// Its register is kept on past the ends of its keys.
+    lingers: bool,
+    /// The end of some of its keys had come.
+    had_ended: bool,
 }
 
 /// What is to become of a room's register.
@@ -84,6 +96,34 @@ fn time(ms: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or_else(SystemTime::now)
 }
 
+/// Until when a register is kept of which a key ends then.
+fn lingering(end: u64) -> SystemTime {
+    time(end.saturating_add(u64::try_from(LINGERS.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// When the first key of a register ends, as far as that is told: `held` is its value.
+pub(super) fn first_end_of(name: &[u8], held: &[u8]) -> Option<u64> {
+    let mut held = held;
+    let is_tagged = name.first()? & TAGGED != 0;
+    match held.try_get_u8().ok()? {
+        LINGERING if !is_tagged => held.try_get_u64().ok(),
+        ROOM if is_tagged => {
+            let mut first = None;
+            while held.has_remaining() {
+                let len = usize::from(held.try_get_u16().ok()?);
+                held = held.get(len..)?;
+                // Nothing where nobody asked for an end.
+                let end = Some(held.try_get_u64().ok()?).filter(|end| *end > 0);
+                let len = usize::try_from(held.try_get_u32().ok()?).ok()?;
+                held = held.get(len..)?;
+                first = first.into_iter().chain(end).min();
+            }
+            first
+        }
+        _ => None,
+    }
+}
+
 pub(super) fn wrong_type() -> Reply {
     let detail = "Operation against a key holding the wrong kind of value";
     Reply::error("WRONGTYPE", detail)
@@ -92,18 +132,82 @@ pub(super) fn wrong_type() -> Reply {
 impl Room {
     /// A room without keys, at this time.
     pub(super) fn empty(name: &Bytes, now: u64) -> Self {
-        Self { name: name.clone(), now, entries: BTreeMap::new(), changed: false }
+        Self {
+            name: name.clone(),
+            now,
+            entries: BTreeMap::new(),
+            changed: false,
+            log: Log::default(),
+            lingers: false,
+            had_ended: false,
+        }
     }
 
-    /// A room as it is kept, at this time: `held` is its register's value, and when that ends. `None` where this
-    /// version cannot read it.
+    /// Notes what happens to its keys from now on; `ends` says that their ends are told, too.
+    pub(super) fn tells(&mut self, ends: bool) {
+        (self.log, self.lingers) = (Log::kept(), ends);
+    }
+
+    /// Takes out the keys whose end has come.
+    pub(super) fn take_out_ended(&mut self) {
+        let now = self.now;
+        let mut ended = Vec::new();
+        self.entries.retain(|key, entry| {
+            let stays = entry.end.is_none_or(|end| end > now);
+            if !stays {
+                ended.push(key.clone());
+            }
+            stays
+        });
+        self.had_ended |= !ended.is_empty();
+        ended.into_iter().for_each(|key| self.log.ended(key));
+    }
+
+    /// What was taken out because its end had come is a change to be kept.
+    pub(super) fn ended_are_a_change(&mut self) {
+        self.changed |= self.had_ended;
+    }
+
+    /// When the first of its keys ends.
+    pub(super) fn first_end(&self) -> Option<u64> {
+        self.entries.values().filter_map(|entry| entry.end).min()
+    }
+
+    /// A command has run on it, and was not refused.
+    pub(super) fn ran(&mut self, args: &[Bytes]) {
+        self.log.command(args);
+    }
+
+    /// What happened to its keys.
+    pub(super) fn events(&mut self) -> Vec<Event> {
+        self.log.take()
+    }
+
+    /// A room as it is kept, at this time: `held` is its register's value, and when that ends. `None`
+    /// where this version cannot read it.
     pub(super) fn open(name: &Bytes, held: Option<(Bytes, SystemTime)>, now: u64) -> Option<Self> {
+        let mut room = Self::with_ended(name, held, now)?;
+        room.take_out_ended();
+        Some(room)
+    }
+
+    /// As [`Room::open`], with the keys whose end has come.
+    pub(super) fn with_ended(
+        name: &Bytes,
+        held: Option<(Bytes, SystemTime)>,
+        now: u64,
+    ) -> Option<Self> {
         let mut room = Self::empty(name, now);
         let Some((mut kept, expires)) = held else { return Some(room) };
         match only_key(name) {
             Some(key) => {
+                let mut end = millis(expires);
+                if kept.first() == Some(&LINGERING) {
+                    kept.advance(1);
+                    end = kept.try_get_u64().ok()?;
+                }
                 let (value, endless) = Value::decode(kept)?;
-                let end = (!endless).then(|| millis(expires));
+                let end = (!endless).then_some(end);
                 room.entries.insert(key, Entry { value, end, moved: false });
             }
             None => {
@@ -122,7 +226,6 @@ impl Room {
                 }
             }
         }
-        room.entries.retain(|_, entry| entry.end.is_none_or(|end| end > now));
         Some(room)
     }
 
@@ -148,7 +251,15 @@ impl Room {
         if let (Some(key), 1) = (only_key(&self.name), self.entries.len())
             && let Some(entry) = self.entries.get(&key)
         {
-            let kept = entry.value.encode(entry.end.is_none())?;
+            let mut kept = entry.value.encode(entry.end.is_none())?;
+            if let (true, Some(end)) = (self.lingers, entry.end) {
+                let mut whole = BytesMut::with_capacity(1 + 8 + kept.len());
+                whole.put_u8(LINGERING);
+                whole.put_u64(end);
+                whole.put(kept);
+                kept = whole.freeze();
+                return Ok(Kept::Put(kept, Expires::At(lingering(end))));
+            }
             let expires = match (entry.moved, entry.end) {
                 (false, _) => Expires::Keep,
                 (true, None) => Expires::Default,
@@ -171,6 +282,7 @@ impl Room {
         }
         // It ends with the last of them; a key without an end, as any that is idle.
         let last = self.entries.values().filter_map(|entry| entry.end).max();
+        let last = last.map(|last| if self.lingers { millis(lingering(last)) } else { last });
         let is_endless = self.entries.values().any(|entry| entry.end.is_none());
         let idle_end = self.now.saturating_add(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
         let expires = match last {
@@ -236,8 +348,12 @@ impl Room {
         let (changed, answer) = change(held)?;
         let is_empty = held.nothing_left();
         self.changed |= changed;
+        if changed {
+            self.log.note(key, Deed::Wrote);
+        }
         if changed && is_empty {
             self.entries.remove(key);
+            self.log.note(key, Deed::Gone);
         }
         Ok(answer)
     }
@@ -246,9 +362,12 @@ impl Room {
     pub(super) fn set(&mut self, key: &Bytes, value: Value, end: Option<u64>) {
         self.changed = true;
         if end.is_some_and(|end| end <= self.now) {
-            self.entries.remove(key);
+            if self.entries.remove(key).is_some() {
+                self.log.note(key, Deed::Gone);
+            }
             return;
         }
+        self.log.note(key, Deed::Wrote);
         // What came in a request is not to keep all of it in memory.
         let key = match self.entries.remove_entry(key) {
             Some((held, _)) => held,
@@ -263,6 +382,7 @@ impl Room {
             Some(entry) => {
                 entry.value = value;
                 self.changed = true;
+                self.log.note(key, Deed::Wrote);
             }
             None => self.set(key, value, None),
         }
@@ -274,16 +394,19 @@ impl Room {
         self.changed = true;
         if end.is_some_and(|end| end <= self.now) {
             self.entries.remove(key);
+            self.log.note(key, Deed::Gone);
         } else {
             (entry.end, entry.moved) = (end, true);
+            self.log.note(key, if end.is_some() { Deed::Moved } else { Deed::Stays });
         }
         true
     }
 
     pub(super) fn remove(&mut self, key: &[u8]) -> Option<Entry> {
-        let gone = self.entries.remove(key);
-        self.changed |= gone.is_some();
-        gone
+        let (key, gone) = self.entries.remove_entry(key)?;
+        self.changed = true;
+        self.log.note(&key, Deed::Gone);
+        Some(gone)
     }
 
     /// A key holds what another held, until when that did.

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::carrier::Carrier;
-use super::loud::Loud;
+use super::ends::Ends;
+use super::events::Events;
 use super::pubsub::Hub;
 use super::script::Scripts;
 
@@ -20,7 +21,9 @@ pub(super) struct Shared {
     pub(super) scripts: Scripts,
     pub(super) hub: Arc<Hub>,
     pub(super) carrier: Arc<Carrier>,
-    pub(super) loud: Loud,
+    /// What is told of changes of keys.
+    pub(super) events: Events,
+    pub(super) ends: Ends,
     /// Those who wait for a change, by the register's name.
     waiting: Mutex<HashMap<Bytes, (Arc<Notify>, usize)>>,
     waiting_count: AtomicUsize,
@@ -34,13 +37,14 @@ pub(super) struct Waits<'a> {
 }
 
 impl Shared {
-    pub(super) fn new(idle: Duration, carrier: Arc<Carrier>) -> Self {
+    pub(super) fn new(idle: Duration, events: Events, carrier: Arc<Carrier>) -> Self {
         Self {
             idle,
+            events,
+            ends: Ends::default(),
             hub: Arc::clone(&carrier.hub),
             carrier,
             scripts: Scripts::default(),
-            loud: Loud::default(),
             waiting: Mutex::default(),
             waiting_count: AtomicUsize::new(0),
         }

@@ -1,5 +1,6 @@
 //! The endpoint on a peer that is alone, asked over TCP.
 
+mod events;
 mod messages;
 mod together;
 
@@ -18,7 +19,9 @@ use warmhop::{Builder, Mesh};
 
 use super::carrier::Carrier;
 use super::engine::Database;
+use super::events::Events;
 use super::frame::{ProtocolError, REQUEST_BYTES_MAX, Reply, VALUE_BYTES_MAX, take_request};
+use super::shared::Shared;
 use super::turns::Turns;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,12 +79,23 @@ async fn stoppable(builder: Builder) -> (Mesh, oneshot::Sender<()>) {
     (starting.await.unwrap(), stop)
 }
 
+/// What clients share of an endpoint that is alone.
+fn quiet() -> Shared {
+    Shared::new(IDLE, Events::default(), Arc::new(Carrier::default()))
+}
+
 /// Serves the keys of `mesh` at an address.
 async fn serve(mesh: &Mesh) -> std::net::SocketAddr {
+    serve_telling(mesh, "").await
+}
+
+/// As [`serve`], where such changes of keys are told.
+async fn serve_telling(mesh: &Mesh, events: &str) -> std::net::SocketAddr {
+    let events = events.parse().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let registers = mesh.registers(&AppName::new(super::NAME).unwrap()).unwrap();
-    tokio::spawn(super::serve(listener, mesh.clone(), registers, IDLE));
+    tokio::spawn(super::serve(listener, mesh.clone(), registers, IDLE, events));
     addr
 }
 
@@ -145,6 +159,20 @@ impl Client {
         };
         tokio::time::timeout(PATIENCE, reading).await.expect("a line");
         String::from_utf8(line).unwrap()
+    }
+
+    /// Reads so many arrays of bulk strings.
+    async fn arrays(&mut self, count: usize) -> String {
+        let mut text = String::new();
+        for _ in 0..count {
+            let head = self.line().await;
+            let parts: usize = head[1..].trim_end().parse().expect("the head of an array");
+            text.push_str(&head);
+            for _ in 0..2 * parts {
+                text.push_str(&self.line().await);
+            }
+        }
+        text
     }
 
     /// Reads to the end of the connection.
@@ -536,7 +564,7 @@ async fn one_client_too_many_is_told_so_and_has_room_when_another_leaves() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let registers = mesh.registers(&name).unwrap();
-    tokio::spawn(super::serve_up_to(2, listener, Carrier::default(), registers, IDLE));
+    tokio::spawn(super::serve_up_to(2, listener, registers, quiet()));
     let connect = async || Client(TcpStream::connect(addr).await.unwrap());
     let (mut one, mut other) = (connect().await, connect().await);
     one.asks("PING", "+PONG\r\n").await;
@@ -701,7 +729,7 @@ async fn a_request_that_never_ends_is_given_up() {
     let database = Database {
         registers: mesh.registers(&name).unwrap(),
         turns: Arc::new(Turns::default()),
-        shared: Arc::new(super::shared::Shared::new(IDLE, Arc::default())),
+        shared: Arc::new(quiet()),
         index: 0,
         guards: Arc::default(),
     };

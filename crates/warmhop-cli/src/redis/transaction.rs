@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::cmd::{All, Handler, Run};
 use super::engine::{
-    Database, Guard, Outcome, REPLY_BYTES_MAX, Request, Stop, Watched, WatchedChanged,
+    Database, Guard, Outcome, REPLY_BYTES_MAX, Request, Stop, Watched, WatchedChanged, run_on,
 };
 use super::frame::Reply;
 
@@ -133,7 +133,8 @@ impl Progress {
             for at in places {
                 let request = &commands[*at].request;
                 let Some(handler) = handler(request) else { continue };
-                replies.push(handler(&mut room, &request.args).unwrap_or_else(|refused| refused));
+                let reply = run_on(&mut room, handler, &request.args);
+                replies.push(reply.unwrap_or_else(|refused| refused));
             }
             Outcome { room, reply: Reply::Array(replies), stands: true, depends: true }
         };

@@ -313,6 +313,26 @@ impl Registers {
         })?
     }
 
+    /// Looks through the copies of registers that this peer keeps, of whomever they are, a part at a
+    /// time: `pick` gets a register's key and what the copy holds, which may be overtaken. `None` past
+    /// the last part.
+    #[must_use]
+    pub fn copies_here<R>(
+        &self,
+        part: usize,
+        pick: impl Fn(&[u8], &[u8]) -> Option<R>,
+    ) -> Option<Vec<R>> {
+        if part >= STRIPES {
+            return None;
+        }
+        let now = self.node.clock.wall();
+        Some(self.node.store.records_in(part, self.slot.name(), |_, machine| {
+            let (state, _) = machine.state().filter(|(_, expiry)| *expiry > now)?;
+            let held = parse(state)?;
+            pick(held.key, held.bytes)
+        }))
+    }
+
     /// Sets the register to `bytes`, `when` the condition holds.
     ///
     /// # Errors

@@ -92,6 +92,7 @@ pub(super) const KEYS: &[Key] = &[
     key("session", "state_bytes_max", Kind::Number(1, 1 << 20), "4096", "The most bytes that an app may carry in a session (`Warmhop-Session`). They travel with each request: an app's server has to take a field so long."),
     key("session", "stored_response_bytes_max", Kind::Number(0, 1 << 20), "65536", "The most bytes of an answer that are kept to be repeated for its `Idempotency-Key`, in each copy."),
     key("session", "redis", Kind::Address, "(none)", "Where the Redis-speaking endpoint for session libraries listens; loopback only. See [redis.md](redis.md)."),
+    key("session", "redis_events", Kind::Text, "\"\"", "Which changes of keys that endpoint tells to those who listen for them, as Redis' `notify-keyspace-events`: `\"Egx\"` for Spring Session. The same at every peer."),
 
     key("session.cookie", "name", Kind::Text, "\"warmhop\"", "1 to 64 letters, digits, `-` and `_`. Balancers have to know it."),
     key("session.cookie", "same_site", Kind::OneOf(&["strict", "lax", "none"]), "\"lax\"", "Which requests from other sites bring it. `\"none\"` is taken by browsers with `secure` alone."),

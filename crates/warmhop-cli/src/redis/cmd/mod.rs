@@ -21,6 +21,7 @@ pub(super) use keys::{scan_options, unknown_subcommand};
 pub(super) use lists::patience;
 pub(super) use numbers::double_text;
 
+use super::counts::Counts;
 use super::frame::{KEY_BYTES_MAX, Reply, integer};
 use super::room::Room;
 
@@ -103,9 +104,16 @@ pub(super) struct Spec {
     pub(super) keys: Keys,
     pub(super) flags: u8,
     pub(super) run: Run,
+    /// What it came to.
+    pub(super) counts: Counts,
 }
 
 impl Spec {
+    #[cfg(test)]
+    pub(super) const fn of_connection(name: &'static str) -> Self {
+        about(name, -1)
+    }
+
     pub(super) fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
@@ -145,7 +153,7 @@ const COUNTED: Keys = Keys::Counted { at: 1, and_first: false };
 const STORED: Keys = Keys::Counted { at: 2, and_first: true };
 
 const fn spec(name: &'static str, arity: isize, keys: Keys, flags: u8, run: Run) -> Spec {
-    Spec { name, arity, keys, flags, run }
+    Spec { name, arity, keys, flags, run, counts: Counts::new() }
 }
 
 const fn read(name: &'static str, arity: isize, run: Handler) -> Spec {
@@ -177,7 +185,7 @@ const fn script(name: &'static str) -> Spec {
 }
 
 /// Every command, by its name in capitals; in the order of names.
-pub(super) static TABLE: &[Spec] = &[
+pub(super) static TABLE: [Spec; 168] = [
     write("APPEND", 3, strings::append),
     about("AUTH", -2),
     read("BITCOUNT", -2, strings::bit_count),
@@ -475,7 +483,7 @@ mod tests {
     #[test]
     fn the_table_is_in_the_order_of_names_and_is_found_whatever_the_case() {
         assert!(TABLE.is_sorted_by(|a, b| a.name < b.name));
-        for spec in TABLE {
+        for spec in &TABLE {
             let found = find(spec.name.to_ascii_lowercase().as_bytes()).unwrap();
             assert_eq!(found.name, spec.name);
         }

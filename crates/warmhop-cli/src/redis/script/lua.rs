@@ -13,7 +13,7 @@ use mlua::{
 };
 
 use super::super::cmd::{Run, checked_key, double_text, find};
-use super::super::engine::{elsewhere, too_large};
+use super::super::engine::{elsewhere, run_on, too_large};
 use super::super::frame::{Reply, VALUE_BYTES_MAX};
 use super::super::room::{self, Room};
 use super::super::value::TooLarge;
@@ -374,7 +374,7 @@ impl State {
             return Reply::error("ERR", "the command names no key");
         };
         self.touched = true;
-        let reply = handler(room, args).unwrap_or_else(|refused| refused);
+        let reply = run_on(room, handler, args).unwrap_or_else(|refused| refused);
         if room.is_changed() && room.len() > VALUE_BYTES_MAX {
             return self.refuse(too_large(TooLarge));
         }

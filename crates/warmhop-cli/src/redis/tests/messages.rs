@@ -37,6 +37,23 @@ async fn a_message_is_heard_at_every_peer_and_all_who_got_it_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_listens_to_what_is_told_of_all_peers() {
+    let (_mesh, mut at) = endpoints(2).await;
+    let mut third = Client(TcpStream::connect(at[0].0.peer_addr().unwrap()).await.unwrap());
+    at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    at[1].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
+    at[1].asks("SUBSCRIBE b", told("subscribe", "b", 2)).await;
+    at[0].asks("PSUBSCRIBE x*", told("psubscribe", "x*", 2)).await;
+    at[1].asks("PSUBSCRIBE x*", told("psubscribe", "x*", 3)).await;
+    at[1].asks("PSUBSCRIBE y*", told("psubscribe", "y*", 4)).await;
+    third.asks("PUBSUB CHANNELS", array(&["a", "b"])).await;
+    third.asks("PUBSUB CHANNELS b*", array(&["b"])).await;
+    let counted = format!("*6\r\n{}:2\r\n{}:1\r\n{}:0\r\n", bulk("a"), bulk("b"), bulk("c"));
+    third.asks("PUBSUB NUMSUB a b c", counted).await;
+    third.asks("PUBSUB NUMPAT", ":2\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_of_one_publisher_come_to_another_peer_in_order_once_each() {
     let (_mesh, mut at) = endpoints(2).await;
     at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;

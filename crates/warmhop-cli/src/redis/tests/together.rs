@@ -247,7 +247,7 @@ async fn one_who_has_left_while_it_waited_takes_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let registers = mesh.registers(&name).unwrap();
-    tokio::spawn(super::super::serve_up_to(2, listener, Carrier::default(), registers, IDLE));
+    tokio::spawn(super::super::serve_up_to(2, listener, registers, quiet()));
     let mut other = Client(TcpStream::connect(addr).await.unwrap());
     let mut it = Client(TcpStream::connect(addr).await.unwrap());
     for behind in [&b""[..], b"PING\r\n"] {

@@ -1,0 +1,133 @@
+//! What is told of changes of keys.
+
+use super::*;
+
+/// Peers that see each other, their endpoints, and clients of them: one at each that listens to all
+/// that is told of keys, and one more that asks at the first.
+async fn listened_to(mesh: &[Mesh]) -> (Vec<Client>, Client) {
+    let mut listeners = Vec::new();
+    let mut first = None;
+    for peer in mesh {
+        let addr = serve_telling(peer, "AE").await;
+        first.get_or_insert(addr);
+        let mut client = Client(TcpStream::connect(addr).await.unwrap());
+        let told = format!("*3\r\n{}{}:1\r\n", bulk("psubscribe"), bulk("__key*"));
+        client.asks("PSUBSCRIBE __key*", told).await;
+        listeners.push(client);
+    }
+    let client = Client(TcpStream::connect(first.unwrap()).await.unwrap());
+    (listeners, client)
+}
+
+fn event(name: &str, key: &str) -> String {
+    array(&["pmessage", "__key*", &format!("__keyevent@0__:{name}"), key])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_to_keys_is_told_at_every_peer_once_as_redis_tells_it() {
+    let mesh = mesh_of(2).await;
+    let (mut listeners, mut it) = listened_to(&mesh).await;
+    for (command, answer, events) in [
+        ("SET k v EX 100", "+OK\r\n", vec![("set", "k"), ("expire", "k")]),
+        ("SET k w", "+OK\r\n", vec![("set", "k")]),
+        ("APPEND k x", ":2\r\n", vec![("append", "k")]),
+        ("GETDEL k", "$2\r\nwx\r\n", vec![("del", "k")]),
+        ("DEL k", ":0\r\n", vec![]),
+        ("INCR n", ":1\r\n", vec![("incrby", "n")]),
+        ("LPUSH n x", WRONG, vec![]),
+        ("EXPIRE n 100", ":1\r\n", vec![("expire", "n")]),
+        ("PERSIST n", ":1\r\n", vec![("persist", "n")]),
+        ("RENAME n m", "+OK\r\n", vec![("rename_to", "m"), ("rename_from", "n")]),
+        ("HSET h f v", ":1\r\n", vec![("hset", "h")]),
+        ("HDEL h f", ":1\r\n", vec![("hdel", "h"), ("del", "h")]),
+        ("RPUSH {t}l a", ":1\r\n", vec![("rpush", "{t}l")]),
+        (
+            "LMOVE {t}l {t}m LEFT RIGHT",
+            "$1\r\na\r\n",
+            vec![("lpop", "{t}l"), ("del", "{t}l"), ("rpush", "{t}m")],
+        ),
+        ("ZADD z 1 a", ":1\r\n", vec![("zadd", "z")]),
+        ("EXPIRE z 0", ":1\r\n", vec![("del", "z")]),
+        (
+            "EVAL redis.call('SET',KEYS[1],1)redis.call('INCR',KEYS[1]) 1 s",
+            "$-1\r\n",
+            vec![("set", "s"), ("incrby", "s")],
+        ),
+        ("MULTI", "+OK\r\n", vec![]),
+        ("SETEX s 100 v", "+QUEUED\r\n", vec![]),
+        ("SADD u v", "+QUEUED\r\n", vec![]),
+        ("EXEC", "*2\r\n+OK\r\n:1\r\n", vec![("set", "s"), ("expire", "s"), ("sadd", "u")]),
+    ] {
+        it.asks(command, answer).await;
+        for listener in &mut listeners {
+            for (name, key) in &events {
+                listener.reads(&event(name, key)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_key_is_told_once_at_every_peer() {
+    let mesh = mesh_of(3).await;
+    let (mut listeners, mut it) = listened_to(&mesh).await;
+    let mut told = event("set", "k") + &event("expire", "k") + &event("set", "{t}a");
+    told += &(event("expire", "{t}a") + &event("set", "{t}b"));
+    it.asks("SET k v PX 50", "+OK\r\n").await;
+    it.asks("SET {t}a v PX 150", "+OK\r\n").await;
+    it.asks("SET {t}b v", "+OK\r\n").await;
+    for listener in &mut listeners {
+        // The ends may come before what was done meanwhile is told.
+        let all = listener.arrays(7).await;
+        let ends = [event("expired", "k"), event("expired", "{t}a")];
+        assert!(ends.iter().all(|end| all.contains(end)), "{all}");
+        assert_eq!(all.len(), told.len() + ends.concat().len(), "{all}");
+    }
+    it.asks("GET k", "$-1\r\n").await;
+    it.asks("EXISTS {t}a {t}b", ":1\r\n").await;
+    it.asks("SET last v", "+OK\r\n").await;
+    for listener in &mut listeners {
+        listener.reads(&event("set", "last")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_key_is_told_by_another_where_the_endpoint_that_set_it_is_gone() {
+    let mesh = mesh_of(2).await;
+    let (mut listeners, _) = listened_to(&mesh[..1]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut it = Client(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+    let registers = mesh[1].registers(&AppName::new(super::super::NAME).unwrap()).unwrap();
+    let events = "AE".parse().unwrap();
+    let serving =
+        tokio::spawn(super::super::serve(listener, mesh[1].clone(), registers, IDLE, events));
+    it.asks("SET k v PX 1000", "+OK\r\n").await;
+    serving.abort();
+    for name in ["set", "expire", "expired"] {
+        listeners[0].reads(&event(name, "k")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_for_events_is_told_whether_they_are_on() {
+    let (mesh, _) = mesh().await;
+    let addr = serve_telling(&mesh, "Egx").await;
+    let mut it = Client(TcpStream::connect(addr).await.unwrap());
+    let name = "notify-keyspace-events";
+    it.asks(&format!("CONFIG GET {name}"), array(&[name, "gxE"])).await;
+    it.asks(&format!("CONFIG SET {name} Ex"), "+OK\r\n").await;
+    let failed = format!("-ERR CONFIG SET failed (possibly related to argument '{name}') - ");
+    it.asks(
+        &format!("CONFIG SET {name} KEA"),
+        format!(
+            "{failed}what is told is for all clients and configured at every peer: [session] \
+             redis_events, which is \"gxE\"; see docs/redis.md\r\n"
+        ),
+    )
+    .await;
+    it.asks(
+        &format!("CONFIG SET {name} Q"),
+        format!("{failed}Invalid event class character. Use 'Ag$lshzxeKEt'.\r\n"),
+    )
+    .await;
+}
