@@ -10,7 +10,8 @@ use warmhop_core::ids::Incarnation;
 use warmhop_core::view::AppState;
 
 use crate::app::AppSpec;
-use crate::care::{report, upkeep};
+use crate::care::gauges::Gauges;
+use crate::care::upkeep;
 use crate::error::StartMeshError;
 use crate::front::ingress::Ingress;
 use crate::hop::HopRefusal;
@@ -68,7 +69,7 @@ impl Builder {
             net: port.net(),
         };
         let node = self.node(incarnation, http, &maker);
-        registry.register_collector(Box::new(report::Gauges(Arc::downgrade(&node))));
+        registry.register_collector(Box::new(Gauges(Arc::downgrade(&node))));
         let net = port.open(Arc::<Node>::clone(&node)).await?;
         node.count_peers();
         for slot in &node.apps().slots {
