@@ -931,6 +931,21 @@ impl Session {
         self.config().map_or(&[], |cfg| &cfg.now.who)
     }
 
+    /// Those of whom a majority must live for the session to go on, as far as is known here. An owner
+    /// goes by its newest chosen record. Whoever holds a change of members cannot tell whether it was
+    /// chosen: then it takes a majority of those before and of those to come, and of the two this is
+    /// the set that has none, by what `lives` tells.
+    #[must_use]
+    pub fn deciders(&self, lives: impl Fn(Incarnation) -> bool) -> &[Incarnation] {
+        let chosen = match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref().map(|record| record.cfg.as_ref()),
+            Role::None | Role::Preparing(_) => None,
+        };
+        let Some(cfg) = chosen.or_else(|| self.config()) else { return &[] };
+        let lacking = cfg.sets().find(|set| !set.majority(&lives));
+        &lacking.unwrap_or(&cfg.now).who
+    }
+
     /// Whether this peer holds a record of the session.
     #[must_use]
     pub fn holds_copy(&self) -> bool {

@@ -188,6 +188,35 @@ fn when_two_of_three_holders_die_at_once_it_is_said_to_be_lost() {
     s.does_not_serve("D");
 }
 
+/// The danger: A, who owns the session, replaces B by D before it knows that C is gone as well. No
+/// majority will ever agree to that, and A gives the session up; but A and D hold the change, in which
+/// two of three live. Whoever looks at either waits for an owner that will never be.
+/// The rule: a change of members needs a majority of those before, and one of those to come. Where it
+/// cannot have both, the session is told by the set that has none.
+#[test]
+fn a_change_of_members_that_nobody_can_agree_to_makes_no_session_look_alive() {
+    let mut s = Stage::new("a change that nobody can agree to", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let b = s.inc("B");
+    s.restarts("B");
+    s.restarts("C");
+    s.replaces("A", b, "D");
+    s.settles();
+    s.does_not_serve("A");
+    for name in ["A", "D"] {
+        let machine = s.machine(name).expect("the change was accepted there");
+        let told = machine.deciders(|peer| s.lives(peer));
+        let living = told.iter().filter(|peer| s.lives(**peer)).count();
+        assert!(2 * living <= told.len(), "{name} takes it for one that goes on");
+    }
+    s.takes_over_without_a_token("D", "A B C");
+    s.asks("D", "read list", "D");
+    s.settles();
+    s.failed("list", Failure::Lost { ran: false });
+}
+
 /// The danger: as above, but the two are only silent; if they were taken for gone, their return
 /// would make two histories of one session.
 /// The rule (`without_majority = refuse`): until a majority is back the session is not served.

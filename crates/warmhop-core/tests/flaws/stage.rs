@@ -227,6 +227,11 @@ impl Stage {
         }
     }
 
+    /// Whether the process runs at the moment.
+    pub(crate) fn lives(&self, life: Incarnation) -> bool {
+        self.peers.values().any(|peer| peer.inc == life && peer.health != Health::Down)
+    }
+
     /// The process that runs on the peer at the moment.
     #[track_caller]
     pub(crate) fn inc(&self, name: &str) -> Incarnation {

@@ -153,6 +153,7 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "long cuts",
         "rolls",
         "idle sessions looked at",
+        "lost sessions looked at",
         "registers answered",
         "registers looked at",
         "absent",

@@ -269,6 +269,13 @@ impl World {
         configs.is_empty() || sets().any(|set| !set.majority(|peer| self.can_vote(sid, set, peer)))
     }
 
+    /// Whether nothing that anybody knows of it can ever be taken over again.
+    pub(crate) fn is_hopeless(&self, sid: SessionId) -> bool {
+        let has_hope =
+            |cfg: &Config| cfg.sets().all(|set| set.majority(|peer| self.can_vote(sid, set, peer)));
+        !self.newest_configs(sid).iter().any(has_hope)
+    }
+
     pub(crate) fn note_endangered(&self, sid: SessionId) {
         self.note(Some(sid), || "from here on it may be lost".into());
         self.reference.borrow_mut().histories.entry(sid).or_default().may_be_lost = true;

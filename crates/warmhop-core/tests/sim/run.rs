@@ -147,22 +147,43 @@ fn look_at_idle_sessions(world: &World) {
         let holds = |peer: &Rc<Peer>| peer.look(sid, |machine| machine.version() > 0) == Some(true);
         // Of a session that goes on under another id a part votes no more.
         let forked = world.forks.borrow().iter().any(|(from, _)| *from == sid);
-        if forked || !world.was_answered(sid) || world.may_be_lost(sid) || !peers.iter().any(holds)
-        {
+        if forked || !world.was_answered(sid) || !peers.iter().any(holds) {
             continue;
         }
-        world.count("idle sessions looked at");
         let owns = |peer: &&Rc<Peer>| peer.look(sid, |machine| machine.is_owner()) == Some(true);
         let owners: Vec<_> = peers.iter().filter(owns).map(|peer| peer.node).collect();
         let told = match owners[..] {
+            _ if world.is_hopeless(sid) => {
+                world.count("lost sessions looked at");
+                is_known_as_lost(world, sid, &owners)
+            }
+            _ if world.may_be_lost(sid) => continue,
             [owner] => is_whole(world, sid, owner),
             _ => Err(format!("it has {} owners", owners.len())),
         };
+        world.count("idle sessions looked at");
         if let Err(what) = told {
             world.violated(Some(sid), format!("nobody asks for it: {what}"));
             return;
         }
     }
+}
+
+/// Nobody will ever serve the session again: nobody goes on as its owner, and nobody who looks at it
+/// takes it for one that could be mended.
+fn is_known_as_lost(world: &World, sid: SessionId, owners: &[usize]) -> Result<(), String> {
+    if !owners.is_empty() {
+        return Err(format!("it is lost, and yet has the owners {owners:?}"));
+    }
+    for peer in world.live_peers() {
+        let lives = |member| world.lives(member);
+        let told = peer.look(sid, |machine| machine.deciders(lives).to_vec()).unwrap_or_default();
+        let living = told.iter().filter(|member| lives(**member)).count();
+        if 2 * living > told.len() {
+            return Err(format!("it is lost, and {} counts on {told:?}", peer.me));
+        }
+    }
+    Ok(())
 }
 
 /// What one client may expect of a healed mesh.
@@ -175,8 +196,11 @@ async fn demand(world: Rc<World>, client: Rc<Client>) {
     for node in 0..peers {
         let served = client.demand(&world, node, Does::Read).await;
         if let Err(what) = served {
-            // Nobody may be left who knows that all who held it are gone: then it is refused.
-            if what == "503 session-no-majority" && world.may_be_lost(sid) {
+            // Whoever holds it may not know what was chosen last.
+            if what == "503 session-no-majority"
+                && world.may_be_lost(sid)
+                && !world.is_hopeless(sid)
+            {
                 world.count("refused for want of holders");
                 return;
             }

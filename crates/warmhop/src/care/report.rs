@@ -167,15 +167,14 @@ pub(super) fn peer_state(belief: &PeerBelief) -> &'static str {
 }
 
 pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
+    let view = node.view();
+    let lives = |peer| peer == node.incarnation || view.by_incarnation(&peer).is_some();
     let (owner, ballot, version, members) = node.store.with(key, false, |machine, _, _| {
         let owner = if machine.is_owner() { Some(node.incarnation) } else { machine.known_owner() };
-        // While its members change, those that the newest chosen record names still count: until the
-        // new ones hold it, the loss of one more of the old ones may be the loss of the session.
-        let chosen = machine.token_hint().map(|hint| hint.cfg.now.who.to_vec());
-        let members = chosen.unwrap_or_else(|| machine.members().to_vec());
+        // A change of members that cannot be completed must not make a session look alive that is lost.
+        let members = machine.deciders(lives).to_vec();
         (owner, machine.ballot().or_else(|| machine.claim()), machine.version(), members)
     })?;
-    let view = node.view();
     let name = |incarnation: &Incarnation| {
         if *incarnation == node.incarnation {
             return node.me.to_string();
