@@ -5,13 +5,14 @@
 //! forwarded, held in line, replicated and taken over as any other, by the same code.
 
 pub(crate) mod bounds;
+pub(crate) mod operation;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -20,13 +21,13 @@ use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
 use warmhop_core::ids::{
     AppName, Incarnation, PeerId, Position, RequestId, RequestKey, SessionId, SessionKey, WallTime,
 };
-use warmhop_core::octets;
 use warmhop_core::route::Arrived;
 use warmhop_core::session::census::{Census, Roll, Verdict};
 use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
 use warmhop_core::view::Liveness;
 
 pub use self::bounds::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+pub use self::operation::When;
 use crate::app::places::Waits;
 use crate::app::session::Session;
 use crate::app::slot::Slot;
@@ -39,14 +40,11 @@ use crate::request::call::{Call, CallBody};
 use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::{MEMORY_FULL, Problem};
-use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
+use crate::request::registers::operation::{
+    Answer, Ending, FRAME_BYTES_MAX, Held, Operation, carried_out, parse,
+};
 use crate::sessions::store::STRIPES;
 
-/// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
-/// read costs a write now and then, not each time.
-const MOVED_AFTER: u64 = 10;
-/// An operation or its answer on the way: a value, a key and what goes with them.
-const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 /// The fewest keys that one look through a part of a peer's registers brings, if it has as many.
 const LISTED_MIN: usize = 128;
 /// The most keys that one call of [`Registers::keys`] brings.
@@ -126,19 +124,6 @@ pub struct Value {
     pub expires: SystemTime,
 }
 
-/// On what condition a register is changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum When {
-    /// Whatever it holds.
-    Always,
-    /// It holds nothing.
-    Absent,
-    /// It holds something.
-    Present,
-    /// It holds the value of this version.
-    Version(u64),
-}
-
 /// When what a register is changed to ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expires {
@@ -193,56 +178,6 @@ pub enum RegisterError {
     /// It may have been done: look before trying again.
     #[error("it may have been done: {0}")]
     OutcomeUnknown(String),
-}
-
-/// An operation on its way to the register's owner.
-#[derive(Debug, Serialize, Deserialize)]
-enum Operation<'a> {
-    Get,
-    Put {
-        #[serde(borrow, serialize_with = "octets::serialize")]
-        key: &'a [u8],
-        #[serde(serialize_with = "octets::serialize")]
-        bytes: &'a [u8],
-        expires: Ending,
-        when: When,
-    },
-    Expire {
-        expires: Ending,
-        when: When,
-    },
-    Delete {
-        when: When,
-    },
-    /// Not of one register: the keys that this peer holds.
-    List {
-        from: u64,
-        count: u64,
-    },
-}
-
-/// [`Expires`], made a time by the clock of the peer that was asked where one was named.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-enum Ending {
-    Idle,
-    At(u64),
-    Keep,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Answer {
-    done: bool,
-    version: u64,
-    before: Option<Held>,
-}
-
-/// A value on its way, in an answer.
-#[derive(Debug, Serialize, Deserialize)]
-struct Held {
-    #[serde(with = "octets")]
-    bytes: Arc<[u8]>,
-    version: u64,
-    expires: u64,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -533,8 +468,11 @@ impl Registers {
             let subject = Subject::Key(ByKey { sid, begins });
             match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
                 Ok(served) if served.response.status() == StatusCode::OK => {
-                    let body = collected(served.response.into_body()).await;
-                    let body = body.map_err(RegisterError::OutcomeUnknown)?;
+                    let mut body = served.response.into_body();
+                    let body = match body.take_whole(4 * FRAME_BYTES_MAX) {
+                        Some(whole) => whole,
+                        None => collected(body).await.map_err(RegisterError::OutcomeUnknown)?,
+                    };
                     return decode(&body).map(Some);
                 }
                 Ok(served) => {
@@ -729,104 +667,6 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     listing
 }
 
-/// A register's state: its version, whether it ends by being idle, its key's length, its key, its
-/// value.
-struct Parsed<'a> {
-    version: u64,
-    idles: bool,
-    key: &'a [u8],
-    bytes: &'a [u8],
-}
-
-fn parse(state: &[u8]) -> Option<Parsed<'_>> {
-    let (version, rest) = state.split_first_chunk::<8>()?;
-    let (idles, rest) = rest.split_first()?;
-    let (len, rest) = rest.split_first_chunk::<2>()?;
-    let (key, bytes) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
-    Some(Parsed { version: u64::from_be_bytes(*version), idles: *idles != 0, key, bytes })
-}
-
-fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
-    let mut state = BytesMut::with_capacity(HELD_BYTES + key.len() + bytes.len());
-    state.put_u64(version);
-    state.put_u8(u8::from(idles));
-    state.put_u16(u16::try_from(key.len()).ok()?);
-    state.put_slice(key);
-    state.put_slice(bytes);
-    Some(state.freeze())
-}
-
-/// Executes one operation on what its register holds. `ttl` is the idle time, `now` the mesh's time.
-fn execute(
-    operation: &Operation<'_>,
-    session: &Session,
-    ttl: Duration,
-    now: WallTime,
-) -> Result<Answer, BoxError> {
-    let state = session.get();
-    let turn = session.turn();
-    let held = match &state {
-        Some(state) => Some(parse(state).ok_or("the register's state is out of form")?),
-        None => None,
-    };
-    let held = held.filter(|_| turn.expiry > now);
-    let before = held.as_ref().map(|held| Held {
-        bytes: held.bytes.into(),
-        version: held.version,
-        expires: turn.expiry.0,
-    });
-    let version = held.as_ref().map_or(0, |held| held.version);
-    let holds = |when: &When| match when {
-        When::Always => true,
-        When::Absent => held.is_none(),
-        When::Present => held.is_some(),
-        When::Version(wanted) => held.as_ref().is_some_and(|held| held.version == *wanted),
-    };
-    // Also whether it ends by being idle.
-    let ending = |expires: &Ending| match (expires, &held) {
-        (Ending::At(at), _) => (WallTime(*at), false),
-        (Ending::Keep, Some(held)) if !held.idles => (turn.expiry, false),
-        (Ending::Idle | Ending::Keep, Some(held)) if held.idles => {
-            (turn.idle_until.max(turn.expiry), true)
-        }
-        (Ending::Idle | Ending::Keep, _) => (turn.idle_until, true),
-    };
-    let next = turn.n.unwrap_or_default();
-    let done = |done, version| Answer { done, version, before };
-    Ok(match operation {
-        Operation::Put { key, bytes, expires, when } if holds(when) => {
-            let (end, idles) = ending(expires);
-            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
-            session.end_at(end);
-            done(true, next)
-        }
-        Operation::Expire { expires, when } if holds(when) && version > 0 => {
-            let (end, idles) = ending(expires);
-            let (key, bytes) = held.as_ref().map_or((&[][..], &[][..]), |it| (it.key, it.bytes));
-            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
-            session.end_at(end);
-            done(true, next)
-        }
-        Operation::Delete { when } if holds(when) && version > 0 => {
-            session.clear()?;
-            done(true, 0)
-        }
-        // It changes nothing, but it is a use. The version stays, as the value does.
-        Operation::Get
-        | Operation::Put { .. }
-        | Operation::Expire { .. }
-        | Operation::Delete { .. } => {
-            let part = turn.idle_until.0.saturating_sub(turn.expiry.0).saturating_mul(MOVED_AFTER);
-            if held.as_ref().is_some_and(|held| held.idles) && u128::from(part) > ttl.as_millis() {
-                session.set(state.clone().unwrap_or_default())?;
-                session.end_at(turn.idle_until);
-            }
-            done(matches!(operation, Operation::Get) && held.is_some(), version)
-        }
-        Operation::List { .. } => done(false, 0),
-    })
-}
-
 /// What executes operations on this peer, as the mesh runs an app.
 pub(crate) fn keeper(name: AppName, node: Weak<Node>) -> (AppSpec, impl App + use<>) {
     let mut spec = AppSpec::new(name.clone());
@@ -851,19 +691,17 @@ async fn answer(
 ) -> Result<Response<Body>, BoxError> {
     let (parts, body) = request.into_parts();
     let body = collected(body).await?;
-    let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
     let node = node.upgrade().ok_or("this peer is ending")?;
-    let (ttl, now) = (node.store.policy().ttl, node.clock.wall());
-    let bytes = match (&operation, parts.extensions.get::<Session>()) {
-        (Operation::List { from, count }, _) => {
-            let slot = node.slot(name).ok_or("no such registers")?;
-            let count = usize::try_from(*count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
-            encode(&list(&node, &slot, *from, count))?
-        }
-        (operation, Some(session)) => {
-            wire::encode(&execute(operation, session, ttl, now)?, 2 * FRAME_BYTES_MAX)?
-        }
-        (_, None) => return Err("an operation on one register came without it".into()),
+    let bytes = if let Some(session) = parts.extensions.get::<Session>() {
+        carried_out(&body, session, node.store.policy().ttl, node.clock.wall())?
+    } else {
+        let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
+        let Operation::List { from, count } = operation else {
+            return Err("an operation on one register came without it".into());
+        };
+        let slot = node.slot(name).ok_or("no such registers")?;
+        let count = usize::try_from(count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
+        encode(&list(&node, &slot, from, count))?
     };
     Ok(Response::new(Body::from(bytes)))
 }

@@ -1,5 +1,7 @@
 //! What one operation makes of what its register holds, by the clock that it is given.
 
+use super::bounds::STATE_BYTES_MAX;
+use super::operation::*;
 use super::*;
 use crate::app::session::Turn;
 

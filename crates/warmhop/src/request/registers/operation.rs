@@ -1,0 +1,191 @@
+//! What one operation makes of what its register holds: decided here, by the clock that is given.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use warmhop_core::ids::WallTime;
+use warmhop_core::octets;
+
+use crate::app::session::Session;
+use crate::http::body::BoxError;
+use crate::links::wire;
+use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
+
+/// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
+/// read costs a write now and then, not each time.
+const MOVED_AFTER: u64 = 10;
+/// An operation or its answer on the way: a value, a key and what goes with them.
+pub(super) const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
+/// On what condition a register is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum When {
+    /// Whatever it holds.
+    Always,
+    /// It holds nothing.
+    Absent,
+    /// It holds something.
+    Present,
+    /// It holds the value of this version.
+    Version(u64),
+}
+
+/// An operation on its way to the register's owner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Operation<'a> {
+    Get,
+    Put {
+        #[serde(borrow, serialize_with = "octets::serialize")]
+        key: &'a [u8],
+        #[serde(serialize_with = "octets::serialize")]
+        bytes: &'a [u8],
+        expires: Ending,
+        when: When,
+    },
+    Expire {
+        expires: Ending,
+        when: When,
+    },
+    Delete {
+        when: When,
+    },
+    /// Not of one register: the keys that this peer holds.
+    List {
+        from: u64,
+        count: u64,
+    },
+}
+
+/// [`Expires`], made a time by the clock of the peer that was asked where one was named.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Ending {
+    Idle,
+    At(u64),
+    Keep,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    pub(crate) done: bool,
+    pub(crate) version: u64,
+    pub(crate) before: Option<Held>,
+}
+
+/// A value on its way, in an answer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Held {
+    #[serde(with = "octets")]
+    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) version: u64,
+    pub(crate) expires: u64,
+}
+
+/// A register's state: its version, whether it ends by being idle, its key's length, its key, its
+/// value.
+pub(crate) struct Parsed<'a> {
+    pub(crate) version: u64,
+    pub(crate) idles: bool,
+    pub(crate) key: &'a [u8],
+    pub(crate) bytes: &'a [u8],
+}
+
+pub(crate) fn parse(state: &[u8]) -> Option<Parsed<'_>> {
+    let (version, rest) = state.split_first_chunk::<8>()?;
+    let (idles, rest) = rest.split_first()?;
+    let (len, rest) = rest.split_first_chunk::<2>()?;
+    let (key, bytes) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+    Some(Parsed { version: u64::from_be_bytes(*version), idles: *idles != 0, key, bytes })
+}
+
+fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes> {
+    let mut state = BytesMut::with_capacity(HELD_BYTES + key.len() + bytes.len());
+    state.put_u64(version);
+    state.put_u8(u8::from(idles));
+    state.put_u16(u16::try_from(key.len()).ok()?);
+    state.put_slice(key);
+    state.put_slice(bytes);
+    Some(state.freeze())
+}
+
+/// Executes one operation on what its register holds. `ttl` is the idle time, `now` the mesh's time.
+pub(super) fn execute(
+    operation: &Operation<'_>,
+    session: &Session,
+    ttl: Duration,
+    now: WallTime,
+) -> Result<Answer, BoxError> {
+    let state = session.get();
+    let turn = session.turn();
+    let held = match &state {
+        Some(state) => Some(parse(state).ok_or("the register's state is out of form")?),
+        None => None,
+    };
+    let held = held.filter(|_| turn.expiry > now);
+    let before = held.as_ref().map(|held| Held {
+        bytes: held.bytes.into(),
+        version: held.version,
+        expires: turn.expiry.0,
+    });
+    let version = held.as_ref().map_or(0, |held| held.version);
+    let holds = |when: &When| match when {
+        When::Always => true,
+        When::Absent => held.is_none(),
+        When::Present => held.is_some(),
+        When::Version(wanted) => held.as_ref().is_some_and(|held| held.version == *wanted),
+    };
+    // Also whether it ends by being idle.
+    let ending = |expires: &Ending| match (expires, &held) {
+        (Ending::At(at), _) => (WallTime(*at), false),
+        (Ending::Keep, Some(held)) if !held.idles => (turn.expiry, false),
+        (Ending::Idle | Ending::Keep, Some(held)) if held.idles => {
+            (turn.idle_until.max(turn.expiry), true)
+        }
+        (Ending::Idle | Ending::Keep, _) => (turn.idle_until, true),
+    };
+    let next = turn.n.unwrap_or_default();
+    let done = |done, version| Answer { done, version, before };
+    Ok(match operation {
+        Operation::Put { key, bytes, expires, when } if holds(when) => {
+            let (end, idles) = ending(expires);
+            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(end);
+            done(true, next)
+        }
+        Operation::Expire { expires, when } if holds(when) && version > 0 => {
+            let (end, idles) = ending(expires);
+            let (key, bytes) = held.as_ref().map_or((&[][..], &[][..]), |it| (it.key, it.bytes));
+            session.set(compose(next, idles, key, bytes).ok_or("the key is too long")?)?;
+            session.end_at(end);
+            done(true, next)
+        }
+        Operation::Delete { when } if holds(when) && version > 0 => {
+            session.clear()?;
+            done(true, 0)
+        }
+        // It changes nothing, but it is a use. The version stays, as the value does.
+        Operation::Get
+        | Operation::Put { .. }
+        | Operation::Expire { .. }
+        | Operation::Delete { .. } => {
+            let part = turn.idle_until.0.saturating_sub(turn.expiry.0).saturating_mul(MOVED_AFTER);
+            if held.as_ref().is_some_and(|held| held.idles) && u128::from(part) > ttl.as_millis() {
+                session.set(state.clone().unwrap_or_default())?;
+                session.end_at(turn.idle_until);
+            }
+            done(matches!(operation, Operation::Get) && held.is_some(), version)
+        }
+        Operation::List { .. } => done(false, 0),
+    })
+}
+
+/// Executes the operation that a request of a register carries.
+pub(crate) fn carried_out(
+    request: &[u8],
+    session: &Session,
+    ttl: Duration,
+    now: WallTime,
+) -> Result<Bytes, BoxError> {
+    let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(request)?;
+    Ok(wire::encode(&execute(&operation, session, ttl, now)?, 2 * FRAME_BYTES_MAX)?)
+}
