@@ -15,6 +15,7 @@ pub(crate) mod node;
 pub(crate) mod once;
 pub(crate) mod portable;
 pub(crate) mod problem;
+mod received;
 pub(crate) mod registers;
 pub(crate) mod serve;
 pub(crate) mod under_way;

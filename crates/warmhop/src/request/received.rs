@@ -1,0 +1,376 @@
+//! A hop that another peer sent: from its head to its answer.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{Instrument, debug, debug_span};
+use warmhop_core::affinity::{Entry, Kind};
+use warmhop_core::app::WantedBy;
+use warmhop_core::ids::{PeerId, RequestId, SessionKey};
+use warmhop_core::view::AppState;
+
+use crate::app::places::Waits;
+use crate::app::slot::Slot;
+use crate::hop::{
+    self, AppIs, Arrived, Hint, HopHead, HopIncoming, HopKind, HopRefusal, Load, ReplySession,
+};
+use crate::http::fields;
+use crate::http::tunnels::Farewell;
+use crate::links::hop_body::HopBodyReader;
+use crate::observe::failpoint::{self, Point};
+use crate::observe::metrics::ByPeer;
+use crate::observe::recall::{REGISTER, Tracing, Why};
+use crate::observe::trace::{ActiveSpan, SpanKind};
+use crate::request::call::{Call, CallBody};
+use crate::request::local_error::LocalError;
+use crate::request::node::Node;
+use crate::request::problem::as_refusal;
+use crate::request::serve::{Served, Upgrade};
+
+/// A hop whose app is here and takes it.
+struct Received {
+    from: PeerId,
+    id: RequestId,
+    slot: Arc<Slot>,
+    kind: HopKind,
+    method: Method,
+    /// Path and query.
+    target: String,
+    fields: HeaderMap,
+    upgrade: Option<Vec<u8>>,
+    asks_go: bool,
+    incoming: HopIncoming,
+}
+
+/// What comes of a hop: what is answered, or why it is refused.
+type Answered = Result<(Served, ReplySession), HopRefusal>;
+
+impl Node {
+    /// Reads a hop and answers it. `counted` has a drain wait for the answer.
+    pub(crate) async fn receive(
+        &self,
+        from: PeerId,
+        send: quinn::SendStream,
+        recv: quinn::RecvStream,
+        counted: TaskTrackerToken,
+    ) {
+        let closing = &self.tunnels.closing;
+        let is_late = closing.is_cancelled();
+        let arrived = tokio::select! {
+            arrived = Arrived::read(recv) => arrived,
+            () = closing.cancelled(), if !is_late => return,
+        };
+        let Some(arrived) = arrived else {
+            debug!(%from, "a hop's head is out of form");
+            let none = Load { in_flight: 0, latency_us: 0 };
+            let _ = hop::refuse(send, HopRefusal::Malformed, none).await;
+            return;
+        };
+        if matches!(arrived.head.kind, HopKind::Service) {
+            // A drain does not wait for those who only watch this peer.
+            drop(counted);
+            let answering = Box::pin(self.services.answer(&self.me, &from, arrived, send));
+            tokio::select! {
+                () = answering => {}
+                () = self.tunnels.cut.cancelled() => {}
+            }
+            return;
+        }
+        let received = match self.takes(&from, arrived, is_late) {
+            Ok(received) => received,
+            Err((why, load)) => {
+                let _ = hop::refuse(send, why, load).await;
+                return;
+            }
+        };
+        let span = debug_span!("hop", id = %received.id, peer = %self.me, from = %from);
+        // An upgraded connection is told first, and ends itself.
+        let cut_off = if received.upgrade.is_some() { &self.tunnels.cut } else { closing };
+        let answering = self.answer_received(received, send).instrument(span);
+        tokio::select! {
+            () = answering => {}
+            () = cut_off.cancelled(), if !is_late => debug!(%from, "a hop was cut off"),
+        }
+    }
+
+    /// Whether this peer takes the hop; else what it answers. `is_late`: hops were cut off already.
+    fn takes(
+        &self,
+        from: &PeerId,
+        arrived: Arrived,
+        is_late: bool,
+    ) -> Result<Received, (HopRefusal, Load)> {
+        let Arrived { head, method, fields, incoming } = arrived;
+        let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
+        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slot(&app)) else {
+            return Err((HopRefusal::UnknownApp, Load { in_flight: 0, latency_us: 0 }));
+        };
+        self.metrics.hops_received.get_or_create(&ByPeer { peer: from.clone() }).inc();
+        let load = Node::local_load(&slot);
+        if matches!(kind, HopKind::Wake) {
+            slot.wanted(WantedBy::Request);
+        }
+        // Only the owner of a session may have the request executed elsewhere. Where hops have been
+        // cut off, the app is about to stop, and what begins still would be cut off with it.
+        let runs_here = slot.state() == AppState::Ready && !is_late;
+        if !runs_here && !matches!(kind, HopKind::Forward(_)) {
+            return Err((HopRefusal::NotReady, load));
+        }
+        if slot.is_full() && !matches!(kind, HopKind::Forward(_)) {
+            return Err((HopRefusal::Busy, load));
+        }
+        let from = from.clone();
+        Ok(Received { from, id, slot, kind, method, target, fields, upgrade, asks_go, incoming })
+    }
+
+    async fn answer_received(&self, mut received: Received, mut send: quinn::SendStream) {
+        let mut tracing = self.trace_of_received(&received);
+        let mut span = self.span_of_received(&mut received);
+        if received.asks_go && hop::go(&mut send).await.is_err() {
+            return;
+        }
+        let Some((body, tunnel)) = body_of(received.incoming).await else { return };
+        let (body, wanted) = match body {
+            CallBody::Stream(Some(body)) if fields::expects_continue(&received.fields) => {
+                let (body, wanted) = body.telling_when_wanted();
+                (CallBody::Stream(Some(body)), Some(wanted))
+            }
+            body => (body, None),
+        };
+        let upgrade = received.upgrade.and_then(|it| HeaderValue::from_bytes(&it).ok());
+        let mut call = Call {
+            id: received.id,
+            method: received.method,
+            target: received.target,
+            fields: received.fields,
+            body,
+            upgrade,
+            on_upgrade: None,
+            may_have_run: false,
+            failed_at: None,
+            attempt: rand::random(),
+            waits: Waits::default(),
+        };
+        let (slot, kind) = (&received.slot, received.kind);
+        let answering = self.answer(slot, kind, &mut call, &mut tracing);
+        let outcome = while_it_is_wanted(&mut send, wanted, answering).await;
+        if let Some(span) = &mut span {
+            span.decided(&tracing.steps());
+            match &outcome {
+                Some(Ok((served, _))) => span.status(served.response.status().as_u16()),
+                Some(Err(why)) => span.failed(why.label(), ""),
+                None => span.failed("cancelled", "the client left"),
+            }
+        }
+        match outcome {
+            Some(outcome) => self.send_answer(send, slot, outcome, tunnel, &mut tracing).await,
+            None => tracing.step("cancelled", "the client left"),
+        }
+    }
+
+    fn trace_of_received(&self, received: &Received) -> Tracing {
+        let path = path_of(&received.target);
+        let role = if received.slot.keeps_registers { REGISTER } else { "hop" };
+        let mut tracing = Tracing::begin(
+            &self.traces,
+            received.id.clone(),
+            &self.me,
+            role,
+            format_args!("{} {path}", received.method),
+        );
+        tracing.app(received.slot.name());
+        tracing.step("arrived", Why::SentBy(received.from.clone(), received.kind.label()));
+        tracing
+    }
+
+    fn span_of_received(&self, received: &mut Received) -> Option<ActiveSpan> {
+        let fields = &mut received.fields;
+        let mut span = self.spans.within(fields, SpanKind::Server, || "hop received".into())?;
+        span.set("http.request.method", received.method.as_str());
+        span.set("url.path", path_of(&received.target));
+        span.set("warmhop.app", received.slot.name().as_str());
+        span.set("warmhop.peer.from", received.from.as_str());
+        span.set("warmhop.hop", received.kind.label());
+        Some(span)
+    }
+
+    async fn send_answer(
+        &self,
+        send: quinn::SendStream,
+        slot: &Slot,
+        outcome: Answered,
+        tunnel: Option<HopBodyReader>,
+        tracing: &mut Tracing,
+    ) {
+        let load = Node::local_load(slot);
+        match outcome {
+            Ok((served, session)) => {
+                tracing.head(served.response.status().as_u16());
+                debug!(status = served.response.status().as_u16(), "answered");
+                let voted = matches!(&session, ReplySession::Done(done) if failpoint::voted(done));
+                if let Err(error) = self.respond(send, served, session, load, tunnel).await {
+                    debug!(%error, "a hop's response ended early");
+                }
+                failpoint::pass_if(voted, Point::ExecVoteAfter);
+            }
+            Err(why) => {
+                tracing.step("refuse", why.label());
+                let _ = hop::refuse(send, why, load).await;
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        slot: &Arc<Slot>,
+        kind: HopKind,
+        call: &mut Call,
+        tracing: &mut Tracing,
+    ) -> Answered {
+        let local = |error| match error {
+            LocalError::NotReady | LocalError::BodyGone => HopRefusal::NotReady,
+            LocalError::Busy => HopRefusal::Busy,
+            LocalError::TooSlow(detail) => HopRefusal::TooSlow { detail },
+            LocalError::Refused(done) => HopRefusal::Exec(done),
+            LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
+            LocalError::Told(problem) => as_refusal(&problem),
+        };
+        match kind {
+            HopKind::Plain | HopKind::Wake | HopKind::Service => {
+                let ran = self.run_here(slot, call, None).await.map_err(local)?;
+                tracing.served_by(&self.me);
+                Ok((Served::ran(self, ran), ReplySession::None))
+            }
+            HopKind::Exec { sid, exec } => {
+                let key = SessionKey { app: slot.name().clone(), sid };
+                tracing.session(&key);
+                // Boxed, as the next: the future of a plain hop has no room for either.
+                let executing = Box::pin(self.execute_here(slot, call, &key, &exec));
+                let (ran, done) = executing.await.map_err(local)?;
+                failpoint::pass_if(failpoint::voted(&done), Point::ExecVoteBefore);
+                tracing.served_by(&self.me);
+                Ok((Served::ran(self, ran), ReplySession::Done(done)))
+            }
+            HopKind::Forward(forward) => {
+                let serving = Box::pin(self.serve_forwarded(slot, call, &forward, tracing));
+                let served = serving.await?;
+                let hint = served.entry.as_ref().and_then(hint_of);
+                let session = match hint {
+                    Some(hint) => ReplySession::Committed { hint, replayed: served.replayed },
+                    None if served.cleared => ReplySession::Cleared { replayed: served.replayed },
+                    None => ReplySession::None,
+                };
+                Ok((served, session))
+            }
+        }
+    }
+
+    async fn respond(
+        &self,
+        send: quinn::SendStream,
+        served: Served,
+        session: ReplySession,
+        load: hop::Load,
+        tunnel: Option<HopBodyReader>,
+    ) -> Result<(), crate::http::body::BoxError> {
+        let Served { response, served_by, upgrade, .. } = served;
+        let head = hop::response_head(&response, session, served_by.as_str().to_owned(), load);
+        let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let (Some(reader), true) = (tunnel, switching) else {
+            return hop::reply(send, &head, response.into_body()).await;
+        };
+        Box::pin(async move {
+            let writer = hop::reply_switching(send, &head).await?;
+            let _counted = self.tunnels.open.token();
+            let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
+            match upgrade {
+                Some(Upgrade::Io(io)) => {
+                    hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;
+                }
+                Some(Upgrade::Hop(next)) => {
+                    let (near, far) = tokio::io::duplex(64 * 1024);
+                    tokio::join!(
+                        hop::tunnel(near, writer, reader, AppIs::Near, farewell),
+                        hop::tunnel(far, next.writer, next.reader, AppIs::Far, Farewell::default())
+                    );
+                    drop(next.lease);
+                }
+                None => {}
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn path_of(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
+}
+
+/// The body of a hop, and what comes from the client's side of an upgrade; `None` where it broke off.
+async fn body_of(incoming: HopIncoming) -> Option<(CallBody, Option<HopBodyReader>)> {
+    let body = match incoming {
+        // The first part shows that the entry peer has heard the go-ahead: an app that ran without
+        // it could run twice. Without one the body came with the head, and is known here to be
+        // whole: one without bytes must not reach an app as chunks.
+        HopIncoming::Body(body) => body.begun().await.ok()?,
+        HopIncoming::Tunnel(reader) => {
+            return Some((CallBody::Whole(bytes::Bytes::new()), Some(reader)));
+        }
+    };
+    // Boxed where there is something to wait for, as at a front door.
+    let body = match Call::gathered(body) {
+        Ok(whole) => CallBody::Whole(whole),
+        Err(body) => Box::pin(Call::gather(body, None)).await.ok()?,
+    };
+    Some((body, None))
+}
+
+/// Waits for the answer, and lets the body come once the app has asked for it; `None` where the client
+/// leaves: that cancels here at once, before there is a response to write.
+async fn while_it_is_wanted(
+    send: &mut quinn::SendStream,
+    mut wanted: Option<oneshot::Receiver<()>>,
+    answering: impl Future<Output = Answered>,
+) -> Option<Answered> {
+    let stopped = send.stopped();
+    tokio::pin!(answering, stopped);
+    loop {
+        let is_wanted = async {
+            match &mut wanted {
+                Some(wanted) => wanted.await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            outcome = &mut answering => return Some(outcome),
+            _ = &mut stopped => return None,
+            is_wanted = is_wanted => {
+                wanted = None;
+                if is_wanted && hop::go(send).await.is_err() {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+fn hint_of(entry: &Entry) -> Option<Hint> {
+    match &entry.kind {
+        Kind::Portable { cfg, owner, n } => {
+            Some(Hint { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
+        }
+        Kind::Pinned { .. } => None,
+    }
+}
+
+impl Served {
+    fn ran(node: &Node, ran: crate::request::serve::RanHere) -> Self {
+        let mut served = Self::here(node, ran.response);
+        served.upgrade = ran.upgrade.map(Upgrade::Io);
+        served
+    }
+}
