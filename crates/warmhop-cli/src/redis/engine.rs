@@ -8,7 +8,6 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use warmhop::{RegisterError, Registers, When};
 
 use super::cmd::{Handler, Run, Spec, WORD_TOLD_MAX, WRITES, checked_key, word};
@@ -325,11 +324,7 @@ impl Database {
         }
     }
 
-    pub(super) fn run<'a>(&'a self, request: &'a Request) -> BoxFuture<'a, Result<Reply, Stop>> {
-        self.run_now(request).boxed()
-    }
-
-    async fn run_now(&self, request: &Request) -> Result<Reply, Stop> {
+    async fn run(&self, request: &Request) -> Result<Reply, Stop> {
         let keys = request.keys();
         keys.iter().try_for_each(|key| checked_key(key))?;
         match request.spec.run {
@@ -339,13 +334,14 @@ impl Database {
             }
             Run::Split(handler, split) => match self.one_room(&keys) {
                 Ok(name) => self.in_room(&name, request, handler).await,
-                Err(_) => self.split(request, split).await,
+                // Boxed, as the others that are seldom: a command about one key has no room for them.
+                Err(_) => self.split(request, split).boxed().await,
             },
-            Run::All(all) => self.all(all, &request.args).await,
-            Run::Script => self.script(request).await,
+            Run::All(all) => self.all(all, &request.args).boxed().await,
+            Run::Script => self.script(request).boxed().await,
             Run::Blocking(handler) => {
                 let name = self.one_room(&keys)?;
-                self.wait_in_room(&name, request, handler).await
+                self.wait_in_room(&name, request, handler).boxed().await
             }
             Run::Connection => {
                 let detail = "this command is about the connection and runs by itself";

@@ -3,6 +3,7 @@
 pub(crate) mod again;
 pub(crate) mod apps;
 pub(crate) mod arrivals;
+pub(crate) mod at_once;
 pub(crate) mod call;
 pub(crate) mod carried;
 pub(crate) mod error_page;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join;
-use http::{Response, StatusCode};
+use http::StatusCode;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId, SessionKey};
@@ -25,7 +25,6 @@ use warmhop_core::view::{AppState, View};
 use crate::app::session::{Session, Turn};
 use crate::app::slot::Slot;
 use crate::hop::{self, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, ReplySession};
-use crate::http::body::Body;
 use crate::http::fields;
 use crate::http::refusals::ByReason;
 use crate::observe::recall::{Tracing, Why};
@@ -37,7 +36,6 @@ use crate::request::problem::{
     of_session, outcome_unknown, too_many_sessions,
 };
 use crate::request::registers::bounds::STATE_BYTES_MAX;
-use crate::request::registers::operation::carried_out;
 use crate::request::serve::{RanHere, Served, ServedBy, Upgrade};
 use crate::sessions::store::InLine;
 use crate::sessions::told::Told;
@@ -464,6 +462,23 @@ impl Node {
                     held = Some(self.unknown_for_good(failed.take(), call.id.as_str()));
                     line.executed(done.map_or(Outcome::Failed, Outcome::from));
                 }
+                // Every peer that offers registers executes what it owns.
+                Told::Turn if portable.slot.keeps_registers => {
+                    let CallBody::Whole(operation) = &call.body else {
+                        let gone = LocalError::BodyGone;
+                        return LineEnd::Problem(app_failed(self.me.as_str(), &gone));
+                    };
+                    match self.operate(&mut line, operation) {
+                        Ok(Some(response)) => {
+                            tracing.served_by(&self.me);
+                            held = Some(Served::here(self, response));
+                        }
+                        Ok(None) => reruns.came_to_nothing(),
+                        Err(error) => {
+                            return LineEnd::Problem(app_failed(self.me.as_str(), &error));
+                        }
+                    }
+                }
                 Told::Turn => {
                     let placing = Placing {
                         slot: portable.slot,
@@ -589,12 +604,7 @@ impl Node {
             keep_until: None,
         };
         let session = Session::new(state.clone(), bytes_max, turn);
-        let mut ran = match &call.body {
-            CallBody::Whole(operation) if slot.keeps_registers => {
-                self.run_operation(operation, &session)?
-            }
-            _ => self.run_here(slot, call, Some(&session)).await?,
-        };
+        let mut ran = self.run_here(slot, call, Some(&session)).await?;
         if let Some(field) = ran.field.take() {
             self.set_carried(slot, &session, field)?;
         }
@@ -625,14 +635,6 @@ impl Node {
             })
             .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
         Ok((ran, done))
-    }
-
-    /// Executes an operation on a register: at once, for it waits for nothing.
-    fn run_operation(&self, operation: &[u8], session: &Session) -> Result<RanHere, LocalError> {
-        let (ttl, now) = (self.store.policy().ttl, self.clock.wall());
-        let answer = carried_out(operation, session, ttl, now)
-            .map_err(|error| LocalError::Failed(error_chain(&*error)))?;
-        Ok(RanHere { response: Response::new(Body::from(answer)), upgrade: None, field: None })
     }
 
     async fn execute_for_line(

@@ -24,10 +24,12 @@ use crate::observe::failpoint::{self, Point};
 use crate::observe::metrics::ByPeer;
 use crate::observe::recall::{REGISTER, Tracing, Why};
 use crate::observe::trace::{ActiveSpan, SpanKind};
+use crate::request::at_once::as_sent;
 use crate::request::call::{Call, CallBody};
 use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::as_refusal;
+use crate::request::registers::operation::FRAME_BYTES_MAX;
 use crate::request::serve::{Served, Upgrade};
 
 /// A hop whose app is here and takes it.
@@ -132,7 +134,9 @@ impl Node {
         if received.asks_go && hop::go(&mut send).await.is_err() {
             return;
         }
-        let Some((body, tunnel)) = body_of(received.incoming).await else { return };
+        // An operation is executed in one step, so all of it has to be there.
+        let whole = received.slot.keeps_registers.then_some(FRAME_BYTES_MAX);
+        let Some((body, tunnel)) = body_of(received.incoming, whole).await else { return };
         let (body, wanted) = match body {
             CallBody::Stream(Some(body)) if fields::expects_continue(&received.fields) => {
                 let (body, wanted) = body.telling_when_wanted();
@@ -277,6 +281,7 @@ impl Node {
         tunnel: Option<HopBodyReader>,
     ) -> Result<(), crate::http::body::BoxError> {
         let Served { response, served_by, upgrade, .. } = served;
+        let response = as_sent(response)?;
         let head = hop::response_head(&response, session, served_by.as_str().to_owned(), load);
         let switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let (Some(reader), true) = (tunnel, switching) else {
@@ -310,8 +315,12 @@ fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or_default()
 }
 
-/// The body of a hop, and what comes from the client's side of an upgrade; `None` where it broke off.
-async fn body_of(incoming: HopIncoming) -> Option<(CallBody, Option<HopBodyReader>)> {
+/// The body of a hop, all of it if it has at most `want_whole` bytes, and what comes from the client's
+/// side of an upgrade; `None` where it broke off.
+async fn body_of(
+    incoming: HopIncoming,
+    want_whole: Option<usize>,
+) -> Option<(CallBody, Option<HopBodyReader>)> {
     let body = match incoming {
         // The first part shows that the entry peer has heard the go-ahead: an app that ran without
         // it could run twice. Without one the body came with the head, and is known here to be
@@ -324,7 +333,7 @@ async fn body_of(incoming: HopIncoming) -> Option<(CallBody, Option<HopBodyReade
     // Boxed where there is something to wait for, as at a front door.
     let body = match Call::gathered(body) {
         Ok(whole) => CallBody::Whole(whole),
-        Err(body) => Box::pin(Call::gather(body, None)).await.ok()?,
+        Err(body) => Box::pin(Call::gather(body, want_whole)).await.ok()?,
     };
     Some((body, None))
 }

@@ -29,7 +29,6 @@ use warmhop_core::view::Liveness;
 pub use self::bounds::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use self::operation::When;
 use crate::app::places::Waits;
-use crate::app::session::Session;
 use crate::app::slot::Slot;
 use crate::app::{App, AppSpec, app_fn};
 use crate::hop::{HopError, HopKind, HopRefusal};
@@ -41,7 +40,7 @@ use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::{MEMORY_FULL, Problem};
 use crate::request::registers::operation::{
-    Answer, Ending, FRAME_BYTES_MAX, Held, Operation, carried_out, parse,
+    Answer, Ending, FRAME_BYTES_MAX, Held, Operation, parse,
 };
 use crate::sessions::store::STRIPES;
 
@@ -468,11 +467,11 @@ impl Registers {
             let subject = Subject::Key(ByKey { sid, begins });
             match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
                 Ok(served) if served.response.status() == StatusCode::OK => {
-                    let mut body = served.response.into_body();
-                    let body = match body.take_whole(4 * FRAME_BYTES_MAX) {
-                        Some(whole) => whole,
-                        None => collected(body).await.map_err(RegisterError::OutcomeUnknown)?,
-                    };
+                    let (mut parts, body) = served.response.into_parts();
+                    if let Some(answer) = parts.extensions.remove::<Answer>() {
+                        return Ok(Some(answer));
+                    }
+                    let body = collected(body).await.map_err(RegisterError::OutcomeUnknown)?;
                     return decode(&body).map(Some);
                 }
                 Ok(served) => {
@@ -689,20 +688,15 @@ async fn answer(
     name: &AppName,
     request: Request<Body>,
 ) -> Result<Response<Body>, BoxError> {
-    let (parts, body) = request.into_parts();
-    let body = collected(body).await?;
+    let body = collected(request.into_body()).await?;
     let node = node.upgrade().ok_or("this peer is ending")?;
-    let bytes = if let Some(session) = parts.extensions.get::<Session>() {
-        carried_out(&body, session, node.store.policy().ttl, node.clock.wall())?
-    } else {
-        let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
-        let Operation::List { from, count } = operation else {
-            return Err("an operation on one register came without it".into());
-        };
-        let slot = node.slot(name).ok_or("no such registers")?;
-        let count = usize::try_from(count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
-        encode(&list(&node, &slot, from, count))?
+    let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(&body)?;
+    let Operation::List { from, count } = operation else {
+        return Err("an operation on one register is executed in its turn".into());
     };
+    let slot = node.slot(name).ok_or("no such registers")?;
+    let count = usize::try_from(count).unwrap_or(LISTED_MAX).clamp(1, LISTED_MAX);
+    let bytes = encode(&list(&node, &slot, from, count))?;
     Ok(Response::new(Body::from(bytes)))
 }
 

@@ -168,16 +168,18 @@ impl Store {
         create: bool,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<R> {
-        let (result, outgoing) = self.with_held_back(key, create, work)?;
+        let (result, outgoing) = self.with_held_back(key, create, None, work)?;
         self.deliver(key, outgoing);
         Some(result)
     }
 
-    /// As [`Store::with`], but what is to be sent is left to the caller.
+    /// As [`Store::with`], but what is to be sent is left to the caller. `leaving`: who waits under
+    /// this ticket is told no more.
     fn with_held_back<R>(
         &self,
         key: &SessionKey,
         create: bool,
+        leaving: Option<Ticket>,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<(R, Vec<(Incarnation, Message)>)> {
         let mut effects = Vec::new();
@@ -189,6 +191,9 @@ impl Store {
                 self.entry(key, stripe)?;
             }
             let entry = stripe.sessions.get_mut(key)?;
+            if let Some(ticket) = leaving {
+                entry.leave(ticket);
+            }
             stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
             stripe.process.census = self.census.load_full();
             let at = self.clock.both();
@@ -604,18 +609,15 @@ impl Store {
     }
 
     fn leave(&self, key: &SessionKey, ticket: Ticket, running: Option<Option<Position>>) {
-        {
-            let mut stripe = self.stripe(key);
-            if let Some(entry) = stripe.sessions.get_mut(key) {
-                entry.leave(ticket);
-            }
-        }
-        self.with(key, false, |machine, ctx, out| {
+        let left = self.with_held_back(key, false, Some(ticket), |machine, ctx, out| {
             if let Some(p) = running {
                 machine.executed(ctx, ticket, p, Outcome::Failed, out);
             }
             machine.cancel(ctx, ticket, out);
         });
+        if let Some(((), outgoing)) = left {
+            self.deliver(key, outgoing);
+        }
     }
 }
 

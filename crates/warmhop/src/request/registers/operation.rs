@@ -10,14 +10,13 @@ use warmhop_core::octets;
 
 use crate::app::session::Session;
 use crate::http::body::BoxError;
-use crate::links::wire;
 use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
 
 /// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
 /// read costs a write now and then, not each time.
 const MOVED_AFTER: u64 = 10;
 /// An operation or its answer on the way: a value, a key and what goes with them.
-pub(super) const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
+pub(crate) const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 /// On what condition a register is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum When {
@@ -65,7 +64,7 @@ pub(crate) enum Ending {
     Keep,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Answer {
     pub(crate) done: bool,
     pub(crate) version: u64,
@@ -73,7 +72,7 @@ pub(crate) struct Answer {
 }
 
 /// A value on its way, in an answer.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Held {
     #[serde(with = "octets")]
     pub(crate) bytes: Arc<[u8]>,
@@ -109,7 +108,7 @@ fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes>
 }
 
 /// Executes one operation on what its register holds. `ttl` is the idle time, `now` the mesh's time.
-pub(super) fn execute(
+pub(crate) fn execute(
     operation: &Operation<'_>,
     session: &Session,
     ttl: Duration,
@@ -177,15 +176,4 @@ pub(super) fn execute(
         }
         Operation::List { .. } => done(false, 0),
     })
-}
-
-/// Executes the operation that a request of a register carries.
-pub(crate) fn carried_out(
-    request: &[u8],
-    session: &Session,
-    ttl: Duration,
-    now: WallTime,
-) -> Result<Bytes, BoxError> {
-    let operation: Operation<'_> = wire::decode_borrowed::<_, FRAME_BYTES_MAX>(request)?;
-    Ok(wire::encode(&execute(&operation, session, ttl, now)?, 2 * FRAME_BYTES_MAX)?)
 }

@@ -3,6 +3,7 @@
 use super::bounds::STATE_BYTES_MAX;
 use super::operation::*;
 use super::*;
+use crate::app::session::Session;
 use crate::app::session::Turn;
 
 const TTL: Duration = Duration::from_secs(100);

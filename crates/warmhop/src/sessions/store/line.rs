@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use warmhop_core::ids::{Incarnation, Position, SessionKey};
-use warmhop_core::session::message::Message;
-use warmhop_core::session::{Outcome, Ticket};
+use warmhop_core::session::message::{Exec, Message};
+use warmhop_core::session::{Ctx, Effect, Outcome, Session, Ticket};
 
 use super::Store;
 use crate::observe::failpoint::{self, Point};
@@ -42,10 +42,37 @@ impl InLine {
     /// Who runs it has been decided.
     pub(crate) fn begin(&mut self, executor: Incarnation) {
         self.send_held_back();
-        let begun = self.store.with_held_back(&self.key, false, |machine, ctx, out| {
+        let begun = self.store.with_held_back(&self.key, false, None, |machine, ctx, out| {
             machine.begin(ctx, self.ticket, executor, out);
         });
         self.held_back = begun.map(|((), outgoing)| outgoing).unwrap_or_default();
+    }
+
+    /// Where it is this request's turn, and `executor` is this peer: has what waits for nothing executed
+    /// and its outcome told, all in one step. `None` where it could not begin.
+    pub(crate) fn execute_at_once<R>(
+        &mut self,
+        executor: Incarnation,
+        work: impl FnOnce(&mut Session, &mut Ctx<'_>, &Exec) -> (Outcome, R),
+    ) -> Option<R> {
+        self.send_held_back();
+        let (store, ticket) = (Arc::clone(&self.store), self.ticket);
+        let mut changed = false;
+        let result = store.with(&self.key, false, |machine, ctx, out| {
+            let begun = out.len();
+            machine.begin(ctx, ticket, executor, out);
+            let at = out.iter().skip(begun).position(
+                |effect| matches!(effect, Effect::Execute { ticket: of, .. } if *of == ticket),
+            )?;
+            let Effect::Execute { exec, .. } = out.remove(begun + at) else { return None };
+            let (outcome, result) = work(machine, ctx, &exec);
+            changed = failpoint::changed(&outcome);
+            failpoint::pass_if(changed, Point::OwnerVoteBefore);
+            machine.executed(ctx, ticket, exec.p, outcome, out);
+            Some(result)
+        });
+        failpoint::pass_if(changed, Point::OwnerVoteAfter);
+        result.flatten()
     }
 
     /// Sends what may go out beside the execution. A read's confirmation is shorter than most

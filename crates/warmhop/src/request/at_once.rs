@@ -1,0 +1,80 @@
+//! Operations on registers at their owner. They wait for nothing, so one is executed in the very step
+//! in which it is its request's turn.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Response;
+use warmhop_core::session::message::{Exec, Stored};
+use warmhop_core::session::{Ctx, Outcome, Session as Machine};
+
+use crate::app::session::{Session, Turn};
+use crate::http::body::{Body, BoxError};
+use crate::links::wire;
+use crate::request::local_error::{LocalError, error_chain};
+use crate::request::node::Node;
+use crate::request::registers::bounds::STATE_BYTES_MAX;
+use crate::request::registers::operation::{Answer, FRAME_BYTES_MAX, Operation, execute};
+use crate::sessions::store::InLine;
+
+impl Node {
+    /// Executes the operation of a request whose turn it is; `None` where it could not begin, or the
+    /// record that it would have begun from is not here: what then happens, the line tells.
+    pub(crate) fn operate(
+        &self,
+        line: &mut InLine,
+        operation: &[u8],
+    ) -> Result<Option<Response<Body>>, LocalError> {
+        let failed = |error: BoxError| LocalError::Failed(error_chain(&*error));
+        let operation = wire::decode_borrowed::<Operation<'_>, FRAME_BYTES_MAX>(operation)
+            .map_err(|error| failed(error.into()))?;
+        let executed =
+            line.execute_at_once(self.incarnation, |machine, ctx, exec| {
+                match operated(&operation, machine, ctx, exec) {
+                    Ok((outcome, answer)) => (outcome, Ok(answer)),
+                    Err(error) => (Outcome::Failed, Err(error)),
+                }
+            });
+        let Some(answer) = executed.transpose().map_err(failed)?.flatten() else { return Ok(None) };
+        let mut response = Response::new(Body::empty());
+        response.extensions_mut().insert(answer);
+        Ok(Some(response))
+    }
+}
+
+fn operated(
+    operation: &Operation<'_>,
+    machine: &mut Machine,
+    ctx: &mut Ctx<'_>,
+    exec: &Exec,
+) -> Result<(Outcome, Option<Answer>), BoxError> {
+    let base = match machine.exec_begin(ctx, exec) {
+        Ok(base) => base,
+        Err(refused) => return Ok((Outcome::from(refused), None)),
+    };
+    let (ttl, now) = (ctx.policy.ttl, ctx.wall);
+    let state = base.state.clone().filter(|_| !base.is_over(exec, now, ttl));
+    let turn = Turn {
+        expiry: base.expiry,
+        idle_until: exec.expiry,
+        n: exec.p.map(|p| p.n),
+        keep_until: None,
+    };
+    let session = Session::new(state.map(Bytes::from_owner), STATE_BYTES_MAX, turn);
+    let answer = execute(operation, &session, ttl, now)?;
+    let changed = session.close().map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
+    let done = match session.keep_until() {
+        Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
+        None => machine.exec_end(ctx, exec, &base, changed, Stored::Applied),
+    };
+    Ok((Outcome::from(done), Some(answer)))
+}
+
+/// A response as another peer is sent it: what answers an operation is its body there.
+pub(crate) fn as_sent(mut response: Response<Body>) -> Result<Response<Body>, BoxError> {
+    if let Some(answer) = response.extensions_mut().remove::<Answer>() {
+        let bytes = wire::encode(&answer, 2 * FRAME_BYTES_MAX)?;
+        *response.body_mut() = Body::from(bytes);
+    }
+    Ok(response)
+}
