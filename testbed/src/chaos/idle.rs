@@ -136,7 +136,8 @@ async fn is_whole(key: &str, names: &[String], admins: &[SocketAddr]) -> Result<
         let ballot = told["ballot"].as_str().unwrap_or_default();
         let owner = told["owner"].as_str().unwrap_or_default();
         let living = members.iter().filter(|it| names.iter().any(|name| name == **it)).count();
-        has_majority |= 2 * living > members.len();
+        // One that was replaced keeps what it held, and hears no more of it.
+        has_majority |= members.contains(&name.as_str()) && 2 * living > members.len();
         if owner == name && !ballot.is_empty() {
             owners.push(living);
         }

@@ -179,7 +179,8 @@ fn is_known_as_lost(world: &World, sid: SessionId, owners: &[usize]) -> Result<(
         let lives = |member| world.lives(member);
         let told = peer.look(sid, |machine| machine.deciders(lives).to_vec()).unwrap_or_default();
         let living = told.iter().filter(|member| lives(**member)).count();
-        if 2 * living > told.len() {
+        // One that was replaced keeps what it held, and hears no more of it.
+        if told.contains(&peer.inc) && 2 * living > told.len() {
             return Err(format!("it is lost, and {} counts on {told:?}", peer.me));
         }
     }
