@@ -28,6 +28,8 @@ use crate::client::Client;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long it goes on repeating one operation.
 const REPEATS_WITHIN: Duration = Duration::from_secs(60);
+/// The answer to a repeat that is the last word on its operation.
+const KEY_UNKNOWN: &str = ":idempotency-key-outcome-unknown";
 /// How many items a session gets before its client begins another.
 const ITEMS_MAX: usize = 60;
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -255,6 +257,8 @@ impl Walker {
                 // No byte of it left: the next door may try it, whatever it is.
                 Outcome::NotSent { .. } => avoid = Some(door),
                 Outcome::Broken { .. } if again => avoid = Some(door),
+                // Of a run that broke off nobody will ever know more.
+                Outcome::Refused { problem, .. } if problem.ends_with(KEY_UNKNOWN) => return,
                 Outcome::Refused { status, .. } if again && (status >= 500 || status == 409) => {}
                 Outcome::Broken { .. } | Outcome::Refused { .. } => return,
             }

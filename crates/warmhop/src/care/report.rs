@@ -170,7 +170,9 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
     let view = node.view();
     let lives = |peer| peer == node.incarnation || view.by_incarnation(&peer).is_some();
     let (owner, ballot, version, members) = node.store.with(key, false, |machine, _, _| {
-        let owner = if machine.is_owner() { Some(node.incarnation) } else { machine.known_owner() };
+        // A claim of this peer that came to nothing makes it no owner, whoever else is one.
+        let claimed = machine.known_owner().filter(|owner| *owner != node.incarnation);
+        let owner = if machine.is_owner() { Some(node.incarnation) } else { claimed };
         // A change of members that cannot be completed must not make a session look alive that is lost.
         let members = machine.deciders(lives).to_vec();
         (owner, machine.ballot().or_else(|| machine.claim()), machine.version(), members)
