@@ -1,5 +1,5 @@
 //! Carries a request out: on an app here, or by a hop. Those of portable sessions, which must be
-//! committed before the response leaves, are in `portable.rs`.
+//! committed before the response leaves, are in `portable.rs` and `in_line.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
