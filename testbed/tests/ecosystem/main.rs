@@ -16,6 +16,7 @@ mod pages;
 mod pinned;
 mod proxied;
 mod redis_commands;
+mod release;
 mod sessions;
 mod streams;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         pinned::trials(),
         proxied::trials(),
         redis_commands::trials(),
+        release::trials(),
         sessions::trials(),
         streams::trials(),
     ];
