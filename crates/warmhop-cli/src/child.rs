@@ -37,6 +37,7 @@ use crate::guard;
 pub mod environment;
 mod h2;
 mod http1;
+mod plain;
 mod pool;
 mod probe;
 mod request;

@@ -1,9 +1,10 @@
-//! The connections to an app that speaks HTTP/1.1: one request at a time on each, kept between
-//! requests.
+//! Requests to an app that speaks HTTP/1.1: one at a time on each connection, kept between requests.
 //!
 //! A request has no task of its own and its connection has none either: whoever waits for the answer
-//! drives the connection, from the request's first byte to the answer's last. What a request costs
-//! besides its bytes is one wake, when the app has answered.
+//! reads and writes it. Almost all requests have their whole body with them and almost all answers say
+//! how long they are; for those [`Plain`] is all that is needed, which costs a fraction of a general
+//! client. Everything else is left to hyper: bodies that are streamed or wait for `100 Continue`,
+//! upgrades, and answers in chunks, or framed by the connection's end, or of another form.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,14 +14,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::UPGRADE;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::time::Instant;
 use warmhop::{Body, BoxError, NotSent};
 
+use super::plain::{self, Exchanged, Plain};
 use super::pool::{IDLE_CONNECTION_TIMEOUT, Pool};
 use super::request::RequestBody;
 use super::service::FIELDS_MAX;
@@ -36,38 +38,23 @@ pub(super) struct Http1Client {
     pool: Arc<Pool>,
 }
 
-/// One connection and all that belongs to it.
-pub(super) struct Line {
-    sender: SendRequest<RequestBody>,
-    /// Absent once it has ended.
-    connection: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
-    talk: Talk,
-    /// When it was last used.
-    pub(super) used: Instant,
-}
-
 /// How a request failed.
-struct Failed {
-    error: hyper::Error,
-    /// The request, where hyper has it still.
-    unsent: Option<Request<RequestBody>>,
-    /// What was said on the connection.
-    talk: Talk,
+pub(super) struct Failed {
+    pub(super) error: BoxError,
+    /// The app can have seen nothing of it.
+    pub(super) unsent: bool,
+    /// It found a connection that was kept after another's answer, and got not a byte for one.
+    pub(super) stale: bool,
 }
 
 impl Failed {
-    /// Whether the app can have seen nothing of the request.
-    fn is_unsent(&self) -> bool {
-        self.unsent.is_some() || self.talk.is_unsent()
-    }
-
     /// The error as the mesh takes it.
     fn told(self) -> BoxError {
-        if self.is_unsent() {
+        if self.unsent {
             let reason = "it closes connections at once".into();
             return NotSent { reason, refuses: true }.into();
         }
-        self.error.into()
+        self.error
     }
 }
 
@@ -80,6 +67,72 @@ impl Http1Client {
         &self,
         request: Request<RequestBody>,
     ) -> Result<Response<Body>, BoxError> {
+        let Some(body) = request.body().whole() else {
+            return Box::pin(self.streamed(request)).await;
+        };
+        if request.headers().contains_key(UPGRADE) {
+            return Box::pin(self.streamed(request)).await;
+        }
+        let safe = request.method().is_safe();
+        let harmless = safe && body.is_empty();
+        let socket = match self.pool.take(if safe { IDLE_CONNECTION_TIMEOUT } else { MOMENT }) {
+            Some(socket) => socket,
+            None => Box::pin(open(self.pool.addr)).await?,
+        };
+        let outcome = Plain::new(socket, &request, &body, harmless).await;
+        match outcome {
+            Ok(Exchanged::Whole(response, socket)) => {
+                self.pool.put(socket);
+                Ok(response)
+            }
+            // Boxed, as what is rarer: the future of every request is moved about.
+            outcome => Box::pin(self.otherwise(outcome, request, body, harmless)).await,
+        }
+    }
+
+    /// What is left to do for a request whose answer has not come whole.
+    async fn otherwise(
+        &self,
+        outcome: Result<Exchanged, Failed>,
+        request: Request<RequestBody>,
+        body: Bytes,
+        harmless: bool,
+    ) -> Result<Response<Body>, BoxError> {
+        let exchanged = match outcome {
+            Ok(exchanged) => exchanged,
+            // The app closed a connection that had been kept just as the request was sent on it. What
+            // changes nothing may be sent twice though the app may have acted on it (RFC 9112 section
+            // 9.3.1).
+            Err(failed) if failed.unsent || (harmless && failed.stale) => {
+                let socket = open(self.pool.addr).await?;
+                Plain::new(socket, &request, &body, harmless).await.map_err(Failed::told)?
+            }
+            Err(failed) => return Err(failed.told()),
+        };
+        match exchanged {
+            Exchanged::Whole(response, socket) => {
+                self.pool.put(socket);
+                Ok(response)
+            }
+            Exchanged::Ends(response) => Ok(response),
+            Exchanged::Begun(parts, reading) => {
+                let body = plain::Answer::new(reading, Arc::downgrade(&self.pool));
+                Ok(Response::from_parts(parts, Body::new(body)))
+            }
+            Exchanged::Other(socket) => {
+                // Nothing of this reaches the app, which has had the request: it tells hyper what
+                // the answer is to.
+                let mut again = Request::new(RequestBody::empty());
+                *again.method_mut() = request.method().clone();
+                let line = Line::over(socket, false).await?;
+                self.exchange(line, again).await.map_err(Failed::told)
+            }
+        }
+    }
+
+    /// Sends a request whose body comes as it comes, or that asks for an upgrade.
+    async fn streamed(&self, request: Request<RequestBody>) -> Result<Response<Body>, BoxError> {
+        let upgrades = request.headers().contains_key(UPGRADE);
         let again = twin(&request);
         let (safe, bodiless) = (request.method().is_safe(), request.body().is_end_stream());
         let idle = match (safe, again.is_some()) {
@@ -87,37 +140,17 @@ impl Http1Client {
             (false, true) => MOMENT,
             (false, false) => Duration::ZERO,
         };
-        let line = match self.pool.take(idle) {
-            Some(line) => line,
-            None => Box::pin(Line::open(self.pool.addr)).await?,
+        let socket = match self.pool.take(idle) {
+            Some(socket) => socket,
+            None => open(self.pool.addr).await?,
         };
-        match self.exchange(line, request).await {
-            Ok(response) => Ok(response),
-            // Boxed, as what is rare: the future of every request is moved about.
-            Err(failed) => Box::pin(self.once_more(failed, again, safe && bodiless)).await,
-        }
-    }
-
-    /// Sends a request again that failed on its first connection, if it may be. `harmless`: it
-    /// changes nothing, and has no body.
-    async fn once_more(
-        &self,
-        mut failed: Failed,
-        again: Option<Request<RequestBody>>,
-        harmless: bool,
-    ) -> Result<Response<Body>, BoxError> {
-        // The app closed a connection that had been kept just as the request was sent on it. What
-        // changes nothing may be sent twice though the app may have acted on it (RFC 9112 section
-        // 9.3.1).
-        let stale = harmless && failed.talk.is_stale();
-        let again = match failed.unsent.take() {
-            Some(unsent) => unsent,
-            None => match again {
-                Some(again) if stale || failed.talk.is_unsent() => again,
-                _ => return Err(failed.told()),
-            },
+        let failed = match self.exchange(Line::over(socket, upgrades).await?, request).await {
+            Ok(response) => return Ok(response),
+            Err(failed) => failed,
         };
-        let line = Line::open(self.pool.addr).await?;
+        let may_go_again = failed.unsent || (safe && bodiless && failed.stale);
+        let Some(again) = again.filter(|_| may_go_again) else { return Err(failed.told()) };
+        let line = Line::over(open(self.pool.addr).await?, upgrades).await?;
         self.exchange(line, again).await.map_err(Failed::told)
     }
 
@@ -129,13 +162,13 @@ impl Http1Client {
         let sending = request.body_mut().sending();
         let mut answer = std::pin::pin!(line.sender.try_send_request(request));
         let answer = std::future::poll_fn(|cx| {
-            line.drive(cx);
+            line.driven.drive(cx);
             answer.as_mut().poll(cx)
         });
         let response = answer.await.map_err(|mut failed| Failed {
-            unsent: failed.take_message(),
-            error: failed.into_error(),
-            talk: line.talk.clone(),
+            unsent: failed.take_message().is_some() || line.talk.is_unsent(),
+            stale: line.talk.is_stale(),
+            error: failed.into_error().into(),
         })?;
         let (parts, mut incoming) = response.into_parts();
         let is_sent = sending.is_none_or(|sending| sending.strong_count() == 0);
@@ -149,7 +182,7 @@ impl Http1Client {
         let mut ahead = None;
         if !incoming.is_end_stream() {
             ahead = std::future::poll_fn(|cx| {
-                line.drive(cx);
+                line.driven.drive(cx);
                 Poll::Ready(match Pin::new(&mut incoming).poll_frame(cx) {
                     Poll::Ready(frame) => Some(frame),
                     Poll::Pending => None,
@@ -173,60 +206,103 @@ impl Http1Client {
     }
 }
 
-impl Line {
-    async fn open(addr: SocketAddr) -> Result<Box<Self>, BoxError> {
-        let socket = Socket::connect(addr).await.map_err(|error| -> BoxError {
-            if is_refusal(&error) {
-                return NotSent { reason: "it refuses connections".into(), refuses: true }.into();
-            }
-            error.into()
-        })?;
-        let talk = socket.talk();
-        let (sender, connection) =
-            Builder::new().max_headers(FIELDS_MAX).handshake(TokioIo::new(socket)).await?;
-        // Boxed for its type, which has no name outside of hyper.
-        let connection: Pin<Box<dyn Future<Output = _> + Send>> =
-            Box::pin(connection.with_upgrades());
-        Ok(Box::new(Self { sender, connection: Some(connection), talk, used: Instant::now() }))
-    }
+/// A fresh connection to the app.
+async fn open(addr: SocketAddr) -> Result<Box<Socket>, BoxError> {
+    let socket = Socket::connect(addr).await.map_err(|error| -> BoxError {
+        if is_refusal(&error) {
+            return NotSent { reason: "it refuses connections".into(), refuses: true }.into();
+        }
+        error.into()
+    })?;
+    Ok(Box::new(socket))
+}
 
+/// One connection as hyper has it, and all that belongs to it.
+struct Line {
+    sender: SendRequest<RequestBody>,
+    driven: Driven,
+    talk: Talk,
+}
+
+/// hyper's end of a connection.
+enum Driven {
+    /// One that can be kept for another request.
+    Plain(Box<Connection<TokioIo<Box<Socket>>, RequestBody>>),
+    /// One that may become something else. Boxed for its type, which has no name outside of hyper.
+    Upgradable(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
+    /// It has ended.
+    Over,
+}
+
+impl Driven {
     /// Does what there is to do on the connection.
     fn drive(&mut self, cx: &mut Context<'_>) {
+        let ended = match self {
+            Self::Plain(connection) => connection.poll_without_shutdown(cx).is_ready(),
+            Self::Upgradable(connection) => connection.as_mut().poll(cx).is_ready(),
+            Self::Over => false,
+        };
         // Whoever waits for an answer is told how it ended.
-        if self.connection.as_mut().is_some_and(|it| it.as_mut().poll(cx).is_ready()) {
-            self.connection = None;
+        if ended {
+            *self = Self::Over;
         }
     }
 
-    /// Whether another request can be sent on it, as far as is known.
-    pub(super) fn is_free(&mut self) -> bool {
-        // A connection that waits for a request only looks whether the app has closed it.
-        self.drive(&mut Context::from_waker(std::task::Waker::noop()));
-        self.connection.is_some() && self.sender.is_ready()
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+}
+
+impl Line {
+    async fn over(socket: Box<Socket>, upgrades: bool) -> Result<Box<Self>, BoxError> {
+        let talk = socket.talk();
+        let (sender, connection) =
+            Builder::new().max_headers(FIELDS_MAX).handshake(TokioIo::new(socket)).await?;
+        let driven = if upgrades {
+            Driven::Upgradable(Box::pin(connection.with_upgrades()))
+        } else {
+            Driven::Plain(Box::new(connection))
+        };
+        Ok(Box::new(Self { sender, driven, talk }))
     }
 
-    /// Keeps it for the next request, once this one has ended on it.
+    /// Keeps its connection for the next request, once this one has ended on it.
     fn free(mut self: Box<Self>, pool: &Arc<Pool>) {
-        if self.is_free() {
-            pool.put(self);
-        } else if self.connection.is_some() {
+        // A connection that waits for a request only looks whether the app has closed it.
+        self.driven.drive(&mut Context::from_waker(std::task::Waker::noop()));
+        if self.driven.is_over() {
+            return;
+        }
+        if self.sender.is_ready() {
+            self.give_back(pool);
+        } else {
             tokio::spawn(self.run_out(Arc::downgrade(pool)));
+        }
+    }
+
+    /// One that may have become something else is not kept.
+    fn give_back(self, pool: &Arc<Pool>) {
+        if let Driven::Plain(connection) = self.driven {
+            let parts = connection.into_parts();
+            if parts.read_buf.is_empty() {
+                pool.put(parts.io.into_inner());
+            }
         }
     }
 
     /// Drives the connection until it is free or has ended.
     async fn run_out(mut self: Box<Self>, pool: Weak<Pool>) {
         let freed = std::future::poll_fn(|cx| {
-            self.drive(cx);
-            match self.connection {
-                Some(_) => self.sender.poll_ready(cx).map(|ready| ready.is_ok()),
-                None => Poll::Ready(false),
+            self.driven.drive(cx);
+            if self.driven.is_over() {
+                return Poll::Ready(false);
             }
+            self.sender.poll_ready(cx).map(|ready| ready.is_ok())
         });
         if freed.await
             && let Some(pool) = pool.upgrade()
         {
-            pool.put(self);
+            self.give_back(&pool);
         }
     }
 }
@@ -253,7 +329,7 @@ impl http_body::Body for Answer {
             Some(ahead) => ahead,
             None => {
                 if let Some(line) = &mut this.line {
-                    line.drive(cx);
+                    line.driven.drive(cx);
                 }
                 ready!(Pin::new(&mut this.incoming).poll_frame(cx))
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::http1::Line;
+use super::socket::Socket;
 
 /// Idle connections that are kept to one app, for all threads together.
 const IDLE_CONNECTIONS_MAX: usize = 256;
@@ -30,9 +30,8 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Shard {
-    /// Those used last are at the end.
-    #[expect(clippy::vec_box, reason = "they come and go as they are, boxed")]
-    idle: Vec<Box<Line>>,
+    /// Those used last are at the end, each with the time of that.
+    idle: Vec<(Instant, Box<Socket>)>,
     /// A task looks after them.
     watched: bool,
 }
@@ -64,27 +63,31 @@ impl Pool {
 
     /// A connection that was kept, was used less than `idle` ago and is free still, as far as is
     /// known.
-    pub(super) fn take(&self, idle: Duration) -> Option<Box<Line>> {
+    pub(super) fn take(&self, idle: Duration) -> Option<Box<Socket>> {
         let own = self.own();
         loop {
             // Apart, since one that is over is not to be dropped while others wait for the lock.
-            let line = self.shard(own).idle.pop_if(|line| line.used.elapsed() < idle);
-            let mut line = line?;
-            if line.is_free() {
-                return Some(line);
+            let kept = self.shard(own).idle.pop_if(|(used, _)| used.elapsed() < idle);
+            let (_, socket) = kept?;
+            if socket.is_quiet() {
+                return Some(socket);
             }
         }
     }
 
     /// Keeps a connection, unless there are enough.
-    pub(super) fn put(self: &Arc<Self>, mut line: Box<Line>) {
-        line.used = Instant::now();
+    pub(super) fn put(self: &Arc<Self>, mut socket: Box<Socket>) {
+        socket.writes_again();
+        if !socket.is_quiet() {
+            return;
+        }
+        let used = Instant::now();
         let own = self.own();
         let mut shard = self.shard(own);
         if shard.idle.len() >= self.each_max {
             return;
         }
-        shard.idle.push(line);
+        shard.idle.push((used, socket));
         if !std::mem::replace(&mut shard.watched, true) {
             tokio::spawn(watch(Arc::downgrade(self), own));
         }
@@ -93,9 +96,7 @@ impl Pool {
     /// Drops what has been idle for too long, or was closed by the app. Whether any is left.
     fn look(&self, at: usize) -> bool {
         let mut shard = self.shard(at);
-        shard
-            .idle
-            .retain_mut(|line| line.used.elapsed() < IDLE_CONNECTION_TIMEOUT && line.is_free());
+        shard.idle.retain(|(used, it)| used.elapsed() < IDLE_CONNECTION_TIMEOUT && it.is_quiet());
         shard.watched = !shard.idle.is_empty();
         shard.watched
     }

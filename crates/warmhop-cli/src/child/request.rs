@@ -24,7 +24,23 @@ pub(super) struct RequestBody {
     sending: Option<Arc<()>>,
 }
 
+/// The longest body that is sent together with its request's head: what the mesh has read ahead.
+const WHOLE_BYTES_MAX: u64 = 16 * 1024;
+
 impl RequestBody {
+    /// No body.
+    pub(super) fn empty() -> Self {
+        Self { body: Body::empty(), gate: None, owed: Some(0), sending: None }
+    }
+
+    /// All of it, where it is in memory, short, and waits for nobody.
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        if self.gate.is_some() {
+            return None;
+        }
+        self.body.whole(WHOLE_BYTES_MAX)
+    }
+
     /// The same body once more, where all of it is in memory.
     pub(super) fn try_clone(&self) -> Option<Self> {
         let body = self.body.try_clone().filter(|_| self.gate.is_none())?;

@@ -14,9 +14,10 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -78,6 +79,16 @@ impl Talk {
     }
 }
 
+/// The beginning of an answer, for another reader. What that one writes until the exchange is over is
+/// the request, which the app has had.
+struct Again {
+    bytes: Bytes,
+    /// An answer is not to be read before its request was written.
+    is_asked: bool,
+    /// Who waits for that.
+    reader: Option<Waker>,
+}
+
 /// A connection whose answers outlive its requests.
 pub(super) struct Socket {
     stream: TcpStream,
@@ -88,6 +99,10 @@ pub(super) struct Socket {
     deaf: Option<io::ErrorKind>,
     /// Nothing more is to be read.
     ended: bool,
+    /// What was read already and is to be read once more.
+    again: Option<Again>,
+    /// Room for a request, and for an answer.
+    buffers: (Vec<u8>, BytesMut),
 }
 
 impl Socket {
@@ -107,18 +122,77 @@ impl Socket {
     }
 
     fn new(stream: TcpStream) -> Self {
-        Self { stream, talk: Talk::default(), is_shared: false, deaf: None, ended: false }
+        Self {
+            stream,
+            talk: Talk::default(),
+            is_shared: false,
+            deaf: None,
+            ended: false,
+            again: None,
+            buffers: Default::default(),
+        }
     }
 
-    /// What hyper is told of a write of `bytes` bytes.
+    /// Room for a request and for an answer, which may have been used before.
+    pub(super) fn take_buffers(&mut self) -> (Vec<u8>, BytesMut) {
+        std::mem::take(&mut self.buffers)
+    }
+
+    /// Room for the next request and its answer.
+    pub(super) fn give_back_buffers(&mut self, mut out: Vec<u8>, read: BytesMut) {
+        out.clear();
+        self.buffers = (out, read);
+    }
+
+    /// Whoever uses it from here on reads `bytes` first, and writes a request that the app has had.
+    pub(super) fn reads_again(&mut self, bytes: Bytes) {
+        self.again = Some(Again { bytes, is_asked: false, reader: None });
+    }
+
+    /// The exchange is over: what is written from here on is sent.
+    pub(super) fn writes_again(&mut self) {
+        self.again = None;
+    }
+
+    /// Whether it can be written to no more.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.is_some()
+    }
+
+    /// Whether nothing is to be read on it, not even its end, as far as the runtime has heard.
+    pub(super) fn is_quiet(&self) -> bool {
+        let unread = self.again.as_ref().is_some_and(|again| !again.bytes.is_empty());
+        let read = self.stream.try_read(&mut [0]);
+        !unread && !self.is_deaf() && read.is_err_and(|it| it.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Writes of a request that may be sent twice: whether the app has closed the connection shows
+    /// by and by.
+    pub(super) fn poll_write_harmless(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.told(cx, bytes.len(), true, |stream, cx| stream.poll_write(cx, bytes))
+    }
+
+    /// What is told of a write of `bytes` bytes.
     fn told(
         &mut self,
         cx: &mut Context<'_>,
         bytes: usize,
+        harmless: bool,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if let Some(again) = &mut self.again {
+            again.is_asked = true;
+            if let Some(reader) = again.reader.take() {
+                reader.wake();
+            }
+            return Poll::Ready(Ok(bytes));
+        }
         let begins = !self.is_shared && self.talk.writes();
-        if begins && has_closed(&self.stream) {
+        if begins && !harmless && has_closed(&self.stream) {
             // The runtime may not have heard of it yet: here is the last moment at which it is
             // certain that the app gets none of it.
             self.talk.0.unsent.store(true, Relaxed);
@@ -174,6 +248,16 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(again) = &mut self.again {
+            if !again.is_asked {
+                again.reader = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            if !again.bytes.is_empty() {
+                buf.put_slice(&again.bytes.split_to(again.bytes.len().min(buf.remaining())));
+                return Poll::Ready(Ok(()));
+            }
+        }
         let before = buf.filled().len();
         let mut outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         let nothing = buf.filled().len() == before && buf.remaining() > 0;
@@ -196,7 +280,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.told(cx, buf.len(), |stream, cx| stream.poll_write(cx, buf))
+        self.told(cx, buf.len(), false, |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -205,7 +289,7 @@ impl AsyncWrite for Socket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let bytes = bufs.iter().map(|buf| buf.len()).sum();
-        self.told(cx, bytes, |stream, cx| stream.poll_write_vectored(cx, bufs))
+        self.told(cx, bytes, false, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

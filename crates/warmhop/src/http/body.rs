@@ -63,6 +63,23 @@ impl Body {
         }
     }
 
+    /// All of its bytes, where they are in memory and at most `bytes_max` long.
+    #[must_use]
+    pub fn whole(&self, bytes_max: u64) -> Option<Bytes> {
+        match &self.inner {
+            Inner::Empty => Some(Bytes::new()),
+            Inner::Full(full) if full.size_hint().exact()? <= bytes_max => {
+                let mut noop = Context::from_waker(std::task::Waker::noop());
+                match Pin::new(&mut full.clone()).poll_frame(&mut noop) {
+                    Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+                    _ => Some(Bytes::new()),
+                }
+            }
+            Inner::Incoming(_) if self.is_end_stream() => Some(Bytes::new()),
+            _ => None,
+        }
+    }
+
     /// Takes the bytes of a body that is whole in memory and at most `bytes_max` long.
     pub(crate) fn take_whole(&mut self, bytes_max: usize) -> Option<Bytes> {
         match &mut self.inner {

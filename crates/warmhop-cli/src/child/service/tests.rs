@@ -270,6 +270,59 @@ async fn connections_are_kept_and_one_that_the_app_closed_costs_no_request() {
     }
 }
 
+/// An app of one connection: to each request it reads it answers with the next pieces, each written
+/// once the one before was read.
+async fn app_of_one_connection(answers: &'static [&'static [&'static str]]) -> ChildService {
+    let (listener, service) = listener().await;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        // Whoever opened another would wait for ever.
+        for pieces in answers {
+            read_head(&mut stream).await;
+            for piece in *pieces {
+                stream.write_all(piece.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+        std::future::pending::<()>().await;
+    });
+    service
+}
+
+#[tokio::test]
+async fn answers_of_every_kind_leave_their_connection_to_the_next_request() {
+    let service = app_of_one_connection(&[
+        &["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab"],
+        &["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"],
+        &["HTTP/1.1 200 OK\r\ncontent-", "length: 2\r\n\r\n", "a", "b"],
+        &["HTTP/1.1 103 Early Hints\r\n\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\na", "b"],
+        &["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n", "1\r\nb\r\n0\r\n\r\n"],
+        &["HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nab"],
+    ])
+    .await;
+    for at in 0..6 {
+        let response = service.clone().call(get("/")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{at}");
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ab", "{at}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_ends_before_its_length_is_cut_off_visibly() {
+    let (listener, service) = listener().await;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        read_head(&mut stream).await;
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab";
+        stream.write_all(answer).await.unwrap();
+    });
+    let mut service = service;
+    let response = service.call(get("/")).await.unwrap();
+    assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(3));
+    response.into_body().collect().await.unwrap_err();
+}
+
 #[tokio::test]
 async fn a_request_that_an_app_may_have_seen_is_not_sent_again() {
     let (listener, mut service) = listener().await;

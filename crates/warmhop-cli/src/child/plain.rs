@@ -1,0 +1,455 @@
+//! One exchange on a connection to an app, of the kind that almost all are: the request is whole in
+//! memory, and the answer says how long it is.
+//!
+//! What is not of this kind is recognised by the answer's head, before anything of it was given out,
+//! and left to hyper together with every byte that was read ([`Exchanged::Other`]). So nothing here
+//! interprets chunks, interim answers, ends of connections, or heads that are out of form.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Weak;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::response::Parts;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::{Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+use warmhop::{Body, BoxError};
+
+use super::http1::Failed;
+use super::pool::Pool;
+use super::request::RequestBody;
+use super::service::FIELDS_MAX;
+use super::socket::Socket;
+
+/// A longer head is hyper's to judge.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Room for what is read first: most answers fit.
+const FIRST_READ_BYTES: usize = 8 * 1024;
+/// The most that is read at once of an answer that is long.
+const READ_BYTES: usize = 64 * 1024;
+/// How many fields a peer adds to an answer, as a rule.
+const FIELDS_ADDED: usize = 3;
+/// The most digits of a length: any number of so many fits into 64 bits.
+const LENGTH_DIGITS_MAX: usize = 19;
+
+/// What came of an exchange.
+pub(super) enum Exchanged {
+    /// All of the answer, and the connection, on which another request can be sent.
+    Whole(Response<Body>, Box<Socket>),
+    /// All of the answer, after which the connection cannot be used.
+    Ends(Response<Body>),
+    /// The answer's head; its body is still to come.
+    Begun(Parts, Reading),
+    /// An answer of another kind; what was read of it is read once more.
+    Other(Box<Socket>),
+}
+
+/// A request on its way, until its answer's head has come.
+pub(super) struct Plain<'a> {
+    socket: Option<Box<Socket>>,
+    method: &'a Method,
+    /// What is to be written, the body included.
+    out: Out,
+    read: BytesMut,
+    /// It may be sent twice, so it need not be known whether it was sent.
+    harmless: bool,
+}
+
+/// An answer's body on its way.
+pub(super) struct Reading {
+    socket: Box<Socket>,
+    out: Out,
+    read: BytesMut,
+    left: u64,
+}
+
+/// A request's bytes, and how many of them were written.
+#[derive(Default)]
+struct Out {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Out {
+    fn is_empty(&self) -> bool {
+        self.written == self.bytes.len()
+    }
+}
+
+impl<'a> Plain<'a> {
+    pub(super) fn new(
+        mut socket: Box<Socket>,
+        request: &'a Request<RequestBody>,
+        body: &Bytes,
+        harmless: bool,
+    ) -> Self {
+        let (mut bytes, read) = socket.take_buffers();
+        put_request(&mut bytes, request, body);
+        let out = Out { bytes, written: 0 };
+        Self { socket: Some(socket), method: request.method(), out, read, harmless }
+    }
+
+    fn failed(&mut self, error: io::Error) -> Failed {
+        let talk = self.socket.take().map(|socket| socket.talk()).unwrap_or_default();
+        Failed { error: error.into(), unsent: talk.is_unsent(), stale: talk.is_stale() }
+    }
+
+    /// What the answer is, as far as it was read.
+    fn look(&mut self) -> Poll<Exchanged> {
+        let head = match read_head(&mut self.read, self.method) {
+            Head::Partial => return Poll::Pending,
+            Head::Other => {
+                let Some(mut socket) = self.socket.take() else { return Poll::Pending };
+                socket.reads_again(std::mem::take(&mut self.read).freeze());
+                return Poll::Ready(Exchanged::Other(socket));
+            }
+            Head::Answer(head) => head,
+        };
+        let Some(socket) = self.socket.take() else { return Poll::Pending };
+        let (parts, length) = *head;
+        let (read, out) = (std::mem::take(&mut self.read), std::mem::take(&mut self.out));
+        let mut reading = Reading { socket, out, read, left: length };
+        if reading.left > reading.read.len() as u64 {
+            return Poll::Ready(Exchanged::Begun(parts, reading));
+        }
+        let body = Body::from(reading.take());
+        let response = Response::from_parts(parts, body);
+        Poll::Ready(match reading.into_free() {
+            Some(socket) => Exchanged::Whole(response, socket),
+            None => Exchanged::Ends(response),
+        })
+    }
+}
+
+impl Future for Plain<'_> {
+    type Output = Result<Exchanged, Failed>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            let Some(socket) = &mut this.socket else { return Poll::Pending };
+            if !this.out.is_empty()
+                && let Poll::Ready(Err(error)) = write(socket, &mut this.out, this.harmless, cx)
+            {
+                return Poll::Ready(Err(this.failed(error)));
+            }
+            this.read.reserve(FIRST_READ_BYTES);
+            match ready!(poll_read_buf(Pin::new(&mut **socket), cx, &mut this.read)) {
+                Ok(0) => {
+                    let what = "the app closed the connection before it answered";
+                    let error = io::Error::new(io::ErrorKind::UnexpectedEof, what);
+                    return Poll::Ready(Err(this.failed(error)));
+                }
+                Err(error) => return Poll::Ready(Err(this.failed(error))),
+                Ok(_) => {}
+            }
+            if let Poll::Ready(exchanged) = this.look() {
+                return Poll::Ready(Ok(exchanged));
+            }
+        }
+    }
+}
+
+/// Writes what can be written. An error says that nothing can have been heard.
+fn write(
+    socket: &mut Socket,
+    out: &mut Out,
+    harmless: bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        let outcome = if harmless {
+            socket.poll_write_harmless(cx, &out.bytes[out.written..])
+        } else {
+            Pin::new(&mut *socket).poll_write(cx, &out.bytes[out.written..])
+        };
+        match ready!(outcome) {
+            Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Ok(bytes) => out.written += bytes,
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+impl Reading {
+    /// What has been read of the body.
+    fn take(&mut self) -> Bytes {
+        let bytes = self.left.min(self.read.len() as u64);
+        self.left -= bytes;
+        // It is at most as much as there is.
+        self.read.split_to(bytes as usize).freeze()
+    }
+
+    /// The connection, where the answer has been read to its end and all is as it should be.
+    fn into_free(self) -> Option<Box<Socket>> {
+        let Self { mut socket, out, read, left } = self;
+        if left > 0 || !out.is_empty() || !read.is_empty() || socket.is_deaf() {
+            return None;
+        }
+        socket.give_back_buffers(out.bytes, read);
+        Some(socket)
+    }
+
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        // An app may answer before it has read all that it is asked.
+        if let Poll::Ready(Err(error)) = write(&mut self.socket, &mut self.out, false, cx) {
+            return Poll::Ready(Err(error));
+        }
+        if self.read.is_empty() {
+            let room = usize::try_from(self.left).unwrap_or(READ_BYTES).min(READ_BYTES);
+            self.read.reserve(room);
+            let read = poll_read_buf(Pin::new(&mut *self.socket), cx, &mut self.read);
+            if ready!(read)? == 0 {
+                let what = "the app closed the connection before the end of its answer";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, what)));
+            }
+        }
+        Poll::Ready(Ok(self.take()))
+    }
+}
+
+/// The body of an answer that is as long as it says. Dropping it before its end closes the connection.
+pub(super) struct Answer {
+    reading: Option<Reading>,
+    pool: Weak<Pool>,
+}
+
+impl Answer {
+    pub(super) fn new(reading: Reading, pool: Weak<Pool>) -> Self {
+        Self { reading: Some(reading), pool }
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
+        let data = ready!(reading.poll_more(cx));
+        if (data.is_err() || reading.left == 0)
+            && let Some(reading) = self.reading.take()
+            && let Some(socket) = reading.into_free()
+            && let Some(pool) = self.pool.upgrade()
+        {
+            pool.put(socket);
+        }
+        Poll::Ready(Some(data.map(Frame::data).map_err(Into::into)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.reading.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.reading.as_ref().map_or(0, |reading| reading.left))
+    }
+}
+
+/// A request's head and body as they go over the wire (RFC 9112 section 3).
+fn put_request(out: &mut Vec<u8>, request: &Request<RequestBody>, body: &Bytes) {
+    out.reserve(1024 + body.len());
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    // A query may stand alone, and `*` does.
+    let root = if target.starts_with(['/', '*']) { "" } else { "/" };
+    let line = [request.method().as_str(), " ", root, target, " HTTP/1.1\r\n"];
+    for part in line {
+        out.extend_from_slice(part.as_bytes());
+    }
+    for (name, value) in request.headers() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+    if !body.is_empty() && !request.headers().contains_key(CONTENT_LENGTH) {
+        let mut digits = itoa::Buffer::new();
+        for part in ["content-length: ", digits.format(body.len()), "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body);
+}
+
+/// What of an answer's head has come.
+enum Head {
+    Partial,
+    /// It is for hyper.
+    Other,
+    /// It, and how long its body is.
+    Answer(Box<(Parts, u64)>),
+}
+
+/// Reads a head, and takes it off what was read where it is of the common kind.
+fn read_head(read: &mut BytesMut, method: &Method) -> Head {
+    let mut room = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut answer = httparse::Response::new(&mut []);
+    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+        &mut answer,
+        read,
+        &mut room,
+    );
+    let bytes = match parsed {
+        Ok(httparse::Status::Complete(bytes)) => bytes,
+        Ok(httparse::Status::Partial) if read.len() <= HEAD_BYTES_MAX => return Head::Partial,
+        _ => return Head::Other,
+    };
+    let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let Some(status) = status.filter(|it| answer.version == Some(1) && !it.is_informational())
+    else {
+        return Head::Other;
+    };
+    let Some(length) = length_of(answer.headers, method, status) else { return Head::Other };
+    let reason = answer.reason.filter(|reason| Some(*reason) != status.canonical_reason());
+    let reason = reason.map(|reason| ReasonPhrase::try_from(reason.as_bytes().to_vec()));
+    // Copied, so that the room for the next answer is not held by the fields of this one.
+    let (head, from) = (Bytes::copy_from_slice(&read[..bytes]), read.as_ptr() as usize);
+    let mut headers = HeaderMap::with_capacity(answer.headers.len() + FIELDS_ADDED);
+    for field in &*answer.headers {
+        let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else { return Head::Other };
+        // Of an empty value nobody knows where it is.
+        let at = (field.value.as_ptr() as usize).wrapping_sub(from).min(bytes);
+        let value = head.slice(at..at + field.value.len());
+        let Ok(value) = HeaderValue::from_maybe_shared(value) else { return Head::Other };
+        headers.append(name, value);
+    }
+    read.advance(bytes);
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.version_mut() = Version::HTTP_11;
+    *response.headers_mut() = headers;
+    if let Some(Ok(reason)) = reason {
+        response.extensions_mut().insert(reason);
+    }
+    Head::Answer(Box::new((response.into_parts().0, length)))
+}
+
+/// How long the body is (RFC 9112 section 6.3), where the answer says so and leaves its connection
+/// open; absent where it is another kind of answer.
+fn length_of(fields: &[httparse::Header<'_>], method: &Method, status: StatusCode) -> Option<u64> {
+    let mut length = None;
+    for field in fields {
+        // Names by their lengths first: this is asked of each field of each answer.
+        let is = |name: &HeaderName| field.name.eq_ignore_ascii_case(name.as_str());
+        match field.name.len() {
+            10 if is(&CONNECTION) && !field.value.eq_ignore_ascii_case(b"keep-alive") => {
+                return None;
+            }
+            14 if is(&CONTENT_LENGTH) => {
+                let digits = field.value;
+                let in_form = (1..=LENGTH_DIGITS_MAX).contains(&digits.len())
+                    && digits.iter().all(u8::is_ascii_digit);
+                if !in_form || length.is_some() {
+                    return None;
+                }
+                length =
+                    Some(digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
+            }
+            17 if is(&TRANSFER_ENCODING) => return None,
+            _ => {}
+        }
+    }
+    let none = *method == Method::HEAD
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if none { Some(0) } else { length }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str, method: &Method) -> Option<(Parts, u64, BytesMut)> {
+        let mut read = BytesMut::from(text);
+        match read_head(&mut read, method) {
+            Head::Answer(head) => Some((head.0, head.1, read)),
+            Head::Partial | Head::Other => {
+                assert_eq!(read, text, "what is not understood is left as it came");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn an_answer_that_says_how_long_it_is_is_read_and_what_follows_is_left() {
+        let text = "HTTP/1.1 200 Fine\r\nContent-Length: 5\r\nX-A: 1\r\nx-a: \r\n\r\nhello";
+        let (parts, length, rest) = read(text, &Method::GET).unwrap();
+        assert_eq!((parts.status, length, &rest[..]), (StatusCode::OK, 5, &b"hello"[..]));
+        assert_eq!(parts.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine");
+        assert_eq!(parts.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", ""]);
+        for (method, head) in [
+            (Method::HEAD, "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"),
+            (Method::GET, "HTTP/1.1 204 No Content\r\n\r\n"),
+            (Method::GET, "HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n"),
+        ] {
+            let (parts, length, _) = read(head, &method).unwrap();
+            assert_eq!(length, 0, "{head}");
+            assert!(parts.extensions.get::<ReasonPhrase>().is_none());
+        }
+    }
+
+    #[test]
+    fn every_other_kind_of_answer_is_left_to_hyper() {
+        let many = format!("HTTP/1.1 204 X\r\n{}", "a: b\r\n".repeat(FIELDS_MAX + 1));
+        let long = "1".repeat(LENGTH_DIGITS_MAX + 1);
+        for head in [
+            "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n",
+            "HTTP/1.1 100 Continue\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\ncontent-length: 2\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive, close\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: +2\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length:\r\n",
+            &format!("HTTP/1.1 200 OK\r\ncontent-length: {long}\r\n"),
+            "HTTP/1.1 200 OK\r\n",
+            "HTTP/1.1 2x0 OK\r\ncontent-length: 2\r\n",
+            "HTTP/1.1 200 OK\r\n folded: 1\r\ncontent-length: 2\r\n",
+            "no HTTP\r\n",
+            &many,
+        ] {
+            assert!(read(&format!("{head}\r\nab"), &Method::GET).is_none(), "{head}");
+        }
+        assert!(read("HTTP/1.1 200 OK\r\ncontent-le", &Method::GET).is_none(), "it is not whole");
+    }
+
+    #[test]
+    fn a_request_is_written_as_it_is() {
+        let write = |target: &str, body: &'static str, fields: &[(&str, &str)]| {
+            let mut request = Request::new(Body::from(body));
+            *request.method_mut() = Method::PUT;
+            *request.uri_mut() = target.parse().unwrap();
+            for (name, value) in fields {
+                let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+                request.headers_mut().append(name, value.parse().unwrap());
+            }
+            let (mut parts, body) = request.into_parts();
+            let body = RequestBody::new(&mut parts.headers, body);
+            let request = Request::from_parts(parts, body);
+            let whole = request.body().whole().unwrap();
+            let mut out = Vec::new();
+            put_request(&mut out, &request, &whole);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            write("/a?b", "hi", &[("host", "h"), ("x", "1"), ("x", "2")]),
+            "PUT /a?b HTTP/1.1\r\nhost: h\r\nx: 1\r\nx: 2\r\ncontent-length: 2\r\n\r\nhi"
+        );
+        assert_eq!(
+            write("*", "hi", &[("content-length", "7")]),
+            "PUT * HTTP/1.1\r\ncontent-length: 2\r\n\r\nhi"
+        );
+        assert_eq!(write("/", "", &[]), "PUT / HTTP/1.1\r\n\r\n");
+    }
+}
