@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use warmhop_core::ids::PeerId;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::identity::cookies::CookieKey;
+use crate::identity::cookies::{CookieKey, CookieKeys};
 use crate::identity::files::{certificates, cookie_key, private_key, read_bounded};
 use crate::identity::limits::{COOKIE_KEY_BYTES, COOKIE_KEY_NAME};
 use crate::identity::names::{peer_name, unix_time};
@@ -58,7 +58,7 @@ pub(super) struct Loaded {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
     /// The first makes tags; all are believed.
-    pub(super) cookie_keys: Vec<CookieKey>,
+    pub(super) cookie_keys: CookieKeys,
 }
 
 impl Source {
@@ -193,6 +193,7 @@ impl Loaded {
             })?);
         }
         let cookie_keys = keys.iter().map(|key| CookieKey::new(key, &cluster)).collect();
+        let cookie_keys = CookieKeys::new(cookie_keys);
         Ok(Self { cluster, peer, expires, roots, chain, key, cookie_keys, files, cookie_key_files })
     }
 }
@@ -221,12 +222,12 @@ pub(crate) struct CookieAuthenticator(pub(super) Arc<Shared>);
 impl CookieAuthenticator {
     /// The tag of `message` under the first key.
     pub(crate) fn tag(&self, message: &[u8]) -> [u8; 16] {
-        self.0.loaded.load().cookie_keys[0].tag(message)
+        self.0.loaded.load().cookie_keys.tag(message)
     }
 
     /// Whether `tag` is the tag of `message` under any key.
     pub(crate) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
-        self.0.loaded.load().cookie_keys.iter().any(|key| key.verify(message, tag))
+        self.0.loaded.load().cookie_keys.verify(message, tag)
     }
 }
 
