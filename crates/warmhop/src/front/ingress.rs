@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -31,6 +32,7 @@ use crate::front::origin::{Origin, TrustedProxies};
 use crate::front::starting::{PROGRESS_PATH, is_navigation};
 use crate::front::targets;
 use crate::hop::{self, AppIs};
+use crate::http::about::About;
 use crate::http::body::{Body, Broke};
 use crate::http::client::ClientInfo;
 use crate::http::clients::Clients;
@@ -43,7 +45,7 @@ use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
 use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
-use crate::request::problem::{PSEUDONYM, Problem, sf_name};
+use crate::request::problem::{Problem, sf_name};
 use crate::request::serve::{Served, ServedBy, Upgrade};
 
 use self::refusal::Asked;
@@ -64,6 +66,12 @@ const REPLAYED_FIELD: &str = "warmhop-replayed";
 const FORKED_FIELD: &str = "warmhop-session-forked";
 /// Where a client is told that its former session is gone.
 const LOST_FIELD: &str = "warmhop-session-lost";
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_FIELD);
+const PEER: HeaderName = HeaderName::from_static(PEER_FIELD);
+/// How many fields this peer adds to those that an app is to see.
+const FIELDS_ADDED: usize = 6;
 
 /// Which app a request is for.
 #[derive(Clone, Copy)]
@@ -96,18 +104,27 @@ impl Ingress {
     /// Serves one request; every outcome is a response.
     pub(crate) async fn handle(
         &self,
-        request: Request<Body>,
+        mut request: Request<Body>,
         client: ClientInfo,
     ) -> Response<Body> {
         let ends = ends_connection(&request);
-        let mut response = self.handled(request, client).await;
+        let mut response = match self.at_the_door(&mut request, client) {
+            Ok((of, client)) => self.identified(of, request, client).await,
+            Err(answered) => answered,
+        };
         if ends && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    async fn handled(&self, mut request: Request<Body>, client: ClientInfo) -> Response<Body> {
+    /// Settles whom a request is for and from; or answers it, where it asks for this peer's word.
+    #[expect(clippy::result_large_err, reason = "an answer is made here, once")]
+    fn at_the_door(
+        &self,
+        request: &mut Request<Body>,
+        client: ClientInfo,
+    ) -> Result<(For<'static>, Origin), Response<Body>> {
         let (uri, headers) = (request.uri().clone(), request.headers_mut());
         let host_is_one = fields::settle_host(&uri, headers);
         let client = self.trusted.settle(headers, client);
@@ -115,16 +132,15 @@ impl Ingress {
         // counters of requests are to be full of them.
         let path = request.uri().path();
         if path == READY_PATH {
-            return readiness(self.node.is_draining());
+            return Err(readiness(self.node.is_draining()));
         }
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
             let host = fields::host_as_sent(request.headers());
             if let Some(slot) = self.app_for(host, of) {
-                return self.node.progress(&slot).response();
+                return Err(self.node.progress(&slot).response());
             }
         }
-        let of = if host_is_one { For::AnyApp } else { For::Nobody };
-        self.identified(of, request, client).await
+        Ok((if host_is_one { For::AnyApp } else { For::Nobody }, client))
     }
 
     /// Serves one request of an app that is known already, whatever its host and path.
@@ -141,21 +157,20 @@ impl Ingress {
         self.identified(For::App(slot), request, client).await
     }
 
-    async fn identified(
-        &self,
-        of: For<'_>,
+    /// Boxed here, where little is to be moved: each future around it would be moved by whoever
+    /// awaits it, and all of its bytes with it.
+    fn identified<'a>(
+        &'a self,
+        of: For<'a>,
         request: Request<Body>,
         client: Origin,
-    ) -> Response<Body> {
+    ) -> BoxFuture<'a, Response<Body>> {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let span = debug_span!("request", id = %id, peer = %node.me);
         let answering = self.traced(of, request, client, id);
-        if span.is_disabled() {
-            // Nobody listens, and moving the future once more costs more than all of the span.
-            return answering.await;
-        }
-        answering.instrument(span).await
+        // Where nobody listens, moving the future once more costs more than all of the span.
+        if span.is_disabled() { Box::pin(answering) } else { Box::pin(answering.instrument(span)) }
     }
 
     async fn traced(
@@ -195,7 +210,7 @@ impl Ingress {
         let status = response.status();
         let headers = response.headers_mut();
         if node.reveal {
-            headers.insert(HeaderName::from_static(REQUEST_ID_FIELD), tracing.id_field());
+            headers.insert(REQUEST_ID, tracing.id_field());
         } else {
             headers.remove(PEER_FIELD);
         }
@@ -308,6 +323,7 @@ impl Ingress {
         };
         tracing.app(slot.name());
         if by_front_door
+            && slot.state() != AppState::Ready
             && slot.spec().policy.starting_page
             && is_navigation(request.method(), request.headers())
             && slot.spec().policy.wake.wakes(user_agent(request.headers()), request.uri().path())
@@ -315,8 +331,7 @@ impl Ingress {
         {
             return Err((page, Some(slot)));
         }
-        // Boxed here and not further out: each future around it is moved by whoever awaits it, and all
-        // of its bytes with it.
+        // Boxed for the same reason as all of it.
         match Box::pin(self.serve(&slot, request, client, tracing)).await {
             Ok((response, way)) => Ok((response, way, Some(slot))),
             Err(problem) => Err((problem, Some(slot))),
@@ -338,8 +353,9 @@ impl Ingress {
         let node = &self.node;
         let mode = slot.spec().policy.session;
         let (mut parts, body) = request.into_parts();
-        let key = idempotency_key(&parts.headers)?
-            .filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method));
+        let about = About::of(&parts.headers);
+        let key = if about.has(About::KEY) { idempotency_key(&parts.headers)? } else { None };
+        let key = key.filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method));
 
         // A WebSocket over HTTP/2 (RFC 8441) is an upgrade to all who pass it on, and to the app:
         // only the client's side of it differs.
@@ -348,6 +364,8 @@ impl Ingress {
             parts.method = Method::GET;
             parts.headers.insert("sec-websocket-key", websocket_key());
             Some(HeaderValue::from_static("websocket"))
+        } else if !about.has(About::CONNECTION) {
+            None
         } else {
             // A server may ignore the wish (RFC 9110 section 7.8). Two that read a body and a
             // tunnel differently on one connection would be worse.
@@ -356,25 +374,42 @@ impl Ingress {
         let on_upgrade = parts.extensions.remove::<OnUpgrade>().filter(|_| upgrade.is_some());
         let via_version = parts.version;
         let headers = &mut parts.headers;
-        fields::remove_hop_by_hop(headers);
-        fields::remove_reserved(headers);
-        fields::remove_shadows(headers);
-        fields::join_cookies(headers);
+        if about.has(About::CONNECTION) {
+            fields::remove_hop_by_hop(headers);
+        }
+        if about.has(About::OURS) {
+            fields::remove_reserved(headers);
+        }
+        if about.has(About::SHADOW) {
+            fields::remove_shadows(headers);
+        }
+        if about.has(About::COOKIE) {
+            fields::join_cookies(headers);
+        }
         if upgrade.is_some() {
             headers.remove(CONTENT_LENGTH);
         }
-        let asks_first = fields::expects_continue(headers) && via_version > Version::HTTP_10;
-        headers.remove(EXPECT);
-        let (entry, current) = self.take_cookie(headers, slot.name());
+        let mut asks_first = false;
+        if about.has(About::EXPECT) {
+            asks_first = fields::expects_continue(headers) && via_version > Version::HTTP_10;
+            headers.remove(EXPECT);
+        }
+        let (entry, current) = if about.has(About::COOKIE) {
+            self.take_cookie(headers, slot.name())
+        } else {
+            (None, None)
+        };
         let brought_any = entry.is_some();
+        // At once, rather than as they are added.
+        headers.reserve(FIELDS_ADDED);
         let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
         targets::name_host(headers, slot.spec().host.as_deref());
         targets::passed_on(&parts.method, headers);
         let ClientInfo { addr, secure } = client.neighbour;
         let scheme = if secure { "https" } else { "http" };
         fields::append_forwarded(headers, addr.map(|addr| addr.ip()), host, scheme);
-        fields::append_via(headers, via_version, node.me.as_str());
-        headers.insert(HeaderName::from_static("x-request-id"), tracing.id_field());
+        node.via[0].append(headers, via_version);
+        headers.insert(X_REQUEST_ID, tracing.id_field());
 
         let want_whole = key.is_some().then(|| node.store.policy().stored_response_bytes_max);
         let body = if upgrade.is_some() {
@@ -549,11 +584,10 @@ impl Ingress {
             ServedBy::There(said) => HeaderValue::from_str(said),
         };
         if let Ok(by) = by {
-            headers.insert(HeaderName::from_static(PEER_FIELD), by);
+            headers.insert(PEER, by);
         }
         if let Some(hop) = &next_hop {
-            let by = if node.reveal { node.me.as_str() } else { PSEUDONYM };
-            fields::append_via(headers, http::Version::HTTP_11, by);
+            node.via[1].append(headers, http::Version::HTTP_11);
             let status =
                 format!("{}; next-hop={}", sf_name(node.me.as_str()), sf_name(hop.as_str()));
             if let (true, Ok(value)) = (node.reveal, HeaderValue::from_str(&status)) {

@@ -26,6 +26,7 @@ use tracing::{debug, warn};
 use crate::front::client_body::ClientBody;
 use crate::front::ingress::Ingress;
 use crate::front::origin;
+use crate::http::aside::Aside;
 use crate::http::body::Body;
 use crate::http::client::ClientInfo;
 use crate::http::clients::Account;
@@ -148,6 +149,7 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     let address = client.addr.map_or(peer.ip(), |addr| addr.ip());
     let Some(admitted) = door.ingress.clients.admit(address) else { return };
     let account = admitted.account();
+    let gives_way = Aside::new(account.gives_way().clone().cancelled_owned());
     let served = async {
         let Some(tls) = &door.tls else {
             return connection(stream, client, &door, account).await;
@@ -163,7 +165,7 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     };
     tokio::select! {
         () = served => {}
-        () = account.gives_way().cancelled() => debug!(%peer, "client connection gave way"),
+        () = gives_way => debug!(%peer, "client connection gave way"),
     }
 }
 
@@ -192,7 +194,7 @@ async fn told_by_proxy(
 
 /// Resolves when the connection is to end once it is idle. One that has just been opened is about to
 /// bring a request, and would be cut off before that is read.
-async fn closes(closing: &CancellationToken, begun: &CancellationToken) {
+async fn closes(closing: CancellationToken, begun: CancellationToken) {
     closing.cancelled().await;
     let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, begun.cancelled()).await;
 }
@@ -210,14 +212,15 @@ where
         client,
         in_flight,
         begun: begun.clone(),
+        has_begun: AtomicBool::new(false),
         upgraded: Arc::clone(&upgraded),
     };
     let service = hyper::service::service_fn(move |request| visit.answer(request));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        // A timer for each head costs more than the head: `does_nothing` bounds them all.
+        .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(FIELDS_MAX);
     builder
@@ -231,16 +234,18 @@ where
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
+    let closes = Aside::new(closes(door.closing.clone(), begun));
+    let does_nothing = Aside::new(does_nothing(Arc::clone(account)));
     let serving = async {
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(serving);
         tokio::select! {
             outcome = serving.as_mut() => outcome,
-            () = closes(&door.closing, &begun) => {
+            () = closes => {
                 serving.as_mut().graceful_shutdown();
                 serving.await
             }
-            () = does_nothing(account) => {
+            () = does_nothing => {
                 serving.as_mut().graceful_shutdown();
                 // How it ends is no matter.
                 let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
@@ -249,12 +254,13 @@ where
         }
     };
     // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
-    let cut_off = async {
-        door.tunnels.closing.cancelled().await;
+    let (closing, cut) = (door.tunnels.closing.clone(), door.tunnels.cut.clone());
+    let cut_off = Aside::new(async move {
+        closing.cancelled().await;
         if upgraded.load(Ordering::Relaxed) {
-            door.tunnels.cut.cancelled().await;
+            cut.cancelled().await;
         }
-    };
+    });
     tokio::select! {
         outcome = serving => {
             if let Err(error) = outcome {
@@ -265,9 +271,9 @@ where
     }
 }
 
-/// Resolves when no request has been in flight for long: HTTP/2 asks nobody for a head in time, and
-/// answers to its pings are no reason to stay.
-async fn does_nothing(account: &Account) {
+/// Resolves when no request has been in flight for long: a head has come too slowly, or none has. For
+/// HTTP/2, answers to its pings are no reason to stay.
+async fn does_nothing(account: Arc<Account>) {
     loop {
         match account.idle_for() {
             Some(idle) if idle >= HEAD_TIMEOUT => return,
@@ -282,6 +288,8 @@ struct Visit {
     client: ClientInfo,
     in_flight: InFlight,
     begun: CancellationToken,
+    /// It was cancelled: looking costs less than cancelling it again.
+    has_begun: AtomicBool,
     upgraded: Arc<AtomicBool>,
 }
 
@@ -290,7 +298,10 @@ impl Visit {
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Response<CountedBody>, Infallible>> + Send + use<> {
-        self.begun.cancel();
+        if !self.has_begun.load(Ordering::Relaxed) {
+            self.has_begun.store(true, Ordering::Relaxed);
+            self.begun.cancel();
+        }
         let account = self.in_flight.account();
         let in_frames = request.version() == Version::HTTP_2;
         if request.method() == Method::CONNECT {

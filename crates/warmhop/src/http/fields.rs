@@ -1,6 +1,5 @@
 //! HTTP fields on their way through: what is removed, what is added, and why.
 
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::header::{
@@ -10,6 +9,8 @@ use http::header::{
 use http::{Method, StatusCode, Uri, Version};
 use warmhop_core::cookie::CookieSpec;
 use warmhop_core::ids::RequestId;
+
+use crate::http::forwarded::origin;
 
 /// The field that carries a portable session between a peer and an app.
 pub(crate) const SESSION_FIELD: &str = "warmhop-session";
@@ -66,19 +67,22 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a field is of the mesh's own name space, also to a reader that takes `_` for `-`.
+pub(crate) fn is_ours(name: &str) -> bool {
+    const OURS: &str = "warmhop-";
+    name.as_bytes().get(..OURS.len()).is_some_and(|beginning| {
+        beginning
+            .iter()
+            .zip(OURS.bytes())
+            .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
+    })
+}
+
 /// Takes out every field of the mesh's own name space, so that neither a client nor an app can
 /// speak for a peer.
 pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
-    const OURS: &str = "warmhop-";
-    let is_ours = |name: &&HeaderName| {
-        let beginning = name.as_str().as_bytes().get(..OURS.len());
-        beginning.is_some_and(|it| {
-            it.iter()
-                .zip(OURS.bytes())
-                .all(|(is, ours)| *is == ours || (*is == b'_' && ours == b'-'))
-        })
-    };
-    let reserved: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
+    let reserved: Vec<HeaderName> =
+        headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
     for name in reserved {
         headers.remove(name);
     }
@@ -143,6 +147,9 @@ pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
+    if headers.len() == headers.keys_len() {
+        return;
+    }
     // The same length twice is one length (RFC 9110 section 8.6), and over HTTP/2 twice is none.
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     if let (Some(first), Some(second)) = (lengths.next(), lengths.next())
@@ -205,23 +212,11 @@ pub(crate) fn append_forwarded(
     const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
     const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
     const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-    let host_bytes = host.as_ref().map_or(0, |host| host.len());
-    let mut element = String::with_capacity(64 + host_bytes);
-    // Writing to a text does not fail.
-    let _ = match client {
-        Some(IpAddr::V6(ip)) => write!(element, "for=\"[{ip}]\";proto={scheme}"),
-        Some(ip) => write!(element, "for={ip};proto={scheme}"),
-        None => write!(element, "for=unknown;proto={scheme}"),
-    };
-    let text = host.as_ref().and_then(|host| host.to_str().ok());
-    if let Some(host) = text.filter(|host| !host.contains(['"', '\\'])) {
-        for part in [";host=\"", host, "\""] {
-            element.push_str(part);
+    if let Some(origin) = origin(client, host.as_ref(), scheme) {
+        append_list(headers, header::FORWARDED, &origin.forwarded);
+        if let Some(address) = &origin.address {
+            append_list(headers, X_FORWARDED_FOR, address);
         }
-    }
-    append_list(headers, header::FORWARDED, element);
-    if let Some(ip) = client {
-        append_list(headers, X_FORWARDED_FOR, ip.to_string());
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
@@ -231,30 +226,43 @@ pub(crate) fn append_forwarded(
     }
 }
 
-/// Appends `Via` (RFC 9110 section 7.6.3): the version that the message came by, and who passed
-/// it on.
-pub(crate) fn append_via(headers: &mut HeaderMap, version: Version, peer: &str) {
-    let version = match version {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2",
-        Version::HTTP_3 => "3",
-        _ => "1.1",
-    };
-    append_list(headers, VIA, format!("{version} {peer}"));
+/// What a peer says of itself in `Via` (RFC 9110 section 7.6.3).
+pub(crate) struct Via {
+    peer: String,
+    /// What it says of most messages.
+    of_http_11: HeaderValue,
 }
 
-fn append_list(headers: &mut HeaderMap, name: HeaderName, element: String) {
-    if !headers.contains_key(&name) {
-        // The text itself becomes the value.
-        if let Ok(value) = HeaderValue::try_from(element) {
-            headers.insert(name, value);
-        }
-        return;
+impl Via {
+    /// That of a peer which calls itself so; it is visible ASCII.
+    pub(crate) fn of(peer: &str) -> Self {
+        let of_http_11 = HeaderValue::try_from(format!("1.1 {peer}"));
+        Self { peer: peer.to_owned(), of_http_11: of_http_11.expect("a name is visible ASCII") }
     }
+
+    /// Appends the version that the message came by, and who passed it on.
+    pub(crate) fn append(&self, headers: &mut HeaderMap, version: Version) {
+        let version = match version {
+            Version::HTTP_10 => "1.0",
+            Version::HTTP_2 => "2",
+            Version::HTTP_3 => "3",
+            _ => return append_list(headers, VIA, &self.of_http_11),
+        };
+        if let Ok(element) = HeaderValue::try_from(format!("{version} {}", self.peer)) {
+            append_list(headers, VIA, &element);
+        }
+    }
+}
+
+fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue) {
     let mut list: Vec<u8> = Vec::new();
     for value in headers.get_all(&name) {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
+    }
+    if list.is_empty() {
+        headers.insert(name, element.clone());
+        return;
     }
     list.extend_from_slice(element.as_bytes());
     if let Ok(value) = HeaderValue::from_bytes(&list) {

@@ -9,6 +9,7 @@
 //! no byte is taken for a request that was not looked at here.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -345,9 +346,9 @@ struct Ambiguous;
 
 /// What follows a head, or why nobody should guess.
 fn framing(head: &[u8]) -> Result<At, Ambiguous> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut request = httparse::Request::new(&mut fields);
-    match request.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => {}
         // The two readers of this very program disagree about where it ends.
         Ok(_) => return Err(Ambiguous),

@@ -1,11 +1,14 @@
 //! HTTP itself, for all above: bodies, fields, framing, upgrades.
 
+pub(crate) mod about;
+pub(crate) mod aside;
 pub mod body;
 pub(crate) mod chunks;
 pub(crate) mod client;
 pub(crate) mod clients;
 pub(crate) mod departure;
 pub(crate) mod fields;
+pub(crate) mod forwarded;
 pub(crate) mod framing;
 pub(crate) mod h2_frames;
 pub(crate) mod refusals;

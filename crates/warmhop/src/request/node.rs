@@ -25,6 +25,7 @@ use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::hop::Load;
 use crate::hop::peer_service::PeerServices;
+use crate::http::fields::Via;
 use crate::http::tunnels::Tunnels;
 use crate::identity::CookieAuthenticator;
 use crate::links::net::Net;
@@ -36,7 +37,7 @@ use crate::observe::recall::{Considered, Traces, Tracing};
 use crate::observe::trace::Spans;
 use crate::request::apps::Apps;
 use crate::request::error_page::ErrorPage;
-use crate::request::problem::Problem;
+use crate::request::problem::{PSEUDONYM, Problem};
 use crate::request::under_way::RunsOnce;
 use crate::sessions::store::Store;
 
@@ -52,6 +53,8 @@ pub(crate) struct Node {
     pub(crate) me: PeerId,
     /// Its name as the value of a field.
     pub(crate) me_field: HeaderValue,
+    /// What it says of itself to apps, and to clients.
+    pub(crate) via: [Via; 2],
     pub(crate) cluster: String,
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
@@ -147,9 +150,12 @@ impl Node {
         let apps = Apps::new(parts.slots, Vec::new(), &registers);
         let view = View::new(parts.me.clone());
         let me_field = HeaderValue::from_str(parts.me.as_str()).expect("a name is visible ASCII");
+        let shown = if parts.reveal { parts.me.as_str() } else { PSEUDONYM };
+        let via = [Via::of(parts.me.as_str()), Via::of(shown)];
         Self {
             me: parts.me,
             me_field,
+            via,
             cluster: parts.cluster,
             zone: parts.zone,
             incarnation: parts.incarnation,

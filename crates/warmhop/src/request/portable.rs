@@ -407,9 +407,10 @@ impl Node {
         // The outcome of an earlier attempt is unknown, and stays so.
         let unknown = portable.runs_once() && call.may_have_run;
         if portable.runs_once() && !drawn && !unknown {
-            return self.run_once(portable, call, key, enter, tracing).await;
+            return Box::pin(self.run_once(portable, call, key, enter, tracing)).await;
         }
-        self.stand_in_line(portable, call, key, enter, (place, unknown), tracing).await
+        // Boxed, as the other: each of the many futures around it would have all of it moved.
+        Box::pin(self.stand_in_line(portable, call, key, enter, (place, unknown), tracing)).await
     }
 
     pub(crate) fn portable_entry(&self, key: &SessionKey, hint: &Hint) -> Entry {

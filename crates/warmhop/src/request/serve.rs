@@ -21,6 +21,7 @@ use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
+use crate::http::about::About;
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::http::refusals::ByReason;
@@ -198,7 +199,8 @@ impl Node {
         };
         call.waits.over();
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
-        let field_bytes = request.headers().get(SESSION_FIELD).map_or(0, http::HeaderValue::len);
+        let field = copy.carried.then(|| request.headers().get(SESSION_FIELD)).flatten();
+        let field_bytes = field.map_or(0, http::HeaderValue::len);
         let method = request.method().clone();
         let mut span =
             self.spans.within(request.headers_mut(), SpanKind::Client, || method.to_string());
@@ -211,7 +213,8 @@ impl Node {
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
         let awaiting = copy.awaits();
-        let answering = async {
+        // Each is pinned where it is: one that is moved takes its room once more.
+        let answering = std::pin::pin!(async {
             if stands_alone {
                 Box::pin(call_service_upgrading(copy.service.clone(), request, guard)).await
             } else {
@@ -219,17 +222,17 @@ impl Node {
                     .await
                     .map(|response| (response, None))
             }
-        };
-        let answering = async {
+        });
+        let mut answering = std::pin::pin!(async {
             tokio::select! {
                 biased;
                 outcome = answering => outcome,
                 () = copy.given_up() => Err("it hung, and was given up".into()),
             }
-        };
+        });
         let outcome = match slot.spec().policy.head_timeout {
-            None => answering.await,
-            Some(within) => match tokio::time::timeout(within, answering).await {
+            None => answering.as_mut().await,
+            Some(within) => match tokio::time::timeout(within, answering.as_mut()).await {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
@@ -262,13 +265,20 @@ impl Node {
         if let Some(problem) = self.field_refused(slot, &response, field_bytes) {
             return Err(LocalError::Told(Box::new(problem)));
         }
-        let field = carried::take(response.headers_mut()).filter(|_| copy.carried);
-        fields::mend_framing(status, response.headers_mut());
-        if status != StatusCode::SWITCHING_PROTOCOLS {
-            fields::remove_hop_by_hop(response.headers_mut());
+        let headers = response.headers_mut();
+        let about = About::of(headers);
+        let mut field = None;
+        if about.has(About::OURS) {
+            field = carried::take(headers).filter(|_| copy.carried);
+            fields::remove_reserved(headers);
         }
-        fields::remove_reserved(response.headers_mut());
-        fields::remove_our_cookie(response.headers_mut(), &self.store.policy().cookie);
+        fields::mend_framing(status, headers);
+        if about.has(About::CONNECTION) && status != StatusCode::SWITCHING_PROTOCOLS {
+            fields::remove_hop_by_hop(headers);
+        }
+        if about.has(About::SET_COOKIE) {
+            fields::remove_our_cookie(headers, &self.store.policy().cookie);
+        }
         Ok(RanHere { response, upgrade, field })
     }
 

@@ -1,0 +1,116 @@
+//! What a message's fields are about, as far as a peer acts on it.
+//!
+//! Most messages have few of the fields that mean something to a peer. One look over the names that
+//! are there costs less than to ask for each that might be.
+
+use http::HeaderMap;
+
+use crate::http::fields::is_ours;
+
+/// Kinds of fields that a message has at least one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct About(u8);
+
+impl About {
+    /// What concerns one connection alone, and what frames the message.
+    pub(crate) const CONNECTION: u8 = 1;
+    /// The mesh's own name space.
+    pub(crate) const OURS: u8 = 2;
+    /// What some readers could take for another field.
+    pub(crate) const SHADOW: u8 = 4;
+    /// `Cookie`.
+    pub(crate) const COOKIE: u8 = 8;
+    /// `Set-Cookie`.
+    pub(crate) const SET_COOKIE: u8 = 16;
+    /// `Expect`.
+    pub(crate) const EXPECT: u8 = 32;
+    /// `Idempotency-Key`.
+    pub(crate) const KEY: u8 = 64;
+
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        Self(headers.keys().map(|name| kind(name.as_str())).fold(0, |all, one| all | one))
+    }
+
+    /// Whether there is one of any of `kinds`.
+    pub(crate) fn has(self, kinds: u8) -> bool {
+        self.0 & kinds != 0
+    }
+}
+
+fn kind(name: &str) -> u8 {
+    match name {
+        "connection"
+        | "te"
+        | "upgrade"
+        | "transfer-encoding"
+        | "proxy-authenticate"
+        | "proxy-authorization"
+        | "keep-alive"
+        | "proxy-connection"
+        | "http2-settings" => About::CONNECTION,
+        "cookie" => About::COOKIE,
+        "set-cookie" => About::SET_COOKIE,
+        "expect" => About::EXPECT,
+        "idempotency-key" => About::KEY,
+        "proxy" => About::SHADOW,
+        _ => {
+            let shadow = if name.contains('_') { About::SHADOW } else { 0 };
+            shadow | if is_ours(name) { About::OURS } else { 0 }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::header::{HeaderName, HeaderValue};
+
+    use super::*;
+    use crate::http::fields::{remove_hop_by_hop, remove_reserved, remove_shadows};
+
+    #[test]
+    fn what_is_taken_out_of_a_message_shows_in_what_it_is_about() {
+        let names = [
+            "accept",
+            "connection",
+            "te",
+            "upgrade",
+            "transfer-encoding",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "keep-alive",
+            "proxy-connection",
+            "http2-settings",
+            "cookie",
+            "set-cookie",
+            "expect",
+            "idempotency-key",
+            "proxy",
+            "warmhop-session",
+            "warmhop_peer",
+            "x_request_id",
+            "x-a",
+            "warmhops",
+            "content-length",
+        ];
+        for name in names {
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
+            let about = About::of(&headers);
+            for (kind, remove) in [
+                (About::CONNECTION, remove_hop_by_hop as fn(&mut HeaderMap)),
+                (About::OURS, remove_reserved),
+                (About::SHADOW, remove_shadows),
+            ] {
+                let mut left = headers.clone();
+                remove(&mut left);
+                assert!(about.has(kind) || left == headers, "{name}");
+            }
+        }
+        let both = [("cookie", "a"), ("expect", "b")];
+        let both = both
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let about = About::of(&both.into_iter().collect());
+        assert!(about.has(About::COOKIE) && about.has(About::EXPECT | About::KEY));
+        assert!(!about.has(About::KEY | About::SET_COOKIE | About::CONNECTION));
+    }
+}
