@@ -85,13 +85,21 @@ impl TrustedProxies {
             remove_claims(headers);
             return Origin { addr, secure, neighbour };
         }
-        let said = last_of(headers, "x-forwarded-proto");
+        // A proxy says it in one way, and passes on what its client made up of the other: that of the
+        // two which most proxies set comes first.
+        let forwarded = forwarded(headers);
+        let said = last_of(headers, "x-forwarded-proto")
+            .or_else(|| forwarded.first().and_then(|element| element.proto));
         let secure = said.map_or(secure, |said| said.eq_ignore_ascii_case("https"));
         // Whoever is behind the last proxy that is trusted; the elements before may be made up.
-        let origin = elements(headers, "x-forwarded-for")
-            .take(PROXIES_MAX)
-            .map_while(address)
-            .find(|addr| !self.trusts(*addr));
+        let is_client = |addr: &IpAddr| !self.trusts(*addr);
+        let origin = if headers.contains_key("x-forwarded-for") {
+            let said = elements(headers, "x-forwarded-for").take(PROXIES_MAX);
+            said.map_while(address).find(is_client)
+        } else {
+            let said = forwarded.iter().map_while(|element| element.client.and_then(address));
+            said.into_iter().find(is_client)
+        };
         let addr = origin.map(|addr| SocketAddr::new(addr, 0)).or(addr);
         Origin { addr, secure, neighbour }
     }
@@ -121,6 +129,41 @@ fn elements<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a 
 
 fn last_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     elements(headers, name).next()
+}
+
+/// What one proxy says by an element of `Forwarded` (RFC 7239).
+#[derive(Default)]
+struct Element<'a> {
+    client: Option<&'a str>,
+    proto: Option<&'a str>,
+}
+
+/// The elements of `Forwarded`, the last first. One that is malformed says nothing: so does the end of
+/// one that has a separator within quotes.
+fn forwarded(headers: &HeaderMap) -> Vec<Element<'_>> {
+    elements(headers, FORWARDED.as_str()).take(PROXIES_MAX).map(element).collect()
+}
+
+fn element(text: &str) -> Element<'_> {
+    let mut element = Element::default();
+    for pair in text.split(';') {
+        let Some((name, value)) = pair.trim().split_once('=') else { return Element::default() };
+        let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        let value = inner.unwrap_or(value);
+        if value.contains(['"', '\\']) {
+            return Element::default();
+        }
+        let known = match name.to_ascii_lowercase().as_str() {
+            "for" => &mut element.client,
+            "proto" => &mut element.proto,
+            _ => continue,
+        };
+        // Said twice, it may mean either.
+        if known.replace(value).is_some() {
+            return Element::default();
+        }
+    }
+    element
 }
 
 /// An address, with or without a port.
@@ -250,6 +293,39 @@ mod tests {
             headers.insert("x-forwarded-for", HeaderValue::from_str(said).unwrap());
             let settled = trust.settle(&mut headers, from("10.0.0.1:1"));
             assert_eq!(settled.addr, from(client).addr, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_may_say_it_by_forwarded_where_it_says_nothing_else() {
+        let trust = trusted(&["10.0.0.1", "2001:db8::/32"]);
+        for (said, client, secure) in [
+            ("for=192.0.2.7", "192.0.2.7:0", false),
+            ("for=192.0.2.7;proto=https;by=10.0.0.1", "192.0.2.7:0", true),
+            ("For=\"192.0.2.7:4711\" ; Proto=HTTPS", "192.0.2.7:0", true),
+            ("for=6.6.6.6, for=192.0.2.7, for=10.0.0.1", "192.0.2.7:0", false),
+            ("for=6.6.6.6;proto=https, for=192.0.2.7;proto=http", "192.0.2.7:0", false),
+            ("for=\"[2001:db9::1]:80\", for=\"[2001:db8::1]\"", "[2001:db9::1]:0", false),
+            ("for=\"a, for=6.6.6.6\"", "10.0.0.1:1", false),
+            ("for=6.6.6.6, for=\"a\\\", for=6.6.6.6\"", "10.0.0.1:1", false),
+            ("for=\"a, for=192.0.2.7", "192.0.2.7:0", false),
+            ("for=10.0.0.1;host=\"a, for=6.6.6.6, b\"", "10.0.0.1:1", false),
+            ("for=6.6.6.6;for=192.0.2.7", "10.0.0.1:1", false),
+            ("for=6.6.6.6, for=unknown", "10.0.0.1:1", false),
+            ("for=6.6.6.6, for=_hidden, for=10.0.0.1", "10.0.0.1:1", false),
+            ("6.6.6.6", "10.0.0.1:1", false),
+            ("for=\"6.6.6.6", "10.0.0.1:1", false),
+            ("", "10.0.0.1:1", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(FORWARDED, HeaderValue::from_str(said).unwrap());
+            let settled = trust.settle(&mut headers, from("10.0.0.1:1"));
+            assert_eq!((settled.addr, settled.secure), (from(client).addr, secure), "{said}");
+            // What a client makes up beside what its proxy sets is passed on, and not believed.
+            headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.9"));
+            headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+            let settled = trust.settle(&mut headers, from("10.0.0.1:1"));
+            assert_eq!((settled.addr, settled.secure), (from("192.0.2.9:0").addr, false), "{said}");
         }
     }
 
