@@ -2,7 +2,7 @@
 //! seed makes the same bytes, so that what fails can be fed again.
 //!
 //! `cargo test` feeds a fixed number of inputs. `fuzz/run` sets `FUZZ_SECONDS`, and each harness is fed
-//! for so long, by a seed of its own, which is told.
+//! for so long, and with no fewer, by a seed of its own, which is told.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// How many inputs are fed before the clock is looked at.
 const AT_ONCE: u64 = 64;
 
-/// Feeds a harness with what `make` makes, `usual` times or for `FUZZ_SECONDS`; returns the sum of
+/// Feeds a harness with what `make` makes, `usual` times and for `FUZZ_SECONDS`; returns the sum of
 /// what it returned.
 ///
 /// # Panics
@@ -27,7 +27,7 @@ pub(crate) fn feed(
     let seed = if until.is_some() { u64::from(now.subsec_nanos()) + now.as_secs() } else { 1 };
     let mut numbers = Numbers::new(seed);
     let (mut fed, mut sum) = (0, 0);
-    while until.map_or(fed < usual, |until| fed % AT_ONCE != 0 || Instant::now() < until) {
+    while fed < usual || until.is_some_and(|until| fed % AT_ONCE != 0 || Instant::now() < until) {
         let input = make(&mut numbers);
         let result = catch_unwind(AssertUnwindSafe(|| harness(&input)));
         let told = || format!("{name}, seed {seed}, fed \"{}\"", input.escape_ascii());
