@@ -28,23 +28,23 @@ const BOUND: Duration = Duration::from_secs(120);
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// A connection that is kept between requests, unlike the clients of the tests.
-struct Door {
+pub(crate) struct Door {
     addr: SocketAddr,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
-struct Answer {
-    status: StatusCode,
-    cookie: Option<String>,
-    body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) cookie: Option<String>,
+    pub(crate) body: Bytes,
 }
 
 impl Door {
-    fn new(addr: SocketAddr) -> Self {
+    pub(crate) fn new(addr: SocketAddr) -> Self {
         Self { addr, sender: None }
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         method: Method,
         path: &str,

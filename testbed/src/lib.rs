@@ -16,6 +16,7 @@
 //! | [`demo`] | the guided tour |
 //! | [`chaos`] | load, faults, and the judgement of what clients saw |
 //! | [`mod@bench`] | figures of optimised processes |
+//! | [`costs`] | what a request allocates, beside the most that it may |
 //!
 //! It reads `/proc`, so it needs Linux.
 
@@ -26,6 +27,7 @@ pub mod bench_streams;
 pub mod chaos;
 pub mod client;
 pub mod commands;
+pub mod costs;
 pub mod demo;
 pub mod mesh;
 pub mod ports;

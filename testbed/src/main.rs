@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 use warmhop_testbed::chaos::{self, faults::Kind};
 use warmhop_testbed::{
-    bench, bench_proxies, bench_streams, commands, demo, ports, terminal::Terminal,
+    bench, bench_proxies, bench_streams, commands, costs, demo, ports, terminal::Terminal,
 };
 
 /// Launches, breaks and shows meshes of real peers on this machine.
@@ -65,6 +65,9 @@ enum Command {
     /// What a request costs beside HAProxy and nginx; `testbed/bench-proxies` installs them and
     /// builds optimised peers.
     BenchProxies(bench_proxies::Wanted),
+    /// What a request allocates at the peers that it passes; fails where that is more than is
+    /// written down. Peers of debug builds alone count it.
+    Costs,
     /// Load and faults on a mesh of its own, and a judgement of what the clients saw.
     ///
     /// Starts real peers on this machine whose network passes through a relay, has clients append
@@ -109,6 +112,7 @@ async fn main() -> ExitCode {
         Command::Bench { sessions } => bench::failover(sessions).await,
         Command::BenchStreams { bytes } => bench_streams::streams(bytes).await,
         Command::BenchProxies(wanted) => bench_proxies::proxies(&wanted).await,
+        Command::Costs => costs::costs().await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {
             chaos::command(peers, length, faults, seed, clients, report).await
         }

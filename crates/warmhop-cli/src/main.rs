@@ -331,8 +331,14 @@ struct Ask {
 
 /// A request takes some dozens of small allocations, most of them freed by the thread that made
 /// them. With the system's allocator a request took a fifth more CPU.
+#[cfg(not(debug_assertions))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Debug builds count instead, for `testbed/costs`.
+#[cfg(debug_assertions)]
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
 
 fn main() -> ExitCode {
     // Before anything else: a guard is started for each app, and has to cost little.

@@ -53,8 +53,21 @@ pub fn with(metrics: String) -> String {
     family("process_max_fds", "gauge", "", "Files that this process may have open", most);
     let start = "When this process started, in seconds since the Unix epoch";
     family("process_start_time_seconds", "gauge", "seconds", start, Some(began()));
+    #[cfg(debug_assertions)]
+    {
+        let allocated =
+            "Allocations of this process, those of more room for what there is included";
+        family("process_allocations", "counter", "", allocated, Some(allocations()));
+    }
     text.push_str(END);
     text
+}
+
+/// Release builds do not count them.
+#[cfg(debug_assertions)]
+fn allocations() -> f64 {
+    let counted = stats_alloc::INSTRUMENTED_SYSTEM.stats();
+    (counted.allocations + counted.reallocations) as f64
 }
 
 fn cpu_seconds() -> Option<f64> {
