@@ -24,17 +24,25 @@
 //! harm the session, whose register alone decides (I16). What must hold here is an end: at most
 //! [`ROUNDS_MAX`] attempts, none of which repeats what may have run and may not be repeated (I12).
 
+mod at_owner;
+mod members;
+
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::census::Census;
-use super::message::{Config, MEMBERS_MAX, Members, Record};
-use super::repair::{by_rank, may_count_on};
-use super::{Ctx, Effects, Failure, Otherwise, Role, Session, Submit};
-use crate::config::{SessionPolicy, WithoutMajority};
-use crate::ids::{Ballot, Incarnation, PeerId, Position, SessionId, WallTime};
+use super::message::{Config, Members};
+use super::repair::may_count_on;
+use super::{Failure, Otherwise, Session};
+use crate::ids::{Ballot, Incarnation, PeerId, SessionId, WallTime};
 use crate::rank;
 use crate::view::{Liveness, View};
+
+pub use at_owner::{
+    Alone, Enter, Forwarded, Rerun, Reruns, alone, answer_forward, fence_at, is_elsewhere,
+    is_for_entry,
+};
+pub use members::{first_members, members_by_key};
 
 /// How often a request is sent on, taken over or begun anew before it is refused.
 pub const ROUNDS_MAX: u32 = 8;
@@ -708,262 +716,4 @@ fn relay_of(sid: SessionId, owner: Option<Incarnation>, here: &Here<'_>) -> Opti
 
 fn again(because: Because, back_off: Duration, sendable: bool) -> After {
     if sendable { After::Again { because, back_off } } else { After::OutcomeUnknown(because) }
-}
-
-/// How often a request in line at its owner is run again after it came to nothing: an executor
-/// that could not be reached, or that was not ready any more, is no answer to a client.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reruns {
-    came_to_nothing: bool,
-    count: u32,
-}
-
-/// What becomes of a request in line whose machine reports a failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rerun {
-    /// Put it in line again.
-    Again,
-    /// The failure stands.
-    No,
-    /// It was tried often enough.
-    GiveUp,
-}
-
-impl Reruns {
-    /// An attempt ended before any app can have seen it, or in a way that allows another.
-    pub fn came_to_nothing(&mut self) {
-        self.came_to_nothing = true;
-    }
-
-    /// Decides about a failure. `sendable` as in [`Errand::ended`].
-    pub fn failed(&mut self, failure: &Failure, sendable: bool) -> Rerun {
-        let again = *failure == Failure::ExecutionFailed && self.came_to_nothing && sendable;
-        if !again {
-            return Rerun::No;
-        }
-        self.came_to_nothing = false;
-        self.count += 1;
-        if self.count > ROUNDS_MAX { Rerun::GiveUp } else { Rerun::Again }
-    }
-}
-
-/// The first configuration of a session: this peer, who owns it; the executor of its first
-/// request, whose vote comes back with the response; and up to `copies` others by their rank for
-/// the session, so that any peer can find it without a token. Of the others only those that live
-/// and stay are asked.
-#[must_use]
-pub fn first_members(
-    sid: SessionId,
-    executor: Option<Incarnation>,
-    copies: usize,
-    here: &Here<'_>,
-) -> Config {
-    let mut who: Vec<Incarnation> = core::iter::once(here.me).chain(executor).collect();
-    who.dedup();
-    let ranked = by_rank(sid, here.view, |belief| {
-        may_count_on(belief) && !who.contains(&belief.news.incarnation)
-    });
-    let missing = copies.clamp(1, MEMBERS_MAX).saturating_sub(who.len());
-    who.extend(ranked.into_iter().take(missing));
-    Config { now: Members::first(here.wall.0, who), prev: None }
-}
-
-/// The first configuration of a session that a key names: those who rank highest for it, whichever
-/// peer asks. Those who live and stay come first, and others fill up the places that these leave:
-/// with a silent one among three a majority can be had on either side of a cut link, where two
-/// could only serve together. Of a pair the one that is left begins alone. An owner that is not among
-/// them joins them later.
-#[must_use]
-pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
-    let pair = here.view.is_pair();
-    let able = here.view.live_peers().filter(|(_, belief)| may_count_on(belief));
-    let able = able.map(|(peer, _)| peer).chain((!here.draining).then_some(me));
-    let others = here.view.peers().filter(|(_, belief)| {
-        !pair && !belief.left && !belief.news.draining && !may_count_on(belief)
-    });
-    let ranked = rank::session_ranks(&sid, able);
-    let others = rank::session_ranks(&sid, others.map(|(peer, _)| peer));
-    let incarnation = |peer: &PeerId| {
-        if peer == me {
-            return Some(here.me);
-        }
-        here.view.peer(peer).map(|belief| belief.news.incarnation)
-    };
-    let who: Vec<Incarnation> = ranked
-        .iter()
-        .chain(&others)
-        .filter_map(incarnation)
-        .take(copies.clamp(1, MEMBERS_MAX))
-        .collect();
-    // A peer that leaves and knows of nobody else is better than none.
-    let who = if who.is_empty() { alloc::vec![here.me] } else { who };
-    Config { now: Members::first(here.wall.0, who), prev: None }
-}
-
-/// How a request comes to stand in line at this peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Enter {
-    /// The session is this peer's, as far as is known.
-    AsOwner,
-    /// The session is drawn with it.
-    Beginning(Config),
-    /// The session is taken over for it, unless this peer is on its way to that already.
-    TakingOver {
-        /// The configuration that the client's token names.
-        token: Option<Config>,
-        /// Whom to ask, as in [`Session::take_over`].
-        peers: Vec<Incarnation>,
-    },
-    /// The session is looked for, and taken over if it is found, unless this peer is on its way to
-    /// that already.
-    Seeking {
-        /// Whom to ask, as in [`Session::seek`].
-        peers: Vec<Incarnation>,
-        /// What it comes to where nobody knows of it.
-        otherwise: Otherwise,
-    },
-}
-
-impl Session {
-    /// Puts a request in line for its turn, which may come at once.
-    pub fn enter(&mut self, ctx: &mut Ctx<'_>, submit: Submit, how: Enter, out: &mut Effects) {
-        match how {
-            Enter::TakingOver { token, peers } if matches!(self.role, Role::None) => {
-                // It stands in line first. A takeover that has nobody left to ask finds at once
-                // that the session is lost: told to a line that is empty, that reaches nobody, and
-                // the request would be led back to this very peer until its rounds are used up.
-                if self.line_up(ctx, submit, out) {
-                    let round = self.seen_round();
-                    self.take_over(ctx, token, round, &peers, out);
-                }
-            }
-            Enter::Seeking { peers, otherwise } if matches!(self.role, Role::None) => {
-                if self.line_up(ctx, submit, out) {
-                    self.seek(ctx, &peers, otherwise, out);
-                }
-            }
-            Enter::Beginning(cfg) => {
-                self.mint(ctx, cfg, out);
-                self.submit(ctx, submit, out);
-            }
-            Enter::AsOwner | Enter::TakingOver { .. } | Enter::Seeking { .. } => {
-                self.submit(ctx, submit, out);
-            }
-        }
-    }
-}
-
-/// What a peer may do about a session without its majority.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Alone {
-    /// Nothing.
-    No,
-    /// Follow: its copy went on under this id before.
-    Already(SessionId),
-    /// Go on from this record: mint another session from it with [`Session::mint_from`], and only
-    /// then withdraw this copy's vote with [`fence_at`].
-    From(Record),
-}
-
-/// Whether this peer may go on from its own copy of a session that has no majority: where the
-/// policy says so, or where its members are two at most; then this copy holds every change that
-/// was ever answered. The other of two may do the same, so it has to be gone for good, unless there
-/// are two peers at most, a `pair`, where either serves without the other.
-#[must_use]
-pub fn alone(machine: &Session, me: Incarnation, policy: &SessionPolicy, pair: bool) -> Alone {
-    if let Some(into) = machine.fenced() {
-        return Alone::Already(into);
-    }
-    let mut others = machine.members().iter().filter(|peer| **peer != me);
-    let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
-    let may =
-        policy.without_majority == WithoutMajority::Serve || safe && machine.holds_everything(me);
-    match machine.copy.accepted.as_ref().filter(|_| may) {
-        Some(record) => Alone::From(record.clone()),
-        None => Alone::No,
-    }
-}
-
-/// Withdraws this copy's vote in favour of `into`, unless its record is no longer the one at `p`
-/// that `into` was minted from. Returns the id that this copy goes on under: another than `into`
-/// where it was fenced meanwhile, none where its record changed. `into` is then a session that
-/// nobody knows of, and it expires.
-///
-/// The vote is withdrawn after the other session exists, not before: whoever hears of the fence
-/// goes to the other session at once, and must find it.
-pub fn fence_at(
-    machine: &mut Session,
-    ctx: &mut Ctx<'_>,
-    p: Position,
-    into: SessionId,
-    out: &mut Effects,
-) -> Option<SessionId> {
-    if machine.fenced().is_none() {
-        machine.copy.accepted.as_ref().filter(|record| record.p == p)?;
-        machine.fence(ctx, into, out);
-    }
-    machine.fenced()
-}
-
-/// What a peer does with a request that another forwarded to it as to the session's owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Forwarded {
-    /// Serve it, as the owner or after taking over.
-    Serve {
-        /// The session has to be taken over first.
-        take_over: bool,
-    },
-    /// Say that this peer does not own it, and what it knows.
-    NotOwner {
-        /// The highest claim heard of here: its proposer is the likely owner.
-        claim: Option<Ballot>,
-        /// The best known configuration.
-        cfg: Option<Config>,
-    },
-}
-
-/// Decides about a forwarded request, sent here because `owner` owns its session. It is never
-/// forwarded again: the entry peer learns who owns it and goes there itself. The token may name
-/// this very process although it keeps nothing: then the session held nothing, or it has to be
-/// read back from the other members. Without a token, `has_token`, the entry peer looks for it.
-#[must_use]
-pub fn answer_forward(
-    machine: Option<&Session>,
-    me: Incarnation,
-    owner: Incarnation,
-    has_token: bool,
-) -> Forwarded {
-    let owns = machine.is_some_and(|machine| Look::of(machine).owns);
-    let claim = machine.and_then(Session::claim);
-    let elsewhere = claim.is_some_and(|ballot| ballot.proposer != me);
-    if owns || (has_token && owner == me && !elsewhere) {
-        return Forwarded::Serve { take_over: !owns };
-    }
-    let cfg = machine.and_then(Session::config).cloned();
-    Forwarded::NotOwner { claim, cfg }
-}
-
-/// Whether whoever forwarded a request is to go on by itself after `failure`: the peer that it was
-/// sent to was only looking for the session, for others who would not begin it. That says nothing to
-/// one who would.
-#[must_use]
-pub fn is_elsewhere(failure: &Failure) -> bool {
-    *failure == Failure::Absent
-}
-
-/// Whether an owner that was forwarded a request tells the entry peer of `failure` as it is, rather
-/// than the client: the entry peer may hold a copy to go on from, and begins a new session for its
-/// client. Told only that the owner is none, it would take over in vain, be led back here by the
-/// ballot of the one who tried before, and so on until its rounds were used up. Nor need a request
-/// that may be repeated end with an owner that was deposed while it ran: the next one knows whether
-/// it was applied.
-#[must_use]
-pub fn is_for_entry(failure: &Failure) -> bool {
-    matches!(
-        failure,
-        Failure::Lost { ran: false }
-            | Failure::WentOn { .. }
-            | Failure::Ended
-            | Failure::Deposed { .. }
-    )
 }

@@ -1,0 +1,62 @@
+//! Whom a new session is held by.
+
+use alloc::vec::Vec;
+
+use super::Here;
+use crate::ids::{Incarnation, PeerId, SessionId};
+use crate::rank;
+use crate::session::message::{Config, MEMBERS_MAX, Members};
+use crate::session::repair::{by_rank, may_count_on};
+
+/// The first configuration of a session: this peer, who owns it; the executor of its first
+/// request, whose vote comes back with the response; and up to `copies` others by their rank for
+/// the session, so that any peer can find it without a token. Of the others only those that live
+/// and stay are asked.
+#[must_use]
+pub fn first_members(
+    sid: SessionId,
+    executor: Option<Incarnation>,
+    copies: usize,
+    here: &Here<'_>,
+) -> Config {
+    let mut who: Vec<Incarnation> = core::iter::once(here.me).chain(executor).collect();
+    who.dedup();
+    let ranked = by_rank(sid, here.view, |belief| {
+        may_count_on(belief) && !who.contains(&belief.news.incarnation)
+    });
+    let missing = copies.clamp(1, MEMBERS_MAX).saturating_sub(who.len());
+    who.extend(ranked.into_iter().take(missing));
+    Config { now: Members::first(here.wall.0, who), prev: None }
+}
+
+/// The first configuration of a session that a key names: those who rank highest for it, whichever
+/// peer asks. Those who live and stay come first, and others fill up the places that these leave:
+/// with a silent one among three a majority can be had on either side of a cut link, where two
+/// could only serve together. Of a pair the one that is left begins alone. An owner that is not among
+/// them joins them later.
+#[must_use]
+pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
+    let pair = here.view.is_pair();
+    let able = here.view.live_peers().filter(|(_, belief)| may_count_on(belief));
+    let able = able.map(|(peer, _)| peer).chain((!here.draining).then_some(me));
+    let others = here.view.peers().filter(|(_, belief)| {
+        !pair && !belief.left && !belief.news.draining && !may_count_on(belief)
+    });
+    let ranked = rank::session_ranks(&sid, able);
+    let others = rank::session_ranks(&sid, others.map(|(peer, _)| peer));
+    let incarnation = |peer: &PeerId| {
+        if peer == me {
+            return Some(here.me);
+        }
+        here.view.peer(peer).map(|belief| belief.news.incarnation)
+    };
+    let who: Vec<Incarnation> = ranked
+        .iter()
+        .chain(&others)
+        .filter_map(incarnation)
+        .take(copies.clamp(1, MEMBERS_MAX))
+        .collect();
+    // A peer that leaves and knows of nobody else is better than none.
+    let who = if who.is_empty() { alloc::vec![here.me] } else { who };
+    Config { now: Members::first(here.wall.0, who), prev: None }
+}

@@ -1,0 +1,286 @@
+//! What follows for an owner from the last call, and from time: what is chosen, what is confirmed, and
+//! when to go on.
+
+use alloc::sync::Arc;
+
+use super::{
+    Dismissed, Few, LAGGARD_SENDS_MAX, Proposal, Stage, TURN_WITHIN, accept_full, send_asks,
+    tell_dismissed,
+};
+use crate::ids::Now;
+use crate::session::message::{Config, Message, Record};
+use crate::session::mutant::Mutant;
+use crate::session::takeover::votes_are_gone;
+use crate::session::{Ctx, Effect, Effects, Failure, Resend, Role, Session, mutant};
+
+impl Session {
+    /// Draws the consequences of what the last call changed.
+    pub(in crate::session) fn settle(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised())
+            && promised > mine
+        {
+            self.step_down(ctx, promised, out);
+        }
+        self.settle_preparing(ctx, out);
+        self.settle_proposal(ctx, out);
+        self.settle_reads(ctx, out);
+        self.give_turns(ctx, out);
+        self.settle_hand_over(ctx, out);
+        self.tidy();
+    }
+
+    fn settle_hand_over(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let idle = self.line.flights.is_empty();
+        let Role::Owner(owner) = &mut self.role else { return };
+        let may_invite = idle && owner.serving && owner.work.proposal.is_none();
+        let Some(yielding) = &mut owner.work.yielding else { return };
+        if may_invite && yielding.invited.is_none() {
+            yielding.invited = Some(Resend::new(ctx));
+            let message = Message::Invite { cfg: owner.cfg.clone() };
+            out.push(Effect::Send { to: yielding.to, message });
+        }
+    }
+
+    fn settle_proposal(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(proposal) = &owner.work.proposal else { return };
+        let mut deciders = proposal.record.cfg.deciders();
+        if mutant::on(Mutant::SealByNew) {
+            deciders = &proposal.record.cfg.now;
+        }
+        let enough = deciders.majority(|peer| proposal.votes.contains(&peer))
+            || mutant::on(Mutant::LoneVote) && proposal.votes.0.iter().any(|peer| *peer != ctx.me)
+            || mutant::on(Mutant::OpenEarly) && proposal.record.cfg.prev.is_some()
+            || mutant::on(Mutant::ReleaseEarly) && owner.serving;
+        if !enough {
+            let deciders = deciders.clone();
+            if self.is_beyond_hope(&deciders) {
+                self.give_up(out);
+            }
+            return;
+        }
+        let Some(proposal) = owner.work.proposal.take() else { return };
+        let Proposal { record, votes, .. } = proposal;
+        if record.cfg.prev.is_some() {
+            // A seal is chosen: its open form follows, to the new members (I5).
+            let p = owner.next_position();
+            let cfg = Arc::new(Config { now: record.cfg.now.clone(), prev: None });
+            owner.cfg = cfg.clone();
+            if let Some(asking) = &mut owner.work.asking {
+                asking.answered.clear();
+            }
+            let before = record.cfg.prev.as_ref().map_or(&[][..], |before| &before.who);
+            let dismissed = before.iter().copied().filter(|peer| {
+                *peer != ctx.me
+                    && !cfg.now.contains(*peer)
+                    && self.heard.gone.get(peer) != Some(&u64::MAX)
+            });
+            let who: Few = dismissed.collect();
+            tell_dismissed(owner, &who, self.copy.low, out);
+            owner.work.dismissed =
+                (!who.0.is_empty()).then(|| Dismissed { who, resend: Resend::new(ctx) });
+            let open = Record { p, cfg, body: record.body.clone() };
+            self.propose(ctx, open, None, Some(record.p), out);
+            self.settle_proposal(ctx, out);
+            return;
+        }
+        let opened =
+            owner.chosen.as_ref().is_some_and(|before| before.cfg.now.c < record.cfg.now.c);
+        let complete = record.cfg.now.who.iter().all(|peer| votes.contains(peer));
+        owner.work.laggards = (!complete).then(|| Resend::new(ctx));
+        if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
+            out.push(Effect::FewCopies);
+        }
+        owner.chosen = Some(record);
+        owner.holders = votes.0.iter().fold(0, |bits, peer| bits | owner.bit(*peer));
+        // Even where nobody waits for the response any more: a repeat gets it, with a token (I8).
+        owner.unnamed = false;
+        if !owner.serving {
+            owner.serving = true;
+            out.push(Effect::Owned { ballot: owner.b });
+        } else if opened {
+            self.heard.gone.retain(|peer, _| owner.cfg.contains(*peer));
+            out.push(Effect::Opened { cfg: Config::clone(&owner.cfg) });
+        }
+        if let Some(at) =
+            self.line.flights.iter().position(|flight| flight.stage == Stage::Proposed)
+        {
+            let ticket = self.line.flights.remove(at).ticket();
+            out.push(Effect::Release { ticket, hint: owner.hint() });
+        }
+    }
+
+    /// Too many of the members are gone for good, as far as this owner knows them: it may have been
+    /// succeeded long ago, and they may have voted for others before they went. Only a takeover,
+    /// which asks everyone, can tell whether the session is lost.
+    ///
+    /// A request that found nothing and left nothing is answered all the same: of a session that
+    /// holds nothing as far as anybody left knows there is nothing to confirm.
+    fn give_up(&mut self, out: &mut Effects) {
+        let former = core::mem::replace(&mut self.role, Role::None);
+        let empty = match &former {
+            Role::Owner(owner) if owner.serving && !owner.held() => Some(owner.hint()),
+            _ => None,
+        };
+        out.push(Effect::GaveUp);
+        for flight in core::mem::take(&mut self.line.flights) {
+            let ticket = flight.ticket();
+            let is_done = matches!(flight.stage, Stage::Confirming { .. });
+            if let Some(hint) = empty.clone().filter(|_| is_done && self.copy.accepted.is_none()) {
+                out.push(Effect::Release { ticket, hint });
+                continue;
+            }
+            let ran = flight.stage != Stage::Turned && !flight.waiting.submit.safe;
+            out.push(if ran {
+                Effect::Fail { ticket, failure: Failure::NoMajority { ran } }
+            } else {
+                Effect::Redirect { ticket, to: None }
+            });
+        }
+        self.redirect_all(None, out);
+    }
+
+    /// Whether a majority confirms what the flight at `at` read.
+    pub(super) fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
+        let Role::Owner(owner) = &self.role else { return false };
+        // Nobody else can know of it, so nobody can have taken it over.
+        if owner.unnamed || mutant::on(Mutant::Unconfirmed) {
+            return true;
+        }
+        let flight = &self.line.flights[at];
+        owner.cfg.now.majority(|peer| {
+            if peer == ctx.me {
+                return self.copy.check(ctx.me, &owner.cfg, owner.b).is_ok();
+            }
+            flight.confirmed_by == Some(peer)
+                || flight.nonce.is_some_and(|nonce| {
+                    let answered = owner.work.asking.as_ref().and_then(|it| it.answered.get(&peer));
+                    answered.is_some_and(|answered| *answered >= nonce)
+                })
+        })
+    }
+
+    fn settle_reads(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let mut at = 0;
+        while at < self.line.flights.len() {
+            let confirming = matches!(self.line.flights[at].stage, Stage::Confirming { .. });
+            if confirming && self.is_confirmed(ctx, at) {
+                let Role::Owner(owner) = &mut self.role else { return };
+                owner.unnamed = false;
+                let hint = owner.hint();
+                let ticket = self.line.flights.remove(at).ticket();
+                out.push(Effect::Release { ticket, hint });
+            } else {
+                at += 1;
+            }
+        }
+        let waiting = self.line.flights.iter().any(|flight| flight.nonce.is_some());
+        if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
+            owner.work.asking = None;
+        }
+        let Role::Owner(owner) = &self.role else { return };
+        let confirming =
+            self.line.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
+        if confirming && owner.work.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
+            self.give_up(out);
+        }
+    }
+
+    pub(in crate::session) fn on_timer_owner(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let patience = ctx.policy.majority_timeout;
+        let Role::Owner(owner) = &mut self.role else { return };
+        let stuck =
+            owner.work.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
+        if let Some(yielding) = &mut owner.work.yielding {
+            if yielding.until <= ctx.now {
+                owner.work.yielding = None;
+            } else if yielding.invited.as_mut().is_some_and(|resend| resend.due(ctx)) {
+                let message = Message::Invite { cfg: owner.cfg.clone() };
+                out.push(Effect::Send { to: yielding.to, message });
+            }
+        }
+        let resend_proposal = owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
+        if owner.work.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
+            owner.work.laggards = None;
+            out.push(Effect::Lagging);
+        }
+        if owner.work.proposal.is_none()
+            && owner.work.laggards.as_mut().is_some_and(|resend| resend.due(ctx))
+            && let Some(record) = &owner.chosen
+        {
+            for to in &record.cfg.now.who {
+                if *to != ctx.me
+                    && !owner.is_held_by(*to)
+                    && !votes_are_gone(&self.heard.gone, *to, &record.cfg)
+                {
+                    out.push(Effect::Send { to: *to, message: accept_full(record) });
+                }
+            }
+        }
+        if let Some(dismissed) = &mut owner.work.dismissed
+            && dismissed.resend.due(ctx)
+        {
+            let last = dismissed.resend.tries >= LAGGARD_SENDS_MAX;
+            let who = dismissed.who.clone();
+            tell_dismissed(owner, &who, self.copy.low, out);
+            if last {
+                owner.work.dismissed = None;
+            }
+        }
+        if owner.work.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
+            && let Some(nonce) = self.line.flights.iter().filter_map(|flight| flight.nonce).max()
+        {
+            send_asks(ctx, owner, nonce, out);
+        }
+        if resend_proposal {
+            self.vote_myself(ctx);
+            self.send_accepts(ctx, out);
+        }
+        // A proposal goes on until it is chosen or another owner decides, but nobody has to wait
+        // for that.
+        self.line.flights.retain(|flight| {
+            let ticket = flight.ticket();
+            let late = match flight.stage {
+                Stage::Proposed => stuck,
+                Stage::Confirming { since } => ctx.now.since(since) >= patience,
+                Stage::Turned | Stage::Running { .. } => false,
+            };
+            if late {
+                let ran = !flight.waiting.submit.safe || flight.stage == Stage::Proposed;
+                out.push(Effect::Fail { ticket, failure: Failure::NoMajority { ran } });
+            }
+            !late
+        });
+        self.line.queue.retain(|waiting| {
+            let waited = ctx.now.since(waiting.since);
+            let ticket = waiting.submit.ticket;
+            if stuck && waited >= patience {
+                out.push(Effect::Fail { ticket, failure: Failure::NoMajority { ran: false } });
+                return false;
+            }
+            if waited >= TURN_WITHIN {
+                out.push(Effect::Fail { ticket, failure: Failure::QueueFull });
+                return false;
+            }
+            true
+        });
+    }
+
+    pub(in crate::session) fn wake_owner(&self) -> Option<Now> {
+        let Role::Owner(owner) = &self.role else { return None };
+        let proposal = owner.work.proposal.as_ref().map(|proposal| proposal.resend.at);
+        let laggards = owner
+            .work
+            .laggards
+            .as_ref()
+            .filter(|_| owner.work.proposal.is_none())
+            .map(|resend| resend.at);
+        let asking = owner.work.asking.as_ref().map(|asking| asking.resend.at);
+        let yielding = owner.work.yielding.as_ref().map(|yielding| {
+            yielding.invited.as_ref().map_or(yielding.until, |resend| resend.at.min(yielding.until))
+        });
+        let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
+        let dismissed = owner.work.dismissed.as_ref().map(|dismissed| dismissed.resend.at);
+        [proposal, laggards, asking, yielding, queue, dismissed].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,297 @@
+//! What a machine and its runtime say to each other.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::census::Census;
+use super::message::{Body, Config, Exec, ExecDone, Message, NackReason, Stored};
+use crate::config::SessionPolicy;
+use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+
+/// What a machine is given for one call.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    /// This process.
+    pub me: Incarnation,
+    /// Its monotonic clock.
+    pub now: Now,
+    /// The wall clock, for expiries only.
+    pub wall: WallTime,
+    /// The tunables.
+    pub policy: &'a SessionPolicy,
+    /// The counters that all sessions of this process share.
+    pub process: &'a mut Process,
+    /// Fresh random bits, for the jitter of resends.
+    pub dice: u64,
+}
+
+/// Counters that all sessions of one process share. Lost with it, which is why a restarted
+/// process is another [`Incarnation`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// No ballot this process made has a higher round.
+    pub round_ctr: u64,
+    /// The highest stamp that this process has forgotten (`W`).
+    pub watermark: u64,
+    /// The last nonce that it used.
+    pub nonce: u64,
+    /// The highest stamp that another process said it may have forgotten. What is drawn here has
+    /// a higher one, or that process would not vote in it.
+    pub stamp_heard: u64,
+    /// Who is there as far as this process knows.
+    pub census: Arc<Census>,
+}
+
+impl Process {
+    pub(super) fn next_nonce(&mut self) -> u64 {
+        self.nonce = self.nonce.wrapping_add(1);
+        self.nonce
+    }
+
+    /// The lowest stamp under which nobody who was heard of may have voted and forgotten it.
+    pub(super) fn stamp_to_begin(&self) -> u64 {
+        self.watermark.max(self.stamp_heard).saturating_add(1)
+    }
+}
+
+/// The runtime's name for one waiting request. Never used twice for one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A request that asks for its turn.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Submit {
+    /// How the runtime names it.
+    pub ticket: Ticket,
+    /// What names it across attempts.
+    pub rid: RequestKey,
+    /// A digest of its method, target and body.
+    pub fingerprint: u64,
+    /// Whether the client gave it a key.
+    pub keyed: bool,
+    /// The number that its token named when the request first arrived, pinned by its entry
+    /// peer: had it been applied, then at a higher number.
+    pub seen: Option<u64>,
+    /// It is safe (RFC 9110, section 9.2.1) and unkeyed: it may run beside other such.
+    pub safe: bool,
+}
+
+/// What came of running a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As in [`ExecDone::Changed`].
+    Changed {
+        /// The resulting body.
+        body: Arc<Body>,
+        /// The executor voted for it.
+        voted: bool,
+    },
+    /// As in [`ExecDone::Unchanged`].
+    Unchanged {
+        /// The executor confirms the base.
+        confirmed: bool,
+    },
+    /// The executor does not hold the base; nothing ran.
+    NeedBase,
+    /// The executor's vote gate was shut; nothing ran.
+    Refused {
+        /// Why.
+        reason: NackReason,
+        /// The highest ballot promised there.
+        promised: Option<Ballot>,
+        /// The executor's watermark.
+        watermark: u64,
+    },
+    /// Nothing reached an app, or the executor is lost.
+    Failed,
+}
+
+impl From<ExecDone> for Outcome {
+    fn from(done: ExecDone) -> Self {
+        match done {
+            ExecDone::Changed { body, voted } => Outcome::Changed { body, voted },
+            ExecDone::Unchanged { confirmed } => Outcome::Unchanged { confirmed },
+            ExecDone::NeedBase => Outcome::NeedBase,
+            ExecDone::Refused { reason, promised, watermark } => {
+                Outcome::Refused { reason, promised, watermark }
+            }
+        }
+    }
+}
+
+/// What a token says of a session. A hint only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenHint {
+    /// Its members.
+    pub cfg: Config,
+    /// Its owner.
+    pub owner: Incarnation,
+    /// The number of its newest chosen record; 0 where there is none.
+    pub n: u64,
+    /// When it ends unless it is used.
+    pub expiry: WallTime,
+    /// Whether anything was ever proposed. While nothing was, a token may leave the session
+    /// out, and the client's next request draws another, at no cost; a token that names it
+    /// makes every later read ask a majority, since others can then take it over.
+    pub held: bool,
+}
+
+/// Why a request gets no response of the app. Each variant says whether it may have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// Too many requests of this session wait already. It did not run.
+    QueueFull,
+    /// No majority of the copies answered in time.
+    NoMajority {
+        /// The request ran: its change may be chosen yet.
+        ran: bool,
+    },
+    /// Another request was sent under the same key (422). It did not run.
+    FingerprintDiffers,
+    /// The same request is waiting or running (409). This attempt did not run.
+    KeyInUse,
+    /// It may have been applied and its answer forgotten (409). This attempt did not run.
+    BelowFloor,
+    /// A majority of the session's copies is gone for good.
+    Lost {
+        /// The request ran: its outcome is unknown.
+        ran: bool,
+    },
+    /// A majority of the session's copies is gone for good, but one of them goes on under
+    /// another session. It did not run.
+    WentOn {
+        /// The other session.
+        into: SessionId,
+        /// Who holds it.
+        by: Incarnation,
+    },
+    /// Nobody knows of the session that its key names. It did not run.
+    Absent,
+    /// Executors kept refusing it. It did not run.
+    TooManyRetries,
+    /// It ran, and another peer took the session over before its change was chosen: its
+    /// outcome is unknown.
+    Deposed {
+        /// The claim of the likely owner, who can tell.
+        to: Option<Ballot>,
+        /// What had been chosen before it ran: it was applied at a higher number, if at all.
+        n: u64,
+    },
+    /// The session's id was ended on purpose. It did not run.
+    Ended,
+    /// Its execution failed or its executor was lost. This owner proposes no change of it, but
+    /// an executor that was lost may have voted for one, which a takeover may find.
+    ExecutionFailed,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a message about this session.
+    Send {
+        /// The addressee.
+        to: Incarnation,
+        /// The message.
+        message: Message,
+    },
+    /// It is this request's turn: choose where it runs, at once, and call
+    /// [`Session::begin`](super::Session::begin) or [`Session::cancel`](super::Session::cancel).
+    Turn {
+        /// The request.
+        ticket: Ticket,
+    },
+    /// Run the request, here or elsewhere, and call [`Session::executed`](super::Session::executed).
+    Execute {
+        /// The request.
+        ticket: Ticket,
+        /// Where it runs.
+        executor: Incarnation,
+        /// The session's part of the order.
+        exec: Exec,
+    },
+    /// Its change is chosen or its read confirmed: let the response go.
+    Release {
+        /// The request.
+        ticket: Ticket,
+        /// What its token says.
+        hint: TokenHint,
+    },
+    /// It was applied before: answer with what was stored.
+    Replay {
+        /// The request.
+        ticket: Ticket,
+        /// The stored answer.
+        stored: Stored,
+        /// What its token says.
+        hint: TokenHint,
+    },
+    /// It gets no response of the app.
+    Fail {
+        /// The request.
+        ticket: Ticket,
+        /// Why.
+        failure: Failure,
+    },
+    /// It ran beside others and changed the session on an old base: drop its response; it
+    /// runs again, alone, at the turn that follows.
+    Again {
+        /// The request.
+        ticket: Ticket,
+    },
+    /// Another peer owns the session: take the request there. It did not run, or is safe.
+    Redirect {
+        /// The request.
+        ticket: Ticket,
+        /// The claim of the likely owner, if any is known.
+        to: Option<Ballot>,
+    },
+    /// An owner about to leave asks this peer to take over.
+    Invited {
+        /// The session's configuration.
+        cfg: Config,
+    },
+    /// An answer to [`Session::locate`](super::Session::locate).
+    Located {
+        /// Who answered.
+        from: Incarnation,
+        /// The position last accepted there.
+        p: Option<Position>,
+        /// Its configuration.
+        cfg: Option<Config>,
+        /// The highest ballot promised there.
+        promised: Option<Ballot>,
+        /// The session that this copy went on as.
+        fenced: Option<SessionId>,
+    },
+    /// This peer owns the session and serves it.
+    Owned {
+        /// Its ballot.
+        ballot: Ballot,
+    },
+    /// Some members did not take the newest chosen record, however often it was sent: see
+    /// [`Session::remind`](super::Session::remind).
+    Lagging,
+    /// The session was written for the first time, under fewer members than it should have: there
+    /// was nothing to bring to others before.
+    FewCopies,
+    /// A change of members is complete.
+    Opened {
+        /// The members from here on.
+        cfg: Config,
+    },
+    /// This peer promised the session, of which it holds a record, to one that does not own it
+    /// yet: whether it comes to own it is to be looked at.
+    Claimed,
+    /// This peer owns the session no longer, or lost the race for it.
+    Deposed {
+        /// The higher ballot.
+        by: Ballot,
+    },
+    /// A takeover found no majority in time; nothing changed.
+    GaveUp,
+    /// A majority of the copies is gone for good: the session cannot be known.
+    Lost,
+}
+
+/// What a call asks to be done, appended to what the caller passed.
+pub type Effects = Vec<Effect>;
