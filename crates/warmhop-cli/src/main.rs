@@ -91,19 +91,19 @@ enum Command {
     /// Start, stop, restart or pause an app on one peer.
     #[command(subcommand)]
     App(App),
-    /// Have a peer read its configuration again: what can be changed while it serves is, and the
-    /// rest is named. A wrong file changes nothing; exit status 2.
+    /// Have a peer read its configuration again. Changes that it can make while it serves are
+    /// applied; the others are listed. A file with a mistake changes nothing; exit status 2.
     Reload {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Let one peer take no more traffic and give its sessions to the others.
+    /// Take one peer out of traffic and give its sessions to the others.
     Drain {
         /// Return once it is drained: its sessions have other owners, and its apps serve nothing.
         #[arg(long)]
         wait: bool,
         /// How long to wait at most, such as 30s or 5m; exit status 1 if it is not drained by then.
-        /// The peer goes on draining.
+        /// The peer goes on draining in any case.
         #[arg(long, value_name = "T", value_parser = config::span, requires = "wait")]
         timeout: Option<Duration>,
         #[command(flatten)]
@@ -123,7 +123,7 @@ enum Command {
     Logs {
         /// The app.
         app: String,
-        /// Go on with what comes, until Ctrl-C.
+        /// Follow: print new lines as they come, until Ctrl-C.
         #[arg(short, long)]
         follow: bool,
         #[command(flatten)]
@@ -131,14 +131,14 @@ enum Command {
     },
     /// Follow a peer's log, without what its apps print, until Ctrl-C.
     Monitor {
-        /// Only lines of this level or a graver one: error, warn, info, debug, trace. What the peer
-        /// does not log by its RUST_LOG is not there.
+        /// Only lines of this level or a more severe one: error, warn, info, debug, trace. Lines
+        /// that the peer's own RUST_LOG leaves out are not available.
         #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
         level: String,
         #[command(flatten)]
         lines: Lines,
     },
-    /// Write one archive for a report of a bug: status, configuration without secrets, metrics,
+    /// Write one archive for a bug report: status, configuration without secrets, metrics,
     /// newest requests and log.
     Debug {
         /// The archive; by default warmhop-debug-PEER.tar.gz in this folder.
@@ -262,13 +262,13 @@ enum App {
     Restart {
         /// Its name.
         name: String,
-        /// One peer after the other, as long as the new copies become ready.
+        /// Restart it on one peer after the other, as long as the new copies become ready.
         #[arg(long)]
         mesh: bool,
         #[command(flatten)]
         ask: Ask,
     },
-    /// Hold the app down there: it stops, and starts for nobody.
+    /// Stop the app there and keep it from starting until it is resumed.
     Pause {
         /// Its name.
         name: String,
@@ -309,10 +309,10 @@ impl Listener {
 /// Whose lines to show, and how many.
 #[derive(Debug, Args)]
 struct Lines {
-    /// Those of this peer, asked for through the one at --admin.
+    /// The peer whose lines to show; the one at --admin asks it.
     #[arg(long, value_name = "NAME")]
     peer: Option<PeerId>,
-    /// How many of the lines that are there already.
+    /// How many earlier lines to show first.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     lines: usize,
     #[command(flatten)]

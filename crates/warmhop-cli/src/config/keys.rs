@@ -137,8 +137,8 @@ pub fn markdown() -> String {
          (`crates/warmhop-cli/src/config/keys/table.rs`).\n\n\
          * A **span** of time is a whole number and a unit: `250ms`, `30s`, `10m`, `1h`, `2d`. A **size**\n\
          \x20 is a number with `B`, `KiB`, `MiB` or `GiB`. A **path** is relative to the folder of the file.\n\
-         * `${NAME}` stands for a variable of the peer's environment in every text but the words of an\n\
-         \x20 app's `run`, which may be a shell's own; `$${` stands for `${` itself.\n\
+         * `${NAME}` is replaced by a variable of the peer's environment in every text but the words of an\n\
+         \x20 app's `run`, which may be a shell's own; `$${` is `${` itself.\n\
          * Certificates and keys are read again when their files change. `warmhop reload` applies `[[app]]`,\n\
          \x20 `[admin] token` and `[mesh] refuse` while the peer serves; everything else takes a restart: one\n\
          \x20 peer after the other, and no session is lost.\n\

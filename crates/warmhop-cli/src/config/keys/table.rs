@@ -16,7 +16,7 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     ("admin", "`[admin]`", "Where the dashboard, the metrics and the commands ask."),
     ("session", "`[session]`", "How sessions are kept. All peers should say the same."),
     ("session.cookie", "`[session] cookie`", "The affinity cookie."),
-    ("log", "`[log]`", "What is told of requests."),
+    ("log", "`[log]`", "What is logged of requests."),
     ("run", "`[run]`", "What the peer takes of its machine."),
     ("app", "`[[app]]`", "An app, once for each. See [apps.md](apps.md)."),
     (
@@ -39,7 +39,7 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     (
         "app.wake",
         "`[[app]] wake`",
-        "Which requests start no copy and keep none from being idle: those of whoever only asks whether the app is there. Where it is ready nowhere they get 503.",
+        "Which requests start no copy and keep none from being idle: those of clients that only check whether the app is there. Where it is ready nowhere they get 503.",
     ),
 ];
 
@@ -62,7 +62,7 @@ pub(super) const KEYS: &[Key] = &[
     key("peer", "zone", Kind::Text, "(none)", "Peers of the same zone are preferred for hops. Of the form of a name."),
 
     key("http", "listen", Kind::Addresses, "[\"127.0.0.1:8081\"]", "Where clients are listened for. An empty list: this peer has no front door."),
-    key("http", "reveal", Kind::Flag, "true", "Whether answers show the mesh's inside: `Warmhop-Peer`, `Warmhop-Request-Id`, peers in `Via` and `Proxy-Status`, and what went wrong. `false` for doors that the public reaches; the log and the access log tell it all the same. With `false` the affinity cookie calls peers by aliases, too: see `route` of `[session] cookie`."),
+    key("http", "reveal", Kind::Flag, "true", "Whether answers show the mesh's inside: `Warmhop-Peer`, `Warmhop-Request-Id`, peers in `Via` and `Proxy-Status`, and what went wrong. `false` for doors that the public reaches; the log and the access log say it all the same. With `false` the affinity cookie calls peers by aliases, too: see `route` of `[session] cookie`."),
     key("http", "error_page", Kind::Path, "(the mesh's own)", "A page of HTML for browsers whose request cannot be served, of at most 256 KiB. In it `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and, for the head, `{again}` stand for what happened. Programs get problem details (RFC 9457) in JSON."),
     key("http", "memory", Kind::Size("1MiB", "1024GiB"), "(a quarter of the machine's, or of the control group's)", "All that clients can make this peer hold. Over it, the address that takes most loses the connection that takes most. See [trust.md](trust.md)."),
     key("http", "connections_per_address", Kind::Number(1, 1 << 20), "4096", "Connections of one address, or of one /64 of IPv6, at all doors together. A balancer is one address."),
@@ -83,7 +83,7 @@ pub(super) const KEYS: &[Key] = &[
     key("mesh", "cookie_key", Kind::Paths, "(beside the identity)", "The file of the key that cookies are authenticated by, the same for every peer; or two, of which the first makes cookies and both are believed. See [deploy.md](deploy.md)."),
 
     key("admin", "listen", Kind::Address, "\"127.0.0.1:9001\"", "Where it listens. Only loopback without a token."),
-    key("admin", "token", Kind::Text, "(none)", "What whoever asks has to show, of 16 to 256 visible characters: `openssl rand -hex 32`. The commands take it from `WARMHOP_ADMIN_TOKEN`."),
+    key("admin", "token", Kind::Text, "(none)", "The bearer token that every request to the listener has to bring, 16 to 256 visible characters: `openssl rand -hex 32`. The commands take it from `WARMHOP_ADMIN_TOKEN`."),
 
     key("session", "copies", Kind::Number(1, 3), "3", "On how many peers a session is kept, where so many are alive. Each costs its memory, and a vote for each change."),
     key("session", "ttl", Kind::Span("1s", "366d"), "\"30m\"", "How long a session lives that nobody uses. Longer ones take memory for longer."),
@@ -100,9 +100,9 @@ pub(super) const KEYS: &[Key] = &[
     key("session.cookie", "domain", Kind::Text, "(the host asked for)", "A domain that all hosts of the apps are below."),
     key("session.cookie", "route", Kind::OneOf(&["name", "opaque"]), "(`\"name\"`; with `[http] reveal = false`, `\"opaque\"`)", "What the cookie calls the peer that the client should come back to: its name, or an alias that tells clients nothing. `warmhop lb` prints the aliases for balancers. They are made with the key of cookies: print the configuration again when that changes. See [load-balancers.md](load-balancers.md)."),
 
-    key("log", "access", Kind::Path, "(none)", "Where each request of a client is told in one line: `\"stderr\"`, or a file. See [observability.md](observability.md)."),
+    key("log", "access", Kind::Path, "(none)", "Where each request of a client is logged in one line: `\"stderr\"`, or a file. See [observability.md](observability.md)."),
     key("log", "access_format", Kind::OneOf(&["text", "json"]), "\"text\"", "The form of its lines."),
-    key("log", "access_query", Kind::Flag, "false", "Whether queries are told, which may hold secrets."),
+    key("log", "access_query", Kind::Flag, "false", "Whether queries are logged, which may hold secrets."),
 
     key("run", "threads", Kind::Number(1, 1024), "(one for each core that it may use)", "The threads that serve clients."),
 
@@ -118,7 +118,7 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "group", Kind::Text, "(the user's)", "Of which group it is."),
     key("app", "start", Kind::OneOf(&["on-request", "at-boot", "never"]), "\"on-request\"", "When a copy starts here. `\"never\"`: requests hop to other peers."),
     key("app", "stop_when_idle", Kind::Span("100ms", "366d"), "(never)", "After how long without a request a copy is stopped."),
-    key("app", "keep_ready", Kind::Number(0, 16), "0", "How many copies are kept ready across the mesh, whoever is asked. Each costs the app's memory on one peer."),
+    key("app", "keep_ready", Kind::Number(0, 16), "0", "How many copies are kept ready across the mesh, whichever peer clients ask. Each costs the app's memory on one peer."),
     key("app", "session", Kind::OneOf(&["portable", "pinned", "none"]), "\"none\"", "Who keeps its sessions: the mesh; the app's own memory, where its clients come back to the copy that has it; or nobody. See [sessions.md](sessions.md)."),
     key("app", "effects", Kind::OneOf(&["anything", "session-only"]), "\"anything\"", "`\"session-only\"`: the app changes nothing but its session, so a request that was not answered may run again."),
     key("app", "max_wait", Kind::Span("0ms", "10m"), "\"30s\"", "How long a request may wait where no peer is ready. Past it, it gets 503."),
