@@ -129,11 +129,16 @@ impl Introduced {
                 | "NO-TOUCH" | "UNPAUSE",
                 _,
             ) => wrong(),
-            (other, _) => {
-                let other: String = other.chars().take(WORD_TOLD_MAX).collect();
+            // What Redis of this version has, and is not here.
+            (
+                other @ ("CACHING" | "KILL" | "NOEVICT" | "PAUSE" | "REPLY" | "TRACKING"
+                | "TRACKINGINFO" | "UNBLOCK"),
+                _,
+            ) => {
                 let detail = format!("CLIENT {other} is not offered here; see docs/redis.md");
                 Reply::error("ERR", detail)
             }
+            _ => unknown_subcommand("CLIENT", &args[1]),
         }
     }
 

@@ -21,7 +21,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::about::{Introduced, refuse_user};
-use super::cmd::{AT_ONCE, LONG, Run, WORD_TOLD_MAX, checked_key, find, word, wrong_count};
+use super::cmd::{
+    AT_ONCE, LONG, Run, WORD_TOLD_MAX, checked_channel, checked_key, find, word, wrong_count,
+};
 use super::engine::{Database, Request, Watched};
 use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
 use super::pubsub::{Subscriber, What};
@@ -504,6 +506,9 @@ impl Client {
     }
 
     async fn publish(&self, request: &Request) -> Reply {
+        if let Err(refused) = checked_channel(&request.args[1]) {
+            return refused;
+        }
         let message = Published {
             channel: request.args[1].clone(),
             message: request.args[2].clone(),
@@ -518,7 +523,7 @@ impl Client {
         let names = &request.args[1..];
         let checked = match what {
             What::Pattern => names.iter().try_for_each(|it| super::cmd::checked_pattern(it)),
-            _ => names.iter().try_for_each(|it| checked_key(it)),
+            _ => names.iter().try_for_each(|it| checked_channel(it)),
         };
         if let Err(refused) = checked {
             return refused;
@@ -682,6 +687,9 @@ impl Client {
         let mut published = Vec::new();
         let mut about = |request: &Request| {
             if request.spec.name.ends_with("PUBLISH") {
+                if let Err(refused) = checked_channel(&request.args[1]) {
+                    return refused;
+                }
                 let (channel, message) = (request.args[1].clone(), request.args[2].clone());
                 let is_sharded = request.spec.name == "SPUBLISH";
                 let message = Published { channel, message, is_sharded };

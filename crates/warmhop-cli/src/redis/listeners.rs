@@ -109,9 +109,10 @@ impl Question {
             let one = |name: &Bytes| {
                 let counts = answers.iter_mut().filter_map(|answer| answer.try_get_u32().ok());
                 let count = counts.map(i64::from).sum();
-                (Reply::Bytes(name.clone()), Reply::Number(count))
+                [Reply::Bytes(name.clone()), Reply::Number(count)]
             };
-            return Ok(Reply::Map(names.iter().map(one).collect()));
+            // An array, also in version 3 of the protocol.
+            return Ok(Reply::Array(names.iter().flat_map(one).collect()));
         }
         let names: BTreeSet<Bytes> = answers.into_iter().filter_map(names_in).flatten().collect();
         if matches!(self, Self::Patterns) {

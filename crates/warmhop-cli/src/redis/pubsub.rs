@@ -20,8 +20,17 @@ const MESSAGE_BYTES: usize = 128;
 const NAME_BYTES: usize = 4;
 /// How many messages wait for one subscriber: as many as those bytes allow where all are empty.
 const WAITING_MAX: usize = WAITING_BYTES_MAX / MESSAGE_BYTES;
+/// How many bytes of messages wait for all subscribers of a peer, about; while it is more, one for whom
+/// more than its part of it comes up is closed.
+const ALL_WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
+const PART_BYTES_MAX: usize = ALL_WAITING_BYTES_MAX / super::CONNECTIONS_MAX;
+/// How many patterns are listened to at a peer, at most: each is compared with every message.
+const PATTERNS_MAX: usize = 16_384;
+/// What all subscriptions of a peer take at most, in bytes, and one beside its name.
+const SUBSCRIPTIONS_BYTES_MAX: usize = 64 * 1024 * 1024;
+const SUBSCRIPTION_BYTES: usize = 256;
 /// How many channels and patterns one client listens to at most.
-pub(super) const SUBSCRIBED_MAX: usize = 65_536;
+const SUBSCRIBED_MAX: usize = 65_536;
 
 /// What is listened to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,15 +63,23 @@ impl What {
 struct Listener {
     line: mpsc::Sender<Reply>,
     waiting: Arc<AtomicUsize>,
+    all_waiting: Arc<AtomicUsize>,
 }
 
 impl Listener {
     /// Puts a message into the line; false where it is not read.
     fn tell(&self, message: Reply) -> bool {
         let size = message.size() + MESSAGE_BYTES;
-        if self.waiting.fetch_add(size, Ordering::Relaxed) + size > WAITING_BYTES_MAX {
+        let waiting = self.waiting.load(Ordering::Relaxed) + size;
+        let all_waiting = self.all_waiting.load(Ordering::Relaxed) + size;
+        if waiting > WAITING_BYTES_MAX
+            || (all_waiting > ALL_WAITING_BYTES_MAX && waiting > PART_BYTES_MAX)
+        {
             return false;
         }
+        // Before it can be taken: what is taken is no longer counted.
+        self.waiting.fetch_add(size, Ordering::Relaxed);
+        self.all_waiting.fetch_add(size, Ordering::Relaxed);
         self.line.try_send(message).is_ok()
     }
 }
@@ -75,6 +92,8 @@ struct State {
     channels: Listeners,
     patterns: Listeners,
     shards: Listeners,
+    /// What all subscriptions take.
+    bytes: usize,
 }
 
 impl State {
@@ -85,6 +104,23 @@ impl State {
             What::Shard => &mut self.shards,
         }
     }
+
+    /// One more listens to this.
+    fn add(&mut self, what: What, name: &Bytes, id: u64) -> Result<(), Reply> {
+        let is_new_pattern = what == What::Pattern && !self.patterns.contains_key(name);
+        if is_new_pattern && self.patterns.len() >= PATTERNS_MAX {
+            let detail = format!("at most {PATTERNS_MAX} patterns are listened to at a peer");
+            return Err(Reply::error("ERR", detail));
+        }
+        let bytes = self.bytes + SUBSCRIPTION_BYTES + name.len();
+        if bytes > SUBSCRIPTIONS_BYTES_MAX {
+            let detail = "all that clients listen to takes as much memory as it may at a peer";
+            return Err(Reply::error("ERR", detail));
+        }
+        self.bytes = bytes;
+        self.of(what).entry(name.clone()).or_default().insert(id);
+        Ok(())
+    }
 }
 
 /// Who listens to what at this peer.
@@ -92,6 +128,7 @@ impl State {
 pub(super) struct Hub {
     state: Mutex<State>,
     next: AtomicU64,
+    all_waiting: Arc<AtomicUsize>,
 }
 
 impl Hub {
@@ -113,7 +150,7 @@ impl Hub {
         let kind = if *is_sharded { What::Shard } else { What::Channel };
         let bytes = |bytes: &Bytes| Reply::Bytes(bytes.clone());
         let named = |name: String| Reply::text(name);
-        let State { listeners, channels, patterns, shards } = &mut *state;
+        let State { listeners, channels, patterns, shards, .. } = &mut *state;
         let here = if *is_sharded { &*shards } else { &*channels };
         let mut tell = |id: &u64, parts: Vec<Reply>| match listeners.get(id) {
             Some(listener) if listener.tell(Reply::Push(parts)) => told += 1,
@@ -173,6 +210,8 @@ pub(super) struct Subscriber {
     hub: Arc<Hub>,
     id: u64,
     subscribed: HashSet<(What, Bytes)>,
+    /// How many of those are shards: to count them anew each time would cost the square of them.
+    shards: usize,
     line: mpsc::Receiver<Reply>,
     waiting: Arc<AtomicUsize>,
 }
@@ -182,16 +221,19 @@ impl Subscriber {
         let (sender, line) = mpsc::channel(WAITING_MAX);
         let id = hub.next.fetch_add(1, Ordering::Relaxed);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let listener = Listener { line: sender, waiting: Arc::clone(&waiting) };
+        let (waiting_here, all_waiting) = (Arc::clone(&waiting), Arc::clone(&hub.all_waiting));
+        let listener = Listener { line: sender, waiting: waiting_here, all_waiting };
         hub.state().listeners.insert(id, listener);
-        Self { hub: Arc::clone(hub), id, subscribed: HashSet::new(), line, waiting }
+        Self { hub: Arc::clone(hub), id, subscribed: HashSet::new(), shards: 0, line, waiting }
     }
 
     /// How much it listens to, of channels and patterns, or of shards.
     fn count(&self, what: What) -> i64 {
-        let is_shard = what == What::Shard;
-        let same = self.subscribed.iter().filter(|(it, _)| (*it == What::Shard) == is_shard);
-        i64::try_from(same.count()).unwrap_or(i64::MAX)
+        let count = match what {
+            What::Shard => self.shards,
+            What::Channel | What::Pattern => self.subscribed.len() - self.shards,
+        };
+        i64::try_from(count).unwrap_or(i64::MAX)
     }
 
     pub(super) fn is_listening(&self) -> bool {
@@ -213,7 +255,9 @@ impl Subscriber {
     }
 
     fn taken(&self, message: &Reply) {
-        self.waiting.fetch_sub(message.size() + MESSAGE_BYTES, Ordering::Relaxed);
+        let size = message.size() + MESSAGE_BYTES;
+        self.waiting.fetch_sub(size, Ordering::Relaxed);
+        self.hub.all_waiting.fetch_sub(size, Ordering::Relaxed);
     }
 
     fn told(&self, what: What, how: &str, name: Reply) -> Reply {
@@ -228,14 +272,19 @@ impl Subscriber {
             let detail = format!("a client listens to at most {SUBSCRIBED_MAX} channels");
             return Reply::error("ERR", detail);
         }
-        if self.subscribed.insert((what, name.clone())) {
-            self.hub.state().of(what).entry(name.clone()).or_default().insert(self.id);
+        if !self.subscribed.contains(&(what, name.clone())) {
+            if let Err(refused) = self.hub.state().add(what, &name, self.id) {
+                return refused;
+            }
+            self.subscribed.insert((what, name.clone()));
+            self.shards += usize::from(what == What::Shard);
         }
         self.told(what, "subscribe", Reply::Bytes(name))
     }
 
     fn leave(&self, what: What, name: &Bytes) {
         let mut state = self.hub.state();
+        state.bytes = state.bytes.saturating_sub(SUBSCRIPTION_BYTES + name.len());
         let all = state.of(what);
         if let Some(ids) = all.get_mut(name) {
             ids.remove(&self.id);
@@ -259,6 +308,7 @@ impl Subscriber {
         }
         let one = |name: Bytes| {
             if self.subscribed.remove(&(what, name.clone())) {
+                self.shards -= usize::from(what == What::Shard);
                 self.leave(what, &name);
             }
             self.told(what, "unsubscribe", Reply::Bytes(name))
@@ -273,5 +323,7 @@ impl Drop for Subscriber {
             self.leave(*what, name);
         }
         self.hub.state().listeners.remove(&self.id);
+        // What it has not read is read by nobody.
+        self.hub.all_waiting.fetch_sub(self.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

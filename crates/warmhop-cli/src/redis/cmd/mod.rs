@@ -27,6 +27,8 @@ use super::room::Room;
 
 /// The longest pattern, in bytes: what each key costs that is compared with it.
 pub(super) const PATTERN_BYTES_MAX: usize = 1024;
+/// The longest name of a channel, in bytes: one that tells of a key has room.
+const CHANNEL_BYTES_MAX: usize = KEY_BYTES_MAX + 32;
 /// How much of a word that a client sent it is told again, in characters.
 pub(super) const WORD_TOLD_MAX: usize = 64;
 
@@ -438,6 +440,17 @@ pub(super) fn checked_key(key: &[u8]) -> Result<(), Reply> {
     if key.len() > KEY_BYTES_MAX {
         let detail =
             format!("the key has {} bytes, but at most {KEY_BYTES_MAX} are kept", key.len());
+        return Err(Reply::error("ERR", detail));
+    }
+    Ok(())
+}
+
+pub(super) fn checked_channel(name: &[u8]) -> Result<(), Reply> {
+    if name.len() > CHANNEL_BYTES_MAX {
+        let detail = format!(
+            "the channel's name has {} bytes, and {CHANNEL_BYTES_MAX} are the most",
+            name.len()
+        );
         return Err(Reply::error("ERR", detail));
     }
     Ok(())

@@ -12,7 +12,7 @@ use mlua::{
     Function, HookTriggers, Lua, LuaOptions, MultiValue, StdLib, Table, Value as LuaValue, VmState,
 };
 
-use super::super::cmd::{Run, checked_key, double_text, find};
+use super::super::cmd::{Run, checked_channel, checked_key, double_text, find};
 use super::super::engine::{elsewhere, run_on, too_large};
 use super::super::frame::{Reply, VALUE_BYTES_MAX};
 use super::super::room::{self, Room};
@@ -34,6 +34,8 @@ const MEMORY_MAX: usize = 64 * 1024 * 1024;
 const NESTED_MAX: usize = 128;
 /// How many messages one run publishes at most.
 const PUBLISHED_MAX: usize = 1024;
+/// How many bytes of them.
+const PUBLISHED_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The name that Redis gives a script's text, which its errors tell.
 const SOURCE: &str = "@user_script";
 
@@ -51,6 +53,7 @@ pub(super) struct State {
     /// The version of the protocol that replies come in.
     version: u8,
     published: Vec<Published>,
+    published_bytes: usize,
     pub(super) search_steps: u64,
     random: u64,
     now: u64,
@@ -102,6 +105,7 @@ pub(super) fn run(input: &Input, room: Option<Room>) -> Ended {
         stopped: None,
         version: 2,
         published: Vec::new(),
+        published_bytes: 0,
         search_steps: SEARCH_STEPS_MAX,
         random: SEED,
         now,
@@ -416,15 +420,25 @@ impl State {
                 let parts = [self.now / 1000, self.now % 1000 * 1000];
                 Reply::Array(parts.map(|part| Reply::text(part.to_string())).into())
             }
-            "PUBLISH" | "SPUBLISH" if self.published.len() < PUBLISHED_MAX => {
+            "PUBLISH" | "SPUBLISH"
+                if self.published.len() < PUBLISHED_MAX
+                    && self.published_bytes + args[2].len() <= PUBLISHED_BYTES_MAX =>
+            {
+                if let Err(refused) = checked_channel(&args[1]) {
+                    return refused;
+                }
                 let is_sharded = name == "SPUBLISH";
                 let (channel, message) = (args[1].clone(), args[2].clone());
+                self.published_bytes += message.len();
                 self.published.push(Published { channel, message, is_sharded });
                 // How many it reaches is known when the script's change is.
                 Reply::Number(0)
             }
             "PUBLISH" | "SPUBLISH" => {
-                Reply::error("ERR", format!("a script publishes at most {PUBLISHED_MAX} messages"))
+                let detail = format!(
+                    "a script publishes at most {PUBLISHED_MAX} messages and {PUBLISHED_BYTES_MAX} bytes"
+                );
+                Reply::error("ERR", detail)
             }
             _ => Reply::error("ERR", "This Redis command is not allowed from script"),
         }

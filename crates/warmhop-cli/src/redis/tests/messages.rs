@@ -51,6 +51,10 @@ async fn who_listens_to_what_is_told_of_all_peers() {
     let counted = format!("*6\r\n{}:2\r\n{}:1\r\n{}:0\r\n", bulk("a"), bulk("b"), bulk("c"));
     third.asks("PUBSUB NUMSUB a b c", counted).await;
     third.asks("PUBSUB NUMPAT", ":2\r\n").await;
+    // An array in version 3 of the protocol as well.
+    third.send(&request(&[b"HELLO", b"3"])).await;
+    while third.line().await != "*0\r\n" {}
+    third.asks("PUBSUB NUMSUB a", format!("*2\r\n{}:2\r\n", bulk("a"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
