@@ -11,6 +11,7 @@ mod deploy;
 mod front_doors;
 #[allow(dead_code, reason = "each kind of package has its way, used or not")]
 mod installed;
+mod libraries;
 mod metrics;
 mod pages;
 mod pinned;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         browser::trials(),
         deploy::trials(),
         front_doors::trials(),
+        libraries::trials(),
         metrics::trials(),
         pages::trials(),
         pinned::trials(),
