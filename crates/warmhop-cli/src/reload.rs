@@ -229,7 +229,7 @@ fn digest(app: &App) -> u64 {
     let what = format!(
         "{:?}",
         (
-            (&spec.host, &spec.path, &spec.version, &app.run, app.protocol),
+            (&spec.matches, spec.strip_prefix, &spec.version, &app.run, app.protocol),
             (policy.session, policy.effects, policy.keep_ready, policy.concurrency),
             (policy.max_wait, policy.head_timeout, policy.stop_when_idle, &app.ready.path),
         )
@@ -304,6 +304,7 @@ mod tests {
             "max_wait = '3s'",
             "keep_ready = 1",
             "match = { path = '/a' }",
+            "strip_prefix = true",
             "alive = { path = '/' }",
             "head_timeout = '3s'",
         ] {

@@ -123,6 +123,7 @@ pub mod cookie;
 pub mod health;
 pub mod ids;
 pub mod keep;
+pub mod matching;
 pub mod octets;
 pub mod queue;
 pub mod rank;

@@ -70,7 +70,7 @@ async fn peers(count: usize) -> Result<Vec<Mesh>, AnyError> {
             let mut spec = AppSpec::new(AppName::new(name)?);
             spec.policy.session = mode;
             spec.policy.start = StartMode::AtBoot;
-            spec.host = Some(name.to_owned());
+            spec.matches = vec![warmhop::Match::new(Some(name), "/")];
             builder = builder.app(spec, app_fn(|| async { Ok::<_, std::io::Error>(app()) }));
         }
         if let Some(first) = peers.first() {

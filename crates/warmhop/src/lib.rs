@@ -246,5 +246,6 @@ pub use self::request::registers::{
 pub use app::{
     Answer, App, AppService, AppSpec, Ended, NotSent, Running, StartContext, StartError, app_fn,
 };
+pub use warmhop_core::matching::{HostPattern, Match};
 pub use warmhop_core::version::AppVersion;
 pub use warmhop_core::{config, cookie, ids};

@@ -60,7 +60,7 @@ fn with(frail: &Frail, session: SessionMode) -> impl FnOnce(Builder) -> Builder 
     let (frail, mut spec) = (frail.clone(), warmhop::AppSpec::new(bed::app()));
     spec.policy.start = StartMode::AtBoot;
     spec.policy.session = session;
-    spec.host = Some("frail.test".into());
+    spec.matches = vec![warmhop::Match::new(Some("frail.test"), "/")];
     spec.name = warmhop::ids::AppName::new("frail").unwrap();
     move |builder| builder.app(spec, frail)
 }

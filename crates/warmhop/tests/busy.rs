@@ -28,7 +28,7 @@ impl Shop {
     fn built(&self, policy: AppPolicy) -> impl FnOnce(Builder) -> Builder {
         let shop = self.clone();
         let mut spec = AppSpec::new("books".parse().unwrap());
-        spec.host = Some("books.test".into());
+        spec.matches = vec![warmhop::Match::new(Some("books.test"), "/")];
         spec.policy = policy;
         let make = move || {
             let shop = shop.clone();

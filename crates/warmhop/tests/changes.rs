@@ -13,7 +13,7 @@ use http::StatusCode;
 use tokio::sync::watch;
 use warmhop::error::ControlError;
 use warmhop::ids::AppName;
-use warmhop::{App, AppChanges, AppSpec, AppVersion, app_fn};
+use warmhop::{App, AppChanges, AppSpec, AppVersion, Match, app_fn};
 
 use bed::{Bed, Client, Gate, PATIENCE, Plan, app, eventually};
 
@@ -133,7 +133,7 @@ async fn apps_come_and_go_and_the_other_peers_hear_of_it_at_once() {
 
     let blog = AppName::new("blog").unwrap();
     let mut spec = AppSpec::new(blog.clone());
-    spec.path = "/blog".into();
+    spec.matches = vec![Match::new(None, "/blog")];
     let ready = gate(Some(true));
     let routes = || async {
         Ok::<_, Infallible>(Router::new().route("/blog", get(|| async { "the blog" })))
@@ -148,7 +148,7 @@ async fn apps_come_and_go_and_the_other_peers_hear_of_it_at_once() {
 
     // All or nothing.
     let mut same = AppSpec::new(AppName::new("news").unwrap());
-    same.path = "/blog/".into();
+    same.matches = vec![Match::new(None, "/blog/")];
     let refused = one.change_apps(AppChanges::new().add(same.clone(), saying("two", &ready)));
     assert!(matches!(refused, Err(ControlError::NotChanged { .. })), "{refused:?}");
     let refused = one.change_apps(

@@ -40,7 +40,7 @@ impl Held {
         let held = self.clone();
         move |builder| {
             let mut spec = AppSpec::new("held".parse().unwrap());
-            spec.host = Some("held.test".into());
+            spec.matches = vec![warmhop::Match::new(Some("held.test"), "/")];
             spec.policy.start = StartMode::AtBoot;
             spec.policy.session = session;
             spec.policy.concurrency = Some(1);

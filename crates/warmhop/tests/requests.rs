@@ -173,8 +173,7 @@ async fn an_unknown_app_is_404_as_a_problem() {
         let mut bed = Bed::new();
         let authority = &bed.authority;
         let mut spec = warmhop::AppSpec::new(app());
-        spec.host = Some("shop.test".into());
-        spec.path = "/shop".into();
+        spec.matches = vec![warmhop::Match::new(Some("shop.test"), "/shop")];
         let mesh = warmhop::Mesh::builder(
             "test",
             bed::peer("one"),

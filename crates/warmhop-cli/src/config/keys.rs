@@ -25,6 +25,8 @@ struct Key {
 enum Kind {
     Text,
     Texts,
+    /// One text, or a list of them.
+    TextOrTexts,
     /// Relative to the folder of the configuration.
     Path,
     /// One, or a list of them.
@@ -56,6 +58,7 @@ impl Kind {
         match self {
             Self::Text => "text".into(),
             Self::Texts => "list of texts".into(),
+            Self::TextOrTexts => "text, or a list of texts".into(),
             Self::Path => "path".into(),
             Self::Paths => "path, or a list of two".into(),
             Self::Address => "address and port".into(),
@@ -86,6 +89,10 @@ impl Kind {
                 { "type": "array", "items": { "type": "string" }, "minItems": 1, "maxItems": 2 },
             ] }),
             Self::Texts => json!({ "type": "array", "items": { "type": "string" } }),
+            Self::TextOrTexts => json!({ "anyOf": [
+                { "type": "string" },
+                { "type": "array", "items": { "type": "string" }, "minItems": 1 },
+            ] }),
             Self::Address => spelt(".+:[0-9]{1,5}"),
             Self::Addresses => json!({ "type": "array", "items": spelt(".+:[0-9]{1,5}") }),
             Self::Flag => json!({ "type": "boolean" }),
@@ -196,8 +203,12 @@ fn table_schema(table: &str) -> Value {
         }
         let mut schema = table_schema(inner);
         schema["description"] = json!(about);
-        let schema =
-            if *inner == "app" { json!({ "type": "array", "items": schema }) } else { schema };
+        let several = || json!({ "type": "array", "items": schema });
+        let schema = match *inner {
+            "app" => several(),
+            "app.match" => json!({ "anyOf": [schema, several()] }),
+            _ => schema,
+        };
         properties.insert(name.into(), schema);
     }
     json!({

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use toml::Value;
 
+use warmhop::Match;
 use warmhop::config::ScalePolicy;
 use warmhop::cookie::CookieSpec;
 
@@ -102,6 +103,16 @@ impl fmt::Display for Config {
     }
 }
 
+fn matching(wanted: &Match) -> String {
+    let hosts: Vec<String> = wanted.hosts.iter().map(|host| text(&host.to_string())).collect();
+    let path = text(&wanted.path);
+    match &hosts[..] {
+        [] => format!("{{ path = {path} }}"),
+        [host] => format!("{{ host = {host}, path = {path} }}"),
+        several => format!("{{ host = [{}], path = {path} }}", several.join(", ")),
+    }
+}
+
 fn cookie(spec: &CookieSpec, reveal: bool) -> String {
     let same_site = spec.same_site.label().to_ascii_lowercase();
     let mut keys = format!("name = {}, same_site = {}", text(&spec.name), text(&same_site));
@@ -118,12 +129,12 @@ fn cookie(spec: &CookieSpec, reveal: bool) -> String {
 fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let (spec, policy) = (&app.spec, &app.spec.policy);
     writeln!(f, "\n[[app]]\nname = {}", text(spec.name.as_str()))?;
-    match &spec.host {
-        Some(host) => {
-            writeln!(f, "match = {{ host = {}, path = {} }}", text(host), text(&spec.path))?;
-        }
-        None => writeln!(f, "match = {{ path = {} }}", text(&spec.path))?,
+    let matches: Vec<String> = spec.matches.iter().map(matching).collect();
+    match &matches[..] {
+        [one] => writeln!(f, "match = {one}")?,
+        several => writeln!(f, "match = [{}]", several.join(", "))?,
     }
+    writeln!(f, "strip_prefix = {}", spec.strip_prefix)?;
     if app.run.is_empty() {
         writeln!(f, "# run is not set: other peers run it")?;
     } else {

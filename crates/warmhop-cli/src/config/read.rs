@@ -4,6 +4,7 @@ mod cookie;
 mod environment;
 mod http;
 mod log;
+mod matching;
 mod mesh;
 
 use std::cell::RefCell;
@@ -248,18 +249,9 @@ fn read_apps(root: &mut Table<'_>, redis: bool) -> Vec<App> {
             );
             continue;
         }
-        let same = |other: &AppSpec| other.host == app.spec.host && other.path == app.spec.path;
-        if let Some((other, _)) = apps.iter().find(|(other, _)| same(&other.spec)) {
-            root.reader.report(
-                Some(span),
-                format!("app.{}.match", app.spec.name),
-                format!("the app {} claims the same host and path", other.spec.name),
-                "give one of them another host or path",
-            );
-            continue;
-        }
         apps.push((app, span));
     }
+    matching::check(root.reader, &apps);
     apps.into_iter().map(|(app, _)| app).collect()
 }
 
@@ -277,15 +269,8 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     reader.places.borrow_mut().insert(table.path.clone(), reader.place(table.span.start));
 
     let mut spec = AppSpec::new(name);
-    if let Some(mut claims) = table.table("match") {
-        spec.host = claims.take("host").and_then(|field| field.checked(host));
-        if let Some(path) = claims.take("path").and_then(|field| field.checked(url_path)) {
-            spec.path = path;
-        }
-        claims.finish();
-    }
-
-    let ready = life::read_ready(&mut table, spec.host.as_deref());
+    (spec.matches, spec.strip_prefix) = matching::read(&mut table);
+    let ready = life::read_ready(&mut table, spec.host());
     spec.version = table.take("version").and_then(|field| field.parsed::<AppVersion>());
     let mut protocol = Protocol::default();
     table.set_enum("protocol", &["http1", "h2"], &mut protocol);

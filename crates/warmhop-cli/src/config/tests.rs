@@ -1,5 +1,7 @@
 use super::*;
 
+mod matching;
+
 /// Everything that a file may say, in a folder where nothing exists.
 const FULL: &str = r#"
 cluster = "demo"
@@ -118,8 +120,8 @@ fn every_key_arrives() {
     assert_eq!(config.log, expected);
 
     let [shop, far] = config.apps.as_slice() else { panic!("two apps") };
-    assert_eq!(shop.spec.host.as_deref(), Some("shop.localhost"), "hosts have no case");
-    assert_eq!(shop.spec.path, "/shop");
+    assert_eq!(shop.spec.host(), Some("shop.localhost"), "hosts have no case");
+    assert_eq!(shop.spec.matches[0].path, "/shop");
     assert_eq!(shop.spec.version.as_ref().map(warmhop::AppVersion::as_str), Some("1.10.2"));
     assert_eq!(shop.run, ["sh", "-c", "exec \"$0\"\t\\ ü"]);
     assert_eq!(shop.dir, Path::new("/nowhere/apps"));
@@ -229,6 +231,7 @@ access_query = false
 [[app]]
 name = "shop"
 match = { path = "/" }
+strip_prefix = false
 run = ["sh"]
 dir = "/nowhere"
 inherit_env = true
@@ -437,7 +440,7 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         ),
         (
             "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { host = 'http://shop' }",
-            ":6:18: app.x.match.host: \"http://shop\" does not fit; expected a host name without scheme and port, such as shop.example.com",
+            ":6:18: app.x.match.host: \"http://shop\" does not fit; expected a host without scheme and port, such as \"shop.example.com\", or all of one label more: \"*.example.com\"",
         ),
         (
             "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nready = { path = 'healthz' }",
@@ -457,7 +460,7 @@ fn a_mistake_names_its_place_its_key_and_its_remedy() {
         ),
         (
             "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\n[[app]]\nname = 'y'\nrun = ['sh']\nmatch = { path = '/' }",
-            ":6:1: app.y.match: the app x claims the same host and path; give one of them another host or path",
+            ":9:9: app.y.match: line 3 gives the app x the same requests: any host, path /; give one of them another host or path",
         ),
     ];
     for (text, message) in cases {
@@ -722,7 +725,7 @@ fn an_apps_environment_names_variables_of_the_peers_and_dollars_as_they_are() {
     let app = &config.apps[0];
     let env: Vec<&str> = app.env.values().map(String::as_str).collect();
     assert_eq!(env, ["at 192.0.2.7:1", "${NAME}", "$${NAME} $NAME $", "peer-7peer-7"]);
-    assert_eq!(app.spec.host.as_deref(), Some("peer-7.example"));
+    assert_eq!(app.spec.host(), Some("peer-7.example"));
     assert_eq!(app.run[2], "a ${PORT} ${PORT} $x");
     let again = in_environment(&config.to_string()).unwrap();
     assert_eq!(again.to_string(), config.to_string());

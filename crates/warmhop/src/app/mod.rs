@@ -17,6 +17,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 use warmhop_core::config::AppPolicy;
 use warmhop_core::ids::{AppName, PeerId};
+use warmhop_core::matching::{HostPattern, Match};
 use warmhop_core::version::AppVersion;
 
 use crate::http::body::{Body, BoxError};
@@ -239,10 +240,11 @@ where
 pub struct AppSpec {
     /// The app's name, the same on every peer.
     pub name: AppName,
-    /// The host it answers for, without port, compared without case; absent: any.
-    pub host: Option<String>,
-    /// The path prefix it answers for, by whole segments; `/` is every path.
-    pub path: String,
+    /// The requests that it answers: of all apps' matches, the most specific one that fits decides.
+    pub matches: Vec<Match>,
+    /// Whether the app gets its requests without the path of their match, which it is told in
+    /// `X-Forwarded-Prefix`.
+    pub strip_prefix: bool,
     /// How it is started, stopped and waited for.
     pub policy: AppPolicy,
     /// The version that a start brings up, if it is named. A session that a newer one has served
@@ -259,11 +261,20 @@ impl AppSpec {
     pub fn new(name: AppName) -> Self {
         Self {
             name,
-            host: None,
-            path: "/".into(),
+            matches: vec![Match::all()],
+            strip_prefix: false,
             policy: AppPolicy::default(),
             version: None,
             digest: 0,
         }
+    }
+
+    /// The host that it is known by, if it is known by one.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        self.matches.iter().flat_map(|it| &it.hosts).find_map(|host| match host {
+            HostPattern::Exact(name) => Some(name.as_str()),
+            HostPattern::Below(_) => None,
+        })
     }
 }

@@ -28,6 +28,7 @@ use warmhop_core::view::AppState;
 use crate::app::places::{Waits, flow_of};
 use crate::app::slot::Slot;
 use crate::front::client_body::TooSlow;
+use crate::front::cookies::AskedAt;
 use crate::front::origin::{Origin, TrustedProxies};
 use crate::front::starting::{PROGRESS_PATH, is_navigation};
 use crate::front::targets;
@@ -43,6 +44,7 @@ use crate::observe::recall::Tracing;
 use crate::observe::trace::ActiveSpan;
 use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
+use crate::request::matches::Matched;
 use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::{Problem, sf_name};
@@ -136,8 +138,8 @@ impl Ingress {
         }
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
             let host = fields::host_as_sent(request.headers());
-            if let Some(slot) = self.app_for(host, of) {
-                return Err(self.node.progress(&slot).response());
+            if let Some(found) = self.node.apps().matching(host, of).cloned() {
+                return Err(self.node.progress(&found.app).response());
             }
         }
         Ok((if host_is_one { For::AnyApp } else { For::Nobody }, client))
@@ -301,10 +303,17 @@ impl Ingress {
                 .map_err(|problem| (problem, None));
         }
         let by_front_door = matches!(of, For::AnyApp);
+        let mut prefix = None;
         let slot = match of {
             For::App(slot) => Some(Arc::clone(slot)),
             For::AnyApp => {
-                self.app_for(fields::host_as_sent(request.headers()), request.uri().path())
+                let host = fields::host_as_sent(request.headers());
+                let apps = self.node.apps();
+                apps.matching(host, request.uri().path()).map(|found| {
+                    let taken_off = found.app.spec().strip_prefix && !found.prefix.is_empty();
+                    prefix = taken_off.then(|| Arc::clone(found));
+                    Arc::clone(&found.app)
+                })
             }
             For::Nobody => {
                 let detail = "the request names no host, or more than one, or one that is none";
@@ -332,20 +341,16 @@ impl Ingress {
             return Err((page, Some(slot)));
         }
         // Boxed for the same reason as all of it.
-        match Box::pin(self.serve(&slot, request, client, tracing)).await {
+        match Box::pin(self.serve(&slot, prefix, request, client, tracing)).await {
             Ok((response, way)) => Ok((response, way, Some(slot))),
             Err(problem) => Err((problem, Some(slot))),
         }
     }
 
-    /// The app that a client's request is for.
-    fn app_for(&self, host: Option<&str>, path: &str) -> Option<Arc<Slot>> {
-        self.node.apps().matching(host, path).cloned()
-    }
-
     async fn serve(
         &self,
         slot: &Arc<Slot>,
+        stripped: Option<Arc<Matched>>,
         request: Request<Body>,
         client: Origin,
         tracing: &mut Tracing,
@@ -403,7 +408,12 @@ impl Ingress {
         // At once, rather than as they are added.
         headers.reserve(FIELDS_ADDED);
         let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
-        targets::name_host(headers, slot.spec().host.as_deref());
+        let prefix = stripped.as_ref().map(|matched| &*matched.prefix);
+        if let Some(prefix) = prefix {
+            targets::tell_prefix(headers, prefix);
+        }
+        targets::name_host(headers, slot.spec().host());
+        let at = AskedAt::of(headers, &parts.uri, client.secure);
         targets::passed_on(&parts.method, headers);
         let ClientInfo { addr, secure } = client.neighbour;
         let scheme = if secure { "https" } else { "http" };
@@ -444,7 +454,7 @@ impl Ingress {
         let mut call = Call {
             id: tracing.id.clone(),
             method: parts.method,
-            target: targets::for_app(&parts.uri),
+            target: targets::for_app(&parts.uri, prefix),
             fields: parts.headers,
             body,
             upgrade,
@@ -487,7 +497,7 @@ impl Ingress {
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
         let waited_long = call.waits.waited >= OTHER_TABS_WITHIN && !brought_any;
         let former = Former { entry, route: current, may_be_old: waited_long };
-        let mut response = self.finish(slot, served, &former, on_upgrade, client);
+        let mut response = self.finish(slot, served, &former, on_upgrade, &at);
         if extended {
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 *response.status_mut() = StatusCode::OK;
@@ -562,7 +572,7 @@ impl Ingress {
         served: Served,
         former: &Former,
         on_upgrade: Option<OnUpgrade>,
-        client: Origin,
+        at: &AskedAt,
     ) -> Response<Body> {
         let node = &self.node;
         let Served {
@@ -605,7 +615,7 @@ impl Ingress {
         }
         let cookie = &node.store.policy().cookie;
         if cleared {
-            fields::set_affinity(headers, &cookie.remove(&slot.spec().path, client.secure));
+            at.remove(cookie, &slot.spec(), headers);
         }
         // Another tab may have begun a session meanwhile, which an empty one must not displace.
         let holds_nothing = |entry: &Entry| matches!(entry.kind, Kind::Portable { n: 0, .. });
@@ -621,8 +631,7 @@ impl Ingress {
             if !stays {
                 let entries = vec![node.route_name.disguise(entry, &node.auth)];
                 let value = affinity::mint(&Token { entries }, &route, &node.auth);
-                let field = cookie.set(&value, &slot.spec().path, client.secure);
-                fields::set_affinity(headers, &field);
+                at.set(cookie, &value, &slot.spec(), headers);
             }
         }
         if switching {

@@ -1,6 +1,7 @@
 //! Where clients come in: the listener, and who asks which app for what.
 
 pub(crate) mod client_body;
+pub(crate) mod cookies;
 pub(crate) mod ingress;
 pub(crate) mod listener;
 pub(crate) mod origin;

@@ -1,7 +1,9 @@
 //! What a request's target and its `Max-Forwards` say before an app is looked for.
 
-use http::header::{ALLOW, HOST, HeaderMap, HeaderValue, MAX_FORWARDS};
+use http::header::{ALLOW, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS};
 use http::{Method, Request, Response, StatusCode, Uri};
+
+use warmhop_core::matching::without_prefix;
 
 use crate::http::body::Body;
 use crate::request::problem::Problem;
@@ -60,8 +62,29 @@ pub(crate) fn passed_on(method: &Method, headers: &mut HeaderMap) {
     }
 }
 
-/// The target as an app gets it.
-pub(crate) fn for_app(uri: &Uri) -> String {
+/// The target as an app gets it, which may not get the beginning `prefix` of its path.
+pub(crate) fn for_app(uri: &Uri, prefix: Option<&str>) -> String {
+    let target = whole(uri);
+    match prefix {
+        Some(prefix) => {
+            let (slash, rest) = without_prefix(&target, prefix);
+            [slash, rest].concat()
+        }
+        None => target,
+    }
+}
+
+/// Tells an app what was taken off the beginning of the path, after what a proxy before took off.
+pub(crate) fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
+    const FIELD: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+    let before = headers.get(&FIELD).and_then(|before| before.to_str().ok()).unwrap_or_default();
+    let whole = format!("{}{prefix}", before.trim_end_matches('/'));
+    if let Ok(value) = HeaderValue::from_str(&whole) {
+        headers.insert(FIELD, value);
+    }
+}
+
+fn whole(uri: &Uri) -> String {
     match uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
         // Of a whole URI without a path (RFC 9112 section 3.2.1).
         Some(query) if query.starts_with('?') => format!("/{query}"),
@@ -97,7 +120,7 @@ mod tests {
             (Method::OPTIONS, "*", Some("*")),
         ] {
             let uri: Uri = uri.parse().unwrap();
-            let target = is_target(&method, &uri).then(|| for_app(&uri));
+            let target = is_target(&method, &uri).then(|| for_app(&uri, None));
             assert_eq!(target.as_deref(), app_gets, "{method} {uri}");
         }
     }
@@ -123,6 +146,18 @@ mod tests {
         {
             assert_eq!(asked(method, left), (None, left.into()), "{method} {left}");
         }
+    }
+
+    #[test]
+    fn an_app_is_told_of_each_prefix_that_it_does_not_get() {
+        let mut headers = HeaderMap::new();
+        tell_prefix(&mut headers, "/shop");
+        assert_eq!(headers["x-forwarded-prefix"], "/shop");
+        headers.insert("x-forwarded-prefix", HeaderValue::from_static("/outer/"));
+        tell_prefix(&mut headers, "/shop");
+        assert_eq!(headers["x-forwarded-prefix"], "/outer/shop");
+        let uri: Uri = "http://x/shop?q=1".parse().unwrap();
+        assert_eq!(for_app(&uri, Some("/shop")), "/?q=1");
     }
 
     #[test]

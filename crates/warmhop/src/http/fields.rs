@@ -430,7 +430,12 @@ pub(crate) fn host_of(headers: &HeaderMap) -> Option<String> {
 
 /// The same as the client wrote it.
 pub(crate) fn host_as_sent(headers: &HeaderMap) -> Option<&str> {
-    let authority = headers.get(HOST)?.to_str().ok()?;
+    host_in(headers.get(HOST)?)
+}
+
+/// The name in a `Host` field, without port.
+pub(crate) fn host_in(field: &HeaderValue) -> Option<&str> {
+    let authority = field.to_str().ok()?;
     let host = if authority.starts_with('[') {
         authority.split_inclusive(']').next()?
     } else {

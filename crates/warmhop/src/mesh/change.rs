@@ -4,7 +4,7 @@
 //! those after it. What leaves the table serves what it has begun, and starts nothing any more; what
 //! is changed goes on with its copy until a new one is ready.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -13,6 +13,7 @@ use tracing::info;
 use warmhop_core::app::WantedBy;
 use warmhop_core::config::StartMode;
 use warmhop_core::ids::{AppName, PeerId};
+use warmhop_core::matching::{Claim, Match};
 
 use crate::app::slot::Slot;
 use crate::app::{App, AppSpec};
@@ -241,27 +242,25 @@ pub(crate) fn check_apps(apps: &[&AppSpec], registers: &[AppName]) -> Result<(),
             });
         }
     }
-    for (at, one) in apps.iter().enumerate() {
-        for other in &apps[..at] {
-            let same_host = match (&one.host, &other.host) {
-                (Some(a), Some(b)) => a.eq_ignore_ascii_case(b),
-                (None, None) => true,
-                _ => false,
-            };
-            let same_path = one.path.trim_end_matches('/') == other.path.trim_end_matches('/');
-            let what = if one.name == other.name {
-                format!("both are named {}", one.name)
-            } else if same_host && same_path {
-                let host = one.host.as_deref().unwrap_or("(any)");
-                format!("both match host {host} and path {}", one.path)
-            } else {
-                continue;
-            };
-            return Err(StartMeshError::AppsCollide {
-                first: other.name.to_string(),
-                second: one.name.to_string(),
-                what,
-            });
+    let mut names = HashSet::new();
+    let mut claims: HashMap<Claim<'_>, &AppSpec> = HashMap::new();
+    let collide = |first: &AppSpec, second: &AppSpec, what| StartMeshError::AppsCollide {
+        first: first.name.to_string(),
+        second: second.name.to_string(),
+        what,
+    };
+    for one in apps {
+        if !names.insert(&one.name) {
+            return Err(collide(one, one, format!("both are named {}", one.name)));
+        }
+        for claim in one.matches.iter().flat_map(Match::claims) {
+            let other = claims.insert(claim, one).filter(|other| other.name != one.name);
+            if let Some(other) = other {
+                let (host, path) = claim;
+                let host = host.map_or("(any)".into(), ToString::to_string);
+                let path = if path.is_empty() { "/" } else { path };
+                return Err(collide(other, one, format!("both match host {host} and path {path}")));
+            }
         }
     }
     Ok(())

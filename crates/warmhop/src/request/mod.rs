@@ -14,6 +14,7 @@ pub(crate) mod heir;
 mod in_line;
 pub(crate) mod lent;
 pub(crate) mod local_error;
+pub(crate) mod matches;
 pub(crate) mod node;
 pub(crate) mod once;
 pub(crate) mod portable;

@@ -22,7 +22,7 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     (
         "app.match",
         "`[[app]] match`",
-        "Which requests are for the app. The most specific match wins: a host before none, then the longest path.",
+        "Which requests are for the app; a list of tables, `[[app.match]]`, where they are of several kinds. The most specific match wins: a host by name, then `*.`, then any, and then the longest path. See [apps.md](apps.md).",
     ),
     ("app.limits", "`[[app]] limits`", "What it may take of its machine."),
     ("app.ready", "`[[app]] ready`", "When a copy that starts counts as ready."),
@@ -112,6 +112,7 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "env", Kind::Variables, "{}", "What is added to its environment. `PORT` and `REDIS_URL` are set by the peer."),
     key("app", "env_file", Kind::Path, "(none)", "A file of lines `NAME=value`, read at each start of a copy; what `env` has comes first."),
     key("app", "inherit_env", Kind::FlagOrNames, "true", "What it inherits of the peer's environment: all, nothing but `PATH`, or `PATH` and the variables that are named."),
+    key("app", "strip_prefix", Kind::Flag, "false", "Whether the app gets its requests without the `path` of their match, which it is told in `X-Forwarded-Prefix`."),
     key("app", "version", Kind::Text, "(none)", "Which version of the app a start brings up, such as `1.10.2` or a date; peers tell each other, and another one is a reason to replace a copy that runs. Of two, numbers decide part by part. 1 to 64 of `A-Z a-z 0-9 . _ + -`."),
     key("app", "protocol", Kind::OneOf(&["http1", "h2"]), "\"http1\"", "What is spoken with it: HTTP/1.1 with upgrades, or HTTP/2 in clear text, as gRPC servers want it."),
     key("app", "user", Kind::Text, "(the peer's)", "Whose it is, where the peer is root. See [trust.md](trust.md)."),
@@ -128,7 +129,7 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "head_timeout", Kind::Span("100ms", "1d"), "(none)", "How long an answer's head may take. Past it the client gets 504, and the copy is asked whether it is well."),
     key("app", "concurrency", Kind::Number(1, 100_000), "(as many as come)", "How many requests one copy serves at once. More go to other ready copies, or wait."),
 
-    key("app.match", "host", Kind::Text, "(any)", "The host of the request, without port."),
+    key("app.match", "host", Kind::TextOrTexts, "(any)", "The host of the request, without port, or a list of them. `*.b.example` is every name that is one label longer than `b.example`."),
     key("app.match", "path", Kind::Text, "\"/\"", "The beginning of its path, by whole segments."),
 
     key("app.limits", "memory", Kind::Size("16MiB", "1048576GiB"), "(none)", "How much data each of its processes may have."),

@@ -17,14 +17,16 @@ pub(super) fn read(mut table: Table<'_>, spec: &mut CookieSpec) {
 }
 
 /// What browsers would refuse of the cookie for these apps.
-pub(super) fn check(reader: &Reader<'_>, session: &mut Session, apps: &[App]) {
+pub(super) fn check<'a>(reader: &Reader<'_>, session: &mut Session, apps: &'a [App]) {
     let cookie = &mut session.policy.cookie;
     let report = |key: &str, what: &str, remedy: &str| {
         let key = format!("session.cookie.{key}");
         let place = reader.places.borrow().get(&key).copied();
         reader.report_at(place, key, what, remedy);
     };
-    if let Err(mistake) = cookie.settle(apps.iter().map(|app| app.spec.path.as_str())) {
+    if let Err(mistake) =
+        cookie.settle(apps.iter().flat_map(|app| &app.spec.matches).map(|it| it.path.as_str()))
+    {
         report(mistake.key, mistake.what, mistake.remedy);
         return;
     }
@@ -34,10 +36,9 @@ pub(super) fn check(reader: &Reader<'_>, session: &mut Session, apps: &[App]) {
         host.strip_suffix(domain.as_str())
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    let foreign =
-        apps.iter().find(|app| app.spec.host.as_ref().is_some_and(|host| !is_below(host)));
-    if let Some(app) = foreign {
-        let host = app.spec.host.as_deref().unwrap_or_default();
+    let hosts = |app: &'a App| app.spec.matches.iter().flat_map(|it| &it.hosts);
+    let mut all = apps.iter().flat_map(|app| hosts(app).map(move |host| (app, host)));
+    if let Some((app, host)) = all.find(|(_, host)| !is_below(host.name())) {
         let what = format!(
             "app {} answers for {host}, which is not below {domain}: browsers would refuse its cookie",
             app.spec.name

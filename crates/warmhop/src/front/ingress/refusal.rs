@@ -6,9 +6,9 @@ use http::header::{ACCEPT, HeaderMap};
 use http::{Method, Request, Response};
 
 use crate::app::slot::Slot;
+use crate::front::cookies::AskedAt;
 use crate::front::ingress::Ingress;
 use crate::http::body::Body;
-use crate::http::fields;
 use crate::observe::recall::Tracing;
 use crate::request::grpc;
 use crate::request::problem::{Audience, FIELD_REFUSED, Problem};
@@ -18,7 +18,7 @@ pub(crate) struct Asked {
     accept: HeaderMap,
     is_get: bool,
     pub(crate) is_call: bool,
-    secure: bool,
+    at: AskedAt,
 }
 
 impl Asked {
@@ -28,7 +28,7 @@ impl Asked {
             accept: accept.map(|accept| (ACCEPT, accept)).collect(),
             is_get: *request.method() == Method::GET,
             is_call: grpc::is_grpc(request.headers()),
-            secure,
+            at: AskedAt::of(request.headers(), request.uri(), secure),
         }
     }
 }
@@ -65,8 +65,7 @@ impl Ingress {
         if let (FIELD_REFUSED, Some(slot)) = (problem.name, app) {
             // It would be refused each time.
             let cookie = &node.store.policy().cookie;
-            let field = cookie.remove(&slot.spec().path, asked.secure);
-            fields::set_affinity(response.headers_mut(), &field);
+            asked.at.remove(cookie, &slot.spec(), response.headers_mut());
         }
         response
     }
