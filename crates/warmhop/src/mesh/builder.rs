@@ -186,7 +186,7 @@ impl Builder {
         self
     }
 
-    /// Offers the registers of this name on this peer: see [`Registers`]. No app of the mesh may
+    /// Offers the registers of this name on this peer: see [`Registers`](crate::Registers). No app of the mesh may
     /// have the name.
     #[must_use]
     pub fn registers(mut self, name: AppName) -> Self {

@@ -114,7 +114,7 @@ impl Mesh {
     }
 
     /// The registers of this name; `None` where they were not declared with
-    /// [`Builder::registers`].
+    /// [`Builder::registers`](crate::Builder::registers).
     #[must_use]
     pub fn registers(&self, name: &AppName) -> Option<Registers> {
         let node = &self.0.node;

@@ -56,7 +56,7 @@ pub(crate) enum Operation<'a> {
     },
 }
 
-/// [`Expires`], made a time by the clock of the peer that was asked where one was named.
+/// [`Expires`](crate::Expires), made a time by the clock of the peer that was asked where one was named.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Ending {
     Idle,
