@@ -183,15 +183,16 @@ impl Room {
         self.log.take()
     }
 
-    /// A room as it is kept, at this time: `held` is its register's value, and when that ends. `None`
-    /// where this version cannot read it.
+    /// As [`Room::with_ended`], without those keys.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn open(name: &Bytes, held: Option<(Bytes, SystemTime)>, now: u64) -> Option<Self> {
         let mut room = Self::with_ended(name, held, now)?;
         room.take_out_ended();
         Some(room)
     }
 
-    /// As [`Room::open`], with the keys whose end has come.
+    /// A room as it is kept, with the keys whose end has come by this time: `held` is its register's
+    /// value, and when that ends. `None` where this version cannot read it.
     pub(super) fn with_ended(
         name: &Bytes,
         held: Option<(Bytes, SystemTime)>,
