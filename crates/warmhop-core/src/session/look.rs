@@ -1,9 +1,10 @@
 //! What a machine says of its session to those who look at it.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::message::{Config, NackReason, Record};
+use super::message::{Config, Members, NackReason, Record};
 use super::{Ctx, Effects, Role, Session, TokenHint};
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 
@@ -91,19 +92,22 @@ impl Session {
         self.config().map_or(&[], |cfg| &cfg.now.who)
     }
 
-    /// Those of whom a majority must live for the session to go on, as far as is known here. An owner
-    /// goes by its newest chosen record. Whoever holds a change of members cannot tell whether it was
-    /// chosen: then it takes a majority of those before and of those to come, and of the two this is
-    /// the set that has none, by what `lives` tells.
+    /// Those of whom a majority must live for the session to go on, as far as is known here, each with
+    /// whether it `lives` and its vote counts: one that has forgotten the session, or went on without
+    /// the others, is as good as gone. An owner goes by its newest chosen record. Whoever holds a
+    /// change of members cannot tell whether it was chosen: then it takes a majority of those before
+    /// and of those to come, and of the two this is the set that has none.
     #[must_use]
-    pub fn deciders(&self, lives: impl Fn(Incarnation) -> bool) -> &[Incarnation] {
+    pub fn deciders(&self, lives: impl Fn(Incarnation) -> bool) -> Vec<(Incarnation, bool)> {
         let chosen = match &self.role {
             Role::Owner(owner) => owner.chosen.as_ref().map(|record| record.cfg.as_ref()),
             Role::None | Role::Preparing(_) => None,
         };
-        let Some(cfg) = chosen.or_else(|| self.config()) else { return &[] };
-        let lacking = cfg.sets().find(|set| !set.majority(&lives));
-        &lacking.unwrap_or(&cfg.now).who
+        let Some(cfg) = chosen.or_else(|| self.config()) else { return Vec::new() };
+        let votes = |peer: Incarnation, set: &Members| lives(peer) && !self.is_voteless(peer, set);
+        let lacking = cfg.sets().find(|set| !set.majority(|peer| votes(peer, set)));
+        let set = lacking.unwrap_or(&cfg.now);
+        set.who.iter().map(|peer| (*peer, votes(*peer, set))).collect()
     }
 
     /// Whether this peer holds a record of the session.

@@ -24,8 +24,12 @@ pub const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
 /// meets no rival.
 pub const WAIT_A_RANK: Duration = Duration::from_secs(1);
 
-/// How long a claimant may take to answer before it is asked again.
+/// How long whoever is asked may take to answer before it is asked again.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// How often everyone is asked about one session between two that come or go.
+const EVERYONE_ASKED_MAX: u32 = 2;
+/// For how many sessions everyone is asked at once.
+const SEARCHES_MAX: usize = 16 * 1024;
 
 /// What is known of one session that this peer owns, and of its holders.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +73,9 @@ pub enum Mend {
     Ask,
     /// Whoever claims it owns it: nothing more is to be asked ([`Session::rest`]).
     Rest,
+    /// Too few live of those whom this peer takes for the members: ask everyone, with
+    /// [`Session::locate`], who they are by now, and look again soon.
+    AskEveryone,
 }
 
 /// Decides what its owner mends about a session. `silent_for` tells for how long a process has not
@@ -212,6 +219,8 @@ pub struct Watch {
     missing_since: BTreeMap<Incarnation, Now>,
     /// Who was alive when a look through all sessions last began.
     looked_for: Option<BTreeSet<Incarnation>>,
+    /// The sessions that everyone is asked about: how often, and when last.
+    searches: BTreeMap<SessionId, (u32, Now)>,
 }
 
 /// Which sessions a sweep has to look at.
@@ -232,12 +241,30 @@ impl Watch {
             return Scope::Noted;
         }
         self.looked_for = Some(alive.clone());
+        self.searches.clear();
         Scope::All
     }
 
     /// All sessions are to be looked at again: more came to need a look than could be noted.
     pub fn begin_anew(&mut self) {
         self.looked_for = None;
+    }
+
+    /// Asks everyone a few times. It is looked at again when somebody comes back.
+    fn search(&mut self, sid: SessionId, now: Now) -> Mend {
+        if self.searches.len() >= SEARCHES_MAX {
+            self.searches.clear();
+        }
+        let (times, asked) = self.searches.get(&sid).copied().unwrap_or_default();
+        if times > 0 && now.since(asked) < ASK_AGAIN_AFTER {
+            return Mend::Later;
+        }
+        if times >= EVERYONE_ASKED_MAX {
+            self.searches.remove(&sid);
+            return Mend::Nothing;
+        }
+        self.searches.insert(sid, (times + 1, now));
+        Mend::AskEveryone
     }
 
     /// Decides what to mend about the session `sid`. `is_dead` tells which processes are known to
@@ -289,10 +316,11 @@ impl Watch {
                 return Mend::Nothing;
             };
             // Without a majority it would come to nothing, and leave a claim that others step down
-            // for. It is looked at again when somebody comes back.
+            // for. Whoever was not told of later members takes those before for all that there are.
             if !majority(members) || !(held.before.is_empty() || majority(&held.before)) {
-                return Mend::Nothing;
+                return if alive.len() > 1 { self.search(sid, now) } else { Mend::Nothing };
             }
+            self.searches.remove(&sid);
             return mend_claimed(&Claimed {
                 me,
                 owner,
@@ -562,6 +590,63 @@ mod tests {
         assert_eq!(look(&held(&[3, 9], &[1, 3, 4])), Mend::Nothing);
         // Those never come back: it finds out by trying, and gives up.
         assert!(matches!(look(&held(&[5, 6], &[])), Mend::Change { gone: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_member_whose_majority_is_gone_asks_everyone_for_those_who_took_their_places() {
+        let mut view = View::new(PeerId::new("p1").unwrap());
+        view.apply(
+            News::Peer(PeerNews {
+                peer: PeerId::new("p9").unwrap(),
+                incarnation: peer(9),
+                generation: 1,
+                seq: 1,
+                mesh: "127.0.0.1:7001".parse().unwrap(),
+                http: None,
+                zone: None,
+                draining: false,
+                knows_more: false,
+                young: false,
+            }),
+            Now(1),
+            Source::FirstHand,
+        );
+        let alive = countable(&view, peer(1));
+        let ballot = Ballot { round: 1, proposer: peer(2) };
+        let held = |others: [u8; 2], voteless: &[u8]| Held {
+            owns: false,
+            taking_over: false,
+            claim: Some(ballot),
+            said: Claimant::Unasked,
+            at: Some(ballot),
+            members: [1].iter().chain(&others).map(|number| peer(*number)).collect(),
+            before: Vec::new(),
+            complete: true,
+            silenced: Vec::new(),
+            voteless: voteless.iter().map(|number| peer(*number)).collect(),
+        };
+        let mut watch = Watch::default();
+        let mut look = |held: &Held, at: u64| {
+            let policy = SessionPolicy::default();
+            let now = Now(at);
+            let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
+            if watch.begin(&alive) == Scope::All {
+                assert_eq!(at, 60_000);
+            }
+            watch.look(SessionId([7; 16]), held, &around, Scope::Noted, |it| it != peer(9))
+        };
+        let orphan = held([2, 3], &[]);
+        assert_eq!(look(&orphan, 60_000), Mend::AskEveryone);
+        assert_eq!(look(&orphan, 61_000), Mend::Later);
+        assert_eq!(look(&orphan, 62_000), Mend::AskEveryone);
+        assert_eq!(look(&orphan, 64_000), Mend::Nothing, "nobody knows more: until somebody comes");
+        // One that forgot the session lives, and is no majority with this peer.
+        assert_eq!(look(&held([2, 9], &[9]), 70_000), Mend::AskEveryone);
+        assert_eq!(
+            look(&held([2, 9], &[]), 70_001),
+            Mend::Succeed,
+            "it was told who else there is"
+        );
     }
 
     #[test]

@@ -580,7 +580,12 @@ impl Session {
 
     /// Whether so many of `set` are gone for good that no majority of it can come about.
     pub(super) fn is_beyond_hope(&self, set: &Members) -> bool {
-        !set.majority(|peer| self.heard.gone.get(&peer).is_none_or(|stamp| *stamp < set.stamp))
+        !set.majority(|peer| !self.is_voteless(peer, set))
+    }
+
+    /// Whether the vote of `peer` in `set` is gone for good, as far as is known here.
+    pub(super) fn is_voteless(&self, peer: Incarnation, set: &Members) -> bool {
+        self.heard.gone.get(&peer).is_some_and(|stamp| *stamp >= set.stamp)
     }
 
     pub(super) fn on_timer_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {

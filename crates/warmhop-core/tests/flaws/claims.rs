@@ -116,3 +116,40 @@ fn a_member_that_was_replaced_is_told_more_than_once() {
     let knows = s.machine("B").is_some_and(|machine| !machine.members().contains(&b));
     assert!(knows, "B still takes itself for a member");
 }
+
+/// The danger: A is cut off while B and C are replaced by D and E, one after the other, and nobody
+/// reaches A. Then B and C end. A knows of them alone: it takes itself for the last of three, counts on
+/// a session that it is no majority of, and asks nobody.
+/// The rule: a member whose companions are gone asks everyone who the members are by now, and from then
+/// on does as those do.
+#[test]
+fn a_member_that_was_not_told_of_later_members_asks_everyone_for_them() {
+    let mut s = Stage::new("a member that was not told of later members", "A B C D E");
+    s.draws("B", "A B C");
+    s.asks("B", "keyed tea", "B");
+    s.settles();
+    let (b, c) = (s.inc("B"), s.inc("C"));
+    s.parts("A", "B C D E");
+    s.replaces("B", c, "D");
+    s.settles();
+    s.crashes("C");
+    s.takes_over("D");
+    s.settles();
+    s.serves("D");
+    s.replaces("D", b, "E");
+    s.settles();
+    s.crashes("B");
+    s.passes(Duration::from_secs(60));
+    s.heals();
+    s.settles();
+    let set = |s: &Stage| s.machine("A").map(|it| it.members().to_vec()).unwrap_or_default();
+    assert!(set(&s).contains(&b) && set(&s).contains(&c), "nobody told it");
+
+    s.asks_everyone("A", "D E");
+    s.settles();
+    assert!(set(&s).contains(&s.inc("D")) && set(&s).contains(&s.inc("E")));
+    s.crashes("D");
+    s.takes_over_without_a_token("A", "E");
+    s.settles();
+    s.serves("A");
+}

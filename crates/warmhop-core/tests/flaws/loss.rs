@@ -208,13 +208,33 @@ fn a_change_of_members_that_nobody_can_agree_to_makes_no_session_look_alive() {
     for name in ["A", "D"] {
         let machine = s.machine(name).expect("the change was accepted there");
         let told = machine.deciders(|peer| s.lives(peer));
-        let living = told.iter().filter(|peer| s.lives(**peer)).count();
+        let living = told.iter().filter(|(_, votes)| *votes).count();
         assert!(2 * living <= told.len(), "{name} takes it for one that goes on");
     }
     s.takes_over_without_a_token("D", "A B C");
     s.asks("D", "read list", "D");
     s.settles();
     s.failed("list", Failure::Lost { ran: false });
+}
+
+/// The danger: B has forgotten the session and will vote on it no more, C dies, and A, the third, knows
+/// of both. Yet B lives, and two of three look like a majority: whoever looks at A's copy takes a
+/// session for one that goes on which nobody can ever serve.
+/// The rule: a member that has forgotten is counted as one that is gone.
+#[test]
+fn a_member_that_forgot_makes_no_session_look_alive() {
+    let mut s = Stage::new("a member that forgot", "A B C D");
+    s.draws("C", "A B C");
+    s.asks("C", "change tea", "A");
+    s.settles();
+    s.forgets("B");
+    s.crashes("C");
+    s.takes_over_without_a_token("A", "B D");
+    s.settles();
+    s.does_not_serve("A");
+    let told = s.machine("A").expect("it holds a copy").deciders(|peer| s.lives(peer));
+    let votes = told.iter().filter(|(_, votes)| *votes).count();
+    assert_eq!((told.len(), votes), (3, 1));
 }
 
 /// The danger: as above, but the two are only silent; if they were taken for gone, their return

@@ -467,6 +467,14 @@ impl Stage {
         self.on(name, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
     }
 
+    /// The peer asks others who the members are by now.
+    #[track_caller]
+    pub(crate) fn asks_everyone(&mut self, name: &str, others: &str) {
+        self.say(format!("{name} asks {others} who the members are by now"));
+        let peers: Vec<Incarnation> = others.split(' ').map(|other| self.inc(other)).collect();
+        self.on(name, |machine, _, out| machine.locate(&peers, out));
+    }
+
     /// What the peer was told of the claim.
     #[track_caller]
     pub(crate) fn claimant(&self, name: &str) -> Claimant {

@@ -159,6 +159,7 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "absent",
         "relayed",
         "claimants asked",
+        "members looked for",
         "app crashes",
         "clocks set",
         "rivals",

@@ -465,6 +465,11 @@ impl Peer {
                 self.world.count("claimants asked");
                 self.with(sid, false, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
             }
+            Mend::AskEveryone => {
+                self.world.count("members looked for");
+                let peers = self.whom_to_ask(sid);
+                self.with(sid, false, |machine, _, out| machine.locate(&peers, out));
+            }
             Mend::Change { gone, newcomer } => {
                 self.world.count("member changes wanted");
                 self.with(sid, false, |machine, ctx, out| {

@@ -177,10 +177,10 @@ fn is_known_as_lost(world: &World, sid: SessionId, owners: &[usize]) -> Result<(
     }
     for peer in world.live_peers() {
         let lives = |member| world.lives(member);
-        let told = peer.look(sid, |machine| machine.deciders(lives).to_vec()).unwrap_or_default();
-        let living = told.iter().filter(|member| lives(**member)).count();
+        let told = peer.look(sid, |machine| machine.deciders(lives)).unwrap_or_default();
+        let voting = told.iter().filter(|(_, votes)| *votes).count();
         // One that was replaced keeps what it held, and hears no more of it.
-        if told.contains(&peer.inc) && 2 * living > told.len() {
+        if told.iter().any(|(member, _)| *member == peer.inc) && 2 * voting > told.len() {
             return Err(format!("it is lost, and {} counts on {told:?}", peer.me));
         }
     }

@@ -103,6 +103,10 @@ impl Repair {
             Mend::Ask => {
                 node.store.with(key, false, |machine, ctx, out| machine.ask_claimant(ctx.now, out));
             }
+            Mend::AskEveryone => {
+                let peers = node.whom_to_ask(key);
+                node.store.with(key, false, |machine, _, out| machine.locate(&peers, out));
+            }
             Mend::Change { gone, newcomer } => {
                 node.store.with(key, false, |machine, ctx, out| {
                     machine.change_members(ctx, gone, newcomer, out)

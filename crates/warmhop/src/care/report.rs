@@ -174,7 +174,7 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
         let claimed = machine.known_owner().filter(|owner| *owner != node.incarnation);
         let owner = if machine.is_owner() { Some(node.incarnation) } else { claimed };
         // A change of members that cannot be completed must not make a session look alive that is lost.
-        let members = machine.deciders(lives).to_vec();
+        let members = machine.deciders(lives);
         (owner, machine.ballot().or_else(|| machine.claim()), machine.version(), members)
     })?;
     let name = |incarnation: &Incarnation| {
@@ -186,11 +186,16 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
             None => format!("gone:{incarnation:?}"),
         }
     };
+    // One that lives and has forgotten the session keeps nothing alive.
+    let member = |(peer, votes): &(Incarnation, bool)| match votes {
+        false if lives(*peer) => format!("gone:{peer:?}"),
+        _ => name(peer),
+    };
     Some(SessionStatus {
         key: key.to_string(),
         owner: owner.as_ref().map(name),
         ballot: ballot.map(|ballot| ballot.to_string()).unwrap_or_default(),
         version,
-        members: members.iter().map(name).collect(),
+        members: members.iter().map(member).collect(),
     })
 }

@@ -191,8 +191,8 @@ pub struct SessionStatus {
     pub ballot: String,
     /// The number of its last committed change.
     pub version: u64,
-    /// The peers of which a majority keeps it alive, most often those that hold copies; a dead
-    /// incarnation's id where its peer is gone. Of a change of members that can no longer be completed
+    /// The peers of which a majority keeps it alive, most often those that hold copies; `gone:` and an
+    /// incarnation's id where that one is dead or has forgotten the session. Of a change of members that can no longer be completed
     /// it is the set that has no majority.
     pub members: Vec<String>,
 }
