@@ -15,8 +15,8 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use support::Peer;
 use tokio::net::TcpListener;
-use warmhop::axum::{Session, SetError};
 use warmhop::config::SessionMode;
+use warmhop::extract::{Session, SetError};
 use warmhop::ids::AppName;
 use warmhop::{AppSpec, app_fn};
 

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower_sessions::session::Error;
 use tower_sessions::{Session, SessionManagerLayer};
 use warmhop::ids::AppName;
-use warmhop::tower_sessions::Store;
+use warmhop::session_store::Store;
 
 /// Where a session cannot be read or written, there is no majority of the peers that hold it.
 fn failed(error: Error) -> (StatusCode, String) {

@@ -87,7 +87,7 @@
 //! # #[cfg(feature = "axum")]
 //! # mod shown {
 //! use serde::{Deserialize, Serialize};
-//! use warmhop::axum::{Session, SetError};
+//! use warmhop::extract::{Session, SetError};
 //!
 //! #[derive(Default, Serialize, Deserialize)]
 //! struct Cart {
@@ -112,7 +112,7 @@
 //! # #[cfg(feature = "tower-sessions")]
 //! # mod shown {
 //! use tower_sessions::{Session, SessionManagerLayer};
-//! use warmhop::tower_sessions::Store;
+//! use warmhop::session_store::Store;
 //!
 //! fn app(registers: warmhop::Registers) -> axum::Router {
 //!     axum::Router::new()
@@ -222,10 +222,10 @@ mod request;
 mod sessions;
 
 #[cfg(feature = "axum")]
-pub use self::adapters::axum;
+pub use self::adapters::extract;
 pub use self::adapters::hop_layer::{HopLayer, HopService, Readiness};
 #[cfg(feature = "tower-sessions")]
-pub use self::adapters::tower_sessions;
+pub use self::adapters::session_store;
 pub use self::app::session::{Session, SessionError};
 pub use self::front::ingress::READY_PATH;
 pub use self::front::origin::TrustedProxies;

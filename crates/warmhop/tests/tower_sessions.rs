@@ -20,7 +20,7 @@ use tower_sessions::session_store::Error as StoreError;
 use tower_sessions::{Session, SessionManagerLayer, SessionStore};
 use warmhop::identity::Authority;
 use warmhop::ids::AppName;
-use warmhop::tower_sessions::Store;
+use warmhop::session_store::Store;
 use warmhop::{Expires, Mesh, When};
 
 /// Peers that all keep the same registers and know each other.

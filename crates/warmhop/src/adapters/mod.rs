@@ -1,7 +1,7 @@
 //! How services that have their own server or framework use the mesh: over what is public alone.
 
 #[cfg(feature = "axum")]
-pub mod axum;
+pub mod extract;
 pub(crate) mod hop_layer;
 #[cfg(feature = "tower-sessions")]
-pub mod tower_sessions;
+pub mod session_store;

@@ -4,7 +4,7 @@
 //! ```
 //! use axum::{Router, routing::get};
 //! use serde::{Deserialize, Serialize};
-//! use warmhop::axum::{Session, SetError};
+//! use warmhop::extract::{Session, SetError};
 //!
 //! #[derive(Default, Serialize, Deserialize)]
 //! struct Cart {

@@ -10,7 +10,7 @@
 //! use warmhop::Mesh;
 //! use warmhop::identity::Authority;
 //! use warmhop::ids::{AppName, PeerId};
-//! use warmhop::tower_sessions::Store;
+//! use warmhop::session_store::Store;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
