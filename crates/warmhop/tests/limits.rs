@@ -27,6 +27,15 @@ async fn leave_unread(_body: axum::body::Body) {
     std::future::pending::<()>().await;
 }
 
+/// Lets one request go that is held.
+static HELD: tokio::sync::Notify = tokio::sync::Notify::const_new();
+
+/// Never ends, and sends as fast as it is read.
+async fn endless() -> axum::body::Body {
+    let piece = || Ok::<_, std::convert::Infallible>(Bytes::from_static(&[7; 16 * 1024]));
+    axum::body::Body::from_stream(futures_util::stream::repeat_with(piece))
+}
+
 async fn count(body: Bytes) -> String {
     body.len().to_string()
 }
@@ -46,6 +55,8 @@ async fn one_peer(with: impl FnOnce(Builder) -> Builder) -> (Mesh, SocketAddr) {
         let routes = Router::new()
             .route("/", get(|| async { "ok" }))
             .route("/whose", get(whose))
+            .route("/endless", get(endless))
+            .route("/held", get(async || HELD.notified().await))
             .route("/unread", post(leave_unread))
             .route("/count", post(count));
         Ok::<_, std::convert::Infallible>(routes)
@@ -189,27 +200,47 @@ async fn a_full_door_closes_whoever_has_been_idle_longest() {
 }
 
 #[tokio::test]
-async fn a_door_whose_clients_are_all_busy_takes_another_once_one_of_them_is_idle() {
+async fn a_door_whose_clients_all_wait_for_the_app_takes_another_once_one_of_them_is_idle() {
     let (mesh, door) =
         one_peer(|builder| builder.front_door_connections(std::num::NonZeroUsize::new(2).unwrap()))
             .await;
     let mut busy = Vec::new();
     for _ in 0..2 {
         let mut stream = TcpStream::connect(door).await.unwrap();
-        stream
-            .write_all(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx")
-            .await
-            .unwrap();
+        stream.write_all(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         busy.push(stream);
     }
     eventually("both are busy", || served(&mesh) == 2).await;
     let other = tokio::spawn(others_are_served(door));
-    busy[0].write_all(b"x").await.unwrap();
-    let mut answer = [0; 12];
-    busy[0].read_exact(&mut answer).await.unwrap();
-    assert_eq!(answer, *b"HTTP/1.1 200");
+    HELD.notify_one();
     other.await.unwrap();
-    assert_eq!(refused(&mesh, "gave-way"), 1);
+    assert_eq!((refused(&mesh, "gave-way"), refused(&mesh, "stood-still")), (1, 0));
+    // Whoever was left busy has kept the place.
+    HELD.notify_one();
+    for mut stream in busy {
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, *b"HTTP/1.1 200");
+    }
+}
+
+#[tokio::test]
+async fn a_door_full_of_clients_that_take_no_answer_serves_another_at_once() {
+    let (mesh, door) =
+        one_peer(|builder| builder.front_door_connections(std::num::NonZeroUsize::new(8).unwrap()))
+            .await;
+    let mut slow = Vec::new();
+    // More than there are places, and more than may wait for one.
+    for _ in 0..40 {
+        let mut stream = TcpStream::connect(door).await.unwrap();
+        stream.write_all(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        slow.push(stream);
+    }
+    eventually("the door is full", || served(&mesh) >= 8).await;
+    for _ in 0..4 {
+        others_are_served(door).await;
+    }
+    assert!(refused(&mesh, "stood-still") + refused(&mesh, "gave-way") > 0);
 }
 
 async fn is_closed(stream: &mut TcpStream) {

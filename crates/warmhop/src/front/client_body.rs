@@ -24,12 +24,46 @@ pub(crate) struct TooSlow;
 /// A body that a client sends.
 pub(crate) struct ClientBody {
     incoming: Incoming,
-    account: Arc<Account>,
     /// It comes in frames of HTTP/2.
     in_frames: bool,
     pace: Pace,
+    exchange: Arc<Exchange>,
+}
+
+/// One request and its answer: whether its client is to hurry.
+pub(crate) struct Exchange {
+    account: Arc<Account>,
     /// Set once the answer has begun: from then on the two may talk at leisure.
-    answered: Arc<AtomicBool>,
+    answered: AtomicBool,
+    /// Somebody waits for the body.
+    awaited: AtomicBool,
+}
+
+impl Exchange {
+    pub(crate) fn new(account: Arc<Account>, at_leisure: bool) -> Arc<Self> {
+        let (answered, awaited) = (AtomicBool::new(at_leisure), AtomicBool::new(false));
+        Arc::new(Self { account, answered, awaited })
+    }
+
+    /// The answer begins.
+    pub(crate) fn answers(&self) {
+        self.answered.store(true, Ordering::SeqCst);
+        self.is_awaited(false);
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::SeqCst)
+    }
+
+    fn is_awaited(&self, awaited: bool) {
+        if self.awaited.swap(awaited, Ordering::SeqCst) != awaited {
+            self.account.awaits(awaited);
+        }
+        // The answer may have begun meanwhile.
+        if awaited && self.is_answered() {
+            self.is_awaited(false);
+        }
+    }
 }
 
 /// How quickly a body has to come. Time counts while somebody waits for it: an app that reads slowly
@@ -88,12 +122,17 @@ impl Pace {
 impl ClientBody {
     pub(crate) fn new(
         incoming: Incoming,
-        account: Arc<Account>,
         limits: &ClientLimits,
         in_frames: bool,
-        answered: Arc<AtomicBool>,
+        exchange: Arc<Exchange>,
     ) -> Self {
-        Self { incoming, account, in_frames, pace: Pace::new(limits), answered }
+        Self { incoming, in_frames, pace: Pace::new(limits), exchange }
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        self.exchange.is_awaited(false);
     }
 }
 
@@ -106,23 +145,28 @@ impl http_body::Body for ClientBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
+        let frame = Pin::new(&mut this.incoming).poll_frame(cx);
+        let (exchange, at_leisure) = (&this.exchange, this.exchange.is_answered());
+        if !at_leisure {
+            exchange.is_awaited(frame.is_pending());
+        }
+        match frame {
             Poll::Ready(frame) => {
                 if let Some(Ok(frame)) = &frame {
                     let bytes = frame.data_ref().map(Bytes::len);
                     this.pace.came(bytes.unwrap_or(0));
                     if let Some(bytes) = bytes {
-                        this.account.read(bytes, this.in_frames);
+                        exchange.account.read(bytes, this.in_frames);
                     }
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
-            Poll::Pending if this.answered.load(Ordering::Relaxed) => Poll::Pending,
+            Poll::Pending if at_leisure => Poll::Pending,
             Poll::Pending => {
-                if this.pace.poll_end(cx).is_pending() || this.answered.load(Ordering::Relaxed) {
+                if this.pace.poll_end(cx).is_pending() || exchange.is_answered() {
                     return Poll::Pending;
                 }
-                this.account.refused(Refusal::SlowBody);
+                exchange.account.refused(Refusal::SlowBody);
                 Poll::Ready(Some(Err(TooSlow.into())))
             }
         }

@@ -16,15 +16,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::front::client_body::ClientBody;
+use crate::front::client_body::{ClientBody, Exchange};
 use crate::front::ingress::Ingress;
+use crate::front::newcomers::{Newcomer, Newcomers};
 use crate::front::origin;
 use crate::http::aside::Aside;
 use crate::http::body::Body;
@@ -58,10 +59,6 @@ const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
 /// What is taken of one answer before its client takes it.
 const H2_SEND_BYTES: usize = 64 * 1024;
-/// How often a full door looks for somebody who is idle.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How long a connection that gives way is waited for before another has to.
-const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
 /// How long a connection that is told to end may take to.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -82,31 +79,37 @@ pub(crate) struct Door {
 /// Serves `listener` until the door closes. Each connection stays on the runtime that calls this.
 pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: TaskTracker) {
     let mut told: Option<Instant> = None;
+    let (clients, permits) = (Arc::clone(&door.ingress.clients), Arc::clone(&door.permits));
+    let mut newcomers = Newcomers::new(clients, permits, door.proxy_protocol);
     loop {
         let accepted = tokio::select! {
             biased;
             () = door.closing.cancelled() => break,
+            (newcomer, permit) = newcomers.next_placed() => {
+                let door = Arc::clone(&door);
+                connections.spawn(async move {
+                    accepted_one(newcomer.stream, newcomer.peer, door).await;
+                    drop(permit);
+                });
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let permit = place(&door).await;
-                let door = Arc::clone(&door);
-                connections.spawn(async move {
-                    accepted_one(stream, peer, door).await;
-                    drop(permit);
-                });
-            }
+            Ok((stream, peer)) => newcomers.comes(Newcomer { stream, peer }),
             Err(error) => {
                 // Out of file descriptors, most likely: waiting lets some be returned.
                 if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
                     warn!(%error, "cannot accept connections; clients wait");
                     told = Some(Instant::now());
                 }
-                door.ingress.clients.make_room();
+                door.ingress.clients.make_room(None);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+    for Newcomer { stream, peer } in newcomers.without_place() {
+        connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
     }
     // Clients that connected before the listener closed are served, not reset. The socket itself is
     // asked: the runtime has not heard of those that came just now.
@@ -115,26 +118,6 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         let Ok(stream) = stream else { continue };
         connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
-    }
-}
-
-/// A place for a connection. Where all are taken, whoever has been idle longest gives one up; where
-/// nobody is idle, the client waits until somebody is. A door that closes waits for nobody.
-async fn place(door: &Door) -> Option<OwnedSemaphorePermit> {
-    if let Ok(permit) = Arc::clone(&door.permits).try_acquire_owned() {
-        return Some(permit);
-    }
-    let permit = Arc::clone(&door.permits).acquire_owned();
-    let mut permit = std::pin::pin!(permit);
-    loop {
-        // Whoever gives way does so at once. Connections that have just been accepted are not in the
-        // table yet, and those that are busy may become idle.
-        let again = if door.ingress.clients.make_room() { GIVES_WAY_WITHIN } else { LOOK_AGAIN };
-        tokio::select! {
-            permit = permit.as_mut() => return permit.ok(),
-            () = door.closing.cancelled() => return None,
-            () = sleep(again) => {}
-        }
     }
 }
 
@@ -313,14 +296,13 @@ impl Visit {
         let counted = self.in_flight.begin(&request);
         // hyper bounds the fields of HTTP/1 itself.
         let too_many_fields = request.headers().len() > FIELDS_MAX;
-        let answered = Arc::new(AtomicBool::new(grpc::is_grpc(request.headers())));
+        let exchange = Exchange::new(Arc::clone(account), grpc::is_grpc(request.headers()));
         let request = request.map(|incoming| {
             if incoming.is_end_stream() {
                 return Body::from(incoming);
             }
-            let (account, limits) = (Arc::clone(account), self.ingress.clients.limits());
-            let answered = Arc::clone(&answered);
-            Body::new(ClientBody::new(incoming, account, limits, in_frames, answered))
+            let (limits, exchange) = (self.ingress.clients.limits(), Arc::clone(&exchange));
+            Body::new(ClientBody::new(incoming, limits, in_frames, exchange))
         });
         let (ingress, client) = (Arc::clone(&self.ingress), self.client);
         async move {
@@ -331,7 +313,7 @@ impl Visit {
             } else {
                 ingress.handle(request, client).await
             };
-            answered.store(true, Ordering::Relaxed);
+            exchange.answers();
             Ok(counted.until_the_end_of(response))
         }
     }

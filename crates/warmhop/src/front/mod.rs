@@ -4,6 +4,7 @@ pub(crate) mod client_body;
 pub(crate) mod cookies;
 pub(crate) mod ingress;
 pub(crate) mod listener;
+pub(crate) mod newcomers;
 pub(crate) mod origin;
 pub(crate) mod starting;
 pub(crate) mod targets;

@@ -36,6 +36,12 @@ const MEMORY_MIN: u64 = 32 << 20;
 /// What is taken for the machine's memory where it cannot be told.
 const MEMORY_UNKNOWN: u64 = 1 << 30;
 
+/// An address has more than its share of a full door if it has at least so many more connections
+/// than the one of a newcomer: with fewer, two would displace each other in turn.
+const CLEARLY_MORE: usize = 2;
+/// A client stands still that has not moved for so long, although something waits for it.
+const STANDS_STILL: Duration = Duration::from_secs(1);
+
 /// What the clients of a peer may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimits {
@@ -111,6 +117,10 @@ pub(crate) struct Account {
     in_flight: AtomicUsize,
     /// When it last began or ended a request, in milliseconds of the epoch.
     active: AtomicU64,
+    /// When it last took a part of an answer that it has not taken all of.
+    took: AtomicU64,
+    /// Bodies that somebody here waits for.
+    awaited: AtomicUsize,
     /// What of the budget is charged for all of it.
     charged: AtomicI64,
 }
@@ -165,6 +175,8 @@ impl Clients {
                 heads: AtomicI64::new(0),
                 in_flight: AtomicUsize::new(0),
                 active: AtomicU64::new(self.now()),
+                took: AtomicU64::new(0),
+                awaited: AtomicUsize::new(0),
                 charged: AtomicI64::new(0),
             });
             table.accounts.insert(id, Arc::clone(&account));
@@ -175,18 +187,39 @@ impl Clients {
         Some(admitted)
     }
 
-    /// Has the connection end that has been idle longest, of the address that has most: a place is
-    /// wanted. False where nobody is idle.
-    pub(crate) fn make_room(&self) -> bool {
+    /// How many connections an address has.
+    pub(crate) fn connections_of(&self, address: IpAddr) -> usize {
+        self.lock().by_address.get(&owner_of(address)).map_or(0, HashSet::len)
+    }
+
+    /// Has the connection end that deserves its place least: one of `newcomer` is wanted, or of
+    /// somebody whose address is not known. That is whoever has been idle longest, of the address that
+    /// has most; where nobody is idle, whoever keeps a request here without end, by not taking its
+    /// answer or not sending its body. False where each has a request that it does not keep up.
+    pub(crate) fn make_room(&self, newcomer: Option<IpAddr>) -> bool {
         let mut table = self.lock();
         let mut addresses: Vec<_> = table.by_address.values().collect();
         addresses.sort_unstable_by_key(|ids| std::cmp::Reverse(ids.len()));
-        let idlest = addresses.into_iter().find_map(|ids| table.idlest(ids.iter().copied()));
+        let idlest = addresses.iter().find_map(|ids| table.idlest(ids.iter().copied()));
         if let Some(id) = idlest {
             self.refusals.note(Refusal::GaveWay);
             table.give_way(id);
+            return true;
         }
-        idlest.is_some()
+        // Of an address that has more than its share at once, of any other once it stands still.
+        let own = |address| table.by_address.get(&owner_of(address)).map_or(0, HashSet::len);
+        let share = newcomer.map_or(usize::MAX, |address| own(address) + CLEARLY_MORE);
+        let greedy = addresses.iter().take_while(|ids| ids.len() >= share);
+        let stillest =
+            { greedy }.find_map(|ids| table.stillest(ids.iter().copied())).or_else(|| {
+                table.stillest(table.accounts.keys().copied()).filter(|(_, since)| {
+                    self.now().saturating_sub(*since) >= STANDS_STILL.as_millis() as u64
+                })
+            });
+        let Some((id, _)) = stillest else { return false };
+        self.refusals.note(Refusal::StoodStill);
+        table.give_way(id);
+        true
     }
 
     /// Has connections end until the others fit into the budget.
@@ -231,6 +264,13 @@ impl Table {
             self.accounts.get(id).is_some_and(|account| account.in_flight.load(Relaxed) == 0)
         });
         idle.min_by_key(|id| self.accounts.get(id).map(|account| account.active.load(Relaxed)))
+    }
+
+    /// Of `ids`, the connection whose client has kept a request here longest by standing still, and
+    /// since when.
+    fn stillest(&self, ids: impl Iterator<Item = u64>) -> Option<(u64, u64)> {
+        let still = |id| self.accounts.get(&id).and_then(|it| it.still_since()).map(|at| (id, at));
+        ids.filter_map(still).min_by_key(|(_, since)| *since)
     }
 
     /// Ends a connection; what it took is free as soon as its task hears of it.
@@ -289,9 +329,28 @@ impl Account {
     /// Bytes were sent, of whatever kind.
     pub(crate) fn sent(&self, bytes: usize) {
         let less = |unsent: i64| (unsent > 0).then(|| (unsent - bytes as i64).max(0));
-        if self.unsent.fetch_update(Relaxed, Relaxed, less).is_ok() {
+        if let Ok(before) = self.unsent.fetch_update(Relaxed, Relaxed, less) {
+            if before > bytes as i64 {
+                self.took.store(self.clients.now(), Relaxed);
+            }
             self.recharge();
         }
+    }
+
+    /// A body is waited for from now on, or no more.
+    pub(crate) fn awaits(&self, waits: bool) {
+        if waits {
+            self.awaited.fetch_add(1, Relaxed);
+        } else {
+            self.awaited.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Since when its client has kept a request here by not taking its answer or not sending its
+    /// body; absent where nothing waits for the client.
+    fn still_since(&self) -> Option<u64> {
+        let waits = self.unsent.load(Relaxed) > 0 || self.awaited.load(Relaxed) > 0;
+        waits.then(|| self.active.load(Relaxed).max(self.took.load(Relaxed)))
     }
 
     /// A request begins, whose head is so long. Where it is alone on its connection, as with HTTP/1,
@@ -471,11 +530,47 @@ mod tests {
             one.account().active.store(10 - at as u64, Relaxed);
         }
         many[2].account().begins(0, true);
-        assert!(clients.make_room());
+        assert!(clients.make_room(None));
         assert_eq!(many.iter().map(gave_way).collect::<Vec<_>>(), [false, true, false]);
         assert!(!gave_way(&few));
-        assert!(clients.make_room() && clients.make_room());
-        assert!(!clients.make_room(), "who is left is busy");
+        assert!(clients.make_room(None) && clients.make_room(None));
+        assert!(!clients.make_room(None), "who is left is busy");
         assert!(gave_way(&many[0]) && gave_way(&few) && !gave_way(&many[2]));
+    }
+
+    #[test]
+    fn where_nobody_is_idle_whoever_stands_still_gives_way_to_an_address_with_clearly_fewer() {
+        let clients = clients(1 << 30, 100);
+        let many: Vec<_> = (0..3).map(|_| clients.admit(address(2)).unwrap()).collect();
+        many.iter().for_each(|one| one.account().begins(0, true));
+        assert!(!clients.make_room(Some(address(1))), "all wait for the peer");
+        many[1].account().awaits(true);
+        many[2].account().answers(10);
+        many[2].account().active.store(0, Relaxed);
+        assert!(!clients.make_room(None) && !clients.make_room(Some(address(2))), "it is too soon");
+        assert!(clients.make_room(Some(address(1))));
+        assert_eq!(many.iter().map(gave_way).collect::<Vec<_>>(), [false, false, true]);
+        let few = clients.admit(address(1)).unwrap();
+        few.account().begins(0, true);
+        assert!(!clients.make_room(Some(address(1))), "two to one is no more than a share");
+        assert!(clients.make_room(Some(address(3))));
+        assert!(gave_way(&many[1]) && !gave_way(&many[0]) && !gave_way(&few));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_stands_still_for_long_gives_way_to_anybody() {
+        let clients = clients(1 << 30, 100);
+        let both: Vec<_> = (0..2).map(|_| clients.admit(address(1)).unwrap()).collect();
+        for one in &both {
+            one.account().begins(0, true);
+            one.account().answers(10);
+        }
+        tokio::time::advance(STANDS_STILL).await;
+        both[0].account().sent(1);
+        assert!(clients.make_room(Some(address(1))));
+        assert!(gave_way(&both[1]) && !gave_way(&both[0]));
+        assert!(!clients.make_room(Some(address(1))), "it took a part just now");
+        tokio::time::advance(STANDS_STILL).await;
+        assert!(clients.make_room(None) && gave_way(&both[0]));
     }
 }

@@ -25,6 +25,10 @@ pub(crate) enum Refusal {
     TooManyFromAddress,
     /// A place was wanted that an idle connection had.
     GaveWay,
+    /// A place was wanted that a connection had whose client stood still.
+    StoodStill,
+    /// There was no place, and nobody who should have given one up.
+    NoPlace,
     /// A request's body came too slowly.
     SlowBody,
     /// A connection to a door for proxies did not say where its client comes from.
@@ -34,12 +38,14 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::AmbiguousHead,
         Self::MalformedChunks,
         Self::OverBudget,
         Self::TooManyFromAddress,
         Self::GaveWay,
+        Self::StoodStill,
+        Self::NoPlace,
         Self::SlowBody,
         Self::NoProxyHeader,
         Self::UntrustedProxy,
@@ -53,6 +59,8 @@ impl Refusal {
             Self::OverBudget => "over-budget",
             Self::TooManyFromAddress => "too-many-from-address",
             Self::GaveWay => "gave-way",
+            Self::StoodStill => "stood-still",
+            Self::NoPlace => "no-place",
             Self::SlowBody => "slow-body",
             Self::NoProxyHeader => "no-proxy-header",
             Self::UntrustedProxy => "untrusted-proxy",
@@ -76,6 +84,14 @@ impl Refusal {
                  was closed, or the new one where all are busy"
             }
             Self::GaveWay => "a front door is full; the connection idle longest was closed",
+            Self::StoodStill => {
+                "a front door is full and nobody is idle; a connection was closed whose client \
+                 neither took its answer nor sent its body"
+            }
+            Self::NoPlace => {
+                "a front door is full and everybody busy; a new connection was closed, of the \
+                 address with most of them"
+            }
             Self::SlowBody => {
                 "a request's body came more slowly than [http] body_rate and body_timeout; it got 408"
             }
