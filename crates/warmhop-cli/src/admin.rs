@@ -34,7 +34,7 @@ use tracing::info;
 use warmhop::Mesh;
 use warmhop::error::ControlError;
 use warmhop::ids::{AppName, SessionKey};
-use warmhop::status::{RequestTrace, SessionStatus, Status};
+use warmhop::status::{History, RequestTrace, SessionStatus, Status};
 
 use crate::dashboard::{self, Feed};
 use crate::{process, redis};
@@ -58,6 +58,8 @@ pub trait Peer: Clone + Send + Sync + 'static {
     fn why(&self, request_id: &str) -> Option<RequestTrace>;
     /// [`Mesh::recent`].
     fn recent(&self, count: usize) -> Vec<RequestTrace>;
+    /// [`Mesh::history`].
+    fn history(&self) -> History;
     /// [`Mesh::session`].
     fn session(&self, key: &SessionKey) -> Option<SessionStatus>;
     /// [`Mesh::start_app`].
@@ -96,6 +98,10 @@ impl Peer for Mesh {
         Self::recent(self, count)
     }
 
+    fn history(&self) -> History {
+        Self::history(self)
+    }
+
     fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
         Self::session(self, key)
     }
@@ -130,6 +136,7 @@ fn readable<P: Peer>() -> Router<P> {
     Router::new()
         .route("/metrics", get(metrics::<P>))
         .route("/v1/status", get(|State(peer): State<P>| async move { Json(peer.status()) }))
+        .route("/v1/history", get(|State(peer): State<P>| async move { Json(peer.history()) }))
         .route("/v1/requests", get(recent::<P>))
         .route("/v1/requests/{*id}", get(why::<P>))
         .route("/v1/sessions/{*key}", get(session::<P>))

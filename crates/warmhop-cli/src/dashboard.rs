@@ -21,20 +21,27 @@ use http::header::{
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
-use warmhop::status::{RequestTrace, Status};
+use warmhop::status::Status;
 
 use crate::admin::Peer;
+use decisions::Decision;
+
+mod decisions;
 
 /// How often those who watch are told.
 const TICK: Duration = Duration::from_millis(500);
 /// How many may watch at once.
 const WATCHERS_MAX: usize = 16;
-/// How many of the newest requests are told.
-const RECENT: usize = 40;
+/// How many of the newest requests are looked at, and how many kinds of decision are told of them.
+const RECENT: usize = 400;
+const DECISIONS: usize = 40;
 
-/// The picture of the mesh first, which the rest of the script draws with.
-const SCRIPT: &str =
-    concat!(include_str!("dashboard/mesh.js"), include_str!("dashboard/dashboard.js"));
+/// The picture of the mesh and the history first, which the rest of the script draws with.
+const SCRIPT: &str = concat!(
+    include_str!("dashboard/mesh.js"),
+    include_str!("dashboard/history.js"),
+    include_str!("dashboard/dashboard.js")
+);
 
 /// The page with its style and its script.
 static PAGE: LazyLock<String> = LazyLock::new(|| {
@@ -77,7 +84,7 @@ struct News {
     /// What time it is here: the watcher's clock need not agree.
     now_unix_ms: u64,
     status: Status,
-    recent: Vec<RequestTrace>,
+    recent: Vec<Decision>,
 }
 
 /// Tells those who watch a peer.
@@ -151,7 +158,11 @@ fn events(teller: Arc<Teller>, place: OwnedSemaphorePermit) -> impl Stream<Item 
 fn event(peer: &impl Peer) -> Bytes {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let news = News { now_unix_ms, status: peer.status(), recent: peer.recent(RECENT) };
+    let news = News {
+        now_unix_ms,
+        status: peer.status(),
+        recent: decisions::fold(peer.recent(RECENT), DECISIONS),
+    };
     let json = serde_json::to_string(&news).unwrap_or_default();
     format!("data: {json}\n\n").into()
 }

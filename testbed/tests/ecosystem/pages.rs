@@ -109,6 +109,12 @@ async fn dashboard() -> Tested {
     let hops: Vec<&str> =
         peers["rows"].as_array().unwrap().iter().map(|row| row[3].as_str().unwrap()).collect();
     assert!(hops.contains(&"6"), "six hops were sent: {peers:#}");
+    // What was before the page was opened, at any of the peers.
+    browser.step(json!({ "do": "sees", "page": "light", "text": "of clients at 3 peers" })).await;
+    let traffic = browser.step(json!({ "do": "cells", "page": "light", "table": "traffic" })).await;
+    let rows = traffic["rows"].as_array().unwrap();
+    let shop = rows.iter().find(|row| row[0] == APP).expect("each app has a row");
+    assert!(shop[1] != "0" && shop[2] == "0" && shop[3] != "–", "six requests: {traffic:#}");
     let state = browser.step(json!({ "do": "state", "page": "light" })).await;
     calm(&state);
     let text = state["text"].as_str().unwrap();

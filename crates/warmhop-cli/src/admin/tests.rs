@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tower::ServiceExt;
-use warmhop::status::{AppStatus, OtherPeer, PeerStatus, RequestCounts, SeedStatus, SessionCounts};
+use warmhop::status::{
+    AppStatus, History, OtherPeer, PeerStatus, RequestCounts, SeedStatus, SessionCounts,
+};
 
 use super::*;
 
@@ -121,6 +123,15 @@ impl Peer for Fake {
         (0..count).map(|number| trace(format!("request-{number}"))).collect()
     }
 
+    fn history(&self) -> History {
+        History {
+            interval_ms: 10_000,
+            intervals_max: 60,
+            bounds_ms: vec![0.5],
+            apps: BTreeMap::from([("shop".into(), Vec::new())]),
+        }
+    }
+
     fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
         (key.app.as_str() == "shop").then(|| SessionStatus {
             key: key.to_string(),
@@ -210,6 +221,7 @@ async fn every_route_answers_as_the_contract_says() {
         ),
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "# HELP warmhop_hops_total"),
         ("/v1/status", "application/json", "{\"peer\":{\"name\":\"peer-1\""),
+        ("/v1/history", "application/json", "{\"interval_ms\":10000,"),
         ("/v1/requests", "application/json", "{\"requests\":[{\"id\":\"request-0\""),
     ] {
         let (status, headers, body) = ask(&router, request(Method::GET, path, &[LOCAL])).await;
@@ -369,7 +381,9 @@ async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
     assert_eq!(first.headers()[CONTENT_TYPE], "text/event-stream");
     let event = next_event(&mut first).await;
     assert_eq!(event["status"]["peer"]["name"], "peer-1");
-    assert_eq!(event["recent"].as_array().unwrap().len(), 40);
+    let recent = event["recent"].as_array().unwrap();
+    assert_eq!(recent.len(), 1, "equal decisions are one");
+    assert_eq!((&recent[0]["id"], &recent[0]["times"]), (&"request-0".into(), &400.into()));
     let mut second = watch(&router).await;
     next_event(&mut second).await;
     assert_eq!(looked(), 1, "all are told the same");

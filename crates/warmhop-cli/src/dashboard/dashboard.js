@@ -17,6 +17,14 @@ const KINDS = {
 };
 const WORDS = { serve: "served", hop: "hopped", forward: "forwarded", wait: "waited", refuse: "refused", page: "shown a page", problem: "problem" };
 const WHAT_KINDS = { serve: "good", hop: "hop", forward: "hop", wait: "busy", page: "busy", refuse: "bad", problem: "bad" };
+// What a button does to the copy here.
+const ACTS = {
+  start: "Start a copy on this peer",
+  stop: "Stop the copy on this peer; the next request starts it again",
+  restart: "Start a new copy beside this one, which serves until the new one is ready",
+  pause: "Stop the copy on this peer and start none, whatever is asked, until it is resumed",
+  resume: "Let copies start on this peer again",
+};
 // In which order the states of copies are told.
 const ORDER = ["ready", "starting", "stopping", "failed", "paused", "cold"];
 
@@ -34,6 +42,8 @@ let before = null;
 // The hops between all peers: what each told it sent, and how many a second that is.
 const sent = new Map(), hopRates = new Map();
 const OTHERS_EVERY_MS = 2000, OTHERS_MAX = 24;
+const HISTORY_EVERY_MS = 5000;
+let history = null;
 
 // Without what shows nothing itself but changes how its neighbours are read, such as a turn of the
 // direction; line breaks stay.
@@ -153,16 +163,88 @@ function measureHops(status) {
   }
 }
 
-// The others are asked through this peer, so that hops between two of them show as well.
+// What each of the peers tells at a path, without those that do not answer. All are asked through
+// this peer, so that hops between two others show as well.
+async function ask(path, within, others) {
+  const names = others.filter((peer) => peer.state === "alive" || peer.state === "draining").slice(0, OTHERS_MAX).map((peer) => peer.name);
+  const paths = names.map((name) => `/v1/peers/${encodeURIComponent(name)}${path}`);
+  const told = await Promise.all([path, ...paths].map(async (each) => {
+    try {
+      const reply = await fetch(each, { headers: headers(), signal: AbortSignal.timeout(within) });
+      return reply.ok ? await reply.json() : null;
+    } catch {
+      return null;
+    }
+  }));
+  return told.filter((each) => each !== null);
+}
+
 async function askOthers() {
   if (!live || document.hidden || !told) return;
-  const names = told.peers.filter((peer) => peer.state === "alive" || peer.state === "draining").slice(0, OTHERS_MAX).map((peer) => peer.name);
-  await Promise.all(names.map(async (name) => {
-    try {
-      const reply = await fetch(`/v1/peers/${encodeURIComponent(name)}/v1/status`, { headers: headers(), signal: AbortSignal.timeout(OTHERS_EVERY_MS) });
-      if (reply.ok) measureHops(await reply.json());
-    } catch { /* It is left out until it answers again. */ }
-  }));
+  for (const status of await ask("/v1/status", OTHERS_EVERY_MS, told.peers)) measureHops(status);
+}
+
+async function askHistory() {
+  if (!live || document.hidden || !told) return;
+  const all = await ask("/v1/history", HISTORY_EVERY_MS, told.peers);
+  if (!all.length) return;
+  history = { ...mergeHistories(all), peers: all.length };
+  drawHistory();
+}
+
+// A line over the bins, or bars where `kind` says so; what is `null` leaves a gap.
+function drawSpark(svg, values, kind) {
+  const { width, height } = SVG_POINTS, step = width / values.length;
+  const top = Math.max(...values.filter((value) => value !== null && value !== Infinity), 0) || 1;
+  const up = (value) => (height - 1 - Math.min(1, value / top) * (height - 2)).toFixed(1);
+  let path = "";
+  values.forEach((value, i) => {
+    const x = i * step;
+    if (kind === "bars") {
+      if (value > 0) path += `M${x.toFixed(1)} ${height}V${up(value)}H${(x + step).toFixed(1)}V${height}Z`;
+    } else if (value !== null) {
+      path += `${i && values[i - 1] !== null ? "L" : "M"}${x.toFixed(1)} ${up(value)}H${(x + step).toFixed(1)}`;
+    }
+  });
+  svg.firstElementChild.setAttribute("d", path);
+}
+
+const within = (ms) => ms == null ? "–" : ms === Infinity ? `over ${duration(history.bounds.at(-1))}` : duration(ms);
+
+// Every app's requests over the last ten minutes, wherever in the mesh clients sent them.
+function drawHistory() {
+  const { width, bounds, apps, peers } = history;
+  const rows = [...apps].map(([name, bins]) => ({ name, ...traffic(bins, width, bounds) }));
+  rows.sort((a, b) => b.requests - a.requests || (a.name < b.name ? -1 : 1));
+  say(byId("traffic-of"), `of clients at ${peers === 1 ? "this peer" : `${peers} peers`}`);
+  const labels = ["", "Requests a second", "Errors", "p50", "p99"];
+  keep(byId("traffic").tBodies[0], rows, (row) => row.name, ({ name }) => {
+    const row = document.createElement("tr"), head = make("th", name);
+    head.scope = "row";
+    row.append(head);
+    labels.slice(1).forEach((label, i) => {
+      const cell = make("td");
+      cell.dataset.label = label;
+      cell.append(make("span"));
+      if (i !== 2) {
+        const svg = byId("spark-served").cloneNode(true);
+        svg.removeAttribute("id");
+        svg.setAttribute("class", i === 1 ? "spark errors" : "spark");
+        cell.append(svg);
+      }
+      row.append(cell);
+    });
+    return row;
+  }, (row, app) => {
+    const share = app.requests ? 100 * app.failed / app.requests : 0, failed = Math.round(app.failed);
+    const errors = !app.requests ? "–" : !failed ? "0" : `${share < .1 ? "under 0.1" : share.toFixed(1)} % (${count(failed)})`;
+    const texts = [perSecond(app.lately), errors, within(app.p50), within(app.p99)];
+    texts.forEach((text, i) => say(row.cells[i + 1].firstElementChild, text));
+    row.cells[2].firstElementChild.className = failed ? "errors" : "";
+    drawSpark(row.cells[1].lastElementChild, app.rates);
+    drawSpark(row.cells[2].lastElementChild, app.shares, "bars");
+    drawSpark(row.cells[4].lastElementChild, app.slowest);
+  });
 }
 
 function drawPicture() {
@@ -258,19 +340,24 @@ function drawOwn(cell, app, copy) {
     acts?.remove();
     return;
   }
-  if (!acts) {
-    cell.querySelector(".state").after(acts = make("span", null, "acts"));
+  if (!acts) cell.querySelector(".state").after(acts = make("span", null, "acts"));
+  const up = copy.state === "ready" || copy.state === "starting", paused = copy.state === "paused";
+  // The first stays the same button whatever it does, and keeps the focus.
+  const wanted = [{ key: "first", does: paused ? "resume" : up ? "stop" : "start" }];
+  if (copy.state === "ready") wanted.push({ key: "restart", does: "restart" });
+  if (!paused) wanted.push({ key: "pause", does: "pause" });
+  keep(acts, wanted, ({ key }) => key, () => {
     const button = make("button");
     button.type = "button";
     button.addEventListener("click", () => act(app.name, button));
-    acts.append(button);
-  }
-  const up = copy.state === "ready" || copy.state === "starting";
-  const button = acts.firstElementChild;
-  button.dataset.act = up ? "stop" : "start";
-  button.inFlight = copy.inFlight;
-  say(button, up ? "Stop" : "Start");
-  button.setAttribute("aria-label", clean(`${up ? "Stop" : "Start"} ${app.name} on this peer`));
+    return button;
+  }, (button, { does }) => {
+    button.dataset.act = does;
+    button.inFlight = copy.inFlight;
+    say(button, does[0].toUpperCase() + does.slice(1));
+    button.title = ACTS[does];
+    button.setAttribute("aria-label", clean(`${button.textContent} ${app.name} on this peer`));
+  });
 }
 
 // All other peers in one line, to be opened.
@@ -456,6 +543,9 @@ function drawSteps(box, trace) {
   box.replaceChildren(...parts);
 }
 
+// Equal decisions come as one, whose newest request is another each time.
+const kindOf = (trace) => JSON.stringify([trace.role, trace.app, trace.request, trace.status, trace.served_by, trace.sent_to, trace.steps.map((step) => step.what)]);
+
 function drawRecent() {
   const wanted = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = recent.filter((trace) => {
@@ -463,7 +553,7 @@ function drawRecent() {
     const text = [trace.app, trace.request, trace.served_by, trace.sent_to, trace.status, step.why, words(trace, step), outcome(trace), trace.id, trace.session].join(" ").toLowerCase();
     return wanted.every((word) => text.includes(word));
   });
-  keep(byId("recent"), shown, (trace) => `${trace.role} ${trace.id}`, () => {
+  keep(byId("recent"), shown, kindOf, () => {
     const item = document.createElement("li"), details = make("details"), summary = make("summary");
     for (const part of ["at", "what", "request", "why", "result"]) summary.append(make("span", "", part));
     details.append(summary, make("div", null, "steps"));
@@ -474,8 +564,11 @@ function drawRecent() {
     item.trace = trace;
     const details = item.firstElementChild, [, what, request, why, result] = details.firstElementChild.children;
     const step = decision(trace);
-    say(what, words(trace, step));
-    what.className = `what ${trace.role === "hop" ? "" : WHAT_KINDS[step.what] ?? ""}`;
+    say(what, trace.times > 1 ? `${words(trace, step)} ×${trace.times}` : words(trace, step));
+    // The starting page is no failure, though its status says that the app cannot serve yet.
+    const failed = trace.status >= 500 && step.what !== "page";
+    what.className = `what ${failed ? "bad" : trace.role === "hop" ? "" : WHAT_KINDS[step.what] ?? ""}`;
+    result.className = failed ? "result errors" : "result";
     say(request, trace.app ? `${trace.request}` : `${trace.request} (no app)`);
     request.title = clean(trace.app ? `${trace.app}: ${trace.request}` : trace.request);
     say(why, step.why);
@@ -531,8 +624,15 @@ function draw(news) {
   say(byId("owned"), count(status.sessions.owned));
   say(byId("copies"), `${count(status.sessions.copies)} ${status.sessions.copies === 1 ? "copy" : "copies"} held`);
   say(byId("takeovers"), count(status.takeovers));
+  const drains = status.peer.state !== "serving";
+  byId("drain").dataset.act = drains ? "undrain" : "drain";
+  say(byId("drain"), drains ? "Take traffic again" : "Drain");
   byId("ask").hidden = true;
   byId("main").hidden = false;
+  if (history === null) {
+    history = { width: 0, bounds: [], apps: new Map(), peers: 0 };
+    askHistory();
+  }
   drawRates();
   drawApps(status);
   drawPeers(status);
@@ -552,12 +652,22 @@ function headers() {
 }
 
 async function act(app, button) {
-  const stops = button.dataset.act === "stop";
+  const does = button.dataset.act, stops = does === "stop" || does === "pause";
   const serves = button.inFlight > 0 || performance.now() - (lately.get(app)?.at ?? -Infinity) < LATELY_MS;
-  if (stops && serves && !confirm(`${clean(app)} serves requests here. Those under way may end first; what comes then goes to another peer, or waits. Stop it?`)) return;
+  if (stops && serves && !confirm(`${clean(app)} serves requests here. Those under way may end first; what comes then goes to another peer, or waits. ${does === "pause" ? "Pause" : "Stop"} it?`)) return;
+  await post(`/v1/apps/${encodeURIComponent(app)}/${does}`, button);
+}
+
+async function drain() {
+  const does = byId("drain").dataset.act;
+  if (does === "drain" && !confirm(`${clean(told.peer.name)} gives its sessions to other peers and takes no new clients, until this is called off. Drain it?`)) return;
+  await post(`/v1/${does}`, byId("drain"));
+}
+
+async function post(path, button) {
   button.disabled = true;
   try {
-    const reply = await fetch(`/v1/apps/${encodeURIComponent(app)}/${button.dataset.act}`, { method: "POST", headers: headers(), signal: AbortSignal.timeout(STALE_MS) });
+    const reply = await fetch(path, { method: "POST", headers: headers(), signal: AbortSignal.timeout(STALE_MS) });
     if (!reply.ok) alert(clean((await reply.json()).detail ?? reply.statusText));
   } catch (error) {
     alert(clean(error.message));
@@ -659,7 +769,9 @@ addEventListener("resize", () => {
   drawScrolls();
 });
 setInterval(() => { watchOver(); drawProgress(); drawAges(); drawLine(); }, DRAW_MS);
+byId("drain").addEventListener("click", drain);
 setInterval(askOthers, OTHERS_EVERY_MS);
+setInterval(askHistory, HISTORY_EVERY_MS);
 let drawn = 0;
 // Thirty pictures a second are enough for marks that move, and none is drawn for a hidden page.
 requestAnimationFrame(function frame(now) {

@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use warmhop_core::config::SessionMode;
-use warmhop_core::ids::{Incarnation, Now, PeerId, SessionKey};
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionKey};
 use warmhop_core::view::{Liveness, PeerBelief, View};
 
 use crate::app::slot::Slot;
 use crate::care::skew;
 use crate::links::net::Net;
+use crate::observe::history::Totals;
 use crate::observe::status::{
-    AppStatus, CopyStatus, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status,
+    AppStatus, CopyStatus, History, OtherPeer, PeerStatus, SessionCounts, SessionStatus, Status,
 };
 use crate::request::node::Node;
 
@@ -51,6 +52,18 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         takeovers: node.metrics.takeovers.get(),
         seeds: net.seeds(),
     }
+}
+
+/// What became of each app's requests lately.
+pub(crate) fn history(node: &Node) -> History {
+    node.history.tell(node.started.elapsed(), totals(node).into_iter())
+}
+
+/// What each app's history is made of, as it is now.
+pub(crate) fn totals(node: &Node) -> Vec<(AppName, Totals)> {
+    let apps = node.apps();
+    let slots = apps.slots.iter();
+    slots.map(|slot| (slot.name().clone(), node.metrics.totals(slot.name()))).collect()
 }
 
 /// An app as it is on this peer.

@@ -10,7 +10,8 @@ use warmhop_core::scale::{LOOK_EVERY, SURPLUS_AFTER, copies_wanted, is_surplus};
 use warmhop_core::view::{AppState, Liveness};
 
 use crate::care::repair::Repair;
-use crate::care::skew;
+use crate::care::{report, skew};
+use crate::observe::history;
 use crate::request::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
 
 /// How often it looks.
@@ -72,6 +73,17 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         if !busy {
             let _ = tokio::time::timeout(SWEEP_INTERVAL, changes.changed()).await;
         }
+    }
+}
+
+/// Ends one interval of the apps' history after the other, as long as the peer runs.
+pub(crate) async fn keep_history(node: Arc<Node>) {
+    let mut turns =
+        tokio::time::interval_at((node.started + history::INTERVAL).into(), history::INTERVAL);
+    turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        turns.tick().await;
+        node.history.turn(node.started.elapsed(), report::totals(&node).into_iter());
     }
 }
 

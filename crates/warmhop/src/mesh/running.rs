@@ -25,7 +25,7 @@ use crate::mesh::change::{AppChanges, Nursery};
 use crate::mesh::doors::FrontDoors;
 use crate::mesh::leaving::Leaving;
 use crate::mesh::shutdown;
-use crate::observe::status::{RequestTrace, SessionStatus, Status};
+use crate::observe::status::{History, RequestTrace, SessionStatus, Status};
 use crate::request::node::Node;
 use crate::request::registers::Registers;
 
@@ -174,6 +174,13 @@ impl Mesh {
     #[must_use]
     pub fn recent(&self, count: usize) -> Vec<RequestTrace> {
         self.0.node.traces.recent(count)
+    }
+
+    /// What became of each app's requests over the last ten minutes, of those that clients sent to this
+    /// peer.
+    #[must_use]
+    pub fn history(&self) -> History {
+        report::history(&self.0.node)
     }
 
     /// Tells of every change of what this peer knows: an app's state here or elsewhere, a peer that

@@ -136,6 +136,7 @@ impl Builder {
         background.spawn(Arc::clone(&node.store).wake());
         background.spawn(upkeep::run(Arc::clone(&node), !self.seeds.is_empty()));
         background.spawn(upkeep::watch_load(Arc::clone(&node)));
+        background.spawn(upkeep::keep_history(Arc::clone(&node)));
         let mut changes = maker.changed.subscribe();
         let nursery = Nursery::new(maker, background.clone());
         for slot in node.apps().slots.iter().chain(&node.registers) {

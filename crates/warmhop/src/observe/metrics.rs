@@ -17,6 +17,8 @@ use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId};
 
 use crate::http::refusals::{ByReason, Refusals};
+use crate::observe::durations::{Buckets, Durations};
+use crate::observe::history::Totals;
 use crate::observe::status::RequestCounts;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -71,7 +73,7 @@ pub(crate) struct Metrics {
     /// `refuse`, `server`) and by the class of their response's status.
     pub(crate) requests: Family<ByAnswer, Counter>,
     /// Seconds until a response's head, by app and way.
-    pub(crate) head_seconds: Family<ByAppAndWay, Histogram>,
+    pub(crate) head_seconds: Family<ByAppAndWay, Durations>,
     /// Decisions of where a request goes, by what was decided and why. One that waits is counted
     /// when it begins to, and again when it ends.
     pub(crate) decisions: Family<ByDecision, Counter>,
@@ -121,9 +123,7 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
-            head_seconds: Family::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.0005, 2.0, 16))
-            }),
+            head_seconds: Family::default(),
             decisions: Family::default(),
             hops_sent: Family::default(),
             hops_received: Family::default(),
@@ -266,7 +266,7 @@ impl Metrics {
         self.requests.get_or_create(&label).clone()
     }
 
-    fn histogram(&self, app: &str, way: &'static str) -> Histogram {
+    fn durations(&self, app: &str, way: &'static str) -> Durations {
         self.head_seconds.get_or_create(&ByAppAndWay { app: app.to_owned(), way }).clone()
     }
 
@@ -279,7 +279,7 @@ impl Metrics {
         took: Duration,
     ) {
         self.counter(app, way, class_of(status)).inc();
-        self.histogram(app, way).observe(took.as_secs_f64());
+        self.durations(app, way).observe(took);
     }
 
     /// What became of an app's requests so far.
@@ -297,6 +297,21 @@ impl Metrics {
             refused: count("refuse") + count("page"),
             failed,
         }
+    }
+
+    /// What an app's history is made of.
+    pub(crate) fn totals(&self, app: &AppName) -> Totals {
+        let counts = self.request_counts(app);
+        let mut heads = Buckets::default();
+        for way in ["serve", "hop"] {
+            let label = ByAppAndWay { app: app.to_string(), way };
+            let of_way = self.head_seconds.get(&label).map(|seconds| seconds.buckets());
+            for (all, one) in heads.iter_mut().zip(of_way.into_iter().flatten()) {
+                *all += one;
+            }
+        }
+        let requests = counts.served + counts.hopped + counts.refused;
+        Totals { requests, failed: counts.failed, heads }
     }
 
     /// Begins the series of hops to and from a peer with 0, as [`Metrics::begin`] does for an app.
@@ -333,7 +348,7 @@ type DecisionCount = (&'static str, &'static str, Counter);
 #[derive(Default)]
 struct WayCounts {
     by_class: [OnceLock<Counter>; CLASSES.len()],
-    seconds: OnceLock<Histogram>,
+    seconds: OnceLock<Durations>,
 }
 
 /// The series of one app that are counted with every request.
@@ -361,8 +376,8 @@ impl AppCounts {
         };
         let class = class_of(status);
         known.by_class[class].get_or_init(|| metrics.counter(app.as_str(), way, class)).inc();
-        let seconds = known.seconds.get_or_init(|| metrics.histogram(app.as_str(), way));
-        seconds.observe(took.as_secs_f64());
+        let seconds = known.seconds.get_or_init(|| metrics.durations(app.as_str(), way));
+        seconds.observe(took);
     }
 
     /// Counts a decision for a request of `app`.

@@ -2,7 +2,9 @@
 
 pub mod access;
 pub(crate) mod clock;
+pub(crate) mod durations;
 pub(crate) mod failpoint;
+pub(crate) mod history;
 pub(crate) mod metrics;
 pub(crate) mod progress;
 pub(crate) mod recall;

@@ -117,6 +117,36 @@ pub struct RequestCounts {
     pub failed: u64,
 }
 
+/// What became of the requests that clients sent to one peer over the last minutes, app by app.
+#[derive(Debug, Clone, Serialize)]
+pub struct History {
+    /// Milliseconds that an interval lasts.
+    pub interval_ms: u64,
+    /// How many intervals are kept.
+    pub intervals_max: u64,
+    /// The upper bounds in milliseconds of the counts in [`HistoryInterval::heads`], the last of which
+    /// has none.
+    pub bounds_ms: Vec<f64>,
+    /// Each app's intervals, the oldest first; those without a request are left out.
+    pub apps: BTreeMap<String, Vec<HistoryInterval>>,
+}
+
+/// One interval of an app's history.
+#[derive(Debug, Clone, Serialize)]
+pub struct HistoryInterval {
+    /// Milliseconds since it ended; 0 for the one under way.
+    pub ended_ms_ago: u64,
+    /// Milliseconds that it lasted so far.
+    pub lasted_ms: u64,
+    /// Requests that were answered, refusals and starting pages included.
+    pub requests: u64,
+    /// Of these, those that [`RequestCounts::failed`] counts.
+    pub failed: u64,
+    /// How many responses had their head within each of [`History::bounds_ms`] and not within the one
+    /// before it, of requests that an app answered here or by a hop.
+    pub heads: Vec<u64>,
+}
+
 /// Another peer, as this one believes it to be.
 #[derive(Debug, Clone, Serialize)]
 pub struct OtherPeer {

@@ -31,6 +31,7 @@ use crate::identity::CookieAuthenticator;
 use crate::links::net::Net;
 use crate::observe::access::Accesses;
 use crate::observe::clock::Clock;
+use crate::observe::history::Keeper;
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::Progress;
 use crate::observe::recall::{Considered, Traces, Tracing};
@@ -87,6 +88,7 @@ pub(crate) struct Node {
     pub(crate) accesses: Accesses,
     pub(crate) spans: Spans,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) history: Keeper,
 }
 
 /// Where a request goes.
@@ -183,6 +185,7 @@ impl Node {
             accesses: parts.accesses,
             spans: parts.spans,
             metrics: parts.metrics,
+            history: Keeper::default(),
         }
     }
 
