@@ -1,0 +1,118 @@
+//! The serving peer's end of a hop: it reads the request and answers it.
+
+use bytes::BytesMut;
+use http::{HeaderMap, Method, Response};
+use hyper::ext::ReasonPhrase;
+
+use crate::hop::body::{HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
+use crate::hop::field_block::FieldBlock;
+use crate::hop::head::{HEAD_BYTES_MAX, HopHead, HopRefusal, Load, ReplyHead, ReplySession};
+use crate::http::body::{Body, BoxError};
+use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
+use crate::links::wire::{self, FrameReader, put_frame};
+
+/// A request that arrived over a hop.
+pub(crate) struct Arrived {
+    pub(crate) head: HopHead,
+    pub(crate) method: Method,
+    pub(crate) fields: HeaderMap,
+    pub(crate) incoming: HopIncoming,
+}
+
+/// What follows a hop's head.
+pub(crate) enum HopIncoming {
+    Body(Body),
+    Tunnel(HopBodyReader),
+}
+
+impl Arrived {
+    /// Reads the head, the stream's kind having been read; `None` where it is out of form.
+    pub(crate) async fn read(recv: quinn::RecvStream) -> Option<Self> {
+        let mut reader = FrameReader::new(recv);
+        let bytes = reader.frame(HEAD_BYTES_MAX).await.ok()??;
+        let mut head: HopHead = wire::decode::<_, HEAD_BYTES_MAX>(&bytes).ok()?;
+        let method = Method::from_bytes(head.method.as_bytes()).ok()?;
+        let fields = std::mem::take(&mut head.fields).into_headers()?;
+        let reader = reader.into_body();
+        let incoming = if head.upgrade.is_some() {
+            HopIncoming::Tunnel(reader)
+        } else {
+            HopIncoming::Body(Body::new(HopBody::new(reader, None, None)))
+        };
+        Some(Self { head, method, fields, incoming })
+    }
+}
+
+fn reply_prefix(head: &ReplyHead) -> Result<BytesMut, BoxError> {
+    let mut prefix = BytesMut::with_capacity(1024);
+    put_frame(&mut prefix, head, HEAD_BYTES_MAX)?;
+    Ok(prefix)
+}
+
+/// The head of a response on its way back.
+pub(crate) fn response_head(
+    response: &Response<Body>,
+    session: ReplySession,
+    served_by: String,
+    load: Load,
+) -> ReplyHead {
+    let reason = response.extensions().get::<ReasonPhrase>();
+    ReplyHead::Response {
+        status: response.status().as_u16(),
+        reason: reason.map(|reason| reason.as_bytes().to_vec()),
+        fields: FieldBlock::of(response.headers()),
+        session,
+        served_by,
+        load,
+    }
+}
+
+/// Tells the entry peer to send the body.
+pub(crate) async fn go(send: &mut quinn::SendStream) -> Result<(), BoxError> {
+    let prefix = reply_prefix(&ReplyHead::Go)?;
+    send.write_all(&prefix).await?;
+    Ok(())
+}
+
+/// Answers a hop with a response.
+pub(crate) async fn reply(
+    send: quinn::SendStream,
+    head: &ReplyHead,
+    mut body: Body,
+) -> Result<(), BoxError> {
+    let mut writer = HopBodyWriter::new(send, reply_prefix(head)?);
+    if let Some(whole) = body.take_whole(RIDE_ALONG_BYTES_MAX) {
+        writer.write_end(whole, None).await?;
+        return Ok(());
+    }
+    writer.flush().await?;
+    let stopped = writer.stream().stopped();
+    // Boxed, as what takes its time anyway.
+    Box::pin(async move {
+        tokio::select! {
+            sent = send_body(writer, body, OnFailure::CutOff) => sent,
+            // The client left: what still produces the body is dropped, and so cancelled.
+            _ = stopped => Ok(()),
+        }
+    })
+    .await
+}
+
+/// Answers a hop with a 101 and gives the stream over.
+pub(crate) async fn reply_switching(
+    send: quinn::SendStream,
+    head: &ReplyHead,
+) -> Result<HopBodyWriter, BoxError> {
+    let mut writer = HopBodyWriter::new(send, reply_prefix(head)?);
+    writer.flush().await?;
+    Ok(writer)
+}
+
+/// Refuses a hop.
+pub(crate) async fn refuse(
+    send: quinn::SendStream,
+    why: HopRefusal,
+    load: Load,
+) -> Result<(), BoxError> {
+    reply(send, &ReplyHead::Refused { why, load }, Body::empty()).await
+}

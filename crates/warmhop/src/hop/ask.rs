@@ -1,0 +1,265 @@
+//! The entry peer's end of a hop: it sends a request to a ready peer and reads its reply.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::EXPECT;
+use http::{Response, StatusCode};
+use hyper::ext::ReasonPhrase;
+use warmhop_core::ids::{AppName, Incarnation, PeerId};
+
+use crate::hop::body::{AbortOnDrop, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
+use crate::hop::field_block::FieldBlock;
+use crate::hop::head::{
+    HEAD_BYTES_MAX, HopHead, HopKind, HopRefusal, Load, ReplyHead, ReplySession,
+};
+use crate::hop::tunnel::Tunnel;
+use crate::http::body::Body;
+use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
+use crate::links::link::HopLease;
+use crate::links::net::{Net, OpenError, OpenHop};
+use crate::links::wire::{self, FrameReader, KIND_HOP, put_frame};
+
+/// When a body is sent that its client wanted to be asked for, and the app answered without asking.
+const UNASKED_BODY_AFTER: Duration = Duration::from_secs(1);
+/// A peer that sends nothing at all for so long after a hop began is given up.
+const SILENT_AFTER: Duration = Duration::from_millis(600);
+
+/// Why a hop brought no response.
+#[derive(Debug)]
+pub(crate) enum HopError {
+    /// The peer was not reached: no byte of the request left. Its body comes back.
+    Unreachable(OpenError, Body),
+    /// The peer said no: no byte of the request reached an app, except for `AppFailed`. A body
+    /// that was not sent comes back.
+    Refused(HopRefusal, Load, Option<Body>),
+    /// The link broke or the reply was out of form: the app may have seen the request.
+    Broken(String),
+}
+
+/// What came back.
+pub(crate) struct HopReply {
+    pub(crate) response: Response<Body>,
+    pub(crate) session: ReplySession,
+    pub(crate) served_by: String,
+    pub(crate) load: Load,
+    pub(crate) executor: Incarnation,
+    /// Both directions of an upgraded connection.
+    pub(crate) tunnel: Option<Tunnel>,
+}
+
+/// What is sent.
+pub(crate) struct HopRequest {
+    pub(crate) head: HopHead,
+    pub(crate) body: Body,
+}
+
+/// Sends `request` to `to` and waits for the head of its reply.
+///
+/// With `careful`, nothing that an app acts on is sent before the peer has said that it is there:
+/// one round trip more, for which a dead peer is known not to have seen the request.
+pub(crate) async fn ask(
+    net: &Net,
+    to: &PeerId,
+    request: HopRequest,
+    careful: bool,
+) -> Result<HopReply, HopError> {
+    let HopRequest { mut head, mut body } = request;
+    let upgrades = head.upgrade.is_some();
+    let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
+    if whole.is_some() {
+        // It rides along, so there is nothing to ask for.
+        head.fields = head.fields.without(EXPECT.as_str());
+    }
+    let expects = head.fields.contains(EXPECT.as_str());
+    head.asks_go = !upgrades && (careful || whole.is_none());
+    // The kind, the head and a small body leave in one write: one packet instead of two.
+    let mut prefix = BytesMut::with_capacity(1024);
+    prefix.put_u8(KIND_HOP);
+    put_frame(&mut prefix, &head, HEAD_BYTES_MAX)
+        .map_err(|error| HopError::Broken(format!("the request's head does not fit: {error}")))?;
+    let opened = match net.open_hop(to).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            let body = whole.map_or(body, Body::from);
+            return Err(HopError::Unreachable(error, body));
+        }
+    };
+    let (link, number) = (opened.lease.link(), opened.send.id().index());
+    let kept = whole.clone();
+    let sent = Sent { prefix, whole, body, upgrades, expects, asks_go: head.asks_go };
+    let reply = ask_over(opened, to, sent).await;
+    match (reply, kept) {
+        // A peer that left without having taken it in: no app has seen it.
+        (Err(HopError::Broken(_)), kept)
+            if link.never_took(number) && (kept.is_some() || upgrades) =>
+        {
+            let body = kept.map_or(Body::empty(), Body::from);
+            Err(HopError::Unreachable(OpenError::Unreachable(to.clone()), body))
+        }
+        (reply, _) => reply,
+    }
+}
+
+/// What goes out over a hop's streams.
+struct Sent {
+    prefix: BytesMut,
+    /// The whole body, where it is small and known; else `body`.
+    whole: Option<Bytes>,
+    body: Body,
+    upgrades: bool,
+    expects: bool,
+    asks_go: bool,
+}
+
+async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, HopError> {
+    let OpenHop { send, recv, incarnation: executor, lease } = opened;
+    let Sent { prefix, whole, body, upgrades, expects, asks_go } = sent;
+    let mut writer = HopBodyWriter::new(send, prefix);
+    let mut reader = FrameReader::new(recv);
+    if upgrades {
+        writer.flush().await.map_err(broken)?;
+        let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
+        if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
+        } else {
+            // The client sends nothing before the switch, so its half has ended. A peer that has
+            // answered in full may have stopped listening, which takes nothing from its answer.
+            let _ = writer.write_end(Bytes::new(), None).await;
+            *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
+        }
+        return Ok(reply);
+    }
+    if asks_go {
+        let told = match writer.flush().await {
+            Ok(()) => read_head(&lease, &mut reader).await,
+            Err(error) => Err(broken(error)),
+        };
+        match told {
+            Ok(ReplyHead::Go) => {}
+            Ok(ReplyHead::Refused { why, load }) => {
+                let body = whole.map_or(body, Body::from);
+                return Err(HopError::Refused(why, load, Some(body)));
+            }
+            Ok(ReplyHead::Response { .. }) | Err(_) => {
+                let body = whole.map_or(body, Body::from);
+                return Err(HopError::Unreachable(OpenError::Unreachable(to.clone()), body));
+            }
+        }
+    }
+    let pump = match whole {
+        Some(whole) => {
+            writer.write_end(whole, None).await.map_err(broken)?;
+            None
+        }
+        None => {
+            // A client may wait for the app to speak first, so the body's first byte must not be
+            // what shows that the go-ahead was heard.
+            writer.write_begun().await.map_err(broken)?;
+            if expects {
+                // Touching the body would ask the client for it, which is the app's to do.
+                match read_head(&lease, &mut reader).await? {
+                    ReplyHead::Go => {}
+                    // Nobody has asked for the body, so another peer may be asked with it.
+                    ReplyHead::Refused { why, load } => {
+                        return Err(HopError::Refused(why, load, Some(body)));
+                    }
+                    // An app that answers without a word on the body may read it all the same, and
+                    // one that does not must not find it broken off while it still answers. It is
+                    // sent when the client would have been told to go on; by then it has heard the
+                    // answer, and is told nothing more.
+                    head @ ReplyHead::Response { .. } => {
+                        let mut reply = interpret(head, executor)?;
+                        let task = tokio::spawn(async move {
+                            tokio::time::sleep(UNASKED_BODY_AFTER).await;
+                            if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
+                                tracing::debug!(%error, "request body ended early");
+                            }
+                        });
+                        let pump = Some(AbortOnDrop(task.abort_handle()));
+                        let body = HopBody::new(reader.into_body(), pump, Some(lease));
+                        *reply.response.body_mut() = Body::new(body);
+                        return Ok(reply);
+                    }
+                }
+            }
+            let task = tokio::spawn(async move {
+                if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
+                    tracing::debug!(%error, "request body ended early");
+                }
+            });
+            Some(AbortOnDrop(task.abort_handle()))
+        }
+    };
+    let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
+    *reply.response.body_mut() = Body::new(HopBody::new(reader, pump, Some(lease)));
+    Ok(reply)
+}
+
+/// Asks `to` to start an app.
+pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), HopError> {
+    let head = HopHead {
+        kind: HopKind::Wake,
+        app,
+        request_id: "wake".into(),
+        method: "GET".into(),
+        target: "/".into(),
+        fields: FieldBlock::default(),
+        upgrade: None,
+        asks_go: false,
+    };
+    match ask(net, to, HopRequest { head, body: Body::empty() }, false).await {
+        Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn broken(error: impl std::fmt::Display) -> HopError {
+    HopError::Broken(error.to_string())
+}
+
+async fn read_reply(
+    lease: &HopLease,
+    mut reader: FrameReader,
+    executor: Incarnation,
+) -> Result<(HopReply, HopBodyReader), HopError> {
+    let head = read_head(lease, &mut reader).await?;
+    let mut reader = reader.into_body();
+    match interpret(head, executor) {
+        Ok(reply) => Ok((reply, reader)),
+        Err(error) => {
+            // A refusal has no body; read to the stream's end, so that no stop is sent for nothing.
+            let _ = reader.next().await;
+            Err(error)
+        }
+    }
+}
+
+async fn read_head(lease: &HopLease, reader: &mut FrameReader) -> Result<ReplyHead, HopError> {
+    let head = tokio::select! {
+        head = reader.frame(HEAD_BYTES_MAX) => head.map_err(broken)?,
+        () = lease.fell_silent(SILENT_AFTER) => return Err(broken("the peer fell silent")),
+    };
+    let head = head.ok_or_else(|| broken("the reply ended before its head"))?;
+    wire::decode::<_, HEAD_BYTES_MAX>(&head)
+        .map_err(|error| HopError::Broken(format!("the reply's head does not decode: {error}")))
+}
+
+#[expect(clippy::result_large_err, reason = "a refusal is read where it arises, once")]
+fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopError> {
+    match head {
+        ReplyHead::Go => Err(broken("told to go on twice")),
+        ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
+        ReplyHead::Response { status, reason, fields, session, served_by, load } => {
+            let out_of_form = || HopError::Broken("the reply's head is out of form".into());
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::from_u16(status).map_err(|_| out_of_form())?;
+            if let Some(reason) = reason {
+                let reason = ReasonPhrase::try_from(reason).map_err(|_| out_of_form())?;
+                response.extensions_mut().insert(reason);
+            }
+            *response.headers_mut() = fields.into_headers().ok_or_else(out_of_form)?;
+            Ok(HopReply { response, session, served_by, load, executor, tunnel: None })
+        }
+    }
+}

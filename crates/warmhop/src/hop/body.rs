@@ -1,0 +1,162 @@
+//! A body on its way over a hop, with back-pressure.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use tokio::task::AbortHandle;
+
+use crate::hop::head::{fields_in, fields_out};
+use crate::http::body::{Body, BoxError};
+use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
+use crate::links::link::HopLease;
+use crate::links::wire::Trailers;
+
+/// A body known to be whole and at most so large rides with the head in one write.
+pub(super) const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
+
+/// What is made of a stream whose body fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum OnFailure {
+    /// Nothing more of it is worth reading.
+    Reset,
+    /// What was sent before stands: the head of an answer, and what came of its body.
+    CutOff,
+}
+
+/// Streams `body` with back-pressure, its trailers and its end.
+pub(crate) async fn send_body(
+    mut writer: HopBodyWriter,
+    mut body: Body,
+    on_failure: OnFailure,
+) -> Result<(), BoxError> {
+    let mut trailers: Option<Trailers> = None;
+    while let Some(frame) = body.frame().await {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                match on_failure {
+                    OnFailure::Reset => writer.abort(BODY_FAILED),
+                    OnFailure::CutOff => writer.cut_off(),
+                }
+                return Err(error);
+            }
+        };
+        match frame.into_data() {
+            Ok(data) => writer.write_data(data).await?,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok().map(|fields| fields_out(&fields));
+            }
+        }
+    }
+    writer.write_end(Bytes::new(), trailers.as_ref()).await?;
+    Ok(())
+}
+
+/// How much of what has arrived is put into one piece.
+const GATHERED_BYTES: usize = 32 * 1024;
+
+/// The reset code of a body whose source failed.
+pub(super) const BODY_FAILED: quinn::VarInt = quinn::VarInt::from_u32(1);
+
+pub(super) struct AbortOnDrop(pub(super) AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A body that arrives over a hop. Dropping it before its end cancels the far side.
+pub(super) struct HopBody {
+    reader: HopBodyReader,
+    /// Read ahead, because a reader that knows the length never asks for the end, and a stream
+    /// that is not read to its end costs a packet each way.
+    ahead: Option<Result<HopPart, BoxError>>,
+    ended: bool,
+    /// The request's body may still be on its way while the response's arrives.
+    _pump: Option<AbortOnDrop>,
+    /// Keeps a link that is being replaced open until the hop has ended.
+    _lease: Option<HopLease>,
+}
+
+impl HopBody {
+    pub(super) fn new(
+        reader: HopBodyReader,
+        pump: Option<AbortOnDrop>,
+        lease: Option<HopLease>,
+    ) -> Self {
+        Self { reader, ahead: None, ended: false, _pump: pump, _lease: lease }
+    }
+
+    /// Puts what has arrived behind `first` into one piece with it. A chunk of QUIC is what fits
+    /// into a packet, and each would cost a chunk of HTTP, here and at the client; copying them
+    /// together costs far less. What arrives alone is not copied.
+    fn with_what_has_arrived(&mut self, first: Bytes, cx: &mut Context<'_>) -> Bytes {
+        let mut gathered: Option<BytesMut> = None;
+        loop {
+            match self.reader.poll_next(cx) {
+                Poll::Ready(Ok(HopPart::Data(data))) => {
+                    let gathered = gathered.get_or_insert_with(|| {
+                        let mut all = BytesMut::with_capacity(GATHERED_BYTES + data.len());
+                        all.extend_from_slice(&first);
+                        all
+                    });
+                    if !gathered.is_empty() && gathered.len() + data.len() > GATHERED_BYTES {
+                        self.ahead = Some(Ok(HopPart::Data(data)));
+                        break;
+                    }
+                    gathered.extend_from_slice(&data);
+                }
+                Poll::Ready(part) => {
+                    self.ahead = Some(part.map_err(Into::into));
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        gathered.map_or(first, BytesMut::freeze)
+    }
+}
+
+impl http_body::Body for HopBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let part = match self.ahead.take() {
+            Some(part) => part,
+            None => futures_util::ready!(self.reader.poll_next(cx)).map_err(Into::into),
+        };
+        match part {
+            Ok(HopPart::Data(data)) => {
+                let data = self.with_what_has_arrived(data, cx);
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Ok(HopPart::End(trailers)) => {
+                self.ended = true;
+                let Some(trailers) = trailers else { return Poll::Ready(None) };
+                match fields_in(trailers) {
+                    Some(fields) => Poll::Ready(Some(Ok(Frame::trailers(fields)))),
+                    None => Poll::Ready(Some(Err("trailers out of form".into()))),
+                }
+            }
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || matches!(self.ahead, Some(Ok(HopPart::End(None))))
+    }
+}
