@@ -14,7 +14,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::census::{Census, Roll, Verdict};
-use super::message::{Birth, Config, Members, Message};
+use super::message::{AcceptedInfo, Birth, Config, Members, Message};
 use super::mutant::{self, Mutant};
 use super::owner::Owner;
 use super::takeover::Takeover;
@@ -234,9 +234,31 @@ impl Session {
         };
         cfg.sets().any(lost)
     }
+
+    /// Whether what was `found` goes on although the birth in `cfg`, above it, can never be closed:
+    /// those who could close it are gone for good. Where a majority of the members holds what was
+    /// found, nobody closed those members for that birth, and nothing came of it.
+    pub(super) fn passes_over(
+        &self,
+        takeover: &Takeover,
+        found: Option<&AcceptedInfo>,
+        cfg: &Config,
+    ) -> bool {
+        found.is_some_and(|info| takeover.is_held(info)) && self.can_never_close(takeover, cfg)
+    }
 }
 
 impl Takeover {
+    /// Whether a majority of every set of members of what was found has promised, and holds a record
+    /// of that configuration.
+    fn is_held(&self, found: &AcceptedInfo) -> bool {
+        let holds = |peer: Incarnation| {
+            let accepted = self.promises.get(&peer).and_then(|it| it.accepted.as_ref());
+            accepted.is_some_and(|info| info.cfg == found.cfg)
+        };
+        found.cfg.sets().all(|set| set.majority(|peer| self.covered_by(peer, set) && holds(peer)))
+    }
+
     /// What whoever may know of the session is asked.
     pub(super) fn question(&self, ctx: &Ctx<'_>) -> Message {
         let census = self.roll.is_some().then(|| ctx.process.census.digest(ctx.me));

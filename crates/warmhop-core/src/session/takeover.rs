@@ -94,7 +94,7 @@ pub enum Otherwise {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Promised {
     pub(super) covers: Vec<Members>,
-    accepted: Option<AcceptedInfo>,
+    pub(super) accepted: Option<AcceptedInfo>,
 }
 
 impl Takeover {
@@ -117,7 +117,7 @@ impl Takeover {
     }
 
     /// The births above what was found, where the session may have gone on since.
-    fn births_above<'t>(
+    pub(super) fn births_above<'t>(
         &'t self,
         found: Option<&'t AcceptedInfo>,
     ) -> impl Iterator<Item = &'t Arc<Config>> {
@@ -425,7 +425,9 @@ impl Session {
                 self.ask_in(ctx, cfg, into, out);
                 continue;
             }
-            let closed = takeover.births_above(found.as_ref()).all(|cfg| takeover.closes(cfg));
+            let closed = takeover
+                .births_above(found.as_ref())
+                .all(|cfg| takeover.closes(cfg) || self.passes_over(takeover, found.as_ref(), cfg));
             let target = match &found {
                 Some(info) => Some(info.cfg.clone()),
                 None => takeover.token.clone(),

@@ -128,7 +128,7 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
         if who.len() > 1 {
             // The same record under other members.
             let mut other = Session::new(SID, &solo.process);
-            let Alone::From(mut record) = alone(&machine, ME, &alone_policy(), false) else {
+            let Alone::From(mut record) = alone(&machine, ME, &alone_policy(), false, WALL) else {
                 panic!()
             };
             record.cfg =
@@ -142,7 +142,7 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
             solo.on(&mut other, |it, ctx, out| it.on_message(ctx, inc(2), message, out));
             machine = other;
         }
-        alone(&machine, ME, &policy, pair)
+        alone(&machine, ME, &policy, pair, WALL)
     };
     let held = |policy, who: &[Incarnation]| held_in(false, policy, who);
     let refuse = SessionPolicy::default();
@@ -152,7 +152,18 @@ fn a_peer_goes_on_alone_where_the_policy_says_so_or_its_copy_must_hold_everythin
     assert_eq!(held(refuse.clone(), &[ME, inc(2), inc(3)]), Alone::No);
     assert!(matches!(held(alone_policy(), &[ME, inc(2), inc(3)]), Alone::From(_)));
     let nothing = Session::new(SID, &Process::default());
-    assert_eq!(alone(&nothing, ME, &alone_policy(), false), Alone::No);
+    assert_eq!(alone(&nothing, ME, &alone_policy(), false, WALL), Alone::No);
+}
+
+#[test]
+fn what_has_ended_goes_on_nowhere() {
+    let mut solo = Solo::new(alone_policy());
+    let mut machine = solo.mint(SID, &[ME]);
+    solo.keyed(&mut machine, 1, None);
+    let ends = WALL.after(solo.policy.ttl);
+    let at = |wall| alone(&machine, ME, &solo.policy, false, wall);
+    assert!(matches!(at(WallTime(ends.0 - 1)), Alone::From(_)));
+    assert_eq!(at(ends), Alone::No, "everyone would forget it at once");
 }
 
 #[test]
@@ -160,7 +171,7 @@ fn a_copy_is_fenced_only_at_the_record_that_the_other_session_was_minted_from() 
     let mut solo = Solo::new(alone_policy());
     let mut machine = solo.mint(SID, &[ME]);
     solo.keyed(&mut machine, 1, None);
-    let Alone::From(before) = alone(&machine, ME, &solo.policy, false) else { panic!() };
+    let Alone::From(before) = alone(&machine, ME, &solo.policy, false, WALL) else { panic!() };
     solo.keyed(&mut machine, 2, None);
     let (into, other) = (SessionId([8; 16]), SessionId([9; 16]));
     let fence = |solo: &mut Solo, machine: &mut Session, p, into| {
@@ -168,10 +179,10 @@ fn a_copy_is_fenced_only_at_the_record_that_the_other_session_was_minted_from() 
     };
     assert_eq!(fence(&mut solo, &mut machine, before.p, into), None, "it went on since");
     assert_eq!(machine.fenced(), None);
-    let Alone::From(now) = alone(&machine, ME, &solo.policy, false) else { panic!() };
+    let Alone::From(now) = alone(&machine, ME, &solo.policy, false, WALL) else { panic!() };
     assert_eq!(fence(&mut solo, &mut machine, now.p, into), Some(into));
     assert_eq!(fence(&mut solo, &mut machine, now.p, other), Some(into), "once");
-    assert_eq!(alone(&machine, ME, &solo.policy, false), Alone::Already(into));
+    assert_eq!(alone(&machine, ME, &solo.policy, false, WALL), Alone::Already(into));
     assert!(!machine.is_owner());
 }
 
@@ -182,7 +193,7 @@ fn a_fork_goes_on_with_the_numbers_of_the_session_that_it_came_from() {
     for rid in 1..=6 {
         solo.keyed(&mut machine, rid, None);
     }
-    let Alone::From(record) = alone(&machine, ME, &solo.policy, false) else { panic!() };
+    let Alone::From(record) = alone(&machine, ME, &solo.policy, false, WALL) else { panic!() };
     assert!(record.body.floor_keyed > 2, "some requests are forgotten: {:?}", record.body);
     let cfg = Config { now: Members::first(WALL.0, [ME]), prev: None };
     let mut fork = Session::new(SessionId([8; 16]), &solo.process);
@@ -219,7 +230,9 @@ fn a_begin_is_taken_back_by_the_attempt_that_committed_it_and_leaves_no_trace() 
     assert!(matches!(&end, Effect::Replay { stored, .. } if *stored == begin), "{end:?}");
     take_back(&mut solo, &mut machine, 3, 7);
     let remembered = |machine: &Session| {
-        let Alone::From(record) = alone(machine, ME, &alone_policy(), false) else { panic!() };
+        let Alone::From(record) = alone(machine, ME, &alone_policy(), false, WALL) else {
+            panic!()
+        };
         (record.body.recent.len(), record.body.floor_keyed)
     };
     assert_eq!(remembered(&machine), (0, 0));

@@ -94,3 +94,49 @@ fn a_peer_that_was_added_begins_keys_as_soon_as_one_that_is_settled_knows_it() {
     s.settles();
     s.answered("tea", "tea/C");
 }
+
+/// The danger: A and C hold tea under a key, and B, the third member, does not. D, which reached neither
+/// of the two, asked B to begin the session at B, D and E, above what A began; then D and E are started
+/// anew. Whoever takes the session over hears of that birth, and has to close it; but those who could
+/// are gone for good. It would try in vain, it and everyone after it, and tea could never be had again
+/// although its members live.
+/// The rule: where a majority of the members holds what was found, nobody closed those members for the
+/// birth, so that nothing came of it: it is passed over.
+#[test]
+fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it() {
+    let mut s = Stage::new("a birth that nobody can close", "A B C D E");
+    for (name, others) in
+        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
+    {
+        s.knows(name, others, "");
+    }
+    s.asks_by_key("A", "change tea", "A B C");
+    for other in ["B", "C", "D", "E"] {
+        s.arrives(&format!("Begin A>{other}"));
+        s.arrives(&format!("Free {other}>A"));
+    }
+    s.ends("tea");
+    s.loses("Accept A>B");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.asks_by_key("D", "change milk", "B D E");
+    s.arrives("Begin D>B");
+    s.arrives("Begin D>E");
+    s.loses("Begin D>A");
+    s.loses("Begin D>C");
+    s.restarts("D");
+    s.restarts("E");
+    s.settles();
+
+    s.tell("The first time C hears that B promised D more than it asks for.");
+    s.asks_by_key("C", "read list", "A B C");
+    s.settles();
+    s.does_not_serve("C");
+    s.asks_by_key("C", "read list", "A B C");
+    s.arrives("Prepare C>B");
+    s.arrives("Promise B>C");
+    s.does_not_serve("C");
+    s.settles();
+    s.serves("C");
+    s.answered("list", "tea/A");
+}

@@ -42,9 +42,10 @@ pub(crate) enum Planted {
 pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
     let mut rng = Prng(seed);
     let mut knobs = draw_knobs(&mut rng);
-    knobs.seeds = draw_seeds(&mut Prng(seed ^ 0x5EED), knobs.peers);
+    knobs.seeds = draw_seeds(&mut Prng(seed ^ 0x5EED), &knobs);
     let world = World::new(knobs, rng, Narrator::new(listening));
     world.note(None, || format!("{:?}", world.knobs));
+    world.note(None, || format!("the seeds of each: {:?}", world.knobs.seeds));
     world.net.borrow_mut().heal();
     for node in 0..world.knobs.peers {
         Peer::start(&world, node);
@@ -341,9 +342,12 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
     }
 }
 
-/// All others, the first few, or one: then only those whom they meet tell who else there is.
-fn draw_seeds(rng: &mut Prng, peers: usize) -> Vec<Vec<usize>> {
-    let count = *rng.pick(&[1, 3, peers]);
+/// All others, the first few, or one: then only those whom they meet tell who else there is. Keys are
+/// kept where everyone is a seed: of two sides of a partition on which all were started anew meanwhile,
+/// each may hold what the other has never heard of, and only seeds tell that there is another.
+fn draw_seeds(rng: &mut Prng, knobs: &Knobs) -> Vec<Vec<usize>> {
+    let peers = knobs.peers;
+    let count = if knobs.keepers > 0 { peers } else { *rng.pick(&[1, 3, peers]) };
     let of = |node: usize| {
         (0..count.max(2)).filter(move |at| *at != node && *at < peers).take(count).collect()
     };

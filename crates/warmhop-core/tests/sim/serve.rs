@@ -357,11 +357,12 @@ impl Peer {
     pub(crate) fn fork(self: &Rc<Self>, sid: SessionId) -> Option<SessionId> {
         let policy = &self.world.knobs.policy;
         let pair = self.census().pair;
-        let record = match self.look(sid, |machine| alone(machine, self.inc, policy, pair))? {
-            Alone::No => return None,
-            Alone::Already(into) => return Some(into),
-            Alone::From(record) => record,
-        };
+        let record =
+            match self.look(sid, |machine| alone(machine, self.inc, policy, pair, self.wall()))? {
+                Alone::No => return None,
+                Alone::Already(into) => return Some(into),
+                Alone::From(record) => record,
+            };
         let new = SessionId(self.world.bytes());
         let cfg = first_members(new, None, policy.copies, &self.here(&self.view.borrow()));
         self.with(new, true, |machine, ctx, out| machine.mint_from(ctx, cfg, &record, out))?;

@@ -323,7 +323,7 @@ impl Node {
     fn fork(&self, key: &SessionKey) -> Option<SessionId> {
         let policy = self.store.policy();
         let may = self.store.with(key, false, |machine, ctx, _| {
-            alone(machine, ctx.me, policy, ctx.process.census.pair)
+            alone(machine, ctx.me, policy, ctx.process.census.pair, ctx.wall)
         })?;
         let record = match may {
             Alone::No => return None,

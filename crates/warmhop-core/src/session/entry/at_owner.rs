@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::{Look, ROUNDS_MAX};
 use crate::config::{SessionPolicy, WithoutMajority};
-use crate::ids::{Ballot, Incarnation, Position, SessionId};
+use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 use crate::session::message::{Config, Record};
 use crate::session::{Ctx, Effects, Failure, Otherwise, Role, Session, Submit};
 
@@ -114,9 +114,16 @@ pub enum Alone {
 /// Whether this peer may go on from its own copy of a session that has no majority: where the
 /// policy says so, or where its members are two at most; then this copy holds every change that
 /// was ever answered. The other of two may do the same, so it has to be gone for good, unless there
-/// are two peers at most, a `pair`, where either serves without the other.
+/// are two peers at most, a `pair`, where either serves without the other. What has ended by `wall` goes
+/// on nowhere: everyone would forget it at once.
 #[must_use]
-pub fn alone(machine: &Session, me: Incarnation, policy: &SessionPolicy, pair: bool) -> Alone {
+pub fn alone(
+    machine: &Session,
+    me: Incarnation,
+    policy: &SessionPolicy,
+    pair: bool,
+    wall: WallTime,
+) -> Alone {
     if let Some(into) = machine.fenced() {
         return Alone::Already(into);
     }
@@ -124,7 +131,8 @@ pub fn alone(machine: &Session, me: Incarnation, policy: &SessionPolicy, pair: b
     let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
     let may =
         policy.without_majority == WithoutMajority::Serve || safe && machine.holds_everything(me);
-    match machine.copy.accepted.as_ref().filter(|_| may) {
+    let lasts = |record: &&Record| record.body.expiry > wall;
+    match machine.copy.accepted.as_ref().filter(|_| may).filter(lasts) {
         Some(record) => Alone::From(record.clone()),
         None => Alone::No,
     }
