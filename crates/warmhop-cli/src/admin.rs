@@ -36,6 +36,7 @@ use warmhop::error::ControlError;
 use warmhop::ids::{AppName, SessionKey};
 use warmhop::status::{History, RequestTrace, SessionStatus, Status};
 
+use crate::child::usage;
 use crate::dashboard::{self, Feed};
 use crate::{process, redis};
 pub use places::serve;
@@ -241,7 +242,7 @@ fn verbose(status: &Status) -> String {
 /// In OpenMetrics for whoever asks for it, as Prometheus does, and for everyone else in the text
 /// format before it, which every scraper reads.
 async fn metrics<P: Peer>(State(peer): State<P>, headers: HeaderMap) -> Response {
-    let text = redis::with_commands(process::with(peer.metrics()));
+    let text = usage::with(redis::with_commands(process::with(peer.metrics())));
     let (content_type, text) = if asks_for_openmetrics(&headers) {
         ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
     } else {

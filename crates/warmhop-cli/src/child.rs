@@ -43,6 +43,7 @@ mod probe;
 mod request;
 mod service;
 mod socket;
+pub(crate) mod usage;
 
 /// How often a start is tried on another port when another process took the chosen one.
 const PORT_TRIES: u32 = 3;
@@ -327,6 +328,7 @@ impl Process {
             tokio::spawn(read_output(stderr, "stderr", name.clone(), Arc::clone(&tail))),
         ];
         let group = Pid::from_raw(pid.cast_signed());
+        usage::begins(name, group.as_raw());
         let (exited, exit) = watch::channel(None);
         tokio::spawn(reap(child, group, readers, exited));
         Ok(Self { group, _alive: alive, exit, tail })
@@ -378,6 +380,7 @@ async fn reap(
         // The guard was killed and could not clean up, so its group is killed from here.
         let _ = killpg(group, Signal::SIGKILL);
     }
+    usage::ends(group.as_raw());
     let _ = timeout(OUTPUT_TIMEOUT, async {
         for reader in readers {
             let _ = reader.await;

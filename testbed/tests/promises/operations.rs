@@ -48,6 +48,11 @@ async fn a_peer_reports_itself_its_apps_and_the_others() {
     }
     let metrics = world.admin(1, Method::GET, "/metrics").await;
     assert!(metrics.text().lines().any(|line| line.starts_with("# TYPE ")), "{}", metrics.text());
+    let metrics = world.admin(0, Method::GET, "/metrics").await.text();
+    let memory = format!("warmhop_app_resident_memory_bytes{{app=\"{APP}\"}} ");
+    let memory = metrics.lines().find_map(|line| line.strip_prefix(&memory));
+    let memory = memory.and_then(|bytes| bytes.parse::<u64>().ok());
+    assert!(memory.is_some_and(|bytes| bytes > 100_000), "it runs a program: {metrics}");
     let page = world.admin(1, Method::GET, "/").await;
     assert!(page.header("content-type").unwrap().starts_with("text/html"));
     assert_eq!(world.admin(1, Method::GET, "/v1/nothing").await.status, StatusCode::NOT_FOUND);

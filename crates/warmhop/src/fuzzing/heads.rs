@@ -2,7 +2,7 @@
 
 use crate::fuzzing::frames::reads_back;
 use crate::hop::field_block::FieldBlock;
-use crate::hop::{HEAD_BYTES_MAX, HopHead, ReplyHead};
+use crate::hop::head::{HEAD_BYTES_MAX, HopHead, ReplyHead};
 use crate::links::wire;
 
 /// Reads `input` as the head of a hop or of its reply; the first byte says which.

@@ -10,15 +10,13 @@ mod answer;
 mod ask;
 mod body;
 pub(crate) mod field_block;
-mod head;
+pub(crate) mod head;
 pub mod peer_service;
 mod stored;
 mod tunnel;
 
 pub(crate) use answer::{Arrived, HopIncoming, go, refuse, reply, reply_switching, response_head};
 pub(crate) use ask::{HopError, HopReply, HopRequest, ask, wake};
-pub(crate) use head::{
-    Forward, HEAD_BYTES_MAX, Hint, HopHead, HopKind, HopRefusal, Load, ReplyHead, ReplySession,
-};
+pub(crate) use head::{Forward, Hint, HopHead, HopKind, HopRefusal, Load, ReplyHead, ReplySession};
 pub(crate) use stored::{restore_response, store_response};
 pub(crate) use tunnel::{AppIs, Tunnel, join, tunnel};
