@@ -96,6 +96,25 @@ fn whoever_was_reborn_uses_up_the_one_silence() {
 }
 
 #[test]
+fn where_everyone_who_is_known_has_answered_nothing_is_missed() {
+    let reborn = |silent: &[u8]| Census { reborn: incs(&[2, 3]), ..census(&[2, 3, 4], silent) };
+    let mut roll = Roll::new(inc(1), &reborn(&[]));
+    roll.answer(inc(2), None);
+    roll.answer(inc(3), None);
+    assert_ne!(roll.verdict(true), Verdict::Enough, "the fourth and one that was reborn may know");
+    roll.answer(inc(4), None);
+    assert_eq!(roll.verdict(true), Verdict::Enough, "what the two alone knew is gone for good");
+    let mut roll = Roll::new(inc(1), &reborn(&[4]));
+    roll.answer(inc(2), None);
+    roll.answer(inc(3), None);
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+    // Whoever was never met has not answered.
+    let mut roll = Roll::new(inc(1), &reborn(&[]).with_unmet(1));
+    (2..=4).for_each(|peer| drop(roll.answer(inc(peer), None)));
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
+}
+
+#[test]
 fn whoever_is_young_counts_once_one_that_is_settled_knows_it() {
     let young = |others: &[u8], silent: &[u8], of: &[u8]| Census {
         is_young: true,
@@ -103,7 +122,7 @@ fn whoever_is_young_counts_once_one_that_is_settled_knows_it() {
         ..census(others, silent)
     };
     // It asks by itself, and another young one answers first.
-    let mut roll = Roll::new(inc(1), &young(&[2, 3], &[], &[2]));
+    let mut roll = Roll::new(inc(1), &young(&[2, 3, 4], &[4], &[2]));
     roll.answer(inc(2), Some(&young(&[1], &[], &[])));
     assert_eq!(roll.verdict(true), Verdict::Wait, "the third may vouch for them");
     let stranger = roll.clone();
@@ -171,12 +190,18 @@ fn seeds_that_were_never_met_count_as_peers_that_are_missed() {
     assert_eq!(roll.verdict(false), Verdict::TooFew);
     // Of a pair either serves without the other.
     assert_eq!(Roll::new(inc(1), &unmet(&[], &[], 1)).verdict(false), Verdict::Enough);
-    // Where everyone known is asked and most of all, it does not matter who the others are.
-    let mut roll = Roll::new(inc(1), &unmet(&[2, 3], &[], 2));
-    roll.answer(inc(2), None);
-    assert_ne!(roll.verdict(true), Verdict::Enough, "two of five, and one that is known is missed");
-    roll.answer(inc(3), None);
-    assert_eq!(roll.verdict(false), Verdict::Enough);
+    // Where everyone known is asked and most of all, one of the others is missed as any other is: at
+    // once if it is the only one, else after as long.
+    let most = |unmet_count, age| {
+        let mut roll = Roll::new(inc(1), &unmet(&[2, 3], &[], unmet_count).with_age(age));
+        roll.answer(inc(2), None);
+        assert_ne!(roll.verdict(true), Verdict::Enough, "one that is known is missed");
+        roll.answer(inc(3), None);
+        roll.verdict(true)
+    };
+    assert_eq!(most(1, REBORN_FOR), Verdict::Enough);
+    assert_eq!(most(2, REBORN_FOR), Verdict::TooFew, "the two may hold what these have forgotten");
+    assert_eq!(most(2, ABSENT_AFTER), Verdict::Enough);
     // Here one is missed, and one was never met: too many, unless the one is long gone.
     let mut roll = Roll::new(inc(1), &unmet(&[2, 3, 4], &[4], 1));
     roll.answer(inc(2), None);

@@ -10,12 +10,14 @@
 //!   another process.
 //! * A *silent* one is the one that may be missed. A second may be missed only where a majority of
 //!   everyone known has met it and has not heard it for long (`absent`).
-//! * One that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
+//! * One that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed. Where
+//!   everyone who is known has answered nobody is left who could know more, and nothing is missed.
 //! * One that is *young* may be reborn, and those who know need not have been heard yet. It counts as
 //!   missed until one that is settled vouches for it: that one knows it, and knows of no former life.
 //!   Where nobody is settled the mesh has just begun, and all of them count.
 //! * A seed that was never met may be a peer that witnessed, and counts as one that is missed: who
-//!   starts while it is cut off knows of nobody, and must not take that for a mesh of one.
+//!   starts while it is cut off knows of nobody, and must not take that for a mesh of one. Of two such
+//!   one may be missed by whoever has waited for them as long as for any other ([`ABSENT_AFTER`]).
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -60,6 +62,10 @@ pub struct Census {
     /// seeds tell them.
     #[serde(skip)]
     pub unmet: usize,
+    /// This peer's process began [`ABSENT_AFTER`] ago or longer: whom it has not met since it will
+    /// hardly meet. Others are not told.
+    #[serde(skip)]
+    pub has_waited: bool,
 }
 
 impl Census {
@@ -98,6 +104,7 @@ impl Census {
     #[must_use]
     pub fn with_age(mut self, age: Duration) -> Self {
         self.is_young = is_young(age);
+        self.has_waited = age >= ABSENT_AFTER;
         self
     }
 
@@ -163,6 +170,8 @@ pub struct Roll {
     pair: bool,
     /// How many may be there beyond everyone known.
     unmet: usize,
+    /// Whether those were waited for as long as for any other.
+    has_waited: bool,
 }
 
 impl Roll {
@@ -180,6 +189,7 @@ impl Roll {
             absent: BTreeMap::new(),
             pair: census.pair,
             unmet: census.unmet,
+            has_waited: census.has_waited,
         };
         roll.answer(me, Some(census));
         roll
@@ -279,14 +289,20 @@ impl Roll {
             self.everyone.iter().copied().filter(|peer| !counts(peer)).collect();
         let count = self.everyone.len() + self.unmet;
         let is_majority = |some: usize| 2 * some > count;
+        let answers = |peer: &Incarnation| self.answered.contains(peer) || will(peer);
+        if self.unmet == 0 && self.everyone.iter().all(answers) {
+            return true;
+        }
         let majority = is_majority(self.everyone.len() - missed.len());
         match (&missed[..], self.unmet) {
             ([], 0) => true,
             // Of a pair either holds everything: one that is silent, or knows no more, is not needed.
             ([one], 0) if is_pair => self.answered.contains(one) || self.silent.contains(one),
             ([], 1) if is_pair => true,
-            // Everyone known is asked. Whoever else there is has no majority.
-            ([], _) | ([_], 0) => majority,
+            // Everyone known is asked. Whoever else there is has no majority, but a former life of one
+            // of these may have made it one.
+            ([], 1) | ([_], 0) => majority,
+            ([], _) => majority && self.has_waited,
             ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,
             ([_, _], 0) | ([_], 1) => {
                 let said = |peer| self.absent.get(peer).into_iter().flatten();

@@ -54,6 +54,7 @@ pub mod message;
 mod model;
 mod mutant;
 mod owner;
+mod reach;
 mod recent;
 pub mod repair;
 mod takeover;

@@ -46,6 +46,12 @@ pub(super) struct Waiting {
     since: Now,
 }
 
+impl Waiting {
+    pub(super) fn came_after(&self, at: Now) -> bool {
+        self.since > at
+    }
+}
+
 /// A request whose turn has come.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Flight {
@@ -111,6 +117,8 @@ pub(super) struct Work {
     yielding: Option<Yielding>,
     dismissed: Option<Dismissed>,
     pub(super) joining: Option<Joining>,
+    /// Too few of the members are heard, and requests are held back: when to look again.
+    listening: Option<Now>,
 }
 
 impl Empty for Work {
@@ -121,6 +129,7 @@ impl Empty for Work {
         yielding: None,
         dismissed: None,
         joining: None,
+        listening: None,
     };
 }
 

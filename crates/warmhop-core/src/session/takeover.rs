@@ -16,6 +16,7 @@ use super::census::{Census, Roll, Verdict};
 use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Record};
 use super::mutant::{self, Mutant};
 use super::owner::Owner;
+use super::reach::UNHEARD_TRIES;
 use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
@@ -53,6 +54,7 @@ pub(super) struct Takeover {
     pub(super) roll: Option<Roll>,
     nonce: u64,
     resend: Resend,
+    began: Now,
     give_up_at: Now,
 }
 
@@ -239,6 +241,7 @@ impl Session {
             roll,
             nonce: ctx.process.next_nonce(),
             resend: Resend::new(ctx),
+            began: ctx.now,
             give_up_at: ctx.now.after(ctx.policy.majority_timeout),
         }));
         match best {
@@ -504,8 +507,7 @@ impl Session {
             if nowhere && let Some(roll) = &takeover.roll {
                 match roll.verdict(waited) {
                     Verdict::Enough if takeover.otherwise == Otherwise::Absent => {
-                        self.role = Role::None;
-                        self.fail_all(Failure::Absent, out);
+                        self.tell_absent(ctx, out);
                         return;
                     }
                     Verdict::TooFew if takeover.search.asked == takeover.search.peers.len() => {
@@ -562,6 +564,23 @@ impl Session {
         }
     }
 
+    /// Nobody knows of the session: whoever waited when everyone was asked is told so. For those who
+    /// came since, the answers may be too old, and everyone is asked again.
+    fn tell_absent(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
+            return;
+        };
+        let waiting = core::mem::take(&mut self.line.queue);
+        let (came_since, asked_for) =
+            waiting.into_iter().partition(|it| it.came_after(takeover.began));
+        self.line.queue = asked_for;
+        self.fail_all(Failure::Absent, out);
+        self.line.queue = came_since;
+        if !self.line.queue.is_empty() {
+            self.seek(ctx, &takeover.search.peers, Otherwise::Absent, out);
+        }
+    }
+
     /// Whether a majority of every set in `cfg` may come about yet.
     pub(super) fn may_have_majority(&self, cfg: &Config) -> bool {
         cfg.sets().all(|set| !self.is_beyond_hope(set))
@@ -600,7 +619,7 @@ impl Session {
             if let Some(roll) = &mut takeover.roll {
                 roll.hear(&ctx.process.census);
             }
-            if self.is_cut_off() {
+            if self.is_cut_off(ctx) {
                 self.role = Role::None;
                 out.push(Effect::GaveUp);
                 self.fail_all(Failure::NoMajority { ran: false }, out);
@@ -622,12 +641,18 @@ impl Session {
         }
     }
 
-    /// Whether everyone who is heard had the time to answer, and no majority is among them: of a
-    /// session that a key names, whose client may be sent elsewhere.
-    fn is_cut_off(&self) -> bool {
+    /// Whether everyone who is heard had the time to answer, and no majority is among them. Of a session
+    /// that a key names the client may be sent elsewhere sooner.
+    fn is_cut_off(&self, ctx: &Ctx<'_>) -> bool {
         let Role::Preparing(takeover) = &self.role else { return false };
-        let Some(roll) = &takeover.roll else { return false };
         let search = &takeover.search;
+        let Some(roll) = &takeover.roll else {
+            let silent = &ctx.process.census.silent;
+            return takeover.resend.tries >= UNHEARD_TRIES
+                && search.open.iter().all(|peer| silent.contains(peer))
+                && !takeover.asked.is_empty()
+                && takeover.asked_in().all(|cfg| self.is_unheard(ctx, cfg));
+        };
         let asked = search.asked == search.peers.len();
         let heard = |peer: &Incarnation| !roll.is_silent(*peer);
         let reached = |cfg: &Arc<Config>| cfg.sets().all(|set| set.majority(|peer| heard(&peer)));

@@ -140,3 +140,38 @@ fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it
     s.serves("C");
     s.answered("list", "tea/A");
 }
+
+/// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
+/// know nothing when B begins the session, and its change is acknowledged. Then another request comes
+/// to A, waits beside the first, and is told with it that there is no such session.
+/// The rule: what was answered before a request came says nothing to it; everyone is asked again.
+#[test]
+fn a_request_that_came_while_others_were_asked_is_told_nothing_older_than_itself() {
+    let mut s = Stage::new("answers that are older than the request", "A B C D E");
+    for (name, others) in
+        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
+    {
+        s.knows(name, others, "");
+    }
+    s.looks_by_key("A", "read list");
+    for other in ["B", "C", "D"] {
+        s.arrives(&format!("Locate A>{other}"));
+    }
+    s.arrives("Located B>A");
+    s.arrives("Located C>A");
+    s.holds_back("Located D>A");
+    s.waits("list");
+
+    s.asks_by_key("B", "change tea", "B C D");
+    s.loses("Begin B>A");
+    s.settles();
+    s.answered("tea", "tea/B");
+
+    s.passes(Duration::from_millis(1));
+    s.looks_by_key("A", "read again");
+    s.arrives("Located D>A");
+    s.failed("list", Failure::Absent);
+    s.waits("again");
+    s.settles();
+    s.answered("again", "tea/B");
+}

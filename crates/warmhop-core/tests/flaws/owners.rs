@@ -1,6 +1,8 @@
 //! Who owns the session: executions that come too late, owners that compete, owners that do not
 //! know that they are owners no longer.
 
+use std::time::Duration;
+
 use warmhop_core::session::Failure;
 
 use crate::stage::Stage;
@@ -403,4 +405,94 @@ fn an_executor_that_promised_another_owner_confirms_no_read() {
     s.settles();
     s.does_not_serve("A");
     s.deposed("list", "B");
+}
+
+/// The danger: A owns the session and does not hear B and C any more. Each request waits for them as long
+/// as an answer may take, one after the other; a change runs, cannot be chosen, and its client is told
+/// that nobody knows what became of it.
+/// The rule: an owner that hears no majority holds requests back for a moment, since a link may just
+/// be forming, and then refuses them: they did not run.
+#[test]
+fn an_owner_that_hears_no_majority_refuses_soon_and_runs_nothing() {
+    let mut s = Stage::new("an owner that hears no majority", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("A", "B C");
+    s.knows("A", "B C", "B C");
+    s.asks("A", "change milk", "A");
+    s.asks("A", "read list", "A");
+    s.passes(Duration::from_millis(500));
+    s.waits("milk");
+    s.passes(Duration::from_millis(700));
+    s.failed("milk", Failure::NoMajority { ran: false });
+    s.failed("list", Failure::NoMajority { ran: false });
+    s.runs("milk", 0);
+    s.serves("A");
+
+    s.tell("One of them is heard again while a request waits.");
+    s.asks("A", "change jam", "A");
+    s.passes(Duration::from_millis(500));
+    s.heals();
+    s.knows("A", "B C", "C");
+    s.passes(Duration::from_millis(200));
+    s.settles();
+    s.answered("jam", "tea/A jam/A");
+}
+
+/// The danger: B takes the session over with its client's token and hears neither A nor C. Its client
+/// waits as long as a majority may take, and so does the next.
+/// The rule: whoever hears no majority of the members asks them for a moment, and then gives up.
+#[test]
+fn a_takeover_whose_members_are_not_heard_gives_up_soon() {
+    let mut s = Stage::new("a takeover whose members are not heard", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("B", "A C");
+    s.knows("B", "A C", "A C");
+    s.takes_over("B");
+    s.asks("B", "read list", "B");
+    s.passes(Duration::from_millis(300));
+    s.waits("list");
+    for _ in 0..4 {
+        s.passes(Duration::from_millis(300));
+    }
+    s.failed("list", Failure::NoMajority { ran: false });
+
+    s.tell("C is heard again while B asks.");
+    s.takes_over("B");
+    s.asks("B", "read list", "B");
+    s.passes(Duration::from_millis(200));
+    s.heals();
+    s.knows("B", "A C", "A");
+    s.passes(Duration::from_millis(500));
+    s.settles();
+    s.answered("list", "tea/A");
+}
+
+/// The danger: a process that began a moment ago takes those that it has not heard yet for silent, and
+/// turns its first clients away.
+/// The rule: it waits as long as a majority may take.
+#[test]
+fn a_young_process_waits_for_members_that_it_has_not_heard_yet() {
+    let mut s = Stage::new("a young process", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    let token = s.token();
+    s.crashes("A");
+    s.parts("D", "B C");
+    s.knows("D", "A B C", "A B C");
+    s.is_young("D", "");
+    s.takes_over_with("D", &token, "B C");
+    s.asks("D", "read list", "D");
+    for _ in 0..6 {
+        s.passes(Duration::from_millis(500));
+    }
+    s.waits("list");
+    s.heals();
+    s.passes(Duration::from_millis(1000));
+    s.settles();
+    s.answered("list", "tea/A");
 }

@@ -598,6 +598,17 @@ impl Stage {
         self.on(entry, |machine, ctx, out| machine.enter(ctx, submit, enter, out));
     }
 
+    /// As [`Stage::asks_by_key`], for a request that makes nothing: where nobody knows of the session it
+    /// is told so.
+    #[track_caller]
+    pub(crate) fn looks_by_key(&mut self, entry: &str, request: &str) {
+        self.say(format!("{entry} looks whether anybody knows of the session"));
+        let submit = self.prepares(entry, request, entry);
+        let peers = self.peer(entry).process.census.others.clone();
+        let enter = Enter::Seeking { peers, otherwise: Otherwise::Absent };
+        self.on(entry, |machine, ctx, out| machine.enter(ctx, submit, enter, out));
+    }
+
     /// The last attempt of a request.
     #[track_caller]
     fn attempt(&self, name: &str) -> (usize, Ticket) {

@@ -76,8 +76,8 @@ const BEGUN_ANEW_MAX: u32 = 2;
 ///
 /// A key that nobody knows is called absent, or set for the first time, only where all known peers
 /// but one say so, a majority of them; of two that are silent one has to have been so for 30 s, as
-/// that majority says. Otherwise the operation fails as [`RegisterError::Unavailable`], at once: the
-/// others may hold it. So two sides of a partition never make two values of one key. In a mesh that
+/// that majority says, and a seed that was never met is as good as a silent one. Otherwise the
+/// operation fails as [`RegisterError::Unavailable`], at once: the others may hold it. So two sides of a partition never make two values of one key. In a mesh that
 /// has never had more than two peers the one that is left serves alone.
 ///
 /// ```

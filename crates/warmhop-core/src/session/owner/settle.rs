@@ -188,7 +188,11 @@ impl Session {
 
     pub(in crate::session) fn on_timer_owner(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let patience = ctx.policy.majority_timeout;
+        let Role::Owner(owner) = &self.role else { return };
+        let cfg = Arc::clone(&owner.cfg);
+        let (unheard, within) = (self.is_unheard(ctx, &cfg), self.patience(ctx, &cfg));
         let Role::Owner(owner) = &mut self.role else { return };
+        owner.work.listening.take_if(|at| *at <= ctx.now);
         let stuck =
             owner.work.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
         if let Some(yielding) = &mut owner.work.yielding {
@@ -242,7 +246,7 @@ impl Session {
             let ticket = flight.ticket();
             let late = match flight.stage {
                 Stage::Proposed => stuck,
-                Stage::Confirming { since } => ctx.now.since(since) >= patience,
+                Stage::Confirming { since } => ctx.now.since(since) >= within,
                 Stage::Turned | Stage::Running { .. } => false,
             };
             if late {
@@ -254,7 +258,7 @@ impl Session {
         self.line.queue.retain(|waiting| {
             let waited = ctx.now.since(waiting.since);
             let ticket = waiting.submit.ticket;
-            if stuck && waited >= patience {
+            if stuck && waited >= patience || unheard && waited >= within {
                 out.push(Effect::Fail { ticket, failure: Failure::NoMajority { ran: false } });
                 return false;
             }
@@ -281,6 +285,8 @@ impl Session {
         });
         let queue = self.line.queue.front().map(|waiting| waiting.since.after(TURN_WITHIN));
         let dismissed = owner.work.dismissed.as_ref().map(|dismissed| dismissed.resend.at);
-        [proposal, laggards, asking, yielding, queue, dismissed].into_iter().flatten().min()
+        let listening = owner.work.listening;
+        let wakes = [proposal, laggards, asking, yielding, queue, dismissed, listening];
+        wakes.into_iter().flatten().min()
     }
 }

@@ -8,6 +8,7 @@ use super::{Asking, Flight, ORDERS_MAX, Stage, send_asks};
 use crate::ids::{Incarnation, Position};
 use crate::session::message::{Base, Body, Exec, NackReason, Record};
 use crate::session::mutant::Mutant;
+use crate::session::reach::LISTEN_EVERY;
 use crate::session::recent::Known;
 use crate::session::{
     Ctx, Effect, Effects, Failure, Outcome, Resend, Role, Session, Ticket, mutant, recent,
@@ -267,6 +268,18 @@ impl Session {
         loop {
             let Role::Owner(owner) = &mut self.role else { return };
             if !owner.serving || owner.work.proposal.is_some() || owner.work.yielding.is_some() {
+                return;
+            }
+            // What it runs could not be chosen, nor what it reads be confirmed.
+            let listens = !owner.unnamed && owner.work.proposal.is_none();
+            if self.line.queue.is_empty() {
+                return;
+            }
+            let cfg = Arc::clone(&owner.cfg);
+            let holds_back = listens && self.is_unheard(ctx, &cfg);
+            let Role::Owner(owner) = &mut self.role else { return };
+            if holds_back {
+                owner.work.listening.get_or_insert(ctx.now.after(LISTEN_EVERY));
                 return;
             }
             let Some(next) = self.line.queue.front() else { return };

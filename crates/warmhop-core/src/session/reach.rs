@@ -1,0 +1,45 @@
+//! Whether a majority of a session's members is heard, and how long it is waited for where it is not.
+//!
+//! Whoever believes already that too few of the members can answer tells its clients so soon, instead
+//! of having each of them wait for as long as a majority may take. What it believes may be about to
+//! change, as links form again, so it asks all the same, and waits a little.
+
+use core::time::Duration;
+
+use super::message::Config;
+use super::{Ctx, Session};
+use crate::config::WithoutMajority;
+
+/// How long a request waits for a majority of which too few are heard: long enough for a link that is
+/// just forming.
+pub(super) const UNHEARD_WITHIN: Duration = Duration::from_secs(1);
+/// How often those who are heard are asked within about that time.
+pub(super) const UNHEARD_TRIES: u32 = 3;
+/// How often whoever holds requests back looks whether a majority is heard again.
+pub(super) const LISTEN_EVERY: Duration = Duration::from_millis(100);
+
+impl Session {
+    /// Whether too few of the members in `cfg` are heard for a majority, although it may come about
+    /// yet.
+    ///
+    /// Not where somebody goes on without a majority, which nobody is to do for want of a moment's
+    /// patience; and not at a young process, which has yet to hear of others.
+    pub(super) fn is_unheard(&self, ctx: &Ctx<'_>, cfg: &Config) -> bool {
+        let census = &ctx.process.census;
+        let alone = ctx.policy.without_majority == WithoutMajority::Serve || census.pair;
+        if alone || census.is_young || census.silent.is_empty() {
+            return false;
+        }
+        let heard = |peer| peer == ctx.me || !census.silent.contains(&peer);
+        let hears = cfg.sets().all(|set| {
+            set.majority(|peer| heard(peer) && (peer == ctx.me || !self.is_voteless(peer, set)))
+        });
+        !hears && self.may_have_majority(cfg)
+    }
+
+    /// How long whoever asks for the session waits for a majority of the members in `cfg`.
+    pub(super) fn patience(&self, ctx: &Ctx<'_>, cfg: &Config) -> Duration {
+        let patience = ctx.policy.majority_timeout;
+        if self.is_unheard(ctx, cfg) { patience.min(UNHEARD_WITHIN) } else { patience }
+    }
+}
