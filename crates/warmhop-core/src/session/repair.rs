@@ -12,7 +12,7 @@ use core::time::Duration;
 
 use super::Session;
 use super::claim::Claimant;
-use super::message::MEMBERS_MAX;
+use super::message::{MEMBERS_MAX, Members};
 use crate::config::SessionPolicy;
 use crate::ids::{AppName, Ballot, Incarnation, Now, PeerId, SessionId};
 use crate::rank;
@@ -167,8 +167,10 @@ pub struct Held {
     complete: bool,
     /// Those of the view's peers whose votes on this session are gone for good.
     silenced: Vec<Incarnation>,
-    /// Those of the members whose votes are gone in the present configuration.
+    /// Those of the members whose votes among these are gone, and the same of the members before: one
+    /// may have forgotten that it was a member, and be seated anew.
     voteless: Vec<Incarnation>,
+    voteless_before: Vec<Incarnation>,
 }
 
 impl Held {
@@ -177,8 +179,10 @@ impl Held {
     pub fn of(machine: &Session, view: &View) -> Self {
         let lives = view.live_peers().map(|(_, belief)| belief.news.incarnation);
         let before = machine.config().and_then(|cfg| cfg.prev.as_deref());
-        let everyone = machine.config().into_iter();
-        let everyone = everyone.flat_map(|cfg| cfg.everyone().into_iter().map(move |it| (it, cfg)));
+        let voteless = |set: Option<&Members>| {
+            let who = set.into_iter().flat_map(|set| set.who.iter().map(move |it| (*it, set)));
+            who.filter(|(peer, set)| machine.is_voteless(*peer, set)).map(|it| it.0).collect()
+        };
         Self {
             owns: machine.is_owner(),
             taking_over: machine.is_taking_over(),
@@ -189,10 +193,8 @@ impl Held {
             before: before.map(|set| set.who.to_vec()).unwrap_or_default(),
             complete: !machine.is_owner() || machine.is_whole(),
             silenced: lives.filter(|peer| machine.is_gone_for_good(*peer)).collect(),
-            voteless: everyone
-                .filter(|(peer, cfg)| machine.is_gone(*peer, cfg))
-                .map(|it| it.0)
-                .collect(),
+            voteless: voteless(machine.config().map(|cfg| &cfg.now)),
+            voteless_before: voteless(before),
         }
     }
 }
@@ -308,8 +310,12 @@ impl Watch {
         };
         if !held.owns {
             let lives = |peer: &&Incarnation| silent_for(**peer).is_none();
-            let votes = |peer: &&Incarnation| lives(peer) && !held.voteless.contains(*peer);
-            let majority = |set: &[Incarnation]| 2 * set.iter().filter(votes).count() > set.len();
+            let majority = |set: &[Incarnation], voteless: &[Incarnation]| {
+                let votes = |peer: &&Incarnation| lives(peer) && !voteless.contains(*peer);
+                2 * set.iter().filter(votes).count() > set.len()
+            };
+            let has_majority = majority(members, &held.voteless)
+                && (held.before.is_empty() || majority(&held.before, &held.voteless_before));
             let rank = members.iter().filter(lives).position(|peer| *peer == me);
             // Who holds nothing of it has nothing to go on from, and leaves it to those who do.
             let (Some(owner), Some(rank), Some(at)) = (owner, rank, held.at) else {
@@ -317,7 +323,7 @@ impl Watch {
             };
             // Without a majority it would come to nothing, and leave a claim that others step down
             // for. Whoever was not told of later members takes those before for all that there are.
-            if !majority(members) || !(held.before.is_empty() || majority(&held.before)) {
+            if !has_majority {
                 return if alive.len() > 1 { self.search(sid, now) } else { Mend::Nothing };
             }
             self.searches.remove(&sid);
@@ -344,10 +350,9 @@ impl Watch {
         }
         // A change is agreed to by a majority, or stays under way until one is heard. Where none
         // will ever be, the owner tries, finds that out, and gives up what it owns no more.
-        let lost = |peer: &&Incarnation| {
-            **peer != me && (is_dead(**peer) || held.voteless.contains(*peer))
-        };
-        let has_hope = |set: &[Incarnation]| {
+        let has_hope = |set: &[Incarnation], voteless: &[Incarnation]| {
+            let lost =
+                |peer: &Incarnation| *peer != me && (is_dead(*peer) || voteless.contains(peer));
             set.is_empty() || 2 * set.iter().filter(|it| !lost(it)).count() > set.len()
         };
         let votes = |peer: &&Incarnation| {
@@ -358,7 +363,9 @@ impl Watch {
             set.is_empty() || 2 * set.iter().filter(votes).count() > set.len()
         };
         let hears_too_few = !has_majority(members) || !has_majority(&held.before);
-        if hears_too_few && has_hope(members) && has_hope(&held.before) {
+        let hope =
+            has_hope(members, &held.voteless) && has_hope(&held.before, &held.voteless_before);
+        if hears_too_few && hope {
             return rests;
         }
         let is_member = |belief: &PeerBelief| members.contains(&belief.news.incarnation);
@@ -443,7 +450,7 @@ pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::format;
+    use alloc::{format, vec};
 
     use crate::view::{News, PeerNews, Source};
 
@@ -576,6 +583,7 @@ mod tests {
             complete: true,
             silenced: Vec::new(),
             voteless: Vec::new(),
+            voteless_before: Vec::new(),
         };
         let (policy, now) = (SessionPolicy::default(), Now(60_000));
         let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
@@ -624,6 +632,7 @@ mod tests {
             complete: true,
             silenced: Vec::new(),
             voteless: voteless.iter().map(|number| peer(*number)).collect(),
+            voteless_before: Vec::new(),
         };
         let mut watch = Watch::default();
         let mut look = |held: &Held, at: u64| {
@@ -647,6 +656,10 @@ mod tests {
             Mend::Succeed,
             "it was told who else there is"
         );
+        // It was seated anew, in a change that needs its vote among those before as well.
+        let before = vec![peer(1), peer(2), peer(9)];
+        let changed = Held { before, voteless_before: vec![peer(9)], ..held([8, 9], &[]) };
+        assert_eq!(look(&changed, 80_000), Mend::AskEveryone, "it would try without end");
     }
 
     #[test]
