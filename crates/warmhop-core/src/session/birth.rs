@@ -236,15 +236,17 @@ impl Session {
     }
 
     /// Whether what was `found` goes on although the birth in `cfg`, above it, can never be closed:
-    /// those who could close it are gone for good. Where a majority of the members holds what was
-    /// found, nobody closed those members for that birth, and nothing came of it.
+    /// those who could close it are gone for good. Nothing came of that birth where a majority of the
+    /// members holds what was found, since nobody closed those members for it; nor where its beginner,
+    /// the first to accept what it proposes, holds nothing of it.
     pub(super) fn passes_over(
         &self,
         takeover: &Takeover,
         found: Option<&AcceptedInfo>,
         cfg: &Config,
     ) -> bool {
-        found.is_some_and(|info| takeover.is_held(info)) && self.can_never_close(takeover, cfg)
+        let came_to_nothing = |info| takeover.is_held(info) || takeover.was_not_begun(cfg);
+        found.is_some_and(came_to_nothing) && self.can_never_close(takeover, cfg)
     }
 }
 
@@ -257,6 +259,17 @@ impl Takeover {
             accepted.is_some_and(|info| info.cfg == found.cfg)
         };
         found.cfg.sets().all(|set| set.majority(|peer| self.covered_by(peer, set) && holds(peer)))
+    }
+
+    /// Whether whoever began the session in `cfg` last is a member there, has promised, and accepted
+    /// nothing at that ballot or above. Whoever began it later without asking that one asked those who
+    /// hold what was found, and did not begin it.
+    fn was_not_begun(&self, cfg: &Config) -> bool {
+        let Some(birth) = self.births.iter().find(|birth| *birth.cfg == *cfg) else { return false };
+        let by = birth.b.proposer;
+        let accepted = self.promises.get(&by).and_then(|it| it.accepted.as_ref());
+        cfg.sets().all(|set| set.contains(by) && self.covered_by(by, set))
+            && accepted.is_none_or(|info| info.p.ballot < birth.b)
     }
 
     /// What whoever may know of the session is asked.

@@ -141,6 +141,50 @@ fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it
     s.answered("list", "tea/A");
 }
 
+/// The danger: A and C hold tea, and B, the third member, does not: it was cut off, tried to begin the
+/// session itself at B, D and E, and finds tea as soon as it hears C. Before it does, A, D and E are
+/// started anew. C would have to close what B began, which takes D or E; so nobody could ever have tea
+/// again, although of its holders only one is gone.
+/// The rule: whoever begins a session as a member is the first to accept what it proposes there. Where
+/// it accepted nothing, nothing came of it.
+#[test]
+fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
+    let mut s = Stage::new("a birth whose beginner holds nothing of it", "A B C D E");
+    for (name, others) in
+        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
+    {
+        s.knows(name, others, "");
+    }
+    s.asks_by_key("A", "change tea", "A B C");
+    for other in ["C", "D", "E"] {
+        s.arrives(&format!("Begin A>{other}"));
+        s.arrives(&format!("Free {other}>A"));
+    }
+    s.loses("Begin A>B");
+    s.ends("tea");
+    s.loses("Accept A>B");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.parts("B", "A C");
+    s.asks_by_key("B", "change milk", "B D E");
+    s.settles();
+    for _ in 0..3 {
+        s.passes(Duration::from_secs(2));
+        s.settles();
+    }
+    s.failed("milk", Failure::NoMajority { ran: false });
+    s.restarts("A");
+    s.restarts("D");
+    s.restarts("E");
+    s.heals();
+    for _ in 0..2 {
+        s.asks_by_key("C", "read list", "A B C");
+        s.settles();
+    }
+    s.serves("C");
+    s.answered("list", "tea/A");
+}
+
 /// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
 /// know nothing when B begins the session, and its change is acknowledged. Then another request comes
 /// to A, waits beside the first, and is told with it that there is no such session.
