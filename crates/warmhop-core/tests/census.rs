@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a failed step is a failed test")]
 
+use std::time::Duration;
+
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, WallTime};
 use warmhop_core::session::census::{ABSENT_AFTER, Census, REBORN_FOR, Roll, Verdict};
 use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
@@ -200,6 +202,16 @@ fn seeds_that_were_never_met_count_as_peers_that_are_missed() {
         roll.verdict(true)
     };
     assert_eq!(most(1, REBORN_FOR), Verdict::Enough);
+    // Two that began a moment ago, beside one that may have been left alone by those they were.
+    let young =
+        |others: &[u8], age| Census { young: incs(others), ..unmet(others, &[], 1) }.with_age(age);
+    let two = |age| {
+        let mut roll = Roll::new(inc(1), &young(&[2], age));
+        roll.answer(inc(2), Some(&Census { is_young: true, ..young(&[1], age) }));
+        roll.verdict(true)
+    };
+    assert_eq!(two(Duration::ZERO), Verdict::TooFew);
+    assert_eq!(two(REBORN_FOR), Verdict::Enough, "by then one of them is settled");
     assert_eq!(most(2, REBORN_FOR), Verdict::TooFew, "the two may hold what these have forgotten");
     assert_eq!(most(2, ABSENT_AFTER), Verdict::Enough);
     // Here one is missed, and one was never met: too many, unless the one is long gone.

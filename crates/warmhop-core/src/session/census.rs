@@ -16,8 +16,9 @@
 //!   missed until one that is settled vouches for it: that one knows it, and knows of no former life.
 //!   Where nobody is settled the mesh has just begun, and all of them count.
 //! * A seed that was never met may be a peer that witnessed, and counts as one that is missed: who
-//!   starts while it is cut off knows of nobody, and must not take that for a mesh of one. Of two such
-//!   one may be missed by whoever has waited for them as long as for any other ([`ABSENT_AFTER`]).
+//!   starts while it is cut off knows of nobody, and must not take that for a mesh of one. Where nobody
+//!   is settled, and where several were never met, they are missed only by whoever has waited for them
+//!   as long as for any other ([`ABSENT_AFTER`]).
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -299,9 +300,10 @@ impl Roll {
             // Of a pair either holds everything: one that is silent, or knows no more, is not needed.
             ([one], 0) if is_pair => self.answered.contains(one) || self.silent.contains(one),
             ([], 1) if is_pair => true,
-            // Everyone known is asked. Whoever else there is has no majority, but a former life of one
-            // of these may have made it one.
-            ([], 1) | ([_], 0) => majority,
+            ([_], 0) => majority,
+            // Everyone known is asked. Whoever else there is has no majority, but may have had one with
+            // the former lives of these, or have been left alone by them.
+            ([], 1) => majority && (self.has_waited || !nobody_is_settled),
             ([], _) => majority && self.has_waited,
             ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,
             ([_, _], 0) | ([_], 1) => {
