@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             tokio::time::sleep(Duration::from_secs(start_takes)).await;
             Ok::<_, std::io::Error>(Router::new().route("/", get(visit)))
         });
-        let mut builder = Mesh::builder("embed", peer.clone(), authority.issue(&peer)?)
+        let mut builder = Mesh::builder(authority.issue(&peer)?)
             .front_door(TcpListener::bind("127.0.0.1:0").await?)
             .app(spec, app);
         for other in &peers {

@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let one = PeerId::new("one")?;
     let identity = Authority::generate("example")?.issue(&one)?;
     let app = app_fn(|| async { Ok::<_, std::io::Error>(Router::new().route("/", get(greet))) });
-    let mesh = Mesh::builder("example", one, identity)
+    let mesh = Mesh::builder(identity)
         .front_door(TcpListener::bind("127.0.0.1:0").await?)
         .front_door_tls(TcpListener::bind("127.0.0.1:0").await?, tls)
         .app(AppSpec::new(AppName::new("greeting")?), app)

@@ -42,7 +42,7 @@ where
     let mut peers: Vec<(&str, Peer)> = Vec::new();
     for name in ["one", "two", "three"] {
         let id = PeerId::new(name)?;
-        let mut builder = Mesh::builder("example", id.clone(), authority.issue(&id)?);
+        let mut builder = Mesh::builder(authority.issue(&id)?);
         for (_, other) in &peers {
             builder = builder.seed(other.mesh.mesh_addr().to_string());
         }

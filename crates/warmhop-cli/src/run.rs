@@ -195,7 +195,9 @@ fn load_identity(config: &Config) -> Result<Identity, Failure> {
     let (cluster, name) = (&config.cluster, &config.peer.name);
     if identity.cluster() != *cluster || identity.peer() != *name {
         let (found, expected) = (identity.spiffe_id(), format!("spiffe://{cluster}/peer/{name}"));
-        return Err(start_failure(config, &StartMeshError::WrongIdentity { found, expected }));
+        let what = format!("the certificate names {found}, but this peer is {expected}");
+        let remedy = "issue one with `warmhop cert peer`";
+        return Err(Failure::usage(config.problem("mesh.identity", what, remedy)));
     }
     Ok(identity)
 }
@@ -335,7 +337,7 @@ fn access_log(config: &Config) -> Result<Option<(AccessLog, Writing)>, Failure> 
 
 /// Everything of the mesh that needs no port yet.
 fn builder(config: &Config, identity: Identity, given: &Given) -> Builder {
-    let mut builder = Mesh::builder(config.cluster.clone(), config.peer.name.clone(), identity)
+    let mut builder = Mesh::builder(identity)
         .mesh_listen(config.mesh.listen)
         .sessions(config.session.policy.clone())
         .reveal(config.http.reveal)
@@ -360,7 +362,22 @@ fn builder(config: &Config, identity: Identity, given: &Given) -> Builder {
         let (spec, child) = app_of(config, app, given);
         builder = builder.app(spec, child);
     }
+    #[cfg(debug_assertions)]
+    let builder = with_faults(builder);
     builder
+}
+
+/// What tests have a peer suffer: an end at a named moment, and a clock that is wrong.
+#[cfg(debug_assertions)]
+fn with_faults(mut builder: Builder) -> Builder {
+    if let Some(points) = std::env::var_os("WARMHOP_FAILPOINTS") {
+        builder = builder.failpoints(points.to_string_lossy());
+    }
+    let ahead_ms = std::env::var("WARMHOP_CLOCK_AHEAD_MS").ok().and_then(|ms| ms.parse().ok());
+    match ahead_ms {
+        Some(ahead_ms) => builder.clock_ahead(ahead_ms),
+        None => builder,
+    }
 }
 
 /// The registers that the Redis-speaking endpoint keeps its keys in.
@@ -428,10 +445,12 @@ fn start_failure(config: &Config, error: &StartMeshError) -> Failure {
             Failure::failed(bind_problem(config, "mesh.listen", *addr, source))
         }
         StartMeshError::NameInUse { .. } => Failure::failed(problem("peer.name")),
-        StartMeshError::WrongIdentity { .. } => Failure::usage(problem("mesh.identity")),
         StartMeshError::NeedsAdvertise { .. } => Failure::usage(problem("mesh.advertise")),
         StartMeshError::AppsCollide { .. } => Failure::usage(problem("app")),
         StartMeshError::Identity(error) => identity_failure(config, error),
+        StartMeshError::Failpoints(error) => {
+            Failure::failed(format!("WARMHOP_FAILPOINTS: {error}"))
+        }
         _ => Failure::failed(error),
     }
 }

@@ -39,7 +39,7 @@ async fn peer(
     let mut spec = AppSpec::new(AppName::new("app")?);
     spec.policy.session = SessionMode::None;
     spec.policy.start = start;
-    let mut builder = Mesh::builder("figures", id.clone(), authority.issue(&id)?)
+    let mut builder = Mesh::builder(authority.issue(&id)?)
         .front_door(TcpListener::bind("127.0.0.1:0").await?)
         .app(spec, app_fn(|| async { Ok::<_, std::io::Error>(app()) }));
     if let Some(seed) = seed {

@@ -65,7 +65,7 @@ async fn peers(count: usize) -> Result<Vec<Mesh>, AnyError> {
     let mut peers: Vec<Mesh> = Vec::new();
     for n in 0..count {
         let id = PeerId::new(&format!("p{n}"))?;
-        let mut builder = Mesh::builder("figures", id.clone(), authority.issue(&id)?);
+        let mut builder = Mesh::builder(authority.issue(&id)?);
         for (name, mode) in [("kept", SessionMode::Portable), ("bare", SessionMode::None)] {
             let mut spec = AppSpec::new(AppName::new(name)?);
             spec.policy.session = mode;

@@ -27,16 +27,6 @@ pub enum StartMeshError {
         /// The address that would have been advertised.
         addr: SocketAddr,
     },
-    /// The identity belongs to another peer or cluster.
-    #[error(
-        "the certificate names {found}, but this peer is {expected}; issue one with `warmhop cert peer`"
-    )]
-    WrongIdentity {
-        /// What the certificate says.
-        found: String,
-        /// What was configured.
-        expected: String,
-    },
     /// The identity could not be used.
     #[error(transparent)]
     Identity(#[from] crate::identity::IdentityError),
@@ -50,7 +40,7 @@ pub enum StartMeshError {
         /// Where the other one lives.
         addr: SocketAddr,
     },
-    /// `WARMHOP_FAILPOINTS` was not understood. Only debug builds read it.
+    /// The failpoints that a test asked for were not understood.
     #[error(transparent)]
     Failpoints(#[from] FailpointError),
     /// Two apps claim one name or one host and path.
@@ -81,10 +71,11 @@ pub enum ControlError {
     #[error("this peer ends, and takes no traffic again; start it anew")]
     Ends,
     /// The apps cannot be changed so; nothing was changed.
-    #[error("nothing was changed: {why}")]
+    #[error("nothing was changed: {source}")]
     NotChanged {
-        /// Why not, in a sentence.
-        why: String,
+        /// What a peer with these apps would not start for.
+        #[source]
+        source: Box<StartMeshError>,
     },
     /// The app cannot be started on this peer.
     #[error("the app {name} is not started here: {why}")]

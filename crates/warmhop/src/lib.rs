@@ -37,7 +37,7 @@
 //!     Ok::<_, std::io::Error>(Router::new().route("/", get(visit)))
 //! });
 //!
-//! let mesh = Mesh::builder("example", one, identity)
+//! let mesh = Mesh::builder(identity)
 //!     .mesh_listen("127.0.0.1:0".parse()?)
 //!     .seed("127.0.0.1:7002") // need not be up
 //!     .app(spec, app)

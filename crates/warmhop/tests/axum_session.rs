@@ -64,7 +64,7 @@ async fn two_peers(mode: SessionMode) -> [Mesh; 2] {
             Ok::<_, Infallible>(router)
         });
         let identity = authority.issue(&peer(name)).unwrap();
-        let mut builder = Mesh::builder("test", peer(name), identity).app(spec, app);
+        let mut builder = Mesh::builder(identity).app(spec, app);
         if let Some(seed) = seed {
             builder = builder.seed(seed.mesh_addr().to_string());
         }

@@ -71,7 +71,7 @@ async fn one_peer(with: impl FnOnce(warmhop::Builder) -> warmhop::Builder) -> Me
             .route("/count", post(count));
         Ok::<_, std::convert::Infallible>(routes)
     });
-    with(Mesh::builder("test", one, identity).app(spec, app)).start().await.unwrap()
+    with(Mesh::builder(identity).app(spec, app)).start().await.unwrap()
 }
 
 /// A certificate for `localhost`, and its key, in PEM.

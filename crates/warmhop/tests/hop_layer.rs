@@ -62,7 +62,7 @@ impl Layered {
 
     async fn join(&mut self, name: &str, layer: &HopLayer) -> Mesh {
         let identity = self.authority.issue(&peer(name)).unwrap();
-        let mut builder = Mesh::builder("test", peer(name), identity).hop_layer(layer);
+        let mut builder = Mesh::builder(identity).hop_layer(layer);
         for other in &self.peers {
             builder = builder.seed(other.mesh_addr().to_string());
         }

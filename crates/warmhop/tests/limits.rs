@@ -62,7 +62,7 @@ async fn one_peer(with: impl FnOnce(Builder) -> Builder) -> (Mesh, SocketAddr) {
         Ok::<_, std::convert::Infallible>(routes)
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let builder = Mesh::builder("test", one, identity).app(spec, app).front_door(listener);
+    let builder = Mesh::builder(identity).app(spec, app).front_door(listener);
     let mesh = with(builder).start().await.unwrap();
     let door = mesh.front_doors()[0];
     (mesh, door)

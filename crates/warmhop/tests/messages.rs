@@ -94,8 +94,7 @@ async fn two_doors() -> ([Mesh; 2], [SocketAddr; 2]) {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let identity = authority.issue(&peer(name)).unwrap();
-        let mut builder =
-            Mesh::builder("test", peer(name), identity).front_door(listener).app(spec, app);
+        let mut builder = Mesh::builder(identity).front_door(listener).app(spec, app);
         if let Some(first) = meshes.first() {
             builder = builder.seed(first.mesh_addr().to_string());
         }

@@ -37,8 +37,7 @@ async fn mesh_of_each(each: &[(&str, SessionPolicy)]) -> Bed {
     for (one, policy) in each {
         let seeds = bed.peers.first().map(|first| first.mesh_addr().to_string());
         let identity = bed.authority.issue(&peer(one)).unwrap();
-        let mut builder =
-            Mesh::builder("test", peer(one), identity).sessions(policy.clone()).registers(name());
+        let mut builder = Mesh::builder(identity).sessions(policy.clone()).registers(name());
         if let Some(seed) = seeds {
             builder = builder.seed(seed);
         }
@@ -309,7 +308,7 @@ async fn what_two_lost_holders_held_is_absent_and_its_key_is_free() {
     for name in ["b", "c"] {
         let identity = bed.authority.issue(&peer(name)).unwrap();
         let seed = bed.peers[0].mesh_addr().to_string();
-        let builder = Mesh::builder("test", peer(name), identity).registers(self::name());
+        let builder = Mesh::builder(identity).registers(self::name());
         bed.peers.push(builder.seed(seed).start().await.unwrap());
     }
     bed.all_see_each_other().await;
@@ -353,7 +352,7 @@ async fn of_two_peers_the_one_that_is_left_goes_on() {
 async fn a_name_is_an_app_s_or_that_of_registers() {
     let bed = Bed::new();
     let identity = bed.authority.issue(&peer("a")).unwrap();
-    let twice = Mesh::builder("test", peer("a"), identity).registers(name()).registers(name());
+    let twice = Mesh::builder(identity).registers(name()).registers(name());
     let error = twice.start().await.expect_err("they collide").to_string();
     assert!(error.contains("redis"), "{error}");
 }
@@ -434,7 +433,7 @@ async fn what_was_deleted_makes_no_listing_longer() {
 async fn stoppable(bed: &Bed, name: &str) -> (Mesh, oneshot::Sender<()>) {
     let identity = bed.authority.issue(&peer(name)).unwrap();
     let seed = bed.peers[0].mesh_addr().to_string();
-    let builder = Mesh::builder("test", peer(name), identity).registers(self::name()).seed(seed);
+    let builder = Mesh::builder(identity).registers(self::name()).seed(seed);
     let (started, starting) = oneshot::channel();
     let (stop, stopped) = oneshot::channel();
     std::thread::spawn(move || {

@@ -174,15 +174,11 @@ async fn an_unknown_app_is_404_as_a_problem() {
         let authority = &bed.authority;
         let mut spec = warmhop::AppSpec::new(app());
         spec.matches = vec![warmhop::Match::new(Some("shop.test"), "/shop")];
-        let mesh = warmhop::Mesh::builder(
-            "test",
-            bed::peer("one"),
-            authority.issue(&bed::peer("one")).unwrap(),
-        )
-        .app(spec, warmhop::app_fn(|| async { Ok::<_, std::io::Error>(axum::Router::new()) }))
-        .start()
-        .await
-        .unwrap();
+        let mesh = warmhop::Mesh::builder(authority.issue(&bed::peer("one")).unwrap())
+            .app(spec, warmhop::app_fn(|| async { Ok::<_, std::io::Error>(axum::Router::new()) }))
+            .start()
+            .await
+            .unwrap();
         drop(gate);
         bed.peers.push(mesh);
         bed

@@ -37,7 +37,7 @@ async fn front_door() -> (Mesh, SocketAddr, Seen) {
         async { Ok::<_, std::convert::Infallible>(routes) }
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mesh = Mesh::builder("test", one, identity).app(spec, app).front_door(listener);
+    let mesh = Mesh::builder(identity).app(spec, app).front_door(listener);
     let mesh = mesh.start().await.unwrap();
     let door = mesh.front_doors()[0];
     // It has been started, so that no request waits.

@@ -29,7 +29,7 @@ async fn peers(names: &[&str]) -> Vec<Mesh> {
     let mut peers: Vec<Mesh> = Vec::new();
     for name in names {
         let identity = authority.issue(&peer(name)).unwrap();
-        let mut builder = Mesh::builder("test", peer(name), identity).registers(logins());
+        let mut builder = Mesh::builder(identity).registers(logins());
         for other in &peers {
             builder = builder.seed(other.mesh_addr().to_string());
         }

@@ -55,7 +55,7 @@ async fn mesh_of(peers: usize) -> Vec<Mesh> {
 fn builder(authority: &Authority, index: usize) -> Builder {
     let peer = PeerId::new(&format!("peer-{index}")).unwrap();
     let identity = authority.issue(&peer).unwrap();
-    Mesh::builder("test", peer, identity).registers(AppName::new(super::NAME).unwrap())
+    Mesh::builder(identity).registers(AppName::new(super::NAME).unwrap())
 }
 
 async fn all_see_each_other(mesh: &[Mesh]) {
@@ -755,9 +755,10 @@ async fn where_memory_is_full_a_change_is_answered_as_redis_does() {
     let authority = Authority::generate("test").unwrap();
     let peer = PeerId::new("peer-0").unwrap();
     let identity = authority.issue(&peer).unwrap();
-    let policy = SessionPolicy { memory_bytes_max: 4096, ..SessionPolicy::default() };
+    let mut policy = SessionPolicy::default();
+    policy.memory_bytes_max = 4096;
     let name = AppName::new(super::NAME).unwrap();
-    let builder = Mesh::builder("test", peer, identity).sessions(policy).registers(name);
+    let builder = Mesh::builder(identity).sessions(policy).registers(name);
     let mesh = builder.start().await.unwrap();
     let mut it = Client(TcpStream::connect(serve(&mesh).await).await.unwrap());
     it.asks(&format!("SET a {}", "x".repeat(4000)), "+OK\r\n").await;

@@ -17,7 +17,7 @@
 //! # let one = PeerId::new("one")?;
 //! # let identity = Authority::generate("example")?.issue(&one)?;
 //! let logins = AppName::new("logins")?;
-//! let mesh = Mesh::builder("example", one, identity).registers(logins.clone()).start().await?;
+//! let mesh = Mesh::builder(identity).registers(logins.clone()).start().await?;
 //! let store = Store::new(mesh.registers(&logins).expect("they were declared"));
 //!
 //! async fn visit(session: Session) -> Result<String, StatusCode> {

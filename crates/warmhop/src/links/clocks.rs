@@ -81,7 +81,7 @@ mod tests {
         for (name, ahead_ms) in [("a", 0), ("b", 0), ("c", ahead_ms)] {
             let peer = PeerId::new(name).unwrap();
             let identity = authority.issue(&peer).unwrap();
-            let mut builder = Mesh::builder("test", peer, identity).registers(locks());
+            let mut builder = Mesh::builder(identity).registers(locks());
             builder.clock = Some(Clock::ahead(ahead_ms));
             if let Some(first) = meshes.first() {
                 builder = builder.seed(first.mesh_addr().to_string());

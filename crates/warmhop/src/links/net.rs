@@ -74,18 +74,6 @@ pub(crate) struct NetConfig {
     pub(crate) tuning: NetTuning,
 }
 
-impl NetConfig {
-    fn check(&self) -> Result<(), StartMeshError> {
-        if self.identity.cluster() == self.cluster && self.identity.peer() == self.me {
-            return Ok(());
-        }
-        Err(StartMeshError::WrongIdentity {
-            found: self.identity.spiffe_id(),
-            expected: format!("spiffe://{}/peer/{}", self.cluster, self.me),
-        })
-    }
-}
-
 /// The network layer of one peer. Clones share it; when the last one is dropped, it
 /// ends as by [`Net::close`], without anyone waiting for it.
 #[derive(Clone)]
@@ -180,7 +168,6 @@ impl Net {
     /// # Errors
     /// [`StartMeshError`]; nothing is left bound.
     pub(crate) fn bind(config: NetConfig) -> Result<Bound, StartMeshError> {
-        config.check()?;
         let (cluster, me, listen) = (config.cluster, config.me, config.listen);
         let bind_failed = |source| StartMeshError::Bind { addr: listen, source };
         let socket = bind(listen).map_err(bind_failed)?;

@@ -1,5 +1,6 @@
 //! What a mesh peer is built from.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub struct Builder {
     pub(crate) zone: Option<String>,
     /// Another one than the machine's, for tests.
     pub(crate) clock: Option<Clock>,
+    pub(crate) failpoints: Option<String>,
     pub(crate) front_doors: Vec<(TcpListener, Option<FrontDoorTls>)>,
     pub(crate) front_door_connections: usize,
     pub(crate) mesh_listen: SocketAddr,
@@ -202,17 +204,48 @@ impl Builder {
         self.layers.push(layer.clone());
         self
     }
+
+    /// Moments at which this process ends by itself, `NAME=kill@N[,NAME=kill@N…]`: for tests of what
+    /// a crash leaves behind. Release builds heed none.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn failpoints(mut self, points: impl Into<String>) -> Self {
+        self.failpoints = Some(points.into());
+        self
+    }
+
+    /// A wall clock so many milliseconds ahead of the machine's, or behind it where that is negative:
+    /// for tests of peers whose clocks differ.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn clock_ahead(mut self, ahead_ms: i64) -> Self {
+        self.clock = Some(Clock::ahead(ahead_ms));
+        self
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let apps: Vec<_> = self.apps.iter().map(|(spec, _)| spec.name.as_str()).collect();
+        f.debug_struct("Builder")
+            .field("identity", &self.identity)
+            .field("mesh_listen", &self.mesh_listen)
+            .field("seeds", &self.seeds)
+            .field("apps", &apps)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Mesh {
-    /// Begins a peer of `cluster` with `identity`.
+    /// Begins the peer that `identity` names, of the cluster that it names.
     #[must_use]
-    pub fn builder(cluster: impl Into<String>, peer: PeerId, identity: Identity) -> Builder {
+    pub fn builder(identity: Identity) -> Builder {
         Builder {
-            cluster: cluster.into(),
-            peer,
+            cluster: identity.cluster(),
+            peer: identity.peer(),
             zone: None,
             clock: None,
+            failpoints: None,
             front_doors: Vec::new(),
             front_door_connections: listener::CONNECTIONS_MAX,
             mesh_listen: SocketAddr::from(([127, 0, 0, 1], 0)),

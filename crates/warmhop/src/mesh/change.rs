@@ -226,7 +226,7 @@ fn check(node: &Node, before: &Apps, changes: &AppChanges) -> Result<(), Control
     specs.extend(changes.added.iter().map(|(spec, _)| spec.clone()));
     let registers: Vec<AppName> = node.registers.iter().map(|it| it.name().clone()).collect();
     check_apps(&specs.iter().collect::<Vec<_>>(), &registers)
-        .map_err(|error| ControlError::NotChanged { why: error.to_string() })
+        .map_err(|error| ControlError::NotChanged { source: Box::new(error) })
 }
 
 /// Two apps that claim one name, or one host and path, would be told apart by luck.

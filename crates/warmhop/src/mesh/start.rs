@@ -39,7 +39,7 @@ impl Builder {
     pub async fn start(mut self) -> Result<Mesh, StartMeshError> {
         let specs: Vec<&AppSpec> = self.apps.iter().map(|(spec, _)| spec).collect();
         check_apps(&specs, &self.registers)?;
-        crate::observe::failpoint::arm()?;
+        crate::observe::failpoint::arm(self.failpoints.as_deref())?;
         let mut registry = Registry::with_prefix("warmhop");
         let metrics = Arc::new(Metrics::register(&mut registry));
         let clock = self.clock.take().unwrap_or_else(Clock::new);

@@ -60,14 +60,9 @@ struct Told {
 }
 
 impl Clock {
-    /// Whose wall clock is the machine's. In debug builds `WARMHOP_CLOCK_AHEAD_MS` sets it forward,
-    /// or back where it is negative.
+    /// Whose wall clock is the machine's.
     pub(crate) fn new() -> Self {
-        #[cfg(debug_assertions)]
-        let ahead = std::env::var("WARMHOP_CLOCK_AHEAD_MS").ok().and_then(|it| it.parse().ok());
-        #[cfg(not(debug_assertions))]
-        let ahead = None;
-        Self::ahead(ahead.unwrap_or_default())
+        Self::ahead(0)
     }
 
     /// Whose wall clock is so many milliseconds ahead of the machine's.

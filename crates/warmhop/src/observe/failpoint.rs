@@ -1,9 +1,9 @@
 //! Failpoints: moments of the session protocol at which a process under test ends as by SIGKILL.
 //!
-//! Debug builds only. In a release build every function here is empty, nothing reads the
-//! environment, and no call site leaves a trace in the program.
+//! Debug builds only. In a release build every function here is empty, and no call site leaves a
+//! trace in the program.
 //!
-//! `WARMHOP_FAILPOINTS="NAME=kill@N[,NAME=kill@N…]"` arms them when a peer starts: the `N`-th time
+//! `NAME=kill@N[,NAME=kill@N…]`, handed to the builder, arms them when a peer starts: the `N`-th time
 //! (from 1) that the point is passed, the process writes one line to stderr and aborts. No
 //! destructor runs, nothing is flushed, no link is closed: to the others it is a process that was
 //! killed, but for the signal's name.
@@ -82,10 +82,11 @@ static ARMED: OnceLock<Armed> = OnceLock::new();
 #[cfg(debug_assertions)]
 static PASSED: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Point::ALL.len()];
 
-/// What `WARMHOP_FAILPOINTS` asks for cannot be armed.
+/// A text that arms no failpoint.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[error(
-    "WARMHOP_FAILPOINTS: `{part}` arms no failpoint; write NAME=kill@N with N from 1, where NAME is one of {known}"
+    "`{part}` arms no failpoint; write NAME=kill@N with N from 1, where NAME is one of {known}"
 )]
 pub struct FailpointError {
     /// The part that was not understood.
@@ -94,18 +95,20 @@ pub struct FailpointError {
     pub known: String,
 }
 
-/// Arms what `WARMHOP_FAILPOINTS` names, once for the whole process.
+/// Arms what `points` names, once for the whole process.
 ///
 /// # Errors
 /// If it is not in the form above; with the part that is not, and the points that there are.
-pub(crate) fn arm() -> Result<(), FailpointError> {
+pub(crate) fn arm(points: Option<&str>) -> Result<(), FailpointError> {
     #[cfg(debug_assertions)]
-    if let Some(value) = std::env::var_os("WARMHOP_FAILPOINTS") {
-        let armed = parse(&value.to_string_lossy())?;
+    if let Some(points) = points {
+        let armed = parse(points)?;
         if ARMED.set(armed).is_ok() {
-            tracing::warn!(points = ?value, "failpoints are armed: this process will end by itself");
+            tracing::warn!(points, "failpoints are armed: this process will end by itself");
         }
     }
+    #[cfg(not(debug_assertions))]
+    let _ = points;
     Ok(())
 }
 

@@ -90,7 +90,7 @@ const BEGUN_ANEW_MAX: u32 = 2;
 /// let one = PeerId::new("one")?;
 /// let identity = Authority::generate("example")?.issue(&one)?;
 /// let carts = AppName::new("carts")?;
-/// let mesh = Mesh::builder("example", one, identity).registers(carts.clone()).start().await?;
+/// let mesh = Mesh::builder(identity).registers(carts.clone()).start().await?;
 ///
 /// let carts = mesh.registers(&carts).ok_or("declared above")?;
 /// let put = carts.put(b"ada", "1 book", Expires::Default, When::Absent).await?;

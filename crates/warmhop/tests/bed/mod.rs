@@ -227,8 +227,7 @@ async fn start_built(
             Ok::<_, std::convert::Infallible>(routes(host, gate.requests.clone()))
         }
     };
-    let mut builder =
-        Mesh::builder("test", peer(name), identity).sessions(plan.policy).app(spec, app_fn(make));
+    let mut builder = Mesh::builder(identity).sessions(plan.policy).app(spec, app_fn(make));
     for seed in seeds {
         builder = builder.seed(seed);
     }
