@@ -52,8 +52,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let own = listener.local_addr()?;
     let service = ServiceBuilder::new()
         .map_request(|mut request: Request| {
-            let addr = request.extensions().get().map(|ConnectInfo(addr)| *addr);
-            request.extensions_mut().insert(ClientInfo { addr, secure: false });
+            if let Some(ConnectInfo(addr)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+                let client = ClientInfo::new(*addr);
+                request.extensions_mut().insert(client);
+            }
             request
         })
         .service(mesh.service());

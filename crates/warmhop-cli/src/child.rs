@@ -132,7 +132,7 @@ impl ChildApp {
     /// # Errors
     /// What went wrong, with the child's last words.
     pub async fn launch(&self, name: &AppName) -> Result<Launched, StartError> {
-        let failed = |reason: String| StartError { reason, output: Vec::new() };
+        let failed = |reason: String| StartError::new(reason);
         if self.run.is_empty() {
             return Err(failed("it has no run here; other peers run it".into()));
         }
@@ -163,10 +163,11 @@ impl ChildApp {
         deadline: Instant,
     ) -> Result<Launched, Failed> {
         let process = Process::spawn(self, port, env, name).map_err(|error| Failed {
-            error: StartError {
-                reason: format!("cannot start a process in {}: {error}", self.dir.display()),
-                output: Vec::new(),
-            },
+            error: StartError::new(format!(
+                "cannot start a process in {}: {error}",
+                self.dir.display()
+            ))
+            .caused_by(error),
             exited: false,
         })?;
         let service = ChildService::new(port, self.protocol);
@@ -196,7 +197,7 @@ impl ChildApp {
         let output = tail_lines(&process.tail);
         // Another try, or the next start, must find nothing left of this one.
         process.stop(Duration::ZERO).await;
-        Err(Failed { error: StartError { reason, output }, exited })
+        Err(Failed { error: StartError::new(reason).with_output(output), exited })
     }
 
     /// How it is asked whether it is ready.
@@ -347,7 +348,7 @@ impl Process {
             let status = ended(&mut exit).await;
             let mut lines = vec![guard::describe(status)];
             lines.extend(tail_lines(&tail));
-            Ended { reason: lines.join("\n"), in_good_order: status.success() }
+            Ended::new(lines.join("\n")).in_good_order(status.success())
         }
     }
 

@@ -2,6 +2,8 @@
 //! listener and the commands that talk to one. It is a library only so that its tests can
 //! reach it; nothing here is promised to other programs, which embed the crate `warmhop`.
 
+#![allow(missing_debug_implementations, reason = "these types are nobody's interface")]
+
 pub mod access_log;
 pub mod admin;
 pub mod cert;

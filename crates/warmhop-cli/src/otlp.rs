@@ -408,6 +408,8 @@ fn span_of(span: &Span) -> Value {
     let kind = match span.kind {
         SpanKind::Server => 2,
         SpanKind::Client => 3,
+        // SPAN_KIND_UNSPECIFIED
+        _ => 0,
     };
     let mut json = json!({
         "traceId": hex(&span.trace_id),
@@ -437,6 +439,7 @@ fn attribute(key: &str, value: &AttributeValue) -> Value {
     let value = match value {
         AttributeValue::Text(text) => json!({ "stringValue": text }),
         AttributeValue::Integer(number) => json!({ "intValue": number.to_string() }),
+        other => json!({ "stringValue": format!("{other:?}") }),
     };
     json!({ "key": key, "value": value })
 }
@@ -460,19 +463,11 @@ mod tests {
 
     fn span(name: &str) -> Span {
         let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
-        Span {
-            trace_id: [0xAB; 16],
-            span_id: [1; 8],
-            parent_span_id: None,
-            trace_state: String::new(),
-            kind: SpanKind::Client,
-            name: name.into(),
-            start: at,
-            end: at,
-            attributes: vec![("http.response.status_code", 200_u16.into())],
-            events: Vec::new(),
-            error: None,
-        }
+        let mut span = Span::new(SpanKind::Client, name);
+        (span.trace_id, span.span_id) = ([0xAB; 16], [1; 8]);
+        (span.start, span.end) = (at, at);
+        span.attributes = vec![("http.response.status_code", 200_u16.into())];
+        span
     }
 
     #[test]

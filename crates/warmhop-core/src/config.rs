@@ -1,4 +1,11 @@
 //! Tunables: each with its meaning, unit, safe range and default.
+//!
+//! A policy may gain fields: take the default one and change what differs.
+//!
+//! ```
+//! # use warmhop_core::config::{AppPolicy, StartMode};
+//! let policy = AppPolicy::default().with(|policy| policy.start = StartMode::AtBoot);
+//! ```
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -62,6 +69,7 @@ pub enum WithoutMajority {
 
 /// How one app is started, stopped, kept ready and waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AppPolicy {
     /// When to start a copy here. Default: with the first request.
     pub start: StartMode,
@@ -98,8 +106,24 @@ pub struct AppPolicy {
     pub wake: WakePolicy,
 }
 
+macro_rules! changeable {
+    ($($policy:ident)*) => {$(
+        impl $policy {
+            /// This one with a change.
+            #[must_use]
+            pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+                change(&mut self);
+                self
+            }
+        }
+    )*};
+}
+
+changeable! { AppPolicy ScalePolicy WakePolicy AlivePolicy SessionPolicy }
+
 /// How many copies of a busy app run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ScalePolicy {
     /// From this part of its places on a copy is busy, in percent. 1 to 100. Default: 80.
     pub at_percent: u32,
@@ -116,6 +140,7 @@ impl Default for ScalePolicy {
 /// Requests that do not start an app, and do not keep it from being idle: those of whoever only asks
 /// whether it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct WakePolicy {
     /// Parts of `User-Agent`, whatever their case.
     pub not_user_agent: Vec<String>,
@@ -147,6 +172,7 @@ impl WakePolicy {
 
 /// How a ready copy is asked whether it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AlivePolicy {
     /// How often it is asked; absent: only where its requests fail or hang.
     pub every: Option<Duration>,
@@ -186,6 +212,7 @@ impl Default for AppPolicy {
 
 /// How sessions are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionPolicy {
     /// Copies kept where so many peers are alive. 1 to 3. Default: 3.
     pub copies: usize,

@@ -10,6 +10,7 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,7 @@ impl SameSite {
 
 /// The cookie's name and attributes. All peers of a mesh have to agree on them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CookieSpec {
     /// Its name. Default: `warmhop`.
     pub name: String,
@@ -78,6 +80,7 @@ impl Default for CookieSpec {
 
 /// What is wrong with a [`CookieSpec`], and what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CookieMistake {
     /// The key: `name`, `same_site`, `secure`, `domain`, or `match` of an app.
     pub key: &'static str,
@@ -87,7 +90,22 @@ pub struct CookieMistake {
     pub remedy: &'static str,
 }
 
+impl fmt::Display for CookieMistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.key, self.what, self.remedy)
+    }
+}
+
+impl core::error::Error for CookieMistake {}
+
 impl CookieSpec {
+    /// This one with a change.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
     /// What it calls peers at front doors that `reveal` the mesh's inside, or do not.
     #[must_use]
     pub fn route_name(&self, reveal: bool) -> RouteName {

@@ -14,6 +14,7 @@ use crate::rank;
 
 /// Why a text is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct InvalidId {
     /// What the text was meant to be, such as `peer name`.
     pub kind: &'static str,
@@ -21,6 +22,14 @@ pub struct InvalidId {
     pub expected: &'static str,
     /// The text itself, cut to 64 characters.
     pub found: String,
+}
+
+impl InvalidId {
+    /// `found` is not a valid `kind`, since it has not the form that is `expected`.
+    #[must_use]
+    pub fn new(kind: &'static str, expected: &'static str, found: &str) -> Self {
+        Self { kind, expected, found: found.chars().take(64).collect() }
+    }
 }
 
 impl fmt::Display for InvalidId {

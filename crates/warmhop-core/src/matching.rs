@@ -64,6 +64,7 @@ impl fmt::Display for HostPattern {
 
 /// Requests that are an app's: those for one of the hosts, below the path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct Match {
     /// Empty: any host.
     pub hosts: Vec<HostPattern>,

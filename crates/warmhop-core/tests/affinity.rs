@@ -359,7 +359,10 @@ fn a_session_leaves_an_owner_that_is_gone_or_draining_at_once_and_whenever() {
         counter.moved(Now(0));
         assert!(counter.arrived(owner, 1, Now(1), &policy));
     }
-    let eager = SessionPolicy { move_after: 0, move_interval: Duration::ZERO, ..policy };
+    let eager = policy.with(|made| {
+        made.move_after = 0;
+        made.move_interval = Duration::ZERO;
+    });
     assert!(MoveCounter::new().arrived(Owner::Serving, 1, Now(0), &eager));
 }
 

@@ -301,7 +301,10 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
         let start = *rng.pick(&[StartMode::OnRequest, StartMode::AtBoot, StartMode::Never]);
         let stop_when_idle = *rng.pick(&[None, Some(0), Some(700)]);
         let stop_when_idle = stop_when_idle.map(Duration::from_millis);
-        let policy = AppPolicy { start, stop_when_idle, ..AppPolicy::default() };
+        let policy = AppPolicy::default().with(|made| {
+            made.start = start;
+            made.stop_when_idle = stop_when_idle;
+        });
         let mut machine = AppMachine::new(policy, seed);
         let mut runtime = Runtime::default();
         let mut now = Now(0);

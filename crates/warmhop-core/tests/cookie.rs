@@ -16,7 +16,7 @@ fn strip(header: &[u8], hide: impl FnMut(&str) -> bool) -> Option<String> {
 }
 
 fn named(name: &str) -> CookieSpec {
-    CookieSpec { name: name.into(), ..CookieSpec::default() }
+    CookieSpec::default().with(|made| made.name = name.into())
 }
 
 #[test]
@@ -67,13 +67,12 @@ fn the_cookie_is_given_with_the_attributes_of_the_contract() {
     for path in ["", "/a;Domain=evil", "/a b", "/a\r\nx: y", "/é"] {
         assert!(spec.set("v", path, false).starts_with("warmhop=v; Path=/; HttpOnly"), "{path}");
     }
-    let mut other = CookieSpec {
-        name: "__Secure-x".into(),
-        same_site: SameSite::Strict,
-        secure: None,
-        domain: Some("a.example".into()),
-        ..CookieSpec::default()
-    };
+    let mut other = CookieSpec::default().with(|made| {
+        made.name = "__Secure-x".into();
+        made.same_site = SameSite::Strict;
+        made.secure = None;
+        made.domain = Some("a.example".into());
+    });
     other.settle(["/", "/a"]).unwrap();
     let given = "__Secure-x=v; Path=/a; Domain=a.example; HttpOnly; SameSite=Strict; Secure";
     assert_eq!(other.set("v", "/a", false), given);
@@ -82,8 +81,8 @@ fn the_cookie_is_given_with_the_attributes_of_the_contract() {
 #[test]
 fn what_browsers_would_refuse_is_refused_with_a_remedy() {
     let lax = CookieSpec::default();
-    let insecure = |spec: CookieSpec| CookieSpec { secure: Some(false), ..spec };
-    let wide = |spec: CookieSpec| CookieSpec { domain: Some("a.example".into()), ..spec };
+    let insecure = |spec: CookieSpec| spec.with(|made| made.secure = Some(false));
+    let wide = |spec: CookieSpec| spec.with(|made| made.domain = Some("a.example".into()));
     let cases = [
         (named(""), "name"),
         (named("a b"), "name"),
@@ -92,18 +91,18 @@ fn what_browsers_would_refuse_is_refused_with_a_remedy() {
         (named(BALANCER_COOKIE), "name"),
         (insecure(named("__Host-a")), "secure"),
         (insecure(named("__secure-a")), "secure"),
-        (insecure(CookieSpec { same_site: SameSite::None, ..lax.clone() }), "secure"),
+        (insecure(lax.clone().with(|made| made.same_site = SameSite::None)), "secure"),
         (wide(named("__Host-a")), "domain"),
         (named("__HOST-a"), "name"),
-        (CookieSpec { domain: Some(".a.example".into()), ..lax.clone() }, "domain"),
-        (CookieSpec { domain: Some("a;b".into()), ..lax.clone() }, "domain"),
+        (lax.clone().with(|made| made.domain = Some(".a.example".into())), "domain"),
+        (lax.clone().with(|made| made.domain = Some("a;b".into())), "domain"),
     ];
     for (mut spec, key) in cases {
         let mistake = spec.settle(["/", "/below"]).unwrap_err();
         assert_eq!(mistake.key, key, "{spec:?}");
         assert!(!mistake.remedy.is_empty());
     }
-    for mut spec in [named("__Host-a"), CookieSpec { same_site: SameSite::None, ..lax.clone() }] {
+    for mut spec in [named("__Host-a"), lax.clone().with(|made| made.same_site = SameSite::None)] {
         spec.settle(["/"]).unwrap();
         assert_eq!(spec.secure, Some(true));
     }

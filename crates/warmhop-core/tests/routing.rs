@@ -151,7 +151,12 @@ fn every_combination_gives_a_decision_that_keeps_the_invariants() {
         let (start, session) = (starts[one_of(3)], sessions[one_of(3)]);
         let which = one_of(4);
         let (concurrency, in_flight, awaiting) = loads[which];
-        let app = AppPolicy { start, session, waiting_max: 2, concurrency, ..AppPolicy::default() };
+        let app = AppPolicy::default().with(|made| {
+            made.start = start;
+            made.session = session;
+            made.waiting_max = 2;
+            made.concurrency = concurrency;
+        });
         let (waited_s, waiting) = waits[one_of(4)];
         let state = STATES[one_of(5)];
         let q = Question {
@@ -319,7 +324,7 @@ fn check(q: &Question<'_>, d: &Decision) {
 
 #[test]
 fn ready_here_is_served_here_unless_this_peer_leaves_and_another_stays() {
-    let app = AppPolicy { session: SessionMode::Pinned, ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| made.session = SessionMode::Pinned);
     let p = peers(2);
     let stays = [ready(&p[0])];
     let none_stays =
@@ -462,7 +467,7 @@ fn an_app_that_failed_here_is_waited_for_within_reason_or_had_elsewhere() {
 
 #[test]
 fn a_full_copy_gives_to_the_least_busy_one_with_a_free_place_and_else_the_request_waits() {
-    let app = AppPolicy { concurrency: Some(2), ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| made.concurrency = Some(2));
     let p = peers(2);
     let busy = |peer, in_flight| Candidate { in_flight, ..ready(peer) };
     let full = LocalApp { in_flight: 2, ..local(AppState::Ready) };
@@ -489,7 +494,7 @@ fn a_full_copy_gives_to_the_least_busy_one_with_a_free_place_and_else_the_reques
 
 #[test]
 fn a_copy_that_serves_as_many_of_this_peers_requests_as_it_may_is_full_without_hearing_of_it() {
-    let app = AppPolicy { concurrency: Some(2), ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| made.concurrency = Some(2));
     let p = peers(2);
     let unheard = |peer, ours| Candidate { ours, load_age: None, ..ready(peer) };
     let full = LocalApp { in_flight: 2, ..local(AppState::Ready) };
@@ -501,7 +506,7 @@ fn a_copy_that_serves_as_many_of_this_peers_requests_as_it_may_is_full_without_h
     let heard = Candidate { in_flight: 2, load_age: Some(FULL_FOR * 2), ..unheard(&p[0], 1) };
     assert_eq!(hop_target(&ask(&[heard])), &p[0]);
     // And a session that is pinned there waits, rather than being turned away again and again.
-    let app = AppPolicy { session: SessionMode::Pinned, ..app };
+    let app = app.with(|made| made.session = SessionMode::Pinned);
     let affinity = Some(PinTo { peer: &p[0], here: false, lives: true });
     for (ours, label) in [(1, "pinned_there"), (2, "busy_everywhere")] {
         let others = [unheard(&p[0], ours)];
@@ -512,7 +517,10 @@ fn a_copy_that_serves_as_many_of_this_peers_requests_as_it_may_is_full_without_h
 
 #[test]
 fn whoever_comes_takes_no_place_from_those_that_wait_and_none_of_theirs_in_the_queue() {
-    let app = AppPolicy { concurrency: Some(2), waiting_max: 3, ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| {
+        made.concurrency = Some(2);
+        made.waiting_max = 3;
+    });
     let p = peers(1);
     let others = [ready(&p[0])];
     let ask = |state, queued, waiting| {
@@ -530,7 +538,7 @@ fn whoever_comes_takes_no_place_from_those_that_wait_and_none_of_theirs_in_the_q
         assert_eq!(ask(state, gave_way, 1).reason.label(), "queue_full");
     }
     // Where a copy takes all that comes, there is no queue for places.
-    let all = AppPolicy { concurrency: None, ..app.clone() };
+    let all = app.clone().with(|made| made.concurrency = None);
     let q = Question { local: local(AppState::Ready), queued: behind, ..question(&all, &[]) };
     assert_eq!(decide(&q).action, Action::Serve);
 }
@@ -559,7 +567,7 @@ fn eight_slow_requests_at_once_to_a_peer_with_two_others_ready_use_all_three() {
 fn a_probe_that_is_not_to_wake_an_app_is_served_where_it_is_ready_and_starts_it_nowhere() {
     let p = peers(2);
     for start in [StartMode::OnRequest, StartMode::Never] {
-        let app = AppPolicy { start, ..AppPolicy::default() };
+        let app = AppPolicy::default().with(|made| made.start = start);
         let cold = Candidate { state: AppState::Cold, ..ready(&p[1]) };
         let ask = |state, others: &[Candidate<'_>]| {
             let local = local(state);
@@ -598,7 +606,7 @@ fn a_hot_copy_gives_to_one_that_is_less_busy_only_where_requests_are_slow() {
 
 #[test]
 fn a_peer_that_never_starts_the_app_asks_the_first_able_one_and_waits() {
-    let app = AppPolicy { start: StartMode::Never, ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| made.start = StartMode::Never);
     let p = peers(3);
     let cold = |peer| Candidate { state: AppState::Cold, ..ready(peer) };
     let others = [Candidate { draining: true, ..cold(&p[0]) }, cold(&p[1]), cold(&p[2])];
@@ -695,7 +703,7 @@ fn a_count_of_requests_that_is_old_makes_nobody_hot() {
 
 #[test]
 fn a_pinned_request_goes_where_its_session_is_even_if_ready_here() {
-    let app = AppPolicy { session: SessionMode::Pinned, ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| made.session = SessionMode::Pinned);
     let p = peers(2);
     let pin = Some(PinTo { peer: &p[1], here: false, lives: true });
     for change in [
@@ -715,7 +723,7 @@ fn a_pinned_request_goes_where_its_session_is_even_if_ready_here() {
 
 #[test]
 fn a_pinned_request_begins_afresh_only_where_its_session_is_gone() {
-    let app = AppPolicy { session: SessionMode::Pinned, ..AppPolicy::default() };
+    let app = AppPolicy::default().with(|made| made.session = SessionMode::Pinned);
     let p = peers(2);
     let pinned = |lives| Some(PinTo { peer: &p[1], here: false, lives });
     let others = [ready(&p[0]), ready(&p[1])];

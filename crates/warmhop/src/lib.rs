@@ -156,8 +156,10 @@
 //!
 //! let service = tower::ServiceBuilder::new()
 //!     .map_request(|mut request: Request| {
-//!         let addr = request.extensions().get().map(|ConnectInfo(addr)| *addr);
-//!         request.extensions_mut().insert(ClientInfo { addr, secure: false });
+//!         if let Some(ConnectInfo(addr)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
+//!             let client = ClientInfo::new(*addr);
+//!             request.extensions_mut().insert(client);
+//!         }
 //!         request
 //!     })
 //!     .service(mesh.service());
@@ -204,6 +206,8 @@
 //! speaks the carried `Warmhop-Session` field. A service that answers 101 leaves hyper's
 //! `OnUpgrade` of its own side in the response's extensions, or takes the request's, as axum does.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod adapters;
 pub mod app;
 mod care;
@@ -248,4 +252,9 @@ pub use app::{
 };
 pub use warmhop_core::matching::{HostPattern, Match};
 pub use warmhop_core::version::AppVersion;
-pub use warmhop_core::{config, cookie, ids};
+pub use warmhop_core::{config, cookie};
+
+/// Names and keys, each checked as it is made.
+pub mod ids {
+    pub use warmhop_core::ids::{AppName, InvalidId, PeerId, RequestId, SessionId, SessionKey};
+}

@@ -50,7 +50,7 @@ impl App for Frail {
         });
         let exited = async move {
             over.notified().await;
-            Ended { reason: "it crashed".into(), in_good_order: false }
+            Ended::new("it crashed")
         };
         Ok(Running::new(service).exits_with(exited))
     }

@@ -65,8 +65,11 @@ fn is_ready(mesh: &Mesh) -> bool {
 async fn where_the_ready_copies_are_busy_for_a_while_one_more_peer_starts_its_own() {
     let shop = Shop::new();
     let mut bed = Bed::new();
-    let scale = Some(ScalePolicy { max: 2, ..ScalePolicy::default() });
-    let policy = AppPolicy { concurrency: Some(1), scale, ..AppPolicy::default() };
+    let scale = Some(ScalePolicy::default().with(|made| made.max = 2));
+    let policy = AppPolicy::default().with(|made| {
+        made.concurrency = Some(1);
+        made.scale = scale;
+    });
     for name in ["one", "two", "three"] {
         let built = shop.built(policy.clone());
         bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
@@ -97,9 +100,11 @@ async fn where_the_ready_copies_are_busy_for_a_while_one_more_peer_starts_its_ow
 async fn a_probe_starts_no_copy_and_is_answered_by_one_that_is_ready() {
     let shop = Shop::new();
     let mut bed = Bed::new();
-    let wake =
-        WakePolicy { not_user_agent: vec!["kube-probe".into()], not_path: vec!["/healthz".into()] };
-    let built = shop.built(AppPolicy { wake, ..AppPolicy::default() });
+    let wake = WakePolicy::default().with(|made| {
+        made.not_user_agent = vec!["kube-probe".into()];
+        made.not_path = vec!["/healthz".into()];
+    });
+    let built = shop.built(AppPolicy::default().with(|made| made.wake = wake));
     let mesh = bed.add_built("one", Plan::default(), &Gate::new(true), built).await;
     let probes = || [get("/").header("user-agent", "Kube-Probe/1.30"), get("/healthz?deep=1")];
     for probe in probes() {

@@ -226,7 +226,7 @@ async fn peers_that_mean_something_else_by_an_app_are_told_of() {
     let mut bed = Bed::new();
     let one = bed.add("one", Plan::default(), &Gate::new(true)).await;
     let two = bed.add("two", Plan::default(), &Gate::new(true)).await;
-    let with = |digest| AppSpec { digest, ..AppSpec::new(app()) };
+    let with = |digest| AppSpec::new(app()).with(|spec| spec.digest = digest);
     one.change_apps(AppChanges::new().change(with(7))).unwrap();
     two.change_apps(AppChanges::new().change(with(8))).unwrap();
     for mesh in [&one, &two] {

@@ -284,7 +284,7 @@ async fn behind_ones_own_server_the_app_is_told_who_asks() {
     let service = ServiceBuilder::new()
         .map_request(|mut request: axum::extract::Request| {
             let from = request.extensions().get::<ConnectInfo<SocketAddr>>().unwrap().0;
-            request.extensions_mut().insert(ClientInfo { addr: Some(from), secure: true });
+            request.extensions_mut().insert(ClientInfo::new(from).secure(true));
             request
         })
         .service(mesh.service());

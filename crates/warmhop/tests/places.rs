@@ -92,8 +92,7 @@ async fn mesh(
 /// Asks at the first peer, from this address.
 fn ask(bed: &Bed, from: &str, path: &str, mut client: Client) -> JoinHandle<(Answer, Client)> {
     let addr = format!("{from}:4711").parse().unwrap();
-    let request = Request::get(format!("http://held.test{path}"))
-        .extension(ClientInfo { addr: Some(addr), secure: false });
+    let request = Request::get(format!("http://held.test{path}")).extension(ClientInfo::new(addr));
     let (request, mesh) = (request.body(Body::empty()).unwrap(), bed.peers[0].clone());
     tokio::spawn(async move { (client.send(&mesh, request).await, client) })
 }

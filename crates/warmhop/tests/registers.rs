@@ -84,7 +84,7 @@ async fn a_key_that_nobody_set_leaves_nothing_behind() {
     for index in 0..50 {
         let key = format!("none:{index}");
         assert_eq!(here.get(key.as_bytes()).await.unwrap(), None);
-        let none = Change { done: false, before: None, version: 0 };
+        let none = Change::default();
         assert_eq!(here.delete(key.as_bytes(), When::Always).await.unwrap(), none);
         let late = here.expire(key.as_bytes(), Expires::Default, When::Always).await.unwrap();
         assert_eq!(late, none);
@@ -504,7 +504,7 @@ async fn every_key_is_listed_once_wherever_it_moves_meanwhile() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_is_read_does_not_end_but_one_with_an_end_of_its_own_does() {
     let ttl = Duration::from_secs(10);
-    let policy = SessionPolicy { ttl, ..SessionPolicy::default() };
+    let policy = SessionPolicy::default().with(|made| made.ttl = ttl);
     let bed = mesh_with(&["a", "b", "c"], policy).await;
     let here = registers(&bed.peers[0]);
     let first = put(&here, KEY, "used").await.version;
@@ -528,7 +528,7 @@ async fn a_value_that_is_read_does_not_end_but_one_with_an_end_of_its_own_does()
 const KIB_64: usize = 64 * 1024;
 
 fn short_of_memory() -> SessionPolicy {
-    SessionPolicy { memory_bytes_max: 1 << 20, ..SessionPolicy::default() }
+    SessionPolicy::default().with(|made| made.memory_bytes_max = 1 << 20)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -591,7 +591,7 @@ async fn a_member_without_room_casts_no_vote_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_its_owner_has_room_for_is_not_acknowledged() {
     let policy =
-        SessionPolicy { majority_timeout: Duration::from_secs(1), ..SessionPolicy::default() };
+        SessionPolicy::default().with(|made| made.majority_timeout = Duration::from_secs(1));
     let mut small = short_of_memory();
     small.memory_bytes_max = (KIB_64 / 2) as u64;
     let bed = mesh_of_each(&[("a", policy), ("b", small.clone()), ("c", small)]).await;

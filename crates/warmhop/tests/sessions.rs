@@ -181,9 +181,9 @@ async fn a_lone_peer_keeps_sessions_by_itself() {
 async fn of_two_peers_the_one_that_is_left_goes_on_with_all_that_was_acknowledged() {
     let gate = Gate::new(true);
     let mut bed = Bed::new();
-    let policy = || warmhop::config::SessionPolicy {
-        majority_timeout: Duration::from_millis(200),
-        ..warmhop::config::SessionPolicy::default()
+    let policy = || {
+        warmhop::config::SessionPolicy::default()
+            .with(|made| made.majority_timeout = Duration::from_millis(200))
     };
     let plan = || Plan { policy: policy(), start: StartMode::AtBoot, ..portable() };
     let one = bed.add("one", plan(), &gate).await;

@@ -103,7 +103,10 @@ impl H2Client {
         // connection where requests have come that it will not read, and its `GOAWAY` is there still.
         let socket = Socket::shared(self.addr).await.map_err(|error| -> BoxError {
             if is_refusal(&error) {
-                return NotSent { reason: "it refuses connections".into(), refuses: true }.into();
+                return NotSent::new("it refuses connections")
+                    .refuses(true)
+                    .caused_by(error)
+                    .into();
             }
             error.into()
         })?;
@@ -167,14 +170,14 @@ impl H2Client {
                 (None, Some(again)) if broke && std::mem::take(&mut may_repeat) => again,
                 // What has begun to leave cannot be sent again from here.
                 (None, _) if refused => {
-                    let reason = "it closed the connection before it took the request".into();
-                    return Err(NotSent { reason, refuses: false }.into());
+                    let reason = "it closed the connection before it took the request";
+                    return Err(NotSent::new(reason).caused_by(error).into());
                 }
                 _ => return Err(error.into()),
             };
         }
-        let reason = "it closed one connection after the other before it took the request".into();
-        Err(NotSent { reason, refuses: false }.into())
+        let reason = "it closed one connection after the other before it took the request";
+        Err(NotSent::new(reason).into())
     }
 }
 

@@ -51,8 +51,8 @@ impl Failed {
     /// The error as the mesh takes it.
     fn told(self) -> BoxError {
         if self.unsent {
-            let reason = "it closes connections at once".into();
-            return NotSent { reason, refuses: true }.into();
+            let reason = "it closes connections at once";
+            return NotSent::new(reason).refuses(true).caused_by(self.error).into();
         }
         self.error
     }
@@ -210,7 +210,7 @@ impl Http1Client {
 async fn open(addr: SocketAddr) -> Result<Box<Socket>, BoxError> {
     let socket = Socket::connect(addr).await.map_err(|error| -> BoxError {
         if is_refusal(&error) {
-            return NotSent { reason: "it refuses connections".into(), refuses: true }.into();
+            return NotSent::new("it refuses connections").refuses(true).caused_by(error).into();
         }
         error.into()
     })?;

@@ -64,7 +64,7 @@ impl Probe {
             match timeout(pause + self.timeout, open.next()).await {
                 Ok(Some(Answer::Well)) => return,
                 Ok(Some(Answer::Unwell(came) | Answer::Silent(came))) => *last = Some(came),
-                Ok(None) => {}
+                Ok(_) => {}
                 Err(_) => {
                     last.get_or_insert_with(|| self.no_answer());
                 }

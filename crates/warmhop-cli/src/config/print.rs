@@ -175,7 +175,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "# version is not set: none is told")?,
     }
     match policy.scale {
-        Some(ScalePolicy { at_percent, max }) => {
+        Some(ScalePolicy { at_percent, max, .. }) => {
             let at = f64::from(at_percent) / 100.0;
             writeln!(f, "scale = {{ at = {at:?}, max = {max} }}")?;
         }

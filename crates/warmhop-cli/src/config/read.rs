@@ -177,7 +177,7 @@ fn read_admin(root: &mut Table<'_>) -> Admin {
 
 fn read_session(root: &mut Table<'_>) -> Session {
     let mut policy =
-        SessionPolicy { memory_bytes_max: memory::default(), ..SessionPolicy::default() };
+        SessionPolicy::default().with(|policy| policy.memory_bytes_max = memory::default());
     let mut redis = None;
     let mut redis_events = Events::default();
     if let Some(mut table) = root.table("session") {

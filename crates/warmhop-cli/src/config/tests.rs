@@ -94,12 +94,11 @@ fn every_key_arrives() {
     assert_eq!(config.http.listen.len(), 2);
     assert!(!config.http.reveal);
     assert_eq!(config.http.error_page.as_deref(), Some(Path::new("/nowhere/error.html")));
-    let limits = ClientLimits {
-        memory: 96 << 20,
-        connections_per_address: 64,
-        body_rate: 1024,
-        body_timeout: Duration::from_secs(20),
-    };
+    let mut limits = ClientLimits::default();
+    limits.memory = 96 << 20;
+    limits.connections_per_address = 64;
+    limits.body_rate = 1024;
+    limits.body_timeout = Duration::from_secs(20);
     assert_eq!(config.http.limits, limits);
     assert_eq!(config.http.trusted_proxies.texts().collect::<Vec<_>>(), ["10.0.0.0/8", "::1"]);
     assert!(config.http.proxy_protocol);
@@ -160,11 +159,8 @@ fn the_least_configuration_gets_every_default() {
     assert_eq!(config.mesh.listen, "127.0.0.1:7001".parse().unwrap());
     assert_eq!(config.mesh.identity, Path::new("/nowhere/certs/p"));
     assert_eq!(config.admin.listen, "127.0.0.1:9001".parse().unwrap());
-    let memory_bytes_max = memory::default();
-    assert_eq!(
-        config.session.policy,
-        SessionPolicy { memory_bytes_max, ..SessionPolicy::default() }
-    );
+    let policy = SessionPolicy::default().with(|it| it.memory_bytes_max = memory::default());
+    assert_eq!(config.session.policy, policy);
 }
 
 #[test]
@@ -779,7 +775,8 @@ fn how_an_app_scales_and_what_does_not_wake_it_is_read_checked_and_printed() {
     );
     let config = parse(&text);
     let policy = &config.apps[0].spec.policy;
-    assert_eq!(policy.scale, Some(warmhop::config::ScalePolicy { at_percent: 55, max: 7 }));
+    let scale = policy.scale.unwrap();
+    assert_eq!((scale.at_percent, scale.max), (55, 7));
     assert_eq!(policy.wake.not_user_agent, ["kube-probe"]);
     assert_eq!(policy.wake.not_path, ["/status/*"]);
     let printed = config.to_string();

@@ -755,8 +755,7 @@ async fn where_memory_is_full_a_change_is_answered_as_redis_does() {
     let authority = Authority::generate("test").unwrap();
     let peer = PeerId::new("peer-0").unwrap();
     let identity = authority.issue(&peer).unwrap();
-    let mut policy = SessionPolicy::default();
-    policy.memory_bytes_max = 4096;
+    let policy = SessionPolicy::default().with(|policy| policy.memory_bytes_max = 4096);
     let name = AppName::new(super::NAME).unwrap();
     let builder = Mesh::builder(identity).sessions(policy).registers(name);
     let mesh = builder.start().await.unwrap();

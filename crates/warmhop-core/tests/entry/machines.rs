@@ -112,11 +112,10 @@ impl Solo {
 }
 
 fn alone_policy() -> SessionPolicy {
-    SessionPolicy {
-        without_majority: WithoutMajority::Serve,
-        recent_keyed_max: 2,
-        ..SessionPolicy::default()
-    }
+    SessionPolicy::default().with(|made| {
+        made.without_majority = WithoutMajority::Serve;
+        made.recent_keyed_max = 2;
+    })
 }
 
 #[test]
@@ -241,7 +240,7 @@ fn a_begin_is_taken_back_by_the_attempt_that_committed_it_and_leaves_no_trace() 
 
 #[test]
 fn a_begin_makes_room_for_its_answer_and_a_repeat_of_the_begin_is_told_of_it() {
-    let mut solo = Solo::new(SessionPolicy { recent_keyed_max: 2, ..SessionPolicy::default() });
+    let mut solo = Solo::new(SessionPolicy::default().with(|made| made.recent_keyed_max = 2));
     let mut machine = solo.mint(SID, &[ME]);
     for rid in [1, 2] {
         solo.ordered(&mut machine, !rid, |machine, ctx, exec, base| {

@@ -118,11 +118,10 @@ impl Peer {
             young: true,
         };
         let slot = |at: usize| {
-            let policy = AppPolicy {
-                session: [SessionMode::Portable, SessionMode::None][at],
-                max_wait: Duration::from_secs(10),
-                ..world.knobs.apps[node].clone()
-            };
+            let policy = world.knobs.apps[node].clone().with(|made| {
+                made.session = [SessionMode::Portable, SessionMode::None][at];
+                made.max_wait = Duration::from_secs(10);
+            });
             RefCell::new(Slot {
                 name: app_name(at),
                 machine: AppMachine::new(policy.clone(), world.random()),

@@ -298,28 +298,26 @@ fn is_whole(world: &World, sid: SessionId, owner: usize) -> Result<(), String> {
 fn draw_knobs(rng: &mut Prng) -> Knobs {
     let peers = *rng.pick(&[2, 3, 3, 4, 5, 5, 6]);
     let short_ttl = rng.chance(20);
-    let policy = SessionPolicy {
-        ttl: if short_ttl { Duration::from_secs(24) } else { Duration::from_secs(1800) },
-        forget_grace: if short_ttl { Duration::from_secs(5) } else { Duration::from_secs(60) },
-        recent_keyed_max: *rng.pick(&[4, 6, 32]),
-        recent_unkeyed_max: *rng.pick(&[2, 16]),
-        queue_max: *rng.pick(&[2, 64]),
-        without_majority: if rng.chance(12) {
-            WithoutMajority::Serve
-        } else {
-            WithoutMajority::Refuse
-        },
-        move_interval: Duration::from_secs(*rng.pick(&[1, 10])),
-        ..SessionPolicy::default()
-    };
+    let policy = SessionPolicy::default().with(|made| {
+        made.ttl = if short_ttl { Duration::from_secs(24) } else { Duration::from_secs(1800) };
+        made.forget_grace =
+            if short_ttl { Duration::from_secs(5) } else { Duration::from_secs(60) };
+        made.recent_keyed_max = *rng.pick(&[4, 6, 32]);
+        made.recent_unkeyed_max = *rng.pick(&[2, 16]);
+        made.queue_max = *rng.pick(&[2, 64]);
+        made.without_majority =
+            if rng.chance(12) { WithoutMajority::Serve } else { WithoutMajority::Refuse };
+        made.move_interval = Duration::from_secs(*rng.pick(&[1, 10]));
+    });
     let idle = rng.chance(30);
     let keep_ready = rng.below(3) as u32 / 2;
     let never = rng.chance(25).then(|| rng.below(peers as u64) as usize);
-    let app = |node: usize| AppPolicy {
-        start: if never == Some(node) { StartMode::Never } else { StartMode::OnRequest },
-        stop_when_idle: idle.then_some(Duration::from_secs(4)),
-        keep_ready,
-        ..AppPolicy::default()
+    let app = |node: usize| {
+        AppPolicy::default().with(|made| {
+            made.start = if never == Some(node) { StartMode::Never } else { StartMode::OnRequest };
+            made.stop_when_idle = idle.then_some(Duration::from_secs(4));
+            made.keep_ready = keep_ready;
+        })
     };
     let forgetful = rng.chance(25);
     // Of two peers either serves without the other, and forks are never merged. What has been

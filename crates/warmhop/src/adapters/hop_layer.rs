@@ -272,7 +272,7 @@ struct Layered(Arc<Shared>);
 #[async_trait::async_trait]
 impl App for Layered {
     async fn start(&self, _: StartContext) -> Result<Running, StartError> {
-        let failed = |reason: String| StartError { reason, output: Vec::new() };
+        let failed = |reason: String| StartError::new(reason);
         let shared = &self.0;
         // The senders of both signals are held by what is shared: neither wait can fail.
         let _ = shared.wrapped.subscribe().wait_for(|wrapped| *wrapped).await;

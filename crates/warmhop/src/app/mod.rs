@@ -50,6 +50,14 @@ pub struct StartContext {
     pub peer: PeerId,
 }
 
+impl StartContext {
+    /// A start of `app` on `peer`, for tests of an [`App`].
+    #[must_use]
+    pub fn new(app: AppName, peer: PeerId) -> Self {
+        Self { app, peer }
+    }
+}
+
 /// A started copy of an app.
 pub struct Running {
     pub(crate) service: AppService,
@@ -61,6 +69,7 @@ pub struct Running {
 
 /// How a copy ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Ended {
     /// One sentence for people.
     pub reason: String,
@@ -69,15 +78,31 @@ pub struct Ended {
     pub in_good_order: bool,
 }
 
+impl Ended {
+    /// An end that should not have been; `reason` is one sentence for people.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), in_good_order: false }
+    }
+
+    /// Whether it ended in good order.
+    #[must_use]
+    pub fn in_good_order(mut self, in_good_order: bool) -> Self {
+        self.in_good_order = in_good_order;
+        self
+    }
+}
+
 impl From<String> for Ended {
     /// An end that should not have been.
     fn from(reason: String) -> Self {
-        Self { reason, in_good_order: false }
+        Self::new(reason)
     }
 }
 
 /// What a copy says that is asked whether it can serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Answer {
     /// It can.
     Well,
@@ -90,11 +115,35 @@ pub enum Answer {
 /// What an app's service fails with where no byte of the request can have reached the app. The
 /// request then goes to another ready peer, or waits for the next copy, whatever its method.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct NotSent {
     /// One sentence for people.
     pub reason: String,
     /// The copy takes no requests any more: it is out of service from now on.
     pub refuses: bool,
+    source: Option<BoxError>,
+}
+
+impl NotSent {
+    /// The copy goes on; `reason` is one sentence for people.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), refuses: false, source: None }
+    }
+
+    /// Whether the copy takes no requests any more.
+    #[must_use]
+    pub fn refuses(mut self, refuses: bool) -> Self {
+        self.refuses = refuses;
+        self
+    }
+
+    /// The error that it comes of.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
 }
 
 impl fmt::Display for NotSent {
@@ -103,7 +152,11 @@ impl fmt::Display for NotSent {
     }
 }
 
-impl std::error::Error for NotSent {}
+impl std::error::Error for NotSent {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
 
 impl Running {
     /// A copy that serves through `service`, needs nothing to stop and never exits by itself.
@@ -180,12 +233,36 @@ impl fmt::Debug for Running {
 }
 
 /// Why a copy did not start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct StartError {
     /// One sentence for people.
     pub reason: String,
     /// The last lines that the app put out, oldest first; at most 20.
     pub output: Vec<String>,
+    source: Option<BoxError>,
+}
+
+impl StartError {
+    /// `reason` is one sentence for people.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), output: Vec::new(), source: None }
+    }
+
+    /// With the last lines that the app put out, oldest first.
+    #[must_use]
+    pub fn with_output(mut self, output: Vec<String>) -> Self {
+        self.output = output;
+        self
+    }
+
+    /// The error that it comes of.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
 }
 
 impl fmt::Display for StartError {
@@ -194,7 +271,11 @@ impl fmt::Display for StartError {
     }
 }
 
-impl std::error::Error for StartError {}
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
 
 /// An [`App`] from an async closure that yields any tower service, such as an axum `Router`.
 pub fn app_fn<F, Fut, S, B, E>(start: F) -> impl App
@@ -214,7 +295,7 @@ where
             Box::pin(async move {
                 match starting.await {
                     Ok(service) => Ok(Running::new(service)),
-                    Err(error) => Err(StartError { reason: error.to_string(), output: Vec::new() }),
+                    Err(error) => Err(StartError::new(error.to_string())),
                 }
             })
         },
@@ -236,7 +317,10 @@ where
 }
 
 /// An app's name, what requests are its own, and how it is treated.
+///
+/// It may gain fields: make one with [`AppSpec::new`] and change what differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AppSpec {
     /// The app's name, the same on every peer.
     pub name: AppName,
@@ -267,6 +351,13 @@ impl AppSpec {
             version: None,
             digest: 0,
         }
+    }
+
+    /// This one with a change.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
     }
 
     /// The host that it is known by, if it is known by one.

@@ -576,7 +576,7 @@ impl Slot {
     }
 
     fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError, starting: &mut Starting) {
-        let StartError { reason, output } = error;
+        let StartError { reason, output, .. } = error;
         warn!(app = %self.name(), attempt, reason, "did not start");
         self.count_failure();
         self.carry_out(AppEvent::StartFailed { attempt, reason, output }, starting);

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
+use warmhop_core::ids::InvalidId;
 
 use crate::http::client::ClientInfo;
 
@@ -41,6 +42,7 @@ pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
     /// Nobody but those in `networks`.
+    #[must_use]
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self(networks.into_iter().collect())
     }
@@ -49,11 +51,10 @@ impl TrustedProxies {
     ///
     /// # Errors
     /// What is expected instead.
-    pub fn add(&mut self, text: &str) -> Result<(), &'static str> {
+    pub fn add(&mut self, text: &str) -> Result<(), InvalidId> {
         let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        self.0.push(
-            network.ok_or("an address or a network, such as \"10.0.0.7\" or \"10.0.0.0/8\"")?,
-        );
+        let expected = "an address or a network, such as \"10.0.0.7\" or \"10.0.0.0/8\"";
+        self.0.push(network.ok_or_else(|| InvalidId::new("trusted proxy", expected, text))?);
         Ok(())
     }
 

@@ -44,12 +44,13 @@ pub(crate) struct PeerServices {
 #[non_exhaustive]
 pub enum AskPeerError {
     /// There is no link to the peer.
-    #[error("the peer {peer} cannot be reached: {reason}")]
+    #[error("the peer {peer} cannot be reached: {source}")]
     Unreachable {
         /// The peer.
         peer: PeerId,
         /// Why.
-        reason: String,
+        #[source]
+        source: BoxError,
     },
     /// The peer does not offer it, or answers as many as it can already.
     #[error("the peer {peer} does not answer: {reason}")]
@@ -157,7 +158,7 @@ pub(crate) async fn ask(
         }
         Ok(reply) => Ok(reply.response),
         Err(HopError::Unreachable(error, _)) => {
-            Err(AskPeerError::Unreachable { peer: to.clone(), reason: error.to_string() })
+            Err(AskPeerError::Unreachable { peer: to.clone(), source: error.into() })
         }
         Err(HopError::Refused(why, ..)) => {
             let reason = match why {

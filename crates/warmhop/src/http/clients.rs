@@ -44,6 +44,7 @@ const STANDS_STILL: Duration = Duration::from_secs(1);
 
 /// What the clients of a peer may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClientLimits {
     /// All that they can make it hold, in bytes.
     pub memory: u64,
@@ -53,6 +54,15 @@ pub struct ClientLimits {
     pub body_rate: u64,
     /// How long a request's body may bring nothing while it is waited for.
     pub body_timeout: Duration,
+}
+
+impl ClientLimits {
+    /// This one with a change.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
 }
 
 impl Default for ClientLimits {

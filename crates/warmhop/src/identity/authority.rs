@@ -212,8 +212,8 @@ impl Authority {
         let days = |span: Duration| span.as_secs() / DAY.as_secs();
         let now = SystemTime::now();
         let (_, parsed) = X509Certificate::from_der(&self.certificate).map_err(|error| {
-            let reason = error.to_string();
-            IdentityError::Make { what: "use of the authority's certificate", reason }
+            let source = error.to_string().into();
+            IdentityError::Make { what: "use of the authority's certificate", source }
         })?;
         let ends = unix_time(parsed.validity().not_after.timestamp());
         match now.checked_add(valid) {
@@ -299,5 +299,5 @@ pub(super) fn ia5(text: &str) -> Result<Ia5String, IdentityError> {
 }
 
 pub(super) fn making(what: &'static str) -> impl Fn(rcgen::Error) -> IdentityError {
-    move |error| IdentityError::Make { what, reason: error.to_string() }
+    move |error| IdentityError::Make { what, source: error.into() }
 }

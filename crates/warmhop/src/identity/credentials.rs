@@ -151,8 +151,8 @@ impl Identity {
     /// verification of the client's chain, and 0-RTT is off, since it can be replayed.
     pub(crate) fn quic(&self) -> Result<(QuicClientConfig, QuicServerConfig), IdentityError> {
         let loaded = self.inner.loaded.load();
-        let failed = |reason: String| IdentityError::Make { what: "the TLS configuration", reason };
-        let tls = |error: rustls::Error| failed(error.to_string());
+        let failed = |source| IdentityError::Make { what: "the TLS configuration", source };
+        let tls = |error: rustls::Error| failed(error.into());
         let provider = provider();
         let versions = &[&rustls::version::TLS13];
 
@@ -171,7 +171,7 @@ impl Identity {
                 // Naming the authority to whoever knocks would tell a stranger the cluster's name.
                 .clear_root_hint_subjects()
                 .build()
-                .map_err(|error| failed(error.to_string()))?;
+                .map_err(|error| failed(error.into()))?;
         let mut server = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(tls)?
@@ -183,7 +183,7 @@ impl Identity {
         server.send_tls13_tickets = 0;
         server.max_early_data_size = 0;
 
-        let suite = |error: quinn::crypto::rustls::NoInitialCipherSuite| failed(error.to_string());
+        let suite = |error: quinn::crypto::rustls::NoInitialCipherSuite| failed(error.into());
         Ok((client.try_into().map_err(suite)?, server.try_into().map_err(suite)?))
     }
 }

@@ -14,6 +14,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tracing::{info, warn};
 
+use crate::http::body::BoxError;
 use crate::identity::files::read_bounded;
 use crate::identity::problem::IdentityError;
 use crate::identity::tls::provider;
@@ -153,7 +154,7 @@ fn modified(cert: &Path, key: &Path) -> Option<[SystemTime; 2]> {
 }
 
 fn read_files(cert: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
-    let read = |path: &Path| read_bounded(path).map_err(|error| refused(path, error.to_string()));
+    let read = |path: &Path| read_bounded(path).map_err(|error| refused(path, error));
     certified(cert, &read(cert)?, key, &read(key)?)
 }
 
@@ -166,9 +167,9 @@ fn certified(
 ) -> Result<CertifiedKey, IdentityError> {
     let chain = CertificateDer::pem_slice_iter(cert)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| refused(cert_path, error.to_string()))?;
+        .map_err(|error| refused(cert_path, error))?;
     if chain.is_empty() {
-        return Err(refused(cert_path, "it holds no certificate in PEM".into()));
+        return Err(refused(cert_path, "it holds no certificate in PEM"));
     }
     let key = PrivateKeyDer::from_pem_slice(key)
         .map_err(|error| refused(key_path, format!("it holds no private key in PEM: {error}")))?;
@@ -181,7 +182,7 @@ fn base(
 ) -> Result<rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>, IdentityError> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|error| refused(path, error.to_string()))?;
+        .map_err(|error| refused(path, error))?;
     Ok(builder.with_no_client_auth())
 }
 
@@ -190,6 +191,6 @@ fn offering_both(mut config: ServerConfig) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-fn refused(path: &Path, reason: String) -> IdentityError {
-    IdentityError::FrontDoor { path: path.to_owned(), reason }
+fn refused(path: &Path, why: impl Into<BoxError>) -> IdentityError {
+    IdentityError::FrontDoor { path: path.to_owned(), source: why.into() }
 }

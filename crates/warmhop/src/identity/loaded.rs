@@ -172,7 +172,7 @@ impl Loaded {
                 rustls::Error::InvalidCertificate(
                     CertificateError::Expired | CertificateError::ExpiredContext { .. },
                 ) => malformed(&ca_path, "expired: make a new authority"),
-                error => IdentityError::NotOfAuthority { path: cert_path, why: error.to_string() },
+                error => IdentityError::NotOfAuthority { path: cert_path, source: error.into() },
             });
         }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::http::body::BoxError;
 use crate::identity::limits::{CLUSTER_LEN_MAX, COOKIE_KEY_LABEL, COOKIE_KEY_NAME};
 
 /// Why an identity could not be made or used.
@@ -9,12 +10,13 @@ use crate::identity::limits::{CLUSTER_LEN_MAX, COOKIE_KEY_LABEL, COOKIE_KEY_NAME
 #[non_exhaustive]
 pub enum IdentityError {
     /// A front door's certificate or key cannot be used.
-    #[error("cannot use {path} for TLS at the front door: {reason}")]
+    #[error("cannot use {path} for TLS at the front door: {source}")]
     FrontDoor {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        #[source]
+        source: BoxError,
     },
     /// A file is missing or unreadable.
     #[error(
@@ -95,13 +97,14 @@ pub enum IdentityError {
     },
     /// The certificate was not issued by the authority beside it.
     #[error(
-        "{path} was not issued by the authority in ca.pem beside it ({why}); copy the ca.pem of the authority that issued it, or issue it again"
+        "{path} was not issued by the authority in ca.pem beside it ({source}); copy the ca.pem of the authority that issued it, or issue it again"
     )]
     NotOfAuthority {
         /// The certificate's file.
         path: PathBuf,
         /// What verification said.
-        why: String,
+        #[source]
+        source: BoxError,
     },
     /// The private key belongs to another certificate.
     #[error(
@@ -162,11 +165,12 @@ pub enum IdentityError {
         left_days: u64,
     },
     /// A key or certificate could not be made: a fault of ours or of the machine's randomness.
-    #[error("cannot make {what}: {reason}")]
+    #[error("cannot make {what}: {source}")]
     Make {
         /// What was to be made.
         what: &'static str,
         /// The reason.
-        reason: String,
+        #[source]
+        source: BoxError,
     },
 }

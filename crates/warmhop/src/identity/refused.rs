@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fmt::Write as _;
 
 use ring::digest::{SHA256, digest};
-use warmhop_core::ids::PeerId;
+use warmhop_core::ids::{InvalidId, PeerId};
+
+/// What [`RefusedPeers::add`] takes.
+const EXPECTED: &str =
+    "1 to 32 of the characters A-Z a-z 0-9 _ -, or \"sha256:\" and a certificate's fingerprint";
 
 /// How the fingerprint of a certificate begins.
 const SHA256_PREFIX: &str = "sha256:";
@@ -58,18 +61,15 @@ impl RefusedPeers {
     ///
     /// # Errors
     /// What is expected instead.
-    pub fn add(&mut self, text: &str) -> Result<(), String> {
+    pub fn add(&mut self, text: &str) -> Result<(), InvalidId> {
+        let invalid = |expected| InvalidId::new("member to refuse", expected, text);
         if let Some(digits) = text.strip_prefix(SHA256_PREFIX) {
             let fingerprint = Fingerprint::read(digits)
-                .ok_or("expected 64 hexadecimal digits after \"sha256:\"")?;
+                .ok_or_else(|| invalid("64 hexadecimal digits after \"sha256:\""))?;
             self.certificates.insert(fingerprint);
             return Ok(());
         }
-        let name = PeerId::new(text).map_err(|invalid| {
-            let mut expected = format!("expected {}", invalid.expected);
-            let _ = write!(expected, ", or \"sha256:\" and a certificate's fingerprint");
-            expected
-        })?;
+        let name = PeerId::new(text).map_err(|_| invalid(EXPECTED))?;
         self.names.insert(name);
         Ok(())
     }

@@ -36,6 +36,7 @@ pub trait AccessSink: Send + Sync + 'static {
 
 /// One request of a client.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Access {
     /// When it arrived.
     pub at: SystemTime,
@@ -76,8 +77,36 @@ pub struct Access {
     pub end: AccessEnd,
 }
 
+impl Access {
+    /// A request that arrives now, of which no more is known. For tests of an [`AccessSink`] as well.
+    #[must_use]
+    pub fn new(id: impl Into<String>, method: Method, path: impl Into<String>) -> Self {
+        Self {
+            at: SystemTime::now(),
+            client: None,
+            id: id.into(),
+            method,
+            host: None,
+            path: path.into(),
+            query: None,
+            version: Version::HTTP_11,
+            app: None,
+            way: None,
+            peer: None,
+            status: None,
+            problem: None,
+            why: String::new(),
+            bytes: 0,
+            head: None,
+            total: Duration::ZERO,
+            end: AccessEnd::ClientLeft,
+        }
+    }
+}
+
 /// How the answer to a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AccessEnd {
     /// All of it was sent.
     Complete,
@@ -126,24 +155,11 @@ impl Accesses {
         let (uri, cut) = (request.uri(), |text: &str| beginning(text.into(), TARGET_BYTES_MAX));
         let host = fields::host_as_sent(request.headers());
         let access = Access {
-            at: SystemTime::now(),
             client,
-            id: id.into(),
-            method: request.method().clone(),
             host: host.map(|host| beginning(host.into(), HOST_BYTES_MAX)),
-            path: cut(uri.path()),
             query: uri.query().map(cut),
             version: request.version(),
-            app: None,
-            way: None,
-            peer: None,
-            status: None,
-            problem: None,
-            why: String::new(),
-            bytes: 0,
-            head: None,
-            total: Duration::ZERO,
-            end: AccessEnd::ClientLeft,
+            ..Access::new(id, request.method().clone(), cut(uri.path()))
         };
         Some(Accessing { access: Some(access), since: Instant::now(), sink })
     }

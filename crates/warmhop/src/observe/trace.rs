@@ -56,6 +56,7 @@ pub trait SpanSink: Send + Sync + 'static {
 
 /// One finished step of a request.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Span {
     /// Its trace.
     pub trace_id: [u8; 16],
@@ -83,6 +84,7 @@ pub struct Span {
 
 /// Which side of an exchange a span tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpanKind {
     /// The one that was asked.
     Server,
@@ -92,6 +94,7 @@ pub enum SpanKind {
 
 /// The value of an attribute.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttributeValue {
     /// Text.
     Text(String),
@@ -101,6 +104,7 @@ pub enum AttributeValue {
 
 /// A moment within a span.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SpanEvent {
     /// When.
     pub at: SystemTime,
@@ -108,6 +112,27 @@ pub struct SpanEvent {
     pub name: String,
     /// Why, in a sentence.
     pub why: String,
+}
+
+impl Span {
+    /// A span of no trace that begins and ends now. For tests of a [`SpanSink`] as well.
+    #[must_use]
+    pub fn new(kind: SpanKind, name: impl Into<String>) -> Self {
+        let now = SystemTime::now();
+        Self {
+            trace_id: [0; 16],
+            span_id: [0; 8],
+            parent_span_id: None,
+            trace_state: String::new(),
+            kind,
+            name: name.into(),
+            start: now,
+            end: now,
+            attributes: Vec::new(),
+            events: Vec::new(),
+            error: None,
+        }
+    }
 }
 
 impl From<&str> for AttributeValue {

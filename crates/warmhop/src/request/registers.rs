@@ -114,6 +114,7 @@ pub struct Registers {
 
 /// What a register holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Value {
     /// The bytes that were put.
     pub bytes: Bytes,
@@ -125,6 +126,7 @@ pub struct Value {
 
 /// When what a register is changed to ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Expires {
     /// Once it was not used for the idle time of the mesh's sessions. Every use puts the end off,
     /// the one that reads it within a tenth of that time.
@@ -139,7 +141,8 @@ pub enum Expires {
 }
 
 /// What came of an operation that changes a register.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Change {
     /// The condition held, and the change is replicated.
     pub done: bool,
@@ -410,7 +413,7 @@ impl Registers {
         operation: &Operation<'_>,
         begins: bool,
     ) -> Result<Change, RegisterError> {
-        let none = Change { done: false, before: None, version: 0 };
+        let none = Change::default();
         let Some(answer) = self.ask(key, operation, begins).await? else { return Ok(none) };
         let before = answer.before.map(Value::from);
         Ok(Change { done: answer.done, before, version: answer.version })

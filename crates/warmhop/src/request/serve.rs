@@ -569,7 +569,7 @@ fn failed_here(
     copy: &Arc<Copy>,
     error: &(dyn std::error::Error + Send + Sync + 'static),
 ) -> LocalError {
-    if let Some(NotSent { reason, refuses }) = error.downcast_ref::<NotSent>() {
+    if let Some(NotSent { reason, refuses, .. }) = error.downcast_ref::<NotSent>() {
         if *refuses {
             slot.refuses(copy, reason);
         }

@@ -17,14 +17,12 @@ pub(super) fn read(root: &mut Table<'_>) -> Http {
         tls: None,
         reveal: true,
         error_page: None,
-        limits: ClientLimits {
-            memory: memory::default().max(MEMORY_MIN),
-            ..ClientLimits::default()
-        },
+        limits: ClientLimits::default(),
         trusted_proxies: TrustedProxies::default(),
         proxy_protocol: false,
         drain_grace: Duration::from_secs(30),
     };
+    http.limits.memory = memory::default().max(MEMORY_MIN);
     let Some(mut table) = root.table("http") else { return http };
     if let Some(field) = table.take("listen") {
         http.listen =
@@ -45,7 +43,8 @@ pub(super) fn read(root: &mut Table<'_>) -> Http {
     if let Some(field) = table.take("trusted_proxies") {
         for item in field.array().unwrap_or_default() {
             item.checked(|text| {
-                http.trusted_proxies.add(text).map_err(|expected| format!("expected {expected}"))
+                let added = http.trusted_proxies.add(text);
+                added.map_err(|invalid| format!("expected {}", invalid.expected))
             });
         }
     }

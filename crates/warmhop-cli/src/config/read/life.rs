@@ -77,7 +77,7 @@ pub(super) fn read_alive(table: &mut Table<'_>, ready: &Ready, policy: &mut AppP
     let bounds = Duration::from_millis(100)..=Duration::from_secs(600);
     probe.set_duration("timeout", bounds, &mut alive.timeout);
     let bounds = Duration::from_millis(100)..=Duration::from_secs(3600);
-    let mut kept = AlivePolicy { every: Some(Duration::from_secs(5)), ..AlivePolicy::default() };
+    let mut kept = AlivePolicy::default().with(|kept| kept.every = Some(Duration::from_secs(5)));
     if let Some(every) = probe.duration("every", bounds) {
         kept.every = Some(every);
     }

@@ -65,7 +65,10 @@ pub(super) fn read(root: &mut Table<'_>, peer: &str) -> Mesh {
                 );
             }
             for name in names.iter().take(REFUSED_MAX) {
-                name.checked(|text| mesh.refuse.add(text));
+                name.checked(|text| {
+                    let added = mesh.refuse.add(text);
+                    added.map_err(|invalid| format!("expected {}", invalid.expected))
+                });
             }
         }
         if let Some(field) = table.take("cookie_key") {

@@ -19,6 +19,7 @@ const MOVED_AFTER: u64 = 10;
 pub(crate) const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 /// On what condition a register is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum When {
     /// Whatever it holds.
     Always,
