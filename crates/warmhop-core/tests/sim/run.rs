@@ -151,7 +151,11 @@ fn look_at_idle_sessions(world: &World) {
         if forked || !world.was_answered(sid) || !peers.iter().any(holds) {
             continue;
         }
-        let owns = |peer: &&Rc<Peer>| peer.look(sid, |machine| machine.is_owner()) == Some(true);
+        // Whoever took it over before it held anything hears of a later owner when it is asked, or
+        // lets go of it within a minute.
+        let owns = |peer: &&Rc<Peer>| {
+            peer.look(sid, |machine| machine.is_owner() && machine.version() > 0) == Some(true)
+        };
         let owners: Vec<_> = peers.iter().filter(owns).map(|peer| peer.node).collect();
         let told = match owners[..] {
             _ if world.is_hopeless(sid) => {
