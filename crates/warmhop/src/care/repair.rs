@@ -73,7 +73,7 @@ impl Repair {
     /// at again.
     fn mend(&mut self, sweep: &mut Sweep<'_>, key: &SessionKey, scope: Scope) -> bool {
         let Sweep { node, view, alive, .. } = *sweep;
-        let held = node.store.with(key, false, |machine, _, _| Held::of(machine, view));
+        let held = node.store.read(key, |machine| Held::of(machine, view));
         let Some(held) = held else { return false };
         let now = node.clock.now();
         let around = Around { me: node.incarnation, now, view, alive, policy: node.store.policy() };

@@ -182,7 +182,7 @@ pub(super) fn peer_state(belief: &PeerBelief) -> &'static str {
 pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
     let view = node.view();
     let lives = |peer| peer == node.incarnation || view.by_incarnation(&peer).is_some();
-    let (owner, ballot, version, members) = node.store.with(key, false, |machine, _, _| {
+    let (owner, ballot, version, members) = node.store.read(key, |machine| {
         // A claim of this peer that came to nothing makes it no owner, whoever else is one.
         let claimed = machine.known_owner().filter(|owner| *owner != node.incarnation);
         let owner = if machine.is_owner() { Some(node.incarnation) } else { claimed };

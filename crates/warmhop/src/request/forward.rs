@@ -128,14 +128,14 @@ impl Node {
         let (me, owner) = (self.incarnation, forward.owner);
         let token = forward.cfg.is_some();
         if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
-            let look = self.store.with(&key, false, |machine, _, _| Look::of(machine));
+            let look = self.store.read(&key, Look::of);
             if is_void(cfg, look.unwrap_or_default(), &self.here(&self.view())) {
                 return Err(HopRefusal::Lost { went_on: None });
             }
         }
         let answer = self
             .store
-            .with(&key, false, |machine, _, _| answer_forward(Some(machine), me, owner, token))
+            .read(&key, |machine| answer_forward(Some(machine), me, owner, token))
             .unwrap_or_else(|| answer_forward(None, me, owner, token));
         let enter = match (answer, &forward.cfg) {
             (Forwarded::Serve { take_over: true }, Some(cfg)) => {
@@ -163,9 +163,8 @@ impl Node {
                 Err(HopRefusal::Deposed { to, n: forward.n })
             }
             end if end.is_elsewhere() => {
-                let known = self.store.with(&key, false, |machine, _, _| {
-                    (machine.claim(), machine.config().cloned())
-                });
+                let known =
+                    self.store.read(&key, |machine| (machine.claim(), machine.config().cloned()));
                 let (claim, cfg) = known.unwrap_or_default();
                 Err(HopRefusal::NotOwner { claim, cfg })
             }

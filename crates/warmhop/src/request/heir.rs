@@ -8,7 +8,7 @@ use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::ids::{Position, RequestKey, SessionId, SessionKey};
 use warmhop_core::session::entry::{Enter, first_members};
 use warmhop_core::session::message::{Body, ExecDone, Heir, Record};
-use warmhop_core::session::{Outcome, Submit};
+use warmhop_core::session::{Outcome, Session as Machine, Submit};
 
 use crate::request::node::Node;
 use crate::request::portable::Portable;
@@ -75,7 +75,7 @@ impl Node {
             let view = self.view();
             first_members(new.sid, None, self.store.policy().copies, &self.here(&view))
         };
-        let newest = self.store.with(key, false, |machine, _, _| {
+        let newest = self.store.read(key, |machine| {
             machine
                 .ballot()
                 .zip(machine.token_hint())
@@ -101,7 +101,7 @@ impl Node {
         let Told::Turn = line.next().await else {
             return Err(failed("was not taken by a majority of the peers asked to hold it"));
         };
-        let hint = self.store.with(&new, false, |machine, _, _| machine.token_hint()).flatten();
+        let hint = self.store.read(&new, Machine::token_hint).flatten();
         let hint = hint.ok_or_else(|| failed("was given up"))?;
         Ok(Heir { sid: new.sid, cfg: hint.cfg, owner: hint.owner, n: hint.n })
     }
@@ -116,7 +116,7 @@ impl Node {
         entry: Entry,
         served: &mut Served,
     ) {
-        let ended = self.store.with(key, false, |machine, _, _| machine.ended().cloned()).flatten();
+        let ended = self.store.read(key, |machine| machine.ended().cloned()).flatten();
         let Some(ended) = ended else {
             served.entry = Some(entry);
             return;

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::join;
 use http::StatusCode;
-use warmhop_core::ids::{Incarnation, PeerId, SessionKey};
+use warmhop_core::ids::{Incarnation, PeerId, SessionKey, WallTime};
 use warmhop_core::session::entry::{Enter, Rerun, Reruns};
-use warmhop_core::session::message::{Exec, ExecDone, Stored};
-use warmhop_core::session::{Outcome, Submit, TokenHint};
+use warmhop_core::session::message::{Body, Exec, ExecDone, Stored};
+use warmhop_core::session::{Ctx, Outcome, Session as Machine, Submit, TokenHint};
 use warmhop_core::view::AppState;
 
 use crate::app::session::{Session, Turn};
@@ -26,7 +26,7 @@ use crate::request::problem::{
 };
 use crate::request::registers::bounds::STATE_BYTES_MAX;
 use crate::request::serve::{RanHere, Served, ServedBy, Upgrade};
-use crate::sessions::store::InLine;
+use crate::sessions::store::{Begun, InLine, NoRoom};
 use crate::sessions::told::Told;
 
 impl Node {
@@ -57,8 +57,11 @@ impl Node {
         let mut failed: Option<Problem> = None;
         let mut held: Option<Served> = None;
         loop {
-            match line.next().await {
-                Told::Turn if unknown => line.begin(self.incarnation),
+            let (executor, exec, base) = match line.next().await {
+                Told::Turn if unknown => {
+                    line.begin(self.incarnation);
+                    continue;
+                }
                 Told::Execute { exec, .. } if unknown => {
                     tracing
                         .step("unknown", "whether it was applied is unknown: it is not run again");
@@ -68,6 +71,7 @@ impl Node {
                     }
                     held = Some(self.unknown_for_good(failed.take(), call.id.as_str()));
                     line.executed(done.map_or(Outcome::Failed, Outcome::from));
+                    continue;
                 }
                 // Every peer that offers registers executes what it owns.
                 Told::Turn if portable.slot.keeps_registers => {
@@ -85,6 +89,7 @@ impl Node {
                             return LineEnd::Problem(app_failed(self.me.as_str(), &error));
                         }
                     }
+                    continue;
                 }
                 Told::Turn => {
                     let placing = Placing {
@@ -112,44 +117,29 @@ impl Node {
                         }
                     };
                     match executor {
-                        Some(executor) => line.begin(executor),
+                        Some(executor) if executor == self.incarnation => {
+                            match line.begin_here(executor) {
+                                Begun::Runs(exec, base) => (executor, exec, Some(base)),
+                                Begun::Refused => {
+                                    reruns.came_to_nothing();
+                                    continue;
+                                }
+                                Begun::No => continue,
+                            }
+                        }
+                        Some(executor) => {
+                            line.begin(executor);
+                            continue;
+                        }
                         // It vanished between two lines: choose anew.
                         None => return LineEnd::Elsewhere(None),
                     }
                 }
-                Told::Again => held = None,
-                Told::Execute { executor, exec } => {
-                    let ran = if executor == self.incarnation {
-                        let failed = &mut failed;
-                        self.execute_for_line(portable, call, &mut line, &exec, failed, tracing)
-                            .await
-                    } else {
-                        self.execute_there(
-                            portable,
-                            call,
-                            &mut line,
-                            executor,
-                            exec,
-                            &mut (&mut tried, &mut failed),
-                            tracing,
-                        )
-                        .await
-                    };
-                    match ran {
-                        Ok(Some(served)) => {
-                            call.may_have_run |= portable.runs_once();
-                            held = Some(served);
-                        }
-                        Ok(None) => reruns.came_to_nothing(),
-                        Err(problem) if portable.runs_once() => {
-                            call.may_have_run = true;
-                            unknown = true;
-                            failed = Some(problem);
-                            reruns.came_to_nothing();
-                        }
-                        Err(problem) => return LineEnd::Problem(problem),
-                    }
+                Told::Again => {
+                    held = None;
+                    continue;
                 }
+                Told::Execute { executor, exec } => (executor, exec, None),
                 Told::Release { hint } => {
                     let Some(mut served) = held.take() else { continue };
                     let entry = self.portable_entry(key, &hint_of(key, hint));
@@ -169,7 +159,10 @@ impl Node {
                 }
                 Told::Fail(failure) => match reruns.failed(&failure, call.is_sendable()) {
                     Rerun::Again => match self.store.enqueue(key, submit, Enter::AsOwner) {
-                        Some(anew) => line = anew,
+                        Some(anew) => {
+                            line = anew;
+                            continue;
+                        }
                         None => return LineEnd::Problem(too_many_sessions()),
                     },
                     Rerun::GiveUp => return LineEnd::Problem(gave_up()),
@@ -179,6 +172,28 @@ impl Node {
                     }
                 },
                 Told::Redirect(to) => return LineEnd::Elsewhere(to),
+            };
+            let ran = if executor == self.incarnation {
+                let failed = &mut failed;
+                self.execute_for_line(portable, call, &mut line, (exec, base), failed, tracing)
+                    .await
+            } else {
+                let told = &mut (&mut tried, &mut failed);
+                self.execute_there(portable, call, &mut line, executor, exec, told, tracing).await
+            };
+            match ran {
+                Ok(Some(served)) => {
+                    call.may_have_run |= portable.runs_once();
+                    held = Some(served);
+                }
+                Ok(None) => reruns.came_to_nothing(),
+                Err(problem) if portable.runs_once() => {
+                    call.may_have_run = true;
+                    unknown = true;
+                    failed = Some(problem);
+                    reruns.came_to_nothing();
+                }
+                Err(problem) => return LineEnd::Problem(problem),
             }
         }
     }
@@ -199,6 +214,20 @@ impl Node {
             .with(key, true, |machine, ctx, _| machine.exec_begin(ctx, exec))
             .ok_or(LocalError::NotReady)?
             .map_err(LocalError::Refused)?;
+        let (ran, came) = self.run_on(slot, call, exec, base).await?;
+        let done =
+            self.store.with(key, true, |machine, ctx, _| came.write_down(machine, ctx, exec));
+        Ok((ran, done.ok_or_else(no_room)?))
+    }
+
+    /// Runs the app here on `base`, as an order that may run says.
+    async fn run_on(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        exec: &Exec,
+        base: Arc<Body>,
+    ) -> Result<(RanHere, Came), LocalError> {
         let policy = self.store.policy();
         let expired = base.is_over(exec, self.clock.wall(), policy.ttl);
         let state =
@@ -233,15 +262,7 @@ impl Node {
             stored = kept;
         }
         let changed = changed.map(|new| new.map(|bytes| Arc::<[u8]>::from(bytes.as_ref())));
-        let done = self
-            .store
-            .with(key, true, |machine, ctx, _| match session.keep_until() {
-                Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
-                None if ends => machine.exec_end_of_id(ctx, exec, &base, changed.flatten(), stored),
-                None => machine.exec_end(ctx, exec, &base, changed, stored),
-            })
-            .ok_or_else(|| LocalError::Failed("too many sessions on this peer".into()))?;
-        Ok((ran, done))
+        Ok((ran, Came { base, changed, ends, keep_until: session.keep_until(), stored }))
     }
 
     async fn execute_for_line(
@@ -249,19 +270,45 @@ impl Node {
         portable: &Portable<'_>,
         call: &mut Call,
         line: &mut InLine,
-        exec: &Exec,
+        (exec, base): (Exec, Option<Arc<Body>>),
         failed: &mut Option<Problem>,
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
         let key = line.key.clone();
-        let execution = self.execute_here(portable.slot, call, &key, exec);
+        let slot = portable.slot;
+        let execution = async {
+            match base {
+                Some(base) => {
+                    let (ran, came) = self.run_on(slot, call, &exec, base).await?;
+                    Ok((ran, Done::Came(came)))
+                }
+                None => {
+                    let (ran, done) = self.execute_here(slot, call, &key, &exec).await?;
+                    Ok((ran, Done::WrittenDown(done)))
+                }
+            }
+        };
         let (ran, ()) = join(execution, async { line.send_held_back() }).await;
         match ran {
             Ok((ran, done)) => {
                 tracing.served_by(&self.me);
                 let mut served = Served::here(self, ran.response);
                 served.upgrade = ran.upgrade.map(Upgrade::Io);
-                self.conclude(portable, line, done).await?;
+                let left = match done {
+                    Done::WrittenDown(done) => Some(done),
+                    Done::Came(came) => {
+                        match line.ended_here(|machine, ctx| came.write_down(machine, ctx, &exec)) {
+                            Ok(left) => left,
+                            Err(NoRoom) => {
+                                line.executed(Outcome::Failed);
+                                return Err(app_failed(self.me.as_str(), &no_room()));
+                            }
+                        }
+                    }
+                };
+                if let Some(done) = left {
+                    self.conclude(portable, line, done).await?;
+                }
                 Ok(Some(served))
             }
             // The app went away before it saw the request: the next turn routes anew.
@@ -346,6 +393,37 @@ impl Node {
             }
         }
     }
+}
+
+/// What came of a run here, not written down yet.
+struct Came {
+    base: Arc<Body>,
+    changed: Option<Option<Arc<[u8]>>>,
+    /// It ended the session's id.
+    ends: bool,
+    keep_until: Option<WallTime>,
+    stored: Stored,
+}
+
+impl Came {
+    fn write_down(self, machine: &mut Machine, ctx: &mut Ctx<'_>, exec: &Exec) -> ExecDone {
+        let Self { base, changed, ends, keep_until, stored } = self;
+        match keep_until {
+            Some(until) => machine.exec_end_until(ctx, exec, &base, changed, until),
+            None if ends => machine.exec_end_of_id(ctx, exec, &base, changed.flatten(), stored),
+            None => machine.exec_end(ctx, exec, &base, changed, stored),
+        }
+    }
+}
+
+/// How far what came of a run is.
+enum Done {
+    Came(Came),
+    WrittenDown(ExecDone),
+}
+
+fn no_room() -> LocalError {
+    LocalError::Failed("too many sessions on this peer".into())
 }
 
 /// Keeps the bytes of a session's state alive without copying them.

@@ -11,8 +11,8 @@ use warmhop_core::ids::{Ballot, RequestKey, SessionId, SessionKey};
 use warmhop_core::route::{Arrived, may_retry};
 use warmhop_core::session::Failure;
 use warmhop_core::session::entry::{
-    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Look, Moves, NEWBORN_FOR, Named,
-    Step, TakeOver, alone, fence_at, first_members, hears_most, is_elsewhere, members_by_key,
+    After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Moves, NEWBORN_FOR, Named, Step,
+    TakeOver, alone, fence_at, first_members, hears_most, is_elsewhere, members_by_key,
 };
 use warmhop_core::session::message::Config;
 use warmhop_core::view::View;
@@ -211,9 +211,7 @@ impl Node {
         }
         let app = portable.slot.name();
         let key = errand.sid().map(|sid| SessionKey { app: app.clone(), sid });
-        let look = key.as_ref().and_then(|key| {
-            self.store.with(key, false, |machine, ctx, _| Look::among(machine, &ctx.process.census))
-        });
+        let look = key.as_ref().and_then(|key| self.store.look(key));
         if let Some(key) = &key {
             tracing.session(key);
         }

@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use lru::LruCache;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 use warmhop_core::affinity::{MoveCounter, Owner};
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, Position, SessionId, SessionKey, WallTime};
 use warmhop_core::session::census::Census;
-use warmhop_core::session::entry::Enter;
+use warmhop_core::session::entry::{Enter, Look};
 use warmhop_core::session::message::{BodyRef, Config, Message, NackReason};
 use warmhop_core::session::{Ctx, Effect, Outcome, Process, Session, Submit, Ticket};
 
-pub(crate) use self::line::InLine;
+pub(crate) use self::line::{Begun, InLine, NoRoom};
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 use crate::observe::failpoint;
@@ -32,7 +32,7 @@ use crate::observe::metrics::Metrics;
 use crate::sessions::dead::Dead;
 use crate::sessions::memory::Memory;
 use crate::sessions::table::{Entry, Table};
-use crate::sessions::told::Told;
+use crate::sessions::told::{self, Teller, Told};
 
 pub(crate) const STRIPES: usize = 64;
 /// How often a stripe is looked through for sessions whose time is near.
@@ -49,8 +49,6 @@ const TO_LOOK_AT_MAX: usize = 16 * 1024;
 /// How long a session that holds nothing, but that a client's token names, is kept as it is;
 /// after that its next request asks the other members whether they know better.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
-/// A ticket sees at most a handful of events before it reads them.
-const TICKET_EVENTS_MAX: usize = 16;
 
 /// Carries a frame to another peer, best effort.
 pub(crate) type SendFrame = Box<dyn Fn(Incarnation, SessionFrame) + Send + Sync>;
@@ -78,6 +76,16 @@ pub(crate) struct Store {
     memory: Memory,
     sooner: Notify,
     next_wake_ms: AtomicU64,
+}
+
+/// Who comes into a session's line, or leaves it, together with what is done to its machine.
+enum Lines {
+    /// Nobody.
+    Stay,
+    /// A request joins; an empty session is kept until the time named at least.
+    Join(Ticket, Teller, Now),
+    /// Who waits under this ticket is told no more.
+    Leave(Ticket),
 }
 
 struct Stripe {
@@ -168,18 +176,28 @@ impl Store {
         create: bool,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<R> {
-        let (result, outgoing) = self.with_held_back(key, create, None, work)?;
+        let (result, outgoing) = self.with_held_back(key, create, Lines::Stay, work)?;
         self.deliver(key, outgoing);
         Some(result)
     }
 
-    /// As [`Store::with`], but what is to be sent is left to the caller. `leaving`: who waits under
-    /// this ticket is told no more.
+    /// What is known here of the session of `key`. Nothing of it changes, and nothing follows.
+    pub(crate) fn look(&self, key: &SessionKey) -> Option<Look> {
+        self.read(key, |machine| Look::among(machine, &self.census.load()))
+    }
+
+    /// What `read` makes of the machine of `key`; `None` where there is none. Nothing of it changes,
+    /// so nothing follows from it either, which makes this much cheaper than [`Store::with`].
+    pub(crate) fn read<R>(&self, key: &SessionKey, read: impl FnOnce(&Session) -> R) -> Option<R> {
+        self.stripe(key).sessions.get_mut(key).map(|entry| read(&entry.machine))
+    }
+
+    /// As [`Store::with`], but what is to be sent is left to the caller.
     fn with_held_back<R>(
         &self,
         key: &SessionKey,
         create: bool,
-        leaving: Option<Ticket>,
+        lines: Lines,
         work: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Vec<Effect>) -> R,
     ) -> Option<(R, Vec<(Incarnation, Message)>)> {
         let mut effects = Vec::new();
@@ -191,8 +209,13 @@ impl Store {
                 self.entry(key, stripe)?;
             }
             let entry = stripe.sessions.get_mut(key)?;
-            if let Some(ticket) = leaving {
-                entry.leave(ticket);
+            match lines {
+                Lines::Stay => {}
+                // The ticket is known before its first event can be sent.
+                Lines::Join(ticket, told, keep_empty_until) => {
+                    entry.join(ticket, told, keep_empty_until);
+                }
+                Lines::Leave(ticket) => entry.leave(ticket),
             }
             stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
             stripe.process.census = self.census.load_full();
@@ -315,10 +338,12 @@ impl Store {
                 Effect::Again { ticket } => (ticket, Told::Again),
                 Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
             };
+            let is_last = told.is_last();
             if let Some(waiting) = entry.waiting(ticket) {
-                // A full queue means a request that reads nothing: it is gone or stuck, and its
-                // guard will cancel it.
-                let _ = waiting.try_send(told);
+                waiting.tell(told);
+            }
+            if is_last {
+                entry.leave(ticket);
             }
         }
     }
@@ -383,7 +408,7 @@ impl Store {
         if let Message::Accept { body: BodyRef::Full(body), .. } = &message
             && !self.memory.has_room(body.bytes(), 0)
         {
-            let held = self.with(&key, false, |machine, _, _| machine.bytes_held());
+            let held = self.read(&key, Session::bytes_held);
             if !self.memory.has_room(body.bytes(), held.unwrap_or_default()) {
                 self.metrics.copies_refused.inc();
                 (self.send)(from, SessionFrame { key, to: from, message: no_room() });
@@ -583,33 +608,32 @@ impl Store {
         enter: Enter,
     ) -> Option<InLine> {
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
-        let (told, telling) = mpsc::channel(TICKET_EVENTS_MAX);
+        let (teller, listener) = told::way();
         let submit = submit(ticket);
         let keep_empty_until = match enter {
             // Nobody who looks for a session by its key needs to remember that there was none.
             Enter::Beginning(_) | Enter::Seeking { .. } => Now::default(),
             Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
         };
-        {
-            // The ticket is known before its first event can be sent.
-            let mut stripe = self.stripe(key);
-            let entry = self.entry(key, &mut stripe)?;
-            entry.join(ticket, told, keep_empty_until);
-        }
-        let in_line = InLine {
+        let joins = Lines::Join(ticket, teller, keep_empty_until);
+        let ((), outgoing) = self.with_held_back(key, true, joins, |machine, ctx, out| {
+            machine.enter(ctx, submit, enter, out);
+        })?;
+        self.deliver(key, outgoing);
+        Some(InLine {
             store: Arc::clone(self),
             key: key.clone(),
             ticket,
-            telling,
+            listener,
             running: None,
             held_back: Vec::new(),
-        };
-        self.with(key, false, |machine, ctx, out| machine.enter(ctx, submit, enter, out))?;
-        Some(in_line)
+            is_out: false,
+        })
     }
 
     fn leave(&self, key: &SessionKey, ticket: Ticket, running: Option<Option<Position>>) {
-        let left = self.with_held_back(key, false, Some(ticket), |machine, ctx, out| {
+        let leaves = Lines::Leave(ticket);
+        let left = self.with_held_back(key, false, leaves, |machine, ctx, out| {
             if let Some(p) = running {
                 machine.executed(ctx, ticket, p, Outcome::Failed, out);
             }

@@ -3,11 +3,10 @@
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
-use tokio::sync::mpsc;
 use warmhop_core::ids::{AppName, Now, SessionId, SessionKey};
 use warmhop_core::session::{Process, Session, Ticket};
 
-use crate::sessions::told::Told;
+use crate::sessions::told::Teller;
 
 /// One session.
 pub(crate) struct Entry {
@@ -26,7 +25,7 @@ pub(crate) struct Entry {
 #[derive(Default)]
 struct Busy {
     /// The requests in line here, few at a time.
-    tickets: Vec<(Ticket, mpsc::Sender<Told>)>,
+    tickets: Vec<(Ticket, Teller)>,
     /// When a session that holds nothing may be dropped; at once if no token names it.
     keep_empty_until: Now,
 }
@@ -55,7 +54,7 @@ impl Entry {
     }
 
     /// A request joins the line; an empty session is kept until `keep_empty_until` at least.
-    pub(crate) fn join(&mut self, ticket: Ticket, told: mpsc::Sender<Told>, keep_empty_until: Now) {
+    pub(crate) fn join(&mut self, ticket: Ticket, told: Teller, keep_empty_until: Now) {
         let busy = self.busy.get_or_insert_default();
         busy.tickets.push((ticket, told));
         busy.keep_empty_until = busy.keep_empty_until.max(keep_empty_until);
@@ -68,7 +67,7 @@ impl Entry {
     }
 
     /// Whoever waits in line under `ticket`.
-    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&mpsc::Sender<Told>> {
+    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&Teller> {
         let tickets = &self.busy.as_ref()?.tickets;
         tickets.iter().find(|(known, _)| *known == ticket).map(|(_, told)| told)
     }
