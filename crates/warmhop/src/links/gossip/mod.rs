@@ -33,7 +33,7 @@ use warmhop_core::view::{AppNews, News, PeerNews};
 
 use crate::links::context::Shared;
 use crate::links::gossip::handle::{Command, GossipIn, Inbound};
-use crate::links::gossip::screen::{APP_PREFIX, PEER_KEY};
+use crate::links::gossip::screen::{APP_PREFIX, EMPTY_ACK, PEER_KEY};
 use crate::links::handler::Heard;
 use crate::links::news::{APPS_MAX, Clock};
 use crate::links::wire::{self, GENERATION_MAX, GOSSIP_VALUE_BYTES_MAX};
@@ -370,6 +370,9 @@ impl Socket for LinkSocket {
         message: ChitchatMessage,
     ) -> Result<(), anyhow::Error> {
         let message = message.serialize_to_vec();
+        if message == EMPTY_ACK {
+            return Ok(());
+        }
         if let Err(dropped) = self.shared.links.table().send_gossip(to, &message) {
             self.shared.counters.drop_counted("gossip", dropped.label());
         }
