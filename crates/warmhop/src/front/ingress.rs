@@ -40,7 +40,7 @@ use crate::http::clients::Clients;
 use crate::http::fields::{self, PEER_FIELD, REQUEST_ID_FIELD};
 use crate::http::framing::ends_connection;
 use crate::http::refusals::ByReason;
-use crate::observe::recall::Tracing;
+use crate::observe::recall::{Tracing, put_line};
 use crate::observe::trace::ActiveSpan;
 use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
@@ -188,7 +188,7 @@ impl Ingress {
             id,
             &node.me,
             "entry",
-            format_args!("{} {}", request.method(), request.uri().path()),
+            put_line(request.method(), request.uri().path()),
         );
         let asked = Asked::of(&request, client.secure);
         let version = request.version();
@@ -221,7 +221,7 @@ impl Ingress {
         if node.is_draining() && version < http::Version::HTTP_2 && !upgrades {
             headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
-        tracing.head(response.status().as_u16());
+        let elapsed = tracing.head(response.status().as_u16());
         if let Some(span) = &mut span {
             span.set("warmhop.app", app.as_ref().map_or("-", |slot| slot.name().as_str()));
             span.set("warmhop.way", way);
@@ -230,14 +230,14 @@ impl Ingress {
         }
         match &app {
             Some(slot) => {
-                slot.counts.answered(&node.metrics, slot.name(), way, status, tracing.elapsed());
+                slot.counts.answered(&node.metrics, slot.name(), way, status, elapsed);
             }
-            None => node.metrics.answered("-", way, status, tracing.elapsed()),
+            None => node.metrics.answered("-", way, status, elapsed),
         }
         tracing::debug!(
             way,
             status = response.status().as_u16(),
-            head_us = tracing.elapsed().as_micros() as u64,
+            head_us = elapsed.as_micros() as u64,
             "answered"
         );
         if let Some(span) = span {

@@ -147,6 +147,7 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
         }
     };
     tokio::select! {
+        biased;
         () = served => {}
         () = gives_way => debug!(%peer, "client connection gave way"),
     }
@@ -223,6 +224,7 @@ where
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         tokio::pin!(serving);
         tokio::select! {
+            biased;
             outcome = serving.as_mut() => outcome,
             () = closes => {
                 serving.as_mut().graceful_shutdown();
@@ -245,6 +247,7 @@ where
         }
     });
     tokio::select! {
+        biased;
         outcome = serving => {
             if let Err(error) = outcome {
                 debug!(client = ?client.addr, %error, "client connection ended");

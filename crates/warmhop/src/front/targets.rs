@@ -1,6 +1,7 @@
 //! What a request's target and its `Max-Forwards` say before an app is looked for.
 
 use http::header::{ALLOW, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS};
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri};
 
 use warmhop_core::matching::without_prefix;
@@ -63,12 +64,19 @@ pub(crate) fn passed_on(method: &Method, headers: &mut HeaderMap) {
 }
 
 /// The target as an app gets it, which may not get the beginning `prefix` of its path.
-pub(crate) fn for_app(uri: &Uri, prefix: Option<&str>) -> String {
-    let target = whole(uri);
+pub(crate) fn for_app(uri: &Uri, prefix: Option<&str>) -> PathAndQuery {
+    let root = || PathAndQuery::from_static("/");
+    let of = |text: String| PathAndQuery::try_from(text).unwrap_or_else(|_| root());
+    let target = match uri.path_and_query() {
+        // Of a whole URI without a path (RFC 9112 section 3.2.1).
+        Some(query) if query.as_str().starts_with('?') => of(["/", query.as_str()].concat()),
+        Some(target) => target.clone(),
+        None => root(),
+    };
     match prefix {
         Some(prefix) => {
-            let (slash, rest) = without_prefix(&target, prefix);
-            [slash, rest].concat()
+            let (slash, rest) = without_prefix(target.as_str(), prefix);
+            of([slash, rest].concat())
         }
         None => target,
     }
@@ -81,15 +89,6 @@ pub(crate) fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
     let whole = format!("{}{prefix}", before.trim_end_matches('/'));
     if let Ok(value) = HeaderValue::from_str(&whole) {
         headers.insert(FIELD, value);
-    }
-}
-
-fn whole(uri: &Uri) -> String {
-    match uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
-        // Of a whole URI without a path (RFC 9112 section 3.2.1).
-        Some(query) if query.starts_with('?') => format!("/{query}"),
-        Some(target) => target.to_owned(),
-        None => "/".into(),
     }
 }
 
@@ -121,7 +120,7 @@ mod tests {
         ] {
             let uri: Uri = uri.parse().unwrap();
             let target = is_target(&method, &uri).then(|| for_app(&uri, None));
-            assert_eq!(target.as_deref(), app_gets, "{method} {uri}");
+            assert_eq!(target.as_ref().map(PathAndQuery::as_str), app_gets, "{method} {uri}");
         }
     }
 
@@ -157,7 +156,7 @@ mod tests {
         tell_prefix(&mut headers, "/shop");
         assert_eq!(headers["x-forwarded-prefix"], "/outer/shop");
         let uri: Uri = "http://x/shop?q=1".parse().unwrap();
-        assert_eq!(for_app(&uri, Some("/shop")), "/?q=1");
+        assert_eq!(for_app(&uri, Some("/shop")).as_str(), "/?q=1");
     }
 
     #[test]

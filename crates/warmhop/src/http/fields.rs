@@ -315,9 +315,11 @@ fn directives(list: &str) -> impl Iterator<Item = &str> {
     .filter(|directive| !directive.is_empty())
 }
 
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The client's `X-Request-Id` if it is sane.
 pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
-    RequestId::new(headers.get("x-request-id")?.to_str().ok()?).ok()
+    RequestId::new(headers.get(X_REQUEST_ID)?.to_str().ok()?).ok()
 }
 
 /// Makes `Host` say what the request's target does, where that has an authority (RFC 9112 section

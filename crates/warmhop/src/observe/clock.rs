@@ -8,7 +8,7 @@
 //! not follow its own clock again.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,6 +23,9 @@ const FAR_MS: i64 = 2_000;
 const CLOSE_MS: i64 = 1_000;
 /// A measurement whose round trip took longer says too little.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
+/// The machine's wall clock is read anew after so long: both clocks are asked for some hundred
+/// thousand times a second, and in between one goes as the other does.
+const READ_EVERY_MS: u64 = 16;
 /// So many peers' clocks are remembered.
 const CLOCKS_MAX: usize = 1024;
 
@@ -41,6 +44,9 @@ struct Shared {
     /// or would have said, when this process's monotonic clock began.
     low: AtomicI64,
     high: AtomicI64,
+    /// This peer's own epoch, and when it was read; 0 before the first time.
+    own: AtomicI64,
+    own_read_at: AtomicU64,
     others: Mutex<Others>,
 }
 
@@ -73,6 +79,8 @@ impl Clock {
                 ahead_ms,
                 low: AtomicI64::new(i64::MIN),
                 high: AtomicI64::new(i64::MAX),
+                own: AtomicI64::new(0),
+                own_read_at: AtomicU64::new(0),
                 others: Mutex::default(),
             }),
         }
@@ -92,12 +100,29 @@ impl Clock {
     pub(crate) fn both(&self) -> (Now, WallTime) {
         let now = self.now();
         let since_start = i64::try_from(now.0).unwrap_or(i64::MAX);
-        let (low, high) = (&self.shared.low, &self.shared.high);
-        let own = i64::try_from(self.own_wall().0).unwrap_or(i64::MAX);
-        let epoch = own.saturating_sub(since_start);
-        let right = epoch.max(low.load(Ordering::Relaxed)).min(high.load(Ordering::Relaxed));
+        let right = self.right(self.own_epoch(now));
         let wall = u64::try_from(right.saturating_add(since_start)).unwrap_or_default();
         (now, WallTime(wall))
+    }
+
+    /// The epoch that counts where this peer's own is `epoch`.
+    fn right(&self, epoch: i64) -> i64 {
+        let (low, high) = (&self.shared.low, &self.shared.high);
+        epoch.max(low.load(Ordering::Relaxed)).min(high.load(Ordering::Relaxed))
+    }
+
+    /// This peer's own epoch, as it was a moment ago.
+    fn own_epoch(&self, now: Now) -> i64 {
+        let Shared { own, own_read_at, .. } = &*self.shared;
+        let read_at = own_read_at.load(Ordering::Acquire);
+        if (read_at..read_at.saturating_add(READ_EVERY_MS)).contains(&now.0) && read_at > 0 {
+            return own.load(Ordering::Relaxed);
+        }
+        let wall = i64::try_from(self.own_wall().0).unwrap_or(i64::MAX);
+        let epoch = wall.saturating_sub(i64::try_from(now.0).unwrap_or(i64::MAX));
+        own.store(epoch, Ordering::Relaxed);
+        own_read_at.store(now.0, Ordering::Release);
+        epoch
     }
 
     /// What this machine's wall clock says, right or wrong.
@@ -181,8 +206,8 @@ impl Clock {
 
     /// The mesh's time less this machine's clock.
     pub(crate) fn correction_ms(&self) -> i64 {
-        let mesh = i64::try_from(self.wall().0).unwrap_or(i64::MAX);
-        mesh.saturating_sub(i64::try_from(self.own_wall().0).unwrap_or(i64::MAX))
+        let own = self.epoch();
+        self.right(own).saturating_sub(own)
     }
 
     /// How far a peer's clock is ahead of this machine's; `None` where it has not told.

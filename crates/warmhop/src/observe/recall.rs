@@ -8,11 +8,10 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use warmhop_core::ids::{AppName, PeerId, RequestId, SessionKey};
 use warmhop_core::route::Reason;
 use warmhop_core::view::AppState;
@@ -125,6 +124,11 @@ impl Step {
             candidates: self.candidates.iter().map(candidate).collect(),
         }
     }
+}
+
+/// Writes the line of a request for `path`.
+pub(crate) fn put_line(method: &Method, path: &str) -> impl FnOnce(&mut String) {
+    move |line| [method.as_str(), " ", path].into_iter().for_each(|part| line.push_str(part))
 }
 
 /// What is remembered of one request.
@@ -267,24 +271,19 @@ impl Tracing {
         id: RequestId,
         peer: &PeerId,
         role: &'static str,
-        line: fmt::Arguments<'_>,
+        line: impl FnOnce(&mut String),
     ) -> Self {
         let mut record = Record::fresh();
         record.id = Some(id.clone());
         record.peer = Some(peer.clone());
         record.role = role;
-        // A text takes whatever is written.
-        let _ = record.line.write_fmt(line);
+        line(&mut record.line);
         cut(&mut record.line, TEXT_BYTES_MAX);
         record.at_unix_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
         let (since, traces) = (Instant::now(), Arc::clone(traces));
         Self { id, since, record: Some(record), traces, field: None }
-    }
-
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.since.elapsed()
     }
 
     /// The request's id as the value of a field.
@@ -363,12 +362,15 @@ impl Tracing {
         last.map(|step| beginning(step.why.to_string(), TEXT_BYTES_MAX)).unwrap_or_default()
     }
 
-    pub(crate) fn head(&mut self, status: u16) {
-        let head_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    /// The answer's head goes out now; returns how long that has taken.
+    pub(crate) fn head(&mut self, status: u16) -> Duration {
+        let elapsed = self.since.elapsed();
+        let head_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         self.edit(|record| {
             record.status = Some(status);
             record.head_us = Some(head_us);
         });
+        elapsed
     }
 }
 
@@ -395,20 +397,20 @@ impl Drop for Tracing {
 mod tests {
     use super::*;
 
-    fn trace(traces: &Arc<Traces>, id: &str, role: &'static str, line: &str) -> RequestId {
+    fn trace(traces: &Arc<Traces>, id: &str, role: &'static str) -> RequestId {
         let id = RequestId::new(id).unwrap();
         let peer = PeerId::new("one").unwrap();
-        drop(Tracing::begin(traces, id.clone(), &peer, role, format_args!("{line}")));
+        drop(Tracing::begin(traces, id.clone(), &peer, role, |line| line.push_str("GET /")));
         id
     }
 
     #[test]
     fn operations_on_registers_push_out_no_request_and_each_other_only() {
         let traces = Arc::new(Traces::new());
-        let request = trace(&traces, "request", "entry", "GET /");
-        let first = trace(&traces, "first", REGISTER, "GET /");
+        let request = trace(&traces, "request", "entry");
+        let first = trace(&traces, "first", REGISTER);
         for number in 0..TRACES_MAX {
-            trace(&traces, &format!("register-{number}"), REGISTER, "GET /");
+            trace(&traces, &format!("register-{number}"), REGISTER);
         }
         assert!(traces.find(&request).is_some());
         assert!(traces.find(&first).is_none());
@@ -423,7 +425,7 @@ mod tests {
         let id = RequestId::new("long").unwrap();
         let peer = PeerId::new("one").unwrap();
         let mut tracing =
-            Tracing::begin(&traces, id.clone(), &peer, "entry", format_args!("GET /"));
+            Tracing::begin(&traces, id.clone(), &peer, "entry", |line| line.push_str("GET /"));
         for _ in 0..2 * STEPS_MAX {
             tracing.step("wait", "ready nowhere");
         }
@@ -446,7 +448,7 @@ mod tests {
         let last = |role, steps: &[&'static str], status: Option<u16>| {
             let id = RequestId::new(role).unwrap();
             let mut tracing =
-                Tracing::begin(&traces, id.clone(), &peer, role, format_args!("GET /"));
+                Tracing::begin(&traces, id.clone(), &peer, role, |line| line.push_str("GET /"));
             for what in steps {
                 tracing.step(what, "why");
             }
@@ -468,13 +470,8 @@ mod tests {
         let traces = Arc::new(Traces::new());
         let id = RequestId::new("long").unwrap();
         let peer = PeerId::new("one").unwrap();
-        let mut tracing = Tracing::begin(
-            &traces,
-            id.clone(),
-            &peer,
-            "entry",
-            format_args!("{}", "é".repeat(60_000)),
-        );
+        let mut tracing =
+            Tracing::begin(&traces, id.clone(), &peer, "entry", |line| *line = "é".repeat(60_000));
         tracing.step("refuse", "x".repeat(60_000));
         drop(tracing);
         let kept = traces.find(&id).unwrap();

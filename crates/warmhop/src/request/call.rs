@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use warmhop_core::config::WakePolicy;
@@ -44,8 +45,7 @@ pub(crate) enum CallBody {
 pub(crate) struct Call {
     pub(crate) id: RequestId,
     pub(crate) method: Method,
-    /// Path and query.
-    pub(crate) target: String,
+    pub(crate) target: PathAndQuery,
     pub(crate) fields: HeaderMap,
     pub(crate) body: CallBody,
     pub(crate) upgrade: Option<HeaderValue>,
@@ -151,8 +151,7 @@ impl Call {
 
     /// Whether it is one of those that the app is started for.
     pub(crate) fn wakes(&self, policy: &WakePolicy) -> bool {
-        let path = self.target.split('?').next().unwrap_or_default();
-        policy.is_for_all() || policy.wakes(user_agent(&self.fields), path)
+        policy.is_for_all() || policy.wakes(user_agent(&self.fields), self.target.path())
     }
 
     fn take_body(&mut self) -> Option<Body> {
@@ -189,7 +188,7 @@ impl Call {
     ) -> Option<Request<Body>> {
         let mut request = Request::new(self.lend_body()?);
         *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.target.parse().ok()?;
+        *request.uri_mut() = Uri::from(self.target.clone());
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = self.fields.clone();
         if let Some(protocol) = &self.upgrade {
@@ -220,7 +219,7 @@ impl Call {
             app: app.clone(),
             request_id: self.id.to_string(),
             method: self.method.as_str().to_owned(),
-            target: self.target.clone(),
+            target: self.target.as_str().to_owned(),
             fields: FieldBlock::of(&self.fields),
             upgrade: self.upgrade.as_ref().map(|protocol| protocol.as_bytes().to_vec()),
             asks_go: false,
@@ -231,7 +230,8 @@ impl Call {
     /// A digest of what a repeat under the same key must have in common.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-        for part in [self.method.as_str().as_bytes(), b" ", self.target.as_bytes(), b"\n"] {
+        for part in [self.method.as_str().as_bytes(), b" ", self.target.as_str().as_bytes(), b"\n"]
+        {
             context.update(part);
         }
         if let CallBody::Whole(bytes) = &self.body {

@@ -332,16 +332,15 @@ impl Node {
     ) -> Result<Place, Problem> {
         let slot = placing.slot;
         let pinned_to = placing.pin.filter(|pin| pin.lives).map(|pin| pin.peer);
-        let mut waiting: Option<Waiting<'_>> = None;
+        let mut waiting: Option<(Instant, Waiting<'_>)> = None;
         let before = waits.waited;
-        let since = Instant::now();
         let failed_before = slot.failed_starts();
         let mut changes: Option<watch::Receiver<u64>> = None;
         loop {
             if let Some(changes) = &mut changes {
                 changes.mark_unchanged();
             }
-            if waiting.is_some() {
+            if let Some((since, _)) = &waiting {
                 waits.waited = before + since.elapsed();
             }
             let failed_starts = slot.failed_starts().saturating_sub(failed_before);
@@ -385,7 +384,7 @@ impl Node {
                 Action::Wait { at_most } => {
                     if waiting.is_none() {
                         slot.waiting.fetch_add(1, Ordering::Relaxed);
-                        waiting = Some(Waiting(slot));
+                        waiting = Some((Instant::now(), Waiting(slot)));
                     }
                     if decision.reason == Reason::BusyEverywhere {
                         // Of places that others leave elsewhere nobody is told: they are asked for

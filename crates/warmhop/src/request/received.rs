@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tracing::{Instrument, debug, debug_span};
+use tracing::{Instrument, Span, debug, debug_span};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{PeerId, RequestId, SessionKey};
@@ -22,7 +24,7 @@ use crate::http::tunnels::Farewell;
 use crate::links::hop_body::HopBodyReader;
 use crate::observe::failpoint::{self, Point};
 use crate::observe::metrics::ByPeer;
-use crate::observe::recall::{REGISTER, Tracing, Why};
+use crate::observe::recall::{REGISTER, Tracing, Why, put_line};
 use crate::observe::trace::{ActiveSpan, SpanKind};
 use crate::request::at_once::as_sent;
 use crate::request::call::{Call, CallBody};
@@ -39,8 +41,7 @@ struct Received {
     slot: Arc<Slot>,
     kind: HopKind,
     method: Method,
-    /// Path and query.
-    target: String,
+    target: PathAndQuery,
     fields: HeaderMap,
     upgrade: Option<Vec<u8>>,
     asks_go: bool,
@@ -91,7 +92,7 @@ impl Node {
         let span = debug_span!("hop", id = %received.id, peer = %self.me, from = %from);
         // An upgraded connection is told first, and ends itself.
         let cut_off = if received.upgrade.is_some() { &self.tunnels.cut } else { closing };
-        let answering = self.answer_received(received, send).instrument(span);
+        let answering = self.answering(received, send, span);
         tokio::select! {
             () = answering => {}
             () = cut_off.cancelled(), if !is_late => debug!(%from, "a hop was cut off"),
@@ -107,7 +108,8 @@ impl Node {
     ) -> Result<Received, (HopRefusal, Load)> {
         let Arrived { head, method, fields, incoming } = arrived;
         let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
-        let (Ok(id), Some(slot)) = (RequestId::new(&request_id), self.slot(&app)) else {
+        let form = (RequestId::new(&request_id), PathAndQuery::try_from(target), self.slot(&app));
+        let (Ok(id), Ok(target), Some(slot)) = form else {
             return Err((HopRefusal::UnknownApp, Load { in_flight: 0, latency_us: 0 }));
         };
         self.metrics.hops_received.get_or_create(&ByPeer { peer: from.clone() }).inc();
@@ -126,6 +128,18 @@ impl Node {
         }
         let from = from.clone();
         Ok(Received { from, id, slot, kind, method, target, fields, upgrade, asks_go, incoming })
+    }
+
+    /// Boxed here, where little is to be moved: all around it would be moved with it otherwise.
+    fn answering(
+        &self,
+        received: Received,
+        send: quinn::SendStream,
+        span: Span,
+    ) -> BoxFuture<'_, ()> {
+        let answering = self.answer_received(received, send);
+        // Where nobody listens, moving the future once more costs more than all of the span.
+        if span.is_disabled() { Box::pin(answering) } else { Box::pin(answering.instrument(span)) }
     }
 
     async fn answer_received(&self, mut received: Received, mut send: quinn::SendStream) {
@@ -176,14 +190,13 @@ impl Node {
     }
 
     fn trace_of_received(&self, received: &Received) -> Tracing {
-        let path = path_of(&received.target);
         let role = if received.slot.keeps_registers { REGISTER } else { "hop" };
         let mut tracing = Tracing::begin(
             &self.traces,
             received.id.clone(),
             &self.me,
             role,
-            format_args!("{} {path}", received.method),
+            put_line(&received.method, received.target.path()),
         );
         tracing.app(received.slot.name());
         tracing.step("arrived", Why::SentBy(received.from.clone(), received.kind.label()));
@@ -194,7 +207,7 @@ impl Node {
         let fields = &mut received.fields;
         let mut span = self.spans.within(fields, SpanKind::Server, || "hop received".into())?;
         span.set("http.request.method", received.method.as_str());
-        span.set("url.path", path_of(&received.target));
+        span.set("url.path", received.target.path());
         span.set("warmhop.app", received.slot.name().as_str());
         span.set("warmhop.peer.from", received.from.as_str());
         span.set("warmhop.hop", received.kind.label());
@@ -309,10 +322,6 @@ impl Node {
         })
         .await
     }
-}
-
-fn path_of(target: &str) -> &str {
-    target.split('?').next().unwrap_or_default()
 }
 
 /// The body of a hop, all of it if it has at most `want_whole` bytes, and what comes from the client's

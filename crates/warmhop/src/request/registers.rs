@@ -9,11 +9,13 @@ pub(crate) mod operation;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt::Write;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
@@ -241,7 +243,7 @@ impl Registers {
         }
         let session = SessionKey { app: self.slot.name().clone(), sid: self.sid(key) };
         let now = self.node.clock.wall();
-        self.node.store.with(&session, false, |machine, _, _| {
+        self.node.store.read(&session, |machine| {
             let (state, expiry) = machine.state().filter(|(_, expiry)| *expiry > now)?;
             let held = parse(state)?;
             let expires = UNIX_EPOCH.checked_add(Duration::from_millis(expiry.0))?;
@@ -436,9 +438,10 @@ impl Registers {
         // An operation whose answer was lost may run again only if it is certain that it was not
         // applied and forgotten since. What is known to have been chosen before it can show that;
         // where nothing is, only a register that has forgotten nothing yet can.
-        let seen = self.node.store.with(&session, false, |machine, _, _| {
-            if machine.is_owner() { machine.version() } else { 0 }
-        });
+        let seen = self
+            .node
+            .store
+            .read(&session, |machine| if machine.is_owner() { machine.version() } else { 0 });
         let seen = Some(seen.unwrap_or_default());
         let portable = Portable {
             slot: &self.slot,
@@ -459,13 +462,11 @@ impl Registers {
             };
             let mut call = self.call(method, body.clone());
             let node = &self.node;
-            let mut tracing = Tracing::begin(
-                &node.traces,
-                call.id.clone(),
-                &node.me,
-                REGISTER,
-                format_args!("{} {session}", call.method),
-            );
+            let mut tracing =
+                Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, |line| {
+                    // A text takes whatever is written.
+                    let _ = write!(line, "{} {session}", call.method);
+                });
             tracing.app(self.slot.name());
             let subject = Subject::Key(ByKey { sid, begins });
             match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
@@ -515,13 +516,10 @@ impl Registers {
         let operation = Operation::List { from, count: count as u64 };
         let mut call = self.call(Method::GET, encode(&operation)?);
         let node = &self.node;
-        let mut tracing = Tracing::begin(
-            &node.traces,
-            call.id.clone(),
-            &node.me,
-            REGISTER,
-            format_args!("LIST {}", self.slot.name()),
-        );
+        let mut tracing =
+            Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, |line| {
+                ["LIST ", self.slot.name().as_str()].iter().for_each(|it| line.push_str(it))
+            });
         let asked = node.ask(&self.slot, peer, &mut call, HopKind::Plain, &mut tracing).await;
         let unavailable = |why: String| {
             RegisterError::Unavailable(format!("{peer} could not be asked for its keys: {why}"))
@@ -543,7 +541,7 @@ impl Registers {
         Call {
             id: RequestId::new(&id).expect("32 hexadecimal digits make an id"),
             method,
-            target: "/".into(),
+            target: PathAndQuery::from_static("/"),
             fields: HeaderMap::new(),
             body: CallBody::Whole(body),
             upgrade: None,
