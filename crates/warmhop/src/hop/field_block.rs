@@ -71,9 +71,10 @@ impl FieldBlock {
         let mut rest = self.0;
         while !rest.is_empty() {
             let (name, value) = next_lengths(&mut rest)?;
-            let name = HeaderName::from_bytes(&rest.split_to(name)).ok()?;
+            let known = HeaderName::from_bytes(rest.get(..name)?).ok()?;
+            rest.advance(name);
             let value = HeaderValue::from_maybe_shared(rest.split_to(value)).ok()?;
-            headers.try_append(name, value).ok()?;
+            headers.try_append(known, value).ok()?;
         }
         Some(headers)
     }

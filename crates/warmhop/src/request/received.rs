@@ -63,6 +63,7 @@ impl Node {
         let closing = &self.tunnels.closing;
         let is_late = closing.is_cancelled();
         let arrived = tokio::select! {
+            biased;
             arrived = Arrived::read(recv) => arrived,
             () = closing.cancelled(), if !is_late => return,
         };
@@ -94,6 +95,7 @@ impl Node {
         let cut_off = if received.upgrade.is_some() { &self.tunnels.cut } else { closing };
         let answering = self.answering(received, send, span);
         tokio::select! {
+            biased;
             () = answering => {}
             () = cut_off.cancelled(), if !is_late => debug!(%from, "a hop was cut off"),
         }

@@ -36,7 +36,9 @@ pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
 /// The first bytes of every message: a magic number and the version.
 const HEADER: [u8; 3] = [0x53, 0xB0, 0];
 /// The last message of three between two nodes, where the other one lacks nothing: it is not sent.
-pub(super) const EMPTY_ACK: [u8; 5] = [HEADER[0], HEADER[1], HEADER[2], 2, 0];
+pub(super) const EMPTY_ACK: [u8; 5] = [HEADER[0], HEADER[1], HEADER[2], 2, EMPTY_DELTA[0]];
+/// A delta that tells of nothing: no block follows.
+const EMPTY_DELTA: [u8; 1] = [0];
 
 /// A message whose names, keys, values and numbers are within bounds; `me` is the name and
 /// generation of the node whose state only this peer writes. Others still tell of its earlier
@@ -49,7 +51,13 @@ pub(super) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage>
             take_text(&mut rest)?;
         }
         1 => {
+            let mut digest = rest;
             screen_digest(&mut rest)?;
+            if *rest == EMPTY_DELTA {
+                // Read by chitchat, a delta costs as much as all the rest, and most have nothing.
+                let digest = Deserializable::deserialize(&mut digest).ok()?;
+                return Some(ChitchatMessage::SynAck { digest, delta: Default::default() });
+            }
             screen_delta(&mut rest, me)?;
         }
         2 => screen_delta(&mut rest, me)?,
@@ -207,6 +215,21 @@ mod tests {
         let message = screened(&EMPTY_ACK, ("me", 1)).unwrap();
         assert!(matches!(message, ChitchatMessage::Ack { .. }));
         assert_eq!(message.serialize_to_vec(), EMPTY_ACK);
+    }
+
+    #[test]
+    fn an_answer_whose_delta_is_empty_is_read_as_chitchat_reads_it() {
+        let mut answer = Vec::from(HEADER);
+        answer.extend([1, 1, 0]);
+        put_node(&mut answer, "peer", 7);
+        for count in [3_u64, 0, 5] {
+            answer.extend(count.to_le_bytes());
+        }
+        answer.extend(EMPTY_DELTA);
+        let read = screened(&answer, ("me", 1)).unwrap();
+        assert_eq!(read, ChitchatMessage::deserialize(&mut &answer[..]).unwrap());
+        assert!(screened(&[&answer[..], &EMPTY_DELTA].concat(), ("me", 1)).is_none());
+        assert!(screened(&answer[..answer.len() - 1], ("me", 1)).is_none());
     }
 
     fn put_text(bytes: &mut Vec<u8>, text: &str) {
