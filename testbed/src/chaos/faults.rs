@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use futures_util::future::join_all;
 use http::Method;
 use nix::sys::signal::Signal;
 use rand::RngExt;
@@ -552,8 +553,8 @@ impl Breaker {
         Ok((vec![victim], "its certificate was replaced".to_owned()))
     }
 
-    /// Waits until every peer sees every other and every session that a client works on has as
-    /// many living members as it should.
+    /// Waits until every peer sees every other, and every session and key, used or not, has as many
+    /// living members as it should.
     async fn whole(&mut self, after: &str) -> Result<()> {
         self.mesh.formed().await?;
         let until = Instant::now() + WHOLE_WITHIN;
@@ -589,6 +590,34 @@ impl Breaker {
             if living.count() < wanted {
                 let key = &self.keys[&thread];
                 return Some(format!("the members of session {key} are {members:?}"));
+            }
+        }
+        self.short().await
+    }
+
+    /// What the peers themselves tell to be short of members or an owner: sessions that nobody works
+    /// on as well, and keys.
+    async fn short(&self) -> Option<String> {
+        let statuses = join_all(self.mesh.peers().iter().map(|peer| peer.status())).await;
+        let mut lives = BTreeMap::new();
+        for (peer, status) in self.mesh.peers().iter().zip(&statuses) {
+            let Ok(status) = status else { return Some(format!("{} tells nothing", peer.name)) };
+            lives.insert(peer.name.as_str(), status["peer"]["incarnation"].clone());
+        }
+        for (peer, status) in self.mesh.peers().iter().zip(statuses.iter().flatten()) {
+            let others = status["peers"].as_array().into_iter().flatten();
+            // Of whoever died and came back unseen, what it held is not missed yet.
+            let former = others.clone().find(|other| {
+                let name = other["name"].as_str().unwrap_or_default();
+                lives.get(name).is_some_and(|life| *life != other["incarnation"])
+            });
+            if let Some(former) = former {
+                return Some(format!("{} knows a former life of {}", peer.name, former["name"]));
+            }
+            // One that drains mends nothing: it gives away what it has when it ends.
+            let short = status["sessions"]["short"].as_u64().unwrap_or_default();
+            if short > 0 && status["peer"]["state"] == "serving" {
+                return Some(format!("{short} sessions or keys are short at {}", peer.name));
             }
         }
         None

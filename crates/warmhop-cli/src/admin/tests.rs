@@ -9,6 +9,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use warmhop::status::{
     AppStatus, History, OtherPeer, PeerStatus, RequestCounts, SeedStatus, SessionCounts,
@@ -105,7 +106,13 @@ impl Peer for Fake {
                 hops_received: 0,
             }],
             cookie: "warmhop".into(),
-            sessions: SessionCounts { owned: 12, copies: 30, bytes: 9_000, bytes_max: 1 << 20 },
+            sessions: SessionCounts {
+                owned: 12,
+                copies: 30,
+                short: 2,
+                bytes: 9_000,
+                bytes_max: 1 << 20,
+            },
             takeovers: 0,
             seeds: vec![SeedStatus {
                 seed: "far.example:7001".into(),
@@ -230,7 +237,8 @@ async fn every_route_answers_as_the_contract_says() {
         assert!(body.starts_with(begins), "{path}: {body}");
     }
     let (_, status) = get_json(&router, "/v1/status").await;
-    let sessions = json!({ "owned": 12, "copies": 30, "bytes": 9_000, "bytes_max": 1 << 20 });
+    let sessions =
+        json!({ "owned": 12, "copies": 30, "short": 2, "bytes": 9_000, "bytes_max": 1 << 20 });
     assert_eq!(status["sessions"], sessions);
     assert_eq!(get_json(&router, "/v1/requests/a/b%3Ac").await.1["id"], "a/b:c");
     let key = "shop/000102030405060708090a0b0c0d0e0f";
@@ -513,7 +521,11 @@ async fn an_answer_that_takes_too_long_is_given_up() {
 async fn health_is_told_however_many_connections_say_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve(listener, router(Fake::default(), None, Router::new())));
+    let server = tokio::spawn(serve(
+        listener,
+        router(Fake::default(), None, Router::new()),
+        CancellationToken::new(),
+    ));
     let mut idle = Vec::new();
     for _ in 0..3 * places::CONNECTIONS_MAX {
         let mut stream = TcpStream::connect(addr).await.unwrap();

@@ -432,6 +432,30 @@ pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incar
         && able.iter().any(|peer| !members.contains(peer))
 }
 
+/// Whether a session of which this peer knows a record is short of what repair is to bring: as its
+/// owner, of members that are `alive`, as [`countable`] tells them; as a member, of an owner that
+/// `hears`. One that has no majority left is not: no repair brings that back.
+#[must_use]
+pub fn is_short(
+    machine: &Session,
+    me: Incarnation,
+    copies: usize,
+    alive: &BTreeSet<Incarnation>,
+    hears: impl Fn(Incarnation) -> bool,
+) -> bool {
+    let deciders = machine.deciders(|peer| peer == me || hears(peer));
+    let voting = deciders.iter().filter(|(_, votes)| *votes).count();
+    if machine.version() == 0 || 2 * voting <= deciders.len() {
+        return false;
+    }
+    if machine.is_owner() {
+        let wanted = copies.clamp(1, MEMBERS_MAX).min(alive.len());
+        return machine.members().iter().filter(|peer| alive.contains(peer)).count() < wanted;
+    }
+    let owner = machine.highest_claim().map(|claim| claim.proposer);
+    machine.holds_copy() && deciders.contains(&(me, true)) && !owner.is_some_and(hears)
+}
+
 /// Who should own the session after this peer, which leaves: best where its app is ready, then by
 /// rank. `None` where nobody is left who could.
 #[must_use]

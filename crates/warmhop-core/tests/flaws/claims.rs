@@ -1,9 +1,11 @@
 //! Claims and owners: a promise says who wanted the session last, not who has it. Nobody asks for
 //! the sessions of these stories; whoever holds them has to find out by itself.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use warmhop_core::session::claim::Claimant;
+use warmhop_core::session::repair::is_short;
 
 use crate::stage::Stage;
 
@@ -152,4 +154,42 @@ fn a_member_that_was_not_told_of_later_members_asks_everyone_for_them() {
     s.takes_over_without_a_token("A", "E");
     s.settles();
     s.serves("A");
+}
+
+/// The danger: a peer is restarted, and another one before what the first held is held elsewhere: what
+/// both held is lost. Whoever restarts them has nothing to wait for.
+/// The rule: each peer tells how much it knows that is short of members or of an owner, until that is
+/// repaired; what no repair can bring back is not among it.
+#[test]
+fn what_is_short_of_members_or_of_an_owner_is_told_until_it_is_repaired() {
+    let mut s = Stage::new("short of members", "A B C D");
+    s.draws("A", "A B C");
+    s.asks("A", "keyed tea", "A");
+    s.settles();
+    let is_short_at = |s: &Stage, name: &str| {
+        let living = ["A", "B", "C", "D"].map(|peer| s.inc(peer)).into_iter();
+        let alive: BTreeSet<_> = living.filter(|life| s.lives(*life)).collect();
+        let machine = s.machine(name).unwrap();
+        is_short(machine, s.inc(name), 3, &alive, |peer| alive.contains(&peer))
+    };
+    assert!(["A", "B", "C"].iter().all(|peer| !is_short_at(&s, peer)));
+
+    let c = s.inc("C");
+    s.crashes("C");
+    s.tell("The owner misses a member that D could be.");
+    assert!(is_short_at(&s, "A") && !is_short_at(&s, "B"));
+    s.replaces("A", c, "D");
+    s.settles();
+    assert!(["A", "B", "D"].iter().all(|peer| !is_short_at(&s, peer)));
+
+    s.crashes("A");
+    s.tell("The members miss their owner, until one of them is.");
+    assert!(is_short_at(&s, "B") && is_short_at(&s, "D"));
+    s.takes_over_without_a_token("B", "B D");
+    s.settles();
+    s.serves("B");
+    assert!(!is_short_at(&s, "B") && !is_short_at(&s, "D"), "nobody else could be a member");
+
+    s.crashes("D");
+    assert!(!is_short_at(&s, "B"), "no majority is left: it is lost");
 }

@@ -131,6 +131,12 @@ impl Scrape<'_> {
     }
 
     fn sessions(&mut self, node: &Node) -> fmt::Result {
+        self.gauge(
+            "sessions_short",
+            "Sessions and keys with fewer living members than there should be, or no living owner",
+            None,
+            &[(vec![], node.short() as f64)],
+        )?;
         let memory = node.store.memory();
         self.gauge(
             "session_memory",

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::repair::{
-    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on,
+    Around, Held, Mend, Scope, Watch, by_rank, countable, counts_on, is_short,
 };
-use warmhop_core::view::View;
+use warmhop_core::view::{Liveness, View};
 
 use crate::request::node::Node;
 use crate::sessions::store::STRIPES;
@@ -131,6 +131,21 @@ impl Node {
     pub(crate) fn copies_to_replace(&self) -> usize {
         let able = countable(&self.view(), self.incarnation);
         self.store.held(|members| counts_on(members, self.incarnation, &able)).len()
+    }
+
+    /// How many sessions, and keys, that this peer knows are short of what repair is to bring.
+    pub(crate) fn short(&self) -> u64 {
+        let view = self.view();
+        let alive = countable(&view, self.incarnation);
+        let copies = self.store.policy().copies;
+        let heard: BTreeSet<Incarnation> = view
+            .live_peers()
+            .filter(|(_, belief)| belief.alive == Liveness::Alive)
+            .map(|(_, belief)| belief.news.incarnation)
+            .collect();
+        self.store.count_where(|machine| {
+            is_short(machine, self.incarnation, copies, &alive, |peer| heard.contains(&peer))
+        })
     }
 
     /// Asks about the members of sessions that count on this peer's copy, with `most` questions:

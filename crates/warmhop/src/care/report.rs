@@ -40,6 +40,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
     let sessions = SessionCounts {
         owned,
         copies,
+        short: node.short(),
         bytes: node.store.memory().bytes(),
         bytes_max: node.store.memory().bytes_max(),
     };

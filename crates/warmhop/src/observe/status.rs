@@ -204,6 +204,9 @@ pub struct SessionCounts {
     pub owned: u64,
     /// Those it holds a copy of, its own included.
     pub copies: u64,
+    /// Those that are short of what repair is to bring: as their owner knows, of members that live;
+    /// as a member knows, of an owner that lives. Such a one may be lost with the next peer.
+    pub short: u64,
     /// How many bytes they take, as far as they are counted.
     pub bytes: u64,
     /// How many they may take.

@@ -513,6 +513,15 @@ impl Store {
         (owned, held)
     }
 
+    /// How many there are of which this is true.
+    pub(crate) fn count_where(&self, wanted: impl Fn(&Session) -> bool) -> u64 {
+        let counted = |stripe: &Mutex<Stripe>| {
+            let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            stripe.sessions.iter().filter(|entry| wanted(&entry.machine)).count() as u64
+        };
+        self.stripes.iter().map(counted).sum()
+    }
+
     /// Whether a request of `key` that arrived at this peer, which does not own it, with `n` in
     /// its token, should bring the ownership here.
     pub(crate) fn should_move(&self, key: &SessionKey, n: u64) -> bool {
