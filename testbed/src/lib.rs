@@ -11,6 +11,7 @@
 //! | [`apps`] | reading the `[[app]]` tables that a mesh is to serve |
 //! | [`mesh`] | peers: their certificates, configurations, processes; waiting for what they report |
 //! | [`client`] | an HTTP client that keeps cookies and takes times |
+//! | [`resp`] | a client of the Redis-speaking endpoint |
 //! | [`state`] | `peers.json`, the record of a mesh that outlives its launcher |
 //! | [`commands`] | `up`, `down`, `kill`, `start` |
 //! | [`demo`] | the guided tour |
@@ -32,6 +33,7 @@ pub mod demo;
 pub mod mesh;
 pub mod ports;
 pub mod process;
+pub mod resp;
 pub mod state;
 pub mod terminal;
 

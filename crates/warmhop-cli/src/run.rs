@@ -11,6 +11,8 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use warmhop::config::StartMode;
 use warmhop::error::StartMeshError;
@@ -270,15 +272,18 @@ async fn serve(
     let token = admin::Token::new(config.admin.token.as_deref());
     let reloader = Reloader::new(mesh.clone(), file, config, token.clone(), given);
     signals.reloader = Some(Arc::clone(&reloader));
+    let (admin_leaves, redis_leaves) = (CancellationToken::new(), CancellationToken::new());
     let admin = tokio::spawn(admin::serve(
         listeners.admin,
         admin::guarded(mesh.clone(), token, admin::operate::routes(&mesh, journal, &reloader)),
+        admin_leaves.clone(),
     ));
     let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
         info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
         let session = &config.session;
         let (ttl, events) = (session.policy.ttl, session.redis_events);
-        tokio::spawn(redis::serve(listener, mesh.clone(), registers, ttl, events))
+        let leaves = redis_leaves.clone();
+        tokio::spawn(redis::serve(listener, mesh.clone(), registers, ttl, events, leaves))
     });
     announce(config, &mesh, admin_addr);
     if let Some(each) = connections {
@@ -303,17 +308,25 @@ async fn serve(
         ))),
     };
     notify::stopping();
+    // Not before the apps have stopped: they need it to end well.
+    let redis_drained = async {
+        redis_leaves.cancel();
+        if let Some(redis) = redis {
+            ends_within(config.http.drain_grace, redis, "the Redis endpoint").await;
+        }
+    };
+    let drained = async {
+        mesh.shutdown_after(redis_drained).await;
+        // Last of all: whoever watches the peer leave asks it there.
+        admin_leaves.cancel();
+        ends_within(ADMIN_ENDS_WITHIN, admin, "the admin listener").await;
+    };
     tokio::select! {
-        () = mesh.shutdown() => {}
+        () = drained => {}
         number = signals.next() => {
             warn!(signal = number, "ended before everything was drained");
             return Ok(exit_status(number));
         }
-    }
-    admin.abort();
-    if let Some(redis) = redis {
-        // Not before: the apps needed it to end well.
-        redis.abort();
     }
     watchdog.abort();
     if let Some(access) = signals.access.take() {
@@ -325,6 +338,15 @@ async fn serve(
     }
     info!("ended");
     outcome
+}
+
+/// Waits until what serves clients has answered what it took in and ended; what is left after
+/// `grace` is cut off.
+async fn ends_within(grace: Duration, mut serving: JoinHandle<()>, what: &str) {
+    if tokio::time::timeout(grace, &mut serving).await.is_err() {
+        warn!("{what} still has clients under way; they are cut off after {grace:?}");
+        serving.abort();
+    }
 }
 
 fn access_log(config: &Config) -> Result<Option<(AccessLog, Writing)>, Failure> {
@@ -524,6 +546,9 @@ fn connections_within(open_files: u64, doors: usize) -> usize {
 
 /// A peer that is told to end while it starts gets this long to begin to serve and to leave again.
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the admin listener may take to answer what it has taken in, once all else has ended.
+const ADMIN_ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The least number of open files that clients leave to the rest.
 const OPEN_FILES_RESERVED_MIN: u64 = 128;

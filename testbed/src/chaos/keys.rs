@@ -10,16 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
 use futures_util::future::join_all;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::history::{Asked, Came, KeyOperation, Micros};
 use super::load::{Load, locked};
+use crate::resp::{Answer, Connection};
 
 /// How long one command may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
@@ -30,8 +28,6 @@ const AT_ONCE: usize = 4;
 const USES: usize = 5;
 /// A lock that its holder does not give back ends by itself, long after the run.
 const LOCK_MS: &str = "3600000";
-/// The longest answer, in bytes.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// What the clients that meet use their key for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,8 +224,8 @@ impl KeyClient {
     /// Sends a command and waits for its answer.
     async fn command(&mut self, words: &[String]) -> Result<Answer, Came> {
         if self.connection.is_none() {
-            match timeout(CONNECT_WITHIN, TcpStream::connect(self.addr)).await {
-                Ok(Ok(stream)) => self.connection = Some(Connection(BufReader::new(stream))),
+            match timeout(CONNECT_WITHIN, Connection::open(self.addr)).await {
+                Ok(Ok(connection)) => self.connection = Some(connection),
                 Ok(Err(error)) => return Err(Came::Refused { error: format!("CONNECT {error}") }),
                 Err(_) => return Err(Came::Refused { error: "CONNECT in vain".to_owned() }),
             }
@@ -252,68 +248,5 @@ fn told(error: String) -> Came {
     match error.split(' ').next() {
         Some("UNKNOWN") => Came::Unknown { error },
         _ => Came::Refused { error },
-    }
-}
-
-/// An answer of the endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
-    Nothing,
-    Text(String),
-    Error(String),
-    Number(i64),
-    Several(Vec<Answer>),
-}
-
-#[derive(Debug)]
-struct Connection(BufReader<TcpStream>);
-
-impl Connection {
-    async fn ask(&mut self, words: &[String]) -> Result<Answer> {
-        let mut request = format!("*{}\r\n", words.len());
-        for word in words {
-            request.push_str(&format!("${}\r\n{word}\r\n", word.len()));
-        }
-        self.0.get_mut().write_all(request.as_bytes()).await?;
-        let first = self.line().await?;
-        let Some(count) = first.strip_prefix('*') else { return self.answer(&first).await };
-        let Ok(count) = usize::try_from(count.parse::<i64>()?) else { return Ok(Answer::Nothing) };
-        let mut answers = Vec::new();
-        for _ in 0..count {
-            let line = self.line().await?;
-            answers.push(self.answer(&line).await?);
-        }
-        Ok(Answer::Several(answers))
-    }
-
-    async fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        if self.0.read_line(&mut line).await? == 0 {
-            bail!("the connection ended");
-        }
-        Ok(line.trim_end().to_owned())
-    }
-
-    async fn answer(&mut self, line: &str) -> Result<Answer> {
-        let (kind, rest) = line.split_at_checked(1).context("an empty line")?;
-        Ok(match kind {
-            "+" => Answer::Text(rest.to_owned()),
-            "-" => Answer::Error(rest.to_owned()),
-            ":" => Answer::Number(rest.parse()?),
-            "_" => Answer::Nothing,
-            "$" | "*" => {
-                let Ok(len) = usize::try_from(rest.parse::<i64>()?) else {
-                    return Ok(Answer::Nothing);
-                };
-                if kind == "*" || len > ANSWER_BYTES_MAX {
-                    bail!("an answer in no form that was asked for: {line}");
-                }
-                let mut bytes = vec![0; len + 2];
-                self.0.read_exact(&mut bytes).await?;
-                bytes.truncate(len);
-                Answer::Text(String::from_utf8(bytes)?)
-            }
-            _ => bail!("an answer in no form that was asked for: {line}"),
-        })
     }
 }

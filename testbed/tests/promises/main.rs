@@ -12,6 +12,7 @@ mod failpoints;
 mod faults;
 mod framing;
 mod keyed;
+mod leaving;
 mod matching;
 mod operations;
 mod requests;

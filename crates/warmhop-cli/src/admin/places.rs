@@ -12,6 +12,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
@@ -30,13 +31,22 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
 /// How long to leave the listener alone when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers on `listener` until dropped.
-pub async fn serve(listener: TcpListener, router: Router) {
+/// Answers on `listener` until the peer has left but for this: then it takes in nothing more, and
+/// returns once what it took in has been answered.
+pub async fn serve(listener: TcpListener, router: Router, ends: CancellationToken) {
     let places = Arc::new(Places::default());
+    let mut connections = JoinSet::new();
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            // Last: who has connected already is answered.
+            biased;
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = ends.cancelled() => break,
+        };
+        match accepted {
             Ok((stream, _)) => {
-                drop(tokio::spawn(connection(stream, places.take(), router.clone())))
+                connections.spawn(connection(stream, places.take(), router.clone(), ends.clone()));
             }
             Err(error) => {
                 warn!(%error, "cannot accept a connection to the admin listener");
@@ -44,9 +54,11 @@ pub async fn serve(listener: TcpListener, router: Router) {
             }
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, place: Place, router: Router) {
+async fn connection(stream: TcpStream, place: Place, router: Router, ends: CancellationToken) {
     let (leave, place) = (place.leave.clone(), Arc::new(place));
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (router, busy) = (router.clone(), Busy::new(Arc::clone(&place)));
@@ -74,10 +86,15 @@ async fn connection(stream: TcpStream, place: Place, router: Router) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // How a client's connection ends is the client's affair.
-        _ = timeout(CONNECTION_AGE_MAX, connection) => {}
+        _ = timeout(CONNECTION_AGE_MAX, connection.as_mut()) => {}
         () = leave.cancelled() => {}
+        () = ends.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
     }
 }
 

@@ -18,7 +18,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::about::{Introduced, refuse_user};
 use super::cmd::{
@@ -47,6 +48,8 @@ const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
 /// is left unread when it is closed has the system take back what was told.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a client may take to read what it was answered just before the peer leaves.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// How many bytes of replies one client's commands under way may come to, and those that wait to be
 /// written. One that is about many keys is under way alone, and has a bound of its own.
 const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -80,22 +83,30 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
     };
     let mut incoming = BytesMut::with_capacity(4096);
     let mut outgoing = BytesMut::new();
+    let mut has_left_off = false;
     loop {
         let end = client.run_batch(&mut stream, &mut incoming, &mut outgoing).await?;
         write(&mut stream, &mut outgoing).await?;
         match end {
             BatchEnd::MoreIsThere => continue,
-            BatchEnd::Close => return see_off(stream, incoming).await,
+            BatchEnd::Close => return see_off(stream, incoming, LAST_WORDS_WITHIN).await,
             BatchEnd::ReadMore => {}
         }
         let passed_over = client.oversized.is_some();
         let version = client.introduced.version;
-        let read = loop {
+        let answered = Instant::now();
+        let leaving = &client.database.shared.leaving;
+        let leaves = leaving.is_cancelled();
+        let arrived = loop {
+            // What had arrived by then has been read: one that goes on sending delays nobody.
+            if leaves && std::mem::replace(&mut has_left_off, true) {
+                break Arrived::Leaves;
+            }
             let Some(subscriber) = client.subscriber.as_mut().filter(|it| it.is_listening()) else {
-                break read(&mut stream, &mut incoming, passed_over).await?;
+                break read(&mut stream, &mut incoming, passed_over, leaving).await?;
             };
             tokio::select! {
-                read = read(&mut stream, &mut incoming, passed_over) => break read?,
+                read = read(&mut stream, &mut incoming, passed_over, leaving) => break read?,
                 message = subscriber.next() => {
                     let Some(message) = message else {
                         let why = "it leaves too many messages unread";
@@ -111,17 +122,27 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
             }
             write(&mut stream, &mut outgoing).await?;
         };
-        if !read {
-            let late = Reply::error("ERR", "Protocol error: the request took too long");
-            late.put(version, &mut outgoing);
-            write(&mut stream, &mut outgoing).await?;
-            return see_off(stream, incoming).await;
+        match arrived {
+            Arrived::Some => {}
+            Arrived::TooLate => {
+                let late = Reply::error("ERR", "Protocol error: the request took too long");
+                late.put(version, &mut outgoing);
+                write(&mut stream, &mut outgoing).await?;
+                return see_off(stream, incoming, LAST_WORDS_WITHIN).await;
+            }
+            // What was answered a while ago has been read, or will not be.
+            Arrived::Leaves if answered.elapsed() > LAST_ANSWERS_WITHIN => return Ok(()),
+            Arrived::Leaves => return see_off(stream, incoming, LAST_ANSWERS_WITHIN).await,
         }
     }
 }
 
-/// Ends a connection whose client was told why, once it has read that.
-async fn see_off(mut stream: TcpStream, mut incoming: BytesMut) -> io::Result<()> {
+/// Ends a connection once its client has read what it was told last.
+async fn see_off(
+    mut stream: TcpStream,
+    mut incoming: BytesMut,
+    within: Duration,
+) -> io::Result<()> {
     stream.shutdown().await?;
     let rest = async {
         let mut left = LAST_WORDS_BYTES_MAX;
@@ -135,39 +156,48 @@ async fn see_off(mut stream: TcpStream, mut incoming: BytesMut) -> io::Result<()
         }
         Ok(())
     };
-    timeout(LAST_WORDS_WITHIN, rest).await.unwrap_or(Ok(()))
+    timeout(within, rest).await.unwrap_or(Ok(()))
 }
 
 async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
     UnderWay::default().write(stream, outgoing).await
 }
 
-/// Reads until something arrives, or all of a request that has begun to; false if that takes too
-/// long. Whatever arrives of one that is `passed_over` is enough. An error at the stream's end.
+/// What came of reading.
+enum Arrived {
+    /// Something that may be a request.
+    Some,
+    /// The rest of a request took too long.
+    TooLate,
+    /// Nothing, and the peer leaves.
+    Leaves,
+}
+
+/// Reads until something arrives, or all of a request that has begun to. Whatever arrives of one that
+/// is `passed_over` is enough. An error at the stream's end.
 async fn read(
     stream: &mut TcpStream,
     incoming: &mut BytesMut,
     passed_over: bool,
-) -> io::Result<bool> {
+    leaving: &CancellationToken,
+) -> io::Result<Arrived> {
     let begun = passed_over || !incoming.is_empty();
     let late = Instant::now() + REQUEST_WITHIN;
     loop {
         incoming.reserve(READ_BYTES);
-        let reading = stream.read_buf(incoming);
-        let read = if begun {
-            match timeout_at(late, reading).await {
-                Ok(read) => read?,
-                Err(_) => return Ok(false),
-            }
-        } else {
+        let read = tokio::select! {
+            // First: what has arrived is answered before the peer leaves.
+            biased;
+            read = stream.read_buf(incoming) => read?,
+            () = leaving.cancelled() => return Ok(Arrived::Leaves),
             // An idle connection of a pool may wait for as long as it likes.
-            reading.await?
+            () = sleep_until(late), if begun => return Ok(Arrived::TooLate),
         };
         if read == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left"));
         }
         if !begun || passed_over || is_complete(incoming) {
-            return Ok(true);
+            return Ok(Arrived::Some);
         }
     }
 }

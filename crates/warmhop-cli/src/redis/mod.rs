@@ -48,6 +48,8 @@ pub use events::{Events, NoEvents};
 use shared::Shared;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use turns::Turns;
 use warmhop::{Mesh, Registers};
@@ -65,7 +67,9 @@ pub fn url(addr: SocketAddr) -> String {
     format!("redis://{addr}/0")
 }
 
-/// Serves clients for as long as it is polled; each connection ends with it.
+/// Serves clients until it is told that the peer is `leaving`: then the listener is gone, what has
+/// arrived is answered, whoever waits for a key or for messages is sent away, and it returns once the
+/// last connection has ended. Where it is dropped each connection ends with it.
 ///
 /// `idle` says how long a key is kept that nobody asked an end for, `events` what is told of changes
 /// of keys. Messages are carried to the endpoints of the other peers of `mesh`, and taken from them.
@@ -75,8 +79,11 @@ pub async fn serve(
     registers: Registers,
     idle: Duration,
     events: Events,
+    leaving: CancellationToken,
 ) {
-    let shared = Shared::new(idle, events, Arc::new(Carrier::between(mesh)));
+    let carrier = Arc::new(Carrier::between(mesh));
+    let mut shared = Shared::new(idle, events, carrier);
+    shared.leaving = leaving;
     serve_up_to(CONNECTIONS_MAX, listener, registers, shared).await;
 }
 
@@ -94,37 +101,43 @@ async fn serve_up_to(
         guards: Arc::default(),
     };
     let room = Arc::new(Semaphore::new(connections_max));
-    let mut connections = tokio::task::JoinSet::new();
+    let mut connections = JoinSet::new();
+    let take_in = |stream, client, connections: &mut JoinSet<()>| {
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            warn!(%client, "refused: {connections_max} Redis clients are connected");
+            return turn_away(stream);
+        };
+        let database = database.clone();
+        connections.spawn(async move {
+            let _permit = permit;
+            if let Err(error) = connection::serve(stream, database).await {
+                debug!(%client, %error, "a Redis client's connection ended");
+            }
+        });
+    };
     let tells_ends = database.shared.events.ends();
     let telling = database.clone();
     let mut telling = std::pin::pin!(async move { telling.tell_ends().await });
+    let leaving = database.shared.leaving.clone();
     loop {
         let accepted = tokio::select! {
+            // Last, each time: who has connected already is taken in.
+            biased;
             accepted = listener.accept() => accepted,
-            () = &mut telling, if tells_ends => continue,
             Some(_) = connections.join_next() => continue,
+            () = &mut telling, if tells_ends => continue,
+            () = leaving.cancelled() => break,
         };
         match accepted {
-            Ok((stream, client)) => {
-                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-                    warn!(%client, "refused: {connections_max} Redis clients are connected");
-                    turn_away(stream);
-                    continue;
-                };
-                let database = database.clone();
-                connections.spawn(async move {
-                    let _permit = permit;
-                    if let Err(error) = connection::serve(stream, database).await {
-                        debug!(%client, %error, "a Redis client's connection ended");
-                    }
-                });
-            }
+            Ok((stream, client)) => take_in(stream, client, &mut connections),
             Err(error) => {
                 warn!(%error, "the Redis endpoint cannot accept a connection");
                 tokio::time::sleep(AFTER_ACCEPT_FAILED).await;
             }
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
 /// Tells a client as much as its socket takes at once.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::carrier::Carrier;
 use super::ends::Ends;
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     /// What is told of changes of keys.
     pub(super) events: Events,
     pub(super) ends: Ends,
+    /// Cancelled once the peer leaves: whoever waits for something is sent away.
+    pub(super) leaving: CancellationToken,
     /// Those who wait for a change, by the register's name.
     waiting: Mutex<HashMap<Bytes, (Arc<Notify>, usize)>>,
     waiting_count: AtomicUsize,
@@ -42,6 +45,7 @@ impl Shared {
             idle,
             events,
             ends: Ends::default(),
+            leaving: CancellationToken::new(),
             hub: Arc::clone(&carrier.hub),
             carrier,
             scripts: Scripts::default(),

@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use warmhop::config::SessionPolicy;
 use warmhop::identity::Authority;
 use warmhop::ids::{AppName, PeerId};
@@ -97,7 +98,8 @@ async fn serve_telling(mesh: &Mesh, events: &str) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let registers = mesh.registers(&AppName::new(super::NAME).unwrap()).unwrap();
-    tokio::spawn(super::serve(listener, mesh.clone(), registers, IDLE, events));
+    let stays = CancellationToken::new();
+    tokio::spawn(super::serve(listener, mesh.clone(), registers, IDLE, events, stays));
     addr
 }
 

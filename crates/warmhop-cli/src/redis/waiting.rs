@@ -12,6 +12,9 @@ use super::frame::Reply;
 /// How often one who waits looks, in case nobody tells that there is something: a peer that was
 /// changed at another moment, or died before it told.
 const LOOKED_EVERY: Duration = Duration::from_secs(1);
+/// What Redis says to those who wait at a server that is no longer theirs; libraries know it.
+const LEAVES: &str =
+    "force unblock from blocking operation, instance state changed (the peer leaves)";
 /// How long a command waits that says for how long: no longer than this, about ten years.
 const PATIENCE_MAX: f64 = 3e8;
 
@@ -42,6 +45,9 @@ impl Database {
             tokio::select! {
                 () = &mut changed => {}
                 () = sleep_until(look) => {}
+                () = self.shared.leaving.cancelled() => {
+                    return Ok(Reply::error("UNBLOCKED", LEAVES));
+                }
             }
         }
     }

@@ -340,6 +340,13 @@ impl Mesh {
 
     /// Drains, stops the apps and closes every link. Idempotent.
     pub async fn shutdown(&self) {
+        self.shutdown_after(std::future::ready(())).await;
+    }
+
+    /// As [`Mesh::shutdown`]; `last` runs once the apps have stopped and before the links close, for
+    /// doors that who embeds the mesh serves itself: what these have taken in can be answered still.
+    /// It is for the caller to bound it.
+    pub async fn shutdown_after(&self, last: impl Future<Output = ()>) {
         let running = &self.0;
         running.leaving.end(&running.node, &running.net).await;
         running
@@ -350,6 +357,8 @@ impl Mesh {
                 shutdown::end_streams(&running.node, connections, running.drain_grace).await;
                 shutdown::give_away_the_rest(&running.node).await;
                 shutdown::stop_apps(&running.node).await;
+                last.await;
+                shutdown::give_away_the_rest(&running.node).await;
                 running.net.close().await;
                 running.background.end().await;
             })

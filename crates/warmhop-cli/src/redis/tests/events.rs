@@ -99,8 +99,9 @@ async fn the_end_of_a_key_is_told_by_another_where_the_endpoint_that_set_it_is_g
     let mut it = Client(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
     let registers = mesh[1].registers(&AppName::new(super::super::NAME).unwrap()).unwrap();
     let events = "AE".parse().unwrap();
-    let serving =
-        tokio::spawn(super::super::serve(listener, mesh[1].clone(), registers, IDLE, events));
+    let stays = CancellationToken::new();
+    let serving = super::super::serve(listener, mesh[1].clone(), registers, IDLE, events, stays);
+    let serving = tokio::spawn(serving);
     it.asks("SET k v PX 1000", "+OK\r\n").await;
     serving.abort();
     for name in ["set", "expire", "expired"] {
