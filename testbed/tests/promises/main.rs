@@ -16,6 +16,7 @@ mod leaving;
 mod matching;
 mod operations;
 mod requests;
+mod rolls;
 mod sessions;
 mod streaming;
 mod support;

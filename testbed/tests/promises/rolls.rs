@@ -1,0 +1,287 @@
+//! A restart of every peer in good order, one after the other, while clients of every kind go on.
+//! Where a peer takes no connection, or closes one before it has answered anything, its client asks
+//! the next one, as a balancer or a pool does; what comes of that shows whether anything was done twice.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use tokio::time::sleep;
+use warmhop_testbed::client::{Client, Reply};
+use warmhop_testbed::resp::{Answer, Connection};
+
+use crate::support::{QUICK, World, shop, until};
+
+/// How much one client puts into a cart before it begins another: carts travel with requests.
+const CART_MAX: u64 = 50;
+/// How long clients rest between requests: it is the roll that the machine is to be busy with.
+const REST: Duration = Duration::from_millis(5);
+/// How often a client goes around all peers before it gives up.
+const ROUNDS: usize = 20;
+
+/// What all clients share.
+struct Run {
+    doors: Vec<SocketAddr>,
+    redis: Vec<SocketAddr>,
+    ended: AtomicBool,
+    asked: [AtomicUsize; KINDS],
+    /// Somebody holds the lock.
+    locked: AtomicBool,
+    /// How many transactions were done.
+    exchanged: AtomicU64,
+}
+
+/// How many kinds of clients there are.
+const KINDS: usize = 6;
+
+impl Run {
+    /// Whether a client goes on; it has just been answered.
+    async fn goes_on(&self, kind: usize) -> bool {
+        self.asked[kind].fetch_add(1, Ordering::Relaxed);
+        sleep(REST).await;
+        !self.ended.load(Ordering::Relaxed)
+    }
+}
+
+/// Asks the next peer in turn, or whichever after it answers.
+async fn ask(
+    client: &mut Client,
+    doors: &[SocketAddr],
+    turn: usize,
+    (method, path): (&Method, &str),
+    key: Option<&str>,
+) -> Reply {
+    for door in doors.iter().cycle().skip(turn % doors.len()).take(ROUNDS * doors.len()) {
+        let mut call = client.call(method.clone(), path);
+        if let Some(key) = key {
+            call = call.header("idempotency-key", format!("\"{key}\""));
+        }
+        match call.send(*door).await {
+            Ok(reply) => return reply,
+            Err(error) => {
+                let told = format!("{error:#}");
+                let begun = ["broke off", "no response within"].iter().any(|it| told.contains(it));
+                assert!(!begun, "{method} {path}: {told}");
+            }
+        }
+        sleep(REST).await;
+    }
+    panic!("no peer takes connections");
+}
+
+/// What a client of an app does, and goes on to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    /// It looks at a cart that nothing was ever put into.
+    Looks,
+    Adds,
+    AddsWithKeys,
+}
+
+async fn shops(run: Arc<Run>, habit: Habit) {
+    let (mut client, mut added) = (Client::new(), 0);
+    for turn in 0.. {
+        let what = match habit {
+            Habit::Looks => (&Method::GET, "/cart"),
+            Habit::Adds | Habit::AddsWithKeys => (&Method::POST, "/cart/add?item=book"),
+        };
+        let key = (habit == Habit::AddsWithKeys).then(|| turn.to_string());
+        let reply = ask(&mut client, &run.doors, turn, what, key.as_deref()).await;
+        assert_eq!(reply.status, StatusCode::OK, "{habit:?}: {}", reply.text());
+        assert_eq!(reply.header("warmhop-session-lost"), None, "{habit:?}: {reply:?}");
+        added += u64::from(habit != Habit::Looks);
+        assert_eq!(reply.json().unwrap()["count"], added, "{habit:?}: {reply:?}");
+        if !run.goes_on(habit as usize).await {
+            return;
+        }
+        if added == CART_MAX {
+            (client, added) = (Client::new(), 0);
+        }
+    }
+}
+
+/// A client of the Redis endpoints that connects to the next peer where its connection ends.
+struct Redis {
+    run: Arc<Run>,
+    at: usize,
+    connection: Option<Connection>,
+}
+
+impl Redis {
+    fn new(run: &Arc<Run>, at: usize) -> Self {
+        Self { run: Arc::clone(run), at, connection: None }
+    }
+
+    /// Asks once; `None` where the connection ended unanswered.
+    async fn once(&mut self, words: &[&str]) -> Option<Answer> {
+        if self.connection.is_none() {
+            self.at += 1;
+            let addr = self.run.redis[self.at % self.run.redis.len()];
+            self.connection = Connection::open(addr).await.ok();
+        }
+        let answer = match &mut self.connection {
+            Some(connection) => connection.ask(words).await.ok(),
+            None => None,
+        };
+        match &answer {
+            None => self.connection = None,
+            Some(Answer::Error(error)) => panic!("{words:?}: {error}"),
+            Some(_) => {}
+        }
+        answer
+    }
+
+    async fn ask(&mut self, words: &[&str]) -> Answer {
+        for _ in 0..ROUNDS * self.run.redis.len() {
+            if let Some(answer) = self.once(words).await {
+                return answer;
+            }
+            sleep(REST).await;
+        }
+        panic!("no peer answers {words:?}");
+    }
+
+    /// Changes what `key` holds in a transaction, if it holds what `to` makes something of; whether it
+    /// did. `None` where the connection ended.
+    async fn replace(
+        &mut self,
+        key: &str,
+        to: impl Fn(Option<String>) -> Option<Vec<String>>,
+    ) -> Option<bool> {
+        self.once(&["WATCH", key]).await?;
+        let held = match self.once(&["GET", key]).await? {
+            Answer::Text(held) => Some(held),
+            _ => None,
+        };
+        let Some(change) = to(held) else {
+            self.once(&["UNWATCH"]).await?;
+            return Some(false);
+        };
+        self.once(&["MULTI"]).await?;
+        self.once(&change.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        Some(matches!(self.once(&["EXEC"]).await?, Answer::Several(_)))
+    }
+
+    async fn replaces(
+        &mut self,
+        key: &str,
+        to: impl Fn(Option<String>) -> Option<Vec<String>>,
+    ) -> bool {
+        for _ in 0..ROUNDS * self.run.redis.len() {
+            if let Some(done) = self.replace(key, &to).await {
+                return done;
+            }
+            sleep(REST).await;
+        }
+        panic!("no peer does a transaction on {key}");
+    }
+}
+
+async fn counts(run: Arc<Run>) {
+    let mut redis = Redis::new(&run, 0);
+    for count in 1.. {
+        assert_eq!(redis.ask(&["INCR", "count"]).await, Answer::Number(count));
+        if !run.goes_on(3).await {
+            return;
+        }
+    }
+}
+
+async fn locks(run: Arc<Run>, own: usize) {
+    let mut redis = Redis::new(&run, own);
+    for turn in 0.. {
+        let value = format!("{own}.{turn}");
+        let taken = redis.ask(&["SET", "lock", &value, "NX", "PX", "3600000"]).await;
+        if taken == Answer::Text("OK".into()) {
+            assert!(!run.locked.swap(true, Ordering::SeqCst), "two hold the lock");
+            sleep(REST).await;
+            run.locked.store(false, Ordering::SeqCst);
+            let mine = Some(value);
+            let given_back = |held: Option<String>| {
+                assert_eq!(held, mine, "another took what was held");
+                Some(vec!["DEL".into(), "lock".into()])
+            };
+            assert!(redis.replaces("lock", given_back).await, "nobody else changes it");
+        }
+        if !run.goes_on(4).await {
+            return;
+        }
+    }
+}
+
+async fn exchanges(run: Arc<Run>, own: usize) {
+    let mut redis = Redis::new(&run, own);
+    loop {
+        let next = |held: Option<String>| {
+            let next = held.map_or(0, |held| held.parse::<u64>().unwrap()) + 1;
+            Some(vec!["SET".into(), "sum".into(), next.to_string()])
+        };
+        if redis.replaces("sum", next).await {
+            run.exchanged.fetch_add(1, Ordering::SeqCst);
+        }
+        if !run.goes_on(5).await {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_all_peers_one_by_one_fails_no_request_of_anybody() {
+    let mut world = World::new(3, shop(QUICK, "")).await;
+    for index in 0..3 {
+        world.warm(index).await;
+    }
+    let run = Arc::new(Run {
+        doors: (0..3).map(|index| world.http(index)).collect(),
+        redis: world.mesh.peers().iter().map(|peer| peer.ports.redis).collect(),
+        ended: AtomicBool::new(false),
+        asked: Default::default(),
+        locked: AtomicBool::new(false),
+        exchanged: AtomicU64::new(0),
+    });
+    let mut clients = tokio::task::JoinSet::new();
+    for habit in [Habit::Looks, Habit::Adds, Habit::AddsWithKeys] {
+        clients.spawn(shops(Arc::clone(&run), habit));
+    }
+    clients.spawn(counts(Arc::clone(&run)));
+    for own in 0..2 {
+        clients.spawn(locks(Arc::clone(&run), own));
+        clients.spawn(exchanges(Arc::clone(&run), own));
+    }
+    for index in 0..3 {
+        let status = world.mesh.stop(index).await.unwrap();
+        assert!(status.success(), "{status}");
+        world.mesh.start(index).unwrap();
+        if let Err(error) = world.mesh.formed().await {
+            panic!("{error:#}");
+        }
+        world.warm(index).await;
+        until("nothing is short of members", async || {
+            for other in 0..3 {
+                if world.status(other).await["sessions"]["short"] != 0 {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+        // Everyone goes on with all three; one that does not has failed, and says why.
+        let asked = || run.asked.each_ref().map(|asked| asked.load(Ordering::Relaxed));
+        let before = asked();
+        until("clients went on", async || {
+            if let Some(ended) = clients.try_join_next() {
+                ended.unwrap();
+            }
+            asked().iter().zip(before).all(|(now, before)| *now > before + 2).then_some(())
+        })
+        .await;
+    }
+    run.ended.store(true, Ordering::Relaxed);
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    let sum = Redis::new(&run, 0).ask(&["GET", "sum"]).await;
+    assert_eq!(sum, Answer::Text(run.exchanged.load(Ordering::SeqCst).to_string()));
+}
