@@ -9,6 +9,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::leases::{Hold, LetIn};
+
 /// Microseconds since the run began, on the one monotonic clock of the process that records.
 pub type Micros = u64;
 
@@ -290,6 +292,10 @@ pub struct History {
     pub samples: Vec<Sample>,
     /// What clients saw of keys.
     pub keys: Vec<KeyOperation>,
+    /// Locks that clients held.
+    pub holds: Vec<Hold>,
+    /// Clients that limiters let in.
+    pub let_in: Vec<LetIn>,
     /// Idle sessions that were looked after.
     pub idle: u64,
     /// Those that were not whole in time.

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::history::{
     Attempt, Came, Fault, History, KeyOperation, Micros, Operation, Outcome, Thread,
 };
+use super::leases;
 use super::linear::{self, Finding};
 use super::waits::{self, cause, longest_by_stretch, percentile};
 
@@ -84,6 +85,11 @@ pub struct Verdict {
     pub keys_broken: u64,
     /// Keys whose history was too long to judge.
     pub keys_undecided: u64,
+    /// Locks that were held, and those of them that two held at once, or whose later holder drew the
+    /// lower number.
+    pub locks: (u64, u64),
+    /// Clients that limiters let in, and those of them that were one too many within a window.
+    pub let_in: (u64, u64),
     /// What operations on keys were told instead of an answer, by its first word, and by the fault
     /// that it belongs to.
     pub key_errors: BTreeMap<String, BTreeMap<String, u64>>,
@@ -131,6 +137,8 @@ impl Verdict {
             + self.lost_without_cause
             + self.lost_nothing
             + self.keys_broken
+            + self.locks.1
+            + self.let_in.1
             + self.orphaned;
         broken == 0 && self.cut_short.is_none()
     }
@@ -229,6 +237,7 @@ pub fn judge(history: &History) -> Verdict {
     }
     verdict.refused_nothing = refused_nothing(&threads);
     judge_keys(history, &mut verdict);
+    judge_leases(history, &mut verdict);
     verdict.idle = history.idle;
     verdict.orphaned = history.orphans.len() as u64;
     for orphan in &history.orphans {
@@ -291,6 +300,22 @@ fn judge_keys(history: &History, verdict: &mut Verdict) {
         let at = cause(&history.faults, operation.began, operation.ended);
         let kind = at.map_or("none", |at| history.faults[at].kind.as_str());
         *verdict.key_errors.entry(word).or_default().entry(kind.to_owned()).or_default() += 1;
+    }
+}
+
+fn judge_leases(history: &History, verdict: &mut Verdict) {
+    let found = leases::judge(&history.holds, &history.let_in, &history.faults);
+    let wrong = found.shared.len() + found.unfenced.len();
+    verdict.locks = (history.holds.len() as u64, wrong as u64);
+    verdict.let_in = (history.let_in.len() as u64, found.too_many.len() as u64);
+    for (one, next) in &found.shared {
+        verdict.tell(format!("two held one lock: {one:?} and {next:?}"));
+    }
+    for (one, next) in &found.unfenced {
+        verdict.tell(format!("a later holder drew no higher number: {one:?} and {next:?}"));
+    }
+    for one in &found.too_many {
+        verdict.tell(format!("a limiter let in one too many: {one:?}"));
     }
 }
 
@@ -582,7 +607,10 @@ impl fmt::Display for Verdict {
              called lost, {} times refused for want of a majority",
             self.idle, self.lost_nothing, self.refused_nothing
         )?;
+        let ((holds, shared), (let_in, too_many)) = (self.locks, self.let_in);
+        writeln!(f, "  {holds} times a lock was held, {let_in} times a limiter let somebody in")?;
         write!(f, "\n  keys without an order {}   orphaned {}", self.keys_broken, self.orphaned)?;
+        write!(f, "   locks held by two {shared}   let in too many {too_many}")?;
         write!(
             f,
             "\n  lost {}   doubled {}   stale {}   two histories {}   out of order {}",

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use super::history::{Attempt, KeyOperation, Micros, Operation, Outcome, Thread};
+use super::leases::{Hold, LetIn};
 use super::{APPS, LedgerApp};
 use crate::client::Client;
 
@@ -53,6 +54,10 @@ pub struct Load {
     pub keys: Vec<(String, SocketAddr)>,
     /// What was seen of keys.
     pub operations: Mutex<Vec<KeyOperation>>,
+    /// Locks that were held.
+    pub holds: Mutex<Vec<Hold>>,
+    /// Who was let in by a limiter.
+    pub let_in: Mutex<Vec<LetIn>>,
     /// The session that each client works on, as far as it holds something: the last request of
     /// it that was answered, and the position of the door that knows of it.
     pub sessions: Mutex<BTreeMap<Thread, (usize, String)>>,

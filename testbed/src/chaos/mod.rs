@@ -9,6 +9,7 @@
 //! | [`history`] | what is written down during a run |
 //! | [`load`] | the clients of apps |
 //! | [`keys`] | the clients of the Redis-speaking endpoint |
+//! | [`leases`] | the clients of locks with a lease and of limiters |
 //! | [`idle`] | sessions that no client asks for |
 //! | [`relay`] | the network between the peers, which can be broken |
 //! | [`report`] | the page that shows a run to people |
@@ -19,6 +20,7 @@ pub mod history;
 pub mod idle;
 pub mod judge;
 pub mod keys;
+pub mod leases;
 pub mod linear;
 pub mod load;
 pub mod relay;

@@ -19,6 +19,7 @@ use super::faults::{Breaker, Kind};
 use super::history::{Attempt, History, Run, Sample};
 use super::idle::Idle;
 use super::keys;
+use super::leases;
 use super::load::{self, Load, locked};
 use super::relay::Relay;
 use super::{APPS, LedgerApp};
@@ -130,6 +131,8 @@ impl Stage {
             attempts: Mutex::default(),
             keys: mesh.peers().iter().map(|it| (it.name.clone(), it.ports.redis)).collect(),
             operations: Mutex::default(),
+            holds: Mutex::default(),
+            let_in: Mutex::default(),
             sessions: Mutex::default(),
         });
         let admins: Vec<SocketAddr> = ports.iter().map(|ports| ports.admin).collect();
@@ -142,6 +145,9 @@ impl Stage {
         // A group is several clients, and in a hurry.
         for group in 0..options.clients.div_ceil(CLIENTS_PER_GROUP) {
             clients.spawn(keys::run(Arc::clone(&load), group, options.seed));
+            for client in 0..leases::AT_ONCE {
+                clients.spawn(leases::run(Arc::clone(&load), group, client, options.seed));
+            }
         }
         let samples = Arc::new(Mutex::new(Vec::new()));
         let mut sampling = JoinSet::new();
@@ -202,6 +208,8 @@ impl Stage {
             faults,
             samples: taken(&self.samples),
             keys: taken(&load.operations),
+            holds: taken(&load.holds),
+            let_in: taken(&load.let_in),
             idle: idle.count(),
             orphans: idle.orphans,
             peers,
