@@ -230,7 +230,13 @@ fn digest(app: &App) -> u64 {
         "{:?}",
         (
             (&spec.matches, spec.strip_prefix, &spec.version, &app.run, app.protocol),
-            (policy.session, policy.effects, policy.keep_ready, policy.concurrency),
+            (
+                policy.session,
+                &policy.session_by,
+                policy.effects,
+                policy.keep_ready,
+                policy.concurrency
+            ),
             (policy.max_wait, policy.head_timeout, policy.stop_when_idle, &app.ready.path),
         )
     );

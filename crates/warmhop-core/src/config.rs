@@ -14,6 +14,7 @@ use core::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cookie::CookieSpec;
+pub use crate::own_id::{OWN_ID_NAME_BYTES_MAX, OwnId};
 
 /// Where an app's sessions are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -79,6 +80,9 @@ pub struct AppPolicy {
     pub keep_ready: u32,
     /// Where sessions are kept. Default: there are none.
     pub session: SessionMode,
+    /// What pinned sessions are known by where it is an id of the app's own; heeded only beside
+    /// [`SessionMode::Pinned`]. Default: the affinity cookie.
+    pub session_by: Option<OwnId>,
     /// What requests may change. Default: anything.
     pub effects: EffectsMode,
     /// How long a request waits where no peer is ready. 0 to 10 min. Default: 30 s.
@@ -195,6 +199,7 @@ impl Default for AppPolicy {
             stop_when_idle: None,
             keep_ready: 0,
             session: SessionMode::default(),
+            session_by: None,
             effects: EffectsMode::default(),
             max_wait: Duration::from_secs(30),
             waiting_max: 1024,

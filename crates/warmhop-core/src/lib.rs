@@ -125,6 +125,7 @@ pub mod ids;
 pub mod keep;
 pub mod matching;
 pub mod octets;
+pub mod own_id;
 pub mod queue;
 pub mod rank;
 pub mod route;

@@ -206,6 +206,8 @@ fn table_schema(table: &str) -> Value {
         let several = || json!({ "type": "array", "items": schema });
         let schema = match *inner {
             "app" => several(),
+            // A mode of its own beside those that are one word.
+            "app.session" => json!({ "anyOf": [properties["session"], schema] }),
             "app.match" => json!({ "anyOf": [schema, several()] }),
             _ => schema,
         };
@@ -230,6 +232,7 @@ mod tests {
     /// Every table that there is, so that each of their keys is looked for.
     const ALL_TABLES: &str = "[peer]\nname = 'p'\n[http]\ntls = {}\n[mesh]\n[admin]\n[session]\n\
          cookie = {}\n[log]\n[run]\n[[app]]\nname = 'shop'\nrun = ['sh']\nmatch = {}\n\
+         session = { by = {} }\n\
          ready = { path = '/' }\nalive = {}\nscale = {}\nwake = {}\nlimits = {}\nenv = {}\n";
 
     fn path(table: &str, name: &str) -> String {

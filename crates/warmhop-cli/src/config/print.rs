@@ -210,7 +210,13 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "# stop_when_idle is not set: never")?,
     }
     writeln!(f, "keep_ready = {}", policy.keep_ready)?;
-    writeln!(f, "session = {}", value(policy.session))?;
+    match &policy.session_by {
+        Some(by) => {
+            let (place, name) = (by.place(), text(by.name()));
+            writeln!(f, "session = {{ pinned = true, by = {{ {place} = {name} }} }}")?;
+        }
+        None => writeln!(f, "session = {}", value(policy.session))?,
+    }
     writeln!(f, "effects = {}", value(policy.effects))?;
     writeln!(f, "max_wait = \"{}\"", duration_text(policy.max_wait))?;
     writeln!(f, "waiting_max = {}", policy.waiting_max)?;

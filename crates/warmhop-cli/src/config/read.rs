@@ -6,6 +6,7 @@ mod http;
 mod log;
 mod matching;
 mod mesh;
+mod session;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -331,7 +332,7 @@ fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     let mut keep_ready = 0;
     table.set_usize("keep_ready", 0..=16, &mut keep_ready);
     policy.keep_ready = u32::try_from(keep_ready).unwrap_or_default();
-    table.set_enum("session", &["portable", "pinned", "none"], &mut policy.session);
+    session::read(table, &mut policy);
     table.set_enum("effects", &["anything", "session-only"], &mut policy.effects);
     let ten_minutes = Duration::from_secs(600);
     table.set_duration("max_wait", Duration::ZERO..=ten_minutes, &mut policy.max_wait);

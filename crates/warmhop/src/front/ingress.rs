@@ -46,6 +46,7 @@ use crate::request::call::{Call, CallBody, user_agent};
 use crate::request::grpc;
 use crate::request::matches::Matched;
 use crate::request::node::Node;
+use crate::request::own_ids::OwnSession;
 use crate::request::portable::{Portable, Subject};
 use crate::request::problem::{Problem, sf_name};
 use crate::request::serve::{Served, ServedBy, Upgrade};
@@ -450,6 +451,11 @@ impl Ingress {
             // Nobody has touched the body, so it is the app's to ask for it or to refuse it.
             parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
+        let mut own = OwnSession::of(slot, &parts.uri, &parts.headers, &body);
+        let entry = match &mut own {
+            Some(own) => Box::pin(own.find(node, slot)).await,
+            None => entry,
+        };
         let flow = flow_of(client.addr.map(|addr| addr.ip()), entry.as_ref().map(|it| &it.sid));
         let mut call = Call {
             id: tracing.id.clone(),
@@ -493,7 +499,10 @@ impl Ingress {
         if let Some(error) = broke.as_ref().and_then(|broke| broke.get()) {
             return Err(body_cut_off(&**error));
         }
-        let served = served?;
+        let mut served = served?;
+        if let Some(own) = own {
+            Box::pin(own.served(node, &mut served)).await;
+        }
         let way = if served.next_hop.is_some() { "hop" } else { "serve" };
         let waited_long = call.waits.waited >= OTHER_TABS_WITHIN && !brought_any;
         let former = Former { entry, route: current, may_be_old: waited_long };

@@ -27,6 +27,7 @@ use crate::mesh::leaving::Leaving;
 use crate::mesh::running::{Mesh, Running};
 use crate::observe::clock::Clock;
 use crate::observe::metrics::Metrics;
+use crate::request::known_ids;
 use crate::request::node::{Node, Parts};
 use crate::sessions::store::Store;
 
@@ -37,6 +38,7 @@ impl Builder {
     /// # Errors
     /// See [`StartMeshError`]: each says what to do next.
     pub async fn start(mut self) -> Result<Mesh, StartMeshError> {
+        self.registers.push(known_ids::registers_name());
         let specs: Vec<&AppSpec> = self.apps.iter().map(|(spec, _)| spec).collect();
         check_apps(&specs, &self.registers)?;
         crate::observe::failpoint::arm(self.failpoints.as_deref())?;

@@ -38,6 +38,7 @@ use crate::observe::recall::{Considered, Traces, Tracing};
 use crate::observe::trace::Spans;
 use crate::request::apps::Apps;
 use crate::request::error_page::ErrorPage;
+use crate::request::known_ids::KnownIds;
 use crate::request::problem::{PSEUDONYM, Problem};
 use crate::request::under_way::RunsOnce;
 use crate::sessions::store::Store;
@@ -83,6 +84,7 @@ pub(crate) struct Node {
     pub(crate) drained: AtomicBool,
     pub(crate) tunnels: Tunnels,
     pub(crate) runs_once: RunsOnce,
+    pub(crate) known_ids: KnownIds,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
     pub(crate) accesses: Accesses,
@@ -180,6 +182,7 @@ impl Node {
             drained: AtomicBool::new(false),
             tunnels: Tunnels::default(),
             runs_once: RunsOnce::default(),
+            known_ids: KnownIds::default(),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),
             accesses: parts.accesses,

@@ -24,6 +24,12 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
         "`[[app]] match`",
         "Which requests are for the app; a list of tables, `[[app.match]]`, where they are of several kinds. The most specific match wins: a host by name, then `*.`, then any, and then the longest path. See [apps.md](apps.md).",
     ),
+    (
+        "app.session",
+        "`[[app]] session`",
+        "A table instead of a word: pinned sessions that are known by an id of the app's own, for clients that keep no cookies. See [sessions.md](sessions.md).",
+    ),
+    ("app.session.by", "`[[app]] session.by`", "Where that id is; one of these."),
     ("app.limits", "`[[app]] limits`", "What it may take of its machine."),
     ("app.ready", "`[[app]] ready`", "When a copy that starts counts as ready."),
     (
@@ -131,6 +137,11 @@ pub(super) const KEYS: &[Key] = &[
 
     key("app.match", "host", Kind::TextOrTexts, "(any)", "The host of the request, without port, or a list of them. `*.b.example` is every name that is one label longer than `b.example`."),
     key("app.match", "path", Kind::Text, "\"/\"", "The beginning of its path, by whole segments."),
+
+    key("app.session", "pinned", Kind::Flag, "(required)", "`true`: the app keeps its sessions in its own memory."),
+    key("app.session.by", "header", Kind::Text, "(none)", "A field that the app's answer gives the id in, and each request brings it back in, such as `Mcp-Session-Id`."),
+    key("app.session.by", "query", Kind::Text, "(none)", "A parameter of the query, such as `sid` of engine.io or `session_hash` of Gradio; also read where it stands in a small body of JSON."),
+    key("app.session.by", "cookie", Kind::Text, "(none)", "A cookie that the app sets."),
 
     key("app.limits", "memory", Kind::Size("16MiB", "1048576GiB"), "(none)", "How much data each of its processes may have."),
     key("app.limits", "files", Kind::Number(1, 1 << 30), "(the peer's)", "How many files each of its processes may have open."),

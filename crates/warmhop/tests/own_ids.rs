@@ -1,0 +1,143 @@
+//! Pinned sessions that are known by an id of the app's own, asked for at every peer.
+#![allow(missing_docs, reason = "a test crate")]
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+mod bed;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use bed::{Answer, Bed, Client, Gate, Plan, eventually};
+use http::{Request, Response, StatusCode};
+use warmhop::config::{OwnId, SessionMode, StartMode};
+use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, app_fn};
+
+/// An app that gives ids by every way that there is, and knows those alone that its copy gave or was
+/// asked to take.
+fn desk(peer: &'static str, by: OwnId) -> impl FnOnce(Builder) -> Builder {
+    let mut spec = AppSpec::new("desk".parse().unwrap());
+    spec.matches = vec![warmhop::Match::new(Some("desk.test"), "/")];
+    spec.policy.session = SessionMode::Pinned;
+    spec.policy.session_by = Some(by);
+    spec.policy.start = StartMode::AtBoot;
+    let make = move || async move {
+        let known: Arc<Mutex<HashSet<String>>> = Arc::default();
+        Ok::<_, BoxError>(tower::service_fn(move |request: Request<Body>| {
+            let answer = answer(peer, &known, &request);
+            async move { Ok::<_, BoxError>(answer) }
+        }))
+    };
+    move |builder| builder.app(spec, app_fn(make))
+}
+
+fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -> Response<Body> {
+    let mut known = known.lock().unwrap();
+    if request.uri().path() == "/open" {
+        let id = format!("{peer}-{}", known.len());
+        known.insert(id.clone());
+        return Response::builder()
+            .header("x-desk", &id)
+            .header("set-cookie", format!("desk={id}; Path=/"))
+            .header("content-type", "text/plain; charset=UTF-8")
+            .body(Body::from(format!("0{{\"desk\":\"{id}\"}}")))
+            .unwrap();
+    }
+    let field = |name| request.headers().get(name).map(|it| it.to_str().unwrap().to_owned());
+    let id = field("x-desk")
+        .or_else(|| field("cookie").and_then(|it| Some(it.split_once("desk=")?.1.to_owned())))
+        .or_else(|| Some(request.uri().query()?.strip_prefix("desk=")?.to_owned()));
+    let Some(id) = id else { return Response::new(Body::from(peer.to_owned())) };
+    if request.uri().path() == "/take" {
+        known.insert(id.clone());
+    }
+    let mut response = Response::new(Body::from(peer.to_owned()));
+    if !known.contains(&id) {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+    }
+    response
+}
+
+async fn three(by: &OwnId) -> Bed {
+    let mut bed = Bed::new();
+    for name in ["one", "two", "three"] {
+        bed.add_built(name, Plan::default(), &Gate::new(true), desk(name, by.clone())).await;
+    }
+    eventually("each peer knows that it is ready everywhere", || {
+        bed.peers.iter().all(|mesh| {
+            let status = mesh.status();
+            let there =
+                status.peers.iter().filter(|it| it.apps.get("desk").is_some_and(|s| s == "ready"));
+            let here = status.apps.iter().any(|app| app.name == "desk" && app.state == "ready");
+            here && there.count() == 2
+        })
+    })
+    .await;
+    bed
+}
+
+/// Asks for `path` with the id where `by` says, as a client without a memory of its own.
+async fn ask(mesh: &Mesh, by: &OwnId, path: &str, id: &str) -> Answer {
+    let query = if matches!(by, OwnId::Query(_)) { format!("?desk={id}") } else { String::new() };
+    let mut request = Request::get(format!("http://desk.test{path}{query}"));
+    request = match by {
+        OwnId::Header(name) => request.header(name, id),
+        OwnId::Cookie(_) => request.header("cookie", format!("a=b; desk={id}")),
+        OwnId::Query(_) => request,
+    };
+    Client::default().send(mesh, request.body(Body::empty()).unwrap()).await
+}
+
+fn ways() -> [OwnId; 3] {
+    [OwnId::Header("x-desk".into()), OwnId::Query("desk".into()), OwnId::Cookie("desk".into())]
+}
+
+#[tokio::test]
+async fn an_id_that_an_answer_told_is_served_by_the_copy_that_told_it_whichever_peer_is_asked() {
+    for by in ways() {
+        let bed = three(&by).await;
+        for (at, name) in ["one", "two", "three"].into_iter().enumerate() {
+            let open = Request::get("http://desk.test/open").body(Body::empty()).unwrap();
+            let opened = Client::default().send(&bed.peers[at], open).await;
+            assert_eq!(opened.status, StatusCode::OK, "{by:?}");
+            assert!(opened.text.contains(name), "ready here is served here: {}", opened.text);
+            let cookies = opened.headers.get_all("set-cookie").iter().count();
+            assert_eq!(cookies, 1, "{by:?}: the mesh sets none beside the app's");
+            for _ in 0..2 {
+                for mesh in &bed.peers {
+                    let answer = ask(mesh, &by, "/use", opened.field("x-desk")).await;
+                    assert_eq!((answer.status, &*answer.text), (StatusCode::OK, name), "{by:?}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_a_client_makes_up_stays_with_the_copy_that_first_served_it() {
+    for by in ways() {
+        let bed = three(&by).await;
+        // Nobody knows it: that pins it nowhere.
+        let answer = ask(&bed.peers[0], &by, "/use", "mine").await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        assert_eq!(ask(&bed.peers[2], &by, "/take", "mine").await.text, "three");
+        for mesh in &bed.peers {
+            let answer = ask(mesh, &by, "/use", "mine").await;
+            assert_eq!((answer.status, &*answer.text), (StatusCode::OK, "three"), "{by:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_id_whose_copy_is_gone_is_anothers_from_the_next_answer_on() {
+    let by = OwnId::Header("x-desk".into());
+    let bed = three(&by).await;
+    assert_eq!(ask(&bed.peers[0], &by, "/take", "mine").await.text, "one");
+    assert_eq!(ask(&bed.peers[1], &by, "/use", "mine").await.text, "one");
+    bed.peers[0].shutdown().await;
+    assert_eq!(ask(&bed.peers[1], &by, "/use", "mine").await.status, StatusCode::NOT_FOUND);
+    let taken = ask(&bed.peers[2], &by, "/take", "mine").await.text;
+    for mesh in &bed.peers[1..] {
+        let answer = ask(mesh, &by, "/use", "mine").await;
+        assert_eq!((answer.status, answer.text), (StatusCode::OK, taken.clone()));
+    }
+}
