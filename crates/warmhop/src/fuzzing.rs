@@ -7,10 +7,12 @@ mod frames;
 mod framing;
 mod heads;
 mod origin;
+mod sessions;
 mod tokens;
 
 pub use frames::frames;
 pub use framing::framing;
 pub use heads::hop_heads;
 pub use origin::proxy_header;
+pub use sessions::sessions;
 pub use tokens::tokens;
