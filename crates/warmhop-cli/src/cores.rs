@@ -22,6 +22,7 @@ use warmhop::Mesh;
 use warmhop::identity::FrontDoorTls;
 
 use crate::config::Config;
+use crate::memory;
 
 /// Connections that the kernel keeps until they are accepted; it may keep fewer.
 const BACKLOG: i32 = 1024;
@@ -129,6 +130,7 @@ pub fn serve(
                 });
             }
             drop(mesh);
+            runtime.spawn(memory::gives_back());
             // Connections are served until the first thread has seen them end.
             let _ = runtime.block_on(ended.changed());
             runtime.shutdown_background();

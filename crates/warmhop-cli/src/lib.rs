@@ -22,6 +22,7 @@ pub mod init;
 pub mod journal;
 pub mod lb;
 pub mod log;
+mod memory;
 pub mod notify;
 pub mod operate;
 #[cfg(feature = "otlp")]

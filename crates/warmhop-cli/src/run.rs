@@ -28,7 +28,7 @@ use crate::journal::Journal;
 #[cfg(feature = "otlp")]
 use crate::otlp;
 use crate::reload::{Given, Reloader, app_of};
-use crate::{admin, log, notify, process, redis};
+use crate::{admin, log, memory, notify, process, redis};
 
 /// How the program ends: what to tell, and the exit status.
 #[derive(Debug)]
@@ -295,6 +295,7 @@ async fn serve(
     }
     notify::ready(&format!("serving as {}", config.peer.name));
     let watchdog = tokio::spawn(notify::watchdog());
+    let gives_back = tokio::spawn(memory::gives_back());
 
     let outcome = tokio::select! {
         number = signals.next() => {
@@ -329,6 +330,7 @@ async fn serve(
         }
     }
     watchdog.abort();
+    gives_back.abort();
     if let Some(access) = signals.access.take() {
         access.end().await;
     }

@@ -93,12 +93,12 @@ impl Peer {
     }
 
     /// With variables in its environment.
-    fn start_with(file: &Path, env: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(file: &Path, env: &[(&str, &str)]) -> Self {
         let mut command = warmhop(&["run", "--config", text(file), "--log", "json"]);
         Self::from_command(command.envs(env.iter().copied()))
     }
 
-    fn from_command(command: &mut Command) -> Self {
+    pub(crate) fn from_command(command: &mut Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = sync_channel(10_000);
@@ -146,8 +146,12 @@ impl Peer {
         self.http.trim_start_matches("http://")
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
+        kill(Pid::from_raw(self.id().cast_signed()), signal).unwrap();
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

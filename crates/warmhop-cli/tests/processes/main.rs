@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(clippy::print_stdout, reason = "the roles tell what they are by their output")]
 
+#[cfg(target_os = "linux")]
+mod attacks;
 mod child;
 mod cli;
 mod confined;

@@ -1,0 +1,253 @@
+//! What clients may do to a peer, and what it still does for others meanwhile: its memory is bounded
+//! while it lasts and given back afterwards, and nobody takes all places.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
+
+use crate::cli::{Peer, certified, config, text, write};
+use crate::role::{BOUND, wait_until};
+
+/// What all clients together may have a peer hold in these tests.
+const BUDGET_MIB: u64 = 16;
+/// What a peer may take beyond what it took before: the budget, and as much again and more for what
+/// keeps it, such as queues, tasks and what the allocator rounds up. Without a budget each of these
+/// attacks takes well over a hundred.
+const HELD_MIB: u64 = 64;
+/// What it may keep of that when the attack is over.
+const KEPT_MIB: u64 = 32;
+
+/// A peer with so small a budget, and an app that starts for ever.
+fn peer(test: &str, more: &str) -> Peer {
+    more_files();
+    let dir = certified(test, "peer-1");
+    let file = write(&dir, &configured(more));
+    // Debug builds have the system's allocator, which keeps what is free for itself, but for pieces
+    // above a bound. What is freed is to be seen.
+    Peer::start_with(&file, &[("MALLOC_MMAP_THRESHOLD_", "4096")])
+}
+
+fn configured(more: &str) -> String {
+    let app = "[[app]]\nname = 'shop'\nrun = ['sleep', '600']\nwaiting_max = 10000\n";
+    let http = format!("[http]\nmemory = '{BUDGET_MIB}MiB'\n");
+    config(&format!("{app}{more}")).replace("[http]\n", &http)
+}
+
+/// As many open files in this process as it may have.
+fn more_files() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// What a process has in memory, in MiB.
+fn resident(peer: &Peer) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", peer.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// Another client, whose address is another.
+fn other(peer: &Peer) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+    let door: SocketAddr = peer.front_door().parse().unwrap();
+    socket.connect(&door.into()).unwrap();
+    socket.into()
+}
+
+fn asks(mut client: TcpStream, path: &str) -> String {
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    write!(client, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn others_are_served(peer: &Peer) {
+    let answer = asks(other(peer), "/.well-known/warmhop/readyz");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+fn refused(peer: &Peer, reason: &str) -> bool {
+    let metrics = asks(admin(peer), "/metrics");
+    metrics.contains(&format!("warmhop_clients_refused_total{{reason=\"{reason}\"}}"))
+}
+
+fn admin(peer: &Peer) -> TcpStream {
+    TcpStream::connect(peer.admin.trim_start_matches("http://")).unwrap()
+}
+
+/// Attacks, looks on until clients have been refused for it, and ends it.
+fn withstands(peer: &Peer, attack: impl FnOnce(&dyn Fn()) -> Vec<TcpStream>) {
+    let before = resident(peer);
+    let bounded = || {
+        let held = resident(peer).saturating_sub(before);
+        assert!(held < HELD_MIB, "{held} MiB more than the {before} before");
+    };
+    let connections = attack(&bounded);
+    wait_until("those that take most are closed", || {
+        bounded();
+        refused(peer, "over-budget")
+    });
+    others_are_served(peer);
+    bounded();
+    drop(connections);
+    wait_until("what it held is given back", || {
+        others_are_served(peer);
+        resident(peer).saturating_sub(before) < KEPT_MIB
+    });
+}
+
+#[test]
+fn bodies_over_http_2_that_nobody_reads_take_no_more_than_the_budget() {
+    let peer = peer("attack-bodies", "");
+    withstands(&peer, |bounded| {
+        let connections = (0..20).filter_map(|_| {
+            bounded();
+            // The peer may end it in the middle.
+            bodies(TcpStream::connect(peer.front_door()).unwrap()).ok()
+        });
+        connections.collect()
+    });
+}
+
+/// Opens as many requests as it may, and sends as much of each one's body as it may.
+fn bodies(mut stream: TcpStream) -> std::io::Result<TcpStream> {
+    const POST: &[u8] = b"\x83\x86\x84\x41\x01a";
+    stream.set_read_timeout(Some(BOUND))?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+    stream.write_all(&frame(4, 0, 0, &[]))?;
+    let allowed = Allowed::read(&mut stream)?;
+    // From here on they hold.
+    stream.write_all(&frame(4, 1, 0, &[]))?;
+    let mut left = allowed.in_all;
+    for at in 0..allowed.streams {
+        let id = 2 * at + 1;
+        stream.write_all(&frame(1, 4, id, POST))?;
+        let body = allowed.each.min(left);
+        left -= body;
+        for piece in vec![7; body].chunks(16 * 1024) {
+            stream.write_all(&frame(0, 0, id, piece))?;
+        }
+    }
+    Ok(stream)
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// What a client may send at first.
+struct Allowed {
+    streams: u32,
+    each: usize,
+    in_all: usize,
+}
+
+impl Allowed {
+    /// As the first frames of a peer tell it.
+    fn read(stream: &mut TcpStream) -> std::io::Result<Self> {
+        let mut allowed = Self { streams: 100, each: 65_535, in_all: 65_535 };
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        let mut told = 0;
+        // Its settings, and the window of the connection.
+        while told < 2 {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head)?;
+            let mut payload = vec![0; number(&[0, head[0], head[1], head[2]]) as usize];
+            stream.read_exact(&mut payload)?;
+            match (head[3], head[4]) {
+                (4, 0) => {
+                    told += 1;
+                    for setting in payload.chunks_exact(6) {
+                        match setting[1] {
+                            3 => allowed.streams = number(&setting[2..]),
+                            4 => allowed.each = number(&setting[2..]) as usize,
+                            _ => {}
+                        }
+                    }
+                }
+                (8, _) => {
+                    told += 1;
+                    allowed.in_all += number(&payload) as usize;
+                }
+                _ => {}
+            }
+        }
+        Ok(allowed)
+    }
+}
+
+#[test]
+fn heads_that_never_end_take_no_more_than_the_budget() {
+    let peer = peer("attack-heads", "");
+    let head = format!("GET / HTTP/1.1\r\nX-Long: {}", "x".repeat(60_000));
+    withstands(&peer, |bounded| {
+        let connections = (0..800).map(|at| {
+            if at % 50 == 0 {
+                bounded();
+            }
+            let mut stream = TcpStream::connect(peer.front_door()).unwrap();
+            // The peer may end it in the middle.
+            let _ = stream.write_all(head.as_bytes());
+            stream
+        });
+        connections.collect()
+    });
+}
+
+#[test]
+fn hundreds_of_connections_to_the_admin_listener_leave_health_its_places() {
+    let peer = peer("attack-admin", "");
+    let mut held = Vec::new();
+    for at in 0..384 {
+        let mut stream = admin(&peer);
+        let what = match at % 3 {
+            0 => "",
+            1 => "GET /v1/status HTTP/1.1\r\nHost: ",
+            // An answer that never ends, and is not read.
+            _ => "GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        };
+        // One of those before may give way to it, and so may it.
+        let _ = stream.write_all(what.as_bytes());
+        held.push(stream);
+        if at % 64 == 63 {
+            for path in ["/healthz", "/readyz"] {
+                let answer = asks(admin(&peer), path);
+                assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+            }
+        }
+    }
+    drop(held);
+    wait_until("the others are answered again", || peer.run(&["status"]).0 == 0);
+}
+
+#[test]
+fn thousands_of_idle_connections_from_one_address_leave_another_its_place() {
+    more_files();
+    let dir = certified("attack-idle", "peer-1");
+    let file = write(&dir, &configured(""));
+    let peer = Peer::from_command(&mut with_files(600, &file));
+    let mut idle = Vec::new();
+    for at in 0..2_000 {
+        idle.push(TcpStream::connect(peer.front_door()).unwrap());
+        if at % 500 == 499 {
+            others_are_served(&peer);
+        }
+    }
+    assert!(refused(&peer, "gave-way"));
+}
+
+/// A peer that may have so many files open.
+fn with_files(open: u64, file: &Path) -> Command {
+    let mut limited = Command::new("sh");
+    let script = format!("ulimit -n {open} && exec \"$@\"");
+    limited.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_warmhop")]);
+    limited.args(["run", "--config", text(file), "--log", "json"]).stdin(Stdio::null());
+    limited
+}
