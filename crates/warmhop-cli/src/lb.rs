@@ -149,9 +149,20 @@ fn backends(status: &Status) -> Vec<Backend> {
             let route = warmhop::ids::PeerId::new(route).ok()?.to_string();
             let door = front_door(door)?;
             let host = reached_at(door.host(), mesh).unwrap_or_else(|| door.host().into());
+            let host = Some(host).filter(|host| is_host(host))?;
             Some(Backend { name, route, host, port: door.port_u16()? })
         })
         .collect()
+}
+
+/// Whether a configuration file can name it: an address, or a name of the domain name system.
+fn is_host(host: &str) -> bool {
+    let is_ipv6 = |inner: &str| inner.parse::<std::net::Ipv6Addr>().is_ok();
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_name = |host: &str| {
+        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+    };
+    in_brackets.map_or_else(|| is_name(host), is_ipv6)
 }
 
 /// Where a front door on every address of its machine is reached: where the other peers reach its

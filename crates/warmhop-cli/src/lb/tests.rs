@@ -263,7 +263,9 @@ fn nothing_but_names_and_addresses_gets_into_a_configuration() {
         "peers": [
             {"name": "x }\nevil", "http": "127.0.0.1:1"},
             {"name": "peer-2", "http": "127.0.0.1:2;\nevil"},
-            {"name": "peer-3", "http": "no-port"}
+            {"name": "peer-3", "http": "no-port"},
+            {"name": "peer-4", "http": "evil;include$x:80"},
+            {"name": "peer-5", "http": "'evil':80"}
         ]
     }))
     .unwrap();
