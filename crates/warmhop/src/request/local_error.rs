@@ -25,8 +25,14 @@ pub(crate) enum LocalError {
 
 /// What a client is told of it.
 pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
+    let failed = |detail: String| {
+        Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail)
+            .proxy_error("connection_terminated")
+    };
     let detail = match error {
-        LocalError::Failed(detail) => format!("the app on {peer} failed to answer: {detail}"),
+        LocalError::Failed(why) => {
+            return failed(format!("the app on {peer} failed to answer")).because(why);
+        }
         LocalError::TooSlow(detail) => return too_slow(peer, detail),
         LocalError::NotReady => format!("the app on {peer} is not ready"),
         LocalError::Busy => format!("the app on {peer} serves as many requests as it may"),
@@ -34,7 +40,7 @@ pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
         LocalError::Told(problem) => return (**problem).clone(),
         LocalError::BodyGone => "the request's body cannot be sent again".into(),
     };
-    Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail).proxy_error("connection_terminated")
+    failed(detail)
 }
 
 /// An error and all that it came from, as one text.

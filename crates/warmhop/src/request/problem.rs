@@ -48,6 +48,8 @@ pub(crate) struct Problem {
     pub(crate) retry_after: Option<Duration>,
     /// A page of its own instead of the small one, and the fields that go with it.
     pub(crate) page: Option<Box<(String, HeaderMap)>>,
+    /// What came from below and says why, for this peer's log and memory alone.
+    pub(crate) inner: Option<Box<str>>,
 }
 
 impl Problem {
@@ -59,12 +61,27 @@ impl Problem {
             proxy_error: None,
             retry_after: None,
             page: None,
+            inner: None,
         }
     }
 
     pub(crate) fn proxy_error(mut self, kind: &'static str) -> Self {
         self.proxy_error = Some(kind);
         self
+    }
+
+    /// Adds an error from below: in its words may be what is no client's business.
+    pub(crate) fn because(mut self, why: impl std::fmt::Display) -> Self {
+        self.inner = Some(why.to_string().into());
+        self
+    }
+
+    /// All that is known of it.
+    pub(crate) fn whole(&self) -> String {
+        match &self.inner {
+            Some(inner) => format!("{}: {inner}", self.detail),
+            None => self.detail.clone(),
+        }
     }
 
     pub(crate) fn retry_after(mut self, span: Duration) -> Self {
@@ -397,7 +414,9 @@ mod tests {
     #[test]
     fn a_detail_with_quotes_and_line_breaks_stays_one_valid_header_and_one_valid_json_string() {
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "x", "said \"no\"\n\u{1}é")
-            .proxy_error("destination_unavailable");
+            .proxy_error("destination_unavailable")
+            .because("inner");
+        assert!(problem.whole().ends_with(": inner"));
         let (accept, page) = (HeaderMap::new(), ErrorPage::default());
         let mut to = Audience {
             accept: &accept,

@@ -550,15 +550,17 @@ impl Node {
             HopError::Unreachable(error, _) => Problem::new(
                 StatusCode::BAD_GATEWAY,
                 "hop-unreachable",
-                format!("{to} could not be reached: {error}"),
+                format!("{to} could not be reached"),
             )
-            .proxy_error("destination_unavailable"),
+            .proxy_error("destination_unavailable")
+            .because(error),
             HopError::Broken(error) => Problem::new(
                 StatusCode::BAD_GATEWAY,
                 "outcome-unknown",
-                format!("the connection to {to} broke before its answer ({error}); whether the request was carried out is unknown"),
+                format!("the connection to {to} broke before its answer; whether the request was carried out is unknown"),
             )
-            .proxy_error("connection_terminated"),
+            .proxy_error("connection_terminated")
+            .because(error),
         })
     }
 }

@@ -43,12 +43,12 @@ impl Ingress {
         tracing: &mut Tracing,
     ) -> Response<Body> {
         let node = &self.node;
-        tracing.step("problem", problem.detail.clone());
+        tracing.step("problem", problem.whole());
         tracing::info!(
             request = %tracing.id,
             problem = problem.name,
             status = problem.status.as_u16(),
-            detail = problem.detail,
+            detail = problem.whole(),
             "refused"
         );
         let mut response = problem.response(&Audience {
