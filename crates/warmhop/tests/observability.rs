@@ -86,6 +86,8 @@ async fn an_app_without_the_page_lets_browsers_wait_too() {
         async move { open(&one, "/who").await }
     });
     eventually("the tab waits", || one.status().apps[0].waiting == 1).await;
+    let progress = Client::default().get(&one, "/.well-known/warmhop/starting/who").await;
+    assert_eq!((progress.status, progress.text.as_str()), (StatusCode::NOT_FOUND, ""));
     gate.open();
     assert_eq!(tab.await.unwrap().text, "one");
 }

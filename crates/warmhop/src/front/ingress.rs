@@ -140,6 +140,12 @@ impl Ingress {
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
             let host = fields::host_as_sent(request.headers());
             if let Some(found) = self.node.apps().matching(host, of).cloned() {
+                // Where browsers wait as everybody does, nobody has to be told.
+                if !found.app.spec().policy.starting_page {
+                    let mut nothing = Response::new(Body::empty());
+                    *nothing.status_mut() = StatusCode::NOT_FOUND;
+                    return Err(nothing);
+                }
                 return Err(self.node.progress(&found.app).response());
             }
         }
@@ -731,8 +737,10 @@ fn body_cut_off(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Prob
         return Problem::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", detail)
             .proxy_error("http_request_error");
     }
-    let detail = format!("the request's body was cut off, or is no HTTP: {error}");
-    Problem::new(StatusCode::BAD_REQUEST, "body-cut-off", detail).proxy_error("http_request_error")
+    let detail = "the request's body was cut off, or is no HTTP";
+    Problem::new(StatusCode::BAD_REQUEST, "body-cut-off", detail)
+        .proxy_error("http_request_error")
+        .because(error)
 }
 
 fn body_too_slow() -> Problem {

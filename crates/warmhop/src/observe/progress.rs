@@ -23,9 +23,30 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// What is left of it for clients who are to learn nothing of what is behind a front door: whether
+    /// the app is ready, and when it should be.
+    pub(crate) fn for_anybody(self) -> Self {
+        let state = if self.state == "ready" { "ready" } else { "starting" };
+        Self { state, elapsed: None, failures: 0, retry: None, ..self }
+    }
+
     /// Whether it takes so long that a page is better than waiting. One that is overdue says the
     /// least that a start can need, and may take any time.
     pub(crate) fn is_worth_a_page(&self) -> bool {
         self.eta.is_none_or(|eta| eta > WORTH_A_PAGE || eta <= ETA_FLOOR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anybody_is_told_when_and_neither_how_often_nor_why_not() {
+        let eta = Some(Duration::from_secs(3));
+        let failed = Progress { state: "failed", eta, elapsed: eta, failures: 3, retry: eta };
+        let told = Progress { state: "starting", eta, elapsed: None, failures: 0, retry: None };
+        assert_eq!(failed.for_anybody(), told);
+        assert_eq!(Progress { state: "ready", ..failed }.for_anybody().state, "ready");
     }
 }

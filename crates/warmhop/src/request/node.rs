@@ -437,8 +437,14 @@ impl Node {
         Some(problem)
     }
 
-    /// How far the first copy of the app is, wherever it comes from. Asking starts nothing.
+    /// How far the first copy of the app is, as clients are told. Asking starts nothing.
     pub(crate) fn progress(&self, slot: &Slot) -> Progress {
+        let progress = self.first_copy(slot);
+        if self.reveal { progress } else { progress.for_anybody() }
+    }
+
+    /// How far the first copy of the app is, wherever it comes from.
+    fn first_copy(&self, slot: &Slot) -> Progress {
         let state = slot.state();
         let (failures, retry) = slot.failures();
         let told = Progress { state: "ready", eta: None, elapsed: None, failures, retry };
