@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(2);
 const PIECES: usize = 2_000;
 
 /// Has the allocator of this thread give back what is free, for as long as it is polled.
-pub async fn gives_back() {
+pub(crate) async fn gives_back() {
     loop {
         sleep(EVERY).await;
         // Debug builds have another allocator, and count what is allocated.
