@@ -9,6 +9,7 @@ pub mod admin;
 pub mod cert;
 pub mod child;
 pub mod client;
+mod columns;
 pub mod config;
 pub mod confine;
 pub mod cores;

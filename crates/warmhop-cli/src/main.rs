@@ -4,19 +4,18 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use http::Method;
 use serde_json::Value;
 use warmhop::ids::{PeerId, SessionKey};
-use warmhop_cli::client::{self, Admin, AdminUrl, AskError, encoded};
+use warmhop_cli::client::{Admin, AdminUrl, AskError, encoded};
 use warmhop_cli::config::{self, Config};
 use warmhop_cli::lb::{Affinity, Balancer};
 use warmhop_cli::run::Failure;
-use warmhop_cli::watch::{Recent, Size, Watch};
-use warmhop_cli::{cert, dev, guard, init, lb, log, operate, run, show};
+use warmhop_cli::{cert, dev, guard, init, lb, log, operate, run, show, watch};
 
 /// A peer of a mesh that answers the first request to a cold app from a peer where it is ready.
 #[derive(Debug, Parser)]
@@ -386,7 +385,10 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "warmhop", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
-        Command::Status { ask, watch } if watch => in_runtime(watch_status(ask)),
+        Command::Status { ask, watch: true } => in_runtime(async {
+            let (json, admin) = (ask.json, ask.listener.connect());
+            watch::run(&admin, json).await
+        }),
         Command::Status { ask, .. } => in_runtime(async {
             let (json, admin) = (ask.json, ask.listener.connect());
             print(&status(&admin, json).await.map_err(Failure::failed)?)
@@ -576,133 +578,6 @@ async fn ask_for(
 
 fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
-}
-
-/// How often `status --watch` asks.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take before it is missed.
-const MISSED_AFTER: Duration = Duration::from_secs(2);
-
-/// Shows what the peer tells, again and again. One that is away for a while is waited for: one
-/// watches restarts, too. What cannot be shown is said on standard error, but for a terminal, where
-/// it is part of the picture.
-async fn watch_status(ask: Ask) -> Result<u8, Failure> {
-    use std::io::IsTerminal;
-    use tokio::signal::unix::{SignalKind, signal};
-    let (json, admin) = (ask.json, ask.listener.connect());
-    let on_terminal = std::io::stdout().is_terminal() && !json;
-    let unheard = |error| Failure::failed(format!("cannot wait for signals: {error}"));
-    let mut terminated = signal(SignalKind::terminate()).map_err(unheard)?;
-    let mut resized = signal(SignalKind::window_change()).map_err(unheard)?;
-    let show = async {
-        let mut tick = tokio::time::interval(WATCH_INTERVAL);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        if on_terminal {
-            // The other screen, so that what was there before is there again at the end; without
-            // the cursor, and without wrapping lines.
-            print("\x1b[?1049h\x1b[?25l\x1b[?7l")?;
-        }
-        let (mut watch, mut heard, mut trouble) = (Watch::default(), Instant::now(), None);
-        let mut question = None;
-        loop {
-            let answered = async {
-                match &mut question {
-                    Some(question) => std::pin::Pin::as_mut(question).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let news = tokio::select! {
-                answer = answered => Some(answer),
-                _ = tick.tick() => None,
-                _ = resized.recv() => None,
-            };
-            let is_news = news.is_some();
-            match news {
-                None => {
-                    question.get_or_insert_with(|| Box::pin(look(&admin)));
-                }
-                Some(Ok(news)) => {
-                    (question, heard, trouble) = (None, Instant::now(), None);
-                    if json {
-                        print(&format!("{}\n", news.json))?;
-                    }
-                    watch.hear(news.status, news.recent);
-                }
-                Some(Err(error)) => {
-                    question = None;
-                    let error = error.to_string();
-                    // Told where it begins or changes, not for each time that it is tried.
-                    if !on_terminal && trouble.as_ref() != Some(&error) {
-                        let mut stderr = std::io::stderr().lock();
-                        let _ = writeln!(stderr, "warmhop: no answer, trying again: {error}");
-                    }
-                    trouble = Some(error);
-                }
-            }
-            if on_terminal {
-                let seconds = heard.elapsed().as_secs();
-                let silence = match &trouble {
-                    Some(why) => Some(format!("no answer for {seconds} s, trying again: {why}")),
-                    None if heard.elapsed() > MISSED_AFTER => {
-                        Some(format!("no answer for {seconds} s"))
-                    }
-                    None => None,
-                };
-                draw(&watch, silence.as_deref())?;
-            } else if is_news && trouble.is_none() && !json {
-                print(&format!("{}\n", watch.draw(None, None, false)))?;
-            }
-        }
-    };
-    let outcome = tokio::select! {
-        outcome = show => outcome,
-        _ = tokio::signal::ctrl_c() => Ok(0),
-        _ = terminated.recv() => Ok(0),
-    };
-    if on_terminal {
-        print("\x1b[?7h\x1b[?25h\x1b[?1049l")?;
-    }
-    outcome
-}
-
-/// Draws over the last picture in one write, clearing only what is left of it, so that nothing
-/// flickers.
-fn draw(watch: &Watch, silence: Option<&str>) -> Result<u8, Failure> {
-    let size = terminal_size::terminal_size().map(
-        |(terminal_size::Width(columns), terminal_size::Height(rows))| Size {
-            columns: columns.into(),
-            rows: rows.into(),
-        },
-    );
-    let text = watch.draw(silence, size, log::is_coloured(&std::io::stdout()));
-    print(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))
-}
-
-/// What a peer told at one moment.
-struct Look {
-    /// Its status with its newest requests, as it told them.
-    json: Value,
-    status: client::Status,
-    recent: Vec<client::Trace>,
-}
-
-/// Asks for all that is shown. A peer that is too old to tell its newest requests tells none.
-async fn look(admin: &Admin) -> Result<Look, AskError> {
-    let mut json = admin.status().await?;
-    let status = admin.read(&json)?;
-    let requests = match admin.ask(Method::GET, "/v1/requests?limit=50", "/requests").await {
-        Ok(requests) => requests,
-        Err(AskError::Refused { .. }) => Value::Null,
-        Err(error) => return Err(error),
-    };
-    let recent = match &requests {
-        Value::Null => Vec::new(),
-        requests => admin.read::<Recent>(requests)?.requests,
-    };
-    if let Some(all) = json.as_object_mut() {
-        all.insert("requests".into(), requests["requests"].clone());
-    }
-    Ok(Look { json, status, recent })
 }
 
 /// Writes to standard output; a reader that has seen enough ends the program quietly.

@@ -13,7 +13,7 @@ use warmhop::ids::PeerId;
 use crate::admin::life;
 use crate::client::{Admin, encoded};
 use crate::run::Failure;
-use crate::show::clean;
+use crate::show::{clean, printed};
 
 /// How much of the log goes into the archive.
 const ARCHIVED_LINES: usize = 2000;
@@ -143,7 +143,7 @@ pub fn line(json: &str) -> String {
     let (message, app) = (text(&mut line, "message"), text(&mut line, "app"));
     let time = time_of_day(at);
     if target == "warmhop::app" {
-        return format!("{time} {}\n", clean(&message));
+        return format!("{time} {}\n", printed(&message));
     }
     let mut told = format!("{time} {level:<5} {}", clean(&message));
     if !app.is_empty() {
@@ -232,7 +232,7 @@ mod tests {
         let printed = line(
             r#"{"at_unix_ms":0,"level":"INFO","target":"warmhop::app","message":"hello \u001b[2J","app":"shop"}"#,
         );
-        assert_eq!(printed, "00:00:00.000 hello \u{fffd}[2J\n");
+        assert_eq!(printed, "00:00:00.000 hello \n");
     }
 
     #[test]

@@ -8,13 +8,14 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::client::{AppStatus, OtherPeer, Seed, Session, Status, Trace};
+use crate::columns::Columns;
 
 /// How many peers are named in one cell.
 const NAMES_MAX: usize = 6;
 /// The state here of an app that only other peers have.
 pub(crate) const NOT_HERE: &str = "not here";
 /// The state of an app that went back to cold, and why is told with it.
-const COLD_AFTER_A_FAILURE: &str = "cold, failed";
+pub(crate) const COLD_AFTER_A_FAILURE: &str = "cold, failed";
 
 /// The table of `warmhop status`.
 #[must_use]
@@ -32,7 +33,7 @@ pub fn status(status: &Status, coloured: bool) -> String {
         counted(status.sessions.copies, "copy", "copies"),
     );
 
-    let mut peers = Table::new(&["PEER", "STATE", "ROUND TRIP", "ZONE", "FRONT DOOR", "MESH"]);
+    let mut peers = Columns::new(&["PEER", "STATE", "ROUND TRIP", "ZONE", "FRONT DOOR", "MESH"]);
     peers.row(vec![
         format!("{} (this one)", peer.name),
         peer.state.clone(),
@@ -59,8 +60,15 @@ pub fn status(status: &Status, coloured: bool) -> String {
         return text;
     }
     text.push('\n');
-    let mut apps =
-        Table::new(&["APP", "HERE", "ELSEWHERE", "STARTS", "START TAKES", "IN FLIGHT", "SESSIONS"]);
+    let mut apps = Columns::new(&[
+        "APP",
+        "HERE",
+        "ELSEWHERE",
+        "STARTS",
+        "START TAKES",
+        "IN FLIGHT",
+        "SESSIONS",
+    ]);
     for name in app_names(status) {
         // Where it is more than cold.
         let elsewhere = elsewhere(&status.peers, |peer| {
@@ -84,10 +92,14 @@ pub fn status(status: &Status, coloured: bool) -> String {
     text.push_str(&versions(status));
     for app in &status.apps {
         let Some(error) = &app.error else { continue };
-        let _ =
-            writeln!(text, "\n{}: {}", clean(&app.name), clean(error.lines().next().unwrap_or("")));
+        let _ = writeln!(
+            text,
+            "\n{}: {}",
+            clean(&app.name),
+            printed(error.lines().next().unwrap_or(""))
+        );
         for line in error.lines().skip(1) {
-            let _ = writeln!(text, "    {}", clean(line));
+            let _ = writeln!(text, "    {}", printed(line));
         }
     }
     text
@@ -155,7 +167,7 @@ pub fn reloaded(told: &serde_json::Value) -> String {
 /// The peers of the mesh, the one that was asked first.
 #[must_use]
 pub fn members(status: &Status, coloured: bool) -> String {
-    let mut members = Table::new(&["PEER", "STATE", "INCARNATION", "ROUND TRIP", "ZONE", "MESH"]);
+    let mut members = Columns::new(&["PEER", "STATE", "INCARNATION", "ROUND TRIP", "ZONE", "MESH"]);
     let peer = &status.peer;
     members.row(vec![
         format!("{} (asked)", peer.name),
@@ -300,7 +312,7 @@ pub fn trace(trace: &Trace, coloured: bool) -> String {
     let by = trace.served_by.as_ref().map(|peer| format!(" from {peer}")).unwrap_or_default();
     let after = trace.head_ms.map(|ms| format!(" after {}", millis(ms))).unwrap_or_default();
     let _ = writeln!(text, "answer     {outcome}{}{after}\n", clean(&by));
-    let mut steps = Table::new(&["AFTER", "WHAT", "WHY"]);
+    let mut steps = Columns::new(&["AFTER", "WHAT", "WHY"]);
     for step in &trace.steps {
         let after = span(Duration::from_micros(step.after_us));
         steps.row(vec![after, step.what.clone(), step.why.clone()]);
@@ -348,6 +360,14 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect()
 }
 
+/// A line that an app printed: without the colours and moves that it meant for its own terminal, and
+/// then [`clean`].
+#[must_use]
+pub fn printed(line: &str) -> String {
+    // All control characters go with the sequences, and a tab keeps two words apart.
+    clean(&strip_ansi_escapes::strip_str(line.replace('\t', "    ")))
+}
+
 /// The characters of the general category Cf (Unicode 16), and the two that separate lines and
 /// paragraphs: they turn the direction of what follows, or hide within a name.
 fn is_format(c: char) -> bool {
@@ -373,149 +393,6 @@ fn is_format(c: char) -> bool {
             | '\u{1d173}'..='\u{1d17a}'
             | '\u{e0001}'..='\u{e007f}'
     )
-}
-
-/// At most `columns` characters of a text without colours.
-pub(crate) fn cut(text: &str, columns: usize) -> String {
-    if text.chars().count() <= columns {
-        return text.to_owned();
-    }
-    let kept = text.chars().take(columns.saturating_sub(1));
-    kept.chain((columns > 0).then_some('…')).collect()
-}
-
-/// The same, with both ends kept: names and paths often differ in their last part alone.
-fn cut_in_the_middle(text: &str, columns: usize) -> String {
-    let length = text.chars().count();
-    if length <= columns || columns < 3 {
-        return cut(text, columns);
-    }
-    let last = (columns - 1) / 2;
-    let first = text.chars().take(columns - 1 - last);
-    first.chain(['…']).chain(text.chars().skip(length - last)).collect()
-}
-
-/// What a column gives up where a line is too short for all of it.
-#[derive(Clone, Copy)]
-pub(crate) enum Shrinks {
-    /// Nothing: it is shown whole or not at all.
-    Never,
-    /// Its cells' middle, down to so many characters.
-    Middle(usize),
-    /// Its cells' end, down to so many characters.
-    End(usize),
-}
-
-impl Shrinks {
-    fn least_of(self, width: usize) -> usize {
-        match self {
-            Self::Never => width,
-            Self::Middle(least) | Self::End(least) => least.min(width),
-        }
-    }
-
-    fn cut(self, text: &str, columns: usize) -> String {
-        match self {
-            Self::Middle(_) => cut_in_the_middle(text, columns),
-            Self::Never | Self::End(_) => cut(text, columns),
-        }
-    }
-}
-
-/// Columns two spaces apart, the most important first.
-pub(crate) struct Table {
-    rows: Vec<Vec<String>>,
-    shrinks: Vec<Shrinks>,
-}
-
-impl Table {
-    pub(crate) fn new(head: &[&str]) -> Self {
-        Self {
-            rows: vec![head.iter().map(ToString::to_string).collect()],
-            shrinks: vec![Shrinks::Never; head.len()],
-        }
-    }
-
-    /// One whose columns may shrink.
-    pub(crate) fn shrinking(columns: &[(&str, Shrinks)]) -> Self {
-        Self {
-            rows: vec![columns.iter().map(|(head, _)| (*head).to_owned()).collect()],
-            shrinks: columns.iter().map(|(_, shrinks)| *shrinks).collect(),
-        }
-    }
-
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells.iter().map(|cell| clean(cell)).collect());
-    }
-
-    /// All of it, each column as wide as its widest cell.
-    fn print(&self, text: &mut String, coloured: bool) {
-        self.print_within(text, coloured, None);
-    }
-
-    /// The same, with lines of at most `columns` characters.
-    pub(crate) fn print_within(&self, text: &mut String, coloured: bool, columns: Option<usize>) {
-        let widths = self.widths(columns);
-        for (at, row) in self.rows.iter().enumerate() {
-            let mut line = String::new();
-            let shown = row.iter().zip(&widths).zip(&self.shrinks);
-            for (number, ((cell, width), shrinks)) in shown.enumerate() {
-                let gap = if number + 1 < widths.len() { 2 } else { 0 };
-                let padded = format!("{:<1$}", shrinks.cut(cell, *width), width + gap);
-                let colour = if at == 0 { Some("1") } else { colour_of(cell) };
-                match colour.filter(|_| coloured) {
-                    Some(code) => {
-                        let _ = write!(line, "\x1b[{code}m{padded}\x1b[0m");
-                    }
-                    None => line.push_str(&padded),
-                }
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-    }
-
-    /// How wide each column is, but for those at the end that do not fit.
-    fn widths(&self, columns: Option<usize>) -> Vec<usize> {
-        let wanted = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let wanted: Vec<usize> = (0..self.shrinks.len()).map(wanted).collect();
-        let Some(columns) = columns else { return wanted };
-        let taken = |widths: &[usize]| widths.iter().map(|width| width + 2).sum::<usize>() - 2;
-        let mut widths: Vec<usize> =
-            self.shrinks.iter().zip(&wanted).map(|(it, width)| it.least_of(*width)).collect();
-        while widths.len() > 1 && taken(&widths) > columns {
-            widths.pop();
-        }
-        // What is left goes to all that shrank, in turn.
-        let mut left = columns.saturating_sub(taken(&widths));
-        while left > 0 && widths.iter().zip(&wanted).any(|(width, wanted)| width < wanted) {
-            for (width, wanted) in widths.iter_mut().zip(&wanted) {
-                if *width < *wanted && left > 0 {
-                    *width += 1;
-                    left -= 1;
-                }
-            }
-        }
-        if let [only] = &mut widths[..] {
-            *only = (*only).min(columns);
-        }
-        widths
-    }
-}
-
-/// The colour of a cell that is a state.
-fn colour_of(cell: &str) -> Option<&'static str> {
-    match cell {
-        "ready" | "serving" | "alive" | "served" => Some("32"),
-        "starting" | "stopping" | "draining" | "drained" | "suspect" => Some("33"),
-        "wait" | "waited" | "shown a page" => Some("33"),
-        "failed" | "gone" | "no answer" | COLD_AFTER_A_FAILURE => Some("31"),
-        "refuse" | "refused" | "problem" => Some("31"),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -559,7 +436,7 @@ shop  ready   peer-2 starting  1       1.2 s        3          portable
 blog  failed                   2                    0
 
 blog: it exited with status 3
-    \u{fffd}[31mboom
+    boom
 ";
         assert_eq!(status(&example(), false), expected);
     }
@@ -572,7 +449,7 @@ blog: it exited with status 3
         told.peers[1].apps.insert("of-the-dead".into(), "ready".into());
         let shown = status(&told, true);
         assert!(shown.contains("atlas  not here"), "{shown}");
-        assert!(shown.contains("\x1b[31mcold, failed"), "{shown}");
+        assert!(shown.contains("\x1b[38;5;1mcold, failed"), "{shown}");
         assert!(!shown.contains("of-the-dead"), "{shown}");
         told.apps.clear();
         assert!(status(&told, false).contains("atlas  not here  peer-2 ready"));
@@ -586,43 +463,24 @@ blog: it exited with status 3
     }
 
     #[test]
-    fn a_table_too_wide_shrinks_what_may_and_then_drops_its_last_columns() {
-        let mut table = Table::shrinking(&[
-            ("NAME", Shrinks::Middle(9)),
-            ("STATE", Shrinks::Never),
-            ("WHY", Shrinks::End(6)),
-        ]);
-        table.row(vec!["tenant-of-acme-eu".into(), "ready".into(), "the only one".into()]);
-        let last_line = |columns| {
-            let mut text = String::new();
-            table.print_within(&mut text, false, columns);
-            text.lines().last().unwrap_or_default().to_owned()
-        };
-        for (columns, line) in [
-            (None, "tenant-of-acme-eu  ready  the only one"),
-            (Some(38), "tenant-of-acme-eu  ready  the only one"),
-            (Some(32), "tenant…cme-eu  ready  the only …"),
-            (Some(24), "tena…e-eu  ready  the o…"),
-            (Some(23), "tenant-o…acme-eu  ready"),
-            (Some(16), "tena…e-eu  ready"),
-            (Some(15), "tenant-…acme-eu"),
-            (Some(2), "t…"),
+    fn what_an_app_printed_for_its_own_terminal_is_shown_without_what_a_terminal_obeys() {
+        for (line, shown) in [
+            ("\u{1b}[1;31merror\u{1b}[0m: no such file", "error: no such file"),
+            ("\u{1b}]0;title\u{7}ready\u{1b}[2K", "ready"),
+            ("a\tb", "a    b"),
+            ("half a sequence \u{1b}[31", "half a sequence "),
+            ("naïve Ω 書店 \u{202e}", "naïve Ω 書店 \u{fffd}"),
         ] {
-            assert_eq!(last_line(columns), line, "within {columns:?}");
+            assert_eq!(printed(line), shown, "{line:?}");
         }
     }
 
     #[test]
     fn colour_changes_no_text_and_never_comes_from_the_peer() {
         let coloured = status(&example(), true);
-        assert!(coloured.contains("\x1b[32mready"), "{coloured:?}");
+        assert!(coloured.contains("\x1b[38;5;2mready"), "{coloured:?}");
         assert!(!coloured.contains("\x1b[31mboom"), "{coloured:?}");
-        let mut plain = coloured;
-        for code in ["0", "1", "31", "32", "33"] {
-            plain = plain.replace(&format!("\x1b[{code}m"), "");
-        }
-        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(words(&plain), words(&status(&example(), false)));
+        assert_eq!(strip_ansi_escapes::strip_str(&coloured), status(&example(), false));
     }
 
     #[test]

@@ -353,59 +353,114 @@ async fn a_configuration_is_checked_before_it_is_run() {
 
 #[tokio::test]
 async fn a_peer_is_watched_in_a_terminal_through_its_restart() {
-    use std::io::Read;
-    use std::sync::{Arc, Mutex};
-
     let mut world = World::new(2, shop(QUICK, "")).await;
-    let size = nix::pty::Winsize { ws_row: 30, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
-    let terminal = nix::pty::openpty(Some(&size), None).unwrap();
-    let admin = format!("http://{}", world.mesh.peer(0).ports.admin);
-    let mut watching = std::process::Command::new(program_built("warmhop"))
-        .args(["status", "--watch", "--admin", &admin])
-        .stdin(terminal.slave.try_clone().unwrap())
-        .stdout(terminal.slave.try_clone().unwrap())
-        .stderr(terminal.slave)
-        .spawn()
-        .unwrap();
-    let shown = Arc::new(Mutex::new(String::new()));
-    let reader = std::thread::spawn({
-        let (shown, mut screen) = (Arc::clone(&shown), std::fs::File::from(terminal.master));
-        move || {
-            let mut bytes = [0; 4096];
-            // It fails once nobody holds the other end.
-            while let Ok(read @ 1..) = screen.read(&mut bytes) {
-                shown.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..read]));
-            }
-        }
-    });
-    // What was drawn since it was last looked at.
-    let sees = async |text: &str| {
-        let mut drawn = String::new();
-        until(&format!("the terminal shows {text:?}"), async || {
-            drawn.push_str(&std::mem::take(&mut *shown.lock().unwrap()));
-            drawn.contains(text).then_some(())
-        })
-        .await;
-        drawn
-    };
-    let first = sees("served here").await;
-    assert!(first.starts_with("\x1b[?1049h"), "on a screen of its own: {first:?}");
+    let mut watching = Watching::start(&world, 0);
+    watching.sees("served here").await;
+    assert!(watching.is_on_a_screen_of_its_own());
     world.warm(0).await;
     Client::new().get(world.http(0), "/whoami").await.unwrap().ok().unwrap();
-    let drawn = sees("GET /whoami").await;
-    for line in drawn.split("\x1b[K").filter(|line| line.contains("FRONT DOOR")) {
-        let plain = line.replace("\x1b[1m", "").replace("\x1b[0m", "");
-        assert!(plain.trim().chars().count() <= 100, "{line:?}");
-    }
+    watching.sees("GET /whoami").await;
+    watching.sees("FRONT DOOR").await;
+
+    // Its keys: how they work, and all about the one app.
+    watching.types("?");
+    watching.sees("these keys").await;
+    watching.types("?\r");
+    watching.sees("sessions: ").await;
+    watching.types("q");
+    watching.ended_and_left_the_terminal_as_it_was().await;
+
+    let watching = Watching::start(&world, 0);
+    watching.sees("is serving, up").await;
     world.mesh.kill(0).unwrap();
-    sees("no answer for").await;
+    watching.sees("no answer for").await;
     world.mesh.start(0).unwrap();
-    sees("is serving, up").await;
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(watching.id()).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    assert!(watching.wait().unwrap().success());
-    reader.join().unwrap();
-    assert!(shown.lock().unwrap().ends_with("\x1b[?7h\x1b[?25h\x1b[?1049l"), "as it was before");
+    watching.sees("is serving, up").await;
+    watching.is_sent(nix::sys::signal::Signal::SIGTERM);
+    watching.ended_and_left_the_terminal_as_it_was().await;
+
+    let watching = Watching::start(&world, 0);
+    watching.sees("served here").await;
+    watching.is_sent(nix::sys::signal::Signal::SIGINT);
+    watching.ended_and_left_the_terminal_as_it_was().await;
+}
+
+/// `warmhop status --watch` in a terminal.
+struct Watching {
+    program: std::process::Child,
+    /// The side of the one who sits there.
+    seat: std::fs::File,
+    /// The other side, kept open so that it can be asked afterwards.
+    terminal: std::os::fd::OwnedFd,
+    modes: nix::sys::termios::Termios,
+    screen: std::sync::Arc<std::sync::Mutex<vt100::Parser>>,
+}
+
+impl Watching {
+    fn start(world: &World, peer: usize) -> Self {
+        use std::io::Read;
+        use std::sync::{Arc, Mutex};
+        const ROWS: u16 = 30;
+        const COLUMNS: u16 = 100;
+
+        let size = nix::pty::Winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        let modes = nix::sys::termios::tcgetattr(&pair.slave).unwrap();
+        let admin = format!("http://{}", world.mesh.peer(peer).ports.admin);
+        let program = std::process::Command::new(program_built("warmhop"))
+            .args(["status", "--watch", "--admin", &admin])
+            .stdin(pair.slave.try_clone().unwrap())
+            .stdout(pair.slave.try_clone().unwrap())
+            .stderr(pair.slave.try_clone().unwrap())
+            .spawn()
+            .unwrap();
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0)));
+        let seat = std::fs::File::from(pair.master);
+        std::thread::spawn({
+            let (screen, mut seat) = (Arc::clone(&screen), seat.try_clone().unwrap());
+            move || {
+                let mut bytes = [0; 4096];
+                // It fails once nobody holds the other end.
+                while let Ok(read @ 1..) = seat.read(&mut bytes) {
+                    screen.lock().unwrap().process(&bytes[..read]);
+                }
+            }
+        });
+        Self { program, seat, terminal: pair.slave, modes, screen }
+    }
+
+    async fn sees(&self, text: &str) {
+        until(&format!("the terminal shows {text:?}"), async || {
+            self.screen.lock().unwrap().screen().contents().contains(text).then_some(())
+        })
+        .await;
+    }
+
+    fn is_on_a_screen_of_its_own(&self) -> bool {
+        self.screen.lock().unwrap().screen().alternate_screen()
+    }
+
+    fn types(&mut self, keys: &str) {
+        use std::io::Write;
+        self.seat.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn is_sent(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.program.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    async fn ended_and_left_the_terminal_as_it_was(mut self) {
+        assert!(self.program.wait().unwrap().success());
+        assert_eq!(nix::sys::termios::tcgetattr(&self.terminal).unwrap(), self.modes);
+        // What it wrote last may still be on its way.
+        until("the screen is the one from before, with its cursor", async || {
+            let screen = self.screen.lock().unwrap();
+            let screen = screen.screen();
+            (!screen.alternate_screen() && !screen.hide_cursor()).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
