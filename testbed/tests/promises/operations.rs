@@ -399,11 +399,14 @@ struct Watching {
 impl Watching {
     fn start(world: &World, peer: usize) -> Self {
         use std::io::Read;
+        use std::num::NonZeroU16;
         use std::sync::{Arc, Mutex};
-        const ROWS: u16 = 30;
-        const COLUMNS: u16 = 100;
 
-        let size = nix::pty::Winsize { ws_row: ROWS, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 };
+        const ROWS: NonZeroU16 = NonZeroU16::new(30).unwrap();
+        const COLUMNS: NonZeroU16 = NonZeroU16::new(100).unwrap();
+
+        let (ws_row, ws_col) = (ROWS.get(), COLUMNS.get());
+        let size = nix::pty::Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = nix::pty::openpty(Some(&size), None).unwrap();
         let modes = nix::sys::termios::tcgetattr(&pair.slave).unwrap();
         let admin = format!("http://{}", world.mesh.peer(peer).ports.admin);
@@ -451,7 +454,8 @@ impl Watching {
     }
 
     async fn ended_and_left_the_terminal_as_it_was(mut self) {
-        assert!(self.program.wait().unwrap().success());
+        let ended = until("the program ends", async || self.program.try_wait().unwrap()).await;
+        assert!(ended.success(), "{ended}");
         assert_eq!(nix::sys::termios::tcgetattr(&self.terminal).unwrap(), self.modes);
         // What it wrote last may still be on its way.
         until("the screen is the one from before, with its cursor", async || {
