@@ -555,6 +555,7 @@ mod tests {
         many.iter().for_each(|one| one.account().begins(0, true));
         assert!(!clients.make_room(Some(address(1))), "all wait for the peer");
         many[1].account().awaits(true);
+        many[1].account().active.store(1, Relaxed);
         many[2].account().answers(10);
         many[2].account().active.store(0, Relaxed);
         assert!(!clients.make_room(None) && !clients.make_room(Some(address(2))), "it is too soon");

@@ -25,11 +25,13 @@ pub(crate) enum Told {
 }
 
 impl Told {
-    /// Whether the session knows nothing of the request any more once it has said this.
+    /// Whether the session knows nothing of the request any more once it has said this, and the
+    /// request does not come back. One that failed may: until it has, its place keeps a session that
+    /// holds nothing from being dropped.
     pub(crate) fn is_last(&self) -> bool {
         match self {
-            Self::Release { .. } | Self::Replay { .. } | Self::Fail(_) | Self::Redirect(_) => true,
-            Self::Turn | Self::Execute { .. } | Self::Again => false,
+            Self::Release { .. } | Self::Replay { .. } | Self::Redirect(_) => true,
+            Self::Turn | Self::Execute { .. } | Self::Again | Self::Fail(_) => false,
         }
     }
 }

@@ -86,18 +86,14 @@ async fn a_subscriber_that_reads_nothing_is_closed_and_those_who_read_get_all() 
     let message = "x".repeat(512 * 1024);
     // What the sockets take in between is not known; far more than they do comes up.
     let count = 8 * WAITING_BYTES_MAX / message.len();
-    let hearing = tokio::spawn(async move {
-        let expected = array(&["message", "c", &"x".repeat(512 * 1024)]);
-        for _ in 0..count {
-            hears.reads(&expected).await;
-        }
-    });
+    let expected = array(&["message", "c", &message]);
     let mut counts = Vec::new();
     for _ in 0..count {
         other.send(&request(&[b"PUBLISH", b"c", message.as_bytes()])).await;
         counts.push(other.line().await);
+        // It reads as quickly as is published, however the machine is loaded.
+        hears.reads(&expected).await;
     }
-    hearing.await.unwrap();
     assert_eq!((&*counts[0], counts.last().map(|it| &**it)), (":2\r\n", Some(":1\r\n")));
     // It gets what was written before, and no more.
     let mut rest = Vec::new();
