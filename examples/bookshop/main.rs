@@ -6,9 +6,11 @@
 //! follows the client to any copy of the shop.
 //!
 //! Environment: `PORT` (required), `DOCS` (books in stock), `ALLOW_CRASH=1` (opens
-//! `POST /crash`, which ends the process at once).
+//! `POST /crash`, which ends the process at once, and `POST /falls-ill`, which has it live on in a
+//! bad way), `EDITION` (every answer says it in the field `Bookshop-Edition`).
 
 mod corpus;
+mod illness;
 mod index;
 mod session;
 
@@ -23,7 +25,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Query, Request, State};
 use axum::http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
@@ -36,6 +38,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
+use crate::illness::{Illness, falls_ill};
 use crate::index::Index;
 use crate::session::{Cart, FIELD};
 
@@ -49,6 +52,8 @@ const VISITORS_MAX: usize = 10_000;
 struct Shop {
     port: u16,
     allow_crash: bool,
+    edition: Option<HeaderValue>,
+    illness: Illness,
     docs: u32,
     docs_read: AtomicU32,
     index: OnceLock<Index>,
@@ -65,6 +70,8 @@ async fn main() -> ExitCode {
     let shop = Arc::new(Shop {
         port,
         allow_crash: std::env::var("ALLOW_CRASH").is_ok_and(|value| value == "1"),
+        edition: std::env::var("EDITION").ok().and_then(|edition| edition.parse().ok()),
+        illness: Illness::default(),
         docs: docs.unwrap_or(DOCS_DEFAULT),
         docs_read: AtomicU32::new(0),
         index: OnceLock::new(),
@@ -81,8 +88,21 @@ async fn main() -> ExitCode {
     // it grows. On its own thread: it is seconds of pure computation.
     let building = Arc::clone(&shop);
     std::thread::spawn(move || building.open());
-    match axum::serve(listener, router(shop)).with_graceful_shutdown(terminated()).await {
-        Ok(()) => ExitCode::SUCCESS,
+    let ill = Arc::clone(&shop);
+    let closing = async move {
+        tokio::select! {
+            () = terminated() => (),
+            () = ill.illness.closes() => (),
+        }
+    };
+    let served = axum::serve(listener, router(Arc::clone(&shop))).with_graceful_shutdown(closing);
+    match served.await {
+        Ok(()) => {
+            if shop.illness.is_closed() {
+                terminated().await;
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("bookshop: {error}");
             ExitCode::FAILURE
@@ -131,6 +151,7 @@ fn router(shop: Arc<Shop>) -> Router {
         .route("/whoami", get(whoami))
         .route("/ws", get(websocket))
         .route("/crash", post(crash))
+        .route("/falls-ill", post(falls_ill))
         .layer(from_fn_with_state(Arc::clone(&shop), closed_until_indexed))
         .route("/healthz", get(healthz))
         .with_state(shop)
@@ -142,14 +163,20 @@ async fn closed_until_indexed(
     next: Next,
 ) -> Response {
     if shop.index.get().is_some() {
-        return next.run(request).await;
+        shop.illness.answers().await;
+        let mut response = next.run(request).await;
+        if let Some(edition) = &shop.edition {
+            response.headers_mut().insert("bookshop-edition", edition.clone());
+        }
+        return response;
     }
     (StatusCode::SERVICE_UNAVAILABLE, "The shop is not open yet.\n").into_response()
 }
 
 async fn healthz(State(shop): State<Arc<Shop>>) -> Response {
+    shop.illness.answers_whether_it_is_well().await;
     let read = shop.docs_read.load(Ordering::Relaxed);
-    let ready = shop.index.get().is_some();
+    let ready = shop.index.get().is_some() && !shop.illness.is_unwell();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({ "ready": ready, "books": shop.docs, "indexed": read }))).into_response()
 }

@@ -6,6 +6,8 @@
 //!
 //! Environment: `PORT` (required), `START_MS` (how long it takes to start), `LEDGER_LOG` (the
 //! file that gets a line of JSON for each append), `LEDGER_PEER` (the name in those lines).
+//!
+//! On SIGUSR1 it lives on and takes no more connections, so that one can see what becomes of it.
 
 use std::fs::File;
 use std::io::Write;
@@ -24,6 +26,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::signal::unix::SignalKind;
 use tokio::time::sleep;
 
 const FIELD: HeaderName = HeaderName::from_static("warmhop-session");
@@ -62,7 +65,14 @@ async fn main() -> ExitCode {
         .with_state(Arc::new(Ledger { peer, log }));
     let served = async {
         let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-        axum::serve(listener, router).with_graceful_shutdown(terminated()).await
+        tokio::select! {
+            served = axum::serve(listener, router).with_graceful_shutdown(terminated()) => served,
+            () = told(SignalKind::user_defined1()) => {
+                // The listener is gone, and what is open goes on.
+                terminated().await;
+                Ok(())
+            }
+        }
     };
     match served.await {
         Ok(()) => ExitCode::SUCCESS,
@@ -78,7 +88,11 @@ fn number(name: &str) -> Option<u64> {
 }
 
 async fn terminated() {
-    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+    told(SignalKind::terminate()).await;
+}
+
+async fn told(by: SignalKind) {
+    match tokio::signal::unix::signal(by) {
         Ok(mut signal) => {
             signal.recv().await;
         }

@@ -157,6 +157,21 @@ fn embed_shows_a_session_that_goes_on_across_the_cut_over() {
 }
 
 #[tokio::test]
+async fn operated_is_asked_by_operators_as_a_peer_of_the_binary_is() {
+    let program = Program::start("operated", &[]);
+    let admin: Uri = program.told("operators ask one at ").parse().unwrap();
+    let [one, ..] = program.peers();
+    let mut client = Client::default();
+    assert_eq!(client.ask(&one, None).await, "hello\n");
+    let at = |path| format!("{admin}{path}").parse::<Uri>().unwrap();
+    let status = client.ask(&at("v1/status"), None).await;
+    assert!(status.starts_with("{\"peer\":{\"name\":\"one\""), "{status}");
+    assert!(client.ask(&at(""), None).await.starts_with("<!doctype html>"));
+    let other = client.ask(&at("v1/peers/two/v1/status"), None).await;
+    assert!(other.starts_with("{\"peer\":{\"name\":\"two\""), "{other}");
+}
+
+#[tokio::test]
 async fn axum_session_goes_with_its_client_and_outlives_its_owner() {
     let mut program = Program::start("axum_session", &[]);
     let [one, two, three] = program.peers();

@@ -13,17 +13,16 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
-use toml::{Table, Value};
 
+use crate::bench_mesh::{BOUND, bench_mesh};
 use crate::client::Client;
-use crate::mesh::{Mesh, Spec, until};
+use crate::mesh::{Mesh, until};
 use crate::ports::Reservation;
 use crate::terminal::Terminal;
 
 const ROUNDS: usize = 3;
 const ROUND_TRIPS: usize = 5_000;
 const PIECE_BYTES: usize = 64 * 1024;
-const BOUND: Duration = Duration::from_secs(60);
 
 /// One way to the app.
 struct Way {
@@ -40,36 +39,7 @@ struct Way {
 pub async fn streams(bytes: u64) -> Result<()> {
     let terminal = Terminal::new();
     let reserved = Reservation::new()?;
-    let folder = crate::workspace().join("target/testbed-bench");
-    std::fs::create_dir_all(&folder)?;
-    let mut app: Table =
-        "name = 'shop'\nmatch = { path = '/' }\nready = { path = '/healthz' }\nsession = 'none'\n\
-         env = { DOCS = '300' }\n"
-            .parse()?;
-    let program = crate::program("bookshop")?.to_string_lossy().into_owned();
-    app.insert("run".into(), vec![Value::from(program)].into());
-    let mut mesh = Mesh::prepare(Spec {
-        folder,
-        cluster: "bench".into(),
-        ports: (0..2).map(|index| reserved.peer(index)).collect(),
-        apps: vec![app],
-        settings: Table::new(),
-        detached: false,
-    })?;
-    for (index, start) in ["at-boot", "never"].into_iter().enumerate() {
-        mesh.reconfigure(index, |config| {
-            let apps = config["app"].as_array_mut().into_iter().flatten();
-            for app in apps.filter_map(Value::as_table_mut) {
-                app.insert("start".into(), start.into());
-            }
-        })?;
-        mesh.start(index)?;
-    }
-    mesh.formed().await?;
-    until("the app is ready", BOUND, async || {
-        (mesh.peer(0).app_state("shop").await == "ready").then_some(())
-    })
-    .await?;
+    let mesh = bench_mesh(&reserved, 2).await?;
     let through_hop = mesh.peer(1).ports.http;
     let hops = until("the second peer sends requests on", BOUND, async || {
         Client::new().get(through_hop, "/whoami").await.ok()?.ok().ok()

@@ -23,6 +23,8 @@
 
 pub mod apps;
 pub mod bench;
+mod bench_mesh;
+pub mod bench_messages;
 pub mod bench_proxies;
 pub mod bench_streams;
 pub mod chaos;

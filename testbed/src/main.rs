@@ -8,7 +8,8 @@ use clap::{Parser, Subcommand};
 use nix::sys::signal::Signal;
 use warmhop_testbed::chaos::{self, faults::Kind};
 use warmhop_testbed::{
-    bench, bench_proxies, bench_streams, commands, costs, demo, ports, terminal::Terminal,
+    bench, bench_messages, bench_proxies, bench_streams, commands, costs, demo, ports,
+    terminal::Terminal,
 };
 
 /// Launches, breaks and shows meshes of real peers on this machine.
@@ -62,6 +63,9 @@ enum Command {
         #[arg(long, default_value_t = 1 << 30, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
         bytes: u64,
     },
+    /// How long a message takes to another peer, and what idle subscriptions cost;
+    /// `testbed/bench-messages` builds optimised peers.
+    BenchMessages,
     /// What a request costs beside HAProxy and nginx; `testbed/bench-proxies` installs them and
     /// builds optimised peers.
     BenchProxies(bench_proxies::Wanted),
@@ -111,6 +115,7 @@ async fn main() -> ExitCode {
         Command::Demo => demo::run().await,
         Command::Bench { sessions } => bench::failover(sessions).await,
         Command::BenchStreams { bytes } => bench_streams::streams(bytes).await,
+        Command::BenchMessages => bench_messages::messages().await,
         Command::BenchProxies(wanted) => bench_proxies::proxies(&wanted).await,
         Command::Costs => costs::costs().await,
         Command::Chaos { peers, length, faults, seed, clients, report } => {

@@ -6,7 +6,7 @@
 //!
 //! Nobody waits for it: where the disk or the reader of standard error is too slow, lines are lost,
 //! which is counted (`warmhop_access_log_dropped_total`) and warned of. A file is opened again on
-//! SIGUSR1, as whoever rotates it asks for after renaming it.
+//! SIGUSR1, which a log rotator sends after renaming it.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -31,7 +31,7 @@ const QUEUE_MAX: usize = 4096;
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is told that lines were lost.
 const WARN_EVERY: Duration = Duration::from_secs(60);
-/// Whoever reads the log has a group in common with the peer; nobody else reads it.
+/// Readable by the peer's user and group; by nobody else.
 const FILE_MODE: u32 = 0o640;
 
 /// What wakes the writer.
@@ -185,7 +185,7 @@ impl Writer {
             }
             self.tell_of_losses();
             next = requests.try_recv().ok().or_else(|| {
-                // Nobody is served by what is not there yet: whoever follows the file sees it now.
+                // Nobody is served by what is not there yet: a program that follows the file sees it now.
                 let flushed = self.sink.flush();
                 self.see_to(flushed);
                 if self.asked.end.load(Ordering::Relaxed) { None } else { requests.recv().ok() }
@@ -205,8 +205,8 @@ impl Writer {
             Err(error) => warn!(
                 file = %path.display(),
                 %error,
-                "the access log cannot be opened again, and goes on in the former file; mend it \
-                 and send SIGUSR1 once more"
+                "the access log cannot be opened again and goes on in the former file; fix the \
+                 cause and send SIGUSR1 again"
             ),
         }
     }

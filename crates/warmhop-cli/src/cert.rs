@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Makes an authority for `cluster` in `out`; returns what to tell.
 ///
 /// # Errors
-/// If the name is out of form, a key is there already, or a file cannot be written.
+/// If the name is malformed, a key is there already, or a file cannot be written.
 pub fn make_authority(out: &Path, cluster: &str, force: bool) -> Result<String, IdentityError> {
     Authority::generate(cluster)?.write(out, force)?;
     let mut text = String::new();
@@ -23,7 +23,7 @@ pub fn make_authority(out: &Path, cluster: &str, force: bool) -> Result<String, 
     let _ = write!(
         text,
         "wrote {dir}/ca.pem      the authority of the cluster {cluster}; peers trust whom it vouches for\n\
-         wrote {dir}/ca-key.pem  its private key: whoever has it can make peers, so keep it off them\n\
+         wrote {dir}/ca-key.pem  its private key: anybody who has it can make peers, so keep it off them\n\
          \n\
          Next, for each peer: warmhop cert peer NAME --ca {dir} --out certs/NAME\n"
     );
@@ -110,6 +110,22 @@ pub fn show(dir: &Path) -> Result<(String, bool), IdentityError> {
         None => {}
     }
     Ok((text, problem.is_none()))
+}
+
+/// That a certificate ends soon, or has ended, and when, as the end of a sentence; nothing where it
+/// has longer.
+#[must_use]
+pub(crate) fn ends_soon(ends: SystemTime, now: SystemTime) -> Option<String> {
+    let on = date(ends);
+    match ends.duration_since(now).ok() {
+        None => Some(format!("expired on {on}")),
+        Some(left) if left < DAY => Some(format!("ends within a day, on {on}")),
+        Some(left) if left < SOON => match left.as_secs() / DAY.as_secs() {
+            1 => Some(format!("ends in 1 day, on {on}")),
+            days => Some(format!("ends in {days} days, on {on}")),
+        },
+        Some(_) => None,
+    }
 }
 
 fn left(left: Option<Duration>) -> String {

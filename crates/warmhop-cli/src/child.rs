@@ -9,6 +9,7 @@
 //! pipe to the guard, which then kills the child and all that the child started.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -23,20 +24,21 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 use warmhop::ids::AppName;
 use warmhop::{Ended, Running, StartContext, StartError};
 
 use self::probe::Probe;
 pub use self::service::ChildService;
-use crate::config::{Alive, Inherit, Protocol, Ready};
 use crate::confine::Confine;
 use crate::guard;
+use crate::launch::{Alive, Inherit, Protocol, Ready};
 
 pub mod environment;
 mod h2;
 mod http1;
+mod listens;
 mod plain;
 mod pool;
 mod probe;
@@ -55,6 +57,8 @@ const LINE_BYTES_MAX: usize = 8 * 1024;
 const TAIL_LINES: usize = 20;
 /// How long the output of an ended app is still waited for.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
+/// An app that has not been ready for so long may listen somewhere else.
+const HINT_AFTER: Duration = Duration::from_secs(3);
 /// How long killing may take before the peer stops waiting for it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -144,7 +148,7 @@ impl ChildApp {
             let port = free_port()
                 .map_err(|error| failed(format!("no loopback port is free: {error}")))?;
             match self.launch_on(port, &env, name, deadline).await {
-                // The child has ended, so whoever listens there took the port before it could.
+                // The child has ended, so another process listens there and took the port before it could.
                 Err(Failed { exited: true, .. }) if tries < PORT_TRIES && is_taken(port) => {
                     warn!(app = %name, port, "another process took the app's port; trying another");
                     tries += 1;
@@ -175,6 +179,7 @@ impl ChildApp {
         let probe = self.probe(port);
         let mut came = None;
         let asking = timeout_at(deadline, probe.until_ready(&service, self.ready.every, &mut came));
+        let hints = hints(name, process.group(), port);
         let status = tokio::select! {
             biased;
             status = ended(&mut exit) => Some(status),
@@ -184,14 +189,25 @@ impl ChildApp {
                 }
                 None
             }
+            never = hints => match never {},
         };
         let (reason, exited) = match status {
             Some(status) => (guard::describe(status), true),
             None => {
                 let within = self.ready.timeout;
-                let came = came.unwrap_or_else(|| "nothing came".into());
-                let wanted = probe.wanted();
-                (format!("it was not ready within {within:?}: {came}; {wanted}"), false)
+                let why = match listens_elsewhere(process.group(), port).await {
+                    Some(elsewhere) => elsewhere,
+                    None if !is_taken(port) => {
+                        format!(
+                            "nothing listens at 127.0.0.1:{port}, which its variable PORT asks for"
+                        )
+                    }
+                    None => {
+                        let came = came.unwrap_or_else(|| "nothing came".into());
+                        format!("{came}; {}", probe.wanted())
+                    }
+                };
+                (format!("it was not ready within {within:?}: {why}"), false)
             }
         };
         let output = tail_lines(&process.tail);
@@ -210,6 +226,20 @@ impl ChildApp {
             timeout: self.ready.probe_timeout,
         }
     }
+}
+
+/// Tells of an app that listens somewhere else than it is asked to, long before its time is over.
+async fn hints(name: &AppName, group: i32, port: u16) -> Infallible {
+    sleep(HINT_AFTER).await;
+    if let Some(reason) = listens_elsewhere(group, port).await {
+        warn!(app = %name, reason, "is not ready yet");
+    }
+    std::future::pending().await
+}
+
+async fn listens_elsewhere(group: i32, port: u16) -> Option<String> {
+    // It looks at every process of the machine.
+    tokio::task::spawn_blocking(move || listens::elsewhere(group, port)).await.ok().flatten()
 }
 
 /// What an app needs and this machine has not.
@@ -280,7 +310,7 @@ fn is_taken(port: u16) -> bool {
         .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
-/// The last lines of output, shared by the readers and whoever reports a failure.
+/// The last lines of output, shared by the readers and the task that reports a failure.
 type Tail = Arc<Mutex<VecDeque<String>>>;
 
 fn tail_lines(tail: &Tail) -> Vec<String> {

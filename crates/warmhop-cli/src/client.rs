@@ -4,8 +4,11 @@
 //! one that a newer peer adds is left alone, so that one command can ask a mesh of mixed
 //! versions.
 
+mod connect;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -28,9 +31,11 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// How a peer says no: problem details (RFC 9457).
 const PROBLEM: &str = "application/problem+json";
 
-/// Where an admin listener is: `http://HOST:PORT`.
+/// Where an admin listener is: `http://HOST:PORT`, or `https://HOST:PORT` where something in front of
+/// it ends TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminUrl {
+    https: bool,
     host: String,
     port: u16,
 }
@@ -39,27 +44,26 @@ impl FromStr for AdminUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let form = "expected http://HOST:PORT, such as http://127.0.0.1:9001";
+        let form = "expected http://HOST:PORT, such as http://127.0.0.1:9001, or https://HOST:PORT";
         let with_scheme =
             if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: Uri = with_scheme.parse().map_err(|_| form.to_owned())?;
-        if uri.scheme_str() == Some("https") {
-            return Err("an admin listener speaks plain HTTP; reach a far one through a tunnel \
-                        such as ssh -L"
-                .into());
-        }
-        let plain = uri.scheme_str() == Some("http") && matches!(uri.path(), "" | "/");
-        let authority = uri.authority().filter(|_| plain && uri.query().is_none()).ok_or(form)?;
+        let https = uri.scheme_str() == Some("https");
+        let known = https || uri.scheme_str() == Some("http");
+        let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let authority = uri.authority().filter(|_| known && bare).ok_or(form)?;
         if authority.as_str().contains('@') || authority.host().is_empty() {
             return Err(form.into());
         }
-        Ok(Self { host: authority.host().into(), port: authority.port_u16().unwrap_or(80) })
+        let port = authority.port_u16().unwrap_or(if https { 443 } else { 80 });
+        Ok(Self { https, host: authority.host().into(), port })
     }
 }
 
 impl fmt::Display for AdminUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}", self.host, self.port)
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
     }
 }
 
@@ -68,6 +72,7 @@ impl fmt::Display for AdminUrl {
 pub struct Admin {
     url: AdminUrl,
     token: Option<String>,
+    ca_file: Option<PathBuf>,
 }
 
 /// Why the peer did not do what it was asked for.
@@ -91,9 +96,17 @@ pub enum AskError {
         /// Who was asked.
         url: AdminUrl,
     },
+    /// It has TLS, and there is none with it.
+    #[error("no TLS connection to {url}: {why}")]
+    Tls {
+        /// Who was asked.
+        url: AdminUrl,
+        /// Why, and what to do.
+        why: String,
+    },
     /// What came back is no answer of a peer's admin listener.
     #[error(
-        "what listens at {url} is no admin listener of a peer: {why}; name one with --admin URL or \
+        "what listens at {url} is not the admin listener of a peer: {why}; name one with --admin URL or \
          WARMHOP_ADMIN, as [admin] listen of the peer has it"
     )]
     NotAPeer {
@@ -116,7 +129,15 @@ impl Admin {
     /// The listener at `url`, shown `token` if there is one.
     #[must_use]
     pub fn new(url: AdminUrl, token: Option<String>) -> Self {
-        Self { url, token }
+        Self { url, token, ca_file: None }
+    }
+
+    /// Believes certificates of the authorities in this file, in PEM, instead of those that this
+    /// system trusts.
+    #[must_use]
+    pub fn ca_file(mut self, file: Option<PathBuf>) -> Self {
+        self.ca_file = file;
+        self
     }
 
     /// Who is asked.
@@ -249,6 +270,12 @@ impl Admin {
         let stream = TcpStream::connect((host, self.url.port))
             .await
             .map_err(|source| AskError::Unreachable { url: self.url.clone(), source })?;
+        let stream: Box<dyn connect::Stream> = if self.url.https {
+            let stream = connect::tls(stream, host, self.ca_file.as_deref()).await;
+            stream.map_err(|why| AskError::Tls { url: self.url.clone(), why })?
+        } else {
+            Box::new(stream)
+        };
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.not_a_peer(error))?;
@@ -341,6 +368,10 @@ pub struct ThisPeer {
     pub mesh: String,
     /// Its zone.
     pub zone: Option<String>,
+    /// When its certificate ends, in seconds since the Unix epoch; 0 where it does not say.
+    pub identity_not_after: u64,
+    /// When that of its front doors does, where they have one.
+    pub front_door_not_after: Option<u64>,
 }
 
 /// One of its apps.

@@ -2,8 +2,10 @@
 
 use comfy_table::{Attribute, Cell, Color, Table, presets};
 
-use crate::show::{COLD_AFTER_A_FAILURE, clean};
+use crate::clean::clean;
 
+/// The state of an app that went back to cold after a failure; the reason is shown with it.
+pub(crate) const COLD_AFTER_A_FAILURE: &str = "cold, failed";
 /// Between two columns.
 const GAP: u16 = 2;
 

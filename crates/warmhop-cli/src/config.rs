@@ -30,6 +30,7 @@ use warmhop::identity::RefusedPeers;
 use warmhop::ids::PeerId;
 
 use crate::confine::Wanted;
+pub use crate::launch::{Alive, Inherit, Protocol, Ready};
 use crate::redis::Events;
 use warmhop::{AppSpec, ClientLimits, TrustedProxies};
 
@@ -57,7 +58,7 @@ pub struct Config {
     /// Variables of the environment that the file names: what they hold is for whom the file says,
     /// not for every app.
     pub substituted: BTreeSet<String>,
-    /// Where each key stands in the file, for problems that show only when the peer starts.
+    /// The place of each key in the file, for problems that show only when the peer starts.
     places: Places,
 }
 
@@ -155,6 +156,8 @@ pub struct Log {
     pub access_format: AccessFormat,
     /// Whether queries are told, which may hold secrets.
     pub access_query: bool,
+    /// What else is logged, in the form of `RUST_LOG`; absent: what the peer and its apps do.
+    pub level: Option<String>,
 }
 
 /// Where the access log is written.
@@ -207,72 +210,6 @@ pub struct App {
     pub protocol: Protocol,
     /// Whose it is and what it may take.
     pub wanted: Wanted,
-}
-
-/// What an app takes over of the peer's environment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum Inherit {
-    /// All but what concerns the peer alone.
-    #[default]
-    All,
-    /// The variables of these names, and `PATH`.
-    Only(Vec<String>),
-}
-
-/// What a peer speaks with an app over loopback.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// HTTP/1.1, WebSocket and other upgrades included.
-    #[default]
-    Http1,
-    /// HTTP/2 in clear text with prior knowledge (RFC 9113 section 3.3), as gRPC servers want it.
-    H2,
-}
-
-/// When a started app counts as ready.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ready {
-    /// The path that has to answer; absent: a TCP connect is enough.
-    pub path: Option<String>,
-    /// What the question's `Host` says; absent: the address that is asked.
-    pub host: Option<String>,
-    /// The statuses that count; none: 2xx and 3xx.
-    pub status: Vec<u16>,
-    /// How long that may take.
-    pub timeout: Duration,
-    /// How often it is asked, after the first moments.
-    pub every: Duration,
-    /// After how long without an answer it is asked again.
-    pub probe_timeout: Duration,
-}
-
-impl Default for Ready {
-    fn default() -> Self {
-        Self {
-            path: None,
-            host: None,
-            status: Vec::new(),
-            timeout: Duration::from_secs(60),
-            every: Duration::from_millis(100),
-            probe_timeout: Duration::from_secs(2),
-        }
-    }
-}
-
-/// How a ready app is asked whether it lives. How often, and what follows, is in its policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Alive {
-    /// The path that is asked for; absent: that of [`Ready`].
-    pub path: Option<String>,
-    /// How long its answer may take.
-    pub timeout: Duration,
-}
-
-impl Default for Alive {
-    fn default() -> Self {
-        Self { path: None, timeout: Duration::from_millis(1500) }
-    }
 }
 
 impl Config {
@@ -424,7 +361,7 @@ impl Config {
 /// The most bytes that a configuration file may have.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The file and, for each key that stands in it, its line and column.
+/// The file and, for each key in it, its line and column.
 #[derive(Debug, Clone)]
 struct Places {
     file: PathBuf,

@@ -66,7 +66,7 @@ impl Wanted {
             let user = User::from_name(name).ok().flatten().ok_or_else(|| Cannot {
                 key: "user",
                 what: format!("there is no user {name} on this machine"),
-                remedy: "make it, such as with `useradd --system`, or correct user",
+                remedy: "create it, for example with `useradd --system`, or correct user",
             })?;
             confine.user = Some(user.uid.as_raw());
             confine.group = Some(user.gid.as_raw());
@@ -77,7 +77,7 @@ impl Wanted {
             let group = Group::from_name(name).ok().flatten().ok_or_else(|| Cannot {
                 key: "group",
                 what: format!("there is no group {name} on this machine"),
-                remedy: "make it, such as with `groupadd --system`, or correct group",
+                remedy: "create it, for example with `groupadd --system`, or correct group",
             })?;
             confine.group = Some(group.gid.as_raw());
         }
@@ -86,7 +86,7 @@ impl Wanted {
         if is_other && !Uid::effective().is_root() {
             return Err(Cannot {
                 key: if self.user.is_some() { "user" } else { "group" },
-                what: "the peer is not root, and can start processes as itself alone".into(),
+                what: "the peer is not root, so it can start processes only as itself".into(),
                 remedy: "start the peer as root, or run each app's peer as the app's user",
             });
         }

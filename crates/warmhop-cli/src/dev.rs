@@ -48,6 +48,9 @@ const POLL: Duration = Duration::from_millis(50);
 const DRAIN_WITHIN: Duration = Duration::from_secs(15);
 /// An app that has not answered for so long may listen somewhere else.
 const HINT_AFTER: Duration = Duration::from_secs(8);
+/// What to do about it.
+const LISTEN_ON_PORT: &str = "Have it listen on $PORT, as in: \
+                              warmhop dev -- 'python3 -m http.server $PORT'";
 /// Lines of the peers that wait to be shown; a peer that writes more waits.
 const LINES_MAX: usize = 1024;
 /// The longest line that is shown whole.
@@ -76,7 +79,7 @@ pub async fn run(wanted: Wanted) -> Result<u8, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let run = command_line(&wanted.command);
     let here = std::env::current_dir().map_err(|error| {
-        Failure::failed(format!("cannot tell which folder to run the app in: {error}"))
+        Failure::failed(format!("cannot determine the current folder: {error}"))
     })?;
     if let Err(missing) = find_program(&run[0], &here, None) {
         return Err(Failure::usage(format!(
@@ -131,7 +134,7 @@ async fn follow(
                 }
                 Some(Heard::Ended { peer }) => {
                     let why = shown.last_error.take();
-                    let why = why.unwrap_or_else(|| "it said nothing".into());
+                    let why = why.unwrap_or_else(|| "it gave no reason".into());
                     return Err(Failure::failed(format!("{peer} did not start: {why}")));
                 }
                 None => break,
@@ -407,7 +410,8 @@ async fn sees_all(place: &Place, others: usize) -> bool {
 }
 
 fn welcome(places: &[Place], run: &[String]) -> String {
-    let mut text = format!("{} peers in front of: {}\n\n", places.len(), run.join(" "));
+    let peers = if places.len() == 1 { "peer" } else { "peers" };
+    let mut text = format!("{} {peers} in front of: {}\n\n", places.len(), run.join(" "));
     for place in places {
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -468,10 +472,18 @@ impl Shown {
             let why = event["reason"].as_str().or(event["error"].as_str());
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
             let subject = if about_app { "the app " } else { "" };
-            let told = format!("{subject}{message}{why}");
+            let next = match event["next_try_ms"].as_u64() {
+                Some(ms) if ms > 0 => format!("; next try in {:.1} s", ms as f64 / 1000.0),
+                _ => String::new(),
+            };
+            let told = format!("{subject}{message}{why}{next}");
             let line = say(&format!("{peer}  {}\n", shortened(&told)));
             self.last_error = Some(told);
-            line
+            line?;
+            if about_app && message == "is not ready yet" && self.starting_since.take().is_some() {
+                return say(&format!("         {LISTEN_ON_PORT}\n"));
+            }
+            Ok(())
         } else {
             Ok(())
         }
@@ -495,9 +507,8 @@ impl Shown {
     fn hint(&mut self) -> Result<(), Failure> {
         self.starting_since = None;
         say(&format!(
-            "         the command has run for {} s, and nothing answers at the port in its variable \
-             PORT.\n         If it is only slow, wait; else have it listen on $PORT, as in: warmhop \
-             dev -- 'python3 -m http.server $PORT'\n",
+            "         The command has run for {} s, and nothing answers yet at the port in its variable \
+             PORT.\n         If it is only slow, wait. {LISTEN_ON_PORT}\n",
             HINT_AFTER.as_secs()
         ))
     }

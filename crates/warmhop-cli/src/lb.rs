@@ -285,15 +285,22 @@ fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) 
     }
     text.push_str("}\n");
     if own {
-        // Of several that were tried, the last one answered.
-        text.push_str("\nmap $upstream_addr $warmhop_answered {\n");
-        for backend in backends {
-            let addr = backend.addr().replace('.', "\\.").replace('[', "\\[").replace(']', "\\]");
-            let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.route);
-        }
-        // Only a client that has another cookie, or none, gets one: what is empty is not added.
-        text.push_str(
-            "}
+        nginx_own_cookie(backends, text);
+    }
+    nginx_server(wanted, text);
+}
+
+/// What sets the balancer's own cookie to the peer that answered.
+fn nginx_own_cookie(backends: &[Backend], text: &mut String) {
+    // Of several that were tried, the last one answered.
+    text.push_str("\nmap $upstream_addr $warmhop_answered {\n");
+    for backend in backends {
+        let addr = backend.addr().replace('.', "\\.").replace('[', "\\[").replace(']', "\\]");
+        let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.route);
+    }
+    // Only a client that has another cookie, or none, gets one: what is empty is not added.
+    text.push_str(
+        "}
 
 map \"$cookie_warmhop_lb:$warmhop_answered\" $warmhop_set_cookie {
     default \"warmhop_lb=$warmhop_answered; Path=/; HttpOnly; SameSite=Lax\";
@@ -306,8 +313,10 @@ map $warmhop_set_cookie $warmhop_set_cache {
     \"\" \"\";
 }
 ",
-        );
-    }
+    );
+}
+
+fn nginx_server(wanted: Wanted, text: &mut String) {
     let _ = write!(
         text,
         "
@@ -337,7 +346,7 @@ server {{
 ",
         wanted.listen
     );
-    if own {
+    if wanted.affinity == Affinity::Own {
         text.push_str("        add_header Set-Cookie $warmhop_set_cookie always;\n");
         text.push_str("        add_header Cache-Control $warmhop_set_cache always;\n");
     }
@@ -428,6 +437,17 @@ static_resources:
 ",
         );
     }
+    let chosen = if own { &[] } else { backends };
+    envoy_router(cookie, chosen, backends, text);
+    text.push_str("  clusters:\n");
+    envoy_cluster(ANY, None, backends, text);
+    for chosen in chosen {
+        envoy_cluster(&chosen.group(backends), Some(chosen), backends, text);
+    }
+}
+
+/// Routes to the cluster of each of `chosen` by the cookie's ending, and to the one of all.
+fn envoy_router(cookie: &str, chosen: &[Backend], backends: &[Backend], text: &mut String) {
     // What no peer has taken can go to another.
     text.push_str(
         "          - name: envoy.filters.http.router
@@ -454,7 +474,6 @@ static_resources:
               routes:
 ",
     );
-    let chosen = if own { &[] } else { backends };
     for backend in chosen {
         let (route, group) = (&backend.route, backend.group(backends));
         let _ = write!(
@@ -472,13 +491,8 @@ static_resources:
         text,
         "              - match: {{ prefix: / }}
                 route: {{ cluster: {ANY}, timeout: 0s }}
-  clusters:
 "
     );
-    envoy_cluster(ANY, None, backends, text);
-    for chosen in chosen {
-        envoy_cluster(&chosen.group(backends), Some(chosen), backends, text);
-    }
 }
 
 fn envoy_cluster(name: &str, chosen: Option<&Backend>, backends: &[Backend], text: &mut String) {

@@ -8,19 +8,22 @@ pub mod access_log;
 pub mod admin;
 pub mod cert;
 pub mod child;
+mod clean;
 pub mod client;
 mod columns;
 pub mod config;
 pub mod confine;
 pub mod cores;
-mod dashboard;
 pub mod dev;
+mod failure;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;
+mod https;
 pub mod init;
 pub mod journal;
+pub mod launch;
 pub mod lb;
 pub mod log;
 mod memory;
@@ -28,6 +31,7 @@ pub mod notify;
 pub mod operate;
 #[cfg(feature = "otlp")]
 pub mod otlp;
+mod preflight;
 pub mod process;
 pub mod redis;
 pub mod reload;

@@ -3,9 +3,10 @@
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::journal::Journal;
 
@@ -22,17 +23,44 @@ pub enum Format {
 /// and of the libraries below only what needs attention.
 const DEFAULT_FILTER: &str = "warn,warmhop=info,warmhop_cli=info,warmhop_core=info";
 
-/// Sends the program's events to standard error from now on, and keeps the newest.
+/// What is logged, which may change while the peer runs.
+#[derive(Debug, Clone, Default)]
+pub struct Level(Option<reload::Handle<EnvFilter, Registry>>);
+
+impl Level {
+    /// From now on logs what `level` says, or what is logged where nothing does. Not so where
+    /// `RUST_LOG` says it: then nothing changes, and the answer is no.
+    #[must_use]
+    pub fn set(&self, level: Option<&str>) -> bool {
+        let filter = EnvFilter::new(level.unwrap_or(DEFAULT_FILTER));
+        self.0.as_ref().is_some_and(|handle| handle.reload(filter).is_ok())
+    }
+}
+
+/// Whether `text` says what is logged, as `RUST_LOG` does.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_level(text: &str) -> Result<(), String> {
+    let is_empty = text.trim().is_empty();
+    let wrong = || "expected a level such as \"info\", or several: \"warn,warmhop=debug\"".into();
+    if is_empty { Err(wrong()) } else { EnvFilter::try_new(text).map(drop).map_err(|_| wrong()) }
+}
+
+/// Sends the program's events to standard error from now on, and keeps the newest. What is logged
+/// `RUST_LOG` says; else `level`.
 ///
 /// # Errors
 /// What is wrong with `RUST_LOG`.
-pub fn start(format: Format) -> Result<Journal, String> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| {
+pub fn start(format: Format, level: Option<&str>) -> Result<(Journal, Level), String> {
+    let set = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = match &set {
+        Some(text) => EnvFilter::try_new(text).map_err(|error| {
             format!("RUST_LOG={text:?} is not a log filter ({error}); try RUST_LOG=info")
         })?,
-        _ => EnvFilter::new(DEFAULT_FILTER),
+        None => EnvFilter::new(level.unwrap_or(DEFAULT_FILTER)),
     };
+    let (filter, handle) = reload::Layer::new(filter);
     let journal = Journal::default();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
@@ -44,7 +72,7 @@ pub fn start(format: Format) -> Result<Journal, String> {
         Format::Text => both.with(lines.with_ansi(is_coloured(&std::io::stderr()))).init(),
         Format::Json => both.with(lines.json().flatten_event(true)).init(),
     }
-    Ok(journal)
+    Ok((journal, Level(Some(handle).filter(|_| set.is_none()))))
 }
 
 /// Whether `stream` is to be coloured: a terminal that can, and no wish against it
@@ -54,4 +82,20 @@ pub fn is_coloured(stream: &impl IsTerminal) -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     stream.is_terminal() && !is_dumb && !set("NO_COLOR")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_taken_in_the_form_of_rust_log_and_no_other() {
+        for level in ["info", "warn,warmhop=debug", "off"] {
+            assert!(check_level(level).is_ok(), "{level}");
+        }
+        for level in ["", " ", "warmhop=loud"] {
+            assert!(check_level(level).unwrap_err().contains("expected a level"), "{level}");
+        }
+        assert!(!Level::default().set(Some("debug")), "RUST_LOG says it");
+    }
 }

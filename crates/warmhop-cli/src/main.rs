@@ -96,7 +96,7 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
-    /// Take one peer out of traffic and give its sessions to the others.
+    /// Take one peer out of traffic and hand its sessions over to the others.
     Drain {
         /// Return once it is drained: its sessions have other owners, and its apps serve nothing.
         #[arg(long)]
@@ -257,7 +257,7 @@ enum App {
         ask: Ask,
     },
     /// Start a new copy beside the one that serves there, and have it take over once it is ready; if
-    /// it does not become ready, the old one serves on; exit status 1.
+    /// it does not become ready, the old one keeps serving; exit status 1.
     Restart {
         /// Its name.
         name: String,
@@ -286,7 +286,7 @@ enum App {
 /// Which peer to ask.
 #[derive(Debug, Args)]
 struct Listener {
-    /// The peer's admin listener.
+    /// The peer's admin listener, by https:// where something in front of it ends TLS.
     #[arg(
         long,
         value_name = "URL",
@@ -297,18 +297,22 @@ struct Listener {
     /// The token of `[admin] token`, if the peer has one.
     #[arg(long, value_name = "TOKEN", env = "WARMHOP_ADMIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// The authorities of an https:// listener's certificate, in PEM, instead of those that this
+    /// system trusts.
+    #[arg(long, value_name = "FILE", env = "WARMHOP_ADMIN_CA_FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 impl Listener {
     fn connect(self) -> Admin {
-        Admin::new(self.admin, self.token.filter(|token| !token.is_empty()))
+        Admin::new(self.admin, self.token.filter(|token| !token.is_empty())).ca_file(self.ca_file)
     }
 }
 
 /// Whose lines to show, and how many.
 #[derive(Debug, Args)]
 struct Lines {
-    /// The peer whose lines to show; the one at --admin asks it.
+    /// The peer whose lines to show; the peer at --admin forwards the question.
     #[arg(long, value_name = "NAME")]
     peer: Option<PeerId>,
     /// How many earlier lines to show first.
@@ -367,19 +371,7 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
         Command::Check { file: Some(file), .. } => check(&file),
         Command::Check { .. } => print(&pretty(&config::keys::schema())),
         Command::Man { dir } => man(&dir),
-        Command::Cert(Cert::Ca { out, cluster, force }) => {
-            print(&cert::make_authority(&out, &cluster, force).map_err(Failure::failed)?)
-        }
-        Command::Cert(Cert::Peer { name, ca, out, force, days }) => {
-            print(&cert::issue_peer(&name, &ca, &out, force, days).map_err(Failure::failed)?)
-        }
-        Command::Cert(Cert::Show { dir }) => {
-            let (text, is_usable) = cert::show(&dir).map_err(Failure::failed)?;
-            print(&text).map(|_| u8::from(!is_usable))
-        }
-        Command::Cert(Cert::Renew { dir, ca, days }) => {
-            print(&cert::renew(&dir, &ca, days).map_err(Failure::failed)?)
-        }
+        Command::Cert(command) => certificates(command),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "warmhop", &mut text);
@@ -393,40 +385,8 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
             let (json, admin) = (ask.json, ask.listener.connect());
             print(&status(&admin, json).await.map_err(Failure::failed)?)
         }),
-        Command::App(App::Start { name, ask }) => in_runtime(async {
-            let path = format!("/v1/apps/{}/start", part(&name));
-            act(ask, &path, |answer| show::started(&name, was(answer))).await
-        }),
-        Command::App(App::Stop { name, ask }) => in_runtime(async {
-            let path = format!("/v1/apps/{}/stop", part(&name));
-            act(ask, &path, |answer| show::stopped(&name, was(answer))).await
-        }),
-        Command::App(App::Restart { name, mesh: true, ask }) => in_runtime(restart_mesh(name, ask)),
-        Command::App(App::Restart { name, ask, .. }) => in_runtime(async move {
-            let (json, admin) = (ask.json, ask.listener.connect());
-            let path = format!("/v1/apps/{}/restart", part(&name));
-            let told = operate::restart(&admin, &name, &path).await?;
-            print(&if json { pretty(&told) } else { format!("the new copy of {name} serves\n") })
-        }),
-        Command::App(App::Pause { name, ask }) => in_runtime(async {
-            let path = format!("/v1/apps/{}/pause", part(&name));
-            act(ask, &path, |_| format!("{name} is held down there\n")).await
-        }),
-        Command::App(App::Resume { name, ask }) => in_runtime(async {
-            let path = format!("/v1/apps/{}/resume", part(&name));
-            act(ask, &path, |_| format!("{name} may start there again\n")).await
-        }),
-        Command::Reload { ask } => in_runtime(async {
-            let (json, admin) = (ask.json, ask.listener.connect());
-            match admin.ask(Method::POST, "/v1/reload", "/action").await {
-                Ok(told) => print(&if json { pretty(&told) } else { show::reloaded(&told) }),
-                Err(AskError::Refused { status, detail }) if status.as_u16() == 422 => {
-                    let messages = detail.lines().map(show::clean).collect();
-                    Err(Failure { messages, status: 2 })
-                }
-                Err(error) => Err(Failure::failed(error)),
-            }
-        }),
+        Command::App(command) => in_runtime(act_on_app(command)),
+        Command::Reload { ask } => in_runtime(reload(ask)),
         Command::Drain { wait: true, timeout, ask } => in_runtime(async move {
             let (json, admin) = (ask.json, ask.listener.connect());
             let status = operate::drain(&admin, timeout).await?;
@@ -479,6 +439,68 @@ fn carry_out(command: Command) -> Result<u8, Failure> {
     }
 }
 
+/// Makes, shows or renews certificates.
+fn certificates(command: Cert) -> Result<u8, Failure> {
+    match command {
+        Cert::Ca { out, cluster, force } => {
+            print(&cert::make_authority(&out, &cluster, force).map_err(Failure::failed)?)
+        }
+        Cert::Peer { name, ca, out, force, days } => {
+            print(&cert::issue_peer(&name, &ca, &out, force, days).map_err(Failure::failed)?)
+        }
+        Cert::Show { dir } => {
+            let (text, is_usable) = cert::show(&dir).map_err(Failure::failed)?;
+            print(&text).map(|_| u8::from(!is_usable))
+        }
+        Cert::Renew { dir, ca, days } => {
+            print(&cert::renew(&dir, &ca, days).map_err(Failure::failed)?)
+        }
+    }
+}
+
+/// Has a peer read its configuration again.
+async fn reload(ask: Ask) -> Result<u8, Failure> {
+    let (json, admin) = (ask.json, ask.listener.connect());
+    match admin.ask(Method::POST, "/v1/reload", "/action").await {
+        Ok(answer) => print(&if json { pretty(&answer) } else { show::reloaded(&answer) }),
+        Err(AskError::Refused { status, detail }) if status.as_u16() == 422 => {
+            let messages = detail.lines().map(show::clean).collect();
+            Err(Failure { messages, status: 2 })
+        }
+        Err(error) => Err(Failure::failed(error)),
+    }
+}
+
+/// Has a peer start, stop, restart or hold down an app.
+async fn act_on_app(command: App) -> Result<u8, Failure> {
+    match command {
+        App::Start { name, ask } => {
+            let path = format!("/v1/apps/{}/start", part(&name));
+            act(ask, &path, |answer| show::started(&name, was(answer))).await
+        }
+        App::Stop { name, ask } => {
+            let path = format!("/v1/apps/{}/stop", part(&name));
+            act(ask, &path, |answer| show::stopped(&name, was(answer))).await
+        }
+        App::Restart { name, mesh: true, ask } => restart_mesh(name, ask).await,
+        App::Restart { name, ask, .. } => {
+            let (json, admin) = (ask.json, ask.listener.connect());
+            let path = format!("/v1/apps/{}/restart", part(&name));
+            let answer = operate::restart(&admin, &name, &path).await?;
+            let serves = || format!("the new copy of {name} serves\n");
+            print(&if json { pretty(&answer) } else { serves() })
+        }
+        App::Pause { name, ask } => {
+            let path = format!("/v1/apps/{}/pause", part(&name));
+            act(ask, &path, |_| format!("{name} is held down there\n")).await
+        }
+        App::Resume { name, ask } => {
+            let path = format!("/v1/apps/{}/resume", part(&name));
+            act(ask, &path, |_| format!("{name} may start there again\n")).await
+        }
+    }
+}
+
 fn man(dir: &std::path::Path) -> Result<u8, Failure> {
     let written =
         std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
@@ -494,7 +516,9 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
         Config::load(file).map_err(|problems| Failure { messages: told(problems), status: 2 })?;
     let mut stderr = std::io::stderr().lock();
     let of_keys = config.exposed_keys();
-    let warnings = warnings.into_iter().chain(config.apps_as_root()).chain(of_keys).collect();
+    let ending = run::certificates_that_end(&config, std::time::SystemTime::now());
+    let warnings = warnings.into_iter().chain(config.apps_as_root()).chain(of_keys).chain(ending);
+    let warnings = warnings.collect();
     for warning in told(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }

@@ -45,6 +45,6 @@ const INTERVAL_MIN: Duration = Duration::from_millis(10);
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         // The peer serves its clients whether or not the manager hears of it.
-        warn!(%error, "cannot tell the service manager; is NOTIFY_SOCKET right?");
+        warn!(%error, "cannot notify the service manager; check NOTIFY_SOCKET");
     }
 }

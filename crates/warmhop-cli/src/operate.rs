@@ -10,7 +10,6 @@ use http::Method;
 use serde_json::{Map, Value};
 use warmhop::ids::PeerId;
 
-use crate::admin::life;
 use crate::client::{Admin, encoded};
 use crate::run::Failure;
 use crate::show::{clean, printed};
@@ -65,7 +64,7 @@ pub async fn restart(admin: &Admin, name: &str, path: &str) -> Result<Value, Fai
     let attempt = told["attempt"].as_u64().unwrap_or_default();
     loop {
         let status = admin.status().await.map_err(failed)?;
-        match life::outcome(&status, name, attempt) {
+        match warmhop::admin::outcome(&status, name, attempt) {
             Some(Ok(())) => return Ok(told),
             Some(Err(why)) => {
                 let what = format!("the new copy of {name} did not become ready: {why}");

@@ -6,23 +6,23 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
-use http::{Method, Request, StatusCode, Uri};
-use http_body_util::Full;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use http::Uri;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use warmhop::trace::{AttributeValue, Span, SpanKind, SpanSink};
+
+use self::collector::Collector;
+
+mod collector;
 
 /// How many spans wait at most.
 const QUEUE_SPANS: usize = 4096;
@@ -30,13 +30,6 @@ const QUEUE_SPANS: usize = 4096;
 const BATCH_SPANS: usize = 512;
 /// How long a span waits for others to go with.
 const BATCH_WITHIN: Duration = Duration::from_secs(1);
-/// How long a collector may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How often a batch is sent, and how long is waited before the second time; doubled after that.
-const TRIES: u32 = 3;
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long a collector that is overloaded may ask to be left alone.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How often the log says that spans are lost, as long as they are.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 /// How long what is left may take when the peer ends.
@@ -47,6 +40,9 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 pub struct Settings {
     endpoint: Uri,
     headers: HeaderMap,
+    gzip: bool,
+    /// The authorities of the collector's certificate; absent: those that this system trusts.
+    authorities: Option<PathBuf>,
     resource: BTreeMap<String, String>,
     sampler: Sampler,
 }
@@ -86,22 +82,37 @@ impl Settings {
         if is_off {
             return Ok(None);
         }
-        let wrong = |why: &str| format!("{name}: {why}; expected http://HOST:4318");
+        let wrong =
+            |why: &str| format!("{name}: {why}; expected http://HOST:4318 or https://HOST:4318");
         let endpoint: Uri = url.parse().map_err(|error| wrong(&format!("{url:?}: {error}")))?;
         match endpoint.scheme_str() {
-            Some("http") if endpoint.authority().is_some() => {}
-            Some("https") => {
-                return Err(wrong(
-                    "spans are sent in clear text, so name a collector on this machine, which may \
-                     speak TLS to others",
-                ));
-            }
+            Some("http" | "https") if endpoint.authority().is_some() => {}
             _ => return Err(wrong(&format!("{url:?} is no URL of a collector"))),
         }
+        // What is said of traces alone counts before what is said of everything.
+        let either = |end: &str| {
+            var(&format!("OTEL_EXPORTER_OTLP_TRACES_{end}"))
+                .or_else(|| var(&format!("OTEL_EXPORTER_OTLP_{end}")))
+        };
+        if either("PROTOCOL").as_deref() == Some("grpc") {
+            return Err(
+                "OTEL_EXPORTER_OTLP_PROTOCOL: spans are not sent by gRPC; leave it out and \
+                        name the collector's port for HTTP, which is 4318"
+                    .into(),
+            );
+        }
+        let gzip = match either("COMPRESSION").as_deref() {
+            None | Some("none") => false,
+            Some("gzip") => true,
+            Some(other) => {
+                return Err(format!(
+                    "OTEL_EXPORTER_OTLP_COMPRESSION: {other:?} is not known; expected gzip or none"
+                ));
+            }
+        };
+        let authorities = either("CERTIFICATE").map(PathBuf::from);
         let mut headers = HeaderMap::new();
-        let given = var("OTEL_EXPORTER_OTLP_TRACES_HEADERS")
-            .or_else(|| var("OTEL_EXPORTER_OTLP_HEADERS"))
-            .unwrap_or_default();
+        let given = either("HEADERS").unwrap_or_default();
         for (key, value) in pairs(&given) {
             let key = HeaderName::from_bytes(key.as_bytes());
             let value = HeaderValue::from_str(&value);
@@ -124,7 +135,7 @@ impl Settings {
             var("OTEL_TRACES_SAMPLER").as_deref(),
             var("OTEL_TRACES_SAMPLER_ARG").as_deref(),
         )?;
-        Ok(Some(Self { endpoint, headers, resource, sampler }))
+        Ok(Some(Self { endpoint, headers, gzip, authorities, resource, sampler }))
     }
 
     /// Where spans go.
@@ -202,14 +213,17 @@ pub struct Sending {
 
 impl Exporter {
     /// Begins to send.
-    #[must_use]
-    pub fn start(settings: Settings) -> (Self, Sending) {
+    ///
+    /// # Errors
+    /// If the authorities of the collector's certificate cannot be read.
+    pub fn start(settings: Settings) -> Result<(Self, Sending), String> {
+        let collector = Collector::new(&settings)?;
         let (queue, spans) = mpsc::channel(QUEUE_SPANS);
         let dropped = Arc::new(AtomicU64::new(0));
         let exporter = Self { queue, dropped: Arc::clone(&dropped), sampler: settings.sampler };
         let (finish, finishing) = oneshot::channel();
-        let task = tokio::spawn(send_all(settings, spans, finishing, dropped));
-        (exporter, Sending { task, finish })
+        let task = tokio::spawn(send_all(settings, collector, spans, finishing, dropped));
+        Ok((exporter, Sending { task, finish }))
     }
 }
 
@@ -242,12 +256,11 @@ impl Sending {
 
 async fn send_all(
     settings: Settings,
+    collector: Collector,
     mut spans: mpsc::Receiver<Span>,
     mut finishing: oneshot::Receiver<()>,
     dropped: Arc<AtomicU64>,
 ) {
-    let client: Client<HttpConnector, Full<Bytes>> =
-        Client::builder(TokioExecutor::new()).build_http();
     let mut batch = Vec::with_capacity(BATCH_SPANS);
     let mut losses = Losses::default();
     loop {
@@ -268,8 +281,7 @@ async fn send_all(
             }
         };
         let _ = timeout(BATCH_WITHIN, more).await;
-        let body = Bytes::from(request_of(&settings.resource, &batch).to_string());
-        let outcome = send(&client, &settings, &body).await;
+        let outcome = collector.send(&request_of(&settings.resource, &batch).to_string()).await;
         if let Err(error) = &outcome {
             dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
             debug!(%error, spans = batch.len(), "spans were not sent");
@@ -330,54 +342,6 @@ impl Losses {
             }
         }
     }
-}
-
-async fn send(
-    client: &Client<HttpConnector, Full<Bytes>>,
-    settings: &Settings,
-    body: &Bytes,
-) -> Result<(), String> {
-    let mut wait = RETRY_AFTER;
-    for left in (0..TRIES).rev() {
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = settings.endpoint.clone();
-        *request.headers_mut() = settings.headers.clone();
-        let fields = request.headers_mut();
-        fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let agent = concat!("warmhop/", env!("CARGO_PKG_VERSION"));
-        fields.insert(USER_AGENT, HeaderValue::from_static(agent));
-        let (error, again) = match timeout(ANSWER_WITHIN, client.request(request)).await {
-            Ok(Ok(answer)) if answer.status().is_success() => return Ok(()),
-            Ok(Ok(answer)) => {
-                let status = answer.status();
-                wait = pause(answer.headers()).unwrap_or(wait);
-                let again = matches!(
-                    status,
-                    StatusCode::TOO_MANY_REQUESTS
-                        | StatusCode::BAD_GATEWAY
-                        | StatusCode::SERVICE_UNAVAILABLE
-                        | StatusCode::GATEWAY_TIMEOUT
-                );
-                (format!("it answers {status}"), again)
-            }
-            Ok(Err(error)) => (error.to_string(), true),
-            Err(_) => (format!("no answer within {} s", ANSWER_WITHIN.as_secs()), false),
-        };
-        if left == 0 || !again {
-            return Err(error);
-        }
-        sleep(wait).await;
-        wait *= 2;
-    }
-    Ok(())
-}
-
-/// How long a collector asks to be left alone (OTLP/HTTP, "OTLP/HTTP Throttling"), in whole seconds;
-/// a date (RFC 9110 section 10.2.3) is for those whose clocks agree.
-fn pause(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(PAUSE_MAX))
 }
 
 /// An `ExportTraceServiceRequest`. Ids are hexadecimal and 64-bit numbers text, as the encoding says.
@@ -500,7 +464,8 @@ mod tests {
         assert_eq!(read(&[endpoint, ("OTEL_SDK_DISABLED", "true")]), Ok(None));
         assert_eq!(read(&[endpoint, ("OTEL_TRACES_EXPORTER", "none")]), Ok(None));
         for (wrong, said) in [
-            (("OTEL_EXPORTER_OTLP_ENDPOINT", "https://far.example"), "on this machine"),
+            (("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), "port for HTTP, which is 4318"),
+            (("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"), "expected gzip or none"),
             (("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318"), "expected http://HOST:4318"),
             (("OTEL_EXPORTER_OTLP_HEADERS", "a b=c"), "name=value"),
             (("OTEL_TRACES_SAMPLER", "sometimes"), "expected always_on"),
@@ -544,28 +509,12 @@ mod tests {
         assert_eq!(losses.note(15, at(201)), Some(Word::Lost(1)), "what is new alone");
     }
 
-    #[test]
-    fn a_collector_is_left_alone_for_as_long_as_it_asks_within_a_bound() {
-        let asked = |value: &'static str| {
-            pause(&HeaderMap::from_iter([(
-                http::header::RETRY_AFTER,
-                HeaderValue::from_static(value),
-            )]))
-        };
-        assert_eq!(asked("7"), Some(Duration::from_secs(7)));
-        assert_eq!(asked("86400"), Some(PAUSE_MAX));
-        for other in ["-1", "soon", "Wed, 21 Oct 2026 07:28:00 GMT"] {
-            assert_eq!(asked(other), None, "{other}");
-        }
-        assert_eq!(pause(&HeaderMap::new()), None);
-    }
-
     #[tokio::test]
     async fn a_collector_that_says_nothing_costs_spans_and_no_time_or_memory() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let settings = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]).unwrap().unwrap();
-        let (exporter, sending) = Exporter::start(settings);
+        let (exporter, sending) = Exporter::start(settings).unwrap();
         for _ in 0..3 * QUEUE_SPANS {
             exporter.record(span("x"));
         }

@@ -1,8 +1,9 @@
 //! The configuration of a peer that serves, read again: checked whole, then applied. A wrong file
 //! changes nothing.
 //!
-//! Apps, the admin token and the members that are refused change while the peer serves. Everything else is bound to what the peer
-//! was made of, such as its ports: what the file says of it otherwise is named, and takes a restart.
+//! Apps, how sessions are kept, the admin token, seeds, the members that are refused and what is logged
+//! change while the peer serves. Everything else is bound to what the peer was made of, such as its ports:
+//! what the file says of it otherwise is named, and takes a restart.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,15 +12,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use tracing::{info, warn};
+use warmhop::admin::Token;
 use warmhop::config::{EffectsMode, SessionMode, StartMode};
 use warmhop::identity::RefusedPeers;
 use warmhop::{AppChanges, AppSpec, Mesh};
 
-use crate::admin::Token;
 use crate::child::ChildApp;
 use crate::config::{App, Config};
 use crate::confine::Confine;
-use crate::run::{Failure, checked};
+use crate::failure::Failure;
+use crate::log::Level;
+use crate::preflight::checked;
 use crate::{guard, redis};
 
 /// What a peer's apps are given of the peer.
@@ -57,6 +60,7 @@ pub struct Reloader {
     mesh: Mesh,
     file: PathBuf,
     token: Token,
+    level: Level,
     given: Given,
     /// What holds now, but for what needs a restart.
     current: Mutex<Config>,
@@ -65,9 +69,16 @@ pub struct Reloader {
 impl Reloader {
     /// For the peer that runs by `config`, as `file` had it.
     #[must_use]
-    pub fn new(mesh: Mesh, file: &Path, config: &Config, token: Token, given: Given) -> Arc<Self> {
+    pub fn new(
+        mesh: Mesh,
+        file: &Path,
+        config: &Config,
+        token: Token,
+        level: Level,
+        given: Given,
+    ) -> Arc<Self> {
         let (file, current) = (file.to_path_buf(), Mutex::new(config.clone()));
-        Arc::new(Self { mesh, file, token, given, current })
+        Arc::new(Self { mesh, file, token, level, given, current })
     }
 
     /// The configuration that holds, without secrets.
@@ -109,15 +120,24 @@ impl Reloader {
     fn try_reload(&self) -> Result<Reloaded, Failure> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (config, warnings) = checked(&self.file)?;
+        // The endpoint was told once how long its keys live.
+        let lasting_ttl = current.session.redis.is_some();
+        let (applied, needs_restart) = (differing(&current, &config).into_iter())
+            .partition(|key| is_of_sessions(key) && !(lasting_ttl && key == "session.ttl"));
         let mut told = Reloaded {
             action: "reload",
-            needs_restart: differing(&current, &config),
+            applied,
+            needs_restart,
             warnings: warnings.iter().map(ToString::to_string).collect(),
             ..Reloaded::default()
         };
         let changes = self.changes(&current, &config, &mut told);
         self.mesh.change_apps(changes).map_err(|error| {
-            Failure::usage(config.problem("app", error.to_string(), "mend the file, and reload it"))
+            Failure::usage(config.problem(
+                "app",
+                error.to_string(),
+                "correct the file and reload it",
+            ))
         })?;
         let same_door = current.admin.listen == config.admin.listen;
         if same_door {
@@ -136,7 +156,30 @@ impl Reloader {
             told.applied.push("mesh.refuse".into());
             self.mesh.refuse(config.mesh.refuse.clone());
         }
+        if current.mesh.seeds != config.mesh.seeds {
+            told.applied.push("mesh.seeds".into());
+            self.mesh.change_seeds(&config.mesh.seeds);
+        }
+        if told.applied.iter().any(|key| is_of_sessions(key)) {
+            let mut policy = config.session.policy.clone();
+            policy.cookie = current.session.policy.cookie.clone();
+            if lasting_ttl {
+                policy.ttl = current.session.policy.ttl;
+            }
+            self.mesh.change_sessions(policy.clone());
+            current.session.policy = policy;
+        }
+        if current.log.level != config.log.level {
+            let changes = self.level.set(config.log.level.as_deref());
+            // RUST_LOG says it instead, and goes on to.
+            let told = if changes { &mut told.applied } else { &mut told.needs_restart };
+            told.push("log.level".into());
+            if changes {
+                current.log.level = config.log.level;
+            }
+        }
         current.mesh.refuse = config.mesh.refuse;
+        current.mesh.seeds = config.mesh.seeds;
         current.apps = config.apps;
         current.substituted = config.substituted;
         if same_door {
@@ -245,7 +288,14 @@ fn digest(app: &App) -> u64 {
     u64::from_be_bytes(bytes).max(1)
 }
 
-/// The keys whose new value takes a restart: `http.listen`.
+/// Whether the key says how sessions are kept, which may change while the peer serves.
+fn is_of_sessions(key: &str) -> bool {
+    let name = key.strip_prefix("session.").unwrap_or_default();
+    ["copies", "ttl", "memory", "without_majority", "state_bytes_max", "stored_response_bytes_max"]
+        .contains(&name)
+}
+
+/// The keys that have another value, but for those of [`settings`]: `http.listen`.
 fn differing(before: &Config, after: &Config) -> Vec<String> {
     let (before, after) = (settings(before), settings(after));
     let tables: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -269,7 +319,9 @@ fn settings(config: &Config) -> toml::Table {
     let mut bare = config.clone();
     bare.apps.clear();
     bare.admin.token = None;
+    bare.log.level = None;
     bare.mesh.refuse = RefusedPeers::default();
+    bare.mesh.seeds.clear();
     // What is printed reads back.
     bare.to_string().parse().unwrap_or_default()
 }
@@ -333,13 +385,19 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_a_restart_is_named_by_its_key() {
+    fn what_else_differs_is_named_by_its_key() {
         let before = config("");
         let after = config(
             "zone = 'b'\n[http]\nlisten = ['127.0.0.1:1']\n[session]\nttl = '1h'\n[admin]\n\
-             token = '0123456789abcdef'\n[[app]]\nname = 'shop'\nrun = ['sh']\n",
+             token = '0123456789abcdef'\n[mesh]\nseeds = ['127.0.0.1:7002']\n[[app]]\nname = 'shop'\nrun = ['sh']\n",
         );
         assert_eq!(differing(&before, &after), ["http.listen", "peer.zone", "session.ttl"]);
         assert!(differing(&before, &before).is_empty());
+        let of_sessions: Vec<&str> =
+            ["http.listen", "session.ttl", "session.copies", "session.redis", "session.cookie"]
+                .into_iter()
+                .filter(|key| is_of_sessions(key))
+                .collect();
+        assert_eq!(of_sessions, ["session.ttl", "session.copies"]);
     }
 }

@@ -1,6 +1,5 @@
 //! `warmhop run`: one peer in the foreground, from its configuration to its exit status.
 
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -14,52 +13,23 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use warmhop::config::StartMode;
 use warmhop::error::StartMeshError;
-use warmhop::identity::{FrontDoorTls, Identity, IdentityError};
+use warmhop::identity::{FrontDoorTls, Identity};
 use warmhop::ids::AppName;
 use warmhop::{Builder, Mesh};
 
 use crate::access_log::{AccessLog, Writing};
-use crate::child::{environment, find_program};
-use crate::config::{Config, Problem, Tls};
+use crate::config::Config;
 use crate::cores::{self, Door};
 use crate::journal::Journal;
 #[cfg(feature = "otlp")]
 use crate::otlp;
+use crate::preflight::{Credentials, identity_failure, load, read};
 use crate::reload::{Given, Reloader, app_of};
 use crate::{admin, log, memory, notify, process, redis};
 
-/// How the program ends: what to tell, and the exit status.
-#[derive(Debug)]
-pub struct Failure {
-    /// One message for each thing that is wrong, with its remedy.
-    pub messages: Vec<String>,
-    /// 2 for wrong usage or configuration, 1 for everything else.
-    pub status: u8,
-}
-
-impl Failure {
-    /// The configuration, or the way the program was called, has to be changed.
-    pub fn usage(message: impl fmt::Display) -> Self {
-        Self { messages: vec![message.to_string()], status: 2 }
-    }
-
-    /// It was asked for rightly and did not work.
-    pub fn failed(message: impl fmt::Display) -> Self {
-        Self { messages: vec![message.to_string()], status: 1 }
-    }
-
-    /// Told at once; wrong usage or configuration outweighs the rest.
-    fn together(failures: impl IntoIterator<Item = Self>) -> Self {
-        let mut all = Self { messages: Vec::new(), status: 1 };
-        for failure in failures {
-            all.messages.extend(failure.messages);
-            all.status = all.status.max(failure.status);
-        }
-        all
-    }
-}
+pub use crate::failure::Failure;
+pub use crate::preflight::{certificates_that_end, check, checked};
 
 /// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a
 /// drain, and 128 plus the signal's number if a second signal cut it short.
@@ -80,7 +50,7 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     // An app of the same user could read the peer's memory and environment otherwise.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
-    let journal = log::start(format).map_err(Failure::usage)?;
+    let log = log::start(format, config.log.level.as_deref()).map_err(Failure::usage)?;
     // Before the warnings: what is missing is an error here, and one message is enough.
     let credentials = load(&config)?;
     for warning in warnings.into_iter().chain(config.exposed_keys()) {
@@ -88,47 +58,10 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     }
     let open_files = raise_open_files();
     let machine = Machine { open_files, threads: cores::threads(&config) };
-    let outcome = runtime.block_on(serve(file, &config, credentials, signals, machine, &journal));
+    let outcome = runtime.block_on(serve(file, &config, credentials, signals, machine, log));
     // What still runs has had its time; the guards see to the apps.
     runtime.shutdown_background();
     outcome
-}
-
-fn read(file: &Path) -> Result<(Config, Vec<Problem>), Failure> {
-    Config::load(file).map_err(|problems| Failure {
-        messages: problems.iter().map(ToString::to_string).collect(),
-        status: 2,
-    })
-}
-
-/// The configuration in `file`, where [`run`] would take it, with what it would warn of.
-///
-/// # Errors
-/// Everything that is wrong with it and with the files that it names.
-pub fn checked(file: &Path) -> Result<(Config, Vec<Problem>), Failure> {
-    let (config, warnings) = read(file)?;
-    load(&config)?;
-    Ok((config, warnings))
-}
-
-/// Whether [`run`] would refuse one of the files that `config` names, told as it would. Those that
-/// are not there are left out: a file may be checked on another machine than it runs on.
-///
-/// # Errors
-/// Everything that is wrong with them.
-pub fn check(config: &Config) -> Result<(), Failure> {
-    let mut failures = Vec::new();
-    if config.http.tls.as_ref().is_some_and(|tls| tls.cert.exists() && tls.key.exists()) {
-        failures.extend(load_tls(config).err());
-    }
-    if config.http.error_page.as_ref().is_some_and(|file| file.exists()) {
-        failures.extend(load_error_page(config).err());
-    }
-    let identity = ["ca.pem", "cert.pem", "key.pem"].map(|name| config.mesh.identity.join(name));
-    if identity.iter().chain(&config.mesh.cookie_key).all(|file| file.exists()) {
-        failures.extend(load_identity(config).err());
-    }
-    if failures.is_empty() { Ok(()) } else { Err(Failure::together(failures)) }
 }
 
 /// What the peer takes of its machine.
@@ -139,69 +72,81 @@ struct Machine {
     threads: NonZeroUsize,
 }
 
-/// What a peer proves itself by.
-struct Credentials {
-    /// To the other peers.
-    identity: Identity,
-    /// To clients over TLS.
-    tls: Option<FrontDoorTls>,
-    /// What browsers are shown where a request cannot be served, instead of the mesh's own page.
-    error_page: Option<String>,
-}
-
-/// Everything that has to be on this machine before the peer starts.
-fn load(config: &Config) -> Result<Credentials, Failure> {
-    let loaded =
-        (load_tls(config), load_identity(config), load_error_page(config), check_programs(config));
-    match loaded {
-        (Ok(tls), Ok(identity), Ok(error_page), Ok(())) => {
-            Ok(Credentials { identity, tls, error_page })
+/// Starts the peer; `None` where a signal ended it before.
+async fn start(
+    config: &Config,
+    builder: Builder,
+    signals: &mut Signals,
+) -> Result<Option<Mesh>, Failure> {
+    let mut starting = std::pin::pin!(builder.start());
+    let number = tokio::select! {
+        mesh = &mut starting => {
+            return mesh.map(Some).map_err(|error| start_failure(config, &error));
         }
-        (tls, identity, page, programs) => {
-            let failures = [tls.err(), identity.err(), page.err(), programs.err()];
-            Err(Failure::together(failures.into_iter().flatten()))
-        }
-    }
-}
-
-fn load_tls(config: &Config) -> Result<Option<FrontDoorTls>, Failure> {
-    let Some(Tls { cert, key }) = &config.http.tls else { return Ok(None) };
-    FrontDoorTls::from_files(cert, key)
-        .map(Some)
-        .map_err(|error| Failure::usage(config.problem("http.tls", error.to_string(), "")))
-}
-
-/// The most bytes that a page of one's own may have: it is held in memory and sent whole.
-const ERROR_PAGE_BYTES_MAX: usize = 256 * 1024;
-
-fn load_error_page(config: &Config) -> Result<Option<String>, Failure> {
-    let Some(file) = &config.http.error_page else { return Ok(None) };
-    let wrong = |what: String| {
-        let remedy = "name a file of HTML in UTF-8, complete in itself";
-        Failure::usage(config.problem("http.error_page", what, remedy))
+        number = signals.next() => number,
     };
-    let page = std::fs::read_to_string(file)
-        .map_err(|error| wrong(format!("cannot read {}: {error}", file.display())))?;
-    if page.len() > ERROR_PAGE_BYTES_MAX {
-        let bytes = page.len();
-        let what = format!("{} has {bytes} bytes, over {ERROR_PAGE_BYTES_MAX}", file.display());
-        return Err(wrong(what));
+    info!(signal = number, "stopped before the peer served anybody");
+    // Others may have met it already: without a goodbye it would be a suspect to them.
+    let leaving = async {
+        if let Ok(mesh) = starting.await {
+            mesh.shutdown().await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(LEAVES_WITHIN, leaving) => {}
+        _ = signals.next() => {}
     }
-    Ok(Some(page))
+    Ok(None)
 }
 
-fn load_identity(config: &Config) -> Result<Identity, Failure> {
-    let (dir, keys) = (&config.mesh.identity, &config.mesh.cookie_key);
-    let identity = Identity::from_dir_and_cookie_keys(dir, keys);
-    let identity = identity.map_err(|error| identity_failure(config, &error))?;
-    let (cluster, name) = (&config.cluster, &config.peer.name);
-    if identity.cluster() != *cluster || identity.peer() != *name {
-        let (found, expected) = (identity.spiffe_id(), format!("spiffe://{cluster}/peer/{name}"));
-        let what = format!("the certificate names {found}, but this peer is {expected}");
-        let remedy = "issue one with `warmhop cert peer`";
-        return Err(Failure::usage(config.problem("mesh.identity", what, remedy)));
+/// Serves the sessions of session libraries at `listener`, until the token is cancelled.
+fn serve_redis(
+    config: &Config,
+    mesh: &Mesh,
+    listener: TcpListener,
+) -> Option<(JoinHandle<()>, CancellationToken)> {
+    let registers = mesh.registers(&redis_name())?;
+    let addr = listener.local_addr().ok();
+    info!(url = addr.map(redis::url), "the Redis endpoint for session libraries is open");
+    let (ttl, events) = (config.session.policy.ttl, config.session.redis_events);
+    let leaves = CancellationToken::new();
+    let serving = redis::serve(listener, mesh.clone(), registers, ttl, events, leaves.clone());
+    Some((tokio::spawn(serving), leaves))
+}
+
+/// Serves until a signal comes, or until another peer turns out to have this one's name.
+async fn until_ended(config: &Config, mesh: &Mesh, signals: &mut Signals) -> Result<u8, Failure> {
+    tokio::select! {
+        number = signals.next() => {
+            info!(signal = number, "draining; a second signal ends the peer at once");
+            Ok(0)
+        }
+        other = mesh.name_clash() => Err(Failure::failed(config.problem(
+            "peer.name",
+            format!("a live peer at {other} has the name {} already", config.peer.name),
+            "names are unique in a cluster: rename one of the two",
+        ))),
     }
-    Ok(identity)
+}
+
+/// The listeners of each front door for the threads that did not start the peer, and its TLS.
+type OtherDoors = Vec<(Vec<std::net::TcpListener>, Option<FrontDoorTls>)>;
+
+/// Has the mesh serve clients at the front doors on its first thread; returns what the other threads
+/// accept.
+fn open_doors(
+    mut builder: Builder,
+    doors: Vec<(Door, Option<FrontDoorTls>)>,
+) -> (Builder, OtherDoors) {
+    let mut others = Vec::new();
+    for (door, tls) in doors {
+        builder = match tls.clone() {
+            Some(tls) => builder.front_door_tls(door.first, tls),
+            None => builder.front_door(door.first),
+        };
+        others.push((door.others, tls));
+    }
+    (builder, others)
 }
 
 async fn serve(
@@ -210,7 +155,7 @@ async fn serve(
     credentials: Credentials,
     mut signals: Signals,
     Machine { open_files, threads }: Machine,
-    journal: &Journal,
+    (journal, level): (Journal, log::Level),
 ) -> Result<u8, Failure> {
     let Credentials { identity, tls, error_page } = credentials;
     let listeners = bind(config, tls, threads).await?;
@@ -225,107 +170,36 @@ async fn serve(
         signals.access = Some(writing);
     }
     #[cfg(feature = "otlp")]
-    let mut spans = None;
-    #[cfg(feature = "otlp")]
-    if let Some(settings) =
-        otlp::Settings::from_env(config.peer.name.as_str()).map_err(Failure::usage)?
-    {
-        info!(endpoint = %settings.endpoint(), "spans are sent to a collector");
-        let (exporter, sending) = otlp::Exporter::start(settings);
-        builder = builder.spans(exporter);
-        spans = Some(sending);
-    }
+    let (mut builder, spans) = with_spans(config, builder)?;
     let connections = connections_each(listeners.http.len());
     if let Some(each) = connections {
         builder = builder.front_door_connections(each);
     }
-    let mut others = Vec::new();
-    for (door, tls) in listeners.http {
-        builder = match tls.clone() {
-            Some(tls) => builder.front_door_tls(door.first, tls),
-            None => builder.front_door(door.first),
-        };
-        others.push((door.others, tls));
-    }
+    let (builder, others) = open_doors(builder, listeners.http);
     let admin_addr = listeners.admin.local_addr().unwrap_or(config.admin.listen);
 
-    let mut starting = std::pin::pin!(builder.start());
-    let mesh = tokio::select! {
-        mesh = &mut starting => mesh.map_err(|error| start_failure(config, &error))?,
-        number = signals.next() => {
-            info!(signal = number, "ended before it served anybody");
-            // Others may have met it already: without a goodbye it would be a suspect to them.
-            let leaving = async {
-                if let Ok(mesh) = starting.await {
-                    mesh.shutdown().await;
-                }
-            };
-            tokio::select! {
-                _ = tokio::time::timeout(LEAVES_WITHIN, leaving) => {}
-                _ = signals.next() => {}
-            }
-            return Ok(0);
-        }
-    };
+    let Some(mesh) = start(config, builder, &mut signals).await? else { return Ok(0) };
     let _cores = cores::serve(&mesh, others)
         .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
-    let token = admin::Token::new(config.admin.token.as_deref());
-    let reloader = Reloader::new(mesh.clone(), file, config, token.clone(), given);
+    let token = warmhop::admin::Token::new(config.admin.token.as_deref());
+    let reloader = Reloader::new(mesh.clone(), file, config, token.clone(), level, given);
     signals.reloader = Some(Arc::clone(&reloader));
-    let (admin_leaves, redis_leaves) = (CancellationToken::new(), CancellationToken::new());
-    let admin = tokio::spawn(admin::serve(
-        listeners.admin,
-        admin::guarded(mesh.clone(), token, admin::operate::routes(&mesh, journal, &reloader)),
-        admin_leaves.clone(),
-    ));
-    let redis = listeners.redis.zip(mesh.registers(&redis_name())).map(|(listener, registers)| {
-        info!(url = redis_addr.map(redis::url), "sessions of session libraries are kept here");
-        let session = &config.session;
-        let (ttl, events) = (session.policy.ttl, session.redis_events);
-        let leaves = redis_leaves.clone();
-        tokio::spawn(redis::serve(listener, mesh.clone(), registers, ttl, events, leaves))
-    });
-    announce(config, &mesh, admin_addr);
-    if let Some(each) = connections {
-        info!(
-            each_front_door = each,
-            "the limit of open files bounds clients' connections; LimitNOFILE= or ulimit -H -n \
-             allows more"
-        );
-    }
+    let admin_leaves = CancellationToken::new();
+    let admin = admin::listener(&mesh, token, &journal, &reloader);
+    let admin = tokio::spawn(admin.serve(listeners.admin, admin_leaves.clone().cancelled_owned()));
+    let redis = listeners.redis.and_then(|listener| serve_redis(config, &mesh, listener));
+    let beside = Beside { admin, admin_leaves, redis };
+    announce(config, &mesh, admin_addr, connections);
     notify::ready(&format!("serving as {}", config.peer.name));
     let watchdog = tokio::spawn(notify::watchdog());
     let gives_back = tokio::spawn(memory::gives_back());
 
-    let outcome = tokio::select! {
-        number = signals.next() => {
-            info!(signal = number, "draining; a second signal ends the peer at once");
-            Ok(0)
-        }
-        other = mesh.name_clash() => Err(Failure::failed(config.problem(
-            "peer.name",
-            format!("a live peer at {other} has the name {} already", config.peer.name),
-            "names are unique in a cluster: rename one of the two",
-        ))),
-    };
+    let outcome = until_ended(config, &mesh, &mut signals).await;
     notify::stopping();
-    // Not before the apps have stopped: they need it to end well.
-    let redis_drained = async {
-        redis_leaves.cancel();
-        if let Some(redis) = redis {
-            ends_within(config.http.drain_grace, redis, "the Redis endpoint").await;
-        }
-    };
-    let drained = async {
-        mesh.shutdown_after(redis_drained).await;
-        // Last of all: whoever watches the peer leave asks it there.
-        admin_leaves.cancel();
-        ends_within(ADMIN_ENDS_WITHIN, admin, "the admin listener").await;
-    };
     tokio::select! {
-        () = drained => {}
+        () = drain(config, &mesh, beside) => {}
         number = signals.next() => {
-            warn!(signal = number, "ended before everything was drained");
+            warn!(signal = number, "stopped before everything was drained");
             return Ok(exit_status(number));
         }
     }
@@ -338,15 +212,50 @@ async fn serve(
     if let Some(spans) = spans {
         spans.flush().await;
     }
-    info!("ended");
+    info!("the peer has stopped");
     outcome
+}
+
+/// What serves beside the front doors: each a task, and what has it leave.
+struct Beside {
+    admin: JoinHandle<()>,
+    admin_leaves: CancellationToken,
+    redis: Option<(JoinHandle<()>, CancellationToken)>,
+}
+
+/// Drains the mesh, and ends what serves beside it when nobody needs it any more.
+async fn drain(config: &Config, mesh: &Mesh, beside: Beside) {
+    mesh.shutdown_after(async {
+        // Not before the apps have stopped: they need it to end well.
+        if let Some((redis, leaves)) = beside.redis {
+            leaves.cancel();
+            ends_within(config.http.drain_grace, redis, "the Redis endpoint").await;
+        }
+    })
+    .await;
+    // Last of all: somebody who watches the peer leave asks it there.
+    beside.admin_leaves.cancel();
+    ends_within(ADMIN_ENDS_WITHIN, beside.admin, "the admin listener").await;
+}
+
+/// Sends spans to a collector, where the environment names one.
+#[cfg(feature = "otlp")]
+fn with_spans(
+    config: &Config,
+    builder: Builder,
+) -> Result<(Builder, Option<otlp::Sending>), Failure> {
+    let settings = otlp::Settings::from_env(config.peer.name.as_str()).map_err(Failure::usage)?;
+    let Some(settings) = settings else { return Ok((builder, None)) };
+    info!(endpoint = %settings.endpoint(), "spans are sent to a collector");
+    let (exporter, sending) = otlp::Exporter::start(settings).map_err(Failure::usage)?;
+    Ok((builder.spans(exporter), Some(sending)))
 }
 
 /// Waits until what serves clients has answered what it took in and ended; what is left after
 /// `grace` is cut off.
 async fn ends_within(grace: Duration, mut serving: JoinHandle<()>, what: &str) {
     if tokio::time::timeout(grace, &mut serving).await.is_err() {
-        warn!("{what} still has clients under way; they are cut off after {grace:?}");
+        warn!("{what} still serves clients after {grace:?}; they are cut off");
         serving.abort();
     }
 }
@@ -479,47 +388,6 @@ fn start_failure(config: &Config, error: &StartMeshError) -> Failure {
     }
 }
 
-fn identity_failure(config: &Config, error: &IdentityError) -> Failure {
-    let key = match error {
-        IdentityError::CookieKey { .. } if !config.mesh.cookie_key.is_empty() => "mesh.cookie_key",
-        _ => "mesh.identity",
-    };
-    let problem = config.problem(key, error.to_string(), "");
-    match error {
-        // The clock of the machine is nothing that the configuration could mend.
-        IdentityError::NotYetValid { .. } | IdentityError::Expired { .. } => {
-            Failure::failed(problem)
-        }
-        _ => Failure::usage(problem),
-    }
-}
-
-/// A program, or a file of variables, that is not there would otherwise be missed only by the first
-/// request.
-fn check_programs(config: &Config) -> Result<(), Failure> {
-    let started = || config.apps.iter().filter(|app| app.spec.policy.start != StartMode::Never);
-    let files = started().filter_map(|app| {
-        let error = environment::read_file(app.env_file.as_deref()?).err()?;
-        let key = format!("app.{}.env_file", app.spec.name);
-        Some(config.problem(&key, error.to_string(), "mend that file, or name another").to_string())
-    });
-    let messages: Vec<String> = started()
-        .filter_map(|app| {
-            let found = find_program(app.run.first()?, &app.dir, app.env.get("PATH"));
-            let missing = found.err()?;
-            let key = format!("app.{}.{}", app.spec.name, missing.key);
-            Some(config.problem(&key, missing.what, missing.remedy).to_string())
-        })
-        .chain(files)
-        .chain(config.apps.iter().filter_map(|app| {
-            let cannot = app.wanted.here(None).err()?;
-            let key = format!("app.{}.{}", app.spec.name, cannot.key);
-            Some(config.problem(&key, cannot.what, cannot.remedy).to_string())
-        }))
-        .collect();
-    if messages.is_empty() { Ok(()) } else { Err(Failure { messages, status: 2 }) }
-}
-
 /// Allows as many open files as the system lets us have, since each connection is one.
 /// Returns the limit that was, for the apps: some programs cannot bear a large one.
 fn raise_open_files() -> Option<u64> {
@@ -559,7 +427,7 @@ const CONNECTIONS_MIN: usize = 16;
 /// No front door takes more.
 const CONNECTIONS_MAX: usize = 16 * 1024;
 
-fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
+fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr, connections: Option<NonZeroUsize>) {
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
     let doors: Vec<String> =
         mesh.front_doors().iter().map(|addr| format!("{scheme}://{addr}")).collect();
@@ -576,6 +444,13 @@ fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr) {
     }
     if config.apps.is_empty() {
         warn!("no apps are configured, so every request gets 404; add an [[app]]");
+    }
+    if let Some(each) = connections {
+        info!(
+            each_front_door = each,
+            "the limit of open files bounds clients' connections; LimitNOFILE= or ulimit -H -n \
+             allows more"
+        );
     }
 }
 
@@ -612,12 +487,12 @@ impl Signals {
                 _ = self.interrupt.recv() => return SignalKind::interrupt().as_raw_value(),
                 _ = self.reopen.recv() => match &self.access {
                     Some(access) => access.reopen(),
-                    None => info!("SIGUSR1 opens the access log again, and there is none"),
+                    None => info!("SIGUSR1 is ignored: no access log is configured"),
                 },
                 _ = self.hang_up.recv() => match self.reloader.clone() {
                     // It reads files, and says itself what came of it.
                     Some(reloader) => drop(tokio::task::spawn_blocking(move || reloader.reload())),
-                    None => info!("SIGHUP reloads the configuration, which was read just now"),
+                    None => info!("SIGHUP is ignored: the configuration was read just now"),
                 },
             }
         }

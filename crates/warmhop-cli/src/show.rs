@@ -7,15 +7,15 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::client::{AppStatus, OtherPeer, Seed, Session, Status, Trace};
-use crate::columns::Columns;
+use crate::cert::ends_soon;
+pub use crate::clean::{clean, printed};
+use crate::client::{AppStatus, OtherPeer, Seed, Session, Status, ThisPeer, Trace};
+use crate::columns::{COLD_AFTER_A_FAILURE, Columns};
 
 /// How many peers are named in one cell.
 const NAMES_MAX: usize = 6;
 /// The state here of an app that only other peers have.
 pub(crate) const NOT_HERE: &str = "not here";
-/// The state of an app that went back to cold, and why is told with it.
-pub(crate) const COLD_AFTER_A_FAILURE: &str = "cold, failed";
 
 /// The table of `warmhop status`.
 #[must_use]
@@ -33,6 +33,23 @@ pub fn status(status: &Status, coloured: bool) -> String {
         counted(status.sessions.copies, "copy", "copies"),
     );
 
+    peers(status, coloured, &mut text);
+    text.push_str(&to_see_to(status));
+    text.push_str(&seeds(&status.seeds));
+
+    if app_names(status).is_empty() {
+        text.push_str("\nno apps are configured on this peer\n");
+        return text;
+    }
+    text.push('\n');
+    apps(status, coloured, &mut text);
+    text.push_str(&versions(status));
+    errors(status, &mut text);
+    text
+}
+
+fn peers(status: &Status, coloured: bool, text: &mut String) {
+    let peer = &status.peer;
     let mut peers = Columns::new(&["PEER", "STATE", "ROUND TRIP", "ZONE", "FRONT DOOR", "MESH"]);
     peers.row(vec![
         format!("{} (this one)", peer.name),
@@ -52,14 +69,10 @@ pub fn status(status: &Status, coloured: bool) -> String {
             other.mesh.clone(),
         ]);
     }
-    peers.print(&mut text, coloured);
-    text.push_str(&seeds(&status.seeds));
+    peers.print(text, coloured);
+}
 
-    if app_names(status).is_empty() {
-        text.push_str("\nno apps are configured on this peer\n");
-        return text;
-    }
-    text.push('\n');
+fn apps(status: &Status, coloured: bool, text: &mut String) {
     let mut apps = Columns::new(&[
         "APP",
         "HERE",
@@ -88,8 +101,11 @@ pub fn status(status: &Status, coloured: bool) -> String {
             app.session.clone(),
         ]);
     }
-    apps.print(&mut text, coloured);
-    text.push_str(&versions(status));
+    apps.print(text, coloured);
+}
+
+/// Why apps that failed did.
+fn errors(status: &Status, text: &mut String) {
     for app in &status.apps {
         let Some(error) = &app.error else { continue };
         let _ = writeln!(
@@ -102,7 +118,6 @@ pub fn status(status: &Status, coloured: bool) -> String {
             let _ = writeln!(text, "    {}", printed(line));
         }
     }
-    text
 }
 
 /// Which versions run where, and where peers differ; nothing where neither is to be told.
@@ -189,7 +204,29 @@ pub fn members(status: &Status, coloured: bool) -> String {
     }
     let mut text = String::new();
     members.print(&mut text, coloured);
-    text.push_str(&seeds(&status.seeds));
+    text.push_str(&to_see_to(status));
+    text
+}
+
+/// What somebody has to see to: seeds that are not reached, and certificates that end.
+fn to_see_to(status: &Status) -> String {
+    seeds(&status.seeds) + &certificates(&status.peer, SystemTime::now())
+}
+
+/// Which certificates of the peer end soon; nothing where none does.
+fn certificates(peer: &ThisPeer, now: SystemTime) -> String {
+    let identity = Some(peer.identity_not_after).filter(|ends| *ends > 0);
+    let all = [
+        ("the peer's certificate", identity, "renew it, for example with `warmhop cert renew`"),
+        ("the front door's certificate", peer.front_door_not_after, "renew it where it was issued"),
+    ];
+    let mut text = String::new();
+    for (what, ends, remedy) in all {
+        let ends = ends.and_then(|ends| UNIX_EPOCH.checked_add(Duration::from_secs(ends)));
+        if let Some(words) = ends.and_then(|ends| ends_soon(ends, now)) {
+            let _ = writeln!(text, "\n{what} {words}: {remedy}");
+        }
+    }
     text
 }
 
@@ -351,48 +388,6 @@ pub(crate) fn span(span: Duration) -> String {
         3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
     }
-}
-
-/// Without anything that a terminal would obey, and without what shows nothing itself but changes
-/// how its neighbours are read.
-#[must_use]
-pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect()
-}
-
-/// A line that an app printed: without the colours and moves that it meant for its own terminal, and
-/// then [`clean`].
-#[must_use]
-pub fn printed(line: &str) -> String {
-    // All control characters go with the sequences, and a tab keeps two words apart.
-    clean(&strip_ansi_escapes::strip_str(line.replace('\t', "    ")))
-}
-
-/// The characters of the general category Cf (Unicode 16), and the two that separate lines and
-/// paragraphs: they turn the direction of what follows, or hide within a name.
-fn is_format(c: char) -> bool {
-    matches!(
-        c,
-        '\u{ad}'
-            | '\u{600}'..='\u{605}'
-            | '\u{61c}'
-            | '\u{6dd}'
-            | '\u{70f}'
-            | '\u{890}'..='\u{891}'
-            | '\u{8e2}'
-            | '\u{180e}'
-            | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}'
-            | '\u{110bd}'
-            | '\u{110cd}'
-            | '\u{13430}'..='\u{1343f}'
-            | '\u{1bca0}'..='\u{1bca3}'
-            | '\u{1d173}'..='\u{1d17a}'
-            | '\u{e0001}'..='\u{e007f}'
-    )
 }
 
 #[cfg(test)]

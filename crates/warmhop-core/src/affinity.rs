@@ -16,7 +16,9 @@
 //!   expiry    8 bytes   milliseconds since the Unix epoch
 //!   app       1 byte    length, 1 to 64, then so many bytes of the name
 //!   sid      16 bytes
-//!   kind      1 byte    0 portable, 1 pinned; then for a portable session
+//!   kind      1 byte    0 portable, 1 pinned; 2 more where a version follows:
+//!     version   1 byte    length, 1 to 64, then so many bytes of the app's version
+//!   then for a portable session
 //!     owner    16 bytes   incarnation
 //!     n         8 bytes   the number last seen committed
 //!     now                 a set of members:
@@ -30,7 +32,8 @@
 //! tag      16 bytes    over all of the above
 //! ```
 //!
-//! Numbers are big-endian. One token has one form: what decodes to the same entries by other bytes
+//! Numbers are big-endian. The version is that which has served the session last, or a newer one that
+//! did before. One token has one form: what decodes to the same entries by other bytes
 //! is refused.
 
 mod route_name;
@@ -47,20 +50,24 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::config::SessionPolicy;
 use crate::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use crate::session::message::{Config, Members};
+use crate::version::AppVersion;
 use crate::view::{AppState, Liveness, PeerBelief, View};
 
-pub use self::route_name::{RouteName, peer_called};
+pub use self::route_name::peer_called;
+pub use crate::cookie::RouteName;
 
 /// The most entries of a token: apps of one host. The one used longest ago makes way.
 pub const ENTRIES_MAX: usize = 4;
-/// The most bytes of a cookie's value: four of the largest entries take 1,321, and a browser
+/// The most bytes of a cookie's value: four of the largest entries take 1,668, and a browser
 /// keeps 4,096.
-pub const VALUE_BYTES_MAX: usize = 1_400;
+pub const VALUE_BYTES_MAX: usize = 1_750;
 
 const VERSION: u8 = 1;
 const TAG_BYTES: usize = 16;
 const PORTABLE: u8 = 0;
 const PINNED: u8 = 1;
+/// Beside either of them.
+const OF_A_VERSION: u8 = 2;
 
 /// Makes and checks the token's tag, under a key of the cluster that serves nothing else.
 pub trait Authenticator {
@@ -88,6 +95,8 @@ pub struct Entry {
     pub expiry: WallTime,
     /// Where the session is.
     pub kind: Kind,
+    /// The newest version of the app that has served it, if one is named.
+    pub version: Option<AppVersion>,
 }
 
 /// Where a session is.
@@ -301,9 +310,19 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     out.extend_from_slice(&entry.expiry.0.to_be_bytes());
     put_name(out, entry.app.as_str());
     out.extend_from_slice(&entry.sid.0);
+    let kind = match &entry.kind {
+        Kind::Portable { .. } => PORTABLE,
+        Kind::Pinned { .. } => PINNED,
+    };
+    match &entry.version {
+        Some(version) => {
+            out.push(kind | OF_A_VERSION);
+            put_name(out, version.as_str());
+        }
+        None => out.push(kind),
+    }
     match &entry.kind {
         Kind::Portable { cfg, owner, n } => {
-            out.push(PORTABLE);
             out.extend_from_slice(&owner.0);
             out.extend_from_slice(&n.to_be_bytes());
             put_members(out, &cfg.now);
@@ -311,7 +330,6 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
             cfg.prev.iter().for_each(|prev| put_members(out, prev));
         }
         Kind::Pinned { peer, incarnation } => {
-            out.push(PINNED);
             put_name(out, peer.as_str());
             out.extend_from_slice(&incarnation.0);
         }
@@ -355,7 +373,12 @@ impl<'a> Reader<'a> {
         let expiry = WallTime(self.number()?);
         let app = AppName::new(self.name()?).ok()?;
         let sid = SessionId(self.array()?);
-        let kind = match self.byte()? {
+        let kind = self.byte()?;
+        let version = match kind & OF_A_VERSION {
+            0 => None,
+            _ => Some(AppVersion::new(self.name()?).ok()?),
+        };
+        let kind = match kind & !OF_A_VERSION {
             PORTABLE => {
                 let owner = Incarnation(self.array()?);
                 let n = self.number()?;
@@ -373,7 +396,7 @@ impl<'a> Reader<'a> {
             }
             _ => return None,
         };
-        is_well_formed(&kind).then_some(Entry { app, sid, expiry, kind })
+        is_well_formed(&kind).then_some(Entry { app, sid, expiry, kind, version })
     }
 
     fn members(&mut self) -> Option<Members> {

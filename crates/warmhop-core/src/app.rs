@@ -39,6 +39,8 @@ use crate::config::{AppPolicy, StartMode};
 use crate::ids::Now;
 use crate::view::AppState;
 
+pub use crate::view::ETA_FLOOR;
+
 mod renew;
 mod words;
 
@@ -55,8 +57,6 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// A copy that was ready for so long has proved itself: the next failure backs off from the
 /// beginning.
 pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
-/// The least time that a start under way is said to need, however late it is.
-pub const ETA_FLOOR: Duration = Duration::from_millis(100);
 /// How many former copies may be ending beside the current one; a start waits where more are.
 pub const LEAVING_MAX: usize = 4;
 /// A copy that hangs is ended after this, however much grace others have.
@@ -147,7 +147,7 @@ pub enum AppEvent {
     },
     /// A new copy is wanted in place of the one that runs, or starts.
     Renew(Renewal),
-    /// Whether copies are held down here, whoever wants them: what runs ends.
+    /// Whether copies are held down here against every request for one: what runs ends.
     Pause(bool),
     /// The copy is to stop.
     StopWanted(StopReason),
@@ -628,7 +628,7 @@ impl AppMachine {
         }
     }
 
-    /// An app that belongs to the boot, or is to be kept ready, is wanted whoever asks.
+    /// An app that starts at boot, or is to be kept ready, is wanted without any request.
     fn start_if_always_wanted(&mut self, now: Now, effects: &mut Vec<AppEffect>) {
         let is_wanted = self.policy.start == StartMode::AtBoot || self.kept;
         if is_wanted && self.why_not_renew().is_none() {
@@ -653,7 +653,7 @@ impl AppMachine {
             BACKOFF_MIN + Duration::from_millis(split_mix(&mut self.jitter) % (span_ms + 1));
         self.failures = self.failures.saturating_add(1);
         self.last_error = Some(error);
-        // An app that belongs to the boot is wanted whoever asks.
+        // An app that starts at boot is wanted without any request.
         let again = self.policy.start == StartMode::AtBoot;
         self.phase = Phase::Failed { until: now.after(backoff), again };
     }

@@ -76,7 +76,7 @@ pub struct AppPolicy {
     pub start: StartMode,
     /// Stop the copy here after so long without a request. Default: never.
     pub stop_when_idle: Option<Duration>,
-    /// Copies kept ready across the mesh whoever is asked. 0 to 16. Default: 0.
+    /// Copies kept ready across the mesh, whether or not requests come. 0 to 16. Default: 0.
     pub keep_ready: u32,
     /// Where sessions are kept. Default: there are none.
     pub session: SessionMode,
@@ -141,7 +141,7 @@ impl Default for ScalePolicy {
     }
 }
 
-/// Requests that do not start an app, and do not keep it from being idle: those of whoever only asks
+/// Requests that do not start an app, and do not keep it from being idle: those of programs that only ask
 /// whether it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -14,8 +14,6 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::affinity::RouteName;
-
 /// How many cookies of our name are read of one request. More than that are not ours to count: they
 /// are hidden from the app unread.
 pub const COOKIES_MAX: usize = 32;
@@ -23,6 +21,28 @@ pub const COOKIES_MAX: usize = 32;
 pub const NAME_BYTES_MAX: usize = 64;
 /// What balancers with a cookie of their own call it: see `warmhop lb --affinity own`.
 pub const BALANCER_COOKIE: &str = "warmhop_lb";
+
+/// What names a peer in the affinity cookie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteName {
+    /// Its name.
+    #[default]
+    Name,
+    /// An alias that tells nothing of it.
+    Opaque,
+}
+
+impl RouteName {
+    /// The configuration's word for it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Opaque => "opaque",
+        }
+    }
+}
 
 /// With which requests from other sites a browser sends the cookie (RFC 6265bis section 5.6.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
 //! The identifiers that every other module speaks in. Each is a newtype, so
-//! that one cannot be passed for another, and each refuses what is out of form
+//! that one cannot be passed for another, and each refuses what is malformed
 //! at the edge, so that nothing inside has to check again.
 
 use alloc::string::{String, ToString};
@@ -9,8 +9,6 @@ use core::str::FromStr;
 use core::time::Duration;
 
 use serde::{Deserialize, Serialize};
-
-use crate::rank;
 
 /// Why a text is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,17 +177,6 @@ random_type! {
 }
 
 impl Incarnation {
-    /// A life of `peer` that began at `born`. The random bits keep two lives apart that began in
-    /// the same millisecond.
-    #[must_use]
-    pub fn of(peer: &PeerId, born: WallTime, random: u32) -> Self {
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&random.to_be_bytes());
-        bytes[4..10].copy_from_slice(&rank::of_name(peer).to_be_bytes()[2..]);
-        bytes[10..].copy_from_slice(&born.0.to_be_bytes()[2..]);
-        Self(bytes)
-    }
-
     /// What all lives of one peer have in common: a digest of its name.
     #[must_use]
     pub fn name(&self) -> [u8; 6] {
@@ -337,7 +324,7 @@ impl fmt::Debug for Ballot {
     }
 }
 
-/// Where a record stands in a session's history: ballot first, then its number within
+/// The position of a record in a session's history: ballot first, then its number within
 /// the ballot. Each position is used for one record only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {

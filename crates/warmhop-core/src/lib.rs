@@ -49,6 +49,7 @@
 //! | Who may commit to a session after a partition? | [`session`] |
 //! | Where did my request find its session, and why was it taken over, forked or lost? | [`session::entry`] |
 //! | When is a member replaced, and who succeeds an owner? | [`session::repair`] |
+//! | What does a client get in place of an answer? | [`problem`] |
 //!
 //! # Invariants
 //!
@@ -126,6 +127,7 @@ pub mod keep;
 pub mod matching;
 pub mod octets;
 pub mod own_id;
+pub mod problem;
 pub mod queue;
 pub mod rank;
 pub mod route;

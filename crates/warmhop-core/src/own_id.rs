@@ -70,7 +70,7 @@ pub fn in_set_cookie(field: &[u8], name: &str) -> Option<Vec<u8>> {
     in_pair(field.split(|byte| *byte == b';').next()?, name)
 }
 
-/// The first text that stands under `name` in JSON, wherever in it that is and whatever stands before
+/// The first text under `name` in JSON, wherever in it that is and whatever precedes
 /// the JSON: engine.io puts the number of its packet there. One that is written with escapes is none.
 #[must_use]
 pub fn in_json(text: &[u8], name: &str) -> Option<Vec<u8>> {

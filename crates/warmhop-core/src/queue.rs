@@ -1,6 +1,6 @@
 //! Who is next of the requests that wait for a place at an app's copies.
 //!
-//! Owns their order: clients take turns, and of one client its sessions do, so that whoever sends
+//! Owns their order: clients take turns, and of one client its sessions do, so that a client that sends
 //! many requests at once waits for its own and not others for them (fair queuing: Nagle, "On packet
 //! switches with infinite storage", RFC 970, 1985). One of them is *called* at a time: it alone looks
 //! for a place, and the next is called once it has one. Refuses to know what a place is.

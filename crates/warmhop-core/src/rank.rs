@@ -12,13 +12,13 @@ use core::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
 
-use crate::ids::{AppName, PeerId, SessionId};
+use crate::ids::{AppName, Incarnation, PeerId, SessionId, WallTime};
 
 // Part of what peers agree on: another key is another order.
 const KEY_0: u64 = u64::from_be_bytes(*b"warmhop ");
 const KEY_1: u64 = u64::from_be_bytes(*b"rank  v1");
 
-// Told apart, so that the bytes of an app's name are never those of a session's id.
+// Distinct, so that the bytes of an app's name are never those of a session's id.
 const FOR_SESSION: u8 = 1;
 const FOR_APP: u8 = 2;
 const FOR_LIFE: u8 = 3;
@@ -70,9 +70,17 @@ pub fn keepers<'a>(
     ranked
 }
 
-/// A digest of a peer's name, part of what its lives are called.
-pub(crate) fn of_name(peer: &PeerId) -> u64 {
-    score(&[FOR_LIFE], peer)
+impl Incarnation {
+    /// A life of `peer` that began at `born`. The random bits keep two lives apart that began in
+    /// the same millisecond.
+    #[must_use]
+    pub fn of(peer: &PeerId, born: WallTime, random: u32) -> Self {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&random.to_be_bytes());
+        bytes[4..10].copy_from_slice(&score(&[FOR_LIFE], peer).to_be_bytes()[2..]);
+        bytes[10..].copy_from_slice(&born.0.to_be_bytes()[2..]);
+        Self(bytes)
+    }
 }
 
 fn session_key(sid: &SessionId) -> [u8; 17] {

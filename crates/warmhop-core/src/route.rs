@@ -28,9 +28,17 @@ use core::time::Duration;
 
 use crate::config::{AppPolicy, EffectsMode, SessionMode, StartMode};
 use crate::ids::PeerId;
+use crate::version::AppVersion;
 use crate::view::AppState;
 
+mod candidates;
+mod refusal;
+mod versions;
 mod words;
+
+pub use self::candidates::{COLD_MAX, Noted, NotedLoad, Viewpoint, others_start, still_tried};
+pub use self::refusal::Refusal;
+pub use self::versions::{NEWS_WITHIN, Versions, counts_on};
 
 /// How many peers one request may be sent to: a candidate, and a second one if the first said no
 /// or could not be reached.
@@ -127,6 +135,8 @@ pub struct Candidate<'a> {
     pub draining: bool,
     /// How long until it should be ready there.
     pub eta: Option<Duration>,
+    /// The version that it serves, if one is named.
+    pub version: Option<&'a AppVersion>,
 }
 
 /// All that a decision depends on.
@@ -161,6 +171,8 @@ pub struct Question<'a> {
     pub never_wakes: bool,
     /// How many starts here have failed since it came.
     pub failed_starts: u32,
+    /// What is known of the app's versions.
+    pub versions: Versions<'a>,
     /// Random bits: which two candidates are compared.
     pub dice: u64,
 }
@@ -300,6 +312,19 @@ pub enum Reason {
         /// And there, as far as is known.
         other: u32,
     },
+    /// The copy here is older than one that has served the session; the one there is not.
+    NewerThere {
+        /// Where.
+        peer: PeerId,
+        /// The newest version that has served the session.
+        served: AppVersion,
+    },
+    /// A version has served the session that this peer has not heard of yet: its news must be on
+    /// their way.
+    UnheardVersion {
+        /// That version.
+        served: AppVersion,
+    },
     /// Every copy that could be reached serves as many requests as it may.
     BusyEverywhere,
     /// Ready nowhere that could be reached; the last start here failed, and the next one is due.
@@ -311,144 +336,6 @@ pub enum Reason {
     NobodyStarts,
     /// The refusal says it.
     Refused(Refusal),
-}
-
-/// Why a request cannot be served. Each has a status, a `Proxy-Status` error type and mostly a
-/// `Retry-After`:
-///
-/// | refusal | status | error type (RFC 9209 section 2.3) | `Retry-After` |
-/// | --- | --- | --- | --- |
-/// | [`NotReadyHere`](Self::NotReadyHere) | 503 | `destination_unavailable` | the start's estimate |
-/// | [`Draining`](Self::Draining) | 503 | `destination_unavailable` | 1 s: another peer can take it |
-/// | [`NotWoken`](Self::NotWoken) | 503 | `destination_unavailable` | the start's estimate |
-/// | [`StartFailed`](Self::StartFailed) | 503 | `destination_unavailable` | back-off and start |
-/// | [`WaitFull`](Self::WaitFull) | 503 | `connection_limit_reached` | the start's estimate |
-/// | [`WaitedTooLong`](Self::WaitedTooLong) | 503 | `destination_unavailable` | the start's estimate |
-/// | [`QueueFull`](Self::QueueFull) | 503 | `connection_limit_reached` | the queue's estimate |
-/// | [`BusyTooLong`](Self::BusyTooLong) | 503 | `connection_limit_reached` | the queue's estimate |
-/// | [`NobodyAnswered`](Self::NobodyAnswered) | 503 | `destination_unavailable` | 1 s |
-/// | [`PinnedPeerUnreachable`](Self::PinnedPeerUnreachable) | 503 | `destination_unavailable` | 1 s |
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// It was sent here by a hop, and the app is not ready here: its entry peer knows more.
-    NotReadyHere {
-        /// The app's state here.
-        state: AppState,
-        /// How long until it should be ready, or a start would take.
-        retry_after: Duration,
-    },
-    /// This peer is leaving, and nobody else has the app ready or starting.
-    Draining,
-    /// The app is ready nowhere, and the request is not to start it.
-    NotWoken {
-        /// How long until the first copy should be ready, or a start would take.
-        retry_after: Duration,
-    },
-    /// The app does not start here, and nobody else has it ready or starting.
-    StartFailed {
-        /// How long until the next start should be ready.
-        retry_after: Duration,
-    },
-    /// As many requests wait as may.
-    WaitFull {
-        /// How many that is.
-        waiting_max: usize,
-        /// How long until the first copy should be ready.
-        retry_after: Duration,
-    },
-    /// It waited as long as it may.
-    WaitedTooLong {
-        /// How long it may wait.
-        max_wait: Duration,
-        /// How long until the first copy should be ready.
-        retry_after: Duration,
-    },
-    /// Every copy is busy, and as many requests wait for a place as may.
-    QueueFull {
-        /// How many that is.
-        waiting_max: usize,
-        /// How long those before it should take.
-        retry_after: Duration,
-    },
-    /// It waited for a place as long as it may.
-    BusyTooLong {
-        /// How long it may wait.
-        max_wait: Duration,
-        /// How long those that wait still should take.
-        retry_after: Duration,
-    },
-    /// The peers that it was sent to said no or could not be reached, and nothing is starting.
-    NobodyAnswered {
-        /// How many.
-        tried: usize,
-    },
-    /// The peer that holds the session in its memory lives but could not be reached. Another peer
-    /// would begin a fresh session in place of one that still exists.
-    PinnedPeerUnreachable {
-        /// That peer.
-        peer: PeerId,
-    },
-}
-
-impl Refusal {
-    /// The HTTP status: each of these passes, so each is 503 (RFC 9110 section 15.6.4).
-    #[must_use]
-    pub fn status(&self) -> u16 {
-        503
-    }
-
-    /// The error type for `Proxy-Status`.
-    #[must_use]
-    pub fn proxy_error(&self) -> &'static str {
-        match self {
-            Self::WaitFull { .. } | Self::QueueFull { .. } | Self::BusyTooLong { .. } => {
-                "connection_limit_reached"
-            }
-            Self::NotReadyHere { .. }
-            | Self::Draining
-            | Self::NotWoken { .. }
-            | Self::StartFailed { .. }
-            | Self::WaitedTooLong { .. }
-            | Self::NobodyAnswered { .. }
-            | Self::PinnedPeerUnreachable { .. } => "destination_unavailable",
-        }
-    }
-
-    /// The value of `Retry-After` in whole seconds, rounded up: 1 to 120.
-    #[must_use]
-    pub fn retry_after_s(&self) -> u64 {
-        let wait = match self {
-            Self::NotReadyHere { retry_after, .. }
-            | Self::NotWoken { retry_after }
-            | Self::StartFailed { retry_after }
-            | Self::WaitFull { retry_after, .. }
-            | Self::QueueFull { retry_after, .. }
-            | Self::BusyTooLong { retry_after, .. }
-            | Self::WaitedTooLong { retry_after, .. } => *retry_after,
-            Self::Draining | Self::NobodyAnswered { .. } | Self::PinnedPeerUnreachable { .. } => {
-                Duration::ZERO
-            }
-        };
-        let wait = wait.min(RETRY_AFTER_MAX);
-        (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
-    }
-
-    /// The label of its counter.
-    #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::NotReadyHere { .. } => "not_ready_here",
-            Self::Draining => "draining",
-            Self::NotWoken { .. } => "not_woken",
-            Self::StartFailed { .. } => "start_failed",
-            Self::WaitFull { .. } => "wait_full",
-            Self::WaitedTooLong { .. } => "waited_too_long",
-            Self::QueueFull { .. } => "queue_full",
-            Self::BusyTooLong { .. } => "busy_too_long",
-            Self::NobodyAnswered { .. } => "nobody_answered",
-            Self::PinnedPeerUnreachable { .. } => "pinned_peer_unreachable",
-        }
-    }
 }
 
 impl Reason {
@@ -464,6 +351,8 @@ impl Reason {
             Self::StartingHere { .. } => "starting_here",
             Self::StartingElsewhere { .. } => "starting_elsewhere",
             Self::BusyHere { .. } => "busy_here",
+            Self::NewerThere { .. } => "newer_there",
+            Self::UnheardVersion { .. } => "unheard_version",
             Self::BusyEverywhere => "busy_everywhere",
             Self::BackingOff { .. } => "backing_off",
             Self::NobodyStarts => "nobody_starts",
@@ -476,7 +365,7 @@ impl Reason {
 #[must_use]
 pub fn decide(q: &Question<'_>) -> Decision {
     match q.arrived {
-        Arrived::AtFrontDoor => at_front_door(q),
+        Arrived::AtFrontDoor => versions::never_back(q).unwrap_or_else(|| at_front_door(q)),
         Arrived::ByHop => by_hop(q),
     }
 }
@@ -501,11 +390,7 @@ fn by_hop(q: &Question<'_>) -> Decision {
 
 fn at_front_door(q: &Question<'_>) -> Decision {
     let ready_here = q.local.state == AppState::Ready;
-    // Whoever waits for the copy that stops may as well have begun the next.
-    let start_here = matches!(q.local.state, AppState::Cold | AppState::Stopping)
-        && q.app.start != StartMode::Never
-        && !q.draining
-        && !q.never_wakes;
+    let start_here = starts_here(q);
     let decision = |action, reason, pin_lost| Decision {
         action,
         reason,
@@ -565,6 +450,15 @@ fn at_front_door(q: &Question<'_>) -> Decision {
         return Decision { pin_lost, start_here, ..wait_for_place(q) };
     }
     Decision { pin_lost, ..wait_or_refuse(q, start_here) }
+}
+
+/// Whether the app begins to start here for it. Whoever waits for the copy that stops may as well have
+/// begun the next.
+fn starts_here(q: &Question<'_>) -> bool {
+    matches!(q.local.state, AppState::Cold | AppState::Stopping)
+        && q.app.start != StartMode::Never
+        && !q.draining
+        && !q.never_wakes
 }
 
 /// The copy here is ready, and this peer stays: it serves unless it is full, or hot while another
@@ -694,7 +588,7 @@ fn better_of_two(q: &Question<'_>) -> Option<(PeerId, Reason)> {
             let below = pool().filter_map(loads).filter(|other| *other < load).count();
             below >= (known * HOT_QUANTILE_PERCENT).div_ceil(100)
         };
-        compare(a, b, hot(a), hot(b))
+        compare(a, b, hot)
     };
     let peer = first.peer.clone();
     let after = q.tried.last().cloned();
@@ -730,15 +624,14 @@ fn draw_two(dice: u64, n: usize) -> (usize, usize) {
 fn compare<'a>(
     a: &'a Candidate<'a>,
     b: &'a Candidate<'a>,
-    a_hot: bool,
-    b_hot: bool,
+    is_hot: impl Fn(&Candidate<'_>) -> bool,
 ) -> (&'a Candidate<'a>, Choice) {
     let loads = known_load(a).zip(known_load(b));
     let less_busy = |won: &'a Candidate<'a>, lost: &Candidate<'_>| {
         let load = |c| known_load(c).unwrap_or(0);
         (won, Choice::LessBusy { in_flight: load(won), other: load(lost) })
     };
-    match (a_hot, b_hot) {
+    match (is_hot(a), is_hot(b)) {
         (false, true) => return less_busy(a, b),
         (true, false) => return less_busy(b, a),
         (true, true) => {}
@@ -820,23 +713,33 @@ fn first_able(q: &Question<'_>) -> Option<PeerId> {
     q.candidates.iter().find(able).map(|c| c.peer.clone())
 }
 
-/// Whether a request that came to nothing may be run again, on another peer: if no byte of it can
-/// have reached an app; or if it is safe; or, where the session is portable, if all that it did to
-/// its session is void with the attempt (I12). It is for an app that changes nothing but its
-/// session; and for one that was not given commands to change its session by, if the request
-/// carries a key: then the session's register applies it once.
+/// A request that ended at one peer without a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempted {
+    /// Its method is safe (RFC 9110 section 9.2.1).
+    pub is_safe: bool,
+    /// It carries an `Idempotency-Key`.
+    pub has_key: bool,
+    /// What the app changes beside its session.
+    pub effects: EffectsMode,
+    /// Its session is portable.
+    pub is_portable: bool,
+    /// An app may have received a byte of it.
+    pub may_have_reached_app: bool,
+}
+
+/// Whether such a request may be run again, on another peer: if no byte of it can have reached an
+/// app; or if it is safe; or, where the session is portable, if all that it did to its session is
+/// void with the attempt (I12). It is for an app that changes nothing but its session; and for one
+/// that was not given commands to change its session by, if the request carries a key: then the
+/// session's register applies it once.
 #[must_use]
-pub fn may_retry(
-    method_safe: bool,
-    idempotent_key: bool,
-    effects: EffectsMode,
-    portable: bool,
-    bytes_may_have_reached_app: bool,
-) -> bool {
+pub fn may_retry(attempted: Attempted) -> bool {
+    let Attempted { is_safe, has_key, effects, is_portable, may_have_reached_app } = attempted;
     let is_void = match effects {
         EffectsMode::SessionOnly => true,
-        EffectsMode::Anything => idempotent_key,
+        EffectsMode::Anything => has_key,
         EffectsMode::ByCommand => false,
     };
-    !bytes_may_have_reached_app || method_safe || (is_void && portable)
+    !may_have_reached_app || is_safe || (is_void && is_portable)
 }

@@ -1,7 +1,7 @@
 //! How many copies of a busy app are wanted across the mesh.
 //!
 //! Each peer measures its own copy, and tells the others when it has been busy for a while, or calm
-//! for longer. Whoever believes that every ready copy is busy wants one more, and the first by rank
+//! for longer. A peer that believes every ready copy to be busy wants one more, and the first by rank
 //! of those that run none starts it; no peer tells another to. Where beliefs differ for a while, a
 //! copy more or less runs than should.
 
@@ -237,7 +237,7 @@ mod tests {
                 .count()
         };
         let copies = [(Ready, 0), (Ready, 0), (Ready, 0), (Cold, 0)];
-        assert_eq!(surplus(0, &copies), 2, "one stays for whoever comes");
+        assert_eq!(surplus(0, &copies), 2, "one stays for the next request");
         assert_eq!(surplus(2, &copies), 1);
         assert_eq!(surplus(0, &copies[3..]), 0);
         let boot = AppPolicy { start: StartMode::AtBoot, ..policy(0) };

@@ -49,7 +49,16 @@ impl AppVersion {
     /// Whether it is newer than the other.
     #[must_use]
     pub fn is_newer_than(&self, other: &Self) -> bool {
-        compare(&self.0, &other.0) == Ordering::Greater
+        self.0 != other.0 && compare(&self.0, &other.0) == Ordering::Greater
+    }
+
+    /// The newer one of the two that are known; of equal ones the first.
+    #[must_use]
+    pub fn newest(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) if other.is_newer_than(&one) => Some(other),
+            (one, other) => one.or(other),
+        }
     }
 }
 

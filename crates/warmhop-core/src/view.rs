@@ -15,20 +15,28 @@
 //!            ▼ │ alive              │
 //!           Dead ◀──────────────────┘ ── forget_dead ──▶ (unknown)
 //! ```
+//!
+//! A suspect that nobody has heard for long is taken for dead (`give_up`). What others hear is no proof
+//! that a peer can be reached from here, but that it lives: a suspect stays one (`heard_by_others`).
+
+mod news;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
-use core::net::SocketAddr;
 use core::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use crate::ids::{AppName, Incarnation, Now, PeerId};
-use crate::version::AppVersion;
 
+pub use self::news::{AppNews, AppState, News, PeerNews, RefusedNews, Source};
+
+/// How long a peer is not heard, by anybody, before it is taken for dead.
+pub const SUSPECT_MAX: Duration = Duration::from_secs(30);
+/// How old the word may be that others hear a silent peer before it is asked for again.
+const WORD_EVERY: Duration = Duration::from_secs(5);
+/// The least time that a start under way is said to need, however late it is.
+pub const ETA_FLOOR: Duration = Duration::from_millis(100);
 /// The most peers that a view holds; news of further ones is refused and counted.
 pub const PEERS_MAX: usize = 2_000;
 /// The most apps that a view holds of one peer; news of further ones is refused and counted.
@@ -40,147 +48,6 @@ pub const HTTP_BYTES_MAX: usize = 256;
 /// How many former lives are remembered as dead; the longest dead are forgotten first.
 pub const FORMER_LIVES_MAX: usize = 4_096;
 
-/// The state of one app on one peer.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum AppState {
-    /// Not running.
-    #[default]
-    Cold,
-    /// Started, not ready yet.
-    Starting,
-    /// Serving.
-    Ready,
-    /// Finishing what it serves; takes nothing new.
-    Stopping,
-    /// The last start failed, or the copy crashed; backing off.
-    Failed,
-    /// Held down, whoever wants it.
-    Paused,
-}
-
-impl AppState {
-    /// Its name, as status, metrics and logs have it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Stopping => "stopping",
-            Self::Failed => "failed",
-            Self::Paused => "paused",
-        }
-    }
-}
-
-/// What a peer says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerNews {
-    /// Its name.
-    pub peer: PeerId,
-    /// This life of its process.
-    pub incarnation: Incarnation,
-    /// Orders the lives of one peer: the wall clock at its start in milliseconds, or one
-    /// more than the last where the clock went back.
-    pub generation: u64,
-    /// Grows with each change of this record within one life.
-    pub seq: u64,
-    /// Where its mesh port can be reached.
-    pub mesh: SocketAddr,
-    /// Where its front door can be reached.
-    pub http: Option<String>,
-    /// Its zone.
-    pub zone: Option<String>,
-    /// It is about to leave: give it nothing new.
-    pub draining: bool,
-    /// It knows of two others at least, or of seeds that may be others: it is no half of a mesh of
-    /// two, whatever the one that hears this knows by itself.
-    pub knows_more: bool,
-    /// Its process began a moment ago: until others have had the time to say otherwise, a former life
-    /// of it may have witnessed what this one knows nothing of
-    /// ([`REBORN_FOR`](crate::session::census::REBORN_FOR)).
-    pub young: bool,
-}
-
-/// What a peer says of one of its apps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AppNews {
-    /// The app.
-    pub app: AppName,
-    /// Grows with each change of this record within one life of the peer.
-    pub seq: u64,
-    /// Its state there.
-    pub state: AppState,
-    /// Milliseconds until it should be ready, or that a start would take there.
-    pub eta_ms: Option<u32>,
-    /// Requests in flight there.
-    pub in_flight: u32,
-    /// The version that serves there, or that a start would bring up; absent: none is named.
-    pub version: Option<AppVersion>,
-    /// A digest of what the app is there, to tell whether peers mean the same; 0: unknown.
-    pub digest: u64,
-    /// The peer has no such app any more, and nothing else of this holds.
-    pub gone: bool,
-}
-
-impl AppNews {
-    /// An app of no version and nothing in flight.
-    #[must_use]
-    pub fn of(app: AppName, seq: u64, state: AppState) -> Self {
-        Self { app, seq, state, eta_ms: None, in_flight: 0, version: None, digest: 0, gone: false }
-    }
-}
-
-/// One piece of news. Applying it twice, late or out of order changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum News {
-    /// About a peer.
-    Peer(PeerNews),
-    /// About one app of a peer.
-    App {
-        /// The peer.
-        peer: PeerId,
-        /// Its life.
-        incarnation: Incarnation,
-        /// That life's order.
-        generation: u64,
-        /// The news.
-        news: AppNews,
-    },
-}
-
-impl News {
-    /// The peer that it is about, and that wrote it.
-    #[must_use]
-    pub fn peer(&self) -> &PeerId {
-        match self {
-            Self::Peer(news) => &news.peer,
-            Self::App { peer, .. } => peer,
-        }
-    }
-
-    fn life(&self) -> (u64, Incarnation) {
-        match self {
-            Self::Peer(news) => (news.generation, news.incarnation),
-            Self::App { generation, incarnation, .. } => (*generation, *incarnation),
-        }
-    }
-}
-
-/// How a piece of news came here. Both kinds are by the peer that they are about; of two with one
-/// number, what it said over its own link wins over what others passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
-    /// Passed on by others, by gossip.
-    Hearsay,
-    /// Over a link to the peer itself, whose certificate vouches for its name. Proof that it
-    /// lives.
-    FirstHand,
-}
-
 /// Whether a peer is believed to live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Liveness {
@@ -190,51 +57,6 @@ pub enum Liveness {
     Suspect,
     /// It was declared lost.
     Dead,
-}
-
-/// Why a piece of news was not believed. Each is counted: see [`View::refused`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RefusedNews {
-    /// It speaks of this very peer: of a former life, or of another process by its name.
-    Myself,
-    /// Two lives claim one name and one generation: two processes share a name.
-    NameClash,
-    /// Two peers claim one incarnation.
-    IncarnationClash,
-    /// There are [`PEERS_MAX`] peers already.
-    TooManyPeers,
-    /// There are [`APPS_PER_PEER_MAX`] apps of this peer already.
-    TooManyApps,
-    /// Its zone or front door exceeds its bound.
-    TooLong,
-}
-
-impl RefusedNews {
-    /// The label of its counter.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Myself => "myself",
-            Self::NameClash => "name_clash",
-            Self::IncarnationClash => "incarnation_clash",
-            Self::TooManyPeers => "too_many_peers",
-            Self::TooManyApps => "too_many_apps",
-            Self::TooLong => "too_long",
-        }
-    }
-}
-
-impl fmt::Display for RefusedNews {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Myself => "it speaks of this very peer; does another process have its name?",
-            Self::NameClash => "two processes have this name; names are unique: rename one",
-            Self::IncarnationClash => "two peers claim one incarnation",
-            Self::TooManyPeers => "the view is full of peers",
-            Self::TooManyApps => "the view is full of apps of this peer",
-            Self::TooLong => "its zone or its front door's address is too long",
-        })
-    }
 }
 
 /// What came of a piece of news.
@@ -266,9 +88,7 @@ impl AppBelief {
     pub fn eta(&self, now: Now) -> Option<Duration> {
         let said = Duration::from_millis(u64::from(self.news.eta_ms?));
         Some(match self.news.state {
-            AppState::Starting => {
-                said.saturating_sub(now.since(self.heard)).max(crate::app::ETA_FLOOR)
-            }
+            AppState::Starting => said.saturating_sub(now.since(self.heard)).max(ETA_FLOOR),
             _ => said,
         })
     }
@@ -296,6 +116,10 @@ pub struct PeerBelief {
     pub left: bool,
     /// Since when it has been silent, where it is.
     silent: Option<Now>,
+    /// When others were last known to hear it.
+    heard_by_others: Option<Now>,
+    /// It was taken for dead because nobody heard it: it may only have been cut off from everyone.
+    given_up: bool,
 }
 
 /// Apps of a life whose peer has not introduced itself yet: news may arrive in any order.
@@ -311,9 +135,9 @@ struct Stranger {
 
 /// What this peer believes of all the *others*.
 ///
-/// A clone is a snapshot: it costs five reference counts, and the next change to the original
+/// A clone is a snapshot: it costs six reference counts, and the next change to the original
 /// copies the spines of the maps it touches (a pointer a peer, a pointer a warm app) and the one
-/// peer that changed. Whoever applies much at once applies it all before publishing a clone.
+/// peer that changed. To apply much at once, apply all of it before publishing a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     me: PeerId,
@@ -328,6 +152,8 @@ pub struct View {
     reborn: Arc<BTreeMap<Incarnation, Now>>,
     /// Where an app is ready or starting: what a request looks for.
     warm: Arc<BTreeMap<AppName, Arc<BTreeSet<PeerId>>>>,
+    /// Who said lately that it hears one that is suspect here.
+    ways: Arc<BTreeMap<Incarnation, Vec<PeerId>>>,
     refused: BTreeMap<RefusedNews, u64>,
 }
 
@@ -343,6 +169,7 @@ impl View {
             former: Arc::default(),
             reborn: Arc::default(),
             warm: Arc::default(),
+            ways: Arc::default(),
             refused: BTreeMap::new(),
         }
     }
@@ -474,6 +301,8 @@ impl View {
                 met,
                 left: false,
                 silent: None,
+                heard_by_others: None,
+                given_up: false,
             };
             Arc::make_mut(&mut self.peers).insert(peer, Arc::new(belief));
             return Applied::Changed;
@@ -550,9 +379,85 @@ impl View {
         changed
     }
 
+    /// Takes what others said of those that are suspect here: who hears which life of a peer. It stands in
+    /// place of what was said before. Returns whether that changed anything.
+    pub fn set_ways(&mut self, ways: BTreeMap<Incarnation, Vec<PeerId>>) -> bool {
+        let changed = !self.says_ways(&ways);
+        if changed {
+            self.ways = Arc::new(ways);
+        }
+        changed
+    }
+
+    /// Whether this is what the others said last: see [`View::set_ways`].
+    #[must_use]
+    pub fn says_ways(&self, ways: &BTreeMap<Incarnation, Vec<PeerId>>) -> bool {
+        *self.ways == *ways
+    }
+
+    /// The peers that hear this life of another, which is suspect here: links are down, and not the peer at
+    /// their end.
+    pub fn ways_to<'a>(
+        &'a self,
+        suspect: &Incarnation,
+    ) -> impl Iterator<Item = (&'a PeerId, &'a PeerBelief)> + use<'a> {
+        let belief = self.by_incarnation(suspect);
+        let is_suspect = belief.is_some_and(|belief| belief.alive == Liveness::Suspect);
+        let ways = self.ways.get(suspect).filter(|_| is_suspect);
+        let beliefs = ways.into_iter().flatten().filter_map(|way| self.peers.get_key_value(way));
+        let beliefs = beliefs.map(|(way, belief)| (way, belief.as_ref()));
+        beliefs.filter(|(_, belief)| belief.alive == Liveness::Alive)
+    }
+
     /// The peer answers, whatever was believed of it. Returns whether that changed a belief.
     pub fn alive(&mut self, peer: &PeerId) -> bool {
         self.set_alive(peer, Liveness::Alive, |was| was != Liveness::Alive)
+    }
+
+    /// Others hear this life of the peer, whether this one does or not: it is not taken for dead, and one
+    /// that was, because nobody heard it, is suspect again. Returns whether that changed a belief.
+    pub fn heard_by_others(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
+        let known = self.peers.get(peer).filter(|belief| belief.news.incarnation == *incarnation);
+        if known.is_none_or(|belief| belief.alive == Liveness::Alive) {
+            return false;
+        }
+        let Some(belief) = self.belief_mut(peer) else { return false };
+        belief.heard_by_others = Some(now);
+        let revived = belief.alive == Liveness::Dead && belief.given_up;
+        if revived {
+            belief.alive = Liveness::Suspect;
+            belief.given_up = false;
+        }
+        revived
+    }
+
+    /// Whether the peer is silent, and nobody told lately that others hear it.
+    #[must_use]
+    pub fn wants_word_of(&self, peer: &PeerId, now: Now) -> bool {
+        self.peer(peer).is_some_and(|belief| {
+            let is_old = |told| now.since(told) >= WORD_EVERY;
+            belief.alive != Liveness::Alive && belief.heard_by_others.is_none_or(is_old)
+        })
+    }
+
+    /// The suspects that nobody has heard for [`SUSPECT_MAX`]. One that only this peer does not hear lives,
+    /// and what is begun counts on it.
+    pub fn unheard(&self, now: Now) -> impl Iterator<Item = &PeerId> {
+        self.peers().filter(move |(_, belief)| belief.is_unheard(now)).map(|(peer, _)| peer)
+    }
+
+    /// Takes a peer for dead that nobody hears, unless it was heard meanwhile. Returns whether that changed
+    /// a belief.
+    pub fn give_up(&mut self, peer: &PeerId, now: Now) -> bool {
+        let Some(belief) = self.peer(peer).filter(|belief| belief.is_unheard(now)) else {
+            return false;
+        };
+        let incarnation = belief.news.incarnation;
+        let changed = self.lost(peer, &incarnation, now);
+        if let Some(belief) = self.belief_mut(peer) {
+            belief.given_up = true;
+        }
+        changed
     }
 
     /// This life of the peer is over: its link was closed for good, or it can be reached no more.
@@ -566,9 +471,13 @@ impl View {
             return true;
         }
         let changed = self.set_alive(peer, Liveness::Dead, |was| was != Liveness::Dead);
-        if changed && let Some(belief) = self.belief_mut(peer) {
-            belief.silent.get_or_insert(belief.heard);
-            belief.heard = now;
+        if let Some(belief) = self.belief_mut(peer) {
+            // Whatever it was taken for: it is over.
+            belief.given_up = false;
+            if changed {
+                belief.silent.get_or_insert(belief.heard);
+                belief.heard = now;
+            }
         }
         changed
     }
@@ -677,7 +586,7 @@ impl View {
     /// an index.
     pub fn warm_peers<'a>(
         &'a self,
-        app: &'a AppName,
+        app: &AppName,
     ) -> impl Iterator<Item = (&'a PeerId, &'a PeerBelief, &'a AppBelief)> {
         self.warm.get(app).into_iter().flat_map(|peers| peers.iter()).filter_map(move |peer| {
             let (peer, belief) = self.peers.get_key_value(peer)?;
@@ -736,6 +645,11 @@ impl PeerBelief {
     #[must_use]
     pub fn silent_since(&self) -> Now {
         self.silent.unwrap_or(self.heard)
+    }
+
+    fn is_unheard(&self, now: Now) -> bool {
+        let heard = self.heard_by_others.map_or(self.heard, |told| told.max(self.heard));
+        self.alive == Liveness::Suspect && now.since(heard) > SUSPECT_MAX
     }
 
     /// Notes that it was heard of. First-hand news, even old, shows that it lives; hearsay only

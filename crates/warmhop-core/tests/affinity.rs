@@ -13,6 +13,7 @@ use warmhop_core::affinity::*;
 use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, SessionId, WallTime};
 use warmhop_core::session::message::{Config, Members};
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppNews, AppState, News, PeerNews, Source, View};
 
 /// A keyed sum that stands in for an HMAC: any changed byte changes it.
@@ -60,7 +61,12 @@ fn entry(rng: &mut Prng, app: &str) -> Entry {
         sid: SessionId(rng.bytes()),
         expiry: WallTime(NOON.0 + 1 + rng.below(1_000)),
         kind,
+        version: rng.chance(50).then(|| version(&"7".repeat(1 + rng.below(64) as usize))),
     }
+}
+
+fn version(text: &str) -> AppVersion {
+    AppVersion::new(text).unwrap()
 }
 
 fn token(rng: &mut Prng) -> Token {
@@ -109,16 +115,25 @@ fn the_layout_is_the_documented_one_byte_by_byte() {
                     owner: Incarnation(id(4)),
                     n: 9,
                 },
+                version: None,
             },
             Entry {
                 app: AppName::new("b").unwrap(),
                 sid: SessionId(id(6)),
                 expiry: WallTime(u64::MAX),
                 kind: Kind::Pinned { peer: route(), incarnation: Incarnation(id(7)) },
+                version: None,
+            },
+            Entry {
+                app: AppName::new("c").unwrap(),
+                sid: SessionId(id(8)),
+                expiry: WallTime(5),
+                kind: Kind::Pinned { peer: route(), incarnation: Incarnation(id(9)) },
+                version: Some(version("1.2")),
             },
         ],
     };
-    let mut bytes = vec![1, 2];
+    let mut bytes = vec![1, 3];
     bytes.extend([1, 2, 3, 4, 5, 6, 7, 8]);
     bytes.extend(b"\x04shop");
     bytes.extend(id(1));
@@ -137,6 +152,13 @@ fn the_layout_is_the_documented_one_byte_by_byte() {
     bytes.push(1);
     bytes.extend(b"\x06peer-1");
     bytes.extend(id(7));
+    bytes.extend([0, 0, 0, 0, 0, 0, 0, 5]);
+    bytes.extend(b"\x01c");
+    bytes.extend(id(8));
+    bytes.push(3);
+    bytes.extend(b"\x031.2");
+    bytes.extend(b"\x06peer-1");
+    bytes.extend(id(9));
     assert_eq!(mint(&token, &route(), &KEY), tagged(&bytes));
 }
 
@@ -266,7 +288,8 @@ fn a_token_keeps_the_four_apps_used_last_and_fits_its_bound() {
         let (now, prev) = (members(rng, 3), members(rng, 3));
         let cfg = Config { now, prev: Some(Box::new(prev)) };
         let kind = Kind::Portable { cfg, owner: Incarnation(rng.bytes()), n: 1 };
-        Entry { kind, ..entry(rng, name(i).as_str()) }
+        let version = Some(version(&"v".repeat(64)));
+        Entry { kind, version, ..entry(rng, name(i).as_str()) }
     };
     for i in [0, 1, 2, 3, 4, 2] {
         token.put(largest(&mut rng, i));
@@ -275,7 +298,7 @@ fn a_token_keeps_the_four_apps_used_last_and_fits_its_bound() {
     assert_eq!(apps, [name(2), name(4), name(3), name(1)]);
     let longest = PeerId::new(&"r".repeat(32)).unwrap();
     let value = mint(&token, &longest, &KEY);
-    assert_eq!(value.len(), 1_321);
+    assert_eq!(value.len(), 1_668);
     assert!(value.len() <= VALUE_BYTES_MAX);
     assert_eq!(read(&value, &KEY, NOON).unwrap().0, token);
     token.remove(&name(4));
@@ -407,6 +430,7 @@ fn a_client_comes_back_to_where_its_session_is_and_to_nobody_who_always_has_to_a
             sid: SessionId([0; 16]),
             expiry: NOON,
             kind,
+            version: None,
         };
         let (me, served_by) = (PeerId::new("me").unwrap(), PeerId::new("two").unwrap());
         let current = current.map(|name| PeerId::new(name).unwrap());

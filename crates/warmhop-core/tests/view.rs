@@ -392,3 +392,41 @@ fn the_index_agrees_with_a_scan_whatever_happens() {
         }
     }
 }
+
+#[test]
+fn a_peer_that_others_hear_is_not_taken_for_dead() {
+    let secs = |secs: u64| Now(1_000 + secs * 1_000);
+    let mut view = view();
+    view.apply(News::Peer(hello("a", 1, 1)), secs(0), Source::FirstHand);
+    let alive = |view: &View| view.peer(&peer("a")).unwrap().alive;
+    let unheard = |view: &View, at| view.unheard(at).next().is_some();
+    // Of one that is heard here nobody need tell.
+    assert!(!view.wants_word_of(&peer("a"), secs(0)));
+    view.suspect(&peer("a"), secs(0));
+    for at in (0..60).step_by(10) {
+        assert!(view.wants_word_of(&peer("a"), secs(at)));
+        view.heard_by_others(&peer("a"), &life("a", 1), secs(at));
+        assert!(!view.wants_word_of(&peer("a"), secs(at)));
+        assert!(!unheard(&view, secs(at)) && !view.give_up(&peer("a"), secs(at)));
+        assert_eq!(alive(&view), Liveness::Suspect);
+    }
+    // Nor do others hear it any more.
+    assert!(!unheard(&view, secs(80)));
+    assert!(unheard(&view, secs(81)) && view.give_up(&peer("a"), secs(81)));
+    assert_eq!(alive(&view), Liveness::Dead);
+    // That was no proof: it was cut off from all of them.
+    assert!(!view.heard_by_others(&peer("a"), &life("a", 7), secs(82)), "another life of it");
+    assert!(view.heard_by_others(&peer("a"), &life("a", 1), secs(82)));
+    assert_eq!(alive(&view), Liveness::Suspect);
+}
+
+#[test]
+fn what_others_heard_last_does_not_raise_one_whose_life_is_over() {
+    let mut view = view();
+    view.apply(News::Peer(hello("a", 1, 1)), Now(1), Source::FirstHand);
+    view.suspect(&peer("a"), Now(1));
+    view.give_up(&peer("a"), Now(40_000));
+    view.left(&peer("a"), &life("a", 1), Now(40_001));
+    assert!(!view.heard_by_others(&peer("a"), &life("a", 1), Now(40_002)));
+    assert_eq!(view.peer(&peer("a")).unwrap().alive, Liveness::Dead);
+}

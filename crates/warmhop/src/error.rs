@@ -44,7 +44,7 @@ pub enum StartMeshError {
     #[error(transparent)]
     Failpoints(#[from] FailpointError),
     /// Two apps claim one name or one host and path.
-    #[error("the apps {first} and {second} are not told apart: {what}")]
+    #[error("the apps {first} and {second} conflict: {what}")]
     AppsCollide {
         /// One app.
         first: String,
@@ -68,7 +68,7 @@ pub enum ControlError {
         known: String,
     },
     /// The peer is about to end.
-    #[error("this peer ends, and takes no traffic again; start it anew")]
+    #[error("this peer is shutting down and takes no traffic; start it again")]
     Ends,
     /// The apps cannot be changed so; nothing was changed.
     #[error("nothing was changed: {source}")]

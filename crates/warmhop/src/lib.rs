@@ -2,8 +2,8 @@
 //! ready.
 //!
 //! This crate is for Rust services that are slow to start and want to be such a mesh themselves.
-//! To put a mesh in front of apps in any language, run the `warmhop` binary instead; it is built
-//! on nothing but what is documented here.
+//! To put a mesh in front of apps in any language, run the program `warmhop` instead, which
+//! `cargo install warmhop-cli` installs; it is built on nothing but what is documented here.
 //!
 //! # A peer in a page
 //!
@@ -194,9 +194,15 @@
 //! # }
 //! ```
 //!
+//! # Operators
+//!
+//! With the feature `admin` a listener of the service answers the commands of the binary
+//! (`warmhop status`, `why`, `drain` …), scrapes of metrics and health checks, and shows the
+//! dashboard: see [`admin`].
+//!
 //! # Examples that run
 //!
-//! `embed`, `axum_session`, `tower_sessions`, `front_doors` and `hop_layer`, each by
+//! `embed`, `operated`, `axum_session`, `tower_sessions`, `front_doors` and `hop_layer`, each by
 //! `cargo run -p warmhop-examples --example NAME`; each starts a mesh and says what to ask it.
 //!
 //! # Apps of other kinds
@@ -209,6 +215,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod adapters;
+#[cfg(feature = "admin")]
+pub mod admin;
 pub mod app;
 mod care;
 pub mod error;
@@ -242,6 +250,7 @@ pub use self::mesh::builder::Builder;
 pub use self::mesh::change::AppChanges;
 pub use self::mesh::running::{Changes, Mesh, MeshService};
 pub use self::observe::access;
+pub use self::observe::doors::Connected;
 pub use self::observe::status;
 pub use self::observe::trace;
 pub use self::request::registers::{

@@ -220,6 +220,59 @@ async fn a_door_with_tls_serves_clients_of_either_version() {
     mesh.shutdown().await;
 }
 
+/// What a series of a peer's metrics stands at; 0 where there is none.
+fn stands_at(mesh: &Mesh, series: &str) -> u64 {
+    let metrics = mesh.metrics();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+#[tokio::test]
+async fn connections_and_handshakes_that_failed_are_counted_by_their_door() {
+    let (cert, key) = certificate();
+    let tls = FrontDoorTls::from_pem(cert.pem().as_bytes(), key.as_bytes()).unwrap();
+    let door = listener().await;
+    let mesh = one_peer(|builder| builder.front_door_tls(door, tls)).await;
+    let addr = mesh.front_doors()[0];
+    let open = |door| stands_at(&mesh, &format!("warmhop_connections{{door=\"{door}\"}}"));
+    let failed = |door, reason| {
+        let labels = format!("{{door=\"{door}\",reason=\"{reason}\"}}");
+        stands_at(&mesh, &format!("warmhop_tls_failures_total{labels}"))
+    };
+
+    let held = tls_client(addr, cert.der(), &[b"http/1.1"]).await.unwrap();
+    eventually("a connection is counted", || open("front") == 1).await;
+    let begun = "warmhop_tls_failures_total{door=\"front\",reason=\"expired\"} 0";
+    assert!(mesh.metrics().contains(begun), "what never happened is there all the same");
+
+    let mut plain = TcpStream::connect(addr).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    eventually("one without TLS is told apart", || failed("front", "not-tls") == 1).await;
+    let (other, _) = certificate();
+    assert!(tls_client(addr, other.der(), &[b"http/1.1"]).await.is_err());
+    eventually("one who refuses the certificate", || failed("front", "refused") == 1).await;
+    assert!(tls_client(addr, cert.der(), &[b"smtp"]).await.is_err());
+    eventually("one who wants another protocol", || failed("front", "protocol") == 1).await;
+    drop(TcpStream::connect(addr).await.unwrap());
+    eventually("one who leaves", || failed("front", "left") == 1).await;
+    drop((held, plain));
+    eventually("all are gone", || open("front") == 0).await;
+
+    // Of another authority, with the same names.
+    let stranger = Authority::generate("test").unwrap().issue(&peer("two")).unwrap();
+    let stranger =
+        Mesh::builder(stranger).seed(mesh.mesh_addr().to_string()).start().await.unwrap();
+    let of_mesh = || failed("mesh", "refused") + failed("mesh", "certificate");
+    eventually("a peer of another authority", || of_mesh() > 0).await;
+    stranger.shutdown().await;
+
+    let own = mesh.connected("own");
+    assert_eq!(open("own"), 1);
+    drop(own);
+    assert_eq!(open("own"), 0);
+    mesh.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_configuration_of_ones_own_is_used_as_it_is() {
     let (cert, key) = certificate();

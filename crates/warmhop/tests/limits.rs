@@ -46,11 +46,19 @@ async fn whose(headers: HeaderMap) -> String {
 }
 
 async fn one_peer(with: impl FnOnce(Builder) -> Builder) -> (Mesh, SocketAddr) {
+    one_peer_with(|_| {}, with).await
+}
+
+async fn one_peer_with(
+    change: impl FnOnce(&mut AppSpec),
+    with: impl FnOnce(Builder) -> Builder,
+) -> (Mesh, SocketAddr) {
     let one = peer("one");
     let identity = Authority::generate("test").unwrap().issue(&one).unwrap();
     let mut spec = AppSpec::new(AppName::new("shop").unwrap());
     spec.policy.session = SessionMode::None;
     spec.policy.start = StartMode::AtBoot;
+    change(&mut spec);
     let app = app_fn(|| async {
         let routes = Router::new()
             .route("/", get(|| async { "ok" }))
@@ -298,4 +306,97 @@ async fn a_client_is_who_a_trusted_proxy_says_and_nobody_else() {
         assert!(answer.ends_with(told) && answer.is_empty() == told.is_empty(), "{from}: {answer}");
     }
     assert_eq!((refused(&mesh, "untrusted-proxy"), refused(&mesh, "no-proxy-header")), (1, 1));
+}
+
+/// A frame of HTTP/2 (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// The next frame: its kind, its flags, its stream and its payload.
+async fn next_frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
+    let reading = async {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        stream.read_exact(&mut payload).await.unwrap();
+        let number = u32::from_be_bytes(head[5..9].try_into().unwrap()) & 0x7fff_ffff;
+        (head[3], head[4], number, payload)
+    };
+    tokio::time::timeout(PATIENCE, reading).await.unwrap()
+}
+
+/// What a door announces beside a stream's window: `SETTINGS_MAX_CONCURRENT_STREAMS` and
+/// `SETTINGS_INITIAL_WINDOW_SIZE`.
+async fn announced(stream: &mut TcpStream) -> (u32, u32) {
+    const SETTINGS: u8 = 4;
+    loop {
+        let (kind, flags, _, payload) = next_frame(stream).await;
+        if kind == SETTINGS && flags == 0 {
+            let setting = |number: u16| {
+                let mut all = payload.chunks(6);
+                let it = all.find(|it| it[..2] == number.to_be_bytes()).unwrap();
+                u32::from_be_bytes(it[2..6].try_into().unwrap())
+            };
+            return (setting(3), setting(4));
+        }
+    }
+}
+
+#[tokio::test]
+async fn as_many_streams_are_served_as_the_door_announces_and_one_more_is_refused() {
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const REFUSED_STREAM: u32 = 7;
+    let (mesh, door) = one_peer(|builder| builder).await;
+    let mut stream = TcpStream::connect(door).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    let (most, window) = announced(&mut stream).await;
+    assert_eq!((most, window), (100, 64 * 1024), "docs/streams.md says so");
+    // POST, http, the path and the authority, as HPACK has them without any compression.
+    let mut fields = vec![0x83, 0x86];
+    for (name, value) in [(0x44, "/unread"), (0x41, "a.test")] {
+        fields.extend([name, u8::try_from(value.len()).unwrap()]);
+        fields.extend(value.as_bytes());
+    }
+    // Each request is whole, and its app never answers.
+    for number in 0..most {
+        stream.write_all(&frame(HEADERS, 0x5, 2 * number + 1, &fields)).await.unwrap();
+    }
+    eventually("all are with the app", || served(&mesh) == u64::from(most)).await;
+    let one_more = 2 * most + 1;
+    stream.write_all(&frame(HEADERS, 0x5, one_more, &fields)).await.unwrap();
+    let why = loop {
+        let (kind, _, number, payload) = next_frame(&mut stream).await;
+        if kind == RST_STREAM {
+            assert_eq!(number, one_more, "those before it are left alone");
+            break u32::from_be_bytes(payload[..4].try_into().unwrap());
+        }
+    };
+    assert_eq!(why, REFUSED_STREAM, "it is safe to send it again (RFC 9113 section 8.7)");
+    assert_eq!(served(&mesh), u64::from(most));
+    others_are_served(door).await;
+}
+
+#[tokio::test]
+async fn an_app_is_not_blamed_for_a_client_that_takes_its_time_to_send() {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let (mesh, door) =
+        one_peer_with(|spec| spec.policy.head_timeout = Some(WITHIN), |builder| builder).await;
+    eventually("the app is ready", || mesh.status().apps[0].state == "ready").await;
+    let mut stream = TcpStream::connect(door).await.unwrap();
+    let head =
+        "POST /count HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(WITHIN + WITHIN / 5).await;
+    stream.write_all(b"5\r\nthere\r\n0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 13];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 200 ");
 }

@@ -76,6 +76,16 @@ async fn breaks_off() -> Response<axum::body::Body> {
     Response::new(axum::body::Body::new(body))
 }
 
+/// It says how long it is, and breaks down before it is as long.
+async fn ends_early() -> Response<axum::body::Body> {
+    let frames = [
+        Ok(Frame::data(Bytes::from_static(b"hello"))),
+        Err::<Frame<Bytes>, _>(std::io::Error::other("broken")),
+    ];
+    let body = StreamBody::new(futures_util::stream::iter(frames));
+    Response::builder().header("content-length", "9").body(axum::body::Body::new(body)).unwrap()
+}
+
 /// Two peers; the app runs at the first, and the other's door leads to it through a hop.
 async fn two_doors() -> ([Mesh; 2], [SocketAddr; 2]) {
     let authority = Authority::generate("test").unwrap();
@@ -89,6 +99,7 @@ async fn two_doors() -> ([Mesh; 2], [SocketAddr; 2]) {
                 .route("/trailers", post(name_trailers).get(sends_trailers))
                 .route("/reason", get(says_it_otherwise))
                 .route("/breaks", get(breaks_off))
+                .route("/ends-early", get(ends_early))
                 .fallback(any(tell));
             Ok::<_, std::convert::Infallible>(routes)
         });
@@ -225,5 +236,13 @@ async fn an_answer_keeps_its_reason_and_one_that_breaks_off_is_cut_off() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         assert!(answer.contains("transfer-encoding: chunked"), "{answer}");
         assert!(answer.ends_with("\r\n\r\n") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+        // A client that keeps its connection open sees an end, and no other length.
+        for target in ["/breaks", "/ends-early"] {
+            let answer = exchange(door, &format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(!answer.contains("content-length: 0"), "{answer}");
+            assert!(!answer.ends_with("0\r\n\r\n"), "{answer}");
+            assert_eq!(answer.ends_with("\r\n\r\nhello"), target == "/ends-early", "{answer}");
+        }
     }
 }

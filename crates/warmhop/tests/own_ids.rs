@@ -14,8 +14,9 @@ use warmhop::{AppSpec, Body, BoxError, Builder, Mesh, app_fn};
 
 /// An app that gives ids by every way that there is, and knows those alone that its copy gave or was
 /// asked to take.
-fn desk(peer: &'static str, by: OwnId) -> impl FnOnce(Builder) -> Builder {
+fn desk(peer: &'static str, by: OwnId, version: &str) -> impl FnOnce(Builder) -> Builder {
     let mut spec = AppSpec::new("desk".parse().unwrap());
+    spec.version = Some(version.parse().unwrap());
     spec.matches = vec![warmhop::Match::new(Some("desk.test"), "/")];
     spec.policy.session = SessionMode::Pinned;
     spec.policy.session_by = Some(by);
@@ -58,9 +59,14 @@ fn answer(peer: &str, known: &Mutex<HashSet<String>>, request: &Request<Body>) -
 }
 
 async fn three(by: &OwnId) -> Bed {
+    three_of(by, ["1", "1", "1"]).await
+}
+
+async fn three_of(by: &OwnId, versions: [&str; 3]) -> Bed {
     let mut bed = Bed::new();
-    for name in ["one", "two", "three"] {
-        bed.add_built(name, Plan::default(), &Gate::new(true), desk(name, by.clone())).await;
+    for (name, version) in ["one", "two", "three"].into_iter().zip(versions) {
+        let desk = desk(name, by.clone(), version);
+        bed.add_built(name, Plan::default(), &Gate::new(true), desk).await;
     }
     eventually("each peer knows that it is ready everywhere", || {
         bed.peers.iter().all(|mesh| {
@@ -139,5 +145,32 @@ async fn an_id_whose_copy_is_gone_is_anothers_from_the_next_answer_on() {
     for mesh in &bed.peers[1..] {
         let answer = ask(mesh, &by, "/use", "mine").await;
         assert_eq!((answer.status, answer.text), (StatusCode::OK, taken.clone()));
+    }
+}
+
+#[tokio::test]
+async fn peers_that_are_asked_at_once_for_ids_whose_copy_is_gone_choose_the_same_one() {
+    let by = OwnId::Header("x-desk".into());
+    for (versions, chosen) in [(["1", "1", "1"], None), (["1", "1", "2"], Some("three"))] {
+        let bed = three_of(&by, versions).await;
+        let ids: Vec<String> = (0..12).map(|number| format!("id-{number}")).collect();
+        for id in &ids {
+            assert_eq!(ask(&bed.peers[0], &by, "/take", id).await.text, "one");
+            for mesh in &bed.peers[1..] {
+                assert_eq!(ask(mesh, &by, "/use", id).await.text, "one");
+            }
+        }
+        bed.peers[0].shutdown().await;
+        for id in &ids {
+            let (one, other) = tokio::join!(
+                ask(&bed.peers[1], &by, "/take", id),
+                ask(&bed.peers[2], &by, "/take", id),
+            );
+            assert_eq!(one.text, other.text, "{id}: two copies have it");
+            assert!(chosen.is_none_or(|chosen| chosen == one.text), "{id}: {}", one.text);
+            for mesh in &bed.peers[1..] {
+                assert_eq!(ask(mesh, &by, "/use", id).await.text, one.text, "{id}");
+            }
+        }
     }
 }

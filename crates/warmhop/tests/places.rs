@@ -6,6 +6,7 @@ mod bed;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use http::{Request, Response, StatusCode};
@@ -121,6 +122,43 @@ async fn requests_at_once_use_every_ready_copy_and_each_place_that_becomes_free(
     held.let_go.add_permits(3);
     for asking in asking {
         assert_eq!(asking.await.unwrap().0.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn whose_peers_and_others_are_full_waits_however_often_it_is_turned_away() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let (held, mut comes) = Held::new();
+        let bed = mesh(&held, &["one", "two", "three"], session, 100).await;
+        // Each peer sends what it has no place for to the others, which are as full.
+        let clients: Vec<_> = (0..12)
+            .map(|at| {
+                let mesh = bed.peers[at % 3].clone();
+                tokio::spawn(async move {
+                    let mut client = Client::default();
+                    for _ in 0..8 {
+                        let request = Request::get("http://held.test/").body(Body::empty());
+                        let answer = client.send(&mesh, request.unwrap()).await;
+                        let text = &answer.text;
+                        assert_eq!(answer.status, StatusCode::OK, "{session:?}: {text}");
+                    }
+                })
+            })
+            .collect();
+        let let_go = held.let_go.clone();
+        let answering = tokio::spawn(async move {
+            while comes.recv().await.is_some() {
+                let let_go = let_go.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    let_go.add_permits(1);
+                });
+            }
+        });
+        for client in clients {
+            client.await.unwrap();
+        }
+        answering.abort();
     }
 }
 

@@ -110,6 +110,24 @@ async fn a_request_at_another_peer_is_forwarded_to_the_owner_and_then_the_sessio
 }
 
 #[tokio::test]
+async fn a_problem_that_the_owner_decides_on_reaches_the_client_of_another_peer_whole() {
+    let cold = Gate::new(true);
+    let bed = three(&cold).await;
+    let (two, three) = (&bed.peers[1], &bed.peers[2]);
+    let mut client = Client::default();
+    let first = client.post_keyed(two, "/add", "key", "a").await;
+    assert_eq!(first.status, StatusCode::OK, "{}", first.text);
+    for mesh in [two, three] {
+        let again = client.clone().post_keyed(mesh, "/add", "key", "b").await;
+        let name = mesh.status().peer.name;
+        assert_eq!(again.status, StatusCode::UNPROCESSABLE_ENTITY, "at {name}: {}", again.text);
+        assert!(again.text.contains("urn:warmhop:idempotency-key-reused"), "{}", again.text);
+        let reason = format!("{name}; error=http_request_denied; ");
+        assert!(again.field("proxy-status").starts_with(&reason), "{:?}", again.headers);
+    }
+}
+
+#[tokio::test]
 async fn when_the_owner_leaves_properly_its_sessions_have_an_heir_already() {
     let cold = Gate::new(true);
     let bed = three(&cold).await;
@@ -219,4 +237,23 @@ async fn a_client_that_leaves_in_the_middle_does_not_block_its_session() {
     let list = client.post(&two, "/add", "z").await;
     assert_eq!(list.status, StatusCode::OK);
     assert!(list.text.starts_with("a ") && list.text.ends_with("z "), "{}", list.text);
+}
+
+#[tokio::test]
+async fn how_sessions_are_kept_changes_while_the_peer_serves() {
+    let bed = three(&Gate::new(false)).await;
+    let one = &bed.peers[0];
+    let mut client = Client::default();
+    client.post(one, "/add", "a").await;
+    client.post_keyed(one, "/add", "first", "b").await;
+    let again = client.post_keyed(one, "/add", "first", "b").await;
+    assert_eq!((again.text.as_str(), again.field("warmhop-replayed")), ("a b ", "?1"));
+    let mut keeps_none = warmhop::config::SessionPolicy::default();
+    keeps_none.stored_response_bytes_max = 0;
+    one.change_sessions(keeps_none);
+    assert_eq!(client.post_keyed(one, "/add", "second", "c").await.text, "a b c ");
+    let again = client.post_keyed(one, "/add", "second", "c").await;
+    assert_eq!(again.status, StatusCode::CONFLICT);
+    assert!(again.text.contains("applied-too-large-to-repeat"), "{}", again.text);
+    assert_eq!(client.get(one, "/").await.text, "a b c ");
 }

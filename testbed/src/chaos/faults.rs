@@ -33,7 +33,7 @@ const PASS_MAX: u64 = 3;
 /// How many sessions are begun to have a failpoint reached.
 const STIRRING_MAX: usize = 12;
 /// How a peer says that it leaves before others hold what it holds.
-const COUNTED_ON: &str = "some sessions still count on this peer's copy";
+const COUNTED_ON: &str = "some sessions still have this peer as a member";
 /// How many requests each of them makes: more than a session needs to move.
 const ARRIVALS_MAX: usize = 6;
 /// How long one request of theirs may take.
@@ -73,6 +73,14 @@ pub enum Kind {
     Kill,
     /// An app's process is killed.
     App,
+    /// An app's process stands still.
+    Hang,
+    /// An app lives on and takes no more connections.
+    Refuse,
+    /// An app's process is killed again and again.
+    Flap,
+    /// An app ends by itself, in good order.
+    End,
     /// A peer is stopped (SIGSTOP) for 1 to 10 s and goes on.
     Pause,
     /// One peer is cut off from all others, in both directions.
@@ -144,9 +152,13 @@ impl Point {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::Kill,
         Self::App,
+        Self::Hang,
+        Self::Refuse,
+        Self::Flap,
+        Self::End,
         Self::Pause,
         Self::Partition,
         Self::OneWay,
@@ -167,6 +179,10 @@ impl Kind {
         match self {
             Self::Kill => "kill",
             Self::App => "app",
+            Self::Hang => "hang",
+            Self::Refuse => "refuse",
+            Self::Flap => "flap",
+            Self::End => "end",
             Self::Pause => "pause",
             Self::Partition => "partition",
             Self::OneWay => "one-way",
@@ -227,6 +243,10 @@ impl Breaker {
                 self.kill(&[victim, other]).await?
             }
             Kind::App => self.kill_app(victim)?,
+            Kind::Hang => self.hang(victim).await?,
+            Kind::Refuse => self.refuse(victim)?,
+            Kind::Flap => self.flap(victim).await?,
+            Kind::End => self.end_app(victim)?,
             Kind::Pause => self.pause(victim).await?,
             Kind::Partition => self.cut_off(victim, true, (3_000, 12_000)).await,
             Kind::OneWay => self.cut_off(victim, false, (3_000, 12_000)).await,
@@ -418,7 +438,7 @@ impl Breaker {
         call.send(self.mesh.peer(peer).ports.admin).await.is_ok()
     }
 
-    async fn for_between(&mut self, low_ms: u64, high_ms: u64) -> Duration {
+    pub(super) async fn for_between(&mut self, low_ms: u64, high_ms: u64) -> Duration {
         let span = Duration::from_millis(self.rng.random_range(low_ms..high_ms));
         sleep(span).await;
         span

@@ -10,8 +10,10 @@
 //! behind it. An append whose outcome the client never learnt never ended; where no answer shows
 //! it, it may as well not have happened.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
+mod session;
+mod shown;
+
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +27,6 @@ use super::waits::{self, cause, longest_by_stretch, percentile};
 /// How long after a fault what it did may still be felt.
 pub const GRACE: Micros = 20_000_000;
 const EXAMPLES_MAX: usize = 10;
-const ERRORS_SHOWN_MAX: usize = 10;
-/// As much as a key's history takes.
-const EXAMPLE_CHARS_MAX: usize = 6000;
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,23 +149,6 @@ impl Verdict {
     }
 }
 
-/// One operation with all its attempts.
-struct Done<'a> {
-    first: &'a Attempt,
-    /// When it was answered.
-    ended: Option<Micros>,
-    items: Option<&'a [String]>,
-}
-
-impl Done<'_> {
-    fn item(&self) -> Option<&str> {
-        match &self.first.operation {
-            Operation::Append { item, .. } => Some(item),
-            _ => None,
-        }
-    }
-}
-
 /// Judges a whole run.
 #[must_use]
 pub fn judge(history: &History) -> Verdict {
@@ -177,13 +159,33 @@ pub fn judge(history: &History) -> Verdict {
         ..Verdict::default()
     };
     let mut threads: BTreeMap<Thread, Vec<&Attempt>> = BTreeMap::new();
-    let mut reported_lost = Vec::new();
     for attempt in &history.attempts {
         threads.entry(attempt.thread).or_default().push(attempt);
+    }
+    count_attempts(history, &mut verdict);
+    judge_lost_sessions(history, &threads, &mut verdict);
+    count_faults(history, &mut verdict);
+    verdict.refused_nothing = refused_nothing(&threads);
+    judge_keys(history, &mut verdict);
+    judge_leases(history, &mut verdict);
+    judge_idle(history, &mut verdict);
+    verdict.sessions = threads.len() as u64;
+    for (thread, attempts) in &threads {
+        session::judge(*thread, attempts, &mut verdict);
+    }
+    verdict.run_again = run_again(history);
+    verdict.unavailable = unavailable(history);
+    verdict
+}
+
+/// What came of the attempts, and which errors nothing explains.
+fn count_attempts(history: &History, verdict: &mut Verdict) {
+    for attempt in &history.attempts {
         verdict.requests += 1;
         match &attempt.outcome {
             Outcome::Answered { .. } => verdict.answered += 1,
-            Outcome::Refused { lost: true, .. } => reported_lost.push(attempt),
+            // See [`judge_lost_sessions`].
+            Outcome::Refused { lost: true, .. } => {}
             outcome => {
                 let (what, allowed) = name(outcome, attempt);
                 let cause = near(&history.faults, attempt);
@@ -199,11 +201,21 @@ pub fn judge(history: &History) -> Verdict {
             }
         }
     }
-    for attempt in reported_lost {
+}
+
+/// Whether the sessions that clients were told are lost had anything to lose, and a fault to lose it
+/// to.
+fn judge_lost_sessions(
+    history: &History,
+    threads: &BTreeMap<Thread, Vec<&Attempt>>,
+    verdict: &mut Verdict,
+) {
+    let is_lost = |it: &&Attempt| matches!(it.outcome, Outcome::Refused { lost: true, .. });
+    for attempt in history.attempts.iter().filter(is_lost) {
+        let Thread { client, session } = attempt.thread;
         let wrote = |it: &&Attempt| matches!(it.operation, Operation::Append { .. });
         if !threads[&attempt.thread].iter().any(wrote) {
             verdict.lost_nothing += 1;
-            let Thread { client, session } = attempt.thread;
             verdict.tell(format!(
                 "client {client}, session {session}: told that it is lost, although nothing was \
                  ever written to it"
@@ -222,11 +234,13 @@ pub fn judge(history: &History) -> Verdict {
             *verdict.lost_to.entry(fault.name()).or_default() += 1;
         } else {
             verdict.lost_without_cause += 1;
-            let Thread { client, session } = attempt.thread;
             verdict
                 .tell(format!("client {client}, session {session}: reported lost without a cause"));
         }
     }
+}
+
+fn count_faults(history: &History, verdict: &mut Verdict) {
     for fault in &history.faults {
         *verdict.faults.entry(fault.kind.clone()).or_default() += 1;
         if let Some(armed) = &fault.armed {
@@ -235,9 +249,9 @@ pub fn judge(history: &History) -> Verdict {
             *tripped += u64::from(armed.tripped);
         }
     }
-    verdict.refused_nothing = refused_nothing(&threads);
-    judge_keys(history, &mut verdict);
-    judge_leases(history, &mut verdict);
+}
+
+fn judge_idle(history: &History, verdict: &mut Verdict) {
     verdict.idle = history.idle;
     verdict.orphaned = history.orphans.len() as u64;
     for orphan in &history.orphans {
@@ -248,10 +262,10 @@ pub fn judge(history: &History) -> Verdict {
             orphan.key, orphan.told
         ));
     }
-    verdict.sessions = threads.len() as u64;
-    for (thread, attempts) in &threads {
-        judge_session(*thread, attempts, &mut verdict);
-    }
+}
+
+/// How many appends an app ran more than once.
+fn run_again(history: &History) -> u64 {
     // What had a failpoint reached is in the apps' logs, too, and no client's.
     let mut times_run: HashMap<&str, u64> = HashMap::new();
     for attempt in &history.attempts {
@@ -262,9 +276,7 @@ pub fn judge(history: &History) -> Verdict {
     for run in &history.runs {
         times_run.entry(&run.item).and_modify(|times| *times += 1);
     }
-    verdict.run_again = times_run.values().filter(|times| **times > 1).count() as u64;
-    verdict.unavailable = unavailable(history);
-    verdict
+    times_run.values().filter(|times| **times > 1).count() as u64
 }
 
 /// How often clients that never wrote were refused for want of a majority.
@@ -327,131 +339,6 @@ fn line(operation: &KeyOperation) -> String {
     format!("{began:.4}–{ended:.4} s client {client} at {door}: {asked:?} → {came:?}")
 }
 
-fn operations<'a>(attempts: &[&'a Attempt]) -> Vec<Done<'a>> {
-    let mut by_number: BTreeMap<u32, Done<'a>> = BTreeMap::new();
-    let mut in_order: Vec<&'a Attempt> = attempts.to_vec();
-    in_order.sort_by_key(|attempt| (attempt.number, attempt.attempt));
-    for attempt in in_order {
-        let done = by_number.entry(attempt.number).or_insert(Done {
-            first: attempt,
-            ended: None,
-            items: None,
-        });
-        if let (Outcome::Answered { items }, None) = (&attempt.outcome, done.ended) {
-            // A read that is repeated is another read; an append is the same one.
-            if attempt.operation == Operation::Read {
-                done.first = attempt;
-            }
-            done.ended = Some(attempt.ended);
-            done.items = (attempt.operation != Operation::Echo).then_some(items);
-        }
-    }
-    by_number.into_values().collect()
-}
-
-fn judge_session(thread: Thread, attempts: &[&Attempt], verdict: &mut Verdict) {
-    let who = format!("client {}, session {}", thread.client, thread.session);
-    let operations = operations(attempts);
-    let asked: HashMap<&str, &Done<'_>> =
-        operations.iter().filter_map(|done| Some((done.item()?, done))).collect();
-    let answered = || operations.iter().filter_map(|done| Some((done, done.items?)));
-    verdict.acknowledged += answered().filter(|(done, _)| done.item().is_some()).count() as u64;
-
-    let longest: &[String] =
-        answered().map(|(_, items)| items).max_by_key(|items| items.len()).unwrap_or_default();
-    let mut split = false;
-    let mut doubled: HashSet<&str> = HashSet::new();
-    for (done, items) in answered() {
-        let mut seen = HashSet::new();
-        for item in items {
-            if !seen.insert(item.as_str()) && doubled.insert(item) {
-                verdict.doubled += 1;
-                verdict.tell(format!("{who}: {item} occurs twice in {items:?}"));
-            }
-            let sent = asked.get(item.as_str());
-            if sent.is_none_or(|sent| done.ended.is_some_and(|at| sent.first.began > at)) {
-                verdict.disordered += 1;
-                verdict.tell(format!("{who}: {item} was seen before anybody sent it"));
-            }
-        }
-        if done.item().is_some_and(|own| items.last().is_none_or(|last| last != own)) {
-            verdict.disordered += 1;
-            verdict.tell(format!(
-                "{who}: the answer of operation {} does not end with its own item: {items:?}",
-                done.first.number
-            ));
-        }
-        if !longest.starts_with(items) && !split {
-            split = true;
-            verdict.tell(format!("{who}: two histories, {items:?} and {longest:?}"));
-        }
-    }
-    verdict.split += u64::from(split);
-
-    // Where each operation stands: an append of the item at position p at 2p + 1, a read of
-    // k items at 2k.
-    let places: HashMap<&str, usize> =
-        longest.iter().enumerate().map(|(at, item)| (item.as_str(), at)).collect();
-    let mut placed: Vec<(Micros, Option<Micros>, usize, &Done<'_>)> = Vec::new();
-    let mut lost: HashSet<&str> = HashSet::new();
-    for done in &operations {
-        match (done.item(), done.items) {
-            (Some(item), _) if places.contains_key(item) => {
-                placed.push((done.first.began, done.ended, 2 * places[item] + 1, done));
-            }
-            (Some(item), Some(_)) => {
-                lost.insert(item);
-            }
-            (None, Some(items)) => {
-                placed.push((done.first.began, done.ended, 2 * items.len(), done));
-            }
-            _ => {}
-        }
-    }
-    let mut by_end: Vec<usize> = (0..placed.len()).filter(|at| placed[*at].1.is_some()).collect();
-    by_end.sort_by_key(|at| placed[*at].1);
-    let mut by_begin: Vec<usize> = (0..placed.len()).collect();
-    by_begin.sort_by_key(|at| placed[*at].0);
-    let mut ended = by_end.into_iter().peekable();
-    let mut furthest: Option<usize> = None;
-    for at in by_begin {
-        let (began, _, place, done) = placed[at];
-        while let Some(earlier) = ended.next_if(|at| placed[*at].1.is_some_and(|end| end < began)) {
-            if furthest.is_none_or(|known| placed[known].2 < placed[earlier].2) {
-                furthest = Some(earlier);
-            }
-        }
-        let Some(before) = furthest.filter(|before| placed[*before].2 > place) else { continue };
-        let before = placed[before].3;
-        let (earlier, later) = (before.first.number, done.first.number);
-        if done.item().is_none() {
-            verdict.stale += 1;
-            verdict.tell(format!(
-                "{who}: operation {later} did not see what operation {earlier} had shown before"
-            ));
-        } else {
-            verdict.disordered += 1;
-            verdict.tell(format!("{who}: operation {later} stands before operation {earlier}"));
-        }
-    }
-    // An acknowledged append that a later answer lacks, and that never comes back, is lost: where
-    // its own answer was the longest, the later ones are shorter.
-    for (done, _) in answered() {
-        let (Some(item), Some(acknowledged)) = (done.item(), done.ended) else { continue };
-        let mut later = answered()
-            .filter(|(other, _)| other.first.began > acknowledged)
-            .map(|(_, items)| items.iter().any(|held| held == item))
-            .peekable();
-        if later.peek().is_some() && !later.any(|held| held) {
-            lost.insert(item);
-        }
-    }
-    for item in lost {
-        verdict.lost += 1;
-        verdict.tell(format!("{who}: {item} was acknowledged and is gone"));
-    }
-}
-
 /// What an attempt without an answer came to, and why a client may be told so; `None` where it
 /// never may.
 fn name(outcome: &Outcome, attempt: &Attempt) -> (String, Option<&'static str>) {
@@ -469,6 +356,7 @@ fn name(outcome: &Outcome, attempt: &Attempt) -> (String, Option<&'static str>) 
                 (503, "session-no-majority") => {
                     Some("a minority refuses rather than make a second history")
                 }
+                (504, "app-too-slow") => Some("the app that had it hangs"),
                 (503 | 504, _) => Some("refused before it ran, for now"),
                 _ => None,
             };
@@ -515,108 +403,6 @@ fn unavailable(history: &History) -> BTreeMap<String, Unavailable> {
             (kind, unavailable)
         })
         .collect()
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = |micros: Micros| micros as f64 / 1e6;
-        writeln!(
-            f,
-            "{} requests of {} sessions in {:.0} s; {} answered, {} appends acknowledged, {} run \
-             again inside; seed {}",
-            self.requests,
-            self.sessions,
-            seconds(self.length),
-            self.answered,
-            self.acknowledged,
-            self.run_again,
-            self.seed
-        )?;
-        writeln!(f, "\n  {:<12} {:>6}   a client's longest wait", "fault", "times")?;
-        for (kind, spans) in &self.unavailable {
-            let times = self.faults.get(kind).map_or_else(|| "-".to_owned(), u64::to_string);
-            writeln!(
-                f,
-                "  {kind:<12} {times:>6}   p50 {:>6.2} s  p99 {:>6.2} s  longest {:>6.2} s",
-                seconds(spans.p50),
-                seconds(spans.p99),
-                seconds(spans.longest)
-            )?;
-        }
-        if !self.failpoints.is_empty() {
-            let told = self.failpoints.iter();
-            let told: Vec<String> =
-                told.map(|(point, (times, done))| format!("{point} {done}/{times}")).collect();
-            writeln!(f, "\n  failpoints, ended there / armed")?;
-            for line in told.chunks(4) {
-                writeln!(f, "  {}", line.join("   "))?;
-            }
-        }
-        writeln!(f, "\n  errors that clients saw, and why they may")?;
-        let mut errors: Vec<_> = self.errors.iter().collect();
-        errors.sort_by_key(|(_, refusals)| std::cmp::Reverse(refusals.count));
-        for (what, refusals) in errors.iter().take(ERRORS_SHOWN_MAX) {
-            let allowed = match refusals.allowed.as_str() {
-                "" => "NOT ALLOWED",
-                allowed => allowed,
-            };
-            let mut during: Vec<_> = refusals.during.iter().collect();
-            during.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-            let during: Vec<String> =
-                during.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-            writeln!(f, "  {:>6}  {what}: {allowed}", refusals.count)?;
-            writeln!(f, "          {}", during.join(", "))?;
-        }
-        if errors.len() > ERRORS_SHOWN_MAX {
-            let rest = errors.iter().skip(ERRORS_SHOWN_MAX);
-            let count: u64 = rest.map(|(_, refusals)| refusals.count).sum();
-            writeln!(f, "  {count:>6}  of {} other sorts", errors.len() - ERRORS_SHOWN_MAX)?;
-        }
-        writeln!(f, "  {:>6}  unexplained", self.unexplained)?;
-        let causes: Vec<String> =
-            self.lost_to.iter().map(|(fault, count)| format!("{count} to {fault}")).collect();
-        writeln!(
-            f,
-            "\n  sessions reported lost with a cause: {}{}{}; without: {}",
-            self.reported_lost,
-            if causes.is_empty() { "" } else { ", " },
-            causes.join(", "),
-            self.lost_without_cause
-        )?;
-        if let Some(why) = &self.cut_short {
-            writeln!(f, "  ! cut short: {why}")?;
-        }
-        for example in &self.examples {
-            let short: String = example.chars().take(EXAMPLE_CHARS_MAX).collect();
-            writeln!(f, "  ! {short}")?;
-        }
-        let (keys, operations) = self.keys;
-        writeln!(
-            f,
-            "\n  {operations} operations on {keys} keys; too long to judge: {}",
-            self.keys_undecided
-        )?;
-        for (error, during) in &self.key_errors {
-            let during: Vec<String> =
-                during.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-            writeln!(f, "  {error:>10}  {}", during.join(", "))?;
-        }
-        writeln!(
-            f,
-            "  {} idle sessions were looked after; sessions that never held anything: {} times \
-             called lost, {} times refused for want of a majority",
-            self.idle, self.lost_nothing, self.refused_nothing
-        )?;
-        let ((holds, shared), (let_in, too_many)) = (self.locks, self.let_in);
-        writeln!(f, "  {holds} times a lock was held, {let_in} times a limiter let somebody in")?;
-        write!(f, "\n  keys without an order {}   orphaned {}", self.keys_broken, self.orphaned)?;
-        write!(f, "   locks held by two {shared}   let in too many {too_many}")?;
-        write!(
-            f,
-            "\n  lost {}   doubled {}   stale {}   two histories {}   out of order {}",
-            self.lost, self.doubled, self.stale, self.split, self.disordered
-        )
-    }
 }
 
 #[cfg(test)]

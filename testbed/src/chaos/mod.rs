@@ -15,6 +15,7 @@
 //! | [`report`] | the page that shows a run to people |
 //! | [`waits`] | how long clients waited, and for which fault |
 
+pub mod ailing;
 pub mod faults;
 pub mod history;
 pub mod idle;

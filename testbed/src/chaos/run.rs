@@ -79,6 +79,56 @@ pub struct Stage {
     _ports: Reservation,
 }
 
+/// A formed mesh, whose peers reach each other through the relay alone.
+async fn mesh_behind(relay: &Relay, ports: &[PeerPorts], options: &Options) -> Result<Mesh> {
+    let mut mesh = Mesh::prepare(Spec {
+        folder: options.folder.clone(),
+        cluster: "chaos".into(),
+        ports: ports.to_vec(),
+        apps: APPS.iter().map(|app| app_table(app, &options.folder)).collect::<Result<_>>()?,
+        settings: Table::new(),
+        detached: true,
+    })?;
+    let seeds: Vec<Value> =
+        relay.addresses().iter().take(3).map(|at| at.to_string().into()).collect();
+    for index in 0..mesh.peers().len() {
+        let (name, advertise) = (mesh.peer(index).name.clone(), relay.addresses()[index]);
+        let log = log_of(&options.folder, &name);
+        clear_file(&log)?;
+        mesh.reconfigure(index, |config| {
+            if let Some(Value::Table(section)) = config.get_mut("mesh") {
+                section.insert("advertise".into(), advertise.to_string().into());
+                section.insert("seeds".into(), seeds.clone().into());
+            }
+            let apps = config.get_mut("app").and_then(Value::as_array_mut);
+            for app in apps.into_iter().flatten() {
+                if let Some(Value::Table(env)) = app.get_mut("env") {
+                    env.insert("LEDGER_PEER".into(), name.clone().into());
+                    env.insert("LEDGER_LOG".into(), log.to_string_lossy().into_owned().into());
+                }
+            }
+        })?;
+        mesh.start(index)?;
+    }
+    mesh.formed().await?;
+    Ok(mesh)
+}
+
+fn begin_clients(load: &Arc<Load>, options: &Options) -> JoinSet<()> {
+    let mut clients = JoinSet::new();
+    for client in 0..options.clients {
+        clients.spawn(load::run(Arc::clone(load), client, options.seed));
+    }
+    // A group is several clients, and in a hurry.
+    for group in 0..options.clients.div_ceil(CLIENTS_PER_GROUP) {
+        clients.spawn(keys::run(Arc::clone(load), group, options.seed));
+        for client in 0..leases::AT_ONCE {
+            clients.spawn(leases::run(Arc::clone(load), group, client, options.seed));
+        }
+    }
+    clients
+}
+
 impl Stage {
     /// Starts the mesh and, once it is formed, the clients.
     ///
@@ -92,37 +142,7 @@ impl Stage {
         let ports: Vec<PeerPorts> = (0..options.peers).map(|index| reserved.peer(index)).collect();
         let addresses: Vec<SocketAddr> = ports.iter().map(|ports| ports.mesh).collect();
         let relay = Relay::open(&addresses).await?;
-        let mut mesh = Mesh::prepare(Spec {
-            folder: options.folder.clone(),
-            cluster: "chaos".into(),
-            ports: ports.clone(),
-            apps: APPS.iter().map(|app| app_table(app, &options.folder)).collect::<Result<_>>()?,
-            settings: Table::new(),
-            detached: true,
-        })?;
-        let seeds: Vec<Value> =
-            relay.addresses().iter().take(3).map(|at| at.to_string().into()).collect();
-        for index in 0..mesh.peers().len() {
-            let (name, advertise) = (mesh.peer(index).name.clone(), relay.addresses()[index]);
-            let log = log_of(&options.folder, &name);
-            clear_file(&log)?;
-            mesh.reconfigure(index, |config| {
-                if let Some(Value::Table(section)) = config.get_mut("mesh") {
-                    section.insert("advertise".into(), advertise.to_string().into());
-                    section.insert("seeds".into(), seeds.clone().into());
-                }
-                let apps = config.get_mut("app").and_then(Value::as_array_mut);
-                for app in apps.into_iter().flatten() {
-                    if let Some(Value::Table(env)) = app.get_mut("env") {
-                        env.insert("LEDGER_PEER".into(), name.clone().into());
-                        env.insert("LEDGER_LOG".into(), log.to_string_lossy().into_owned().into());
-                    }
-                }
-            })?;
-            mesh.start(index)?;
-        }
-        mesh.formed().await?;
-
+        let mesh = mesh_behind(&relay, &ports, options).await?;
         let doors = mesh.peers().iter().map(|peer| (peer.name.clone(), peer.ports.http)).collect();
         let load = Arc::new(Load {
             doors,
@@ -138,17 +158,7 @@ impl Stage {
         let admins: Vec<SocketAddr> = ports.iter().map(|ports| ports.admin).collect();
         let idle = Idle::begin(&load, &admins, options.idle, options.seed).await;
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut clients = JoinSet::new();
-        for client in 0..options.clients {
-            clients.spawn(load::run(Arc::clone(&load), client, options.seed));
-        }
-        // A group is several clients, and in a hurry.
-        for group in 0..options.clients.div_ceil(CLIENTS_PER_GROUP) {
-            clients.spawn(keys::run(Arc::clone(&load), group, options.seed));
-            for client in 0..leases::AT_ONCE {
-                clients.spawn(leases::run(Arc::clone(&load), group, client, options.seed));
-            }
-        }
+        let clients = begin_clients(&load, options);
         let samples = Arc::new(Mutex::new(Vec::new()));
         let mut sampling = JoinSet::new();
         sampling.spawn(sample(Arc::clone(&load), ports, Arc::clone(&samples)));

@@ -165,7 +165,7 @@ pub(crate) fn launch(
     Ok(Balancer { addr, process, version, folder, _port: port })
 }
 
-async fn serves(addr: SocketAddr) {
+pub(crate) async fn serves(addr: SocketAddr) {
     until("the balancer answers", async || {
         let reply = Client::new().get(addr, "/.well-known/warmhop/readyz").await.ok()?;
         reply.status.is_success().then_some(())
@@ -291,6 +291,19 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     echoes(addr).await;
 
     // 5. A peer leaves in good order under load, and comes back.
+    leaves_and_comes_back(&mut world, &mut shopper, addr, &mine).await;
+    // 6. The client's peer is lost, and comes back.
+    is_lost_and_comes_back(&mut world, &mut shopper, addr).await;
+    fs::write(results(kind, affinity), &balancer.version).unwrap();
+    Ok(())
+}
+
+async fn leaves_and_comes_back(
+    world: &mut World,
+    shopper: &mut Shopper,
+    addr: SocketAddr,
+    mine: &str,
+) {
     let leaving = (0..3).find(|index| world.name(*index) == mine).unwrap();
     // One request is in the middle of its answer, and so it stays for some seconds.
     let mut slow = shopper.client.clone();
@@ -310,10 +323,12 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     world.mesh.start(leaving).unwrap();
     world.mesh.formed().await.unwrap();
     world.warm(leaving).await;
+}
 
-    // 6. The client's peer is lost, when the session is held by three again.
-    let mine = settled(&mut shopper, addr).await;
-    is_whole(&mut shopper, &world, addr).await;
+async fn is_lost_and_comes_back(world: &mut World, shopper: &mut Shopper, addr: SocketAddr) {
+    let mine = settled(shopper, addr).await;
+    // The session is held by three again.
+    is_whole(shopper, world, addr).await;
     let lost = (0..3).find(|index| world.name(*index) == mine).unwrap();
     world.mesh.kill(lost).unwrap();
     shopper.acknowledged += 1;
@@ -326,9 +341,8 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
     .await;
     assert_eq!(reply.json().unwrap()["count"], wanted, "nothing lost, nothing doubled");
     assert_ne!(reply.peer(), Some(mine.as_str()));
-    settled(&mut shopper, addr).await;
+    settled(shopper, addr).await;
 
-    // 7. It comes back.
     world.mesh.start(lost).unwrap();
     world.mesh.formed().await.unwrap();
     world.warm(lost).await;
@@ -337,8 +351,6 @@ async fn follows(kind: &'static str, affinity: &'static str) -> Tested {
         (reply.peer() == Some(world.name(lost))).then_some(())
     })
     .await;
-    fs::write(results(kind, affinity), &balancer.version).unwrap();
-    Ok(())
 }
 
 /// An app that tells what it was sent.

@@ -183,31 +183,7 @@ fn agreement() -> Tested {
     let grace = pod["spec"]["terminationGracePeriodSeconds"].as_u64().expect("a number");
     assert!(grace >= 82 + 5, "{grace}");
 
-    // Every name that is referred to is there.
-    let services = documents("services.yaml")?;
-    for service in &services {
-        assert_eq!(&service["spec"]["selector"], labels, "{service:#}");
-        for port in list(service, "/spec/ports") {
-            let (_, protocol) = ports[text(port, "/targetPort")];
-            assert_eq!(text(port, "/protocol"), protocol, "{port}");
-        }
-    }
-    let headless = services.iter().find(|service| service["spec"]["clusterIP"] == "None");
-    let headless = headless.expect("a headless service");
-    assert_eq!(headless["spec"]["publishNotReadyAddresses"], true);
-    assert_eq!(set["spec"]["serviceName"], headless["metadata"]["name"]);
-    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-        assert_eq!(text(&container[probe], "/httpGet/port"), "admin");
-    }
-    let budget = documents("disruption.yaml")?.remove(0);
-    assert_eq!(&budget["spec"]["selector"]["matchLabels"], labels);
-    let network = documents("network.yaml")?.remove(0);
-    assert_eq!(&network["spec"]["podSelector"]["matchLabels"], labels);
-    for rule in list(&network, "/spec/ingress") {
-        for port in list(rule, "/ports") {
-            assert_eq!(ports[text(port, "/port")].1, text(port, "/protocol"), "{port}");
-        }
-    }
+    let headless = referred(&set, &ports)?;
 
     // The pod's environment, in which the configuration is read.
     let environment: BTreeMap<&str, &str> = list(container, "/env")
@@ -240,11 +216,42 @@ fn agreement() -> Tested {
     assert_eq!(port_of(setting("mesh", "listen")), ports["mesh"].0);
     assert_eq!(setting("mesh", "advertise"), format!("192.0.2.1:{}", ports["mesh"].0));
     assert_eq!(port_of(setting("admin", "listen")), ports["admin"].0);
-    let seed = format!("{}:{}", text(headless, "/metadata/name"), ports["mesh"].0);
+    let seed = format!("{}:{}", text(&headless, "/metadata/name"), ports["mesh"].0);
     assert_eq!(config["mesh"]["seeds"][0].as_str(), Some(&*seed));
 
     mounted(pod, container, &config, replicas);
     certified(name, pod, replicas, config["cluster"].as_str().unwrap())
+}
+
+/// Every name that is referred to is there. Returns the headless service.
+fn referred(set: &Json, ports: &BTreeMap<&str, (u64, &str)>) -> Result<Json, Skipped> {
+    let pod = &set["spec"]["template"];
+    let (labels, container) = (&pod["metadata"]["labels"], list(pod, "/spec/containers")[0]);
+    let services = documents("services.yaml")?;
+    for service in &services {
+        assert_eq!(&service["spec"]["selector"], labels, "{service:#}");
+        for port in list(service, "/spec/ports") {
+            let (_, protocol) = ports[text(port, "/targetPort")];
+            assert_eq!(text(port, "/protocol"), protocol, "{port}");
+        }
+    }
+    let headless = services.iter().find(|service| service["spec"]["clusterIP"] == "None");
+    let headless = headless.expect("a headless service");
+    assert_eq!(headless["spec"]["publishNotReadyAddresses"], true);
+    assert_eq!(set["spec"]["serviceName"], headless["metadata"]["name"]);
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        assert_eq!(text(&container[probe], "/httpGet/port"), "admin");
+    }
+    let budget = documents("disruption.yaml")?.remove(0);
+    assert_eq!(&budget["spec"]["selector"]["matchLabels"], labels);
+    let network = documents("network.yaml")?.remove(0);
+    assert_eq!(&network["spec"]["podSelector"]["matchLabels"], labels);
+    for rule in list(&network, "/spec/ingress") {
+        for port in list(rule, "/ports") {
+            assert_eq!(ports[text(port, "/port")].1, text(port, "/protocol"), "{port}");
+        }
+    }
+    Ok(headless.clone())
 }
 
 /// What the configuration names is where the pod mounts it, for every peer.

@@ -13,11 +13,14 @@ mod front_doors;
 mod installed;
 mod libraries;
 mod metrics;
+mod own_ids;
 mod pages;
 mod pinned;
 mod proxied;
+mod recycled;
 mod redis_commands;
 mod release;
+mod rollout;
 mod sessions;
 mod streams;
 #[allow(dead_code, reason = "shared with the other tests, which use the rest of it")]
@@ -39,11 +42,14 @@ fn main() -> ExitCode {
         front_doors::trials(),
         libraries::trials(),
         metrics::trials(),
+        own_ids::trials(),
         pages::trials(),
         pinned::trials(),
         proxied::trials(),
+        recycled::trials(),
         redis_commands::trials(),
         release::trials(),
+        rollout::trials(),
         sessions::trials(),
         streams::trials(),
     ];

@@ -1,6 +1,8 @@
 //! Peers' metrics in a real Prometheus, asked for with every expression of the Grafana dashboard.
 
 use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 
 use http::Method;
@@ -11,6 +13,7 @@ use warmhop_testbed::client::Client;
 use warmhop_testbed::ports::Reservation;
 use warmhop_testbed::workspace;
 
+use crate::front_doors::Doors;
 use crate::installed::{Tested, debian, home};
 use crate::support::{QUICK, World, shop, until};
 use crate::test;
@@ -74,23 +77,19 @@ async fn prometheus() -> Tested {
     // Its names, units and help texts, by Prometheus's own rules, in the format that is told to
     // whoever asks for no other.
     let text = world.admin(0, Method::GET, "/metrics").await.text();
-    let mut checks = tokio::process::Command::from(checks)
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    checks.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
-    let said = checks.wait_with_output().await.unwrap();
-    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}\n{text}");
+    accepts(checks, &text).await;
 
+    // Some are those of a front door with a certificate.
+    let secure = Doors::open(true).await;
+    let of_secure = secure.world.admin(0, Method::GET, "/metrics").await.text();
     let rules = alert_rules();
     for name in metrics_in(&rules) {
         let is_told =
             |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
-        assert!(text.lines().any(is_told), "the alert rules ask for {name} in\n{text}");
+        let mut lines = text.lines().chain(of_secure.lines());
+        assert!(lines.any(is_told), "the alert rules ask for {name} in\n{text}");
     }
+    drop(secure);
 
     let folder = home().join(format!("prometheus-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
@@ -104,23 +103,8 @@ async fn prometheus() -> Tested {
     fs::write(folder.join("prometheus.yml"), config).unwrap();
     let reserved = Reservation::new().unwrap();
     let addr = reserved.peer(0).http;
-    let log = fs::File::create(folder.join("log")).unwrap();
-    let mut server = tokio::process::Command::from(program)
-        .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
-        .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
-        .arg(format!("--web.listen-address={addr}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let ask = async |expr: &str| -> Option<Json> {
-        let query: String = expr.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let path = format!("/api/v1/query?query={query}");
-        let reply = Client::new().get(addr, path).await.ok()?;
-        Some(reply.json().unwrap_or(Json::Null))
-    };
+    let mut server = serve(program, &folder, addr);
+    let ask = async |expr: &str| ask(addr, expr).await;
     // Rates need two samples; the app is asked again so that something has grown between them.
     until("both peers were read several times", async || {
         Client::new().get(world.http(1), "/whoami").await.ok()?;
@@ -131,6 +115,50 @@ async fn prometheus() -> Tested {
         (!counted["data"]["result"].as_array()?.is_empty()).then_some(())
     })
     .await;
+    panels_show(addr).await;
+    server.kill().await.unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    Ok(())
+}
+
+/// `promtool` finds nothing wrong with the metrics.
+async fn accepts(checks: std::process::Command, text: &str) {
+    let mut checks = tokio::process::Command::from(checks)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    checks.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
+    let said = checks.wait_with_output().await.unwrap();
+    assert!(said.status.success() && said.stderr.is_empty(), "{said:?}\n{text}");
+}
+
+fn serve(program: std::process::Command, folder: &Path, addr: SocketAddr) -> tokio::process::Child {
+    let log = fs::File::create(folder.join("log")).unwrap();
+    tokio::process::Command::from(program)
+        .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+        .arg(format!("--web.listen-address={addr}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// What Prometheus answers to a query, if it answers.
+async fn ask(addr: SocketAddr, expr: &str) -> Option<Json> {
+    let query: String = expr.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let path = format!("/api/v1/query?query={query}");
+    let reply = Client::new().get(addr, path).await.ok()?;
+    Some(reply.json().unwrap_or(Json::Null))
+}
+
+/// Every panel of the dashboard has something to show.
+async fn panels_show(addr: SocketAddr) {
     let file = workspace().join("docs/grafana-dashboard.json");
     let board: Json = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
     for panel in board["panels"].as_array().unwrap() {
@@ -142,13 +170,10 @@ async fn prometheus() -> Tested {
                 .replace("$job", ".*")
                 .replace("$instance", ".*")
                 .replace("$app", ".*");
-            let answer = ask(&asked).await.expect("Prometheus answers");
+            let answer = ask(addr, &asked).await.expect("Prometheus answers");
             assert_eq!(answer["status"], "success", "{asked}: {answer}");
             let result = answer["data"]["result"].as_array().unwrap();
             assert!(!result.is_empty(), "{} shows nothing: {asked}", panel["title"]);
         }
     }
-    server.kill().await.unwrap();
-    fs::remove_dir_all(&folder).unwrap();
-    Ok(())
 }

@@ -91,6 +91,20 @@ async fn dashboard() -> Tested {
     browser.step(open("dark", 1280, true)).await;
     browser.step(open("phone", 390, false)).await;
     browser.step(json!({ "do": "sees", "page": "light", "text": "Live", "exact": true })).await;
+    shows_what_was_before(&mut browser, &world).await;
+    for name in ["light", "dark", "phone"] {
+        browser.step(json!({ "do": "shot", "page": name, "file": picture(name) })).await;
+        calm(&browser.step(json!({ "do": "state", "page": name })).await);
+    }
+
+    shows_what_happens(&mut browser, &world).await;
+    shows_who_comes_and_goes(&mut browser, &mut world).await;
+    browser.end().await;
+    Ok(())
+}
+
+/// What was before the page was opened, at any of the peers.
+async fn shows_what_was_before(browser: &mut Browser, world: &World) {
     let cells = browser.step(json!({ "do": "cells", "page": "light", "table": "apps" })).await;
     let rows = cells["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3, "{cells:#}");
@@ -123,12 +137,10 @@ async fn dashboard() -> Tested {
         text.contains("POST /cart/add") && !text.contains("item=a"),
         "without the query: {text}"
     );
-    for name in ["light", "dark", "phone"] {
-        browser.step(json!({ "do": "shot", "page": name, "file": picture(name) })).await;
-        calm(&browser.step(json!({ "do": "state", "page": name })).await);
-    }
+}
 
-    // What happens next shows by itself: nothing is loaded again.
+/// What happens next shows by itself: nothing is loaded again.
+async fn shows_what_happens(browser: &mut Browser, world: &World) {
     Client::new().get(world.http(1), "/whoami").await.unwrap().ok().unwrap();
     browser.step(json!({ "do": "sees", "page": "light", "text": "GET /whoami" })).await;
     browser.step(json!({ "do": "fill", "page": "light", "label": "Filter the decisions", "text": "no-such-thing" })).await;
@@ -158,8 +170,10 @@ async fn dashboard() -> Tested {
     let state = browser.step(json!({ "do": "state", "page": "light" })).await;
     let text = state["text"].as_str().unwrap();
     assert!(text.contains(&format!("{}: ready", world.name(0))), "the decision is gone: {text}");
+}
 
-    // A peer is killed, comes back and leaves in good order; then the one that tells is killed.
+/// A peer is killed, comes back and leaves in good order; then the one that tells is killed.
+async fn shows_who_comes_and_goes(browser: &mut Browser, world: &mut World) {
     let button = "Stop catalogue on this peer";
     browser.step(json!({ "do": "focus", "page": "dark", "label": button })).await;
     world.mesh.kill(2).unwrap();
@@ -185,8 +199,6 @@ async fn dashboard() -> Tested {
     let state = browser.step(json!({ "do": "state", "page": "dark" })).await;
     assert_eq!(state["loads"], json!([200]), "it came back by itself");
     assert_eq!(state["title"], format!("{} – warmhop", world.name(1)));
-    browser.end().await;
-    Ok(())
 }
 
 async fn guarded() -> Tested {
@@ -385,8 +397,8 @@ async fn failing() -> Tested {
     let url = format!("http://{}/", world.http(0));
     let opened = browser.step(json!({ "do": "open", "page": "a", "url": url })).await;
     assert_eq!(opened["status"], 503);
-    browser.step(json!({ "do": "sees", "page": "a", "text": "It did not start, " })).await;
-    browser.step(json!({ "do": "sees", "page": "a", "text": "It is tried again in" })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "It has failed to start " })).await;
+    browser.step(json!({ "do": "sees", "page": "a", "text": "The next try is in" })).await;
     calm(&browser.step(json!({ "do": "state", "page": "a" })).await);
     browser.end().await;
     Ok(())

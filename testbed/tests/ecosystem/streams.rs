@@ -247,87 +247,116 @@ async fn files() -> Tested {
         nginx.display()
     );
     let world = hopping(&folder, vec!["sh".into(), "-c".into(), script], "").await;
-    let out = folder.join("out");
     for version in ["--http1.1", "--http2-prior-knowledge"] {
-        let curl = async |door: SocketAddr, path: &str, args: &[&str]| {
-            let mut curl = tokio::process::Command::from(debian("usr/bin/curl").unwrap());
-            curl.args(["--silent", "--show-error", "--fail", "--dump-header", "-", version, "-o"])
-                .arg(&out)
-                .args(args)
-                .arg(format!("http://{door}/{path}"))
-                .current_dir(&folder)
-                .stdin(Stdio::null())
-                .kill_on_drop(true);
-            tokio::time::timeout(BOUND, curl.output()).await.expect("curl ends").unwrap()
-        };
-        for door in [world.http(0), world.http(1)] {
-            let hops = door == world.http(1);
-            let heads = |output: &Output| {
-                let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
-                assert!(output.status.success(), "{version}: {output:?}");
-                assert_eq!(text.contains("\nvia: "), hops, "{version}: {text}");
-                text
-            };
-            let whole = heads(&curl(door, "movie", &[]).await);
-            assert!(whole.contains("accept-ranges: bytes"), "{whole}");
-            assert!(fs::read(&out).unwrap() == content, "{version}: the whole file");
-
-            let part = heads(&curl(door, "movie", &["--range", "1000-1999"]).await);
-            assert!(part.contains(" 206"), "{part}");
-            assert!(part.contains("content-range: bytes 1000-1999/8000000"), "{part}");
-            assert_eq!(fs::read(&out).unwrap(), content[1000..2000]);
-            let two = heads(&curl(door, "movie", &["--range", "0-9,-10"]).await);
-            assert!(two.contains("multipart/byteranges"), "{two}");
-            let beyond = curl(door, "movie", &["--range", "9000000-"]).await;
-            assert!(beyond.stdout.windows(5).any(|at| at == b" 416 "), "{beyond:?}");
-
-            // A download that broke off goes on where it was.
-            fs::write(&out, &content[..5_000_000]).unwrap();
-            heads(&curl(door, "movie", &["--continue-at", "-"]).await);
-            assert!(fs::read(&out).unwrap() == content, "{version}: resumed");
-
-            // By length, which makes curl ask first; and in chunks, whose end is not known before.
-            for (name, args) in
-                [("length", &[][..]), ("chunks", &["-H", "Transfer-Encoding: chunked"])]
-            {
-                if name == "chunks" && version != "--http1.1" {
-                    continue;
-                }
-                let mut args = args.to_vec();
-                args.extend([
-                    "--expect100-timeout",
-                    "20",
-                    "-H",
-                    "Expect: 100-continue",
-                    "-T",
-                    "files/movie",
-                ]);
-                let stored = heads(&curl(door, name, &args).await);
-                assert!(stored.contains(" 201"), "{stored}");
-                if version == "--http1.1" {
-                    assert!(stored.starts_with("http/1.1 100"), "told to go on: {stored}");
-                }
-                assert!(fs::read(files.join(name)).unwrap() == content, "{version}: {name}");
-                heads(&curl(door, name, &["-X", "DELETE"]).await);
+        for index in 0..2 {
+            let at = At { door: world.http(index), hops: index == 1, version, folder: &folder };
+            at.downloads(&content).await;
+            at.uploads(&content).await;
+            // curl 7.88 drops an answer that comes before its body has gone and is followed by a reset
+            // without an error, as RFC 9113 section 8.1 has it.
+            if version == "--http1.1" {
+                at.refuses_by_length().await;
             }
-            if version != "--http1.1" {
-                // curl 7.88 drops an answer that comes before its body has gone and is followed by
-                // a reset without an error, as RFC 9113 section 8.1 has it.
-                continue;
-            }
-            // Refused by its length before a byte of it is sent.
-            fs::write(folder.join("too-large"), vec![0; 21_000_000]).unwrap();
-            let refused = curl(
-                door,
-                "refused",
-                &["--expect100-timeout", "20", "-H", "Expect: 100-continue", "-T", "too-large"],
-            )
-            .await;
-            let text = String::from_utf8_lossy(&refused.stdout).into_owned();
-            assert!(text.contains(" 413") && !text.contains(" 100"), "{version}: {refused:?}");
         }
     }
     drop(world);
     fs::remove_dir_all(&folder).unwrap();
     Ok(())
+}
+
+/// One of two doors, asked by curl over one version of HTTP.
+struct At<'a> {
+    door: SocketAddr,
+    /// The app runs at the other peer.
+    hops: bool,
+    version: &'a str,
+    folder: &'a Path,
+}
+
+impl At<'_> {
+    fn out(&self) -> PathBuf {
+        self.folder.join("out")
+    }
+
+    async fn curl(&self, path: &str, args: &[&str]) -> Output {
+        let mut curl = tokio::process::Command::from(debian("usr/bin/curl").unwrap());
+        curl.args(["--silent", "--show-error", "--fail", "--dump-header", "-", self.version, "-o"])
+            .arg(self.out())
+            .args(args)
+            .arg(format!("http://{}/{path}", self.door))
+            .current_dir(self.folder)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        tokio::time::timeout(BOUND, curl.output()).await.expect("curl ends").unwrap()
+    }
+
+    /// The heads of an answer that came as it should.
+    fn heads(&self, output: &Output) -> String {
+        let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
+        assert!(output.status.success(), "{}: {output:?}", self.version);
+        assert_eq!(text.contains("\nvia: "), self.hops, "{}: {text}", self.version);
+        text
+    }
+
+    async fn downloads(&self, content: &[u8]) {
+        let (version, out) = (self.version, self.out());
+        let whole = self.heads(&self.curl("movie", &[]).await);
+        assert!(whole.contains("accept-ranges: bytes"), "{whole}");
+        assert!(fs::read(&out).unwrap() == content, "{version}: the whole file");
+
+        let part = self.heads(&self.curl("movie", &["--range", "1000-1999"]).await);
+        assert!(part.contains(" 206"), "{part}");
+        assert!(part.contains("content-range: bytes 1000-1999/8000000"), "{part}");
+        assert_eq!(fs::read(&out).unwrap(), content[1000..2000]);
+        let two = self.heads(&self.curl("movie", &["--range", "0-9,-10"]).await);
+        assert!(two.contains("multipart/byteranges"), "{two}");
+        let beyond = self.curl("movie", &["--range", "9000000-"]).await;
+        assert!(beyond.stdout.windows(5).any(|at| at == b" 416 "), "{beyond:?}");
+
+        // A download that broke off goes on where it was.
+        fs::write(&out, &content[..5_000_000]).unwrap();
+        self.heads(&self.curl("movie", &["--continue-at", "-"]).await);
+        assert!(fs::read(&out).unwrap() == content, "{version}: resumed");
+    }
+
+    async fn uploads(&self, content: &[u8]) {
+        let (version, files) = (self.version, self.folder.join("files"));
+        // By length, which makes curl ask first; and in chunks, whose end is not known before.
+        for (name, args) in [("length", &[][..]), ("chunks", &["-H", "Transfer-Encoding: chunked"])]
+        {
+            if name == "chunks" && version != "--http1.1" {
+                continue;
+            }
+            let mut args = args.to_vec();
+            args.extend([
+                "--expect100-timeout",
+                "20",
+                "-H",
+                "Expect: 100-continue",
+                "-T",
+                "files/movie",
+            ]);
+            let stored = self.heads(&self.curl(name, &args).await);
+            assert!(stored.contains(" 201"), "{stored}");
+            if version == "--http1.1" {
+                assert!(stored.starts_with("http/1.1 100"), "told to go on: {stored}");
+            }
+            assert!(fs::read(files.join(name)).unwrap() == content, "{version}: {name}");
+            self.heads(&self.curl(name, &["-X", "DELETE"]).await);
+        }
+    }
+
+    async fn refuses_by_length(&self) {
+        let version = self.version;
+        // Refused by its length before a byte of it is sent.
+        fs::write(self.folder.join("too-large"), vec![0; 21_000_000]).unwrap();
+        let refused = self
+            .curl(
+                "refused",
+                &["--expect100-timeout", "20", "-H", "Expect: 100-continue", "-T", "too-large"],
+            )
+            .await;
+        let text = String::from_utf8_lossy(&refused.stdout).into_owned();
+        assert!(text.contains(" 413") && !text.contains(" 100"), "{version}: {refused:?}");
+    }
 }

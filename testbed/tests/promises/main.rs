@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod changes;
 mod commands;
 mod cookie;
 mod ends;
@@ -11,8 +12,10 @@ mod ends;
 mod failpoints;
 mod faults;
 mod framing;
+mod health;
 mod keyed;
 mod leaving;
+mod locks;
 mod matching;
 mod operations;
 mod requests;

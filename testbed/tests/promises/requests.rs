@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use tokio::task::JoinSet;
 use warmhop_testbed::client::Client;
 
-use crate::support::{APP, ENDLESS, QUICK, SLOW, World, shop, until};
+use crate::support::{APP, ENDLESS, QUICK, SLOW, Shopper, World, shop, until};
 
 #[tokio::test]
 async fn a_request_to_a_cold_app_is_answered_over_one_hop_while_its_copy_starts() {
@@ -243,4 +243,21 @@ pub(crate) fn never_on(index: usize) -> impl Fn(usize, &mut toml::Table) {
             config["app"].as_array_mut().unwrap()[0]["start"] = "never".into();
         }
     }
+}
+
+#[tokio::test]
+async fn a_known_client_at_a_third_peer_is_served_at_once_and_has_the_app_begin_there() {
+    let only_on_the_second = |peer: usize, config: &mut toml::Table| {
+        if peer != 1 {
+            let app = config["app"].as_array_mut().unwrap()[0].as_table_mut().unwrap();
+            app["env"].as_table_mut().unwrap().insert("DOCS".into(), ENDLESS.to_string().into());
+        }
+    };
+    let world = World::with(3, vec![shop(QUICK, "")], "", only_on_the_second).await;
+    world.warm(1).await;
+    let mut shopper = Shopper::default();
+    assert_eq!(shopper.add(world.http(0)).await.peer(), Some("peer-2"));
+    assert_eq!(world.app(2, APP).await["state"], "cold");
+    assert_eq!(shopper.add(world.http(2)).await.peer(), Some("peer-2"));
+    assert_eq!(world.app(2, APP).await["state"], "starting");
 }

@@ -306,6 +306,19 @@ async fn open_websockets_are_told_1001_when_the_grace_of_a_drain_is_over() {
 }
 
 #[tokio::test]
+async fn open_websockets_are_told_1001_when_the_grace_of_a_copy_that_is_replaced_is_over() {
+    let world = leaving_after("1h", "300ms").await;
+    let (mut local, mut hops) = (websocket(&world, 0).await, websocket(&world, 1).await);
+    let restarted = world.warmhop(0, &["app", "restart", APP]);
+    assert!(restarted.status.success(), "{restarted:?}");
+    let told = tokio::join!(closed_with(&mut local), closed_with(&mut hops));
+    assert_eq!(told, (1001, 1001));
+    for index in 0..2 {
+        websocket(&world, index).await.close(None).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn an_open_websocket_gets_its_time_and_a_peer_leaves_as_soon_as_it_has_ended() {
     let mut world = leaving_after("1h", "10s").await;
     let (mut socket, door) = (websocket(&world, 1).await, world.http(1));

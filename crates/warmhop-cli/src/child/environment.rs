@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::ChildApp;
-use crate::config::Inherit;
+use crate::launch::Inherit;
 use crate::notify;
 
 /// The most bytes that a file of variables may have.

@@ -32,7 +32,7 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 
 /// The largest head of a response as RFC 9113 section 6.5.2 counts it, as large as a front door
-/// takes in a request: room for [`FIELDS_MAX`](super::service::FIELDS_MAX) fields of some length.
+/// takes in a request: room for [`FIELDS_MAX`](super::plain::FIELDS_MAX) fields of some length.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
 /// On so many connections a request is tried whose app says of each that it takes no more.
@@ -147,7 +147,7 @@ impl H2Client {
             let (mut sender, uses) = self.enter().await?;
             let answer = sender.try_send_request(request);
             // A request that is handed over as the connection ends may be left in its queue, and comes
-            // back once the last who could hand over another is gone. Whoever waits must not be that.
+            // back once the last who could hand over another is gone. The task that waits must not hold it.
             drop(sender);
             let mut error = match answer.await {
                 Ok(response) => {

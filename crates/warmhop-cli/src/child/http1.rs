@@ -1,6 +1,6 @@
 //! Requests to an app that speaks HTTP/1.1: one at a time on each connection, kept between requests.
 //!
-//! A request has no task of its own and its connection has none either: whoever waits for the answer
+//! A request has no task of its own and its connection has none either: the task that waits for the answer
 //! reads and writes it. Almost all requests have their whole body with them and almost all answers say
 //! how long they are; for those [`Plain`] is all that is needed, which costs a fraction of a general
 //! client. Everything else is left to hyper: bodies that are streamed or wait for `100 Continue`,
@@ -14,18 +14,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::UPGRADE;
-use http::{Request, Response, StatusCode};
+use http::header::{TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use warmhop::{Body, BoxError, NotSent};
 
-use super::plain::{self, Exchanged, Plain};
+use super::plain::{self, Exchanged, FIELDS_MAX, Failed, Plain};
 use super::pool::{IDLE_CONNECTION_TIMEOUT, Pool};
 use super::request::RequestBody;
-use super::service::FIELDS_MAX;
 use super::socket::{Socket, Talk};
 
 /// A connection on which a request that changes something is sent was used so lately: servers keep
@@ -36,26 +35,6 @@ const MOMENT: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub(super) struct Http1Client {
     pool: Arc<Pool>,
-}
-
-/// How a request failed.
-pub(super) struct Failed {
-    pub(super) error: BoxError,
-    /// The app can have seen nothing of it.
-    pub(super) unsent: bool,
-    /// It found a connection that was kept after another's answer, and got not a byte for one.
-    pub(super) stale: bool,
-}
-
-impl Failed {
-    /// The error as the mesh takes it.
-    fn told(self) -> BoxError {
-        if self.unsent {
-            let reason = "it closes connections at once";
-            return NotSent::new(reason).refuses(true).caused_by(self.error).into();
-        }
-        self.error
-    }
 }
 
 impl Http1Client {
@@ -105,9 +84,9 @@ impl Http1Client {
             // 9.3.1).
             Err(failed) if failed.unsent || (harmless && failed.stale) => {
                 let socket = open(self.pool.addr).await?;
-                Plain::new(socket, &request, &body, harmless).await.map_err(Failed::told)?
+                Plain::new(socket, &request, &body, harmless).await.map_err(Failed::into_error)?
             }
-            Err(failed) => return Err(failed.told()),
+            Err(failed) => return Err(failed.into_error()),
         };
         match exchanged {
             Exchanged::Whole(response, socket) => {
@@ -125,7 +104,7 @@ impl Http1Client {
                 let mut again = Request::new(RequestBody::empty());
                 *again.method_mut() = request.method().clone();
                 let line = Line::over(socket, false).await?;
-                self.exchange(line, again).await.map_err(Failed::told)
+                self.exchange(line, again).await.map_err(Failed::into_error)
             }
         }
     }
@@ -149,9 +128,9 @@ impl Http1Client {
             Err(failed) => failed,
         };
         let may_go_again = failed.unsent || (safe && bodiless && failed.stale);
-        let Some(again) = again.filter(|_| may_go_again) else { return Err(failed.told()) };
+        let Some(again) = again.filter(|_| may_go_again) else { return Err(failed.into_error()) };
         let line = Line::over(open(self.pool.addr).await?, upgrades).await?;
-        self.exchange(line, again).await.map_err(Failed::told)
+        self.exchange(line, again).await.map_err(Failed::into_error)
     }
 
     async fn exchange(
@@ -171,6 +150,10 @@ impl Http1Client {
             error: failed.into_error().into(),
         })?;
         let (parts, mut incoming) = response.into_parts();
+        if is_coded(&parts.headers) {
+            let error = "the app's answer has a transfer coding other than `chunked`".into();
+            return Err(Failed { error, unsent: false, stale: false });
+        }
         let is_sent = sending.is_none_or(|sending| sending.strong_count() == 0);
         if !is_sent || parts.status == StatusCode::SWITCHING_PROTOCOLS {
             // The request goes on whether or not its answer is read: a client may send all of its
@@ -242,7 +225,7 @@ impl Driven {
             Self::Upgradable(connection) => connection.as_mut().poll(cx).is_ready(),
             Self::Over => false,
         };
-        // Whoever waits for an answer is told how it ended.
+        // The task that waits for an answer learns how it ended.
         if ended {
             *self = Self::Over;
         }
@@ -378,6 +361,17 @@ pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// Whether a body has a transfer coding beside `chunked`. Nobody asked for one (RFC 9110 section
+/// 10.1.4), and clients would get what is coded as if it were not.
+fn is_coded(fields: &HeaderMap) -> bool {
+    let values = fields.get_all(TRANSFER_ENCODING).iter();
+    values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|coding| {
+        let coding = coding.trim_ascii();
+        let plain: [&[u8]; 3] = [b"", b"chunked", b"identity"];
+        !plain.iter().any(|plain| coding.eq_ignore_ascii_case(plain))
+    })
 }
 
 /// The same request once more, where all of it is there to be sent.

@@ -3,7 +3,7 @@
 //!
 //! What is not of this kind is recognised by the answer's head, before anything of it was given out,
 //! and left to hyper together with every byte that was read ([`Exchanged::Other`]). So nothing here
-//! interprets chunks, interim answers, ends of connections, or heads that are out of form.
+//! interprets chunks, interim answers, ends of connections, or malformed heads.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -19,14 +19,14 @@ use http_body::{Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
-use warmhop::{Body, BoxError};
+use warmhop::{Body, BoxError, NotSent};
 
-use super::http1::Failed;
 use super::pool::Pool;
 use super::request::RequestBody;
-use super::service::FIELDS_MAX;
 use super::socket::Socket;
 
+/// The most fields in the head of an app's response: as many as a front door takes in a request.
+pub(super) const FIELDS_MAX: usize = 128;
 /// A longer head is hyper's to judge.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Room for what is read first: most answers fit.
@@ -37,6 +37,26 @@ const READ_BYTES: usize = 64 * 1024;
 const FIELDS_ADDED: usize = 3;
 /// The most digits of a length: any number of so many fits into 64 bits.
 const LENGTH_DIGITS_MAX: usize = 19;
+
+/// How a request failed.
+pub(super) struct Failed {
+    pub(super) error: BoxError,
+    /// The app can have seen nothing of it.
+    pub(super) unsent: bool,
+    /// It found a connection that was kept after another's answer, and got not a byte for one.
+    pub(super) stale: bool,
+}
+
+impl Failed {
+    /// The error as the mesh takes it.
+    pub(super) fn into_error(self) -> BoxError {
+        if self.unsent {
+            let reason = "it closes connections at once";
+            return NotSent::new(reason).refuses(true).caused_by(self.error).into();
+        }
+        self.error
+    }
+}
 
 /// What came of an exchange.
 pub(super) enum Exchanged {
@@ -218,12 +238,14 @@ impl Reading {
 /// The body of an answer that is as long as it says. Dropping it before its end closes the connection.
 pub(super) struct Answer {
     reading: Option<Reading>,
+    /// How much has not come and will not: the connection broke.
+    missing: u64,
     pool: Weak<Pool>,
 }
 
 impl Answer {
     pub(super) fn new(reading: Reading, pool: Weak<Pool>) -> Self {
-        Self { reading: Some(reading), pool }
+        Self { reading: Some(reading), missing: 0, pool }
     }
 }
 
@@ -235,12 +257,14 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Some(reading) = &mut self.reading else { return Poll::Ready(None) };
+        let this = &mut *self;
+        let Some(reading) = &mut this.reading else { return Poll::Ready(None) };
         let data = ready!(reading.poll_more(cx));
+        this.missing = if data.is_err() { reading.left } else { 0 };
         if (data.is_err() || reading.left == 0)
-            && let Some(reading) = self.reading.take()
+            && let Some(reading) = this.reading.take()
             && let Some(socket) = reading.into_free()
-            && let Some(pool) = self.pool.upgrade()
+            && let Some(pool) = this.pool.upgrade()
         {
             pool.put(socket);
         }
@@ -248,11 +272,11 @@ impl http_body::Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reading.is_none()
+        self.reading.is_none() && self.missing == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.reading.as_ref().map_or(0, |reading| reading.left))
+        SizeHint::with_exact(self.reading.as_ref().map_or(self.missing, |reading| reading.left))
     }
 }
 

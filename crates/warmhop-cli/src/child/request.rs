@@ -33,6 +33,11 @@ impl RequestBody {
         Self { body: Body::empty(), gate: None, owed: Some(0), sending: None }
     }
 
+    /// Whether nothing says beforehand how long it is.
+    pub(super) fn is_of_unknown_length(&self) -> bool {
+        self.owed.is_none()
+    }
+
     /// All of it, where it is in memory, short, and waits for nobody.
     pub(super) fn whole(&self) -> Option<Bytes> {
         if self.gate.is_some() {
@@ -62,7 +67,7 @@ impl RequestBody {
     /// reverse (CWE-444). So where the length is known, it is what the field says; where it is not,
     /// a number stays and the body is held to it, and anything else goes.
     pub(super) fn new(headers: &mut HeaderMap, body: Body) -> Self {
-        // How the app is told of an unknown length is for hyper to decide.
+        // How an app is told of an unknown length depends on what it speaks.
         headers.remove(TRANSFER_ENCODING);
         let said = said_length(headers);
         let known = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };

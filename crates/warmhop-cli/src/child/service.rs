@@ -2,7 +2,7 @@
 //! HTTP/2 on as few as suffice.
 //!
 //! Upgrades: the response to a request that switched protocols leaves here with hyper's
-//! `OnUpgrade` of the app's side in its extensions, and whoever asked joins the two sides.
+//! `OnUpgrade` of the app's side in its extensions, and the caller joins the two sides.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, UPGRADE};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, Request, Response, StatusCode, Uri, Version};
 use tokio::sync::oneshot;
@@ -21,10 +21,8 @@ use warmhop::{Body, BoxError};
 use super::h2::H2Client;
 use super::http1::Http1Client;
 use super::request::{Gate, RequestBody};
-use crate::config::Protocol;
+use crate::launch::Protocol;
 
-/// The most fields in the head of an app's response: as many as a front door takes in a request.
-pub(super) const FIELDS_MAX: usize = 128;
 /// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
 /// clients not wait for ever).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -77,7 +75,8 @@ impl ChildService {
             let host = parts.uri.authority().unwrap_or(&self.authority).as_str();
             parts.headers.insert(HOST, HeaderValue::from_str(host)?);
         }
-        if matches!(self.client, AppClient::H2(_)) {
+        let is_h2 = matches!(self.client, AppClient::H2(_));
+        if is_h2 {
             // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
             // that is asked for one answers as it answers any request.
             let host = parts.headers.remove(HOST);
@@ -110,6 +109,10 @@ impl ChildService {
         let waits =
             expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let body = RequestBody::new(&mut parts.headers, body);
+        if !is_h2 && body.is_of_unknown_length() && body.whole().is_none() {
+            // Unless it is told so, hyper takes it that a GET has none, and sends nothing of it.
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         let mut request = Request::from_parts(parts, body);
         if waits {
             let (said, go) = oneshot::channel();

@@ -144,7 +144,7 @@ impl Socket {
         self.buffers = (out, read);
     }
 
-    /// Whoever uses it from here on reads `bytes` first, and writes a request that the app has had.
+    /// Its next user reads `bytes` first, and writes a request that the app has had.
     pub(super) fn reads_again(&mut self, bytes: Bytes) {
         self.again = Some(Again { bytes, is_asked: false, reader: None });
     }

@@ -147,8 +147,9 @@ pub fn markdown() -> String {
          * `${NAME}` is replaced by a variable of the peer's environment in every text but the words of an\n\
          \x20 app's `run`, which may be a shell's own; `$${` is `${` itself.\n\
          * Certificates and keys are read again when their files change. `warmhop reload` applies `[[app]]`,\n\
-         \x20 `[admin] token` and `[mesh] refuse` while the peer serves; everything else takes a restart: one\n\
-         \x20 peer after the other, and no session is lost.\n\
+         \x20 `[admin] token`, `[mesh] refuse`, `[log] level` and how `[session]` keeps sessions (not its\n\
+         \x20 endpoint, with its `ttl`, nor its cookie) while the peer serves; everything else takes a restart:\n\
+         \x20 one peer after the other, and no session is lost.\n\
          * For editors: `warmhop check --schema > warmhop.schema.json`, and\n\
          \x20 `#:schema ./warmhop.schema.json` in the first line of a file (Taplo, Even Better TOML).\n",
     );

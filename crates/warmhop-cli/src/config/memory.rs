@@ -1,11 +1,11 @@
-//! How much memory sessions may take where nobody says: a share of what this process may have.
+//! How much memory sessions may use by default: a share of what this process may have.
 
 use std::fs;
 use std::path::Path;
 
 /// The share of the machine's memory, or of the control group's.
 const SHARE: u64 = 4;
-/// Where neither is told.
+/// Where neither is known.
 const OTHERWISE: u64 = 1 << 30;
 /// The least and the most that can be configured.
 pub(super) const BOUNDS: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 44);

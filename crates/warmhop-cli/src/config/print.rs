@@ -12,7 +12,7 @@ use warmhop::config::ScalePolicy;
 use warmhop::cookie::CookieSpec;
 
 use super::read::life::{alive_text, ready_text, wake_text};
-use super::{AccessTo, App, Config, Inherit, duration_text, memory};
+use super::{AccessTo, App, Config, Http, Inherit, Mesh, Session, duration_text, memory};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -23,77 +23,26 @@ impl fmt::Display for Config {
             Some(zone) => writeln!(f, "zone = {}", text(zone))?,
             None => writeln!(f, "# zone is not set: no peer is nearer than another")?,
         }
-
-        let listen: Vec<String> = self.http.listen.iter().map(ToString::to_string).collect();
-        writeln!(f, "\n[http]\nlisten = {}", value(&listen))?;
-        match &self.http.tls {
-            Some(tls) => {
-                writeln!(f, "tls = {{ cert = {}, key = {} }}", path(&tls.cert), path(&tls.key))?;
-            }
-            None => writeln!(f, "# tls is not set: plain HTTP")?,
-        }
-        writeln!(f, "reveal = {}", self.http.reveal)?;
-        match &self.http.error_page {
-            Some(file) => writeln!(f, "error_page = {}", path(file))?,
-            None => writeln!(f, "# error_page is not set: a page of the mesh's own")?,
-        }
-        let limits = &self.http.limits;
-        writeln!(f, "memory = \"{}\"", memory::text(limits.memory))?;
-        writeln!(f, "connections_per_address = {}", limits.connections_per_address)?;
-        writeln!(f, "body_rate = \"{}\"", memory::text(limits.body_rate))?;
-        writeln!(f, "body_timeout = \"{}\"", duration_text(limits.body_timeout))?;
-        let trusted: Vec<String> = self.http.trusted_proxies.texts().collect();
-        writeln!(f, "trusted_proxies = {}", value(&trusted))?;
-        writeln!(f, "proxy_protocol = {}", self.http.proxy_protocol)?;
-        writeln!(f, "drain_grace = \"{}\"", duration_text(self.http.drain_grace))?;
-
-        writeln!(f, "\n[mesh]\nlisten = \"{}\"", self.mesh.listen)?;
-        let advertise = self.mesh.advertise.unwrap_or(self.mesh.listen);
-        if advertise.port() == 0 {
-            writeln!(f, "# advertise is not set: the port that the system chooses")?;
-        } else {
-            writeln!(f, "advertise = \"{advertise}\"")?;
-        }
-        writeln!(f, "seeds = {}", value(&self.mesh.seeds))?;
-        writeln!(f, "identity = {}", path(&self.mesh.identity))?;
-        let refused: Vec<String> = self.mesh.refuse.texts().collect();
-        writeln!(f, "refuse = {}", value(&refused))?;
-        match &self.mesh.cookie_key[..] {
-            [] => {}
-            [file] => writeln!(f, "cookie_key = {}", path(file))?,
-            files => {
-                let files: Vec<String> = files.iter().map(|file| path(file)).collect();
-                writeln!(f, "cookie_key = [{}]", files.join(", "))?;
-            }
-        }
-
+        print_http(&self.http, f)?;
+        print_mesh(&self.mesh, f)?;
         writeln!(f, "\n[admin]\nlisten = \"{}\"", self.admin.listen)?;
         match &self.admin.token {
             Some(_) => writeln!(f, "token = \"(set-but-not-shown)\"")?,
             None => writeln!(f, "# token is not set: loopback only")?,
         }
-
-        let policy = &self.session.policy;
-        writeln!(f, "\n[session]\ncopies = {}", policy.copies)?;
-        writeln!(f, "ttl = \"{}\"", duration_text(policy.ttl))?;
-        writeln!(f, "memory = \"{}\"", memory::text(policy.memory_bytes_max))?;
-        writeln!(f, "without_majority = {}", value(policy.without_majority))?;
-        writeln!(f, "state_bytes_max = {}", policy.state_bytes_max)?;
-        writeln!(f, "stored_response_bytes_max = {}", policy.stored_response_bytes_max)?;
-        writeln!(f, "cookie = {}", cookie(&policy.cookie, self.http.reveal))?;
-        match self.session.redis {
-            Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
-            None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
-        }
-        writeln!(f, "redis_events = \"{}\"", self.session.redis_events)?;
+        print_session(&self.session, self.http.reveal, f)?;
         writeln!(f, "\n[log]")?;
         match &self.log.access {
             Some(AccessTo::Stderr) => writeln!(f, "access = \"stderr\"")?,
             Some(AccessTo::File(file)) => writeln!(f, "access = {}", path(file))?,
-            None => writeln!(f, "# access is not set: requests that succeed are not told")?,
+            None => writeln!(f, "# access is not set: requests that succeed are not logged")?,
         }
         writeln!(f, "access_format = {}", value(self.log.access_format))?;
         writeln!(f, "access_query = {}", self.log.access_query)?;
+        match &self.log.level {
+            Some(level) => writeln!(f, "level = {}", text(level))?,
+            None => writeln!(f, "# level is not set: what the peer and its apps do")?,
+        }
         writeln!(f, "\n[run]")?;
         match self.run.threads {
             Some(threads) => writeln!(f, "threads = {threads}")?,
@@ -101,6 +50,72 @@ impl fmt::Display for Config {
         }
         self.apps.iter().try_for_each(|app| print_app(app, f))
     }
+}
+
+fn print_http(http: &Http, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let listen: Vec<String> = http.listen.iter().map(ToString::to_string).collect();
+    writeln!(f, "\n[http]\nlisten = {}", value(&listen))?;
+    match &http.tls {
+        Some(tls) => {
+            writeln!(f, "tls = {{ cert = {}, key = {} }}", path(&tls.cert), path(&tls.key))?;
+        }
+        None => writeln!(f, "# tls is not set: plain HTTP")?,
+    }
+    writeln!(f, "reveal = {}", http.reveal)?;
+    match &http.error_page {
+        Some(file) => writeln!(f, "error_page = {}", path(file))?,
+        None => writeln!(f, "# error_page is not set: a page of the mesh's own")?,
+    }
+    let limits = &http.limits;
+    writeln!(f, "memory = \"{}\"", memory::text(limits.memory))?;
+    writeln!(f, "connections_per_address = {}", limits.connections_per_address)?;
+    writeln!(f, "body_rate = \"{}\"", memory::text(limits.body_rate))?;
+    writeln!(f, "body_timeout = \"{}\"", duration_text(limits.body_timeout))?;
+    let trusted: Vec<String> = http.trusted_proxies.texts().collect();
+    writeln!(f, "trusted_proxies = {}", value(&trusted))?;
+    writeln!(f, "proxy_protocol = {}", http.proxy_protocol)?;
+    writeln!(f, "drain_grace = \"{}\"", duration_text(http.drain_grace))?;
+    Ok(())
+}
+
+fn print_mesh(mesh: &Mesh, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\n[mesh]\nlisten = \"{}\"", mesh.listen)?;
+    let advertise = mesh.advertise.unwrap_or(mesh.listen);
+    if advertise.port() == 0 {
+        writeln!(f, "# advertise is not set: the port that the system chooses")?;
+    } else {
+        writeln!(f, "advertise = \"{advertise}\"")?;
+    }
+    writeln!(f, "seeds = {}", value(&mesh.seeds))?;
+    writeln!(f, "identity = {}", path(&mesh.identity))?;
+    let refused: Vec<String> = mesh.refuse.texts().collect();
+    writeln!(f, "refuse = {}", value(&refused))?;
+    match &mesh.cookie_key[..] {
+        [] => {}
+        [file] => writeln!(f, "cookie_key = {}", path(file))?,
+        files => {
+            let files: Vec<String> = files.iter().map(|file| path(file)).collect();
+            writeln!(f, "cookie_key = [{}]", files.join(", "))?;
+        }
+    }
+    Ok(())
+}
+
+fn print_session(session: &Session, reveal: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let policy = &session.policy;
+    writeln!(f, "\n[session]\ncopies = {}", policy.copies)?;
+    writeln!(f, "ttl = \"{}\"", duration_text(policy.ttl))?;
+    writeln!(f, "memory = \"{}\"", memory::text(policy.memory_bytes_max))?;
+    writeln!(f, "without_majority = {}", value(policy.without_majority))?;
+    writeln!(f, "state_bytes_max = {}", policy.state_bytes_max)?;
+    writeln!(f, "stored_response_bytes_max = {}", policy.stored_response_bytes_max)?;
+    writeln!(f, "cookie = {}", cookie(&policy.cookie, reveal))?;
+    match session.redis {
+        Some(addr) => writeln!(f, "redis = \"{addr}\"")?,
+        None => writeln!(f, "# redis is not set: no endpoint for session libraries")?,
+    }
+    writeln!(f, "redis_events = \"{}\"", session.redis_events)?;
+    Ok(())
 }
 
 fn matching(wanted: &Match) -> String {
@@ -140,23 +155,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     } else {
         writeln!(f, "run = {}", value(&app.run))?;
     }
-    writeln!(f, "dir = {}", path(&app.dir))?;
-    match &app.inherit_env {
-        Inherit::All => writeln!(f, "inherit_env = true")?,
-        Inherit::Only(names) if names.is_empty() => writeln!(f, "inherit_env = false")?,
-        Inherit::Only(names) => writeln!(f, "inherit_env = {}", value(names))?,
-    }
-    match &app.env_file {
-        Some(file) => writeln!(f, "env_file = {}", path(file))?,
-        None => writeln!(f, "# env_file is not set: its variables are those of env")?,
-    }
-    let env: Vec<String> =
-        app.env.iter().map(|(name, set)| format!("{} = {}", key(name), text(set))).collect();
-    if env.is_empty() {
-        writeln!(f, "env = {{}}")?;
-    } else {
-        writeln!(f, "env = {{ {} }}", env.join(", "))?;
-    }
+    print_environment(app, f)?;
     writeln!(f, "{}", ready_text(&app.ready, text))?;
     match alive_text(&app.alive, &policy.alive, text) {
         Some(alive) => writeln!(f, "{alive}")?,
@@ -172,7 +171,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     match &spec.version {
         Some(version) => writeln!(f, "version = {}", text(version.as_str()))?,
-        None => writeln!(f, "# version is not set: none is told")?,
+        None => writeln!(f, "# version is not set")?,
     }
     match policy.scale {
         Some(ScalePolicy { at_percent, max, .. }) => {
@@ -186,24 +185,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         None => writeln!(f, "# wake is not set: every request starts the app")?,
     }
     writeln!(f, "protocol = {}", value(app.protocol))?;
-    for (key, name) in [("user", &app.wanted.user), ("group", &app.wanted.group)] {
-        match name {
-            Some(name) => writeln!(f, "{key} = {}", text(name))?,
-            None => writeln!(f, "# {key} is not set: the peer's own")?,
-        }
-    }
-    let limits =
-        [("memory", app.wanted.memory), ("files", app.wanted.files), ("cpu", app.wanted.cpu)];
-    let limits: Vec<String> = (limits.into_iter())
-        .filter_map(|(key, limit)| Some((key, limit?)))
-        .map(|(key, limit)| match key {
-            "memory" => format!("memory = \"{}\"", memory::text(limit)),
-            key => format!("{key} = {limit}"),
-        })
-        .collect();
-    if !limits.is_empty() {
-        writeln!(f, "limits = {{ {} }}", limits.join(", "))?;
-    }
+    print_confinement(app, f)?;
     writeln!(f, "start = {}", value(policy.start))?;
     match policy.stop_when_idle {
         Some(idle) => writeln!(f, "stop_when_idle = \"{}\"", duration_text(idle))?,
@@ -224,12 +206,57 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "stop_grace = \"{}\"", duration_text(policy.stop_grace))
 }
 
+/// Where the app's processes run, and with which variables.
+fn print_environment(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "dir = {}", path(&app.dir))?;
+    match &app.inherit_env {
+        Inherit::All => writeln!(f, "inherit_env = true")?,
+        Inherit::Only(names) if names.is_empty() => writeln!(f, "inherit_env = false")?,
+        Inherit::Only(names) => writeln!(f, "inherit_env = {}", value(names))?,
+    }
+    match &app.env_file {
+        Some(file) => writeln!(f, "env_file = {}", path(file))?,
+        None => writeln!(f, "# env_file is not set: its variables are those of env")?,
+    }
+    let env: Vec<String> =
+        app.env.iter().map(|(name, set)| format!("{} = {}", key(name), text(set))).collect();
+    if env.is_empty() {
+        writeln!(f, "env = {{}}")?;
+    } else {
+        writeln!(f, "env = {{ {} }}", env.join(", "))?;
+    }
+    Ok(())
+}
+
+/// Whose the app's processes are, and what they may take.
+fn print_confinement(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (key, name) in [("user", &app.wanted.user), ("group", &app.wanted.group)] {
+        match name {
+            Some(name) => writeln!(f, "{key} = {}", text(name))?,
+            None => writeln!(f, "# {key} is not set: the peer's own")?,
+        }
+    }
+    let limits =
+        [("memory", app.wanted.memory), ("files", app.wanted.files), ("cpu", app.wanted.cpu)];
+    let limits: Vec<String> = (limits.into_iter())
+        .filter_map(|(key, limit)| Some((key, limit?)))
+        .map(|(key, limit)| match key {
+            "memory" => format!("memory = \"{}\"", memory::text(limit)),
+            key => format!("{key} = {limit}"),
+        })
+        .collect();
+    if !limits.is_empty() {
+        writeln!(f, "limits = {{ {} }}", limits.join(", "))?;
+    }
+    Ok(())
+}
+
 /// A text in quotes, escaped, with each `${` as it is meant.
 fn text(text: &str) -> String {
     key(&text.replace("${", "$${"))
 }
 
-/// A key in quotes, escaped: no variable stands in one.
+/// A key in quotes, escaped: a key contains no variable.
 fn key(text: &str) -> String {
     // A literal with single quotes is TOML too, but basic strings read alike everywhere.
     let mut quoted = String::from("\"");

@@ -1,6 +1,7 @@
 use super::*;
 
 mod matching;
+mod mistakes;
 
 /// Everything that a file may say, in a folder where nothing exists.
 const FULL: &str = r#"
@@ -43,6 +44,7 @@ redis = "127.0.0.1:6401"
 access = "log/access.log"
 access_format = "json"
 access_query = true
+level = "warn,warmhop=debug"
 
 [[app]]
 name = "shop"
@@ -110,14 +112,13 @@ fn every_key_arrives() {
     assert_eq!(config.session.policy.ttl, Duration::from_secs(45 * 60));
     assert_eq!(config.session.policy.without_majority, warmhop::config::WithoutMajority::Serve);
     assert_eq!(config.session.redis, Some("127.0.0.1:6401".parse().unwrap()));
-
     let expected = Log {
         access: Some(AccessTo::File("/nowhere/log/access.log".into())),
         access_format: AccessFormat::Json,
         access_query: true,
+        level: Some("warn,warmhop=debug".into()),
     };
     assert_eq!(config.log, expected);
-
     let [shop, far] = config.apps.as_slice() else { panic!("two apps") };
     assert_eq!(shop.spec.host(), Some("shop.localhost"), "hosts have no case");
     assert_eq!(shop.spec.matches[0].path, "/shop");
@@ -173,9 +174,8 @@ fn what_is_printed_reads_back_to_the_same() {
     }
 }
 
-#[test]
-fn defaults_are_printed_as_values_and_absences_as_comments() {
-    let expected = r#"cluster = "warmhop"
+/// What is printed of a file that names a peer and an app, but for shares of this machine's memory.
+const DEFAULTS: &str = r#"cluster = "warmhop"
 
 [peer]
 name = "p"
@@ -217,9 +217,10 @@ cookie = { name = "warmhop", same_site = "lax", route = "name" }
 redis_events = ""
 
 [log]
-# access is not set: requests that succeed are not told
+# access is not set: requests that succeed are not logged
 access_format = "text"
 access_query = false
+# level is not set: what the peer and its apps do
 
 [run]
 # threads is not set: one for each core that it may use
@@ -237,7 +238,7 @@ ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # alive is not set: asked only where requests fail or hang
 # head_timeout is not set: an answer takes as long as it takes
 # concurrency is not set: a copy takes all that comes
-# version is not set: none is told
+# version is not set
 # scale is not set: no copy starts because others are busy
 # wake is not set: every request starts the app
 protocol = "http1"
@@ -253,9 +254,11 @@ waiting_max = 1024
 starting_page = true
 stop_grace = "10s"
 "#;
+#[test]
+fn defaults_are_printed_as_values_and_absences_as_comments() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']";
     // Shares of this machine's.
-    let expected = expected.replace("A QUARTER", &memory::text(memory::default()));
+    let expected = DEFAULTS.replace("A QUARTER", &memory::text(memory::default()));
     let expected = expected.replace("MEMORY", &memory::text(ClientLimits::default().memory));
     assert_eq!(parse(text).to_string(), expected);
 }
@@ -267,201 +270,6 @@ fn the_token_is_never_printed() {
     assert!(!config.to_string().contains("very-secret"), "{config}");
     assert!(!format!("{config:?}").contains("very-secret"));
     parse(&config.to_string());
-}
-
-/// Each mistake: what is appended to (or replaces) a valid file, and the whole message.
-#[test]
-fn a_mistake_names_its_place_its_key_and_its_remedy() {
-    let cases = [
-        (
-            "[peer]\nname = 'p'\n[http]\nconnections_per_address = 0",
-            ":4:27: http.connections_per_address: 0 does not fit; expected a whole number from 1 to 1048576",
-        ),
-        (
-            "[peer]\nname = 'p'\n[http]\nbody_timeout = '0s'",
-            ":4:16: http.body_timeout: \"0s\" does not fit; expected a span from 1s to 1d",
-        ),
-        (
-            "[peer]\nname = 'p'\n[http]\nproxy_protocol = 'v2'",
-            ":4:18: http.proxy_protocol: \"v2\" does not fit; expected true or false",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\nrefuse = ['peer 9']",
-            ":4:11: mesh.refuse[0]: \"peer 9\" does not fit; expected 1 to 32 of the characters A-Z a-z 0-9 _ -, or \"sha256:\" and a certificate's fingerprint",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\ncookie_key = []",
-            ":4:14: mesh.cookie_key: 0 files are named; name one file, or two: the first makes cookies, and those of both are believed",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nlimits = { memory = '1MiB' }",
-            ":6:21: app.x.limits.memory: \"1MiB\" does not fit; expected a size from 16MiB to 1048576GiB, such as \"256MiB\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[http]\nmemory = '1MB'",
-            ":4:10: http.memory: \"1MB\" does not fit; expected a size from 1MiB to 1024GiB, such as \"256MiB\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[http]\ntrusted_proxies = ['10.0.0.0/40']",
-            ":4:20: http.trusted_proxies[0]: \"10.0.0.0/40\" does not fit; expected an address or a network, such as \"10.0.0.7\" or \"10.0.0.0/8\"",
-        ),
-        (
-            "",
-            ": peer.name: the peer has no name; name this peer uniquely within its cluster: [peer] name = \"peer-1\"",
-        ),
-        (
-            "[peer]\nzone = 'a'",
-            ":1:1: peer.name: the peer has no name; name this peer uniquely within its cluster: [peer] name = \"peer-1\"",
-        ),
-        (
-            "[peer]\nname = 'a.b'",
-            ":2:8: peer.name: \"a.b\" does not fit; expected 1 to 32 of the characters A-Z a-z 0-9 _ -",
-        ),
-        ("[peer]\nname = 7", ":2:8: peer.name: 7 does not fit; expected a text in quotes"),
-        (
-            "[peer]\nname = 'p'\n[http]\nlisten = ['127.0.0.1:8081', 'localhost:80']",
-            ":4:29: http.listen[1]: \"localhost:80\" does not fit; expected an IP address and a port, such as \"127.0.0.1:8081\" or \"[::1]:8081\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\nlisten = '0.0.0.0:7001'",
-            ":4:10: mesh.advertise: the peer listens on 0.0.0.0:7001 and does not say where it can be reached; add advertise = \"ADDRESS:PORT\" as the other peers see it",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\nlisten = '0.0.0.0:7001'\nadvertise = '0.0.0.0:7001'",
-            ":5:13: mesh.advertise: other peers cannot send to an address of zeros or to port 0; name the address and port that they reach this peer at",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\nseeds = ['peers.internal']",
-            ":4:10: mesh.seeds[0]: \"peers.internal\" does not fit; expected HOST:PORT, such as \"10.0.0.1:7001\" or \"peers.internal:7001\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\nlisen = '127.0.0.1:7001'",
-            ":4:1: mesh.lisen: there is no such key; did you mean listen?",
-        ),
-        (
-            "[peer]\nname = 'p'\n[mesh]\nquorum = 3",
-            ":4:1: mesh.quorum: there is no such key; the keys here are advertise, cookie_key, identity, listen, refuse, seeds",
-        ),
-        (
-            "[peer]\nname = 'p'\n[sesion]\ncopies = 3",
-            ":3:2: sesion: there is no such key; did you mean session?",
-        ),
-        (
-            "[peer]\nname = 'p'\n[admin]\nlisten = '0.0.0.0:9001'",
-            ":4:10: admin.listen: 0.0.0.0:9001 can be reached from other machines, and anyone there could stop apps; listen on 127.0.0.1, or set [admin] token",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\nredis = '0.0.0.0:6401'",
-            ":4:9: session.redis: 0.0.0.0:6401 can be reached from other machines, and it has no passwords; listen on 127.0.0.1: it is for the apps of this machine",
-        ),
-        (
-            "[peer]\nname = 'p'\n[admin]\ntoken = 'short'",
-            ":4:9: admin.token: a token has 16 to 256 visible ASCII characters; make one with `openssl rand -hex 32`",
-        ),
-        (
-            "[peer]\nname = 'p'\n[http]\nlisten = ['127.0.0.1:9001']",
-            ": admin.listen: 127.0.0.1:9001 is http.listen[0] already; choose another port",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\ncopies = 4",
-            ":4:10: session.copies: 4 does not fit; expected a whole number from 1 to 3",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\nmemory = '1.5 GB'",
-            ":4:10: session.memory: \"1.5 GB\" does not fit; expected a size from 1MiB to 16384GiB, such as \"512MiB\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[run]\nthreads = 0",
-            ":4:11: run.threads: 0 does not fit; expected a whole number from 1 to 1024",
-        ),
-        (
-            "[peer]\nname = 'p'\n[log]\naccess = 'stdout'",
-            ":4:10: log.access: \"stdout\" does not fit; expected \"stderr\" or a file, such as \"access.log\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\nttl = '30 minutes'",
-            ":4:7: session.ttl: \"30 minutes\" does not fit; expected a span of time such as \"250ms\", \"30s\", \"10m\" or \"1h\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\nttl = '10ms'",
-            ":4:7: session.ttl: \"10ms\" does not fit; expected a span from 1s to 366d",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\ncookie = { name = 'a b' }",
-            ":4:19: session.cookie.name: it is no cookie's name; use 1 to 64 letters, digits, - and _",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session.cookie]\nname = '__Secure-a'\nsecure = false",
-            ":5:10: session.cookie.secure: browsers take a cookie with this prefix only if it is Secure; leave secure out, or choose a name without the prefix",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\nwithout_majority = 'fork'",
-            ":4:20: session.without_majority: \"fork\" does not fit; expected \"refuse\" or \"serve\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[http]\ntls = { cert = 'c.pem' }",
-            ":4:7: http.tls.key: there is no private key; tls = { cert = \"cert.pem\", key = \"key.pem\" }",
-        ),
-        (
-            "[peer]\nname = 'p'\n[app]\nname = 'x'",
-            ":3:1: app: a table does not fit; expected an array of tables: [[app]]",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nrun = ['sh']",
-            ":3:1: app[0].name: the app has no name; name it: [[app]] name = \"shop\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'",
-            ":3:1: app.x.run: there is nothing to run; add run = [\"PROGRAM\", \"ARGUMENT\"], or start = \"never\" where other peers run it",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = []",
-            ":5:7: app.x.run: there is nothing to run; name the program: run = [\"node\", \"server.js\"]",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = 'node server.js'",
-            ":5:7: app.x.run: \"node server.js\" does not fit; expected an array: [\"node\", \"server.js\"]",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nsession = 'postal'",
-            ":6:11: app.x.session: \"postal\" does not fit; expected \"portable\" or \"pinned\" or \"none\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { PORT = '80' }",
-            ":6:16: app.x.env.PORT: this variable is set by warmhop, which chooses the app's port; remove it, and let the app listen on 127.0.0.1:$PORT",
-        ),
-        (
-            "[peer]\nname = 'p'\n[session]\nredis = '127.0.0.1:6401'\n[[app]]\nname = 'x'\nrun = ['sh']\nenv = { REDIS_URL = 'redis://db' }",
-            ":8:21: app.x.env.REDIS_URL: this variable is set by warmhop to where [session] redis keeps the app's sessions; remove it, or name a Redis of the app's own in another variable",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { host = 'http://shop' }",
-            ":6:18: app.x.match.host: \"http://shop\" does not fit; expected a host without scheme and port, such as \"shop.example.com\", or all of one label more: \"*.example.com\"",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nready = { path = 'healthz' }",
-            ":6:18: app.x.ready.path: \"healthz\" does not fit; expected a path that begins with /, without query, such as /shop",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nready = '/healthz'",
-            ":6:9: app.x.ready: \"/healthz\" does not fit; expected a table: [app.x.ready]",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\nstop_when_idel = '1m'",
-            ":6:1: app.x.stop_when_idel: there is no such key; did you mean stop_when_idle?",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\n[[app]]\nname = 'x'\nrun = ['sh']\nmatch = { path = '/x' }",
-            ":6:1: app.x.name: line 3 names an app x already; give each app its own name",
-        ),
-        (
-            "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['sh']\n[[app]]\nname = 'y'\nrun = ['sh']\nmatch = { path = '/' }",
-            ":9:9: app.y.match: line 3 gives the app x the same requests: any host, path /; give one of them another host or path",
-        ),
-    ];
-    for (text, message) in cases {
-        assert_eq!(problems(text), [format!("{FILE}{message}")], "{text}");
-    }
 }
 
 #[test]

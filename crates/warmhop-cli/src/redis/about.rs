@@ -4,22 +4,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::cmd::{
-    AT_ONCE, Keys, LONG, NOT_IN_SCRIPTS, Spec, TABLE, WORD_TOLD_MAX, WRITES, find, syntax,
-    unknown_subcommand, word, wrong_count,
-};
-use super::connection::DATABASES;
+use super::arguments::{WORD_TOLD_MAX, syntax, word, wrong_count};
+use super::cmd::{AT_ONCE, Keys, LONG, NOT_IN_SCRIPTS, Spec, TABLE, WRITES, find};
 use super::events::{Events, NoEvents};
 use super::frame::{Reply, VALUE_BYTES_MAX, integer};
-use super::glob;
+use super::refusals::no_subcommand;
 use super::script::SPEAKS_AS;
+use super::{glob, info};
+
+/// How many databases there are.
+pub(super) const DATABASES: u8 = 16;
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
-/// The setting by which Redis tells of changes of keys.
+/// The setting by which Redis publishes changes of keys.
 const EVENTS_SETTING: &str = "notify-keyspace-events";
 
-/// What a connection tells of itself.
+/// What a client said of its connection.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Introduced {
     pub(super) id: i64,
@@ -47,6 +48,11 @@ impl Introduced {
     }
 
     fn try_hello(&mut self, args: &[Bytes]) -> Result<Reply, Reply> {
+        let in_option = |option: &Bytes| {
+            let told: String =
+                String::from_utf8_lossy(option).chars().take(WORD_TOLD_MAX).collect();
+            Reply::error("ERR", format!("Syntax error in HELLO option '{told}'"))
+        };
         let mut rest = args[1..].iter();
         let mut version = self.version;
         if let Some(asked) = rest.next() {
@@ -62,19 +68,17 @@ impl Introduced {
         while let Some(option) = rest.next() {
             match word(option).as_str() {
                 "AUTH" => {
-                    let user = rest.next().ok_or_else(syntax)?;
-                    rest.next().ok_or_else(syntax)?;
+                    let user = rest.next().ok_or_else(|| in_option(option))?;
+                    rest.next().ok_or_else(|| in_option(option))?;
                     if let Some(refused) = refuse_user(Some(user)) {
                         return Err(refused);
                     }
                 }
-                "SETNAME" => name = Some(client_name(rest.next().ok_or_else(syntax)?)?),
-                _ => {
-                    let told = String::from_utf8_lossy(option);
-                    let told: String = told.chars().take(WORD_TOLD_MAX).collect();
-                    let detail = format!("Syntax error in HELLO option '{told}'");
-                    return Err(Reply::error("ERR", detail));
+                "SETNAME" => {
+                    let asked = rest.next().ok_or_else(|| in_option(option))?;
+                    name = Some(client_name(asked)?);
                 }
+                _ => return Err(in_option(option)),
             }
         }
         self.version = version;
@@ -109,7 +113,7 @@ impl Introduced {
             ("ID", []) => Reply::Number(self.id),
             ("GETREDIR", []) => Reply::Number(-1),
             ("INFO", []) => Reply::text(format!("{}\n", self.line())),
-            ("LIST", _) => Reply::text(format!("{}\n", self.line())),
+            ("LIST", options) => self.list(options),
             ("SETINFO", [what, value]) => {
                 let value: String =
                     String::from_utf8_lossy(value).chars().take(WORD_TOLD_MAX).collect();
@@ -122,23 +126,50 @@ impl Introduced {
                 }
                 Reply::OK
             }
-            ("NO-EVICT" | "NO-TOUCH", [_]) | ("UNPAUSE", []) => Reply::OK,
+            ("NO-EVICT" | "NO-TOUCH", [how]) if matches!(word(how).as_str(), "ON" | "OFF") => {
+                Reply::OK
+            }
+            ("NO-EVICT" | "NO-TOUCH", [_]) => syntax(),
             ("REPLY", [how]) if word(how) == "ON" => Reply::OK,
+            ("UNPAUSE", []) => Reply::OK,
+            // Nothing is tracked, and who asks for no more than that has it.
+            ("TRACKING", [how]) if word(how) == "OFF" => Reply::OK,
+            ("TRACKINGINFO", []) => tracking_info(),
+            ("HELP", []) => {
+                Reply::Array(CLIENT_HELP.iter().map(|line| Reply::status(*line)).collect())
+            }
             (
                 "SETNAME" | "GETNAME" | "ID" | "GETREDIR" | "INFO" | "SETINFO" | "NO-EVICT"
-                | "NO-TOUCH" | "UNPAUSE",
+                | "NO-TOUCH" | "UNPAUSE" | "TRACKINGINFO" | "HELP",
                 _,
-            ) => wrong(),
-            // What Redis of this version has, and is not here.
-            (
-                other @ ("CACHING" | "KILL" | "NOEVICT" | "PAUSE" | "REPLY" | "TRACKING"
-                | "TRACKINGINFO" | "UNBLOCK"),
-                _,
-            ) => {
-                let detail = format!("CLIENT {other} is not offered here; see docs/redis.md");
-                Reply::error("ERR", detail)
+            )
+            | ("CACHING" | "KILL" | "PAUSE" | "REPLY" | "TRACKING" | "UNBLOCK", []) => wrong(),
+            _ => no_subcommand("CLIENT", &args[1]),
+        }
+    }
+
+    /// Answers `CLIENT LIST` with the client that asks alone.
+    fn list(&self, options: &[Bytes]) -> Reply {
+        let all = || Reply::text(format!("{}\n", self.line()));
+        match options {
+            [] => all(),
+            [option, kind] if word(option) == "TYPE" => match word(kind).as_str() {
+                "NORMAL" => all(),
+                "MASTER" | "REPLICA" | "SLAVE" | "PUBSUB" => Reply::text(""),
+                _ => {
+                    let told: String =
+                        String::from_utf8_lossy(kind).chars().take(WORD_TOLD_MAX).collect();
+                    Reply::error("ERR", format!("Unknown client type '{told}'"))
+                }
+            },
+            [option, ids @ ..] if word(option) == "ID" && !ids.is_empty() => {
+                if ids.iter().any(|id| integer(id) == Some(self.id)) {
+                    all()
+                } else {
+                    Reply::text("")
+                }
             }
-            _ => unknown_subcommand("CLIENT", &args[1]),
+            _ => syntax(),
         }
     }
 
@@ -156,10 +187,6 @@ impl Introduced {
         let spec = find(&args[0]).map_or("", |spec| spec.name);
         let subcommand = args.get(1).map(|it| word(it)).unwrap_or_default();
         let empty = || Reply::Array(Vec::new());
-        let not_offered = || {
-            let told: String = subcommand.chars().take(WORD_TOLD_MAX).collect();
-            Reply::error("ERR", format!("{spec} {told} is not offered here; see docs/redis.md"))
-        };
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         match (spec, subcommand.as_str()) {
             ("ECHO", _) => Reply::Bytes(args[1].clone()),
@@ -169,17 +196,94 @@ impl Introduced {
             }
             ("LASTSAVE", _) => Reply::Number(i64::try_from(now.as_secs()).unwrap_or(i64::MAX)),
             ("ROLE", _) => Reply::Array(vec![Reply::text("master"), Reply::Number(0), empty()]),
-            ("INFO", _) => info(&args[1..]),
+            ("INFO", _) => info::answer(&args[1..]),
             ("COMMAND", _) => command(&args[1..]),
             ("CONFIG", _) => config(&args[1..], events),
-            ("CLUSTER", _) => Reply::error("ERR", "This instance has cluster support disabled"),
-            ("FUNCTION", "LIST") | ("MODULE", "LIST") | ("SLOWLOG", "GET") => empty(),
+            ("CLUSTER" | "READONLY" | "READWRITE" | "ASKING", _) => {
+                Reply::error("ERR", "This instance has cluster support disabled")
+            }
+            ("FCALL" | "FCALL_RO", _) => Reply::error("ERR", "Function not found"),
+            ("FUNCTION", _) => function(&subcommand, &args[1..]),
+            ("ACL", _) => acl(&subcommand, &args[1..]),
+            ("MODULE", "LIST") | ("SLOWLOG", "GET") => empty(),
             ("LATENCY", "LATEST" | "HISTORY" | "HISTOGRAM") => empty(),
             ("SLOWLOG", "LEN") | ("LATENCY", "RESET") => Reply::Number(0),
-            ("SLOWLOG", "RESET") | ("FUNCTION", "FLUSH") => Reply::OK,
+            ("SLOWLOG", "RESET") | ("MEMORY", "PURGE") => Reply::OK,
             ("MEMORY", "DOCTOR") => Reply::text("warmhop keeps its own memory: see /metrics"),
-            _ => not_offered(),
+            _ => no_subcommand(spec, args.get(1).map_or(&[][..], |it| it)),
         }
+    }
+}
+
+const CLIENT_HELP: [&str; 8] = [
+    "CLIENT GETNAME|GETREDIR|ID|INFO|TRACKINGINFO|UNPAUSE",
+    "CLIENT LIST [TYPE <type>|ID <id> ...]",
+    "CLIENT NO-EVICT ON|OFF",
+    "CLIENT NO-TOUCH ON|OFF",
+    "CLIENT REPLY ON",
+    "CLIENT SETINFO LIB-NAME|LIB-VER <text>",
+    "CLIENT SETNAME <name>",
+    "CLIENT TRACKING OFF",
+];
+
+fn tracking_info() -> Reply {
+    let empty = || Reply::Array(Vec::new());
+    Reply::Map(vec![
+        (Reply::text("flags"), Reply::Set(vec![Reply::text("off")])),
+        (Reply::text("redirect"), Reply::Number(-1)),
+        (Reply::text("prefixes"), empty()),
+    ])
+}
+
+/// Answers `FUNCTION`, as a server without functions.
+fn function(subcommand: &str, args: &[Bytes]) -> Reply {
+    let none = || (Reply::text("libraries_count"), Reply::Number(0));
+    match (subcommand, &args[1..]) {
+        ("LIST", _) => Reply::Array(Vec::new()),
+        ("FLUSH", []) => Reply::OK,
+        ("FLUSH", [how]) if matches!(word(how).as_str(), "SYNC" | "ASYNC") => Reply::OK,
+        ("FLUSH", _) => Reply::error("ERR", "FUNCTION FLUSH only supports SYNC|ASYNC option"),
+        ("STATS", []) => {
+            let counts = vec![none(), (Reply::text("functions_count"), Reply::Number(0))];
+            let engines = Reply::Map(vec![(Reply::text("LUA"), Reply::Map(counts))]);
+            Reply::Map(vec![
+                (Reply::text("running_script"), Reply::Null),
+                (Reply::text("engines"), engines),
+            ])
+        }
+        ("DELETE", [_]) => Reply::error("ERR", "Library not found"),
+        ("KILL", []) => Reply::error("NOTBUSY", "No scripts in execution right now."),
+        ("DELETE" | "KILL" | "STATS", _) | ("LOAD" | "RESTORE", []) => {
+            wrong_count(&format!("function|{}", subcommand.to_ascii_lowercase()))
+        }
+        _ => no_subcommand("FUNCTION", &args[0]),
+    }
+}
+
+/// Answers `ACL`, as a server that has no users but the default one.
+fn acl(subcommand: &str, args: &[Bytes]) -> Reply {
+    let texts =
+        |all: &[&'static str]| Reply::Array(all.iter().map(|it| Reply::text(*it)).collect());
+    match (subcommand, &args[1..]) {
+        ("WHOAMI", []) => Reply::text("default"),
+        ("USERS", []) => texts(&["default"]),
+        ("LIST", []) => texts(&["user default on nopass ~* &* +@all"]),
+        ("GETUSER", [user]) if user == "default" => {
+            let fields = [
+                ("flags", Reply::Set(vec![Reply::text("on"), Reply::text("nopass")])),
+                ("passwords", Reply::Array(Vec::new())),
+                ("commands", Reply::text("+@all")),
+                ("keys", Reply::text("~*")),
+                ("channels", Reply::text("&*")),
+                ("selectors", Reply::Array(Vec::new())),
+            ];
+            Reply::Map(fields.map(|(name, value)| (Reply::text(name), value)).into())
+        }
+        ("GETUSER", [_]) => Reply::Null,
+        ("WHOAMI" | "USERS" | "LIST" | "GETUSER", _) => {
+            wrong_count(&format!("acl|{}", subcommand.to_ascii_lowercase()))
+        }
+        _ => no_subcommand("ACL", &args[0]),
     }
 }
 
@@ -196,7 +300,7 @@ fn client_name(name: &[u8]) -> Result<Bytes, Reply> {
     Ok(Bytes::copy_from_slice(name))
 }
 
-/// There are no passwords: whoever reaches the endpoint is on this machine. As a server without
+/// There are no passwords: only this machine reaches the endpoint. As a server without
 /// any, it takes every password of the default user, and refuses one that names none.
 pub(super) fn refuse_user(user: Option<&Bytes>) -> Option<Reply> {
     match user {
@@ -248,7 +352,7 @@ fn config(args: &[Bytes], events: Events) -> Reply {
         ("GET", patterns @ [_, ..]) => {
             let patterns: Vec<Vec<u8>> =
                 patterns.iter().map(|pattern| pattern.to_ascii_lowercase()).collect();
-            if patterns.iter().any(|pattern| pattern.len() > super::cmd::PATTERN_BYTES_MAX) {
+            if patterns.iter().any(|pattern| pattern.len() > super::arguments::PATTERN_BYTES_MAX) {
                 return Reply::error("ERR", "a pattern is too long");
             }
             let is_asked =
@@ -261,6 +365,11 @@ fn config(args: &[Bytes], events: Events) -> Reply {
         ("SET", [name, asked]) if name.eq_ignore_ascii_case(EVENTS_SETTING.as_bytes()) => {
             set_events(asked, events)
         }
+        // What is asked for is so already.
+        ("SET", pairs @ [_, _, ..]) if pairs.len().is_multiple_of(2) && are_so(pairs, events) => {
+            Reply::OK
+        }
+        ("SET", [] | [_]) => wrong_count("config|set"),
         ("SET", [_, _, ..]) => {
             let name = String::from_utf8_lossy(&args[1]).into_owned();
             let name: String = name.chars().take(WORD_TOLD_MAX).collect();
@@ -271,11 +380,20 @@ fn config(args: &[Bytes], events: Events) -> Reply {
             Reply::error("ERR", detail)
         }
         ("HELP", []) => Reply::Array(vec![Reply::status("CONFIG GET <pattern> [<pattern> ...]")]),
-        _ => unknown_subcommand("CONFIG", &args[0]),
+        _ => no_subcommand("CONFIG", &args[0]),
     }
 }
 
-/// A client that needs events sees to it that they are told: so they are where that is configured.
+/// Whether all of these settings are as they are asked to be.
+fn are_so(pairs: &[Bytes], events: Events) -> bool {
+    let settings = settings(events);
+    pairs.chunks_exact(2).all(|pair| {
+        let is_it = |name: &str| pair[0].eq_ignore_ascii_case(name.as_bytes());
+        settings.iter().any(|(name, value)| is_it(name) && value.as_bytes() == pair[1])
+    })
+}
+
+/// Clients that need events switch them on: that succeeds if the configuration has them already.
 fn set_events(asked: &[u8], events: Events) -> Reply {
     let failed = |why: String| {
         let argument = format!("(possibly related to argument '{EVENTS_SETTING}')");
@@ -291,7 +409,7 @@ fn set_events(asked: &[u8], events: Events) -> Reply {
     }
 }
 
-/// What `COMMAND INFO` tells of one.
+/// The entry of a command in `COMMAND INFO`.
 fn told(spec: &Spec) -> Reply {
     let number = |number: isize| Reply::Number(i64::try_from(number).unwrap_or_default());
     let (first, last, step) = match spec.keys {
@@ -331,12 +449,9 @@ fn command(args: &[Bytes]) -> Reply {
     match (subcommand.as_deref(), args.get(1..).unwrap_or_default()) {
         (None, _) | (Some("INFO"), []) => Reply::Array(TABLE.iter().map(told).collect()),
         (Some("COUNT"), []) => Reply::Number(i64::try_from(TABLE.len()).unwrap_or_default()),
-        (Some("LIST"), _) => {
-            let name = |spec: &Spec| Reply::text(spec.name.to_ascii_lowercase());
-            Reply::Array(TABLE.iter().map(name).collect())
-        }
+        (Some("LIST"), options) => list_commands(options),
         (Some("INFO"), names) => {
-            let one = |name: &Bytes| find(name).map_or(Reply::Aborted, told);
+            let one = |name: &Bytes| find(name).map_or(Reply::Null, told);
             Reply::Array(names.iter().map(one).collect())
         }
         (Some("DOCS"), _) => Reply::Map(Vec::new()),
@@ -351,37 +466,29 @@ fn command(args: &[Bytes]) -> Reply {
             Some(_) => Reply::error("ERR", "Invalid number of arguments specified for command"),
             None => Reply::error("ERR", "Invalid command specified"),
         },
-        _ => unknown_subcommand("COMMAND", args.first().map_or(&[][..], |it| it)),
+        (Some(name @ ("COUNT" | "GETKEYS")), _) => {
+            wrong_count(&format!("command|{}", name.to_ascii_lowercase()))
+        }
+        _ => no_subcommand("COMMAND", args.first().map_or(&[][..], |it| it)),
     }
 }
 
-/// Answers `INFO`: all sections, or those that are named.
-fn info(sections: &[Bytes]) -> Reply {
-    let all: [(&str, String); 8] = [
-        (
-            "Server",
-            format!(
-                "redis_version:{SPEAKS_AS}\r\nredis_mode:standalone\r\nserver_name:warmhop\r\n\
-                 warmhop_version:{}\r\nprocess_id:{}\r\narch_bits:64\r\n",
-                env!("CARGO_PKG_VERSION"),
-                std::process::id()
-            ),
-        ),
-        ("Clients", format!("maxclients:{}\r\nblocked_clients:0\r\n", super::CONNECTIONS_MAX)),
-        (
-            "Memory",
-            "maxmemory:0\r\nmaxmemory_human:0B\r\nmaxmemory_policy:noeviction\r\n".to_owned(),
-        ),
-        ("Persistence", "loading:0\r\nrdb_bgsave_in_progress:0\r\naof_enabled:0\r\n".to_owned()),
-        ("Stats", "evicted_keys:0\r\n".to_owned()),
-        ("Replication", "role:master\r\nconnected_slaves:0\r\n".to_owned()),
-        ("Cluster", "cluster_enabled:0\r\n".to_owned()),
-        ("Keyspace", String::new()),
-    ];
-    let asked: Vec<String> = sections.iter().map(|section| word(section)).collect();
-    let is_all = asked.is_empty()
-        || asked.iter().any(|it| matches!(it.as_str(), "ALL" | "DEFAULT" | "EVERYTHING"));
-    let told = all.iter().filter(|(name, _)| is_all || asked.contains(&name.to_ascii_uppercase()));
-    let text: Vec<String> = told.map(|(name, text)| format!("# {name}\r\n{text}")).collect();
-    Reply::text(text.join("\r\n"))
+/// Answers `COMMAND LIST`.
+fn list_commands(options: &[Bytes]) -> Reply {
+    let named = |is_asked: &dyn Fn(&str) -> bool| {
+        let names = TABLE.iter().map(|spec| spec.name.to_ascii_lowercase());
+        Reply::Array(names.filter(|name| is_asked(name)).map(Reply::text).collect())
+    };
+    match options {
+        [] => named(&|_| true),
+        [filter, by, what] if word(filter) == "FILTERBY" => match word(by).as_str() {
+            "MODULE" | "ACLCAT" => Reply::Array(Vec::new()),
+            "PATTERN" if what.len() <= super::arguments::PATTERN_BYTES_MAX => {
+                let pattern = what.to_ascii_lowercase();
+                named(&|name| glob::matches(&pattern, name.as_bytes()))
+            }
+            _ => syntax(),
+        },
+        _ => syntax(),
+    }
 }

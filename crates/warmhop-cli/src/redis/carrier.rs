@@ -6,10 +6,10 @@
 //!                                       ◀──── how many got each message ────
 //! ```
 //!
-//! Every message goes to every peer, so that nobody has to know who listens where, and one who has
-//! been told that it listens hears whatever is published from then on. Each peer is sent one batch
-//! at a time, numbered: one that arrives after a later one is passed over, so that nothing comes
-//! twice or out of order.
+//! A message goes to the peers that have, or may have, subscribers to it ([`interest`](super::interest)),
+//! and one who has been told that it listens hears whatever is published from then on. Each peer is
+//! sent one batch at a time, numbered: one that arrives after a later one is passed over, so that
+//! nothing comes twice or out of order.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,14 +26,14 @@ use warmhop::ids::{AppName, PeerId};
 use warmhop::peer_service::{AskPeerError, AskedBy};
 use warmhop::{Body, BoxError, Mesh};
 
-use super::pubsub::Hub;
-use super::script::Published;
+use super::interest::{ANSWER_BYTES_MAX, GOOD_FOR, Goes, Interests};
+use super::pubsub::Published;
+use super::pubsub::{COUNTED_WITHIN, Hub};
 
 /// The service that peers offer to each other.
 const SERVICE: &str = "redis-messages";
-/// How long the answer to `PUBLISH` waits for another peer to say how many got the message there.
-/// One that has not said so since then is not waited for, until it does.
-pub(super) const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+/// What is asked of it beside the taking in of a batch.
+const FORGET: &str = "/forget";
 /// How long a batch may be under way; what it holds is lost to that peer then.
 const CARRIED_WITHIN: Duration = Duration::from_secs(5);
 /// How often a peer is tried again to which there is no link yet.
@@ -53,11 +53,40 @@ const MESSAGE_BYTES: usize = 128;
 #[derive(Default)]
 pub(super) struct Carrier {
     pub(super) hub: Arc<Hub>,
-    /// Without one, nobody but those here hears anything.
+    /// Without one, only subscribers of this peer receive messages.
     mesh: Option<Mesh>,
+    intake: Arc<Intake>,
+    lines: Mutex<Lines>,
+}
+
+/// What takes in the messages of other peers, and what those peers know of this one.
+struct Intake {
+    hub: Arc<Hub>,
     /// Tells this process from others of the same peer.
     process: u64,
-    lines: Mutex<Lines>,
+    heard: Heard,
+    interests: Interests,
+    #[cfg(test)]
+    taken_in: std::sync::atomic::AtomicUsize,
+}
+
+impl Default for Intake {
+    fn default() -> Self {
+        Self::new(Arc::default(), GOOD_FOR)
+    }
+}
+
+impl Intake {
+    fn new(hub: Arc<Hub>, good_for: Duration) -> Self {
+        Self {
+            hub,
+            process: rand::random(),
+            heard: Heard::default(),
+            interests: Interests::new(good_for),
+            #[cfg(test)]
+            taken_in: Default::default(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -76,6 +105,8 @@ struct Line {
     lost: u64,
     /// Since when the batch under way is.
     since: Option<Instant>,
+    /// A batch is sent even where no message waits: to ask what is listened to.
+    asks: bool,
 }
 
 struct Waiting {
@@ -108,15 +139,56 @@ impl Sent {
 impl Carrier {
     /// One between the peers of `mesh`: from here on it hands out what they publish.
     pub(super) fn between(mesh: Mesh) -> Self {
+        Self::believing(mesh, GOOD_FOR)
+    }
+
+    /// As [`Carrier::between`]: what a peer said of its listeners is good for so long.
+    pub(super) fn believing(mesh: Mesh, good_for: Duration) -> Self {
         let hub = Arc::new(Hub::default());
-        let heard = Arc::new(Heard::default());
         super::listeners::tell_others(&mesh, &hub);
-        let to = Arc::clone(&hub);
+        let intake = Arc::new(Intake::new(Arc::clone(&hub), good_for));
+        let to = Arc::clone(&intake);
         mesh.offer_to_peers(service_name(), move |request| {
-            let (hub, heard) = (Arc::clone(&to), Arc::clone(&heard));
-            async move { take_in(&hub, &heard, request).await }
+            let intake = Arc::clone(&to);
+            async move { intake.take_in(request).await }
         });
-        Self { hub, mesh: Some(mesh), process: rand::random(), lines: Mutex::default() }
+        Self { hub, mesh: Some(mesh), intake, lines: Mutex::default() }
+    }
+
+    /// Returns once all that is listened to here is heard of wherever it is published from then on.
+    pub(super) async fn is_heard_of(&self) {
+        let Some(mesh) = &self.mesh else { return };
+        let (_, growth) = self.hub.changes();
+        let others = mesh.others();
+        let forgets = others.iter().map(|peer| self.forgets(mesh, peer, growth, &others));
+        join_all(forgets).await;
+    }
+
+    /// Has a peer forget what it was answered before this growth of the hub; returns once it has, or
+    /// goes by that no longer.
+    async fn forgets(&self, mesh: &Mesh, peer: &PeerId, growth: u64, others: &[PeerId]) {
+        let interests = &self.intake.interests;
+        let Some((_, until)) = interests.behind(peer, growth) else { return };
+        let turn = interests.turn(peer, others);
+        let forgets = async {
+            let _turn = turn.lock().await;
+            while let Some((given, _)) = interests.behind(peer, growth) {
+                let asking =
+                    Request::builder().method(Method::POST).uri(FORGET).body(Body::empty());
+                let Ok(asking) = asking else { return };
+                match mesh.ask_peer(peer, &service_name(), asking).await {
+                    Ok(_) => interests.forgot(peer, given),
+                    Err(_) => sleep(LINK_ASKED_EVERY).await,
+                }
+            }
+        };
+        let _ = timeout_at(until, forgets).await;
+    }
+
+    /// How many messages came from other peers.
+    #[cfg(test)]
+    pub(super) fn taken_in(&self) -> usize {
+        self.intake.taken_in.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The mesh whose peers it carries messages between, if there is one.
@@ -132,9 +204,26 @@ impl Carrier {
     pub(super) fn publish(self: &Arc<Self>, message: &Published) -> Sent {
         let here = self.hub.deliver(message);
         let others = self.mesh.as_ref().map(Mesh::others).unwrap_or_default();
-        let packed = if others.is_empty() { Bytes::new() } else { packed(message) };
-        let line_up = |peer: PeerId| self.line_up(peer, &packed);
+        let mut bytes = None;
+        let line_up = |peer: PeerId| match self.intake.interests.goes(&peer, message) {
+            Goes::Yes => self.line_up(peer, bytes.get_or_insert_with(|| packed(message))),
+            Goes::No => None,
+            Goes::Ask => {
+                self.asks(peer);
+                None
+            }
+        };
         Sent { here, elsewhere: others.into_iter().filter_map(line_up).collect() }
+    }
+
+    /// Asks a peer what is listened to there, unless a batch to it is under way, which asks as well.
+    fn asks(self: &Arc<Self>, peer: PeerId) {
+        let mut lines = self.lines();
+        if !lines.by_peer.contains_key(&peer) {
+            lines.by_peer.insert(peer.clone(), Line { asks: true, ..Line::default() });
+            drop(lines);
+            tokio::spawn(Arc::clone(self).carry(peer));
+        }
     }
 
     /// Puts a message into a peer's line; what will tell how many got it there, if that is worth
@@ -164,7 +253,8 @@ impl Carrier {
         let Some(mesh) = &self.mesh else { return };
         while let Some((batch, counts)) = self.next_batch(&peer) {
             let asking = async {
-                let response = loop {
+                let (sent, response) = loop {
+                    let sent = Instant::now();
                     let body = Body::from(batch.clone());
                     let request = Request::builder().method(Method::POST).uri("/").body(body)?;
                     match mesh.ask_peer(&peer, &service_name(), request).await {
@@ -172,16 +262,21 @@ impl Carrier {
                         Err(AskPeerError::Unreachable { .. }) if mesh.others().contains(&peer) => {
                             sleep(LINK_ASKED_EVERY).await;
                         }
-                        answer => break answer?,
+                        answer => break (sent, answer?),
                     }
                 };
-                let body = Limited::new(response.into_body(), 4 * BATCH_MAX).collect().await?;
-                Ok::<Bytes, BoxError>(body.to_bytes())
+                let bytes_max = 4 * BATCH_MAX + ANSWER_BYTES_MAX;
+                let body = Limited::new(response.into_body(), bytes_max).collect().await?;
+                Ok::<(Instant, Bytes), BoxError>((sent, body.to_bytes()))
             };
             match timeout(CARRIED_WITHIN, asking).await {
-                Ok(Ok(mut told)) => {
-                    for count in counts {
-                        let _ = count.send(told.try_get_u32().unwrap_or(0));
+                Ok(Ok((sent, mut told))) => {
+                    let mut number = || told.try_get_u32().unwrap_or(0);
+                    let numbers: Vec<u32> = counts.iter().map(|_| number()).collect();
+                    // First: who knows the count of a message knows what is listened to.
+                    self.intake.interests.learn(&peer, sent, told, &mesh.others());
+                    for (count, number) in counts.into_iter().zip(numbers) {
+                        let _ = count.send(number);
                     }
                 }
                 Ok(Err(error)) => debug!(%peer, %error, "messages did not reach a peer"),
@@ -207,15 +302,19 @@ impl Carrier {
             );
             line.lost = 0;
         }
-        if line.waiting.is_empty() {
+        if line.waiting.is_empty() && !line.asks {
             by_peer.remove(peer);
             return None;
         }
         *sent += 1;
+        line.asks = false;
         line.since = Some(Instant::now());
         let (mut batch, mut counts) = (BytesMut::new(), Vec::new());
-        batch.put_u64(self.process);
+        batch.put_u64(self.intake.process);
         batch.put_u64(*sent);
+        let (process, changes) = self.intake.interests.edition(peer);
+        batch.put_u64(process);
+        batch.put_u64(changes);
         while batch.len() < BATCH_BYTES
             && counts.len() < BATCH_MAX
             && let Some(Waiting { message, count }) = line.waiting.pop_front()
@@ -257,35 +356,44 @@ fn unpacked(bytes: &mut Bytes) -> Result<Published, BoxError> {
     Ok(Published { channel, message: bytes.split_to(message), is_sharded })
 }
 
-/// Hands out a batch of another peer, unless a later one came before it.
-async fn take_in(
-    hub: &Hub,
-    heard: &Heard,
-    request: Request<Body>,
-) -> Result<Response<Body>, BoxError> {
-    let from = request.extensions().get::<AskedBy>().map(|AskedBy(peer)| peer.clone());
-    let from = from.ok_or("nobody is known to ask")?;
-    let body = Limited::new(request.into_body(), BATCH_BYTES_MAX).collect().await?;
-    Ok(Response::new(Body::from(hand_out(hub, heard, from, body.to_bytes())?)))
-}
+impl Intake {
+    /// Hands out a batch of another peer, unless a later one came before it, or forgets what that peer
+    /// listens to.
+    async fn take_in(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+        let from = request.extensions().get::<AskedBy>().map(|AskedBy(peer)| peer.clone());
+        let from = from.ok_or("nobody is known to ask")?;
+        if request.uri().path() == FORGET {
+            self.interests.forget(from);
+            return Ok(Response::new(Body::empty()));
+        }
+        let body = Limited::new(request.into_body(), BATCH_BYTES_MAX).collect().await?;
+        Ok(Response::new(Body::from(self.hand_out(from, body.to_bytes())?)))
+    }
 
-fn hand_out(hub: &Hub, heard: &Heard, from: PeerId, mut batch: Bytes) -> Result<Bytes, BoxError> {
-    let (process, number) = (batch.try_get_u64()?, batch.try_get_u64()?);
-    let mut messages = Vec::new();
-    while !batch.is_empty() {
-        messages.push(unpacked(&mut batch)?);
+    fn hand_out(&self, from: PeerId, mut batch: Bytes) -> Result<Bytes, BoxError> {
+        let (process, number) = (batch.try_get_u64()?, batch.try_get_u64()?);
+        let holds = (batch.try_get_u64()?, batch.try_get_u64()?);
+        let mut messages = Vec::new();
+        while !batch.is_empty() {
+            messages.push(unpacked(&mut batch)?);
+        }
+        let mut counts = BytesMut::with_capacity(4 * messages.len());
+        {
+            // Held until all are handed out: the next batch is not to come between them.
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            if heard.get(&from).is_some_and(|(last, at)| *last == process && *at >= number) {
+                return Ok(Bytes::new());
+            }
+            heard.insert(from.clone(), (process, number));
+            for message in &messages {
+                counts.put_u32(u32::try_from(self.hub.deliver(message)).unwrap_or(u32::MAX));
+            }
+        }
+        #[cfg(test)]
+        self.taken_in.fetch_add(messages.len(), std::sync::atomic::Ordering::Relaxed);
+        counts.put(self.interests.answer(from, holds, self.process, &self.hub));
+        Ok(counts.freeze())
     }
-    // Held until all are handed out: the next batch is not to come between them.
-    let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-    if heard.get(&from).is_some_and(|(last, at)| *last == process && *at >= number) {
-        return Ok(Bytes::new());
-    }
-    heard.insert(from, (process, number));
-    let mut counts = BytesMut::with_capacity(4 * messages.len());
-    for message in &messages {
-        counts.put_u32(u32::try_from(hub.deliver(message)).unwrap_or(u32::MAX));
-    }
-    Ok(counts.freeze())
 }
 
 #[cfg(test)]
@@ -296,6 +404,7 @@ mod tests {
         let mut bytes = BytesMut::new();
         bytes.put_u64(process);
         bytes.put_u64(number);
+        bytes.put_slice(&[0; 16]);
         for text in texts {
             let message = Bytes::copy_from_slice(text.as_bytes());
             bytes.put(packed(&Published { channel: message.clone(), message, is_sharded: false }));
@@ -305,24 +414,25 @@ mod tests {
 
     #[test]
     fn a_batch_that_comes_again_or_after_a_later_one_is_passed_over() {
-        let (hub, heard) = (Hub::default(), Heard::default());
+        let intake = Intake::default();
         let peer = PeerId::new("peer-1").unwrap();
         let told = |process, number| {
             let batch = batch(process, number, &["a", "b"]);
-            hand_out(&hub, &heard, peer.clone(), batch).unwrap().len()
+            intake.hand_out(peer.clone(), batch).unwrap().is_empty()
         };
-        assert_eq!([told(1, 5), told(1, 5), told(1, 4), told(1, 6)], [8, 0, 0, 8]);
-        assert_eq!(told(2, 1), 8, "the peer was started anew");
+        assert_eq!([told(1, 5), told(1, 5), told(1, 4), told(1, 6)], [false, true, true, false]);
+        assert!(!told(2, 1), "the peer was started anew");
+        assert_eq!(intake.taken_in.into_inner(), 6);
     }
 
     #[test]
     fn what_is_no_batch_is_refused_whole() {
-        let (hub, heard) = (Hub::default(), Heard::default());
+        let intake = Intake::default();
         let peer = PeerId::new("peer-1").unwrap();
         let whole = batch(1, 1, &["channel"]);
-        for end in (0..whole.len()).filter(|end| *end != 16) {
-            assert!(hand_out(&hub, &heard, peer.clone(), whole.slice(..end)).is_err(), "{end}");
+        for end in (0..whole.len()).filter(|end| *end != 32) {
+            assert!(intake.hand_out(peer.clone(), whole.slice(..end)).is_err(), "{end}");
         }
-        assert!(heard.lock().unwrap().is_empty());
+        assert!(intake.heard.lock().unwrap().is_empty());
     }
 }

@@ -22,13 +22,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::about::{Introduced, refuse_user};
-use super::cmd::{
-    AT_ONCE, LONG, Run, WORD_TOLD_MAX, checked_channel, checked_key, find, word, wrong_count,
-};
+use super::arguments::{checked_channel, checked_key, word, wrong_count};
+use super::cmd::{AT_ONCE, LONG, Run, find};
 use super::engine::{Database, Request, Watched};
 use super::frame::{Oversized, ProtocolError, Reply, VALUE_BYTES_MAX, is_complete, take_request};
+use super::info::CONNECTED;
+use super::pubsub::Published;
 use super::pubsub::{Subscriber, What};
-use super::script::Published;
+use super::refusals::{full_name, is_not_offered, unknown_command};
 use super::transaction::{QUEUED_MAX, Queued, Transaction, refused_beside_watched};
 use super::{listeners, loud};
 
@@ -44,8 +45,8 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
 /// How often a client whose command waits is looked after that has sent more already.
 const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
-/// How long, and for how many bytes, a client is listened to that is told why its connection ends: what
-/// is left unread when it is closed has the system take back what was told.
+/// How long, and for how many bytes, a client is read from that got an error and is disconnected: what
+/// is left unread when it is closed makes the system discard that error.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a client may take to read what it was answered just before the peer leaves.
@@ -62,17 +63,26 @@ const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys one client watches at most.
 const WATCHED_MAX: usize = 1024;
 
-/// How many databases there are.
-pub(super) const DATABASES: u8 = 16;
 /// The longest user's name and password that are looked at: none is kept.
 const AUTH_WORDS_MAX: usize = 2;
 
 static CLIENTS: AtomicI64 = AtomicI64::new(0);
 
+/// A client that is counted until it leaves.
+struct Leaves;
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        CONNECTED.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Serves a client until it leaves, misbehaves or is too slow.
 pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let id = CLIENTS.fetch_add(1, Ordering::Relaxed) + 1;
+    CONNECTED.fetch_add(1, Ordering::Relaxed);
+    let _leaves = Leaves;
     let mut client = Client {
         database,
         introduced: Introduced { id, version: 2, ..Introduced::default() },
@@ -98,7 +108,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         let leaving = &client.database.shared.leaving;
         let leaves = leaving.is_cancelled();
         let arrived = loop {
-            // What had arrived by then has been read: one that goes on sending delays nobody.
+            // What had arrived by then has been read: a client that goes on sending delays no other.
             if leaves && std::mem::replace(&mut has_left_off, true) {
                 break Arrived::Leaves;
             }
@@ -137,7 +147,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
     }
 }
 
-/// Ends a connection once its client has read what it was told last.
+/// Ends a connection once its client has read the last reply.
 async fn see_off(
     mut stream: TcpStream,
     mut incoming: BytesMut,
@@ -210,7 +220,7 @@ async fn has_left(stream: &TcpStream) -> io::Error {
                 let why = "the client left while its command waited";
                 return io::Error::new(io::ErrorKind::UnexpectedEof, why);
             }
-            // Requests wait to be read: only asking again tells whether more has come.
+            // Requests wait to be read: whether more has come is known only by polling again.
             Ok(_) => tokio::time::sleep(LEFT_ASKED_EVERY).await,
             Err(error) => return error,
         }
@@ -391,13 +401,7 @@ fn reply_bytes_max(request: &Request) -> usize {
 /// With what is answered, if there is no such command, or not with so many arguments: a transaction
 /// that it is a part of comes to nothing.
 fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
-    let Some(spec) = find(&args[0]) else {
-        let name = String::from_utf8_lossy(&args[0]);
-        let name: String = name.chars().take(WORD_TOLD_MAX).collect();
-        let detail =
-            format!("unknown command '{name}': this endpoint keeps sessions, see docs/redis.md");
-        return Err(Reply::error("ERR", detail));
-    };
+    let Some(spec) = find(&args[0]) else { return Err(unknown_command(&args)) };
     if !spec.is_count_right(args.len()) {
         return Err(wrong_count(spec.name));
     }
@@ -496,7 +500,7 @@ impl Client {
     }
 
     /// Whether it may only change what it listens to: in version 2 of the protocol, replies to
-    /// anything else could not be told from messages.
+    /// other replies could not be distinguished from messages.
     fn only_listens(&self) -> bool {
         self.introduced.version == 2
             && self.subscriber.as_ref().is_some_and(Subscriber::is_listening)
@@ -510,9 +514,14 @@ impl Client {
                 let detail = format!(
                     "Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET \
                      are allowed in this context",
-                    name.to_ascii_lowercase()
+                    full_name(&request)
                 );
-                return Reply::error("ERR", detail);
+                // As an EXEC that is refused in any other way.
+                let refused = Reply::error("ERR", detail);
+                return if name == "EXEC" { discarded_because(&refused) } else { refused };
+            }
+            if name == "PING" && request.args.len() > 2 {
+                return wrong_count("PING");
             }
             if name == "PING" {
                 let text = request.args.get(1).cloned().unwrap_or_default();
@@ -529,8 +538,11 @@ impl Client {
             }
             "WATCH" => self.watch(&request.args[1..]).await,
             "PUBLISH" | "SPUBLISH" => self.publish(&request).await,
-            "PUBSUB" => listeners::about(&self.database.shared.carrier, &request.args).await,
-            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" => self.subscribe(&request),
+            "PUBSUB" => {
+                let shared = &self.database.shared;
+                listeners::about(&shared.hub, shared.carrier.mesh(), &request.args).await
+            }
+            "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" => self.subscribe(&request).await,
             _ => self.about_itself(&request),
         }
     }
@@ -547,19 +559,21 @@ impl Client {
         Reply::Number(self.database.shared.carrier.publish(&message).count().await)
     }
 
-    fn subscribe(&mut self, request: &Request) -> Reply {
+    async fn subscribe(&mut self, request: &Request) -> Reply {
         let hub = Arc::clone(&self.database.shared.hub);
         let what = What::of(request.spec.name);
         let names = &request.args[1..];
         let checked = match what {
-            What::Pattern => names.iter().try_for_each(|it| super::cmd::checked_pattern(it)),
+            What::Pattern => names.iter().try_for_each(|it| super::arguments::checked_pattern(it)),
             _ => names.iter().try_for_each(|it| checked_channel(it)),
         };
         if let Err(refused) = checked {
             return refused;
         }
         let subscriber = self.subscriber.get_or_insert_with(|| Subscriber::new(&hub));
-        Reply::Several(names.iter().map(|name| subscriber.subscribe(what, name)).collect())
+        let told = names.iter().map(|name| subscriber.subscribe(what, name)).collect();
+        self.database.shared.carrier.is_heard_of().await;
+        Reply::Several(told)
     }
 
     fn unsubscribe(&mut self, request: &Request) -> Reply {
@@ -585,6 +599,9 @@ impl Client {
             }
             "CLIENT" => {
                 let reply = self.introduced.client(args);
+                if *self.database.library != *self.introduced.library {
+                    self.database.library = Arc::from(&*self.introduced.library);
+                }
                 if matches!(&reply, Reply::Error(told) if told.contains("not offered")) {
                     self.tell_loudly(args);
                 }
@@ -594,12 +611,19 @@ impl Client {
             "SCRIPT" => self.database.shared.scripts.about(args),
             "PUBSUB" => listeners::about_here(&self.database.shared.hub, args),
             "UNSUBSCRIBE" | "PUNSUBSCRIBE" | "SUNSUBSCRIBE" => self.unsubscribe(request),
-            "WAIT" => match (super::cmd::number(&args[1]), super::cmd::number(&args[2])) {
-                (Ok(_), Ok(timeout)) if timeout < 0 => Reply::error("ERR", "timeout is negative"),
-                // There are no replicas to name, and what was acknowledged is held already.
-                (Ok(_), Ok(_)) => Reply::Number(0),
-                (Err(refused), _) | (_, Err(refused)) => refused,
-            },
+            "WAIT" => {
+                match (super::arguments::number(&args[1]), super::arguments::number(&args[2])) {
+                    (Ok(_), Ok(timeout)) if timeout < 0 => {
+                        Reply::error("ERR", "timeout is negative")
+                    }
+                    // There are no replicas to name, and what was acknowledged is held already.
+                    (Ok(_), Ok(_)) => Reply::Number(0),
+                    (Ok(_), Err(_)) => {
+                        Reply::error("ERR", "timeout is not an integer or out of range")
+                    }
+                    (Err(refused), _) => refused,
+                }
+            }
             "RESET" => {
                 let id = self.introduced.id;
                 self.introduced = Introduced { id, version: 2, ..Introduced::default() };
@@ -632,7 +656,7 @@ impl Client {
                     self.database.registers.now(),
                     self.database.shared.events,
                 );
-                if matches!(&reply, Reply::Error(told) if told.contains("docs/redis.md")) {
+                if matches!(&reply, Reply::Error(told) if is_not_offered(told)) {
                     self.tell_loudly(args);
                 }
                 reply
@@ -642,7 +666,9 @@ impl Client {
 
     /// A subcommand that is not offered was asked for.
     fn tell_loudly(&self, args: &[Bytes]) {
-        let words: Vec<String> = args.iter().take(2).map(|it| word(it)).collect();
+        // What is called by FCALL is anybody's.
+        let words = if args[0].to_ascii_uppercase().starts_with(b"FCALL") { 1 } else { 2 };
+        let words: Vec<String> = args.iter().take(words).map(|it| word(it)).collect();
         loud::all().refused_command(&words.join(" "), &self.introduced.library);
     }
 

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use warmhop::{RegisterError, Registers, When};
 
-use super::cmd::{Handler, Run, Spec, WORD_TOLD_MAX, WRITES, checked_key, word};
+use super::arguments::{WORD_TOLD_MAX, checked_key, word};
+use super::cmd::{Handler, Run, Spec, WRITES};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::room::{self, Kept, Room};
 use super::shared::Shared;
@@ -21,8 +22,6 @@ use super::value::TooLarge;
 const UNKNOWN: &str = "UNKNOWN";
 /// How often a command is tried that others keep being faster than.
 const TRIES_MAX: u32 = 100;
-/// The most that one command is answered, in bytes.
-pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// A command of a client: its name and its arguments, of which there are as many as it takes.
 #[derive(Clone)]
@@ -49,6 +48,8 @@ pub(super) struct Database {
     pub(super) turns: Arc<Turns>,
     pub(super) shared: Arc<Shared>,
     pub(super) index: u8,
+    /// The library that its client says it uses.
+    pub(super) library: Arc<str>,
     /// What its client watches, while a transaction runs.
     pub(super) guards: Arc<[Guard]>,
 }
@@ -67,7 +68,7 @@ pub(super) type Watched = Option<u64>;
 
 /// Why a command came to nothing.
 pub(super) enum Stop {
-    /// Its client is told so.
+    /// Its client gets this reply.
     Told(Reply),
     /// A key that its client watches was changed by another.
     WatchedChanged(WatchedChanged),
@@ -82,7 +83,7 @@ impl From<Reply> for Stop {
 impl Stop {
     const WATCHED_CHANGED: Self = Self::WatchedChanged(WatchedChanged { some_changed: false });
 
-    /// What its client is told where the command may have done a part of it before.
+    /// The error that its client gets where the command may have done a part of it before.
     pub(super) fn partly(self) -> Self {
         match self {
             Self::Told(Reply::Error(told)) => {
@@ -149,15 +150,6 @@ pub(super) fn failed(error: RegisterError) -> Reply {
     }
 }
 
-/// Refuses an answer that grows too large.
-pub(super) fn bounded(bytes: usize, what: &str) -> Result<(), Reply> {
-    if bytes > REPLY_BYTES_MAX {
-        let detail = format!("the answer exceeds {REPLY_BYTES_MAX} bytes: ask for fewer {what}");
-        return Err(Reply::error("ERR", detail));
-    }
-    Ok(())
-}
-
 pub(super) fn too_large(_: TooLarge) -> Reply {
     let detail = format!("a value has at most {VALUE_BYTES_MAX} bytes");
     Reply::error("ERR", detail)
@@ -203,7 +195,7 @@ impl Database {
         }
         for event in room.events() {
             for message in events.messages(room::index_of(name), &event) {
-                // How many get it is told by nobody.
+                // How many receive it is not counted.
                 let _ = self.shared.carrier.publish(&message);
             }
         }
@@ -370,7 +362,7 @@ impl Database {
         if !request.writes() {
             return Ok(Outcome::of(self.look(name).await?, handler, &request.args).reply);
         }
-        // What is told of a change depends on what was there.
+        // The events of a change depend on what was there.
         if self.guard(name).is_none()
             && !self.shared.events.any()
             && let Some(only_key) = room::only_key(name)
@@ -430,7 +422,7 @@ fn version_of(known: &Known) -> Option<u64> {
     known.as_ref().map(|(_, version, _)| *version)
 }
 
-/// What a command is told that names keys of several rooms.
+/// The error for a command that names keys of several rooms.
 pub(super) fn elsewhere(key: &[u8], other: Option<&[u8]>) -> Reply {
     let told =
         |key: &[u8]| String::from_utf8_lossy(key).chars().take(WORD_TOLD_MAX).collect::<String>();
@@ -461,7 +453,7 @@ fn independent(name: &str, args: &mut Vec<Bytes>) -> Option<When> {
                         at += 2;
                         continue;
                     }
-                    // It is told off, or depends on what is held.
+                    // It is refused, or depends on what is held.
                     _ => return None,
                 }
                 args.remove(at);

@@ -1,15 +1,15 @@
-//! Keyspace events: what happens to keys, told to those who listen to channels that Redis has for it,
-//! `__keyspace@0__:KEY` and `__keyevent@0__:EVENT`. Which are told is configured, in Redis' letters.
+//! Keyspace events: changes of keys, published on the channels that Redis has for them,
+//! `__keyspace@0__:KEY` and `__keyevent@0__:EVENT`. Which are published is configured, in Redis' letters.
 
 use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
 
-use super::cmd::word;
-use super::script::Published;
+use super::arguments::word;
+use super::pubsub::Published;
 
-/// The letters of the classes, in the order in which Redis tells them.
+/// The letters of the classes, in the order in which Redis prints them.
 const CLASSES: [(char, u16); 9] = [
     ('g', GENERIC),
     ('$', STRING),
@@ -33,10 +33,10 @@ const EXPIRED: u16 = 1 << 6;
 const ALL: u16 = (1 << 9) - 1;
 const KEYSPACE: u16 = 1 << 9;
 const KEYEVENT: u16 = 1 << 10;
-/// How many events of one change are told at most.
+/// How many events of one change are published at most.
 const TOLD_MAX: usize = 4096;
 
-/// Which events are told.
+/// Which events are published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Events(u16);
 
@@ -79,23 +79,23 @@ impl fmt::Display for Events {
 }
 
 impl Events {
-    /// Whether any event is told at all.
+    /// Whether any event is published at all.
     #[must_use]
     pub fn any(self) -> bool {
         self.0 & ALL != 0 && self.0 & (KEYSPACE | KEYEVENT) != 0
     }
 
-    /// Whether the ends of keys are told.
+    /// Whether expiries of keys are published.
     pub(super) fn ends(self) -> bool {
         self.any() && self.0 & EXPIRED != 0
     }
 
-    /// Whether whatever `other` asks for is told.
+    /// Whether all that `other` selects is published.
     pub(super) fn covers(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// What is told of an event of a database.
+    /// The messages of an event of a database.
     pub(super) fn messages(self, index: u8, event: &Event) -> impl Iterator<Item = Published> {
         let told = self.0 & event.class != 0;
         let (key, name) = (event.key.clone(), Bytes::from_static(event.name.as_bytes()));
@@ -132,7 +132,7 @@ pub(super) enum Deed {
     Gone,
 }
 
-/// What happens to the keys of a room, as it runs; nothing is noted where nobody is told.
+/// What happens to the keys of a room while a command runs; not noted where nothing is published.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Log {
     is_kept: bool,
@@ -217,7 +217,7 @@ fn name_of_write(command: &str, args: &[Bytes], time: usize) -> (u16, &'static s
     match command {
         "APPEND" => (STRING, "append"),
         "SETRANGE" => (STRING, "setrange"),
-        "SETBIT" => (STRING, "setbit"),
+        "SETBIT" | "BITFIELD" => (STRING, "setbit"),
         "INCR" | "DECR" | "INCRBY" | "DECRBY" => (STRING, "incrby"),
         "INCRBYFLOAT" => (STRING, "incrbyfloat"),
         "RENAME" | "RENAMENX" => (GENERIC, "rename_to"),
@@ -254,6 +254,17 @@ fn name_of_write(command: &str, args: &[Bytes], time: usize) -> (u16, &'static s
         "ZREMRANGEBYSCORE" => (SORTED_SET, "zremrangebyscore"),
         "ZREMRANGEBYRANK" => (SORTED_SET, "zremrangebyrank"),
         "ZREMRANGEBYLEX" => (SORTED_SET, "zremrangebylex"),
+        "LMPOP" | "BLMPOP" => {
+            let is_left = args.iter().any(|it| it.eq_ignore_ascii_case(b"LEFT"));
+            (LIST, if is_left { "lpop" } else { "rpop" })
+        }
+        "ZMPOP" | "BZMPOP" => {
+            let is_lowest = args.iter().any(|it| it.eq_ignore_ascii_case(b"MIN"));
+            (SORTED_SET, if is_lowest { "zpopmin" } else { "zpopmax" })
+        }
+        "COPY" => (GENERIC, "copy_to"),
+        "ZDIFFSTORE" => (SORTED_SET, "zdiffstore"),
+        "ZRANGESTORE" => (SORTED_SET, "zrangestore"),
         "ZUNIONSTORE" => (SORTED_SET, "zunionstore"),
         "ZINTERSTORE" => (SORTED_SET, "zinterstore"),
         _ => (STRING, "set"),

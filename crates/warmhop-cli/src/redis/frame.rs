@@ -2,14 +2,14 @@
 //!
 //! A request is an array of bulk strings, nothing nested, within bounds that are known before their
 //! bytes arrive. One that announces more is passed over as it arrives ([`Oversized`]), so that its
-//! client is told why and goes on.
+//! client gets an error and goes on.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::cmd::double_text;
+use super::numbers::double_text;
 
 /// The longest key, in bytes.
 pub(super) const KEY_BYTES_MAX: usize = 512;
@@ -29,12 +29,14 @@ const TLS_RECORD: [u8; 2] = [0x16, 0x03];
 /// The longest command that a person types, as a line without lengths.
 const INLINE_BYTES_MAX: usize = 4096;
 
-/// Why a client is told off and its connection closed: what follows cannot be told apart.
+/// Why a connection is closed after an error: where the next request begins is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ProtocolError {
     #[error("Protocol error: expected '{expected}', got '{found}'")]
     Expected { expected: char, found: char },
-    #[error("Protocol error: invalid length; a request has at most {ARGUMENTS_MAX} arguments")]
+    #[error(
+        "Protocol error: invalid multibulk length; a request has at most {ARGUMENTS_MAX} arguments"
+    )]
     Arguments,
     #[error("Protocol error: invalid bulk length; a request has at most {REQUEST_BYTES_MAX} bytes")]
     Length,
@@ -311,7 +313,7 @@ pub(super) enum Reply {
     Map(Vec<(Reply, Reply)>),
     /// Pairs, in order: arrays of two, and a flat array to clients of version 2.
     Pairs(Vec<(Reply, Reply)>),
-    /// What nobody asked for just now: a message. An array to clients of version 2.
+    /// A push that answers no request: a message. An array to clients of version 2.
     Push(Vec<Reply>),
     /// Several answers to one command, each by itself.
     Several(Vec<Reply>),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::cmd::{Handler, Run, checked_key, find};
+use super::arguments::checked_key;
+use super::cmd::{Handler, Run, find};
 use super::frame::take_request;
 use super::frame::{Arguments, is_complete};
 use super::room::{Kept, Room, register};

@@ -1,4 +1,4 @@
-//! Who listens to what in the whole mesh, as `PUBSUB` tells it: each peer is asked.
+//! The subscriptions of the whole mesh, for `PUBSUB`: each peer is asked.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,25 +12,24 @@ use tracing::debug;
 use warmhop::ids::{AppName, PeerId};
 use warmhop::{Body, BoxError, Mesh};
 
-use super::carrier::{COUNTED_WITHIN, Carrier};
-use super::cmd::{checked_pattern, unknown_subcommand, word, wrong_count};
-use super::engine::bounded;
+use super::arguments::bounded;
+use super::arguments::{checked_pattern, unknown_subcommand, word, wrong_count};
 use super::frame::{REQUEST_BYTES_MAX, Reply};
-use super::pubsub::{Hub, What};
+use super::pubsub::{COUNTED_WITHIN, Hub, What};
 
 /// The service that peers offer to each other.
 const SERVICE: &str = "redis-listeners";
-/// How many bytes one peer tells of channels at most.
+/// How many bytes of channel names one peer answers at most.
 const TOLD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What is asked of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Question {
-    /// Which channels somebody listens to, of those that a pattern names.
+    /// Which channels have subscribers, of those that a pattern matches.
     Names(What, Option<Bytes>),
     /// How many listen to each.
     Counts(What, Vec<Bytes>),
-    /// The patterns that somebody listens to.
+    /// The patterns that have subscribers.
     Patterns,
 }
 
@@ -48,7 +47,14 @@ impl Question {
             ("SHARDNUMSUB", channels) => Ok(Self::Counts(What::Shard, channels.to_vec())),
             ("NUMPAT", []) => Ok(Self::Patterns),
             ("HELP", []) => Err(Reply::Array(vec![Reply::status("PUBSUB CHANNELS|NUMPAT|NUMSUB")])),
-            ("CHANNELS" | "NUMPAT" | "SHARDCHANNELS" | "HELP", _) => {
+            ("CHANNELS" | "SHARDCHANNELS", _) => {
+                let name = String::from_utf8_lossy(&args[1]);
+                let detail = format!(
+                    "unknown subcommand or wrong number of arguments for '{name}'. Try PUBSUB HELP."
+                );
+                Err(Reply::error("ERR", detail))
+            }
+            ("NUMPAT" | "HELP", _) => {
                 let subcommand = String::from_utf8_lossy(&args[1]).to_ascii_lowercase();
                 Err(wrong_count(&format!("pubsub|{subcommand}")))
             }
@@ -102,7 +108,7 @@ impl Question {
         bytes.freeze()
     }
 
-    /// What a client is told, of what each peer answered.
+    /// The reply to the client, made of the answers of the peers.
     fn reply(&self, answers: Vec<Bytes>) -> Result<Reply, Reply> {
         if let Self::Counts(_, names) = self {
             let mut answers = answers;
@@ -143,7 +149,7 @@ fn service_name() -> AppName {
     AppName::new(SERVICE).expect("a constant of the right form")
 }
 
-/// Tells the other peers of `mesh` who listens here.
+/// Answers the other peers of `mesh` about the subscriptions here.
 pub(super) fn tell_others(mesh: &Mesh, hub: &Arc<Hub>) {
     let hub = Arc::clone(hub);
     mesh.offer_to_peers(service_name(), move |request: Request<Body>| {
@@ -175,13 +181,13 @@ async fn ask(mesh: &Mesh, peer: PeerId, question: Bytes) -> Option<Bytes> {
 }
 
 /// Answers `PUBSUB`: of all peers that answer within a second.
-pub(super) async fn about(carrier: &Carrier, args: &[Bytes]) -> Reply {
+pub(super) async fn about(hub: &Hub, mesh: Option<&Mesh>, args: &[Bytes]) -> Reply {
     let question = match Question::of(args) {
         Ok(question) => question,
         Err(reply) => return reply,
     };
-    let mut answers = vec![question.answer(&carrier.hub)];
-    if let Some(mesh) = carrier.mesh() {
+    let mut answers = vec![question.answer(hub)];
+    if let Some(mesh) = mesh {
         let packed = question.pack();
         let asked = mesh.others().into_iter().map(|peer| ask(mesh, peer, packed.clone()));
         answers.extend(join_all(asked).await.into_iter().flatten());

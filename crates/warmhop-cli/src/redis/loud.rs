@@ -1,4 +1,4 @@
-//! What is refused here and would not be by Redis, told where somebody looks: libraries swallow such
+//! What is refused here and would not be by Redis, logged and counted: libraries swallow such
 //! refusals, and what they guard goes unguarded.
 
 use std::collections::BTreeMap;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// How often one command of one library is told of.
+/// How often one command of one library is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// How many commands and libraries are told apart.
+/// How many commands and libraries are counted apart.
 const TOLD_APART_MAX: usize = 256;
-/// How much of a name is told, in characters.
+/// How much of a name is kept, in characters.
 const NAME_MAX: usize = 32;
 
 static ALL: Loud = Loud { refused: Mutex::new(BTreeMap::new()) };

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use warmhop::When;
 
-use super::cmd::{All, Split, checked_pattern, scan_options, syntax, word, wrong_count};
-use super::engine::{Database, Outcome, Request, Stop, bounded, failed, too_large};
+use super::arguments::bounded;
+use super::arguments::{checked_pattern, syntax, word, wrong_count};
+use super::cmd::{All, Split, scan_options};
+use super::engine::{Database, Outcome, Request, Stop, failed, too_large};
 use super::frame::{Reply, VALUE_BYTES_MAX};
 use super::glob;
 use super::room::{self, Room};
@@ -19,9 +21,9 @@ use super::value::TooLarge;
 const RENAMED_MAX: u32 = 256;
 /// How many keys of one command are looked up at once.
 const AT_ONCE: usize = 16;
-/// The most keys that `KEYS` tells; SCAN tells more.
+/// The most keys that `KEYS` lists; `SCAN` lists more.
 const KEYS_MAX: usize = 100_000;
-/// The most bytes of keys that `KEYS` tells.
+/// The most bytes of keys that `KEYS` lists.
 const KEYS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys are asked for at once where all are looked through.
 const LISTED_AT_ONCE: usize = 1000;
@@ -101,7 +103,7 @@ impl Database {
         let only_if_free = request.spec.name == "RENAMENX";
         let (from_key, to_key) = (&request.args[1], &request.args[2]);
         let (from, to) = (self.name(from_key), self.name(to_key));
-        // In one order, whoever renames what: nobody waits for one who waits for him.
+        // In one order for all renames, so that no two wait for each other.
         let first = self.turns.wait((&from).min(&to), Turn::Alone).await?;
         let second = self.turns.wait((&from).max(&to), Turn::Alone).await?;
         let (at_from, at_to) = if from < to { (&first, &second) } else { (&second, &first) };
@@ -375,7 +377,7 @@ where
     changes
 }
 
-/// What a client is told of a `reply` that came after a first step, or instead of it.
+/// What a client gets for a `reply` that came after a first step, or instead of it.
 fn partly_if(first_step: bool, reply: Reply) -> Stop {
     let stop = Stop::Told(reply);
     if first_step { stop.partly() } else { stop }

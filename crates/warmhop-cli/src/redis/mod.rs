@@ -11,23 +11,31 @@
 //! What a command promises, and what it does not, is in `docs/redis.md`.
 
 mod about;
+mod arguments;
 mod carrier;
 mod cmd;
 mod connection;
 mod counts;
+mod ending;
 mod ends;
 mod engine;
 mod events;
+mod figures;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod glob;
+mod info;
+mod interest;
 mod listeners;
 mod loud;
 mod many;
+mod numbers;
 mod pubsub;
+mod refusals;
 mod room;
 pub(crate) mod script;
+mod scripts;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -42,9 +50,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carrier::Carrier;
-pub use counts::with_commands;
 use engine::Database;
 pub use events::{Events, NoEvents};
+pub use figures::with_commands;
 use shared::Shared;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -56,7 +64,7 @@ use warmhop::{Mesh, Registers};
 
 /// The name of the registers that hold the endpoint's keys.
 pub const NAME: &str = "redis";
-/// How many clients may be connected at once; further ones are told so.
+/// How many clients may be connected at once; further ones get an error.
 const CONNECTIONS_MAX: usize = 4096;
 /// How long to rest after a connection could not be accepted: for want of open files, mostly.
 const AFTER_ACCEPT_FAILED: Duration = Duration::from_millis(100);
@@ -67,8 +75,8 @@ pub fn url(addr: SocketAddr) -> String {
     format!("redis://{addr}/0")
 }
 
-/// Serves clients until it is told that the peer is `leaving`: then the listener is gone, what has
-/// arrived is answered, whoever waits for a key or for messages is sent away, and it returns once the
+/// Serves clients until the peer is `leaving`: then the listener is gone, what has
+/// arrived is answered, clients that wait for a key or for messages are disconnected, and it returns once the
 /// last connection has ended. Where it is dropped each connection ends with it.
 ///
 /// `idle` says how long a key is kept that nobody asked an end for, `events` what is told of changes
@@ -81,9 +89,9 @@ pub async fn serve(
     events: Events,
     leaving: CancellationToken,
 ) {
-    let carrier = Arc::new(Carrier::between(mesh));
+    let carrier = Arc::new(Carrier::between(mesh.clone()));
     let mut shared = Shared::new(idle, events, carrier);
-    shared.leaving = leaving;
+    (shared.mesh, shared.leaving) = (Some(mesh), leaving);
     serve_up_to(CONNECTIONS_MAX, listener, registers, shared).await;
 }
 
@@ -98,8 +106,10 @@ async fn serve_up_to(
         turns: Arc::new(Turns::default()),
         shared: Arc::new(shared),
         index: 0,
+        library: Arc::default(),
         guards: Arc::default(),
     };
+    info::begin();
     let room = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();
     let take_in = |stream, client, connections: &mut JoinSet<()>| {
@@ -109,6 +119,7 @@ async fn serve_up_to(
         };
         let database = database.clone();
         connections.spawn(async move {
+            let _counted = database.shared.mesh.as_ref().map(|mesh| mesh.connected("redis"));
             let _permit = permit;
             if let Err(error) = connection::serve(stream, database).await {
                 debug!(%client, %error, "a Redis client's connection ended");

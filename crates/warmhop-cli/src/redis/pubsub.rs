@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::frame::Reply;
 use super::glob;
-use super::script::Published;
 
 /// How many bytes of messages wait for one subscriber; one that lets more come up is closed.
 pub(super) const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -31,6 +31,18 @@ const SUBSCRIPTIONS_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SUBSCRIPTION_BYTES: usize = 256;
 /// How many channels and patterns one client listens to at most.
 const SUBSCRIBED_MAX: usize = 65_536;
+
+/// How long the answer to `PUBLISH` waits for another peer to say how many got the message there.
+/// One that has not said so since then is not waited for, until it does.
+pub(super) const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// A message to those who listen to a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Published {
+    pub(super) channel: Bytes,
+    pub(super) message: Bytes,
+    pub(super) is_sharded: bool,
+}
 
 /// What is listened to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -94,6 +106,9 @@ struct State {
     shards: Listeners,
     /// What all subscriptions take.
     bytes: usize,
+    /// How often something came to be listened to, and how often that or the opposite happened.
+    growth: u64,
+    changes: u64,
 }
 
 impl State {
@@ -118,7 +133,11 @@ impl State {
             return Err(Reply::error("ERR", detail));
         }
         self.bytes = bytes;
-        self.of(what).entry(name.clone()).or_default().insert(id);
+        let listeners = self.of(what).entry(name.clone()).or_default();
+        let is_new = listeners.is_empty();
+        listeners.insert(id);
+        self.growth += u64::from(is_new);
+        self.changes += u64::from(is_new);
         Ok(())
     }
 }
@@ -178,7 +197,7 @@ impl Hub {
         told
     }
 
-    /// The channels, or patterns, that somebody listens to here, of those that `pattern` names: as many
+    /// The channels, or patterns, with subscribers here, of those that `pattern` matches: as many
     /// as take so many bytes.
     pub(super) fn names(
         &self,
@@ -196,6 +215,18 @@ impl Hub {
             rest.is_some()
         };
         names.filter(is_match).take_while(fits).cloned().collect()
+    }
+
+    /// How many channels and shards have subscribers here.
+    pub(super) fn names_count(&self) -> usize {
+        let state = self.state();
+        state.channels.len() + state.shards.len()
+    }
+
+    /// How often what is listened to here has changed, and how often it has grown.
+    pub(super) fn changes(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.changes, state.growth)
     }
 
     pub(super) fn count(&self, what: What, channel: &Bytes) -> i64 {
@@ -290,6 +321,7 @@ impl Subscriber {
             ids.remove(&self.id);
             if ids.is_empty() {
                 all.remove(name);
+                state.changes += 1;
             }
         }
     }
@@ -323,7 +355,7 @@ impl Drop for Subscriber {
             self.leave(*what, name);
         }
         self.hub.state().listeners.remove(&self.id);
-        // What it has not read is read by nobody.
+        // What it has not read is discarded.
         self.hub.all_waiting.fetch_sub(self.waiting.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }

@@ -22,7 +22,7 @@ const ROOM: u8 = 6;
 /// What a key takes in it beside its name and its value.
 const KEY_BYTES: usize = 2 + 8 + 4;
 /// What begins the value of a register of one key that is kept on past the key's end, which follows:
-/// so that whoever takes the key out then knows that nobody else did.
+/// so that the peer that removes the key then knows that no other did.
 const LINGERING: u8 = 7;
 /// How long it is kept on. A peer that dies, or a majority that is lost, delays for so long what is
 /// told of the key's end; after that it is not told.
@@ -32,7 +32,7 @@ pub(super) const LINGERS: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     pub(super) value: Value,
-    /// In milliseconds since 1970; `None` where nobody asked for an end.
+    /// In milliseconds since 1970; `None` for a key without a time to live.
     pub(super) end: Option<u64>,
     /// The end was set by what runs now.
     moved: bool,
@@ -43,7 +43,7 @@ pub(super) struct Entry {
 pub(super) struct Room {
     /// The register's name.
     name: Bytes,
-    /// When what runs now began, in milliseconds since 1970: its time stands still.
+    /// When what runs now began, in milliseconds since 1970: its clock does not advance.
     pub(super) now: u64,
     entries: BTreeMap<Bytes, Entry>,
     changed: bool,
@@ -112,7 +112,7 @@ pub(super) fn first_end_of(name: &[u8], held: &[u8]) -> Option<u64> {
             while held.has_remaining() {
                 let len = usize::from(held.try_get_u16().ok()?);
                 held = held.get(len..)?;
-                // Nothing where nobody asked for an end.
+                // Nothing for a key without a time to live.
                 let end = Some(held.try_get_u64().ok()?).filter(|end| *end > 0);
                 let len = usize::try_from(held.try_get_u32().ok()?).ok()?;
                 held = held.get(len..)?;
@@ -143,7 +143,7 @@ impl Room {
         }
     }
 
-    /// Notes what happens to its keys from now on; `ends` says that their ends are told, too.
+    /// Notes what happens to its keys from now on; `ends`: their expiry is published, too.
     pub(super) fn tells(&mut self, ends: bool) {
         (self.log, self.lingers) = (Log::kept(), ends);
     }

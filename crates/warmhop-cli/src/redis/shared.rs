@@ -8,24 +8,27 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use warmhop::Mesh;
 
 use super::carrier::Carrier;
 use super::ends::Ends;
 use super::events::Events;
 use super::pubsub::Hub;
-use super::script::Scripts;
+use super::scripts::Scripts;
 
 /// What all clients of a peer's endpoint share.
 pub(super) struct Shared {
-    /// How long what nobody asked an end for is kept while it is idle.
+    /// How long an idle key is kept that was set without a time to live.
     pub(super) idle: Duration,
     pub(super) scripts: Scripts,
     pub(super) hub: Arc<Hub>,
     pub(super) carrier: Arc<Carrier>,
-    /// What is told of changes of keys.
+    /// Which changes of keys are published.
     pub(super) events: Events,
     pub(super) ends: Ends,
-    /// Cancelled once the peer leaves: whoever waits for something is sent away.
+    /// The peer, which counts the clients; absent in tests.
+    pub(super) mesh: Option<Mesh>,
+    /// Cancelled once the peer leaves: clients that wait for something are disconnected.
     pub(super) leaving: CancellationToken,
     /// Those who wait for a change, by the register's name.
     waiting: Mutex<HashMap<Bytes, (Arc<Notify>, usize)>>,
@@ -45,6 +48,7 @@ impl Shared {
             idle,
             events,
             ends: Ends::default(),
+            mesh: None,
             leaving: CancellationToken::new(),
             hub: Arc::clone(&carrier.hub),
             carrier,

@@ -3,6 +3,7 @@
 mod attacks;
 mod events;
 mod messages;
+mod probes;
 mod reader;
 mod together;
 
@@ -535,7 +536,7 @@ async fn what_is_no_request_is_told_off_and_ends_the_connection() {
         ("*1\r\n$-1\r\n", "-ERR Protocol error: invalid bulk length"),
         ("*1\r\n$1a\r\n", "-ERR Protocol error: invalid bulk length"),
         ("*1\r\n$000000000000000000", "-ERR Protocol error: invalid bulk length"),
-        ("*99999\r\n", "-ERR Protocol error: invalid length"),
+        ("*99999\r\n", "-ERR Protocol error: invalid multibulk length"),
     ] {
         let (_mesh, mut it) = endpoint().await;
         it.send(b"PING\r\n").await;
@@ -744,6 +745,7 @@ async fn a_request_that_never_ends_is_given_up() {
         turns: Arc::new(Turns::default()),
         shared: Arc::new(quiet()),
         index: 0,
+        library: Arc::default(),
         guards: Arc::default(),
     };
     let serving = super::connection::serve(far.unwrap().0, database);

@@ -7,10 +7,9 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
+use super::arguments::REPLY_BYTES_MAX;
 use super::cmd::{All, Handler, Run};
-use super::engine::{
-    Database, Guard, Outcome, REPLY_BYTES_MAX, Request, Stop, Watched, WatchedChanged, run_on,
-};
+use super::engine::{Database, Guard, Outcome, Request, Stop, Watched, WatchedChanged, run_on};
 use super::frame::Reply;
 
 /// How many commands one transaction has at most.
@@ -59,7 +58,7 @@ impl Queued {
     fn room(&self, database: &Database) -> Option<Bytes> {
         let keys = self.request.keys();
         handler(&self.request)?;
-        keys.iter().try_for_each(|key| super::cmd::checked_key(key)).ok()?;
+        keys.iter().try_for_each(|key| super::arguments::checked_key(key)).ok()?;
         self.in_its(database).one_room(&keys).ok().filter(|_| !keys.is_empty())
     }
 

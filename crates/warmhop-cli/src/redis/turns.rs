@@ -5,7 +5,7 @@
 //! every wait for a turn is bounded, and who waited for too long goes on without one.
 //!
 //! One that ends in vain, after a while, says that the key's holders are not reached. Those in line
-//! behind it would find the same one after the other, each taking as long: they are told at once.
+//! behind it would find the same one after the other, each taking as long: they fail at once.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -31,10 +31,10 @@ const LINES_MAX: usize = 64 * 1024;
 /// refused sooner was refused for itself.
 const TRIED_FOR: Duration = Duration::from_secs(1);
 
-/// How a change of a key stands to others of the same key.
+/// How a change of a key is ordered among others of the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// It depends on what the key holds: nobody else's in between.
+    /// It depends on what the key holds: no other change in between.
     Alone,
     /// It does not.
     Together,
@@ -74,7 +74,7 @@ impl Turns {
     /// Waits for a turn with the key of this name.
     ///
     /// # Errors
-    /// With what its client is told, if too many wait, or if one before it came to nothing.
+    /// With the error for its client, if too many wait, or if one before it came to nothing.
     pub(super) async fn wait(&self, name: &Bytes, turn: Turn) -> Result<Place<'_>, Reply> {
         let mut place = self.join(name)?;
         let Some(shared) = place.shared.clone() else { return Ok(place) };

@@ -13,7 +13,7 @@ const HASH: u8 = 2;
 const LIST: u8 = 3;
 const SET: u8 = 4;
 const SORTED_SET: u8 = 5;
-/// Added to the type's byte where nobody asked for an end.
+/// Added to the type's byte of a key that was set without a time to live.
 const ENDLESS: u8 = 0x80;
 /// What a part takes beside its bytes.
 const PART_BYTES: usize = 4;
@@ -139,7 +139,7 @@ kind!(Set, Set);
 kind!(SortedSet, SortedSet);
 
 impl Value {
-    /// Its type's name, as `TYPE` tells it.
+    /// Its type's name, as `TYPE` answers it.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::String(_) => "string",
@@ -193,7 +193,7 @@ impl Value {
         }
     }
 
-    /// As it is kept. `endless` says that nobody asked for an end, although it has one.
+    /// As it is kept. `endless`: it was set without a time to live, although it has an end.
     pub(super) fn encode(&self, endless: bool) -> Result<Bytes, TooLarge> {
         let len = self.len();
         if len > VALUE_BYTES_MAX {

@@ -9,8 +9,8 @@ use super::cmd::{Handler, patience};
 use super::engine::{Database, Outcome, Request, Stop};
 use super::frame::Reply;
 
-/// How often one who waits looks, in case nobody tells that there is something: a peer that was
-/// changed at another moment, or died before it told.
+/// How often a waiting client looks by itself, since it may not be woken: a peer that was
+/// changed at another moment, or died before it woke anybody.
 const LOOKED_EVERY: Duration = Duration::from_secs(1);
 /// What Redis says to those who wait at a server that is no longer theirs; libraries know it.
 const LEAVES: &str =
@@ -38,8 +38,11 @@ impl Database {
             let run = |room| std::future::ready(Outcome::of(room, handler, &request.args));
             let reply = self.update(name, run).await?;
             let now = Instant::now();
-            if !matches!(reply, Reply::Aborted | Reply::Null) || until.is_some_and(|it| it <= now) {
+            if !matches!(reply, Reply::Aborted | Reply::Null) {
                 return Ok(reply);
+            }
+            if until.is_some_and(|it| it <= now) {
+                return Ok(Reply::Aborted);
             }
             let look = (now + LOOKED_EVERY).min(until.unwrap_or(now + LOOKED_EVERY));
             tokio::select! {

@@ -36,7 +36,7 @@ const HISTORY_EVERY: Duration = Duration::from_secs(5);
 const HISTORIES_MAX: usize = 32;
 /// How long an answer may take before it is missed.
 const MISSED_AFTER: Duration = Duration::from_secs(2);
-/// Keys that wait until a picture is drawn; whoever types more waits.
+/// Keys that are queued until a picture is drawn; typing more than that waits.
 const KEYS_MAX: usize = 64;
 
 /// Shows what the peer tells, again and again, until the user has seen enough. One that is away for a

@@ -7,15 +7,17 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use http::Request;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tower::ServiceExt;
-use warmhop::Body;
+use warmhop::{Body, BoxError};
 use warmhop_cli::child::ChildApp;
 use warmhop_cli::config::Inherit;
 
 use crate::role::{
-    ARGUMENTS, BOUND, ROLE, app, get_text, is_alive, name, pids, scratch, sh, shell_app,
+    ARGUMENTS, BOUND, ROLE, app, ask, get_text, is_alive, name, pids, scratch, sh, shell_app,
     wait_until, wait_until_gone,
 };
 
@@ -35,6 +37,24 @@ async fn an_app_gets_its_environment_and_folder_and_not_the_peers_token() {
 async fn variables(mut child: ChildApp, script: &str) -> String {
     child.run = ["sh", "-c", &format!("echo \"{script}\"; exit 3")].map(str::to_owned).to_vec();
     child.launch(&name()).await.err().unwrap().output.join("\n")
+}
+
+#[tokio::test]
+async fn a_body_whose_length_nobody_knows_reaches_the_app_whatever_the_method() {
+    let launched = app("app", &[]).launch(&name()).await.unwrap();
+    for method in ["GET", "DELETE", "OPTIONS", "POST", "PATCH"] {
+        for pieces in [1, 100] {
+            let frames =
+                (0..pieces).map(|_| Ok::<_, BoxError>(Frame::data("x".repeat(1000).into())));
+            let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+            let request = Request::builder().method(method).uri("/echo").body(body).unwrap();
+            let (status, text) = ask(&launched.service, request).await;
+            assert_eq!((status.as_u16(), text.len()), (200, pieces * 1000), "{method}");
+        }
+        let request = Request::builder().method(method).uri("/echo").body(Body::empty()).unwrap();
+        assert_eq!(ask(&launched.service, request).await.1, "", "{method}");
+    }
+    launched.process.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
@@ -120,6 +140,25 @@ async fn an_app_that_is_not_ready_in_time_is_killed_with_all_it_started() {
     let told = failed.output.iter().find_map(|line| line.strip_prefix("the app runs as ")).unwrap();
     let pids: Vec<i32> = told.split(' ').map(|pid| pid.parse().unwrap()).collect();
     assert!(!pids.iter().any(|pid| is_alive(*pid)), "{pids:?}: the failure came after their end");
+}
+
+#[tokio::test]
+async fn an_app_that_listens_elsewhere_than_at_its_port_is_told_where() {
+    let mut child = app("app", &[]);
+    // Any port but the one that it is given.
+    let elsewhere = ["sh", "-c", "PORT=0 exec \"$0\" \"$@\""].map(str::to_owned);
+    child.run = [&elsewhere[..], &child.run].concat();
+    let mut told = String::new();
+    // As long as it takes until it listens.
+    for within in [1, 4, 16, 64] {
+        child.ready.timeout = Duration::from_secs(within);
+        told = child.launch(&name()).await.err().unwrap().reason;
+        if !told.contains("nothing listens at 127.0.0.1:") {
+            break;
+        }
+    }
+    assert!(told.contains(": it listens at 127.0.0.1:"), "{told}");
+    assert!(told.ends_with(", which its variable PORT asks for"), "{told}");
 }
 
 #[tokio::test]

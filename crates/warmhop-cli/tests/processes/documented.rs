@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use crate::cli::{Peer, app_table, run, text};
 use crate::role::{scratch, wait_until};
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// README.md, CONTRIBUTING.md and every page below docs.
-fn pages() -> Vec<PathBuf> {
+pub(crate) fn pages() -> Vec<PathBuf> {
     let mut pages = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
     let docs = std::fs::read_dir(root().join("docs")).unwrap();
     pages.extend(
@@ -22,7 +22,7 @@ fn pages() -> Vec<PathBuf> {
 }
 
 /// The blocks of a page in this language.
-fn blocks(page: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(page: &str, language: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut open: Option<(bool, String)> = None;
     for line in page.lines() {

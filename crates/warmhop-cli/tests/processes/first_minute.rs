@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cli::{certified, run, text, warmhop};
+use crate::cli::{Peer, certified, config, run, text, warmhop, write};
 use crate::role::{ARGUMENTS, BOUND, ROLE, scratch, wait_until, wait_until_gone};
 
 /// A running `warmhop dev`, whose output is read.
@@ -143,6 +143,14 @@ fn dev_says_what_is_wrong_with_a_command() {
     let dev = Dev::start(&["--peers", "1"], &["sh", "-c", "echo it is broken >&2; exit 3"]);
     let said = dev.said("did not start");
     assert!(said.contains("the app did not start: it exited with status 3"), "{said}");
+    assert!(said.contains("; next try in "), "{said}");
+    assert_eq!(dev.end(Signal::SIGINT), Some(0));
+
+    let elsewhere = format!("PORT=0 exec {:?} {} # not $PORT", this_program(), ARGUMENTS.join(" "));
+    let dev = Dev::start(&["--peers", "1"], &[&elsewhere]);
+    let said = dev.said("the app is not ready yet");
+    assert!(said.contains("it listens at 127.0.0.1:"), "{said}");
+    assert!(dev.said("Have it listen on $PORT").contains("python3 -m http.server $PORT"));
     assert_eq!(dev.end(Signal::SIGINT), Some(0));
 }
 
@@ -197,6 +205,18 @@ fn certificates_show_their_dates_and_are_renewed() {
     assert_ne!(std::fs::read(certs.join("key.pem")).unwrap(), key);
     let (_, shown, _) = run(&["cert", "show", text(&certs)]);
     assert!(shown.contains("6 days left") && shown.contains("expires soon"), "{shown}");
+
+    // Whoever checks the configuration, or asks the peer that runs with it, is told as well.
+    let file = write(&dir, &config(""));
+    let (code, _, warned) = run(&["check", text(&file)]);
+    assert_eq!(code, 0, "{warned}");
+    let told = "mesh.identity: the certificate ends in 6 days, on ";
+    assert!(warned.contains(told) && warned.contains("`warmhop cert renew`"), "{warned}");
+    let peer = Peer::start(&file);
+    let (code, shown, error) = peer.run(&["status"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(shown.contains("\nthe peer's certificate ends in 6 days, on "), "{shown}");
+    drop(peer);
 
     let other = certified("dates-other", "peer-1");
     let (code, _, error) = run(&["cert", "renew", text(&certs), "--ca", text(&other.join("ca"))]);

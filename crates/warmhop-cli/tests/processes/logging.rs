@@ -58,3 +58,19 @@ fn an_access_log_that_cannot_be_opened_is_told_before_anyone_is_served() {
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("log.access: the access log cannot be opened"), "{error}");
 }
+
+#[test]
+fn a_request_is_found_in_the_log_by_its_id() {
+    let file = write(&certified("by-id", "peer-1"), &config(""));
+    let peer = Peer::start_with(&file, &[("RUST_LOG", "warmhop=debug")]);
+    assert!(ask(&peer, "/nowhere", "the-one-that-failed").contains(" 404 "));
+    let failed = peer.logged("\"refused\"");
+    assert!(failed.contains("\"INFO\"") && failed.contains("the-one-that-failed"), "{failed}");
+    assert!(failed.contains("unknown-app"), "{failed}");
+    // What went well is told at this level as well, in the same way.
+    let answered = peer.logged("\"answered\"");
+    assert!(
+        answered.contains("\"DEBUG\"") && answered.contains("the-one-that-failed"),
+        "{answered}"
+    );
+}

@@ -41,6 +41,10 @@ fn the_log_of_any_peer_is_read_through_another() {
     let line: Value = serde_json::from_str(logs.trim()).unwrap();
     assert_eq!(line["app"], "shop", "{logs}");
 
+    let (code, _, error) = second.run(&["logs", "shoop", "--peer", "peer-1"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("no app shoop is configured on this peer; it has: shop"), "{error}");
+
     let (code, _, error) = second.run(&["logs", "shop", "--peer", "peer-9"]);
     assert_eq!(code, 1);
     assert!(error.contains("peer-9") && error.contains("cannot be reached"), "{error}");
@@ -74,6 +78,21 @@ fn a_log_is_followed_until_its_reader_leaves() {
     monitor.wait().unwrap();
     drop(heard);
     reader.join().unwrap();
+}
+
+#[test]
+fn a_restart_of_an_app_that_runs_nowhere_says_so() {
+    let (first, second) = two("restart-none");
+    first.ever_logged("\"ready\"");
+    first.run(&["app", "pause", "shop"]);
+    // What the other peer knows of it may be older.
+    wait_until("the other one knows", || {
+        let (code, _, error) = second.run(&["app", "restart", "shop", "--mesh"]);
+        code == 1 && error.contains("shop runs on no peer")
+    });
+    let (code, told, error) = first.run(&["app", "restart", "shop", "--mesh"]);
+    assert_eq!((code, told.as_str()), (1, ""), "{error}");
+    assert!(error.contains("shop runs on no peer, so there is nothing to restart"), "{error}");
 }
 
 #[test]

@@ -2,13 +2,14 @@
 //! its environment, which [`a_role_is_played`] plays.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::routing::{get, post};
+use axum::routing::{any, get};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
@@ -139,6 +140,9 @@ async fn play_app() {
     if let Ok(marker) = std::env::var("CLASH") {
         clash_once(&marker, port);
     }
+    if let Ok(answers) = std::env::var("ANSWERS") {
+        play_answers(port, &answers);
+    }
     let cold: usize = std::env::var("COLD").map_or(0, |cold| cold.parse().unwrap());
     let descendant = Command::new(std::env::current_exe().unwrap())
         .args(ARGUMENTS)
@@ -162,7 +166,7 @@ async fn play_app() {
         .route("/env", get(|| async { std::env::var("GREETING").unwrap_or_default() }))
         .route("/token", get(|| async { std::env::var("WARMHOP_ADMIN_TOKEN").unwrap_or_default() }))
         .route("/dir", get(|| async { std::env::current_dir().unwrap().display().to_string() }))
-        .route("/echo", post(|body: axum::body::Body| async { body }))
+        .route("/echo", any(|body: axum::body::Body| async { body }))
         .route("/exit", get(exit))
         .with_state(pids);
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
@@ -178,6 +182,21 @@ async fn play_app() {
         });
     }
     server.await.unwrap();
+}
+
+/// Answers each request with these bytes, and closes its connection; that it is well it says in HTTP,
+/// unless they are none.
+fn play_answers(port: u16, answers: &str) -> ! {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    loop {
+        // Whoever asks may have left.
+        let Ok((mut client, _)) = listener.accept() else { continue };
+        let mut head = [0; 4096];
+        let read = client.read(&mut head).unwrap_or(0);
+        let is_probe = head[..read].starts_with(b"GET /healthz ") && answers.starts_with("HTTP/");
+        let well = "HTTP/1.1 204 No Content\r\n\r\n";
+        let _ = client.write_all(if is_probe { well } else { answers }.as_bytes());
+    }
 }
 
 async fn exit() -> StatusCode {

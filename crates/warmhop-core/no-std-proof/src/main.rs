@@ -23,7 +23,7 @@ use warmhop_core::app::{AppEvent, AppMachine, WantedBy};
 use warmhop_core::config::AppPolicy;
 use warmhop_core::ids::{AppName, Now, PeerId};
 use warmhop_core::rank::keepers;
-use warmhop_core::route::{Arrived, LocalApp, Question, Queued, decide};
+use warmhop_core::route::{Arrived, LocalApp, Question, Queued, Versions, decide};
 use warmhop_core::view::{AppState, View};
 
 // Only what std would have brought: the C runtime, for an entry point and for its own needs.
@@ -130,6 +130,7 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
         queued: Queued::default(),
         never_wakes: false,
         failed_starts: 0,
+        versions: Versions::default(),
         dice: 0,
     };
     let decision = decide(&question);

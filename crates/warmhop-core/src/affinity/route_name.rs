@@ -8,9 +8,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use serde::{Deserialize, Serialize};
-
 use super::{Authenticator, Entry, Kind};
+use crate::cookie::RouteName;
 use crate::ids::PeerId;
 
 /// What the tagged bytes of an alias begin with. Those of a token begin with its version, which is
@@ -19,27 +18,7 @@ const DOMAIN: &[u8] = b"\0route ";
 /// Two digits for each byte of a tag: as long as the longest name of a peer.
 const ALIAS_BYTES: usize = 32;
 
-/// What stands for a peer in the affinity cookie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RouteName {
-    /// Its name.
-    #[default]
-    Name,
-    /// An alias that tells nothing of it.
-    Opaque,
-}
-
 impl RouteName {
-    /// The configuration's word for it.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Name => "name",
-            Self::Opaque => "opaque",
-        }
-    }
-
     /// What cookies call `peer`.
     #[must_use]
     pub fn of(self, peer: &PeerId, auth: &impl Authenticator) -> PeerId {

@@ -20,7 +20,8 @@ impl fmt::Display for Refusal {
                 "the app is ready nowhere, and this request is one that does not start it",
             ),
             Self::StartFailed { .. } => f.write_str(
-                "the app did not start here, and it is neither ready nor starting elsewhere",
+                "the app did not start here, as `warmhop status` explains, and it is neither ready nor \
+                 starting elsewhere",
             ),
             Self::WaitFull { waiting_max, .. } => {
                 write!(
@@ -96,6 +97,15 @@ impl fmt::Display for Reason {
             Self::BusyHere { peer, in_flight, other } => write!(
                 f,
                 "ready here, but busy ({in_flight} in flight); {peer} is less so ({other})"
+            ),
+            Self::NewerThere { peer, served } => write!(
+                f,
+                "version {served} has served the session; the copy here is older, that on {peer} is \
+                 not"
+            ),
+            Self::UnheardVersion { served } => write!(
+                f,
+                "version {served} has served the session, and this peer has not heard of it yet"
             ),
             Self::BusyEverywhere => {
                 f.write_str("every copy serves as many requests as it may; it waits for a place")

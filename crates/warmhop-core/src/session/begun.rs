@@ -25,7 +25,7 @@ impl Stored {
 
 impl Session {
     /// Executor: as [`Session::exec_end`], for an order that removes the begin that `attempt` committed
-    /// as `begin`. The order leaves no trace of its own: whoever asks next finds a key that was never
+    /// as `begin`. The order leaves no trace of its own: the next request finds a key that was never
     /// used. What others began stays.
     pub fn exec_end_taking_back(
         &mut self,

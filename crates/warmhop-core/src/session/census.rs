@@ -17,7 +17,7 @@
 //!   Where nobody is settled the mesh has just begun, and all of them count.
 //! * A seed that was never met may be a peer that witnessed, and counts as one that is missed: who
 //!   starts while it is cut off knows of nobody, and must not take that for a mesh of one. Where nobody
-//!   is settled, and where several were never met, they are missed only by whoever has waited for them
+//!   is settled, and where several were never met, they are missed only by a peer that has waited for them
 //!   as long as for any other ([`ABSENT_AFTER`]).
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -127,7 +127,7 @@ impl Census {
         })
     }
 
-    /// What to tell whoever asked with `digest`: nothing where it knows the same.
+    /// The answer to a peer that asked with `digest`: nothing where it knows the same.
     pub(super) fn news(self: &Arc<Self>, me: Incarnation, digest: u64) -> Option<Arc<Self>> {
         let same = self.digest(me) == digest;
         let plain = self.absent.is_empty() && self.reborn.is_empty() && !self.is_young;
@@ -149,7 +149,7 @@ pub enum Verdict {
     Enough,
     /// Some that may answer have not.
     Wait,
-    /// Whoever can answer has, and they are too few.
+    /// All that can answer have, and they are too few.
     TooFew,
 }
 
@@ -221,7 +221,7 @@ impl Roll {
         peers.filter(|peer| self.everyone.insert(*peer)).collect()
     }
 
-    /// `peer` is proven gone. Whoever lives in its place has forgotten what it witnessed.
+    /// `peer` is proven gone. The process that lives in its place has forgotten what it witnessed.
     pub fn gone(&mut self, peer: Incarnation) {
         self.reborn.extend(self.everyone.iter().filter(|other| peer.is_before(other)));
         self.everyone.remove(&peer);
@@ -239,7 +239,7 @@ impl Roll {
         self.silent.contains(&peer)
     }
 
-    /// Whoever has not answered.
+    /// The peers that have not answered.
     pub fn open(&self) -> impl Iterator<Item = Incarnation> + '_ {
         self.everyone.difference(&self.answered).copied()
     }
@@ -249,7 +249,7 @@ impl Roll {
         self.silent = census.silent.iter().copied().collect();
     }
 
-    /// Whether the answers suffice; `waited`: whoever lives has had the time to answer.
+    /// Whether the answers suffice; `waited`: all that live have had the time to answer.
     #[must_use]
     pub fn verdict(&self, waited: bool) -> Verdict {
         let pending = |peer: &Incarnation| !self.silent.contains(peer);
@@ -301,7 +301,7 @@ impl Roll {
             ([one], 0) if is_pair => self.answered.contains(one) || self.silent.contains(one),
             ([], 1) if is_pair => true,
             ([_], 0) => majority,
-            // Everyone known is asked. Whoever else there is has no majority, but may have had one with
+            // Everyone known is asked. Any others that there are have no majority, but may have had one with
             // the former lives of these, or have been left alone by them.
             ([], 1) => majority && (self.has_waited || !nobody_is_settled),
             ([], _) => majority && self.has_waited,

@@ -1,27 +1,14 @@
-//! Whether whoever claims a session owns it: asked by those who hold it before they rest.
+//! Whether the peer that claims a session owns it: asked by those that hold it before they rest.
 //!
 //! A promise says who wanted the session last, not who has it: a takeover that finds no majority
-//! leaves a promise and owns nothing. Whoever rests on such a claim waits for an owner that is
+//! leaves a promise and owns nothing. A member that rests on such a claim waits for an owner that is
 //! none, and the claimant for one that stepped down for it. So the claimant is asked
 //! ([`Session::ask_claimant`]), and what it says of itself ([`Part`]) decides
 //! (`repair.rs`). An answer is a hint: acting on a wrong one costs a ballot and harms nothing.
 
-use serde::{Deserialize, Serialize};
-
-use super::message::Message;
+use super::message::{Message, Part};
 use super::{Effect, Effects, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now};
-
-/// What a peer is to a session beyond a copy of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Part {
-    /// Nothing: it owns it not, and does not try to.
-    None,
-    /// It tries to own it at this ballot.
-    Trying(Ballot),
-    /// It owns it at this ballot.
-    Owner(Ballot),
-}
 
 /// A question to the claimant, from when it is asked until those who asked rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +19,7 @@ pub(super) struct Question {
     answered: Option<(Part, Now)>,
 }
 
-/// What is known of whoever has the highest claim to a session.
+/// What is known of the peer with the highest claim to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Claimant {
     /// Nothing: it was not asked.
@@ -63,7 +50,7 @@ impl Session {
         self.copy.promised().max(self.heard.owner).max(self.ballot())
     }
 
-    /// Asks whoever has the highest claim whether it owns the session.
+    /// Asks the peer with the highest claim whether it owns the session.
     pub fn ask_claimant(&mut self, now: Now, out: &mut Effects) {
         let Some(claim) = self.highest_claim() else { return };
         let to = claim.proposer;
@@ -93,7 +80,7 @@ impl Session {
         }
     }
 
-    /// What whoever has the highest claim said of it, as far as it was asked.
+    /// What the peer with the highest claim said of it, as far as it was asked.
     #[must_use]
     pub fn claimant(&self) -> Claimant {
         let Some(claim) = self.highest_claim() else { return Claimant::Unasked };

@@ -18,9 +18,10 @@ use super::{Empty, Seldom, recent};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 
-/// In how many places one session may be begun at once; who would begin it in one more has to wait
-/// for the others. Beginners that agree on the members begin it in one place.
-const BIRTHS_MAX: usize = 16;
+/// How many births of one session are remembered: for each beginner one in each place. Whoever would
+/// begin it once more has to wait for the others. Beginners that agree on the members begin it in one
+/// place.
+const BIRTHS_MAX: usize = 32;
 
 /// What a copy keeps of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,10 +47,21 @@ pub(super) struct Marks {
     ran: Option<Position>,
     /// Where the session may go on at ballots promised above that of the accepted record.
     births: Vec<Birth>,
+    /// The birth that this peer tries, until it comes to own the session by it or gives it up.
+    trying: Option<Trying>,
 }
 
 impl Empty for Marks {
-    const EMPTY: &'static Self = &Self { fenced: None, ran: None, births: Vec::new() };
+    const EMPTY: &'static Self =
+        &Self { fenced: None, ran: None, births: Vec::new(), trying: None };
+}
+
+/// A birth of this peer's own that nothing was proposed by yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Trying {
+    birth: Birth,
+    /// The ballot of an earlier one in the same place, by which this peer came to own the session.
+    before: Option<Ballot>,
 }
 
 /// Why the gate is shut.
@@ -158,7 +170,9 @@ impl Replica {
     /// Remembers that the session may go on in `cfg` at `b`, which was promised. False where it
     /// may go on in too many places.
     pub(super) fn remember(&mut self, b: Ballot, cfg: &Arc<Config>) -> bool {
-        if let Some(known) = self.seldom.births.iter().position(|birth| birth.cfg == *cfg) {
+        // What one beginner gave up says nothing of another that tried the same place.
+        let same = |birth: &Birth| birth.cfg == *cfg && birth.b.proposer == b.proposer;
+        if let Some(known) = self.seldom.births.iter().position(same) {
             self.seldom.births[known].b = b;
             return true;
         }
@@ -190,12 +204,53 @@ impl Replica {
         if mutant::on(Mutant::ForgetBirth) && !cfg.contains(me) {
             return Ok(());
         }
+        let before = self.birth_of(me, cfg);
         if !self.remember(b, cfg) {
             return Err(Shut::NotMember);
+        }
+        let is_new = self.seldom.trying.as_ref().is_none_or(|it| it.birth.b != b);
+        if b.proposer == me && is_new {
+            self.seldom.trying = Some(Trying { birth: Birth { b, cfg: cfg.clone() }, before });
         }
         self.above = Some(Box::new(b));
         over.iter().chain([cfg]).for_each(|cfg| self.note_stamps(cfg));
         Ok(())
+    }
+
+    fn birth_of(&self, by: Incarnation, cfg: &Config) -> Option<Ballot> {
+        let mut births = self.seldom.births.iter();
+        births.find(|it| *it.cfg == *cfg && it.b.proposer == by).map(|it| it.b)
+    }
+
+    /// The ballot of the birth that this peer tries.
+    pub(super) fn tries(&self) -> Option<Ballot> {
+        self.seldom.trying.as_ref().map(|trying| trying.birth.b)
+    }
+
+    /// The birth that this peer tried made it the owner: from here on something may be proposed by it.
+    pub(super) fn came_about(&mut self) {
+        if self.seldom.trying.is_some() {
+            self.seldom.trying = None;
+            self.seldom.tidy();
+        }
+    }
+
+    /// The birth that this peer tried came to nothing: nothing was proposed by it, nor will be. What is
+    /// told of births from here on leaves it out ([`Word`](super::takeover::Word)).
+    pub(super) fn came_to_nothing(&mut self) {
+        if self.seldom.trying.is_none() {
+            return;
+        }
+        let marks = &mut *self.seldom;
+        if let Some(Trying { birth, before }) = marks.trying.take() {
+            match before {
+                Some(b) => {
+                    marks.births.iter_mut().filter(|it| **it == birth).for_each(|it| it.b = b);
+                }
+                None => marks.births.retain(|it| *it != birth),
+            }
+        }
+        self.seldom.tidy();
     }
 
     /// What a promise says of the accepted record.

@@ -26,23 +26,23 @@
 
 mod at_owner;
 mod members;
+mod relayed;
 
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::census::Census;
 use super::message::{Config, Members};
-use super::repair::may_count_on;
 use super::{Failure, Otherwise, Session};
 use crate::ids::{Ballot, Incarnation, PeerId, SessionId, WallTime};
-use crate::rank;
 use crate::view::{Liveness, View};
 
 pub use at_owner::{
     Alone, Enter, Forwarded, Rerun, Reruns, alone, answer_forward, fence_at, is_elsewhere,
-    is_for_entry,
+    is_for_entry, tries_alone, way_on,
 };
 pub use members::{first_members, members_by_key};
+pub use relayed::Relayed;
 
 /// How often a request is sent on, taken over or begun anew before it is refused.
 pub const ROUNDS_MAX: u32 = 8;
@@ -155,6 +155,13 @@ impl Here<'_> {
         peer == self.me || belief.is_some_and(|it| it.alive == Liveness::Alive)
     }
 
+    /// Whether this peer does not hear a majority of the members in `cfg`, although so many may live: the
+    /// links to them may be down.
+    fn is_cut_off_from(&self, cfg: &Config) -> bool {
+        let of_all = |some: &dyn Fn(Incarnation) -> bool| cfg.sets().all(|set| set.majority(some));
+        !of_all(&|peer| self.hears(peer)) && of_all(&|peer| self.lives(peer))
+    }
+
     /// Whether a majority of every set of members in `cfg` lives, was heard of lately and stays:
     /// nobody replaces the members of a session that holds nothing.
     fn reaches(&self, cfg: &Config) -> bool {
@@ -194,7 +201,7 @@ pub enum Step {
     Begin,
     /// Send it to the session's owner.
     Forward {
-        /// The owner's peer.
+        /// The owner's peer; where this one does not hear it, another that may.
         to: PeerId,
         /// The owner.
         owner: Incarnation,
@@ -308,9 +315,16 @@ pub struct Errand {
     ended: bool,
     rounds: u32,
     relay: Relay,
+    /// Whether one of two members was asked to go on without the other, and whom to ask for that next.
+    survivor_asked: bool,
+    ask_survivor: Option<PeerId>,
+    /// Another peer was asked to send it to an owner that this one does not hear.
+    by_way: bool,
+    /// The peer that its client reached, where that one asks this one to find the session's owner.
+    for_another: Option<Incarnation>,
 }
 
-/// Whether another peer is asked to find the owner of a session that a key names.
+/// Whether another peer is asked to find the session's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Relay {
     /// Where it has to be.
@@ -341,28 +355,24 @@ impl Errand {
             ended: false,
             rounds: 0,
             relay: Relay::Done,
+            survivor_asked: false,
+            ask_survivor: None,
+            by_way: false,
+            for_another: None,
         }
+    }
+
+    /// As `self`, where another peer may be asked to find the session's owner: nobody goes on without a
+    /// majority, and this peer may be the one that does not hear it.
+    #[must_use]
+    pub fn that_may_be_relayed(self) -> Self {
+        Self { relay: Relay::Possible, ..self }
     }
 
     /// A request for the session that a key names.
     #[must_use]
     pub fn by_key(asked: Asked, key: ByKey) -> Self {
         Self { key: Some(key), relay: Relay::Possible, ..Self::new(asked, None) }
-    }
-
-    /// As [`Errand::by_key`], for a peer that was asked by another, which does not hear the owner.
-    #[must_use]
-    pub fn relayed(asked: Asked, key: ByKey) -> Self {
-        Self { key: Some(key), ..Self::new(asked, None) }
-    }
-
-    /// The peer to be asked instead of this one: one that lives, and not `owner`, who is not heard.
-    fn relay(&mut self, owner: Option<Incarnation>, here: &Here<'_>) -> Option<Step> {
-        let key = self.key.filter(|_| self.relay != Relay::Done && self.named.is_none())?;
-        let hops_left = self.asked.hops_left.checked_sub(1)?;
-        let to = relay_of(key.sid, owner, here)?;
-        self.relay = Relay::Done;
-        Some(Step::Relay { to, hops_left, begins: key.begins })
     }
 
     /// Whether it has to wait until this peer has met another, or is newborn no more. A peer that
@@ -454,19 +464,24 @@ impl Errand {
         self.rounds += 1;
         self.sent_to = None;
         self.witnesses = here.view.live_peers().map(|(_, it)| it.news.incarnation).collect();
-        if self.holds_nothing()
-            && let Some(named) = &self.named
-        {
-            // Its owner knows whether it was written since, if that one lives.
-            let owner_answers = here.hears(look.claim.map_or(named.owner, |claim| claim.proposer));
-            if (look.owns || !owner_answers) && is_void(&named.cfg, look, here) {
-                self.named = None;
+        if let Some(cfg) = self.void(look, here) {
+            // Those whom this peer alone does not hear may be asked by another, for whom the client's
+            // next request may write at the same time: it would be in another session than this one.
+            if here.is_cut_off_from(&cfg)
+                && let Some(step) = self.relay(None, here)
+            {
+                return step;
             }
+            self.named = None;
         }
         if self.sid().is_none() {
             return Step::Begin;
         }
-        if (look.cut_off || self.relay == Relay::Wanted)
+        if let Some(step) = self.relay_to_survivor() {
+            return step;
+        }
+        let relays = look.cut_off && self.relays_first(here);
+        if (relays || self.relay == Relay::Wanted)
             && let Some(step) = self.relay(None, here)
         {
             return step;
@@ -478,8 +493,11 @@ impl Errand {
         // A session that moves fast is gone from where it was a moment ago, and the highest claim
         // tells where it went, be it back to a peer that was asked before.
         let claims = [self.told, look.claim].into_iter().flatten();
-        let claim = claims.filter(|claim| !self.came_to_nothing(claim)).max();
+        let asks = |peer: Incarnation| self.for_another == Some(peer);
+        let leads_on = |claim: &Ballot| !self.came_to_nothing(claim) && !asks(claim.proposer);
+        let claim = claims.filter(leads_on).max();
         let named = self.named.as_ref().filter(|_| !self.led_on).map(|named| named.owner);
+        let named = named.filter(|owner| !asks(*owner));
         let owner = match (claim.map(|claim| claim.proposer).or(named), self.led_on) {
             (Some(owner), _) => owner,
             (None, false) => return take_over(TakeOver::Unknown),
@@ -488,13 +506,16 @@ impl Errand {
         if owner == here.me {
             return take_over(TakeOver::NobodyElse);
         }
-        // One that is suspect may live, but waiting for it costs more than taking over, which
-        // cannot harm it.
+        // One that is suspect may live: waiting for it costs more than taking over, and asking one that
+        // may hear it costs less.
         let belief = here.view.by_incarnation(&owner);
         let Some(belief) = belief.filter(|belief| belief.alive == Liveness::Alive) else {
-            // Whoever hears both spares the two a duel.
+            // Whoever hears both spares the two a duel. What a token names is found sooner by its
+            // members, where this peer hears a majority of them.
             let may_live = belief.is_some().then_some(owner);
-            let relay = may_live.and_then(|owner| self.relay(Some(owner), here));
+            let relays = may_live.filter(|_| self.relays_first(here));
+            let relay = relays.and_then(|owner| self.relay(Some(owner), here));
+            let relay = relay.or_else(|| self.by_way_of_another(may_live?, claim, here));
             return relay.unwrap_or_else(|| take_over(TakeOver::OwnerSilent));
         };
         let Some(hops_left) = self.asked.hops_left.checked_sub(1) else {
@@ -543,6 +564,14 @@ impl Errand {
         }
         match end {
             End::Elsewhere(other) => {
+                let suspect = |peer| {
+                    let belief = here.view.by_incarnation(&peer);
+                    belief.is_some_and(|it| it.alive == Liveness::Suspect)
+                };
+                // The link broke that it was sent over: that is no word of the owner's.
+                if other.is_none() && !self.by_way && self.sent_to.is_some_and(|it| suspect(it.0)) {
+                    return again(Because::OwnedElsewhere, Duration::ZERO, sendable);
+                }
                 if let Some((by, claim)) = self.sent_to {
                     self.disclaimed.push(Disclaimed { by, up_to: claim.max(other) });
                 }
@@ -554,9 +583,7 @@ impl Errand {
             }
             // Another peer may reach the majority that this one does not.
             End::Failed(Failure::NoMajority { ran: false })
-                if self.relay == Relay::Possible
-                    && self.named.is_none()
-                    && self.key.is_some_and(|key| relay_of(key.sid, None, here).is_some()) =>
+                if self.named.is_none() && self.can_relay(here) =>
             {
                 self.relay = Relay::Wanted;
                 again(Because::OwnedElsewhere, Duration::ZERO, sendable)
@@ -573,16 +600,28 @@ impl Errand {
     }
 
     /// This peer went on from its own copy as `into`, or may not. `failure` is that of
-    /// [`After::TryAlone`].
+    /// [`After::TryAlone`], and `cfg` the configuration that this peer's machine knows by now.
     pub fn tried_alone(
         &mut self,
         failure: Failure,
         into: Option<SessionId>,
+        cfg: Option<&Config>,
         sendable: bool,
         here: &Here<'_>,
     ) -> After {
+        let failure = self.unless_survived(failure, into.is_some(), cfg, here);
         match into {
             Some(sid) => self.go_on_as(sid, here.me, here, sendable),
+            None if self.ask_survivor.is_some() => {
+                again(Because::OwnedElsewhere, Duration::ZERO, sendable)
+            }
+            None if sendable
+                && failure == (Failure::NoMajority { ran: false })
+                && self.can_relay(here) =>
+            {
+                self.relay = Relay::Wanted;
+                again(Because::OwnedElsewhere, Duration::ZERO, sendable)
+            }
             None => self.failed(failure, sendable),
         }
     }
@@ -645,6 +684,15 @@ impl Errand {
         }
     }
 
+    /// The members of a session that held nothing, where nothing is to be had of it from here.
+    fn void(&self, look: Look, here: &Here<'_>) -> Option<Config> {
+        let named = self.named.as_ref().filter(|_| self.holds_nothing())?;
+        // Its owner knows whether it was written since, if that one lives.
+        let owner_answers = here.hears(look.claim.map_or(named.owner, |claim| claim.proposer));
+        let is_void = (look.owns || !owner_answers) && is_void(&named.cfg, look, here);
+        (is_void && self.for_another.is_none()).then(|| named.cfg.clone())
+    }
+
     /// Whether the session that its token names held nothing then, and it is no request that must be
     /// told from a repeat: another session is as good wherever that one cannot be reached.
     fn holds_nothing(&self) -> bool {
@@ -703,15 +751,6 @@ pub fn hears_most(view: &View, is_gone: impl Fn(Incarnation) -> bool) -> bool {
         heard += usize::from(belief.alive == Liveness::Alive);
     }
     2 * heard > count
-}
-
-/// Whom to ask for a session in this peer's place.
-fn relay_of(sid: SessionId, owner: Option<Incarnation>, here: &Here<'_>) -> Option<PeerId> {
-    let able = here
-        .view
-        .live_peers()
-        .filter(|(_, belief)| may_count_on(belief) && Some(belief.news.incarnation) != owner);
-    rank::session_ranks(&sid, able.map(|(peer, _)| peer)).first().cloned()
 }
 
 fn again(because: Because, back_off: Duration, sendable: bool) -> After {

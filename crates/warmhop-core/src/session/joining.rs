@@ -16,7 +16,7 @@ pub(super) struct Joining {
 }
 
 impl Session {
-    /// Asks the newcomer first where no majority of `cfg` comes about without it. Whoever wants the
+    /// Asks the newcomer first where no majority of `cfg` comes about without it. A peer that wants the
     /// change wants it again for as long as no answer comes. Returns whether it was asked.
     pub(super) fn asks_newcomer(
         &mut self,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::message::{Config, Members, NackReason, Record};
-use super::{Ctx, Effects, Role, Session, TokenHint};
+use super::{Ctx, Effects, FENCED, Role, Session, TokenHint};
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 
 impl Session {
@@ -81,7 +81,7 @@ impl Session {
                 let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
                 let told = self.heard.cfg.as_ref();
                 // The later of two equals is returned: what is held rather than what is told.
-                told.into_iter().chain(held).max_by_key(|cfg| cfg.now.c)
+                told.into_iter().chain(held).max_by_key(|cfg| cfg.step())
             }
         }
     }
@@ -118,12 +118,28 @@ impl Session {
 
     /// Whether this copy must hold every change that was ever answered: its members are two at
     /// most, so that nothing was chosen without its vote, not even a change of members.
+    ///
+    /// Of a change of such members that it voted for, the same holds where those to come are two with
+    /// this peer, and where it proposed the change itself: what goes on in them is proposed by whoever
+    /// saw the change chosen, with this peer's vote, and this peer votes for what it proposes.
     #[must_use]
     pub fn holds_everything(&self, me: Incarnation) -> bool {
         self.copy.accepted.as_ref().is_some_and(|record| {
+            let has_say = |set: &Members| set.who.len() <= 2 && set.contains(me);
             let cfg = &record.cfg;
-            cfg.is_open() && cfg.now.who.len() <= 2 && cfg.contains(me)
+            let goes_on = cfg.is_open() || has_say(&cfg.now) || record.p.ballot.proposer == me;
+            has_say(cfg.deciders()) && goes_on
         })
+    }
+
+    /// Those who could go on without this copy, if they are not gone: of a change of members that is held
+    /// here, and is the last that was heard of, those who decide about it.
+    pub(super) fn who_decides(&self) -> &[Incarnation] {
+        let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
+        match held.filter(|cfg| self.best_config() == Some(*cfg)) {
+            Some(cfg) => &cfg.deciders().who,
+            None => self.members(),
+        }
     }
 
     /// The newest state known here, chosen where this peer owns the session, else accepted, with
@@ -191,7 +207,7 @@ impl Session {
     /// Whether `peer` is known to vote on this session never again, under whatever configuration.
     #[must_use]
     pub fn is_gone_for_good(&self, peer: Incarnation) -> bool {
-        self.heard.gone.get(&peer) == Some(&u64::MAX)
+        self.heard.gone.get(&peer).is_some_and(|stamp| *stamp >= FENCED)
     }
 
     /// What a token would say, where this peer owns the session.
@@ -216,8 +232,8 @@ impl Session {
             owner.tidy();
         }
         if self.heard.0.is_some() {
-            let held = self.copy.accepted.as_ref().map(|record| record.cfg.now.c);
-            if self.heard.cfg.as_ref().is_some_and(|told| Some(told.now.c) <= held) {
+            let held = self.copy.accepted.as_ref().map(|record| record.cfg.step());
+            if self.heard.cfg.as_ref().is_some_and(|told| Some(told.step()) <= held) {
                 self.heard.cfg = None;
             }
             if self.heard.owner <= self.copy.promised() {

@@ -10,7 +10,6 @@ use arrayvec::ArrayVec;
 use serde::{Deserialize, Serialize};
 
 use super::census::Census;
-use super::claim::Part;
 use crate::ids::{Ballot, Incarnation, Position, RequestKey, SessionId, WallTime};
 
 /// The most members that a session has.
@@ -88,6 +87,12 @@ impl Config {
     #[must_use]
     pub fn deciders(&self) -> &Members {
         self.prev.as_deref().unwrap_or(&self.now)
+    }
+
+    /// Orders the steps of one session's members: what is open was chosen, and so outlasts every seal of
+    /// as many changes.
+    pub(super) fn step(&self) -> (u32, bool) {
+        (self.now.c, self.is_open())
     }
 
     /// Whether it is no seal.
@@ -259,6 +264,17 @@ pub enum NackReason {
     Full,
 }
 
+/// What a peer is to a session beyond a copy of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Part {
+    /// Nothing: it owns it not, and does not try to.
+    None,
+    /// It tries to own it at this ballot.
+    Trying(Ballot),
+    /// It owns it at this ballot.
+    Owner(Ballot),
+}
+
 /// One message about one session. The envelope names the session, the sender's and the
 /// addressee's incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -392,6 +408,36 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// Whether it confirms reads, or asks for that: it says nothing that a message of its sender which
+    /// overtakes it would make untrue, so it may wait a moment for others to go with.
+    #[must_use]
+    pub fn may_be_gathered(&self) -> bool {
+        match self {
+            Self::Prepare { want_body, into, .. } => !want_body && into.is_none(),
+            Self::Promise { accepted, births, .. } => {
+                births.is_empty() && accepted.as_ref().is_none_or(|info| info.body.is_none())
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether whoever answers this question of a session's owner has answered `other`, too. Each read
+    /// under way asks whether the session was taken over, and a later question tells of all of them.
+    #[must_use]
+    pub fn asks_all_of(&self, other: &Self) -> bool {
+        let question = |message: &Self| match message {
+            Self::Prepare { b, cfg, want_body: false, polite, nonce, into: None, .. } => {
+                Some((*b, *polite, *nonce, Arc::clone(cfg)))
+            }
+            _ => None,
+        };
+        let (Some(this), Some(other)) = (question(self), question(other)) else { return false };
+        let same_cfg = Arc::ptr_eq(&this.3, &other.3) || this.3 == other.3;
+        (this.0, this.1) == (other.0, other.1) && this.2 >= other.2 && same_cfg
+    }
+}
+
 /// The base that an executor is to run a request on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Base {
@@ -449,4 +495,46 @@ pub enum ExecDone {
         /// The executor's watermark of forgotten stamps, as in `Nack`.
         watermark: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(nonce: u64) -> Message {
+        let me = Incarnation([1; 16]);
+        let cfg = Arc::new(Config { now: Members::first(1, [me]), prev: None });
+        let b = Ballot { round: 1, proposer: me };
+        let expiry = WallTime(0);
+        Message::Prepare { b, cfg, want_body: false, polite: false, nonce, expiry, into: None }
+    }
+
+    #[test]
+    fn a_later_question_of_an_owner_asks_all_of_an_earlier_one_under_the_same_terms() {
+        assert!(question(2).asks_all_of(&question(1)) && question(2).asks_all_of(&question(2)));
+        assert!(!question(1).asks_all_of(&question(2)));
+        let differs = |change: fn(&mut Message)| {
+            let mut other = question(1);
+            change(&mut other);
+            !question(2).asks_all_of(&other) && !other.asks_all_of(&question(0))
+        };
+        assert!(differs(|it| {
+            let Message::Prepare { b, .. } = it else { return };
+            b.round = 2;
+        }));
+        assert!(differs(|it| {
+            let Message::Prepare { cfg, .. } = it else { return };
+            Arc::make_mut(cfg).now.stamp = 2;
+        }));
+        assert!(differs(|it| {
+            let Message::Prepare { want_body, .. } = it else { return };
+            *want_body = true;
+        }));
+        assert!(differs(|it| {
+            let Message::Prepare { into, cfg, .. } = it else { return };
+            *into = Some(cfg.clone());
+        }));
+        let vote = Message::Retire { stamp: 1 };
+        assert!(!vote.asks_all_of(&vote) && !question(2).asks_all_of(&vote));
+    }
 }

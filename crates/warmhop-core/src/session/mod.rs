@@ -42,7 +42,6 @@
 //!   that left this peer is never abandoned.
 
 pub mod begun;
-mod birth;
 pub mod census;
 pub mod claim;
 mod copy;
@@ -70,9 +69,11 @@ use core::time::Duration;
 use crate::ids::{Ballot, Incarnation, Now, Position, SessionId, WallTime};
 use claim::Question;
 use copy::{Replica, Shut, Vote};
-use message::{Body, BodyRef, Config, Ended, Exec, ExecDone, Message, NackReason, Record, Stored};
+use message::{
+    Body, BodyRef, Config, Ended, Exec, ExecDone, Message, NackReason, Part, Record, Stored,
+};
 use owner::{Flight, Owner, Waiting};
-use takeover::Takeover;
+use takeover::{Takeover, Word};
 
 pub use takeover::Otherwise;
 pub use terms::{Ctx, Effect, Effects, Failure, Outcome, Process, Submit, Ticket, TokenHint};
@@ -108,11 +109,16 @@ impl Empty for Line {
     const EMPTY: &'static Self = &Self { queue: VecDeque::new(), flights: Vec::new() };
 }
 
+/// The stamp up to which the votes of a process that is gone for good are gone.
+const DEAD: u64 = u64::MAX;
+/// The same of one that went on without the others: it votes in nothing until it has forgotten that.
+const FENCED: u64 = u64::MAX - 1;
+
 /// What others said of the session. Hints only, but for `gone`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Heard {
-    /// Whose votes are gone for good, in configurations up to which stamp: in all of them for
-    /// those that answered `Dead` or `Fenced`.
+    /// Whose votes are gone, in configurations up to which stamp: for good where that is [`DEAD`], and
+    /// in all of them where it is [`FENCED`].
     gone: BTreeMap<Incarnation, u64>,
     cfg: Option<Arc<Config>>,
     owner: Option<Ballot>,
@@ -137,13 +143,19 @@ impl Empty for Heard {
 
 impl Heard {
     fn note_cfg(&mut self, cfg: &Arc<Config>) {
-        if self.cfg.as_ref().is_none_or(|known| known.now.c < cfg.now.c) {
+        if self.cfg.as_ref().is_none_or(|known| known.step() < cfg.step()) {
             self.cfg = Some(cfg.clone());
         }
     }
 
     fn note_owner(&mut self, ballot: Ballot) {
         self.owner = self.owner.max(Some(ballot));
+    }
+
+    /// Whether the votes of `peer` in every set of `cfg` that it is in are gone for good.
+    fn votes_are_gone(&self, peer: Incarnation, cfg: &Config) -> bool {
+        let gone = self.gone.get(&peer).copied().unwrap_or_default();
+        cfg.sets().filter(|set| set.contains(peer)).all(|set| set.stamp <= gone)
     }
 }
 
@@ -252,6 +264,8 @@ impl Session {
                 }
             }
             Message::Promise { b, cfg, nonce, accepted, births } => {
+                let held = accepted.as_ref().map(|info| info.p);
+                self.hear_word(from, Some(Word::of(from, b, &births, held, Part::None)));
                 self.hear_births(b, births);
                 self.on_promise(ctx, from, b, &cfg, nonce, accepted, out);
             }
@@ -266,49 +280,22 @@ impl Session {
             Message::Accepted { p } => self.on_accepted(from, p),
             Message::NeedFull { p } => self.on_need_full(from, p, out),
             Message::Nack { reason, promised, cfg, watermark } => {
-                if let Some(cfg) = &cfg {
-                    self.heard.note_cfg(cfg);
-                }
-                if let Some(by) = promised {
-                    self.heard.note_owner(by);
-                }
-                match reason {
-                    NackReason::Higher => {
-                        if let Some(by) = promised {
-                            self.outvoted_by(ctx, by, out);
-                        }
-                    }
-                    NackReason::Forgotten => {
-                        ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
-                        self.note_gone(from, watermark);
-                    }
-                    NackReason::Dead => {
-                        self.note_gone(from, u64::MAX);
-                        self.on_gone(from);
-                    }
-                    // It is sent again, as to one that does not answer: room may come.
-                    NackReason::Full => {}
-                    NackReason::Fenced(into) => {
-                        self.heard.went_on = Some((into, from));
-                        self.note_gone(from, u64::MAX);
-                    }
-                }
+                self.hear_of(promised, cfg.as_ref());
+                self.on_nack(ctx, from, reason, promised, watermark, out);
             }
             Message::Locate { census } => self.tell(ctx, from, census, out),
             Message::Located { p, cfg, promised, fenced, dead, births, census, part } => {
-                if let Some(cfg) = &cfg {
-                    self.heard.note_cfg(cfg);
-                }
-                if let Some(by) = promised {
-                    self.heard.note_owner(by);
-                }
+                self.hear_of(promised, cfg.as_ref());
                 if let Some(into) = fenced {
                     self.heard.went_on = Some((into, from));
+                } else {
+                    self.votes_again(from);
                 }
                 for peer in dead {
                     self.peer_dead(peer);
                 }
                 self.on_part(from, part, ctx.now);
+                self.hear_word(from, promised.map(|b| Word::of(from, b, &births, p, part)));
                 self.newcomer_answered(ctx, from, out);
                 let record = p.and(cfg.clone());
                 self.on_located(ctx, from, record, births, census.as_deref(), out);
@@ -325,6 +312,48 @@ impl Session {
         self.settle(ctx, out);
     }
 
+    /// Another peer named the highest ballot that it promised or knows of, and a configuration.
+    fn hear_of(&mut self, ballot: Option<Ballot>, cfg: Option<&Arc<Config>>) {
+        if let Some(cfg) = cfg {
+            self.heard.note_cfg(cfg);
+        }
+        if let Some(ballot) = ballot {
+            self.heard.note_owner(ballot);
+        }
+    }
+
+    fn on_nack(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        reason: NackReason,
+        promised: Option<Ballot>,
+        watermark: u64,
+        out: &mut Effects,
+    ) {
+        match reason {
+            NackReason::Higher => {
+                if let Some(by) = promised {
+                    self.outvoted_by(ctx, by, out);
+                }
+            }
+            NackReason::Forgotten => {
+                ctx.process.stamp_heard = ctx.process.stamp_heard.max(watermark);
+                self.note_gone(from, watermark);
+            }
+            NackReason::Dead => {
+                self.note_gone(from, DEAD);
+                self.on_gone(from);
+            }
+            // It is sent again, as to one that does not answer: room may come.
+            NackReason::Full => {}
+            NackReason::Fenced(into) => {
+                self.heard.went_on = Some((into, from));
+                self.note_gone(from, FENCED);
+            }
+        }
+    }
+
     fn on_prepare(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -337,9 +366,16 @@ impl Session {
             self.nack(from, NackReason::Higher, self.ballot(), out);
             return;
         }
+        let before = self.copy.promised().map(|promised| promised.proposer);
         match self.copy.gate(ctx.me, &cfg, b) {
             Ok(()) => {
+                // Who owned it need not hear the one that takes it over, and would run in vain whatever is
+                // asked of it next.
+                if let Some(former) = before.filter(|it| *it != b.proposer && *it != ctx.me) {
+                    self.nack(former, NackReason::Higher, Some(b), out);
+                }
                 self.copy.keep_until(expiry, ctx.policy.forget_grace);
+                self.forget_void_birth();
                 if let Some(into) = into {
                     self.copy.remember(b, &into);
                 }
@@ -381,6 +417,13 @@ impl Session {
     fn note_gone(&mut self, peer: Incarnation, stamp: u64) {
         let known = self.heard.gone.entry(peer).or_default();
         *known = stamp.max(*known);
+    }
+
+    /// `peer` takes part in the session again: it forgot that it went on without the others.
+    fn votes_again(&mut self, peer: Incarnation) {
+        if self.heard.gone.get(&peer) == Some(&FENCED) {
+            self.heard.gone.remove(&peer);
+        }
     }
 
     fn nack(
@@ -466,7 +509,7 @@ impl Session {
             _ => self.config().is_some_and(|cfg| cfg.contains(dead)),
         };
         if has_votes {
-            self.note_gone(dead, u64::MAX);
+            self.note_gone(dead, DEAD);
         }
     }
 

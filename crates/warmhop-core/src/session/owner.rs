@@ -5,6 +5,7 @@
 //! confirmed by a majority answering at the owner's own ballot, asked after the request arrived:
 //! had anybody taken the session over before, one of that majority would have promised more.
 
+mod confirm;
 mod settle;
 mod turns;
 
@@ -20,10 +21,9 @@ use super::joining::Joining;
 use super::message::{
     AcceptedInfo, Body, BodyRef, Config, MEMBERS_MAX, Members, Message, NackReason, Record,
 };
-use super::takeover::votes_are_gone;
 use super::{
-    Ctx, Effect, Effects, Empty, Failure, Resend, Role, Seldom, Session, Shut, Submit, Ticket,
-    TokenHint, Vote,
+    Ctx, Effect, Effects, Empty, FENCED, Failure, Resend, Role, Seldom, Session, Shut, Submit,
+    Ticket, TokenHint, Vote,
 };
 use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 
@@ -355,10 +355,24 @@ impl Session {
         owner.cfg.now.who.iter().all(|peer| owner.is_held_by(*peer))
     }
 
+    /// Whether this peer, as the owner, has proposed a change of members that is not complete yet.
+    #[must_use]
+    pub fn is_changing_members(&self) -> bool {
+        let Role::Owner(owner) = &self.role else { return false };
+        let proposed = owner.work.proposal.as_ref().map(|it| it.record.cfg.now.c);
+        proposed > owner.chosen.as_ref().map(|it| it.cfg.now.c)
+    }
+
     /// Sends the newest chosen record again to the members that are not known to hold it, as the
     /// owner. One that has forgotten the session cannot take it: it may have voted before (I3). It
-    /// is seated anew, under a stamp above whatever it forgot.
+    /// is seated anew, under a stamp above whatever it forgot. One that went on without the others is
+    /// asked whether it has forgotten that.
     pub fn remind(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        if self.is_owner() {
+            let fenced = |peer: &&Incarnation| self.heard.gone.get(*peer) == Some(&FENCED);
+            let fenced: Vec<_> = self.members().iter().filter(fenced).copied().collect();
+            self.locate(&fenced, out);
+        }
         let forgetful = self.config().and_then(|cfg| {
             let forgot =
                 |peer: &&Incarnation| self.is_gone(**peer, cfg) && !self.is_gone_for_good(**peer);
@@ -388,7 +402,7 @@ impl Session {
         let held_here = self.copy.accepted.as_ref().is_some_and(|accepted| accepted.p == record.p);
         let mine = if held_here { owner.bit(ctx.me) } else { 0 };
         for to in record.cfg.now.who.iter().copied().filter(|peer| *peer != ctx.me) {
-            if !votes_are_gone(&self.heard.gone, to, &record.cfg) {
+            if !self.heard.votes_are_gone(to, &record.cfg) {
                 let body = BodyRef::Same(record.p);
                 let message = Message::Accept { p: record.p, cfg: record.cfg.clone(), body };
                 out.push(Effect::Send { to, message });
@@ -530,7 +544,7 @@ impl Session {
             // A higher promise of this very copy deposes the owner when the call settles.
             Ok(_) | Err(Shut::NotMember) => {}
             Err(Shut::Nack(NackReason::Forgotten)) => self.note_gone(ctx.me, self.copy.low),
-            Err(Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, u64::MAX),
+            Err(Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, FENCED),
             Err(Shut::Nack(_)) => {}
         }
     }

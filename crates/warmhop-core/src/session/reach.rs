@@ -1,6 +1,6 @@
 //! Whether a majority of a session's members is heard, and how long it is waited for where it is not.
 //!
-//! Whoever believes already that too few of the members can answer tells its clients so soon, instead
+//! A peer that believes already that too few of the members can answer refuses its clients soon, instead
 //! of having each of them wait for as long as a majority may take. What it believes may be about to
 //! change, as links form again, so it asks all the same, and waits a little.
 
@@ -15,7 +15,7 @@ use crate::config::WithoutMajority;
 pub(super) const UNHEARD_WITHIN: Duration = Duration::from_secs(1);
 /// How often those who are heard are asked within about that time.
 pub(super) const UNHEARD_TRIES: u32 = 3;
-/// How often whoever holds requests back looks whether a majority is heard again.
+/// How often a peer that holds requests back looks whether a majority is heard again.
 pub(super) const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
 impl Session {
@@ -37,7 +37,7 @@ impl Session {
         !hears && self.may_have_majority(cfg)
     }
 
-    /// How long whoever asks for the session waits for a majority of the members in `cfg`.
+    /// How long a request for the session waits for a majority of the members in `cfg`.
     pub(super) fn patience(&self, ctx: &Ctx<'_>, cfg: &Config) -> Duration {
         let patience = ctx.policy.majority_timeout;
         if self.is_unheard(ctx, cfg) { patience.min(UNHEARD_WITHIN) } else { patience }

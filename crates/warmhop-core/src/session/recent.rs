@@ -39,7 +39,7 @@ pub(super) fn look_up(
     seen: Option<u64>,
 ) -> Known<'_> {
     let begin = begin_of(rid);
-    // Whoever is to begin a run is told of its answer.
+    // The peer that is to begin a run learns its answer.
     let is_answer = |entry: &Recent| !matches!(entry.response, Stored::Begun(_));
     let mut entries = body.recent.iter();
     if let Some(entry) =

@@ -24,7 +24,7 @@ pub const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
 /// meets no rival.
 pub const WAIT_A_RANK: Duration = Duration::from_secs(1);
 
-/// How long whoever is asked may take to answer before it is asked again.
+/// How long a peer may take to answer before it is asked again.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How often everyone is asked about one session between two that come or go.
 const EVERYONE_ASKED_MAX: u32 = 2;
@@ -68,13 +68,13 @@ pub enum Mend {
     /// Show the members that this peer owns it, or hear that it does not, with
     /// [`Session::reassure`].
     Reassure,
-    /// Ask whoever claims it whether it owns it, with [`Session::ask_claimant`], and look again
+    /// Ask the peer that claims it whether it owns it, with [`Session::ask_claimant`], and look again
     /// soon.
     Ask,
-    /// Whoever claims it owns it: nothing more is to be asked ([`Session::rest`]).
+    /// The peer that claims it owns it: nothing more is to be asked ([`Session::rest`]).
     Rest,
-    /// Too few live of those whom this peer takes for the members: ask everyone, with
-    /// [`Session::locate`], who they are by now, and look again soon.
+    /// Too few of the peers that this one takes for the members live: ask everyone, with
+    /// [`Session::locate`], who the members are by now, and look again soon.
     AskEveryone,
 }
 
@@ -100,7 +100,7 @@ pub fn mend(holding: &Holding<'_>, silent_for: impl Fn(Incarnation) -> Option<Du
     }
 }
 
-/// What is known of one session that this peer does not own, and of whoever claims it.
+/// What is known of one session that this peer does not own, and of the peer that claims it.
 #[derive(Debug, Clone, Copy)]
 pub struct Claimed {
     /// This process.
@@ -124,7 +124,7 @@ pub struct Claimed {
 }
 
 /// Decides what a member does about a session that it does not own, where a majority could. It
-/// rests on nobody's claim without having been told that the claimant owns the session: a takeover
+/// rests on nobody's claim before the claimant has said that it owns the session: a takeover
 /// that gave up, be it this process's own, leaves a claim and no owner.
 #[must_use]
 pub fn mend_claimed(claimed: &Claimed) -> Mend {
@@ -214,6 +214,14 @@ pub struct Around<'a> {
     pub policy: &'a SessionPolicy,
 }
 
+impl Around<'_> {
+    /// Whether `peer` lives, and is about to leave.
+    fn leaves(&self, peer: Incarnation) -> bool {
+        let belief = self.view.by_incarnation(&peer);
+        belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining)
+    }
+}
+
 /// What one sweep through the sessions of a peer hands on to the next.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
@@ -221,6 +229,8 @@ pub struct Watch {
     missing_since: BTreeMap<Incarnation, Now>,
     /// Who was alive when a look through all sessions last began.
     looked_for: Option<BTreeSet<Incarnation>>,
+    /// How many silences had been counted by then.
+    silences: u64,
     /// The sessions that everyone is asked about: how often, and when last.
     searches: BTreeMap<SessionId, (u32, Now)>,
 }
@@ -235,11 +245,13 @@ pub enum Scope {
 }
 
 impl Watch {
-    /// Begins a sweep. Where it is to look at all sessions, whatever earlier ones left is among
-    /// those.
-    pub fn begin(&mut self, alive: &BTreeSet<Incarnation>) -> Scope {
+    /// Begins a sweep. One that looks at all sessions includes what earlier ones left for later.
+    /// `silences` counts how often any peer fell silent: who stood still, or was cut off, may have been
+    /// succeeded meanwhile, though all are heard again before this looks.
+    pub fn begin(&mut self, alive: &BTreeSet<Incarnation>, silences: u64) -> Scope {
         self.missing_since.retain(|peer, _| !alive.contains(peer));
-        if self.looked_for.as_ref() == Some(alive) {
+        let fell_silent = silences != core::mem::replace(&mut self.silences, silences);
+        if self.looked_for.as_ref() == Some(alive) && !fell_silent {
             return Scope::Noted;
         }
         self.looked_for = Some(alive.clone());
@@ -279,93 +291,115 @@ impl Watch {
         scope: Scope,
         is_dead: impl Fn(Incarnation) -> bool,
     ) -> Mend {
-        let Around { me, now, view, alive, policy } = *around;
         if held.taking_over {
             // It is looked at again once that has come to an end.
             return Mend::Later;
         }
-        let members = &held.members;
         let owner = held.claim.map(|claim| claim.proposer);
-        for peer in members.iter().copied().chain(owner).filter(|peer| !alive.contains(peer)) {
-            self.missing_since.entry(peer).or_insert(now);
+        let named = held.members.iter().copied().chain(owner);
+        for peer in named.filter(|peer| !around.alive.contains(peer)) {
+            self.missing_since.entry(peer).or_insert(around.now);
         }
-        let leaves = |peer: Incarnation| {
-            let belief = view.by_incarnation(&peer);
-            belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining)
-        };
-        let silent_for = |peer: Incarnation| -> Option<Duration> {
-            if alive.contains(&peer) {
-                return None;
-            }
-            if is_dead(peer) {
-                return Some(Duration::MAX);
-            }
-            if leaves(peer) {
-                // It is replaced before it leaves; what it owns it hands over by itself.
-                return held.owns.then_some(SILENT_BEFORE_REPAIR);
-            }
-            let heard = view.by_incarnation(&peer).map(|belief| belief.heard);
-            let since = heard.or_else(|| self.missing_since.get(&peer).copied());
-            Some(since.map_or(Duration::ZERO, |since| now.since(since)))
-        };
-        if !held.owns {
-            let lives = |peer: &&Incarnation| silent_for(**peer).is_none();
-            let majority = |set: &[Incarnation], voteless: &[Incarnation]| {
-                let votes = |peer: &&Incarnation| lives(peer) && !voteless.contains(*peer);
-                2 * set.iter().filter(votes).count() > set.len()
-            };
-            let has_majority = majority(members, &held.voteless)
-                && (held.before.is_empty() || majority(&held.before, &held.voteless_before));
-            let rank = members.iter().filter(lives).position(|peer| *peer == me);
-            // Who holds nothing of it has nothing to go on from, and leaves it to those who do.
-            let (Some(owner), Some(rank), Some(at)) = (owner, rank, held.at) else {
-                return Mend::Nothing;
-            };
-            // Without a majority it would come to nothing, and leave a claim that others step down
-            // for. Whoever was not told of later members takes those before for all that there are.
-            if !has_majority {
-                return if alive.len() > 1 { self.search(sid, now) } else { Mend::Nothing };
-            }
-            self.searches.remove(&sid);
-            return mend_claimed(&Claimed {
-                me,
-                owner,
-                silent: silent_for(owner),
-                leaves: leaves(owner),
-                said: held.said,
-                proven: Some(at) == held.claim,
-                rank: u32::try_from(rank).unwrap_or(u32::MAX),
-                scope,
-                now,
-            });
+        if held.owns {
+            self.look_as_owner(sid, held, around, scope, is_dead)
+        } else {
+            self.look_as_member(sid, held, around, scope, is_dead)
         }
+    }
+
+    /// For how long `peer` has not been heard; `None` where it lives.
+    fn silence(
+        &self,
+        peer: Incarnation,
+        held: &Held,
+        around: &Around<'_>,
+        is_dead: impl Fn(Incarnation) -> bool,
+    ) -> Option<Duration> {
+        if around.alive.contains(&peer) {
+            return None;
+        }
+        if is_dead(peer) {
+            return Some(Duration::MAX);
+        }
+        if around.leaves(peer) {
+            // It is replaced before it leaves; what it owns it hands over by itself.
+            return held.owns.then_some(SILENT_BEFORE_REPAIR);
+        }
+        let heard = around.view.by_incarnation(&peer).map(|belief| belief.heard);
+        let since = heard.or_else(|| self.missing_since.get(&peer).copied());
+        Some(since.map_or(Duration::ZERO, |since| around.now.since(since)))
+    }
+
+    /// Decides for a session that another peer owns.
+    fn look_as_member(
+        &mut self,
+        sid: SessionId,
+        held: &Held,
+        around: &Around<'_>,
+        scope: Scope,
+        is_dead: impl Fn(Incarnation) -> bool,
+    ) -> Mend {
+        let Around { me, now, alive, .. } = *around;
+        let members = &held.members;
+        let lives = |peer: &&Incarnation| self.silence(**peer, held, around, &is_dead).is_none();
+        let majority = |set: &[Incarnation], voteless: &[Incarnation]| {
+            let votes = |peer: &&Incarnation| lives(peer) && !voteless.contains(*peer);
+            2 * set.iter().filter(votes).count() > set.len()
+        };
+        let has_majority = majority(members, &held.voteless)
+            && (held.before.is_empty() || majority(&held.before, &held.voteless_before));
+        let rank = members.iter().filter(lives).position(|peer| *peer == me);
+        let owner = held.claim.map(|claim| claim.proposer);
+        // A peer that holds nothing of it has nothing to go on from, and leaves it to those that do.
+        let (Some(owner), Some(rank), Some(at)) = (owner, rank, held.at) else {
+            return Mend::Nothing;
+        };
+        // Without a majority it would come to nothing, and leave a claim that others step down for.
+        // A peer that missed a change of members takes the former ones for all that there are.
+        if !has_majority {
+            return if alive.len() > 1 { self.search(sid, now) } else { Mend::Nothing };
+        }
+        self.searches.remove(&sid);
+        let silent = self.silence(owner, held, around, &is_dead);
+        // One that another member hears goes on, and would not know that it was succeeded.
+        let is_heard = around
+            .view
+            .ways_to(&owner)
+            .any(|(_, belief)| members.contains(&belief.news.incarnation));
+        mend_claimed(&Claimed {
+            me,
+            owner,
+            silent: silent.filter(|_| is_dead(owner) || !is_heard),
+            leaves: around.leaves(owner),
+            said: held.said,
+            proven: Some(at) == held.claim,
+            rank: u32::try_from(rank).unwrap_or(u32::MAX),
+            scope,
+            now,
+        })
+    }
+
+    /// Decides for a session that this peer owns.
+    fn look_as_owner(
+        &self,
+        sid: SessionId,
+        held: &Held,
+        around: &Around<'_>,
+        scope: Scope,
+        is_dead: impl Fn(Incarnation) -> bool,
+    ) -> Mend {
+        let Around { me, view, alive, policy, .. } = *around;
+        let members = &held.members;
         let copies = policy.copies.clamp(1, MEMBERS_MAX).min(alive.len());
         let whole = members.contains(&me)
             && members.iter().all(|peer| alive.contains(peer))
             && members.len() >= copies;
-        // Whoever was cut off may have been succeeded meanwhile.
+        // A peer that was cut off may have been succeeded meanwhile.
         let rests = if scope == Scope::All { Mend::Reassure } else { Mend::Nothing };
         if whole {
             return if held.complete { rests } else { Mend::Remind };
         }
-        // A change is agreed to by a majority, or stays under way until one is heard. Where none
-        // will ever be, the owner tries, finds that out, and gives up what it owns no more.
-        let has_hope = |set: &[Incarnation], voteless: &[Incarnation]| {
-            let lost =
-                |peer: &Incarnation| *peer != me && (is_dead(*peer) || voteless.contains(peer));
-            set.is_empty() || 2 * set.iter().filter(|it| !lost(it)).count() > set.len()
-        };
-        let votes = |peer: &&Incarnation| {
-            let hears = |it: &PeerBelief| it.alive == Liveness::Alive;
-            **peer == me || view.by_incarnation(peer).is_some_and(hears)
-        };
-        let has_majority = |set: &[Incarnation]| {
-            set.is_empty() || 2 * set.iter().filter(votes).count() > set.len()
-        };
-        let hears_too_few = !has_majority(members) || !has_majority(&held.before);
-        let hope =
-            has_hope(members, &held.voteless) && has_hope(&held.before, &held.voteless_before);
-        if hears_too_few && hope {
+        if !may_change_members(held, around, &is_dead) {
             return rests;
         }
         let is_member = |belief: &PeerBelief| members.contains(&belief.news.incarnation);
@@ -384,11 +418,36 @@ impl Watch {
             spare: spare.first().copied(),
             last: last.last().copied(),
         };
-        match mend(&holding, silent_for) {
+        match mend(&holding, |peer| self.silence(peer, held, around, &is_dead)) {
             Mend::Nothing => rests,
             decided => decided,
         }
     }
+}
+
+/// Whether an owner tries to change the members. A change is agreed to by a majority, or stays under
+/// way until one is heard. Where none will ever be, the owner tries all the same, finds that out, and
+/// gives up what it owns no more.
+fn may_change_members(
+    held: &Held,
+    around: &Around<'_>,
+    is_dead: impl Fn(Incarnation) -> bool,
+) -> bool {
+    let Around { me, view, .. } = *around;
+    let has_hope = |set: &[Incarnation], voteless: &[Incarnation]| {
+        let lost = |peer: &Incarnation| *peer != me && (is_dead(*peer) || voteless.contains(peer));
+        set.is_empty() || 2 * set.iter().filter(|it| !lost(it)).count() > set.len()
+    };
+    let votes = |peer: &&Incarnation| {
+        let hears = |it: &PeerBelief| it.alive == Liveness::Alive;
+        **peer == me || view.by_incarnation(peer).is_some_and(hears)
+    };
+    let has_majority =
+        |set: &[Incarnation]| set.is_empty() || 2 * set.iter().filter(votes).count() > set.len();
+    let hears_enough = has_majority(&held.members) && has_majority(&held.before);
+    let hope =
+        has_hope(&held.members, &held.voteless) && has_hope(&held.before, &held.voteless_before);
+    hears_enough || !hope
 }
 
 /// Whether sessions may count on a peer: it lives, has been heard lately, and does not leave.
@@ -465,7 +524,7 @@ pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
     let is_ready = |peer: &&PeerId| {
         view.peer(peer)
             .and_then(|belief| belief.apps.get(app))
-            .is_some_and(|told| told.news.state == AppState::Ready)
+            .is_some_and(|it| it.news.state == AppState::Ready)
     };
     let best = ranked.iter().find(is_ready).or_else(|| ranked.first())?;
     view.peer(best).map(|belief| belief.news.incarnation)
@@ -572,14 +631,14 @@ mod tests {
         assert_eq!(mend_claimed(&Claimed { owner: peer(1), ..claimed() }), Mend::Succeed);
     }
 
-    #[test]
-    fn an_owner_without_a_majority_begins_no_change_that_would_never_end() {
+    /// The view of the first peer once it has met those of these numbers.
+    fn met(numbers: &[u8]) -> View {
         let mut view = View::new(PeerId::new("p1").unwrap());
-        let mut meets = |number: u8| {
+        for number in numbers {
             view.apply(
                 News::Peer(PeerNews {
                     peer: PeerId::new(&format!("p{number}")).unwrap(),
-                    incarnation: peer(number),
+                    incarnation: peer(*number),
                     generation: 1,
                     seq: 1,
                     mesh: "127.0.0.1:7001".parse().unwrap(),
@@ -592,22 +651,34 @@ mod tests {
                 Now(1),
                 Source::FirstHand,
             );
-        };
-        meets(2);
-        meets(9);
-        let alive = countable(&view, peer(1));
-        let held = |others: &[u8], before: &[u8]| Held {
+        }
+        view
+    }
+
+    /// A session of the first peer and of those of these numbers, which it owns.
+    fn owned(others: &[u8]) -> Held {
+        Held {
             owns: true,
             taking_over: false,
             claim: None,
             said: Claimant::Unasked,
             at: None,
             members: [1].iter().chain(others).map(|number| peer(*number)).collect(),
-            before: before.iter().map(|number| peer(*number)).collect(),
+            before: Vec::new(),
             complete: true,
             silenced: Vec::new(),
             voteless: Vec::new(),
             voteless_before: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_owner_without_a_majority_begins_no_change_that_would_never_end() {
+        let view = met(&[2, 9]);
+        let alive = countable(&view, peer(1));
+        let held = |others: &[u8], before: &[u8]| Held {
+            before: before.iter().map(|number| peer(*number)).collect(),
+            ..owned(others)
         };
         let (policy, now) = (SessionPolicy::default(), Now(60_000));
         let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
@@ -626,44 +697,22 @@ mod tests {
 
     #[test]
     fn a_member_whose_majority_is_gone_asks_everyone_for_those_who_took_their_places() {
-        let mut view = View::new(PeerId::new("p1").unwrap());
-        view.apply(
-            News::Peer(PeerNews {
-                peer: PeerId::new("p9").unwrap(),
-                incarnation: peer(9),
-                generation: 1,
-                seq: 1,
-                mesh: "127.0.0.1:7001".parse().unwrap(),
-                http: None,
-                zone: None,
-                draining: false,
-                knows_more: false,
-                young: false,
-            }),
-            Now(1),
-            Source::FirstHand,
-        );
+        let view = met(&[9]);
         let alive = countable(&view, peer(1));
         let ballot = Ballot { round: 1, proposer: peer(2) };
         let held = |others: [u8; 2], voteless: &[u8]| Held {
             owns: false,
-            taking_over: false,
             claim: Some(ballot),
-            said: Claimant::Unasked,
             at: Some(ballot),
-            members: [1].iter().chain(&others).map(|number| peer(*number)).collect(),
-            before: Vec::new(),
-            complete: true,
-            silenced: Vec::new(),
             voteless: voteless.iter().map(|number| peer(*number)).collect(),
-            voteless_before: Vec::new(),
+            ..owned(&others)
         };
         let mut watch = Watch::default();
         let mut look = |held: &Held, at: u64| {
             let policy = SessionPolicy::default();
             let now = Now(at);
             let around = Around { me: peer(1), now, view: &view, alive: &alive, policy: &policy };
-            if watch.begin(&alive) == Scope::All {
+            if watch.begin(&alive, 0) == Scope::All {
                 assert_eq!(at, 60_000);
             }
             watch.look(SessionId([7; 16]), held, &around, Scope::Noted, |it| it != peer(9))
@@ -684,6 +733,21 @@ mod tests {
         let before = vec![peer(1), peer(2), peer(9)];
         let changed = Held { before, voteless_before: vec![peer(9)], ..held([8, 9], &[]) };
         assert_eq!(look(&changed, 80_000), Mend::AskEveryone, "it would try without end");
+    }
+
+    #[test]
+    fn all_are_looked_at_where_somebody_fell_silent_and_is_heard_again_before_the_next_look() {
+        let alive = countable(&met(&[2, 3]), peer(1));
+        let mut watch = Watch::default();
+        assert_eq!(watch.begin(&alive, 0), Scope::All);
+        assert_eq!(watch.begin(&alive, 0), Scope::Noted);
+        assert_eq!(watch.begin(&alive, 1), Scope::All);
+        assert_eq!(watch.begin(&alive, 1), Scope::Noted);
+        let fewer = countable(&met(&[2]), peer(1));
+        assert_eq!(watch.begin(&fewer, 2), Scope::All);
+        assert_eq!(watch.begin(&fewer, 2), Scope::Noted);
+        watch.begin_anew();
+        assert_eq!(watch.begin(&fewer, 2), Scope::All);
     }
 
     #[test]

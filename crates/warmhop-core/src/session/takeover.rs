@@ -6,18 +6,22 @@
 //! majority of every set that it names; sets that come to light on the way are asked at the
 //! same ballot.
 
+mod birth;
+mod settle;
+mod void;
+
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::birth;
-use super::census::{Census, Roll, Verdict};
-use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Record};
+pub(super) use self::void::Word;
+use super::census::{Census, Roll};
+use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use super::mutant::{self, Mutant};
 use super::owner::Owner;
 use super::reach::UNHEARD_TRIES;
-use super::{Ctx, Effect, Effects, Failure, Resend, Role, Session};
+use super::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
 /// How many of those that rank first for a session are asked for it before everyone is.
@@ -41,10 +45,12 @@ pub(super) struct Takeover {
     pub(super) begun: Option<Arc<Config>>,
     /// Where it may have been begun by others, at which ballots.
     pub(super) births: Vec<Birth>,
+    /// What whoever began the session said of that since.
+    pub(super) words: BTreeMap<Incarnation, Word>,
     /// Those of them that everyone was asked to close, in favour of `begun`.
     pub(super) closing: Vec<Arc<Config>>,
-    /// Where those who know of a record said that it stands.
-    told: Vec<Arc<Config>>,
+    /// The configurations of the records that other peers reported.
+    reported: Vec<Arc<Config>>,
     /// The configurations asked in, in the order in which they came to light, each with the one
     /// that it is to be closed for, if any.
     asked: Vec<(Arc<Config>, Option<Arc<Config>>)>,
@@ -118,16 +124,17 @@ impl Takeover {
         self.resend.tries >= ANSWER_WITHIN_TRIES
     }
 
-    /// The births above what was found, where the session may have gone on since.
+    /// The births above what was found, by which the session may have gone on since.
     pub(super) fn births_above<'t>(
         &'t self,
         found: Option<&'t AcceptedInfo>,
-    ) -> impl Iterator<Item = &'t Arc<Config>> {
+    ) -> impl Iterator<Item = &'t Birth> {
         let above = move |birth: &&Birth| {
             found.is_none_or(|info| birth.b > info.p.ballot && birth.cfg != info.cfg)
+                && !self.is_void(birth)
                 && !mutant::on(Mutant::KeepOpen)
         };
-        self.births.iter().filter(above).map(|birth| &birth.cfg)
+        self.births.iter().filter(above)
     }
 
     pub(super) fn covers_majority(&self, set: &Members) -> bool {
@@ -226,6 +233,7 @@ impl Session {
             self.role = Role::Owner(Box::new(Owner::beginning(b, cfg.clone())));
             return;
         }
+        self.forget_void_birth();
         let begins = begun.is_some();
         self.role = Role::Preparing(Box::new(Takeover {
             b,
@@ -233,8 +241,9 @@ impl Session {
             otherwise,
             begun,
             births: Vec::new(),
+            words: BTreeMap::new(),
             closing: Vec::new(),
-            told: Vec::new(),
+            reported: Vec::new(),
             asked: Vec::new(),
             promises: BTreeMap::new(),
             search: Search { peers, asked: 0, open: BTreeSet::new(), anew: false },
@@ -300,8 +309,8 @@ impl Session {
     ) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         if takeover.roll.is_some() {
-            if let Some(cfg) = record.filter(|cfg| !takeover.told.contains(cfg)) {
-                takeover.told.push(cfg);
+            if let Some(cfg) = record.filter(|cfg| !takeover.reported.contains(cfg)) {
+                takeover.reported.push(cfg);
             }
             births.into_iter().for_each(|birth| takeover.hear_birth(birth));
         }
@@ -339,13 +348,15 @@ impl Session {
                         self.copy.remember(b, into);
                     }
                     takeover.note(ctx.me, &cfg, self.copy.accepted_info(true));
+                    let held = self.copy.accepted.as_ref().map(|record| record.p);
+                    takeover.hear_word(ctx.me, Word::of(ctx.me, b, &births, held, Part::None));
                     births.into_iter().for_each(|birth| takeover.hear_birth(birth));
                 }
                 Err(super::Shut::Nack(NackReason::Forgotten)) => {
                     let low = self.copy.low;
                     self.note_gone(ctx.me, low);
                 }
-                Err(super::Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, u64::MAX),
+                Err(super::Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, FENCED),
                 Err(_) => {}
             }
         }
@@ -394,193 +405,6 @@ impl Session {
         }
     }
 
-    /// Looks whether the promises suffice, and what follows from them.
-    pub(super) fn settle_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        loop {
-            let Role::Preparing(takeover) = &self.role else { return };
-            let b = takeover.b;
-            let found = takeover.highest().cloned();
-            // What was heard of since may be newer than what was asked in.
-            let known = takeover.asked_in().map(|cfg| cfg.now.c).max().unwrap_or_default();
-            let newer = match &found {
-                Some(info) if !takeover.has_asked(&info.cfg) => Some(&info.cfg),
-                _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.c > known),
-            };
-            let missing = newer.or(takeover.token.as_ref());
-            if let Some(cfg) = missing.filter(|cfg| !takeover.has_asked(cfg)).cloned() {
-                self.ask_in(ctx, cfg, None, out);
-                continue;
-            }
-            // One that began beside another may be as new as that one.
-            let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
-            let told = takeover.told.iter().chain(held).find(|cfg| !takeover.has_asked(cfg));
-            if let Some(cfg) = told.filter(|_| found.is_none()).cloned() {
-                self.ask_in(ctx, cfg, None, out);
-                continue;
-            }
-            if found.is_none() && takeover.asked.is_empty() && takeover.begun.is_some() {
-                self.settle_birth(ctx, out);
-                return;
-            }
-            let begun = takeover.births_above(found.as_ref()).find(|cfg| !takeover.has_asked(cfg));
-            if let Some(cfg) = begun.cloned() {
-                let into = found.map(|info| info.cfg);
-                self.ask_in(ctx, cfg, into, out);
-                continue;
-            }
-            let closed = takeover
-                .births_above(found.as_ref())
-                .all(|cfg| takeover.closes(cfg) || self.passes_over(takeover, found.as_ref(), cfg));
-            let target = match &found {
-                Some(info) => Some(info.cfg.clone()),
-                None => takeover.token.clone(),
-            };
-            let suffices = |cfg: &Arc<Config>| {
-                cfg.sets().all(|set| {
-                    takeover.covers_majority(set)
-                        || mutant::on(Mutant::SkipPromises)
-                        || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
-                        || mutant::on(Mutant::CoverNew) && cfg.prev.as_deref() == Some(set)
-                })
-            };
-            let covered = target.as_ref().is_some_and(suffices) && closed;
-            if let Some(cfg) = target.filter(|_| covered) {
-                match found {
-                    Some(AcceptedInfo { p, cfg, body: Some(body) }) => {
-                        let record = Record { p, cfg, body };
-                        self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
-                        if mutant::on(Mutant::NoReassert) {
-                            self.serve_at_once(record);
-                            return;
-                        }
-                        self.reassert(ctx, record, out);
-                    }
-                    // A majority holds nothing: nothing was ever chosen.
-                    _ => {
-                        self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
-                        out.push(Effect::Owned { ballot: b });
-                    }
-                }
-                return;
-            }
-            // A member that forgot the configuration before a seal passes no gate for the seal, but
-            // is as good a voter as any in the members from there on: it never voted in those.
-            let forgot = |cfg: &Config, peer: &Incarnation| {
-                let known = self.heard.gone.get(peer);
-                let before = cfg.prev.as_deref().filter(|before| before.contains(*peer));
-                known
-                    .zip(before)
-                    .is_some_and(|(stamp, before)| before.stamp <= *stamp && *stamp < cfg.now.stamp)
-            };
-            let opened = takeover.asked_in().find_map(|cfg| {
-                let open = Config { now: cfg.now.clone(), prev: None };
-                let wanted = !takeover.covers_majority(&cfg.now)
-                    && cfg.now.who.iter().any(|peer| forgot(cfg, peer))
-                    && !takeover.has_asked(&open);
-                wanted.then(|| Arc::new(open))
-            });
-            if let Some(cfg) = opened {
-                self.ask_in(ctx, cfg, None, out);
-                continue;
-            }
-            // What was found may be long past: a later configuration that has not said yet whether it
-            // holds more may be the one in which the session goes on.
-            let unheard = |cfg: &Arc<Config>| {
-                self.may_have_majority(cfg) && !cfg.sets().all(|set| takeover.covers_majority(set))
-            };
-            let hopeless = match &found {
-                Some(info) => {
-                    let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
-                    !self.may_have_majority(&info.cfg)
-                        && !takeover.asked_in().filter(later).any(unheard)
-                }
-                None => !takeover.asked_in().any(|cfg| self.may_have_majority(cfg)),
-            };
-            // Where it may have been begun, nothing was chosen and nothing will be.
-            let nowhere = found.is_none()
-                && closed
-                && takeover
-                    .asked_in()
-                    .all(|cfg| takeover.births.iter().any(|birth| birth.cfg == *cfg));
-            let waited = takeover.has_waited();
-            let Role::Preparing(takeover) = &mut self.role else { return };
-            if nowhere && let Some(roll) = &takeover.roll {
-                match roll.verdict(waited) {
-                    Verdict::Enough if takeover.otherwise == Otherwise::Absent => {
-                        self.tell_absent(ctx, out);
-                        return;
-                    }
-                    Verdict::TooFew if takeover.search.asked == takeover.search.peers.len() => {
-                        self.role = Role::None;
-                        out.push(Effect::GaveUp);
-                        self.fail_all(Failure::NoMajority { ran: false }, out);
-                        return;
-                    }
-                    _ => {
-                        if takeover.search.open.iter().all(|peer| roll.is_silent(*peer)) {
-                            self.ask_more(ctx, out);
-                        }
-                        return;
-                    }
-                }
-            }
-            let search = &mut takeover.search;
-            if hopeless != search.anew {
-                search.anew = hopeless;
-                if hopeless {
-                    // Those members that live know best who the members are by now, whether this
-                    // peer knew of them before or not.
-                    let members = takeover.asked.iter().flat_map(|(cfg, _)| cfg.everyone());
-                    for peer in members.filter(|peer| *peer != ctx.me) {
-                        if self.heard.gone.get(&peer) != Some(&u64::MAX)
-                            && !search.peers.contains(&peer)
-                        {
-                            search.peers.push(peer);
-                        }
-                    }
-                    search.asked = 0;
-                    search.open.clear();
-                }
-            }
-            let unknown = takeover.asked.is_empty();
-            if !hopeless || !takeover.search.is_over() {
-                if hopeless && takeover.search.open.is_empty() {
-                    self.ask_more(ctx, out);
-                }
-                return;
-            }
-            self.role = Role::None;
-            if unknown {
-                // Nobody has heard of it.
-                out.push(Effect::GaveUp);
-                self.redirect_all(None, out);
-            } else if let Some((into, by)) = self.heard.went_on.filter(|(_, by)| *by != ctx.me) {
-                self.fail_all(Failure::WentOn { into, by }, out);
-            } else {
-                out.push(Effect::Lost);
-                self.fail_all(Failure::Lost { ran: false }, out);
-            }
-            return;
-        }
-    }
-
-    /// Nobody knows of the session: whoever waited when everyone was asked is told so. For those who
-    /// came since, the answers may be too old, and everyone is asked again.
-    fn tell_absent(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
-            return;
-        };
-        let waiting = core::mem::take(&mut self.line.queue);
-        let (came_since, asked_for) =
-            waiting.into_iter().partition(|it| it.came_after(takeover.began));
-        self.line.queue = asked_for;
-        self.fail_all(Failure::Absent, out);
-        self.line.queue = came_since;
-        if !self.line.queue.is_empty() {
-            self.seek(ctx, &takeover.search.peers, Otherwise::Absent, out);
-        }
-    }
-
     /// Whether a majority of every set in `cfg` may come about yet.
     pub(super) fn may_have_majority(&self, cfg: &Config) -> bool {
         cfg.sets().all(|set| !self.is_beyond_hope(set))
@@ -588,15 +412,7 @@ impl Session {
 
     /// Whether `peer` will never vote in `cfg` again.
     pub(super) fn is_gone(&self, peer: Incarnation, cfg: &Config) -> bool {
-        votes_are_gone(&self.heard.gone, peer, cfg)
-    }
-
-    /// What [`Mutant::NoReassert`] does instead of reasserting.
-    fn serve_at_once(&mut self, record: Record) {
-        if let Role::Owner(owner) = &mut self.role {
-            owner.chosen = Some(record);
-            owner.serving = true;
-        }
+        self.heard.votes_are_gone(peer, cfg)
     }
 
     /// Whether so many of `set` are gone for good that no majority of it can come about.
@@ -669,15 +485,6 @@ impl Session {
             _ => None,
         }
     }
-}
-
-pub(super) fn votes_are_gone(
-    gone: &BTreeMap<Incarnation, u64>,
-    peer: Incarnation,
-    cfg: &Config,
-) -> bool {
-    let gone = gone.get(&peer).copied().unwrap_or_default();
-    cfg.sets().filter(|set| set.contains(peer)).all(|set| set.stamp <= gone)
 }
 
 fn prepare(

@@ -7,6 +7,7 @@ use super::census::Census;
 use super::message::{Body, Config, Exec, ExecDone, Message, NackReason, Stored};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
+use crate::problem::ProblemKind;
 
 /// What a machine is given for one call.
 #[derive(Debug)]
@@ -182,6 +183,28 @@ pub enum Failure {
     /// Its execution failed or its executor was lost. This owner proposes no change of it, but
     /// an executor that was lost may have voted for one, which a takeover may find.
     ExecutionFailed,
+}
+
+impl Failure {
+    /// What the request's client gets.
+    #[must_use]
+    pub fn problem(&self) -> ProblemKind {
+        match self {
+            Self::QueueFull => ProblemKind::SessionQueueFull,
+            Self::NoMajority { ran: false } => ProblemKind::SessionNoMajority,
+            Self::FingerprintDiffers => ProblemKind::KeyReused,
+            Self::KeyInUse => ProblemKind::KeyInUse,
+            Self::BelowFloor => ProblemKind::OutcomeForgotten,
+            Self::Lost { ran: false } | Self::WentOn { .. } => ProblemKind::SessionLost,
+            Self::NoMajority { ran: true } | Self::Lost { ran: true } | Self::Deposed { .. } => {
+                ProblemKind::OutcomeUnknown
+            }
+            Self::Absent => ProblemKind::Absent,
+            Self::TooManyRetries => ProblemKind::SessionNoExecutor,
+            Self::Ended => ProblemKind::SessionEnded,
+            Self::ExecutionFailed => ProblemKind::ExecutionFailed,
+        }
+    }
 }
 
 /// What is to be done, in this order.

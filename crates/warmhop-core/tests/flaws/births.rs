@@ -7,6 +7,17 @@ use warmhop_core::session::Failure;
 
 use crate::stage::Stage;
 
+/// Five who know each other.
+fn five(title: &str) -> Stage {
+    let mut s = Stage::new(title, "A B C D E");
+    for (name, others) in
+        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
+    {
+        s.knows(name, others, "");
+    }
+    s
+}
+
 /// A and B hold tea under a key; C and D were asked and hold nothing. Then A cannot be heard any more,
 /// and B and C are started anew: B, which has forgotten tea, and C, which knows nobody's former life.
 fn two_were_started_anew(title: &str) -> Stage {
@@ -104,12 +115,7 @@ fn a_peer_that_was_added_begins_keys_as_soon_as_one_that_is_settled_knows_it() {
 /// birth, so that nothing came of it: it is passed over.
 #[test]
 fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it() {
-    let mut s = Stage::new("a birth that nobody can close", "A B C D E");
-    for (name, others) in
-        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
-    {
-        s.knows(name, others, "");
-    }
+    let mut s = five("a birth that nobody can close");
     s.asks_by_key("A", "change tea", "A B C");
     for other in ["B", "C", "D", "E"] {
         s.arrives(&format!("Begin A>{other}"));
@@ -149,12 +155,7 @@ fn a_birth_that_nobody_can_close_any_more_does_not_shut_in_what_is_held_below_it
 /// it accepted nothing, nothing came of it.
 #[test]
 fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
-    let mut s = Stage::new("a birth whose beginner holds nothing of it", "A B C D E");
-    for (name, others) in
-        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
-    {
-        s.knows(name, others, "");
-    }
+    let mut s = five("a birth whose beginner holds nothing of it");
     s.asks_by_key("A", "change tea", "A B C");
     for other in ["C", "D", "E"] {
         s.arrives(&format!("Begin A>{other}"));
@@ -185,18 +186,113 @@ fn a_birth_whose_beginner_holds_nothing_of_it_came_to_nothing() {
     s.answered("list", "tea/A");
 }
 
+/// As above, but B tries to begin the session at A, D and E, and is no member there: it would accept
+/// nothing of what it proposes.
+/// The rule: whoever gave a birth up forgets that it tried, and by what it tells of births says so.
+#[test]
+fn a_birth_that_its_beginner_gave_up_came_to_nothing_whoever_its_members_are() {
+    let mut s = five("a birth that its beginner gave up");
+    s.asks_by_key("A", "change tea", "A B C");
+    for other in ["C", "D", "E"] {
+        s.arrives(&format!("Begin A>{other}"));
+        s.arrives(&format!("Free {other}>A"));
+    }
+    s.loses("Begin A>B");
+    s.ends("tea");
+    s.loses("Accept A>B");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.parts("B", "A C D E");
+    s.asks_by_key("B", "change milk", "A D E");
+    s.gives_up_waiting("milk");
+    s.restarts("A");
+    s.restarts("D");
+    s.restarts("E");
+    s.heals();
+    s.asks_by_key("C", "read list", "A B C");
+    s.settles();
+    s.serves("C");
+    s.answered("list", "tea/A");
+}
+
+/// The danger: the members of tea are A, C and D, held by A and C. B, which is none of them, tried to begin
+/// the session at A, D and E, and D remembers that. A and E are started anew: what B may have proposed
+/// can never be closed, D cannot tell that it proposed nothing, and nobody asks B for a promise.
+/// The rule: everyone is asked what it knows, B too, and its word counts at once.
+#[test]
+fn whoever_began_a_session_is_asked_what_came_of_it_by_those_who_remember_it() {
+    let mut s = five("a beginner is asked what came of it");
+    s.asks_by_key("A", "change tea", "A C D");
+    for other in ["B", "C", "E"] {
+        s.arrives(&format!("Begin A>{other}"));
+        s.arrives(&format!("Free {other}>A"));
+    }
+    s.loses("Begin A>D");
+    s.ends("tea");
+    s.loses("Accept A>D");
+    s.settles();
+    s.answered("tea", "tea/A");
+    s.forgets("B");
+    s.forgets("E");
+    s.parts("B", "A C");
+    s.asks_by_key("B", "change milk", "A D E");
+    s.gives_up_waiting("milk");
+    s.restarts("A");
+    s.restarts("E");
+    s.heals();
+    s.asks_by_key("C", "read list", "A C D");
+    for _ in 0..4 {
+        s.settles();
+        s.passes(Duration::from_millis(300));
+        s.settles();
+    }
+    s.serves("C");
+    s.answered("list", "tea/A");
+}
+
+/// The danger: B owned milk, which A and E acknowledged, and was no member of it. It was deposed by a
+/// takeover that came to nothing, and A and E are started anew. Were B taken for one that gave the birth
+/// up, milk would be begun anew in silence.
+/// The rule: whoever came to own the session by a birth goes on telling of it. What can never be closed is
+/// told as lost once everyone was asked, and not waited for without end.
+#[test]
+fn a_birth_that_made_its_beginner_the_owner_is_never_passed_over() {
+    let mut s = five("a birth that made its beginner the owner");
+    s.asks_by_key("B", "change milk", "A D E");
+    for other in ["A", "C", "D", "E"] {
+        s.arrives(&format!("Begin B>{other}"));
+        s.arrives(&format!("Free {other}>B"));
+    }
+    s.ends("milk");
+    s.loses("Accept B>D");
+    s.settles();
+    s.answered("milk", "milk/B");
+    s.restarts("A");
+    s.restarts("E");
+    s.takes_over_without_a_token("D", "B C");
+    s.settles();
+    s.asks_by_key("B", "read own", "A D E");
+    s.settles();
+    s.does_not_serve("B");
+    s.tell("The first time C hears of the takeover, and has to go higher.");
+    s.asks_by_key("C", "change cocoa", "C D E");
+    s.settles();
+    s.does_not_serve("C");
+    s.asks_by_key("C", "change lemon", "C D E");
+    for _ in 0..4 {
+        s.settles();
+        s.passes(Duration::from_millis(300));
+    }
+    s.failed("lemon", Failure::Lost { ran: false });
+}
+
 /// The danger: A looks for the session, and two of five take their time. B, C and D have told A that they
 /// know nothing when B begins the session, and its change is acknowledged. Then another request comes
 /// to A, waits beside the first, and is told with it that there is no such session.
 /// The rule: what was answered before a request came says nothing to it; everyone is asked again.
 #[test]
 fn a_request_that_came_while_others_were_asked_is_told_nothing_older_than_itself() {
-    let mut s = Stage::new("answers that are older than the request", "A B C D E");
-    for (name, others) in
-        [("A", "B C D E"), ("B", "A C D E"), ("C", "A B D E"), ("D", "A B C E"), ("E", "A B C D")]
-    {
-        s.knows(name, others, "");
-    }
+    let mut s = five("answers that are older than the request");
     s.looks_by_key("A", "read list");
     for other in ["B", "C", "D"] {
         s.arrives(&format!("Locate A>{other}"));

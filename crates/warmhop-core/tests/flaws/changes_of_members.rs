@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warmhop_core::session::{Failure, Session, TokenHint};
 
-use crate::stage::Stage;
+use crate::stage::{FIRST, Stage};
 
 /// The session goes through five configurations, from A, B and C to E, F and G, and a change is
 /// made in each. Whoever leaves never learns that it has left, nor what was changed since.
@@ -408,4 +408,67 @@ fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
     s.asks("E", "read list", "E");
     s.settles();
     s.answered("list", "tea/A milk/C");
+}
+
+/// The danger: A went on without the others, and B, which owned the session later, was told so. When A
+/// has forgotten that, it is a member like any other that forgot; but B, which takes its vote for gone,
+/// sends it nothing any more, and the session has one copy less than it should, for ever.
+/// The rule: whoever went on without the others is asked, when a member lacks the newest record, whether
+/// it takes part again.
+#[test]
+fn a_member_that_forgot_that_it_went_on_alone_gets_its_copy_again() {
+    let mut s = Stage::new("a member takes part again", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.forks("A");
+    s.about(FIRST);
+    s.takes_over("B");
+    s.settles();
+    s.serves("B");
+    s.asks("B", "change milk", "B");
+    s.settles();
+    s.answered("milk", "tea/A milk/B");
+
+    s.reminds("B");
+    s.settles();
+    s.tell("It still goes on alone.");
+    assert!(s.machine("A").is_some_and(|machine| machine.fenced().is_some()));
+    s.forgets("A");
+    for _ in 0..3 {
+        s.reminds("B");
+        s.settles();
+        s.passes(Duration::from_secs(1));
+        s.settles();
+    }
+    let version = s.machine("B").map_or(0, Session::version);
+    s.holds("A", version);
+}
+
+/// The danger: A owned the session, was cut off, and proposed to replace C by D, which nobody agreed to.
+/// Meanwhile B took the session over and replaced A by E. A is told of the members since, as many changes
+/// on as its own proposal, and goes on to take that for the newer one: it counts on members that are none.
+/// The rule: what is open was chosen, and outlasts every seal of as many changes.
+#[test]
+fn a_change_of_members_that_was_not_chosen_gives_way_to_the_one_that_was() {
+    let mut s = Stage::new("a change that was not chosen", "A B C D E");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.parts("A", "B C E");
+    s.replaces("A", s.inc("C"), "D");
+    s.arrives("Accept A>D");
+    s.loses("Accepted D>A");
+    s.takes_over("B");
+    s.settles();
+    s.serves("B");
+    s.replaces("B", s.inc("A"), "E");
+    s.settles();
+    s.heals();
+    s.passes(Duration::from_secs(1));
+    s.settles();
+    s.does_not_serve("A");
+    let mut members = [s.inc("B"), s.inc("C"), s.inc("E")];
+    members.sort_unstable();
+    assert_eq!(s.machine("A").map(Session::members), Some(&members[..]), "{}", s.narrative());
 }

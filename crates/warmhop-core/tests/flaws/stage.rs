@@ -647,6 +647,17 @@ impl Stage {
         self.ended(name, &End::Failed(failure));
     }
 
+    /// Time passes until the request fails for want of a majority.
+    #[track_caller]
+    pub(crate) fn gives_up_waiting(&mut self, name: &str) {
+        self.settles();
+        for _ in 0..3 {
+            self.passes(Duration::from_secs(2));
+            self.settles();
+        }
+        self.failed(name, Failure::NoMajority { ran: false });
+    }
+
     /// Its client was told that the peer owns the session, and can tell what came of it.
     #[track_caller]
     pub(crate) fn deposed(&mut self, name: &str, by: &str) {

@@ -41,9 +41,10 @@ fn what_was_forgotten_at_its_time_votes_no_more() {
     s.passes(3 * MINUTE);
     assert!(s.machine("B").is_none() && s.machine("C").is_none(), "it is forgotten");
 
-    s.tell("What B sent to A is long given up. The old proposal of A arrives.");
+    s.tell("What B and C sent to A is long given up. The old proposal of A arrives.");
     s.loses("Prepare B>A");
     s.loses("Accept B>A");
+    s.loses("Nack C>A Higher");
     s.arrives("Accept A>C");
     s.is_sent("Nack C>A Forgotten");
     s.is_not_sent("Accepted C>A");

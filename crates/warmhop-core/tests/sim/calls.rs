@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use warmhop_core::affinity::Entry;
 use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId};
+use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::Failure;
 use warmhop_core::session::message::{Config, Exec, ExecDone};
 
@@ -56,22 +57,12 @@ impl Asked {
 /// What a client gets.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
-    pub(crate) answer: Result<Arc<[u8]>, Problem>,
+    pub(crate) answer: Result<Arc<[u8]>, ProblemKind>,
     pub(crate) cookie: Option<String>,
     pub(crate) served_by: Option<PeerId>,
     pub(crate) lost: bool,
     pub(crate) forked: bool,
     pub(crate) replayed: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Problem {
-    pub(crate) status: u16,
-    pub(crate) name: &'static str,
-}
-
-pub(crate) const fn problem(status: u16, name: &'static str) -> Problem {
-    Problem { status, name }
 }
 
 /// A request as it travels.
@@ -134,9 +125,9 @@ pub(crate) struct Forward {
     pub(crate) seen: Option<u64>,
     pub(crate) hops_left: u8,
     pub(crate) hand_over: Option<Incarnation>,
-    /// To be found or taken over there, for a peer that does not hear the owner: whether it begins
-    /// the register.
-    pub(crate) relay: Option<bool>,
+    /// To be found or taken over there, for a peer that does not hear the owner: that peer, and whether
+    /// it begins the register.
+    pub(crate) relay: Option<(Incarnation, bool)>,
 }
 
 #[derive(Clone)]
@@ -159,7 +150,7 @@ pub(crate) enum HopRefusal {
     Exec(ExecDone),
     NotOwner { claim: Option<Ballot> },
     Lost(Failure),
-    Problem(Problem),
+    Problem(ProblemKind),
     AppFailed,
 }
 
@@ -194,5 +185,5 @@ pub(crate) enum LineEnd {
     Served(Box<Served>),
     Elsewhere(Option<Ballot>),
     Failed(Failure),
-    Problem(Problem),
+    Problem(ProblemKind),
 }

@@ -4,10 +4,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use warmhop_core::affinity;
-use warmhop_core::ids::{SessionId, WallTime};
+use warmhop_core::affinity::{self, Kind};
+use warmhop_core::ids::{Incarnation, SessionId, WallTime};
+use warmhop_core::problem::{Applied, ProblemKind};
 
-use crate::calls::{Asked, Does, Problem, Reply};
+use crate::calls::{Asked, Does, Reply};
 use crate::peer::{PAGE, SHOP, app_name};
 use crate::serve::Key;
 use crate::world::{CloseOnDrop, Mailbox, To, World, sleep};
@@ -66,6 +67,27 @@ impl Client {
         let state =
             State { cookie: None, balancing, at, under_way: 0, keyed_begun: 0, stopped: false };
         Rc::new(Self { name, state: RefCell::new(state) })
+    }
+
+    /// One that has the cookie of another.
+    pub(crate) fn with_cookie(world: &World, name: usize, cookie: Option<String>) -> Rc<Self> {
+        let client = Self::new(world, name);
+        client.state.borrow_mut().cookie = cookie;
+        client
+    }
+
+    pub(crate) fn cookie(&self) -> Option<String> {
+        self.state.borrow().cookie.clone()
+    }
+
+    /// The members of its session, as its cookie names them.
+    pub(crate) fn members(&self) -> Vec<Incarnation> {
+        let token = self.cookie().and_then(|it| affinity::read(&it, &Key, WallTime(0)).ok());
+        let entry = token.and_then(|(token, _)| token.entry(&app_name(SHOP)).cloned());
+        match entry.map(|entry| entry.kind) {
+            Some(Kind::Portable { cfg, .. }) => cfg.now.who.to_vec(),
+            _ => Vec::new(),
+        }
     }
 
     pub(crate) fn stop(&self) {
@@ -189,15 +211,15 @@ impl Client {
                     else {
                         return;
                     };
-                    match (problem.status, problem.name) {
-                        (409, "applied-too-large-to-repeat") | (502, "applied-answer-lost") => {
+                    match problem {
+                        _ if problem.applied() == Applied::Yes => {
                             if let Some(sid) = sid {
                                 world.was_applied(sid, asked.id);
                             }
                             return;
                         }
-                        (409, "outcome-unknown") => return world.count("below floor"),
-                        (422, _) => {
+                        ProblemKind::OutcomeForgotten => return world.count("below floor"),
+                        ProblemKind::KeyReused => {
                             let what = format!("request {} was taken for another", asked.id);
                             return world.violated(sid, what);
                         }
@@ -219,9 +241,9 @@ impl Client {
         sent: u64,
         cookie: Option<String>,
         reply: Reply,
-    ) -> Option<Problem> {
+    ) -> Option<ProblemKind> {
         if let Err(problem) = reply.answer {
-            world.count(problem.name);
+            world.count(problem.name());
             return Some(problem);
         }
         world.count(if asked.slot == PAGE { "pages" } else { "answers" });
@@ -260,7 +282,7 @@ impl Client {
             End::Nothing => Err("no answer came".into()),
             End::Reply(reply) => {
                 match self.take(world, &asked, &before, sent, cookie, reply.clone()) {
-                    Some(problem) => Err(format!("{} {}", problem.status, problem.name)),
+                    Some(problem) => Err(format!("{} {}", problem.status(), problem.name())),
                     None => Ok(reply),
                 }
             }

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use warmhop_core::ids::SessionId;
-use warmhop_core::session::repair::by_rank;
+use warmhop_core::session::repair::{by_rank, may_count_on};
 
 use crate::network::Network;
 use crate::peer::{PAGE, Peer, SHOP, drain};
@@ -31,10 +31,13 @@ fn note_endangered(
     }
 }
 
-/// Whether each session has an owner, and as many live members as it should have: then any one
-/// holder may be lost.
+/// Whether each session has an owner, and as many live members as it should have, all of which stay
+/// none of which is being replaced, and all of which hold what was answered last: then any one holder may be
+/// lost. While a change of members is
+/// under way, those before and those to come are needed.
 fn all_whole(world: &World) -> bool {
     let peers = world.live_peers();
+    let stays = |member| world.peer_of(member).is_some_and(|peer| !peer.draining.get());
     peers.len() == world.knobs.peers
         && world.sids().into_iter().all(|sid| {
             let held = peers.iter().any(|peer| peer.look(sid, |m| m.version() > 0) == Some(true));
@@ -42,9 +45,11 @@ fn all_whole(world: &World) -> bool {
                 peer.look(sid, |machine| {
                     let members = machine.members();
                     machine.is_owner()
+                        && machine.is_whole()
                         && machine.config().is_some_and(|cfg| cfg.is_open())
                         && members.len() == peers.len().min(3)
-                        && members.iter().all(|member| world.lives(*member))
+                        && members.iter().all(|member| stays(*member))
+                        && !machine.is_changing_members()
                         && !world.is_endangered(sid, &world.newest_configs(sid))
                 }) == Some(true)
             });
@@ -263,8 +268,9 @@ fn swap(world: &Rc<World>, node: usize) {
     let Some(sid) = world.pick(&peer.owned()) else { return };
     let members = peer.look(sid, |machine| machine.members().to_vec()).unwrap_or_default();
     let gone = members.iter().copied().find(|member| *member != peer.inc);
-    let others =
-        by_rank(sid, &peer.view.borrow(), |belief| !members.contains(&belief.news.incarnation));
+    let others = by_rank(sid, &peer.view.borrow(), |it| {
+        may_count_on(it) && !members.contains(&it.news.incarnation)
+    });
     let Some(newcomer) = others.first().copied().filter(|_| members.len() == 3) else { return };
     world.count("swaps");
     peer.with(sid, false, |machine, ctx, out| {

@@ -51,12 +51,42 @@ impl Peer {
         last.is_some_and(|(_, at)| self.now().since(*at) < HEARD_LATELY)
     }
 
+    /// How long a part of a stream takes from one node to another, which are the ends of this peer's link
+    /// to `inc` at `node`; `None` where the link is down. What a cut swallowed is sent again as
+    /// long as the link lives, which it does where only one direction was cut, or not for long.
+    async fn stream_delay(
+        self: &Rc<Self>,
+        (from, to): (usize, usize),
+        (node, inc): (usize, Incarnation),
+    ) -> Option<u64> {
+        loop {
+            if let Some(delay) = self.world.stream_delay(from, to) {
+                return Some(delay);
+            }
+            self.sleep(LOOK_MS).await;
+            if !self.has_link(node, inc) {
+                return None;
+            }
+            self.world.count("streams sent again");
+        }
+    }
+
+    /// How long an answer takes to the process `inc` at `node`; `None` where that one is gone. The task
+    /// that waits ends when nobody waits for the answer any more.
+    async fn answer_delay(self: &Rc<Self>, (node, inc): (usize, Incarnation)) -> Option<u64> {
+        while self.world.peer_of(inc).is_some() {
+            if let Some(delay) = self.world.stream_delay(self.node, node) {
+                return Some(delay);
+            }
+            self.world.count("streams sent again");
+            self.sleep(LOOK_MS).await;
+        }
+        None
+    }
+
     /// Waits until the far process can hear, or the link to it is down: then false.
     pub(crate) async fn reaches(self: &Rc<Self>, node: usize, inc: Incarnation) -> bool {
-        let Some(delay) = self.world.stream_delay(self.node, node) else {
-            while self.has_link(node, inc) {
-                self.sleep(LOOK_MS).await;
-            }
+        let Some(delay) = self.stream_delay((self.node, node), (node, inc)).await else {
             return false;
         };
         self.sleep(delay).await;
@@ -106,59 +136,18 @@ impl Peer {
             self.sleep(world.between(1, 100)).await;
             return Err(HopError::Unreachable);
         }
-        let forwards = matches!(kind, HopKind::Forward(_));
         if careful || call.asked.streams {
-            if !self.reaches(node, inc).await {
-                return Err(HopError::Unreachable);
-            }
-            let Some(far) = world.peer_of(inc) else { return Err(HopError::Unreachable) };
-            let ready = far.slots[call.asked.slot].borrow().state() == AppState::Ready;
-            match world.stream_delay(node, self.node) {
-                Some(delay) => self.sleep(delay).await,
-                None => {
-                    while self.has_link(node, inc) {
-                        self.sleep(LOOK_MS).await;
-                    }
-                    return Err(HopError::Unreachable);
-                }
-            }
-            if !ready && !forwards {
-                return Err(HopError::Refused(HopRefusal::NotReady));
-            }
+            self.go_ahead(node, inc, call.asked.slot, &kind).await?;
         }
         let post = Mailbox::new();
         let task = Rc::new(Cell::new(None));
         let ms = if world.is_cut(self.node, node) { 2_500 } else { world.between(0, 5) };
         let _cancel = CancelFarSide { world: Rc::clone(&world), task: Rc::clone(&task), ms };
-        if let Some(delay) = world.stream_delay(self.node, node)
-            && let Some(far) = world.peer_of(inc)
-        {
-            let mut call = call.clone();
-            call.has_body = true;
-            // An order that a confused link delivers twice must not run twice.
-            if matches!(kind, HopKind::Exec { .. }) && world.chance(2) && world.faults_on.get() {
-                let (far, kind, call) = (Rc::clone(&far), kind.clone(), call.clone());
-                world.count("orders repeated");
-                world.after(delay + world.below(500), To::Life(far.life), move |world| {
-                    let life = far.life;
-                    world.spawn(Some(life), async move {
-                        let _ = far.hop_door(kind, call).await;
-                    });
-                });
-            }
-            let (near_life, near_node, post) = (self.life, self.node, post.clone());
-            world.after(delay, To::Life(far.life), move |world| {
-                let life = far.life;
-                let id = world.spawn(Some(life), async move {
-                    let outcome = far.hop_door(kind, call).await;
-                    if let Some(delay) = far.world.stream_delay(far.node, near_node) {
-                        far.world.after(delay, To::Life(near_life), move |_| {
-                            post.put(Post::Reply(outcome))
-                        });
-                    }
-                });
-                task.set(Some(id));
-            });
+        let Some(delay) = self.stream_delay((self.node, node), (node, inc)).await else {
+            return Err(HopError::Broken);
+        };
+        if let Some(far) = world.peer_of(inc) {
+            self.send_after(delay, far, call, kind, &post, task);
         }
         loop {
             let bell = post.clone();
@@ -179,6 +168,67 @@ impl Peer {
                 Some(Post::Look) | None => return Err(HopError::Broken),
             }
         }
+    }
+
+    /// Asks the other side whether it is there, and would take a request, before one is sent.
+    async fn go_ahead(
+        self: &Rc<Self>,
+        node: usize,
+        inc: Incarnation,
+        slot: usize,
+        kind: &HopKind,
+    ) -> Result<(), HopError> {
+        if !self.reaches(node, inc).await {
+            return Err(HopError::Unreachable);
+        }
+        let Some(far) = self.world.peer_of(inc) else { return Err(HopError::Unreachable) };
+        let ready = far.slots[slot].borrow().state() == AppState::Ready;
+        match self.stream_delay((node, self.node), (node, inc)).await {
+            Some(delay) => self.sleep(delay).await,
+            None => return Err(HopError::Unreachable),
+        }
+        if !ready && !matches!(kind, HopKind::Forward(_)) {
+            return Err(HopError::Refused(HopRefusal::NotReady));
+        }
+        Ok(())
+    }
+
+    /// Has the request arrive after `delay`, and its reply come back to `post`.
+    fn send_after(
+        &self,
+        delay: u64,
+        far: Rc<Peer>,
+        call: &Call,
+        kind: HopKind,
+        post: &Mailbox<Post>,
+        task: Rc<Cell<Option<u64>>>,
+    ) {
+        let world = &self.world;
+        let mut call = call.clone();
+        call.has_body = true;
+        // An order that a confused link delivers twice must not run twice.
+        if matches!(kind, HopKind::Exec { .. }) && world.chance(2) && world.faults_on.get() {
+            let (far, kind, call) = (Rc::clone(&far), kind.clone(), call.clone());
+            world.count("orders repeated");
+            world.after(delay + world.below(500), To::Life(far.life), move |world| {
+                let life = far.life;
+                world.spawn(Some(life), async move {
+                    let _ = far.hop_door(kind, call).await;
+                });
+            });
+        }
+        let (near_life, near, post) = (self.life, (self.node, self.inc), post.clone());
+        world.after(delay, To::Life(far.life), move |world| {
+            let life = far.life;
+            let id = world.spawn(Some(life), async move {
+                let outcome = far.hop_door(kind, call).await;
+                if let Some(delay) = far.answer_delay(near).await {
+                    far.world
+                        .after(delay, To::Life(near_life), move |_| post.put(Post::Reply(outcome)));
+                }
+            });
+            task.set(Some(id));
+        });
     }
 
     pub(crate) async fn hop_door(self: &Rc<Self>, kind: HopKind, mut call: Call) -> HopOutcome {

@@ -23,6 +23,7 @@ mod faults;
 mod hops;
 mod narrate;
 mod network;
+mod one_link;
 mod peer;
 mod place;
 #[path = "../prng/mod.rs"]
@@ -158,6 +159,8 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "registers looked at",
         "absent",
         "relayed",
+        "relayed by token",
+        "streams sent again",
         "claimants asked",
         "members looked for",
         "app crashes",
@@ -180,6 +183,35 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "expired states",
     ] {
         assert!(totals.get(what).is_some_and(|count| *count > 2), "{what}: {totals:?}");
+    }
+}
+
+#[test]
+fn sessions_begun_while_one_link_is_cut_for_long_outlive_any_one_peer() {
+    let mut forked = 0;
+    for seed in 1..=12 {
+        for copies in [2, 3] {
+            for (begun_at, victim) in [(0, 2), (0, 0), (2, 0), (2, 2), (1, 2)] {
+                let scene = one_link::Scene { copies, begun_at, victim };
+                let report = one_link::run(seed, false, scene);
+                if let Some(what) = report.violation {
+                    let story = one_link::run(seed, true, scene).story;
+                    panic!("seed {seed}, {scene:?}: {what}\n{story}");
+                }
+                assert!(report.counts["sessions looked at"] >= 18, "{:?}", report.counts);
+                forked += report.counts.get("forked").copied().unwrap_or_default();
+            }
+        }
+    }
+    assert!(forked > 100, "of two members one went on alone {forked} times");
+}
+
+#[test]
+fn first_writes_of_one_client_at_two_peers_are_in_one_session_while_links_are_cut() {
+    for seed in 1..=24 {
+        if let Some(what) = one_link::first_writes(seed, false).violation {
+            panic!("seed {seed}: {what}\n{}", one_link::first_writes(seed, true).story);
+        }
     }
 }
 

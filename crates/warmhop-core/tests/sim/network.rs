@@ -104,28 +104,48 @@ impl World {
         }
     }
 
-    /// News that a peer tells of itself over its links, or passes on.
-    pub(crate) fn send_news(
+    /// News that a peer tells of itself over its links.
+    pub(crate) fn send_news(self: &Rc<Self>, from: &Peer, to: usize, news: Rc<Vec<News>>) {
+        let (from_node, from_inc) = (from.node, from.inc);
+        self.send_word(from, to, 0, move |peer| {
+            peer.heard_from(from_node, from_inc);
+            for news in news.iter() {
+                peer.on_news(news.clone(), Source::FirstHand);
+            }
+        });
+    }
+
+    /// What a peer passes on: news of others, and how far their heartbeats have come.
+    pub(crate) fn send_gossip(
         self: &Rc<Self>,
         from: &Peer,
         to: usize,
         news: Rc<Vec<News>>,
-        source: Source,
+        heartbeats: BTreeMap<Incarnation, u64>,
+    ) {
+        let lag_max = self.net.borrow().gossip_lag_max;
+        self.send_word(from, to, lag_max, move |peer| {
+            for news in news.iter() {
+                peer.on_news(news.clone(), Source::Hearsay);
+            }
+            peer.on_heartbeats(&heartbeats);
+        });
+    }
+
+    fn send_word(
+        self: &Rc<Self>,
+        from: &Peer,
+        to: usize,
+        lag_max: u64,
+        hear: impl FnOnce(&Rc<Peer>) + 'static,
     ) {
         if from.node == to || self.copies(from.node, to) == 0 {
             return;
         }
-        let lag_max = self.net.borrow().gossip_lag_max;
-        let lag = if source == Source::Hearsay { self.below(lag_max + 1) } else { 0 };
-        let (from_node, from_inc) = (from.node, from.inc);
+        let lag = if lag_max > 0 { self.below(lag_max + 1) } else { 0 };
         self.after(self.delay() + lag, To::Node(to), move |world| {
             if let Some(peer) = world.peer(to) {
-                if source == Source::FirstHand {
-                    peer.heard_from(from_node, from_inc);
-                }
-                for news in news.iter() {
-                    peer.on_news(news.clone(), source);
-                }
+                hear(&peer);
             }
         });
     }

@@ -30,7 +30,6 @@ const HEARTBEAT_MS: u64 = 600;
 const LINK_SILENT_MS: u64 = 2_500;
 const GOSSIP_MS: u64 = 1_000;
 const SWEEP_MS: u64 = 1_000;
-const SUSPECT_MAX: Duration = Duration::from_secs(30);
 const FORGET_DEAD_AFTER: Duration = Duration::from_secs(600);
 const INVITE_AGAIN_MS: u64 = 250;
 const HAND_OVER_WITHIN_MS: u64 = 10_000;
@@ -66,11 +65,15 @@ pub(crate) struct Peer {
     /// What former lives of others said last of themselves, which is passed on as well.
     former: RefCell<BTreeMap<Incarnation, News>>,
     heard_at: RefCell<BTreeMap<usize, (Incarnation, Now)>>,
+    /// How far the heartbeat of each process has come, by its own count, as gossip passes it on.
+    heartbeats: RefCell<BTreeMap<Incarnation, u64>>,
     changed: RefCell<Vec<Mailbox<()>>>,
     pub(crate) store: RefCell<Store>,
     pub(crate) slots: [RefCell<Slot>; 2],
     pub(crate) loads: RefCell<BTreeMap<(PeerId, AppName), (Load, Now)>>,
     watch: RefCell<Watch>,
+    /// How often another fell silent.
+    silences: Cell<u64>,
     under_way: RefCell<BTreeMap<SessionId, Scope>>,
 }
 
@@ -151,11 +154,13 @@ impl Peer {
             hearsay: RefCell::default(),
             former: RefCell::default(),
             heard_at: RefCell::default(),
+            heartbeats: RefCell::default(),
             changed: RefCell::default(),
             store: RefCell::default(),
             slots: [slot(SHOP), slot(PAGE)],
             loads: RefCell::default(),
             watch: RefCell::default(),
+            silences: Cell::default(),
             under_way: RefCell::default(),
         });
         peer.store.borrow_mut().peer_lives(inc, None);
@@ -283,8 +288,9 @@ impl Peer {
             let peer = crate::name(*node);
             if now.since(*at) >= Duration::from_millis(LINK_SILENT_MS)
                 && view.life(&peer) == Some(*inc)
+                && view.suspect(&peer, now)
             {
-                view.suspect(&peer, now);
+                self.silences.set(self.silences.get() + 1);
             }
         }
     }
@@ -295,6 +301,21 @@ impl Peer {
         self.store.borrow_mut().peer_dead(inc);
         self.peer_lost(inc);
         self.has_changed();
+    }
+
+    /// Gossip told how far the heartbeats of others have come.
+    pub(crate) fn on_heartbeats(&self, told: &BTreeMap<Incarnation, u64>) {
+        let now = self.now();
+        for (inc, count) in told.iter().filter(|(inc, _)| **inc != self.inc) {
+            let known = self.heartbeats.borrow_mut().insert(*inc, *count);
+            if known > Some(*count) {
+                self.heartbeats.borrow_mut().extend(known.map(|known| (*inc, known)));
+            } else if known < Some(*count)
+                && let Some(node) = self.world.node_of(*inc)
+            {
+                self.view.borrow_mut().heard_by_others(&crate::name(node), inc, now);
+            }
+        }
     }
 
     // What it tells of itself.
@@ -321,7 +342,7 @@ impl Peer {
     fn tell_everyone(&self) {
         let news = Rc::new(self.own_news());
         for node in 0..self.world.knobs.peers {
-            self.world.send_news(self, node, Rc::clone(&news), Source::FirstHand);
+            self.world.send_news(self, node, Rc::clone(&news));
         }
     }
 
@@ -426,7 +447,7 @@ impl Peer {
         for sid in noted {
             under_way.entry(sid).or_insert(Scope::Noted);
         }
-        if self.watch.borrow_mut().begin(&alive) == Scope::All {
+        if self.watch.borrow_mut().begin(&alive, self.silences.get()) == Scope::All {
             under_way = self.kept().into_iter().map(|sid| (sid, Scope::All)).collect();
         }
         under_way.retain(|sid, scope| self.mend(&alive, *sid, *scope));
@@ -604,7 +625,9 @@ async fn gossip(peer: Rc<Peer>) {
         let news = peer.hearsay.borrow().values().cloned().collect::<Vec<News>>();
         let former = peer.former.borrow().values().cloned().collect::<Vec<News>>();
         let news = [former, news].concat();
-        peer.world.send_news(&peer, to, Rc::new(news), Source::Hearsay);
+        *peer.heartbeats.borrow_mut().entry(peer.inc).or_default() += 1;
+        let heartbeats = peer.heartbeats.borrow().clone();
+        peer.world.send_gossip(&peer, to, Rc::new(news), heartbeats);
     }
 }
 
@@ -619,15 +642,9 @@ async fn upkeep(peer: Rc<Peer>) {
             }
         }
         let now = peer.now();
-        let silent: Vec<(PeerId, Incarnation)> = peer
-            .view
-            .borrow()
-            .peers()
-            .filter(|(_, b)| b.alive == Liveness::Suspect && now.since(b.heard) > SUSPECT_MAX)
-            .map(|(peer, belief)| (peer.clone(), belief.news.incarnation))
-            .collect();
-        for (who, inc) in silent {
-            peer.view.borrow_mut().lost(&who, &inc, now);
+        let unheard: Vec<PeerId> = peer.view.borrow().unheard(now).cloned().collect();
+        for who in unheard {
+            peer.view.borrow_mut().give_up(&who, now);
         }
         peer.view.borrow_mut().forget_dead(now, FORGET_DEAD_AFTER);
         peer.sleep(SWEEP_MS / 4).await;

@@ -9,14 +9,20 @@
 //! It is assumed that nobody is served for so long as a process has not met half of the others since
 //! it was started. One that was started while it is cut off from everyone cannot tell that from being
 //! the only one, and goes on alone once it is newborn no more.
+//!
+//! Nor is it promised that a register has one history where all who can be reached were started anew while
+//! cut off from those who hold it, and have not met them for as long as a former life of theirs is missed:
+//! nobody is left there who knows of a mesh in which it was begun. Two such histories are not judged.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use warmhop_core::ids::SessionId;
+use warmhop_core::problem::ProblemKind;
+use warmhop_core::session::census::REBORN_FOR;
 use warmhop_core::session::entry::{self, ByKey, Errand, FORWARDS_MAX};
 
-use crate::calls::{Asked, Call, Does, Portable, Problem, Reply, Served};
+use crate::calls::{Asked, Call, Does, Portable, Reply, Served};
 use crate::client::{End, send};
 use crate::peer::{Peer, SHOP};
 use crate::prng::Prng;
@@ -85,8 +91,8 @@ async fn ask(
         End::Reply(reply) => reply,
     };
     if let Err(problem) = &reply.answer {
-        world.count(problem.name);
-        return Err(format!("{} {}", problem.status, problem.name));
+        world.count(problem.name());
+        return Err(format!("{} {}", problem.status(), problem.name()));
     }
     world.count("registers answered");
     // Too many of its holders were gone at once: nothing is promised any more.
@@ -94,9 +100,48 @@ async fn ask(
         world.count("registers endangered");
         return Ok(());
     }
+    if is_held_by_strangers(world, sid, &reply) {
+        world.count("begun among strangers");
+        world.note_endangered(sid);
+        return Ok(());
+    }
     let under = reply.cookie.as_deref().and_then(crate::client::sid_in).unwrap_or(sid);
     world.judge(&asked, &before, sent, under, &reply);
     Ok(())
+}
+
+/// A peer found that a register is lost, asked for or not: that is counted and logged, and from then on its
+/// key is free, whoever is asked for it. It may only be lost after deaths that nobody promised to survive.
+pub(crate) fn is_lost(world: &World, sid: SessionId) {
+    if !is_register(world, sid) || !world.is_hopeless(sid) || world.noted_endangered(sid) {
+        return;
+    }
+    if world.knobs.gentle && world.was_answered(sid) {
+        world.violated(Some(sid), "the register is lost, and no two of its holders were".into());
+    }
+    world.note_endangered(sid);
+}
+
+/// Whether those who hold what was answered have, in a long life, never met any of those who hold another
+/// list under the same key.
+fn is_held_by_strangers(world: &World, sid: SessionId, reply: &Reply) -> bool {
+    let list_of = |bytes: &[u8]| crate::reference::read_list(bytes).0;
+    let Some(answered) = reply.answer.as_ref().ok().and_then(|bytes| list_of(bytes)) else {
+        return false;
+    };
+    let peers = world.live_peers();
+    let held = |peer: &&Rc<Peer>| {
+        peer.look(sid, |machine| machine.state().and_then(|(bytes, _)| list_of(bytes))).flatten()
+    };
+    let (these, others): (Vec<_>, Vec<_>) = peers
+        .iter()
+        .filter(|peer| held(peer).is_some())
+        .partition(|peer| held(peer) == Some(answered));
+    let is_old = |peer: &Peer| world.now() - peer.born >= REBORN_FOR.as_millis() as u64;
+    let has_met =
+        |peer: &Peer, other: &Peer| peer.view.borrow().by_incarnation(&other.inc).is_some();
+    !others.is_empty()
+        && these.iter().all(|peer| is_old(peer) && !others.iter().any(|it| has_met(peer, it)))
 }
 
 /// Each register is served at every peer, once all has healed.
@@ -123,7 +168,7 @@ impl Peer {
         self: &Rc<Self>,
         call: &mut Call,
         sid: SessionId,
-    ) -> Result<Served, Problem> {
+    ) -> Result<Served, ProblemKind> {
         let owned = self.look(sid, |machine| machine.is_owner().then(|| machine.version()));
         let seen = owned.flatten().unwrap_or_default();
         let portable =
@@ -134,8 +179,8 @@ impl Peer {
             let mut errand = Errand::by_key(asked(), ByKey { sid, begins });
             let mut anew = Call { asked: call.asked.clone(), has_body: true, may_have_run: false };
             match self.run_errand(portable, &mut anew, &mut errand).await {
-                Err(problem) if problem.name == "absent" => return Ok(self.nothing()),
-                Err(problem) if problem.name == "session-lost" => {
+                Err(ProblemKind::Absent) => return Ok(self.nothing()),
+                Err(ProblemKind::SessionLost) => {
                     let knobs = &self.world.knobs;
                     // Elsewhere several may be gone in the midst of a change of members.
                     let strict = knobs.gentle;
@@ -154,7 +199,7 @@ impl Peer {
                 end => return end,
             }
         }
-        Err(crate::calls::problem(503, "session-lost"))
+        Err(ProblemKind::SessionLost)
     }
 
     /// What is answered where there is no register.
@@ -165,7 +210,7 @@ impl Peer {
 }
 
 /// A reply to nobody's session.
-pub(crate) fn refusal(problem: Problem) -> Reply {
+pub(crate) fn refusal(problem: ProblemKind) -> Reply {
     Reply {
         answer: Err(problem),
         cookie: None,

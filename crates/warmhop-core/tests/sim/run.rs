@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use warmhop_core::config::{AppPolicy, SessionPolicy, StartMode, WithoutMajority};
 use warmhop_core::ids::SessionId;
+use warmhop_core::session::Session;
+use warmhop_core::session::repair::{countable, is_short};
+use warmhop_core::view::Liveness;
 
 use crate::calls::Does;
 use crate::client::Client;
@@ -90,6 +93,11 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
             finish(&world, demand(Rc::clone(&world), client));
         }
     }
+    report(&world)
+}
+
+/// What came of a run that is over.
+pub(crate) fn report(world: &World) -> Report {
     let report = Report {
         violation: world.violation(),
         counts: world.counts.borrow().clone(),
@@ -101,7 +109,7 @@ pub(crate) fn run(seed: u64, listening: bool, planted: Planted) -> Report {
 }
 
 /// Runs until `demands` are answered.
-fn finish(world: &Rc<World>, demands: impl Future<Output = ()> + 'static) {
+pub(crate) fn finish(world: &Rc<World>, demands: impl Future<Output = ()> + 'static) {
     let task = world.spawn(None, demands);
     let end = world.now() + 400_000;
     while world.is_running(task) && world.now() < end && world.violation().is_none() {
@@ -180,13 +188,18 @@ fn is_known_as_lost(world: &World, sid: SessionId, owners: &[usize]) -> Result<(
     if !owners.is_empty() {
         return Err(format!("it is lost, and yet has the owners {owners:?}"));
     }
+    // Who holds nothing of it, or was left out of the members without a word, has nothing to mend, and is
+    // led on to the others by the first who asks it.
     for peer in world.live_peers() {
-        let lives = |member| world.lives(member);
-        let told = peer.look(sid, |machine| machine.deciders(lives)).unwrap_or_default();
-        let voting = told.iter().filter(|(_, votes)| *votes).count();
-        // One that was replaced keeps what it held, and hears no more of it.
-        if told.iter().any(|(member, _)| *member == peer.inc) && 2 * voting > told.len() {
-            return Err(format!("it is lost, and {} counts on {told:?}", peer.me));
+        let (view, copies) = (peer.view.borrow(), world.knobs.policy.copies);
+        let alive = countable(&view, peer.inc);
+        let hears = |owner| {
+            let belief = view.by_incarnation(&owner);
+            belief.is_some_and(|it| it.alive == Liveness::Alive)
+        };
+        let waits = |machine: &Session| is_short(machine, peer.inc, copies, &alive, hears);
+        if peer.look(sid, waits) == Some(true) {
+            return Err(format!("it is lost, and {} waits for it to be mended", peer.me));
         }
     }
     Ok(())
@@ -306,7 +319,7 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
         made.ttl = if short_ttl { Duration::from_secs(24) } else { Duration::from_secs(1800) };
         made.forget_grace =
             if short_ttl { Duration::from_secs(5) } else { Duration::from_secs(60) };
-        made.recent_keyed_max = *rng.pick(&[4, 6, 32]);
+        made.recent_keyed_max = *rng.pick(&[2, 4, 6, 32]);
         made.recent_unkeyed_max = *rng.pick(&[2, 16]);
         made.queue_max = *rng.pick(&[2, 64]);
         made.without_majority =

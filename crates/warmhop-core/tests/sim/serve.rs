@@ -4,21 +4,22 @@
 use std::rc::Rc;
 
 use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
-use warmhop_core::config::{EffectsMode, StartMode};
+use warmhop_core::config::{EffectsMode, StartMode, WithoutMajority};
 use warmhop_core::ids::{Incarnation, PeerId, RequestKey, SessionId};
-use warmhop_core::route::may_retry;
+use warmhop_core::problem::ProblemKind;
+use warmhop_core::route::{Attempted, may_retry};
 use warmhop_core::session::entry::{
     self, After, Alone, Because, ByKey, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look,
-    NEWBORN_FOR, Named, Rerun, Reruns, Step, alone, answer_forward, fence_at, first_members,
-    is_for_entry, is_void, members_by_key,
+    NEWBORN_FOR, Named, Relayed, Rerun, Reruns, Step, alone, answer_forward, fence_at,
+    first_members, is_for_entry, is_void, members_by_key, tries_alone,
 };
 use warmhop_core::session::message::{Config, Exec, Stored};
-use warmhop_core::session::{Failure, Outcome, Session, Submit};
+use warmhop_core::session::{Failure, Outcome, Session, Submit, TokenHint};
 use warmhop_core::view::{AppState, View};
 
 use crate::calls::{
     Asked, Call, Forward, Hint, HopError, HopKind, HopRefusal, HopReply, LineEnd, LocalError,
-    Place, Portable, Problem, Reply, ReplySession, Served, problem,
+    Place, Portable, Reply, ReplySession, Served,
 };
 use crate::peer::{Peer, SHOP, app_name};
 use crate::registers::refusal;
@@ -145,7 +146,10 @@ impl Peer {
 // Serving.
 
 impl Peer {
-    pub(crate) async fn serve_plain(self: &Rc<Self>, call: &mut Call) -> Result<Served, Problem> {
+    pub(crate) async fn serve_plain(
+        self: &Rc<Self>,
+        call: &mut Call,
+    ) -> Result<Served, ProblemKind> {
         let at = call.asked.slot;
         let mut tried: Vec<PeerId> = Vec::new();
         for _ in 0..ROUNDS_MAX {
@@ -153,7 +157,7 @@ impl Peer {
                 Place::Here => match self.run_here(call, None).await {
                     Ok((response, _)) => return Ok(Served::here(self, response)),
                     Err(LocalError::NotReady) => {}
-                    Err(_) => return Err(problem(502, "app-failed")),
+                    Err(_) => return Err(ProblemKind::AppFailed),
                 },
                 Place::There(to) => {
                     match self.ask(&to, call, HopKind::Plain).await {
@@ -168,7 +172,7 @@ impl Peer {
                 }
             }
         }
-        Err(problem(503, "no-progress"))
+        Err(ProblemKind::NoProgress)
     }
 
     pub(crate) async fn serve_portable(
@@ -176,7 +180,7 @@ impl Peer {
         portable: Portable,
         call: &mut Call,
         entry: Option<&Entry>,
-    ) -> Result<Served, Problem> {
+    ) -> Result<Served, ProblemKind> {
         let named = entry.and_then(|entry| match &entry.kind {
             Kind::Portable { cfg, owner, n } => {
                 Some(Named { sid: entry.sid, cfg: cfg.clone(), owner: *owner, n: *n })
@@ -184,6 +188,9 @@ impl Peer {
             Kind::Pinned { .. } => None,
         });
         let mut errand = Errand::new(self.asked(portable, call), named);
+        if self.world.knobs.policy.without_majority == WithoutMajority::Refuse {
+            errand = errand.that_may_be_relayed();
+        }
         self.run_errand(portable, call, &mut errand).await
     }
 
@@ -192,13 +199,13 @@ impl Peer {
         entry::Asked {
             keyed: call.asked.keyed,
             seen: portable.seen,
-            may_repeat: may_retry(
-                call.asked.is_safe(),
-                call.asked.keyed,
-                EffectsMode::Anything,
-                true,
-                true,
-            ),
+            may_repeat: may_retry(Attempted {
+                is_safe: call.asked.is_safe(),
+                has_key: call.asked.keyed,
+                effects: EffectsMode::Anything,
+                is_portable: true,
+                may_have_reached_app: true,
+            }),
             hops_left: portable.hops_left,
         }
     }
@@ -209,7 +216,7 @@ impl Peer {
         portable: Portable,
         call: &mut Call,
         errand: &mut Errand,
-    ) -> Result<Served, Problem> {
+    ) -> Result<Served, ProblemKind> {
         loop {
             let about = errand.sid();
             let end = self.attempt(portable, call, errand).await?;
@@ -236,9 +243,10 @@ impl Peer {
             };
             let mut after = errand.ended(end, call.has_body, &self.here(&self.view.borrow()));
             if let (After::TryAlone(failure), Some(sid)) = (after, errand.sid()) {
-                let into = self.fork(sid);
+                let (into, cfg) = self.tried_alone(sid);
                 let view = self.view.borrow();
-                after = errand.tried_alone(failure, into, call.has_body, &self.here(&view));
+                let here = self.here(&view);
+                after = errand.tried_alone(failure, into, cfg.as_ref(), call.has_body, &here);
             }
             match after {
                 After::Again { because: Because::NoWitness, back_off } => {
@@ -251,9 +259,9 @@ impl Peer {
                     }
                 }
                 After::Refuse(failure) | After::TryAlone(failure) => {
-                    return Err(describe(&failure));
+                    return Err(failure.problem());
                 }
-                After::OutcomeUnknown(_) => return Err(problem(502, "outcome-unknown")),
+                After::OutcomeUnknown(_) => return Err(ProblemKind::OutcomeUnknown),
             }
         }
     }
@@ -263,7 +271,7 @@ impl Peer {
         portable: Portable,
         call: &mut Call,
         errand: &mut Errand,
-    ) -> Result<LineEnd, Problem> {
+    ) -> Result<LineEnd, ProblemKind> {
         let portable = Portable { seen: errand.seen(call.may_have_run), ..portable };
         // For however long that takes: see `registers.rs`.
         loop {
@@ -287,14 +295,14 @@ impl Peer {
         let cfg = errand.token().cloned();
         let Some(sid) = sid else {
             return match step {
-                Step::GiveUp => Err(problem(503, "no-progress")),
+                Step::GiveUp => Err(ProblemKind::NoProgress),
                 _ => self.begin_session(portable, call).await,
             };
         };
         self.world
             .note(Some(sid), || format!("{}: request {} -> {step:?}", self.me, call.asked.id));
         Ok(match step {
-            Step::GiveUp => return Err(problem(503, "no-progress")),
+            Step::GiveUp => return Err(ProblemKind::NoProgress),
             Step::Begin => self.begin_session(portable, call).await?,
             Step::Forward { to, owner, hops_left, moves } => {
                 let forward = Forward {
@@ -312,18 +320,19 @@ impl Peer {
                 self.forward(call, sid, forward, &to).await
             }
             Step::Relay { to, hops_left, begins } => {
-                self.world.count("relayed");
+                let named = errand.session();
+                self.world.count(if named.is_some() { "relayed by token" } else { "relayed" });
                 let forward = Forward {
                     sid,
-                    cfg: None,
-                    owner: self.inc,
+                    cfg,
+                    owner: named.map_or(self.inc, |named| named.owner),
                     n,
                     rid: portable.rid,
                     keyed: call.asked.keyed,
                     seen: portable.seen,
                     hops_left,
                     hand_over: None,
-                    relay: Some(begins),
+                    relay: Some((self.inc, begins)),
                 };
                 self.forward(call, sid, forward, &to).await
             }
@@ -374,11 +383,16 @@ impl Peer {
         Some(into)
     }
 
+    fn tried_alone(self: &Rc<Self>, sid: SessionId) -> (Option<SessionId>, Option<Config>) {
+        let into = self.fork(sid);
+        (into, self.look(sid, |machine| machine.config().cloned()).flatten())
+    }
+
     pub(crate) async fn begin_session(
         self: &Rc<Self>,
         portable: Portable,
         call: &mut Call,
-    ) -> Result<LineEnd, Problem> {
+    ) -> Result<LineEnd, ProblemKind> {
         let place = self.place(call.asked.slot, &[]).await?;
         let executor = match &place {
             Place::Here => None,
@@ -466,33 +480,10 @@ impl Peer {
                     served.entry = Some(self.entry_for(sid, hint));
                     return LineEnd::Served(Box::new(served));
                 }
-                Told::Replay { stored, hint } => {
-                    self.world.count("replayed");
-                    let response = match stored {
-                        Stored::Response(response) => response,
-                        Stored::TooLarge => {
-                            return LineEnd::Problem(problem(409, "applied-too-large-to-repeat"));
-                        }
-                        Stored::Applied => {
-                            return LineEnd::Problem(problem(502, "applied-answer-lost"));
-                        }
-                        // Its apps write nothing by commands.
-                        Stored::Unknown | Stored::Begun(_) => {
-                            return LineEnd::Problem(problem(
-                                409,
-                                "idempotency-key-outcome-unknown",
-                            ));
-                        }
-                    };
-                    let mut served = Served::here(self, response);
-                    served.replayed = true;
-                    let hint = Hint { cfg: hint.cfg, owner: hint.owner, n: hint.n };
-                    served.entry = Some(self.entry_for(sid, hint));
-                    return LineEnd::Served(Box::new(served));
-                }
+                Told::Replay { stored, hint } => return self.replayed(sid, stored, hint),
                 Told::Fail(failure) => match reruns.failed(&failure, call.has_body) {
                     Rerun::Again => line = self.enqueue(sid, submit, Enter::AsOwner),
-                    Rerun::GiveUp => return LineEnd::Problem(problem(503, "no-progress")),
+                    Rerun::GiveUp => return LineEnd::Problem(ProblemKind::NoProgress),
                     Rerun::No => return LineEnd::Failed(failure),
                 },
                 Told::Redirect(to) => return LineEnd::Elsewhere(to),
@@ -500,12 +491,33 @@ impl Peer {
         }
     }
 
+    /// Answers with what was stored of an earlier request.
+    fn replayed(&self, sid: SessionId, stored: Stored, hint: TokenHint) -> LineEnd {
+        self.world.count("replayed");
+        let response = match stored {
+            Stored::Response(response) => response,
+            Stored::TooLarge => {
+                return LineEnd::Problem(ProblemKind::AppliedTooLargeToRepeat);
+            }
+            Stored::Applied => return LineEnd::Problem(ProblemKind::AppliedAnswerLost),
+            // Its apps write nothing by commands.
+            Stored::Unknown | Stored::Begun(_) => {
+                return LineEnd::Problem(ProblemKind::KeyOutcomeUnknown);
+            }
+        };
+        let mut served = Served::here(self, response);
+        served.replayed = true;
+        let hint = Hint { cfg: hint.cfg, owner: hint.owner, n: hint.n };
+        served.entry = Some(self.entry_for(sid, hint));
+        LineEnd::Served(Box::new(served))
+    }
+
     pub(crate) async fn execute_for_line(
         self: &Rc<Self>,
         call: &mut Call,
         line: &InLine,
         exec: &Exec,
-    ) -> Result<Option<Served>, Problem> {
+    ) -> Result<Option<Served>, ProblemKind> {
         match self.execute_here(call, line.sid, exec).await {
             Ok((response, done)) => {
                 line.executed(Outcome::from(done));
@@ -521,7 +533,7 @@ impl Peer {
             }
             Err(LocalError::Failed | LocalError::BodyGone) => {
                 line.executed(Outcome::Failed);
-                Err(problem(502, "app-failed"))
+                Err(ProblemKind::AppFailed)
             }
         }
     }
@@ -533,7 +545,7 @@ impl Peer {
         executor: Incarnation,
         exec: Exec,
         tried: &mut Vec<PeerId>,
-    ) -> Result<Option<Served>, Problem> {
+    ) -> Result<Option<Served>, ProblemKind> {
         let to =
             self.view.borrow().by_incarnation(&executor).map(|belief| belief.news.peer.clone());
         let Some(to) = to else {
@@ -549,7 +561,7 @@ impl Peer {
             }
             Ok(_) => {
                 line.executed(Outcome::Failed);
-                Err(problem(502, "outcome-unknown"))
+                Err(ProblemKind::OutcomeUnknown)
             }
             Err(HopError::Refused(HopRefusal::Exec(done))) => {
                 line.executed(Outcome::from(done));
@@ -600,6 +612,7 @@ impl Peer {
             app: app_name(SHOP),
             sid,
             kind: Kind::Portable { cfg: hint.cfg, owner: hint.owner, n: hint.n },
+            version: None,
             expiry: self.wall().after(self.world.knobs.policy.ttl),
         }
     }
@@ -609,14 +622,61 @@ impl Peer {
         self: &Rc<Self>,
         call: &mut Call,
         forward: &Forward,
-        begins: bool,
+        (by, begins): (Incarnation, bool),
     ) -> Result<Served, HopRefusal> {
         let portable =
             Portable { rid: forward.rid, seen: forward.seen, hops_left: forward.hops_left };
+        if let Some(cfg) = forward.cfg.clone() {
+            let Forward { sid, owner, n, .. } = *forward;
+            let named = Named { sid, cfg, owner, n };
+            let errand = Errand::relayed_token(self.asked(portable, call), named, by);
+            return self.serve_relayed_token(portable, call, forward, errand).await;
+        }
         let key = ByKey { sid: forward.sid, begins };
         let mut errand = Errand::relayed(self.asked(portable, call), key);
         let served = Box::pin(self.run_errand(portable, call, &mut errand)).await;
         served.map_err(HopRefusal::Problem)
+    }
+
+    /// As [`Peer::serve_relayed`], where a token names the session.
+    async fn serve_relayed_token(
+        self: &Rc<Self>,
+        portable: Portable,
+        call: &mut Call,
+        forward: &Forward,
+        mut errand: Errand,
+    ) -> Result<Served, HopRefusal> {
+        loop {
+            let attempt = Box::pin(self.attempt(portable, call, &mut errand)).await;
+            let end = attempt.unwrap_or_else(LineEnd::Problem);
+            call.may_have_run |= errand.may_have_run();
+            let ended = match &end {
+                LineEnd::Elsewhere(other) => End::Elsewhere(*other),
+                LineEnd::Failed(failure) => End::Failed(*failure),
+                LineEnd::Served(_) | LineEnd::Problem(_) => return self.tell_entry(forward, end),
+            };
+            let mut after =
+                errand.relayed_ended(ended, call.has_body, &self.here(&self.view.borrow()));
+            if let Relayed::TryAlone(failure) = after {
+                let (into, cfg) = self.tried_alone(forward.sid);
+                let view = self.view.borrow();
+                let here = self.here(&view);
+                after = errand.relayed_alone(failure, into, cfg.as_ref(), call.has_body, &here);
+            }
+            let end = match after {
+                Relayed::Again { back_off } => {
+                    if !back_off.is_zero() {
+                        self.sleep(self.world.below(back_off.as_millis() as u64)).await;
+                    }
+                    continue;
+                }
+                Relayed::TryAlone(failure) | Relayed::Tell(Some(failure)) => {
+                    LineEnd::Failed(failure)
+                }
+                Relayed::Tell(None) => end,
+            };
+            return self.tell_entry(forward, end);
+        }
     }
 
     pub(crate) async fn serve_forwarded(
@@ -625,14 +685,14 @@ impl Peer {
         forward: &Forward,
     ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
-        if let Some(begins) = forward.relay {
-            return self.serve_relayed(call, forward, begins).await;
-        }
         if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
             let look = self.look(sid, Look::of).unwrap_or_default();
             if is_void(cfg, look, &self.here(&self.view.borrow())) {
                 return Err(HopRefusal::Lost(Failure::Lost { ran: false }));
             }
+        }
+        if let Some(relay) = forward.relay {
+            return self.serve_relayed(call, forward, relay).await;
         }
         let has_token = forward.cfg.is_some();
         let answer =
@@ -651,6 +711,19 @@ impl Peer {
             self.world.count("handed over");
             self.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
+        self.tell_entry(forward, end)
+    }
+
+    /// What the peer that forwarded a request is told of how it ended here.
+    fn tell_entry(self: &Rc<Self>, forward: &Forward, end: LineEnd) -> Result<Served, HopRefusal> {
+        let sid = forward.sid;
+        let end = match end {
+            LineEnd::Failed(failure) if tries_alone(&failure) => {
+                let went_on = |into| Failure::WentOn { into, by: self.inc };
+                LineEnd::Failed(self.fork(sid).map_or(failure, went_on))
+            }
+            end => end,
+        };
         match end {
             LineEnd::Served(served) => Ok(*served),
             // Whoever forwarded it may know more.
@@ -662,14 +735,14 @@ impl Peer {
                 Err(HopRefusal::NotOwner { claim })
             }
             LineEnd::Failed(failure) if is_for_entry(&failure) => Err(HopRefusal::Lost(failure)),
-            LineEnd::Failed(failure) => Err(HopRefusal::Problem(describe(&failure))),
+            LineEnd::Failed(failure) => Err(HopRefusal::Problem(failure.problem())),
             LineEnd::Problem(problem) => Err(HopRefusal::Problem(problem)),
         }
     }
 }
 
 /// Whether the request may go elsewhere after a hop that brought no response.
-pub(crate) fn after_failed_hop(call: &Call, error: &HopError) -> Result<(), Problem> {
+pub(crate) fn after_failed_hop(call: &Call, error: &HopError) -> Result<(), ProblemKind> {
     let app_may_have_seen_it = match error {
         HopError::Unreachable => false,
         HopError::Refused(HopRefusal::AppFailed) => true,
@@ -678,38 +751,20 @@ pub(crate) fn after_failed_hop(call: &Call, error: &HopError) -> Result<(), Prob
     };
     let asked = &call.asked;
     let portable = asked.slot == SHOP;
-    let again = may_retry(
-        asked.is_safe(),
-        asked.keyed,
-        EffectsMode::Anything,
-        portable,
-        app_may_have_seen_it,
-    );
+    let again = may_retry(Attempted {
+        is_safe: asked.is_safe(),
+        has_key: asked.keyed,
+        effects: EffectsMode::Anything,
+        is_portable: portable,
+        may_have_reached_app: app_may_have_seen_it,
+    });
     if again && call.has_body {
         return Ok(());
     }
     Err(match error {
-        HopError::Refused(HopRefusal::AppFailed) => problem(502, "app-failed"),
-        HopError::Refused(_) => problem(502, "hop-refused"),
-        HopError::Unreachable => problem(502, "hop-unreachable"),
-        HopError::Broken => problem(502, "outcome-unknown"),
+        HopError::Refused(HopRefusal::AppFailed) => ProblemKind::AppFailed,
+        HopError::Refused(_) => ProblemKind::HopRefused,
+        HopError::Unreachable => ProblemKind::HopUnreachable,
+        HopError::Broken => ProblemKind::OutcomeUnknown,
     })
-}
-
-pub(crate) fn describe(failure: &Failure) -> Problem {
-    match failure {
-        Failure::QueueFull => problem(503, "session-queue-full"),
-        Failure::NoMajority { ran: false } => problem(503, "session-no-majority"),
-        Failure::NoMajority { ran: true }
-        | Failure::Lost { ran: true }
-        | Failure::Deposed { .. } => problem(502, "outcome-unknown"),
-        Failure::FingerprintDiffers => problem(422, "idempotency-key-reused"),
-        Failure::KeyInUse => problem(409, "idempotency-key-in-use"),
-        Failure::BelowFloor => problem(409, "outcome-unknown"),
-        Failure::Lost { ran: false } | Failure::WentOn { .. } => problem(503, "session-lost"),
-        Failure::Absent => problem(404, "absent"),
-        Failure::TooManyRetries => problem(503, "session-no-executor"),
-        Failure::Ended => problem(409, "session-ended"),
-        Failure::ExecutionFailed => problem(502, "execution-failed"),
-    }
 }

@@ -238,10 +238,6 @@ impl World {
         self.nodes.borrow().iter().filter_map(|node| node.peer.clone()).collect()
     }
 
-    pub(crate) fn lives(&self, incarnation: Incarnation) -> bool {
-        self.peer_of(incarnation).is_some()
-    }
-
     pub(crate) fn peer_of(&self, incarnation: Incarnation) -> Option<Rc<Peer>> {
         let node = self.node_of(incarnation)?;
         self.peer(node).filter(|peer| peer.inc == incarnation)

@@ -131,7 +131,7 @@ struct Joined {
 enum Way {
     /// The inner service, counted where a peer runs.
     Inner(Option<InFlight>),
-    /// Whoever the mesh finds.
+    /// Any peer that the mesh finds.
     Mesh(Arc<Ingress>, Arc<Slot>),
 }
 

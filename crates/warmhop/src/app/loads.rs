@@ -1,42 +1,36 @@
-//! How busy the copies of one app elsewhere are: what their peers told with their replies, and how
-//! many requests of this peer they are serving.
+//! How busy the copies of one app elsewhere are: the load that their peers' last replies named, and
+//! how many requests of this peer they are serving.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use warmhop_core::ids::{Now, PeerId};
+use warmhop_core::route::{Noted, NotedLoad};
 
 use crate::app::places::Places;
 use crate::hop::Load;
 
-/// What is known of one peer's copy.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Known {
-    /// What it told last, and when.
-    pub(crate) told: Option<(Load, Now)>,
-    /// This peer's requests that it is serving.
-    pub(crate) ours: u32,
-}
-
 /// By peer. Those that are gone are forgotten: see [`Loads::retain`].
 #[derive(Debug, Default)]
-pub(crate) struct Loads(Mutex<HashMap<PeerId, Known>>);
+pub(crate) struct Loads(Mutex<HashMap<PeerId, Noted>>);
 
 impl Loads {
-    fn all(&self) -> MutexGuard<'_, HashMap<PeerId, Known>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<PeerId, Noted>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn of(&self, peer: &PeerId) -> Known {
+    pub(crate) fn of(&self, peer: &PeerId) -> Noted {
         self.all().get(peer).copied().unwrap_or_default()
     }
 
-    /// Notes what a peer told with its reply.
+    /// Notes the load that a peer's reply named.
     pub(crate) fn note(&self, peer: &PeerId, load: Load, now: Now) {
+        let Load { in_flight, latency_us } = load;
+        let load = NotedLoad { in_flight, latency_us, at: now };
         let mut all = self.all();
         match all.get_mut(peer) {
-            Some(known) => known.told = Some((load, now)),
-            None => _ = all.insert(peer.clone(), Known { told: Some((load, now)), ours: 0 }),
+            Some(known) => known.load = Some(load),
+            None => _ = all.insert(peer.clone(), Noted { load: Some(load), ours: 0 }),
         }
     }
 
@@ -48,15 +42,16 @@ impl Loads {
         let mut all = self.all();
         match all.get_mut(peer) {
             Some(known) => known.ours += 1,
-            None => _ = all.insert(peer.clone(), Known { told: None, ours: 1 }),
+            None => _ = all.insert(peer.clone(), Noted { load: None, ours: 1 }),
         }
     }
 
-    fn ends(&self, peer: &PeerId) {
+    /// A request of this peer is no longer there. `was_counted` where it was among those that the
+    /// peer told of.
+    fn ends(&self, peer: &PeerId, was_counted: bool) {
         if let Some(known) = self.all().get_mut(peer) {
             known.ours = known.ours.saturating_sub(1);
-            // It was counted in what the peer told, too.
-            if let Some((load, _)) = &mut known.told {
+            if let Some(load) = known.load.as_mut().filter(|_| was_counted) {
                 load.in_flight = load.in_flight.saturating_sub(1);
             }
         }
@@ -68,18 +63,26 @@ pub(crate) struct ServedThere {
     loads: Arc<Loads>,
     places: Arc<Places>,
     peer: PeerId,
+    was_refused: bool,
 }
 
 impl ServedThere {
     pub(crate) fn new(loads: &Arc<Loads>, places: &Arc<Places>, peer: &PeerId) -> Self {
         loads.begins(peer);
-        Self { loads: Arc::clone(loads), places: Arc::clone(places), peer: peer.clone() }
+        let (loads, places) = (Arc::clone(loads), Arc::clone(places));
+        Self { loads, places, peer: peer.clone(), was_refused: false }
+    }
+
+    /// The peer refused it: it never was among those that the peer tells of, and it frees no place
+    /// there.
+    pub(crate) fn refused(mut self) {
+        self.was_refused = true;
     }
 }
 
 impl Drop for ServedThere {
     fn drop(&mut self) {
-        self.loads.ends(&self.peer);
+        self.loads.ends(&self.peer, !self.was_refused);
         self.places.freed_at(&self.peer);
     }
 }

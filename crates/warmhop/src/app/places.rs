@@ -1,7 +1,7 @@
 //! The requests that wait here for a place at an app's copies: carries out what the core's
 //! `FairQueue` decides.
 //!
-//! Those that any copy can serve are one queue, those that are pinned to a peer another each: whoever
+//! Those that any copy can serve are one queue, those that are pinned to a peer another each: a request that
 //! can go on must not wait for one that cannot.
 
 use std::collections::{BTreeMap, HashMap};
@@ -94,14 +94,14 @@ impl Places {
         }
     }
 
-    /// Where one stands that comes now.
+    /// The place in line of one that comes now.
     fn look(&self, pinned_to: Option<&PeerId>, flow: Flow) -> Queued {
         if self.open.load(Ordering::SeqCst) == 0 {
             return Queued::default();
         }
         let lines = self.lines();
         let Some(line) = lines.get(&pinned_to.cloned()) else { return Queued::default() };
-        // Whoever comes stands behind all of them.
+        // A newcomer is behind all of them.
         let displaces = line.queue.gives_way_to(flow);
         Queued { behind: !line.queue.is_empty(), gave_way: false, displaces }
     }
@@ -113,7 +113,7 @@ impl Waits {
         Self { flow, ..Self::default() }
     }
 
-    /// Where the request stands, if it wants a place at any copy, or at the one it is pinned to.
+    /// The request's place in line, if it waits for a place at any copy, or at the one it is pinned to.
     pub(crate) fn standing(&self, places: &Places, pinned_to: Option<&PeerId>) -> Queued {
         match self.turn.as_ref().filter(|turn| turn.pinned_to.as_ref() == pinned_to) {
             Some(turn) => turn.standing(),

@@ -46,7 +46,7 @@ pub enum SessionError {
     TooLate,
     /// The state is larger than the mesh keeps for one session.
     #[error(
-        "the session's state has {bytes} bytes, but at most {bytes_max} are kept; keep it by the Redis-speaking endpoint or by registers, and a reference here"
+        "the session's state has {bytes} bytes, but at most {bytes_max} are kept; store it through the Redis-speaking endpoint or in registers, and a reference here"
     )]
     TooLarge {
         /// The state's size in bytes.
@@ -104,7 +104,7 @@ impl Session {
     }
 
     /// Gives the session a new id once the response is returned, and with it the client a new
-    /// cookie; what the session holds stays. The old id is dead from then on: whoever else has the
+    /// cookie; what the session holds stays. The old id is dead from then on: anybody else who has the
     /// old cookie gets an empty session.
     ///
     /// To be called at a login, and wherever else a session comes to mean more than before: a cookie

@@ -2,6 +2,7 @@
 //! service while it is ready.
 
 mod changes;
+mod copy;
 mod health;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -18,46 +19,16 @@ use warmhop_core::scale::{Busyness, busy_from};
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
+pub(crate) use self::copy::Copy;
 use crate::app::loads::Loads;
 use crate::app::places::Places;
-use crate::app::{App, AppService, AppSpec, Ended, Running, StartContext, StartError};
+use crate::app::{App, AppSpec, Ended, Running, StartContext, StartError};
+use crate::http::tunnels::CopyTunnels;
 use crate::observe::clock::Clock;
 use crate::observe::metrics::{AppCounts, ByApp, Metrics};
 
-type StopFn = Box<dyn FnOnce(Duration) -> futures_util::future::BoxFuture<'static, ()> + Send>;
-
 /// The attempt under way, if there is one, and its task.
 type Starting = Option<(u64, AbortHandle)>;
-
-/// One running copy.
-pub(crate) struct Copy {
-    pub(crate) attempt: u64,
-    pub(crate) version: Option<AppVersion>,
-    pub(crate) service: AppService,
-    /// Whether the app speaks the carried `Warmhop-Session` field.
-    pub(crate) carried: bool,
-    in_flight: AtomicU32,
-    idle: Notify,
-    stop: Mutex<Option<StopFn>>,
-    /// Requests that wait for the heads of their answers.
-    pub(crate) awaiting: AtomicU32,
-    /// When it last began an answer, in the clock's milliseconds; 0 before the first.
-    pub(crate) answered: AtomicU64,
-    /// How many requests have failed since.
-    pub(crate) failed_in_a_row: AtomicU32,
-    /// It was found to hang, and is being ended.
-    hangs: AtomicBool,
-    given_up: Notify,
-}
-
-/// Counts one request that waits for the head of its answer until it is dropped.
-pub(crate) struct Awaiting<'a>(&'a Copy);
-
-impl Drop for Awaiting<'_> {
-    fn drop(&mut self) {
-        self.0.awaiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// Counts one request in flight at a copy until it is dropped.
 pub(crate) struct InFlight {
@@ -66,6 +37,11 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
+    /// The upgraded connections of its copy.
+    pub(crate) fn tunnels(&self) -> &CopyTunnels {
+        &self.copy.tunnels
+    }
+
     /// Notes how long the request took to its response's head.
     pub(crate) fn measured(&self, took: Duration) {
         self.slot.measured(took);
@@ -102,10 +78,12 @@ pub(crate) struct Slot {
     starting: Mutex<Starting>,
     machine: Mutex<AppMachine>,
     copy: ArcSwapOption<Copy>,
-    /// The copy that is out of service until it is well again.
+    /// The copy that is out of service until its health check succeeds.
     aside: Mutex<Option<Arc<Copy>>>,
     /// The copy that was just replaced, until its end is begun.
     replaced: Mutex<Option<Arc<Copy>>>,
+    /// The newest version that is known to have been ready anywhere.
+    heard: Mutex<Option<AppVersion>>,
     /// How many starts have failed here in all.
     failed_starts: AtomicU32,
     /// When a request last came, in the clock's milliseconds.
@@ -155,6 +133,7 @@ impl Slot {
             copy: ArcSwapOption::empty(),
             aside: Mutex::new(None),
             replaced: Mutex::new(None),
+            heard: Mutex::default(),
             failed_starts: AtomicU32::new(0),
             used_at: AtomicU64::new(0),
             ready_at: AtomicU64::new(0),
@@ -321,7 +300,7 @@ impl Slot {
         let load = self.in_flight_here().saturating_add(waiting);
         let told = self.busyness().look(load, busy_from(scale, places), self.clock.now());
         if let Some(busy) = told {
-            info!(app = %self.name(), busy, "told how busy the copy here is");
+            info!(app = %self.name(), busy, "the other peers are informed how busy the copy here is");
             let _starting = self.starting();
             (self.publish)(self);
             self.changed.send_modify(|count| *count += 1);
@@ -333,8 +312,8 @@ impl Slot {
         if self.in_flight_here() > 0 {
             return Duration::ZERO;
         }
-        let since = self.used_at.load(Ordering::Relaxed).max(self.ready_at.load(Ordering::Relaxed));
-        self.clock.now().since(Now(since))
+        let used_at = Now(self.used_at.load(Ordering::Relaxed));
+        self.clock.now().since(used_at.max(self.ready_at()))
     }
 
     /// A request wants this app here.
@@ -378,8 +357,9 @@ impl Slot {
     }
 
     fn start(self: &Arc<Self>, attempt: u64, starting: &mut Starting) {
-        info!(app = %self.name(), attempt, "starting");
+        // Registers are nobody's app, and are there at once.
         if !self.keeps_registers {
+            info!(app = %self.name(), attempt, "starting");
             self.metrics.app_starts.get_or_create(&self.label()).inc();
         }
         let slot = Arc::clone(self);
@@ -423,10 +403,11 @@ impl Slot {
         starting: &mut Starting,
     ) {
         let took = self.clock.now().since(began);
-        info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
         if !self.keeps_registers {
+            info!(app = %self.name(), attempt, took_ms = took.as_millis() as u64, "ready");
             self.metrics.app_start_seconds.get_or_create(&self.label()).observe(took.as_secs_f64());
         }
+        version.iter().for_each(|version| self.hears(version));
         let Running { service, stop, exited, ask, carried } = running;
         let copy = Arc::new(Copy {
             attempt,
@@ -436,6 +417,7 @@ impl Slot {
             in_flight: AtomicU32::new(0),
             idle: Notify::new(),
             stop: Mutex::new(Some(stop)),
+            tunnels: CopyTunnels::default(),
             awaiting: AtomicU32::new(0),
             answered: AtomicU64::new(0),
             failed_in_a_row: AtomicU32::new(0),
@@ -468,10 +450,10 @@ impl Slot {
         let (attempt, Ended { reason, in_good_order }) = (copy.attempt, ended);
         let failed = !(in_good_order && copy.has_served());
         if failed {
-            warn!(app = %self.name(), attempt, reason, "ended by itself");
+            warn!(app = %self.name(), attempt, reason, "exited by itself");
             self.count_failure();
         } else {
-            info!(app = %self.name(), attempt, "ended by itself after it had served");
+            info!(app = %self.name(), attempt, "exited by itself after it had served");
         }
         self.carry_out(AppEvent::Exited { attempt, reason, failed }, &mut starting);
     }
@@ -479,6 +461,11 @@ impl Slot {
     fn count_failure(&self) {
         self.failed_starts.fetch_add(1, Ordering::Relaxed);
         self.metrics.app_failures.get_or_create(&self.label()).inc();
+    }
+
+    /// When the last copy here became ready; 0 where none has.
+    pub(crate) fn ready_at(&self) -> Now {
+        Now(self.ready_at.load(Ordering::Relaxed))
     }
 
     /// How many starts have failed, and copies ended in bad order, here in all.
@@ -516,7 +503,7 @@ impl Slot {
             return;
         }
         let (attempt, failed) = (copy.attempt, !copy.has_served());
-        info!(app = %self.name(), attempt, reason, "out of service: it takes no more requests");
+        info!(app = %self.name(), attempt, reason, "out of service: the copy takes no more requests");
         let event = AppEvent::Lost { attempt, reason: reason.to_owned(), failed };
         self.carry_out(event, &mut starting);
     }
@@ -528,7 +515,7 @@ impl Slot {
             return;
         }
         let attempt = copy.attempt;
-        warn!(app = %self.name(), attempt, reason, "it hangs: ending it, and starting another");
+        warn!(app = %self.name(), attempt, reason, "hangs: the copy is killed, and another one starts");
         self.count_failure();
         copy.hangs.store(true, Ordering::SeqCst);
         copy.given_up.notify_waiters();
@@ -541,7 +528,7 @@ impl Slot {
         let mut starting = self.starting();
         if self.take_out(copy) {
             let attempt = copy.attempt;
-            warn!(app = %self.name(), attempt, reason, "out of service until it is well again");
+            warn!(app = %self.name(), attempt, reason, "out of service until its health check succeeds");
             *self.aside() = Some(Arc::clone(copy));
             self.carry_out(AppEvent::Unwell { attempt, reason: reason.to_owned() }, &mut starting);
         }
@@ -553,7 +540,7 @@ impl Slot {
         let aside = self.aside().take_if(|aside| Arc::ptr_eq(aside, copy));
         if let Some(copy) = aside {
             let attempt = copy.attempt;
-            info!(app = %self.name(), attempt, "well again");
+            info!(app = %self.name(), attempt, "in service again: its health check succeeds");
             self.copy.store(Some(copy));
             self.carry_out(AppEvent::Well { attempt }, &mut starting);
         }
@@ -577,9 +564,12 @@ impl Slot {
 
     fn start_failed(self: &Arc<Self>, attempt: u64, error: StartError, starting: &mut Starting) {
         let StartError { reason, output, .. } = error;
-        warn!(app = %self.name(), attempt, reason, "did not start");
+        let told = reason.clone();
         self.count_failure();
         self.carry_out(AppEvent::StartFailed { attempt, reason, output }, starting);
+        let (failures, backs_off) = self.failures();
+        let next_try_ms = backs_off.map_or(0, |left| left.as_millis() as u64);
+        warn!(app = %self.name(), attempt, failures, next_try_ms, reason = told, "did not start");
     }
 
     /// Takes the copy out of service, lets its requests end, stops it.
@@ -595,7 +585,8 @@ impl Slot {
                 info!(app = %slot.name(), attempt, "stopping");
                 let emptied = tokio::time::timeout(grace, copy.emptied()).await;
                 if emptied.is_err() {
-                    warn!(app = %slot.name(), attempt, "requests outlasted the grace time");
+                    warn!(app = %slot.name(), attempt, "still had requests under way when stop_grace ended: they are cut off");
+                    copy.tunnels.end().await;
                 }
                 let stop = copy.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
                 if let Some(stop) = stop {
@@ -631,226 +622,5 @@ impl Slot {
     }
 }
 
-impl Copy {
-    /// Whether it has begun an answer to anybody.
-    fn has_served(&self) -> bool {
-        self.answered.load(Ordering::Relaxed) > 0
-    }
-
-    /// Counts a request that waits for the head of its answer.
-    pub(crate) fn awaits(&self) -> Awaiting<'_> {
-        self.awaiting.fetch_add(1, Ordering::Relaxed);
-        Awaiting(self)
-    }
-
-    /// Whether it was found to hang.
-    pub(crate) fn hangs(&self) -> bool {
-        self.hangs.load(Ordering::SeqCst)
-    }
-
-    /// Resolves once it was found to hang: what waits for it waits in vain.
-    pub(crate) async fn given_up(&self) {
-        let told = self.given_up.notified();
-        tokio::pin!(told);
-        told.as_mut().enable();
-        if !self.hangs() {
-            told.await;
-        }
-    }
-
-    /// Notes that it has begun an answer.
-    pub(crate) fn answers(&self, now: Now) {
-        self.answered.store(now.0.max(1), Ordering::Relaxed);
-        if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
-            self.failed_in_a_row.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Resolves when nothing is in flight. Taken out of service before, it stays so.
-    async fn emptied(&self) {
-        loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            fence(Ordering::SeqCst);
-            if self.in_flight.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            idle.await;
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use futures_util::FutureExt;
-
-    use http::Response;
-    use prometheus_client::registry::Registry;
-    use warmhop_core::app::StopReason;
-    use warmhop_core::config::StartMode;
-
-    use super::*;
-    use crate::app::app_fn;
-    use crate::http::body::Body;
-
-    type Publish = Box<dyn Fn(&Slot) + Send + Sync>;
-
-    fn slot(app: impl App, publish: Publish) -> Arc<Slot> {
-        let mut spec = AppSpec::new(AppName::new("shop").unwrap());
-        spec.policy.start = StartMode::OnRequest;
-        Slot::new(
-            spec,
-            false,
-            Arc::new(app),
-            PeerId::new("one").unwrap(),
-            Clock::ahead(0),
-            Arc::new(Metrics::register(&mut Registry::default())),
-            watch::Sender::new(0),
-            publish,
-        )
-    }
-
-    /// Is ready at once.
-    fn quick() -> impl App {
-        app_fn(|| async {
-            Ok::<_, Infallible>(tower::service_fn(|_| async {
-                Ok::<_, Infallible>(Response::new(Body::empty()))
-            }))
-        })
-    }
-
-    async fn comes_to(slot: &Slot, state: AppState) {
-        let mut told = slot.changed.subscribe();
-        let reached = told.wait_for(|_| slot.machine().state() == state);
-        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
-        reached.unwrap_or_else(|_| panic!("never {state:?}")).unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_is_told_last_is_what_holds() {
-        let told: Arc<Mutex<Vec<AppState>>> = Arc::default();
-        let publish: Publish = Box::new({
-            let told = Arc::clone(&told);
-            move |slot| {
-                let state = slot.state();
-                // Time enough for the other worker to come between.
-                std::thread::sleep(Duration::from_millis(2));
-                told.lock().unwrap().push(state);
-            }
-        });
-        let slot = slot(quick(), publish);
-        for _ in 0..10 {
-            slot.wanted(WantedBy::Request);
-            comes_to(&slot, AppState::Ready).await;
-            slot.tell(AppEvent::StopWanted(StopReason::Operator));
-            comes_to(&slot, AppState::Cold).await;
-        }
-        // The last of it was told once this is free.
-        drop(slot.starting());
-        let told = told.lock().unwrap();
-        let round = [AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Cold];
-        assert_eq!(*told, round.repeat(10));
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_start_that_is_given_up_as_it_succeeds_leaves_no_copy() {
-        let counts = Counts::default();
-        let slot = slot(counts.clone(), Box::new(|_| ()));
-        for round in 0..5_000 {
-            slot.wanted(WantedBy::Request);
-            // At one moment or another while the other worker starts it.
-            for _ in 0..round % 500 {
-                std::hint::spin_loop();
-            }
-            slot.tell(AppEvent::StopWanted(StopReason::Operator));
-            comes_to(&slot, AppState::Cold).await;
-            assert!(slot.copy.load().is_none(), "nobody will stop it");
-        }
-        let all_stopped = async {
-            while counts.stopped.load(Ordering::SeqCst) < counts.started.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), all_stopped).await.expect("each is stopped");
-    }
-
-    /// Counts its copies.
-    #[derive(Clone, Default)]
-    struct Counts {
-        started: Arc<AtomicU32>,
-        stopped: Arc<AtomicU32>,
-    }
-
-    #[async_trait::async_trait]
-    impl App for Counts {
-        async fn start(&self, context: StartContext) -> Result<Running, StartError> {
-            let running = quick().start(context).await?;
-            self.started.fetch_add(1, Ordering::SeqCst);
-            let stopped = Arc::clone(&self.stopped);
-            Ok(running.on_stop(|_| async move {
-                stopped.fetch_add(1, Ordering::SeqCst);
-            }))
-        }
-    }
-
-    /// Ends first when it is stopped, and then has something left to do.
-    struct EndsFirst(Arc<AtomicBool>);
-
-    #[async_trait::async_trait]
-    impl App for EndsFirst {
-        async fn start(&self, context: StartContext) -> Result<Running, StartError> {
-            let (end, ended) = tokio::sync::oneshot::channel::<()>();
-            let done = Arc::clone(&self.0);
-            let running = quick().start(context).await?.on_stop(|_| async move {
-                drop(end);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                done.store(true, Ordering::SeqCst);
-            });
-            Ok(running.exits_with(ended.map(|_| "as it was told to".to_owned())))
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_copy_is_stopped_when_its_stop_is_done_and_not_when_it_ends() {
-        let done = Arc::new(AtomicBool::new(false));
-        let slot = slot(EndsFirst(Arc::clone(&done)), Box::new(|_| ()));
-        slot.wanted(WantedBy::Request);
-        comes_to(&slot, AppState::Ready).await;
-        slot.tell(AppEvent::StopWanted(StopReason::Operator));
-        comes_to(&slot, AppState::Cold).await;
-        assert!(done.load(Ordering::SeqCst), "the rest of its stop was cut off");
-        assert!(slot.last_error().is_none());
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn no_request_is_in_a_copy_that_is_stopped() {
-        let slot = slot(quick(), Box::new(|_| ()));
-        let done = Arc::new(AtomicBool::new(false));
-        let requests = std::thread::spawn({
-            let (slot, done) = (Arc::clone(&slot), Arc::clone(&done));
-            move || {
-                let mut entered = 0;
-                while !done.load(Ordering::Relaxed) {
-                    let Some((copy, _in_flight)) = slot.enter(true) else { continue };
-                    entered += 1;
-                    for _ in 0..10 {
-                        assert!(copy.stop.lock().unwrap().is_some(), "it was stopped");
-                    }
-                }
-                entered
-            }
-        });
-        for _ in 0..2_000 {
-            slot.wanted(WantedBy::Request);
-            comes_to(&slot, AppState::Ready).await;
-            slot.tell(AppEvent::StopWanted(StopReason::Operator));
-            comes_to(&slot, AppState::Cold).await;
-        }
-        done.store(true, Ordering::Relaxed);
-        assert_ne!(requests.join().unwrap(), 0);
-        assert_eq!(slot.in_flight.load(Ordering::Relaxed), 0);
-    }
-}
+mod tests;

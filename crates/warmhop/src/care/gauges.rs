@@ -1,4 +1,4 @@
-//! What is true at the moment of a scrape, read from where it is kept rather than counted along.
+//! Gauges that are read from the peer's state at each scrape, rather than counted along.
 
 use std::fmt;
 use std::sync::Weak;
@@ -18,7 +18,7 @@ use crate::care::report::{peer_state, unix_seconds};
 use crate::care::skew;
 use crate::request::node::Node;
 
-/// Every state that [`peer_state`] tells.
+/// Every state that [`peer_state`] returns.
 const PEER_STATES: [&str; 4] = ["alive", "suspect", "draining", "gone"];
 /// Every state that an app can be in.
 const APP_STATES: [AppState; 6] = [
@@ -113,6 +113,14 @@ impl Scrape<'_> {
             Some(&Unit::Seconds),
             &[(vec![], ends)],
         )?;
+        if let Some(ends) = node.metrics.doors.certificate_ends() {
+            self.gauge(
+                "front_door_not_after",
+                "When the first of the front doors' certificates ends, in seconds since the Unix epoch",
+                Some(&Unit::Seconds),
+                &[(vec![], unix_seconds(ends) as f64)],
+            )?;
+        }
         let seeds = node.net.seeds();
         let reached = seeds.iter().filter(|seed| seed.reached).count();
         let by_reach = [
@@ -122,7 +130,7 @@ impl Scrape<'_> {
         self.gauge("seeds", "Configured seeds, by whether they lead to a peer", None, &by_reach)?;
         self.gauge(
             "clock_correction",
-            "The time that sessions go by less this machine's clock: not 0 where that is far off",
+            "The time that sessions go by, less this machine's clock: not 0 where that clock is far off",
             Some(&Unit::Seconds),
             &[(vec![], seconds(node.clock.correction_ms()))],
         )?;
@@ -140,13 +148,13 @@ impl Scrape<'_> {
         let memory = node.store.memory();
         self.gauge(
             "session_memory",
-            "What sessions take here, as far as they are counted",
+            "Memory that sessions use here, as far as it is counted",
             Some(&Unit::Bytes),
             &[(vec![], memory.bytes() as f64)],
         )?;
         self.gauge(
             "session_memory_max",
-            "What sessions may take here; changes are refused from seven eighths of it on",
+            "Memory that sessions may use here; changes are refused from seven eighths of it on",
             Some(&Unit::Bytes),
             &[(vec![], memory.bytes_max() as f64)],
         )
@@ -172,7 +180,7 @@ impl Scrape<'_> {
         }
         self.gauge(
             "app_differs_on_peers",
-            "How many other peers mean something else by the app: their configurations differ",
+            "How many other peers have a different configuration of the app",
             None,
             &differ,
         )?;
@@ -223,7 +231,7 @@ impl Scrape<'_> {
     }
 }
 
-/// A span of milliseconds as metrics have it.
+/// A span in seconds, as metrics have it.
 fn seconds(ms: i64) -> f64 {
     // Exact up to 2^53 ms, which is some 285,000 years.
     ms as f64 / 1000.0

@@ -1,7 +1,8 @@
-//! What a peer looks after without being asked: copies kept ready, sessions kept on enough peers.
+//! What a peer does without being asked: it keeps copies ready, and sessions on enough peers.
 
 pub(crate) mod gauges;
 pub(crate) mod repair;
 pub(crate) mod report;
 pub(crate) mod skew;
 pub(crate) mod upkeep;
+pub(crate) mod ways;

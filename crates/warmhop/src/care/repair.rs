@@ -2,6 +2,7 @@
 //! through them when somebody comes or goes, and does what the core decides for each.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
 use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::repair::{
@@ -15,11 +16,11 @@ use crate::sessions::store::STRIPES;
 /// How many sessions are mended or asked about in one sweep, so that the messages of one leave room
 /// for others.
 const MENDED_AT_ONCE: usize = 1024;
-/// How many sessions wait at most to be looked at again. While so many do, no further part of the
-/// store is looked through.
+/// How many sessions at most wait to be checked again. While so many do, no further part of the store
+/// is scanned.
 const UNDER_WAY_MAX: usize = 16 * 1024;
 
-/// What one sweep hands on to the next.
+/// What one sweep leaves for the next.
 #[derive(Default)]
 pub(crate) struct Repair {
     watch: Watch,
@@ -29,7 +30,7 @@ pub(crate) struct Repair {
     ahead: std::ops::Range<usize>,
 }
 
-/// What does not change within one sweep, and how much it may do yet.
+/// What stays the same within one sweep, and how many sessions it may still repair.
 struct Sweep<'a> {
     node: &'a Node,
     view: &'a View,
@@ -50,7 +51,7 @@ impl Repair {
         if missed {
             self.watch.begin_anew();
         }
-        if self.watch.begin(&alive) == Scope::All {
+        if self.watch.begin(&alive, node.silences.load(Ordering::Relaxed)) == Scope::All {
             self.under_way.clear();
             self.ahead = 0..STRIPES;
         }
@@ -76,7 +77,8 @@ impl Repair {
         let held = node.store.read(key, |machine| Held::of(machine, view));
         let Some(held) = held else { return false };
         let now = node.clock.now();
-        let around = Around { me: node.incarnation, now, view, alive, policy: node.store.policy() };
+        let around =
+            Around { me: node.incarnation, now, view, alive, policy: &node.store.policy() };
         let is_dead = |peer| node.store.is_dead(&peer);
         let decided = self.watch.look(key.sid, &held, &around, scope, is_dead);
         if !matches!(decided, Mend::Nothing | Mend::Later | Mend::Rest) {

@@ -1,4 +1,4 @@
-//! What a peer tells of itself, put together from its parts.
+//! A peer's status, put together from its parts.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +32,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
         zone: node.zone.clone(),
         clock_correction_ms: node.clock.correction_ms(),
         identity_not_after: unix_seconds(net.identity_expires()),
+        front_door_not_after: node.metrics.doors.certificate_ends().map(unix_seconds),
     };
     let view = node.view();
     let apps = node.apps().slots.iter().map(|slot| app_status(node, slot, &view)).collect();
@@ -55,7 +56,7 @@ pub(crate) fn status(node: &Node, net: &Net) -> Status {
     }
 }
 
-/// What became of each app's requests lately.
+/// The outcomes of each app's recent requests.
 pub(crate) fn history(node: &Node) -> History {
     node.history.tell(node.started.elapsed(), totals(node).into_iter())
 }
@@ -67,7 +68,7 @@ pub(crate) fn totals(node: &Node) -> Vec<(AppName, Totals)> {
     slots.map(|slot| (slot.name().clone(), node.metrics.totals(slot.name()))).collect()
 }
 
-/// An app as it is on this peer.
+/// The status of an app on this peer.
 fn app_status(node: &Node, slot: &Slot, view: &View) -> AppStatus {
     let spec = slot.spec();
     let (copy, next) = slot.copies();
@@ -101,7 +102,7 @@ fn app_status(node: &Node, slot: &Slot, view: &View) -> AppStatus {
     }
 }
 
-/// What is believed of another peer.
+/// The status of another peer, as this one believes it.
 fn other(node: &Node, name: &PeerId, belief: &PeerBelief, now: Now) -> OtherPeer {
     let (hops_sent, hops_received) = node.metrics.hop_counts(name);
     let rtt = node.net.rtt(name);
@@ -145,12 +146,12 @@ fn spiffe(node: &Node, name: &PeerId) -> String {
     format!("spiffe://{}/peer/{name}", node.cluster)
 }
 
-/// A digest for people: enough of it to tell two apart.
+/// A digest for people: enough of it to distinguish two.
 fn digest_text(digest: u64) -> String {
     if digest == 0 { "-".into() } else { format!("{digest:016x}") }
 }
 
-/// Drained is who has given everything away and serves nothing any more.
+/// A peer has drained once it has given everything away and serves nothing.
 fn own_state(node: &Node) -> &'static str {
     let is_busy = || {
         let flying = |slot: &Arc<Slot>| slot.in_flight.load(Ordering::Relaxed) > 0;
@@ -184,7 +185,7 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
     let view = node.view();
     let lives = |peer| peer == node.incarnation || view.by_incarnation(&peer).is_some();
     let (owner, ballot, version, members) = node.store.read(key, |machine| {
-        // A claim of this peer that came to nothing makes it no owner, whoever else is one.
+        // A claim of this peer that came to nothing makes it no owner, whether or not another peer is one.
         let claimed = machine.known_owner().filter(|owner| *owner != node.incarnation);
         let owner = if machine.is_owner() { Some(node.incarnation) } else { claimed };
         // A change of members that cannot be completed must not make a session look alive that is lost.

@@ -1,4 +1,4 @@
-//! Whether peers mean the same by an app: each tells a digest of what it is, with its readiness.
+//! Whether all peers have the same configuration of an app: each sends a digest of it with its news.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use warmhop_core::view::{Liveness, View};
 use crate::app::slot::Slot;
 use crate::request::node::Node;
 
-/// The peers where the app is something else, by name. Those that are gone, that do not say, and
-/// that never run it count for nothing.
+/// The peers with another configuration of the app, by name. Peers that are gone, that send no digest,
+/// or that never run it are left out.
 pub(crate) fn differing(slot: &Slot, view: &View) -> Vec<String> {
     others(slot, view).map(ToString::to_string).collect()
 }
@@ -45,7 +45,7 @@ impl Watch {
                 None if differ.is_empty() => {}
                 Some(told) if *told == differ => {}
                 Some(_) if differ.is_empty() => {
-                    info!(app = %name, "every peer means the same by the app again");
+                    info!(app = %name, "every peer has the same configuration of the app again");
                     self.told.remove(name);
                 }
                 _ => {
@@ -53,8 +53,8 @@ impl Watch {
                     warn!(
                         app = %name,
                         peers,
-                        "the app is configured otherwise on other peers: requests are treated as \
-                         the peer they reach says; compare with `warmhop status`"
+                        "is configured differently on other peers: each request follows the \
+                         configuration of the peer that it reaches; compare with `warmhop status`"
                     );
                     self.told.insert(name.clone(), differ);
                 }

@@ -1,5 +1,5 @@
-//! What a peer looks after in the background: copies that are to be kept ready across the mesh,
-//! and memory of peers that are long gone.
+//! A peer's background work: keeping copies ready across the mesh, and forgetting peers that are long
+//! gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use warmhop_core::view::{AppState, Liveness};
 use crate::care::repair::Repair;
 use crate::care::{report, skew};
 use crate::observe::history;
-use crate::request::node::{FORGET_DEAD_AFTER, Node, SUSPECT_MAX};
+use crate::request::node::{FORGET_DEAD_AFTER, Node};
 
-/// How often it looks.
+/// How often it checks.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a starting peer listens before it decides that nobody keeps an app ready.
+/// How long a peer that has just started listens before it concludes that no peer keeps an app ready.
 const SETTLE: Duration = Duration::from_millis(1500);
 
 /// Runs as long as the peer.
@@ -46,19 +46,9 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         skew.look(&node);
         node.count_peers();
         let now = node.clock.now();
-        for (peer, belief) in node.view().peers() {
-            let silent = belief.alive == Liveness::Suspect
-                && now.since(belief.heard) > SUSPECT_MAX
-                && node.net.rtt(peer).is_none();
-            if silent {
-                // It may only be cut off: its sessions are not declared lost.
-                node.edit_view(|view, now| {
-                    // It may have been heard of since.
-                    if view.peer(peer).is_some_and(|belief| belief.alive == Liveness::Suspect) {
-                        view.lost(peer, &belief.news.incarnation, now);
-                    }
-                });
-            }
+        for peer in node.view().unheard(now).filter(|peer| node.net.rtt(peer).is_none()) {
+            // It may only be cut off: its sessions are not declared lost.
+            node.edit_view(|view, now| view.give_up(peer, now));
         }
         if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {
             let forgotten = node.edit_view(|view, now| view.forget_dead(now, FORGET_DEAD_AFTER));
@@ -87,7 +77,7 @@ pub(crate) async fn keep_history(node: Arc<Node>) {
     }
 }
 
-/// Looks how busy the copies here are, as long as the peer runs.
+/// Samples how busy the copies here are, as long as the peer runs.
 pub(crate) async fn watch_load(node: Arc<Node>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

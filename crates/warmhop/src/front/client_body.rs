@@ -18,7 +18,7 @@ use crate::http::refusals::Refusal;
 
 /// The client took longer than it may.
 #[derive(Debug, thiserror::Error)]
-#[error("it came more slowly than [http] body_rate and body_timeout allow")]
+#[error("it arrived more slowly than [http] body_rate and body_timeout allow")]
 pub(crate) struct TooSlow;
 
 /// A body that a client sends.

@@ -4,20 +4,23 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,16 +28,19 @@ use tracing::{debug, warn};
 
 use crate::front::client_body::{ClientBody, Exchange};
 use crate::front::ingress::Ingress;
-use crate::front::newcomers::{Newcomer, Newcomers};
+use crate::front::newcomers::{self, Newcomer, Newcomers};
 use crate::front::origin;
+use crate::front::plain::{self, Ahead, Answers, Left};
 use crate::http::aside::Aside;
-use crate::http::body::Body;
+use crate::http::body::{Body, BoxError};
 use crate::http::client::ClientInfo;
 use crate::http::clients::Account;
 use crate::http::departure::{CountedBody, InFlight};
 use crate::http::framing::{FIELDS_MAX, Framed, H2_PREFACE, HEAD_BYTES_MAX};
 use crate::http::refusals::Refusal;
 use crate::http::tunnels::Tunnels;
+use crate::identity::handshake::HandshakeFailure;
+use crate::observe::doors::Connected;
 use crate::request::grpc;
 
 /// How long a client may take to show which version of HTTP it speaks, and to send a request's head,
@@ -64,6 +70,8 @@ const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A front door, but for its listeners.
 pub(crate) struct Door {
+    /// How many connections it has.
+    pub(crate) connections: Gauge,
     pub(crate) tls: Option<TlsAcceptor>,
     /// Connections begin with a PROXY header.
     pub(crate) proxy_protocol: bool,
@@ -82,6 +90,13 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
     let (clients, permits) = (Arc::clone(&door.ingress.clients), Arc::clone(&door.permits));
     let mut newcomers = Newcomers::new(clients, permits, door.proxy_protocol);
     loop {
+        let may_come_at = newcomers.may_come_at();
+        let coming = async {
+            if let Some(at) = may_come_at {
+                sleep_until(at).await;
+            }
+            listener.accept().await
+        };
         let accepted = tokio::select! {
             biased;
             () = door.closing.cancelled() => break,
@@ -93,14 +108,14 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
                 });
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            accepted = coming => accepted,
         };
         match accepted {
             Ok((stream, peer)) => newcomers.comes(Newcomer { stream, peer }),
             Err(error) => {
                 // Out of file descriptors, most likely: waiting lets some be returned.
                 if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-                    warn!(%error, "cannot accept connections; clients wait");
+                    warn!(%error, "cannot accept connections; clients wait until it can");
                     told = Some(Instant::now());
                 }
                 door.ingress.clients.make_room(None);
@@ -124,26 +139,36 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
 async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) {
     // It fails only for a socket that has gone already.
     let _ = stream.set_nodelay(true);
+    let connected = Connected::at(&door.connections);
     let mut client = ClientInfo { addr: Some(peer), secure: false };
     if door.proxy_protocol {
         let Some(told) = told_by_proxy(&mut stream, peer, client, &door).await else { return };
         client = told;
     }
     let address = client.addr.map_or(peer.ip(), |addr| addr.ip());
-    let Some(admitted) = door.ingress.clients.admit(address) else { return };
+    // Where places are short it matters whether it is idle.
+    let arrives = door.permits.available_permits() == 0 && newcomers::has_sent(&stream);
+    let Some(admitted) = door.ingress.clients.admit(address, arrives) else { return };
     let account = admitted.account();
     let gives_way = Aside::new(account.gives_way().clone().cancelled_owned());
+    let doors = &door.ingress.node.metrics.doors;
     let served = async {
         let Some(tls) = &door.tls else {
-            return connection(stream, client, &door, account).await;
+            return connection(stream, client, &door, account, connected).await;
         };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let client = ClientInfo { secure: true, ..client };
-                connection(stream, client, &door, account).await;
+                connection(stream, client, &door, account, connected).await;
             }
-            Ok(Err(error)) => debug!(%peer, %error, "TLS handshake failed"),
-            Err(_) => debug!(%peer, "TLS handshake took too long"),
+            Ok(Err(error)) => {
+                debug!(%peer, %error, "TLS handshake failed");
+                doors.front_failed(HandshakeFailure::of_tls(&error));
+            }
+            Err(_) => {
+                debug!(%peer, "TLS handshake took too long");
+                doors.front_failed(HandshakeFailure::TimedOut);
+            }
         }
     };
     tokio::select! {
@@ -183,13 +208,18 @@ async fn closes(closing: CancellationToken, begun: CancellationToken) {
     let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, begun.cancelled()).await;
 }
 
-async fn connection<IO>(stream: IO, client: ClientInfo, door: &Door, account: &Arc<Account>)
-where
+async fn connection<IO>(
+    stream: IO,
+    client: ClientInfo,
+    door: &Door,
+    account: &Arc<Account>,
+    connected: Connected,
+) where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let begun = CancellationToken::new();
     let in_flight = InFlight::new(Arc::clone(account));
-    let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT), in_flight.clone());
+    let stream = Framed::new(Prompt::new(stream, HEAD_TIMEOUT, connected), in_flight.clone());
     let upgraded = Arc::new(AtomicBool::new(false));
     let visit = Visit {
         ingress: Arc::clone(&door.ingress),
@@ -199,7 +229,82 @@ where
         has_begun: AtomicBool::new(false),
         upgraded: Arc::clone(&upgraded),
     };
-    let service = hyper::service::service_fn(move |request| visit.answer(request));
+    let mut asides = Asides {
+        closes: Aside::new(closes(door.closing.clone(), begun)),
+        does_nothing: Aside::new(does_nothing(Arc::clone(account))),
+    };
+    let ends = AtomicBool::new(false);
+    let serving = async {
+        let left = {
+            let mut serving = std::pin::pin!(plain::serve(stream, &visit, &ends));
+            tokio::select! {
+                biased;
+                left = serving.as_mut() => left,
+                () = &mut asides.closes => {
+                    ends.store(true, Ordering::Relaxed);
+                    serving.await
+                }
+                () = &mut asides.does_nothing => {
+                    ends.store(true, Ordering::Relaxed);
+                    match tokio::time::timeout(GOODBYE_WITHIN, serving).await {
+                        Ok(left) => left,
+                        Err(_) => return Ok(()),
+                    }
+                }
+            }
+        };
+        let Left::Other { io, answer } = left else { return Ok(()) };
+        // One that is to end says so in the answer that it has.
+        let asides = (!ends.into_inner()).then_some(asides);
+        Box::pin(by_hyper(io, visit, answer, asides)).await
+    };
+    // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
+    let (closing, cut) = (door.tunnels.closing.clone(), door.tunnels.cut.clone());
+    let cut_off = Aside::new(async move {
+        closing.cancelled().await;
+        if upgraded.load(Ordering::Relaxed) {
+            cut.cancelled().await;
+        }
+    });
+    tokio::select! {
+        biased;
+        outcome = serving => {
+            if let Err(error) = outcome {
+                debug!(client = ?client.addr, %error, "client connection ended");
+            }
+        }
+        () = cut_off => debug!(client = ?client.addr, "client connection cut off"),
+    }
+}
+
+/// What may have a connection end beside its client.
+struct Asides {
+    closes: Aside<()>,
+    does_nothing: Aside<()>,
+}
+
+/// Serves what is not of the common kind, and all that follows it. `answer` is one to the first request,
+/// which has been served already. Without `asides` the connection ends behind that.
+async fn by_hyper<IO>(
+    stream: IO,
+    visit: Visit,
+    answer: Option<Box<Response<Ahead>>>,
+    asides: Option<Asides>,
+) -> Result<(), BoxError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let answer = Mutex::new(answer);
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        match answer.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(answer) => Either::Left(async {
+                // All of it is there, and has been served: a body that is left would end the connection.
+                let _ = request.into_body().collect().await;
+                Ok(*answer)
+            }),
+            None => Either::Right(visit.answer_any(request)),
+        }
+    });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -218,42 +323,22 @@ where
         .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let closes = Aside::new(closes(door.closing.clone(), begun));
-    let does_nothing = Aside::new(does_nothing(Arc::clone(account)));
-    let serving = async {
-        let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(serving);
-        tokio::select! {
-            biased;
-            outcome = serving.as_mut() => outcome,
-            () = closes => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
-            }
-            () = does_nothing => {
-                serving.as_mut().graceful_shutdown();
-                // How it ends is no matter.
-                let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
-                Ok(())
-            }
-        }
-    };
-    // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
-    let (closing, cut) = (door.tunnels.closing.clone(), door.tunnels.cut.clone());
-    let cut_off = Aside::new(async move {
-        closing.cancelled().await;
-        if upgraded.load(Ordering::Relaxed) {
-            cut.cancelled().await;
-        }
-    });
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let Some(Asides { closes, does_nothing }) = asides else { return serving.await };
     tokio::select! {
         biased;
-        outcome = serving => {
-            if let Err(error) = outcome {
-                debug!(client = ?client.addr, %error, "client connection ended");
-            }
+        outcome = serving.as_mut() => outcome,
+        () = closes => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
         }
-        () = cut_off => debug!(client = ?client.addr, "client connection cut off"),
+        () = does_nothing => {
+            serving.as_mut().graceful_shutdown();
+            // How it ends is no matter.
+            let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
+            Ok(())
+        }
     }
 }
 
@@ -280,14 +365,19 @@ struct Visit {
 }
 
 impl Visit {
-    fn answer(
-        &self,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<CountedBody>, Infallible>> + Send + use<> {
+    fn begins(&self) {
         if !self.has_begun.load(Ordering::Relaxed) {
             self.has_begun.store(true, Ordering::Relaxed);
             self.begun.cancel();
         }
+    }
+
+    /// Answers a request of whatever kind.
+    fn answer_any(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Ahead>, Infallible>> + Send + use<> {
+        self.begins();
         let account = self.in_flight.account();
         let in_frames = request.version() == Version::HTTP_2;
         if request.method() == Method::CONNECT {
@@ -317,8 +407,21 @@ impl Visit {
                 ingress.handle(request, client).await
             };
             exchange.answers();
-            Ok(counted.until_the_end_of(response))
+            Ok(counted.until_the_end_of(response).map(Ahead::from))
         }
+    }
+}
+
+impl Answers for Visit {
+    fn answer(
+        &self,
+        request: Request<Body>,
+        bytes: usize,
+    ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
+        self.begins();
+        let counted = self.in_flight.begin_of(bytes, true);
+        let (ingress, client) = (Arc::clone(&self.ingress), self.client);
+        async move { counted.until_the_end_of(ingress.handle(request, client).await) }
     }
 }
 
@@ -329,11 +432,14 @@ struct Prompt<IO> {
     io: IO,
     /// How much of the preface has come, and the end of the time; absent once it is clear.
     undecided: Option<(usize, Pin<Box<Sleep>>)>,
+    /// Kept here because an upgraded connection leaves the task that served it.
+    _connected: Connected,
 }
 
 impl<IO> Prompt<IO> {
-    fn new(io: IO, within: Duration) -> Self {
-        Self { io, undecided: Some((0, Box::pin(sleep(within)))) }
+    fn new(io: IO, within: Duration, connected: Connected) -> Self {
+        let undecided = Some((0, Box::pin(sleep(within))));
+        Self { io, undecided, _connected: connected }
     }
 }
 
@@ -347,7 +453,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Prompt<IO> {
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
         let Some((have, end)) = &mut self.undecided else { return outcome };
         if outcome.is_pending() {
-            ready!(end.as_mut().poll(cx));
+            std::task::ready!(end.as_mut().poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let fresh = &buf.filled()[before..];

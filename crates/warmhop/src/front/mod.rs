@@ -2,9 +2,14 @@
 
 pub(crate) mod client_body;
 pub(crate) mod cookies;
+pub(crate) mod finish;
 pub(crate) mod ingress;
+mod known_cookies;
 pub(crate) mod listener;
 pub(crate) mod newcomers;
 pub(crate) mod origin;
+pub(crate) mod plain;
+pub(crate) mod prepare;
 pub(crate) mod starting;
 pub(crate) mod targets;
+pub(crate) mod token;

@@ -1,14 +1,17 @@
 //! Who gets the next place at a front door that is full.
 //!
 //! Those that have come wait here rather than in the system's queue, where nobody sees whose they are:
-//! whoever has fewest connections is next, so that no address keeps others from a place by coming more
+//! the one with the fewest connections is next, so that no address keeps others from a place by coming more
 //! often.
 
 use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
@@ -18,6 +21,9 @@ use crate::http::refusals::Refusal;
 
 /// The most that wait at one listener. Each has an open file.
 const WAITING_MAX: usize = 16;
+/// Where none of so many has got a place for so long, those that come after them are turned away: one
+/// address's connections keep the others out of sight no longer.
+const STUCK_AFTER: Duration = Duration::from_millis(250);
 /// How often a full door looks for somebody who gives way.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long a connection that gives way is waited for before another has to.
@@ -28,6 +34,25 @@ const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
 pub(crate) struct Newcomer {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
+}
+
+impl Newcomer {
+    /// Its client has closed the connection and left nothing to be read.
+    fn has_left(&self) -> bool {
+        match peek(&self.stream) {
+            Ok(read) => read == 0,
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        }
+    }
+}
+
+/// Whether a client has sent something that nobody has read yet.
+pub(crate) fn has_sent(stream: &TcpStream) -> bool {
+    peek(stream).is_ok_and(|read| read > 0)
+}
+
+fn peek(stream: &TcpStream) -> io::Result<usize> {
+    SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
 }
 
 /// Those of one listener that wait for a place.
@@ -41,17 +66,29 @@ pub(crate) struct Newcomers {
     look_at: Instant,
     /// Somebody does already.
     gives_way: bool,
+    /// Since when as many wait as can and none of them has got a place.
+    full_since: Option<Instant>,
 }
 
 impl Newcomers {
     pub(crate) fn new(clients: Arc<Clients>, permits: Arc<Semaphore>, anonymous: bool) -> Self {
         let (waiting, look_at) = (Vec::new(), Instant::now());
-        Self { clients, permits, anonymous, waiting, look_at, gives_way: false }
+        Self { clients, permits, anonymous, waiting, look_at, gives_way: false, full_since: None }
     }
 
-    /// One comes. Where too many wait, one is turned away: the latest of the address that has most.
+    /// When another may be accepted; absent: at once. Where as many wait as can, the next stays in the
+    /// system's queue for a while: as long as those here get places, nobody has to be turned away.
+    pub(crate) fn may_come_at(&self) -> Option<Instant> {
+        self.full_since.map(|since| since + STUCK_AFTER)
+    }
+
+    /// One comes. Where too many wait, those whose clients have left make room for it; where none
+    /// has, one is turned away: the latest of the address that has most.
     pub(crate) fn comes(&mut self, newcomer: Newcomer) {
         self.waiting.push(newcomer);
+        if self.waiting.len() > WAITING_MAX {
+            self.waiting.retain(|it| !it.has_left());
+        }
         if self.waiting.len() > WAITING_MAX {
             let all = self.has_in_all();
             let has = |at: usize| all.get(&self.waiting[at].peer.ip()).copied().unwrap_or(0);
@@ -59,6 +96,9 @@ impl Newcomers {
                 self.waiting.remove(last);
                 self.clients.refusals().note(Refusal::NoPlace);
             }
+        }
+        if self.waiting.len() == WAITING_MAX {
+            self.full_since.get_or_insert_with(Instant::now);
         }
         if !self.gives_way {
             self.look_at = Instant::now();
@@ -78,7 +118,7 @@ impl Newcomers {
                 let first = &self.waiting[self.first()];
                 let address = (!self.anonymous).then(|| first.peer.ip());
                 self.gives_way = self.clients.make_room(address);
-                // Whoever gives way does so at once. Connections that have just been accepted are
+                // A connection that gives way does so at once. Connections that have just been accepted are
                 // not in the table yet, and those that are busy may become idle.
                 let again = if self.gives_way { GIVES_WAY_WITHIN } else { LOOK_AGAIN };
                 self.look_at = Instant::now() + again;
@@ -101,7 +141,7 @@ impl Newcomers {
 
     fn takes(&mut self, permit: OwnedSemaphorePermit) -> (Newcomer, OwnedSemaphorePermit) {
         let first = self.first();
-        (self.gives_way, self.look_at) = (false, Instant::now());
+        (self.gives_way, self.look_at, self.full_since) = (false, Instant::now(), None);
         (self.waiting.remove(first), permit)
     }
 
@@ -143,7 +183,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let to = listener.local_addr().unwrap();
         let (greedy, modest) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
-        let held: Vec<_> = (0..3).map(|_| clients.admit(greedy.into()).unwrap()).collect();
+        let held: Vec<_> = (0..3).map(|_| clients.admit(greedy.into(), false).unwrap()).collect();
         held.iter().for_each(|one| one.account().begins(0, true));
         for (at, ip) in [&[greedy; WAITING_MAX][..], &[modest]].concat().into_iter().enumerate() {
             let stream = TcpStream::connect(to).await.unwrap();

@@ -92,7 +92,7 @@ impl TrustedProxies {
         let said = last_of(headers, "x-forwarded-proto")
             .or_else(|| forwarded.first().and_then(|element| element.proto));
         let secure = said.map_or(secure, |said| said.eq_ignore_ascii_case("https"));
-        // Whoever is behind the last proxy that is trusted; the elements before may be made up.
+        // The client behind the last proxy that is trusted; the elements before may be made up.
         let is_client = |addr: &IpAddr| !self.trusts(*addr);
         let origin = if headers.contains_key("x-forwarded-for") {
             let said = elements(headers, "x-forwarded-for").take(PROXIES_MAX);

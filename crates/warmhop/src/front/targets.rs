@@ -5,6 +5,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri};
 
 use warmhop_core::matching::without_prefix;
+use warmhop_core::problem::ProblemKind;
 
 use crate::http::body::Body;
 use crate::request::problem::Problem;
@@ -28,8 +29,7 @@ pub(crate) fn answered_here<B>(request: &Request<B>) -> Option<Result<Response<B
     if !is_target(method, uri) {
         let detail =
             "the request's target is neither a path that begins with a slash nor a whole URI";
-        let problem = Problem::new(StatusCode::BAD_REQUEST, "bad-target", detail);
-        return Some(Err(problem.proxy_error("http_request_error")));
+        return Some(Err(Problem::new(ProblemKind::BadTarget, detail)));
     }
     let ends_here = hops_left(method, request.headers()) == Some(0);
     if uri.path() == "*" || (ends_here && method == Method::OPTIONS) {
@@ -40,9 +40,8 @@ pub(crate) fn answered_here<B>(request: &Request<B>) -> Option<Result<Response<B
     }
     if ends_here {
         // What it would send back may hold what a page in a browser must not see.
-        let detail = "no request is sent back by TRACE here";
-        let problem = Problem::new(StatusCode::NOT_IMPLEMENTED, "no-trace", detail);
-        return Some(Err(problem.proxy_error("http_request_denied")));
+        let detail = "TRACE is not supported";
+        return Some(Err(Problem::new(ProblemKind::NoTrace, detail)));
     }
     None
 }
@@ -131,7 +130,7 @@ mod tests {
             let request = request.body(()).unwrap();
             let answer = answered_here(&request).map(|answer| match answer {
                 Ok(response) => response.status().as_u16(),
-                Err(problem) => problem.status.as_u16(),
+                Err(problem) => problem.kind.status(),
             });
             let mut headers = request.headers().clone();
             passed_on(request.method(), &mut headers);

@@ -1,22 +1,27 @@
-//! Whether hyper takes nothing for a request's head that `framing.rs` did not look at as one.
+//! Whether a front door takes nothing for a request's head that `framing.rs` did not look at as one: be
+//! it read in `plain.rs` or by hyper.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use http::{HeaderValue, Request, Response, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::front::plain::{self, Ahead, Answers, Left};
+use crate::http::body::Body;
 use crate::http::clients::{ClientLimits, Clients};
-use crate::http::departure::InFlight;
+use crate::http::departure::{CountedBody, InFlight};
 use crate::http::framing::{FIELDS_MAX, Framed, HEAD_BYTES_MAX, ends_connection};
 
 /// A request's method, version and fields, as one of the two readers has them.
@@ -52,7 +57,7 @@ impl Seen {
         Self::new(method, version == Some(1), fields)
     }
 
-    fn by_hyper(request: &Request<Incoming>) -> Self {
+    fn by_reader<B>(request: &Request<B>) -> Self {
         let fields =
             request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
         Self::new(request.method().as_str(), request.version() == Version::HTTP_11, fields)
@@ -102,26 +107,42 @@ impl AsyncWrite for Client {
     }
 }
 
-/// Serves what a client sends as a front door does; returns how many requests came of it.
-///
-/// The first byte says in pieces of what length the rest is sent, and whether bodies are read.
-///
-/// # Panics
-/// If hyper made a request of bytes that `framing.rs` did not look at as that request's head, or one
-/// came through that two readers could understand differently.
-pub fn framing(input: &[u8]) -> usize {
-    let Some((how, text)) = input.split_first() else { return 0 };
-    let (step, reads_bodies) = (usize::from(how >> 1).max(1), how & 1 == 0);
-    let client = Client(text.chunks(step).map(<[u8]>::to_vec).collect());
-    let clients = Clients::new(ClientLimits::default(), Arc::default(), Gauge::default());
-    let Some(place) = clients.admit(IpAddr::from([127, 0, 0, 1])) else { return 0 };
-    let framed = Framed::new(client, InFlight::new(Arc::clone(place.account())));
-    let looked = framed.looked();
-    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
-    let requests = Arc::clone(&seen);
+/// Answers the requests that are read in `plain.rs`: each second one with an answer that is for hyper.
+struct Plainly {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    in_flight: InFlight,
+}
+
+impl Answers for Plainly {
+    fn answer(
+        &self,
+        request: Request<Body>,
+        bytes: usize,
+    ) -> impl Future<Output = Response<CountedBody>> + Send + use<> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.push(Seen::by_reader(&request));
+        let mut response = Response::new(Body::from("ok"));
+        if seen.len().is_multiple_of(2) {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            *response.body_mut() = Body::empty();
+        }
+        ready(self.in_flight.begin_of(bytes, true).until_the_end_of(response))
+    }
+}
+
+async fn by_hyper(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    answer: Option<Box<Response<Ahead>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    reads_bodies: bool,
+) {
+    let answer = Mutex::new(answer);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let (requests, ends) = (Arc::clone(&requests), ends_connection(&request));
-        requests.lock().unwrap_or_else(PoisonError::into_inner).push(Seen::by_hyper(&request));
+        let is_answered = answer.lock().unwrap_or_else(PoisonError::into_inner).take().is_some();
+        let (requests, ends) = (Arc::clone(&seen), ends_connection(&request));
+        if !is_answered {
+            requests.lock().unwrap_or_else(PoisonError::into_inner).push(Seen::by_reader(&request));
+        }
         async move {
             if reads_bodies {
                 // A body that breaks off ends the connection.
@@ -138,7 +159,33 @@ pub fn framing(input: &[u8]) -> usize {
     let serving = hyper::server::conn::http1::Builder::new()
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(FIELDS_MAX)
-        .serve_connection(TokioIo::new(framed), service);
+        .serve_connection(TokioIo::new(stream), service);
+    let _ = serving.await;
+}
+
+/// Serves what a client sends as a front door does; returns how many requests came of it.
+///
+/// The first byte says in pieces of what length the rest is sent, and whether bodies are read.
+///
+/// # Panics
+/// If a request was made of bytes that `framing.rs` did not look at as that request's head, or one
+/// came through that two readers could understand differently.
+pub fn framing(input: &[u8]) -> usize {
+    let Some((how, text)) = input.split_first() else { return 0 };
+    let (step, reads_bodies) = (usize::from(how >> 1).max(1), how & 1 == 0);
+    let client = Client(text.chunks(step).map(<[u8]>::to_vec).collect());
+    let clients = Clients::new(ClientLimits::default(), Arc::default(), Gauge::default());
+    let Some(place) = clients.admit(IpAddr::from([127, 0, 0, 1]), false) else { return 0 };
+    let account = Arc::clone(place.account());
+    let framed = Framed::new(client, InFlight::new(Arc::clone(&account)));
+    let looked = framed.looked();
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+    let plain = Plainly { seen: Arc::clone(&seen), in_flight: InFlight::new(account) };
+    let serving = async {
+        let left = plain::serve(framed, &plain, &AtomicBool::new(false)).await;
+        let Left::Other { io, answer } = left else { return };
+        by_hyper(io, answer, Arc::clone(&seen), reads_bodies).await;
+    };
     // Everything is ready at once, so nothing is waited for; how the connection ends is no matter.
     let _ = futures_util::FutureExt::now_or_never(serving);
 

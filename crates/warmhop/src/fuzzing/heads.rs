@@ -47,6 +47,7 @@ mod tests {
             fields,
             upgrade: Some(b"websocket".to_vec()),
             asks_go: true,
+            counts_on: Some(warmhop_core::version::AppVersion::new("1.10").unwrap()),
         };
         let load = Load { in_flight: 1, latency_us: 300 };
         let refused =

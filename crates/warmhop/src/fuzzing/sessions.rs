@@ -381,7 +381,7 @@ mod tests {
             }
             input
         };
-        let answered = feed("sessions", 4_000, make, sessions);
+        let answered = feed("sessions", 4_400, make, sessions);
         assert!(answered > 2_000, "only {answered} were answered");
     }
 }

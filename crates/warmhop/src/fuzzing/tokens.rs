@@ -54,6 +54,7 @@ mod tests {
             sid: SessionId([7; 16]),
             expiry: WallTime(1 << 40),
             kind: Kind::Pinned { peer: peer.clone(), incarnation: Incarnation([9; 16]) },
+            version: None,
         };
         let token = affinity::mint(&Token { entries: vec![entry] }, &peer, &Credulous);
         let cookie = format!("warmhop={token}");

@@ -6,7 +6,9 @@ use hyper::ext::ReasonPhrase;
 
 use crate::hop::body::{HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
 use crate::hop::field_block::FieldBlock;
-use crate::hop::head::{HEAD_BYTES_MAX, HopHead, HopRefusal, Load, ReplyHead, ReplySession};
+use crate::hop::head::{
+    HEAD_BYTES_MAX, HopHead, HopRefusal, Load, OfVersion, ReplyHead, ReplySession,
+};
 use crate::http::body::{Body, BoxError};
 use crate::links::hop_body::{HopBodyReader, HopBodyWriter};
 use crate::links::wire::{self, FrameReader, put_frame};
@@ -26,7 +28,7 @@ pub(crate) enum HopIncoming {
 }
 
 impl Arrived {
-    /// Reads the head, the stream's kind having been read; `None` where it is out of form.
+    /// Reads the head, after the caller has read the stream's kind; `None` if it is malformed.
     pub(crate) async fn read(recv: quinn::RecvStream) -> Option<Self> {
         let mut reader = FrameReader::new(recv);
         let bytes = reader.frame(HEAD_BYTES_MAX).await.ok()??;
@@ -63,6 +65,7 @@ pub(crate) fn response_head(
         fields: FieldBlock::of(response.headers()),
         session,
         served_by,
+        version: response.extensions().get::<OfVersion>().map(|it| it.0.clone()),
         load,
     }
 }
@@ -87,18 +90,18 @@ pub(crate) async fn reply(
     }
     writer.flush().await?;
     let stopped = writer.stream().stopped();
-    // Boxed, as what takes its time anyway.
+    // Boxed: sending a body takes long enough for the allocation not to matter.
     Box::pin(async move {
         tokio::select! {
             sent = send_body(writer, body, OnFailure::CutOff) => sent,
-            // The client left: what still produces the body is dropped, and so cancelled.
+            // The client left. Dropping the body's source cancels it.
             _ = stopped => Ok(()),
         }
     })
     .await
 }
 
-/// Answers a hop with a 101 and gives the stream over.
+/// Answers a hop with a 101 and returns the stream.
 pub(crate) async fn reply_switching(
     send: quinn::SendStream,
     head: &ReplyHead,

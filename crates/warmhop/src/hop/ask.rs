@@ -11,7 +11,7 @@ use warmhop_core::ids::{AppName, Incarnation, PeerId};
 use crate::hop::body::{AbortOnDrop, HopBody, OnFailure, RIDE_ALONG_BYTES_MAX, send_body};
 use crate::hop::field_block::FieldBlock;
 use crate::hop::head::{
-    HEAD_BYTES_MAX, HopHead, HopKind, HopRefusal, Load, ReplyHead, ReplySession,
+    HEAD_BYTES_MAX, HopHead, HopKind, HopRefusal, Load, OfVersion, ReplyHead, ReplySession,
 };
 use crate::hop::tunnel::Tunnel;
 use crate::http::body::Body;
@@ -20,20 +20,21 @@ use crate::links::link::HopLease;
 use crate::links::net::{Net, OpenError, OpenHop};
 use crate::links::wire::{self, FrameReader, KIND_HOP, put_frame};
 
-/// When a body is sent that its client wanted to be asked for, and the app answered without asking.
+/// After this, a body whose client waits for `100 Continue` is sent although the app answered without
+/// asking for it.
 const UNASKED_BODY_AFTER: Duration = Duration::from_secs(1);
-/// A peer that sends nothing at all for so long after a hop began is given up.
+/// A peer that sends nothing at all for this long after a hop began counts as unreachable.
 const SILENT_AFTER: Duration = Duration::from_millis(600);
 
 /// Why a hop brought no response.
 #[derive(Debug)]
 pub(crate) enum HopError {
-    /// The peer was not reached: no byte of the request left. Its body comes back.
+    /// The peer was not reached: no byte of the request was sent. Its body is returned.
     Unreachable(OpenError, Body),
-    /// The peer said no: no byte of the request reached an app, except for `AppFailed`. A body
-    /// that was not sent comes back.
+    /// The peer refused: no byte of the request reached an app, except with `AppFailed` and `TooSlow`. A
+    /// body that was not sent is returned.
     Refused(HopRefusal, Load, Option<Body>),
-    /// The link broke or the reply was out of form: the app may have seen the request.
+    /// The link broke or the reply was malformed: the app may have seen the request.
     Broken(String),
 }
 
@@ -56,8 +57,8 @@ pub(crate) struct HopRequest {
 
 /// Sends `request` to `to` and waits for the head of its reply.
 ///
-/// With `careful`, nothing that an app acts on is sent before the peer has said that it is there:
-/// one round trip more, for which a dead peer is known not to have seen the request.
+/// With `careful`, nothing that an app acts on is sent before the peer has shown that it is alive. That
+/// costs one round trip more; in return, a dead peer certainly has not seen the request.
 pub(crate) async fn ask(
     net: &Net,
     to: &PeerId,
@@ -68,7 +69,7 @@ pub(crate) async fn ask(
     let upgrades = head.upgrade.is_some();
     let whole = if upgrades { None } else { body.take_whole(RIDE_ALONG_BYTES_MAX) };
     if whole.is_some() {
-        // It rides along, so there is nothing to ask for.
+        // The body is sent with the head, so there is no need to wait for a go-ahead.
         head.fields = head.fields.without(EXPECT.as_str());
     }
     let expects = head.fields.contains(EXPECT.as_str());
@@ -90,7 +91,7 @@ pub(crate) async fn ask(
     let sent = Sent { prefix, whole, body, upgrades, expects, asks_go: head.asks_go };
     let reply = ask_over(opened, to, sent).await;
     match (reply, kept) {
-        // A peer that left without having taken it in: no app has seen it.
+        // The peer left without having accepted the hop: no app has seen the request.
         (Err(HopError::Broken(_)), kept)
             if link.never_took(number) && (kept.is_some() || upgrades) =>
         {
@@ -112,30 +113,28 @@ struct Sent {
     asks_go: bool,
 }
 
+/// Both streams of a hop under way.
+struct Asking {
+    writer: HopBodyWriter,
+    reader: FrameReader,
+    executor: Incarnation,
+    lease: HopLease,
+}
+
 async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, HopError> {
     let OpenHop { send, recv, incarnation: executor, lease } = opened;
     let Sent { prefix, whole, body, upgrades, expects, asks_go } = sent;
-    let mut writer = HopBodyWriter::new(send, prefix);
-    let mut reader = FrameReader::new(recv);
+    let writer = HopBodyWriter::new(send, prefix);
+    let mut asking = Asking { writer, reader: FrameReader::new(recv), executor, lease };
     if upgrades {
-        writer.flush().await.map_err(broken)?;
-        let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
-        if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
-        } else {
-            // The client sends nothing before the switch, so its half has ended. A peer that has
-            // answered in full may have stopped listening, which takes nothing from its answer.
-            let _ = writer.write_end(Bytes::new(), None).await;
-            *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
-        }
-        return Ok(reply);
+        return asking.upgrade().await;
     }
     if asks_go {
-        let told = match writer.flush().await {
-            Ok(()) => read_head(&lease, &mut reader).await,
+        let answer = match asking.writer.flush().await {
+            Ok(()) => asking.head().await,
             Err(error) => Err(broken(error)),
         };
-        match told {
+        match answer {
             Ok(ReplyHead::Go) => {}
             Ok(ReplyHead::Refused { why, load }) => {
                 let body = whole.map_or(body, Body::from);
@@ -147,53 +146,77 @@ async fn ask_over(opened: OpenHop, to: &PeerId, sent: Sent) -> Result<HopReply, 
             }
         }
     }
-    let pump = match whole {
-        Some(whole) => {
-            writer.write_end(whole, None).await.map_err(broken)?;
-            None
-        }
-        None => {
-            // A client may wait for the app to speak first, so the body's first byte must not be
-            // what shows that the go-ahead was heard.
-            writer.write_begun().await.map_err(broken)?;
-            if expects {
-                // Touching the body would ask the client for it, which is the app's to do.
-                match read_head(&lease, &mut reader).await? {
-                    ReplyHead::Go => {}
-                    // Nobody has asked for the body, so another peer may be asked with it.
-                    ReplyHead::Refused { why, load } => {
-                        return Err(HopError::Refused(why, load, Some(body)));
-                    }
-                    // An app that answers without a word on the body may read it all the same, and
-                    // one that does not must not find it broken off while it still answers. It is
-                    // sent when the client would have been told to go on; by then it has heard the
-                    // answer, and is told nothing more.
-                    head @ ReplyHead::Response { .. } => {
-                        let mut reply = interpret(head, executor)?;
-                        let task = tokio::spawn(async move {
-                            tokio::time::sleep(UNASKED_BODY_AFTER).await;
-                            if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
-                                tracing::debug!(%error, "request body ended early");
-                            }
-                        });
-                        let pump = Some(AbortOnDrop(task.abort_handle()));
-                        let body = HopBody::new(reader.into_body(), pump, Some(lease));
-                        *reply.response.body_mut() = Body::new(body);
-                        return Ok(reply);
-                    }
-                }
+    if let Some(whole) = whole {
+        asking.writer.write_end(whole, None).await.map_err(broken)?;
+        let (mut reply, reader) = read_reply(&asking.lease, asking.reader, executor).await?;
+        *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(asking.lease)));
+        return Ok(reply);
+    }
+    // A client may wait for the app to speak first, so its body's first byte cannot be what
+    // acknowledges the go-ahead.
+    asking.writer.write_begun().await.map_err(broken)?;
+    if expects {
+        // Polling the body would ask the client for it, and only the app may do that.
+        match asking.head().await? {
+            ReplyHead::Go => {}
+            // The client has not been asked for the body, so another peer may be tried with it.
+            ReplyHead::Refused { why, load } => {
+                return Err(HopError::Refused(why, load, Some(body)));
             }
-            let task = tokio::spawn(async move {
-                if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
-                    tracing::debug!(%error, "request body ended early");
-                }
-            });
-            Some(AbortOnDrop(task.abort_handle()))
+            head @ ReplyHead::Response { .. } => return asking.answered_unasked(head, body),
         }
-    };
-    let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
-    *reply.response.body_mut() = Body::new(HopBody::new(reader, pump, Some(lease)));
+    }
+    let pump = pump(asking.writer, body, None);
+    let (mut reply, reader) = read_reply(&asking.lease, asking.reader, executor).await?;
+    *reply.response.body_mut() = Body::new(HopBody::new(reader, Some(pump), Some(asking.lease)));
     Ok(reply)
+}
+
+impl Asking {
+    async fn head(&mut self) -> Result<ReplyHead, HopError> {
+        read_head(&self.lease, &mut self.reader).await
+    }
+
+    /// Asks for an upgrade: where the app switches, both streams are the tunnel from there on.
+    async fn upgrade(self) -> Result<HopReply, HopError> {
+        let Self { mut writer, reader, executor, lease } = self;
+        writer.flush().await.map_err(broken)?;
+        let (mut reply, reader) = read_reply(&lease, reader, executor).await?;
+        if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
+        } else {
+            // The client sends nothing before the switch, so its half has ended. A peer that has
+            // answered in full may have stopped listening, which takes nothing from its answer.
+            let _ = writer.write_end(Bytes::new(), None).await;
+            *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
+        }
+        Ok(reply)
+    }
+
+    /// An app that answers without a word on the body may read it all the same, and one that does
+    /// not must not find it broken off while it still answers. It is sent when the client would have
+    /// been asked for it; by then the client has its answer, and is asked for nothing more.
+    #[expect(clippy::result_large_err, reason = "a refusal is read where it arises, once")]
+    fn answered_unasked(self, head: ReplyHead, body: Body) -> Result<HopReply, HopError> {
+        let mut reply = interpret(head, self.executor)?;
+        let pump = pump(self.writer, body, Some(UNASKED_BODY_AFTER));
+        let body = HopBody::new(self.reader.into_body(), Some(pump), Some(self.lease));
+        *reply.response.body_mut() = Body::new(body);
+        Ok(reply)
+    }
+}
+
+/// Sends a body beside the answer, for as long as that is read.
+fn pump(writer: HopBodyWriter, body: Body, after: Option<Duration>) -> AbortOnDrop {
+    let task = tokio::spawn(async move {
+        if let Some(after) = after {
+            tokio::time::sleep(after).await;
+        }
+        if let Err(error) = send_body(writer, body, OnFailure::Reset).await {
+            tracing::debug!(%error, "request body ended early");
+        }
+    });
+    AbortOnDrop(task.abort_handle())
 }
 
 /// Asks `to` to start an app.
@@ -207,6 +230,7 @@ pub(crate) async fn wake(net: &Net, to: &PeerId, app: AppName) -> Result<(), Hop
         fields: FieldBlock::default(),
         upgrade: None,
         asks_go: false,
+        counts_on: None,
     };
     match ask(net, to, HopRequest { head, body: Body::empty() }, false).await {
         Ok(_) | Err(HopError::Refused(HopRefusal::NotReady, ..)) => Ok(()),
@@ -250,13 +274,16 @@ fn interpret(head: ReplyHead, executor: Incarnation) -> Result<HopReply, HopErro
     match head {
         ReplyHead::Go => Err(broken("told to go on twice")),
         ReplyHead::Refused { why, load } => Err(HopError::Refused(why, load, None)),
-        ReplyHead::Response { status, reason, fields, session, served_by, load } => {
-            let out_of_form = || HopError::Broken("the reply's head is out of form".into());
+        ReplyHead::Response { status, reason, fields, session, served_by, version, load } => {
+            let out_of_form = || HopError::Broken("the reply's head is malformed".into());
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::from_u16(status).map_err(|_| out_of_form())?;
             if let Some(reason) = reason {
                 let reason = ReasonPhrase::try_from(reason).map_err(|_| out_of_form())?;
                 response.extensions_mut().insert(reason);
+            }
+            if let Some(version) = version {
+                response.extensions_mut().insert(OfVersion(version));
             }
             *response.headers_mut() = fields.into_headers().ok_or_else(out_of_form)?;
             Ok(HopReply { response, session, served_by, load, executor, tunnel: None })

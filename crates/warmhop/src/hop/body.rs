@@ -14,15 +14,15 @@ use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
 use crate::links::link::HopLease;
 use crate::links::wire::Trailers;
 
-/// A body known to be whole and at most so large rides with the head in one write.
+/// A body that is known to be whole and at most this large is sent with the head, in one write.
 pub(super) const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
 
-/// What is made of a stream whose body fails.
+/// What to do with a stream whose body fails.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum OnFailure {
-    /// Nothing more of it is worth reading.
+    /// Reset it: the rest is not worth reading.
     Reset,
-    /// What was sent before stands: the head of an answer, and what came of its body.
+    /// End it: the head of the answer and the part of the body that was sent remain valid.
     CutOff,
 }
 
@@ -55,7 +55,7 @@ pub(crate) async fn send_body(
     Ok(())
 }
 
-/// How much of what has arrived is put into one piece.
+/// The most bytes that have arrived that are joined into one piece.
 const GATHERED_BYTES: usize = 32 * 1024;
 
 /// The reset code of a body whose source failed.
@@ -76,6 +76,8 @@ pub(super) struct HopBody {
     /// that is not read to its end costs a packet each way.
     ahead: Option<Result<HopPart, BoxError>>,
     ended: bool,
+    /// It ended before all of it had come.
+    broken: bool,
     /// The request's body may still be on its way while the response's arrives.
     _pump: Option<AbortOnDrop>,
     /// Keeps a link that is being replaced open until the hop has ended.
@@ -88,7 +90,7 @@ impl HopBody {
         pump: Option<AbortOnDrop>,
         lease: Option<HopLease>,
     ) -> Self {
-        Self { reader, ahead: None, ended: false, _pump: pump, _lease: lease }
+        Self { reader, ahead: None, ended: false, broken: false, _pump: pump, _lease: lease }
     }
 
     /// Puts what has arrived behind `first` into one piece with it. A chunk of QUIC is what fits
@@ -146,17 +148,21 @@ impl http_body::Body for HopBody {
                 let Some(trailers) = trailers else { return Poll::Ready(None) };
                 match fields_in(trailers) {
                     Some(fields) => Poll::Ready(Some(Ok(Frame::trailers(fields)))),
-                    None => Poll::Ready(Some(Err("trailers out of form".into()))),
+                    None => {
+                        self.broken = true;
+                        Poll::Ready(Some(Err("malformed trailers".into())))
+                    }
                 }
             }
             Err(error) => {
                 self.ended = true;
+                self.broken = true;
                 Poll::Ready(Some(Err(error)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended || matches!(self.ahead, Some(Ok(HopPart::End(None))))
+        (self.ended && !self.broken) || matches!(self.ahead, Some(Ok(HopPart::End(None))))
     }
 }

@@ -1,4 +1,4 @@
-//! The fields of a hop's heads on the wire: one piece of bytes, of which neither end makes a text for
+//! The fields of a hop's heads on the wire: one block of bytes, so that neither end allocates a text for
 //! each name and each value.
 //!
 //! ```text
@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The two lengths before each field.
 const LENGTHS_BYTES: usize = 6;
 
-/// Fields in order. What is read from a peer is looked at by [`FieldBlock::into_headers`].
+/// Fields in order. [`FieldBlock::into_headers`] checks those that a peer sent.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct FieldBlock(Bytes);
 
@@ -54,7 +54,7 @@ impl FieldBlock {
         Self::made_of(self.pairs().filter(|(it, _)| *it != name.as_bytes()), self.0.len())
     }
 
-    /// Up to where it is in form.
+    /// The length of its well-formed beginning.
     fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.0[..];
         std::iter::from_fn(move || {
@@ -65,7 +65,7 @@ impl FieldBlock {
         })
     }
 
-    /// The fields, whose values share the block's memory; `None` where it is out of form.
+    /// The fields, whose values share the block's memory; `None` where it is malformed.
     pub(crate) fn into_headers(self) -> Option<HeaderMap> {
         let mut headers = HeaderMap::try_with_capacity(self.pairs().count()).ok()?;
         let mut rest = self.0;

@@ -1,10 +1,15 @@
 //! The heads of a hop, of the request and of the reply, as they are on the wire.
 
+use std::time::Duration;
+
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use warmhop_core::ids::{AppName, Ballot, Incarnation, RequestKey, SessionId};
+use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::message::{Config, Exec, ExecDone};
+use warmhop_core::version::AppVersion;
+use warmhop_core::view::News;
 
 use crate::hop::field_block::FieldBlock;
 
@@ -14,16 +19,19 @@ pub(crate) const HEAD_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// What a hop asks for.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum HopKind {
-    /// Serve it; sessions are none of the mesh's business.
+    /// Serve it. The mesh keeps no session for it.
     Plain,
-    /// Nothing to serve: start the app, which the asking peer may not.
+    /// No request to serve: start the app, which the asking peer may not start.
     Wake,
     /// Execute it for a session that another peer owns.
     Exec { sid: SessionId, exec: Exec },
-    /// You own its session: do all that an entry peer does.
+    /// The receiver owns its session: do all that an entry peer does.
     Forward(Forward),
-    /// Not for an app, but for a service that peers offer to each other; the app's name is its.
+    /// For a service that peers offer to each other, not for an app. The service's name is in place of
+    /// the app's.
     Service,
+    /// Send it on to the copy of another peer, which holds its session: the entry peer does not hear it.
+    Onward { to: Incarnation },
 }
 
 /// A request on its way to its session's owner.
@@ -38,15 +46,26 @@ pub(crate) struct Forward {
     pub(crate) fingerprint: u64,
     pub(crate) keyed: bool,
     pub(crate) seen: Option<u64>,
-    /// Tells the request from its client's repeats. Another one once an app may have seen it.
+    /// Distinguishes the request from its client's repeats. Drawn anew once an app may have seen it.
     pub(crate) attempt: u64,
-    /// How many peers it may still be sent on to.
+    /// How many more peers it may be forwarded to.
     pub(crate) hops_left: u8,
+    /// The newest version of the app that has served the session, as the client's token says.
+    pub(crate) version: Option<AppVersion>,
     /// The entry peer wants to own the session after this request.
     pub(crate) hand_over: Option<Incarnation>,
-    /// The entry peer does not hear the owner of what a key names: find it, or take it over. Whether
-    /// the request makes it where there is none.
-    pub(crate) relay: Option<bool>,
+    /// The entry peer does not hear the session's owner, or too few of its members: find it, or take it
+    /// over.
+    pub(crate) relay: Option<Relay>,
+}
+
+/// A request that another peer is asked to find the session for.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Relay {
+    /// The peer that asks.
+    pub(crate) by: Incarnation,
+    /// Whether the request makes the session where there is none.
+    pub(crate) begins: bool,
 }
 
 /// The head of a hop.
@@ -63,6 +82,8 @@ pub(crate) struct HopHead {
     /// The body is a stream, which cannot be sent twice: it waits for [`ReplyHead::Go`]. With a
     /// field `Expect` it waits for a second one, which comes when the app asks for the body.
     pub(crate) asks_go: bool,
+    /// The copy there must not be older than this version, which the last news of it named.
+    pub(crate) counts_on: Option<AppVersion>,
 }
 
 /// The load of an app on the peer that replies, for the next choice among peers.
@@ -72,10 +93,14 @@ pub(crate) struct Load {
     pub(crate) latency_us: u32,
 }
 
-/// What the client's token should say of its session.
+/// The version of the app that answered, among what is known of a response and not sent to clients.
+#[derive(Debug, Clone)]
+pub(crate) struct OfVersion(pub(crate) AppVersion);
+
+/// What to write about its session into the client's token.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hint {
-    /// Another than the request's where that was renewed.
+    /// Differs from the request's if that one was renewed.
     pub(crate) sid: SessionId,
     pub(crate) cfg: Config,
     pub(crate) owner: Incarnation,
@@ -86,9 +111,9 @@ pub(crate) struct Hint {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ReplySession {
     None,
-    /// What came of an execution.
+    /// The outcome of an execution.
     Done(ExecDone),
-    /// The owner committed it: what the client's token should say.
+    /// The owner committed it: what to write into the client's token.
     Committed {
         hint: Hint,
         replayed: bool,
@@ -99,7 +124,8 @@ pub(crate) enum ReplySession {
     },
 }
 
-/// Why a hop was refused; no app has seen the request.
+/// Why a hop was refused. No app has seen the request, but for [`AppFailed`](Self::AppFailed),
+/// [`TooSlow`](Self::TooSlow), [`Problem`](Self::Problem) and [`Deposed`](Self::Deposed).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum HopRefusal {
     /// The app is not ready here: the view of the peer that asked was stale.
@@ -111,23 +137,51 @@ pub(crate) enum HopRefusal {
     /// This peer does not own the session.
     NotOwner { claim: Option<Ballot>, cfg: Option<Config> },
     /// A problem for the client, decided by the owner.
-    Problem { status: u16, name: String, detail: String, retry_after_ms: Option<u64> },
+    Problem(SentProblem),
     /// The app took the request and failed before it answered.
     AppFailed { detail: String },
     /// The app took the request and did not answer in time.
     TooSlow { detail: String },
     /// Every place of the copy here is taken: no app has seen the request.
     Busy,
-    /// The head was out of form.
+    /// The copy here is older than the request counts on; this peer's news of it is included. No app has
+    /// seen the request.
+    Older(Box<News>),
+    /// The head was malformed.
     Malformed,
-    /// Too many of the session's holders are gone for good; the session that one of them goes on
-    /// as, and who that is.
+    /// Too many of the session's holders are gone for good. If one of them continues it as another
+    /// session: that session and that holder.
     Lost { went_on: Option<(SessionId, Incarnation)> },
-    /// Another peer took the session over while the request ran: the claim of the likely owner, who
-    /// knows whether it was applied.
+    /// Another peer took the session over while the request ran. The claim of the likely owner, which
+    /// knows whether the request was applied.
     Deposed { to: Option<Ballot>, n: u64 },
     /// The session's id was ended on purpose.
     Ended,
+}
+
+/// A problem for a client, on its way to the client's entry peer: a status, a name, a detail, and
+/// after how many milliseconds the client may ask again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(from = "(u16, String, String, Option<u64>)", into = "(u16, String, String, Option<u64>)")]
+pub(crate) struct SentProblem {
+    pub(crate) kind: ProblemKind,
+    pub(crate) detail: String,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl From<(u16, String, String, Option<u64>)> for SentProblem {
+    fn from((status, name, detail, millis): (u16, String, String, Option<u64>)) -> Self {
+        let kind = ProblemKind::received(&name, status);
+        Self { kind, detail, retry_after: millis.map(Duration::from_millis) }
+    }
+}
+
+impl From<SentProblem> for (u16, String, String, Option<u64>) {
+    fn from(sent: SentProblem) -> Self {
+        let SentProblem { kind, detail, retry_after } = sent;
+        let millis = retry_after.map(|it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX));
+        (kind.status(), kind.name().to_owned(), detail, millis)
+    }
 }
 
 impl HopKind {
@@ -139,13 +193,14 @@ impl HopKind {
             Self::Exec { .. } => "execute it for its session's owner",
             Self::Forward(_) => "own its session",
             Self::Service => "answer as a peer",
+            Self::Onward { .. } => "send it on",
         }
     }
 }
 
 impl HopRefusal {
     /// Every name.
-    pub(crate) const LABELS: [&str; 12] = [
+    pub(crate) const LABELS: [&str; 13] = [
         "not-ready",
         "unknown-app",
         "session-base-or-vote",
@@ -154,6 +209,7 @@ impl HopRefusal {
         "app-failed",
         "too-slow",
         "busy",
+        "older-version",
         "malformed",
         "session-lost",
         "deposed",
@@ -167,10 +223,11 @@ impl HopRefusal {
             Self::UnknownApp => "unknown-app",
             Self::Exec(_) => "session-base-or-vote",
             Self::NotOwner { .. } => "not-owner",
-            Self::Problem { .. } => "problem",
+            Self::Problem(_) => "problem",
             Self::AppFailed { .. } => "app-failed",
             Self::TooSlow { .. } => "too-slow",
             Self::Busy => "busy",
+            Self::Older(_) => "older-version",
             Self::Malformed => "malformed",
             Self::Lost { .. } => "session-lost",
             Self::Deposed { .. } => "deposed",
@@ -182,16 +239,18 @@ impl HopRefusal {
 /// The head of a reply.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ReplyHead {
-    /// The request is taken, or its body asked for: send it. The reply proper follows.
+    /// The request is accepted, or the app asks for its body: send the body. The actual reply follows.
     Go,
     Response {
         status: u16,
-        /// What an app that speaks HTTP/1 says beside it, where that is not the usual.
+        /// The reason phrase of an app that speaks HTTP/1, if it is not the usual one.
         reason: Option<Vec<u8>>,
         fields: FieldBlock,
         session: ReplySession,
         /// The peer that ran the app.
         served_by: String,
+        /// The version of the app, if it names one.
+        version: Option<AppVersion>,
         load: Load,
     },
     Refused {
@@ -220,6 +279,40 @@ pub(crate) fn fields_in(fields: Vec<(String, Vec<u8>)>) -> Option<HeaderMap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::links::wire;
+
+    #[test]
+    fn a_problem_is_sent_as_peers_of_this_protocol_have_always_sent_it() {
+        #[derive(Serialize, Deserialize)]
+        enum Before {
+            _NotReady,
+            _UnknownApp,
+            _Exec(ExecDone),
+            _NotOwner,
+            Problem { status: u16, name: String, detail: String, retry_after_ms: Option<u64> },
+        }
+        let sent = |name: &str, status| Before::Problem {
+            status,
+            name: name.to_owned(),
+            detail: "why".to_owned(),
+            retry_after_ms: Some(1_500),
+        };
+        for (name, status, kind) in [
+            ("outcome-unknown", 502, ProblemKind::OutcomeUnknown),
+            ("outcome-unknown", 409, ProblemKind::OutcomeForgotten),
+            ("too-many-sessions", 503, ProblemKind::TooManySessions),
+            ("of-tomorrow", 429, ProblemKind::Newer { status: 429 }),
+        ] {
+            let bytes = wire::encode(&sent(name, status), 1_000).unwrap();
+            let read = wire::decode::<HopRefusal, 1_000>(&bytes).unwrap();
+            let HopRefusal::Problem(problem) = &read else { panic!("{name} is something else") };
+            assert_eq!((problem.kind, problem.detail.as_str()), (kind, "why"));
+            assert_eq!(problem.retry_after, Some(Duration::from_millis(1_500)));
+            let before = wire::decode::<Before, 1_000>(&wire::encode(&read, 1_000).unwrap());
+            let Ok(Before::Problem { status: read, .. }) = before else { panic!("{name}") };
+            assert_eq!(read, status);
+        }
+    }
 
     #[test]
     fn more_fields_than_a_map_holds_are_refused() {

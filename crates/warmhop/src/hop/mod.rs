@@ -1,5 +1,5 @@
 //! One hop: a request to a ready peer and its response back, over one QUIC stream. Both ends
-//! are here, so that the form on the wire is read in one place.
+//! are in this folder, so that the wire format is in one place.
 //!
 //! ```text
 //! entry peer ── kind │ u32 length │ HopHead  │ body frames … │ end ──▶ serving peer
@@ -17,6 +17,9 @@ mod tunnel;
 
 pub(crate) use answer::{Arrived, HopIncoming, go, refuse, reply, reply_switching, response_head};
 pub(crate) use ask::{HopError, HopReply, HopRequest, ask, wake};
-pub(crate) use head::{Forward, Hint, HopHead, HopKind, HopRefusal, Load, ReplyHead, ReplySession};
+pub(crate) use head::{
+    Forward, Hint, HopHead, HopKind, HopRefusal, Load, OfVersion, Relay, ReplyHead, ReplySession,
+    SentProblem,
+};
 pub(crate) use stored::{restore_response, store_response};
 pub(crate) use tunnel::{AppIs, Tunnel, join, tunnel};

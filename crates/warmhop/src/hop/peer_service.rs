@@ -1,10 +1,9 @@
-//! What peers offer to each other beside apps: services that only another peer of the cluster can
-//! ask, over the same links as hops. The binary's admin listener answers for any peer through one
-//! by them.
+//! Services that peers offer to each other beside apps. Only other peers of the cluster can use them,
+//! over the same links as hops. By one of them the binary's admin listener answers for any peer.
 //!
 //! A service is asked by its name at one peer, at most 64 requests at a time; bodies stream
-//! both ways with back-pressure, as those of hops do. What is being answered does not hold up a
-//! drain: it is cut off when the peer leaves.
+//! both ways with back-pressure, as those of hops do. A request under way does
+//! not delay a drain: it is cut off when the peer leaves.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -150,6 +149,7 @@ pub(crate) async fn ask(
         fields: FieldBlock::of(&parts.headers),
         upgrade: None,
         asks_go: false,
+        counts_on: None,
     };
     match hop::ask(net, to, HopRequest { head, body }, false).await {
         Ok(reply) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => {

@@ -16,7 +16,7 @@ pub(crate) struct Tunnel {
     pub(crate) writer: HopBodyWriter,
     pub(crate) reader: HopBodyReader,
     pub(crate) lease: HopLease,
-    /// Counts it among those that the peer serves for this one.
+    /// Counts it among the requests that the peer serves for this one.
     pub(crate) served_there: Option<Box<dyn Send + Sync>>,
 }
 
@@ -33,8 +33,8 @@ pub(crate) enum AppIs {
 }
 
 /// Runs both directions of an upgraded connection until both have ended. A client may close its
-/// side and go on listening; an app that has closed its side hears nobody any more, so the
-/// client's side ends soon after.
+/// side and keep receiving. An app that has closed its side receives nothing any more, so the client's
+/// side ends soon after.
 async fn both_ways(from_client: impl Future<Output = ()>, from_app: impl Future<Output = ()>) {
     tokio::pin!(from_client, from_app);
     tokio::select! {
@@ -46,7 +46,7 @@ async fn both_ways(from_client: impl Future<Output = ()>, from_app: impl Future<
     }
 }
 
-/// Passes bytes between a client's upgraded connection and an app's on the same peer.
+/// Copies bytes between a client's upgraded connection and an app's on the same peer.
 pub(crate) async fn join<C, A>(client: C, app: A, mut farewell: Farewell)
 where
     C: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
@@ -56,7 +56,7 @@ where
     let (mut client_in, mut client_out) = tokio::io::split(client);
     let (mut app_in, mut app_out) = tokio::io::split(app);
     let from_client = async {
-        // However it ends, the other side is told by closing it.
+        // However it ends, closing it ends the other side too.
         let _ = tokio::io::copy(&mut client_in, &mut app_out).await;
         let _ = app_out.shutdown().await;
     };
@@ -83,88 +83,30 @@ where
     };
     tokio::select! {
         () = both_ways(from_client, from_app) => {}
-        () = cut.cancelled() => {}
+        () = cut => {}
     }
 }
 
-/// Passes bytes between an upgraded connection and a hop until both directions have ended.
+/// Copies bytes between an upgraded connection and a hop until both directions have ended.
 pub(crate) async fn tunnel<IO>(
     io: IO,
-    mut writer: HopBodyWriter,
-    mut reader: HopBodyReader,
+    writer: HopBodyWriter,
+    reader: HopBodyReader,
     app: AppIs,
     farewell: Farewell,
 ) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
     let cut = farewell.cut();
-    let (mut from, mut to) = tokio::io::split(io);
+    let (from, to) = tokio::io::split(io);
     // Only what goes to the client ends with the peer's own close.
     let never = Farewell::default();
-    let (mut to_hop, mut to_io) = match app {
+    let (to_hop, to_io) = match app {
         AppIs::Near => (farewell, never),
         AppIs::Far => (never, farewell),
     };
-    let up = async {
-        let mut buffer = BytesMut::with_capacity(16 * 1024);
-        loop {
-            buffer.reserve(16 * 1024);
-            let read = tokio::select! {
-                biased;
-                last = to_hop.due() => {
-                    let _ = writer.write_data(Bytes::from_static(last)).await;
-                    break;
-                }
-                read = from.read_buf(&mut buffer) => read,
-            };
-            match read {
-                Ok(0) => {
-                    let _ = writer.write_data(Bytes::from_static(to_hop.lost())).await;
-                    break;
-                }
-                Ok(_) => {
-                    let piece = buffer.split().freeze();
-                    to_hop.passed(&piece);
-                    if writer.write_data(piece).await.is_err() {
-                        return;
-                    }
-                }
-                Err(_) => {
-                    let last = to_hop.lost();
-                    if last.is_empty() {
-                        writer.abort(BODY_FAILED);
-                        return;
-                    }
-                    let _ = writer.write_data(Bytes::from_static(last)).await;
-                    break;
-                }
-            }
-        }
-        let _ = writer.write_end(Bytes::new(), None).await;
-    };
-    let down = async {
-        loop {
-            let data = tokio::select! {
-                biased;
-                last = to_io.due() => {
-                    let _ = to.write_all(last).await;
-                    break;
-                }
-                part = reader.next() => match part {
-                    Ok(HopPart::Data(data)) => data,
-                    Ok(HopPart::End(_)) | Err(_) => {
-                        let _ = to.write_all(to_io.lost()).await;
-                        break;
-                    }
-                },
-            };
-            to_io.passed(&data);
-            if to.write_all(&data).await.is_err() || to.flush().await.is_err() {
-                break;
-            }
-        }
-        let _ = to.shutdown().await;
-    };
+    let up = into_hop(from, writer, to_hop);
+    let down = out_of_hop(reader, to, to_io);
     let both = async {
         match app {
             AppIs::Near => both_ways(down, up).await,
@@ -173,8 +115,78 @@ pub(crate) async fn tunnel<IO>(
     };
     tokio::select! {
         () = both => {}
-        () = cut.cancelled() => {}
+        () = cut => {}
     }
+}
+
+/// Passes on what comes from the connection, and the `farewell` where the hop goes to the client.
+async fn into_hop<R>(mut from: R, mut writer: HopBodyWriter, mut farewell: Farewell)
+where
+    R: tokio::io::AsyncRead + Unpin,
+{
+    let mut buffer = BytesMut::with_capacity(16 * 1024);
+    loop {
+        buffer.reserve(16 * 1024);
+        let read = tokio::select! {
+            biased;
+            last = farewell.due() => {
+                let _ = writer.write_data(Bytes::from_static(last)).await;
+                break;
+            }
+            read = from.read_buf(&mut buffer) => read,
+        };
+        match read {
+            Ok(0) => {
+                let _ = writer.write_data(Bytes::from_static(farewell.lost())).await;
+                break;
+            }
+            Ok(_) => {
+                let piece = buffer.split().freeze();
+                farewell.passed(&piece);
+                if writer.write_data(piece).await.is_err() {
+                    return;
+                }
+            }
+            Err(_) => {
+                let last = farewell.lost();
+                if last.is_empty() {
+                    writer.abort(BODY_FAILED);
+                    return;
+                }
+                let _ = writer.write_data(Bytes::from_static(last)).await;
+                break;
+            }
+        }
+    }
+    let _ = writer.write_end(Bytes::new(), None).await;
+}
+
+/// Passes on what comes from the hop, and the `farewell` where the connection goes to the client.
+async fn out_of_hop<W>(mut reader: HopBodyReader, mut to: W, mut farewell: Farewell)
+where
+    W: tokio::io::AsyncWrite + Unpin,
+{
+    loop {
+        let data = tokio::select! {
+            biased;
+            last = farewell.due() => {
+                let _ = to.write_all(last).await;
+                break;
+            }
+            part = reader.next() => match part {
+                Ok(HopPart::Data(data)) => data,
+                Ok(HopPart::End(_)) | Err(_) => {
+                    let _ = to.write_all(farewell.lost()).await;
+                    break;
+                }
+            },
+        };
+        farewell.passed(&data);
+        if to.write_all(&data).await.is_err() || to.flush().await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
 }
 
 #[cfg(test)]

@@ -5,22 +5,30 @@
 //! when it has something to say, and else looks at one flag.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-
-use futures_util::task::AtomicWaker;
 
 /// A future that is polled at first, and whenever it was woken itself.
 pub(crate) struct Aside<T> {
     future: Pin<Box<dyn Future<Output = T> + Send>>,
     woken: Arc<Woken>,
     waker: Waker,
+    /// The task that hears of a wake. Most polls are of the same task as the last, and need not say so
+    /// again.
+    told: Waker,
 }
 
 struct Woken {
     is: AtomicBool,
-    task: AtomicWaker,
+    /// It stays when it is woken: a task that has said once whom to wake is woken each time.
+    task: Mutex<Waker>,
+}
+
+impl Woken {
+    fn task(&self) -> MutexGuard<'_, Waker> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Wake for Woken {
@@ -30,14 +38,19 @@ impl Wake for Woken {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is.store(true, Ordering::Release);
-        self.task.wake();
+        // Whatever waking does is done without the lock.
+        let task = self.task().clone();
+        task.wake();
     }
 }
 
 impl<T> Aside<T> {
     pub(crate) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
-        let woken = Arc::new(Woken { is: AtomicBool::new(true), task: AtomicWaker::new() });
-        Self { future: Box::pin(future), waker: Waker::from(Arc::clone(&woken)), woken }
+        let nobody = Waker::noop();
+        let task = Mutex::new(nobody.clone());
+        let woken = Arc::new(Woken { is: AtomicBool::new(true), task });
+        let (waker, told) = (Waker::from(Arc::clone(&woken)), nobody.clone());
+        Self { future: Box::pin(future), woken, waker, told }
     }
 }
 
@@ -47,8 +60,13 @@ impl<T> Future for Aside<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let this = &mut *self;
         // Before the look, so that a wake after it finds whom to wake.
-        this.woken.task.register(cx.waker());
-        if !this.woken.is.swap(false, Ordering::AcqRel) {
+        if !this.told.will_wake(cx.waker()) {
+            this.told.clone_from(cx.waker());
+            let former = std::mem::replace(&mut *this.woken.task(), cx.waker().clone());
+            drop(former);
+        }
+        // To look costs less than to take what is hardly ever there.
+        if !this.woken.is.load(Ordering::Acquire) || !this.woken.is.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
         this.future.as_mut().poll(&mut Context::from_waker(&this.waker))
@@ -84,5 +102,42 @@ mod tests {
         say.send(7).unwrap();
         assert_eq!(waits.await.unwrap().unwrap(), 7);
         assert_eq!(polls.load(Ordering::Relaxed), 2);
+    }
+
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn whichever_task_has_polled_last_is_woken_each_time() {
+        let (first, second) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        let woken = |task: &Arc<Task>| task.0.load(Ordering::Relaxed);
+        let inner = Arc::new(Mutex::new(None::<Waker>));
+        let says = Arc::clone(&inner);
+        let mut aside = Aside::new(std::future::poll_fn(move |cx| {
+            *says.lock().unwrap() = Some(cx.waker().clone());
+            Poll::<()>::Pending
+        }));
+        let mut poll = |task: &Arc<Task>| {
+            let waker = Waker::from(Arc::clone(task));
+            assert!(Pin::new(&mut aside).poll(&mut Context::from_waker(&waker)).is_pending());
+        };
+        let wake = || inner.lock().unwrap().clone().unwrap().wake();
+        poll(&first);
+        for times in 1..4 {
+            wake();
+            assert_eq!(woken(&first), times);
+            // Polled without anything to say as well, as beside another.
+            poll(&first);
+            poll(&first);
+        }
+        poll(&second);
+        wake();
+        assert_eq!((woken(&first), woken(&second)), (3, 1));
     }
 }

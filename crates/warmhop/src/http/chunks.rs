@@ -1,13 +1,13 @@
 //! Where a chunked body ends (RFC 9112 section 7.1), read as strictly as the strictest reader.
 //!
-//! Every line ends with CRLF and neither of the two stands alone anywhere. Whoever reads a line's end
+//! Every line ends with CRLF and neither of the two occurs alone. A parser that reads a line's end
 //! into a lone LF, or passes over one, takes what follows for something else than the next reader
 //! does; so such a body has no end here, and the connection ends instead.
 
 /// The most digits of a chunk's size: 16 are all of 64 bits.
 const SIZE_DIGITS_MAX: u8 = 16;
 
-/// Where in a chunked body the next byte stands.
+/// Where in a chunked body the next byte is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Chunked {
     /// In a chunk's size, after so many digits.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-/// Who sent a request. The mesh's own front doors know; whoever brings another HTTP server puts it
+/// Who sent a request. The mesh's own front doors know; a program with another HTTP server puts it
 /// in the extensions of the requests for [`Mesh::service`](crate::Mesh::service), so that apps are
 /// told the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind TLS.
 ///

@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +39,9 @@ const MEMORY_UNKNOWN: u64 = 1 << 30;
 /// An address has more than its share of a full door if it has at least so many more connections
 /// than the one of a newcomer: with fewer, two would displace each other in turn.
 const CLEARLY_MORE: usize = 2;
-/// A client stands still that has not moved for so long, although something waits for it.
+/// What came with a connection counts as a request on its way for so long.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(1);
+/// A client has stalled that has not moved for so long, although something waits for it.
 const STANDS_STILL: Duration = Duration::from_secs(1);
 
 /// What the clients of a peer may take.
@@ -125,6 +127,8 @@ pub(crate) struct Account {
     /// Heads of requests in flight.
     heads: AtomicI64,
     in_flight: AtomicUsize,
+    /// Bytes came with the connection, and no request of it has begun yet.
+    arrives: AtomicBool,
     /// When it last began or ended a request, in milliseconds of the epoch.
     active: AtomicU64,
     /// When it last took a part of an answer that it has not taken all of.
@@ -162,8 +166,9 @@ impl Clients {
     }
 
     /// Takes in a connection from `address`, for which another may have to give way; `None` where
-    /// that address has enough that are busy.
-    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Admitted> {
+    /// that address has enough that are busy. `arrives` where its client has sent something already:
+    /// such a connection is not idle, though nobody has read its request yet.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr, arrives: bool) -> Option<Admitted> {
         let address = owner_of(address);
         let admitted = {
             let mut table = self.lock();
@@ -171,7 +176,7 @@ impl Clients {
             if of_address >= self.limits.connections_per_address {
                 self.refusals.note(Refusal::TooManyFromAddress);
                 let ids = table.by_address.get(&address).into_iter().flatten().copied();
-                let idlest = table.idlest(ids)?;
+                let idlest = table.idlest(ids, self.now())?;
                 table.give_way(idlest);
             }
             table.next += 1;
@@ -184,6 +189,7 @@ impl Clients {
                 unsent: AtomicI64::new(0),
                 heads: AtomicI64::new(0),
                 in_flight: AtomicUsize::new(0),
+                arrives: AtomicBool::new(arrives),
                 active: AtomicU64::new(self.now()),
                 took: AtomicU64::new(0),
                 awaited: AtomicUsize::new(0),
@@ -203,27 +209,28 @@ impl Clients {
     }
 
     /// Has the connection end that deserves its place least: one of `newcomer` is wanted, or of
-    /// somebody whose address is not known. That is whoever has been idle longest, of the address that
-    /// has most; where nobody is idle, whoever keeps a request here without end, by not taking its
+    /// somebody whose address is not known. That is the connection that has been idle longest, of the address that
+    /// has most; where none is idle, one that keeps a request here without end, by not taking its
     /// answer or not sending its body. False where each has a request that it does not keep up.
     pub(crate) fn make_room(&self, newcomer: Option<IpAddr>) -> bool {
         let mut table = self.lock();
         let mut addresses: Vec<_> = table.by_address.values().collect();
         addresses.sort_unstable_by_key(|ids| std::cmp::Reverse(ids.len()));
-        let idlest = addresses.iter().find_map(|ids| table.idlest(ids.iter().copied()));
+        let now = self.now();
+        let idlest = addresses.iter().find_map(|ids| table.idlest(ids.iter().copied(), now));
         if let Some(id) = idlest {
             self.refusals.note(Refusal::GaveWay);
             table.give_way(id);
             return true;
         }
-        // Of an address that has more than its share at once, of any other once it stands still.
+        // Of an address that has more than its share at once, of any other once it has stalled.
         let own = |address| table.by_address.get(&owner_of(address)).map_or(0, HashSet::len);
         let share = newcomer.map_or(usize::MAX, |address| own(address) + CLEARLY_MORE);
         let greedy = addresses.iter().take_while(|ids| ids.len() >= share);
         let stillest =
             { greedy }.find_map(|ids| table.stillest(ids.iter().copied())).or_else(|| {
                 table.stillest(table.accounts.keys().copied()).filter(|(_, since)| {
-                    self.now().saturating_sub(*since) >= STANDS_STILL.as_millis() as u64
+                    now.saturating_sub(*since) >= STANDS_STILL.as_millis() as u64
                 })
             });
         let Some((id, _)) = stillest else { return false };
@@ -268,12 +275,10 @@ impl Clients {
 }
 
 impl Table {
-    /// Of `ids`, the connection without a request for the longest time.
-    fn idlest(&self, ids: impl Iterator<Item = u64>) -> Option<u64> {
-        let idle = ids.filter(|id| {
-            self.accounts.get(id).is_some_and(|account| account.in_flight.load(Relaxed) == 0)
-        });
-        idle.min_by_key(|id| self.accounts.get(id).map(|account| account.active.load(Relaxed)))
+    /// Of `ids`, the connection without a request for the longest time; of several, the oldest.
+    fn idlest(&self, ids: impl Iterator<Item = u64>, now: u64) -> Option<u64> {
+        let idle_since = |id: &u64| self.accounts.get(id).and_then(|it| it.idle_since(now));
+        ids.filter_map(|id| Some((idle_since(&id)?, id))).min().map(|(_, id)| id)
     }
 
     /// Of `ids`, the connection whose client has kept a request here longest by standing still, and
@@ -303,7 +308,7 @@ impl Table {
     }
 }
 
-/// Whoever has one address of IPv6 has a /64 of them.
+/// A client with one address of IPv6 has a /64 of them.
 fn owner_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -356,6 +361,14 @@ impl Account {
         }
     }
 
+    /// Since when no request is in flight or on its way; absent where one is.
+    fn idle_since(&self, now: u64) -> Option<u64> {
+        let active = self.active.load(Relaxed);
+        let arrives = self.arrives.load(Relaxed)
+            && now.saturating_sub(active) < ARRIVES_WITHIN.as_millis() as u64;
+        (self.in_flight.load(Relaxed) == 0 && !arrives).then_some(active)
+    }
+
     /// Since when its client has kept a request here by not taking its answer or not sending its
     /// body; absent where nothing waits for the client.
     fn still_since(&self) -> Option<u64> {
@@ -367,6 +380,9 @@ impl Account {
     /// all that came was its head.
     pub(crate) fn begins(&self, head: usize, alone: bool) {
         self.in_flight.fetch_add(1, Relaxed);
+        if self.arrives.load(Relaxed) {
+            self.arrives.store(false, Relaxed);
+        }
         self.active.store(self.clients.now(), Relaxed);
         self.heads.fetch_add(head as i64 + REQUEST_BYTES, Relaxed);
         if alone {
@@ -419,7 +435,7 @@ impl Account {
             return;
         }
         if self.charged.compare_exchange(before, steps, Relaxed, Relaxed).is_err() {
-            // Whoever changed it meanwhile has seen newer numbers, or the next change will.
+            // A task that changed it meanwhile has seen newer numbers, or the next change will.
             return;
         }
         let all = self.clients.charged.inc_by(steps - before) + steps - before;
@@ -468,8 +484,8 @@ mod tests {
     #[test]
     fn over_the_budget_the_address_that_takes_most_gives_way_by_what_takes_most() {
         let clients = clients(1 << 20, 100);
-        let small: Vec<_> = (0..8).map(|_| clients.admit(address(1)).unwrap()).collect();
-        let greedy: Vec<_> = (0..4).map(|_| clients.admit(address(2)).unwrap()).collect();
+        let small: Vec<_> = (0..8).map(|_| clients.admit(address(1), false).unwrap()).collect();
+        let greedy: Vec<_> = (0..4).map(|_| clients.admit(address(2), false).unwrap()).collect();
         for (at, one) in greedy.iter().enumerate() {
             one.account().came(200_000 + at, 0);
         }
@@ -478,7 +494,7 @@ mod tests {
         assert_eq!(greedy.iter().map(gave_way).collect::<Vec<_>>(), [false, false, true, false]);
         assert!(!small.iter().any(gave_way));
         assert_eq!(clients.refusals.count(Refusal::OverBudget), 1);
-        // Whoever went is charged nothing more, whatever still happens to it.
+        // A connection that has ended is charged nothing more, whatever still happens to it.
         let held = clients.held();
         greedy[2].account().came(1 << 30, 0);
         assert_eq!(clients.held(), held);
@@ -489,7 +505,7 @@ mod tests {
     #[test]
     fn what_was_read_sent_or_dropped_is_charged_no_more() {
         let clients = clients(1 << 30, 100);
-        let one = clients.admit(address(1)).unwrap();
+        let one = clients.admit(address(1), false).unwrap();
         let account = one.account();
         let idle = clients.held();
         account.came(60_000, 0);
@@ -513,16 +529,16 @@ mod tests {
     #[test]
     fn an_address_that_has_its_share_replaces_its_own_idlest_or_is_refused() {
         let clients = clients(1 << 30, 3);
-        let own: Vec<_> = (0..3).map(|_| clients.admit(address(1)).unwrap()).collect();
+        let own: Vec<_> = (0..3).map(|_| clients.admit(address(1), false).unwrap()).collect();
         own[0].account().begins(0, true);
         own[1].account().active.store(0, Relaxed);
         own[2].account().active.store(1, Relaxed);
-        let other = clients.admit(address(2)).unwrap();
-        let fourth = clients.admit(address(1)).unwrap();
+        let other = clients.admit(address(2), false).unwrap();
+        let fourth = clients.admit(address(1), false).unwrap();
         assert_eq!(own.iter().map(gave_way).collect::<Vec<_>>(), [false, true, false]);
         own[2].account().begins(0, true);
         fourth.account().begins(0, true);
-        assert!(clients.admit(address(1)).is_none(), "all of its own are busy");
+        assert!(clients.admit(address(1), false).is_none(), "all of its own are busy");
         assert!(!gave_way(&other));
         let v6 = |text: &str| owner_of(text.parse().unwrap());
         assert_eq!(v6("2001:db8::1"), v6("2001:db8::ffff:0:0:2"));
@@ -533,9 +549,9 @@ mod tests {
     #[test]
     fn where_places_are_short_the_idlest_of_the_address_with_most_gives_way() {
         let clients = clients(1 << 30, 100);
-        let few = clients.admit(address(1)).unwrap();
+        let few = clients.admit(address(1), false).unwrap();
         few.account().active.store(0, Relaxed);
-        let many: Vec<_> = (0..3).map(|_| clients.admit(address(2)).unwrap()).collect();
+        let many: Vec<_> = (0..3).map(|_| clients.admit(address(2), false).unwrap()).collect();
         for (at, one) in many.iter().enumerate() {
             one.account().active.store(10 - at as u64, Relaxed);
         }
@@ -551,7 +567,7 @@ mod tests {
     #[test]
     fn where_nobody_is_idle_whoever_stands_still_gives_way_to_an_address_with_clearly_fewer() {
         let clients = clients(1 << 30, 100);
-        let many: Vec<_> = (0..3).map(|_| clients.admit(address(2)).unwrap()).collect();
+        let many: Vec<_> = (0..3).map(|_| clients.admit(address(2), false).unwrap()).collect();
         many.iter().for_each(|one| one.account().begins(0, true));
         assert!(!clients.make_room(Some(address(1))), "all wait for the peer");
         many[1].account().awaits(true);
@@ -561,7 +577,7 @@ mod tests {
         assert!(!clients.make_room(None) && !clients.make_room(Some(address(2))), "it is too soon");
         assert!(clients.make_room(Some(address(1))));
         assert_eq!(many.iter().map(gave_way).collect::<Vec<_>>(), [false, false, true]);
-        let few = clients.admit(address(1)).unwrap();
+        let few = clients.admit(address(1), false).unwrap();
         few.account().begins(0, true);
         assert!(!clients.make_room(Some(address(1))), "two to one is no more than a share");
         assert!(clients.make_room(Some(address(3))));
@@ -571,7 +587,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_stands_still_for_long_gives_way_to_anybody() {
         let clients = clients(1 << 30, 100);
-        let both: Vec<_> = (0..2).map(|_| clients.admit(address(1)).unwrap()).collect();
+        let both: Vec<_> = (0..2).map(|_| clients.admit(address(1), false).unwrap()).collect();
         for one in &both {
             one.account().begins(0, true);
             one.account().answers(10);
@@ -583,5 +599,32 @@ mod tests {
         assert!(!clients.make_room(Some(address(1))), "it took a part just now");
         tokio::time::advance(STANDS_STILL).await;
         assert!(clients.make_room(None) && gave_way(&both[0]));
+    }
+
+    #[test]
+    fn a_connection_whose_request_is_on_its_way_is_not_idle() {
+        let clients = clients(u64::MAX, 8);
+        let arriving = clients.admit(address(1), true).unwrap();
+        assert!(!clients.make_room(Some(address(1))));
+        let idle = clients.admit(address(1), false).unwrap();
+        assert!(clients.make_room(Some(address(1))));
+        assert!(idle.account().gives_way().is_cancelled());
+        assert!(!arriving.account().gives_way().is_cancelled());
+        arriving.account().begins(100, true);
+        arriving.account().ends(100);
+        assert!(clients.make_room(Some(address(1))), "its request has been answered");
+    }
+
+    #[test]
+    fn of_connections_that_came_at_once_the_first_gives_way() {
+        let clients = clients(u64::MAX, 64);
+        let all: Vec<_> = (0..20).map(|_| clients.admit(address(1), false).unwrap()).collect();
+        let now = clients.now();
+        all.iter().for_each(|it| it.account().active.store(now, Relaxed));
+        for one in &all {
+            assert!(!one.account().gives_way().is_cancelled());
+            assert!(clients.make_room(None));
+            assert!(one.account().gives_way().is_cancelled());
+        }
     }
 }

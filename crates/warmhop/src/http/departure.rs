@@ -40,7 +40,12 @@ impl InFlight {
     pub(crate) fn begin<B>(&self, request: &Request<B>) -> Counted {
         let fields = request.headers().iter();
         let head = fields.map(|(name, value)| name.as_str().len() + value.len()).sum();
-        self.0.begins(head, request.version() < Version::HTTP_2);
+        self.begin_of(head, request.version() < Version::HTTP_2)
+    }
+
+    /// The same for one whose head is so long; `alone`: as with HTTP/1, no other is on its connection.
+    pub(crate) fn begin_of(&self, head: usize, alone: bool) -> Counted {
+        self.0.begins(head, alone);
         Counted { account: Arc::clone(&self.0), head }
     }
 
@@ -103,12 +108,14 @@ impl http_body::Body for CountedBody {
         frame
     }
 
+    // A body that failed has nothing more to give and may say so. As long as nobody has heard of the
+    // failure, that must not pass for its end: the answer would go out as one that is shorter, and whole.
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.failed.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        if self.failed.is_some() { SizeHint::default() } else { self.body.size_hint() }
     }
 }
 

@@ -93,7 +93,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
             }
             buf.set_filled(before + seen);
             if seen == 0 && self.watch.at == At::Refused {
-                // To whoever reads, nothing would be the end of the connection.
+                // To the reader, nothing would mean the end of the connection.
                 return self.poll_read(cx, buf);
             }
             let between = self.watch.is_between();
@@ -139,7 +139,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
     }
 }
 
-/// Where in the stream the next byte stands.
+/// Where in the stream the next byte is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Head,

@@ -1,7 +1,7 @@
 //! Follows the frames of an HTTP/2 connection (RFC 9113 section 4.1) just far enough to count what
 //! comes of bodies: frames of a few bytes each take far more room than their bytes.
 
-/// Where in the frames the next byte stands.
+/// Where in the frames the next byte is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Frames {
     head: [u8; 9],

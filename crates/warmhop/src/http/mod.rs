@@ -13,3 +13,4 @@ pub(crate) mod framing;
 pub(crate) mod h2_frames;
 pub(crate) mod refusals;
 pub(crate) mod tunnels;
+pub(crate) mod upload;

@@ -1,5 +1,5 @@
 //! What clients were refused before a request of theirs was one: counted by reason, and told at most
-//! once a second and reason, because whoever is refused may come back as fast as it can.
+//! once a second and reason, because a client that is refused may come back as fast as it can.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -71,13 +71,13 @@ impl Refusal {
     fn what(self) -> &'static str {
         match self {
             Self::AmbiguousHead => {
-                "a request's head could be understood in two ways; it got 400, and its connection ends"
+                "a request's head was ambiguous; it got 400, and its connection was closed"
             }
             Self::MalformedChunks => {
-                "a chunked body could be ended at two places; it was cut off, and its connection ends"
+                "the end of a chunked body was ambiguous; it was cut off, and its connection was closed"
             }
             Self::OverBudget => {
-                "clients hold more than [http] memory; the connection that takes most was closed"
+                "clients hold more than [http] memory; the connection that uses most was closed"
             }
             Self::TooManyFromAddress => {
                 "an address has as many connections as [http] connections_per_address; its idlest \
@@ -93,7 +93,7 @@ impl Refusal {
                  address with most of them"
             }
             Self::SlowBody => {
-                "a request's body came more slowly than [http] body_rate and body_timeout; it got 408"
+                "a request's body arrived more slowly than [http] body_rate and body_timeout allow; it got 408"
             }
             Self::NoProxyHeader => {
                 "a connection did not begin with a PROXY header, as [http] proxy_protocol asks; it \

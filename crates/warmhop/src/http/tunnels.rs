@@ -3,18 +3,43 @@
 //! The bytes of an upgraded connection are the app's and the client's own; a peer only passes
 //! them on. There are two exceptions, in which a WebSocket's client is sent a close frame (RFC 6455
 //! section 7.4.1) that the app did not send: status 1001, "going away", at the end of the peer's
-//! own grace time, so that the client knows to connect again elsewhere; and 1011, "unexpected
+//! own grace time, or of a copy of the app that is stopped, so that the client knows to connect again
+//! elsewhere; and 1011, "unexpected
 //! condition", where the app or the way to it is gone without a word. A close frame may stand only
 //! between two frames, so [`Frames`] follows where each begins.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// A close frame with status 1001, as a server sends it: unmasked, without a reason.
 pub(crate) const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xE9];
 
 /// A close frame with status 1011.
 const UNEXPECTED_CONDITION: [u8; 4] = [0x88, 0x02, 0x03, 0xF3];
+
+/// How long the clients of upgraded connections have to answer a close.
+pub(crate) const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+
+/// The upgraded connections of one copy of an app.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CopyTunnels {
+    open: TaskTracker,
+    closing: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl CopyTunnels {
+    /// Ends them: in their own terms, and what has not ended then as it stands.
+    pub(crate) async fn end(&self) {
+        self.open.close();
+        self.closing.cancel();
+        let _ = tokio::time::timeout(GOODBYE_WITHIN, self.open.wait()).await;
+        self.cut.cancel();
+    }
+}
 
 /// The upgraded connections of one peer, and the hops that it answers.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +63,7 @@ impl Tunnels {
         Farewell {
             closing: self.closing.clone(),
             cut: self.cut.clone(),
+            of_copy: None,
             frames: websocket.then(Frames::default),
         }
     }
@@ -48,11 +74,29 @@ impl Tunnels {
 pub(crate) struct Farewell {
     closing: CancellationToken,
     cut: CancellationToken,
+    /// Where the app is on this peer, its copy's, which ends it as well.
+    of_copy: Option<(CopyTunnels, TaskTrackerToken)>,
     /// Absent where the protocol has no close that a peer could send.
     frames: Option<Frames>,
 }
 
 impl Farewell {
+    /// That of a connection to this copy of an app.
+    pub(crate) fn with_copy(mut self, copy: &CopyTunnels) -> Self {
+        self.of_copy = Some((copy.clone(), copy.open.token()));
+        self
+    }
+
+    async fn closes(&self) {
+        match &self.of_copy {
+            Some((copy, _)) => tokio::select! {
+                () = self.closing.cancelled() => {}
+                () = copy.closing.cancelled() => {}
+            },
+            None => self.closing.cancelled().await,
+        }
+    }
+
     /// Notes bytes on their way to the client.
     pub(crate) fn passed(&mut self, bytes: &[u8]) {
         if let Some(frames) = &mut self.frames {
@@ -66,24 +110,33 @@ impl Farewell {
         match &self.frames {
             Some(frames) if frames.closed => {
                 // The app has said goodbye itself.
-                self.closing.cancelled().await;
+                self.closes().await;
                 &[]
             }
             Some(frames) if !frames.is_between() => std::future::pending().await,
             Some(_) => {
-                self.closing.cancelled().await;
+                self.closes().await;
                 &GOING_AWAY
             }
             None => {
-                self.closing.cancelled().await;
+                self.closes().await;
                 &[]
             }
         }
     }
 
     /// What ends the connection wherever it stands: a client that reads nothing cannot be told.
-    pub(crate) fn cut(&self) -> CancellationToken {
-        self.cut.clone()
+    pub(crate) fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (peer, copy) = (self.cut.clone(), self.of_copy.as_ref().map(|(it, _)| it.cut.clone()));
+        async move {
+            match copy {
+                Some(copy) => tokio::select! {
+                    () = peer.cancelled() => {}
+                    () = copy.cancelled() => {}
+                },
+                None => peer.cancelled().await,
+            }
+        }
     }
 
     /// What the client is sent last where the app's side ended by itself.
@@ -190,6 +243,13 @@ mod tests {
         );
         farewell.passed(&[0x88, 2, 0x03, 0xE8]);
         assert_eq!((farewell.lost(), farewell.due().await), (&[][..], &[][..]), "it knows");
+        let copy = CopyTunnels::default();
+        let here = Tunnels::default().farewell(Some(&websocket)).with_copy(&copy);
+        assert!(futures_util::FutureExt::now_or_never(here.due()).is_none());
+        tokio::join!(copy.end(), async {
+            assert_eq!(here.due().await, GOING_AWAY, "its copy of the app ends");
+            drop(here);
+        });
         let other = tunnels.farewell(Some(&http::HeaderValue::from_static("tcp")));
         assert_eq!((other.lost(), other.due().await), (&[][..], &[][..]));
     }

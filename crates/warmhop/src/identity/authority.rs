@@ -43,7 +43,7 @@ impl Authority {
     /// Makes a new authority for `cluster`.
     ///
     /// # Errors
-    /// [`IdentityError`] if the cluster's name is out of form.
+    /// [`IdentityError`] if the cluster's name is malformed.
     pub fn generate(cluster: &str) -> Result<Self, IdentityError> {
         let cluster = cluster_checked(cluster)?;
         let key = new_key()?;
@@ -84,7 +84,7 @@ impl Authority {
             .next()
             .ok_or_else(|| malformed(&ca_path, "holds no certificate"))?;
         let (_, parsed) = X509Certificate::from_der(&certificate)
-            .map_err(|_| malformed(&ca_path, "holds a certificate out of form"))?;
+            .map_err(|_| malformed(&ca_path, "holds a malformed certificate"))?;
         let cluster = uri_names(&parsed)
             .iter()
             .find_map(|uri| cluster_checked(uri.strip_prefix("spiffe://")?).ok())

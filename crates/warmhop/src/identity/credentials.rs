@@ -168,7 +168,7 @@ impl Identity {
 
         let verifier =
             WebPkiClientVerifier::builder_with_provider(loaded.roots.clone(), provider.clone())
-                // Naming the authority to whoever knocks would tell a stranger the cluster's name.
+                // Naming the authority in the handshake would reveal the cluster's name to a stranger.
                 .clear_root_hint_subjects()
                 .build()
                 .map_err(|error| failed(error.into()))?;

@@ -17,18 +17,21 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    /// Warns if the certificate that ends at `ends` has passed another of the bounds at `now`.
-    /// A certificate that takes its place begins anew.
-    pub(crate) fn look(&mut self, what: &'static str, ends: SystemTime, now: SystemTime) {
+    /// Warns if the certificate that ends at `ends` has passed another of the bounds at `now`, with
+    /// what to do. A certificate that takes its place begins anew.
+    pub(crate) fn look(
+        &mut self,
+        what: &'static str,
+        remedy: &'static str,
+        ends: SystemTime,
+        now: SystemTime,
+    ) {
         if let Some(days) = self.due(ends, now) {
             match ends.duration_since(now) {
-                Ok(_) => warn!(
-                    what,
-                    days,
-                    "a certificate ends in less than so many days; renew it, as with `warmhop cert \
-                     renew`: a running peer takes the new one by itself"
-                ),
-                Err(_) => warn!(what, "a certificate has expired; renew it"),
+                Ok(_) => {
+                    warn!(what, days, "a certificate ends in less than this many days; {remedy}")
+                }
+                Err(_) => warn!(what, "a certificate has expired; {remedy}"),
             }
         }
     }

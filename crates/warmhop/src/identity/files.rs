@@ -67,7 +67,7 @@ pub(super) fn make_dir(dir: &Path) -> Result<(), IdentityError> {
 }
 
 /// Writes a private key that only its owner can read from the moment it exists. Without
-/// `force` the file is created by this call or not at all, whoever else tries.
+/// `force` the file is created by this call or not at all, even if another process tries at the same time.
 pub(super) fn write_secret(path: &Path, contents: &[u8], force: bool) -> Result<(), IdentityError> {
     if force {
         return replace(path, contents, 0o600);

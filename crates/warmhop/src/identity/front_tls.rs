@@ -13,9 +13,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tracing::{info, warn};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::http::body::BoxError;
+use crate::identity::expiry::Expiry;
 use crate::identity::files::read_bounded;
+use crate::identity::names::unix_time;
 use crate::identity::problem::IdentityError;
 use crate::identity::tls::provider;
 
@@ -23,6 +26,8 @@ use crate::identity::tls::provider;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What is named in errors where the certificate came from memory.
 const IN_MEMORY: [&str; 2] = ["the certificate", "the private key"];
+/// What to do about a certificate that ends.
+const RENEW: &str = "renew it where it was issued: a running peer loads the new files by itself";
 
 /// What a front door proves itself by to clients over TLS: a certificate chain and its key, of
 /// whatever authority the clients trust. Clones are one: they change together.
@@ -34,6 +39,8 @@ const IN_MEMORY: [&str; 2] = ["the certificate", "the private key"];
 pub struct FrontDoorTls {
     config: Arc<ServerConfig>,
     files: Option<Arc<Files>>,
+    /// When a certificate that came from memory ends.
+    ends: Option<SystemTime>,
 }
 
 impl FrontDoorTls {
@@ -52,7 +59,7 @@ impl FrontDoorTls {
         let current = ArcSwap::from_pointee(read_files(&cert, &key)?);
         let files = Arc::new(Files { cert, key, current, seen: ArcSwap::from_pointee(modified) });
         let config = base(Path::new(IN_MEMORY[0]))?.with_cert_resolver(Arc::clone(&files) as _);
-        Ok(Self { config: offering_both(config), files: Some(files) })
+        Ok(Self { config: offering_both(config), files: Some(files), ends: None })
     }
 
     /// The certificate chain, the server's own first, and its private key as PEM texts.
@@ -62,9 +69,10 @@ impl FrontDoorTls {
     pub fn from_pem(cert: &[u8], key: &[u8]) -> Result<Self, IdentityError> {
         let [cert_name, key_name] = IN_MEMORY.map(Path::new);
         let certified = certified(cert_name, cert, key_name, key)?;
+        let ends = ends(&certified);
         let resolver = rustls::sign::SingleCertAndKey::from(certified);
         let config = base(cert_name)?.with_cert_resolver(Arc::new(resolver));
-        Ok(Self { config: offering_both(config), files: None })
+        Ok(Self { config: offering_both(config), files: None, ends })
     }
 
     /// Reads the files again at once; says whether they changed. What does not come from files
@@ -82,15 +90,27 @@ impl FrontDoorTls {
         Ok(true)
     }
 
+    /// When the certificate in use ends; `None` where it is not known, as with a configuration of
+    /// your own.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.files.as_ref().map_or(self.ends, |files| ends(&files.current.load()))
+    }
+
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.config)
     }
 
-    /// Reads the files again whenever they change, until dropped.
+    /// Warns before the certificate ends, and reads the files again whenever they change, until
+    /// dropped.
     pub(crate) async fn follow(self) {
-        let Some(files) = &self.files else { return };
+        let mut expiry = Expiry::default();
         loop {
+            if let Some(ends) = self.expires() {
+                expiry.look("the front door's certificate", RENEW, ends, SystemTime::now());
+            }
             tokio::time::sleep(LOOK_EVERY).await;
+            let Some(files) = &self.files else { continue };
             let modified = modified(&files.cert, &files.key);
             if modified == **files.seen.load() {
                 continue;
@@ -103,7 +123,9 @@ impl FrontDoorTls {
                     }
                 }
                 // Perhaps the two are only half replaced: they are tried again.
-                Err(error) => warn!(%error, "the front door's files changed, but are of no use"),
+                Err(error) => {
+                    warn!(%error, "the front door's new certificate cannot be used; the former one stays")
+                }
             }
         }
     }
@@ -115,7 +137,7 @@ impl From<ServerConfig> for FrontDoorTls {
     fn from(config: ServerConfig) -> Self {
         let config =
             if config.alpn_protocols.is_empty() { offering_both(config) } else { Arc::new(config) };
-        Self { config, files: None }
+        Self { config, files: None, ends: None }
     }
 }
 
@@ -146,6 +168,12 @@ impl fmt::Debug for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Files({})", self.cert.display())
     }
+}
+
+/// When the server's own certificate of the chain ends.
+fn ends(certified: &CertifiedKey) -> Option<SystemTime> {
+    let (_, own) = X509Certificate::from_der(certified.cert.first()?).ok()?;
+    Some(unix_time(own.validity().not_after.timestamp()))
 }
 
 fn modified(cert: &Path, key: &Path) -> Option<[SystemTime; 2]> {

@@ -2,7 +2,7 @@
 //! that the key belongs to the certificate, that the dates fit this machine's clock.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -140,7 +140,7 @@ impl Loaded {
 
         let mut roots = RootCertStore::empty();
         for der in certificates(ca) {
-            roots.add(der).map_err(|_| malformed(&ca_path, "holds a certificate out of form"))?;
+            roots.add(der).map_err(|_| malformed(&ca_path, "holds a malformed certificate"))?;
         }
         if roots.is_empty() {
             return Err(malformed(&ca_path, "holds no certificate"));
@@ -152,7 +152,7 @@ impl Loaded {
             return Err(malformed(&cert_path, "holds no certificate"));
         };
         let (_, parsed) = X509Certificate::from_der(own)
-            .map_err(|_| malformed(&cert_path, "holds a certificate out of form"))?;
+            .map_err(|_| malformed(&cert_path, "holds a malformed certificate"))?;
         let (cluster, peer) = peer_name(&parsed).ok_or_else(|| {
             malformed(&cert_path, "has no name of the form spiffe://CLUSTER/peer/NAME")
         })?;
@@ -219,7 +219,22 @@ pub(super) fn check_dates(
 #[derive(Clone)]
 pub(crate) struct CookieAuthenticator(pub(super) Arc<Shared>);
 
+/// Credentials that were in use, to be compared with those that are: nothing of theirs is kept.
+#[derive(Clone)]
+pub(crate) struct InUse(Weak<Loaded>);
+
+impl PartialEq for InUse {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
 impl CookieAuthenticator {
+    /// Which credentials are in use: what was authenticated under others may be so no more.
+    pub(crate) fn in_use(&self) -> InUse {
+        InUse(Arc::downgrade(&self.0.loaded.load()))
+    }
+
     /// The tag of `message` under the first key.
     pub(crate) fn tag(&self, message: &[u8]) -> [u8; 16] {
         self.0.loaded.load().cookie_keys.tag(message)

@@ -21,6 +21,7 @@ mod credentials;
 pub(crate) mod expiry;
 mod files;
 pub(crate) mod front_tls;
+pub(crate) mod handshake;
 mod holder;
 mod inspect;
 mod limits;
@@ -35,7 +36,7 @@ pub use self::credentials::Identity;
 pub use self::front_tls::FrontDoorTls;
 pub use self::holder::{CertificateInfo, Holder};
 pub use self::inspect::{Inspection, inspect};
-pub(crate) use self::loaded::CookieAuthenticator;
+pub(crate) use self::loaded::{CookieAuthenticator, InUse};
 pub use self::problem::IdentityError;
 pub use self::refused::{Fingerprint, RefusedPeers};
 #[cfg(test)]

@@ -85,7 +85,7 @@ pub enum IdentityError {
         /// The identity's folder.
         dir: String,
     },
-    /// The file of the cookie key is missing, unreadable or out of form.
+    /// The file of the cookie key is missing, unreadable or malformed.
     #[error(
         "cannot take the cookie key from {path}: {what}; make it once with `openssl rand -base64 32` and give every peer of the cluster the same file"
     )]
@@ -116,7 +116,8 @@ pub enum IdentityError {
     },
     /// The certificate is past its date.
     #[error(
-        "{path} expired {ago_s} seconds ago by this machine's clock; issue it again with `warmhop cert peer … --force`, or set the clock if it is wrong"
+        "{path} expired {} ago by this machine's clock; issue it again with `warmhop cert peer … --force`, or set the clock if it is wrong",
+        span(*ago_s)
     )]
     Expired {
         /// The certificate's file.
@@ -126,7 +127,8 @@ pub enum IdentityError {
     },
     /// The certificate is not valid yet.
     #[error(
-        "{path} becomes valid only in {in_s} seconds by this machine's clock; the clock is probably wrong: set it, then start again"
+        "{path} becomes valid only in {} by this machine's clock; the clock is probably wrong: set it, then start again",
+        span(*in_s)
     )]
     NotYetValid {
         /// The certificate's file.
@@ -134,7 +136,7 @@ pub enum IdentityError {
         /// In how many seconds it becomes valid.
         in_s: u64,
     },
-    /// A cluster's name is out of form.
+    /// A cluster's name is malformed.
     #[error(
         "{found:?} is not a valid cluster name: expected 1 to {CLUSTER_LEN_MAX} of the characters A-Z a-z 0-9 _ -"
     )]
@@ -156,7 +158,9 @@ pub enum IdentityError {
     },
     /// A certificate is to outlive the authority that issues it.
     #[error(
-        "a certificate for {asked_days} days would outlive its authority, which expires in {left_days}: ask for fewer days, or make a new authority"
+        "a certificate for {} would outlive its authority, which expires in {}: ask for fewer days, or make a new authority",
+        days(*asked_days),
+        days(*left_days)
     )]
     OutlivesAuthority {
         /// How long the certificate was to be valid, in days.
@@ -173,4 +177,52 @@ pub enum IdentityError {
         #[source]
         source: BoxError,
     },
+}
+
+/// A span of time as people say it, in its largest unit.
+fn span(seconds: u64) -> String {
+    let (number, unit) = match seconds {
+        86_400.. => return days(seconds / 86_400),
+        3_600.. => (seconds / 3_600, "hour"),
+        60.. => (seconds / 60, "minute"),
+        _ => (seconds, "second"),
+    };
+    counted(number, unit)
+}
+
+/// A number of whole days.
+fn days(number: u64) -> String {
+    if number == 0 { "less than a day".into() } else { counted(number, "day") }
+}
+
+fn counted(number: u64, unit: &str) -> String {
+    if number == 1 { format!("1 {unit}") } else { format!("{number} {unit}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_ago_a_certificate_expired_is_said_in_words() {
+        let told = |ago_s| IdentityError::Expired { path: "cert.pem".into(), ago_s }.to_string();
+        for (ago_s, words) in [
+            (1, "expired 1 second ago"),
+            (59, "expired 59 seconds ago"),
+            (60, "expired 1 minute ago"),
+            (7_300, "expired 2 hours ago"),
+            (86_400, "expired 1 day ago"),
+            (86_400 * 40 + 5, "expired 40 days ago"),
+        ] {
+            assert!(told(ago_s).starts_with(&format!("cert.pem {words} by ")), "{}", told(ago_s));
+        }
+        let early = IdentityError::NotYetValid { path: "cert.pem".into(), in_s: 90_000 };
+        assert!(early.to_string().contains("valid only in 1 day by"), "{early}");
+        for (left_days, words) in [(0, "less than a day"), (1, "1 day"), (12, "12 days")] {
+            let error = IdentityError::OutlivesAuthority { asked_days: 365, left_days };
+            let expected =
+                format!("for 365 days would outlive its authority, which expires in {words}:");
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
+    }
 }

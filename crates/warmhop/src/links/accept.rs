@@ -1,18 +1,19 @@
-//! Takes in the connections that other peers open, within bounds.
+//! Accepts the connections that other peers open, within bounds.
 
 use std::sync::Arc;
 
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::identity::handshake::HandshakeFailure;
 use crate::links::context::Shared;
 use crate::links::endpoint::HANDSHAKES_MAX;
 use crate::links::meet;
 use crate::links::met::MeetError;
 use crate::links::seeds;
 
-/// From so many on, whoever dials has to show first that it hears what is sent to its address (RFC
-/// 9000 section 8.1.2): a peer does within a round trip, and whoever makes up addresses never does.
+/// With so many handshakes under way, a dialer must first prove that it receives what is sent to its
+/// address (RFC 9000 section 8.1.2): a peer does within a round trip, a host that spoofs addresses never.
 const HANDSHAKES_AT_EASE: usize = 64;
 
 pub(super) async fn accept(shared: Arc<Shared>) {
@@ -21,7 +22,7 @@ pub(super) async fn accept(shared: Arc<Shared>) {
         let under_way = HANDSHAKES_MAX - free.available_permits();
         if under_way >= HANDSHAKES_AT_EASE && !incoming.remote_address_validated() {
             shared.counters.handshake_retried();
-            // It fails only for one that cannot be asked, which was looked at.
+            // `retry` fails only for an address that is validated already, which was checked above.
             let _ = incoming.retry();
             continue;
         }
@@ -50,9 +51,9 @@ pub(super) async fn accept(shared: Arc<Shared>) {
                     }
                 }
                 Err(error) => {
-                    shared.counters.links_refused("handshake");
+                    shared.counters.handshake_failed(HandshakeFailure::of_quic(&error));
                     debug!(%from, %error, "a handshake failed");
-                    // Of those that this end refused; strangers that fall silent are no news.
+                    // Count those that this end refused; strangers that fall silent are not worth noting.
                     if matches!(error, quinn::ConnectionError::TransportError(_)) {
                         shared.seeds.refused(from, &seeds::why_closed(&error));
                     }

@@ -1,4 +1,4 @@
-//! Which peers this one knows, and whom it found behind the addresses of seeds.
+//! Which peers this one knows, and which of them it found at the addresses of seeds.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,25 +14,25 @@ use warmhop_core::view::PeerNews;
 use crate::links::link::Link;
 use crate::links::table::Links;
 
-/// Peers that are known at once; more are not linked to.
+/// The most peers that are known at once. There is no link to any beyond them.
 pub(crate) const PEERS_MAX: usize = 1024;
 
-/// Addresses of seeds that are remembered by whom they lead to.
+/// The most addresses of seeds for which the peer behind them is remembered.
 const ALIASES_MAX: usize = 1024;
 
 /// The peers that are known, by name.
 pub(crate) struct Book {
     peers: Mutex<HashMap<PeerId, Arc<Known>>>,
-    /// Who was found behind an address of a seed.
+    /// The peer that was found at an address of a seed.
     aliases: Mutex<HashMap<SocketAddr, PeerId>>,
     dials: AtomicU64,
-    /// Those that a link is to be kept to from now on: each is in it once at most.
+    /// Peers to which a link is to be kept from now on, each at most once.
     to_keep: mpsc::Sender<Arc<Known>>,
 }
 
 pub(crate) struct Known {
     pub(super) state: Mutex<KnownState>,
-    /// A hop wants the link: no back-off.
+    /// A hop needs the link: dial without back-off.
     pub(super) wanted: Notify,
     /// Counts the dials that failed.
     pub(super) failures: watch::Sender<u64>,
@@ -41,7 +41,7 @@ pub(crate) struct Known {
 pub(super) struct KnownState {
     pub(super) news: PeerNews,
     pub(super) heard: Instant,
-    /// It said goodbye: this life is not dialed again.
+    /// It said goodbye. This life of it is not dialed again.
     pub(super) departed: bool,
     /// A task keeps a link to it.
     pub(super) kept: bool,
@@ -57,7 +57,7 @@ pub(crate) enum NoLink {
 }
 
 impl Book {
-    /// Knows nobody. The other end is given those that a link is to be kept to.
+    /// An empty book. The receiver gets each peer to which a link is to be kept.
     pub(crate) fn new() -> (Self, mpsc::Receiver<Arc<Known>>) {
         let (to_keep, to_keep_out) = mpsc::channel(PEERS_MAX);
         let book = Self {
@@ -69,8 +69,7 @@ impl Book {
         (book, to_keep_out)
     }
 
-    /// Hears of another peer through a third, which believes that it lives. False if no more peers
-    /// are taken.
+    /// Notes a peer that a third one believes to be alive. False if the book is full.
     pub(crate) fn heard_of(&self, news: &PeerNews) -> bool {
         let mut peers = self.lock();
         if let Some(known) = peers.get(&news.peer) {
@@ -96,10 +95,10 @@ impl Book {
     }
 
     /// A peer was met at first hand, which counts for more than any generation. Returns the
-    /// other incarnation that it was known as, if any; `None` if no more peers are taken.
+    /// other incarnation that it was known as, if any; `None` if the book is full.
     #[expect(
         clippy::option_option,
-        reason = "the outer says whether it is taken, the inner who it was"
+        reason = "the outer says whether there was room, the inner which incarnation it was"
     )]
     pub(crate) fn linked(&self, news: &PeerNews) -> Option<Option<Incarnation>> {
         let mut peers = self.lock();
@@ -161,7 +160,7 @@ impl Book {
         }
     }
 
-    /// Forgets those that left or were not heard of for long and have no link.
+    /// Forgets peers without a link that left, or were not heard of for long.
     pub(crate) fn sweep(&self, links: &Links, forget_after: Duration) {
         self.lock().retain(|peer, known| {
             let state = known.lock();
@@ -178,7 +177,7 @@ impl Book {
 
     fn keep_if_left(&self, known: &Arc<Known>, state: &mut KnownState) {
         if !state.kept && !state.departed {
-            // It has room for all that can be known: it takes none only once this peer has ended.
+            // The channel has room for every peer that can be known, so it fails only once this peer has ended.
             state.kept = self.to_keep.try_send(known.clone()).is_ok();
         }
     }
@@ -198,7 +197,7 @@ impl Book {
         if aliases.len() < ALIASES_MAX || aliases.contains_key(&addr) {
             aliases.insert(addr, peer);
         } else {
-            // Seeds' names can only have gone through so many addresses over a long time.
+            // Only over a long time can seeds' names resolve to so many different addresses.
             aliases.clear();
         }
     }

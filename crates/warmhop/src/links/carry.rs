@@ -24,17 +24,17 @@ use crate::links::wire::{
 };
 use crate::links::{clocks, seeds};
 
-/// News in one frame: each is below 1 KiB.
+/// The most news in one frame. Each is below 1 KiB.
 const NEWS_PER_FRAME_MAX: usize = 60;
 
-/// Changes of load alone are told at most this often.
+/// Changes of load alone are sent at most this often.
 const LOAD_NEWS_EVERY: Duration = Duration::from_millis(100);
 
-/// How long a draining link stays at least: the other end may not know yet that it drains.
+/// How long a draining link stays open at least: the other end may not know yet that it drains.
 const DRAIN_MIN: Duration = Duration::from_secs(2);
 
-/// How long the hops on a draining link may take. Links are renewed every hour or so, and what is
-/// open then, a download or a WebSocket, is not to end for that.
+/// How long the hops on a draining link may take. Links are renewed every hour or so, and that must not
+/// end a download or a WebSocket.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How long the other end may take to acknowledge an answer, where this peer is about to leave.
@@ -43,7 +43,7 @@ const DELIVERED_WITHIN: Duration = Duration::from_secs(2);
 /// How long a hop may take to send its first byte.
 const HOP_KIND_WITHIN: Duration = Duration::from_secs(10);
 
-/// What both ends' control streams and the other's hello came to.
+/// The result of the exchange of hellos: both control streams and the other end's hello.
 pub(super) struct Greeted {
     pub(super) hello: Hello,
     pub(super) control_out: SendStream,
@@ -63,7 +63,7 @@ pub(super) async fn run(
 ) {
     let tasks = &shared.tasks;
     if let Some(answer) = greeted.answer.take() {
-        // Where it cannot be sent, the link is closed or about to be, which is seen below.
+        // If it cannot be sent, the link is closed or about to be, which the code below notices.
         let _ = greeted.control_out.write_chunk(answer).await;
     }
     shared.acceptors.spawn(accept_hops(shared.clone(), link.clone()));
@@ -74,6 +74,7 @@ pub(super) async fn run(
     if !surplus {
         tasks.spawn(send_news(shared.clone(), link.clone(), greeted.control_out));
         tasks.spawn(send_sessions(link.clone(), queues.lane));
+        tasks.spawn(send_gathered(shared.clone(), link.clone()));
         tasks.spawn(send_gossip(link.clone(), queues.gossip));
         shared.gossip_with(link.peer.mesh);
     }
@@ -95,7 +96,7 @@ pub(super) async fn run(
         shared.counters.links_now(shared.links.table().by_peer.len());
         debug!(peer = %link.peer.peer, %reason, "link is down");
         if goodbye {
-            info!(peer = %link.peer.peer, "left");
+            info!(peer = %link.peer.peer, "the peer has left");
             shared.book.departed(&link.peer.peer, link.peer.incarnation);
             shared.handler.on_liveness(&link.peer.peer, link.peer.incarnation, Heard::Left);
         } else if !shared.closing.is_cancelled() {
@@ -108,7 +109,7 @@ pub(super) async fn run(
     shared.heed_name_in_use(&reason);
 }
 
-/// Resolves once the peer at the other end is among those that are refused.
+/// Resolves once `[mesh] refuse` names the peer at the other end.
 async fn is_refused(shared: &Shared, link: &Link) {
     let certificate = proven_identity(link.conn.peer_identity()).map(|proven| proven.certificate);
     let mut refused = shared.refused.subscribe();
@@ -155,8 +156,8 @@ pub(crate) fn start_draining(shared: &Arc<Shared>, link: &Arc<Link>) {
     });
 }
 
-/// Takes in the hops that the other end opens. A peer that leaves takes in no more, answers what it
-/// took, and says how many those were: whatever was sent to it since goes elsewhere.
+/// Accepts the hops that the other end opens. A peer that leaves accepts no more, answers those that it
+/// accepted, and says how many those were: the other end sends later ones elsewhere.
 async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
     // The other end counts its hops itself and never wants more than that. What has ended there
     // may not have ended here yet, and that it has is told late, by the eighth: so there is room.
@@ -176,7 +177,7 @@ async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
         allowed = link.make_room(allowed, max);
         let counted = shared.taken_in.token();
         shared.tasks.clone().spawn(async move {
-            // Known once the other end has all of the answer.
+            // Resolves once the other end has all of the answer.
             let delivered = send.stopped();
             take_in(&shared, &lease, send, recv).await;
             drop(lease);
@@ -186,7 +187,7 @@ async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
             drop(counted);
         });
     }
-    // Those of other links, too: what came over one may have gone on over another.
+    // Wait for those of other links, too: a hop that came over one may have been forwarded over another.
     shared.taken_in.wait().await;
     let taken = link.taken.load(Ordering::Acquire);
     link.conn.close(close_code::GOODBYE, taken.to_string().as_bytes());
@@ -259,8 +260,7 @@ async fn receive_news(shared: Arc<Shared>, link: Arc<Link>, mut reader: FrameRea
                         }
                         shared.handler.on_news(news, true);
                     } else {
-                        // First-hand news is about its sender; anything else is hearsay in
-                        // disguise.
+                        // First-hand news is about its sender. Anything else is hearsay.
                         shared.counters.frame_refused("foreign-news");
                     }
                 }
@@ -306,7 +306,7 @@ async fn receive_datagrams(shared: Arc<Shared>, link: Arc<Link>) {
     }
 }
 
-/// Tells every record that changed, at once where its state did; see `news`.
+/// Sends each record that changed, at once if its state did. See `news`.
 async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream) {
     if !shared.tuning.push_news {
         // The stream stays open: its end would be an error to the other side's future versions.
@@ -321,7 +321,7 @@ async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream
         for news in news.chunks(NEWS_PER_FRAME_MAX) {
             let batch = NewsBatch { news: news.to_vec() };
             if let Err(error) = wire::put_frame(&mut frames, &batch, CONTROL_FRAME_BYTES_MAX) {
-                warn!(%error, "own news cannot be encoded");
+                warn!(%error, "this peer's news cannot be encoded");
             }
         }
         if !frames.is_empty() && control.write_chunk(frames.freeze()).await.is_err() {
@@ -334,7 +334,7 @@ async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream
                 return;
             }
             let urgent = clock.wait_for(|clock| clock.urgent > told);
-            // Whether it was urgent or time is up, the records are looked at again.
+            // Either a change was urgent or the interval is over: read the records again.
             let _ = tokio::time::timeout_at(told_at + LOAD_NEWS_EVERY, urgent).await;
         };
         tokio::select! {
@@ -344,7 +344,7 @@ async fn send_news(shared: Arc<Shared>, link: Arc<Link>, mut control: SendStream
     }
 }
 
-/// Writes the frames of sessions that could not be written at once.
+/// Writes the session frames that could not be written at once.
 async fn send_sessions(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
     loop {
         let frame = tokio::select! {
@@ -359,6 +359,21 @@ async fn send_sessions(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
             *out = LaneStream::default();
         }
         link.lane.bytes.fetch_sub(len, Ordering::AcqRel);
+    }
+}
+
+/// Sends the frames that were gathered while other tasks ran.
+async fn send_gathered(shared: Arc<Shared>, link: Arc<Link>) {
+    let mut closed = std::pin::pin!(link.conn.closed());
+    loop {
+        tokio::select! {
+            biased;
+            () = link.lane.gathers() => {}
+            _ = &mut closed => return,
+        }
+        if let Err(dropped) = link.lane.send_gathered() {
+            shared.counters.drop_counted("session", dropped.label());
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Compares this peer's wall clock with that of the peer at the other end of a link: asks for it by
-//! datagrams, now and then, and tells its own. A lost one is made up for by the next.
+//! datagram now and then, and answers with its own. The next datagram makes up for a lost one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,21 +12,22 @@ use crate::links::context::Shared;
 use crate::links::link::Link;
 use crate::links::wire::{KIND_CLOCK_ASKED, KIND_CLOCK_TOLD};
 
-/// How often a link's other end is asked. Clocks that are not set drift by a second in hours.
+/// How often the other end of a link is asked. A clock that is not synchronized drifts by a second in
+/// hours.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-/// How often until it has told for the first time.
+/// How often a peer's clock is asked for until its first answer.
 const ASK_FIRST_EVERY: Duration = Duration::from_millis(200);
 
-/// Asks for as long as the link lives.
+/// Asks for as long as the link is open.
 pub(crate) async fn compare(shared: Arc<Shared>, link: Arc<Link>) {
     let asking = async {
         loop {
             let mut asked = BytesMut::with_capacity(9);
             asked.put_u8(KIND_CLOCK_ASKED);
             asked.put_u64(shared.clock.now().0);
-            // One that cannot be sent is as one that is lost.
+            // A datagram that cannot be sent counts as lost.
             let _ = link.conn.send_datagram(asked.freeze());
-            let known = shared.clock.ahead_of_own_ms(&link.peer.peer).is_some();
+            let known = shared.clock.knows(&link.peer.peer);
             sleep(if known { ASK_EVERY } else { ASK_FIRST_EVERY }).await;
         }
     };
@@ -44,7 +45,7 @@ pub(crate) fn receive(shared: &Shared, link: &Link, datagram: &Bytes) {
             let mut told = BytesMut::with_capacity(17);
             told.put_u8(KIND_CLOCK_TOLD);
             told.extend_from_slice(&bytes);
-            told.put_u64(shared.clock.own_wall().0);
+            told.put_u64(shared.clock.own_reading().0);
             let _ = link.conn.send_datagram(told.freeze());
         }
         (Ok(KIND_CLOCK_TOLD), 16) => {
@@ -94,7 +95,7 @@ mod tests {
             peers.len() == 2 && peers.iter().all(|it| it.alive && it.clock_ahead_ms.is_some())
         };
         while !meshes.iter().all(all_told) {
-            assert!(Instant::now() < late, "they do not tell each other the time");
+            assert!(Instant::now() < late, "no peer learned the others' clocks");
             sleep(Duration::from_millis(10)).await;
         }
         meshes

@@ -30,7 +30,7 @@ use crate::links::tuning::NetTuning;
 use crate::links::wire::SessionFrame;
 use crate::observe::clock::Clock;
 
-/// What the network layer consists of, whoever handles what it hears.
+/// The parts of the network layer that do not depend on the handler's type.
 pub(crate) struct NetParts {
     pub(crate) cluster: String,
     pub(crate) me: PeerId,
@@ -43,18 +43,18 @@ pub(crate) struct NetParts {
     pub(crate) book: Book,
     pub(crate) seeds: Seeds,
     pub(crate) counters: Arc<NetCounters>,
-    /// It takes in no more hops, and answers those that it took.
+    /// It accepts no more hops, and answers those that it accepted.
     pub(crate) leaving: CancellationToken,
     pub(crate) clock: Clock,
     pub(crate) closing: CancellationToken,
     pub(crate) tasks: TaskTracker,
-    /// The hops that were taken in and are not answered yet.
+    /// The hops that were accepted and are not answered yet.
     pub(crate) taken_in: TaskTracker,
-    /// Those of the tasks that take in hops.
+    /// The tasks that accept hops.
     pub(crate) acceptors: TaskTracker,
     /// It is about to leave.
     pub(crate) draining: AtomicBool,
-    /// Members that it has nothing to do with.
+    /// Members that it refuses.
     pub(crate) refused: watch::Sender<RefusedPeers>,
     pub(crate) identity: Identity,
     pub(crate) client: ArcSwap<quinn::ClientConfig>,
@@ -63,14 +63,14 @@ pub(crate) struct NetParts {
     pub(crate) clash: watch::Sender<Option<SocketAddr>>,
     /// Probes for namesakes under way.
     pub(crate) probes: watch::Sender<usize>,
-    /// The address where the next is to be asked.
+    /// The next address to probe.
     pub(crate) to_probe: mpsc::Sender<SocketAddr>,
 }
 
 /// What every task of the network layer shares.
 pub(crate) struct Shared {
     parts: Arc<NetParts>,
-    /// It is given what is heard.
+    /// Receives what is heard.
     pub(crate) handler: Arc<dyn NetHandler>,
 }
 
@@ -93,7 +93,7 @@ impl NetParts {
         quinn::ClientConfig::clone(&self.client.load())
     }
 
-    /// Begins gossip with a peer that a link was made to.
+    /// Begins gossip with a peer once there is a link to it.
     pub(crate) fn gossip_with(&self, addr: SocketAddr) {
         self.gossip.meet(addr);
     }
@@ -120,7 +120,9 @@ impl NetParts {
     /// Others remember an earlier life of this peer, which is over.
     pub(crate) fn outrank_earlier_life(&self, generation: u64) {
         if self.own.raise_generation_above(generation) {
-            info!("the clock went back since this peer's earlier life: its generation was raised");
+            info!(
+                "the clock is behind the one of this peer's previous run: its generation was raised above that run's"
+            );
         }
     }
 
@@ -135,7 +137,7 @@ impl NetParts {
             free
         });
         if first && self.to_probe.try_send(addr).is_err() {
-            // Whoever would ask has ended, and with it this peer.
+            // The task that would ask has ended, and with it this peer.
             self.probes.send_replace(0);
         }
     }

@@ -9,6 +9,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::identity::handshake::HandshakeFailure;
+use crate::observe::doors::{Doors, MESH};
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Reason {
     pub(super) reason: &'static str,
@@ -23,6 +26,8 @@ pub(super) struct Drop {
 /// What the network layer counts.
 #[derive(Debug, Default)]
 pub(crate) struct NetCounters {
+    doors: Doors,
+    connections: Gauge,
     pub(super) links: Gauge,
     pub(super) links_opened: Counter,
     pub(super) links_closed: Family<Reason, Counter>,
@@ -39,8 +44,10 @@ pub(crate) struct NetCounters {
 
 impl NetCounters {
     /// Counters that `registry` exposes.
-    pub(crate) fn new(registry: &mut Registry) -> Arc<Self> {
-        let counters = Self::default();
+    pub(crate) fn new(registry: &mut Registry, doors: Doors) -> Arc<Self> {
+        doors.begin_tls(MESH);
+        let connections = doors.connections(MESH);
+        let counters = Self { doors, connections, ..Self::default() };
         registry.register("links", "Links to other peers", counters.links.clone());
         registry.register(
             "links_opened",
@@ -105,7 +112,9 @@ impl NetCounters {
     }
 
     pub(crate) fn links_now(&self, links: usize) {
-        self.links.set(i64::try_from(links).unwrap_or(i64::MAX));
+        let links = i64::try_from(links).unwrap_or(i64::MAX);
+        self.links.set(links);
+        self.connections.set(links);
     }
 
     pub(crate) fn link_closed(&self, reason: &'static str) {
@@ -114,6 +123,12 @@ impl NetCounters {
 
     pub(crate) fn links_refused(&self, reason: &'static str) {
         self.links_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A handshake that another end began.
+    pub(crate) fn handshake_failed(&self, failure: HandshakeFailure) {
+        self.links_refused("handshake");
+        self.doors.tls_failed(MESH, failure);
     }
 
     pub(crate) fn handshake_retried(&self) {

@@ -17,25 +17,25 @@ use crate::links::context::Shared;
 use crate::links::link::Link;
 use crate::links::meet;
 use crate::links::met::{DialError, MeetError, Met};
-use crate::links::seeds::Trouble;
+use crate::links::seeds::{ToFollow, Trouble};
 
-/// Addresses that one seed's name may stand for.
+/// The most addresses that one seed's name may resolve to.
 const SEED_ADDRS_MAX: usize = 64;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// Seeds that are linked are resolved again this often: their names may stand for others now.
+/// How often seeds with a link are resolved again: their names may lead to other peers by then.
 const SEED_EVERY: Duration = Duration::from_secs(10);
 
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The peer with the greater name waits this long before its first dial, so that mostly one
-/// of two that hear of each other dials.
+/// The peer with the greater name waits this long before its first dial, so that of two peers that
+/// learn of each other mostly one dials.
 const YIELD_TO_SMALLER: Duration = Duration::from_millis(80);
 
-/// Keeps a link to each peer that it is given, by a task for each.
+/// Keeps a link to each peer that it receives, with a task for each.
 pub(crate) async fn keep_links(shared: Arc<Shared>, mut to_keep: mpsc::Receiver<Arc<Known>>) {
     loop {
         tokio::select! {
@@ -50,7 +50,7 @@ pub(crate) async fn keep_links(shared: Arc<Shared>, mut to_keep: mpsc::Receiver<
     }
 }
 
-/// Asks at each address that it is given whether another process has this peer's name.
+/// Asks at each address that it receives whether another process has this peer's name.
 pub(crate) async fn probe_namesakes(shared: Arc<Shared>, mut to_probe: mpsc::Receiver<SocketAddr>) {
     loop {
         let addr = tokio::select! {
@@ -131,7 +131,7 @@ async fn renew_when_old(shared: &Arc<Shared>, link: &Arc<Link>) {
             }
             tokio::select! {
                 _ = links.changed() => {}
-                // It leaves the table a moment after it closes.
+                // A link leaves the table a moment after it closes.
                 _ = link.conn.closed() => tokio::task::yield_now().await,
             }
         }
@@ -178,21 +178,37 @@ pub(crate) async fn dial(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Met, 
     result
 }
 
-/// Dials one seed's addresses again and again, for as long as this peer runs. `tried` is told
-/// when each was tried once.
-pub(crate) async fn follow_seed(
-    shared: Arc<Shared>,
-    position: usize,
-    seed: String,
-    tried: watch::Sender<bool>,
-) {
-    follow(shared, position, tried, || resolve(&seed)).await;
+/// Dials one seed's addresses again and again, for as long as it is one and this peer runs. `tried` is
+/// notified when each was tried once.
+pub(crate) async fn follow_seed(shared: Arc<Shared>, seed: ToFollow, tried: watch::Sender<bool>) {
+    let ToFollow { number, name, gone } = seed;
+    tokio::select! {
+        () = follow(shared, number, tried, || resolve(&name)) => {}
+        () = gone.cancelled() => {}
+    }
 }
 
-/// As [`follow_seed`], of a name that `resolve` has the addresses of.
+/// Tries each new seed, until this peer leaves.
+pub(crate) async fn follow_new_seeds(shared: Arc<Shared>) {
+    let following = async {
+        loop {
+            shared.seeds.changed().await;
+            for seed in shared.seeds.to_follow() {
+                let (tried, _) = watch::channel(false);
+                shared.tasks.spawn(follow_seed(Arc::clone(&shared), seed, tried));
+            }
+        }
+    };
+    tokio::select! {
+        () = following => {}
+        () = shared.closing.cancelled() => {}
+    }
+}
+
+/// As [`follow_seed`], with `resolve` to look the name's addresses up.
 pub(crate) async fn follow<R, Fut>(
     shared: Arc<Shared>,
-    position: usize,
+    number: usize,
     tried: watch::Sender<bool>,
     resolve: R,
 ) where
@@ -204,22 +220,22 @@ pub(crate) async fn follow<R, Fut>(
         loop {
             let all_linked = match resolve().await {
                 Ok(addrs) => {
-                    // All at once: a name of many peers still stands for some that are gone, and
-                    // each of those takes a while to give up on.
+                    // All at once: the name of many peers still resolves to some that are gone, and
+                    // giving up on each of those takes a while.
                     let reached = join_all(addrs.iter().map(|addr| reach(&shared, *addr))).await;
                     let all_linked = reached.iter().all(Result::is_ok);
-                    // A name that leads to one peer at least has done what it is there for.
+                    // A name that leads to at least one peer has served its purpose.
                     let joined = reached.iter().any(Result::is_ok);
-                    // Where a name leads to this peer among others, they are yet to be met.
+                    // If a name leads to this peer among others, those are still to be found.
                     if all_linked || reached.iter().flatten().any(|led| *led == Led::Elsewhere) {
-                        shared.seeds.met(position);
+                        shared.seeds.met(number);
                     }
                     let trouble = reached.into_iter().find_map(Result::err);
-                    shared.seeds.tried(position, trouble.filter(|_| !joined));
+                    shared.seeds.tried(number, trouble.filter(|_| !joined));
                     all_linked
                 }
                 Err(trouble) => {
-                    shared.seeds.tried(position, Some(trouble));
+                    shared.seeds.tried(number, Some(trouble));
                     false
                 }
             };
@@ -259,8 +275,7 @@ enum Led {
     Elsewhere,
 }
 
-/// Sees to it that there is a link to the peer that answers at the address, unless it is this peer
-/// itself.
+/// Makes sure that there is a link to the peer that answers at the address, unless it is this peer.
 async fn reach(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Led, Trouble> {
     let alias = shared.book.alias(addr);
     if addr == shared.advertise || alias.as_ref() == Some(&shared.me) {
@@ -288,8 +303,8 @@ async fn reach(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Led, Trouble> {
     }
 }
 
-/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`], jittered so that peers which lost the same
-/// one do not dial it in step.
+/// Doubles from [`BACKOFF_MIN`] to [`BACKOFF_MAX`], with jitter so that peers which lost the same peer do
+/// not dial it in step.
 struct Backoff(Duration);
 
 impl Default for Backoff {

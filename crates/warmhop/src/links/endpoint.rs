@@ -20,7 +20,7 @@ use crate::links::tuning::NetTuning;
 /// Handshakes under way at once; more are refused, so that strangers cannot fill the memory.
 pub(super) const HANDSHAKES_MAX: usize = 256;
 
-/// How often the identity's files are looked at.
+/// How often the identity's files are checked.
 const IDENTITY_EVERY: Duration = Duration::from_secs(5);
 
 /// Asks for a larger socket buffer than the system's usual one; without it bursts are lost.
@@ -32,7 +32,7 @@ const MTU_MAX: u16 = 6500;
 const MTU_MIN: u16 = 1200;
 
 /// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
-/// end, in each direction, where its reader stands still. It is also the most that a stream moves in
+/// end, in each direction, where its reader does not read. It is also the most that a stream moves in
 /// one round trip: 128 MB/s at 2 ms. A larger one moves one bulk stream faster over loopback, as
 /// `testbed/bench-streams` shows, and each client that reads nothing costs as much more.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -40,8 +40,12 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Streams of one direction that a peer may have open on a link: control, sessions and gossip.
 const UNI_STREAMS_MAX: u32 = 64;
 
-/// What others may send here however small this peer's own packets are to be.
+/// The packet size that others may send here, however small this peer's own packets are configured.
 const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
+
+/// What to do about an identity that expires.
+const RENEW: &str =
+    "renew it, for example with `warmhop cert renew`: a running peer loads the new one by itself";
 
 /// Reads the identity's files again when they change, and uses what it finds for the links to
 /// come. Those that exist are renewed by their age.
@@ -57,13 +61,14 @@ pub(super) async fn follow_identity(
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                expiry.look("the peer's identity", shared.identity.expires(), SystemTime::now());
+                let ends = shared.identity.expires();
+                expiry.look("the peer's identity", RENEW, ends, SystemTime::now());
                 let modified = shared.identity.modified();
                 if modified != seen {
                     match shared.identity.reload() {
                         Ok(_) => seen = modified,
                         // Perhaps its files are only half replaced: it is tried again.
-                        Err(error) => warn!(%error, "the identity's files changed, but are of no use"),
+                        Err(error) => warn!(%error, "the identity's new files cannot be used; the peer keeps the identity that it has"),
                     }
                 }
             }
@@ -77,7 +82,7 @@ pub(super) async fn follow_identity(
                         shared.endpoint.set_server_config(Some(server));
                         info!("the identity was reloaded");
                     }
-                    Err(error) => warn!(%error, "the reloaded identity is of no use"),
+                    Err(error) => warn!(%error, "the reloaded identity cannot be used; links go on with the former one"),
                 }
             }
             () = shared.closing.cancelled() => return,

@@ -1,4 +1,4 @@
-//! Whom the network layer tells what it hears: everything above it.
+//! The interface by which the network layer reports to everything above it.
 
 use std::sync::Arc;
 
@@ -9,23 +9,25 @@ use warmhop_core::view::News;
 
 use crate::links::wire::SessionFrame;
 
-/// What was heard of a peer's life.
+/// A change in what is known of a peer's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Heard {
     /// There is a link to it, or others believe that it lives.
     Alive,
-    /// Its link was lost, or without a link others have not heard of it for long. Perhaps it
-    /// is slow, perhaps dead.
+    /// Its link was lost; or there is no link, and others have not heard of it for long. It may be
+    /// slow or dead.
     Suspect,
+    /// There is no link to it, and others hear it.
+    ByOthers,
     /// It lives again as another incarnation.
     Gone,
     /// It said goodbye.
     Left,
 }
 
-/// Whom the network layer tells what it hears. All but [`NetHandler::on_hop`] are called from
-/// its own tasks, some with its table of links locked: they must be quick, never block, and may
-/// call every method of `Net`.
+/// Receives what the network layer hears. All methods but [`NetHandler::on_hop`] are called from its
+/// own tasks, some with its table of links locked: they must be quick and never block. They may call
+/// every method of `Net`.
 pub(crate) trait NetHandler: Send + Sync + 'static {
     /// A peer opened a hop. Called in a task of its own; the stream's kind byte has been read.
     fn on_hop(
@@ -36,16 +38,16 @@ pub(crate) trait NetHandler: Send + Sync + 'static {
         recv: RecvStream,
     ) -> BoxFuture<'static, ()>;
 
-    /// A frame of a session arrived. Its addressee may be another incarnation than this one:
-    /// the answer to that is the session's (`Nack Dead`).
+    /// A frame of a session arrived. It may be addressed to a former incarnation of this peer; the
+    /// session answers that itself (`Nack Dead`).
     fn on_session_frame(&self, from: Incarnation, frame: SessionFrame);
 
-    /// News arrived; `first_hand` if from the peer that it is about.
+    /// News arrived. `first_hand`: it came from the peer that it is about.
     fn on_news(&self, news: News, first_hand: bool);
 
     /// Others remember a former life of this peer, which did not leave in good order.
     fn on_former_life(&self);
 
-    /// Something was heard of a peer's life.
+    /// What is known of a peer's life changed.
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard);
 }

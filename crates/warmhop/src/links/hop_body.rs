@@ -11,7 +11,7 @@ use crate::links::wire::{
     EncodeError, FrameReader, TRAILERS_BYTES_MAX, Trailers, decode, put_frame,
 };
 
-/// No longer piece of a body has a length of its own; it is told as several.
+/// A piece of a body is at most this long; a longer one is sent as several.
 const PIECE_BYTES_MAX: usize = 0x7FFF_FFFF;
 
 const END_TAG: u32 = u32::MAX;
@@ -19,7 +19,7 @@ const END_TAG: u32 = u32::MAX;
 /// Pieces up to this size are copied behind their length; above, two chunks are cheaper.
 const COALESCE_BYTES_MAX: usize = 2048;
 
-/// Stands where a piece's length would, for a piece without bytes: the writer was told to go on.
+/// In place of a piece's length: a piece without bytes, by which the writer acknowledges the go-ahead.
 const BEGUN_TAG: [u8; 4] = [0; 4];
 
 /// Writes a hop's body. What was put before it, such as the kind byte and the head, leaves
@@ -86,12 +86,12 @@ impl HopBodyWriter {
             None => self.pending.extend_from_slice(&[0; 4]),
         }
         self.flush().await?;
-        // It fails only for a stream that is reset, which is for the reader to see.
+        // This fails only for a stream that was reset, and the reader sees that itself.
         let _ = self.send.finish();
         Ok(())
     }
 
-    /// Gives the stream up for the reason `code`; the reader sees that the body is not whole.
+    /// Resets the stream with the reason `code`. The reader sees that the body is not whole.
     pub(crate) fn abort(mut self, code: quinn::VarInt) {
         // A stream that the reader has stopped already needs no reset.
         let _ = self.send.reset(code);
@@ -167,7 +167,7 @@ enum Stage {
     Trailers { len: usize, buffer: BytesMut },
     /// Behind the end mark, reading to the end of the stream.
     Finish { trailers: Option<Trailers> },
-    /// The end or an error was given out.
+    /// The end or an error was returned.
     Done,
 }
 
@@ -190,7 +190,7 @@ impl HopBodyReader {
     }
 
     #[cfg(test)]
-    /// Whether [`HopPart::End`] or an error was given out.
+    /// Whether [`HopPart::End`] or an error was returned.
     pub(crate) fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done)
     }

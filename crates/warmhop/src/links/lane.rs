@@ -1,38 +1,116 @@
-//! The way of session frames to one peer, and why something is not sent.
+//! The queue of session frames to one peer, and the reasons why a frame is not sent.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use quinn::{Connection, SendStream, WriteError};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
-use crate::links::wire::KIND_SESSION;
+use crate::links::wire::{self, KIND_SESSION, SESSION_FRAME_BYTES_MAX, SessionFrame};
 
-/// Bytes of sessions that wait for one link.
+/// The most bytes of session frames that wait for one link.
 const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What carries the mesh itself goes before the bodies of hops, however many of those wait.
+/// How many frames are gathered at most before they are sent.
+const GATHERED_MAX: usize = 64;
+
+/// The mesh's own messages are sent before the bodies of hops, however many of those wait.
 const AHEAD_OF_HOPS: i32 = 1;
 
-/// The way of session frames to one peer, in order on one stream, opened with the first of them.
+/// Sends session frames to one peer, in order, on one stream that is opened for the first of them.
 pub(super) struct Lane {
     pub(super) out: tokio::sync::Mutex<LaneStream>,
     pub(super) queue: mpsc::Sender<Bytes>,
-    /// What was taken and not written yet.
+    /// Frames that were accepted and are not written yet.
     pub(super) bytes: AtomicUsize,
+    /// Frames that confirm reads. They are sent once all received frames have been handled, so that many
+    /// go in one piece, and of those with one question about one session only the last.
+    gathered: Mutex<Vec<SessionFrame>>,
+    has_gathered: Notify,
 }
 
 #[derive(Default)]
 pub(super) struct LaneStream {
     pub(super) send: Option<SendStream>,
-    /// The end of a frame whose beginning is written.
+    /// The rest of a frame that is partly written.
     pub(super) rest: Bytes,
 }
 
 impl Lane {
-    /// Writes the frame at once where nothing is before it and the stream has room: that saves a
-    /// task switch at each end of a round trip. Else it waits in the queue.
+    pub(super) fn new(queue: mpsc::Sender<Bytes>) -> Self {
+        Self {
+            out: Default::default(),
+            queue,
+            bytes: AtomicUsize::new(0),
+            gathered: Mutex::default(),
+            has_gathered: Notify::new(),
+        }
+    }
+
+    /// Sends a frame, at once or gathered with others of its kind. False if a gathered frame says the same,
+    /// or if this one replaces a gathered frame.
+    pub(super) fn take(&self, frame: SessionFrame) -> Result<bool, Dropped> {
+        if frame.message.may_be_gathered() {
+            return self.gather(frame);
+        }
+        let mut bytes = BytesMut::with_capacity(256);
+        wire::put_frame(&mut bytes, &frame, SESSION_FRAME_BYTES_MAX)
+            .map_err(|_| Dropped::TooLarge)?;
+        self.send(bytes.freeze()).map(|()| true)
+    }
+
+    fn gather(&self, frame: SessionFrame) -> Result<bool, Dropped> {
+        let mut gathered = self.gathered();
+        let about_it = |other: &&mut SessionFrame| other.key.sid == frame.key.sid;
+        for other in gathered.iter_mut().filter(about_it) {
+            if other.key != frame.key || other.to != frame.to {
+                continue;
+            }
+            if frame.message.asks_all_of(&other.message) {
+                *other = frame;
+                return Ok(false);
+            }
+            if other.message.asks_all_of(&frame.message) {
+                return Ok(false);
+            }
+        }
+        let is_first = gathered.is_empty();
+        gathered.push(frame);
+        let is_full = gathered.len() >= GATHERED_MAX;
+        drop(gathered);
+        if is_full {
+            self.send_gathered()?;
+        } else if is_first {
+            self.has_gathered.notify_one();
+        }
+        Ok(true)
+    }
+
+    /// Resolves once something is gathered.
+    pub(super) async fn gathers(&self) {
+        self.has_gathered.notified().await;
+    }
+
+    /// Sends all that is gathered.
+    pub(super) fn send_gathered(&self) -> Result<(), Dropped> {
+        let mut gathered = self.gathered();
+        let mut bytes = BytesMut::with_capacity(128 * gathered.len());
+        for frame in gathered.drain(..) {
+            wire::put_frame(&mut bytes, &frame, SESSION_FRAME_BYTES_MAX)
+                .map_err(|_| Dropped::TooLarge)?;
+        }
+        drop(gathered);
+        if bytes.is_empty() { Ok(()) } else { self.send(bytes.freeze()) }
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Vec<SessionFrame>> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the frame at once if no other waits and the stream has room, which saves a task switch at
+    /// each end of a round trip. Otherwise the frame waits in the queue.
     pub(super) fn send(&self, frame: Bytes) -> Result<(), Dropped> {
         let len = frame.len();
         let before = self.bytes.fetch_add(len, Ordering::AcqRel);
@@ -56,7 +134,7 @@ impl Lane {
         })
     }
 
-    /// Returns what is to be queued.
+    /// Returns what remains to be queued.
     fn write_now(&self, frame: Bytes) -> Option<Bytes> {
         let Ok(mut out) = self.out.try_lock() else { return Some(frame) };
         let LaneStream { send: Some(send), rest } = &mut *out else { return Some(frame) };
@@ -72,7 +150,7 @@ impl Lane {
                 *rest = left;
                 (!rest.is_empty()).then(Bytes::new)
             }
-            // Whoever writes what is queued finds the stream closed.
+            // The task that writes what is queued finds the stream closed.
             Some(Err(_)) | None => Some(left),
         }
     }
@@ -98,9 +176,9 @@ impl LaneStream {
     }
 }
 
-/// Lets what is written to a stream leave before what waits on the streams of hops.
+/// Gives a stream priority over the streams of hops.
 pub(super) fn go_ahead(send: &SendStream) {
-    // It fails only for a stream that has ended, which has nothing to send.
+    // This fails only for a stream that has ended, and that one has nothing to send.
     let _ = send.set_priority(AHEAD_OF_HOPS);
 }
 
@@ -125,3 +203,6 @@ impl Dropped {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

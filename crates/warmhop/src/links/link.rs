@@ -9,7 +9,7 @@
 //!                                                            └─ lost, goodbye ─────┘
 //! ```
 //!
-//! A link says nothing before the certificate at its other end has proven a peer of this
+//! A link sends nothing before the certificate at its other end has proven a peer of this
 //! cluster. Each direction then opens its control stream and says hello, the end that dialed
 //! first; its name must be the certificate's. The end that was dialed answers once it has
 //! admitted the other. One link per pair is *current*: of several to one incarnation, that which was opened
@@ -30,14 +30,14 @@ use warmhop_core::view::PeerNews;
 use crate::links::close_code;
 use crate::links::lane::Lane;
 
-/// Frames of sessions that wait for one link.
+/// The most session frames that wait for one link.
 const LANE_FRAMES_MAX: usize = 1024;
 
-/// Gossip messages that wait for one link because they do not fit in a datagram.
+/// The most gossip messages that wait for one link because they do not fit in a datagram.
 const GOSSIP_QUEUE_MAX: usize = 4;
 
-/// Hops that the other end of a new link may have under way. Each that it may have costs this end
-/// some memory, used or not, so the allowance grows as it is used.
+/// How many hops the other end of a new link may have under way. Each allowed hop costs this end some
+/// memory, used or not, so the allowance grows with use.
 pub(crate) const HOPS_AT_FIRST: u32 = 128;
 
 /// How late a timer may be in a process that runs.
@@ -46,7 +46,7 @@ const LATE_MAX: Duration = Duration::from_millis(50);
 /// A link that was admitted.
 pub(crate) struct Link {
     pub(crate) conn: Connection,
-    /// What the other end said of itself in its hello.
+    /// The other end's own description, from its hello.
     pub(crate) peer: PeerNews,
     /// Which end dialed.
     pub(crate) opened_here: bool,
@@ -57,7 +57,7 @@ pub(crate) struct Link {
     pub(super) gossip: mpsc::Sender<Bytes>,
     /// Hops under way in either direction.
     pub(super) hops: AtomicUsize,
-    /// How many hops of the other end were taken in here, from the first on.
+    /// How many hops of the other end this end has accepted, from the first on.
     pub(super) taken: AtomicU64,
     /// Those of them that were opened here.
     pub(super) hops_out: AtomicUsize,
@@ -80,7 +80,7 @@ pub(crate) struct HopLease {
 impl HopLease {
     /// For a hop that is opened here; `None` where `max` are under way.
     pub(crate) fn of_own(link: &Arc<Link>, max: u32) -> Option<Self> {
-        // Made before the count is looked at, so that it is taken back where it is too high.
+        // Made before the count is checked, so that dropping it takes the count back.
         let before = link.hops_out.fetch_add(1, Ordering::AcqRel);
         link.hops.fetch_add(1, Ordering::AcqRel);
         let lease = Self { link: link.clone(), opened_here: true };
@@ -102,10 +102,10 @@ impl HopLease {
         self.link.conn.open_bi().await
     }
 
-    /// Resolves, having given the link up, if nothing at all arrives on it within `span`. What
-    /// a hop has just sent is acknowledged within a round trip and is sent again several times
-    /// within `span`, so a peer that is this silent is dead, stopped or cut off, long before the
-    /// idle timer says so.
+    /// Closes the link and resolves if nothing at all arrives on it within `span`. What a hop has just
+    /// sent is acknowledged within a round trip, and is retransmitted several times within `span`. So a
+    /// peer that stays this silent is dead, stopped or cut off, and that is known long before the idle
+    /// timer fires.
     pub(crate) async fn fell_silent(&self, span: Duration) {
         let conn = &self.link.conn;
         let before = conn.stats().udp_rx.datagrams;
@@ -115,7 +115,7 @@ impl HopLease {
             if conn.stats().udp_rx.datagrams != before {
                 return std::future::pending().await;
             }
-            // Where this process itself stood still, what arrived meanwhile is not read yet.
+            // If this process itself was suspended, what arrived meanwhile has not been read yet.
             if began.elapsed() < span + LATE_MAX {
                 break;
             }
@@ -152,7 +152,7 @@ impl Link {
             opened_here,
             dial,
             since: Instant::now(),
-            lane: Lane { out: Default::default(), queue: lane, bytes: AtomicUsize::new(0) },
+            lane: Lane::new(lane),
             gossip,
             hops: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
@@ -168,8 +168,8 @@ impl Link {
         self.conn.close_reason().is_none() && !self.draining.load(Ordering::Acquire)
     }
 
-    /// Whether the other end has left and said that it never took in the hop of this number, counted
-    /// as QUIC counts the streams of one opener.
+    /// Whether the other end has left and said that it never accepted the hop of this number, as QUIC
+    /// numbers the streams of one opener.
     pub(crate) fn never_took(&self, number: u64) -> bool {
         let Some(ConnectionError::ApplicationClosed(close)) = self.conn.close_reason() else {
             return false;
@@ -183,8 +183,8 @@ impl Link {
         self.hops.load(Ordering::Acquire)
     }
 
-    /// Where the other end has half as many hops under way as `allowed`, lets it have twice as
-    /// many, up to `max`. Returns what it may have.
+    /// Doubles what the other end may have under way, up to `max`, once it uses half of `allowed`. Returns
+    /// the new allowance.
     pub(super) fn make_room(&self, allowed: u32, max: u32) -> u32 {
         let under_way = self.hops().saturating_sub(self.hops_out.load(Ordering::Acquire));
         if allowed >= max || under_way < allowed as usize / 2 {
@@ -195,7 +195,7 @@ impl Link {
         allowed
     }
 
-    /// Which of two links to one incarnation is kept: the greater. Both ends agree on it.
+    /// Of two links to one incarnation the greater by this is kept. Both ends agree on it.
     pub(super) fn rank(&self, me: &PeerId) -> (bool, u64) {
         let opener = if self.opened_here { me } else { &self.peer.peer };
         let smaller = me.min(&self.peer.peer);

@@ -1,4 +1,4 @@
-//! Makes a link of a connection: proof, hello, admission.
+//! Turns a connection into a link: proof of identity, hello, admission.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::links::wire::{
     self, CONTROL_FRAME_BYTES_MAX, FrameError, FrameReader, Hello, KIND_CONTROL, PROTOCOL_VERSION,
 };
 
-/// Makes a link of an established connection: proof, hello, admission. `dial` is the count of
-/// this dial where this end opened it.
+/// Turns an established connection into a link: proof of identity, hello, admission. `dial` is the
+/// number of this dial if this end opened the connection.
 pub(crate) async fn meet(
     shared: &Arc<Shared>,
     conn: Connection,
@@ -95,7 +95,7 @@ async fn hello(
     }
     let frame = control_in.frame(CONTROL_FRAME_BYTES_MAX).await.map_err(unreadable)?;
     let frame = frame.ok_or_else(|| MeetError::NoHello("the control stream is empty".into()))?;
-    // The version comes first in the hello of every version, so that it can be told apart.
+    // The version comes first in the hello of every version, so that this one can be recognized.
     let hello = match wire::decode::<Hello, CONTROL_FRAME_BYTES_MAX>(&frame) {
         Ok(hello) if hello.version == PROTOCOL_VERSION => hello,
         Ok(hello) => return Err(MeetError::Version(hello.version)),
@@ -132,7 +132,7 @@ fn admit(
         let linger = shared.tuning.hello_within;
         shared.tasks.spawn(async move {
             if let Some(answer) = greeted.answer.take() {
-                // The end that dialed has to read this one's hello before the connection goes.
+                // Keep the connection until the end that dialed has read this one's hello.
                 let _ = greeted.control_out.write_chunk(answer).await;
                 let _ = timeout(linger, conn.closed()).await;
             }
@@ -154,8 +154,8 @@ fn admit(
             surplus = current.rank(&shared.me) > link.rank(&shared.me);
             carry::start_draining(shared, if surplus { &link } else { current });
         }
-        // While the link to the other life works, that life is real: the newcomer at another
-        // address is a namesake, or has to wait until the link to its past has timed out.
+        // While the link to the other life works, that life goes on: a newcomer at another address
+        // has the same name by mistake, or must wait until the link to its former life has timed out.
         Some(current) if current.peer.mesh != peer.mesh => {
             return Err(MeetError::NameInUse(current.peer.mesh));
         }

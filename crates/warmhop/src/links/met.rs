@@ -1,4 +1,4 @@
-//! What comes of dialing an address, and of the connection that is made.
+//! The outcomes of dialing an address, and of the connection that results.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use warmhop_core::ids::PeerId;
 
 use crate::links::wire::PROTOCOL_VERSION;
 
-/// What came of a connection that was established.
+/// The outcome of an established connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Met {
     /// A link to this incarnation; perhaps a surplus one beside the current.
@@ -39,7 +39,7 @@ pub(crate) enum MeetError {
     #[error("the peer speaks protocol version {0}, this one {PROTOCOL_VERSION}")]
     Version(u16),
     /// No valid hello came.
-    #[error("no valid hello came: {0}")]
+    #[error("no valid hello arrived: {0}")]
     NoHello(String),
     /// Another live peer has the name already.
     #[error("a live peer at {0} has the name already")]
@@ -47,7 +47,7 @@ pub(crate) enum MeetError {
     /// It is among those that are refused.
     #[error("[mesh] refuse names {0} or its certificate")]
     Refused(PeerId),
-    /// No more peers are taken.
+    /// This peer knows as many others as it can.
     #[error("this peer knows as many others as it can")]
     Full,
 }
@@ -74,7 +74,7 @@ pub(crate) enum DialError {
     /// The endpoint refused to try.
     #[error("cannot dial: {0}")]
     Connect(#[from] quinn::ConnectError),
-    /// No handshake came about in time.
+    /// The handshake did not complete in time.
     #[error("no answer in time")]
     NoAnswer,
     /// The handshake or what followed it failed.

@@ -10,6 +10,7 @@ pub(crate) mod counters;
 pub(crate) mod dial;
 pub(crate) mod endpoint;
 pub(crate) mod gossip;
+pub(crate) mod gossip_loop;
 pub(crate) mod handler;
 pub(crate) mod hop_body;
 pub(crate) mod lane;

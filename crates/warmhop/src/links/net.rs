@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use warmhop_core::ids::{AppName, Incarnation, PeerId};
-use warmhop_core::view::PeerNews;
+use warmhop_core::view::{News, PeerNews};
 
 use crate::error::StartMeshError;
 use crate::identity::{Identity, RefusedPeers};
@@ -26,27 +26,27 @@ use crate::links::gossip::handle::{Gossip, GossipIn};
 use crate::links::handler::NetHandler;
 use crate::links::lane::Dropped;
 use crate::links::link::{HopLease, Link};
-use crate::links::news::{OwnNews, Told};
+use crate::links::news::{CopyNews, OwnNews};
 use crate::links::seeds::Seeds;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
 use crate::links::wire::{self, SessionFrame};
-use crate::links::{accept, close_code, dial, gossip};
+use crate::links::{accept, close_code, dial, gossip_loop};
 use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
 
 /// Frames of sessions from this peer to itself that wait.
 const LOOPBACK_FRAMES_MAX: usize = 1024;
 
-/// How long the hops that were taken in last may take to be answered, when the peer leaves.
+/// How long the hops that were accepted last may take to be answered when the peer leaves.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long closing waits for the other ends to have heard of it.
+/// How long closing waits for the other ends to acknowledge it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the network layer is made from.
 pub(crate) struct NetConfig {
-    /// Only peers of the same cluster are talked to.
+    /// Only peers of the same cluster get a link.
     pub(crate) cluster: String,
     /// This peer's name; its identity must be of the same.
     pub(crate) me: PeerId,
@@ -62,11 +62,11 @@ pub(crate) struct NetConfig {
     pub(crate) advertise: Option<SocketAddr>,
     /// `HOST:PORT` of peers to join. This peer's own address among them does no harm.
     pub(crate) seeds: Vec<String>,
-    /// Members that it has nothing to do with.
+    /// Members that it refuses.
     pub(crate) refused: RefusedPeers,
     /// Its credentials.
     pub(crate) identity: Identity,
-    /// Where it counts.
+    /// Its counters.
     pub(crate) counters: Arc<NetCounters>,
     /// What compares the peers' clocks.
     pub(crate) clock: Clock,
@@ -86,7 +86,7 @@ pub(crate) struct Net {
 pub(crate) struct OpenHop {
     /// Begins with [`wire::KIND_HOP`], which its user writes together with the head.
     pub(crate) send: SendStream,
-    /// What comes back.
+    /// The other end's direction.
     pub(crate) recv: RecvStream,
     /// The incarnation at the other end.
     pub(crate) incarnation: Incarnation,
@@ -113,7 +113,6 @@ pub(crate) enum OpenError {
 pub(crate) struct Bound {
     net: Net,
     local: SocketAddr,
-    seeds: Vec<String>,
     transport: Arc<quinn::TransportConfig>,
     changes: watch::Receiver<u64>,
     looped_back: mpsc::Receiver<SessionFrame>,
@@ -139,17 +138,18 @@ impl Bound {
         let tasks = &shared.tasks;
         tasks.spawn(accept::accept(shared.clone()));
         tasks.spawn(loop_back(shared.clone(), self.looped_back));
-        tasks.spawn(gossip::supervise(shared.clone(), self.gossip_in));
+        tasks.spawn(gossip_loop::supervise(shared.clone(), self.gossip_in));
         tasks.spawn(dial::keep_links(shared.clone(), self.to_keep));
         tasks.spawn(dial::probe_namesakes(shared.clone(), self.probes_wanted));
         tasks.spawn(follow_identity(shared.clone(), self.transport, self.changes));
         tasks.spawn(sweep(shared.clone()));
         let mut tried = Vec::new();
-        for (position, seed) in self.seeds.into_iter().enumerate() {
+        for seed in shared.seeds.to_follow() {
             let (sender, receiver) = watch::channel(false);
             tried.push(receiver);
-            tasks.spawn(dial::follow_seed(shared.clone(), position, seed, sender));
+            tasks.spawn(dial::follow_seed(shared.clone(), seed, sender));
         }
+        tasks.spawn(dial::follow_new_seeds(shared.clone()));
         tokio::spawn(end_with(shared));
 
         if let Some(addr) = net.early_clash(tried).await {
@@ -232,7 +232,6 @@ impl Net {
         Ok(Bound {
             net: Self { parts, _ends_with_the_last: ends_with_the_last },
             local,
-            seeds: config.seeds,
             transport,
             changes,
             looped_back,
@@ -283,27 +282,32 @@ impl Net {
         self.parts.advertise
     }
 
-    /// Tells every peer of an app's state here: at once over links, and by gossip. A change of
-    /// load alone is told within a tenth of a second.
-    pub(crate) fn publish_app(&self, app: &AppName, told: Told) {
-        if !self.parts.own.publish_app(app, told) {
+    /// Sends every peer an app's state here: at once over links, and by gossip. A change of
+    /// load alone is sent within a tenth of a second.
+    pub(crate) fn publish_app(&self, app: &AppName, copy: CopyNews) {
+        if !self.parts.own.publish_app(app, copy) {
             self.parts.counters.drop_counted("news", "too-many-apps");
         }
     }
 
-    /// Tells every peer that this one has the app no more.
+    /// This peer's own news of an app, if there is any.
+    pub(crate) fn own_news_of(&self, app: &AppName) -> Option<News> {
+        self.parts.own.of_app(app)
+    }
+
+    /// Sends every peer the news that this one no longer has the app.
     pub(crate) fn retract_app(&self, app: &AppName) {
         self.parts.own.retract_app(app);
     }
 
-    /// Tells every peer whether this one is about to leave.
+    /// Sends every peer the news whether this one is about to leave.
     pub(crate) fn publish_draining(&self, draining: bool) {
         self.parts.draining.store(draining, Ordering::Release);
         self.parts.own.publish_draining(draining);
     }
 
-    /// Has nothing to do any more with these members, and with those of before that are not among
-    /// them as with any other. Links to them end.
+    /// Refuses these members from now on, and no longer those that were refused before and are not among
+    /// them. Links to refused members end.
     pub(crate) fn refuse(&self, refused: RefusedPeers) {
         self.parts.refused.send_if_modified(|before| {
             let changes = *before != refused;
@@ -312,8 +316,8 @@ impl Net {
         });
     }
 
-    /// Tells every peer whether there are, or may be, more than two, and whether this one's process began
-    /// a moment ago.
+    /// Sends every peer the news whether there are, or may be, more than two peers, and whether this one's
+    /// process began a moment ago.
     pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
         self.parts.own.publish_standing(knows_more, young);
     }
@@ -343,18 +347,25 @@ impl Net {
         }
     }
 
-    /// Sends a frame of a session, this peer itself included. Best effort: it is queued in
-    /// order, and dropped and counted if there is no link or its queue is full.
+    /// Sends a session frame to a peer, which may be this one. Best effort: frames are queued in order, those
+    /// that confirm reads behind all others at hand. A frame is dropped and counted if there is no link or
+    /// its queue is full.
     pub(crate) fn send_session(&self, to: Incarnation, frame: SessionFrame) {
         let result = if to == self.parts.incarnation {
-            self.parts.loopback.try_send(frame).map_err(|_| Dropped::Full)
+            self.parts.loopback.try_send(frame).map(|()| true).map_err(|_| Dropped::Full)
         } else {
-            self.parts.links.table().send_session(to, &frame)
+            self.parts.links.table().send_session(to, frame)
         };
         match result {
-            Ok(()) => self.parts.counters.session_frame_sent(),
+            Ok(false) => {}
+            Ok(true) => self.parts.counters.session_frame_sent(),
             Err(dropped) => self.parts.counters.drop_counted("session", dropped.label()),
         }
+    }
+
+    /// From now on tries these seeds, and no others.
+    pub(crate) fn change_seeds(&self, names: &[String]) {
+        self.parts.seeds.change(names);
     }
 
     /// How many seeds were never met, and are not the address of a peer that `is_known`.
@@ -362,7 +373,7 @@ impl Net {
         self.parts.seeds.unmet(is_known)
     }
 
-    /// What became of each seed, in the order of the configuration.
+    /// The state of each seed, in the order of the configuration.
     pub(crate) fn seeds(&self) -> Vec<SeedStatus> {
         self.parts.seeds.status()
     }
@@ -386,7 +397,7 @@ impl Net {
     }
 
     #[cfg(test)]
-    /// Where it counts.
+    /// Its counters.
     pub(crate) fn counters(&self) -> &NetCounters {
         &self.parts.counters
     }
@@ -405,7 +416,7 @@ impl Net {
         }
     }
 
-    /// Answers the hops that were taken in, says goodbye to every peer and ends; they see it at once.
+    /// Answers the hops that were accepted, says goodbye to every peer, which they see at once, and ends.
     /// Idempotent.
     pub(crate) async fn close(&self) {
         let parts = &self.parts;
@@ -414,7 +425,9 @@ impl Net {
         parts.taken_in.close();
         parts.acceptors.close();
         if timeout(ANSWERED_WITHIN, parts.acceptors.wait()).await.is_err() {
-            warn!("some hops were not answered in time: those who wait for them are cut off");
+            warn!(
+                "some hops were not answered in time: the requests that wait for them are cut off"
+            );
         }
         self.vanish().await;
     }

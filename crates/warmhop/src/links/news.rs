@@ -11,7 +11,7 @@ use warmhop_core::ids::AppName;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppNews, AppState, News, PeerNews};
 
-/// More apps on one peer are not told of.
+/// More apps on one peer are not announced.
 pub(crate) const APPS_MAX: usize = 4096;
 
 /// This peer's own records, and what changed when.
@@ -35,14 +35,27 @@ struct State {
     apps: BTreeMap<AppName, Versioned<AppNews>>,
 }
 
+impl State {
+    /// What other peers learn of an app.
+    fn of(&self, app: &AppNews) -> News {
+        let PeerNews { peer, incarnation, generation, .. } = &self.peer.record;
+        News::App {
+            peer: peer.clone(),
+            incarnation: *incarnation,
+            generation: *generation,
+            news: app.clone(),
+        }
+    }
+}
+
 struct Versioned<T> {
     record: T,
     version: u64,
 }
 
-/// What is told of one app.
+/// What other peers learn of the copy of one app here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct CopyNews {
     pub(crate) state: AppState,
     pub(crate) eta_ms: Option<u32>,
     pub(crate) in_flight: u32,
@@ -69,8 +82,8 @@ impl OwnNews {
     }
 
     /// Puts an app's record in place; false if there are too many apps to tell of this one.
-    pub(crate) fn publish_app(&self, app: &AppName, told: Told) -> bool {
-        let Told { state, eta_ms, in_flight, version, digest } = told;
+    pub(crate) fn publish_app(&self, app: &AppName, copy: CopyNews) -> bool {
+        let CopyNews { state, eta_ms, in_flight, version, digest } = copy;
         let record =
             AppNews { eta_ms, in_flight, version, digest, ..AppNews::of(app.clone(), 0, state) };
         self.put(record)
@@ -137,21 +150,23 @@ impl OwnNews {
         own.peer.record.seq += 1;
         let version = self.tick(true);
         own.peer.version = version;
-        // An app's news names the generation too, so all of it is told again.
+        // An app's news names the generation too, so all of it is sent again.
         own.apps.values_mut().for_each(|app| app.version = version);
         true
+    }
+
+    /// The record of an app.
+    pub(crate) fn of_app(&self, app: &AppName) -> Option<News> {
+        let own = self.lock();
+        own.apps.get(app).map(|app| own.of(&app.record))
     }
 
     /// Every record that changed after `version`, and the version that they stand for.
     pub(crate) fn since(&self, version: u64) -> (Vec<News>, u64) {
         let own = self.lock();
         let peer = &own.peer.record;
-        let apps = own.apps.values().filter(|app| app.version > version).map(|app| News::App {
-            peer: peer.peer.clone(),
-            incarnation: peer.incarnation,
-            generation: peer.generation,
-            news: app.record.clone(),
-        });
+        let apps = own.apps.values().filter(|app| app.version > version);
+        let apps = apps.map(|app| own.of(&app.record));
         let first = (own.peer.version > version).then(|| News::Peer(peer.clone()));
         let news = first.into_iter().chain(apps).collect();
         (news, self.clock.borrow().version)
@@ -201,8 +216,8 @@ mod tests {
         AppName::new("shop").unwrap()
     }
 
-    fn copy(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> Told {
-        Told { state, eta_ms, in_flight, version: None, digest: 0 }
+    fn copy(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> CopyNews {
+        CopyNews { state, eta_ms, in_flight, version: None, digest: 0 }
     }
 
     fn apps(news: &[News]) -> Vec<(u64, AppState, u32)> {
@@ -214,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_first_is_told_all_and_then_only_what_changed() {
+    fn the_first_read_gives_all_records_and_later_ones_give_the_changes() {
         let own = own();
         own.publish_app(&shop(), copy(AppState::Starting, Some(9), 0));
         let (all, told) = own.since(0);
@@ -236,10 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn an_app_that_is_gone_is_told_of_at_once_and_may_come_back() {
+    fn an_app_that_is_removed_is_news_at_once_and_may_come_back() {
         let own = own();
         own.retract_app(&shop());
-        assert_eq!(own.since(1).0, [], "nobody was ever told of it");
+        assert_eq!(own.since(1).0, [], "no peer ever learned of it");
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         let (_, version) = own.since(0);
         own.retract_app(&shop());
@@ -287,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_generation_is_told_with_every_record() {
+    fn a_raised_generation_is_in_every_record() {
         let own = own();
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         let (_, told) = own.since(0);

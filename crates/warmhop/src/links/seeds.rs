@@ -2,27 +2,30 @@
 //! the one that refuses it.
 //!
 //! A seed that nobody answers at may only be about to start, so it has [`PATIENCE`] before the
-//! first warning; what cannot mend itself, such as a certificate of another authority, is told at
-//! once. Either is told again each [`AGAIN_AFTER`] until the seed is reached.
+//! first warning; what cannot mend itself, such as a certificate of another authority, is logged at
+//! once. Either is logged again each [`AGAIN_AFTER`] until the seed is reached.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::ConnectionError;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use crate::links::close_code;
 use crate::links::met::{DialError, MeetError};
 use crate::observe::status::SeedStatus;
 
-/// How long nobody may answer at a seed before it is told.
+/// How long a seed may stay silent before that is logged.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How often a trouble that lasts is told again.
+/// How often a trouble that lasts is logged again.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Refusals of different kinds and senders that are told apart.
+/// At most so many kinds and senders of refusals are logged one by one.
 const REFUSALS_MAX: usize = 256;
 
 /// TLS alerts (RFC 8446 section 6) as QUIC transport errors carry them (RFC 9001 section 4.8).
@@ -41,19 +44,38 @@ mod alert {
 /// What became of each seed.
 #[derive(Debug)]
 pub(crate) struct Seeds {
-    by_position: Mutex<Vec<Seed>>,
+    /// In the order of the configuration.
+    named: Mutex<Vec<Seed>>,
+    /// How many there have been: the next one's number.
+    count: AtomicUsize,
+    /// Some are new.
+    changed: Notify,
     refused: Mutex<HashMap<(IpAddr, String), Instant>>,
 }
 
 #[derive(Debug)]
 struct Seed {
+    /// Told apart by it from one of its name that there was before.
+    number: usize,
     name: String,
+    /// It has a task that tries it.
+    followed: bool,
+    /// What that ends with.
+    while_named: DropGuard,
     reached: bool,
     /// It led to another peer once, or leads to this one alone.
     met: bool,
     trouble: Option<Trouble>,
     since: Instant,
     warned: Option<Instant>,
+}
+
+/// A seed that is to be tried until it is none any more.
+#[derive(Debug)]
+pub(crate) struct ToFollow {
+    pub(crate) number: usize,
+    pub(crate) name: String,
+    pub(crate) gone: CancellationToken,
 }
 
 /// Why a seed could not be reached.
@@ -77,14 +99,20 @@ impl Trouble {
     /// What a failed dial of `addr` means.
     pub(crate) fn of_dial(addr: SocketAddr, error: &DialError) -> Self {
         match error {
-            DialError::NoAnswer => {
-                Self { why: format!("nobody answers at {addr}"), may_pass: true }
-            }
+            DialError::NoAnswer => Self { why: no_answer(addr), may_pass: true },
             DialError::Connect(error) => {
                 Self { why: format!("{addr} cannot be dialed: {error}"), may_pass: false }
             }
             DialError::Meet(error) => Self::of_meeting(addr, error),
         }
+    }
+
+    /// The same, told beside the seed's name, which need not be repeated where it is the address.
+    fn beside(mut self, name: &str) -> Self {
+        if let Some(rest) = self.why.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")) {
+            self.why = rest.to_owned();
+        }
+        self
     }
 
     /// Another live peer at `addr` has this peer's name.
@@ -95,7 +123,7 @@ impl Trouble {
     fn of_meeting(addr: SocketAddr, error: &MeetError) -> Self {
         match error {
             MeetError::Connection(ConnectionError::TimedOut | ConnectionError::Reset) => {
-                Self { why: format!("nobody answers at {addr}"), may_pass: true }
+                Self { why: no_answer(addr), may_pass: true }
             }
             MeetError::Connection(error) => {
                 Self { why: format!("{addr}: {}", why_closed(error)), may_pass: false }
@@ -108,6 +136,11 @@ impl Trouble {
     }
 }
 
+/// What may be wrong where nothing comes back.
+fn no_answer(addr: SocketAddr) -> String {
+    format!("nobody answers at {addr}: is a peer running there, and does UDP get through?")
+}
+
 /// Why a connection between two peers did not come about or ended, in words that name the remedy
 /// where there is one.
 pub(crate) fn why_closed(error: &ConnectionError) -> String {
@@ -117,7 +150,9 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
             let code = u64::from(error.code);
             match code {
                 alert::UNKNOWN_CA | alert::DECRYPT_ERROR => {
-                    "its certificate was issued by another authority than this peer's ca.pem".into()
+                    "its certificate was issued by another authority than this peer's ca.pem; issue \
+                     both from one authority with `warmhop cert peer`"
+                        .into()
                 }
                 alert::CERTIFICATE_EXPIRED => {
                     "its certificate has expired, or the clocks differ: renew it there".into()
@@ -132,7 +167,9 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
             | alert::DECRYPT_ERROR
             | alert::BAD_CERTIFICATE
             | alert::CERTIFICATE_UNKNOWN => {
-                "it refuses this peer's certificate, which another authority issued".into()
+                "it refuses this peer's certificate, which another authority issued; issue both from \
+                 one authority with `warmhop cert peer`"
+                    .into()
             }
             alert::CERTIFICATE_EXPIRED => {
                 "it refuses this peer's certificate, which has expired there: renew it, or set the \
@@ -153,6 +190,12 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
                 "it refuses this peer, which its [mesh] refuse names: its operator threw it out"
                     .into()
             }
+            close_code::NAME_IN_USE => {
+                "it refuses this peer, since another live peer has the same name: give each peer a \
+                 [peer] name of its own"
+                    .into()
+            }
+            close_code::GOODBYE => "it is shutting down".into(),
             close_code::FULL => "it refuses this peer, since it knows as many as it can".into(),
             _ => error.to_string(),
         },
@@ -164,42 +207,73 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
 impl Seeds {
     /// Nothing is known yet of these seeds.
     pub(crate) fn new(names: &[String]) -> Self {
-        let now = Instant::now();
-        let seed = |name: &String| Seed {
-            name: name.clone(),
+        let seeds = Self {
+            named: Mutex::default(),
+            count: AtomicUsize::new(0),
+            changed: Notify::new(),
+            refused: Mutex::default(),
+        };
+        seeds.change(names);
+        seeds
+    }
+
+    /// From now on these are the seeds; what became of those that stay is known still.
+    pub(crate) fn change(&self, names: &[String]) {
+        let mut seeds = self.lock();
+        let mut before = std::mem::take(&mut *seeds);
+        for name in names {
+            let kept = before.iter().position(|seed| seed.name == *name);
+            seeds.push(kept.map_or_else(|| self.begin(name), |at| before.swap_remove(at)));
+        }
+        self.changed.notify_one();
+    }
+
+    fn begin(&self, name: &str) -> Seed {
+        Seed {
+            number: self.count.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+            followed: false,
+            while_named: CancellationToken::new().drop_guard(),
             reached: false,
             met: false,
             trouble: None,
-            since: now,
+            since: Instant::now(),
             warned: None,
-        };
-        Self {
-            by_position: Mutex::new(names.iter().map(seed).collect()),
-            refused: Mutex::default(),
         }
     }
 
-    /// The seed at `position` was tried: it is reached, or what is wrong.
-    pub(crate) fn tried(&self, position: usize, trouble: Option<Trouble>) {
+    /// Those that no task tries yet. Whoever asks has one try each.
+    pub(crate) fn to_follow(&self) -> Vec<ToFollow> {
         let mut seeds = self.lock();
-        let Some(seed) = seeds.get_mut(position) else { return };
+        let new = seeds.iter_mut().filter(|seed| !seed.followed);
+        new.map(|seed| {
+            seed.followed = true;
+            let gone = seed.while_named.token().clone();
+            ToFollow { number: seed.number, name: seed.name.clone(), gone }
+        })
+        .collect()
+    }
+
+    /// Returns once there may be new ones.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The seed of this number was tried: it is reached, or what is wrong.
+    pub(crate) fn tried(&self, number: usize, trouble: Option<Trouble>) {
+        let mut seeds = self.lock();
+        let Some(seed) = seeds.iter_mut().find(|seed| seed.number == number) else { return };
         let now = Instant::now();
-        let Some(trouble) = trouble else {
+        let Some(trouble) = trouble.map(|trouble| trouble.beside(&seed.name)) else {
             if !seed.reached && seed.warned.is_some() {
                 info!(seed = seed.name, "the seed is reached");
             }
-            *seed = Seed {
-                name: std::mem::take(&mut seed.name),
-                reached: true,
-                met: seed.met,
-                trouble: None,
-                since: now,
-                warned: None,
-            };
+            (seed.reached, seed.since) = (true, now);
+            (seed.trouble, seed.warned) = (None, None);
             return;
         };
         if seed.reached || seed.trouble.as_ref().is_some_and(|before| *before != trouble) {
-            // A trouble of another kind is told at once, after its own patience.
+            // A trouble of another kind is logged as soon as its own patience ends.
             seed.warned = None;
         }
         if seed.reached {
@@ -214,16 +288,16 @@ impl Seeds {
             warn!(
                 seed = seed.name,
                 reason = trouble.why,
-                "a seed cannot be reached; it is tried again and again"
+                "a seed cannot be reached; it is tried until it answers"
             );
         }
         seed.reached = false;
         seed.trouble = Some(trouble);
     }
 
-    /// The seed at `position` led to another peer, or leads to this one alone.
-    pub(crate) fn met(&self, position: usize) {
-        if let Some(seed) = self.lock().get_mut(position) {
+    /// The seed of this number led to another peer, or leads to this one alone.
+    pub(crate) fn met(&self, number: usize) {
+        if let Some(seed) = self.lock().iter_mut().find(|seed| seed.number == number) {
             seed.met = true;
         }
     }
@@ -257,7 +331,7 @@ impl Seeds {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Seed>> {
-        self.by_position.lock().unwrap_or_else(PoisonError::into_inner)
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -285,6 +359,31 @@ mod tests {
         assert!(seeds.status()[0].reached);
     }
 
+    #[test]
+    fn a_refusal_is_told_in_words_and_its_address_once() {
+        let closed = |code: quinn::VarInt| {
+            let close = quinn::ApplicationClose { error_code: code, reason: Default::default() };
+            let error = MeetError::Connection(ConnectionError::ApplicationClosed(close));
+            Trouble::of_dial(addr(), &DialError::Meet(error)).why
+        };
+        for (code, part) in [
+            (close_code::NAME_IN_USE, "another live peer has the same name"),
+            (close_code::GOODBYE, "shutting down"),
+            (close_code::REFUSED, "[mesh] refuse"),
+            (close_code::WRONG_VERSION, "another version of the protocol"),
+        ] {
+            let told = closed(code);
+            assert!(told.starts_with("127.0.0.1:7001: it ") && told.contains(part), "{told}");
+        }
+        let seeds = Seeds::new(&["127.0.0.1:7001".into(), "a.example:7001".into()]);
+        for number in [0, 1] {
+            seeds.tried(number, Some(Trouble::lasting(closed(close_code::GOODBYE))));
+        }
+        let told = seeds.status();
+        assert_eq!(told[0].error.as_deref(), Some("it is shutting down"));
+        assert_eq!(told[1].error.as_deref(), Some("127.0.0.1:7001: it is shutting down"));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_seed_is_met_for_good_or_known_by_its_address() {
         let seeds = Seeds::new(&["a:1".into(), "127.0.0.1:7001".into()]);
@@ -296,6 +395,27 @@ mod tests {
         seeds.tried(0, Some(Trouble::of_dial(addr(), &DialError::NoAnswer)));
         seeds.tried(0, None);
         assert_eq!(seeds.unmet(|_| false), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn seeds_that_stay_are_known_still_and_one_that_comes_back_begins_anew() {
+        let named = |names: &[&str]| names.iter().map(|name| (*name).into()).collect::<Vec<_>>();
+        let seeds = Seeds::new(&named(&["a:1", "b:1"]));
+        let [a, b] = seeds.to_follow().try_into().expect("two");
+        assert_eq!((a.number, b.number, b.name.as_str()), (0, 1, "b:1"));
+        seeds.tried(1, None);
+        seeds.change(&named(&["c:1", "b:1"]));
+        seeds.changed().await;
+        let new = seeds.to_follow();
+        assert_eq!((new.len(), new[0].number, new[0].name.as_str()), (1, 2, "c:1"));
+        let told = seeds.status();
+        assert_eq!((told[0].reached, told[1].reached, told.len()), (false, true, 2));
+        assert!(a.gone.is_cancelled() && !b.gone.is_cancelled());
+        // Whoever tried it yet tells nothing of another.
+        seeds.change(&named(&["a:1"]));
+        seeds.tried(0, None);
+        assert!(!seeds.status()[0].reached);
+        assert_eq!(seeds.to_follow()[0].number, 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! The current links, by what they are asked for, and the sending over them that waits for nothing.
+//! The current links, found by peer, incarnation or address, and sending over them without waiting.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,17 +11,17 @@ use warmhop_core::ids::{Incarnation, PeerId};
 
 use crate::links::lane::Dropped;
 use crate::links::link::Link;
-use crate::links::wire::{self, KIND_GOSSIP, SESSION_FRAME_BYTES_MAX, SessionFrame};
+use crate::links::wire::{KIND_GOSSIP, SessionFrame};
 
 /// The current links, as an immutable snapshot for readers.
 pub(crate) struct Links {
     table: ArcSwap<Table>,
-    /// Held while the table changes and the handler hears of it, so that it hears in order.
+    /// Held while the table changes and the handler is called, so that it hears of changes in order.
     writing: Mutex<()>,
     changed: watch::Sender<u64>,
 }
 
-/// The current links by what they are asked for.
+/// The current links by peer, incarnation and address.
 #[derive(Clone, Default)]
 pub(crate) struct Table {
     pub(crate) by_peer: HashMap<PeerId, Arc<Link>>,
@@ -35,7 +35,7 @@ impl Links {
         Self { table: ArcSwap::default(), writing: Mutex::new(()), changed: watch::Sender::new(0) }
     }
 
-    /// The links as they are.
+    /// A snapshot of the links.
     pub(crate) fn table(&self) -> arc_swap::Guard<Arc<Table>> {
         self.table.load()
     }
@@ -89,17 +89,14 @@ impl Table {
 }
 
 impl Table {
-    /// Queues a frame of a session for the link to its incarnation.
+    /// Queues a session frame for the link to its incarnation. False if a queued frame makes it needless.
     pub(crate) fn send_session(
         &self,
         to: Incarnation,
-        frame: &SessionFrame,
-    ) -> Result<(), Dropped> {
+        frame: SessionFrame,
+    ) -> Result<bool, Dropped> {
         let link = self.by_incarnation.get(&to).ok_or(Dropped::NoLink)?;
-        let mut bytes = BytesMut::with_capacity(256);
-        wire::put_frame(&mut bytes, frame, SESSION_FRAME_BYTES_MAX)
-            .map_err(|_| Dropped::TooLarge)?;
-        link.lane.send(bytes.freeze())
+        link.lane.take(frame)
     }
 
     /// Sends gossip to the peer that is reached at `to`, without waiting.
@@ -109,7 +106,7 @@ impl Table {
         bytes.put_u8(KIND_GOSSIP);
         bytes.extend_from_slice(message);
         let bytes = bytes.freeze();
-        // The size that fits changes with the path's MTU, so it is asked for each time.
+        // The largest datagram changes with the path's MTU, so ask each time.
         if link.conn.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
             return link.conn.send_datagram(bytes).map_err(|_| Dropped::NoLink);
         }

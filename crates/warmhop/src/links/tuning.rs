@@ -28,7 +28,7 @@ pub(crate) struct NetTuning {
     /// and the most that there ever were take some 90 bytes each for as long as the link lives.
     pub(crate) hops_max: u32,
     /// The start waits this long for seeds to say that the name is taken; once one has, up to
-    /// three times as long for whoever has it. A clash that shows later is told by
+    /// three times as long for the peer that has it. A clash that shows later is reported by
     /// `Net::name_clash`.
     pub(crate) seeds_within: Duration,
     /// A peer without a link that nobody has spoken of for this long is forgotten.

@@ -29,8 +29,8 @@ use warmhop_core::ids::{Incarnation, SessionKey};
 use warmhop_core::session::message::Message;
 use warmhop_core::view::{News, PeerNews};
 
-/// Peers of another version are told so and left alone.
-pub(crate) const PROTOCOL_VERSION: u16 = 6;
+/// A peer of another version gets an error that says so, and no link.
+pub(crate) const PROTOCOL_VERSION: u16 = 7;
 
 /// The first byte of a unidirectional stream: the hello, then news for as long as the link lives.
 pub(crate) const KIND_CONTROL: u8 = 1;
@@ -282,7 +282,7 @@ pub(crate) struct FrameReader {
 }
 
 impl FrameReader {
-    /// Reads from where `recv` stands.
+    /// Reads from the current position of `recv`.
     pub(crate) fn new(recv: RecvStream) -> Self {
         Self { recv, left: Bytes::new() }
     }
@@ -370,9 +370,8 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use warmhop_core::ids::{AppName, Ballot, PeerId, Position, RequestKey, SessionId, WallTime};
     use warmhop_core::session::census::Census;
-    use warmhop_core::session::claim::Part;
     use warmhop_core::session::message::{
-        AcceptedInfo, Birth, Body, BodyRef, Config, Members, NackReason, Recent, Stored,
+        AcceptedInfo, Birth, Body, BodyRef, Config, Members, NackReason, Part, Recent, Stored,
     };
     use warmhop_core::view::{AppNews, AppState};
 
@@ -495,10 +494,17 @@ mod tests {
         golden(&trailers, "01 05 782d73756d 02 0102");
     }
 
+    fn ballot_bytes() -> String {
+        format!("03 {INC_1}")
+    }
+
+    fn cfg_bytes() -> String {
+        format!("02 fc 70110100 02 {INC_1} {INC_2} 01 01 fc 70110100 01 {INC_1}")
+    }
+
     #[test]
-    fn session_frames_have_the_bytes_they_always_had() {
-        let cfg_bytes = format!("02 fc 70110100 02 {INC_1} {INC_2} 01 01 fc 70110100 01 {INC_1}");
-        let ballot_bytes = format!("03 {INC_1}");
+    fn frames_of_votes_have_the_bytes_they_always_had() {
+        let (ballot_bytes, cfg_bytes) = (ballot_bytes(), cfg_bytes());
         let at = format!("{ballot_bytes} fb fb00");
         let max = "fd ffffffffffffffff";
         let rid = |n: u8| hex(&[n; 16]);
@@ -524,7 +530,6 @@ mod tests {
             &format!("{FRAME} 00 {ballot_bytes} {cfg_bytes} 01 00 04 05 00"),
         );
         let accepted = AcceptedInfo { p, cfg: cfg.clone(), body: Some(Arc::new(body())) };
-        let census = Census { others: vec![inc(1)], pair: true, ..Census::default() };
         golden(
             &frame(Message::Promise {
                 b: ballot,
@@ -557,6 +562,15 @@ mod tests {
             }),
             &format!("{FRAME} 05 02 {INC_1} 01 {ballot_bytes} 00 01"),
         );
+    }
+
+    #[test]
+    fn the_other_session_frames_have_the_bytes_they_always_had() {
+        let (ballot_bytes, cfg_bytes) = (ballot_bytes(), cfg_bytes());
+        let at = format!("{ballot_bytes} fb fb00");
+        let ballot = position().ballot;
+        let (p, cfg) = (position(), cfg());
+        let census = Census { others: vec![inc(1)], pair: true, ..Census::default() };
         golden(&frame(Message::Locate { census: Some(7) }), &format!("{FRAME} 06 01 07"));
         golden(
             &frame(Message::Located {

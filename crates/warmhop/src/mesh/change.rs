@@ -115,13 +115,13 @@ impl SlotMaker {
                 // An app that never starts here is none that this peer could be asked for.
                 net.retract_app(slot.name());
             } else {
-                net.publish_app(slot.name(), slot.told());
+                net.publish_app(slot.name(), slot.copy_news());
             }
         };
         self.make(spec, false, app, Box::new(publish))
     }
 
-    /// That of what executes registers. Nobody is to send requests to it: whoever owns a register
+    /// That of what executes registers. Nobody is to send requests to it: the peer that owns a register
     /// executes it.
     pub(crate) fn keeper(&self, name: AppName, node: Weak<Node>) -> Arc<Slot> {
         let (spec, app) = registers::keeper(name, node);
@@ -190,19 +190,19 @@ impl Nursery {
         slots.extend(added.iter().cloned());
         // Before the table is another one: an app may take over what was another's path.
         for Changed { spec, app, renewed } in changes.changed.drain(..) {
-            info!(app = %spec.name, renewed, "changed");
+            info!(app = %spec.name, renewed, "the app's configuration changed");
             if let Some(slot) = before.named(&spec.name) {
                 slot.change(spec, app, renewed);
             }
         }
         node.put_apps(Apps::new(slots, leaving, &node.registers));
         for slot in before.slots.iter().filter(|slot| changes.removed.contains(slot.name())) {
-            info!(app = %slot.name(), "removed");
+            info!(app = %slot.name(), "the app was removed");
             slot.retire();
             node.net.retract_app(slot.name());
         }
         for slot in &added {
-            info!(app = %slot.name(), "added");
+            info!(app = %slot.name(), "the app was added");
             slot.announce();
             self.tend(slot);
         }

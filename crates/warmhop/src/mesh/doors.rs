@@ -12,6 +12,7 @@ use crate::front::ingress::Ingress;
 use crate::front::listener::{self, Door};
 use crate::identity::FrontDoorTls;
 use crate::mesh::shutdown;
+use crate::observe::doors::FRONT;
 
 pub(crate) struct FrontDoors {
     ingress: Arc<Ingress>,
@@ -44,6 +45,9 @@ impl FrontDoors {
     pub(crate) fn add(&mut self, listener: TcpListener, tls: Option<FrontDoorTls>) {
         let permits = Arc::new(Semaphore::new(self.connections_max));
         self.permits.push(Arc::clone(&permits));
+        if let Some(tls) = &tls {
+            self.ingress.node.metrics.doors.proves_itself_by(tls.clone());
+        }
         self.listeners.spawn(self.serving(listener, tls, permits));
     }
 
@@ -66,7 +70,12 @@ impl FrontDoors {
         tls: Option<FrontDoorTls>,
         permits: Arc<Semaphore>,
     ) -> impl Future<Output = ()> + Send + use<> {
+        let counted = &self.ingress.node.metrics.doors;
+        if tls.is_some() {
+            counted.begin_tls(FRONT);
+        }
         let door = Door {
+            connections: counted.connections(FRONT),
             tls: tls.map(|tls| TlsAcceptor::from(tls.config())),
             proxy_protocol: self.proxy_protocol,
             ingress: Arc::clone(&self.ingress),

@@ -55,7 +55,7 @@ impl Leaving {
     pub(crate) async fn call_off(&self, node: &Node, net: &Net) -> bool {
         self.called_off.send_modify(|count| *count += 1);
         let mut drained = self.drained.lock().await;
-        // Whoever ends the peer waits for this lock, and drains then.
+        // A shutdown waits for this lock, and drains then.
         if self.ending.load(Ordering::Acquire) {
             return false;
         }

@@ -9,3 +9,5 @@ mod refusing;
 pub(crate) mod running;
 pub(crate) mod shutdown;
 mod start;
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, watch};
 use warmhop_core::app::{AppEvent, StopReason, WantedBy};
+use warmhop_core::config::SessionPolicy;
 use warmhop_core::ids::{AppName, PeerId, RequestId, SessionKey};
 
 use crate::app::slot::Slot;
@@ -25,6 +26,7 @@ use crate::mesh::change::{AppChanges, Nursery};
 use crate::mesh::doors::FrontDoors;
 use crate::mesh::leaving::Leaving;
 use crate::mesh::shutdown;
+use crate::observe::doors::Connected;
 use crate::observe::status::{History, RequestTrace, SessionStatus, Status};
 use crate::request::node::Node;
 use crate::request::registers::Registers;
@@ -105,6 +107,18 @@ impl Mesh {
     /// is said of refused names is listened to.
     pub fn refuse(&self, refused: RefusedPeers) {
         self.0.net.refuse(refused);
+    }
+
+    /// From now on tries these addresses of others, and no more those that it had. Peers that it knows
+    /// by now it goes on to know.
+    pub fn change_seeds(&self, seeds: &[String]) {
+        self.0.net.change_seeds(seeds);
+    }
+
+    /// From now on keeps sessions by `policy`, but for their cookie, which stays what it is. What
+    /// sessions have been promised holds: an end by being idle changes with their next use.
+    pub fn change_sessions(&self, policy: SessionPolicy) {
+        self.0.node.store.change_policy(policy);
     }
 
     /// This peer as a tower service.
@@ -238,7 +252,7 @@ impl Mesh {
         self.slot(name)?.renew().map_err(why)
     }
 
-    /// Holds copies of the app down here, whoever wants them, or lets them start again. What runs
+    /// Holds copies of the app down here against every request for one, or lets them start again. What runs
     /// ends once its requests have.
     ///
     /// # Errors
@@ -308,6 +322,13 @@ impl Mesh {
         // Writing to a string fails only where memory ends.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.0.registry);
         text
+    }
+
+    /// Counts a connection at a listener of your own in `warmhop_connections{door}`, until what it
+    /// returns is dropped.
+    #[must_use]
+    pub fn connected(&self, door: &'static str) -> Connected {
+        Connected::at(&self.0.node.metrics.doors.connections(door))
     }
 
     /// Says to all that this peer leaves, gives the sessions that it owns to other peers, and hops

@@ -13,6 +13,7 @@ use warmhop_core::ids::SessionKey;
 use warmhop_core::session::repair::{heir, may_count_on};
 use warmhop_core::view::Liveness;
 
+use crate::http::tunnels::GOODBYE_WITHIN;
 use crate::links::net::Net;
 use crate::request::node::Node;
 
@@ -21,14 +22,12 @@ const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the owners of other sessions may take to replace this peer's copies, counted anew
 /// when another peer dies meanwhile: then its sessions have to be succeeded first.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
-/// How long they may take at most, whoever dies.
+/// How long they may take at most, even if other peers die.
 const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
 /// How long giving away what came since may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_secs(1);
-/// How long a client may take to answer the close of its WebSocket.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// How long the tasks of a peer may take to end.
 const TASKS_WITHIN: Duration = Duration::from_secs(30);
 /// How often an invitation is repeated.
@@ -38,7 +37,7 @@ const INVITES_AT_ONCE: usize = 512;
 /// How many questions about members are asked at once.
 const QUESTIONS_AT_ONCE: usize = 2048;
 
-/// Tells everyone that this peer leaves, and gives its sessions away.
+/// Announces that this peer leaves, and hands its sessions over.
 pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     info!("draining");
     node.draining.store(true, Ordering::Relaxed);
@@ -50,12 +49,18 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
         Ok(count) => info!(count, "sessions handed over"),
         Err(_) => {
             let left = node.store.owned().len();
-            warn!(left, "some sessions found no heir in time; their copies stay where they are");
+            warn!(
+                left,
+                "some sessions could not be handed over in time; their copies stay with the other peers that hold them"
+            );
         }
     }
     let left = replaced(node).await;
     if left > 0 {
-        warn!(left, "some sessions still count on this peer's copy");
+        warn!(
+            left,
+            "some sessions still have this peer as a member; they lose its copy when it ends"
+        );
     }
     tokio::time::sleep(LAME_DUCK).await;
 }
@@ -65,7 +70,7 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
 pub(crate) fn stay(node: &Node, net: &Net) {
     node.drained.store(false, Ordering::Relaxed);
     if node.draining.swap(false, Ordering::Relaxed) {
-        info!("takes traffic again");
+        info!("the peer takes traffic again");
         net.publish_draining(false);
         node.changed.send_modify(|count| *count += 1);
     }
@@ -86,7 +91,7 @@ async fn replaced(node: &Node) -> usize {
         if left == 0 || Instant::now() >= end {
             return left;
         }
-        // Whoever replaced it while it was cut off could not tell it so.
+        // A peer that replaced it while it was cut off could not tell it so.
         node.ask_for_members(QUESTIONS_AT_ONCE);
         give_away(node);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
@@ -148,7 +153,12 @@ pub(crate) async fn end_streams(node: &Node, connections: &TaskTracker, grace: D
         return;
     }
     let (connections, hops) = (connections.len(), tunnels.hops.len());
-    warn!(connections, hops, tunnels = tunnels.open.len(), "some streams outlasted the grace time");
+    warn!(
+        connections,
+        hops,
+        tunnels = tunnels.open.len(),
+        "some streams did not end within the drain grace and are cut off"
+    );
     tunnels.closing.cancel();
     let _ = tokio::time::timeout(GOODBYE_WITHIN, tunnels.open.wait()).await;
     tunnels.cut.cancel();

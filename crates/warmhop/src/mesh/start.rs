@@ -11,7 +11,7 @@ use warmhop_core::view::AppState;
 
 use crate::app::AppSpec;
 use crate::care::gauges::Gauges;
-use crate::care::upkeep;
+use crate::care::{upkeep, ways};
 use crate::error::StartMeshError;
 use crate::front::ingress::Ingress;
 use crate::hop::HopRefusal;
@@ -59,7 +59,7 @@ impl Builder {
             seeds: self.seeds.clone(),
             refused: std::mem::take(&mut self.refused),
             identity: self.identity.clone(),
-            counters: NetCounters::new(&mut registry),
+            counters: NetCounters::new(&mut registry, metrics.doors.clone()),
             clock: clock.clone(),
             tuning: NetTuning::default(),
         })?;
@@ -138,6 +138,8 @@ impl Builder {
         background.spawn(Arc::clone(&node.store).wake());
         background.spawn(upkeep::run(Arc::clone(&node), !self.seeds.is_empty()));
         background.spawn(upkeep::watch_load(Arc::clone(&node)));
+        ways::offer(&node);
+        background.spawn(ways::ask(Arc::clone(&node)));
         background.spawn(upkeep::keep_history(Arc::clone(&node)));
         let mut changes = maker.changed.subscribe();
         let nursery = Nursery::new(maker, background.clone());

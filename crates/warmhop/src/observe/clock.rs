@@ -2,13 +2,22 @@
 //!
 //! Sessions end by the wall clock, and peers' wall clocks differ. So that one that is wrong neither
 //! ends a session early nor begins one that others call over, each peer goes by the *mesh's* time:
-//! the middle of its own clock and of those that others told, as far as its own is off. What
-//! another's clock says is kept against this process's monotonic clock, so that it stays right when
-//! this machine's clock is set, and it is kept when its peer is gone, so that the last one left does
-//! not follow its own clock again.
+//! the lower median of its own clock and of its peers'. Its own counts for the median where
+//! it differs by no more than the others could be measured; a lock that is taken at one peer and looked
+//! for at another is over at both at once, then, whatever their machines show. What another's clock says
+//! is kept against this process's monotonic clock, so that it stays right when this machine's clock is
+//! set, and it is kept when its peer is gone, so that the last one left does not follow its own clock
+//! again.
+//!
+//! A measurement is off by half of its round trip at most, so of a peer's last few the quickest counts
+//! (the clock filter of RFC 5905, section 10); peers' times are apart by no more than that trip.
+//!
+//! A clock that is *set* while its process runs is not followed at once: what began by the time before
+//! would end early by the time after, and where there are no others, or only one, nobody else's clock says
+//! so. The own clock goes by the process's monotonic one instead, and follows the machine's slowly.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,16 +25,30 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use warmhop_core::ids::{Now, PeerId, WallTime};
 
-/// As far from the middle a clock counts as right: what a measurement may be off by.
-const SLACK_MS: i64 = 500;
+/// The machine's clock counts as set where it moved by more at once. Less is what NTP may step it by.
+const STEP_MS: i64 = 500;
+/// Of so many measurements of a peer's clock the one with the shortest round trip counts.
+const MEASUREMENTS: usize = 8;
 /// Beyond this a clock is warned of, once, until it is within [`CLOSE_MS`] again.
 const FAR_MS: i64 = 2_000;
 const CLOSE_MS: i64 = 1_000;
+/// Clocks are read and sent in whole milliseconds.
+const ROUNDED_MS: i64 = 1;
 /// A measurement whose round trip took longer says too little.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
 /// The machine's wall clock is read anew after so long: both clocks are asked for some hundred
 /// thousand times a second, and in between one goes as the other does.
 const READ_EVERY_MS: u64 = 16;
+/// This machine's two clocks are read so close together that they count as read at once, or else
+/// again, so many times: a thread may be descheduled between the two.
+const AT_ONCE: Duration = Duration::from_micros(50);
+const READINGS_MAX: usize = 8;
+/// One that is set is followed by a millisecond in so many: a session of half an hour ends half a minute
+/// early at most.
+const FOLLOWED_BY: u64 = 60;
+/// What a clock shows before this, 1 January 2020, is no time that anybody set it to: that of a machine
+/// without a battery, until it has asked the network.
+const NEVER_SET_BEFORE_MS: i64 = 1_577_836_800_000;
 /// So many peers' clocks are remembered.
 const CLOCKS_MAX: usize = 1024;
 
@@ -40,6 +63,9 @@ pub(crate) struct Clock {
 struct Shared {
     /// What is added to the machine's wall clock: 0 but in tests.
     ahead_ms: i64,
+    /// What the machine's wall clock shows, in milliseconds, where a test sets it.
+    #[cfg(test)]
+    shown: Option<AtomicU64>,
     /// Between which epochs this peer's own counts as right. An *epoch* is what a wall clock said,
     /// or would have said, when this process's monotonic clock began.
     low: AtomicI64,
@@ -47,22 +73,39 @@ struct Shared {
     /// This peer's own epoch, and when it was read; 0 before the first time.
     own: AtomicI64,
     own_read_at: AtomicU64,
+    /// The machine's clock was set, and is not caught up with yet.
+    was_set: AtomicBool,
     others: Mutex<Others>,
 }
 
 #[derive(Debug, Default)]
 struct Others {
-    by_peer: BTreeMap<PeerId, Told>,
+    by_peer: BTreeMap<PeerId, PeerClock>,
     /// This peer's own clock was warned of.
     warned_of_own: bool,
 }
 
-/// What a peer's clock said last.
-#[derive(Debug, Clone, Copy)]
-struct Told {
-    epoch: i64,
+/// What is known of a peer's clock.
+#[derive(Debug)]
+struct PeerClock {
+    /// The last of all, the newest at the end.
+    measured: VecDeque<Measured>,
     at: Now,
     warned: bool,
+}
+
+/// A measurement of a peer's epoch, and by how many milliseconds it may be off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Measured {
+    epoch: i64,
+    off: i64,
+}
+
+impl PeerClock {
+    /// The measurement that counts: the newest of those that are the least off.
+    fn best(&self) -> Option<Measured> {
+        self.measured.iter().rev().min_by_key(|it| it.off).copied()
+    }
 }
 
 impl Clock {
@@ -77,10 +120,13 @@ impl Clock {
             start: Instant::now(),
             shared: Arc::new(Shared {
                 ahead_ms,
+                #[cfg(test)]
+                shown: None,
                 low: AtomicI64::new(i64::MIN),
                 high: AtomicI64::new(i64::MAX),
                 own: AtomicI64::new(0),
                 own_read_at: AtomicU64::new(0),
+                was_set: AtomicBool::new(false),
                 others: Mutex::default(),
             }),
         }
@@ -113,47 +159,95 @@ impl Clock {
 
     /// This peer's own epoch, as it was a moment ago.
     fn own_epoch(&self, now: Now) -> i64 {
-        let Shared { own, own_read_at, .. } = &*self.shared;
+        let Shared { own, own_read_at, was_set, .. } = &*self.shared;
         let read_at = own_read_at.load(Ordering::Acquire);
+        let before = own.load(Ordering::Relaxed);
         if (read_at..read_at.saturating_add(READ_EVERY_MS)).contains(&now.0) && read_at > 0 {
-            return own.load(Ordering::Relaxed);
+            return before;
         }
-        let wall = i64::try_from(self.own_wall().0).unwrap_or(i64::MAX);
-        let epoch = wall.saturating_sub(i64::try_from(now.0).unwrap_or(i64::MAX));
-        own.store(epoch, Ordering::Relaxed);
+        let machine = self.epoch();
+        let off = machine.saturating_sub(before);
+        let was_never_set = before < NEVER_SET_BEFORE_MS;
+        if read_at == 0 || was_never_set || off.saturating_abs() <= STEP_MS {
+            was_set.store(false, Ordering::Relaxed);
+            own.store(machine, Ordering::Relaxed);
+            own_read_at.store(now.0, Ordering::Release);
+            return machine;
+        }
+        if !was_set.swap(true, Ordering::Relaxed) {
+            warn!(
+                by_ms = off,
+                "this machine's clock was set: sessions, which end by it, follow it by a second a minute, so that none ends early; a restart of this peer follows it at once"
+            );
+        }
+        let most = now.0.saturating_sub(read_at) / FOLLOWED_BY;
+        if most == 0 {
+            return before;
+        }
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let followed = before.saturating_add(off.clamp(-most, most));
+        own.store(followed, Ordering::Relaxed);
         own_read_at.store(now.0, Ordering::Release);
-        epoch
+        followed
+    }
+
+    /// What other peers get: this peer's own clock, which others' do not change.
+    pub(crate) fn own_reading(&self) -> WallTime {
+        let now = self.now();
+        let since_start = i64::try_from(now.0).unwrap_or(i64::MAX);
+        let own = self.own_epoch(now).saturating_add(since_start);
+        WallTime(u64::try_from(own).unwrap_or_default())
     }
 
     /// What this machine's wall clock says, right or wrong.
     pub(crate) fn own_wall(&self) -> WallTime {
-        let span = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let machine = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        let machine = i64::try_from(self.machine().as_millis()).unwrap_or(i64::MAX);
         WallTime(u64::try_from(machine.saturating_add(self.shared.ahead_ms)).unwrap_or_default())
     }
 
+    /// What the machine's wall clock shows, since 1970.
+    fn machine(&self) -> Duration {
+        #[cfg(test)]
+        if let Some(shown) = &self.shared.shown {
+            return Duration::from_millis(shown.load(Ordering::Relaxed));
+        }
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    /// This peer's own epoch, as both clocks say now.
     fn epoch(&self) -> i64 {
-        let own = i64::try_from(self.own_wall().0).unwrap_or(i64::MAX);
-        own.saturating_sub(self.since_start())
+        let machine = epoch_of(|| {
+            let before = self.start.elapsed();
+            Reading { before, wall: self.machine(), after: self.start.elapsed() }
+        });
+        machine.saturating_add(self.shared.ahead_ms)
     }
 
-    fn since_start(&self) -> i64 {
-        i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX)
-    }
-
-    /// A peer was asked for its clock at `asked` and its answer came now: `told`.
-    pub(crate) fn heard(&self, peer: &PeerId, asked: Now, told: WallTime) {
+    /// A peer was asked for its clock at `asked` and its answer, `reading`, came now.
+    pub(crate) fn heard(&self, peer: &PeerId, asked: Now, reading: WallTime) {
         let now = self.now();
         let round_trip = now.0.checked_sub(asked.0).map(Duration::from_millis);
         let Some(round_trip) = round_trip.filter(|it| *it <= ROUND_TRIP_MAX) else { return };
-        // It was read half way.
-        let read_at = now.0.saturating_sub(u64::try_from(round_trip.as_millis() / 2).unwrap_or(0));
-        let epoch = i64::try_from(told.0).unwrap_or(i64::MAX).saturating_sub_unsigned(read_at);
+        // It was read half way, or at either end at worst.
+        let half = u64::try_from(round_trip.as_millis() / 2).unwrap_or(0);
+        let read_at = now.0.saturating_sub(half);
+        let epoch = i64::try_from(reading.0).unwrap_or(i64::MAX).saturating_sub_unsigned(read_at);
+        let measured = Measured { epoch, off: i64::try_from(half).unwrap_or(0) + ROUNDED_MS };
         let mut others = self.others();
-        let warned = others.by_peer.get(peer).is_some_and(|before| before.warned);
-        others.by_peer.insert(peer.clone(), Told { epoch, at: now, warned });
+        let about = others.by_peer.entry(peer.clone()).or_insert_with(|| PeerClock {
+            measured: VecDeque::with_capacity(MEASUREMENTS),
+            at: now,
+            warned: false,
+        });
+        // A clock that was set is not what was measured before.
+        about.measured.retain(|it| (it.epoch - epoch).saturating_abs() <= it.off + measured.off);
+        if about.measured.len() == MEASUREMENTS {
+            about.measured.pop_front();
+        }
+        about.measured.push_back(measured);
+        about.at = now;
         if others.by_peer.len() > CLOCKS_MAX {
-            let oldest = others.by_peer.iter().min_by_key(|(_, told)| told.at);
+            let oldest = others.by_peer.iter().min_by_key(|(_, reading)| reading.at);
             if let Some(oldest) = oldest.map(|(peer, _)| peer.clone()) {
                 others.by_peer.remove(&oldest);
             }
@@ -164,13 +258,14 @@ impl Clock {
 
     /// Works out the middle: the lower one of two, so that nothing ends early.
     fn settle(&self, others: &mut Others) {
-        let mut epochs: Vec<i64> = others.by_peer.values().map(|told| told.epoch).collect();
+        let mut epochs: Vec<Measured> =
+            others.by_peer.values().filter_map(PeerClock::best).collect();
         epochs.sort_unstable();
         // The middle of these and of the own one is the own one between these two, else the nearer.
         let at = epochs.len() / 2;
         let below = at.checked_sub(1).and_then(|at| epochs.get(at));
-        let low = below.map_or(i64::MIN, |epoch| epoch.saturating_sub(SLACK_MS));
-        let high = epochs.get(at).map_or(i64::MAX, |epoch| epoch.saturating_add(SLACK_MS));
+        let low = below.map_or(i64::MIN, |it| it.epoch.saturating_sub(it.off));
+        let high = epochs.get(at).map_or(i64::MAX, |it| it.epoch.saturating_add(it.off));
         self.shared.low.store(low, Ordering::Relaxed);
         self.shared.high.store(high, Ordering::Relaxed);
     }
@@ -182,43 +277,76 @@ impl Clock {
             others.warned_of_own = true;
             warn!(
                 ahead_ms = own,
-                "this machine's clock is far from the other peers': sessions go by the middle of all clocks; set this one right (NTP)"
+                "this machine's clock is far from the other peers': sessions go by the median of all clocks; correct this one (NTP)"
             );
         } else if own.saturating_abs() < CLOSE_MS && others.warned_of_own {
             others.warned_of_own = false;
             info!("this machine's clock agrees with the other peers' again");
         }
         let middle = self.epoch().saturating_sub(own);
-        let Some(told) = others.by_peer.get_mut(peer) else { return };
-        let off = told.epoch.saturating_sub(middle);
-        if off.saturating_abs() > FAR_MS && !told.warned {
-            told.warned = true;
+        let Some(about) = others.by_peer.get_mut(peer) else { return };
+        let Some(best) = about.best() else { return };
+        let off = best.epoch.saturating_sub(middle);
+        if off.saturating_abs() > FAR_MS && !about.warned {
+            about.warned = true;
             warn!(
                 %peer,
                 ahead_ms = off,
-                "the peer's clock is far from the others': sessions go by the middle of all clocks; set that one right (NTP)"
+                "the peer's clock is far from the others': sessions go by the median of all clocks; correct that one (NTP)"
             );
-        } else if off.saturating_abs() < CLOSE_MS && told.warned {
-            told.warned = false;
+        } else if off.saturating_abs() < CLOSE_MS && about.warned {
+            about.warned = false;
             info!(%peer, "the peer's clock agrees with the others' again");
         }
     }
 
     /// The mesh's time less this machine's clock.
     pub(crate) fn correction_ms(&self) -> i64 {
-        let own = self.epoch();
-        self.right(own).saturating_sub(own)
+        self.right(self.own_epoch(self.now())).saturating_sub(self.epoch())
     }
 
-    /// How far a peer's clock is ahead of this machine's; `None` where it has not told.
+    /// How far a peer's clock is ahead of this machine's; `None` where it has not sent one.
     pub(crate) fn ahead_of_own_ms(&self, peer: &PeerId) -> Option<i64> {
-        let told = self.others().by_peer.get(peer)?.epoch;
-        Some(told.saturating_sub(self.epoch()))
+        let best = self.others().by_peer.get(peer)?.best()?;
+        Some(best.epoch.saturating_sub(self.epoch()))
+    }
+
+    /// Whether a peer's clock was measured so often that one slow answer no longer counts.
+    pub(crate) fn knows(&self, peer: &PeerId) -> bool {
+        let others = self.others();
+        others.by_peer.get(peer).is_some_and(|about| about.measured.len() >= MEASUREMENTS / 2)
     }
 
     fn others(&self) -> MutexGuard<'_, Others> {
         self.shared.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the wall clock showed between two readings of the monotonic one.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    before: Duration,
+    wall: Duration,
+    after: Duration,
+}
+
+/// What the wall clock showed when the monotonic one began, in milliseconds, rounded down: by the
+/// first reading of both that counts as at once, or by the one whose clocks were closest together.
+fn epoch_of(read: impl FnMut() -> Reading) -> i64 {
+    let apart = |reading: &Reading| reading.after.saturating_sub(reading.before);
+    let mut closest: Option<Reading> = None;
+    for reading in std::iter::repeat_with(read).take(READINGS_MAX) {
+        if closest.is_none_or(|closest| apart(&reading) < apart(&closest)) {
+            closest = Some(reading);
+        }
+        if apart(&reading) <= AT_ONCE {
+            break;
+        }
+    }
+    let Some(Reading { before, wall, after }) = closest else { return 0 };
+    let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+    let between = before + after.saturating_sub(before) / 2;
+    micros(wall).saturating_sub(micros(between)).div_euclid(1_000)
 }
 
 /// What the machine's own clock shows, in milliseconds since 1970.
@@ -238,8 +366,8 @@ mod tests {
     fn ahead_s(clock: &Clock, others: &[i64]) -> i64 {
         for (at, ahead) in others.iter().enumerate() {
             let peer = PeerId::new(&format!("peer-{at}")).unwrap();
-            let told = Clock::ahead(*ahead).own_wall();
-            clock.heard(&peer, clock.now(), told);
+            let reading = Clock::ahead(*ahead).own_wall();
+            clock.heard(&peer, clock.now(), reading);
         }
         let machine = Clock::ahead(0).own_wall().0.cast_signed();
         (clock.wall().0.cast_signed() - machine + 500).div_euclid(1000)
@@ -268,12 +396,23 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_alone_is_the_machines_and_a_small_difference_changes_nothing() {
+    fn a_clock_alone_is_the_machines() {
         assert_eq!(ahead_s(&Clock::ahead(MINUTES_40), &[]), 2400);
-        let clock = Clock::ahead(300);
-        let _ = ahead_s(&clock, &[0, 0, 0]);
-        assert_eq!(clock.correction_ms(), 0);
-        assert!(!clock.others().warned_of_own);
+    }
+
+    #[test]
+    fn a_thread_that_is_descheduled_between_two_clocks_moves_neither() {
+        let ms = Duration::from_millis;
+        let reading = |before, wall, after| Reading { before, wall: ms(wall), after };
+        let stalled = reading(ms(5), 1_045, ms(60));
+        let whole = reading(ms(61), 1_061, ms(61) + Duration::from_micros(20));
+        let mut read = [stalled, stalled, whole, stalled].into_iter();
+        assert_eq!(epoch_of(|| read.next().unwrap()), 999, "1,000 less 10 us");
+        assert_eq!(read.len(), 1, "none is read after one that is whole");
+        let less = reading(ms(100), 1_101, ms(101));
+        let mut read =
+            std::iter::repeat_n(stalled, 4).chain([less]).chain(std::iter::repeat(stalled));
+        assert_eq!(epoch_of(|| read.next().unwrap()), 1_000, "the closest of all");
     }
 
     #[test]
@@ -292,7 +431,160 @@ mod tests {
         let own = Clock::ahead(MINUTES_40);
         let _ = ahead_s(&own, &[0, 0]);
         assert!(own.others().warned_of_own && !own.others().by_peer.values().any(|it| it.warned));
-        assert!((own.correction_ms() + MINUTES_40).abs() <= SLACK_MS);
+        assert!((own.correction_ms() + MINUTES_40).abs() <= 100);
+    }
+
+    /// Some moment of 2026.
+    const BEGAN_MS: u64 = 1_780_000_000_000;
+    const MINUTE_MS: u64 = 60 * 1_000;
+
+    /// That of a peer whose machine's clock shows `ms` and stands still, unless time [`passes`].
+    fn showing(ms: u64) -> Clock {
+        let mut clock = Clock::ahead(0);
+        Arc::get_mut(&mut clock.shared).unwrap().shown = Some(AtomicU64::new(ms));
+        clock
+    }
+
+    fn set(clock: &Clock, by_ms: i64) {
+        let shown = clock.shared.shown.as_ref().unwrap();
+        let before = shown.load(Ordering::Relaxed);
+        shown.store(before.checked_add_signed(by_ms).unwrap(), Ordering::Relaxed);
+    }
+
+    /// Time passes for both clocks of each peer's machine.
+    async fn passes(clocks: &[Clock], ms: u64) {
+        tokio::time::advance(Duration::from_millis(ms)).await;
+        clocks.iter().for_each(|clock| set(clock, ms.cast_signed()));
+    }
+
+    /// By how many milliseconds the mesh's time is off where it should have gone on by `since_ms`.
+    fn off_ms(clock: &Clock, since_ms: u64) -> u64 {
+        clock.wall().0.abs_diff(BEGAN_MS + since_ms)
+    }
+
+    /// A peer whose clock is `ahead_ms` from the mesh's is measured in a round trip of `round_trip_ms`,
+    /// all of which its answer took.
+    async fn measured(clock: &Clock, peer: &str, ahead_ms: i64, round_trip_ms: u64) {
+        let asked = clock.now();
+        let machine = BEGAN_MS + asked.0;
+        passes(std::slice::from_ref(clock), round_trip_ms).await;
+        let told = WallTime(machine.checked_add_signed(ahead_ms).unwrap());
+        clock.heard(&PeerId::new(peer).unwrap(), asked, told);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_a_little_ahead_of_the_others_ends_no_lock_early() {
+        for ahead_ms in [400, -400, 3_000, 3_600_000] {
+            let clock = showing(BEGAN_MS.checked_add_signed(ahead_ms).unwrap());
+            for peer in ["b", "c"] {
+                measured(&clock, peer, 0, 2).await;
+            }
+            let off = off_ms(&clock, clock.now().0);
+            assert!(off <= 3, "{ahead_ms} ms ahead: the mesh's time is off by {off} ms");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_measurement_that_took_long_moves_no_clock() {
+        let clock = showing(BEGAN_MS + 400);
+        for peer in ["b", "c"] {
+            measured(&clock, peer, 0, 2).await;
+        }
+        for _ in 0..MEASUREMENTS - 1 {
+            for peer in ["b", "c"] {
+                measured(&clock, peer, 0, 800).await;
+            }
+            let off = off_ms(&clock, clock.now().0);
+            assert!(off <= 3, "{off} ms off");
+        }
+        // Where all that is known took long, it is off by what it took.
+        for peer in ["b", "c"] {
+            measured(&clock, peer, 0, 800).await;
+        }
+        let off = off_ms(&clock, clock.now().0);
+        assert!(off <= 801, "{off} ms off");
+        // A right clock is not moved by it.
+        let right = showing(BEGAN_MS);
+        for peer in ["b", "c"] {
+            measured(&right, peer, 0, 800).await;
+        }
+        assert_eq!(off_ms(&right, right.now().0), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_ends_nothing_early_though_nobody_else_tells_the_time() {
+        for by_ms in [MINUTES_40, -MINUTES_40] {
+            let clock = [showing(BEGAN_MS)];
+            passes(&clock, 50).await;
+            assert_eq!(off_ms(&clock[0], 50), 0);
+            set(&clock[0], by_ms);
+            passes(&clock, MINUTE_MS).await;
+            let off = off_ms(&clock[0], 50 + MINUTE_MS);
+            assert!(off <= 1_001, "set by {by_ms} ms: {off} ms off after a minute");
+            let correction = clock[0].correction_ms() + by_ms;
+            assert!(correction.abs() <= 1_001, "it is told how far off it is: {correction}");
+            // Set right again, and nothing happened.
+            set(&clock[0], -by_ms);
+            passes(&clock, MINUTE_MS).await;
+            let off = off_ms(&clock[0], 50 + 2 * MINUTE_MS);
+            assert!(off <= 1_001, "and back: {off} ms off after two");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_for_good_is_caught_up_with_a_little_at_a_time() {
+        let clock = [showing(BEGAN_MS)];
+        passes(&clock, 50).await;
+        assert_eq!(off_ms(&clock[0], 50), 0);
+        set(&clock[0], 10_000);
+        for minute in 1..=9 {
+            passes(&clock, MINUTE_MS).await;
+            assert_eq!(off_ms(&clock[0], 50 + minute * MINUTE_MS), minute * 1_000);
+        }
+        for _ in 0..2 {
+            passes(&clock, MINUTE_MS).await;
+            let _ = clock[0].wall();
+        }
+        assert_eq!(off_ms(&clock[0], 50 + 11 * MINUTE_MS), 10_000);
+        assert_eq!(clock[0].correction_ms(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_showed_no_time_at_all_is_followed_at_once() {
+        let clock = [showing(1_000)];
+        passes(&clock, 50).await;
+        assert_eq!(clock[0].wall(), WallTime(1_050));
+        set(&clock[0], BEGAN_MS.cast_signed() - 1_000);
+        passes(&clock, MINUTE_MS).await;
+        assert_eq!(off_ms(&clock[0], 50 + MINUTE_MS), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_peer_follows_clocks_that_are_set_be_they_one_or_most_of_them() {
+        for (count, moved) in [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (4, 2)] {
+            let clocks: Vec<Clock> = (0..count).map(|_| showing(BEGAN_MS)).collect();
+            let tell = || {
+                for (at, clock) in clocks.iter().enumerate() {
+                    for other in (0..count).filter(|other| *other != at) {
+                        let peer = PeerId::new(&format!("peer-{other}")).unwrap();
+                        clock.heard(&peer, clock.now(), clocks[other].own_reading());
+                    }
+                }
+            };
+            passes(&clocks, 50).await;
+            tell();
+            let mut passed = 50;
+            for by_ms in [-MINUTES_40, 2 * MINUTES_40, -MINUTES_40] {
+                clocks.iter().take(moved).for_each(|clock| set(clock, by_ms));
+                passes(&clocks, 20_000).await;
+                passed += 20_000;
+                tell();
+                for clock in &clocks {
+                    let off = off_ms(clock, passed);
+                    assert!(off < 1_000, "{moved} of {count} set by {by_ms} ms: {off} ms off");
+                }
+            }
+        }
     }
 
     #[test]

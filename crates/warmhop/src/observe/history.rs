@@ -1,4 +1,4 @@
-//! What became of each app's requests over the last minutes, so that whoever looks only now sees what
+//! What became of each app's requests over the last minutes, so that a reader who looks only now sees what
 //! was before.
 //!
 //! It is made of the counters that a scrape reads, looked at once an interval: a request pays nothing

@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use warmhop_core::ids::{AppName, PeerId};
 
 use crate::http::refusals::{ByReason, Refusals};
+use crate::observe::doors::Doors;
 use crate::observe::durations::{Buckets, Durations};
 use crate::observe::history::Totals;
 use crate::observe::status::RequestCounts;
@@ -89,6 +90,8 @@ pub(crate) struct Metrics {
     pub(crate) cookies_rejected: Family<ByReason, Counter>,
     /// What clients were refused before it was a request.
     pub(crate) refusals: Arc<Refusals>,
+    /// What the doors have open, and handshakes that failed there.
+    pub(crate) doors: Doors,
     /// Bytes that clients make this peer hold.
     pub(crate) client_bytes: Gauge,
     /// Starts of an app's copy here.
@@ -121,7 +124,15 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
+        let metrics = Self::new(Doors::register(registry));
+        metrics.register_requests(registry);
+        metrics.register_apps(registry);
+        metrics.register_sessions(registry);
+        metrics
+    }
+
+    fn new(doors: Doors) -> Self {
+        Self {
             requests: Family::default(),
             head_seconds: Family::default(),
             decisions: Family::default(),
@@ -131,6 +142,7 @@ impl Metrics {
             hops_failed: Counter::default(),
             cookies_rejected: Family::default(),
             refusals: Arc::default(),
+            doors,
             client_bytes: Gauge::default(),
             app_starts: Family::default(),
             app_start_seconds: Family::new_with_constructor(|| {
@@ -147,99 +159,90 @@ impl Metrics {
             session_too_large: Family::default(),
             sessions_owned: Gauge::default(),
             sessions_held: Gauge::default(),
-        };
-        let r = registry;
+        }
+    }
+
+    fn register_requests(&self, r: &mut Registry) {
         r.register(
             "requests",
             "Requests by app, way taken and class of the status code",
-            metrics.requests.clone(),
+            self.requests.clone(),
         );
         r.register_with_unit(
             "request_head",
             "Time to the response's head",
             Unit::Seconds,
-            metrics.head_seconds.clone(),
+            self.head_seconds.clone(),
         );
         r.register(
             "decisions",
             "Decisions of where a request goes, by what was decided and why",
-            metrics.decisions.clone(),
+            self.decisions.clone(),
         );
-        r.register("hops_sent", "Hops sent, by the peer they went to", metrics.hops_sent.clone());
+        r.register("hops_sent", "Hops sent, by the peer they went to", self.hops_sent.clone());
         r.register(
             "hops_received",
             "Hops received, by the peer they came from",
-            metrics.hops_received.clone(),
+            self.hops_received.clone(),
         );
-        r.register(
-            "hops_refused",
-            "Hops refused by the receiving peer",
-            metrics.hops_refused.clone(),
-        );
-        r.register("hops_failed", "Hops that failed on the way", metrics.hops_failed.clone());
+        r.register("hops_refused", "Hops refused by the receiving peer", self.hops_refused.clone());
+        r.register("hops_failed", "Hops that failed on the way", self.hops_failed.clone());
         r.register(
             "cookies_rejected",
             "Affinity cookies not accepted",
-            metrics.cookies_rejected.clone(),
+            self.cookies_rejected.clone(),
         );
         r.register(
             "clients_refused",
             "Requests and connections of clients that were refused before an app was looked for",
-            metrics.refusals.counts(),
+            self.refusals.counts(),
         );
         r.register_with_unit(
             "clients_held",
             "What clients make this peer hold, of [http] memory",
             Unit::Bytes,
-            metrics.client_bytes.clone(),
+            self.client_bytes.clone(),
         );
-        r.register("app_starts", "Starts of an app's copy", metrics.app_starts.clone());
+    }
+
+    fn register_apps(&self, r: &mut Registry) {
+        r.register("app_starts", "Starts of an app's copy", self.app_starts.clone());
         r.register_with_unit(
             "app_start",
             "Time from a start's beginning until the copy was ready",
             Unit::Seconds,
-            metrics.app_start_seconds.clone(),
+            self.app_start_seconds.clone(),
         );
-        r.register("app_failures", "Failed starts and crashes", metrics.app_failures.clone());
+        r.register("app_failures", "Failed starts and crashes", self.app_failures.clone());
+    }
+
+    fn register_sessions(&self, r: &mut Registry) {
         r.register(
             "session_releases",
             "Responses released here as a session's owner",
-            metrics.releases.clone(),
+            self.releases.clone(),
         );
-        r.register("session_takeovers", "Sessions taken over", metrics.takeovers.clone());
-        r.register(
-            "session_depositions",
-            "Sessions given up to another",
-            metrics.depositions.clone(),
-        );
-        r.register(
-            "sessions_lost",
-            "Sessions whose holders are gone",
-            metrics.sessions_lost.clone(),
-        );
+        r.register("session_takeovers", "Sessions taken over", self.takeovers.clone());
+        r.register("session_depositions", "Sessions given up to another", self.depositions.clone());
+        r.register("sessions_lost", "Sessions whose holders are gone", self.sessions_lost.clone());
         r.register(
             "sessions_forked",
             "Sessions that go on without their majority",
-            metrics.sessions_forked.clone(),
+            self.sessions_forked.clone(),
         );
-        r.register(
-            "session_refusals",
-            "Session requests refused",
-            metrics.session_refusals.clone(),
-        );
+        r.register("session_refusals", "Session requests refused", self.session_refusals.clone());
         r.register(
             "session_copies_refused",
             "Copies refused to their owners for want of memory",
-            metrics.copies_refused.clone(),
+            self.copies_refused.clone(),
         );
         r.register(
             "session_too_large",
             "Carried sessions too large to be set, or for the app's server to take",
-            metrics.session_too_large.clone(),
+            self.session_too_large.clone(),
         );
-        r.register("sessions_owned", "Sessions owned here", metrics.sessions_owned.clone());
-        r.register("sessions_held", "Sessions held here", metrics.sessions_held.clone());
-        metrics
+        r.register("sessions_owned", "Sessions owned here", self.sessions_owned.clone());
+        r.register("sessions_held", "Sessions held here", self.sessions_held.clone());
     }
 
     /// Begins the series of an app and of what may go wrong with 0: the first that happens would be

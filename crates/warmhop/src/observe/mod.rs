@@ -2,6 +2,7 @@
 
 pub mod access;
 pub(crate) mod clock;
+pub(crate) mod doors;
 pub(crate) mod durations;
 pub(crate) mod failpoint;
 pub(crate) mod history;

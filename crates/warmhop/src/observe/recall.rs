@@ -330,7 +330,7 @@ impl Tracing {
         let why = why.into();
         tracing::debug!(request = %self.id, what, %why, "decided");
         self.edit(|record| {
-            // Whoever waits considers the same again at every change that is none for it.
+            // A request that waits considers the same again at every change that does not concern it.
             if record.steps.last().is_some_and(|last| last.what == what && last.why == why) {
                 return;
             }

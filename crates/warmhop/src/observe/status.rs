@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// A peer's view of itself and of the mesh.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Status {
     /// This peer.
     pub peer: PeerStatus,
@@ -25,6 +26,7 @@ pub struct Status {
 
 /// One seed, as the last attempt to reach it went.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct SeedStatus {
     /// `HOST:PORT`, as configured.
     pub seed: String,
@@ -36,6 +38,7 @@ pub struct SeedStatus {
 
 /// This peer.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct PeerStatus {
     /// Its name.
     pub name: String,
@@ -58,15 +61,18 @@ pub struct PeerStatus {
     pub mesh: String,
     /// Its zone, if one is configured.
     pub zone: Option<String>,
-    /// The time that sessions go by less this machine's clock, in milliseconds: the middle of all
-    /// peers' clocks counts, where this one is more than half a second off.
+    /// The time that sessions go by less this machine's clock, in milliseconds: they go by
+    /// the median of all peers' clocks.
     pub clock_correction_ms: i64,
     /// When its certificate ends, in seconds since the Unix epoch.
     pub identity_not_after: u64,
+    /// When the first of its front doors' certificates ends, likewise; absent where they have none.
+    pub front_door_not_after: Option<u64>,
 }
 
 /// One app on this peer.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct AppStatus {
     /// Its name.
     pub name: String,
@@ -105,6 +111,7 @@ pub struct AppStatus {
 
 /// Requests that arrived from clients at one peer since its start, by what became of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
 pub struct RequestCounts {
     /// Answered by the copy here.
     pub served: u64,
@@ -119,6 +126,7 @@ pub struct RequestCounts {
 
 /// What became of the requests that clients sent to one peer over the last minutes, app by app.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct History {
     /// Milliseconds that an interval lasts.
     pub interval_ms: u64,
@@ -133,6 +141,7 @@ pub struct History {
 
 /// One interval of an app's history.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct HistoryInterval {
     /// Milliseconds since it ended; 0 for the one under way.
     pub ended_ms_ago: u64,
@@ -149,6 +158,7 @@ pub struct HistoryInterval {
 
 /// Another peer, as this one believes it to be.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct OtherPeer {
     /// Its name.
     pub name: String,
@@ -186,6 +196,7 @@ pub struct OtherPeer {
 
 /// An app on another peer, as that peer told last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct CopyStatus {
     /// Milliseconds until a starting copy should be ready, or that a start would take there.
     pub eta_ms: Option<u64>,
@@ -199,6 +210,7 @@ pub struct CopyStatus {
 
 /// Sessions on this peer.
 #[derive(Debug, Clone, Copy, Serialize)]
+#[non_exhaustive]
 pub struct SessionCounts {
     /// Those it owns.
     pub owned: u64,
@@ -215,6 +227,7 @@ pub struct SessionCounts {
 
 /// One session, without its contents.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct SessionStatus {
     /// `APP/SID`.
     pub key: String,
@@ -232,6 +245,7 @@ pub struct SessionStatus {
 
 /// What this peer knew and decided for one request.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct RequestTrace {
     /// The request's id.
     pub id: String,
@@ -261,6 +275,7 @@ pub struct RequestTrace {
 
 /// One thing that happened to a request.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TraceStep {
     /// Microseconds since the request arrived.
     pub after_us: u64,
@@ -276,6 +291,7 @@ pub struct TraceStep {
 
 /// A peer that was considered for a request.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TraceCandidate {
     /// Its name.
     pub peer: String,

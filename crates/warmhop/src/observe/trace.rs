@@ -1,4 +1,4 @@
-//! Spans of distributed traces (W3C Trace Context), for whoever collects them.
+//! Spans of distributed traces (W3C Trace Context), for a collector.
 //!
 //! A request's trace goes through the client, its entry peer, the hop and the app: each peer
 //! continues the `traceparent` that it was sent with spans of its own, and the app gets the last
@@ -177,7 +177,7 @@ impl Spans {
         let parent = Parent::of(headers);
         let trace_id = parent.map_or_else(rand::random, |parent| parent.trace_id);
         if !sink.samples(&trace_id, parent.map(Parent::is_sampled)) {
-            // Nobody further on is to tell of it either. Whoever changes a flag names itself
+            // Nobody further on is to tell of it either. A party that changes a flag names itself
             // (section 3.3.1).
             if let Some(parent) = parent.filter(|parent| parent.is_sampled()) {
                 let flags = parent.flags & RANDOM;

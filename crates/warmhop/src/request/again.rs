@@ -36,8 +36,9 @@ impl Node {
         if !self.has_ended(placing.slot, &at).await {
             return placed;
         }
-        tracing.step("again", "the copy that failed has ended; it waits for the next");
-        let first = Placing::first(placing.slot, placing.arrived);
+        tracing.step("again", "the copy that failed has ended; the request waits for the next one");
+        let first =
+            Placing { version: placing.version, ..Placing::first(placing.slot, placing.arrived) };
         self.place(&first, waits, tracing).await
     }
 

@@ -1,6 +1,7 @@
 //! What reaches this peer from others: hops, news, sessions' messages and word of who lives.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -31,7 +32,7 @@ impl NetHandler for Node {
 
     fn on_session_frame(&self, from: Incarnation, frame: SessionFrame) {
         if let Message::Invite { cfg } = &frame.message {
-            info!(session = %frame.key, "invited to take a session over");
+            info!(session = %frame.key, "another peer asks this one to take a session over");
             let (key, cfg) = (frame.key.clone(), cfg.clone());
             if !self.is_draining() && frame.to == self.incarnation {
                 let peers = self.whom_to_ask(&key);
@@ -53,22 +54,29 @@ impl NetHandler for Node {
     }
 
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard) {
+        self.known_ids.silence(peer, self.clock.now());
         match heard {
             Heard::Alive => {
                 self.edit_view(|view, _| view.alive(peer));
             }
             Heard::Suspect => {
-                warn!(%peer, "suspected: its link or its heartbeat is silent");
+                warn!(%peer, "the peer is suspect: its link or its heartbeat is silent");
+                self.silences.fetch_add(1, Ordering::Relaxed);
                 self.edit_view(|view, now| view.suspect(peer, now));
             }
+            Heard::ByOthers => {
+                if self.view().wants_word_of(peer, self.clock.now()) {
+                    self.edit_view(|view, now| view.heard_by_others(peer, &incarnation, now));
+                }
+            }
             Heard::Gone => {
-                info!(%peer, "gone");
+                info!(%peer, "the peer is gone");
                 self.edit_view(|view, now| view.lost(peer, &incarnation, now));
                 self.store.peer_dead(incarnation);
                 self.store.peer_lost(incarnation);
             }
             Heard::Left => {
-                info!(%peer, "left");
+                info!(%peer, "the peer has left");
                 self.edit_view(|view, now| view.left(peer, &incarnation, now));
                 self.store.peer_dead(incarnation);
                 self.store.peer_lost(incarnation);

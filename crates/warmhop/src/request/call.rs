@@ -1,6 +1,7 @@
 //! One request on its way to an app, in a form that can be sent more than once where its body
 //! allows it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +12,7 @@ use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use warmhop_core::config::WakePolicy;
 use warmhop_core::ids::{AppName, RequestId};
+use warmhop_core::version::AppVersion;
 
 use crate::app::places::Waits;
 use crate::app::session::Session;
@@ -19,6 +21,7 @@ use crate::hop::field_block::FieldBlock;
 use crate::hop::{HopHead, HopKind, HopRequest};
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
+use crate::http::upload::Upload;
 use crate::request::carried;
 use crate::request::failed_at::FailedAt;
 use crate::request::lent::Home;
@@ -59,6 +62,10 @@ pub(crate) struct Call {
     pub(crate) attempt: u64,
     /// How it has waited for a copy of the app.
     pub(crate) waits: Waits,
+    /// The newest version of the app that has served its session.
+    pub(crate) version: Option<AppVersion>,
+    /// No older one is to carry it out here, but another peer.
+    pub(crate) counts_on: Option<AppVersion>,
 }
 
 impl Call {
@@ -211,8 +218,23 @@ impl Call {
         Some(request)
     }
 
+    /// How far the body of a request to an app here comes, where it comes piece by piece.
+    pub(crate) fn watch_upload(&self, request: &mut Request<Body>) -> Option<Arc<Upload>> {
+        if !matches!(self.body, CallBody::Lent(_)) {
+            return None;
+        }
+        let (body, upload) = Upload::watch(std::mem::take(request.body_mut()));
+        *request.body_mut() = body;
+        Some(upload)
+    }
+
     /// The request as another peer gets it; `None` once its stream was given away.
-    pub(crate) fn make_hop(&mut self, app: &AppName, kind: HopKind) -> Option<HopRequest> {
+    pub(crate) fn make_hop(
+        &mut self,
+        app: &AppName,
+        kind: HopKind,
+        counts_on: Option<AppVersion>,
+    ) -> Option<HopRequest> {
         let body = self.take_body()?;
         let head = HopHead {
             kind,
@@ -223,6 +245,7 @@ impl Call {
             fields: FieldBlock::of(&self.fields),
             upgrade: self.upgrade.as_ref().map(|protocol| protocol.as_bytes().to_vec()),
             asks_go: false,
+            counts_on,
         };
         Some(HopRequest { head, body })
     }

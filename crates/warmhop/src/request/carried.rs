@@ -7,6 +7,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STAN
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use warmhop_core::problem::ProblemKind;
 
 use crate::app::session::{Session, SessionError};
 use crate::app::slot::Slot;
@@ -15,7 +16,7 @@ use crate::http::fields::SESSION_FIELD;
 use crate::http::refusals::ByReason;
 use crate::request::local_error::LocalError;
 use crate::request::node::Node;
-use crate::request::problem::{FIELD_REFUSED, Problem, SET_TOO_LARGE};
+use crate::request::problem::Problem;
 
 /// Padding may be left out, and is not checked (RFC 9651 section 4.2.7).
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -46,7 +47,7 @@ pub(crate) fn take(headers: &mut HeaderMap) -> Option<Result<Carried, &'static s
     let first = values.next()?;
     let read = match values.next() {
         Some(_) => Err("there is more than one"),
-        None => read(first).ok_or("it is no byte sequence, as in :BASE64: or :BASE64:;renew"),
+        None => read(first).ok_or("it is not a byte sequence, as in :BASE64: or :BASE64:;renew"),
     };
     headers.remove(SESSION_FIELD);
     Some(read)
@@ -59,7 +60,7 @@ fn read(value: &HeaderValue) -> Option<Carried> {
     Some(Carried { state, renew: renews(parameters)? })
 }
 
-/// Whether the parameters say `renew`; `None` where they are out of form (RFC 9651 section 4.2.3.2).
+/// Whether the parameters say `renew`; `None` where they are malformed (RFC 9651 section 4.2.3.2).
 /// Of two of one name, the last one counts; others mean nothing here.
 fn renews(mut text: &str) -> Option<bool> {
     let mut renew = false;
@@ -147,17 +148,16 @@ impl Node {
         };
         let set = set.and_then(|()| if carried.renew { session.renew() } else { Ok(()) });
         let Err(SessionError::TooLarge { bytes_max, .. }) = set else { return Ok(()) };
-        tracing::warn!(app = %slot.name(), bytes, bytes_max, "the app set a larger session than is carried");
+        tracing::warn!(app = %slot.name(), bytes, bytes_max, "the app set a session larger than [session] state_bytes_max; it stays as it was");
         self.count_too_large("set");
         let detail = format!(
             "the app set a session of {bytes} bytes, but at most {bytes_max} are carried ([session] \
              state_bytes_max), and it stays as it was; {WAY_OUT}"
         );
-        let problem = Problem::new(StatusCode::BAD_GATEWAY, SET_TOO_LARGE, detail);
-        Err(LocalError::Told(Box::new(problem.proxy_error("http_response_header_size"))))
+        Err(LocalError::Problem(Box::new(Problem::new(ProblemKind::SessionTooLarge, detail))))
     }
 
-    /// What a client is told where the app's server refused a request that our field made too
+    /// The problem for the client where the app's server refused a request that our field made too
     /// large: 431 (RFC 6585 section 5), or 400 with the connection closed, as servers answer what
     /// they do not read to the end.
     pub(crate) fn field_refused(
@@ -187,8 +187,7 @@ impl Node {
              {field_bytes} bytes longer; the session stays where it is, and the client gets a new \
              one. Let the server take longer fields, or {WAY_OUT}"
         );
-        let problem = Problem::new(StatusCode::BAD_GATEWAY, FIELD_REFUSED, detail);
-        Some(problem.proxy_error("http_response_incomplete"))
+        Some(Problem::new(ProblemKind::SessionFieldRefused, detail))
     }
 
     fn count_too_large(&self, reason: &'static str) {

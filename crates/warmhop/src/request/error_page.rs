@@ -1,5 +1,5 @@
 //! The page that a browser is shown where a request cannot be served: complete in itself, in plain
-//! words, and trying again by itself where it is known when that is worth it. Whoever embeds or runs
+//! words, and trying again by itself where it is known when that is worth it. The operator who embeds or runs
 //! a peer may have a page of their own.
 
 use std::sync::{Arc, LazyLock};
@@ -18,10 +18,10 @@ const PAGE: &str = include_str!("error.html");
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ErrorPage(Option<Arc<str>>);
 
-/// What a page tells.
-pub(crate) struct Told<'a> {
+/// What a page shows.
+pub(crate) struct Shown<'a> {
     pub(crate) status: StatusCode,
-    /// What happened, for whoever may know of the mesh's inside.
+    /// What happened, for readers who may know of the mesh's inside.
     pub(crate) detail: &'a str,
     /// The request's id, for the same.
     pub(crate) id: &'a str,
@@ -37,19 +37,19 @@ impl ErrorPage {
     }
 
     /// The page's text and the fields that go with it.
-    pub(crate) fn told(&self, told: &Told<'_>) -> (String, HeaderMap) {
-        let again = told.again.map_or_else(String::new, |again| {
+    pub(crate) fn render(&self, shown: &Shown<'_>) -> (String, HeaderMap) {
+        let again = shown.again.map_or_else(String::new, |again| {
             let seconds = again.as_secs_f64().ceil().max(1.0);
             format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">\n")
         });
-        let (title, words) = in_plain_words(told.status, told.again.is_some());
-        let status = told.status.as_u16().to_string();
+        let (title, words) = in_plain_words(shown.status, shown.again.is_some());
+        let status = shown.status.as_u16().to_string();
         let values = [
             ("status", status.as_str()),
             ("title", title),
             ("words", words),
-            ("detail", &escape_html(told.detail)),
-            ("id", &escape_html(told.id)),
+            ("detail", &escape_html(shown.detail)),
+            ("id", &escape_html(shown.id)),
             ("again", &again),
         ];
         let mut headers = HeaderMap::new();
@@ -98,26 +98,29 @@ pub(crate) fn in_plain_words(status: StatusCode, again: bool) -> (&'static str, 
     match status.as_u16() {
         404 => ("There is nothing here", "Check the address, or go back to where you came from."),
         408 => ("That took too long", "The request did not arrive in time. Please send it again."),
-        409 | 422 => ("This was sent before", "Look whether it was done before you send it again."),
-        413 => ("That is too large", "What was sent is larger than is taken here."),
-        431 => ("Too much was sent along", "Deleting the cookies of this site often helps."),
+        409 | 422 => {
+            ("This was sent before", "Check whether it went through before you send it again.")
+        }
+        413 => ("That is too large", "What you sent is larger than this site accepts."),
+        431 => ("Too many cookies", "Deleting the cookies of this site often helps."),
         429 => ("Too many requests", "Please wait a moment, and try again."),
         400..500 => {
-            ("That was not understood", "The request is not one that can be answered here.")
+            ("That was not understood", "The request is not one that this site can answer.")
         }
         502 => (
             "No proper answer",
-            "What stands behind this page failed to answer. If you sent something, look whether it \
-             was done before you send it again.",
+            "The service behind this page failed to answer. If you sent something, check whether it \
+             went through before you send it again.",
         ),
         504 => (
             "No answer in time",
-            "What stands behind this page takes too long. If you sent something, look whether it \
-             was done before you send it again.",
+            "The service behind this page takes too long. If you sent something, check whether it \
+             went through before you send it again.",
         ),
-        _ if again => {
-            ("Just a moment", "This cannot be served right now. It is tried again by itself.")
-        }
+        _ if again => (
+            "Just a moment",
+            "This page cannot be shown right now. Your browser will try again by itself.",
+        ),
         _ => ("This is not available right now", "Please try again in a moment."),
     }
 }
@@ -142,13 +145,13 @@ mod tests {
 
     #[test]
     fn nothing_that_a_client_sent_is_markup_or_is_replaced_again() {
-        let told = Told {
+        let shown = Shown {
             status: StatusCode::NOT_FOUND,
             detail: "no app for <script>{id}</script>",
             id: "a\"{detail}",
             again: None,
         };
-        let (page, fields) = ErrorPage::default().told(&told);
+        let (page, fields) = ErrorPage::default().render(&shown);
         assert!(page.contains("&lt;script&gt;{id}&lt;/script&gt;"), "{page}");
         assert!(page.contains("404 a&quot;{detail}"), "{page}");
         assert!(!page.contains("refresh") && !page.contains("://"), "{page}");
@@ -162,8 +165,8 @@ mod tests {
     fn a_page_of_ones_own_is_filled_in_and_bound_to_nothing() {
         let page = ErrorPage::of("<head>{again}</head>{status} {title} {nothing} {".into());
         let again = Some(Duration::from_millis(2500));
-        let told = Told { status: StatusCode::SERVICE_UNAVAILABLE, detail: "", id: "", again };
-        let (page, fields) = page.told(&told);
+        let shown = Shown { status: StatusCode::SERVICE_UNAVAILABLE, detail: "", id: "", again };
+        let (page, fields) = page.render(&shown);
         let refresh = "<head><meta http-equiv=\"refresh\" content=\"3\">\n</head>";
         assert_eq!(page, format!("{refresh}503 Just a moment {{nothing}} {{"));
         assert!(!fields.contains_key(CONTENT_SECURITY_POLICY));

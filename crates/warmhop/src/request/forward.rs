@@ -1,19 +1,21 @@
 //! A request of a session that another peer owns: sent to that one, or served for the one that sent it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use warmhop_core::app::WantedBy;
-use warmhop_core::ids::{PeerId, SessionKey};
+use warmhop_core::ids::{AppName, Incarnation, PeerId, SessionKey};
 use warmhop_core::route::Arrived;
 use warmhop_core::session::Failure;
 use warmhop_core::session::entry::{
-    ByKey, Enter, Errand, Forwarded, Look, answer_forward, is_for_entry, is_void,
+    ByKey, End, Enter, Errand, Forwarded, Look, Named, Relayed, answer_forward, is_for_entry,
+    is_void, tries_alone, way_on,
 };
 use warmhop_core::view::AppState;
 
 use crate::app::slot::Slot;
-use crate::hop::{Forward, HopError, HopKind, HopRefusal, ReplySession};
-use crate::observe::recall::Tracing;
+use crate::hop::{Forward, HopError, HopKind, HopRefusal, Relay, ReplySession};
+use crate::observe::recall::{Tracing, Why};
 use crate::request::call::Call;
 use crate::request::node::Node;
 use crate::request::portable::{LineEnd, Portable};
@@ -75,13 +77,12 @@ impl Node {
                 })
             }
             Err(HopError::Refused(HopRefusal::Ended, ..)) => LineEnd::Failed(Failure::Ended),
-            Err(HopError::Refused(
-                HopRefusal::Problem { status, name, detail, retry_after_ms },
-                ..,
-            )) => LineEnd::Problem(from_refusal(status, &name, detail, retry_after_ms)),
+            Err(HopError::Refused(HopRefusal::Problem(sent), ..)) => {
+                LineEnd::Problem(from_refusal(sent))
+            }
             Err(error) => {
                 match self.after_failed_hop(portable.slot, call, to, error, portable.keyed) {
-                    // The owner is not reached: whoever is asked next takes over.
+                    // The owner is not reached: the peer that is asked next takes over.
                     Ok(_) => LineEnd::Elsewhere(None),
                     // Nor is it run again there, but its session may know what became of it.
                     Err(_) if portable.runs_once() => {
@@ -94,21 +95,72 @@ impl Node {
         }
     }
 
-    /// Serves a request for another peer, which does not hear its owner.
+    /// Serves a request for another peer, which does not hear its owner or too few of its members.
     async fn serve_relayed(
         &self,
         slot: &Arc<Slot>,
         call: &mut Call,
         forward: &Forward,
-        begins: bool,
+        Relay { by, begins }: Relay,
         tracing: &mut Tracing,
     ) -> Result<Served, HopRefusal> {
         call.attempt = forward.attempt;
         let portable = Portable::forwarded(slot, forward);
+        if let Some(cfg) = &forward.cfg {
+            let (sid, owner, n) = (forward.sid, forward.owner, forward.n);
+            let named = Named { sid, cfg: cfg.clone(), owner, n };
+            let errand = Errand::relayed_token(portable.asked(call), named, by);
+            return self.serve_relayed_token(&portable, call, forward, errand, tracing).await;
+        }
         let mut errand = Errand::relayed(portable.asked(call), ByKey { sid: forward.sid, begins });
         let served = Box::pin(self.run_errand(&portable, call, &mut errand, tracing)).await;
         let unsure = errand.may_have_run() || call.may_have_run;
-        served.map_err(|problem| as_refusal(&portable.told(problem, call, unsure)))
+        served.map_err(|problem| as_refusal(&portable.problem_for_client(problem, call, unsure)))
+    }
+
+    /// As [`Node::serve_relayed`], where a token names the session. Whether a new one takes the place of
+    /// one that cannot be had is for the peer to decide that the client reached.
+    async fn serve_relayed_token(
+        &self,
+        portable: &Portable<'_>,
+        call: &mut Call,
+        forward: &Forward,
+        mut errand: Errand,
+        tracing: &mut Tracing,
+    ) -> Result<Served, HopRefusal> {
+        loop {
+            let attempt = Box::pin(self.attempt(portable, call, &mut errand, tracing)).await;
+            let end = attempt.unwrap_or_else(LineEnd::Problem);
+            call.may_have_run |= errand.may_have_run();
+            let ended = match &end {
+                LineEnd::Elsewhere(other) => End::Elsewhere(*other),
+                LineEnd::Failed(failure) => End::Failed(*failure),
+                LineEnd::Served(_) | LineEnd::Problem(_) => {
+                    return self.tell_entry(portable, call, forward, end);
+                }
+            };
+            let (view, sendable) = (self.view(), call.is_sendable());
+            let mut after = errand.relayed_ended(ended, sendable, &self.here(&view));
+            if let Relayed::TryAlone(failure) = after {
+                let key = SessionKey { app: portable.slot.name().clone(), sid: forward.sid };
+                let (into, cfg) = self.tried_alone(&key);
+                let here = self.here(&view);
+                after = errand.relayed_alone(failure, into, cfg.as_ref(), sendable, &here);
+            }
+            let end = match after {
+                Relayed::Again { back_off } => {
+                    if !back_off.is_zero() {
+                        tokio::time::sleep(rand::random_range(Duration::ZERO..back_off)).await;
+                    }
+                    continue;
+                }
+                Relayed::TryAlone(failure) | Relayed::Tell(Some(failure)) => {
+                    LineEnd::Failed(failure)
+                }
+                Relayed::Tell(None) => end,
+            };
+            return self.tell_entry(portable, call, forward, end);
+        }
     }
 
     /// Serves a request that another peer forwarded because this one owns, or should own, its
@@ -122,17 +174,21 @@ impl Node {
     ) -> Result<Served, HopRefusal> {
         let key = SessionKey { app: slot.name().clone(), sid: forward.sid };
         tracing.session(&key);
-        if let Some(begins) = forward.relay {
-            return self.serve_relayed(slot, call, forward, begins, tracing).await;
-        }
-        let (me, owner) = (self.incarnation, forward.owner);
-        let token = forward.cfg.is_some();
         if let Some(cfg) = forward.cfg.as_ref().filter(|_| forward.n == 0 && !forward.keyed) {
             let look = self.store.read(&key, Look::of);
             if is_void(cfg, look.unwrap_or_default(), &self.here(&self.view())) {
                 return Err(HopRefusal::Lost { went_on: None });
             }
         }
+        if let Some(relay) = forward.relay {
+            return self.serve_relayed(slot, call, forward, relay, tracing).await;
+        }
+        if let Some(to) = self.way_on(&key, forward) {
+            call.attempt = forward.attempt;
+            return self.send_on(slot, call, &key, forward, to, tracing).await;
+        }
+        let (me, owner) = (self.incarnation, forward.owner);
+        let token = forward.cfg.is_some();
         let answer = self
             .store
             .read(&key, |machine| answer_forward(Some(machine), me, owner, token))
@@ -152,13 +208,79 @@ impl Node {
         if let Some(to) = forward.hand_over {
             self.store.with(&key, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
+        self.tell_entry(&portable, call, forward, end)
+    }
+
+    /// Who owns the session of a request that was forwarded by way of this peer, where this one hears it.
+    fn way_on(&self, key: &SessionKey, forward: &Forward) -> Option<Incarnation> {
+        let (view, owner) = (self.view(), forward.owner);
+        let here = self.here(&view);
+        let known = self.store.read(key, |machine| way_on(Some(machine), owner, &here));
+        known.unwrap_or_else(|| way_on(None, owner, &here))
+    }
+
+    /// Whether the request was forwarded by way of this peer in vain: whoever sent it keeps its body.
+    pub(crate) fn is_no_way(&self, app: &AppName, forward: &Forward) -> Option<HopRefusal> {
+        let key = SessionKey { app: app.clone(), sid: forward.sid };
+        if forward.relay.is_some() || forward.owner == self.incarnation {
+            return None;
+        }
+        let look = self.store.look(&key).unwrap_or_default();
+        if look.owns || self.way_on(&key, forward).is_some() {
+            return None;
+        }
+        let known = self.store.read(&key, |machine| (machine.claim(), machine.config().cloned()));
+        let (claim, cfg) = known.unwrap_or_default();
+        Some(HopRefusal::NotOwner { claim, cfg })
+    }
+
+    /// Sends a request to its session's owner for another peer, which does not hear that one.
+    async fn send_on(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        key: &SessionKey,
+        forward: &Forward,
+        owner: Incarnation,
+        tracing: &mut Tracing,
+    ) -> Result<Served, HopRefusal> {
+        let view = self.view();
+        let (Some(belief), Some(hops_left)) =
+            (view.by_incarnation(&owner), forward.hops_left.checked_sub(1))
+        else {
+            return Err(HopRefusal::NotOwner { claim: None, cfg: None });
+        };
+        let to = belief.news.peer.clone();
+        let portable = Portable::forwarded(slot, forward);
+        let on = Forward { owner, hops_left, hand_over: None, ..forward.clone() };
+        tracing.step("forward", Why::OwnedBy(to.clone()));
+        let end = Box::pin(self.forward(&portable, call, key, on, &to, tracing)).await;
+        self.tell_entry(&portable, call, forward, end)
+    }
+
+    /// The reply for the peer that forwarded a request, by how it ended here.
+    fn tell_entry(
+        &self,
+        portable: &Portable<'_>,
+        call: &Call,
+        forward: &Forward,
+        end: LineEnd,
+    ) -> Result<Served, HopRefusal> {
+        let key = SessionKey { app: portable.slot.name().clone(), sid: forward.sid };
+        let end = match end {
+            LineEnd::Failed(failure) if tries_alone(&failure) => {
+                let went_on = |into| Failure::WentOn { into, by: self.incarnation };
+                LineEnd::Failed(self.fork(&key).map_or(failure, went_on))
+            }
+            end => end,
+        };
         match end {
             LineEnd::Served(served) => Ok(*served),
             // Whoever forwarded it may know more.
             LineEnd::Failed(Failure::Lost { ran: false }) if !self.newborn_for().is_zero() => {
                 Err(HopRefusal::NotOwner { claim: None, cfg: None })
             }
-            // Who is told that this is not the owner goes on as if no app had seen the request.
+            // A peer that hears `NotOwner` goes on as if no app had seen the request.
             LineEnd::Elsewhere(to) if portable.runs_once() && call.may_have_run => {
                 Err(HopRefusal::Deposed { to, n: forward.n })
             }
@@ -176,10 +298,10 @@ impl Node {
             }),
             LineEnd::Failed(failure) => {
                 let problem = self.session_problem(&failure);
-                Err(as_refusal(&portable.told(problem, call, call.may_have_run)))
+                Err(as_refusal(&portable.problem_for_client(problem, call, call.may_have_run)))
             }
             LineEnd::Problem(problem) => {
-                Err(as_refusal(&portable.told(problem, call, call.may_have_run)))
+                Err(as_refusal(&portable.problem_for_client(problem, call, call.may_have_run)))
             }
             LineEnd::Elsewhere(claim) => Err(HopRefusal::NotOwner { claim, cfg: None }),
         }

@@ -1,4 +1,4 @@
-//! What a gRPC client is told where HTTP alone would leave it guessing: a call whose stream
+//! The status that a gRPC client gets where HTTP alone would leave it guessing: a call whose stream
 //! breaks ends with a status in its trailers, and a refusal is a status rather than a page.
 //!
 //! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md> has the form.
@@ -31,7 +31,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Turns a problem's response into one of trailers only, keeping the fields that say more.
 pub(crate) fn refusal(problem: &Problem, reveal: bool, response: &mut Response<Body>) {
-    let code = match problem.status {
+    let code = match problem.status() {
         StatusCode::BAD_REQUEST => "13",
         StatusCode::NOT_FOUND => "12",
         StatusCode::TOO_MANY_REQUESTS
@@ -45,13 +45,13 @@ pub(crate) fn refusal(problem: &Problem, reveal: bool, response: &mut Response<B
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(STATUS, HeaderValue::from_static(code));
-    let (_, words) = in_plain_words(problem.status, false);
+    let (_, words) = in_plain_words(problem.status(), false);
     headers.insert(MESSAGE, message(if reveal { &problem.detail } else { words }));
 }
 
-/// An app's response, in which a failure of the body is told as the call's status.
+/// An app's response, in which a failure of the body becomes the call's status.
 pub(crate) fn answer(response: Response<Body>) -> Response<Body> {
-    // Where the status stands in the head, the response is one of trailers only, and clients
+    // Where the status is in the head, the response is one of trailers only, and clients
     // read it as such only if the stream ends with the head.
     let trailers_only = response.headers().contains_key(STATUS);
     response.map(

@@ -14,8 +14,8 @@ use crate::request::node::Node;
 use crate::request::portable::Portable;
 use crate::request::problem::{Problem, outcome_unknown};
 use crate::request::serve::Served;
+use crate::sessions::events::Event;
 use crate::sessions::store::InLine;
-use crate::sessions::told::Told;
 
 impl Node {
     /// Tells the session's machine what came of running a request, once its heir is there where it
@@ -81,7 +81,9 @@ impl Node {
                 .zip(machine.token_hint())
                 .map(|(ballot, hint)| Position { ballot, n: hint.n })
         });
-        let p = newest.flatten().ok_or_else(|| failed("was asked for where nobody owns it"))?;
+        let p = newest
+            .flatten()
+            .ok_or_else(|| failed("was requested at a peer that does not own the session"))?;
         let body = Arc::new(Body { ended: None, ..body.clone() });
         let record = Record { p, cfg: Arc::new(cfg.clone()), body };
         self.store
@@ -98,8 +100,8 @@ impl Node {
         let line = self.store.enqueue(&new, submit, Enter::AsOwner);
         let mut line = line.ok_or_else(|| failed("finds no room on this peer"))?;
         // Turns are given once its first record is chosen.
-        let Told::Turn = line.next().await else {
-            return Err(failed("was not taken by a majority of the peers asked to hold it"));
+        let Event::Turn = line.next().await else {
+            return Err(failed("was not stored by a majority of the peers asked to hold it"));
         };
         let hint = self.store.read(&new, Machine::token_hint).flatten();
         let hint = hint.ok_or_else(|| failed("was given up"))?;
@@ -128,7 +130,8 @@ impl Node {
             Some(Heir { sid, cfg, owner, n }) => {
                 let kind = Kind::Portable { cfg, owner, n };
                 let expiry = self.clock.wall().after(self.store.policy().ttl);
-                served.entry = Some(Entry { app: key.app.clone(), sid, kind, expiry });
+                served.entry =
+                    Some(Entry { app: key.app.clone(), sid, kind, expiry, version: None });
             }
             None => served.cleared = true,
         }

@@ -1,15 +1,16 @@
 //! A request in line for its session at this peer: its turn, its execution here or elsewhere, and the
 //! answer once that is committed.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join;
-use http::StatusCode;
 use warmhop_core::ids::{Incarnation, PeerId, SessionKey, WallTime};
+use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::entry::{Enter, Rerun, Reruns};
 use warmhop_core::session::message::{Body, Exec, ExecDone, Stored};
-use warmhop_core::session::{Ctx, Outcome, Session as Machine, Submit, TokenHint};
+use warmhop_core::session::{Ctx, Failure, Outcome, Session as Machine, TokenHint};
 use warmhop_core::view::AppState;
 
 use crate::app::session::{Session, Turn};
@@ -20,180 +21,283 @@ use crate::observe::recall::Tracing;
 use crate::request::call::{Call, CallBody};
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
-use crate::request::portable::{LineEnd, Portable};
+use crate::request::portable::{LineEnd, Portable, Run};
 use crate::request::problem::{
-    Problem, describe, from_refusal, gave_up, outcome_unknown, too_many_sessions,
+    Problem, from_refusal, gave_up, in_words, outcome_unknown, too_many_sessions,
 };
 use crate::request::registers::bounds::STATE_BYTES_MAX;
 use crate::request::serve::{RanHere, Served, ServedBy, Upgrade};
+use crate::sessions::events::Event;
 use crate::sessions::store::{Begun, InLine, NoRoom};
-use crate::sessions::told::Told;
+
+/// A request in line, and how far it has come.
+struct Standing {
+    line: InLine,
+    /// Where it runs, if that was chosen before its turn.
+    place: Option<Place>,
+    /// Its outcome is unknown: it does not run (again).
+    is_unknown: bool,
+    reruns: Reruns,
+    /// The peers that were asked and did not serve it.
+    tried: Vec<PeerId>,
+    /// What the client gets where no other copy can be asked.
+    failed: Option<Problem>,
+    /// The answer that leaves once its change is committed.
+    held: Option<Served>,
+}
+
+impl Standing {
+    fn new(line: InLine, run: Run) -> Self {
+        let is_unknown = matches!(run, Run::OutcomeUnknown);
+        let place = match run {
+            Run::At(place) => Some(place),
+            Run::WherePlaced | Run::OutcomeUnknown => None,
+        };
+        let reruns = Reruns::default();
+        Self { line, place, is_unknown, reruns, tried: Vec::new(), failed: None, held: None }
+    }
+
+    fn placing<'a>(&'a self, portable: &Portable<'a>, call: &Call) -> Placing<'a> {
+        Placing {
+            tried: &self.tried,
+            failed: self.failed.as_ref(),
+            shun_here: call.failed_here(portable.slot),
+            ..portable.placing()
+        }
+    }
+
+    /// Has its run at `executor` begin. Returns the order at once where that is this peer, `me`; the
+    /// line brings it otherwise.
+    fn begin(&mut self, executor: Incarnation, me: Incarnation) -> Option<Order> {
+        if executor != me {
+            self.line.begin(executor);
+            return None;
+        }
+        match self.line.begin_here(executor) {
+            Begun::Runs(exec, base) => Some(Order { executor, exec, base: Some(base) }),
+            Begun::Refused => {
+                self.reruns.came_to_nothing();
+                None
+            }
+            Begun::No => None,
+        }
+    }
+
+    /// Notes how an execution ended. The error is what the client gets.
+    fn ran(
+        &mut self,
+        ran: Result<Option<Served>, Problem>,
+        portable: &Portable<'_>,
+        call: &mut Call,
+    ) -> Result<(), Problem> {
+        match ran {
+            Ok(Some(served)) => {
+                call.may_have_run |= portable.runs_once();
+                self.held = Some(served);
+            }
+            Ok(None) => self.reruns.came_to_nothing(),
+            Err(problem) if portable.runs_once() => {
+                call.may_have_run = true;
+                self.is_unknown = true;
+                self.failed = Some(problem);
+                self.reruns.came_to_nothing();
+            }
+            Err(problem) => return Err(problem),
+        }
+        Ok(())
+    }
+}
+
+/// An order to run a request.
+struct Order {
+    executor: Incarnation,
+    exec: Exec,
+    /// What it runs on, where this peer has begun it already.
+    base: Option<Arc<Body>>,
+}
 
 impl Node {
-    /// Waits for the request's turn, has it run, and waits until that is committed. With `unknown`
-    /// it is not run: what is committed is that nobody knows its outcome.
+    /// Waits for the request's turn, has it run as `run` says, and waits until that is committed.
+    ///
+    /// The executions are awaited in here: one more future around them would move all of theirs.
     pub(crate) async fn stand_in_line(
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
         key: &SessionKey,
         enter: Enter,
-        (mut place, mut unknown): (Option<Place>, bool),
+        run: Run,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        let safe = fields::is_safe(&call.method) && !portable.keyed;
-        let submit = |ticket| Submit {
-            ticket,
-            rid: portable.rid,
-            fingerprint: portable.fingerprint,
-            keyed: portable.keyed,
-            seen: portable.seen,
-            safe,
-        };
-        let line = self.store.enqueue(key, submit, enter);
-        let Some(mut line) = line else { return LineEnd::Problem(too_many_sessions()) };
-        let mut reruns = Reruns::default();
-        let mut tried: Vec<PeerId> = Vec::new();
-        let mut failed: Option<Problem> = None;
-        let mut held: Option<Served> = None;
+        let line = self.store.enqueue(key, portable.submit(call), enter);
+        let Some(line) = line else { return LineEnd::Problem(too_many_sessions()) };
+        let mut standing = Standing::new(line, run);
         loop {
-            let (executor, exec, base) = match line.next().await {
-                Told::Turn if unknown => {
-                    line.begin(self.incarnation);
+            let order = match standing.line.next().await {
+                Event::Turn if standing.is_unknown => {
+                    standing.line.begin(self.incarnation);
                     continue;
                 }
-                Told::Execute { exec, .. } if unknown => {
-                    tracing
-                        .step("unknown", "whether it was applied is unknown: it is not run again");
-                    let done = self.write_down(key, &exec, Stored::Unknown);
-                    if done.is_none() {
-                        reruns.came_to_nothing();
-                    }
-                    held = Some(self.unknown_for_good(failed.take(), call.id.as_str()));
-                    line.executed(done.map_or(Outcome::Failed, Outcome::from));
+                Event::Execute { exec, .. } if standing.is_unknown => {
+                    self.commit_unknown(&mut standing, call, &exec, tracing);
                     continue;
                 }
                 // Every peer that offers registers executes what it owns.
-                Told::Turn if portable.slot.keeps_registers => {
-                    let CallBody::Whole(operation) = &call.body else {
-                        let gone = LocalError::BodyGone;
-                        return LineEnd::Problem(app_failed(self.me.as_str(), &gone));
-                    };
-                    match self.operate(&mut line, operation) {
-                        Ok(Some(response)) => {
-                            tracing.served_by(&self.me);
-                            held = Some(Served::here(self, response));
-                        }
-                        Ok(None) => reruns.came_to_nothing(),
-                        Err(error) => {
-                            return LineEnd::Problem(app_failed(self.me.as_str(), &error));
-                        }
+                Event::Turn if portable.slot.keeps_registers => {
+                    if let Err(error) = self.operate_in_line(&mut standing, call, tracing) {
+                        return LineEnd::Problem(app_failed(self.me.as_str(), &error));
                     }
                     continue;
                 }
-                Told::Turn => {
-                    let placing = Placing {
-                        slot: portable.slot,
-                        arrived: portable.arrived,
-                        pin: None,
-                        tried: &tried,
-                        failed: failed.as_ref(),
-                        shun_here: call.failed_here(portable.slot),
-                    };
-                    let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
-                    let chosen = match place.take() {
+                Event::Turn => {
+                    let place = match standing.place.take() {
                         Some(place) => place,
-                        // Every peer that offers registers executes what it owns.
-                        None if portable.slot.keeps_registers => Place::Here,
-                        None => match self.place_anew(&placing, waits, failed_at, tracing).await {
-                            Ok(place) => place,
-                            Err(problem) => return LineEnd::Problem(problem),
-                        },
-                    };
-                    let executor = match &chosen {
-                        Place::Here => Some(self.incarnation),
-                        Place::There(peer) => {
-                            self.view().peer(peer).map(|belief| belief.news.incarnation)
-                        }
-                    };
-                    match executor {
-                        Some(executor) if executor == self.incarnation => {
-                            match line.begin_here(executor) {
-                                Begun::Runs(exec, base) => (executor, exec, Some(base)),
-                                Begun::Refused => {
-                                    reruns.came_to_nothing();
-                                    continue;
-                                }
-                                Begun::No => continue,
+                        None => {
+                            let placing = standing.placing(portable, call);
+                            let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
+                            match self.place_anew(&placing, waits, failed_at, tracing).await {
+                                Ok(place) => place,
+                                Err(problem) => return LineEnd::Problem(problem),
                             }
                         }
-                        Some(executor) => {
-                            line.begin(executor);
-                            continue;
-                        }
-                        // It vanished between two lines: choose anew.
-                        None => return LineEnd::Elsewhere(None),
+                    };
+                    // A peer that vanished between two lines runs nothing: choose anew.
+                    let Some(executor) = self.incarnation_at(&place) else {
+                        return LineEnd::Elsewhere(None);
+                    };
+                    match standing.begin(executor, self.incarnation) {
+                        Some(order) => order,
+                        None => continue,
                     }
                 }
-                Told::Again => {
-                    held = None;
+                Event::Again => {
+                    standing.held = None;
                     continue;
                 }
-                Told::Execute { executor, exec } => (executor, exec, None),
-                Told::Release { hint } => {
-                    let Some(mut served) = held.take() else { continue };
-                    let entry = self.portable_entry(key, &hint_of(key, hint));
-                    self.name_session(portable, key, entry, &mut served);
-                    return LineEnd::Served(Box::new(served));
-                }
-                Told::Replay { stored, hint } => {
-                    tracing.step("replay", "this request was applied before");
-                    return match replayed(self, &stored) {
-                        Ok(mut served) => {
-                            let entry = self.portable_entry(key, &hint_of(key, hint));
-                            self.name_session(portable, key, entry, &mut served);
-                            LineEnd::Served(Box::new(served))
-                        }
-                        Err(problem) => LineEnd::Problem(problem),
-                    };
-                }
-                Told::Fail(failure) => match reruns.failed(&failure, call.is_sendable()) {
-                    Rerun::Again => match self.store.enqueue(key, submit, Enter::AsOwner) {
-                        Some(anew) => {
-                            line = anew;
-                            continue;
-                        }
-                        None => return LineEnd::Problem(too_many_sessions()),
-                    },
-                    Rerun::GiveUp => return LineEnd::Problem(gave_up()),
-                    Rerun::No => {
-                        tracing.step("session", describe(&failure).2);
-                        return LineEnd::Failed(failure);
-                    }
+                Event::Execute { executor, exec } => Order { executor, exec, base: None },
+                Event::Release { hint } => match standing.held.take() {
+                    Some(served) => return self.released(portable, key, hint, served),
+                    None => continue,
                 },
-                Told::Redirect(to) => return LineEnd::Elsewhere(to),
+                Event::Replay { stored, hint } => {
+                    return self.replay(portable, key, hint, &stored, tracing);
+                }
+                Event::Fail(failure) => {
+                    match self.after_failure(&mut standing, portable, call, failure, tracing) {
+                        ControlFlow::Continue(()) => continue,
+                        ControlFlow::Break(end) => return end,
+                    }
+                }
+                Event::Redirect(to) => return LineEnd::Elsewhere(to),
             };
-            let ran = if executor == self.incarnation {
-                let failed = &mut failed;
-                self.execute_for_line(portable, call, &mut line, (exec, base), failed, tracing)
-                    .await
+            let ran = if order.executor == self.incarnation {
+                self.execute_for_line(portable, call, &mut standing, order, tracing).await
             } else {
-                let told = &mut (&mut tried, &mut failed);
-                self.execute_there(portable, call, &mut line, executor, exec, told, tracing).await
+                self.execute_there(portable, call, &mut standing, order, tracing).await
             };
-            match ran {
-                Ok(Some(served)) => {
-                    call.may_have_run |= portable.runs_once();
-                    held = Some(served);
+            if let Err(problem) = standing.ran(ran, portable, call) {
+                return LineEnd::Problem(problem);
+            }
+        }
+    }
+
+    /// Commits that nobody knows the request's outcome, and holds the answer that says so.
+    fn commit_unknown(
+        &self,
+        standing: &mut Standing,
+        call: &Call,
+        exec: &Exec,
+        tracing: &mut Tracing,
+    ) {
+        tracing.step("unknown", "whether it was applied is unknown: it is not run again");
+        let done = self.write_down(&standing.line.key, exec, Stored::Unknown);
+        if done.is_none() {
+            standing.reruns.came_to_nothing();
+        }
+        standing.held = Some(self.unknown_for_good(standing.failed.take(), call.id.as_str()));
+        standing.line.executed(done.map_or(Outcome::Failed, Outcome::from));
+    }
+
+    /// Carries out an operation on a register, whose owner this peer is.
+    fn operate_in_line(
+        &self,
+        standing: &mut Standing,
+        call: &Call,
+        tracing: &mut Tracing,
+    ) -> Result<(), LocalError> {
+        let CallBody::Whole(operation) = &call.body else { return Err(LocalError::BodyGone) };
+        match self.operate(&mut standing.line, operation)? {
+            Some(response) => {
+                tracing.served_by(&self.me);
+                standing.held = Some(Served::here(self, response));
+            }
+            None => standing.reruns.came_to_nothing(),
+        }
+        Ok(())
+    }
+
+    /// The life of the peer at `place`; `None` where it is gone.
+    fn incarnation_at(&self, place: &Place) -> Option<Incarnation> {
+        match place {
+            Place::Here => Some(self.incarnation),
+            Place::There(peer) => self.view().peer(peer).map(|belief| belief.news.incarnation),
+        }
+    }
+
+    /// The end of a request whose change is committed: its answer, which names the session.
+    fn released(
+        &self,
+        portable: &Portable<'_>,
+        key: &SessionKey,
+        hint: TokenHint,
+        mut served: Served,
+    ) -> LineEnd {
+        let hint = Hint { sid: key.sid, cfg: hint.cfg, owner: hint.owner, n: hint.n };
+        let entry = self.portable_entry(key, &hint);
+        self.name_session(portable, key, entry, &mut served);
+        LineEnd::Served(Box::new(served))
+    }
+
+    /// The end of a request that was applied before: its answer of then, if that was kept.
+    fn replay(
+        &self,
+        portable: &Portable<'_>,
+        key: &SessionKey,
+        hint: TokenHint,
+        stored: &Stored,
+        tracing: &mut Tracing,
+    ) -> LineEnd {
+        tracing.step("replay", "this request was applied before");
+        match replayed(self, stored) {
+            Ok(served) => self.released(portable, key, hint, served),
+            Err(problem) => LineEnd::Problem(problem),
+        }
+    }
+
+    /// Puts a request in line again whose execution failed, where the core allows it.
+    fn after_failure(
+        &self,
+        standing: &mut Standing,
+        portable: &Portable<'_>,
+        call: &Call,
+        failure: Failure,
+        tracing: &mut Tracing,
+    ) -> ControlFlow<LineEnd> {
+        match standing.reruns.failed(&failure, call.is_sendable()) {
+            Rerun::Again => {
+                let key = standing.line.key.clone();
+                match self.store.enqueue(&key, portable.submit(call), Enter::AsOwner) {
+                    Some(anew) => {
+                        standing.line = anew;
+                        ControlFlow::Continue(())
+                    }
+                    None => ControlFlow::Break(LineEnd::Problem(too_many_sessions())),
                 }
-                Ok(None) => reruns.came_to_nothing(),
-                Err(problem) if portable.runs_once() => {
-                    call.may_have_run = true;
-                    unknown = true;
-                    failed = Some(problem);
-                    reruns.came_to_nothing();
-                }
-                Err(problem) => return LineEnd::Problem(problem),
+            }
+            Rerun::GiveUp => ControlFlow::Break(LineEnd::Problem(gave_up())),
+            Rerun::No => {
+                tracing.step("session", in_words(&failure));
+                ControlFlow::Break(LineEnd::Failed(failure))
             }
         }
     }
@@ -228,11 +332,14 @@ impl Node {
         exec: &Exec,
         base: Arc<Body>,
     ) -> Result<(RanHere, Came), LocalError> {
-        let policy = self.store.policy();
-        let expired = base.is_over(exec, self.clock.wall(), policy.ttl);
+        let (ttl, state_max, stored_max) = {
+            let policy = self.store.policy();
+            (policy.ttl, policy.state_bytes_max, policy.stored_response_bytes_max)
+        };
+        let expired = base.is_over(exec, self.clock.wall(), ttl);
         let state =
             base.state.clone().filter(|_| !expired).map(|state| Bytes::from_owner(ArcBytes(state)));
-        let bytes_max = if slot.keeps_registers { STATE_BYTES_MAX } else { policy.state_bytes_max };
+        let bytes_max = if slot.keeps_registers { STATE_BYTES_MAX } else { state_max };
         let turn = Turn {
             expiry: base.expiry,
             idle_until: exec.expiry,
@@ -249,15 +356,14 @@ impl Node {
         let ends = session.ends() && !slot.keeps_registers;
         // Used, so it lives on: an unchanged session whose time is half over is written anew.
         let uses_up = changed.is_none() && state.is_some() && !slot.keeps_registers;
-        if uses_up && base.is_half_over(exec, policy.ttl) {
+        if uses_up && base.is_half_over(exec, ttl) {
             changed = Some(state);
         }
         let mut stored = Stored::Applied;
         if exec.keyed {
-            let (response, kept) =
-                hop::store_response(ran.response, policy.stored_response_bytes_max)
-                    .await
-                    .map_err(|error| LocalError::Failed(error_chain(&*error)))?;
+            let (response, kept) = hop::store_response(ran.response, stored_max)
+                .await
+                .map_err(|error| LocalError::Failed(error_chain(&*error)))?;
             ran.response = response;
             stored = kept;
         }
@@ -269,11 +375,12 @@ impl Node {
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
-        line: &mut InLine,
-        (exec, base): (Exec, Option<Arc<Body>>),
-        failed: &mut Option<Problem>,
+        standing: &mut Standing,
+        order: Order,
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
+        let Order { exec, base, .. } = order;
+        let Standing { line, failed, reruns, .. } = standing;
         let key = line.key.clone();
         let slot = portable.slot;
         let execution = async {
@@ -293,7 +400,7 @@ impl Node {
             Ok((ran, done)) => {
                 tracing.served_by(&self.me);
                 let mut served = Served::here(self, ran.response);
-                served.upgrade = ran.upgrade.map(Upgrade::Io);
+                served.upgrade = ran.upgrade;
                 let left = match done {
                     Done::WrittenDown(done) => Some(done),
                     Done::Came(came) => {
@@ -311,8 +418,13 @@ impl Node {
                 }
                 Ok(Some(served))
             }
+            Err(LocalError::Busy) if call.is_sendable() => {
+                reruns.had_no_place();
+                line.executed(Outcome::Failed);
+                Ok(None)
+            }
             // The app went away before it saw the request: the next turn routes anew.
-            Err(LocalError::NotReady | LocalError::Busy) if call.is_sendable() => {
+            Err(LocalError::NotReady) if call.is_sendable() => {
                 line.executed(Outcome::Failed);
                 Ok(None)
             }
@@ -330,7 +442,9 @@ impl Node {
                 line.executed(Outcome::from(done));
                 Ok(None)
             }
-            Err(error @ LocalError::Failed(_)) if call.may_go_to_another() => {
+            Err(error @ (LocalError::Failed(_) | LocalError::TooSlow(_)))
+                if call.may_go_to_another() =>
+            {
                 call.may_have_run = true;
                 *failed = Some(app_failed(self.me.as_str(), &error));
                 line.executed(Outcome::Failed);
@@ -343,17 +457,16 @@ impl Node {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller, and each is borrowed differently")]
     async fn execute_there(
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
-        line: &mut InLine,
-        executor: Incarnation,
-        exec: Exec,
-        (tried, failed): &mut (&mut Vec<PeerId>, &mut Option<Problem>),
+        standing: &mut Standing,
+        order: Order,
         tracing: &mut Tracing,
     ) -> Result<Option<Served>, Problem> {
+        let Order { executor, exec, .. } = order;
+        let Standing { line, tried, failed, reruns, .. } = standing;
         let slot = portable.slot;
         let to = self.view().by_incarnation(&executor).map(|belief| belief.news.peer.clone());
         let Some(to) = to else {
@@ -375,19 +488,32 @@ impl Node {
             }
             Ok(_) => {
                 line.executed(Outcome::Failed);
-                Err(outcome_unknown("the executing peer's reply was out of form"))
+                Err(outcome_unknown("the executing peer's reply was malformed"))
             }
             Err(HopError::Refused(HopRefusal::Exec(done), ..)) => {
                 line.executed(Outcome::from(done));
                 Ok(None)
             }
-            Err(HopError::Refused(HopRefusal::Problem { status, name, detail, .. }, ..)) => {
+            Err(HopError::Refused(HopRefusal::Problem(sent), ..)) => {
                 line.executed(Outcome::Failed);
-                Err(from_refusal(status, &name, detail, None))
+                Err(from_refusal(sent))
+            }
+            // What it told of its load says that it need not be asked again soon.
+            Err(HopError::Refused(HopRefusal::Busy, ..)) if call.is_sendable() => {
+                reruns.had_no_place();
+                line.executed(Outcome::Failed);
+                Ok(None)
+            }
+            // It is known for what it is now.
+            Err(HopError::Refused(HopRefusal::Older(_), ..))
+                if call.is_sendable() && self.counts_on(slot, &to, call).is_none() =>
+            {
+                line.executed(Outcome::Failed);
+                Ok(None)
             }
             Err(error) => {
                 line.executed(Outcome::Failed);
-                **failed = self.after_failed_hop(slot, call, &to, error, portable.keyed)?;
+                *failed = self.after_failed_hop(slot, call, &to, error, portable.keyed)?;
                 tried.push(to);
                 Ok(None)
             }
@@ -435,10 +561,6 @@ impl AsRef<[u8]> for ArcBytes {
     }
 }
 
-fn hint_of(key: &SessionKey, hint: TokenHint) -> Hint {
-    Hint { sid: key.sid, cfg: hint.cfg, owner: hint.owner, n: hint.n }
-}
-
 fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
     match stored {
         Stored::Response(bytes) => match hop::restore_response(bytes) {
@@ -450,21 +572,17 @@ fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
             None => Err(outcome_unknown("the stored answer cannot be read")),
         },
         Stored::Unknown | Stored::Begun(_) => Err(Problem::new(
-            StatusCode::CONFLICT,
-            "idempotency-key-outcome-unknown",
+            ProblemKind::KeyOutcomeUnknown,
             "whether the request with this Idempotency-Key was applied is unknown, and it is not run \
              again: look at what it was to change, and use another key",
         )),
         Stored::TooLarge => Err(Problem::new(
-            StatusCode::CONFLICT,
-            "applied-too-large-to-repeat",
+            ProblemKind::AppliedTooLargeToRepeat,
             "this request was applied before; its answer was too large to be kept",
         )),
         Stored::Applied => Err(Problem::new(
-            StatusCode::BAD_GATEWAY,
-            "applied-answer-lost",
+            ProblemKind::AppliedAnswerLost,
             "the request was applied, but its answer was lost on the way; do not repeat it",
-        )
-        .proxy_error("connection_terminated")),
+        )),
     }
 }

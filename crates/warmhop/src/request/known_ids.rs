@@ -6,11 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
+use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, WallTime};
+use warmhop_core::version::AppVersion;
 
 /// How many ids a peer remembers; beyond that it asks for them anew.
 const KNOWN_IDS_MAX: usize = 65_536;
-/// How long what was learnt is believed. Whoever uses a session has its register read so often, which
+/// How long what was learnt is believed. While a session is used its register is read this often, which
 /// puts its end off.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 
@@ -23,6 +24,18 @@ pub(crate) struct Holder {
     pub(crate) peer: PeerId,
     /// Its life: the next one remembers nothing.
     pub(crate) incarnation: Incarnation,
+    /// The newest version of the app that has served the session.
+    pub(crate) version: Option<AppVersion>,
+    /// When it took the session over from a copy that was gone; 0 where it had it from the start.
+    pub(crate) taken: WallTime,
+}
+
+impl Holder {
+    /// Whether it is the same copy, of the same version.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let Self { peer, incarnation, version, taken: _ } = self;
+        (peer, incarnation, version) == (&other.peer, &other.incarnation, &other.version)
+    }
 }
 
 /// The name of the registers, which no app may have.
@@ -30,25 +43,94 @@ pub(crate) fn registers_name() -> AppName {
     AppName::new("warmhop-session-ids").expect("a constant of the right form")
 }
 
+/// What the register of an id said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) holder: Holder,
+    /// The register's version; 0 where it could not be written.
+    pub(crate) version: u64,
+}
+
 #[derive(Default)]
-pub(crate) struct KnownIds(Mutex<HashMap<IdKey, (Holder, Now)>>);
+pub(crate) struct KnownIds {
+    known: Mutex<HashMap<IdKey, (Known, Now)>>,
+    /// When a copy of an app last ceased to be ready, or was found not to be: others may have taken
+    /// its sessions over since. Of this peer's own apps alone.
+    unready: Mutex<HashMap<AppName, Now>>,
+    silences: Mutex<Silences>,
+}
+
+/// When peers last fell silent, or were heard again: others may have taken over meanwhile what they held.
+#[derive(Default)]
+struct Silences {
+    last: Option<Now>,
+    of: HashMap<PeerId, Now>,
+}
 
 impl KnownIds {
-    pub(crate) fn get(&self, key: &IdKey, now: Now) -> Option<Holder> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (holder, at) = known.get(key)?;
-        (now.since(*at) < KNOWN_FOR).then(|| holder.clone())
+    /// The peer fell silent, or is heard again. To that peer it may be this one that was silent.
+    pub(crate) fn silence(&self, peer: &PeerId, at: Now) {
+        let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        silences.last = Some(at);
+        silences.of.retain(|_, last| at.since(*last) < KNOWN_FOR);
+        silences.of.insert(peer.clone(), at);
     }
 
-    pub(crate) fn put(&self, key: IdKey, holder: Holder, now: Now) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether the holder was heard, without a break, since `at`.
+    fn is_heard_since(&self, holder: &PeerId, me: &PeerId, at: Now) -> bool {
+        let silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = if holder == me { silences.last } else { silences.of.get(holder).copied() };
+        last.is_none_or(|last| at > last)
+    }
+
+    /// As [`KnownIds::get`], if no silence of its holder came between.
+    pub(crate) fn get_heard(
+        &self,
+        key: &IdKey,
+        app: &AppName,
+        me: &PeerId,
+        now: Now,
+    ) -> Option<Known> {
+        let known = self.get(key, app, now)?;
+        let learnt_at = {
+            let all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            all.get(key).map(|(_, at)| *at)?
+        };
+        self.is_heard_since(&known.holder.peer, me, learnt_at).then_some(known)
+    }
+
+    /// What was learnt lately, and since all copies of `app` that are ready have been so.
+    pub(crate) fn get(&self, key: &IdKey, app: &AppName, now: Now) -> Option<Known> {
+        let unready = self.unready.lock().unwrap_or_else(PoisonError::into_inner).get(app).copied();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, at) = known.get(key)?;
+        let is_fresh = now.since(*at) < KNOWN_FOR && unready.is_none_or(|unready| *at > unready);
+        is_fresh.then(|| known.clone())
+    }
+
+    pub(crate) fn put(&self, key: IdKey, learnt: Known, now: Now) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_IDS_MAX && !known.contains_key(&key) {
             known.retain(|_, (_, at)| now.since(*at) < KNOWN_FOR);
             if known.len() >= KNOWN_IDS_MAX {
                 known.clear();
             }
         }
-        known.insert(key, (holder, now));
+        known.insert(key, (learnt, now));
+    }
+
+    /// Nothing is known of the id any more: its register is to be read.
+    pub(crate) fn forget(&self, key: &IdKey) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
+    /// A copy of `app` was not ready at `at`: what was learnt before may be so no more.
+    pub(crate) fn unready(&self, app: &AppName, at: Now) {
+        let mut unready = self.unready.lock().unwrap_or_else(PoisonError::into_inner);
+        match unready.get_mut(app) {
+            Some(last) => *last = at.max(*last),
+            None => drop(unready.insert(app.clone(), at)),
+        }
     }
 }
 
@@ -65,16 +147,33 @@ mod tests {
 
     #[test]
     fn what_is_known_of_ids_is_bounded_and_believed_for_a_while() {
-        let holder =
-            Holder { peer: PeerId::new("one").unwrap(), incarnation: Incarnation([1; 16]) };
+        let (peer, incarnation) = (PeerId::new("one").unwrap(), Incarnation([1; 16]));
+        let holder = Holder { peer, incarnation, version: None, taken: WallTime(0) };
+        let learnt = Known { holder, version: 1 };
+        let (app, other) = (AppName::new("a").unwrap(), AppName::new("b").unwrap());
         let known = KnownIds::default();
-        known.put(key(0), holder.clone(), Now(0));
-        assert_eq!(known.get(&key(0), Now(9_999)), Some(holder.clone()));
-        assert_eq!(known.get(&key(0), Now(10_000)), None);
+        known.put(key(0), learnt.clone(), Now(1));
+        assert_eq!(known.get(&key(0), &app, Now(10_000)), Some(learnt.clone()));
+        assert_eq!(known.get(&key(0), &app, Now(10_001)), None);
+        known.unready(&other, Now(1));
+        assert_eq!(known.get(&key(0), &app, Now(2)), Some(learnt.clone()));
+        assert_eq!(known.get(&key(0), &other, Now(2)), None, "its copy may have lost the session");
+        known.put(key(0), learnt.clone(), Now(2));
+        known.unready(&other, Now(0));
+        assert_eq!(known.get(&key(0), &other, Now(2)), Some(learnt.clone()));
+        let get_at = |me: &PeerId| known.get_heard(&key(0), &app, me, Now(9));
+        let (holder, me) = (PeerId::new("one").unwrap(), PeerId::new("me").unwrap());
+        known.silence(&me, Now(5));
+        assert_eq!(get_at(&me), Some(learnt.clone()));
+        assert_eq!(get_at(&holder), None, "to another peer this one may have been silent");
+        known.silence(&holder, Now(5));
+        assert_eq!(get_at(&me), None, "others may have taken over what it held");
+        known.put(key(0), learnt.clone(), Now(6));
+        assert_eq!(get_at(&me), Some(learnt.clone()));
         for number in 0..=KNOWN_IDS_MAX {
-            known.put(key(number), holder.clone(), Now(0));
+            known.put(key(number), learnt.clone(), Now(0));
         }
-        assert!(known.0.lock().unwrap().len() <= KNOWN_IDS_MAX);
-        assert_eq!(known.get(&key(KNOWN_IDS_MAX), Now(0)), Some(holder));
+        assert!(known.known.lock().unwrap().len() <= KNOWN_IDS_MAX);
+        assert_eq!(known.get(&key(KNOWN_IDS_MAX), &app, Now(0)), Some(learnt));
     }
 }

@@ -1,6 +1,6 @@
-//! Why an app on this peer gave no response, and what a client is told of it.
+//! Why an app on this peer gave no response, and the problem that its client gets.
 
-use http::StatusCode;
+use warmhop_core::problem::ProblemKind;
 use warmhop_core::session::message::ExecDone;
 
 use crate::request::problem::{Problem, too_slow};
@@ -11,6 +11,8 @@ pub(crate) enum LocalError {
     NotReady,
     /// Every place is taken; it has not seen the request.
     Busy,
+    /// It is older than the request counts on; it has not seen the request.
+    Older,
     /// It took the request and did not answer in time, or was ended because it hung.
     TooSlow(String),
     /// It took the request and failed.
@@ -19,25 +21,23 @@ pub(crate) enum LocalError {
     Refused(ExecDone),
     /// The request's body was sent elsewhere already.
     BodyGone,
-    /// What the client is told.
-    Told(Box<Problem>),
+    /// The client gets this problem.
+    Problem(Box<Problem>),
 }
 
-/// What a client is told of it.
+/// The problem that the client gets.
 pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
-    let failed = |detail: String| {
-        Problem::new(StatusCode::BAD_GATEWAY, "app-failed", detail)
-            .proxy_error("connection_terminated")
-    };
+    let failed = |detail: String| Problem::new(ProblemKind::AppFailed, detail);
     let detail = match error {
         LocalError::Failed(why) => {
             return failed(format!("the app on {peer} failed to answer")).because(why);
         }
         LocalError::TooSlow(detail) => return too_slow(peer, detail),
         LocalError::NotReady => format!("the app on {peer} is not ready"),
+        LocalError::Older => format!("the app on {peer} is of an older version"),
         LocalError::Busy => format!("the app on {peer} serves as many requests as it may"),
         LocalError::Refused(_) => format!("the session was refused on {peer}"),
-        LocalError::Told(problem) => return (**problem).clone(),
+        LocalError::Problem(problem) => return (**problem).clone(),
         LocalError::BodyGone => "the request's body cannot be sent again".into(),
     };
     failed(detail)

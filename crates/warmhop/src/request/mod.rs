@@ -24,4 +24,5 @@ pub(crate) mod problem;
 mod received;
 pub(crate) mod registers;
 pub(crate) mod serve;
+mod too_old;
 pub(crate) mod under_way;

@@ -1,7 +1,7 @@
 //! What one peer consists of, and how it decides where a request goes.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,17 @@ use http::HeaderValue;
 use tokio::sync::watch;
 use warmhop_core::affinity::RouteName;
 use warmhop_core::app::{ETA_FLOOR, WantedBy};
-use warmhop_core::config::StartMode;
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
-use warmhop_core::rank;
+use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{
     ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, FULL_FOR, HOT_AWAITING, LocalApp, PinTo,
-    Question, Queued, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, decide,
+    Question, Queued, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, Versions, Viewpoint,
+    decide, others_start, still_tried,
 };
 use warmhop_core::session::census::Census;
-use warmhop_core::view::{AppBelief, AppState, Liveness, News, PeerBelief, Source, View};
+use warmhop_core::version::AppVersion;
+use warmhop_core::view::{AppState, Liveness, News, Source, View};
 
-use crate::app::loads::Known;
 use crate::app::places::Waits;
 use crate::app::slot::Slot;
 use crate::hop::Load;
@@ -45,8 +45,6 @@ use crate::sessions::store::Store;
 
 /// How long a reply vouches for the peer that sent it.
 const HEARD_LATELY: Duration = Duration::from_millis(50);
-/// How long a peer may be silent before it is treated as dead rather than late.
-pub(crate) const SUSPECT_MAX: Duration = Duration::from_secs(30);
 /// How long a dead peer is remembered.
 pub(crate) const FORGET_DEAD_AFTER: Duration = Duration::from_secs(10 * 60);
 
@@ -85,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) tunnels: Tunnels,
     pub(crate) runs_once: RunsOnce,
     pub(crate) known_ids: KnownIds,
+    /// How often a peer fell silent, be it for a moment between two looks at the view.
+    pub(crate) silences: AtomicU64,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
     pub(crate) accesses: Accesses,
@@ -106,17 +106,20 @@ pub(crate) struct Placing<'a> {
     pub(crate) arrived: Arrived,
     pub(crate) pin: Option<PinTo<'a>>,
     pub(crate) tried: &'a [PeerId],
-    /// How an app failed that has had the request: what the client is told where no other copy is
-    /// ready. It is not worth a wait.
+    /// How an app failed that has had the request: the client gets this problem unless another copy is
+    /// ready. The request does not wait for one.
     pub(crate) failed: Option<&'a Problem>,
     /// The copy here has had the request, and was too slow.
     pub(crate) shun_here: bool,
+    /// The newest version of the app that has served its session.
+    pub(crate) version: Option<&'a AppVersion>,
 }
 
 impl<'a> Placing<'a> {
     /// That of a request which no app has had.
     pub(crate) fn first(slot: &'a Arc<Slot>, arrived: Arrived) -> Self {
-        Self { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false }
+        let (pin, failed, version) = (None, None, None);
+        Self { slot, arrived, pin, tried: &[], failed, shun_here: false, version }
     }
 }
 
@@ -183,6 +186,7 @@ impl Node {
             tunnels: Tunnels::default(),
             runs_once: RunsOnce::default(),
             known_ids: KnownIds::default(),
+            silences: AtomicU64::new(0),
             auth: parts.auth,
             traces: Arc::new(Traces::new()),
             accesses: parts.accesses,
@@ -246,12 +250,33 @@ impl Node {
 
     pub(crate) fn apply(&self, news: News, first_hand: bool) {
         let source = if first_hand { Source::FirstHand } else { Source::Hearsay };
+        let ready = match &news {
+            News::App { news, .. } if news.state == AppState::Ready => {
+                news.version.clone().map(|version| (news.app.clone(), version))
+            }
+            _ => None,
+        };
+        let unready = match &news {
+            News::App { news, .. } if news.state != AppState::Ready => Some(news.app.clone()),
+            _ => None,
+        };
         let begun = self.edit_view(|view, now| {
             let peer = news.peer().clone();
             let before = view.life(&peer);
             view.apply(news, now, source);
             view.life(&peer).filter(|life| Some(*life) != before).map(|life| (life, before))
         });
+        if let Some(app) = unready
+            && self.slot(&app).is_some()
+        {
+            self.known_ids.unready(&app, self.clock.now());
+        }
+        // Only once a request that looks for the copy finds it in the view.
+        if let Some((app, version)) = ready
+            && let Some(slot) = self.slot(&app)
+        {
+            slot.hears(&version);
+        }
         if let Some((life, former)) = begun {
             self.store.peer_lives(life, former);
         }
@@ -259,8 +284,8 @@ impl Node {
 
     /// Whether a reply came from the peer so lately that it very likely still lives.
     pub(crate) fn heard_lately(&self, slot: &Slot, peer: &PeerId) -> bool {
-        let told = slot.loads.of(peer).told;
-        told.is_some_and(|(_, at)| self.clock.now().since(at) < HEARD_LATELY)
+        let load = slot.loads.of(peer).load;
+        load.is_some_and(|load| self.clock.now().since(load.at) < HEARD_LATELY)
     }
 
     /// Drops what was noted of peers that are gone.
@@ -273,45 +298,6 @@ impl Node {
 
     pub(crate) fn local_load(slot: &Slot) -> Load {
         Load { in_flight: slot.in_flight_here(), latency_us: slot.latency_us() }
-    }
-
-    /// The peers that the app is ready or starting on; where none is and `or_cold` says so, those
-    /// that could start it, best first.
-    fn candidates<'v>(&self, view: &'v View, slot: &'v Slot, or_cold: bool) -> Vec<Candidate<'v>> {
-        let (now, app) = (self.clock.now(), slot.name());
-        let candidate = |peer: &'v PeerId, belief: &PeerBelief, told: &AppBelief| {
-            let Known { told: load, ours } = slot.loads.of(peer);
-            let fresher = load.filter(|(_, at)| *at >= told.heard);
-            Candidate {
-                peer,
-                state: told.news.state,
-                same_zone: self.zone == belief.news.zone,
-                in_flight: fresher.map_or(told.news.in_flight, |(load, _)| load.in_flight),
-                ours,
-                latency_us: load.map(|(load, _)| load.latency_us).filter(|us| *us > 0),
-                age: now.since(told.heard),
-                load_age: load.map(|(_, at)| now.since(at)),
-                suspect: belief.alive == Liveness::Suspect,
-                draining: belief.news.draining,
-                eta: told.eta(now),
-            }
-        };
-        let warm: Vec<_> = view
-            .warm_peers(app)
-            .map(|(peer, belief, told)| candidate(peer, belief, told))
-            .collect();
-        if !warm.is_empty() || !or_cold {
-            return warm;
-        }
-        let able = |(_, belief): &(&PeerId, &PeerBelief)| belief.apps.contains_key(app);
-        let ranked = rank::keepers(app, view.live_peers().filter(able).map(|(peer, _)| peer), 8);
-        ranked
-            .iter()
-            .filter_map(|peer| {
-                let (peer, belief) = view.live_peers().find(|(other, _)| *other == peer)?;
-                Some(candidate(peer, belief, belief.apps.get(app)?))
-            })
-            .collect()
     }
 
     /// Asks a peer to start an app that may not start here; its news will tell.
@@ -360,12 +346,7 @@ impl Node {
                 changes = Some(self.changed.subscribe());
                 continue;
             }
-            let what = match &decision.action {
-                Action::Serve => "serve",
-                Action::Hop { .. } => "hop",
-                Action::Wait { .. } => "wait",
-                Action::Refuse(_) => "refuse",
-            };
+            let what = name_of(&decision.action);
             if waiting.is_none() || what != "wait" {
                 let label = decision.reason.label();
                 slot.counts.decided(&self.metrics, slot.name(), what, label);
@@ -390,14 +371,20 @@ impl Node {
                         waiting = Some((Instant::now(), Waiting(slot)));
                     }
                     if decision.reason == Reason::BusyEverywhere {
-                        // Of places that others leave elsewhere nobody is told: they are asked for
-                        // again.
+                        // A place that becomes free elsewhere is no news: ask for one again.
                         let most = slot.spec().policy.waiting_max;
                         let is_full = slot.waiting.load(Ordering::Relaxed) > most;
                         let within = (at_most, FULL_FOR);
                         waits.for_place(&slot.places, pinned_to, within, is_full).await;
                     } else if let Some(changes) = &mut changes {
-                        let _ = tokio::time::timeout(at_most, changes.changed()).await;
+                        let is_over =
+                            tokio::time::timeout(at_most, changes.changed()).await.is_err();
+                        if let (true, Reason::UnheardVersion { served }) =
+                            (is_over, &decision.reason)
+                        {
+                            // Nobody else need wait for what does not come.
+                            slot.hears(served);
+                        }
                     }
                 }
             }
@@ -412,8 +399,7 @@ impl Node {
             return None;
         }
         let arrived = Arrived::AtFrontDoor;
-        let placing =
-            Placing { slot, arrived, pin: None, tried: &[], failed: None, shun_here: false };
+        let placing = Placing::first(slot, arrived);
         let (decision, candidates) = self.consider(&placing, SoFar::default());
         if !matches!(decision.action, Action::Wait { .. }) {
             return None;
@@ -426,8 +412,7 @@ impl Node {
         let why = format!("{}; a browser is shown the starting page", decision.reason);
         tracing.step_among("page", why, candidates);
         let detail = "the app is starting and ready nowhere yet";
-        let mut problem = Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "starting", detail)
-            .proxy_error("destination_unavailable")
+        let mut problem = Problem::new(ProblemKind::Starting, detail)
             .retry_after(progress.eta.unwrap_or(RETRY_AFTER_DEFAULT).min(RETRY_AFTER_MAX));
         problem.page = Some(Box::new(progress.page(if self.reveal {
             slot.name().as_str()
@@ -437,7 +422,7 @@ impl Node {
         Some(problem)
     }
 
-    /// How far the first copy of the app is, as clients are told. Asking starts nothing.
+    /// How far the first copy of the app is, as clients see it. Asking starts nothing.
     pub(crate) fn progress(&self, slot: &Slot) -> Progress {
         let progress = self.first_copy(slot);
         if self.reveal { progress } else { progress.for_anybody() }
@@ -499,17 +484,21 @@ impl Node {
         let pinned_here = placing.pin.is_none_or(|pin| pin.here);
         // An app that is removed here leaves as if its peer did.
         let draining = self.is_draining() || slot.is_retired();
-        let is_busy = slot.is_full() || slot.awaiting() >= HOT_AWAITING;
+        let here = placing.version.and_then(|_| slot.version());
+        let is_old =
+            placing.version.zip(here.as_ref()).is_some_and(|(it, here)| it.is_newer_than(here));
+        let is_busy = is_old || slot.is_full() || slot.awaiting() >= HOT_AWAITING;
         let is_first = queued == Queued::default();
         let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy && is_first;
         let candidates = if is_plain {
             Vec::new()
         } else {
-            let never = spec.policy.start == StartMode::Never;
-            let others_start =
-                never || draining || matches!(state, AppState::Failed | AppState::Paused);
-            self.candidates(&view, slot, others_start)
+            let (zone, now) = (self.zone.as_deref(), self.clock.now());
+            let others_start = others_start(&spec.policy, state, draining);
+            let noted = |peer: &PeerId| slot.loads.of(peer);
+            Viewpoint { view: &view, zone, now }.candidates(slot.name(), others_start, noted)
         };
+        let heard = placing.version.filter(|_| !is_plain).and_then(|_| slot.heard());
         let question = Question {
             app: &spec.policy,
             local: LocalApp {
@@ -527,13 +516,17 @@ impl Node {
             candidates: &candidates,
             arrived: placing.arrived,
             affinity: placing.pin,
-            // Whoever said no before a wait may say yes after it.
-            tried: if waits { &[] } else { placing.tried },
+            tried: still_tried(placing.tried, waits),
             attempt_budget: ATTEMPTS_MAX,
             waited,
             queued,
             never_wakes,
             failed_starts,
+            versions: Versions {
+                served: placing.version,
+                here: here.as_ref(),
+                heard: heard.as_ref(),
+            },
             dice: rand::random(),
         };
         let decision = decide(&question);
@@ -561,6 +554,15 @@ struct SoFar {
     never_wakes: bool,
 }
 
+fn name_of(action: &Action) -> &'static str {
+    match action {
+        Action::Serve => "serve",
+        Action::Hop { .. } => "hop",
+        Action::Wait { .. } => "wait",
+        Action::Refuse(_) => "refuse",
+    }
+}
+
 struct Waiting<'a>(&'a Slot);
 
 impl Drop for Waiting<'_> {
@@ -584,10 +586,6 @@ fn traced(candidates: &[Candidate<'_>]) -> Vec<Considered> {
 
 /// A refusal of the core as a client sees it.
 pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
-    let status = http::StatusCode::from_u16(refusal.status())
-        .unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
-    let mut problem =
-        Problem::new(status, refusal.label(), reason).proxy_error(refusal.proxy_error());
-    problem.retry_after = Some(Duration::from_secs(refusal.retry_after_s()));
-    problem
+    let retry_after = Duration::from_secs(refusal.retry_after_s());
+    Problem::new(refusal.problem(), reason).retry_after(retry_after)
 }

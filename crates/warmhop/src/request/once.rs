@@ -1,7 +1,7 @@
 //! Requests with a key to an app that changes its session by commands
 //! ([`EffectsMode::ByCommand`]). What such an app did before its peer died is not undone, so the
 //! request is not run again, neither by the mesh nor by its client's repeat: that its run begins is
-//! committed *before* it runs, beside its key, and whoever finds this without an answer commits that
+//! committed *before* it runs, beside its key, and a peer that finds this without an answer commits that
 //! the outcome is unknown, and says so from then on.
 //!
 //! The begin names the attempt that committed it. As long as no app can have seen the request, that
@@ -19,11 +19,11 @@ use warmhop_core::session::{Failure, Outcome, Submit, Ticket};
 
 use crate::observe::recall::Tracing;
 use crate::request::call::Call;
-use crate::request::node::{Node, Place, Placing};
-use crate::request::portable::{LineEnd, Portable};
+use crate::request::node::{Node, Place};
+use crate::request::portable::{LineEnd, Portable, Run};
 use crate::request::problem::{Audience, Problem, outcome_unknown, too_many_sessions};
 use crate::request::serve::Served;
-use crate::sessions::told::Told;
+use crate::sessions::events::Event;
 
 /// How long taking a begin back may keep a client waiting for its refusal.
 const TAKE_BACK_WITHIN: Duration = Duration::from_secs(2);
@@ -79,15 +79,13 @@ impl Node {
         let place = match Box::pin(self.note_begin(portable, call, key, enter, tracing)).await {
             Ok(Begun::Now(place)) => place,
             Ok(Begun::Before) => {
-                let known = (None, true);
-                return self
-                    .stand_in_line(portable, call, key, Enter::AsOwner, known, tracing)
-                    .await;
+                let run = Run::OutcomeUnknown;
+                return self.stand_in_line(portable, call, key, Enter::AsOwner, run, tracing).await;
             }
             Err(end) => return never_ran(end),
         };
-        let known = (Some(place), false);
-        let end = self.stand_in_line(portable, call, key, Enter::AsOwner, known, tracing).await;
+        let run = Run::At(place);
+        let end = self.stand_in_line(portable, call, key, Enter::AsOwner, run, tracing).await;
         if call.may_have_run {
             return end;
         }
@@ -95,7 +93,7 @@ impl Node {
         if matches!(end, LineEnd::Problem(_) | LineEnd::Failed(_)) {
             let taking_back = self.take_back(portable, call.attempt, key);
             if tokio::time::timeout(TAKE_BACK_WITHIN, taking_back).await.is_err() {
-                tracing.step("once", "that its run began could not be taken back in time");
+                tracing.step("once", "the record that its run began could not be removed in time");
             }
         }
         end
@@ -115,27 +113,27 @@ impl Node {
         let mut place = None;
         loop {
             match line.next().await {
-                Told::Turn => {
+                Event::Turn => {
                     // Nothing is written down about a request that finds nowhere to run.
                     place = Some(self.place_once(portable, call, tracing).await?);
                     line.begin(self.incarnation);
                 }
-                Told::Execute { exec, .. } => {
+                Event::Execute { exec, .. } => {
                     let done = self.write_down(key, &exec, Stored::Begun(call.attempt));
                     line.executed(done.map_or(Outcome::Failed, Outcome::from));
                 }
-                Told::Release { .. } => match place.take() {
+                Event::Release { .. } => match place.take() {
                     Some(place) => return Ok(Begun::Now(place)),
                     None => return Ok(Begun::Before),
                 },
-                Told::Replay { stored, .. } if stored.is_begin_of(call.attempt) => {
-                    tracing.step("once", "it goes on from what it began on another peer");
+                Event::Replay { stored, .. } if stored.is_begin_of(call.attempt) => {
+                    tracing.step("once", "it continues the attempt that began on another peer");
                     return self.place_once(portable, call, tracing).await.map(Begun::Now);
                 }
-                Told::Replay { .. } => return Ok(Begun::Before),
-                Told::Again => {}
-                Told::Fail(failure) => return Err(LineEnd::Failed(failure)),
-                Told::Redirect(to) => return Err(LineEnd::Elsewhere(to)),
+                Event::Replay { .. } => return Ok(Begun::Before),
+                Event::Again => {}
+                Event::Fail(failure) => return Err(LineEnd::Failed(failure)),
+                Event::Redirect(to) => return Err(LineEnd::Elsewhere(to)),
             }
         }
     }
@@ -146,7 +144,7 @@ impl Node {
         call: &mut Call,
         tracing: &mut Tracing,
     ) -> Result<Place, LineEnd> {
-        let placing = Placing::first(portable.slot, portable.arrived);
+        let placing = portable.placing();
         self.place(&placing, &mut call.waits, tracing).await.map_err(LineEnd::Problem)
     }
 
@@ -158,8 +156,8 @@ impl Node {
         let Some(mut line) = line else { return };
         loop {
             match line.next().await {
-                Told::Turn => line.begin(self.incarnation),
-                Told::Execute { exec, .. } => {
+                Event::Turn => line.begin(self.incarnation),
+                Event::Execute { exec, .. } => {
                     let begin = portable.begin_rid();
                     let done = self.store.with(key, true, |machine, ctx, _| {
                         match machine.exec_begin(ctx, &exec) {
@@ -171,8 +169,11 @@ impl Node {
                     });
                     line.executed(done.map_or(Outcome::Failed, Outcome::from));
                 }
-                Told::Again => {}
-                Told::Release { .. } | Told::Replay { .. } | Told::Fail(_) | Told::Redirect(_) => {
+                Event::Again => {}
+                Event::Release { .. }
+                | Event::Replay { .. }
+                | Event::Fail(_)
+                | Event::Redirect(_) => {
                     return;
                 }
             }
@@ -196,7 +197,9 @@ impl Node {
     /// to name the session that remembers this.
     pub(crate) fn unknown_for_good(&self, problem: Option<Problem>, id: &str) -> Served {
         let problem = problem.unwrap_or_else(|| {
-            outcome_unknown("an earlier attempt of this request broke off, and it is not run again")
+            outcome_unknown(
+                "an earlier attempt of this request was interrupted, and it is not run again",
+            )
         });
         let response = problem.response(&Audience {
             accept: &HeaderMap::new(),

@@ -4,6 +4,10 @@
 //! Which copy holds a session is kept in a register that the id names, so that every peer finds it and
 //! it outlives the peers that learnt it. It is written once, with the answer that tells the id, before
 //! the client has that; and from then on read every few seconds while the session is used.
+//!
+//! Where that copy is gone, the peer that is asked for the session chooses another, one of the newest version
+//! that is ready, and writes that down *before* the request goes there, in place of what it read. So of
+//! two peers that are asked at once, one chooses, and the other goes where that one did.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,28 +20,36 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::{OwnId, SessionMode};
-use warmhop_core::ids::{AppName, SessionId};
+use warmhop_core::ids::{AppName, Incarnation, PeerId, SessionId, WallTime};
 use warmhop_core::own_id;
+use warmhop_core::session::repair::may_count_on;
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
 use crate::app::slot::Slot;
 use crate::http::body::{Body, BoxError};
 use crate::links::wire;
 use crate::request::call::{Call, CallBody, SMALL_BODY_BYTES_MAX};
-use crate::request::known_ids::{Holder, IdKey, registers_name};
+use crate::request::known_ids::{Holder, IdKey, Known, registers_name};
 use crate::request::node::Node;
-use crate::request::registers::{Expires, Registers, When};
+use crate::request::registers::{Expires, RegisterError, Registers, Value, When};
 use crate::request::serve::Served;
 
 /// How long the register of an id may take: past it the request is served as if nobody knew the id.
 const REGISTER_WITHIN: Duration = Duration::from_secs(3);
-/// A register's value is a peer's name and its life.
+/// A register's value is a peer's name, its life and a version.
 const HOLDER_BYTES_MAX: usize = 256;
+/// How often a peer tries to write down who holds a session, where others do the same.
+const CLAIMS_MAX: u32 = 4;
+/// For how long after a session was taken over its register is read for each request: one that was under
+/// way when the former copy was lost may have been served by a newer copy elsewhere, which is then
+/// written down in place of the first.
+const UNSETTLED_FOR: Duration = Duration::from_secs(3);
 
 /// The id that a request brought, and who holds its session.
 struct Brought {
     key: IdKey,
-    holder: Option<Holder>,
+    known: Option<Known>,
 }
 
 /// What a request says of a session of its app's own.
@@ -68,29 +80,32 @@ impl OwnSession {
                 })
             }
         };
-        let brought = id.map(|id| Brought { key: key_of(&app, &id), holder: None });
+        let brought = id.map(|id| Brought { key: key_of(&app, &id), known: None });
         Some(Self { app, by, brought })
     }
 
     /// Where the session is, if anyone knows it.
     pub(crate) async fn find(&mut self, node: &Arc<Node>, slot: &Slot) -> Option<Entry> {
         let brought = self.brought.as_mut()?;
-        let known = node.known_ids.get(&brought.key, node.clock.now());
-        brought.holder = match known.filter(|holder| is_up(node, slot, holder)) {
+        // Until it was ready, others may have taken over what the copy here held.
+        node.known_ids.unready(slot.name(), slot.ready_at());
+        let known = node.known_ids.get_heard(&brought.key, slot.name(), &node.me, node.clock.now());
+        brought.known = match known.filter(|known| is_up(node, slot, &known.holder)) {
             Some(known) => Some(known),
-            None => look_up(node, &brought.key).await,
+            None => within_time(look_up_or_claim(node, slot, &brought.key)).await.flatten(),
         };
-        let holder = brought.holder.clone()?;
+        let holder = brought.known.clone()?.holder;
         let sid = SessionId(*brought.key.first_chunk().expect("a key is longer than an id"));
         let kind = Kind::Pinned { peer: holder.peer, incarnation: holder.incarnation };
         let expiry = node.clock.wall().after(node.store.policy().ttl);
-        Some(Entry { app: self.app.clone(), sid, kind, expiry })
+        Some(Entry { app: self.app.clone(), sid, kind, expiry, version: holder.version })
     }
 
     /// Notes who served the request, before its client knows: an id that the answer tells, or one that
     /// the request brought and nobody knew. The client gets no cookie for it.
     pub(crate) async fn served(self, node: &Arc<Node>, served: &mut Served) {
-        let Some(Entry { kind: Kind::Pinned { peer, incarnation }, .. }) = served.entry.take()
+        let Some(Entry { kind: Kind::Pinned { peer, incarnation }, version, .. }) =
+            served.entry.take()
         else {
             return;
         };
@@ -99,18 +114,28 @@ impl OwnSession {
         if status.is_client_error() || status.is_server_error() {
             return;
         }
-        let holder = Holder { peer, incarnation };
+        let mut holder = Holder { peer, incarnation, version, taken: WallTime(0) };
         let brought = self.brought.as_ref().map(|brought| brought.key);
         let told = self.told(served).await.map(|id| key_of(&self.app, &id));
         if let Some(told) = told.filter(|told| Some(*told) != brought) {
-            note(node, told, &holder, When::Always).await;
+            note(node, &self.app, told, &holder, When::Always).await;
         }
-        if let Some(Brought { key, holder: before }) = self.brought
-            && before.as_ref() != Some(&holder)
+        if let Some(Brought { key, known: before }) = self.brought
+            && before.as_ref().is_none_or(|known| !known.holder.is(&holder))
         {
-            // The first one who serves a new id has it; one whose holder is gone has another.
-            let when = if before.is_some() { When::Always } else { When::Absent };
-            note(node, key, &holder, when).await;
+            if let Some(Known { holder: before, .. }) = &before {
+                let is_another =
+                    before.peer != holder.peer || before.incarnation != holder.incarnation;
+                holder.taken = if is_another { node.clock.wall() } else { before.taken };
+            }
+            // The first one who serves a new id has it, and one that was found to be held elsewhere
+            // is held by another if nobody else has chosen since.
+            let when = match before {
+                None => When::Absent,
+                Some(Known { version: 0, .. }) => When::Always,
+                Some(Known { version, .. }) => When::Version(version),
+            };
+            note(node, &self.app, key, &holder, when).await;
         }
     }
 
@@ -190,51 +215,128 @@ fn registers(node: &Arc<Node>) -> Option<Registers> {
     Some(Registers::new(Arc::clone(node), Arc::clone(slot)))
 }
 
-async fn look_up(node: &Arc<Node>, key: &IdKey) -> Option<Holder> {
-    let registers = registers(node)?;
-    match timeout(REGISTER_WITHIN, registers.get(key)).await {
-        Ok(Ok(value)) => {
-            let holder = holder_of(&value?.bytes)?;
-            node.known_ids.put(*key, holder.clone(), node.clock.now());
-            Some(holder)
-        }
+/// What came within the time that a register may take.
+async fn within_time<T>(asked: impl Future<Output = Result<T, RegisterError>>) -> Option<T> {
+    match timeout(REGISTER_WITHIN, asked).await {
+        Ok(Ok(found)) => return Some(found),
         Ok(Err(error)) => {
             debug!(%error, "which copy holds a session could not be asked; the request is served anywhere");
-            None
         }
         Err(_) => {
             debug!(
                 "which copy holds a session was not told in time; the request is served anywhere"
             );
-            None
         }
+    }
+    None
+}
+
+/// Who holds the session; where that copy is gone, another that is ready is to hold it from here on.
+async fn look_up_or_claim(
+    node: &Arc<Node>,
+    slot: &Slot,
+    key: &IdKey,
+) -> Result<Option<Known>, RegisterError> {
+    let Some(registers) = registers(node) else { return Ok(None) };
+    let read =
+        |value: Value| Some(Known { holder: holder_of(&value.bytes)?, version: value.version });
+    let mut known = registers.get(key).await?.and_then(read);
+    for _ in 0..CLAIMS_MAX {
+        let Some(before) = &known else { return Ok(None) };
+        let Some(next) = successor(node, slot, &before.holder) else { break };
+        let Ok(bytes) = wire::encode(&next, HOLDER_BYTES_MAX) else { break };
+        let when = When::Version(before.version);
+        let change = registers.put(key, bytes, Expires::Default, when).await?;
+        known = match change.done {
+            true => Some(Known { holder: next, version: change.version }),
+            // Another peer chose meanwhile.
+            false => change.before.and_then(read),
+        };
+    }
+    if let Some(known) = &known {
+        remember(node, *key, known.clone());
+    }
+    Ok(known)
+}
+
+fn remember(node: &Node, key: IdKey, known: Known) {
+    let (now, wall) = node.clock.both();
+    if wall < known.holder.taken.after(UNSETTLED_FOR) {
+        node.known_ids.forget(&key);
+    } else {
+        node.known_ids.put(key, known, now);
     }
 }
 
-async fn note(node: &Arc<Node>, key: IdKey, holder: &Holder, when: When) {
-    if node.known_ids.get(&key, node.clock.now()).as_ref() == Some(holder) {
+/// Who is to hold the session of one that is gone: this peer, or the first by name, of those whose copy
+/// is ready and of the newest version. `None` where that one is there, or nobody is.
+fn successor(node: &Node, slot: &Slot, gone: &Holder) -> Option<Holder> {
+    if is_up(node, slot, gone) {
+        return None;
+    }
+    let view = node.view();
+    let own = (slot.state() == AppState::Ready && !node.is_draining())
+        .then(|| (node.me.clone(), node.incarnation, slot.copy_news().version));
+    let others = view.ready_peers(slot.name()).filter(|(_, belief)| may_count_on(belief));
+    let others = others.map(|(peer, belief)| {
+        let version = belief.apps.get(slot.name()).and_then(|app| app.news.version.clone());
+        (peer.clone(), belief.news.incarnation, version)
+    });
+    let ready: Vec<(PeerId, Incarnation, Option<AppVersion>)> =
+        own.into_iter().chain(others).collect();
+    let newest = ready
+        .iter()
+        .fold(None, |newest, (_, _, version)| AppVersion::newest(newest, version.clone()));
+    let is_newest = |version: &Option<AppVersion>| match (version, &newest) {
+        (Some(version), Some(newest)) => !newest.is_newer_than(version),
+        (version, newest) => version.is_some() || newest.is_none(),
+    };
+    let (peer, incarnation, version) = ready.into_iter().find(|(_, _, it)| is_newest(it))?;
+    // What has served it counts, though its next copy may be older.
+    let version = AppVersion::newest(gone.version.clone(), version);
+    Some(Holder { peer, incarnation, version, taken: node.clock.wall() })
+}
+
+/// Writes down who holds a session. Where another peer wrote something else down meanwhile, that stays,
+/// unless it is of an older version than what has served by now.
+async fn note(node: &Arc<Node>, app: &AppName, key: IdKey, holder: &Holder, when: When) {
+    let known = node.known_ids.get(&key, app, node.clock.now());
+    if known.is_some_and(|known| known.holder.is(holder)) {
         return;
     }
     let Some(registers) = registers(node) else { return };
     let Ok(bytes) = wire::encode(holder, HOLDER_BYTES_MAX) else { return };
-    let noting = registers.put(&key, bytes, Expires::Default, when);
-    let why = match timeout(REGISTER_WITHIN, noting).await {
-        Ok(Ok(change)) => {
+    let noting = async {
+        let mut when = when;
+        let mut known = Known { holder: holder.clone(), version: 0 };
+        for _ in 0..CLAIMS_MAX {
+            let change = registers.put(&key, bytes.clone(), Expires::Default, when).await?;
             let other = change.before.filter(|_| !change.done);
-            let holder =
-                other.and_then(|it| holder_of(&it.bytes)).unwrap_or_else(|| holder.clone());
-            node.known_ids.put(key, holder, node.clock.now());
-            return;
+            let other = other.and_then(|it| Some((holder_of(&it.bytes)?, it.version)));
+            let (other, version) = other.unwrap_or_else(|| (holder.clone(), change.version));
+            let is_older = match (&holder.version, &other.version) {
+                (Some(own), Some(other)) => own.is_newer_than(other),
+                _ => false,
+            };
+            known = Known { holder: other, version };
+            if !is_older {
+                break;
+            }
+            when = When::Version(version);
         }
+        Ok::<_, RegisterError>(known)
+    };
+    let why = match timeout(REGISTER_WITHIN, noting).await {
+        Ok(Ok(known)) => return remember(node, key, known),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("it took over {REGISTER_WITHIN:?}"),
     };
     // Here it is known all the same, for a while.
-    node.known_ids.put(key, holder.clone(), node.clock.now());
+    node.known_ids.put(key, Known { holder: holder.clone(), version: 0 }, node.clock.now());
     warn!(
         holder = %holder.peer,
-        "which copy holds a new session could not be told to the other peers: {why}; its requests at \
-         them are served by any copy until one answers without an error"
+        "the other peers could not be informed which copy holds a new session: {why}; there, any copy \
+         serves its requests until one answers without an error"
     );
 }
 

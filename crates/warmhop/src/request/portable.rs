@@ -7,25 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warmhop_core::affinity::{Entry, Kind};
-use warmhop_core::ids::{Ballot, RequestKey, SessionId, SessionKey};
-use warmhop_core::route::{Arrived, may_retry};
-use warmhop_core::session::Failure;
+use warmhop_core::config::WithoutMajority;
+use warmhop_core::ids::{Ballot, Incarnation, RequestKey, SessionId, SessionKey};
+use warmhop_core::route::{Arrived, Attempted, may_retry};
 use warmhop_core::session::entry::{
     After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Moves, NEWBORN_FOR, Named, Step,
     TakeOver, alone, fence_at, first_members, hears_most, is_elsewhere, members_by_key,
 };
 use warmhop_core::session::message::Config;
+use warmhop_core::session::{Failure, Otherwise, Submit, Ticket};
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::View;
 
 use crate::app::slot::Slot;
-use crate::hop::{Forward, Hint};
+use crate::hop::{Forward, Hint, Relay};
 use crate::http::fields;
 use crate::http::refusals::ByReason;
 use crate::observe::recall::{Tracing, Why};
 use crate::request::call::Call;
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{
-    Problem, after_an_attempt, describe, gave_up, memory_full, of_session, outcome_unknown,
+    Problem, after_an_attempt, gave_up, memory_full, of_session, outcome_unknown,
 };
 use crate::request::serve::Served;
 
@@ -42,11 +44,13 @@ pub(crate) struct Portable<'a> {
     pub(crate) hops_left: u8,
     /// Its session was drawn for it: no token of it has left.
     pub(crate) drawn: bool,
+    /// The newest version of the app that has served the session.
+    pub(crate) version: Option<&'a AppVersion>,
 }
 
 impl<'a> Portable<'a> {
     /// That of a request which another peer sent on.
-    pub(crate) fn forwarded(slot: &'a Arc<Slot>, forward: &Forward) -> Self {
+    pub(crate) fn forwarded(slot: &'a Arc<Slot>, forward: &'a Forward) -> Self {
         Self {
             slot,
             rid: forward.rid,
@@ -56,7 +60,39 @@ impl<'a> Portable<'a> {
             arrived: Arrived::AtFrontDoor,
             hops_left: forward.hops_left,
             drawn: false,
+            version: forward.version.as_ref(),
         }
+    }
+
+    /// It, as it enters its session's line.
+    pub(crate) fn submit(&self, call: &Call) -> impl FnOnce(Ticket) -> Submit {
+        let (rid, fingerprint, keyed, seen) = (self.rid, self.fingerprint, self.keyed, self.seen);
+        let safe = fields::is_safe(&call.method) && !keyed;
+        move |ticket| Submit { ticket, rid, fingerprint, keyed, seen, safe }
+    }
+
+    /// It on its way to the session's owner.
+    fn forward(&self, sid: SessionId, owner: Incarnation, (n, attempt): (u64, u64)) -> Forward {
+        Forward {
+            sid,
+            cfg: None,
+            owner,
+            n,
+            rid: self.rid,
+            fingerprint: self.fingerprint,
+            keyed: self.keyed,
+            seen: self.seen,
+            attempt,
+            hops_left: self.hops_left,
+            version: self.version.cloned(),
+            hand_over: None,
+            relay: None,
+        }
+    }
+
+    /// What it brings to the question where it runs, as long as no copy has had it.
+    pub(crate) fn placing(&self) -> Placing<'a> {
+        Placing { version: self.version, ..Placing::first(self.slot, self.arrived) }
     }
 
     /// What does not change about it from one attempt to the next.
@@ -64,21 +100,26 @@ impl<'a> Portable<'a> {
         Asked {
             keyed: self.keyed,
             seen: self.seen,
-            may_repeat: may_retry(
-                fields::is_safe(&call.method),
-                self.keyed,
-                self.slot.spec().policy.effects,
-                true,
-                true,
-            ),
+            may_repeat: may_retry(Attempted {
+                is_safe: fields::is_safe(&call.method),
+                has_key: self.keyed,
+                effects: self.slot.spec().policy.effects,
+                is_portable: true,
+                may_have_reached_app: true,
+            }),
             hops_left: self.hops_left,
         }
     }
 
-    /// What a client is told of `problem`, where an attempt before it, if `unsure`, may have been
-    /// applied. A repeat of a safe request harms nothing, and one with a key is known for what it
-    /// is.
-    pub(crate) fn told(&self, problem: Problem, call: &Call, unsure: bool) -> Problem {
+    /// The problem that the client gets for `problem`. If `unsure`, an earlier attempt may have been
+    /// applied; that does not matter where the request is safe, or has a key by which a repeat is
+    /// recognized.
+    pub(crate) fn problem_for_client(
+        &self,
+        problem: Problem,
+        call: &Call,
+        unsure: bool,
+    ) -> Problem {
         let harmless = self.keyed || fields::is_safe(&call.method);
         if unsure && !harmless { after_an_attempt(problem) } else { problem }
     }
@@ -91,6 +132,16 @@ pub(crate) enum Subject<'a> {
     Token(Option<&'a Entry>),
     /// A key.
     Key(ByKey),
+}
+
+/// How a request in line is to run.
+pub(crate) enum Run {
+    /// Where the core places it when its turn comes.
+    WherePlaced,
+    /// At a place that is chosen already.
+    At(Place),
+    /// Not at all: what is committed is that nobody knows its outcome.
+    OutcomeUnknown,
 }
 
 /// How waiting in line for the session ended.
@@ -132,12 +183,18 @@ impl Node {
             Kind::Pinned { .. } => None,
         };
         let mut errand = match subject {
-            Subject::Token(entry) => Errand::new(asked, entry.and_then(named)),
+            Subject::Token(entry) => {
+                let errand = Errand::new(asked, entry.and_then(named));
+                match self.store.policy().without_majority {
+                    WithoutMajority::Refuse => errand.that_may_be_relayed(),
+                    WithoutMajority::Serve => errand,
+                }
+            }
             Subject::Key(key) => Errand::by_key(asked, key),
         };
         let served = self.run_errand(portable, call, &mut errand, tracing).await;
         let unsure = errand.may_have_run() || call.may_have_run;
-        served.map_err(|problem| portable.told(problem, call, unsure))
+        served.map_err(|problem| portable.problem_for_client(problem, call, unsure))
     }
 
     /// Tries until it is served, or must not or cannot be tried again.
@@ -164,12 +221,16 @@ impl Node {
             let mut after = errand.ended(end, call.is_sendable(), &self.here(&self.view()));
             if let (After::TryAlone(failure), Some(sid)) = (after, errand.sid()) {
                 let key = SessionKey { app: portable.slot.name().clone(), sid };
-                let (into, view) = (self.fork(&key), self.view());
-                after = errand.tried_alone(failure, into, call.is_sendable(), &self.here(&view));
+                let ((into, cfg), view) = (self.tried_alone(&key), self.view());
+                let (sendable, here) = (call.is_sendable(), self.here(&view));
+                after = errand.tried_alone(failure, into, cfg.as_ref(), sendable, &here);
             }
             match after {
                 After::Again { because: Because::NoWitness, back_off } => {
-                    tracing.step("wait", "this peer does not know yet whom else to ask");
+                    tracing.step(
+                        "wait",
+                        "this peer has just started and knows no other peer to ask yet",
+                    );
                     let jitter = rand::random_range(Duration::ZERO..back_off);
                     tokio::time::sleep(self.newborn_for() + jitter).await;
                 }
@@ -194,7 +255,7 @@ impl Node {
     }
 
     /// Carries out what the core decides for the next attempt.
-    async fn attempt(
+    pub(crate) async fn attempt(
         &self,
         portable: &Portable<'_>,
         call: &mut Call,
@@ -236,39 +297,28 @@ impl Node {
                         .step("owner", "the session's owner is draining: the session moves here"),
                     Some(Moves::ClientStays) => tracing
                         .step("owner", "its client keeps arriving here: the session moves here"),
+                    None if here.view.life(&to) != Some(owner) => tracing.step(
+                        "forward",
+                        format!("this peer does not hear the session's owner, and {to} may"),
+                    ),
                     None => {}
                 }
                 let forward = Forward {
-                    sid: key.sid,
                     cfg: errand.token().cloned(),
-                    owner,
-                    n,
-                    rid: portable.rid,
-                    fingerprint: portable.fingerprint,
-                    keyed: portable.keyed,
-                    seen: portable.seen,
-                    attempt,
                     hops_left,
                     hand_over: moves.map(|_| self.incarnation),
-                    relay: None,
+                    ..portable.forward(key.sid, owner, (n, attempt))
                 };
                 tracing.step("forward", Why::OwnedBy(to.clone()));
                 self.forward(portable, call, &key, forward, &to, tracing).await
             }
             Step::Relay { to, hops_left, begins } => {
+                let owner = errand.session().map_or(self.incarnation, |named| named.owner);
                 let forward = Forward {
-                    sid: key.sid,
-                    cfg: None,
-                    owner: self.incarnation,
-                    n,
-                    rid: portable.rid,
-                    fingerprint: portable.fingerprint,
-                    keyed: portable.keyed,
-                    seen: portable.seen,
-                    attempt,
+                    cfg: errand.token().cloned(),
                     hops_left,
-                    hand_over: None,
-                    relay: Some(begins),
+                    relay: Some(Relay { by: self.incarnation, begins }),
+                    ..portable.forward(key.sid, owner, (n, attempt))
                 };
                 let why = "this peer hears too few of those that hold it, and others may hear more";
                 tracing.step("relay", format!("{to} is asked: {why}"));
@@ -318,10 +368,10 @@ impl Node {
 
     /// Without a majority, goes on from this peer's own copy under a new session, where the core
     /// allows it; returns the session that it goes on as, now or since before.
-    fn fork(&self, key: &SessionKey) -> Option<SessionId> {
+    pub(crate) fn fork(&self, key: &SessionKey) -> Option<SessionId> {
         let policy = self.store.policy();
         let may = self.store.with(key, false, |machine, ctx, _| {
-            alone(machine, ctx.me, policy, ctx.process.census.pair, ctx.wall)
+            alone(machine, ctx.me, &policy, ctx.process.census.pair, ctx.wall)
         })?;
         let record = match may {
             Alone::No => return None,
@@ -338,9 +388,15 @@ impl Node {
         })??;
         if into == new.sid {
             self.metrics.sessions_forked.inc();
-            tracing::warn!(session = %key, as_session = %new, "forked: no majority of its holders is left");
+            tracing::warn!(session = %key, as_session = %new, "the session was forked: no majority of the peers that hold it is left, so it goes on from this peer's copy");
         }
         Some(into)
+    }
+
+    /// As [`Node::fork`], with the members that are known by now.
+    pub(crate) fn tried_alone(&self, key: &SessionKey) -> (Option<SessionId>, Option<Config>) {
+        let into = self.fork(key);
+        (into, self.store.read(key, |machine| machine.config().cloned()).flatten())
     }
 
     /// Draws a session for a client that has none, and serves its first request.
@@ -350,8 +406,7 @@ impl Node {
         call: &mut Call,
         tracing: &mut Tracing,
     ) -> Result<LineEnd, Problem> {
-        let placing = Placing::first(portable.slot, portable.arrived);
-        let place = self.place(&placing, &mut call.waits, tracing).await?;
+        let place = self.place(&portable.placing(), &mut call.waits, tracing).await?;
         let view = self.view();
         let executor = match &place {
             Place::Here => None,
@@ -395,7 +450,12 @@ impl Node {
     ) -> LineEnd {
         // What empties a session makes room.
         let may_grow = !fields::is_safe(&call.method) && call.method != http::Method::DELETE;
-        if may_grow && self.store.memory().is_full() {
+        let begins = match &enter {
+            Enter::Beginning(config)
+            | Enter::Seeking { otherwise: Otherwise::Begin(config), .. } => Some(config),
+            Enter::Seeking { .. } | Enter::AsOwner | Enter::TakingOver { .. } => None,
+        };
+        if may_grow && self.store.lacks_room(key, begins) {
             let reason = ByReason { reason: "memory-full" };
             self.metrics.session_refusals.get_or_create(&reason).inc();
             return LineEnd::Problem(memory_full());
@@ -408,7 +468,12 @@ impl Node {
             return Box::pin(self.run_once(portable, call, key, enter, tracing)).await;
         }
         // Boxed, as the other: each of the many futures around it would have all of it moved.
-        Box::pin(self.stand_in_line(portable, call, key, enter, (place, unknown), tracing)).await
+        let run = match place {
+            _ if unknown => Run::OutcomeUnknown,
+            Some(place) => Run::At(place),
+            None => Run::WherePlaced,
+        };
+        Box::pin(self.stand_in_line(portable, call, key, enter, run, tracing)).await
     }
 
     pub(crate) fn portable_entry(&self, key: &SessionKey, hint: &Hint) -> Entry {
@@ -417,16 +482,17 @@ impl Node {
             sid: hint.sid,
             kind: Kind::Portable { cfg: hint.cfg.clone(), owner: hint.owner, n: hint.n },
             expiry: self.clock.wall().after(self.store.policy().ttl),
+            version: None,
         }
     }
 
-    /// What a client is told of a session that could not be used, counted.
+    /// Counts a session that could not be used, and gives the problem for its client.
     pub(crate) fn session_problem(&self, failure: &Failure) -> Problem {
         if *failure == Failure::Absent {
             // That there is none is an answer.
             return of_session(failure);
         }
-        let reason = ByReason { reason: describe(failure).0 };
+        let reason = ByReason { reason: failure.problem().name() };
         self.metrics.session_refusals.get_or_create(&reason).inc();
         of_session(failure)
     }

@@ -5,21 +5,17 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
+use warmhop_core::problem::{Applied, ProblemKind};
 use warmhop_core::session::Failure;
 
-use crate::hop::HopRefusal;
+use crate::hop::{HopRefusal, SentProblem};
 use crate::http::body::Body;
-use crate::request::error_page::{ErrorPage, Told, in_plain_words};
+use crate::request::error_page::{ErrorPage, Shown, in_plain_words};
 
-/// An app set a larger session than is carried.
-pub(crate) const SET_TOO_LARGE: &str = "session-too-large";
-/// An app's server takes no request with its client's session in it.
-pub(crate) const FIELD_REFUSED: &str = "session-field-refused";
-
-/// What stands for the peers' names where they are not shown.
+/// What replaces the peers' names where they are not shown.
 pub(crate) const PSEUDONYM: &str = "gateway";
 
-/// Who is told of a problem, and what of it.
+/// The client that gets a problem, and how much of it is shown.
 pub(crate) struct Audience<'a> {
     /// What the client said that it takes.
     pub(crate) accept: &'a HeaderMap,
@@ -38,13 +34,9 @@ pub(crate) struct Audience<'a> {
 /// A refusal on its way to a client.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
-    pub(crate) status: StatusCode,
-    /// A short, stable name; the problem's type is `urn:warmhop:NAME`.
-    pub(crate) name: &'static str,
+    pub(crate) kind: ProblemKind,
     /// What happened and what to do next, for people.
     pub(crate) detail: String,
-    /// A registered error type of RFC 9209 section 2.3.
-    pub(crate) proxy_error: Option<&'static str>,
     pub(crate) retry_after: Option<Duration>,
     /// A page of its own instead of the small one, and the fields that go with it.
     pub(crate) page: Option<Box<(String, HeaderMap)>>,
@@ -53,21 +45,12 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(status: StatusCode, name: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            name,
-            detail: detail.into(),
-            proxy_error: None,
-            retry_after: None,
-            page: None,
-            inner: None,
-        }
+    pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), retry_after: None, page: None, inner: None }
     }
 
-    pub(crate) fn proxy_error(mut self, kind: &'static str) -> Self {
-        self.proxy_error = Some(kind);
-        self
+    pub(crate) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.kind.status()).expect("the status of a problem is 400 to 599")
     }
 
     /// Adds an error from below: in its words may be what is no client's business.
@@ -91,7 +74,8 @@ impl Problem {
 
     /// The response, in the form that the client's `Accept` prefers.
     pub(crate) fn response(&self, to: &Audience<'_>) -> Response<Body> {
-        let title = self.status.canonical_reason().unwrap_or("Error");
+        let status = self.status();
+        let title = status.canonical_reason().unwrap_or("Error");
         let shown = |text: &str| if to.reveal { text.to_owned() } else { String::new() };
         let mut fields = HeaderMap::new();
         let (kind, body) = if let Some(page) = &self.page {
@@ -100,32 +84,32 @@ impl Problem {
         } else if prefers_html(to.accept) {
             let (detail, id) = (shown(&self.detail), shown(to.id));
             let again = self.retry_after.filter(|_| to.is_get);
-            let told = Told { status: self.status, detail: &detail, id: &id, again };
+            let values = Shown { status, detail: &detail, id: &id, again };
             let page;
-            (page, fields) = to.page.told(&told);
+            (page, fields) = to.page.render(&values);
             ("text/html; charset=utf-8", page)
         } else if to.reveal {
             let json = format!(
                 "{{\"type\":\"urn:warmhop:{}\",\"title\":{},\"status\":{},\"detail\":{},\"instance\":{}}}\n",
-                self.name,
+                self.kind.name(),
                 json_string(title),
-                self.status.as_u16(),
+                status.as_u16(),
                 json_string(&self.detail),
                 json_string(&format!("urn:warmhop:request:{}", to.id)),
             );
             ("application/problem+json", json)
         } else {
-            let (_, words) = in_plain_words(self.status, false);
+            let (_, words) = in_plain_words(status, false);
             let json = format!(
                 "{{\"type\":\"about:blank\",\"title\":{},\"status\":{},\"detail\":{}}}\n",
                 json_string(title),
-                self.status.as_u16(),
+                status.as_u16(),
                 json_string(words),
             );
             ("application/problem+json", json)
         };
         let mut response = Response::new(Body::from(body));
-        *response.status_mut() = self.status;
+        *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -134,7 +118,8 @@ impl Problem {
             headers
                 .insert(RETRY_AFTER, HeaderValue::from(span.as_secs_f64().ceil().max(1.0) as u64));
         }
-        if let Some(kind) = self.proxy_error.filter(|_| to.reveal) {
+        if to.reveal {
+            let kind = self.kind.proxy_error();
             let (peer, detail) = (sf_name(to.peer), sf_string(&self.detail));
             let value = format!("{peer}; error={kind}; details={detail}");
             if let Ok(value) = HeaderValue::from_str(&value) {
@@ -151,183 +136,103 @@ pub(crate) fn too_slow(peer: &str, detail: &str) -> Problem {
         "the app on {peer} took the request and gave no answer: {detail}; whether it was carried \
          out is unknown"
     );
-    Problem::new(StatusCode::GATEWAY_TIMEOUT, "app-too-slow", detail)
-        .proxy_error("http_response_timeout")
+    Problem::new(ProblemKind::AppTooSlow, detail)
 }
 
 pub(crate) fn outcome_unknown(why: &str) -> Problem {
-    Problem::new(
-        StatusCode::BAD_GATEWAY,
-        "outcome-unknown",
-        format!("{why}; whether the request was carried out is unknown"),
-    )
-    .proxy_error("connection_terminated")
+    let detail = format!("{why}; whether the request was carried out is unknown");
+    Problem::new(ProblemKind::OutcomeUnknown, detail)
 }
 
 /// A problem of an attempt that followed one which may have been applied. Most problems say that
-/// nothing was done, and whoever hears so does it again.
+/// nothing was done, and a client that reads this does it again.
 pub(crate) fn after_an_attempt(problem: Problem) -> Problem {
-    let says_so = problem.name.starts_with("applied-")
-        || ["outcome-unknown", "app-failed", "execution-failed"].contains(&problem.name);
-    // What is not there, or not any more, is not there twice either.
-    let nothing_there = ["absent", "session-lost"].contains(&problem.name);
-    if says_so || nothing_there {
-        return problem;
+    match problem.kind {
+        // Its detail was not written for this, and may say that nothing was done.
+        ProblemKind::Newer { .. } => {}
+        // What does not exist, or is gone, holds no change of the first attempt either.
+        ProblemKind::Absent | ProblemKind::SessionLost => return problem,
+        kind if kind.applied() != Applied::No => return problem,
+        _ => {}
     }
-    outcome_unknown(&format!("a first attempt broke off, and the next failed: {}", problem.detail))
+    outcome_unknown(&format!(
+        "the first attempt was interrupted, and the next one failed: {}",
+        problem.detail
+    ))
 }
 
 pub(crate) fn gave_up() -> Problem {
-    Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "no-progress",
-        "no peer could take the request after several tries",
-    )
-    .proxy_error("destination_unavailable")
-    .retry_after(Duration::from_secs(1))
+    Problem::new(ProblemKind::NoProgress, "no peer could take the request after several tries")
+        .retry_after(Duration::from_secs(1))
 }
 
-/// The name of the problem of a change that there is no memory for.
-pub(crate) const MEMORY_FULL: &str = "session-memory-full";
-
 pub(crate) fn memory_full() -> Problem {
-    Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        MEMORY_FULL,
-        "sessions take all the memory that they may on the peer that owns this one: nothing was done",
-    )
-    .proxy_error("destination_unavailable")
-    .retry_after(Duration::from_secs(30))
+    let detail = "the peers that hold this session may use no more memory for sessions: nothing was \
+                  done";
+    Problem::new(ProblemKind::SessionMemoryFull, detail).retry_after(Duration::from_secs(30))
 }
 
 pub(crate) fn too_many_sessions() -> Problem {
-    Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "too-many-sessions",
-        "this peer holds as many sessions as it may",
-    )
-    .proxy_error("destination_unavailable")
-    .retry_after(Duration::from_secs(5))
+    Problem::new(ProblemKind::TooManySessions, "this peer holds as many sessions as it may")
+        .retry_after(Duration::from_secs(5))
 }
 
-/// What a client is told of a session that could not be used.
+/// What a client gets for a session that could not be used.
 pub(crate) fn of_session(failure: &Failure) -> Problem {
-    let (name, status, detail) = describe(failure);
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let problem = Problem::new(status, name, detail);
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        problem.proxy_error("destination_unavailable").retry_after(Duration::from_secs(1))
-    } else if status.is_server_error() {
-        problem.proxy_error("connection_terminated")
+    let problem = Problem::new(failure.problem(), in_words(failure));
+    if problem.status() == StatusCode::SERVICE_UNAVAILABLE {
+        problem.retry_after(Duration::from_secs(1))
     } else {
-        problem.proxy_error("http_request_denied")
+        problem
     }
 }
 
-/// A failure's name, HTTP status and words for people.
-pub(crate) fn describe(failure: &Failure) -> (&'static str, u16, &'static str) {
+/// A failure in words for people.
+pub(crate) fn in_words(failure: &Failure) -> &'static str {
     match failure {
-        Failure::QueueFull => {
-            ("session-queue-full", 503, "too many requests of this session wait already")
+        Failure::QueueFull => "too many requests of this session wait already",
+        Failure::NoMajority { ran: false } => {
+            "no majority of the peers that hold this session could be reached"
         }
-        Failure::NoMajority { ran: false } => (
-            "session-no-majority",
-            503,
-            "no majority of the peers that hold this session could be reached",
-        ),
-        Failure::NoMajority { ran: true } => (
-            "outcome-unknown",
-            502,
+        Failure::NoMajority { ran: true } => {
             "the request ran, but no majority of the peers that hold its session confirmed it; \
-             whether its change stays is unknown",
-        ),
-        Failure::FingerprintDiffers => {
-            ("idempotency-key-reused", 422, "this Idempotency-Key was used with another request")
+             whether its change stays is unknown"
         }
-        Failure::KeyInUse => (
-            "idempotency-key-in-use",
-            409,
-            "a request with this Idempotency-Key is under way; wait for its answer",
-        ),
-        Failure::BelowFloor => (
-            "outcome-unknown",
-            409,
-            "a request with this Idempotency-Key may have been applied too long ago to tell",
-        ),
+        Failure::FingerprintDiffers => "this Idempotency-Key was used with another request",
+        Failure::KeyInUse => {
+            "a request with this Idempotency-Key is under way; wait for its answer"
+        }
+        Failure::BelowFloor => {
+            "a request with this Idempotency-Key may have been applied too long ago to tell"
+        }
         Failure::Lost { ran: false } | Failure::WentOn { .. } => {
-            ("session-lost", 503, "too many of the peers that held this session are gone")
+            "too many of the peers that held this session are gone"
         }
-        Failure::Lost { ran: true } => (
-            "outcome-unknown",
-            502,
-            "the request ran, but too many of the peers that held its session are gone",
-        ),
-        Failure::Absent => ("absent", 404, "nobody knows of a session under this key"),
-        Failure::Ended => {
-            ("session-ended", 409, "the session's id was ended, by a logout for example")
+        Failure::Lost { ran: true } => {
+            "the request ran, but too many of the peers that held its session are gone"
         }
-        Failure::TooManyRetries => {
-            ("session-no-executor", 503, "the peers where the app is ready could not run it")
+        Failure::Absent => "no peer knows of a session with this key",
+        Failure::Ended => "the session's id was ended, by a logout for example",
+        Failure::TooManyRetries => "the peers where the app is ready could not run it",
+        Failure::Deposed { .. } => {
+            "the session's owner changed while the request ran; whether it was applied is unknown"
         }
-        Failure::Deposed { .. } => (
-            "outcome-unknown",
-            502,
-            "the session's owner changed while the request ran; whether it was applied is unknown",
-        ),
-        Failure::ExecutionFailed => ("execution-failed", 502, "the request could not be executed"),
+        Failure::ExecutionFailed => "the request could not be executed",
     }
 }
 
 pub(crate) fn as_refusal(problem: &Problem) -> HopRefusal {
-    HopRefusal::Problem {
-        status: problem.status.as_u16(),
-        name: problem.name.to_owned(),
+    HopRefusal::Problem(SentProblem {
+        kind: problem.kind,
         detail: problem.detail.clone(),
-        retry_after_ms: problem
-            .retry_after
-            .map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
-    }
+        retry_after: problem.retry_after,
+    })
 }
 
 /// A problem that another peer decided on.
-pub(crate) fn from_refusal(
-    status: u16,
-    name: &str,
-    detail: String,
-    retry_after_ms: Option<u64>,
-) -> Problem {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let mut problem = Problem::new(status, known_problem(name), detail);
-    problem.retry_after = retry_after_ms.map(Duration::from_millis);
-    if status.is_server_error() {
-        problem = problem.proxy_error("destination_unavailable");
-    }
-    problem
-}
-
-/// The names of problems are the project's own; one from a newer peer is told by its detail.
-pub(crate) fn known_problem(name: &str) -> &'static str {
-    const KNOWN: [&str; 18] = [
-        MEMORY_FULL,
-        "app-too-slow",
-        "absent",
-        "session-queue-full",
-        "session-no-majority",
-        "outcome-unknown",
-        "idempotency-key-reused",
-        "idempotency-key-in-use",
-        "session-lost",
-        "session-no-executor",
-        "execution-failed",
-        "app-failed",
-        "applied-answer-lost",
-        "applied-too-large-to-repeat",
-        "no-progress",
-        "idempotency-key-outcome-unknown",
-        SET_TOO_LARGE,
-        FIELD_REFUSED,
-    ];
-    KNOWN.iter().copied().find(|known| *known == name).unwrap_or("at-owner")
+pub(crate) fn from_refusal(sent: SentProblem) -> Problem {
+    let SentProblem { kind, detail, retry_after } = sent;
+    Problem { retry_after, ..Problem::new(kind, detail) }
 }
 
 /// A name as an RFC 9651 token where it is one, else as a string.
@@ -349,7 +254,7 @@ fn sf_string(text: &str) -> String {
     out
 }
 
-/// Whether a client names HTML and weighs nothing higher that a problem could be told in (RFC 9110
+/// Whether a client accepts HTML and prefers nothing else that a problem could be written in (RFC 9110
 /// section 12.5.1). Of two that weigh the same, the one named first.
 pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
     let fields = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -388,7 +293,10 @@ fn json_string(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
+    use crate::links::wire;
 
     #[test]
     fn nothing_is_said_to_be_undone_after_an_attempt_that_may_have_been_applied() {
@@ -401,21 +309,73 @@ mod tests {
             too_many_sessions(),
         ] {
             let detail = undone.detail.clone();
-            let told = after_an_attempt(undone);
-            assert_eq!((told.name, told.status), ("outcome-unknown", StatusCode::BAD_GATEWAY));
-            assert!(told.retry_after.is_none() && told.detail.contains(&detail), "{told:?}");
+            let after = after_an_attempt(undone);
+            assert_eq!(after.kind, ProblemKind::OutcomeUnknown);
+            assert!(after.retry_after.is_none() && after.detail.contains(&detail), "{after:?}");
         }
         for answer in [Failure::Absent, Failure::Lost { ran: false }, Failure::BelowFloor] {
             let problem = of_session(&answer);
-            assert_eq!(after_an_attempt(problem.clone()).name, problem.name);
+            assert_eq!(after_an_attempt(problem.clone()).kind, problem.kind);
+        }
+    }
+
+    /// The rows of the table in `docs/problems.md`.
+    fn documented() -> Vec<Vec<String>> {
+        let page = include_str!("../../../../docs/problems.md");
+        let rows = page.lines().filter(|line| line.starts_with("| `"));
+        rows.map(|row| row.trim_matches('|').split('|').map(|it| it.trim().into()).collect())
+            .collect()
+    }
+
+    #[test]
+    fn each_refusal_reaches_the_client_as_documented_from_here_and_by_a_hop() {
+        let documented = documented();
+        assert_eq!(documented.len(), ProblemKind::ALL.len() + 1, "one row for each, and at-owner");
+        let (accept, page) = (HeaderMap::new(), ErrorPage::default());
+        let to = Audience {
+            accept: &accept,
+            is_get: true,
+            peer: "peer-1",
+            id: "id",
+            reveal: true,
+            page: &page,
+        };
+        for kind in ProblemKind::ALL {
+            let applied = match kind.applied() {
+                Applied::No => "no",
+                Applied::Maybe => "maybe",
+                Applied::Yes => "yes",
+            };
+            let (name, status, error) = (kind.name(), kind.status(), kind.proxy_error());
+            let row =
+                [format!("`{name}`"), status.to_string(), format!("`{error}`"), applied.into()];
+            let is_documented = documented.iter().any(|it| it[..4] == row);
+            assert!(is_documented, "docs/problems.md needs a row | {} |", row.join(" | "));
+
+            let here = Problem::new(kind, "why").retry_after(Duration::from_millis(1_500));
+            let sent = wire::encode(&as_refusal(&here), 1_000).unwrap();
+            let HopRefusal::Problem(sent) = wire::decode::<HopRefusal, 1_000>(&sent).unwrap()
+            else {
+                panic!("{kind:?} is sent as something else");
+            };
+            let by_hop = from_refusal(sent);
+            for problem in [here, by_hop] {
+                let mut response = problem.response(&to);
+                let body = std::mem::take(response.body_mut());
+                let body = futures_util::FutureExt::now_or_never(body.collect()).unwrap().unwrap();
+                let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+                assert!(body.contains(&format!("\"urn:warmhop:{name}\"")), "{body}");
+                assert_eq!(response.status().as_u16(), status);
+                let expected = format!("peer-1; error={error}; details=\"why\"");
+                assert_eq!(response.headers()["proxy-status"], expected);
+                assert_eq!(response.headers()[RETRY_AFTER], "2");
+            }
         }
     }
 
     #[test]
     fn a_detail_with_quotes_and_line_breaks_stays_one_valid_header_and_one_valid_json_string() {
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "x", "said \"no\"\n\u{1}é")
-            .proxy_error("destination_unavailable")
-            .because("inner");
+        let problem = Problem::new(ProblemKind::NoProgress, "said \"no\"\n\u{1}é").because("inner");
         assert!(problem.whole().ends_with(": inner"));
         let (accept, page) = (HeaderMap::new(), ErrorPage::default());
         let mut to = Audience {

@@ -1,5 +1,6 @@
 //! A hop that another peer sent: from its head to its answer.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -12,6 +13,7 @@ use tracing::{Instrument, Span, debug, debug_span};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{PeerId, RequestId, SessionKey};
+use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
 use crate::app::places::Waits;
@@ -33,6 +35,7 @@ use crate::request::node::Node;
 use crate::request::problem::as_refusal;
 use crate::request::registers::operation::FRAME_BYTES_MAX;
 use crate::request::serve::{Served, Upgrade};
+use crate::request::too_old::is_too_old;
 
 /// A hop whose app is here and takes it.
 struct Received {
@@ -45,6 +48,7 @@ struct Received {
     fields: HeaderMap,
     upgrade: Option<Vec<u8>>,
     asks_go: bool,
+    counts_on: Option<AppVersion>,
     incoming: HopIncoming,
 }
 
@@ -91,7 +95,7 @@ impl Node {
             }
         };
         let span = debug_span!("hop", id = %received.id, peer = %self.me, from = %from);
-        // An upgraded connection is told first, and ends itself.
+        // An upgraded connection gets the signal first, and ends by itself.
         let cut_off = if received.upgrade.is_some() { &self.tunnels.cut } else { closing };
         let answering = self.answering(received, send, span);
         tokio::select! {
@@ -109,7 +113,7 @@ impl Node {
         is_late: bool,
     ) -> Result<Received, (HopRefusal, Load)> {
         let Arrived { head, method, fields, incoming } = arrived;
-        let HopHead { kind, app, request_id, target, upgrade, asks_go, .. } = head;
+        let HopHead { kind, app, request_id, target, upgrade, asks_go, counts_on, .. } = head;
         let form = (RequestId::new(&request_id), PathAndQuery::try_from(target), self.slot(&app));
         let (Ok(id), Ok(target), Some(slot)) = form else {
             return Err((HopRefusal::UnknownApp, Load { in_flight: 0, latency_us: 0 }));
@@ -122,14 +126,42 @@ impl Node {
         // Only the owner of a session may have the request executed elsewhere. Where hops have been
         // cut off, the app is about to stop, and what begins still would be cut off with it.
         let runs_here = slot.state() == AppState::Ready && !is_late;
-        if !runs_here && !matches!(kind, HopKind::Forward(_)) {
+        let may_run_there = matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
+        if !runs_here && !may_run_there {
             return Err((HopRefusal::NotReady, load));
         }
-        if slot.is_full() && !matches!(kind, HopKind::Forward(_)) {
+        if let HopKind::Onward { to } = &kind
+            && self.heard_peer(to).is_none()
+        {
+            return Err((HopRefusal::NotReady, load));
+        }
+        if slot.is_full() && !may_run_there {
             return Err((HopRefusal::Busy, load));
         }
+        if let HopKind::Forward(forward) = &kind
+            && let Some(refusal) = self.is_no_way(slot.name(), forward)
+        {
+            return Err((refusal, load));
+        }
+        if is_too_old(&slot, counts_on.as_ref()) {
+            return Err((self.refusal_of_older(&slot), load));
+        }
+        // A body that is a stream comes once, and is not to be lost.
+        let counts_on = counts_on.filter(|_| !asks_go);
         let from = from.clone();
-        Ok(Received { from, id, slot, kind, method, target, fields, upgrade, asks_go, incoming })
+        Ok(Received {
+            from,
+            id,
+            slot,
+            kind,
+            method,
+            target,
+            fields,
+            upgrade,
+            asks_go,
+            counts_on,
+            incoming,
+        })
     }
 
     /// Boxed here, where little is to be moved: all around it would be moved with it otherwise.
@@ -139,9 +171,13 @@ impl Node {
         send: quinn::SendStream,
         span: Span,
     ) -> BoxFuture<'_, ()> {
-        let answering = self.answer_received(received, send);
-        // Where nobody listens, moving the future once more costs more than all of the span.
-        if span.is_disabled() { Box::pin(answering) } else { Box::pin(answering.instrument(span)) }
+        // Made in each branch: where nobody listens, moving the future once more costs more than all of
+        // the span.
+        if span.is_disabled() {
+            Box::pin(self.answer_received(received, send))
+        } else {
+            Box::pin(self.answer_received(received, send).instrument(span))
+        }
     }
 
     async fn answer_received(&self, mut received: Received, mut send: quinn::SendStream) {
@@ -173,10 +209,18 @@ impl Node {
             failed_at: None,
             attempt: rand::random(),
             waits: Waits::default(),
+            version: match &received.kind {
+                HopKind::Forward(forward) => forward.version.clone(),
+                _ => None,
+            },
+            counts_on: received.counts_on,
         };
         let (slot, kind) = (&received.slot, received.kind);
-        let answering = self.answer(slot, kind, &mut call, &mut tracing);
-        let outcome = while_it_is_wanted(&mut send, wanted, answering).await;
+        let outcome = {
+            // Pinned where it is: one that is moved takes its room once more.
+            let answering = std::pin::pin!(self.answer(slot, kind, &mut call, &mut tracing));
+            while_it_is_wanted(&mut send, wanted, answering).await
+        };
         if let Some(span) = &mut span {
             span.decided(&tracing.steps());
             match &outcome {
@@ -252,10 +296,11 @@ impl Node {
         let local = |error| match error {
             LocalError::NotReady | LocalError::BodyGone => HopRefusal::NotReady,
             LocalError::Busy => HopRefusal::Busy,
+            LocalError::Older => self.refusal_of_older(slot),
             LocalError::TooSlow(detail) => HopRefusal::TooSlow { detail },
             LocalError::Refused(done) => HopRefusal::Exec(done),
             LocalError::Failed(detail) => HopRefusal::AppFailed { detail },
-            LocalError::Told(problem) => as_refusal(&problem),
+            LocalError::Problem(problem) => as_refusal(&problem),
         };
         match kind {
             HopKind::Plain | HopKind::Wake | HopKind::Service => {
@@ -272,6 +317,11 @@ impl Node {
                 failpoint::pass_if(failpoint::voted(&done), Point::ExecVoteBefore);
                 tracing.served_by(&self.me);
                 Ok((Served::ran(self, ran), ReplySession::Done(done)))
+            }
+            HopKind::Onward { to } => {
+                let Some(peer) = self.heard_peer(&to) else { return Err(HopRefusal::NotReady) };
+                let served = Box::pin(self.send_onward(slot, call, peer, tracing)).await?;
+                Ok((served, ReplySession::None))
             }
             HopKind::Forward(forward) => {
                 let serving = Box::pin(self.serve_forwarded(slot, call, &forward, tracing));
@@ -307,7 +357,8 @@ impl Node {
             let _counted = self.tunnels.open.token();
             let farewell = self.tunnels.farewell(response.headers().get(http::header::UPGRADE));
             match upgrade {
-                Some(Upgrade::Io(io)) => {
+                Some(Upgrade::Io(io, copy)) => {
+                    let farewell = farewell.with_copy(&copy);
                     hop::tunnel(TokioIo::new(io), writer, reader, AppIs::Near, farewell).await;
                 }
                 Some(Upgrade::Hop(next)) => {
@@ -354,10 +405,10 @@ async fn body_of(
 async fn while_it_is_wanted(
     send: &mut quinn::SendStream,
     mut wanted: Option<oneshot::Receiver<()>>,
-    answering: impl Future<Output = Answered>,
+    mut answering: Pin<&mut impl Future<Output = Answered>>,
 ) -> Option<Answered> {
     let stopped = send.stopped();
-    tokio::pin!(answering, stopped);
+    tokio::pin!(stopped);
     loop {
         let is_wanted = async {
             match &mut wanted {
@@ -366,7 +417,7 @@ async fn while_it_is_wanted(
             }
         };
         tokio::select! {
-            outcome = &mut answering => return Some(outcome),
+            outcome = answering.as_mut() => return Some(outcome),
             _ = &mut stopped => return None,
             is_wanted = is_wanted => {
                 wanted = None;
@@ -390,7 +441,7 @@ fn hint_of(entry: &Entry) -> Option<Hint> {
 impl Served {
     fn ran(node: &Node, ran: crate::request::serve::RanHere) -> Self {
         let mut served = Self::here(node, ran.response);
-        served.upgrade = ran.upgrade.map(Upgrade::Io);
+        served.upgrade = ran.upgrade;
         served
     }
 }

@@ -23,6 +23,7 @@ use warmhop_core::config::{EffectsMode, SessionMode, StartMode};
 use warmhop_core::ids::{
     AppName, Incarnation, PeerId, Position, RequestId, RequestKey, SessionId, SessionKey, WallTime,
 };
+use warmhop_core::problem::{Applied, ProblemKind};
 use warmhop_core::route::Arrived;
 use warmhop_core::session::census::{Census, Roll, Verdict};
 use warmhop_core::session::entry::{ByKey, FORWARDS_MAX};
@@ -40,10 +41,11 @@ use crate::observe::recall::{REGISTER, Tracing};
 use crate::request::call::{Call, CallBody};
 use crate::request::node::Node;
 use crate::request::portable::{Portable, Subject};
-use crate::request::problem::{MEMORY_FULL, Problem};
+use crate::request::problem::Problem;
 use crate::request::registers::operation::{
     Answer, Ending, FRAME_BYTES_MAX, Held, Operation, parse,
 };
+use crate::request::serve::Served;
 use crate::sessions::store::STRIPES;
 
 /// The fewest keys that one look through a part of a peer's registers brings, if it has as many.
@@ -56,7 +58,7 @@ const LISTED_BYTES_MAX: usize = 512 * 1024;
 const LISTED_BYTES: usize = 64;
 /// How many parts that turn out to hold no key one call of [`Registers::keys`] looks through.
 const EMPTY_PARTS_MAX: usize = 16;
-/// How long the last peer that has not told its keys is waited for once all others have.
+/// How long to wait for the last peer's keys once all others have sent theirs.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
 /// How many peers are asked for their keys at once.
 const ASKED_AT_ONCE: usize = 16;
@@ -199,7 +201,7 @@ struct Listing {
 #[derive(Debug, Serialize, Deserialize)]
 struct Listed {
     sid: SessionId,
-    /// Of several peers' records of one register the one that stands highest counts: those who are
+    /// Of several peers' records of one register the one with the highest position counts: those who are
     /// no members any more keep what they held.
     p: Position,
     /// Its key; absent where the record holds nothing, or nothing any more.
@@ -452,15 +454,11 @@ impl Registers {
             arrived: Arrived::AtFrontDoor,
             hops_left: FORWARDS_MAX,
             drawn: false,
+            version: None,
         };
         let mut begun = 0;
         loop {
-            let method = match operation {
-                Operation::Get | Operation::List { .. } => Method::GET,
-                Operation::Delete { .. } => Method::DELETE,
-                Operation::Put { .. } | Operation::Expire { .. } => Method::POST,
-            };
-            let mut call = self.call(method, body.clone());
+            let mut call = self.call(method_of(operation), body.clone());
             let node = &self.node;
             let mut tracing =
                 Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, |line| {
@@ -470,22 +468,11 @@ impl Registers {
             tracing.app(self.slot.name());
             let subject = Subject::Key(ByKey { sid, begins });
             match node.serve_portable(&portable, &mut call, subject, &mut tracing).await {
-                Ok(served) if served.response.status() == StatusCode::OK => {
-                    let (mut parts, body) = served.response.into_parts();
-                    if let Some(answer) = parts.extensions.remove::<Answer>() {
-                        return Ok(Some(answer));
-                    }
-                    let body = collected(body).await.map_err(RegisterError::OutcomeUnknown)?;
-                    return decode(&body).map(Some);
-                }
-                Ok(served) => {
-                    let said = format!("its owner answered {}", served.response.status());
-                    return Err(RegisterError::Unavailable(said));
-                }
-                Err(problem) => match problem.name {
-                    "absent" => return Ok(None),
-                    "session-lost" => {
-                        tracing::warn!(register = %session, "its value is lost; its key is free");
+                Ok(served) => return answer_in(served).await.map(Some),
+                Err(problem) => match problem.kind {
+                    ProblemKind::Absent => return Ok(None),
+                    ProblemKind::SessionLost => {
+                        tracing::warn!(register = %session, "the register's value is lost, because too many of its holders are gone; its key is free");
                         let peers = node.whom_to_ask(&session);
                         node.store.with(&session, false, |machine, ctx, out| {
                             machine.bury(ctx, &peers, out);
@@ -498,7 +485,7 @@ impl Registers {
                             return Err(RegisterError::Unavailable(problem.detail));
                         }
                     }
-                    "applied-answer-lost" => {
+                    ProblemKind::AppliedAnswerLost => {
                         return Ok(Some(Answer { done: true, version: 0, before: None }));
                     }
                     _ => return Err(failed(problem)),
@@ -550,6 +537,8 @@ impl Registers {
             failed_at: None,
             attempt: rand::random(),
             waits: Waits::default(),
+            version: None,
+            counts_on: None,
         }
     }
 
@@ -589,18 +578,38 @@ fn millis(time: SystemTime) -> u64 {
     u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
+fn method_of(operation: &Operation<'_>) -> Method {
+    match operation {
+        Operation::Get | Operation::List { .. } => Method::GET,
+        Operation::Delete { .. } => Method::DELETE,
+        Operation::Put { .. } | Operation::Expire { .. } => Method::POST,
+    }
+}
+
+/// What the owner of a register answered, here or over a hop.
+async fn answer_in(served: Served) -> Result<Answer, RegisterError> {
+    if served.response.status() != StatusCode::OK {
+        let said = format!("its owner answered {}", served.response.status());
+        return Err(RegisterError::Unavailable(said));
+    }
+    let (mut parts, body) = served.response.into_parts();
+    if let Some(answer) = parts.extensions.remove::<Answer>() {
+        return Ok(answer);
+    }
+    let body = collected(body).await.map_err(RegisterError::OutcomeUnknown)?;
+    decode(&body)
+}
+
 /// Whether an operation that failed may have been done.
 fn failed(problem: Problem) -> RegisterError {
-    match problem.name {
+    match problem.kind {
         // No client of a register has heard of the keys that tell requests of HTTP apart.
-        "outcome-unknown" if problem.status == StatusCode::CONFLICT => {
+        ProblemKind::OutcomeForgotten => {
             let detail = "it may have been applied too long ago to tell";
             RegisterError::OutcomeUnknown(detail.to_owned())
         }
-        "outcome-unknown" | "app-failed" | "applied-too-large-to-repeat" | "execution-failed" => {
-            RegisterError::OutcomeUnknown(problem.detail)
-        }
-        MEMORY_FULL => RegisterError::Full(problem.detail),
+        ProblemKind::SessionMemoryFull => RegisterError::Full(problem.detail),
+        kind if kind.applied() != Applied::No => RegisterError::OutcomeUnknown(problem.detail),
         _ => RegisterError::Unavailable(problem.detail),
     }
 }
@@ -621,7 +630,7 @@ async fn collected(body: Body) -> Result<Bytes, String> {
     Ok(whole.to_bytes())
 }
 
-/// Where a register stands among all: what begins its session's id, in as many bits as a cursor may
+/// A register's position among all: the beginning of its session's id, in as many bits as a cursor may
 /// have, which clients read as a signed number, or as JavaScript's.
 fn position(sid: SessionId) -> u64 {
     let bytes = sid.0[..8].try_into().expect("an id has 16 bytes");

@@ -12,20 +12,24 @@ use tower::ServiceExt;
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::config::SessionMode;
 use warmhop_core::ids::{Incarnation, PeerId, SessionId};
-use warmhop_core::route::{Arrived, PinTo, may_retry};
-use warmhop_core::view::AppState;
+use warmhop_core::problem::ProblemKind;
+use warmhop_core::route::{Arrived, Attempted, PinTo, may_retry};
+use warmhop_core::session::repair::may_count_on;
+use warmhop_core::version::AppVersion;
+use warmhop_core::view::{AppState, Liveness};
 
 use crate::app::loads::ServedThere;
 use crate::app::session::Session;
 use crate::app::slot::{Copy, InFlight, Slot};
 use crate::app::{AppService, NotSent};
 use crate::hop::field_block::FieldBlock;
-use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest};
+use crate::hop::{self, HopError, HopKind, HopRefusal, HopReply, HopRequest, OfVersion};
 use crate::http::about::About;
 use crate::http::body::{Body, BoxError};
 use crate::http::fields::{self, SESSION_FIELD};
 use crate::http::refusals::ByReason;
-use crate::http::tunnels::Tunnels;
+use crate::http::tunnels::{CopyTunnels, Tunnels};
+use crate::http::upload::answers_within;
 use crate::observe::metrics::ByPeer;
 use crate::observe::recall::Tracing;
 use crate::observe::trace::{ActiveSpan, SpanKind};
@@ -34,15 +38,15 @@ use crate::request::carried::{self, Carried};
 use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
-use crate::request::problem::{Problem, gave_up, too_slow};
+use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
 
 /// How often a request may be placed anew before it is refused.
 const ROUNDS_MAX: u32 = 8;
 
 /// The far side of an upgraded connection.
 pub(crate) enum Upgrade {
-    /// An app on this peer; its bytes are passed by whoever asked.
-    Io(Upgraded),
+    /// An app on this peer; the caller passes its bytes.
+    Io(Upgraded, CopyTunnels),
     /// An app on another peer.
     Hop(hop::Tunnel),
 }
@@ -101,6 +105,23 @@ impl Served {
             replayed: false,
         }
     }
+
+    /// What another peer replied.
+    fn replied(node: &Node, reply: HopReply) -> Self {
+        let mut served = Self::here(node, reply.response);
+        served.served_by = ServedBy::There(reply.served_by);
+        served.upgrade = reply.tunnel.map(Upgrade::Hop);
+        served
+    }
+
+    /// Has the client's token name the newest version that has served it; `former` is what it said.
+    pub(crate) fn name_version(&mut self, former: Option<&Entry>) {
+        let now = self.response.extensions_mut().remove::<OfVersion>().map(|it| it.0);
+        if let Some(entry) = &mut self.entry {
+            let before = former.and_then(|former| former.version.clone());
+            entry.version = AppVersion::newest(before, now);
+        }
+    }
 }
 
 /// Runs a service, connecting the two sides of an upgrade where the service answers with its own.
@@ -116,6 +137,7 @@ pub(crate) async fn call_service(
         let app_side = response.extensions_mut().remove::<OnUpgrade>();
         if let (Some(client_side), Some(app_side)) = (client_side, app_side) {
             let farewell = tunnels.farewell(response.headers().get(http::header::UPGRADE));
+            let farewell = farewell.with_copy(guard.tunnels());
             tunnels.open.spawn(async move {
                 let _counted = guard;
                 let (Ok(client), Ok(app)) = tokio::join!(client_side, app_side) else { return };
@@ -180,7 +202,7 @@ async fn call_service_upgrading(
 /// What an app on this peer answered, before anything is committed.
 pub(crate) struct RanHere {
     pub(crate) response: Response<Body>,
-    pub(crate) upgrade: Option<Upgraded>,
+    pub(crate) upgrade: Option<Upgrade>,
     /// The carried session field of its response.
     pub(crate) field: Option<Result<Carried, &'static str>>,
 }
@@ -193,23 +215,15 @@ impl Node {
         call: &mut Call,
         session: Option<&Session>,
     ) -> Result<RanHere, LocalError> {
-        let is_use = call.wakes(&slot.spec().policy.wake);
-        let Some((copy, guard)) = slot.enter(is_use) else {
-            return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
-        };
-        call.waits.over();
+        let (copy, guard) = call.enters(slot)?;
         let mut request = call.make_request(session, copy.carried).ok_or(LocalError::BodyGone)?;
         let field = copy.carried.then(|| request.headers().get(SESSION_FIELD)).flatten();
         let field_bytes = field.map_or(0, http::HeaderValue::len);
-        let method = request.method().clone();
-        let mut span =
-            self.spans.within(request.headers_mut(), SpanKind::Client, || method.to_string());
-        if let Some(span) = &mut span {
-            span.set("http.request.method", request.method().as_str());
-            span.set("url.path", request.uri().path());
-            span.set("server.address", slot.name().as_str());
-            span.set("warmhop.app", slot.name().as_str());
-        }
+        let mut span = self.span_of_run(slot, &mut request);
+        // Read beforehand: what guards the policy would be held for as long as the app takes, and few such
+        // guards may be held at a time before all that are taken meanwhile are dear.
+        let head_timeout = slot.spec().policy.head_timeout;
+        let upload = head_timeout.and_then(|_| call.watch_upload(&mut request));
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
         let awaiting = copy.awaits();
@@ -230,11 +244,11 @@ impl Node {
                 () = copy.given_up() => Err("it hung, and was given up".into()),
             }
         });
-        let outcome = match slot.spec().policy.head_timeout {
+        let outcome = match head_timeout {
             None => answering.as_mut().await,
-            Some(within) => match tokio::time::timeout(within, answering.as_mut()).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
+            Some(within) => match answers_within(answering.as_mut(), within, upload).await {
+                Some(outcome) => outcome,
+                None => {
                     copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
                     call.failed_at = Some(FailedAt::Here(copy.attempt));
                     return Err(LocalError::TooSlow(format!("not within {within:?}")));
@@ -248,7 +262,7 @@ impl Node {
                 Err(error) => span.failed("app-failed", error_chain(&**error)),
             }
         }
-        let (mut response, upgrade) = match outcome {
+        let answered = match outcome {
             Ok(answered) => answered,
             Err(error) => {
                 call.failed_at = Some(FailedAt::Here(copy.attempt));
@@ -257,13 +271,44 @@ impl Node {
         };
         copy.answers(self.clock.now());
         slot.measured(began.elapsed());
+        self.taken(slot, &copy, call, answered, field_bytes)
+    }
+
+    /// The span of a request to an app, which gets it as its parent.
+    fn span_of_run(&self, slot: &Slot, request: &mut http::Request<Body>) -> Option<ActiveSpan> {
+        let method = request.method().clone();
+        let mut span =
+            self.spans.within(request.headers_mut(), SpanKind::Client, || method.to_string());
+        if let Some(span) = &mut span {
+            span.set("http.request.method", request.method().as_str());
+            span.set("url.path", request.uri().path());
+            span.set("server.address", slot.name().as_str());
+            span.set("warmhop.app", slot.name().as_str());
+        }
+        span
+    }
+
+    /// What an app answered, without what is the mesh's own. `field_bytes`: how long the session was
+    /// that it was given.
+    fn taken(
+        &self,
+        slot: &Arc<Slot>,
+        copy: &Copy,
+        call: &Call,
+        (mut response, upgrade): (Response<Body>, Option<Upgraded>),
+        field_bytes: usize,
+    ) -> Result<RanHere, LocalError> {
         let status = response.status();
         if status == StatusCode::SWITCHING_PROTOCOLS && call.upgrade.is_none() {
             let detail = "it switched protocols, which it was not asked to";
             return Err(LocalError::Failed(detail.into()));
         }
         if let Some(problem) = self.field_refused(slot, &response, field_bytes) {
-            return Err(LocalError::Told(Box::new(problem)));
+            return Err(LocalError::Problem(Box::new(problem)));
+        }
+        match &copy.version {
+            Some(version) => _ = response.extensions_mut().insert(OfVersion(version.clone())),
+            None => _ = response.extensions_mut().remove::<OfVersion>(),
         }
         let headers = response.headers_mut();
         let about = About::of(headers);
@@ -279,6 +324,7 @@ impl Node {
         if about.has(About::SET_COOKIE) {
             fields::remove_our_cookie(headers, &self.store.policy().cookie);
         }
+        let upgrade = upgrade.map(|io| Upgrade::Io(io, copy.tunnels.clone()));
         Ok(RanHere { response, upgrade, field })
     }
 
@@ -293,10 +339,11 @@ impl Node {
     ) -> Result<HopReply, HopError> {
         let label = kind.label();
         // An owner may have it run elsewhere.
-        let runs_there = !matches!(kind, HopKind::Forward(_));
+        let runs_there = !matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
         let served_there = runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to));
         call.waits.over();
-        let Some(mut request) = call.make_hop(slot.name(), kind) else {
+        let counts_on = if runs_there { self.counts_on(slot, to, call) } else { None };
+        let Some(mut request) = call.make_hop(slot.name(), kind, counts_on) else {
             return Err(HopError::Broken("the request's body was sent before".into()));
         };
         let mut span = self.span_of_hop(call, &mut request);
@@ -313,15 +360,8 @@ impl Node {
         // has said that it is there.
         let careful = !fields::is_safe(&call.method) && !self.heard_lately(slot, to);
         let outcome = hop::ask(&self.net, to, request, careful).await;
-        if let Some(mut span) = span {
-            match &outcome {
-                Ok(reply) => span.status(reply.response.status().as_u16()),
-                Err(HopError::Refused(why, ..)) => span.failed(why.label(), ""),
-                Err(HopError::Unreachable(error, _)) => {
-                    span.failed("unreachable", error.to_string());
-                }
-                Err(HopError::Broken(error)) => span.failed("broken", error.as_str()),
-            }
+        if let Some(span) = span {
+            end_span(span, &outcome);
         }
         match outcome {
             Ok(mut reply) => {
@@ -338,9 +378,13 @@ impl Node {
                 Ok(reply)
             }
             Err(HopError::Refused(why, load, body)) => {
+                if let Some(served_there) = served_there {
+                    served_there.refused();
+                }
                 slot.loads.note(to, load, self.clock.now());
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
+                self.learns_version(slot, to, &why);
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;
                     call.failed_at = Some(FailedAt::There(to.clone()));
@@ -389,31 +433,17 @@ impl Node {
         let mut tried: Vec<PeerId> = Vec::new();
         let mut failed = None;
         let mut was_slow = false;
+        let mut went_round = false;
         let mut rounds = 0;
         while rounds < ROUNDS_MAX {
-            let pin = pinned.and_then(|entry| match &entry.kind {
-                Kind::Pinned { peer, incarnation } => {
-                    let view = self.view();
-                    let lives = if *peer == self.me {
-                        *incarnation == self.incarnation
-                    } else {
-                        view.by_incarnation(incarnation).is_some()
-                    };
-                    Some((peer, lives))
-                }
-                Kind::Portable { .. } => None,
-            });
             let placing = Placing {
                 slot,
                 arrived: Arrived::AtFrontDoor,
-                pin: pin.map(|(peer, lives)| PinTo {
-                    peer,
-                    here: *peer == self.me,
-                    lives: lives && !tried.contains(peer),
-                }),
+                pin: pinned.and_then(|entry| self.pin_of(entry, &tried)),
                 tried: &tried,
                 failed: failed.as_ref(),
                 shun_here: call.failed_here(slot),
+                version: pinned.and_then(|entry| entry.version.as_ref()),
             };
             let (waits, failed_at) = (&mut call.waits, &mut call.failed_at);
             match self.place_anew(&placing, waits, failed_at, tracing).await? {
@@ -421,7 +451,7 @@ impl Node {
                     Ok(ran) => {
                         tracing.served_by(&self.me);
                         let mut served = Served::here(self, ran.response);
-                        served.upgrade = ran.upgrade.map(Upgrade::Io);
+                        served.upgrade = ran.upgrade;
                         served.entry = is_pinned
                             .then(|| self.pinned_entry(slot, &self.me, self.incarnation, pinned));
                         return Ok(served);
@@ -429,55 +459,141 @@ impl Node {
                     // How long it waits for a place is bounded.
                     Err(LocalError::Busy) if call.is_sendable() => continue,
                     Err(LocalError::NotReady) if call.is_sendable() => {}
-                    Err(LocalError::TooSlow(detail)) => {
-                        let problem = too_slow(self.me.as_str(), &detail);
-                        if !fields::is_safe(&call.method) || !call.is_sendable() {
-                            return Err(problem);
-                        }
-                        call.may_have_run = true;
-                        // Once: who is slow here may be slow everywhere.
-                        if std::mem::replace(&mut was_slow, true) {
-                            return Err(problem);
-                        }
-                        // A copy that was ended is replaced, and the request waits for the next.
-                        failed = (slot.state() == AppState::Ready).then_some(problem);
-                    }
                     Err(error) => {
-                        let problem = app_failed(self.me.as_str(), &error);
-                        if !matches!(error, LocalError::Failed(_)) || !call.may_go_to_another() {
-                            return Err(problem);
-                        }
-                        call.may_have_run = true;
-                        failed = Some(problem);
+                        failed = self.after_failed_run(slot, call, error, &mut was_slow)?;
                     }
                 },
                 Place::There(to) => {
+                    let holder = pinned.and_then(|entry| holder_at(entry, &to));
+                    let way = holder.and_then(|holder| self.way_round(holder, went_round));
+                    let kind = match (holder, &way) {
+                        (Some(to), Some(_)) => HopKind::Onward { to },
+                        _ => HopKind::Plain,
+                    };
+                    let next = way.as_ref().unwrap_or(&to);
                     // Boxed, as what is rare here: the future of a request that is served here is
                     // moved with each of them.
-                    match Box::pin(self.ask(slot, &to, call, HopKind::Plain, tracing)).await {
+                    match Box::pin(self.ask(slot, next, call, kind, tracing)).await {
                         Ok(reply) => {
-                            let mut served = Served::here(self, reply.response);
-                            served.served_by = ServedBy::There(reply.served_by);
-                            served.upgrade = reply.tunnel.map(Upgrade::Hop);
-                            served.entry = is_pinned
-                                .then(|| self.pinned_entry(slot, &to, reply.executor, pinned));
-                            served.next_hop = Some(to);
+                            let by = holder.filter(|_| way.is_some()).unwrap_or(reply.executor);
+                            let mut served = Served::replied(self, reply);
+                            served.entry =
+                                is_pinned.then(|| self.pinned_entry(slot, &to, by, pinned));
+                            served.next_hop = Some(way.unwrap_or(to));
                             return Ok(served);
                         }
-                        // What it told of its load says that it need not be asked again soon.
+                        // The load in its reply shows that it need not be asked again soon.
                         Err(HopError::Refused(HopRefusal::Busy, ..)) if call.is_sendable() => {
                             continue;
                         }
+                        // It is known for what it is now.
+                        Err(HopError::Refused(HopRefusal::Older(_), ..))
+                            if call.is_sendable() && self.counts_on(slot, &to, call).is_none() =>
+                        {
+                            rounds += 1;
+                            continue;
+                        }
                         Err(error) => {
+                            // The link broke: another peer may hear the copy that holds the session.
+                            let broke = !matches!(error, HopError::Refused(..)) && holder.is_some();
                             failed = self.after_failed_hop(slot, call, &to, error, false)?;
+                            if !broke || std::mem::replace(&mut went_round, true) {
+                                tried.push(to);
+                            }
                         }
                     }
-                    tried.push(to);
                 }
             }
             rounds += 1;
         }
         Err(gave_up())
+    }
+
+    /// By way of whom a peer is asked that is suspect here, or to which the link just broke: of one that
+    /// hears it, or may where nobody has said so yet.
+    fn way_round(&self, to: Incarnation, broke: bool) -> Option<PeerId> {
+        let view = self.view();
+        let belief = view.by_incarnation(&to)?;
+        if !broke && belief.alive != Liveness::Suspect {
+            return None;
+        }
+        let told = view.ways_to(&to).next().map(|(way, _)| way.clone());
+        told.or_else(|| {
+            let others = view.live_peers().filter(|(peer, _)| **peer != belief.news.peer);
+            let mut heard = others.filter(|(_, belief)| may_count_on(belief));
+            heard.next().map(|(peer, _)| peer.clone())
+        })
+    }
+
+    /// The peer whose life this is, where it is heard.
+    pub(crate) fn heard_peer(&self, life: &Incarnation) -> Option<PeerId> {
+        let view = self.view();
+        let heard = view.by_incarnation(life).filter(|it| it.alive == Liveness::Alive)?;
+        Some(heard.news.peer.clone())
+    }
+
+    /// Sends a request to the copy that holds its session, for a peer that does not hear that one.
+    pub(crate) async fn send_onward(
+        &self,
+        slot: &Arc<Slot>,
+        call: &mut Call,
+        to: PeerId,
+        tracing: &mut Tracing,
+    ) -> Result<Served, HopRefusal> {
+        match self.ask(slot, &to, call, HopKind::Plain, tracing).await {
+            Ok(reply) => {
+                let mut served = Served::replied(self, reply);
+                served.next_hop = Some(to);
+                Ok(served)
+            }
+            Err(HopError::Refused(why, ..)) => Err(why),
+            Err(HopError::Unreachable(..)) => Err(HopRefusal::NotReady),
+            Err(HopError::Broken(detail)) => {
+                Err(HopRefusal::AppFailed { detail: format!("the hop to {to} broke: {detail}") })
+            }
+        }
+    }
+
+    /// Where a pinned session is, and whether that peer still lives and has not said no.
+    fn pin_of<'e>(&self, entry: &'e Entry, tried: &[PeerId]) -> Option<PinTo<'e>> {
+        let Kind::Pinned { peer, incarnation } = &entry.kind else { return None };
+        let here = *peer == self.me;
+        let lives = if here {
+            *incarnation == self.incarnation
+        } else {
+            self.view().by_incarnation(incarnation).is_some()
+        };
+        Some(PinTo { peer, here, lives: lives && !tried.contains(peer) })
+    }
+
+    /// Whether the request may go elsewhere after the app here failed on it; else what the client is
+    /// told. What the client is told where no other copy is ready is returned.
+    fn after_failed_run(
+        &self,
+        slot: &Slot,
+        call: &mut Call,
+        error: LocalError,
+        was_slow: &mut bool,
+    ) -> Result<Option<Problem>, Problem> {
+        if let LocalError::TooSlow(detail) = &error {
+            let problem = too_slow(self.me.as_str(), detail);
+            if !fields::is_safe(&call.method) || !call.is_sendable() {
+                return Err(problem);
+            }
+            call.may_have_run = true;
+            // Once: who is slow here may be slow everywhere.
+            if std::mem::replace(was_slow, true) {
+                return Err(problem);
+            }
+            // A copy that was ended is replaced, and the request waits for the next.
+            return Ok((slot.state() == AppState::Ready).then_some(problem));
+        }
+        let problem = app_failed(self.me.as_str(), &error);
+        if !matches!(error, LocalError::Failed(_)) || !call.may_go_to_another() {
+            return Err(problem);
+        }
+        call.may_have_run = true;
+        Ok(Some(problem))
     }
 
     fn pinned_entry(
@@ -493,13 +609,13 @@ impl Node {
             _ => SessionId(rand::random()),
         };
         let expiry = self.clock.wall().after(self.store.policy().ttl);
-        Entry { app: slot.name().clone(), sid, kind, expiry }
+        Entry { app: slot.name().clone(), sid, kind, expiry, version: None }
     }
 
-    /// Whether the request may go elsewhere after a hop that brought no response; else what the
-    /// client is told. Where an app has had it and failed, it goes to one other that is ready, if
+    /// Whether the request may go elsewhere after a hop that brought no response; else the
+    /// problem for the client. Where an app has had it and failed, it goes to one other that is ready, if
     /// there is one: a request that makes every app fail must neither wait for the next, nor go
-    /// round. What the client is told otherwise is returned.
+    /// round. The problem for the client, should there be none, is returned.
     pub(crate) fn after_failed_hop(
         &self,
         slot: &Slot,
@@ -516,14 +632,14 @@ impl Node {
             HopError::Refused(..) => false,
             HopError::Broken(_) => true,
         };
-        let portable = slot.spec().policy.session == SessionMode::Portable;
-        let again = may_retry(
-            fields::is_safe(&call.method),
-            keyed,
-            slot.spec().policy.effects,
-            portable,
-            app_may_have_seen_it,
-        );
+        let policy = &slot.spec().policy;
+        let again = may_retry(Attempted {
+            is_safe: fields::is_safe(&call.method),
+            has_key: keyed,
+            effects: policy.effects,
+            is_portable: policy.session == SessionMode::Portable,
+            may_have_reached_app: app_may_have_seen_it,
+        });
         let again = again && call.is_sendable();
         Err(match error {
             HopError::Refused(HopRefusal::AppFailed { detail }, ..) => {
@@ -541,27 +657,31 @@ impl Node {
                 failed
             }
             _ if again => return Ok(None),
-            HopError::Refused(why, ..) => Problem::new(
-                StatusCode::BAD_GATEWAY,
-                "hop-refused",
-                format!("{to} refused the request ({}), and its body cannot be sent again", why.label()),
-            )
-            .proxy_error("destination_unavailable"),
-            HopError::Unreachable(error, _) => Problem::new(
-                StatusCode::BAD_GATEWAY,
-                "hop-unreachable",
-                format!("{to} could not be reached"),
-            )
-            .proxy_error("destination_unavailable")
-            .because(error),
-            HopError::Broken(error) => Problem::new(
-                StatusCode::BAD_GATEWAY,
-                "outcome-unknown",
-                format!("the connection to {to} broke before its answer; whether the request was carried out is unknown"),
-            )
-            .proxy_error("connection_terminated")
-            .because(error),
+            HopError::Refused(why, ..) => {
+                let why = why.label();
+                let detail =
+                    format!("{to} refused the request ({why}), and its body cannot be sent again");
+                Problem::new(ProblemKind::HopRefused, detail)
+            }
+            HopError::Unreachable(error, _) => {
+                let detail = format!("{to} could not be reached");
+                Problem::new(ProblemKind::HopUnreachable, detail).because(error)
+            }
+            HopError::Broken(error) => {
+                let why = format!("the connection to {to} broke before its answer");
+                outcome_unknown(&why).because(error)
+            }
         })
+    }
+}
+
+/// Ends the span of a hop by what came of it.
+fn end_span(mut span: ActiveSpan, outcome: &Result<HopReply, HopError>) {
+    match outcome {
+        Ok(reply) => span.status(reply.response.status().as_u16()),
+        Err(HopError::Refused(why, ..)) => span.failed(why.label(), ""),
+        Err(HopError::Unreachable(error, _)) => span.failed("unreachable", error.to_string()),
+        Err(HopError::Broken(error)) => span.failed("broken", error.as_str()),
     }
 }
 
@@ -582,4 +702,12 @@ fn failed_here(
     }
     copy.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
     LocalError::Failed(error_chain(error))
+}
+
+/// The life of `peer` that holds the pinned session, if it does.
+fn holder_at(entry: &Entry, peer: &PeerId) -> Option<Incarnation> {
+    match &entry.kind {
+        Kind::Pinned { peer: holder, incarnation } if holder == peer => Some(*incarnation),
+        _ => None,
+    }
 }

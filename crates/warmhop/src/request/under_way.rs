@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use warmhop_core::ids::{RequestKey, SessionKey};
 
-/// The requests that are on their way here and must not run twice: a repeat is told of the first one,
+/// The requests that are on their way here and must not run twice: a repeat learns of the first one,
 /// rather than to wait for it. Bounded by the requests under way.
 #[derive(Debug, Default)]
 pub(crate) struct RunsOnce(Mutex<HashSet<(SessionKey, RequestKey)>>);

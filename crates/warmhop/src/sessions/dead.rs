@@ -1,14 +1,14 @@
-//! Which processes are gone for good: those whose peers live again as others.
+//! Which processes are gone for good because their peers were started again.
 
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use warmhop_core::ids::Incarnation;
 
-/// How many former processes are remembered one by one, and how many peers' latest.
+/// How many former processes are remembered one by one, and of how many peers the latest process is.
 const REMEMBERED_MAX: usize = 4096;
 
-/// What this process knows of those that are gone.
+/// What this process knows of processes that are gone.
 ///
 /// One that saw a peer restart knows which life ended. One that was started later knows it as
 /// well, since it hears of the later life: see [`Incarnation::is_before`].
@@ -18,7 +18,7 @@ pub(crate) struct Dead {
 }
 
 impl Dead {
-    /// `me` is this process, which proves that its own peer's former ones are gone.
+    /// `me` is this process. Its existence proves that its peer's former processes are gone.
     pub(crate) fn new(me: Incarnation) -> Self {
         let max = NonZeroUsize::new(REMEMBERED_MAX).expect("a positive constant");
         let mut latest = LruCache::new(max);
@@ -26,7 +26,7 @@ impl Dead {
         Self { ended: LruCache::new(max), latest }
     }
 
-    /// `life` is what its peer lives as now, instead of `former`.
+    /// The peer runs as `life` now, and no longer as `former`.
     pub(crate) fn lives(&mut self, life: Incarnation, former: Option<Incarnation>) {
         if let Some(former) = former {
             self.ended(former);

@@ -1,42 +1,58 @@
-//! How many bytes the sessions here take, and whether there is room for more.
+//! How many bytes the sessions here use, and whether there is room for more, here and elsewhere.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tracing::{info, warn};
+use warmhop_core::ids::{Incarnation, Now};
 use warmhop_core::session::Session;
+use warmhop_core::session::message::Config;
 
-/// What a session takes beside what it holds.
+/// The bytes that a session uses beside its state.
 const SESSION_BYTES: usize = 256;
-/// The part of what it holds that the allocator adds, at most.
+/// The share that the allocator adds to a session's state, at most.
 const ROUNDED_BY: usize = 8;
-/// The part of the room that is kept for what was begun before it was full: for others' copies, and
-/// for the records of changes of members.
+/// The share of the room that is reserved for sessions which began before it was full: for copies of
+/// other peers' sessions, and for the records of changes of members.
 const KEPT_FREE: u64 = 8;
+/// A peer that refused a copy counts as full for so long; then one change finds out.
+const FULL_FOR: Duration = Duration::from_secs(10);
 
 /// A count of bytes, and its bound.
 #[derive(Debug)]
 pub(crate) struct Memory {
     bytes: AtomicU64,
-    bytes_max: u64,
+    bytes_max: AtomicU64,
     warned: AtomicBool,
 }
 
 impl Memory {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self { bytes: AtomicU64::new(0), bytes_max, warned: AtomicBool::new(false) }
+        Self {
+            bytes: AtomicU64::new(0),
+            bytes_max: AtomicU64::new(bytes_max),
+            warned: AtomicBool::new(false),
+        }
     }
 
-    /// How many bytes are taken.
+    /// How many bytes are used.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How many may be.
+    /// How many may be used.
     pub(crate) fn bytes_max(&self) -> u64 {
-        self.bytes_max
+        self.bytes_max.load(Ordering::Relaxed)
     }
 
-    /// Counts a session anew that was `counted` before; `None` is one that is dropped.
+    /// Changes how many may be used. Sessions that exist stay.
+    pub(crate) fn may_take(&self, bytes_max: u64) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
+    /// Updates the count of a session that was `counted` before; `None` for one that is dropped.
     pub(crate) fn counts(&self, counted: &mut u32, session: Option<&Session>) {
         let now = session.map_or(0, |session| taken(session.bytes_held()));
         if now > *counted {
@@ -50,24 +66,65 @@ impl Memory {
     /// Whether a copy of so many bytes fits in place of one of `held`.
     pub(crate) fn has_room(&self, bytes: usize, held: usize) -> bool {
         bytes <= held
-            || self.bytes() + u64::from(taken(bytes)) - u64::from(taken(held)) <= self.bytes_max
+            || self.bytes() + u64::from(taken(bytes)) - u64::from(taken(held)) <= self.bytes_max()
     }
 
-    /// Whether nothing further is to be begun that may take more.
+    /// Whether the room is full, so that nothing may begin that would use more.
     pub(crate) fn is_full(&self) -> bool {
         let bytes = self.bytes();
-        let is_full = bytes >= self.bytes_max - self.bytes_max / KEPT_FREE;
+        let bytes_max = self.bytes_max();
+        let is_full = bytes >= bytes_max - bytes_max / KEPT_FREE;
         if is_full && !self.warned.swap(true, Ordering::Relaxed) {
             warn!(
                 bytes,
-                bytes_max = self.bytes_max,
-                "sessions take all the memory that they may: changes are refused, reads and deletions go on; raise [session] memory, lower ttl, or keep less in sessions"
+                bytes_max,
+                "sessions use all the memory that they may: changes are refused, reads and deletions are not; raise [session] memory, lower ttl, or keep less in sessions"
             );
-        } else if bytes < self.bytes_max / 4 * 3 && self.warned.swap(false, Ordering::Relaxed) {
-            info!(bytes, bytes_max = self.bytes_max, "there is room for sessions again");
+        } else if bytes < bytes_max / 4 * 3 && self.warned.swap(false, Ordering::Relaxed) {
+            info!(bytes, bytes_max, "there is room for sessions again");
         }
         is_full
     }
+}
+
+/// Which peers had no room for a copy lately.
+///
+/// A change that no majority has room for is held by its owner alone and comes to nothing for
+/// sure only much later, so it is better not begun.
+#[derive(Debug, Default)]
+pub(crate) struct FullPeers {
+    since: Mutex<BTreeMap<Incarnation, Now>>,
+    /// Whether there are any: asked for each change.
+    any: AtomicBool,
+}
+
+impl FullPeers {
+    /// A peer refused a copy: it has no room.
+    pub(crate) fn note(&self, peer: Incarnation, now: Now) {
+        let mut since = self.since();
+        since.retain(|_, since| is_lately(*since, now));
+        since.insert(peer, now);
+        self.any.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether so many of those that decide about a change are full that it could not be committed.
+    pub(crate) fn outvote(&self, config: &Config, now: Now) -> bool {
+        if !self.any.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut since = self.since();
+        since.retain(|_, since| is_lately(*since, now));
+        self.any.store(!since.is_empty(), Ordering::Relaxed);
+        !config.deciders().majority(|peer| !since.contains_key(&peer))
+    }
+
+    fn since(&self) -> MutexGuard<'_, BTreeMap<Incarnation, Now>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_lately(since: Now, now: Now) -> bool {
+    now.since(since) < FULL_FOR
 }
 
 fn taken(held: usize) -> u32 {
@@ -76,7 +133,30 @@ fn taken(held: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use warmhop_core::session::message::Members;
+
     use super::*;
+
+    #[test]
+    fn a_change_is_not_begun_where_those_who_refused_copies_lately_are_a_majority() {
+        let full = FullPeers::default();
+        let peer = |at: u8| Incarnation([at; 16]);
+        let config = |who: &[u8]| Config {
+            now: Members::first(1, who.iter().map(|at| peer(*at))),
+            prev: None,
+        };
+        let (three, two) = (config(&[1, 2, 3]), config(&[1, 2]));
+        assert!(!full.outvote(&three, Now(0)));
+        full.note(peer(2), Now(1_000));
+        assert!(!full.outvote(&three, Now(1_000)), "two of three have room");
+        assert!(full.outvote(&two, Now(1_000)));
+        full.note(peer(3), Now(5_000));
+        assert!(full.outvote(&three, Now(5_000)));
+        assert!(!full.outvote(&three, Now(11_000)), "the first may have room again");
+        assert!(!full.outvote(&two, Now(11_000)));
+        assert!(!full.outvote(&config(&[3]), Now(15_000)));
+        assert!(!full.any.load(Ordering::Relaxed));
+    }
 
     #[test]
     fn a_copy_fits_where_it_takes_no_more_than_is_left_or_than_the_one_before() {

@@ -1,8 +1,8 @@
 //! The striped store of session machines. It feeds each machine its events, carries its effects
 //! to the links and to the requests that wait, and wakes it when it asks to be woken.
 //!
-//! Two sessions never wait for each other but within one of the stripes, and a stripe's lock is
-//! never held across an await.
+//! Two sessions wait for each other only if they are in one stripe, and a stripe's lock is never held
+//! across an await.
 
 mod line;
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use lru::LruCache;
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
@@ -30,21 +30,21 @@ use crate::observe::clock::Clock;
 use crate::observe::failpoint;
 use crate::observe::metrics::Metrics;
 use crate::sessions::dead::Dead;
-use crate::sessions::memory::Memory;
+use crate::sessions::events::{self, Event, EventSender};
+use crate::sessions::memory::{FullPeers, Memory};
 use crate::sessions::table::{Entry, Table};
-use crate::sessions::told::{self, Teller, Told};
 
 pub(crate) const STRIPES: usize = 64;
-/// How often a stripe is looked through for sessions whose time is near.
+/// How often a stripe is scanned for sessions that are to be woken soon.
 const LOOK_THROUGH_EVERY: Duration = Duration::from_secs(60);
-/// Sessions that are to be woken within this time are filed for it.
+/// Sessions that are to be woken within this time get a timer.
 const FILED_WITHIN: Duration = Duration::from_secs(90);
 /// How many sessions each stripe counts moves for.
 const MOVES_MAX: usize = 1024;
-/// The most sessions that this peer holds; further ones are refused, counted.
+/// The most sessions that this peer holds. Further ones are refused and counted.
 const SESSIONS_MAX: usize = 4_000_000;
-/// How many sessions wait at most for a look at their members and their owner; where more do, all
-/// are looked at.
+/// How many sessions at most wait for repair to check their members and their owner. If more do, repair
+/// checks all sessions.
 const TO_LOOK_AT_MAX: usize = 16 * 1024;
 /// How long a session that holds nothing, but that a client's token names, is kept as it is;
 /// after that its next request asks the other members whether they know better.
@@ -55,17 +55,17 @@ pub(crate) type SendFrame = Box<dyn Fn(Incarnation, SessionFrame) + Send + Sync>
 
 pub(crate) struct Store {
     me: Incarnation,
-    policy: SessionPolicy,
+    policy: ArcSwap<SessionPolicy>,
     clock: Clock,
     metrics: Arc<Metrics>,
     stripes: Box<[Mutex<Stripe>]>,
     send: SendFrame,
     tickets: AtomicU64,
-    /// What one stripe's sessions heard of others' clocks matters to those that another draws.
+    /// Shared by the stripes: what one of them hears of other peers' clocks matters to all.
     stamp_heard: AtomicU64,
-    /// Who is there as far as this peer knows.
+    /// Which peers there are, as far as this one knows.
     census: ArcSwap<Census>,
-    /// Processes that are gone for good: their peers live again as others.
+    /// Processes that are gone for good because their peers were started again.
     dead: Mutex<Dead>,
     /// Sessions that may lack copies or an owner: taken over here, with a member that lags behind,
     /// given up to another, or promised to one that does not own them yet.
@@ -74,25 +74,27 @@ pub(crate) struct Store {
     look_at_all: AtomicBool,
     /// How many bytes all of them take.
     memory: Memory,
+    /// The peers that have no room for copies.
+    full: FullPeers,
     sooner: Notify,
     next_wake_ms: AtomicU64,
 }
 
-/// Who comes into a session's line, or leaves it, together with what is done to its machine.
+/// Which request joins or leaves a session's line in the same step as a change to its machine.
 enum Lines {
     /// Nobody.
     Stay,
     /// A request joins; an empty session is kept until the time named at least.
-    Join(Ticket, Teller, Now),
-    /// Who waits under this ticket is told no more.
+    Join(Ticket, EventSender, Now),
+    /// The request with this ticket gets no more events.
     Leave(Ticket),
 }
 
 struct Stripe {
     process: Process,
     sessions: Table,
-    /// The sessions to be woken soon. Those whose time is far off are found when the stripe is
-    /// looked through: filing them would cost more memory than a small session's own state.
+    /// The sessions to be woken soon. The others are found when the stripe is scanned: a timer for each
+    /// would take more memory than a small session's own state.
     wakes: BTreeSet<(Now, SessionKey)>,
     look_through_at: Now,
     moves: LruCache<SessionKey, MoveCounter>,
@@ -123,7 +125,7 @@ impl Store {
             .collect();
         Arc::new(Self {
             me,
-            policy,
+            policy: ArcSwap::from_pointee(policy),
             clock,
             metrics,
             stripes,
@@ -135,28 +137,37 @@ impl Store {
             to_look_at: Mutex::default(),
             look_at_all: AtomicBool::new(false),
             memory,
+            full: FullPeers::default(),
             sooner: Notify::new(),
             next_wake_ms: AtomicU64::new(u64::MAX),
         })
     }
 
-    /// What the sessions take here, and may take.
+    /// The memory that sessions use here, and its bound.
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    pub(crate) fn policy(&self) -> &SessionPolicy {
-        &self.policy
+    pub(crate) fn policy(&self) -> Guard<Arc<SessionPolicy>> {
+        self.policy.load()
     }
 
-    /// Notes who is there.
+    /// Applies `policy` from now on, but for the cookie, which stays as it is.
+    pub(crate) fn change_policy(&self, mut policy: SessionPolicy) {
+        policy.cookie = self.policy().cookie.clone();
+        self.memory.may_take(policy.memory_bytes_max);
+        self.policy.store(Arc::new(policy));
+        self.sooner.notify_one();
+    }
+
+    /// Notes which peers there are.
     pub(crate) fn count(&self, census: Census) {
         if **self.census.load() != census {
             self.census.store(Arc::new(census));
         }
     }
 
-    /// Who is there as far as this peer knows.
+    /// Which peers there are, as far as this one knows.
     pub(crate) fn census(&self) -> Arc<Census> {
         self.census.load_full()
     }
@@ -181,18 +192,18 @@ impl Store {
         Some(result)
     }
 
-    /// What is known here of the session of `key`. Nothing of it changes, and nothing follows.
+    /// What is known here of the session of `key`. Changes nothing.
     pub(crate) fn look(&self, key: &SessionKey) -> Option<Look> {
         self.read(key, |machine| Look::among(machine, &self.census.load()))
     }
 
-    /// What `read` makes of the machine of `key`; `None` where there is none. Nothing of it changes,
-    /// so nothing follows from it either, which makes this much cheaper than [`Store::with`].
+    /// What `read` makes of the machine of `key`; `None` where there is none. It changes
+    /// nothing, which makes it much cheaper than [`Store::with`].
     pub(crate) fn read<R>(&self, key: &SessionKey, read: impl FnOnce(&Session) -> R) -> Option<R> {
         self.stripe(key).sessions.get_mut(key).map(|entry| read(&entry.machine))
     }
 
-    /// As [`Store::with`], but what is to be sent is left to the caller.
+    /// As [`Store::with`], but returns the messages for the caller to send.
     fn with_held_back<R>(
         &self,
         key: &SessionKey,
@@ -212,19 +223,20 @@ impl Store {
             match lines {
                 Lines::Stay => {}
                 // The ticket is known before its first event can be sent.
-                Lines::Join(ticket, told, keep_empty_until) => {
-                    entry.join(ticket, told, keep_empty_until);
+                Lines::Join(ticket, events, keep_empty_until) => {
+                    entry.join(ticket, events, keep_empty_until);
                 }
                 Lines::Leave(ticket) => entry.leave(ticket),
             }
             stripe.process.stamp_heard = self.stamp_heard.load(Ordering::Relaxed);
             stripe.process.census = self.census.load_full();
             let at = self.clock.both();
+            let policy = self.policy();
             let mut ctx = Ctx {
                 me: self.me,
                 now: at.0,
                 wall: at.1,
-                policy: &self.policy,
+                policy: &policy,
                 process: &mut stripe.process,
                 dice: rand::random(),
             };
@@ -241,7 +253,7 @@ impl Store {
 
     fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
         for (to, message) in outgoing {
-            // What nobody can receive any more is answered in their place.
+            // Answer messages to processes that are gone in their place.
             if is_question(&message) && self.is_dead(&to) {
                 self.with(key, false, |machine, ctx, out| {
                     machine.on_message(ctx, to, dead_letter(), out);
@@ -290,7 +302,7 @@ impl Store {
         outgoing: &mut Vec<(Incarnation, Message)>,
     ) {
         for effect in effects {
-            let (ticket, told) = match effect {
+            let (ticket, event) = match effect {
                 Effect::Send { to, message } => {
                     outgoing.push((to, message));
                     continue;
@@ -308,7 +320,7 @@ impl Store {
                     continue;
                 }
                 Effect::Deposed { by } => {
-                    info!(session = %key, by = %by, "given up to a higher ballot");
+                    info!(session = %key, by = %by, "another peer has taken the session over");
                     self.metrics.depositions.inc();
                     self.look_at(key);
                     continue;
@@ -320,27 +332,27 @@ impl Store {
                 }
                 Effect::Located { .. } | Effect::Opened { .. } => continue,
                 Effect::Lost => {
-                    warn!(session = %key, "lost: too many of its holders are gone");
+                    warn!(session = %key, "the session is lost: too many of the peers that held it are gone");
                     self.metrics.sessions_lost.inc();
                     continue;
                 }
                 Effect::Invited { .. } => continue,
-                Effect::Turn { ticket } => (ticket, Told::Turn),
+                Effect::Turn { ticket } => (ticket, Event::Turn),
                 Effect::Execute { ticket, executor, exec } => {
-                    (ticket, Told::Execute { executor, exec })
+                    (ticket, Event::Execute { executor, exec })
                 }
                 Effect::Release { ticket, hint } => {
                     self.metrics.releases.inc();
-                    (ticket, Told::Release { hint })
+                    (ticket, Event::Release { hint })
                 }
-                Effect::Replay { ticket, stored, hint } => (ticket, Told::Replay { stored, hint }),
-                Effect::Fail { ticket, failure } => (ticket, Told::Fail(failure)),
-                Effect::Again { ticket } => (ticket, Told::Again),
-                Effect::Redirect { ticket, to } => (ticket, Told::Redirect(to)),
+                Effect::Replay { ticket, stored, hint } => (ticket, Event::Replay { stored, hint }),
+                Effect::Fail { ticket, failure } => (ticket, Event::Fail(failure)),
+                Effect::Again { ticket } => (ticket, Event::Again),
+                Effect::Redirect { ticket, to } => (ticket, Event::Redirect(to)),
             };
-            let is_last = told.is_last();
+            let is_last = event.is_last();
             if let Some(waiting) = entry.waiting(ticket) {
-                waiting.tell(told);
+                waiting.send(event);
             }
             if is_last {
                 entry.leave(ticket);
@@ -396,6 +408,17 @@ impl Store {
         }
     }
 
+    /// Whether there is no room for a change that may grow a session: here, or at a majority of those
+    /// that decide about it. `begins` is the configuration of a session that begins unless there is one.
+    pub(crate) fn lacks_room(&self, key: &SessionKey, begins: Option<&Config>) -> bool {
+        if self.memory.is_full() {
+            return true;
+        }
+        let outvoted = |config: &Config| self.full.outvote(config, self.clock.now());
+        let held = self.read(key, |it| it.config().map(outvoted)).flatten();
+        held.unwrap_or_else(|| begins.is_some_and(outvoted))
+    }
+
     /// A frame from another peer.
     pub(crate) fn on_frame(&self, from: Incarnation, frame: SessionFrame) {
         let SessionFrame { key, to, message } = frame;
@@ -414,6 +437,9 @@ impl Store {
                 (self.send)(from, SessionFrame { key, to: from, message: no_room() });
                 return;
             }
+        }
+        if matches!(message, Message::Nack { reason: NackReason::Full, .. }) {
+            self.full.note(from, self.clock.now());
         }
         // Only what a copy must remember makes an entry; a stray answer does not.
         let create = matches!(
@@ -468,7 +494,7 @@ impl Store {
         keys_in(&self.stripes[stripe], |machine| machine.version() > 0)
     }
 
-    /// The sessions that came to need a look since this was last asked, and whether there were more.
+    /// The sessions that came to need repair since the last call, and whether there were more.
     pub(crate) fn take_to_look_at(&self) -> (HashSet<SessionKey>, bool) {
         let noted = std::mem::take(&mut *self.noted());
         (noted, self.look_at_all.swap(false, Ordering::Relaxed))
@@ -528,7 +554,7 @@ impl Store {
         let mut stripe = self.stripe(key);
         let now = self.clock.now();
         let counter = stripe.moves.get_or_insert_mut(key.clone(), MoveCounter::new);
-        let moves = counter.arrived(Owner::Serving, n, now, &self.policy);
+        let moves = counter.arrived(Owner::Serving, n, now, &self.policy());
         if moves {
             counter.moved(now);
         }
@@ -542,7 +568,8 @@ impl Store {
         }
     }
 
-    /// Files those of a stripe whose time is near, once in a while; returns when it will be next.
+    /// Sets timers for a stripe's sessions that are to be woken soon, once in a while. Returns when to do so
+    /// next.
     fn look_through(&self, stripe: &Mutex<Stripe>, now: Now) -> Now {
         let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
         if now < stripe.look_through_at {
@@ -564,7 +591,7 @@ impl Store {
         stripe.look_through_at
     }
 
-    /// Wakes machines as they ask for it; runs as long as the peer.
+    /// Wakes machines at the times that they asked for, for as long as the peer runs.
     pub(crate) async fn wake(self: Arc<Self>) {
         loop {
             let now = self.clock.now();
@@ -617,14 +644,14 @@ impl Store {
         enter: Enter,
     ) -> Option<InLine> {
         let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
-        let (teller, listener) = told::way();
+        let (sender, events) = events::channel();
         let submit = submit(ticket);
         let keep_empty_until = match enter {
             // Nobody who looks for a session by its key needs to remember that there was none.
             Enter::Beginning(_) | Enter::Seeking { .. } => Now::default(),
             Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
         };
-        let joins = Lines::Join(ticket, teller, keep_empty_until);
+        let joins = Lines::Join(ticket, sender, keep_empty_until);
         let ((), outgoing) = self.with_held_back(key, true, joins, |machine, ctx, out| {
             machine.enter(ctx, submit, enter, out);
         })?;
@@ -633,7 +660,7 @@ impl Store {
             store: Arc::clone(self),
             key: key.clone(),
             ticket,
-            listener,
+            events,
             running: None,
             held_back: Vec::new(),
             is_out: false,

@@ -6,7 +6,7 @@ use hashbrown::hash_table::Entry as Place;
 use warmhop_core::ids::{AppName, Now, SessionId, SessionKey};
 use warmhop_core::session::{Process, Session, Ticket};
 
-use crate::sessions::told::Teller;
+use crate::sessions::events::EventSender;
 
 /// One session.
 pub(crate) struct Entry {
@@ -25,7 +25,7 @@ pub(crate) struct Entry {
 #[derive(Default)]
 struct Busy {
     /// The requests in line here, few at a time.
-    tickets: Vec<(Ticket, Teller)>,
+    tickets: Vec<(Ticket, EventSender)>,
     /// When a session that holds nothing may be dropped; at once if no token names it.
     keep_empty_until: Now,
 }
@@ -54,9 +54,9 @@ impl Entry {
     }
 
     /// A request joins the line; an empty session is kept until `keep_empty_until` at least.
-    pub(crate) fn join(&mut self, ticket: Ticket, told: Teller, keep_empty_until: Now) {
+    pub(crate) fn join(&mut self, ticket: Ticket, events: EventSender, keep_empty_until: Now) {
         let busy = self.busy.get_or_insert_default();
-        busy.tickets.push((ticket, told));
+        busy.tickets.push((ticket, events));
         busy.keep_empty_until = busy.keep_empty_until.max(keep_empty_until);
     }
 
@@ -66,10 +66,10 @@ impl Entry {
         }
     }
 
-    /// Whoever waits in line under `ticket`.
-    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&Teller> {
+    /// The request that waits in line under `ticket`.
+    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&EventSender> {
         let tickets = &self.busy.as_ref()?.tickets;
-        tickets.iter().find(|(known, _)| *known == ticket).map(|(_, told)| told)
+        tickets.iter().find(|(known, _)| *known == ticket).map(|(_, events)| events)
     }
 
     pub(crate) fn is_idle(&self) -> bool {

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::super::h2::{STREAM_WINDOW_BYTES, STREAMS_MAX};
 use super::*;
+use crate::child::plain::FIELDS_MAX;
 
 async fn listener() -> (TcpListener, ChildService) {
     listener_of(Protocol::Http1).await
@@ -277,7 +278,7 @@ async fn app_of_one_connection(answers: &'static [&'static [&'static str]]) -> C
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
-        // Whoever opened another would wait for ever.
+        // A request that opened another would wait for ever.
         for pieces in answers {
             read_head(&mut stream).await;
             for piece in *pieces {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{Field, Table};
 use crate::child::environment;
-use crate::config::Inherit;
+use crate::launch::Inherit;
 
 /// The most variables that an app may be said to inherit.
 const NAMES_MAX: usize = 1_000;

@@ -8,7 +8,7 @@ use warmhop::{ClientLimits, TrustedProxies};
 use super::{Field, Table};
 use crate::config::{Http, Tls, memory};
 
-/// The least budget for clients' memory where nobody says otherwise.
+/// The least default budget for clients' memory.
 const MEMORY_MIN: u64 = 32 << 20;
 
 pub(super) fn read(root: &mut Table<'_>) -> Http {
@@ -52,12 +52,12 @@ pub(super) fn read(root: &mut Table<'_>) -> Http {
         http.proxy_protocol = field.boolean().unwrap_or_default();
         if http.proxy_protocol && http.trusted_proxies.is_empty() {
             field.warn(
-                "whoever reaches a front door can say that it is somebody else",
+                "anybody who reaches a front door can claim to be somebody else",
                 "name the proxies: trusted_proxies = [\"10.0.0.0/8\"]",
             );
         }
     }
-    // Whoever asks a peer to end must not have to wait for ever.
+    // A peer that is asked to end must not take for ever.
     let bounds = Duration::ZERO..=Duration::from_secs(3600);
     table.set_duration("drain_grace", bounds, &mut http.drain_grace);
     table.finish();

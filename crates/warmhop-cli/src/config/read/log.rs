@@ -1,4 +1,4 @@
-//! `[log]`: where requests are told, and what of them.
+//! `[log]`: where requests are logged, and what of them.
 
 use super::Table;
 use crate::config::{AccessTo, Log};
@@ -9,7 +9,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
     if let Some(field) = table.take("access") {
         log.access = match field.text() {
             Some("stderr") => Some(AccessTo::Stderr),
-            // Whoever writes it means the stream, and would look for a file in vain.
+            // A user who writes it means the stream, and would look for a file in vain.
             Some("stdout" | "") => {
                 field.report_found("\"stderr\" or a file, such as \"access.log\"");
                 None
@@ -21,6 +21,13 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
     if let Some(query) = table.take("access_query").and_then(|field| field.boolean()) {
         log.access_query = query;
     }
+    if let Some(level) = table.take("level").and_then(|field| field.checked(level)) {
+        log.level = Some(level);
+    }
     table.finish();
     log
+}
+
+fn level(text: &str) -> Result<String, String> {
+    crate::log::check_level(text).map(|()| text.to_owned())
 }

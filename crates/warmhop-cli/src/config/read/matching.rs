@@ -94,7 +94,7 @@ pub(super) fn check(reader: &Reader<'_>, apps: &[(App, Range<usize>)]) {
                 ),
                 "give one of them another host or path",
             );
-            // One mistake, told once.
+            // One mistake, reported once.
             break;
         }
     }

@@ -135,7 +135,7 @@ mod tests {
             ("{ pinned = true, by = { header = 'a b' } }", "expected the name of a field"),
             ("{ pinned = true, by = { query = 'a&b' } }", "expected a parameter's name"),
             ("{ pinned = true, by = { qury = 'a' } }", "did you mean query?"),
-            ("7", "7 does not fit; expected \"portable\" or \"pinned\" or \"none\""),
+            ("7", "7 is not valid; expected \"portable\" or \"pinned\" or \"none\""),
         ] {
             let problems = parsed(session).unwrap_err();
             assert!(problems.contains(said), "{session}: {problems}");

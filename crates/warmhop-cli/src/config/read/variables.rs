@@ -1,4 +1,4 @@
-//! `${NAME}` in a text stands for a variable of the peer's environment, and `$${` for `${` itself.
+//! `${NAME}` in a text is replaced by a variable of the peer's environment, and `$${` by `${`.
 
 use toml::Spanned;
 use toml::de::DeValue;
@@ -8,9 +8,9 @@ use super::Reader;
 /// The variables of an environment.
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Puts the environment's variables into every text of `value`, which stands at `key` of the file.
+/// Puts the environment's variables into every text of `value`, which the file has at `key`.
 ///
-/// The words of an app's `run` are left to whoever reads them, often a shell that knows variables
+/// The words of an app's `run` are left to the program that reads them, often a shell that knows variables
 /// of its own, `PORT` above all.
 pub(super) fn expand(
     reader: &Reader<'_>,

@@ -40,15 +40,15 @@ fn an_app_may_answer_for_several_hosts_and_paths() {
 fn a_match_that_can_be_none_is_refused() {
     for (keys, expected) in [
         ("match = []", ":6:9: app.x.match: 0 tables are not 1 to 64"),
-        ("match = '/x'", ":6:9: app.x.match: \"/x\" does not fit; expected a table"),
+        ("match = '/x'", ":6:9: app.x.match: \"/x\" is not valid; expected a table"),
         ("match = [{ host = [] }]", ":6:19: app.x.match[0].host: 0 hosts are not 1 to 64"),
-        ("match = { host = ['a', 'b/c'] }", ":6:24: app.x.match.host[1]: \"b/c\" does not fit"),
-        ("match = { host = 'a.*.b' }", ":6:18: app.x.match.host: \"a.*.b\" does not fit"),
-        ("match = { host = '*.' }", ":6:18: app.x.match.host: \"*.\" does not fit"),
-        ("match = { host = '*' }", ":6:18: app.x.match.host: \"*\" does not fit"),
-        ("match = [{ path = 'x' }]", ":6:19: app.x.match[0].path: \"x\" does not fit"),
+        ("match = { host = ['a', 'b/c'] }", ":6:24: app.x.match.host[1]: \"b/c\" is not valid"),
+        ("match = { host = 'a.*.b' }", ":6:18: app.x.match.host: \"a.*.b\" is not valid"),
+        ("match = { host = '*.' }", ":6:18: app.x.match.host: \"*.\" is not valid"),
+        ("match = { host = '*' }", ":6:18: app.x.match.host: \"*\" is not valid"),
+        ("match = [{ path = 'x' }]", ":6:19: app.x.match[0].path: \"x\" is not valid"),
         ("match = [{ pat = '/x' }]", ":6:12: app.x.match[0].pat: there is no such key"),
-        ("strip_prefix = '/x'", ":6:16: app.x.strip_prefix: \"/x\" does not fit"),
+        ("strip_prefix = '/x'", ":6:16: app.x.strip_prefix: \"/x\" is not valid"),
     ] {
         let told = parse(&app("x", keys)).unwrap_err();
         assert!(told.iter().any(|problem| problem.contains(expected)), "{keys}: {told:?}");

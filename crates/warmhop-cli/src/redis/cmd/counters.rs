@@ -7,14 +7,13 @@ use super::super::room::Room;
 use super::super::value::Value;
 use super::{number, numbers};
 
-/// The sum of what is held and what is added.
-pub(super) fn add(text: Option<&[u8]>, by: i64, what: &str) -> Result<i64, Reply> {
+/// The sum of what is held and what is added; `no_number` is said where it holds none.
+pub(super) fn add(text: Option<&[u8]>, by: i64, no_number: &str) -> Result<i64, Reply> {
     let number = match text {
         None => Some(0),
         Some(text) => integer(text),
     };
-    let number = number
-        .ok_or_else(|| Reply::error("ERR", format!("{what} is not an integer or out of range")))?;
+    let number = number.ok_or_else(|| Reply::error("ERR", no_number))?;
     number
         .checked_add(by)
         .ok_or_else(|| Reply::error("ERR", "increment or decrement would overflow"))
@@ -39,7 +38,8 @@ pub(super) fn add_float(text: Option<&[u8]>, by: &[u8], what: &str) -> Result<St
 }
 
 fn incr_key(room: &mut Room, key: &Bytes, by: i64) -> Result<Reply, Reply> {
-    let sum = add(room.string(key)?.map(|text| &text[..]), by, "value")?;
+    let no_number = "value is not an integer or out of range";
+    let sum = add(room.string(key)?.map(|text| &text[..]), by, no_number)?;
     room.replace(key, Value::String(Bytes::from(sum.to_string())));
     Ok(Reply::Number(sum))
 }

@@ -47,7 +47,7 @@ pub(super) fn get_many(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
     let (mut values, mut size) = (Vec::with_capacity(args.len()), 0);
     for value in args[2..].iter().map(one) {
         size += value.size();
-        super::super::engine::bounded(size, "fields")?;
+        super::super::arguments::bounded(size, "fields")?;
         values.push(value);
     }
     Ok(Reply::Array(values))
@@ -102,7 +102,8 @@ pub(super) fn del(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 pub(super) fn incr_by(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let by = number(&args[3])?;
     room.write(&args[1], |hash: &mut Hash| {
-        let sum = add(hash.get(&args[2]).map(|value| &value[..]), by, "hash value")?;
+        let held = hash.get(&args[2]).map(|value| &value[..]);
+        let sum = add(held, by, "hash value is not an integer")?;
         hash.insert(owned(&args[2]), Bytes::from(sum.to_string()));
         Ok((true, Reply::Number(sum)))
     })

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::glob;
 use super::super::room::Room;
-use super::{WORD_TOLD_MAX, checked_pattern, flag, number, syntax, word};
+use super::{WORD_TOLD_MAX, checked_pattern, flag, number, syntax, unknown_subcommand, word};
 
 /// The longest time to live, about 146 million years: later times could not be counted with.
 pub(in crate::redis) const TTL_MS_MAX: i64 = 1 << 62;
@@ -171,6 +171,28 @@ pub(super) fn rename(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(if only_if_free { Reply::Number(1) } else { Reply::OK })
 }
 
+/// `COPY`, within one room.
+pub(super) fn copy(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let replaces = match &args[3..] {
+        [] => false,
+        [option] if word(option) == "REPLACE" => true,
+        [option, ..] if word(option) == "DB" => {
+            return Err(Reply::error("ERR", "COPY to another database is not offered here"));
+        }
+        _ => return Err(syntax()),
+    };
+    let (from, to) = (&args[1], &args[2]);
+    if from == to {
+        return Err(Reply::error("ERR", "source and destination objects are the same"));
+    }
+    let Some(entry) = room.entry(from).cloned() else { return Ok(Reply::Number(0)) };
+    if !replaces && room.value(to).is_some() {
+        return Ok(Reply::Number(0));
+    }
+    room.put_entry(to, entry);
+    Ok(Reply::Number(1))
+}
+
 /// `OBJECT`.
 pub(super) fn object(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let what = word(&args[1]);
@@ -200,13 +222,6 @@ pub(super) fn object(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     }
 }
 
-/// What a subcommand is answered that there is not.
-pub(in crate::redis) fn unknown_subcommand(command: &str, word: &[u8]) -> Reply {
-    let told = String::from_utf8_lossy(word);
-    let told: String = told.chars().take(WORD_TOLD_MAX).collect();
-    Reply::error("ERR", format!("unknown subcommand '{told}'. Try {command} HELP."))
-}
-
 /// The options of `SCAN` and its like: a cursor, a pattern, a count, a type.
 pub(in crate::redis) fn scan_options(
     args: &[Bytes],
@@ -234,7 +249,7 @@ pub(in crate::redis) fn scan_options(
     Ok((cursor, pattern, count, kind))
 }
 
-/// Whether a scan that looks for `pattern` tells `text`.
+/// Whether a scan for `pattern` lists `text`.
 pub(super) fn scanned(pattern: Option<&Bytes>, text: &[u8]) -> bool {
     pattern.is_none_or(|pattern| glob::matches(pattern, text))
 }

@@ -5,17 +5,17 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::List;
-use super::{count, length, number, numbers, owned, span, syntax, word};
+use super::{count, length, not_negative, number, numbers, owned, span, syntax, word};
 
 /// An end of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Left,
     Right,
 }
 
 impl End {
-    fn of(text: &[u8]) -> Result<Self, Reply> {
+    pub(super) fn of(text: &[u8]) -> Result<Self, Reply> {
         match word(text).as_str() {
             "LEFT" => Ok(Self::Left),
             "RIGHT" => Ok(Self::Right),
@@ -23,7 +23,7 @@ impl End {
         }
     }
 
-    fn pop(self, list: &mut List) -> Option<Bytes> {
+    pub(super) fn pop(self, list: &mut List) -> Option<Bytes> {
         if self == Self::Left { list.pop_front() } else { list.pop_back() }
     }
 
@@ -177,12 +177,10 @@ pub(super) fn position(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
                 }
             }
             "COUNT" => {
-                let negative = |_| Reply::error("ERR", "COUNT can't be negative");
-                asked = Some(usize::try_from(number(value)?).map_err(negative)?);
+                asked = Some(not_negative(value, "COUNT")?);
             }
             "MAXLEN" => {
-                let negative = |_| Reply::error("ERR", "MAXLEN can't be negative");
-                len_max = usize::try_from(number(value)?).map_err(negative)?;
+                len_max = not_negative(value, "MAXLEN")?;
             }
             _ => return Err(syntax()),
         }
@@ -238,9 +236,13 @@ pub(super) fn move_one(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
     move_between(room, (&args[1], &args[2]), ends)
 }
 
-/// How long a command that waits does so, in seconds: its last argument.
+/// How long a command that waits does so, in seconds: its last argument, or its first where it is about
+/// as many keys as it says.
 pub(in crate::redis) fn patience(args: &[Bytes]) -> Result<f64, Reply> {
-    let text = args.last().map_or(&[][..], |last| last);
+    let is_first =
+        args.first().is_some_and(|name| matches!(word(name).as_str(), "BLMPOP" | "BZMPOP"));
+    let text = if is_first { args.get(1) } else { args.last() };
+    let text = text.map_or(&[][..], |text| text);
     let seconds = numbers::float(text)
         .filter(|it| it.is_finite())
         .ok_or_else(|| Reply::error("ERR", "timeout is not a float or out of range"))?;
@@ -252,6 +254,7 @@ pub(in crate::redis) fn patience(args: &[Bytes]) -> Result<f64, Reply> {
 
 /// `BLPOP` and `BRPOP`, where there is something; nothing otherwise.
 pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    patience(args)?;
     let end = if word(&args[0]) == "BLPOP" { End::Left } else { End::Right };
     for key in &args[1..args.len() - 1] {
         if room.read::<List>(key)?.is_none() {
@@ -270,5 +273,6 @@ pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Rep
 
 /// `BLMOVE` and `BRPOPLPUSH`, where there is something; nothing otherwise.
 pub(super) fn blocking_move(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    patience(args)?;
     move_one(room, &args[..args.len() - 1])
 }

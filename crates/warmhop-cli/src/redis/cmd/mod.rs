@@ -1,36 +1,35 @@
-//! The commands that are offered, as a table: what the endpoint runs, refuses and tells of itself
+//! The commands that are offered, as a table: what the endpoint runs, refuses and answers about itself
 //! (`COMMAND`) is made from it.
 //!
 //! A command about keys is a function on the [`Room`] that they live in; it says what it is answered
 //! and leaves the room as it is to be. Whether it runs by itself, in a transaction or in a script is
 //! not its business.
 
+mod bit_fields;
 mod counters;
+mod first_of;
 mod hashes;
 mod keys;
 mod lists;
-mod numbers;
 mod sets;
 mod sorted;
+mod sorted_combined;
 mod sorted_ranges;
 mod strings;
 
 use bytes::Bytes;
 
-pub(super) use keys::{scan_options, unknown_subcommand};
+pub(super) use keys::scan_options;
 pub(super) use lists::patience;
-pub(super) use numbers::double_text;
 
+use super::arguments::{
+    WORD_TOLD_MAX, checked_pattern, count, float, not_negative, number, syntax, unknown_subcommand,
+    word, wrong_count,
+};
 use super::counts::Counts;
-use super::frame::{KEY_BYTES_MAX, Reply, integer};
+use super::frame::{Reply, integer};
+use super::numbers::{self, double_text};
 use super::room::Room;
-
-/// The longest pattern, in bytes: what each key costs that is compared with it.
-pub(super) const PATTERN_BYTES_MAX: usize = 1024;
-/// The longest name of a channel, in bytes: one that tells of a key has room.
-const CHANNEL_BYTES_MAX: usize = KEY_BYTES_MAX + 32;
-/// How much of a word that a client sent it is told again, in characters.
-pub(super) const WORD_TOLD_MAX: usize = 64;
 
 /// A command on the keys of one room: its arguments begin with its name.
 pub(super) type Handler = fn(&mut Room, &[Bytes]) -> Result<Reply, Reply>;
@@ -152,6 +151,7 @@ const ONE: Keys = Keys::Range(1, 1, 1);
 const TWO: Keys = Keys::Range(1, 2, 1);
 const REST: Keys = Keys::Range(1, -1, 1);
 const COUNTED: Keys = Keys::Counted { at: 1, and_first: false };
+const COUNTED_SECOND: Keys = Keys::Counted { at: 2, and_first: false };
 const STORED: Keys = Keys::Counted { at: 2, and_first: true };
 
 const fn spec(name: &'static str, arity: isize, keys: Keys, flags: u8, run: Run) -> Spec {
@@ -187,11 +187,23 @@ const fn script(name: &'static str) -> Spec {
 }
 
 /// Every command, by its name in capitals; in the order of names.
-pub(super) static TABLE: [Spec; 168] = [
+pub(super) static TABLE: [Spec; 188] = [
+    about("ACL", -2),
     write("APPEND", 3, strings::append),
+    about("ASKING", 1),
     about("AUTH", -2),
     read("BITCOUNT", -2, strings::bit_count),
+    write("BITFIELD", -2, bit_fields::run),
+    long("BITFIELD_RO", -2, bit_fields::run),
+    read("BITPOS", -3, strings::bit_position),
     spec("BLMOVE", 6, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(lists::blocking_move)),
+    spec(
+        "BLMPOP",
+        -5,
+        COUNTED_SECOND,
+        WRITES | LONG,
+        Run::Blocking(first_of::blocking_pop_elements),
+    ),
     spec(
         "BLPOP",
         -3,
@@ -207,6 +219,13 @@ pub(super) static TABLE: [Spec; 168] = [
         Run::Blocking(lists::blocking_pop),
     ),
     spec("BRPOPLPUSH", 4, TWO, WRITES | LONG | NOT_IN_SCRIPTS, Run::Blocking(lists::blocking_move)),
+    spec(
+        "BZMPOP",
+        -5,
+        COUNTED_SECOND,
+        WRITES | LONG,
+        Run::Blocking(first_of::blocking_pop_members),
+    ),
     spec(
         "BZPOPMAX",
         -3,
@@ -225,6 +244,7 @@ pub(super) static TABLE: [Spec; 168] = [
     about("CLUSTER", -2),
     about("COMMAND", -1),
     about("CONFIG", -2),
+    spec("COPY", -3, TWO, WRITES, Run::Room(keys::copy)),
     all("DBSIZE", 1, 0, All::DbSize),
     write("DECR", 2, counters::incr),
     write("DECRBY", 3, counters::incr_by),
@@ -253,6 +273,8 @@ pub(super) static TABLE: [Spec; 168] = [
     write("EXPIRE", -3, keys::expire),
     write("EXPIREAT", -3, keys::expire),
     read("EXPIRETIME", 2, keys::ends),
+    about("FCALL", -3),
+    about("FCALL_RO", -3),
     all("FLUSHALL", -1, WRITES, All::FlushEveryDb),
     all("FLUSHDB", -1, WRITES, All::FlushDb),
     about("FUNCTION", -2),
@@ -290,6 +312,7 @@ pub(super) static TABLE: [Spec; 168] = [
     write("LINSERT", 5, lists::insert),
     read("LLEN", 2, lists::len),
     spec("LMOVE", 5, TWO, WRITES | LONG, Run::Room(lists::move_one)),
+    spec("LMPOP", -4, COUNTED, WRITES | LONG, Run::Room(first_of::pop_elements)),
     spec("LPOP", -2, ONE, WRITES | LONG, Run::Room(lists::pop)),
     read("LPOS", -3, lists::position),
     write("LPUSH", -3, lists::push),
@@ -318,6 +341,8 @@ pub(super) static TABLE: [Spec; 168] = [
     about("PUNSUBSCRIBE", -1),
     at_once("QUIT", -1),
     all("RANDOMKEY", 1, 0, All::RandomKey),
+    about("READONLY", 1),
+    about("READWRITE", 1),
     spec("RENAME", 3, TWO, WRITES, Run::Split(keys::rename, Split::Rename)),
     spec("RENAMENX", 3, TWO, WRITES, Run::Split(keys::rename, Split::Rename)),
     at_once("RESET", 1),
@@ -370,9 +395,14 @@ pub(super) static TABLE: [Spec; 168] = [
     write("ZADD", -4, sorted::add),
     read("ZCARD", 2, sorted::len),
     read("ZCOUNT", 4, sorted_ranges::count),
+    spec("ZDIFF", -3, COUNTED, LONG, Run::Room(sorted_combined::combine)),
+    spec("ZDIFFSTORE", -4, STORED, WRITES, Run::Room(sorted_combined::combine_and_store)),
     write("ZINCRBY", 4, sorted::incr_by),
-    spec("ZINTERSTORE", -4, STORED, WRITES, Run::Room(sorted::combine_and_store)),
+    spec("ZINTER", -3, COUNTED, LONG, Run::Room(sorted_combined::combine)),
+    spec("ZINTERCARD", -3, COUNTED, 0, Run::Room(sorted_combined::intersection_len)),
+    spec("ZINTERSTORE", -4, STORED, WRITES, Run::Room(sorted_combined::combine_and_store)),
     read("ZLEXCOUNT", 4, sorted_ranges::count),
+    spec("ZMPOP", -4, COUNTED, WRITES | LONG, Run::Room(first_of::pop_members)),
     read("ZMSCORE", -3, sorted::scores),
     write("ZPOPMAX", -2, sorted::pop),
     write("ZPOPMIN", -2, sorted::pop),
@@ -380,6 +410,7 @@ pub(super) static TABLE: [Spec; 168] = [
     long("ZRANGE", -4, sorted_ranges::range),
     long("ZRANGEBYLEX", -4, sorted_ranges::range),
     long("ZRANGEBYSCORE", -4, sorted_ranges::range),
+    spec("ZRANGESTORE", -5, TWO, WRITES, Run::Room(sorted_ranges::range_and_store)),
     read("ZRANK", -3, sorted::rank),
     write("ZREM", -3, sorted::remove),
     write("ZREMRANGEBYLEX", 4, sorted_ranges::remove),
@@ -391,7 +422,8 @@ pub(super) static TABLE: [Spec; 168] = [
     read("ZREVRANK", -3, sorted::rank),
     long("ZSCAN", -3, sorted::scan),
     read("ZSCORE", 3, sorted::score),
-    spec("ZUNIONSTORE", -4, STORED, WRITES, Run::Room(sorted::combine_and_store)),
+    spec("ZUNION", -3, COUNTED, LONG, Run::Room(sorted_combined::combine)),
+    spec("ZUNIONSTORE", -4, STORED, WRITES, Run::Room(sorted_combined::combine_and_store)),
 ];
 
 /// The command of a name, whatever its case.
@@ -401,67 +433,6 @@ pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
         known.cmp(name.iter().map(u8::to_ascii_uppercase))
     });
     found.ok().and_then(|at| TABLE.get(at))
-}
-
-/// What a command is answered that has too few or too many arguments.
-pub(super) fn wrong_count(name: &str) -> Reply {
-    let name = name.to_ascii_lowercase();
-    Reply::error("ERR", format!("wrong number of arguments for '{name}' command"))
-}
-
-pub(super) fn syntax() -> Reply {
-    Reply::error("ERR", "syntax error")
-}
-
-fn not_a_number() -> Reply {
-    Reply::error("ERR", "value is not an integer or out of range")
-}
-
-pub(super) fn number(text: &[u8]) -> Result<i64, Reply> {
-    integer(text).ok_or_else(not_a_number)
-}
-
-fn float(text: &[u8]) -> Result<f64, Reply> {
-    numbers::float(text).ok_or_else(|| Reply::error("ERR", "value is not a valid float"))
-}
-
-/// A count that is not below 0.
-fn count(text: &[u8]) -> Result<usize, Reply> {
-    let out_of_range = || Reply::error("ERR", "value is out of range, must be positive");
-    number(text).ok().and_then(|count| usize::try_from(count).ok()).ok_or_else(out_of_range)
-}
-
-/// A command's name in capitals, or another of its words.
-pub(super) fn word(text: &[u8]) -> String {
-    String::from_utf8_lossy(text).to_ascii_uppercase()
-}
-
-pub(super) fn checked_key(key: &[u8]) -> Result<(), Reply> {
-    if key.len() > KEY_BYTES_MAX {
-        let detail =
-            format!("the key has {} bytes, but at most {KEY_BYTES_MAX} are kept", key.len());
-        return Err(Reply::error("ERR", detail));
-    }
-    Ok(())
-}
-
-pub(super) fn checked_channel(name: &[u8]) -> Result<(), Reply> {
-    if name.len() > CHANNEL_BYTES_MAX {
-        let detail = format!(
-            "the channel's name has {} bytes, and {CHANNEL_BYTES_MAX} are the most",
-            name.len()
-        );
-        return Err(Reply::error("ERR", detail));
-    }
-    Ok(())
-}
-
-pub(super) fn checked_pattern(pattern: &[u8]) -> Result<(), Reply> {
-    if pattern.len() > PATTERN_BYTES_MAX {
-        let detail = format!("a pattern has at most {PATTERN_BYTES_MAX} bytes");
-        return Err(Reply::error("ERR", detail));
-    }
-    Ok(())
 }
 
 fn length(len: usize) -> Reply {

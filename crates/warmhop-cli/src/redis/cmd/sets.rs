@@ -8,7 +8,7 @@ use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::{Kind, Set};
 use super::keys::{scan_options, scanned};
-use super::{count, flag, length, number, owned, syntax, word};
+use super::{count, flag, length, not_negative, number, owned, syntax, word};
 
 /// How many members one command picks at random, where it may pick one more than once.
 const PICKED_MAX: u64 = 1_000_000;
@@ -187,10 +187,7 @@ pub(super) fn intersection_len(room: &mut Room, args: &[Bytes]) -> Result<Reply,
     };
     let limit = match rest {
         [] => 0,
-        [option, limit] if word(option) == "LIMIT" => {
-            let negative = |_| Reply::error("ERR", "LIMIT can't be negative");
-            usize::try_from(number(limit)?).map_err(negative)?
-        }
+        [option, limit] if word(option) == "LIMIT" => not_negative(limit, "LIMIT")?,
         _ => return Err(syntax()),
     };
     let len = combined(room, "SINTER", &args[2..2 + keys])?.len();

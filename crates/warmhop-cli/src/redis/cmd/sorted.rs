@@ -1,14 +1,12 @@
 //! Sorted sets: members with scores.
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
 
 use super::super::frame::Reply;
-use super::super::room::{Room, wrong_type};
-use super::super::value::{Kind, Set, SortedSet, Value};
+use super::super::room::Room;
+use super::super::value::SortedSet;
 use super::keys::{scan_options, scanned};
-use super::{count, double_text, float, length, number, owned, syntax, word};
+use super::{count, double_text, float, length, number, owned, patience, syntax, word};
 
 fn not_a_number() -> Reply {
     Reply::error("ERR", "resulting score is not a number (NaN)")
@@ -141,7 +139,7 @@ pub(super) fn rank(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(if with_score { Reply::Array(vec![rank, Reply::Double(score)]) } else { rank })
 }
 
-/// Members and their scores, as they are told.
+/// Members and their scores, as a reply.
 pub(super) fn told<'a>(
     found: impl IntoIterator<Item = (&'a Bytes, f64)>,
     with_scores: bool,
@@ -155,7 +153,7 @@ pub(super) fn told<'a>(
     Reply::Array(found.map(|(member, _)| Reply::Bytes(member.clone())).collect())
 }
 
-fn popped(set: &mut SortedSet, highest: bool, many: usize) -> Vec<(Bytes, f64)> {
+pub(super) fn popped(set: &mut SortedSet, highest: bool, many: usize) -> Vec<(Bytes, f64)> {
     let owned = |(member, score): (&Bytes, f64)| (member.clone(), score);
     let gone: Vec<(Bytes, f64)> = match highest {
         true => set.iter().rev().take(many).map(owned).collect(),
@@ -191,6 +189,7 @@ pub(super) fn pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `BZPOPMIN` and `BZPOPMAX`, where there is something; nothing otherwise.
 pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    patience(args)?;
     let highest = word(&args[0]) == "BZPOPMAX";
     for key in &args[1..args.len() - 1] {
         if room.read::<SortedSet>(key)?.is_none() {
@@ -235,83 +234,4 @@ pub(super) fn scan(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         [Reply::Bytes(member.clone()), Reply::text(double_text(score))]
     };
     Ok(Reply::Array(vec![Reply::text("0"), Reply::Array(found.flat_map(pair).collect())]))
-}
-
-/// `ZUNIONSTORE` and `ZINTERSTORE`, of sets and sorted sets.
-pub(super) fn combine_and_store(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let name = word(&args[0]);
-    let keys = usize::try_from(number(&args[2])?).unwrap_or_default();
-    if keys == 0 {
-        let detail =
-            format!("at least 1 input key is needed for '{}' command", name.to_ascii_lowercase());
-        return Err(Reply::error("ERR", detail));
-    }
-    let Some((sources, mut rest)) = args[3..].split_at_checked(keys) else { return Err(syntax()) };
-    let mut weights = vec![1.0; keys];
-    let mut merge: fn(f64, f64) -> f64 = |a, b| a + b;
-    while let [option, more @ ..] = rest {
-        rest = match word(option).as_str() {
-            "WEIGHTS" if more.len() >= keys => {
-                for (weight, text) in weights.iter_mut().zip(more) {
-                    let no_float = |_| Reply::error("ERR", "weight value is not a float");
-                    *weight = float(text).map_err(no_float)?;
-                }
-                &more[keys..]
-            }
-            "AGGREGATE" => {
-                let (how, more) = more.split_first().ok_or_else(syntax)?;
-                merge = match word(how).as_str() {
-                    "SUM" => |a, b| a + b,
-                    "MIN" => f64::min,
-                    "MAX" => f64::max,
-                    _ => return Err(syntax()),
-                };
-                more
-            }
-            _ => return Err(syntax()),
-        };
-    }
-    let number_of = |score: f64| if score.is_nan() { 0.0 } else { score };
-    let mut whole: Option<HashMap<Bytes, f64>> = None;
-    for (key, weight) in sources.iter().zip(weights) {
-        let scores: HashMap<Bytes, f64> = match room.value(key) {
-            None => HashMap::new(),
-            Some(Value::SortedSet(set)) => {
-                set.iter().map(|(it, score)| (it.clone(), number_of(score * weight))).collect()
-            }
-            Some(value) => {
-                let set = Set::of(value).ok_or_else(wrong_type)?;
-                set.iter().map(|it| (it.clone(), weight)).collect()
-            }
-        };
-        whole = Some(match whole {
-            None => scores,
-            Some(mut whole) if name == "ZUNIONSTORE" => {
-                for (member, score) in scores {
-                    let sum =
-                        whole.get(&member).map_or(score, |held| number_of(merge(*held, score)));
-                    whole.insert(member, sum);
-                }
-                whole
-            }
-            Some(whole) => {
-                let both = |(member, held): (Bytes, f64)| {
-                    let score = scores.get(&member)?;
-                    Some((member, number_of(merge(held, *score))))
-                };
-                whole.into_iter().filter_map(both).collect()
-            }
-        });
-    }
-    let mut set = SortedSet::default();
-    for (member, score) in whole.unwrap_or_default() {
-        set.insert(member, score);
-    }
-    let reply = length(set.len());
-    if set.len() == 0 {
-        room.remove(&args[1]);
-    } else {
-        room.set(&args[1], set.whole(), None);
-    }
-    Ok(reply)
 }

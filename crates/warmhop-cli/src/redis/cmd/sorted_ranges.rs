@@ -7,9 +7,9 @@ use bytes::Bytes;
 use super::super::frame::Reply;
 use super::super::room::Room;
 use super::super::value::SortedSet;
-use super::{length, number, numbers, sorted, span, syntax, word};
+use super::{length, number, numbers, sorted, sorted_combined, span, syntax, word};
 
-/// What a part is told by.
+/// What a range is given by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum By {
     Rank,
@@ -129,20 +129,37 @@ pub(super) fn remove(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `ZRANGE` and its older forms.
 pub(super) fn range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    let name = word(&args[0]);
-    let mut by = match name.as_str() {
+    let (found, with_scores) = found(room, &word(&args[0]), args)?;
+    Ok(sorted::told(found.iter().map(|(member, score)| (member, *score)), with_scores))
+}
+
+/// `ZRANGESTORE`.
+pub(super) fn range_and_store(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let (found, _) = found(room, &word(&args[0]), &args[1..])?;
+    let mut set = SortedSet::default();
+    for (member, score) in found {
+        set.insert(member, score);
+    }
+    Ok(sorted_combined::store(room, &args[1], set))
+}
+
+/// The members of a part and their scores, and whether those are asked for: the first argument is passed
+/// over.
+fn found(room: &Room, name: &str, args: &[Bytes]) -> Result<(Vec<(Bytes, f64)>, bool), Reply> {
+    let mut by = match name {
         "ZRANGEBYSCORE" | "ZREVRANGEBYSCORE" => By::Score,
         "ZRANGEBYLEX" | "ZREVRANGEBYLEX" => By::Name,
         _ => By::Rank,
     };
-    let is_new_form = name == "ZRANGE";
+    let stores = name == "ZRANGESTORE";
+    let is_new_form = name == "ZRANGE" || stores;
     let (mut reverse, mut with_scores) = (name.starts_with("ZREV"), false);
     let mut limit = None;
     let mut rest = &args[4..];
     while let [option, more @ ..] = rest {
         rest = more;
         match word(option).as_str() {
-            "WITHSCORES" => with_scores = true,
+            "WITHSCORES" if !stores => with_scores = true,
             "LIMIT" if more.len() >= 2 => {
                 limit = Some((number(&more[0])?, number(&more[1])?));
                 rest = &more[2..];
@@ -167,7 +184,8 @@ pub(super) fn range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         (By::Rank, _) | (_, false) => Part::of(by, &args[2], &args[3])?,
         (_, true) => Part::of(by, &args[3], &args[2])?,
     };
-    let Some(set) = room.read::<SortedSet>(&args[1])? else { return Ok(Reply::Array(Vec::new())) };
+    let nothing = || Ok((Vec::new(), with_scores));
+    let Some(set) = room.read::<SortedSet>(&args[1])? else { return nothing() };
     let mut places = part.places(set);
     let len = set.len();
     if by == By::Rank && reverse {
@@ -179,7 +197,8 @@ pub(super) fn range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         found.reverse();
     }
     let (offset, many) = limit.unwrap_or((0, -1));
-    let Ok(offset) = usize::try_from(offset) else { return Ok(Reply::Array(Vec::new())) };
+    let Ok(offset) = usize::try_from(offset) else { return nothing() };
     let many = usize::try_from(many).unwrap_or(usize::MAX);
-    Ok(sorted::told(found.into_iter().skip(offset).take(many), with_scores))
+    let found = found.into_iter().skip(offset).take(many);
+    Ok((found.map(|(member, score)| (member.clone(), score)).collect(), with_scores))
 }

@@ -302,6 +302,44 @@ pub(super) fn set_bit(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(Reply::Number(i64::from(before)))
 }
 
+/// `BITPOS`: the place of the first bit of a kind, by bytes or by bits.
+pub(super) fn bit_position(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let wanted = match number(&args[2])? {
+        0 => 0,
+        1 => 1,
+        _ => return Err(Reply::error("ERR", "The bit argument must be 1 or 0.")),
+    };
+    // Of a key that is not there, what follows is not looked at, as in Redis.
+    let Some(held) = room.string(&args[1])?.cloned() else {
+        return Ok(Reply::Number(if wanted == 1 { -1 } else { 0 }));
+    };
+    if args.len() > 6 {
+        return Err(syntax());
+    }
+    // The unit is looked at between the two ends.
+    let start = args.get(3).map_or(Ok(0), |start| number(start))?;
+    let by_bits = match args.get(5).map(|unit| word(unit)).as_deref() {
+        None | Some("BYTE") => false,
+        Some("BIT") => true,
+        Some(_) => return Err(syntax()),
+    };
+    let stop = args.get(4).map(|stop| number(stop)).transpose()?;
+    let len = if by_bits { held.len() * 8 } else { held.len() };
+    let first = i64::try_from(len).map_or(i64::MIN, |len| -len);
+    let mut places = super::span(start, stop.unwrap_or(-1).max(first), len);
+    if !by_bits {
+        places = places.start * 8..places.end * 8;
+    }
+    let end = places.end;
+    let is_it = |at: &usize| held[at / 8] >> (7 - at % 8) & 1 == wanted;
+    Ok(match places.clone().find(is_it) {
+        Some(at) => length(at),
+        // Behind the end everything is 0, unless an end was said.
+        None if wanted == 0 && stop.is_none() && !places.is_empty() => length(end),
+        None => Reply::Number(-1),
+    })
+}
+
 /// `BITCOUNT`, by bytes or by bits.
 pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let Some(held) = room.string(&args[1])?.cloned() else { return Ok(Reply::Number(0)) };
@@ -310,6 +348,10 @@ pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply>
         [start, stop] | [start, stop, _] => Some((number(start)?, number(stop)?)),
         _ => return Err(syntax()),
     };
+    // Before the unit is looked at, as in Redis.
+    if bounds.is_some_and(|(start, stop)| stop < start && start < 0) {
+        return Ok(Reply::Number(0));
+    }
     let by_bits = match args.get(4).map(|unit| word(unit)) {
         None => false,
         Some(unit) if unit == "BYTE" => false,
@@ -317,7 +359,9 @@ pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply>
         Some(_) => return Err(syntax()),
     };
     let len = if by_bits { held.len() * 8 } else { held.len() };
-    let places = bounds.map_or(0..len, |(start, stop)| super::span(start, stop, len));
+    // One that ends before the first has the first, as in Redis.
+    let first = i64::try_from(len).map_or(i64::MIN, |len| -len);
+    let places = bounds.map_or(0..len, |(start, stop)| super::span(start, stop.max(first), len));
     let ones = match by_bits {
         true => places.filter(|at| held[at / 8] & (0x80 >> (at % 8)) != 0).count(),
         false => held[places].iter().map(|byte| byte.count_ones() as usize).sum(),

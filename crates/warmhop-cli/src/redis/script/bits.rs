@@ -1,8 +1,12 @@
 //! The `bit` library: operations on 32 bits.
 
+use super::values::{badly, number_of, well};
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 
-use super::lua::{badly, bytes_of, number_of, well};
+const NAMES: [&str; 12] = [
+    "tobit", "bnot", "band", "bor", "bxor", "lshift", "rshift", "arshift", "rol", "ror", "bswap",
+    "tohex",
+];
 
 /// A number's lowest 32 bits.
 #[expect(
@@ -32,34 +36,44 @@ fn hex(bits: u32, digits: f64) -> String {
 
 /// Adds it to what the prelude gets.
 pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
-    let bit = lua.create_function(|lua, args: MultiValue| {
-        let name = bytes_of(args.front()).unwrap_or_default();
-        let numbers: Option<Vec<f64>> =
-            args.iter().skip(1).map(|value| number_of(Some(value))).collect();
-        let (Some(numbers), Some(first)) = (numbers, number_of(args.get(1))) else {
-            let name = String::from_utf8_lossy(&name).into_owned();
-            return badly(lua, format!("bad argument #1 to '{name}' (number expected)"));
-        };
-        let first = bits(first);
-        let rest = || numbers[1..].iter().map(|number| bits(*number));
-        let by = rest().next().unwrap_or(0) & 31;
-        well([match &name[..] {
-            b"bnot" => number(!first),
-            b"band" => number(rest().fold(first, |a, b| a & b)),
-            b"bor" => number(rest().fold(first, |a, b| a | b)),
-            b"bxor" => number(rest().fold(first, |a, b| a ^ b)),
-            b"lshift" => number(first << by),
-            b"rshift" => number(first >> by),
-            b"arshift" => number((first.cast_signed() >> by).cast_unsigned()),
-            b"rol" => number(first.rotate_left(by)),
-            b"ror" => number(first.rotate_right(by)),
-            b"bswap" => number(first.swap_bytes()),
-            b"tohex" => {
-                let digits = numbers.get(1).copied().unwrap_or(8.0);
-                LuaValue::String(lua.create_string(hex(first, digits))?)
+    let bit = lua.create_table()?;
+    for name in NAMES {
+        let one = lua.create_function(move |lua, args: MultiValue| {
+            let wrong = args.iter().position(|value| number_of(Some(value)).is_none());
+            if let Some(at) = wrong.or(args.is_empty().then_some(0)) {
+                let got = args.get(at).map_or("no value", LuaValue::type_name);
+                let why = format!("number expected, got {got}");
+                return badly(lua, format!("bad argument #{} to '{name}' ({why})", at + 1));
             }
-            _ => number(first),
-        }])
-    })?;
+            let numbers: Vec<f64> =
+                args.iter().filter_map(|value| number_of(Some(value))).collect();
+            well([operate(lua, name, &numbers)?])
+        })?;
+        bit.raw_set(name, one)?;
+    }
     host.raw_set("bit", bit)
+}
+
+/// What an operation makes of numbers, of which there is one at least.
+fn operate(lua: &Lua, name: &str, numbers: &[f64]) -> mlua::Result<LuaValue> {
+    let first = bits(numbers.first().copied().unwrap_or_default());
+    let rest = || numbers.iter().skip(1).map(|number| bits(*number));
+    let by = rest().next().unwrap_or(0) & 31;
+    Ok(match name {
+        "bnot" => number(!first),
+        "band" => number(rest().fold(first, |a, b| a & b)),
+        "bor" => number(rest().fold(first, |a, b| a | b)),
+        "bxor" => number(rest().fold(first, |a, b| a ^ b)),
+        "lshift" => number(first << by),
+        "rshift" => number(first >> by),
+        "arshift" => number((first.cast_signed() >> by).cast_unsigned()),
+        "rol" => number(first.rotate_left(by)),
+        "ror" => number(first.rotate_right(by)),
+        "bswap" => number(first.swap_bytes()),
+        "tohex" => {
+            let digits = numbers.get(1).copied().unwrap_or(8.0);
+            LuaValue::String(lua.create_string(hex(first, digits))?)
+        }
+        _ => number(first),
+    })
 }

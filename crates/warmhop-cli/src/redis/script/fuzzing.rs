@@ -1,5 +1,7 @@
 //! Whether whatever a client sends as a script ends, and harms nobody but itself.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::super::room::{Room, register};
@@ -20,7 +22,10 @@ pub fn script(input: &[u8]) -> bool {
         args: vec![Bytes::from_static(b"1"), Bytes::from_static(b"b")],
         index: 0,
         now: NOW,
+        took_long: false,
         read_only: false,
+        hub: Arc::default(),
+        library: Arc::default(),
     };
     let ended = run(&script, Some(Room::empty(&register(0, b"k"), NOW)));
     assert!(ended.room.is_some(), "a script kept its room");
@@ -49,6 +54,10 @@ mod tests {
         b"return ('a'):gsub('.-b*', '%1')\n",
         b"return ('x'):find('(()%1', 1)\n",
         b"return string.char(256)\n",
+        b"return struct.pack('>!16i32c999999999s', 1, ARGV[1], ARGV[2])\n",
+        b"return struct.unpack('<c0bLd!8', ARGV[1], 1e300)\n",
+        b"return struct.size(('c99999999999999999999'):rep(3))\n",
+        b"return cmsgpack.unpack_limit(ARGV[1], 1e18, 1)\n",
         b"return bit.lshift(1, -1)\n",
         b"return table.concat(KEYS, ',', -9e15, 9e15)\n",
         b"return setmetatable({}, {__index = error})[1]\n",

@@ -1,18 +1,15 @@
 //! `cjson`: values of a script as JSON and back. JSON is read here, since scripts have strings of any
 //! bytes, which a reader of text would refuse.
 
-use bytes::Bytes;
-use mlua::{Lua, MultiValue, Table, Value as LuaValue};
+use std::rc::Rc;
 
-use super::lua::{badly, bytes_of, well};
-use super::text::lua_number;
+use super::state::{Options, Shared};
+use super::values::{badly, bytes_of, in_digits, number_of, well};
+use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 
 /// How deep values may be nested.
 const NESTED_MAX: usize = 200;
-/// The longest text that a value is written as.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A list with more gaps than places that hold something, and a place above this one, is refused.
-const SPARSE_FROM: usize = 10;
+const DIGITS_MAX: usize = 17;
 
 fn put_string(text: &[u8], whole: &mut Vec<u8>) {
     whole.push(b'"');
@@ -34,7 +31,7 @@ fn put_string(text: &[u8], whole: &mut Vec<u8>) {
 }
 
 /// The length of a list; `None` for what is none.
-fn list_len(table: &Table) -> Result<Option<usize>, String> {
+fn list_len(table: &Table, options: Options) -> Result<Option<usize>, String> {
     let (mut highest, mut count) = (0, 0);
     for pair in table.pairs::<LuaValue, LuaValue>() {
         let Ok((key, _)) = pair else { return Ok(None) };
@@ -52,33 +49,45 @@ fn list_len(table: &Table) -> Result<Option<usize>, String> {
         highest = highest.max(at);
         count += 1;
     }
-    if highest > SPARSE_FROM && highest > 2 * count {
+    let Options { converts, ratio, safe, .. } = options;
+    if ratio > 0 && highest > safe && highest > ratio.saturating_mul(count) {
+        if converts {
+            return Ok(None);
+        }
         return Err("Cannot serialise table: excessively sparse array".into());
     }
     Ok((count > 0).then_some(highest))
 }
 
-fn write(value: &LuaValue, whole: &mut Vec<u8>, depth: usize) -> Result<(), String> {
+fn write(
+    value: &LuaValue,
+    options: Options,
+    whole: &mut Vec<u8>,
+    depth: usize,
+) -> Result<(), String> {
     if depth > NESTED_MAX {
-        return Err(format!("Cannot serialise, excessive depth ({depth})"));
+        return Err(format!("Cannot serialise, excessive nesting ({depth})"));
     }
-    if whole.len() > BYTES_MAX {
-        return Err(format!("Cannot serialise, more than {BYTES_MAX} bytes"));
+    if whole.len() > options.longest {
+        return Err(format!("Cannot serialise, more than {} bytes", options.longest));
     }
     match value {
         LuaValue::Nil => whole.extend_from_slice(b"null"),
         LuaValue::LightUserData(it) if it.0.is_null() => whole.extend_from_slice(b"null"),
         LuaValue::Boolean(true) => whole.extend_from_slice(b"true"),
         LuaValue::Boolean(false) => whole.extend_from_slice(b"false"),
-        LuaValue::Integer(number) => whole.extend_from_slice(number.to_string().as_bytes()),
+        #[expect(clippy::cast_precision_loss, reason = "numbers in Lua 5.1 are of this kind")]
+        LuaValue::Integer(number) => {
+            whole.extend_from_slice(in_digits(*number as f64, options.digits).as_bytes());
+        }
         LuaValue::Number(number) if number.is_finite() => {
-            whole.extend_from_slice(lua_number(*number).as_bytes());
+            whole.extend_from_slice(in_digits(*number, options.digits).as_bytes());
         }
         LuaValue::Number(_) => {
             return Err("Cannot serialise number: must not be NaN or Inf".into());
         }
         LuaValue::String(text) => put_string(&text.as_bytes(), whole),
-        LuaValue::Table(table) => write_table(table, whole, depth)?,
+        LuaValue::Table(table) => write_table(table, options, whole, depth)?,
         other => {
             return Err(format!("Cannot serialise {}: type not supported", other.type_name()));
         }
@@ -86,15 +95,20 @@ fn write(value: &LuaValue, whole: &mut Vec<u8>, depth: usize) -> Result<(), Stri
     Ok(())
 }
 
-fn write_table(table: &Table, whole: &mut Vec<u8>, depth: usize) -> Result<(), String> {
-    if let Some(len) = list_len(table)? {
+fn write_table(
+    table: &Table,
+    options: Options,
+    whole: &mut Vec<u8>,
+    depth: usize,
+) -> Result<(), String> {
+    if let Some(len) = list_len(table, options)? {
         whole.push(b'[');
         for at in 1..=len {
             if at > 1 {
                 whole.push(b',');
             }
             let value: LuaValue = table.raw_get(at).unwrap_or(LuaValue::Nil);
-            write(&value, whole, depth + 1)?;
+            write(&value, options, whole, depth + 1)?;
         }
         whole.push(b']');
         return Ok(());
@@ -106,11 +120,13 @@ fn write_table(table: &Table, whole: &mut Vec<u8>, depth: usize) -> Result<(), S
         if !std::mem::take(&mut first) {
             whole.push(b',');
         }
-        let key = bytes_of(Some(&key))
-            .ok_or("Cannot serialise table: table key must be a number or string")?;
+        let key = bytes_of(Some(&key)).ok_or_else(|| {
+            let kind = key.type_name();
+            format!("Cannot serialise {kind}: table key must be a number or string")
+        })?;
         put_string(&key, whole);
         whole.push(b':');
-        write(&value, whole, depth + 1)?;
+        write(&value, options, whole, depth + 1)?;
     }
     whole.push(b'}');
     Ok(())
@@ -139,9 +155,18 @@ impl Reader<'_> {
             Some(b':') => "T_COLON",
             Some(b'}') => "T_OBJ_END",
             Some(b']') => "T_ARR_END",
+            Some(b'{') => "T_OBJ_BEGIN",
+            Some(b'[') => "T_ARR_BEGIN",
+            Some(b'"') => "T_STRING",
+            Some(b'0'..=b'9') => "T_NUMBER",
             Some(_) => "invalid token",
         };
-        Err(format!("Expected {expected} but found {found} at character {}", self.at + 1))
+        self.found(expected, found, self.at)
+    }
+
+    /// What is there at a place is something else than is expected.
+    fn found<T>(&self, expected: &str, found: &str, at: usize) -> Read<T> {
+        Err(format!("Expected {expected} but found {found} at character {}", at + 1))
     }
 
     fn failed<T>(&self, error: &mlua::Error) -> Read<T> {
@@ -170,16 +195,38 @@ impl Reader<'_> {
             _ if self.takes(b"true") => Ok(LuaValue::Boolean(true)),
             _ if self.takes(b"false") => Ok(LuaValue::Boolean(false)),
             _ if self.takes(b"null") => Ok(LuaValue::NULL),
-            _ => self.fails("value"),
+            _ => match self.no_number() {
+                Some(number) => Ok(LuaValue::Number(number)),
+                None => self.fails("value"),
+            },
         }
     }
 
+    /// What JSON has no numbers for, as Redis reads it.
+    fn no_number(&mut self) -> Option<f64> {
+        let rest = &self.text[self.at..];
+        let (sign, digits) = match rest.strip_prefix(b"-") {
+            Some(digits) => (-1.0, digits),
+            None => (1.0, rest),
+        };
+        let words = [("infinity", f64::INFINITY), ("inf", f64::INFINITY), ("nan", f64::NAN)];
+        let begins = |word: &str| {
+            digits.get(..word.len()).is_some_and(|it| it.eq_ignore_ascii_case(word.as_bytes()))
+        };
+        let (word, number) = words.into_iter().find(|(word, _)| begins(word))?;
+        self.at += rest.len() - digits.len() + word.len();
+        Some(sign * number)
+    }
+
     fn number(&mut self) -> Read<LuaValue> {
+        if let Some(number) = self.no_number() {
+            return Ok(LuaValue::Number(number));
+        }
         let rest = &self.text[self.at..];
         let is_part = |byte: &&u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
         let len = rest.iter().take_while(is_part).count();
         let number = std::str::from_utf8(&rest[..len]).ok().and_then(|text| text.parse().ok());
-        let Some(number) = number else { return self.fails("value") };
+        let Some(number) = number else { return self.found("value", "invalid number", self.at) };
         self.at += len;
         Ok(LuaValue::Number(number))
     }
@@ -245,7 +292,10 @@ impl Reader<'_> {
         self.at += 1;
         let mut whole = Vec::new();
         loop {
-            let Some(&byte) = self.text.get(self.at) else { return self.fails("string end") };
+            let Some(&byte) = self.text.get(self.at) else {
+                return self.found("value", "unexpected end of string", self.at);
+            };
+            let begin = self.at;
             self.at += 1;
             match byte {
                 b'"' => return Ok(whole),
@@ -260,17 +310,18 @@ impl Reader<'_> {
                         Some(b'f') => 0x0c,
                         Some(same @ (b'"' | b'\\' | b'/')) => same,
                         Some(b'u') => {
-                            let character = self.escaped().ok_or_else(|| {
-                                format!("Expected value but found invalid unicode escape code at character {}", self.at)
-                            })?;
+                            let Some(character) = self.escaped() else {
+                                let found = "invalid unicode escape code";
+                                return self.found("value", found, begin);
+                            };
                             let mut buffer = [0; 4];
                             whole.extend_from_slice(character.encode_utf8(&mut buffer).as_bytes());
                             continue;
                         }
-                        _ => return self.fails("escape code"),
+                        _ => return self.found("value", "invalid escape code", begin),
                     });
                 }
-                0..=0x1f => return self.fails("string"),
+                0..=0x1f => return self.found("value", "invalid token", begin),
                 byte => whole.push(byte),
             }
         }
@@ -290,22 +341,31 @@ impl Reader<'_> {
 }
 
 /// Adds it to what the prelude gets.
-pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
-    let encode = lua.create_function(|lua, args: MultiValue| {
+pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
+    let own = Rc::clone(state);
+    let encode = lua.create_function(move |lua, args: MultiValue| {
         if args.len() != 1 {
             return badly(lua, "bad argument #1 to 'encode' (expected 1 argument)");
         }
+        let longest = own.borrow().bounds.text;
+        let options = Options { longest, ..own.borrow().json };
         let mut whole = Vec::new();
-        match write(args.front().unwrap_or(&LuaValue::Nil), &mut whole, 0) {
+        let written = write(args.front().unwrap_or(&LuaValue::Nil), options, &mut whole, 0);
+        own.borrow_mut().makes(whole.len());
+        match written {
             Ok(()) => well([LuaValue::String(lua.create_string(whole)?)]),
             Err(why) => badly(lua, why),
         }
     })?;
     host.raw_set("json_encode", encode)?;
     let decode = lua.create_function(|lua, args: MultiValue| {
-        let text: Option<Bytes> = bytes_of(args.front());
-        let (Some(text), 1) = (text, args.len()) else {
+        if args.len() != 1 {
             return badly(lua, "bad argument #1 to 'decode' (expected 1 argument)");
+        }
+        let Some(text) = bytes_of(args.front()) else {
+            let got = args.front().map_or("no value", LuaValue::type_name);
+            let why = format!("bad argument #1 to 'decode' (string expected, got {got})");
+            return badly(lua, why);
         };
         let mut reader = Reader { lua, text: &text, at: 0 };
         let read = reader.value(0).and_then(|value| {
@@ -317,5 +377,39 @@ pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
             Err(why) => badly(lua, why),
         }
     })?;
-    host.raw_set("json_decode", decode)
+    host.raw_set("json_decode", decode)?;
+    options(lua, host, state)
+}
+
+/// Adds what scripts say with how their values are written.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "they are small and not below 0"
+)]
+fn options(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
+    let count = |value: Option<&LuaValue>, otherwise: usize| {
+        number_of(value).filter(|it| *it >= 0.0).map_or(otherwise, |it| it as usize)
+    };
+    let own = Rc::clone(state);
+    let sparse = lua.create_function(move |_, args: MultiValue| {
+        let options = &mut own.borrow_mut().json;
+        if let Some(LuaValue::Boolean(converts)) = args.front() {
+            options.converts = *converts;
+        }
+        options.ratio = count(args.get(1), options.ratio);
+        options.safe = count(args.get(2), options.safe);
+        let (ratio, safe) = (options.ratio as f64, options.safe as f64);
+        let converts = LuaValue::Boolean(options.converts);
+        well([converts, LuaValue::Number(ratio), LuaValue::Number(safe)])
+    })?;
+    host.raw_set("json_sparse", sparse)?;
+    let own = Rc::clone(state);
+    let precision = lua.create_function(move |_, args: MultiValue| {
+        let options = &mut own.borrow_mut().json;
+        options.digits = count(args.front(), options.digits).clamp(1, DIGITS_MAX);
+        well([LuaValue::Number(options.digits as f64)])
+    })?;
+    host.raw_set("json_precision", precision)
 }

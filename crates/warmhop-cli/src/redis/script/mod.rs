@@ -2,8 +2,12 @@
 
 #[cfg(feature = "lua")]
 mod bits;
+#[cfg(feature = "lua")]
+mod bounds;
 #[cfg(all(feature = "lua", any(test, feature = "fuzzing")))]
 pub(crate) mod fuzzing;
+#[cfg(feature = "lua")]
+mod host;
 #[cfg(feature = "lua")]
 mod json;
 #[cfg(feature = "lua")]
@@ -11,31 +15,32 @@ mod lua;
 #[cfg(feature = "lua")]
 mod msgpack;
 #[cfg(feature = "lua")]
+mod packing;
+#[cfg(feature = "lua")]
 mod patterns;
+#[cfg(feature = "lua")]
+mod state;
 #[cfg(all(test, feature = "lua"))]
 mod tests;
 #[cfg(feature = "lua")]
 mod text;
+#[cfg(feature = "lua")]
+mod values;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
-use super::cmd::{WRITES, number, unknown_subcommand, word, wrong_count};
+use super::arguments::{number, unknown_subcommand, word, wrong_count};
+use super::cmd::WRITES;
 use super::engine::{Database, Outcome, Request, Stop};
 use super::frame::Reply;
+use super::pubsub::{Hub, Published};
 use super::room::Room;
+use super::scripts::{Known, Scripts};
 
 /// The version of Redis that the endpoint says it is.
 pub(super) const SPEAKS_AS: &str = "7.2.0";
-/// How many scripts a peer remembers; the one that was used least lately is forgotten for a new one.
-const LOADED_MAX: usize = 4096;
-/// How many bytes of them.
-const LOADED_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How many scripts run at once; others wait for them.
-const AT_ONCE: usize = 8;
 
 /// What a script is run with.
 #[cfg_attr(not(feature = "lua"), expect(dead_code, reason = "nothing runs them"))]
@@ -49,14 +54,12 @@ pub(super) struct Input {
     /// When it began, in milliseconds since 1970.
     now: u64,
     read_only: bool,
-}
-
-/// A message that a script publishes once its change is committed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Published {
-    pub(super) channel: Bytes,
-    pub(super) message: Bytes,
-    pub(super) is_sharded: bool,
+    /// It is known to take too long for a run that is brief.
+    took_long: bool,
+    /// Who listens at this peer to what it publishes.
+    hub: Arc<Hub>,
+    /// What its client says that it is.
+    library: Arc<str>,
 }
 
 /// What a run came to.
@@ -70,73 +73,37 @@ struct Ended {
     published: Vec<Published>,
     /// It needs this room before it can go on.
     needs: Option<Bytes>,
+    /// It was to be brief and was not: nothing else of this counts.
+    outgrew: bool,
+}
+
+impl Ended {
+    /// One that did nothing.
+    fn refused(reply: Reply) -> Self {
+        Self {
+            room: None,
+            depends: false,
+            stands: false,
+            reply,
+            published: Vec::new(),
+            needs: None,
+            outgrew: false,
+        }
+    }
+
+    fn failed(why: &str) -> Self {
+        Self::refused(Reply::error("ERR", format!("Error running script: {why}")))
+    }
 }
 
 /// A script's name: the digest of its text.
 fn digest(text: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, text);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The scripts that clients of this peer have sent, by their digests.
-pub(super) struct Scripts {
-    known: Mutex<Known>,
-    room: Semaphore,
-}
-
-#[derive(Default)]
-struct Known {
-    texts: HashMap<String, (Bytes, u64)>,
-    /// In the order in which they were used, with when that was; those used again since are passed
-    /// over.
-    used: VecDeque<(u64, String)>,
-    clock: u64,
-    bytes: usize,
-}
-
-impl Default for Scripts {
-    fn default() -> Self {
-        Self { known: Mutex::default(), room: Semaphore::new(AT_ONCE) }
-    }
-}
-
-impl Known {
-    fn touch(&mut self, sha: &str) -> Option<Bytes> {
-        self.clock += 1;
-        let (text, used) = self.texts.get_mut(sha)?;
-        *used = self.clock;
-        let text = text.clone();
-        self.used.push_back((self.clock, sha.to_owned()));
-        if self.used.len() > 2 * LOADED_MAX {
-            let texts = &self.texts;
-            self.used.retain(|(at, sha)| texts.get(sha).is_some_and(|(_, used)| used == at));
-        }
-        Some(text)
-    }
-
-    fn add(&mut self, sha: String, text: &Bytes) {
-        if self.touch(&sha).is_some() || text.len() > LOADED_BYTES_MAX {
-            return;
-        }
-        self.bytes += text.len();
-        self.texts.insert(sha.clone(), (Bytes::copy_from_slice(text), 0));
-        self.touch(&sha);
-        while self.texts.len() > LOADED_MAX || self.bytes > LOADED_BYTES_MAX {
-            let Some((at, sha)) = self.used.pop_front() else { break };
-            if self.texts.get(&sha).is_some_and(|(_, used)| *used == at)
-                && let Some((text, _)) = self.texts.remove(&sha)
-            {
-                self.bytes -= text.len();
-            }
-        }
-    }
+    let digits = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
 impl Scripts {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Answers `SCRIPT`.
     pub(super) fn about(&self, args: &[Bytes]) -> Reply {
         match (word(&args[1]).as_str(), &args[2..]) {
@@ -198,15 +165,39 @@ fn no_scripts() -> Reply {
     Reply::error("ERR", "this peer was built without scripts, the feature `lua`")
 }
 
+/// Runs a script, however long that takes within its bounds.
 #[cfg(feature = "lua")]
 fn run(input: &Input, room: Option<Room>) -> Ended {
-    lua::run(input, room)
+    lua::run(input, room, &bounds::WHOLE)
 }
 
 #[cfg(not(feature = "lua"))]
 fn run(_: &Input, room: Option<Room>) -> Ended {
-    let (reply, published) = (no_scripts(), Vec::new());
-    Ended { room, depends: false, stands: false, reply, published, needs: None }
+    Ended { room, ..Ended::refused(no_scripts()) }
+}
+
+#[cfg(feature = "lua")]
+fn seems_brief(input: &Input, room: Option<&Room>) -> bool {
+    bounds::seems_brief(input, room)
+}
+
+#[cfg(not(feature = "lua"))]
+fn seems_brief(_: &Input, _: Option<&Room>) -> bool {
+    false
+}
+
+/// Runs a script that is over at once; one that takes longer has outgrown its bounds.
+#[cfg(feature = "lua")]
+fn run_briefly(input: &Input, room: Option<Room>) -> Ended {
+    let run = || lua::run(input, room, &bounds::BRIEF);
+    // What it ran in is gone where it panicked.
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    ended.unwrap_or_else(|_| Ended::failed("it failed"))
+}
+
+#[cfg(not(feature = "lua"))]
+fn run_briefly(_: &Input, room: Option<Room>) -> Ended {
+    Ended { room, ..Ended::refused(no_scripts()) }
 }
 
 impl Database {
@@ -229,7 +220,7 @@ impl Database {
                 Some(needed) => name = Some(needed),
                 None => {
                     for message in published {
-                        // How many get it is told by nobody.
+                        // How many receive it is not counted.
                         let _ = self.shared.carrier.publish(&message);
                     }
                     return Ok(reply);
@@ -266,22 +257,21 @@ impl Database {
         Ok((reply, needs, published))
     }
 
-    /// One run, beside everything else that this peer does.
+    /// One run; one that takes long does so beside everything else that this peer does.
     async fn run_script(&self, input: &Arc<Input>, room: Option<Room>) -> Ended {
-        let failed = |why: &str| Ended {
-            room: None,
-            depends: false,
-            stands: false,
-            reply: Reply::error("ERR", format!("Error running script: {why}")),
-            published: Vec::new(),
-            needs: None,
-        };
+        if seems_brief(input, room.as_ref()) {
+            let ended = run_briefly(input, room.clone());
+            if !ended.outgrew {
+                return ended;
+            }
+            self.shared.scripts.known().took_long(&input.sha);
+        }
         let Ok(_room) = self.shared.scripts.room.acquire().await else {
-            return failed("this peer is ending");
+            return Ended::failed("this peer is ending");
         };
         let input = Arc::clone(input);
         let running = tokio::task::spawn_blocking(move || run(&input, room));
-        running.await.unwrap_or_else(|_| failed("it failed"))
+        running.await.unwrap_or_else(|_| Ended::failed("it failed"))
     }
 
     fn script_input(&self, request: &Request) -> Result<Input, Reply> {
@@ -294,19 +284,18 @@ impl Database {
             return Err(Reply::error("ERR", detail));
         };
         let scripts = &self.shared.scripts;
-        let (text, sha) = if request.spec.name.starts_with("EVALSHA") {
+        let (text, took_long, sha) = if request.spec.name.starts_with("EVALSHA") {
             let sha = String::from_utf8_lossy(&args[1]).to_ascii_lowercase();
             let text = scripts.known().touch(&sha);
             let no_script = || Reply::error("NOSCRIPT", "No matching script. Please use EVAL.");
-            (text.ok_or_else(no_script)?, sha)
+            let (text, took_long) = text.ok_or_else(no_script)?;
+            (text, took_long, sha)
         } else {
             let sha = digest(&args[1]);
-            (args[1].clone(), sha)
+            // One that does not compile gets its error each time it is run.
+            let took_long = scripts.known().add(sha.clone(), &args[1]);
+            (args[1].clone(), took_long, sha)
         };
-        // One that does not compile is told so each time it is run.
-        if !request.spec.name.starts_with("EVALSHA") {
-            scripts.known().add(sha.clone(), &text);
-        }
         let (text, flagged) = without_shebang(&text)?;
         Ok(Input {
             text,
@@ -315,13 +304,16 @@ impl Database {
             args: rest.to_vec(),
             index: self.index,
             now: self.now(),
+            took_long,
             read_only: flagged || !request.spec.has(WRITES),
+            hub: Arc::clone(&self.shared.hub),
+            library: Arc::clone(&self.library),
         })
     }
 }
 
-/// A script's text without the line that tells its engine and flags, and whether those forbid it to
-/// write. The line stays as an empty one, so that errors tell the right lines.
+/// A script's text without the line that names its engine and flags, and whether those forbid it to
+/// write. The line is kept as an empty one, so that errors name the right lines.
 fn without_shebang(text: &Bytes) -> Result<(Bytes, bool), Reply> {
     if !text.starts_with(b"#!") {
         return Ok((text.clone(), false));
@@ -332,7 +324,7 @@ fn without_shebang(text: &Bytes) -> Result<(Bytes, bool), Reply> {
     let mut words = line.split_whitespace();
     let engine = words.next().unwrap_or_default();
     if engine != "lua" {
-        let detail = format!("Unexpected engine in script shebang: {engine}");
+        let detail = format!("Unexpected engine in script shebang: #!{engine}");
         return Err(Reply::error("ERR", detail));
     }
     let mut no_writes = false;

@@ -1,16 +1,16 @@
 //! `cmsgpack`: values of a script as `MessagePack` and back.
 
+use std::rc::Rc;
+
+use super::state::Shared;
+use super::values::{Answer, badly, bytes_of, number_of, well};
 use bytes::{Buf, BufMut, Bytes};
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
-
-use super::lua::{badly, bytes_of, well};
 
 /// How deep values are nested at most; deeper ones are nil.
 const NESTED_MAX: usize = 16;
 /// How deep values are read at most.
 const READ_NESTED_MAX: usize = 200;
-/// The longest text that values are written as.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 #[expect(clippy::cast_possible_truncation, reason = "each is checked against its bound")]
 fn put_integer(number: i64, whole: &mut Vec<u8>) {
@@ -85,9 +85,14 @@ fn list_len(table: &Table) -> Option<usize> {
     (highest == count).then_some(count)
 }
 
-fn write(value: &LuaValue, whole: &mut Vec<u8>, depth: usize) -> Result<(), String> {
-    if whole.len() > BYTES_MAX {
-        return Err(format!("more than {BYTES_MAX} bytes"));
+fn write(
+    value: &LuaValue,
+    whole: &mut Vec<u8>,
+    longest: usize,
+    depth: usize,
+) -> Result<(), String> {
+    if whole.len() > longest {
+        return Err(format!("more than {longest} bytes"));
     }
     match value {
         LuaValue::Boolean(yes) => whole.put_u8(if *yes { 0xc3 } else { 0xc2 }),
@@ -116,7 +121,7 @@ fn write(value: &LuaValue, whole: &mut Vec<u8>, depth: usize) -> Result<(), Stri
                 put_len(len, (0x90, 16), [0, 0xdc, 0xdd], whole);
                 for at in 1..=len {
                     let value: LuaValue = table.raw_get(at).unwrap_or(LuaValue::Nil);
-                    write(&value, whole, depth + 1)?;
+                    write(&value, whole, longest, depth + 1)?;
                 }
             }
             None => {
@@ -124,8 +129,8 @@ fn write(value: &LuaValue, whole: &mut Vec<u8>, depth: usize) -> Result<(), Stri
                     table.pairs().filter_map(Result::ok).collect();
                 put_len(pairs.len(), (0x80, 16), [0, 0xde, 0xdf], whole);
                 for (key, value) in &pairs {
-                    write(key, whole, depth + 1)?;
-                    write(value, whole, depth + 1)?;
+                    write(key, whole, longest, depth + 1)?;
+                    write(value, whole, longest, depth + 1)?;
                 }
             }
         },
@@ -212,16 +217,17 @@ fn read_map(lua: &Lua, text: &mut Bytes, len: usize, depth: usize) -> Result<Lua
 }
 
 /// Adds it to what the prelude gets.
-pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
-    let pack = lua.create_function(|lua, args: MultiValue| {
+pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
+    let own = Rc::clone(state);
+    let pack = lua.create_function(move |lua, args: MultiValue| {
         if args.is_empty() {
             return badly(lua, "bad argument #0 to 'pack' (MessagePack pack needs input.)");
         }
-        let mut whole = Vec::new();
-        for value in &args {
-            if let Err(why) = write(value, &mut whole, 0) {
-                return badly(lua, why);
-            }
+        let (mut whole, longest) = (Vec::new(), own.borrow().bounds.text);
+        let written = args.iter().try_for_each(|value| write(value, &mut whole, longest, 0));
+        own.borrow_mut().makes(whole.len());
+        if let Err(why) = written {
+            return badly(lua, why);
         }
         well([LuaValue::String(lua.create_string(whole)?)])
     })?;
@@ -239,5 +245,58 @@ pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
         }
         well(values)
     })?;
-    host.raw_set("msgpack_unpack", unpack)
+    host.raw_set("msgpack_unpack", unpack)?;
+    let one = lua.create_function(|lua, args: MultiValue| {
+        unpack_some(lua, "unpack_one", args.front(), 1, number_of(args.get(1)))
+    })?;
+    host.raw_set("msgpack_unpack_one", one)?;
+    let limited = lua.create_function(|lua, args: MultiValue| {
+        let Some(limit) = number_of(args.get(1)).filter(|limit| *limit >= 0.0) else {
+            return badly(lua, "bad argument #2 to 'unpack_limit' (a number from 0 on expected)");
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is not below 0"
+        )]
+        let limit = limit as usize;
+        unpack_some(lua, "unpack_limit", args.front(), limit, number_of(args.get(2)))
+    })?;
+    host.raw_set("msgpack_unpack_limit", limited)
+}
+
+/// So many values from a place on; first the place behind them, or -1 at the end.
+fn unpack_some(
+    lua: &Lua,
+    name: &str,
+    text: Option<&LuaValue>,
+    limit: usize,
+    offset: Option<f64>,
+) -> Answer {
+    let Some(mut text) = bytes_of(text) else {
+        return badly(lua, format!("bad argument #1 to '{name}' (string expected)"));
+    };
+    let len = text.len();
+    let offset = offset.unwrap_or(0.0);
+    #[expect(clippy::cast_precision_loss, reason = "a text is not that long")]
+    if !(0.0..=len as f64).contains(&offset) {
+        return badly(lua, format!("Start offset {offset} greater than input length {len}."));
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is a place in the text"
+    )]
+    text.advance(offset as usize);
+    let mut values = vec![LuaValue::Nil];
+    while text.has_remaining() && values.len() <= limit {
+        match read(lua, &mut text, 0) {
+            Ok(value) => values.push(value),
+            Err(why) => return badly(lua, why),
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a text is not that long")]
+    let behind = if text.has_remaining() { (len - text.len()) as f64 } else { -1.0 };
+    values[0] = LuaValue::Number(behind);
+    well(values)
 }

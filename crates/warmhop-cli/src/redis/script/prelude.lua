@@ -1,8 +1,9 @@
--- What a script finds around it. It runs once before each script, in a state of its own, and gets
--- what the endpoint offers as its argument; it returns what runs a script.
+-- What a script finds around it. It runs once in a state, before the first script there, and gets what the
+-- endpoint offers as its argument. It returns what scripts see as globals, where those are kept, what runs
+-- a script, and what tells whether the next one would find all as the first one did.
 --
 -- What ends a script from outside, such as too many steps, is an error that nothing may catch:
--- whatever catches errors looks at host.stopped() first.
+-- whatever catches errors shows it to host.stopped() first.
 local host = ...
 
 local error, type, tostring, select, unpack = error, type, tostring, select, unpack
@@ -12,32 +13,42 @@ local concat = table.concat
 
 local function caught(ok, ...)
   if ok then return ok, ... end
-  if host.stopped() then error(host.stopped(), 0) end
+  local why = host.stopped((...))
+  if why then error(why, 0) end
   -- What a command failed with is a table to a script.
   return ok, host.failure(...)
 end
 
-local function pcall(...) return caught(real_pcall(...)) end
-local function xpcall(...) return caught(real_xpcall(...)) end
+-- As with Redis, pcall answers the text of an error that is a table, and xpcall the table.
+local function text_of_error(ok, ...)
+  if ok then return ok, ... end
+  local err = ...
+  if type(err) == 'table' then
+    local text = rawget(err, 'err')
+    if type(text) == 'string' then return ok, text end
+  end
+  return ok, err
+end
+
+local function pcall(...) return text_of_error(caught(real_pcall(...))) end
+local function xpcall(f, handler)
+  if type(handler) ~= 'function' then return caught(real_xpcall(f, handler)) end
+  return caught(real_xpcall(f, function(err)
+    -- The first to see it: what ends the script goes by it untouched.
+    if host.stopped(err) then return err end
+    return handler(host.failure(err))
+  end))
+end
 coroutine.resume = function(...) return caught(real_resume(...)) end
-
--- What host functions answer: whether it went well, and what came, or why not.
-local function checked(ok, ...)
-  if ok then return ... end
-  error(host.position() .. tostring((...)), 0)
-end
-
-local function lifted(f)
-  return function(...) return checked(f(...)) end
-end
 
 local redis = {
   LOG_DEBUG = 0, LOG_VERBOSE = 1, LOG_NOTICE = 2, LOG_WARNING = 3,
   REPL_NONE = 0, REPL_SLAVE = 1, REPL_REPLICA = 1, REPL_AOF = 2, REPL_ALL = 3,
   REDIS_VERSION = host.version, REDIS_VERSION_NUM = host.version_number,
-  sha1hex = lifted(host.sha1hex),
-  log = lifted(host.log),
-  setresp = lifted(host.setresp),
+  sha1hex = host.sha1hex,
+  log = host.log,
+  setresp = host.setresp,
+  acl_check_cmd = host.acl_check_cmd,
   breakpoint = function() return false end,
   debug = function() end,
   replicate_commands = function() return true end,
@@ -65,12 +76,11 @@ redis.status_reply = function(...)
   return { ok = text }
 end
 
-string.find = lifted(host.find)
-string.match = lifted(host.match)
-string.rep = lifted(host.rep)
+string.find = host.find
+string.match = host.match
+string.rep = host.rep
 string.dump = nil
-local step, replaced = lifted(host.step), lifted(host.gsub)
-local text_of = lifted(host.text_of)
+local step, replaced, text_of = host.step, host.gsub, host.text_of
 
 string.gmatch = function(s, pattern)
   s, pattern = text_of(s, 'gmatch'), text_of(pattern, 'gmatch')
@@ -156,39 +166,53 @@ table.sort = function(list, less)
   end
 end
 
-math.random = lifted(host.random)
-math.randomseed = lifted(host.randomseed)
+math.random = host.random
+math.randomseed = host.randomseed
 
 local cjson = { null = host.null, _NAME = 'cjson', _VERSION = '2.1.0' }
-cjson.encode = lifted(host.json_encode)
-cjson.decode = lifted(host.json_decode)
+cjson.encode = host.json_encode
+cjson.decode = host.json_decode
+cjson.encode_sparse_array = host.json_sparse
+cjson.encode_number_precision = host.json_precision
 for _, name in ipairs {
-  'encode_sparse_array', 'encode_max_depth', 'decode_max_depth', 'encode_number_precision',
-  'encode_keep_buffer', 'encode_invalid_numbers', 'decode_invalid_numbers', 'decode_array_with_array_mt',
+  'encode_max_depth', 'decode_max_depth', 'encode_keep_buffer', 'encode_invalid_numbers', 'decode_invalid_numbers', 'decode_array_with_array_mt',
 } do
   cjson[name] = function(...) return ... end
 end
 
 local cmsgpack = { _NAME = 'cmsgpack', _VERSION = 'lua-cmsgpack 0.4.0' }
-cmsgpack.pack = lifted(host.msgpack_pack)
-cmsgpack.unpack = lifted(host.msgpack_unpack)
+cmsgpack.pack = host.msgpack_pack
+cmsgpack.unpack = host.msgpack_unpack
+cmsgpack.unpack_one = host.msgpack_unpack_one
+cmsgpack.unpack_limit = host.msgpack_unpack_limit
 
-local bit = {}
-for _, name in ipairs {
-  'tobit', 'bnot', 'band', 'bor', 'bxor', 'lshift', 'rshift', 'arshift', 'rol', 'ror', 'bswap', 'tohex',
-} do
-  local f = host.bit
-  bit[name] = function(...) return checked(f(name, ...)) end
+local struct = { pack = host.struct_pack, unpack = host.struct_unpack, size = host.struct_size }
+local bit = host.bit
+
+-- A library as scripts see it: it can be read.
+local readonly = {}
+local function shown(library)
+  local it = setmetatable({}, {
+    __index = library,
+    __newindex = function() error(host.position() .. 'Attempt to modify a readonly table', 0) end,
+    __metatable = false,
+  })
+  readonly[it] = true
+  return it
 end
+local redis_shown = shown(redis)
 
 local offered = {
-  KEYS = host.keys, ARGV = host.args, redis = redis, server = redis,
-  cjson = cjson, cmsgpack = cmsgpack, bit = bit,
-  string = string, table = table, math = math, coroutine = coroutine,
-  os = { clock = lifted(host.clock) },
+  redis = redis_shown, server = redis_shown,
+  cjson = shown(cjson), cmsgpack = shown(cmsgpack), bit = shown(bit), struct = shown(struct),
+  string = shown(string), table = shown(table), math = shown(math), coroutine = shown(coroutine),
   pcall = pcall, xpcall = xpcall, error = error, assert = assert, type = type, tostring = tostring,
   tonumber = tonumber, select = select, unpack = unpack, pairs = pairs, ipairs = ipairs, next = next,
-  rawget = rawget, rawset = rawset, rawequal = rawequal,
+  rawget = rawget, rawequal = rawequal,
+  rawset = function(t, name, value)
+    if readonly[t] then error('Attempt to modify a readonly table', 0) end
+    return rawset(t, name, value)
+  end,
   setmetatable = setmetatable, getmetatable = getmetatable, _VERSION = _VERSION,
   collectgarbage = function(what) if what == 'count' then return host.memory() end return 0 end,
 }
@@ -219,6 +243,7 @@ local globals = setmetatable({}, {
   __metatable = false,
 })
 offered._G = globals
+readonly[globals] = true
 
 -- A string's methods are found by its metatable, whose index is to be what a script sees.
 local function with_position(err)
@@ -229,7 +254,39 @@ local function with_position(err)
   return err
 end
 
-return globals, function(script)
+-- A string's methods are found by its metatable, which scripts can reach: its index shows them no more
+-- than they see elsewhere.
+getmetatable('').__index = offered.string
+
+-- All that scripts can reach and that is there for the next one. The libraries themselves are behind
+-- what is shown of them, which is as good as empty: this is looked through after each run.
+local shared = { globals, getmetatable('') }
+for library in pairs(readonly) do shared[#shared + 1] = library end
+local next, rawequal, getmetatable = next, rawequal, getmetatable
+local as_new = {}
+for at, t in ipairs(shared) do
+  local values, count = {}, 0
+  for name, value in next, t do
+    values[name], count = value, count + 1
+  end
+  as_new[at] = { t = t, values = values, count = count, metatable = getmetatable(t) }
+end
+
+local function are_untouched()
+  for at = 1, #as_new do
+    local one = as_new[at]
+    local values, count = one.values, 0
+    if not rawequal(getmetatable(one.t), one.metatable) then return false end
+    for name, value in next, one.t do
+      if not rawequal(values[name], value) then return false end
+      count = count + 1
+    end
+    if count ~= one.count then return false end
+  end
+  return true
+end
+
+return globals, offered, function(script)
   local ok, value = real_xpcall(script, with_position)
   return ok, value
-end
+end, are_untouched

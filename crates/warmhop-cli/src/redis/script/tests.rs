@@ -1,10 +1,12 @@
 //! Scripts on rooms, without a mesh.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::super::frame::Reply;
 use super::super::room::{Room, register};
-use super::{Ended, Input, digest, run};
+use super::{Ended, Input, digest, run, run_briefly, seems_brief};
 
 /// The time at which they run.
 const NOW: u64 = 1_700_000_000_000;
@@ -18,17 +20,44 @@ fn input(text: &str, keys: &[&str], args: &[&str]) -> Input {
         args: owned(args),
         index: 0,
         now: NOW,
+        took_long: false,
         read_only: false,
+        hub: Arc::default(),
+        library: Arc::default(),
     }
 }
 
-fn ended(text: &str, keys: &[&str], args: &[&str]) -> Ended {
+/// What a run beside its client comes to, unless it takes too long for that.
+fn brief(text: &str, keys: &[&str], args: &[&str]) -> Option<Ended> {
     let first = keys.first().copied().unwrap_or_default();
-    run(&input(text, keys, args), Some(Room::empty(&register(0, first.as_bytes()), NOW)))
+    let room = Room::empty(&register(0, first.as_bytes()), NOW);
+    Some(run_briefly(&input(text, keys, args), Some(room))).filter(|ended| !ended.outgrew)
+}
+
+/// What a run on a thread of its own comes to.
+fn whole(text: &str, keys: &[&str], args: &[&str]) -> Ended {
+    let first = keys.first().copied().unwrap_or_default();
+    let room = Room::empty(&register(0, first.as_bytes()), NOW);
+    run(&input(text, keys, args), Some(room))
+}
+
+/// What a run comes to, which is the same whether it is brief or not.
+fn ended(text: &str, keys: &[&str], args: &[&str]) -> Ended {
+    let ended = whole(text, keys, args);
+    if let Some(brief) = brief(text, keys, args) {
+        let all =
+            |it: &Ended| format!("{:?}", (&it.reply, it.stands, it.depends, &it.needs, &it.room));
+        assert_eq!(all(&brief), all(&ended), "{text}");
+    }
+    ended
 }
 
 fn told(text: &str) -> Reply {
     ended(text, &["k"], &["a", "b"]).reply
+}
+
+fn numbers(all: &[i64]) -> Reply {
+    Reply::Array(all.iter().map(|it| Reply::Number(*it)).collect())
 }
 
 #[test]
@@ -56,6 +85,7 @@ fn what_a_script_answers_is_turned_into_replies_as_redis_does() {
         ),
         ("return redis.sha1hex('')", text("da39a3ee5e6b4b0d3255bfef95601890afd80709")),
         ("return cjson.encode({a = {1, 2, 'x'}})", text(r#"{"a":[1,2,"x"]}"#)),
+        ("return cjson.encode({-1e15, 12345678901234})", text("[-1e+15,12345678901234]")),
         ("return cjson.decode('{\"a\":[1,2.5,null]}').a[2] * 2", Reply::Number(5)),
         ("return cmsgpack.unpack(cmsgpack.pack({a = 'b'})).a", text("b")),
         ("return bit.band(0xff, 0x0f) + bit.lshift(1, 4)", Reply::Number(31)),
@@ -80,17 +110,121 @@ fn what_a_script_answers_is_turned_into_replies_as_redis_does() {
 }
 
 #[test]
-fn errors_are_told_in_redis_words_with_the_place() {
-    let error = |text: &str| match told(text) {
+fn what_is_seldom_asked_of_a_script_is_answered_as_redis_does() {
+    let text = |text: &str| Reply::text(text);
+    for (script, expected) in [
+        // What is out of the bounds of a number is the lowest of them.
+        ("return {2 ^ 63, 1e100, 0 / 0, 1 / 0}", Reply::Array(vec![Reply::Number(i64::MIN); 4])),
+        ("return {err = '-MINE'}", Reply::Error("-MINE".into())),
+        ("return {big_number = '123'}", text("123")),
+        ("return {verbatim_string = {format = 'txt', string = 'x'}}", text("x")),
+        // An error that pcall caught is its text, and that of xpcall a table.
+        (
+            "local ok, err = pcall(redis.call, 'NONE') return err",
+            text("ERR Unknown Redis command called from script"),
+        ),
+        ("return {pcall(error, {err = 'x'})}", Reply::Array(vec![Reply::Null, text("x")])),
+        (
+            "local _, err = xpcall(function() redis.call('NONE') end, function(e) return e.err end) \
+             return err",
+            text("ERR Unknown Redis command called from script"),
+        ),
+        (
+            "redis.call('SET', KEYS[1], 0.1) return redis.call('GET', KEYS[1])",
+            text("0.10000000000000001"),
+        ),
+        (
+            "redis.call('SET', KEYS[1], 1e15) return redis.call('GET', KEYS[1])",
+            text("1000000000000000"),
+        ),
+        (
+            "return {string.find('abc', '', 10)}",
+            Reply::Array(vec![Reply::Number(4), Reply::Number(3)]),
+        ),
+        (
+            "cjson.encode_sparse_array(true) return cjson.encode({[1] = 1, [100] = 2})",
+            text(r#"{"1":1,"100":2}"#),
+        ),
+        ("cjson.encode_number_precision(3) return cjson.encode(1 / 3)", text("0.333")),
+        ("return tostring(cjson.decode('[-inf]')[1])", text("-inf")),
+        (
+            "return {cmsgpack.unpack_one(cmsgpack.pack(7, 8))}",
+            Reply::Array(vec![Reply::Number(1), Reply::Number(7)]),
+        ),
+        (
+            "return {cmsgpack.unpack_limit(cmsgpack.pack(7, 8), 5)}",
+            Reply::Array(vec![Reply::Number(-1), Reply::Number(7), Reply::Number(8)]),
+        ),
+        (
+            "return {struct.unpack('>I2<hb', struct.pack('>I2<hb', 513, -2, -1))}",
+            numbers(&[513, -2, -1, 6]),
+        ),
+        // As rate limiters of Redisson keep what they let in.
+        (
+            "local it = struct.pack('Bc0I', 3, 'abc', 7) local len, s, n = struct.unpack('Bc0I', it) \
+             return {s or 'none', n or 'none'}",
+            Reply::Array(vec![Reply::Number(7), Reply::Number(9)]),
+        ),
+        ("return struct.size('!8 b d')", Reply::Number(16)),
+        ("return #struct.pack('s', 'ab')", Reply::Number(3)),
+        ("return redis.acl_check_cmd('GET', 'k')", Reply::Number(1)),
+    ] {
+        assert_eq!(told(script), expected, "{script}");
+    }
+}
+
+fn error(text: &str) -> String {
+    match told(text) {
         Reply::Error(told) => told,
         other => panic!("{text}: {other:?}"),
-    };
+    }
+}
+
+#[test]
+fn the_place_of_an_error_is_told_whatever_failed() {
+    for (script, begins) in [
+        // The place is told even where what fails is the script's last call.
+        (
+            "return cjson.decode('[1,')",
+            "ERR user_script:1: Expected value but found T_END at character 4 script: ",
+        ),
+        ("return redis.sha1hex()", "ERR wrong number of arguments script: "),
+        ("return redis.log(9, 'x')", "ERR Invalid debug level. script: "),
+        (
+            "return bit.band('x')",
+            "ERR user_script:1: bad argument #1 to 'band' (number expected, got string) script: ",
+        ),
+        ("local t = {3, 'x'} table.sort(t)", "ERR attempt to compare string with number script: "),
+        (
+            "local ok, err = pcall(redis.call, 'NONE') error(err)",
+            "ERR user_script:1: ERR Unknown Redis command called from script script: ",
+        ),
+        (
+            "return struct.unpack('>I4', 'ab')",
+            "ERR user_script:1: bad argument #2 to 'unpack' (data string too short) script: ",
+        ),
+        ("return struct.pack('y', 1)", "ERR user_script:1: bad argument #1"),
+        (
+            "return redis.acl_check_cmd('NONE')",
+            "ERR Invalid command passed to redis.acl_check_cmd()",
+        ),
+    ] {
+        let told = error(script);
+        assert!(told.starts_with(begins), "{script}: {told}");
+    }
+}
+
+#[test]
+fn errors_are_told_in_redis_words_with_the_place() {
     for (script, begins) in [
         (
             "return x",
             "ERR user_script:1: Script attempted to access nonexistent global variable 'x' script: ",
         ),
         ("x = 1", "ERR user_script:1: Attempt to modify a readonly table script: "),
+        ("redis.call = nil", "ERR user_script:1: Attempt to modify a readonly table script: "),
+        ("string.mine = 1", "ERR user_script:1: Attempt to modify a readonly table script: "),
+        ("rawset(_G, 'mine', 1)", "ERR Attempt to modify a readonly table script: "),
         (
             "return +",
             "ERR Error compiling script (new function): user_script:1: unexpected symbol near '+'",
@@ -109,17 +243,14 @@ fn errors_are_told_in_redis_words_with_the_place() {
             "redis.call('SET', 'k', 'x') return redis.call('INCR', 'k')",
             "ERR value is not an integer or out of range script: ",
         ),
-        (
-            "return redis.call()",
-            "ERR Please specify at least one argument for this redis.call() call",
-        ),
+        ("return redis.call()", "ERR Please specify at least one argument for this redis lib call"),
         (
             "return redis.call('GET', {})",
             "ERR Lua redis lib command arguments must be strings or integers",
         ),
         (
             "return os.execute('x')",
-            "ERR user_script:1: attempt to call field 'execute' (a nil value)",
+            "ERR user_script:1: Script attempted to access nonexistent global variable 'os'",
         ),
         (
             "return require('x')",
@@ -135,6 +266,59 @@ fn errors_are_told_in_redis_words_with_the_place() {
     }
     let told = error("return redis.call('NONE')");
     assert!(told.ends_with(", on @user_script:1."), "{told}");
+}
+
+#[test]
+fn what_a_script_does_to_its_surroundings_is_seen_by_no_other() {
+    let look = "for _, t in pairs({string, table, math, coroutine, redis, cjson, cmsgpack, bit, struct, _G}) do \
+                if rawget(t, 1) or rawget(t, 'mine') or getmetatable(t) then return 'touched' end end \
+                if ('x'):rep(2) ~= 'xx' or string.find('ab', 'b') ~= 2 or #ARGV ~= 2 or KEYS[2] then \
+                return 'touched' end return math.random(1, 1000000)";
+    let first = told(look);
+    assert!(matches!(first, Reply::Number(_)), "{first:?}");
+    for script in [
+        "string.find = nil return 1",
+        "string.mine = 1 error('then it fails')",
+        "getmetatable('').__index = nil return 1",
+        "getmetatable('').__index.rep = nil return 1",
+        "getmetatable('').__index.find = function() return 1 end while true do end",
+        "table.insert(string, 'mine') return 1",
+        "getmetatable('').__index = function() return function() return 'mine' end end return 1",
+        "rawset(_G, 'mine', 1) return 1",
+        "table.insert(math, 'mine') return 1",
+        "setmetatable(cjson, {__index = function() return 'mine' end}) return 1",
+        "setmetatable(bit, {__metatable = false}) return 1",
+        "redis.call = function() return 'mine' end return 1",
+        "coroutine.mine, struct.mine, cmsgpack.mine = 1, 1, 1 return 1",
+        "KEYS[2], ARGV[3] = 'mine', 'mine' return 1",
+        "math.randomseed(7) return math.random()",
+        "redis.setresp(3) return 1",
+        "string.find = nil while true do end",
+        "local f = coroutine.wrap(function() string.rep = nil coroutine.yield() end) f() return 1",
+        "loadstring('string.rep = nil')() return 1",
+        "pcall(function() string.rep = nil error('x') end) return 1",
+    ] {
+        told(script);
+        assert_eq!(told(look), first, "{script}");
+    }
+    assert_eq!(told("return redis.call('GET', KEYS[1])"), Reply::Null);
+}
+
+#[test]
+fn scripts_that_leave_their_surroundings_alone_share_them() {
+    told("return 1");
+    let made = super::lua::made_here();
+    for number in 0..200 {
+        let text = format!("local mine = {number} return redis.call('SET', KEYS[1], ARGV[1])");
+        assert_eq!(told(&text), Reply::OK);
+        assert!(told("return redis.call('GET')").is_error());
+    }
+    assert!(ended("return redis.call('GET', ARGV[1])", &["a"], &["other"]).reply.is_error());
+    assert_eq!(super::lua::made_here(), made);
+    // What has left much behind is not kept.
+    whole("local t = {} for i = 1, 100000 do t[i] = i .. 'x' end return #t", &[], &[]);
+    whole("return 1", &[], &[]);
+    assert_eq!(super::lua::made_here(), made + 1);
 }
 
 #[test]
@@ -158,6 +342,54 @@ fn a_script_without_end_is_ended_and_nothing_of_it_is_done() {
         let ended = ended(script, &["k"], &[]);
         assert!(!ended.stands && ended.reply.is_error(), "{script}: {:?}", ended.reply);
     }
+}
+
+#[test]
+fn a_script_that_takes_long_is_ended_beside_its_client_whatever_it_catches() {
+    for script in [
+        "while true do end",
+        "while true do pcall(function() while true do end end) end",
+        "pcall(function() while true do end end) return 1",
+        "pcall(string.rep, 'x', 1000000) return 1",
+        "local s = 'x' pcall(function() while true do s = s .. s end end) return 1",
+        "local t = {} for i = 1, 100 do t[i] = ('x'):rep(60000) end pcall(table.concat, t) return 1",
+        "xpcall(function() local s = 'x' while true do s = s .. s end end, function() end) return 1",
+        "coroutine.resume(coroutine.create(function() while true do end end)) return 1",
+        "local t = {('x'):rep(60000)} for i = 1, 5 do t = {t, t} end pcall(cjson.encode, t) return 1",
+        "local t = {('x'):rep(60000)} for i = 1, 5 do t = {t, t} end pcall(cmsgpack.pack, t) return 1",
+        "pcall(struct.pack, 'c999999', 'x') return 1",
+        "pcall(string.gsub, ('x'):rep(60000), 'x', 'yy') return 1",
+        "pcall(string.find, ('a'):rep(10000), '.-.-.-.-b') return 1",
+        "pcall(loadstring, 'return ' .. ('1+'):rep(40000) .. '1') return 1",
+        "for i = 1, 10000 do redis.call('SET', KEYS[1], i) end return 1",
+    ] {
+        assert!(brief(script, &["k"], &[]).is_none(), "{script}");
+    }
+    // It goes on as if nothing had been.
+    assert_eq!(brief("return ('x'):rep(3)", &["k"], &[]).unwrap().reply, Reply::text("xxx"));
+}
+
+#[test]
+fn a_run_whose_time_is_over_stays_so_however_often_that_is_asked() {
+    let mut state = super::state::State::default();
+    assert!(!state.is_over());
+    state.until = std::time::Instant::now().checked_sub(std::time::Duration::from_millis(1));
+    for _ in 0..3 {
+        assert!(state.is_over());
+    }
+}
+
+#[test]
+fn a_script_of_many_bytes_is_not_taken_for_brief() {
+    let room = Room::empty(&register(0, b"k"), NOW);
+    let seems = |input: &Input| seems_brief(input, Some(&room));
+    let long = "x".repeat(100_000);
+    assert!(seems(&input("return 1", &["k"], &["a"])));
+    assert!(!seems(&Input { took_long: true, ..input("return 1", &["k"], &["a"]) }));
+    assert!(!seems(&input(&format!("return '{long}'"), &["k"], &[])));
+    assert!(!seems(&input("return 1", &["k"], &[&long])));
+    let fill = ended(&format!("redis.call('SET', KEYS[1], '{long}')"), &["k"], &[]);
+    assert!(!seems_brief(&input("return 1", &["k"], &[]), fill.room.as_ref()));
 }
 
 #[test]
@@ -189,14 +421,13 @@ fn a_script_has_one_room_and_is_told_which_key_is_in_another() {
 
 #[test]
 fn a_script_that_may_only_read_does_not_write() {
-    let read_only =
-        Input { read_only: true, ..input("return redis.call('SET', KEYS[1], 1)", &["k"], &[]) };
-    let Reply::Error(told) = run(&read_only, Some(Room::empty(&register(0, b"k"), NOW))).reply
-    else {
-        panic!("it wrote")
-    };
-    assert!(
-        told.starts_with("ERR Write commands are not allowed from read-only scripts."),
-        "{told}"
-    );
+    for text in
+        ["return redis.call('SET', KEYS[1], 1)", "return redis.call('PUBLISH', KEYS[1], 'm')"]
+    {
+        let read_only = Input { read_only: true, ..input(text, &["k"], &[]) };
+        let room = Room::empty(&register(0, b"k"), NOW);
+        let Reply::Error(told) = run(&read_only, Some(room)).reply else { panic!("it wrote") };
+        let begins = "ERR Write commands are not allowed from read-only scripts.";
+        assert!(told.starts_with(begins), "{told}");
+    }
 }

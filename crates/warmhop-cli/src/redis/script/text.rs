@@ -5,38 +5,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 
-use super::lua::{Answer, Shared, badly, bytes_of, number_of, well};
 use super::patterns::{Capture, Found, is_plain, search};
-
-/// The longest string that a script makes of a shorter one.
-const REPEATED_MAX: usize = 16 * 1024 * 1024;
-
-/// A number as Lua writes it: `%.14g`.
-pub(super) fn lua_number(number: f64) -> String {
-    const DIGITS: usize = 14;
-    if number.is_nan() {
-        return if number.is_sign_negative() { "-nan".into() } else { "nan".into() };
-    }
-    if number.is_infinite() {
-        return if number > 0.0 { "inf".into() } else { "-inf".into() };
-    }
-    if number == 0.0 {
-        return if number.is_sign_negative() { "-0".into() } else { "0".into() };
-    }
-    let scientific = format!("{number:.*e}", DIGITS - 1);
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or_default();
-    let trimmed = |text: &str| match text.contains('.') {
-        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-        false => text.to_owned(),
-    };
-    if !(-4..14).contains(&exponent) {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        return format!("{}e{sign}{:02}", trimmed(mantissa), exponent.abs());
-    }
-    let behind = usize::try_from(13 - exponent).unwrap_or_default();
-    trimmed(&format!("{number:.behind$}"))
-}
+use super::state::Shared;
+use super::values::{Answer, TOO_LARGE, badly, bytes_of, number_of, well};
 
 /// The place in a text that an argument names, counted from the end where below 0.
 #[expect(
@@ -83,10 +54,8 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
         Ok(two) => two,
         Err(why) => return badly(lua, why),
     };
-    let at = place(args.get(2), text.len());
-    if at > text.len() {
-        return well([LuaValue::Nil]);
-    }
+    // As in Lua 5.1: one that begins behind the end begins at it.
+    let at = place(args.get(2), text.len()).min(text.len());
     let asked_plain = matches!(args.get(3), Some(value) if !matches!(value, LuaValue::Nil | LuaValue::Boolean(false)));
     if is_find && (asked_plain || is_plain(&pattern)) {
         let found = memchr::memmem::find(&text[at..], &pattern).map(|found| found + at);
@@ -97,7 +66,7 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
     }
     let mut steps = state.borrow().search_steps;
     let found = search(&text, &pattern, at, false, &mut steps);
-    state.borrow_mut().search_steps = steps;
+    state.borrow_mut().searched(steps);
     match found {
         Err(why) => badly(lua, why),
         Ok(None) => well([LuaValue::Nil]),
@@ -116,20 +85,19 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
 }
 
 /// `string.gsub` by a string.
-fn replace(state: &Shared, args: &MultiValue) -> Result<(Vec<u8>, usize), String> {
+fn replace(args: &MultiValue, steps: &mut u64, longest: usize) -> Result<(Vec<u8>, usize), String> {
     let (text, pattern) = two_texts(args, "gsub")?;
     let by = bytes_of(args.get(2)).unwrap_or_default();
     let most = number_of(args.get(3)).unwrap_or(f64::INFINITY);
-    let mut steps = state.borrow().search_steps;
     let (mut whole, mut count, mut at) = (Vec::new(), 0, 0);
     #[expect(clippy::cast_precision_loss, reason = "a text is not that long")]
     while (count as f64) < most {
-        let found = search(&text, &pattern, at, true, &mut steps)?;
+        let found = search(&text, &pattern, at, true, steps)?;
         if let Some(found) = &found {
             count += 1;
             put_replacement(&mut whole, &text, &by, found)?;
-            if whole.len() > REPEATED_MAX {
-                return Err("resulting string too large".into());
+            if whole.len() > longest {
+                return Err(TOO_LARGE.into());
             }
         }
         match found {
@@ -144,7 +112,6 @@ fn replace(state: &Shared, args: &MultiValue) -> Result<(Vec<u8>, usize), String
             break;
         }
     }
-    state.borrow_mut().search_steps = steps;
     whole.extend_from_slice(text.get(at..).unwrap_or_default());
     Ok((whole, count))
 }
@@ -179,6 +146,27 @@ fn put_replacement(
     Ok(())
 }
 
+fn offer_gsub(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
+    let own = Rc::clone(state);
+    let gsub = lua.create_function(move |lua, args: MultiValue| {
+        let (mut steps, longest) = (own.borrow().search_steps, own.borrow().bounds.text);
+        let replaced = replace(&args, &mut steps, longest);
+        own.borrow_mut().searched(steps);
+        match replaced {
+            Ok((whole, count)) => {
+                well([LuaValue::String(lua.create_string(whole)?), number(count)])
+            }
+            Err(why) => {
+                if why == TOO_LARGE {
+                    own.borrow_mut().outgrows();
+                }
+                badly(lua, why)
+            }
+        }
+    })?;
+    host.raw_set("gsub", gsub)
+}
+
 /// Adds them to what the prelude gets.
 pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     for (name, is_find) in [("find", true), ("match", false)] {
@@ -187,12 +175,7 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
             lua.create_function(move |lua, args: MultiValue| look_for(lua, &own, &args, is_find))?;
         host.raw_set(name, look)?;
     }
-    let own = Rc::clone(state);
-    let gsub = lua.create_function(move |lua, args: MultiValue| match replace(&own, &args) {
-        Ok((whole, count)) => well([LuaValue::String(lua.create_string(whole)?), number(count)]),
-        Err(why) => badly(lua, why),
-    })?;
-    host.raw_set("gsub", gsub)?;
+    offer_gsub(lua, host, state)?;
     let own = Rc::clone(state);
     // One step of a longer search: where it begins and ends, counted from 0, and what it captured.
     let step = lua.create_function(move |lua, args: MultiValue| {
@@ -209,7 +192,7 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
         let fixed = matches!(args.get(3), Some(LuaValue::Boolean(true)));
         let mut steps = own.borrow().search_steps;
         let found = search(&text, &pattern, at, fixed, &mut steps);
-        own.borrow_mut().search_steps = steps;
+        own.borrow_mut().searched(steps);
         match found {
             Err(why) => badly(lua, why),
             Ok(None) => well([LuaValue::Nil]),
@@ -220,7 +203,8 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
         }
     })?;
     host.raw_set("step", step)?;
-    let rep = lua.create_function(|lua, args: MultiValue| {
+    let own = Rc::clone(state);
+    let rep = lua.create_function(move |lua, args: MultiValue| {
         let count = number_of(args.get(1));
         let (Some(text), Some(count)) = (bytes_of(args.front()), count) else {
             return badly(lua, "bad argument to 'rep' (a string and a number expected)");
@@ -234,8 +218,10 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
         if text.is_empty() || count == 0 {
             return well([LuaValue::String(lua.create_string("")?)]);
         }
-        if text.len().saturating_mul(count) > REPEATED_MAX {
-            return badly(lua, "resulting string too large");
+        let len = text.len().saturating_mul(count);
+        own.borrow_mut().makes(len);
+        if len > own.borrow().bounds.text {
+            return badly(lua, TOO_LARGE);
         }
         well([LuaValue::String(lua.create_string(text.repeat(count))?)])
     })?;
@@ -253,7 +239,7 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::redis::script::values::lua_number;
 
     #[test]
     fn numbers_are_written_as_lua_writes_them() {

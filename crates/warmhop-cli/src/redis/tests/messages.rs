@@ -1,5 +1,7 @@
 //! Messages between the endpoints of several peers.
 
+use super::super::pubsub::Published;
+use super::super::pubsub::{Subscriber, What};
 use super::*;
 
 fn told(kind: &str, name: &str, count: usize) -> String {
@@ -108,4 +110,97 @@ async fn a_peer_that_hangs_delays_a_message_to_no_other_peer() {
         it.reads(&array(&["message", "a", &number])).await;
         other.reads(":1\r\n").await;
     }
+}
+
+/// Endpoints' carriers that believe what they were told of listeners for longer than a test takes.
+async fn carriers(peers: usize) -> (Vec<Mesh>, Vec<Arc<Carrier>>) {
+    let mesh = mesh_of(peers).await;
+    let hour = Duration::from_secs(3600);
+    let carriers = mesh.iter().map(|it| Arc::new(Carrier::believing(it.clone(), hour))).collect();
+    (mesh, carriers)
+}
+
+async fn publish(carrier: &Arc<Carrier>, channel: &str) -> i64 {
+    let (channel, message) = (Bytes::copy_from_slice(channel.as_bytes()), Bytes::from("x"));
+    carrier.publish(&Published { channel, message, is_sharded: false }).count().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_goes_to_no_peer_where_nobody_listens_and_to_each_where_somebody_does() {
+    let (_mesh, at) = carriers(3).await;
+    // What is listened to is not known before the first answer.
+    assert_eq!(publish(&at[0], "first").await, 0);
+    let mut subscriber = Subscriber::new(&at[1].hub);
+    subscriber.subscribe(What::Channel, &Bytes::from("a"));
+    at[1].is_heard_of().await;
+    for _ in 0..50 {
+        assert_eq!(publish(&at[0], "a").await, 1);
+        assert_eq!(publish(&at[0], "nobody").await, 0);
+    }
+    assert_eq!((at[1].taken_in(), at[2].taken_in()), (51, 1));
+    let mut patterns = Subscriber::new(&at[2].hub);
+    patterns.subscribe(What::Pattern, &Bytes::from("b*"));
+    at[2].is_heard_of().await;
+    for _ in 0..50 {
+        assert_eq!(publish(&at[0], "bc").await, 1);
+    }
+    assert_eq!((at[1].taken_in(), at[2].taken_in()), (51, 51));
+    // Nobody listens there any more, and the answer to the next message says so.
+    drop(subscriber);
+    assert_eq!([publish(&at[0], "a").await, publish(&at[0], "a").await], [0, 0]);
+    assert_eq!(at[1].taken_in(), 52);
+}
+
+/// One message that is published while a peer is told to forget may be answered before or after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_was_told_that_it_listens_hears_what_is_published_from_then_on() {
+    let (_mesh, at) = carriers(3).await;
+    let publishing = |from: usize| {
+        let carrier = Arc::clone(&at[from]);
+        tokio::spawn(async move {
+            loop {
+                publish(&carrier, "noise").await;
+                // It may have nothing to wait for, and others need the threads.
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    let noise = [publishing(0), publishing(2)];
+    let mut subscriber = Subscriber::new(&at[1].hub);
+    for number in 0..100 {
+        let channel = number.to_string();
+        subscriber.subscribe(What::Channel, &Bytes::from(channel.clone()));
+        at[1].is_heard_of().await;
+        for from in [0, 2] {
+            assert_eq!(publish(&at[from], &channel).await, 1, "{channel} from {from}");
+        }
+    }
+    noise.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_listens_at_a_peer_that_was_started_again_hears_what_is_published_from_then_on() {
+    let (mesh, at) = carriers(3).await;
+    assert_eq!(publish(&at[0], "a").await, 0);
+    // It takes the place of the one that has answered.
+    let again = Arc::new(Carrier::believing(mesh[1].clone(), Duration::from_secs(3600)));
+    let mut subscriber = Subscriber::new(&again.hub);
+    subscriber.subscribe(What::Channel, &Bytes::from("a"));
+    again.is_heard_of().await;
+    assert_eq!(publish(&at[0], "a").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_hangs_keeps_nobody_from_subscribing() {
+    let authority = Authority::generate("test").unwrap();
+    let first = builder(&authority, 0).start().await.unwrap();
+    let seed = first.mesh_addr().to_string();
+    let (second, stop) = stoppable(builder(&authority, 1).seed(seed)).await;
+    let mesh = [first, second];
+    all_see_each_other(&mesh).await;
+    let mut it = Client(TcpStream::connect(serve(&mesh[0]).await).await.unwrap());
+    let there = Arc::new(Carrier::between(mesh[1].clone()));
+    assert_eq!(publish(&there, "a").await, 0);
+    stop.send(()).unwrap();
+    it.asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
 }

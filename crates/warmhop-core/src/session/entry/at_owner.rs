@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Look, ROUNDS_MAX};
+use super::{Here, Look, ROUNDS_MAX};
 use crate::config::{SessionPolicy, WithoutMajority};
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 use crate::session::message::{Config, Record};
@@ -14,6 +14,7 @@ use crate::session::{Ctx, Effects, Failure, Otherwise, Role, Session, Submit};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reruns {
     came_to_nothing: bool,
+    had_no_place: bool,
     count: u32,
 }
 
@@ -22,7 +23,7 @@ pub struct Reruns {
 pub enum Rerun {
     /// Put it in line again.
     Again,
-    /// The failure stands.
+    /// The failure is final.
     No,
     /// It was tried often enough.
     GiveUp,
@@ -34,13 +35,22 @@ impl Reruns {
         self.came_to_nothing = true;
     }
 
+    /// The executor serves as many requests as it may. How long a request waits for a place is
+    /// bounded where it is placed, so this does not count as an attempt.
+    pub fn had_no_place(&mut self) {
+        self.had_no_place = true;
+    }
+
     /// Decides about a failure. `sendable` as in [`Errand::ended`](super::Errand::ended).
     pub fn failed(&mut self, failure: &Failure, sendable: bool) -> Rerun {
-        let again = *failure == Failure::ExecutionFailed && self.came_to_nothing && sendable;
-        if !again {
+        let came_to_nothing = self.came_to_nothing || self.had_no_place;
+        if *failure != Failure::ExecutionFailed || !came_to_nothing || !sendable {
             return Rerun::No;
         }
         self.came_to_nothing = false;
+        if core::mem::take(&mut self.had_no_place) {
+            return Rerun::Again;
+        }
         self.count += 1;
         if self.count > ROUNDS_MAX { Rerun::GiveUp } else { Rerun::Again }
     }
@@ -127,7 +137,7 @@ pub fn alone(
     if let Some(into) = machine.fenced() {
         return Alone::Already(into);
     }
-    let mut others = machine.members().iter().filter(|peer| **peer != me);
+    let mut others = machine.who_decides().iter().filter(|peer| **peer != me);
     let safe = pair || others.all(|peer| machine.is_gone_for_good(*peer));
     let may =
         policy.without_majority == WithoutMajority::Serve || safe && machine.holds_everything(me);
@@ -195,6 +205,31 @@ pub fn answer_forward(
     }
     let cfg = machine.and_then(Session::config).cloned();
     Forwarded::NotOwner { claim, cfg }
+}
+
+/// Whether a peer that was sent another's request, and holds the session, goes on from its own copy
+/// after `failure` where [`alone`] allows it, and tells the other so: nobody else may hold as much. One
+/// that only hears no majority may hear it again, and goes on alone for its own clients at most.
+#[must_use]
+pub fn tries_alone(failure: &Failure) -> bool {
+    *failure == (Failure::Lost { ran: false })
+}
+
+/// Whom to send a request on to that was forwarded here although `owner` is another process, and this peer
+/// does not own its session: whoever asks does not hear that one, and this peer may. It is the one that the
+/// highest claim names, if this peer knows of a later one; `None` where it is not heard here either.
+#[must_use]
+pub fn way_on(
+    machine: Option<&Session>,
+    owner: Incarnation,
+    here: &Here<'_>,
+) -> Option<Incarnation> {
+    if owner == here.me || machine.is_some_and(|machine| Look::of(machine).owns) {
+        return None;
+    }
+    let claim = machine.and_then(Session::claim).map(|claim| claim.proposer);
+    let to = claim.filter(|peer| *peer != here.me).unwrap_or(owner);
+    here.hears(to).then_some(to)
 }
 
 /// Whether whoever forwarded a request is to go on by itself after `failure`: the peer that it was

@@ -7,11 +7,14 @@ use crate::ids::{Incarnation, PeerId, SessionId};
 use crate::rank;
 use crate::session::message::{Config, MEMBERS_MAX, Members};
 use crate::session::repair::{by_rank, may_count_on};
+use crate::view::Liveness;
 
 /// The first configuration of a session: this peer, who owns it; the executor of its first
 /// request, whose vote comes back with the response; and up to `copies` others by their rank for
-/// the session, so that any peer can find it without a token. Of the others only those that live
-/// and stay are asked.
+/// the session, so that any peer can find it without a token. Of the others those that live and stay
+/// come first. Where these are too few, peers that are silent but may live fill up the places, as
+/// far as the others are a majority without them: of two members, neither can go on without the other,
+/// while a silent third may be one that a cut link hides from this peer alone.
 #[must_use]
 pub fn first_members(
     sid: SessionId,
@@ -21,11 +24,18 @@ pub fn first_members(
 ) -> Config {
     let mut who: Vec<Incarnation> = core::iter::once(here.me).chain(executor).collect();
     who.dedup();
-    let ranked = by_rank(sid, here.view, |belief| {
+    let copies = copies.clamp(1, MEMBERS_MAX);
+    let able = by_rank(sid, here.view, |belief| {
         may_count_on(belief) && !who.contains(&belief.news.incarnation)
     });
-    let missing = copies.clamp(1, MEMBERS_MAX).saturating_sub(who.len());
-    who.extend(ranked.into_iter().take(missing));
+    who.extend(able.into_iter().take(copies.saturating_sub(who.len())));
+    let silent = by_rank(sid, here.view, |belief| {
+        belief.alive == Liveness::Suspect
+            && !belief.news.draining
+            && !who.contains(&belief.news.incarnation)
+    });
+    let spared = copies.saturating_sub(who.len()).min(who.len().saturating_sub(1));
+    who.extend(silent.into_iter().take(spared));
     Config { now: Members::first(here.wall.0, who), prev: None }
 }
 

@@ -8,7 +8,7 @@ use super::setup::{Born, Kind};
 use super::tables::{Envelope, Peer, Run, Tables, What, attempt_of, history, slot_of};
 use crate::config::SessionPolicy;
 use crate::ids::{Incarnation, Now, Position, WallTime};
-use crate::session::message::{Body, Exec, ExecDone, Message, NackReason, Stored};
+use crate::session::message::{Body, Config, Exec, ExecDone, Message, NackReason, Stored};
 use crate::session::owner::Stage;
 use crate::session::{Ctx, Effect, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket};
 
@@ -53,6 +53,27 @@ pub(super) struct Step {
     pub(super) broken: Option<Violation>,
 }
 
+/// What a machine makes of an input, before it is judged.
+#[derive(Default)]
+struct Made {
+    /// The effects that were not carried out yet.
+    out: Vec<Effect>,
+    sends: Vec<Envelope>,
+    events: Vec<Event>,
+    run: Option<Run>,
+}
+
+fn result(
+    from: Incarnation,
+    to: Incarnation,
+    ticket: Ticket,
+    p: Option<Position>,
+    done: ExecDone,
+    response: Vec<u8>,
+) -> Envelope {
+    Envelope { from, to, what: What::Result { ticket, p, done, response } }
+}
+
 impl Tables {
     /// What the machine does with the input; worked out once.
     pub(super) fn step(&mut self, peer: u32, input: &Input) -> Arc<Step> {
@@ -67,97 +88,7 @@ impl Tables {
     fn work_out(&mut self, before: u32, input: &Input) -> Step {
         let before = self.peers.at(before).clone();
         let mut peer = (*before).clone();
-        let me = peer.inc;
-        let policy = self.policy.clone();
-        let late = matches!(input, Input::GiveUp);
-        let now = if late { Now(3_600_000) } else { Now(0) };
-        let mut ctx = ctx(me, now, &policy, &mut peer.process);
-        let session = &mut peer.session;
-        let mut out = Vec::new();
-        let mut sends = Vec::new();
-        let mut events = Vec::new();
-        let mut run = None;
-        let result = |to, ticket, p, done, response| Envelope {
-            from: me,
-            to,
-            what: What::Result { ticket, p, done, response },
-        };
-        match input {
-            Input::Arrives(id) | Input::Invited(id) => {
-                let Envelope { from, what, .. } = (**self.envelopes.at(*id)).clone();
-                match what {
-                    What::Protocol(message) => {
-                        session.on_message(&mut ctx, from, message, &mut out)
-                    }
-                    What::Order { ticket, exec } => match session.exec_begin(&mut ctx, &exec) {
-                        Ok(base) => run = Some(Run { slot: slot_of(me), order: *id, base }),
-                        Err(done) => sends.push(result(from, ticket, exec.p, done, Vec::new())),
-                    },
-                    What::Result { ticket, p, done, response } => {
-                        let awaited = session.flying().any(|(it, stage, _)| {
-                            it == ticket && matches!(stage, Stage::Running { p: at, .. } if at == p)
-                        });
-                        let ran =
-                            matches!(done, ExecDone::Changed { .. } | ExecDone::Unchanged { .. });
-                        if awaited && ran {
-                            events.push(Event::Response(ticket, response));
-                        }
-                        session.executed(&mut ctx, ticket, p, done.into(), &mut out);
-                    }
-                }
-            }
-            Input::Ends(id) => {
-                let Run { order, base, .. } = (**self.runs.at(*id)).clone();
-                let Envelope { from, what, .. } = (**self.envelopes.at(order)).clone();
-                let What::Order { ticket, exec } = what else { unreachable!("runs are of orders") };
-                let (list, done) = self.run_app(session, &mut ctx, ticket, &exec, &base);
-                sends.push(result(from, ticket, exec.p, done, list));
-            }
-            Input::Submit(submit) => session.submit(&mut ctx, submit.clone(), &mut out),
-            Input::Begin(ticket, executor) => {
-                session.begin(&mut ctx, *ticket, *executor, &mut out);
-                if self.setup.instant && *executor == me {
-                    self.run_here(session, &mut ctx, &mut out, &mut events);
-                }
-            }
-            Input::Abandon(ticket, p) => {
-                session.executed(&mut ctx, *ticket, *p, Outcome::Failed, &mut out);
-            }
-            Input::TakeOver if self.setup.born == Born::Key => {
-                let mut cfg = self.birth.clone();
-                let belief = self.setup.beliefs.iter().find(|it| it.at == slot_of(me));
-                let members = belief.map_or(self.setup.members, |belief| belief.members);
-                // In the lives that this peer knows of.
-                let known = ctx.process.census.others.iter().chain([&me]);
-                cfg.now.who = known.copied().filter(|it| members.contains(&slot_of(*it))).collect();
-                cfg.now.who.sort_unstable();
-                // No two begin it under one stamp, as no two clocks agree.
-                cfg.now.stamp += u64::from(slot_of(me));
-                session.seek(&mut ctx, &[], Otherwise::Begin(cfg), &mut out);
-            }
-            Input::TakeOver => {
-                session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], &mut out);
-            }
-            Input::HandOver(to) => session.hand_over(&mut ctx, *to, &mut out),
-            Input::Change(gone, newcomer) => {
-                session.change_members(&mut ctx, *gone, *newcomer, &mut out);
-            }
-            Input::Forget => {
-                peer.forgot = peer.forgot.max(session.copy.stamp_hi);
-                session.forget(&mut ctx);
-            }
-            Input::GiveUp => session.on_timer(&mut ctx, &mut out),
-        }
-        let invited = out.iter().find_map(|effect| match effect {
-            Effect::Invited { cfg } => Some(cfg.clone()),
-            _ => None,
-        });
-        if let (Input::Invited(_), Some(cfg)) = (input, invited) {
-            session.take_over(&mut ctx, Some(cfg), 0, &[], &mut out);
-        }
-        for effect in out {
-            self.note(me, effect, &mut sends, &mut events);
-        }
+        let Made { sends, events, run, .. } = self.feed(&mut peer, input);
         let accepted = |peer: &Peer| peer.session.copy.accepted.clone();
         let voted = accepted(&peer).filter(|_| accepted(&peer) != accepted(&before));
         let proposes =
@@ -166,16 +97,16 @@ impl Tables {
         let forgets = matches!(input, Input::Forget);
         let mut broken = (!forgets).then(|| judge::fell(&before, &peer)).flatten();
         if let Some(record) = &voted {
-            broken = broken.or_else(|| judge::revoted(me, peer.forgot, &record.cfg));
+            broken = broken.or_else(|| judge::revoted(peer.inc, peer.forgot, &record.cfg));
         }
         for envelope in &sends {
             if let What::Protocol(Message::Promise { cfg, .. }) = &envelope.what {
-                broken = broken.or_else(|| judge::revoted(me, peer.forgot, cfg));
+                broken = broken.or_else(|| judge::revoted(peer.inc, peer.forgot, cfg));
             }
         }
         let votes = voted.map(|record| {
             let record = self.records.id(record);
-            self.votes.id((me, record))
+            self.votes.id((peer.inc, record))
         });
         Step {
             peer: self.peers.id(peer),
@@ -188,17 +119,107 @@ impl Tables {
         }
     }
 
+    /// Gives the input to the machine of `peer`, and what the machine makes of it back.
+    fn feed(&self, peer: &mut Peer, input: &Input) -> Made {
+        let me = peer.inc;
+        let late = matches!(input, Input::GiveUp);
+        let now = if late { Now(3_600_000) } else { Now(0) };
+        let mut ctx = ctx(me, now, &self.policy, &mut peer.process);
+        let session = &mut peer.session;
+        let mut made = Made::default();
+        let out = &mut made.out;
+        match input {
+            Input::Arrives(id) | Input::Invited(id) => {
+                self.arrives(session, &mut ctx, *id, &mut made);
+            }
+            Input::Ends(id) => {
+                let Run { order, base, .. } = (**self.runs.at(*id)).clone();
+                let Envelope { from, what, .. } = (**self.envelopes.at(order)).clone();
+                let What::Order { ticket, exec } = what else { unreachable!("runs are of orders") };
+                let (list, done) = self.run_app(session, &mut ctx, ticket, &exec, &base);
+                made.sends.push(result(me, from, ticket, exec.p, done, list));
+            }
+            Input::Submit(submit) => session.submit(&mut ctx, submit.clone(), out),
+            Input::Begin(ticket, executor) => {
+                session.begin(&mut ctx, *ticket, *executor, out);
+                if self.setup.instant && *executor == me {
+                    self.run_here(session, &mut ctx, &mut made);
+                }
+            }
+            Input::Abandon(ticket, p) => {
+                session.executed(&mut ctx, *ticket, *p, Outcome::Failed, out);
+            }
+            Input::TakeOver if self.setup.born == Born::Key => {
+                let birth = self.birth_by_key(&ctx);
+                session.seek(&mut ctx, &[], Otherwise::Begin(birth), out);
+            }
+            Input::TakeOver => session.take_over(&mut ctx, Some(self.birth.clone()), 0, &[], out),
+            Input::HandOver(to) => session.hand_over(&mut ctx, *to, out),
+            Input::Change(gone, newcomer) => {
+                session.change_members(&mut ctx, *gone, *newcomer, out);
+            }
+            Input::Forget => {
+                peer.forgot = peer.forgot.max(session.copy.stamp_hi);
+                session.forget(&mut ctx);
+            }
+            Input::GiveUp => session.on_timer(&mut ctx, out),
+        }
+        let invited = made.out.iter().find_map(|effect| match effect {
+            Effect::Invited { cfg } => Some(cfg.clone()),
+            _ => None,
+        });
+        if let (Input::Invited(_), Some(cfg)) = (input, invited) {
+            session.take_over(&mut ctx, Some(cfg), 0, &[], &mut made.out);
+        }
+        for effect in core::mem::take(&mut made.out) {
+            self.note(me, effect, &mut made.sends, &mut made.events);
+        }
+        made
+    }
+
+    /// An envelope arrives: a message of the protocol, an order to run, or what came of one.
+    fn arrives(&self, session: &mut Session, ctx: &mut Ctx<'_>, id: u32, made: &mut Made) {
+        let Envelope { from, what, .. } = (**self.envelopes.at(id)).clone();
+        match what {
+            What::Protocol(message) => session.on_message(ctx, from, message, &mut made.out),
+            What::Order { ticket, exec } => match session.exec_begin(ctx, &exec) {
+                Ok(base) => made.run = Some(Run { slot: slot_of(ctx.me), order: id, base }),
+                Err(done) => {
+                    made.sends.push(result(ctx.me, from, ticket, exec.p, done, Vec::new()));
+                }
+            },
+            What::Result { ticket, p, done, response } => {
+                let awaited = session.flying().any(|(it, stage, _)| {
+                    it == ticket && matches!(stage, Stage::Running { p: at, .. } if at == p)
+                });
+                let ran = matches!(done, ExecDone::Changed { .. } | ExecDone::Unchanged { .. });
+                if awaited && ran {
+                    made.events.push(Event::Response(ticket, response));
+                }
+                session.executed(ctx, ticket, p, done.into(), &mut made.out);
+            }
+        }
+    }
+
+    /// Where this peer begins a session that a key names, by what it believes of the mesh.
+    fn birth_by_key(&self, ctx: &Ctx<'_>) -> Config {
+        let mut cfg = self.birth.clone();
+        let belief = self.setup.beliefs.iter().find(|it| it.at == slot_of(ctx.me));
+        let members = belief.map_or(self.setup.members, |belief| belief.members);
+        // In the lives that this peer knows of.
+        let known = ctx.process.census.others.iter().chain([&ctx.me]);
+        cfg.now.who = known.copied().filter(|it| members.contains(&slot_of(*it))).collect();
+        cfg.now.who.sort_unstable();
+        // No two begin it under one stamp, as no two clocks agree.
+        cfg.now.stamp += u64::from(slot_of(ctx.me));
+        cfg
+    }
+
     /// Runs what this peer ordered of itself.
-    fn run_here(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx<'_>,
-        out: &mut Vec<Effect>,
-        events: &mut Vec<Event>,
-    ) {
+    fn run_here(&self, session: &mut Session, ctx: &mut Ctx<'_>, made: &mut Made) {
         let mut at = 0;
-        while at < out.len() {
-            let (ticket, exec) = match &out[at] {
+        while at < made.out.len() {
+            let (ticket, exec) = match &made.out[at] {
                 Effect::Execute { ticket, executor, exec } if *executor == ctx.me => {
                     (*ticket, exec.clone())
                 }
@@ -207,17 +228,17 @@ impl Tables {
                     continue;
                 }
             };
-            out.remove(at);
-            events.extend(exec.p.map(Event::Ordered));
+            made.out.remove(at);
+            made.events.extend(exec.p.map(Event::Ordered));
             let done = match session.exec_begin(ctx, &exec) {
                 Ok(base) => {
                     let (list, done) = self.run_app(session, ctx, ticket, &exec, &base);
-                    events.push(Event::Response(ticket, list));
+                    made.events.push(Event::Response(ticket, list));
                     done
                 }
                 Err(done) => done,
             };
-            session.executed(ctx, ticket, exec.p, done.into(), out);
+            session.executed(ctx, ticket, exec.p, done.into(), &mut made.out);
         }
     }
 

@@ -34,9 +34,9 @@ pub(super) enum Born {
     Named,
     /// Drawn by the first peer; nobody else takes it over before a token has left.
     Drawn,
-    /// Known by its token alone: whoever serves it takes it over.
+    /// Known by its token alone: the peer that serves it takes it over.
     Token,
-    /// Known by its key alone: whoever serves it looks for it, and begins it where nobody knows of
+    /// Known by its key alone: the peer that serves it looks for it, and begins it where nobody knows of
     /// it.
     Key,
 }

@@ -69,7 +69,7 @@ pub(super) struct Run {
     pub(super) base: Arc<Body>,
 }
 
-/// How an attempt stands, as its entry peer knows.
+/// The state of an attempt, as its entry peer knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Standing {
     Unsent,

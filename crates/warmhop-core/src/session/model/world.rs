@@ -279,84 +279,24 @@ impl Tables {
         action: Action,
     ) -> Option<(World, Option<Violation>)> {
         let mut next = world.clone();
-        let mut spend = |budget: Budget| next.spent[budget as usize] += 1;
+        if let Some(budget) = self.budget_of(action) {
+            next.spent[budget as usize] += 1;
+        }
         let (slot, input) = match action {
-            Action::Deliver(id) => {
-                let envelope = self.envelope(id);
-                let slot = slot_of(envelope.to);
-                if matches!(envelope.what, What::Protocol(Message::Invite { .. })) {
-                    spend(Budget::Takeovers);
-                    (slot, Input::Invited(id))
-                } else {
-                    (slot, Input::Arrives(id))
-                }
-            }
             Action::DeadLetter(id) => {
                 let answer = self.dead_letter(id)?;
                 insert(&mut next.wire, answer);
                 return (next != *world).then_some((next, None));
             }
-            Action::End(id) => (self.run(id).slot, Input::Ends(id)),
+            Action::Restart { at } => {
+                self.restart(world, &mut next, at);
+                return Some((next, None));
+            }
             Action::Submit { attempt, at } => {
                 let submit = self.submit(&mut next, attempt, at);
                 (at, Input::Submit(submit))
             }
-            Action::Begin { at, attempt, executor } => {
-                let executor = self.peer(world.peers[usize::from(executor)]).inc;
-                (at, Input::Begin(ticket_of(attempt), executor))
-            }
-            Action::Abandon { at, attempt } => {
-                spend(Budget::Abandons);
-                let peer = self.peer(world.peers[usize::from(at)]);
-                let ticket = ticket_of(attempt);
-                let (_, stage, b) = peer.session.flying().find(|(it, _, _)| *it == ticket)?;
-                let p = match stage {
-                    Stage::Running { p, .. } => p,
-                    _ => b.map(|ballot| Position { ballot, n: 0 }),
-                };
-                (at, Input::Abandon(ticket, p))
-            }
-            Action::TakeOver { at } => {
-                spend(Budget::Takeovers);
-                (at, Input::TakeOver)
-            }
-            Action::HandOver { at, to } => {
-                spend(Budget::HandOvers);
-                (at, Input::HandOver(self.peer(world.peers[usize::from(to)]).inc))
-            }
-            Action::Change { at, swap } => {
-                spend(Budget::Changes);
-                let (gone, newcomer) = self.setup.swaps[usize::from(swap)];
-                let now = |slot: u8| self.peer(world.peers[usize::from(slot)]).inc;
-                // Who leaves may be a former life; who comes lives.
-                let owner = self.peer(world.peers[usize::from(at)]);
-                let member =
-                    |slot| owner.session.members().iter().copied().find(|it| slot_of(*it) == slot);
-                (at, Input::Change(gone.and_then(member), newcomer.map(now)))
-            }
-            Action::Restart { at } => {
-                spend(Budget::Restarts);
-                let old = self.peer(world.peers[usize::from(at)]).clone();
-                let census = Arc::new(self.census(at));
-                let process = Process { census, ..Process::default() };
-                let session = Session::new(old.session.sid(), &process);
-                let life = old.inc.0[1] + u8::from(!self.setup.amnesia);
-                let peer = Peer { inc: inc(at, life), process, session, forgot: 0 };
-                next.peers[usize::from(at)] = self.peers.id(peer);
-                if !self.setup.amnesia && self.setup.born == Born::Key {
-                    self.hear_of_rebirth(&mut next, old.inc, inc(at, life));
-                }
-                next.runs.retain(|id| self.run(*id).slot != at);
-                return Some((next, None));
-            }
-            Action::Forget { at } => {
-                spend(Budget::Forgettings);
-                (at, Input::Forget)
-            }
-            Action::GiveUp { at } => {
-                spend(Budget::GiveUps);
-                (at, Input::GiveUp)
-            }
+            _ => self.input_of(world, action)?,
         };
         let step = self.step(world.peers[usize::from(slot)], &input);
         let unchanged = next == *world
@@ -382,6 +322,81 @@ impl Tables {
             self.prune(&mut next);
         }
         (next != *world || broken.is_some()).then_some((next, broken))
+    }
+
+    fn is_invitation(&self, envelope: u32) -> bool {
+        matches!(self.envelope(envelope).what, What::Protocol(Message::Invite { .. }))
+    }
+
+    /// What an action spends of what the set-up allows.
+    fn budget_of(&self, action: Action) -> Option<Budget> {
+        Some(match action {
+            Action::Deliver(id) if self.is_invitation(id) => Budget::Takeovers,
+            Action::TakeOver { .. } => Budget::Takeovers,
+            Action::Abandon { .. } => Budget::Abandons,
+            Action::HandOver { .. } => Budget::HandOvers,
+            Action::Change { .. } => Budget::Changes,
+            Action::Restart { .. } => Budget::Restarts,
+            Action::Forget { .. } => Budget::Forgettings,
+            Action::GiveUp { .. } => Budget::GiveUps,
+            Action::Deliver(_)
+            | Action::DeadLetter(_)
+            | Action::End(_)
+            | Action::Submit { .. }
+            | Action::Begin { .. } => return None,
+        })
+    }
+
+    /// Which machine an action gives what to.
+    fn input_of(&self, world: &World, action: Action) -> Option<(u8, Input)> {
+        let peer = |slot: u8| self.peer(world.peers[usize::from(slot)]);
+        Some(match action {
+            Action::Deliver(id) if self.is_invitation(id) => {
+                (slot_of(self.envelope(id).to), Input::Invited(id))
+            }
+            Action::Deliver(id) => (slot_of(self.envelope(id).to), Input::Arrives(id)),
+            Action::End(id) => (self.run(id).slot, Input::Ends(id)),
+            Action::Begin { at, attempt, executor } => {
+                (at, Input::Begin(ticket_of(attempt), peer(executor).inc))
+            }
+            Action::Abandon { at, attempt } => {
+                let ticket = ticket_of(attempt);
+                let (_, stage, b) = peer(at).session.flying().find(|(it, _, _)| *it == ticket)?;
+                let p = match stage {
+                    Stage::Running { p, .. } => p,
+                    _ => b.map(|ballot| Position { ballot, n: 0 }),
+                };
+                (at, Input::Abandon(ticket, p))
+            }
+            Action::TakeOver { at } => (at, Input::TakeOver),
+            Action::HandOver { at, to } => (at, Input::HandOver(peer(to).inc)),
+            Action::Change { at, swap } => {
+                let (gone, newcomer) = self.setup.swaps[usize::from(swap)];
+                // Who leaves may be a former life; who comes lives.
+                let members = peer(at).session.members();
+                let member = |slot| members.iter().copied().find(|it| slot_of(*it) == slot);
+                let now = |slot| peer(slot).inc;
+                (at, Input::Change(gone.and_then(member), newcomer.map(now)))
+            }
+            Action::Forget { at } => (at, Input::Forget),
+            Action::GiveUp { at } => (at, Input::GiveUp),
+            Action::DeadLetter(_) | Action::Submit { .. } | Action::Restart { .. } => return None,
+        })
+    }
+
+    /// The process of a peer ends, and another begins in its place.
+    fn restart(&mut self, world: &World, next: &mut World, at: u8) {
+        let old = self.peer(world.peers[usize::from(at)]).clone();
+        let census = Arc::new(self.census(at));
+        let process = Process { census, ..Process::default() };
+        let session = Session::new(old.session.sid(), &process);
+        let life = old.inc.0[1] + u8::from(!self.setup.amnesia);
+        let peer = Peer { inc: inc(at, life), process, session, forgot: 0 };
+        next.peers[usize::from(at)] = self.peers.id(peer);
+        if !self.setup.amnesia && self.setup.born == Born::Key {
+            self.hear_of_rebirth(next, old.inc, inc(at, life));
+        }
+        next.runs.retain(|id| self.run(*id).slot != at);
     }
 
     fn apply(

@@ -2,16 +2,27 @@
 //! when to go on.
 
 use alloc::sync::Arc;
+use core::time::Duration;
 
+use super::confirm::Confirmation;
 use super::{
-    Dismissed, Few, LAGGARD_SENDS_MAX, Proposal, Stage, TURN_WITHIN, accept_full, send_asks,
-    tell_dismissed,
+    Dismissed, Few, Flight, LAGGARD_SENDS_MAX, Proposal, Stage, TURN_WITHIN, accept_full,
+    send_asks, tell_dismissed,
 };
 use crate::ids::Now;
 use crate::session::message::{Config, Message, Record};
 use crate::session::mutant::Mutant;
-use crate::session::takeover::votes_are_gone;
-use crate::session::{Ctx, Effect, Effects, Failure, Resend, Role, Session, mutant};
+use crate::session::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session, mutant};
+
+/// How long the requests of an owned session may wait by now.
+struct Waits {
+    /// The proposal under way was sent too long ago.
+    stuck: bool,
+    /// Too few of the members are heard of.
+    unheard: bool,
+    /// How long a request waits for a majority.
+    within: Duration,
+}
 
 impl Session {
     /// Draws the consequences of what the last call changed.
@@ -26,6 +37,7 @@ impl Session {
         self.settle_reads(ctx, out);
         self.give_turns(ctx, out);
         self.settle_hand_over(ctx, out);
+        self.forget_void_birth();
         self.tidy();
     }
 
@@ -73,7 +85,7 @@ impl Session {
             let dismissed = before.iter().copied().filter(|peer| {
                 *peer != ctx.me
                     && !cfg.now.contains(*peer)
-                    && self.heard.gone.get(peer) != Some(&u64::MAX)
+                    && self.heard.gone.get(peer).is_none_or(|stamp| *stamp < FENCED)
             });
             let who: Few = dismissed.collect();
             tell_dismissed(owner, &who, self.copy.low, out);
@@ -143,67 +155,66 @@ impl Session {
     /// Whether a majority confirms what the flight at `at` read.
     pub(super) fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
-        // Nobody else can know of it, so nobody can have taken it over.
-        if owner.unnamed || mutant::on(Mutant::Unconfirmed) {
-            return true;
-        }
-        let flight = &self.line.flights[at];
-        owner.cfg.now.majority(|peer| {
-            if peer == ctx.me {
-                return self.copy.check(ctx.me, &owner.cfg, owner.b).is_ok();
-            }
-            flight.confirmed_by == Some(peer)
-                || flight.nonce.is_some_and(|nonce| {
-                    let answered = owner.work.asking.as_ref().and_then(|it| it.answered.get(&peer));
-                    answered.is_some_and(|answered| *answered >= nonce)
-                })
-        })
+        let flight = self.line.flights.get(at);
+        flight.is_some_and(|flight| Confirmation::of(owner, &self.copy, ctx.me).covers(flight))
     }
 
     fn settle_reads(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        let mut at = 0;
-        while at < self.line.flights.len() {
-            let confirming = matches!(self.line.flights[at].stage, Stage::Confirming { .. });
-            if confirming && self.is_confirmed(ctx, at) {
-                let Role::Owner(owner) = &mut self.role else { return };
-                owner.unnamed = false;
-                let hint = owner.hint();
-                let ticket = self.line.flights.remove(at).ticket();
-                out.push(Effect::Release { ticket, hint });
-            } else {
-                at += 1;
-            }
+        let is_confirming = |flight: &Flight| matches!(flight.stage, Stage::Confirming { .. });
+        if self.line.flights.iter().any(is_confirming) {
+            let Self { role: Role::Owner(owner), copy, line, .. } = self else { return };
+            // The same for all of them, until the first token leaves: from then on others can know of the
+            // session.
+            let mut confirmation = Confirmation::of(owner, copy, ctx.me);
+            line.flights.retain(|flight| {
+                if !is_confirming(flight) || !confirmation.covers(flight) {
+                    return true;
+                }
+                if core::mem::take(&mut owner.unnamed) {
+                    confirmation = Confirmation::of(owner, copy, ctx.me);
+                }
+                out.push(Effect::Release { ticket: flight.ticket(), hint: owner.hint() });
+                false
+            });
         }
         let waiting = self.line.flights.iter().any(|flight| flight.nonce.is_some());
         if let (false, Role::Owner(owner)) = (waiting, &mut self.role) {
             owner.work.asking = None;
         }
         let Role::Owner(owner) = &self.role else { return };
-        let confirming =
-            self.line.flights.iter().any(|flight| matches!(flight.stage, Stage::Confirming { .. }));
+        let confirming = self.line.flights.iter().any(is_confirming);
         if confirming && owner.work.proposal.is_none() && self.is_beyond_hope(&owner.cfg.now) {
             self.give_up(out);
         }
     }
 
     pub(in crate::session) fn on_timer_owner(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
-        let patience = ctx.policy.majority_timeout;
-        let Role::Owner(owner) = &self.role else { return };
-        let cfg = Arc::clone(&owner.cfg);
-        let (unheard, within) = (self.is_unheard(ctx, &cfg), self.patience(ctx, &cfg));
         let Role::Owner(owner) = &mut self.role else { return };
         owner.work.listening.take_if(|at| *at <= ctx.now);
-        let stuck =
-            owner.work.proposal.as_ref().is_some_and(|it| ctx.now.since(it.since) >= patience);
-        if let Some(yielding) = &mut owner.work.yielding {
-            if yielding.until <= ctx.now {
-                owner.work.yielding = None;
-            } else if yielding.invited.as_mut().is_some_and(|resend| resend.due(ctx)) {
-                let message = Message::Invite { cfg: owner.cfg.clone() };
-                out.push(Effect::Send { to: yielding.to, message });
-            }
+        let Some(waits) = self.waits(ctx) else { return };
+        self.invite_again(ctx, out);
+        self.send_to_laggards(ctx, out);
+        self.send_to_dismissed(ctx, out);
+        self.ask_again(ctx, out);
+        self.propose_again(ctx, out);
+        self.fail_the_late(ctx, &waits, out);
+    }
+
+    /// Ends a hand-over that took too long, or invites the next owner again.
+    fn invite_again(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        let Some(yielding) = &mut owner.work.yielding else { return };
+        if yielding.until <= ctx.now {
+            owner.work.yielding = None;
+        } else if yielding.invited.as_mut().is_some_and(|resend| resend.due(ctx)) {
+            let message = Message::Invite { cfg: owner.cfg.clone() };
+            out.push(Effect::Send { to: yielding.to, message });
         }
-        let resend_proposal = owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx));
+    }
+
+    /// Sends the chosen record again to the members that have not accepted it.
+    fn send_to_laggards(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
         if owner.work.laggards.as_ref().is_some_and(|resend| resend.tries >= LAGGARD_SENDS_MAX) {
             owner.work.laggards = None;
             out.push(Effect::Lagging);
@@ -215,12 +226,17 @@ impl Session {
             for to in &record.cfg.now.who {
                 if *to != ctx.me
                     && !owner.is_held_by(*to)
-                    && !votes_are_gone(&self.heard.gone, *to, &record.cfg)
+                    && !self.heard.votes_are_gone(*to, &record.cfg)
                 {
                     out.push(Effect::Send { to: *to, message: accept_full(record) });
                 }
             }
         }
+    }
+
+    /// Names the new members again to those that they replaced.
+    fn send_to_dismissed(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
         if let Some(dismissed) = &mut owner.work.dismissed
             && dismissed.resend.due(ctx)
         {
@@ -231,17 +247,42 @@ impl Session {
                 owner.work.dismissed = None;
             }
         }
+    }
+
+    /// Asks the members again whether this peer still owns the session.
+    fn ask_again(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
         if owner.work.asking.as_mut().is_some_and(|asking| asking.resend.due(ctx))
             && let Some(nonce) = self.line.flights.iter().filter_map(|flight| flight.nonce).max()
         {
             send_asks(ctx, owner, nonce, out);
         }
-        if resend_proposal {
+    }
+
+    fn propose_again(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Owner(owner) = &mut self.role else { return };
+        if owner.work.proposal.as_mut().is_some_and(|it| it.resend.due(ctx)) {
             self.vote_myself(ctx);
             self.send_accepts(ctx, out);
         }
-        // A proposal goes on until it is chosen or another owner decides, but nobody has to wait
-        // for that.
+    }
+
+    fn waits(&self, ctx: &Ctx<'_>) -> Option<Waits> {
+        let Role::Owner(owner) = &self.role else { return None };
+        let patience = ctx.policy.majority_timeout;
+        let proposal = owner.work.proposal.as_ref();
+        Some(Waits {
+            stuck: proposal.is_some_and(|it| ctx.now.since(it.since) >= patience),
+            unheard: self.is_unheard(ctx, &owner.cfg),
+            within: self.patience(ctx, &owner.cfg),
+        })
+    }
+
+    /// Fails the requests that waited too long. A proposal goes on until it is chosen or another
+    /// owner decides, but nobody has to wait for that.
+    fn fail_the_late(&mut self, ctx: &Ctx<'_>, waits: &Waits, out: &mut Effects) {
+        let patience = ctx.policy.majority_timeout;
+        let Waits { stuck, unheard, within } = *waits;
         self.line.flights.retain(|flight| {
             let ticket = flight.ticket();
             let late = match flight.stage {

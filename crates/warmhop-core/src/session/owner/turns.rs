@@ -11,7 +11,8 @@ use crate::session::mutant::Mutant;
 use crate::session::reach::LISTEN_EVERY;
 use crate::session::recent::Known;
 use crate::session::{
-    Ctx, Effect, Effects, Failure, Outcome, Resend, Role, Session, Ticket, mutant, recent,
+    Ctx, DEAD, Effect, Effects, FENCED, Failure, Outcome, Resend, Role, Session, Ticket, mutant,
+    recent,
 };
 
 impl Session {
@@ -158,7 +159,8 @@ impl Session {
                         self.order_again(ctx, at, executor, out);
                     }
                     NackReason::Fenced(_) | NackReason::Dead => {
-                        self.note_gone(executor, u64::MAX);
+                        let dead = reason == NackReason::Dead;
+                        self.note_gone(executor, if dead { DEAD } else { FENCED });
                         self.line.flights[at].voteless = true;
                         self.order_again(ctx, at, executor, out);
                     }

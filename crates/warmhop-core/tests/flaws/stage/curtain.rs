@@ -12,6 +12,18 @@ use super::speech::{
 };
 use super::{DAWN, End, Health, Kind, Packet, Run, STEPS_MAX, Seen, Stage, What};
 
+fn words_of_stored(stored: Stored) -> String {
+    match stored {
+        Stored::Response(bytes) => {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            format!("again: {}", text.trim_end_matches('.'))
+        }
+        Stored::TooLarge => "applied, too large to repeat".into(),
+        Stored::Applied => "applied before".into(),
+        Stored::Unknown | Stored::Begun(_) => "outcome unknown".into(),
+    }
+}
+
 /// What happens to messages. One is named by its kind, its way and words that its line contains:
 /// `Nack B>A Higher`.
 impl Stage {
@@ -213,16 +225,7 @@ impl Stage {
                 self.answer(me, ticket, &seen.list, seen.afresh, Some(hint));
             }
             Effect::Replay { ticket, stored, hint } => {
-                let answer = match stored {
-                    Stored::Response(bytes) => {
-                        let text = String::from_utf8_lossy(&bytes).into_owned();
-                        format!("again: {}", text.trim_end_matches('.'))
-                    }
-                    Stored::TooLarge => "applied, too large to repeat".into(),
-                    Stored::Applied => "applied before".into(),
-                    Stored::Unknown | Stored::Begun(_) => "outcome unknown".into(),
-                };
-                self.answer(me, ticket, &answer, false, Some(hint));
+                self.answer(me, ticket, &words_of_stored(stored), false, Some(hint));
             }
             Effect::Fail { ticket, failure } => {
                 let request = self.name_of(ticket);

@@ -11,7 +11,7 @@ use warmhop_core::view::AppState;
 
 use super::Slot;
 use crate::app::{App, AppSpec};
-use crate::links::news::Told;
+use crate::links::news::CopyNews;
 
 impl Slot {
     /// Has a new copy start beside the one that serves, which it is to replace; where none runs,
@@ -89,14 +89,27 @@ impl Slot {
         }
     }
 
-    /// What the other peers are told of it.
-    pub(crate) fn told(&self) -> Told {
+    /// Notes that a copy of this version is or was ready somewhere.
+    pub(crate) fn hears(&self, version: &AppVersion) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.as_ref().is_none_or(|before| version.is_newer_than(before)) {
+            *heard = Some(version.clone());
+        }
+    }
+
+    /// The newest version that is known to have been ready anywhere.
+    pub(crate) fn heard(&self) -> Option<AppVersion> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What other peers learn of the copy here.
+    pub(crate) fn copy_news(&self) -> CopyNews {
         let state = match self.state() {
             // What still ends is of no use to anybody, and nothing will start.
             AppState::Stopping if self.machine().is_paused() => AppState::Paused,
             state => state,
         };
-        Told {
+        CopyNews {
             state,
             eta_ms: self.eta().map(|eta| u32::try_from(eta.as_millis()).unwrap_or(u32::MAX)),
             in_flight: self.told_in_flight(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::header::{ACCEPT, HeaderMap};
 use http::{Method, Request, Response};
+use warmhop_core::problem::ProblemKind;
 
 use crate::app::slot::Slot;
 use crate::front::cookies::AskedAt;
@@ -11,7 +12,7 @@ use crate::front::ingress::Ingress;
 use crate::http::body::Body;
 use crate::observe::recall::Tracing;
 use crate::request::grpc;
-use crate::request::problem::{Audience, FIELD_REFUSED, Problem};
+use crate::request::problem::{Audience, Problem};
 
 /// What of a request says how it is to be refused.
 pub(crate) struct Asked {
@@ -46,8 +47,8 @@ impl Ingress {
         tracing.step("problem", problem.whole());
         tracing::info!(
             request = %tracing.id,
-            problem = problem.name,
-            status = problem.status.as_u16(),
+            problem = problem.kind.name(),
+            status = problem.kind.status(),
             detail = problem.whole(),
             "refused"
         );
@@ -62,7 +63,7 @@ impl Ingress {
         if asked.is_call {
             grpc::refusal(problem, node.reveal, &mut response);
         }
-        if let (FIELD_REFUSED, Some(slot)) = (problem.name, app) {
+        if let (ProblemKind::SessionFieldRefused, Some(slot)) = (problem.kind, app) {
             // It would be refused each time.
             let cookie = &node.store.policy().cookie;
             asked.at.remove(cookie, &slot.spec(), response.headers_mut());

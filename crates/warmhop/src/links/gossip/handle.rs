@@ -1,4 +1,4 @@
-//! The way to the gossip loop, for those who begin gossip with a peer or have received some.
+//! Commands and received messages on their way to the gossip loop.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::links::gossip::screen::screened;
 
 const COMMANDS_MAX: usize = 64;
 
-/// The way to the gossip loop.
+/// Sends commands and received messages to the gossip loop.
 pub(crate) struct Gossip {
     commands: mpsc::Sender<Command>,
     /// The loop that runs: replaced when it is started anew.
@@ -23,9 +23,9 @@ pub(crate) struct Gossip {
     generation: Arc<AtomicU64>,
 }
 
-pub(super) type Inbound = Mutex<Option<mpsc::Sender<(SocketAddr, ChitchatMessage)>>>;
+pub(in crate::links) type Inbound = Mutex<Option<mpsc::Sender<(SocketAddr, ChitchatMessage)>>>;
 
-/// What the supervisor is told.
+/// A command to the loop's supervisor.
 pub(crate) enum Command {
     /// Begin gossip with a peer.
     Meet(SocketAddr),
@@ -36,9 +36,9 @@ pub(crate) enum Command {
 
 /// The supervisor's ends of the channels.
 pub(crate) struct GossipIn {
-    pub(super) commands: mpsc::Receiver<Command>,
-    pub(super) inbound: Arc<Inbound>,
-    pub(super) generation: Arc<AtomicU64>,
+    pub(in crate::links) commands: mpsc::Receiver<Command>,
+    pub(in crate::links) inbound: Arc<Inbound>,
+    pub(in crate::links) generation: Arc<AtomicU64>,
 }
 
 impl Gossip {

@@ -18,14 +18,14 @@ const DELTA_BYTES_MAX: usize = 4 << 20;
 
 const BLOCK_BYTES_MAX: usize = u16::MAX as usize;
 
-pub(super) const VALUE_CHARS_MAX: usize = GOSSIP_VALUE_BYTES_MAX.div_ceil(3) * 4;
+pub(in crate::links) const VALUE_CHARS_MAX: usize = GOSSIP_VALUE_BYTES_MAX.div_ceil(3) * 4;
 
 /// Heartbeats and versions beyond it are not counted up to in any life.
 const COUNT_MAX: u64 = 1 << 53;
 
-pub(super) const PEER_KEY: &str = "peer";
+pub(in crate::links) const PEER_KEY: &str = "peer";
 
-pub(super) const APP_PREFIX: &str = "app/";
+pub(in crate::links) const APP_PREFIX: &str = "app/";
 
 /// Whether `bytes` are a message that would be listened to.
 #[cfg(any(test, feature = "fuzzing"))]
@@ -36,14 +36,15 @@ pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
 /// The first bytes of every message: a magic number and the version.
 const HEADER: [u8; 3] = [0x53, 0xB0, 0];
 /// The last message of three between two nodes, where the other one lacks nothing: it is not sent.
-pub(super) const EMPTY_ACK: [u8; 5] = [HEADER[0], HEADER[1], HEADER[2], 2, EMPTY_DELTA[0]];
+pub(in crate::links) const EMPTY_ACK: [u8; 5] =
+    [HEADER[0], HEADER[1], HEADER[2], 2, EMPTY_DELTA[0]];
 /// A delta that tells of nothing: no block follows.
 const EMPTY_DELTA: [u8; 1] = [0];
 
 /// A message whose names, keys, values and numbers are within bounds; `me` is the name and
 /// generation of the node whose state only this peer writes. Others still tell of its earlier
 /// lives, which is harmless.
-pub(super) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage> {
+pub(in crate::links) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage> {
     let mut rest = bytes.strip_prefix(&HEADER)?;
     match take_u8(&mut rest)? {
         0 => {
@@ -356,12 +357,12 @@ mod tests {
         assert!(screened(&fine, ("b", 2)).is_some(), "but its former lives are no secret");
         let refused = [
             ("a key of another form", ack("b", "épée", "v", [0, 0, 1])),
-            ("an app out of form", ack("b", "app/a b", "v", [0, 0, 1])),
+            ("a malformed app", ack("b", "app/a b", "v", [0, 0, 1])),
             ("a long value", ack("b", "peer", &"v".repeat(VALUE_CHARS_MAX + 1), [0, 0, 1])),
             ("a version that ends counting", ack("b", "peer", "v", [0, 0, u64::MAX])),
             ("a collected version that does", ack("b", "peer", "v", [u64::MAX, 0, 1])),
             ("a version zero", ack("b", "peer", "v", [0, 0, 0])),
-            ("a name out of form", ack("b.c", "peer", "v", [0, 0, 1])),
+            ("a malformed name", ack("b.c", "peer", "v", [0, 0, 1])),
             ("another magic number", [&[0, 0], &fine[2..]].concat()),
             ("another version", [&fine[..2], &[1], &fine[3..]].concat()),
             ("a rejection, which no peer of this cluster sends", vec![0x53, 0xB0, 0, 3]),

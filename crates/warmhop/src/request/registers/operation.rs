@@ -118,7 +118,7 @@ pub(crate) fn execute(
     let state = session.get();
     let turn = session.turn();
     let held = match &state {
-        Some(state) => Some(parse(state).ok_or("the register's state is out of form")?),
+        Some(state) => Some(parse(state).ok_or("the register's state is malformed")?),
         None => None,
     };
     let held = held.filter(|_| turn.expiry > now);

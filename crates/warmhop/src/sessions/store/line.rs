@@ -8,50 +8,50 @@ use warmhop_core::session::{Ctx, Effect, Outcome, Session, Ticket};
 
 use super::{Lines, Store};
 use crate::observe::failpoint::{self, Point};
-use crate::sessions::told::{Listener, Told};
+use crate::sessions::events::{Event, EventReceiver};
 
 /// One request in line for its session; leaves the line when it is dropped, whatever happened.
 pub(crate) struct InLine {
     pub(super) store: Arc<Store>,
     pub(crate) key: SessionKey,
     pub(super) ticket: Ticket,
-    pub(super) listener: Listener,
+    pub(super) events: EventReceiver,
     /// The position being executed, while it is.
     pub(super) running: Option<Option<Position>>,
-    /// What was to be sent when the execution began: it goes out beside it.
+    /// Messages that were due when the execution began. They are sent while it runs.
     pub(super) held_back: Vec<(Incarnation, Message)>,
-    /// It was told the last thing, and is in line no more.
+    /// It has received its last event and has left the line.
     pub(super) is_out: bool,
 }
 
 /// How the run of a request at its session's owner begins.
 pub(crate) enum Begun {
-    /// With this order, on this body.
+    /// It runs by this order, on this body.
     Runs(Exec, Arc<Body>),
-    /// It may not run, and its owner has been told so.
+    /// It may not run, and the owner has been notified.
     Refused,
-    /// It was not its turn after all, or the order goes another way: the line tells.
+    /// It was not this request's turn after all, or another peer runs it. An event will say which.
     No,
 }
 
 impl InLine {
-    /// What happens next.
-    pub(crate) async fn next(&mut self) -> Told {
-        let told = match self.listener.unread() {
-            Some(told) => told,
+    /// The next event.
+    pub(crate) async fn next(&mut self) -> Event {
+        let event = match self.events.unread() {
+            Some(event) => event,
             None => {
                 self.send_held_back();
-                self.listener.next().await.unwrap_or(Told::Redirect(None))
+                self.events.next().await.unwrap_or(Event::Redirect(None))
             }
         };
-        self.is_out |= told.is_last();
-        if let Told::Execute { exec, .. } = &told {
+        self.is_out |= event.is_last();
+        if let Event::Execute { exec, .. } = &event {
             self.running = Some(exec.p);
         }
-        told
+        event
     }
 
-    /// Who runs it has been decided.
+    /// The caller has decided which peer runs it.
     pub(crate) fn begin(&mut self, executor: Incarnation) {
         self.send_held_back();
         let begun =
@@ -61,8 +61,8 @@ impl InLine {
         self.held_back = begun.map(|((), outgoing)| outgoing).unwrap_or_default();
     }
 
-    /// Where it is this request's turn, and `executor` is this peer: has what waits for nothing executed
-    /// and its outcome told, all in one step. `None` where it could not begin.
+    /// If it is this request's turn and `executor` is this peer: runs `work`, which waits for nothing, and
+    /// reports its outcome, all in one step. `None` if it could not begin.
     pub(crate) fn execute_at_once<R>(
         &mut self,
         executor: Incarnation,
@@ -83,7 +83,7 @@ impl InLine {
         result.flatten()
     }
 
-    /// Where it is this request's turn, and `executor` is this peer: begins its run, in one step.
+    /// If it is this request's turn and `executor` is this peer: begins its run, in one step.
     pub(crate) fn begin_here(&mut self, executor: Incarnation) -> Begun {
         self.send_held_back();
         let ticket = self.ticket;
@@ -108,8 +108,8 @@ impl InLine {
         begun
     }
 
-    /// Has what came of a run here written down by `write_down`, and its outcome told, in one step.
-    /// An end of the session's id is given back instead, since its heir comes first.
+    /// Records the result of a run here by `write_down` and reports its outcome, in one step. An end of the
+    /// session's id is returned instead, because its heir has to be committed first.
     pub(crate) fn ended_here(
         &mut self,
         write_down: impl FnOnce(&mut Session, &mut Ctx<'_>) -> ExecDone,
@@ -137,14 +137,14 @@ impl InLine {
         left
     }
 
-    /// Sends what may go out beside the execution. A read's confirmation is shorter than most
-    /// executions: it is begun second, since waking the tasks that send it takes time.
+    /// Sends what may be sent while the request runs. Confirming a read takes less time than most
+    /// executions, so it is started second: waking the tasks that send takes time.
     pub(crate) fn send_held_back(&mut self) {
         let outgoing = std::mem::take(&mut self.held_back);
         self.store.deliver(&self.key, outgoing);
     }
 
-    /// What came of running it.
+    /// Reports the outcome of its run.
     pub(crate) fn executed(&mut self, outcome: Outcome) {
         self.send_held_back();
         let Some(p) = self.running.take() else { return };
@@ -170,7 +170,7 @@ impl Drop for InLine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRoom;
 
-/// The order that comes of beginning, taken out of what follows from it.
+/// Begins the request and takes its order out of the effects.
 fn ordered(
     machine: &mut Session,
     ctx: &mut Ctx<'_>,

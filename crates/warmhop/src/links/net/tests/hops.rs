@@ -97,7 +97,7 @@ async fn hops_that_nobody_reads_stop_no_other_hop_and_no_frame_of_a_session() {
     }
     // Each has filled its own window, or all of them have filled what they share.
     let link = peers[1].net.parts.links.to(&id("a")).unwrap();
-    eventually("every one of them stands still", || {
+    eventually("every one of them stalls", || {
         let sent = link.conn.stats().frame_tx;
         sent.stream_data_blocked >= STALLED || sent.data_blocked > 0
     })
@@ -177,7 +177,7 @@ async fn a_malformed_body_is_refused_and_a_well_formed_one_is_answered() {
         ("an end that is cut off", &end[..7]),
         ("bytes behind the end", &[&end[..], &[0]].concat()),
         ("trailers beyond their bound", &[0xFF, 0xFF, 0xFF, 0xFF, 0, 1, 0, 1]),
-        ("trailers out of form", &[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 1, 9]),
+        ("malformed trailers", &[0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0, 1, 9]),
     ];
     for (what, body) in malformed {
         assert!(answer(body).await.is_err(), "{what}");
@@ -236,6 +236,7 @@ async fn a_link_that_is_replaced_stays_for_as_long_as_a_tunnel_goes_over_it() {
         fields: Default::default(),
         upgrade: Some(b"websocket".to_vec()),
         asks_go: false,
+        counts_on: None,
     };
     let request = HopRequest { head, body: crate::Body::empty() };
     let to = id("b");
@@ -270,6 +271,7 @@ async fn a_peer_that_leaves_answers_what_it_took_and_says_what_it_did_not_take()
             fields: Default::default(),
             upgrade,
             asks_go: false,
+            counts_on: None,
         };
         HopRequest { head, body }
     };

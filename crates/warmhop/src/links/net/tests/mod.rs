@@ -25,6 +25,7 @@ use crate::links::endpoint::STREAM_WINDOW_BYTES;
 use crate::links::handler::Heard;
 use crate::links::hop_body::{HopBodyError, HopBodyWriter, HopPart};
 use crate::links::wire::{FrameReader, KIND_HOP, KIND_SESSION, Trailers};
+use crate::observe::doors::Doors;
 
 mod frames;
 mod hops;
@@ -176,8 +177,8 @@ struct Peer {
     seen: Arc<Recorder>,
 }
 
-fn told(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> Told {
-    Told { state, eta_ms, in_flight, version: None, digest: 0 }
+fn told(state: AppState, eta_ms: Option<u32>, in_flight: u32) -> CopyNews {
+    CopyNews { state, eta_ms, in_flight, version: None, digest: 0 }
 }
 
 fn id(name: &str) -> PeerId {
@@ -200,7 +201,7 @@ fn config(authority: &Authority, name: &str, seeds: &[SocketAddr]) -> NetConfig 
         seeds: seeds.iter().map(ToString::to_string).collect(),
         refused: RefusedPeers::default(),
         identity: authority.issue(&id(name)).unwrap(),
-        counters: NetCounters::new(&mut Registry::default()),
+        counters: NetCounters::new(&mut Registry::default(), Doors::default()),
         clock: crate::observe::clock::Clock::ahead(0),
         tuning: NetTuning { gossip_interval: Duration::from_millis(50), ..NetTuning::default() },
     }

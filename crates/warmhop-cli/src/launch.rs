@@ -1,0 +1,71 @@
+//! What a configuration says of an app's process, and a child process is started by.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What an app takes over of the peer's environment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Inherit {
+    /// All but what concerns the peer alone.
+    #[default]
+    All,
+    /// The variables of these names, and `PATH`.
+    Only(Vec<String>),
+}
+
+/// What a peer speaks with an app over loopback.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, WebSocket and other upgrades included.
+    #[default]
+    Http1,
+    /// HTTP/2 in clear text with prior knowledge (RFC 9113 section 3.3), as gRPC servers want it.
+    H2,
+}
+
+/// When a started app counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ready {
+    /// The path that has to answer; absent: a TCP connect is enough.
+    pub path: Option<String>,
+    /// What the question's `Host` says; absent: the address that is asked.
+    pub host: Option<String>,
+    /// The statuses that count; none: 2xx and 3xx.
+    pub status: Vec<u16>,
+    /// How long that may take.
+    pub timeout: Duration,
+    /// How often it is asked, after the first moments.
+    pub every: Duration,
+    /// After how long without an answer it is asked again.
+    pub probe_timeout: Duration,
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self {
+            path: None,
+            host: None,
+            status: Vec::new(),
+            timeout: Duration::from_secs(60),
+            every: Duration::from_millis(100),
+            probe_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How a ready app is asked whether it lives. How often, and what follows, is in its policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alive {
+    /// The path that is asked for; absent: that of [`Ready`].
+    pub path: Option<String>,
+    /// How long its answer may take.
+    pub timeout: Duration,
+}
+
+impl Default for Alive {
+    fn default() -> Self {
+        Self { path: None, timeout: Duration::from_millis(1500) }
+    }
+}

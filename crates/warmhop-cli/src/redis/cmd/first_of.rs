@@ -1,0 +1,97 @@
+//! Commands that take from the first of several keys that has something: `LMPOP`, `ZMPOP` and those that
+//! wait for it.
+
+use bytes::Bytes;
+
+use super::super::frame::Reply;
+use super::super::room::Room;
+use super::super::value::{List, SortedSet};
+use super::{integer, lists, patience, sorted, syntax, word};
+
+/// What is asked: of which keys, from which end, how many.
+struct Asked<'a> {
+    keys: &'a [Bytes],
+    end: &'a Bytes,
+    many: usize,
+}
+
+fn above_zero(text: &[u8], what: &str) -> Result<usize, Reply> {
+    let refused = || Reply::error("ERR", format!("{what} should be greater than 0"));
+    let number = integer(text).and_then(|number| usize::try_from(number).ok());
+    number.filter(|number| *number > 0).ok_or_else(refused)
+}
+
+/// Reads `numkeys key [key ...] END [COUNT count]`.
+fn asked(args: &[Bytes]) -> Result<Asked<'_>, Reply> {
+    let (count, rest) = args.split_first().ok_or_else(syntax)?;
+    let count = above_zero(count, "numkeys")?;
+    let (keys, rest) = rest.split_at_checked(count).ok_or_else(syntax)?;
+    let (end, rest) = rest.split_first().ok_or_else(syntax)?;
+    let many = match rest {
+        [] => 1,
+        [option, many] if word(option) == "COUNT" => above_zero(many, "count")?,
+        _ => return Err(syntax()),
+    };
+    Ok(Asked { keys, end, many })
+}
+
+/// `LMPOP`.
+pub(super) fn pop_elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    elements(room, &args[1..])
+}
+
+/// `BLMPOP`, where there is something; nothing otherwise.
+pub(super) fn blocking_pop_elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    patience(args)?;
+    elements(room, &args[2..])
+}
+
+fn elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let Asked { keys, end, many } = asked(args)?;
+    let end = lists::End::of(end)?;
+    for key in keys {
+        if room.read::<List>(key)?.is_none() {
+            continue;
+        }
+        let gone = room.write(key, |list: &mut List| {
+            let gone: Vec<Reply> =
+                std::iter::from_fn(|| end.pop(list)).take(many).map(Reply::Bytes).collect();
+            Ok((!gone.is_empty(), gone))
+        })?;
+        return Ok(Reply::Array(vec![Reply::Bytes(key.clone()), Reply::Array(gone)]));
+    }
+    Ok(Reply::Aborted)
+}
+
+/// `ZMPOP`.
+pub(super) fn pop_members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    members(room, &args[1..])
+}
+
+/// `BZMPOP`, where there is something; nothing otherwise.
+pub(super) fn blocking_pop_members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    patience(args)?;
+    members(room, &args[2..])
+}
+
+fn members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
+    let Asked { keys, end, many } = asked(args)?;
+    let highest = match word(end).as_str() {
+        "MIN" => false,
+        "MAX" => true,
+        _ => return Err(syntax()),
+    };
+    for key in keys {
+        if room.read::<SortedSet>(key)?.is_none() {
+            continue;
+        }
+        let gone = room.write(key, |set: &mut SortedSet| {
+            let gone = sorted::popped(set, highest, many);
+            Ok((!gone.is_empty(), gone))
+        })?;
+        let pair = |(member, score)| Reply::Array(vec![Reply::Bytes(member), Reply::Double(score)]);
+        let gone = Reply::Array(gone.into_iter().map(pair).collect());
+        return Ok(Reply::Array(vec![Reply::Bytes(key.clone()), gone]));
+    }
+    Ok(Reply::Aborted)
+}

@@ -1,0 +1,81 @@
+//! What clients of the endpoint asked for, in `/metrics`.
+
+use std::fmt::Write;
+
+use super::cmd::{Spec, TABLE};
+use super::loud;
+
+/// The end of an OpenMetrics text.
+const END: &str = "# EOF\n";
+
+/// `metrics`, an OpenMetrics text, with what clients of the endpoint asked for.
+#[must_use]
+pub fn with_commands(metrics: String) -> String {
+    with(metrics, &TABLE, &loud::all().counts())
+}
+
+fn with(metrics: String, table: &[Spec], not_offered: &[(String, String, u64)]) -> String {
+    let mut samples = String::new();
+    for spec in table {
+        let command = spec.name.to_ascii_lowercase();
+        for (outcome, count) in spec.counts.each() {
+            // A text takes whatever is written.
+            let _ = writeln!(
+                samples,
+                "warmhop_redis_commands_total{{command=\"{command}\",outcome=\"{outcome}\"}} {count}"
+            );
+        }
+    }
+    let mut text = metrics;
+    let had_end = text.ends_with(END);
+    if had_end {
+        text.truncate(text.len() - END.len());
+    }
+    if !samples.is_empty() {
+        let help = "Commands of clients of the Redis endpoint, by what they came to";
+        let name = "warmhop_redis_commands";
+        let _ = write!(text, "# HELP {name} {help}.\n# TYPE {name} counter\n{samples}");
+    }
+    if !not_offered.is_empty() {
+        let help = "Commands that the Redis endpoint does not offer, by their client's library";
+        let name = "warmhop_redis_not_offered";
+        let _ = write!(text, "# HELP {name} {help}.\n# TYPE {name} counter\n");
+    }
+    for (command, library, count) in not_offered {
+        let command = command.to_ascii_lowercase();
+        let _ = writeln!(
+            text,
+            "warmhop_redis_not_offered_total{{command=\"{command}\",library=\"{library}\"}} {count}"
+        );
+    }
+    if had_end {
+        text.push_str(END);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::frame::Reply;
+
+    #[test]
+    fn commands_are_counted_by_what_they_came_to() {
+        let table = [Spec::of_connection("GET"), Spec::of_connection("SET")];
+        table[0].counts.add(&Reply::Null);
+        table[1].counts.add(&Reply::error("TRYAGAIN", "nothing was done"));
+        table[1].counts.add(&Reply::error("WRONGTYPE", "it is a hash"));
+        let not_offered = [("XADD".to_owned(), "redis-py".to_owned(), 3)];
+        let text = with("a 1\n# EOF\n".to_owned(), &table, &not_offered);
+        for line in [
+            "warmhop_redis_commands_total{command=\"get\",outcome=\"done\"} 1",
+            "warmhop_redis_commands_total{command=\"set\",outcome=\"refused\"} 1",
+            "warmhop_redis_commands_total{command=\"set\",outcome=\"try-again\"} 1",
+            "warmhop_redis_not_offered_total{command=\"xadd\",library=\"redis-py\"} 3",
+        ] {
+            assert_eq!(text.lines().filter(|it| *it == line).count(), 1, "{line}: {text}");
+        }
+        assert!(text.starts_with("a 1\n") && text.ends_with(END));
+        assert_eq!(with("# EOF\n".to_owned(), &[], &[]), END, "nothing was asked");
+    }
+}

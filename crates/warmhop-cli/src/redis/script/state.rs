@@ -1,0 +1,317 @@
+//! What a run of a script has come to, and the commands that it has carried out.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use mlua::{Lua, MultiValue, Value as LuaValue};
+
+use super::super::arguments::{checked_channel, checked_key};
+use super::super::cmd::{NOT_IN_SCRIPTS, Run, WRITES, find};
+use super::super::engine::{elsewhere, run_on, too_large};
+use super::super::frame::{Reply, VALUE_BYTES_MAX};
+use super::super::loud;
+use super::super::numbers::double_text;
+use super::super::pubsub::{Hub, Published};
+use super::super::room::{self, Room};
+use super::super::value::TooLarge;
+use super::bounds::{Bounds, WHOLE};
+use super::values::{bytes_of, in_digits};
+
+/// How many messages one run publishes at most.
+const PUBLISHED_MAX: usize = 1024;
+/// How many bytes of them.
+const PUBLISHED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What each script's random numbers begin with, so that they are the same in each run.
+pub(super) const SEED: u64 = 0x330E;
+
+/// What Lua says where it gets no more memory.
+pub(super) const NO_MEMORY: &str = "not enough memory";
+
+/// How many digits of a number are written, unless a script asks for others, and the most of them.
+const DIGITS: usize = 14;
+
+/// How the values of a script are written: it may ask for more than what others do.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::redis) struct Options {
+    /// A list with many gaps is written as an object, not refused.
+    pub(super) converts: bool,
+    /// Gaps are many where there are so many places for each that holds something; never where 0.
+    pub(super) ratio: usize,
+    /// A list of up to so many places may have any.
+    pub(super) safe: usize,
+    pub(super) digits: usize,
+    /// The longest text that is written.
+    pub(super) longest: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { converts: false, ratio: 2, safe: 10, digits: DIGITS, longest: WHOLE.text }
+    }
+}
+
+/// What a run has come to so far.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) bounds: &'static Bounds,
+    pub(super) until: Option<Instant>,
+    /// How often that has passed.
+    pub(super) late: u32,
+    /// It took more than a run may that is brief.
+    pub(super) outgrew: bool,
+    pub(super) room: Option<Room>,
+    pub(super) index: u8,
+    /// What a command read or changed the room.
+    pub(super) touched: bool,
+    pub(super) read_only: bool,
+    /// The room that it needs instead.
+    pub(super) needs: Option<Bytes>,
+    /// Why it is ended from outside.
+    pub(super) stopped: Option<String>,
+    /// The version of the protocol that replies come in.
+    pub(super) version: u8,
+    pub(super) published: Vec<Published>,
+    pub(super) published_bytes: usize,
+    pub(super) hub: Arc<Hub>,
+    pub(super) library: Arc<str>,
+    /// How its values are written as JSON.
+    pub(super) json: Options,
+    pub(super) search_steps: u64,
+    pub(super) random: u64,
+    pub(super) now: u64,
+}
+
+pub(super) type Shared = Rc<RefCell<State>>;
+
+/// A reply to a command, as a script gets it.
+fn given(lua: &Lua, reply: &Reply, version: u8) -> mlua::Result<LuaValue> {
+    let string = |bytes: &[u8]| lua.create_string(bytes).map(LuaValue::String);
+    let named = |name: &str, value: LuaValue| {
+        let table = lua.create_table()?;
+        table.raw_set(name, value)?;
+        Ok(LuaValue::Table(table))
+    };
+    let all = |parts: &[&Reply]| {
+        let table = lua.create_table_with_capacity(parts.len(), 0)?;
+        for (at, part) in parts.iter().enumerate() {
+            table.raw_set(at + 1, given(lua, part, version)?)?;
+        }
+        Ok(LuaValue::Table(table))
+    };
+    let is_new = version == 3;
+    match reply {
+        #[expect(clippy::cast_precision_loss, reason = "numbers in Lua 5.1 are of this kind")]
+        Reply::Number(number) => Ok(LuaValue::Number(*number as f64)),
+        Reply::Bytes(bytes) => string(bytes),
+        Reply::Status(text) => named("ok", string(text.as_bytes())?),
+        Reply::Error(text) => named("err", string(text.as_bytes())?),
+        Reply::Null | Reply::Aborted if is_new => Ok(LuaValue::Nil),
+        Reply::Null | Reply::Aborted => Ok(LuaValue::Boolean(false)),
+        Reply::Bool(yes) => Ok(LuaValue::Boolean(*yes)),
+        Reply::Double(number) if is_new => named("double", LuaValue::Number(*number)),
+        Reply::Double(number) => string(double_text(*number).as_bytes()),
+        Reply::Set(parts) if is_new => {
+            let table = lua.create_table()?;
+            for part in parts {
+                table.raw_set(given(lua, part, version)?, true)?;
+            }
+            named("set", LuaValue::Table(table))
+        }
+        Reply::Map(pairs) if is_new => {
+            let table = lua.create_table()?;
+            for (key, value) in pairs {
+                table.raw_set(given(lua, key, version)?, given(lua, value, version)?)?;
+            }
+            named("map", LuaValue::Table(table))
+        }
+        Reply::Pairs(pairs) if is_new => {
+            let pairs: Vec<Reply> = pairs
+                .iter()
+                .map(|(one, other)| Reply::Array(vec![one.clone(), other.clone()]))
+                .collect();
+            all(&pairs.iter().collect::<Vec<_>>())
+        }
+        Reply::Array(parts) | Reply::Set(parts) | Reply::Push(parts) | Reply::Several(parts) => {
+            all(&parts.iter().collect::<Vec<_>>())
+        }
+        Reply::Map(pairs) | Reply::Pairs(pairs) => {
+            all(&pairs.iter().flat_map(|(one, other)| [one, other]).collect::<Vec<_>>())
+        }
+    }
+}
+
+impl State {
+    /// It has taken more than its bounds: ends one that was to be brief.
+    pub(super) fn outgrows(&mut self) {
+        if self.bounds.are_brief {
+            self.outgrew = true;
+            self.stopped.get_or_insert_with(|| "ERR it is run anew, with more time".into());
+        }
+    }
+
+    /// Whether it takes longer than it may; once it has, it does.
+    pub(super) fn is_over(&mut self) -> bool {
+        let now = Instant::now();
+        if self.until.is_some_and(|until| now > until) {
+            // Its thread may have had to wait for a core, which is not the script's doing.
+            self.late += 1;
+            self.until = Some(now + self.bounds.within);
+        }
+        self.late > self.bounds.late
+    }
+
+    /// A function of the host has made a text so long, or was to.
+    pub(super) fn makes(&mut self, len: usize) {
+        if len >= self.bounds.text {
+            self.outgrows();
+        }
+    }
+
+    /// Its searches have so many steps left.
+    pub(super) fn searched(&mut self, left: u64) {
+        self.search_steps = left;
+        if left == 0 {
+            self.outgrows();
+        }
+    }
+
+    /// Carries out a command of a script.
+    fn call(&mut self, args: &[Bytes]) -> Reply {
+        let spec = match find(&args[0]) {
+            None => {
+                loud::all().refused_command(&String::from_utf8_lossy(&args[0]), &self.library);
+                return Reply::error("ERR", "Unknown Redis command called from script");
+            }
+            Some(spec) => spec,
+        };
+        if !spec.is_count_right(args.len()) {
+            return Reply::error("ERR", "Wrong number of args calling Redis command from script");
+        }
+        if spec.has(NOT_IN_SCRIPTS) {
+            return Reply::error("ERR", "This Redis command is not allowed from script");
+        }
+        if self.read_only && (spec.has(WRITES) || spec.name.ends_with("PUBLISH")) {
+            let detail = "Write commands are not allowed from read-only scripts.";
+            return Reply::error("ERR", detail);
+        }
+        let handler = match spec.run {
+            // One that may wait does not do so here.
+            Run::Room(handler) | Run::Split(handler, _) | Run::Blocking(handler) => handler,
+            _ => return self.call_without_key(spec.name, args),
+        };
+        let keys = spec.keys_of(args);
+        if let Err(refused) = keys.iter().try_for_each(|key| checked_key(key)) {
+            return refused;
+        }
+        if let Err(refused) = self.enter(&keys) {
+            return refused;
+        }
+        // Some commands take as long as thousands of steps.
+        if self.is_over() {
+            self.outgrows();
+        }
+        let Some(room) = &mut self.room else {
+            return Reply::error("ERR", "the command names no key");
+        };
+        self.touched = true;
+        let reply = run_on(room, handler, args).unwrap_or_else(|refused| refused);
+        if room.is_changed() && room.len() > VALUE_BYTES_MAX {
+            return self.refuse(too_large(TooLarge));
+        }
+        reply
+    }
+
+    /// Sees to it that the room at hand is that of these keys.
+    fn enter(&mut self, keys: &[Bytes]) -> Result<(), Reply> {
+        let Some(first) = keys.first() else { return Ok(()) };
+        let name = room::register(self.index, first);
+        if let Some(other) = keys.iter().find(|key| room::register(self.index, key) != name) {
+            return Err(self.refuse(elsewhere(other, Some(first))));
+        }
+        match &self.room {
+            Some(room) if room.has(first) => Ok(()),
+            // It is refused as a whole: half of it would be worse than none.
+            Some(_) if self.touched => Err(self.refuse(elsewhere(first, None))),
+            _ => {
+                self.needs = Some(name);
+                self.stopped = Some("ERR another key is looked up".into());
+                Err(Reply::error("ERR", "another key is looked up"))
+            }
+        }
+    }
+
+    /// Ends the script, with nothing done.
+    fn refuse(&mut self, refused: Reply) -> Reply {
+        if let Reply::Error(told) = &refused {
+            self.stopped = Some(told.clone());
+        }
+        refused
+    }
+
+    fn call_without_key(&mut self, name: &str, args: &[Bytes]) -> Reply {
+        match name {
+            "PING" => args.get(1).map_or(Reply::status("PONG"), |text| Reply::Bytes(text.clone())),
+            "ECHO" => Reply::Bytes(args[1].clone()),
+            "TIME" => {
+                let parts = [self.now / 1000, self.now % 1000 * 1000];
+                Reply::Array(parts.map(|part| Reply::text(part.to_string())).into())
+            }
+            "PUBLISH" | "SPUBLISH"
+                if self.published.len() < PUBLISHED_MAX
+                    && self.published_bytes + args[2].len() <= PUBLISHED_BYTES_MAX =>
+            {
+                if let Err(refused) = checked_channel(&args[1]) {
+                    return refused;
+                }
+                let is_sharded = name == "SPUBLISH";
+                let (channel, message) = (args[1].clone(), args[2].clone());
+                self.published_bytes += message.len();
+                let message = Published { channel, message, is_sharded };
+                // It leaves once the script's change is committed.
+                let here = self.hub.count_here(&message);
+                self.published.push(message);
+                Reply::Number(here)
+            }
+            "PUBLISH" | "SPUBLISH" => {
+                let detail = format!(
+                    "a script publishes at most {PUBLISHED_MAX} messages and {PUBLISHED_BYTES_MAX} bytes"
+                );
+                Reply::error("ERR", detail)
+            }
+            _ => Reply::error("ERR", "This Redis command is not allowed from script"),
+        }
+    }
+}
+
+/// A number of a script as a command gets it: `%.17g`.
+fn argument(number: f64) -> String {
+    const DIGITS: usize = 17;
+    in_digits(number, DIGITS)
+}
+
+/// Carries out `redis.call` and `redis.pcall`: whether that is an error, and what it is.
+pub(super) fn call(lua: &Lua, state: &Shared, args: &MultiValue) -> mlua::Result<(bool, LuaValue)> {
+    let version = state.borrow().version;
+    if args.is_empty() {
+        let detail = "Please specify at least one argument for this redis lib call";
+        return Ok((true, given(lua, &Reply::error("ERR", detail), version)?));
+    }
+    let words: Option<Vec<Bytes>> = args
+        .iter()
+        .map(|arg| match arg {
+            LuaValue::Number(number) => Some(Bytes::from(argument(*number))),
+            other => bytes_of(Some(other)),
+        })
+        .collect();
+    let reply = match words {
+        Some(words) => state.borrow_mut().call(&words),
+        None => {
+            let detail = "Lua redis lib command arguments must be strings or integers";
+            Reply::error("ERR", detail)
+        }
+    };
+    Ok((reply.is_error(), given(lua, &reply, version)?))
+}

@@ -1,0 +1,203 @@
+//! Which other peers a request may go to, what is known of each, and which of them to ask again.
+
+use alloc::vec::Vec;
+
+use super::Candidate;
+use crate::config::{AppPolicy, StartMode};
+use crate::ids::{AppName, Now, PeerId};
+use crate::rank;
+use crate::view::{AppBelief, AppState, Liveness, PeerBelief, View};
+
+/// At most so many peers where the app is cold are named: the first that can start it is asked.
+pub const COLD_MAX: usize = 8;
+
+/// What this peer noted of another one's copy itself, from requests that it sent there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Noted {
+    /// The load that its last reply named.
+    pub load: Option<NotedLoad>,
+    /// Requests of this peer's that it is serving.
+    pub ours: u32,
+}
+
+/// The load of a copy, as a reply named it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotedLoad {
+    /// Requests in flight there.
+    pub in_flight: u32,
+    /// A smoothed time to the head of an answer, in microseconds; 0 before the first.
+    pub latency_us: u32,
+    /// When the reply arrived.
+    pub at: Now,
+}
+
+/// Whether another peer has to start the app if any does: this one may not, cannot or is leaving.
+#[must_use]
+pub fn others_start(app: &AppPolicy, here: AppState, draining: bool) -> bool {
+    app.start == StartMode::Never || draining || matches!(here, AppState::Failed | AppState::Paused)
+}
+
+/// The peers not to ask again. After a wait each may be asked: what made it refuse may be over.
+#[must_use]
+pub fn still_tried(tried: &[PeerId], has_waited: bool) -> &[PeerId] {
+    if has_waited { &[] } else { tried }
+}
+
+/// What this peer looks at other peers from.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewpoint<'a> {
+    /// What it believes of them.
+    pub view: &'a View,
+    /// Its zone.
+    pub zone: Option<&'a str>,
+    /// The time.
+    pub now: Now,
+}
+
+impl<'a> Viewpoint<'a> {
+    /// The peers where `app` is ready or starting. Where none is and `or_cold` says so, those that
+    /// could start it, best first.
+    #[must_use]
+    pub fn candidates(
+        &self,
+        app: &AppName,
+        or_cold: bool,
+        noted: impl Fn(&PeerId) -> Noted,
+    ) -> Vec<Candidate<'a>> {
+        let candidate = |peer: &'a PeerId, belief: &PeerBelief, copy: &'a AppBelief| {
+            self.candidate(peer, belief, copy, noted(peer))
+        };
+        let warm = self.view.warm_peers(app);
+        let warm: Vec<_> = warm.map(|(peer, belief, copy)| candidate(peer, belief, copy)).collect();
+        if !warm.is_empty() || !or_cold {
+            return warm;
+        }
+        let has_app = |(_, belief): &(&PeerId, &PeerBelief)| belief.apps.contains_key(app);
+        let having = self.view.live_peers().filter(has_app).map(|(peer, _)| peer);
+        let ranked = rank::keepers(app, having, COLD_MAX);
+        let found = ranked.iter().filter_map(|ranked| {
+            let (peer, belief) = self.view.live_peers().find(|(peer, _)| *peer == ranked)?;
+            Some(candidate(peer, belief, belief.apps.get(app)?))
+        });
+        found.collect()
+    }
+
+    fn candidate(
+        &self,
+        peer: &'a PeerId,
+        belief: &PeerBelief,
+        copy: &'a AppBelief,
+        noted: Noted,
+    ) -> Candidate<'a> {
+        let Noted { load, ours } = noted;
+        // News that came after the reply counts more than the reply does.
+        let fresher = load.filter(|load| load.at >= copy.heard);
+        Candidate {
+            peer,
+            state: copy.news.state,
+            same_zone: self.zone == belief.news.zone.as_deref(),
+            in_flight: fresher.map_or(copy.news.in_flight, |load| load.in_flight),
+            ours,
+            latency_us: load.map(|load| load.latency_us).filter(|us| *us > 0),
+            age: self.now.since(copy.heard),
+            load_age: load.map(|load| self.now.since(load.at)),
+            suspect: belief.alive == Liveness::Suspect,
+            draining: belief.news.draining,
+            eta: copy.eta(self.now),
+            version: copy.news.version.as_ref(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+    use core::time::Duration;
+
+    use super::*;
+    use crate::ids::Incarnation;
+    use crate::view::{AppNews, News, PeerNews, Source};
+
+    fn at(ms: u64) -> Now {
+        Now(ms)
+    }
+
+    fn app() -> AppName {
+        AppName::new("shop").expect("a name")
+    }
+
+    /// A view of one peer, in zone `a`, whose copy serves 7 requests as it said at 1 s.
+    fn view(state: AppState) -> View {
+        let (peer, incarnation) = (PeerId::new("one").expect("a name"), Incarnation([1; 16]));
+        let mut view = View::new(PeerId::new("me").expect("a name"));
+        let hello = PeerNews {
+            peer: peer.clone(),
+            incarnation,
+            generation: 1,
+            seq: 1,
+            mesh: "127.0.0.1:7001".parse().expect("an address"),
+            http: None,
+            zone: Some(String::from("a")),
+            draining: false,
+            knows_more: false,
+            young: false,
+        };
+        let _ = view.apply(News::Peer(hello), at(1_000), Source::FirstHand);
+        let news = AppNews { in_flight: 7, ..AppNews::of(app(), 1, state) };
+        let news = News::App { peer, incarnation, generation: 1, news };
+        let _ = view.apply(news, at(1_000), Source::FirstHand);
+        view
+    }
+
+    fn named(view: &View, or_cold: bool, noted: Noted) -> Vec<Candidate<'_>> {
+        let from = Viewpoint { view, zone: Some("a"), now: at(3_000) };
+        from.candidates(&app(), or_cold, |_| noted)
+    }
+
+    #[test]
+    fn the_later_of_news_and_reply_says_how_busy_a_copy_is() {
+        let view = view(AppState::Ready);
+        let reply = |ms| NotedLoad { in_flight: 2, latency_us: 300, at: at(ms) };
+        for (ms, in_flight) in [(999, 7), (1_000, 2), (2_500, 2)] {
+            let noted = Noted { load: Some(reply(ms)), ours: 1 };
+            let [it] = named(&view, false, noted)[..] else { panic!("one peer has the app") };
+            assert_eq!((it.in_flight, it.ours, it.latency_us), (in_flight, 1, Some(300)));
+            assert_eq!(it.load_age, Some(Duration::from_millis(3_000 - ms)));
+            assert_eq!((it.age, it.same_zone), (Duration::from_secs(2), true));
+        }
+        let [it] = named(&view, false, Noted::default())[..] else {
+            panic!("one peer has the app")
+        };
+        assert_eq!((it.in_flight, it.latency_us, it.load_age), (7, None, None));
+    }
+
+    #[test]
+    fn peers_where_the_app_is_cold_are_candidates_only_where_another_has_to_start_it() {
+        let view = view(AppState::Cold);
+        assert_eq!(named(&view, false, Noted::default()), []);
+        assert_eq!(named(&view, true, Noted::default()).len(), 1);
+    }
+
+    #[test]
+    fn others_start_what_this_peer_may_not_start_or_could_not() {
+        let mut policy = AppPolicy::default();
+        for (here, draining, expected) in [
+            (AppState::Cold, false, false),
+            (AppState::Starting, false, false),
+            (AppState::Failed, false, true),
+            (AppState::Paused, false, true),
+            (AppState::Cold, true, true),
+        ] {
+            assert_eq!(others_start(&policy, here, draining), expected, "{here:?} {draining}");
+        }
+        policy.start = StartMode::Never;
+        assert!(others_start(&policy, AppState::Cold, false));
+    }
+
+    #[test]
+    fn after_a_wait_each_peer_may_be_asked_again() {
+        let tried = [PeerId::new("one").expect("a name")];
+        assert_eq!(still_tried(&tried, false), tried);
+        assert_eq!(still_tried(&tried, true), []);
+    }
+}

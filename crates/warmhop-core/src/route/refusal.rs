@@ -1,0 +1,115 @@
+//! Why a request cannot be placed, and after how long its client may ask again.
+
+use core::time::Duration;
+
+use super::RETRY_AFTER_MAX;
+use crate::ids::PeerId;
+use crate::problem::ProblemKind;
+use crate::view::AppState;
+
+/// Why a request cannot be placed. Each passes, so each is 503 (RFC 9110 section 15.6.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// It was sent here by a hop, and the app is not ready here: its entry peer knows more.
+    NotReadyHere {
+        /// The app's state here.
+        state: AppState,
+        /// How long until it should be ready, or a start would take.
+        retry_after: Duration,
+    },
+    /// This peer is leaving, and nobody else has the app ready or starting.
+    Draining,
+    /// The app is ready nowhere, and the request is not to start it.
+    NotWoken {
+        /// How long until the first copy should be ready, or a start would take.
+        retry_after: Duration,
+    },
+    /// The app does not start here, and nobody else has it ready or starting.
+    StartFailed {
+        /// How long until the next start should be ready.
+        retry_after: Duration,
+    },
+    /// As many requests wait as may.
+    WaitFull {
+        /// How many that is.
+        waiting_max: usize,
+        /// How long until the first copy should be ready.
+        retry_after: Duration,
+    },
+    /// It waited as long as it may.
+    WaitedTooLong {
+        /// How long it may wait.
+        max_wait: Duration,
+        /// How long until the first copy should be ready.
+        retry_after: Duration,
+    },
+    /// Every copy is busy, and as many requests wait for a place as may.
+    QueueFull {
+        /// How many that is.
+        waiting_max: usize,
+        /// How long those before it should take.
+        retry_after: Duration,
+    },
+    /// It waited for a place as long as it may.
+    BusyTooLong {
+        /// How long it may wait.
+        max_wait: Duration,
+        /// How long those that wait still should take.
+        retry_after: Duration,
+    },
+    /// The peers that it was sent to said no or could not be reached, and nothing is starting.
+    NobodyAnswered {
+        /// How many.
+        tried: usize,
+    },
+    /// The peer that holds the session in its memory lives but could not be reached. Another peer
+    /// would begin a fresh session in place of one that still exists.
+    PinnedPeerUnreachable {
+        /// That peer.
+        peer: PeerId,
+    },
+}
+
+impl Refusal {
+    /// What its client gets.
+    #[must_use]
+    pub fn problem(&self) -> ProblemKind {
+        match self {
+            Self::NotReadyHere { .. } => ProblemKind::NotReadyHere,
+            Self::Draining => ProblemKind::Draining,
+            Self::NotWoken { .. } => ProblemKind::NotWoken,
+            Self::StartFailed { .. } => ProblemKind::StartFailed,
+            Self::WaitFull { .. } => ProblemKind::WaitFull,
+            Self::WaitedTooLong { .. } => ProblemKind::WaitedTooLong,
+            Self::QueueFull { .. } => ProblemKind::QueueFull,
+            Self::BusyTooLong { .. } => ProblemKind::BusyTooLong,
+            Self::NobodyAnswered { .. } => ProblemKind::NobodyAnswered,
+            Self::PinnedPeerUnreachable { .. } => ProblemKind::PinnedPeerUnreachable,
+        }
+    }
+
+    /// The value of `Retry-After` in whole seconds, rounded up: 1 to 120.
+    #[must_use]
+    pub fn retry_after_s(&self) -> u64 {
+        let wait = match self {
+            Self::NotReadyHere { retry_after, .. }
+            | Self::NotWoken { retry_after }
+            | Self::StartFailed { retry_after }
+            | Self::WaitFull { retry_after, .. }
+            | Self::QueueFull { retry_after, .. }
+            | Self::BusyTooLong { retry_after, .. }
+            | Self::WaitedTooLong { retry_after, .. } => *retry_after,
+            Self::Draining | Self::NobodyAnswered { .. } | Self::PinnedPeerUnreachable { .. } => {
+                Duration::ZERO
+            }
+        };
+        let wait = wait.min(RETRY_AFTER_MAX);
+        (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+    }
+
+    /// The label of its counter.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        self.problem().name()
+    }
+}

@@ -1,0 +1,211 @@
+//! A request whose session's owner, or most of whose members, this peer does not hear: which other peer
+//! is asked in its place, and when; the same at the peer that is asked; and one member of two that is asked
+//! to go on without the other.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{After, Asked, ByKey, End, Errand, Here, Named, Relay, Step};
+use crate::ids::{Ballot, Incarnation, PeerId, SessionId};
+use crate::rank;
+use crate::session::Failure;
+use crate::session::message::Config;
+use crate::session::repair::may_count_on;
+
+/// What a peer that was asked by another ([`Errand::relayed_token`]) does after an attempt that served
+/// nothing. What becomes of a session that cannot be had is for the peer that the client reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relayed {
+    /// Go on with [`Errand::next`], after a random span below `back_off`.
+    Again {
+        /// The bound of the span to wait; zero: at once.
+        back_off: Duration,
+    },
+    /// Go on from this peer's own copy if [`alone`](super::alone) allows it, and tell with
+    /// [`Errand::relayed_alone`].
+    TryAlone(Failure),
+    /// Tell the one that asked: of this failure, or of the attempt's end as it is.
+    Tell(Option<Failure>),
+}
+
+impl Errand {
+    /// As [`Errand::by_key`], for a peer that was asked by another, which does not hear the owner.
+    #[must_use]
+    pub fn relayed(asked: Asked, key: ByKey) -> Self {
+        Self { key: Some(key), ..Self::new(asked, None) }
+    }
+
+    /// As [`Errand::relayed`], for the session that the client's token names, asked by `by`. What becomes
+    /// of one that cannot be had is for that peer to decide. Where it owns the session it does not
+    /// hear a majority: it is not asked in turn.
+    #[must_use]
+    pub fn relayed_token(asked: Asked, named: Named, by: Incarnation) -> Self {
+        // Only where an attempt may have been applied was a number pinned.
+        let may_have_run = !asked.keyed && asked.seen.is_some();
+        Self { for_another: Some(by), may_have_run, ..Self::new(asked, Some(named)) }
+    }
+
+    /// The session that another peer may be asked for, and whether the request makes it. Under the id
+    /// that one goes on as, nobody but this peer knows it.
+    pub(super) fn relayable(&self) -> Option<(SessionId, bool)> {
+        match (&self.named, self.key) {
+            _ if self.relay == Relay::Done => None,
+            (None, Some(key)) => Some((key.sid, key.begins)),
+            (Some(named), None) if self.forks == 0 => Some((named.sid, false)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn can_relay(&self, here: &Here<'_>) -> bool {
+        self.relay == Relay::Possible && self.relay_to(None, here).is_some()
+    }
+
+    pub(super) fn relay_to(&self, owner: Option<Incarnation>, here: &Here<'_>) -> Option<PeerId> {
+        let (sid, _) = self.relayable()?;
+        relay_of(sid, self.token(), owner, here)
+    }
+
+    /// Whether another peer is asked before this one tries: of more than two members it does not hear
+    /// a majority, which may live. One of two goes on alone where it may.
+    pub(super) fn relays_first(&self, here: &Here<'_>) -> bool {
+        self.named
+            .as_ref()
+            .is_none_or(|it| it.cfg.now.who.len() > 2 && here.is_cut_off_from(&it.cfg))
+    }
+
+    /// The peer to be asked instead of this one: one that lives, and not `owner`, who is not heard.
+    pub(super) fn relay(&mut self, owner: Option<Incarnation>, here: &Here<'_>) -> Option<Step> {
+        let (_, begins) = self.relayable()?;
+        let hops_left = self.asked.hops_left.checked_sub(1)?;
+        let to = self.relay_to(owner, here)?;
+        self.relay = Relay::Done;
+        Some(Step::Relay { to, hops_left, begins })
+    }
+
+    /// Sends it to `owner`, which this peer does not hear, by way of one that does, or that may where nobody
+    /// has said so yet. An owner that others hear would not know that it was deposed, and run requests in
+    /// vain. Tried once: then the session is taken over. The owner of a session of two members commits
+    /// nothing while it hears this one no more.
+    pub(super) fn by_way_of_another(
+        &mut self,
+        owner: Incarnation,
+        claim: Option<Ballot>,
+        here: &Here<'_>,
+    ) -> Option<Step> {
+        let cfg = self.token().filter(|cfg| cfg.now.who.len() > 2)?;
+        if self.for_another.is_some() || self.by_way {
+            return None;
+        }
+        let sid = self.sid()?;
+        let hops_left = self.asked.hops_left.checked_sub(1)?;
+        // Whom none of its members hears can commit nothing.
+        let mut ways = here.view.ways_to(&owner);
+        let told = ways.find(|(_, belief)| cfg.contains(belief.news.incarnation));
+        let to = told
+            .map(|(way, _)| way.clone())
+            .or_else(|| relay_of(sid, Some(cfg), Some(owner), here))?;
+        self.by_way = true;
+        self.sent_to = Some((owner, claim));
+        Some(Step::Forward { to, owner, hops_left, moves: None })
+    }
+
+    /// Decides what becomes of a relayed request after an attempt; `sendable` as in [`Errand::ended`].
+    pub fn relayed_ended(&mut self, end: End, sendable: bool, here: &Here<'_>) -> Relayed {
+        let is_ours = match end {
+            End::Elsewhere(_) | End::Failed(Failure::Deposed { .. }) => true,
+            // It is lost only where everyone was asked, by a peer that hears most of them.
+            End::Failed(Failure::Lost { ran: false }) => !here.newborn,
+            End::Failed(_) => false,
+        };
+        if !is_ours {
+            return Relayed::Tell(None);
+        }
+        match self.ended(end, sendable, here) {
+            After::Again { back_off, .. } => Relayed::Again { back_off },
+            After::TryAlone(failure) => Relayed::TryAlone(failure),
+            After::Refuse(_) | After::OutcomeUnknown(_) => Relayed::Tell(None),
+        }
+    }
+
+    /// As [`Errand::tried_alone`], for a relayed request.
+    pub fn relayed_alone(
+        &mut self,
+        failure: Failure,
+        into: Option<SessionId>,
+        cfg: Option<&Config>,
+        sendable: bool,
+        here: &Here<'_>,
+    ) -> Relayed {
+        let failure = self.unless_survived(failure, into.is_some(), cfg, here);
+        match into {
+            Some(into) => Relayed::Tell(Some(Failure::WentOn { into, by: here.me })),
+            None if self.ask_survivor.is_some() && sendable => {
+                Relayed::Again { back_off: Duration::ZERO }
+            }
+            None => Relayed::Tell(Some(failure)),
+        }
+    }
+
+    /// What a session comes to that is called lost, where one of its two members may live and was not
+    /// asked yet: that one holds every change that was ever answered, and may go on alone. It is asked
+    /// next, by another peer where this one does not hear it; where nobody can ask it, that it is
+    /// lost cannot be told.
+    pub(super) fn unless_survived(
+        &mut self,
+        failure: Failure,
+        went_on: bool,
+        cfg: Option<&Config>,
+        here: &Here<'_>,
+    ) -> Failure {
+        let is_lost = failure == Failure::Lost { ran: false };
+        if went_on || !is_lost || self.survivor_asked {
+            return failure;
+        }
+        let Some(sid) = self.sid() else { return failure };
+        let cfg = cfg.or(self.token()).filter(|cfg| cfg.now.who.len() <= 2);
+        let lives = |peer: &&Incarnation| **peer != here.me && here.lives(**peer);
+        let asks = |peer: &&Incarnation| self.for_another == Some(**peer);
+        let mut others = cfg.into_iter().flat_map(|cfg| &cfg.now.who);
+        let Some(survivor) = others.find(|peer| lives(peer) && !asks(peer)).copied() else {
+            return failure;
+        };
+        self.survivor_asked = true;
+        self.ask_survivor = if here.hears(survivor) {
+            here.view.by_incarnation(&survivor).map(|belief| belief.news.peer.clone())
+        } else {
+            relay_of(sid, None, self.for_another, here)
+        };
+        if self.ask_survivor.is_none() || self.asked.hops_left == 0 {
+            self.ask_survivor = None;
+            return Failure::NoMajority { ran: false };
+        }
+        failure
+    }
+
+    pub(super) fn relay_to_survivor(&mut self) -> Option<Step> {
+        let to = self.ask_survivor.take()?;
+        let hops_left = self.asked.hops_left.checked_sub(1)?;
+        let begins = self.named.is_none() && self.key.is_some_and(|key| key.begins);
+        Some(Step::Relay { to, hops_left, begins })
+    }
+}
+
+/// Whom to ask for a session in this peer's place: one of its members in `cfg`, if one is heard, who
+/// knows its owner and has a vote.
+fn relay_of(
+    sid: SessionId,
+    cfg: Option<&Config>,
+    owner: Option<Incarnation>,
+    here: &Here<'_>,
+) -> Option<PeerId> {
+    let able = here
+        .view
+        .live_peers()
+        .filter(|(_, belief)| may_count_on(belief) && Some(belief.news.incarnation) != owner);
+    let able: Vec<_> = able.collect();
+    let is_member = |peer| cfg.is_some_and(|cfg| cfg.contains(peer));
+    let members = able.iter().filter(|(_, belief)| is_member(belief.news.incarnation));
+    let first = |ranks: Vec<PeerId>| ranks.into_iter().next();
+    first(rank::session_ranks(&sid, members.map(|(peer, _)| *peer)))
+        .or_else(|| first(rank::session_ranks(&sid, able.iter().map(|(peer, _)| *peer))))
+}

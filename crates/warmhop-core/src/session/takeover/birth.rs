@@ -1,0 +1,340 @@
+//! A birth: phase one for a session that a key names, and of which nobody may know yet.
+//!
+//! Two peers may begin one session at once, and each takes its members from what it believes of the
+//! mesh, so that their majorities need not meet. What makes them meet is a set that is larger than
+//! either: everyone known (see [`Roll`]). Each of them remembers where the session may be
+//! ([`Birth`]), member or not, and tells whoever asks after. Of two births a peer that promised both
+//! tells the later one of the earlier; it closes the earlier one's configuration by a promise of a
+//! majority of that, which finds what was chosen there, or lets nothing be chosen any more.
+//!
+//! Whoever closes a configuration leaves with those promises where the session goes on: a takeover
+//! that knows only the closed one, by a record that was never chosen, meets one of them.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::Takeover;
+use super::void::Word;
+use crate::ids::{Ballot, Incarnation, WallTime};
+use crate::session::census::{Census, Roll, Verdict};
+use crate::session::message::{AcceptedInfo, Birth, Config, Members, Message, Part};
+use crate::session::mutant::{self, Mutant};
+use crate::session::owner::Owner;
+use crate::session::{Ctx, DEAD, Effect, Effects, Failure, Role, Session, Shut};
+
+impl Session {
+    /// Answers a question for what this peer knows of the session.
+    pub(in crate::session) fn tell(
+        &self,
+        ctx: &Ctx<'_>,
+        to: Incarnation,
+        census: Option<u64>,
+        out: &mut Effects,
+    ) {
+        let record = self.copy.accepted.as_ref();
+        let is_dead = |peer: &Incarnation| self.heard.gone.get(peer) == Some(&DEAD);
+        let members = self.config().map(Config::everyone).unwrap_or_default();
+        let chosen = match &self.role {
+            Role::Owner(owner) => owner.chosen.as_ref(),
+            _ => None,
+        };
+        let known = record.or(chosen);
+        let message = Message::Located {
+            dead: members.into_iter().filter(is_dead).collect(),
+            p: known.map(|record| record.p),
+            cfg: known.map(|record| record.cfg.clone()),
+            promised: self.copy.promised().max(self.ballot()),
+            fenced: self.copy.seldom.fenced,
+            part: self.part(),
+            births: self.copy.births(None),
+            census: census.and_then(|digest| ctx.process.census.news(ctx.me, digest)),
+        };
+        out.push(Effect::Send { to, message });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
+    pub(in crate::session) fn on_begin(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        b: Ballot,
+        cfg: &Arc<Config>,
+        over: Vec<Arc<Config>>,
+        expiry: WallTime,
+        census: u64,
+        out: &mut Effects,
+    ) {
+        let owns = matches!(&self.role, Role::Owner(owner) if owner.chosen.is_some());
+        if owns || self.copy.accepted.is_some() {
+            self.tell(ctx, from, Some(census), out);
+            return;
+        }
+        match self.copy.begin(ctx.me, b, cfg, &over) {
+            Ok(()) => {
+                // What nobody votes in is not renewed by anybody: for as long as clocks may differ
+                // it outlives what the members remember.
+                let grace = ctx.policy.forget_grace * if cfg.contains(ctx.me) { 1 } else { 2 };
+                self.copy.keep_until(expiry, grace);
+                self.forget_void_birth();
+                let births = self.copy.births(Some(b));
+                let census = ctx.process.census.news(ctx.me, census);
+                out.push(Effect::Send {
+                    to: from,
+                    message: Message::Free { b, over, births, census },
+                });
+            }
+            Err(Shut::Nack(reason)) => self.nack(from, reason, self.copy.promised(), out),
+            Err(Shut::NotMember) => {}
+        }
+    }
+
+    /// Somebody told where the session may go on.
+    pub(in crate::session) fn hear_births(&mut self, b: Ballot, births: Vec<Birth>) {
+        if let Role::Preparing(takeover) = &mut self.role
+            && takeover.b == b
+        {
+            births.into_iter().for_each(|birth| takeover.hear_birth(birth));
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
+    pub(in crate::session) fn on_free(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        from: Incarnation,
+        b: Ballot,
+        over: &[Arc<Config>],
+        births: Vec<Birth>,
+        census: Option<&Census>,
+        out: &mut Effects,
+    ) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        if takeover.b != b {
+            return;
+        }
+        let Some(begun) = takeover.begun.clone() else { return };
+        for cfg in over.iter().chain([&begun]).chain(births.iter().map(|birth| &birth.cfg)) {
+            takeover.note(from, cfg, None);
+        }
+        takeover.hear_word(from, Word::of(from, b, &births, None, Part::None));
+        self.hear_births(b, births);
+        self.answered(ctx, from, census, out);
+    }
+
+    /// `from` answered, with what it knows of who is there.
+    pub(in crate::session) fn answered(
+        &mut self,
+        ctx: &Ctx<'_>,
+        from: Incarnation,
+        census: Option<&Census>,
+        out: &mut Effects,
+    ) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        takeover.search.open.remove(&from);
+        let Some(roll) = &mut takeover.roll else { return };
+        let unknown: Vec<Incarnation> = roll.answer(from, census);
+        self.ask_as_well(ctx, unknown, out);
+    }
+
+    /// Asks peers that came to be known.
+    fn ask_as_well(&mut self, ctx: &Ctx<'_>, peers: Vec<Incarnation>, out: &mut Effects) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        for peer in peers.into_iter().filter(|peer| *peer != ctx.me) {
+            if !takeover.search.peers.contains(&peer) {
+                takeover.search.peers.push(peer);
+                // Those that rank first were asked, or everyone was.
+                if takeover.search.asked + 1 == takeover.search.peers.len() {
+                    takeover.search.asked += 1;
+                    takeover.search.open.insert(peer);
+                    let message = takeover.question(ctx);
+                    out.push(Effect::Send { to: peer, message });
+                }
+            }
+        }
+    }
+
+    /// This peer's own part in a birth.
+    pub(in crate::session) fn begin_myself(&mut self, ctx: &Ctx<'_>) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        let Some(begun) = takeover.begun.clone() else { return };
+        let over = takeover.to_close();
+        if self.copy.begin(ctx.me, takeover.b, &begun, &over).is_ok() {
+            let grace = ctx.policy.forget_grace * if begun.contains(ctx.me) { 1 } else { 2 };
+            self.copy.keep_until(ctx.wall.after(ctx.policy.ttl), grace);
+            let births = self.copy.births(Some(takeover.b));
+            for cfg in over.iter().chain([&begun]).chain(births.iter().map(|birth| &birth.cfg)) {
+                takeover.note(ctx.me, cfg, None);
+            }
+            takeover.hear_word(ctx.me, Word::of(ctx.me, takeover.b, &births, None, Part::None));
+            births.into_iter().for_each(|birth| takeover.hear_birth(birth));
+        } else if let Some(roll) = &mut takeover.roll {
+            roll.miss(ctx.me);
+        }
+    }
+
+    /// Sends `Begin` to everyone who has not answered, or whose promise closes too little.
+    pub(in crate::session) fn send_begins(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
+        let Role::Preparing(takeover) = &self.role else { return };
+        let message = takeover.question(ctx);
+        for to in &takeover.search.peers {
+            if takeover.search.open.contains(to) || takeover.lacks(*to) {
+                out.push(Effect::Send { to: *to, message: message.clone() });
+            }
+        }
+    }
+
+    /// Looks whether a birth has come about, while nobody told of a record.
+    pub(in crate::session) fn settle_birth(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        let Some(begun) = takeover.begun.clone() else { return };
+        // Whoever may have been begun with is asked as well, whoever it is, unless it is gone for good.
+        let to_close = takeover.to_close();
+        let is_there = |peer: &Incarnation| self.heard.gone.get(peer) != Some(&DEAD);
+        let named = to_close.iter().flat_map(|cfg| cfg.everyone()).filter(is_there);
+        let named: Vec<Incarnation> = named.collect();
+        if let Some(roll) = &mut takeover.roll {
+            let unknown = roll.add(named.into_iter());
+            self.ask_as_well(ctx, unknown, out);
+        }
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        if to_close != takeover.closing {
+            takeover.closing = to_close;
+            self.begin_myself(ctx);
+            self.send_begins(ctx, out);
+        }
+        let Role::Preparing(takeover) = &self.role else { return };
+        let b = takeover.b;
+        let closed =
+            takeover.closing.iter().all(|cfg| takeover.closes(cfg)) || mutant::on(Mutant::KeepOpen);
+        let waited = takeover.has_waited();
+        let verdict = match &takeover.roll {
+            _ if mutant::on(Mutant::BeginAtMembers) => Verdict::Enough,
+            Some(roll) => roll.verdict(waited),
+            None => Verdict::TooFew,
+        };
+        if verdict == Verdict::Enough && closed && takeover.covers_majority(&begun.now) {
+            self.role = Role::Owner(alloc::boxed::Box::new(Owner::beginning(b, begun)));
+            self.copy.came_about();
+            out.push(Effect::Owned { ballot: b });
+        } else if verdict == Verdict::TooFew {
+            self.role = Role::None;
+            out.push(Effect::GaveUp);
+            self.fail_all(Failure::NoMajority { ran: false }, out);
+        } else if verdict == Verdict::Enough
+            && takeover.search.open.iter().all(|peer| takeover.is_silent(*peer))
+            && takeover.closing.iter().any(|cfg| self.can_never_close(takeover, cfg))
+        {
+            // Those who may have chosen something there are gone for good, and of those who were
+            // asked nobody knows of where it went on from there.
+            self.role = Role::None;
+            out.push(Effect::Lost);
+            self.fail_all(Failure::Lost { ran: false }, out);
+        }
+    }
+}
+
+impl Session {
+    /// Whether those who may have chosen something in `cfg` without the others are gone for good.
+    pub(in crate::session) fn can_never_close(&self, takeover: &Takeover, cfg: &Config) -> bool {
+        let lost = |set: &Members| {
+            set.majority(|peer| self.is_gone(peer, cfg) && !takeover.covered_by(peer, set))
+        };
+        cfg.sets().any(lost)
+    }
+
+    /// Whether what was `found` goes on although `birth`, above it, can never be closed: those who could
+    /// close it are gone for good. Nothing came of that birth where a majority of the members holds what
+    /// was found, since nobody closed those members for it; nor where its beginner, the first to accept
+    /// what it proposes, holds nothing of it.
+    pub(in crate::session) fn passes_over(
+        &self,
+        takeover: &Takeover,
+        found: Option<&AcceptedInfo>,
+        birth: &Birth,
+    ) -> bool {
+        let came_to_nothing = |info| takeover.is_held(info) || takeover.was_not_begun(birth);
+        found.is_some_and(came_to_nothing) && self.can_never_close(takeover, &birth.cfg)
+    }
+}
+
+impl Takeover {
+    /// Whether a majority of every set of members of what was found has promised, and holds a record
+    /// of that configuration.
+    fn is_held(&self, found: &AcceptedInfo) -> bool {
+        let holds = |peer: Incarnation| {
+            let accepted = self.promises.get(&peer).and_then(|it| it.accepted.as_ref());
+            accepted.is_some_and(|info| info.cfg == found.cfg)
+        };
+        found.cfg.sets().all(|set| set.majority(|peer| self.covered_by(peer, set) && holds(peer)))
+    }
+
+    /// Whether whoever began the session by `birth` is a member there, has promised, and accepted nothing
+    /// at that ballot or above.
+    fn was_not_begun(&self, birth: &Birth) -> bool {
+        let by = birth.b.proposer;
+        let accepted = self.promises.get(&by).and_then(|it| it.accepted.as_ref());
+        birth.cfg.sets().all(|set| set.contains(by) && self.covered_by(by, set))
+            && accepted.is_none_or(|info| info.p.ballot < birth.b)
+    }
+
+    /// What whoever may know of the session is asked.
+    pub(in crate::session) fn question(&self, ctx: &Ctx<'_>) -> Message {
+        let census = self.roll.is_some().then(|| ctx.process.census.digest(ctx.me));
+        match &self.begun {
+            Some(cfg) => Message::Begin {
+                b: self.b,
+                cfg: cfg.clone(),
+                over: self.to_close(),
+                expiry: ctx.wall.after(ctx.policy.ttl),
+                census: census.unwrap_or_default(),
+            },
+            None => Message::Locate { census },
+        }
+    }
+
+    fn is_silent(&self, peer: Incarnation) -> bool {
+        self.roll.as_ref().is_some_and(|roll| roll.is_silent(peer))
+    }
+
+    pub(in crate::session) fn hear_birth(&mut self, birth: Birth) {
+        if self.begun.as_ref() == Some(&birth.cfg) {
+            return;
+        }
+        let same =
+            |known: &&mut Birth| known.cfg == birth.cfg && known.b.proposer == birth.b.proposer;
+        match self.births.iter_mut().find(same) {
+            Some(known) => known.b = known.b.max(birth.b),
+            None => self.births.push(birth),
+        }
+    }
+
+    /// Where the session may have been begun.
+    pub(in crate::session) fn to_close(&self) -> Vec<Arc<Config>> {
+        let begun = self.births.iter().filter(|birth| !self.is_void(birth));
+        let mut all: Vec<_> = begun.map(|birth| birth.cfg.clone()).collect();
+        all.sort_unstable_by(|a, b| (&a.now.who, a.now.stamp).cmp(&(&b.now.who, b.now.stamp)));
+        all.dedup();
+        all
+    }
+
+    /// Whether so many of every set in `cfg` have promised to vote for nothing below this ballot that
+    /// the others are no majority: nothing was chosen there without one of them, nor will be. Of two
+    /// members that is one.
+    pub(in crate::session) fn closes(&self, cfg: &Config) -> bool {
+        cfg.sets().all(|set| !set.majority(|peer| !self.covered_by(peer, set)))
+    }
+
+    /// Whether the promise of `peer` closes less than it is asked to.
+    fn lacks(&self, peer: Incarnation) -> bool {
+        self.closing.iter().flat_map(|cfg| cfg.sets()).any(|set| {
+            set.contains(peer) && self.promises.get(&peer).is_none_or(|it| !it.covers.contains(set))
+        })
+    }
+}
+
+/// Calls everyone, for a birth or for a look whether anybody knows of the session.
+pub(in crate::session) fn call(ctx: &Ctx<'_>, peers: &[Incarnation]) -> Roll {
+    let mut roll = Roll::new(ctx.me, &ctx.process.census);
+    roll.add(peers.iter().copied());
+    roll
+}

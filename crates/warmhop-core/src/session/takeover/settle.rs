@@ -1,0 +1,273 @@
+//! What follows from the promises that a takeover has so far: where else to ask, whether they
+//! suffice, and what becomes of those who wait where they never will.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+
+use super::{Otherwise, Takeover};
+use crate::ids::Incarnation;
+use crate::session::census::Verdict;
+use crate::session::message::{AcceptedInfo, Birth, Config, Record};
+use crate::session::mutant::{self, Mutant};
+use crate::session::owner::Owner;
+use crate::session::{Ctx, DEAD, Effect, Effects, Failure, Role, Session};
+
+impl Session {
+    /// Looks whether the promises suffice, and what follows from them.
+    pub(in crate::session) fn settle_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        loop {
+            let Role::Preparing(takeover) = &self.role else { return };
+            let found = takeover.highest().cloned();
+            let found = found.as_ref();
+            if let Some(cfg) = self.newer_than_asked(takeover, found) {
+                self.ask_in(ctx, cfg, None, out);
+                continue;
+            }
+            if found.is_none() && takeover.asked.is_empty() && takeover.begun.is_some() {
+                self.settle_birth(ctx, out);
+                return;
+            }
+            if let Some(cfg) = takeover.birth_to_close(found) {
+                let into = found.map(|info| info.cfg.clone());
+                self.ask_in(ctx, cfg, into, out);
+                continue;
+            }
+            let closed =
+                !takeover.births_above(found).any(|birth| self.is_open(takeover, found, birth));
+            let target = found.map_or(takeover.token.as_ref(), |info| Some(&info.cfg)).cloned();
+            if let Some(cfg) = target.filter(|cfg| closed && takeover.is_promised(cfg)) {
+                self.succeed(ctx, found.cloned(), cfg, out);
+                return;
+            }
+            if let Some(cfg) = self.open_form_to_ask(takeover) {
+                self.ask_in(ctx, cfg, None, out);
+                continue;
+            }
+            self.search_on(ctx, found, closed, out);
+            return;
+        }
+    }
+
+    /// A configuration that came to light and was not asked in.
+    fn newer_than_asked(
+        &self,
+        takeover: &Takeover,
+        found: Option<&AcceptedInfo>,
+    ) -> Option<Arc<Config>> {
+        // What was heard of since may be newer than what was asked in.
+        let known = takeover.asked_in().map(|cfg| cfg.now.c).max().unwrap_or_default();
+        let newer = match found {
+            Some(info) if !takeover.has_asked(&info.cfg) => Some(&info.cfg),
+            _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.c > known),
+        };
+        let missing = newer.or(takeover.token.as_ref());
+        // One that began beside another may be as new as that one.
+        let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
+        let mut beside = takeover.reported.iter().chain(held);
+        missing
+            .filter(|cfg| !takeover.has_asked(cfg))
+            .or_else(|| beside.find(|cfg| found.is_none() && !takeover.has_asked(cfg)))
+            .cloned()
+    }
+
+    /// Whether the session may have gone on by `birth`, above what was `found`.
+    fn is_open(&self, takeover: &Takeover, found: Option<&AcceptedInfo>, birth: &Birth) -> bool {
+        !takeover.closes(&birth.cfg) && !self.passes_over(takeover, found, birth)
+    }
+
+    /// The promises suffice in `cfg`: this peer owns the session from here on.
+    fn succeed(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        found: Option<AcceptedInfo>,
+        cfg: Arc<Config>,
+        out: &mut Effects,
+    ) {
+        let Role::Preparing(takeover) = &self.role else { return };
+        let b = takeover.b;
+        if let Some(AcceptedInfo { p, cfg, body: Some(body) }) = found {
+            let record = Record { p, cfg, body };
+            self.role = Role::Owner(Box::new(Owner::succeeding(b, &record)));
+            if mutant::on(Mutant::NoReassert) {
+                self.serve_at_once(record);
+                return;
+            }
+            self.reassert(ctx, record, out);
+        } else {
+            // A majority holds nothing: nothing was ever chosen.
+            self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
+            out.push(Effect::Owned { ballot: b });
+        }
+    }
+
+    /// What [`Mutant::NoReassert`] does instead of reasserting.
+    fn serve_at_once(&mut self, record: Record) {
+        if let Role::Owner(owner) = &mut self.role {
+            owner.chosen = Some(record);
+            owner.serving = true;
+        }
+    }
+
+    /// The open form of a seal that was asked in. A member that forgot the configuration before a
+    /// seal passes no gate for the seal, but is as good a voter as any in the members from there on:
+    /// it never voted in those.
+    fn open_form_to_ask(&self, takeover: &Takeover) -> Option<Arc<Config>> {
+        let forgot = |cfg: &Config, peer: &Incarnation| {
+            let known = self.heard.gone.get(peer);
+            let before = cfg.prev.as_deref().filter(|before| before.contains(*peer));
+            known
+                .zip(before)
+                .is_some_and(|(stamp, before)| before.stamp <= *stamp && *stamp < cfg.now.stamp)
+        };
+        takeover.asked_in().find_map(|cfg| {
+            let open = Config { now: cfg.now.clone(), prev: None };
+            let wanted = !takeover.covers_majority(&cfg.now)
+                && cfg.now.who.iter().any(|peer| forgot(cfg, peer))
+                && !takeover.has_asked(&open);
+            wanted.then(|| Arc::new(open))
+        })
+    }
+
+    /// The promises do not suffice: waits for more of them, asks more peers, or ends the takeover.
+    /// `closed`: the session cannot have gone on by a birth above what was `found`.
+    fn search_on(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        found: Option<&AcceptedInfo>,
+        closed: bool,
+        out: &mut Effects,
+    ) {
+        let Role::Preparing(takeover) = &self.role else { return };
+        // Where it may have been begun, nothing was chosen and nothing will be.
+        let nowhere = found.is_none() && closed && takeover.asked_in_births_alone();
+        if nowhere && let Some(roll) = &takeover.roll {
+            let verdict = roll.verdict(takeover.has_waited());
+            self.settle_absence(ctx, verdict, out);
+            return;
+        }
+        let hopeless = self.is_hopeless(takeover, found);
+        self.search_anew(ctx, hopeless);
+        let Role::Preparing(takeover) = &self.role else { return };
+        if !hopeless || !takeover.search.is_over() {
+            if hopeless && takeover.search.open.is_empty() {
+                self.ask_more(ctx, out);
+            }
+            return;
+        }
+        let unknown = takeover.asked.is_empty();
+        self.role = Role::None;
+        if unknown {
+            // Nobody has heard of it.
+            out.push(Effect::GaveUp);
+            self.redirect_all(None, out);
+        } else if let Some((into, by)) = self.heard.went_on.filter(|(_, by)| *by != ctx.me) {
+            self.fail_all(Failure::WentOn { into, by }, out);
+        } else {
+            out.push(Effect::Lost);
+            self.fail_all(Failure::Lost { ran: false }, out);
+        }
+    }
+
+    /// Whether no majority can come about in what is known, and others have to be asked for more.
+    fn is_hopeless(&self, takeover: &Takeover, found: Option<&AcceptedInfo>) -> bool {
+        let Some(info) = found else {
+            return !takeover.asked_in().any(|cfg| self.may_have_majority(cfg));
+        };
+        // What was found may be long past: a later configuration that has not said yet whether it
+        // holds more may be the one in which the session goes on.
+        let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
+        let unheard = |cfg: &Arc<Config>| {
+            self.may_have_majority(cfg) && !cfg.sets().all(|set| takeover.covers_majority(set))
+        };
+        let is_shut_in = takeover.births_above(found).any(|birth| {
+            self.is_open(takeover, found, birth) && self.is_shut_in_by(takeover, birth)
+        });
+        is_shut_in
+            || !self.may_have_majority(&info.cfg) && !takeover.asked_in().filter(later).any(unheard)
+    }
+
+    /// Nothing was chosen where the session may have been begun: acts on the `verdict` of the roll
+    /// whether anybody else may know of it.
+    fn settle_absence(&mut self, ctx: &mut Ctx<'_>, verdict: Verdict, out: &mut Effects) {
+        let Role::Preparing(takeover) = &self.role else { return };
+        let Some(roll) = &takeover.roll else { return };
+        match verdict {
+            Verdict::Enough if takeover.otherwise == Otherwise::Absent => {
+                self.fail_as_absent(ctx, out);
+            }
+            Verdict::TooFew if takeover.search.asked == takeover.search.peers.len() => {
+                self.role = Role::None;
+                out.push(Effect::GaveUp);
+                self.fail_all(Failure::NoMajority { ran: false }, out);
+            }
+            _ if takeover.search.open.iter().all(|peer| roll.is_silent(*peer)) => {
+                self.ask_more(ctx, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Nobody knows of the session: those who waited when everyone was asked fail. For those who
+    /// came since, the answers may be too old, and everyone is asked again.
+    fn fail_as_absent(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
+        let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
+            return;
+        };
+        let waiting = core::mem::take(&mut self.line.queue);
+        let (came_since, asked_for) =
+            waiting.into_iter().partition(|it| it.came_after(takeover.began));
+        self.line.queue = asked_for;
+        self.fail_all(Failure::Absent, out);
+        self.line.queue = came_since;
+        if !self.line.queue.is_empty() {
+            self.seek(ctx, &takeover.search.peers, Otherwise::Absent, out);
+        }
+    }
+
+    /// Begins the search again when the known configurations have lost their majorities (`hopeless`)
+    /// since the last look.
+    fn search_anew(&mut self, ctx: &Ctx<'_>, hopeless: bool) {
+        let Role::Preparing(takeover) = &mut self.role else { return };
+        let search = &mut takeover.search;
+        if hopeless == search.anew {
+            return;
+        }
+        search.anew = hopeless;
+        if !hopeless {
+            return;
+        }
+        // Those members that live know best who the members are by now, whether this peer knew of
+        // them before or not.
+        let members = takeover.asked.iter().flat_map(|(cfg, _)| cfg.everyone());
+        for peer in members.filter(|peer| *peer != ctx.me) {
+            if self.heard.gone.get(&peer) != Some(&DEAD) && !search.peers.contains(&peer) {
+                search.peers.push(peer);
+            }
+        }
+        search.asked = 0;
+        search.open.clear();
+    }
+}
+
+impl Takeover {
+    /// A birth above what was `found` that nobody was asked to close.
+    fn birth_to_close(&self, found: Option<&AcceptedInfo>) -> Option<Arc<Config>> {
+        let mut births = self.births_above(found);
+        births.find(|birth| !self.has_asked(&birth.cfg)).map(|birth| birth.cfg.clone())
+    }
+
+    /// Whether the promises cover a majority of every set that `cfg` names.
+    fn is_promised(&self, cfg: &Config) -> bool {
+        cfg.sets().all(|set| {
+            self.covers_majority(set)
+                || mutant::on(Mutant::SkipPromises)
+                || mutant::on(Mutant::CoverOld) && cfg.prev.is_some() && *set == cfg.now
+                || mutant::on(Mutant::CoverNew) && cfg.prev.as_deref() == Some(set)
+        })
+    }
+
+    /// Whether all that was asked in is where the session may have been begun.
+    fn asked_in_births_alone(&self) -> bool {
+        self.asked_in().all(|cfg| self.births.iter().any(|birth| birth.cfg == *cfg))
+    }
+}

@@ -1,0 +1,172 @@
+//! The dashboard: one page, complete in itself, and the stream of events that it draws.
+//!
+//! Nothing runs while nobody watches. While somebody does, one task looks at the peer twice a
+//! second and tells every watcher the same text; a watcher that reads slowly skips to the newest,
+//! so that each holds one text at most.
+
+use std::convert::Infallible;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::admin::peer::Peer;
+use crate::admin::watchers::{Place, Places, Who};
+use crate::observe::status::Status;
+use decisions::Decision;
+
+mod decisions;
+
+/// How often those who watch are told.
+const TICK: Duration = Duration::from_millis(500);
+/// How many may watch at once.
+const WATCHERS_MAX: usize = 16;
+/// How many of the newest requests are looked at, and how many kinds of decision are told of them.
+const RECENT: usize = 400;
+const DECISIONS: usize = 40;
+
+/// The picture of the mesh and the history first, which the rest of the script draws with.
+const SCRIPT: &str = concat!(
+    include_str!("dashboard/mesh.js"),
+    include_str!("dashboard/history.js"),
+    include_str!("dashboard/dashboard.js")
+);
+
+/// The page with its style and its script.
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    include_str!("dashboard/index.html")
+        .replace("{style}", include_str!("dashboard/dashboard.css"))
+        .replace("{script}", SCRIPT)
+});
+
+/// The page's own style and script, by their digests (CSP Level 3 section 2.3.1), and what the peer
+/// tells; nothing from elsewhere, and no other page may frame it.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let digest = |text: &str| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        format!("'sha256-{}'", STANDARD.encode(digest))
+    };
+    let policy = format!(
+        "default-src 'none'; style-src {}; script-src {}; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        digest(include_str!("dashboard/dashboard.css")),
+        digest(SCRIPT),
+    );
+    HeaderValue::try_from(policy).expect("digests in base64 are visible ASCII")
+});
+
+/// The page.
+pub(crate) fn page() -> Response {
+    let headers: [(HeaderName, HeaderValue); 5] = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (CONTENT_SECURITY_POLICY, POLICY.clone()),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    (headers, PAGE.as_str()).into_response()
+}
+
+/// What those who watch are told.
+#[derive(Serialize)]
+struct News {
+    /// What time it is here: the watcher's clock need not agree.
+    now_unix_ms: u64,
+    status: Status,
+    recent: Vec<Decision>,
+}
+
+/// Tells those who watch a peer.
+#[derive(Clone)]
+pub(crate) struct Feed {
+    places: Arc<Places>,
+    /// The teller, as long as somebody listens.
+    teller: Arc<Mutex<Weak<Teller>>>,
+}
+
+struct Teller {
+    news: watch::Sender<Bytes>,
+}
+
+impl Feed {
+    pub(crate) fn new() -> Self {
+        Self { places: Places::new(WATCHERS_MAX), teller: Arc::default() }
+    }
+
+    /// A response that goes on until its client leaves, or has to for another's sake; `None` where too
+    /// many watch already.
+    pub(crate) fn watch(&self, peer: &impl Peer, who: Who) -> Option<Response> {
+        let place = self.places.take(who)?;
+        let teller = self.teller(peer);
+        let leaves = place.leave().cancelled_owned();
+        let told = events(teller, place).take_until(leaves).map(Ok::<_, Infallible>);
+        let body = Body::from_stream(told);
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ];
+        Some((headers, body).into_response())
+    }
+
+    /// The one that tells already, or a new one.
+    fn teller(&self, peer: &impl Peer) -> Arc<Teller> {
+        let mut known = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(teller) = known.upgrade() {
+            return teller;
+        }
+        let teller = Arc::new(Teller { news: watch::Sender::new(event(peer)) });
+        *known = Arc::downgrade(&teller);
+        tokio::spawn(tell(Arc::downgrade(&teller), peer.clone()));
+        teller
+    }
+}
+
+/// Tells until nobody listens any more.
+async fn tell(teller: Weak<Teller>, peer: impl Peer) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first is due at once, and was told already.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let Some(teller) = teller.upgrade() else { return };
+        teller.news.send_replace(event(&peer));
+    }
+}
+
+/// The newest, and whatever follows it.
+fn events(teller: Arc<Teller>, place: Place) -> impl Stream<Item = Bytes> {
+    let news = teller.news.subscribe();
+    stream::unfold((news, true, (teller, place)), |(mut news, first, held)| async move {
+        if !first {
+            news.changed().await.ok()?;
+        }
+        let event = news.borrow_and_update().clone();
+        Some((event, (news, false, held)))
+    })
+}
+
+/// One event in the form of Server-Sent Events (HTML Living Standard, section 9.2.5).
+fn event(peer: &impl Peer) -> Bytes {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let news = News {
+        now_unix_ms,
+        status: peer.status(),
+        recent: decisions::fold(peer.recent(RECENT), DECISIONS),
+    };
+    let json = serde_json::to_string(&news).unwrap_or_default();
+    format!("data: {json}\n\n").into()
+}

@@ -1,0 +1,229 @@
+//! Who has a place at the admin listener. Whether the peer lives is asked there by the supervisor that would end
+//! it for not answering, so nobody else can take all places: where all are taken the connection gives
+//! way that has been idle longest, and where all are busy some are left for health alone.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::warn;
+
+use crate::admin::answers::problem;
+use crate::admin::watchers::Who;
+
+/// Connections at once for everybody.
+pub(crate) const CONNECTIONS_MAX: usize = 128;
+/// Connections beside them, for health alone.
+const FOR_HEALTH: usize = 16;
+/// How long a connection may be without a whole request head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection is closed after this, so that none is held for ever.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
+/// How long to leave the listener alone when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers on `listener` until `ends`, as [`Admin::serve`](crate::admin::Admin::serve) says. What
+/// `connected` returns is kept as long as a connection is.
+pub(crate) async fn serve<C: Send + 'static>(
+    listener: TcpListener,
+    router: Router,
+    connected: impl Fn() -> C,
+    ends: impl Future<Output = ()> + Send,
+) {
+    let mut ends = pin!(ends);
+    let leaves = CancellationToken::new();
+    let places = Arc::new(Places::default());
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            // Last: who has connected already is answered.
+            biased;
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+            () = ends.as_mut() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connected = connected();
+                let connection = connection(stream, places.take(), router.clone(), leaves.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(connected);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection to the admin listener");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    leaves.cancel();
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(stream: TcpStream, place: Place, router: Router, ends: CancellationToken) {
+    let (leave, place) = (place.leave.clone(), Arc::new(place));
+    let who = stream.peer_addr().map_or(Who::Unknown, |addr| Who::client(addr.ip()));
+    let service = hyper::service::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        let (router, busy) = (router.clone(), Busy::new(Arc::clone(&place)));
+        request.extensions_mut().insert(who.clone());
+        async move {
+            let path = request.uri().path();
+            if busy.0.for_health && path != "/healthz" && path != "/readyz" {
+                let what = "every place but those for health is taken; ask again";
+                let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, what);
+                refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                return Ok(refusal);
+            }
+            let answer: Result<Response<Body>, _> = router.oneshot(request.map(Body::new)).await;
+            answer.map(|answer| {
+                // It is busy until all of the answer has been sent.
+                answer.map(|body| {
+                    Body::new(body.map_frame(move |frame| {
+                        let _ = &busy;
+                        frame
+                    }))
+                })
+            })
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        // How a client's connection ends is the client's affair.
+        _ = timeout(CONNECTION_AGE_MAX, connection.as_mut()) => {}
+        () = leave.cancelled() => {}
+        () = ends.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+/// The connections that have a place.
+#[derive(Default)]
+struct Places(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    taken: HashMap<u64, Taken>,
+    next: u64,
+}
+
+struct Taken {
+    for_health: bool,
+    /// Since when nothing is asked on it; absent while something is.
+    idle: Option<Instant>,
+    leave: CancellationToken,
+}
+
+/// One connection's place, which is free again once this is dropped.
+struct Place {
+    id: u64,
+    for_health: bool,
+    leave: CancellationToken,
+    places: Arc<Places>,
+}
+
+impl Places {
+    /// A place for a connection that has just come, and for which another may have to leave.
+    fn take(self: &Arc<Self>) -> Place {
+        let mut table = self.lock();
+        let all = table.taken.values().filter(|taken| !taken.for_health).count();
+        let for_health = all >= CONNECTIONS_MAX && !table.idlest_leaves(false);
+        if for_health {
+            let all = table.taken.values().filter(|taken| taken.for_health).count();
+            if all >= FOR_HEALTH {
+                table.idlest_leaves(true);
+            }
+        }
+        table.next += 1;
+        let (id, leave) = (table.next, CancellationToken::new());
+        let taken = Taken { for_health, idle: Some(Instant::now()), leave: leave.clone() };
+        table.taken.insert(id, taken);
+        Place { id, for_health, leave, places: Arc::clone(self) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Ends the connection that has been idle longest; false where none is idle.
+    fn idlest_leaves(&mut self, for_health: bool) -> bool {
+        let idle = self.taken.iter().filter(|(_, taken)| taken.for_health == for_health);
+        let idlest = idle.filter_map(|(id, taken)| Some((taken.idle?, *id))).min();
+        let Some(taken) = idlest.and_then(|(_, id)| self.taken.remove(&id)) else { return false };
+        taken.leave.cancel();
+        true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.lock().taken.remove(&self.id);
+    }
+}
+
+/// A request under way on a connection.
+struct Busy(Arc<Place>);
+
+impl Busy {
+    fn new(place: Arc<Place>) -> Self {
+        let busy = Self(place);
+        busy.is_idle(None);
+        busy
+    }
+
+    fn is_idle(&self, since: Option<Instant>) {
+        if let Some(taken) = self.0.places.lock().taken.get_mut(&self.0.id) {
+            taken.idle = since;
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.is_idle(Some(Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_idlest_leaves_first_and_health_has_places_of_its_own() {
+        let places = Arc::new(Places::default());
+        let all: Vec<_> = (0..CONNECTIONS_MAX).map(|_| Arc::new(places.take())).collect();
+        assert!(all.iter().all(|place| !place.for_health));
+        let _first = Busy::new(Arc::clone(&all[0]));
+        let late = Arc::new(places.take());
+        assert!(all[1].leave.is_cancelled() && !late.for_health);
+        assert!(!all[0].leave.is_cancelled(), "something is asked on it");
+        let _busy: Vec<_> =
+            all[2..].iter().chain([&late]).map(|place| Busy::new(Arc::clone(place))).collect();
+        let health: Vec<_> = (0..FOR_HEALTH).map(|_| places.take()).collect();
+        assert!(health.iter().all(|place| place.for_health && !place.leave.is_cancelled()));
+        let another = places.take();
+        assert!(another.for_health && health[0].leave.is_cancelled());
+        drop(_first);
+        assert!(!places.take().for_health, "one of the others is idle again");
+    }
+}

@@ -1,0 +1,97 @@
+//! One running copy of an app: who is in it, and how it ends.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use warmhop_core::ids::Now;
+use warmhop_core::version::AppVersion;
+
+use crate::app::AppService;
+use crate::http::tunnels::CopyTunnels;
+
+pub(super) type StopFn =
+    Box<dyn FnOnce(Duration) -> futures_util::future::BoxFuture<'static, ()> + Send>;
+
+/// One running copy.
+pub(crate) struct Copy {
+    pub(crate) attempt: u64,
+    pub(crate) version: Option<AppVersion>,
+    pub(crate) service: AppService,
+    /// Whether the app speaks the carried `Warmhop-Session` field.
+    pub(crate) carried: bool,
+    pub(super) in_flight: AtomicU32,
+    pub(super) idle: Notify,
+    pub(super) stop: Mutex<Option<StopFn>>,
+    /// Its upgraded connections.
+    pub(crate) tunnels: CopyTunnels,
+    /// Requests that wait for the heads of their answers.
+    pub(crate) awaiting: AtomicU32,
+    /// When it last began an answer, in the clock's milliseconds; 0 before the first.
+    pub(crate) answered: AtomicU64,
+    /// How many requests have failed since.
+    pub(crate) failed_in_a_row: AtomicU32,
+    /// It was found to hang, and is being ended.
+    pub(super) hangs: AtomicBool,
+    pub(super) given_up: Notify,
+}
+
+/// Counts one request that waits for the head of its answer until it is dropped.
+pub(crate) struct Awaiting<'a>(&'a Copy);
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        self.0.awaiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Copy {
+    /// Whether it has begun an answer to anybody.
+    pub(super) fn has_served(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a request that waits for the head of its answer.
+    pub(crate) fn awaits(&self) -> Awaiting<'_> {
+        self.awaiting.fetch_add(1, Ordering::Relaxed);
+        Awaiting(self)
+    }
+
+    /// Whether it was found to hang.
+    pub(crate) fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::SeqCst)
+    }
+
+    /// Resolves once it was found to hang: what waits for it waits in vain.
+    pub(crate) async fn given_up(&self) {
+        let told = self.given_up.notified();
+        tokio::pin!(told);
+        told.as_mut().enable();
+        if !self.hangs() {
+            told.await;
+        }
+    }
+
+    /// Notes that it has begun an answer.
+    pub(crate) fn answers(&self, now: Now) {
+        self.answered.store(now.0.max(1), Ordering::Relaxed);
+        if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
+            self.failed_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Resolves when nothing is in flight. Taken out of service before, it stays so.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            fence(Ordering::SeqCst);
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}

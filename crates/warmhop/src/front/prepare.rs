@@ -1,0 +1,289 @@
+//! What a client sent, made into what its app is to see: the fields of its connection and those of the
+//! mesh are removed, those that say where the request came from are added, and a small body is read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{
+    CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY,
+};
+use http::request::Parts;
+use http::{Method, Version};
+use http_body::Body as _;
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use warmhop_core::affinity::{Entry, Kind};
+use warmhop_core::config::SessionMode;
+use warmhop_core::ids::RequestKey;
+use warmhop_core::problem::ProblemKind;
+use warmhop_core::route::Arrived;
+use warmhop_core::session::entry::FORWARDS_MAX;
+
+use crate::app::places::Waits;
+use crate::app::slot::Slot;
+use crate::front::client_body::TooSlow;
+use crate::front::cookies::AskedAt;
+use crate::front::origin::Origin;
+use crate::front::targets;
+use crate::http::about::About;
+use crate::http::body::{Body, Broke};
+use crate::http::client::ClientInfo;
+use crate::http::fields;
+use crate::observe::recall::Tracing;
+use crate::request::call::{Call, CallBody};
+use crate::request::node::Node;
+use crate::request::portable::Portable;
+use crate::request::problem::Problem;
+
+/// The longest idempotency key, in bytes.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// How long the body of a request may take that is carried out only once all of it is there.
+const WHOLE_BODY_WITHIN: Duration = Duration::from_secs(60);
+/// How many fields this peer adds to those that an app is to see.
+const FIELDS_ADDED: usize = 6;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The key that tells repeats of a request, where the request may change a portable session.
+pub(super) fn idempotency_key(
+    parts: &Parts,
+    about: About,
+    mode: SessionMode,
+) -> Result<Option<String>, Problem> {
+    let key = if about.has(About::KEY) { read_idempotency_key(&parts.headers)? } else { None };
+    Ok(key.filter(|_| mode == SessionMode::Portable && !fields::is_safe(&parts.method)))
+}
+
+/// Another protocol that a client asks its connection to change to.
+pub(super) struct UpgradeAsked {
+    /// Its name, if the client asks for one.
+    pub(super) protocol: Option<HeaderValue>,
+    /// The client's connection, once it has changed.
+    pub(super) client_side: Option<OnUpgrade>,
+    /// Asked for by an extended CONNECT.
+    pub(super) is_extended: bool,
+}
+
+impl UpgradeAsked {
+    /// Takes the client's wish out of its request. A WebSocket over HTTP/2 (RFC 8441) is an upgrade to
+    /// all who pass it on, and to the app: only the client's side of it differs.
+    pub(super) fn take(parts: &mut Parts, about: About, body: &Body) -> Self {
+        let is_extended = parts.extensions.remove::<Protocol>().is_some();
+        let protocol = if is_extended {
+            parts.method = Method::GET;
+            parts.headers.insert(SEC_WEBSOCKET_KEY, websocket_key());
+            Some(HeaderValue::from_static("websocket"))
+        } else if !about.has(About::CONNECTION) {
+            None
+        } else {
+            // A server may ignore the wish (RFC 9110 section 7.8). Two that read a body and a
+            // tunnel differently on one connection would be worse.
+            fields::wanted_upgrade(parts.version, &parts.headers).filter(|_| body.is_end_stream())
+        };
+        let client_side = parts.extensions.remove::<OnUpgrade>().filter(|_| protocol.is_some());
+        Self { protocol, client_side, is_extended }
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        self.protocol.is_some()
+    }
+}
+
+/// Removes what is for the connection, or for this mesh alone. Returns whether the client waits for
+/// `100 Continue` before it sends its body.
+pub(super) fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAsked) -> bool {
+    let headers = &mut parts.headers;
+    if about.has(About::CONNECTION) {
+        fields::remove_hop_by_hop(headers);
+    }
+    if about.has(About::OURS) {
+        fields::remove_reserved(headers);
+    }
+    if about.has(About::SHADOW) {
+        fields::remove_shadows(headers);
+    }
+    if about.has(About::COOKIE) {
+        fields::join_cookies(headers);
+    }
+    if upgrade.is_asked() {
+        headers.remove(CONTENT_LENGTH);
+    }
+    if !about.has(About::EXPECT) {
+        return false;
+    }
+    let asks_first = fields::expects_continue(headers) && parts.version > Version::HTTP_10;
+    headers.remove(EXPECT);
+    asks_first
+}
+
+/// Adds what the app is to know of the request's way, and returns where the client asked.
+pub(super) fn add_fields(
+    node: &Node,
+    slot: &Slot,
+    prefix: Option<&str>,
+    parts: &mut Parts,
+    client: &Origin,
+    tracing: &mut Tracing,
+) -> AskedAt {
+    let headers = &mut parts.headers;
+    // At once, rather than as they are added.
+    headers.reserve(FIELDS_ADDED);
+    let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
+    if let Some(prefix) = prefix {
+        targets::tell_prefix(headers, prefix);
+    }
+    targets::name_host(headers, slot.spec().host());
+    let at = AskedAt::of(headers, &parts.uri, client.secure);
+    targets::passed_on(&parts.method, headers);
+    let ClientInfo { addr, secure } = &client.neighbour;
+    let scheme = if *secure { "https" } else { "http" };
+    fields::append_forwarded(headers, addr.map(|addr| addr.ip()), host, scheme);
+    node.via[0].append(headers, parts.version);
+    headers.insert(X_REQUEST_ID, tracing.id_field());
+    at
+}
+
+/// Reads a body that is small, or one of at most `want_whole` bytes, into memory.
+pub(super) async fn gather(body: Body, want_whole: Option<usize>) -> Result<CallBody, Problem> {
+    match tokio::time::timeout(WHOLE_BODY_WITHIN, Call::gather(body, want_whole)).await {
+        Ok(gathered) => gathered.map_err(|error| body_cut_off(&*error)),
+        Err(_) => Err(body_too_slow()),
+    }
+}
+
+/// Has a body that is a stream note the error that it ends with, should it break.
+pub(super) fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
+    match body {
+        CallBody::Stream(Some(body)) => {
+            let broke = Broke::default();
+            (CallBody::Stream(Some(body.telling_if_broken(&broke))), Some(broke))
+        }
+        body => (body, None),
+    }
+}
+
+/// The request as its app is to have it.
+pub(super) fn call(
+    slot: &Slot,
+    parts: Parts,
+    prefix: Option<&str>,
+    body: CallBody,
+    upgrade: &UpgradeAsked,
+    waits: Waits,
+    tracing: &Tracing,
+) -> Call {
+    let mut call = Call {
+        id: tracing.id.clone(),
+        method: parts.method,
+        target: targets::for_app(&parts.uri, prefix),
+        fields: parts.headers,
+        body,
+        upgrade: upgrade.protocol.clone(),
+        on_upgrade: upgrade.client_side.clone(),
+        may_have_run: false,
+        failed_at: None,
+        attempt: rand::random(),
+        waits,
+        version: None,
+        counts_on: None,
+    };
+    call.waits.never_wakes = !call.wakes(&slot.spec().policy.wake);
+    call
+}
+
+/// A request of a portable session, as it begins at the front door.
+pub(super) fn portable<'a>(
+    slot: &'a Arc<Slot>,
+    call: &Call,
+    key: Option<&str>,
+    entry: Option<&'a Entry>,
+) -> Portable<'a> {
+    Portable {
+        slot,
+        rid: key.map_or_else(|| RequestKey(rand::random()), rid_of_key),
+        fingerprint: if key.is_some() { call.fingerprint() } else { 0 },
+        keyed: key.is_some(),
+        seen: entry.and_then(|entry| match entry.kind {
+            Kind::Portable { n, .. } => Some(n),
+            Kind::Pinned { .. } => None,
+        }),
+        arrived: Arrived::AtFrontDoor,
+        hops_left: FORWARDS_MAX,
+        drawn: false,
+        version: entry.and_then(|entry| entry.version.as_ref()),
+    }
+}
+
+/// The problem of a body that ended before its length, came too slowly, or was malformed.
+pub(super) fn body_cut_off(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Problem {
+    if error.is::<TooSlow>() {
+        let detail = format!("the peer stopped reading the request's body: {error}");
+        return Problem::new(ProblemKind::BodyTooSlow, detail);
+    }
+    let detail = "the request's body was cut off, or is not valid HTTP";
+    Problem::new(ProblemKind::BodyCutOff, detail).because(error)
+}
+
+fn body_too_slow() -> Problem {
+    let detail = format!(
+        "a request with an Idempotency-Key is carried out once all of its body has arrived, which \
+         took more than {WHOLE_BODY_WITHIN:?}"
+    );
+    Problem::new(ProblemKind::BodyTooSlow, detail)
+}
+
+/// A nonce for an app's handshake (RFC 6455 section 4.1), which a client over HTTP/2 sends none of.
+fn websocket_key() -> HeaderValue {
+    let nonce: [u8; 16] = rand::random();
+    HeaderValue::from_str(&STANDARD.encode(nonce)).expect("base64 is a field's value")
+}
+
+fn rid_of_key(key: &str) -> RequestKey {
+    let digest = ring::digest::digest(&ring::digest::SHA256, key.as_bytes());
+    RequestKey(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
+}
+
+/// The `Idempotency-Key`, as a string item or bare. A malformed one is refused, because a client that
+/// sends one relies on it.
+fn read_idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().ok().map(|text| text.trim().trim_matches('"'));
+    match text {
+        Some(key)
+            if values.next().is_none() && (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) =>
+        {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(Problem::new(
+            ProblemKind::BadIdempotencyKey,
+            format!(
+                "Idempotency-Key must be one value of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters"
+            ),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idempotency_key_is_taken_bare_or_quoted_and_refused_when_malformed() {
+        let with = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("idempotency-key", HeaderValue::from_str(value).unwrap());
+            }
+            read_idempotency_key(&headers)
+        };
+        assert_eq!(with(&[]).unwrap(), None);
+        assert_eq!(with(&["\"a-1\""]).unwrap().unwrap(), "a-1");
+        assert_eq!(with(&["a-1"]).unwrap().unwrap(), "a-1");
+        assert!(with(&["a", "b"]).is_err());
+        assert!(with(&[""]).is_err());
+        assert!(with(&[&"k".repeat(257)]).is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! How far a request's body has come on its way to an app, and who is waited for: the app, or the
+//! client that sends it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::time::{Instant, sleep};
+
+use crate::http::body::{Body, BoxError};
+
+/// A body that is on its way.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    began: Instant,
+    /// How long after that the app was given something of it, last.
+    moved_ms: AtomicU64,
+    /// The app waits for more, which the client has not sent yet.
+    is_wanted: AtomicBool,
+}
+
+impl Upload {
+    /// The same body, and how far it has come.
+    pub(crate) fn watch(body: Body) -> (Body, Arc<Self>) {
+        let upload = Arc::new(Self {
+            began: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            is_wanted: AtomicBool::new(false),
+        });
+        (Body::new(Watched { body, upload: Arc::clone(&upload) }), upload)
+    }
+
+    fn moved(&self, is_wanted: bool) {
+        if !is_wanted {
+            let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.moved_ms.store(ms, Ordering::Relaxed);
+        }
+        self.is_wanted.store(is_wanted, Ordering::Relaxed);
+    }
+
+    /// Resolves once the app has had `within` for itself since it was given something of the body.
+    async fn app_has_had(&self, within: Duration) {
+        loop {
+            let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+            let left = within.saturating_sub(self.began.elapsed().saturating_sub(moved));
+            if !left.is_zero() {
+                sleep(left).await;
+            } else if self.is_wanted.load(Ordering::Relaxed) {
+                // How long a client may take is bounded at its front door.
+                sleep(within).await;
+            } else {
+                return;
+            }
+        }
+    }
+}
+
+/// What `answering` comes to, if the app lets it within the time. Where it has a body to read, the time
+/// that its client takes to send it is not the app's.
+pub(crate) async fn answers_within<F: Future>(
+    answering: F,
+    within: Duration,
+    upload: Option<Arc<Upload>>,
+) -> Option<F::Output> {
+    let is_over = async {
+        match &upload {
+            Some(upload) => upload.app_has_had(within).await,
+            None => sleep(within).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        outcome = answering => Some(outcome),
+        () = is_over => None,
+    }
+}
+
+struct Watched {
+    body: Body,
+    upload: Arc<Upload>,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.upload.moved(polled.is_pending());
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // The app wants no more of it.
+        self.upload.moved(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(1);
+
+    type Sends = mpsc::Sender<Result<Frame<Bytes>, BoxError>>;
+
+    /// A client that sends what it is told to.
+    fn client() -> (Sends, Body, Arc<Upload>) {
+        let (sends, sent) = mpsc::channel(1);
+        let frames = futures_util::stream::unfold(sent, |mut sent| async move {
+            sent.recv().await.map(|frame| (frame, sent))
+        });
+        let (body, upload) = Upload::watch(Body::new(StreamBody::new(Box::pin(frames))));
+        (sends, body, upload)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_has_its_time_once_a_slow_client_has_sent_all() {
+        let (sends, mut body, upload) = client();
+        let began = Instant::now();
+        let slow = tokio::spawn(async move {
+            for _ in 0..5 {
+                sleep(3 * WITHIN).await;
+                sends.send(Ok(Frame::data(Bytes::from_static(b"x")))).await.unwrap();
+            }
+        });
+        // It reads all of it, and never answers.
+        let app = async move {
+            while body.frame().await.is_some() {}
+            std::future::pending::<()>().await;
+        };
+        assert_eq!(answers_within(app, WITHIN, Some(upload)).await, None);
+        slow.await.unwrap();
+        let took = began.elapsed();
+        assert!((16 * WITHIN..18 * WITHIN).contains(&took), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_that_does_not_read_or_reads_no_further_is_given_up_in_time() {
+        for reads in [0, 1] {
+            let (sends, mut body, upload) = client();
+            sends.send(Ok(Frame::data(Bytes::from_static(b"x")))).await.unwrap();
+            let began = Instant::now();
+            let app = async move {
+                for _ in 0..reads {
+                    body.frame().await;
+                }
+                std::future::pending::<()>().await;
+            };
+            assert_eq!(answers_within(app, WITHIN, Some(upload)).await, None);
+            let took = began.elapsed();
+            assert!((WITHIN..2 * WITHIN).contains(&took), "{took:?}");
+        }
+        // One that wanted more, and no longer does.
+        let (_sends, mut body, upload) = client();
+        let app = async move {
+            tokio::time::timeout(WITHIN / 2, body.frame()).await.unwrap_err();
+            drop(body);
+            std::future::pending::<()>().await;
+        };
+        let gives_up = answers_within(app, WITHIN, Some(upload));
+        assert_eq!(tokio::time::timeout(3 * WITHIN, gives_up).await, Ok(None));
+    }
+}

@@ -1,0 +1,67 @@
+//! A request that was sent to a copy for its version, where the copy no longer has that version: a
+//! request may overtake the news that a version was taken back.
+//!
+//! A peer that chose a copy for its version says so with the request. A peer whose copy is older refuses
+//! the request and sends its news along, by which the sender decides again.
+
+use std::sync::Arc;
+
+use warmhop_core::ids::PeerId;
+use warmhop_core::route::counts_on;
+use warmhop_core::version::AppVersion;
+use warmhop_core::view::News;
+
+use crate::app::slot::{Copy, InFlight, Slot};
+use crate::hop::HopRefusal;
+use crate::request::call::Call;
+use crate::request::local_error::LocalError;
+use crate::request::node::Node;
+
+/// Whether the copy here is older than what a request counts on.
+pub(super) fn is_too_old(slot: &Slot, counted_on: Option<&AppVersion>) -> bool {
+    counted_on.is_some_and(|it| slot.version().is_some_and(|here| it.is_newer_than(&here)))
+}
+
+impl Call {
+    /// Begins at the copy here, if that takes it.
+    pub(super) fn enters(&mut self, slot: &Arc<Slot>) -> Result<(Arc<Copy>, InFlight), LocalError> {
+        let is_use = self.wakes(&slot.spec().policy.wake);
+        let Some((copy, guard)) = slot.enter(is_use) else {
+            return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
+        };
+        let is_older = |it: &AppVersion| copy.version.as_ref().is_some_and(|o| it.is_newer_than(o));
+        if self.counts_on.as_ref().is_some_and(is_older) {
+            return Err(LocalError::Older);
+        }
+        self.waits.over();
+        Ok((copy, guard))
+    }
+}
+
+impl Node {
+    /// The version that a request counts on at another peer.
+    pub(super) fn counts_on(&self, slot: &Slot, to: &PeerId, call: &Call) -> Option<AppVersion> {
+        let served = call.version.as_ref()?;
+        let view = self.view();
+        let there = view.peer(to)?.apps.get(slot.name())?.news.version.as_ref();
+        counts_on(Some(served), there).cloned()
+    }
+
+    /// The refusal for a peer that counted on a newer copy.
+    pub(super) fn refusal_of_older(&self, slot: &Slot) -> HopRefusal {
+        // A copy serves a moment before its news is sent.
+        slot.announce();
+        let news = self.net.own_news_of(slot.name());
+        news.map_or(HopRefusal::NotReady, |news| HopRefusal::Older(Box::new(news)))
+    }
+
+    /// Takes the news that came with a refusal.
+    pub(super) fn learns_version(&self, slot: &Slot, from: &PeerId, why: &HopRefusal) {
+        if let HopRefusal::Older(told) = why
+            && let News::App { peer, news, .. } = &**told
+            && (peer, &news.app) == (from, slot.name())
+        {
+            self.apply((**told).clone(), true);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The events of a request in line for its session, and the channel that they take to it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use warmhop_core::ids::{Ballot, Incarnation};
+use warmhop_core::session::message::{Exec, Stored};
+use warmhop_core::session::{Failure, TokenHint};
+
+/// A request sees at most a handful of events before it reads them.
+const UNREAD_MAX: usize = 16;
+
+/// What happens to a waiting request.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Turn,
+    Execute { executor: Incarnation, exec: Exec },
+    Release { hint: TokenHint },
+    Replay { stored: Stored, hint: TokenHint },
+    Fail(Failure),
+    Again,
+    Redirect(Option<Ballot>),
+}
+
+impl Event {
+    /// Whether the session knows nothing of the request any more once it has said this, and the
+    /// request does not come back. One that failed may: until it has, its place keeps a session that
+    /// holds nothing from being dropped.
+    pub(crate) fn is_last(&self) -> bool {
+        match self {
+            Self::Release { .. } | Self::Replay { .. } | Self::Redirect(_) => true,
+            Self::Turn | Self::Execute { .. } | Self::Again | Self::Fail(_) => false,
+        }
+    }
+}
+
+/// The channel of one request's events. A request gets four of them, mostly from its own task: a list
+/// behind a lock costs a fraction of what a channel's blocks do.
+pub(crate) fn channel() -> (EventSender, EventReceiver) {
+    let channel = Arc::new(Mutex::new(Channel::default()));
+    (EventSender(Arc::clone(&channel)), EventReceiver(channel))
+}
+
+#[derive(Default)]
+struct Channel {
+    unread: VecDeque<Event>,
+    waker: Option<Waker>,
+    /// The sender is gone.
+    over: bool,
+}
+
+fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    channel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The sender's end.
+pub(crate) struct EventSender(Arc<Mutex<Channel>>);
+
+impl EventSender {
+    /// Sends an event, unless the request reads none: then it is gone or stuck.
+    pub(crate) fn send(&self, event: Event) {
+        let mut channel = lock(&self.0);
+        if channel.unread.len() < UNREAD_MAX {
+            channel.unread.push_back(event);
+        }
+        let waker = channel.waker.take();
+        drop(channel);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for EventSender {
+    fn drop(&mut self) {
+        let mut channel = lock(&self.0);
+        channel.over = true;
+        let waker = channel.waker.take();
+        drop(channel);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// The request's end.
+pub(crate) struct EventReceiver(Arc<Mutex<Channel>>);
+
+impl EventReceiver {
+    /// The first event that was sent and not read.
+    pub(crate) fn unread(&self) -> Option<Event> {
+        lock(&self.0).unread.pop_front()
+    }
+
+    /// The next event; `None` once the sender is gone.
+    pub(crate) async fn next(&self) -> Option<Event> {
+        poll_fn(|cx| {
+            let mut channel = lock(&self.0);
+            if let Some(event) = channel.unread.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            if channel.over {
+                return Poll::Ready(None);
+            }
+            if !channel.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                channel.waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_are_received_in_order_until_the_sender_is_gone() {
+        let (sender, receiver) = channel();
+        assert!(receiver.unread().is_none());
+        let sending = async {
+            sender.send(Event::Turn);
+            tokio::task::yield_now().await;
+            sender.send(Event::Again);
+            sender.send(Event::Redirect(None));
+            drop(sender);
+        };
+        let receiving = async {
+            let mut received = Vec::new();
+            while let Some(event) = receiver.next().await {
+                received.push(event.is_last());
+            }
+            received
+        };
+        let (received, ()) = tokio::join!(receiving, sending);
+        assert_eq!(received, [false, false, true]);
+    }
+
+    #[test]
+    fn a_request_that_reads_nothing_holds_no_more_than_a_bound() {
+        let (sender, receiver) = channel();
+        for _ in 0..2 * UNREAD_MAX {
+            sender.send(Event::Turn);
+        }
+        assert_eq!(std::iter::from_fn(|| receiver.unread()).count(), UNREAD_MAX);
+    }
+}

@@ -1,0 +1,26 @@
+"""A server of the Model Context Protocol by its Python SDK, whose sessions are in its memory: a tool
+that remembers what its client has said."""
+
+import os
+
+from mcp.server.fastmcp import Context, FastMCP
+from starlette.responses import PlainTextResponse
+
+server = FastMCP("notes", host="127.0.0.1", port=int(os.environ["PORT"]), log_level="ERROR")
+said = {}
+
+
+@server.custom_route("/ready", methods=["GET"])
+async def ready(request):
+    return PlainTextResponse("ready")
+
+
+@server.tool()
+async def note(text: str, context: Context) -> str:
+    """Remembers it, and says all that it was told in this session."""
+    told = said.setdefault(id(context.session), [])
+    told.append(text)
+    return " ".join(told)
+
+
+server.run(transport="streamable-http")

@@ -1,0 +1,181 @@
+//! Apps that know their clients by ids of their own, asked by plain clients who keep no cookie and
+//! reach another peer with each request.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use http::{Method, StatusCode};
+use libtest_mimic::Trial;
+use toml::Table;
+use warmhop_testbed::client::{Client, Reply};
+use warmhop_testbed::workspace;
+
+use crate::balancers;
+use crate::installed::{Tested, home, node, python};
+use crate::support::{APP, World};
+use crate::test;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        test("a_session_that_an_app_names_in_a_field_is_found_at_every_peer", named_in_a_field),
+        test("a_queue_that_a_client_joins_is_asked_for_its_answer_at_every_peer", queue),
+        test("a_client_of_socket_io_polls_at_every_peer", socket_io),
+        test("clients_of_the_model_context_protocol_keep_their_session", context_protocol),
+    ]
+}
+
+fn app_file(name: &str) -> PathBuf {
+    workspace().join("testbed/tests/ecosystem/apps").join(name)
+}
+
+/// Three peers, of which the app is ready on the first alone.
+async fn world(which: &str, by: &str, ready: &str) -> World {
+    world_of("own_ids.py", which, by, ready).await
+}
+
+async fn world_of(file: &str, which: &str, by: &str, ready: &str) -> World {
+    let file = app_file(file);
+    let python = home().join("python/bin/python");
+    let app: Table = format!(
+        "name = '{APP}'\nsession = {{ pinned = true, by = {by} }}\n\
+         run = ['{}', '{}', '{which}']\nready = {ready}\n",
+        python.display(),
+        file.display()
+    )
+    .parse()
+    .expect("TOML");
+    let world = World::new(3, app).await;
+    world.warm(0).await;
+    world
+}
+
+/// A client that remembers nothing.
+async fn ask(world: &World, index: usize, path: &str, id: Option<&str>, body: &str) -> Reply {
+    let mut client = Client::new();
+    let mut call = client.call(Method::POST, path);
+    if let Some(id) = id {
+        call = call.header("mcp-session-id", id);
+    }
+    call.body(body.to_owned()).send(world.http(index)).await.expect("an answer")
+}
+
+async fn named_in_a_field() -> Tested {
+    python("python")?;
+    let by = "{ header = 'Mcp-Session-Id' }";
+    let world = world("fields", by, "{ path = '/ready' }").await;
+    // By a hop, while the copy here starts.
+    let begun = ask(&world, 1, "/mcp", None, "initialize").await;
+    assert_eq!((begun.status, begun.peer()), (StatusCode::OK, Some("peer-1")));
+    let id = begun.header("mcp-session-id").expect("an id").to_owned();
+    let mut said = "initialize".to_owned();
+    for round in 0..2 {
+        for index in [2, 0, 1] {
+            said.push_str(" list");
+            let reply = ask(&world, index, "/mcp", Some(&id), "list").await;
+            assert_eq!((reply.status, reply.text()), (StatusCode::OK, said.clone()), "{index}");
+            assert_eq!(reply.peer(), Some("peer-1"));
+            assert!(reply.header("set-cookie").is_none(), "{reply:?}");
+        }
+        if round == 0 {
+            // From here on each of them has a copy of its own.
+            world.reaches(1, APP, "ready").await;
+            world.reaches(2, APP, "ready").await;
+        }
+    }
+    let stranger = ask(&world, 1, "/mcp", Some("made-up"), "list").await;
+    assert_eq!(stranger.status, StatusCode::NOT_FOUND);
+    let other = ask(&world, 2, "/mcp", None, "initialize").await;
+    assert_eq!(other.peer(), Some("peer-3"), "a new one is made where it is asked for");
+    let other = other.header("mcp-session-id").expect("an id").to_owned();
+    assert_eq!(ask(&world, 0, "/mcp", Some(&other), "x").await.text(), "initialize x");
+    Ok(())
+}
+
+async fn queue() -> Tested {
+    python("python")?;
+    let world = world("queue", "{ query = 'session_hash' }", "{ path = '/ready' }").await;
+    for index in [1, 2] {
+        world.admin(index, Method::POST, &format!("/v1/apps/{APP}/start")).await;
+        world.reaches(index, APP, "ready").await;
+    }
+    for (at, id) in [(1, "a1"), (2, "b2"), (0, "c3")] {
+        let joined = ask(&world, at, &format!("/join?session_hash={id}"), None, id).await;
+        assert_eq!(joined.status, StatusCode::OK, "{}", joined.text());
+        for index in 0..3 {
+            let path = format!("/data?session_hash={id}");
+            let reply = ask(&world, index, &path, None, "").await;
+            assert_eq!((reply.status, reply.text()), (StatusCode::OK, id.to_owned()), "{index}");
+        }
+    }
+    Ok(())
+}
+
+async fn socket_io() -> Tested {
+    python("python")?;
+    let world = world("socket_io", "{ query = 'sid' }", "{}").await;
+    for index in [1, 2] {
+        world.admin(index, Method::POST, &format!("/v1/apps/{APP}/start")).await;
+        world.reaches(index, APP, "ready").await;
+    }
+    let path = "/socket.io/?EIO=4&transport=polling";
+    let opened = Client::new().get(world.http(0), path).await.expect("an answer").text();
+    let told: serde_json::Value = serde_json::from_str(&opened[1..]).expect("an open packet");
+    let path = format!("{path}&sid={}", told["sid"].as_str().expect("an id"));
+    let say = async |index: usize, packet: &str| {
+        let reply = ask(&world, index, &path, None, packet).await;
+        assert_eq!((reply.status, reply.text()), (StatusCode::OK, "OK".into()), "{packet}");
+    };
+    let hear = async |index: usize| {
+        Client::new().get(world.http(index), &path).await.expect("an answer").text()
+    };
+    say(1, "40").await;
+    assert!(hear(2).await.starts_with("40{"), "it joins the namespace");
+    say(1, "421[\"say\",\"a\"]").await;
+    assert_eq!(hear(0).await, "431[\"a\"]");
+    say(2, "422[\"say\",\"b\"]").await;
+    assert_eq!(hear(1).await, "432[\"a b\"]");
+    Ok(())
+}
+
+/// What HAProxy is told to deal requests out in turn, whoever sends them.
+pub(crate) fn in_turn(world: &World, listen: SocketAddr) -> String {
+    let mut recipe = format!(
+        "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n\
+         frontend all\n bind {listen}\n default_backend peers\n\
+         backend peers\n balance roundrobin\n"
+    );
+    for index in 0..3 {
+        recipe.push_str(&format!(" server {} {}\n", world.name(index), world.http(index)));
+    }
+    recipe
+}
+
+async fn context_protocol() -> Tested {
+    python("mcp")?;
+    node("@modelcontextprotocol/sdk")?;
+    let by = "{ header = 'Mcp-Session-Id' }";
+    let world = world_of("mcp_server.py", "", by, "{ path = '/ready' }").await;
+    let balancer = balancers::launch("haproxy", |listen| in_turn(&world, listen))?;
+    balancers::serves(balancer.addr).await;
+    let url = format!("http://{}/mcp", balancer.addr);
+    let run = |mut client: Command, file: &str| {
+        client.arg(app_file(file)).arg(&url).arg("a b c d e f").stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || {
+            let ran = client.output().expect("it starts");
+            let told = String::from_utf8_lossy(&ran.stderr);
+            assert!(ran.status.success(), "{client:?}: {told}");
+            let said = String::from_utf8_lossy(&ran.stdout);
+            assert_eq!(said.trim(), "a b c d e f", "{client:?}");
+        })
+    };
+    // The copies on the other two become ready while sessions of the first are used.
+    let of_python = run(python("python")?, "mcp_client.py");
+    run(node("@modelcontextprotocol/sdk")?, "mcp_client.js").await.expect("it ends");
+    of_python.await.expect("it ends");
+    for index in [1, 2] {
+        world.reaches(index, APP, "ready").await;
+    }
+    run(node("@modelcontextprotocol/sdk")?, "mcp_client.js").await.expect("it ends");
+    Ok(())
+}
