@@ -7,7 +7,7 @@
 //! (`repair.rs`). An answer is a hint: acting on a wrong one costs a ballot and harms nothing.
 
 use super::message::{Message, Part};
-use super::{Effect, Effects, Role, Session};
+use super::{Effect, Effects, NO_NONCE, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now};
 
 /// A question to the claimant, from when it is asked until those who asked rest.
@@ -57,7 +57,7 @@ impl Session {
         let answered =
             self.heard.question.filter(|it| it.about == claim).and_then(|it| it.answered);
         self.heard.question = Some(Question { about: claim, asked: now, answered });
-        out.push(Effect::Send { to, message: Message::Locate { census: None } });
+        out.push(Effect::Send { to, message: Message::Locate { census: None, nonce: NO_NONCE } });
     }
 
     /// `from` told what it is to the session.

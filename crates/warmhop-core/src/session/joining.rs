@@ -13,6 +13,7 @@ use crate::ids::Incarnation;
 pub(super) struct Joining {
     gone: Option<Incarnation>,
     newcomer: Incarnation,
+    nonce: u64,
 }
 
 impl Session {
@@ -20,7 +21,7 @@ impl Session {
     /// change wants it again for as long as no answer comes. Returns whether it was asked.
     pub(super) fn asks_newcomer(
         &mut self,
-        me: Incarnation,
+        ctx: &mut Ctx<'_>,
         cfg: &Config,
         gone: Option<Incarnation>,
         newcomer: Option<Incarnation>,
@@ -29,12 +30,13 @@ impl Session {
         let Role::Owner(owner) = &mut self.role else { return false };
         let before = cfg.prev.as_deref();
         let joins =
-            |peer: &Incarnation| *peer != me && before.is_some_and(|it| !it.contains(*peer));
+            |peer: &Incarnation| *peer != ctx.me && before.is_some_and(|it| !it.contains(*peer));
         let Some(newcomer) = newcomer.filter(joins).filter(|_| cfg.now.who.len() == 2) else {
             return false;
         };
-        owner.work.joining = Some(Joining { gone, newcomer });
-        out.push(Effect::Send { to: newcomer, message: Message::Locate { census: None } });
+        let nonce = ctx.process.next_nonce();
+        owner.work.joining = Some(Joining { gone, newcomer, nonce });
+        out.push(Effect::Send { to: newcomer, message: Message::Locate { census: None, nonce } });
         true
     }
 
@@ -43,13 +45,14 @@ impl Session {
         &mut self,
         ctx: &mut Ctx<'_>,
         from: Incarnation,
+        nonce: u64,
         out: &mut Effects,
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
-        if owner.work.joining.as_ref().is_none_or(|joining| joining.newcomer != from) {
+        let answers = |it: &mut Joining| it.newcomer == from && it.nonce == nonce;
+        let Some(Joining { gone, newcomer, .. }) = owner.work.joining.take_if(answers) else {
             return;
-        }
-        let Some(Joining { gone, newcomer }) = owner.work.joining.take() else { return };
+        };
         if let Some(cfg) = self.seal_of(ctx, gone, Some(newcomer)) {
             self.seal(ctx, cfg, out);
         }

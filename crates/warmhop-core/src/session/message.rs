@@ -345,9 +345,13 @@ pub enum Message {
     Locate {
         /// A digest of who is there as far as the sender knows, where it wants to know better.
         census: Option<u64>,
+        /// Names the question, so that an answer to an earlier one is not taken for one to this.
+        nonce: u64,
     },
-    /// The answer to `Locate`.
+    /// The answer to `Locate`, and to `Begin` where a record is held.
     Located {
+        /// Echoed.
+        nonce: u64,
         /// The position last accepted, if any.
         p: Option<Position>,
         /// The configuration last accepted, if any.
@@ -394,6 +398,8 @@ pub enum Message {
         expiry: WallTime,
         /// A digest of who is there as far as the sender knows.
         census: u64,
+        /// As in `Locate`.
+        nonce: u64,
     },
     /// The answer to `Begin`: promised, and nothing is held.
     Free {

@@ -113,6 +113,8 @@ impl Empty for Line {
 const DEAD: u64 = u64::MAX;
 /// The same of one that went on without the others: it votes in nothing until it has forgotten that.
 const FENCED: u64 = u64::MAX - 1;
+/// The nonce of a question whose answer is a hint, whenever it comes: none is ever drawn.
+const NO_NONCE: u64 = 0;
 
 /// What others said of the session. Hints only, but for `gone`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -269,9 +271,9 @@ impl Session {
                 self.hear_births(b, births);
                 self.on_promise(ctx, from, b, &cfg, nonce, accepted, out);
             }
-            Message::Begin { b, cfg, over, expiry, census } => {
+            Message::Begin { b, cfg, over, expiry, census, nonce } => {
                 if b.proposer == from {
-                    self.on_begin(ctx, from, b, &cfg, over, expiry, census, out);
+                    self.on_begin(ctx, from, b, &cfg, over, expiry, (nonce, census), out);
                 }
             }
             Message::Free { b, over, births, census } => {
@@ -283,8 +285,8 @@ impl Session {
                 self.hear_of(promised, cfg.as_ref());
                 self.on_nack(ctx, from, reason, promised, watermark, out);
             }
-            Message::Locate { census } => self.tell(ctx, from, census, out),
-            Message::Located { p, cfg, promised, fenced, dead, births, census, part } => {
+            Message::Locate { census, nonce } => self.tell(ctx, from, nonce, census, out),
+            Message::Located { nonce, p, cfg, promised, fenced, dead, births, census, part } => {
                 self.hear_of(promised, cfg.as_ref());
                 if let Some(into) = fenced {
                     self.heard.went_on = Some((into, from));
@@ -296,9 +298,9 @@ impl Session {
                 }
                 self.on_part(from, part, ctx.now);
                 self.hear_word(from, promised.map(|b| Word::of(from, b, &births, p, part)));
-                self.newcomer_answered(ctx, from, out);
+                self.newcomer_answered(ctx, from, nonce, out);
                 let record = p.and(cfg.clone());
-                self.on_located(ctx, from, record, births, census.as_deref(), out);
+                self.on_located(ctx, from, nonce, record, births, census.as_deref(), out);
                 let cfg = cfg.map(Arc::unwrap_or_clone);
                 out.push(Effect::Located { from, p, cfg, promised, fenced });
             }
@@ -600,7 +602,7 @@ impl Session {
 
     /// Asks `peers` what they know of the session; each answer is an [`Effect::Located`].
     pub fn locate(&self, peers: &[Incarnation], out: &mut Effects) {
-        let message = Message::Locate { census: None };
+        let message = Message::Locate { census: None, nonce: NO_NONCE };
         let ask = |to: &Incarnation| Effect::Send { to: *to, message: message.clone() };
         out.extend(peers.iter().map(ask));
     }

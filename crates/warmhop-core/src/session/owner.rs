@@ -437,7 +437,7 @@ impl Session {
         out: &mut Effects,
     ) -> bool {
         let Some(cfg) = self.seal_of(ctx, gone, newcomer) else { return false };
-        if !self.asks_newcomer(ctx.me, &cfg, gone, newcomer, out) {
+        if !self.asks_newcomer(ctx, &cfg, gone, newcomer, out) {
             self.seal(ctx, cfg, out);
         }
         true

@@ -58,6 +58,7 @@ pub(super) struct Takeover {
     pub(super) search: Search,
     /// Whose word counts that nobody knows of the session.
     pub(super) roll: Option<Roll>,
+    /// The question to those who are asked what they know, and to those who are to promise.
     nonce: u64,
     resend: Resend,
     began: Now,
@@ -297,11 +298,12 @@ impl Session {
         from < to
     }
 
-    /// A peer said what it knows.
+    /// A peer said what it knows. It has answered where it was this takeover that asked.
     pub(super) fn on_located(
         &mut self,
         ctx: &Ctx<'_>,
         from: Incarnation,
+        nonce: u64,
         record: Option<Arc<Config>>,
         births: Vec<Birth>,
         census: Option<&Census>,
@@ -314,7 +316,10 @@ impl Session {
             }
             births.into_iter().for_each(|birth| takeover.hear_birth(birth));
         }
-        self.answered(ctx, from, census, out);
+        // What was told to an earlier question is true, and says nothing of what happened since.
+        if nonce == takeover.nonce {
+            self.answered(ctx, from, census, out);
+        }
     }
 
     /// A peer is another by now.

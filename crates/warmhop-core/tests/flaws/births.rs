@@ -315,3 +315,57 @@ fn a_request_that_came_while_others_were_asked_is_told_nothing_older_than_itself
     s.settles();
     s.answered("again", "tea/B");
 }
+
+/// The danger: A looks for the session, and the answers take their time, so that it gives up. Then B
+/// begins the session, and its change is acknowledged. A looks again, and what B, C and D said before
+/// that arrives now.
+/// The rule: an answer counts for the question that it answers, and for no later one.
+#[test]
+fn answers_to_an_earlier_look_say_nothing_to_a_later_one() {
+    let mut s = five("answers to an earlier look");
+    s.looks_by_key("A", "read list");
+    for other in ["B", "C", "D"] {
+        s.arrives(&format!("Locate A>{other}"));
+        s.holds_back(&format!("Located {other}>A"));
+    }
+    s.passes(Duration::from_secs(6));
+    s.failed("list", Failure::NoMajority { ran: false });
+
+    s.asks_by_key("B", "change tea", "B C D");
+    s.loses("Begin B>A");
+    s.settles();
+    s.answered("tea", "tea/B");
+
+    s.looks_by_key("A", "read again");
+    for other in ["B", "C", "D"] {
+        s.arrives(&format!("Located {other}>A"));
+    }
+    s.waits("again");
+    s.settles();
+    s.answered("again", "tea/B");
+}
+
+/// The danger: as above, and what arrives late would stand for promises that nobody gave: two peers that
+/// begin the session at once would not meet.
+/// The rule: whoever said that it knows nothing, before it was asked to promise, has promised nothing.
+#[test]
+fn an_answer_to_a_look_is_no_promise_to_a_birth() {
+    let mut s = five("a look before a birth");
+    s.looks_by_key("A", "read list");
+    for other in ["C", "D"] {
+        s.arrives(&format!("Locate A>{other}"));
+        s.holds_back(&format!("Located {other}>A"));
+    }
+    s.passes(Duration::from_secs(6));
+    s.failed("list", Failure::NoMajority { ran: false });
+
+    s.asks_by_key("A", "change tea", "A B C");
+    s.arrives("Begin A>B");
+    s.arrives("Free B>A");
+    s.arrives("Located C>A");
+    s.arrives("Located D>A");
+    s.waits("tea");
+    s.does_not_serve("A");
+    s.settles();
+    s.answered("tea", "tea/A");
+}

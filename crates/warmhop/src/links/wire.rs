@@ -571,9 +571,13 @@ mod tests {
         let ballot = position().ballot;
         let (p, cfg) = (position(), cfg());
         let census = Census { others: vec![inc(1)], pair: true, ..Census::default() };
-        golden(&frame(Message::Locate { census: Some(7) }), &format!("{FRAME} 06 01 07"));
+        golden(
+            &frame(Message::Locate { census: Some(7), nonce: 9 }),
+            &format!("{FRAME} 06 01 07 09"),
+        );
         golden(
             &frame(Message::Located {
+                nonce: 9,
                 p: Some(p),
                 cfg: None,
                 promised: None,
@@ -583,7 +587,9 @@ mod tests {
                 census: Some(Arc::new(census)),
                 part: Part::None,
             }),
-            &format!("{FRAME} 07 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 01 00"),
+            &format!(
+                "{FRAME} 07 09 01 {at} 00 00 00 01 {INC_1} 00 00 01 01 {INC_1} 00 00 00 01 00"
+            ),
         );
         golden(
             &frame(Message::Begin {
@@ -592,8 +598,9 @@ mod tests {
                 over: vec![cfg.clone()],
                 expiry: WallTime(5),
                 census: 7,
+                nonce: 9,
             }),
-            &format!("{FRAME} 0c {ballot_bytes} {cfg_bytes} 01 {cfg_bytes} 05 07"),
+            &format!("{FRAME} 0c {ballot_bytes} {cfg_bytes} 01 {cfg_bytes} 05 07 09"),
         );
         golden(
             &frame(Message::Free {

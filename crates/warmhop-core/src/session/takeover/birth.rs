@@ -28,6 +28,7 @@ impl Session {
         &self,
         ctx: &Ctx<'_>,
         to: Incarnation,
+        nonce: u64,
         census: Option<u64>,
         out: &mut Effects,
     ) {
@@ -40,6 +41,7 @@ impl Session {
         };
         let known = record.or(chosen);
         let message = Message::Located {
+            nonce,
             dead: members.into_iter().filter(is_dead).collect(),
             p: known.map(|record| record.p),
             cfg: known.map(|record| record.cfg.clone()),
@@ -61,12 +63,12 @@ impl Session {
         cfg: &Arc<Config>,
         over: Vec<Arc<Config>>,
         expiry: WallTime,
-        census: u64,
+        (nonce, census): (u64, u64),
         out: &mut Effects,
     ) {
         let owns = matches!(&self.role, Role::Owner(owner) if owner.chosen.is_some());
         if owns || self.copy.accepted.is_some() {
-            self.tell(ctx, from, Some(census), out);
+            self.tell(ctx, from, nonce, Some(census), out);
             return;
         }
         match self.copy.begin(ctx.me, b, cfg, &over) {
@@ -287,8 +289,9 @@ impl Takeover {
                 over: self.to_close(),
                 expiry: ctx.wall.after(ctx.policy.ttl),
                 census: census.unwrap_or_default(),
+                nonce: self.nonce,
             },
-            None => Message::Locate { census },
+            None => Message::Locate { census, nonce: self.nonce },
         }
     }
 

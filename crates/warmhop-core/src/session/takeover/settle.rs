@@ -226,7 +226,7 @@ impl Session {
 
     /// Begins the search again when the known configurations have lost their majorities (`hopeless`)
     /// since the last look.
-    fn search_anew(&mut self, ctx: &Ctx<'_>, hopeless: bool) {
+    fn search_anew(&mut self, ctx: &mut Ctx<'_>, hopeless: bool) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         let search = &mut takeover.search;
         if hopeless == search.anew {
@@ -246,6 +246,7 @@ impl Session {
         }
         search.asked = 0;
         search.open.clear();
+        takeover.nonce = ctx.process.next_nonce();
     }
 }
 
