@@ -28,7 +28,7 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) const AUTHORITY_VALID: Duration = Duration::from_secs(3652 * 24 * 60 * 60);
 
-/// How long a peer's certificate is valid where nobody says otherwise.
+/// How long a peer's certificate is valid by default.
 pub const PEER_VALID: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A cluster's authority: issues the identities of its peers.
@@ -225,7 +225,7 @@ impl Authority {
         }
     }
 
-    /// The same authority, issuing for another cluster, which its owner could do.
+    /// The same authority, but issuing for another cluster, as the holder of its key could do.
     #[cfg(test)]
     pub(crate) fn in_cluster(&self, cluster: &str) -> Self {
         Self {
@@ -283,8 +283,8 @@ pub(super) fn new_key() -> Result<KeyPair, IdentityError> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(making("a private key"))
 }
 
-/// What all certificates share: a name for people, and dates that forgive a peer whose clock
-/// is up to a day behind.
+/// Parameters that all certificates share: a name for people, and dates that tolerate a peer whose
+/// clock is up to a day behind.
 pub(super) fn params(name: &str, until: SystemTime) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

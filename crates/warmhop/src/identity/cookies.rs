@@ -24,31 +24,32 @@ impl CookieKey {
         full.as_ref()[..16].try_into().expect("HMAC-SHA256 gives 32 bytes")
     }
 
-    /// In time that does not depend on how far the two tags agree.
+    /// Compares the two tags in constant time.
     pub(super) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
         self.tag(message).ct_eq(tag).into()
     }
 }
 
 const TAG_BYTES: usize = 16;
-/// How many messages are kept whose tags were found to be right.
+/// How many messages with verified tags are cached.
 const KNOWN_MAX: usize = 1024;
-/// A longer message is not kept: that of an affinity cookie with one entry is about 100 bytes long.
+/// A longer message is not cached: that of an affinity cookie with one entry is about 100 bytes
+/// long.
 const KNOWN_BYTES_MAX: usize = 512;
 
-/// The keys that are in use, the one that signs first. A client sends the same cookie with each
-/// request, and to compute its tag is most of what reading it costs: so what was found to be right is
-/// known for a while, for as long as these keys are in use.
+/// The keys in use, of which the first signs. A client sends the same cookie with each request, and
+/// computing its tag is most of the cost of reading it. So verified tags are cached for as long as
+/// these keys are in use.
 pub(super) struct CookieKeys {
     keys: Vec<CookieKey>,
-    /// Messages with their tags, each at the place that its hash says. The hash is keyed, so that
-    /// nobody can choose which place is looked at.
+    /// Messages with their tags, each in the slot that its hash selects. The hash is keyed, so that
+    /// nobody can choose which slot is used.
     known: Box<[Mutex<Vec<u8>>]>,
     hasher: RandomState,
 }
 
 impl CookieKeys {
-    /// Of at least one key.
+    /// Takes at least one key.
     pub(super) fn new(keys: Vec<CookieKey>) -> Self {
         let known = (0..KNOWN_MAX).map(|_| Mutex::default()).collect();
         Self { keys, known, hasher: RandomState::new() }
@@ -61,7 +62,7 @@ impl CookieKeys {
 
     /// Whether `tag` is the tag of `message` under any key.
     pub(super) fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
-        // What is kept is parted by this length alone.
+        // A cached entry is split into message and tag by this length alone.
         if tag.len() != TAG_BYTES {
             return false;
         }
@@ -98,7 +99,7 @@ mod tests {
         let key = |byte| CookieKey::new(&[byte; COOKIE_KEY_BYTES], "c");
         let keys = CookieKeys::new(vec![key(1), key(2)]);
         let messages: Vec<Vec<u8>> = (0..2 * KNOWN_MAX).map(|at| at.to_be_bytes().into()).collect();
-        // More than have a place, each twice, and between them what is wrong.
+        // More messages than there are slots, each twice, with wrong tags between them.
         let again = messages.iter().chain(&messages).chain(messages.iter().rev());
         for (at, message) in again.enumerate() {
             let key = &keys.keys[at % 2];

@@ -49,11 +49,11 @@ impl Identity {
         Self::from_dir_and_cookie_keys(dir, [cookie_key])
     }
 
-    /// As [`Identity::from_dir_and_cookie_key`], with more than one key: cookies are made with the
-    /// first, and those of any are believed. So a key is replaced without losing a client: first every
-    /// peer believes the new one as well, then every peer makes cookies with it, and once the last
-    /// cookie of the old one has ended, it goes. While the peer runs, the files are read again when they
-    /// change.
+    /// As [`Identity::from_dir_and_cookie_key`], with more than one key: cookies are signed with
+    /// the first key, and accepted under any. This replaces a key without losing a client: first
+    /// every peer accepts the new key as well, then every peer signs cookies with it, and once the
+    /// last cookie under the old key has expired, the old key is removed. While the peer runs, the
+    /// files are read again when they change.
     ///
     /// # Errors
     /// As there.
@@ -76,8 +76,9 @@ impl Identity {
         Self { inner: Arc::new(Shared { source, loaded, changes }) }
     }
 
-    /// Reads the files again; what is wrong or another peer's is refused, and the credentials
-    /// in use stay. Says whether they changed. An identity issued in memory never changes.
+    /// Reads the files again and returns whether they changed. Files that are wrong or belong to
+    /// another peer are refused, and the credentials in use stay. An identity issued in memory
+    /// never changes.
     ///
     /// # Errors
     /// As [`Identity::from_dir`], and [`IdentityError::Replaced`].
@@ -131,13 +132,13 @@ impl Identity {
         CookieAuthenticator(Arc::clone(&self.inner))
     }
 
-    /// Changes when [`Identity::reload`] brought something new.
+    /// Changes when [`Identity::reload`] has loaded new credentials.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
     }
 
-    /// When the files were last written, where they can be asked: a change of any of them calls
-    /// for a reload. The last are those of the cookie keys, which need not have any of their own.
+    /// When the files were last written, if their times can be read: a change of any of them calls
+    /// for a reload. The second part is of the cookie keys' files, which are optional.
     pub(crate) fn modified(&self) -> Option<([SystemTime; 3], Vec<Option<SystemTime>>)> {
         let source = self.inner.source.as_ref()?;
         let at = |path: &Path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();

@@ -5,20 +5,20 @@ use std::time::{Duration, SystemTime};
 use tracing::warn;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long before its end a certificate is warned of, in days, longest first.
+/// How many days before a certificate ends the warnings are logged, longest first.
 const WARN_DAYS: [u32; 3] = [30, 7, 1];
 
-/// Which warnings of one certificate were given.
+/// Which warnings about one certificate were logged.
 #[derive(Debug, Default)]
 pub(crate) struct Expiry {
     of: Option<SystemTime>,
-    /// How many of [`WARN_DAYS`] have passed and were told.
+    /// How many of [`WARN_DAYS`] have passed and were logged.
     told: usize,
 }
 
 impl Expiry {
-    /// Warns if the certificate that ends at `ends` has passed another of the bounds at `now`, with
-    /// what to do. A certificate that takes its place begins anew.
+    /// Warns, with what to do, if the certificate that ends at `ends` has passed another of the
+    /// bounds at `now`. The warnings start over for a certificate that replaces it.
     pub(crate) fn look(
         &mut self,
         what: &'static str,

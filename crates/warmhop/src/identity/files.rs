@@ -1,4 +1,4 @@
-//! Files of identities: PEM blocks, reading within bounds, writing for the owner's eyes alone.
+//! Files of identities: PEM blocks, reading within bounds, writing for the owner's eyes only.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ pub(super) fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), Ide
     let temporary = PathBuf::from(temporary);
     create(&temporary, contents, mode).and_then(|()| std::fs::rename(&temporary, path)).map_err(
         |source| {
-            // What could not be put in place is of no use to anyone.
+            // The temporary file is of no use if it could not be renamed.
             let _ = std::fs::remove_file(&temporary);
             IdentityError::Write { path: path.to_owned(), source }
         },

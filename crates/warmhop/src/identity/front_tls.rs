@@ -1,5 +1,5 @@
-//! What a front door proves itself by to clients over TLS. It owns the certificate in use and
-//! replaces it when its files change; it has nothing to do with the cluster's own certificates.
+//! The certificate that a front door shows to TLS clients. This file owns the certificate in use
+//! and replaces it when its files change; it has nothing to do with the cluster's own certificates.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,19 +22,19 @@ use crate::identity::names::unix_time;
 use crate::identity::problem::IdentityError;
 use crate::identity::tls::provider;
 
-/// How often the files are looked at.
+/// How often the files are checked for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// What is named in errors where the certificate came from memory.
+/// How errors name a certificate and a key that came from memory.
 const IN_MEMORY: [&str; 2] = ["the certificate", "the private key"];
-/// What to do about a certificate that ends.
+/// What to do about a certificate that is about to end.
 const RENEW: &str = "renew it where it was issued: a running peer loads the new files by itself";
 
-/// What a front door proves itself by to clients over TLS: a certificate chain and its key, of
-/// whatever authority the clients trust. Clones are one: they change together.
+/// What a front door shows to clients over TLS: a certificate chain and its key, from any authority
+/// that the clients trust. Clones share one state: they change together.
 ///
 /// Clients may speak TLS 1.3 or 1.2: some balancers speak nothing newer to servers unless they are
-/// told to. HTTP/2 and HTTP/1.1 are offered by ALPN (RFC 7301), in this order; a client that names neither
-/// gets HTTP/1.1.
+/// configured to. HTTP/2 and HTTP/1.1 are offered by ALPN (RFC 7301), in this order; a client that
+/// names neither gets HTTP/1.1.
 #[derive(Clone)]
 pub struct FrontDoorTls {
     config: Arc<ServerConfig>,
@@ -46,7 +46,7 @@ pub struct FrontDoorTls {
 impl FrontDoorTls {
     /// Reads the certificate chain, the server's own first, and its private key from PEM files.
     /// While the peer runs they are read again when they change, so that a certificate is renewed
-    /// without a restart; what is of no use is logged, and the one in use stays.
+    /// without a restart; files that cannot be used are logged, and the certificate in use stays.
     ///
     /// # Errors
     /// [`IdentityError`] names the file and what is wrong with it.
@@ -62,7 +62,7 @@ impl FrontDoorTls {
         Ok(Self { config: offering_both(config), files: Some(files), ends: None })
     }
 
-    /// The certificate chain, the server's own first, and its private key as PEM texts.
+    /// Takes the certificate chain, the server's own first, and its private key as PEM texts.
     ///
     /// # Errors
     /// [`IdentityError::FrontDoor`] says what is wrong with which.
@@ -75,8 +75,8 @@ impl FrontDoorTls {
         Ok(Self { config: offering_both(config), files: None, ends })
     }
 
-    /// Reads the files again at once; says whether they changed. What does not come from files
-    /// never does.
+    /// Reads the files again at once and returns whether they changed. A certificate that does not
+    /// come from files never changes.
     ///
     /// # Errors
     /// As [`FrontDoorTls::from_files`]; the certificate in use stays.
@@ -122,7 +122,7 @@ impl FrontDoorTls {
                         info!(cert = %files.cert.display(), "the front door's certificate was reloaded");
                     }
                 }
-                // Perhaps the two are only half replaced: they are tried again.
+                // Perhaps only one of the two files has been replaced yet: try again.
                 Err(error) => {
                     warn!(%error, "the front door's new certificate cannot be used; the former one stays")
                 }
@@ -154,7 +154,7 @@ struct Files {
     cert: PathBuf,
     key: PathBuf,
     current: ArcSwap<CertifiedKey>,
-    /// When the two were last written, as of the last time that they were of use.
+    /// When the two files were last written, as of their last successful load.
     seen: ArcSwap<Option<[SystemTime; 2]>>,
 }
 
@@ -186,7 +186,7 @@ fn read_files(cert: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
     certified(cert, &read(cert)?, key, &read(key)?)
 }
 
-/// Checks that the two are in form and belong together; the paths are for the messages.
+/// Checks that the two are well-formed and belong together; the paths are for the messages.
 fn certified(
     cert_path: &Path,
     cert: &[u8],

@@ -1,4 +1,4 @@
-//! Why a TLS handshake came to nothing, in the few words that a counter can have for a label.
+//! Why a TLS handshake failed, in few enough kinds for a counter's label.
 
 use std::io;
 
@@ -8,16 +8,16 @@ use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 /// The first TLS alert (RFC 8446 section 6) among QUIC's transport errors (RFC 9001 section 4.8).
 const FIRST_ALERT: u64 = 0x100;
 
-/// Why a handshake that somebody else began failed here.
+/// Why a handshake that the other end began failed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HandshakeFailure {
     /// The other end does not speak TLS.
     NotTls,
-    /// There is no version of TLS that both speak.
+    /// The two ends have no version of TLS in common.
     Version,
-    /// There are no ciphers that both have.
+    /// The two ends have no cipher in common.
     Cipher,
-    /// There is no protocol for both to go on with: ALPN.
+    /// The two ends have no protocol in common (ALPN).
     Protocol,
     /// The other end showed no certificate, or one that is not accepted here.
     Certificate,
@@ -64,8 +64,8 @@ impl HandshakeFailure {
         }
     }
 
-    /// What happened at a front door and what to do next, for the log; `None` where it is the
-    /// client's affair alone.
+    /// What happened at a front door and what to do next, for the log; `None` where it concerns the
+    /// client alone.
     pub(crate) fn at_front_door(self) -> Option<&'static str> {
         Some(match self {
             Self::NotTls => {
@@ -89,7 +89,7 @@ impl HandshakeFailure {
         })
     }
 
-    /// Of a handshake over TCP.
+    /// Classifies the error of a handshake over TCP.
     pub(crate) fn of_tls(error: &io::Error) -> Self {
         if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
             return Self::of_rustls(error);
@@ -124,7 +124,7 @@ impl HandshakeFailure {
         }
     }
 
-    /// Of a handshake over QUIC.
+    /// Classifies the error of a handshake over QUIC.
     pub(crate) fn of_quic(error: &ConnectionError) -> Self {
         let alert = |code: u64| u8::try_from(code.checked_sub(FIRST_ALERT)?).ok();
         let (code, by_other) = match error {
@@ -147,7 +147,7 @@ impl HandshakeFailure {
             | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnknownCA
-            // A signature does not fit: two authorities of one name.
+            // A signature does not verify: two authorities have the same name.
             | AlertDescription::DecryptError
             | AlertDescription::CertificateRequired => {
                 if by_other { Self::Refused } else { Self::Certificate }

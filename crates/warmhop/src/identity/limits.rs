@@ -9,5 +9,5 @@ pub(super) const COOKIE_KEY_BYTES: usize = 32;
 
 pub(super) const CLUSTER_LEN_MAX: usize = 64;
 
-/// An identity file larger than this is not one.
+/// A larger file is not read as part of an identity.
 pub(super) const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -1,5 +1,5 @@
-//! What is read from an identity's files, once it is checked: that the chain leads to the authority,
-//! that the key belongs to the certificate, that the dates fit this machine's clock.
+//! The contents of an identity's files, checked: that the chain leads to the authority, that the
+//! key belongs to the certificate, that the dates fit this machine's clock.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -28,7 +28,7 @@ pub(super) struct Shared {
     /// Where it was read from; `None` for one issued in memory.
     pub(super) source: Option<Source>,
     pub(super) loaded: ArcSwap<Loaded>,
-    /// Counts the reloads that brought something new.
+    /// Counts the reloads that loaded new credentials.
     pub(super) changes: watch::Sender<u64>,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Loaded {
     pub(super) roots: Arc<RootCertStore>,
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivateKeyDer<'static>,
-    /// The first makes tags; all are believed.
+    /// The first makes tags; those of all are accepted.
     pub(super) cookie_keys: CookieKeys,
 }
 
@@ -69,7 +69,7 @@ impl Source {
         self.cookie_keys.clone()
     }
 
-    /// The cookie keys' own files; there have to be any only where they were named.
+    /// Reads the cookie keys' own files; they must exist only if the configuration named them.
     pub(super) fn cookie_key_files(&self) -> Result<Vec<CookieKeyFile>, IdentityError> {
         let mut files = Vec::new();
         for path in self.cookie_key_paths() {
@@ -215,11 +215,12 @@ pub(super) fn check_dates(
     }
 }
 
-/// Authenticates affinity cookies under the keys that an identity has at the time.
+/// Authenticates affinity cookies under the keys that an identity has at that moment.
 #[derive(Clone)]
 pub(crate) struct CookieAuthenticator(pub(super) Arc<Shared>);
 
-/// Credentials that were in use, to be compared with those that are: nothing of theirs is kept.
+/// A handle on the credentials that were in use, for comparison with the current ones; it keeps
+/// none of them alive.
 #[derive(Clone)]
 pub(crate) struct InUse(Weak<Loaded>);
 
@@ -230,7 +231,8 @@ impl PartialEq for InUse {
 }
 
 impl CookieAuthenticator {
-    /// Which credentials are in use: what was authenticated under others may be so no more.
+    /// Which credentials are in use: what was authenticated under others may no longer be
+    /// authentic.
     pub(crate) fn in_use(&self) -> InUse {
         InUse(Arc::downgrade(&self.0.loaded.load()))
     }

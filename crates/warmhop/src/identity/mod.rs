@@ -1,4 +1,4 @@
-//! Who a peer is: certificates of a cluster authority, their making, loading and rotation.
+//! Who a peer is: certificates of a cluster authority, and how they are made, loaded and rotated.
 //! The only room that names rcgen and rustls.
 //!
 //! A cluster has one authority: a self-signed certificate whose URI name is
@@ -6,14 +6,15 @@
 //! the cluster share. A peer's certificate has two names: `TLS_NAME`, the same for every peer,
 //! so that standard verification has a DNS name to check; and `spiffe://CLUSTER/peer/NAME`,
 //! which says who it is. On disk an identity is the three files `ca.pem`, `cert.pem` and
-//! `key.pem`; the last one holds the cookie key as a second PEM block. Tools that know nothing of
-//! cookie keys issue identities as well: the cookie key is then in a file of its own, `cookie.key`
-//! beside the others or wherever [`Identity::from_dir_and_cookie_key`] is told, and one such file
+//! `key.pem`; the last one holds the cookie key as a second PEM block. Identities may also come
+//! from tools that know nothing of cookie keys: the cookie key is then in a separate file,
+//! `cookie.key` beside the others or the one given to [`Identity::from_dir_and_cookie_key`], which
 //! is the same for every peer.
 //!
-//! What is loaded is checked at once: that the chain leads to the authority, that the key
-//! belongs to the certificate, that this machine's clock lies within the certificate's dates. So
-//! a mistake is told at the start and with its remedy, not by handshakes that fail later.
+//! Credentials are checked as soon as they are loaded: that the chain leads to the authority, that
+//! the key belongs to the certificate, that this machine's clock lies within the certificate's
+//! dates. So a mistake is reported at the start with its remedy, and not by handshakes that fail
+//! later.
 
 mod authority;
 mod cookies;

@@ -20,7 +20,7 @@ pub(super) fn uri_names<'a>(certificate: &'a X509Certificate<'_>) -> Vec<&'a str
     names.value.general_names.iter().filter_map(uri).collect()
 }
 
-/// SPIFFE allows a certificate one URI name only; one with several is nobody's.
+/// SPIFFE allows a certificate one URI name only; a certificate with several names no peer.
 pub(super) fn peer_name(certificate: &X509Certificate<'_>) -> Option<(String, PeerId)> {
     let [uri] = uri_names(certificate)[..] else { return None };
     let (cluster, name) = uri.strip_prefix("spiffe://")?.split_once("/peer/")?;

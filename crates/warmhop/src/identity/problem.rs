@@ -27,7 +27,7 @@ pub enum IdentityError {
         path: PathBuf,
         /// The identity's folder.
         dir: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -38,7 +38,7 @@ pub enum IdentityError {
         path: PathBuf,
         /// The authority's folder.
         dir: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -47,7 +47,7 @@ pub enum IdentityError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -70,7 +70,7 @@ pub enum IdentityError {
     /// A file does not hold what it should.
     #[error("{path} {what}; issue it again")]
     Malformed {
-        /// The file, or what stands for it where nothing was read from disk.
+        /// The file, or a name in its place where nothing was read from disk.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
@@ -102,7 +102,7 @@ pub enum IdentityError {
     NotOfAuthority {
         /// The certificate's file.
         path: PathBuf,
-        /// What verification said.
+        /// The verifier's error.
         #[source]
         source: BoxError,
     },
@@ -156,7 +156,7 @@ pub enum IdentityError {
         /// The SPIFFE id of this peer.
         expected: String,
     },
-    /// A certificate is to outlive the authority that issues it.
+    /// A certificate was requested that would outlive the authority that issues it.
     #[error(
         "a certificate for {} would outlive its authority, which expires in {}: ask for fewer days, or make a new authority",
         days(*asked_days),

@@ -1,4 +1,4 @@
-//! Members that a peer has nothing to do with any more, though the authority vouches for them.
+//! Members that a peer refuses although the authority has issued their certificates.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -48,7 +48,7 @@ impl fmt::Display for Fingerprint {
 
 /// Members that a peer refuses, by their names or by the certificates that they show.
 ///
-/// Each peer's own list counts: nobody is thrown out on the word of another.
+/// Each peer applies its own list alone: no peer is excluded because another peer says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RefusedPeers {
     names: BTreeSet<PeerId>,
@@ -60,7 +60,7 @@ impl RefusedPeers {
     /// with colons between them or without.
     ///
     /// # Errors
-    /// What is expected instead.
+    /// [`InvalidId`] says what is expected.
     pub fn add(&mut self, text: &str) -> Result<(), InvalidId> {
         let invalid = |expected| InvalidId::new("member to refuse", expected, text);
         if let Some(digits) = text.strip_prefix(SHA256_PREFIX) {
@@ -74,7 +74,7 @@ impl RefusedPeers {
         Ok(())
     }
 
-    /// As they would be read.
+    /// The entries, in the form that [`RefusedPeers::add`] reads.
     pub fn texts(&self) -> impl Iterator<Item = String> + '_ {
         let names = self.names.iter().map(ToString::to_string);
         names.chain(self.certificates.iter().map(ToString::to_string))

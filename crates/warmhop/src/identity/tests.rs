@@ -1,4 +1,4 @@
-//! Identities: made, written, read, told apart, renewed.
+//! Identities are made, written, read, distinguished and renewed.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -175,7 +175,7 @@ fn the_cookie_key_can_come_in_a_file_of_its_own() {
     let tag = a.cookie_authenticator().tag(b"cookie");
     assert!(b.cookie_authenticator().verify(b"cookie", &tag));
 
-    // The key is replaced in three steps, and no client is forgotten in any.
+    // The key is replaced in three steps, and no step forgets a client.
     let second = b_dir.join("second.key");
     std::fs::write(&second, STANDARD.encode(rand::random::<[u8; 32]>())).unwrap();
     let c = Identity::from_dir_and_cookie_keys(&b_dir.0, [&elsewhere, &second]).unwrap();

@@ -24,7 +24,7 @@ pub(crate) fn certificate_of(conn: &quinn::Connection) -> Option<Vec<u8>> {
     Some(chain.first()?.to_vec())
 }
 
-/// What the other end of a link proved to be.
+/// What the other end of a link proved about itself.
 pub(crate) struct Proven {
     pub(crate) cluster: String,
     pub(crate) peer: PeerId,
