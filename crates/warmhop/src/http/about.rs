@@ -1,22 +1,22 @@
-//! What a message's fields are about, as far as a peer acts on it.
+//! Which kinds of fields that a peer acts on a message has.
 //!
-//! Most messages have few of the fields that mean something to a peer. One look over the names that
-//! are there costs less than to ask for each that might be.
+//! Most messages have few of the fields that mean something to a peer. One pass over the names that
+//! are present costs less than a lookup of each name that might be.
 
 use http::HeaderMap;
 
 use crate::http::fields::is_ours;
 
-/// Kinds of fields that a message has at least one of.
+/// The kinds of fields of which a message has at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct About(u8);
 
 impl About {
-    /// What concerns one connection alone, and what frames the message.
+    /// Fields that concern one connection alone, or frame the message.
     pub(crate) const CONNECTION: u8 = 1;
-    /// The mesh's own name space.
+    /// Fields of the mesh's own name space.
     pub(crate) const OURS: u8 = 2;
-    /// What some readers could take for another field.
+    /// Fields that some readers could take for another field.
     pub(crate) const SHADOW: u8 = 4;
     /// `Cookie`.
     pub(crate) const COOKIE: u8 = 8;
@@ -31,7 +31,7 @@ impl About {
         Self(headers.keys().map(|name| kind(name.as_str())).fold(0, |all, one| all | one))
     }
 
-    /// Whether there is one of any of `kinds`.
+    /// Whether the message has a field of any of `kinds`.
     pub(crate) fn has(self, kinds: u8) -> bool {
         self.0 & kinds != 0
     }

@@ -1,27 +1,27 @@
-//! What seldom happens beside what happens all the time.
+//! A rare event awaited beside a frequent one.
 //!
-//! A future beside another in a `select!` is polled whenever the other makes a step, which for each
-//! signal of a connection that hardly ever comes would be several times a request. [`Aside`] polls it
-//! when it has something to say, and else looks at one flag.
+//! In a `select!`, a future is polled whenever the other one makes a step. A signal of a connection
+//! hardly ever fires, and would be polled several times a request. [`Aside`] polls its future only
+//! after that future was woken, and otherwise looks at one flag.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// A future that is polled at first, and whenever it was woken itself.
+/// A future that is polled the first time, and then only after it was woken itself.
 pub(crate) struct Aside<T> {
     future: Pin<Box<dyn Future<Output = T> + Send>>,
     woken: Arc<Woken>,
     waker: Waker,
-    /// The task that hears of a wake. Most polls are of the same task as the last, and need not say so
-    /// again.
+    /// The waker stored in `woken`. Most polls come from the same task as the last, and need not
+    /// store it again.
     told: Waker,
 }
 
 struct Woken {
     is: AtomicBool,
-    /// It stays when it is woken: a task that has said once whom to wake is woken each time.
+    /// It is kept after a wake: a task that has registered once is woken each time.
     task: Mutex<Waker>,
 }
 
@@ -38,7 +38,7 @@ impl Wake for Woken {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is.store(true, Ordering::Release);
-        // Whatever waking does is done without the lock.
+        // The lock is released before the task is woken, since that runs foreign code.
         let task = self.task().clone();
         task.wake();
     }
@@ -59,13 +59,13 @@ impl<T> Future for Aside<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let this = &mut *self;
-        // Before the look, so that a wake after it finds whom to wake.
+        // This comes before the look at the flag, so that a later wake finds the task.
         if !this.told.will_wake(cx.waker()) {
             this.told.clone_from(cx.waker());
             let former = std::mem::replace(&mut *this.woken.task(), cx.waker().clone());
             drop(former);
         }
-        // To look costs less than to take what is hardly ever there.
+        // A load is cheaper than a swap, and the flag is hardly ever set.
         if !this.woken.is.load(Ordering::Acquire) || !this.woken.is.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
@@ -132,7 +132,7 @@ mod tests {
         for times in 1..4 {
             wake();
             assert_eq!(woken(&first), times);
-            // Polled without anything to say as well, as beside another.
+            // Polled without a wake as well, as happens beside another future.
             poll(&first);
             poll(&first);
         }

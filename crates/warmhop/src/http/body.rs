@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::http::fields;
 
-/// Any error, boxed; what a body or an app's service may fail with.
+/// Any error, boxed: the error type of bodies and of an app's service.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How a client's body broke off, if it did.
@@ -23,7 +23,7 @@ pub(crate) type Broke = Arc<OnceLock<BoxError>>;
 /// A streamed HTTP body.
 pub struct Body {
     inner: Inner,
-    /// Ends with the body: what counts the request as in flight.
+    /// Dropped when the body ends: it counts the request as in flight.
     guard: Option<Box<dyn Send>>,
 }
 
@@ -53,7 +53,7 @@ impl Body {
         self
     }
 
-    /// The same body once more, where all of it is in memory.
+    /// A copy of the body, if all of it is in memory.
     #[must_use]
     pub fn try_clone(&self) -> Option<Self> {
         match &self.inner {
@@ -63,7 +63,7 @@ impl Body {
         }
     }
 
-    /// All of its bytes, where they are in memory and at most `bytes_max` long.
+    /// All of its bytes, if they are in memory and at most `bytes_max` long.
     #[must_use]
     pub fn whole(&self, bytes_max: u64) -> Option<Bytes> {
         match &self.inner {
@@ -80,7 +80,7 @@ impl Body {
         }
     }
 
-    /// Takes the bytes of a body that is whole in memory and at most `bytes_max` long.
+    /// Takes all bytes of the body, if they are in memory and at most `bytes_max` long.
     pub(crate) fn take_whole(&mut self, bytes_max: usize) -> Option<Bytes> {
         match &mut self.inner {
             Inner::Empty => Some(Bytes::new()),
@@ -110,13 +110,13 @@ impl Body {
         }
     }
 
-    /// The same body, and what resolves once somebody asks for its first part.
+    /// The same body, and a receiver that resolves once somebody asks for its first part.
     pub(crate) fn telling_when_wanted(self) -> (Self, oneshot::Receiver<()>) {
         let (tell, wanted) = oneshot::channel();
         (Self::new(Telling { body: self, tell: Some(tell) }), wanted)
     }
 
-    /// The same body, which says in `broke` if it ends with an error.
+    /// The same body, which stores the error in `broke` if it ends with one.
     pub(crate) fn telling_if_broken(self, broke: &Broke) -> Self {
         let broke = Arc::clone(broke);
         Self::new(self.map_err(move |error| {
@@ -137,7 +137,7 @@ impl Body {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        // What is one already passes through services that take any.
+        // A `Body` that passed through a service generic over bodies is not boxed again.
         let mut body = Some(body);
         if let Some(own) = (&mut body as &mut dyn Any).downcast_mut::<Option<Self>>() {
             return own.take().unwrap_or_default();
@@ -230,7 +230,7 @@ impl http_body::Body for Body {
     }
 }
 
-/// A body that tells when it is wanted.
+/// A body that reports when its first part is asked for.
 struct Telling {
     body: Body,
     tell: Option<oneshot::Sender<()>>,
@@ -245,7 +245,7 @@ impl http_body::Body for Telling {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         if let Some(tell) = self.tell.take() {
-            // Nobody listens any more where the answer has begun.
+            // Nobody listens any more once the answer has begun.
             let _ = tell.send(());
         }
         Pin::new(&mut self.body).poll_frame(cx)
@@ -260,7 +260,7 @@ impl http_body::Body for Telling {
     }
 }
 
-/// A body of which some was read ahead.
+/// A body of which some parts were read ahead.
 struct Resumed {
     first: std::collections::VecDeque<Bytes>,
     rest: Body,

@@ -1,13 +1,13 @@
 //! Where a chunked body ends (RFC 9112 section 7.1), read as strictly as the strictest reader.
 //!
-//! Every line ends with CRLF and neither of the two occurs alone. A parser that reads a line's end
-//! into a lone LF, or passes over one, takes what follows for something else than the next reader
-//! does; so such a body has no end here, and the connection ends instead.
+//! Every line ends with CRLF, and neither byte occurs alone. A parser that accepts a lone LF as a
+//! line's end, or skips one, disagrees with the next reader about what follows. So a body with a
+//! lone CR or LF counts as malformed, and its connection is closed.
 
 /// The most digits of a chunk's size: 16 are all of 64 bits.
 const SIZE_DIGITS_MAX: u8 = 16;
 
-/// Where in a chunked body the next byte is.
+/// The position of the next byte in a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Chunked {
     /// In a chunk's size, after so many digits.
@@ -34,21 +34,21 @@ pub(crate) enum Chunked {
     EndLf,
 }
 
-/// What the bytes were.
+/// What became of the bytes that were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Read {
-    /// All are the body's.
+    /// All of them belong to the body.
     All(Chunked),
-    /// So many are, and the body has ended.
+    /// This many belong to the body, which has ended.
     Ended(usize),
-    /// So many are, and the next may not stand there.
+    /// This many belong to the body, and the next one is not allowed there.
     Malformed(usize),
 }
 
 impl Chunked {
     pub(crate) const START: Self = Self::Size { size: 0, digits: 0 };
 
-    /// Reads `bytes` on.
+    /// Reads on with `bytes`.
     pub(crate) fn read(mut self, bytes: &[u8]) -> Read {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
@@ -100,7 +100,8 @@ impl Chunked {
 mod tests {
     use super::*;
 
-    /// Reads `text` in pieces of `step` bytes; how many bytes are the body's, and whether it ended.
+    /// Reads `text` in pieces of `step` bytes. Returns how many bytes belong to the body, and
+    /// whether it ended.
     fn read(text: &[u8], step: usize) -> (usize, Option<bool>) {
         let (mut at, mut passed) = (Chunked::START, 0);
         for piece in text.chunks(step) {

@@ -1,10 +1,11 @@
-//! Who sent a request, as far as its front door knows.
+//! The sender of a request, as far as its front door knows.
 
 use std::net::SocketAddr;
 
-/// Who sent a request. The mesh's own front doors know; a program with another HTTP server puts it
-/// in the extensions of the requests for [`Mesh::service`](crate::Mesh::service), so that apps are
-/// told the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind TLS.
+/// Who sent a request. The mesh's own front doors fill this in; a program with another HTTP server
+/// puts it in the extensions of the requests for [`Mesh::service`](crate::Mesh::service), so that
+/// apps get the client's address (`Forwarded`, `X-Forwarded-*`) and cookies are `Secure` behind
+/// TLS.
 ///
 /// ```
 /// use warmhop::{Body, ClientInfo};

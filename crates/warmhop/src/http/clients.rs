@@ -1,12 +1,12 @@
-//! What clients may take of a peer, and who gives way where they take too much.
+//! The limits on what clients may take of a peer, and which connections are closed to keep them.
 //!
-//! Every connection has an [`Account`]: how much memory its client makes the peer hold, and since when
-//! it does nothing. All of them together have one budget. Where it is exceeded, the address that takes
-//! most gives way, by its connection that takes most; where places are short, the connection that has
-//! been idle longest.
+//! Every connection has an [`Account`]: how much memory its client makes the peer hold, and how
+//! long it has been idle. All accounts share one budget. If they exceed it, the address that takes
+//! most loses the connection that takes most; if places are short, the connection that has been
+//! idle longest is closed.
 //!
-//! What is charged is what a client decides about: heads that are not whole, bodies that came and were
-//! not read, answers that it does not take. It is counted where bytes pass, in steps, so that a small
+//! What a client controls is charged: incomplete heads, bodies that arrived and were not read,
+//! answers that the client does not take. It is counted where bytes pass, in steps, so that a small
 //! request changes no number that connections share.
 
 use std::collections::{HashMap, HashSet};
@@ -21,45 +21,46 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::refusals::{Refusal, Refusals};
 
-/// What a connection is charged that nothing comes by: its buffers and tasks.
+/// The charge for an idle connection: its buffers and tasks.
 const CONNECTION_BYTES: i64 = 16 * 1024;
-/// What a request in flight is charged beside its head.
+/// The charge for a request in flight beside its head.
 const REQUEST_BYTES: i64 = 4 * 1024;
-/// What a frame of a body is charged beside its bytes, where it waits to be read.
+/// The charge for a frame of a body beside its bytes, while it waits to be read.
 const FRAME_BYTES: i64 = 256;
 /// Charges are rounded up to this, so that they seldom change.
 const STEP_BYTES: i64 = 16 * 1024;
-/// The share of the machine's or control group's memory that is the budget.
+/// The budget is one in so many parts of the memory of the machine or control group.
 const MEMORY_SHARE: u64 = 4;
-/// The least budget that is taken for a default.
+/// The smallest default budget.
 const MEMORY_MIN: u64 = 32 << 20;
-/// What is taken for the machine's memory where it cannot be told.
+/// The machine's memory is assumed to be this if it cannot be read.
 const MEMORY_UNKNOWN: u64 = 1 << 30;
 
 /// An address has more than its share of a full door if it has at least so many more connections
 /// than the one of a newcomer: with fewer, two would displace each other in turn.
 const CLEARLY_MORE: usize = 2;
-/// What came with a connection counts as a request on its way for so long.
+/// A connection whose client has sent something counts as busy for so long, before a request
+/// begins.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(1);
-/// A client has stalled that has not moved for so long, although something waits for it.
+/// A client has stalled once it has not moved for so long, although something waits for it.
 const STANDS_STILL: Duration = Duration::from_secs(1);
 
 /// What the clients of a peer may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientLimits {
-    /// All that they can make it hold, in bytes.
+    /// The memory that they can make the peer hold, in bytes.
     pub memory: u64,
     /// Connections of one address, or of one /64 of IPv6, at all front doors together.
     pub connections_per_address: usize,
-    /// Bytes a second that a request's body has to bring at least while it is waited for; 0: any.
+    /// The least bytes a second of a request's body while the peer waits for it; 0: no minimum.
     pub body_rate: u64,
-    /// How long a request's body may bring nothing while it is waited for.
+    /// How long the peer waits for the next bytes of a request's body.
     pub body_timeout: Duration,
 }
 
 impl ClientLimits {
-    /// This one with a change.
+    /// These limits with a change.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
@@ -87,7 +88,7 @@ fn machine_memory() -> u64 {
     });
     let groups = read("/proc/self/cgroup");
     let group = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    // Each group above it bounds it as well.
+    // The groups above it limit it as well.
     let limits = std::path::Path::new(group).ancestors().filter_map(|group| {
         let limit = read(&format!("/sys/fs/cgroup{}/memory.max", group.display()));
         limit.trim().parse::<u64>().ok()
@@ -99,7 +100,7 @@ fn machine_memory() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Clients {
     limits: ClientLimits,
-    /// All charges together.
+    /// The sum of all charges.
     charged: Gauge,
     table: Mutex<Table>,
     refusals: Arc<Refusals>,
@@ -118,9 +119,9 @@ struct Table {
 pub(crate) struct Account {
     clients: Arc<Clients>,
     address: IpAddr,
-    /// Cancelled where the connection has to end.
+    /// Cancelled to make the connection end.
     gives_way: CancellationToken,
-    /// Bytes that came and have not been read.
+    /// Bytes that arrived and have not been read.
     unread: AtomicI64,
     /// Bytes of answers that have not been sent.
     unsent: AtomicI64,
@@ -133,13 +134,13 @@ pub(crate) struct Account {
     active: AtomicU64,
     /// When it last took a part of an answer that it has not taken all of.
     took: AtomicU64,
-    /// Bodies that somebody here waits for.
+    /// Bodies that the peer waits for.
     awaited: AtomicUsize,
-    /// What of the budget is charged for all of it.
+    /// What is charged to the budget for all of it.
     charged: AtomicI64,
 }
 
-/// A connection's place; dropping it gives it back.
+/// A connection's place, given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     id: u64,
@@ -165,9 +166,9 @@ impl Clients {
         self.charged.get()
     }
 
-    /// Takes in a connection from `address`, for which another may have to give way; `None` where
-    /// that address has enough that are busy. `arrives` where its client has sent something already:
-    /// such a connection is not idle, though nobody has read its request yet.
+    /// Admits a connection from `address`, for which another may have to close; `None` if that
+    /// address has enough connections that are busy. `arrives` says that its client has sent
+    /// something already: such a connection is not idle, though nobody has read its request yet.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr, arrives: bool) -> Option<Admitted> {
         let address = owner_of(address);
         let admitted = {
@@ -208,10 +209,11 @@ impl Clients {
         self.lock().by_address.get(&owner_of(address)).map_or(0, HashSet::len)
     }
 
-    /// Has the connection end that deserves its place least: one of `newcomer` is wanted, or of
-    /// somebody whose address is not known. That is the connection that has been idle longest, of the address that
-    /// has most; where none is idle, one that keeps a request here without end, by not taking its
-    /// answer or not sending its body. False where each has a request that it does not keep up.
+    /// Closes the connection that deserves its place least. The place is for a connection from
+    /// `newcomer`, or from an unknown address. It closes the connection that has been idle longest
+    /// at the address with the most connections; if none is idle, a connection whose client has
+    /// stalled: it does not take its answer or does not send its body. Returns false if there is
+    /// neither.
     pub(crate) fn make_room(&self, newcomer: Option<IpAddr>) -> bool {
         let mut table = self.lock();
         let mut addresses: Vec<_> = table.by_address.values().collect();
@@ -223,7 +225,8 @@ impl Clients {
             table.give_way(id);
             return true;
         }
-        // Of an address that has more than its share at once, of any other once it has stalled.
+        // Of an address that has more than its share a connection closes at once, of any other only
+        // once its client has stalled.
         let own = |address| table.by_address.get(&owner_of(address)).map_or(0, HashSet::len);
         let share = newcomer.map_or(usize::MAX, |address| own(address) + CLEARLY_MORE);
         let greedy = addresses.iter().take_while(|ids| ids.len() >= share);
@@ -239,7 +242,7 @@ impl Clients {
         true
     }
 
-    /// Has connections end until the others fit into the budget.
+    /// Closes connections until the others fit into the budget.
     #[cold]
     fn relieve(&self) {
         let budget = i64::try_from(self.limits.memory).unwrap_or(i64::MAX);
@@ -275,20 +278,19 @@ impl Clients {
 }
 
 impl Table {
-    /// Of `ids`, the connection without a request for the longest time; of several, the oldest.
+    /// Of `ids`, the connection that has been without a request longest.
     fn idlest(&self, ids: impl Iterator<Item = u64>, now: u64) -> Option<u64> {
         let idle_since = |id: &u64| self.accounts.get(id).and_then(|it| it.idle_since(now));
         ids.filter_map(|id| Some((idle_since(&id)?, id))).min().map(|(_, id)| id)
     }
 
-    /// Of `ids`, the connection whose client has kept a request here longest by standing still, and
-    /// since when.
+    /// Of `ids`, the connection whose client has stalled longest, and since when.
     fn stillest(&self, ids: impl Iterator<Item = u64>) -> Option<(u64, u64)> {
         let still = |id| self.accounts.get(&id).and_then(|it| it.still_since()).map(|at| (id, at));
         ids.filter_map(still).min_by_key(|(_, since)| *since)
     }
 
-    /// Ends a connection; what it took is free as soon as its task hears of it.
+    /// Ends a connection; what it took is freed as soon as its task sees the signal.
     fn give_way(&mut self, id: u64) {
         if let Some(account) = self.remove(id) {
             account.gives_way.cancel();
@@ -308,7 +310,7 @@ impl Table {
     }
 }
 
-/// A client with one address of IPv6 has a /64 of them.
+/// The address that a connection counts for: a client with one address of IPv6 has a /64 of them.
 fn owner_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -318,30 +320,30 @@ fn owner_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What [`Account::charged`] is once the connection is no longer accounted for.
+/// The value of [`Account::charged`] once the connection is no longer accounted for.
 const CLOSED: i64 = i64::MIN;
 
 impl Account {
-    /// Bytes came that nobody has read yet, in so many frames of their own.
+    /// Counts bytes that arrived and nobody has read yet, in so many frames.
     pub(crate) fn came(&self, bytes: usize, frames: usize) {
         self.unread.fetch_add(bytes as i64 + frames as i64 * FRAME_BYTES, Relaxed);
         self.recharge();
     }
 
-    /// A frame of a body was read.
+    /// Counts a frame of a body as read.
     pub(crate) fn read(&self, bytes: usize, in_frames: bool) {
         let overhead = if in_frames { FRAME_BYTES } else { 0 };
         self.unread.fetch_sub(bytes as i64 + overhead, Relaxed);
         self.recharge();
     }
 
-    /// Bytes of an answer are to be sent.
+    /// Counts bytes of an answer that are to be sent.
     pub(crate) fn answers(&self, bytes: usize) {
         self.unsent.fetch_add(bytes as i64, Relaxed);
         self.recharge();
     }
 
-    /// Bytes were sent, of whatever kind.
+    /// Counts bytes as sent, of whatever kind.
     pub(crate) fn sent(&self, bytes: usize) {
         let less = |unsent: i64| (unsent > 0).then(|| (unsent - bytes as i64).max(0));
         if let Ok(before) = self.unsent.fetch_update(Relaxed, Relaxed, less) {
@@ -352,7 +354,7 @@ impl Account {
         }
     }
 
-    /// A body is waited for from now on, or no more.
+    /// Notes that a body is waited for from now on, or no longer.
     pub(crate) fn awaits(&self, waits: bool) {
         if waits {
             self.awaited.fetch_add(1, Relaxed);
@@ -361,7 +363,7 @@ impl Account {
         }
     }
 
-    /// Since when no request is in flight or on its way; absent where one is.
+    /// Since when no request has been in flight or arriving; absent while one is.
     fn idle_since(&self, now: u64) -> Option<u64> {
         let active = self.active.load(Relaxed);
         let arrives = self.arrives.load(Relaxed)
@@ -369,15 +371,15 @@ impl Account {
         (self.in_flight.load(Relaxed) == 0 && !arrives).then_some(active)
     }
 
-    /// Since when its client has kept a request here by not taking its answer or not sending its
-    /// body; absent where nothing waits for the client.
+    /// Since when its client has been stalled: it does not take its answer or does not send its
+    /// body. Absent where nothing waits for the client.
     fn still_since(&self) -> Option<u64> {
         let waits = self.unsent.load(Relaxed) > 0 || self.awaited.load(Relaxed) > 0;
         waits.then(|| self.active.load(Relaxed).max(self.took.load(Relaxed)))
     }
 
-    /// A request begins, whose head is so long. Where it is alone on its connection, as with HTTP/1,
-    /// all that came was its head.
+    /// Counts a request that begins, with a head of this many bytes. If it is alone on its
+    /// connection, as with HTTP/1, all unread bytes were its head.
     pub(crate) fn begins(&self, head: usize, alone: bool) {
         self.in_flight.fetch_add(1, Relaxed);
         if self.arrives.load(Relaxed) {
@@ -391,35 +393,35 @@ impl Account {
         self.recharge();
     }
 
-    /// The request that began with so long a head has ended.
+    /// Counts the end of a request that began with a head of this many bytes.
     pub(crate) fn ends(&self, head: usize) {
         self.heads.fetch_sub(head as i64 + REQUEST_BYTES, Relaxed);
         if self.in_flight.fetch_sub(1, Relaxed) == 1 {
             self.active.store(self.clients.now(), Relaxed);
-            // What was left unread of bodies is dropped with them.
+            // Unread bytes of bodies are dropped with the request.
             self.unread.store(0, Relaxed);
             self.unsent.store(0, Relaxed);
         }
         self.recharge();
     }
 
-    /// A request leaves its connection for good as something else, such as a WebSocket.
+    /// Keeps the connection busy for good: it became something else, such as a WebSocket.
     pub(crate) fn stays_busy(&self) {
         self.in_flight.fetch_add(1, Relaxed);
     }
 
-    /// Notes that the client was refused something.
+    /// Counts a refusal of this client.
     pub(crate) fn refused(&self, why: Refusal) {
         self.clients.refusals.note(why);
     }
 
-    /// Whether no request has been in flight for so long.
+    /// For how long no request has been in flight; absent while one is.
     pub(crate) fn idle_for(&self) -> Option<Duration> {
         let idle = self.clients.now().saturating_sub(self.active.load(Relaxed));
         (self.in_flight.load(Relaxed) == 0).then(|| Duration::from_millis(idle))
     }
 
-    /// Resolves when the connection has to end.
+    /// Cancelled when the connection has to end.
     pub(crate) fn gives_way(&self) -> &CancellationToken {
         &self.gives_way
     }
@@ -494,7 +496,7 @@ mod tests {
         assert_eq!(greedy.iter().map(gave_way).collect::<Vec<_>>(), [false, false, true, false]);
         assert!(!small.iter().any(gave_way));
         assert_eq!(clients.refusals.count(Refusal::OverBudget), 1);
-        // A connection that has ended is charged nothing more, whatever still happens to it.
+        // A connection that has ended is charged nothing more, whatever else happens to it.
         let held = clients.held();
         greedy[2].account().came(1 << 30, 0);
         assert_eq!(clients.held(), held);

@@ -1,10 +1,11 @@
-//! Whether a client that sends no more has left.
+//! Detects whether a client that sends no more has left.
 //!
 //! On TCP, the end of what a client sends looks the same whether the client closed its connection
-//! or only its sending side, and goes on listening (RFC 9293 section 3.6). One that has left is to
-//! be told to the app at once; one that listens is to get its answer. So a client whose request was
-//! whole has a short time in which something has to be written to it: a socket that is closed
-//! answers a write with a reset, and whoever is sent nothing for so long is taken to have left.
+//! or only its sending side, and still listens (RFC 9293 section 3.6). If it left, the app should
+//! learn that at once; if it listens, it should get its answer. So once a client with a complete
+//! request stops sending, something must be written to it within a short time: a closed socket
+//! answers the write with a reset, and a client to which nothing is written for that long counts as
+//! gone.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 use crate::http::body::{Body, BoxError};
 use crate::http::clients::Account;
 
-/// How long nothing may be written to a client that sends no more, until it is taken to have left.
+/// How long nothing may be written to a client that sends no more before it counts as gone.
 const SILENT_WITHIN: Duration = Duration::from_secs(1);
 
 /// The requests in flight on one HTTP/1 connection.
@@ -27,7 +28,7 @@ const SILENT_WITHIN: Duration = Duration::from_secs(1);
 pub(crate) struct InFlight(Arc<Account>);
 
 impl InFlight {
-    /// Of the connection that `account` is kept of.
+    /// Counts on the connection of `account`.
     pub(crate) fn new(account: Arc<Account>) -> Self {
         Self(account)
     }
@@ -43,7 +44,8 @@ impl InFlight {
         self.begin_of(head, request.version() < Version::HTTP_2)
     }
 
-    /// The same for one whose head is so long; `alone`: as with HTTP/1, no other is on its connection.
+    /// The same for a head of this many bytes. `alone` says that no other request shares the
+    /// connection, as with HTTP/1.
     pub(crate) fn begin_of(&self, head: usize, alone: bool) -> Counted {
         self.0.begins(head, alone);
         Counted { account: Arc::clone(&self.0), head }
@@ -67,7 +69,7 @@ impl Drop for Counted {
 }
 
 impl Counted {
-    /// Goes on counting until the response's body has been sent or given up.
+    /// Keeps counting until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<CountedBody> {
         response.map(|body| CountedBody { body, failed: None, counted: self })
     }
@@ -76,7 +78,7 @@ impl Counted {
 /// A response's body, while it is sent.
 pub(crate) struct CountedBody {
     body: Body,
-    /// How it failed, until that is told.
+    /// How it failed, until that is reported.
     failed: Option<BoxError>,
     counted: Counted,
 }
@@ -94,7 +96,7 @@ impl http_body::Body for CountedBody {
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Err(error))) = frame {
-            // hyper drops what it has not sent yet as soon as it hears of it. While it waits, it
+            // hyper drops what it has not sent yet as soon as it gets the error. While it waits, it
             // sends: the client gets what there is of the answer, and sees that it was cut off.
             self.failed = Some(error);
             cx.waker().wake_by_ref();
@@ -108,8 +110,8 @@ impl http_body::Body for CountedBody {
         frame
     }
 
-    // A body that failed has nothing more to give and may say so. As long as nobody has heard of the
-    // failure, that must not pass for its end: the answer would go out as one that is shorter, and whole.
+    // A failed body has nothing more to give. Until the failure is reported, that must not count as
+    // the body's end: the client would get a shorter answer that looks complete.
     fn is_end_stream(&self) -> bool {
         self.failed.is_none() && self.body.is_end_stream()
     }
@@ -119,12 +121,12 @@ impl http_body::Body for CountedBody {
     }
 }
 
-/// Watches one connection's client for having left.
+/// Detects that the client of one connection has left.
 pub(crate) struct Departure {
     in_flight: InFlight,
-    /// Set once the client sends no more; ends when nothing was written for long enough.
+    /// Set once the client sends no more; fires when nothing was written for long enough.
     silence: Option<Pin<Box<Sleep>>>,
-    /// A write waits for the client to read: it is being sent something.
+    /// A write waits for the client to read: the peer is still sending.
     blocked: bool,
 }
 
@@ -134,7 +136,7 @@ impl Departure {
     }
 
     /// Notes that the client sends no more. Returns whether it may still listen: `between` says
-    /// that its last request is whole.
+    /// that its last request is complete.
     pub(crate) fn sends_no_more(&mut self, between: bool) -> bool {
         let may_listen = between && !self.in_flight.is_none();
         if may_listen {
@@ -143,12 +145,12 @@ impl Departure {
         may_listen
     }
 
-    /// Whether the client was heard to send no more and is waited for.
+    /// Whether the client has stopped sending and may still listen.
     pub(crate) fn waits(&self) -> bool {
         self.silence.is_some()
     }
 
-    /// Resolves once the client is taken to have left.
+    /// Resolves once the client counts as gone.
     pub(crate) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(silence) = &mut self.silence else { return Poll::Pending };
         while silence.as_mut().poll(cx).is_ready() {

@@ -44,7 +44,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-        // What it says most often is among those that are taken out below.
+        // The usual values of `Connection` are removed below anyway.
         .filter(|name| !["keep-alive", "upgrade"].iter().any(|it| name.eq_ignore_ascii_case(it)))
         .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         .filter(|name| *name != HOST && *name != header::CONTENT_LENGTH)
@@ -56,7 +56,7 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named {
         headers.remove(name);
     }
-    // Most messages have none of them: looking is cheaper than asking for each.
+    // Most messages have none of them: one look is cheaper than a lookup of each.
     if headers.keys().any(is_hop_by_hop) {
         for name in HOP_BY_HOP {
             headers.remove(name);
@@ -67,7 +67,8 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether a field is of the mesh's own name space, also to a reader that takes `_` for `-`.
+/// Whether a field belongs to the mesh's own name space, also for a reader that equates `_` with
+/// `-`.
 pub(crate) fn is_ours(name: &str) -> bool {
     const OURS: &str = "warmhop-";
     name.as_bytes().get(..OURS.len()).is_some_and(|beginning| {
@@ -88,14 +89,14 @@ pub(crate) fn remove_reserved(headers: &mut HeaderMap) {
     }
 }
 
-/// Fields that a proxy or this peer vouches for, beside `X-Forwarded-*`.
+/// Fields that a proxy or this peer vouches for, besides `X-Forwarded-*`.
 const SHADOWED: [&str; 5] =
     ["content-length", "transfer-encoding", "x-real-ip", "x-request-id", "idempotency-key"];
 
-/// Takes out what an app that reads its fields as CGI does (RFC 3875 section 4.1.18), with `_` for
-/// `-`, would take for a field that a proxy vouches for, or for one that is there as well. And
-/// `Proxy`, which is no field of HTTP: such an app has it in `HTTP_PROXY`, and its libraries send
-/// their requests there.
+/// Removes fields that an app might confuse with others. An app that reads its fields as CGI does
+/// (RFC 3875 section 4.1.18) equates `_` with `-`, and could take such a field for one that a proxy
+/// vouches for, or for another field of the message. `Proxy` is removed as well: it is no field of
+/// HTTP, but such an app finds it in `HTTP_PROXY`, where its libraries would send their requests.
 pub(crate) fn remove_shadows(headers: &mut HeaderMap) {
     let shadows = |name: &&HeaderName| {
         if name.as_str() == "proxy" {
@@ -128,7 +129,7 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Takes out what an app says of the affinity cookie, which is not its own.
+/// Removes an affinity cookie that an app sets: only a peer may set it.
 pub(crate) fn remove_our_cookie(headers: &mut HeaderMap, cookie: &CookieSpec) {
     let is_ours = |field: &HeaderValue| cookie.is_set_by(field.as_bytes());
     if headers.get_all(SET_COOKIE).iter().any(is_ours) {
@@ -140,8 +141,9 @@ pub(crate) fn remove_our_cookie(headers: &mut HeaderMap, cookie: &CookieSpec) {
     }
 }
 
-/// What frames a response is decided by its status and its body: fields that say otherwise would
-/// be believed by the next reader (RFC 9112 section 6.3, RFC 9110 section 8.6).
+/// Makes a response's framing fields agree with its status and body, which decide the framing: the
+/// next reader would believe fields that say otherwise (RFC 9112 section 6.3, RFC 9110 section
+/// 8.6).
 pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     let no_content = status.is_informational() || status == StatusCode::NO_CONTENT;
     if no_content || headers.contains_key(header::TRANSFER_ENCODING) {
@@ -150,7 +152,7 @@ pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     if headers.len() == headers.keys_len() {
         return;
     }
-    // The same length twice is one length (RFC 9110 section 8.6), and over HTTP/2 twice is none.
+    // The same length twice is one length (RFC 9110 section 8.6), but over HTTP/2 it is an error.
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     if let (Some(first), Some(second)) = (lengths.next(), lengths.next())
         && first == second
@@ -161,7 +163,7 @@ pub(crate) fn mend_framing(status: StatusCode, headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the client sends the body only once it is told to go on (RFC 9110 section 10.1.1).
+/// Whether the client sends the body only after a `100 Continue` (RFC 9110 section 10.1.1).
 pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
     headers
         .get(header::EXPECT)
@@ -179,8 +181,8 @@ pub(crate) fn wanted_upgrade(version: Version, headers: &HeaderMap) -> Option<He
     }
 }
 
-/// Whether these values of `Connection` and `Upgrade` ask for another protocol that is passed on.
-/// Upgrading to HTTP/2 in clear text is none: RFC 9113 section 3.1 withdrew it.
+/// Whether these values of `Connection` and `Upgrade` ask for another protocol that a peer passes
+/// on. HTTP/2 in clear text does not count: RFC 9113 section 3.1 withdrew that upgrade.
 pub(crate) fn asks_to_upgrade<'a>(
     connection: impl Iterator<Item = &'a [u8]>,
     upgrade: impl Iterator<Item = &'a [u8]>,
@@ -201,8 +203,8 @@ pub(crate) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
 }
 
-/// Adds what tells the app where the request came from: `X-Forwarded-*` and `Forwarded`
-/// (RFC 7239), appended to what earlier proxies said.
+/// Adds the fields by which the app knows where the request came from: `X-Forwarded-*` and
+/// `Forwarded` (RFC 7239), appended to those of earlier proxies.
 pub(crate) fn append_forwarded(
     headers: &mut HeaderMap,
     client: Option<IpAddr>,
@@ -226,21 +228,21 @@ pub(crate) fn append_forwarded(
     }
 }
 
-/// What a peer says of itself in `Via` (RFC 9110 section 7.6.3).
+/// What a peer adds to `Via` (RFC 9110 section 7.6.3).
 pub(crate) struct Via {
     peer: String,
-    /// What it says of most messages.
+    /// The value for most messages.
     of_http_11: HeaderValue,
 }
 
 impl Via {
-    /// That of a peer which calls itself so; it is visible ASCII.
+    /// For a peer with this name, which is visible ASCII.
     pub(crate) fn of(peer: &str) -> Self {
         let of_http_11 = HeaderValue::try_from(format!("1.1 {peer}"));
         Self { peer: peer.to_owned(), of_http_11: of_http_11.expect("a name is visible ASCII") }
     }
 
-    /// Appends the version that the message came by, and who passed it on.
+    /// Appends the version of HTTP that the message arrived with, and the name of this peer.
     pub(crate) fn append(&self, headers: &mut HeaderMap, version: Version) {
         let version = match version {
             Version::HTTP_10 => "1.0",
@@ -274,7 +276,7 @@ fn append_list(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue)
 pub(crate) fn set_affinity(headers: &mut HeaderMap, cookie: &str) {
     let Ok(value) = HeaderValue::from_str(cookie) else { return };
     headers.append(SET_COOKIE, value);
-    // Fields for caches of one kind come before the general one (RFC 9213 section 2.2).
+    // Fields for one kind of cache take precedence over the general one (RFC 9213 section 2.2).
     for targeted in ["cdn-cache-control", "surrogate-control"] {
         headers.remove(targeted);
     }
@@ -288,8 +290,8 @@ pub(crate) fn set_affinity(headers: &mut HeaderMap, cookie: &str) {
             None => (directive, None),
         };
         let is = |other: &str| name.eq_ignore_ascii_case(other);
-        // Those that let a shared cache store it (RFC 9111 section 5.2.2). `private` with names of
-        // fields keeps out these alone.
+        // These let a shared cache store the response (RFC 9111 section 5.2.2). `private` with
+        // names of fields protects these fields alone.
         if is("public") || is("s-maxage") || (is("private") && argument.is_some()) {
             continue;
         }
@@ -304,7 +306,7 @@ pub(crate) fn set_affinity(headers: &mut HeaderMap, cookie: &str) {
     }
 }
 
-/// The members of a list, whose quoted strings may have commas in them.
+/// The members of a list, whose quoted strings may contain commas.
 fn directives(list: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     list.split(move |c| {
@@ -322,10 +324,10 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
     RequestId::new(headers.get(X_REQUEST_ID)?.to_str().ok()?).ok()
 }
 
-/// Makes `Host` say what the request's target does, where that has an authority (RFC 9112 section
-/// 3.2.2, RFC 9113 section 8.3.1): the app must not see another host than the one it was chosen by.
-/// False where it is left open which host that is, or it is none: a target that has userinfo, which
-/// servers are to take for an error (RFC 9110 section 4.2.4), is none either.
+/// Makes `Host` agree with the request's target, if that has an authority (RFC 9112 section 3.2.2,
+/// RFC 9113 section 8.3.1): the app must not see another host than the one it was chosen by.
+/// Returns false if the host is ambiguous or not valid. A target with userinfo, which servers
+/// should treat as an error (RFC 9110 section 4.2.4), is not valid either.
 pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
     let authority = uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()));
     if let Some(Ok(host)) = authority {
@@ -336,9 +338,9 @@ pub(crate) fn settle_host(uri: &Uri, headers: &mut HeaderMap) -> bool {
     is_one && hosts.next().is_none()
 }
 
-/// Takes out of a trailer section what the next reader could take for a field of the head that it
-/// acts on (RFC 9110 section 6.5.1): it merges the two, or reads its fields as CGI does, and the head
-/// was looked at without it. What no head brings in, no trailer does.
+/// Removes from a trailer section the fields that the next reader could take for fields of the head
+/// (RFC 9110 section 6.5.1): it may merge the two, or read its fields as CGI does, and the head was
+/// checked without them. A trailer may bring in nothing that a head may not.
 pub(crate) fn tidy_trailers(trailers: &mut HeaderMap) {
     let forbidden: Vec<HeaderName> = trailers
         .keys()
@@ -350,8 +352,7 @@ pub(crate) fn tidy_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// Whether a field, named with dashes, says nothing that frames, routes, authenticates or modifies a
-/// message.
+/// Whether a field, named with dashes, does not frame, route, authenticate or modify a message.
 fn is_trailer(name: &str) -> bool {
     const FORBIDDEN: [&str; 43] = [
         // Framing and the connection.
@@ -407,9 +408,9 @@ fn is_trailer(name: &str) -> bool {
     !FORBIDDEN.contains(&name) && !prefixed.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether it is a host, with or without a port (RFC 3986 section 3.2). An empty one is allowed: it
-/// says that the target has no authority. A comma is in no name that anybody has, but in what a
-/// proxy makes of two fields.
+/// Whether the text is a host, with or without a port (RFC 3986 section 3.2). An empty one is
+/// allowed: it says that the target has no authority. A comma is refused: no real name has one, but
+/// a proxy that joins two fields puts one in.
 fn is_host(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port),
@@ -430,7 +431,7 @@ pub(crate) fn host_of(headers: &HeaderMap) -> Option<String> {
     host_as_sent(headers).map(str::to_ascii_lowercase)
 }
 
-/// The same as the client wrote it.
+/// The same, as the client wrote it.
 pub(crate) fn host_as_sent(headers: &HeaderMap) -> Option<&str> {
     host_in(headers.get(HOST)?)
 }

@@ -1,5 +1,6 @@
-//! What tells an app where a request came from, as values of fields. The requests of one connection
-//! say the same, so what was made last is kept, and shared by those that follow.
+//! The values of the fields by which an app knows where a request came from. The requests of one
+//! connection have the same values, so the last ones are kept and shared by the requests that
+//! follow.
 
 use std::cell::RefCell;
 use std::fmt::Write;
@@ -55,7 +56,7 @@ fn made(
     scheme: &'static str,
 ) -> Option<Origin> {
     let mut element = String::new();
-    // Writing to a text does not fail.
+    // Writing to a string does not fail.
     let _ = match client {
         Some(IpAddr::V6(ip)) => write!(element, "for=\"[{ip}]\";proto={scheme}"),
         Some(ip) => write!(element, "for={ip};proto={scheme}"),
@@ -67,7 +68,8 @@ fn made(
     }
     Some(Origin {
         client,
-        // Copied: what came with the request is a part of all that was read with it.
+        // Copied, since the request's own bytes would keep alive everything that was read with
+        // them.
         host: host.map(|host| HeaderValue::from_bytes(host.as_bytes())).transpose().ok()?,
         scheme,
         forwarded: HeaderValue::try_from(element).ok()?,
@@ -83,7 +85,7 @@ mod tests {
     fn what_is_kept_for_one_client_is_told_of_no_other() {
         let (a, b) = (HeaderValue::from_static("a.example"), HeaderValue::from_static("b.example"));
         let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-        // Each twice, and some that share a place with another.
+        // Each twice, and some that share a slot with another.
         let asked = [
             (ip("192.0.2.1"), Some(&a), "http", "for=192.0.2.1;proto=http;host=\"a.example\""),
             (ip("192.0.2.17"), Some(&a), "http", "for=192.0.2.17;proto=http;host=\"a.example\""),

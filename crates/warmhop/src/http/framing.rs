@@ -1,5 +1,5 @@
-//! Refuses requests whose length two readers could understand differently (RFC 9112 section
-//! 6.3, CWE-444) before hyper settles the matter in silence.
+//! Refuses requests whose length two readers could understand differently (RFC 9112 section 6.3,
+//! CWE-444) before hyper silently picks one reading.
 //!
 //! hyper accepts a request with both `Content-Length` and `Transfer-Encoding` and drops the
 //! former. That keeps *us* safe, but a proxy in front that believed the other field has been
@@ -28,7 +28,7 @@ pub(crate) const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The most fields in a request head.
 pub(crate) const FIELDS_MAX: usize = 128;
 
-/// What hyper takes for the end of a head that was spoilt.
+/// What ends a spoilt head for hyper.
 const SPOILT_END: &[u8] = b"\r\n\r\n";
 /// The start of an HTTP/2 connection (RFC 9113 section 3.4).
 pub(crate) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -54,7 +54,7 @@ impl<IO> Framed<IO> {
         self.departure.wrote(outcome);
     }
 
-    /// The heads that were looked at and let pass, as they come.
+    /// The heads that were checked and passed, in order.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn looked(&self) -> Looked {
         Arc::clone(&self.watch.looked)
@@ -93,7 +93,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Framed<IO> {
             }
             buf.set_filled(before + seen);
             if seen == 0 && self.watch.at == At::Refused {
-                // To the reader, nothing would mean the end of the connection.
+                // A read of nothing would look like the end of the connection to the reader.
                 return self.poll_read(cx, buf);
             }
             let between = self.watch.is_between();
@@ -139,11 +139,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Framed<IO> {
     }
 }
 
-/// Where in the stream the next byte is.
+/// The position of the next byte in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Head,
-    /// In a body with so many bytes left.
+    /// In a body with this many bytes left.
     Fixed(u64),
     /// In a chunked body.
     Chunks(Chunked),
@@ -152,26 +152,27 @@ enum At {
     /// A connection that may be upgraded. Where it is not upgraded after all,
     /// [`ends_connection`] has it closed behind the answer.
     Opaque,
-    /// Behind what is refused, here or by hyper: nobody reads on.
+    /// After a request that was refused, here or by hyper: nobody reads on.
     Refused,
 }
 
 struct Watch {
     at: At,
-    /// The part of the head that came with earlier reads.
+    /// The part of the head that arrived with earlier reads.
     head: Vec<u8>,
     /// The head was spoilt; the next read ends it.
     spoilt: bool,
-    /// A connection begins as HTTP/2 or never becomes it.
+    /// The first head is not complete: a connection begins as HTTP/2 or never becomes it.
     first: bool,
-    /// Where in the frames an HTTP/2 connection is, and what of bodies came with the latest read.
+    /// The position in the frames of an HTTP/2 connection, and which parts of bodies arrived with
+    /// the latest read.
     frames: Frames,
     parts: BodyParts,
     #[cfg(any(test, feature = "fuzzing"))]
     looked: Looked,
 }
 
-/// Heads that were let pass.
+/// Heads that were passed on.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) type Looked = Arc<std::sync::Mutex<Vec<Vec<u8>>>>;
 
@@ -190,23 +191,23 @@ impl Default for Watch {
     }
 }
 
-/// What a head is followed by, once it is whole.
+/// The outcome of a look for a head's end.
 enum Head {
     /// Its end has not come.
     Partial,
-    /// It, or what came of it, is so long.
+    /// It ends after this many bytes of the latest read, and `then` follows.
     Ends { bytes: usize, then: At },
-    /// It is to be spoilt.
+    /// It is ambiguous, and has to be spoilt.
     Ambiguous,
 }
 
 impl Watch {
-    /// Whether every request so far was whole; never on what is not HTTP/1.
+    /// Whether every request so far was complete; always false for anything but HTTP/1.
     fn is_between(&self) -> bool {
         self.at == At::Head && self.head.is_empty()
     }
 
-    /// Follows `bytes`. Returns how many of them hyper may see, and what is refused, if anything.
+    /// Follows `bytes`. Returns how many of them hyper may see, and the refusal, if there is one.
     fn see(&mut self, bytes: &mut [u8]) -> (usize, Option<Refusal>) {
         let mut from = 0;
         while from < bytes.len() {
@@ -257,12 +258,12 @@ impl Watch {
         (bytes.len(), None)
     }
 
-    /// What the client made this peer hold by the `seen` bytes of the latest read.
+    /// What the client made this peer hold with the `seen` bytes of the latest read.
     fn came(&mut self, seen: usize) -> BodyParts {
         match self.at {
             At::Http2 => std::mem::take(&mut self.parts),
             At::Opaque => BodyParts::default(),
-            // A head that is not whole is held here and by hyper.
+            // An incomplete head is held here and by hyper.
             At::Head if !self.head.is_empty() => BodyParts { frames: 0, bytes: 2 * seen },
             _ => BodyParts { frames: 0, bytes: seen },
         }
@@ -280,7 +281,7 @@ impl Watch {
             }
             return seen;
         }
-        // Mostly a head comes with one read, and need not be kept.
+        // Most heads arrive in one read, and need not be kept.
         let seen = self.look(bytes, 0);
         if matches!(seen, Head::Partial) {
             self.head = bytes.to_vec();
@@ -288,7 +289,8 @@ impl Watch {
         seen
     }
 
-    /// `head` is what came of it so far, of which `held` bytes have been looked at.
+    /// Looks for the end in `head`, all that arrived of it so far; `held` bytes of it were looked
+    /// at before.
     fn look(&mut self, head: &[u8], held: usize) -> Head {
         if self.first {
             if head.starts_with(H2_PREFACE) {
@@ -298,8 +300,8 @@ impl Watch {
                 return Head::Partial;
             }
         }
-        // The end may straddle two reads: look from three bytes before the seam. A preface that was
-        // none has not been looked at.
+        // The end may straddle two reads: look from three bytes before the seam. What looked like a
+        // preface and was none has not been looked at.
         let from = if held < H2_PREFACE.len() { 0 } else { held - 3 };
         let Some(end) = head_end(head, from) else {
             if head.len() <= HEAD_BYTES_MAX {
@@ -344,13 +346,13 @@ fn is_blank(bytes: &[u8]) -> bool {
 
 struct Ambiguous;
 
-/// What follows a head, or why nobody should guess.
+/// What follows a head, or that readers could disagree about it.
 fn framing(head: &[u8]) -> Result<At, Ambiguous> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => {}
-        // The two readers of this very program disagree about where it ends.
+        // hyper and this file disagree about where it ends.
         Ok(_) => return Err(Ambiguous),
         Err(_) => return Ok(At::Refused), // hyper refuses it too, and says how.
     }
@@ -370,7 +372,7 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
             }
             length = Some(value);
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            // Anything but the one coding that every reader knows invites disagreement.
+            // Any coding but this one, which every reader knows, invites disagreement.
             if chunked || !field.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(Ambiguous);
             }
@@ -393,8 +395,8 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
     match (length, chunked) {
         (Some(_), true) => Err(Ambiguous),
         (None, true) if !is_http_11 => Err(Ambiguous),
-        // What follows may belong to another protocol, which is not ours to follow. A body comes
-        // before it, and who sends one is not upgraded.
+        // What follows may belong to another protocol, which is not followed here. A body comes
+        // before it, and a request with a body is not upgraded.
         (Some(0) | None, false) if upgrades => Ok(At::Opaque),
         (None, true) => Ok(At::Chunks(Chunked::START)),
         (Some(0) | None, false) => Ok(At::Head),
@@ -402,8 +404,8 @@ fn framing(head: &[u8]) -> Result<At, Ambiguous> {
     }
 }
 
-/// Whether the connection of an HTTP/1 request is closed behind any answer but an upgrade: what
-/// follows the request on it was not looked at.
+/// Whether the connection of an HTTP/1 request is closed after any answer but an upgrade: what
+/// follows the request on it was not checked.
 pub(crate) fn ends_connection<B>(request: &http::Request<B>) -> bool {
     request.version() < http::Version::HTTP_2
         && (request.method() == http::Method::CONNECT
@@ -426,7 +428,7 @@ mod tests {
         (out, watch.at)
     }
 
-    /// Whether what was let through up to the spoilt head's end could pass for a request.
+    /// Whether the bytes let through up to the spoilt head's end could pass for a request.
     fn is_request(seen: &[u8]) -> bool {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
         let head = seen.split_inclusive(|byte| *byte == 0).next().unwrap_or_default();

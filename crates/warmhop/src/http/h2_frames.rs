@@ -1,7 +1,7 @@
-//! Follows the frames of an HTTP/2 connection (RFC 9113 section 4.1) just far enough to count what
-//! comes of bodies: frames of a few bytes each take far more room than their bytes.
+//! Follows the frames of an HTTP/2 connection (RFC 9113 section 4.1) just far enough to count the
+//! parts of bodies: small frames take far more memory than their bytes.
 
-/// Where in the frames the next byte is.
+/// The position of the next byte in the frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Frames {
     head: [u8; 9],
@@ -9,7 +9,7 @@ pub(crate) struct Frames {
     payload_left: u32,
 }
 
-/// What came of bodies.
+/// The parts of bodies that arrived.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct BodyParts {
     pub(crate) frames: usize,

@@ -1,4 +1,4 @@
-//! HTTP itself, for all above: bodies, fields, framing, upgrades.
+//! HTTP itself, used by all other rooms: bodies, fields, framing, upgrades.
 
 pub(crate) mod about;
 pub(crate) mod aside;

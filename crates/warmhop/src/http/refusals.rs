@@ -1,5 +1,5 @@
-//! What clients were refused before a request of theirs was one: counted by reason, and told at most
-//! once a second and reason, because a client that is refused may come back as fast as it can.
+//! Refusals of clients that sent no complete request: counted by reason, and logged at most once a
+//! second for each reason, because a refused client may come back as fast as it can.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tracing::info;
 
-/// How often one reason is told at most.
+/// One reason is logged at most this often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a client was refused, or lost its connection.
@@ -23,17 +23,17 @@ pub(crate) enum Refusal {
     OverBudget,
     /// One address had as many connections as it may.
     TooManyFromAddress,
-    /// A place was wanted that an idle connection had.
+    /// An idle connection was closed to free its place.
     GaveWay,
-    /// A place was wanted that a connection had whose client stood still.
+    /// A connection whose client had stalled was closed to free its place.
     StoodStill,
-    /// There was no place, and nobody who should have given one up.
+    /// There was no place, and no connection that should have given up its own.
     NoPlace,
     /// A request's body came too slowly.
     SlowBody,
-    /// A connection to a door for proxies did not say where its client comes from.
+    /// A connection to a door for proxies did not say where its client is.
     NoProxyHeader,
-    /// One came from an address that is no trusted proxy's.
+    /// A connection came from an address that is no trusted proxy's.
     UntrustedProxy,
 }
 
@@ -107,7 +107,7 @@ impl Refusal {
     }
 }
 
-/// What is counted by its reason alone.
+/// The label of what is counted by its reason alone.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(crate) struct ByReason {
     pub(crate) reason: &'static str,
@@ -117,7 +117,7 @@ pub(crate) struct ByReason {
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
     counts: Family<ByReason, Counter>,
-    /// When each was told last, and how often it has happened since.
+    /// When each was last logged, and how often it has happened since.
     told: Mutex<[(Option<Instant>, u64); Refusal::ALL.len()]>,
 }
 
@@ -127,7 +127,7 @@ impl Refusals {
         self.counts.clone()
     }
 
-    /// Counts one, and tells of it unless the same was told of a moment ago.
+    /// Counts a refusal, and logs it unless the same one was logged a moment ago.
     pub(crate) fn note(&self, why: Refusal) {
         self.counts.get_or_create(&ByReason { reason: why.label() }).inc();
         let times = {

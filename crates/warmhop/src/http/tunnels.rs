@@ -1,12 +1,12 @@
 //! Upgraded connections: counted, and closed in their own protocol when the peer drains.
 //!
-//! The bytes of an upgraded connection are the app's and the client's own; a peer only passes
-//! them on. There are two exceptions, in which a WebSocket's client is sent a close frame (RFC 6455
-//! section 7.4.1) that the app did not send: status 1001, "going away", at the end of the peer's
-//! own grace time, or of a copy of the app that is stopped, so that the client knows to connect again
-//! elsewhere; and 1011, "unexpected
-//! condition", where the app or the way to it is gone without a word. A close frame may stand only
-//! between two frames, so [`Frames`] follows where each begins.
+//! The bytes of an upgraded connection belong to the app and the client; a peer only passes them
+//! on. There are two cases in which a peer sends a WebSocket's client a close frame (RFC 6455
+//! section 7.4.1) that the app did not send. It sends status 1001, "going away", at the end of the
+//! peer's own grace time or when the app's copy is stopped, so that the client reconnects
+//! elsewhere. It sends 1011, "unexpected condition", when the app or the way to it is gone without
+//! a close. A close frame is allowed only between two frames, so [`Frames`] follows where each
+//! begins.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(crate) struct CopyTunnels {
 }
 
 impl CopyTunnels {
-    /// Ends them: in their own terms, and what has not ended then as it stands.
+    /// Closes them by their own protocol, and cuts off those that have not ended by then.
     pub(crate) async fn end(&self) {
         self.open.close();
         self.closing.cancel();
@@ -48,15 +48,15 @@ pub(crate) struct Tunnels {
     pub(crate) open: TaskTracker,
     /// Counts hops that are answered here, those that become upgraded connections included.
     pub(crate) hops: TaskTracker,
-    /// Cancelled when the grace time is over: upgraded connections end in their own terms, everything
-    /// else is cut off.
+    /// Cancelled when the grace time is over: upgraded connections are closed by their own
+    /// protocol, everything else is cut off.
     pub(crate) closing: CancellationToken,
-    /// Cancelled when the clients of upgraded connections have had their time to answer.
+    /// Cancelled when the clients of upgraded connections have had their time to answer the close.
     pub(crate) cut: CancellationToken,
 }
 
 impl Tunnels {
-    /// What closes one that speaks `protocol`.
+    /// How to close a connection that speaks `protocol`.
     pub(crate) fn farewell(&self, protocol: Option<&http::HeaderValue>) -> Farewell {
         let websocket =
             protocol.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
@@ -69,19 +69,19 @@ impl Tunnels {
     }
 }
 
-/// Where in the bytes from the app to the client the peer may end the connection.
+/// Finds where in the bytes from the app to the client the peer may end the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Farewell {
     closing: CancellationToken,
     cut: CancellationToken,
-    /// Where the app is on this peer, its copy's, which ends it as well.
+    /// Where the app is on this peer, the tunnels of its copy, which may end this one as well.
     of_copy: Option<(CopyTunnels, TaskTrackerToken)>,
-    /// Absent where the protocol has no close that a peer could send.
+    /// Absent where the protocol has no close frame that a peer could send.
     frames: Option<Frames>,
 }
 
 impl Farewell {
-    /// That of a connection to this copy of an app.
+    /// The same for a connection to this copy of an app.
     pub(crate) fn with_copy(mut self, copy: &CopyTunnels) -> Self {
         self.of_copy = Some((copy.clone(), copy.open.token()));
         self
@@ -104,12 +104,12 @@ impl Farewell {
         }
     }
 
-    /// Resolves once the connection is to end and may end here, with what the client is sent
-    /// last. A frame that is under way is passed on first.
+    /// Resolves once the connection is to end and may end here, with the last bytes for the client.
+    /// A frame that is under way is passed on first.
     pub(crate) async fn due(&self) -> &'static [u8] {
         match &self.frames {
             Some(frames) if frames.closed => {
-                // The app has said goodbye itself.
+                // The app has already sent a close frame.
                 self.closes().await;
                 &[]
             }
@@ -125,7 +125,8 @@ impl Farewell {
         }
     }
 
-    /// What ends the connection wherever it stands: a client that reads nothing cannot be told.
+    /// Resolves when the connection is cut off at any position: a client that reads nothing cannot
+    /// get a close frame.
     pub(crate) fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
         let (peer, copy) = (self.cut.clone(), self.of_copy.as_ref().map(|(it, _)| it.cut.clone()));
         async move {
@@ -139,7 +140,7 @@ impl Farewell {
         }
     }
 
-    /// What the client is sent last where the app's side ended by itself.
+    /// The last bytes for the client where the app's side ended by itself.
     pub(crate) fn lost(&self) -> &'static [u8] {
         match &self.frames {
             Some(frames) if frames.is_between() && !frames.closed => &UNEXPECTED_CONDITION,
@@ -181,7 +182,7 @@ impl Frames {
         }
     }
 
-    /// How long the head is: its second byte says.
+    /// The length of the head, which its second byte tells.
     fn head_bytes(&self) -> usize {
         let length = match self.head[1] & 0x7f {
             126 => 2,

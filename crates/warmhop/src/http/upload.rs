@@ -1,5 +1,5 @@
-//! How far a request's body has come on its way to an app, and who is waited for: the app, or the
-//! client that sends it.
+//! How far a request's body has come on its way to an app, and which side the peer waits for: the
+//! app, or the client that sends the body.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use tokio::time::{Instant, sleep};
 
 use crate::http::body::{Body, BoxError};
 
-/// A body that is on its way.
+/// A body on its way to an app.
 #[derive(Debug)]
 pub(crate) struct Upload {
     began: Instant,
-    /// How long after that the app was given something of it, last.
+    /// When the app last got a part of the body, counted from then.
     moved_ms: AtomicU64,
-    /// The app waits for more, which the client has not sent yet.
+    /// The app waits for more than the client has sent yet.
     is_wanted: AtomicBool,
 }
 
 impl Upload {
-    /// The same body, and how far it has come.
+    /// The same body, and a record of how far it has come.
     pub(crate) fn watch(body: Body) -> (Body, Arc<Self>) {
         let upload = Arc::new(Self {
             began: Instant::now(),
@@ -42,7 +42,7 @@ impl Upload {
         self.is_wanted.store(is_wanted, Ordering::Relaxed);
     }
 
-    /// Resolves once the app has had `within` for itself since it was given something of the body.
+    /// Resolves once the app has had `within` to itself since it last got a part of the body.
     async fn app_has_had(&self, within: Duration) {
         loop {
             let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
@@ -50,7 +50,7 @@ impl Upload {
             if !left.is_zero() {
                 sleep(left).await;
             } else if self.is_wanted.load(Ordering::Relaxed) {
-                // How long a client may take is bounded at its front door.
+                // The front door bounds how long a client may take.
                 sleep(within).await;
             } else {
                 return;
@@ -59,8 +59,8 @@ impl Upload {
     }
 }
 
-/// What `answering` comes to, if the app lets it within the time. Where it has a body to read, the time
-/// that its client takes to send it is not the app's.
+/// The output of `answering`, if it comes in time. Time that the client takes to send a body does
+/// not count against the app.
 pub(crate) async fn answers_within<F: Future>(
     answering: F,
     within: Duration,
@@ -108,7 +108,7 @@ impl http_body::Body for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // The app wants no more of it.
+        // The app wants no more of the body.
         self.upload.moved(false);
     }
 }
@@ -124,7 +124,7 @@ mod tests {
 
     type Sends = mpsc::Sender<Result<Frame<Bytes>, BoxError>>;
 
-    /// A client that sends what it is told to.
+    /// A client that sends what the test hands it.
     fn client() -> (Sends, Body, Arc<Upload>) {
         let (sends, sent) = mpsc::channel(1);
         let frames = futures_util::stream::unfold(sent, |mut sent| async move {
@@ -144,7 +144,7 @@ mod tests {
                 sends.send(Ok(Frame::data(Bytes::from_static(b"x")))).await.unwrap();
             }
         });
-        // It reads all of it, and never answers.
+        // It reads the whole body, and never answers.
         let app = async move {
             while body.frame().await.is_some() {}
             std::future::pending::<()>().await;
@@ -171,7 +171,7 @@ mod tests {
             let took = began.elapsed();
             assert!((WITHIN..2 * WITHIN).contains(&took), "{took:?}");
         }
-        // One that wanted more, and no longer does.
+        // An app that wanted more, and no longer does.
         let (_sends, mut body, upload) = client();
         let app = async move {
             tokio::time::timeout(WITHIN / 2, body.frame()).await.unwrap_err();
