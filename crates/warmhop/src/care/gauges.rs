@@ -1,4 +1,4 @@
-//! Gauges that are read from the peer's state at each scrape, rather than counted along.
+//! Gauges that are read from the peer's state at each scrape instead of being counted.
 
 use std::fmt;
 use std::sync::Weak;
@@ -231,7 +231,7 @@ impl Scrape<'_> {
     }
 }
 
-/// A span in seconds, as metrics have it.
+/// A time in seconds, as metrics have it.
 fn seconds(ms: i64) -> f64 {
     // Exact up to 2^53 ms, which is some 285,000 years.
     ms as f64 / 1000.0

@@ -1,5 +1,6 @@
-//! Keeps sessions on as many peers as they should be on, and each with an owner, idle ones too: looks
-//! through them when somebody comes or goes, and does what the core decides for each.
+//! Keeps every session, idle ones too, on as many peers as it should be on, and with an owner: it
+//! looks through the sessions when a peer joins or leaves, and carries out what the core decides
+//! for each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -13,20 +14,19 @@ use warmhop_core::view::{Liveness, View};
 use crate::request::node::Node;
 use crate::sessions::store::STRIPES;
 
-/// How many sessions are mended or asked about in one sweep, so that the messages of one leave room
-/// for others.
+/// How many sessions one sweep repairs or asks about, so that its messages leave room for others.
 const MENDED_AT_ONCE: usize = 1024;
-/// How many sessions at most wait to be checked again. While so many do, no further part of the store
-/// is scanned.
+/// How many sessions at most wait to be checked again. While so many wait, no further part of the
+/// store is scanned.
 const UNDER_WAY_MAX: usize = 16 * 1024;
 
-/// What one sweep leaves for the next.
+/// What one sweep leaves to the next.
 #[derive(Default)]
 pub(crate) struct Repair {
     watch: Watch,
     /// The sessions to look at again, and what they were first looked at for.
     under_way: BTreeMap<SessionKey, Scope>,
-    /// The stripes not looked through yet since somebody came or went.
+    /// The stripes still to be looked through since a peer joined or left.
     ahead: std::ops::Range<usize>,
 }
 
@@ -39,8 +39,8 @@ struct Sweep<'a> {
 }
 
 impl Repair {
-    /// Looks through a part of the sessions here where somebody came or went, and at those that came
-    /// to need a look. Returns whether there is more to do soon.
+    /// Looks through a part of the sessions here after a peer has joined or left, and at those
+    /// noted since as in need of a look. Returns whether there is more to do soon.
     pub(crate) fn sweep(&mut self, node: &Node) -> bool {
         if node.is_draining() {
             return false;
@@ -70,8 +70,8 @@ impl Repair {
         !self.under_way.is_empty() || !self.ahead.is_empty()
     }
 
-    /// Mends one session, unless none are left for this sweep. Returns whether it has to be looked
-    /// at again.
+    /// Repairs one session, unless this sweep has no repairs left. Returns whether it has to be
+    /// looked at again.
     fn mend(&mut self, sweep: &mut Sweep<'_>, key: &SessionKey, scope: Scope) -> bool {
         let Sweep { node, view, alive, .. } = *sweep;
         let held = node.store.read(key, |machine| Held::of(machine, view));
@@ -135,7 +135,7 @@ impl Node {
         self.store.held(|members| counts_on(members, self.incarnation, &able)).len()
     }
 
-    /// How many sessions, and keys, that this peer knows are short of what repair is to bring.
+    /// How many sessions and keys this peer knows to need repair.
     pub(crate) fn short(&self) -> u64 {
         let view = self.view();
         let alive = countable(&view, self.incarnation);
@@ -150,17 +150,17 @@ impl Node {
         })
     }
 
-    /// Asks about the members of sessions that count on this peer's copy, with `most` questions:
-    /// it may have been replaced while it was cut off, and would count itself among them until it
-    /// hears of it.
+    /// Asks about the members of sessions that count this peer as a member, with `most` questions:
+    /// this peer may have been replaced while it was cut off, and would count itself as a member
+    /// until it hears of that.
     pub(crate) fn ask_for_members(&self, most: usize) {
         let able = countable(&self.view(), self.incarnation);
         let held = self.store.held(|members| counts_on(members, self.incarnation, &able));
-        // Others each time: of some nobody knows more.
+        // The start is random, since there are sessions of which no peer knows more.
         let first = rand::random_range(0..held.len().max(1));
         let mut left = most;
         for key in held.iter().cycle().skip(first).take(held.len()) {
-            // Its members may all have been replaced since: anyone may know.
+            // All its members may have been replaced since, so any peer may know.
             let peers = self.whom_to_ask(key);
             let Some(fewer) = left.checked_sub(peers.len()) else { return };
             left = fewer;

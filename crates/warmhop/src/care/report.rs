@@ -61,7 +61,7 @@ pub(crate) fn history(node: &Node) -> History {
     node.history.tell(node.started.elapsed(), totals(node).into_iter())
 }
 
-/// What each app's history is made of, as it is now.
+/// The counts that each app's history is made of, at this moment.
 pub(crate) fn totals(node: &Node) -> Vec<(AppName, Totals)> {
     let apps = node.apps();
     let slots = apps.slots.iter();
@@ -137,7 +137,7 @@ fn other(node: &Node, name: &PeerId, belief: &PeerBelief, now: Now) -> OtherPeer
     }
 }
 
-/// What cookies call a peer.
+/// A peer's name in cookies.
 fn route(node: &Node, peer: &PeerId) -> String {
     node.route_name.of(peer, &node.auth).to_string()
 }
@@ -146,7 +146,7 @@ fn spiffe(node: &Node, name: &PeerId) -> String {
     format!("spiffe://{}/peer/{name}", node.cluster)
 }
 
-/// A digest for people: enough of it to distinguish two.
+/// A digest for people: enough of it to tell two apart.
 fn digest_text(digest: u64) -> String {
     if digest == 0 { "-".into() } else { format!("{digest:016x}") }
 }
@@ -185,10 +185,10 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
     let view = node.view();
     let lives = |peer| peer == node.incarnation || view.by_incarnation(&peer).is_some();
     let (owner, ballot, version, members) = node.store.read(key, |machine| {
-        // A claim of this peer that came to nothing makes it no owner, whether or not another peer is one.
+        // A failed claim of this peer does not make it the owner, whether or not another peer is.
         let claimed = machine.known_owner().filter(|owner| *owner != node.incarnation);
         let owner = if machine.is_owner() { Some(node.incarnation) } else { claimed };
-        // A change of members that cannot be completed must not make a session look alive that is lost.
+        // A change of members that cannot be completed must not make a lost session look alive.
         let members = machine.deciders(lives);
         (owner, machine.ballot().or_else(|| machine.claim()), machine.version(), members)
     })?;
@@ -201,7 +201,7 @@ pub(crate) fn session(node: &Node, key: &SessionKey) -> Option<SessionStatus> {
             None => format!("gone:{incarnation:?}"),
         }
     };
-    // One that lives and has forgotten the session keeps nothing alive.
+    // A peer that lives and has forgotten the session does not keep it alive.
     let member = |(peer, votes): &(Incarnation, bool)| match votes {
         false if lives(*peer) => format!("gone:{peer:?}"),
         _ => name(peer),

@@ -14,7 +14,7 @@ use crate::care::{report, skew};
 use crate::observe::history;
 use crate::request::node::{FORGET_DEAD_AFTER, Node};
 
-/// How often it checks.
+/// How often it looks.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a peer that has just started listens before it concludes that no peer keeps an app ready.
 const SETTLE: Duration = Duration::from_millis(1500);
@@ -47,7 +47,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
         node.count_peers();
         let now = node.clock.now();
         for peer in node.view().unheard(now).filter(|peer| node.net.rtt(peer).is_none()) {
-            // It may only be cut off: its sessions are not declared lost.
+            // The peer may only be cut off: its sessions are not declared lost.
             node.edit_view(|view, now| view.give_up(peer, now));
         }
         if node.view().peers().any(|(_, belief)| belief.alive == Liveness::Dead) {
@@ -66,7 +66,7 @@ pub(crate) async fn run(node: Arc<Node>, has_seeds: bool) {
     }
 }
 
-/// Ends one interval of the apps' history after the other, as long as the peer runs.
+/// Ends the intervals of the apps' history one by one, as long as the peer runs.
 pub(crate) async fn keep_history(node: Arc<Node>) {
     let mut turns =
         tokio::time::interval_at((node.started + history::INTERVAL).into(), history::INTERVAL);

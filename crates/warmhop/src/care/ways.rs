@@ -1,5 +1,5 @@
-//! Who hears those that this peer does not: it asks the others as long as any is suspect here. Where one
-//! link is down, what lies at its end goes on living.
+//! Which peers can hear those that this peer cannot: it asks the others as long as any peer is
+//! suspect here. If one link is down, the peer at its other end may still be alive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::request::node::Node;
 const ASK_EVERY: Duration = Duration::from_millis(250);
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// How many are asked at once, drawn anew each time.
+/// How many peers are asked at once, chosen anew each time.
 const ASKED_MAX: usize = 8;
 const BYTES_EACH: usize = 16;
 
@@ -29,7 +29,7 @@ fn service_name() -> AppName {
     AppName::new("warmhop-hears").expect("a constant of the right form")
 }
 
-/// Tells whoever asks whom this peer has a link to.
+/// Answers which peers this peer has a link to.
 pub(crate) fn offer(node: &Arc<Node>) {
     let weak = Arc::downgrade(node);
     let answer = boxed(move |_request| {
@@ -95,7 +95,7 @@ async fn ways_to(node: &Node, suspects: &[Incarnation]) -> BTreeMap<Incarnation,
     ways
 }
 
-/// Whom `peer` hears, if it says so.
+/// Which processes `peer` hears, if it answers.
 async fn hears(node: &Node, peer: &PeerId) -> Option<Vec<Incarnation>> {
     let request = Request::new(Body::empty());
     let answer = peer_service::ask(&node.net, peer, &service_name(), request).await.ok()?;

@@ -1,8 +1,9 @@
-//! What is told of each client's request once its answer has ended: what an access log is made of.
+//! The record of a client's request once its answer has ended, from which an access log is made.
 //!
-//! Requests are handed to an [`AccessSink`], by [`Builder::access_log`](crate::Builder::access_log);
-//! without one nothing is gathered. What balancers ask of a front door all the time
-//! ([`READY_PATH`](crate::READY_PATH)) is no request of a client, and is not told.
+//! Records are handed to an [`AccessSink`], set with
+//! [`Builder::access_log`](crate::Builder::access_log); without one nothing is gathered. Health
+//! checks of balancers ([`READY_PATH`](crate::READY_PATH)) are not requests of a client, and are
+//! not recorded.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -18,17 +19,18 @@ use crate::http::body::{Body, BoxError};
 use crate::http::fields;
 use crate::observe::recall::{Tracing, beginning};
 
-/// How much of a path, and of a query, is told, in bytes.
+/// The limit on a recorded path, and on a recorded query, in bytes.
 const TARGET_BYTES_MAX: usize = 2048;
-/// How much of a request's host is told, in bytes.
+/// The limit on a recorded host, in bytes.
 const HOST_BYTES_MAX: usize = 256;
 
-/// Takes what is told of clients' requests.
+/// Takes the records of clients' requests.
 pub trait AccessSink: Send + Sync + 'static {
-    /// Takes one. It is called by the thread that serves the client, and must not block.
+    /// Takes one record. It is called by the thread that serves the client, and must not block.
     fn record(&self, access: Access);
 
-    /// How many it lost so far, for the metric `warmhop_access_log_dropped_total`. Default: none.
+    /// How many records it has lost so far, for the metric `warmhop_access_log_dropped_total`.
+    /// Default: none.
     fn dropped(&self) -> u64 {
         0
     }
@@ -40,7 +42,7 @@ pub trait AccessSink: Send + Sync + 'static {
 pub struct Access {
     /// When it arrived.
     pub at: SystemTime,
-    /// Where it came from, where that is known.
+    /// Where it came from, if that is known.
     pub client: Option<SocketAddr>,
     /// Its `Warmhop-Request-Id`.
     pub id: String,
@@ -54,18 +56,18 @@ pub struct Access {
     pub query: Option<String>,
     /// The version of HTTP that its client speaks.
     pub version: Version,
-    /// The app that it was for, where there is one.
+    /// The app that it was for, if there is one.
     pub app: Option<String>,
-    /// The way that it took: `serve`, `hop`, `page`, `refuse` or `server`; absent where its client
+    /// The way that it took: `serve`, `hop`, `page`, `refuse` or `server`; absent if its client
     /// left before that was known.
     pub way: Option<&'static str>,
     /// The peer that ran it.
     pub peer: Option<String>,
-    /// The status of its response; absent where its client left before there was one.
+    /// The status of its response; absent if its client left before there was one.
     pub status: Option<u16>,
-    /// The name of the problem that it was answered with.
+    /// The name of the problem, if it was answered with one.
     pub problem: Option<&'static str>,
-    /// Why it went the way that it did, as `warmhop why` tells.
+    /// Why it took this way, in the words of `warmhop why`.
     pub why: String,
     /// The bytes of the response's body that were sent.
     pub bytes: u64,
@@ -78,7 +80,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// A request that arrives now, of which no more is known. For tests of an [`AccessSink`] as well.
+    /// A request that arrives now, with nothing else known. It also serves tests of an
+    /// [`AccessSink`].
     #[must_use]
     pub fn new(id: impl Into<String>, method: Method, path: impl Into<String>) -> Self {
         Self {
@@ -119,7 +122,7 @@ pub enum AccessEnd {
 }
 
 impl AccessEnd {
-    /// In one word.
+    /// The name of this end in the access log.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -131,7 +134,7 @@ impl AccessEnd {
     }
 }
 
-/// Where requests are told, if anywhere.
+/// The sink for records, if there is one.
 #[derive(Clone, Default)]
 pub(crate) struct Accesses(Option<Arc<dyn AccessSink>>);
 
@@ -140,7 +143,7 @@ impl Accesses {
         Self(Some(sink))
     }
 
-    /// How many were lost; absent where nobody takes them.
+    /// How many records were lost; absent without a sink.
     pub(crate) fn dropped(&self) -> Option<u64> {
         self.0.as_ref().map(|sink| sink.dropped())
     }
@@ -165,8 +168,8 @@ impl Accesses {
     }
 }
 
-/// A request that is under way. It is told when this is dropped, so that one whose client left is
-/// told, too.
+/// A request under way. It is recorded when this is dropped, so that a request whose client left is
+/// recorded as well.
 pub(crate) struct Accessing {
     access: Option<Access>,
     since: Instant,
@@ -180,7 +183,7 @@ impl Accessing {
         }
     }
 
-    /// Notes the head, and goes on until the response's body has been sent or given up.
+    /// Notes the head, and keeps counting until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(
         mut self,
         response: Response<Body>,
@@ -219,10 +222,10 @@ impl Drop for Accessing {
     }
 }
 
-/// A response's body of which the bytes are counted.
+/// A response's body whose bytes are counted.
 struct AccessedBody {
     body: Body,
-    /// How long it is, where that is known.
+    /// Its length, if that is known.
     size: Option<u64>,
     has_body: bool,
     access: Accessing,
@@ -243,7 +246,7 @@ impl http_body::Body for AccessedBody {
                 Poll::Ready(Some(Ok(frame))) => {
                     let length = frame.data_ref().map_or(0, Bytes::len);
                     access.bytes += length as u64;
-                    // Of a body whose length is known nobody asks for the end.
+                    // Nobody polls a body of known length for its end.
                     if has_body && (is_at_end || size.is_some_and(|size| access.bytes >= size)) {
                         access.end = AccessEnd::Complete;
                     }

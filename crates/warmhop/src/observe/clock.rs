@@ -1,20 +1,22 @@
 //! The only place that reads clocks and hands them to the core.
 //!
-//! Sessions end by the wall clock, and peers' wall clocks differ. So that one that is wrong neither
-//! ends a session early nor begins one that others call over, each peer goes by the *mesh's* time:
-//! the lower median of its own clock and of its peers'. Its own counts for the median where
-//! it differs by no more than the others could be measured; a lock that is taken at one peer and looked
-//! for at another is over at both at once, then, whatever their machines show. What another's clock says
-//! is kept against this process's monotonic clock, so that it stays right when this machine's clock is
-//! set, and it is kept when its peer is gone, so that the last one left does not follow its own clock
-//! again.
+//! Sessions end by the wall clock, and peers' wall clocks differ. A wrong clock must neither end a
+//! session early nor keep one that others consider ended. So each peer goes by the *mesh's* time:
+//! the lower median of its own clock and its peers' clocks. If its own clock lies within the error
+//! of the others' measurements, it counts as the median itself. So a lock that is taken at one peer
+//! and looked up at another expires at both at once, whatever their machines' clocks show. Another
+//! peer's clock is kept relative to this process's monotonic clock, so that it stays right when
+//! this machine's clock is set. It is kept when that peer is gone, so that the last peer left does
+//! not fall back to its own clock.
 //!
-//! A measurement is off by half of its round trip at most, so of a peer's last few the quickest counts
-//! (the clock filter of RFC 5905, section 10); peers' times are apart by no more than that trip.
+//! A measurement is off by half of its round trip at most, so the quickest of a peer's last few
+//! counts (the clock filter of RFC 5905, section 10); peers' times differ by no more than that
+//! trip.
 //!
-//! A clock that is *set* while its process runs is not followed at once: what began by the time before
-//! would end early by the time after, and where there are no others, or only one, nobody else's clock says
-//! so. The own clock goes by the process's monotonic one instead, and follows the machine's slowly.
+//! A clock that is *set* while its process runs is not followed at once: sessions that began by the
+//! old time would end early by the new one, and with no other peer, or only one, no other clock can
+//! correct it. This peer's clock then goes by the process's monotonic clock, and follows the
+//! machine's slowly.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -25,34 +27,34 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use warmhop_core::ids::{Now, PeerId, WallTime};
 
-/// The machine's clock counts as set where it moved by more at once. Less is what NTP may step it by.
+/// The machine's clock counts as set if it jumps by more than this. NTP may step it by less.
 const STEP_MS: i64 = 500;
-/// Of so many measurements of a peer's clock the one with the shortest round trip counts.
+/// Of this many measurements of a peer's clock the one with the shortest round trip counts.
 const MEASUREMENTS: usize = 8;
-/// Beyond this a clock is warned of, once, until it is within [`CLOSE_MS`] again.
+/// A clock that is further off is warned of, once, until it is within [`CLOSE_MS`] again.
 const FAR_MS: i64 = 2_000;
 const CLOSE_MS: i64 = 1_000;
 /// Clocks are read and sent in whole milliseconds.
 const ROUNDED_MS: i64 = 1;
-/// A measurement whose round trip took longer says too little.
+/// A measurement with a longer round trip is too inexact.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
-/// The machine's wall clock is read anew after so long: both clocks are asked for some hundred
-/// thousand times a second, and in between one goes as the other does.
+/// The machine's wall clock is read again after this time: time is asked for some hundred thousand
+/// times a second, and in between the monotonic clock advances as the wall clock does.
 const READ_EVERY_MS: u64 = 16;
-/// This machine's two clocks are read so close together that they count as read at once, or else
-/// again, so many times: a thread may be descheduled between the two.
+/// This machine's two clocks count as read at once if they are read within this time. Otherwise
+/// they are read again, so many times: a thread may be descheduled between the two.
 const AT_ONCE: Duration = Duration::from_micros(50);
 const READINGS_MAX: usize = 8;
-/// One that is set is followed by a millisecond in so many: a session of half an hour ends half a minute
-/// early at most.
+/// A clock that was set is followed by one millisecond in so many: a session of half an hour ends
+/// half a minute early at most.
 const FOLLOWED_BY: u64 = 60;
-/// What a clock shows before this, 1 January 2020, is no time that anybody set it to: that of a machine
+/// Before this, 1 January 2020, a clock shows a time that nobody set it to: that of a machine
 /// without a battery, until it has asked the network.
 const NEVER_SET_BEFORE_MS: i64 = 1_577_836_800_000;
-/// So many peers' clocks are remembered.
+/// The clocks of this many peers are remembered.
 const CLOCKS_MAX: usize = 1024;
 
-/// This process's clocks, and what it knows of others'. Clones share it.
+/// This process's clocks, and its knowledge of others'. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
     start: Instant,
@@ -63,17 +65,17 @@ pub(crate) struct Clock {
 struct Shared {
     /// What is added to the machine's wall clock: 0 but in tests.
     ahead_ms: i64,
-    /// What the machine's wall clock shows, in milliseconds, where a test sets it.
+    /// The time of the machine's wall clock, in milliseconds, if a test sets it.
     #[cfg(test)]
     shown: Option<AtomicU64>,
-    /// Between which epochs this peer's own counts as right. An *epoch* is what a wall clock said,
-    /// or would have said, when this process's monotonic clock began.
+    /// The bounds within which this peer's own epoch counts as right. An *epoch* is what a wall
+    /// clock showed, or would have shown, when this process's monotonic clock began.
     low: AtomicI64,
     high: AtomicI64,
     /// This peer's own epoch, and when it was read; 0 before the first time.
     own: AtomicI64,
     own_read_at: AtomicU64,
-    /// The machine's clock was set, and is not caught up with yet.
+    /// The machine's clock was set, and this peer's has not caught up with it yet.
     was_set: AtomicBool,
     others: Mutex<Others>,
 }
@@ -81,20 +83,20 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Others {
     by_peer: BTreeMap<PeerId, PeerClock>,
-    /// This peer's own clock was warned of.
+    /// A warning about this peer's own clock was logged.
     warned_of_own: bool,
 }
 
-/// What is known of a peer's clock.
+/// The measurements of a peer's clock.
 #[derive(Debug)]
 struct PeerClock {
-    /// The last of all, the newest at the end.
+    /// The last measurements, the newest at the end.
     measured: VecDeque<Measured>,
     at: Now,
     warned: bool,
 }
 
-/// A measurement of a peer's epoch, and by how many milliseconds it may be off.
+/// A measurement of a peer's epoch, and its error bound in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Measured {
     epoch: i64,
@@ -102,19 +104,19 @@ struct Measured {
 }
 
 impl PeerClock {
-    /// The measurement that counts: the newest of those that are the least off.
+    /// The measurement that counts: the newest of those with the least error.
     fn best(&self) -> Option<Measured> {
         self.measured.iter().rev().min_by_key(|it| it.off).copied()
     }
 }
 
 impl Clock {
-    /// Whose wall clock is the machine's.
+    /// A clock that follows the machine's wall clock.
     pub(crate) fn new() -> Self {
         Self::ahead(0)
     }
 
-    /// Whose wall clock is so many milliseconds ahead of the machine's.
+    /// A clock that is so many milliseconds ahead of the machine's.
     pub(crate) fn ahead(ahead_ms: i64) -> Self {
         Self {
             start: Instant::now(),
@@ -137,12 +139,12 @@ impl Clock {
         Now(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// The mesh's time, in milliseconds since the Unix epoch: what sessions begin and end by.
+    /// The mesh's time, in milliseconds since the Unix epoch: sessions begin and end by it.
     pub(crate) fn wall(&self) -> WallTime {
         self.both().1
     }
 
-    /// Both times at once: a clock is read some hundred thousand times a second.
+    /// Both times from one reading: a clock is read some hundred thousand times a second.
     pub(crate) fn both(&self) -> (Now, WallTime) {
         let now = self.now();
         let since_start = i64::try_from(now.0).unwrap_or(i64::MAX);
@@ -151,7 +153,7 @@ impl Clock {
         (now, WallTime(wall))
     }
 
-    /// The epoch that counts where this peer's own is `epoch`.
+    /// The epoch of the mesh's time if this peer's own is `epoch`.
     fn right(&self, epoch: i64) -> i64 {
         let (low, high) = (&self.shared.low, &self.shared.high);
         epoch.max(low.load(Ordering::Relaxed)).min(high.load(Ordering::Relaxed))
@@ -191,7 +193,7 @@ impl Clock {
         followed
     }
 
-    /// What other peers get: this peer's own clock, which others' do not change.
+    /// The reading for other peers: this peer's own clock, without their corrections.
     pub(crate) fn own_reading(&self) -> WallTime {
         let now = self.now();
         let since_start = i64::try_from(now.0).unwrap_or(i64::MAX);
@@ -199,13 +201,13 @@ impl Clock {
         WallTime(u64::try_from(own).unwrap_or_default())
     }
 
-    /// What this machine's wall clock says, right or wrong.
+    /// The time of this machine's wall clock, right or wrong.
     pub(crate) fn own_wall(&self) -> WallTime {
         let machine = i64::try_from(self.machine().as_millis()).unwrap_or(i64::MAX);
         WallTime(u64::try_from(machine.saturating_add(self.shared.ahead_ms)).unwrap_or_default())
     }
 
-    /// What the machine's wall clock shows, since 1970.
+    /// The time since 1970 on the machine's wall clock.
     fn machine(&self) -> Duration {
         #[cfg(test)]
         if let Some(shown) = &self.shared.shown {
@@ -214,7 +216,7 @@ impl Clock {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// This peer's own epoch, as both clocks say now.
+    /// This peer's own epoch, from a new reading of both clocks.
     fn epoch(&self) -> i64 {
         let machine = epoch_of(|| {
             let before = self.start.elapsed();
@@ -223,12 +225,12 @@ impl Clock {
         machine.saturating_add(self.shared.ahead_ms)
     }
 
-    /// A peer was asked for its clock at `asked` and its answer, `reading`, came now.
+    /// Takes the clock `reading` of a peer that was asked at `asked` and whose answer arrived now.
     pub(crate) fn heard(&self, peer: &PeerId, asked: Now, reading: WallTime) {
         let now = self.now();
         let round_trip = now.0.checked_sub(asked.0).map(Duration::from_millis);
         let Some(round_trip) = round_trip.filter(|it| *it <= ROUND_TRIP_MAX) else { return };
-        // It was read half way, or at either end at worst.
+        // The peer read it half way through the round trip, or at either end at worst.
         let half = u64::try_from(round_trip.as_millis() / 2).unwrap_or(0);
         let read_at = now.0.saturating_sub(half);
         let epoch = i64::try_from(reading.0).unwrap_or(i64::MAX).saturating_sub_unsigned(read_at);
@@ -239,7 +241,7 @@ impl Clock {
             at: now,
             warned: false,
         });
-        // A clock that was set is not what was measured before.
+        // Drops measurements that disagree with this one: the peer's clock was set since.
         about.measured.retain(|it| (it.epoch - epoch).saturating_abs() <= it.off + measured.off);
         if about.measured.len() == MEASUREMENTS {
             about.measured.pop_front();
@@ -256,12 +258,13 @@ impl Clock {
         self.warn(&mut others, peer);
     }
 
-    /// Works out the middle: the lower one of two, so that nothing ends early.
+    /// Computes the median: the lower one of two, so that nothing ends early.
     fn settle(&self, others: &mut Others) {
         let mut epochs: Vec<Measured> =
             others.by_peer.values().filter_map(PeerClock::best).collect();
         epochs.sort_unstable();
-        // The middle of these and of the own one is the own one between these two, else the nearer.
+        // The median of these and the own epoch is the own one if it lies between these two, else
+        // the nearer.
         let at = epochs.len() / 2;
         let below = at.checked_sub(1).and_then(|at| epochs.get(at));
         let low = below.map_or(i64::MIN, |it| it.epoch.saturating_sub(it.off));
@@ -270,7 +273,7 @@ impl Clock {
         self.shared.high.store(high, Ordering::Relaxed);
     }
 
-    /// Warns once of a clock that is far from the middle, this peer's own or `peer`'s.
+    /// Warns once if the own clock or `peer`'s is far from the median.
     fn warn(&self, others: &mut Others, peer: &PeerId) {
         let own = self.correction_ms().saturating_neg();
         if own.saturating_abs() > FAR_MS && !others.warned_of_own {
@@ -311,7 +314,7 @@ impl Clock {
         Some(best.epoch.saturating_sub(self.epoch()))
     }
 
-    /// Whether a peer's clock was measured so often that one slow answer no longer counts.
+    /// Whether a peer's clock was measured often enough that one slow answer does not matter.
     pub(crate) fn knows(&self, peer: &PeerId) -> bool {
         let others = self.others();
         others.by_peer.get(peer).is_some_and(|about| about.measured.len() >= MEASUREMENTS / 2)
@@ -322,7 +325,7 @@ impl Clock {
     }
 }
 
-/// What the wall clock showed between two readings of the monotonic one.
+/// The time of the wall clock between two readings of the monotonic one.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
     before: Duration,
@@ -330,8 +333,8 @@ struct Reading {
     after: Duration,
 }
 
-/// What the wall clock showed when the monotonic one began, in milliseconds, rounded down: by the
-/// first reading of both that counts as at once, or by the one whose clocks were closest together.
+/// What the wall clock showed when the monotonic one began, in milliseconds, rounded down. It goes
+/// by the first reading that counts as at once, or by the one whose clocks were closest together.
 fn epoch_of(read: impl FnMut() -> Reading) -> i64 {
     let apart = |reading: &Reading| reading.after.saturating_sub(reading.before);
     let mut closest: Option<Reading> = None;
@@ -349,7 +352,7 @@ fn epoch_of(read: impl FnMut() -> Reading) -> i64 {
     micros(wall).saturating_sub(micros(between)).div_euclid(1_000)
 }
 
-/// What the machine's own clock shows, in milliseconds since 1970.
+/// The time of the machine's own clock, in milliseconds since 1970.
 pub(crate) fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -361,8 +364,8 @@ mod tests {
 
     const MINUTES_40: i64 = 40 * 60 * 1000;
 
-    /// What `clock`'s time is ahead of the machine's, after clocks so far ahead of that were told;
-    /// in whole seconds, since time passes.
+    /// By how much `clock`'s time is ahead of the machine's after it heard of clocks that are ahead
+    /// by `others`; in whole seconds, since time passes.
     fn ahead_s(clock: &Clock, others: &[i64]) -> i64 {
         for (at, ahead) in others.iter().enumerate() {
             let peer = PeerId::new(&format!("peer-{at}")).unwrap();
@@ -438,7 +441,7 @@ mod tests {
     const BEGAN_MS: u64 = 1_780_000_000_000;
     const MINUTE_MS: u64 = 60 * 1_000;
 
-    /// That of a peer whose machine's clock shows `ms` and stands still, unless time [`passes`].
+    /// The clock of a peer whose machine's clock shows `ms` and advances only by [`passes`].
     fn showing(ms: u64) -> Clock {
         let mut clock = Clock::ahead(0);
         Arc::get_mut(&mut clock.shared).unwrap().shown = Some(AtomicU64::new(ms));
@@ -457,7 +460,7 @@ mod tests {
         clocks.iter().for_each(|clock| set(clock, ms.cast_signed()));
     }
 
-    /// By how many milliseconds the mesh's time is off where it should have gone on by `since_ms`.
+    /// By how many milliseconds the mesh's time is off if it should have advanced by `since_ms`.
     fn off_ms(clock: &Clock, since_ms: u64) -> u64 {
         clock.wall().0.abs_diff(BEGAN_MS + since_ms)
     }
@@ -497,13 +500,13 @@ mod tests {
             let off = off_ms(&clock, clock.now().0);
             assert!(off <= 3, "{off} ms off");
         }
-        // Where all that is known took long, it is off by what it took.
+        // If all measurements took long, it is off by as much as they took.
         for peer in ["b", "c"] {
             measured(&clock, peer, 0, 800).await;
         }
         let off = off_ms(&clock, clock.now().0);
         assert!(off <= 801, "{off} ms off");
-        // A right clock is not moved by it.
+        // A right clock is not moved by them.
         let right = showing(BEGAN_MS);
         for peer in ["b", "c"] {
             measured(&right, peer, 0, 800).await;
@@ -523,7 +526,7 @@ mod tests {
             assert!(off <= 1_001, "set by {by_ms} ms: {off} ms off after a minute");
             let correction = clock[0].correction_ms() + by_ms;
             assert!(correction.abs() <= 1_001, "it is told how far off it is: {correction}");
-            // Set right again, and nothing happened.
+            // It is set right again, and nothing happens.
             set(&clock[0], -by_ms);
             passes(&clock, MINUTE_MS).await;
             let off = off_ms(&clock[0], 50 + 2 * MINUTE_MS);

@@ -1,4 +1,4 @@
-//! What a peer's doors have open, and the TLS handshakes that came to nothing there.
+//! What a peer's doors have open, and the TLS handshakes that failed there.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +18,8 @@ pub(crate) const FRONT: &str = "front";
 /// The door for other peers.
 pub(crate) const MESH: &str = "mesh";
 
-/// How often one failure at the front doors is told at most: whoever fails may come back at once.
+/// One kind of failure at the front doors is logged at most this often: a client that fails may
+/// come back at once.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -41,7 +42,7 @@ pub(crate) struct Doors {
     connections: Family<ByDoor, Gauge>,
     tls_failures: Family<ByFailure, Counter>,
     logged: Arc<Mutex<Logged>>,
-    /// What the front doors prove themselves by.
+    /// The front doors' certificates.
     certificates: Arc<Mutex<Vec<FrontDoorTls>>>,
 }
 
@@ -61,26 +62,25 @@ impl Doors {
         doors
     }
 
-    /// A front door proves itself by this one from here on.
+    /// Adds a front door's certificate.
     pub(crate) fn proves_itself_by(&self, tls: FrontDoorTls) {
         self.certificates.lock().unwrap_or_else(PoisonError::into_inner).push(tls);
     }
 
-    /// When the first of the front doors' certificates ends, where one is known.
+    /// When the first of the front doors' certificates ends, if that is known.
     pub(crate) fn certificate_ends(&self) -> Option<SystemTime> {
         let certificates = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
         certificates.iter().filter_map(FrontDoorTls::expires).min()
     }
 
-    /// Begins the series of a door that speaks TLS with 0: the first failure would be no increase
-    /// otherwise.
+    /// Begins the series of a TLS door at 0: otherwise its first failure would be no increase.
     pub(crate) fn begin_tls(&self, door: &'static str) {
         for failure in HandshakeFailure::ALL {
             let _ = self.tls_failures.get_or_create(&ByFailure { door, reason: failure.label() });
         }
     }
 
-    /// How many connections a door has, for who counts them himself.
+    /// The gauge of a door's connections, for code that counts them itself.
     pub(crate) fn connections(&self, door: &'static str) -> Gauge {
         self.connections.get_or_create(&ByDoor { door }).clone()
     }
@@ -90,8 +90,8 @@ impl Doors {
         self.tls_failures.get_or_create(&ByFailure { door, reason: failure.label() }).inc();
     }
 
-    /// Counts a handshake that failed at a front door, and tells of it where who runs the peer may
-    /// have something to mend.
+    /// Counts a handshake that failed at a front door, and logs it if the operator may have
+    /// something to mend.
     pub(crate) fn front_failed(&self, failure: HandshakeFailure) {
         self.tls_failed(FRONT, failure);
         let Some(what) = failure.at_front_door() else { return };

@@ -8,9 +8,9 @@ use std::time::Duration;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// The first bound; each of those that follow is twice the one before it.
+/// The first bound; each later one is twice the one before it.
 const FIRST_BOUND: Duration = Duration::from_micros(500);
-/// How many buckets have a bound: up to 16 seconds. What takes longer is counted in one more.
+/// How many buckets have a bound: up to 16 seconds. One more counts longer durations.
 const BOUNDED: usize = 16;
 
 /// How many durations fell into each bucket.
@@ -35,7 +35,7 @@ pub(crate) struct Durations(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     buckets: [AtomicU64; BOUNDED + 1],
-    /// Of all durations together; it would take five hundred years of waiting to overflow.
+    /// The sum of all durations; it would overflow after five hundred years of waiting.
     nanoseconds: AtomicU64,
 }
 

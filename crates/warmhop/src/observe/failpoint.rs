@@ -1,20 +1,21 @@
-//! Failpoints: moments of the session protocol at which a process under test ends as by SIGKILL.
+//! Failpoints: moments of the session protocol at which a process under test dies as by SIGKILL.
 //!
-//! Debug builds only. In a release build every function here is empty, and no call site leaves a
-//! trace in the program.
+//! They exist in debug builds only. In a release build every function here is empty, and no call
+//! site leaves a trace in the program.
 //!
-//! `NAME=kill@N[,NAME=kill@N…]`, handed to the builder, arms them when a peer starts: the `N`-th time
-//! (from 1) that the point is passed, the process writes one line to stderr and aborts. No
-//! destructor runs, nothing is flushed, no link is closed: to the others it is a process that was
-//! killed, but for the signal's name.
+//! `NAME=kill@N[,NAME=kill@N…]`, handed to the builder, arms them when a peer starts: when the
+//! process passes the point for the `N`-th time (from 1), it writes one line to stderr and aborts.
+//! No destructor runs, nothing is flushed, no link is closed: to the others it is a process that
+//! was killed, except for the signal's name.
 //!
 //! The decisions are made in the core, whose machines only return effects, so the points lie where
 //! the runtime carries effects out: between two calls of a machine, or between a call and the
 //! first of its effects. [`Point`] says for each what that means.
 //!
-//! What was sent is with the links' own tasks and leaves a moment later. The two points that come
-//! after a sending therefore hold their thread for [`LEAVES_WITHIN`] while the others go on, and
-//! end the process then; all others end it at once, with nothing of that call carried out.
+//! Messages that were sent are with the links' own tasks and leave a moment later. The two points
+//! that come after a send therefore hold their thread for [`LEAVES_WITHIN`] while the others run,
+//! and then end the process; all other points end it at once, with none of that call's effects
+//! carried out.
 
 #[cfg(debug_assertions)]
 use std::sync::OnceLock;
@@ -26,25 +27,25 @@ use std::time::Duration;
 use warmhop_core::session::message::ExecDone;
 use warmhop_core::session::{Effect, Outcome, Session};
 
-/// A moment at which a process may be made to end.
+/// A moment at which a process may be made to die.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(debug_assertions), expect(dead_code, reason = "nothing is armed in release"))]
 pub(crate) enum Point {
-    /// A request ran here for an owner elsewhere and this copy voted for what it changed; the
-    /// reply that carries the vote is not written.
+    /// A request ran here for an owner elsewhere and this copy voted for its change; the reply that
+    /// carries the vote is not written.
     ExecVoteBefore,
-    /// As above, and the reply was written whole.
+    /// The same, and the whole reply was written.
     ExecVoteAfter,
-    /// What a request changed is known to its owner, which has neither voted nor proposed it. An
-    /// executor may have voted.
+    /// A request's change is known to the session's owner, which has neither voted for nor proposed
+    /// it. An executor may have voted.
     OwnerVoteBefore,
     /// The owner has voted for it, and its `Accept`s were handed to the links.
     OwnerVoteAfter,
-    /// A change was chosen; the waiting response has not been told so.
+    /// A change was chosen; the waiting response has not been released.
     ReleaseBefore,
     /// The seal of a change of members was chosen; its open form has not been sent.
     SealAfter,
-    /// The open form was chosen; nothing of that call was carried out.
+    /// The open form was chosen; none of that call's effects was carried out.
     OpenAfter,
     /// A takeover's own record was chosen, in open form, and nothing was served from it yet.
     ReassertAfter,
@@ -69,11 +70,11 @@ impl Point {
     }
 }
 
-/// How long the links are given to put on the wire what they were handed.
+/// How long the links have to put messages on the wire.
 #[cfg(debug_assertions)]
 const LEAVES_WITHIN: Duration = Duration::from_millis(5);
 
-/// The number of the pass at which each point ends the process; 0 where it is not armed.
+/// The pass at which each point ends the process; 0 if it is not armed.
 #[cfg(debug_assertions)]
 type Armed = [u64; Point::ALL.len()];
 
@@ -89,16 +90,16 @@ static PASSED: [AtomicU64; Point::ALL.len()] = [const { AtomicU64::new(0) }; Poi
     "`{part}` arms no failpoint; write NAME=kill@N with N from 1, where NAME is one of {known}"
 )]
 pub struct FailpointError {
-    /// The part that was not understood.
+    /// The part that is malformed.
     pub part: String,
     /// The failpoints that there are.
     pub known: String,
 }
 
-/// Arms what `points` names, once for the whole process.
+/// Arms the failpoints in `points`, once for the whole process.
 ///
 /// # Errors
-/// If it is not in the form above; with the part that is not, and the points that there are.
+/// If the text is malformed; with the malformed part, and all failpoints.
 pub(crate) fn arm(points: Option<&str>) -> Result<(), FailpointError> {
     #[cfg(debug_assertions)]
     if let Some(points) = points {
@@ -130,8 +131,7 @@ fn parse(text: &str) -> Result<Armed, FailpointError> {
     Ok(armed)
 }
 
-/// Passes a point if the moment is the one that it names; does not return where it is armed for
-/// this pass.
+/// Passes a point if `is_reached`; does not return if it is armed for this pass.
 #[inline]
 pub(crate) fn pass_if(is_reached: bool, point: Point) {
     #[cfg(debug_assertions)]
@@ -153,7 +153,7 @@ fn trip(point: Point, pass: u64) -> ! {
     if matches!(point, Point::ExecVoteAfter | Point::OwnerVoteAfter) {
         std::thread::sleep(LEAVES_WITHIN);
     }
-    // Not through the log, which may be buffered, filtered or in another form.
+    // It does not go through the log, which may be buffered, filtered or in another format.
     let line = format!("failpoint {}: the process ends at pass {pass}\n", point.name());
     let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     std::process::abort()
@@ -171,7 +171,7 @@ pub(crate) fn changed(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Changed { .. })
 }
 
-/// What a machine was before a call, to tell afterwards what the call has brought about.
+/// The state of a machine before a call, to find out afterwards what the call has changed.
 pub(crate) struct Before {
     #[cfg(debug_assertions)]
     owned: bool,
@@ -196,7 +196,7 @@ impl Before {
         }
     }
 
-    /// Passes what the call has brought about, before any of its effects is carried out.
+    /// Passes the points that the call has reached, before any of its effects is carried out.
     #[inline]
     pub(crate) fn passed(&self, machine: &Session, effects: &[Effect]) {
         #[cfg(debug_assertions)]
@@ -204,12 +204,12 @@ impl Before {
             let chosen = self.owned && machine.is_owner() && machine.version() > self.version;
             let releases = effects.iter().any(|effect| matches!(effect, Effect::Release { .. }));
             pass_if(chosen && releases, Point::ReleaseBefore);
-            // An owner goes by the new members once their seal is chosen, and not before.
+            // An owner uses the new members once their seal is chosen, and not before.
             let sealed = self.owned && machine.is_owner() && self.members < members(machine);
             pass_if(sealed, Point::SealAfter);
             let opened = |effect: &Effect| matches!(effect, Effect::Opened { .. });
             pass_if(effects.iter().any(opened), Point::OpenAfter);
-            // The first round is the mint's, and a session that holds nothing reasserts nothing.
+            // The first round is the mint's, and an empty session reasserts nothing.
             let took_over =
                 |effect: &Effect| matches!(effect, Effect::Owned { ballot } if ballot.round > 1);
             let reasserted = machine.version() > 0 && effects.iter().any(took_over);

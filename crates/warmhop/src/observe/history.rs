@@ -1,8 +1,8 @@
-//! What became of each app's requests over the last minutes, so that a reader who looks only now sees what
-//! was before.
+//! The outcomes of each app's requests over the last minutes, so that a reader who looks only now
+//! sees the past.
 //!
-//! It is made of the counters that a scrape reads, looked at once an interval: a request pays nothing
-//! for it, and an app without requests takes no memory.
+//! It is made of the counters that a scrape reads, sampled once an interval: it costs a request
+//! nothing, and an app without requests takes no memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +27,7 @@ pub(crate) struct Totals {
 }
 
 impl Totals {
-    /// What was counted since `earlier`; `None` where there was nothing.
+    /// The counts since `earlier`; `None` if there are none.
     fn since(&self, earlier: &Self) -> Option<Self> {
         let grown = |now: u64, before: u64| now.saturating_sub(before);
         let requests = grown(self.requests, earlier.requests);
@@ -43,17 +43,17 @@ impl Totals {
 struct OfApp {
     /// As of the end of the last interval.
     totals: Totals,
-    /// By the number of the interval, the oldest first; without those in which nothing was counted.
+    /// By the number of the interval, oldest first; intervals without requests are left out.
     intervals: VecDeque<(u64, Totals)>,
 }
 
-/// Keeps it.
+/// Keeps the history of every app.
 #[derive(Debug, Default)]
 pub(crate) struct Keeper(Mutex<BTreeMap<AppName, OfApp>>);
 
 impl Keeper {
-    /// Ends the interval that began one [`INTERVAL`] before `uptime`, or later ones where this was not
-    /// called in time: what was counted meanwhile belongs to the newest.
+    /// Ends the interval that began one [`INTERVAL`] before `uptime`, or later ones if this was not
+    /// called in time: counts since the last call belong to the newest.
     pub(crate) fn turn(&self, uptime: Duration, apps: impl Iterator<Item = (AppName, Totals)>) {
         let number = number_at(uptime);
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,12 +69,12 @@ impl Keeper {
             while of_app.intervals.front().is_some_and(|(at, _)| !is_told(*at)) {
                 of_app.intervals.pop_front();
             }
-            // The counters of an app that is gone go on where it comes back.
+            // The counters of an app that is gone continue if it comes back.
             !of_app.intervals.is_empty() || of_app.totals.requests > 0
         });
     }
 
-    /// The intervals that have ended by `uptime`, and the one under way as far as it has come.
+    /// The intervals that have ended by `uptime`, and the current one so far.
     pub(crate) fn tell(
         &self,
         uptime: Duration,

@@ -1,8 +1,8 @@
 //! What a peer counts about its own work: Prometheus metrics. They belong to one peer, not to the
 //! process, so that several peers in one process do not mix.
 //!
-//! What is counted with every request is looked up once for each app ([`AppCounts`]): a lookup takes
-//! a lock and a text for each label.
+//! Counters of every request are looked up once for each app ([`AppCounts`]): a lookup takes a
+//! lock, and a string for each label.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -43,8 +43,8 @@ pub(crate) struct ByAnswer {
 /// The classes of status codes, in their order.
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-/// Where in [`CLASSES`] a status code is. There are no others: a code has three digits, and an app
-/// whose first is another is one that failed.
+/// The index of a status code's class in [`CLASSES`]. There are no other classes: a code has three
+/// digits, and an app's answer with another first digit counts as a failure of the app.
 fn class_of(status: StatusCode) -> usize {
     usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1
 }
@@ -56,7 +56,7 @@ pub(crate) struct ByDecision {
     pub(crate) reason: &'static str,
 }
 
-/// Looked up with each hop, so its text is shared and not copied.
+/// The label is looked up with each hop, so its text is shared and not copied.
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
 pub(crate) struct ByPeer {
     pub(crate) peer: PeerId,
@@ -75,8 +75,8 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<ByAnswer, Counter>,
     /// Seconds until a response's head, by app and way.
     pub(crate) head_seconds: Family<ByAppAndWay, Durations>,
-    /// Decisions of where a request goes, by what was decided and why. One that waits is counted
-    /// when it begins to, and again when it ends.
+    /// Decisions of where a request goes, by what was decided and why. A request that waits is
+    /// counted when it begins to wait, and again when it ends.
     pub(crate) decisions: Family<ByDecision, Counter>,
     /// Hops sent, by the peer that they went to.
     pub(crate) hops_sent: Family<ByPeer, Counter>,
@@ -86,11 +86,11 @@ pub(crate) struct Metrics {
     pub(crate) hops_refused: Family<ByReason, Counter>,
     /// Hops that failed on the way.
     pub(crate) hops_failed: Counter,
-    /// Affinity cookies not accepted, by reason.
+    /// Affinity cookies that were not accepted, by reason.
     pub(crate) cookies_rejected: Family<ByReason, Counter>,
-    /// What clients were refused before it was a request.
+    /// Refusals of clients that sent no complete request.
     pub(crate) refusals: Arc<Refusals>,
-    /// What the doors have open, and handshakes that failed there.
+    /// Connections of the doors, and handshakes that failed there.
     pub(crate) doors: Doors,
     /// Bytes that clients make this peer hold.
     pub(crate) client_bytes: Gauge,
@@ -112,9 +112,9 @@ pub(crate) struct Metrics {
     pub(crate) sessions_forked: Counter,
     /// Session requests that were refused, by reason.
     pub(crate) session_refusals: Family<ByReason, Counter>,
-    /// Copies that were refused to their owners for want of memory.
+    /// Copies that this peer refused to their owners for lack of memory.
     pub(crate) copies_refused: Counter,
-    /// Carried sessions that were too large to be set, or for the app's server to take.
+    /// Carried sessions that were too large to be set, or for the app's server.
     pub(crate) session_too_large: Family<ByReason, Counter>,
     /// Sessions owned here.
     pub(crate) sessions_owned: Gauge,
@@ -245,8 +245,8 @@ impl Metrics {
         r.register("sessions_held", "Sessions held here", self.sessions_held.clone());
     }
 
-    /// Begins the series of an app and of what may go wrong with 0: the first that happens would be
-    /// no increase otherwise.
+    /// Begins an app's series, and those of its possible refusals, at 0: otherwise the first event
+    /// would be no increase.
     pub(crate) fn begin(&self, app: &AppName, refusals: &[&'static str]) {
         let answers: [(_, &[usize]); 4] =
             [("serve", &[1, 2, 3, 4]), ("hop", &[1, 2, 3, 4]), ("page", &[4]), ("refuse", &[3, 4])];
@@ -273,7 +273,7 @@ impl Metrics {
         self.head_seconds.get_or_create(&ByAppAndWay { app: app.to_owned(), way }).clone()
     }
 
-    /// Counts an answer, of no app where `app` is `-`.
+    /// Counts an answer; `app` is `-` if it came from no app.
     pub(crate) fn answered(
         &self,
         app: &str,
@@ -285,14 +285,14 @@ impl Metrics {
         self.durations(app, way).observe(took);
     }
 
-    /// What became of an app's requests so far.
+    /// The outcomes of an app's requests so far.
     pub(crate) fn request_counts(&self, app: &AppName) -> RequestCounts {
         let of_class = |way, code| {
             let label = ByAnswer { app: app.to_string(), way, code };
             self.requests.get(&label).map_or(0, |counter| counter.get())
         };
         let count = |way| CLASSES.iter().map(|code| of_class(way, code)).sum::<u64>();
-        // The starting page is no failure, though its status says that the app cannot serve yet.
+        // The starting page is not a failure, though its status says that the app cannot serve yet.
         let failed = ["serve", "hop", "refuse"].map(|way| of_class(way, "5xx")).iter().sum();
         RequestCounts {
             served: count("serve"),
@@ -302,7 +302,7 @@ impl Metrics {
         }
     }
 
-    /// What an app's history is made of.
+    /// The counts that an app's history is made of.
     pub(crate) fn totals(&self, app: &AppName) -> Totals {
         let counts = self.request_counts(app);
         let mut heads = Buckets::default();
@@ -317,7 +317,7 @@ impl Metrics {
         Totals { requests, failed: counts.failed, heads }
     }
 
-    /// Begins the series of hops to and from a peer with 0, as [`Metrics::begin`] does for an app.
+    /// Begins the series of hops to and from a peer at 0, as [`Metrics::begin`] does for an app.
     pub(crate) fn begin_peer(&self, peer: &PeerId) {
         let label = ByPeer { peer: peer.clone() };
         let _ = self.hops_sent.get_or_create(&label);
@@ -333,7 +333,8 @@ impl Metrics {
         (count(&self.hops_sent), count(&self.hops_received))
     }
 
-    /// Drops the series of a peer that is long gone: names come and go, and memory stays bounded.
+    /// Drops the series of a peer that is long gone: names come and go, and memory has to stay
+    /// bounded.
     pub(crate) fn forget_peer(&self, peer: &PeerId) {
         let label = ByPeer { peer: peer.clone() };
         self.hops_sent.remove(&label);
@@ -341,10 +342,10 @@ impl Metrics {
     }
 }
 
-/// The most different decisions that are looked up once; there are fewer.
+/// The limit on different decisions whose counters are kept; there are fewer.
 const DECISIONS_MAX: usize = 32;
 
-/// What was decided, why, and how often.
+/// The decision, its reason, and their counter.
 type DecisionCount = (&'static str, &'static str, Counter);
 
 /// The series of one app and one way.
@@ -363,7 +364,7 @@ pub(crate) struct AppCounts {
 }
 
 impl AppCounts {
-    /// Counts an answer of `app` that took `way`, whose head took so long.
+    /// Counts an answer of `app` that went `way` and had its head after `took`.
     pub(crate) fn answered(
         &self,
         metrics: &Metrics,
@@ -396,7 +397,7 @@ impl AppCounts {
             metrics.decisions.get_or_create(&label).clone()
         };
         for known in self.decisions.iter() {
-            // Of two that come here at once the second goes on to the next place.
+            // Of two threads that get here at once, the second takes the next slot.
             let (is, because, count) = known.get_or_init(|| (decision, reason, look_up()));
             if *is == decision && *because == reason {
                 count.inc();

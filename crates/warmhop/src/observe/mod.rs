@@ -1,4 +1,4 @@
-//! What a peer tells of its work: metrics, traces, the access log, status.
+//! How a peer reports its work: metrics, traces, the access log, status.
 
 pub mod access;
 pub(crate) mod clock;

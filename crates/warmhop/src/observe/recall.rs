@@ -1,8 +1,8 @@
-//! The last requests that a peer saw, for `why`: what was known and decided for each.
+//! The last requests that a peer saw, for `why`: what it knew and decided for each.
 //!
-//! They are kept as plain values in a ring, and become words when somebody asks. A request that
-//! nobody asks about costs no allocation here: the record of the one that falls out of the ring is
-//! used for the next.
+//! They are kept as plain values in a ring, and become text when somebody asks. A request that
+//! nobody asks about costs no allocation here: the record that drops out of the ring is reused for
+//! the next request.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -20,19 +20,19 @@ use crate::observe::status::{RequestTrace, TraceCandidate, TraceStep};
 
 /// How many requests `why` remembers.
 const TRACES_MAX: usize = 4096;
-/// How many operations on registers it remembers: a session library asks for several with each
+/// How many operations on registers it remembers: a session library makes several with each
 /// request, which would leave no room for the requests.
 const REGISTER_TRACES_MAX: usize = 256;
 /// The role of the trace of an operation on a register, at every peer that it passes.
 pub(crate) const REGISTER: &str = "register";
-/// How much of a request's line, and of why something was decided, is remembered, in bytes: both
-/// may repeat what a client sent.
+/// The limit on a remembered request line, and on a remembered reason, in bytes: both may repeat
+/// what a client sent.
 pub(crate) const TEXT_BYTES_MAX: usize = 512;
 /// The most steps kept for one request.
 const STEPS_MAX: usize = 32;
-/// The steps after which nothing follows, though there be no status.
+/// The steps that end a request even without a status.
 const ENDS: [&str; 3] = ["refuse", "problem", "cancelled"];
-/// Records that one thread has at hand for its next requests.
+/// How many records one thread keeps for its next requests.
 const SPARE_MAX: usize = 64;
 
 /// The beginning of `text`, of at most `bytes_max` bytes.
@@ -50,14 +50,14 @@ fn cut(text: &mut String, bytes_max: usize) {
     }
 }
 
-/// Why something was decided, or how it happened.
+/// The reason for a decision or an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// In words already.
+    /// As text.
     Said(Cow<'static, str>),
-    /// The routing says why.
+    /// As the routing's reason.
     Decided(Reason),
-    /// A peer sent it here, for this.
+    /// A peer sent the request here, for this purpose.
     SentBy(PeerId, &'static str),
     /// This peer owns its session.
     OwnedBy(PeerId),
@@ -131,7 +131,7 @@ pub(crate) fn put_line(method: &Method, path: &str) -> impl FnOnce(&mut String) 
     move |line| [method.as_str(), " ", path].into_iter().for_each(|part| line.push_str(part))
 }
 
-/// What is remembered of one request.
+/// The record of one request.
 #[derive(Debug, Default)]
 struct Record {
     id: Option<RequestId>,
@@ -155,19 +155,19 @@ thread_local! {
 }
 
 impl Record {
-    /// An empty one, which may have room of its former use.
+    /// An empty record, which may reuse the memory of an earlier one.
     fn fresh() -> Box<Self> {
         SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
     }
 
-    /// Kept for the thread's next request.
+    /// Keeps it for the thread's next request.
     fn give_back(mut self: Box<Self>) {
         let (mut line, mut steps) =
             (std::mem::take(&mut self.line), std::mem::take(&mut self.steps));
         line.clear();
         steps.clear();
         *self = Self { line, steps, ..Self::default() };
-        // At the end of the thread there is nowhere to keep it.
+        // While the thread exits there is nowhere to keep it.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < SPARE_MAX {
@@ -228,7 +228,7 @@ impl Ring {
     }
 }
 
-/// The last requests that this peer saw; apart from them, the last operations on registers.
+/// The last requests that this peer saw and, apart from them, the last operations on registers.
 pub(crate) struct Traces {
     requests: Ring,
     registers: Ring,
@@ -239,12 +239,12 @@ impl Traces {
         Self { requests: Ring::new(TRACES_MAX), registers: Ring::new(REGISTER_TRACES_MAX) }
     }
 
-    /// The newest requests of clients and of other peers, newest first; at most `count`. Of those
-    /// with one id the newest alone.
+    /// The newest requests of clients and of other peers, newest first; at most `count`. Of
+    /// requests with the same id it returns the newest alone.
     pub(crate) fn recent(&self, count: usize) -> Vec<RequestTrace> {
         let records = self.requests.records();
         let mut seen = std::collections::HashSet::new();
-        // What health checks and starting pages ask all the time would crowd out everything else.
+        // Health checks and starting pages ask all the time, and would crowd out everything else.
         let shown = records.iter().rev().filter(|it| !it.line.contains(" /.well-known/warmhop/"));
         shown.filter(|it| seen.insert(&it.id)).take(count).map(|it| it.in_words()).collect()
     }
@@ -254,14 +254,14 @@ impl Traces {
     }
 }
 
-/// One request's trace while it is under way. Kept when it is dropped, so that a request whose
+/// The trace of a request under way. It is kept when this is dropped, so that a request whose
 /// client left is found as well.
 pub(crate) struct Tracing {
     pub(crate) id: RequestId,
     since: Instant,
     record: Option<Box<Record>>,
     traces: Arc<Traces>,
-    /// The id as a field.
+    /// The id as a field's value.
     field: Option<HeaderValue>,
 }
 
@@ -330,39 +330,40 @@ impl Tracing {
         let why = why.into();
         tracing::debug!(request = %self.id, what, %why, "decided");
         self.edit(|record| {
-            // A request that waits considers the same again at every change that does not concern it.
+            // A request that waits considers the same peers again at every change that does not
+            // concern it.
             if record.steps.last().is_some_and(|last| last.what == what && last.why == why) {
                 return;
             }
-            // How it ended is what one asks for.
+            // The last step is the one that people ask for.
             record.steps.truncate(STEPS_MAX - 1);
             record.steps.push(Step { after_us, what, why, candidates });
         });
     }
 
-    /// What was decided so far, in words.
+    /// The decisions so far, as text.
     pub(crate) fn steps(&self) -> Vec<TraceStep> {
         let steps = self.record.iter().flat_map(|record| &record.steps);
         steps.map(Step::in_words).collect()
     }
 
-    /// The app that the request is for, where it is known.
+    /// The app that the request is for, if it is known.
     pub(crate) fn named_app(&self) -> Option<String> {
         self.record.as_ref()?.app.as_ref().map(ToString::to_string)
     }
 
-    /// The peer that ran the request, where one did.
+    /// The peer that ran the request, if there is one.
     pub(crate) fn named_peer(&self) -> Option<String> {
         self.record.as_ref()?.served_by.as_ref().map(ToString::to_string)
     }
 
-    /// Why the last thing was decided.
+    /// The reason of the last decision.
     pub(crate) fn last_reason(&self) -> String {
         let last = self.record.as_ref().and_then(|record| record.steps.last());
         last.map(|step| beginning(step.why.to_string(), TEXT_BYTES_MAX)).unwrap_or_default()
     }
 
-    /// The answer's head goes out now; returns how long that has taken.
+    /// Notes that the answer's head is sent now, and returns how long that has taken.
     pub(crate) fn head(&mut self, status: u16) -> Duration {
         let elapsed = self.since.elapsed();
         let head_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
@@ -377,7 +378,7 @@ impl Tracing {
 impl Drop for Tracing {
     fn drop(&mut self) {
         let ended = |record: &Record| {
-            // Operations on registers have no status; of a hop that is refused there is none either.
+            // Operations on registers have no status, and neither has a refused hop.
             record.status.is_some()
                 || record.role == REGISTER
                 || record.steps.last().is_some_and(|step| ENDS.contains(&step.what))

@@ -1,4 +1,4 @@
-//! What a peer tells about itself: the shapes behind the admin listener's JSON. They only grow.
+//! A peer's report about itself: the shapes behind the admin listener's JSON. They only grow.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ pub struct Status {
     pub sessions: SessionCounts,
     /// How many sessions this peer took over from others since its start.
     pub takeovers: u64,
-    /// The peers that it was told to join, in the order of the configuration.
+    /// The peers that it was configured to join, in the order of the configuration.
     pub seeds: Vec<SeedStatus>,
 }
 
-/// One seed, as the last attempt to reach it went.
+/// One seed, and the outcome of the last attempt to reach it.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct SeedStatus {
@@ -32,7 +32,7 @@ pub struct SeedStatus {
     pub seed: String,
     /// Whether it leads to a peer of the mesh, this one included.
     pub reached: bool,
-    /// Why it does not; absent where it does, and before the first attempt has ended.
+    /// Why it does not; absent if it does, and before the first attempt has ended.
     pub error: Option<String>,
 }
 
@@ -42,7 +42,7 @@ pub struct SeedStatus {
 pub struct PeerStatus {
     /// Its name.
     pub name: String,
-    /// What cookies call it, for load balancers to follow: its name or an alias.
+    /// Its name in cookies, for load balancers to follow: its name or an alias.
     pub route: String,
     /// Its SPIFFE id.
     pub id: String,
@@ -52,8 +52,8 @@ pub struct PeerStatus {
     pub version: String,
     /// Milliseconds since its start.
     pub uptime_ms: u64,
-    /// `serving`; `draining`; or `drained`: nothing is left here that another peer could have, and
-    /// no request is under way in its apps.
+    /// `serving`; `draining`; or `drained`: nothing is left here that could be given to another
+    /// peer, and no request is under way in its apps.
     pub state: String,
     /// Where its front doors listen.
     pub http: Vec<String>,
@@ -61,12 +61,13 @@ pub struct PeerStatus {
     pub mesh: String,
     /// Its zone, if one is configured.
     pub zone: Option<String>,
-    /// The time that sessions go by less this machine's clock, in milliseconds: they go by
-    /// the median of all peers' clocks.
+    /// The time that sessions go by less this machine's clock, in milliseconds: sessions go by the
+    /// median of all peers' clocks.
     pub clock_correction_ms: i64,
     /// When its certificate ends, in seconds since the Unix epoch.
     pub identity_not_after: u64,
-    /// When the first of its front doors' certificates ends, likewise; absent where they have none.
+    /// When the first of its front doors' certificates ends, in the same unit; absent if they have
+    /// none.
     pub front_door_not_after: Option<u64>,
 }
 
@@ -80,8 +81,8 @@ pub struct AppStatus {
     pub state: String,
     /// How often a copy was started here.
     pub starts: u64,
-    /// Milliseconds until a starting copy should be ready, or that a start would take, from
-    /// the measured starts; absent before the first.
+    /// Milliseconds until a starting copy should be ready, or that a start would take, from the
+    /// measured starts; absent before the first.
     pub eta_ms: Option<u64>,
     /// Milliseconds since the start under way began; absent where none is.
     pub starting_ms: Option<u64>,
@@ -89,27 +90,27 @@ pub struct AppStatus {
     pub in_flight: u32,
     /// Requests that wait here for the first copy in the mesh to become ready.
     pub waiting: u64,
-    /// What became of the requests that clients sent to this peer.
+    /// The outcomes of the requests that clients sent to this peer.
     pub requests: RequestCounts,
     /// Why the last start failed or the copy ended, with its last lines of output.
     pub error: Option<String>,
     /// Where its sessions are kept: `portable`, `pinned` or `none`.
     pub session: String,
-    /// The number of the start that the copy which serves came of; absent where none does.
+    /// The number of the start of the copy that serves; absent if none does.
     pub copy: Option<u64>,
-    /// The number of the start of a new copy beside it; absent where none is under way.
+    /// The number of the start of a new copy beside it; absent if none is under way.
     pub next: Option<u64>,
-    /// The version that serves, or that a start would bring up; absent: none is named.
+    /// The version that serves, or that a start would bring up; absent if none is named.
     pub version: Option<String>,
-    /// The version that the configuration names, where it is another one.
+    /// The version that the configuration names, if it is another one.
     pub next_version: Option<String>,
-    /// A digest of what the app is here, to tell whether peers mean the same.
+    /// A digest of the app's configuration here, to compare with other peers'.
     pub digest: String,
-    /// The peers where it is something else: their configurations differ.
+    /// The peers on which the digest differs: their configurations differ.
     pub differs_on: Vec<String>,
 }
 
-/// Requests that arrived from clients at one peer since its start, by what became of them.
+/// Requests that arrived from clients at one peer since its start, by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct RequestCounts {
@@ -119,12 +120,12 @@ pub struct RequestCounts {
     pub hopped: u64,
     /// Answered with a problem, or with the starting page.
     pub refused: u64,
-    /// Of all these, those that were answered with a status of 500 or above, but for the starting
+    /// Of all these, those that were answered with a status of 500 or above, except by the starting
     /// page.
     pub failed: u64,
 }
 
-/// What became of the requests that clients sent to one peer over the last minutes, app by app.
+/// The outcomes of the requests that clients sent to one peer over the last minutes, app by app.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct History {
@@ -132,10 +133,10 @@ pub struct History {
     pub interval_ms: u64,
     /// How many intervals are kept.
     pub intervals_max: u64,
-    /// The upper bounds in milliseconds of the counts in [`HistoryInterval::heads`], the last of which
-    /// has none.
+    /// The upper bounds in milliseconds of the counts in [`HistoryInterval::heads`]. The last count
+    /// has no bound.
     pub bounds_ms: Vec<f64>,
-    /// Each app's intervals, the oldest first; those without a request are left out.
+    /// Each app's intervals, oldest first; intervals without a request are left out.
     pub apps: BTreeMap<String, Vec<HistoryInterval>>,
 }
 
@@ -143,16 +144,16 @@ pub struct History {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct HistoryInterval {
-    /// Milliseconds since it ended; 0 for the one under way.
+    /// Milliseconds since it ended; 0 for the current one.
     pub ended_ms_ago: u64,
-    /// Milliseconds that it lasted so far.
+    /// Milliseconds that it has lasted.
     pub lasted_ms: u64,
     /// Requests that were answered, refusals and starting pages included.
     pub requests: u64,
-    /// Of these, those that [`RequestCounts::failed`] counts.
+    /// Of these, the requests that [`RequestCounts::failed`] counts.
     pub failed: u64,
-    /// How many responses had their head within each of [`History::bounds_ms`] and not within the one
-    /// before it, of requests that an app answered here or by a hop.
+    /// How many responses had their head within each of [`History::bounds_ms`] and not within the
+    /// bound before it. Only requests that an app answered, here or by a hop, are counted.
     pub heads: Vec<u64>,
 }
 
@@ -162,13 +163,13 @@ pub struct HistoryInterval {
 pub struct OtherPeer {
     /// Its name.
     pub name: String,
-    /// What cookies call it, for load balancers to follow: its name or an alias.
+    /// Its name in cookies, for load balancers to follow: its name or an alias.
     pub route: String,
     /// Its SPIFFE id.
     pub id: String,
-    /// The life of its process that was last seen.
+    /// The last known life of its process.
     pub incarnation: String,
-    /// Whether it is believed to live.
+    /// Whether it is believed to be alive.
     pub alive: bool,
     /// Whether it is draining.
     pub draining: bool,
@@ -176,7 +177,8 @@ pub struct OtherPeer {
     pub state: String,
     /// The round-trip time of the link to it in microseconds; absent without a link.
     pub rtt_us: Option<u64>,
-    /// How far its clock is ahead of this peer's machine's, in milliseconds; absent until it has told.
+    /// How far its clock is ahead of this peer's machine's, in milliseconds; absent until it was
+    /// measured.
     pub clock_ahead_ms: Option<i64>,
     /// Its zone, if it has one.
     pub zone: Option<String>,
@@ -186,7 +188,7 @@ pub struct OtherPeer {
     pub http: Option<String>,
     /// The state of each of its apps, by name.
     pub apps: BTreeMap<String, String>,
-    /// What else it tells of each of its apps, by name.
+    /// What else it announces of each of its apps, by name.
     pub copies: BTreeMap<String, CopyStatus>,
     /// Hops that this peer sent to it.
     pub hops_sent: u64,
@@ -194,7 +196,7 @@ pub struct OtherPeer {
     pub hops_received: u64,
 }
 
-/// An app on another peer, as that peer told last.
+/// An app on another peer, as that peer last announced it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct CopyStatus {
@@ -202,9 +204,9 @@ pub struct CopyStatus {
     pub eta_ms: Option<u64>,
     /// Requests in flight there.
     pub in_flight: u32,
-    /// The version that serves there, or that a start would bring up; absent: none is named.
+    /// The version that serves there, or that a start would bring up; absent if none is named.
     pub version: Option<String>,
-    /// A digest of what the app is there.
+    /// A digest of the app's configuration there.
     pub digest: String,
 }
 
@@ -212,16 +214,16 @@ pub struct CopyStatus {
 #[derive(Debug, Clone, Copy, Serialize)]
 #[non_exhaustive]
 pub struct SessionCounts {
-    /// Those it owns.
+    /// Sessions that this peer owns.
     pub owned: u64,
-    /// Those it holds a copy of, its own included.
+    /// Sessions that this peer holds a copy of, its own included.
     pub copies: u64,
-    /// Those that are short of what repair is to bring: as their owner knows, of members that live;
-    /// as a member knows, of an owner that lives. Such a one may be lost with the next peer.
+    /// Sessions that need repair: the owner knows of too few living members, or a member knows of
+    /// no living owner. Such a session may be lost with the next peer.
     pub short: u64,
-    /// How many bytes they take, as far as they are counted.
+    /// How many bytes they take, as far as that is counted.
     pub bytes: u64,
-    /// How many they may take.
+    /// How many bytes they may take.
     pub bytes_max: u64,
 }
 
@@ -231,15 +233,15 @@ pub struct SessionCounts {
 pub struct SessionStatus {
     /// `APP/SID`.
     pub key: String,
-    /// The peer that owns it, where known.
+    /// The peer that owns it, if that is known.
     pub owner: Option<String>,
     /// `ROUND.PROPOSER`.
     pub ballot: String,
     /// The number of its last committed change.
     pub version: u64,
-    /// The peers of which a majority keeps it alive, most often those that hold copies; `gone:` and an
-    /// incarnation's id where that one is dead or has forgotten the session. Of a change of members that can no longer be completed
-    /// it is the set that has no majority.
+    /// The peers of which a majority keeps it alive, most often those that hold copies. `gone:` and
+    /// an incarnation's id names one that is dead or has forgotten the session. If a change of
+    /// members can no longer be completed, these are the members of the set that has no majority.
     pub members: Vec<String>,
 }
 
@@ -249,9 +251,9 @@ pub struct SessionStatus {
 pub struct RequestTrace {
     /// The request's id.
     pub id: String,
-    /// The peer that tells.
+    /// The peer that made this trace.
     pub peer: String,
-    /// `entry` where the client arrived here, `hop` where another peer sent it.
+    /// `entry` if the client arrived here, `hop` if another peer sent it.
     pub role: String,
     /// Its app, if one matched.
     pub app: Option<String>,
@@ -263,7 +265,7 @@ pub struct RequestTrace {
     pub status: Option<u16>,
     /// The peer that ran the app.
     pub served_by: Option<String>,
-    /// The peer that it was sent to last, whatever came of it.
+    /// The peer that it was sent to last, whatever the outcome.
     pub sent_to: Option<String>,
     /// Its session, if it has one.
     pub session: Option<String>,

@@ -1,13 +1,13 @@
 //! Spans of distributed traces (W3C Trace Context), for a collector.
 //!
 //! A request's trace goes through the client, its entry peer, the hop and the app: each peer
-//! continues the `traceparent` that it was sent with spans of its own, and the app gets the last
-//! one as its parent. Spans are handed to a [`SpanSink`], by [`Builder::spans`]; without one, and
-//! for what its sender did not sample, `traceparent` and `tracestate` pass unchanged and nothing is
-//! spent. What the sink does not sample goes on as not sampled.
+//! continues the `traceparent` that it received with spans of its own, and the app gets the last
+//! one as its parent. Spans are handed to a [`SpanSink`], set with [`Builder::spans`]. Without a
+//! sink, and for requests that their sender did not sample, `traceparent` and `tracestate` pass
+//! unchanged at no cost. If the sink does not sample a request, it is forwarded as not sampled.
 //!
-//! Attributes are named by OpenTelemetry's semantic conventions for HTTP; what they have no name for
-//! begins with `warmhop.`.
+//! Attributes are named by OpenTelemetry's semantic conventions for HTTP; attributes without a name
+//! there begin with `warmhop.`.
 //!
 //! [`Builder::spans`]: crate::Builder::spans
 
@@ -28,27 +28,28 @@ use crate::observe::status::TraceStep;
 /// The field that names a trace and the span that a request comes from (W3C Trace Context,
 /// section 3.2).
 pub(crate) const TRACEPARENT: &str = "traceparent";
-/// What vendors add to it (section 3.3).
+/// Vendors' additions to it (section 3.3).
 const TRACESTATE: &str = "tracestate";
-/// The trace flag of what is sampled (section 3.2.2.5.1).
+/// The trace flag of a sampled request (section 3.2.2.5.1).
 const SAMPLED: u8 = 1;
-/// The flag of a trace whose id is random in its last 56 bits (Level 2, section 3.2.2.3.2): it holds
-/// as long as the id does. Flags that have no meaning yet are not passed on (section 3.2.2.3.3).
+/// The flag of a trace whose id is random in its last 56 bits (Level 2, section 3.2.2.3.2): it is
+/// kept as long as the id is. Flags without a meaning yet are not passed on (section 3.2.2.3.3).
 const RANDOM: u8 = 2;
 
-/// Takes what is finished.
+/// Takes finished spans.
 pub trait SpanSink: Send + Sync + 'static {
-    /// Whether a request is to be traced. `parent` says what its sender decided, where it comes with
-    /// a `traceparent`. Default: as its sender decided, and always where nobody has.
+    /// Whether a request is to be traced. `parent` is its sender's decision, if it comes with a
+    /// `traceparent`. Default: as its sender decided, and always if nobody has.
     fn samples(&self, trace_id: &[u8; 16], parent: Option<bool>) -> bool {
         let _ = trace_id;
         parent.unwrap_or(true)
     }
 
-    /// Takes a span. Called on the way of requests: must not block.
+    /// Takes a span. It is called while requests are served, and must not block.
     fn record(&self, span: Span);
 
-    /// How many spans it lost so far, for the metric `warmhop_spans_dropped_total`. Default: none.
+    /// How many spans it has lost so far, for the metric `warmhop_spans_dropped_total`. Default:
+    /// none.
     fn dropped(&self) -> u64 {
         0
     }
@@ -60,35 +61,35 @@ pub trait SpanSink: Send + Sync + 'static {
 pub struct Span {
     /// Its trace.
     pub trace_id: [u8; 16],
-    /// Itself.
+    /// Its own id.
     pub span_id: [u8; 8],
-    /// The span that it is part of; absent where the trace began here.
+    /// The span that it is part of; absent if the trace began here.
     pub parent_span_id: Option<[u8; 8]>,
-    /// What `tracestate` said.
+    /// The value of `tracestate`.
     pub trace_state: String,
-    /// Which side of an exchange it tells of.
+    /// Which side of an exchange it describes.
     pub kind: SpanKind,
-    /// Few different ones: no paths, no ids.
+    /// A name of low cardinality: no paths, no ids.
     pub name: String,
     /// When it began.
     pub start: SystemTime,
     /// When it ended.
     pub end: SystemTime,
-    /// What is known of it.
+    /// Its attributes.
     pub attributes: Vec<(&'static str, AttributeValue)>,
-    /// What happened meanwhile.
+    /// The events within it.
     pub events: Vec<SpanEvent>,
-    /// Why it failed, where it did.
+    /// Why it failed, if it did.
     pub error: Option<String>,
 }
 
-/// Which side of an exchange a span tells of.
+/// Which side of an exchange a span describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpanKind {
-    /// The one that was asked.
+    /// The side that was asked.
     Server,
-    /// The one that asked.
+    /// The side that asked.
     Client,
 }
 
@@ -115,7 +116,7 @@ pub struct SpanEvent {
 }
 
 impl Span {
-    /// A span of no trace that begins and ends now. For tests of a [`SpanSink`] as well.
+    /// A span of no trace that begins and ends now. It also serves tests of a [`SpanSink`].
     #[must_use]
     pub fn new(kind: SpanKind, name: impl Into<String>) -> Self {
         let now = SystemTime::now();
@@ -153,7 +154,7 @@ impl From<u16> for AttributeValue {
     }
 }
 
-/// Begins spans, if anybody takes them.
+/// Begins spans, if there is a sink.
 #[derive(Clone, Default)]
 pub(crate) struct Spans(Option<Arc<dyn SpanSink>>);
 
@@ -162,7 +163,7 @@ impl Spans {
         Self(Some(sink))
     }
 
-    /// How many spans were lost, where somebody takes them.
+    /// How many spans were lost, if there is a sink.
     pub(crate) fn dropped(&self) -> Option<u64> {
         Some(self.0.as_ref()?.dropped())
     }
@@ -177,8 +178,8 @@ impl Spans {
         let parent = Parent::of(headers);
         let trace_id = parent.map_or_else(rand::random, |parent| parent.trace_id);
         if !sink.samples(&trace_id, parent.map(Parent::is_sampled)) {
-            // Nobody further on is to tell of it either. A party that changes a flag names itself
-            // (section 3.3.1).
+            // Nobody downstream should record it either. A party that changes a flag names itself
+            // as the parent (section 3.3.1).
             if let Some(parent) = parent.filter(|parent| parent.is_sampled()) {
                 let flags = parent.flags & RANDOM;
                 let itself = Parent { trace_id, span_id: rand::random(), flags };
@@ -187,19 +188,19 @@ impl Spans {
             return None;
         }
         if parent.is_none() {
-            // Without a valid parent, what vendors said of it means nothing (section 4.3).
+            // Without a valid parent, the vendors' additions mean nothing (section 4.3).
             headers.remove(TRACESTATE);
         }
         Some(self.begin(sink, headers, (trace_id, parent), SpanKind::Server, name()))
     }
 
-    /// Whether there is anything to tell of what comes with `headers`.
+    /// Whether a request with `headers` is traced.
     pub(crate) fn is_traced(&self, headers: &HeaderMap) -> bool {
         self.0.is_some() && Parent::of(headers).is_some_and(Parent::is_sampled)
     }
 
-    /// A span within the one that `headers` name as the parent; from now on they name this one. For
-    /// what is not sampled there is none.
+    /// A span within the one that `headers` name as the parent; from then on they name this one. A
+    /// request that is not sampled gets none.
     pub(crate) fn within(
         &self,
         headers: &mut HeaderMap,
@@ -225,7 +226,7 @@ impl Spans {
             trace_id,
             span_id: rand::random(),
             parent_span_id: parent.map(|parent| parent.span_id),
-            // Half of an entry means nothing.
+            // A truncated entry would mean nothing.
             trace_state: trace_state.filter(|it| it.len() <= TEXT_BYTES_MAX).unwrap_or("").into(),
             kind,
             name,
@@ -235,7 +236,7 @@ impl Spans {
             events: Vec::new(),
             error: None,
         };
-        // An id that was drawn here is random.
+        // An id that was made here is random.
         let flags = SAMPLED | parent.map_or(RANDOM, |parent| parent.flags & RANDOM);
         let itself = Parent { trace_id, span_id: span.span_id, flags };
         headers.insert(TRACEPARENT, itself.to_field());
@@ -283,7 +284,7 @@ impl ActiveSpan {
         });
     }
 
-    /// Tells what was decided meanwhile.
+    /// Adds the decisions so far as events.
     pub(crate) fn decided(&mut self, steps: &[TraceStep]) {
         self.edit(|span| {
             span.events.extend(steps.iter().map(|step| SpanEvent {
@@ -294,7 +295,7 @@ impl ActiveSpan {
         });
     }
 
-    /// Goes on until the response's body has been sent or given up.
+    /// Keeps the span open until the response's body has been sent or given up.
     pub(crate) fn until_the_end_of(self, response: Response<Body>) -> Response<Body> {
         response.map(|body| Body::new(SpannedBody { body, _span: self }))
     }
@@ -334,7 +335,7 @@ impl http_body::Body for SpannedBody {
     }
 }
 
-/// What `traceparent` says.
+/// A parsed `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Parent {
     trace_id: [u8; 16],
@@ -349,7 +350,8 @@ impl Parent {
         Self::parse(field.to_str().ok()?)
     }
 
-    /// Section 3.2; of a version that is not known yet, the parts that this one has (section 4.2).
+    /// Parses it by section 3.2; of a version that is not known yet, the parts that this one has
+    /// (section 4.2).
     fn parse(text: &str) -> Option<Self> {
         let (known, more) = text.split_at_checked(55)?;
         let mut parts = known.split('-');
@@ -515,7 +517,8 @@ mod tests {
             assert!(silent.arrives(&mut fields, String::new).is_none());
             assert!(silent.within(&mut fields, SpanKind::Client, String::new).is_none());
         }
-        // Without a sink nothing is decided; a sampler that refuses decides for those further on.
+        // Without a sink nothing is decided; a sampler that refuses decides for everyone
+        // downstream.
         let mut fields = headers(&[SAMPLE]);
         assert!(Spans::default().arrives(&mut fields, String::new).is_none());
         assert_eq!(fields, headers(&[SAMPLE]));
