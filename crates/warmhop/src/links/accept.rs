@@ -12,8 +12,9 @@ use crate::links::meet;
 use crate::links::met::MeetError;
 use crate::links::seeds;
 
-/// With so many handshakes under way, a dialer must first prove that it receives what is sent to its
-/// address (RFC 9000 section 8.1.2): a peer does within a round trip, a host that spoofs addresses never.
+/// Above this many handshakes under way, a dialer must first prove that it receives what is sent to
+/// its address (RFC 9000 section 8.1.2): a peer does within a round trip, a host that spoofs
+/// addresses never does.
 const HANDSHAKES_AT_EASE: usize = 64;
 
 pub(super) async fn accept(shared: Arc<Shared>) {
@@ -53,7 +54,8 @@ pub(super) async fn accept(shared: Arc<Shared>) {
                 Err(error) => {
                     shared.counters.handshake_failed(HandshakeFailure::of_quic(&error));
                     debug!(%from, %error, "a handshake failed");
-                    // Count those that this end refused; strangers that fall silent are not worth noting.
+                    // Counts those that this end refused; strangers that fall silent are not worth
+                    // counting.
                     if matches!(error, quinn::ConnectionError::TransportError(_)) {
                         shared.seeds.refused(from, &seeds::why_closed(&error));
                     }

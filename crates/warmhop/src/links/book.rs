@@ -1,4 +1,4 @@
-//! Which peers this one knows, and which of them it found at the addresses of seeds.
+//! The peers that this one knows, and which of them it found at the addresses of seeds.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,16 +14,16 @@ use warmhop_core::view::PeerNews;
 use crate::links::link::Link;
 use crate::links::table::Links;
 
-/// The most peers that are known at once. There is no link to any beyond them.
+/// The most peers that are known at once. Peers beyond them get no link.
 pub(crate) const PEERS_MAX: usize = 1024;
 
 /// The most addresses of seeds for which the peer behind them is remembered.
 const ALIASES_MAX: usize = 1024;
 
-/// The peers that are known, by name.
+/// The known peers, by name.
 pub(crate) struct Book {
     peers: Mutex<HashMap<PeerId, Arc<Known>>>,
-    /// The peer that was found at an address of a seed.
+    /// The peers that were found at the addresses of seeds.
     aliases: Mutex<HashMap<SocketAddr, PeerId>>,
     dials: AtomicU64,
     /// Peers to which a link is to be kept from now on, each at most once.
@@ -32,7 +32,7 @@ pub(crate) struct Book {
 
 pub(crate) struct Known {
     pub(super) state: Mutex<KnownState>,
-    /// A hop needs the link: dial without back-off.
+    /// Notified when a hop needs the link: dial without back-off.
     pub(super) wanted: Notify,
     /// Counts the dials that failed.
     pub(super) failures: watch::Sender<u64>,
@@ -50,7 +50,7 @@ pub(super) struct KnownState {
 /// Why there is no link to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoLink {
-    /// Nothing is known of it, or it has left.
+    /// The peer is not known, or it has left.
     Unknown,
     /// It was dialed and did not answer.
     Unreachable,
@@ -69,7 +69,7 @@ impl Book {
         (book, to_keep_out)
     }
 
-    /// Notes a peer that a third one believes to be alive. False if the book is full.
+    /// Notes a peer that another peer believes to be alive. False if the book is full.
     pub(crate) fn heard_of(&self, news: &PeerNews) -> bool {
         let mut peers = self.lock();
         if let Some(known) = peers.get(&news.peer) {
@@ -94,8 +94,8 @@ impl Book {
         true
     }
 
-    /// A peer was met at first hand, which counts for more than any generation. Returns the
-    /// other incarnation that it was known as, if any; `None` if the book is full.
+    /// Notes a peer met at first hand, which counts for more than any generation. Returns the other
+    /// incarnation that it was known as, if any; `None` if the book is full.
     #[expect(
         clippy::option_option,
         reason = "the outer says whether there was room, the inner which incarnation it was"
@@ -118,7 +118,7 @@ impl Book {
         Some(None)
     }
 
-    /// A peer said goodbye.
+    /// Notes that a peer said goodbye.
     pub(crate) fn departed(&self, peer: &PeerId, incarnation: Incarnation) {
         if let Some(known) = self.lock().get(peer) {
             let mut state = known.lock();
@@ -136,8 +136,8 @@ impl Book {
         })
     }
 
-    /// The current link to a peer; where there is none it is dialed at once, and waited for as
-    /// long as that dial takes.
+    /// The current link to a peer. If there is none, the peer is dialed at once, and this waits for
+    /// as long as that dial takes.
     pub(crate) async fn link_to(&self, links: &Links, peer: &PeerId) -> Result<Arc<Link>, NoLink> {
         if let Some(link) = links.to(peer) {
             return Ok(link);
@@ -160,7 +160,7 @@ impl Book {
         }
     }
 
-    /// Forgets peers without a link that left, or were not heard of for long.
+    /// Forgets peers without a link that have left, or that nobody has mentioned for long.
     pub(crate) fn sweep(&self, links: &Links, forget_after: Duration) {
         self.lock().retain(|peer, known| {
             let state = known.lock();
@@ -177,7 +177,8 @@ impl Book {
 
     fn keep_if_left(&self, known: &Arc<Known>, state: &mut KnownState) {
         if !state.kept && !state.departed {
-            // The channel has room for every peer that can be known, so it fails only once this peer has ended.
+            // The channel has room for every peer that can be known, so it fails only once this
+            // peer has ended.
             state.kept = self.to_keep.try_send(known.clone()).is_ok();
         }
     }

@@ -24,7 +24,7 @@ use crate::links::wire::{
 };
 use crate::links::{clocks, seeds};
 
-/// The most news in one frame. Each is below 1 KiB.
+/// The most news records in one frame. Each is below 1 KiB.
 const NEWS_PER_FRAME_MAX: usize = 60;
 
 /// Changes of load alone are sent at most this often.
@@ -33,11 +33,11 @@ const LOAD_NEWS_EVERY: Duration = Duration::from_millis(100);
 /// How long a draining link stays open at least: the other end may not know yet that it drains.
 const DRAIN_MIN: Duration = Duration::from_secs(2);
 
-/// How long the hops on a draining link may take. Links are renewed every hour or so, and that must not
-/// end a download or a WebSocket.
+/// How long the hops on a draining link may take. Links are renewed every hour or so, and a renewal
+/// must not end a download or a WebSocket.
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// How long the other end may take to acknowledge an answer, where this peer is about to leave.
+/// How long the other end may take to acknowledge an answer while this peer leaves.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long a hop may take to send its first byte.
@@ -48,8 +48,8 @@ pub(super) struct Greeted {
     pub(super) hello: Hello,
     pub(super) control_out: SendStream,
     pub(super) control_in: FrameReader,
-    /// This end's hello where it has not been sent: the end that was dialed greets back only
-    /// once it has admitted the other, so that an answer means admission.
+    /// This end's hello if it has not been sent: the end that was dialed sends its hello only once
+    /// it has admitted the other, so that an answer means admission.
     pub(super) answer: Option<Bytes>,
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn run(
 ) {
     let tasks = &shared.tasks;
     if let Some(answer) = greeted.answer.take() {
-        // If it cannot be sent, the link is closed or about to be, which the code below notices.
+        // If it cannot be sent, the link is closed or about to close, which the code below notices.
         let _ = greeted.control_out.write_chunk(answer).await;
     }
     shared.acceptors.spawn(accept_hops(shared.clone(), link.clone()));
@@ -156,11 +156,12 @@ pub(crate) fn start_draining(shared: &Arc<Shared>, link: &Arc<Link>) {
     });
 }
 
-/// Accepts the hops that the other end opens. A peer that leaves accepts no more, answers those that it
-/// accepted, and says how many those were: the other end sends later ones elsewhere.
+/// Accepts the hops that the other end opens. A peer that leaves accepts no more, answers those
+/// that it accepted, and reports their number: the other end sends later ones elsewhere.
 async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
-    // The other end counts its hops itself and never wants more than that. What has ended there
-    // may not have ended here yet, and that it has is told late, by the eighth: so there is room.
+    // The other end counts its hops itself and never opens more than that. A hop that has ended
+    // there may not have ended here yet, and this end reports ended hops late, by the eighth. So
+    // there is some room.
     let max = shared.tuning.hops_max.saturating_add(shared.tuning.hops_max / 4);
     let mut allowed = HOPS_AT_FIRST;
     loop {
@@ -187,7 +188,8 @@ async fn accept_hops(shared: Arc<Shared>, link: Arc<Link>) {
             drop(counted);
         });
     }
-    // Wait for those of other links, too: a hop that came over one may have been forwarded over another.
+    // Wait for the hops of other links, too: a hop that came over one may have been forwarded over
+    // another.
     shared.taken_in.wait().await;
     let taken = link.taken.load(Ordering::Acquire);
     link.conn.close(close_code::GOODBYE, taken.to_string().as_bytes());
@@ -199,7 +201,7 @@ async fn take_in(shared: &Shared, lease: &HopLease, mut send: SendStream, mut re
         Ok(Ok(())) if kind == [KIND_HOP] => {}
         _ => {
             shared.counters.frame_refused("stream-kind");
-            // Either may have ended by itself, which is as good.
+            // Either may have ended by itself, which is fine.
             let _ = (recv.stop(STREAM_REFUSED), send.reset(STREAM_REFUSED));
             return;
         }
@@ -251,7 +253,8 @@ async fn receive_news(shared: Arc<Shared>, link: Arc<Link>, mut reader: FrameRea
             Ok(Some(batch)) => {
                 for news in batch.news {
                     if is_of(&news, &link.peer) {
-                        // What was read after the peer's goodbye would have it live again.
+                        // News that is read after the peer's goodbye would make it count as alive
+                        // again.
                         let _held = shared.links.hold();
                         if link.conn.close_reason().is_some()
                             || shared.book.has_departed(&link.peer)
@@ -260,7 +263,7 @@ async fn receive_news(shared: Arc<Shared>, link: Arc<Link>, mut reader: FrameRea
                         }
                         shared.handler.on_news(news, true);
                     } else {
-                        // First-hand news is about its sender. Anything else is hearsay.
+                        // First-hand news is about its sender. Anything else is second-hand.
                         shared.counters.frame_refused("foreign-news");
                     }
                 }
@@ -286,7 +289,7 @@ fn is_of(news: &News, sender: &PeerNews) -> bool {
     }
 }
 
-/// Counts a malformed frame; a link that broke is none.
+/// Counts a malformed frame; a broken link is not counted.
 fn refuse(shared: &Shared, link: &Link, what: &'static str, error: &FrameError) {
     if error.is_violation() {
         shared.counters.frame_refused(what);
@@ -377,7 +380,7 @@ async fn send_gathered(shared: Arc<Shared>, link: Arc<Link>) {
     }
 }
 
-/// Gossip that does not fit in a datagram goes on a stream of its own.
+/// Sends gossip that does not fit in a datagram, on a stream for each message.
 async fn send_gossip(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
     loop {
         let message = tokio::select! {
@@ -388,7 +391,7 @@ async fn send_gossip(link: Arc<Link>, mut queue: mpsc::Receiver<Bytes>) {
         let Ok(mut send) = link.conn.open_uni().await else { return };
         go_ahead(&send);
         if send.write_chunk(message).await.is_ok() {
-            // A stream that was stopped needs no end.
+            // A stream that the other end stopped needs no end.
             let _ = send.finish();
         }
     }

@@ -1,5 +1,5 @@
 //! Compares this peer's wall clock with that of the peer at the other end of a link: asks for it by
-//! datagram now and then, and answers with its own. The next datagram makes up for a lost one.
+//! datagram now and then, and answers with this peer's. The next datagram makes up for a lost one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(crate) async fn compare(shared: Arc<Shared>, link: Arc<Link>) {
     }
 }
 
-/// A datagram of either kind.
+/// Handles a datagram of either kind.
 pub(crate) fn receive(shared: &Shared, link: &Link, datagram: &Bytes) {
     let mut bytes = datagram.clone();
     match (bytes.try_get_u8(), bytes.len()) {
@@ -75,7 +75,8 @@ mod tests {
         AppName::new("locks").unwrap()
     }
 
-    /// Three peers, the last one's clock so far ahead, once each knows every other's.
+    /// Three peers, of which the last has a clock that is so far ahead, once each knows every
+    /// other's clock.
     async fn mesh_beside(ahead_ms: i64) -> Vec<Mesh> {
         let authority = Authority::generate("test").unwrap();
         let mut meshes: Vec<Mesh> = Vec::new();

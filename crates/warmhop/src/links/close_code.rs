@@ -2,11 +2,11 @@
 
 use quinn::VarInt;
 
-/// The peer leaves the mesh. The reason, where there is one, is how many hops it took in.
+/// The peer leaves the mesh. The reason, if there is one, is how many hops it has accepted.
 pub(crate) const GOODBYE: VarInt = VarInt::from_u32(1);
 /// Another link took this one's place, and its hops have ended.
 pub(crate) const DRAINED: VarInt = VarInt::from_u32(2);
-/// The peer lives again as another incarnation.
+/// The peer has restarted as another incarnation.
 pub(crate) const REPLACED: VarInt = VarInt::from_u32(3);
 /// A peer dialed itself.
 pub(crate) const MYSELF: VarInt = VarInt::from_u32(4);
@@ -24,7 +24,7 @@ pub(crate) const TOO_OLD: VarInt = VarInt::from_u32(9);
 pub(crate) const FULL: VarInt = VarInt::from_u32(10);
 /// The other end did not answer a hop in time.
 pub(crate) const SILENT: VarInt = VarInt::from_u32(11);
-/// The operator of the peer has it refuse the other.
+/// The operator of the peer has configured it to refuse the other.
 pub(crate) const REFUSED: VarInt = VarInt::from_u32(12);
 
 /// A stream of an unknown kind or with a malformed frame is stopped and reset with this code.

@@ -1,5 +1,5 @@
-//! What all tasks of the network layer share. It lies above the leaves of this room, its parts, and
-//! below every file that does something with them.
+//! The state that all tasks of the network layer share. It uses the leaves of this room, and every
+//! file that acts on them uses it.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -43,7 +43,7 @@ pub(crate) struct NetParts {
     pub(crate) book: Book,
     pub(crate) seeds: Seeds,
     pub(crate) counters: Arc<NetCounters>,
-    /// It accepts no more hops, and answers those that it accepted.
+    /// This peer accepts no more hops, and answers those that it accepted.
     pub(crate) leaving: CancellationToken,
     pub(crate) clock: Clock,
     pub(crate) closing: CancellationToken,
@@ -52,25 +52,25 @@ pub(crate) struct NetParts {
     pub(crate) taken_in: TaskTracker,
     /// The tasks that accept hops.
     pub(crate) acceptors: TaskTracker,
-    /// It is about to leave.
+    /// This peer is about to leave.
     pub(crate) draining: AtomicBool,
-    /// Members that it refuses.
+    /// Members that this peer refuses.
     pub(crate) refused: watch::Sender<RefusedPeers>,
     pub(crate) identity: Identity,
     pub(crate) client: ArcSwap<quinn::ClientConfig>,
     pub(crate) gossip: Gossip,
     pub(crate) loopback: mpsc::Sender<SessionFrame>,
     pub(crate) clash: watch::Sender<Option<SocketAddr>>,
-    /// Probes for namesakes under way.
+    /// Probes for peers of this one's name under way.
     pub(crate) probes: watch::Sender<usize>,
     /// The next address to probe.
     pub(crate) to_probe: mpsc::Sender<SocketAddr>,
 }
 
-/// What every task of the network layer shares.
+/// The state that every task of the network layer shares.
 pub(crate) struct Shared {
     parts: Arc<NetParts>,
-    /// Receives what is heard.
+    /// Receives news, frames and hops.
     pub(crate) handler: Arc<dyn NetHandler>,
 }
 
@@ -98,26 +98,26 @@ impl NetParts {
         self.gossip.meet(addr);
     }
 
-    /// Gossip arrived on a link.
+    /// Takes gossip that arrived on a link.
     pub(crate) fn receive_gossip(&self, link: &Link, message: &[u8]) {
         self.gossip.receive(&self.counters, &self.me, link.peer.mesh, message);
     }
 
-    /// A connection reached another process of this peer's name. `by_dialing`: at the address
-    /// that this end dialed, so it is certain that it lives there.
+    /// Handles a connection to another process of this peer's name. `by_dialing`: this end dialed
+    /// the address, so it is certain that the process lives there.
     pub(crate) fn met_namesake(&self, other: &PeerNews, by_dialing: bool) {
         if !by_dialing {
             return self.probe_namesake(other.mesh);
         }
         let mine = self.own.peer();
-        // Exactly one of the two sees itself as the later one.
+        // Exactly one of the two considers itself the later one.
         if (mine.generation, mine.incarnation) > (other.generation, other.incarnation) {
             warn!(name = %self.me, addr = %other.mesh, "another live peer has this name");
             self.clash.send_replace(Some(other.mesh));
         }
     }
 
-    /// Others remember an earlier life of this peer, which is over.
+    /// Others remember an earlier life of this peer: makes this life's generation higher.
     pub(crate) fn outrank_earlier_life(&self, generation: u64) {
         if self.own.raise_generation_above(generation) {
             info!(
@@ -126,7 +126,7 @@ impl NetParts {
         }
     }
 
-    /// Asks at an address, once at a time, whether another process has this peer's name.
+    /// Asks at an address, one probe at a time, whether another process has this peer's name.
     pub(crate) fn probe_namesake(&self, addr: SocketAddr) {
         if addr == self.advertise || self.clash.borrow().is_some() {
             return;
@@ -137,13 +137,13 @@ impl NetParts {
             free
         });
         if first && self.to_probe.try_send(addr).is_err() {
-            // The task that would ask has ended, and with it this peer.
+            // The task that would probe has ended, and with it this peer.
             self.probes.send_replace(0);
         }
     }
 
-    /// Where the other end refused this peer because its name is taken, the one that has it is
-    /// asked directly.
+    /// If the other end refused this peer because its name is taken, probes the address of the peer
+    /// that has the name.
     pub(crate) fn heed_name_in_use(&self, reason: &ConnectionError) {
         if let ConnectionError::ApplicationClosed(close) = reason
             && close.error_code == close_code::NAME_IN_USE

@@ -23,7 +23,7 @@ pub(super) struct Drop {
     pub(super) reason: &'static str,
 }
 
-/// What the network layer counts.
+/// The counters of the network layer.
 #[derive(Debug, Default)]
 pub(crate) struct NetCounters {
     doors: Doors,
@@ -43,7 +43,7 @@ pub(crate) struct NetCounters {
 }
 
 impl NetCounters {
-    /// Counters that `registry` exposes.
+    /// New counters, which `registry` exposes.
     pub(crate) fn new(registry: &mut Registry, doors: Doors) -> Arc<Self> {
         doors.begin_tls(MESH);
         let connections = doors.connections(MESH);
@@ -125,7 +125,7 @@ impl NetCounters {
         self.links_refused.get_or_create(&Reason { reason }).inc();
     }
 
-    /// A handshake that another end began.
+    /// Counts a failed handshake that another end began.
     pub(crate) fn handshake_failed(&self, failure: HandshakeFailure) {
         self.links_refused("handshake");
         self.doors.tls_failed(MESH, failure);

@@ -1,5 +1,5 @@
-//! The tasks that keep a link to each peer: seeds are resolved and dialed again and again, peers that
-//! are heard of are dialed until they answer, links that grow old are renewed.
+//! The tasks that keep a link to each peer: seeds are resolved and dialed repeatedly, known peers
+//! are dialed until they answer, links that grow old are renewed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const SEED_EVERY: Duration = Duration::from_secs(10);
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The peer with the greater name waits this long before its first dial, so that of two peers that
-/// learn of each other mostly one dials.
+/// learn of each other usually only one dials.
 const YIELD_TO_SMALLER: Duration = Duration::from_millis(80);
 
 /// Keeps a link to each peer that it receives, with a task for each.
@@ -66,13 +66,13 @@ pub(crate) async fn probe_namesakes(shared: Arc<Shared>, mut to_probe: mpsc::Rec
     }
 }
 
-/// Keeps a link to one peer for as long as it is heard of.
+/// Keeps a link to one peer for as long as the peer is known.
 async fn keep(shared: Arc<Shared>, known: Arc<Known>) {
     let keeping = async {
         let peer = known.lock().news.peer.clone();
         let mut backoff = Backoff::default();
         if shared.me > peer {
-            // Whichever of the two comes first.
+            // Waits for whichever of the two comes first.
             let _ = timeout(YIELD_TO_SMALLER, known.wanted.notified()).await;
         }
         loop {
@@ -178,8 +178,8 @@ pub(crate) async fn dial(shared: &Arc<Shared>, addr: SocketAddr) -> Result<Met, 
     result
 }
 
-/// Dials one seed's addresses again and again, for as long as it is one and this peer runs. `tried` is
-/// notified when each was tried once.
+/// Dials one seed's addresses repeatedly, for as long as it is configured and this peer runs.
+/// `tried` is set once each address was tried.
 pub(crate) async fn follow_seed(shared: Arc<Shared>, seed: ToFollow, tried: watch::Sender<bool>) {
     let ToFollow { number, name, gone } = seed;
     tokio::select! {
@@ -188,7 +188,7 @@ pub(crate) async fn follow_seed(shared: Arc<Shared>, seed: ToFollow, tried: watc
     }
 }
 
-/// Tries each new seed, until this peer leaves.
+/// Follows each new seed, until this peer leaves.
 pub(crate) async fn follow_new_seeds(shared: Arc<Shared>) {
     let following = async {
         loop {
@@ -205,7 +205,7 @@ pub(crate) async fn follow_new_seeds(shared: Arc<Shared>) {
     }
 }
 
-/// As [`follow_seed`], with `resolve` to look the name's addresses up.
+/// As [`follow_seed`], with `resolve` to look up the name's addresses.
 pub(crate) async fn follow<R, Fut>(
     shared: Arc<Shared>,
     number: usize,
@@ -220,13 +220,13 @@ pub(crate) async fn follow<R, Fut>(
         loop {
             let all_linked = match resolve().await {
                 Ok(addrs) => {
-                    // All at once: the name of many peers still resolves to some that are gone, and
-                    // giving up on each of those takes a while.
+                    // All at once: a name of many peers still resolves to some that are gone, and
+                    // each of those takes a while to time out.
                     let reached = join_all(addrs.iter().map(|addr| reach(&shared, *addr))).await;
                     let all_linked = reached.iter().all(Result::is_ok);
                     // A name that leads to at least one peer has served its purpose.
                     let joined = reached.iter().any(Result::is_ok);
-                    // If a name leads to this peer among others, those are still to be found.
+                    // If the name leads to this peer among others, the others have yet to be found.
                     if all_linked || reached.iter().flatten().any(|led| *led == Led::Elsewhere) {
                         shared.seeds.met(number);
                     }

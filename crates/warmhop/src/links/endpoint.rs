@@ -1,5 +1,5 @@
-//! The socket, and what QUIC over it is configured with: windows, packet sizes, certificates. The
-//! latter are read again when they change.
+//! The UDP socket and the configuration of QUIC on it: windows, packet sizes, certificates. The
+//! certificates are read again when they change.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,9 +31,9 @@ const MTU_MAX: u16 = 6500;
 
 const MTU_MIN: u16 = 1200;
 
-/// What may have arrived on a stream that nobody has read: the most memory that a hop takes at either
-/// end, in each direction, where its reader does not read. It is also the most that a stream moves in
-/// one round trip: 128 MB/s at 2 ms. A larger one moves one bulk stream faster over loopback, as
+/// The bytes of a stream that may have arrived unread: the most memory that a hop takes at either
+/// end, in each direction, if its reader does not read. It is also the most that a stream moves in
+/// one round trip: 128 MB/s at 2 ms. A larger window moves one bulk stream faster over loopback, as
 /// `testbed/bench-streams` shows, and each client that reads nothing costs as much more.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
@@ -43,12 +43,12 @@ const UNI_STREAMS_MAX: u32 = 64;
 /// The packet size that others may send here, however small this peer's own packets are configured.
 const ETHERNET_PAYLOAD_BYTES: u16 = 1472;
 
-/// What to do about an identity that expires.
+/// What to do about an identity that is about to expire.
 const RENEW: &str =
     "renew it, for example with `warmhop cert renew`: a running peer loads the new one by itself";
 
-/// Reads the identity's files again when they change, and uses what it finds for the links to
-/// come. Those that exist are renewed by their age.
+/// Reads the identity's files again when they change, and uses the new credentials for later links.
+/// Existing links are renewed by their age.
 pub(super) async fn follow_identity(
     shared: Arc<Shared>,
     transport: Arc<quinn::TransportConfig>,
@@ -67,7 +67,7 @@ pub(super) async fn follow_identity(
                 if modified != seen {
                     match shared.identity.reload() {
                         Ok(_) => seen = modified,
-                        // Perhaps its files are only half replaced: it is tried again.
+                        // Perhaps its files are only half replaced: try again.
                         Err(error) => warn!(%error, "the identity's new files cannot be used; the peer keeps the identity that it has"),
                     }
                 }
@@ -114,9 +114,9 @@ pub(super) fn transport(tuning: &NetTuning) -> quinn::TransportConfig {
         .max_concurrent_bidi_streams(HOPS_AT_FIRST.into())
         .max_concurrent_uni_streams(UNI_STREAMS_MAX.into())
         .stream_receive_window(STREAM_WINDOW_BYTES.into())
-        // None for all streams together, in either direction: a few that nobody reads would use it
-        // up, and then no other hop, no news and no session's frame could pass. What is held is
-        // bounded all the same, by the number of streams times the window of each.
+        // There is no window for all streams together, in either direction: a few unread streams
+        // would use it up, and then no other hop, no news and no session frame could pass. The
+        // memory is bounded all the same, by the number of streams times the window of each.
         .receive_window(quinn::VarInt::MAX)
         .send_window(u64::MAX)
         .initial_rtt(Duration::from_millis(50))

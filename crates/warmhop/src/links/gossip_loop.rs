@@ -1,15 +1,14 @@
-//! Gossip: the repair of news that links missed, and the second-hand knowledge of peers that
-//! there is no link to yet. Only this file and the folder `gossip` name chitchat.
+//! Gossip: it repairs the news that links missed, and gives second-hand knowledge of peers without
+//! a link. Only this file and the folder `gossip` name chitchat.
 //!
-//! Its messages travel inside links (see `link`), so only certificate-holders speak. Even so
-//! every message is screened before chitchat sees it: it trusts its input, and keys, values or
-//! numbers out of bounds could end its task. Should it end anyway, [`supervise`] starts it anew
-//! and counts that. What gossip says is a hint: the peer itself is asked before it matters.
+//! Its messages travel inside links (see `link`), so only holders of a certificate can send them.
+//! Even so every message is screened before chitchat sees it: chitchat trusts its input, and keys,
+//! values or numbers out of bounds could end its task. If it ends anyway, [`supervise`] restarts it
+//! and counts that. Gossip is a hint: the peer itself is asked before it matters.
 //!
 //! Each peer keeps one key for itself (`peer`) and one for each app (`app/NAME`); the values are
-//! the records of `news` in bincode and base64. A loop that was started anew is another
-//! *generation* of its chitchat node, which is unrelated to the generation of the peer's life
-//! in the record.
+//! the records of `news` in bincode and base64. A restarted loop is another *generation* of its
+//! chitchat node, which is unrelated to the generation of the peer's life in the record.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -42,16 +41,17 @@ use crate::observe::clock::unix_ms;
 /// Messages that wait for the loop.
 const INBOUND_MAX: usize = 256;
 
-/// A dead peer stays in the digests for half of it.
+/// A dead peer stays in the digests for half of this time.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(240);
 
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 
-/// Runs the gossip loop for as long as this peer does, starting it anew whenever it ends.
+/// Runs the gossip loop for as long as this peer does, and restarts it whenever it ends.
 pub(crate) async fn supervise(shared: Arc<Shared>, mut input: GossipIn) {
     let mut generation = 0;
     while !shared.closing.is_cancelled() {
-        // A loop's node forgets its versions, so each must outrank the one before.
+        // A restarted node has lost its versions, so each generation must be higher than the one
+        // before.
         generation = unix_ms().max(generation + 1).min(GENERATION_MAX);
         input.generation.store(generation, Ordering::Relaxed);
         let started = start(&shared, &input.inbound, generation).await;
@@ -82,7 +82,7 @@ async fn start(
         cluster_id: shared.cluster.clone(),
         gossip_interval: interval,
         listen_addr: shared.advertise,
-        // The links say which peers to begin with.
+        // The links determine the first peers to gossip with.
         seed_nodes: Vec::new(),
         failure_detector_config: FailureDetectorConfig {
             phi_threshold: shared.tuning.phi_threshold,
@@ -120,7 +120,7 @@ async fn run(
             }
             () = urgent(&mut clock, told) => told = publish(shared, handle, told).await,
             command = commands.recv() => match command {
-                // An error means that the loop has ended, which is seen below.
+                // An error means that the loop has ended, which is handled below.
                 Some(Command::Meet(addr)) => drop(handle.gossip(addr)),
                 #[cfg(test)]
                 Some(Command::Fail) => handle.abort(),
@@ -142,7 +142,7 @@ async fn urgent(clock: &mut watch::Receiver<Clock>, told: u64) {
     }
 }
 
-/// Puts the own records that changed after version `told` into gossip.
+/// Puts this peer's records that changed after version `told` into gossip.
 async fn publish(shared: &Shared, handle: &ChitchatHandle, told: u64) -> u64 {
     let (news, version) = shared.own.since(told);
     if news.is_empty() {
@@ -182,8 +182,8 @@ fn from_value<T: DeserializeOwned>(value: &str) -> Option<T> {
     wire::decode::<T, { GOSSIP_VALUE_BYTES_MAX * 4 }>(&bytes).ok()
 }
 
-/// Looks through what gossip has brought since the last time. Listeners would be quicker, but
-/// they miss deaths and resets; and what must be quick comes over links.
+/// Looks through what gossip has brought since the last sweep. Listeners would be quicker, but they
+/// miss deaths and resets; urgent changes come over links anyway.
 #[derive(Default)]
 struct Sweep {
     nodes: HashMap<String, Seen>,
@@ -196,7 +196,7 @@ struct Seen {
     live: bool,
 }
 
-/// What changed of one node, taken out under chitchat's lock.
+/// The changes of one node, copied out under chitchat's lock.
 struct Changed {
     id: ChitchatId,
     version: u64,
@@ -224,13 +224,13 @@ impl Sweep {
             .copied()
             .collect();
         for addr in strangers {
-            // Its first messages were lost, or this loop was started anew.
+            // Its first messages were lost, or this loop was restarted.
             let _ = handle.gossip(addr);
         }
     }
 
-    /// The node of the highest generation of each name. Its values are taken out only where
-    /// its version is another than the last time.
+    /// The node of the highest generation of each name. Its values are copied out only if its
+    /// version has changed since the last sweep.
     fn changed(&self, chitchat: &chitchat::Chitchat) -> (Vec<Changed>, Vec<SocketAddr>) {
         let own = chitchat.self_chitchat_id();
         let live: std::collections::HashSet<&ChitchatId> = chitchat.live_nodes().collect();
@@ -268,7 +268,7 @@ impl Sweep {
     }
 }
 
-/// Tells what one node's change amounts to.
+/// Reports the changes of one node to the handler.
 fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
     let before = before.filter(|before| before.id == node.id);
     let was_live = before.as_ref().is_some_and(|before| before.live);
@@ -283,7 +283,7 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
     }
     let changed = told.is_some() && told != known;
     let Some(peer) = told.or(known) else {
-        // The apps of an unknown peer are looked at again when it is known.
+        // The apps of an unknown peer are read again once it is known.
         return Seen { id: node.id, version: 0, peer: None, live: node.live };
     };
 
@@ -301,7 +301,8 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
         return Seen { id: node.id, version: node.version, peer: Some(peer), live: node.live };
     }
     if shared.refused.borrow().has_name(&peer.peer) {
-        // What others say of it counts as little; once it is refused no more, all of it is heard.
+        // Second-hand news of a refused peer is ignored too; once it is no longer refused, all of
+        // it is read.
         return Seen { id: node.id, version: 0, peer: None, live: false };
     }
     if changed {
@@ -326,7 +327,7 @@ fn hear(shared: &Arc<Shared>, before: Option<Seen>, node: Changed) -> Seen {
     }
     if node.live || was_live {
         let held = shared.links.hold();
-        // A link knows better: suspicion is for peers that there is none to.
+        // A link knows better: gossip raises suspicion only of peers without one.
         if !shared.links.table().by_peer.contains_key(&peer.peer) {
             let heard = match (was_live, node.live) {
                 (true, true) => Heard::ByOthers,
@@ -384,7 +385,7 @@ impl Socket for LinkSocket {
     async fn recv(&mut self) -> Result<(SocketAddr, ChitchatMessage), anyhow::Error> {
         match self.inbound.recv().await {
             Some(message) => Ok(message),
-            // Another loop took this one's place.
+            // Another loop has taken this one's place.
             None => std::future::pending().await,
         }
     }

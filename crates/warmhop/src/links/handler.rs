@@ -1,4 +1,4 @@
-//! The interface by which the network layer reports to everything above it.
+//! The interface through which the network layer reports to everything above it.
 
 use std::sync::Arc;
 
@@ -9,27 +9,27 @@ use warmhop_core::view::News;
 
 use crate::links::wire::SessionFrame;
 
-/// A change in what is known of a peer's life.
+/// A change of a peer's state, as the network layer knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Heard {
-    /// There is a link to it, or others believe that it lives.
+    /// There is a link to it, or others believe that it is alive.
     Alive,
-    /// Its link was lost; or there is no link, and others have not heard of it for long. It may be
-    /// slow or dead.
+    /// Its link was lost; or there is no link, and others have not heard from it for long. It may
+    /// be slow or dead.
     Suspect,
-    /// There is no link to it, and others hear it.
+    /// There is no link to it, but others hear it.
     ByOthers,
-    /// It lives again as another incarnation.
+    /// It has restarted as another incarnation.
     Gone,
     /// It said goodbye.
     Left,
 }
 
-/// Receives what the network layer hears. All methods but [`NetHandler::on_hop`] are called from its
-/// own tasks, some with its table of links locked: they must be quick and never block. They may call
-/// every method of `Net`.
+/// Receives what the network layer learns. All methods but [`NetHandler::on_hop`] are called from
+/// its own tasks, some with its table of links locked: they must be quick and never block. They may
+/// call every method of `Net`.
 pub(crate) trait NetHandler: Send + Sync + 'static {
-    /// A peer opened a hop. Called in a task of its own; the stream's kind byte has been read.
+    /// A peer opened a hop. Called in a task for that hop; the stream's kind byte has been read.
     fn on_hop(
         self: Arc<Self>,
         from: PeerId,
@@ -45,9 +45,9 @@ pub(crate) trait NetHandler: Send + Sync + 'static {
     /// News arrived. `first_hand`: it came from the peer that it is about.
     fn on_news(&self, news: News, first_hand: bool);
 
-    /// Others remember a former life of this peer, which did not leave in good order.
+    /// Others remember a former life of this peer, which did not shut down cleanly.
     fn on_former_life(&self);
 
-    /// What is known of a peer's life changed.
+    /// The state of a peer, as the network layer knows it, has changed.
     fn on_liveness(&self, peer: &PeerId, incarnation: Incarnation, heard: Heard);
 }

@@ -11,7 +11,7 @@ use crate::links::wire::{
     EncodeError, FrameReader, TRAILERS_BYTES_MAX, Trailers, decode, put_frame,
 };
 
-/// A piece of a body is at most this long; a longer one is sent as several.
+/// The longest piece of a body; longer data is sent as several pieces.
 const PIECE_BYTES_MAX: usize = 0x7FFF_FFFF;
 
 const END_TAG: u32 = u32::MAX;
@@ -19,10 +19,11 @@ const END_TAG: u32 = u32::MAX;
 /// Pieces up to this size are copied behind their length; above, two chunks are cheaper.
 const COALESCE_BYTES_MAX: usize = 2048;
 
-/// In place of a piece's length: a piece without bytes, by which the writer acknowledges the go-ahead.
+/// Instead of a piece's length: a piece without bytes, by which the writer acknowledges the
+/// go-ahead.
 const BEGUN_TAG: [u8; 4] = [0; 4];
 
-/// Writes a hop's body. What was put before it, such as the kind byte and the head, leaves
+/// Writes a hop's body. Bytes that were put before it, such as the kind byte and the head, leave
 /// together with the first piece.
 pub(crate) struct HopBodyWriter {
     send: SendStream,
@@ -35,7 +36,7 @@ impl HopBodyWriter {
         Self { send, pending: prefix }
     }
 
-    /// Sends what is pending without waiting for a piece: for a head whose body is slow.
+    /// Sends pending bytes without waiting for a piece: for a head whose body is slow.
     pub(crate) async fn flush(&mut self) -> Result<(), WriteError> {
         if self.pending.is_empty() {
             return Ok(());
@@ -44,7 +45,7 @@ impl HopBodyWriter {
         self.send.write_chunk(pending).await
     }
 
-    /// Sends that the body has begun, though there is no byte of it yet.
+    /// Reports that the body has begun, before its first byte.
     pub(crate) async fn write_begun(&mut self) -> Result<(), WriteError> {
         self.pending.extend_from_slice(&BEGUN_TAG);
         self.flush().await
@@ -91,14 +92,14 @@ impl HopBodyWriter {
         Ok(())
     }
 
-    /// Resets the stream with the reason `code`. The reader sees that the body is not whole.
+    /// Resets the stream with the reason `code`. The reader sees that the body is incomplete.
     pub(crate) fn abort(mut self, code: quinn::VarInt) {
-        // A stream that the reader has stopped already needs no reset.
+        // A stream that the reader has stopped needs no reset.
         let _ = self.send.reset(code);
     }
 
-    /// Ends the stream without the mark of a whole body. Other than with [`Self::abort`], the reader
-    /// gets all that was written before.
+    /// Ends the stream without the mark of a complete body. Unlike with [`Self::abort`], the reader
+    /// gets everything that was written before.
     pub(crate) fn cut_off(mut self) {
         let _ = self.send.finish();
     }
@@ -114,7 +115,7 @@ impl HopBodyWriter {
     }
 }
 
-/// A body's end could not be sent.
+/// Why a body's end could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HopEndError {
     /// The trailers exceed [`TRAILERS_BYTES_MAX`].
@@ -130,11 +131,11 @@ pub(crate) enum HopEndError {
 pub(crate) enum HopPart {
     /// Bytes of the body, not empty.
     Data(Bytes),
-    /// The body is whole. The stream has been read to its end.
+    /// The body is complete. The stream has been read to its end.
     End(Option<Trailers>),
 }
 
-/// Why a hop's body is not whole.
+/// Why a hop's body is incomplete.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HopBodyError {
     /// The stream ended without the end mark: the sender died or gave up.
@@ -148,7 +149,7 @@ pub(crate) enum HopBodyError {
     Read(#[from] ReadError),
 }
 
-/// Reads a hop's body; its chunks are passed on as they arrived, without copying.
+/// Reads a hop's body; passes its chunks on as they arrive, without copying.
 pub(crate) struct HopBodyReader {
     recv: RecvStream,
     left: Bytes,
@@ -165,7 +166,7 @@ enum Stage {
     TrailersLength { have: usize },
     /// Within the trailers.
     Trailers { len: usize, buffer: BytesMut },
-    /// Behind the end mark, reading to the end of the stream.
+    /// After the end mark, reading to the end of the stream.
     Finish { trailers: Option<Trailers> },
     /// The end or an error was returned.
     Done,
@@ -206,7 +207,7 @@ impl HopBodyReader {
                 Stage::Finish { trailers } => {
                     return Poll::Ready(Ok(HopPart::End(trailers.take())));
                 }
-                // The trailers may be empty of bytes: then nothing more is needed.
+                // The trailers may have no bytes: then nothing more is needed.
                 _ if !more => return Poll::Ready(Err(HopBodyError::CutOff)),
                 Stage::Piece { left } => {
                     let data = self.left.split_to((*left).min(self.left.len()));
@@ -267,7 +268,7 @@ impl HopBodyReader {
     /// Waits for bytes where none are left; false at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ReadError>> {
         while self.left.is_empty() {
-            // The future keeps nothing between polls, so it may be made anew for each.
+            // The future keeps nothing between polls, so each poll may create it again.
             match ready!(pin!(self.recv.read_chunk(usize::MAX, true)).poll(cx))? {
                 Some(chunk) => self.left = chunk.bytes,
                 None => return Poll::Ready(Ok(false)),

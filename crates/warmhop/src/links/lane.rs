@@ -23,10 +23,11 @@ const AHEAD_OF_HOPS: i32 = 1;
 pub(super) struct Lane {
     pub(super) out: tokio::sync::Mutex<LaneStream>,
     pub(super) queue: mpsc::Sender<Bytes>,
-    /// Frames that were accepted and are not written yet.
+    /// The bytes of frames that were accepted and are not written yet.
     pub(super) bytes: AtomicUsize,
-    /// Frames that confirm reads. They are sent once all received frames have been handled, so that many
-    /// go in one piece, and of those with one question about one session only the last.
+    /// Frames that confirm reads. They are sent once all received frames have been handled, so that
+    /// many leave in one piece; of those with the same question about the same session only the
+    /// last is sent.
     gathered: Mutex<Vec<SessionFrame>>,
     has_gathered: Notify,
 }
@@ -49,8 +50,8 @@ impl Lane {
         }
     }
 
-    /// Sends a frame, at once or gathered with others of its kind. False if a gathered frame says the same,
-    /// or if this one replaces a gathered frame.
+    /// Sends a frame, at once or gathered with others of its kind. Returns false if a gathered
+    /// frame says the same, or if this one replaces a gathered frame.
     pub(super) fn take(&self, frame: SessionFrame) -> Result<bool, Dropped> {
         if frame.message.may_be_gathered() {
             return self.gather(frame);
@@ -88,12 +89,12 @@ impl Lane {
         Ok(true)
     }
 
-    /// Resolves once something is gathered.
+    /// Resolves once frames are gathered.
     pub(super) async fn gathers(&self) {
         self.has_gathered.notified().await;
     }
 
-    /// Sends all that is gathered.
+    /// Sends all gathered frames.
     pub(super) fn send_gathered(&self) -> Result<(), Dropped> {
         let mut gathered = self.gathered();
         let mut bytes = BytesMut::with_capacity(128 * gathered.len());
@@ -178,11 +179,11 @@ impl LaneStream {
 
 /// Gives a stream priority over the streams of hops.
 pub(super) fn go_ahead(send: &SendStream) {
-    // This fails only for a stream that has ended, and that one has nothing to send.
+    // This fails only for a stream that has ended, and that has nothing to send.
     let _ = send.set_priority(AHEAD_OF_HOPS);
 }
 
-/// Why something was not sent; the label of the counter.
+/// Why a frame was not sent; the label of the counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dropped {
     /// There is no link to the addressee.

@@ -1,5 +1,5 @@
-//! QUIC links between peers: how one begins, what it carries, which of two is kept and how it
-//! ends. The only file that opens a stream.
+//! QUIC links between peers: how one begins, what it carries, which of two is kept and how it ends.
+//! The only file that opens a stream.
 //!
 //! ```text
 //! dial/accept ─TLS─▶ proven identity ─hello─▶ admitted ─▶ current ─▶ draining ─▶ closed
@@ -40,10 +40,10 @@ const GOSSIP_QUEUE_MAX: usize = 4;
 /// memory, used or not, so the allowance grows with use.
 pub(crate) const HOPS_AT_FIRST: u32 = 128;
 
-/// How late a timer may be in a process that runs.
+/// How late a timer may fire in a process that was not suspended.
 const LATE_MAX: Duration = Duration::from_millis(50);
 
-/// A link that was admitted.
+/// An admitted link.
 pub(crate) struct Link {
     pub(crate) conn: Connection,
     /// The other end's own description, from its hello.
@@ -57,9 +57,9 @@ pub(crate) struct Link {
     pub(super) gossip: mpsc::Sender<Bytes>,
     /// Hops under way in either direction.
     pub(super) hops: AtomicUsize,
-    /// How many hops of the other end this end has accepted, from the first on.
+    /// How many hops of the other end this end has accepted since the link began.
     pub(super) taken: AtomicU64,
-    /// Those of them that were opened here.
+    /// Those hops under way that were opened here.
     pub(super) hops_out: AtomicUsize,
     pub(super) hop_ended: Notify,
     pub(super) draining: AtomicBool,
@@ -78,9 +78,9 @@ pub(crate) struct HopLease {
 }
 
 impl HopLease {
-    /// For a hop that is opened here; `None` where `max` are under way.
+    /// For a hop that is opened here; `None` if `max` are under way already.
     pub(crate) fn of_own(link: &Arc<Link>, max: u32) -> Option<Self> {
-        // Made before the count is checked, so that dropping it takes the count back.
+        // Created before the count is checked, so that dropping it reverts the count.
         let before = link.hops_out.fetch_add(1, Ordering::AcqRel);
         link.hops.fetch_add(1, Ordering::AcqRel);
         let lease = Self { link: link.clone(), opened_here: true };
@@ -102,10 +102,10 @@ impl HopLease {
         self.link.conn.open_bi().await
     }
 
-    /// Closes the link and resolves if nothing at all arrives on it within `span`. What a hop has just
-    /// sent is acknowledged within a round trip, and is retransmitted several times within `span`. So a
-    /// peer that stays this silent is dead, stopped or cut off, and that is known long before the idle
-    /// timer fires.
+    /// Closes the link and resolves if nothing at all arrives on it within `span`. Bytes that a hop
+    /// has just sent are acknowledged within a round trip, and are retransmitted several times
+    /// within `span`. So a peer that stays this silent is dead, stopped or cut off, which is
+    /// detected long before the idle timer fires.
     pub(crate) async fn fell_silent(&self, span: Duration) {
         let conn = &self.link.conn;
         let before = conn.stats().udp_rx.datagrams;
@@ -115,7 +115,8 @@ impl HopLease {
             if conn.stats().udp_rx.datagrams != before {
                 return std::future::pending().await;
             }
-            // If this process itself was suspended, what arrived meanwhile has not been read yet.
+            // If this process itself was suspended, bytes that arrived meanwhile have not been read
+            // yet.
             if began.elapsed() < span + LATE_MAX {
                 break;
             }
@@ -163,13 +164,13 @@ impl Link {
         (link, Queues { lane: lane_out, gossip: gossip_out })
     }
 
-    /// Whether hops and sessions may still go this way.
+    /// Whether new hops and session frames may use it.
     pub(crate) fn is_usable(&self) -> bool {
         self.conn.close_reason().is_none() && !self.draining.load(Ordering::Acquire)
     }
 
-    /// Whether the other end has left and said that it never accepted the hop of this number, as QUIC
-    /// numbers the streams of one opener.
+    /// Whether the other end has left and reported that it never accepted the hop of this number,
+    /// by QUIC's numbers for the streams of one opener.
     pub(crate) fn never_took(&self, number: u64) -> bool {
         let Some(ConnectionError::ApplicationClosed(close)) = self.conn.close_reason() else {
             return false;
@@ -178,13 +179,13 @@ impl Link {
         close.error_code == close_code::GOODBYE && taken.is_some_and(|taken| number >= taken)
     }
 
-    /// How many hops go over it, in either direction.
+    /// How many hops use it, in either direction.
     pub(crate) fn hops(&self) -> usize {
         self.hops.load(Ordering::Acquire)
     }
 
-    /// Doubles what the other end may have under way, up to `max`, once it uses half of `allowed`. Returns
-    /// the new allowance.
+    /// Doubles the hops that the other end may have under way, up to `max`, once it uses half of
+    /// `allowed`. Returns the new allowance.
     pub(super) fn make_room(&self, allowed: u32, max: u32) -> u32 {
         let under_way = self.hops().saturating_sub(self.hops_out.load(Ordering::Acquire));
         if allowed >= max || under_way < allowed as usize / 2 {
@@ -195,7 +196,7 @@ impl Link {
         allowed
     }
 
-    /// Of two links to one incarnation the greater by this is kept. Both ends agree on it.
+    /// The order of two links to one incarnation: the greater one is kept. Both ends agree on it.
     pub(super) fn rank(&self, me: &PeerId) -> (bool, u64) {
         let opener = if self.opened_here { me } else { &self.peer.peer };
         let smaller = me.min(&self.peer.peer);

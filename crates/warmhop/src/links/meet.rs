@@ -132,7 +132,7 @@ fn admit(
         let linger = shared.tuning.hello_within;
         shared.tasks.spawn(async move {
             if let Some(answer) = greeted.answer.take() {
-                // Keep the connection until the end that dialed has read this one's hello.
+                // Keeps the connection open until the end that dialed has read this one's hello.
                 let _ = greeted.control_out.write_chunk(answer).await;
                 let _ = timeout(linger, conn.closed()).await;
             }
@@ -154,8 +154,9 @@ fn admit(
             surplus = current.rank(&shared.me) > link.rank(&shared.me);
             carry::start_draining(shared, if surplus { &link } else { current });
         }
-        // While the link to the other life works, that life goes on: a newcomer at another address
-        // has the same name by mistake, or must wait until the link to its former life has timed out.
+        // While the link to the other life works, that life is taken to run: a newcomer at another
+        // address has the same name by mistake, or must wait until the link to its former life has
+        // timed out.
         Some(current) if current.peer.mesh != peer.mesh => {
             return Err(MeetError::NameInUse(current.peer.mesh));
         }

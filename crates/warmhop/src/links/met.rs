@@ -7,10 +7,10 @@ use warmhop_core::ids::PeerId;
 
 use crate::links::wire::PROTOCOL_VERSION;
 
-/// The outcome of an established connection.
+/// What is at the other end of an established connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Met {
-    /// A link to this incarnation; perhaps a surplus one beside the current.
+    /// A link to this peer; perhaps a surplus one beside the current.
     Peer(PeerId),
     /// This very process.
     Myself,
@@ -44,7 +44,7 @@ pub(crate) enum MeetError {
     /// Another live peer has the name already.
     #[error("a live peer at {0} has the name already")]
     NameInUse(SocketAddr),
-    /// It is among those that are refused.
+    /// It is among the peers that this one refuses.
     #[error("[mesh] refuse names {0} or its certificate")]
     Refused(PeerId),
     /// This peer knows as many others as it can.

@@ -1,5 +1,5 @@
-//! Everything between the UDP socket and the rest of the crate: the facade over links, gossip
-//! and news. It knows nothing of routing or sessions; what it hears goes to a [`NetHandler`].
+//! Everything between the UDP socket and the rest of the crate: the facade over links, gossip and
+//! news. It knows nothing of routing or sessions; a [`NetHandler`] gets what it receives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,20 +35,20 @@ use crate::links::{accept, close_code, dial, gossip_loop};
 use crate::observe::clock::{self, Clock};
 use crate::observe::status::SeedStatus;
 
-/// Frames of sessions from this peer to itself that wait.
+/// The most session frames from this peer to itself that wait.
 const LOOPBACK_FRAMES_MAX: usize = 1024;
 
-/// How long the hops that were accepted last may take to be answered when the peer leaves.
+/// How long the last accepted hops may take to be answered when the peer leaves.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long closing waits for the other ends to acknowledge it.
 const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the network layer is made from.
+/// The configuration of the network layer.
 pub(crate) struct NetConfig {
     /// Only peers of the same cluster get a link.
     pub(crate) cluster: String,
-    /// This peer's name; its identity must be of the same.
+    /// This peer's name, which its identity must have as well.
     pub(crate) me: PeerId,
     /// This life of its process.
     pub(crate) incarnation: Incarnation,
@@ -58,17 +58,17 @@ pub(crate) struct NetConfig {
     pub(crate) http: Option<String>,
     /// The UDP address to bind.
     pub(crate) listen: SocketAddr,
-    /// The address that others reach it at; by default the bound one.
+    /// The address at which others reach it; by default the bound one.
     pub(crate) advertise: Option<SocketAddr>,
     /// `HOST:PORT` of peers to join. This peer's own address among them does no harm.
     pub(crate) seeds: Vec<String>,
-    /// Members that it refuses.
+    /// Members that this peer refuses.
     pub(crate) refused: RefusedPeers,
     /// Its credentials.
     pub(crate) identity: Identity,
     /// Its counters.
     pub(crate) counters: Arc<NetCounters>,
-    /// What compares the peers' clocks.
+    /// Compares the peers' clocks.
     pub(crate) clock: Clock,
     /// Times and bounds.
     pub(crate) tuning: NetTuning,
@@ -90,7 +90,7 @@ pub(crate) struct OpenHop {
     pub(crate) recv: RecvStream,
     /// The incarnation at the other end.
     pub(crate) incarnation: Incarnation,
-    /// To be kept for as long as the streams are used: a link that is replaced waits for it.
+    /// Held for as long as the streams are used: a link that is replaced waits for it.
     pub(crate) lease: HopLease,
 }
 
@@ -103,13 +103,13 @@ pub(crate) enum OpenError {
     /// It does not answer.
     #[error("the peer {0} cannot be reached")]
     Unreachable(PeerId),
-    /// As many hops as may be are under way to it, or it did not let another begin in time.
+    /// It has as many hops under way as it may have, or it did not let another begin in time.
     #[error("the link to the peer {0} carries as many hops as it may")]
     Busy(PeerId),
 }
 
-/// A network layer whose socket is bound. What uses it can be built already; nothing is sent or heard
-/// until it is opened.
+/// A network layer whose socket is bound. Code that uses it can be built already; nothing is sent
+/// or received until it is opened.
 pub(crate) struct Bound {
     net: Net,
     local: SocketAddr,
@@ -122,13 +122,13 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    /// What it will be once it is open.
+    /// The network layer, which works once it is opened.
     pub(crate) fn net(&self) -> Net {
         self.net.clone()
     }
 
-    /// Starts links and gossip. It does not wait for seeds to be up; a quarter of a second is given to
-    /// those that are, to say whether the name is taken.
+    /// Starts links and gossip. It does not wait for seeds to be up; it gives seeds that are up a
+    /// quarter of a second to report that the name is taken.
     ///
     /// # Errors
     /// [`StartMeshError::NameInUse`]; nothing is left running.
@@ -163,7 +163,7 @@ impl Bound {
 }
 
 impl Net {
-    /// Binds the socket; nobody is answered before [`Bound::open`].
+    /// Binds the socket; no one gets an answer before [`Bound::open`].
     ///
     /// # Errors
     /// [`StartMeshError`]; nothing is left bound.
@@ -179,7 +179,7 @@ impl Net {
 
         let tuning = config.tuning;
         let transport = Arc::new(transport(&tuning));
-        // Before it is read, so that no change between the two is missed.
+        // Subscribes before the identity is read, so that no change between the two is missed.
         let changes = config.identity.changes();
         let (client, server) = quic_configs(&config.identity, &transport)?;
         let endpoint = endpoint(socket, server, tuning.mtu).map_err(bind_failed)?;
@@ -255,7 +255,7 @@ impl Net {
         let within = self.parts.tuning.seeds_within;
         let all_tried = async {
             for mut tried in tried {
-                // A seed's task that ended has nothing more to say.
+                // A seed's task that has ended has nothing to add.
                 let _ = tried.wait_for(|tried| *tried).await;
             }
         };
@@ -282,7 +282,7 @@ impl Net {
         self.parts.advertise
     }
 
-    /// Sends every peer an app's state here: at once over links, and by gossip. A change of
+    /// Announces an app's state here to every peer: at once over links, and by gossip. A change of
     /// load alone is sent within a tenth of a second.
     pub(crate) fn publish_app(&self, app: &AppName, copy: CopyNews) {
         if !self.parts.own.publish_app(app, copy) {
@@ -295,19 +295,18 @@ impl Net {
         self.parts.own.of_app(app)
     }
 
-    /// Sends every peer the news that this one no longer has the app.
+    /// Announces to every peer that this one no longer has the app.
     pub(crate) fn retract_app(&self, app: &AppName) {
         self.parts.own.retract_app(app);
     }
 
-    /// Sends every peer the news whether this one is about to leave.
+    /// Announces to every peer whether this one is about to leave.
     pub(crate) fn publish_draining(&self, draining: bool) {
         self.parts.draining.store(draining, Ordering::Release);
         self.parts.own.publish_draining(draining);
     }
 
-    /// Refuses these members from now on, and no longer those that were refused before and are not among
-    /// them. Links to refused members end.
+    /// Refuses these members from now on, and no others. Links to refused members end.
     pub(crate) fn refuse(&self, refused: RefusedPeers) {
         self.parts.refused.send_if_modified(|before| {
             let changes = *before != refused;
@@ -316,14 +315,14 @@ impl Net {
         });
     }
 
-    /// Sends every peer the news whether there are, or may be, more than two peers, and whether this one's
-    /// process began a moment ago.
+    /// Announces to every peer whether this one knows, or may know, more than two peers, and
+    /// whether its process began a moment ago.
     pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
         self.parts.own.publish_standing(knows_more, young);
     }
 
-    /// Opens the streams of a hop over the current link to a peer. Where there is none, the
-    /// peer is dialed once, at once.
+    /// Opens the streams of a hop over the current link to a peer. Without a link, it dials the
+    /// peer once, at once.
     ///
     /// # Errors
     /// [`OpenError`]; nothing was sent.
@@ -347,9 +346,9 @@ impl Net {
         }
     }
 
-    /// Sends a session frame to a peer, which may be this one. Best effort: frames are queued in order, those
-    /// that confirm reads behind all others at hand. A frame is dropped and counted if there is no link or
-    /// its queue is full.
+    /// Sends a session frame to a peer, which may be this one. Best effort: frames are queued in
+    /// order, except that frames which confirm reads follow all others at hand. A frame is dropped
+    /// and counted if there is no link or its queue is full.
     pub(crate) fn send_session(&self, to: Incarnation, frame: SessionFrame) {
         let result = if to == self.parts.incarnation {
             self.parts.loopback.try_send(frame).map(|()| true).map_err(|_| Dropped::Full)
@@ -363,7 +362,7 @@ impl Net {
         }
     }
 
-    /// From now on tries these seeds, and no others.
+    /// Follows these seeds from now on, and no others.
     pub(crate) fn change_seeds(&self, names: &[String]) {
         self.parts.seeds.change(names);
     }
@@ -402,22 +401,22 @@ impl Net {
         &self.parts.counters
     }
 
-    /// Resolves when a live peer turns out to have this one's name and to have been there
-    /// first, with its address.
+    /// Resolves when a live peer turns out to have this one's name and to have had it first, with
+    /// its address.
     pub(crate) fn name_clash(&self) -> impl Future<Output = SocketAddr> + Send + 'static {
         let mut clash = self.parts.clash.subscribe();
         async move {
             let found = clash.wait_for(Option::is_some).await.map(|addr| *addr);
             match found {
                 Ok(Some(addr)) => addr,
-                // The network layer has ended without one.
+                // The network layer has ended without a clash.
                 _ => std::future::pending().await,
             }
         }
     }
 
-    /// Answers the hops that were accepted, says goodbye to every peer, which they see at once, and ends.
-    /// Idempotent.
+    /// Answers the hops that were accepted, says goodbye to every peer, which they see at once, and
+    /// shuts down. Idempotent.
     pub(crate) async fn close(&self) {
         let parts = &self.parts;
         parts.draining.store(true, Ordering::Release);
@@ -432,7 +431,7 @@ impl Net {
         self.vanish().await;
     }
 
-    /// Says goodbye to every peer and ends at once, whatever is under way. Idempotent.
+    /// Says goodbye to every peer and shuts down at once, whatever is under way. Idempotent.
     pub(crate) async fn vanish(&self) {
         let parts = &self.parts;
         parts.closing.cancel();
@@ -454,8 +453,8 @@ async fn end_with(shared: Arc<Shared>) {
     shared.endpoint.close(close_code::GOODBYE, b"");
 }
 
-/// Frames of sessions from this peer to itself: through a queue, so that a handler which sends
-/// to itself is not called within its own call.
+/// Delivers session frames from this peer to itself: through a queue, so that a handler which sends
+/// to itself is not called within a call of its own.
 async fn loop_back(shared: Arc<Shared>, mut queue: mpsc::Receiver<SessionFrame>) {
     loop {
         tokio::select! {

@@ -1,7 +1,7 @@
-//! What this peer says of itself, and its way to the others: each link carries every record
-//! that changed since it last spoke, beginning with all of them. So a new link needs no special
-//! case, a slow one is sent only the latest of each record, and nothing queues up. What a
-//! broken link misses is repaired by gossip, or by the next link.
+//! This peer's news about itself, and how it reaches the others: each link carries every record
+//! that changed since the link's last frame, beginning with all of them. So a new link needs no
+//! special case, a slow one is sent only the latest of each record, and nothing queues up. Gossip,
+//! or the next link, repairs what a broken link misses.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use warmhop_core::ids::AppName;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppNews, AppState, News, PeerNews};
 
-/// More apps on one peer are not announced.
+/// The most apps of one peer that are announced.
 pub(crate) const APPS_MAX: usize = 4096;
 
 /// This peer's own records, and what changed when.
@@ -20,13 +20,13 @@ pub(crate) struct OwnNews {
     clock: watch::Sender<Clock>,
 }
 
-/// How far the records have come.
+/// The version of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Clock {
     /// Grows with every change.
     pub(crate) version: u64,
-    /// The version of the last change that others should hear of at once. A change of load
-    /// alone is not one: it may happen with every request.
+    /// The version of the last change that others should get at once. A change of load alone does
+    /// not count: it may happen with every request.
     pub(crate) urgent: u64,
 }
 
@@ -36,7 +36,7 @@ struct State {
 }
 
 impl State {
-    /// What other peers learn of an app.
+    /// The news that other peers get of an app.
     fn of(&self, app: &AppNews) -> News {
         let PeerNews { peer, incarnation, generation, .. } = &self.peer.record;
         News::App {
@@ -53,7 +53,7 @@ struct Versioned<T> {
     version: u64,
 }
 
-/// What other peers learn of the copy of one app here.
+/// The news that other peers get of the copy of one app here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CopyNews {
     pub(crate) state: AppState,
@@ -64,7 +64,7 @@ pub(crate) struct CopyNews {
 }
 
 impl OwnNews {
-    /// Begins with a record of this peer and none of apps.
+    /// Begins with a record of this peer, and none of apps.
     pub(crate) fn new(peer: PeerNews) -> Self {
         let clock = Clock { version: 1, urgent: 1 };
         let state = State { peer: Versioned { record: peer, version: 1 }, apps: BTreeMap::new() };
@@ -81,7 +81,7 @@ impl OwnNews {
         self.clock.subscribe()
     }
 
-    /// Puts an app's record in place; false if there are too many apps to tell of this one.
+    /// Stores an app's record; false if there are too many apps to announce this one.
     pub(crate) fn publish_app(&self, app: &AppName, copy: CopyNews) -> bool {
         let CopyNews { state, eta_ms, in_flight, version, digest } = copy;
         let record =
@@ -89,14 +89,14 @@ impl OwnNews {
         self.put(record)
     }
 
-    /// Says that this peer has the app no more, if it ever said that it had.
+    /// Announces that this peer no longer has the app, if it ever announced that it had.
     pub(crate) fn retract_app(&self, app: &AppName) {
         if self.lock().apps.contains_key(app) {
             self.put(AppNews { gone: true, ..AppNews::of(app.clone(), 0, AppState::Cold) });
         }
     }
 
-    /// Puts a record in place under the next number, if it says anything new.
+    /// Stores a record under the next version, if it says anything new.
     fn put(&self, mut record: AppNews) -> bool {
         let mut own = self.lock();
         let before = own.apps.get(&record.app).map(|app| &app.record);
@@ -117,7 +117,7 @@ impl OwnNews {
         true
     }
 
-    /// Says whether this peer is about to leave.
+    /// Announces whether this peer is about to leave.
     pub(crate) fn publish_draining(&self, draining: bool) {
         let mut own = self.lock();
         if own.peer.record.draining != draining {
@@ -127,8 +127,8 @@ impl OwnNews {
         }
     }
 
-    /// Says whether there are, or may be, more than two peers as far as this one knows, and whether its
-    /// process began a moment ago.
+    /// Announces whether this peer knows, or may know, more than two peers, and whether its process
+    /// began a moment ago.
     pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
         let mut own = self.lock();
         if (own.peer.record.knows_more, own.peer.record.young) != (knows_more, young) {
@@ -139,8 +139,8 @@ impl OwnNews {
         }
     }
 
-    /// Makes this life's generation higher than `other`, that of an earlier life which others
-    /// still speak of: the clock went back between the two. Says whether it had to be raised.
+    /// Makes this life's generation higher than `other`, that of an earlier life which others still
+    /// announce: the clock went back between the two. Returns whether it had to be raised.
     pub(crate) fn raise_generation_above(&self, other: u64) -> bool {
         let mut own = self.lock();
         if own.peer.record.generation > other || other == u64::MAX {
@@ -161,7 +161,7 @@ impl OwnNews {
         own.apps.get(app).map(|app| own.of(&app.record))
     }
 
-    /// Every record that changed after `version`, and the version that they stand for.
+    /// Every record that changed after `version`, and the version of the records now.
     pub(crate) fn since(&self, version: u64) -> (Vec<News>, u64) {
         let own = self.lock();
         let peer = &own.peer.record;
@@ -172,7 +172,7 @@ impl OwnNews {
         (news, self.clock.borrow().version)
     }
 
-    /// Called with the records locked, so that a version names one state of them.
+    /// Called with the records locked, so that each version belongs to one state of them.
     fn tick(&self, urgent: bool) -> u64 {
         let mut version = 0;
         self.clock.send_modify(|clock| {
@@ -186,7 +186,7 @@ impl OwnNews {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is a whole one, so a panic elsewhere leaves nothing half done.
+        // Every change is complete, so a panic elsewhere leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

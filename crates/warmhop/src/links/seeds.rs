@@ -1,9 +1,9 @@
-//! Whether the seeds could be reached, and why not: a peer that cannot join says so, and so does
+//! Whether the seeds could be reached, and why not: a peer that cannot join logs that, and so does
 //! the one that refuses it.
 //!
-//! A seed that nobody answers at may only be about to start, so it has [`PATIENCE`] before the
-//! first warning; what cannot mend itself, such as a certificate of another authority, is logged at
-//! once. Either is logged again each [`AGAIN_AFTER`] until the seed is reached.
+//! A seed that does not answer may only be about to start, so it has [`PATIENCE`] before the first
+//! warning; a trouble that cannot pass by itself, such as a certificate of another authority, is
+//! logged at once. Either is logged again each [`AGAIN_AFTER`] until the seed is reached.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,42 +35,43 @@ mod alert {
     pub(super) const CERTIFICATE_EXPIRED: u64 = FIRST + 45;
     pub(super) const CERTIFICATE_UNKNOWN: u64 = FIRST + 46;
     pub(super) const UNKNOWN_CA: u64 = FIRST + 48;
-    /// A signature does not fit: two authorities of one cluster's name, made one after the other.
+    /// A signature does not verify: two authorities of one cluster's name, made one after the
+    /// other.
     pub(super) const DECRYPT_ERROR: u64 = FIRST + 51;
     pub(super) const NO_APPLICATION_PROTOCOL: u64 = FIRST + 120;
     pub(super) const LAST: u64 = FIRST + 0xff;
 }
 
-/// What became of each seed.
+/// The outcome of each seed.
 #[derive(Debug)]
 pub(crate) struct Seeds {
     /// In the order of the configuration.
     named: Mutex<Vec<Seed>>,
     /// How many there have been: the next one's number.
     count: AtomicUsize,
-    /// Some are new.
+    /// Notified when there are new seeds.
     changed: Notify,
     refused: Mutex<HashMap<(IpAddr, String), Instant>>,
 }
 
 #[derive(Debug)]
 struct Seed {
-    /// Told apart by it from one of its name that there was before.
+    /// Distinguishes it from an earlier seed of its name.
     number: usize,
     name: String,
-    /// It has a task that tries it.
+    /// A task tries it.
     followed: bool,
-    /// What that ends with.
+    /// Ends that task.
     while_named: DropGuard,
     reached: bool,
-    /// It led to another peer once, or leads to this one alone.
+    /// It has led to another peer, or leads to this one alone.
     met: bool,
     trouble: Option<Trouble>,
     since: Instant,
     warned: Option<Instant>,
 }
 
-/// A seed that is to be tried until it is none any more.
+/// A seed to be tried until it is no longer configured.
 #[derive(Debug)]
 pub(crate) struct ToFollow {
     pub(crate) number: usize,
@@ -82,7 +83,7 @@ pub(crate) struct ToFollow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trouble {
     why: String,
-    /// It may end by itself, as soon as the other peer has started.
+    /// It may pass by itself, once the other peer has started.
     may_pass: bool,
 }
 
@@ -107,7 +108,7 @@ impl Trouble {
         }
     }
 
-    /// The same, told beside the seed's name, which need not be repeated where it is the address.
+    /// The same, for display beside the seed's name, which is not repeated if it is the address.
     fn beside(mut self, name: &str) -> Self {
         if let Some(rest) = self.why.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")) {
             self.why = rest.to_owned();
@@ -136,13 +137,12 @@ impl Trouble {
     }
 }
 
-/// What may be wrong where nothing comes back.
+/// What may be wrong if no answer comes.
 fn no_answer(addr: SocketAddr) -> String {
     format!("nobody answers at {addr}: is a peer running there, and does UDP get through?")
 }
 
-/// Why a connection between two peers did not come about or ended, in words that name the remedy
-/// where there is one.
+/// Why a connection between two peers failed or ended, with the remedy if there is one.
 pub(crate) fn why_closed(error: &ConnectionError) -> String {
     match error {
         // This end refused the other.
@@ -205,7 +205,7 @@ pub(crate) fn why_closed(error: &ConnectionError) -> String {
 }
 
 impl Seeds {
-    /// Nothing is known yet of these seeds.
+    /// New seeds, of which nothing is known yet.
     pub(crate) fn new(names: &[String]) -> Self {
         let seeds = Self {
             named: Mutex::default(),
@@ -217,7 +217,7 @@ impl Seeds {
         seeds
     }
 
-    /// From now on these are the seeds; what became of those that stay is known still.
+    /// Replaces the seeds; the outcomes of those that stay are kept.
     pub(crate) fn change(&self, names: &[String]) {
         let mut seeds = self.lock();
         let mut before = std::mem::take(&mut *seeds);
@@ -242,7 +242,7 @@ impl Seeds {
         }
     }
 
-    /// Those that no task tries yet. Whoever asks has one try each.
+    /// The seeds that no task tries yet. Each is returned once.
     pub(crate) fn to_follow(&self) -> Vec<ToFollow> {
         let mut seeds = self.lock();
         let new = seeds.iter_mut().filter(|seed| !seed.followed);
@@ -254,12 +254,12 @@ impl Seeds {
         .collect()
     }
 
-    /// Returns once there may be new ones.
+    /// Returns once there may be new seeds.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// The seed of this number was tried: it is reached, or what is wrong.
+    /// The seed of this number was tried: it was reached, or `trouble` is the reason why not.
     pub(crate) fn tried(&self, number: usize, trouble: Option<Trouble>) {
         let mut seeds = self.lock();
         let Some(seed) = seeds.iter_mut().find(|seed| seed.number == number) else { return };
@@ -302,13 +302,13 @@ impl Seeds {
         }
     }
 
-    /// How many were never met, and are not the address of a peer that `is_known`.
+    /// How many seeds were never met, and are not the address of a peer that `is_known`.
     pub(crate) fn unmet(&self, is_known: impl Fn(SocketAddr) -> bool) -> usize {
         let leads = |seed: &Seed| seed.met || seed.name.parse().is_ok_and(&is_known);
         self.lock().iter().filter(|seed| !leads(seed)).count()
     }
 
-    /// A peer at `from` was refused. Told once a minute for each sender and reason.
+    /// A peer at `from` was refused. Logged once a minute for each sender and reason.
     pub(crate) fn refused(&self, from: SocketAddr, why: &str) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -320,7 +320,7 @@ impl Seeds {
         }
     }
 
-    /// What became of each, in the order of the configuration.
+    /// The outcome of each, in the order of the configuration.
     pub(crate) fn status(&self) -> Vec<SeedStatus> {
         let status = |seed: &Seed| SeedStatus {
             seed: seed.name.clone(),
@@ -411,7 +411,7 @@ mod tests {
         let told = seeds.status();
         assert_eq!((told[0].reached, told[1].reached, told.len()), (false, true, 2));
         assert!(a.gone.is_cancelled() && !b.gone.is_cancelled());
-        // Whoever tried it yet tells nothing of another.
+        // The task that tried the former seed reports nothing about the new one.
         seeds.change(&named(&["a:1"]));
         seeds.tried(0, None);
         assert!(!seeds.status()[0].reached);

@@ -45,12 +45,12 @@ impl Links {
         self.table.load().by_peer.get(peer).filter(|link| link.is_usable()).cloned()
     }
 
-    /// Changes whenever a link comes or goes.
+    /// Changes whenever a link is added or removed.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// No link comes or goes while the guard is held.
+    /// No link is added or removed while the guard is held.
     pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -66,7 +66,7 @@ impl Links {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Takes a link out; false if it was not current.
+    /// Removes a link; false if it was not current.
     pub(super) fn remove(&self, _: &MutexGuard<'_, ()>, link: &Arc<Link>) -> bool {
         let table = self.table.load();
         if !table.by_peer.get(&link.peer.peer).is_some_and(|current| Arc::ptr_eq(current, link)) {
@@ -89,7 +89,8 @@ impl Table {
 }
 
 impl Table {
-    /// Queues a session frame for the link to its incarnation. False if a queued frame makes it needless.
+    /// Queues a session frame for the link to its incarnation. False if a queued frame makes it
+    /// superfluous.
     pub(crate) fn send_session(
         &self,
         to: Incarnation,

@@ -22,16 +22,16 @@ pub(crate) struct NetTuning {
     pub(crate) hello_within: Duration,
     /// How long a hop waits for a link and a stream.
     pub(crate) open_within: Duration,
-    /// Hops that this peer may have under way over one link, as many as a front door takes
-    /// connections; one more is refused at once. Raising it costs nothing before it is used. Then
-    /// each takes what a stream may hold, 256 KiB in each direction at the most and at the worst,
-    /// and the most that there ever were take some 90 bytes each for as long as the link lives.
+    /// Hops that this peer may have under way over one link, as many as a front door accepts
+    /// connections; one more is refused at once. Raising it costs nothing until it is used. Then
+    /// each hop takes at most what a stream may hold, 256 KiB in each direction, and the peak
+    /// number of hops takes some 90 bytes each for as long as the link lives.
     pub(crate) hops_max: u32,
-    /// The start waits this long for seeds to say that the name is taken; once one has, up to
+    /// How long the start waits for seeds to report that the name is taken; once one has, up to
     /// three times as long for the peer that has it. A clash that shows later is reported by
     /// `Net::name_clash`.
     pub(crate) seeds_within: Duration,
-    /// A peer without a link that nobody has spoken of for this long is forgotten.
+    /// A peer without a link is forgotten once no other peer has mentioned it for this long.
     pub(crate) forget_after: Duration,
     /// Whether news is pushed over links at once. Without it gossip alone carries it.
     pub(crate) push_news: bool,
@@ -43,8 +43,9 @@ impl Default for NetTuning {
             gossip_interval: Duration::from_millis(250),
             phi_threshold: 12.0,
             idle_timeout: Duration::from_millis(2500),
-            // What loopback and jumbo frames carry is found by probes (RFC 8899), and moves bulk half as
-            // fast again as Ethernet's size; a path that carries less costs some lost probes.
+            // Probes (RFC 8899) find out whether the path carries this much, as loopback and jumbo
+            // frames do, which moves bulk half as fast again as Ethernet's size; a path that
+            // carries less costs some lost probes.
             mtu: 6000,
             link_age_max: Duration::from_secs(3600),
             dial_within: Duration::from_secs(2),

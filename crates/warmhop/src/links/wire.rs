@@ -1,9 +1,8 @@
-//! What goes on the wire: frames, their version and their bounds. The only file that names
-//! bincode.
+//! The wire format: frames, their version and their bounds. The only file that names bincode.
 //!
-//! Streams begin with one byte that says their kind (`KIND_…`). Unidirectional streams then
-//! carry *frames*: a length of four bytes, big-endian, and that many bytes, which are one value
-//! in bincode's standard (varint) encoding.
+//! Streams begin with one byte for their kind (`KIND_…`). Unidirectional streams then carry
+//! *frames*: a length of four bytes, big-endian, and that many bytes, which are one value in
+//! bincode's standard (varint) encoding.
 //!
 //! A hop's streams carry one such frame for the head, then the body as *pieces*:
 //!
@@ -13,10 +12,10 @@
 //!          Vec<(name, value)>; LENGTH 0 where there are none
 //! ```
 //!
-//! The end is explicit because quinn finishes a stream that is dropped: without it, a body cut
-//! off by a crash would pass for a whole one. After the end, readers read on to the end of the
-//! stream itself, since dropping a stream that was not read to its end sends a `STOP_SENDING`
-//! and costs two packets a side.
+//! The end is explicit because quinn finishes a stream that is dropped: without it, a body cut off
+//! by a crash would look complete. After the end, readers read on to the end of the stream itself,
+//! since dropping a stream that was not read to its end sends a `STOP_SENDING` and costs two
+//! packets a side.
 
 use bincode::config::standard;
 use bincode::enc::write::Writer;
@@ -41,12 +40,12 @@ pub(crate) const KIND_SESSION: u8 = 2;
 /// The first byte of a unidirectional stream: one message of gossip.
 pub(crate) const KIND_GOSSIP: u8 = 3;
 
-/// The first byte of a datagram: asks what the receiver's wall clock says. Then the asker's monotonic
+/// The first byte of a datagram: asks for the receiver's wall clock. Then the asker's monotonic
 /// clock, eight bytes, big-endian, which is sent back.
 pub(crate) const KIND_CLOCK_ASKED: u8 = 4;
 
-/// The first byte of a datagram: the answer. Then what was sent, and the wall clock in milliseconds,
-/// eight bytes each, big-endian.
+/// The first byte of a datagram: the answer. Then the asker's clock as it was sent, and the wall
+/// clock in milliseconds, eight bytes each, big-endian.
 pub(crate) const KIND_CLOCK_TOLD: u8 = 5;
 
 /// The first byte of a bidirectional stream: a hop. Its opener writes it together with the head.
@@ -58,7 +57,7 @@ pub(crate) const CONTROL_FRAME_BYTES_MAX: usize = 64 * 1024;
 /// A session's frame: a body with its state and stored responses.
 pub(crate) const SESSION_FRAME_BYTES_MAX: usize = 1280 * 1024;
 
-/// A gossip message: what the protocol fits into one UDP packet.
+/// A gossip message: as much as chitchat fits into one UDP packet.
 pub(crate) const GOSSIP_BYTES_MAX: usize = 65_535;
 
 /// A gossiped value, encoded.
@@ -94,13 +93,13 @@ pub(crate) enum EncodeError {
     Unsupported(String),
 }
 
-/// Bytes that are not what they should be. Nothing was taken from them.
+/// Bytes that are not what they should be. No value was read from them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
     /// Not a value of the expected type, or beyond its bound.
     #[error("not a valid value: {0}")]
     Malformed(String),
-    /// Bytes were left behind the value.
+    /// Bytes were left after the value.
     #[error("{0} bytes are left behind the value")]
     Trailing(usize),
 }
@@ -201,8 +200,8 @@ impl Writer for &mut BoundedSink {
 pub(crate) struct Hello {
     /// [`PROTOCOL_VERSION`] of the sender.
     pub(crate) version: u16,
-    /// The opener's count of its dials, by which two links of one opener are told apart; 0
-    /// from the other end.
+    /// The opener's count of its dials, which distinguishes two links of one opener; 0 from the
+    /// other end.
     pub(crate) dial: u64,
     /// The sender: its name must be the one in its certificate.
     pub(crate) peer: PeerNews,
@@ -213,7 +212,7 @@ pub(crate) fn hello_version(frame: &[u8]) -> Option<u16> {
     bincode::serde::decode_from_slice(frame, standard()).map(|(version, _)| version).ok()
 }
 
-/// Whether what a peer says of itself is within bounds.
+/// Whether a peer's record of itself is within bounds.
 pub(crate) fn is_presentable(peer: &PeerNews) -> bool {
     let fits = |text: &Option<String>, max| text.as_ref().is_none_or(|text| text.len() <= max);
     fits(&peer.zone, ZONE_BYTES_MAX)
@@ -345,7 +344,7 @@ impl FrameReader {
 
     /// Refuses the rest of the stream, for the reason `code`.
     pub(crate) fn stop(mut self, code: quinn::VarInt) {
-        // A stream that ended by itself needs no stop.
+        // A stream that has ended needs no stop.
         let _ = self.recv.stop(code);
     }
 
@@ -383,8 +382,8 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The bytes of `value` are these, and read back as it. If this fails, peers of the
-    /// version before can no longer be spoken to: raise [`PROTOCOL_VERSION`].
+    /// Asserts that `value` is encoded as these bytes, and decoded from them. If this fails, this
+    /// version cannot talk to peers of the version before: raise [`PROTOCOL_VERSION`].
     #[track_caller]
     fn golden<T: Serialize + DeserializeOwned + PartialEq + Debug>(value: &T, expected: &str) {
         let bytes = encode(value, SESSION_FRAME_BYTES_MAX).unwrap();

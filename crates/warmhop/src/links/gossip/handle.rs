@@ -17,7 +17,7 @@ const COMMANDS_MAX: usize = 64;
 /// Sends commands and received messages to the gossip loop.
 pub(crate) struct Gossip {
     commands: mpsc::Sender<Command>,
-    /// The loop that runs: replaced when it is started anew.
+    /// The channel of the running loop: replaced when the loop is restarted.
     inbound: Arc<Inbound>,
     /// The generation of that loop's node.
     generation: Arc<AtomicU64>,
@@ -27,7 +27,7 @@ pub(in crate::links) type Inbound = Mutex<Option<mpsc::Sender<(SocketAddr, Chitc
 
 /// A command to the loop's supervisor.
 pub(crate) enum Command {
-    /// Begin gossip with a peer.
+    /// Begin to gossip with a peer.
     Meet(SocketAddr),
     /// End the loop as a fault would.
     #[cfg(test)]
@@ -42,7 +42,7 @@ pub(crate) struct GossipIn {
 }
 
 impl Gossip {
-    /// Channels to a loop that the supervisor is to start.
+    /// Channels to a loop that the supervisor has yet to start.
     pub(crate) fn new() -> (Self, GossipIn) {
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let inbound = Arc::new(Mutex::default());
@@ -53,7 +53,7 @@ impl Gossip {
         )
     }
 
-    /// Begins gossip with a peer; if the loop is too busy to, its sweep will.
+    /// Begins to gossip with a peer; if the loop is too busy for that, its sweep will do it.
     pub(crate) fn meet(&self, addr: SocketAddr) {
         let _ = self.commands.try_send(Command::Meet(addr));
     }
@@ -64,8 +64,8 @@ impl Gossip {
         self.commands.send(Command::Fail).await.expect("the supervisor runs");
     }
 
-    /// Hands a message to the loop. `from` is the sender's advertised address, which is where
-    /// the answer goes.
+    /// Hands a message to the loop. `from` is the sender's advertised address, where the answer
+    /// goes.
     pub(crate) fn receive(
         &self,
         counters: &NetCounters,

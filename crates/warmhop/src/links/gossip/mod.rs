@@ -1,5 +1,5 @@
-//! What the gossip loop and the links below it share: the way in to the loop, and the screen that every
-//! gossip message passes first.
+//! The parts that the gossip loop and the links below it share: the way in to the loop, and the
+//! screen that every gossip message passes first.
 
 pub(crate) mod handle;
 pub(crate) mod screen;

@@ -1,5 +1,5 @@
-//! Screens gossip before chitchat sees it, which trusts its input: names, keys, values and numbers out
-//! of bounds could end its task.
+//! Screens gossip before chitchat, which trusts its input: names, keys, values and numbers out of
+//! bounds could end its task.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,21 +13,21 @@ use crate::links::wire::{GENERATION_MAX, GOSSIP_VALUE_BYTES_MAX};
 /// 64 KiB would end chitchat's task.
 const NODES_PER_MESSAGE_MAX: usize = 600;
 
-/// What the compressed part of one message may come to.
+/// The largest size of the compressed part of one message, decompressed.
 const DELTA_BYTES_MAX: usize = 4 << 20;
 
 const BLOCK_BYTES_MAX: usize = u16::MAX as usize;
 
 pub(in crate::links) const VALUE_CHARS_MAX: usize = GOSSIP_VALUE_BYTES_MAX.div_ceil(3) * 4;
 
-/// Heartbeats and versions beyond it are not counted up to in any life.
+/// The limit on heartbeats and versions, which nothing counts up to in any lifetime.
 const COUNT_MAX: u64 = 1 << 53;
 
 pub(in crate::links) const PEER_KEY: &str = "peer";
 
 pub(in crate::links) const APP_PREFIX: &str = "app/";
 
-/// Whether `bytes` are a message that would be listened to.
+/// Whether `bytes` are a message that chitchat would accept.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
     screened(bytes, ("me", 1)).is_some()
@@ -35,15 +35,15 @@ pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
 
 /// The first bytes of every message: a magic number and the version.
 const HEADER: [u8; 3] = [0x53, 0xB0, 0];
-/// The last message of three between two nodes, where the other one lacks nothing: it is not sent.
+/// The last message of three between two nodes if the other one lacks nothing: it is not sent.
 pub(in crate::links) const EMPTY_ACK: [u8; 5] =
     [HEADER[0], HEADER[1], HEADER[2], 2, EMPTY_DELTA[0]];
-/// A delta that tells of nothing: no block follows.
+/// An empty delta: no block follows.
 const EMPTY_DELTA: [u8; 1] = [0];
 
-/// A message whose names, keys, values and numbers are within bounds; `me` is the name and
-/// generation of the node whose state only this peer writes. Others still tell of its earlier
-/// lives, which is harmless.
+/// The message, if its names, keys, values and numbers are within bounds; `me` is the name and
+/// generation of the node whose state only this peer writes. Others still repeat its earlier lives,
+/// which is harmless.
 pub(in crate::links) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage> {
     let mut rest = bytes.strip_prefix(&HEADER)?;
     match take_u8(&mut rest)? {
@@ -55,7 +55,8 @@ pub(in crate::links) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<Chitch
             let mut digest = rest;
             screen_digest(&mut rest)?;
             if *rest == EMPTY_DELTA {
-                // Read by chitchat, a delta costs as much as all the rest, and most have nothing.
+                // For chitchat, reading a delta costs as much as all the rest, and most deltas are
+                // empty.
                 let digest = Deserializable::deserialize(&mut digest).ok()?;
                 return Some(ChitchatMessage::SynAck { digest, delta: Default::default() });
             }
@@ -154,7 +155,7 @@ fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
     Some(())
 }
 
-/// A node's name and generation, if the rest of its id is in form as well.
+/// A node's name and generation, if the rest of its id is well-formed as well.
 fn take_node<'a>(rest: &mut &'a [u8]) -> Option<(&'a str, u64)> {
     let name = take_text(rest)?;
     PeerId::new(name).ok()?;
@@ -281,7 +282,7 @@ mod tests {
             extra_liveness_predicate: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        // Two loops over a transport that hands out what they say.
+        // Two loops over a transport that hands out their messages.
         let (tap, mut said) = mpsc::channel::<Vec<u8>>(64);
         let values: Vec<(String, String)> =
             (0..500).map(|n| (format!("app/a{n}"), format!("{n:064}"))).collect();
@@ -385,7 +386,7 @@ mod tests {
         operations.extend(3_u64.to_le_bytes());
         assert!(screened(&message_of_delta(&operations), ("a", 1)).is_none());
 
-        // A digest with a heartbeat that cannot be counted on from.
+        // A digest with a heartbeat that cannot be incremented.
         let mut syn = vec![0x53, 0xB0, 0, 0, 1, 0];
         put_node(&mut syn, "b", 1);
         let heartbeat = syn.len();

@@ -56,7 +56,7 @@ fn of_questions_about_one_session_the_last_is_sent_and_in_one_piece_with_others(
     assert_eq!(lane.take(question(1, 1)), Ok(true));
     assert_eq!(lane.take(question(2, 2)), Ok(true));
     assert_eq!(lane.take(question(1, 4)), Ok(false));
-    // One that another thread made before.
+    // Made by another thread before the one above.
     assert_eq!(lane.take(question(1, 3)), Ok(false));
     assert!(sent(&mut queued).is_empty());
     lane.send_gathered().unwrap();

@@ -34,14 +34,14 @@ async fn garbage_closes_its_stream_alone_and_is_counted() {
     hop.write_all(&[5]).await.unwrap();
     assert!(back.read(&mut [0; 8]).await.is_err());
 
-    // News about another peer is no first-hand news.
+    // News about another peer is not first-hand.
     let foreign = wire::NewsBatch { news: vec![News::Peer(hello_of("c").peer)] };
     let mut bytes = BytesMut::new();
     wire::put_frame(&mut bytes, &foreign, wire::CONTROL_FRAME_BYTES_MAX).unwrap();
     control.write_chunk(bytes.freeze()).await.unwrap();
     eventually("foreign news", || peer.refused("foreign-news") == 1).await;
 
-    // The link itself is as good as before.
+    // The link itself still works.
     let mut sessions = conn.open_uni().await.unwrap();
     let frame = session_frame(peer.net.incarnation(), b"state");
     let mut bytes = BytesMut::from(&[KIND_SESSION][..]);

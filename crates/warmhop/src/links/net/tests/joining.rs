@@ -18,7 +18,7 @@ async fn peers_that_dial_each_other_at_once_keep_the_same_one_link() {
             && current(&b, &id("a")).is_some_and(|link| !link.opened_here)
     })
     .await;
-    // The other one is drained, then closed; nobody hears of it.
+    // The other one is drained, then closed; the handlers hear nothing of it.
     eventually("one connection is left", || {
         a_shared.endpoint.open_connections() == 1 && b_shared.endpoint.open_connections() == 1
     })
@@ -34,7 +34,7 @@ async fn a_name_in_use_is_told_to_the_one_that_starts_later() {
     let authority = Authority::generate("demo").unwrap();
     let peers = mesh(&authority, &["a", "b"]).await;
     let mut second = config(&authority, "b", &[peers[0].addr()]);
-    // So that a busy machine finds it at the start, too.
+    // This lets it find the seed at the start even on a busy machine.
     second.tuning.seeds_within = WITHIN;
     let result = Net::start(second, Arc::new(Recorder::default())).await;
     match result.err() {
@@ -121,8 +121,8 @@ async fn a_name_may_stand_for_addresses_that_come_and_go() {
     let a = Peer::start(config(&authority, "a", &[])).await;
     let b = Peer::start(config(&authority, "b", &[])).await;
     let me = Peer::start(config(&authority, "c", &[])).await;
-    // They take datagrams and never answer, as what is left of a pod in its service's name. Tried
-    // one after the other they would take longer than the test allows.
+    // These take datagrams and never answer, like the addresses of pods that are gone in their
+    // service's name. Tried one by one they would take longer than the test allows.
     let silent: Vec<std::net::UdpSocket> =
         (0..40).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let mut stale: Vec<SocketAddr> =
@@ -135,7 +135,7 @@ async fn a_name_may_stand_for_addresses_that_come_and_go() {
     let following = tokio::spawn(dial::follow(me.shared(), 0, tried, resolve));
     me.links_to(&[&a]).await;
 
-    // The peers that it stood for are replaced by another.
+    // Another peer replaces those that the name led to.
     a.net.close().await;
     addrs.send_replace(vec![silent[0].local_addr().unwrap(), me.addr(), b.addr()]);
     me.links_to(&[&b]).await;

@@ -32,7 +32,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
         timeout(Duration::from_millis(1500), heard).await.unwrap();
         assert!(peer.net.open_hop(&id("c")).await.is_err());
     }
-    // Gossip remembers it for a while, and still nobody dials it or takes it for alive.
+    // Gossip remembers it for a while, but nobody dials it or considers it alive.
     peers[0].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
     peers[1].seen.sees_app(&id("a"), "shop", AppState::Ready).await;
     assert_eq!(peers[1].seen.last_heard(left), Some(Heard::Left));
@@ -40,7 +40,7 @@ async fn a_goodbye_is_heard_at_once_and_not_taken_back() {
     close_all(peers).await;
 }
 
-/// A peer on a runtime of its own, which can end without a word.
+/// A peer on a runtime of its own, which can die without a goodbye.
 struct Victim {
     runtime: Option<tokio::runtime::Runtime>,
     incarnation: Incarnation,
@@ -65,7 +65,7 @@ impl Victim {
         Self { runtime: Some(runtime), incarnation, addr }
     }
 
-    /// As by SIGKILL: its tasks are dropped where they stand, and nothing more is sent.
+    /// As by SIGKILL: its tasks are dropped at any point, and nothing more is sent.
     fn kill(&mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
@@ -117,7 +117,7 @@ async fn a_restart_at_the_same_address_is_seen_before_the_old_link_times_out() {
         again.listen = victim.addr;
         match Net::start(again, Arc::new(Recorder::default())).await {
             Ok(net) => break net,
-            // The killed runtime has not let go of its socket yet.
+            // The killed runtime has not released its socket yet.
             Err(StartMeshError::Bind { .. }) => tokio::task::yield_now().await,
             Err(other) => panic!("{other}"),
         }

@@ -46,8 +46,8 @@ enum Event {
     Session(Incarnation, SessionFrame),
 }
 
-/// Keeps what it is told; answers a hop with the body it was sent, and trailers. One that asks for
-/// an upgrade gets it, and one whose head is [`POUR`] gets bytes without end.
+/// Records what it receives; answers a hop with the body it was sent, and trailers. A hop that asks
+/// for an upgrade gets it, and a hop whose head is [`POUR`] gets bytes without end.
 #[derive(Default)]
 struct Recorder {
     events: Mutex<Vec<Event>>,
@@ -83,7 +83,7 @@ impl Recorder {
         self.until(&format!("{wanted:?}"), |events| events.contains(&wanted).then_some(())).await;
     }
 
-    /// The last thing heard of a life.
+    /// The last report about an incarnation.
     fn last_heard(&self, incarnation: Incarnation) -> Option<Heard> {
         self.events.lock().unwrap().iter().rev().find_map(|event| match event {
             Event::Liveness(_, of, heard) if *of == incarnation => Some(*heard),
@@ -214,7 +214,7 @@ impl Peer {
         Self { net, seen }
     }
 
-    /// What its tasks share.
+    /// The state that its tasks share.
     fn shared(&self) -> Arc<Shared> {
         Shared::new(self.net.parts.clone(), self.seen.clone())
     }
@@ -272,7 +272,7 @@ async fn close_all(peers: Vec<Peer>) {
     futures_util::future::join_all(peers.iter().map(|peer| peer.net.close())).await;
 }
 
-/// Awaits a condition that nothing notifies of: counters, for example.
+/// Awaits a condition that sends no notification: of counters, for example.
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         let mut ticks = interval(Duration::from_millis(5));

@@ -1,4 +1,4 @@
-//! What peers tell of their apps, over links and by gossip.
+//! The news of peers about their apps, over links and by gossip.
 
 use super::*;
 

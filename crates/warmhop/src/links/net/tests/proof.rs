@@ -1,4 +1,4 @@
-//! Who is let in, and with which certificate.
+//! Which peers are admitted, and with which certificate.
 
 use super::*;
 
@@ -30,7 +30,7 @@ async fn a_client_without_a_certificate_of_the_cluster_learns_nothing() {
         .unwrap()
         .await
         .unwrap();
-    // It is closed before the peer says so much as hello.
+    // It is closed before the peer even sends its hello.
     let said = conn.accept_uni().await.map(|_| ());
     assert!(
         matches!(&said, Err(quinn::ConnectionError::ApplicationClosed(close))

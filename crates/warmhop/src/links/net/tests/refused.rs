@@ -1,4 +1,4 @@
-//! Members that a peer has nothing to do with.
+//! Members that a peer refuses.
 
 use super::*;
 
@@ -23,9 +23,9 @@ async fn a_member_whose_name_is_refused_loses_its_link_and_is_taken_back_once_it
     peers[0].seen.hears(&id("c"), peers[2].net.incarnation(), Heard::Suspect).await;
     let reason = Reason { reason: "refused" };
     let tries = || peers[0].net.counters().links_refused.get_or_create(&reason).get();
-    // It dials again, and is refused at the door.
+    // It dials again, and is refused at once.
     eventually("it tries again", || tries() > 1).await;
-    // What it tells reaches the other, and is not believed at second hand.
+    // Its news reaches the other, which does not believe it at second hand.
     peers[2].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
     peers[1].seen.sees_app(&id("c"), "shop", AppState::Ready).await;
     peers[1].net.publish_app(&app("shop"), told(AppState::Ready, None, 0));
@@ -54,7 +54,7 @@ async fn a_refused_certificate_opens_no_link_and_another_of_the_same_name_does()
     let mut peers = peers.into_iter();
     let (one, thief) = (peers.next().unwrap(), peers.next().unwrap());
     thief.net.close().await;
-    // Issued anew.
+    // A new certificate for the same name.
     let other = Peer::start(config(&authority, "b", &[one.addr()])).await;
     one.links_to(&[&other]).await;
     close_all(vec![one, other]).await;
