@@ -2,8 +2,8 @@
 //!
 //! Owns the token's layout, its minting and reading, and the rule of when a session moves to where
 //! its client arrives ([`MoveCounter`]). Refuses to know the fields that a token travels in
-//! ([`cookie`](crate::cookie)) and keys: an [`Authenticator`] is handed in, whose key belongs to
-//! one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
+//! ([`cookie`](crate::cookie)) and keys: the caller passes an [`Authenticator`], whose key belongs
+//! to one cluster and to cookies alone. A token is a hint: it proves nothing but the session's id
 //! (I16), and a bad one is a counted [`Reject`], never an error.
 //!
 //! The cookie's value is `<opaque>.<route>`. The route is the peer's name or its alias
@@ -32,9 +32,9 @@
 //! tag      16 bytes    over all of the above
 //! ```
 //!
-//! Numbers are big-endian. The version is that which has served the session last, or a newer one that
-//! did before. One token has one form: what decodes to the same entries by other bytes
-//! is refused.
+//! Numbers are big-endian. The version of the app is the one that served the session last, or a
+//! newer one that served it before. One token has one form: other bytes that decode to the same
+//! entries are refused.
 
 mod route_name;
 
@@ -56,7 +56,7 @@ use crate::view::{AppState, Liveness, PeerBelief, View};
 pub use self::route_name::peer_called;
 pub use crate::cookie::RouteName;
 
-/// The most entries of a token: apps of one host. The one used longest ago makes way.
+/// The most entries of a token: apps of one host. The least recently used one is dropped first.
 pub const ENTRIES_MAX: usize = 4;
 /// The most bytes of a cookie's value: four of the largest entries take 1,668, and a browser
 /// keeps 4,096.
@@ -66,7 +66,7 @@ const VERSION: u8 = 1;
 const TAG_BYTES: usize = 16;
 const PORTABLE: u8 = 0;
 const PINNED: u8 = 1;
-/// Beside either of them.
+/// Added to the kind of an entry that names a version.
 const OF_A_VERSION: u8 = 2;
 
 /// Makes and checks the token's tag, under a key of the cluster that serves nothing else.
@@ -77,7 +77,7 @@ pub trait Authenticator {
     fn verify(&self, bytes: &[u8], tag: &[u8; 16]) -> bool;
 }
 
-/// What the cookie carries.
+/// The contents of the cookie.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Token {
     /// One entry per app of the host, at most [`ENTRIES_MAX`], the most recently used first.
@@ -91,7 +91,7 @@ pub struct Entry {
     pub app: AppName,
     /// Which of its sessions.
     pub sid: SessionId,
-    /// When the entry is worth nothing any more.
+    /// When the entry expires.
     pub expiry: WallTime,
     /// Where the session is.
     pub kind: Kind,
@@ -115,19 +115,19 @@ pub enum Kind {
     Pinned {
         /// The peer that made it.
         peer: PeerId,
-        /// In which life.
+        /// The life of that peer.
         incarnation: Incarnation,
     },
 }
 
-/// What a peer knows when it names the peer that a client should come back to: see [`come_back_to`].
+/// What the choice of the peer that a client should come back to depends on: see [`come_back_to`].
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival<'a> {
     /// This peer.
     pub me: &'a PeerId,
     /// Its life.
     pub incarnation: Incarnation,
-    /// This peer does not leave, and may start the app: it has it ready, or will have.
+    /// This peer does not leave, and may start the app: it is ready here, or will be.
     pub serves: bool,
     /// The app is ready here.
     pub ready: bool,
@@ -140,9 +140,10 @@ pub struct Arrival<'a> {
 }
 
 /// The peer that a client should come back to. A pinned session is where its peer is. A portable
-/// one follows its owner, while that one may run the app; else it comes to the peer where the
-/// client arrives, if that one may; else to one that has the app ready, so that a client neither
-/// stays with a peer that always has to ask another, nor is sent from one to the next.
+/// session follows its owner, if the owner may run the app. Otherwise it comes to the peer where
+/// the client arrives, if that peer may run the app, or else to a peer that has the app ready. So a
+/// client neither stays with a peer that always has to ask another, nor is sent from one to the
+/// next.
 #[must_use]
 pub fn come_back_to(entry: &Entry, at: &Arrival<'_>) -> PeerId {
     let owner = match &entry.kind {
@@ -181,8 +182,8 @@ impl Token {
         self.entries.iter().find(|entry| entry.app == *app)
     }
 
-    /// Puts the entry first, in place of one of the same app; the one used longest ago makes way
-    /// where there are too many.
+    /// Puts the entry first and replaces one of the same app; drops the least recently used one if
+    /// there are too many.
     pub fn put(&mut self, entry: Entry) {
         self.entries.retain(|other| other.app != entry.app);
         self.entries.insert(0, entry);
@@ -195,12 +196,12 @@ impl Token {
     }
 }
 
-/// Why a cookie's value was not believed. The value is ignored and replaced.
+/// Why a cookie's value was not accepted. The value is ignored and replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reject {
     /// It exceeds [`VALUE_BYTES_MAX`].
     TooLong,
-    /// It has not the form of a token: cut, or not ours.
+    /// It does not have the form of a token: it was cut, or comes from somebody else.
     Form,
     /// It is of another version.
     Version,
@@ -280,7 +281,7 @@ pub fn read(
         None => (value, None),
     };
     let bytes = URL_SAFE_NO_PAD.decode(opaque).map_err(|_| Reject::Form)?;
-    // Said before the tag is checked, for another version may be tagged otherwise.
+    // Checked before the tag, since another version may compute the tag differently.
     if bytes.first().is_some_and(|version| *version != VERSION) {
         return Err(Reject::Version);
     }
@@ -349,7 +350,7 @@ fn put_members(out: &mut Vec<u8>, members: &Members) {
     members.who.iter().for_each(|who| out.extend_from_slice(&who.0));
 }
 
-/// What is left to read. Every method returns `None` where the bytes do not suffice.
+/// The bytes left to read. Every method returns `None` if there are too few.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -405,7 +406,7 @@ impl<'a> Reader<'a> {
         let count = self.byte()?;
         let mut who = ArrayVec::new();
         for _ in 0..count {
-            // Three are the most, which `is_well_formed` checks; more would only cost time.
+            // Three are the most, which `is_well_formed` checks; reading more would only cost time.
             if who.is_full() {
                 return None;
             }
@@ -436,25 +437,25 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What is known of a session's owner.
+/// The state of a session's owner, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// It serves.
     Serving,
     /// It is about to leave.
     Draining,
-    /// It is dead, or lives as another.
+    /// It is dead, or its peer runs as another incarnation.
     Gone,
 }
 
-/// When a session moves to this entry peer, which is not its owner: at once where the owner is
-/// gone or draining; else after [`SessionPolicy::move_after`] consecutive requests of its client
-/// through this peer, and once in [`SessionPolicy::move_interval`] at most (I17).
+/// Decides when a session moves to this entry peer, which is not its owner: at once if the owner is
+/// gone or draining; otherwise after [`SessionPolicy::move_after`] consecutive requests of its
+/// client through this peer, and once in [`SessionPolicy::move_interval`] at most (I17).
 ///
-/// Whether requests are consecutive is told by the session's number: where the client's token
-/// names another one than this peer last gave it, it has been elsewhere meanwhile. A balancer that
-/// deals a client's requests out in turn thus never moves its session. One that only read
-/// elsewhere is not told apart, and costs at worst a move in an interval.
+/// The session's number tells whether requests are consecutive: if the client's token names another
+/// number than this peer last gave it, the client has been elsewhere meanwhile. A balancer that
+/// deals a client's requests out in turn thus never moves its session. A read elsewhere goes
+/// unnoticed, and costs one move in an interval at worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MoveCounter {
     consecutive: u32,
@@ -472,7 +473,7 @@ impl MoveCounter {
     /// A request of the session arrived at this peer's front door, with `n` in its token. Returns
     /// whether the session is to move here; then call [`MoveCounter::moved`] if it did.
     pub fn arrived(&mut self, owner: Owner, n: u64, now: Now, policy: &SessionPolicy) -> bool {
-        // An older number is a request sent beside the last one, before its answer was there.
+        // An older number belongs to a request that was sent before the last answer arrived.
         let elsewhere = self.n_given.is_some_and(|given| n > given);
         self.consecutive = if elsewhere { 1 } else { self.consecutive.saturating_add(1) };
         if elsewhere {
@@ -487,12 +488,12 @@ impl MoveCounter {
         }
     }
 
-    /// A response left through this peer, with `n` in its token.
+    /// Notes that a response left through this peer, with `n` in its token.
     pub fn answered(&mut self, n: u64) {
         self.n_given = self.n_given.max(Some(n));
     }
 
-    /// The session moved here.
+    /// Notes that the session moved here.
     pub fn moved(&mut self, now: Now) {
         self.consecutive = 0;
         self.moved_at = Some(now);

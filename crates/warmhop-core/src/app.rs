@@ -1,14 +1,14 @@
 //! One copy of one app on one peer: when it starts, when it stops, and when a failed start is
 //! tried again.
 //!
-//! Owns the copy's state and the measure of how long its starts take. Refuses to know what
-//! starting is: the runtime carries the effects out and reports what came of them by the
-//! number of the attempt, so that a report of an attempt given up long ago changes nothing.
+//! Owns the copy's state and the measure of how long its starts take. Refuses to know how a copy
+//! starts: the runtime carries out the effects and reports the outcome with the number of the
+//! attempt, so that a report of an attempt given up long ago changes nothing.
 //!
-//! A copy that ends need not have failed: one that ends by itself in good order after it has served
-//! is merely gone, and the next request starts another. One that lives but takes no requests is out
-//! of service: for as long as it is unwell, or for good, when the next one starts *beside* it, on a
-//! port of its own. Nobody waits for a process that is slow to end.
+//! A copy that ends has not always failed: a copy that exits cleanly after it has served is merely
+//! gone, and the next request starts another. A copy that is alive but takes no requests is out of
+//! service: for as long as it is unwell, or for good, in which case the next one starts *beside*
+//! it, on a port of its own. Nobody waits for a process that is slow to end.
 //!
 //! ```text
 //!                Wanted                    Started
@@ -51,15 +51,14 @@ pub use self::renew::Renewal;
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(500);
 /// The highest ceiling of a back-off.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// The least back-off: full jitter may draw zero, and a copy that fails at once must not
-/// make its peer spin.
+/// The least back-off: full jitter may draw zero, and a copy that fails at once must not make its
+/// peer spin.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// A copy that was ready for so long has proved itself: the next failure backs off from the
-/// beginning.
+/// After so long a ready copy has proved itself: the next failure starts the back-off over.
 pub const PROVEN_AFTER: Duration = Duration::from_secs(30);
-/// How many former copies may be ending beside the current one; a start waits where more are.
+/// How many former copies may be ending beside the current one; a start waits while there are more.
 pub const LEAVING_MAX: usize = 4;
-/// A copy that hangs is ended after this, however much grace others have.
+/// A copy that hangs gets this grace, however much others have.
 pub const HUNG_GRACE: Duration = Duration::from_secs(5);
 /// The lines of output kept of a failed start.
 pub const OUTPUT_LINES_MAX: usize = 20;
@@ -69,9 +68,9 @@ pub const LINE_BYTES_MAX: usize = 1024;
 /// Who wants the app ready here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WantedBy {
-    /// A request that arrived, or that another peer could not start the app for.
+    /// A request that arrived here, or at another peer that could not start the app for it.
     Request,
-    /// The peer starts; heeded where the app starts at boot.
+    /// The peer starts; this counts only if the app starts at boot.
     Boot,
     /// This peer is among those that keep the app ready: see [`AppEvent::Keep`].
     KeepReady,
@@ -84,83 +83,84 @@ pub enum WantedBy {
 pub enum StopReason {
     /// A person, through the admin listener. A later request may start it again.
     Operator,
-    /// Nobody used it. Heeded only where nothing is in flight.
+    /// Nobody used it. This counts only while nothing is in flight.
     Idle,
     /// The peer is leaving: nothing starts on it from here on.
     Drain,
-    /// More copies are ready than are wanted. Heeded only where nothing is in flight.
+    /// More copies are ready than are wanted. This counts only while nothing is in flight.
     Surplus,
 }
 
-/// What happened.
+/// An event in the life of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppEvent {
     /// The app is wanted here.
     Wanted(WantedBy),
-    /// Whether this peer is among those that keep the app ready. While it is, the copy starts
-    /// where none runs, however often that takes saying, and none that is ready counts as idle;
-    /// afterwards it is idle from the last time that this was said.
+    /// Whether this peer is among those that keep the app ready. While it is, each such event
+    /// starts a copy if none runs, and a ready copy does not count as idle; afterwards its idle
+    /// time runs from the last such event.
     Keep(bool),
     /// The copy of this attempt is ready.
     Started {
         /// The attempt's number.
         attempt: u64,
     },
-    /// The attempt came to nothing, and left nothing behind.
+    /// The start failed, and left nothing behind.
     StartFailed {
         /// The attempt's number.
         attempt: u64,
         /// One sentence for people.
         reason: String,
-        /// The last lines that the app put out, oldest first.
+        /// The app's last lines of output, oldest first.
         output: Vec<String>,
     },
     /// The copy ended by itself.
     Exited {
-        /// The number of the attempt that it came of.
+        /// The number of its attempt.
         attempt: u64,
         /// One sentence for people.
         reason: String,
-        /// It should not have: it ended in bad order, or before it had served anyone.
+        /// It ended with an error, or before it had served anyone.
         failed: bool,
     },
-    /// The copy takes requests no more, although it may live: it refuses connections, or hangs.
+    /// The copy no longer takes requests, although it may be alive: it refuses connections, or
+    /// hangs.
     Lost {
-        /// The number of the attempt that it came of.
+        /// The number of its attempt.
         attempt: u64,
         /// One sentence for people.
         reason: String,
-        /// It should not have: it hangs, or it refused before it had served anyone.
+        /// It hangs, or it refused before it had served anyone.
         failed: bool,
     },
-    /// The copy lives, but says of itself that it cannot serve.
+    /// The copy is alive, but reports that it cannot serve.
     Unwell {
-        /// The number of the attempt that it came of.
+        /// The number of its attempt.
         attempt: u64,
         /// One sentence for people.
         reason: String,
     },
     /// It can serve again.
     Well {
-        /// The number of the attempt that it came of.
+        /// The number of its attempt.
         attempt: u64,
     },
-    /// A new copy is wanted in place of the one that runs, or starts.
+    /// A new copy is wanted to replace the one that runs, or starts.
     Renew(Renewal),
-    /// Whether copies are held down here against every request for one: what runs ends.
+    /// Whether an operator holds copies down here, whatever is requested: a running one ends.
     Pause(bool),
     /// The copy is to stop.
     StopWanted(StopReason),
-    /// The copy has stopped, as was asked.
+    /// The copy has stopped, as requested.
     Stopped {
-        /// The number of the attempt that it came of.
+        /// The number of its attempt.
         attempt: u64,
     },
     /// Time passed: see [`AppMachine::next_wake`].
     Tick,
 }
 
-/// What the runtime is to do.
+/// An effect for the runtime to carry out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppEffect {
     /// Start a copy, and report `Started` or `StartFailed`.
@@ -168,8 +168,7 @@ pub enum AppEffect {
         /// The number to report it by.
         attempt: u64,
     },
-    /// Give this start up. If it became ready at the same moment, end it: its `Started` is
-    /// not heeded.
+    /// Give this start up. If it became ready at the same moment, end it: its `Started` is ignored.
     CancelStart {
         /// The attempt's number.
         attempt: u64,
@@ -177,12 +176,12 @@ pub enum AppEffect {
     /// Give the copy nothing new, let it finish for `grace` at most, end it, and report
     /// `Stopped` in any case.
     Stop {
-        /// The number of the attempt that it came of.
+        /// The number of its attempt.
         attempt: u64,
         /// How long it may take.
         grace: Duration,
     },
-    /// The state changed: tell the mesh, and look again at the requests that wait.
+    /// The state changed: announce it to the mesh, and reconsider the requests that wait.
     Changed,
 }
 
@@ -191,7 +190,7 @@ pub enum AppEffect {
 pub struct AppError {
     /// One sentence for people, at most [`LINE_BYTES_MAX`] bytes.
     pub reason: String,
-    /// The last lines that the app put out, oldest first: at most [`OUTPUT_LINES_MAX`].
+    /// The app's last lines of output, oldest first: at most [`OUTPUT_LINES_MAX`].
     pub output: Vec<String>,
 }
 
@@ -202,21 +201,21 @@ impl fmt::Display for AppError {
     }
 }
 
-/// Why a wish does not start the app here: see [`AppMachine::why_not_start`].
+/// Why nothing starts although the app is wanted here: see [`AppMachine::why_not_start`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotStarted {
-    /// The policy is `start = "never"`: this peer was declared unfit to run the app, and a
-    /// wish, be it an operator's, does not make it fit. Changing the configuration does.
+    /// The policy is `start = "never"`: this peer was declared unfit to run the app. Not even an
+    /// operator can start it; a change of the configuration can.
     Never,
     /// The peer is leaving.
     Draining,
-    /// Copies are held down here.
+    /// An operator holds copies down here.
     Paused,
     /// Only apps with `start = "at-boot"` start with the peer.
     NotAtBoot,
     /// The last start failed; the next may begin after so long.
     BackingOff(Duration),
-    /// The copy here is out of service until it says that it can serve again.
+    /// The copy here is out of service until it reports that it can serve again.
     Unwell,
     /// It is ready, or being started.
     UnderWay,
@@ -231,7 +230,7 @@ enum Phase {
     Ready {
         since: Now,
     },
-    /// Ready before, and out of service until it says that it can serve again.
+    /// Ready before, and out of service until it reports that it can serve again.
     Unwell {
         since: Now,
     },
@@ -254,13 +253,13 @@ pub struct AppMachine {
     phase: Phase,
     /// The number of the current attempt in every phase but `Cold`, where it is a former one.
     attempt: u64,
-    /// The highest number that an attempt was given.
+    /// The highest number of any attempt.
     given: u64,
-    /// What starts beside the copy that serves: in `Ready` and `Unwell` alone.
+    /// The copy that starts beside the one that serves: in `Ready` and `Unwell` alone.
     next: Option<Next>,
     /// A new copy is wanted beside the one that serves once there is room for it.
     renew: bool,
-    /// Copies are held down.
+    /// An operator holds copies down.
     paused: bool,
     /// The attempts whose copies are ending: at most [`LEAVING_MAX`].
     leaving: Vec<u64>,
@@ -280,7 +279,7 @@ impl AppMachine {
     /// make them start again in step.
     #[must_use]
     pub fn new(policy: AppPolicy, jitter_seed: u64) -> Self {
-        // Until it is said who keeps it, a copy must not stop for want of that word.
+        // Until the first [`AppEvent::Keep`], a copy must not stop because that event is missing.
         let kept = policy.keep_ready > 0 && policy.start != StartMode::Never;
         Self {
             policy,
@@ -340,9 +339,9 @@ impl AppMachine {
         effects
     }
 
-    /// Notes that a request used the copy at `at`. A request that is served here sends no
-    /// event, for that would cost it a channel; the runtime keeps the time of the last one in
-    /// an atomic and hands it over before a `Tick`.
+    /// Notes that a request used the copy at `at`. A request that is served here sends no event,
+    /// which would cost it a channel; the runtime keeps the time of the last request in an atomic
+    /// and passes it on before a `Tick`.
     pub fn used(&mut self, at: Now) {
         self.last_use = self.last_use.max(at);
     }
@@ -360,8 +359,8 @@ impl AppMachine {
         }
     }
 
-    /// Whether this peer is among those that keep the app ready, as was last said; of an app that is
-    /// to be kept ready, it is until something is said.
+    /// Whether this peer is among those that keep the app ready, by the last [`AppEvent::Keep`];
+    /// before the first, it is if the policy keeps copies ready.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.kept
@@ -373,8 +372,8 @@ impl AppMachine {
         self.given
     }
 
-    /// The number of the current attempt, or of the last one where none is; 0 before the first. One
-    /// that starts beside it is [`AppMachine::next_attempt`].
+    /// The number of the current attempt, or of the last one if there is none; 0 before the first.
+    /// [`AppMachine::next_attempt`] is the number of one that starts beside it.
     #[must_use]
     pub fn attempt(&self) -> u64 {
         self.attempt
@@ -392,22 +391,22 @@ impl AppMachine {
         self.last_error.as_ref()
     }
 
-    /// How long until a starting copy should be ready, or a start from here would take, from
-    /// the measured starts; absent before the first. A start that is overdue is said to need
-    /// [`ETA_FLOOR`]: never nothing.
+    /// How long until a starting copy should be ready, or a start from here would take, from the
+    /// measured starts; absent before the first. An overdue start is said to need [`ETA_FLOOR`],
+    /// never zero.
     #[must_use]
     pub fn eta(&self, now: Now) -> Option<Duration> {
         let whole = Duration::from_millis(self.start_ms?);
         Some(match self.phase {
             Phase::Starting { since } => whole.saturating_sub(now.since(since)).max(ETA_FLOOR),
             Phase::Failed { until, .. } => until.since(now).saturating_add(whole),
-            // When it is well again nobody knows.
+            // Nobody knows when it can serve again.
             Phase::Unwell { .. } => return None,
             Phase::Cold | Phase::Ready { .. } | Phase::Stopping { .. } => whole,
         })
     }
 
-    /// How long until the next start begins by itself if it is wanted: the rest of a back-off.
+    /// How long until the next start begins by itself if the app is wanted: the rest of a back-off.
     #[must_use]
     pub fn starts_in(&self, now: Now) -> Option<Duration> {
         match self.phase {
@@ -416,7 +415,7 @@ impl AppMachine {
         }
     }
 
-    /// How long the start under way has taken so far; absent where none is under way.
+    /// How long the current start has taken so far; absent if there is none.
     #[must_use]
     pub fn starting_for(&self, now: Now) -> Option<Duration> {
         match self.phase {
@@ -442,8 +441,8 @@ impl AppMachine {
         }
     }
 
-    /// Why the wish would not start the app at once; absent where it would. A wish during
-    /// `Stopping` starts the next copy beside the one that ends.
+    /// Why `by` would not start the app at once; absent if it would. During `Stopping` the next
+    /// copy starts beside the one that ends.
     #[must_use]
     pub fn why_not_start(&self, by: WantedBy, now: Now) -> Option<NotStarted> {
         if self.policy.start == StartMode::Never {
@@ -474,7 +473,7 @@ impl AppMachine {
         self.used(now);
         match (self.why_not_start(by, now), &mut self.phase) {
             (None, Phase::Unwell { .. }) => {
-                // A person does not wait until it is well again.
+                // An operator does not wait until it is well again.
                 self.stop(self.policy.stop_grace, effects);
                 if !self.goes_on_with_next() {
                     self.start(now, effects);
@@ -517,7 +516,7 @@ impl AppMachine {
         let took = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         self.start_ms = Some(match self.start_ms {
             None => took,
-            // A mean kept in whole milliseconds, without a float to round differently elsewhere.
+            // An integer mean in milliseconds: a float could round differently on another machine.
             Some(mean) => mean - mean / 4 + took / 4,
         });
     }
@@ -538,7 +537,7 @@ impl AppMachine {
         }
         match self.phase {
             Phase::Starting { .. } => self.fail(error, now),
-            // The start was given up for its slowness; what it had put out says more than that.
+            // The start was given up because it was slow; its last output says more than that.
             Phase::Failed { .. } => {
                 if let Some(last) = self.last_error.as_mut().filter(|last| last.output.is_empty()) {
                     last.output = error.output;
@@ -556,7 +555,7 @@ impl AppMachine {
         now: Now,
         effects: &mut Vec<AppEffect>,
     ) {
-        // It was to go anyway.
+        // It was to end anyway.
         if self.leaving.contains(&attempt) {
             self.stopped(attempt, now, effects);
             return;
@@ -669,7 +668,7 @@ impl AppMachine {
                 effects.push(AppEffect::CancelStart { attempt: self.attempt });
                 self.settle();
             }
-            // Where the next one starts already, this one ends soon, and is not missed meanwhile.
+            // If the next one starts already, this one would end soon, and is not missed meanwhile.
             Phase::Ready { .. } | Phase::Unwell { .. }
                 if insists || (in_flight == 0 && self.next.is_none()) =>
             {
@@ -681,7 +680,7 @@ impl AppMachine {
         }
     }
 
-    /// The current copy is to end, whatever comes after it.
+    /// Ends the current copy, whatever comes after it.
     fn stop(&mut self, grace: Duration, effects: &mut Vec<AppEffect>) {
         self.leaving.push(self.attempt);
         self.renew = false;

@@ -50,7 +50,7 @@ pub enum EffectsMode {
     #[default]
     Anything,
     /// Anything, its session by commands included: it was given the Redis-speaking endpoint, or
-    /// uses registers. What it did before its peer died is not undone, so that an unanswered unsafe
+    /// uses registers. What it did before its peer died is not undone, so an unanswered unsafe
     /// request is not run again, with a key or without.
     ByCommand,
     /// Nothing but its session: an unanswered request may run again.
@@ -61,10 +61,10 @@ pub enum EffectsMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WithoutMajority {
-    /// Answer 503 until one is back: a partition never makes two histories.
+    /// Answer 503 until there is one again: a partition never makes two histories.
     #[default]
     Refuse,
-    /// Go on under a new session made from the surviving copy.
+    /// Continue under a new session made from the surviving copy.
     Serve,
 }
 
@@ -80,30 +80,30 @@ pub struct AppPolicy {
     pub keep_ready: u32,
     /// Where sessions are kept. Default: there are none.
     pub session: SessionMode,
-    /// What pinned sessions are known by where it is an id of the app's own; heeded only beside
+    /// The app's own id by which pinned sessions are known, if it has one; it applies only to
     /// [`SessionMode::Pinned`]. Default: the affinity cookie.
     pub session_by: Option<OwnId>,
     /// What requests may change. Default: anything.
     pub effects: EffectsMode,
-    /// How long a request waits where no peer is ready. 0 to 10 min. Default: 30 s.
+    /// How long a request waits while no peer is ready. 0 to 10 min. Default: 30 s.
     pub max_wait: Duration,
     /// How many requests may wait at once on this peer. 1 to 100,000. Default: 1,024.
     pub waiting_max: usize,
-    /// Whether a browser that navigates to the app while it is ready nowhere is shown a page with
-    /// the start's progress, instead of a tab that hangs. Default: yes.
+    /// Whether a browser that navigates to the app while it is ready nowhere gets a page with the
+    /// start's progress, instead of a tab that hangs. Default: yes.
     pub starting_page: bool,
     /// How long a start may take before it counts as failed. Default: 60 s.
     pub start_timeout: Duration,
     /// How long a stopping copy may take to finish what it serves. Default: 10 s.
     pub stop_grace: Duration,
-    /// How the copy here is asked whether it lives. Default: only where its requests give cause.
+    /// How the peer checks that the copy here is alive. Default: only if its requests give cause.
     pub alive: AlivePolicy,
     /// How long the head of an answer may take; a safe request then goes to another ready peer, and
     /// any other is answered 504. Default: as long as it takes.
     pub head_timeout: Option<Duration>,
-    /// How many requests one copy serves at once. 1 to 100,000. Default: as many as come.
+    /// How many requests one copy serves at once. 1 to 100,000. Default: any number.
     pub concurrency: Option<u32>,
-    /// Whether more peers start a copy where those that are ready are busy; heeded only beside
+    /// Whether more peers start a copy while the ready ones are busy; it applies only beside
     /// `concurrency`. Default: no.
     pub scale: Option<ScalePolicy>,
     /// Which requests do not start the app. Default: all do.
@@ -113,7 +113,7 @@ pub struct AppPolicy {
 macro_rules! changeable {
     ($($policy:ident)*) => {$(
         impl $policy {
-            /// This one with a change.
+            /// This policy with a change.
             #[must_use]
             pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
                 change(&mut self);
@@ -129,9 +129,9 @@ changeable! { AppPolicy ScalePolicy WakePolicy AlivePolicy SessionPolicy }
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ScalePolicy {
-    /// From this part of its places on a copy is busy, in percent. 1 to 100. Default: 80.
+    /// A copy is busy once it uses this part of its places, in percent. 1 to 100. Default: 80.
     pub at_percent: u32,
-    /// At most so many copies are ready across the mesh for that. 2 to 64. Default: 3.
+    /// The most copies that are ready across the mesh for that. 2 to 64. Default: 3.
     pub max: u32,
 }
 
@@ -141,14 +141,14 @@ impl Default for ScalePolicy {
     }
 }
 
-/// Requests that do not start an app, and do not keep it from being idle: those of programs that only ask
-/// whether it is there.
+/// Requests that do not start an app, and do not keep it from being idle: those of programs that
+/// only check whether it is there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct WakePolicy {
-    /// Parts of `User-Agent`, whatever their case.
+    /// Parts of `User-Agent`, in any case.
     pub not_user_agent: Vec<String>,
-    /// Paths, or with `*` behind their beginnings.
+    /// Paths, or beginnings of paths with `*` after them.
     pub not_path: Vec<String>,
 }
 
@@ -174,15 +174,15 @@ impl WakePolicy {
     }
 }
 
-/// How a ready copy is asked whether it lives.
+/// How the peer checks that a ready copy is alive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AlivePolicy {
-    /// How often it is asked; absent: only where its requests fail or hang.
+    /// How often it is asked; absent: only when its requests fail or hang.
     pub every: Option<Duration>,
-    /// So many checks in a row have to fail. 1 to 100. Default: 3.
+    /// How many checks in a row have to fail. 1 to 100. Default: 3.
     pub misses: u32,
-    /// Whether a copy that does not answer at all is ended and started again. Default: yes.
+    /// Whether a copy that does not answer at all is restarted. Default: yes.
     pub restart: bool,
 }
 
@@ -219,32 +219,34 @@ impl Default for AppPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionPolicy {
-    /// Copies kept where so many peers are alive. 1 to 3. Default: 3.
+    /// Copies kept if so many peers are alive. 1 to 3. Default: 3.
     pub copies: usize,
     /// Idle time after which a session ends. Default: 30 min.
     pub ttl: Duration,
     /// What to do without a majority. Default: refuse.
     pub without_majority: WithoutMajority,
-    /// How many bytes sessions may take here, as far as they are counted: what they hold and remember,
-    /// and what each costs beside that. Once an eighth of it is left, what would change a session is
-    /// refused, and what reads or empties one goes on; none that is acknowledged and has not expired
-    /// is ever evicted. A copy that does not fit at all is refused to its owner. Default: 1 GiB.
+    /// How many bytes sessions may take here, as far as they are counted: their contents, their
+    /// remembered requests, and a fixed cost for each. Once only an eighth of it is left, requests
+    /// that would change a session are refused, while reads and deletions continue; an acknowledged
+    /// session that has not expired is never evicted. A copy that does not fit at all is refused to
+    /// its owner. Default: 1 GiB.
     pub memory_bytes_max: u64,
-    /// The most bytes of state one session may hold. Default: 4 KiB, which as a field of a request
-    /// (5.4 KiB) the servers of most frameworks take beside a browser's other fields: Node takes
-    /// 16 KiB of fields in all, Tomcat and Jetty 8 KiB, gunicorn and Apache 8 KiB a field.
+    /// The most bytes of state that one session may hold. Default: 4 KiB. As a field of a request
+    /// that is 5.4 KiB, which the servers of most frameworks accept beside a browser's other
+    /// fields: Node accepts 16 KiB of fields in all, Tomcat and Jetty 8 KiB, gunicorn and Apache 8
+    /// KiB a field.
     pub state_bytes_max: usize,
     /// The most bytes of one keyed response that are stored for a repeat. Default: 64 KiB.
     pub stored_response_bytes_max: usize,
-    /// How many answered keyed requests are remembered: so many may be under way at once on one
-    /// cookie. Each change carries them to the other members. Default: 32.
+    /// How many answered keyed requests are remembered, which is also how many may be under way at
+    /// once on one cookie. Each change carries them to the other members. Default: 32.
     pub recent_keyed_max: usize,
     /// How many answered unkeyed requests are remembered. Default: 16.
     pub recent_unkeyed_max: usize,
     /// How many requests of one session may wait for their turn. Default: 64.
     pub queue_max: usize,
-    /// The first resend of an unanswered message; doubles up to eight times this.
-    /// Default: 100 ms.
+    /// The delay before the first resend of an unanswered message; it doubles up to eight times
+    /// this. Default: 100 ms.
     pub resend_after: Duration,
     /// How long a takeover or commit tries to reach a majority before its requests are
     /// refused. Default: 5 s.

@@ -1,11 +1,11 @@
 //! The fields that the affinity token travels in: `Cookie` and `Set-Cookie`.
 //!
-//! Owns the cookie's name and attributes ([`CookieSpec`]), which of a request's cookies are of that
+//! Owns the cookie's name and attributes ([`CookieSpec`]), which of a request's cookies have that
 //! name, and which of an app's `Set-Cookie` fields would give the client one. Refuses to know what
-//! a value says: that is [`affinity::read`](crate::affinity::read)'s.
+//! a value means: [`affinity::read`](crate::affinity::read) does.
 //!
-//! The apps of one host have cookies of one name, apart by `Path`. A browser sends all whose path
-//! is above the request's, the longest path first (RFC 6265 section 5.4).
+//! The apps of one host have cookies of one name that differ in `Path`. A browser sends all whose
+//! path is above the request's, the longest path first (RFC 6265 section 5.4).
 
 use alloc::format;
 use alloc::string::String;
@@ -14,12 +14,12 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How many cookies of our name are read of one request. More than that are not ours to count: they
-/// are hidden from the app unread.
+/// How many cookies of this name are read from one request. Any others are removed unread before
+/// the app sees them.
 pub const COOKIES_MAX: usize = 32;
 /// The most bytes of a cookie's name.
 pub const NAME_BYTES_MAX: usize = 64;
-/// What balancers with a cookie of their own call it: see `warmhop lb --affinity own`.
+/// The name of the cookie that balancers set themselves: see `warmhop lb --affinity own`.
 pub const BALANCER_COOKIE: &str = "warmhop_lb";
 
 /// What names a peer in the affinity cookie.
@@ -29,12 +29,12 @@ pub enum RouteName {
     /// Its name.
     #[default]
     Name,
-    /// An alias that tells nothing of it.
+    /// An alias that reveals nothing of it.
     Opaque,
 }
 
 impl RouteName {
-    /// The configuration's word for it.
+    /// Its name in the configuration.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ pub enum SameSite {
     /// With a navigation to the app.
     #[default]
     Lax,
-    /// With all; browsers want the cookie to be `Secure` then.
+    /// With all; browsers require that the cookie is `Secure` then.
     None,
 }
 
@@ -77,12 +77,12 @@ pub struct CookieSpec {
     pub name: String,
     /// Default: `Lax`.
     pub same_site: SameSite,
-    /// Whether it is `Secure`; absent: where the client came by TLS.
+    /// Whether it is `Secure`; absent: if the client came by TLS.
     pub secure: Option<bool>,
-    /// The domain whose hosts share it; absent: the host that set it alone.
+    /// The domain whose hosts share it; absent: only the host that set it.
     pub domain: Option<String>,
-    /// What it calls the peer that the client should come back to; absent: by its name, or by an
-    /// alias where front doors reveal nothing.
+    /// How it names the peer that the client should come back to; absent: by its name, or by an
+    /// alias if front doors reveal nothing.
     pub route: Option<RouteName>,
 }
 
@@ -119,22 +119,22 @@ impl fmt::Display for CookieMistake {
 impl core::error::Error for CookieMistake {}
 
 impl CookieSpec {
-    /// This one with a change.
+    /// This specification with a change.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// What it calls peers at front doors that `reveal` the mesh's inside, or do not.
+    /// How it names peers at front doors that do or do not `reveal` the mesh's inside.
     #[must_use]
     pub fn route_name(&self, reveal: bool) -> RouteName {
         let by_doors = if reveal { RouteName::Name } else { RouteName::Opaque };
         self.route.unwrap_or(by_doors)
     }
 
-    /// What browsers would refuse about the cookie, for apps at these `paths`. Where `Secure` is
-    /// wanted by the name or by `same_site` and left open, it is filled in.
+    /// Checks what browsers would refuse about the cookie, for apps at these `paths`. If the name
+    /// or `same_site` requires `Secure` and it is not set, it is filled in.
     ///
     /// # Errors
     /// The first mistake.
@@ -163,7 +163,7 @@ impl CookieSpec {
                 "name one such as \"example.com\", without a dot before it",
             );
         }
-        // Browsers go by the prefix without regard to case (RFC 6265bis section 5.7).
+        // Browsers compare the prefix without regard to case (RFC 6265bis section 5.7).
         let begins = |prefix: &str| {
             self.name.get(..prefix.len()).is_some_and(|name| name.eq_ignore_ascii_case(prefix))
         };
@@ -201,17 +201,18 @@ impl CookieSpec {
         Ok(())
     }
 
-    /// The values of the cookies of this name in one `Cookie` field, in the order sent. Read as
-    /// leniently as servers do: pairs apart by `;`, white space around names and values dropped,
-    /// quotes around a value too. A value that is not UTF-8 is given as an empty one.
+    /// The values of the cookies of this name in one `Cookie` field, in the order sent. The field
+    /// is read as leniently as servers do: pairs are separated by `;`, white space around names and
+    /// values is dropped, and so are quotes around a value. A value that is not UTF-8 becomes an
+    /// empty one.
     pub fn values<'h>(&self, header: &'h [u8]) -> impl Iterator<Item = &'h str> {
         let values = header.split(|byte| *byte == b';').filter_map(|pair| self.value_in(pair));
         values.map(|value| core::str::from_utf8(value).unwrap_or(""))
     }
 
-    /// The `Cookie` field without those cookies of this name whose value `hide` says yes to: `None`
-    /// where it can stay as it is; empty where nothing is left. The other pairs are kept byte by
-    /// byte.
+    /// The `Cookie` field without those cookies of this name for whose value `hide` returns true:
+    /// `None` if the field can stay as it is; empty if nothing is left. The other pairs are kept
+    /// byte by byte.
     pub fn strip(&self, header: &[u8], mut hide: impl FnMut(&str) -> bool) -> Option<Vec<u8>> {
         let mut kept = Vec::new();
         let mut hidden = false;
@@ -253,7 +254,7 @@ impl CookieSpec {
         format!("{}={value}{}", self.name, self.attributes(path, by_tls))
     }
 
-    /// The `Set-Cookie` field that takes the cookie of the app at `path` from the client.
+    /// The `Set-Cookie` field that removes the cookie of the app at `path` from the client.
     #[must_use]
     pub fn remove(&self, path: &str, by_tls: bool) -> String {
         format!("{}={}; Max-Age=0", self.name, self.attributes(path, by_tls))
@@ -277,8 +278,8 @@ impl CookieSpec {
     }
 }
 
-/// An app's path as a cookie's: without the slash at its end, so that the path itself is below it.
-/// One that no attribute can carry is `/`.
+/// An app's path as a cookie's `Path`: without the slash at its end, so that the path itself is
+/// below it. `/` replaces a path that no attribute can carry.
 fn cookie_path(path: &str) -> &str {
     let path = path.trim_end_matches('/');
     let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b';');

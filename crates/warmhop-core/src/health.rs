@@ -1,14 +1,14 @@
-//! Whether a copy that is ready can still serve.
+//! Whether a ready copy can still serve.
 //!
-//! Two forms. The *active* one asks the copy every so often, whether it is used or not. The
-//! *passive* one, which costs nothing while all is well, asks only where its requests give cause:
-//! none of those in flight has been answered for a while, or several in a row failed. Neither the
-//! requests nor the question alone take a copy out: a long poll is no hang, and an app whose own
-//! errors are many is no dead one, as long as it answers when asked.
+//! There are two forms of check. The *active* one asks the copy at intervals, whether it is used or
+//! not. The *passive* one, which costs nothing while all is well, asks only if its requests give
+//! cause: none of those in flight has been answered for a while, or several in a row failed.
+//! Neither the requests nor one check alone take a copy out of service: a long poll is no hang, and
+//! an app that returns many errors is alive, as long as it answers when asked.
 //!
-//! A copy that answers that it cannot serve is out until it answers otherwise; one that does not
-//! answer at all is ended and started again. One that goes in and out has to answer well ever more
-//! often in a row before it is believed.
+//! A copy that answers that it cannot serve is out of service until it answers otherwise; one that
+//! does not answer at all is restarted. A copy that flaps needs ever more good answers in a row
+//! before it is back in service.
 
 use core::time::Duration;
 
@@ -16,21 +16,21 @@ use crate::app::PROVEN_AFTER;
 use crate::config::AlivePolicy;
 use crate::ids::Now;
 
-/// With requests in flight and none answered for so long, a copy is asked.
+/// With requests in flight and none answered for so long, a copy is checked.
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
-/// After so many requests in a row that failed, a copy is asked.
+/// After so many failed requests in a row, a copy is checked.
 pub const FAILED_IN_A_ROW: u32 = 3;
-/// The least time between two questions.
+/// The least time between two checks.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
-/// How often a copy that is out of service is asked where the policy names no time.
+/// How often a copy that is out of service is checked if the policy sets no interval.
 pub const ASK_OUT_EVERY: Duration = Duration::from_secs(1);
-/// Of the passive form, so many questions in a row have to remain without a good answer: its
-/// requests have shown as much before.
+/// In the passive form, how many checks in a row have to fail: fewer, since its requests have shown
+/// the same before.
 pub const PASSIVE_MISSES: u32 = 2;
-/// A copy that goes in and out has to answer well at most 2 to the power of this times in a row.
+/// A copy that flaps needs at most 2 to the power of this good answers in a row.
 const FLAPS_MAX: u32 = 3;
 
-/// What a copy's requests tell of it.
+/// What a copy's requests show of its health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Signs {
     /// Requests that it is serving.
@@ -41,7 +41,7 @@ pub struct Signs {
     pub failed_in_a_row: u32,
 }
 
-/// What came of asking it.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// It can serve.
@@ -52,7 +52,7 @@ pub enum Found {
     Silent,
 }
 
-/// What follows.
+/// What follows from a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing.
@@ -72,7 +72,7 @@ pub struct Health {
     /// None of the requests in flight has been answered since then.
     silent_since: Now,
     asked: Now,
-    /// Questions in a row without a good answer, and those in a row without any.
+    /// Checks in a row without a good answer, and those in a row without any answer.
     misses: u32,
     silences: u32,
     /// Good answers in a row while it is out.
@@ -83,7 +83,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Of a copy that has just become ready.
+    /// The health of a copy that has just become ready.
     #[must_use]
     pub fn new(policy: AlivePolicy, now: Now) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Health {
         }
     }
 
-    /// Whether the copy is to be asked now.
+    /// Whether the copy is to be checked now.
     pub fn is_due(&mut self, signs: Signs, now: Now) -> bool {
         self.silent_since =
             if signs.in_flight == 0 { now } else { self.silent_since.max(signs.answered) };
@@ -112,12 +112,12 @@ impl Health {
         }
         let silent = now.since(self.silent_since) >= SILENT_AFTER;
         let failing = signs.failed_in_a_row >= FAILED_IN_A_ROW;
-        // One that has answered well is left alone for a while, however long its requests take.
+        // A copy that has answered well is left alone for a while, however long its requests take.
         let again = if self.misses > 0 { ASK_AGAIN_AFTER } else { SILENT_AFTER };
         (silent && since >= again) || (failing && since >= ASK_AGAIN_AFTER)
     }
 
-    /// What follows from an answer, or from there being none.
+    /// What follows from the outcome of a check.
     pub fn found(&mut self, found: Found, now: Now) -> Verdict {
         self.asked = now;
         if found == Found::Well {
@@ -206,7 +206,7 @@ mod tests {
     fn requests_alone_take_no_copy_out() {
         let mut health = passive();
         let mut asked = 0;
-        // One long poll, for a minute.
+        // One long poll lasts a minute.
         for at in 1..=240 {
             let now = Now(at * 250);
             if health.is_due(waits(0), now) {
@@ -243,7 +243,7 @@ mod tests {
         }
         assert_eq!(ask(&mut health, Found::Well), Verdict::Back);
         assert_eq!(ask(&mut health, Found::Well), Verdict::Unchanged);
-        // What is not in a row does not count.
+        // Only misses in a row count.
         for found in [Found::Unwell, Found::Unwell, Found::Well, Found::Unwell, Found::Silent] {
             assert_eq!(ask(&mut health, found), Verdict::Unchanged);
         }
@@ -257,7 +257,7 @@ mod tests {
                 assert_eq!(health.found(Found::Silent, Now(1)), verdict);
             }
         }
-        // Out for what it said, and then silent.
+        // It is out for its answer, and then silent.
         let mut health = active(true);
         (0..3).for_each(|_| assert_ne!(health.found(Found::Unwell, Now(1)), Verdict::Back));
         for verdict in [Verdict::Unchanged, Verdict::Unchanged, Verdict::Restart] {
@@ -271,7 +271,7 @@ mod tests {
         let mut now = Now(0);
         let mut wells_until_back = Vec::new();
         for round in 0..6 {
-            // Before the last time it was well for long.
+            // This is before it has been well for long.
             now = now.after(if round == 5 { PROVEN_AFTER } else { ms(500) });
             (0..3).for_each(|_| assert_ne!(health.found(Found::Unwell, now), Verdict::Back));
             let wells = (1..100).find(|_| health.found(Found::Well, now) == Verdict::Back);

@@ -1,6 +1,6 @@
-//! The identifiers that every other module speaks in. Each is a newtype, so
-//! that one cannot be passed for another, and each refuses what is malformed
-//! at the edge, so that nothing inside has to check again.
+//! The identifiers that every other module uses. Each is a newtype, so that one cannot be passed
+//! for another, and each refuses malformed text at the edge, so that nothing inside has to check
+//! again.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InvalidId {
-    /// What the text was meant to be, such as `peer name`.
+    /// The kind of identifier, such as `peer name`.
     pub kind: &'static str,
     /// The form that it should have had.
     pub expected: &'static str,
@@ -23,7 +23,7 @@ pub struct InvalidId {
 }
 
 impl InvalidId {
-    /// `found` is not a valid `kind`, since it has not the form that is `expected`.
+    /// `found` is not a valid `kind`: it does not have the form `expected`.
     #[must_use]
     pub fn new(kind: &'static str, expected: &'static str, found: &str) -> Self {
         Self { kind, expected, found: found.chars().take(64).collect() }
@@ -110,10 +110,9 @@ macro_rules! name_type {
 }
 
 name_type! {
-    /// The name of a peer, unique within its cluster: what its certificate
-    /// vouches for, what links are pooled by, and the route that the affinity
-    /// cookie ends in. A restarted peer keeps its `PeerId` and draws a new
-    /// [`Incarnation`].
+    /// The name of a peer, unique within its cluster. Its certificate vouches for it, links are
+    /// pooled by it, and it is the route at the end of the affinity cookie. A restarted peer keeps
+    /// its `PeerId` and draws a new [`Incarnation`].
     PeerId, "peer name", "1 to 32 of the characters A-Z a-z 0-9 _ -", 32
 }
 
@@ -170,14 +169,14 @@ macro_rules! random_type {
 }
 
 random_type! {
-    /// One life of a peer's process, drawn at its start: four random bytes, six of its peer's
-    /// name ([`Incarnation::of`]) and six of when it began. A restarted peer has lost its memory
-    /// and is another member of a session.
+    /// One life of a peer's process, drawn at its start: four random bytes, six of its peer's name
+    /// ([`Incarnation::of`]) and six of its start time. A restarted peer has lost its memory and is
+    /// another member of a session.
     Incarnation
 }
 
 impl Incarnation {
-    /// What all lives of one peer have in common: a digest of its name.
+    /// The part that all lives of one peer have in common: a digest of its name.
     #[must_use]
     pub fn name(&self) -> [u8; 6] {
         let mut name = [0; 6];
@@ -191,9 +190,9 @@ impl Incarnation {
         self.name() == Self::of(peer, WallTime::default(), 0).name()
     }
 
-    /// Whether `other` is a later life of the same peer. Names are unique, so `self` is over where
-    /// `other` lives or has lived: anyone can tell who knows `other`, whether they saw the end of
-    /// `self` or began after it. Where a clock went back between the two nobody can.
+    /// Whether `other` is a later life of the same peer. Names are unique, so `self` is over once
+    /// `other` is or was alive: anyone who knows `other` can conclude that, whether they saw the
+    /// end of `self` or began after it. If a clock went back between the two, nobody can.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {
         self.name() == other.name() && self.0[10..] < other.0[10..]
@@ -201,14 +200,14 @@ impl Incarnation {
 }
 
 random_type! {
-    /// What tells one session of an app from another: 128 random bits.
+    /// Distinguishes one session of an app from another: 128 random bits.
     SessionId
 }
 
 random_type! {
-    /// Names one attempt-independent request of a session (`rid`), so that it is applied
-    /// once however often it is tried. Of a keyed request it is a digest of its key; of
-    /// any other it is random.
+    /// Names one request of a session (`rid`) independently of its attempts, so that it is applied
+    /// once however often it is tried. For a keyed request it is a digest of its key; for any other
+    /// it is random.
     RequestKey
 }
 
@@ -308,7 +307,7 @@ impl fmt::Debug for RequestId {
 pub struct Ballot {
     /// Grows with each take-over.
     pub round: u64,
-    /// Who proposes.
+    /// The peer that proposes.
     pub proposer: Incarnation,
 }
 
@@ -328,7 +327,7 @@ impl fmt::Debug for Ballot {
 /// the ballot. Each position is used for one record only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
-    /// Who proposed the record.
+    /// The proposer's ballot.
     pub ballot: Ballot,
     /// Which of the proposer's records.
     pub n: u64,
@@ -346,7 +345,7 @@ impl fmt::Debug for Position {
 pub struct Now(pub u64);
 
 impl Now {
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// How long ago `earlier` was; zero if it is in the future.
     #[must_use]
     pub fn since(self, earlier: Now) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -359,7 +358,7 @@ impl Now {
     }
 }
 
-/// Wall-clock time in milliseconds since the Unix epoch: for what peers must agree on
+/// Wall-clock time in milliseconds since the Unix epoch: for times on which peers must agree
 /// roughly, such as a session's expiry. It may jump.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
@@ -403,7 +402,7 @@ mod tests {
         };
         let (earlier, later) = (life("a", 1_700_000_000_000, 9), life("a", 1_700_000_000_001, 2));
         assert!(earlier.is_before(&later) && !later.is_before(&earlier));
-        // Which of two came first cannot be told where they began in one millisecond.
+        // Of two lives that began in one millisecond, nobody can tell which came first.
         assert!(!earlier.is_before(&life("a", 1_700_000_000_000, 3)));
         assert!(!earlier.is_before(&life("b", 1_700_000_000_001, 2)));
         assert!(earlier.is_of(&PeerId::new("a").unwrap()));

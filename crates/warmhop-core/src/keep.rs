@@ -1,8 +1,8 @@
 //! Which peers keep an app ready although nobody asks for it.
 //!
-//! Each peer decides for itself, from what it believes of the others, and they agree as far as
-//! their beliefs do. Where they differ for a while, an app runs on a peer more or less than it
-//! should: that costs memory or a cold start, and nothing else.
+//! Each peer decides for itself from its beliefs about the others, and peers agree as far as their
+//! beliefs do. While beliefs differ, an app runs on a peer more or less than it should: that costs
+//! memory or a cold start, and nothing else.
 
 use crate::config::{AppPolicy, StartMode};
 use crate::ids::{AppName, PeerId};
@@ -10,9 +10,9 @@ use crate::rank;
 use crate::view::{AppState, Liveness, View};
 
 /// Whether this peer's copy of `app`, which is in `state`, is one of those to be kept ready. Of the
-/// copies that are ready the first by rank are kept, so that all who know of each other agree which
-/// may go; where too few run at all, the first by rank of the other peers start theirs. A peer that
-/// is `draining`, or holds its copy down, keeps none.
+/// ready copies the first by rank are kept, so that all peers that know of each other agree which
+/// may stop; if too few copies run at all, the first by rank of the other peers start theirs. A
+/// peer that is `draining`, or holds its copy down, keeps none.
 #[must_use]
 pub fn keeps_ready(
     app: &AppName,
@@ -36,7 +36,7 @@ pub fn keeps_ready(
             .map(|(peer, _)| peer)
     };
     if state == AppState::Ready {
-        // One that starts may yet fail: nobody stops in its favour.
+        // A copy that starts may still fail, so no ready copy stops in its favour.
         let ready = others_in(&[AppState::Ready]).chain([me]);
         return rank::keepers(app, ready, wanted).contains(me);
     }
@@ -59,7 +59,7 @@ mod tests {
 
     const NAMES: [&str; 4] = ["one", "two", "three", "four"];
 
-    /// Who keeps its copy, each knowing the true states of all the others.
+    /// Which peers keep their copies if each knows the true states of all the others.
     fn keepers_of(states: [AppState; 4], wanted: u32, draining: Option<usize>) -> Vec<usize> {
         let app = AppName::new("shop").unwrap();
         let policy = AppPolicy { keep_ready: wanted, ..AppPolicy::default() };

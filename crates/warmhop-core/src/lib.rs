@@ -1,15 +1,15 @@
-//! The decisions of the warmhop mesh: what to do with a request, when an app starts, whom to
-//! believe, who may commit a change to a session.
+//! The decisions of the warmhop mesh: where a request goes, when an app starts, which beliefs about
+//! other peers hold, who may commit a change to a session.
 //!
 //! # The law
 //!
-//! A decision is a function of what it is given: an event or a request, a view, [`ids::Now`], a
-//! seed. It returns effects or a verdict for the runtime to carry out. It never waits, holds no
-//! lock, opens nothing, reads no clock, draws no randomness and iterates no randomly seeded map;
-//! the same inputs give the same outputs on every machine, so that a trace from production can be
-//! replayed as a test. What comes late, twice or from nowhere changes nothing and is counted;
-//! bytes from a client or a peer never panic. A broken invariant may, where going on could give a
-//! session two histories.
+//! A decision is a function of its inputs: an event or a request, a view, [`ids::Now`], a seed. It
+//! returns effects or a verdict for the runtime to carry out. It never waits, holds no lock, opens
+//! nothing, reads no clock, draws no randomness and iterates no randomly seeded map; the same
+//! inputs give the same outputs on every machine, so that a trace from production can be replayed
+//! as a test. Input that is late, doubled or unknown changes nothing and is counted; bytes from a
+//! client or a peer never panic. A broken invariant may panic, if continuing could give a session
+//! two histories.
 //!
 //! That no IO hides here is proved by the compiler: the crate is `no_std` with `alloc`, and
 //! `no-std-proof/` links it into a program that could not be built if std were pulled in.
@@ -34,15 +34,15 @@
 //! ```
 //!
 //! Policy modules know [`ids`], [`config`] and what they decide about. [`app`] never knows
-//! [`session`]; nothing here imports [`route`]: its callers are outside. [`affinity`] knows of
-//! sessions the shape of a configuration, which its token carries, and nothing else.
+//! [`session`]; nothing here imports [`route`]: its callers are outside. Of sessions, [`affinity`]
+//! knows only the shape of a configuration, which its token carries.
 //!
 //! | question | module |
 //! | --- | --- |
 //! | Why did my request hop, wait, or get 503? | [`route`] |
 //! | When does an app count as ready, and when is a failed start tried again? | [`app`] |
 //! | What did this peer believe of that one, and since when? | [`view`] |
-//! | When is a copy that is ready taken out of service, and when is it back? | [`health`] |
+//! | When is a ready copy taken out of service, and when is it back? | [`health`] |
 //! | Which peers keep an app ready? | [`keep`] |
 //! | Who is a session's third member? | [`rank`] |
 //! | What is in the cookie; why did affinity move? | [`affinity`] |
@@ -70,24 +70,24 @@
 //!
 //! Of routing:
 //!
-//! * **I10** A request is never sent to a peer that it was sent to in vain, and to two peers at
+//! * **I10** A request is never sent again to a peer that did not take it, and to two peers at
 //!   most; it never waits while a ready peer may still be tried.
 //! * **I11** A request that arrived by a hop is served where it arrived or refused at once: it
 //!   never hops and never waits, so no chain and no loop of hops exists.
 //! * **I12** A request that may have reached an app runs again only if it is safe, or if its
 //!   session's register applies it once.
 //!
-//! Of what is believed:
+//! Of beliefs about other peers:
 //!
 //! * **I13** A belief is a function of the set of news heard, not of their order or number.
-//! * **I14** Nothing said in a former life of a peer is believed of its present one.
+//! * **I14** News of a former life of a peer says nothing about its present one.
 //! * **I15** A peer that leaves moves only what it was ranked first for; a peer that joins takes
 //!   only what it is ranked first for.
 //!
 //! Of affinity:
 //!
 //! * **I16** A token that this cluster did not make chooses nothing, and one that it made proves
-//!   nothing but its sessions' ids: who owns a session is decided by its register alone.
+//!   nothing but its sessions' ids: a session's register alone decides who owns it.
 //! * **I17** A session whose owner serves moves to where its client arrives after consecutive
 //!   requests only, and at most once in an interval.
 //!

@@ -1,7 +1,7 @@
-//! Which requests are an app's: by host, then by the beginning of the path.
+//! Which requests belong to an app: by host, then by the beginning of the path.
 //!
-//! Owns what a match means, which of two is the more specific, and where the cookies of its app
-//! hold. Refuses to know how the matches of many apps are looked through.
+//! Owns the meaning of a match, the order of two matches by how specific they are, and the paths of
+//! an app's cookies. Refuses to know how the matches of many apps are searched.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -10,15 +10,15 @@ use core::fmt;
 /// The hosts that a match is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostPattern {
-    /// This one.
+    /// This host.
     Exact(String),
-    /// Every name that is one label longer than this one: `*.b.example` is `a.b.example`, and
+    /// Every name that is one label longer than this one: `*.b.example` matches `a.b.example`, but
     /// neither `b.example` nor `x.a.b.example`, as in certificates (RFC 9525 section 6.3).
     Below(String),
 }
 
 impl HostPattern {
-    /// A name, or `*.NAME`. Hosts have no case.
+    /// A name, or `*.NAME`. The case of hosts does not matter.
     #[must_use]
     pub fn new(text: &str) -> Self {
         match text.strip_prefix("*.") {
@@ -27,7 +27,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether `host`, which has no port, is meant.
+    /// Whether `host`, which has no port, matches.
     #[must_use]
     pub fn takes(&self, host: &str) -> bool {
         match self {
@@ -38,7 +38,7 @@ impl HostPattern {
         }
     }
 
-    /// The name, or the one that all are below.
+    /// The name, or the one that all matching names are below.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -62,7 +62,7 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// Requests that are an app's: those for one of the hosts, below the path.
+/// Requests that belong to an app: those for one of the hosts, below the path.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Match {
@@ -72,7 +72,7 @@ pub struct Match {
     pub path: String,
 }
 
-/// One host, or any, and a path without the slash at its end: what no two apps may claim.
+/// One host, or any, and a path without the slash at its end: no two apps may have the same claim.
 pub type Claim<'m> = (Option<&'m HostPattern>, &'m str);
 
 impl Match {
@@ -94,14 +94,14 @@ impl Match {
         self.path.trim_end_matches('/')
     }
 
-    /// All that it claims. Of the claims that fit a request, one for a host by name comes before one
+    /// All its claims. Of the claims that fit a request, one for a host by name comes before one
     /// for the names below another, that before any host, and then the longest path.
     pub fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
         let any = self.hosts.is_empty().then_some(None);
         any.into_iter().chain(self.hosts.iter().map(Some)).map(|host| (host, self.prefix()))
     }
 
-    /// Whether requests for the host can be its.
+    /// Whether requests for the host can match.
     #[must_use]
     pub fn takes_host(&self, host: Option<&str>) -> bool {
         let taken = |host| self.hosts.iter().any(|pattern| pattern.takes(host));
@@ -116,9 +116,9 @@ pub fn is_below(path: &str, prefix: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The paths at which a client of `host` gets a cookie of the app: one cookie for each, since a
-/// browser sends a cookie below its own path alone, and a wider one would be another app's. The one
-/// that `path` is below comes first; none that is below another.
+/// The paths at which a client of `host` gets a cookie of the app. Each needs a cookie, since a
+/// browser sends a cookie below its path alone, and a wider one would be another app's. The path
+/// above `path` comes first; no path is below another.
 #[must_use]
 pub fn cookie_paths<'m>(matches: &'m [Match], host: Option<&str>, path: &str) -> Vec<&'m str> {
     let of_host = matches.iter().filter(|it| it.takes_host(host));
@@ -139,7 +139,8 @@ pub fn cookie_paths<'m>(matches: &'m [Match], host: Option<&str>, path: &str) ->
     outermost
 }
 
-/// A target, path and query, without the prefix of its path: what to put before it, and the rest.
+/// Splits a target, path and query, from the prefix of its path: what to put before it, and the
+/// rest.
 #[must_use]
 pub fn without_prefix<'t>(target: &'t str, prefix: &str) -> (&'static str, &'t str) {
     match target.strip_prefix(prefix.trim_end_matches('/')) {

@@ -1,6 +1,5 @@
-//! Bytes on the wire as one piece. Without this, serde sees a sequence of numbers, and a value of
-//! a kilobyte is a thousand calls to encode it and as many to read it. The encoded form is the
-//! same.
+//! Encodes bytes as one piece. Without this, serde sees a sequence of numbers, and a value of a
+//! kilobyte takes a thousand calls to encode and as many to read. The encoded form is the same.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;

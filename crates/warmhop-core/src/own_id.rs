@@ -1,23 +1,23 @@
 //! Ids that an app gives its sessions itself, and where its messages carry them.
 //!
-//! Owns the reading of one id out of a target, a field or a small body of JSON. Refuses to know which
-//! peer holds the session: that is kept in a register that the id names.
+//! Owns the reading of an id from a target, a field or a small body of JSON. Refuses to know which
+//! peer holds the session: a register that the id names has that.
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
-/// The most bytes of an id; a longer one is none.
+/// The most bytes of an id; a longer text is not one.
 pub const OWN_ID_BYTES_MAX: usize = 4096;
-/// The most bytes of the name that an id goes by.
+/// The most bytes of an id's name.
 pub const OWN_ID_NAME_BYTES_MAX: usize = 64;
 
-/// What an app's sessions are known by, beside the affinity cookie: an id of the app's own.
+/// How an app's sessions are known besides by the affinity cookie: by an id of the app's own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum OwnId {
     /// A field of this name, of requests and of answers.
     Header(String),
-    /// A parameter of the query, of this name. A client learns it from an answer's JSON, or makes it
-    /// up.
+    /// A parameter of the query, of this name. A client learns it from an answer's JSON, or invents
+    /// it.
     Query(String),
     /// A cookie of this name, which the app sets.
     Cookie(String),
@@ -34,7 +34,7 @@ impl OwnId {
         }
     }
 
-    /// What it is called there.
+    /// Its name there.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -49,7 +49,7 @@ pub fn in_field(value: &[u8]) -> Option<Vec<u8>> {
     id(value.trim_ascii())
 }
 
-/// The id that a query has under `name`, with what was percent-encoded put back.
+/// The id that a query has under `name`, percent-decoded.
 #[must_use]
 pub fn in_query(query: &str, name: &str) -> Option<Vec<u8>> {
     query.split('&').find_map(|pair| {
@@ -70,8 +70,8 @@ pub fn in_set_cookie(field: &[u8], name: &str) -> Option<Vec<u8>> {
     in_pair(field.split(|byte| *byte == b';').next()?, name)
 }
 
-/// The first text under `name` in JSON, wherever in it that is and whatever precedes
-/// the JSON: engine.io puts the number of its packet there. One that is written with escapes is none.
+/// The first text under `name` in JSON, at any depth and after any prefix: engine.io puts the
+/// number of its packet before the JSON. A text with escapes does not count.
 #[must_use]
 pub fn in_json(text: &[u8], name: &str) -> Option<Vec<u8>> {
     let mut rest = text;

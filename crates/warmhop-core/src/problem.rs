@@ -2,21 +2,21 @@
 //! `Proxy-Status` error type, and whether the request may have been applied.
 //!
 //! The table is in `ProblemKind::row`. `docs/problems.md` shows it to users. A problem has the same
-//! name, status and error type wherever it arose: a peer that refuses a hop sends its name and status
-//! ([`ProblemKind::received`]), and the entry peer gives its client the rest.
+//! name, status and error type wherever it arose: a peer that refuses a hop sends its name and
+//! status ([`ProblemKind::received`]), and the entry peer gives its client the rest.
 
 /// Whether a request that ended with a problem was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Applied {
     /// It changed nothing. Sending it again is safe.
     No,
-    /// An app may have had it, or part of it.
+    /// An app may have received it, or part of it.
     Maybe,
     /// It was applied; only its answer is missing.
     Yes,
 }
 
-/// What ended a request without an app's answer.
+/// Why a request ended without an app's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ProblemKind {
@@ -48,29 +48,29 @@ pub enum ProblemKind {
     NotWoken,
     /// The app does not start.
     StartFailed,
-    /// As many requests wait for the app's start as may.
+    /// As many requests wait for the app's start as are allowed.
     WaitFull,
     /// It waited for the app's start as long as it may.
     WaitedTooLong,
-    /// As many requests wait for a place of the app as may.
+    /// As many requests wait for a place of the app as are allowed.
     QueueFull,
     /// It waited for a place of the app as long as it may.
     BusyTooLong,
-    /// No peer that was tried took it.
+    /// None of the tried peers took it.
     NobodyAnswered,
-    /// The peer that holds the pinned session is not reached.
+    /// The peer that holds the pinned session could not be reached.
     PinnedPeerUnreachable,
-    /// No peer took it within several tries.
+    /// No peer took it after several attempts.
     NoProgress,
     /// A peer refused the hop, and the body cannot be sent again.
     HopRefused,
-    /// A peer was not reached, and the body cannot be sent again.
+    /// A peer could not be reached, and the body cannot be sent again.
     HopUnreachable,
     /// The app took the request and failed.
     AppFailed,
     /// The app took the request and did not answer in time.
     AppTooSlow,
-    /// The request was interrupted once an app may have had it.
+    /// The request was interrupted when an app may already have had it.
     OutcomeUnknown,
     /// The request may have been applied so long ago that its outcome is forgotten.
     OutcomeForgotten,
@@ -88,17 +88,17 @@ pub enum ProblemKind {
     ExecutionFailed,
     /// Too many requests of the session wait.
     SessionQueueFull,
-    /// No majority of the session's members is reached.
+    /// No majority of the session's members could be reached.
     SessionNoMajority,
     /// Too many of the session's members are gone.
     SessionLost,
-    /// The session's id was ended.
+    /// The session's id is no longer valid.
     SessionEnded,
     /// No peer could execute it for the session.
     SessionNoExecutor,
     /// The memory for sessions is full.
     SessionMemoryFull,
-    /// The app set a session larger than is carried.
+    /// The app set a session larger than the mesh carries.
     SessionTooLarge,
     /// The app's server refused the field that carries the session.
     SessionFieldRefused,
@@ -106,9 +106,9 @@ pub enum ProblemKind {
     TooManySessions,
     /// No session has this key.
     Absent,
-    /// A problem that another peer named and this version does not know.
+    /// A problem that another peer named and that this version does not know.
     Newer {
-        /// The status that the other peer gave it: 400 to 599.
+        /// The status from the other peer: 400 to 599.
         status: u16,
     },
 }
@@ -236,7 +236,7 @@ impl ProblemKind {
         }
     }
 
-    /// The stable name. A client reads it as the type `urn:warmhop:NAME`.
+    /// The stable name. A client sees it in the type `urn:warmhop:NAME`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.row().name
@@ -260,9 +260,9 @@ impl ProblemKind {
         self.row().applied
     }
 
-    /// The kind that another peer sent as a name and a status. The status decides between kinds of
-    /// one name only. A name that this version does not know keeps the status that it came with, and
-    /// whether its request was applied is then unknown.
+    /// The kind that another peer sent as a name and a status. The status decides only between
+    /// kinds of one name. A name that this version does not know keeps its status, and whether its
+    /// request was applied is then unknown.
     #[must_use]
     pub fn received(name: &str, status: u16) -> Self {
         let of_name = || Self::ALL.into_iter().filter(|kind| kind.name() == name);
@@ -296,7 +296,7 @@ mod tests {
             assert_eq!((kind.name(), kind.status()), ("at-owner", status));
             assert_eq!(kind.applied(), Applied::Maybe);
         }
-        // A known name is what it is, whatever status an older peer gave it.
+        // A known name counts, whatever status an older peer gave it.
         assert_eq!(ProblemKind::received("session-lost", 500), ProblemKind::SessionLost);
     }
 

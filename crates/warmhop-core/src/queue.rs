@@ -1,33 +1,35 @@
-//! Who is next of the requests that wait for a place at an app's copies.
+//! The order of the requests that wait for a place at an app's copies.
 //!
-//! Owns their order: clients take turns, and of one client its sessions do, so that a client that sends
-//! many requests at once waits for its own and not others for them (fair queuing: Nagle, "On packet
-//! switches with infinite storage", RFC 970, 1985). One of them is *called* at a time: it alone looks
-//! for a place, and the next is called once it has one. Refuses to know what a place is.
+//! Owns that order: clients take turns, and so do the sessions of one client, so that the many
+//! requests of one client wait for each other and others do not wait for them (fair queuing: Nagle,
+//! "On packet switches with infinite storage", RFC 970, 1985). One request is *called* at a time:
+//! it alone looks for a place, and the next is called once it has one. Refuses to know what a place
+//! is.
 //!
-//! Where as many wait as may, one of the client that has most of them gives way to a client that has
+//! If the queue is full, a request of the client with most of them gives way to a client with
 //! clearly fewer: nobody can fill the queue against others.
 
 use alloc::collections::{BTreeMap, VecDeque};
 
-/// Whose request it is. Numbers that tell clients apart, and the sessions of each.
+/// The client and session of a request, as numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Flow {
     /// The client.
     pub client: u64,
-    /// Its session; any one number where it has none.
+    /// Its session; any fixed number if it has none.
     pub session: u64,
 }
 
-/// One request that waits.
+/// A request that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
 
-/// A request that comes to a full queue of another client's takes a place there if that client has
-/// at least so many more: with fewer, two would displace each other in turn.
+/// A client gets a place in a queue that others have filled if one of them has at least so many
+/// more requests there: with fewer, two clients would displace each other in turn.
 pub const CLEARLY_MORE: usize = 2;
 
-/// Keys that take turns, each with what waits for it. A key is in `turns` exactly while it has some.
+/// Keys that take turns, each with its waiting requests. A key is in `turns` exactly while it has
+/// some.
 #[derive(Debug, Clone)]
 struct Turns<T> {
     turns: VecDeque<u64>,
@@ -55,19 +57,19 @@ pub struct FairQueue {
 }
 
 impl FairQueue {
-    /// A queue that nobody waits in.
+    /// An empty queue.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether nobody waits.
+    /// Whether no request waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.called.is_none() && self.clients.by_key.is_empty()
     }
 
-    /// The one that looks for a place.
+    /// The request that looks for a place.
     #[must_use]
     pub fn called(&self) -> Option<Ticket> {
         self.called
@@ -93,7 +95,8 @@ impl FairQueue {
         ticket
     }
 
-    /// It waits no more, with a place or without. Who is called in its stead, if it had been.
+    /// The request stops waiting, with a place or without. Returns the one that is called next, if
+    /// this one had been called.
     pub fn leave(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
         if self.called == Some(ticket) {
             self.called = self.next();
@@ -112,8 +115,8 @@ impl FairQueue {
         self.most_of_all(flow).is_some()
     }
 
-    /// Removes the latest request of the client that has most, for one of this flow; the request that
-    /// gives way.
+    /// Removes the latest request of the client with most, in favour of this flow. Returns the
+    /// removed request.
     pub fn give_way_to(&mut self, flow: Flow) -> Option<Ticket> {
         let client = self.most_of_all(flow)?;
         let sessions = &self.clients.by_key.get(&client)?.sessions;
@@ -122,7 +125,7 @@ impl FairQueue {
         self.remove(Flow { client, session }, VecDeque::pop_back)
     }
 
-    /// The client with most requests waiting, if it has clearly more than this flow's.
+    /// The client with most waiting requests, if it has clearly more than this flow's.
     fn most_of_all(&self, flow: Flow) -> Option<u64> {
         let own = self.clients.by_key.get(&flow.client).map_or(0, |client| client.waiting);
         let (client, most) = self
@@ -179,7 +182,8 @@ impl<T: Default> Turns<T> {
         self.turns.retain(|other| *other != key);
     }
 
-    /// The key has had its turn, and so has the one below it, as far as they are there still.
+    /// Moves the key behind the others after its turn, and so the one below it, if they still have
+    /// requests.
     fn pass<U>(&mut self, key: u64, below: impl FnOnce(&mut T) -> &mut Turns<U>, inner: u64) {
         if let Some(value) = self.by_key.get_mut(&key) {
             let inner_turns = &mut below(value).turns;
@@ -203,7 +207,7 @@ mod tests {
         Flow { client, session: 0 }
     }
 
-    /// Joins for each of these flows in turn, then has each that is called take a place.
+    /// Joins for each of these flows in turn; then each one that is called takes a place.
     fn order(flows: &[Flow]) -> Vec<usize> {
         let mut queue = FairQueue::new();
         let tickets: Vec<_> = flows.iter().map(|flow| queue.join(*flow, false)).collect();
@@ -224,7 +228,7 @@ mod tests {
         let order = order(&flows);
         assert_eq!(order.len(), 51);
         assert!(order.iter().position(|at| *at == 50).unwrap() <= 2, "{order:?}");
-        // Of one client first come is first served.
+        // Requests of one client are served in the order of their arrival.
         assert!(order.iter().filter(|at| **at < 50).is_sorted());
     }
 
@@ -233,7 +237,7 @@ mod tests {
         let of = |client, session| Flow { client, session };
         let flows =
             [of(1, 1), of(1, 1), of(1, 1), of(1, 1), of(1, 2), of(1, 3), of(2, 1), of(2, 1)];
-        // The first is called as it comes; then both clients take turns.
+        // The first is called as it arrives; then both clients take turns.
         assert_eq!(order(&flows), [0, 1, 6, 4, 7, 5, 2, 3]);
     }
 

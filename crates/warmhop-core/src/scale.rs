@@ -1,9 +1,9 @@
 //! How many copies of a busy app are wanted across the mesh.
 //!
-//! Each peer measures its own copy, and tells the others when it has been busy for a while, or calm
-//! for longer. A peer that believes every ready copy to be busy wants one more, and the first by rank
-//! of those that run none starts it; no peer tells another to. Where beliefs differ for a while, a
-//! copy more or less runs than should.
+//! Each peer measures its own copy, and announces when it has been busy for a while, or calm for
+//! longer. A peer that believes every ready copy to be busy wants one more, and the first by rank
+//! of those that run none starts it; no peer commands another. While beliefs differ, a copy more or
+//! less runs than should.
 
 use core::time::Duration;
 
@@ -12,18 +12,17 @@ use crate::ids::{AppName, Now, PeerId};
 use crate::rank;
 use crate::view::{AppState, Liveness, View};
 
-/// How often the load of a copy is looked at.
+/// How often the load of a copy is sampled.
 pub const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// A copy that is as busy as the policy says for so long is told as busy …
+/// A copy that is as busy as the policy says for so long is announced as busy …
 pub const BUSY_AFTER: Duration = Duration::from_secs(2);
-/// … and one that is less so for so long as calm.
+/// … and a copy that is less busy for so long as calm.
 pub const CALM_AFTER: Duration = Duration::from_secs(10);
-/// A copy more than are wanted stops after so long without a request, where the app has no
-/// `stop_when_idle`.
+/// A surplus copy stops after so long without a request, if the app has no `stop_when_idle`.
 pub const SURPLUS_AFTER: Duration = Duration::from_secs(30);
 /// The newest sample weighs one in so many.
 const WEIGHT: u32 = 4;
-/// Fractions of a request that the mean is kept in.
+/// Fractions of a request in which the mean is kept.
 const FINE: u32 = 1024;
 
 /// From how many requests on a copy is busy.
@@ -32,24 +31,24 @@ pub fn busy_from(scale: ScalePolicy, places: u32) -> u32 {
     (places.saturating_mul(scale.at_percent)).div_ceil(100).max(1)
 }
 
-/// What one copy's load was lately.
+/// The recent load of one copy.
 #[derive(Debug, Clone, Default)]
 pub struct Busyness {
-    /// A mean of its requests, in parts of [`FINE`].
+    /// The mean of its requests, in parts of [`FINE`].
     mean: u32,
-    /// Since when it is on the other side of what was told last.
+    /// Since when it is on the other side of the last announcement.
     turned: Option<Now>,
     busy: bool,
 }
 
 impl Busyness {
-    /// Takes one look: the requests that the copy serves and those that wait for it here. Whether
-    /// that is to be told: it is busy now, or calm.
+    /// Takes one sample: the requests that the copy serves and those that wait for it here. Returns
+    /// whether the copy is busy, if that is to be announced now.
     pub fn look(&mut self, load: u32, busy_from: u32, now: Now) -> Option<bool> {
         let sample = load.saturating_mul(FINE);
         self.mean = self.mean - self.mean / WEIGHT + sample / WEIGHT;
-        // Within an eighth it counts as reached: a mean comes near to what is always so, and no
-        // further.
+        // Within an eighth the bound counts as reached: a mean approaches a constant value and
+        // never gets there.
         let reached = self.mean.saturating_add(busy_from * FINE / 8) >= busy_from * FINE;
         if reached == self.busy {
             self.turned = None;
@@ -64,14 +63,14 @@ impl Busyness {
         Some(reached)
     }
 
-    /// Whether it is told as busy.
+    /// Whether it was last announced as busy.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.busy
     }
 }
 
-/// How many copies are wanted because those that are ready are busy; 0 where they are not.
+/// How many copies are wanted because the ready ones are busy; 0 if they are not.
 #[must_use]
 pub fn copies_wanted(
     app: &AppName,
@@ -97,7 +96,7 @@ pub fn copies_wanted(
     if ready == 0 || busy < ready { 0 } else { (ready + 1).min(scale.max) }
 }
 
-/// Whether the copy here, ready and idle, is one more than are wanted.
+/// Whether the copy here, ready and idle, is surplus.
 #[must_use]
 pub fn is_surplus(app: &AppName, policy: &AppPolicy, me: &PeerId, view: &View) -> bool {
     if policy.scale.is_none() || policy.start == StartMode::AtBoot {
@@ -136,7 +135,8 @@ mod tests {
         AppPolicy { scale, concurrency, keep_ready, ..AppPolicy::default() }
     }
 
-    /// What `me` believes of peers whose copies are in these states, with so much in flight.
+    /// The beliefs of `me` about peers whose copies are in these states, with so many requests in
+    /// flight.
     fn view(me: u8, copies: &[(AppState, u32)]) -> View {
         let mut view = View::new(peer(me));
         for (at, (state, in_flight)) in (0..).zip(copies) {
@@ -165,7 +165,7 @@ mod tests {
         view
     }
 
-    /// The peers that keep or start a copy, each knowing the truth of the others.
+    /// The peers that keep or start a copy if each knows the truth about the others.
     fn keepers(copies: &[(AppState, u32)]) -> Vec<u8> {
         let policy = policy(0);
         let from = busy_from(AT_80, 4);
@@ -217,9 +217,9 @@ mod tests {
         assert_eq!(keepers(&[(Ready, 4), (Starting, 0), (Cold, 0), (Cold, 0)]), [0, 1]);
         let three = keepers(&[(Ready, 4), (Ready, 4), (Cold, 0), (Cold, 0)]);
         assert_eq!(three.len(), 3, "{three:?}");
-        // One that is not busy is enough.
+        // One copy that is not busy is enough.
         assert!(keepers(&[(Ready, 4), (Ready, 1), (Cold, 0), (Cold, 0)]).is_empty());
-        // And no more than may be.
+        // There are never more than the maximum.
         let most = keepers(&[(Ready, 4), (Ready, 4), (Ready, 4), (Cold, 0)]);
         assert_eq!(most, [0, 1, 2]);
         assert!(keepers(&[(Cold, 0); 4]).is_empty(), "nobody asks for it");

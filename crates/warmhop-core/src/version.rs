@@ -13,14 +13,15 @@ use crate::ids::InvalidId;
 /// The most bytes of a version.
 pub const VERSION_BYTES_MAX: usize = 64;
 
-/// What a version is made of.
+/// The form of a version.
 const FORM: &str = "1 to 64 of the characters A-Z a-z 0-9 . _ + -";
 
 /// A version of an app, as its operator names it: `1.10.2`, `2026-11-28`, `v7`.
 ///
-/// Of two, numbers decide, part by part: 1.9 is older than 1.10. What goes on after the same
-/// beginning is newer, but for a part that begins with `-` behind a number, which is a pre-release
-/// of it (Semantic Versioning 2.0.0, section 11); what follows a `+` says nothing (section 10).
+/// Numbers decide which of two is newer, part by part: 1.9 is older than 1.10. Of two with the same
+/// beginning the longer one is newer. But a part that begins with `-` after a number marks a
+/// pre-release of it (Semantic Versioning 2.0.0, section 11), and everything after a `+` is ignored
+/// (section 10).
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AppVersion(Arc<str>);
@@ -52,7 +53,7 @@ impl AppVersion {
         self.0 != other.0 && compare(&self.0, &other.0) == Ordering::Greater
     }
 
-    /// The newer one of the two that are known; of equal ones the first.
+    /// The newer of the two that are given; of equal ones the first.
     #[must_use]
     pub fn newest(one: Option<Self>, other: Option<Self>) -> Option<Self> {
         match (one, other) {
@@ -119,7 +120,7 @@ fn compare(a: &str, b: &str) -> Ordering {
             of_a.cmp(of_b)
         };
         if order != Ordering::Equal {
-            // Behind the same number a pre-release is older than whatever else goes on.
+            // After the same number a pre-release is older than any other continuation.
             return match (of_a.starts_with('-'), of_b.starts_with('-')) {
                 (true, false) => Ordering::Less,
                 (false, true) => Ordering::Greater,

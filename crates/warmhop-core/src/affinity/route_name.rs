@@ -1,8 +1,8 @@
-//! What a cookie calls a peer: by its name, or by an alias where names are not for clients to see.
+//! The name of a peer in a cookie: its own name, or an alias where clients are not to see names.
 //!
 //! An alias is the tag of the name under the key of cookies, in hexadecimal digits. Every peer with
-//! that key makes the same alias of a name, nobody else can tell which name it is of, and a load
-//! balancer compares it as it would compare the name. Aliases change with the key.
+//! that key computes the same alias of a name, nobody else can find out whose name it is, and a
+//! load balancer compares it as it would compare the name. Aliases change with the key.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -12,14 +12,14 @@ use super::{Authenticator, Entry, Kind};
 use crate::cookie::RouteName;
 use crate::ids::PeerId;
 
-/// What the tagged bytes of an alias begin with. Those of a token begin with its version, which is
+/// The prefix of the tagged bytes of an alias. Those of a token begin with its version, which is
 /// never zero, so that no tag passes for one of the other kind.
 const DOMAIN: &[u8] = b"\0route ";
 /// Two digits for each byte of a tag: as long as the longest name of a peer.
 const ALIAS_BYTES: usize = 32;
 
 impl RouteName {
-    /// What cookies call `peer`.
+    /// The name of `peer` in cookies.
     #[must_use]
     pub fn of(self, peer: &PeerId, auth: &impl Authenticator) -> PeerId {
         match self {
@@ -28,7 +28,7 @@ impl RouteName {
         }
     }
 
-    /// The entry as a cookie says it: the peer of a pinned session goes by what cookies call it.
+    /// The entry as a cookie has it: the peer of a pinned session has its name in cookies.
     #[must_use]
     pub fn disguise(self, mut entry: Entry, auth: &impl Authenticator) -> Entry {
         if let Kind::Pinned { peer, .. } = &mut entry.kind {
@@ -38,8 +38,8 @@ impl RouteName {
     }
 }
 
-/// The peer of `known` that a cookie means by `said`, be it a name or an alias: peers of one mesh
-/// may differ in what they call each other while their configurations change.
+/// The peer of `known` that a cookie calls `said`, be that a name or an alias: peers of one mesh
+/// may use different kinds while their configurations change.
 pub fn peer_called<'a>(
     said: &PeerId,
     known: impl Iterator<Item = &'a PeerId> + Clone,
@@ -66,7 +66,7 @@ fn message(peer: &PeerId) -> Vec<u8> {
     [DOMAIN, peer.as_str().as_bytes()].concat()
 }
 
-/// The tag that an alias is made of, if it has the form of one.
+/// The tag that an alias is made of, if the text has the form of an alias.
 fn tag_of(alias: &PeerId) -> Option<[u8; 16]> {
     let digits = alias.as_str().as_bytes();
     if digits.len() != ALIAS_BYTES {

@@ -1,10 +1,10 @@
-//! A new copy beside the old one, and copies that are held down.
+//! A new copy beside the old one, and copies that an operator holds down.
 //!
-//! A copy that is to be replaced serves on until the next one is ready; then that one serves, and
-//! the old one ends what it has begun within its grace. If the next one does not become ready, the
-//! old one stays, and the error says why: nothing is undone, because nothing was done. A change of
-//! what the app *is* does the same as a person's wish, but also gives up a start that is under way,
-//! which would bring up what the app was.
+//! A copy that is to be replaced serves until the next one is ready. Then the next one serves, and
+//! the old one finishes its requests within its grace. If the next one does not become ready, the
+//! old one stays, and the error says why: there is nothing to undo. A change of the app's
+//! configuration does the same as an operator's command, but also gives up a start that is under
+//! way, which would bring up the old configuration.
 //!
 //! ```text
 //!            Renew                   Started, of the next
@@ -26,7 +26,7 @@ use crate::ids::Now;
 pub enum Renewal {
     /// A person, through the admin listener.
     Operator,
-    /// What the app is has changed: its program, its environment.
+    /// The app's configuration has changed: its program, its environment.
     Changed,
 }
 
@@ -38,24 +38,24 @@ pub(super) struct Next {
 }
 
 impl AppMachine {
-    /// The number of the attempt that starts beside the copy that serves; absent where none does.
+    /// The number of the attempt that starts beside the copy that serves; absent if there is none.
     #[must_use]
     pub fn next_attempt(&self) -> Option<u64> {
         self.next.map(|next| next.attempt)
     }
 
-    /// Whether copies are held down here.
+    /// Whether an operator holds copies down here.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused
     }
 
-    /// From here on another policy holds. What it says of copies is heeded by the next event.
+    /// Sets another policy. Its effect on copies comes with the next event.
     pub fn set_policy(&mut self, policy: AppPolicy) {
         self.policy = policy;
     }
 
-    /// Why a wish for a new copy would not be heeded; absent where it would.
+    /// Why no new copy would start if one were requested; absent if it would.
     #[must_use]
     pub fn why_not_renew(&self) -> Option<NotStarted> {
         if self.policy.start == StartMode::Never {
@@ -72,7 +72,7 @@ impl AppMachine {
     pub(super) fn renew(&mut self, why: Renewal, now: Now, effects: &mut Vec<AppEffect>) {
         let changed = why == Renewal::Changed;
         if changed {
-            // Of what it was before, nothing is known of what it is now.
+            // The old configuration's failures and starts say nothing about the new one.
             self.failures = 0;
             self.start_ms = None;
         }
@@ -105,7 +105,7 @@ impl AppMachine {
         }
     }
 
-    /// Whatever runs or starts is to end: the app does not run here any more.
+    /// Ends every copy that runs or starts: the app no longer runs here.
     fn end_all(&mut self, effects: &mut Vec<AppEffect>) {
         self.give_up_next(effects);
         match self.phase {
@@ -126,7 +126,7 @@ impl AppMachine {
         if self.next.is_some() {
             return;
         }
-        // When the next one is ready, one more is ending.
+        // When the next one is ready, one more copy ends.
         self.renew = self.leaving.len() + 1 >= LEAVING_MAX;
         if !self.renew {
             self.given += 1;
@@ -155,8 +155,8 @@ impl AppMachine {
         effects.push(AppEffect::Changed);
     }
 
-    /// The copy that served is gone while the next one starts, which is then the current one.
-    /// Returns whether there was one.
+    /// The copy that served is gone while the next one starts, which becomes the current one.
+    /// Returns whether there was a next one.
     pub(super) fn goes_on_with_next(&mut self) -> bool {
         let Some(next) = self.next.take() else { return false };
         self.attempt = next.attempt;

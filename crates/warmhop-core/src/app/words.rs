@@ -1,4 +1,4 @@
-//! What people are told of an app's life.
+//! The words in which people read about an app's life.
 
 use core::fmt;
 
