@@ -1,8 +1,8 @@
 //! What to do with one request: serve it here, hop, wait, or refuse; and why.
 //!
-//! One pure function, [`decide`], of one [`Question`]. It is asked when a request arrives, when a
-//! hop came to nothing, and when anything changed while the request waits. Refuses to know views,
-//! sessions and sockets: the caller names the candidates and carries the [`Decision`] out.
+//! One pure function, [`decide`], of one [`Question`]. It is called when a request arrives, when a
+//! hop failed, and whenever anything changed while the request waits. Refuses to know views,
+//! sessions and sockets: the caller names the candidates and carries out the [`Decision`].
 //!
 //! ```text
 //!  front door ─▶ ready here, with a free place? ──yes───────────────────▶ Serve
@@ -19,9 +19,9 @@
 //!                 Refuse
 //! ```
 //!
-//! Where copies may serve so many requests at once and no more, a place that is free is worth more
-//! than a copy that is near; where they may not, a copy here that several slow requests wait for
-//! already is *hot*, and one elsewhere that is less busy by [`HOT_MARGIN`] takes the next.
+//! Where copies have a limit on the requests that they serve at once, a free place counts more than
+//! a copy that is near. Where they have none, a copy here at which several slow requests already
+//! wait is *hot*, and a copy elsewhere that is less busy by [`HOT_MARGIN`] takes the next.
 
 use core::cmp::Ordering;
 use core::time::Duration;
@@ -40,32 +40,33 @@ pub use self::candidates::{COLD_MAX, Noted, NotedLoad, Viewpoint, others_start, 
 pub use self::refusal::Refusal;
 pub use self::versions::{NEWS_WITHIN, Versions, counts_on};
 
-/// How many peers one request may be sent to: a candidate, and a second one if the first said no
+/// How many peers one request may be sent to: a candidate, and a second one if the first refused it
 /// or could not be reached.
 pub const ATTEMPTS_MAX: usize = 2;
-/// A count of requests in flight that is older than this says nothing: the loads of a mesh change
+/// A count of requests in flight that is older than this is ignored: the loads of a mesh change
 /// faster. (Prequal lets probes expire after one second; news is pushed, not probed, and less
 /// often.)
 pub const LOAD_FRESH_FOR: Duration = Duration::from_secs(2);
 /// A candidate is *hot* if its requests in flight exceed this quantile of all candidates', in
-/// percent. Prequal's section 4 finds 0.6 to 0.9 to serve and runs 0.84.
+/// percent. Prequal's section 4 finds 0.6 to 0.9 to work and runs 0.84.
 pub const HOT_QUANTILE_PERCENT: usize = 84;
-/// A copy here is *hot* if so many requests wait for the heads of their answers …
+/// A copy here is *hot* if this many requests wait for the heads of their answers …
 pub const HOT_AWAITING: u32 = 2;
-/// … and these take so long, or nobody knows how long: where they are quick, a hop costs more than
+/// … and these take this long, or their time is unknown: if they are quick, a hop costs more than
 /// it saves.
 pub const HOT_LATENCY_US: u32 = 50_000;
-/// So many requests fewer another copy has to have for one to hop from a hot copy: with fewer, they
-/// would go back and forth.
+/// A request hops from a hot copy only to one with at least so many requests fewer: with a smaller
+/// margin, requests would go back and forth.
 pub const HOT_MARGIN: u32 = 2;
-/// A copy elsewhere that had no free place is asked again after this, where nothing is heard of it.
+/// A copy elsewhere that had no free place is asked again after this time, unless news of it comes
+/// first.
 pub const FULL_FOR: Duration = Duration::from_millis(100);
-/// A request that waits is refused once so many starts here have failed before its eyes: the first
-/// may have been bad luck.
+/// A waiting request is refused once so many starts here have failed since it came: the first may
+/// have been bad luck.
 pub const FAILED_STARTS_MAX: u32 = 2;
-/// What `Retry-After` says where no start has been measured.
+/// The `Retry-After` if no start has been measured.
 pub const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(5);
-/// The most that `Retry-After` says.
+/// The largest `Retry-After`.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
 /// This peer's own copy of the app.
@@ -93,7 +94,7 @@ pub struct LocalApp {
 pub enum Arrived {
     /// From a client: this is its entry peer.
     AtFrontDoor,
-    /// From the entry peer: it was sent here to be run, and goes nowhere else.
+    /// From the entry peer, which sent it here to be run: it is not sent on.
     ByHop,
 }
 
@@ -104,12 +105,12 @@ pub struct PinTo<'a> {
     pub peer: &'a PeerId,
     /// It is this peer, in this life.
     pub here: bool,
-    /// The life that made the session goes on, as far as is known, and has not told this request
-    /// that it runs the app no more.
+    /// The life that made the session is not over, as far as is known, and has not refused this
+    /// request because it no longer runs the app.
     pub lives: bool,
 }
 
-/// Another peer, as it is believed to be.
+/// Another peer, as this one believes it to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<'a> {
     /// Its name.
@@ -118,18 +119,17 @@ pub struct Candidate<'a> {
     pub state: AppState,
     /// It is in this peer's zone, or neither has one.
     pub same_zone: bool,
-    /// Requests in flight there, when last heard.
+    /// Requests in flight there, by its last news.
     pub in_flight: u32,
-    /// Those of this peer's that it is serving, which are known without hearing of it.
+    /// This peer's requests that it is serving, which this peer counts itself.
     pub ours: u32,
-    /// The round trip to it in microseconds, or the time in which it answered lately; absent
-    /// without a link.
+    /// The round trip to it in microseconds, or its recent time to answer; absent without a link.
     pub latency_us: Option<u32>,
     /// How old the belief is.
     pub age: Duration,
-    /// How old the count of requests in flight is; absent where none was heard.
+    /// How old the count of requests in flight is; absent if there is none.
     pub load_age: Option<Duration>,
-    /// It is late; it may be dead.
+    /// It is silent, and may be dead.
     pub suspect: bool,
     /// It is about to leave.
     pub draining: bool,
@@ -139,7 +139,7 @@ pub struct Candidate<'a> {
     pub version: Option<&'a AppVersion>,
 }
 
-/// All that a decision depends on.
+/// Everything that a decision depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
     /// How the app is started and waited for.
@@ -148,44 +148,44 @@ pub struct Question<'a> {
     pub local: LocalApp,
     /// This peer is about to leave.
     pub draining: bool,
-    /// This peer's zone; only for the words of the reason.
+    /// This peer's zone; only for the text of the reason.
     pub zone: Option<&'a str>,
-    /// The others where the app is believed ready or starting, suspects included. Those where it
-    /// is cold may be named too, best in the order of [`rank::rank`](crate::rank::rank): where
-    /// this peer may not start the app, or could not, the first of them is asked to.
+    /// The other peers where the app is believed to be ready or starting, suspects included. Peers
+    /// where it is cold may be named too, in the order of [`rank::rank`](crate::rank::rank): if
+    /// this peer may not or cannot start the app, the first of them is asked to.
     pub candidates: &'a [Candidate<'a>],
     /// Where the request came in.
     pub arrived: Arrived,
     /// Where its pinned session was made, if it has one.
     pub affinity: Option<PinTo<'a>>,
-    /// The peers that this request was sent to in vain.
+    /// The peers that this request was sent to and that did not take it.
     pub tried: &'a [PeerId],
-    /// How many more peers it may be sent to; never more than [`ATTEMPTS_MAX`] in all count.
+    /// How many more peers it may be sent to; the total never exceeds [`ATTEMPTS_MAX`].
     pub attempt_budget: usize,
     /// How long the request has waited.
     pub waited: Duration,
-    /// Where it stands among those that wait for a place.
+    /// Its place among the requests that wait for a copy with a free place.
     pub queued: Queued,
-    /// It starts the app nowhere, and waits for no start: see
+    /// It does not start the app anywhere, and does not wait for a start: see
     /// [`WakePolicy`](crate::config::WakePolicy).
     pub never_wakes: bool,
-    /// How many starts here have failed since it came.
+    /// How many starts here have failed since it arrived.
     pub failed_starts: u32,
     /// What is known of the app's versions.
     pub versions: Versions<'a>,
-    /// Random bits: which two candidates are compared.
+    /// Random bits that choose which two candidates are compared.
     pub dice: u64,
 }
 
-/// Where a request stands among those that wait here for a place: see
+/// A request's place among those that wait here for a free place: see
 /// [`FairQueue`](crate::queue::FairQueue).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Queued {
-    /// It is another's turn.
+    /// It is another request's turn.
     pub behind: bool,
-    /// It had to give way to another client's.
+    /// It had to give way to a request of another client.
     pub gave_way: bool,
-    /// Where the queue is full, another client's gives way to it.
+    /// If the queue is full, a request of another client gives way to it.
     pub displaces: bool,
 }
 
@@ -196,14 +196,14 @@ pub struct Decision {
     pub action: Action,
     /// Why.
     pub reason: Reason,
-    /// Begin a start of the app here, beside the action. After a failed one the app is wanted here
-    /// all the same, and starts once the back-off is over.
+    /// Start the app here as well. After a failed start the app is wanted here all the same, and
+    /// starts once the back-off is over.
     pub start_here: bool,
-    /// This peer may not start the app, or could not, and nobody else has it ready or starting: ask
-    /// this one to start it, beside the action.
+    /// This peer may not or cannot start the app, and no other has it ready or starting: ask this
+    /// one to start it as well.
     pub ask_to_start: Option<PeerId>,
-    /// The request's pinned session cannot be had any more, and a fresh one begins; the peer that
-    /// had made it.
+    /// The request's pinned session is lost, and a new one begins; this is the peer that had made
+    /// the lost one.
     pub pin_lost: Option<PeerId>,
 }
 
@@ -217,7 +217,7 @@ pub enum Action {
         /// Where to.
         to: PeerId,
     },
-    /// Keep it until anything changes, then ask again; ask again at the latest after `at_most`.
+    /// Keep it until anything changes, then decide again; at the latest after `at_most`.
     Wait {
         /// How much longer it may wait.
         at_most: Duration,
@@ -226,12 +226,12 @@ pub enum Action {
     Refuse(Refusal),
 }
 
-/// How one of several ready peers came to be chosen.
+/// How one of several ready peers was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// There was no other.
+    /// There was only this one.
     Only,
-    /// The other one drawn is among the busiest, or busier.
+    /// The other one drawn is hot, or busier.
     LessBusy {
         /// Requests in flight at the chosen one.
         in_flight: u32,
@@ -245,20 +245,20 @@ pub enum Choice {
         /// And to the other, where a link to it exists.
         other: Option<u32>,
     },
-    /// Nothing is known that tells the two drawn apart.
+    /// Nothing known distinguishes the two drawn.
     Drawn,
 }
 
-/// What a peer is preferred by, best first.
+/// The rank of a peer among candidates, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Standing {
     /// Alive, and in this zone.
     SameZone,
     /// Alive, in another zone.
     OtherZone,
-    /// About to leave: still serves, and better than waiting.
+    /// About to leave: it still serves, which is better than waiting.
     Draining,
-    /// Late: better than nobody.
+    /// Silent: better than no peer.
     Suspect,
 }
 
@@ -267,7 +267,7 @@ pub enum Standing {
 pub enum Reason {
     /// The app is ready here.
     ReadyHere,
-    /// The app is ready here, and nowhere better: a draining peer serves what it can.
+    /// The app is ready here, and no other peer is better: a draining peer serves what it can.
     ReadyHereDraining,
     /// The session was made here.
     PinnedHere,
@@ -282,7 +282,7 @@ pub enum Reason {
         peer: PeerId,
         /// How many peers of this standing were there to choose from.
         among: usize,
-        /// What they have in common.
+        /// Their common standing.
         standing: Standing,
         /// Why this one.
         choice: Choice,
@@ -291,50 +291,51 @@ pub enum Reason {
         /// It is ready here as well, but this peer is about to leave.
         leaving: bool,
     },
-    /// Ready nowhere that could be reached; the copy here is on its way.
+    /// The app is ready nowhere within reach; the copy here is starting.
     StartingHere {
         /// How long until it should be ready.
         eta: Option<Duration>,
     },
-    /// Ready nowhere that could be reached; a copy elsewhere is on its way.
+    /// The app is ready nowhere within reach; a copy elsewhere is starting.
     StartingElsewhere {
         /// The peer whose copy should be ready first.
         peer: PeerId,
         /// How long until then.
         eta: Option<Duration>,
     },
-    /// The copy here is busy; another one is less so.
+    /// The copy here is busy; another one is less busy.
     BusyHere {
         /// Where.
         peer: PeerId,
         /// Requests in flight here.
         in_flight: u32,
-        /// And there, as far as is known.
+        /// Requests in flight there, as far as is known.
         other: u32,
     },
-    /// The copy here is older than one that has served the session; the one there is not.
+    /// The copy here is older than one that has served the session; the copy there is not.
     NewerThere {
         /// Where.
         peer: PeerId,
         /// The newest version that has served the session.
         served: AppVersion,
     },
-    /// A version has served the session that this peer has not heard of yet: its news must be on
-    /// their way.
+    /// A version that this peer has not heard of has served the session: its news must be on their
+    /// way.
     UnheardVersion {
         /// That version.
         served: AppVersion,
     },
-    /// Every copy that could be reached serves as many requests as it may.
+    /// Every copy within reach serves as many requests as it may.
     BusyEverywhere,
-    /// Ready nowhere that could be reached; the last start here failed, and the next one is due.
+    /// The app is ready nowhere within reach; the last start here failed, and the next one is
+    /// scheduled.
     BackingOff {
         /// How long until it begins.
         starts_in: Duration,
     },
-    /// Ready nowhere, and this peer may not start it or could not: another one has to.
+    /// The app is ready nowhere, and this peer may not or cannot start it: another one has to.
     NobodyStarts,
-    /// The refusal says it.
+    /// The refusal has the reason.
     Refused(Refusal),
 }
 
@@ -370,8 +371,8 @@ pub fn decide(q: &Question<'_>) -> Decision {
     }
 }
 
-/// The entry peer chose this peer; it gets the copy here, or a no at once (I11). Nothing starts
-/// here for a hop: its entry peer starts its own copy, or asks for this one by name.
+/// The entry peer chose this peer: the request gets the copy here, or is refused at once (I11). A
+/// hop starts nothing here: its entry peer starts its own copy, or asks for this one explicitly.
 fn by_hop(q: &Question<'_>) -> Decision {
     let reason = if q.local.state == AppState::Ready {
         if q.draining { Reason::ReadyHereDraining } else { Reason::ReadyHere }
@@ -432,7 +433,7 @@ fn at_front_door(q: &Question<'_>) -> Decision {
     }
     let other = better_of_two(q);
     if ready_here {
-        // What begins here while this peer leaves ends sooner than its client would like.
+        // Work that begins here while this peer leaves would be cut short.
         let stays = |reason: &Reason| match reason {
             Reason::ReadyThere { standing, .. } => *standing <= Standing::OtherZone,
             _ => false,
@@ -452,8 +453,8 @@ fn at_front_door(q: &Question<'_>) -> Decision {
     Decision { pin_lost, ..wait_or_refuse(q, start_here) }
 }
 
-/// Whether the app begins to start here for it. Whoever waits for the copy that stops may as well have
-/// begun the next.
+/// Whether the app starts here for this request. A request that waits for a copy to stop may start
+/// the next one meanwhile.
 fn starts_here(q: &Question<'_>) -> bool {
     matches!(q.local.state, AppState::Cold | AppState::Stopping)
         && q.app.start != StartMode::Never
@@ -462,7 +463,7 @@ fn starts_here(q: &Question<'_>) -> bool {
 }
 
 /// The copy here is ready, and this peer stays: it serves unless it is full, or hot while another
-/// is less busy.
+/// copy is less busy.
 fn ready_here_and_stays(q: &Question<'_>) -> Decision {
     let is_full = is_full_here(q);
     let is_slow = q.local.latency_us == 0 || q.local.latency_us >= HOT_LATENCY_US;
@@ -500,8 +501,8 @@ fn is_full_here(q: &Question<'_>) -> bool {
     q.app.concurrency.is_some_and(|places| q.local.in_flight >= places)
 }
 
-/// Whether the candidate has no free place: this peer's requests take all, or it had none when it was
-/// last heard of, a moment ago.
+/// Whether the candidate has no free place: this peer's requests take all of them, or it had none
+/// by its latest news, a moment ago.
 fn is_full(q: &Question<'_>, c: &Candidate<'_>) -> bool {
     let is_news = c.load_age.is_some_and(|age| age <= FULL_FOR);
     q.app.concurrency.is_some_and(|places| c.ours >= places || (is_news && c.in_flight >= places))
@@ -511,7 +512,7 @@ fn is_full_there(q: &Question<'_>, peer: &PeerId) -> bool {
     q.candidates.iter().any(|c| c.peer == peer && is_full(q, c))
 }
 
-/// Whether a place that is free is another's, who waits for it.
+/// Whether a free place belongs to another request, which waits for it.
 fn is_behind(q: &Question<'_>) -> bool {
     q.app.concurrency.is_some() && (q.queued.behind || q.queued.gave_way)
 }
@@ -548,7 +549,7 @@ fn pinned(q: &Question<'_>, pin: PinTo<'_>) -> Pinned {
         return Pinned::Lost;
     }
     if pin.here {
-        // Where the copy here has gone, the session in its memory went with it.
+        // Where the copy here is gone, the session in its memory is gone with it.
         return if q.local.state == AppState::Ready { Pinned::Here } else { Pinned::Lost };
     }
     match q.candidates.iter().find(|c| c.peer == pin.peer) {
@@ -565,11 +566,10 @@ fn may_try(q: &Question<'_>, peer: &PeerId) -> bool {
 
 /// The better of two ready peers drawn at random from those of the best standing (Mitzenmacher,
 /// "The power of two choices in randomized load balancing", 2001), by Prequal's hot-cold rule
-/// (Wydrowski and others, "Load is not what you should balance", arXiv 2312.10172, section 4):
-/// of two hot ones, the less busy; else a cold one rather than a hot one; of two cold ones, the
-/// faster. Departures: load comes with news instead of probes, and counts only while it is fresh;
-/// where it is unknown a candidate is neither hot nor busy; and no standing is mixed with a
-/// better one.
+/// (Wydrowski and others, "Load is not what you should balance", arXiv 2312.10172, section 4): of
+/// two hot ones, the less busy; else a cold one rather than a hot one; of two cold ones, the
+/// faster. Departures: load comes with news instead of probes, and counts only while it is fresh; a
+/// candidate of unknown load is neither hot nor busy; and no standing is mixed with a better one.
 fn better_of_two(q: &Question<'_>) -> Option<(PeerId, Reason)> {
     let eligible =
         |c: &&Candidate<'_>| c.state == AppState::Ready && may_try(q, c.peer) && !is_full(q, c);
@@ -606,7 +606,7 @@ fn standing_of(c: &Candidate<'_>) -> Standing {
     }
 }
 
-/// What it told lately, and at least what it serves for this peer.
+/// The load in its latest news, and at least what it serves for this peer.
 fn known_load(c: &Candidate<'_>) -> Option<u32> {
     let told = c.load_age.filter(|age| *age <= LOAD_FRESH_FOR).map(|_| c.in_flight);
     told.max((c.ours > 0).then_some(c.ours))
@@ -652,9 +652,9 @@ fn compare<'a>(
     }
 }
 
-/// Nobody ready is left to try.
+/// No ready peer is left to try.
 fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
-    // A draining peer gives its own start up, and counts on none.
+    // A draining peer gives up its own start, and counts on none.
     let starting_here = start_here || (q.local.state == AppState::Starting && !q.draining);
     let starting = |c: &&Candidate<'_>| c.state == AppState::Starting;
     let key = |c: &Candidate<'_>| (c.suspect, c.eta.unwrap_or(Duration::MAX));
@@ -671,7 +671,7 @@ fn wait_or_refuse(q: &Question<'_>, start_here: bool) -> Decision {
     let nobody_starts = !starting_here && elsewhere.is_none();
     let ask_to_start = nobody_starts.then(|| first_able(q)).flatten();
     let failed = nobody_starts && q.local.state == AppState::Failed && ask_to_start.is_none();
-    // Of a copy that is unwell nobody knows when it serves again; of a back-off it is known.
+    // Nobody knows when an unwell copy serves again; the end of a back-off is known.
     let left = q.app.max_wait.saturating_sub(q.waited);
     let again = q.local.starts_in.unwrap_or_default();
     let in_vain = q.app.start == StartMode::Never
@@ -729,10 +729,10 @@ pub struct Attempted {
 }
 
 /// Whether such a request may be run again, on another peer: if no byte of it can have reached an
-/// app; or if it is safe; or, where the session is portable, if all that it did to its session is
-/// void with the attempt (I12). It is for an app that changes nothing but its session; and for one
-/// that was not given commands to change its session by, if the request carries a key: then the
-/// session's register applies it once.
+/// app; or if it is safe; or, if the session is portable, when everything that it did to its
+/// session is void with the attempt (I12). That holds for an app that changes nothing but its
+/// session. It also holds for an app without commands to change its session by, if the request
+/// carries a key: then the session's register applies it once.
 #[must_use]
 pub fn may_retry(attempted: Attempted) -> bool {
     let Attempted { is_safe, has_key, effects, is_portable, may_have_reached_app } = attempted;

@@ -1,9 +1,9 @@
-//! What this peer believes of the others, and how old each belief is.
+//! This peer's beliefs about the others, and how old each belief is.
 //!
-//! Owns the beliefs and their order: each peer alone writes news of itself, numbers it, and the
-//! highest number wins, so that news may arrive twice, late, in any order and by any way (I13).
-//! Refuses to know how news travels, and what is decided on it. A belief is a hint: the peer that
-//! is asked checks again and may say no.
+//! Owns the beliefs and their order: each peer alone writes news of itself and numbers it, and the
+//! highest number wins, so that news may arrive twice, late, in any order and by any path (I13).
+//! Refuses to know how news travels, and what is decided by it. A belief is a hint: the peer that
+//! is asked checks again and may refuse.
 //!
 //! ```text
 //!              first-hand news, alive
@@ -16,8 +16,9 @@
 //!           Dead ◀──────────────────┘ ── forget_dead ──▶ (unknown)
 //! ```
 //!
-//! A suspect that nobody has heard for long is taken for dead (`give_up`). What others hear is no proof
-//! that a peer can be reached from here, but that it lives: a suspect stays one (`heard_by_others`).
+//! A suspect that nobody has heard for long is taken for dead (`give_up`). If others hear a peer,
+//! that proves that it is alive, but not that this peer can reach it: a suspect stays one
+//! (`heard_by_others`).
 
 mod news;
 
@@ -31,11 +32,11 @@ use crate::ids::{AppName, Incarnation, Now, PeerId};
 
 pub use self::news::{AppNews, AppState, News, PeerNews, RefusedNews, Source};
 
-/// How long a peer is not heard, by anybody, before it is taken for dead.
+/// How long nobody may hear a peer before it is taken for dead.
 pub const SUSPECT_MAX: Duration = Duration::from_secs(30);
-/// How old the word may be that others hear a silent peer before it is asked for again.
+/// After how long the knowledge that others hear a silent peer is asked for again.
 const WORD_EVERY: Duration = Duration::from_secs(5);
-/// The least time that a start under way is said to need, however late it is.
+/// The least time that a start under way is estimated to need, however overdue it is.
 pub const ETA_FLOOR: Duration = Duration::from_millis(100);
 /// The most peers that a view holds; news of further ones is refused and counted.
 pub const PEERS_MAX: usize = 2_000;
@@ -48,42 +49,42 @@ pub const HTTP_BYTES_MAX: usize = 256;
 /// How many former lives are remembered as dead; the longest dead are forgotten first.
 pub const FORMER_LIVES_MAX: usize = 4_096;
 
-/// Whether a peer is believed to live.
+/// Whether a peer is believed to be alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Liveness {
     /// It answers.
     Alive,
-    /// It is late; chosen only where nobody else can be.
+    /// It is silent; chosen only if there is no other.
     Suspect,
     /// It was declared lost.
     Dead,
 }
 
-/// What came of a piece of news.
+/// The effect of a piece of news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
     /// A belief changed: publish a snapshot.
     Changed,
-    /// As much or more was known; a belief may have become younger.
+    /// The same or more was known; a belief may have become fresher.
     Stale,
-    /// It was not believed.
+    /// It was refused.
     Refused(RefusedNews),
 }
 
-/// What is believed of one app of a peer.
+/// A belief about one app of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AppBelief {
-    /// What the peer said last.
+    /// The latest news from the peer.
     pub news: AppNews,
-    /// When that was last heard.
+    /// When it was last heard.
     pub heard: Now,
-    /// How that was heard.
+    /// How it was heard.
     pub source: Source,
 }
 
 impl AppBelief {
-    /// How long until it should be ready, or a start would take there, less the age of the
-    /// belief where a start is under way.
+    /// How long until it should be ready, or a start would take there, less the age of the belief
+    /// if a start is under way.
     #[must_use]
     pub fn eta(&self, now: Now) -> Option<Duration> {
         let said = Duration::from_millis(u64::from(self.news.eta_ms?));
@@ -94,31 +95,31 @@ impl AppBelief {
     }
 }
 
-/// What is believed of one peer.
+/// A belief about one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerBelief {
-    /// What it said of itself last.
+    /// Its latest news of itself.
     pub news: PeerNews,
-    /// Whether it is believed to live.
+    /// Whether it is believed to be alive.
     pub alive: Liveness,
-    /// When anything was last heard of it; of a suspect not before it fell silent, however seldom
-    /// it had news before; of the dead when they were declared lost.
+    /// When anything was last heard of it; for a suspect at least when it fell silent, however
+    /// seldom it had news before; for the dead when they were declared lost.
     pub heard: Now,
     /// How `news` was heard.
     pub source: Source,
-    /// What it said of its apps.
+    /// Its latest news of its apps.
     pub apps: BTreeMap<AppName, AppBelief>,
-    /// The apps that it said it has no more: older news of them may still come.
+    /// The apps that it announced it no longer has: older news of them may still come.
     gone: BTreeMap<AppName, AppBelief>,
     /// It was met at first hand at least once.
     pub met: bool,
-    /// It left in good order: nobody needs to wait for this life of it any more.
+    /// It left cleanly: nobody needs to wait for this life of it any more.
     pub left: bool,
-    /// Since when it has been silent, where it is.
+    /// Since when it has been silent, if it is.
     silent: Option<Now>,
     /// When others were last known to hear it.
     heard_by_others: Option<Now>,
-    /// It was taken for dead because nobody heard it: it may only have been cut off from everyone.
+    /// It was taken for dead because nobody heard it: it may only have been cut off from all peers.
     given_up: bool,
 }
 
@@ -133,32 +134,32 @@ struct Stranger {
     gone: BTreeMap<AppName, AppBelief>,
 }
 
-/// What this peer believes of all the *others*.
+/// This peer's beliefs about all the *others*.
 ///
-/// A clone is a snapshot: it costs six reference counts, and the next change to the original
-/// copies the spines of the maps it touches (a pointer a peer, a pointer a warm app) and the one
-/// peer that changed. To apply much at once, apply all of it before publishing a clone.
+/// A clone is a snapshot: it costs six reference counts, and the next change to the original copies
+/// the spines of the maps it touches (a pointer a peer, a pointer a warm app) and the one peer that
+/// changed. To apply much at once, apply all of it before publishing a clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     me: PeerId,
     peers: Arc<BTreeMap<PeerId, Arc<PeerBelief>>>,
     strangers: Arc<BTreeMap<PeerId, Arc<Stranger>>>,
-    /// The current life of each peer and stranger, to find it by.
+    /// Finds each peer and stranger by its current life.
     lives: Arc<BTreeMap<Incarnation, PeerId>>,
-    /// Lives that are over and done: the peer lives again as another, or was dead for long. And
-    /// since when.
+    /// Lives that are over: the peer runs as another incarnation, or was dead for long. And since
+    /// when.
     former: Arc<BTreeMap<Incarnation, Now>>,
-    /// Lives that took the place of one that did not leave in good order, and since when.
+    /// Lives that replaced one that did not leave cleanly, and since when.
     reborn: Arc<BTreeMap<Incarnation, Now>>,
-    /// Where an app is ready or starting: what a request looks for.
+    /// Where an app is ready or starting: the index for requests.
     warm: Arc<BTreeMap<AppName, Arc<BTreeSet<PeerId>>>>,
-    /// Who said lately that it hears one that is suspect here.
+    /// Which peers reported lately that they hear one that is suspect here.
     ways: Arc<BTreeMap<Incarnation, Vec<PeerId>>>,
     refused: BTreeMap<RefusedNews, u64>,
 }
 
 impl View {
-    /// The view of `me`, who knows nobody yet.
+    /// The view of `me`, which knows no peer yet.
     #[must_use]
     pub fn new(me: PeerId) -> Self {
         Self {
@@ -223,8 +224,8 @@ impl View {
         known.or_else(stranger)
     }
 
-    /// Makes room for a life that is not the current one; whatever was believed of a former one
-    /// goes (I14). Returns whether it begins.
+    /// Makes room for a life that is not the current one; every belief about a former one is
+    /// removed (I14). Returns whether it begins.
     fn begin_life(
         &mut self,
         known: bool,
@@ -238,8 +239,8 @@ impl View {
             return Err(RefusedNews::TooManyPeers);
         }
         if self.former.contains_key(&life.incarnation) {
-            // Gossip remembers the dead for longer than this view does, and must not raise them.
-            // A peer taken for dead that speaks for itself was not.
+            // Gossip remembers the dead for longer than this view does, and must not revive them. A
+            // peer taken for dead whose own news arrives was alive.
             if life.source == Source::Hearsay {
                 return Ok(false);
             }
@@ -265,7 +266,7 @@ impl View {
         former.insert(incarnation, now);
     }
 
-    /// Removes what is believed of the peer from every map.
+    /// Removes every belief about the peer from every map.
     fn remove(&mut self, peer: &PeerId) {
         if let Some((_, incarnation)) = self.life_of(peer) {
             Arc::make_mut(&mut self.lives).remove(&incarnation);
@@ -338,7 +339,7 @@ impl View {
         let Some(stranger) = strangers.get_mut(peer).map(Arc::make_mut) else {
             return Ok(Applied::Stale);
         };
-        // What strangers have is not seen by any query, so it is no change worth publishing.
+        // No query sees a stranger's apps, so this is no change worth publishing.
         merge_app(&mut stranger.apps, &mut stranger.gone, news, now, source)?;
         stranger.heard = stranger.heard.max(now);
         stranger.source = stranger.source.max(source);
@@ -368,19 +369,19 @@ impl View {
         }
     }
 
-    /// The peer is late. Returns whether that changed a belief; the dead stay dead.
+    /// Notes that the peer is silent. Returns whether that changed a belief; the dead stay dead.
     pub fn suspect(&mut self, peer: &PeerId, now: Now) -> bool {
         let changed = self.set_alive(peer, Liveness::Suspect, |was| was == Liveness::Alive);
         if changed && let Some(belief) = self.belief_mut(peer) {
-            // It answered until then: a peer without news is a quiet one, and no silent one.
+            // It answered until then: a peer without news is quiet, but not silent.
             belief.heard = belief.heard.max(now);
             belief.silent = Some(now);
         }
         changed
     }
 
-    /// Takes what others said of those that are suspect here: who hears which life of a peer. It stands in
-    /// place of what was said before. Returns whether that changed anything.
+    /// Sets the reports of others about the peers that are suspect here: which peers hear which
+    /// life of a peer. They replace the previous reports. Returns whether that changed anything.
     pub fn set_ways(&mut self, ways: BTreeMap<Incarnation, Vec<PeerId>>) -> bool {
         let changed = !self.says_ways(&ways);
         if changed {
@@ -389,14 +390,14 @@ impl View {
         changed
     }
 
-    /// Whether this is what the others said last: see [`View::set_ways`].
+    /// Whether these are the latest reports of others: see [`View::set_ways`].
     #[must_use]
     pub fn says_ways(&self, ways: &BTreeMap<Incarnation, Vec<PeerId>>) -> bool {
         *self.ways == *ways
     }
 
-    /// The peers that hear this life of another, which is suspect here: links are down, and not the peer at
-    /// their end.
+    /// The peers that hear this life of another, which is suspect here: only links are down, and
+    /// not the peer itself.
     pub fn ways_to<'a>(
         &'a self,
         suspect: &Incarnation,
@@ -409,13 +410,15 @@ impl View {
         beliefs.filter(|(_, belief)| belief.alive == Liveness::Alive)
     }
 
-    /// The peer answers, whatever was believed of it. Returns whether that changed a belief.
+    /// Notes that the peer answers, whatever was believed of it. Returns whether that changed a
+    /// belief.
     pub fn alive(&mut self, peer: &PeerId) -> bool {
         self.set_alive(peer, Liveness::Alive, |was| was != Liveness::Alive)
     }
 
-    /// Others hear this life of the peer, whether this one does or not: it is not taken for dead, and one
-    /// that was, because nobody heard it, is suspect again. Returns whether that changed a belief.
+    /// Notes that others hear this life of the peer, whether this peer does or not. It is not taken
+    /// for dead; if it was, because nobody heard it, it is suspect again. Returns whether that
+    /// changed a belief.
     pub fn heard_by_others(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
         let known = self.peers.get(peer).filter(|belief| belief.news.incarnation == *incarnation);
         if known.is_none_or(|belief| belief.alive == Liveness::Alive) {
@@ -431,7 +434,7 @@ impl View {
         revived
     }
 
-    /// Whether the peer is silent, and nobody told lately that others hear it.
+    /// Whether the peer is silent, and no recent report says that others hear it.
     #[must_use]
     pub fn wants_word_of(&self, peer: &PeerId, now: Now) -> bool {
         self.peer(peer).is_some_and(|belief| {
@@ -440,14 +443,14 @@ impl View {
         })
     }
 
-    /// The suspects that nobody has heard for [`SUSPECT_MAX`]. One that only this peer does not hear lives,
-    /// and what is begun counts on it.
+    /// The suspects that nobody has heard for [`SUSPECT_MAX`]. A suspect that others hear is alive,
+    /// and sessions still count on it.
     pub fn unheard(&self, now: Now) -> impl Iterator<Item = &PeerId> {
         self.peers().filter(move |(_, belief)| belief.is_unheard(now)).map(|(peer, _)| peer)
     }
 
-    /// Takes a peer for dead that nobody hears, unless it was heard meanwhile. Returns whether that changed
-    /// a belief.
+    /// Takes a peer for dead that nobody hears, unless it was heard meanwhile. Returns whether that
+    /// changed a belief.
     pub fn give_up(&mut self, peer: &PeerId, now: Now) -> bool {
         let Some(belief) = self.peer(peer).filter(|belief| belief.is_unheard(now)) else {
             return false;
@@ -460,8 +463,9 @@ impl View {
         changed
     }
 
-    /// This life of the peer is over: its link was closed for good, or it can be reached no more.
-    /// Returns whether that changed a belief; another life than the current one is long over.
+    /// Notes that this life of the peer is over: its link was closed for good, or it can no longer
+    /// be reached. Returns whether that changed a belief; if it is not the current life, it is long
+    /// over.
     pub fn lost(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
         if self.life_of(peer).is_none_or(|(_, current)| current != *incarnation) {
             return false;
@@ -472,7 +476,7 @@ impl View {
         }
         let changed = self.set_alive(peer, Liveness::Dead, |was| was != Liveness::Dead);
         if let Some(belief) = self.belief_mut(peer) {
-            // Whatever it was taken for: it is over.
+            // Whatever the peer was taken for, this life is over.
             belief.given_up = false;
             if changed {
                 belief.silent.get_or_insert(belief.heard);
@@ -482,7 +486,7 @@ impl View {
         changed
     }
 
-    /// This life of the peer said goodbye: as [`View::lost`], and it is proven gone.
+    /// Notes that this life of the peer said goodbye: as [`View::lost`], and it is proven gone.
     pub fn left(&mut self, peer: &PeerId, incarnation: &Incarnation, now: Now) -> bool {
         let changed = self.lost(peer, incarnation, now);
         if changed && let Some(belief) = self.belief_mut(peer) {
@@ -491,8 +495,8 @@ impl View {
         changed
     }
 
-    /// A life took the place of another, which did not leave in good order. Heard of this very
-    /// peer, it tells that this one has forgotten what others count on.
+    /// Notes that a life replaced another, which did not leave cleanly. If it is this very peer's
+    /// life, this peer has forgotten what others count on.
     pub fn note_reborn(&mut self, incarnation: Incarnation, now: Now) {
         let reborn = Arc::make_mut(&mut self.reborn);
         if reborn.len() < FORMER_LIVES_MAX {
@@ -500,7 +504,7 @@ impl View {
         }
     }
 
-    /// The lives that took the place of others less than `within` ago.
+    /// The lives that replaced others less than `within` ago.
     pub fn reborn(&self, now: Now, within: Duration) -> impl Iterator<Item = Incarnation> + '_ {
         let lately = move |since: &Now| now.since(*since) < within;
         self.reborn.iter().filter(move |(_, since)| lately(since)).map(|(life, _)| *life)
@@ -534,7 +538,8 @@ impl View {
         let silent = self.strangers.iter().filter(|(_, s)| over(s.heard));
         let forgotten: Vec<PeerId> =
             dead.map(|(peer, _)| peer).chain(silent.map(|(peer, _)| peer)).cloned().collect();
-        // Their lives are remembered for as long again, lest hearsay raise them.
+        // Their lives are remembered for as long again, so that second-hand news does not revive
+        // them.
         for peer in &forgotten {
             self.end_life(peer, now);
         }
@@ -547,7 +552,7 @@ impl View {
         forgotten
     }
 
-    /// What is believed of the peer, dead or alive.
+    /// The belief about the peer, dead or alive.
     #[must_use]
     pub fn peer(&self, peer: &PeerId) -> Option<&PeerBelief> {
         self.peers.get(peer).map(Arc::as_ref)
@@ -570,20 +575,21 @@ impl View {
         self.peers.len() + self.strangers.len()
     }
 
-    /// Whether there is one other at most, and that one knows of no third either. A peer that has just
-    /// been started knows only whom it has met; who has met more says so.
+    /// Whether there is one other at most, and that one knows of no third either. A peer that has
+    /// just been started knows only the peers that it has met; one that has met more announces
+    /// that.
     #[must_use]
     pub fn is_pair(&self) -> bool {
         self.known() < 2 && self.peers.values().all(|it| !it.news.knows_more)
     }
 
-    /// Every peer that is not dead, by name: what to rank.
+    /// Every peer that is not dead, by name: the peers to rank.
     pub fn live_peers(&self) -> impl Iterator<Item = (&PeerId, &PeerBelief)> {
         self.peers().filter(|(_, belief)| belief.alive != Liveness::Dead)
     }
 
-    /// Where the app is believed ready or starting, on peers that are not dead, by name; found by
-    /// an index.
+    /// The peers that are not dead where the app is believed to be ready or starting, by name;
+    /// found by an index.
     pub fn warm_peers<'a>(
         &'a self,
         app: &AppName,
@@ -595,7 +601,8 @@ impl View {
         })
     }
 
-    /// Where the app is believed ready, suspects and draining peers included, by name.
+    /// The peers where the app is believed to be ready, suspects and draining peers included, by
+    /// name.
     pub fn ready_peers<'a>(
         &'a self,
         app: &'a AppName,
@@ -615,14 +622,14 @@ impl View {
             .min()
     }
 
-    /// The peer whose current life this is, unless it is dead.
+    /// The peer that has this life as its current one, unless it is dead.
     #[must_use]
     pub fn by_incarnation(&self, incarnation: &Incarnation) -> Option<&PeerBelief> {
         self.peer(self.lives.get(incarnation)?).filter(|belief| belief.alive != Liveness::Dead)
     }
 
-    /// Whether this life is known to be over: its peer lives again as another, or was declared
-    /// lost. Of a life never heard of, or forgotten, nothing is known: false.
+    /// Whether this life is known to be over: its peer runs as another incarnation, or was declared
+    /// lost. Returns false for a life that is unknown or forgotten.
     #[must_use]
     pub fn is_dead(&self, incarnation: &Incarnation) -> bool {
         self.former.contains_key(incarnation)
@@ -641,7 +648,7 @@ impl View {
 }
 
 impl PeerBelief {
-    /// Since when it has not been heard, where it is silent.
+    /// Since when it has not been heard, if it is silent.
     #[must_use]
     pub fn silent_since(&self) -> Now {
         self.silent.unwrap_or(self.heard)
@@ -652,8 +659,8 @@ impl PeerBelief {
         self.alive == Liveness::Suspect && now.since(heard) > SUSPECT_MAX
     }
 
-    /// Notes that it was heard of. First-hand news, even old, shows that it lives; hearsay only
-    /// that it lived when it wrote it. Returns whether that changed what is believed.
+    /// Notes that it was heard of. First-hand news, even old, proves that it is alive; second-hand
+    /// news only that it was alive when it wrote the news. Returns whether that changed a belief.
     fn hear(&mut self, now: Now, source: Source, newer: bool) -> bool {
         if newer || source == Source::FirstHand {
             self.heard = self.heard.max(now);
@@ -681,9 +688,9 @@ fn applied(changed: bool) -> Applied {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Merged {
-    /// It says something else than before.
+    /// It differs from the last news.
     New,
-    /// It says the same at a higher number or from a better source.
+    /// It is the same at a higher number or from a better source.
     Same,
     Old,
 }
@@ -713,7 +720,7 @@ fn merge_app(
             Ok(merged)
         }
         Some(belief) => {
-            // Said again by the peer itself: as old as now.
+            // Repeated by the peer itself: the belief is fresh again.
             if news == belief.news && source == Source::FirstHand {
                 belief.heard = belief.heard.max(now);
             }

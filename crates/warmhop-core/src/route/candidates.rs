@@ -1,4 +1,4 @@
-//! Which other peers a request may go to, what is known of each, and which of them to ask again.
+//! Which other peers a request may go to, their state, and which of them to ask again.
 
 use alloc::vec::Vec;
 
@@ -8,15 +8,15 @@ use crate::ids::{AppName, Now, PeerId};
 use crate::rank;
 use crate::view::{AppBelief, AppState, Liveness, PeerBelief, View};
 
-/// At most so many peers where the app is cold are named: the first that can start it is asked.
+/// How many peers where the app is cold are named at most: the first that can start it is asked.
 pub const COLD_MAX: usize = 8;
 
-/// What this peer noted of another one's copy itself, from requests that it sent there.
+/// What this peer noted about another one's copy from the requests that it sent there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Noted {
     /// The load that its last reply named.
     pub load: Option<NotedLoad>,
-    /// Requests of this peer's that it is serving.
+    /// This peer's requests that it is serving.
     pub ours: u32,
 }
 
@@ -31,22 +31,23 @@ pub struct NotedLoad {
     pub at: Now,
 }
 
-/// Whether another peer has to start the app if any does: this one may not, cannot or is leaving.
+/// Whether only another peer can start the app: this one may not, cannot or is leaving.
 #[must_use]
 pub fn others_start(app: &AppPolicy, here: AppState, draining: bool) -> bool {
     app.start == StartMode::Never || draining || matches!(here, AppState::Failed | AppState::Paused)
 }
 
-/// The peers not to ask again. After a wait each may be asked: what made it refuse may be over.
+/// The peers not to ask again. After a wait every peer may be asked: its reason to refuse may be
+/// over.
 #[must_use]
 pub fn still_tried(tried: &[PeerId], has_waited: bool) -> &[PeerId] {
     if has_waited { &[] } else { tried }
 }
 
-/// What this peer looks at other peers from.
+/// From where a peer looks at the others.
 #[derive(Debug, Clone, Copy)]
 pub struct Viewpoint<'a> {
-    /// What it believes of them.
+    /// Its beliefs about them.
     pub view: &'a View,
     /// Its zone.
     pub zone: Option<&'a str>,
@@ -55,8 +56,8 @@ pub struct Viewpoint<'a> {
 }
 
 impl<'a> Viewpoint<'a> {
-    /// The peers where `app` is ready or starting. Where none is and `or_cold` says so, those that
-    /// could start it, best first.
+    /// The peers where `app` is ready or starting. If there are none and `or_cold` is set, those
+    /// that could start it, best first.
     #[must_use]
     pub fn candidates(
         &self,
@@ -90,7 +91,7 @@ impl<'a> Viewpoint<'a> {
         noted: Noted,
     ) -> Candidate<'a> {
         let Noted { load, ours } = noted;
-        // News that came after the reply counts more than the reply does.
+        // News counts more than a reply that arrived before it.
         let fresher = load.filter(|load| load.at >= copy.heard);
         Candidate {
             peer,
@@ -126,7 +127,7 @@ mod tests {
         AppName::new("shop").expect("a name")
     }
 
-    /// A view of one peer, in zone `a`, whose copy serves 7 requests as it said at 1 s.
+    /// A view of one peer, in zone `a`, whose copy served 7 requests by its news of 1 s.
     fn view(state: AppState) -> View {
         let (peer, incarnation) = (PeerId::new("one").expect("a name"), Incarnation([1; 16]));
         let mut view = View::new(PeerId::new("me").expect("a name"));

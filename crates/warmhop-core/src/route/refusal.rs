@@ -7,7 +7,8 @@ use crate::ids::PeerId;
 use crate::problem::ProblemKind;
 use crate::view::AppState;
 
-/// Why a request cannot be placed. Each passes, so each is 503 (RFC 9110 section 15.6.4).
+/// Why a request cannot be placed. Every cause is temporary, so each is 503 (RFC 9110 section
+/// 15.6.4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// It was sent here by a hop, and the app is not ready here: its entry peer knows more.
@@ -17,19 +18,19 @@ pub enum Refusal {
         /// How long until it should be ready, or a start would take.
         retry_after: Duration,
     },
-    /// This peer is leaving, and nobody else has the app ready or starting.
+    /// This peer is leaving, and no other has the app ready or starting.
     Draining,
-    /// The app is ready nowhere, and the request is not to start it.
+    /// The app is ready nowhere, and the request must not start it.
     NotWoken {
         /// How long until the first copy should be ready, or a start would take.
         retry_after: Duration,
     },
-    /// The app does not start here, and nobody else has it ready or starting.
+    /// The app does not start here, and no other peer has it ready or starting.
     StartFailed {
         /// How long until the next start should be ready.
         retry_after: Duration,
     },
-    /// As many requests wait as may.
+    /// As many requests wait as are allowed.
     WaitFull {
         /// How many that is.
         waiting_max: usize,
@@ -43,7 +44,7 @@ pub enum Refusal {
         /// How long until the first copy should be ready.
         retry_after: Duration,
     },
-    /// Every copy is busy, and as many requests wait for a place as may.
+    /// Every copy is busy, and as many requests wait for a place as are allowed.
     QueueFull {
         /// How many that is.
         waiting_max: usize,
@@ -54,16 +55,16 @@ pub enum Refusal {
     BusyTooLong {
         /// How long it may wait.
         max_wait: Duration,
-        /// How long those that wait still should take.
+        /// How long the requests that still wait should take.
         retry_after: Duration,
     },
-    /// The peers that it was sent to said no or could not be reached, and nothing is starting.
+    /// The peers that it was sent to refused it or could not be reached, and no copy is starting.
     NobodyAnswered {
         /// How many.
         tried: usize,
     },
-    /// The peer that holds the session in its memory lives but could not be reached. Another peer
-    /// would begin a fresh session in place of one that still exists.
+    /// The peer that holds the session in its memory is alive but could not be reached. Another
+    /// peer would replace a session that still exists with a new one.
     PinnedPeerUnreachable {
         /// That peer.
         peer: PeerId,
@@ -71,7 +72,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What its client gets.
+    /// The problem that its client gets.
     #[must_use]
     pub fn problem(&self) -> ProblemKind {
         match self {

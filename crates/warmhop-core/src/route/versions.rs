@@ -1,8 +1,9 @@
 //! A session that a newer version of the app has served does not go back to an older one while a
 //! copy of that version, or of a later one, is ready anywhere.
 //!
-//! Copies that are older are passed over as if they took nothing new. A copy that names no version
-//! is not known to be older. Where none that is new enough is ready, or can be reached, an older one
+//! Older copies are passed over as if they took no new requests. A copy that names no version does
+//! not count as older. If no copy that is new enough is ready, or can be reached, an older one
+//! serves. A peer that may be dead counts as out of reach.
 //! serves. A peer that may be dead counts as one that cannot be reached.
 
 use alloc::vec::Vec;
@@ -14,24 +15,24 @@ use super::{
 use crate::version::AppVersion;
 use crate::view::AppState;
 
-/// How long a request waits for the news of a version that has served its session and that this peer
-/// has not heard of. Its client may be faster than the news, but hardly by more.
+/// How long a request waits for the news of a version that has served its session and that this
+/// peer has not heard of. Its client may be faster than the news, but hardly by more.
 pub const NEWS_WITHIN: Duration = Duration::from_millis(500);
 
 /// The versions of an app that bear on where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Versions<'a> {
-    /// The newest one that has served the request's session, as its client's token says.
+    /// The newest one that has served the request's session, according to its client's token.
     pub served: Option<&'a AppVersion>,
-    /// That of the copy here.
+    /// The version of the copy here.
     pub here: Option<&'a AppVersion>,
     /// The newest one that this peer knows to have been ready anywhere.
     pub heard: Option<&'a AppVersion>,
 }
 
-/// The version that a request counts on at a copy of the version `there`, as far as that is known: the one
-/// that has `served` its session, unless the copy is chosen although it is older. Where the copy has come
-/// to be older by then, its peer turns the request away, and whoever sent it decides anew.
+/// The version that a request requires of a copy whose version is `there`, as far as that is known:
+/// the version that has `served` its session, unless the copy is chosen although it is older. If an
+/// older copy serves there by then, its peer refuses the request, and the sender decides again.
 #[must_use]
 pub fn counts_on<'a>(
     served: Option<&'a AppVersion>,
@@ -40,8 +41,8 @@ pub fn counts_on<'a>(
     served.filter(|served| there.is_none_or(|there| !served.is_newer_than(there)))
 }
 
-/// The decision about a request that some of the ready copies are too old for; `None` where there is
-/// nothing to keep it from.
+/// The decision about a request for which some of the ready copies are too old; `None` if that does
+/// not matter.
 pub(super) fn never_back(q: &Question<'_>) -> Option<Decision> {
     let served = q.versions.served?;
     let is_old = |version: Option<&AppVersion>| version.is_some_and(|it| served.is_newer_than(it));
@@ -73,8 +74,8 @@ pub(super) fn never_back(q: &Question<'_>) -> Option<Decision> {
     Some(decision)
 }
 
-/// Waits where the version is one that nobody has told of here: whoever served the session has told
-/// all peers before it answered, so the news must come.
+/// Waits if this peer has no news of the version: the peer that served the session announced the
+/// version to all peers before it answered, so the news must come.
 fn awaits_news(q: &Question<'_>, served: &AppVersion) -> Option<Decision> {
     let is_heard = q.versions.heard.is_some_and(|heard| !served.is_newer_than(heard));
     let left = NEWS_WITHIN.min(q.app.max_wait).saturating_sub(q.waited);

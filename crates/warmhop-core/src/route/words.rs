@@ -150,7 +150,8 @@ fn word(state: AppState) -> &'static str {
 }
 
 impl fmt::Display for Decision {
-    /// The whole story in one sentence: a lost session, the reason, and what begins beside it.
+    /// The whole reason in one sentence: a lost session, the reason itself, and what starts
+    /// besides.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(peer) = &self.pin_lost {
             write!(f, "the session made on {peer} is gone, a fresh one begins; ")?;

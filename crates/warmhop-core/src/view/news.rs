@@ -1,4 +1,5 @@
-//! News: what a peer says of itself and of its apps, how it came here, and why it is not believed.
+//! News: a peer's announcements about itself and its apps, how they arrived, and why one is
+//! refused.
 
 use alloc::string::String;
 use core::fmt;
@@ -26,12 +27,12 @@ pub enum AppState {
     Stopping,
     /// The last start failed, or the copy crashed; backing off.
     Failed,
-    /// Held down: no request starts it.
+    /// Held down by an operator: no request starts it.
     Paused,
 }
 
 impl AppState {
-    /// Its name, as status, metrics and logs have it.
+    /// Its name in status, metrics and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -45,15 +46,15 @@ impl AppState {
     }
 }
 
-/// What a peer says of itself.
+/// A peer's news about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerNews {
     /// Its name.
     pub peer: PeerId,
     /// This life of its process.
     pub incarnation: Incarnation,
-    /// Orders the lives of one peer: the wall clock at its start in milliseconds, or one
-    /// more than the last where the clock went back.
+    /// Orders the lives of one peer: the wall clock at its start in milliseconds, or one more than
+    /// the last one if the clock went back.
     pub generation: u64,
     /// Grows with each change of this record within one life.
     pub seq: u64,
@@ -63,18 +64,18 @@ pub struct PeerNews {
     pub http: Option<String>,
     /// Its zone.
     pub zone: Option<String>,
-    /// It is about to leave: give it nothing new.
+    /// It is about to leave: it should get nothing new.
     pub draining: bool,
-    /// It knows of two others at least, or of seeds that may be others: it is no half of a mesh of
-    /// two, whatever the one that hears this knows by itself.
+    /// It knows at least two others, or seeds that may be others: it is not one half of a mesh of
+    /// two, whatever the receiver of this news knows by itself.
     pub knows_more: bool,
-    /// Its process began a moment ago: until others have had the time to say otherwise, a former life
-    /// of it may have witnessed what this one knows nothing of
+    /// Its process began a moment ago: until others have had the time to correct it, a former life
+    /// of it may have witnessed what this one does not know
     /// ([`REBORN_FOR`](crate::session::census::REBORN_FOR)).
     pub young: bool,
 }
 
-/// What a peer says of one of its apps.
+/// A peer's news about one of its apps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppNews {
     /// The app.
@@ -87,11 +88,11 @@ pub struct AppNews {
     pub eta_ms: Option<u32>,
     /// Requests in flight there.
     pub in_flight: u32,
-    /// The version that serves there, or that a start would bring up; absent: none is named.
+    /// The version that serves there, or that a start would bring up; absent if none is named.
     pub version: Option<AppVersion>,
-    /// A digest of what the app is there, to tell whether peers mean the same; 0: unknown.
+    /// A digest of the app's configuration there, to compare peers; 0: unknown.
     pub digest: u64,
-    /// The peer has no such app any more, and nothing else of this holds.
+    /// The peer no longer has this app, and nothing else in this record counts.
     pub gone: bool,
 }
 
@@ -114,7 +115,7 @@ pub enum News {
         peer: PeerId,
         /// Its life.
         incarnation: Incarnation,
-        /// That life's order.
+        /// The generation of that life.
         generation: u64,
         /// The news.
         news: AppNews,
@@ -139,21 +140,21 @@ impl News {
     }
 }
 
-/// How a piece of news came here. Both kinds are by the peer that they are about; of two with one
-/// number, what it said over its own link wins over what others passed on.
+/// How a piece of news arrived. The peer that it is about wrote it in either case; of two with one
+/// number, news over its own link wins over news that others passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Passed on by others, by gossip.
     Hearsay,
-    /// Over a link to the peer itself, whose certificate vouches for its name. Proof that it
-    /// lives.
+    /// Over a link to the peer itself, whose certificate vouches for its name. It proves that the
+    /// peer is alive.
     FirstHand,
 }
 
-/// Why a piece of news was not believed. Each is counted: see [`View::refused`](super::View::refused).
+/// Why a piece of news was refused. Each is counted: see [`View::refused`](super::View::refused).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RefusedNews {
-    /// It speaks of this very peer: of a former life, or of another process by its name.
+    /// It is about this very peer: about a former life, or about another process of its name.
     Myself,
     /// Two lives claim one name and one generation: two processes share a name.
     NameClash,
