@@ -1,12 +1,12 @@
-//! The access log: one line for each request of a client, by a thread of its own.
+//! The access log: one line for each request of a client, written by a thread of its own.
 //!
 //! ```text
 //! the thread that serves ── queue, bounded ──▶ the writer ──▶ a file, or standard error
 //! ```
 //!
-//! Nobody waits for it: where the disk or the reader of standard error is too slow, lines are lost,
-//! which is counted (`warmhop_access_log_dropped_total`) and warned of. A file is opened again on
-//! SIGUSR1, which a log rotator sends after renaming it.
+//! No request waits for it: if the disk or the reader of standard error is too slow, lines are
+//! lost, which is counted (`warmhop_access_log_dropped_total`) and logged as a warning. A file is
+//! opened again on SIGUSR1, which a log rotator sends after renaming it.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
@@ -29,19 +29,19 @@ use crate::config::{AccessFormat, AccessTo, Log};
 const QUEUE_MAX: usize = 4096;
 /// How long the last lines may take to be written when the peer ends.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(2);
-/// How often it is told that lines were lost.
+/// The least time between two warnings about lost lines.
 const WARN_EVERY: Duration = Duration::from_secs(60);
-/// Readable by the peer's user and group; by nobody else.
+/// The file is readable by the peer's user and group only.
 const FILE_MODE: u32 = 0o640;
 
-/// What wakes the writer.
+/// A message to the writer.
 enum Message {
     Request(Box<Access>),
-    /// Nothing to write: something to look after.
+    /// Nothing to write: the writer should look at [`Asked`].
     Wake,
 }
 
-/// What the writer is asked for beside lines.
+/// Requests to the writer other than lines.
 #[derive(Default)]
 struct Asked {
     reopen: AtomicBool,
@@ -49,7 +49,7 @@ struct Asked {
     dropped: AtomicU64,
 }
 
-/// The end of the access log that the mesh writes to. Clones are one.
+/// The end of the access log that the mesh writes to. Clones share it.
 #[derive(Clone)]
 pub struct AccessLog {
     queue: SyncSender<Message>,
@@ -70,10 +70,10 @@ pub struct Writing {
 }
 
 impl AccessLog {
-    /// Opens what `settings` name, and starts to write there; `None` where they name nothing.
+    /// Opens the target in `settings`, and starts to write there; `None` if they have none.
     ///
     /// # Errors
-    /// Why the file cannot be opened, or the thread not be started.
+    /// Why the file cannot be opened, or the thread cannot be started.
     pub fn start(settings: &Log) -> io::Result<Option<(Self, Writing)>> {
         let sink = match &settings.access {
             None => return Ok(None),
@@ -100,7 +100,7 @@ impl AccessLog {
     }
 
     fn wake(&self) {
-        // Where the queue is full the writer is awake.
+        // If the queue is full, the writer is awake.
         let _ = self.queue.try_send(Message::Wake);
     }
 }
@@ -118,13 +118,13 @@ impl AccessSink for AccessLog {
 }
 
 impl Writing {
-    /// Has the file opened anew.
+    /// Has the writer open the file again.
     pub fn reopen(&self) {
         self.log.asked.reopen.store(true, Ordering::Relaxed);
         self.log.wake();
     }
 
-    /// Writes what waits to be written, and ends.
+    /// Has the writer write the queued lines, and end.
     pub async fn end(self) {
         self.log.asked.end.store(true, Ordering::Relaxed);
         self.log.wake();
@@ -148,7 +148,7 @@ impl Sink {
 
     fn write(&mut self, line: &str) -> io::Result<()> {
         match self {
-            // In one call, so that a line of the log does not come in between.
+            // A single call, so that no line of the log comes in between.
             Self::Stderr => io::stderr().lock().write_all(line.as_bytes()),
             Self::File(_, file) => file.write_all(line.as_bytes()),
         }
@@ -166,7 +166,7 @@ struct Writer {
     sink: Sink,
     form: Form,
     asked: Arc<Asked>,
-    /// How many lost lines were warned of.
+    /// How many lost lines were in warnings so far.
     told: u64,
     warned: Option<Instant>,
 }
@@ -185,7 +185,7 @@ impl Writer {
             }
             self.tell_of_losses();
             next = requests.try_recv().ok().or_else(|| {
-                // Nobody is served by what is not there yet: a program that follows the file sees it now.
+                // No line is waiting: a program that follows the file should see these now.
                 let flushed = self.sink.flush();
                 self.see_to(flushed);
                 if self.asked.end.load(Ordering::Relaxed) { None } else { requests.recv().ok() }
@@ -241,14 +241,14 @@ impl Writer {
     }
 }
 
-/// What a line tells, and how.
+/// The format of a line.
 struct Form {
     format: AccessFormat,
     query: bool,
 }
 
 impl Form {
-    /// One line, with its end.
+    /// One line, with its newline.
     fn line(&self, access: &Access) -> String {
         match self.format {
             AccessFormat::Text => self.text(access),
@@ -261,7 +261,7 @@ impl Form {
     }
 
     /// `TIME CLIENT APP WAY PEER HEAD/TOTAL STATUS BYTES END ID "REQUEST" "WHY"`, times in
-    /// milliseconds, `-` for what there is not.
+    /// milliseconds, `-` for absent values.
     fn text(&self, access: &Access) -> String {
         let or_none = |text: Option<&str>| text.unwrap_or("-").to_owned();
         let client = access.client.map(|addr| addr.to_string());
@@ -270,7 +270,7 @@ impl Form {
         let mut request =
             format!("{} {}{}", access.method, access.host.as_deref().unwrap_or(""), access.path);
         if let Some(query) = self.query(access) {
-            // A text takes whatever is written.
+            // Writing to a string cannot fail.
             let _ = write!(request, "?{query}");
         }
         let _ = write!(request, " {:?}", access.version);
@@ -287,7 +287,7 @@ impl Form {
             access.bytes,
             access.end.label(),
             access.id,
-            // A client may put quotes and controls where a reader of lines would stumble over them.
+            // A client may send quotes and control characters, which would break a reader of lines.
             json!(request),
             json!(access.why),
         )
@@ -320,7 +320,7 @@ impl Form {
     }
 }
 
-/// In milliseconds, to the microsecond.
+/// In milliseconds, with microseconds as decimals.
 fn millis(span: Duration) -> f64 {
     span.as_micros() as f64 / 1000.0
 }

@@ -1,5 +1,5 @@
-//! The admin listener: the routes of the mesh crate, and what the binary has beside them, which is the
-//! log, the configuration and the reload of its file.
+//! The admin listener: the routes of the mesh crate, and those that only the binary has: the log,
+//! the configuration and its reload.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::{process, redis};
 
 /// How many may follow the log at once.
 const FOLLOWERS_MAX: usize = 32;
-/// How many lines are told unless more are asked for.
+/// How many lines are sent by default.
 const LINES_DEFAULT: usize = 100;
 
 #[derive(Clone)]
@@ -37,7 +37,7 @@ struct Log {
     places: Arc<Semaphore>,
 }
 
-/// What the admin listener answers, guarded by `token`.
+/// The routes of the admin listener, guarded by `token`.
 pub fn listener(mesh: &Mesh, token: Token, journal: &Journal, reloader: &Arc<Reloader>) -> Admin {
     let places = Arc::new(Semaphore::new(FOLLOWERS_MAX));
     let log = Log { mesh: mesh.clone(), journal: journal.clone(), places };
@@ -55,7 +55,7 @@ pub fn listener(mesh: &Mesh, token: Token, journal: &Journal, reloader: &Arc<Rel
 }
 
 async fn reload(State(reloader): State<Arc<Reloader>>) -> Response {
-    // It reads files.
+    // A reload reads files.
     match tokio::task::spawn_blocking(move || reloader.reload()).await {
         Ok(Ok(told)) => Json(told).into_response(),
         Ok(Err(failure)) => problem(StatusCode::UNPROCESSABLE_ENTITY, &failure.messages.join("\n")),
@@ -72,7 +72,7 @@ struct LogQuery {
     follow: bool,
 }
 
-/// One JSON object a line; with `follow` it goes on until the client leaves.
+/// One JSON object a line; with `follow` until the client leaves.
 async fn logs(State(log): State<Log>, Query(query): Query<LogQuery>) -> Response {
     let level = match query.level.as_deref().map(str::parse::<Level>) {
         None => None,
@@ -86,7 +86,7 @@ async fn logs(State(log): State<Log>, Query(query): Query<LogQuery>) -> Response
     let (lines, live) = log.journal.read(&wanted, query.lines.unwrap_or(LINES_DEFAULT));
     if let (Some(app), true) = (&wanted.app, lines.is_empty()) {
         let apps: Vec<_> = log.mesh.status().apps.into_iter().map(|app| app.name).collect();
-        // Lines of one that was removed are kept.
+        // The log keeps lines of removed apps.
         if !apps.contains(app) {
             let has = apps.join(", ");
             let detail = format!("no app {app} is configured on this peer; it has: {has}");
@@ -130,7 +130,7 @@ async fn next((mut live, wanted, place): Following) -> Option<(Bytes, Following)
 }
 
 fn text(line: &Line) -> String {
-    // A map with text for keys always serializes.
+    // A map with string keys always serializes.
     let mut text = serde_json::to_string(line).unwrap_or_default();
     text.push('\n');
     text

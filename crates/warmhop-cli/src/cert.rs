@@ -8,10 +8,10 @@ use warmhop::identity::{Authority, Holder, IdentityError, Inspection, inspect};
 use warmhop::ids::PeerId;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// A certificate with less than this left is worth a word.
+/// A certificate that ends sooner than this is mentioned.
 const SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// Makes an authority for `cluster` in `out`; returns what to tell.
+/// Makes an authority for `cluster` in `out`; returns the text to print.
 ///
 /// # Errors
 /// If the name is malformed, a key is there already, or a file cannot be written.
@@ -31,7 +31,7 @@ pub fn make_authority(out: &Path, cluster: &str, force: bool) -> Result<String, 
 }
 
 /// Issues the identity of the peer `name` from the authority in `ca` into `out`, valid for `days`;
-/// returns what to tell.
+/// returns the text to print.
 ///
 /// # Errors
 /// If the authority cannot be used, a key is there already, or a file cannot be written.
@@ -60,8 +60,8 @@ pub fn issue_peer(
     Ok(text)
 }
 
-/// Issues the identity in `dir` again from the authority in `ca`, valid for `days`; returns what
-/// to tell.
+/// Issues the identity in `dir` again from the authority in `ca`, valid for `days`; returns the
+/// text to print.
 ///
 /// # Errors
 /// If the authority cannot be used, `dir` holds no identity of it, or a file cannot be written.
@@ -74,7 +74,7 @@ pub fn renew(dir: &Path, ca: &Path, days: u32) -> Result<String, IdentityError> 
     ))
 }
 
-/// What `warmhop cert show` tells of a folder, and whether a peer could run with what is in it.
+/// The text of `warmhop cert show` for a folder, and whether a peer could run with its contents.
 ///
 /// # Errors
 /// If no certificate in it can be read.
@@ -112,8 +112,8 @@ pub fn show(dir: &Path) -> Result<(String, bool), IdentityError> {
     Ok((text, problem.is_none()))
 }
 
-/// That a certificate ends soon, or has ended, and when, as the end of a sentence; nothing where it
-/// has longer.
+/// Says that a certificate ends soon, or has ended, and when, as the end of a sentence; `None` if
+/// it is valid for longer.
 #[must_use]
 pub(crate) fn ends_soon(ends: SystemTime, now: SystemTime) -> Option<String> {
     let on = date(ends);

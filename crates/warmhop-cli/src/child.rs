@@ -1,12 +1,11 @@
-//! An app as a child process: started behind a [`crate::guard`], asked over loopback
-//! until it is ready, then served through a small pool of kept-alive connections.
+//! An app as a child process: started behind a [`crate::guard`], probed over loopback until it is
+//! ready, then served through a small pool of kept-alive connections.
 //!
-//! The child is told its port in `PORT` and has to listen on `127.0.0.1:PORT`. Whatever it
-//! writes goes to the peer's log, line by line; the last lines are kept for the message when
-//! it fails.
+//! The child gets its port in `PORT` and has to listen on `127.0.0.1:PORT`. Its output goes to the
+//! peer's log, line by line; the last lines are kept for the message when it fails.
 //!
-//! Nothing outlives its owner: dropping a start, a started copy or the whole peer closes the
-//! pipe to the guard, which then kills the child and all that the child started.
+//! Nothing outlives its owner: dropping a start, a started copy or the whole peer closes the pipe
+//! to the guard, which then kills the child and all its descendants.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -47,9 +46,9 @@ mod service;
 mod socket;
 pub(crate) mod usage;
 
-/// How often a start is tried on another port when another process took the chosen one.
+/// How often a start is tried on another port if another process has taken the chosen one.
 const PORT_TRIES: u32 = 3;
-/// How many ports given out lately are not given out again.
+/// How many of the ports chosen last are not chosen again.
 const RECENT_PORTS: usize = 64;
 /// A longer line of output is cut.
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -57,7 +56,7 @@ const LINE_BYTES_MAX: usize = 8 * 1024;
 const TAIL_LINES: usize = 20;
 /// How long the output of an ended app is still waited for.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(500);
-/// An app that has not been ready for so long may listen somewhere else.
+/// An app that is not ready after this time may listen somewhere else.
 const HINT_AFTER: Duration = Duration::from_secs(3);
 /// How long killing may take before the peer stops waiting for it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,25 +68,26 @@ pub struct ChildApp {
     pub run: Vec<String>,
     /// The folder that it runs in.
     pub dir: PathBuf,
-    /// What it takes over of the peer's own environment.
+    /// What it inherits of the peer's own environment.
     pub inherit: Inherit,
-    /// A file of variables that are added to it, read at each start.
+    /// A file of variables that are added to those, read at each start.
     pub env_file: Option<PathBuf>,
-    /// What is added to both.
+    /// Variables that are added to both.
     pub env: BTreeMap<String, String>,
-    /// How it is known to be ready.
+    /// How the peer detects that it is ready.
     pub ready: Ready,
-    /// How it is known to live.
+    /// How the peer detects that it is alive.
     pub alive: Alive,
-    /// What it is told of the endpoint that keeps sessions, in `REDIS_URL`; absent: there is none.
+    /// The URL of the endpoint that keeps sessions, for its `REDIS_URL`; absent if there is no
+    /// endpoint.
     pub redis: Option<String>,
-    /// What is spoken with it.
+    /// The protocol between the peer and it.
     pub protocol: Protocol,
-    /// Whether it takes its session as the field `Warmhop-Session` and sets it so.
+    /// Whether it receives its session in the field `Warmhop-Session` and sets it there.
     pub carried: bool,
     /// The program that guards it: [`guard::executable`].
     pub guard: PathBuf,
-    /// Whose it is and what it may take.
+    /// Its user and its limits.
     pub confine: Confine,
     /// Variables of the peer's own environment that it does not inherit unless it names them.
     pub hidden: Vec<String>,
@@ -117,7 +117,7 @@ impl warmhop::App for ChildApp {
 
 /// A child that is ready.
 pub struct Launched {
-    /// Requests to it.
+    /// Sends requests to it.
     pub service: ChildService,
     /// Its process.
     pub process: Process,
@@ -134,13 +134,13 @@ impl ChildApp {
     /// Starts the child and waits until it is ready.
     ///
     /// # Errors
-    /// What went wrong, with the child's last words.
+    /// Why it failed, with the child's last lines of output.
     pub async fn launch(&self, name: &AppName) -> Result<Launched, StartError> {
         let failed = |reason: String| StartError::new(reason);
         if self.run.is_empty() {
             return Err(failed("it has no run here; other peers run it".into()));
         }
-        // Told as what it is, rather than as a process that cannot be started.
+        // Reported as what it is, and not as a process that cannot be started.
         let env = self.environment().map_err(|error| failed(format!("its env_file {error}")))?;
         let deadline = Instant::now() + self.ready.timeout;
         let mut tries = 1;
@@ -148,7 +148,8 @@ impl ChildApp {
             let port = free_port()
                 .map_err(|error| failed(format!("no loopback port is free: {error}")))?;
             match self.launch_on(port, &env, name, deadline).await {
-                // The child has ended, so another process listens there and took the port before it could.
+                // The child has exited, so another process that listens there took the port before
+                // it could.
                 Err(Failed { exited: true, .. }) if tries < PORT_TRIES && is_taken(port) => {
                     warn!(app = %name, port, "another process took the app's port; trying another");
                     tries += 1;
@@ -216,7 +217,7 @@ impl ChildApp {
         Err(Failed { error: StartError::new(reason).with_output(output), exited })
     }
 
-    /// How it is asked whether it is ready.
+    /// The probe for its readiness.
     fn probe(&self, port: u16) -> Probe {
         Probe {
             port,
@@ -228,7 +229,7 @@ impl ChildApp {
     }
 }
 
-/// Tells of an app that listens somewhere else than it is asked to, long before its time is over.
+/// Warns about an app that listens on another address than it should, long before its time is over.
 async fn hints(name: &AppName, group: i32, port: u16) -> Infallible {
     sleep(HINT_AFTER).await;
     if let Some(reason) = listens_elsewhere(group, port).await {
@@ -238,23 +239,23 @@ async fn hints(name: &AppName, group: i32, port: u16) -> Infallible {
 }
 
 async fn listens_elsewhere(group: i32, port: u16) -> Option<String> {
-    // It looks at every process of the machine.
+    // The search looks at every process of the machine.
     tokio::task::spawn_blocking(move || listens::elsewhere(group, port)).await.ok().flatten()
 }
 
-/// What an app needs and this machine has not.
+/// What an app needs and this machine does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
-    /// Which key of the app's table names it.
+    /// The key of the app's table that names it.
     pub key: &'static str,
-    /// What was looked for where.
+    /// What was searched, and where.
     pub what: String,
     /// What to do.
     pub remedy: &'static str,
 }
 
-/// Where `program` is, looked for as the guard will: with a slash from `dir` on, else in
-/// `path` or the peer's own `PATH`.
+/// The path of `program`, searched as the guard does: from `dir` if it has a slash, else in `path`
+/// or the peer's own `PATH`.
 ///
 /// # Errors
 /// If it is not there, or there is no `dir`.
@@ -279,17 +280,17 @@ pub fn find_program(program: &str, dir: &Path, path: Option<&String>) -> Result<
     }
     let path = path.map(std::ffi::OsString::from).or_else(|| std::env::var_os("PATH"));
     std::env::split_paths(&path.unwrap_or_default())
-        // An empty or relative element means the folder that the program runs in.
+        // An empty or relative element is relative to the folder that the program runs in.
         .map(|folder| dir.join(folder).join(program))
         .find(|file| !program.is_empty() && is_executable(file))
         .ok_or_else(|| no_program(format!("there is no program {program:?} in PATH")))
 }
 
-/// A port that was free a moment ago and was not given out lately.
+/// A port that was free a moment ago and was not chosen lately.
 fn free_port() -> io::Result<u16> {
     static RECENT: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
     let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    // Listeners stay bound while others are tried, so that each try is another port.
+    // Listeners stay bound while others are tried, so that each try gets another port.
     let mut passed_over = Vec::new();
     loop {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -321,7 +322,7 @@ fn tail_lines(tail: &Tail) -> Vec<String> {
 pub struct Process {
     /// The guard's process id and that of the group it leads.
     group: Pid,
-    /// Its closing is the order to kill.
+    /// Closing it makes the guard kill the child.
     _alive: ChildStdin,
     exit: watch::Receiver<Option<ExitStatus>>,
     tail: Tail,
@@ -382,7 +383,8 @@ impl Process {
         }
     }
 
-    /// Asks the group to end, waits for `grace`, kills what is left. Resolves when nothing is.
+    /// Asks the group to end, waits for `grace`, and kills the rest. Resolves when no process is
+    /// left.
     pub async fn stop(self, grace: Duration) {
         let Self { group, _alive: alive, mut exit, .. } = self;
         if !grace.is_zero() && exit.borrow().is_none() {
@@ -399,7 +401,7 @@ impl Process {
     }
 }
 
-/// Waits for the guard's end and tells it, once the output before it has been read.
+/// Waits for the guard's end and reports it, once the output before it has been read.
 async fn reap(
     mut child: Child,
     group: Pid,
@@ -466,7 +468,7 @@ async fn read_output(
 fn log_line(line: &mut Vec<u8>, cut: &mut bool, stream: &str, app: &AppName, tail: &Tail) {
     let mut text: String = String::from_utf8_lossy(line)
         .chars()
-        // Colours and cursor movements of an app are no good in a log or a message.
+        // Colours and cursor movements of an app are useless in a log or a message.
         .filter(|c| !c.is_control() || *c == '\t')
         .collect();
     if std::mem::take(cut) {

@@ -1,17 +1,17 @@
-//! Text from elsewhere, made safe for a terminal to show.
+//! Makes text from elsewhere safe for a terminal to show.
 
-/// Without anything that a terminal would obey, and without what shows nothing itself but changes
-/// how its neighbours are read.
+/// Removes everything that a terminal would obey, and invisible characters that change how their
+/// neighbours are read.
 #[must_use]
 pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() || is_format(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// A line that an app printed: without the colours and moves that it meant for its own terminal, and
-/// then [`clean`].
+/// A line that an app printed: without the colours and cursor movements meant for its own terminal,
+/// and then [`clean`].
 #[must_use]
 pub fn printed(line: &str) -> String {
-    // All control characters go with the sequences, and a tab keeps two words apart.
+    // All control characters go with the sequences, but a tab separates two words.
     clean(&strip_ansi_escapes::strip_str(line.replace('\t', "    ")))
 }
 

@@ -1,8 +1,7 @@
-//! The commands' side of the admin listener: one small HTTP request and what comes back.
+//! The commands' side of the admin listener: one small HTTP request and its answer.
 //!
-//! The shapes read here are tolerant: a field that an older peer does not send is empty, and
-//! one that a newer peer adds is left alone, so that one command can ask a mesh of mixed
-//! versions.
+//! The shapes read here are tolerant: a field that an older peer does not send is empty, and one
+//! that a newer peer adds is ignored, so that one command can ask a mesh of mixed versions.
 
 mod connect;
 
@@ -28,10 +27,10 @@ use tokio::time::timeout;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// A longer answer is not read: no peer has one.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// How a peer says no: problem details (RFC 9457).
+/// The media type of a peer's refusal: problem details (RFC 9457).
 const PROBLEM: &str = "application/problem+json";
 
-/// Where an admin listener is: `http://HOST:PORT`, or `https://HOST:PORT` where something in front of
+/// The URL of an admin listener: `http://HOST:PORT`, or `https://HOST:PORT` if a proxy in front of
 /// it ends TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminUrl {
@@ -75,47 +74,47 @@ pub struct Admin {
     ca_file: Option<PathBuf>,
 }
 
-/// Why the peer did not do what it was asked for.
+/// Why a peer did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens there.
+    /// Nothing listens there.
     #[error(
         "no peer answers at {url}: is it running? Start one with `warmhop run --config FILE`, or \
          name another with --admin URL ({source})"
     )]
     Unreachable {
-        /// Who was asked.
+        /// The URL that was asked.
         url: AdminUrl,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It took the connection and then said nothing in time.
+    /// It accepted the connection and then did not answer in time.
     #[error("the peer at {url} did not answer within {} s; is it stopped or overloaded?", ANSWER_TIMEOUT.as_secs())]
     Silent {
-        /// Who was asked.
+        /// The URL that was asked.
         url: AdminUrl,
     },
-    /// It has TLS, and there is none with it.
+    /// The TLS handshake with it failed.
     #[error("no TLS connection to {url}: {why}")]
     Tls {
-        /// Who was asked.
+        /// The URL that was asked.
         url: AdminUrl,
         /// Why, and what to do.
         why: String,
     },
-    /// What came back is no answer of a peer's admin listener.
+    /// The answer does not come from a peer's admin listener.
     #[error(
         "what listens at {url} is not the admin listener of a peer: {why}; name one with --admin URL or \
          WARMHOP_ADMIN, as [admin] listen of the peer has it"
     )]
     NotAPeer {
-        /// Who was asked.
+        /// The URL that was asked.
         url: AdminUrl,
         /// What was wrong.
         why: String,
     },
-    /// The peer said no.
+    /// The peer refused.
     #[error("{detail}")]
     Refused {
         /// Its status.
@@ -126,21 +125,20 @@ pub enum AskError {
 }
 
 impl Admin {
-    /// The listener at `url`, shown `token` if there is one.
+    /// The listener at `url`, which gets `token` if there is one.
     #[must_use]
     pub fn new(url: AdminUrl, token: Option<String>) -> Self {
         Self { url, token, ca_file: None }
     }
 
-    /// Believes certificates of the authorities in this file, in PEM, instead of those that this
-    /// system trusts.
+    /// Trusts the authorities in this file, in PEM, instead of those that this system trusts.
     #[must_use]
     pub fn ca_file(mut self, file: Option<PathBuf>) -> Self {
         self.ca_file = file;
         self
     }
 
-    /// Who is asked.
+    /// The URL of the listener.
     #[must_use]
     pub fn url(&self) -> &AdminUrl {
         &self.url
@@ -156,8 +154,9 @@ impl Admin {
 
     /// Asks for `path`, whose parts have been through [`encoded`].
     ///
-    /// `mark` points (RFC 6901) to what every peer's answer has. Other programs answer JSON as well,
-    /// and since absent fields count as empty, theirs would be shown as that of a peer with nothing.
+    /// `mark` points (RFC 6901) to a field that every peer's answer has. Other programs answer JSON
+    /// as well, and since absent fields count as empty, theirs would be shown as that of a peer
+    /// with nothing.
     ///
     /// # Errors
     /// See [`AskError`].
@@ -179,7 +178,7 @@ impl Admin {
         Err(self.refusal(status, answer.headers(), answer.body(), path))
     }
 
-    /// The answer to [`Admin::ask`] in its shape.
+    /// The answer to [`Admin::ask`] in its type.
     ///
     /// # Errors
     /// [`AskError::NotAPeer`] if it has another one.
@@ -205,8 +204,8 @@ impl Admin {
         }
     }
 
-    /// Asks for lines that may go on and on, and gives each to `take` as it comes, until `take` or
-    /// the peer ends it. Only the answer's beginning is waited for within a bound.
+    /// Asks for a stream of lines, and passes each to `take` as it comes, until `take` or the peer
+    /// ends it. Only the wait for the answer's beginning is bounded.
     ///
     /// # Errors
     /// See [`AskError`].
@@ -299,8 +298,8 @@ impl Admin {
     }
 }
 
-/// `text` as part of a path: whatever is not unreserved (RFC 3986 section 2.3) is
-/// percent-encoded, but for `/`, which keys and request ids may hold.
+/// `text` as part of a path: characters that are not unreserved (RFC 3986 section 2.3) are
+/// percent-encoded, except for `/`, which keys and request ids may contain.
 #[must_use]
 pub fn encoded(text: &str) -> String {
     let mut path = String::with_capacity(text.len());
@@ -330,7 +329,7 @@ pub struct Status {
     pub sessions: Sessions,
     /// How many sessions it took over from others.
     pub takeovers: u64,
-    /// The peers that it was told to join.
+    /// The peers that it was configured to join.
     pub seeds: Vec<Seed>,
 }
 
@@ -352,7 +351,7 @@ pub struct Seed {
 pub struct ThisPeer {
     /// Its name.
     pub name: String,
-    /// What cookies call it; empty where it does not say.
+    /// Its name in cookies; empty if the peer does not send it.
     pub route: String,
     /// This life of its process.
     pub incarnation: String,
@@ -368,9 +367,9 @@ pub struct ThisPeer {
     pub mesh: String,
     /// Its zone.
     pub zone: Option<String>,
-    /// When its certificate ends, in seconds since the Unix epoch; 0 where it does not say.
+    /// When its certificate ends, in seconds since the Unix epoch; 0 if the peer does not send it.
     pub identity_not_after: u64,
-    /// When that of its front doors does, where they have one.
+    /// When the certificate of its front doors ends, if they have one.
     pub front_door_not_after: Option<u64>,
 }
 
@@ -392,7 +391,7 @@ pub struct AppStatus {
     pub in_flight: u64,
     /// Requests that wait for a first copy.
     pub waiting: u64,
-    /// What became of clients' requests.
+    /// The outcomes of clients' requests.
     pub requests: Requests,
     /// Why it failed.
     pub error: Option<String>,
@@ -400,13 +399,13 @@ pub struct AppStatus {
     pub session: String,
     /// The version that serves, or that a start would bring up.
     pub version: Option<String>,
-    /// The version that the configuration names, where it is another one.
+    /// The version that the configuration names, if it is another one.
     pub next_version: Option<String>,
-    /// The peers where it is something else.
+    /// The peers whose configuration of the app differs.
     pub differs_on: Vec<String>,
 }
 
-/// Requests that clients sent there, by what became of them.
+/// Requests that clients sent there, by outcome.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Requests {
@@ -434,11 +433,11 @@ pub struct Copy {
 pub struct OtherPeer {
     /// Its name.
     pub name: String,
-    /// What cookies call it; empty where the peer that was asked does not say.
+    /// Its name in cookies; empty if the peer that was asked does not send it.
     pub route: String,
     /// The life of its process that was last seen.
     pub incarnation: String,
-    /// Whether it is believed to live.
+    /// Whether it is believed to be alive.
     pub alive: bool,
     /// Whether it is draining.
     pub draining: bool,
@@ -454,7 +453,7 @@ pub struct OtherPeer {
     pub http: Option<String>,
     /// Its apps' states.
     pub apps: BTreeMap<String, String>,
-    /// What else it tells of them.
+    /// What else it announces about them.
     pub copies: BTreeMap<String, Copy>,
     /// Hops sent to it.
     pub hops_sent: u64,
@@ -476,7 +475,7 @@ pub struct Sessions {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Session {
-    /// Which.
+    /// Its key.
     pub key: String,
     /// Its owner.
     pub owner: Option<String>,
@@ -492,9 +491,9 @@ pub struct Session {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Trace {
-    /// Which request.
+    /// Its request id.
     pub id: String,
-    /// The peer that tells.
+    /// The peer that made the trace.
     pub peer: String,
     /// `entry` or `hop`.
     pub role: String,
@@ -506,13 +505,13 @@ pub struct Trace {
     pub at_unix_ms: u64,
     /// The answer's status.
     pub status: Option<u16>,
-    /// Who ran the app.
+    /// The peer that ran the app.
     pub served_by: Option<String>,
-    /// Whom it was sent to last.
+    /// The peer that it was sent to last.
     pub sent_to: Option<String>,
     /// Its session.
     pub session: Option<String>,
-    /// What was decided and happened.
+    /// The decisions and events.
     pub steps: Vec<Step>,
     /// How long the answer's head took.
     pub head_ms: Option<f64>,
@@ -522,13 +521,13 @@ pub struct Trace {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Step {
-    /// When.
+    /// When it happened.
     pub after_us: u64,
-    /// What.
+    /// What happened.
     pub what: String,
-    /// Why.
+    /// Why it happened.
     pub why: String,
-    /// Among whom.
+    /// The peers considered.
     pub candidates: Vec<Candidate>,
 }
 
@@ -536,7 +535,7 @@ pub struct Step {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Candidate {
-    /// Who.
+    /// Its name.
     pub peer: String,
     /// The app's state there.
     pub state: String,

@@ -4,7 +4,7 @@ use comfy_table::{Attribute, Cell, Color, Table, presets};
 
 use crate::clean::clean;
 
-/// The state of an app that went back to cold after a failure; the reason is shown with it.
+/// The state of an app that returned to cold after a failure; the reason is shown with it.
 pub(crate) const COLD_AFTER_A_FAILURE: &str = "cold, failed";
 /// Between two columns.
 const GAP: u16 = 2;
@@ -21,7 +21,7 @@ impl Columns {
         Self { head: head.iter().map(ToString::to_string).collect(), rows: Vec::new() }
     }
 
-    /// Names and reasons come from another machine; what a terminal would obey is taken out.
+    /// Names and reasons come from another machine; control sequences are removed.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells.iter().map(|cell| clean(cell)).collect());
     }
@@ -29,7 +29,7 @@ impl Columns {
     pub(crate) fn print(&self, text: &mut String, coloured: bool) {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        // Whether it is coloured is the caller's affair, who may write to something else.
+        // The caller decides about colours, since it may write to something other than a terminal.
         if coloured {
             table.enforce_styling();
         } else {
@@ -53,7 +53,7 @@ impl Columns {
     }
 }
 
-/// What a word says of its subject, where that deserves a colour.
+/// Whether a word is good or bad news, if it deserves a colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
     Good,
@@ -62,7 +62,7 @@ pub(crate) enum Meaning {
 }
 
 impl Meaning {
-    /// That of a cell which is a state or what became of a request.
+    /// For a cell with a state or the outcome of a request.
     pub(crate) fn of(cell: &str) -> Option<Self> {
         match cell {
             "ready" | "serving" | "alive" | "served" => Some(Self::Good),

@@ -1,15 +1,15 @@
 //! The configuration file: TOML on the outside, [`Config`] inside.
 //!
-//! A file is read once into valid types; nothing further in checks a text again. Every
-//! problem of a file is reported at once, each with its line, its key, what is wrong and what
-//! to do, because a person who mends a file wants to start the peer once, not ten times.
-//! The file is therefore walked as a tree with positions, key by key, rather than
-//! deserialized, which would stop at the first mistake.
+//! A file is read once into valid types; nothing further in checks a text again. Every problem of a
+//! file is reported at once, each with its line, its key, what is wrong and what to do, because a
+//! person who mends a file wants to start the peer once, not ten times. The file is therefore
+//! walked as a tree with positions, key by key, rather than deserialized, which would stop at the
+//! first mistake.
 //!
-//! Paths are relative to the folder of the file. `${NAME}` in a text stands for a variable of the
-//! peer's environment, so that peers which differ only in their name and address share one file,
-//! and `$${` for `${` itself; only the words of an app's `run` are left as they are, which are often
-//! a shell's.
+//! Paths are relative to the folder of the file. `${NAME}` in a string is replaced by a variable of
+//! the peer's environment, so that peers which differ only in their name and address share one
+//! file; `$${` means `${` itself. Only the arguments of an app's `run` are left as they are, since
+//! they are often for a shell.
 
 pub mod keys;
 mod memory;
@@ -55,8 +55,8 @@ pub struct Config {
     pub run: Run,
     /// `[[app]]`, in the order of the file.
     pub apps: Vec<App>,
-    /// Variables of the environment that the file names: what they hold is for whom the file says,
-    /// not for every app.
+    /// Variables of the environment that the file names: their values are for the keys that use
+    /// them, not for every app.
     pub substituted: BTreeSet<String>,
     /// The place of each key in the file, for problems that show only when the peer starts.
     places: Places,
@@ -67,14 +67,14 @@ pub struct Config {
 pub struct Peer {
     /// Unique in the cluster; also the affinity route.
     pub name: PeerId,
-    /// Near peers are preferred.
+    /// Peers in the same zone are preferred.
     pub zone: Option<String>,
 }
 
 /// `[http]`: the front doors.
 #[derive(Debug, Clone)]
 pub struct Http {
-    /// Where clients are listened for. Empty: this peer has no front door.
+    /// The addresses of the front doors. Empty: this peer has none.
     pub listen: Vec<SocketAddr>,
     /// Certificate and key of the front doors; absent: plain HTTP.
     pub tls: Option<Tls>,
@@ -84,7 +84,7 @@ pub struct Http {
     pub error_page: Option<PathBuf>,
     /// What clients may take of the peer.
     pub limits: ClientLimits,
-    /// Whose word about its clients is believed.
+    /// The proxies whose information about clients is trusted.
     pub trusted_proxies: TrustedProxies,
     /// Whether connections begin with a header of the PROXY protocol.
     pub proxy_protocol: bool,
@@ -106,16 +106,16 @@ pub struct Tls {
 pub struct Mesh {
     /// The one UDP port for gossip, hops and sessions.
     pub listen: SocketAddr,
-    /// Where the others reach it; absent: at `listen`.
+    /// The address at which the others reach it; absent: `listen`.
     pub advertise: Option<SocketAddr>,
     /// `HOST:PORT` of peers to join.
     pub seeds: Vec<String>,
     /// The folder of `ca.pem`, `cert.pem` and `key.pem`.
     pub identity: PathBuf,
-    /// Members that the peer has nothing to do with.
+    /// Members that the peer refuses.
     pub refuse: RefusedPeers,
-    /// The files of the cookie keys: the first makes cookies, and those of both are believed. None:
-    /// `cookie.key` beside the identity, or a block of its `key.pem`.
+    /// The files of the cookie keys: cookies are made with the first key, and accepted under any.
+    /// None: `cookie.key` beside the identity, or a block of its `key.pem`.
     pub cookie_key: Vec<PathBuf>,
 }
 
@@ -124,12 +124,12 @@ pub struct Mesh {
 pub struct Admin {
     /// Where it listens; only on loopback unless there is a token.
     pub listen: SocketAddr,
-    /// What a client has to show.
+    /// The token that a client has to send.
     pub token: Option<String>,
 }
 
 impl fmt::Debug for Admin {
-    /// The token stays out of logs.
+    /// The token is kept out of logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let token = self.token.as_ref().map(|_| "(hidden)");
         f.debug_struct("Admin").field("listen", &self.listen).field("token", &token).finish()
@@ -139,24 +139,24 @@ impl fmt::Debug for Admin {
 /// `[session]`: how sessions are kept.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// The rules that the mesh goes by.
+    /// The policy that the mesh applies.
     pub policy: SessionPolicy,
-    /// Where the Redis-speaking endpoint listens, if it is wanted.
+    /// Where the Redis-speaking endpoint listens, if it is enabled.
     pub redis: Option<SocketAddr>,
-    /// What that endpoint tells of changes of keys.
+    /// Which changes of keys that endpoint publishes.
     pub redis_events: Events,
 }
 
-/// `[log]`: what is told of requests.
+/// `[log]`: what is logged of requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Log {
-    /// Where each request of a client is told; absent: nowhere.
+    /// Where each request of a client is logged; absent: nowhere.
     pub access: Option<AccessTo>,
     /// The form of its lines.
     pub access_format: AccessFormat,
-    /// Whether queries are told, which may hold secrets.
+    /// Whether queries are logged, which may hold secrets.
     pub access_query: bool,
-    /// What else is logged, in the form of `RUST_LOG`; absent: what the peer and its apps do.
+    /// What else is logged, in the form of `RUST_LOG`; absent: the events of the peer and its apps.
     pub level: Option<String>,
 }
 
@@ -165,7 +165,7 @@ pub struct Log {
 pub enum AccessTo {
     /// Standard error, among the other lines of the log.
     Stderr,
-    /// A file, to whose end lines are added.
+    /// A file, to which lines are appended.
     File(PathBuf),
 }
 
@@ -173,14 +173,14 @@ pub enum AccessTo {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessFormat {
-    /// For people, in the manner of balancers' logs.
+    /// For people, like balancers' logs.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// `[run]`: what the peer takes of its machine.
+/// `[run]`: which resources the peer uses of its machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
     /// The threads that serve clients; absent: one for each core that it may use.
@@ -190,30 +190,31 @@ pub struct Run {
 /// One `[[app]]`.
 #[derive(Debug, Clone)]
 pub struct App {
-    /// Its name, its requests and its treatment.
+    /// Its name, its requests and its policy.
     pub spec: AppSpec,
-    /// Program and arguments; empty where the app never starts here.
+    /// Program and arguments; empty if the app never starts here.
     pub run: Vec<String>,
     /// The folder that it runs in.
     pub dir: PathBuf,
-    /// What it takes over of the peer's environment.
+    /// What it inherits of the peer's environment.
     pub inherit_env: Inherit,
-    /// A file of variables that are added to it.
+    /// A file of variables that are added to those.
     pub env_file: Option<PathBuf>,
-    /// What is added to both.
+    /// Variables that are added to both.
     pub env: BTreeMap<String, String>,
-    /// How it is known to be ready.
+    /// How the peer detects that it is ready.
     pub ready: Ready,
-    /// How it is known to live.
+    /// How the peer detects that it is alive.
     pub alive: Alive,
-    /// What is spoken with it.
+    /// The protocol between the peer and it.
     pub protocol: Protocol,
-    /// Whose it is and what it may take.
+    /// Its user and its limits.
     pub wanted: Wanted,
 }
 
 impl Config {
-    /// Reads and validates `file`. Warnings say what is legal but will not work yet.
+    /// Reads and validates `file`. Warnings are about settings that are legal but will not work
+    /// yet.
     ///
     /// # Errors
     /// Every problem of the file, in its order.
@@ -247,7 +248,7 @@ impl Config {
         Self::parse(file, &text)
     }
 
-    /// Validates `text` as if it stood in `file`, whose folder relative paths start from.
+    /// Validates `text` as if it were in `file`, whose folder relative paths start from.
     ///
     /// # Errors
     /// Every problem of the text, in its order.
@@ -255,7 +256,7 @@ impl Config {
         Self::parse_in(file, text, &|name| std::env::var(name).ok())
     }
 
-    /// As [`Config::parse`], in the environment that `variable` answers for.
+    /// As [`Config::parse`], with `variable` as the environment.
     ///
     /// # Errors
     /// As there.
@@ -267,8 +268,7 @@ impl Config {
         read::parse(file, text, variable)
     }
 
-    /// The same, with what apps are given in their environment left out: secrets are handed over
-    /// that way.
+    /// The same without the variables of apps, which often hold secrets.
     #[must_use]
     pub fn without_secrets(&self) -> Self {
         let mut shown = self.clone();
@@ -278,8 +278,8 @@ impl Config {
         shown
     }
 
-    /// The same, with what an app's env took from the environment left out: what `warmhop check` prints
-    /// is kept in logs.
+    /// The same without values in an app's env that came from the environment: the output of
+    /// `warmhop check` is kept in logs.
     #[must_use]
     pub fn without_substituted(&self) -> Self {
         let taken = self.substituted.iter().filter_map(|name| std::env::var(name).ok());
@@ -293,15 +293,15 @@ impl Config {
         shown
     }
 
-    /// Warnings about files of keys, and of the admin token, that every user of this machine may read,
-    /// apps among them.
+    /// Warnings about files of keys, and of the admin token, that every user of this machine may
+    /// read, apps among them.
     pub fn exposed_keys(&self) -> impl Iterator<Item = Problem> {
         let tls = self.http.tls.iter().map(|tls| ("http.tls", tls.key.clone()));
         let own = ("mesh.identity", self.mesh.identity.join("key.pem"));
         let beside = ("mesh.identity", self.mesh.identity.join("cookie.key"));
         let cookies = self.mesh.cookie_key.iter().map(|file| ("mesh.cookie_key", file.clone()));
         let itself = Some(("admin.token", self.places.file.clone())).filter(|(_, file)| {
-            // A pipe is read once; and a token of the environment is not in the file.
+            // A pipe can be read only once; and a token from the environment is not in the file.
             if !std::fs::metadata(file).is_ok_and(|meta| meta.is_file()) {
                 return false;
             }
@@ -382,13 +382,13 @@ pub struct Place {
 pub struct Problem {
     /// The configuration file.
     pub file: PathBuf,
-    /// Where in it; absent for a key that is not there.
+    /// The place in the file; absent for a key that is not there.
     pub place: Option<Place>,
     /// The key, such as `mesh.listen`; empty for the file as a whole.
     pub key: String,
     /// What is wrong.
     pub what: String,
-    /// What to do; empty where `what` says it.
+    /// What to do; empty if `what` says it.
     pub remedy: String,
     /// Whether the configuration is valid all the same.
     pub is_warning: bool,
@@ -439,8 +439,8 @@ pub fn span(text: &str) -> Result<Duration, String> {
     duration_from(text).ok_or_else(|| "expected a span of time, such as 30s or 5m".into())
 }
 
-/// Reads `250ms`, `30s`, `10m`, `1h` or `2d`: a whole number and one unit. Sums such as
-/// `1h30m` are left out so that each span has one way to be written.
+/// Reads `250ms`, `30s`, `10m`, `1h` or `2d`: a whole number and one unit. Sums such as `1h30m` are
+/// not supported, so that each span has one spelling.
 fn duration_from(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

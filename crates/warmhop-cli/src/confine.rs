@@ -1,9 +1,9 @@
-//! What an app may of its machine that its peer may: whose it is, and its limits.
+//! Confines an app on the peer's machine: its user, and its limits.
 //!
-//! An app of the peer's own user can read what the peer can, its keys included. So an app may have a
-//! user of its own, where the peer is root: it then has that user's groups alone, and nothing that it
-//! starts gets more (`no_new_privs`). The guard sets all of it between itself and the app, so that it
-//! can still end the app.
+//! An app that runs as the peer's own user can read what the peer can, its keys included. So if the
+//! peer is root, an app may have a user of its own: it then has only that user's groups, and no
+//! process that it starts gets more (`no_new_privs`). The guard sets all of it on the way from
+//! itself to the app, so that it can still end the app.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -12,12 +12,12 @@ use std::process::Command;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Group, Uid, User};
 
-/// `[[app]] user`, `group` and `limits`, as they are written.
+/// `[[app]] user`, `group` and `limits`, as configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Whose it is; absent: the peer's.
+    /// Its user; absent: the peer's.
     pub user: Option<String>,
-    /// Of which group; absent: the user's own.
+    /// Its group; absent: the user's own.
     pub group: Option<String>,
     /// How much memory it may take, in bytes of data of each process.
     pub memory: Option<u64>,
@@ -27,7 +27,7 @@ pub struct Wanted {
     pub cpu: Option<u64>,
 }
 
-/// What the guard is told.
+/// The settings that the guard gets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confine {
     user: Option<u32>,
@@ -35,14 +35,14 @@ pub struct Confine {
     memory: Option<u64>,
     files: Option<u64>,
     cpu: Option<u64>,
-    /// What else its environment says of the user.
+    /// Further variables of its environment for the user.
     pub(crate) env: Vec<(&'static str, String)>,
 }
 
-/// Why it cannot be had.
+/// Why the app cannot be confined so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cannot {
-    /// Which key of the app's table is blamed.
+    /// The key of the app's table that is at fault.
     pub key: &'static str,
     /// What is wrong.
     pub what: String,
@@ -51,7 +51,7 @@ pub struct Cannot {
 }
 
 impl Wanted {
-    /// Looks up the names on this machine. `files` is what an app has without a limit of its own.
+    /// Looks up the names on this machine. `files` is the limit of an app that has none of its own.
     ///
     /// # Errors
     /// If there is no such user or group, or this process may not start processes as it.
@@ -95,7 +95,7 @@ impl Wanted {
 }
 
 impl Confine {
-    /// Nobody's: nothing starts so.
+    /// A confinement with which nothing starts.
     pub(crate) fn nobody() -> Self {
         Self { user: Some(u32::MAX), ..Self::default() }
     }
@@ -125,7 +125,7 @@ impl Confine {
         Some(Self { user: id(user)?, group: id(group)?, memory, files, cpu, env: Vec::new() })
     }
 
-    /// Sets what a process passes on to those that it starts, in this one.
+    /// Sets, in this process, the limits that its children inherit.
     ///
     /// # Errors
     /// What could not be set. The app must not start without it.
@@ -153,11 +153,12 @@ impl Confine {
         Ok(())
     }
 
-    /// Limits the memory of the app, which has just begun, and of all that it starts. The guard's own
-    /// would not fit into a small limit: its allocator takes address space in advance.
+    /// Limits the memory of the app, which has just started, and of everything that it starts. The
+    /// guard itself would not fit into a small limit: its allocator reserves address space in
+    /// advance.
     ///
     /// # Errors
-    /// Why it cannot be limited. The app must not go on without it.
+    /// Why it cannot be limited. The app must not run without it.
     #[cfg(target_os = "linux")]
     pub(crate) fn limit_memory(&self, app: nix::unistd::Pid) -> Result<(), String> {
         use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -171,8 +172,8 @@ impl Confine {
         }
     }
 
-    /// Has `command` be of the user and the group. Where the user changes, supplementary groups are
-    /// left behind.
+    /// Makes `command` run as the user and the group. If the user changes, supplementary groups are
+    /// dropped.
     pub(crate) fn become_user(&self, command: &mut Command) {
         if let Some(group) = self.group {
             command.gid(group);
@@ -183,7 +184,7 @@ impl Confine {
     }
 }
 
-/// Lets this process and those that it starts run on `wanted` of its processors.
+/// Binds this process and those that it starts to `wanted` of its processors.
 #[cfg(target_os = "linux")]
 fn run_on(wanted: u64) -> nix::Result<()> {
     use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -194,7 +195,7 @@ fn run_on(wanted: u64) -> nix::Result<()> {
     let cpus: Vec<usize> =
         (0..CpuSet::count()).filter(|cpu| may.is_set(*cpu).unwrap_or(false)).collect();
     let mut set = CpuSet::new();
-    // Each guard begins elsewhere, so that apps do not share one processor while others idle.
+    // Each guard starts at another processor, so that apps do not share one while others idle.
     let first = std::process::id() as usize % cpus.len().max(1);
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(cpus.len());
     for cpu in cpus.iter().cycle().skip(first).take(wanted) {

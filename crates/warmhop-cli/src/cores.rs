@@ -30,7 +30,7 @@ const BACKLOG: i32 = 1024;
 /// The runtime of one thread.
 ///
 /// # Errors
-/// If the system gives it no means to wait for its sockets.
+/// If the system cannot provide event notification for its sockets.
 pub fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
@@ -38,7 +38,7 @@ pub fn runtime() -> io::Result<Runtime> {
 /// How many threads serve clients: as many as are configured, but not more than there are cores.
 #[must_use]
 pub fn threads(config: &Config) -> NonZeroUsize {
-    // It heeds the cores that the process is bound to and what a control group allows.
+    // This respects the cores that the process is bound to and the limit of a control group.
     let cores = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     match config.run.threads {
         Some(wanted) if wanted > cores => {
@@ -57,9 +57,9 @@ pub fn threads(config: &Config) -> NonZeroUsize {
 
 /// A front door's listeners, one a thread.
 pub struct Door {
-    /// That of the thread that the peer is started on.
+    /// The listener of the thread that the peer is started on.
     pub first: TcpListener,
-    /// Those of the others; they are registered where they are served.
+    /// The listeners of the others; they are registered where they are served.
     pub others: Vec<std::net::TcpListener>,
 }
 
@@ -67,14 +67,14 @@ impl Door {
     /// Listens at `addr` with one listener for each of `threads`.
     ///
     /// # Errors
-    /// If the address cannot be listened at, as where somebody does already.
+    /// If nothing can listen at the address, as when another process already does.
     pub async fn open(addr: SocketAddr, threads: NonZeroUsize) -> io::Result<Self> {
         let first = TcpListener::bind(addr).await?;
         if threads == NonZeroUsize::MIN {
             return Ok(Self { first, others: Vec::new() });
         }
-        // With SO_REUSEPORT two processes of one user could share the address without a word. One
-        // without it has shown that nobody listens there, and which port that is.
+        // With SO_REUSEPORT two processes of one user could share the address unnoticed. A first
+        // listener without it has shown that nobody else listens there, and which port was chosen.
         let addr = first.local_addr()?;
         drop(first);
         let mut listeners =
@@ -84,7 +84,7 @@ impl Door {
     }
 }
 
-/// A listener at an address that others of this process listen at.
+/// A listener at an address where others of this process listen.
 fn shared(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -95,14 +95,14 @@ fn shared(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// The threads beside the first; they end when this is dropped.
+/// The threads besides the first; they end when this is dropped.
 pub struct Cores(watch::Sender<()>);
 
 /// Serves the front doors on a thread for each of their other listeners; `doors` are in the order
-/// that the builder was given them in.
+/// in which the builder got them.
 ///
 /// # Errors
-/// If a thread or its runtime cannot be had.
+/// If a thread or its runtime cannot be created.
 pub fn serve(
     mesh: &Mesh,
     doors: Vec<(Vec<std::net::TcpListener>, Option<FrontDoorTls>)>,

@@ -6,10 +6,10 @@
 //!             ├─stdin pipe──▶ guard ──▶ warmhop run …
 //! ```
 //!
-//! Each peer is a process of its own, so that it can be killed as a machine would be. A [`guard`]
-//! stands before each, so that none outlives this program, however it ends. The peers' logs come
-//! back as JSON lines: what the app prints is shown under its peer's name, starts are told as they
-//! happen, and of the rest what needs attention.
+//! Each peer is a process of its own, so that it can be killed as a machine would be. Each has a
+//! [`guard`], so that none outlives this program, however it ends. The peers' logs come back as
+//! JSON lines: the app's output is shown under its peer's name, starts are reported as they happen,
+//! and of the rest only what needs attention.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -39,29 +39,29 @@ pub const PEERS_MAX: u16 = 9;
 /// The name of the cluster and of its one app.
 const CLUSTER: &str = "dev";
 const APP: &str = "app";
-/// Where the admin listeners are if the ports are free, as every command assumes.
+/// The first of the admin listeners' ports if they are free, as every command assumes.
 const ADMIN_PORT: u16 = 9001;
 /// How long the mesh may take to form.
 const FORM_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 /// How long the peers may take to drain before they are killed.
 const DRAIN_WITHIN: Duration = Duration::from_secs(15);
-/// An app that has not answered for so long may listen somewhere else.
+/// An app that has not answered after this time may listen somewhere else.
 const HINT_AFTER: Duration = Duration::from_secs(8);
-/// What to do about it.
+/// What to do about that.
 const LISTEN_ON_PORT: &str = "Have it listen on $PORT, as in: \
                               warmhop dev -- 'python3 -m http.server $PORT'";
-/// Lines of the peers that wait to be shown; a peer that writes more waits.
+/// Lines of the peers that wait to be shown; a peer that writes more has to wait.
 const LINES_MAX: usize = 1024;
 /// The longest line that is shown whole.
 const LINE_CHARS_MAX: usize = 2000;
 
-/// What is to run.
+/// What to run.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// How many peers.
     pub peers: u16,
-    /// The front door of the first; the others follow. 0: whichever ports are free.
+    /// The port of the first front door; the others follow. 0: any free ports.
     pub port: u16,
     /// Where the app's sessions are: `portable`, `pinned` or `none`.
     pub session: String,
@@ -109,7 +109,7 @@ pub async fn run(wanted: Wanted) -> Result<u8, Failure> {
     outcome
 }
 
-/// Tells what happens until no peer is left.
+/// Shows events until no peer is left.
 async fn follow(
     places: &[Place],
     run: &[String],
@@ -145,8 +145,8 @@ async fn follow(
     Err(Failure::failed("no peer is left"))
 }
 
-/// The app's command: a single word with white space in it is a line for the shell, so that it
-/// can name `$PORT`.
+/// The app's command: a single word with white space in it is a line for the shell, so that it can
+/// use `$PORT`.
 fn command_line(command: &[String]) -> Vec<String> {
     match command {
         [line] if line.contains(char::is_whitespace) => {
@@ -156,7 +156,7 @@ fn command_line(command: &[String]) -> Vec<String> {
     }
 }
 
-/// Where one peer is.
+/// The addresses of one peer.
 struct Place {
     name: PeerId,
     http: SocketAddr,
@@ -181,7 +181,7 @@ fn places(peers: u16, port: u16) -> Result<Vec<Place>, Failure> {
     }
     let unusable =
         |error: io::Error| Failure::failed(format!("cannot find a free port on loopback: {error}"));
-    // All stay bound until the last is found, so that no port is given out twice.
+    // All stay bound until the last is found, so that no port is chosen twice.
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     let any = |tcp: &mut Vec<TcpListener>| -> Result<SocketAddr, Failure> {
         let listener = TcpListener::bind(local(0)).map_err(unusable)?;
@@ -206,14 +206,14 @@ fn places(peers: u16, port: u16) -> Result<Vec<Place>, Failure> {
     Ok(places)
 }
 
-/// A folder that is removed with its value.
+/// A folder that is removed when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
     fn make() -> Result<Self, Failure> {
         use std::os::unix::fs::DirBuilderExt;
         let path = std::env::temp_dir().join(format!("warmhop-dev-{}", std::process::id()));
-        // What a process of this number left behind that was killed.
+        // A killed process of this number may have left one behind.
         let _ = std::fs::remove_dir_all(&path);
         std::fs::DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
             Failure::failed(format!("cannot make the folder {}: {error}", path.display()))
@@ -224,7 +224,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Nobody is left to be told if this fails; it lies where temporary files are swept.
+        // Nobody is left to report a failure to; it is in a folder where temporary files are swept.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -261,7 +261,7 @@ fn configuration(
         Value::Table(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
     let text = |addr: SocketAddr| Value::from(addr.to_string());
-    // `${NAME}` stands for a variable in a configuration; here every dollar is meant as it is.
+    // `${NAME}` is a variable in a configuration; here every dollar is meant literally.
     let literal = |word: &str| Value::from(word.replace("${", "$${"));
     let mut app = toml::Table::new();
     app.insert("name".into(), APP.into());
@@ -296,7 +296,7 @@ struct Peer {
     _alive: Option<ChildStdin>,
 }
 
-/// What was heard of a peer.
+/// A report from a peer.
 enum Heard {
     /// A line of its log.
     Line { peer: PeerId, text: String },
@@ -324,7 +324,7 @@ impl Peer {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Ctrl-C reaches this program alone, which then ends the peers in good order.
+            // Ctrl-C reaches this program alone, which then drains the peers.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
@@ -347,13 +347,13 @@ impl Peer {
 
     fn terminate(&self) {
         if let Some(id) = self.guard.id() {
-            // One that has ended by itself is what is wanted.
+            // It may have ended by itself already, which is the goal.
             let _ = killpg(Pid::from_raw(id.cast_signed()), Signal::SIGTERM);
         }
     }
 }
 
-/// Drains all peers and waits for their end; a second Ctrl-C, or the end of patience, kills them.
+/// Drains all peers and waits for their end; a second Ctrl-C, or a timeout, kills them.
 async fn end(mut peers: Vec<Peer>, heard: &mut mpsc::Receiver<Heard>, shown: &mut Shown) {
     for peer in &peers {
         peer.terminate();
@@ -367,7 +367,7 @@ async fn end(mut peers: Vec<Peer>, heard: &mut mpsc::Receiver<Heard>, shown: &mu
     let told = async {
         while let Some(heard) = heard.recv().await {
             if let Heard::Line { peer, text } = heard {
-                // What cannot be shown any more is no reason to stay.
+                // A line that can no longer be shown is no reason to stay.
                 let _ = shown.output_of_app(&peer, &text);
             }
         }
@@ -378,7 +378,7 @@ async fn end(mut peers: Vec<Peer>, heard: &mut mpsc::Receiver<Heard>, shown: &mu
         () = told => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    // Whatever is left ends with its guard, whose input closes here.
+    // The remaining peers end with their guards, whose inputs close here.
 }
 
 /// Waits until every peer answers and sees every other.
@@ -437,11 +437,11 @@ fn welcome(places: &[Place], run: &[String]) -> String {
     text
 }
 
-/// What is shown of the peers' logs.
+/// The part of the peers' logs that is shown.
 #[derive(Default)]
 struct Shown {
     last_error: Option<String>,
-    /// Since when a first copy starts, until one was ready or the hint was given.
+    /// Since when a first copy has been starting, until one was ready or the hint was given.
     starting_since: Option<Instant>,
     was_ready: bool,
 }
@@ -452,7 +452,7 @@ impl Shown {
             return Ok(());
         }
         let Ok(event) = serde_json::from_str::<Value>(text) else {
-            // Not a line of the log: the program ended before it had one.
+            // Not a line of the log: the program ended before logging began.
             self.last_error = Some(text.trim_start_matches("warmhop: ").to_owned());
             return say(&format!("{peer}  {}\n", shortened(text)));
         };
@@ -489,7 +489,7 @@ impl Shown {
         }
     }
 
-    /// Shows a line that the app printed; says whether it was one.
+    /// Shows a line that the app printed; returns whether it was one.
     fn output_of_app(&mut self, peer: &PeerId, text: &str) -> Result<bool, Failure> {
         let Ok(event) = serde_json::from_str::<Value>(text) else { return Ok(false) };
         if event["target"] != "warmhop::app" {

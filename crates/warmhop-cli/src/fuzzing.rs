@@ -1,5 +1,5 @@
-//! What is fuzzed of the program, as a function of any bytes that panics where an invariant does not
-//! hold; `fuzz/` feeds it, and the test here what it makes of a configuration.
+//! The fuzzed parts of the program, as functions of any bytes that panic if an invariant does not
+//! hold; `fuzz/` calls them, and so does the test here with variations of a configuration.
 
 use std::path::Path;
 
@@ -16,11 +16,11 @@ pub use crate::redis::script::fuzzing::script as redis_script;
 /// Reads `input` as a configuration; returns whether it is one.
 ///
 /// # Panics
-/// If what `warmhop check` prints of it is none, or another.
+/// If the output of `warmhop check` for it is not valid, or differs from it.
 pub fn configuration(input: &[u8]) -> bool {
     let file = Path::new("/nowhere/warmhop.toml");
     let Ok(text) = std::str::from_utf8(input) else { return false };
-    // What the environment holds would be put in twice.
+    // Variables of the environment would be replaced twice.
     if text.contains("${") {
         return false;
     }
@@ -58,7 +58,7 @@ mod tests {
             "]",
         ];
         let make = |numbers: &mut Numbers| {
-            // Most that begins otherwise says no name.
+            // Most texts without this beginning name no peer.
             let mut text = lines[0].to_owned();
             let mut at = 1;
             while at < lines.len() && numbers.below(8) > 0 {

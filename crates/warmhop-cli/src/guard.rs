@@ -37,7 +37,7 @@ use crate::confine::Confine;
 /// The hidden first argument.
 const ARGUMENT: &str = "__guard";
 
-/// The exit status where the app could not be executed, as shells have it.
+/// The exit status if the app could not be executed, as in shells.
 const CANNOT_EXECUTE: u8 = 126;
 
 /// How long the guard waits before it looks for survivors again.
@@ -56,12 +56,12 @@ pub fn executable() -> PathBuf {
     }
 }
 
-/// The arguments that make this program a guard of `run`, which is confined so.
+/// The arguments that make this program a guard of `run`, confined by `confine`.
 pub(crate) fn arguments(confine: &Confine, run: &[String]) -> impl Iterator<Item = OsString> {
     [OsString::from(ARGUMENT), confine.argument()].into_iter().chain(run.iter().map(OsString::from))
 }
 
-/// Runs as a guard if the arguments of this process, its name included, say so.
+/// Runs as a guard if the arguments of this process, its name included, ask for it.
 #[must_use]
 pub fn run_if_asked(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> {
     args.next();
@@ -122,7 +122,7 @@ fn guard(confine: &Confine, run: &[OsString]) -> u8 {
     wait_for_all(app, &stopping)
 }
 
-/// Reaps whatever ends until nothing is left; the status is the app's own.
+/// Reaps every child until none is left; the status is the app's own.
 fn wait_for_all(app: Pid, stopping: &AtomicBool) -> u8 {
     let mut status = 0;
     loop {
@@ -130,7 +130,7 @@ fn wait_for_all(app: Pid, stopping: &AtomicBool) -> u8 {
             Ok(WaitStatus::Exited(pid, code)) => (pid, u8::try_from(code & 0xff).unwrap_or(1)),
             Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 | signal as u8),
             Ok(_) | Err(Errno::EINTR) => continue,
-            // No child is left: everything that was started is gone.
+            // No child is left: every process that was started is gone.
             Err(_) => return status,
         };
         if ended != app {
@@ -138,7 +138,7 @@ fn wait_for_all(app: Pid, stopping: &AtomicBool) -> u8 {
         }
         status = code;
         if !stopping.load(Ordering::SeqCst) {
-            // Nobody asked the app to end. What it leaves behind would hold its port.
+            // Nobody asked the app to end. Processes that it leaves behind would hold its port.
             std::thread::spawn(kill_descendants);
         }
     }
@@ -157,13 +157,13 @@ fn wait_for_the_peers_end() {
     }
 }
 
-/// Kills descendants over and over, since they may fork meanwhile, until the main thread
-/// finds that none is left and ends the process.
+/// Kills descendants repeatedly, since they may fork meanwhile, until the main thread finds that
+/// none is left and ends the process.
 #[cfg(target_os = "linux")]
 fn kill_descendants() {
     loop {
         for pid in descendants() {
-            // It may have ended since; its number cannot be another's while we have not
+            // It may have ended since; no other process can have its number while this one has not
             // reaped it or its parent is alive, and the list is microseconds old.
             let _ = kill(pid, Signal::SIGKILL);
         }
@@ -171,7 +171,7 @@ fn kill_descendants() {
     }
 }
 
-/// Without a way to adopt and list orphans, the process group is all that is known.
+/// Without a way to adopt and list orphans, only the process group is known.
 #[cfg(not(target_os = "linux"))]
 fn kill_descendants() {
     loop {
@@ -199,7 +199,7 @@ fn descendants() -> Vec<Pid> {
     found.into_iter().skip(1).map(Pid::from_raw).collect()
 }
 
-/// The fourth field of `/proc/PID/stat`; the second is a name in parentheses that may hold
+/// The fourth field of `/proc/PID/stat`; the second is a name in parentheses that may contain
 /// anything, parentheses included.
 #[cfg(target_os = "linux")]
 fn parent_of(pid: i32) -> Option<i32> {

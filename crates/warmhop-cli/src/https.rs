@@ -1,4 +1,4 @@
-//! What the binary's own clients need for HTTPS: the authorities that they believe.
+//! TLS for the binary's own HTTPS clients: the authorities that they trust.
 
 use std::fmt;
 use std::path::Path;
@@ -8,12 +8,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-/// A client that believes the authorities in `file`, or those that this system trusts.
+/// A client that trusts the authorities in `file`, or those that this system trusts.
 ///
-/// `named_by` is what names the file, and `whose` is whose certificate is checked: both for the error.
+/// `named_by` is how users name the file, and `whose` is whose certificate is checked: both are for
+/// the error.
 ///
 /// # Errors
-/// A sentence, where there is no authority to believe.
+/// A sentence, if there is no authority to trust.
 pub(crate) fn client(
     file: Option<&Path>,
     named_by: &str,
@@ -45,10 +46,10 @@ pub(crate) fn client(
     believing(roots)
 }
 
-/// A client that believes nobody, for where plain HTTP alone is spoken.
+/// A client that trusts no authority, for plain HTTP only.
 ///
 /// # Errors
-/// A sentence, where TLS cannot be set up at all.
+/// A sentence, if TLS cannot be set up at all.
 #[cfg(feature = "otlp")]
 pub(crate) fn nobody() -> Result<ClientConfig, String> {
     believing(RootCertStore::empty())

@@ -13,8 +13,8 @@ use crate::run::Failure;
 pub const PEERS_MAX: u16 = 64;
 const CLUSTER: &str = "demo";
 
-/// Writes `dir/ca` and, for each peer, `dir/NAME/warmhop.toml` and `dir/NAME/certs`; returns what
-/// to tell.
+/// Writes `dir/ca` and, for each peer, `dir/NAME/warmhop.toml` and `dir/NAME/certs`; returns the
+/// text to print.
 ///
 /// # Errors
 /// If one of them is there already, or cannot be written. Nothing is overwritten.

@@ -1,9 +1,9 @@
-//! The newest lines of this peer's log, for those who ask through the admin listener: `warmhop
-//! logs`, `monitor` and `debug`. What goes to standard error is not touched by it.
+//! The newest lines of this peer's log, for clients of the admin listener: `warmhop logs`,
+//! `monitor` and `debug`. It does not affect the log on standard error.
 //!
-//! Lines of the apps and those of the peer itself are kept apart, so that a talkative app evicts
-//! nobody else's. Everything is bounded: lines by number and length, apps by number. A follower
-//! that reads slowly misses lines and is told how many.
+//! Lines of the apps and those of the peer itself are kept separately, so that a talkative app
+//! evicts only its own lines. Everything is bounded: lines by number and length, apps by number. A
+//! follower that reads slowly misses lines and learns how many.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write as _};
@@ -20,7 +20,7 @@ use tracing_subscriber::layer::Context;
 
 /// How many lines are kept of the peer itself, and of each app.
 const LINES_MAX: usize = 1000;
-/// How many apps are kept lines of.
+/// The lines of how many apps are kept.
 const APPS_MAX: usize = 256;
 /// The longest message or field that is kept whole, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -36,14 +36,14 @@ pub struct Line {
     pub at_unix_ms: u64,
     /// `ERROR`, `WARN`, `INFO`, `DEBUG` or `TRACE`.
     pub level: &'static str,
-    /// Which part of the program it is from.
+    /// The part of the program that logged it.
     pub target: String,
     /// What happened, or what the app printed.
     pub message: String,
     /// The app that it is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app: Option<String>,
-    /// Everything else that it tells.
+    /// All its other fields.
     #[serde(flatten)]
     pub fields: Map<String, Value>,
 }
@@ -55,13 +55,13 @@ impl Line {
     }
 }
 
-/// Which lines are wanted.
+/// A filter for lines.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// Only what this app printed, and what is said of its starts and ends; else everything but
-    /// the output of apps.
+    /// Only this app's output, and lines about its starts and ends; absent: everything but the
+    /// output of apps.
     pub app: Option<String>,
-    /// Only those of this level or a graver one.
+    /// Only lines of this level or a more severe one.
     pub level: Option<Level>,
 }
 
@@ -80,7 +80,7 @@ impl Wanted {
     }
 }
 
-/// The newest lines. Clones are one.
+/// The newest lines. Clones share them.
 #[derive(Clone)]
 pub struct Journal {
     inner: Arc<Inner>,
@@ -111,7 +111,7 @@ impl fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// The newest `count` lines that are wanted, oldest first, and what follows them.
+    /// The newest `count` lines that match, oldest first, and a stream of those that follow.
     #[must_use]
     pub fn read(
         &self,
@@ -119,10 +119,10 @@ impl Journal {
         count: usize,
     ) -> (Vec<Arc<Line>>, broadcast::Receiver<Arc<Line>>) {
         let kept = self.lock();
-        // Before the lock is let go, so that no line is missed or told twice.
+        // Subscribes before the lock is released, so that no line is missed or sent twice.
         let live = self.inner.live.subscribe();
         let mut lines: Vec<Arc<Line>> = match &wanted.app {
-            // What is said of an app is among the peer's own lines.
+            // The peer's own lines include those about an app.
             Some(app) => kept.by_app.get(app).into_iter().flatten().chain(&kept.own),
             None => None.into_iter().flatten().chain(&kept.own),
         }
@@ -152,7 +152,7 @@ impl Journal {
             lines.pop_front();
         }
         lines.push_back(line.clone());
-        // Nobody may be following.
+        // There may be no follower.
         let _ = self.inner.live.send(line);
     }
 
@@ -200,7 +200,7 @@ impl Fields {
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = Bounded(String::new());
-        // Fails where the text is cut, which is meant.
+        // Fails when the text is cut, which is intended.
         let _ = write!(text, "{value:?}");
         self.put(field, text.0.into());
     }

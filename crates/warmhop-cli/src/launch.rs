@@ -1,20 +1,20 @@
-//! What a configuration says of an app's process, and a child process is started by.
+//! The settings of an app's process, by which a child process is started.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What an app takes over of the peer's environment.
+/// What an app inherits of the peer's environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Inherit {
-    /// All but what concerns the peer alone.
+    /// Everything except the peer's own variables.
     #[default]
     All,
     /// The variables of these names, and `PATH`.
     Only(Vec<String>),
 }
 
-/// What a peer speaks with an app over loopback.
+/// The protocol between a peer and an app over loopback.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -30,15 +30,15 @@ pub enum Protocol {
 pub struct Ready {
     /// The path that has to answer; absent: a TCP connect is enough.
     pub path: Option<String>,
-    /// What the question's `Host` says; absent: the address that is asked.
+    /// The probe's `Host`; absent: the address that is probed.
     pub host: Option<String>,
     /// The statuses that count; none: 2xx and 3xx.
     pub status: Vec<u16>,
-    /// How long that may take.
+    /// How long a start may take.
     pub timeout: Duration,
-    /// How often it is asked, after the first moments.
+    /// The interval between probes, after the first moments.
     pub every: Duration,
-    /// After how long without an answer it is asked again.
+    /// How long one probe may go without an answer before the next one.
     pub probe_timeout: Duration,
 }
 
@@ -55,10 +55,10 @@ impl Default for Ready {
     }
 }
 
-/// How a ready app is asked whether it lives. How often, and what follows, is in its policy.
+/// How a ready app is probed for being alive. Its policy says how often, and what follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alive {
-    /// The path that is asked for; absent: that of [`Ready`].
+    /// The path to probe; absent: that of [`Ready`].
     pub path: Option<String>,
     /// How long its answer may take.
     pub timeout: Duration,

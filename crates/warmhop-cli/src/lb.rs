@@ -1,24 +1,24 @@
-//! `warmhop lb`: what a load balancer in front of the mesh is told, affinity included.
+//! `warmhop lb`: the configuration of a load balancer in front of the mesh, affinity included.
 //!
-//! The cookie `warmhop` ends in a dot and the route of the peer that the client should come
-//! back to: its name, or an alias where clients are not to see names. Each recipe reads that ending,
-//! sends the client there while that peer is healthy, and to any other peer when it is not: every
-//! peer can serve every request, so a wrong choice costs a hop and nothing else.
+//! The cookie `warmhop` ends in a dot and the route of the peer that the client should come back
+//! to: its name, or an alias if clients are not to see names. Each recipe reads that ending, sends
+//! the client there while that peer is healthy, and to any other peer when it is not: every peer
+//! can serve every request, so a wrong choice costs only a hop.
 //!
-//! Health is asked of the front door itself ([`READY_PATH`]), since the admin listener's `/readyz`
-//! stays on loopback: a peer whose apps are cold is in rotation, and one that drains is not. nginx
-//! without its commercial checks finds out by what becomes of requests.
+//! Health is checked at the front door itself ([`READY_PATH`]), since the admin listener's
+//! `/readyz` stays on loopback: a peer whose apps are cold is in rotation, and one that drains is
+//! not. nginx, whose active checks are commercial, learns it from failed requests.
 //!
-//! A client's own word on where it comes from goes no further: each recipe takes out `Forwarded` and
-//! `X-Forwarded-Host`, which the front door writes anew, and writes `X-Forwarded-Proto` itself.
+//! A client's own claim about where it comes from is not passed on: each recipe removes `Forwarded`
+//! and `X-Forwarded-Host`, which the front door writes itself, and writes `X-Forwarded-Proto`.
 //!
-//! All of them are patient for an hour, with an answer that is slow as with a stream that is silent.
+//! All recipes wait up to an hour, for a slow answer as for a silent stream.
 //!
-//! gRPC passes HAProxy, which has a backend for it that speaks HTTP/2 to the front doors, and Envoy,
-//! which speaks what the client speaks.
+//! gRPC passes HAProxy, which has a backend for it that speaks HTTP/2 to the front doors, and
+//! Envoy, which speaks the client's version of HTTP.
 //!
-//! A balancer may keep a cookie of its own instead ([`Affinity::Own`]): the mesh brings a session to
-//! wherever its client keeps arriving.
+//! A balancer may set a cookie of its own instead ([`Affinity::Own`]): the mesh moves a session to
+//! the peer where its client keeps arriving.
 
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +28,7 @@ use warmhop::READY_PATH;
 
 use crate::client::{Status, front_door};
 
-/// A load balancer that a recipe exists for.
+/// A load balancer for which there is a recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Balancer {
     /// HAProxy 2.4 or later.
@@ -46,19 +46,19 @@ pub enum Balancer {
 pub enum Affinity {
     /// The mesh's, which names the peer that the client should come back to.
     Mesh,
-    /// One of the balancer's own: the session comes to the peer that it chose.
+    /// One that the balancer sets: the session comes to the peer that it chose.
     Own,
 }
 
 /// How many connections, requests and retries Envoy may have under way in a cluster: as many as a
-/// peer takes. Its defaults are 1024, and 3 retries; the fourth client to find a peer gone would
-/// get an error.
+/// peer accepts. Its defaults are 1024, and 3 retries, so that the fourth client to find a peer
+/// gone would get an error.
 const ENVOY_AT_ONCE: u32 = 16 * 1024;
 
-/// What the group of all servers is called.
+/// The name of the group of all servers.
 const ANY: &str = "warmhop_any";
 
-/// What a configuration is printed for.
+/// The options of a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     /// The balancer.
@@ -74,7 +74,7 @@ pub struct Wanted {
 struct Backend {
     /// The peer's name.
     name: String,
-    /// What the cookie ends in: the name or an alias.
+    /// How the cookie ends: with the name or an alias.
     route: String,
     host: String,
     port: u16,
@@ -85,8 +85,8 @@ impl Backend {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// What the group of servers is called of which this one is the first. No peer's name makes it
-    /// that of all ([`ANY`]), and names that differ in case alone, which nginx takes for one, are
+    /// The name of the group of servers in which this one is the first. No peer's name makes it
+    /// that of all ([`ANY`]). Names that differ only in case, which nginx considers equal, are
     /// numbered.
     fn group(&self, backends: &[Self]) -> String {
         let alike = |other: &&Self| other.name.eq_ignore_ascii_case(&self.name);
@@ -97,7 +97,7 @@ impl Backend {
     }
 }
 
-/// The configuration that is wanted, for the mesh that `status` tells of.
+/// The configuration for the mesh that `status` describes.
 ///
 /// # Errors
 /// If no peer has a front door that could be named.
@@ -106,7 +106,7 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     if backends.is_empty() {
         return Err("no peer of this mesh has a front door; set [http] listen".into());
     }
-    // It goes into a configuration file, as the names of peers do.
+    // The cookie's name goes into a configuration file, as the names of peers do.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     let cookie = match status.cookie.as_str() {
         "" => "warmhop",
@@ -133,8 +133,8 @@ pub fn recipe(wanted: Wanted, status: &Status) -> Result<String, String> {
     Ok(text)
 }
 
-/// Every peer with a front door, the one that was asked first. One that is gone is left in:
-/// the balancer's own checks find it when it is back.
+/// Every peer with a front door, the one that was asked first. A peer that is gone is kept: the
+/// balancer's own checks find out when it is back.
 fn backends(status: &Status) -> Vec<Backend> {
     let this = &status.peer;
     let this = this.http.first().map(|door| (&this.name, &this.route, door, &this.mesh));
@@ -143,7 +143,7 @@ fn backends(status: &Status) -> Vec<Backend> {
     this.into_iter()
         .chain(others)
         .filter_map(|(name, route, door, mesh)| {
-            // All go into a configuration file, so none may be more than it should.
+            // All of these go into a configuration file, so they are checked.
             let name = warmhop::ids::PeerId::new(name).ok()?.to_string();
             let route = if route.is_empty() { &name } else { route };
             let route = warmhop::ids::PeerId::new(route).ok()?.to_string();
@@ -155,7 +155,7 @@ fn backends(status: &Status) -> Vec<Backend> {
         .collect()
 }
 
-/// Whether a configuration file can name it: an address, or a name of the domain name system.
+/// Whether a configuration file can contain it: an address, or a DNS name.
 fn is_host(host: &str) -> bool {
     let is_ipv6 = |inner: &str| inner.parse::<std::net::Ipv6Addr>().is_ok();
     let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -165,8 +165,8 @@ fn is_host(host: &str) -> bool {
     in_brackets.map_or_else(|| is_name(host), is_ipv6)
 }
 
-/// Where a front door on every address of its machine is reached: where the other peers reach its
-/// mesh port. One on every IPv4 address is on no IPv6 address.
+/// The host of a front door that listens on every address of its machine: the one at which other
+/// peers reach its mesh port. A front door on every IPv4 address listens on no IPv6 address.
 fn reached_at(host: &str, mesh: &str) -> Option<String> {
     let listens: IpAddr = host.trim_matches(['[', ']']).parse().ok()?;
     let mesh = mesh.parse::<SocketAddr>().ok()?.ip();
@@ -178,10 +178,10 @@ fn reached_at(host: &str, mesh: &str) -> Option<String> {
 }
 
 /// A pattern, for POSIX, Perl and RE2 alike, of `Cookie` fields whose first cookie called `cookie`
-/// ends in a dot and `route`. Only the first is the one of the app that is asked for: others of the
-/// name are those of apps whose paths are above its own (RFC 6265 section 5.4).
+/// ends in a dot and `route`. Only the first belongs to the requested app: others of the name
+/// belong to apps whose paths are above its own (RFC 6265 section 5.4).
 fn first_cookie(cookie: &str, route: &str) -> String {
-    // Any other pair leaves the letters of `cookie=` at some place, or ends there.
+    // Any other pair deviates from the letters of `cookie=` at some place, or ends there.
     let begins = format!("{cookie}=");
     let other = |at: usize| {
         let (same, next) = (&begins[..at], &begins[at..=at]);
@@ -239,7 +239,7 @@ backend warmhop
         let cookie = if own { format!(" cookie {}", backend.route) } else { String::new() };
         let _ = writeln!(text, "    server {} {}{cookie}", backend.name, backend.addr());
     }
-    // Of their own, since a front door answers `Expect: 100-continue` over HTTP/1.1 alone.
+    // A backend of their own, since a front door answers `Expect: 100-continue` only over HTTP/1.1.
     text.push_str("\nbackend warmhop_grpc\n    balance leastconn\n    default-server proto h2\n");
     text.push_str(&follow);
     for backend in backends {
@@ -264,7 +264,7 @@ fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) 
         text.push_str("}\n");
     }
     let own = wanted.affinity == Affinity::Own;
-    // A variable's name has no hyphen in it.
+    // The name of an nginx variable cannot have a hyphen.
     let whole = !own && cookie.contains('-');
     let read = if whole {
         "$http_cookie".into()
@@ -272,8 +272,8 @@ fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) 
         format!("$cookie_{}", if own { "warmhop_lb" } else { cookie })
     };
     let _ = writeln!(text, "\nmap {read} $warmhop_upstream {{\n    default {ANY};");
-    // Anything but a pattern is compared without regard to case, and may be one of the map's own
-    // words, such as `include`.
+    // Only patterns are compared with regard to case; a plain word may also be one of the map's own
+    // keywords, such as `include`.
     let before = if own { "^" } else { "\\." };
     for backend in backends {
         let group = backend.group(backends);
@@ -290,15 +290,15 @@ fn nginx(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) 
     nginx_server(wanted, text);
 }
 
-/// What sets the balancer's own cookie to the peer that answered.
+/// Sets the balancer's own cookie to the peer that answered.
 fn nginx_own_cookie(backends: &[Backend], text: &mut String) {
-    // Of several that were tried, the last one answered.
+    // If several were tried, the last one answered.
     text.push_str("\nmap $upstream_addr $warmhop_answered {\n");
     for backend in backends {
         let addr = backend.addr().replace('.', "\\.").replace('[', "\\[").replace(']', "\\]");
         let _ = writeln!(text, "    \"~(^|[ ,]){addr}$\" {};", backend.route);
     }
-    // Only a client that has another cookie, or none, gets one: what is empty is not added.
+    // Only a client with another cookie, or none, gets one: an empty field is not added.
     text.push_str(
         "}
 
@@ -381,7 +381,7 @@ fn apache(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String)
              Header merge Cache-Control private env=BALANCER_ROUTE_CHANGED\n",
         );
     }
-    // Paths are the app's to read: without these, Apache refuses some and rewrites others.
+    // Paths belong to the app: without these, Apache refuses some and rewrites others.
     text.push_str(
         "RequestHeader unset Forwarded\n\
          RequestHeader unset X-Forwarded-Host\n\
@@ -395,11 +395,11 @@ fn apache(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String)
     );
 }
 
-/// Envoy has a cluster for each peer in which the others are the second priority, and the
-/// cookie's ending chooses the cluster. With a cookie of its own it needs only the one of all.
+/// Envoy has a cluster for each peer in which the others have the second priority, and the cookie's
+/// ending chooses the cluster. With its own cookie it needs only the cluster of all.
 ///
-/// A cluster that no request went to yet is asked for its health once a minute, unless it is told
-/// otherwise: too seldom to find a peer gone before the first request does.
+/// By default, Envoy checks the health of a cluster without requests once a minute: too seldom to
+/// find a peer gone before the first request does.
 fn envoy(wanted: Wanted, cookie: &str, backends: &[Backend], text: &mut String) {
     let _ = write!(
         text,
@@ -448,7 +448,7 @@ static_resources:
 
 /// Routes to the cluster of each of `chosen` by the cookie's ending, and to the one of all.
 fn envoy_router(cookie: &str, chosen: &[Backend], backends: &[Backend], text: &mut String) {
-    // What no peer has taken can go to another.
+    // A request that no peer has accepted can go to another.
     text.push_str(
         "          - name: envoy.filters.http.router
             typed_config:

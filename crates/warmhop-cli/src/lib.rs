@@ -1,6 +1,6 @@
-//! What the binary `warmhop` consists of: its configuration file, child-process apps, admin
-//! listener and the commands that talk to one. It is a library only so that its tests can
-//! reach it; nothing here is promised to other programs, which embed the crate `warmhop`.
+//! The parts of the binary `warmhop`: its configuration file, child-process apps, admin listener
+//! and the commands that talk to one. It is a library only so that its tests can reach it; it
+//! promises nothing to other programs, which embed the crate `warmhop`.
 
 #![allow(missing_debug_implementations, reason = "these types are nobody's interface")]
 

@@ -1,4 +1,4 @@
-//! What the peer tells its operator while it runs: lines on standard error.
+//! The peer's log for its operator: lines on standard error.
 
 use std::io::IsTerminal;
 
@@ -19,17 +19,17 @@ pub enum Format {
     Json,
 }
 
-/// What is logged where `RUST_LOG` does not say: this peer's doings and its apps' output,
-/// and of the libraries below only what needs attention.
+/// The filter if `RUST_LOG` is not set: the events of this peer and its apps' output, and from the
+/// libraries below only what needs attention.
 const DEFAULT_FILTER: &str = "warn,warmhop=info,warmhop_cli=info,warmhop_core=info";
 
-/// What is logged, which may change while the peer runs.
+/// The log's filter, which may change while the peer runs.
 #[derive(Debug, Clone, Default)]
 pub struct Level(Option<reload::Handle<EnvFilter, Registry>>);
 
 impl Level {
-    /// From now on logs what `level` says, or what is logged where nothing does. Not so where
-    /// `RUST_LOG` says it: then nothing changes, and the answer is no.
+    /// Sets the filter to `level`, or to the default if there is none. If `RUST_LOG` is set,
+    /// nothing changes, and it returns false.
     #[must_use]
     pub fn set(&self, level: Option<&str>) -> bool {
         let filter = EnvFilter::new(level.unwrap_or(DEFAULT_FILTER));
@@ -37,7 +37,7 @@ impl Level {
     }
 }
 
-/// Whether `text` says what is logged, as `RUST_LOG` does.
+/// Checks that `text` is a filter in the form of `RUST_LOG`.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -47,8 +47,8 @@ pub fn check_level(text: &str) -> Result<(), String> {
     if is_empty { Err(wrong()) } else { EnvFilter::try_new(text).map(drop).map_err(|_| wrong()) }
 }
 
-/// Sends the program's events to standard error from now on, and keeps the newest. What is logged
-/// `RUST_LOG` says; else `level`.
+/// Sends the program's events to standard error from now on, and keeps the newest. `RUST_LOG` is
+/// the filter, or `level` if it is not set.
 ///
 /// # Errors
 /// What is wrong with `RUST_LOG`.
@@ -64,8 +64,8 @@ pub fn start(format: Format, level: Option<&str>) -> Result<(Journal, Level), St
     let journal = Journal::default();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // A full disk or a collector that went away costs lines. Telling of it would have to be
-        // written to the same place, and what fails there panics in whichever task logs.
+        // A full disk or a collector that is gone costs lines. A report of that would have to be
+        // written to the same place, and a failure there panics in the task that logs.
         .log_internal_errors(false);
     let both = tracing_subscriber::registry().with(filter).with(journal.clone());
     match format {
@@ -75,7 +75,7 @@ pub fn start(format: Format, level: Option<&str>) -> Result<(Journal, Level), St
     Ok((journal, Level(Some(handle).filter(|_| set.is_none()))))
 }
 
-/// Whether `stream` is to be coloured: a terminal that can, and no wish against it
+/// Whether `stream` is to be coloured: a terminal that can, unless the user objects
 /// (<https://no-color.org>).
 #[must_use]
 pub fn is_coloured(stream: &impl IsTerminal) -> bool {

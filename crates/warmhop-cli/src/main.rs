@@ -1,4 +1,4 @@
-//! The binary `warmhop`: its arguments, and which module does what they ask for.
+//! The binary `warmhop`: parses its arguments and calls the modules that carry them out.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -344,7 +344,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
 
 fn main() -> ExitCode {
-    // Before anything else: a guard is started for each app, and has to cost little.
+    // Before anything else: a guard is started for each app, and has to be cheap.
     if let Some(code) = guard::run_if_asked(std::env::args_os()) {
         return code;
     }
@@ -353,7 +353,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             let mut stderr = std::io::stderr().lock();
             for message in &failure.messages {
-                // Nobody is left to be told if this fails.
+                // Nobody is left to report a failure to.
                 let _ = writeln!(stderr, "warmhop: {message}");
             }
             ExitCode::from(failure.status)
@@ -562,7 +562,7 @@ async fn restart_mesh(name: String, ask: Ask) -> Result<u8, Failure> {
     }
 }
 
-/// One path segment: an app's name has no slash, whatever was typed.
+/// One path segment: an app's name has no slash, whatever the user typed.
 fn part(name: &str) -> String {
     encoded(name).replace('/', "%2F")
 }
@@ -575,7 +575,7 @@ async fn status(admin: &Admin, json: bool) -> Result<String, AskError> {
     Ok(show::status(&admin.read(&answer)?, log::is_coloured(&std::io::stdout())))
 }
 
-/// The state that an app was in before it was acted on; a peer that is too old tells none.
+/// The state of an app before the command; a peer that is too old does not send it.
 fn was(answer: &Value) -> &str {
     answer["was"].as_str().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The commands that look at a running peer's log, and the archive for a report of a bug.
+//! The commands that look at a running peer's log, and the archive for a bug report.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use crate::show::{clean, printed};
 /// How much of the log goes into the archive.
 const ARCHIVED_LINES: usize = 2000;
 
-/// How often a peer that drains is asked how far it is.
+/// How often a draining peer is asked about its progress.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// Has the peer drain, and waits until it has; returns its status then.
+/// Has the peer drain, and waits until it has drained; returns its status then.
 ///
 /// # Errors
-/// It cannot be asked, was not drained in time, or was told to stay.
+/// It cannot be asked, has not drained in time, or was put back into service.
 pub async fn drain(admin: &Admin, within: Option<Duration>) -> Result<Value, Failure> {
     let failed = |error| Failure::failed(error);
     admin.ask(Method::POST, "/v1/drain", "/action").await.map_err(failed)?;
@@ -54,10 +54,10 @@ pub async fn drain(admin: &Admin, within: Option<Duration>) -> Result<Value, Fai
     }
 }
 
-/// Has a new copy of the app start beside the one that serves, and waits until it serves.
+/// Starts a new copy of the app beside the one that serves, and waits until it serves.
 ///
 /// # Errors
-/// It cannot be asked, or the new copy did not become ready: the old one serves on.
+/// It cannot be asked, or the new copy did not become ready: the old one continues to serve.
 pub async fn restart(admin: &Admin, name: &str, path: &str) -> Result<Value, Failure> {
     let failed = |error| Failure::failed(error);
     let told = admin.ask(Method::POST, path, "/attempt").await.map_err(failed)?;
@@ -75,7 +75,7 @@ pub async fn restart(admin: &Admin, name: &str, path: &str) -> Result<Value, Fai
     }
 }
 
-/// One step of a restart over the whole mesh, for people, and whether it failed.
+/// One step of a restart over the whole mesh, as text, and whether it failed.
 #[must_use]
 pub fn step(json: &str) -> (String, bool) {
     let told: Value = serde_json::from_str(json).unwrap_or_default();
@@ -91,19 +91,19 @@ pub fn step(json: &str) -> (String, bool) {
     }
 }
 
-/// Which lines of a log are asked for.
+/// Which lines of a log to ask for.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// Those about this app; else those of the peer itself.
+    /// Lines about this app; absent: those of the peer itself.
     pub app: Option<String>,
-    /// Those of this level or a graver one.
+    /// Lines of this level or a more severe one.
     pub level: Option<String>,
-    /// And those that are yet to come.
+    /// Also lines that are yet to come.
     pub follow: bool,
 }
 
 impl Question {
-    /// What to ask the admin listener for: the log of `peer`, or of the peer that is asked.
+    /// The path to ask the admin listener for: the log of `peer`, or of the peer that is asked.
     #[must_use]
     pub fn path(&self, peer: Option<&PeerId>, lines: usize) -> String {
         let mut path = through(peer, "/v1/logs");
@@ -117,7 +117,7 @@ impl Question {
     }
 }
 
-/// `path` of `peer`, through the one that is asked.
+/// `path` of `peer`, through the peer that is asked.
 fn through(peer: Option<&PeerId>, path: &str) -> String {
     match peer {
         Some(peer) => format!("/v1/peers/{peer}{path}"),
@@ -163,7 +163,8 @@ fn time_of_day(at_unix_ms: u64) -> String {
     format!("{hours:02}:{minutes:02}:{:02}.{millis:03}", seconds % 60)
 }
 
-/// Writes the archive and says where it is. What one part cannot be had of is told in its place.
+/// Writes the archive and returns its path. A part that cannot be fetched is replaced by the
+/// reason.
 ///
 /// # Errors
 /// If the peer does not answer at all, or the archive cannot be written.

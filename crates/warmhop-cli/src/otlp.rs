@@ -1,8 +1,8 @@
 //! Traces for a collector: OTLP over HTTP in its JSON form (OpenTelemetry Protocol 1.5, sections
-//! "OTLP/HTTP" and "JSON Protobuf Encoding"), which needs nothing that is not here anyway.
+//! "OTLP/HTTP" and "JSON Protobuf Encoding"), which needs no further dependency.
 //!
 //! Settings are OpenTelemetry's own environment variables; without an endpoint nothing is traced.
-//! Spans wait in a bounded queue: a collector that is slow or gone costs spans, never a request.
+//! Spans wait in a bounded queue: a slow or absent collector costs spans, but never a request.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -28,14 +28,14 @@ mod collector;
 const QUEUE_SPANS: usize = 4096;
 /// How many go in one request at most.
 const BATCH_SPANS: usize = 512;
-/// How long a span waits for others to go with.
+/// How long a span waits for others to share its request.
 const BATCH_WITHIN: Duration = Duration::from_secs(1);
-/// How often the log says that spans are lost, as long as they are.
+/// How often lost spans are logged, as long as spans are lost.
 const TELL_EVERY: Duration = Duration::from_secs(60);
-/// How long what is left may take when the peer ends.
+/// How long the remaining spans may take when the peer ends.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 
-/// Where spans go, and which.
+/// Where spans are sent, and which.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     endpoint: Uri,
@@ -50,17 +50,17 @@ pub struct Settings {
 /// Which requests are traced: `OTEL_TRACES_SAMPLER`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Sampler {
-    /// What the client decided holds, where it did.
+    /// The client's decision counts, if it made one.
     parent_based: bool,
-    /// The part of the others that is traced, from 0 to 1.
+    /// The fraction of the other requests that is traced, from 0 to 1.
     ratio: f64,
 }
 
 impl Settings {
-    /// What the environment says; `None` where nothing is to be traced.
+    /// The settings in the environment; `None` if nothing is to be traced.
     ///
     /// # Errors
-    /// Which variable is wrong, and what it may say.
+    /// Which variable is wrong, and which values it may have.
     pub fn from_env(peer: &str) -> Result<Option<Self>, String> {
         Self::read(peer, |name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -68,7 +68,7 @@ impl Settings {
     fn read(peer: &str, var: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
         let is_off = var("OTEL_SDK_DISABLED").is_some_and(|off| off.eq_ignore_ascii_case("true"))
             || var("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter == "none");
-        // The endpoint for traces alone counts as it is; the general one is a base.
+        // The endpoint for traces is used as it is; the general one is a base.
         let (name, url) = match var("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
             Some(url) => ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url),
             None => match var("OTEL_EXPORTER_OTLP_ENDPOINT") {
@@ -89,7 +89,7 @@ impl Settings {
             Some("http" | "https") if endpoint.authority().is_some() => {}
             _ => return Err(wrong(&format!("{url:?} is no URL of a collector"))),
         }
-        // What is said of traces alone counts before what is said of everything.
+        // Variables for traces alone take precedence over the general ones.
         let either = |end: &str| {
             var(&format!("OTEL_EXPORTER_OTLP_TRACES_{end}"))
                 .or_else(|| var(&format!("OTEL_EXPORTER_OTLP_{end}")))
@@ -175,8 +175,8 @@ impl Sampler {
         if let Some(sampled) = parent.filter(|_| self.parent_based) {
             return sampled;
         }
-        // All who see a trace decide the same: by its id, of which 56 bits are random (W3C Trace
-        // Context Level 2, section 3.2.2.3).
+        // Every party that sees a trace decides the same: by its id, of which 56 bits are random
+        // (W3C Trace Context Level 2, section 3.2.2.3).
         let mut random = [0; 8];
         random[1..].copy_from_slice(&trace_id[9..]);
         let part = u64::from_be_bytes(random) as f64 / (1_u64 << 56) as f64;
@@ -205,7 +205,7 @@ pub struct Exporter {
     sampler: Sampler,
 }
 
-/// Sends what an [`Exporter`] took.
+/// Sends the spans that an [`Exporter`] took.
 pub struct Sending {
     task: JoinHandle<()>,
     finish: oneshot::Sender<()>,
@@ -244,7 +244,7 @@ impl SpanSink for Exporter {
 }
 
 impl Sending {
-    /// Sends what waits, takes nothing more, and is done within 3 s.
+    /// Sends the remaining spans, takes no more, and returns within 3 s.
     pub async fn flush(mut self) {
         let _ = self.finish.send(());
         if timeout(FLUSH_WITHIN, &mut self.task).await.is_err() {
@@ -300,17 +300,17 @@ async fn send_all(
     }
 }
 
-/// When the log is to say that spans are lost: when it begins, about once a minute as long as it goes
-/// on, and when it has ended; not for each batch.
+/// Decides when lost spans are logged: when the losses begin, about once a minute while they
+/// continue, and when they have ended; not for each batch.
 #[derive(Default)]
 struct Losses {
-    /// All that were lost so far.
+    /// The number of all lost spans.
     total: u64,
-    /// How many had been lost when it began, and when that was told last.
+    /// How many had been lost when the losses began, and when that was last logged.
     trouble: Option<(u64, Instant)>,
 }
 
-/// How many were lost since it began.
+/// How many spans were lost since the losses began.
 #[derive(Debug, PartialEq, Eq)]
 enum Word {
     Lost(u64),
@@ -318,7 +318,7 @@ enum Word {
 }
 
 impl Losses {
-    /// Takes how many were lost so far, after each batch.
+    /// Takes the number of lost spans after each batch.
     fn note(&mut self, total: u64, now: Instant) -> Option<Word> {
         let before = std::mem::replace(&mut self.total, total);
         let more = total > before;
@@ -344,7 +344,8 @@ impl Losses {
     }
 }
 
-/// An `ExportTraceServiceRequest`. Ids are hexadecimal and 64-bit numbers text, as the encoding says.
+/// An `ExportTraceServiceRequest`. Ids are hexadecimal and 64-bit numbers are strings, as the
+/// encoding requires.
 fn request_of(resource: &BTreeMap<String, String>, spans: &[Span]) -> Value {
     let resource: Vec<Value> =
         resource.iter().map(|(key, value)| attribute(key, &value.as_str().into())).collect();

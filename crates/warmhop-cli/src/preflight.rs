@@ -19,7 +19,7 @@ pub(crate) fn read(file: &Path) -> Result<(Config, Vec<Problem>), Failure> {
     })
 }
 
-/// The configuration in `file`, where [`run`](crate::run::run) would take it, with what it would warn of.
+/// The configuration in `file`, if [`run`](crate::run::run) would accept it, with its warnings.
 ///
 /// # Errors
 /// Everything that is wrong with it and with the files that it names.
@@ -29,8 +29,8 @@ pub fn checked(file: &Path) -> Result<(Config, Vec<Problem>), Failure> {
     Ok((config, warnings))
 }
 
-/// Whether [`run`](crate::run::run) would refuse one of the files that `config` names, told as it would. Those that
-/// are not there are left out: a file may be checked on another machine than it runs on.
+/// Reports the files named by `config` that [`run`](crate::run::run) would refuse, in its words.
+/// Missing files are ignored: a configuration may be checked on another machine than it runs on.
 ///
 /// # Errors
 /// Everything that is wrong with them.
@@ -49,8 +49,8 @@ pub fn check(config: &Config) -> Result<(), Failure> {
     if failures.is_empty() { Ok(()) } else { Err(Failure::together(failures)) }
 }
 
-/// Which of the certificates that `config` names end soon or have ended, at `now`. Those that are not
-/// there, or of no use, are left out.
+/// Which of the certificates that `config` names end soon or have ended, at `now`. Files that are
+/// missing, or that cannot be read, are ignored.
 #[must_use]
 pub fn certificates_that_end(config: &Config, now: SystemTime) -> Vec<Problem> {
     let (dir, keys) = (&config.mesh.identity, &config.mesh.cookie_key);
@@ -68,17 +68,17 @@ pub fn certificates_that_end(config: &Config, now: SystemTime) -> Vec<Problem> {
     identity.into_iter().chain(door).collect()
 }
 
-/// What a peer proves itself by.
+/// The peer's certificates and its error page.
 pub(crate) struct Credentials {
-    /// To the other peers.
+    /// For the other peers.
     pub(crate) identity: Identity,
-    /// To clients over TLS.
+    /// For clients over TLS.
     pub(crate) tls: Option<FrontDoorTls>,
-    /// What browsers are shown where a request cannot be served, instead of the mesh's own page.
+    /// The page for browsers whose request cannot be served, instead of the mesh's own.
     pub(crate) error_page: Option<String>,
 }
 
-/// Everything that has to be on this machine before the peer starts.
+/// Loads everything that has to be on this machine before the peer starts.
 pub(crate) fn load(config: &Config) -> Result<Credentials, Failure> {
     let loaded =
         (load_tls(config), load_identity(config), load_error_page(config), check_programs(config));
@@ -100,7 +100,7 @@ fn load_tls(config: &Config) -> Result<Option<FrontDoorTls>, Failure> {
         .map_err(|error| Failure::usage(config.problem("http.tls", error.to_string(), "")))
 }
 
-/// The most bytes that a page of one's own may have: it is held in memory and sent whole.
+/// The most bytes of a custom error page: it is held in memory and sent whole.
 const ERROR_PAGE_BYTES_MAX: usize = 256 * 1024;
 
 fn load_error_page(config: &Config) -> Result<Option<String>, Failure> {
@@ -140,7 +140,7 @@ pub(crate) fn identity_failure(config: &Config, error: &IdentityError) -> Failur
     };
     let problem = config.problem(key, error.to_string(), "");
     match error {
-        // The clock of the machine is nothing that the configuration could mend.
+        // The configuration cannot mend the machine's clock.
         IdentityError::NotYetValid { .. } | IdentityError::Expired { .. } => {
             Failure::failed(problem)
         }
@@ -148,8 +148,8 @@ pub(crate) fn identity_failure(config: &Config, error: &IdentityError) -> Failur
     }
 }
 
-/// A program, or a file of variables, that is not there would otherwise be missed only by the first
-/// request.
+/// Without this check, only the first request would find that a program, or a file of variables, is
+/// missing.
 fn check_programs(config: &Config) -> Result<(), Failure> {
     let started = || config.apps.iter().filter(|app| app.spec.policy.start != StartMode::Never);
     let files = started().filter_map(|app| {

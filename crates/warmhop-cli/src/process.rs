@@ -1,5 +1,5 @@
-//! What every exporter tells of its own process, in the names that Prometheus's own libraries use.
-//! The mesh crate counts for one peer and knows no process, so this is the binary's.
+//! Metrics of the process itself, under the names of Prometheus's own libraries. The mesh crate
+//! counts for one peer and knows no process, so these belong to the binary.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,7 +12,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 /// The end of an OpenMetrics text.
 const END: &str = "# EOF\n";
 
-/// Notes when the process began; what asks first is taken for its beginning.
+/// Notes when the process began; the first caller's time counts.
 pub fn begins() {
     began();
 }
@@ -24,7 +24,7 @@ fn began() -> f64 {
     })
 }
 
-/// `metrics`, an OpenMetrics text, with those of this process at its end.
+/// `metrics`, an OpenMetrics text, with those of this process appended.
 #[must_use]
 pub fn with(metrics: String) -> String {
     let mut text = metrics;
@@ -33,7 +33,7 @@ pub fn with(metrics: String) -> String {
     }
     let mut family = |name: &str, kind: &str, unit: &str, help: &str, value: Option<f64>| {
         let Some(value) = value else { return };
-        // A text takes whatever is written.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}");
         if !unit.is_empty() {
             let _ = writeln!(text, "# UNIT {name} {unit}");
@@ -76,7 +76,7 @@ fn cpu_seconds() -> Option<f64> {
     Some(seconds(used.user_time()) + seconds(used.system_time()))
 }
 
-/// What `/proc/self/status` says in kilobytes behind `key`.
+/// The number of kilobytes at `key` in `/proc/self/status`.
 fn bytes(status: &str, key: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -84,7 +84,7 @@ fn bytes(status: &str, key: &str) -> Option<f64> {
 }
 
 fn open_files() -> Option<f64> {
-    // Reading the folder opens it, which is one of them.
+    // Reading the folder opens it, which counts as one.
     let files = fs::read_dir("/proc/self/fd").ok()?.count();
     Some(files.saturating_sub(1) as f64)
 }

@@ -1,9 +1,9 @@
-//! The configuration of a peer that serves, read again: checked whole, then applied. A wrong file
+//! Reads the configuration of a running peer again: checks all of it, then applies it. A wrong file
 //! changes nothing.
 //!
-//! Apps, how sessions are kept, the admin token, seeds, the members that are refused and what is logged
-//! change while the peer serves. Everything else is bound to what the peer was made of, such as its ports:
-//! what the file says of it otherwise is named, and takes a restart.
+//! Apps, how sessions are kept, the admin token, seeds, the members that are refused and the log's
+//! filter change while the peer serves. Everything else, such as its ports, is fixed when the peer
+//! starts: changes to it are listed, and need a restart.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ use crate::log::Level;
 use crate::preflight::checked;
 use crate::{guard, redis};
 
-/// What a peer's apps are given of the peer.
+/// What a peer's apps get from the peer.
 #[derive(Debug, Clone)]
 pub struct Given {
     /// The limit of open files; absent: the peer's own.
@@ -41,33 +41,33 @@ pub struct Reloaded {
     pub action: &'static str,
     /// Apps that are new here.
     pub added: Vec<String>,
-    /// Apps that are none of this peer any more.
+    /// Apps that this peer no longer has.
     pub removed: Vec<String>,
-    /// Apps that are treated otherwise; their copies go on.
+    /// Apps whose treatment has changed; their copies are kept.
     pub changed: Vec<String>,
-    /// Apps whose copies are replaced by new ones, each once that is ready.
+    /// Apps whose copies are replaced, each once the new one is ready.
     pub replaced: Vec<String>,
-    /// What else holds from now on.
+    /// Other keys whose values apply from now on.
     pub applied: Vec<String>,
-    /// What the file says otherwise than this peer does until it is restarted.
+    /// Keys whose new values need a restart of the peer.
     pub needs_restart: Vec<String>,
-    /// What is legal in the file and will not work yet.
+    /// Settings that are legal but will not work yet.
     pub warnings: Vec<String>,
 }
 
-/// A peer's way to its configuration.
+/// Reloads a peer's configuration.
 pub struct Reloader {
     mesh: Mesh,
     file: PathBuf,
     token: Token,
     level: Level,
     given: Given,
-    /// What holds now, but for what needs a restart.
+    /// The configuration in effect, except for changes that need a restart.
     current: Mutex<Config>,
 }
 
 impl Reloader {
-    /// For the peer that runs by `config`, as `file` had it.
+    /// For the peer that runs with `config`, from `file`.
     #[must_use]
     pub fn new(
         mesh: Mesh,
@@ -81,13 +81,13 @@ impl Reloader {
         Arc::new(Self { mesh, file, token, level, given, current })
     }
 
-    /// The configuration that holds, without secrets.
+    /// The configuration in effect, without secrets.
     #[must_use]
     pub fn configuration(&self) -> String {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).without_secrets().to_string()
     }
 
-    /// Reads the file, and applies what it says.
+    /// Reads the file, and applies it.
     ///
     /// # Errors
     /// Everything that is wrong with it; nothing was changed.
@@ -120,7 +120,7 @@ impl Reloader {
     fn try_reload(&self) -> Result<Reloaded, Failure> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (config, warnings) = checked(&self.file)?;
-        // The endpoint was told once how long its keys live.
+        // The endpoint learns the lifetime of its keys only when it starts.
         let lasting_ttl = current.session.redis.is_some();
         let (applied, needs_restart) = (differing(&current, &config).into_iter())
             .partition(|key| is_of_sessions(key) && !(lasting_ttl && key == "session.ttl"));
@@ -146,7 +146,7 @@ impl Reloader {
             }
             self.token.set(config.admin.token.as_deref());
         } else if current.admin.token != config.admin.token {
-            // The listener that there is may need the token that it has.
+            // The existing listener may need its token.
             told.needs_restart.push("admin.token".into());
         }
         if current.mesh.refuse != config.mesh.refuse {
@@ -171,7 +171,7 @@ impl Reloader {
         }
         if current.log.level != config.log.level {
             let changes = self.level.set(config.log.level.as_deref());
-            // RUST_LOG says it instead, and goes on to.
+            // RUST_LOG overrides it, and continues to.
             let told = if changes { &mut told.applied } else { &mut told.needs_restart };
             told.push("log.level".into());
             if changes {
@@ -222,8 +222,8 @@ impl Reloader {
     }
 }
 
-/// Whether a copy of the one would not do for the other. How it is asked whether it is ready or
-/// well says nothing of what it is.
+/// Whether the new configuration needs another copy than the old one. The probes for being ready or
+/// alive do not matter for that.
 fn is_another(old_spec: &AppSpec, old: &ChildApp, new_spec: &AppSpec, new: &ChildApp) -> bool {
     let asked_alike = ChildApp {
         ready: new.ready.clone(),
@@ -234,11 +234,11 @@ fn is_another(old_spec: &AppSpec, old: &ChildApp, new_spec: &AppSpec, new: &Chil
     old_spec.version != new_spec.version || asked_alike != *new
 }
 
-/// One app as the mesh has it.
+/// One app in the mesh's form.
 #[must_use]
 pub fn app_of(config: &Config, app: &App, given: &Given) -> (AppSpec, ChildApp) {
     let mut spec = app.spec.clone();
-    // What it writes command by command is not undone when its peer dies.
+    // Writes by single commands are not undone when the app's peer dies.
     if given.redis.is_some() && spec.policy.effects == EffectsMode::Anything {
         spec.policy.effects = EffectsMode::ByCommand;
     }
@@ -255,15 +255,16 @@ pub fn app_of(config: &Config, app: &App, given: &Given) -> (AppSpec, ChildApp) 
         protocol: app.protocol,
         carried: app.spec.policy.session == SessionMode::Portable,
         guard: guard::executable(),
-        // Whether it can be had was looked at before; without it the app does not start.
+        // Whether the user and limits exist was checked before; without them the app does not
+        // start.
         confine: app.wanted.here(given.open_files).unwrap_or_else(|_| Confine::nobody()),
         hidden: config.substituted.iter().cloned().collect(),
     };
     (spec, child)
 }
 
-/// What an app is, in a number that peers compare. What may well differ from one machine to the next
-/// is left out: folders, the environment, when a copy starts.
+/// A digest of the app's configuration, which peers compare. Settings that may well differ from one
+/// machine to the next are left out: folders, the environment, when a copy starts.
 fn digest(app: &App) -> u64 {
     let (spec, policy) = (&app.spec, &app.spec.policy);
     if policy.start == StartMode::Never {
@@ -288,14 +289,14 @@ fn digest(app: &App) -> u64 {
     u64::from_be_bytes(bytes).max(1)
 }
 
-/// Whether the key says how sessions are kept, which may change while the peer serves.
+/// Whether the key is about how sessions are kept, which may change while the peer serves.
 fn is_of_sessions(key: &str) -> bool {
     let name = key.strip_prefix("session.").unwrap_or_default();
     ["copies", "ttl", "memory", "without_majority", "state_bytes_max", "stored_response_bytes_max"]
         .contains(&name)
 }
 
-/// The keys that have another value, but for those of [`settings`]: `http.listen`.
+/// The keys whose values differ, among those of [`settings`]: `http.listen`.
 fn differing(before: &Config, after: &Config) -> Vec<String> {
     let (before, after) = (settings(before), settings(after));
     let tables: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -314,7 +315,7 @@ fn differing(before: &Config, after: &Config) -> Vec<String> {
     keys
 }
 
-/// All but what changes while the peer serves, with every default filled in.
+/// All settings except those that change while the peer serves, with every default filled in.
 fn settings(config: &Config) -> toml::Table {
     let mut bare = config.clone();
     bare.apps.clear();
@@ -322,7 +323,7 @@ fn settings(config: &Config) -> toml::Table {
     bare.log.level = None;
     bare.mesh.refuse = RefusedPeers::default();
     bare.mesh.seeds.clear();
-    // What is printed reads back.
+    // The printed form can be read back.
     bare.to_string().parse().unwrap_or_default()
 }
 

@@ -31,8 +31,8 @@ use crate::{admin, log, memory, notify, process, redis};
 pub use crate::failure::Failure;
 pub use crate::preflight::{certificates_that_end, check, checked};
 
-/// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a
-/// drain, and 128 plus the signal's number if a second signal cut it short.
+/// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a drain,
+/// and 128 plus the signal's number if a second signal cut it short.
 ///
 /// # Errors
 /// Why it did not start, or had to give up.
@@ -40,18 +40,18 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     process::begins();
     let runtime = cores::runtime()
         .map_err(|error| Failure::failed(format!("cannot start the runtime: {error}")))?;
-    // Before anything else: a peer may be told to end as soon as it is there.
+    // Before anything else: a signal may come as soon as the process exists.
     let signals = {
         let _runtime = runtime.enter();
         Signals::new()
             .map_err(|error| Failure::failed(format!("cannot wait for signals: {error}")))?
     };
     let (config, warnings) = read(file)?;
-    // An app of the same user could read the peer's memory and environment otherwise.
+    // Otherwise an app of the same user could read the peer's memory and environment.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
     let log = log::start(format, config.log.level.as_deref()).map_err(Failure::usage)?;
-    // Before the warnings: what is missing is an error here, and one message is enough.
+    // Before the warnings: a missing file is an error here, and one message is enough.
     let credentials = load(&config)?;
     for warning in warnings.into_iter().chain(config.exposed_keys()) {
         warn!("{warning}");
@@ -59,20 +59,20 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     let open_files = raise_open_files();
     let machine = Machine { open_files, threads: cores::threads(&config) };
     let outcome = runtime.block_on(serve(file, &config, credentials, signals, machine, log));
-    // What still runs has had its time; the guards see to the apps.
+    // Tasks that still run have had their time; the guards end the apps.
     runtime.shutdown_background();
     outcome
 }
 
-/// What the peer takes of its machine.
+/// The resources that the peer uses of its machine.
 struct Machine {
-    /// The limit of open files that the apps are to have.
+    /// The limit of open files for the apps.
     open_files: Option<u64>,
     /// The threads that serve clients.
     threads: NonZeroUsize,
 }
 
-/// Starts the peer; `None` where a signal ended it before.
+/// Starts the peer; `None` if a signal ended it first.
 async fn start(
     config: &Config,
     builder: Builder,
@@ -86,7 +86,7 @@ async fn start(
         number = signals.next() => number,
     };
     info!(signal = number, "stopped before the peer served anybody");
-    // Others may have met it already: without a goodbye it would be a suspect to them.
+    // Other peers may have met it already: without a goodbye they would suspect it.
     let leaving = async {
         if let Ok(mesh) = starting.await {
             mesh.shutdown().await;
@@ -132,8 +132,8 @@ async fn until_ended(config: &Config, mesh: &Mesh, signals: &mut Signals) -> Res
 /// The listeners of each front door for the threads that did not start the peer, and its TLS.
 type OtherDoors = Vec<(Vec<std::net::TcpListener>, Option<FrontDoorTls>)>;
 
-/// Has the mesh serve clients at the front doors on its first thread; returns what the other threads
-/// accept.
+/// Has the mesh serve clients at the front doors on its first thread; returns the listeners of the
+/// other threads.
 fn open_doors(
     mut builder: Builder,
     doors: Vec<(Door, Option<FrontDoorTls>)>,
@@ -216,29 +216,29 @@ async fn serve(
     outcome
 }
 
-/// What serves beside the front doors: each a task, and what has it leave.
+/// The servers besides the front doors: each a task, and the token that ends it.
 struct Beside {
     admin: JoinHandle<()>,
     admin_leaves: CancellationToken,
     redis: Option<(JoinHandle<()>, CancellationToken)>,
 }
 
-/// Drains the mesh, and ends what serves beside it when nobody needs it any more.
+/// Drains the mesh, and ends the other servers once nobody needs them any more.
 async fn drain(config: &Config, mesh: &Mesh, beside: Beside) {
     mesh.shutdown_after(async {
-        // Not before the apps have stopped: they need it to end well.
+        // Not before the apps have stopped: they need it to shut down cleanly.
         if let Some((redis, leaves)) = beside.redis {
             leaves.cancel();
             ends_within(config.http.drain_grace, redis, "the Redis endpoint").await;
         }
     })
     .await;
-    // Last of all: somebody who watches the peer leave asks it there.
+    // Last of all: an operator who watches the peer leave asks here.
     beside.admin_leaves.cancel();
     ends_within(ADMIN_ENDS_WITHIN, beside.admin, "the admin listener").await;
 }
 
-/// Sends spans to a collector, where the environment names one.
+/// Sends spans to a collector, if the environment names one.
 #[cfg(feature = "otlp")]
 fn with_spans(
     config: &Config,
@@ -251,8 +251,8 @@ fn with_spans(
     Ok((builder.spans(exporter), Some(sending)))
 }
 
-/// Waits until what serves clients has answered what it took in and ended; what is left after
-/// `grace` is cut off.
+/// Waits until a server of clients has answered the requests that it accepted and has ended; after
+/// `grace` the rest is cut off.
 async fn ends_within(grace: Duration, mut serving: JoinHandle<()>, what: &str) {
     if tokio::time::timeout(grace, &mut serving).await.is_err() {
         warn!("{what} still serves clients after {grace:?}; they are cut off");
@@ -268,7 +268,7 @@ fn access_log(config: &Config) -> Result<Option<(AccessLog, Writing)>, Failure> 
     })
 }
 
-/// Everything of the mesh that needs no port yet.
+/// The parts of the mesh that need no port yet.
 fn builder(config: &Config, identity: Identity, given: &Given) -> Builder {
     let mut builder = Mesh::builder(identity)
         .mesh_listen(config.mesh.listen)
@@ -300,7 +300,7 @@ fn builder(config: &Config, identity: Identity, given: &Given) -> Builder {
     builder
 }
 
-/// What tests have a peer suffer: an end at a named moment, and a clock that is wrong.
+/// Faults for tests: a death at a named moment, and a clock that is wrong.
 #[cfg(debug_assertions)]
 fn with_faults(mut builder: Builder) -> Builder {
     if let Some(points) = std::env::var_os("WARMHOP_FAILPOINTS") {
@@ -325,7 +325,7 @@ struct Listeners {
     redis: Option<TcpListener>,
 }
 
-/// Binds the TCP listeners; all of those that fail are told at once.
+/// Binds the TCP listeners; all failures are reported at once.
 async fn bind(
     config: &Config,
     tls: Option<FrontDoorTls>,
@@ -388,8 +388,8 @@ fn start_failure(config: &Config, error: &StartMeshError) -> Failure {
     }
 }
 
-/// Allows as many open files as the system lets us have, since each connection is one.
-/// Returns the limit that was, for the apps: some programs cannot bear a large one.
+/// Raises the limit of open files as far as the system allows, since each connection is one.
+/// Returns the former limit, for the apps: some programs do not work with a large one.
 fn raise_open_files() -> Option<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
@@ -398,8 +398,8 @@ fn raise_open_files() -> Option<u64> {
     None
 }
 
-/// How many connections of clients each of so many front doors may have open; absent: as many as
-/// it has by itself.
+/// How many connections of clients each of so many front doors may have open; absent: the front
+/// door's own default.
 fn connections_each(doors: usize) -> Option<NonZeroUsize> {
     let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let each = connections_within(files, doors);
@@ -407,24 +407,26 @@ fn connections_each(doors: usize) -> Option<NonZeroUsize> {
 }
 
 /// So many that clients who keep connections open, busy or not, leave a part of the open files to
-/// the admin listener, the links and the apps' pipes. One that is busy takes another to the app.
+/// the admin listener, the links and the apps' pipes. A busy connection needs another to the app.
 fn connections_within(open_files: u64, doors: usize) -> usize {
     let reserved = (open_files / 4).max(OPEN_FILES_RESERVED_MIN);
     let each = open_files.saturating_sub(reserved) / 2 / doors.max(1) as u64;
     usize::try_from(each).unwrap_or(usize::MAX).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX)
 }
 
-/// A peer that is told to end while it starts gets this long to begin to serve and to leave again.
+/// How long a peer that gets a signal while it starts may take to begin to serve and to leave
+/// again.
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long the admin listener may take to answer what it has taken in, once all else has ended.
+/// How long the admin listener may take to answer the requests that it accepted, once everything
+/// else has ended.
 const ADMIN_ENDS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The least number of open files that clients leave to the rest.
 const OPEN_FILES_RESERVED_MIN: u64 = 128;
-/// Each front door takes so many connections, however few files may be open.
+/// The least number of connections of a front door, however few files may be open.
 const CONNECTIONS_MIN: usize = 16;
-/// No front door takes more.
+/// The most connections of a front door.
 const CONNECTIONS_MAX: usize = 16 * 1024;
 
 fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr, connections: Option<NonZeroUsize>) {
@@ -454,16 +456,16 @@ fn announce(config: &Config, mesh: &Mesh, admin: SocketAddr, connections: Option
     }
 }
 
-/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP has
-/// the configuration read again.
+/// SIGTERM and Ctrl-C, from before the peer starts until its very end. SIGHUP makes the peer read
+/// its configuration again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
     reopen: Signal,
-    /// What SIGUSR1 opens again.
+    /// Reopened on SIGUSR1.
     access: Option<Writing>,
-    /// What SIGHUP asks.
+    /// Called on SIGHUP.
     reloader: Option<Arc<Reloader>>,
 }
 
@@ -479,7 +481,7 @@ impl Signals {
         })
     }
 
-    /// The number of the next one that is to end the peer.
+    /// The number of the next signal that is to end the peer.
     async fn next(&mut self) -> i32 {
         loop {
             tokio::select! {
@@ -490,7 +492,7 @@ impl Signals {
                     None => info!("SIGUSR1 is ignored: no access log is configured"),
                 },
                 _ = self.hang_up.recv() => match self.reloader.clone() {
-                    // It reads files, and says itself what came of it.
+                    // It reads files, and logs the outcome itself.
                     Some(reloader) => drop(tokio::task::spawn_blocking(move || reloader.reload())),
                     None => info!("SIGHUP is ignored: the configuration was read just now"),
                 },

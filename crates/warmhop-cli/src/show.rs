@@ -1,7 +1,7 @@
-//! What the commands print: plain tables, coloured only where the caller says so.
+//! The output of the commands: plain tables, coloured only if the caller asks for it.
 //!
-//! Names and reasons come from another machine, and a terminal obeys control characters, so
-//! none is passed on.
+//! Names and reasons come from another machine, and a terminal obeys control characters, so none is
+//! printed.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -83,7 +83,7 @@ fn apps(status: &Status, coloured: bool, text: &mut String) {
         "SESSIONS",
     ]);
     for name in app_names(status) {
-        // Where it is more than cold.
+        // The peers where it is more than cold.
         let elsewhere = elsewhere(&status.peers, |peer| {
             peer.apps.get(name).filter(|state| *state != "cold").cloned()
         });
@@ -104,7 +104,7 @@ fn apps(status: &Status, coloured: bool, text: &mut String) {
     apps.print(text, coloured);
 }
 
-/// Why apps that failed did.
+/// Why apps failed.
 fn errors(status: &Status, text: &mut String) {
     for app in &status.apps {
         let Some(error) = &app.error else { continue };
@@ -120,7 +120,7 @@ fn errors(status: &Status, text: &mut String) {
     }
 }
 
-/// Which versions run where, and where peers differ; nothing where neither is to be told.
+/// Which versions run where, and where peers differ; empty if neither needs mention.
 fn versions(status: &Status) -> String {
     let mut text = String::new();
     for app in &status.apps {
@@ -208,12 +208,12 @@ pub fn members(status: &Status, coloured: bool) -> String {
     text
 }
 
-/// What somebody has to see to: seeds that are not reached, and certificates that end.
+/// What needs attention: seeds that are not reached, and certificates that end.
 fn to_see_to(status: &Status) -> String {
     seeds(&status.seeds) + &certificates(&status.peer, SystemTime::now())
 }
 
-/// Which certificates of the peer end soon; nothing where none does.
+/// Which certificates of the peer end soon; empty if none does.
 fn certificates(peer: &ThisPeer, now: SystemTime) -> String {
     let identity = Some(peer.identity_not_after).filter(|ends| *ends > 0);
     let all = [
@@ -230,7 +230,7 @@ fn certificates(peer: &ThisPeer, now: SystemTime) -> String {
     text
 }
 
-/// How many seeds are reached, and why the others are not; nothing where all are.
+/// How many seeds are reached, and why the others are not; empty if all are.
 fn seeds(seeds: &[Seed]) -> String {
     let missing: Vec<_> = seeds.iter().filter(|seed| !seed.reached).collect();
     if missing.is_empty() {
@@ -244,7 +244,7 @@ fn seeds(seeds: &[Seed]) -> String {
     text
 }
 
-/// The apps that anybody has: this peer's own, and then those of others that live, by name.
+/// The apps of any peer: this peer's own, and then those of other living peers, by name.
 pub(crate) fn app_names(status: &Status) -> Vec<&str> {
     let mut names: Vec<&str> = status.apps.iter().map(|app| app.name.as_str()).collect();
     let others = status.peers.iter().filter(|peer| peer.alive);
@@ -256,8 +256,8 @@ pub(crate) fn app_names(status: &Status) -> Vec<&str> {
     names
 }
 
-/// An app's state here. One that failed is cold again once it may be tried again, and a reader is
-/// not to take that for one that nobody has asked for.
+/// An app's state here. A failed app is cold again once it may be tried again, and a reader should
+/// not take that for one that nobody has asked for.
 pub(crate) fn app_state(app: &AppStatus) -> &str {
     if app.state == "cold" && app.error.is_some() { COLD_AFTER_A_FAILURE } else { &app.state }
 }
@@ -271,7 +271,7 @@ pub(crate) fn peer_state(peer: &OtherPeer) -> &str {
     }
 }
 
-/// The living peers that `told` tells something of, with what.
+/// The living peers for which `told` returns a text, with it.
 pub(crate) fn elsewhere(
     peers: &[OtherPeer],
     told: impl Fn(&OtherPeer) -> Option<String>,
@@ -376,7 +376,7 @@ pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// A span in at most two units, as people say it.
+/// A span in at most two units, as people write it.
 pub(crate) fn span(span: Duration) -> String {
     let seconds = span.as_secs();
     match seconds {

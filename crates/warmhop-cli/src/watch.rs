@@ -1,8 +1,8 @@
-//! `warmhop status --watch`: what the dashboard shows, in a terminal or as text.
+//! `warmhop status --watch`: the contents of the dashboard, in a terminal or as text.
 //!
 //! ```text
-//! live.rs: asks the peer, reads the keys ──▶ board.rs: what the keys came to ──▶ frame.rs: the picture
-//!                └────────────▶ Watch: what the peer told ───────────────────────────┘
+//! live.rs: asks the peer, reads the keys ──▶ board.rs: what they select ──▶ frame.rs: the picture
+//!                └───────▶ Watch: the peer's latest answers ────────────────────────┘
 //! ```
 
 mod board;
@@ -40,12 +40,12 @@ struct Recent {
     requests: Vec<Trace>,
 }
 
-/// What one peer told last, which stays in sight while it is silent, and its counters, to tell how
-/// much happens.
+/// The latest answers of one peer, which stay visible while it is silent, and its counters, to
+/// compute rates.
 #[derive(Debug, Default)]
 struct Watch {
     told: Option<(Status, Vec<Trace>)>,
-    /// The last minutes of the mesh, where anybody tells them.
+    /// The last minutes of the mesh, if any peer reports them.
     traffic: Traffic,
     before: Option<Counters>,
     /// Requests a second.
@@ -61,7 +61,7 @@ struct Counters {
 }
 
 impl Watch {
-    /// Takes what the peer told.
+    /// Takes the peer's answers.
     fn hear(&mut self, status: Status, recent: Vec<Trace>) {
         self.count(&status);
         self.told = Some((status, recent));
@@ -107,7 +107,7 @@ impl Watch {
         text
     }
 
-    /// Two lines: how the peer is, and how much happens there.
+    /// Two lines: the peer's state, and its rates.
     fn head(&self, status: &Status, is_silent: bool) -> String {
         let peer = &status.peer;
         let mut text = String::new();
@@ -137,8 +137,8 @@ impl Watch {
         text
     }
 
-    /// Measures by the peer's own clock: whatever kept the answer or this terminal, the peer counted
-    /// for as long as its uptime says.
+    /// Measures by the peer's own clock: whatever delayed the answer or this terminal, the peer
+    /// counted for as long as its uptime says.
     fn count(&mut self, status: &Status) {
         let sum = |of: fn(&AppStatus) -> u64| status.apps.iter().map(of).sum();
         let now = Counters {
@@ -152,7 +152,7 @@ impl Watch {
             if ms == Some(0) {
                 return;
             }
-            // One that was started anew counts from the beginning.
+            // A restarted peer counts from zero.
             self.rates = ms.map(|ms| {
                 let rate =
                     |now: u64, before: u64| now.saturating_sub(before) as f64 * 1e3 / ms as f64;
@@ -167,7 +167,7 @@ impl Watch {
     }
 }
 
-/// The cells of some peers, of which `None` is the one that was asked.
+/// The cells of some peers; `None` is the one that was asked.
 fn peer_rows(status: &Status, is_silent: bool, peers: &[Option<&OtherPeer>]) -> Vec<Vec<String>> {
     let row = |peer: &Option<&OtherPeer>| match peer {
         None => {
@@ -219,7 +219,7 @@ fn apps(status: &Status, names: &[&str]) -> Columns {
     table
 }
 
-/// How far a start is, or how long one takes.
+/// How far a start has come, or how long one takes.
 fn progress(app: &AppStatus) -> String {
     let eta = app.eta_ms.map(Duration::from_millis);
     if app.state != "starting" {
@@ -228,13 +228,13 @@ fn progress(app: &AppStatus) -> String {
     let gone = Duration::from_millis(app.starting_ms.unwrap_or_default());
     let Some(left) = eta else { return format!("for {}, its first start", span(gone)) };
     let part = gone.as_secs_f64() / (gone + left).as_secs_f64().max(1e-3);
-    // A start that takes longer than usual stays short of the end.
+    // A start that takes longer than usual does not fill the bar.
     let full = ((part * BAR_CELLS as f64) as usize).min(BAR_CELLS - 1);
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < full { '█' } else { '░' }).collect();
     format!("{bar} {} left", span(left))
 }
 
-/// Where else it is more than cold, with how long until it is ready there.
+/// The other peers where it is more than cold, with how long until it is ready there.
 fn elsewhere_with_eta(app: &str, peers: &[OtherPeer]) -> String {
     elsewhere(peers, |peer| {
         let state = peer.apps.get(app).filter(|state| *state != "cold")?;
@@ -266,7 +266,8 @@ fn since(trace: &Trace, now: SystemTime) -> Duration {
     now.duration_since(at).unwrap_or_default()
 }
 
-/// What the request came to. A refusal and the starting page are told as a problem after that.
+/// The outcome of the request. A refusal and the starting page are recorded as a problem after
+/// that.
 fn decided(trace: &Trace) -> Option<&Step> {
     const DECISIONS: [&str; 7] = ["serve", "hop", "forward", "wait", "refuse", "page", "problem"];
     let mut last = trace.steps.iter().rev().filter(|step| DECISIONS.contains(&&*step.what));

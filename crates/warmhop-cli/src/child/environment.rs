@@ -1,5 +1,5 @@
-//! The environment of an app: what it inherits of the peer's, what its user is, what a file of its own
-//! says, what its table says, and what the peer itself tells it; the later wins.
+//! The environment of an app: the variables that it inherits from the peer, those of its user,
+//! those of its own file, those of its table, and those that the peer sets itself; later ones win.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,16 +11,16 @@ use crate::notify;
 
 /// The most bytes that a file of variables may have.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
-/// Programs are found by it, so every app has it.
+/// Programs are found through it, so every app has it.
 const PATH: &str = "PATH";
-/// What lets one act on the peer is no business of its apps.
+/// It gives access to the peer, so its apps must not have it.
 const ADMIN_TOKEN: &str = "WARMHOP_ADMIN_TOKEN";
 
-/// Why a file of variables is of no use.
+/// Why a file of variables cannot be used.
 #[derive(Debug)]
 pub struct FileError {
     file: PathBuf,
-    /// Counted from 1; absent: the file as a whole.
+    /// Counted from 1; absent if the whole file is concerned.
     line: Option<usize>,
     what: String,
     /// There is no such file.
@@ -66,8 +66,8 @@ pub fn read_file(file: &Path) -> Result<Vec<(String, String)>, FileError> {
     Ok(set)
 }
 
-/// What a line sets: `NAME=value`, `NAME='value as it is'` or `NAME="value with \" and \n"`, each
-/// with `export` before it or not. Nothing of it is replaced by variables.
+/// The variable that a line sets: `NAME=value`, `NAME='value as it is'` or `NAME="value with \" and
+/// \n"`, each with or without `export` before it. Variables inside are not expanded.
 fn assignment(line: &str) -> Result<Option<(String, String)>, &'static str> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -122,8 +122,8 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 }
 
 impl ChildApp {
-    /// All that the app finds in its environment but `PORT` and `REDIS_URL`. The file is read each
-    /// time, so that a restart of the app takes what is new in it.
+    /// Everything in the app's environment but `PORT` and `REDIS_URL`. The file is read each time,
+    /// so that a restart of the app picks up its changes.
     pub(super) fn environment(&self) -> Result<Vec<(OsString, OsString)>, FileError> {
         let inherited = std::env::vars_os().filter(|(name, _)| self.inherits(name.to_str()));
         let mut all: Vec<(OsString, OsString)> = inherited.collect();

@@ -35,7 +35,7 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 /// takes in a request: room for [`FIELDS_MAX`](super::plain::FIELDS_MAX) fields of some length.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 
-/// On so many connections a request is tried whose app says of each that it takes no more.
+/// A request is tried on so many connections while the app closes each one for new requests.
 const TRIES_MAX: usize = 8;
 
 /// Requests to an app over HTTP/2.
@@ -48,22 +48,22 @@ type Connections = Mutex<Vec<Connection>>;
 
 struct Connection {
     sender: http2::SendRequest<RequestBody>,
-    /// Held once more by each request whose response has not been read to its end.
+    /// Held by each request as well until its response has been read to its end.
     uses: Use,
 }
 
-/// What a connection's requests and the task that drives it share.
+/// The state that a connection's requests and the task that drives it share.
 struct Shared {
-    /// As many requests as the app takes at once on it, when it last said so.
+    /// How many requests the app takes at once on it, by its latest setting.
     streams_max: AtomicUsize,
-    /// The app has said that it takes no more on it.
+    /// The app takes no more requests on it.
     leaving: AtomicBool,
 }
 
 type Use = Arc<Shared>;
 
 impl Connection {
-    /// The task that drives it holds it, too.
+    /// The task that drives the connection holds one count, too.
     fn in_use(&self) -> usize {
         Arc::strong_count(&self.uses).saturating_sub(2)
     }
@@ -79,11 +79,11 @@ impl H2Client {
         Self { addr, connections: Arc::default() }
     }
 
-    /// A connection with room for a request, a fresh one if there is none.
+    /// A connection with room for a request, a new one if there is none.
     async fn enter(&self) -> Result<(http2::SendRequest<RequestBody>, Use), BoxError> {
         let mut connections = self.connections.lock().await;
-        // Of those without a request one stays, so that a few requests more or less do not open
-        // and close one each time.
+        // One connection without requests is kept, so that small changes of load do not open and
+        // close a connection each time.
         let mut has_idle = false;
         connections.retain(|connection| {
             !connection.sender.is_closed()
@@ -99,8 +99,9 @@ impl H2Client {
     }
 
     async fn connect(&self) -> Result<(http2::SendRequest<RequestBody>, Use), BoxError> {
-        // It is read to its end though it can be written to no more: an app that leaves resets the
-        // connection where requests have come that it will not read, and its `GOAWAY` is there still.
+        // It is read to its end even when it can no longer be written to: an app that leaves resets
+        // the connection if requests arrive that it will not read, and its `GOAWAY` is still to be
+        // read.
         let socket = Socket::shared(self.addr).await.map_err(|error| -> BoxError {
             if is_refusal(&error) {
                 return NotSent::new("it refuses connections")
@@ -121,7 +122,7 @@ impl H2Client {
         let streams_max = AtomicUsize::new(connection.current_max_send_streams());
         let shared = Arc::new(Shared { streams_max, leaving: AtomicBool::new(false) });
         let (told, connections) = (Arc::clone(&shared), Arc::downgrade(&self.connections));
-        // How it ends is told to each of its requests.
+        // Each of its requests gets the error if it fails.
         tokio::spawn(async move {
             let mut connection = std::pin::pin!(connection);
             let driven = std::future::poll_fn(|cx| {
@@ -139,15 +140,16 @@ impl H2Client {
         &self,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Body>, BoxError> {
-        // What changes nothing may be sent once more though the app may have acted on it, where the
-        // connection broke: a good-bye that it sent before may have been lost with the rest.
+        // If the connection broke, a request that changes nothing may be sent once more though the
+        // app may have acted on it: a `GOAWAY` that the app sent before may have been lost with the
+        // rest.
         let mut may_repeat = request.method().is_safe();
         for _ in 0..TRIES_MAX {
             let again = twin(&request);
             let (mut sender, uses) = self.enter().await?;
             let answer = sender.try_send_request(request);
-            // A request that is handed over as the connection ends may be left in its queue, and comes
-            // back once the last who could hand over another is gone. The task that waits must not hold it.
+            // A request sent as the connection ends may be left in its queue, and is returned once
+            // the last sender is gone. The task that waits must not hold one.
             drop(sender);
             let mut error = match answer.await {
                 Ok(response) => {
@@ -155,8 +157,8 @@ impl H2Client {
                 }
                 Err(error) => error,
             };
-            // Either the connection ended before a byte of the request had left, or the app says
-            // that it has not looked at the request (RFC 9113 sections 6.8 and 8.7).
+            // Either the connection ended before a byte of the request had left, or the app reports
+            // that it has not processed the request (RFC 9113 sections 6.8 and 8.7).
             let unsent = error.take_message();
             let error = error.into_error();
             let refused = is_unprocessed(&error);
@@ -168,7 +170,7 @@ impl H2Client {
                 (Some(unsent), _) => unsent,
                 (None, Some(again)) if refused => again,
                 (None, Some(again)) if broke && std::mem::take(&mut may_repeat) => again,
-                // What has begun to leave cannot be sent again from here.
+                // A body that has begun to leave cannot be sent again from here.
                 (None, _) if refused => {
                     let reason = "it closed the connection before it took the request";
                     return Err(NotSent::new(reason).caused_by(error).into());
@@ -181,7 +183,7 @@ impl H2Client {
     }
 }
 
-/// Lets go of the connections that have ended, and so of what is left in their queues.
+/// Drops the connections that have ended, and with them the requests in their queues.
 async fn forget_closed(connections: &Weak<Connections>) {
     if let Some(connections) = connections.upgrade() {
         connections.lock().await.retain(|connection| !connection.sender.is_closed());
@@ -192,14 +194,14 @@ async fn forget_closed(connections: &Weak<Connections>) {
 fn is_broken(error: &hyper::Error) -> bool {
     let Some(cause) = error.source() else { return error.is_closed() };
     let h2 = cause.downcast_ref::<h2::Error>();
-    // hyper tells of a connection that was reset by the system's error alone.
+    // hyper reports a reset connection by the system's error alone.
     error.is_closed()
         || cause.is::<io::Error>()
         || h2.is_some_and(|cause| cause.is_io() || cause.is_go_away())
 }
 
-/// Whether the app has said that it did nothing about the request: by a `GOAWAY`, which names the
-/// last stream that it has looked at, or by `REFUSED_STREAM`.
+/// Whether the app has reported that it did not process the request: by a `GOAWAY`, which names the
+/// last stream that it has processed, or by `REFUSED_STREAM`.
 fn is_unprocessed(error: &hyper::Error) -> bool {
     let Some(cause) = error.source().and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
         return false;

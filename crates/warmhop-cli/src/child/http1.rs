@@ -1,10 +1,10 @@
 //! Requests to an app that speaks HTTP/1.1: one at a time on each connection, kept between requests.
 //!
-//! A request has no task of its own and its connection has none either: the task that waits for the answer
-//! reads and writes it. Almost all requests have their whole body with them and almost all answers say
-//! how long they are; for those [`Plain`] is all that is needed, which costs a fraction of a general
-//! client. Everything else is left to hyper: bodies that are streamed or wait for `100 Continue`,
-//! upgrades, and answers in chunks, or framed by the connection's end, or of another form.
+//! Neither a request nor its connection has a task of its own: the task that waits for the answer
+//! reads and writes it. Almost all requests arrive with their whole body and almost all answers
+//! have a length; for those [`Plain`] suffices, at a fraction of the cost of a general client.
+//! Everything else is left to hyper: bodies that are streamed or wait for `100 Continue`, upgrades,
+//! and answers in chunks, or framed by the connection's end, or of another form.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ use super::pool::{IDLE_CONNECTION_TIMEOUT, Pool};
 use super::request::RequestBody;
 use super::socket::{Socket, Talk};
 
-/// A connection on which a request that changes something is sent was used so lately: servers keep
-/// connections open for longer.
+/// A request that changes something is sent on a connection that was used within this time: servers
+/// keep connections open for longer.
 const MOMENT: Duration = Duration::from_millis(500);
 
 /// Requests to an app over HTTP/1.1.
@@ -64,12 +64,12 @@ impl Http1Client {
                 self.pool.put(socket);
                 Ok(response)
             }
-            // Boxed, as what is rarer: the future of every request is moved about.
+            // Boxed, since it is rare: the future of every request is moved around.
             outcome => Box::pin(self.otherwise(outcome, request, body, harmless)).await,
         }
     }
 
-    /// What is left to do for a request whose answer has not come whole.
+    /// Handles a request whose answer has not come whole.
     async fn otherwise(
         &self,
         outcome: Result<Exchanged, Failed>,
@@ -79,9 +79,9 @@ impl Http1Client {
     ) -> Result<Response<Body>, BoxError> {
         let exchanged = match outcome {
             Ok(exchanged) => exchanged,
-            // The app closed a connection that had been kept just as the request was sent on it. What
-            // changes nothing may be sent twice though the app may have acted on it (RFC 9112 section
-            // 9.3.1).
+            // The app closed a kept connection just as the request was sent on it. A request that
+            // changes nothing may be sent twice though the app may have acted on it (RFC 9112
+            // section 9.3.1).
             Err(failed) if failed.unsent || (harmless && failed.stale) => {
                 let socket = open(self.pool.addr).await?;
                 Plain::new(socket, &request, &body, harmless).await.map_err(Failed::into_error)?
@@ -99,8 +99,8 @@ impl Http1Client {
                 Ok(Response::from_parts(parts, Body::new(body)))
             }
             Exchanged::Other(socket) => {
-                // Nothing of this reaches the app, which has had the request: it tells hyper what
-                // the answer is to.
+                // This request does not reach the app, which has the real one: it tells hyper which
+                // method the answer is for.
                 let mut again = Request::new(RequestBody::empty());
                 *again.method_mut() = request.method().clone();
                 let line = Line::over(socket, false).await?;
@@ -109,7 +109,7 @@ impl Http1Client {
         }
     }
 
-    /// Sends a request whose body comes as it comes, or that asks for an upgrade.
+    /// Sends a request whose body is streamed, or that asks for an upgrade.
     async fn streamed(&self, request: Request<RequestBody>) -> Result<Response<Body>, BoxError> {
         let upgrades = request.headers().contains_key(UPGRADE);
         let again = twin(&request);
@@ -156,8 +156,8 @@ impl Http1Client {
         }
         let is_sent = sending.is_none_or(|sending| sending.strong_count() == 0);
         if !is_sent || parts.status == StatusCode::SWITCHING_PROTOCOLS {
-            // The request goes on whether or not its answer is read: a client may send all of its
-            // body before it reads anything.
+            // The request is sent on whether or not its answer is read: a client may send all of
+            // its body before it reads anything.
             tokio::spawn(line.run_out(Arc::downgrade(&self.pool)));
             return Ok(Response::from_parts(parts, Body::from(incoming)));
         }
@@ -189,7 +189,7 @@ impl Http1Client {
     }
 }
 
-/// A fresh connection to the app.
+/// A new connection to the app.
 async fn open(addr: SocketAddr) -> Result<Box<Socket>, BoxError> {
     let socket = Socket::connect(addr).await.map_err(|error| -> BoxError {
         if is_refusal(&error) {
@@ -200,7 +200,7 @@ async fn open(addr: SocketAddr) -> Result<Box<Socket>, BoxError> {
     Ok(Box::new(socket))
 }
 
-/// One connection as hyper has it, and all that belongs to it.
+/// A connection under hyper, with everything that belongs to it.
 struct Line {
     sender: SendRequest<RequestBody>,
     driven: Driven,
@@ -209,23 +209,23 @@ struct Line {
 
 /// hyper's end of a connection.
 enum Driven {
-    /// One that can be kept for another request.
+    /// A connection that can be kept for another request.
     Plain(Box<Connection<TokioIo<Box<Socket>>, RequestBody>>),
-    /// One that may become something else. Boxed for its type, which has no name outside of hyper.
+    /// A connection that may be upgraded. Boxed, since its type has no name outside of hyper.
     Upgradable(Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>),
     /// It has ended.
     Over,
 }
 
 impl Driven {
-    /// Does what there is to do on the connection.
+    /// Drives the connection as far as it goes without waiting.
     fn drive(&mut self, cx: &mut Context<'_>) {
         let ended = match self {
             Self::Plain(connection) => connection.poll_without_shutdown(cx).is_ready(),
             Self::Upgradable(connection) => connection.as_mut().poll(cx).is_ready(),
             Self::Over => false,
         };
-        // The task that waits for an answer learns how it ended.
+        // The task that waits for an answer gets the outcome.
         if ended {
             *self = Self::Over;
         }
@@ -251,7 +251,7 @@ impl Line {
 
     /// Keeps its connection for the next request, once this one has ended on it.
     fn free(mut self: Box<Self>, pool: &Arc<Pool>) {
-        // A connection that waits for a request only looks whether the app has closed it.
+        // An idle connection only checks whether the app has closed it.
         self.driven.drive(&mut Context::from_waker(std::task::Waker::noop()));
         if self.driven.is_over() {
             return;
@@ -263,7 +263,7 @@ impl Line {
         }
     }
 
-    /// One that may have become something else is not kept.
+    /// A connection that may have been upgraded is not kept.
     fn give_back(self, pool: &Arc<Pool>) {
         if let Driven::Plain(connection) = self.driven {
             let parts = connection.into_parts();
@@ -334,7 +334,7 @@ impl http_body::Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match &self.ahead {
             None => self.incoming.size_hint(),
-            // What was read ahead has been taken off the length that was said.
+            // What was read ahead has been subtracted from the declared length.
             Some(ahead) => {
                 let data = ahead.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
                 let more = data.map_or(0, |data| data.len() as u64);
@@ -347,7 +347,7 @@ impl http_body::Body for Answer {
     }
 }
 
-/// Whether the system says that nobody listens, rather than that it takes long.
+/// Whether the system reports that nobody listens, and not that it takes long.
 pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -363,8 +363,8 @@ pub(super) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Whether a body has a transfer coding beside `chunked`. Nobody asked for one (RFC 9110 section
-/// 10.1.4), and clients would get what is coded as if it were not.
+/// Whether a body has a transfer coding besides `chunked`. Nobody asked for one (RFC 9110 section
+/// 10.1.4), and clients would get the coded bytes as if they were plain.
 fn is_coded(fields: &HeaderMap) -> bool {
     let values = fields.get_all(TRANSFER_ENCODING).iter();
     values.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|coding| {
@@ -374,7 +374,7 @@ fn is_coded(fields: &HeaderMap) -> bool {
     })
 }
 
-/// The same request once more, where all of it is there to be sent.
+/// A copy of the request, if all of it is in memory.
 pub(super) fn twin(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let mut again = Request::new(request.body().try_clone()?);
     again.method_mut().clone_from(request.method());

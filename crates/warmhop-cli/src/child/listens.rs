@@ -1,22 +1,22 @@
-//! Where an app listens, for those that listen somewhere else than they are asked to. Read from
-//! `/proc` when a start takes long.
+//! Finds out where an app listens, for apps that do not listen where they should. It reads `/proc`
+//! when a start takes long.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// What a line of `/proc/PID/net/tcp` has for a socket that listens: see proc_pid_net(5).
+/// The state of a socket that listens in a line of `/proc/PID/net/tcp`: see proc_pid_net(5).
 const LISTENS: &str = "0A";
-/// In which column there is what.
+/// The columns of the fields.
 const ADDRESS: usize = 1;
 const STATE: usize = 3;
 const INODE: usize = 9;
-/// The column of `/proc/PID/stat`, behind the command's closing bracket, with the group.
+/// The column with the group in `/proc/PID/stat`, counted after the command's closing bracket.
 const GROUP: usize = 2;
 
-/// What keeps an app from being reached at `port`, where it listens at other places alone, in words;
-/// `None` where it listens at none, at the right one, or nobody can tell.
+/// Why an app cannot be reached at `port`, if it listens at other places only, as text; `None` if
+/// it listens nowhere, at the right place, or that is unknown.
 pub(super) fn elsewhere(group: i32, port: u16) -> Option<String> {
     let places = places(Path::new("/proc"), group);
     if places.is_empty() || places.iter().any(|place| reaches(*place, port)) {
@@ -29,7 +29,7 @@ pub(super) fn elsewhere(group: i32, port: u16) -> Option<String> {
     ))
 }
 
-/// Whether a connection to `port` of 127.0.0.1 comes to a listener at `place`.
+/// Whether a connection to `port` of 127.0.0.1 reaches a listener at `place`.
 fn reaches(place: SocketAddr, port: u16) -> bool {
     let takes_loopback = match place.ip() {
         IpAddr::V4(ip) => ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST,
@@ -57,7 +57,7 @@ fn places(proc: &Path, group: i32) -> BTreeSet<SocketAddr> {
 fn processes(proc: &Path, group: i32) -> Vec<PathBuf> {
     let is_of_group = |process: &PathBuf| {
         let stat = fs::read_to_string(process.join("stat")).ok()?;
-        // The command's name may have brackets and spaces of its own.
+        // The command's name may contain brackets and spaces.
         let (_, fields) = stat.rsplit_once(')')?;
         Some(fields.split_ascii_whitespace().nth(GROUP)?.parse::<i32>().ok()? == group)
     };

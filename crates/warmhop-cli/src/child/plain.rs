@@ -1,7 +1,7 @@
-//! One exchange on a connection to an app, of the kind that almost all are: the request is whole in
-//! memory, and the answer says how long it is.
+//! One exchange on a connection to an app, of the most common kind: the request is whole in memory,
+//! and the answer has a length.
 //!
-//! What is not of this kind is recognised by the answer's head, before anything of it was given out,
+//! An exchange of another kind is recognised by the answer's head, before any of it was passed on,
 //! and left to hyper together with every byte that was read ([`Exchanged::Other`]). So nothing here
 //! interprets chunks, interim answers, ends of connections, or malformed heads.
 
@@ -25,30 +25,30 @@ use super::pool::Pool;
 use super::request::RequestBody;
 use super::socket::Socket;
 
-/// The most fields in the head of an app's response: as many as a front door takes in a request.
+/// The most fields in the head of an app's response: as many as a front door accepts in a request.
 pub(super) const FIELDS_MAX: usize = 128;
-/// A longer head is hyper's to judge.
+/// A longer head is left to hyper.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// Room for what is read first: most answers fit.
+/// The size of the first read: most answers fit.
 const FIRST_READ_BYTES: usize = 8 * 1024;
-/// The most that is read at once of an answer that is long.
+/// The size of each further read of a long answer.
 const READ_BYTES: usize = 64 * 1024;
-/// How many fields a peer adds to an answer, as a rule.
+/// How many fields a peer usually adds to an answer.
 const FIELDS_ADDED: usize = 3;
-/// The most digits of a length: any number of so many fits into 64 bits.
+/// The most digits of a length: any number with so many fits into 64 bits.
 const LENGTH_DIGITS_MAX: usize = 19;
 
-/// How a request failed.
+/// Why a request failed.
 pub(super) struct Failed {
     pub(super) error: BoxError,
-    /// The app can have seen nothing of it.
+    /// The app can have received none of it.
     pub(super) unsent: bool,
-    /// It found a connection that was kept after another's answer, and got not a byte for one.
+    /// It used a connection that was kept after another's answer, and got no byte of one itself.
     pub(super) stale: bool,
 }
 
 impl Failed {
-    /// The error as the mesh takes it.
+    /// The error in the form that the mesh takes.
     pub(super) fn into_error(self) -> BoxError {
         if self.unsent {
             let reason = "it closes connections at once";
@@ -58,15 +58,15 @@ impl Failed {
     }
 }
 
-/// What came of an exchange.
+/// The outcome of an exchange.
 pub(super) enum Exchanged {
-    /// All of the answer, and the connection, on which another request can be sent.
+    /// The whole answer, and the connection, which can take another request.
     Whole(Response<Body>, Box<Socket>),
-    /// All of the answer, after which the connection cannot be used.
+    /// The whole answer; the connection cannot be used again.
     Ends(Response<Body>),
     /// The answer's head; its body is still to come.
     Begun(Parts, Reading),
-    /// An answer of another kind; what was read of it is read once more.
+    /// An answer of another kind; the bytes read of it are to be read again.
     Other(Box<Socket>),
 }
 
@@ -74,10 +74,10 @@ pub(super) enum Exchanged {
 pub(super) struct Plain<'a> {
     socket: Option<Box<Socket>>,
     method: &'a Method,
-    /// What is to be written, the body included.
+    /// The bytes to write, the body included.
     out: Out,
     read: BytesMut,
-    /// It may be sent twice, so it need not be known whether it was sent.
+    /// It may be sent twice, so it does not matter whether it was sent.
     harmless: bool,
 }
 
@@ -120,7 +120,7 @@ impl<'a> Plain<'a> {
         Failed { error: error.into(), unsent: talk.is_unsent(), stale: talk.is_stale() }
     }
 
-    /// What the answer is, as far as it was read.
+    /// Looks which kind of answer it is, as far as it was read.
     fn look(&mut self) -> Poll<Exchanged> {
         let head = match read_head(&mut self.read, self.method) {
             Head::Partial => return Poll::Pending,
@@ -176,7 +176,7 @@ impl Future for Plain<'_> {
     }
 }
 
-/// Writes what can be written. An error says that nothing can have been heard.
+/// Writes as much as possible. An error means that the app can have received nothing.
 fn write(
     socket: &mut Socket,
     out: &mut Out,
@@ -199,7 +199,7 @@ fn write(
 }
 
 impl Reading {
-    /// What has been read of the body.
+    /// Takes the bytes of the body that have been read.
     fn take(&mut self) -> Bytes {
         let bytes = self.left.min(self.read.len() as u64);
         self.left -= bytes;
@@ -207,7 +207,7 @@ impl Reading {
         self.read.split_to(bytes as usize).freeze()
     }
 
-    /// The connection, where the answer has been read to its end and all is as it should be.
+    /// The connection, if the answer has been read to its end and nothing else arrived.
     fn into_free(self) -> Option<Box<Socket>> {
         let Self { mut socket, out, read, left } = self;
         if left > 0 || !out.is_empty() || !read.is_empty() || socket.is_deaf() {
@@ -218,7 +218,7 @@ impl Reading {
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        // An app may answer before it has read all that it is asked.
+        // An app may answer before it has read the whole request.
         if let Poll::Ready(Err(error)) = write(&mut self.socket, &mut self.out, false, cx) {
             return Poll::Ready(Err(error));
         }
@@ -235,10 +235,10 @@ impl Reading {
     }
 }
 
-/// The body of an answer that is as long as it says. Dropping it before its end closes the connection.
+/// The body of an answer with a length. Dropping it before its end closes the connection.
 pub(super) struct Answer {
     reading: Option<Reading>,
-    /// How much has not come and will not: the connection broke.
+    /// How many bytes are missing and will not come: the connection broke.
     missing: u64,
     pool: Weak<Pool>,
 }
@@ -284,7 +284,7 @@ impl http_body::Body for Answer {
 fn put_request(out: &mut Vec<u8>, request: &Request<RequestBody>, body: &Bytes) {
     out.reserve(1024 + body.len());
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
-    // A query may stand alone, and `*` does.
+    // A query may have no path before it, and `*` is no path.
     let root = if target.starts_with(['/', '*']) { "" } else { "/" };
     let line = [request.method().as_str(), " ", root, target, " HTTP/1.1\r\n"];
     for part in line {
@@ -305,16 +305,16 @@ fn put_request(out: &mut Vec<u8>, request: &Request<RequestBody>, body: &Bytes) 
     out.extend_from_slice(body);
 }
 
-/// What of an answer's head has come.
+/// How much of an answer's head has arrived.
 enum Head {
     Partial,
     /// It is for hyper.
     Other,
-    /// It, and how long its body is.
+    /// The head, and the length of the body.
     Answer(Box<(Parts, u64)>),
 }
 
-/// Reads a head, and takes it off what was read where it is of the common kind.
+/// Reads a head, and removes it from the bytes read if it is of the common kind.
 fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     let mut room = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut answer = httparse::Response::new(&mut []);
@@ -336,12 +336,12 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     let Some(length) = length_of(answer.headers, method, status) else { return Head::Other };
     let reason = answer.reason.filter(|reason| Some(*reason) != status.canonical_reason());
     let reason = reason.map(|reason| ReasonPhrase::try_from(reason.as_bytes().to_vec()));
-    // Copied, so that the room for the next answer is not held by the fields of this one.
+    // Copied, so that the fields of this answer do not hold the buffer for the next one.
     let (head, from) = (Bytes::copy_from_slice(&read[..bytes]), read.as_ptr() as usize);
     let mut headers = HeaderMap::with_capacity(answer.headers.len() + FIELDS_ADDED);
     for field in &*answer.headers {
         let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else { return Head::Other };
-        // Of an empty value nobody knows where it is.
+        // The address of an empty value is meaningless.
         let at = (field.value.as_ptr() as usize).wrapping_sub(from).min(bytes);
         let value = head.slice(at..at + field.value.len());
         let Ok(value) = HeaderValue::from_maybe_shared(value) else { return Head::Other };
@@ -358,12 +358,12 @@ fn read_head(read: &mut BytesMut, method: &Method) -> Head {
     Head::Answer(Box::new((response.into_parts().0, length)))
 }
 
-/// How long the body is (RFC 9112 section 6.3), where the answer says so and leaves its connection
-/// open; absent where it is another kind of answer.
+/// The length of the body (RFC 9112 section 6.3), if the answer has one and leaves its connection
+/// open; absent for another kind of answer.
 fn length_of(fields: &[httparse::Header<'_>], method: &Method, status: StatusCode) -> Option<u64> {
     let mut length = None;
     for field in fields {
-        // Names by their lengths first: this is asked of each field of each answer.
+        // Names are compared by length first: this is called for each field of each answer.
         let is = |name: &HeaderName| field.name.eq_ignore_ascii_case(name.as_str());
         match field.name.len() {
             10 if is(&CONNECTION) && !field.value.eq_ignore_ascii_case(b"keep-alive") => {

@@ -12,16 +12,16 @@ use super::socket::Socket;
 
 /// Idle connections that are kept to one app, for all threads together.
 const IDLE_CONNECTIONS_MAX: usize = 256;
-/// Each thread keeps so many, however many threads there are.
+/// Each thread keeps at least so many, however many threads there are.
 const IDLE_CONNECTIONS_MIN: usize = 16;
-/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app is
-/// seldom the one to close.
+/// Shorter than the keep-alive time of common servers (Node.js: 5 s), so that the app seldom closes
+/// first.
 pub(super) const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
-/// How often it is looked whether idle connections are over, while there are any.
+/// How often idle connections are checked, while there are any.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Idle connections, by thread: a connection that is used by the thread which opened it wakes no
-/// other.
+/// other thread.
 pub(super) struct Pool {
     pub(super) addr: SocketAddr,
     shards: Box<[Mutex<Shard>]>,
@@ -30,9 +30,9 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Shard {
-    /// Those used last are at the end, each with the time of that.
+    /// The most recently used are at the end, each with the time of its use.
     idle: Vec<(Instant, Box<Socket>)>,
-    /// A task looks after them.
+    /// A task checks them.
     watched: bool,
 }
 
@@ -47,7 +47,7 @@ impl Pool {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shard of the thread that calls.
+    /// The shard of the calling thread.
     fn own(&self) -> usize {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
@@ -61,12 +61,11 @@ impl Pool {
         thread % self.shards.len()
     }
 
-    /// A connection that was kept, was used less than `idle` ago and is free still, as far as is
-    /// known.
+    /// A kept connection that was used less than `idle` ago and is still free, as far as is known.
     pub(super) fn take(&self, idle: Duration) -> Option<Box<Socket>> {
         let own = self.own();
         loop {
-            // Apart, since one that is over is not to be dropped while others wait for the lock.
+            // Taken out first, so that a connection that has ended is not dropped under the lock.
             let kept = self.shard(own).idle.pop_if(|(used, _)| used.elapsed() < idle);
             let (_, socket) = kept?;
             if socket.is_quiet() {
@@ -93,7 +92,8 @@ impl Pool {
         }
     }
 
-    /// Drops what has been idle for too long, or was closed by the app. Whether any is left.
+    /// Drops connections that have been idle for too long, or were closed by the app. Returns
+    /// whether any is left.
     fn look(&self, at: usize) -> bool {
         let mut shard = self.shard(at);
         shard.idle.retain(|(used, it)| used.elapsed() < IDLE_CONNECTION_TIMEOUT && it.is_quiet());
@@ -102,7 +102,7 @@ impl Pool {
     }
 }
 
-/// Looks after the idle connections of one thread for as long as there are any.
+/// Checks the idle connections of one thread for as long as there are any.
 async fn watch(pool: Weak<Pool>, at: usize) {
     loop {
         sleep(LOOK_EVERY).await;

@@ -1,4 +1,4 @@
-//! How a child is asked whether it is ready, and later whether it lives.
+//! Probes whether a child is ready, and later whether it is alive.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -13,19 +13,19 @@ use warmhop::{Answer, Body, NotSent};
 
 use super::service::ChildService;
 
-/// So many questions may be open at once to an app that starts: the first may be the one that is
-/// answered, however slowly.
+/// An app that starts may have so many open probes: the first may be the one that it answers,
+/// however slowly.
 const OPEN_MAX: usize = 4;
-/// Readiness is asked for at first so often, then ever more rarely …
+/// Readiness is probed this often at first, then ever more rarely …
 const INTERVAL_FIRST: Duration = Duration::from_millis(10);
 
-/// What is asked, and what counts as a good answer.
+/// A probe, and which answers are good.
 #[derive(Debug, Clone)]
 pub(super) struct Probe {
     pub(super) port: u16,
     /// The path that has to answer; absent: a TCP connect is enough.
     pub(super) path: Option<String>,
-    /// What `Host` says; absent: the address itself.
+    /// The `Host` field; absent: the address itself.
     pub(super) host: Option<String>,
     /// The statuses that count; none: 2xx and 3xx.
     pub(super) status: Vec<u16>,
@@ -34,7 +34,7 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Asks once.
+    /// Probes once.
     pub(super) async fn ask(&self, service: &ChildService) -> Answer {
         match timeout(self.timeout, self.answer(service)).await {
             Ok(answer) => answer,
@@ -42,8 +42,8 @@ impl Probe {
         }
     }
 
-    /// Asks until there is a good answer, every `every` once the first moments are over. An answer
-    /// that takes long counts, too. What came last is in `last`.
+    /// Probes until there is a good answer, every `every` once the first moments are over. A slow
+    /// answer counts, too. `last` gets the latest outcome.
     pub(super) async fn until_ready(
         &self,
         service: &ChildService,
@@ -122,7 +122,7 @@ impl Probe {
         }
     }
 
-    /// What had to come, for people.
+    /// What the probe requires, as text.
     pub(super) fn wanted(&self) -> String {
         match (&self.path, self.status.as_slice()) {
             (None, _) => "it has to listen on 127.0.0.1:$PORT, as its environment says".into(),

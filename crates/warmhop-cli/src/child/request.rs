@@ -12,19 +12,20 @@ use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use warmhop::{Body, BoxError};
 
-/// A request's body, which is as long as the request says. Where the client expects
-/// `100 Continue`, it is not touched before the app has said so, since touching it is what makes
-/// the front door ask the client for it.
+/// A request's body, held to the length that the request declares. If the client expects `100
+/// Continue`, the body is not polled before the app has answered that, since polling makes the
+/// front door ask the client for it.
 pub(super) struct RequestBody {
     body: Body,
     pub(super) gate: Option<Gate>,
-    /// How many bytes it still has to have, where its length was said beforehand.
+    /// How many bytes are still to come, if its length was declared.
     owed: Option<u64>,
-    /// Lives as long as this does, which hyper drops once it is sent.
+    /// Dropped with this body, which hyper drops once it is sent.
     sending: Option<Arc<()>>,
 }
 
-/// The longest body that is sent together with its request's head: what the mesh has read ahead.
+/// The longest body that is sent together with its request's head: the mesh has read that much
+/// ahead.
 const WHOLE_BYTES_MAX: u64 = 16 * 1024;
 
 impl RequestBody {
@@ -33,12 +34,12 @@ impl RequestBody {
         Self { body: Body::empty(), gate: None, owed: Some(0), sending: None }
     }
 
-    /// Whether nothing says beforehand how long it is.
+    /// Whether its length was not declared.
     pub(super) fn is_of_unknown_length(&self) -> bool {
         self.owed.is_none()
     }
 
-    /// All of it, where it is in memory, short, and waits for nobody.
+    /// All of it, if it is in memory, short, and waits for nothing.
     pub(super) fn whole(&self) -> Option<Bytes> {
         if self.gate.is_some() {
             return None;
@@ -46,13 +47,13 @@ impl RequestBody {
         self.body.whole(WHOLE_BYTES_MAX)
     }
 
-    /// The same body once more, where all of it is in memory.
+    /// A copy of the body, if all of it is in memory.
     pub(super) fn try_clone(&self) -> Option<Self> {
         let body = self.body.try_clone().filter(|_| self.gate.is_none())?;
         Some(Self { body, gate: None, owed: self.owed, sending: None })
     }
 
-    /// What tells whether it is still being sent; absent where there is nothing to send.
+    /// A handle that shows whether it is still being sent; absent if there is nothing to send.
     pub(super) fn sending(&mut self) -> Option<Weak<()>> {
         if self.is_end_stream() {
             return None;
@@ -60,14 +61,14 @@ impl RequestBody {
         Some(Arc::downgrade(self.sending.get_or_insert_with(Arc::default)))
     }
 
-    /// `body`, with `headers` made to say no other length than it has.
+    /// Wraps `body`, and makes `headers` agree with its length.
     ///
-    /// hyper sends whatever `Content-Length` it finds. One that was meant for another body would
-    /// make the app take the next request on the connection for the rest of this one, or the
-    /// reverse (CWE-444). So where the length is known, it is what the field says; where it is not,
-    /// a number stays and the body is held to it, and anything else goes.
+    /// hyper sends whatever `Content-Length` it finds. A length that was meant for another body
+    /// would make the app take the next request on the connection for the rest of this one, or the
+    /// reverse (CWE-444). So if the length is known, the field is set to it; if it is not, a number
+    /// stays and the body is held to it, and any other value is removed.
     pub(super) fn new(headers: &mut HeaderMap, body: Body) -> Self {
-        // How an app is told of an unknown length depends on what it speaks.
+        // How an unknown length is declared depends on the protocol.
         headers.remove(TRANSFER_ENCODING);
         let said = said_length(headers);
         let known = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
@@ -82,19 +83,19 @@ impl RequestBody {
     }
 }
 
-/// The one number that `Content-Length` says.
+/// The number in `Content-Length`, if there is exactly one.
 fn said_length(headers: &HeaderMap) -> Option<u64> {
     let mut values = headers.get_all(CONTENT_LENGTH).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let digits = value.to_str().ok()?;
-    // Parsing would let a sign pass.
+    // Parsing would accept a sign.
     if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
-/// What a body waits for.
+/// The gate that a body waits at.
 pub(super) struct Gate {
-    /// The app's word; absent once nobody is left who could pass it on: the app has answered
-    /// without it, or speaks HTTP/2, where hyper tells nothing of a `100`.
+    /// Resolves with the app's `100 Continue`; absent once that can no longer come: the app has
+    /// answered without it, or uses HTTP/2, where hyper does not report a `100`.
     pub(super) go: Option<oneshot::Receiver<()>>,
     pub(super) patience: Pin<Box<Sleep>>,
 }
@@ -161,7 +162,7 @@ mod tests {
         pairs.iter().map(pair).collect()
     }
 
-    /// A body that does not know how long it is.
+    /// A body of unknown length.
     fn streamed(text: &'static str) -> Body {
         let frames =
             text.split_inclusive(' ').map(|piece| Ok::<_, BoxError>(Frame::data(piece.into())));

@@ -1,5 +1,5 @@
-//! How a child is asked: over HTTP/1.1 through a small pool of kept-alive connections, or over
-//! HTTP/2 on as few as suffice.
+//! Sends requests to a child: over HTTP/1.1 through a small pool of kept-alive connections, or over
+//! HTTP/2 on as few connections as suffice.
 //!
 //! Upgrades: the response to a request that switched protocols leaves here with hyper's
 //! `OnUpgrade` of the app's side in its extensions, and the caller joins the two sides.
@@ -23,14 +23,15 @@ use super::http1::Http1Client;
 use super::request::{Gate, RequestBody};
 use crate::launch::Protocol;
 
-/// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 has
-/// clients not wait for ever).
+/// How long a request body waits for the app's `100 Continue` (RFC 9110 section 10.1.1 forbids
+/// clients to wait for ever).
 const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Requests to the child. A kept-alive connection that the app has closed meanwhile costs no
-/// request: it is sent again on a fresh one if no byte of it had left, or if it is safe (RFC 9110
-/// section 9.2.1), has no body and got no byte of an answer. One that changes something is sent on
-/// a connection that is fresh or was used a moment ago, and on neither once the app has closed it.
+/// Sends requests to the child. If the app has closed a kept-alive connection meanwhile, no request
+/// is lost: it is sent again on a new one if no byte of it had left, or if it is safe (RFC 9110
+/// section 9.2.1), has no body and got no byte of an answer. A request that changes something is
+/// sent on a connection that is new or was used a moment ago, and on neither once the app has
+/// closed it.
 #[derive(Clone)]
 pub struct ChildService {
     client: AppClient,
@@ -43,7 +44,7 @@ pub struct ChildService {
 enum AppClient {
     /// A pool of connections, one request at a time on each.
     Http1(Http1Client),
-    /// As a rule one connection for all requests, which HTTP/2 interleaves on it.
+    /// Usually one connection for all requests, which HTTP/2 interleaves.
     H2(Arc<H2Client>),
 }
 
@@ -67,7 +68,7 @@ impl ChildService {
         self.port
     }
 
-    /// The request as the app gets it.
+    /// The request in the form that the app gets.
     fn outgoing(&self, request: Request<Body>) -> Result<Request<RequestBody>, http::Error> {
         let (mut parts, body) = request.into_parts();
         if !parts.headers.contains_key(HOST) {
@@ -77,8 +78,8 @@ impl ChildService {
         }
         let is_h2 = matches!(self.client, AppClient::H2(_));
         if is_h2 {
-            // HTTP/2 has the host in `:authority` and knows no upgrade of a connection: an app
-            // that is asked for one answers as it answers any request.
+            // HTTP/2 has the host in `:authority` and has no upgrade of a connection: an app that
+            // is asked for one answers as it answers any request.
             let host = parts.headers.remove(HOST);
             let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
             let mut uri = http::uri::Parts::default();
@@ -91,10 +92,11 @@ impl ChildService {
             parts.version = Version::HTTP_2;
         } else {
             if parts.headers.contains_key(UPGRADE) {
-                // Many servers know no second word in `Connection` beside this one.
+                // Many servers accept no second token in `Connection` besides this one.
                 parts.headers.remove(TE);
             } else if parts.headers.contains_key(TE) {
-                // RFC 9110 section 10.1.4: it concerns this connection alone, and has to say so.
+                // RFC 9110 section 10.1.4: it concerns this connection alone, and `Connection` has
+                // to name it.
                 parts.headers.append(CONNECTION, HeaderValue::from_static("te"));
             }
             parts.version = Version::HTTP_11;
@@ -103,14 +105,14 @@ impl ChildService {
                 parts.uri = Uri::from(path_of(&parts.uri));
             }
         }
-        // What the mesh keeps with a request means nothing to the client in here.
+        // The mesh's own extensions of a request mean nothing to the client in here.
         parts.extensions = Extensions::new();
         let expects = parts.headers.get(EXPECT);
         let waits =
             expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let body = RequestBody::new(&mut parts.headers, body);
         if !is_h2 && body.is_of_unknown_length() && body.whole().is_none() {
-            // Unless it is told so, hyper takes it that a GET has none, and sends nothing of it.
+            // Without this, hyper assumes that a GET has no body, and sends none of it.
             parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         let mut request = Request::from_parts(parts, body);
@@ -153,7 +155,7 @@ impl Service<Request<Body>> for ChildService {
                 AppClient::Http1(client) => client.request(outgoing).await?,
                 AppClient::H2(client) => Box::pin(client.request(outgoing)).await?,
             };
-            // An app that speaks HTTP/1.0 must not make the client's connection do so.
+            // The client's connection must not become HTTP/1.0 because the app speaks that.
             *response.version_mut() = Version::HTTP_11;
             Ok(response)
         })

@@ -1,12 +1,11 @@
-//! The app's end of a connection, as hyper is to see it.
+//! The app's end of a connection, in the form that hyper needs.
 //!
-//! hyper gives a connection up at the first failed write. An app that has answered and closed
-//! before the request has ended makes a write fail while its answer is still to be read; so a
-//! [`Socket`] takes what cannot be sent any more for sent, until the other side has been read to
-//! its end.
+//! hyper gives a connection up at the first failed write. If an app has answered and closed before
+//! the request has ended, a write fails while the answer is still to be read. So a [`Socket`]
+//! reports bytes that can no longer be sent as sent, until the other side has been read to its end.
 //!
-//! And hyper tells of a request that failed neither whether its connection had been kept from an
-//! earlier one nor whether any of an answer came: [`Talk`] does.
+//! For a failed request, hyper reports neither whether its connection had been kept from an earlier
+//! one nor whether any of an answer arrived: [`Talk`] does.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// A connection over loopback that takes longer will not come.
+/// A connection over loopback that takes longer is given up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to an app.
@@ -33,15 +32,15 @@ async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// What of the conversation on a connection decides whether a request may be sent again.
+/// The facts about a connection that decide whether a request may be sent again.
 #[derive(Clone, Default)]
 pub(super) struct Talk(Arc<Heard>);
 
 #[derive(Default)]
 struct Heard {
-    /// The app said something before it was last written to …
+    /// The app sent something before the last write to it …
     earlier: AtomicBool,
-    /// … and has since.
+    /// … and has sent something since.
     since: AtomicBool,
     /// Something of the latest request was written.
     begun: AtomicBool,
@@ -50,20 +49,20 @@ struct Heard {
 }
 
 impl Talk {
-    /// Whether the latest request found a connection that was kept after another's answer, and
-    /// got not a byte for one.
+    /// Whether the latest request used a connection that was kept after another's answer, and got
+    /// no byte of one itself.
     pub(super) fn is_stale(&self) -> bool {
         self.0.earlier.load(Relaxed) && !self.0.since.load(Relaxed)
     }
 
-    /// Whether not a byte of the latest request can have reached the app.
+    /// Whether no byte of the latest request can have reached the app.
     pub(super) fn is_unsent(&self) -> bool {
         self.0.unsent.load(Relaxed)
     }
 
-    /// Notes that something is about to be written, and says whether a request begins with it.
+    /// Notes that bytes are about to be written, and returns whether a request begins with them.
     fn writes(&self) -> bool {
-        // The connection's task alone writes here.
+        // Only the connection's task writes here.
         if self.0.since.load(Relaxed) {
             self.0.since.store(false, Relaxed);
             self.0.earlier.store(true, Relaxed);
@@ -79,13 +78,13 @@ impl Talk {
     }
 }
 
-/// The beginning of an answer, for another reader. What that one writes until the exchange is over is
-/// the request, which the app has had.
+/// The beginning of an answer, for a second reader. Until the exchange is over, that reader writes
+/// the request again, which the app already has.
 struct Again {
     bytes: Bytes,
-    /// An answer is not to be read before its request was written.
+    /// The answer must not be read before its request was written.
     is_asked: bool,
-    /// Who waits for that.
+    /// The reader that waits for that.
     reader: Option<Waker>,
 }
 
@@ -93,15 +92,15 @@ struct Again {
 pub(super) struct Socket {
     stream: TcpStream,
     talk: Talk,
-    /// Several requests share it, as in HTTP/2: of none it can be said when it begins.
+    /// Several requests share it, as in HTTP/2: their beginnings cannot be told apart.
     is_shared: bool,
-    /// How writing failed.
+    /// The error of a failed write.
     deaf: Option<io::ErrorKind>,
     /// Nothing more is to be read.
     ended: bool,
-    /// What was read already and is to be read once more.
+    /// Bytes that were read already and are to be read again.
     again: Option<Again>,
-    /// Room for a request, and for an answer.
+    /// Buffers for a request and for an answer.
     buffers: (Vec<u8>, BytesMut),
 }
 
@@ -116,7 +115,7 @@ impl Socket {
         Ok(Self { is_shared: true, ..Self::connect(addr).await? })
     }
 
-    /// What is said on it.
+    /// The record of what was sent and received on it.
     pub(super) fn talk(&self) -> Talk {
         self.talk.clone()
     }
@@ -133,41 +132,42 @@ impl Socket {
         }
     }
 
-    /// Room for a request and for an answer, which may have been used before.
+    /// Buffers for a request and for an answer, which may have been used before.
     pub(super) fn take_buffers(&mut self) -> (Vec<u8>, BytesMut) {
         std::mem::take(&mut self.buffers)
     }
 
-    /// Room for the next request and its answer.
+    /// Keeps the buffers for the next request and its answer.
     pub(super) fn give_back_buffers(&mut self, mut out: Vec<u8>, read: BytesMut) {
         out.clear();
         self.buffers = (out, read);
     }
 
-    /// Its next user reads `bytes` first, and writes a request that the app has had.
+    /// The next reader gets `bytes` first, and its request is not sent, since the app already has
+    /// it.
     pub(super) fn reads_again(&mut self, bytes: Bytes) {
         self.again = Some(Again { bytes, is_asked: false, reader: None });
     }
 
-    /// The exchange is over: what is written from here on is sent.
+    /// The exchange is over: writes are sent again.
     pub(super) fn writes_again(&mut self) {
         self.again = None;
     }
 
-    /// Whether it can be written to no more.
+    /// Whether it can no longer be written to.
     pub(super) fn is_deaf(&self) -> bool {
         self.deaf.is_some()
     }
 
-    /// Whether nothing is to be read on it, not even its end, as far as the runtime has heard.
+    /// Whether there is nothing to read on it, not even its end, as far as the runtime knows.
     pub(super) fn is_quiet(&self) -> bool {
         let unread = self.again.as_ref().is_some_and(|again| !again.bytes.is_empty());
         let read = self.stream.try_read(&mut [0]);
         !unread && !self.is_deaf() && read.is_err_and(|it| it.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Writes of a request that may be sent twice: whether the app has closed the connection shows
-    /// by and by.
+    /// Writes a request that may be sent twice, without checking first whether the app has closed
+    /// the connection.
     pub(super) fn poll_write_harmless(
         &mut self,
         cx: &mut Context<'_>,
@@ -176,7 +176,7 @@ impl Socket {
         self.told(cx, bytes.len(), true, |stream, cx| stream.poll_write(cx, bytes))
     }
 
-    /// What is told of a write of `bytes` bytes.
+    /// The outcome that a write of `bytes` bytes reports.
     fn told(
         &mut self,
         cx: &mut Context<'_>,
@@ -193,8 +193,8 @@ impl Socket {
         }
         let begins = !self.is_shared && self.talk.writes();
         if begins && !harmless && has_closed(&self.stream) {
-            // The runtime may not have heard of it yet: here is the last moment at which it is
-            // certain that the app gets none of it.
+            // The runtime may not have noticed yet: this is the last moment at which it is certain
+            // that the app gets none of it.
             self.talk.0.unsent.store(true, Relaxed);
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -216,14 +216,14 @@ impl Socket {
         if let (Some(kind), true) = (self.deaf, self.ended) {
             return Poll::Ready(Err(kind.into()));
         }
-        // The runtime may not have heard of the end yet. Once it has, no read waits, so that
-        // hyper finds the end before it takes the connection for one that may be kept.
+        // The runtime may not have noticed the end yet. Once it has, no read waits, so that hyper
+        // finds the end before it keeps the connection.
         ready!(self.stream.poll_read_ready(cx))?;
         Poll::Ready(Ok(bytes))
     }
 }
 
-/// Whether the app has closed the connection, and has said nothing before.
+/// Whether the app has closed the connection without sending anything first.
 fn has_closed(stream: &TcpStream) -> bool {
     let mut byte = [MaybeUninit::uninit()];
     match SockRef::from(stream).peek(&mut byte) {
@@ -262,8 +262,8 @@ impl AsyncRead for Socket {
         let mut outcome = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
         let nothing = buf.filled().len() == before && buf.remaining() > 0;
         if nothing && outcome.is_ok() && self.deaf == Some(io::ErrorKind::ConnectionReset) {
-            // The kernel tells of a reset once, and the write has heard it: an answer that ends
-            // with the connection may not be whole.
+            // The kernel reports a reset once, and the write has received that: an answer that ends
+            // with the connection may be incomplete.
             outcome = Err(io::ErrorKind::ConnectionReset.into());
         }
         if buf.filled().len() > before {
@@ -322,7 +322,7 @@ mod tests {
         socket.write_all(b"some of it").await.unwrap();
         app.read_exact(&mut [0; 4]).unwrap();
         app.write_all(b"answer").unwrap();
-        // With bytes that were not read, this resets the connection.
+        // Closing with unread bytes resets the connection.
         drop(app);
         while socket.deaf.is_none() {
             assert_eq!(socket.write(b"the rest").await.unwrap(), 8);

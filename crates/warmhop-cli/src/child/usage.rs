@@ -1,5 +1,5 @@
-//! What the apps' processes take of the machine: processor time and memory, summed over the process
-//! group of each copy. Read from `/proc` when a scrape asks, so that it costs nothing in between.
+//! The processor time and memory of the apps' processes, summed over the process group of each
+//! copy. It is read from `/proc` at each scrape, so that it costs nothing in between.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,7 +12,8 @@ use warmhop::ids::AppName;
 
 /// The end of an OpenMetrics text.
 const END: &str = "# EOF\n";
-/// Where in `/proc/PID/stat`, behind the command's closing bracket, there is what: see proc_pid_stat(5).
+/// The columns of fields in `/proc/PID/stat`, counted after the command's closing bracket: see
+/// proc_pid_stat(5).
 const GROUP: usize = 2;
 const TICKS: std::ops::RangeInclusive<usize> = 11..=14;
 const RESIDENT_PAGES: usize = 21;
@@ -30,7 +31,7 @@ struct Copies {
 
 struct Run {
     app: AppName,
-    /// As they were last seen. What a process used after that and before its end is not counted.
+    /// As of the last look. What a process used between that and its end is not counted.
     ticks: u64,
 }
 
@@ -54,7 +55,7 @@ pub(super) fn ends(group: i32) {
     }
 }
 
-/// `metrics`, an OpenMetrics text, with what the apps use at its end.
+/// `metrics`, an OpenMetrics text, with the apps' usage appended.
 #[must_use]
 pub(crate) fn with(metrics: String) -> String {
     let apps = COPIES.lock().unwrap_or_else(PoisonError::into_inner).look(Path::new("/proc"));
@@ -70,7 +71,7 @@ pub(crate) fn with(metrics: String) -> String {
     }
     let mut family = |name: &str, kind: &str, unit: &str, help: &str, of: &dyn Fn(Use) -> f64| {
         let suffix = if kind == "counter" { "_total" } else { "" };
-        // A text takes whatever is written.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} {kind}\n# UNIT {name} {unit}");
         for (app, used) in &apps {
             let _ = writeln!(text, "{name}{suffix}{{app=\"{app}\"}} {}", of(*used));
@@ -119,11 +120,11 @@ impl Copies {
     }
 }
 
-/// The group of a process, and what it takes; with the time of the children that it waited for.
+/// The group of a process and its usage, with the time of the children that it waited for.
 fn stat(process: &Path) -> Option<(i32, Use)> {
     process.file_name()?.to_str()?.parse::<u32>().ok()?;
     let text = fs::read_to_string(process.join("stat")).ok()?;
-    // The command's name may have brackets and spaces of its own.
+    // The command's name may contain brackets and spaces.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
     let ticks = TICKS.map(number).sum::<Option<u64>>()?;

@@ -1,4 +1,4 @@
-//! The way to an admin listener: TCP, with TLS where something in front of it ends that.
+//! The way to an admin listener: TCP, with TLS if a proxy in front of it ends that.
 
 use std::io;
 use std::path::Path;
@@ -12,18 +12,18 @@ use tokio_rustls::TlsConnector;
 
 use crate::https;
 
-/// What names the file of authorities.
+/// How users name the file of authorities.
 const NAMED_BY: &str = "--ca-file FILE or WARMHOP_ADMIN_CA_FILE";
 
-/// A connection, whatever it is made of.
+/// A connection of any kind.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// TLS over `stream` with `host`, by the authorities in `file` or those of this system.
+/// Begins TLS over `stream` with `host`, by the authorities in `file` or those of this system.
 ///
 /// # Errors
-/// Why there is none and what to do, as the end of a sentence.
+/// Why it failed and what to do, as the end of a sentence.
 pub(super) async fn tls(
     stream: TcpStream,
     host: &str,

@@ -1,5 +1,6 @@
-//! Every key that a configuration may have: what `docs/configuration.md` and the JSON schema for
-//! editors are made from. A test holds it against what the parser reads and what it fills in.
+//! Every key of a configuration: `docs/configuration.md` and the JSON schema for editors are made
+//! from this table. A test compares it with the keys that the parser reads and the defaults that it
+//! fills in.
 
 mod table;
 
@@ -15,17 +16,17 @@ struct Key {
     table: &'static str,
     name: &'static str,
     kind: Kind,
-    /// As TOML; in parentheses where it is no fixed value, and empty where the key is required.
+    /// As TOML; in parentheses if it is no fixed value, and empty if the key is required.
     default: &'static str,
-    /// What it means, and what raising it costs.
+    /// Its meaning, and what raising it costs.
     meaning: &'static str,
 }
 
-/// What a key's value is.
+/// The kind of a key's value.
 enum Kind {
     Text,
     Texts,
-    /// One text, or a list of them.
+    /// One string, or a list of them.
     TextOrTexts,
     /// Relative to the folder of the configuration.
     Path,
@@ -37,23 +38,23 @@ enum Kind {
     Flag,
     /// A whole number from the first to the second.
     Number(u64, u64),
-    /// A part of one.
+    /// A fraction of one.
     Fraction,
     /// A span of time from the first to the second.
     Span(&'static str, &'static str),
     /// A size from the first to the second.
     Size(&'static str, &'static str),
     OneOf(&'static [&'static str]),
-    /// Texts by names of the reader's own.
+    /// A table of strings whose keys the reader chooses.
     Variables,
     /// One status or several.
     Statuses,
-    /// All, none, or those that are named.
+    /// A boolean, or a list of names.
     FlagOrNames,
 }
 
 impl Kind {
-    /// For people.
+    /// In words.
     fn words(&self) -> String {
         match self {
             Self::Text => "text".into(),
@@ -79,7 +80,7 @@ impl Kind {
         }
     }
 
-    /// In a schema. A text may be a variable of the environment instead.
+    /// In the JSON schema. A string may name a variable of the environment instead.
     fn schema(&self) -> Value {
         let spelt = |pattern: &str| json!({ "type": "string", "pattern": format!("^({pattern}|.*\\$\\{{\\w+\\}}.*)$") });
         match self {
@@ -119,7 +120,7 @@ impl Kind {
 }
 
 impl Key {
-    /// Its default as a value, where it has one that is always the same.
+    /// Its default as a value, if that is always the same.
     fn fixed_default(&self) -> Option<toml::Value> {
         let text = Some(self.default).filter(|text| !text.is_empty() && !text.starts_with('('))?;
         toml::from_str::<toml::Table>(&format!("it = {text}")).ok()?.remove("it")
@@ -154,7 +155,7 @@ pub fn markdown() -> String {
          \x20 `#:schema ./warmhop.schema.json` in the first line of a file (Taplo, Even Better TOML).\n",
     );
     for (table, heading, about) in TABLES {
-        // A text takes whatever is written.
+        // Writing to a string cannot fail.
         let _ = write!(text, "\n## {heading}\n\n{about}\n\n");
         text.push_str("| key | value | default | |\n| --- | --- | --- | --- |\n");
         for key in KEYS.iter().filter(|key| key.table == *table) {
@@ -207,7 +208,7 @@ fn table_schema(table: &str) -> Value {
         let several = || json!({ "type": "array", "items": schema });
         let schema = match *inner {
             "app" => several(),
-            // A mode of its own beside those that are one word.
+            // A table is allowed besides the modes that are one word.
             "app.session" => json!({ "anyOf": [properties["session"], schema] }),
             "app.match" => json!({ "anyOf": [schema, several()] }),
             _ => schema,
@@ -230,7 +231,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, read};
 
-    /// Every table that there is, so that each of their keys is looked for.
+    /// Every table, so that each of their keys is read.
     const ALL_TABLES: &str = "[peer]\nname = 'p'\n[http]\ntls = {}\n[mesh]\n[admin]\n[session]\n\
          cookie = {}\n[log]\n[run]\n[[app]]\nname = 'shop'\nrun = ['sh']\nmatch = {}\n\
          session = { by = {} }\n\
@@ -242,7 +243,7 @@ mod tests {
 
     #[test]
     fn every_key_that_is_read_is_documented_and_no_other() {
-        // What is wrong with it does not matter: each key is asked for all the same.
+        // Errors do not matter: each key is read all the same.
         let _ = Config::parse(Path::new("/nowhere/warmhop.toml"), ALL_TABLES);
         let read: BTreeSet<String> = read::keys_looked_for()
             .into_iter()

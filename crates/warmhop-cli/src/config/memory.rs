@@ -1,13 +1,13 @@
-//! How much memory sessions may use by default: a share of what this process may have.
+//! How much memory sessions may use by default: a share of the memory that this process may have.
 
 use std::fs;
 use std::path::Path;
 
 /// The share of the machine's memory, or of the control group's.
 const SHARE: u64 = 4;
-/// Where neither is known.
+/// The default if neither is known.
 const OTHERWISE: u64 = 1 << 30;
-/// The least and the most that can be configured.
+/// The bounds of the configured value.
 pub(super) const BOUNDS: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 44);
 
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
@@ -21,13 +21,13 @@ pub(super) fn default() -> u64 {
     least.map_or(OTHERWISE, |bytes| bytes / SHARE).clamp(*BOUNDS.start(), *BOUNDS.end())
 }
 
-/// What `/proc/meminfo` says of the machine.
+/// The total in `/proc/meminfo`.
 fn total_of(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The bounds of the control group that `/proc/self/cgroup` names, and of all above it.
+/// The limits of the control group that `/proc/self/cgroup` names, and of all groups above it.
 fn bounds_of(groups: &str, root: &Path) -> Vec<u64> {
     let mut bounds = Vec::new();
     for line in groups.lines() {
@@ -50,7 +50,7 @@ fn bounds_of(groups: &str, root: &Path) -> Vec<u64> {
     bounds
 }
 
-/// Reads a size such as `512MiB`; a bare number is of bytes.
+/// Reads a size such as `512MiB`; a bare number is in bytes.
 pub(super) fn parse(text: &str) -> Option<u64> {
     let unit = UNITS.into_iter().find(|(unit, _)| text.ends_with(unit));
     let (unit, bytes) = unit.unwrap_or(("", 1));

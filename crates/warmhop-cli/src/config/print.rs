@@ -1,5 +1,5 @@
-//! A configuration as TOML, with every default filled in: what `warmhop check` prints. It
-//! reads back to the same configuration, but for the admin token, which is not shown.
+//! A configuration as TOML, with every default filled in: the output of `warmhop check`. It can be
+//! read back to the same configuration, except for the admin token, which is not shown.
 
 use std::fmt;
 use std::path::Path;
@@ -206,7 +206,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "stop_grace = \"{}\"", duration_text(policy.stop_grace))
 }
 
-/// Where the app's processes run, and with which variables.
+/// The folder and the variables of the app's processes.
 fn print_environment(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "dir = {}", path(&app.dir))?;
     match &app.inherit_env {
@@ -228,7 +228,7 @@ fn print_environment(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// Whose the app's processes are, and what they may take.
+/// The user and the limits of the app's processes.
 fn print_confinement(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for (key, name) in [("user", &app.wanted.user), ("group", &app.wanted.group)] {
         match name {
@@ -251,14 +251,14 @@ fn print_confinement(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// A text in quotes, escaped, with each `${` as it is meant.
+/// A string in quotes, escaped, with `$${` for `${`.
 fn text(text: &str) -> String {
     key(&text.replace("${", "$${"))
 }
 
-/// A key in quotes, escaped: a key contains no variable.
+/// A key in quotes, escaped: variables are not replaced in a key.
 fn key(text: &str) -> String {
-    // A literal with single quotes is TOML too, but basic strings read alike everywhere.
+    // A literal with single quotes is TOML too, but basic strings are read the same way everywhere.
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {

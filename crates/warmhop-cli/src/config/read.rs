@@ -35,9 +35,10 @@ mod wanted;
 
 use self::table::{Field, Reader, Table};
 
-/// What a mistaken file would otherwise make every loop over apps pay for.
+/// Limits the loops over apps in a mistaken file.
 const APPS_MAX: usize = 1_000;
-/// More are a mistake on any machine; more than there are cores is a warning when the peer starts.
+/// More threads are a mistake on any machine; more than there are cores is a warning when the peer
+/// starts.
 const THREADS_MAX: usize = 1_024;
 
 pub(super) fn parse(
@@ -47,7 +48,7 @@ pub(super) fn parse(
 ) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let reader = Reader::new(file, text);
     let (mut document, errors) = DeTable::parse_recoverable(text);
-    // What comes after the first is mostly its consequence: one bracket too few breaks every line
+    // Later errors are mostly consequences of the first: one missing bracket breaks every line
     // below it.
     let first = errors.into_iter().min_by_key(|error| error.span().map(|span| span.start));
     if let Some(error) = first {
@@ -120,7 +121,7 @@ fn read_peer(root: &mut Table<'_>) -> Option<Peer> {
     };
     let zone = table.take("zone").and_then(|field| {
         field.checked(|text| {
-            // The form of a peer's name is reused: a zone travels in gossip as it does.
+            // A zone has the form of a peer's name, since it travels in gossip as that does.
             PeerId::new(text)
                 .map(String::from)
                 .map_err(|invalid| format!("expected {}", invalid.expected))
@@ -259,7 +260,7 @@ fn read_apps(root: &mut Table<'_>, redis: bool) -> Vec<App> {
 fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let reader = item.reader;
     let mut table = item.into_table()?;
-    // Every other key is named by the app's name, so that comes first.
+    // The app's name is read first, since every other key is reported with it.
     let name_remedy = "name it: [[app]] name = \"shop\"";
     let Some(name_field) = table.take("name") else {
         table.report_missing("name", "the app has no name", name_remedy);
@@ -279,7 +280,7 @@ fn read_app(item: Field<'_>, redis: bool) -> Option<App> {
     let wanted = wanted::read(&mut table);
     let alive = life::read_alive(&mut table, &ready, &mut spec.policy);
     life::read_load(&mut table, &mut spec.policy);
-    // The app's own deadline comes first, because its message has the last lines of output.
+    // The app's own deadline comes first, because its error has the last lines of output.
     spec.policy.start_timeout = ready.timeout + Duration::from_secs(2);
 
     let dir_field = table.take("dir");
@@ -344,7 +345,7 @@ fn read_policy(table: &mut Table<'_>) -> AppPolicy {
     policy
 }
 
-/// Two listeners of one file on one TCP address can never both be bound.
+/// Reports two listeners of one file on one TCP address, which can never both be bound.
 fn check_ports(reader: &Reader<'_>, http: &Http, admin: &Admin, session: &Session) {
     let mut taken: Vec<(SocketAddr, String)> = Vec::new();
     let listeners = (http.listen.iter().enumerate())
@@ -388,7 +389,7 @@ fn url_path(text: &str) -> Result<String, String> {
     }
 }
 
-/// Every key that was asked for on this thread since the last time.
+/// Every key that was read on this thread since the last call.
 #[cfg(test)]
 pub(super) fn keys_looked_for() -> std::collections::BTreeSet<String> {
     table::looked_for::take()

@@ -3,7 +3,7 @@ use super::*;
 mod matching;
 mod mistakes;
 
-/// Everything that a file may say, in a folder where nothing exists.
+/// A file with every key, in a folder where nothing exists.
 const FULL: &str = r#"
 cluster = "demo"
 
@@ -168,13 +168,13 @@ fn the_least_configuration_gets_every_default() {
 fn what_is_printed_reads_back_to_the_same() {
     for text in [FULL, "[peer]\nname = 'p'", "[peer]\nname = 'p'\n[http]\nlisten = []"] {
         let once = parse(text).to_string();
-        // In another folder, because the printed paths stand for themselves.
+        // In another folder, which makes no difference because the printed paths are absolute.
         let again = Config::parse(Path::new("/elsewhere/x.toml"), &once).unwrap().0.to_string();
         assert_eq!(once, again);
     }
 }
 
-/// What is printed of a file that names a peer and an app, but for shares of this machine's memory.
+/// The output for a file that names a peer and an app, except for shares of this machine's memory.
 const DEFAULTS: &str = r#"cluster = "warmhop"
 
 [peer]
@@ -257,7 +257,7 @@ stop_grace = "10s"
 #[test]
 fn defaults_are_printed_as_values_and_absences_as_comments() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'shop'\nrun = ['sh']";
-    // Shares of this machine's.
+    // Shares of this machine's memory.
     let expected = DEFAULTS.replace("A QUARTER", &memory::text(memory::default()));
     let expected = expected.replace("MEMORY", &memory::text(ClientLimits::default().memory));
     assert_eq!(parse(text).to_string(), expected);
@@ -318,7 +318,7 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'x'\nrun = ['no-such-program']\n\
                 [[app]]\nname = 'y'\nrun = ['sh']\ndir = 'nowhere'\nmatch = { path = '/y' }";
     let (config, warnings) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
-    // Root is warned for each app that would be root as well.
+    // As root there is a warning for each app that would be root as well.
     let is_root = nix::unistd::Uid::effective().is_root();
     let of_root: Vec<String> = config.apps_as_root().map(|problem| problem.to_string()).collect();
     assert_eq!(of_root.len(), if is_root { 2 } else { 0 });
@@ -336,7 +336,7 @@ fn what_is_missing_on_this_machine_is_only_a_warning() {
 
 #[test]
 fn what_an_apps_env_took_from_the_environment_is_not_shown() {
-    // Cargo tells it to whatever it starts.
+    // Cargo sets it for every process that it starts.
     let text = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\n\
          env = { A = 'x${CARGO_PKG_NAME}', B = 'plain' }\n";
     let (config, _) = Config::parse(Path::new("/tmp/warmhop.toml"), text).unwrap();
@@ -417,7 +417,7 @@ fn durations_have_one_unit_and_read_back() {
     }
 }
 
-/// No text, however broken, may end the program.
+/// No text, however broken, may panic.
 #[test]
 fn any_text_is_read_without_a_panic() {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
@@ -450,7 +450,7 @@ fn any_text_is_read_without_a_panic() {
     assert!(rejected > 1_000, "the changes do break files: {rejected}");
 }
 
-/// What a file comes to in an environment that holds `NAME` and `ADDRESS`.
+/// The configuration in `text`, in an environment that holds `NAME` and `ADDRESS`.
 fn in_environment(text: &str) -> Result<Config, Vec<String>> {
     let variable = |name: &str| match name {
         "NAME" => Some("peer-7".to_owned()),

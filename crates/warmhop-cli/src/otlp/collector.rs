@@ -1,5 +1,5 @@
 //! The way to a collector: HTTP, or HTTPS with the authorities that this system trusts or others,
-//! compressed where that is asked for.
+//! compressed if that is configured.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -24,13 +24,14 @@ use crate::https;
 
 /// How long a collector may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How often a batch is sent, and how long is waited before the second time; doubled after that.
+/// How often a batch is sent, and how long the pause before the second try is; it doubles after
+/// that.
 const TRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long a collector that is overloaded may ask to be left alone.
+/// The longest pause that an overloaded collector may ask for.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// A collector, and how it is asked.
+/// A collector, and how to send to it.
 pub(super) struct Collector {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     endpoint: Uri,
@@ -53,7 +54,7 @@ impl Collector {
         Ok(Self { client, endpoint: settings.endpoint.clone(), headers })
     }
 
-    /// Sends a request until the collector takes it or there is no use in trying on.
+    /// Sends a request until the collector accepts it or another try is useless.
     pub(super) async fn send(&self, json: &str) -> Result<(), String> {
         let body = self.packed(json).map_err(|error| error.to_string())?;
         let mut wait = RETRY_AFTER;
@@ -102,7 +103,8 @@ impl Collector {
     }
 }
 
-/// What failed, and why: of a handshake the client alone says that there was no connection.
+/// The failure and its cause: for a failed handshake the client itself reports only that there was
+/// no connection.
 fn with_cause(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -114,7 +116,7 @@ fn with_cause(error: &dyn Error) -> String {
     text
 }
 
-/// How a collector is spoken to by HTTPS.
+/// The TLS configuration for a collector.
 fn tls(endpoint: &Uri, authorities: Option<&Path>) -> Result<ClientConfig, String> {
     if endpoint.scheme_str() == Some("https") {
         https::client(authorities, "OTEL_EXPORTER_OTLP_CERTIFICATE", "the collector's certificate")
@@ -123,8 +125,8 @@ fn tls(endpoint: &Uri, authorities: Option<&Path>) -> Result<ClientConfig, Strin
     }
 }
 
-/// How long a collector asks to be left alone (OTLP/HTTP, "OTLP/HTTP Throttling"), in whole seconds;
-/// a date (RFC 9110 section 10.2.3) is for those whose clocks agree.
+/// The pause that a collector asks for (OTLP/HTTP, "OTLP/HTTP Throttling"), in whole seconds; a
+/// date (RFC 9110 section 10.2.3) would need clocks that agree.
 fn pause(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(PAUSE_MAX))
@@ -186,7 +188,7 @@ mod tests {
         let (told, mut heard) = mpsc::channel(1);
         tokio::spawn(async move {
             let acceptor = TlsAcceptor::from(Arc::new(server));
-            // Whoever does not trust it comes first, and leaves.
+            // The client that does not trust it comes first, and leaves.
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(stream) = acceptor.accept(stream).await else { continue };
                 let told = told.clone();

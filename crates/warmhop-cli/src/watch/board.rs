@@ -1,30 +1,30 @@
-//! What was done with the keys of `status --watch`: which page is open and what is chosen on it.
-//! Chosen is a name and not a line, so that news move no choice to something else.
+//! The state that the keys of `status --watch` control: which page is open and what is selected on
+//! it. The selection is a name and not a line, so that new data does not move it to something else.
 
 use std::ops::ControlFlow;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// How much may be typed.
+/// The longest filter.
 const FILTER_CHARS_MAX: usize = 100;
-/// How far a page's key moves.
+/// How far the page keys move.
 const PAGE: usize = 10;
 
-/// What is shown.
+/// The open page.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) enum Page {
-    /// All of it.
+    /// The overview.
     #[default]
     Overview,
     /// An app, by its name.
     App(String),
     /// A request, by its id.
     Decision(String),
-    /// The keys.
+    /// Help on the keys.
     Help,
 }
 
-/// What the keys move in.
+/// The list in which the keys move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Focus {
     #[default]
@@ -32,10 +32,10 @@ pub(super) enum Focus {
     Decisions,
 }
 
-/// What comes first among the apps.
+/// The order of the apps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Sort {
-    /// Those that run anywhere or have failed, then by name.
+    /// Apps that run anywhere or have failed first, then by name.
     #[default]
     State,
     Name,
@@ -63,7 +63,7 @@ impl Sort {
     }
 }
 
-/// What can be chosen at the moment, in its order.
+/// The items that can be selected now, in order.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     /// The apps' names.
@@ -74,23 +74,23 @@ pub(super) struct Shown {
     pub(super) lines: usize,
 }
 
-/// What the keys came to.
+/// The state that the keys control.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     pub(super) page: Page,
     pub(super) focus: Focus,
     pub(super) sort: Sort,
     pub(super) filter: String,
-    /// Whether keys are letters of the filter.
+    /// Whether keys are typed into the filter.
     pub(super) is_typing: bool,
-    /// The first line shown of a page that is longer than the terminal.
+    /// The first visible line of a page that is longer than the terminal.
     pub(super) scroll: usize,
     app: Option<String>,
     decision: Option<String>,
 }
 
 impl Board {
-    /// Which of the apps or requests is chosen, where they are what the keys move in.
+    /// Which of the apps or requests is selected, if the keys move in that list.
     pub(super) fn chosen(&self, of: Focus, among: &[String]) -> Option<usize> {
         if self.focus != of || among.is_empty() {
             return None;
@@ -100,11 +100,11 @@ impl Board {
             Focus::Decisions => &self.decision,
         };
         let at = chosen.as_ref().and_then(|it| among.iter().position(|other| other == it));
-        // What was chosen may have gone.
+        // The selected item may be gone.
         Some(at.unwrap_or(0))
     }
 
-    /// Does what a key asks for; breaks where that is to end.
+    /// Carries out a key; breaks if it ends the program.
     pub(super) fn press(&mut self, key: KeyEvent, shown: &Shown) -> ControlFlow<()> {
         if key.kind == KeyEventKind::Release {
             return ControlFlow::Continue(());
@@ -199,7 +199,7 @@ impl Board {
     }
 }
 
-/// Where a key moves to from `at`, of so many lines; nothing if it is no key that moves.
+/// The line that a key moves to from `at`, of `count` lines; `None` if the key does not move.
 fn moved(code: KeyCode, at: usize, count: usize) -> Option<usize> {
     let to = match code {
         KeyCode::Up | KeyCode::Char('k') => at.saturating_sub(1),

@@ -1,8 +1,8 @@
-//! What fits into a line of a terminal, counted in the places that it gives each character.
+//! Fits text into a line of a terminal, counted in the places that each character takes there.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// What stands between two columns.
+/// The space between two columns.
 pub(super) const GAP: usize = 2;
 
 /// The first characters of a text, in at most `columns` places.
@@ -16,7 +16,7 @@ fn first(text: impl Iterator<Item = char>, columns: usize) -> String {
     text.take_while(fits).collect()
 }
 
-/// At most `columns` places of a text, whose end is left out where it is longer.
+/// At most `columns` places of a text; the end of a longer one is left out.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();
@@ -28,7 +28,7 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     kept
 }
 
-/// The same, with both ends kept: names and paths often differ in their last part alone.
+/// The same, with both ends kept: names and paths often differ only in their last part.
 fn cut_in_the_middle(text: &str, columns: usize) -> String {
     if text.width() <= columns || columns < 3 {
         return cut(text, columns);
@@ -39,14 +39,14 @@ fn cut_in_the_middle(text: &str, columns: usize) -> String {
     begin.chars().chain(['…']).chain(end.into_iter().rev()).collect()
 }
 
-/// What a column gives up where a line is too short for all of it.
+/// How a column shrinks if a line is too short for all of it.
 #[derive(Clone, Copy)]
 pub(super) enum Shrinks {
-    /// Nothing: it is shown whole or not at all.
+    /// Not at all: it is shown whole or left out.
     Never,
-    /// Its cells' middle, down to so many places.
+    /// In the middle of its cells, down to so many places.
     Middle(usize),
-    /// Its cells' end, down to so many places.
+    /// At the end of its cells, down to so many places.
     End(usize),
 }
 
@@ -66,8 +66,8 @@ impl Shrinks {
     }
 }
 
-/// How wide columns are that want so much, within `room` places: the most important come first, and
-/// those at the end that do not fit are left out.
+/// The widths of columns that want so much, within `room` places: the most important come first,
+/// and those at the end that do not fit are left out.
 pub(super) fn widths(wanted: &[(Shrinks, usize)], room: usize) -> Vec<usize> {
     let taken = |widths: &[usize]| {
         widths.iter().map(|width| width + GAP).sum::<usize>().saturating_sub(GAP)
@@ -77,7 +77,7 @@ pub(super) fn widths(wanted: &[(Shrinks, usize)], room: usize) -> Vec<usize> {
     while widths.len() > 1 && taken(&widths) > room {
         widths.pop();
     }
-    // What is left goes to all that shrank, in turn.
+    // The remaining room goes to all columns that shrank, in turn.
     let mut left = room.saturating_sub(taken(&widths));
     while left > 0 && widths.iter().zip(wanted).any(|(width, (_, wanted))| width < wanted) {
         for (width, (_, wanted)) in widths.iter_mut().zip(wanted) {

@@ -1,5 +1,5 @@
-//! The pages of `status --watch` in a terminal, each drawn from what the peer told and what the keys
-//! came to, and from nothing else.
+//! The pages of `status --watch` in a terminal, each drawn only from the peer's answers and the
+//! state of the keys.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,16 +17,16 @@ use crate::client::{AppStatus, OtherPeer, Status, Trace};
 use crate::columns::{Columns, Meaning};
 use crate::show::{self, NOT_HERE, app_names, app_state, clean, peer_state, printed, span};
 
-/// How many of the newest requests have their place, however many apps and peers there are.
+/// How many of the newest requests are always shown, however many apps and peers there are.
 const RECENT_LEAST: usize = 4;
-/// How many apps tell why they failed.
+/// For how many failed apps the reason is shown.
 const ERRORS_MAX: usize = 3;
-/// How many parts the last minutes are shown in, in a table and on an app's page.
+/// Into how many parts the last minutes are divided, in a table and on an app's page.
 const PARTS: usize = 20;
 const PARTS_OF_PAGE: usize = 60;
-/// How high an app's page draws its requests.
+/// The height of the plot of requests on an app's page.
 const PLOT_LINES: u16 = 3;
-/// An answer with this status or above is an error.
+/// A response with this status or above is an error.
 const ERRORS_FROM: u16 = 500;
 
 const KEYS: &[(&str, &str)] = &[
@@ -40,18 +40,18 @@ const KEYS: &[(&str, &str)] = &[
     ("?", "these keys"),
 ];
 
-/// All that a picture is made of.
+/// Everything that a picture is made of.
 pub(super) struct Scene<'a> {
     pub(super) watch: &'a Watch,
     pub(super) board: &'a Board,
-    /// What to say of a peer that does not answer: then the picture is what it told last.
+    /// The text for a peer that does not answer: the picture then shows its last answer.
     pub(super) silence: Option<&'a str>,
     pub(super) coloured: bool,
     pub(super) now: SystemTime,
 }
 
 impl Scene<'_> {
-    /// What can be chosen in this picture.
+    /// The items that can be selected in this picture.
     pub(super) fn shown(&self) -> Shown {
         let Some((status, recent)) = &self.watch.told else { return Shown::default() };
         Shown {
@@ -121,7 +121,7 @@ impl Scene<'_> {
             decisions.len(),
         );
 
-        // Where not all have room, one line tells how many more there are.
+        // If not all fit, one line says how many more there are.
         let rows = |room: usize, of: usize| if of > room { room.saturating_sub(1) } else { of };
         let area = top(&mut rest, 1 + rows(room.peers, 1 + status.peers.len()));
         self.peers(status, room.peers).draw(frame, area, self.coloured, None);
@@ -173,7 +173,7 @@ impl Scene<'_> {
         grid
     }
 
-    /// The names of the apps that the filter leaves, in their order.
+    /// The names of the apps that match the filter, in their order.
     fn apps<'b>(&self, status: &'b Status) -> Vec<&'b str> {
         let mut names = app_names(status);
         names.retain(|name| self.passes(&[*name]));
@@ -321,7 +321,7 @@ impl Scene<'_> {
         frame.render_widget(Paragraph::new(lines).wrap(Wrap { trim: false }), area);
     }
 
-    /// What the open page says, line by line.
+    /// The lines of the open page.
     fn page_lines(&self, status: &Status, recent: &[Trace]) -> Vec<String> {
         let text = match &self.board.page {
             Page::Overview => String::new(),
@@ -347,7 +347,7 @@ impl Scene<'_> {
     }
 }
 
-/// Whether it is more than cold anywhere, or has failed here.
+/// Whether the app is more than cold anywhere, or has failed here.
 fn is_up(status: &Status, name: &str) -> bool {
     let here = status.apps.iter().find(|app| app.name == name);
     here.is_some_and(|app| app_state(app) != "cold")
@@ -402,7 +402,7 @@ fn about_app(name: &str, status: &Status) -> String {
     text
 }
 
-/// Which share of the requests failed.
+/// The share of the requests that failed.
 fn share(failed: f64, all: f64) -> Text {
     if failed < 0.5 || all <= 0.0 {
         return Text::from("");
@@ -412,7 +412,7 @@ fn share(failed: f64, all: f64) -> Text {
     Text::meaning(text, Some(Meaning::Bad))
 }
 
-/// How many rows each table has, and how many apps tell why they failed.
+/// How many rows each table has, and for how many apps the reason of their failure is shown.
 struct Room {
     peers: usize,
     apps: usize,
@@ -420,7 +420,7 @@ struct Room {
 }
 
 impl Room {
-    /// Shares `lines` out, the newest requests' few rows kept free.
+    /// Divides `lines`; the few rows of the newest requests are reserved.
     fn within(lines: usize, peers: usize, apps: usize, failed: usize, recent: usize) -> Self {
         let errors = failed.min(ERRORS_MAX);
         // The heads of three tables, and the empty lines between them.
@@ -435,8 +435,8 @@ impl Room {
     }
 }
 
-/// Those of `items` that have room, in their order: first those that stand out. Where not all have,
-/// one row is for the number of the others.
+/// The `items` that fit, in their order: those that stand out take precedence. If not all fit, one
+/// row is for the number of the others.
 fn chosen<T: Copy>(items: &[T], room: usize, stands_out: impl Fn(T) -> bool) -> Vec<T> {
     if items.len() <= room {
         return items.to_vec();
@@ -449,7 +449,7 @@ fn chosen<T: Copy>(items: &[T], room: usize, stands_out: impl Fn(T) -> bool) -> 
     first.into_iter().map(|at| items[at]).collect()
 }
 
-/// The first `lines` lines of what is left.
+/// Cuts off the first `lines` lines of `rest`.
 fn top(rest: &mut Rect, lines: usize) -> Rect {
     let height = u16::try_from(lines).unwrap_or(u16::MAX).min(rest.height);
     let taken = Rect { height, ..*rest };
@@ -458,7 +458,7 @@ fn top(rest: &mut Rect, lines: usize) -> Rect {
     taken
 }
 
-/// The last line of what is left.
+/// Cuts off the last line of `rest`.
 fn bottom(rest: &mut Rect) -> Rect {
     let height = rest.height.min(1);
     rest.height -= height;
@@ -475,7 +475,7 @@ fn line(frame: &mut Frame<'_>, rest: &mut Rect, text: &str, style: Style) {
     frame.render_widget(Paragraph::new(shown).style(style), area);
 }
 
-/// Tells how many [`chosen`] left out.
+/// Shows how many items [`chosen`] left out.
 fn left_out(frame: &mut Frame<'_>, rest: &mut Rect, count: usize, room: usize, what: &str) {
     if count > room {
         let more = count - room.saturating_sub(1);

@@ -10,7 +10,7 @@ use super::fit::{GAP, Shrinks, widths};
 use crate::columns::Meaning;
 use crate::show::clean;
 
-/// One cell, and what it says of its subject.
+/// One cell, and whether it is good or bad news.
 pub(super) struct Text {
     text: String,
     meaning: Option<Meaning>,
@@ -22,7 +22,7 @@ impl Text {
     }
 }
 
-/// One whose own word says what it means, if any does.
+/// A cell whose own text determines its meaning, if it has any.
 impl<T: Into<String>> From<T> for Text {
     fn from(text: T) -> Self {
         let text = text.into();
@@ -31,7 +31,7 @@ impl<T: Into<String>> From<T> for Text {
     }
 }
 
-/// The style of what is good or bad, on a terminal that shows colours.
+/// The style of good or bad news, on a terminal that shows colours.
 pub(super) fn style(meaning: Option<Meaning>, coloured: bool) -> Style {
     match meaning.filter(|_| coloured) {
         Some(Meaning::Good) => Style::new().fg(Color::Green),
@@ -41,7 +41,7 @@ pub(super) fn style(meaning: Option<Meaning>, coloured: bool) -> Style {
     }
 }
 
-/// Rows under a head; the most important column comes first.
+/// Rows under a header; the most important column comes first.
 pub(super) struct Grid {
     columns: Vec<(&'static str, Shrinks)>,
     rows: Vec<Vec<Text>>,
@@ -49,10 +49,10 @@ pub(super) struct Grid {
 
 /// Where the parts of a grid are on the terminal.
 pub(super) struct Drawn {
-    /// The first row that is to be seen.
+    /// The first visible row.
     first: usize,
     area: Rect,
-    /// The first place of each column that is shown, and its width.
+    /// The start of each visible column, and its width.
     columns: Vec<(u16, u16)>,
 }
 
@@ -65,7 +65,7 @@ impl Grid {
         self.rows.push(cells);
     }
 
-    /// Draws as many rows as fit, with the chosen one among them.
+    /// Draws as many rows as fit, with the selected one among them.
     pub(super) fn draw(
         &self,
         frame: &mut Frame<'_>,
@@ -115,7 +115,7 @@ impl Grid {
 }
 
 impl Drawn {
-    /// Where the cell of a row is, if it is to be seen.
+    /// Where the cell of a row is, if it is visible.
     pub(super) fn cell(&self, row: usize, column: usize) -> Option<Rect> {
         let (x, width) = *self.columns.get(column)?;
         let below_head = u16::try_from(row.checked_sub(self.first)?).ok()?.checked_add(1)?;

@@ -1,4 +1,4 @@
-//! What goes on while one watches: questions to the peer, keys, and pictures of both.
+//! The loop of the live view: asks the peer, reads the keys, and draws pictures of both.
 
 use std::future::{Future, pending};
 use std::io::{self, IsTerminal, Stdout, Write};
@@ -30,17 +30,17 @@ use crate::run::Failure;
 
 /// How often the peer is asked.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often the last minutes are asked for, which each peer counts in parts of ten seconds.
+/// How often the last minutes are asked for, which each peer counts in intervals of ten seconds.
 const HISTORY_EVERY: Duration = Duration::from_secs(5);
 /// How many peers are asked for them.
 const HISTORIES_MAX: usize = 32;
-/// How long an answer may take before it is missed.
+/// How long an answer may take before the peer is shown as silent.
 const MISSED_AFTER: Duration = Duration::from_secs(2);
-/// Keys that are queued until a picture is drawn; typing more than that waits.
+/// Keys that are queued until a picture is drawn; further keys wait.
 const KEYS_MAX: usize = 64;
 
-/// Shows what the peer tells, again and again, until the user has seen enough. One that is away for a
-/// while is waited for: one watches restarts, too.
+/// Shows the peer's answers, again and again, until the user ends it. It waits for a peer that is
+/// away for a while: users watch restarts, too.
 ///
 /// # Errors
 /// If nothing can be shown.
@@ -52,7 +52,7 @@ pub async fn run(admin: &Admin, json: bool) -> Result<u8, Failure> {
     }
 }
 
-/// One picture, or one object, after the other. What cannot be shown is said on standard error.
+/// One picture, or one object, after the other. Failures are reported on standard error.
 async fn as_text(admin: &Admin, json: bool) -> Result<u8, Failure> {
     let mut ends = Ends::listen()?;
     let show = async {
@@ -72,7 +72,7 @@ async fn as_text(admin: &Admin, json: bool) -> Result<u8, Failure> {
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    // Told where it begins or changes, not for each time that it is tried.
+                    // Reported when it begins or changes, not at each try.
                     if trouble.as_ref() != Some(&error) {
                         let mut stderr = io::stderr().lock();
                         let _ = writeln!(stderr, "warmhop: no answer, trying again: {error}");
@@ -95,7 +95,7 @@ async fn on_screen(admin: &Admin) -> Result<u8, Failure> {
     let mut ends = Ends::listen()?;
     let mut end = pin!(ends.wait());
     let mut resized = listen(SignalKind::window_change())?;
-    // Declared first and so dropped last: the terminal is as it was before whatever happens here.
+    // Declared first and so dropped last: the terminal is restored whatever happens here.
     let _screen = Screen::enter().map_err(cannot)?;
     let mut terminal: Terminal<CrosstermBackend<Stdout>> =
         Terminal::new(CrosstermBackend::new(io::stdout())).map_err(cannot)?;
@@ -151,7 +151,7 @@ async fn on_screen(admin: &Admin) -> Result<u8, Failure> {
     }
 }
 
-/// What to say of a peer that has not answered for so long.
+/// The text for a peer that has not answered for so long.
 fn silence(since: Duration, trouble: Option<&str>) -> Option<String> {
     let seconds = since.as_secs();
     match trouble {
@@ -161,7 +161,7 @@ fn silence(since: Duration, trouble: Option<&str>) -> Option<String> {
     }
 }
 
-/// The answer to a question, if one is asked.
+/// The answer to a question, if one is open.
 async fn answered<F: Future + ?Sized>(question: &mut Option<Pin<Box<F>>>) -> F::Output {
     match question {
         Some(question) => question.as_mut().await,
@@ -173,7 +173,7 @@ async fn answered<F: Future + ?Sized>(question: &mut Option<Pin<Box<F>>>) -> F::
 fn keys() -> mpsc::Receiver<Event> {
     let (events, keys) = mpsc::channel(KEYS_MAX);
     std::thread::spawn(move || {
-        // It fails where there is nothing to read keys from; then there are none.
+        // It fails if there is no terminal to read keys from; then there are none.
         while let Ok(event) = event::read() {
             if events.blocking_send(event).is_err() {
                 return;
@@ -183,20 +183,20 @@ fn keys() -> mpsc::Receiver<Event> {
     keys
 }
 
-/// The other screen, so that what was there before is there again at the end; without the cursor,
-/// and with each key given as it is pressed.
+/// The alternate screen, so that the former contents return at the end; without the cursor, and
+/// with each key delivered as it is pressed.
 struct Screen;
 
 impl Screen {
     fn enter() -> io::Result<Self> {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            // First, or what is said of the panic would go with the other screen.
+            // First, or the panic's message would disappear with the alternate screen.
             leave();
             before(info);
         }));
         execute!(io::stdout(), EnterAlternateScreen, cursor::Hide)?;
-        // Without a terminal to read from there is no mode to set, and one can still watch.
+        // Without a terminal to read from there is no mode to set, but the view still works.
         let _ = enable_raw_mode();
         Ok(Self)
     }
@@ -209,12 +209,12 @@ impl Drop for Screen {
 }
 
 fn leave() {
-    // Nobody is left to be told if this fails.
+    // Nobody is left to report a failure to.
     let _ = disable_raw_mode();
     let _ = execute!(io::stdout(), cursor::Show, LeaveAlternateScreen);
 }
 
-/// What ends it from outside.
+/// The signals that end it from outside.
 struct Ends {
     interrupted: Signal,
     terminated: Signal,
@@ -246,15 +246,16 @@ fn every(span: Duration) -> Interval {
     tick
 }
 
-/// What a peer told at one moment.
+/// A peer's answers at one moment.
 struct Look {
-    /// Its status with its newest requests, as it told them.
+    /// Its status with its newest requests, as it sent them.
     json: Value,
     status: Status,
     recent: Vec<Trace>,
 }
 
-/// Asks for all that is shown. A peer that is too old to tell its newest requests tells none.
+/// Asks for everything that is shown. A peer that is too old to send its newest requests sends
+/// none.
 async fn look(admin: &Admin) -> Result<Look, AskError> {
     let mut json = admin.status().await?;
     let status = admin.read(&json)?;
@@ -273,13 +274,13 @@ async fn look(admin: &Admin) -> Result<Look, AskError> {
     Ok(Look { json, status, recent })
 }
 
-/// The peers whose last minutes are asked for through the one that is watched.
+/// The peers whose last minutes are asked for through the watched one.
 fn others(status: &Status) -> Vec<String> {
     let others = status.peers.iter().filter(|peer| peer.alive);
     others.take(HISTORIES_MAX).map(|peer| peer.name.clone()).collect()
 }
 
-/// The last minutes of all peers that tell them.
+/// The last minutes of all peers that report them.
 async fn histories(admin: Admin, others: Vec<String>) -> Traffic {
     const PATH: &str = "/v1/history";
     let ask = async |path: String| {

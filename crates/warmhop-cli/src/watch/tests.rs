@@ -1,4 +1,4 @@
-//! What the peer told, as text and as pages of a terminal.
+//! A peer's answers, as text and as pages of a terminal.
 
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -64,7 +64,7 @@ fn a_text_tells_what_flows_what_starts_and_what_was_decided() {
     ] {
         assert!(text.contains(line), "{line:?} in\n{text}");
     }
-    // One that was started anew has counted nothing yet.
+    // A restarted peer has counted nothing yet.
     watch.hear(status(10, 0), Vec::new());
     let anew = watch.text();
     assert!(anew.contains("requests a second: counting"), "{anew}");
@@ -144,7 +144,7 @@ impl Seat {
         self.look()
     }
 
-    /// What the terminal shows.
+    /// The contents of the terminal.
     fn look(&mut self) -> String {
         let scene = Scene {
             watch: &self.watch,
@@ -189,7 +189,7 @@ fn told() -> Watch {
     watch
 }
 
-/// One with more of everything than fits.
+/// A mesh with more of everything than fits.
 fn crowd() -> Watch {
     let mut told = status(1000, 1);
     told.peers[0].state = "alive".into();
@@ -256,7 +256,7 @@ fn keys_sort_filter_and_open_what_is_chosen() {
     for told in ["request    r-1\n", "sent here by peer-2: serve it"] {
         assert!(page.contains(told), "{told:?} in\n{page}");
     }
-    // Its trace is shown for as long as the peer tells it.
+    // Its trace is shown for as long as the peer sends it.
     seat.watch.hear(status(4000, 25), Vec::new());
     assert!(seat.look().contains("warmhop why r-1"));
     seat.watch.hear(status(5000, 25), recent());

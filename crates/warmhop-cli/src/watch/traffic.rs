@@ -1,13 +1,13 @@
-//! What became of each app's requests over the last minutes, put together from what every peer that
-//! answers keeps of it.
+//! The outcomes of each app's requests over the last minutes, put together from the history of
+//! every peer that answers.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// How many intervals of one app are looked at, whatever a peer says that it keeps.
+/// How many intervals of one app are read, however many a peer sends.
 const INTERVALS_MAX: usize = 360;
-/// How many of the newest intervals tell how much happens now.
+/// How many of the newest intervals give the current rate.
 const LATELY: usize = 3;
 
 /// `GET /v1/history`.
@@ -28,7 +28,7 @@ struct Interval {
     failed: u64,
 }
 
-/// What fell into one interval.
+/// The requests of one interval.
 #[derive(Debug, Clone, Copy, Default)]
 struct Bin {
     requests: f64,
@@ -44,8 +44,8 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// That of all peers together. Their intervals do not begin together, so each is spread over
-    /// those of the first that it lies in.
+    /// The traffic of all peers together. Their intervals do not begin together, so each is spread
+    /// over those of the first peer that it overlaps.
     pub(super) fn of(told: &[History]) -> Self {
         let Some(first) = told.first().filter(|first| first.interval_ms > 0) else {
             return Self::default();
@@ -70,7 +70,7 @@ impl Traffic {
         Self { interval_ms: width, apps }
     }
 
-    /// Whether any peer told anything.
+    /// Whether any peer reported anything.
     pub(super) fn is_known(&self) -> bool {
         self.interval_ms > 0
     }
@@ -88,7 +88,7 @@ impl Traffic {
         bins.fold((0.0, 0.0), |(all, failed), bin| (all + bin.requests, failed + bin.failed))
     }
 
-    /// Requests, and those that failed, in `cells` equal parts of the time, the oldest first.
+    /// Requests, and those that failed, in `cells` equal parts of the time, oldest first.
     pub(super) fn parts(&self, app: &str, cells: usize) -> Vec<(u64, u64)> {
         let Some(bins) = self.apps.get(app) else { return vec![(0, 0); cells] };
         let each = bins.len().div_ceil(cells.max(1)).max(1);
@@ -104,7 +104,7 @@ impl Traffic {
         parts
     }
 
-    /// How long ago the oldest is that is told of, in minutes.
+    /// How long ago the oldest reported interval is, in minutes.
     pub(super) fn minutes(&self) -> u64 {
         let intervals = self.apps.values().map(Vec::len).max().unwrap_or_default();
         self.interval_ms * intervals as u64 / 60_000

@@ -28,7 +28,7 @@ async fn listener_of(protocol: Protocol) -> (TcpListener, ChildService) {
     (listener, service)
 }
 
-/// A server that answers every request by `answer`.
+/// A server that answers every request with `answer`.
 async fn server<F, Fut>(answer: F) -> ChildService
 where
     F: Fn(Request<Incoming>) -> Fut + Clone + Send + 'static,
@@ -271,14 +271,14 @@ async fn connections_are_kept_and_one_that_the_app_closed_costs_no_request() {
     }
 }
 
-/// An app of one connection: to each request it reads it answers with the next pieces, each written
-/// once the one before was read.
+/// An app with one connection: to each request that it reads it answers with the next pieces, each
+/// written once the one before was read.
 async fn app_of_one_connection(answers: &'static [&'static [&'static str]]) -> ChildService {
     let (listener, service) = listener().await;
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
-        // A request that opened another would wait for ever.
+        // A request that opened another connection would wait for ever.
         for pieces in answers {
             read_head(&mut stream).await;
             for piece in *pieces {
@@ -340,8 +340,8 @@ async fn a_request_that_an_app_may_have_seen_is_not_sent_again() {
     assert_eq!(requests.load(Ordering::SeqCst), 1);
 }
 
-/// An app that answers the first request on each connection and then, for as often as `closes`
-/// says, sends `last` and closes when the next has arrived. With it how many have arrived.
+/// An app that answers the first request on each connection and then, `closes` times, sends `last`
+/// and closes when the next request has arrived. Also returns how many have arrived.
 async fn closing_app(closes: usize, last: &'static str) -> (ChildService, Arc<AtomicUsize>) {
     let (listener, service) = listener().await;
     let requests = Arc::new(AtomicUsize::new(0));
@@ -352,7 +352,7 @@ async fn closing_app(closes: usize, last: &'static str) -> (ChildService, Arc<At
             for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", last] {
                 read_head(&mut stream).await;
                 counted.fetch_add(1, Ordering::SeqCst);
-                // What is sent again comes on a connection of its own.
+                // A request that is sent again comes on a connection of its own.
                 let answer = if connection > 0 && connection < closes { last } else { answer };
                 stream.write_all(answer.as_bytes()).await.unwrap();
                 if answer == last {
@@ -391,7 +391,7 @@ async fn a_request_that_was_half_answered_or_may_change_something_is_not_sent_ag
         (Method::GET, "", "HTTP/1.1 103 Early Hints\r\n\r\n"),
     ] {
         let (mut service, requests) = closing_app(1, last).await;
-        // Those that change something are sent on connections of their own.
+        // Requests that change something are sent on connections of their own.
         let first = Request::builder().method(&method).uri("/").body(Body::empty());
         service.call(first.unwrap()).await.unwrap();
         let request = Request::builder().method(&method).uri("/").body(Body::from(body));
@@ -400,7 +400,7 @@ async fn a_request_that_was_half_answered_or_may_change_something_is_not_sent_ag
     }
 }
 
-/// A body that tells whether anybody has asked for it.
+/// A body, and whether anybody has polled it.
 fn watched_body() -> (Body, Arc<AtomicBool>) {
     let asked = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&asked);
@@ -561,7 +561,7 @@ async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
     })
     .await;
     let (mut unread, mut taken) = (Vec::new(), Vec::new());
-    // A place is left for one that reads, and then none.
+    // One connection has a place left for a request that reads, the next has none.
     for (stalled, connections) in [(STREAMS_MAX - 1, 1), (1, 2)] {
         for _ in 0..stalled {
             unread.push(service.call(get("/endless")).await.unwrap());
@@ -572,7 +572,7 @@ async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         assert_eq!(accepted.load(Ordering::SeqCst), connections);
     }
-    // What nobody wants any more makes room again.
+    // Dropped bodies make room again.
     drop(unread);
     for _ in 0..STREAMS_MAX {
         let response = service.call(get("/")).await.unwrap();
@@ -581,9 +581,9 @@ async fn clients_that_do_not_read_stall_nobody_else_of_an_app_of_http_2() {
     assert_eq!(accepted.load(Ordering::SeqCst), 2);
 }
 
-/// An app on a thread of its own that answers its first request with `answer` when the second
-/// piece of the body is asked for, and closes before it gets that; later requests get `204`. With
-/// it a body for that request, of `pieces` pieces in all.
+/// An app on a thread of its own that answers its first request with `answer` when the second piece
+/// of the body is polled, and closes before it gets that; later requests get `204`. Also returns a
+/// body for that request, of `pieces` pieces in all.
 fn early_app(answer: &'static str, pieces: usize) -> (ChildService, Body) {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let service = ChildService::new(listener.local_addr().unwrap().port(), Protocol::Http1);
@@ -612,7 +612,7 @@ fn early_app(answer: &'static str, pieces: usize) -> (ChildService, Body) {
     let stream = futures_util::stream::poll_fn(move |cx| {
         asked += 1;
         match asked {
-            // The first piece leaves before the second is made.
+            // The first piece is sent before the second is made.
             2 => {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -659,7 +659,7 @@ async fn a_connection_that_could_not_be_written_to_is_not_used_again() {
     assert_eq!(second.status(), StatusCode::NO_CONTENT);
 }
 
-/// Whether the error says that the app has seen nothing of the request, and takes no more.
+/// Whether the error means that the app has received nothing of the request, and takes no more.
 fn refuses(error: &BoxError) -> bool {
     error.downcast_ref::<warmhop::NotSent>().is_some_and(|error| error.refuses)
 }
@@ -681,7 +681,7 @@ async fn a_request_that_changes_something_is_lost_on_no_connection_that_the_app_
     let (listener, mut service) = listener().await;
     tokio::spawn(async move {
         loop {
-            // One answer on each connection, which then ends without a word.
+            // One answer on each connection, which is then closed without notice.
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 4096]).await.unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
@@ -740,7 +740,7 @@ async fn what_an_app_did_not_take_when_it_left_is_sent_again_whatever_the_method
     }
 }
 
-/// The frames of HTTP/2 that a server of one answer needs.
+/// The HTTP/2 frames that a server with one answer needs.
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 const ANSWER_200: &[u8] = &[0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88];
 const GOAWAY_AFTER_1: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
@@ -784,7 +784,7 @@ async fn what_an_app_said_as_it_left_is_heard_though_the_connection_was_reset() 
     });
     assert_eq!(service.call(get("/")).await.unwrap().status(), 200);
     has_acked.await.unwrap();
-    // The runtime cannot hear of it before it writes the next request: this thread is all it has.
+    // The runtime cannot notice it before it writes the next request: it has this thread alone.
     leave.send(()).unwrap();
     has_left.recv().unwrap();
     let request = Request::post("/").body(Body::from("x")).unwrap();

@@ -16,7 +16,7 @@ pub(super) fn read(mut table: Table<'_>, spec: &mut CookieSpec) {
     table.finish();
 }
 
-/// What browsers would refuse of the cookie for these apps.
+/// Reports what browsers would refuse about the cookie for these apps.
 pub(super) fn check<'a>(reader: &Reader<'_>, session: &mut Session, apps: &'a [App]) {
     let cookie = &mut session.policy.cookie;
     let report = |key: &str, what: &str, remedy: &str| {

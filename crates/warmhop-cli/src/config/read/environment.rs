@@ -1,4 +1,4 @@
-//! The keys that say what an app finds in its environment.
+//! The keys that decide which variables an app has in its environment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use super::{Field, Table};
 use crate::child::environment;
 use crate::launch::Inherit;
 
-/// The most variables that an app may be said to inherit.
+/// The most variables that an app can be configured to inherit.
 const NAMES_MAX: usize = 1_000;
 
-/// Whether an app inherits the peer's environment, or which variables of it.
+/// Whether an app inherits the peer's environment, or which of its variables.
 pub(super) fn read_inherit(table: &mut Table<'_>) -> Inherit {
     let Some(field) = table.take("inherit_env") else { return Inherit::default() };
     match field.value.as_bool() {
@@ -33,7 +33,8 @@ pub(super) fn read_inherit(table: &mut Table<'_>) -> Inherit {
     Inherit::Only(items.iter().filter_map(name).collect())
 }
 
-/// The file of an app's variables. One that is not there may be on the machine that the app runs on.
+/// The file of an app's variables. If it is missing here, it may be on the machine that the app
+/// runs on.
 pub(super) fn read_file(table: &mut Table<'_>) -> Option<PathBuf> {
     let field = table.take("env_file")?;
     let file = field.path()?;
@@ -47,7 +48,8 @@ pub(super) fn read_file(table: &mut Table<'_>) -> Option<PathBuf> {
     Some(file)
 }
 
-/// What an app's table sets. `redis` says whether the mesh keeps sessions for session libraries.
+/// The variables in an app's table. `redis` says whether the mesh keeps sessions for session
+/// libraries.
 pub(super) fn read_env(table: &mut Table<'_>, redis: bool) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     let Some(variables) = table.table("env") else { return env };

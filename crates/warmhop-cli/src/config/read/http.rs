@@ -1,4 +1,4 @@
-//! `[http]`: the front doors, what clients may take there, and whom the peer believes about them.
+//! `[http]`: the front doors, the limits on clients there, and the proxies that the peer trusts.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Http {
     http
 }
 
-/// What clients may take.
+/// The limits on clients.
 fn read_limits(table: &mut Table<'_>, limits: &mut ClientLimits) {
     table.set_size("memory", (1 << 20)..=(1 << 40), &mut limits.memory);
     table.set_usize("connections_per_address", 1..=1 << 20, &mut limits.connections_per_address);

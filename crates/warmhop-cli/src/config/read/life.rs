@@ -1,4 +1,4 @@
-//! The keys of an app's life: when it is ready, whether it lives, and how much one copy takes.
+//! The keys of an app's life: when it is ready, whether it is alive, and how much one copy serves.
 
 use std::time::Duration;
 
@@ -160,7 +160,7 @@ fn read_wake(table: &mut Table<'_>, policy: &mut AppPolicy) {
     inner.finish();
 }
 
-/// The keys of `wake` as they are printed; absent where all requests wake the app.
+/// The keys of `wake` as they are printed; absent if all requests wake the app.
 pub(in crate::config) fn wake_text(wake: &WakePolicy, quote: fn(&str) -> String) -> Option<String> {
     if wake.is_for_all() {
         return None;

@@ -1,4 +1,4 @@
-//! `[log]`: where requests are logged, and what of them.
+//! `[log]`: where requests are logged, and which parts of them.
 
 use super::Table;
 use crate::config::{AccessTo, Log};
@@ -9,7 +9,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Log {
     if let Some(field) = table.take("access") {
         log.access = match field.text() {
             Some("stderr") => Some(AccessTo::Stderr),
-            // A user who writes it means the stream, and would look for a file in vain.
+            // A user who writes it means the stream, and would search in vain for a file.
             Some("stdout" | "") => {
                 field.report_found("\"stderr\" or a file, such as \"access.log\"");
                 None

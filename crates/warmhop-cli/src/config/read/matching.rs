@@ -7,7 +7,7 @@ use warmhop::{HostPattern, Match};
 
 use super::{App, Field, Reader, Table, host, url_path};
 
-/// More tables for one app, and more hosts in one, are a mistake: a name with `*.` takes many.
+/// More tables for one app, or more hosts in one, are a mistake: a name with `*.` covers many.
 const MATCHES_MAX: usize = 64;
 
 /// One table, or a list of them.
@@ -94,7 +94,7 @@ pub(super) fn check(reader: &Reader<'_>, apps: &[(App, Range<usize>)]) {
                 ),
                 "give one of them another host or path",
             );
-            // One mistake, reported once.
+            // One mistake is reported once.
             break;
         }
     }

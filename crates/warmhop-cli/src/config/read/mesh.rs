@@ -9,7 +9,7 @@ use warmhop::identity::RefusedPeers;
 use super::{Field, Table};
 use crate::config::Mesh;
 
-/// The most members that are refused one by one.
+/// The most members that a list can refuse.
 const REFUSED_MAX: usize = 1_000;
 
 pub(super) fn read(root: &mut Table<'_>, peer: &str) -> Mesh {
@@ -88,7 +88,7 @@ pub(super) fn read(root: &mut Table<'_>, peer: &str) -> Mesh {
     mesh
 }
 
-/// One file, or two while one key takes the place of another.
+/// One file, or two while a new key replaces the old one.
 fn read_cookie_keys(field: &Field<'_>) -> Vec<PathBuf> {
     let files = match field.value {
         DeValue::Array(_) => field.array().unwrap_or_default(),

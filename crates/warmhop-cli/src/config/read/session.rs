@@ -1,4 +1,4 @@
-//! `[[app]] session`: who keeps an app's sessions, and what pinned ones are known by.
+//! `[[app]] session`: what keeps an app's sessions, and by which id pinned ones are known.
 
 use warmhop::config::{AppPolicy, OWN_ID_NAME_BYTES_MAX, OwnId, SessionMode};
 
@@ -51,7 +51,7 @@ fn read_by(mut by: Table<'_>) -> Option<OwnId> {
     header.or_else(|| query.map(OwnId::Query)).or_else(|| cookie.map(OwnId::Cookie))
 }
 
-/// A field that a peer passes on as it is.
+/// A field that a peer passes on unchanged.
 fn header(text: &str) -> Result<String, String> {
     let name = text.to_ascii_lowercase();
     if name == "cookie" || name == "set-cookie" {

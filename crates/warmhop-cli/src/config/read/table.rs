@@ -1,5 +1,5 @@
 //! A TOML table whose keys are taken one by one: each value with its key and its place in the file,
-//! and a problem for each that does not fit or that nothing asks for.
+//! and a problem for each value that is wrong and each key that nothing reads.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,8 +23,8 @@ pub(super) struct Reader<'a> {
     pub(super) text: &'a str,
     pub(super) problems: RefCell<Vec<Problem>>,
     pub(super) places: RefCell<BTreeMap<String, Place>>,
-    /// The texts that name a variable which is not set. What they should have been nobody knows,
-    /// so nothing more is said of them.
+    /// The strings that name a variable which is not set. Nobody knows what they should have been,
+    /// so no other problem is reported for them.
     pub(super) unknown: RefCell<Vec<Place>>,
 }
 
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
         self.problems.borrow_mut().push(problem);
     }
 
-    /// In the order of the file; what has no place in it comes last.
+    /// In the order of the file; problems without a place come last.
     pub(super) fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|problem| (problem.place.is_none(), problem.place));
@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A table whose keys are taken one by one; what is left at the end is unknown.
+/// A table whose keys are taken one by one; keys left at the end are unknown.
 pub(super) struct Table<'a> {
     pub(super) reader: &'a Reader<'a>,
     pub(super) path: String,
@@ -252,7 +252,7 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The value of a key that takes one of `values`, where it is there and is one.
+    /// The value of a key that takes one of `values`, if it is present and valid.
     pub(super) fn one_of<T: DeserializeOwned>(
         &mut self,
         name: &'static str,
@@ -271,7 +271,7 @@ impl<'a> Table<'a> {
         value
     }
 
-    /// Reports every key that nothing asked for, with the nearest one that there is.
+    /// Reports every key that nothing read, with the most similar one that exists.
     pub(super) fn finish(self) {
         #[cfg(test)]
         looked_for::note(&self.path, &self.known);
@@ -323,7 +323,7 @@ impl<'a> Field<'a> {
         self.report(format!("{} is not valid", self.found()), format!("expected {expected}"));
     }
 
-    /// The value for a message: a scalar itself, else its kind.
+    /// The value for a message: a scalar itself, or else its kind.
     pub(super) fn found(&self) -> String {
         match self.value {
             DeValue::String(text) => format!("{:?}", text.chars().take(64).collect::<String>()),
@@ -352,7 +352,7 @@ impl<'a> Field<'a> {
         value
     }
 
-    /// A part of one, as whole percents.
+    /// A fraction of one, as whole percents.
     pub(super) fn percent(&self) -> Option<u32> {
         let number = match self.value {
             DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
@@ -440,7 +440,7 @@ impl<'a> Field<'a> {
 }
 
 #[cfg(test)]
-/// Which keys the parser asks for, whatever the file says.
+/// Records which keys the parser reads, whatever the file contains.
 #[cfg(test)]
 pub(super) mod looked_for {
     use std::cell::RefCell;

@@ -1,4 +1,4 @@
-//! `${NAME}` in a text is replaced by a variable of the peer's environment, and `$${` by `${`.
+//! Replaces `${NAME}` in a string by a variable of the peer's environment, and `$${` by `${`.
 
 use toml::Spanned;
 use toml::de::DeValue;
@@ -8,10 +8,10 @@ use super::Reader;
 /// The variables of an environment.
 type Variable<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Puts the environment's variables into every text of `value`, which the file has at `key`.
+/// Replaces variables in every string of `value`, which is at `key` in the file.
 ///
-/// The words of an app's `run` are left to the program that reads them, often a shell that knows variables
-/// of its own, `PORT` above all.
+/// The arguments of an app's `run` are left to the program that reads them, often a shell that has
+/// variables of its own, above all `PORT`.
 pub(super) fn expand(
     reader: &Reader<'_>,
     key: &str,
@@ -35,11 +35,11 @@ pub(super) fn expand(
     Filling { reader, variable, is_words: false }.fill(&mut path, value);
 }
 
-/// Walks through a value.
+/// Walks through a value and replaces variables.
 struct Filling<'a> {
     reader: &'a Reader<'a>,
     variable: Variable<'a>,
-    /// The value is a command, in which only `$${` means something here.
+    /// The value is a command, in which only `$${` has a meaning here.
     is_words: bool,
 }
 
@@ -84,7 +84,7 @@ impl Filling<'_> {
     }
 }
 
-/// `text` with each `${NAME}` replaced; else what is wrong, and what to do about it.
+/// `text` with each `${NAME}` replaced, or what is wrong with it and what to do.
 fn filled(text: &str, variable: Variable<'_>) -> Result<String, (String, String)> {
     let mut full = String::new();
     let mut rest = text;
@@ -111,7 +111,7 @@ fn filled(text: &str, variable: Variable<'_>) -> Result<String, (String, String)
             return Err((format!("the variable {name} is not in the environment"), remedy));
         };
         full.push_str(before);
-        // What a variable holds is taken as it is, `${` included.
+        // The value of a variable is taken as it is, `${` included.
         full.push_str(&found);
         rest = after;
     }

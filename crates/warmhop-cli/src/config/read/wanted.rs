@@ -3,7 +3,7 @@
 use super::Table;
 use crate::confine::Wanted;
 
-/// Whose the app is, and what it may take.
+/// The app's user and its limits.
 pub(super) fn read(table: &mut Table<'_>) -> Wanted {
     let mut wanted = Wanted::default();
     for (key, to) in [("user", &mut wanted.user), ("group", &mut wanted.group)] {
