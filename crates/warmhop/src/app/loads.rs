@@ -1,5 +1,5 @@
-//! How busy the copies of one app elsewhere are: the load that their peers' last replies named, and
-//! how many requests of this peer they are serving.
+//! The load of the copies of one app elsewhere: as their peers' last replies reported it, and how
+//! many requests of this peer they are serving.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ impl Loads {
         self.all().get(peer).copied().unwrap_or_default()
     }
 
-    /// Notes the load that a peer's reply named.
+    /// Notes the load in a peer's reply.
     pub(crate) fn note(&self, peer: &PeerId, load: Load, now: Now) {
         let Load { in_flight, latency_us } = load;
         let load = NotedLoad { in_flight, latency_us, at: now };
@@ -46,8 +46,8 @@ impl Loads {
         }
     }
 
-    /// A request of this peer is no longer there. `was_counted` where it was among those that the
-    /// peer told of.
+    /// A request of this peer is no longer there. `was_counted` says that the peer's reported load
+    /// included it.
     fn ends(&self, peer: &PeerId, was_counted: bool) {
         if let Some(known) = self.all().get_mut(peer) {
             known.ours = known.ours.saturating_sub(1);

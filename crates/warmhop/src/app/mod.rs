@@ -1,5 +1,5 @@
-//! What an app is to the mesh: an asynchronous start that yields a tower service. Its
-//! supervision lives here too.
+//! An app as the mesh sees it: an asynchronous start that yields a tower service. Its supervision
+//! is here too.
 
 pub(crate) mod loads;
 pub(crate) mod places;
@@ -27,7 +27,7 @@ pub type AppService = BoxCloneSyncService<Request<Body>, Response<Body>, BoxErro
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// How a started copy is asked whether it can still serve.
+/// Asks a started copy whether it can still serve.
 pub(crate) type AskFn = Box<dyn Fn() -> BoxFuture<Answer> + Send + Sync>;
 
 /// Something that is slow to start and then answers HTTP.
@@ -40,7 +40,7 @@ pub trait App: Send + Sync + 'static {
     async fn start(&self, start: StartContext) -> Result<Running, StartError>;
 }
 
-/// What a start is told.
+/// What a start knows about its surroundings.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StartContext {
@@ -73,19 +73,19 @@ pub struct Running {
 pub struct Ended {
     /// One sentence for people.
     pub reason: String,
-    /// It ended in good order. If it has served by then, that is no failure: the next request
-    /// starts another.
+    /// It ended cleanly. If it had served by then, that is no failure: the next request starts
+    /// another copy.
     pub in_good_order: bool,
 }
 
 impl Ended {
-    /// An end that should not have been; `reason` is one sentence for people.
+    /// An unexpected end; `reason` is one sentence for people.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), in_good_order: false }
     }
 
-    /// Whether it ended in good order.
+    /// Sets whether it ended cleanly.
     #[must_use]
     pub fn in_good_order(mut self, in_good_order: bool) -> Self {
         self.in_good_order = in_good_order;
@@ -94,51 +94,51 @@ impl Ended {
 }
 
 impl From<String> for Ended {
-    /// An end that should not have been.
+    /// An unexpected end.
     fn from(reason: String) -> Self {
         Self::new(reason)
     }
 }
 
-/// What a copy says that is asked whether it can serve.
+/// The answer of a copy that is asked whether it can serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Answer {
-    /// It can.
+    /// It can serve.
     Well,
-    /// It answered that it cannot: what it said.
+    /// It answered that it cannot, with this text.
     Unwell(String),
-    /// It did not answer: what came instead.
+    /// It did not answer, for this reason.
     Silent(String),
 }
 
-/// What an app's service fails with where no byte of the request can have reached the app. The
-/// request then goes to another ready peer, or waits for the next copy, whatever its method.
+/// The error of an app's service if no byte of the request can have reached the app. The request
+/// then goes to another ready peer, or waits for the next copy, whatever its method.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct NotSent {
     /// One sentence for people.
     pub reason: String,
-    /// The copy takes no requests any more: it is out of service from now on.
+    /// The copy no longer takes requests: it is out of service from now on.
     pub refuses: bool,
     source: Option<BoxError>,
 }
 
 impl NotSent {
-    /// The copy goes on; `reason` is one sentence for people.
+    /// The copy stays in service; `reason` is one sentence for people.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), refuses: false, source: None }
     }
 
-    /// Whether the copy takes no requests any more.
+    /// Sets whether the copy no longer takes requests.
     #[must_use]
     pub fn refuses(mut self, refuses: bool) -> Self {
         self.refuses = refuses;
         self
     }
 
-    /// The error that it comes of.
+    /// Sets the error that caused it.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
@@ -180,8 +180,8 @@ impl Running {
         }
     }
 
-    /// What to do when the copy is stopped; it is given the time that stopping may take.
-    /// Requests in flight have ended or run out of their grace before it is called.
+    /// Sets what to do when the copy is stopped; `stop` gets the time that stopping may take.
+    /// Before it is called, requests in flight have ended or their grace has run out.
     #[must_use]
     pub fn on_stop<F, Fut>(mut self, stop: F) -> Self
     where
@@ -192,8 +192,8 @@ impl Running {
         self
     }
 
-    /// The app speaks the carried form: it gets its session as the request field
-    /// `Warmhop-Session` and sets it by the same field of its response, instead of through
+    /// Declares that the app uses the carried form: it gets its session in the request field
+    /// `Warmhop-Session` and sets it in the same field of its response, instead of through
     /// [`Session`](crate::Session) in the request's extensions.
     #[must_use]
     pub fn with_carried_session(mut self) -> Self {
@@ -201,8 +201,8 @@ impl Running {
         self
     }
 
-    /// A future that resolves, with the reason, if the copy ends by itself: a crash is
-    /// news to the whole mesh at once.
+    /// Sets a future that resolves, with the reason, if the copy ends by itself: every peer of the
+    /// mesh then learns of a crash at once.
     #[must_use]
     pub fn exits_with<E: Into<Ended>>(
         mut self,
@@ -212,9 +212,9 @@ impl Running {
         self
     }
 
-    /// How the copy is asked whether it can still serve, as
-    /// [`AppPolicy::alive`](warmhop_core::config::AppPolicy::alive) says: every so often, or only
-    /// where its requests fail or hang. The answer has to come in bounded time.
+    /// Sets how the copy is asked whether it can still serve, at the times that
+    /// [`AppPolicy::alive`](warmhop_core::config::AppPolicy::alive) sets: at intervals, or only
+    /// when its requests fail or hang. The answer has to come in bounded time.
     #[must_use]
     pub fn asked_with<F, Fut>(mut self, ask: F) -> Self
     where
@@ -238,26 +238,26 @@ impl fmt::Debug for Running {
 pub struct StartError {
     /// One sentence for people.
     pub reason: String,
-    /// The last lines that the app put out, oldest first; at most 20.
+    /// The app's last lines of output, oldest first; at most 20.
     pub output: Vec<String>,
     source: Option<BoxError>,
 }
 
 impl StartError {
-    /// `reason` is one sentence for people.
+    /// A failure for `reason`, one sentence for people.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), output: Vec::new(), source: None }
     }
 
-    /// With the last lines that the app put out, oldest first.
+    /// Adds the app's last lines of output, oldest first.
     #[must_use]
     pub fn with_output(mut self, output: Vec<String>) -> Self {
         self.output = output;
         self
     }
 
-    /// The error that it comes of.
+    /// Sets the error that caused it.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
@@ -316,7 +316,7 @@ where
     }
 }
 
-/// An app's name, what requests are its own, and how it is treated.
+/// An app's name, its requests, and its policy.
 ///
 /// It may gain fields: make one with [`AppSpec::new`] and change what differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -326,16 +326,16 @@ pub struct AppSpec {
     pub name: AppName,
     /// The requests that it answers: of all apps' matches, the most specific one that fits decides.
     pub matches: Vec<Match>,
-    /// Whether the app gets its requests without the path of their match, which it is told in
+    /// Whether the app gets its requests without the path of their match, which it then finds in
     /// `X-Forwarded-Prefix`.
     pub strip_prefix: bool,
     /// How it is started, stopped and waited for.
     pub policy: AppPolicy,
     /// The version that a start brings up, if it is named. A session that a newer one has served
-    /// does not go back to an older one where a newer is ready.
+    /// does not go back to an older one while a newer one is ready.
     pub version: Option<AppVersion>,
-    /// A digest of what the app is, the same on every peer that means the same by it; 0: unknown.
-    /// Peers that differ are told of.
+    /// A digest of the app's configuration, the same on every peer with the same configuration; 0:
+    /// unknown. Differences between peers are reported.
     pub digest: u64,
 }
 
@@ -353,14 +353,14 @@ impl AppSpec {
         }
     }
 
-    /// This one with a change.
+    /// This specification with a change.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
     }
 
-    /// The host that it is known by, if it is known by one.
+    /// The host by which it is known, if there is one.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         self.matches.iter().flat_map(|it| &it.hosts).find_map(|host| match host {

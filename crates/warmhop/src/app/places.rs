@@ -1,8 +1,8 @@
 //! The requests that wait here for a place at an app's copies: carries out what the core's
 //! `FairQueue` decides.
 //!
-//! Those that any copy can serve are one queue, those that are pinned to a peer another each: a request that
-//! can go on must not wait for one that cannot.
+//! Requests that any copy can serve form one queue, those that are pinned to a peer another for
+//! each: a request that could proceed must not wait for one that cannot.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -26,7 +26,7 @@ struct Line {
 #[derive(Default)]
 pub(crate) struct Places {
     lines: Mutex<BTreeMap<Option<PeerId>, Line>>,
-    /// How many there are, to be read without the lock.
+    /// Their number, readable without the lock.
     open: AtomicUsize,
 }
 
@@ -94,7 +94,7 @@ impl Places {
         }
     }
 
-    /// The place in line of one that comes now.
+    /// The place in line of a request that arrives now.
     fn look(&self, pinned_to: Option<&PeerId>, flow: Flow) -> Queued {
         if self.open.load(Ordering::SeqCst) == 0 {
             return Queued::default();
@@ -108,7 +108,7 @@ impl Places {
 }
 
 impl Waits {
-    /// Of a request that has just come.
+    /// For a request that has just arrived.
     pub(crate) fn of(flow: Flow) -> Self {
         Self { flow, ..Self::default() }
     }
@@ -164,7 +164,7 @@ impl Turn {
         let mut lines = places.lines();
         let line = lines.entry(pinned_to.cloned()).or_default();
         if is_full && let Some(gone) = line.queue.give_way_to(flow) {
-            // It finds itself gone, and is refused.
+            // It finds that it was removed, and is refused.
             if let Some(gone) = line.waiting.remove(&gone) {
                 gone.notify_one();
             }
@@ -182,7 +182,7 @@ impl Turn {
         let Some(line) = line else {
             return Queued { gave_way: true, ..Queued::default() };
         };
-        // It is in already, however many there are.
+        // It is in the queue already, however many there are.
         let behind = line.queue.called() != Some(self.ticket);
         Queued { behind, gave_way: false, displaces: true }
     }

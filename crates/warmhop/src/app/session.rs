@@ -1,5 +1,5 @@
-//! What an app sees of its client's session: a handle in the request's extensions, or the
-//! carried `Warmhop-Session` field.
+//! How an app sees its client's session: a handle in the request's extensions, or the carried
+//! `Warmhop-Session` field.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,16 +14,16 @@ use warmhop_core::ids::WallTime;
 #[derive(Clone)]
 pub struct Session(Arc<Mutex<Cell>>);
 
-/// What a session's turn knows beside its state.
+/// What is known at a session's turn besides its state.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Turn {
-    /// When what it holds ends.
+    /// When its present contents expire.
     pub(crate) expiry: WallTime,
-    /// When it ends if it is used at this turn and then no more.
+    /// When it expires if this turn is its last use.
     pub(crate) idle_until: WallTime,
-    /// The number that a change will have, where one was reserved for it.
+    /// The number that a change will have, if one was reserved for it.
     pub(crate) n: Option<u64>,
-    /// When what it is changed to shall end, where that is not the session's idle time from now.
+    /// When its new contents are to expire, if that is not the session's idle time from now.
     pub(crate) keep_until: Option<WallTime>,
 }
 
@@ -41,7 +41,7 @@ struct Cell {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// The response's head has gone: what it said is committed already.
+    /// The response's head was returned: its session is committed already.
     #[error("the session cannot be changed after the response was returned; set it before")]
     TooLate,
     /// The state is larger than the mesh keeps for one session.
@@ -66,7 +66,7 @@ impl Session {
         self.cell().turn
     }
 
-    /// Lets what the session is changed to end at `expiry`.
+    /// Makes the session's new contents expire at `expiry`.
     pub(crate) fn end_at(&self, expiry: WallTime) {
         self.cell().turn.keep_until = Some(expiry);
     }
@@ -79,7 +79,7 @@ impl Session {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes that the app last set; `None` for a session that holds nothing.
+    /// The bytes that the app last set; `None` for an empty session.
     #[must_use]
     pub fn get(&self) -> Option<Bytes> {
         self.cell().state.clone()
@@ -103,14 +103,13 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the session a new id once the response is returned, and with it the client a new
-    /// cookie; what the session holds stays. The old id is dead from then on: anybody else who has the
+    /// Gives the session a new id once the response is returned, and the client a new cookie for
+    /// it; the session's contents stay. The old id is invalid from then on: anybody else with the
     /// old cookie gets an empty session.
     ///
-    /// To be called at a login, and wherever else a session comes to mean more than before: a cookie
-    /// that somebody planted in the client's browser, or read before, is worth nothing then (session
-    /// fixation). A session that is new with this request has an id that nobody else knows, and keeps
-    /// it.
+    /// Call this at a login, and wherever else a session gains privileges: a cookie that somebody
+    /// planted in the client's browser, or read before, is then worthless (session fixation). A
+    /// session that is new with this request has an id that nobody else knows, and keeps it.
     ///
     /// # Errors
     /// [`SessionError::TooLate`] after the response was returned.
@@ -123,8 +122,8 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets the session's bytes, and ends its id if it held any: the old cookie brings nothing
-    /// back, not even what the client stores after it.
+    /// Removes the session's bytes, and ends its id if it held any: the old cookie brings nothing
+    /// back, not even what the client stores later.
     ///
     /// # Errors
     /// [`SessionError::TooLate`] after the response was returned.
@@ -140,7 +139,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the app's turn; what it changed, if anything: the new state.
+    /// Ends the app's turn; returns the new state, if it changed anything.
     pub(crate) fn close(&self) -> Option<Option<Bytes>> {
         let mut cell = self.cell();
         cell.closed = true;

@@ -63,30 +63,29 @@ impl Drop for InFlight {
 pub(crate) struct Slot {
     name: AppName,
     spec: ArcSwap<AppSpec>,
-    /// No app that clients reach: it executes what is asked of registers.
+    /// This slot is no app for clients: it executes operations on registers.
     pub(crate) keeps_registers: bool,
     /// What the next start brings up.
     app: Mutex<Arc<dyn App>>,
-    /// It is none of this peer's apps any more.
+    /// This peer no longer has the app.
     retired: AtomicBool,
     me: PeerId,
     clock: Clock,
     metrics: Arc<Metrics>,
-    /// The start under way. Locked while an event and all that follows from it is carried out,
-    /// so that no event comes between a decision and its effects, and what the mesh is told last
-    /// is what holds.
+    /// The start under way. It is locked while an event and all its effects are carried out, so
+    /// that no event comes between a decision and its effects, and the mesh's last news is true.
     starting: Mutex<Starting>,
     machine: Mutex<AppMachine>,
     copy: ArcSwapOption<Copy>,
     /// The copy that is out of service until its health check succeeds.
     aside: Mutex<Option<Arc<Copy>>>,
-    /// The copy that was just replaced, until its end is begun.
+    /// The copy that was just replaced, until its stop begins.
     replaced: Mutex<Option<Arc<Copy>>>,
     /// The newest version that is known to have been ready anywhere.
     heard: Mutex<Option<AppVersion>>,
-    /// How many starts have failed here in all.
+    /// How many starts have failed here in total.
     failed_starts: AtomicU32,
-    /// When a request last came, in the clock's milliseconds.
+    /// When the last request came, in the clock's milliseconds.
     used_at: AtomicU64,
     /// When the copy here became ready.
     ready_at: AtomicU64,
@@ -101,7 +100,7 @@ pub(crate) struct Slot {
     pub(crate) loads: Arc<Loads>,
     /// The requests here that wait for a place at a copy.
     pub(crate) places: Arc<Places>,
-    /// Told of every change of state.
+    /// Notified of every change of state.
     changed: watch::Sender<u64>,
     publish: Box<dyn Fn(&Slot) + Send + Sync>,
 }
@@ -154,7 +153,7 @@ impl Slot {
         &self.name
     }
 
-    /// What it is and how it is treated, as it holds now.
+    /// Its current configuration.
     pub(crate) fn spec(&self) -> Guard<Arc<AppSpec>> {
         self.spec.load()
     }
@@ -168,7 +167,7 @@ impl Slot {
     }
 
     pub(crate) fn state(&self) -> AppState {
-        // The service decides: between the machine's word and the swap nobody is misled.
+        // The service decides: between the machine's transition and the swap nobody is misled.
         if self.copy.load().is_some() { AppState::Ready } else { self.not_ready_state() }
     }
 
@@ -187,7 +186,7 @@ impl Slot {
         self.machine().eta(self.clock.now())
     }
 
-    /// How long the start under way has taken so far.
+    /// How long the current start has taken so far.
     pub(crate) fn starting_for(&self) -> Option<Duration> {
         self.machine().starting_for(self.clock.now())
     }
@@ -255,7 +254,8 @@ impl Slot {
         }
     }
 
-    /// How many requests the copy here is serving; what former ones still serve takes no place.
+    /// How many requests the copy here is serving; requests that former copies still serve take no
+    /// place.
     pub(crate) fn in_flight_here(&self) -> u32 {
         self.copy.load().as_ref().map_or(0, |copy| copy.in_flight.load(Ordering::Relaxed))
     }
@@ -290,7 +290,7 @@ impl Slot {
         self.busyness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks how busy the copy here is; what follows is told to the mesh.
+    /// Samples how busy the copy here is, and announces changes to the mesh.
     pub(crate) fn look_whether_busy(&self) {
         let spec = self.spec();
         let (Some(scale), Some(places)) = (spec.policy.scale, spec.policy.concurrency) else {
@@ -307,7 +307,7 @@ impl Slot {
         }
     }
 
-    /// How long the copy here has served nobody.
+    /// How long the copy here has served no request.
     pub(crate) fn idle_for(&self) -> Duration {
         if self.in_flight_here() > 0 {
             return Duration::ZERO;
@@ -357,7 +357,7 @@ impl Slot {
     }
 
     fn start(self: &Arc<Self>, attempt: u64, starting: &mut Starting) {
-        // Registers are nobody's app, and are there at once.
+        // Registers are no app, and are ready at once.
         if !self.keeps_registers {
             info!(app = %self.name(), attempt, "starting");
             self.metrics.app_starts.get_or_create(&self.label()).inc();
@@ -372,7 +372,8 @@ impl Slot {
             let mut starting = slot.starting();
             if starting.as_ref().is_none_or(|(current, _)| *current != attempt) {
                 drop(starting);
-                // Cancelled in the same instant. A task of its own, as this one may be aborted.
+                // Cancelled in the same instant. In a task of its own, since this one may be
+                // aborted.
                 if let Ok(running) = outcome {
                     tokio::spawn((running.stop)(slot.spec().policy.stop_grace));
                 }
@@ -425,7 +426,7 @@ impl Slot {
             given_up: Notify::new(),
         });
         self.ready_at.store(self.clock.now().0, Ordering::Relaxed);
-        // One that serves until now is stopped by what follows.
+        // A copy that has served until now is stopped by the event below.
         *self.replaced() = self.copy.swap(Some(Arc::clone(&copy)));
         self.carry_out(AppEvent::Started { attempt }, starting);
         let slot = Arc::clone(self);
@@ -444,7 +445,7 @@ impl Slot {
     fn ended(self: &Arc<Self>, copy: &Arc<Copy>, ended: Ended) {
         let mut starting = self.starting();
         if !self.take_out(copy) {
-            // It is being stopped, and whoever does that tells when it is done.
+            // It is being stopped, and the task that does so reports when it is done.
             return;
         }
         let (attempt, Ended { reason, in_good_order }) = (copy.attempt, ended);
@@ -463,12 +464,12 @@ impl Slot {
         self.metrics.app_failures.get_or_create(&self.label()).inc();
     }
 
-    /// When the last copy here became ready; 0 where none has.
+    /// When the last copy here became ready; 0 if none has.
     pub(crate) fn ready_at(&self) -> Now {
         Now(self.ready_at.load(Ordering::Relaxed))
     }
 
-    /// How many starts have failed, and copies ended in bad order, here in all.
+    /// How many starts have failed, and copies ended with an error, here in total.
     pub(crate) fn failed_starts(&self) -> u32 {
         self.failed_starts.load(Ordering::Relaxed)
     }
@@ -495,10 +496,10 @@ impl Slot {
         self.aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The copy takes requests no more: it refuses connections.
+    /// The copy no longer takes requests: it refuses connections.
     pub(crate) fn refuses(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
         let mut starting = self.starting();
-        // Each of many requests may find that out.
+        // Many requests may find that out at once.
         if self.copy.load().as_ref().is_none_or(|current| !Arc::ptr_eq(current, copy)) {
             return;
         }
@@ -523,7 +524,7 @@ impl Slot {
         self.carry_out(event, &mut starting);
     }
 
-    /// The copy says that it cannot serve.
+    /// The copy reports that it cannot serve.
     pub(crate) fn unwell(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
         let mut starting = self.starting();
         if self.take_out(copy) {
@@ -534,7 +535,7 @@ impl Slot {
         }
     }
 
-    /// The copy says that it can serve again.
+    /// The copy reports that it can serve again.
     pub(crate) fn well(self: &Arc<Self>, copy: &Arc<Copy>) {
         let mut starting = self.starting();
         let aside = self.aside().take_if(|aside| Arc::ptr_eq(aside, copy));
@@ -546,7 +547,7 @@ impl Slot {
         }
     }
 
-    /// Whether the copy that came of this attempt serves, or is unwell, and is not being stopped.
+    /// Whether the copy of this attempt serves, or is unwell, and is not being stopped.
     pub(crate) fn holds_attempt(&self, attempt: u64) -> bool {
         self.copy.load().as_ref().is_some_and(|current| current.attempt == attempt)
             || self.aside().as_ref().is_some_and(|aside| aside.attempt == attempt)

@@ -1,5 +1,5 @@
-//! A request's body as it comes from a client: charged to its connection until it is read, and given
-//! up where it comes too slowly.
+//! A request's body as it comes from a client: charged to its connection until it is read, and
+//! given up if it comes too slowly.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,18 +24,18 @@ pub(crate) struct TooSlow;
 /// A body that a client sends.
 pub(crate) struct ClientBody {
     incoming: Incoming,
-    /// It comes in frames of HTTP/2.
+    /// It comes in HTTP/2 frames.
     in_frames: bool,
     pace: Pace,
     exchange: Arc<Exchange>,
 }
 
-/// One request and its answer: whether its client is to hurry.
+/// One request and its answer: decides whether the client has to hurry.
 pub(crate) struct Exchange {
     account: Arc<Account>,
-    /// Set once the answer has begun: from then on the two may talk at leisure.
+    /// Set once the answer has begun: from then on both sides may take their time.
     answered: AtomicBool,
-    /// Somebody waits for the body.
+    /// The peer waits for the body.
     awaited: AtomicBool,
 }
 
@@ -45,7 +45,7 @@ impl Exchange {
         Arc::new(Self { account, answered, awaited })
     }
 
-    /// The answer begins.
+    /// Notes that the answer begins.
     pub(crate) fn answers(&self) {
         self.answered.store(true, Ordering::SeqCst);
         self.is_awaited(false);
@@ -66,14 +66,14 @@ impl Exchange {
     }
 }
 
-/// How quickly a body has to come. Time counts while somebody waits for it: an app that reads slowly
-/// is no fault of its client.
+/// How quickly a body has to come. Time counts only while the peer waits for the body: a client is
+/// not to blame for an app that reads slowly.
 struct Pace {
     rate: u64,
     pause: Duration,
     brought: u64,
     waited: Duration,
-    /// Since when it is waited for, and the end of the time.
+    /// Since when the peer waits for it, and when the time is over.
     since: Option<Instant>,
     end: Option<Pin<Box<Sleep>>>,
 }
@@ -97,7 +97,7 @@ impl Pace {
         self.brought += bytes as u64;
     }
 
-    /// How long may be waited from now on.
+    /// How long the peer waits from now on.
     fn patience(&self) -> Duration {
         let earned = match self.rate {
             0 => return self.pause,
@@ -194,7 +194,7 @@ mod tests {
     async fn a_body_is_waited_for_as_long_as_it_earns() {
         let second = Duration::from_secs(1);
         let mut noop = Context::from_waker(std::task::Waker::noop());
-        // A byte before each pause ends is no way around the rate.
+        // A byte before the end of each pause does not get around the rate.
         let mut trickle = pace(100);
         for _ in 0..2 {
             assert!(trickle.poll_end(&mut noop).is_pending());
@@ -202,7 +202,7 @@ mod tests {
             trickle.came(1);
         }
         assert!(trickle.patience() < second, "{:?}", trickle.patience());
-        // One that keeps to the rate may go on for ever, and its reader may take its time.
+        // A body that keeps to the rate may continue for ever, and its reader may take its time.
         let mut steady = pace(100);
         for _ in 0..100 {
             assert!(steady.poll_end(&mut noop).is_pending());
@@ -211,7 +211,7 @@ mod tests {
             tokio::time::advance(100 * second).await;
         }
         assert_eq!(steady.patience(), 10 * second);
-        // Without a rate there is the pause alone.
+        // Without a rate only the pause counts.
         let mut slow = pace(0);
         for _ in 0..100 {
             assert!(slow.poll_end(&mut noop).is_pending());

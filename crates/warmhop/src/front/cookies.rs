@@ -8,7 +8,7 @@ use warmhop_core::matching::cookie_paths;
 use crate::app::AppSpec;
 use crate::http::fields;
 
-/// Where a client asked.
+/// The path and the host that a client asked for.
 pub(crate) struct AskedAt {
     host: Option<HeaderValue>,
     uri: Uri,
@@ -31,7 +31,7 @@ impl AskedAt {
         self.at_each_path(spec, headers, |path| cookie.set(value, path, self.secure));
     }
 
-    /// Takes the app's cookie from the client.
+    /// Removes the app's cookie from the client.
     pub(crate) fn remove(&self, cookie: &CookieSpec, spec: &AppSpec, headers: &mut HeaderMap) {
         self.at_each_path(spec, headers, |path| cookie.remove(path, self.secure));
     }

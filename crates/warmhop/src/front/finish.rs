@@ -21,14 +21,14 @@ use crate::request::problem::{Problem, sf_name};
 use crate::request::serve::{Served, ServedBy, Upgrade};
 
 const PEER: HeaderName = HeaderName::from_static(PEER_FIELD);
-/// Says that the answer is the stored one of an earlier request.
+/// Marks the answer as the stored one of an earlier request.
 const REPLAYED_FIELD: &str = "warmhop-replayed";
-/// Says that the client's session goes on without the majority that it had.
+/// Reports that the client's session continues without the majority that it had.
 const FORKED_FIELD: &str = "warmhop-session-forked";
-/// Says that the client's former session is gone.
+/// Reports that the client's former session is lost.
 const LOST_FIELD: &str = "warmhop-session-lost";
 
-/// Gives the response what the client's side needs: affinity, the way it came, the upgrade.
+/// Adds to the response what the client's side needs: affinity, the peers it came by, the upgrade.
 pub(super) fn finish(
     node: &Arc<Node>,
     slot: &Slot,
@@ -44,7 +44,7 @@ pub(super) fn finish(
     if cleared {
         at.remove(&node.store.policy().cookie, &slot.spec(), headers);
     }
-    // Another tab may have begun a session meanwhile, which an empty one must not displace.
+    // Another tab may have begun a session meanwhile, and an empty one must not replace it.
     let holds_nothing = |entry: &Entry| matches!(entry.kind, Kind::Portable { n: 0, .. });
     let displaces = |entry: &Entry| holds_nothing(entry) && (after_end || former.may_be_old);
     if let Some(entry) = entry.filter(|entry| !displaces(entry)) {
@@ -62,7 +62,7 @@ pub(super) fn finish(
     response
 }
 
-/// Adds the fields that say which peers had the request, and what became of its session.
+/// Adds the fields about the peers that handled the request, and about its session.
 fn add_fields(node: &Node, served: &mut Served) {
     let headers = served.response.headers_mut();
     let by = match &served.served_by {
@@ -108,8 +108,8 @@ fn connect(node: &Node, client_side: OnUpgrade, upgrade: Upgrade, headers: &Head
     });
 }
 
-/// Makes the answer to an upgrade one to an extended CONNECT (RFC 8441), where a success alone says
-/// that the WebSocket is open.
+/// Turns the answer to an upgrade into one to an extended CONNECT (RFC 8441), where a success alone
+/// means that the WebSocket is open.
 pub(super) fn open_extended(response: &mut Response<Body>) -> Result<(), Problem> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         *response.status_mut() = StatusCode::OK;

@@ -1,6 +1,6 @@
-//! The service in front: names the app, the session and the request, and nothing else. What is
-//! decided and carried out for them is in [`crate::request::node`], [`crate::request::serve`] and
-//! [`crate::request::portable`].
+//! The service in front: it identifies the app, the session and the request, and nothing else.
+//! [`crate::request::node`], [`crate::request::serve`] and [`crate::request::portable`] decide
+//! about them and carry that out.
 
 mod refusal;
 
@@ -44,11 +44,11 @@ use crate::request::problem::Problem;
 
 use self::refusal::Asked;
 
-/// How long a request may have waited for its app to start, and still speak for its client's
-/// browser: other tabs have been answered since then.
+/// How long a request may have waited for its app to start, and still count as its client's latest:
+/// other tabs may have been answered since then.
 const OTHER_TABS_WITHIN: Duration = Duration::from_secs(1);
-/// Where a front door says whether this peer takes traffic: a load balancer seldom reaches the
-/// admin listener. A well-known path (RFC 8615), which no app has by accident.
+/// The path at which a front door answers whether this peer takes traffic: a load balancer seldom
+/// reaches the admin listener. A well-known path (RFC 8615), which no app has by accident.
 pub const READY_PATH: &str = "/.well-known/warmhop/readyz";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_FIELD);
@@ -58,9 +58,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_FIELD);
 enum For<'a> {
     /// The one that its host and path match best.
     AnyApp,
-    /// One that is known already.
+    /// A known one.
     App(&'a Arc<Slot>),
-    /// None: its host cannot be told.
+    /// None: its host is ambiguous.
     Nobody,
 }
 
@@ -89,7 +89,7 @@ impl Ingress {
         response
     }
 
-    /// Settles whom a request is for and from; or answers it, where it asks for this peer's word.
+    /// Identifies a request's app and client; or answers it, if it asks about this peer itself.
     #[expect(clippy::result_large_err, reason = "an answer is made here, once")]
     fn at_the_door(
         &self,
@@ -99,8 +99,8 @@ impl Ingress {
         let (uri, headers) = (request.uri().clone(), request.headers_mut());
         let host_is_one = fields::settle_host(&uri, headers);
         let client = self.trusted.settle(headers, client);
-        // Balancers and starting pages ask several times a second: neither the traces nor the
-        // counters of requests are to be full of them.
+        // Balancers and starting pages ask several times a second, which would fill the traces and
+        // the counters of requests.
         let path = request.uri().path();
         if path == READY_PATH {
             return Err(readiness(self.node.is_draining()));
@@ -108,7 +108,7 @@ impl Ingress {
         if let Some(of) = path.strip_prefix(PROGRESS_PATH).filter(|of| of.starts_with('/')) {
             let host = fields::host_as_sent(request.headers());
             if let Some(found) = self.node.apps().matching(host, of).cloned() {
-                // Where browsers wait as everybody does, nobody has to be told.
+                // If browsers wait as all clients do, nobody needs to know.
                 if !found.app.spec().policy.starting_page {
                     let mut nothing = Response::new(Body::empty());
                     *nothing.status_mut() = StatusCode::NOT_FOUND;
@@ -120,7 +120,7 @@ impl Ingress {
         Ok((if host_is_one { For::AnyApp } else { For::Nobody }, client))
     }
 
-    /// Serves one request of an app that is known already, whatever its host and path.
+    /// Serves one request of a known app, whatever its host and path.
     pub(crate) async fn handle_for(
         &self,
         slot: &Arc<Slot>,
@@ -128,14 +128,14 @@ impl Ingress {
         client: ClientInfo,
     ) -> Response<Body> {
         let uri = request.uri().clone();
-        // Whatever it is, the app was chosen without it.
+        // The result does not matter, since the app was chosen without the host.
         let _ = fields::settle_host(&uri, request.headers_mut());
         let client = self.trusted.settle(request.headers_mut(), client);
         self.identified(For::App(slot), request, client).await
     }
 
-    /// Boxed here, where little is to be moved: each future around it would be moved by whoever
-    /// awaits it, and all of its bytes with it.
+    /// Boxed here, where little is to be moved: each future around it would be moved by its caller,
+    /// with all of its bytes.
     fn identified<'a>(
         &'a self,
         of: For<'a>,
@@ -145,8 +145,8 @@ impl Ingress {
         let node = &self.node;
         let id = fields::request_id(request.headers()).unwrap_or_else(fresh_request_id);
         let span = debug_span!("request", id = %id, peer = %node.me);
-        // Made in each branch: where nobody listens, moving the future once more costs more than all of
-        // the span.
+        // Created in each branch: without a subscriber, moving the future once more costs more than
+        // the whole span.
         if span.is_disabled() {
             Box::pin(self.traced(of, request, client, id))
         } else {
@@ -195,7 +195,7 @@ impl Ingress {
         } else {
             headers.remove(PEER_FIELD);
         }
-        // The answer to an upgrade says `Connection: upgrade`, and the connection is not used again.
+        // The answer to an upgrade has `Connection: upgrade`, and the connection is not used again.
         let upgrades = status == http::StatusCode::SWITCHING_PROTOCOLS;
         if node.is_draining() && version < http::Version::HTTP_2 && !upgrades {
             headers.insert(http::header::CONNECTION, HeaderValue::from_static("close"));
@@ -316,15 +316,14 @@ impl Ingress {
         {
             return Err((page, Some(slot)));
         }
-        // Boxed for the same reason as all of it.
+        // Boxed for the same reason as the whole.
         match Box::pin(self.serve(&slot, prefix, request, client, tracing)).await {
             Ok((response, way)) => Ok((response, way, Some(slot))),
             Err(problem) => Err((problem, Some(slot))),
         }
     }
 
-    /// Serves a request of `slot`'s app: the client's side of it is settled here, before and after the
-    /// app has it.
+    /// Serves a request of `slot`'s app: handles the client's side of it, before and after the app.
     async fn serve(
         &self,
         slot: &Arc<Slot>,
@@ -353,8 +352,8 @@ impl Ingress {
         } else {
             match Call::gathered(body) {
                 Ok(whole) => CallBody::Whole(whole),
-                // Boxed where there is something to wait for: its future would be moved with each
-                // request.
+                // Boxed if there is something to wait for: otherwise its future would be moved with
+                // each request.
                 Err(body) => {
                     let bytes_max = node.store.policy().stored_response_bytes_max;
                     Box::pin(prepare::gather(body, key.is_some().then_some(bytes_max))).await?
@@ -363,7 +362,7 @@ impl Ingress {
         };
         let (body, broke) = prepare::noting_if_broken(body);
         if asks_first && key.is_none() && matches!(body, CallBody::Stream(_)) {
-            // Nobody has touched the body, so it is the app's to ask for it or to refuse it.
+            // Nobody has polled the body, so the app may ask for it or refuse it.
             parts.headers.insert(EXPECT, HeaderValue::from_static("100-continue"));
         }
         let mut own = OwnSession::of(slot, &parts.uri, &parts.headers, &body);
@@ -385,7 +384,7 @@ impl Ingress {
         } else {
             node.serve_plain(slot, &mut call, entry.as_ref(), tracing).await
         };
-        // An app that was given a body that broke could not but fail, be it in the middle of an answer.
+        // An app with a broken body can only fail, even in the middle of an answer.
         if let Some(error) = broke.as_ref().and_then(|broke| broke.get()) {
             return Err(prepare::body_cut_off(&**error));
         }
@@ -416,8 +415,8 @@ fn fresh_request_id() -> RequestId {
     RequestId::new(text).expect("hexadecimal digits form a request id")
 }
 
-/// What [`READY_PATH`] answers, as `/readyz` of the admin listener does: a peer whose apps are cold
-/// takes traffic, one that drains does not.
+/// The answer at [`READY_PATH`], the same as at `/readyz` of the admin listener: a peer whose apps
+/// are cold takes traffic, one that drains does not.
 fn readiness(draining: bool) -> Response<Body> {
     let (status, text) = if draining {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")

@@ -1,5 +1,5 @@
-//! What the `Cookie` fields of late were found to say. A browser sends the same one with each request, and
-//! to take the token out of it and apart again costs more than to look it up.
+//! The meaning of recent `Cookie` fields. A browser sends the same one with each request, and
+//! extracting and decoding the token again costs more than a lookup.
 
 use std::cell::RefCell;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -10,32 +10,33 @@ use warmhop_core::ids::{AppName, PeerId, WallTime};
 
 use crate::identity::InUse;
 
-/// How many fields each thread knows.
+/// How many fields each thread caches.
 const KNOWN_MAX: usize = 512;
-/// A longer field is not kept: most hold an affinity cookie of 200 bytes, and some of the app's own.
+/// A longer field is not cached: most hold an affinity cookie of 200 bytes, and some of the app's
+/// own.
 const FIELD_BYTES_MAX: usize = 1024;
 
-/// What a `Cookie` field says that holds one good token for an app.
+/// The meaning of a `Cookie` field with one valid token for an app.
 #[derive(Clone)]
 pub(super) struct Found {
     pub(super) entry: Entry,
     pub(super) route: Option<PeerId>,
-    /// The field as the app sees it; empty where nothing is left.
+    /// The field as the app sees it; empty if nothing is left.
     pub(super) rest: HeaderValue,
 }
 
 struct Known {
     hash: u64,
     field: Box<[u8]>,
-    /// The credentials that it was believed by.
+    /// The credentials that authenticated it.
     keys: InUse,
-    /// What the affinity cookie is called.
+    /// The name of the affinity cookie.
     name: Box<str>,
     found: Found,
 }
 
-/// Each field is at the place that its hash says. The hash is keyed, so nobody can choose which place is
-/// looked at, nor learn from the time that takes how much of a field agrees with another's.
+/// Each field is in the slot that its hash selects. The hash is keyed, so nobody can choose which
+/// slot is used, nor learn from the time how much of a field agrees with another's.
 struct Table {
     places: Vec<Option<Box<Known>>>,
     hasher: RandomState,
@@ -54,7 +55,7 @@ impl Table {
     }
 }
 
-/// What `field` is known to say to `app`, where `keys` are still in use and it has not expired.
+/// The cached meaning of `field` for `app`, if `keys` are still in use and it has not expired.
 pub(super) fn find(
     field: &HeaderValue,
     app: &AppName,
@@ -78,7 +79,7 @@ pub(super) fn find(
     })
 }
 
-/// Keeps what `field` was found to say, in the place of another perhaps.
+/// Caches the meaning of `field`, perhaps in place of another.
 pub(super) fn keep(field: &HeaderValue, name: &str, keys: InUse, found: Found) {
     if field.len() > FIELD_BYTES_MAX {
         return;

@@ -43,34 +43,34 @@ use crate::identity::handshake::HandshakeFailure;
 use crate::observe::doors::Connected;
 use crate::request::grpc;
 
-/// How long a client may take to show which version of HTTP it speaks, and to send a request's head,
-/// and how long an idle connection may stay.
+/// How long a client may take to show which version of HTTP it speaks, and to send a request's
+/// head, and how long a connection may stay idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a connection that has brought no request yet is kept open when the door closes.
+/// How long a connection that has sent no request yet is kept open when the door closes.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_millis(500);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most client connections of one listener, unless the builder is told otherwise.
+/// The most client connections of one listener, unless the builder sets another limit.
 pub(crate) const CONNECTIONS_MAX: usize = 16 * 1024;
-/// How often it is told that no connection can be accepted.
+/// How often it is logged that no connection can be accepted.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// The most streams a client may open at once on an HTTP/2 connection: as many as RFC 9113 section
 /// 6.5.2 has at least.
 const H2_STREAMS_MAX: u32 = 100;
-/// What a client may send of one request's body before its app reads it.
+/// How much of one request's body a client may send before its app reads it.
 const H2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// The same for all of a connection's requests together: enough for each to stand still with a full
-/// window, so that uploads whose apps do not read never stop the others. It is also the most that
-/// the bodies of one connection hold in memory.
+/// The same for all of a connection's requests together: enough for each to stall with a full
+/// window, so that uploads whose apps do not read never stop the others. It is also the most memory
+/// that the bodies of one connection take.
 const H2_CONNECTION_WINDOW_BYTES: u32 = H2_STREAMS_MAX * H2_STREAM_WINDOW_BYTES;
-/// What is taken of one answer before its client takes it.
+/// How much of one answer is buffered before its client reads it.
 const H2_SEND_BYTES: usize = 64 * 1024;
-/// How long a connection that is told to end may take to.
+/// How long a connection may take to end gracefully.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
 
-/// A front door, but for its listeners.
+/// A front door without its listeners.
 pub(crate) struct Door {
-    /// How many connections it has.
+    /// The gauge of its connections.
     pub(crate) connections: Gauge,
     pub(crate) tls: Option<TlsAcceptor>,
     /// Connections begin with a PROXY header.
@@ -80,7 +80,7 @@ pub(crate) struct Door {
     pub(crate) closing: CancellationToken,
     /// … and are cut off when their grace time is over.
     pub(crate) tunnels: Tunnels,
-    /// How many connections it may still take, at all its listeners.
+    /// The places for further connections, at all its listeners.
     pub(crate) permits: Arc<Semaphore>,
 }
 
@@ -113,7 +113,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
         match accepted {
             Ok((stream, peer)) => newcomers.comes(Newcomer { stream, peer }),
             Err(error) => {
-                // Out of file descriptors, most likely: waiting lets some be returned.
+                // Out of file descriptors, most likely: waiting lets some be closed.
                 if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
                     warn!(%error, "cannot accept connections; clients wait until it can");
                     told = Some(Instant::now());
@@ -127,7 +127,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
         connections.spawn(accepted_one(stream, peer, Arc::clone(&door)));
     }
     // Clients that connected before the listener closed are served, not reset. The socket itself is
-    // asked: the runtime has not heard of those that came just now.
+    // asked, since the runtime does not know of the latest ones.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((stream, peer)) = listener.accept() {
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -137,7 +137,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Arc<Door>, connections: T
 }
 
 async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) {
-    // It fails only for a socket that has gone already.
+    // It fails only if the connection is already closed.
     let _ = stream.set_nodelay(true);
     let connected = Connected::at(&door.connections);
     let mut client = ClientInfo { addr: Some(peer), secure: false };
@@ -146,7 +146,7 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
         client = told;
     }
     let address = client.addr.map_or(peer.ip(), |addr| addr.ip());
-    // Where places are short it matters whether it is idle.
+    // If places are short, it matters whether it is idle.
     let arrives = door.permits.available_permits() == 0 && newcomers::has_sent(&stream);
     let Some(admitted) = door.ingress.clients.admit(address, arrives) else { return };
     let account = admitted.account();
@@ -178,7 +178,7 @@ async fn accepted_one(mut stream: TcpStream, peer: SocketAddr, door: Arc<Door>) 
     }
 }
 
-/// Who the client is by the PROXY header; `None` where there is none to believe.
+/// The client's address from the PROXY header; `None` if there is no header to trust.
 async fn told_by_proxy(
     stream: &mut TcpStream,
     peer: SocketAddr,
@@ -201,8 +201,8 @@ async fn told_by_proxy(
     }
 }
 
-/// Resolves when the connection is to end once it is idle. One that has just been opened is about to
-/// bring a request, and would be cut off before that is read.
+/// Resolves when the connection is to end once it is idle. A new connection is about to send a
+/// request, and would be cut off before that is read.
 async fn closes(closing: CancellationToken, begun: CancellationToken) {
     closing.cancelled().await;
     let _ = tokio::time::timeout(FIRST_REQUEST_WITHIN, begun.cancelled()).await;
@@ -254,11 +254,12 @@ async fn connection<IO>(
             }
         };
         let Left::Other { io, answer } = left else { return Ok(()) };
-        // One that is to end says so in the answer that it has.
+        // A connection that is to end says so in its last answer.
         let asides = (!ends.into_inner()).then_some(asides);
         Box::pin(by_hyper(io, visit, answer, asides)).await
     };
-    // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 one carries its WebSockets.
+    // An upgraded HTTP/1.1 connection has left this task; an HTTP/2 connection carries its
+    // WebSockets.
     let (closing, cut) = (door.tunnels.closing.clone(), door.tunnels.cut.clone());
     let cut_off = Aside::new(async move {
         closing.cancelled().await;
@@ -277,14 +278,14 @@ async fn connection<IO>(
     }
 }
 
-/// What may have a connection end beside its client.
+/// The events besides its client that end a connection.
 struct Asides {
     closes: Aside<()>,
     does_nothing: Aside<()>,
 }
 
-/// Serves what is not of the common kind, and all that follows it. `answer` is one to the first request,
-/// which has been served already. Without `asides` the connection ends behind that.
+/// Serves a request of another kind, and all that follow it. `answer` is the answer to the first
+/// request, if that has been served already. Without `asides` the connection ends after it.
 async fn by_hyper<IO>(
     stream: IO,
     visit: Visit,
@@ -298,7 +299,8 @@ where
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         match answer.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(answer) => Either::Left(async {
-                // All of it is there, and has been served: a body that is left would end the connection.
+                // The whole body is there, and has been used: an unread body would end the
+                // connection.
                 let _ = request.into_body().collect().await;
                 Ok(*answer)
             }),
@@ -308,7 +310,7 @@ where
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
-        // A timer for each head costs more than the head: `does_nothing` bounds them all.
+        // A timer for each head costs more than the head: `does_nothing` bounds all of them.
         .header_read_timeout(None)
         .max_buf_size(HEAD_BYTES_MAX)
         .max_headers(FIELDS_MAX);
@@ -335,15 +337,15 @@ where
         }
         () = does_nothing => {
             serving.as_mut().graceful_shutdown();
-            // How it ends is no matter.
+            // The outcome does not matter.
             let _ = tokio::time::timeout(GOODBYE_WITHIN, serving).await;
             Ok(())
         }
     }
 }
 
-/// Resolves when no request has been in flight for long: a head has come too slowly, or none has. For
-/// HTTP/2, answers to its pings are no reason to stay.
+/// Resolves when no request has been in flight for long: a head has come too slowly, or none has.
+/// For HTTP/2, answers to pings do not count.
 async fn does_nothing(account: Arc<Account>) {
     loop {
         match account.idle_for() {
@@ -353,13 +355,13 @@ async fn does_nothing(account: Arc<Account>) {
     }
 }
 
-/// What the requests of one connection are answered with.
+/// Answers the requests of one connection.
 struct Visit {
     ingress: Arc<Ingress>,
     client: ClientInfo,
     in_flight: InFlight,
     begun: CancellationToken,
-    /// It was cancelled: looking costs less than cancelling it again.
+    /// It was cancelled: a look is cheaper than another cancellation.
     has_begun: AtomicBool,
     upgraded: Arc<AtomicBool>,
 }
@@ -372,7 +374,7 @@ impl Visit {
         }
     }
 
-    /// Answers a request of whatever kind.
+    /// Answers a request of any kind.
     fn answer_any(
         &self,
         request: Request<Incoming>,
@@ -387,7 +389,7 @@ impl Visit {
             }
         }
         let counted = self.in_flight.begin(&request);
-        // hyper bounds the fields of HTTP/1 itself.
+        // hyper itself limits the fields of HTTP/1.
         let too_many_fields = request.headers().len() > FIELDS_MAX;
         let exchange = Exchange::new(Arc::clone(account), grpc::is_grpc(request.headers()));
         let request = request.map(|incoming| {
@@ -426,11 +428,11 @@ impl Answers for Visit {
 }
 
 /// A connection whose client has a bounded time to show which version of HTTP it speaks: until then
-/// nobody else watches it. HTTP/2 begins with a preface of its own, so it is clear once that is whole
-/// or one byte differs from it.
+/// nothing else watches it. HTTP/2 begins with a preface, so the version is clear once that is
+/// complete or one byte differs from it.
 struct Prompt<IO> {
     io: IO,
-    /// How much of the preface has come, and the end of the time; absent once it is clear.
+    /// How much of the preface has come, and when the time is over; absent once it is clear.
     undecided: Option<(usize, Pin<Box<Sleep>>)>,
     /// Kept here because an upgraded connection leaves the task that served it.
     _connected: Connected,

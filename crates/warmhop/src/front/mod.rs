@@ -1,4 +1,4 @@
-//! Where clients come in: the listener, and who asks which app for what.
+//! The entrance for clients: the listener, and which app and session a request is for.
 
 pub(crate) mod client_body;
 pub(crate) mod cookies;

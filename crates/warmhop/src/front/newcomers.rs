@@ -1,8 +1,8 @@
-//! Who gets the next place at a front door that is full.
+//! Which connection gets the next place at a full front door.
 //!
-//! Those that have come wait here rather than in the system's queue, where nobody sees whose they are:
-//! the one with the fewest connections is next, so that no address keeps others from a place by coming more
-//! often.
+//! New connections wait here rather than in the system's queue, where nobody can see their
+//! addresses: the address with the fewest connections is next, so that no address keeps others from
+//! a place by connecting more often.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -19,17 +19,17 @@ use tokio::time::{Instant, sleep_until};
 use crate::http::clients::Clients;
 use crate::http::refusals::Refusal;
 
-/// The most that wait at one listener. Each has an open file.
+/// The most connections that wait at one listener. Each has an open file.
 const WAITING_MAX: usize = 16;
-/// Where none of so many has got a place for so long, those that come after them are turned away: one
-/// address's connections keep the others out of sight no longer.
+/// If the queue here is full and no connection in it has got a place for so long, later ones are
+/// refused, so that the connections of one address no longer hide the others.
 const STUCK_AFTER: Duration = Duration::from_millis(250);
-/// How often a full door looks for somebody who gives way.
+/// How often a full door looks for a connection to close.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How long a connection that gives way is waited for before another has to.
+/// How long a closed connection may take to free its place before another is closed.
 const GIVES_WAY_WITHIN: Duration = Duration::from_secs(1);
 
-/// A connection that has just been accepted.
+/// A newly accepted connection.
 #[derive(Debug)]
 pub(crate) struct Newcomer {
     pub(crate) stream: TcpStream,
@@ -37,7 +37,7 @@ pub(crate) struct Newcomer {
 }
 
 impl Newcomer {
-    /// Its client has closed the connection and left nothing to be read.
+    /// Whether its client has closed the connection and left nothing to be read.
     fn has_left(&self) -> bool {
         match peek(&self.stream) {
             Ok(read) => read == 0,
@@ -55,18 +55,18 @@ fn peek(stream: &TcpStream) -> io::Result<usize> {
     SockRef::from(stream).peek(&mut [MaybeUninit::uninit()])
 }
 
-/// Those of one listener that wait for a place.
+/// The connections of one listener that wait for a place.
 pub(crate) struct Newcomers {
     clients: Arc<Clients>,
     permits: Arc<Semaphore>,
-    /// Connections come from proxies: whose they are is not known yet.
+    /// Connections come from proxies: their clients are not known yet.
     anonymous: bool,
     waiting: Vec<Newcomer>,
-    /// When to look for somebody who gives way.
+    /// When to look for a connection to close.
     look_at: Instant,
-    /// Somebody does already.
+    /// A connection is being closed already.
     gives_way: bool,
-    /// Since when as many wait as can and none of them has got a place.
+    /// Since when the queue here has been full without a connection in it getting a place.
     full_since: Option<Instant>,
 }
 
@@ -76,14 +76,15 @@ impl Newcomers {
         Self { clients, permits, anonymous, waiting, look_at, gives_way: false, full_since: None }
     }
 
-    /// When another may be accepted; absent: at once. Where as many wait as can, the next stays in the
-    /// system's queue for a while: as long as those here get places, nobody has to be turned away.
+    /// When another may be accepted; absent: at once. If the queue here is full, the next
+    /// connection stays in the system's queue for a while: as long as those here get places, none
+    /// has to be refused.
     pub(crate) fn may_come_at(&self) -> Option<Instant> {
         self.full_since.map(|since| since + STUCK_AFTER)
     }
 
-    /// One comes. Where too many wait, those whose clients have left make room for it; where none
-    /// has, one is turned away: the latest of the address that has most.
+    /// Adds a new connection. If too many wait, those whose clients have left are dropped; if none
+    /// has, one is refused: the latest of the address with the most connections.
     pub(crate) fn comes(&mut self, newcomer: Newcomer) {
         self.waiting.push(newcomer);
         if self.waiting.len() > WAITING_MAX {
@@ -105,7 +106,7 @@ impl Newcomers {
         }
     }
 
-    /// The next one that has a place. It may be called off and asked again.
+    /// The next one, with its place. It is cancel-safe.
     pub(crate) async fn next_placed(&mut self) -> (Newcomer, OwnedSemaphorePermit) {
         if self.waiting.is_empty() {
             return std::future::pending().await;
@@ -118,8 +119,8 @@ impl Newcomers {
                 let first = &self.waiting[self.first()];
                 let address = (!self.anonymous).then(|| first.peer.ip());
                 self.gives_way = self.clients.make_room(address);
-                // A connection that gives way does so at once. Connections that have just been accepted are
-                // not in the table yet, and those that are busy may become idle.
+                // A closed connection frees its place at once. Newly admitted connections are not
+                // in the table yet, and busy ones may become idle.
                 let again = if self.gives_way { GIVES_WAY_WITHIN } else { LOOK_AGAIN };
                 self.look_at = Instant::now() + again;
             }
@@ -134,7 +135,7 @@ impl Newcomers {
         }
     }
 
-    /// Those that wait still.
+    /// The connections that still wait.
     pub(crate) fn without_place(self) -> Vec<Newcomer> {
         self.waiting
     }
@@ -145,7 +146,7 @@ impl Newcomers {
         (self.waiting.remove(first), permit)
     }
 
-    /// Which one is next: the first of those whose address has fewest connections.
+    /// Which one is next: the first of those whose address has the fewest connections.
     fn first(&self) -> usize {
         if self.waiting.len() < 2 || self.anonymous {
             return 0;

@@ -1,8 +1,8 @@
-//! Where a client comes from: who is believed about it, and what they say.
+//! A client's address: who is trusted about it, and what they report.
 //!
-//! What a client says of itself is worth nothing. A proxy that is trusted by its address says where its
-//! own client comes from, in the fields of a request or in front of all bytes of a connection (the PROXY
-//! protocol of HAProxy, versions 1 and 2).
+//! A client's own claim is worth nothing. A proxy that is trusted by its address reports its
+//! client's address, in the fields of a request or at the start of a connection (the PROXY protocol
+//! of HAProxy, versions 1 and 2).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,10 +17,10 @@ use warmhop_core::ids::InvalidId;
 
 use crate::http::client::ClientInfo;
 
-/// Who sent a request, and who brought it.
+/// The sender of a request, and the other end of its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// Where the client comes from, as far as that is to be believed.
+    /// The client's address, as far as it can be trusted.
     pub(crate) addr: Option<SocketAddr>,
     /// Whether the client is behind TLS.
     pub(crate) secure: bool,
@@ -28,20 +28,20 @@ pub(crate) struct Origin {
     pub(crate) neighbour: ClientInfo,
 }
 
-/// How long a proxy may take to say who its client is.
+/// How long a proxy may take to report its client.
 const HEADER_WITHIN: Duration = Duration::from_secs(10);
 /// The longest header of the PROXY protocol that is read, in bytes: version 2 may carry more than
 /// addresses, such as what is known of the client's TLS.
 const HEADER_BYTES_MAX: usize = 4096;
-/// The most elements of `X-Forwarded-For` that are looked at, from the nearest on.
+/// The most elements of `X-Forwarded-For` that are read, from the nearest on.
 const PROXIES_MAX: usize = 32;
 
-/// The proxies whose word about their clients is believed, by their addresses.
+/// The proxies that are trusted about their clients, by their addresses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    /// Nobody but those in `networks`.
+    /// Only the proxies in `networks`.
     #[must_use]
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self(networks.into_iter().collect())
@@ -50,7 +50,7 @@ impl TrustedProxies {
     /// Reads an address such as `10.0.0.7`, or a network such as `10.0.0.0/8`, and adds it.
     ///
     /// # Errors
-    /// What is expected instead.
+    /// [`InvalidId`] says what is expected.
     pub fn add(&mut self, text: &str) -> Result<(), InvalidId> {
         let network = text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
         let expected = "an address or a network, such as \"10.0.0.7\" or \"10.0.0.0/8\"";
@@ -58,13 +58,13 @@ impl TrustedProxies {
         Ok(())
     }
 
-    /// Whether nobody is trusted.
+    /// Whether no proxy is trusted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// As they would be read.
+    /// The networks, in the form that [`TrustedProxies::add`] reads.
     pub fn texts(&self) -> impl Iterator<Item = String> + '_ {
         self.0.iter().map(|network| {
             let whole = network.prefix_len() == network.max_prefix_len();
@@ -77,22 +77,22 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&addr))
     }
 
-    /// Takes out of `headers` what only a trusted proxy may say, unless one says it; returns who the
-    /// client is by what is left. The fields go on to the app as they are, and the next element of each
-    /// is this peer's own.
+    /// Removes from `headers` the fields that only a trusted proxy may send, unless one sent them;
+    /// returns the client according to the rest. These fields are forwarded to the app, with this
+    /// peer's own element appended to each.
     pub(crate) fn settle(&self, headers: &mut HeaderMap, neighbour: ClientInfo) -> Origin {
         let ClientInfo { addr, secure } = neighbour;
         if !addr.is_some_and(|addr| self.trusts(addr.ip())) {
             remove_claims(headers);
             return Origin { addr, secure, neighbour };
         }
-        // A proxy says it in one way, and passes on what its client made up of the other: that of the
-        // two which most proxies set comes first.
+        // A proxy writes one of the two fields, and passes on what its client put into the other:
+        // the one that most proxies write comes first.
         let forwarded = forwarded(headers);
         let said = last_of(headers, "x-forwarded-proto")
             .or_else(|| forwarded.first().and_then(|element| element.proto));
         let secure = said.map_or(secure, |said| said.eq_ignore_ascii_case("https"));
-        // The client behind the last proxy that is trusted; the elements before may be made up.
+        // The client behind the last trusted proxy; the elements before it may be forged.
         let is_client = |addr: &IpAddr| !self.trusts(*addr);
         let origin = if headers.contains_key("x-forwarded-for") {
             let said = elements(headers, "x-forwarded-for").take(PROXIES_MAX);
@@ -106,7 +106,7 @@ impl TrustedProxies {
     }
 }
 
-/// Takes out what a client could be believed to come from.
+/// Removes every field that claims where a client is.
 fn remove_claims(headers: &mut HeaderMap) {
     let claims: Vec<HeaderName> = headers
         .keys()
@@ -122,7 +122,7 @@ fn remove_claims(headers: &mut HeaderMap) {
     }
 }
 
-/// The elements of a list, the last first.
+/// The elements of a list, last first.
 fn elements<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     let fields = headers.get_all(name).iter().rev().filter_map(|value| value.to_str().ok());
     fields.flat_map(|field| field.rsplit(',')).map(str::trim)
@@ -132,14 +132,14 @@ fn last_of<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     elements(headers, name).next()
 }
 
-/// What one proxy says by an element of `Forwarded` (RFC 7239).
+/// The report of one proxy in an element of `Forwarded` (RFC 7239).
 #[derive(Default)]
 struct Element<'a> {
     client: Option<&'a str>,
     proto: Option<&'a str>,
 }
 
-/// The elements of `Forwarded`, the last first. One that is malformed says nothing: so does the end of
+/// The elements of `Forwarded`, last first. A malformed one counts as empty, and so does the end of
 /// one that has a separator within quotes.
 fn forwarded(headers: &HeaderMap) -> Vec<Element<'_>> {
     elements(headers, FORWARDED.as_str()).take(PROXIES_MAX).map(element).collect()
@@ -159,7 +159,7 @@ fn element(text: &str) -> Element<'_> {
             "proto" => &mut element.proto,
             _ => continue,
         };
-        // Said twice, it may mean either.
+        // A parameter that occurs twice is ambiguous.
         if known.replace(value).is_some() {
             return Element::default();
         }
@@ -174,11 +174,11 @@ fn address(text: &str) -> Option<IpAddr> {
     bare.parse().ok().or_else(with_port).map(|addr: IpAddr| addr.to_canonical())
 }
 
-/// Reads the PROXY header that a connection begins with, and not a byte more. Returns who the client
-/// is: the connection's own address where the proxy speaks for itself.
+/// Reads the PROXY header that a connection begins with, and not a byte more. Returns the client:
+/// the connection's own address if the proxy speaks for itself.
 ///
 /// # Errors
-/// If there is none, it is malformed, or it does not come in time.
+/// If there is no header, it is malformed, or it does not come in time.
 pub(crate) async fn proxied<IO>(stream: &mut IO, own: ClientInfo) -> io::Result<ClientInfo>
 where
     IO: AsyncRead + Unpin,
@@ -191,14 +191,14 @@ where
     Ok(ClientInfo { addr: addr.or(own.addr), secure: own.secure || secure })
 }
 
-/// The bytes of the header. Each of the two versions says how long it is before it ends.
+/// Reads the bytes of the header. Both versions give its length before its end.
 async fn read_header<IO: AsyncRead + Unpin>(stream: &mut IO) -> io::Result<Vec<u8>> {
     const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
     /// Version 1 is a line of at most so many bytes.
     const V1_BYTES_MAX: usize = 107;
     let none = || io::Error::new(io::ErrorKind::InvalidData, "no PROXY header");
     let mut header = vec![0; 16];
-    // No header of version 1 is shorter than `PROXY UNKNOWN\r\n`, by one byte.
+    // One byte less than the shortest header of version 1, `PROXY UNKNOWN\r\n`.
     stream.read_exact(&mut header[..15]).await?;
     if header.starts_with(V2_SIGNATURE) {
         stream.read_exact(&mut header[15..]).await?;
@@ -322,7 +322,7 @@ mod tests {
             headers.insert(FORWARDED, HeaderValue::from_str(said).unwrap());
             let settled = trust.settle(&mut headers, from("10.0.0.1:1"));
             assert_eq!((settled.addr, settled.secure), (from(client).addr, secure), "{said}");
-            // What a client makes up beside what its proxy sets is passed on, and not believed.
+            // What a client forges beside the field of its proxy is passed on, but not trusted.
             headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.9"));
             headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
             let settled = trust.settle(&mut headers, from("10.0.0.1:1"));

@@ -1,10 +1,12 @@
-//! A client's connection while its requests and their answers are of the kind that almost all are:
-//! HTTP/1.1, a request that asks nothing of the connection and whose body, if it has one, came with its
-//! head, and an answer whose length is known before it begins, be it whole in memory or still to come.
+//! A client's connection while its requests and answers are of the most common kind: HTTP/1.1, a
+//! request without demands on the connection and whose body, if it has one, came with its head, and
+//! an answer whose length is known before it begins, whether it is whole in memory or still to
+//! come.
 //!
-//! What is not of this kind is hyper's, and so is the connection from there on: hyper reads the
-//! request once more, and where the answer is there already it is what hyper sends ([`Left::Other`]). So
-//! nothing here interprets chunks, trailers, upgrades, interim answers, bodies that take time or heads
+//! Anything else is left to hyper, with the connection from there on: hyper reads the request once
+//! more, and if its answer is there already hyper sends that ([`Left::Other`]). So nothing here
+//! interprets chunks, trailers, upgrades, interim answers, bodies that take time or malformed
+//! heads. All bytes that are read here were checked in `framing.rs` before.
 //! that are out of form. All that is read was looked at in `framing.rs` before.
 
 use std::cell::RefCell;
@@ -29,11 +31,11 @@ use crate::http::body::{Body, BoxError};
 use crate::http::departure::CountedBody;
 use crate::http::framing::HEAD_BYTES_MAX;
 
-/// Room for what is read first: most heads fit.
+/// The size of the first read: most heads fit.
 const READ_BYTES: usize = 8 * 1024;
 /// The most fields of a head that is read here.
 const FIELDS_MAX: usize = 64;
-/// How many fields a peer adds to a request, as a rule.
+/// How many fields a peer usually adds to a request.
 const FIELDS_ADDED: usize = 6;
 /// The longest body of a request that is read here.
 const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -41,12 +43,12 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 const LENGTH_DIGITS_MAX: usize = 5;
 /// The most digits of an answer's length: any number of so many fits into 64 bits.
 const ANSWER_DIGITS_MAX: usize = 19;
-/// An answer's body that is at most so long is sent in one piece with its head.
+/// An answer's body of at most this length is sent in one piece with its head.
 const JOINED_BYTES_MAX: usize = 8 * 1024;
 
-/// What the requests of a connection are answered with.
+/// Answers the requests of a connection.
 pub(crate) trait Answers {
-    /// Answers one request, which took so many bytes.
+    /// Answers one request, which had so many bytes.
     fn answer(
         &self,
         request: Request<Body>,
@@ -54,16 +56,16 @@ pub(crate) trait Answers {
     ) -> impl Future<Output = Response<CountedBody>> + Send + use<Self>;
 }
 
-/// How it went on with a connection.
+/// How serving a connection ended.
 pub(crate) enum Left<IO> {
-    /// It is over.
+    /// The connection has ended.
     Ended,
-    /// What comes next is hyper's, and an answer to it may be there already.
+    /// What comes next is left to hyper, and an answer to it may exist already.
     Other { io: Again<IO>, answer: Option<Box<Response<Ahead>>> },
 }
 
-/// Serves a connection until it ends or something else comes. Once `ends` is set, and this is polled
-/// again, it takes no further request.
+/// Serves a connection until it ends or a request of another kind comes. Once `ends` is set, and
+/// this is polled again, it takes no further request.
 pub(crate) async fn serve<IO, A>(mut io: IO, answers: &A, ends: &AtomicBool) -> Left<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -71,7 +73,7 @@ where
 {
     let mut read = BytesMut::new();
     let mut out = Vec::new();
-    // What the fields of one message were kept in keeps those of the next.
+    // The allocation for the fields of one message is reused for the next.
     let mut fields = HeaderMap::new();
     loop {
         let mut looked_at = 0;
@@ -82,7 +84,7 @@ where
             Next::Request(request, taken) => (*request, taken),
             Next::Other => return Left::Other { io: Again::new(read.freeze(), io), answer: None },
             Next::Ended => {
-                // Whoever has left does not mind.
+                // A client that has left does not mind.
                 let _ = io.shutdown().await;
                 return Left::Ended;
             }
@@ -121,7 +123,7 @@ where
                 drop(body);
                 send(&mut io, &mut out, whole).await
             }
-            // Boxed, as what is rarer: the future of every connection would be as large.
+            // Boxed, since it is rare: the future of every connection would be as large.
             None => Box::pin(pass_on(&mut io, &mut read, &out, body, length)).await,
         };
         if sent.is_err() {
@@ -136,16 +138,16 @@ where
 
 /// What comes next on a connection.
 enum Next {
-    /// It, and the bytes that it was made of.
+    /// A request, and the bytes that it was read from.
     Request(Box<Request<Body>>, Bytes),
     Other,
-    /// Its client sends no more, or it is to end.
+    /// The client sends no more, or the connection is to end.
     Ended,
     Broken,
 }
 
-/// `looked_at` is how many bytes of the head that is coming were found not to be all of it: one that
-/// comes byte by byte is not parsed again for each.
+/// `looked_at` is how many bytes of the next head were found to be incomplete: a head that comes
+/// byte by byte is not parsed again for each.
 fn poll_next<IO: AsyncRead + Unpin>(
     io: &mut IO,
     read: &mut BytesMut,
@@ -177,7 +179,7 @@ fn poll_next<IO: AsyncRead + Unpin>(
     }
 }
 
-/// Whether what came behind the first bytes may end a head: with an empty line.
+/// Whether the bytes after the first ones may complete a head: with an empty line.
 fn ends_head(read: &[u8], looked_at: usize) -> bool {
     let fresh = read.get(looked_at.saturating_sub(2)..).unwrap_or_default();
     fresh.windows(2).any(|two| two == b"\n\n") || fresh.windows(3).any(|three| three == b"\n\r\n")
@@ -193,7 +195,7 @@ fn poll_read<IO: AsyncRead + Unpin>(
     poll_read_buf(Pin::new(io), cx, &mut read.limit(READ_BYTES))
 }
 
-/// Resolves once the client is heard to have left. What it sends meanwhile is kept; once there is some,
+/// Resolves once the client has left. Bytes that it sends meanwhile are kept; once there are some,
 /// nothing more is read.
 fn poll_left<IO: AsyncRead + Unpin>(
     io: &mut IO,
@@ -209,7 +211,7 @@ fn poll_left<IO: AsyncRead + Unpin>(
     }
 }
 
-/// Takes a request off what was read; `None` where the end of its head has not come.
+/// Removes a request from the bytes read; `None` if the end of its head has not come.
 fn take_request(read: &mut BytesMut, kept: &mut HeaderMap) -> Option<Next> {
     let mut room = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
@@ -223,10 +225,10 @@ fn take_request(read: &mut BytesMut, kept: &mut HeaderMap) -> Option<Next> {
     if bytes > read.len() {
         return Some(Next::Other);
     }
-    // Copied, so that the room for the next request is not held by this one.
+    // Copied, so that this request does not hold the buffer for the next one.
     let (taken, from) = (Bytes::copy_from_slice(&read[..bytes]), read.as_ptr() as usize);
     let part = |of: &[u8]| {
-        // Of an empty value nobody knows where it is.
+        // The address of an empty value is meaningless.
         let at = (of.as_ptr() as usize).wrapping_sub(from).min(head - of.len());
         taken.slice(at..at + of.len())
     };
@@ -254,18 +256,19 @@ fn take_request(read: &mut BytesMut, kept: &mut HeaderMap) -> Option<Next> {
     Some(Next::Request(Box::new(request), taken))
 }
 
-/// How long the body of a request is that leaves its connection as it is; `None` for other requests.
+/// The length of the body of a request that leaves its connection as it is; `None` for other
+/// requests.
 fn body_of(request: &httparse::Request<'_, '_>) -> Option<usize> {
     let is_usual = request.version == Some(1)
         && request.path.is_some_and(|path| path.starts_with('/'))
-        // An answer to HEAD has a length and no body; CONNECT is no request of an app's.
+        // An answer to HEAD has a length and no body; a CONNECT is not for an app.
         && !matches!(request.method, None | Some("HEAD" | "CONNECT"));
     if !is_usual {
         return None;
     }
     let mut length = None;
     for field in &*request.headers {
-        // Names by their lengths first: this is asked of each field of each request.
+        // Names are compared by length first: this is called for each field of each request.
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         match field.name.len() {
             6 if is("expect") => return None,
@@ -291,8 +294,8 @@ fn body_of(request: &httparse::Request<'_, '_>) -> Option<usize> {
     Some(length.unwrap_or(0))
 }
 
-/// How long the body of an answer is that leaves its connection as it is; `None` for other answers, and
-/// where nothing says so, or two things differently.
+/// The length of the body of an answer that leaves its connection as it is; `None` for other
+/// answers, and if there is no length, or two different ones.
 fn length_of(parts: &response::Parts, body: &Ahead) -> Option<u64> {
     let fields = &parts.headers;
     let is_usual = !parts.status.is_informational()
@@ -364,10 +367,10 @@ fn put_head(out: &mut Vec<u8>, parts: &response::Parts, length: u64, last: bool)
     out.extend_from_slice(b"\r\n");
 }
 
-/// The field that says when the answer was made (RFC 9110 section 6.6.1).
+/// Writes the `Date` field (RFC 9110 section 6.6.1).
 fn put_date(out: &mut Vec<u8>) {
     thread_local! {
-        // The second that the text is of.
+        // The text and the second that it is for.
         static TEXT: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
     let now = SystemTime::now();
@@ -401,9 +404,9 @@ where
     io.flush().await
 }
 
-/// Sends an answer whose body comes as it comes, piece by piece: the next is asked for once the one
-/// before it is sent. An error where the body is not as long as it was to be, its client leaves, or it
-/// cannot be sent: then the connection has no further use.
+/// Sends an answer whose body is streamed, piece by piece: the next is polled once the one before
+/// it is sent. Returns an error if the body does not have its declared length, its client leaves,
+/// or it cannot be sent: then the connection is of no further use.
 async fn pass_on<IO>(
     io: &mut IO,
     read: &mut BytesMut,
@@ -414,21 +417,22 @@ async fn pass_on<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    // Nobody has been told that there was nothing: it is asked here once more.
+    // The earlier poll registered no waker, so the body is polled again here.
     body.asked_in_vain = false;
     let mut piece = Bytes::new();
     let mut failed = None;
     std::future::poll_fn(move |cx| {
         loop {
             let waits = left > 0 && piece.is_empty() && {
-                // Whoever reads the next into the room of this one can, once nobody has it.
+                // The buffer of this piece can be reused for the next read, once nobody holds it.
                 piece = Bytes::new();
                 match poll_piece(&mut body, &mut left, cx) {
                     Poll::Ready(Ok(next)) => {
                         piece = next;
                         false
                     }
-                    // The client sees the head and what came, and then that the rest is missing.
+                    // The client gets the head and the part that came, and then sees that the rest
+                    // is missing.
                     Poll::Ready(Err(error)) => {
                         (failed, left) = (Some(error), 0);
                         false
@@ -454,7 +458,7 @@ where
     .await
 }
 
-/// The next piece of a body of which so much is left, and which is to end with that.
+/// The next piece of a body of which `left` bytes are left, and which is to end with them.
 fn poll_piece(body: &mut Ahead, left: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
     let frame =
         ready!(Pin::new(&mut *body).poll_frame(cx)).transpose().map_err(io::Error::other)?;
@@ -466,13 +470,13 @@ fn poll_piece(body: &mut Ahead, left: &mut u64, cx: &mut Context<'_>) -> Poll<io
     };
     *left = rest;
     if rest == 0 && !body.is_end_stream() {
-        // What it comes from is told that all of it was read. Nothing else is awaited of it.
+        // The source of the body learns that all of it was read. Nothing else is expected of it.
         let _ = Pin::new(body).poll_frame(cx);
     }
     Poll::Ready(Ok(piece))
 }
 
-/// Sends what there is.
+/// Sends what is buffered.
 fn poll_out<IO: AsyncWrite + Unpin>(
     io: &mut IO,
     head: &mut &[u8],
@@ -488,11 +492,11 @@ fn poll_out<IO: AsyncWrite + Unpin>(
     Poll::Ready(Ok(()))
 }
 
-/// An answer's body of which some may have been read ahead.
+/// An answer's body of which a part may have been read ahead.
 pub(crate) struct Ahead {
     first: VecDeque<Result<Frame<Bytes>, BoxError>>,
-    /// The rest was not there when it was asked for, or has failed: what there is goes out before it is
-    /// asked again.
+    /// The rest was not ready when it was polled, or has failed: what is buffered is sent before it
+    /// is polled again.
     asked_in_vain: bool,
     body: CountedBody,
 }
@@ -504,10 +508,10 @@ impl From<CountedBody> for Ahead {
 }
 
 impl Ahead {
-    /// All of it, where it is in memory and so long; else it is read ahead.
+    /// All of it, if it is in memory and has this length; otherwise it is read ahead.
     fn whole(&mut self, length: u64) -> Option<Bytes> {
         let mut all = Bytes::new();
-        // Whoever waits for more hears of it when it is asked for in earnest.
+        // A waker is registered when the body is polled for sending.
         let mut noop = Context::from_waker(std::task::Waker::noop());
         while !self.body.is_end_stream() {
             match Pin::new(&mut self.body).poll_frame(&mut noop) {
@@ -571,7 +575,7 @@ impl http_body::Body for Ahead {
     }
 }
 
-/// A connection of which some is read once more.
+/// A connection of which some bytes are read once more.
 pub(crate) struct Again<IO> {
     first: Bytes,
     io: IO,
@@ -595,7 +599,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Again<IO> {
         let bytes = self.first.len().min(buf.remaining());
         buf.put_slice(&self.first.split_to(bytes));
         if self.first.is_empty() {
-            // Nothing of it is kept any longer.
+            // It is no longer held.
             self.first = Bytes::new();
         }
         Poll::Ready(Ok(()))

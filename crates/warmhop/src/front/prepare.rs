@@ -1,5 +1,6 @@
-//! What a client sent, made into what its app is to see: the fields of its connection and those of the
-//! mesh are removed, those that say where the request came from are added, and a small body is read.
+//! Turns a client's request into the one that its app sees: the fields of its connection and those
+//! of the mesh are removed, those about where the request came from are added, and a small body is
+//! read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,14 +40,14 @@ use crate::request::problem::Problem;
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
-/// How long the body of a request may take that is carried out only once all of it is there.
+/// How long the body of a request may take that is served only once all of it is there.
 const WHOLE_BODY_WITHIN: Duration = Duration::from_secs(60);
-/// How many fields this peer adds to those that an app is to see.
+/// How many fields this peer adds for the app.
 const FIELDS_ADDED: usize = 6;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The key that tells repeats of a request, where the request may change a portable session.
+/// The key that identifies repeats of a request, if the request may change a portable session.
 pub(super) fn idempotency_key(
     parts: &Parts,
     about: About,
@@ -67,8 +68,8 @@ pub(super) struct UpgradeAsked {
 }
 
 impl UpgradeAsked {
-    /// Takes the client's wish out of its request. A WebSocket over HTTP/2 (RFC 8441) is an upgrade to
-    /// all who pass it on, and to the app: only the client's side of it differs.
+    /// Takes the upgrade out of a client's request. A WebSocket over HTTP/2 (RFC 8441) is an
+    /// upgrade for every peer on its way, and for the app: only the client's side differs.
     pub(super) fn take(parts: &mut Parts, about: About, body: &Body) -> Self {
         let is_extended = parts.extensions.remove::<Protocol>().is_some();
         let protocol = if is_extended {
@@ -78,8 +79,8 @@ impl UpgradeAsked {
         } else if !about.has(About::CONNECTION) {
             None
         } else {
-            // A server may ignore the wish (RFC 9110 section 7.8). Two that read a body and a
-            // tunnel differently on one connection would be worse.
+            // A server may ignore the upgrade (RFC 9110 section 7.8). It would be worse if two
+            // servers disagreed about where on a connection a body ends and a tunnel begins.
             fields::wanted_upgrade(parts.version, &parts.headers).filter(|_| body.is_end_stream())
         };
         let client_side = parts.extensions.remove::<OnUpgrade>().filter(|_| protocol.is_some());
@@ -91,8 +92,8 @@ impl UpgradeAsked {
     }
 }
 
-/// Removes what is for the connection, or for this mesh alone. Returns whether the client waits for
-/// `100 Continue` before it sends its body.
+/// Removes the fields for the connection, or for this mesh alone. Returns whether the client waits
+/// for `100 Continue` before it sends its body.
 pub(super) fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAsked) -> bool {
     let headers = &mut parts.headers;
     if about.has(About::CONNECTION) {
@@ -118,7 +119,8 @@ pub(super) fn remove_fields(parts: &mut Parts, about: About, upgrade: &UpgradeAs
     asks_first
 }
 
-/// Adds what the app is to know of the request's way, and returns where the client asked.
+/// Adds the fields from which the app learns the request's way, and returns what the client asked
+/// for.
 pub(super) fn add_fields(
     node: &Node,
     slot: &Slot,
@@ -128,7 +130,7 @@ pub(super) fn add_fields(
     tracing: &mut Tracing,
 ) -> AskedAt {
     let headers = &mut parts.headers;
-    // At once, rather than as they are added.
+    // Once, rather than with each field.
     headers.reserve(FIELDS_ADDED);
     let host = headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned();
     if let Some(prefix) = prefix {
@@ -153,7 +155,7 @@ pub(super) async fn gather(body: Body, want_whole: Option<usize>) -> Result<Call
     }
 }
 
-/// Has a body that is a stream note the error that it ends with, should it break.
+/// Makes a streamed body store the error that it ends with, if it breaks.
 pub(super) fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
     match body {
         CallBody::Stream(Some(body)) => {
@@ -164,7 +166,7 @@ pub(super) fn noting_if_broken(body: CallBody) -> (CallBody, Option<Broke>) {
     }
 }
 
-/// The request as its app is to have it.
+/// The request in the form for its app.
 pub(super) fn call(
     slot: &Slot,
     parts: Parts,
@@ -234,7 +236,7 @@ fn body_too_slow() -> Problem {
     Problem::new(ProblemKind::BodyTooSlow, detail)
 }
 
-/// A nonce for an app's handshake (RFC 6455 section 4.1), which a client over HTTP/2 sends none of.
+/// A nonce for an app's handshake (RFC 6455 section 4.1): a client over HTTP/2 sends none.
 fn websocket_key() -> HeaderValue {
     let nonce: [u8; 16] = rand::random();
     HeaderValue::from_str(&STANDARD.encode(nonce)).expect("base64 is a field's value")
@@ -245,8 +247,8 @@ fn rid_of_key(key: &str) -> RequestKey {
     RequestKey(digest.as_ref()[..16].try_into().expect("a digest has 32 bytes"))
 }
 
-/// The `Idempotency-Key`, as a string item or bare. A malformed one is refused, because a client that
-/// sends one relies on it.
+/// The `Idempotency-Key`, as a string item or bare. A malformed one is refused, because its client
+/// relies on it.
 fn read_idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };

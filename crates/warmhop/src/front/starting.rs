@@ -1,9 +1,9 @@
-//! The page that a browser is shown while an app is ready nowhere: how far the start is, and then
-//! the app itself. Other clients wait for the first copy instead, because a program that asks
-//! wants the answer and nothing else.
+//! The page that a browser gets while an app is ready nowhere: how far the start has come, and then
+//! the app itself. Other clients wait for the first copy instead, because a program needs the
+//! answer and nothing else.
 //!
-//! The page is complete in itself and may load nothing; it asks [`PROGRESS_PATH`] how far the
-//! start is, which never starts anything, and loads itself anew once the app is ready.
+//! The page is self-contained and may load nothing; it asks [`PROGRESS_PATH`] for the progress of
+//! the start, which never starts anything, and reloads itself once the app is ready.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -22,13 +22,13 @@ use crate::observe::progress::Progress;
 use crate::request::error_page::escape_html;
 use crate::request::problem::prefers_html;
 
-/// Where a front door says how far an app's start is; the app's own path follows. A well-known
-/// path (RFC 8615), which no app has by accident.
+/// The path at which a front door reports the progress of an app's start; the app's own path
+/// follows. A well-known path (RFC 8615), which no app has by accident.
 pub(crate) const PROGRESS_PATH: &str = "/.well-known/warmhop/starting";
 const PAGE: &str = include_str!("starting.html");
 
 impl Progress {
-    /// As [`PROGRESS_PATH`] tells it.
+    /// The JSON for [`PROGRESS_PATH`].
     pub(crate) fn response(&self) -> Response<Body> {
         let number = |span: Option<Duration>| {
             span.map_or_else(|| "null".to_owned(), |span| span.as_millis().to_string())
@@ -75,8 +75,8 @@ impl Progress {
     }
 }
 
-/// The page's own style and script, by their digests (CSP Level 3 section 2.3.1), and the question
-/// how far the start is; nothing else.
+/// The page's own style and script, by their digests (CSP Level 3 section 2.3.1), and the request
+/// for the progress of the start; nothing else.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let page = PAGE.replace("{progress_path}", PROGRESS_PATH);
     let digest = |tag: &str| {
@@ -95,9 +95,9 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).expect("digests in base64 are visible ASCII")
 });
 
-/// Whether the request is a person's, who opens the app in a browser's tab. Current browsers say so
-/// by fetch metadata; of those that send none, one that prefers HTML to anything else is believed.
-/// A frame and a prefetch are no tab that somebody looks at.
+/// Whether a person opens the app in a browser's tab. Current browsers reveal that by fetch
+/// metadata; of those that send none, one that prefers HTML to anything else counts. A frame or a
+/// prefetch is no tab that a person looks at.
 pub(crate) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
     let field = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
     let prefetches = ["sec-purpose", "purpose"]
@@ -109,8 +109,8 @@ pub(crate) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
         && prefers_html(headers)
         && match field("sec-fetch-mode") {
             Some(mode) => mode == b"navigate",
-            // Browsers tell the mode to sites that they trust alone. To all others they say this
-            // when they open a tab, as no program does that likes HTML.
+            // Browsers send the mode only to sites that they consider secure. To all others they
+            // send this when they open a tab, and no program that prefers HTML does.
             None => field("upgrade-insecure-requests") == Some(b"1"),
         }
         && field("sec-fetch-dest").is_none_or(|dest| dest == b"document")
@@ -196,7 +196,7 @@ mod tests {
         assert!(!page.contains("{app}") && !page.contains("://"), "{page}");
         let policy = headers[CONTENT_SECURITY_POLICY].to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
-        // What the digest covers is what is sent: no name or number is within the two parts.
+        // The digest covers exactly what is sent: there is no name or number within the two parts.
         for (open, close) in [("<style>", "</style>"), ("<script>", "</script>")] {
             let part = &page[page.find(open).unwrap() + open.len()..page.find(close).unwrap()];
             let digest = ring::digest::digest(&ring::digest::SHA256, part.as_bytes());

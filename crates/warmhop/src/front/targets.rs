@@ -1,4 +1,4 @@
-//! What a request's target and its `Max-Forwards` say before an app is looked for.
+//! Requests that their target or `Max-Forwards` settles before an app is looked for.
 
 use http::header::{ALLOW, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS};
 use http::uri::PathAndQuery;
@@ -10,12 +10,13 @@ use warmhop_core::problem::ProblemKind;
 use crate::http::body::Body;
 use crate::request::problem::Problem;
 
-/// What a server as a whole takes (RFC 9110 section 9.3.7); each app says more of itself.
+/// The methods of the server as a whole (RFC 9110 section 9.3.7); each app may report others.
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
-/// Whether `uri` has one of the forms that RFC 9112 section 3.2 has for `method`, and RFC 9113 section
-/// 8.3.1 for HTTP/2: a path from the root on, which may be a whole URI's, or the server as a whole.
-/// Anything else would have to be made up into a path, and another reader makes up another one.
+/// Whether `uri` has one of the forms that RFC 9112 section 3.2 has for `method`, and RFC 9113
+/// section 8.3.1 for HTTP/2: a path from the root on, which may be part of a whole URI, or the
+/// server as a whole. Any other form would have to be interpreted as a path, and another reader
+/// would interpret it differently.
 fn is_target(method: &Method, uri: &Uri) -> bool {
     match uri.path() {
         "*" => method == Method::OPTIONS && uri.query().is_none(),
@@ -23,7 +24,7 @@ fn is_target(method: &Method, uri: &Uri) -> bool {
     }
 }
 
-/// Refuses what is no target, and answers what is asked of this server and of no app.
+/// Refuses an invalid target, and answers a question for this server and not for an app.
 pub(crate) fn answered_here<B>(request: &Request<B>) -> Option<Result<Response<Body>, Problem>> {
     let (method, uri) = (request.method(), request.uri());
     if !is_target(method, uri) {
@@ -39,14 +40,14 @@ pub(crate) fn answered_here<B>(request: &Request<B>) -> Option<Result<Response<B
         return Some(Ok(response));
     }
     if ends_here {
-        // What it would send back may hold what a page in a browser must not see.
+        // An answer could reveal fields that a page in a browser must not see.
         let detail = "TRACE is not supported";
         return Some(Err(Problem::new(ProblemKind::NoTrace, detail)));
     }
     None
 }
 
-/// How often the request may still be passed on (RFC 9110 section 7.6.2).
+/// How often the request may still be forwarded (RFC 9110 section 7.6.2).
 fn hops_left(method: &Method, headers: &HeaderMap) -> Option<u32> {
     if *method != Method::OPTIONS && *method != Method::TRACE {
         return None;
@@ -55,19 +56,19 @@ fn hops_left(method: &Method, headers: &HeaderMap) -> Option<u32> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// Counts that the request is passed on.
+/// Counts that the request is forwarded.
 pub(crate) fn passed_on(method: &Method, headers: &mut HeaderMap) {
     if let Some(left) = hops_left(method, headers) {
         headers.insert(MAX_FORWARDS, HeaderValue::from(left.saturating_sub(1)));
     }
 }
 
-/// The target as an app gets it, which may not get the beginning `prefix` of its path.
+/// The target in the app's form, which may lack the `prefix` of its path.
 pub(crate) fn for_app(uri: &Uri, prefix: Option<&str>) -> PathAndQuery {
     let root = || PathAndQuery::from_static("/");
     let of = |text: String| PathAndQuery::try_from(text).unwrap_or_else(|_| root());
     let target = match uri.path_and_query() {
-        // Of a whole URI without a path (RFC 9112 section 3.2.1).
+        // The target was a whole URI without a path (RFC 9112 section 3.2.1).
         Some(query) if query.as_str().starts_with('?') => of(["/", query.as_str()].concat()),
         Some(target) => target.clone(),
         None => root(),
@@ -81,7 +82,8 @@ pub(crate) fn for_app(uri: &Uri, prefix: Option<&str>) -> PathAndQuery {
     }
 }
 
-/// Tells an app what was taken off the beginning of the path, after what a proxy before took off.
+/// Sends an app the prefix that was removed from the path, after the one that a proxy removed
+/// before.
 pub(crate) fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
     const FIELD: HeaderName = HeaderName::from_static("x-forwarded-prefix");
     let before = headers.get(&FIELD).and_then(|before| before.to_str().ok()).unwrap_or_default();
@@ -91,8 +93,8 @@ pub(crate) fn tell_prefix(headers: &mut HeaderMap, prefix: &str) {
     }
 }
 
-/// Gives a request of HTTP/1.0 that names no host the one that its app is known by: something has to
-/// be there, and what would be otherwise is the address that only this machine reaches the app at.
+/// Gives a request of HTTP/1.0 without a host the one by which its app is known: some host has to
+/// be there, and would otherwise be the loopback address of the app.
 pub(crate) fn name_host(headers: &mut HeaderMap, of_app: Option<&str>) {
     if !headers.contains_key(HOST) {
         let host = of_app.and_then(|host| HeaderValue::from_str(host).ok());

@@ -24,10 +24,10 @@ pub(super) struct Former {
     pub(super) may_be_old: bool,
 }
 
-/// Takes the affinity cookies out of what the app sees, and reads the first whose token names
-/// it, with the peer that it names. Tokens that this cluster did not make are left: they may be
-/// those of a mesh behind this one. Beyond a bound none is left, for one of them
-/// could be another app's, which is nobody else's to see.
+/// Removes the affinity cookies from what the app sees, and reads the first whose token names it,
+/// with the peer that it names. Tokens that this cluster did not make are left: they may belong to
+/// a mesh behind this one. Beyond a bound none is left, since one of them could be another app's,
+/// which only that app may see.
 pub(super) fn take(
     node: &Node,
     headers: &mut HeaderMap,
@@ -89,8 +89,7 @@ pub(super) fn take(
     (Some(plain(node, entry)), route)
 }
 
-/// Sets the token of `entry` in an answer of `served_by`, where the client has none that says the
-/// same.
+/// Sets the token of `entry` in an answer of `served_by`, unless the client has an equal one.
 pub(super) fn set(
     node: &Node,
     slot: &Slot,
@@ -113,7 +112,7 @@ pub(super) fn set(
     }
 }
 
-/// The entry with the peer of a pinned session by its name, where this peer knows who is meant.
+/// The entry with the peer of a pinned session by its name, if this peer knows which one is meant.
 fn plain(node: &Node, mut entry: Entry) -> Entry {
     if let Kind::Pinned { peer, .. } = &mut entry.kind
         && let Some(known) = peer_called(node, peer)
@@ -123,7 +122,7 @@ fn plain(node: &Node, mut entry: Entry) -> Entry {
     entry
 }
 
-/// The peer that a cookie means by `said`.
+/// The peer that a cookie calls `said`.
 fn peer_called(node: &Node, said: &PeerId) -> Option<PeerId> {
     let view = node.view();
     if *said == node.me || view.peer(said).is_some() {
@@ -145,7 +144,7 @@ fn comes_back_to(
     let state = slot.state();
     let starts = slot.spec().policy.start != StartMode::Never && state != AppState::Failed;
     let serves = starts && !node.is_draining();
-    // Only a peer that does not serve the client itself goes by what its cookie says.
+    // Only a peer that does not serve the client itself follows the client's cookie.
     let current = current.filter(|_| !serves).and_then(|said| peer_called(node, said));
     let arrival = Arrival {
         me: &node.me,
@@ -159,8 +158,8 @@ fn comes_back_to(
     affinity::come_back_to(entry, &arrival)
 }
 
-/// Whether the token need not be sent again: the same session under the same configuration, and
-/// with more than half of its time to go.
+/// Whether the token need not be sent again: the same session with the same configuration, and with
+/// more than half of its time left.
 fn is_settled(former: &Entry, entry: &Entry, wall: WallTime) -> bool {
     let span = |from: u64, to: u64| Duration::from_millis(to.saturating_sub(from));
     former.sid == entry.sid

@@ -31,14 +31,14 @@ const SILENT_AFTER: Duration = Duration::from_millis(600);
 pub(crate) enum HopError {
     /// The peer was not reached: no byte of the request was sent. Its body is returned.
     Unreachable(OpenError, Body),
-    /// The peer refused: no byte of the request reached an app, except with `AppFailed` and `TooSlow`. A
-    /// body that was not sent is returned.
+    /// The peer refused: no byte of the request reached an app, except with `AppFailed` and
+    /// `TooSlow`. A body that was not sent is returned.
     Refused(HopRefusal, Load, Option<Body>),
     /// The link broke or the reply was malformed: the app may have seen the request.
     Broken(String),
 }
 
-/// What came back.
+/// The reply of a hop.
 pub(crate) struct HopReply {
     pub(crate) response: Response<Body>,
     pub(crate) session: ReplySession,
@@ -49,7 +49,7 @@ pub(crate) struct HopReply {
     pub(crate) tunnel: Option<Tunnel>,
 }
 
-/// What is sent.
+/// The request of a hop.
 pub(crate) struct HopRequest {
     pub(crate) head: HopHead,
     pub(crate) body: Body,
@@ -57,8 +57,8 @@ pub(crate) struct HopRequest {
 
 /// Sends `request` to `to` and waits for the head of its reply.
 ///
-/// With `careful`, nothing that an app acts on is sent before the peer has shown that it is alive. That
-/// costs one round trip more; in return, a dead peer certainly has not seen the request.
+/// With `careful`, nothing that an app acts on is sent before the peer has shown that it is alive.
+/// That costs one more round trip; in return, a dead peer certainly has not seen the request.
 pub(crate) async fn ask(
     net: &Net,
     to: &PeerId,
@@ -102,10 +102,10 @@ pub(crate) async fn ask(
     }
 }
 
-/// What goes out over a hop's streams.
+/// What a hop sends.
 struct Sent {
     prefix: BytesMut,
-    /// The whole body, where it is small and known; else `body`.
+    /// The whole body, if it is small and in memory; otherwise it is in `body`.
     whole: Option<Bytes>,
     body: Body,
     upgrades: bool,
@@ -177,7 +177,7 @@ impl Asking {
         read_head(&self.lease, &mut self.reader).await
     }
 
-    /// Asks for an upgrade: where the app switches, both streams are the tunnel from there on.
+    /// Asks for an upgrade: if the app switches, both streams are the tunnel from there on.
     async fn upgrade(self) -> Result<HopReply, HopError> {
         let Self { mut writer, reader, executor, lease } = self;
         writer.flush().await.map_err(broken)?;
@@ -186,16 +186,16 @@ impl Asking {
             reply.tunnel = Some(Tunnel { writer, reader, lease, served_there: None });
         } else {
             // The client sends nothing before the switch, so its half has ended. A peer that has
-            // answered in full may have stopped listening, which takes nothing from its answer.
+            // answered completely may have stopped reading, which does not affect its answer.
             let _ = writer.write_end(Bytes::new(), None).await;
             *reply.response.body_mut() = Body::new(HopBody::new(reader, None, Some(lease)));
         }
         Ok(reply)
     }
 
-    /// An app that answers without a word on the body may read it all the same, and one that does
-    /// not must not find it broken off while it still answers. It is sent when the client would have
-    /// been asked for it; by then the client has its answer, and is asked for nothing more.
+    /// An app that answers without asking for the body may read it all the same, and otherwise must
+    /// not see it cut off while it still answers. It is sent when the client would have been asked
+    /// for it; by then the client has its answer, and is asked for nothing more.
     #[expect(clippy::result_large_err, reason = "a refusal is read where it arises, once")]
     fn answered_unasked(self, head: ReplyHead, body: Body) -> Result<HopReply, HopError> {
         let mut reply = interpret(head, self.executor)?;
@@ -206,7 +206,7 @@ impl Asking {
     }
 }
 
-/// Sends a body beside the answer, for as long as that is read.
+/// Sends a body beside the answer, for as long as the answer is read.
 fn pump(writer: HopBodyWriter, body: Body, after: Option<Duration>) -> AbortOnDrop {
     let task = tokio::spawn(async move {
         if let Some(after) = after {
@@ -252,7 +252,8 @@ async fn read_reply(
     match interpret(head, executor) {
         Ok(reply) => Ok((reply, reader)),
         Err(error) => {
-            // A refusal has no body; read to the stream's end, so that no stop is sent for nothing.
+            // A refusal has no body; the stream is read to its end, so that no superfluous stop is
+            // sent.
             let _ = reader.next().await;
             Err(error)
         }

@@ -14,7 +14,7 @@ use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
 use crate::links::link::HopLease;
 use crate::links::wire::Trailers;
 
-/// A body that is known to be whole and at most this large is sent with the head, in one write.
+/// A body in memory of at most this size is sent with the head, in one write.
 pub(super) const RIDE_ALONG_BYTES_MAX: usize = 16 * 1024;
 
 /// What to do with a stream whose body fails.
@@ -26,7 +26,7 @@ pub(crate) enum OnFailure {
     CutOff,
 }
 
-/// Streams `body` with back-pressure, its trailers and its end.
+/// Streams `body` with back-pressure, then its trailers and its end.
 pub(crate) async fn send_body(
     mut writer: HopBodyWriter,
     mut body: Body,
@@ -55,7 +55,7 @@ pub(crate) async fn send_body(
     Ok(())
 }
 
-/// The most bytes that have arrived that are joined into one piece.
+/// The most arrived bytes that are joined into one piece.
 const GATHERED_BYTES: usize = 32 * 1024;
 
 /// The reset code of a body whose source failed.
@@ -93,9 +93,9 @@ impl HopBody {
         Self { reader, ahead: None, ended: false, broken: false, _pump: pump, _lease: lease }
     }
 
-    /// Puts what has arrived behind `first` into one piece with it. A chunk of QUIC is what fits
-    /// into a packet, and each would cost a chunk of HTTP, here and at the client; copying them
-    /// together costs far less. What arrives alone is not copied.
+    /// Joins the bytes that have arrived after `first` with it into one piece. A QUIC chunk is what
+    /// fits into a packet, and each would become an HTTP chunk, here and at the client; copying
+    /// them together costs far less. A single chunk is not copied.
     fn with_what_has_arrived(&mut self, first: Bytes, cx: &mut Context<'_>) -> Bytes {
         let mut gathered: Option<BytesMut> = None;
         loop {

@@ -1,5 +1,5 @@
-//! The fields of a hop's heads on the wire: one block of bytes, so that neither end allocates a text for
-//! each name and each value.
+//! The fields of a hop's heads on the wire: one block of bytes, so that neither end allocates a
+//! string for each name and each value.
 //!
 //! ```text
 //! name's LENGTH (2 bytes, big-endian), value's LENGTH (4 bytes), the name, the value; then the next
@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The two lengths before each field.
 const LENGTHS_BYTES: usize = 6;
 
-/// Fields in order. [`FieldBlock::into_headers`] checks those that a peer sent.
+/// Fields in order. [`FieldBlock::into_headers`] validates those of another peer.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct FieldBlock(Bytes);
 
@@ -80,8 +80,8 @@ impl FieldBlock {
     }
 }
 
-/// The lengths of the next name and value, both of which are there; `None` at the end, or where they
-/// are not.
+/// The lengths of the next name and value, if both are complete; `None` at the end, or if they are
+/// not.
 fn next_lengths(rest: &mut impl Buf) -> Option<(usize, usize)> {
     let (name, value) = (rest.try_get_u16().ok()?, rest.try_get_u32().ok()?);
     let (name, value) = (usize::from(name), usize::try_from(value).ok()?);
@@ -89,7 +89,7 @@ fn next_lengths(rest: &mut impl Buf) -> Option<(usize, usize)> {
 }
 
 impl fmt::Debug for FieldBlock {
-    /// The names alone: values may be secrets.
+    /// Only the names: values may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list()
             .entries(self.pairs().map(|(name, _)| name.escape_ascii().to_string()))

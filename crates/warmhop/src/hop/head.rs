@@ -1,4 +1,4 @@
-//! The heads of a hop, of the request and of the reply, as they are on the wire.
+//! The heads of a hop's request and reply in their wire format.
 
 use std::time::Duration;
 
@@ -25,12 +25,13 @@ pub(crate) enum HopKind {
     Wake,
     /// Execute it for a session that another peer owns.
     Exec { sid: SessionId, exec: Exec },
-    /// The receiver owns its session: do all that an entry peer does.
+    /// The receiver owns its session: do everything that an entry peer does.
     Forward(Forward),
-    /// For a service that peers offer to each other, not for an app. The service's name is in place of
+    /// For a service that peers offer to each other, not for an app. The service's name replaces
     /// the app's.
     Service,
-    /// Send it on to the copy of another peer, which holds its session: the entry peer does not hear it.
+    /// Forward it to the copy on another peer, which holds its session and which the entry peer
+    /// does not hear.
     Onward { to: Incarnation },
 }
 
@@ -38,7 +39,7 @@ pub(crate) enum HopKind {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Forward {
     pub(crate) sid: SessionId,
-    /// The members that the client's token names; absent where a key names the session.
+    /// The members in the client's token; absent if a key names the session.
     pub(crate) cfg: Option<Config>,
     pub(crate) owner: Incarnation,
     pub(crate) n: u64,
@@ -50,21 +51,21 @@ pub(crate) struct Forward {
     pub(crate) attempt: u64,
     /// How many more peers it may be forwarded to.
     pub(crate) hops_left: u8,
-    /// The newest version of the app that has served the session, as the client's token says.
+    /// The newest version of the app that has served the session, according to the client's token.
     pub(crate) version: Option<AppVersion>,
     /// The entry peer wants to own the session after this request.
     pub(crate) hand_over: Option<Incarnation>,
-    /// The entry peer does not hear the session's owner, or too few of its members: find it, or take it
-    /// over.
+    /// The entry peer does not hear the session's owner, or too few of its members: find the
+    /// session, or take it over.
     pub(crate) relay: Option<Relay>,
 }
 
-/// A request that another peer is asked to find the session for.
+/// A request for which another peer should find the session.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Relay {
     /// The peer that asks.
     pub(crate) by: Incarnation,
-    /// Whether the request makes the session where there is none.
+    /// Whether the request creates the session if there is none.
     pub(crate) begins: bool,
 }
 
@@ -82,7 +83,7 @@ pub(crate) struct HopHead {
     /// The body is a stream, which cannot be sent twice: it waits for [`ReplyHead::Go`]. With a
     /// field `Expect` it waits for a second one, which comes when the app asks for the body.
     pub(crate) asks_go: bool,
-    /// The copy there must not be older than this version, which the last news of it named.
+    /// The copy there must not be older than this version, which it had by its last news.
     pub(crate) counts_on: Option<AppVersion>,
 }
 
@@ -93,11 +94,11 @@ pub(crate) struct Load {
     pub(crate) latency_us: u32,
 }
 
-/// The version of the app that answered, among what is known of a response and not sent to clients.
+/// The version of the app that answered, which is not sent to clients.
 #[derive(Debug, Clone)]
 pub(crate) struct OfVersion(pub(crate) AppVersion);
 
-/// What to write about its session into the client's token.
+/// What the client's token should say about its session.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hint {
     /// Differs from the request's if that one was renewed.
@@ -113,18 +114,18 @@ pub(crate) enum ReplySession {
     None,
     /// The outcome of an execution.
     Done(ExecDone),
-    /// The owner committed it: what to write into the client's token.
+    /// The owner committed it: the contents for the client's token.
     Committed {
         hint: Hint,
         replayed: bool,
     },
-    /// The owner committed it, and the client is to have no session.
+    /// The owner committed it, and the client's session is to be removed.
     Cleared {
         replayed: bool,
     },
 }
 
-/// Why a hop was refused. No app has seen the request, but for [`AppFailed`](Self::AppFailed),
+/// Why a hop was refused. No app has seen the request, except with [`AppFailed`](Self::AppFailed),
 /// [`TooSlow`](Self::TooSlow), [`Problem`](Self::Problem) and [`Deposed`](Self::Deposed).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum HopRefusal {
@@ -144,8 +145,8 @@ pub(crate) enum HopRefusal {
     TooSlow { detail: String },
     /// Every place of the copy here is taken: no app has seen the request.
     Busy,
-    /// The copy here is older than the request counts on; this peer's news of it is included. No app has
-    /// seen the request.
+    /// The copy here is older than the request requires; this peer's news of it is included. No app
+    /// has seen the request.
     Older(Box<News>),
     /// The head was malformed.
     Malformed,
@@ -155,7 +156,7 @@ pub(crate) enum HopRefusal {
     /// Another peer took the session over while the request ran. The claim of the likely owner, which
     /// knows whether the request was applied.
     Deposed { to: Option<Ballot>, n: u64 },
-    /// The session's id was ended on purpose.
+    /// The session's id is no longer valid.
     Ended,
 }
 
@@ -185,7 +186,7 @@ impl From<SentProblem> for (u16, String, String, Option<u64>) {
 }
 
 impl HopKind {
-    /// What it asks for, in a word.
+    /// Its name in traces and logs.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Plain => "serve it",

@@ -1,9 +1,10 @@
-//! Services that peers offer to each other beside apps. Only other peers of the cluster can use them,
-//! over the same links as hops. By one of them the binary's admin listener answers for any peer.
+//! Services that peers offer to each other besides apps. Only other peers of the cluster can use
+//! them, over the same links as hops. The binary's admin listener uses one of them to answer for
+//! any peer.
 //!
-//! A service is asked by its name at one peer, at most 64 requests at a time; bodies stream
-//! both ways with back-pressure, as those of hops do. A request under way does
-//! not delay a drain: it is cut off when the peer leaves.
+//! A service is called by its name at one peer, at most 64 requests at a time; bodies stream both
+//! ways with back-pressure, as those of hops do. A request under way does not delay a drain: it is
+//! cut off when the peer leaves.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -51,12 +52,12 @@ pub enum AskPeerError {
         #[source]
         source: BoxError,
     },
-    /// The peer does not offer it, or answers as many as it can already.
+    /// The peer does not offer it, or is answering as many requests as it can.
     #[error("the peer {peer} does not answer: {reason}")]
     Refused {
         /// The peer.
         peer: PeerId,
-        /// What it said.
+        /// Its reason.
         reason: String,
     },
     /// The link broke before there was an answer; the service may have seen the request.
@@ -75,7 +76,7 @@ impl PeerServices {
         Self { by_name: RwLock::default(), places: Semaphore::new(AT_ONCE) }
     }
 
-    /// Offers `service` under `name`, in place of what was offered under it before.
+    /// Offers `service` under `name`, and replaces the one offered under it before.
     pub(crate) fn offer(&self, name: AppName, service: Service) {
         self.by_name.write().unwrap_or_else(PoisonError::into_inner).insert(name, service);
     }
@@ -172,7 +173,7 @@ pub(crate) async fn ask(
     }
 }
 
-/// A service as it is kept.
+/// A service in the form in which it is kept.
 pub(crate) fn boxed<S, F, E>(service: S) -> Service
 where
     S: Fn(Request<Body>) -> F + Send + Sync + 'static,

@@ -18,8 +18,8 @@ struct StoredResponse {
     body: Vec<u8>,
 }
 
-/// Collects a response to store it, if it is at most `bytes_max` long; the response goes on
-/// unchanged either way.
+/// Collects a response to store it, if it is at most `bytes_max` long; the response itself is
+/// passed on unchanged either way.
 pub(crate) async fn store_response(
     response: Response<Body>,
     bytes_max: usize,
@@ -50,7 +50,7 @@ pub(crate) async fn store_response(
     Ok((response, Stored::Response(encoded.as_ref().into())))
 }
 
-/// The stored response of a request that is repeated.
+/// The stored response, for a repeat of its request.
 pub(crate) fn restore_response(stored: &[u8]) -> Option<Response<Body>> {
     let stored: StoredResponse = wire::decode::<_, HEAD_BYTES_MAX>(stored).ok()?;
     let mut response = Response::new(Body::from(Bytes::from(stored.body)));

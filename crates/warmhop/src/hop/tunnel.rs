@@ -10,8 +10,8 @@ use crate::http::tunnels::Farewell;
 use crate::links::hop_body::{HopBodyReader, HopBodyWriter, HopPart};
 use crate::links::link::HopLease;
 
-/// Both directions of an upgraded connection that goes over a hop. Its link stays open for as long
-/// as the lease is held.
+/// Both directions of an upgraded connection over a hop. Its link stays open for as long as the
+/// lease is held.
 pub(crate) struct Tunnel {
     pub(crate) writer: HopBodyWriter,
     pub(crate) reader: HopBodyReader,
@@ -20,7 +20,7 @@ pub(crate) struct Tunnel {
     pub(crate) served_there: Option<Box<dyn Send + Sync>>,
 }
 
-/// How long an upgraded connection's client may go on sending once the app has closed its side.
+/// How long an upgraded connection's client may still send once the app has closed its side.
 const CLOSED_APP_GRACE: Duration = Duration::from_secs(2);
 
 /// Which end of a tunnel the app is at.
@@ -33,14 +33,14 @@ pub(crate) enum AppIs {
 }
 
 /// Runs both directions of an upgraded connection until both have ended. A client may close its
-/// side and keep receiving. An app that has closed its side receives nothing any more, so the client's
+/// side and keep receiving. An app that has closed its side receives nothing more, so the client's
 /// side ends soon after.
 async fn both_ways(from_client: impl Future<Output = ()>, from_app: impl Future<Output = ()>) {
     tokio::pin!(from_client, from_app);
     tokio::select! {
         () = &mut from_client => from_app.await,
         () = &mut from_app => {
-            // Running out of time is how it ends where the client just stays.
+            // A client that just stays runs into the timeout, which is a normal end.
             let _ = tokio::time::timeout(CLOSED_APP_GRACE, from_client).await;
         }
     }
@@ -99,7 +99,7 @@ pub(crate) async fn tunnel<IO>(
 {
     let cut = farewell.cut();
     let (from, to) = tokio::io::split(io);
-    // Only what goes to the client ends with the peer's own close.
+    // Only the bytes for the client end with the peer's own close.
     let never = Farewell::default();
     let (to_hop, to_io) = match app {
         AppIs::Near => (farewell, never),
@@ -119,7 +119,7 @@ pub(crate) async fn tunnel<IO>(
     }
 }
 
-/// Passes on what comes from the connection, and the `farewell` where the hop goes to the client.
+/// Copies the connection's bytes into the hop, and the `farewell` if the hop leads to the client.
 async fn into_hop<R>(mut from: R, mut writer: HopBodyWriter, mut farewell: Farewell)
 where
     R: tokio::io::AsyncRead + Unpin,
@@ -161,7 +161,8 @@ where
     let _ = writer.write_end(Bytes::new(), None).await;
 }
 
-/// Passes on what comes from the hop, and the `farewell` where the connection goes to the client.
+/// Copies the hop's bytes into the connection, and the `farewell` if the connection leads to the
+/// client.
 async fn out_of_hop<W>(mut reader: HopBodyReader, mut to: W, mut farewell: Farewell)
 where
     W: tokio::io::AsyncWrite + Unpin,
@@ -204,7 +205,7 @@ mod tests {
         let (client, _unread) = duplex(16);
         let (app, mut app_end) = duplex(1024);
         let joined = tokio::spawn(join(client, app, tunnels.farewell(Some(&websocket))));
-        // Frames without bytes, between any two of which the close could be sent; more than fits, so
+        // Frames without bytes, between any two of which the close could be sent; more than fit, so
         // that some have been read by then and are being written.
         app_end.write_all(&[0x82, 0].repeat(750)).await.unwrap();
         tunnels.closing.cancel();

@@ -1,5 +1,4 @@
-//! What becomes of an app that is to be started anew, is something else from now on, or is no app of
-//! this peer any more.
+//! Replaces an app's copy, changes its configuration, or removes it from this peer.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -14,8 +13,8 @@ use crate::app::{App, AppSpec};
 use crate::links::news::CopyNews;
 
 impl Slot {
-    /// Has a new copy start beside the one that serves, which it is to replace; where none runs,
-    /// starts one. Returns the number of that start.
+    /// Starts a new copy to replace the one that serves; if none runs, starts one. Returns the
+    /// number of that start.
     pub(crate) fn renew(self: &Arc<Self>) -> Result<u64, String> {
         let mut starting = self.starting();
         if let Some(why) = self.machine().why_not_renew() {
@@ -26,13 +25,13 @@ impl Slot {
         Ok(match (machine.next_attempt(), machine.state()) {
             (Some(next), _) => next,
             (None, AppState::Starting) => machine.attempt(),
-            // Once one of the former copies has ended.
+            // It starts once one of the former copies has ended.
             (None, _) => machine.starts() + 1,
         })
     }
 
-    /// The app is `spec` from here on, and `app` is what starts. With `renewed` what runs is
-    /// replaced by a new copy once that one is ready.
+    /// Sets the app's specification to `spec`, and what starts to `app`. With `renewed` a running
+    /// copy is replaced by a new one once that is ready.
     pub(crate) fn change(
         self: &Arc<Self>,
         spec: AppSpec,
@@ -64,18 +63,17 @@ impl Slot {
         self.carry_out(AppEvent::StopWanted(StopReason::Drain), &mut starting);
     }
 
-    /// Whether it is none of this peer's apps any more.
+    /// Whether this peer no longer has the app.
     pub(crate) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::SeqCst)
     }
 
-    /// Whether nothing of it runs, or is about to.
+    /// Whether none of its copies runs, or is about to.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.state(), AppState::Cold | AppState::Failed | AppState::Paused)
     }
 
-    /// The numbers of the starts that the copy which serves came of, and of the one that is to
-    /// replace it.
+    /// The number of the start of the copy that serves, and that of the copy that is to replace it.
     pub(crate) fn copies(&self) -> (Option<u64>, Option<u64>) {
         let serves = self.copy.load().as_ref().map(|copy| copy.attempt);
         (serves, self.machine().next_attempt())
@@ -102,10 +100,10 @@ impl Slot {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What other peers learn of the copy here.
+    /// The news about the copy here for other peers.
     pub(crate) fn copy_news(&self) -> CopyNews {
         let state = match self.state() {
-            // What still ends is of no use to anybody, and nothing will start.
+            // A copy that still ends is of no use to others, and none will start.
             AppState::Stopping if self.machine().is_paused() => AppState::Paused,
             state => state,
         };
@@ -118,13 +116,13 @@ impl Slot {
         }
     }
 
-    /// Tells the mesh of this app for the first time.
+    /// Announces this app to the mesh for the first time.
     pub(crate) fn announce(&self) {
         let _starting = self.starting();
         self.publish();
     }
 
-    /// Tells the mesh how it stands here.
+    /// Announces the app's state here to the mesh.
     pub(super) fn publish(&self) {
         // Another app may have its name by now.
         if !self.is_retired() {
@@ -137,7 +135,7 @@ impl Slot {
         matches!(self.state(), AppState::Ready | AppState::Starting)
     }
 
-    /// Why a wish to start it would not be heeded.
+    /// Why a request to start it would be ignored.
     pub(crate) fn why_not_start(&self, by: WantedBy) -> Option<String> {
         self.machine().why_not_start(by, self.clock.now()).map(|why| why.to_string())
     }

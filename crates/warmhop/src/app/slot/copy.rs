@@ -1,4 +1,4 @@
-//! One running copy of an app: who is in it, and how it ends.
+//! One running copy of an app: its requests, and how it ends.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -47,7 +47,7 @@ impl Drop for Awaiting<'_> {
 }
 
 impl Copy {
-    /// Whether it has begun an answer to anybody.
+    /// Whether it has begun an answer to any request.
     pub(super) fn has_served(&self) -> bool {
         self.answered.load(Ordering::Relaxed) > 0
     }
@@ -63,7 +63,7 @@ impl Copy {
         self.hangs.load(Ordering::SeqCst)
     }
 
-    /// Resolves once it was found to hang: what waits for it waits in vain.
+    /// Resolves once it was found to hang: requests that wait for it wait in vain.
     pub(crate) async fn given_up(&self) {
         let told = self.given_up.notified();
         tokio::pin!(told);
@@ -81,7 +81,7 @@ impl Copy {
         }
     }
 
-    /// Resolves when nothing is in flight. Taken out of service before, it stays so.
+    /// Resolves when nothing is in flight. If the copy is out of service already, that is final.
     pub(super) async fn emptied(&self) {
         loop {
             let idle = self.idle.notified();

@@ -1,6 +1,6 @@
-//! Asks a copy that is ready whether it can still serve, when the core says so, and carries out
-//! what follows. While all is well that costs a look at three counters twice a second, and each
-//! request a store and a count.
+//! Asks a ready copy whether it can still serve, when the core decides so, and carries out what
+//! follows. While all is well that costs a look at three counters twice a second, and each request
+//! a store and a count.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use warmhop_core::ids::Now;
 use crate::app::slot::{Copy, Slot};
 use crate::app::{Answer, AskFn};
 
-/// How often a copy's counters are looked at, where it is not asked more often.
+/// How often a copy's counters are read, unless it is asked more often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs until the copy is stopped or ends.

@@ -51,7 +51,7 @@ async fn what_is_told_last_is_what_holds() {
         let told = Arc::clone(&told);
         move |slot| {
             let state = slot.state();
-            // Time enough for the other worker to come between.
+            // This leaves time for the other worker to come between.
             std::thread::sleep(Duration::from_millis(2));
             told.lock().unwrap().push(state);
         }
@@ -63,7 +63,7 @@ async fn what_is_told_last_is_what_holds() {
         slot.tell(AppEvent::StopWanted(StopReason::Operator));
         comes_to(&slot, AppState::Cold).await;
     }
-    // The last of it was told once this is free.
+    // The last of it was announced once this is free.
     drop(slot.starting());
     let told = told.lock().unwrap();
     let round = [AppState::Starting, AppState::Ready, AppState::Stopping, AppState::Cold];
@@ -76,7 +76,7 @@ async fn a_start_that_is_given_up_as_it_succeeds_leaves_no_copy() {
     let slot = slot(counts.clone(), Box::new(|_| ()));
     for round in 0..5_000 {
         slot.wanted(WantedBy::Request);
-        // At one moment or another while the other worker starts it.
+        // At any moment while the other worker starts it.
         for _ in 0..round % 500 {
             std::hint::spin_loop();
         }
@@ -111,7 +111,7 @@ impl App for Counts {
     }
 }
 
-/// Ends first when it is stopped, and then has something left to do.
+/// It ends first when it is stopped, and then has work left to do.
 struct EndsFirst(Arc<AtomicBool>);
 
 #[async_trait::async_trait]

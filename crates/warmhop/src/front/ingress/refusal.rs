@@ -1,4 +1,4 @@
-//! How a client hears that its request is not served, in the form that it asked for.
+//! How a client learns that its request is not served, in the form that it asked for.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::observe::recall::Tracing;
 use crate::request::grpc;
 use crate::request::problem::{Audience, Problem};
 
-/// What of a request says how it is to be refused.
+/// The parts of a request that decide the form of its refusal.
 pub(crate) struct Asked {
     accept: HeaderMap,
     is_get: bool,
@@ -35,7 +35,7 @@ impl Asked {
 }
 
 impl Ingress {
-    /// The response to a request that is not served, which the log tells of as well.
+    /// The response to a request that is not served, which is logged as well.
     pub(crate) fn refusal(
         &self,
         problem: &Problem,

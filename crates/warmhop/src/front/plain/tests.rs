@@ -42,7 +42,7 @@ impl Answers for App {
 }
 
 fn streamed(frames: Vec<Result<Frame<Bytes>, BoxError>>) -> Body {
-    // Each comes by itself, as from a network.
+    // Each frame comes alone, as from a network.
     let frames = stream::iter(frames).then(|frame| async {
         tokio::task::yield_now().await;
         frame
@@ -54,8 +54,8 @@ fn data(text: &'static str) -> Result<Frame<Bytes>, BoxError> {
     Ok(Frame::data(Bytes::from_static(text.as_bytes())))
 }
 
-/// A body that knows its length and fails before it has all of it. Once it has failed there is
-/// nothing more to be read of it, and it says so.
+/// A body that knows its length and fails before it has all of it. Once it has failed it has
+/// nothing more to give, and says so.
 struct Short {
     first: Option<Bytes>,
     left: u64,
@@ -87,7 +87,7 @@ impl http_body::Body for Short {
     }
 }
 
-/// What an answer depends on.
+/// The parts of a request on which its answer depends.
 struct Asked {
     path: String,
     fields: String,
@@ -209,8 +209,8 @@ async fn by_both(io: DuplexStream) {
     }
 }
 
-/// What a client is answered that sends `text` in steps of `step` bytes, with the fields in order
-/// and without dates.
+/// The answers to a client that sends `text` in steps of `step` bytes, with the fields in order and
+/// without dates.
 async fn answers<S>(
     text: &[u8],
     step: usize,
@@ -222,7 +222,7 @@ where
     let (mut client, server) = duplex(1 << 20);
     let served = tokio::spawn(serving(server));
     for piece in text.chunks(step) {
-        // It may have ended the connection already.
+        // The server may have ended the connection already.
         if client.write_all(piece).await.is_err() {
             break;
         }
@@ -283,7 +283,7 @@ async fn whatever_is_asked_and_answered_a_client_sees_what_hyper_alone_would_sen
             (post("later"), get(path)),
             (get("chunks"), post(path)),
         ] {
-            // Behind it one that is usual again, and the last.
+            // It is followed by a common one, and the last.
             let text = format!("{before}{asked}{}{last}", get("whole"));
             let expected = answers(text.as_bytes(), text.len(), |io| by_hyper(io, None)).await;
             assert!(!expected.is_empty());
@@ -343,7 +343,7 @@ async fn a_head_without_an_end_is_left_to_hyper_in_time() {
     assert!(io.first.len() <= HEAD_BYTES_MAX + 2 * READ_BYTES, "{}", io.first.len());
 }
 
-/// Answers once it is told to.
+/// Answers once it gets a signal.
 struct Slow(App, Mutex<Option<oneshot::Receiver<()>>>);
 
 impl Answers for Slow {
@@ -376,7 +376,7 @@ async fn a_connection_that_is_to_end_does_so_when_it_is_idle_or_behind_its_answe
         let ends = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ends);
         let get = format!("GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n");
-        // A second request comes behind it, which is not taken any more.
+        // A second request follows it, which is not served.
         client.write_all(get.repeat(2).as_bytes()).await.unwrap();
         let served = tokio::spawn(async move {
             if let Left::Other { io, answer } = serve(server, &app, &told).await {
@@ -427,7 +427,7 @@ async fn a_connection_stays_here_behind_whatever_says_how_long_it_is() {
     }
 }
 
-/// Answers with a body that is longer than fits, and counts who asks for its pieces.
+/// Answers with a body that is longer than fits, and counts polls for its pieces.
 struct Endless(InFlight, Arc<AtomicUsize>);
 
 const PIECE: usize = 4096;
@@ -514,7 +514,7 @@ async fn an_answer_that_is_longer_than_it_says_is_cut_off_and_nothing_follows_it
     assert!(answer.ends_with("\r\n\r\none"), "{answer}");
 }
 
-/// Polls a future by hand, as often as it is called.
+/// Polls a future by hand, once for each call.
 fn by_hand<F: Future>(future: F) -> impl FnMut() -> Option<F::Output> {
     let mut future = Box::pin(future);
     move || {
