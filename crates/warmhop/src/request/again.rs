@@ -1,8 +1,8 @@
-//! A safe request that an app took and failed on, and which may be given to one other copy.
+//! Gives a safe request that an app took and failed on to one other copy.
 //!
-//! Where another copy is ready it goes there. Where none is, it waits for the next one only if the
-//! copy that failed has ended: an app that lives and fails is not asked again, and neither is a
-//! request that ends every copy sent to more than two of them.
+//! If another copy is ready, the request goes there. If none is, it waits for the next one only if
+//! the copy that failed has ended: an app that is alive and fails is not asked again, and a request
+//! that ends every copy reaches two of them at most.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::request::failed_at::FailedAt;
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::Problem;
 
-/// A connection ends before its process has: so long the news of that is waited for.
+/// A connection ends before its process does: the news of that end is waited for so long.
 const END_TOLD_WITHIN: Duration = Duration::from_millis(500);
 
 impl Node {
-    /// Places a request. Of one that came back from an app that failed, `failed_at` names the copy.
+    /// Places a request. If an app failed on it before, `failed_at` names the copy.
     pub(crate) async fn place_anew(
         &self,
         placing: &Placing<'_>,
@@ -31,7 +31,7 @@ impl Node {
         if placed.is_ok() || placing.failed.is_none() {
             return placed;
         }
-        // Once: the next to end on it is the last.
+        // Only once: if the request ends the next copy as well, it goes to no other.
         let Some(at) = failed_at.take() else { return placed };
         if !self.has_ended(placing.slot, &at).await {
             return placed;
@@ -42,7 +42,7 @@ impl Node {
         self.place(&first, waits, tracing).await
     }
 
-    /// Whether the copy has ended, as far as is known soon.
+    /// Whether the copy has ended, as far as that is known soon.
     async fn has_ended(&self, slot: &Slot, at: &FailedAt) -> bool {
         let is_over = || match at {
             FailedAt::Here(attempt) => !slot.holds_attempt(*attempt),

@@ -12,13 +12,13 @@ use crate::request::matches::{Matched, Matches};
 
 /// The apps of this peer.
 pub(crate) struct Apps {
-    /// Those that clients reach, in the order of the configuration.
+    /// The apps for clients, in the order of the configuration.
     pub(crate) slots: Vec<Arc<Slot>>,
-    /// Those that are none any more, and still end what they have begun.
+    /// Removed apps that still finish their requests.
     pub(crate) leaving: Vec<Arc<Slot>>,
-    /// Those that there are and the ones that keep registers.
+    /// The apps for clients, and those that keep registers.
     by_name: HashMap<AppName, Arc<Slot>>,
-    /// What requests the slots answer.
+    /// Which requests the slots answer.
     matches: Matches,
 }
 
@@ -38,7 +38,7 @@ impl Apps {
         self.by_name.get(name)
     }
 
-    /// What is said of a name that none of them has.
+    /// The error for a name that no app has.
     pub(crate) fn unknown(&self, name: &AppName) -> ControlError {
         let names: Vec<&str> = self.slots.iter().map(|slot| slot.name().as_str()).collect();
         ControlError::UnknownApp { name: name.to_string(), known: names.join(", ") }

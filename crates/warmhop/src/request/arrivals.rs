@@ -1,4 +1,4 @@
-//! What reaches this peer from others: hops, news, sessions' messages and word of who lives.
+//! What other peers send here: hops, news, session messages and changes of liveness.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ impl NetHandler for Node {
         send: quinn::SendStream,
         recv: quinn::RecvStream,
     ) -> BoxFuture<'static, ()> {
-        // From now on, not from when the task is next run: a peer that leaves waits for it.
+        // Counted from now on, not from when the task first runs: a peer that leaves waits for it.
         let counted = self.tunnels.hops.token();
         async move {
             self.receive(from, send, recv, counted).await;

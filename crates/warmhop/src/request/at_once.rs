@@ -1,5 +1,5 @@
-//! Operations on registers at their owner. They wait for nothing, so one is executed in the very step
-//! in which it is its request's turn.
+//! Operations on registers at their owner. They wait for nothing, so each is executed in the very
+//! step in which its request gets its turn.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use crate::request::registers::operation::{Answer, FRAME_BYTES_MAX, Operation, e
 use crate::sessions::store::InLine;
 
 impl Node {
-    /// Executes the operation of a request whose turn it is; `None` where it could not begin, or the
-    /// record that it would have begun from is not here: what then happens, the line tells.
+    /// Executes the operation of a request whose turn it is; `None` if it could not begin, or the
+    /// record that it would begin from is not here: the line then reports what happens.
     pub(crate) fn operate(
         &self,
         line: &mut InLine,
@@ -70,7 +70,7 @@ fn operated(
     Ok((Outcome::from(done), Some(answer)))
 }
 
-/// A response as another peer is sent it: what answers an operation is its body there.
+/// A response in the form for another peer: the answer to an operation becomes its body.
 pub(crate) fn as_sent(mut response: Response<Body>) -> Result<Response<Body>, BoxError> {
     if let Some(answer) = response.extensions_mut().remove::<Answer>() {
         let bytes = wire::encode(&answer, 2 * FRAME_BYTES_MAX)?;

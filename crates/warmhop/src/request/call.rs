@@ -30,21 +30,21 @@ use crate::request::lent::Home;
 /// that it can be sent again.
 pub(crate) const SMALL_BODY_BYTES_MAX: usize = 16 * 1024;
 
-/// How long a small body that need not be whole is waited for: the app may answer a client that
-/// waits for that before it sends the rest.
+/// How long to wait for a small body that need not be complete: the app may answer first, and the
+/// client may wait for that answer before it sends the rest.
 const SMALL_BODY_WITHIN: Duration = Duration::from_millis(100);
 
 /// What is left of a request's body.
 pub(crate) enum CallBody {
     /// All of it.
     Whole(Bytes),
-    /// A stream, until it was given away.
+    /// A stream, until it was handed out.
     Stream(Option<Body>),
-    /// A stream that an app here was given, and that may come back.
+    /// A stream that an app here got, and that may come back.
     Lent(Home),
 }
 
-/// One request for one app; its fields are those that the app shall see.
+/// One request for one app, with the fields that the app is to see.
 pub(crate) struct Call {
     pub(crate) id: RequestId,
     pub(crate) method: Method,
@@ -56,20 +56,20 @@ pub(crate) struct Call {
     pub(crate) on_upgrade: Option<OnUpgrade>,
     /// An earlier attempt may have reached an app.
     pub(crate) may_have_run: bool,
-    /// The copy that took it and failed, last.
+    /// The copy that last took it and failed.
     pub(crate) failed_at: Option<FailedAt>,
-    /// Tells this request from its client's repeats, on whichever peer it is served.
+    /// Distinguishes this request from its client's repeats, on any peer that serves it.
     pub(crate) attempt: u64,
     /// How it has waited for a copy of the app.
     pub(crate) waits: Waits,
     /// The newest version of the app that has served its session.
     pub(crate) version: Option<AppVersion>,
-    /// No older one is to carry it out here, but another peer.
+    /// If the version here is older than this, another peer has to run it.
     pub(crate) counts_on: Option<AppVersion>,
 }
 
 impl Call {
-    /// The bytes of a body that has none, or is in memory and small; else the body again.
+    /// The bytes of an empty body, or of a small one in memory; otherwise the body itself.
     pub(crate) fn gathered(mut body: Body) -> Result<Bytes, Body> {
         use http_body::Body as _;
         if body.size_hint().exact() == Some(0) {
@@ -79,7 +79,7 @@ impl Call {
     }
 
     /// Reads a body that is small, or one of at most `bytes_max` bytes if `want_whole`, into
-    /// memory; a longer one stays a stream, and so does a small one that is long in coming.
+    /// memory; a longer one stays a stream, and so does a small one that is slow to arrive.
     pub(crate) async fn gather(
         mut body: Body,
         want_whole: Option<usize>,
@@ -111,7 +111,7 @@ impl Call {
             let Some(frame) = frame else { break };
             let data = match frame?.into_data() {
                 Ok(data) => data,
-                // Trailers cannot be kept in a whole body: pass all of it on as a stream.
+                // Trailers cannot be kept in a whole body: the body is passed on as a stream.
                 Err(trailers) => {
                     let read = vec![collected.freeze()];
                     let rest = http_body_util::StreamBody::new(futures_util::stream::iter([Ok::<
@@ -151,12 +151,12 @@ impl Call {
         fields::is_safe(&self.method) && self.is_sendable() && !self.may_have_run
     }
 
-    /// Whether the copy that serves here has had it and failed.
+    /// Whether the copy that serves here took it and failed.
     pub(crate) fn failed_here(&self, slot: &Slot) -> bool {
         self.failed_at.as_ref().is_some_and(|at| at.serves_here(slot))
     }
 
-    /// Whether it is one of those that the app is started for.
+    /// Whether it may start the app.
     pub(crate) fn wakes(&self, policy: &WakePolicy) -> bool {
         policy.is_for_all() || policy.wakes(user_agent(&self.fields), self.target.path())
     }
@@ -169,7 +169,7 @@ impl Call {
         }
     }
 
-    /// The body for an app here, which may turn out to have seen nothing of it.
+    /// The body for an app here, which may turn out not to have received any of it.
     fn lend_body(&mut self) -> Option<Body> {
         let body = self.take_body()?;
         if matches!(self.body, CallBody::Whole(_)) {
@@ -180,14 +180,14 @@ impl Call {
         Some(lent)
     }
 
-    /// A body that was not sent after all.
+    /// Puts back a body that was not sent after all.
     pub(crate) fn put_back(&mut self, body: Body) {
         if !self.is_sendable() {
             self.body = CallBody::Stream(Some(body));
         }
     }
 
-    /// The request as an app on this peer gets it; `None` once its stream was given away.
+    /// The request for an app on this peer; `None` once its stream was handed out.
     pub(crate) fn make_request(
         &mut self,
         session: Option<&Session>,
@@ -200,7 +200,7 @@ impl Call {
         *request.headers_mut() = self.fields.clone();
         if let Some(protocol) = &self.upgrade {
             fields::put_upgrade(request.headers_mut(), protocol.clone());
-            // It has no body, and must not announce one.
+            // Its body is empty, and must not be announced.
             request.headers_mut().remove(CONTENT_LENGTH);
             if let Some(on_upgrade) = &self.on_upgrade {
                 request.extensions_mut().insert(on_upgrade.clone());
@@ -218,7 +218,7 @@ impl Call {
         Some(request)
     }
 
-    /// How far the body of a request to an app here comes, where it comes piece by piece.
+    /// Follows the progress of a streamed body to an app here.
     pub(crate) fn watch_upload(&self, request: &mut Request<Body>) -> Option<Arc<Upload>> {
         if !matches!(self.body, CallBody::Lent(_)) {
             return None;
@@ -228,7 +228,7 @@ impl Call {
         Some(upload)
     }
 
-    /// The request as another peer gets it; `None` once its stream was given away.
+    /// The request for another peer; `None` once its stream was handed out.
     pub(crate) fn make_hop(
         &mut self,
         app: &AppName,
@@ -250,7 +250,7 @@ impl Call {
         Some(HopRequest { head, body })
     }
 
-    /// A digest of what a repeat under the same key must have in common.
+    /// A digest of everything that a repeat with the same key must have in common.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut context = ring::digest::Context::new(&ring::digest::SHA256);
         for part in [self.method.as_str().as_bytes(), b" ", self.target.as_str().as_bytes(), b"\n"]
@@ -266,7 +266,7 @@ impl Call {
     }
 }
 
-/// What the client's program calls itself.
+/// The `User-Agent` of the client's program.
 pub(crate) fn user_agent(fields: &HeaderMap) -> &[u8] {
     fields.get(USER_AGENT).map_or(&[], HeaderValue::as_bytes)
 }

@@ -1,5 +1,5 @@
 //! The carried form of a session, the field `Warmhop-Session` between a peer and an app: an RFC
-//! 9651 byte sequence, with the parameter `renew` where the app gives the session a new id.
+//! 9651 byte sequence, with the parameter `renew` if the app gives the session a new id.
 
 use base64::Engine;
 use base64::engine::DecodePaddingMode;
@@ -18,7 +18,7 @@ use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 use crate::request::problem::Problem;
 
-/// Padding may be left out, and is not checked (RFC 9651 section 4.2.7).
+/// Padding is optional, and is not checked (RFC 9651 section 4.2.7).
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -26,7 +26,7 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What an app's response says of its client's session.
+/// What an app's response changes about its client's session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Carried {
     /// The new state; empty: it is cleared.
@@ -40,8 +40,8 @@ pub(crate) fn to_field(state: &[u8]) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!(":{}:", STANDARD.encode(state))).ok()
 }
 
-/// Takes the field out of a response's: `None` where it has none, and as an error what is out of
-/// form, or there twice.
+/// Removes the field from a response: `None` if there is none, and an error if it is malformed or
+/// occurs twice.
 pub(crate) fn take(headers: &mut HeaderMap) -> Option<Result<Carried, &'static str>> {
     let mut values = headers.get_all(SESSION_FIELD).iter();
     let first = values.next()?;
@@ -60,8 +60,8 @@ fn read(value: &HeaderValue) -> Option<Carried> {
     Some(Carried { state, renew: renews(parameters)? })
 }
 
-/// Whether the parameters say `renew`; `None` where they are malformed (RFC 9651 section 4.2.3.2).
-/// Of two of one name, the last one counts; others mean nothing here.
+/// Whether the parameters contain `renew`; `None` if they are malformed (RFC 9651 section 4.2.3.2).
+/// Of two with one name, the last one counts; others are ignored.
 fn renews(mut text: &str) -> Option<bool> {
     let mut renew = false;
     while let Some(rest) = text.strip_prefix(';') {
@@ -89,7 +89,7 @@ fn renews(mut text: &str) -> Option<bool> {
     text.is_empty().then_some(renew)
 }
 
-/// Where the bare item ends that `text` begins with (RFC 9651 section 4.2.3.1).
+/// The end of the bare item that `text` begins with (RFC 9651 section 4.2.3.1).
 fn bare_item_ends(text: &str) -> Option<usize> {
     let up_to =
         |allowed: fn(char) -> bool| text[1..].find(|c| !allowed(c)).map_or(text.len(), |at| at + 1);
@@ -122,16 +122,16 @@ fn quoted_ends(text: &str, from: usize) -> Option<usize> {
     None
 }
 
-/// From how many bytes on our field may be what an app's server refuses a request for: the fields
-/// of a browser alone have as many.
+/// From this size on our field may be the reason why an app's server refuses a request: a browser's
+/// own fields take as much.
 const LARGE_FIELD_BYTES: usize = 2 * 1024;
 
-/// How a larger state is kept than a field carries.
+/// How to keep a larger state than a field can carry.
 const WAY_OUT: &str = "keep it by the Redis-speaking endpoint ([session] redis), which takes 1 MiB a \
                        key, and carry a reference";
 
 impl Node {
-    /// Leaves in `session` what the app's field says.
+    /// Stores the contents of the app's field in `session`.
     pub(crate) fn set_carried(
         &self,
         slot: &Slot,
@@ -157,9 +157,9 @@ impl Node {
         Err(LocalError::Problem(Box::new(Problem::new(ProblemKind::SessionTooLarge, detail))))
     }
 
-    /// The problem for the client where the app's server refused a request that our field made too
-    /// large: 431 (RFC 6585 section 5), or 400 with the connection closed, as servers answer what
-    /// they do not read to the end.
+    /// The problem for the client if the app's server refused a request because our field made it
+    /// too large: 431 (RFC 6585 section 5), or 400 with the connection closed, as servers answer
+    /// what they do not read to the end.
     pub(crate) fn field_refused(
         &self,
         slot: &Slot,

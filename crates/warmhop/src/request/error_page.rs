@@ -1,6 +1,6 @@
-//! The page that a browser is shown where a request cannot be served: complete in itself, in plain
-//! words, and trying again by itself where it is known when that is worth it. The operator who embeds or runs
-//! a peer may have a page of their own.
+//! The page that a browser gets if its request cannot be served: self-contained, in plain words,
+//! and trying again by itself if it is known when that is worthwhile. Operators and embedders may
+//! replace it.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -14,24 +14,24 @@ use http::header::{
 
 const PAGE: &str = include_str!("error.html");
 
-/// The page, of this name in the configuration or the mesh's own.
+/// The page: a custom one, or the mesh's own.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ErrorPage(Option<Arc<str>>);
 
-/// What a page shows.
+/// The contents of a page.
 pub(crate) struct Shown<'a> {
     pub(crate) status: StatusCode,
-    /// What happened, for readers who may know of the mesh's inside.
+    /// What happened, for readers who may know about the mesh's inside.
     pub(crate) detail: &'a str,
-    /// The request's id, for the same.
+    /// The request's id, for the same readers.
     pub(crate) id: &'a str,
-    /// When to try again, where doing so repeats nothing but the view of a page.
+    /// When to try again, if that repeats nothing but the view of a page.
     pub(crate) again: Option<Duration>,
 }
 
 impl ErrorPage {
-    /// A page of one's own, in which `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and
-    /// `{again}` (an element of the head that loads the page anew) stand for what happened.
+    /// A custom page, in which `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and `{again}`
+    /// (an element of the head that reloads the page) are replaced.
     pub(crate) fn of(page: String) -> Self {
         Self(Some(page.into()))
     }
@@ -55,7 +55,7 @@ impl ErrorPage {
         let mut headers = HeaderMap::new();
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if let Some(page) = &self.0 {
-            // What its author loads from elsewhere is the author's affair.
+            // If its author loads resources from elsewhere, that is the author's decision.
             return (filled(page, &values), headers);
         }
         headers.insert(CONTENT_SECURITY_POLICY, POLICY.clone());
@@ -68,7 +68,8 @@ pub(crate) fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// `page` with each `{name}` replaced. In one pass, so that nothing in a value is replaced.
+/// `page` with each `{name}` replaced. It takes one pass, so that nothing inside a value is
+/// replaced.
 fn filled(page: &str, values: &[(&str, &str)]) -> String {
     let mut full = String::with_capacity(page.len() + 256);
     let mut rest = page;
@@ -93,7 +94,7 @@ fn filled(page: &str, values: &[(&str, &str)]) -> String {
     full
 }
 
-/// A headline, and what it means for the person who reads it.
+/// A headline, and its meaning for the person who reads it.
 pub(crate) fn in_plain_words(status: StatusCode, again: bool) -> (&'static str, &'static str) {
     match status.as_u16() {
         404 => ("There is nothing here", "Check the address, or go back to where you came from."),

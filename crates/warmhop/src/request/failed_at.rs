@@ -7,7 +7,7 @@ use crate::app::slot::Slot;
 /// The copy that failed on a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FailedAt {
-    /// The one here that came of this attempt.
+    /// The one here from this start attempt.
     Here(u64),
     /// The one on this peer.
     There(PeerId),

@@ -1,4 +1,4 @@
-//! A request of a session that another peer owns: sent to that one, or served for the one that sent it.
+//! A request of a session that another peer owns: forwarded to that peer, or served for the sender.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ impl Node {
         to: &PeerId,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        // Its client has come here, and may stay: what is not ready here begins to be.
+        // Its client has come here, and may stay: if the app is not ready here, it starts.
         let slot = portable.slot;
         let is_cold = !slot.keeps_registers && slot.state() != AppState::Ready;
         if is_cold && portable.arrived == Arrived::AtFrontDoor && !self.is_draining() {
@@ -82,9 +82,9 @@ impl Node {
             }
             Err(error) => {
                 match self.after_failed_hop(portable.slot, call, to, error, portable.keyed) {
-                    // The owner is not reached: the peer that is asked next takes over.
+                    // The owner is out of reach: the peer that is asked next takes over.
                     Ok(_) => LineEnd::Elsewhere(None),
-                    // Nor is it run again there, but its session may know what became of it.
+                    // It is not run again there either, but its session may know its outcome.
                     Err(_) if portable.runs_once() => {
                         call.may_have_run = true;
                         LineEnd::Elsewhere(None)
@@ -95,7 +95,8 @@ impl Node {
         }
     }
 
-    /// Serves a request for another peer, which does not hear its owner or too few of its members.
+    /// Serves a request for another peer, which does not hear the session's owner or too few of its
+    /// members.
     async fn serve_relayed(
         &self,
         slot: &Arc<Slot>,
@@ -118,8 +119,8 @@ impl Node {
         served.map_err(|problem| as_refusal(&portable.problem_for_client(problem, call, unsure)))
     }
 
-    /// As [`Node::serve_relayed`], where a token names the session. Whether a new one takes the place of
-    /// one that cannot be had is for the peer to decide that the client reached.
+    /// As [`Node::serve_relayed`], if a token names the session. Whether a new session replaces one
+    /// that is lost is decided by the peer that the client reached.
     async fn serve_relayed_token(
         &self,
         portable: &Portable<'_>,
@@ -211,7 +212,8 @@ impl Node {
         self.tell_entry(&portable, call, forward, end)
     }
 
-    /// Who owns the session of a request that was forwarded by way of this peer, where this one hears it.
+    /// The owner of the session of a request that was forwarded by way of this peer, if this peer
+    /// hears it.
     fn way_on(&self, key: &SessionKey, forward: &Forward) -> Option<Incarnation> {
         let (view, owner) = (self.view(), forward.owner);
         let here = self.here(&view);
@@ -219,7 +221,7 @@ impl Node {
         known.unwrap_or_else(|| way_on(None, owner, &here))
     }
 
-    /// Whether the request was forwarded by way of this peer in vain: whoever sent it keeps its body.
+    /// Whether this peer cannot forward the request either: then its sender keeps the body.
     pub(crate) fn is_no_way(&self, app: &AppName, forward: &Forward) -> Option<HopRefusal> {
         let key = SessionKey { app: app.clone(), sid: forward.sid };
         if forward.relay.is_some() || forward.owner == self.incarnation {
@@ -234,7 +236,7 @@ impl Node {
         Some(HopRefusal::NotOwner { claim, cfg })
     }
 
-    /// Sends a request to its session's owner for another peer, which does not hear that one.
+    /// Forwards a request to its session's owner for another peer, which does not hear the owner.
     async fn send_on(
         &self,
         slot: &Arc<Slot>,
@@ -258,7 +260,7 @@ impl Node {
         self.tell_entry(&portable, call, forward, end)
     }
 
-    /// The reply for the peer that forwarded a request, by how it ended here.
+    /// The reply to the peer that forwarded a request, by how the request ended here.
     fn tell_entry(
         &self,
         portable: &Portable<'_>,
@@ -276,11 +278,11 @@ impl Node {
         };
         match end {
             LineEnd::Served(served) => Ok(*served),
-            // Whoever forwarded it may know more.
+            // The peer that forwarded it may know more.
             LineEnd::Failed(Failure::Lost { ran: false }) if !self.newborn_for().is_zero() => {
                 Err(HopRefusal::NotOwner { claim: None, cfg: None })
             }
-            // A peer that hears `NotOwner` goes on as if no app had seen the request.
+            // A peer that gets `NotOwner` continues as if no app had seen the request.
             LineEnd::Elsewhere(to) if portable.runs_once() && call.may_have_run => {
                 Err(HopRefusal::Deposed { to, n: forward.n })
             }

@@ -1,7 +1,7 @@
-//! The status that a gRPC client gets where HTTP alone would leave it guessing: a call whose stream
-//! breaks ends with a status in its trailers, and a refusal is a status rather than a page.
+//! The gRPC status where HTTP alone would leave a client guessing: a call whose stream breaks ends
+//! with a status in its trailers, and a refusal is a status rather than a page.
 //!
-//! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md> has the form.
+//! <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md> specifies the form.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -20,7 +20,8 @@ const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// `UNAVAILABLE`: the call may be tried again.
 const UNAVAILABLE: &str = "14";
 
-/// Whether a message is of a gRPC call. gRPC-Web, which frames its trailers itself, is not meant.
+/// Whether a message belongs to a gRPC call. gRPC-Web does not count, since it frames its trailers
+/// itself.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| {
         let kind = kind.as_bytes().to_ascii_lowercase();
@@ -29,7 +30,7 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Turns a problem's response into one of trailers only, keeping the fields that say more.
+/// Turns a problem's response into one of trailers only, and keeps the fields with details.
 pub(crate) fn refusal(problem: &Problem, reveal: bool, response: &mut Response<Body>) {
     let code = match problem.status() {
         StatusCode::BAD_REQUEST => "13",
@@ -92,7 +93,7 @@ impl http_body::Body for Call {
     }
 }
 
-/// A text as `grpc-message` has it: percent-encoded where it is not printable ASCII.
+/// A text in the form of `grpc-message`: percent-encoded except for printable ASCII.
 fn message(text: &str) -> HeaderValue {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,6 +1,6 @@
-//! The renewal of a session's id: what the session holds goes on under a new id, its *heir*, before
-//! the old one is ended, so that at no moment it can be lost by a peer that dies. The response
-//! leaves once both are chosen.
+//! The renewal of a session's id: the session's contents are stored under a new id, its *heir*,
+//! before the old one is ended, so that no crash of a peer can lose them. The response leaves once
+//! both changes are chosen.
 
 use std::sync::Arc;
 
@@ -18,8 +18,7 @@ use crate::sessions::events::Event;
 use crate::sessions::store::InLine;
 
 impl Node {
-    /// Tells the session's machine what came of running a request, once its heir is there where it
-    /// has one.
+    /// Reports the outcome of a run to the session's machine, once its heir exists if there is one.
     pub(crate) async fn conclude(
         &self,
         portable: &Portable<'_>,
@@ -39,7 +38,7 @@ impl Node {
         }
     }
 
-    /// Makes the heir where `done` ends the session's id, and writes it down there.
+    /// Creates the heir if `done` ends the session's id, and records it there.
     async fn with_heir(
         &self,
         portable: &Portable<'_>,
@@ -51,7 +50,7 @@ impl Node {
             return Ok(ExecDone::Changed { body, voted: false });
         }
         if portable.drawn {
-            // No token of it has left: there is nobody to end it for.
+            // No token of it has left, so no client could use the old id.
             Arc::make_mut(&mut body).ended = None;
             return Ok(ExecDone::Changed { body, voted: false });
         }
@@ -67,7 +66,7 @@ impl Node {
         Ok(ExecDone::Changed { body, voted: false })
     }
 
-    /// Draws the session that goes on from `body`, and waits until it is chosen.
+    /// Creates the session that continues `body`, and waits until it is chosen.
     async fn make_heir(&self, key: &SessionKey, body: &Body) -> Result<Heir, Problem> {
         let failed = |why: &str| outcome_unknown(&format!("the session's new id {why}"));
         let new = SessionKey { app: key.app.clone(), sid: SessionId(rand::random()) };
@@ -99,7 +98,7 @@ impl Node {
         };
         let line = self.store.enqueue(&new, submit, Enter::AsOwner);
         let mut line = line.ok_or_else(|| failed("finds no room on this peer"))?;
-        // Turns are given once its first record is chosen.
+        // The first turn comes once its first record is chosen.
         let Event::Turn = line.next().await else {
             return Err(failed("was not stored by a majority of the peers asked to hold it"));
         };
@@ -108,9 +107,9 @@ impl Node {
         Ok(Heir { sid: new.sid, cfg: hint.cfg, owner: hint.owner, n: hint.n })
     }
 
-    /// Says in `served` what the client's token should name after a request that was committed, or
-    /// answered from what was stored. Where the session's id was ended, only the request that ended
-    /// it is told of the heir.
+    /// Sets in `served` what the client's token should name after a request that was committed, or
+    /// answered from the stored response. If the session's id was ended, only the request that
+    /// ended it learns of the heir.
     pub(crate) fn name_session(
         &self,
         portable: &Portable<'_>,

@@ -30,7 +30,7 @@ use crate::request::serve::{RanHere, Served, ServedBy, Upgrade};
 use crate::sessions::events::Event;
 use crate::sessions::store::{Begun, InLine, NoRoom};
 
-/// A request in line, and how far it has come.
+/// A request in line, and its progress.
 struct Standing {
     line: InLine,
     /// Where it runs, if that was chosen before its turn.
@@ -40,7 +40,7 @@ struct Standing {
     reruns: Reruns,
     /// The peers that were asked and did not serve it.
     tried: Vec<PeerId>,
-    /// What the client gets where no other copy can be asked.
+    /// The client's problem if no other copy can be asked.
     failed: Option<Problem>,
     /// The answer that leaves once its change is committed.
     held: Option<Served>,
@@ -66,8 +66,8 @@ impl Standing {
         }
     }
 
-    /// Has its run at `executor` begin. Returns the order at once where that is this peer, `me`; the
-    /// line brings it otherwise.
+    /// Begins its run at `executor`. Returns the order at once if that is this peer, `me`;
+    /// otherwise the line delivers it.
     fn begin(&mut self, executor: Incarnation, me: Incarnation) -> Option<Order> {
         if executor != me {
             self.line.begin(executor);
@@ -83,7 +83,7 @@ impl Standing {
         }
     }
 
-    /// Notes how an execution ended. The error is what the client gets.
+    /// Notes how an execution ended. The error is the client's problem.
     fn ran(
         &mut self,
         ran: Result<Option<Served>, Problem>,
@@ -112,12 +112,13 @@ impl Standing {
 struct Order {
     executor: Incarnation,
     exec: Exec,
-    /// What it runs on, where this peer has begun it already.
+    /// The body that it runs on, if this peer has begun it already.
     base: Option<Arc<Body>>,
 }
 
 impl Node {
-    /// Waits for the request's turn, has it run as `run` says, and waits until that is committed.
+    /// Waits for the request's turn, runs it as `run` says, and waits until its change is
+    /// committed.
     ///
     /// The executions are awaited in here: one more future around them would move all of theirs.
     pub(crate) async fn stand_in_line(
@@ -161,7 +162,7 @@ impl Node {
                             }
                         }
                     };
-                    // A peer that vanished between two lines runs nothing: choose anew.
+                    // A peer that vanished between two lines runs nothing: choose again.
                     let Some(executor) = self.incarnation_at(&place) else {
                         return LineEnd::Elsewhere(None);
                     };
@@ -201,7 +202,7 @@ impl Node {
         }
     }
 
-    /// Commits that nobody knows the request's outcome, and holds the answer that says so.
+    /// Commits that the request's outcome is unknown, and holds the answer that reports so.
     fn commit_unknown(
         &self,
         standing: &mut Standing,
@@ -218,7 +219,7 @@ impl Node {
         standing.line.executed(done.map_or(Outcome::Failed, Outcome::from));
     }
 
-    /// Carries out an operation on a register, whose owner this peer is.
+    /// Executes an operation on a register that this peer owns.
     fn operate_in_line(
         &self,
         standing: &mut Standing,
@@ -236,7 +237,7 @@ impl Node {
         Ok(())
     }
 
-    /// The life of the peer at `place`; `None` where it is gone.
+    /// The life of the peer at `place`; `None` if it is gone.
     fn incarnation_at(&self, place: &Place) -> Option<Incarnation> {
         match place {
             Place::Here => Some(self.incarnation),
@@ -258,7 +259,7 @@ impl Node {
         LineEnd::Served(Box::new(served))
     }
 
-    /// The end of a request that was applied before: its answer of then, if that was kept.
+    /// The end of a request that was applied before: its stored answer, if there is one.
     fn replay(
         &self,
         portable: &Portable<'_>,
@@ -274,7 +275,7 @@ impl Node {
         }
     }
 
-    /// Puts a request in line again whose execution failed, where the core allows it.
+    /// Puts a request whose execution failed in line again, if the core allows it.
     fn after_failure(
         &self,
         standing: &mut Standing,
@@ -324,7 +325,7 @@ impl Node {
         Ok((ran, done.ok_or_else(no_room)?))
     }
 
-    /// Runs the app here on `base`, as an order that may run says.
+    /// Runs the app here on `base`, for an order that may run.
     async fn run_on(
         &self,
         slot: &Arc<Slot>,
@@ -352,9 +353,9 @@ impl Node {
             self.set_carried(slot, &session, field)?;
         }
         let mut changed = session.close();
-        // A register that is deleted may be made again under its key.
+        // A deleted register may be created again under its key.
         let ends = session.ends() && !slot.keeps_registers;
-        // Used, so it lives on: an unchanged session whose time is half over is written anew.
+        // Its use extends its life: an unchanged session whose time is half over is written again.
         let uses_up = changed.is_none() && state.is_some() && !slot.keeps_registers;
         if uses_up && base.is_half_over(exec, ttl) {
             changed = Some(state);
@@ -423,12 +424,12 @@ impl Node {
                 line.executed(Outcome::Failed);
                 Ok(None)
             }
-            // The app went away before it saw the request: the next turn routes anew.
+            // The app went away before it saw the request: the next turn routes it again.
             Err(LocalError::NotReady) if call.is_sendable() => {
                 line.executed(Outcome::Failed);
                 Ok(None)
             }
-            // It hung and was ended: the next one is asked.
+            // It hung and was ended: the next copy is asked.
             Err(LocalError::TooSlow(_))
                 if fields::is_safe(&call.method)
                     && call.is_sendable()
@@ -498,13 +499,13 @@ impl Node {
                 line.executed(Outcome::Failed);
                 Err(from_refusal(sent))
             }
-            // What it told of its load says that it need not be asked again soon.
+            // Its reported load shows that it need not be asked again soon.
             Err(HopError::Refused(HopRefusal::Busy, ..)) if call.is_sendable() => {
                 reruns.had_no_place();
                 line.executed(Outcome::Failed);
                 Ok(None)
             }
-            // It is known for what it is now.
+            // Its version is known now.
             Err(HopError::Refused(HopRefusal::Older(_), ..))
                 if call.is_sendable() && self.counts_on(slot, &to, call).is_none() =>
             {
@@ -521,7 +522,7 @@ impl Node {
     }
 }
 
-/// What came of a run here, not written down yet.
+/// The outcome of a run here, not committed yet.
 struct Came {
     base: Arc<Body>,
     changed: Option<Option<Arc<[u8]>>>,
@@ -542,7 +543,7 @@ impl Came {
     }
 }
 
-/// How far what came of a run is.
+/// How far the outcome of a run has come.
 enum Done {
     Came(Came),
     WrittenDown(ExecDone),

@@ -1,5 +1,5 @@
-//! Which copies hold the sessions that apps have ids of their own for, as far as this peer has
-//! learnt it lately: a shortcut to the registers that say so.
+//! Which copies hold the sessions that are known by an app's own ids, as far as this peer has
+//! learnt it lately: a cache of the registers that record it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,24 +9,24 @@ use serde::{Deserialize, Serialize};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId, WallTime};
 use warmhop_core::version::AppVersion;
 
-/// How many ids a peer remembers; beyond that it asks for them anew.
+/// How many ids a peer remembers; others are read from their registers again.
 const KNOWN_IDS_MAX: usize = 65_536;
-/// How long what was learnt is believed. While a session is used its register is read this often, which
-/// puts its end off.
+/// How long a cached entry is used. While a session is in use its register is read this often,
+/// which extends the register's life.
 const KNOWN_FOR: Duration = Duration::from_secs(10);
 
-/// An id of an app's: a digest, so that nobody who sees the key can use the session.
+/// An app's own id: a digest, so that nobody who sees the key can use the session.
 pub(crate) type IdKey = [u8; 32];
 
 /// The copy that holds a session in its memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holder {
     pub(crate) peer: PeerId,
-    /// Its life: the next one remembers nothing.
+    /// Its life: the next one has no memory of the session.
     pub(crate) incarnation: Incarnation,
     /// The newest version of the app that has served the session.
     pub(crate) version: Option<AppVersion>,
-    /// When it took the session over from a copy that was gone; 0 where it had it from the start.
+    /// When it took the session over from a copy that was gone; 0 if it had it from the start.
     pub(crate) taken: WallTime,
 }
 
@@ -43,11 +43,11 @@ pub(crate) fn registers_name() -> AppName {
     AppName::new("warmhop-session-ids").expect("a constant of the right form")
 }
 
-/// What the register of an id said.
+/// The contents of an id's register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
     pub(crate) holder: Holder,
-    /// The register's version; 0 where it could not be written.
+    /// The register's version; 0 if it could not be written.
     pub(crate) version: u64,
 }
 
@@ -55,12 +55,13 @@ pub(crate) struct Known {
 pub(crate) struct KnownIds {
     known: Mutex<HashMap<IdKey, (Known, Now)>>,
     /// When a copy of an app last ceased to be ready, or was found not to be: others may have taken
-    /// its sessions over since. Of this peer's own apps alone.
+    /// over its sessions since. Only for this peer's own apps.
     unready: Mutex<HashMap<AppName, Now>>,
     silences: Mutex<Silences>,
 }
 
-/// When peers last fell silent, or were heard again: others may have taken over meanwhile what they held.
+/// When peers last fell silent, or were heard again: others may have taken over their sessions
+/// meanwhile.
 #[derive(Default)]
 struct Silences {
     last: Option<Now>,
@@ -68,7 +69,8 @@ struct Silences {
 }
 
 impl KnownIds {
-    /// The peer fell silent, or is heard again. To that peer it may be this one that was silent.
+    /// Notes that the peer fell silent, or is heard again. For that peer it may be this one that
+    /// was silent.
     pub(crate) fn silence(&self, peer: &PeerId, at: Now) {
         let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
         silences.last = Some(at);
@@ -83,7 +85,7 @@ impl KnownIds {
         last.is_none_or(|last| at > last)
     }
 
-    /// As [`KnownIds::get`], if no silence of its holder came between.
+    /// As [`KnownIds::get`], unless its holder was silent meanwhile.
     pub(crate) fn get_heard(
         &self,
         key: &IdKey,
@@ -99,7 +101,7 @@ impl KnownIds {
         self.is_heard_since(&known.holder.peer, me, learnt_at).then_some(known)
     }
 
-    /// What was learnt lately, and since all copies of `app` that are ready have been so.
+    /// The cached entry, if it is recent, and all ready copies of `app` have been ready since.
     pub(crate) fn get(&self, key: &IdKey, app: &AppName, now: Now) -> Option<Known> {
         let unready = self.unready.lock().unwrap_or_else(PoisonError::into_inner).get(app).copied();
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,12 +121,12 @@ impl KnownIds {
         known.insert(key, (learnt, now));
     }
 
-    /// Nothing is known of the id any more: its register is to be read.
+    /// Forgets the id: its register has to be read.
     pub(crate) fn forget(&self, key: &IdKey) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
-    /// A copy of `app` was not ready at `at`: what was learnt before may be so no more.
+    /// A copy of `app` was not ready at `at`: earlier entries may no longer be true.
     pub(crate) fn unready(&self, app: &AppName, at: Now) {
         let mut unready = self.unready.lock().unwrap_or_else(PoisonError::into_inner);
         match unready.get_mut(app) {

@@ -1,5 +1,5 @@
-//! A request's body that may come back: where an app turns out to have seen nothing of its request,
-//! another one is to get all of it.
+//! A request's body that may come back: if an app turns out not to have received its request,
+//! another one has to get the whole body.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use http_body::{Frame, SizeHint};
 
 use crate::http::body::{Body, BoxError};
 
-/// So much of a body that is on its way is kept, so that it can begin anew.
+/// So much of a body under way is kept, so that it can start over.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 /// Where a lent body comes back to.
@@ -18,19 +18,19 @@ const KEPT_BYTES_MAX: usize = 64 * 1024;
 pub(crate) struct Home(Arc<Mutex<Option<Body>>>);
 
 impl Home {
-    /// Gives a body away, for the time being.
+    /// Hands out a body for the time being.
     pub(crate) fn lend(body: Body) -> (Self, Body) {
         let home = Self::default();
         let to = Arc::clone(&home.0);
         (home, Body::new(Lent { body: Some(body), kept: Vec::new(), bytes: 0, home: to }))
     }
 
-    /// The body, if it has come back as it was.
+    /// The body, if it has come back intact.
     pub(crate) fn take(&self) -> Option<Body> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Whether it has come back as it was.
+    /// Whether it has come back intact.
     pub(crate) fn has_it(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
@@ -38,7 +38,7 @@ impl Home {
 
 struct Lent {
     body: Option<Body>,
-    /// What was read of it, all of it, or it cannot come back.
+    /// The parts that were read: all of them, or it cannot come back.
     kept: Vec<Bytes>,
     bytes: usize,
     home: Arc<Mutex<Option<Body>>>,
@@ -79,7 +79,7 @@ impl http_body::Body for Lent {
                     self.kept = Vec::new();
                 }
             },
-            // What broke off is nothing to begin anew.
+            // A body that broke off cannot start over.
             Poll::Ready(Some(Err(_))) => self.bytes = usize::MAX,
             Poll::Ready(None) | Poll::Pending => {}
         }

@@ -11,13 +11,13 @@ pub(crate) enum LocalError {
     NotReady,
     /// Every place is taken; it has not seen the request.
     Busy,
-    /// It is older than the request counts on; it has not seen the request.
+    /// It is older than the request requires; it has not seen the request.
     Older,
     /// It took the request and did not answer in time, or was ended because it hung.
     TooSlow(String),
     /// It took the request and failed.
     Failed(String),
-    /// The session's part was refused; it has not seen the request.
+    /// Its part in the session was refused; it has not seen the request.
     Refused(ExecDone),
     /// The request's body was sent elsewhere already.
     BodyGone,
@@ -25,7 +25,7 @@ pub(crate) enum LocalError {
     Problem(Box<Problem>),
 }
 
-/// The problem that the client gets.
+/// The client's problem.
 pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
     let failed = |detail: String| Problem::new(ProblemKind::AppFailed, detail);
     let detail = match error {
@@ -43,7 +43,7 @@ pub(crate) fn app_failed(peer: &str, error: &LocalError) -> Problem {
     failed(detail)
 }
 
-/// An error and all that it came from, as one text.
+/// An error and its whole chain of sources, as one text.
 pub(crate) fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -13,7 +13,7 @@ use crate::app::slot::Slot;
 #[derive(Debug)]
 pub(crate) struct Matched<A = Arc<Slot>> {
     pub(crate) app: A,
-    /// The beginning of the path that is the match's.
+    /// The beginning of the path, which the match covers.
     pub(crate) prefix: Box<str>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Matches<A = Arc<Slot>> {
     any: Paths<A>,
 }
 
-/// Those of one host.
+/// The matches of one host.
 struct Paths<A> {
     by_prefix: HashMap<Box<str>, Arc<Matched<A>>>,
     /// The lengths of all prefixes, the longest first, each once.
@@ -91,8 +91,8 @@ impl<A> Matches<A> {
         paths.add(prefix, app);
     }
 
-    /// The one that fits best: a host by name before those below another, these before any, and then
-    /// the longest path.
+    /// The best match: a host by name before those below another, these before any, and then the
+    /// longest path.
     pub(crate) fn find(&self, host: Option<&str>, path: &str) -> Option<&Arc<Matched<A>>> {
         let of_host = |host: &str| {
             let host = lowercase(host);

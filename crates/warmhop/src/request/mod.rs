@@ -1,4 +1,4 @@
-//! One request, from the decision where it goes to the committed response.
+//! One request, from the decision about where it goes to the committed response.
 
 pub(crate) mod again;
 pub(crate) mod apps;

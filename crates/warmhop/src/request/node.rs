@@ -1,4 +1,4 @@
-//! What one peer consists of, and how it decides where a request goes.
+//! The parts of one peer, and how it decides where a request goes.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,23 +53,23 @@ pub(crate) struct Node {
     pub(crate) me: PeerId,
     /// Its name as the value of a field.
     pub(crate) me_field: HeaderValue,
-    /// What it says of itself to apps, and to clients.
+    /// Its value in `Via`, for apps and for clients.
     pub(crate) via: [Via; 2],
     pub(crate) cluster: String,
     pub(crate) zone: Option<String>,
     pub(crate) incarnation: Incarnation,
     pub(crate) reveal: bool,
-    /// What its cookies call peers.
+    /// How its cookies name peers.
     pub(crate) route_name: RouteName,
     pub(crate) error_page: ErrorPage,
     pub(crate) clock: Clock,
     pub(crate) started: Instant,
-    /// How many addresses it has of others that it means to join.
+    /// How many addresses of other peers it is configured to join.
     pub(crate) seeds: usize,
     apps: ArcSwap<Apps>,
-    /// Those that execute what is asked of registers: no client's request reaches them.
+    /// The slots that execute operations on registers: no client's request reaches them.
     pub(crate) registers: Vec<Arc<Slot>>,
-    /// What other peers may ask of this one beside its apps.
+    /// The services that other peers may use besides its apps.
     pub(crate) services: PeerServices,
     view: ArcSwap<View>,
     view_owner: Mutex<View>,
@@ -78,12 +78,12 @@ pub(crate) struct Node {
     pub(crate) net: Net,
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) draining: AtomicBool,
-    /// It drained: what there was has been given away.
+    /// It has drained: everything it held was given to other peers.
     pub(crate) drained: AtomicBool,
     pub(crate) tunnels: Tunnels,
     pub(crate) runs_once: RunsOnce,
     pub(crate) known_ids: KnownIds,
-    /// How often a peer fell silent, be it for a moment between two looks at the view.
+    /// How often a peer fell silent, even for a moment between two looks at the view.
     pub(crate) silences: AtomicU64,
     pub(crate) auth: CookieAuthenticator,
     pub(crate) traces: Arc<Traces>,
@@ -100,30 +100,30 @@ pub(crate) enum Place {
     There(PeerId),
 }
 
-/// What a request brings to the question where it goes.
+/// The properties of a request that decide where it goes.
 pub(crate) struct Placing<'a> {
     pub(crate) slot: &'a Arc<Slot>,
     pub(crate) arrived: Arrived,
     pub(crate) pin: Option<PinTo<'a>>,
     pub(crate) tried: &'a [PeerId],
-    /// How an app failed that has had the request: the client gets this problem unless another copy is
-    /// ready. The request does not wait for one.
+    /// How an app failed on the request: the client's problem unless another copy is ready. The
+    /// request does not wait for one.
     pub(crate) failed: Option<&'a Problem>,
-    /// The copy here has had the request, and was too slow.
+    /// The copy here took the request, and was too slow.
     pub(crate) shun_here: bool,
     /// The newest version of the app that has served its session.
     pub(crate) version: Option<&'a AppVersion>,
 }
 
 impl<'a> Placing<'a> {
-    /// That of a request which no app has had.
+    /// For a request that no app has had.
     pub(crate) fn first(slot: &'a Arc<Slot>, arrived: Arrived) -> Self {
         let (pin, failed, version) = (None, None, None);
         Self { slot, arrived, pin, tried: &[], failed, shun_here: false, version }
     }
 }
 
-/// The parts that a node is made of, but for what it makes itself.
+/// The parts that a node is made of, except for those that it makes itself.
 pub(crate) struct Parts {
     pub(crate) me: PeerId,
     pub(crate) cluster: String,
@@ -145,7 +145,7 @@ pub(crate) struct Parts {
 }
 
 impl Node {
-    /// `registers`: what executes them on this node, which is not there yet.
+    /// `registers`: executes them on this node, which does not exist yet.
     pub(crate) fn new(
         parts: Parts,
         registers: impl FnOnce(&Weak<Self>) -> Vec<Arc<Slot>>,
@@ -196,12 +196,12 @@ impl Node {
         }
     }
 
-    /// The apps that it has now.
+    /// Its current apps.
     pub(crate) fn apps(&self) -> Guard<Arc<Apps>> {
         self.apps.load()
     }
 
-    /// From here on these are its apps.
+    /// Replaces its apps.
     pub(crate) fn put_apps(&self, apps: Apps) {
         self.apps.store(Arc::new(apps));
     }
@@ -215,7 +215,7 @@ impl Node {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// What this peer believes of the others, as one immutable snapshot.
+    /// This peer's beliefs about the others, as one immutable snapshot.
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }
@@ -232,16 +232,16 @@ impl Node {
         result
     }
 
-    /// Counts who is there anew: some silences are long by now.
+    /// Counts the other peers again: some silences have become long.
     pub(crate) fn count_peers(&self) {
-        // Not beside a change, whose count would be the newer one.
+        // Excludes a concurrent change, whose count would be newer.
         let view = self.view_owner.lock().unwrap_or_else(PoisonError::into_inner);
         self.count(&view, self.clock.now());
     }
 
     fn count(&self, view: &View, now: Now) {
         let known = |addr| view.peers().any(|(_, it)| it.news.mesh == addr);
-        // Until the mesh is joined none was met.
+        // Until this peer has joined the mesh, no seed was met.
         let (unmet, age) = (self.net.unmet_seeds(known), self.started.elapsed());
         let census = Census::of(view, now).with_unmet(unmet).with_age(age);
         self.net.publish_standing(census.knows_more(view), census.is_young);
@@ -282,13 +282,13 @@ impl Node {
         }
     }
 
-    /// Whether a reply came from the peer so lately that it very likely still lives.
+    /// Whether the peer replied so recently that it very likely is still alive.
     pub(crate) fn heard_lately(&self, slot: &Slot, peer: &PeerId) -> bool {
         let load = slot.loads.of(peer).load;
         load.is_some_and(|load| self.clock.now().since(load.at) < HEARD_LATELY)
     }
 
-    /// Drops what was noted of peers that are gone.
+    /// Drops what was noted about peers that are gone.
     pub(crate) fn forget_loads(&self) {
         let view = self.view();
         for slot in self.apps().slots.iter().chain(&self.registers) {
@@ -300,7 +300,7 @@ impl Node {
         Load { in_flight: slot.in_flight_here(), latency_us: slot.latency_us() }
     }
 
-    /// Asks a peer to start an app that may not start here; its news will tell.
+    /// Asks a peer to start an app that may not start here; its news will report the outcome.
     fn ask_to_start(&self, peer: PeerId, app: AppName) {
         let net = self.net.clone();
         tokio::spawn(async move {
@@ -310,9 +310,9 @@ impl Node {
         });
     }
 
-    /// Decides where a request goes, waiting where it must; every decision is traced. `waits` tells
-    /// how it has waited in all, however often it was placed, and holds its place in the queue until
-    /// it has begun somewhere.
+    /// Decides where a request goes, and waits if it has to; every decision is traced. `waits`
+    /// accumulates how the request has waited over all placements, and holds its place in the queue
+    /// until it has begun somewhere.
     pub(crate) async fn place(
         &self,
         placing: &Placing<'_>,
@@ -382,7 +382,7 @@ impl Node {
                         if let (true, Reason::UnheardVersion { served }) =
                             (is_over, &decision.reason)
                         {
-                            // Nobody else need wait for what does not come.
+                            // No other request needs to wait for a version that does not come.
                             slot.hears(served);
                         }
                     }
@@ -391,9 +391,8 @@ impl Node {
         }
     }
 
-    /// What a browser that navigates is shown where the app is ready nowhere: the page with the
-    /// start's progress, the start being begun as for a request that waits. `None` where the
-    /// request goes the way of any other.
+    /// The starting page for a browser that navigates while the app is ready nowhere; the start
+    /// begins as for a request that waits. `None` if the request is treated like any other.
     pub(crate) fn starting_page(&self, slot: &Arc<Slot>, tracing: &mut Tracing) -> Option<Problem> {
         if slot.state() == AppState::Ready {
             return None;
@@ -422,13 +421,13 @@ impl Node {
         Some(problem)
     }
 
-    /// How far the first copy of the app is, as clients see it. Asking starts nothing.
+    /// How far the first copy of the app has come, as clients see it. Asking starts nothing.
     pub(crate) fn progress(&self, slot: &Slot) -> Progress {
         let progress = self.first_copy(slot);
         if self.reveal { progress } else { progress.for_anybody() }
     }
 
-    /// How far the first copy of the app is, wherever it comes from.
+    /// How far the first copy of the app has come, wherever it starts.
     fn first_copy(&self, slot: &Slot) -> Progress {
         let state = slot.state();
         let (failures, retry) = slot.failures();
@@ -478,11 +477,11 @@ impl Node {
         let SoFar { waits, waited, failed_starts, queued, never_wakes } = so_far;
         let slot = placing.slot;
         let spec = slot.spec();
-        // What is ready and is not to be asked again is as good as one that takes nothing new.
+        // A ready copy that must not be asked again counts as one that takes nothing new.
         let state = if placing.shun_here { AppState::Stopping } else { slot.state() };
         let view = self.view.load();
         let pinned_here = placing.pin.is_none_or(|pin| pin.here);
-        // An app that is removed here leaves as if its peer did.
+        // An app that is removed here leaves as if this peer were leaving.
         let draining = self.is_draining() || slot.is_retired();
         let here = placing.version.and_then(|_| slot.version());
         let is_old =
@@ -504,7 +503,7 @@ impl Node {
             local: LocalApp {
                 state,
                 in_flight: slot.in_flight_here(),
-                // Nobody asks when a copy will be ready that is, and has room.
+                // Nobody asks when a copy that is ready, and has room, will be ready.
                 eta: if is_plain { None } else { slot.eta() },
                 waiting: slot.waiting.load(Ordering::Relaxed) - usize::from(waits),
                 awaiting: slot.awaiting(),
@@ -546,7 +545,7 @@ impl Node {
 /// How it has gone with a request until now.
 #[derive(Default)]
 struct SoFar {
-    /// It is among those that wait.
+    /// It is among the requests that wait.
     waits: bool,
     waited: Duration,
     failed_starts: u32,
@@ -584,7 +583,7 @@ fn traced(candidates: &[Candidate<'_>]) -> Vec<Considered> {
         .collect()
 }
 
-/// A refusal of the core as a client sees it.
+/// A refusal of the core, in the client's form.
 pub(crate) fn refused(refusal: &Refusal, reason: &str) -> Problem {
     let retry_after = Duration::from_secs(refusal.retry_after_s());
     Problem::new(refusal.problem(), reason).retry_after(retry_after)

@@ -1,11 +1,12 @@
-//! Requests with a key to an app that changes its session by commands
-//! ([`EffectsMode::ByCommand`]). What such an app did before its peer died is not undone, so the
-//! request is not run again, neither by the mesh nor by its client's repeat: that its run begins is
-//! committed *before* it runs, beside its key, and a peer that finds this without an answer commits that
-//! the outcome is unknown, and says so from then on.
+//! Requests with a key to an app that changes its session by commands ([`EffectsMode::ByCommand`]).
+//! The commands of such an app are not undone when its peer dies, so the request is not run again,
+//! neither by the mesh nor by its client's repeat. The *begin* of its run is committed *before* it
+//! runs, under its key. A peer that finds a begin without an answer commits that the outcome is
+//! unknown, and answers so from then on.
 //!
 //! The begin names the attempt that committed it. As long as no app can have seen the request, that
-//! attempt goes on from it wherever the session has moved to, or takes it back where it cannot run.
+//! attempt continues from its begin wherever the session has moved, or removes it if the request
+//! cannot run.
 
 use std::time::Duration;
 
@@ -25,29 +26,29 @@ use crate::request::problem::{Audience, Problem, outcome_unknown, too_many_sessi
 use crate::request::serve::Served;
 use crate::sessions::events::Event;
 
-/// How long taking a begin back may keep a client waiting for its refusal.
+/// How long a client may wait for its refusal while a begin is removed.
 const TAKE_BACK_WITHIN: Duration = Duration::from_secs(2);
 
-/// Whether a request's run was begun before.
+/// Whether a request's run has begun before.
 enum Begun {
-    /// Not by another attempt: where it is to run.
+    /// Not by another attempt. This is where it is to run.
     Now(Place),
-    /// It was, and may have changed anything.
+    /// It has, and may have changed anything.
     Before,
 }
 
 impl Portable<'_> {
-    /// Whether the request must not run a second time, be it by its client's repeat.
+    /// Whether the request must not run a second time, even for its client's repeat.
     pub(crate) fn runs_once(&self) -> bool {
         self.keyed && self.slot.spec().policy.effects == EffectsMode::ByCommand
     }
 
-    /// The name under which the begin of its run is remembered.
+    /// The request key under which the begin of its run is stored.
     fn begin_rid(&self) -> RequestKey {
         begin_of(self.rid)
     }
 
-    /// The name of the order that takes back what `attempt` began.
+    /// The request key of the order that removes what `attempt` began.
     fn taking_back(&self, attempt: u64) -> RequestKey {
         let mut context = ring::digest::Context::new(&ring::digest::SHA256);
         context.update(b"takes back ");
@@ -64,7 +65,7 @@ impl Portable<'_> {
 }
 
 impl Node {
-    /// Runs the request unless another attempt of it was begun before.
+    /// Runs the request unless another attempt of it has begun before.
     pub(crate) async fn run_once(
         &self,
         portable: &Portable<'_>,
@@ -114,7 +115,7 @@ impl Node {
         loop {
             match line.next().await {
                 Event::Turn => {
-                    // Nothing is written down about a request that finds nowhere to run.
+                    // Nothing is committed for a request that finds nowhere to run.
                     place = Some(self.place_once(portable, call, tracing).await?);
                     line.begin(self.incarnation);
                 }
@@ -148,8 +149,8 @@ impl Node {
         self.place(&placing, &mut call.waits, tracing).await.map_err(LineEnd::Problem)
     }
 
-    /// Removes the begin that `attempt` committed, which no app saw: the key is free again. Where the
-    /// session has moved on meanwhile it stays, and the key's outcome is called unknown.
+    /// Removes the begin that `attempt` committed and no app saw: the key is free again. If the
+    /// session has changed owners meanwhile it stays, and the key's outcome counts as unknown.
     async fn take_back(&self, portable: &Portable<'_>, attempt: u64, key: &SessionKey) {
         let rid = portable.taking_back(attempt);
         let line = self.store.enqueue(key, portable.submit_as(rid), Enter::AsOwner);
@@ -180,7 +181,7 @@ impl Node {
         }
     }
 
-    /// What comes of an order that runs no app: `stored` is written down for its key.
+    /// The outcome of an order that runs no app: `stored` is committed for its key.
     pub(crate) fn write_down(
         &self,
         key: &SessionKey,
@@ -193,7 +194,7 @@ impl Node {
         })
     }
 
-    /// What a client is told whose request may have been applied: a response, since its cookie has
+    /// The answer to a client whose request may have been applied: a response, since its cookie has
     /// to name the session that remembers this.
     pub(crate) fn unknown_for_good(&self, problem: Option<Problem>, id: &str) -> Served {
         let problem = problem.unwrap_or_else(|| {
@@ -213,8 +214,8 @@ impl Node {
     }
 }
 
-/// How an attempt ended that no app saw, whatever is known of the records that were to tell of it: the
-/// same attempt may go on.
+/// How an attempt ended that no app saw, whatever is known of the records that were to show it: the
+/// same attempt may continue.
 fn never_ran(end: LineEnd) -> LineEnd {
     match end {
         LineEnd::Failed(Failure::Deposed { to, .. }) => LineEnd::Elsewhere(to),

@@ -1,13 +1,14 @@
-//! Pinned sessions that are known by an id of their app's own: a field, a parameter of the query, or
-//! a cookie that the app sets.
+//! Pinned sessions that are known by an id of their app's own: a field, a parameter of the query,
+//! or a cookie that the app sets.
 //!
-//! Which copy holds a session is kept in a register that the id names, so that every peer finds it and
-//! it outlives the peers that learnt it. It is written once, with the answer that tells the id, before
-//! the client has that; and from then on read every few seconds while the session is used.
+//! A register that the id names records which copy holds the session, so that every peer can find
+//! it and the record outlives the peers. It is first written with the answer that contains the id,
+//! before the client gets that; and it is read every few seconds while the session is in use.
 //!
-//! Where that copy is gone, the peer that is asked for the session chooses another, one of the newest version
-//! that is ready, and writes that down *before* the request goes there, in place of what it read. So of
-//! two peers that are asked at once, one chooses, and the other goes where that one did.
+//! If that copy is gone, the peer that gets a request for the session chooses another, one of the
+//! newest version that is ready, and records that *before* it sends the request there, by replacing
+//! exactly what it had read. So of two peers that do so at once, one chooses, and the other sends
+//! the request to the copy that the first one chose.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,24 +36,25 @@ use crate::request::node::Node;
 use crate::request::registers::{Expires, RegisterError, Registers, Value, When};
 use crate::request::serve::Served;
 
-/// How long the register of an id may take: past it the request is served as if nobody knew the id.
+/// How long the register of an id may take: after that the request is served as if the id were
+/// unknown.
 const REGISTER_WITHIN: Duration = Duration::from_secs(3);
 /// A register's value is a peer's name, its life and a version.
 const HOLDER_BYTES_MAX: usize = 256;
-/// How often a peer tries to write down who holds a session, where others do the same.
+/// How often a peer tries to record who holds a session, if others do the same.
 const CLAIMS_MAX: u32 = 4;
-/// For how long after a session was taken over its register is read for each request: one that was under
-/// way when the former copy was lost may have been served by a newer copy elsewhere, which is then
-/// written down in place of the first.
+/// How long after a session was taken over its register is read for each request: a request that
+/// was under way when the former copy was lost may have been served by a newer copy elsewhere,
+/// which is then recorded instead of the first.
 const UNSETTLED_FOR: Duration = Duration::from_secs(3);
 
-/// The id that a request brought, and who holds its session.
+/// The id in a request, and the holder of its session.
 struct Brought {
     key: IdKey,
     known: Option<Known>,
 }
 
-/// What a request says of a session of its app's own.
+/// A request's session that is known by an app's own id.
 pub(crate) struct OwnSession {
     app: AppName,
     by: OwnId,
@@ -60,7 +62,7 @@ pub(crate) struct OwnSession {
 }
 
 impl OwnSession {
-    /// That of a request for an app whose sessions are known by ids of its own.
+    /// For a request to an app whose sessions are known by its own ids.
     pub(crate) fn of(slot: &Slot, uri: &Uri, headers: &HeaderMap, body: &CallBody) -> Option<Self> {
         let spec = slot.spec();
         let by = spec.policy.session_by.clone();
@@ -84,10 +86,10 @@ impl OwnSession {
         Some(Self { app, by, brought })
     }
 
-    /// Where the session is, if anyone knows it.
+    /// Where the session is, if that is known.
     pub(crate) async fn find(&mut self, node: &Arc<Node>, slot: &Slot) -> Option<Entry> {
         let brought = self.brought.as_mut()?;
-        // Until it was ready, others may have taken over what the copy here held.
+        // Before it was ready, others may have taken over sessions of the copy here.
         node.known_ids.unready(slot.name(), slot.ready_at());
         let known = node.known_ids.get_heard(&brought.key, slot.name(), &node.me, node.clock.now());
         brought.known = match known.filter(|known| is_up(node, slot, &known.holder)) {
@@ -101,8 +103,8 @@ impl OwnSession {
         Some(Entry { app: self.app.clone(), sid, kind, expiry, version: holder.version })
     }
 
-    /// Notes who served the request, before its client knows: an id that the answer tells, or one that
-    /// the request brought and nobody knew. The client gets no cookie for it.
+    /// Records who served the request, before its client knows: for an id in the answer, or for one
+    /// in the request that was unknown. The client gets no cookie for it.
     pub(crate) async fn served(self, node: &Arc<Node>, served: &mut Served) {
         let Some(Entry { kind: Kind::Pinned { peer, incarnation }, version, .. }) =
             served.entry.take()
@@ -110,7 +112,8 @@ impl OwnSession {
             return;
         };
         let status = served.response.status();
-        // An app that knows no such session says so by an error: that makes none here either.
+        // An app that does not know such a session answers with an error: then none is recorded
+        // here.
         if status.is_client_error() || status.is_server_error() {
             return;
         }
@@ -128,8 +131,8 @@ impl OwnSession {
                     before.peer != holder.peer || before.incarnation != holder.incarnation;
                 holder.taken = if is_another { node.clock.wall() } else { before.taken };
             }
-            // The first one who serves a new id has it, and one that was found to be held elsewhere
-            // is held by another if nobody else has chosen since.
+            // The first copy to serve a new id gets it. A session that was held elsewhere gets
+            // another holder if nobody else has chosen one since.
             let when = match before {
                 None => When::Absent,
                 Some(Known { version: 0, .. }) => When::Always,
@@ -139,7 +142,7 @@ impl OwnSession {
         }
     }
 
-    /// The id that the answer tells.
+    /// The id in the answer.
     async fn told(&self, served: &mut Served) -> Option<Vec<u8>> {
         let headers = served.response.headers();
         match &self.by {
@@ -164,7 +167,7 @@ impl OwnSession {
     }
 }
 
-/// Reads a small body, and puts what it had in its place.
+/// Reads a small body, and replaces it with an equal one.
 async fn read(body: &mut Body) -> Option<bytes::Bytes> {
     let whole = std::mem::take(body);
     match Call::gather(whole, Some(SMALL_BODY_BYTES_MAX)).await {
@@ -182,7 +185,7 @@ async fn read(body: &mut Body) -> Option<bytes::Bytes> {
     None
 }
 
-/// Whether the body may be JSON, or have some in it: engine.io says `text/plain` of that.
+/// Whether the body may be JSON, or contain some: engine.io labels that as `text/plain`.
 fn may_be_json(headers: &HeaderMap) -> bool {
     let said = headers.get(CONTENT_TYPE).map(|said| said.as_bytes());
     said.is_some_and(|said| {
@@ -215,7 +218,7 @@ fn registers(node: &Arc<Node>) -> Option<Registers> {
     Some(Registers::new(Arc::clone(node), Arc::clone(slot)))
 }
 
-/// What came within the time that a register may take.
+/// The result, if it comes within the time that a register may take.
 async fn within_time<T>(asked: impl Future<Output = Result<T, RegisterError>>) -> Option<T> {
     match timeout(REGISTER_WITHIN, asked).await {
         Ok(Ok(found)) => return Some(found),
@@ -231,7 +234,7 @@ async fn within_time<T>(asked: impl Future<Output = Result<T, RegisterError>>) -
     None
 }
 
-/// Who holds the session; where that copy is gone, another that is ready is to hold it from here on.
+/// The holder of the session; if that copy is gone, another ready one is recorded as the holder.
 async fn look_up_or_claim(
     node: &Arc<Node>,
     slot: &Slot,
@@ -268,8 +271,9 @@ fn remember(node: &Node, key: IdKey, known: Known) {
     }
 }
 
-/// Who is to hold the session of one that is gone: this peer, or the first by name, of those whose copy
-/// is ready and of the newest version. `None` where that one is there, or nobody is.
+/// The next holder of a session whose holder is gone: this peer, or the first by name, of those
+/// whose copy is ready and of the newest version. `None` if that copy is there after all, or there
+/// is no other.
 fn successor(node: &Node, slot: &Slot, gone: &Holder) -> Option<Holder> {
     if is_up(node, slot, gone) {
         return None;
@@ -292,13 +296,13 @@ fn successor(node: &Node, slot: &Slot, gone: &Holder) -> Option<Holder> {
         (version, newest) => version.is_some() || newest.is_none(),
     };
     let (peer, incarnation, version) = ready.into_iter().find(|(_, _, it)| is_newest(it))?;
-    // What has served it counts, though its next copy may be older.
+    // The version that has served it counts, though its next copy may be older.
     let version = AppVersion::newest(gone.version.clone(), version);
     Some(Holder { peer, incarnation, version, taken: node.clock.wall() })
 }
 
-/// Writes down who holds a session. Where another peer wrote something else down meanwhile, that stays,
-/// unless it is of an older version than what has served by now.
+/// Records who holds a session. If another peer recorded something else meanwhile, that stays,
+/// unless its version is older than the one that has served by now.
 async fn note(node: &Arc<Node>, app: &AppName, key: IdKey, holder: &Holder, when: When) {
     let known = node.known_ids.get(&key, app, node.clock.now());
     if known.is_some_and(|known| known.holder.is(holder)) {
@@ -331,7 +335,7 @@ async fn note(node: &Arc<Node>, app: &AppName, key: IdKey, holder: &Holder, when
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("it took over {REGISTER_WITHIN:?}"),
     };
-    // Here it is known all the same, for a while.
+    // This peer knows it all the same, for a while.
     node.known_ids.put(key, Known { holder: holder.clone(), version: 0 }, node.clock.now());
     warn!(
         holder = %holder.peer,

@@ -1,6 +1,6 @@
-//! A request of a portable session on its way through this peer: carried to the session's owner,
-//! executed around the session's checks, and answered once its change is committed. What to do in
-//! each case is decided by the core's `session::entry`.
+//! A request of a portable session on its way through this peer: forwarded to the session's owner,
+//! executed with the session's checks, and answered once its change is committed. The core's
+//! `session::entry` decides what to do in each case.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -42,14 +42,14 @@ pub(crate) struct Portable<'a> {
     pub(crate) seen: Option<u64>,
     pub(crate) arrived: Arrived,
     pub(crate) hops_left: u8,
-    /// Its session was drawn for it: no token of it has left.
+    /// Its session was created for it: no token of it has left.
     pub(crate) drawn: bool,
     /// The newest version of the app that has served the session.
     pub(crate) version: Option<&'a AppVersion>,
 }
 
 impl<'a> Portable<'a> {
-    /// That of a request which another peer sent on.
+    /// For a request that another peer forwarded.
     pub(crate) fn forwarded(slot: &'a Arc<Slot>, forward: &'a Forward) -> Self {
         Self {
             slot,
@@ -64,14 +64,14 @@ impl<'a> Portable<'a> {
         }
     }
 
-    /// It, as it enters its session's line.
+    /// The request in the form in which it enters its session's line.
     pub(crate) fn submit(&self, call: &Call) -> impl FnOnce(Ticket) -> Submit {
         let (rid, fingerprint, keyed, seen) = (self.rid, self.fingerprint, self.keyed, self.seen);
         let safe = fields::is_safe(&call.method) && !keyed;
         move |ticket| Submit { ticket, rid, fingerprint, keyed, seen, safe }
     }
 
-    /// It on its way to the session's owner.
+    /// The request in the form in which it is forwarded to the session's owner.
     fn forward(&self, sid: SessionId, owner: Incarnation, (n, attempt): (u64, u64)) -> Forward {
         Forward {
             sid,
@@ -90,12 +90,12 @@ impl<'a> Portable<'a> {
         }
     }
 
-    /// What it brings to the question where it runs, as long as no copy has had it.
+    /// The properties that decide where it runs, as long as no copy has had it.
     pub(crate) fn placing(&self) -> Placing<'a> {
         Placing { version: self.version, ..Placing::first(self.slot, self.arrived) }
     }
 
-    /// What does not change about it from one attempt to the next.
+    /// The properties that stay the same from one attempt to the next.
     pub(crate) fn asked(&self, call: &Call) -> Asked {
         Asked {
             keyed: self.keyed,
@@ -111,9 +111,8 @@ impl<'a> Portable<'a> {
         }
     }
 
-    /// The problem that the client gets for `problem`. If `unsure`, an earlier attempt may have been
-    /// applied; that does not matter where the request is safe, or has a key by which a repeat is
-    /// recognized.
+    /// The client's problem for `problem`. If `unsure`, an earlier attempt may have been applied;
+    /// that does not matter if the request is safe, or has a key by which a repeat is recognized.
     pub(crate) fn problem_for_client(
         &self,
         problem: Problem,
@@ -125,7 +124,7 @@ impl<'a> Portable<'a> {
     }
 }
 
-/// What tells which session a request is about.
+/// Which session a request is about.
 #[derive(Clone, Copy)]
 pub(crate) enum Subject<'a> {
     /// Its client's token, if it has one that names a session.
@@ -138,24 +137,24 @@ pub(crate) enum Subject<'a> {
 pub(crate) enum Run {
     /// Where the core places it when its turn comes.
     WherePlaced,
-    /// At a place that is chosen already.
+    /// At a place that was chosen already.
     At(Place),
-    /// Not at all: what is committed is that nobody knows its outcome.
+    /// Not at all: it is committed that its outcome is unknown.
     OutcomeUnknown,
 }
 
 /// How waiting in line for the session ended.
 pub(crate) enum LineEnd {
     Served(Box<Served>),
-    /// Someone else owns the session, by the highest claim that is known.
+    /// Another peer owns the session, by the highest known claim.
     Elsewhere(Option<Ballot>),
-    /// Nothing was, nor will be, applied under this session by this request.
+    /// The request has applied nothing under this session, and will not.
     Failed(Failure),
     Problem(Problem),
 }
 
 impl LineEnd {
-    /// Whether somebody else is to be asked, or to look for the session itself.
+    /// Whether another peer should be asked, or should look for the session itself.
     pub(crate) fn is_elsewhere(&self) -> bool {
         match self {
             LineEnd::Elsewhere(_) => true,
@@ -278,7 +277,8 @@ impl Node {
         }
         let n = errand.session().map_or(0, |named| named.n);
         let stays = || key.as_ref().is_some_and(|key| self.store.should_move(key, n));
-        // What an app may have seen is another attempt: it must not go on from what this one began.
+        // If an app may have seen the request, it becomes another attempt: that must not continue
+        // what this one began.
         let unsure = errand.may_have_run() || call.may_have_run;
         let attempt = if unsure { rand::random() } else { call.attempt };
         let step = errand.next(look.unwrap_or_default(), &here, stays);
@@ -351,23 +351,23 @@ impl Node {
         }
     }
 
-    /// Waits until this peer has met another, or is newborn no more.
+    /// Waits until this peer has met another, or is no longer newborn.
     async fn meet_someone(&self, errand: &Errand) {
         let mut changed = self.changed.subscribe();
         while errand.must_meet(&self.here(&self.view())) {
-            // Until the view changes, or its time is over.
+            // Until the view changes, or the time is over.
             let _ = tokio::time::timeout(self.newborn_for(), changed.changed()).await;
         }
     }
 
-    /// For how long it is newborn yet: see [`Here::newborn`]. A peer that joins nobody never is.
+    /// How long it is still newborn: see [`Here::newborn`]. A peer without seeds never is.
     pub(crate) fn newborn_for(&self) -> Duration {
         let span = if self.seeds > 0 { NEWBORN_FOR } else { Duration::ZERO };
         span.saturating_sub(self.started.elapsed())
     }
 
-    /// Without a majority, goes on from this peer's own copy under a new session, where the core
-    /// allows it; returns the session that it goes on as, now or since before.
+    /// Without a majority, continues from this peer's own copy under a new session, if the core
+    /// allows it; returns the session that replaces it, from now or since before.
     pub(crate) fn fork(&self, key: &SessionKey) -> Option<SessionId> {
         let policy = self.store.policy();
         let may = self.store.with(key, false, |machine, ctx, _| {
@@ -399,7 +399,7 @@ impl Node {
         (into, self.store.read(key, |machine| machine.config().cloned()).flatten())
     }
 
-    /// Draws a session for a client that has none, and serves its first request.
+    /// Creates a session for a client that has none, and serves its first request.
     async fn begin_session(
         &self,
         portable: &Portable<'_>,
@@ -420,7 +420,7 @@ impl Node {
         Ok(self.at_owner(portable, call, &key, enter, Some(place), tracing).await)
     }
 
-    /// Takes the session over that a token names, or looks for the one that a key does.
+    /// Takes over the session that a token names, or searches for the one that a key names.
     fn seeking(&self, key: &SessionKey, errand: &Errand) -> Enter {
         let view = self.view();
         let copies = self.store.policy().copies;
@@ -437,8 +437,8 @@ impl Node {
         Enter::TakingOver { token: Some(token), peers: self.whom_to_ask(key) }
     }
 
-    /// Stands in line at this peer for the session: as its owner, or once it has taken over.
-    /// `place` is where the request runs, if that is decided.
+    /// Waits in line at this peer for the session: as its owner, or once it has taken over. `place`
+    /// is where the request runs, if that is decided.
     pub(crate) async fn at_owner(
         &self,
         portable: &Portable<'_>,
@@ -448,7 +448,7 @@ impl Node {
         place: Option<Place>,
         tracing: &mut Tracing,
     ) -> LineEnd {
-        // What empties a session makes room.
+        // A request that empties a session frees memory.
         let may_grow = !fields::is_safe(&call.method) && call.method != http::Method::DELETE;
         let begins = match &enter {
             Enter::Beginning(config)
@@ -462,12 +462,12 @@ impl Node {
         }
         let drawn = matches!(enter, Enter::Beginning(_));
         let portable = &Portable { drawn, ..*portable };
-        // The outcome of an earlier attempt is unknown, and stays so.
+        // The outcome of an earlier attempt is unknown, and remains so.
         let unknown = portable.runs_once() && call.may_have_run;
         if portable.runs_once() && !drawn && !unknown {
             return Box::pin(self.run_once(portable, call, key, enter, tracing)).await;
         }
-        // Boxed, as the other: each of the many futures around it would have all of it moved.
+        // Boxed, as the other one: each of the many futures around it would move all of it.
         let run = match place {
             _ if unknown => Run::OutcomeUnknown,
             Some(place) => Run::At(place),
@@ -486,10 +486,10 @@ impl Node {
         }
     }
 
-    /// Counts a session that could not be used, and gives the problem for its client.
+    /// Counts a session that could not be used, and returns the problem for its client.
     pub(crate) fn session_problem(&self, failure: &Failure) -> Problem {
         if *failure == Failure::Absent {
-            // That there is none is an answer.
+            // That there is none is a valid answer.
             return of_session(failure);
         }
         let reason = ByReason { reason: failure.problem().name() };

@@ -12,14 +12,14 @@ use crate::hop::{HopRefusal, SentProblem};
 use crate::http::body::Body;
 use crate::request::error_page::{ErrorPage, Shown, in_plain_words};
 
-/// What replaces the peers' names where they are not shown.
+/// Replaces the peers' names if they are not shown.
 pub(crate) const PSEUDONYM: &str = "gateway";
 
 /// The client that gets a problem, and how much of it is shown.
 pub(crate) struct Audience<'a> {
-    /// What the client said that it takes.
+    /// The client's `Accept` fields.
     pub(crate) accept: &'a HeaderMap,
-    /// Asking again repeats nothing but the view of a page.
+    /// Repeating the request repeats nothing but the view of a page.
     pub(crate) is_get: bool,
     /// This peer.
     pub(crate) peer: &'a str,
@@ -27,7 +27,7 @@ pub(crate) struct Audience<'a> {
     pub(crate) id: &'a str,
     /// Whether the mesh's inside is shown: names, ids and what went wrong.
     pub(crate) reveal: bool,
-    /// What a browser is shown.
+    /// The page for a browser.
     pub(crate) page: &'a ErrorPage,
 }
 
@@ -38,9 +38,9 @@ pub(crate) struct Problem {
     /// What happened and what to do next, for people.
     pub(crate) detail: String,
     pub(crate) retry_after: Option<Duration>,
-    /// A page of its own instead of the small one, and the fields that go with it.
+    /// A special page instead of the small one, and its fields.
     pub(crate) page: Option<Box<(String, HeaderMap)>>,
-    /// What came from below and says why, for this peer's log and memory alone.
+    /// The underlying error, for this peer's log and memory alone.
     pub(crate) inner: Option<Box<str>>,
 }
 
@@ -53,13 +53,13 @@ impl Problem {
         StatusCode::from_u16(self.kind.status()).expect("the status of a problem is 400 to 599")
     }
 
-    /// Adds an error from below: in its words may be what is no client's business.
+    /// Adds an underlying error: its text may contain what clients must not see.
     pub(crate) fn because(mut self, why: impl std::fmt::Display) -> Self {
         self.inner = Some(why.to_string().into());
         self
     }
 
-    /// All that is known of it.
+    /// All details.
     pub(crate) fn whole(&self) -> String {
         match &self.inner {
             Some(inner) => format!("{}: {inner}", self.detail),
@@ -130,7 +130,7 @@ impl Problem {
     }
 }
 
-/// An app took a request and gave no answer in time.
+/// The problem if an app took a request and did not answer in time.
 pub(crate) fn too_slow(peer: &str, detail: &str) -> Problem {
     let detail = format!(
         "the app on {peer} took the request and gave no answer: {detail}; whether it was carried \
@@ -144,13 +144,13 @@ pub(crate) fn outcome_unknown(why: &str) -> Problem {
     Problem::new(ProblemKind::OutcomeUnknown, detail)
 }
 
-/// A problem of an attempt that followed one which may have been applied. Most problems say that
-/// nothing was done, and a client that reads this does it again.
+/// The problem of an attempt that followed one which may have been applied. Most problems say that
+/// nothing was done, and a client that reads this repeats the request.
 pub(crate) fn after_an_attempt(problem: Problem) -> Problem {
     match problem.kind {
-        // Its detail was not written for this, and may say that nothing was done.
+        // Its detail was written for another case, and may say that nothing was done.
         ProblemKind::Newer { .. } => {}
-        // What does not exist, or is gone, holds no change of the first attempt either.
+        // A session that does not exist, or is gone, has no change of the first attempt either.
         ProblemKind::Absent | ProblemKind::SessionLost => return problem,
         kind if kind.applied() != Applied::No => return problem,
         _ => {}
@@ -177,7 +177,7 @@ pub(crate) fn too_many_sessions() -> Problem {
         .retry_after(Duration::from_secs(5))
 }
 
-/// What a client gets for a session that could not be used.
+/// The client's problem for a session that could not be used.
 pub(crate) fn of_session(failure: &Failure) -> Problem {
     let problem = Problem::new(failure.problem(), in_words(failure));
     if problem.status() == StatusCode::SERVICE_UNAVAILABLE {
@@ -187,7 +187,7 @@ pub(crate) fn of_session(failure: &Failure) -> Problem {
     }
 }
 
-/// A failure in words for people.
+/// A failure as text for people.
 pub(crate) fn in_words(failure: &Failure) -> &'static str {
     match failure {
         Failure::QueueFull => "too many requests of this session wait already",
@@ -235,7 +235,7 @@ pub(crate) fn from_refusal(sent: SentProblem) -> Problem {
     Problem { retry_after, ..Problem::new(kind, detail) }
 }
 
-/// A name as an RFC 9651 token where it is one, else as a string.
+/// A name as an RFC 9651 token if it is one, otherwise as a string.
 pub(crate) fn sf_name(name: &str) -> String {
     if name.starts_with(|c: char| c.is_ascii_alphabetic()) { name.into() } else { sf_string(name) }
 }
@@ -254,8 +254,8 @@ fn sf_string(text: &str) -> String {
     out
 }
 
-/// Whether a client accepts HTML and prefers nothing else that a problem could be written in (RFC 9110
-/// section 12.5.1). Of two that weigh the same, the one named first.
+/// Whether a client accepts HTML and prefers no other form of a problem (RFC 9110 section 12.5.1).
+/// Of two with the same weight, the one named first counts.
 pub(crate) fn prefers_html(headers: &HeaderMap) -> bool {
     let fields = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (mut html, mut others) = (0, 0);

@@ -1,4 +1,4 @@
-//! A hop that another peer sent: from its head to its answer.
+//! A hop from another peer: from its head to its answer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -52,11 +52,11 @@ struct Received {
     incoming: HopIncoming,
 }
 
-/// What comes of a hop: what is answered, or why it is refused.
+/// The outcome of a hop: the answer, or why it is refused.
 type Answered = Result<(Served, ReplySession), HopRefusal>;
 
 impl Node {
-    /// Reads a hop and answers it. `counted` has a drain wait for the answer.
+    /// Reads a hop and answers it. `counted` makes a drain wait for the answer.
     pub(crate) async fn receive(
         &self,
         from: PeerId,
@@ -78,7 +78,7 @@ impl Node {
             return;
         };
         if matches!(arrived.head.kind, HopKind::Service) {
-            // A drain does not wait for those who only watch this peer.
+            // A drain does not wait for users who only watch this peer.
             drop(counted);
             let answering = Box::pin(self.services.answer(&self.me, &from, arrived, send));
             tokio::select! {
@@ -105,7 +105,8 @@ impl Node {
         }
     }
 
-    /// Whether this peer takes the hop; else what it answers. `is_late`: hops were cut off already.
+    /// Whether this peer accepts the hop; otherwise its answer. `is_late`: hops were cut off
+    /// already.
     fn takes(
         &self,
         from: &PeerId,
@@ -123,8 +124,8 @@ impl Node {
         if matches!(kind, HopKind::Wake) {
             slot.wanted(WantedBy::Request);
         }
-        // Only the owner of a session may have the request executed elsewhere. Where hops have been
-        // cut off, the app is about to stop, and what begins still would be cut off with it.
+        // Only the owner of a session may have the request executed elsewhere. Once hops have been
+        // cut off, the app is about to stop, and would be cut off too if it started anything.
         let runs_here = slot.state() == AppState::Ready && !is_late;
         let may_run_there = matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
         if !runs_here && !may_run_there {
@@ -146,7 +147,7 @@ impl Node {
         if is_too_old(&slot, counts_on.as_ref()) {
             return Err((self.refusal_of_older(&slot), load));
         }
-        // A body that is a stream comes once, and is not to be lost.
+        // A streamed body comes only once, and must not be lost.
         let counts_on = counts_on.filter(|_| !asks_go);
         let from = from.clone();
         Ok(Received {
@@ -164,15 +165,16 @@ impl Node {
         })
     }
 
-    /// Boxed here, where little is to be moved: all around it would be moved with it otherwise.
+    /// Boxed here, where little is to be moved: everything around it would otherwise be moved with
+    /// it.
     fn answering(
         &self,
         received: Received,
         send: quinn::SendStream,
         span: Span,
     ) -> BoxFuture<'_, ()> {
-        // Made in each branch: where nobody listens, moving the future once more costs more than all of
-        // the span.
+        // Created in each branch: without a subscriber, moving the future once more costs more than
+        // the whole span.
         if span.is_disabled() {
             Box::pin(self.answer_received(received, send))
         } else {
@@ -186,7 +188,7 @@ impl Node {
         if received.asks_go && hop::go(&mut send).await.is_err() {
             return;
         }
-        // An operation is executed in one step, so all of it has to be there.
+        // An operation is executed in one step, so its whole body has to be there.
         let whole = received.slot.keeps_registers.then_some(FRAME_BYTES_MAX);
         let Some((body, tunnel)) = body_of(received.incoming, whole).await else { return };
         let (body, wanted) = match body {
@@ -217,7 +219,7 @@ impl Node {
         };
         let (slot, kind) = (&received.slot, received.kind);
         let outcome = {
-            // Pinned where it is: one that is moved takes its room once more.
+            // Pinned in place: moving it would take its room twice.
             let answering = std::pin::pin!(self.answer(slot, kind, &mut call, &mut tracing));
             while_it_is_wanted(&mut send, wanted, answering).await
         };
@@ -311,7 +313,7 @@ impl Node {
             HopKind::Exec { sid, exec } => {
                 let key = SessionKey { app: slot.name().clone(), sid };
                 tracing.session(&key);
-                // Boxed, as the next: the future of a plain hop has no room for either.
+                // Boxed, as the next one: the future of a plain hop has no room for either.
                 let executing = Box::pin(self.execute_here(slot, call, &key, &exec));
                 let (ran, done) = executing.await.map_err(local)?;
                 failpoint::pass_if(failpoint::voted(&done), Point::ExecVoteBefore);
@@ -377,22 +379,22 @@ impl Node {
     }
 }
 
-/// The body of a hop, all of it if it has at most `want_whole` bytes, and what comes from the client's
-/// side of an upgrade; `None` where it broke off.
+/// The body of a hop, all of it if it has at most `want_whole` bytes, and the stream from the
+/// client's side of an upgrade; `None` if it broke off.
 async fn body_of(
     incoming: HopIncoming,
     want_whole: Option<usize>,
 ) -> Option<(CallBody, Option<HopBodyReader>)> {
     let body = match incoming {
-        // The first part shows that the entry peer has heard the go-ahead: an app that ran without
-        // it could run twice. Without one the body came with the head, and is known here to be
-        // whole: one without bytes must not reach an app as chunks.
+        // The first part proves that the entry peer has received the go-ahead: an app that ran
+        // without it could run twice. Without a go-ahead the body came with the head, and is known
+        // here to be complete: an empty body must not reach an app as chunks.
         HopIncoming::Body(body) => body.begun().await.ok()?,
         HopIncoming::Tunnel(reader) => {
             return Some((CallBody::Whole(bytes::Bytes::new()), Some(reader)));
         }
     };
-    // Boxed where there is something to wait for, as at a front door.
+    // Boxed if there is something to wait for, as at a front door.
     let body = match Call::gathered(body) {
         Ok(whole) => CallBody::Whole(whole),
         Err(body) => Box::pin(Call::gather(body, want_whole)).await.ok()?,
@@ -400,7 +402,7 @@ async fn body_of(
     Some((body, None))
 }
 
-/// Waits for the answer, and lets the body come once the app has asked for it; `None` where the client
+/// Waits for the answer, and requests the body once the app has asked for it; `None` if the client
 /// leaves: that cancels here at once, before there is a response to write.
 async fn while_it_is_wanted(
     send: &mut quinn::SendStream,

@@ -1,8 +1,8 @@
 //! Registers: replicated values that a key names, for embedding services and session stores.
 //!
 //! A register is a session whose id follows from its key, so that any peer finds it without a
-//! token. An operation is a request of it, executed by whichever peer owns it: on the way it is
-//! forwarded, held in line, replicated and taken over as any other, by the same code.
+//! token. An operation is a request of it, executed by the peer that owns it: it is forwarded, held
+//! in line, replicated and taken over like any other, by the same code.
 
 pub(crate) mod bounds;
 pub(crate) mod operation;
@@ -48,15 +48,15 @@ use crate::request::registers::operation::{
 use crate::request::serve::Served;
 use crate::sessions::store::STRIPES;
 
-/// The fewest keys that one look through a part of a peer's registers brings, if it has as many.
+/// The fewest keys that one scan of a part of a peer's registers returns, if it has as many.
 const LISTED_MIN: usize = 128;
-/// The most keys that one call of [`Registers::keys`] brings.
+/// The most keys that one call of [`Registers::keys`] returns.
 const LISTED_MAX: usize = 8192;
-/// How many bytes one peer lists at once, about: it fits a frame.
+/// Roughly how many bytes one peer lists at once: they fit a frame.
 const LISTED_BYTES_MAX: usize = 512 * 1024;
-/// What a register takes in a list beside its key, at most.
+/// The most bytes of a register in a list besides its key.
 const LISTED_BYTES: usize = 64;
-/// How many parts that turn out to hold no key one call of [`Registers::keys`] looks through.
+/// How many parts without a key one call of [`Registers::keys`] scans.
 const EMPTY_PARTS_MAX: usize = 16;
 /// How long to wait for the last peer's keys once all others have sent theirs.
 const LAST_WITHIN: Duration = Duration::from_secs(2);
@@ -64,24 +64,26 @@ const LAST_WITHIN: Duration = Duration::from_secs(2);
 const ASKED_AT_ONCE: usize = 16;
 /// The bits of a position: see [`position`].
 const POSITION_BITS: u32 = 53;
-/// How often an operation begins anew after what its key named was found lost.
+/// How often an operation starts over after its key's register was found lost.
 const BEGUN_ANEW_MAX: u32 = 2;
 
 /// The registers of one name in the mesh: a map from keys to values, replicated as sessions are.
 ///
-/// Each operation is linearizable: it takes effect at one instant between its call and its
-/// answer, and none takes effect twice. A value is owned where it was used last, so that the
-/// next operation there costs one round trip at most.
+/// Each operation is linearizable: it takes effect at one instant between its call and its answer,
+/// and none takes effect twice. A value is owned by the peer that used it last, so that the next
+/// operation there costs one round trip at most.
 ///
 /// Values live in memory, on up to three peers: they survive the loss of any one of those at any
-/// instant, and not that of two at once. What was lost is counted, logged and absent from then on.
-/// Every value has a time at which it ends: its own, or the end of the idle time of the mesh's
-/// sessions, which any use of it puts off.
+/// instant, but not that of two at once. A lost value is counted, logged and absent from then on.
+/// Every value expires: at its own time, or after the idle time of the mesh's sessions, which any
+/// use of it restarts.
 ///
-/// A key that nobody knows is called absent, or set for the first time, only where all known peers
-/// but one say so, a majority of them; of two that are silent one has to have been so for 30 s, as
-/// that majority says, and a seed that was never met is as good as a silent one. Otherwise the
-/// operation fails as [`RegisterError::Unavailable`], at once: the others may hold it. So two sides of a partition never make two values of one key. In a mesh that
+/// A key that nobody knows counts as absent, or can be set for the first time, only if all known
+/// peers but one say so and they are a majority. If two peers are silent, one of them must have
+/// been silent for 30 s according to that majority; a seed that was never met counts as silent.
+/// Otherwise the operation fails at once with [`RegisterError::Unavailable`]: the others may hold
+/// the value. So two sides of a partition never make two values of one key. In a mesh that has
+/// never had more than two peers, the last one serves alone.
 /// has never had more than two peers the one that is left serves alone.
 ///
 /// ```
@@ -116,7 +118,7 @@ pub struct Registers {
     slot: Arc<Slot>,
 }
 
-/// What a register holds.
+/// The contents of a register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Value {
@@ -124,36 +126,36 @@ pub struct Value {
     pub bytes: Bytes,
     /// Rises with every change of the register, also across a deletion and a later put.
     pub version: u64,
-    /// When it ends.
+    /// When it expires.
     pub expires: SystemTime,
 }
 
-/// When what a register is changed to ends.
+/// When a register's new contents expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expires {
-    /// Once it was not used for the idle time of the mesh's sessions. Every use puts the end off,
-    /// the one that reads it within a tenth of that time.
+    /// After the idle time of the mesh's sessions without a use. Every use restarts that time, a
+    /// read to within a tenth of it.
     Default,
     /// After so long, from now.
     After(Duration),
     /// At this time, by [`Registers::now`]; never sooner, and less than a millisecond later.
     At(SystemTime),
-    /// When what it held would have ended, which may be by being idle; as [`Expires::Default`] where
-    /// it held nothing.
+    /// When the former contents would have expired, which may be after an idle time; as
+    /// [`Expires::Default`] if it was empty.
     Keep,
 }
 
-/// What came of an operation that changes a register.
+/// The outcome of an operation that changes a register.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Change {
     /// The condition held, and the change is replicated.
     pub done: bool,
-    /// What it held before, as far as the operation saw: absent also where an answer was lost on
+    /// The former contents, as far as the operation saw them: absent also if an answer was lost on
     /// the way and it is only known that the change was made.
     pub before: Option<Value>,
-    /// The version of what it holds now; 0 where it holds nothing.
+    /// The version of the new contents; 0 if it is empty.
     pub version: u64,
 }
 
@@ -178,7 +180,8 @@ pub enum RegisterError {
     /// Nothing was done: try again.
     #[error("nothing was done: {0}")]
     Unavailable(String),
-    /// Nothing was done: sessions take all the memory that they may. Reads and deletions go on.
+    /// Nothing was done: sessions take all the memory that they may. Reads and deletions still
+    /// work.
     #[error("nothing was done: {0}")]
     Full(String),
     /// It may have been done: look before trying again.
@@ -192,8 +195,8 @@ struct Listing {
     registers: Vec<Listed>,
     /// The position from which on there is more; absent at the end.
     next: Option<u64>,
-    /// Whom its peer knows, and whose lists may lack what they held a moment ago, as processes that are
-    /// gone. Absent where it keeps no list.
+    /// The processes that this peer knows, and which of them may lack recent contents because they
+    /// replaced a former process. Absent if it keeps no list.
     census: Option<Census>,
 }
 
@@ -201,10 +204,10 @@ struct Listing {
 #[derive(Debug, Serialize, Deserialize)]
 struct Listed {
     sid: SessionId,
-    /// Of several peers' records of one register the one with the highest position counts: those who are
-    /// no members any more keep what they held.
+    /// Of several peers' records of one register the one with the highest position counts: peers
+    /// that are no longer members keep their old records.
     p: Position,
-    /// Its key; absent where the record holds nothing, or nothing any more.
+    /// Its key; absent if the record holds nothing, or no longer does.
     key: Option<Vec<u8>>,
 }
 
@@ -219,15 +222,15 @@ impl Registers {
         Self { node, slot }
     }
 
-    /// The time that values begin and end by: the middle of the peers' clocks, which this machine's
-    /// own may differ from.
+    /// The time by which values begin and expire: the median of the peers' clocks, which this
+    /// machine's own may differ from.
     #[must_use]
     pub fn now(&self) -> SystemTime {
         let since = Duration::from_millis(self.node.clock.wall().0);
         UNIX_EPOCH.checked_add(since).unwrap_or_else(SystemTime::now)
     }
 
-    /// What the register holds; `None` for nothing. A key that was never set costs nobody memory.
+    /// The register's contents; `None` if it is empty. A key that was never set takes no memory.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -236,8 +239,8 @@ impl Registers {
         Ok(answer.and_then(|answer| answer.before).map(Value::from))
     }
 
-    /// What this peer's own copy of the register holds, if it keeps one: asked at no cost, and
-    /// perhaps overtaken. Good to decide on what a change by [`When::Version`] then compares.
+    /// The contents of this peer's own copy of the register, if it keeps one: a free read that may
+    /// be stale. It is good enough to prepare a change that [`When::Version`] then checks.
     #[must_use]
     pub fn peek(&self, key: &[u8]) -> Option<Value> {
         if key.len() > KEY_BYTES_MAX {
@@ -254,8 +257,8 @@ impl Registers {
         })?
     }
 
-    /// Looks through the copies of registers that this peer keeps, of whomever they are, a part at a
-    /// time: `pick` gets a register's key and what the copy holds, which may be overtaken. `None` past
+    /// Scans the copies of registers that this peer keeps, whichever peer owns them, a part at a
+    /// time: `pick` gets a register's key and the copy's contents, which may be stale. `None` after
     /// the last part.
     #[must_use]
     pub fn copies_here<R>(
@@ -277,7 +280,7 @@ impl Registers {
     /// Sets the register to `bytes`, `when` the condition holds.
     ///
     /// # Errors
-    /// See [`RegisterError`]; a condition that does not hold is none.
+    /// See [`RegisterError`]; a condition that does not hold is not an error.
     pub async fn put(
         &self,
         key: &[u8],
@@ -294,11 +297,11 @@ impl Registers {
         self.change(key, &Operation::Put { key, bytes, expires, when }, begins).await
     }
 
-    /// Lets what the register holds end at another time, `when` the condition holds. A register
-    /// that holds nothing stays as it is, `done` being false.
+    /// Changes when the register's contents expire, `when` the condition holds. An empty register
+    /// stays as it is, and `done` is false.
     ///
     /// # Errors
-    /// See [`RegisterError`]; a condition that does not hold is none.
+    /// See [`RegisterError`]; a condition that does not hold is not an error.
     pub async fn expire(
         &self,
         key: &[u8],
@@ -309,20 +312,21 @@ impl Registers {
         self.change(key, &Operation::Expire { expires, when }, false).await
     }
 
-    /// Empties the register, `when` the condition holds. `done` is false where it held nothing.
+    /// Empties the register, `when` the condition holds. `done` is false if it was empty.
     ///
     /// # Errors
-    /// See [`RegisterError`]; a condition that does not hold is none.
+    /// See [`RegisterError`]; a condition that does not hold is not an error.
     pub async fn delete(&self, key: &[u8], when: When) -> Result<Change, RegisterError> {
         self.change(key, &Operation::Delete { when }, false).await
     }
 
-    /// Some keys, about `count` of them, and the cursor to go on with, below 2^53: 0 begins and 0
-    /// ends. Every key that is there from the first call to the last is listed, once; others may be,
-    /// such as one that was deleted a moment ago. A call may bring none and a cursor to go on with.
+    /// Some keys, about `count` of them, and the cursor to continue with, below 2^53: 0 begins and
+    /// 0 ends. Every key that exists from the first call to the last is listed, once; others may
+    /// be, such as one that was deleted a moment ago. A call may return no key and a cursor to
+    /// continue with.
     ///
     /// # Errors
-    /// [`RegisterError::Unavailable`] where two peers or more cannot be asked.
+    /// [`RegisterError::Unavailable`] if two peers or more cannot be asked.
     pub async fn keys(
         &self,
         cursor: u64,
@@ -332,7 +336,7 @@ impl Registers {
         let mut from = cursor;
         for _ in 0..EMPTY_PARTS_MAX {
             let listings = self.list_everywhere(from, count).await?;
-            // Behind where the first of them stopped, not everything is known.
+            // After the position where the first of them stopped, the lists are incomplete.
             let next = listings.iter().filter_map(|listing| listing.next).min();
             let mut newest = BTreeMap::new();
             for it in listings.into_iter().flat_map(|listing| listing.registers) {
@@ -360,9 +364,9 @@ impl Registers {
         Ok((Vec::new(), from))
     }
 
-    /// What the peers hold, from a position on. Everyone is asked for the same part: at least one of
-    /// those who hold a key has its newest change, whoever owns it when, but which one, nobody
-    /// knows. Whatever was acknowledged is held by two at least where sessions have several copies,
+    /// The peers' lists, from a position on. All peers are asked for the same part: at least one
+    /// peer that holds a key has its newest change, whoever owns it at the time, but nobody knows
+    /// which. If sessions have several copies, at least two peers hold every acknowledged change,
     /// so that one peer may stay silent.
     async fn list_everywhere(
         &self,
@@ -371,7 +375,7 @@ impl Registers {
     ) -> Result<Vec<Listing>, RegisterError> {
         let (view, census) = (self.node.view(), self.node.store.census());
         let mut roll = Roll::new(self.node.incarnation, &census);
-        // One of whom nothing is heard would only be waited for.
+        // A silent peer would only delay the answer.
         let others = view.live_peers().filter(|(_, it)| it.alive == Liveness::Alive);
         let others: Vec<(PeerId, Incarnation)> =
             others.map(|(peer, it)| (peer.clone(), it.news.incarnation)).collect();
@@ -423,7 +427,8 @@ impl Registers {
         Ok(Change { done: answer.done, before, version: answer.version })
     }
 
-    /// Carries an operation to its register's owner and back; `None` where there is no register.
+    /// Sends an operation to its register's owner and returns the answer; `None` if there is no
+    /// register.
     async fn ask(
         &self,
         key: &[u8],
@@ -438,8 +443,8 @@ impl Registers {
         let body = encode(operation)?;
         let reads = matches!(operation, Operation::Get);
         // An operation whose answer was lost may run again only if it is certain that it was not
-        // applied and forgotten since. What is known to have been chosen before it can show that;
-        // where nothing is, only a register that has forgotten nothing yet can.
+        // applied and forgotten since. A change known to have been chosen before can show that; if
+        // none is known, only a register that has forgotten nothing yet can.
         let seen = self
             .node
             .store
@@ -462,7 +467,7 @@ impl Registers {
             let node = &self.node;
             let mut tracing =
                 Tracing::begin(&node.traces, call.id.clone(), &node.me, REGISTER, |line| {
-                    // A text takes whatever is written.
+                    // Writing to a string cannot fail.
                     let _ = write!(line, "{} {session}", call.method);
                 });
             tracing.app(self.slot.name());
@@ -513,7 +518,7 @@ impl Registers {
         };
         let reply = match asked {
             Ok(reply) => reply,
-            // It keeps copies for others, who list them.
+            // It keeps copies for other peers, which list them.
             Err(HopError::Refused(HopRefusal::UnknownApp, ..)) => return Ok(Listing::default()),
             Err(HopError::Refused(why, ..)) => return Err(unavailable(why.label().to_owned())),
             Err(HopError::Unreachable(error, _)) => return Err(unavailable(error.to_string())),
@@ -543,7 +548,7 @@ impl Registers {
     }
 
     /// The session that a key names: a digest of both names, so that keys spread evenly and nobody
-    /// can choose where one comes to lie.
+    /// can choose where one is kept.
     fn sid(&self, key: &[u8]) -> SessionId {
         let mut context = ring::digest::Context::new(&ring::digest::SHA256);
         let name = self.slot.name().as_str().as_bytes();
@@ -572,7 +577,7 @@ fn ending(expires: Expires, now: WallTime) -> Ending {
     }
 }
 
-/// Milliseconds since the Unix epoch, rounded up: nothing ends sooner than it was to.
+/// Milliseconds since the Unix epoch, rounded up: nothing expires too soon.
 fn millis(time: SystemTime) -> u64 {
     let span = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
@@ -586,7 +591,7 @@ fn method_of(operation: &Operation<'_>) -> Method {
     }
 }
 
-/// What the owner of a register answered, here or over a hop.
+/// The answer of a register's owner, here or over a hop.
 async fn answer_in(served: Served) -> Result<Answer, RegisterError> {
     if served.response.status() != StatusCode::OK {
         let said = format!("its owner answered {}", served.response.status());
@@ -603,7 +608,7 @@ async fn answer_in(served: Served) -> Result<Answer, RegisterError> {
 /// Whether an operation that failed may have been done.
 fn failed(problem: Problem) -> RegisterError {
     match problem.kind {
-        // No client of a register has heard of the keys that tell requests of HTTP apart.
+        // A register's client does not know the keys that identify HTTP requests.
         ProblemKind::OutcomeForgotten => {
             let detail = "it may have been applied too long ago to tell";
             RegisterError::OutcomeUnknown(detail.to_owned())
@@ -630,8 +635,8 @@ async fn collected(body: Body) -> Result<Bytes, String> {
     Ok(whole.to_bytes())
 }
 
-/// A register's position among all: the beginning of its session's id, in as many bits as a cursor may
-/// have, which clients read as a signed number, or as JavaScript's.
+/// A register's position among all: the beginning of its session's id, in as many bits as a cursor
+/// may have, which clients read as a signed number, or as a JavaScript number.
 fn position(sid: SessionId) -> u64 {
     let bytes = sid.0[..8].try_into().expect("an id has 16 bytes");
     u64::from_be_bytes(bytes) >> (u64::BITS - POSITION_BITS)
@@ -642,7 +647,7 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     let now = node.clock.wall();
     let census = Census::clone(&node.store.census());
     let mut listing = Listing { census: Some(census), ..Listing::default() };
-    // Those that hold nothing are not what was asked for: they are bounded by their bytes.
+    // Empty registers were not asked for: only their bytes are bounded.
     let (mut keys, mut bytes) = (0, 0);
     // The store's parts are in the order of positions, too.
     let part = POSITION_BITS - STRIPES.ilog2();
@@ -663,7 +668,8 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
         for it in found {
             let at = position(it.sid);
             let is_full = keys >= count || bytes >= LISTED_BYTES_MAX;
-            // Those at one position stay together, or some of them would be passed over.
+            // Registers at one position stay together, since some of them would be skipped
+            // otherwise.
             if is_full && listing.registers.last().is_none_or(|last| position(last.sid) != at) {
                 listing.next = Some(at);
                 return listing;
@@ -676,7 +682,7 @@ fn list(node: &Node, slot: &Slot, from: u64, count: usize) -> Listing {
     listing
 }
 
-/// What executes operations on this peer, as the mesh runs an app.
+/// The app-like service that executes operations on this peer.
 pub(crate) fn keeper(name: AppName, node: Weak<Node>) -> (AppSpec, impl App + use<>) {
     let mut spec = AppSpec::new(name.clone());
     spec.policy.session = SessionMode::Portable;

@@ -1,4 +1,4 @@
-//! Carries a request out: on an app here, or by a hop. Those of portable sessions, which must be
+//! Carries out a request: on an app here, or by a hop. Requests of portable sessions, which must be
 //! committed before the response leaves, are in `portable.rs` and `in_line.rs`.
 
 use std::sync::Arc;
@@ -40,10 +40,10 @@ use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
 
-/// How often a request may be placed anew before it is refused.
+/// How often a request may be placed again before it is refused.
 const ROUNDS_MAX: u32 = 8;
 
-/// The far side of an upgraded connection.
+/// The app's side of an upgraded connection.
 pub(crate) enum Upgrade {
     /// An app on this peer; the caller passes its bytes.
     Io(Upgraded, CopyTunnels),
@@ -55,7 +55,7 @@ pub(crate) enum Upgrade {
 pub(crate) enum ServedBy {
     /// This one.
     Here(PeerId),
-    /// As another one said.
+    /// Another one, by the name that it gave.
     There(String),
 }
 
@@ -68,7 +68,7 @@ impl ServedBy {
     }
 }
 
-/// A response and how it came about.
+/// A response and its origin.
 pub(crate) struct Served {
     pub(crate) response: Response<Body>,
     /// The peer that ran the app.
@@ -76,15 +76,15 @@ pub(crate) struct Served {
     /// The peer that the request was sent to, if it was.
     pub(crate) next_hop: Option<PeerId>,
     pub(crate) upgrade: Option<Upgrade>,
-    /// What the client's token should say of this app.
+    /// The contents for the client's token about this app.
     pub(crate) entry: Option<Entry>,
     /// The client's former session was lost, and this is a new one.
     pub(crate) session_lost: bool,
-    /// The session goes on from this peer's copy, under another id, without its majority.
+    /// The session continues from this peer's copy, under another id, without its majority.
     pub(crate) forked: bool,
     /// The client's former session was ended on purpose, and this is a new one.
     pub(crate) after_end: bool,
-    /// The request ended its session, and the client is to have none.
+    /// The request ended its session, and the client's session is to be removed.
     pub(crate) cleared: bool,
     /// The response is the stored one of an earlier request.
     pub(crate) replayed: bool,
@@ -106,7 +106,7 @@ impl Served {
         }
     }
 
-    /// What another peer replied.
+    /// The reply of another peer.
     fn replied(node: &Node, reply: HopReply) -> Self {
         let mut served = Self::here(node, reply.response);
         served.served_by = ServedBy::There(reply.served_by);
@@ -114,7 +114,8 @@ impl Served {
         served
     }
 
-    /// Has the client's token name the newest version that has served it; `former` is what it said.
+    /// Makes the client's token name the newest version that has served it; `former` is its present
+    /// entry.
     pub(crate) fn name_version(&mut self, former: Option<&Entry>) {
         let now = self.response.extensions_mut().remove::<OfVersion>().map(|it| it.0);
         if let Some(entry) = &mut self.entry {
@@ -149,8 +150,8 @@ pub(crate) async fn call_service(
     Ok(response.map(|body| body.guarded(guard)))
 }
 
-/// Runs a service for a request that asks for an upgrade and came without a connection of its
-/// own: an in-memory one stands in for it.
+/// Runs a service for a request that asks for an upgrade and came without a connection of its own:
+/// an in-memory connection replaces it.
 async fn call_service_upgrading(
     service: AppService,
     request: http::Request<Body>,
@@ -171,7 +172,7 @@ async fn call_service_upgrading(
             let guard = guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
             match guard {
                 Some(guard) => {
-                    // Whoever holds the far end of the in-memory connection says goodbye.
+                    // The holder of the other end of the in-memory connection sends the close.
                     call_service(service, inner, guard, &Tunnels::default())
                         .await
                         .map_err(std::io::Error::other)
@@ -199,7 +200,7 @@ async fn call_service_upgrading(
     Ok((response.map(Body::from), None))
 }
 
-/// What an app on this peer answered, before anything is committed.
+/// The answer of an app on this peer, before anything is committed.
 pub(crate) struct RanHere {
     pub(crate) response: Response<Body>,
     pub(crate) upgrade: Option<Upgrade>,
@@ -220,14 +221,14 @@ impl Node {
         let field = copy.carried.then(|| request.headers().get(SESSION_FIELD)).flatten();
         let field_bytes = field.map_or(0, http::HeaderValue::len);
         let mut span = self.span_of_run(slot, &mut request);
-        // Read beforehand: what guards the policy would be held for as long as the app takes, and few such
-        // guards may be held at a time before all that are taken meanwhile are dear.
+        // Read first: the policy's guard would be held for as long as the app takes, and only a few
+        // such guards may be held at a time before new ones become expensive.
         let head_timeout = slot.spec().policy.head_timeout;
         let upload = head_timeout.and_then(|_| call.watch_upload(&mut request));
         let began = Instant::now();
         let stands_alone = call.upgrade.is_some() && call.on_upgrade.is_none();
         let awaiting = copy.awaits();
-        // Each is pinned where it is: one that is moved takes its room once more.
+        // Each is pinned in place: moving it would take its room twice.
         let answering = std::pin::pin!(async {
             if stands_alone {
                 Box::pin(call_service_upgrading(copy.service.clone(), request, guard)).await
@@ -274,7 +275,7 @@ impl Node {
         self.taken(slot, &copy, call, answered, field_bytes)
     }
 
-    /// The span of a request to an app, which gets it as its parent.
+    /// The span of a request to an app, which is sent to the app as its parent.
     fn span_of_run(&self, slot: &Slot, request: &mut http::Request<Body>) -> Option<ActiveSpan> {
         let method = request.method().clone();
         let mut span =
@@ -288,8 +289,8 @@ impl Node {
         span
     }
 
-    /// What an app answered, without what is the mesh's own. `field_bytes`: how long the session was
-    /// that it was given.
+    /// An app's answer, without the fields of the mesh's own. `field_bytes` is the size of the
+    /// session field that the app got.
     fn taken(
         &self,
         slot: &Arc<Slot>,
@@ -328,7 +329,7 @@ impl Node {
         Ok(RanHere { response, upgrade, field })
     }
 
-    /// Asks `to`, and notes what its reply tells.
+    /// Asks `to`, and notes the information in its reply.
     pub(crate) async fn ask(
         &self,
         slot: &Arc<Slot>,
@@ -410,7 +411,7 @@ impl Node {
         }
     }
 
-    /// The span of a hop, which the peer that is asked gets as its parent.
+    /// The span of a hop, which is sent to the asked peer as its parent.
     fn span_of_hop(&self, call: &Call, request: &mut HopRequest) -> Option<ActiveSpan> {
         if !self.spans.is_traced(&call.fields) {
             return None;
@@ -456,7 +457,7 @@ impl Node {
                             .then(|| self.pinned_entry(slot, &self.me, self.incarnation, pinned));
                         return Ok(served);
                     }
-                    // How long it waits for a place is bounded.
+                    // The time that it waits for a place is bounded.
                     Err(LocalError::Busy) if call.is_sendable() => continue,
                     Err(LocalError::NotReady) if call.is_sendable() => {}
                     Err(error) => {
@@ -471,8 +472,8 @@ impl Node {
                         _ => HopKind::Plain,
                     };
                     let next = way.as_ref().unwrap_or(&to);
-                    // Boxed, as what is rare here: the future of a request that is served here is
-                    // moved with each of them.
+                    // Boxed, since it is rare here: the future of a request that is served here
+                    // moves with each of them.
                     match Box::pin(self.ask(slot, next, call, kind, tracing)).await {
                         Ok(reply) => {
                             let by = holder.filter(|_| way.is_some()).unwrap_or(reply.executor);
@@ -486,7 +487,7 @@ impl Node {
                         Err(HopError::Refused(HopRefusal::Busy, ..)) if call.is_sendable() => {
                             continue;
                         }
-                        // It is known for what it is now.
+                        // Its version is known now.
                         Err(HopError::Refused(HopRefusal::Older(_), ..))
                             if call.is_sendable() && self.counts_on(slot, &to, call).is_none() =>
                         {
@@ -494,7 +495,8 @@ impl Node {
                             continue;
                         }
                         Err(error) => {
-                            // The link broke: another peer may hear the copy that holds the session.
+                            // The link broke: another peer may hear the copy that holds the
+                            // session.
                             let broke = !matches!(error, HopError::Refused(..)) && holder.is_some();
                             failed = self.after_failed_hop(slot, call, &to, error, false)?;
                             if !broke || std::mem::replace(&mut went_round, true) {
@@ -509,8 +511,8 @@ impl Node {
         Err(gave_up())
     }
 
-    /// By way of whom a peer is asked that is suspect here, or to which the link just broke: of one that
-    /// hears it, or may where nobody has said so yet.
+    /// The peer through which to reach one that is suspect here, or to which the link just broke:
+    /// one that hears it, or one that may if no peer has reported that yet.
     fn way_round(&self, to: Incarnation, broke: bool) -> Option<PeerId> {
         let view = self.view();
         let belief = view.by_incarnation(&to)?;
@@ -525,14 +527,15 @@ impl Node {
         })
     }
 
-    /// The peer whose life this is, where it is heard.
+    /// The peer with this life, if this peer hears it.
     pub(crate) fn heard_peer(&self, life: &Incarnation) -> Option<PeerId> {
         let view = self.view();
         let heard = view.by_incarnation(life).filter(|it| it.alive == Liveness::Alive)?;
         Some(heard.news.peer.clone())
     }
 
-    /// Sends a request to the copy that holds its session, for a peer that does not hear that one.
+    /// Forwards a request to the copy that holds its session, for a peer that does not hear that
+    /// copy.
     pub(crate) async fn send_onward(
         &self,
         slot: &Arc<Slot>,
@@ -554,7 +557,7 @@ impl Node {
         }
     }
 
-    /// Where a pinned session is, and whether that peer still lives and has not said no.
+    /// Where a pinned session is, and whether that peer is alive and has not refused.
     fn pin_of<'e>(&self, entry: &'e Entry, tried: &[PeerId]) -> Option<PinTo<'e>> {
         let Kind::Pinned { peer, incarnation } = &entry.kind else { return None };
         let here = *peer == self.me;
@@ -566,8 +569,8 @@ impl Node {
         Some(PinTo { peer, here, lives: lives && !tried.contains(peer) })
     }
 
-    /// Whether the request may go elsewhere after the app here failed on it; else what the client is
-    /// told. What the client is told where no other copy is ready is returned.
+    /// Whether the request may go elsewhere after the app here failed on it; otherwise the client's
+    /// problem is the error. The returned problem is for the client if no other copy is ready.
     fn after_failed_run(
         &self,
         slot: &Slot,
@@ -581,7 +584,7 @@ impl Node {
                 return Err(problem);
             }
             call.may_have_run = true;
-            // Once: who is slow here may be slow everywhere.
+            // Only once: a request that is slow here may be slow everywhere.
             if std::mem::replace(was_slow, true) {
                 return Err(problem);
             }
@@ -612,10 +615,10 @@ impl Node {
         Entry { app: slot.name().clone(), sid, kind, expiry, version: None }
     }
 
-    /// Whether the request may go elsewhere after a hop that brought no response; else the
-    /// problem for the client. Where an app has had it and failed, it goes to one other that is ready, if
-    /// there is one: a request that makes every app fail must neither wait for the next, nor go
-    /// round. The problem for the client, should there be none, is returned.
+    /// Whether the request may go elsewhere after a hop that brought no response; otherwise the
+    /// error is the client's problem. If an app took it and failed, it goes to one other ready
+    /// copy, if there is one: a request that makes every app fail must neither wait for the next,
+    /// nor be passed around. The returned problem is for the client if there is no such copy.
     pub(crate) fn after_failed_hop(
         &self,
         slot: &Slot,
@@ -675,7 +678,7 @@ impl Node {
     }
 }
 
-/// Ends the span of a hop by what came of it.
+/// Ends the span of a hop with the hop's outcome.
 fn end_span(mut span: ActiveSpan, outcome: &Result<HopReply, HopError>) {
     match outcome {
         Ok(reply) => span.status(reply.response.status().as_u16()),
@@ -685,7 +688,7 @@ fn end_span(mut span: ActiveSpan, outcome: &Result<HopReply, HopError>) {
     }
 }
 
-/// What a service's error means for the request, and for the copy.
+/// The meaning of a service's error for the request, and for the copy.
 fn failed_here(
     slot: &Arc<Slot>,
     copy: &Arc<Copy>,

@@ -1,8 +1,8 @@
-//! A request that was sent to a copy for its version, where the copy no longer has that version: a
-//! request may overtake the news that a version was taken back.
+//! A request that was sent to a copy because of its version, after the copy has lost that version:
+//! a request may overtake the news that a version was rolled back.
 //!
-//! A peer that chose a copy for its version says so with the request. A peer whose copy is older refuses
-//! the request and sends its news along, by which the sender decides again.
+//! A peer that chose a copy because of its version says so with the request. If the copy is older,
+//! its peer refuses the request and sends its news along, by which the sender decides again.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::request::call::Call;
 use crate::request::local_error::LocalError;
 use crate::request::node::Node;
 
-/// Whether the copy here is older than what a request counts on.
+/// Whether the copy here is older than a request requires.
 pub(super) fn is_too_old(slot: &Slot, counted_on: Option<&AppVersion>) -> bool {
     counted_on.is_some_and(|it| slot.version().is_some_and(|here| it.is_newer_than(&here)))
 }
@@ -39,7 +39,7 @@ impl Call {
 }
 
 impl Node {
-    /// The version that a request counts on at another peer.
+    /// The version that a request requires at another peer.
     pub(super) fn counts_on(&self, slot: &Slot, to: &PeerId, call: &Call) -> Option<AppVersion> {
         let served = call.version.as_ref()?;
         let view = self.view();
@@ -47,7 +47,7 @@ impl Node {
         counts_on(Some(served), there).cloned()
     }
 
-    /// The refusal for a peer that counted on a newer copy.
+    /// The refusal for a peer that required a newer copy.
     pub(super) fn refusal_of_older(&self, slot: &Slot) -> HopRefusal {
         // A copy serves a moment before its news is sent.
         slot.announce();

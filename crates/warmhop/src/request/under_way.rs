@@ -5,8 +5,8 @@ use std::sync::Mutex;
 
 use warmhop_core::ids::{RequestKey, SessionKey};
 
-/// The requests that are on their way here and must not run twice: a repeat learns of the first one,
-/// rather than to wait for it. Bounded by the requests under way.
+/// The requests under way here that must not run twice: a repeat learns that the first one is under
+/// way, rather than waiting for it. Bounded by the requests under way.
 #[derive(Debug, Default)]
 pub(crate) struct RunsOnce(Mutex<HashSet<(SessionKey, RequestKey)>>);
 
@@ -15,12 +15,12 @@ impl RunsOnce {
     pub(crate) fn enter(&self, key: &SessionKey, rid: RequestKey) -> Option<UnderWay<'_>> {
         let name = (key.clone(), rid);
         let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // Lazily: one that is dropped here would wait for this lock, and remove the first one's name.
+        // Lazily: a value dropped here would wait for this lock, and remove the first one's name.
         all.insert(name.clone()).then(|| UnderWay { all: self, name })
     }
 }
 
-/// One of them; it is none any more once this is dropped.
+/// One of these requests; it is removed when this is dropped.
 pub(crate) struct UnderWay<'a> {
     all: &'a RunsOnce,
     name: (SessionKey, RequestKey),

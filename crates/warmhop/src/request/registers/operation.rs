@@ -1,4 +1,5 @@
-//! What one operation makes of what its register holds: decided here, by the clock that is given.
+//! The effect of one operation on a register's contents: decided here, by the clock that is passed
+//! in.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +13,10 @@ use crate::app::session::Session;
 use crate::http::body::BoxError;
 use crate::request::registers::bounds::{HELD_BYTES, STATE_BYTES_MAX};
 
-/// A use moves the end of what ends when it is idle once this part of the idle time is over: so a
-/// read costs a write now and then, not each time.
+/// A use restarts an idle time only once this part of it is over: so a read causes a write now and
+/// then, but not each time.
 const MOVED_AFTER: u64 = 10;
-/// An operation or its answer on the way: a value, a key and what goes with them.
+/// An operation or its answer in transit: a value, a key and their fields.
 pub(crate) const FRAME_BYTES_MAX: usize = STATE_BYTES_MAX + 256;
 /// On what condition a register is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,14 +51,15 @@ pub(crate) enum Operation<'a> {
     Delete {
         when: When,
     },
-    /// Not of one register: the keys that this peer holds.
+    /// Not for one register: the keys that this peer holds.
     List {
         from: u64,
         count: u64,
     },
 }
 
-/// [`Expires`](crate::Expires), made a time by the clock of the peer that was asked where one was named.
+/// [`Expires`](crate::Expires), with a named time converted by the clock of the peer that was
+/// asked.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Ending {
     Idle,
@@ -72,7 +74,7 @@ pub(crate) struct Answer {
     pub(crate) before: Option<Held>,
 }
 
-/// A value on its way, in an answer.
+/// A value in transit, in an answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Held {
     #[serde(with = "octets")]
@@ -81,7 +83,7 @@ pub(crate) struct Held {
     pub(crate) expires: u64,
 }
 
-/// A register's state: its version, whether it ends by being idle, its key's length, its key, its
+/// A register's state: its version, whether it expires when idle, its key's length, its key, its
 /// value.
 pub(crate) struct Parsed<'a> {
     pub(crate) version: u64,
@@ -108,7 +110,7 @@ fn compose(version: u64, idles: bool, key: &[u8], bytes: &[u8]) -> Option<Bytes>
     Some(state.freeze())
 }
 
-/// Executes one operation on what its register holds. `ttl` is the idle time, `now` the mesh's time.
+/// Executes one operation on a register's contents. `ttl` is the idle time, `now` the mesh's time.
 pub(crate) fn execute(
     operation: &Operation<'_>,
     session: &Session,
@@ -134,7 +136,7 @@ pub(crate) fn execute(
         When::Present => held.is_some(),
         When::Version(wanted) => held.as_ref().is_some_and(|held| held.version == *wanted),
     };
-    // Also whether it ends by being idle.
+    // It also returns whether the value expires when idle.
     let ending = |expires: &Ending| match (expires, &held) {
         (Ending::At(at), _) => (WallTime(*at), false),
         (Ending::Keep, Some(held)) if !held.idles => (turn.expiry, false),

@@ -1,4 +1,4 @@
-//! What one operation makes of what its register holds, by the clock that it is given.
+//! The effect of one operation on a register's contents, by the clock that is passed in.
 
 use super::bounds::STATE_BYTES_MAX;
 use super::operation::*;
@@ -9,7 +9,7 @@ use crate::app::session::Turn;
 const TTL: Duration = Duration::from_secs(100);
 const KEY: &[u8] = b"cart";
 
-/// A register as one operation finds it, and leaves it.
+/// A register before and after one operation.
 struct Kept {
     state: Option<Bytes>,
     expiry: u64,
@@ -24,7 +24,7 @@ impl Kept {
         Self { state: None, expiry: 0, n: 0 }
     }
 
-    /// Executes `operation` after `seconds`; whether it was done.
+    /// Executes `operation` after `seconds`; returns whether it was done.
     fn after(&mut self, seconds: u64, operation: &Operation<'_>) -> bool {
         let now = NOW + seconds * 1000;
         self.n += 1;
@@ -43,7 +43,7 @@ impl Kept {
         answer.done
     }
 
-    /// The seconds after which it ends, and its version.
+    /// The seconds until it expires, and its version.
     fn ends(&self) -> (u64, u64) {
         ((self.expiry - NOW) / 1000, parse(self.state.as_ref().unwrap()).unwrap().version)
     }
