@@ -41,6 +41,8 @@ pub(super) enum Mutant {
     NumberFirst,
     /// A takeover's round heeds what was heard, not what this process used.
     ReuseBallot,
+    /// A takeover's round heeds what was heard, not what every session is drawn with.
+    BelowDrawn,
     /// What a key names is begun without asking anybody first.
     BeginUnprepared,
     /// What a key names is begun once a majority of its members to be has promised.

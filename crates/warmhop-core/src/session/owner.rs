@@ -27,6 +27,9 @@ use super::{
 };
 use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 
+/// The round of the ballot that a session is drawn with. Nobody is told of it before it is used: whoever
+/// takes a session over goes above it.
+pub(super) const DRAWN_ROUND: u64 = 1;
 /// How long a request may wait for those before it to send their heads.
 const TURN_WITHIN: Duration = Duration::from_secs(60);
 /// How long a hand-over holds requests back before this peer goes on as owner.
@@ -283,8 +286,8 @@ impl Session {
         );
         let mut cfg = cfg;
         cfg.now.stamp = cfg.now.stamp.max(ctx.process.stamp_to_begin());
-        ctx.process.round_ctr = ctx.process.round_ctr.max(1);
-        let b = Ballot { round: 1, proposer: ctx.me };
+        ctx.process.round_ctr = ctx.process.round_ctr.max(DRAWN_ROUND);
+        let b = Ballot { round: DRAWN_ROUND, proposer: ctx.me };
         self.role =
             Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, Arc::new(cfg)) }));
     }

@@ -19,7 +19,7 @@ pub(super) use self::void::Word;
 use super::census::{Census, Roll};
 use super::message::{AcceptedInfo, Birth, Config, Members, Message, NackReason, Part};
 use super::mutant::{self, Mutant};
-use super::owner::Owner;
+use super::owner::{DRAWN_ROUND, Owner};
 use super::reach::UNHEARD_TRIES;
 use super::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
@@ -223,7 +223,10 @@ impl Session {
             return;
         }
         let used = if mutant::on(Mutant::ReuseBallot) { 0 } else { ctx.process.round_ctr };
-        let round = seen_round.max(self.seen_round()).max(used).saturating_add(1);
+        // What a key names is never drawn.
+        let may_be_drawn = otherwise == Otherwise::GiveUp && !mutant::on(Mutant::BelowDrawn);
+        let drawn = if may_be_drawn { DRAWN_ROUND } else { 0 };
+        let round = seen_round.max(self.seen_round()).max(used).max(drawn).saturating_add(1);
         ctx.process.round_ctr = round;
         let b = Ballot { round, proposer: ctx.me };
         let begun = match &otherwise {
@@ -299,6 +302,7 @@ impl Session {
     }
 
     /// A peer said what it knows. It has answered where it was this takeover that asked.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one message")]
     pub(super) fn on_located(
         &mut self,
         ctx: &Ctx<'_>,

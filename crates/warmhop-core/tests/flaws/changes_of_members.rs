@@ -37,8 +37,11 @@ fn five_configurations(title: &str) -> (Stage, TokenHint) {
     s.asks("A", "change jam", "E");
     s.settles();
     s.answered("jam", "tea/A milk/D jam/E");
-    s.hands_over("A", "D");
-    s.settles();
+    s.tell("It goes to and fro: D's ballot is higher than the first one of whoever takes it over by a token.");
+    for (from, to) in [("A", "D"), ("D", "A"), ("A", "D")] {
+        s.hands_over(from, to);
+        s.settles();
+    }
     s.serves("D");
     s.does_not_serve("A");
 
@@ -373,6 +376,8 @@ fn a_seal_that_was_never_chosen_does_not_undo_what_came_after() {
     s.replaces("A", s.inc("C"), "D");
     s.settles();
     s.tell("A and D hold the seal. B and C go on without them.");
+    s.takes_over("C");
+    s.settles();
     s.takes_over("B");
     s.settles();
     s.asks("B", "change milk", "C");

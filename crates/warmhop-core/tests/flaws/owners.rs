@@ -496,3 +496,31 @@ fn a_young_process_waits_for_members_that_it_has_not_heard_yet() {
     s.settles();
     s.answered("list", "tea/A");
 }
+
+/// The danger: C draws a session, whose client only looks at it, and is cut off. A takes it over by the
+/// client's token, which names no ballot: the first round of A's is below the first round of C's. What A
+/// acknowledges is chosen at a ballot below C's, and C, which is back, goes on as the owner that it was
+/// and proposes over it.
+/// The rule: every session is drawn in the first round, and whoever takes one over goes above that.
+#[test]
+fn a_takeover_goes_above_the_ballot_that_the_session_was_drawn_with() {
+    let mut s = Stage::new("a takeover goes above what the session was drawn with", "A B C");
+    s.draws("C", "A B C");
+    s.asks("C", "read nothing", "C");
+    s.settles();
+    s.answered("nothing", "");
+    s.parts("C", "A B");
+    s.takes_over("A");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.answered("tea", "tea/A");
+
+    s.heals();
+    s.asks("C", "change milk", "C");
+    s.settles();
+    s.deposed("milk", "A");
+    s.does_not_serve("C");
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.answered("list", "tea/A");
+}

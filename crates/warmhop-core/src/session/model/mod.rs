@@ -81,6 +81,7 @@ macro_rules! setups {
 setups!(
     delegated_writes,
     competing_takeovers,
+    drawn_where_ballots_are_highest,
     takeover_against_change_of_members,
     amnesia_and_forgetting,
     repeats_and_floors,

@@ -9,7 +9,7 @@ use super::setup::{Born, Setup};
 use super::setups::{
     KEYED_1, KEYED_2, LOOK, READ, WRITE_1, WRITE_2, begun_alone_by_each,
     begun_at_both_ends_of_a_cut_link, begun_beside_the_reborn, begun_beside_the_young,
-    begun_on_two_sides_of_a_partition, begun_twice_under_one_key,
+    begun_on_two_sides_of_a_partition, begun_twice_under_one_key, drawn_where_ballots_are_highest,
 };
 use crate::session::mutant::{self, Mutant};
 
@@ -240,6 +240,12 @@ fn a_ballot_goes_before_a_number() {
         ..Setup::PLAIN
     };
     caught(setup, Some(Mutant::NumberFirst), Invariant::ChosenExtend);
+}
+
+#[test]
+fn a_takeover_goes_above_the_ballot_that_the_session_was_drawn_with() {
+    let setup = Setup { name: "below what it was drawn with", ..drawn_where_ballots_are_highest() };
+    caught(setup, Some(Mutant::BelowDrawn), Invariant::ChosenExtend);
 }
 
 #[test]

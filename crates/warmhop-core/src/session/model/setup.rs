@@ -30,9 +30,9 @@ pub(super) struct Attempt {
 /// How the session came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Born {
-    /// Drawn by the first peer, and a token that names it has left.
+    /// Drawn by one peer, and a token that names it has left.
     Named,
-    /// Drawn by the first peer; nobody else takes it over before a token has left.
+    /// Drawn by one peer; nobody else takes it over before a token has left.
     Drawn,
     /// Known by its token alone: the peer that serves it takes it over.
     Token,
@@ -60,6 +60,8 @@ pub(super) struct Setup {
     pub(super) peers: u8,
     pub(super) members: &'static [u8],
     pub(super) born: Born,
+    /// Who draws it, where anybody does. Ballots of one round are ordered by the places of their peers.
+    pub(super) drawn_at: u8,
     pub(super) beliefs: &'static [Belief],
     /// Where requests may run; [`SELF`] is at their owner.
     pub(super) executors: &'static [u8],
@@ -114,6 +116,7 @@ impl Setup {
         peers: 3,
         members: &[0, 1, 2],
         born: Born::Named,
+        drawn_at: 0,
         beliefs: &[],
         executors: &[SELF],
         attempts: &[],

@@ -41,6 +41,19 @@ pub(super) fn competing_takeovers() -> Setup {
     }
 }
 
+/// The session is drawn where ballots are the highest of their round, and taken over by one who has
+/// heard of no ballot at all.
+pub(super) fn drawn_where_ballots_are_highest() -> Setup {
+    Setup {
+        name: "drawn where ballots are highest",
+        drawn_at: 2,
+        attempts: &[WRITE_1, WRITE_2, READ],
+        takers: &[0],
+        takeovers: 1,
+        ..Setup::PLAIN
+    }
+}
+
 /// A member is replaced while another peer takes over.
 pub(super) fn takeover_against_change_of_members() -> Setup {
     Setup {

@@ -78,9 +78,10 @@ impl Tables {
         for slot in 0..self.setup.peers {
             let mut process = Process { census: Arc::new(self.census(slot)), ..Process::default() };
             let mut session = Session::new(SessionId([0; 16]), &process);
-            if slot == 0 && matches!(self.setup.born, Born::Named | Born::Drawn) {
+            let is_drawn = matches!(self.setup.born, Born::Named | Born::Drawn);
+            if is_drawn && slot == self.setup.drawn_at {
                 let policy = self.policy.clone();
-                let mut ctx = ctx(inc(0, 0), Now(0), &policy, &mut process);
+                let mut ctx = ctx(inc(slot, 0), Now(0), &policy, &mut process);
                 session.mint(&mut ctx, self.birth.clone(), &mut Vec::new());
                 if self.setup.born == Born::Named {
                     session.name();
