@@ -1,24 +1,24 @@
-//! Who is there: whose word a birth by key, or "nobody knows of it", rests on.
+//! Which peers exist, and so whose answers a birth by key, or the conclusion that nobody knows of a
+//! session, has to rest on.
 //!
-//! A session that a key names may be begun at several peers at once, and they need not believe the
-//! same of the mesh. Each asks *everyone known*, suspects included, and goes on once all but one
-//! have answered, a majority among them ([`Roll`]). What the others know of the mesh is added to
-//! what the beginner knows, so that two of them meet at a peer that knows both, or one of them
-//! finds too few.
+//! A session that a key names may be begun at several peers at once, and they need not have the
+//! same beliefs about the mesh. Each asks *everyone known*, suspects included, and proceeds once
+//! all but one have answered, a majority among them ([`Roll`]). The peers that the others know are
+//! added to those that the beginner knows, so that two beginners meet at a peer that knows both, or
+//! one of them finds too few.
 //!
-//! * A peer leaves the count where it is *proven* gone: it left in good order, or lives again as
-//!   another process.
-//! * A *silent* one is the one that may be missed. A second may be missed only where a majority of
-//!   everyone known has met it and has not heard it for long (`absent`).
-//! * One that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed. Where
-//!   everyone who is known has answered nobody is left who could know more, and nothing is missed.
-//! * One that is *young* may be reborn, and those who know need not have been heard yet. It counts as
-//!   missed until one that is settled vouches for it: that one knows it, and knows of no former life.
-//!   Where nobody is settled the mesh has just begun, and all of them count.
-//! * A seed that was never met may be a peer that witnessed, and counts as one that is missed: who
-//!   starts while it is cut off knows of nobody, and must not take that for a mesh of one. Where nobody
-//!   is settled, and where several were never met, they are missed only by a peer that has waited for them
-//!   as long as for any other ([`ABSENT_AFTER`]).
+//! * A peer no longer counts once it is *proven* gone: it left cleanly, or runs as another process.
+//! * One *silent* peer may be missed. A second may be missed only if a majority of everyone known
+//!   has met it and has not heard it for long (`absent`).
+//! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
+//!   Once everyone known has answered, nobody is left who could know more, and nothing is missed.
+//! * A *young* peer may be reborn, and the peers that know may not have been heard yet. It counts
+//!   as missed until a settled peer vouches for it: that peer knows it, and knows of no former
+//!   life. If no peer is settled the mesh has just begun, and all of them count.
+//! * A seed that was never met may be a witness, and counts as missed: a peer that starts while it
+//!   is cut off knows nobody, and must not take that for a mesh of one. If no peer is settled, or
+//!   if several seeds were never met, they may be missed only by a peer that has waited for them as
+//!   long as for any other ([`ABSENT_AFTER`]).
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
@@ -33,44 +33,44 @@ use crate::view::{Liveness, View};
 
 /// How long a peer may be silent before its absence can be confirmed.
 pub const ABSENT_AFTER: Duration = Duration::from_secs(30);
-/// How long a process that took a former one's place counts as a peer that was not asked, and how
-/// long a process is young: until a former one would have been suspected (2.5 s) and replaced (3 s,
-/// and 1 s for each rank), what it held brought to others, and a margin.
+/// How long a process that replaced a former one counts as not asked, and how long a process is
+/// young: until a former one would have been suspected (2.5 s) and replaced (3 s, and 1 s for each
+/// rank), its sessions copied to others, and a margin.
 pub const REBORN_FOR: Duration = Duration::from_secs(12);
-/// A mesh of two is the one where either serves without the other; a third peer ends that.
+/// In a mesh of two, either serves without the other; a third peer ends that.
 const PAIR: usize = 2;
 
-/// What one peer believes of who is there.
+/// The beliefs of one peer about which processes exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Census {
     /// Every other process that is known and not proven gone, sorted.
     pub others: Vec<Incarnation>,
-    /// Those of them that are not heard: they are asked, and not waited for.
+    /// Those of them that are not heard: they are asked, but not waited for.
     pub silent: Vec<Incarnation>,
-    /// Those of the silent that this peer has met, and not heard for [`ABSENT_AFTER`].
+    /// Those of the silent that this peer has met, but not heard for [`ABSENT_AFTER`].
     pub absent: Vec<Incarnation>,
-    /// Those that took the place of a former process less than [`REBORN_FOR`] ago.
+    /// Those that replaced a former process less than [`REBORN_FOR`] ago.
     pub reborn: Vec<Incarnation>,
-    /// There have not been more than two peers for as long as this one and the other remember.
+    /// There have been no more than two peers for as long as this one and the other remember.
     pub pair: bool,
     /// This peer's process began less than [`REBORN_FOR`] ago.
     pub is_young: bool,
-    /// Those of the others that are young by their own last word. Others are not told: each speaks
-    /// for itself.
+    /// Those of the others that are young by their own latest news. This is not sent to others:
+    /// each process speaks for itself.
     #[serde(skip)]
     pub young: Vec<Incarnation>,
-    /// How many seeds were never met, and lead to nobody known. Others are not told: their own
-    /// seeds tell them.
+    /// How many seeds were never met, and are no known peer. This is not sent to others: they have
+    /// seeds of their own.
     #[serde(skip)]
     pub unmet: usize,
-    /// This peer's process began [`ABSENT_AFTER`] ago or longer: whom it has not met since it will
-    /// hardly meet. Others are not told.
+    /// This peer's process began [`ABSENT_AFTER`] ago or longer: it will hardly meet a peer that it
+    /// has not met by now. This is not sent to others.
     #[serde(skip)]
     pub has_waited: bool,
 }
 
 impl Census {
-    /// What `view` says at `now`.
+    /// The census by `view` at `now`.
     #[must_use]
     pub fn of(view: &View, now: Now) -> Self {
         let mut census = Self { pair: view.is_pair(), ..Self::default() };
@@ -93,7 +93,7 @@ impl Census {
         census
     }
 
-    /// As `self`, of a peer that has so many seeds that it never met.
+    /// The same, for a peer with so many seeds that it never met.
     #[must_use]
     pub fn with_unmet(mut self, unmet: usize) -> Self {
         self.unmet = unmet;
@@ -101,7 +101,7 @@ impl Census {
         self
     }
 
-    /// As `self`, of a peer whose process is so old.
+    /// The same, for a peer whose process has this age.
     #[must_use]
     pub fn with_age(mut self, age: Duration) -> Self {
         self.is_young = is_young(age);
@@ -109,14 +109,15 @@ impl Census {
         self
     }
 
-    /// Whether this peer knows by itself that there are, or may be, more than two, and tells others so
-    /// ([`PeerNews::knows_more`](crate::view::PeerNews::knows_more)).
+    /// Whether this peer knows by itself that there are, or may be, more than two, which it
+    /// announces to others ([`PeerNews::knows_more`](crate::view::PeerNews::knows_more)).
     #[must_use]
     pub fn knows_more(&self, view: &View) -> bool {
         view.known().max(self.others.len() + self.unmet) >= PAIR
     }
 
-    /// A digest of everyone that it names, `me` included: equal at two peers that know the same.
+    /// A digest of all processes that it names, `me` included: equal at two peers that know the
+    /// same.
     #[must_use]
     pub fn digest(&self, me: Incarnation) -> u64 {
         self.others.iter().chain([&me]).fold(0, |all, peer| {
@@ -127,7 +128,7 @@ impl Census {
         })
     }
 
-    /// The answer to a peer that asked with `digest`: nothing where it knows the same.
+    /// The answer to a peer that asked with `digest`: `None` if it knows the same.
     pub(super) fn news(self: &Arc<Self>, me: Incarnation, digest: u64) -> Option<Arc<Self>> {
         let same = self.digest(me) == digest;
         let plain = self.absent.is_empty() && self.reborn.is_empty() && !self.is_young;
@@ -147,36 +148,36 @@ pub fn is_young(age: Duration) -> bool {
 pub enum Verdict {
     /// They do.
     Enough,
-    /// Some that may answer have not.
+    /// Some peers that may answer have not.
     Wait,
-    /// All that can answer have, and they are too few.
+    /// All peers that can answer have, and they are too few.
     TooFew,
 }
 
-/// Who was asked, and whose answers count.
+/// The peers that were asked, and which of their answers count.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Roll {
     everyone: BTreeSet<Incarnation>,
     answered: BTreeSet<Incarnation>,
     silent: BTreeSet<Incarnation>,
     reborn: BTreeSet<Incarnation>,
-    /// Those who are young by their own word.
+    /// Those that are young by their own answer.
     young: BTreeSet<Incarnation>,
-    /// Those whom one that is settled knows.
+    /// Those that a settled peer knows.
     vouched: BTreeSet<Incarnation>,
-    /// Whom one knows that answers that it knows the same.
+    /// The peers known to one that answers that it knows the same.
     same: Vec<Incarnation>,
-    /// Who says of whom that it is absent.
+    /// Which peers report which others as absent.
     absent: BTreeMap<Incarnation, BTreeSet<Incarnation>>,
     pair: bool,
-    /// How many may be there beyond everyone known.
+    /// How many peers there may be beyond everyone known.
     unmet: usize,
     /// Whether those were waited for as long as for any other.
     has_waited: bool,
 }
 
 impl Roll {
-    /// Calls everyone that `census` knows, and counts the word of `me`, whose it is.
+    /// Asks everyone that `census` knows, and counts the answer of `me`, whose census it is.
     #[must_use]
     pub fn new(me: Incarnation, census: &Census) -> Self {
         let mut roll = Self {
@@ -196,8 +197,8 @@ impl Roll {
         roll
     }
 
-    /// `peer` answered, and told what it knows, unless that is the same. Returns those that were not
-    /// known before.
+    /// Notes that `peer` answered, with its census unless that is the same. Returns those that were
+    /// not known before.
     pub fn answer(&mut self, peer: Incarnation, told: Option<&Census>) -> Vec<Incarnation> {
         self.everyone.insert(peer);
         self.answered.insert(peer);
@@ -216,24 +217,25 @@ impl Roll {
         self.add(census.others.iter().copied())
     }
 
-    /// `peers` are known as well. Returns those that were not.
+    /// Adds `peers` to everyone known. Returns those that were not.
     pub fn add(&mut self, peers: impl Iterator<Item = Incarnation>) -> Vec<Incarnation> {
         peers.filter(|peer| self.everyone.insert(*peer)).collect()
     }
 
-    /// `peer` is proven gone. The process that lives in its place has forgotten what it witnessed.
+    /// Notes that `peer` is proven gone. The process that replaced it has forgotten what it
+    /// witnessed.
     pub fn gone(&mut self, peer: Incarnation) {
         self.reborn.extend(self.everyone.iter().filter(|other| peer.is_before(other)));
         self.everyone.remove(&peer);
         self.answered.remove(&peer);
     }
 
-    /// `peer` cannot promise what it was asked for.
+    /// Notes that `peer` cannot promise what it was asked for.
     pub fn miss(&mut self, peer: Incarnation) {
         self.answered.remove(&peer);
     }
 
-    /// Whether `peer` is not heard, so that it is asked and not waited for.
+    /// Whether `peer` is not heard, so that it is asked but not waited for.
     #[must_use]
     pub fn is_silent(&self, peer: Incarnation) -> bool {
         self.silent.contains(&peer)
@@ -244,12 +246,12 @@ impl Roll {
         self.everyone.difference(&self.answered).copied()
     }
 
-    /// Those who were not heard are others by now.
+    /// Updates which peers are not heard.
     pub fn hear(&mut self, census: &Census) {
         self.silent = census.silent.iter().copied().collect();
     }
 
-    /// Whether the answers suffice; `waited`: all that live have had the time to answer.
+    /// Whether the answers suffice; `waited`: all that are alive have had the time to answer.
     #[must_use]
     pub fn verdict(&self, waited: bool) -> Verdict {
         let pending = |peer: &Incarnation| !self.silent.contains(peer);
@@ -262,16 +264,16 @@ impl Roll {
         }
     }
 
-    /// Whether `peer` took the place of a process that others count on: somebody said so, or still
-    /// counts on that one.
+    /// Whether `peer` replaced a process that others count on: a peer said so, or still counts on
+    /// that one.
     fn is_reborn(&self, peer: Incarnation) -> bool {
         self.reborn.contains(&peer) || self.everyone.iter().any(|other| other.is_before(&peer))
     }
 
-    /// Whether the answers suffice, if those that `will` answer had done so.
+    /// Whether the answers would suffice if the peers that `will` answer had done so.
     fn suffice(&self, will: impl Fn(&Incarnation) -> bool) -> bool {
         let is_young = |peer: &Incarnation| self.young.contains(peer);
-        // Of a pair either serves without the other.
+        // In a pair, either serves without the other.
         let is_pair = self.pair && self.everyone.len() + self.unmet == PAIR;
         let nobody_is_settled = self.everyone.iter().all(is_young);
         let will_vouch =
@@ -297,12 +299,13 @@ impl Roll {
         let majority = is_majority(self.everyone.len() - missed.len());
         match (&missed[..], self.unmet) {
             ([], 0) => true,
-            // Of a pair either holds everything: one that is silent, or knows no more, is not needed.
+            // In a pair, either holds everything: one that is silent, or knows no more, is not
+            // needed.
             ([one], 0) if is_pair => self.answered.contains(one) || self.silent.contains(one),
             ([], 1) if is_pair => true,
             ([_], 0) => majority,
-            // Everyone known is asked. Any others that there are have no majority, but may have had one with
-            // the former lives of these, or have been left alone by them.
+            // Everyone known is asked. Any other peers have no majority, but may have had one with
+            // the former lives of these, or may be all that is left of one.
             ([], 1) => majority && (self.has_waited || !nobody_is_settled),
             ([], _) => majority && self.has_waited,
             ([_, _], 0) | ([_], 1) if mutant::on(Mutant::MissTwo) => true,

@@ -1,39 +1,39 @@
-//! Whether the peer that claims a session owns it: asked by those that hold it before they rest.
+//! Whether the peer that claims a session owns it: its members ask before they rest.
 //!
-//! A promise says who wanted the session last, not who has it: a takeover that finds no majority
-//! leaves a promise and owns nothing. A member that rests on such a claim waits for an owner that is
-//! none, and the claimant for one that stepped down for it. So the claimant is asked
-//! ([`Session::ask_claimant`]), and what it says of itself ([`Part`]) decides
-//! (`repair.rs`). An answer is a hint: acting on a wrong one costs a ballot and harms nothing.
+//! A promise shows who wanted the session last, not who owns it: a takeover that finds no majority
+//! leaves a promise and owns nothing. A member that rests on such a claim waits for an owner that
+//! does not exist, and the claimant waits for the owner that stepped down for it. So members ask
+//! the claimant ([`Session::ask_claimant`]), and its answer ([`Part`]) decides (`repair.rs`). An
+//! answer is a hint: acting on a wrong one costs a ballot and does no harm.
 
 use super::message::{Message, Part};
 use super::{Effect, Effects, NO_NONCE, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now};
 
-/// A question to the claimant, from when it is asked until those who asked rest.
+/// A question to the claimant, from when it is asked until the members that asked rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Question {
-    /// The highest claim that was known then: a higher one is a new question.
+    /// The highest claim known then: a higher one needs a new question.
     about: Ballot,
     asked: Now,
     answered: Option<(Part, Now)>,
 }
 
-/// What is known of the peer with the highest claim to a session.
+/// The state of the peer with the highest claim to a session, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Claimant {
-    /// Nothing: it was not asked.
+    /// Unknown: it was not asked.
     Unasked,
-    /// It has not answered, or is on its way to own the session; it was last asked at this time.
+    /// It has not answered, or is about to own the session; it was last asked at this time.
     Unsure(Now),
     /// It owns the session.
     Owns,
-    /// It said at this time that it does not own the session, and does not try to.
+    /// It answered at this time that it does not own the session, and does not try to.
     Vacant(Now),
 }
 
 impl Session {
-    /// What this peer is to the session.
+    /// This peer's part in the session.
     #[must_use]
     pub fn part(&self) -> Part {
         match &self.role {
@@ -44,7 +44,7 @@ impl Session {
         }
     }
 
-    /// The highest ballot heard of, whether its proposer lives or not.
+    /// The highest known ballot, whether its proposer is alive or not.
     #[must_use]
     pub fn highest_claim(&self) -> Option<Ballot> {
         self.copy.promised().max(self.heard.owner).max(self.ballot())
@@ -60,7 +60,7 @@ impl Session {
         out.push(Effect::Send { to, message: Message::Locate { census: None, nonce: NO_NONCE } });
     }
 
-    /// `from` told what it is to the session.
+    /// Takes the answer of `from` about its part in the session.
     pub(super) fn on_part(&mut self, from: Incarnation, part: Part, now: Now) {
         if let Part::Trying(b) | Part::Owner(b) = part {
             self.heard.note_owner(b);
@@ -73,21 +73,22 @@ impl Session {
             let repeats = question.about == highest
                 && matches!((question.answered, part), (Some((Part::None, _)), Part::None));
             question.about = highest;
-            // The first word of a vacancy counts: from then on the members wait for each other.
+            // The first report of a vacancy counts: from then on the members wait for each other.
             if !repeats {
                 question.answered = Some((part, now));
             }
         }
     }
 
-    /// What the peer with the highest claim said of it, as far as it was asked.
+    /// The answer of the peer with the highest claim, as far as it was asked.
     #[must_use]
     pub fn claimant(&self) -> Claimant {
         let Some(claim) = self.highest_claim() else { return Claimant::Unasked };
         match self.heard.question {
             Some(question) if question.about == claim => match question.answered {
                 Some((Part::Owner(b), _)) if b >= claim => Claimant::Owns,
-                // At a lower ballot than its own highest: it tried again since and came to nothing.
+                // It answered at a lower ballot than its own highest: it has tried again since, and
+                // failed.
                 Some((Part::None | Part::Owner(_), at)) => Claimant::Vacant(at),
                 Some((Part::Trying(_), _)) | None => Claimant::Unsure(question.asked),
             },
@@ -95,7 +96,7 @@ impl Session {
         }
     }
 
-    /// Nothing is to be asked any more.
+    /// Drops the question: nothing is to be asked any more.
     pub fn rest(&mut self) {
         self.heard.question = None;
         self.tidy();

@@ -1,9 +1,9 @@
 //! A copy: the acceptor of the register (CASPaxos, Rystsov 2018, section 2.2), and the
 //! executor that votes while it executes.
 //!
-//! Refuses to know who owns the session and why: it grants what its gate lets through. What
-//! it promised never falls (I2), and it casts no vote in a configuration in which it may have
-//! forgotten one (I3).
+//! Refuses to know who owns the session and why: it grants what its gate lets through. Its promises
+//! never fall (I2), and it casts no vote in a configuration in which it may have forgotten one
+//! (I3).
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -18,36 +18,37 @@ use super::{Empty, Seldom, recent};
 use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 
-/// How many births of one session are remembered: for each beginner one in each place. Whoever would
-/// begin it once more has to wait for the others. Beginners that agree on the members begin it in one
-/// place.
+/// How many births of one session are remembered: for each beginner one in each configuration. A
+/// further birth has to wait for the others. Beginners that agree on the members use the same
+/// configuration.
 const BIRTHS_MAX: usize = 32;
 
-/// What a copy keeps of one session.
+/// The state that a copy keeps of one session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Replica {
     /// Stamps up to this one may have been forgotten before the entry was made.
     pub(super) low: u64,
-    /// What was promised, where it is not the ballot of the accepted record.
+    /// The promised ballot, if it is not the ballot of the accepted record.
     above: Option<Box<Ballot>>,
     pub(super) accepted: Option<Record>,
-    /// The highest stamp that a vote was asked for in.
+    /// The highest stamp in which a vote was asked for.
     pub(super) stamp_hi: u64,
     /// When the entry may be forgotten; zero while nothing was granted.
     pub(super) forget_at: WallTime,
     pub(super) seldom: Seldom<Marks>,
 }
 
-/// What few copies need to remember.
+/// State that few copies need.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Marks {
-    /// The session that this copy went on as, its vote withdrawn.
+    /// The session that this copy continued as, after its vote was withdrawn.
     pub(super) fenced: Option<SessionId>,
-    /// The highest position that a request ran for here, while no record of it is accepted.
+    /// The highest position for which a request ran here, while no record of it is accepted.
     ran: Option<Position>,
-    /// Where the session may go on at ballots promised above that of the accepted record.
+    /// The configurations in which the session may continue at ballots promised above that of the
+    /// accepted record.
     births: Vec<Birth>,
-    /// The birth that this peer tries, until it comes to own the session by it or gives it up.
+    /// The birth that this peer tries, until it owns the session by it or gives it up.
     trying: Option<Trying>,
 }
 
@@ -56,24 +57,25 @@ impl Empty for Marks {
         &Self { fenced: None, ran: None, births: Vec::new(), trying: None };
 }
 
-/// A birth of this peer's own that nothing was proposed by yet.
+/// A birth of this peer's own by which nothing was proposed yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Trying {
     birth: Birth,
-    /// The ballot of an earlier one in the same place, by which this peer came to own the session.
+    /// The ballot of an earlier birth in the same configuration, by which this peer came to own the
+    /// session.
     before: Option<Ballot>,
 }
 
 /// Why the gate is shut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shut {
-    /// The message is about a configuration this peer is not in.
+    /// The message is about a configuration that this peer is not in.
     NotMember,
-    /// The sender is to be told.
+    /// The sender gets a `Nack`.
     Nack(NackReason),
 }
 
-/// What came of an `Accept`.
+/// The outcome of an `Accept`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Vote {
     /// Stored, or stored before.
@@ -96,18 +98,18 @@ impl Replica {
         }
     }
 
-    /// The highest ballot promised.
+    /// The highest promised ballot.
     pub(super) fn promised(&self) -> Option<Ballot> {
         let accepted = self.accepted.as_ref().map(|record| record.p.ballot);
         self.above.as_deref().copied().or(accepted)
     }
 
-    /// Whether a record is held that is not of the ballot promised last.
+    /// Whether the held record is not of the last promised ballot.
     pub(super) fn is_claimed(&self) -> bool {
         self.accepted.is_some() && self.above.is_some()
     }
 
-    /// Whether nothing would be lost by dropping the entry without a trace.
+    /// Whether dropping the entry without a trace would lose nothing.
     pub(super) fn is_blank(&self) -> bool {
         self.above.is_none()
             && self.accepted.is_none()
@@ -121,7 +123,7 @@ impl Replica {
         cfg.sets().any(|set| set.contains(me) && set.stamp <= self.low)
     }
 
-    /// Whether the gate would let `b` through, leaving everything as it is.
+    /// Whether the gate would let `b` through, without changing anything.
     pub(super) fn check(&self, me: Incarnation, cfg: &Config, b: Ballot) -> Result<(), Shut> {
         if !cfg.contains(me) {
             return Err(Shut::NotMember);
@@ -140,7 +142,7 @@ impl Replica {
         Ok(())
     }
 
-    /// The vote gate `G`: passing is a promise.
+    /// The vote gate `G`: to pass it is a promise.
     pub(super) fn gate(&mut self, me: Incarnation, cfg: &Config, b: Ballot) -> Result<(), Shut> {
         self.check(me, cfg, b)?;
         let held = self.accepted.as_ref().is_some_and(|record| record.p.ballot == b);
@@ -161,16 +163,17 @@ impl Replica {
         self.forget_at = self.forget_at.max(expiry.after(grace));
     }
 
-    /// Where the session may go on at ballots below `b`, as far as this copy was told.
+    /// The configurations in which the session may continue at ballots below `b`, as far as this
+    /// copy knows.
     pub(super) fn births(&self, b: Option<Ballot>) -> Vec<Birth> {
         let births = self.seldom.births.iter();
         births.filter(|birth| b.is_none_or(|b| birth.b < b)).cloned().collect()
     }
 
-    /// Remembers that the session may go on in `cfg` at `b`, which was promised. False where it
-    /// may go on in too many places.
+    /// Remembers that the session may continue in `cfg` at `b`, which was promised. Returns false
+    /// if it may continue in too many configurations.
     pub(super) fn remember(&mut self, b: Ballot, cfg: &Arc<Config>) -> bool {
-        // What one beginner gave up says nothing of another that tried the same place.
+        // A birth that one beginner gave up says nothing about another's in the same configuration.
         let same = |birth: &Birth| birth.cfg == *cfg && birth.b.proposer == b.proposer;
         if let Some(known) = self.seldom.births.iter().position(same) {
             self.seldom.births[known].b = b;
@@ -183,8 +186,9 @@ impl Replica {
         has_room
     }
 
-    /// Phase one of a birth in `cfg`, whether this peer is a member or not: the vote gate for `cfg`
-    /// and everything that it closes, and a memory of where the session may be from here on.
+    /// Phase one of a birth in `cfg`, whether this peer is a member or not: it passes the vote gate
+    /// for `cfg` and for every configuration that the birth closes, and remembers where the session
+    /// may continue.
     pub(super) fn begin(
         &mut self,
         me: Incarnation,
@@ -227,7 +231,7 @@ impl Replica {
         self.seldom.trying.as_ref().map(|trying| trying.birth.b)
     }
 
-    /// The birth that this peer tried made it the owner: from here on something may be proposed by it.
+    /// The birth that this peer tried made it the owner: from now on it may propose by it.
     pub(super) fn came_about(&mut self) {
         if self.seldom.trying.is_some() {
             self.seldom.trying = None;
@@ -235,8 +239,8 @@ impl Replica {
         }
     }
 
-    /// The birth that this peer tried came to nothing: nothing was proposed by it, nor will be. What is
-    /// told of births from here on leaves it out ([`Word`](super::takeover::Word)).
+    /// The birth that this peer tried failed: it proposed nothing by it, and will not. Later
+    /// answers about births leave it out ([`Word`](super::takeover::Word)).
     pub(super) fn came_to_nothing(&mut self) {
         if self.seldom.trying.is_none() {
             return;
@@ -253,7 +257,7 @@ impl Replica {
         self.seldom.tidy();
     }
 
-    /// What a promise says of the accepted record.
+    /// What a promise reports about the accepted record.
     pub(super) fn accepted_info(&self, want_body: bool) -> Option<AcceptedInfo> {
         self.accepted.as_ref().map(|record| AcceptedInfo {
             p: record.p,
@@ -299,12 +303,12 @@ impl Replica {
             self.seldom.ran = None;
             self.seldom.tidy();
         }
-        // Whoever proposes at this ballot has closed what was begun below it.
+        // A peer that proposes at this ballot has closed the births below it.
         if !self.seldom.births.is_empty() {
             self.seldom.births.retain(|birth| birth.b > record.p.ballot);
             self.seldom.tidy();
         }
-        // Accepting follows a promise of the record's ballot.
+        // Accepting includes a promise of the record's ballot.
         self.above = None;
         self.accepted = Some(record);
     }
@@ -314,7 +318,7 @@ impl Replica {
         match self.check(me, &exec.cfg, p.ballot) {
             Ok(()) => {}
             Err(Shut::Nack(reason)) => return Err(reason),
-            // Only a member is asked to vote; the owner's view of the members is at fault.
+            // Only a member is asked to vote; the owner is wrong about the members.
             Err(Shut::NotMember) => return Err(NackReason::Forgotten),
         }
         if self.accepted.as_ref().is_some_and(|held| held.p >= p) {
@@ -323,7 +327,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Lets `exec` run, on the body returned, or says why not.
+    /// Lets `exec` run, on the returned body, or returns why it may not.
     pub(super) fn exec_begin(
         &mut self,
         me: Incarnation,
@@ -337,7 +341,7 @@ impl Replica {
         let Some(p) = exec.p else {
             return self.base(exec, chosen);
         };
-        // Even where no vote is asked for, what a deposed owner wants run cannot be chosen.
+        // Even without a vote, the outcome of an order from a deposed owner cannot be chosen.
         let ran = self.seldom.ran.max(self.accepted.as_ref().map(|record| record.p));
         if promised.is_some_and(|promised| promised > p.ballot) || ran >= Some(p) {
             return Err(refused(NackReason::Higher));
@@ -346,10 +350,10 @@ impl Replica {
             self.may_vote(me, exec, p).map_err(refused)?;
         }
         let base = self.base(exec, chosen)?;
-        // The promise comes with the vote: until then all that is kept is that it runs, so that a
-        // request which changes nothing costs nothing. Forgotten with an entry that is empty
-        // otherwise, an order that arrives twice would run twice, and the one whose result the
-        // owner hears of first need not be the one that this copy votes for (I1).
+        // The promise comes with the vote: until then only the fact that it runs is kept, so that a
+        // request which changes nothing costs nothing. If that were forgotten with an otherwise
+        // empty entry, an order that arrives twice would run twice, and the result that reaches the
+        // owner first need not be the one that this copy votes for (I1).
         self.seldom.ran = Some(p);
         if exec.vote {
             self.keep_until(exec.expiry, grace);
@@ -371,7 +375,7 @@ impl Replica {
     }
 
     #[expect(clippy::too_many_arguments, reason = "what came of an order, for its one caller")]
-    /// Writes down what came of `exec`, and votes for it where it was asked to and still may.
+    /// Stores the outcome of `exec`, and votes for it if it was asked to and still may.
     pub(super) fn exec_end(
         &mut self,
         me: Incarnation,

@@ -1,13 +1,14 @@
-//! One request of a portable session at its *entry peer*: where its session stands, whom to send
-//! it to, when to take the session over, when it goes on under another id, when it is lost, and
+//! One request of a portable session at its *entry peer*: where its session is, which peer to send
+//! it to, when to take the session over, when it continues under another id, when it is lost, and
 //! when to stop trying.
 //!
 //! Owns what one request has learnt on its way ([`Errand`]), and the few rules that peers share
-//! about sessions they do not own yet: who is asked to hold a new one ([`first_members`]), who may
-//! go on without a majority ([`alone`]), and whom a peer serves that was sent another's request
-//! ([`answer_forward`]). Refuses to know how a request travels, where its app runs, and what is
-//! committed: what came of an attempt is told with [`Errand::ended`]. It draws nothing: a back-off
-//! is a bound, below which the caller draws.
+//! about sessions that they do not own yet: which peers are asked to hold a new one
+//! ([`first_members`]), which may go on without a majority ([`alone`]), and how a peer treats
+//! another's request that was forwarded to it ([`answer_forward`]). Refuses to know how a request
+//! travels, where its app runs, and what is committed: the caller reports the outcome of an attempt
+//! with [`Errand::ended`]. It draws no random bits: a back-off is a bound, below which the caller
+//! draws.
 //!
 //! ```text
 //!              ┌───────────────────────── Again ─────────────────────────┐
@@ -19,10 +20,11 @@
 //!                                     └─▶ Refuse, OutcomeUnknown, Again ─┘
 //! ```
 //!
-//! What a request believes of the owner is a hint, and so is all that it is told: going to the
-//! wrong peer costs a round, and taking over where that was not needed costs a ballot. Neither can
-//! harm the session, whose register alone decides (I16). What must hold here is an end: at most
-//! [`ROUNDS_MAX`] attempts, none of which repeats what may have run and may not be repeated (I12).
+//! A request's belief about the owner is a hint, and so is every answer that it gets: going to the
+//! wrong peer costs a round, and a needless takeover costs a ballot. Neither can harm the session,
+//! whose register alone decides (I16). What this file has to guarantee is an end: at most
+//! [`ROUNDS_MAX`] attempts, none of which repeats a run that may have happened and may not be
+//! repeated (I12).
 
 mod at_owner;
 mod members;
@@ -44,15 +46,15 @@ pub use at_owner::{
 pub use members::{first_members, members_by_key};
 pub use relayed::Relayed;
 
-/// How often a request is sent on, taken over or begun anew before it is refused.
+/// How often a request is forwarded, or takes over or begins a session, before it is refused.
 pub const ROUNDS_MAX: u32 = 8;
-/// How often a session that a key names may have gone on under another id: once for each time
-/// that its majority was gone, until its key is forgotten.
+/// How often a session that a key names may continue under another id: once for each time that its
+/// majority was gone, until its key is forgotten.
 const FORKS_MAX: u32 = 4;
 /// How many peers a request may be forwarded through on its way to its session's owner.
 pub const FORWARDS_MAX: u8 = 3;
-/// The back-off after the first attempt that another peer's claim ended; it doubles with each
-/// round, up to 16 times this.
+/// The back-off after the first attempt that failed because of another peer's claim; it doubles
+/// with each round, up to 16 times this.
 pub const BACK_OFF: Duration = Duration::from_millis(20);
 
 /// How long a peer is newborn ([`Here::newborn`]): gossip has reached everyone several times by then.
@@ -60,7 +62,7 @@ pub const NEWBORN_FOR: Duration = Duration::from_secs(3);
 
 const BACK_OFF_DOUBLINGS_MAX: u32 = 4;
 
-/// What does not change about a request from one attempt to the next.
+/// The properties of a request that stay the same from one attempt to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
     /// Whether the client gave it a key.
@@ -74,7 +76,7 @@ pub struct Asked {
     pub hops_left: u8,
 }
 
-/// A session as a token names it: a hint of where it stands.
+/// A session as a token names it: a hint of where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// The session.
@@ -83,42 +85,42 @@ pub struct Named {
     pub cfg: Config,
     /// Its owner when the token was made.
     pub owner: Incarnation,
-    /// The number of its newest chosen record; 0 where it held nothing.
+    /// The number of its newest chosen record; 0 if it was empty.
     pub n: u64,
 }
 
-/// A session whose id follows from a key: any peer finds it without a token, and where nobody
-/// knows of it there is none.
+/// A session whose id follows from a key: any peer finds it without a token, and if no peer knows
+/// of it, it does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByKey {
     /// The session.
     pub sid: SessionId,
-    /// Whether the request makes the session where there is none.
+    /// Whether the request creates the session if it does not exist.
     pub begins: bool,
 }
 
-/// What the entry peer's own machine says of the session: the default where it has none.
+/// The state of the entry peer's own machine for the session: the default if it has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Look {
-    /// This peer owns it, or is on its way to.
+    /// This peer owns it, or is about to.
     pub owns: bool,
     /// The highest claim to it that this peer remembers.
     pub claim: Option<Ballot>,
     /// This peer holds a record of it.
     pub holds: bool,
-    /// It owns it, and does not hear a majority of its members.
+    /// This peer owns it, but does not hear a majority of its members.
     pub cut_off: bool,
 }
 
 impl Look {
-    /// What `machine` says.
+    /// The state of `machine`.
     #[must_use]
     pub fn of(machine: &Session) -> Self {
         let owns = machine.is_owner() || machine.is_taking_over();
         Self { owns, claim: machine.claim(), holds: machine.version() > 0, cut_off: false }
     }
 
-    /// As [`Look::of`], where `census` tells who is heard.
+    /// As [`Look::of`], with `census` for which peers are heard.
     #[must_use]
     pub fn among(machine: &Session, census: &Census) -> Self {
         let heard = |peer| !census.silent.contains(&peer);
@@ -134,11 +136,11 @@ pub struct Here<'a> {
     pub me: Incarnation,
     /// It is about to leave.
     pub draining: bool,
-    /// It began a moment ago, and may not have heard yet of everyone who knows of a session.
+    /// It began a moment ago, and may not have heard yet of every peer that knows of a session.
     pub newborn: bool,
     /// It hears most of the others: see [`hears_most`].
     pub hears_most: bool,
-    /// What it believes of the others.
+    /// Its beliefs about the others.
     pub view: &'a View,
     /// The wall clock, for the stamp of a configuration.
     pub wall: WallTime,
@@ -149,21 +151,21 @@ impl Here<'_> {
         incarnation == self.me || self.view.by_incarnation(&incarnation).is_some()
     }
 
-    /// Whether the process lives and was heard of lately.
+    /// Whether the process is alive and was heard of lately.
     fn hears(&self, peer: Incarnation) -> bool {
         let belief = self.view.by_incarnation(&peer);
         peer == self.me || belief.is_some_and(|it| it.alive == Liveness::Alive)
     }
 
-    /// Whether this peer does not hear a majority of the members in `cfg`, although so many may live: the
-    /// links to them may be down.
+    /// Whether this peer does not hear a majority of the members in `cfg`, although so many may be
+    /// alive: the links to them may be down.
     fn is_cut_off_from(&self, cfg: &Config) -> bool {
         let of_all = |some: &dyn Fn(Incarnation) -> bool| cfg.sets().all(|set| set.majority(some));
         !of_all(&|peer| self.hears(peer)) && of_all(&|peer| self.lives(peer))
     }
 
-    /// Whether a majority of every set of members in `cfg` lives, was heard of lately and stays:
-    /// nobody replaces the members of a session that holds nothing.
+    /// Whether a majority of every set of members in `cfg` is alive, was heard of lately and stays:
+    /// nobody replaces the members of an empty session.
     fn reaches(&self, cfg: &Config) -> bool {
         let leaves = |peer| {
             let belief = self.view.by_incarnation(&peer);
@@ -173,7 +175,7 @@ impl Here<'_> {
     }
 }
 
-/// Why the session is to be handed to this peer after the request.
+/// Why the session is to move to this peer after the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moves {
     /// Its owner is about to leave.
@@ -182,32 +184,32 @@ pub enum Moves {
     ClientStays,
 }
 
-/// Why this peer takes a session over rather than send the request on.
+/// Why this peer takes a session over rather than forward the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakeOver {
     /// The owner is gone, or has not been heard for too long.
     OwnerSilent,
-    /// Whoever was asked is not the owner and knows of no other that lives; or the token names
-    /// this very process, which keeps nothing of the session.
+    /// The peer that was asked is not the owner and knows no other living one; or the token names
+    /// this very process, which holds nothing of the session.
     NobodyElse,
-    /// A key names it, and this peer knows of no owner.
+    /// A key names it, and this peer does not know its owner.
     Unknown,
 }
 
 /// What to do with the request next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Draw a session for it, with [`first_members`], and serve it at this peer.
+    /// Create a session for it, with [`first_members`], and serve it at this peer.
     Begin,
-    /// Send it to the session's owner.
+    /// Forward it to the session's owner.
     Forward {
-        /// The owner's peer; where this one does not hear it, another that may.
+        /// The owner's peer; if this one does not hear it, another that may.
         to: PeerId,
         /// The owner.
         owner: Incarnation,
         /// How many more peers may forward it from there.
         hops_left: u8,
-        /// Whether the session is to be handed to this peer after it.
+        /// Whether the session is to move to this peer afterwards.
         moves: Option<Moves>,
     },
     /// Have another peer find the session's owner, or take it over: this one does not hear the
@@ -217,70 +219,70 @@ pub enum Step {
         to: PeerId,
         /// How many more peers may forward it from there.
         hops_left: u8,
-        /// Whether the request makes the session where there is none.
+        /// Whether the request creates the session if it does not exist.
         begins: bool,
     },
     /// Serve it at this peer: as the session's owner, or after taking it over.
     AtOwner {
-        /// Why it has to be taken over, where it has to be.
+        /// Why it has to be taken over, if it has to be.
         take_over: Option<TakeOver>,
     },
-    /// It was tried often enough.
+    /// It has used up its attempts.
     GiveUp,
 }
 
 /// How an attempt ended that served nothing, and that does not end the request by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The peer asked does not own the session, or cannot be reached; the highest claim that it
-    /// heard of, where it told one.
+    /// The peer asked does not own the session, or could not be reached; with the highest claim
+    /// that it reported, if any.
     Elsewhere(Option<Ballot>),
     /// The session's machine refused it: at this peer, or at its owner ([`is_for_entry`]).
     Failed(Failure),
 }
 
-/// What came of an attempt for the request.
+/// How the request proceeds after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum After {
-    /// Go on with [`Errand::next`], after a random span below `back_off`.
+    /// Continue with [`Errand::next`], after a random span below `back_off`.
     Again {
-        /// Why there is a reason to try again.
+        /// Why another attempt makes sense.
         because: Because,
         /// The bound of the span to wait; zero: at once.
         back_off: Duration,
     },
-    /// No majority of the session's members is left: go on from this peer's own copy if [`alone`]
-    /// allows it, and tell with [`Errand::tried_alone`].
+    /// No majority of the session's members is left: continue from this peer's own copy if
+    /// [`alone`] allows it, and report with [`Errand::tried_alone`].
     TryAlone(Failure),
-    /// Tell the client of this failure.
+    /// Report this failure to the client.
     Refuse(Failure),
-    /// Its body was sent and cannot be sent again: tell the client that nobody knows.
+    /// Its body was sent and cannot be sent again: the client learns that the outcome is unknown.
     OutcomeUnknown(Because),
 }
 
 /// Why a request is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Because {
-    /// The session that was drawn for it came to nothing, and no token had left.
+    /// The session that was created for it failed, and no token of it had left.
     NotBegun,
     /// Another peer may own the session.
     OwnedElsewhere,
-    /// The session goes on without its majority, under this id.
+    /// The session continues without its majority, under this id.
     Forked(SessionId),
     /// Too many of its holders are gone: a new one begins.
     Lost,
-    /// Its id was ended on purpose: a new one begins.
+    /// Its id is no longer valid: a new one begins.
     Ended,
     /// Another peer took it over while the request ran, and knows whether it was applied.
     Deposed,
-    /// It looks lost from here, but this peer is newborn, or has heard of others since whom it did not
-    /// ask: it is no witness yet.
+    /// It looks lost from here, but this peer is newborn, or has learnt since of others that it did
+    /// not ask: it cannot tell yet.
     NoWitness,
 }
 
-/// A peer that said of itself that it does not own the session, or could not be reached. A peer's
-/// ballots only rise, and go over all that it heard of: those up to the highest that was known then
-/// came to nothing, and a higher one is a new attempt.
+/// A peer that reported that it does not own the session, or could not be reached. A peer's ballots
+/// only rise, and exceed all that it knows: those up to the highest known then have failed, and a
+/// higher one is a new attempt.
 #[derive(Debug, Clone, Copy)]
 struct Disclaimed {
     by: Incarnation,
@@ -291,47 +293,48 @@ struct Disclaimed {
 #[derive(Debug, Clone)]
 pub struct Errand {
     asked: Asked,
-    /// The session it is about; absent until one is drawn for it, or while its key names it.
+    /// Its session; absent until one is created for it, or while its key names it.
     named: Option<Named>,
     key: Option<ByKey>,
-    /// The highest claim that the last one asked told of.
+    /// The highest claim that the last peer asked has reported.
     told: Option<Ballot>,
     disclaimed: Vec<Disclaimed>,
-    /// Whom the attempt under way was sent to, and the claim that led there: none, where that was
-    /// the token.
+    /// The peer that the current attempt was sent to, and the claim that led there: none if that
+    /// was the token.
     sent_to: Option<(Incarnation, Option<Ballot>)>,
-    /// An attempt ended where the session is not owned: what the token names is no news any more.
+    /// An attempt ended at a peer that does not own the session: the token's hint is used up.
     led_on: bool,
     /// Whether the session is to move here because its client stays; decided once.
     stays: Option<bool>,
-    /// Whom this peer knew when the attempt under way began.
+    /// The peers that this one knew when the current attempt began.
     witnesses: Vec<Incarnation>,
     /// An attempt ran whose outcome is unknown.
     may_have_run: bool,
-    /// How often its session turned out to go on under another id.
+    /// How often its session turned out to continue under another id.
     forks: u32,
     lost: bool,
-    /// The session that its token names was ended on purpose.
+    /// The session that its token names had been ended on purpose.
     ended: bool,
     rounds: u32,
     relay: Relay,
-    /// Whether one of two members was asked to go on without the other, and whom to ask for that next.
+    /// Whether one of two members was asked to go on without the other, and which peer to ask for
+    /// that next.
     survivor_asked: bool,
     ask_survivor: Option<PeerId>,
-    /// Another peer was asked to send it to an owner that this one does not hear.
+    /// Another peer was asked to forward it to an owner that this one does not hear.
     by_way: bool,
-    /// The peer that its client reached, where that one asks this one to find the session's owner.
+    /// The peer that its client reached, if that peer asked this one to find the session's owner.
     for_another: Option<Incarnation>,
 }
 
 /// Whether another peer is asked to find the session's owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Relay {
-    /// Where it has to be.
+    /// Allowed, if necessary.
     Possible,
     /// Next.
     Wanted,
-    /// It was, or this peer is the one that was asked.
+    /// Done, or this peer is the one that was asked.
     Done,
 }
 
@@ -362,8 +365,8 @@ impl Errand {
         }
     }
 
-    /// As `self`, where another peer may be asked to find the session's owner: nobody goes on without a
-    /// majority, and this peer may be the one that does not hear it.
+    /// The same, but another peer may be asked to find the session's owner: no peer goes on without
+    /// a majority, and this peer may be the one that does not hear it.
     #[must_use]
     pub fn that_may_be_relayed(self) -> Self {
         Self { relay: Relay::Possible, ..self }
@@ -375,9 +378,9 @@ impl Errand {
         Self { key: Some(key), relay: Relay::Possible, ..Self::new(asked, None) }
     }
 
-    /// Whether it has to wait until this peer has met another, or is newborn no more. A peer that
-    /// was started a moment ago and has met nobody yet would find that nobody knows of the session,
-    /// and begin beside those who do.
+    /// Whether it has to wait until this peer has met another, or is no longer newborn. A peer that
+    /// was started a moment ago and has met no other yet would find that nobody knows of the
+    /// session, and begin it beside those that do.
     #[must_use]
     pub fn must_meet(&self, here: &Here<'_>) -> bool {
         let alone = || here.view.peers().next().is_none();
@@ -390,8 +393,8 @@ impl Errand {
         self.named.as_ref().map(|named| named.sid).or(self.key.map(|key| key.sid))
     }
 
-    /// How the session is looked for where this peer knows of no owner, if a key names it:
-    /// `members` are those to begin it with where nobody knows of it.
+    /// How the search for the session proceeds if this peer knows no owner and a key names it:
+    /// `members` are those to begin it with if no peer knows of it.
     #[must_use]
     pub fn otherwise(&self, members: impl FnOnce(SessionId) -> Config) -> Option<Otherwise> {
         let key = self.key.filter(|_| self.named.is_none())?;
@@ -405,18 +408,18 @@ impl Errand {
     }
 
     /// The configuration in which something was chosen if anything ever was: that of the client's
-    /// token, for [`Session::take_over`]. Of a session that goes on under another id it tells
-    /// nothing: those members never heard of that id, and their silence would make it empty.
+    /// token, for [`Session::take_over`]. If the session continues under another id, the token says
+    /// nothing: its members never heard of that id, and their silence would make it look empty.
     #[must_use]
     pub fn token(&self) -> Option<&Config> {
         self.named.as_ref().filter(|_| self.forks == 0).map(|named| &named.cfg)
     }
 
-    /// The number to pin for the coming attempt. A request that its entry peer has just named
-    /// cannot have been applied before; only after an attempt of unknown outcome has that to be
-    /// shown, `may_have_run` telling whether a hop was one. A client's own key may be a repeat
-    /// from the start. In a session that is drawn for it nothing was applied yet, and the numbers
-    /// of a former one mean nothing.
+    /// The number to pin for the next attempt. If the entry peer has just named the request, it
+    /// cannot have been applied before; that has to be shown only after an attempt of unknown
+    /// outcome, where `may_have_run` says whether a hop was one. A client's own key may be a repeat
+    /// from the start. In a session that is created for the request nothing was applied yet, and
+    /// the numbers of a former one mean nothing.
     #[must_use]
     pub fn seen(&self, may_have_run: bool) -> Option<u64> {
         let shown = self.asked.keyed || self.may_have_run || may_have_run;
@@ -429,29 +432,30 @@ impl Errand {
         self.may_have_run
     }
 
-    /// Whether its session is lost, and was replaced by a new one: the client is told.
+    /// Whether its session is lost, and was replaced by a new one: the client learns of it.
     #[must_use]
     pub fn lost(&self) -> bool {
         self.lost && self.named.is_none()
     }
 
     /// Whether its session was ended on purpose, and replaced by a new one: its client, or another
-    /// that has its cookie, may have been given a newer one meanwhile.
+    /// with its cookie, may have got a newer one meanwhile.
     #[must_use]
     pub fn ended_before(&self) -> bool {
         self.ended && self.named.is_none()
     }
 
-    /// Whether its session goes on without its majority, under another id: the client is told.
+    /// Whether its session continues without its majority, under another id: the client learns of
+    /// it.
     #[must_use]
     pub fn forked(&self) -> bool {
         self.forks > 0 && self.named.is_some()
     }
 
-    /// Decides the next attempt. `look` is what this peer's machine says of
+    /// Decides the next attempt. `look` is the state of this peer's machine for
     /// [`Errand::session`]; `client_stays` counts the request as one that arrived at a peer that
-    /// does not own its session, and says whether that should move (I17): it is called at most
-    /// once for each session that the request is about, and only where it is forwarded.
+    /// does not own its session, and returns whether that should move (I17): it is called at most
+    /// once for each session of the request, and only if the request is forwarded.
     pub fn next(
         &mut self,
         look: Look,
@@ -465,8 +469,8 @@ impl Errand {
         self.sent_to = None;
         self.witnesses = here.view.live_peers().map(|(_, it)| it.news.incarnation).collect();
         if let Some(cfg) = self.void(look, here) {
-            // Those whom this peer alone does not hear may be asked by another, for whom the client's
-            // next request may write at the same time: it would be in another session than this one.
+            // Another peer may hear members that only this one does not, and the client's next
+            // request may write there at the same time: it would use another session than this one.
             if here.is_cut_off_from(&cfg)
                 && let Some(step) = self.relay(None, here)
             {
@@ -490,8 +494,8 @@ impl Errand {
             return Step::AtOwner { take_over: None };
         }
         let take_over = |why| Step::AtOwner { take_over: Some(why) };
-        // A session that moves fast is gone from where it was a moment ago, and the highest claim
-        // tells where it went, be it back to a peer that was asked before.
+        // A session that moves fast may have moved again, and the highest claim shows where it
+        // went, even back to a peer that was asked before.
         let claims = [self.told, look.claim].into_iter().flatten();
         let asks = |peer: Incarnation| self.for_another == Some(peer);
         let leads_on = |claim: &Ballot| !self.came_to_nothing(claim) && !asks(claim.proposer);
@@ -506,12 +510,12 @@ impl Errand {
         if owner == here.me {
             return take_over(TakeOver::NobodyElse);
         }
-        // One that is suspect may live: waiting for it costs more than taking over, and asking one that
-        // may hear it costs less.
+        // A suspect owner may be alive: waiting for it costs more than a takeover, and asking a
+        // peer that may hear it costs less.
         let belief = here.view.by_incarnation(&owner);
         let Some(belief) = belief.filter(|belief| belief.alive == Liveness::Alive) else {
-            // Whoever hears both spares the two a duel. What a token names is found sooner by its
-            // members, where this peer hears a majority of them.
+            // A peer that hears both spares the two a duel. The members of a token find the session
+            // sooner, if this peer hears a majority of them.
             let may_live = belief.is_some().then_some(owner);
             let relays = may_live.filter(|_| self.relays_first(here));
             let relay = relays.and_then(|owner| self.relay(Some(owner), here));
@@ -522,13 +526,13 @@ impl Errand {
             return take_over(TakeOver::NobodyElse);
         };
         let moves = if here.draining {
-            // It would have to give it away at once.
+            // This peer would have to give it away at once.
             None
         } else if belief.news.draining {
             Some(Moves::OwnerDrains)
         } else {
-            // One request is one arrival, to whichever owner it finds its way. Asked for again,
-            // the answer would be no, since a move was ordered just now: of one that was no owner.
+            // One request is one arrival, whichever owner it reaches in the end. A second call
+            // would return false, since a move was ordered just now, by a peer that was no owner.
             let stays = *self.stays.get_or_insert_with(client_stays);
             stays.then_some(Moves::ClientStays)
         };
@@ -536,8 +540,8 @@ impl Errand {
         Step::Forward { to: belief.news.peer.clone(), owner, hops_left, moves }
     }
 
-    /// Decides what becomes of the request after an attempt. `sendable` tells whether its body
-    /// can be sent (again).
+    /// Decides how the request proceeds after an attempt. `sendable` says whether its body can be
+    /// sent (again).
     pub fn ended(&mut self, end: End, sendable: bool, here: &Here<'_>) -> After {
         if self.sid().is_none() {
             return match end {
@@ -568,7 +572,7 @@ impl Errand {
                     let belief = here.view.by_incarnation(&peer);
                     belief.is_some_and(|it| it.alive == Liveness::Suspect)
                 };
-                // The link broke that it was sent over: that is no word of the owner's.
+                // The link that it was sent over broke: the owner itself has said nothing.
                 if other.is_none() && !self.by_way && self.sent_to.is_some_and(|it| suspect(it.0)) {
                     return again(Because::OwnedElsewhere, Duration::ZERO, sendable);
                 }
@@ -591,7 +595,7 @@ impl Errand {
             End::Failed(
                 failure @ (Failure::NoMajority { ran: false } | Failure::Lost { ran: false }),
             ) if may_follow => After::TryAlone(failure),
-            // Somebody who still held it went on without the others, under another id.
+            // A peer that still held it continued without the others, under another id.
             End::Failed(Failure::WentOn { into, by }) if may_follow && here.lives(by) => {
                 self.go_on_as(into, by, here, sendable)
             }
@@ -599,7 +603,7 @@ impl Errand {
         }
     }
 
-    /// This peer went on from its own copy as `into`, or may not. `failure` is that of
+    /// This peer continued from its own copy as `into`, or may not. `failure` is that of
     /// [`After::TryAlone`], and `cfg` the configuration that this peer's machine knows by now.
     pub fn tried_alone(
         &mut self,
@@ -640,7 +644,7 @@ impl Errand {
         let first = || Config { now: Members::first(here.wall.0, [owner]), prev: None };
         let cfg = former.filter(|_| owner == here.me).map_or_else(first, |named| named.cfg);
         self.named = Some(Named { sid, cfg, owner, n });
-        // What was said, was said of the session before.
+        // Earlier claims were about the former session.
         self.told = None;
         self.stays = None;
         self.disclaimed.clear();
@@ -650,16 +654,17 @@ impl Errand {
 
     fn failed(&mut self, failure: Failure, sendable: bool) -> After {
         match failure {
-            // Another one under the same key is not begun in silence: whoever asks hears of it.
+            // Another session under the same key does not begin silently: the caller gets the
+            // failure.
             Failure::Lost { ran: false } | Failure::WentOn { .. } if self.key.is_some() => {
                 After::Refuse(Failure::Lost { ran: false })
             }
-            // It was there a moment ago, as those who read it saw.
+            // It existed a moment ago, as those who read it saw.
             Failure::Absent if self.key.is_some_and(|key| key.begins) => {
                 again(Because::NotBegun, Duration::ZERO, sendable)
             }
             Failure::Lost { ran: false } | Failure::WentOn { .. } => {
-                // A session that held nothing is no loss.
+                // An empty session is no loss.
                 self.lost |= self.named.as_ref().is_some_and(|named| named.n > 0);
                 self.named = None;
                 again(Because::Lost, Duration::ZERO, sendable)
@@ -669,9 +674,9 @@ impl Errand {
                 self.named = None;
                 again(Because::Ended, Duration::ZERO, sendable)
             }
-            // Whoever owns the session knows whether this request was applied.
+            // The session's owner knows whether this request was applied.
             Failure::Deposed { to, n } if self.may_go_on(&failure) => {
-                // Whoever owned it knew what had been chosen before this first attempt.
+                // The owner knew what had been chosen before this first attempt.
                 if self.key.is_some() && !self.may_have_run {
                     self.asked.seen = self.asked.seen.max(Some(n));
                 }
@@ -684,32 +689,32 @@ impl Errand {
         }
     }
 
-    /// The members of a session that held nothing, where nothing is to be had of it from here.
+    /// The members of a session that was empty, if it cannot be reached from here.
     fn void(&self, look: Look, here: &Here<'_>) -> Option<Config> {
         let named = self.named.as_ref().filter(|_| self.holds_nothing())?;
-        // Its owner knows whether it was written since, if that one lives.
+        // If its owner is alive, it knows whether the session was written since.
         let owner_answers = here.hears(look.claim.map_or(named.owner, |claim| claim.proposer));
         let is_void = (look.owns || !owner_answers) && is_void(&named.cfg, look, here);
         (is_void && self.for_another.is_none()).then(|| named.cfg.clone())
     }
 
-    /// Whether the session that its token names held nothing then, and it is no request that must be
-    /// told from a repeat: another session is as good wherever that one cannot be reached.
+    /// Whether the session that its token names was empty then, and the request need not be
+    /// distinguished from a repeat: another session is as good if that one cannot be reached.
     fn holds_nothing(&self) -> bool {
         !self.asked.keyed
             && self.forks == 0
             && self.named.as_ref().is_some_and(|named| named.n == 0)
     }
 
-    /// Whether whoever made `claim` said since that it does not own the session.
+    /// Whether the proposer of `claim` has reported since that it does not own the session.
     fn came_to_nothing(&self, claim: &Ballot) -> bool {
         let covers = |it: &Disclaimed| it.by == claim.proposer && Some(*claim) <= it.up_to;
         self.disclaimed.iter().any(covers)
     }
 
     /// Whether a request may be tried again after `failure`, under another session or another
-    /// owner: where it did not run, or may run twice (I12). All others are answers: trying again
-    /// would get the same, or is the client's to decide.
+    /// owner: if it did not run, or may run twice (I12). All other failures are answers: another
+    /// attempt would get the same, or is for the client to decide.
     fn may_go_on(&self, failure: &Failure) -> bool {
         match failure {
             Failure::NoMajority { ran: false }
@@ -730,18 +735,18 @@ impl Errand {
     }
 }
 
-/// Whether nothing is to be had of a session that held nothing when its token was made: this peer
-/// knows of nothing that was written since, and too few of its members can be reached to tell. A
-/// new one takes its place, and nobody is told that anything was lost. A peer that is cut off leaves
-/// that to the others, unless the session has so few members that each may go on alone.
+/// Whether a session that was empty when its token was made cannot be reached: this peer does not
+/// know that it was written since, and too few of its members can be reached to tell. A new one
+/// replaces it, and nobody is told that anything was lost. A peer that is cut off leaves that to
+/// the others, unless the session has so few members that each may go on alone.
 #[must_use]
 pub fn is_void(cfg: &Config, look: Look, here: &Here<'_>) -> bool {
     let may_tell = here.hears_most || cfg.now.who.len() <= 2;
     may_tell && !look.holds && !here.reaches(cfg)
 }
 
-/// Whether a peer hears most of the others that it knows of and that are not known to be gone for
-/// good. One that is cut off from the rest knows least about what the rest still hold.
+/// Whether a peer hears most of the others that it knows and that are not known to be gone for
+/// good. A peer that is cut off from the rest knows least about what the rest still hold.
 #[must_use]
 pub fn hears_most(view: &View, is_gone: impl Fn(Incarnation) -> bool) -> bool {
     let known = view.peers().filter(|(_, it)| !is_gone(it.news.incarnation));

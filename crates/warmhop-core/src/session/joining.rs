@@ -1,14 +1,14 @@
-//! A newcomer on whom every later majority depends is asked whether it is there before it joins.
+//! Asks a newcomer on which every later majority depends whether it is there before it joins.
 //!
-//! A seal is chosen by the members before it, and from then on nothing is chosen without a majority of
-//! the new ones. Of three new members any one may be gone; of two none. A sole member that took in a
-//! peer which had died a moment ago, and was not missed yet, would lose the session to it.
+//! A seal is chosen by the members before it, and from then on nothing is chosen without a majority
+//! of the new ones. Of three new members any one may be gone; of two none. If a sole member added a
+//! peer that had died a moment ago, and was not missed yet, the session would be lost.
 
 use super::message::{Config, Message};
 use super::{Ctx, Effect, Effects, Role, Session};
 use crate::ids::Incarnation;
 
-/// A change of members that waits for a word of its newcomer.
+/// A change of members that waits for an answer of its newcomer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Joining {
     gone: Option<Incarnation>,
@@ -17,8 +17,8 @@ pub(super) struct Joining {
 }
 
 impl Session {
-    /// Asks the newcomer first where no majority of `cfg` comes about without it. A peer that wants the
-    /// change wants it again for as long as no answer comes. Returns whether it was asked.
+    /// Asks the newcomer first if `cfg` has no majority without it. A peer that wants the change
+    /// requests it again for as long as no answer comes. Returns whether it was asked.
     pub(super) fn asks_newcomer(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -40,7 +40,7 @@ impl Session {
         true
     }
 
-    /// `from` answered: if a change of members waits for it, that goes on.
+    /// Notes an answer of `from`: a change of members that waits for it proceeds.
     pub(super) fn newcomer_answered(
         &mut self,
         ctx: &mut Ctx<'_>,

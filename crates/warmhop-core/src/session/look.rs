@@ -1,4 +1,4 @@
-//! What a machine says of its session to those who look at it.
+//! Read access to a machine's state.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -21,7 +21,7 @@ impl Session {
         matches!(&self.role, Role::Owner(owner) if owner.serving)
     }
 
-    /// Whether this peer is on its way to own it.
+    /// Whether this peer is about to own it.
     #[must_use]
     pub fn is_taking_over(&self) -> bool {
         match &self.role {
@@ -41,21 +41,21 @@ impl Session {
         }
     }
 
-    /// The highest ballot that this copy promised.
+    /// The highest ballot that this copy has promised.
     #[must_use]
     pub fn promised(&self) -> Option<Ballot> {
         self.copy.promised()
     }
 
-    /// The number of the newest record known here: chosen where this peer owns the session,
-    /// else accepted.
+    /// The number of the newest record known here: chosen if this peer owns the session, otherwise
+    /// accepted.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.newest().map_or(0, |record| record.p.n)
     }
 
-    /// Where the newest record known here stands: chosen where this peer owns the session, else
-    /// accepted.
+    /// The position of the newest record known here: chosen if this peer owns the session,
+    /// otherwise accepted.
     #[must_use]
     pub fn newest_at(&self) -> Option<Position> {
         self.newest().map(|record| record.p)
@@ -80,7 +80,7 @@ impl Session {
             _ => {
                 let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
                 let told = self.heard.cfg.as_ref();
-                // The later of two equals is returned: what is held rather than what is told.
+                // The later of two equals is returned: what is held rather than what was reported.
                 told.into_iter().chain(held).max_by_key(|cfg| cfg.step())
             }
         }
@@ -92,11 +92,12 @@ impl Session {
         self.config().map_or(&[], |cfg| &cfg.now.who)
     }
 
-    /// Those of whom a majority must live for the session to go on, as far as is known here, each with
-    /// whether it `lives` and its vote counts: one that has forgotten the session, or went on without
-    /// the others, is as good as gone. An owner goes by its newest chosen record. Whoever holds a
-    /// change of members cannot tell whether it was chosen: then it takes a majority of those before
-    /// and of those to come, and of the two this is the set that has none.
+    /// The members of which a majority must be alive for the session to continue, as far as is
+    /// known here, each with whether it `lives` and its vote counts: one that has forgotten the
+    /// session, or continued without the others, is as good as gone. An owner goes by its newest
+    /// chosen record. A peer that holds a change of members cannot tell whether it was chosen: then
+    /// a majority of the old members and one of the new ones is needed, and of the two this is the
+    /// set that has none.
     #[must_use]
     pub fn deciders(&self, lives: impl Fn(Incarnation) -> bool) -> Vec<(Incarnation, bool)> {
         let chosen = match &self.role {
@@ -116,12 +117,13 @@ impl Session {
         self.copy.accepted.is_some()
     }
 
-    /// Whether this copy must hold every change that was ever answered: its members are two at
-    /// most, so that nothing was chosen without its vote, not even a change of members.
+    /// Whether this copy must hold every acknowledged change: it has two members at most, so that
+    /// nothing was chosen without its vote, not even a change of members.
     ///
-    /// Of a change of such members that it voted for, the same holds where those to come are two with
-    /// this peer, and where it proposed the change itself: what goes on in them is proposed by whoever
-    /// saw the change chosen, with this peer's vote, and this peer votes for what it proposes.
+    /// For a change of such members that it voted for, the same holds if the new members are two
+    /// with this peer, or if it proposed the change itself: everything after it is proposed by a
+    /// peer that saw the change chosen, with this peer's vote, and this peer votes for what that
+    /// one proposes.
     #[must_use]
     pub fn holds_everything(&self, me: Incarnation) -> bool {
         self.copy.accepted.as_ref().is_some_and(|record| {
@@ -132,8 +134,8 @@ impl Session {
         })
     }
 
-    /// Those who could go on without this copy, if they are not gone: of a change of members that is held
-    /// here, and is the last that was heard of, those who decide about it.
+    /// The members that could continue without this copy, unless they are gone: for a change of
+    /// members that is held here, and is the latest known, those that decide about it.
     pub(super) fn who_decides(&self) -> &[Incarnation] {
         let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
         match held.filter(|cfg| self.best_config() == Some(*cfg)) {
@@ -142,29 +144,29 @@ impl Session {
         }
     }
 
-    /// The newest state known here, chosen where this peer owns the session, else accepted, with
-    /// when it ends; `None` where it holds nothing.
+    /// The newest state known here, chosen if this peer owns the session, otherwise accepted, and
+    /// when it expires; `None` if it is empty.
     #[must_use]
     pub fn state(&self) -> Option<(&[u8], WallTime)> {
         let body = &self.newest()?.body;
         Some((body.state.as_deref()?, body.expiry))
     }
 
-    /// The session that this copy went on as.
+    /// The session that this copy continued as.
     #[must_use]
     pub fn fenced(&self) -> Option<SessionId> {
         self.copy.seldom.fenced
     }
 
-    /// The highest round heard of, for [`Session::take_over`].
+    /// The highest known round, for [`Session::take_over`].
     #[must_use]
     pub fn seen_round(&self) -> u64 {
         let seen = self.copy.promised().max(self.heard.owner).max(self.ballot());
         seen.map_or(0, |ballot| ballot.round)
     }
 
-    /// The highest ballot heard of, unless its proposer was lost since: whoever proposed it owns
-    /// the session as far as this peer knows, or tries to.
+    /// The highest known ballot, unless its proposer was lost since: the proposer owns the session
+    /// as far as this peer knows, or tries to.
     #[must_use]
     pub fn claim(&self) -> Option<Ballot> {
         let absent = self.heard.absent;
@@ -178,16 +180,16 @@ impl Session {
         self.claim().map(|ballot| ballot.proposer)
     }
 
-    /// Another peer told of the highest ballot that it heard of.
+    /// Notes the highest ballot that another peer reported.
     pub fn note_claim(&mut self, claim: Option<Ballot>) {
         if let Some(by) = claim {
             self.heard.note_owner(by);
         }
     }
 
-    /// Another peer, about to leave or to hand the session over, asks this one to take it over.
-    /// `peers` are as in [`Session::take_over`]. Whoever asks again although this peer owns the
-    /// session by now is told so: where it is no member, it would not notice.
+    /// Handles the request of another peer, about to leave or to hand the session over, that this
+    /// one takes it over. `peers` are as in [`Session::take_over`]. If this peer owns the session
+    /// by now, it answers that: a peer that is no member would not notice otherwise.
     pub fn on_invite(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -204,13 +206,13 @@ impl Session {
         }
     }
 
-    /// Whether `peer` is known to vote on this session never again, under whatever configuration.
+    /// Whether `peer` is known never to vote on this session again, under any configuration.
     #[must_use]
     pub fn is_gone_for_good(&self, peer: Incarnation) -> bool {
         self.heard.gone.get(&peer).is_some_and(|stamp| *stamp >= FENCED)
     }
 
-    /// What a token would say, where this peer owns the session.
+    /// The contents of a token, if this peer owns the session.
     #[must_use]
     pub fn token_hint(&self) -> Option<TokenHint> {
         match &self.role {
@@ -225,7 +227,7 @@ impl Session {
         self.line.queue.len() + self.line.flights.len()
     }
 
-    /// Lets go of what says nothing (any more): most sessions are idle most of the time.
+    /// Frees state that no longer matters: most sessions are idle most of the time.
     pub(super) fn tidy(&mut self) {
         self.line.tidy();
         if let Role::Owner(owner) = &mut self.role {
@@ -246,9 +248,9 @@ impl Session {
     /// When to call [`Session::on_timer`] next.
     #[must_use]
     pub fn next_wake(&self, now: Now, wall: WallTime) -> Option<Now> {
-        // Where no grace is known yet it is looked at a little early, and then again.
+        // If no grace is known yet this is a little early, and is computed again then.
         let forget = self.forget_at(Duration::from_secs(1)).map(|at| {
-            // The wall clock may jump: it is looked at again within the hour.
+            // The wall clock may jump: it is read again within the hour.
             const LOOK_AGAIN: u64 = 3_600_000;
             now.after(Duration::from_millis(at.0.saturating_sub(wall.0).clamp(1, LOOK_AGAIN)))
         });
@@ -259,8 +261,8 @@ impl Session {
             .min()
     }
 
-    /// Whether nothing is left to keep: the runtime then drops the entry. An order that runs
-    /// here without a vote needs no entry.
+    /// Whether nothing is left to keep: the runtime then drops the entry. An order that runs here
+    /// without a vote needs no entry.
     #[must_use]
     pub fn forgotten(&self) -> bool {
         matches!(self.role, Role::None)

@@ -1,5 +1,5 @@
-//! What peers say to each other about one session, and the records they speak of. Kept
-//! free of encoding: the mesh crate decides how it looks on the wire.
+//! The messages of peers about one session, and the records in them. They are free of encoding: the
+//! mesh crate decides about the wire format.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -51,7 +51,7 @@ impl Members {
     }
 }
 
-/// Which peers hold copies of a session. With `prev` it is a *seal*: chosen by a majority of
+/// The peers that hold copies of a session. With `prev` it is a *seal*: chosen by a majority of
 /// `prev`, it ends that configuration; the *open* configuration that follows has none.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Config {
@@ -89,8 +89,8 @@ impl Config {
         self.prev.as_deref().unwrap_or(&self.now)
     }
 
-    /// Orders the steps of one session's members: what is open was chosen, and so outlasts every seal of
-    /// as many changes.
+    /// Orders the steps of one session's members: an open configuration was chosen, and so is later
+    /// than every seal with the same number of changes.
     pub(super) fn step(&self) -> (u32, bool) {
         (self.now.c, self.is_open())
     }
@@ -105,16 +105,17 @@ impl Config {
 /// The answer kept for a request that may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stored {
-    /// An unkeyed request: that it was applied is remembered, its answer is not.
+    /// An unkeyed request: the fact that it was applied is kept, but not its answer.
     Applied,
     /// The whole response, as the runtime encoded it.
     Response(#[serde(with = "crate::octets")] Arc<[u8]>),
     /// Applied, but its response exceeded the bound for stored responses.
     TooLarge,
-    /// It may have been applied by commands of its app, which are not undone: nobody knows.
+    /// It may have been applied by commands of its app, which are not undone: the outcome is
+    /// unknown.
     Unknown,
-    /// No answer: the run of a request begins that must not run twice. The number tells one attempt
-    /// from the client's repeats.
+    /// No answer: the begin of a run that must not happen twice. The number distinguishes one
+    /// attempt from the client's repeats.
     Begun(u64),
 }
 
@@ -129,14 +130,14 @@ pub struct Recent {
     pub keyed: bool,
     /// The number at which it was applied.
     pub n: u64,
-    /// What it was answered.
+    /// The answer to it.
     pub response: Stored,
 }
 
-/// What a session holds.
+/// The contents of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 pub struct Body {
-    /// The app's bytes; absent where the app has set none or has cleared them.
+    /// The app's bytes; absent if the app has set none or has cleared them.
     #[serde(with = "crate::octets::optional")]
     pub state: Option<Arc<[u8]>>,
     /// The requests applied last, oldest first, bounded in number and bytes.
@@ -145,22 +146,22 @@ pub struct Body {
     pub floor_keyed: u64,
     /// The same for unkeyed requests.
     pub floor_unkeyed: u64,
-    /// When the session ends unless it is used.
+    /// When the session expires unless it is used.
     pub expiry: WallTime,
-    /// The session's id was ended on purpose.
+    /// Set if the session's id was ended on purpose.
     pub ended: Option<Box<Ended>>,
 }
 
-/// The end of a session's id, which is for ever: a request that still brings it begins anew.
+/// The end of a session's id, which is final: a request that still uses it begins a new session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ended {
-    /// The request that ended it. It alone is told of the heir.
+    /// The request that ended it. Only this request learns of the heir.
     pub by: RequestKey,
-    /// The session that its client goes on with; none where what it held was cleared.
+    /// The session that its client continues with; none if it was cleared.
     pub heir: Option<Heir>,
 }
 
-/// A session that goes on from another under a new id.
+/// A session that continues another under a new id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heir {
     /// Its id.
@@ -173,11 +174,11 @@ pub struct Heir {
     pub n: u64,
 }
 
-/// What a remembered request takes beside its stored answer, about.
+/// The approximate size of a remembered request besides its stored answer.
 const RECENT_BYTES: usize = 64;
 
 impl Body {
-    /// How many bytes it takes in memory, about.
+    /// Its approximate size in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let answers = self.recent.iter().map(|entry| match &entry.response {
@@ -187,17 +188,17 @@ impl Body {
         self.state.as_deref().map_or(0, <[u8]>::len) + answers.sum::<usize>()
     }
 
-    /// Whether the session's time is over for the request of `exec`: by the executor's clock,
-    /// `wall`, and by its owner's, from which the order's own expiry was made `ttl` ahead. One
-    /// clock that runs ahead ends no session.
+    /// Whether the session has expired for the request of `exec`: by the executor's clock, `wall`,
+    /// and by its owner's, from which the order's own expiry was set `ttl` ahead. One clock that
+    /// runs ahead does not end a session.
     #[must_use]
     pub fn is_over(&self, exec: &Exec, wall: WallTime, ttl: Duration) -> bool {
         let owners = WallTime(exec.expiry.0.saturating_sub(millis(ttl)));
         self.expiry > WallTime::default() && self.expiry < wall.min(owners)
     }
 
-    /// Whether half of its time is over or more, by its owner's clock: a request that only reads
-    /// it then writes it anew, so that it lives on.
+    /// Whether half of its time or more is over, by its owner's clock: a request that only reads it
+    /// then writes it again, which extends its life.
     #[must_use]
     pub fn is_half_over(&self, exec: &Exec, ttl: Duration) -> bool {
         self.expiry.0 < exec.expiry.0.saturating_sub(millis(ttl) / 2)
@@ -213,9 +214,9 @@ fn millis(span: Duration) -> u64 {
 pub struct Record {
     /// Its place in the session's history.
     pub p: Position,
-    /// Who holds it. Shared: an idle session is in memory several times over on its owner.
+    /// Its configuration. Shared: an idle session is in memory several times on its owner.
     pub cfg: Arc<Config>,
-    /// What it holds.
+    /// Its contents.
     pub body: Arc<Body>,
 }
 
@@ -228,19 +229,19 @@ pub enum BodyRef {
     Same(Position),
 }
 
-/// What a promise says was accepted before.
+/// What a promise reports about the accepted record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AcceptedInfo {
     /// The highest accepted position.
     pub p: Position,
     /// Its configuration.
     pub cfg: Arc<Config>,
-    /// Its body, where it was asked for.
+    /// Its body, if it was requested.
     pub body: Option<Arc<Body>>,
 }
 
-/// A ballot at which a session may go on in a configuration that the others cannot tell by
-/// themselves: it was begun there, or another configuration was closed in its favour.
+/// A ballot at which a session may continue in a configuration that the others cannot know
+/// otherwise: it was begun there, or another configuration was closed in its favour.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Birth {
     /// The ballot.
@@ -256,18 +257,18 @@ pub enum NackReason {
     Higher,
     /// The configuration's stamp is not above what this peer may have forgotten.
     Forgotten,
-    /// This copy withdrew its vote and went on under another session.
+    /// This copy withdrew its vote and continued under another session.
     Fenced(SessionId),
-    /// The addressed incarnation is gone: its peer lives again as another.
+    /// The addressed incarnation is gone: its peer runs as another.
     Dead,
     /// There is no room for the record: nothing was promised and no vote cast.
     Full,
 }
 
-/// What a peer is to a session beyond a copy of it.
+/// A peer's part in a session besides its copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Part {
-    /// Nothing: it owns it not, and does not try to.
+    /// None: it does not own it, and does not try to.
     None,
     /// It tries to own it at this ballot.
     Trying(Ballot),
@@ -283,18 +284,18 @@ pub enum Message {
     Prepare {
         /// The ballot asked for.
         b: Ballot,
-        /// The configuration that the sender asks in.
+        /// The configuration in which the sender asks.
         cfg: Arc<Config>,
         /// Whether the promise should carry the accepted body.
         want_body: bool,
         /// Give way to a live owner of a lower ballot rather than depose it.
         polite: bool,
-        /// Tells one confirmation from another; echoed.
+        /// Distinguishes one confirmation from another; echoed.
         nonce: u64,
         /// The session's expiry as far as the sender knows, so that an empty copy is kept
         /// for as long as its promise matters.
         expiry: WallTime,
-        /// The configuration that the sender goes on in, where `cfg` is asked only so that nothing
+        /// The configuration in which the sender continues, if `cfg` is asked only so that nothing
         /// can be chosen there any more. It is remembered with the promise.
         into: Option<Arc<Config>>,
     },
@@ -302,13 +303,13 @@ pub enum Message {
     Promise {
         /// The ballot promised.
         b: Ballot,
-        /// The configuration asked in, echoed.
+        /// The configuration of the request, echoed.
         cfg: Arc<Config>,
         /// Echoed.
         nonce: u64,
-        /// What was accepted before, if anything.
+        /// The record accepted before, if any.
         accepted: Option<AcceptedInfo>,
-        /// Where it may go on at lower ballots, above that of what was accepted.
+        /// Where the session may continue at lower ballots, above that of the accepted record.
         births: Vec<Birth>,
     },
     /// Phase two.
@@ -341,14 +342,15 @@ pub enum Message {
         /// Stamps up to this one may have been forgotten by the sender.
         watermark: u64,
     },
-    /// Asks what a peer knows of the session.
+    /// Asks a peer what it knows of the session.
     Locate {
-        /// A digest of who is there as far as the sender knows, where it wants to know better.
+        /// A digest of the processes that the sender knows, if it wants to know more.
         census: Option<u64>,
-        /// Names the question, so that an answer to an earlier one is not taken for one to this.
+        /// Identifies the question, so that an answer to an earlier one is not taken for one to
+        /// this.
         nonce: u64,
     },
-    /// The answer to `Locate`, and to `Begin` where a record is held.
+    /// The answer to `Locate`, and to `Begin` if a record is held.
     Located {
         /// Echoed.
         nonce: u64,
@@ -358,19 +360,19 @@ pub enum Message {
         cfg: Option<Arc<Config>>,
         /// The highest ballot promised, if any: its proposer is the likely owner.
         promised: Option<Ballot>,
-        /// The session that this copy went on as, if it withdrew its vote.
+        /// The session that this copy continued as, if it withdrew its vote.
         fenced: Option<SessionId>,
-        /// Those of the configuration's members that are known to be gone for good, since
-        /// their peers live again as others.
+        /// The configuration's members that are known to be gone for good, since their peers run as
+        /// other incarnations.
         dead: Vec<Incarnation>,
-        /// What the sender is to the session beyond a copy: a promise alone makes no owner.
+        /// The sender's part in the session besides its copy: a promise alone makes no owner.
         part: Part,
         /// Where it may have been begun.
         births: Vec<Birth>,
-        /// Who is there as far as this peer knows, where the digest is another.
+        /// The processes that this peer knows, if the digest differs.
         census: Option<Arc<Census>>,
     },
-    /// Please take this session over: its owner is about to leave.
+    /// Asks the receiver to take this session over: its owner is about to leave.
     Invite {
         /// The session's configuration.
         cfg: Arc<Config>,
@@ -379,29 +381,30 @@ pub enum Message {
     Delta,
     /// Reserved for leases.
     Lease,
-    /// The session, which a key names, was found lost: forget what is left of it, so that the key
-    /// can name another.
+    /// The session, which a key names, was found lost: forget the rest of it, so that the key can
+    /// name another.
     Retire {
         /// The stamp of the newest configuration that was found.
         stamp: u64,
     },
-    /// Phase one of a birth: the session, which a key names, is to be begun. It goes to everyone,
-    /// members or not. Whoever holds a record of it answers `Located`.
+    /// Phase one of a birth: the session, which a key names, is to begin. It goes to everyone,
+    /// members or not. A peer that holds a record of it answers `Located`.
     Begin {
         /// The ballot asked for.
         b: Ballot,
-        /// The configuration that it is to be begun in.
+        /// The configuration in which it is to begin.
         cfg: Arc<Config>,
-        /// Those that it may have been begun in before, in which nothing must be chosen any more.
+        /// Configurations in which it may have begun before, and in which nothing may be chosen any
+        /// more.
         over: Vec<Arc<Config>>,
         /// As in `Prepare`.
         expiry: WallTime,
-        /// A digest of who is there as far as the sender knows.
+        /// A digest of the processes that the sender knows.
         census: u64,
         /// As in `Locate`.
         nonce: u64,
     },
-    /// The answer to `Begin`: promised, and nothing is held.
+    /// The answer to `Begin`: a promise, and no record is held.
     Free {
         /// The ballot promised.
         b: Ballot,
@@ -409,14 +412,14 @@ pub enum Message {
         over: Vec<Arc<Config>>,
         /// Where it may have been begun before.
         births: Vec<Birth>,
-        /// Who is there as far as this peer knows, where the digest is another.
+        /// The processes that this peer knows, if the digest differs.
         census: Option<Arc<Census>>,
     },
 }
 
 impl Message {
-    /// Whether it confirms reads, or asks for that: it says nothing that a message of its sender which
-    /// overtakes it would make untrue, so it may wait a moment for others to go with.
+    /// Whether it confirms reads, or asks for that: a later message of its sender that overtakes it
+    /// does not make it untrue, so it may wait a moment for others to leave with it.
     #[must_use]
     pub fn may_be_gathered(&self) -> bool {
         match self {
@@ -428,8 +431,8 @@ impl Message {
         }
     }
 
-    /// Whether whoever answers this question of a session's owner has answered `other`, too. Each read
-    /// under way asks whether the session was taken over, and a later question tells of all of them.
+    /// Whether an answer to this question of a session's owner answers `other`, too. Each read
+    /// under way asks whether the session was taken over, and a later question covers all of them.
     #[must_use]
     pub fn asks_all_of(&self, other: &Self) -> bool {
         let question = |message: &Self| match message {
@@ -444,12 +447,12 @@ impl Message {
     }
 }
 
-/// The base that an executor is to run a request on.
+/// The base on which an executor runs a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Base {
     /// The record the executor should hold as accepted at this position.
     Held(Position),
-    /// The record itself; `None` for a session that holds nothing yet.
+    /// The record itself; `None` for a session that is still empty.
     Inline(Option<Record>),
 }
 
@@ -458,9 +461,9 @@ pub enum Base {
 pub struct Exec {
     /// The position reserved for the outcome; `None` for a shared read.
     pub p: Option<Position>,
-    /// The configuration that the outcome is proposed in.
+    /// The configuration in which the outcome is proposed.
     pub cfg: Arc<Config>,
-    /// What to run on.
+    /// The base to run on.
     pub base: Base,
     /// Whether the executor is to vote for the outcome.
     pub vote: bool,
@@ -474,7 +477,7 @@ pub struct Exec {
     pub expiry: WallTime,
 }
 
-/// What came of an `Exec`.
+/// The outcome of an `Exec`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ExecDone {
     /// The request changed the session (or was keyed).

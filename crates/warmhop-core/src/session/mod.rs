@@ -7,10 +7,10 @@
 //!
 //! A [`Session`] owns everything this peer knows and may do about one session. It holds up
 //! to three parts: the *copy* (`copy.rs`), the *takeover* (`takeover.rs`) and the *owner*
-//! (`owner.rs`). It refuses to know where an app is ready, what a request looks like, what
-//! time it is and how a message travels: time, random bits and the process's counters come
-//! in with each call as a [`Ctx`], and what is to be done goes out as [`Effect`]s. The same
-//! calls give the same effects.
+//! (`owner.rs`). It refuses to know where an app is ready, what a request looks like, what time it
+//! is and how a message travels: time, random bits and the process's counters come in with each
+//! call as a [`Ctx`], and actions for the runtime go out as [`Effect`]s. The same calls give the
+//! same effects.
 //!
 //! ```text
 //!             mint                       take_over
@@ -78,7 +78,7 @@ use takeover::{Takeover, Word};
 pub use takeover::Otherwise;
 pub use terms::{Ctx, Effect, Effects, Failure, Outcome, Process, Submit, Ticket, TokenHint};
 
-/// What this peer is to the session beyond a copy.
+/// This peer's part in the session besides its copy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Role {
     None,
@@ -96,7 +96,7 @@ pub struct Session {
     heard: Seldom<Heard>,
 }
 
-/// The requests that this peer's part in the session is about.
+/// The requests at this peer's part in the session.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Line {
     /// Requests that wait for their turn, oldest first.
@@ -109,26 +109,27 @@ impl Empty for Line {
     const EMPTY: &'static Self = &Self { queue: VecDeque::new(), flights: Vec::new() };
 }
 
-/// The stamp up to which the votes of a process that is gone for good are gone.
+/// The stamp up to which votes are lost if the process is gone for good.
 const DEAD: u64 = u64::MAX;
-/// The same of one that went on without the others: it votes in nothing until it has forgotten that.
+/// The same if the process continued without the others: it does not vote until it has forgotten
+/// that.
 const FENCED: u64 = u64::MAX - 1;
-/// The nonce of a question whose answer is a hint, whenever it comes: none is ever drawn.
+/// The nonce of a question whose answer is a hint, whenever it comes: this value is never drawn.
 const NO_NONCE: u64 = 0;
 
-/// What others said of the session. Hints only, but for `gone`.
+/// Reports of others about the session. All are hints, except for `gone`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Heard {
-    /// Whose votes are gone, in configurations up to which stamp: for good where that is [`DEAD`], and
-    /// in all of them where it is [`FENCED`].
+    /// Up to which stamp the votes of a process are lost: for good if that is [`DEAD`], and in all
+    /// configurations if it is [`FENCED`].
     gone: BTreeMap<Incarnation, u64>,
     cfg: Option<Arc<Config>>,
     owner: Option<Ballot>,
     /// The peer that the runtime last reported as lost.
     absent: Option<Incarnation>,
-    /// The session that a copy went on as without its majority, and who did so.
+    /// The session that a copy continued as without its majority, and the process that did so.
     went_on: Option<(SessionId, Incarnation)>,
-    /// Whoever claims the session was asked whether it owns it.
+    /// The question to the peer that claims the session.
     question: Option<Question>,
 }
 
@@ -161,8 +162,8 @@ impl Heard {
     }
 }
 
-/// What most sessions lack most of the time. A million of them lie idle on one peer, and each
-/// pays a pointer for it.
+/// State that most sessions lack most of the time. A million of them may be idle on one peer, and
+/// each pays a pointer for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Seldom<T>(Option<Box<T>>);
 
@@ -171,7 +172,7 @@ trait Empty: Default + PartialEq + 'static {
 }
 
 impl<T: Empty> Seldom<T> {
-    /// Frees what equals nothing.
+    /// Frees an empty value.
     fn tidy(&mut self) {
         if self.0.as_deref() == Some(T::EMPTY) {
             self.0 = None;
@@ -193,7 +194,7 @@ impl<T: Empty> DerefMut for Seldom<T> {
     }
 }
 
-/// When to send again: doubling spans with jitter, without end, at a bounded rate.
+/// When to send again: after doubling spans with jitter, without end, at a bounded rate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Resend {
     at: Now,
@@ -217,7 +218,7 @@ impl Resend {
         self.at = ctx.now.after(base).after(jitter);
     }
 
-    /// Whether it is time; if so, the next time is set.
+    /// Whether it is time to send; if so, sets the next time.
     fn due(&mut self, ctx: &Ctx<'_>) -> bool {
         let due = self.at <= ctx.now;
         if due {
@@ -229,8 +230,8 @@ impl Resend {
 }
 
 impl Session {
-    /// A peer's empty entry for a session. Whatever stamps the process has forgotten may
-    /// have been this session's.
+    /// A peer's empty entry for a session. Any stamp that the process has forgotten may have been
+    /// this session's.
     #[must_use]
     pub fn new(sid: SessionId, process: &Process) -> Self {
         Self {
@@ -242,7 +243,7 @@ impl Session {
         }
     }
 
-    /// Handles a message. The sender's identity is the link's, not the message's.
+    /// Handles a message. The sender's identity comes from the link, not from the message.
     pub fn on_message(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -314,7 +315,7 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    /// Another peer named the highest ballot that it promised or knows of, and a configuration.
+    /// Notes the highest ballot that another peer has promised or knows, and a configuration.
     fn hear_of(&mut self, ballot: Option<Ballot>, cfg: Option<&Arc<Config>>) {
         if let Some(cfg) = cfg {
             self.heard.note_cfg(cfg);
@@ -347,7 +348,7 @@ impl Session {
                 self.note_gone(from, DEAD);
                 self.on_gone(from);
             }
-            // It is sent again, as to one that does not answer: room may come.
+            // It is sent again, as to a peer that does not answer: there may be room later.
             NackReason::Full => {}
             NackReason::Fenced(into) => {
                 self.heard.went_on = Some((into, from));
@@ -371,8 +372,8 @@ impl Session {
         let before = self.copy.promised().map(|promised| promised.proposer);
         match self.copy.gate(ctx.me, &cfg, b) {
             Ok(()) => {
-                // Who owned it need not hear the one that takes it over, and would run in vain whatever is
-                // asked of it next.
+                // The former owner may not hear the peer that takes over, and would run its next
+                // requests in vain.
                 if let Some(former) = before.filter(|it| *it != b.proposer && *it != ctx.me) {
                     self.nack(former, NackReason::Higher, Some(b), out);
                 }
@@ -415,13 +416,14 @@ impl Session {
         out.push(Effect::Send { to: from, message });
     }
 
-    /// The votes of `peer` in configurations up to `stamp` are gone for good.
+    /// Notes that the votes of `peer` in configurations up to `stamp` are lost for good.
     fn note_gone(&mut self, peer: Incarnation, stamp: u64) {
         let known = self.heard.gone.entry(peer).or_default();
         *known = stamp.max(*known);
     }
 
-    /// `peer` takes part in the session again: it forgot that it went on without the others.
+    /// Notes that `peer` takes part in the session again: it forgot that it continued without the
+    /// others.
     fn votes_again(&mut self, peer: Incarnation) {
         if self.heard.gone.get(&peer) == Some(&FENCED) {
             self.heard.gone.remove(&peer);
@@ -441,8 +443,8 @@ impl Session {
         out.push(Effect::Send { to, message });
     }
 
-    /// Lets time pass: sends again, gives up, forgets. Call it at [`Session::next_wake`] or
-    /// at any other time.
+    /// Lets time pass: sends again, gives up, forgets. Call it at [`Session::next_wake`] or at any
+    /// other time.
     pub fn on_timer(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         self.on_timer_preparing(ctx, out);
         self.on_timer_owner(ctx, out);
@@ -455,8 +457,8 @@ impl Session {
         }
     }
 
-    /// When nothing here matters any more: the copy's time, or of an owner that is no member the
-    /// time of what it last proposed.
+    /// When nothing here matters any more: at the end of the copy's time, or for an owner that is
+    /// no member of the time of its last proposal.
     fn forget_at(&self, grace: Duration) -> Option<WallTime> {
         let owned = match &self.role {
             Role::Owner(owner) => owner.chosen.as_ref().map(|it| it.body.expiry.after(grace)),
@@ -465,8 +467,8 @@ impl Session {
         Some(self.copy.forget_at).filter(|at| *at > WallTime::default()).max(owned)
     }
 
-    /// Drops everything held of the session, votes included. The watermark keeps every later
-    /// entry of this process from voting where this one may have (I3).
+    /// Drops everything held of the session, votes included. The watermark keeps every later entry
+    /// of this process from voting where this one may have (I3).
     pub fn forget(&mut self, ctx: &mut Ctx<'_>) {
         if !mutant::on(mutant::Mutant::NoWatermark) {
             ctx.process.watermark = ctx.process.watermark.max(self.copy.stamp_hi);
@@ -476,9 +478,9 @@ impl Session {
         self.heard = Seldom::default();
     }
 
-    /// Forgets a copy of a session that was found lost, so that its key can name another one. To
+    /// Forgets a copy of a session that was found lost, so that its key can name another one. For
     /// the other members it is as if this one had crashed. `stamp` is that of the newest
-    /// configuration that was found: a session that was begun since under the same key stays.
+    /// configuration that was found: a session that began since then under the same key stays.
     fn retire(&mut self, ctx: &mut Ctx<'_>, stamp: u64) {
         let newest = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
         if matches!(self.role, Role::None) && self.line.flights.is_empty() && newest <= stamp {
@@ -486,8 +488,8 @@ impl Session {
         }
     }
 
-    /// Tells everyone in `peers` to forget what they hold of this session, which was found lost
-    /// just now, and forgets it here.
+    /// Tells everyone in `peers` to forget this session, which was found lost just now, and forgets
+    /// it here.
     pub fn bury(&mut self, ctx: &mut Ctx<'_>, peers: &[Incarnation], out: &mut Effects) {
         let stamp = self.copy.stamp_hi.max(self.config().map_or(0, |cfg| cfg.now.stamp));
         let tell = |to: &Incarnation| Effect::Send { to: *to, message: Message::Retire { stamp } };
@@ -495,7 +497,7 @@ impl Session {
         self.retire(ctx, stamp);
     }
 
-    /// The links to `dead` are gone: what ran there has failed. Its copy may come back.
+    /// The links to `dead` are gone: executions there have failed. Its copy may come back.
     pub fn peer_lost(&mut self, ctx: &mut Ctx<'_>, dead: Incarnation, out: &mut Effects) {
         if self.known_owner() == Some(dead) {
             self.heard.absent = Some(dead);
@@ -503,8 +505,8 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    /// The process `dead` is gone for good, since its peer lives again as another: so are its
-    /// votes, where it has any in what is known of the session.
+    /// The process `dead` is gone for good, since its peer runs as another incarnation: so are its
+    /// votes, if it has any in a known configuration of the session.
     pub fn peer_dead(&mut self, dead: Incarnation) {
         let has_votes = match &self.role {
             Role::Preparing(takeover) => takeover.names(dead),
@@ -515,7 +517,7 @@ impl Session {
         }
     }
 
-    /// Executor: lets an order run, on the body returned, or gives the answer to send back.
+    /// Executor: lets an order run, on the returned body, or returns the answer to send back.
     ///
     /// # Errors
     /// [`ExecDone::Refused`] and [`ExecDone::NeedBase`]: nothing may run.
@@ -528,9 +530,9 @@ impl Session {
         self.copy.exec_begin(ctx.me, exec, chosen, watermark, grace)
     }
 
-    /// Executor: writes down what came of an order that ran on `base`. `change` is the new
-    /// state where the app set it, `Some(None)` where it cleared it, `None` where it left it
-    /// alone. The state's size is the runtime's to check, before this.
+    /// Executor: stores the outcome of an order that ran on `base`. `change` is the new state if
+    /// the app set it, `Some(None)` if it cleared it, `None` if it left it alone. The runtime has
+    /// to check the state's size before this.
     pub fn exec_end(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -542,8 +544,8 @@ impl Session {
         self.copy.exec_end(ctx.me, exec, base, change, stored, None, ctx.policy)
     }
 
-    /// As [`Session::exec_end`], where the session is to end at `until` if it is changed, be that
-    /// before it would have ended or after.
+    /// As [`Session::exec_end`], but a changed session expires at `until`, whether that is before
+    /// or after its normal expiry.
     pub fn exec_end_until(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -556,9 +558,9 @@ impl Session {
         self.copy.exec_end(ctx.me, exec, base, change, Stored::Applied, until, ctx.policy)
     }
 
-    /// Executor: as [`Session::exec_end`], where the app ended the session's id: what it set, if
-    /// anything, is for the session's heir. The copy does not vote, for the owner has yet to make
-    /// the heir and to write it down.
+    /// Executor: as [`Session::exec_end`], if the app ended the session's id: a state that it set
+    /// is for the session's heir. The copy does not vote, since the owner has yet to create the
+    /// heir and to record it.
     pub fn exec_end_of_id(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -576,7 +578,7 @@ impl Session {
         done
     }
 
-    /// How the session's id was ended, where this peer owns it and it was.
+    /// How the session's id was ended, if this peer owns it and it was.
     #[must_use]
     pub fn ended(&self) -> Option<&Ended> {
         match &self.role {
@@ -585,8 +587,8 @@ impl Session {
         }
     }
 
-    /// Withdraws this copy's vote, which to the others is as if this peer had crashed, and
-    /// returns what it held: the session `into` may go on from there.
+    /// Withdraws this copy's vote, which for the others is as if this peer had crashed, and returns
+    /// its contents: the session `into` may continue from there.
     pub fn fence(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -600,7 +602,7 @@ impl Session {
         self.copy.accepted.clone()
     }
 
-    /// Asks `peers` what they know of the session; each answer is an [`Effect::Located`].
+    /// Asks `peers` what they know of the session; each answer becomes an [`Effect::Located`].
     pub fn locate(&self, peers: &[Incarnation], out: &mut Effects) {
         let message = Message::Locate { census: None, nonce: NO_NONCE };
         let ask = |to: &Incarnation| Effect::Send { to: *to, message: message.clone() };
@@ -608,7 +610,7 @@ impl Session {
     }
 }
 
-/// A `Prepare`, taken apart.
+/// The fields of a `Prepare`.
 struct Asked {
     b: Ballot,
     cfg: Arc<Config>,

@@ -1,5 +1,5 @@
-//! Deliberate faults, so that the model check can show that it would notice them. Outside of
-//! tests none exists: `on` is a constant there and costs nothing.
+//! Deliberate faults, with which the model check shows that it would notice them. They exist in
+//! tests only: elsewhere `on` is a constant and costs nothing.
 
 /// One fault of the machines. Faults of the environment are in the model's world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub(super) enum Mutant {
     AbandonProposal,
     /// The result of an abandoned execution is proposed after all.
     LateResult,
-    /// What was forgotten of the requests leaves no floor.
+    /// Forgotten requests leave no floor.
     NoFloor,
     /// An abandoned number is given out again.
     ReuseNumber,
@@ -33,19 +33,19 @@ pub(super) enum Mutant {
     CoverNew,
     /// Reads are not confirmed.
     Unconfirmed,
-    /// An executor runs on whatever record it holds.
+    /// An executor runs on any record that it holds.
     AnyBase,
     /// A takeover serves what it found before it is chosen again.
     NoReassert,
     /// A takeover takes the highest number, whatever its ballot.
     NumberFirst,
-    /// A takeover's round heeds what was heard, not what this process used.
+    /// A takeover's round heeds the highest known one, but not this process's own.
     ReuseBallot,
     /// A takeover's round heeds what was heard, not what every session is drawn with.
     BelowDrawn,
     /// What a key names is begun without asking anybody first.
     BeginUnprepared,
-    /// What a key names is begun once a majority of its members to be has promised.
+    /// A session that a key names begins once a majority of its future members has promised.
     BeginAtMembers,
     /// A peer that is no member remembers no birth.
     ForgetBirth,
@@ -53,9 +53,9 @@ pub(super) enum Mutant {
     KeepOpen,
     /// Two peers may stay silent, however short a time.
     MissTwo,
-    /// A peer that was just reborn counts as one that would know.
+    /// A peer that was just reborn counts as a witness.
     RebornWitness,
-    /// A young peer counts as one that would know, although nobody vouches for it.
+    /// A young peer counts as a witness, although nobody vouches for it.
     YoungWitness,
 }
 

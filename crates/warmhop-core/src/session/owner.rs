@@ -1,9 +1,9 @@
-//! The owner: the one proposer of a session. It gives requests their turns, proposes what comes
-//! of them, confirms reads, and lets a response go only when its record is chosen and open (I7).
+//! The owner: the one proposer of a session. It gives requests their turns, proposes their changes,
+//! confirms reads, and releases a response only when its record is chosen and open (I7).
 //!
 //! Writes run alone; safe requests run beside each other, on the newest chosen record. A read is
-//! confirmed by a majority answering at the owner's own ballot, asked after the request arrived:
-//! had anybody taken the session over before, one of that majority would have promised more.
+//! confirmed by a majority that answers at the owner's own ballot, asked after the request arrived:
+//! had another peer taken the session over before, one of that majority would have promised more.
 
 mod confirm;
 mod settle;
@@ -32,12 +32,12 @@ use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 pub(super) const DRAWN_ROUND: u64 = 1;
 /// How long a request may wait for those before it to send their heads.
 const TURN_WITHIN: Duration = Duration::from_secs(60);
-/// How long a hand-over holds requests back before this peer goes on as owner.
+/// How long a hand-over holds requests back before this peer resumes as owner.
 const YIELD_WITHIN: Duration = Duration::from_secs(2);
-/// How often one turn's execution is ordered anew before it is given up.
+/// How often one turn's execution is ordered again before it is given up.
 const ORDERS_MAX: u32 = 4;
-/// How often a chosen record is sent again to a member that has not accepted it, and the new members
-/// to one that was replaced.
+/// How often a chosen record is sent again to a member that has not accepted it, and the new
+/// members to one that was replaced.
 const LAGGARD_SENDS_MAX: u32 = 6;
 
 /// A request that waits for its turn.
@@ -63,9 +63,9 @@ pub(super) struct Flight {
     stage: Stage,
     /// How often it was ordered.
     orders: u32,
-    /// The executor's vote is of no use.
+    /// The executor's vote does not count.
     voteless: bool,
-    /// Answers to this nonce or a later one confirm it; none was asked for while absent.
+    /// Answers to this nonce or a later one confirm it; absent while none was asked for.
     nonce: Option<u64>,
     /// The executor, a member, confirmed it.
     confirmed_by: Option<Incarnation>,
@@ -79,7 +79,7 @@ pub(super) enum Stage {
         p: Option<Position>,
         base: Option<Position>,
     },
-    /// Its response is there; a majority has to confirm what it read.
+    /// It has its response; a majority has to confirm its base.
     Confirming {
         since: Now,
     },
@@ -93,7 +93,7 @@ impl Flight {
     }
 }
 
-/// What the owner keeps.
+/// The owner's state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
     pub(super) b: Ballot,
@@ -103,14 +103,14 @@ pub(super) struct Owner {
     /// Requests may have their turns.
     pub(super) serving: bool,
     n_last: u64,
-    /// Which of its members are known to have accepted the chosen record, a bit for each.
+    /// Which of its members are known to have accepted the chosen record, one bit for each.
     holders: u8,
-    /// Drawn here, and no token has left yet: nobody else can know of it.
+    /// Created here, and no token has left yet: no other peer can know of it.
     unnamed: bool,
     pub(super) work: Seldom<Work>,
 }
 
-/// What an owner has under way.
+/// The owner's work in progress.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Work {
     proposal: Option<Proposal>,
@@ -120,7 +120,7 @@ pub(super) struct Work {
     yielding: Option<Yielding>,
     dismissed: Option<Dismissed>,
     pub(super) joining: Option<Joining>,
-    /// Too few of the members are heard, and requests are held back: when to look again.
+    /// Too few of the members are heard, and requests are held back: when to check again.
     listening: Option<Now>,
 }
 
@@ -136,9 +136,9 @@ impl Empty for Work {
     };
 }
 
-/// Members that were replaced although they may live. They would count themselves among the members,
-/// or take themselves for the owner, for as long as they keep their copies; they are told several
-/// times, since whoever is cut off for longer asks by itself when it is back.
+/// Members that were replaced although they may be alive. They would count themselves as members,
+/// or take themselves for the owner, for as long as they keep their copies; they are notified
+/// several times, since a peer that is cut off for longer asks by itself when it is back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Dismissed {
     who: Few,
@@ -153,7 +153,7 @@ struct Asking {
     answered: BTreeMap<Incarnation, u64>,
 }
 
-/// A handful of members, in as little memory as they need.
+/// A handful of members, in as little memory as possible.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Few(Vec<Incarnation>);
 
@@ -192,9 +192,9 @@ struct Proposal {
     votes: Few,
     resend: Resend,
     since: Now,
-    /// The body need not be sent to those who hold it at this position.
+    /// The body need not be sent to the members that hold it at this position.
     same_as: Option<Position>,
-    /// Whoever asked for the whole body.
+    /// The members that asked for the whole body.
     need_full: Few,
 }
 
@@ -217,9 +217,9 @@ impl Owner {
         Self { serving: true, ..Self::new(b, cfg) }
     }
 
-    /// The owner of a session that a key names and that nobody knew of. It may have been and been
-    /// forgotten: its numbers go on above those of any life before, as its stamp does, so that
-    /// nobody takes one of them for another.
+    /// The owner of a session that a key names and that no peer knew of. It may have existed and
+    /// been forgotten: its numbers start above those of any former life, as its stamp does, so that
+    /// none is taken for another.
     pub(super) fn beginning(b: Ballot, cfg: Arc<Config>) -> Self {
         Self { n_last: cfg.now.stamp, ..Self::of_nothing(b, cfg) }
     }
@@ -229,7 +229,7 @@ impl Owner {
         Self { n_last: record.p.n, ..Self::new(b, record.cfg.clone()) }
     }
 
-    /// The number above which whatever is under way has its place. One that was begun by a key
+    /// The number above which new proposals have their positions. A session that was begun by a key
     /// counts from its stamp.
     fn settled_n(&self) -> u64 {
         let begun = Some(self.cfg.now.stamp).filter(|stamp| self.n_last > *stamp);
@@ -252,7 +252,7 @@ impl Owner {
         self.holders & self.bit(peer) != 0
     }
 
-    /// Lets go of what is done.
+    /// Frees finished work.
     pub(super) fn tidy(&mut self) {
         self.work.tidy();
     }
@@ -265,7 +265,7 @@ impl Owner {
         let chosen = self.chosen.as_ref();
         TokenHint {
             // While a change of members is under way, only the configuration before it has chosen
-            // anything: nobody may take the new one's silence for a session that held nothing.
+            // anything: nobody may take the new one's silence for an empty session.
             cfg: chosen.map_or(&*self.cfg, |record| &record.cfg).clone(),
             owner: self.b.proposer,
             n: chosen.map_or(0, |record| record.p.n),
@@ -276,9 +276,9 @@ impl Owner {
 }
 
 impl Session {
-    /// This peer draws a session and owns it from birth. Nothing is sent before its first
-    /// change. `cfg` names this peer's process among its members, under a stamp higher than any
-    /// that was forgotten.
+    /// This peer creates a session and owns it from birth. Nothing is sent before its first change.
+    /// `cfg` names this peer's process among its members, under a stamp higher than any that was
+    /// forgotten.
     pub fn mint(&mut self, ctx: &mut Ctx<'_>, cfg: Config, _out: &mut Effects) {
         assert!(
             matches!(self.role, Role::None) && self.copy.is_blank(),
@@ -292,15 +292,15 @@ impl Session {
             Role::Owner(Box::new(Owner { unnamed: true, ..Owner::of_nothing(b, Arc::new(cfg)) }));
     }
 
-    /// This peer draws a session that goes on from `held`: a fork of one whose majority is gone.
-    /// Requests wait until its body is chosen under the new session.
+    /// This peer creates a session that continues from `held`: a fork of one whose majority is
+    /// gone. Requests wait until its body is chosen under the new session.
     pub fn mint_from(&mut self, ctx: &mut Ctx<'_>, cfg: Config, held: &Record, out: &mut Effects) {
         self.mint(ctx, cfg, out);
         let Role::Owner(owner) = &mut self.role else { return };
         owner.serving = false;
         owner.unnamed = false;
-        // The floors that its body brings along are numbers of the session that it came from: new
-        // ones below them would make every key that its client uses next look like a repeat.
+        // The floors in its body are numbers of the original session: new numbers below them would
+        // make every key that its client uses next look like a repeat.
         owner.n_last = held.p.n;
         let p = owner.next_position();
         let record = Record { p, cfg: owner.cfg.clone(), body: Arc::clone(&held.body) };
@@ -308,9 +308,9 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    /// Whether nothing of the session was ever proposed or promised here and nobody waits: then
-    /// the entry may be dropped, and a token that names the session leads to a takeover that
-    /// finds what there is to find.
+    /// Whether this peer never proposed or promised anything for the session and nobody waits: then
+    /// the entry may be dropped, and a token that names the session leads to a takeover that finds
+    /// what exists.
     #[must_use]
     pub fn is_disposable(&self) -> bool {
         let empty = match &self.role {
@@ -333,7 +333,8 @@ impl Session {
         }
     }
 
-    /// Puts a request in line, unless it is there already or the line is full. Says whether it did.
+    /// Puts a request in line, unless it is there already or the line is full. Returns whether it
+    /// did.
     pub(super) fn line_up(&mut self, ctx: &Ctx<'_>, submit: Submit, out: &mut Effects) -> bool {
         let ticket = submit.ticket;
         let waits = |other: &Submit| other.rid == submit.rid;
@@ -367,9 +368,9 @@ impl Session {
     }
 
     /// Sends the newest chosen record again to the members that are not known to hold it, as the
-    /// owner. One that has forgotten the session cannot take it: it may have voted before (I3). It
-    /// is seated anew, under a stamp above whatever it forgot. One that went on without the others is
-    /// asked whether it has forgotten that.
+    /// owner. A member that has forgotten the session cannot take it: it may have voted before
+    /// (I3). It is added again, under a stamp above any that it forgot. A member that continued
+    /// without the others is asked whether it has forgotten that.
     pub fn remind(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         if self.is_owner() {
             let fenced = |peer: &&Incarnation| self.heard.gone.get(*peer) == Some(&FENCED);
@@ -393,9 +394,9 @@ impl Session {
         }
     }
 
-    /// Asks the members, as the owner of an idle session, to accept its newest record again: one that
-    /// promised another since says so, and this peer steps down; one that lost the record gets it.
-    /// Those who hold it are sent no body.
+    /// Asks the members, as the owner of an idle session, to accept its newest record again: a
+    /// member that has promised another peer since answers that, and this peer steps down; a member
+    /// that lost the record gets it. Members that hold it get no body.
     pub fn reassure(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         if !owner.serving || owner.work.proposal.is_some() {
@@ -415,8 +416,8 @@ impl Session {
         owner.work.laggards = Some(Resend::new(ctx));
     }
 
-    /// Lets `to` take the session over once nothing is under way here: it gets an invitation,
-    /// and no request is given its turn meanwhile. If it does not come, this peer goes on.
+    /// Lets `to` take the session over once nothing is under way here: it gets an invitation, and
+    /// no request gets its turn meanwhile. If it does not take over, this peer resumes.
     pub fn hand_over(&mut self, ctx: &mut Ctx<'_>, to: Incarnation, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         if owner.serving && owner.work.yielding.is_none() && to != ctx.me {
@@ -426,12 +427,11 @@ impl Session {
         }
     }
 
-    /// Replaces the member `gone`, by itself where it has forgotten the session, or adds one where
-    /// there are fewer than should be: in two
-    /// steps, a seal that a majority of the old members chooses and the open form for the new
-    /// ones (I5). `newcomer` must live and not be gone for good (see
-    /// [`Session::is_gone_for_good`]). Returns whether it was begun, or waits for a word of the
-    /// newcomer; it is not while requests run alone or anything is proposed.
+    /// Replaces the member `gone`, by itself if it has forgotten the session, or adds one if there
+    /// are fewer than there should be: in two steps, a seal that a majority of the old members
+    /// chooses and the open form for the new ones (I5). `newcomer` must be alive and not be gone
+    /// for good (see [`Session::is_gone_for_good`]). Returns whether it was begun, or waits for an
+    /// answer of the newcomer; it is not begun while requests run alone or anything is proposed.
     pub fn change_members(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -446,7 +446,7 @@ impl Session {
         true
     }
 
-    /// The seal that such a change begins with, where it may begin now.
+    /// The seal that such a change begins with, if it may begin now.
     pub(super) fn seal_of(
         &self,
         ctx: &Ctx<'_>,
@@ -468,8 +468,9 @@ impl Session {
         if same || !(1..=MEMBERS_MAX).contains(&who.len()) {
             return None;
         }
-        // Above what the newcomer said it may have forgotten; if it votes no more at all, no stamp
-        // is, and the highest one would keep its members from ever forgetting it.
+        // The stamp is above any that the newcomer may have forgotten by its own report. If it
+        // never votes again, no stamp is, and the highest one would keep its members from ever
+        // forgetting it.
         if newcomer.is_some_and(|peer| self.is_gone_for_good(peer)) {
             return None;
         }
@@ -481,7 +482,7 @@ impl Session {
         Some(Config { now, prev: Some(Box::new(before)) })
     }
 
-    /// Proposes the seal `cfg` of what is chosen.
+    /// Proposes the seal `cfg` of the chosen record.
     pub(super) fn seal(&mut self, ctx: &mut Ctx<'_>, cfg: Config, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(chosen) = owner.chosen.clone() else { return };
@@ -491,16 +492,15 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    /// The request's client is gone. What runs or is proposed goes on; its response has nowhere
-    /// to go.
+    /// The request's client is gone. A run or a proposal continues, but its response is dropped.
     pub fn cancel(&mut self, ctx: &mut Ctx<'_>, ticket: Ticket, out: &mut Effects) {
         self.line.queue.retain(|waiting| waiting.submit.ticket != ticket);
         self.line.flights.retain(|flight| flight.ticket() != ticket);
         self.settle(ctx, out);
     }
 
-    /// Proposes `record`, which goes to every member that has not voted for it yet, this peer's
-    /// own copy included. From here on it is never abandoned (I9).
+    /// Proposes `record`, which goes to every member that has not voted for it yet, this peer's own
+    /// copy included. From here on it is never abandoned (I9).
     fn propose(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -511,7 +511,7 @@ impl Session {
     ) {
         let Role::Owner(owner) = &mut self.role else { return };
         assert!(owner.work.proposal.is_none(), "I4: one proposal at a time");
-        // Who is known to hold the body already is spared it; anyone else asks if that is wrong.
+        // A member known to hold the body already does not get it; a wrong guess makes it ask.
         let need_full = match (&owner.chosen, same_as) {
             (Some(chosen), Some(at)) if chosen.p == at => {
                 record.cfg.everyone().into_iter().filter(|it| !owner.is_held_by(*it)).collect()
@@ -544,7 +544,7 @@ impl Session {
             Ok(Vote::Cast) => {
                 proposal.votes.insert(ctx.me);
             }
-            // A higher promise of this very copy deposes the owner when the call settles.
+            // A higher promise of this very copy deposes the owner at the end of the call.
             Ok(_) | Err(Shut::NotMember) => {}
             Err(Shut::Nack(NackReason::Forgotten)) => self.note_gone(ctx.me, self.copy.low),
             Err(Shut::Nack(NackReason::Fenced(_))) => self.note_gone(ctx.me, FENCED),
@@ -565,7 +565,7 @@ impl Session {
         }
     }
 
-    /// Proposes anew, at this ballot, the record that a takeover found.
+    /// Proposes again, at this ballot, the record that a takeover found.
     pub(super) fn reassert(&mut self, ctx: &mut Ctx<'_>, found: Record, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let p = owner.next_position();
@@ -593,7 +593,7 @@ impl Session {
             proposal.need_full.insert(from);
             out.push(Effect::Send { to: from, message: proposal.accept_for(from) });
         } else if let Some(record) = owner.chosen.as_ref().filter(|record| record.p == p) {
-            // It was chosen by others meanwhile.
+            // Others have chosen it meanwhile.
             out.push(Effect::Send { to: from, message: accept_full(record) });
         }
     }
@@ -621,18 +621,18 @@ impl Session {
         }
     }
 
-    /// Somebody promised a higher ballot.
+    /// A member has promised a higher ballot.
     pub(super) fn outvoted_by(&mut self, ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         if self.ballot().is_some_and(|mine| mine < by) {
-            // The entry may be dropped, and what it heard with it: the next takeover has to go
-            // higher all the same, or it would be turned down without end.
+            // The entry may be dropped, with the ballots that it knew: the next takeover still has
+            // to use a higher one, or it would be refused without end.
             ctx.process.round_ctr = ctx.process.round_ctr.max(by.round);
             self.step_down(ctx, by, out);
         }
     }
 
-    /// Gives ownership up, which is always safe. What ran or was proposed has an unknown
-    /// outcome; the rest goes to whoever owns the session.
+    /// Gives ownership up, which is always safe. Requests that ran or were proposed have an unknown
+    /// outcome; the others go to the session's owner.
     pub(super) fn step_down(&mut self, _ctx: &mut Ctx<'_>, by: Ballot, out: &mut Effects) {
         let n = match &self.role {
             Role::Owner(owner) => owner.settled_n(),
@@ -713,8 +713,8 @@ fn send_asks(ctx: &Ctx<'_>, owner: &Owner, nonce: u64, out: &mut Effects) {
 }
 
 impl Session {
-    /// How many bytes it holds in memory, about, each body once: the copy's, and those that an owner
-    /// goes by or proposes.
+    /// How many bytes it holds in memory, approximately, each body once: the copy's, and the
+    /// owner's chosen and proposed ones.
     #[must_use]
     pub fn bytes_held(&self) -> usize {
         let mut bodies: ArrayVec<&Arc<Body>, 3> = ArrayVec::new();
@@ -732,7 +732,7 @@ impl Session {
     }
 }
 
-/// What the model check has to see of the owner.
+/// What the model check needs to see of the owner.
 #[cfg(test)]
 impl Session {
     /// As after a token left that names the session.
@@ -742,12 +742,12 @@ impl Session {
         }
     }
 
-    /// The requests whose turn has come, how each stands, and at which ballot.
+    /// The requests whose turn has come, the stage of each, and at which ballot.
     pub(super) fn flying(&self) -> impl Iterator<Item = (Ticket, Stage, Option<Ballot>)> {
         self.line.flights.iter().map(|flight| (flight.ticket(), flight.stage, self.ballot()))
     }
 
-    /// Where the newest record that it knows to be chosen stands.
+    /// The position of the newest record that it knows to be chosen.
     pub(super) fn newest_chosen(&self) -> Option<Position> {
         match &self.role {
             Role::Owner(owner) => owner.chosen.as_ref().map(|record| record.p),
@@ -755,7 +755,7 @@ impl Session {
         }
     }
 
-    /// What it proposes.
+    /// The record that it proposes.
     pub(super) fn proposing(&self) -> Option<&Record> {
         match &self.role {
             Role::Owner(owner) => owner.work.proposal.as_ref().map(|proposal| &proposal.record),

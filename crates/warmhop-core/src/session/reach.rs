@@ -1,8 +1,8 @@
-//! Whether a majority of a session's members is heard, and how long it is waited for where it is not.
+//! Whether a majority of a session's members is heard, and how long to wait if it is not.
 //!
-//! A peer that believes already that too few of the members can answer refuses its clients soon, instead
-//! of having each of them wait for as long as a majority may take. What it believes may be about to
-//! change, as links form again, so it asks all the same, and waits a little.
+//! A peer that already believes that too few of the members can answer refuses its clients soon,
+//! instead of making each of them wait for as long as a majority may take. Its belief may be about
+//! to change, as links form again, so it asks all the same, and waits a little.
 
 use core::time::Duration;
 
@@ -10,20 +10,20 @@ use super::message::Config;
 use super::{Ctx, Session};
 use crate::config::WithoutMajority;
 
-/// How long a request waits for a majority of which too few are heard: long enough for a link that is
-/// just forming.
+/// How long a request waits for a majority of which too few are heard: long enough for a link that
+/// is just forming.
 pub(super) const UNHEARD_WITHIN: Duration = Duration::from_secs(1);
-/// How often those who are heard are asked within about that time.
+/// How often the members that are heard are asked within about that time.
 pub(super) const UNHEARD_TRIES: u32 = 3;
-/// How often a peer that holds requests back looks whether a majority is heard again.
+/// How often a peer that holds requests back checks whether a majority is heard again.
 pub(super) const LISTEN_EVERY: Duration = Duration::from_millis(100);
 
 impl Session {
-    /// Whether too few of the members in `cfg` are heard for a majority, although it may come about
-    /// yet.
+    /// Whether too few of the members in `cfg` are heard for a majority, although one is still
+    /// possible.
     ///
-    /// Not where somebody goes on without a majority, which nobody is to do for want of a moment's
-    /// patience; and not at a young process, which has yet to hear of others.
+    /// It is false if a peer may go on without a majority, which must not happen for lack of a
+    /// moment's patience; and for a young process, which has yet to hear of others.
     pub(super) fn is_unheard(&self, ctx: &Ctx<'_>, cfg: &Config) -> bool {
         let census = &ctx.process.census;
         let alone = ctx.policy.without_majority == WithoutMajority::Serve || census.pair;

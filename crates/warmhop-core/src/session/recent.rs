@@ -1,9 +1,8 @@
-//! The requests a session remembers: what is looked up before one runs, and what is written
-//! down with its change.
+//! The requests that a session remembers: looked up before one runs, and stored with its change.
 //!
-//! Both kinds of requests, keyed and unkeyed, have their own bound, so that a stream of
-//! unkeyed ones cannot push out the answers that a client may still repeat. What leaves
-//! raises a *floor*: a repeat that may have been applied below it cannot be told from a
+//! Both kinds of requests, keyed and unkeyed, have their own bound, so that a stream of unkeyed
+//! ones cannot push out the answers that a client may still repeat. A request that is dropped
+//! raises a *floor*: a repeat that may have been applied below it cannot be distinguished from a
 //! first attempt, and is refused rather than applied twice (I6).
 
 use alloc::sync::Arc;
@@ -15,7 +14,7 @@ use super::mutant::{self, Mutant};
 use crate::config::SessionPolicy;
 use crate::ids::{RequestKey, WallTime};
 
-/// What the chosen body says of a request that is about to run.
+/// What the chosen body knows about a request that is about to run.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Known<'a> {
     /// It was applied, and this was its answer.
@@ -24,13 +23,13 @@ pub(super) enum Known<'a> {
     Differs,
     /// It is not remembered; with a `seen` it is certain that it was not applied.
     No,
-    /// It is not remembered, but what was applied since it first arrived has been forgotten
-    /// in part: it may have been among it.
+    /// It is not remembered, but some of the requests applied since it first arrived have been
+    /// forgotten: it may have been among them.
     BelowFloor,
 }
 
-/// Looks a request up. `seen` is the number that the client's token named when the request
-/// first arrived: had it been applied, then at a higher one.
+/// Looks a request up. `seen` is the number that the client's token named when the request first
+/// arrived: if it was applied, then at a higher one.
 pub(super) fn look_up(
     body: &Body,
     rid: RequestKey,
@@ -39,7 +38,7 @@ pub(super) fn look_up(
     seen: Option<u64>,
 ) -> Known<'_> {
     let begin = begin_of(rid);
-    // The peer that is to begin a run learns its answer.
+    // A peer that is to begin a run gets its answer.
     let is_answer = |entry: &Recent| !matches!(entry.response, Stored::Begun(_));
     let mut entries = body.recent.iter();
     if let Some(entry) =
@@ -60,9 +59,9 @@ pub(super) fn look_up(
     }
 }
 
-/// The body that results from `exec` on `base`. `change` is what the app made of the state,
-/// if anything. `n` is the number that the change will have. The session ends at `until`, or else
-/// not before the order says, nor before it would have.
+/// The body that results from `exec` on `base`. `change` is the app's change of the state, if any.
+/// `n` is the number that the change will have. The session expires at `until`, or else at the
+/// order's expiry or its present one, whichever is later.
 pub(super) fn compose(
     base: &Body,
     exec: &Exec,
@@ -79,7 +78,7 @@ pub(super) fn compose(
         }
         other => other,
     };
-    // Exactly as long as it will be: a session keeps it for as long as it lives.
+    // Exactly as long as needed: a session keeps it for its whole life.
     let mut recent = Vec::with_capacity(base.recent.len() + 1);
     let begin = begin_of(exec.rid);
     let is_over = |it: &Recent| it.rid == begin && matches!(it.response, Stored::Begun(_));
@@ -104,8 +103,8 @@ pub(super) fn compose(
     body
 }
 
-/// Gives the entry of `rid` the number it is proposed at: a request that ran without a
-/// reserved position was written down without one.
+/// Gives the entry of `rid` the number at which it is proposed: a request that ran without a
+/// reserved position was stored without one.
 pub(super) fn renumber(body: &mut Arc<Body>, rid: RequestKey, keyed: bool, n: u64) {
     let body = Arc::make_mut(body);
     if let Some(entry) = body.recent.iter_mut().find(|entry| entry.rid == rid) {
@@ -189,7 +188,7 @@ mod tests {
         for n in 1..=4 {
             body = apply(&body, u8::try_from(n).unwrap(), true, n, &policy);
         }
-        // Numbers 1 and 2 have left; 3 and 4 are remembered.
+        // Numbers 1 and 2 were dropped; 3 and 4 are remembered.
         let look = |seen| look_up(&body, RequestKey([77; 16]), 1, true, seen);
         assert_eq!(look(Some(0)), Known::BelowFloor);
         assert_eq!(look(Some(1)), Known::BelowFloor);

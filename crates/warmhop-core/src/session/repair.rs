@@ -1,10 +1,10 @@
-//! What to mend about a session that nobody is asking for: a member that is gone is replaced, one
-//! that is missing is added, an owner outside of the members joins them, and an owner that is
-//! gone is succeeded by a member.
+//! What to repair about a session that nobody is asking for: a member that is gone is replaced, one
+//! that is missing is added, an owner outside of the members joins them, and an owner that is gone
+//! is succeeded by a member.
 //!
-//! Decides about one session at a time from what its machine and this peer's view tell
-//! ([`Watch`]), and who succeeds an owner that leaves in good order ([`heir`]). Refuses to know
-//! how members change (`owner.rs`) and how ownership does (`takeover.rs`).
+//! Decides about one session at a time from the states of its machine and of this peer's view
+//! ([`Watch`]), and who succeeds an owner that leaves cleanly ([`heir`]). Refuses to know how
+//! members change (`owner.rs`) and how ownership does (`takeover.rs`).
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -20,36 +20,36 @@ use crate::view::{AppState, Liveness, PeerBelief, View};
 
 /// How long a member is silent before it is replaced, and an owner before it is succeeded.
 pub const SILENT_BEFORE_REPAIR: Duration = Duration::from_secs(3);
-/// How much longer each further member waits before it succeeds the owner, so that the first
-/// meets no rival.
+/// How much longer each further member waits before it succeeds the owner, so that the first meets
+/// no rival.
 pub const WAIT_A_RANK: Duration = Duration::from_secs(1);
 
 /// How long a peer may take to answer before it is asked again.
 pub const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// How often everyone is asked about one session between two that come or go.
+/// How often everyone is asked about one session between two arrivals or departures of peers.
 const EVERYONE_ASKED_MAX: u32 = 2;
-/// For how many sessions everyone is asked at once.
+/// For how many sessions everyone may be asked at the same time.
 const SEARCHES_MAX: usize = 16 * 1024;
 
-/// What is known of one session that this peer owns, and of its holders.
+/// The facts about one session that this peer owns, and about its holders.
 #[derive(Debug, Clone, Copy)]
 pub struct Holding<'a> {
     /// This process.
     pub me: Incarnation,
     /// Its members.
     pub members: &'a [Incarnation],
-    /// How many there should be, where so many processes live.
+    /// How many there should be, if so many processes are alive.
     pub copies: usize,
-    /// The live process that should hold a copy next, best by rank, no member yet.
+    /// The live process that should hold a copy next, best by rank, not yet a member.
     pub spare: Option<Incarnation>,
-    /// The member that would be missed least: the last by rank, this process left out.
+    /// The member that would be missed least: the last by rank, except this process.
     pub last: Option<Incarnation>,
 }
 
 /// What to do about a session now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mend {
-    /// Nothing, until somebody comes or goes.
+    /// Nothing, until a peer comes or goes.
     Nothing,
     /// Nothing yet: look again soon.
     Later,
@@ -62,24 +62,24 @@ pub enum Mend {
     },
     /// Take it over.
     Succeed,
-    /// Everyone is there, but somebody lacks the newest record: send it again, with
+    /// All members are there, but one lacks the newest record: send it again, with
     /// [`Session::remind`].
     Remind,
-    /// Show the members that this peer owns it, or hear that it does not, with
+    /// Show the members that this peer owns it, or learn that it does not, with
     /// [`Session::reassure`].
     Reassure,
-    /// Ask the peer that claims it whether it owns it, with [`Session::ask_claimant`], and look again
-    /// soon.
+    /// Ask the peer that claims it whether it owns it, with [`Session::ask_claimant`], and look
+    /// again soon.
     Ask,
-    /// The peer that claims it owns it: nothing more is to be asked ([`Session::rest`]).
+    /// The peer that claims it owns it: no further question is needed ([`Session::rest`]).
     Rest,
-    /// Too few of the peers that this one takes for the members live: ask everyone, with
+    /// Too few of the peers that this one considers members are alive: ask everyone, with
     /// [`Session::locate`], who the members are by now, and look again soon.
     AskEveryone,
 }
 
-/// Decides what its owner mends about a session. `silent_for` tells for how long a process has not
-/// been heard; `None` where it lives.
+/// Decides what a session's owner repairs. `silent_for` returns for how long a process has not been
+/// heard; `None` if it is alive.
 pub fn mend(holding: &Holding<'_>, silent_for: impl Fn(Incarnation) -> Option<Duration>) -> Mend {
     let Holding { me, members, copies, spare, last } = *holding;
     let is_member = members.contains(&me);
@@ -100,32 +100,32 @@ pub fn mend(holding: &Holding<'_>, silent_for: impl Fn(Incarnation) -> Option<Du
     }
 }
 
-/// What is known of one session that this peer does not own, and of the peer that claims it.
+/// The facts about one session that this peer does not own, and about the peer that claims it.
 #[derive(Debug, Clone, Copy)]
 pub struct Claimed {
     /// This process.
     pub me: Incarnation,
-    /// Who has the highest claim.
+    /// The peer with the highest claim.
     pub owner: Incarnation,
-    /// For how long that one has not been heard; absent where it lives.
+    /// For how long that peer has not been heard; absent if it is alive.
     pub silent: Option<Duration>,
-    /// It is about to leave: what it owns it hands over by itself.
+    /// It is about to leave: it hands over its sessions by itself.
     pub leaves: bool,
-    /// What it said of its claim.
+    /// Its own answer about its claim.
     pub said: Claimant,
     /// The copy here accepted a record at that claim: its proposer came to own the session.
     pub proven: bool,
-    /// This process's place among the members that live.
+    /// This process's place among the living members.
     pub rank: u32,
-    /// Which sessions are looked at.
+    /// Which sessions this sweep looks at.
     pub scope: Scope,
     /// The monotonic clock.
     pub now: Now,
 }
 
-/// Decides what a member does about a session that it does not own, where a majority could. It
-/// rests on nobody's claim before the claimant has said that it owns the session: a takeover
-/// that gave up, be it this process's own, leaves a claim and no owner.
+/// Decides what a member does about a session that it does not own, if a majority is alive. It
+/// relies on no claim before the claimant has answered that it owns the session: a takeover that
+/// gave up, even this process's own, leaves a claim and no owner.
 #[must_use]
 pub fn mend_claimed(claimed: &Claimed) -> Mend {
     let Claimed { me, owner, silent, leaves, said, proven, rank, scope, now } = *claimed;
@@ -151,7 +151,7 @@ pub fn mend_claimed(claimed: &Claimed) -> Mend {
     }
 }
 
-/// What a machine says of its session, as far as mending goes.
+/// The state of a session's machine, as far as repair needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     owns: bool,
@@ -163,18 +163,18 @@ pub struct Held {
     members: Vec<Incarnation>,
     /// The members before, while a change of members is under way.
     before: Vec<Incarnation>,
-    /// The members all hold the newest record, as far as this peer can tell.
+    /// All members hold the newest record, as far as this peer can tell.
     complete: bool,
-    /// Those of the view's peers whose votes on this session are gone for good.
+    /// The view's peers whose votes on this session are lost for good.
     silenced: Vec<Incarnation>,
-    /// Those of the members whose votes among these are gone, and the same of the members before: one
-    /// may have forgotten that it was a member, and be seated anew.
+    /// The members whose votes among these are lost, and the same of the members before: one may
+    /// have forgotten that it was a member, and can be added again.
     voteless: Vec<Incarnation>,
     voteless_before: Vec<Incarnation>,
 }
 
 impl Held {
-    /// What `machine` says.
+    /// The state of `machine`.
     #[must_use]
     pub fn of(machine: &Session, view: &View) -> Self {
         let lives = view.live_peers().map(|(_, belief)| belief.news.incarnation);
@@ -199,35 +199,35 @@ impl Held {
     }
 }
 
-/// This peer and what it believes, for the length of one sweep through its sessions.
+/// This peer and its beliefs, for the length of one sweep through its sessions.
 #[derive(Debug)]
 pub struct Around<'a> {
     /// This process.
     pub me: Incarnation,
     /// Its monotonic clock.
     pub now: Now,
-    /// What it believes of the others.
+    /// Its beliefs about the others.
     pub view: &'a View,
-    /// Whom sessions may count on: see [`countable`].
+    /// The processes that sessions may count on: see [`countable`].
     pub alive: &'a BTreeSet<Incarnation>,
     /// The tunables.
     pub policy: &'a SessionPolicy,
 }
 
 impl Around<'_> {
-    /// Whether `peer` lives, and is about to leave.
+    /// Whether `peer` is alive, and about to leave.
     fn leaves(&self, peer: Incarnation) -> bool {
         let belief = self.view.by_incarnation(&peer);
         belief.is_some_and(|it| it.alive == Liveness::Alive && it.news.draining)
     }
 }
 
-/// What one sweep through the sessions of a peer hands on to the next.
+/// What one sweep through the sessions of a peer passes on to the next.
 #[derive(Debug, Clone, Default)]
 pub struct Watch {
-    /// Since when those that sessions name have been missing from the view.
+    /// Since when processes that sessions name have been missing from the view.
     missing_since: BTreeMap<Incarnation, Now>,
-    /// Who was alive when a look through all sessions last began.
+    /// The processes that were alive when a sweep through all sessions last began.
     looked_for: Option<BTreeSet<Incarnation>>,
     /// How many silences had been counted by then.
     silences: u64,
@@ -238,16 +238,17 @@ pub struct Watch {
 /// Which sessions a sweep has to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// All that hold anything, once each: somebody came or went, and may have been cut off before.
+    /// All that hold anything, once each: a peer came or went, and may have been cut off before.
     All,
-    /// Those that came to need a look since the last sweep, or that a sweep had to leave for later.
+    /// Those noted since the last sweep as in need of a look, or that a sweep had to leave for
+    /// later.
     Noted,
 }
 
 impl Watch {
     /// Begins a sweep. One that looks at all sessions includes what earlier ones left for later.
-    /// `silences` counts how often any peer fell silent: who stood still, or was cut off, may have been
-    /// succeeded meanwhile, though all are heard again before this looks.
+    /// `silences` counts how often any peer fell silent: a peer that was stopped, or was cut off,
+    /// may have been succeeded meanwhile, even if all are heard again before this call.
     pub fn begin(&mut self, alive: &BTreeSet<Incarnation>, silences: u64) -> Scope {
         self.missing_since.retain(|peer, _| !alive.contains(peer));
         let fell_silent = silences != core::mem::replace(&mut self.silences, silences);
@@ -259,12 +260,13 @@ impl Watch {
         Scope::All
     }
 
-    /// All sessions are to be looked at again: more came to need a look than could be noted.
+    /// Makes the next sweep look at all sessions again: there were more to note than there was
+    /// room.
     pub fn begin_anew(&mut self) {
         self.looked_for = None;
     }
 
-    /// Asks everyone a few times. It is looked at again when somebody comes back.
+    /// Asks everyone a few times. The session is looked at again when a peer comes back.
     fn search(&mut self, sid: SessionId, now: Now) -> Mend {
         if self.searches.len() >= SEARCHES_MAX {
             self.searches.clear();
@@ -281,7 +283,7 @@ impl Watch {
         Mend::AskEveryone
     }
 
-    /// Decides what to mend about the session `sid`. `is_dead` tells which processes are known to
+    /// Decides what to repair about the session `sid`. `is_dead` says which processes are known to
     /// be gone for good.
     pub fn look(
         &mut self,
@@ -292,7 +294,7 @@ impl Watch {
         is_dead: impl Fn(Incarnation) -> bool,
     ) -> Mend {
         if held.taking_over {
-            // It is looked at again once that has come to an end.
+            // It is looked at again once that has ended.
             return Mend::Later;
         }
         let owner = held.claim.map(|claim| claim.proposer);
@@ -307,7 +309,7 @@ impl Watch {
         }
     }
 
-    /// For how long `peer` has not been heard; `None` where it lives.
+    /// For how long `peer` has not been heard; `None` if it is alive.
     fn silence(
         &self,
         peer: Incarnation,
@@ -322,7 +324,7 @@ impl Watch {
             return Some(Duration::MAX);
         }
         if around.leaves(peer) {
-            // It is replaced before it leaves; what it owns it hands over by itself.
+            // It is replaced before it leaves; it hands over its own sessions by itself.
             return held.owns.then_some(SILENT_BEFORE_REPAIR);
         }
         let heard = around.view.by_incarnation(&peer).map(|belief| belief.heard);
@@ -350,18 +352,19 @@ impl Watch {
             && (held.before.is_empty() || majority(&held.before, &held.voteless_before));
         let rank = members.iter().filter(lives).position(|peer| *peer == me);
         let owner = held.claim.map(|claim| claim.proposer);
-        // A peer that holds nothing of it has nothing to go on from, and leaves it to those that do.
+        // A peer without a record has nothing to continue from, and leaves it to those that have
+        // one.
         let (Some(owner), Some(rank), Some(at)) = (owner, rank, held.at) else {
             return Mend::Nothing;
         };
-        // Without a majority it would come to nothing, and leave a claim that others step down for.
-        // A peer that missed a change of members takes the former ones for all that there are.
+        // Without a majority a takeover would fail, and leave a claim for which others step down. A
+        // peer that missed a change of members considers the former ones all that there are.
         if !has_majority {
             return if alive.len() > 1 { self.search(sid, now) } else { Mend::Nothing };
         }
         self.searches.remove(&sid);
         let silent = self.silence(owner, held, around, &is_dead);
-        // One that another member hears goes on, and would not know that it was succeeded.
+        // An owner that another member hears continues, and would not know that it was succeeded.
         let is_heard = around
             .view
             .ways_to(&owner)
@@ -394,7 +397,7 @@ impl Watch {
         let whole = members.contains(&me)
             && members.iter().all(|peer| alive.contains(peer))
             && members.len() >= copies;
-        // A peer that was cut off may have been succeeded meanwhile.
+        // While this peer was cut off, another may have succeeded it.
         let rests = if scope == Scope::All { Mend::Reassure } else { Mend::Nothing };
         if whole {
             return if held.complete { rests } else { Mend::Remind };
@@ -407,7 +410,7 @@ impl Watch {
             alive.contains(&belief.news.incarnation)
                 && !belief.news.draining
                 && !is_member(belief)
-                // Its vote would count for nothing, so its copy is none.
+                // Its vote would not count, so its copy would be useless.
                 && !held.silenced.contains(&belief.news.incarnation)
         });
         let last = by_rank(sid, view, is_member);
@@ -425,9 +428,9 @@ impl Watch {
     }
 }
 
-/// Whether an owner tries to change the members. A change is agreed to by a majority, or stays under
-/// way until one is heard. Where none will ever be, the owner tries all the same, finds that out, and
-/// gives up what it owns no more.
+/// Whether an owner tries to change the members. A majority has to agree to a change, and it stays
+/// under way until one is heard. If none ever will be, the owner tries all the same, finds that
+/// out, and gives up the session, which it no longer owns.
 fn may_change_members(
     held: &Held,
     around: &Around<'_>,
@@ -450,7 +453,7 @@ fn may_change_members(
     hears_enough || !hope
 }
 
-/// Whether sessions may count on a peer: it lives, has been heard lately, and does not leave.
+/// Whether sessions may count on a peer: it is alive, was heard lately, and does not leave.
 #[must_use]
 pub fn may_count_on(belief: &PeerBelief) -> bool {
     belief.alive == Liveness::Alive && !belief.news.draining
@@ -466,7 +469,7 @@ pub fn countable(view: &View, me: Incarnation) -> BTreeSet<Incarnation> {
         .collect()
 }
 
-/// Those of the peers not known to be dead that are `wanted`, by their rank for the session.
+/// The peers not known to be dead that are `wanted`, by their rank for the session.
 #[must_use]
 pub fn by_rank(
     sid: SessionId,
@@ -480,9 +483,9 @@ pub fn by_rank(
         .collect()
 }
 
-/// Whether a session with these members counts on the copy of `me` although one of `able`, as
-/// [`countable`] tells them, could hold it: a peer that leaves waits until none does. Where most of
-/// the members are gone nobody can change them, and nothing is to be waited for.
+/// Whether a session with these members needs the copy of `me` although one of `able`, from
+/// [`countable`], could hold it: a peer that leaves waits until none does. If most of the members
+/// are gone nobody can change them, and there is nothing to wait for.
 #[must_use]
 pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incarnation>) -> bool {
     let living = members.iter().filter(|peer| **peer == me || able.contains(peer)).count();
@@ -491,9 +494,9 @@ pub fn counts_on(members: &[Incarnation], me: Incarnation, able: &BTreeSet<Incar
         && able.iter().any(|peer| !members.contains(peer))
 }
 
-/// Whether a session of which this peer knows a record is short of what repair is to bring: as its
-/// owner, of members that are `alive`, as [`countable`] tells them; as a member, of an owner that
-/// `hears`. One that has no majority left is not: no repair brings that back.
+/// Whether a session of which this peer knows a record needs repair: for its owner, if too few
+/// members are `alive`, from [`countable`]; for a member, if it does not `hears` an owner. A
+/// session without a majority does not count: no repair brings that back.
 #[must_use]
 pub fn is_short(
     machine: &Session,
@@ -515,8 +518,8 @@ pub fn is_short(
     machine.holds_copy() && deciders.contains(&(me, true)) && !owner.is_some_and(hears)
 }
 
-/// Who should own the session after this peer, which leaves: best where its app is ready, then by
-/// rank. `None` where nobody is left who could.
+/// The next owner of the session after this peer, which leaves: preferably one where its app is
+/// ready, then by rank. `None` if no peer is left that could be.
 #[must_use]
 pub fn heir(sid: SessionId, app: &AppName, view: &View) -> Option<Incarnation> {
     let able = view.live_peers().filter(|(_, belief)| may_count_on(belief));
@@ -691,7 +694,7 @@ mod tests {
         assert_eq!(look(&held(&[2, 5], &[])), replaces(5));
         assert_eq!(look(&held(&[3, 4], &[])), Mend::Nothing);
         assert_eq!(look(&held(&[3, 9], &[1, 3, 4])), Mend::Nothing);
-        // Those never come back: it finds out by trying, and gives up.
+        // They never come back: it finds out by trying, and gives up.
         assert!(matches!(look(&held(&[5, 6], &[])), Mend::Change { gone: Some(_), .. }));
     }
 
@@ -722,14 +725,14 @@ mod tests {
         assert_eq!(look(&orphan, 61_000), Mend::Later);
         assert_eq!(look(&orphan, 62_000), Mend::AskEveryone);
         assert_eq!(look(&orphan, 64_000), Mend::Nothing, "nobody knows more: until somebody comes");
-        // One that forgot the session lives, and is no majority with this peer.
+        // A member that forgot the session is alive, but is no majority with this peer.
         assert_eq!(look(&held([2, 9], &[9]), 70_000), Mend::AskEveryone);
         assert_eq!(
             look(&held([2, 9], &[]), 70_001),
             Mend::Succeed,
             "it was told who else there is"
         );
-        // It was seated anew, in a change that needs its vote among those before as well.
+        // It was added again, in a change that needs its vote among the old members as well.
         let before = vec![peer(1), peer(2), peer(9)];
         let changed = Held { before, voteless_before: vec![peer(9)], ..held([8, 9], &[]) };
         assert_eq!(look(&changed, 80_000), Mend::AskEveryone, "it would try without end");

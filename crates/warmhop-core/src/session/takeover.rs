@@ -1,10 +1,10 @@
 //! The takeover: phase one of the register, and what it finds (CASPaxos section 2.2, over
 //! configurations that may have changed meanwhile).
 //!
-//! A promise *covers* a set of members only if it was asked in a configuration that names the
+//! A promise *covers* a set of members only if it was asked for in a configuration that names the
 //! set and its sender is in it. The highest accepted record counts once the promises cover a
-//! majority of every set that it names; sets that come to light on the way are asked at the
-//! same ballot.
+//! majority of every set that it names; sets that are discovered on the way are asked at the same
+//! ballot.
 
 mod birth;
 mod settle;
@@ -24,59 +24,60 @@ use super::reach::UNHEARD_TRIES;
 use super::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session};
 use crate::ids::{Ballot, Incarnation, Now, WallTime};
 
-/// How many of those that rank first for a session are asked for it before everyone is.
+/// How many of the peers that rank first for a session are asked for it before everyone is.
 const RANKS_ASKED_FIRST: usize = 3;
-/// How many peers are asked for one session at most: everyone whom a view holds.
+/// How many peers are asked for one session at most: all that a view holds.
 const ASKED_MAX: usize = crate::view::PEERS_MAX;
-/// How often everyone is asked before those who have not answered count as silent.
+/// How often everyone is asked before those that have not answered count as silent.
 const ANSWER_WITHIN_TRIES: u32 = 2;
 
 /// A takeover under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Takeover {
     pub(super) b: Ballot,
-    /// The configuration of the client's token, in which something was chosen if anything ever
-    /// was: only in this one does a majority that holds nothing mean that there is nothing.
-    /// Whatever else was heard of may have been proposed and never chosen.
+    /// The configuration of the client's token, in which something was chosen if anything ever was:
+    /// only in this one does a majority without a record mean that there is none. Any other known
+    /// configuration may have been proposed and never chosen.
     token: Option<Arc<Config>>,
-    /// What to do where nobody knows of the session.
+    /// What to do if no peer knows of the session.
     otherwise: Otherwise,
-    /// The configuration that it is to be begun in, unless somebody knows of it.
+    /// The configuration in which it is to begin, unless a peer knows of it.
     pub(super) begun: Option<Arc<Config>>,
-    /// Where it may have been begun by others, at which ballots.
+    /// The configurations in which others may have begun it, and at which ballots.
     pub(super) births: Vec<Birth>,
-    /// What whoever began the session said of that since.
+    /// The later reports of its beginners about that.
     pub(super) words: BTreeMap<Incarnation, Word>,
-    /// Those of them that everyone was asked to close, in favour of `begun`.
+    /// Those that everyone was asked to close, in favour of `begun`.
     pub(super) closing: Vec<Arc<Config>>,
     /// The configurations of the records that other peers reported.
     reported: Vec<Arc<Config>>,
-    /// The configurations asked in, in the order in which they came to light, each with the one
-    /// that it is to be closed for, if any.
+    /// The configurations asked in, in the order of their discovery, each with the one for which it
+    /// is to be closed, if any.
     asked: Vec<(Arc<Config>, Option<Arc<Config>>)>,
     pub(super) promises: BTreeMap<Incarnation, Promised>,
     pub(super) search: Search,
-    /// Whose word counts that nobody knows of the session.
+    /// Whose answers count for the conclusion that no peer knows of the session.
     pub(super) roll: Option<Roll>,
-    /// The question to those who are asked what they know, and to those who are to promise.
+    /// The nonce of the question to the peers that are asked what they know, and to those that are
+    /// to promise.
     nonce: u64,
     resend: Resend,
     began: Now,
     give_up_at: Now,
 }
 
-/// The search for a newer configuration, where the known ones find no majority: the peers that
-/// rank first for the session are asked, then everyone.
+/// The search for a newer configuration, if the known ones find no majority: the peers that rank
+/// first for the session are asked, then everyone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Search {
-    /// Whom to ask, best first.
+    /// The peers to ask, best first.
     pub(super) peers: Vec<Incarnation>,
     /// How many of them were asked.
     pub(super) asked: usize,
-    /// Who has not answered yet.
+    /// The peers that have not answered yet.
     pub(super) open: BTreeSet<Incarnation>,
-    /// Everyone is asked anew since the known configurations lost their majorities: what was
-    /// answered before may be older than the members that the session has by now.
+    /// Everyone is asked again since the known configurations lost their majorities: earlier
+    /// answers may be older than the members that the session has by now.
     anew: bool,
 }
 
@@ -86,20 +87,20 @@ impl Search {
     }
 }
 
-/// What a takeover comes to where nobody knows of the session.
+/// The result of a takeover if no peer knows of the session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Otherwise {
-    /// Nothing: whoever waits is told to look elsewhere.
+    /// None: waiting requests are redirected.
     GiveUp,
-    /// The session does not exist: those who wait fail with [`Failure::Absent`].
+    /// The session does not exist: waiting requests fail with [`Failure::Absent`].
     Absent,
-    /// The session is begun, in this configuration, whose stamp is raised above what was forgotten
-    /// if it has to be. Unlike one under a random id, which nobody else can know
-    /// ([`Session::mint`]), it is prepared first: another peer may begin the same one.
+    /// The session begins, in this configuration, whose stamp is raised above forgotten ones if
+    /// necessary. Unlike one under a random id, which no other peer can know ([`Session::mint`]),
+    /// it is prepared first: another peer may begin the same one.
     Begin(Config),
 }
 
-/// What one peer promised.
+/// The promise of one peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Promised {
     pub(super) covers: Vec<Members>,
@@ -120,12 +121,12 @@ impl Takeover {
         self.asked_in().any(|asked| **asked == *cfg)
     }
 
-    /// Whether those who live have had the time to answer.
+    /// Whether all living peers have had the time to answer.
     pub(super) fn has_waited(&self) -> bool {
         self.resend.tries >= ANSWER_WITHIN_TRIES
     }
 
-    /// The births above what was found, by which the session may have gone on since.
+    /// The births above the found record, by which the session may have continued since.
     pub(super) fn births_above<'t>(
         &'t self,
         found: Option<&'t AcceptedInfo>,
@@ -168,10 +169,10 @@ impl Takeover {
 }
 
 impl Session {
-    /// Begins to take the session over with a ballot above every one that was seen. `token` is
-    /// the configuration that the client's token names, `seen_round` the highest round heard of.
-    /// Where those that are known of find no majority, `peers` are asked whether they know better:
-    /// whoever is not known to be dead, in the order of their rank for the session.
+    /// Begins to take the session over with a ballot above every known one. `token` is the
+    /// configuration that the client's token names, `seen_round` the highest known round. If the
+    /// known configurations find no majority, `peers` are asked whether they know better: all that
+    /// are not known to be dead, in the order of their rank for the session.
     pub fn take_over(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -183,9 +184,9 @@ impl Session {
         self.prepare(ctx, token, seen_round, peers, Otherwise::GiveUp, out);
     }
 
-    /// As [`Session::take_over`], for a session that no token tells of: its id follows from a key.
-    /// Everyone in `peers` is asked for it, and everyone else whom the process knows of. That nobody
-    /// knows of it is believed, or it is begun, where a [`Roll`] of them suffices.
+    /// As [`Session::take_over`], for a session without a token: its id follows from a key.
+    /// Everyone in `peers` is asked for it, and everyone else that the process knows. It counts as
+    /// unknown, or begins, only if a [`Roll`] of them suffices.
     pub fn seek(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -270,7 +271,7 @@ impl Session {
     }
 
     /// The configuration to begin in: one that was tried before with the same members, if there is
-    /// any, so that a session is not begun in ever more places.
+    /// any, so that a session does not begin in ever more configurations.
     fn birth_in(&self, ctx: &Ctx<'_>, cfg: &Config) -> Arc<Config> {
         let births = self.copy.births(None);
         let same = births.into_iter().map(|birth| birth.cfg).find(|known| {
@@ -283,7 +284,7 @@ impl Session {
         })
     }
 
-    /// Asks the next peers for what they know of the session. Returns whether any were left.
+    /// Asks the next peers what they know of the session. Returns whether any were left.
     fn ask_more(&mut self, ctx: &Ctx<'_>, out: &mut Effects) -> bool {
         let Role::Preparing(takeover) = &mut self.role else { return false };
         let question = takeover.question(ctx);
@@ -320,13 +321,13 @@ impl Session {
             }
             births.into_iter().for_each(|birth| takeover.hear_birth(birth));
         }
-        // What was told to an earlier question is true, and says nothing of what happened since.
+        // A report for an earlier question is true, but says nothing of what happened since.
         if nonce == takeover.nonce {
             self.answered(ctx, from, census, out);
         }
     }
 
-    /// A peer is another by now.
+    /// Notes that a peer runs as another incarnation by now.
     pub(super) fn on_gone(&mut self, from: Incarnation) {
         if let Role::Preparing(takeover) = &mut self.role {
             takeover.search.open.remove(&from);
@@ -336,8 +337,8 @@ impl Session {
         }
     }
 
-    /// Asks everyone in `cfg` for a promise, this peer's own copy included.
-    /// Where it is asked only to close it, what goes on in `into` is remembered with the promises.
+    /// Asks everyone in `cfg` for a promise, this peer's own copy included. If it is asked only to
+    /// close it, the promises also remember that the session continues in `into`.
     fn ask_in(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -374,7 +375,7 @@ impl Session {
         self.send_prepares(ctx, out);
     }
 
-    /// Sends `Prepare` to those who have not promised in every configuration asked in.
+    /// Sends `Prepare` to the peers that have not promised in every configuration asked in.
     fn send_prepares(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Preparing(takeover) = &self.role else { return };
         for (cfg, into) in &takeover.asked {
@@ -414,7 +415,7 @@ impl Session {
         }
     }
 
-    /// Whether a majority of every set in `cfg` may come about yet.
+    /// Whether a majority of every set in `cfg` is still possible.
     pub(super) fn may_have_majority(&self, cfg: &Config) -> bool {
         cfg.sets().all(|set| !self.is_beyond_hope(set))
     }
@@ -424,12 +425,12 @@ impl Session {
         self.heard.votes_are_gone(peer, cfg)
     }
 
-    /// Whether so many of `set` are gone for good that no majority of it can come about.
+    /// Whether so many of `set` are gone for good that a majority of it is impossible.
     pub(super) fn is_beyond_hope(&self, set: &Members) -> bool {
         !set.majority(|peer| !self.is_voteless(peer, set))
     }
 
-    /// Whether the vote of `peer` in `set` is gone for good, as far as is known here.
+    /// Whether the vote of `peer` in `set` is lost for good, as far as is known here.
     pub(super) fn is_voteless(&self, peer: Incarnation, set: &Members) -> bool {
         self.heard.gone.get(&peer).is_some_and(|stamp| *stamp >= set.stamp)
     }
@@ -451,7 +452,7 @@ impl Session {
                 return;
             }
             self.send_prepares(ctx, out);
-            // They take their time: others may know of newer members.
+            // The members take their time: others may know of newer members.
             if !self.ask_more(ctx, out)
                 && let Role::Preparing(takeover) = &self.role
             {
@@ -466,8 +467,8 @@ impl Session {
         }
     }
 
-    /// Whether everyone who is heard had the time to answer, and no majority is among them. Of a session
-    /// that a key names the client may be sent elsewhere sooner.
+    /// Whether all peers that are heard had the time to answer, and they are no majority. For a
+    /// session that a key names, the client may be redirected sooner.
     fn is_cut_off(&self, ctx: &Ctx<'_>) -> bool {
         let Role::Preparing(takeover) = &self.role else { return false };
         let search = &takeover.search;

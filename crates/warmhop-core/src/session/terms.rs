@@ -1,4 +1,4 @@
-//! What a machine and its runtime say to each other.
+//! The inputs and outputs of a machine.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -9,7 +9,7 @@ use crate::config::SessionPolicy;
 use crate::ids::{Ballot, Incarnation, Now, Position, RequestKey, SessionId, WallTime};
 use crate::problem::ProblemKind;
 
-/// What a machine is given for one call.
+/// The inputs of a machine for one call.
 #[derive(Debug)]
 pub struct Ctx<'a> {
     /// This process.
@@ -26,20 +26,20 @@ pub struct Ctx<'a> {
     pub dice: u64,
 }
 
-/// Counters that all sessions of one process share. Lost with it, which is why a restarted
+/// Counters that all sessions of one process share. They are lost with it, which is why a restarted
 /// process is another [`Incarnation`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Process {
-    /// No ballot this process made has a higher round.
+    /// No ballot of this process has a higher round.
     pub round_ctr: u64,
     /// The highest stamp that this process has forgotten (`W`).
     pub watermark: u64,
     /// The last nonce that it used.
     pub nonce: u64,
-    /// The highest stamp that another process said it may have forgotten. What is drawn here has
-    /// a higher one, or that process would not vote in it.
+    /// The highest stamp that another process may have forgotten by its own report. A session
+    /// created here has a higher one, or that process would not vote in it.
     pub stamp_heard: u64,
-    /// Who is there as far as this process knows.
+    /// The processes that this process knows.
     pub census: Arc<Census>,
 }
 
@@ -49,7 +49,7 @@ impl Process {
         self.nonce
     }
 
-    /// The lowest stamp under which nobody who was heard of may have voted and forgotten it.
+    /// The lowest stamp under which no known process may have voted and forgotten it.
     pub(super) fn stamp_to_begin(&self) -> u64 {
         self.watermark.max(self.stamp_heard).saturating_add(1)
     }
@@ -62,22 +62,22 @@ pub struct Ticket(pub u64);
 /// A request that asks for its turn.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Submit {
-    /// How the runtime names it.
+    /// The runtime's name for it.
     pub ticket: Ticket,
-    /// What names it across attempts.
+    /// Its name across attempts.
     pub rid: RequestKey,
     /// A digest of its method, target and body.
     pub fingerprint: u64,
     /// Whether the client gave it a key.
     pub keyed: bool,
-    /// The number that its token named when the request first arrived, pinned by its entry
-    /// peer: had it been applied, then at a higher number.
+    /// The number that its token named when the request first arrived, pinned by its entry peer: if
+    /// the request was applied, then at a higher number.
     pub seen: Option<u64>,
-    /// It is safe (RFC 9110, section 9.2.1) and unkeyed: it may run beside other such.
+    /// It is safe (RFC 9110, section 9.2.1) and unkeyed: it may run beside others of that kind.
     pub safe: bool,
 }
 
-/// What came of running a request.
+/// The outcome of running a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// As in [`ExecDone::Changed`].
@@ -120,20 +120,20 @@ impl From<ExecDone> for Outcome {
     }
 }
 
-/// What a token says of a session. A hint only.
+/// The contents of a token about a session. A hint only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenHint {
     /// Its members.
     pub cfg: Config,
     /// Its owner.
     pub owner: Incarnation,
-    /// The number of its newest chosen record; 0 where there is none.
+    /// The number of its newest chosen record; 0 if there is none.
     pub n: u64,
-    /// When it ends unless it is used.
+    /// When it expires unless it is used.
     pub expiry: WallTime,
-    /// Whether anything was ever proposed. While nothing was, a token may leave the session
-    /// out, and the client's next request draws another, at no cost; a token that names it
-    /// makes every later read ask a majority, since others can then take it over.
+    /// Whether anything was ever proposed. Until then, a token may leave the session out, and the
+    /// client's next request creates another, at no cost; a token that names it makes every later
+    /// read ask a majority, since others can then take it over.
     pub held: bool,
 }
 
@@ -144,7 +144,7 @@ pub enum Failure {
     QueueFull,
     /// No majority of the copies answered in time.
     NoMajority {
-        /// The request ran: its change may be chosen yet.
+        /// The request ran: its change may still be chosen.
         ran: bool,
     },
     /// Another request was sent under the same key (422). It did not run.
@@ -158,35 +158,36 @@ pub enum Failure {
         /// The request ran: its outcome is unknown.
         ran: bool,
     },
-    /// A majority of the session's copies is gone for good, but one of them goes on under
-    /// another session. It did not run.
+    /// A majority of the session's copies is gone for good, but one of them continues under another
+    /// session. It did not run.
     WentOn {
         /// The other session.
         into: SessionId,
-        /// Who holds it.
+        /// The process that holds it.
         by: Incarnation,
     },
-    /// Nobody knows of the session that its key names. It did not run.
+    /// No peer knows of the session that its key names. It did not run.
     Absent,
-    /// Executors kept refusing it. It did not run.
+    /// Executors refused it repeatedly. It did not run.
     TooManyRetries,
     /// It ran, and another peer took the session over before its change was chosen: its
     /// outcome is unknown.
     Deposed {
-        /// The claim of the likely owner, who can tell.
+        /// The claim of the likely owner, which can tell.
         to: Option<Ballot>,
-        /// What had been chosen before it ran: it was applied at a higher number, if at all.
+        /// The number of the last chosen record before it ran: it was applied at a higher number,
+        /// if at all.
         n: u64,
     },
     /// The session's id was ended on purpose. It did not run.
     Ended,
-    /// Its execution failed or its executor was lost. This owner proposes no change of it, but
-    /// an executor that was lost may have voted for one, which a takeover may find.
+    /// Its execution failed or its executor was lost. This owner proposes no change of it, but a
+    /// lost executor may have voted for one, which a takeover may find.
     ExecutionFailed,
 }
 
 impl Failure {
-    /// What the request's client gets.
+    /// The problem for the request's client.
     #[must_use]
     pub fn problem(&self) -> ProblemKind {
         match self {
@@ -207,7 +208,7 @@ impl Failure {
     }
 }
 
-/// What is to be done, in this order.
+/// Actions for the runtime, to be carried out in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send a message about this session.
@@ -232,20 +233,20 @@ pub enum Effect {
         /// The session's part of the order.
         exec: Exec,
     },
-    /// Its change is chosen or its read confirmed: let the response go.
+    /// Its change is chosen or its read confirmed: release the response.
     Release {
         /// The request.
         ticket: Ticket,
-        /// What its token says.
+        /// The contents of its token.
         hint: TokenHint,
     },
-    /// It was applied before: answer with what was stored.
+    /// It was applied before: answer with the stored response.
     Replay {
         /// The request.
         ticket: Ticket,
         /// The stored answer.
         stored: Stored,
-        /// What its token says.
+        /// The contents of its token.
         hint: TokenHint,
     },
     /// It gets no response of the app.
@@ -261,7 +262,7 @@ pub enum Effect {
         /// The request.
         ticket: Ticket,
     },
-    /// Another peer owns the session: take the request there. It did not run, or is safe.
+    /// Another peer owns the session: send the request there. It did not run, or is safe.
     Redirect {
         /// The request.
         ticket: Ticket,
@@ -275,7 +276,7 @@ pub enum Effect {
     },
     /// An answer to [`Session::locate`](super::Session::locate).
     Located {
-        /// Who answered.
+        /// The peer that answered.
         from: Incarnation,
         /// The position last accepted there.
         p: Option<Position>,
@@ -283,7 +284,7 @@ pub enum Effect {
         cfg: Option<Config>,
         /// The highest ballot promised there.
         promised: Option<Ballot>,
-        /// The session that this copy went on as.
+        /// The session that this copy continued as.
         fenced: Option<SessionId>,
     },
     /// This peer owns the session and serves it.
@@ -291,30 +292,30 @@ pub enum Effect {
         /// Its ballot.
         ballot: Ballot,
     },
-    /// Some members did not take the newest chosen record, however often it was sent: see
+    /// Some members did not accept the newest chosen record, however often it was sent: see
     /// [`Session::remind`](super::Session::remind).
     Lagging,
-    /// The session was written for the first time, under fewer members than it should have: there
-    /// was nothing to bring to others before.
+    /// The session was written for the first time, with fewer members than it should have: there
+    /// was nothing to copy to others before.
     FewCopies,
     /// A change of members is complete.
     Opened {
         /// The members from here on.
         cfg: Config,
     },
-    /// This peer promised the session, of which it holds a record, to one that does not own it
-    /// yet: whether it comes to own it is to be looked at.
+    /// This peer, which holds a record of the session, promised it to a peer that does not own it
+    /// yet: check later whether that peer came to own it.
     Claimed,
-    /// This peer owns the session no longer, or lost the race for it.
+    /// This peer no longer owns the session, or lost the race for it.
     Deposed {
         /// The higher ballot.
         by: Ballot,
     },
     /// A takeover found no majority in time; nothing changed.
     GaveUp,
-    /// A majority of the copies is gone for good: the session cannot be known.
+    /// A majority of the copies is gone for good: the session's contents are unknown.
     Lost,
 }
 
-/// What a call asks to be done, appended to what the caller passed.
+/// The actions that a call requests, appended to what the caller passed.
 pub type Effects = Vec<Effect>;

@@ -1,5 +1,5 @@
-//! A request at its session's owner, or at a peer that was taken for it: how it comes to stand in line,
-//! how often it runs, what may go on without a majority, and what is left to whoever sent it.
+//! A request at its session's owner, or at a peer that was taken for it: how it gets in line, how
+//! often it runs, what may continue without a majority, and what is left to its sender.
 
 use alloc::vec::Vec;
 
@@ -9,8 +9,8 @@ use crate::ids::{Ballot, Incarnation, Position, SessionId, WallTime};
 use crate::session::message::{Config, Record};
 use crate::session::{Ctx, Effects, Failure, Otherwise, Role, Session, Submit};
 
-/// How often a request in line at its owner is run again after it came to nothing: an executor
-/// that could not be reached, or that was not ready any more, is no answer to a client.
+/// How often a failed request in line at its owner is run again: an executor that could not be
+/// reached, or that was no longer ready, is no answer for a client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reruns {
     came_to_nothing: bool,
@@ -18,7 +18,7 @@ pub struct Reruns {
     count: u32,
 }
 
-/// What becomes of a request in line whose machine reports a failure.
+/// How a request in line proceeds after its machine reports a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rerun {
     /// Put it in line again.
@@ -30,13 +30,14 @@ pub enum Rerun {
 }
 
 impl Reruns {
-    /// An attempt ended before any app can have seen it, or in a way that allows another.
+    /// Notes an attempt that ended before any app can have seen it, or in a way that allows
+    /// another.
     pub fn came_to_nothing(&mut self) {
         self.came_to_nothing = true;
     }
 
-    /// The executor serves as many requests as it may. How long a request waits for a place is
-    /// bounded where it is placed, so this does not count as an attempt.
+    /// The executor serves as many requests as it may. The wait for a place is bounded where the
+    /// request is placed, so this does not count as an attempt.
     pub fn had_no_place(&mut self) {
         self.had_no_place = true;
     }
@@ -56,26 +57,26 @@ impl Reruns {
     }
 }
 
-/// How a request comes to stand in line at this peer.
+/// How a request gets in line at this peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Enter {
     /// The session is this peer's, as far as is known.
     AsOwner,
-    /// The session is drawn with it.
+    /// The session is created with it.
     Beginning(Config),
-    /// The session is taken over for it, unless this peer is on its way to that already.
+    /// The session is taken over for it, unless this peer is already doing that.
     TakingOver {
         /// The configuration that the client's token names.
         token: Option<Config>,
         /// Whom to ask, as in [`Session::take_over`].
         peers: Vec<Incarnation>,
     },
-    /// The session is looked for, and taken over if it is found, unless this peer is on its way to
-    /// that already.
+    /// The session is searched for, and taken over if it is found, unless this peer is already
+    /// doing that.
     Seeking {
         /// Whom to ask, as in [`Session::seek`].
         peers: Vec<Incarnation>,
-        /// What it comes to where nobody knows of it.
+        /// What to do if no peer knows of it.
         otherwise: Otherwise,
     },
 }
@@ -85,9 +86,9 @@ impl Session {
     pub fn enter(&mut self, ctx: &mut Ctx<'_>, submit: Submit, how: Enter, out: &mut Effects) {
         match how {
             Enter::TakingOver { token, peers } if matches!(self.role, Role::None) => {
-                // It stands in line first. A takeover that has nobody left to ask finds at once
-                // that the session is lost: told to a line that is empty, that reaches nobody, and
-                // the request would be led back to this very peer until its rounds are used up.
+                // It gets in line first. A takeover that has no peer left to ask finds at once that
+                // the session is lost. With an empty line that would reach nobody, and the request
+                // would be led back to this very peer until its rounds are used up.
                 if self.line_up(ctx, submit, out) {
                     let round = self.seen_round();
                     self.take_over(ctx, token, round, &peers, out);
@@ -114,17 +115,18 @@ impl Session {
 pub enum Alone {
     /// Nothing.
     No,
-    /// Follow: its copy went on under this id before.
+    /// Follow: its copy continued under this id before.
     Already(SessionId),
-    /// Go on from this record: mint another session from it with [`Session::mint_from`], and only
-    /// then withdraw this copy's vote with [`fence_at`].
+    /// Continue from this record: mint another session from it with [`Session::mint_from`], and
+    /// only then withdraw this copy's vote with [`fence_at`].
     From(Record),
 }
 
-/// Whether this peer may go on from its own copy of a session that has no majority: where the
-/// policy says so, or where its members are two at most; then this copy holds every change that
-/// was ever answered. The other of two may do the same, so it has to be gone for good, unless there
-/// are two peers at most, a `pair`, where either serves without the other. What has ended by `wall` goes
+/// Whether this peer may continue from its own copy of a session that has no majority: if the
+/// policy allows it, or if it has two members at most; then this copy holds every acknowledged
+/// change. The other of two may do the same, so it has to be gone for good, unless there are two
+/// peers at most, a `pair`, in which either serves without the other. A session that has expired by
+/// `wall` does not continue: everyone would forget it at once.
 /// on nowhere: everyone would forget it at once.
 #[must_use]
 pub fn alone(
@@ -149,12 +151,12 @@ pub fn alone(
 }
 
 /// Withdraws this copy's vote in favour of `into`, unless its record is no longer the one at `p`
-/// that `into` was minted from. Returns the id that this copy goes on under: another than `into`
-/// where it was fenced meanwhile, none where its record changed. `into` is then a session that
-/// nobody knows of, and it expires.
+/// that `into` was minted from. Returns the id that this copy continues under: another than `into`
+/// if it was fenced meanwhile, none if its record changed. No peer then knows of `into`, and it
+/// expires.
 ///
-/// The vote is withdrawn after the other session exists, not before: whoever hears of the fence
-/// goes to the other session at once, and must find it.
+/// The vote is withdrawn after the other session exists, not before: a peer that learns of the
+/// fence goes to the other session at once, and must find it.
 pub fn fence_at(
     machine: &mut Session,
     ctx: &mut Ctx<'_>,
@@ -177,9 +179,9 @@ pub enum Forwarded {
         /// The session has to be taken over first.
         take_over: bool,
     },
-    /// Say that this peer does not own it, and what it knows.
+    /// Report that this peer does not own it, and what it knows.
     NotOwner {
-        /// The highest claim heard of here: its proposer is the likely owner.
+        /// The highest claim known here: its proposer is the likely owner.
         claim: Option<Ballot>,
         /// The best known configuration.
         cfg: Option<Config>,
@@ -188,8 +190,8 @@ pub enum Forwarded {
 
 /// Decides about a forwarded request, sent here because `owner` owns its session. It is never
 /// forwarded again: the entry peer learns who owns it and goes there itself. The token may name
-/// this very process although it keeps nothing: then the session held nothing, or it has to be
-/// read back from the other members. Without a token, `has_token`, the entry peer looks for it.
+/// this very process although it holds nothing: then the session was empty, or it has to be read
+/// back from the other members. Without a token, `has_token`, the entry peer searches for it.
 #[must_use]
 pub fn answer_forward(
     machine: Option<&Session>,
@@ -207,17 +209,19 @@ pub fn answer_forward(
     Forwarded::NotOwner { claim, cfg }
 }
 
-/// Whether a peer that was sent another's request, and holds the session, goes on from its own copy
-/// after `failure` where [`alone`] allows it, and tells the other so: nobody else may hold as much. One
-/// that only hears no majority may hear it again, and goes on alone for its own clients at most.
+/// Whether a peer that got another's request, and holds the session, continues from its own copy
+/// after `failure` if [`alone`] allows it, and reports that: no other peer may hold as much. A peer
+/// that only does not hear a majority may hear it again, and goes on alone for its own clients at
+/// most.
 #[must_use]
 pub fn tries_alone(failure: &Failure) -> bool {
     *failure == (Failure::Lost { ran: false })
 }
 
-/// Whom to send a request on to that was forwarded here although `owner` is another process, and this peer
-/// does not own its session: whoever asks does not hear that one, and this peer may. It is the one that the
-/// highest claim names, if this peer knows of a later one; `None` where it is not heard here either.
+/// The process to forward a request to that was forwarded here although `owner` is another process,
+/// and this peer does not own its session: its sender does not hear that process, and this peer
+/// may. It is the proposer of the highest claim, if this peer knows of a later one; `None` if this
+/// peer does not hear it either.
 #[must_use]
 pub fn way_on(
     machine: Option<&Session>,
@@ -232,20 +236,20 @@ pub fn way_on(
     here.hears(to).then_some(to)
 }
 
-/// Whether whoever forwarded a request is to go on by itself after `failure`: the peer that it was
-/// sent to was only looking for the session, for others who would not begin it. That says nothing to
-/// one who would.
+/// Whether the sender of a forwarded request should proceed by itself after `failure`: the peer
+/// that got the request only searched for the session, for callers that would not create it. That
+/// says nothing to a caller that would.
 #[must_use]
 pub fn is_elsewhere(failure: &Failure) -> bool {
     *failure == Failure::Absent
 }
 
-/// Whether an owner that was forwarded a request tells the entry peer of `failure` as it is, rather
-/// than the client: the entry peer may hold a copy to go on from, and begins a new session for its
-/// client. Told only that the owner is none, it would take over in vain, be led back here by the
-/// ballot of the one who tried before, and so on until its rounds were used up. Nor need a request
-/// that may be repeated end with an owner that was deposed while it ran: the next one knows whether
-/// it was applied.
+/// Whether an owner that got a forwarded request returns `failure` to the entry peer as it is,
+/// rather than a problem for the client: the entry peer may hold a copy to continue from, and
+/// begins a new session for its client. If it only learnt that this peer is not the owner, it would
+/// take over in vain, be led back here by the ballot of the peer that tried before, and so on until
+/// its rounds were used up. Nor need a repeatable request fail because its owner was deposed while
+/// it ran: the next owner knows whether it was applied.
 #[must_use]
 pub fn is_for_entry(failure: &Failure) -> bool {
     matches!(

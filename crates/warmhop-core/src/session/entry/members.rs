@@ -1,4 +1,4 @@
-//! Whom a new session is held by.
+//! The members of a new session.
 
 use alloc::vec::Vec;
 
@@ -9,12 +9,12 @@ use crate::session::message::{Config, MEMBERS_MAX, Members};
 use crate::session::repair::{by_rank, may_count_on};
 use crate::view::Liveness;
 
-/// The first configuration of a session: this peer, who owns it; the executor of its first
+/// The first configuration of a session: this peer, which owns it; the executor of its first
 /// request, whose vote comes back with the response; and up to `copies` others by their rank for
-/// the session, so that any peer can find it without a token. Of the others those that live and stay
-/// come first. Where these are too few, peers that are silent but may live fill up the places, as
-/// far as the others are a majority without them: of two members, neither can go on without the other,
-/// while a silent third may be one that a cut link hides from this peer alone.
+/// the session, so that any peer can find it without a token. Of the others, those that are alive
+/// and stay come first. If these are too few, silent peers that may be alive fill the places, as
+/// far as the others are a majority without them: of two members, neither can commit without the
+/// other, while a silent third may be one that a cut link hides from this peer alone.
 #[must_use]
 pub fn first_members(
     sid: SessionId,
@@ -39,11 +39,11 @@ pub fn first_members(
     Config { now: Members::first(here.wall.0, who), prev: None }
 }
 
-/// The first configuration of a session that a key names: those who rank highest for it, whichever
-/// peer asks. Those who live and stay come first, and others fill up the places that these leave:
-/// with a silent one among three a majority can be had on either side of a cut link, where two
-/// could only serve together. Of a pair the one that is left begins alone. An owner that is not among
-/// them joins them later.
+/// The first configuration of a session that a key names: the peers that rank highest for it,
+/// whichever peer asks. Those that are alive and stay come first, and others fill the remaining
+/// places: with a silent one among three, a majority is possible on either side of a cut link,
+/// where two could only serve together. In a pair the one that is left begins alone. An owner that
+/// is not among them joins them later.
 #[must_use]
 pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_>) -> Config {
     let pair = here.view.is_pair();
@@ -66,7 +66,7 @@ pub fn members_by_key(sid: SessionId, copies: usize, me: &PeerId, here: &Here<'_
         .filter_map(incarnation)
         .take(copies.clamp(1, MEMBERS_MAX))
         .collect();
-    // A peer that leaves and knows of nobody else is better than none.
+    // A peer that leaves and knows no other is better than none.
     let who = if who.is_empty() { alloc::vec![here.me] } else { who };
     Config { now: Members::first(here.wall.0, who), prev: None }
 }

@@ -1,5 +1,5 @@
-//! A request whose session's owner, or most of whose members, this peer does not hear: which other peer
-//! is asked in its place, and when; the same at the peer that is asked; and one member of two that is asked
+//! Requests whose session's owner, or most of whose members, this peer does not hear: which other
+//! peer it asks instead, and when; how the asked peer proceeds; and how one member of two is asked
 //! to go on without the other.
 
 use alloc::vec::Vec;
@@ -12,19 +12,19 @@ use crate::session::Failure;
 use crate::session::message::Config;
 use crate::session::repair::may_count_on;
 
-/// What a peer that was asked by another ([`Errand::relayed_token`]) does after an attempt that served
-/// nothing. What becomes of a session that cannot be had is for the peer that the client reached.
+/// What a peer that was asked by another ([`Errand::relayed_token`]) does after an attempt that
+/// served nothing. The peer that the client reached decides about a session that cannot be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relayed {
-    /// Go on with [`Errand::next`], after a random span below `back_off`.
+    /// Continue with [`Errand::next`], after a random span below `back_off`.
     Again {
         /// The bound of the span to wait; zero: at once.
         back_off: Duration,
     },
-    /// Go on from this peer's own copy if [`alone`](super::alone) allows it, and tell with
+    /// Continue from this peer's own copy if [`alone`](super::alone) allows it, and report with
     /// [`Errand::relayed_alone`].
     TryAlone(Failure),
-    /// Tell the one that asked: of this failure, or of the attempt's end as it is.
+    /// Return this failure to the peer that asked, or the attempt's end as it is.
     Tell(Option<Failure>),
 }
 
@@ -35,18 +35,18 @@ impl Errand {
         Self { key: Some(key), ..Self::new(asked, None) }
     }
 
-    /// As [`Errand::relayed`], for the session that the client's token names, asked by `by`. What becomes
-    /// of one that cannot be had is for that peer to decide. Where it owns the session it does not
-    /// hear a majority: it is not asked in turn.
+    /// As [`Errand::relayed`], for the session that the client's token names, asked by `by`. That
+    /// peer decides about a session that cannot be had. If `by` owns the session, it does not hear
+    /// a majority: it is not asked in turn.
     #[must_use]
     pub fn relayed_token(asked: Asked, named: Named, by: Incarnation) -> Self {
-        // Only where an attempt may have been applied was a number pinned.
+        // A number was pinned only if an attempt may have been applied.
         let may_have_run = !asked.keyed && asked.seen.is_some();
         Self { for_another: Some(by), may_have_run, ..Self::new(asked, Some(named)) }
     }
 
-    /// The session that another peer may be asked for, and whether the request makes it. Under the id
-    /// that one goes on as, nobody but this peer knows it.
+    /// The session that another peer may be asked for, and whether the request creates it. If it
+    /// continues under another id, only this peer knows that id.
     pub(super) fn relayable(&self) -> Option<(SessionId, bool)> {
         match (&self.named, self.key) {
             _ if self.relay == Relay::Done => None,
@@ -65,15 +65,15 @@ impl Errand {
         relay_of(sid, self.token(), owner, here)
     }
 
-    /// Whether another peer is asked before this one tries: of more than two members it does not hear
-    /// a majority, which may live. One of two goes on alone where it may.
+    /// Whether another peer is asked before this one tries: it does not hear a majority of more
+    /// than two members, which may be alive. One of two goes on alone if it may.
     pub(super) fn relays_first(&self, here: &Here<'_>) -> bool {
         self.named
             .as_ref()
             .is_none_or(|it| it.cfg.now.who.len() > 2 && here.is_cut_off_from(&it.cfg))
     }
 
-    /// The peer to be asked instead of this one: one that lives, and not `owner`, who is not heard.
+    /// The peer to be asked instead of this one: a living one, and not `owner`, which is not heard.
     pub(super) fn relay(&mut self, owner: Option<Incarnation>, here: &Here<'_>) -> Option<Step> {
         let (_, begins) = self.relayable()?;
         let hops_left = self.asked.hops_left.checked_sub(1)?;
@@ -82,10 +82,11 @@ impl Errand {
         Some(Step::Relay { to, hops_left, begins })
     }
 
-    /// Sends it to `owner`, which this peer does not hear, by way of one that does, or that may where nobody
-    /// has said so yet. An owner that others hear would not know that it was deposed, and run requests in
-    /// vain. Tried once: then the session is taken over. The owner of a session of two members commits
-    /// nothing while it hears this one no more.
+    /// Forwards it to `owner`, which this peer does not hear, by way of a peer that does, or that
+    /// may if no peer has reported that yet. An owner that others hear would not know that it was
+    /// deposed, and would run requests in vain. This is tried once: after that the session is taken
+    /// over. The owner of a session of two members commits nothing once it no longer hears this
+    /// one.
     pub(super) fn by_way_of_another(
         &mut self,
         owner: Incarnation,
@@ -98,7 +99,7 @@ impl Errand {
         }
         let sid = self.sid()?;
         let hops_left = self.asked.hops_left.checked_sub(1)?;
-        // Whom none of its members hears can commit nothing.
+        // An owner that none of its members hears can commit nothing.
         let mut ways = here.view.ways_to(&owner);
         let told = ways.find(|(_, belief)| cfg.contains(belief.news.incarnation));
         let to = told
@@ -109,11 +110,11 @@ impl Errand {
         Some(Step::Forward { to, owner, hops_left, moves: None })
     }
 
-    /// Decides what becomes of a relayed request after an attempt; `sendable` as in [`Errand::ended`].
+    /// Decides how a relayed request proceeds after an attempt; `sendable` as in [`Errand::ended`].
     pub fn relayed_ended(&mut self, end: End, sendable: bool, here: &Here<'_>) -> Relayed {
         let is_ours = match end {
             End::Elsewhere(_) | End::Failed(Failure::Deposed { .. }) => true,
-            // It is lost only where everyone was asked, by a peer that hears most of them.
+            // It is lost only if everyone was asked, by a peer that hears most of them.
             End::Failed(Failure::Lost { ran: false }) => !here.newborn,
             End::Failed(_) => false,
         };
@@ -146,10 +147,10 @@ impl Errand {
         }
     }
 
-    /// What a session comes to that is called lost, where one of its two members may live and was not
-    /// asked yet: that one holds every change that was ever answered, and may go on alone. It is asked
-    /// next, by another peer where this one does not hear it; where nobody can ask it, that it is
-    /// lost cannot be told.
+    /// How to proceed with a session that looks lost while one of its two members may be alive and
+    /// was not asked yet: that member holds every acknowledged change, and may go on alone. It is
+    /// asked next, by another peer if this one does not hear it; if no peer can ask it, nobody can
+    /// tell whether the session is lost.
     pub(super) fn unless_survived(
         &mut self,
         failure: Failure,
@@ -190,8 +191,8 @@ impl Errand {
     }
 }
 
-/// Whom to ask for a session in this peer's place: one of its members in `cfg`, if one is heard, who
-/// knows its owner and has a vote.
+/// The peer to ask for a session instead of this one: one of its members in `cfg`, if one is heard,
+/// which knows its owner and has a vote.
 fn relay_of(
     sid: SessionId,
     cfg: Option<&Config>,

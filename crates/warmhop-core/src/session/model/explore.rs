@@ -14,7 +14,7 @@ use super::setup::Setup;
 use super::tables::{Tables, World};
 use super::world::Action;
 
-/// What an exploration found.
+/// The result of an exploration.
 #[derive(Debug)]
 pub(super) struct Report {
     pub(super) name: &'static str,
@@ -33,7 +33,7 @@ pub(super) struct Found {
     pub(super) steps: Vec<String>,
 }
 
-/// Fingerprints are random enough to be their own hashes.
+/// Fingerprints are random enough to be used as their own hashes.
 #[derive(Debug, Default)]
 struct Itself(u64);
 
@@ -63,7 +63,7 @@ pub(super) fn explore(setup: Setup, states_max: usize) -> Report {
     let (first, prelude) = tables.settle();
     let mut seen: HashSet<u128, BuildHasherDefault<Itself>> = HashSet::default();
     seen.insert(fingerprint(&first));
-    // For each state the one it was first reached from, and how.
+    // For each state the state from which it was first reached, and how.
     let mut origins: Vec<(u32, Action)> = Vec::from([(0, Action::TakeOver { at: 0 })]);
     let mut level = Vec::from([(0_u32, first)]);
     let mut depth = 0;

@@ -1,5 +1,5 @@
-//! The invariants of the session module, looked at from outside: by the votes ever cast, what
-//! was ever sent and what clients were told.
+//! The invariants of the session module, checked from outside: by all votes ever cast, all messages
+//! ever sent and all answers to clients.
 
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -24,7 +24,7 @@ pub(super) enum Invariant {
     FromChosen = 7,
     ReadsFresh = 8,
     UsedOnce = 9,
-    /// What was said not to have been applied was not applied.
+    /// A request that was reported as not applied was not applied.
     Honest = 10,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn fell(before: &Peer, after: &Peer) -> Option<Violation> {
     None
 }
 
-/// I3: `me` votes or promises in `cfg`, having forgotten what it did up to the stamp `forgot`.
+/// I3: `me` votes or promises in `cfg`, having forgotten its votes up to the stamp `forgot`.
 pub(super) fn revoted(me: Incarnation, forgot: u64, cfg: &Config) -> Option<Violation> {
     let again = cfg.sets().any(|set| set.contains(me) && set.stamp <= forgot);
     if again {
@@ -73,7 +73,7 @@ pub(super) fn ordered(world: &World, id: u32, p: Position) -> Option<Violation> 
     })
 }
 
-/// I5, and I1 against what was voted for.
+/// I5, and I1 against the votes cast.
 pub(super) fn proposed(tables: &Tables, world: &World, id: u32) -> Option<Violation> {
     let record = tables.record(id);
     if let Some(other) = other_body(tables, world, id) {
@@ -114,7 +114,7 @@ pub(super) fn chosen(tables: &Tables, world: &World) -> Vec<u32> {
         .into_iter()
         .filter(|id| {
             let cfg = &tables.record(*id).cfg;
-            // Not `Config::deciders`, which is on trial.
+            // Not `Config::deciders`, which is under test.
             let deciders = &cfg.deciders().who;
             let voted = deciders.iter().filter(|peer| votes.contains(&(**peer, *id))).count();
             2 * voted > deciders.len()
@@ -124,7 +124,7 @@ pub(super) fn chosen(tables: &Tables, world: &World) -> Vec<u32> {
     chosen
 }
 
-/// I1, I4, I6 and that what was acknowledged is in every later chosen record.
+/// I1, I4, I6, and that acknowledged changes are in every later chosen record.
 pub(super) fn histories(tables: &Tables, world: &World, vote: Option<u32>) -> Option<Violation> {
     if let Some(vote) = vote {
         let (_, id) = tables.vote(vote);
@@ -170,7 +170,7 @@ pub(super) fn histories(tables: &Tables, world: &World, vote: Option<u32>) -> Op
     None
 }
 
-/// What a client is told: I7 and I8, and what follows for what it knows.
+/// The answer to a client: I7 and I8, and its effect on what the client knows.
 pub(super) fn told(
     tables: &Tables,
     world: &World,

@@ -1,4 +1,4 @@
-//! What a machine makes of an input. It is worked out once, however many worlds hold the machine.
+//! A machine's reaction to an input. It is computed once, however many worlds contain the machine.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -12,7 +12,7 @@ use crate::session::message::{Body, Config, Exec, ExecDone, Message, NackReason,
 use crate::session::owner::Stage;
 use crate::session::{Ctx, Effect, Failure, Otherwise, Outcome, Process, Session, Submit, Ticket};
 
-/// What a machine can be given.
+/// The inputs of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Input {
     Arrives(u32),
@@ -28,7 +28,7 @@ pub(super) enum Input {
     GiveUp,
 }
 
-/// What clients and judges learn of a step.
+/// What clients and judges learn from a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// An execution was ordered at a position.
@@ -41,7 +41,7 @@ pub(super) enum Event {
     Redirect(Ticket),
 }
 
-/// What a machine did with an input.
+/// A machine's reaction to an input.
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) peer: u32,
@@ -53,7 +53,7 @@ pub(super) struct Step {
     pub(super) broken: Option<Violation>,
 }
 
-/// What a machine makes of an input, before it is judged.
+/// A machine's reaction to an input, before it is judged.
 #[derive(Default)]
 struct Made {
     /// The effects that were not carried out yet.
@@ -75,7 +75,7 @@ fn result(
 }
 
 impl Tables {
-    /// What the machine does with the input; worked out once.
+    /// The machine's reaction to the input; computed once.
     pub(super) fn step(&mut self, peer: u32, input: &Input) -> Arc<Step> {
         if let Some(step) = self.steps.get(&(peer, input.clone())) {
             return step.clone();
@@ -119,7 +119,7 @@ impl Tables {
         }
     }
 
-    /// Gives the input to the machine of `peer`, and what the machine makes of it back.
+    /// Gives the input to the machine of `peer`, and its own effects back to it.
     fn feed(&self, peer: &mut Peer, input: &Input) -> Made {
         let me = peer.inc;
         let late = matches!(input, Input::GiveUp);
@@ -177,7 +177,7 @@ impl Tables {
         made
     }
 
-    /// An envelope arrives: a message of the protocol, an order to run, or what came of one.
+    /// An envelope arrives: a message of the protocol, an order to run, or the outcome of one.
     fn arrives(&self, session: &mut Session, ctx: &mut Ctx<'_>, id: u32, made: &mut Made) {
         let Envelope { from, what, .. } = (**self.envelopes.at(id)).clone();
         match what {
@@ -201,21 +201,22 @@ impl Tables {
         }
     }
 
-    /// Where this peer begins a session that a key names, by what it believes of the mesh.
+    /// The members with which this peer begins a session that a key names, by its beliefs about the
+    /// mesh.
     fn birth_by_key(&self, ctx: &Ctx<'_>) -> Config {
         let mut cfg = self.birth.clone();
         let belief = self.setup.beliefs.iter().find(|it| it.at == slot_of(ctx.me));
         let members = belief.map_or(self.setup.members, |belief| belief.members);
-        // In the lives that this peer knows of.
+        // In the lives that this peer knows.
         let known = ctx.process.census.others.iter().chain([&ctx.me]);
         cfg.now.who = known.copied().filter(|it| members.contains(&slot_of(*it))).collect();
         cfg.now.who.sort_unstable();
-        // No two begin it under one stamp, as no two clocks agree.
+        // No two begin it with the same stamp, as no two clocks agree.
         cfg.now.stamp += u64::from(slot_of(ctx.me));
         cfg
     }
 
-    /// Runs what this peer ordered of itself.
+    /// Runs the orders of this peer for itself.
     fn run_here(&self, session: &mut Session, ctx: &mut Ctx<'_>, made: &mut Made) {
         let mut at = 0;
         while at < made.out.len() {
@@ -242,7 +243,7 @@ impl Tables {
         }
     }
 
-    /// The app: what it answers is the history that it saw or made.
+    /// The app: it answers with the history that it saw or made.
     fn run_app(
         &self,
         session: &mut Session,
@@ -312,12 +313,12 @@ impl Tables {
     }
 }
 
-/// Whether nothing can come of an envelope any more, given how its sender and its addressee
-/// stand. Ballots only rise and numbers are not used again, so that this never changes back.
+/// Whether an envelope can have no effect any more, given the states of its sender and its
+/// addressee. Ballots only rise and numbers are not reused, so this is final.
 pub(super) fn is_spent(envelope: &Envelope, from: &Peer, to: &Peer) -> bool {
     let Envelope { from: sender, to: addressee, what } = envelope;
     if to.inc != *addressee {
-        // An answer to somebody who is gone; the rest comes back as `Dead`.
+        // An answer to a process that is gone; anything else comes back as `Dead`.
         return match what {
             What::Protocol(
                 Message::Prepare { .. }

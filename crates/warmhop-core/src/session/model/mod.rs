@@ -1,20 +1,20 @@
 //! The model check: every order of events within a bound, over the machines themselves.
 //!
-//! Messages that were sent stay sent, and any of them may arrive at any time, again, or never:
-//! that is loss, duplication, reordering and delay. A crash is silence, a restart another
-//! incarnation. Time stands still; losing patience is an event like any other. The state of a
-//! session is the list of the requests applied, so that the history is looked at directly.
+//! Messages that were sent stay sent, and any of them may arrive at any time, again, or never: that
+//! is loss, duplication, reordering and delay. A crash is silence, a restart another incarnation.
+//! Time does not pass; losing patience is an event like any other. The state of a session is the
+//! list of the requests applied, so that the history is directly visible.
 //!
-//! Of births by key it assumes: what a peer believes of the mesh at first is given by the setup, and
-//! may differ in any way from peer to peer (too few, too many, silent or not), but a process that is
-//! told to be gone is; that a process was reborn is known to everyone who takes part before it is
-//! asked, or to nobody (in truth within a gossip's round, or by the answers); births are forgotten by nobody before
-//! what they protect could still be chosen; and of any two beginners one knows two peers of the
-//! other's. A fork is not modelled.
+//! For births by key it assumes the following. The setup gives each peer's first beliefs about the
+//! mesh, which may differ in any way from peer to peer (too few, too many, silent or not), but a
+//! process that is reported as gone is gone. That a process was reborn is known to everyone who
+//! takes part before it is asked, or to nobody (in truth within a gossip round, or by the answers).
+//! No peer forgets a birth before what it protects can no longer be chosen. Of any two beginners
+//! one knows two peers that the other knows. A fork is not modelled.
 //!
-//! The small bound runs with the other tests. The large one explores each setup to its end, or
-//! to as many states as `STATES` says (some 100 bytes each are kept, and the states of the two
-//! outermost levels whole):
+//! The small bound runs with the other tests. The large one explores each setup completely, or up
+//! to `STATES` states (some 100 bytes each are kept, and the states of the two outermost levels
+//! whole):
 //!
 //! ```text
 //! STATES=20000000 cargo test --release -p warmhop-core --lib model::deep -- --ignored --nocapture
@@ -54,7 +54,7 @@ fn holds(setup: Setup, states_max: usize) {
     }
 }
 
-/// How many states of each setup the tests look at in passing.
+/// How many states of each setup the normal tests explore.
 const SMALL: usize = 250_000;
 
 macro_rules! setups {

@@ -1,5 +1,5 @@
-//! One test for each fault that the check has to notice: the invariant that breaks, by one of
-//! the shortest traces, told step by step.
+//! One test for each fault that the check has to notice: the invariant that breaks, by one of the
+//! shortest traces, told step by step.
 
 use std::println;
 

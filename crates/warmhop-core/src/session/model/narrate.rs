@@ -9,7 +9,7 @@ use super::world::Action;
 use crate::ids::{Ballot, Incarnation, Position};
 use crate::session::message::{Base, BodyRef, Config, Exec, ExecDone, Members, Message};
 
-/// What each action does, and the state of the peer that it concerns after it.
+/// Each action, and the state of the peer that it concerns after it.
 pub(super) fn steps(tables: &mut Tables, actions: &[Action]) -> Vec<String> {
     let mut world = tables.first();
     let mut lines = Vec::new();

@@ -1,6 +1,6 @@
-//! What an exploration is about: who is there, what is asked, and how much may go wrong.
+//! The subject of an exploration: which peers exist, what is requested, and how much may go wrong.
 
-/// What a request does to the state, which is the list of the requests applied.
+/// A request's effect on the state, which is the list of the requests applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// Appends itself.
@@ -9,7 +9,7 @@ pub(super) enum Kind {
     Read,
     /// Runs alone, and changes nothing.
     Look,
-    /// Declared safe, and appends itself all the same.
+    /// Declared safe, but appends itself all the same.
     Liar,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Attempt {
     pub(super) keyed: bool,
 }
 
-/// How the session came to be.
+/// How the session began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Born {
     /// Drawn by one peer, and a token that names it has left.
@@ -36,24 +36,24 @@ pub(super) enum Born {
     Drawn,
     /// Known by its token alone: the peer that serves it takes it over.
     Token,
-    /// Known by its key alone: the peer that serves it looks for it, and begins it where nobody knows of
-    /// it.
+    /// Known by its key alone: the peer that serves it searches for it, and begins it if no peer
+    /// knows of it.
     Key,
 }
 
-/// What one peer believes of the mesh, where it does not know everyone as living.
+/// One peer's beliefs about the mesh, if it does not know everyone as living.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Belief {
     pub(super) at: u8,
     pub(super) knows: &'static [u8],
     pub(super) silent: &'static [u8],
-    /// Those of the silent that it has met, and not heard for long.
+    /// Those of the silent that it has met, but not heard for long.
     pub(super) absent: &'static [u8],
     /// The members with which it begins a session.
     pub(super) members: &'static [u8],
 }
 
-/// What may happen in one exploration. Lists name peers by their places.
+/// What may happen in one exploration. Lists contain peers by index.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     pub(super) name: &'static str,
@@ -68,25 +68,25 @@ pub(super) struct Setup {
     pub(super) attempts: &'static [Attempt],
     pub(super) takers: &'static [u8],
     pub(super) takeovers: u8,
-    /// Changes of members that an owner may begin: who leaves, who comes.
+    /// Changes of members that an owner may begin: who leaves, who joins.
     pub(super) swaps: &'static [(Option<u8>, Option<u8>)],
     pub(super) changes: u8,
     pub(super) heirs: &'static [u8],
     pub(super) hand_overs: u8,
     pub(super) restarters: &'static [u8],
     pub(super) restarts: u8,
-    /// Nobody hears of a restart, nor heard of what was there before.
+    /// Nobody hears of a restart, nor heard of the former process.
     pub(super) unheard: bool,
     pub(super) forgetters: &'static [u8],
     pub(super) forgettings: u8,
     /// Executions reported as failed while they run.
     pub(super) abandons: u8,
-    /// Owners that lose patience: everyone who waits for a majority is told so.
+    /// Owners that lose patience: everyone who waits for a majority fails.
     pub(super) give_ups: u8,
     pub(super) keyed_max: usize,
     pub(super) unkeyed_max: usize,
-    /// So many of the first attempts are applied at the first peer, and everything they cause
-    /// has arrived, before exploration begins.
+    /// How many of the first attempts are applied at the first peer, with all their consequences
+    /// delivered, before exploration begins.
     pub(super) settled: u8,
     /// Links on which nothing arrives until then.
     pub(super) settled_apart: &'static [(u8, u8)],
@@ -94,10 +94,10 @@ pub(super) struct Setup {
     pub(super) cut: &'static [(u8, u8)],
     /// An owner's own executions take no time.
     pub(super) instant: bool,
-    /// Orders and results arrive again, too. In truth each travels once, on a stream of its own.
+    /// Orders and results arrive again, too. In truth each is sent once, on a stream of its own.
     pub(super) echoes: bool,
-    /// Messages that can change nothing any more are dropped. What they could still do is to
-    /// tell a peer of a ballot it has outgrown; that they are lost is one of the cases anyway.
+    /// Messages that can have no effect any more are dropped. They could still inform a peer of a
+    /// ballot that it has outgrown; that they are lost is one of the cases anyway.
     pub(super) prune: bool,
     /// A restarted process takes its former identity.
     pub(super) amnesia: bool,

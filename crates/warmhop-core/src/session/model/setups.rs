@@ -1,4 +1,4 @@
-//! What is explored.
+//! The setups to explore.
 
 use super::setup::{Attempt, Belief, Born, Kind, SELF, Setup};
 
@@ -128,8 +128,8 @@ pub(super) fn drawn_and_repeated() -> Setup {
     }
 }
 
-/// Two peers look for the session under its key at once, find nobody who knows of it, and begin
-/// it; what they were told may be old by then.
+/// Two peers search for the session under its key at once, find nobody who knows of it, and begin
+/// it; their answers may be outdated by then.
 pub(super) fn begun_twice_under_one_key() -> Setup {
     Setup {
         name: "begun twice under one key",
@@ -222,7 +222,8 @@ pub(super) fn begun_on_two_sides_of_a_partition() -> Setup {
     }
 }
 
-/// What two members hold is looked for after one of them was reborn and while the other is silent.
+/// The records of two members are searched for after one of them was reborn and while the other is
+/// silent.
 pub(super) fn begun_beside_the_reborn() -> Setup {
     Setup {
         name: "begun beside the reborn",

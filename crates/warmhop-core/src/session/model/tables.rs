@@ -1,4 +1,4 @@
-//! What a world is made of. Everything is interned, so that a world is a handful of numbers.
+//! The parts of a world. Everything is interned, so that a world is a handful of numbers.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct Peer {
     pub(super) forgot: u64,
 }
 
-/// Something sent. It stays sent: it can arrive at any time, again, or never.
+/// A sent message. It stays sent: it can arrive at any time, again, or never.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Envelope {
     pub(super) from: Incarnation,
@@ -79,7 +79,7 @@ pub(super) enum Standing {
         response: Option<Vec<u8>>,
     },
     Answered,
-    /// It was told that nothing was applied.
+    /// It learnt that nothing was applied.
     Refused,
     Unknown,
 }
@@ -88,12 +88,12 @@ pub(super) enum Standing {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Clients {
     pub(super) attempts: Vec<Standing>,
-    /// The longest history that any response let be known.
+    /// The longest history that any response revealed.
     pub(super) revealed: Vec<u8>,
     /// The number that the newest token names.
     pub(super) token_n: u64,
     pub(super) token_left: bool,
-    /// For each request the number its first attempt came with.
+    /// For each request the number that its first attempt came with.
     pub(super) pinned: BTreeMap<u8, u64>,
 }
 
@@ -108,7 +108,7 @@ impl Clients {
     }
 }
 
-/// A setup with all that was interned while exploring it.
+/// A setup with everything that was interned while exploring it.
 #[derive(Debug)]
 pub(super) struct Tables {
     pub(super) setup: Setup,

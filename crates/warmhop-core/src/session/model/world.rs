@@ -1,4 +1,4 @@
-//! The world around the machines: what can happen, and what comes of it.
+//! The world around the machines: what can happen, and its consequences.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -21,7 +21,7 @@ use crate::session::{Process, Role, Session, Submit};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
     Deliver(u32),
-    /// The addressee lives on as another incarnation, which says so.
+    /// The addressee runs as another incarnation, which answers that.
     DeadLetter(u32),
     End(u32),
     Submit {
@@ -107,7 +107,7 @@ impl Tables {
         }
     }
 
-    /// What the peer at `slot` believes at first of who is there.
+    /// The first beliefs of the peer at `slot` about which processes exist.
     fn census(&self, slot: u8) -> Census {
         let incs = |slots: &[u8]| -> Vec<Incarnation> {
             slots.iter().filter(|it| **it != slot).map(|it| inc(*it, 0)).collect()
@@ -126,8 +126,8 @@ impl Tables {
         }
     }
 
-    /// Everyone hears that the process `old` lives again as `new`, itself included; or nobody heard of
-    /// either yet, and all that is known is how young it is.
+    /// Everyone learns that the process `old` runs as `new`, itself included; or nobody knew of
+    /// either, and only the age of the new one is known.
     fn hear_of_rebirth(&mut self, next: &mut World, old: Incarnation, new: Incarnation) {
         for id in &mut next.peers {
             let mut peer = (**self.peers.at(*id)).clone();
@@ -147,7 +147,7 @@ impl Tables {
         }
     }
 
-    /// The world in which exploration begins, and how it came about.
+    /// The world in which exploration begins, and the actions that led to it.
     pub(super) fn settle(&mut self) -> (World, Vec<Action>) {
         let cut = core::mem::replace(&mut self.setup.cut, self.setup.settled_apart);
         let mut world = self.first();
@@ -175,12 +175,12 @@ impl Tables {
         (world, actions)
     }
 
-    /// Whatever can happen next, in an order that is the same every time.
+    /// Every action that can happen next, in a deterministic order.
     pub(super) fn actions(&self, world: &World) -> Vec<Action> {
         let setup = &self.setup;
         let mut actions = Vec::new();
         let slots = || (0..setup.peers).zip(world.peers.iter().map(|id| self.peer(*id)));
-        // A turn is answered at once, in the same breath of the runtime.
+        // The runtime answers a turn at once.
         for (at, peer) in slots() {
             for (ticket, stage, _) in peer.session.flying() {
                 if stage == Stage::Turned {
@@ -273,7 +273,7 @@ impl Tables {
             .all(|(_, standing)| *standing != Standing::Unsent)
     }
 
-    /// What comes of an action: `None` where it changes nothing.
+    /// The result of an action: `None` if it changes nothing.
     pub(super) fn act(
         &mut self,
         world: &World,
@@ -309,7 +309,7 @@ impl Tables {
             Input::Ends(id) => remove(&mut next.runs, id),
             Input::Arrives(id) if self.travels_once(id) => remove(&mut next.wire, id),
             _ if unchanged => return None,
-            // A change of members or a hand-over that the owner declined spends nothing.
+            // A change of members or a hand-over that the owner declined costs nothing.
             Input::Change(..) | Input::HandOver(_)
                 if step.peer == world.peers[usize::from(slot)] =>
             {
@@ -329,7 +329,7 @@ impl Tables {
         matches!(self.envelope(envelope).what, What::Protocol(Message::Invite { .. }))
     }
 
-    /// What an action spends of what the set-up allows.
+    /// The cost of an action to the setup's budget.
     fn budget_of(&self, action: Action) -> Option<Budget> {
         Some(match action {
             Action::Deliver(id) if self.is_invitation(id) => Budget::Takeovers,
@@ -348,7 +348,7 @@ impl Tables {
         })
     }
 
-    /// Which machine an action gives what to.
+    /// The machine that an action concerns, and its input.
     fn input_of(&self, world: &World, action: Action) -> Option<(u8, Input)> {
         let peer = |slot: u8| self.peer(world.peers[usize::from(slot)]);
         Some(match action {
@@ -373,7 +373,7 @@ impl Tables {
             Action::HandOver { at, to } => (at, Input::HandOver(peer(to).inc)),
             Action::Change { at, swap } => {
                 let (gone, newcomer) = self.setup.swaps[usize::from(swap)];
-                // Who leaves may be a former life; who comes lives.
+                // A member that leaves may be a former life; one that joins is alive.
                 let members = peer(at).session.members();
                 let member = |slot| members.iter().copied().find(|it| slot_of(*it) == slot);
                 let now = |slot| peer(slot).inc;
@@ -454,7 +454,7 @@ impl Tables {
         !self.setup.echoes || p.is_none()
     }
 
-    /// Drops the messages of which nothing can come any more.
+    /// Drops the messages that can have no effect any more.
     fn prune(&self, world: &mut World) {
         let peers: Vec<&Peer> = world.peers.iter().map(|id| self.peer(*id)).collect();
         world.wire.retain(|id| {

@@ -1,4 +1,4 @@
-//! Whether a majority has confirmed what reads found: nobody had taken the session over when they
+//! Whether a majority has confirmed what reads found: no peer had taken the session over when they
 //! arrived.
 
 use arrayvec::ArrayVec;
@@ -9,12 +9,12 @@ use crate::session::copy::Replica;
 use crate::session::message::MEMBERS_MAX;
 use crate::session::mutant::{self, Mutant};
 
-/// What the members have said of it so far: the same for all reads under way, however many those are.
+/// The members' answers so far: the same for all reads under way, however many there are.
 pub(super) struct Confirmation {
-    /// Nobody else can know of the session, so nobody can have taken it over.
+    /// No other peer can know of the session, so none can have taken it over.
     needs_none: bool,
     members: usize,
-    /// This peer is a member, and its own copy has promised nobody else.
+    /// This peer is a member, and its own copy has promised no other peer.
     own: bool,
     /// The highest nonce that each of the other members has answered.
     others: ArrayVec<(Incarnation, Option<u64>), MEMBERS_MAX>,
@@ -34,7 +34,7 @@ impl Confirmation {
         }
     }
 
-    /// Whether it covers what this flight read.
+    /// Whether it covers this flight's read.
     pub(super) fn covers(&self, flight: &Flight) -> bool {
         let confirms = |(peer, answered): &&(Incarnation, Option<u64>)| {
             flight.confirmed_by == Some(*peer)

@@ -1,5 +1,5 @@
-//! What follows for an owner from the last call, and from time: what is chosen, what is confirmed, and
-//! when to go on.
+//! The consequences of the last call, and of time, for an owner: what is chosen, what is confirmed,
+//! and when to proceed.
 
 use alloc::sync::Arc;
 use core::time::Duration;
@@ -14,18 +14,18 @@ use crate::session::message::{Config, Message, Record};
 use crate::session::mutant::Mutant;
 use crate::session::{Ctx, Effect, Effects, FENCED, Failure, Resend, Role, Session, mutant};
 
-/// How long the requests of an owned session may wait by now.
+/// How long the requests of an owned session may wait now.
 struct Waits {
     /// The proposal under way was sent too long ago.
     stuck: bool,
-    /// Too few of the members are heard of.
+    /// Too few of the members are heard.
     unheard: bool,
     /// How long a request waits for a majority.
     within: Duration,
 }
 
 impl Session {
-    /// Draws the consequences of what the last call changed.
+    /// Draws the consequences of the last call's changes.
     pub(in crate::session) fn settle(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         if let (Some(mine), Some(promised)) = (self.ballot(), self.copy.promised())
             && promised > mine
@@ -105,7 +105,7 @@ impl Session {
         }
         owner.chosen = Some(record);
         owner.holders = votes.0.iter().fold(0, |bits, peer| bits | owner.bit(*peer));
-        // Even where nobody waits for the response any more: a repeat gets it, with a token (I8).
+        // Even if nobody waits for the response any more: a repeat gets it, with a token (I8).
         owner.unnamed = false;
         if !owner.serving {
             owner.serving = true;
@@ -122,12 +122,12 @@ impl Session {
         }
     }
 
-    /// Too many of the members are gone for good, as far as this owner knows them: it may have been
-    /// succeeded long ago, and they may have voted for others before they went. Only a takeover,
-    /// which asks everyone, can tell whether the session is lost.
+    /// Too many of the members are gone for good, as far as this owner knows them: another peer may
+    /// have succeeded it long ago, and they may have voted for others before they died. Only a
+    /// takeover, which asks everyone, can tell whether the session is lost.
     ///
-    /// A request that found nothing and left nothing is answered all the same: of a session that
-    /// holds nothing as far as anybody left knows there is nothing to confirm.
+    /// A request that found and left the session empty is answered all the same: for a session that
+    /// is empty as far as anybody left knows there is nothing to confirm.
     fn give_up(&mut self, out: &mut Effects) {
         let former = core::mem::replace(&mut self.role, Role::None);
         let empty = match &former {
@@ -152,7 +152,7 @@ impl Session {
         self.redirect_all(None, out);
     }
 
-    /// Whether a majority confirms what the flight at `at` read.
+    /// Whether a majority confirms the read of the flight at `at`.
     pub(super) fn is_confirmed(&self, ctx: &Ctx<'_>, at: usize) -> bool {
         let Role::Owner(owner) = &self.role else { return false };
         let flight = self.line.flights.get(at);
@@ -163,8 +163,8 @@ impl Session {
         let is_confirming = |flight: &Flight| matches!(flight.stage, Stage::Confirming { .. });
         if self.line.flights.iter().any(is_confirming) {
             let Self { role: Role::Owner(owner), copy, line, .. } = self else { return };
-            // The same for all of them, until the first token leaves: from then on others can know of the
-            // session.
+            // The same for all of them, until the first token leaves: from then on others can know
+            // of the session.
             let mut confirmation = Confirmation::of(owner, copy, ctx.me);
             line.flights.retain(|flight| {
                 if !is_confirming(flight) || !confirmation.covers(flight) {
@@ -234,7 +234,7 @@ impl Session {
         }
     }
 
-    /// Names the new members again to those that they replaced.
+    /// Sends the new members again to those that they replaced.
     fn send_to_dismissed(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         if let Some(dismissed) = &mut owner.work.dismissed
@@ -278,7 +278,7 @@ impl Session {
         })
     }
 
-    /// Fails the requests that waited too long. A proposal goes on until it is chosen or another
+    /// Fails the requests that waited too long. A proposal continues until it is chosen or another
     /// owner decides, but nobody has to wait for that.
     fn fail_the_late(&mut self, ctx: &Ctx<'_>, waits: &Waits, out: &mut Effects) {
         let patience = ctx.policy.majority_timeout;

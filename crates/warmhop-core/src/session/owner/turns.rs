@@ -1,4 +1,4 @@
-//! The turns of requests: each runs where the runtime chooses, and what comes of it is proposed or
+//! The turns of requests: each runs where the runtime chooses, and its outcome is proposed or
 //! confirmed.
 
 use alloc::collections::BTreeMap;
@@ -16,7 +16,7 @@ use crate::session::{
 };
 
 impl Session {
-    /// The runtime has chosen where the request runs whose turn came.
+    /// The runtime has chosen where to run the request whose turn came.
     pub fn begin(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -85,13 +85,14 @@ impl Session {
         };
         flight.stage = Stage::Running { executor, p, base: base_at };
         out.push(Effect::Execute { ticket: submit.ticket, executor, exec });
-        // A safe request is a read in all likelihood: its confirmation runs beside it.
+        // A safe request most likely only reads: its confirmation runs beside it.
         if submit.safe && !vote && !owner.unnamed && flight.nonce.is_none() {
             self.ask_confirmation(ctx, at, out);
         }
     }
 
-    /// Asks the members, at this owner's own ballot, whether anybody took the session over.
+    /// Asks the members, at this owner's own ballot, whether another peer has taken the session
+    /// over.
     fn ask_confirmation(&mut self, ctx: &mut Ctx<'_>, at: usize, out: &mut Effects) {
         let Role::Owner(owner) = &mut self.role else { return };
         let Some(flight) = self.line.flights.get_mut(at) else { return };
@@ -105,7 +106,7 @@ impl Session {
         send_asks(ctx, owner, nonce, out);
     }
 
-    /// What came of running a request.
+    /// Takes the outcome of running a request.
     pub fn executed(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -182,7 +183,7 @@ impl Session {
         self.settle(ctx, out);
     }
 
-    /// A result nobody waits for is dropped; what some of the mutants do with it instead.
+    /// Drops a result that nobody waits for, or does what some of the mutants do with it.
     fn late_result(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -243,7 +244,7 @@ impl Session {
         let flight = &mut self.line.flights[at];
         let p = match p {
             Some(p) => p,
-            // A safe request changed the session: only on the newest base can that be proposed.
+            // A safe request changed the session: that can be proposed only on the newest base.
             None if owner.work.proposal.is_none()
                 && owner.chosen.as_ref().map(|record| record.p) == base =>
             {
@@ -265,14 +266,14 @@ impl Session {
         self.propose(ctx, record, voter, None, out);
     }
 
-    /// Gives those at the head of the line their turns.
+    /// Gives the requests at the head of the line their turns.
     pub(super) fn give_turns(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         loop {
             let Role::Owner(owner) = &mut self.role else { return };
             if !owner.serving || owner.work.proposal.is_some() || owner.work.yielding.is_some() {
                 return;
             }
-            // What it runs could not be chosen, nor what it reads be confirmed.
+            // Its change could not be chosen, nor its read be confirmed.
             let listens = !owner.unnamed && owner.work.proposal.is_none();
             if self.line.queue.is_empty() {
                 return;
@@ -286,8 +287,8 @@ impl Session {
             }
             let Some(next) = self.line.queue.front() else { return };
             let submit = &next.submit;
-            // The first request of a session that is drawn with it cannot meet another, and
-            // alone it needs no second round for what it changes.
+            // The first request of a session that is created with it cannot meet another, and alone
+            // it needs no second round for its change.
             let first = owner.unnamed && self.line.flights.is_empty();
             let exclusive = !submit.safe || next.alone || first;
             let busy = |flight: &Flight| !matches!(flight.stage, Stage::Confirming { .. });

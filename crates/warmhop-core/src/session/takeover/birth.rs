@@ -1,14 +1,15 @@
-//! A birth: phase one for a session that a key names, and of which nobody may know yet.
+//! A birth: phase one for a session that a key names, and that no peer may know yet.
 //!
-//! Two peers may begin one session at once, and each takes its members from what it believes of the
-//! mesh, so that their majorities need not meet. What makes them meet is a set that is larger than
-//! either: everyone known (see [`Roll`]). Each of them remembers where the session may be
-//! ([`Birth`]), member or not, and tells whoever asks after. Of two births a peer that promised both
-//! tells the later one of the earlier; it closes the earlier one's configuration by a promise of a
-//! majority of that, which finds what was chosen there, or lets nothing be chosen any more.
+//! Two peers may begin one session at once, and each takes its members from its own beliefs about
+//! the mesh, so that their majorities need not meet. A set larger than either makes them meet:
+//! everyone known (see [`Roll`]). Each of these remembers where the session may be ([`Birth`]),
+//! member or not, and reports it to every later asker. A peer that promised two births reports the
+//! earlier one to the later; the later one closes the earlier one's configuration by the promises
+//! of a majority of it, which either finds what was chosen there, or prevents that anything is
+//! chosen any more.
 //!
-//! Whoever closes a configuration leaves with those promises where the session goes on: a takeover
-//! that knows only the closed one, by a record that was never chosen, meets one of them.
+//! A birth that closes a configuration leaves with those promises where the session continues: a
+//! takeover that knows only the closed one, by a record that was never chosen, meets one of them.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -23,7 +24,7 @@ use crate::session::owner::Owner;
 use crate::session::{Ctx, DEAD, Effect, Effects, Failure, Role, Session, Shut};
 
 impl Session {
-    /// Answers a question for what this peer knows of the session.
+    /// Answers a question with what this peer knows of the session.
     pub(in crate::session) fn tell(
         &self,
         ctx: &Ctx<'_>,
@@ -73,8 +74,8 @@ impl Session {
         }
         match self.copy.begin(ctx.me, b, cfg, &over) {
             Ok(()) => {
-                // What nobody votes in is not renewed by anybody: for as long as clocks may differ
-                // it outlives what the members remember.
+                // A peer that is no member never votes, so nothing renews its memory: it has to
+                // outlive what the members remember, for as long as clocks may differ.
                 let grace = ctx.policy.forget_grace * if cfg.contains(ctx.me) { 1 } else { 2 };
                 self.copy.keep_until(expiry, grace);
                 self.forget_void_birth();
@@ -90,7 +91,7 @@ impl Session {
         }
     }
 
-    /// Somebody told where the session may go on.
+    /// Notes where the session may continue, by another peer's report.
     pub(in crate::session) fn hear_births(&mut self, b: Ballot, births: Vec<Birth>) {
         if let Role::Preparing(takeover) = &mut self.role
             && takeover.b == b
@@ -123,7 +124,7 @@ impl Session {
         self.answered(ctx, from, census, out);
     }
 
-    /// `from` answered, with what it knows of who is there.
+    /// `from` answered, with the processes that it knows.
     pub(in crate::session) fn answered(
         &mut self,
         ctx: &Ctx<'_>,
@@ -138,13 +139,13 @@ impl Session {
         self.ask_as_well(ctx, unknown, out);
     }
 
-    /// Asks peers that came to be known.
+    /// Asks newly known peers.
     fn ask_as_well(&mut self, ctx: &Ctx<'_>, peers: Vec<Incarnation>, out: &mut Effects) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         for peer in peers.into_iter().filter(|peer| *peer != ctx.me) {
             if !takeover.search.peers.contains(&peer) {
                 takeover.search.peers.push(peer);
-                // Those that rank first were asked, or everyone was.
+                // The peers that rank first were asked, or everyone was.
                 if takeover.search.asked + 1 == takeover.search.peers.len() {
                     takeover.search.asked += 1;
                     takeover.search.open.insert(peer);
@@ -174,7 +175,7 @@ impl Session {
         }
     }
 
-    /// Sends `Begin` to everyone who has not answered, or whose promise closes too little.
+    /// Sends `Begin` to everyone that has not answered, or whose promise closes too little.
     pub(in crate::session) fn send_begins(&mut self, ctx: &Ctx<'_>, out: &mut Effects) {
         let Role::Preparing(takeover) = &self.role else { return };
         let message = takeover.question(ctx);
@@ -185,11 +186,11 @@ impl Session {
         }
     }
 
-    /// Looks whether a birth has come about, while nobody told of a record.
+    /// Checks whether a birth has succeeded, while no peer has reported a record.
     pub(in crate::session) fn settle_birth(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Preparing(takeover) = &mut self.role else { return };
         let Some(begun) = takeover.begun.clone() else { return };
-        // Whoever may have been begun with is asked as well, whoever it is, unless it is gone for good.
+        // Possible members of an earlier birth are asked as well, unless they are gone for good.
         let to_close = takeover.to_close();
         let is_there = |peer: &Incarnation| self.heard.gone.get(peer) != Some(&DEAD);
         let named = to_close.iter().flat_map(|cfg| cfg.everyone()).filter(is_there);
@@ -226,8 +227,8 @@ impl Session {
             && takeover.search.open.iter().all(|peer| takeover.is_silent(*peer))
             && takeover.closing.iter().any(|cfg| self.can_never_close(takeover, cfg))
         {
-            // Those who may have chosen something there are gone for good, and of those who were
-            // asked nobody knows of where it went on from there.
+            // The members that may have chosen something there are gone for good, and none of the
+            // peers asked knows where it continued from there.
             self.role = Role::None;
             out.push(Effect::Lost);
             self.fail_all(Failure::Lost { ran: false }, out);
@@ -236,7 +237,8 @@ impl Session {
 }
 
 impl Session {
-    /// Whether those who may have chosen something in `cfg` without the others are gone for good.
+    /// Whether the members that may have chosen something in `cfg` without the others are gone for
+    /// good.
     pub(in crate::session) fn can_never_close(&self, takeover: &Takeover, cfg: &Config) -> bool {
         let lost = |set: &Members| {
             set.majority(|peer| self.is_gone(peer, cfg) && !takeover.covered_by(peer, set))
@@ -244,10 +246,10 @@ impl Session {
         cfg.sets().any(lost)
     }
 
-    /// Whether what was `found` goes on although `birth`, above it, can never be closed: those who could
-    /// close it are gone for good. Nothing came of that birth where a majority of the members holds what
-    /// was found, since nobody closed those members for it; nor where its beginner, the first to accept
-    /// what it proposes, holds nothing of it.
+    /// Whether the `found` record counts although `birth`, above it, can never be closed, because
+    /// the members that could close it are gone for good. That birth had no effect if a majority of
+    /// the members holds the found record, since nobody closed those members for it; or if its
+    /// beginner, the first to accept its own proposals, holds none of them.
     pub(in crate::session) fn passes_over(
         &self,
         takeover: &Takeover,
@@ -260,8 +262,8 @@ impl Session {
 }
 
 impl Takeover {
-    /// Whether a majority of every set of members of what was found has promised, and holds a record
-    /// of that configuration.
+    /// Whether a majority of every set of members of the found record has promised, and holds a
+    /// record of that configuration.
     fn is_held(&self, found: &AcceptedInfo) -> bool {
         let holds = |peer: Incarnation| {
             let accepted = self.promises.get(&peer).and_then(|it| it.accepted.as_ref());
@@ -270,8 +272,8 @@ impl Takeover {
         found.cfg.sets().all(|set| set.majority(|peer| self.covered_by(peer, set) && holds(peer)))
     }
 
-    /// Whether whoever began the session by `birth` is a member there, has promised, and accepted nothing
-    /// at that ballot or above.
+    /// Whether the beginner of `birth` is a member there, has promised, and accepted nothing at
+    /// that ballot or above.
     fn was_not_begun(&self, birth: &Birth) -> bool {
         let by = birth.b.proposer;
         let accepted = self.promises.get(&by).and_then(|it| it.accepted.as_ref());
@@ -279,7 +281,7 @@ impl Takeover {
             && accepted.is_none_or(|info| info.p.ballot < birth.b)
     }
 
-    /// What whoever may know of the session is asked.
+    /// The question to the peers that may know of the session.
     pub(in crate::session) fn question(&self, ctx: &Ctx<'_>) -> Message {
         let census = self.roll.is_some().then(|| ctx.process.census.digest(ctx.me));
         match &self.begun {
@@ -311,7 +313,7 @@ impl Takeover {
         }
     }
 
-    /// Where the session may have been begun.
+    /// The configurations in which the session may have begun.
     pub(in crate::session) fn to_close(&self) -> Vec<Arc<Config>> {
         let begun = self.births.iter().filter(|birth| !self.is_void(birth));
         let mut all: Vec<_> = begun.map(|birth| birth.cfg.clone()).collect();
@@ -320,9 +322,9 @@ impl Takeover {
         all
     }
 
-    /// Whether so many of every set in `cfg` have promised to vote for nothing below this ballot that
-    /// the others are no majority: nothing was chosen there without one of them, nor will be. Of two
-    /// members that is one.
+    /// Whether so many of every set in `cfg` have promised to vote for nothing below this ballot
+    /// that the others are no majority: nothing was chosen there without one of them, nor will be.
+    /// Of two members that is one.
     pub(in crate::session) fn closes(&self, cfg: &Config) -> bool {
         cfg.sets().all(|set| !set.majority(|peer| !self.covered_by(peer, set)))
     }
@@ -335,7 +337,7 @@ impl Takeover {
     }
 }
 
-/// Calls everyone, for a birth or for a look whether anybody knows of the session.
+/// Asks everyone, for a birth or for a search whether any peer knows of the session.
 pub(in crate::session) fn call(ctx: &Ctx<'_>, peers: &[Incarnation]) -> Roll {
     let mut roll = Roll::new(ctx.me, &ctx.process.census);
     roll.add(peers.iter().copied());

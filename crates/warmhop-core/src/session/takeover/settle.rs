@@ -1,5 +1,5 @@
-//! What follows from the promises that a takeover has so far: where else to ask, whether they
-//! suffice, and what becomes of those who wait where they never will.
+//! The consequences of a takeover's promises so far: where else to ask, whether they suffice, and
+//! what happens to waiting requests if they never will.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -13,7 +13,7 @@ use crate::session::owner::Owner;
 use crate::session::{Ctx, DEAD, Effect, Effects, Failure, Role, Session};
 
 impl Session {
-    /// Looks whether the promises suffice, and what follows from them.
+    /// Checks whether the promises suffice, and acts on it.
     pub(in crate::session) fn settle_preparing(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         loop {
             let Role::Preparing(takeover) = &self.role else { return };
@@ -48,20 +48,20 @@ impl Session {
         }
     }
 
-    /// A configuration that came to light and was not asked in.
+    /// A discovered configuration that was not asked in.
     fn newer_than_asked(
         &self,
         takeover: &Takeover,
         found: Option<&AcceptedInfo>,
     ) -> Option<Arc<Config>> {
-        // What was heard of since may be newer than what was asked in.
+        // A configuration reported since may be newer than those asked in.
         let known = takeover.asked_in().map(|cfg| cfg.now.c).max().unwrap_or_default();
         let newer = match found {
             Some(info) if !takeover.has_asked(&info.cfg) => Some(&info.cfg),
             _ => self.heard.cfg.as_ref().filter(|cfg| cfg.now.c > known),
         };
         let missing = newer.or(takeover.token.as_ref());
-        // One that began beside another may be as new as that one.
+        // A session that began beside another may be as new as that one.
         let held = self.copy.accepted.as_ref().map(|record| &record.cfg);
         let mut beside = takeover.reported.iter().chain(held);
         missing
@@ -70,7 +70,7 @@ impl Session {
             .cloned()
     }
 
-    /// Whether the session may have gone on by `birth`, above what was `found`.
+    /// Whether the session may have continued by `birth`, above the `found` record.
     fn is_open(&self, takeover: &Takeover, found: Option<&AcceptedInfo>, birth: &Birth) -> bool {
         !takeover.closes(&birth.cfg) && !self.passes_over(takeover, found, birth)
     }
@@ -94,7 +94,7 @@ impl Session {
             }
             self.reassert(ctx, record, out);
         } else {
-            // A majority holds nothing: nothing was ever chosen.
+            // A majority has no record: nothing was ever chosen.
             self.role = Role::Owner(Box::new(Owner::of_nothing(b, cfg)));
             out.push(Effect::Owned { ballot: b });
         }
@@ -109,7 +109,7 @@ impl Session {
     }
 
     /// The open form of a seal that was asked in. A member that forgot the configuration before a
-    /// seal passes no gate for the seal, but is as good a voter as any in the members from there on:
+    /// seal passes no gate for the seal, but its vote among the members after it is as good as any:
     /// it never voted in those.
     fn open_form_to_ask(&self, takeover: &Takeover) -> Option<Arc<Config>> {
         let forgot = |cfg: &Config, peer: &Incarnation| {
@@ -129,7 +129,7 @@ impl Session {
     }
 
     /// The promises do not suffice: waits for more of them, asks more peers, or ends the takeover.
-    /// `closed`: the session cannot have gone on by a birth above what was `found`.
+    /// `closed`: the session cannot have continued by a birth above the `found` record.
     fn search_on(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -138,7 +138,7 @@ impl Session {
         out: &mut Effects,
     ) {
         let Role::Preparing(takeover) = &self.role else { return };
-        // Where it may have been begun, nothing was chosen and nothing will be.
+        // In the configurations of its possible births, nothing was chosen and nothing will be.
         let nowhere = found.is_none() && closed && takeover.asked_in_births_alone();
         if nowhere && let Some(roll) = &takeover.roll {
             let verdict = roll.verdict(takeover.has_waited());
@@ -157,7 +157,7 @@ impl Session {
         let unknown = takeover.asked.is_empty();
         self.role = Role::None;
         if unknown {
-            // Nobody has heard of it.
+            // No peer knows of it.
             out.push(Effect::GaveUp);
             self.redirect_all(None, out);
         } else if let Some((into, by)) = self.heard.went_on.filter(|(_, by)| *by != ctx.me) {
@@ -168,13 +168,13 @@ impl Session {
         }
     }
 
-    /// Whether no majority can come about in what is known, and others have to be asked for more.
+    /// Whether the known configurations can have no majority, and other peers have to be asked.
     fn is_hopeless(&self, takeover: &Takeover, found: Option<&AcceptedInfo>) -> bool {
         let Some(info) = found else {
             return !takeover.asked_in().any(|cfg| self.may_have_majority(cfg));
         };
-        // What was found may be long past: a later configuration that has not said yet whether it
-        // holds more may be the one in which the session goes on.
+        // The found record may be outdated: a later configuration that has not reported yet whether
+        // it holds more may be the one in which the session continues.
         let later = |cfg: &&Arc<Config>| cfg.now.c > info.cfg.now.c;
         let unheard = |cfg: &Arc<Config>| {
             self.may_have_majority(cfg) && !cfg.sets().all(|set| takeover.covers_majority(set))
@@ -186,8 +186,8 @@ impl Session {
             || !self.may_have_majority(&info.cfg) && !takeover.asked_in().filter(later).any(unheard)
     }
 
-    /// Nothing was chosen where the session may have been begun: acts on the `verdict` of the roll
-    /// whether anybody else may know of it.
+    /// Nothing was chosen where the session may have begun: acts on the roll's `verdict` whether
+    /// any other peer may know of it.
     fn settle_absence(&mut self, ctx: &mut Ctx<'_>, verdict: Verdict, out: &mut Effects) {
         let Role::Preparing(takeover) = &self.role else { return };
         let Some(roll) = &takeover.roll else { return };
@@ -207,8 +207,8 @@ impl Session {
         }
     }
 
-    /// Nobody knows of the session: those who waited when everyone was asked fail. For those who
-    /// came since, the answers may be too old, and everyone is asked again.
+    /// No peer knows of the session: requests that waited when everyone was asked fail. For those
+    /// that arrived since, the answers may be too old, and everyone is asked again.
     fn fail_as_absent(&mut self, ctx: &mut Ctx<'_>, out: &mut Effects) {
         let Role::Preparing(takeover) = core::mem::replace(&mut self.role, Role::None) else {
             return;
@@ -224,7 +224,7 @@ impl Session {
         }
     }
 
-    /// Begins the search again when the known configurations have lost their majorities (`hopeless`)
+    /// Begins the search again if the known configurations have lost their majorities (`hopeless`)
     /// since the last look.
     fn search_anew(&mut self, ctx: &mut Ctx<'_>, hopeless: bool) {
         let Role::Preparing(takeover) = &mut self.role else { return };
@@ -236,8 +236,8 @@ impl Session {
         if !hopeless {
             return;
         }
-        // Those members that live know best who the members are by now, whether this peer knew of
-        // them before or not.
+        // The living members know best who the members are by now, whether this peer knew them
+        // before or not.
         let members = takeover.asked.iter().flat_map(|(cfg, _)| cfg.everyone());
         for peer in members.filter(|peer| *peer != ctx.me) {
             if self.heard.gone.get(&peer) != Some(&DEAD) && !search.peers.contains(&peer) {
@@ -251,7 +251,7 @@ impl Session {
 }
 
 impl Takeover {
-    /// A birth above what was `found` that nobody was asked to close.
+    /// A birth above the `found` record that no peer was asked to close.
     fn birth_to_close(&self, found: Option<&AcceptedInfo>) -> Option<Arc<Config>> {
         let mut births = self.births_above(found);
         births.find(|birth| !self.has_asked(&birth.cfg)).map(|birth| birth.cfg.clone())
@@ -267,7 +267,7 @@ impl Takeover {
         })
     }
 
-    /// Whether all that was asked in is where the session may have been begun.
+    /// Whether it asked only in configurations in which the session may have begun.
     fn asked_in_births_alone(&self) -> bool {
         self.asked_in().all(|cfg| self.births.iter().any(|birth| birth.cfg == *cfg))
     }

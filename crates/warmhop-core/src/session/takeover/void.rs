@@ -1,16 +1,16 @@
-//! Births that came to nothing, by the word of whoever began them.
+//! Births that failed, by the report of their beginners.
 //!
-//! Others remember a birth that they promised, and cannot tell whether anything was proposed by it;
-//! whoever takes the session over has to close it, which takes a majority of its members. Where those
-//! are gone, nobody could ever close it. But whoever began it knows: as long as it does not own the
-//! session by it, nothing was proposed, and once it has given the birth up, nothing will be, since no
-//! ballot is used twice. So it forgets a birth of its own that it gave up
-//! ([`Session::forget_void_birth`]), and what it tells of births, at a ballot above that one, is its
-//! word that those which it leaves out came to nothing ([`Word`]). That says nothing of those up to a
-//! record that it holds, which nobody need remember any more.
+//! Other peers remember a birth that they promised, and cannot tell whether anything was proposed
+//! by it; a takeover has to close it, which takes a majority of its members. If those are gone,
+//! nobody could ever close it. But the beginner knows: as long as it does not own the session by
+//! its birth, nothing was proposed, and once it has given the birth up, nothing will be, since no
+//! ballot is used twice. So it forgets its own births that it gave up
+//! ([`Session::forget_void_birth`]). Its report of births, at a ballot above such a birth, then
+//! means that the births left out of it failed ([`Word`]). It says nothing of births up to a record
+//! that it holds, which nobody need remember any more.
 //!
-//! It keeps its memory for as long as the others keep theirs (`keep_until` in `birth.rs`): where it has
-//! forgotten the session, so have they.
+//! The beginner keeps its memory for as long as the others keep theirs (`keep_until` in
+//! `birth.rs`): if it has forgotten the session, so have they.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -20,21 +20,21 @@ use crate::ids::{Ballot, Incarnation, Position};
 use crate::session::message::{Birth, Config, Part};
 use crate::session::{Role, Session};
 
-/// What one peer said of the births that it began itself.
+/// One peer's report about the births that it began itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::session) struct Word {
-    /// It speaks of those up to this ballot, which it had promised by then.
+    /// It covers births up to this ballot, which the peer had promised by then.
     up_to: Ballot,
-    /// And of those above this one, of the record that it holds.
+    /// And above this one, of the record that the peer holds.
     above: Option<Ballot>,
-    /// Where it came to own the session, or still tries to begin it.
+    /// The configurations in which it came to own the session, or still tries to begin it.
     own: Vec<Arc<Config>>,
     tries: bool,
 }
 
 impl Session {
-    /// Forgets a birth that this peer gave up, or that is outvoted by what its copy promised since: it
-    /// does not come to own the session by it any more.
+    /// Forgets a birth that this peer gave up, or that its copy has outvoted since by a higher
+    /// promise: it can no longer own the session by it.
     pub(in crate::session) fn forget_void_birth(&mut self) {
         let Some(tried) = self.copy.tries() else { return };
         let tries = match &self.role {
@@ -46,15 +46,15 @@ impl Session {
         }
     }
 
-    /// `from` told its `word`.
+    /// Takes the `word` of `from`.
     pub(in crate::session) fn hear_word(&mut self, from: Incarnation, word: Option<Word>) {
         if let (Role::Preparing(takeover), Some(word)) = (&mut self.role, word) {
             takeover.hear_word(from, word);
         }
     }
 
-    /// Whether nobody can tell any more that nothing came of a birth that cannot be closed: whoever
-    /// began it is gone, or came to own the session by it.
+    /// Whether nobody can tell any more that a birth failed which cannot be closed: its beginner is
+    /// gone, or came to own the session by it.
     pub(in crate::session) fn is_shut_in_by(&self, takeover: &Takeover, birth: &Birth) -> bool {
         let by = birth.b.proposer;
         let word = takeover.words.get(&by).filter(|word| birth.b <= word.up_to);
@@ -67,8 +67,8 @@ impl Session {
 }
 
 impl Word {
-    /// What `from`, which had promised `up_to`, says by telling all `births` that it knows of up to
-    /// that, and of a record at `held`.
+    /// The meaning of a report of `from`, which had promised `up_to` and names all `births` that it
+    /// knows up to that, and a record at `held`.
     pub(in crate::session) fn of(
         from: Incarnation,
         up_to: Ballot,
@@ -94,7 +94,7 @@ impl Takeover {
         }
     }
 
-    /// Whether whoever began the session by `birth` said since that nothing came of that.
+    /// Whether the beginner of `birth` has reported since that the birth failed.
     pub(in crate::session) fn is_void(&self, birth: &Birth) -> bool {
         let word = self.words.get(&birth.b.proposer);
         word.is_some_and(|word| word.is_about(birth) && !word.own.contains(&birth.cfg))
