@@ -26,8 +26,8 @@
 //!       └────────────────────────────────────────────── Stopping┘
 //!                             Stopped
 //!
-//!      Ready ── Unwell ──▶ out of service, told as Failed ── Well ──▶ Ready
-//!      Ready ── Lost, or Exited, in good order ──▶ Stopping, Cold
+//!      Ready ── Unwell ──▶ out of service, shown as Failed ── Well ──▶ Ready
+//!      Ready ── Lost or Exited, not failed ──▶ Stopping, Cold
 //! ```
 
 use alloc::string::String;

@@ -4,7 +4,6 @@
 //! Older copies are passed over as if they took no new requests. A copy that names no version does
 //! not count as older. If no copy that is new enough is ready, or can be reached, an older one
 //! serves. A peer that may be dead counts as out of reach.
-//! serves. A peer that may be dead counts as one that cannot be reached.
 
 use alloc::vec::Vec;
 use core::time::Duration;

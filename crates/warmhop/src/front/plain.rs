@@ -7,7 +7,6 @@
 //! more, and if its answer is there already hyper sends that ([`Left::Other`]). So nothing here
 //! interprets chunks, trailers, upgrades, interim answers, bodies that take time or malformed
 //! heads. All bytes that are read here were checked in `framing.rs` before.
-//! that are out of form. All that is read was looked at in `framing.rs` before.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

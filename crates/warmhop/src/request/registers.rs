@@ -84,7 +84,6 @@ const BEGUN_ANEW_MAX: u32 = 2;
 /// Otherwise the operation fails at once with [`RegisterError::Unavailable`]: the others may hold
 /// the value. So two sides of a partition never make two values of one key. In a mesh that has
 /// never had more than two peers, the last one serves alone.
-/// has never had more than two peers the one that is left serves alone.
 ///
 /// ```
 /// use warmhop::ids::{AppName, PeerId};

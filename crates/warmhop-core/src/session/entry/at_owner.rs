@@ -127,7 +127,6 @@ pub enum Alone {
 /// change. The other of two may do the same, so it has to be gone for good, unless there are two
 /// peers at most, a `pair`, in which either serves without the other. A session that has expired by
 /// `wall` does not continue: everyone would forget it at once.
-/// on nowhere: everyone would forget it at once.
 #[must_use]
 pub fn alone(
     machine: &Session,
