@@ -15,7 +15,7 @@ pub enum StartMeshError {
     Bind {
         /// The address asked for.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -37,10 +37,10 @@ pub enum StartMeshError {
     NameInUse {
         /// The name.
         name: String,
-        /// Where the other one lives.
+        /// The other one's address.
         addr: SocketAddr,
     },
-    /// The failpoints that a test asked for were not understood.
+    /// The failpoints that a test requested are malformed.
     #[error(transparent)]
     Failpoints(#[from] FailpointError),
     /// Two apps claim one name or one host and path.
@@ -50,7 +50,7 @@ pub enum StartMeshError {
         first: String,
         /// The other.
         second: String,
-        /// What both claim.
+        /// The name, or the host and path, that both claim.
         what: String,
     },
 }
@@ -70,10 +70,10 @@ pub enum ControlError {
     /// The peer is about to end.
     #[error("this peer is shutting down and takes no traffic; start it again")]
     Ends,
-    /// The apps cannot be changed so; nothing was changed.
+    /// The apps cannot be changed like that; nothing was changed.
     #[error("nothing was changed: {source}")]
     NotChanged {
-        /// What a peer with these apps would not start for.
+        /// The reason why a peer with these apps would not start.
         #[source]
         source: Box<StartMeshError>,
     },

@@ -1,5 +1,5 @@
-//! What is fuzzed, as functions of any bytes that panic where an invariant does not hold. The tests
-//! here feed them for seconds, with what `arbitrary` makes.
+//! The fuzzed functions: each takes any bytes, and panics if an invariant does not hold. The tests
+//! here feed them for seconds, with inputs of `arbitrary`.
 
 #[cfg(test)]
 pub(crate) mod arbitrary;

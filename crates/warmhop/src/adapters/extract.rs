@@ -38,14 +38,15 @@ use serde::de::DeserializeOwned;
 use crate::app::session::SessionError;
 
 /// The client's session as a value of `T`, kept by the mesh as JSON, which an app in another
-/// language reads as well and which may gain fields between two versions of one app.
+/// language can read as well and which may gain fields between two versions of one app.
 ///
-/// What was set when the response's head is returned is committed, replicated, before the client
+/// The value set when the response's head is returned is committed, replicated, before the client
 /// sees the response.
 ///
-/// As an argument of a handler it is refused with 500 and a problem (RFC 9457) where the mesh keeps
-/// no session for the app, or holds what is no `T`; an argument `Option<Session<T>>` is `None` in
-/// the first case, and `Result<Session<T>, SessionRejection>` leaves both to the handler.
+/// As an argument of a handler it is rejected with 500 and a problem (RFC 9457) if the mesh keeps
+/// no session for the app, or holds something that is not a `T`; an argument `Option<Session<T>>`
+/// is `None` in the first case, and `Result<Session<T>, SessionRejection>` leaves both to the
+/// handler.
 #[derive(Debug)]
 pub struct Session<T> {
     session: crate::Session,
@@ -53,13 +54,13 @@ pub struct Session<T> {
 }
 
 impl<T> Session<T> {
-    /// The value; `None` where nothing was set for this client yet.
+    /// The value; `None` if none was set for this client yet.
     #[must_use]
     pub fn get(&self) -> Option<&T> {
         self.value.as_ref()
     }
 
-    /// The value itself; what the mesh keeps stays as it is.
+    /// The value itself; the session in the mesh stays as it is.
     #[must_use]
     pub fn into_inner(self) -> Option<T> {
         self.value
@@ -78,8 +79,8 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// Changes the value in place, the default one where nothing was set yet, and returns what
-    /// `change` did.
+    /// Changes the value in place, or the default one if none was set yet, and returns the result
+    /// of `change`.
     ///
     /// # Errors
     /// See [`SetError`]; nothing changed.
@@ -91,7 +92,7 @@ impl<T> Session<T> {
         let returned = change(&mut value);
         let outcome = self.set(value);
         if outcome.is_err() {
-            // It was read from these bytes before: it can be again.
+            // It was read from these bytes before, so it can be again.
             self.value = read(self.session.get()).ok().flatten();
         }
         outcome.map(|()| returned)
@@ -107,7 +108,7 @@ impl<T> Session<T> {
         Ok(())
     }
 
-    /// Gives the session a new id: see [`crate::Session::renew`]. To be called at a login.
+    /// Gives the session a new id: see [`crate::Session::renew`]. Call it at a login.
     ///
     /// # Errors
     /// [`SetError::Refused`] after the response was returned.
@@ -126,10 +127,10 @@ impl<T> Session<T> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetError {
-    /// The value has no JSON form: a map whose keys are no strings, or a `Serialize` that failed.
+    /// The value has no JSON form: a map whose keys are not strings, or a `Serialize` that failed.
     #[error("the session's value cannot be written as JSON")]
     Encode(#[source] serde_json::Error),
-    /// The session does not take it.
+    /// The session does not accept it.
     #[error(transparent)]
     Refused(#[from] SessionError),
 }
@@ -145,7 +146,7 @@ pub enum SessionRejection {
          the mesh"
     )]
     NotPortable,
-    /// The session holds what is no value of the type that was asked for: the app wrote another
+    /// The session holds something that is not a value of the requested type: the app wrote another
     /// one, perhaps in an earlier version.
     #[error("the client's session holds no value of the type that the handler asks for")]
     Unreadable(#[source] serde_json::Error),
@@ -155,7 +156,7 @@ impl IntoResponse for SetError {
     fn into_response(self) -> Response {
         match self {
             Self::Encode(cause) => {
-                // A `Serialize` says in its own words why it failed: they are for logs alone.
+                // The text of a failed `Serialize` is for logs alone.
                 tracing::error!(%cause, "a session's value cannot be written as JSON");
                 problem("session-not-encodable", &Self::Encode(cause).to_string())
             }
@@ -168,7 +169,7 @@ impl IntoResponse for SessionRejection {
     fn into_response(self) -> Response {
         match &self {
             Self::NotPortable => problem("session-not-portable", &self.to_string()),
-            // The cause may quote the session, which is not for its client to see.
+            // The cause may quote the session, which its client must not see.
             Self::Unreadable(cause) => problem(
                 "session-unreadable",
                 &format!("{self}: see column {} of its JSON", cause.column()),

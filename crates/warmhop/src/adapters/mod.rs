@@ -1,4 +1,4 @@
-//! How services that have their own server or framework use the mesh: over what is public alone.
+//! How services with their own server or framework use the mesh: through public items alone.
 
 #[cfg(feature = "axum")]
 pub mod extract;

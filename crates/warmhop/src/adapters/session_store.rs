@@ -35,8 +35,8 @@
 //! ```
 //!
 //! tower-sessions reads a session as a whole when a request first asks for it, and writes it as a
-//! whole when the request is done: of two requests at once the one that ends later wins, as with
-//! every store of its. Where each change has to count, let the mesh keep the app's sessions itself:
+//! whole when the request is done: of two concurrent requests the one that ends later wins, as with
+//! each of its stores. If every change has to count, let the mesh keep the app's sessions itself:
 //! see [`SessionMode::Portable`](crate::config::SessionMode::Portable).
 
 use std::collections::HashMap;
@@ -57,9 +57,9 @@ const IDS_TRIED_MAX: usize = 8;
 /// bytes as JSON.
 ///
 /// * A new session never takes over an id that is in use.
-/// * What a request leaves in a session that another one ended meanwhile, by a logout for example,
-///   does not bring it back: the save fails, and tower-sessions answers 500. So it is the store of
-///   a `CachingSessionStore`, and not its cache.
+/// * If another request has ended a session meanwhile, by a logout for example, a later save does
+///   not bring it back: the save fails, and tower-sessions answers 500. So this is the store of a
+///   `CachingSessionStore`, and not its cache.
 #[derive(Debug, Clone)]
 pub struct Store {
     registers: Registers,
@@ -73,11 +73,11 @@ impl Store {
         Self { registers }
     }
 
-    /// Writes the record if the condition holds; says whether it did.
+    /// Writes the record if the condition holds; returns whether it did.
     async fn put(&self, record: &Record, when: When) -> Result<bool> {
         let bytes =
             serde_json::to_vec(&record.data).map_err(|error| Error::Encode(error.to_string()))?;
-        // The register's own end is the one place where the record's is kept.
+        // The record's expiry is kept as the register's own, and nowhere else.
         let expires = Expires::At(record.expiry_date.into());
         let change = self.registers.put(&key(&record.id), bytes, expires, when).await;
         change.map(|change| change.done).map_err(failed)

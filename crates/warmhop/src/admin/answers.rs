@@ -1,11 +1,11 @@
-//! The answers that the routes have in common.
+//! The answers that several routes use.
 
 use axum::response::{IntoResponse, Json, Response};
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
-/// It goes on after the answer.
+/// For an action that continues after the answer.
 pub(crate) fn accepted(what: &Value) -> Response {
     (StatusCode::ACCEPTED, Json(what)).into_response()
 }

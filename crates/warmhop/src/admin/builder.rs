@@ -1,4 +1,4 @@
-//! The routes of one peer, and what a service adds to them.
+//! The routes of one peer, and those that a service adds.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub fn router(mesh: &Mesh) -> Router {
     Admin::new(mesh).into_router()
 }
 
-/// What is to be reached at an admin listener.
+/// The routes of an admin listener.
 pub struct Admin {
     mesh: Mesh,
     token: Token,
@@ -27,7 +27,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// All of a peer, for a listener on loopback.
+    /// All routes of a peer, for a listener on loopback.
     #[must_use]
     pub fn new(mesh: &Mesh) -> Self {
         Self {
@@ -39,14 +39,14 @@ impl Admin {
         }
     }
 
-    /// What who asks has to show. It may be changed later through a clone of `token`.
+    /// The token that a client has to send. It may be changed later through a clone of `token`.
     #[must_use]
     pub fn token(mut self, token: Token) -> Self {
         self.token = token;
         self
     }
 
-    /// Adds to what `/metrics` tells: `more` is given an OpenMetrics text, and returns one.
+    /// Extends the text of `/metrics`: `more` gets an OpenMetrics text, and returns one.
     #[must_use]
     pub fn metrics(mut self, more: impl Fn(String) -> String + Send + Sync + 'static) -> Self {
         self.metrics = Arc::new(more);
@@ -60,27 +60,27 @@ impl Admin {
         self
     }
 
-    /// More routes that tell of this peer, and that other peers may read as well: they act on
-    /// nothing.
+    /// More routes that report on this peer, and that other peers may read as well: they must not
+    /// act on anything.
     #[must_use]
     pub fn readable(mut self, routes: Router) -> Self {
         self.readable = self.readable.merge(routes);
         self
     }
 
-    /// Answers on `listener` until `ends`: then it takes in nothing more, and returns once what it
-    /// took in has been answered. Connections, their time without a request, and each answer's time
-    /// are bounded, and health is always answered.
+    /// Answers on `listener` until `ends`: then it accepts nothing more, and returns once the
+    /// accepted requests have been answered. Connections, their time without a request, and each
+    /// answer's time are bounded, and health checks are always answered.
     ///
-    /// Let it end after the mesh has shut down: whoever watches the peer leave asks it here.
+    /// Let it end after the mesh has shut down: an operator who watches the peer leave asks here.
     pub async fn serve(self, listener: TcpListener, ends: impl Future<Output = ()> + Send) {
         let mesh = self.mesh.clone();
         let connected = move || Some(mesh.connected("admin"));
         places::serve(listener, self.into_router(), connected, ends).await;
     }
 
-    /// The routes, for a server of your own. From here on the other peers of the cluster may read what
-    /// this one tells here, and may ask it for a new copy of an app.
+    /// The routes, for a server of your own. From now on the other peers of the cluster may read
+    /// this one's readable routes, and may ask it for a new copy of an app.
     pub fn into_router(self) -> Router {
         let readable = routes::readable::<Mesh>(Arc::clone(&self.metrics));
         peers::offer(

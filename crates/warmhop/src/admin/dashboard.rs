@@ -1,8 +1,8 @@
-//! The dashboard: one page, complete in itself, and the stream of events that it draws.
+//! The dashboard: one self-contained page, and the stream of events that it draws.
 //!
-//! Nothing runs while nobody watches. While somebody does, one task looks at the peer twice a
-//! second and tells every watcher the same text; a watcher that reads slowly skips to the newest,
-//! so that each holds one text at most.
+//! Nothing runs while nobody watches. While there is a watcher, one task reads the peer's state
+//! twice a second and sends every watcher the same text; a watcher that reads slowly skips to the
+//! newest, so that each holds one text at most.
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
@@ -29,15 +29,15 @@ use decisions::Decision;
 
 mod decisions;
 
-/// How often those who watch are told.
+/// How often watchers get an event.
 const TICK: Duration = Duration::from_millis(500);
 /// How many may watch at once.
 const WATCHERS_MAX: usize = 16;
-/// How many of the newest requests are looked at, and how many kinds of decision are told of them.
+/// How many of the newest requests are read, and how many kinds of their decisions are sent.
 const RECENT: usize = 400;
 const DECISIONS: usize = 40;
 
-/// The picture of the mesh and the history first, which the rest of the script draws with.
+/// The pictures of the mesh and the history come first, since the rest of the script uses them.
 const SCRIPT: &str = concat!(
     include_str!("dashboard/mesh.js"),
     include_str!("dashboard/history.js"),
@@ -51,8 +51,8 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
         .replace("{script}", SCRIPT)
 });
 
-/// The page's own style and script, by their digests (CSP Level 3 section 2.3.1), and what the peer
-/// tells; nothing from elsewhere, and no other page may frame it.
+/// The page's own style and script, by their digests (CSP Level 3 section 2.3.1), and the peer's
+/// events; nothing from elsewhere, and no other page may frame it.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let digest = |text: &str| {
         let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
@@ -79,20 +79,20 @@ pub(crate) fn page() -> Response {
     (headers, PAGE.as_str()).into_response()
 }
 
-/// What those who watch are told.
+/// The contents of an event.
 #[derive(Serialize)]
 struct News {
-    /// What time it is here: the watcher's clock need not agree.
+    /// The time here: the watcher's clock need not agree.
     now_unix_ms: u64,
     status: Status,
     recent: Vec<Decision>,
 }
 
-/// Tells those who watch a peer.
+/// Sends a peer's events to its watchers.
 #[derive(Clone)]
 pub(crate) struct Feed {
     places: Arc<Places>,
-    /// The teller, as long as somebody listens.
+    /// The task's shared state, as long as there is a watcher.
     teller: Arc<Mutex<Weak<Teller>>>,
 }
 
@@ -105,8 +105,8 @@ impl Feed {
         Self { places: Places::new(WATCHERS_MAX), teller: Arc::default() }
     }
 
-    /// A response that goes on until its client leaves, or has to for another's sake; `None` where too
-    /// many watch already.
+    /// A response that lasts until its client leaves, or has to give its place to another; `None`
+    /// if too many watch already.
     pub(crate) fn watch(&self, peer: &impl Peer, who: Who) -> Option<Response> {
         let place = self.places.take(who)?;
         let teller = self.teller(peer);
@@ -120,7 +120,7 @@ impl Feed {
         Some((headers, body).into_response())
     }
 
-    /// The one that tells already, or a new one.
+    /// The running one, or a new one.
     fn teller(&self, peer: &impl Peer) -> Arc<Teller> {
         let mut known = self.teller.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(teller) = known.upgrade() {
@@ -133,11 +133,11 @@ impl Feed {
     }
 }
 
-/// Tells until nobody listens any more.
+/// Sends events until nobody listens any more.
 async fn tell(teller: Weak<Teller>, peer: impl Peer) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first is due at once, and was told already.
+    // The first tick is due at once, and its event was sent already.
     ticks.tick().await;
     loop {
         ticks.tick().await;
@@ -146,7 +146,7 @@ async fn tell(teller: Weak<Teller>, peer: impl Peer) {
     }
 }
 
-/// The newest, and whatever follows it.
+/// The newest event, and those that follow it.
 fn events(teller: Arc<Teller>, place: Place) -> impl Stream<Item = Bytes> {
     let news = teller.news.subscribe();
     stream::unfold((news, true, (teller, place)), |(mut news, first, held)| async move {

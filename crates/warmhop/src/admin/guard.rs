@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Which clients are answered.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,26 +14,26 @@ use subtle::ConstantTimeEq;
 
 use crate::admin::answers::problem;
 
-/// What who asks has to show, while it holds.
+/// The token that clients have to send at present.
 #[derive(Clone, Default)]
 pub struct Token(Arc<RwLock<Option<Arc<str>>>>);
 
 impl fmt::Debug for Token {
-    /// Never shows it.
+    /// The token is never shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.get().is_some() { "Token(set)" } else { "Token(none)" })
     }
 }
 
 impl Token {
-    /// `None`: nothing, and then only those who call it by an address or as `localhost` are
-    /// answered.
+    /// `None`: no token, and then only clients that address the listener by an IP address or as
+    /// `localhost` are answered.
     #[must_use]
     pub fn new(token: Option<&str>) -> Self {
         Self(Arc::new(RwLock::new(token.map(Arc::from))))
     }
 
-    /// From here on it is another one.
+    /// Replaces the token.
     pub fn set(&self, token: Option<&str>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = token.map(Arc::from);
     }
@@ -87,7 +87,7 @@ impl Guard {
     }
 }
 
-/// Compared in constant time, so that the time tells nothing of how much was right.
+/// Compared in constant time, so that the time does not reveal how much was right.
 fn shows_token(headers: &HeaderMap, token: &str) -> bool {
     let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
         let (scheme, rest) = value.split_at_checked(b"Bearer ".len())?;
@@ -111,7 +111,7 @@ fn is_local_host(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Browsers send `Origin` with every request that acts, and most say how far the page is.
+/// Browsers send `Origin` with every request that acts, and most report how far the page is.
 fn is_foreign_page(headers: &HeaderMap) -> bool {
     let says_so = headers
         .get("sec-fetch-site")

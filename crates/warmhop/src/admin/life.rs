@@ -1,8 +1,8 @@
 //! An app's life by hand: restart, pause, resume, here or peer by peer.
 //!
-//! A restart over the whole mesh is a walk, not a plan: the peer that was asked has one peer after
-//! the other start its new copy, and goes on when that one serves. Nobody keeps where it is. Who
-//! asked may leave, which ends the walk after the step under way, and ask again.
+//! A restart over the whole mesh is a walk, not a plan: the peer that was asked makes one peer
+//! after the other start its new copy, and proceeds when that one serves. No peer stores the
+//! progress. The client may leave, which ends the walk after the current step, and ask again.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -30,18 +30,18 @@ use crate::error::ControlError;
 use crate::mesh::running::Mesh;
 use crate::observe::status::Status;
 
-/// The service by which peers ask each other for a new copy of an app.
+/// The service through which peers ask each other for a new copy of an app.
 const SERVICE: &str = "restart";
-/// How often it is looked how far a start is.
+/// How often the progress of a start is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long a step waits for another copy to be ready, where there should be one.
+/// How long a step waits for another copy to be ready, if there should be one.
 const ANOTHER_READY_WITHIN: Duration = Duration::from_secs(60);
-/// A peer that does not answer for so long has not done what it was asked for.
+/// A peer that does not answer for this long counts as having failed the step.
 const SILENT_MAX: Duration = Duration::from_secs(15);
-/// The most bytes of what another peer answers.
+/// The largest answer of another peer, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
-/// The routes that act on apps. From here on other peers of the cluster may ask this one for a new
+/// The routes that act on apps. From now on other peers of the cluster may ask this one for a new
 /// copy of an app.
 pub(crate) fn routes(mesh: &Mesh) -> Router {
     let service = Router::new().route("/v1/apps/{name}/restart", post(restart_here));
@@ -130,7 +130,7 @@ fn refused(error: &ControlError) -> Response {
     problem(status, &error.to_string())
 }
 
-/// The peers that have a copy, or are about to: the one that is asked first.
+/// The peers that have a copy, or are about to; the peer that is asked comes first.
 fn runs_on(status: &Status, app: &AppName) -> Vec<PeerId> {
     let here = status.apps.iter().filter(|it| it.name == app.as_str() && runs(&it.state));
     let here = here.map(|_| &status.peer.name);
@@ -142,7 +142,7 @@ fn runs_on(status: &Status, app: &AppName) -> Vec<PeerId> {
     here.chain(others).filter_map(|name| PeerId::new(name).ok()).collect()
 }
 
-/// One of `peers` after the other; it ends where one fails.
+/// Restarts the app on one of `peers` after the other; ends if one fails.
 async fn walk(mesh: &Mesh, app: &AppName, peers: Vec<PeerId>, steps: &mpsc::Sender<Value>) {
     let me = mesh.status().peer.name;
     for peer in peers {
@@ -169,8 +169,8 @@ fn runs(state: &str) -> bool {
     matches!(state, "ready" | "starting")
 }
 
-/// Waits until the mesh says that a copy beside that of `peer` is ready, unless no other runs: then
-/// the old one there serves until the new one does.
+/// Waits until the mesh reports that a copy other than that of `peer` is ready, unless no other
+/// runs: then the old one there serves until the new one does.
 async fn another_is_ready(mesh: &Mesh, app: &AppName, peer: &PeerId) -> Result<(), String> {
     let waiting = async {
         loop {
@@ -196,7 +196,7 @@ async fn another_is_ready(mesh: &Mesh, app: &AppName, peer: &PeerId) -> Result<(
         .map_err(|_| format!("no other copy was ready within {ANOTHER_READY_WITHIN:?}"))
 }
 
-/// Has one peer replace its copy, and waits until the new one serves.
+/// Makes one peer replace its copy, and waits until the new one serves.
 async fn step(mesh: &Mesh, app: &AppName, peer: &PeerId, is_me: bool) -> Result<(), String> {
     let attempt = if is_me {
         mesh.restart_app(app).map_err(|error| error.to_string())?
@@ -230,7 +230,8 @@ async fn step(mesh: &Mesh, app: &AppName, peer: &PeerId, is_me: bool) -> Result<
     }
 }
 
-/// For the binary, which waits for it: what became of the start `attempt`, by the status of its peer; absent while it goes on.
+/// For the binary, which waits for it: the outcome of the start `attempt`, by the status of its
+/// peer; absent until it has ended.
 pub fn outcome(status: &Value, app: &str, attempt: u64) -> Option<Result<(), String>> {
     let apps = status["apps"].as_array()?;
     let Some(told) = apps.iter().find(|it| it["name"] == app) else {

@@ -1,10 +1,10 @@
-//! What peers tell each other, and a peer through another one.
+//! The routes that peers read from each other, and a client from a peer through another one.
 //!
 //! ```text
 //! warmhop status --peer peer-2 ──▶ routes of peer-1 ──link──▶ peer-2's service, reading only
 //! ```
 //!
-//! A member of the cluster may read another's state, have it start an app or a new copy of one
+//! A member of the cluster may read another's state, make it start an app or a new copy of one
 //! ([`life`](crate::admin::life)), and do nothing else there.
 
 use axum::Router;
@@ -28,7 +28,7 @@ pub(crate) fn routes(mesh: &Mesh) -> Router {
     Router::new().route("/v1/peers/{name}/{*path}", get(of_peer)).with_state(mesh.clone())
 }
 
-/// Lets the other peers ask for what `router` answers.
+/// Lets the other peers read the answers of `router`.
 pub(crate) fn offer(mesh: &Mesh, router: Router) {
     offer_as(mesh, SERVICE, router);
 }
@@ -47,7 +47,7 @@ pub(crate) fn name_of(service: &str) -> AppName {
     AppName::new(service).expect("a constant of the right form")
 }
 
-/// Asks another peer for what it offers.
+/// Reads from another peer.
 async fn of_peer(
     State(mesh): State<Mesh>,
     Path((name, path)): Path<(String, String)>,

@@ -1,6 +1,7 @@
-//! Who has a place at the admin listener. Whether the peer lives is asked there by the supervisor that would end
-//! it for not answering, so nobody else can take all places: where all are taken the connection gives
-//! way that has been idle longest, and where all are busy some are left for health alone.
+//! Which connections have a place at the admin listener. The peer's supervisor checks here whether
+//! the peer is alive, and would end it without an answer, so no other client may take all places:
+//! if all are taken, the connection that has been idle longest is closed, and if all are busy some
+//! are reserved for health checks.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -22,9 +23,9 @@ use tracing::warn;
 use crate::admin::answers::problem;
 use crate::admin::watchers::Who;
 
-/// Connections at once for everybody.
+/// Connections at once for all clients.
 pub(crate) const CONNECTIONS_MAX: usize = 128;
-/// Connections beside them, for health alone.
+/// Further connections, for health checks alone.
 const FOR_HEALTH: usize = 16;
 /// How long a connection may be without a whole request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,8 +34,8 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(600);
 /// How long to leave the listener alone when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers on `listener` until `ends`, as [`Admin::serve`](crate::admin::Admin::serve) says. What
-/// `connected` returns is kept as long as a connection is.
+/// Answers on `listener` until `ends`, as [`Admin::serve`](crate::admin::Admin::serve) describes.
+/// The result of `connected` is kept as long as its connection.
 pub(crate) async fn serve<C: Send + 'static>(
     listener: TcpListener,
     router: Router,
@@ -47,7 +48,7 @@ pub(crate) async fn serve<C: Send + 'static>(
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            // Last: who has connected already is answered.
+            // Last: clients that have connected already are answered.
             biased;
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
@@ -89,7 +90,7 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
             }
             let answer: Result<Response<Body>, _> = router.oneshot(request.map(Body::new)).await;
             answer.map(|answer| {
-                // It is busy until all of the answer has been sent.
+                // It is busy until the whole answer has been sent.
                 answer.map(|body| {
                     Body::new(body.map_frame(move |frame| {
                         let _ = &busy;
@@ -105,7 +106,7 @@ async fn connection(stream: TcpStream, place: Place, router: Router, ends: Cance
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
-        // How a client's connection ends is the client's affair.
+        // The way a client's connection ends concerns the client alone.
         _ = timeout(CONNECTION_AGE_MAX, connection.as_mut()) => {}
         () = leave.cancelled() => {}
         () = ends.cancelled() => {
@@ -127,7 +128,7 @@ struct Table {
 
 struct Taken {
     for_health: bool,
-    /// Since when nothing is asked on it; absent while something is.
+    /// Since when it has no request; absent while it has one.
     idle: Option<Instant>,
     leave: CancellationToken,
 }
@@ -141,7 +142,7 @@ struct Place {
 }
 
 impl Places {
-    /// A place for a connection that has just come, and for which another may have to leave.
+    /// A place for a new connection, for which another may have to close.
     fn take(self: &Arc<Self>) -> Place {
         let mut table = self.lock();
         let all = table.taken.values().filter(|taken| !taken.for_health).count();
@@ -165,7 +166,7 @@ impl Places {
 }
 
 impl Table {
-    /// Ends the connection that has been idle longest; false where none is idle.
+    /// Closes the connection that has been idle longest; false if none is idle.
     fn idlest_leaves(&mut self, for_health: bool) -> bool {
         let idle = self.taken.iter().filter(|(_, taken)| taken.for_health == for_health);
         let idlest = idle.filter_map(|(id, taken)| Some((taken.idle?, *id))).min();

@@ -1,4 +1,4 @@
-//! The routes, guarded: health, metrics, the dashboard, and what is behind the commands.
+//! The routes, guarded: health, metrics, the dashboard, and those behind the commands.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -28,14 +28,14 @@ use crate::observe::status::{RequestTrace, Status};
 
 /// How long an answer may take to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many of the newest requests are told unless more are asked for, and at most.
+/// How many of the newest requests are returned by default, and at most.
 const RECENT_DEFAULT: usize = 20;
 const RECENT_MAX: usize = 200;
 
-/// Adds what is beside the peer to the metrics, a text in the form of OpenMetrics.
+/// Adds to the peer's metrics, a text in the OpenMetrics format.
 pub(crate) type More = Arc<dyn Fn(String) -> String + Send + Sync>;
 
-/// What may be read of a peer, without acting on it.
+/// The routes that read a peer without acting on it.
 pub(crate) fn readable<P: Peer>(more: More) -> Router<P> {
     let metrics = move |State(peer): State<P>, headers: HeaderMap| {
         let text = more(peer.metrics());
@@ -120,8 +120,8 @@ fn verbose(status: &Status) -> String {
     text
 }
 
-/// In OpenMetrics for clients that accept it, as Prometheus does, and for all others in the text
-/// format before it, which every scraper reads.
+/// In OpenMetrics for clients that accept it, as Prometheus does, and for all others in the older
+/// text format, which every scraper can read.
 fn metrics(headers: &HeaderMap, text: String) -> Response {
     let (content_type, text) = if asks_for_openmetrics(headers) {
         ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
@@ -146,8 +146,8 @@ fn asks_for_openmetrics(headers: &HeaderMap) -> bool {
     })
 }
 
-/// OpenMetrics as the Prometheus text format 0.0.4: there a counter's and an info's own name has the
-/// suffix, an info is a gauge, and there are neither units nor an end.
+/// Converts OpenMetrics to the Prometheus text format 0.0.4: there the name of a counter or an info
+/// includes the suffix, an info is a gauge, and there are neither units nor an end.
 fn plain_text(metrics: &str) -> String {
     let mut text = String::with_capacity(metrics.len());
     let mut kinds = HashMap::new();
@@ -231,7 +231,7 @@ async fn stop_app<P: Peer>(State(peer): State<P>, Path(name): Path<String>) -> R
     act(&peer, &name, "stop", P::stop_app)
 }
 
-/// The answer tells the state that the app was in, since what was done depends on it.
+/// The answer contains the state that the app was in, since the effect depends on it.
 pub(crate) fn act<P: Peer>(
     peer: &P,
     name: &str,

@@ -1,5 +1,6 @@
-//! Who is told of this peer for as long as it likes. The places for that are few, so none may take all of
-//! them: where they are taken, who has most gives one up to another who would still have fewer.
+//! The places of clients that get events for as long as they like. There are few, so no client may
+//! take all of them: if all are taken, the client with most gives one up to another that would
+//! still have fewer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,32 +9,32 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::Extensions;
 use tokio_util::sync::CancellationToken;
 
-/// Where somebody asks from, as far as it is told from others.
+/// The origin of a watcher, as far as it can be distinguished from others.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
     /// Nobody knows.
     Unknown,
-    /// A client, by its address or, of IPv6, by its network's.
+    /// A client, by its address or, for IPv6, by its network.
     Client(IpAddr),
 }
 
 impl Who {
-    /// A client that is connected from there.
+    /// A client that is connected from this address.
     pub(crate) fn client(address: IpAddr) -> Self {
         Self::Client(match address.to_canonical() {
-            // It has as many addresses as it likes below its own network's prefix.
+            // It can have any number of addresses below its own network's prefix.
             IpAddr::V6(it) => Ipv6Addr::from_bits(it.to_bits() >> 64 << 64).into(),
             it => it,
         })
     }
 
-    /// Who sent the request of which these are the extensions.
+    /// The sender of the request with these extensions.
     pub(crate) fn sent(extensions: &Extensions) -> Self {
         extensions.get::<Self>().cloned().unwrap_or(Self::Unknown)
     }
 }
 
-/// So many places.
+/// A fixed number of places.
 pub(crate) struct Places {
     max: usize,
     table: Mutex<Table>,
@@ -62,7 +63,7 @@ impl Places {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place, if there is one or another's has to be given up for it.
+    /// A place, if there is one or another client has to give one up for it.
     pub(crate) fn take(self: &Arc<Self>, who: Who) -> Option<Place> {
         let mut table = self.table();
         if table.taken.len() >= self.max && !table.one_gives_way_to(&who) {
@@ -76,7 +77,8 @@ impl Places {
 }
 
 impl Table {
-    /// Ends the oldest of whoever has most places, unless that one had no more than `who` then.
+    /// Ends the oldest place of the client with most, unless that client had no more than `who`
+    /// would have then.
     fn one_gives_way_to(&mut self, who: &Who) -> bool {
         let mut counts: HashMap<&Who, usize> = HashMap::new();
         for (who, _) in self.taken.values() {
@@ -97,7 +99,7 @@ impl Table {
 }
 
 impl Place {
-    /// Cancelled once the place is another's.
+    /// Cancelled once the place belongs to another client.
     pub(crate) fn leave(&self) -> CancellationToken {
         self.leave.clone()
     }

@@ -1,17 +1,17 @@
-//! Bytes for the harnesses: words of a dictionary, strung together, with a few bytes changed. The same
-//! seed makes the same bytes, so that what fails can be fed again.
+//! Inputs for the harnesses: words of a dictionary, strung together, with a few bytes changed. The
+//! same seed makes the same input, so that a failing one can be fed again.
 //!
-//! `cargo test` feeds a fixed number of inputs. `fuzz/run` sets `FUZZ_SECONDS`, and each harness is fed
-//! for so long, and with no fewer, by a seed of its own, which is told.
+//! `cargo test` feeds a fixed number of inputs. `fuzz/run` sets `FUZZ_SECONDS`, and feeds each
+//! harness for so long, and with no fewer inputs, from a seed of its own, which is printed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How many inputs are fed before the clock is looked at.
+/// How many inputs are fed before the clock is read.
 const AT_ONCE: u64 = 64;
 
-/// Feeds a harness with what `make` makes, `usual` times and for `FUZZ_SECONDS`; returns the sum of
-/// what it returned.
+/// Feeds a harness with inputs of `make`, `usual` times and for `FUZZ_SECONDS`; returns the sum of
+/// its results.
 ///
 /// # Panics
 /// With the input, if the harness panics.

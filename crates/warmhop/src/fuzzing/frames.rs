@@ -1,4 +1,5 @@
-//! Whether what another peer says on a link is read without harm, and reads back as it was read.
+//! Whether frames of another peer on a link are read without harm, and re-encoded to the same
+//! value.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +14,7 @@ use crate::links::wire::{
 /// the first byte says which.
 ///
 /// # Panics
-/// If what was read is not what is read of it once more.
+/// If the value read differs when it is encoded and read once more.
 pub fn frames(input: &[u8]) -> bool {
     let Some((which, frame)) = input.split_first() else { return false };
     match which % 6 {

@@ -1,5 +1,5 @@
-//! Whether a front door takes nothing for a request's head that `framing.rs` did not look at as one: be
-//! it read in `plain.rs` or by hyper.
+//! Whether a front door takes nothing for a request's head that `framing.rs` did not check as one,
+//! whether it is read in `plain.rs` or by hyper.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -68,7 +68,7 @@ impl Seen {
     }
 }
 
-/// A client that sends what it is told to, piece by piece, and reads whatever comes.
+/// A client that sends its script, piece by piece, and reads everything that comes.
 struct Client(VecDeque<Vec<u8>>);
 
 impl AsyncRead for Client {
@@ -107,7 +107,8 @@ impl AsyncWrite for Client {
     }
 }
 
-/// Answers the requests that are read in `plain.rs`: each second one with an answer that is for hyper.
+/// Answers the requests that are read in `plain.rs`: every second one with an answer that is for
+/// hyper.
 struct Plainly {
     seen: Arc<Mutex<Vec<Seen>>>,
     in_flight: InFlight,
@@ -163,13 +164,14 @@ async fn by_hyper(
     let _ = serving.await;
 }
 
-/// Serves what a client sends as a front door does; returns how many requests came of it.
+/// Serves what a client sends as a front door does; returns how many requests were read from it.
 ///
-/// The first byte says in pieces of what length the rest is sent, and whether bodies are read.
+/// The first byte selects the length of the pieces in which the rest is sent, and whether bodies
+/// are read.
 ///
 /// # Panics
-/// If a request was made of bytes that `framing.rs` did not look at as that request's head, or one
-/// came through that two readers could understand differently.
+/// If a request was made of bytes that `framing.rs` did not check as that request's head, or if it
+/// let one pass that two readers could understand differently.
 pub fn framing(input: &[u8]) -> usize {
     let Some((how, text)) = input.split_first() else { return 0 };
     let (step, reads_bodies) = (usize::from(how >> 1).max(1), how & 1 == 0);
@@ -186,7 +188,7 @@ pub fn framing(input: &[u8]) -> usize {
         let Left::Other { io, answer } = left else { return };
         by_hyper(io, answer, Arc::clone(&seen), reads_bodies).await;
     };
-    // Everything is ready at once, so nothing is waited for; how the connection ends is no matter.
+    // Everything is ready at once, so nothing is waited for; the outcome does not matter.
     let _ = futures_util::FutureExt::now_or_never(serving);
 
     let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +212,7 @@ mod tests {
     use super::*;
     use crate::fuzzing::arbitrary::{Numbers, feed, strung};
 
-    /// Parts of conversations, clear ones and ones that were read in two ways somewhere.
+    /// Parts of conversations, clear ones and ones that some readers understood differently.
     const WORDS: &[&[u8]] = &[
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",

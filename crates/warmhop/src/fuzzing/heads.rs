@@ -1,4 +1,4 @@
-//! Whether what another peer sends as a head is read without harm, and reads back as it was read.
+//! Whether heads of another peer are read without harm, and re-encoded to the same value.
 
 use crate::fuzzing::frames::reads_back;
 use crate::hop::field_block::FieldBlock;
@@ -8,7 +8,7 @@ use crate::links::wire;
 /// Reads `input` as the head of a hop or of its reply; the first byte says which.
 ///
 /// # Panics
-/// If what was read is not what is read of it once more.
+/// If the value read differs when it is encoded and read once more.
 pub fn hop_heads(input: &[u8]) -> bool {
     let Some((which, head)) = input.split_first() else { return false };
     let fields = if which & 1 == 0 {
@@ -19,7 +19,7 @@ pub fn hop_heads(input: &[u8]) -> bool {
             _ => None,
         }
     };
-    // Whatever they are: in form or not.
+    // Well-formed or not.
     let _ = fields.map(FieldBlock::into_headers);
     if which & 1 == 0 {
         reads_back::<HopHead, HEAD_BYTES_MAX>(head)

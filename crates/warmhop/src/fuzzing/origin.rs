@@ -1,4 +1,4 @@
-//! Whether what a proxy says of its client is read without harm.
+//! Whether a proxy's report about its client is read without harm.
 
 use futures_util::FutureExt;
 
@@ -10,7 +10,7 @@ use crate::http::client::ClientInfo;
 /// # Panics
 /// If it waits for more than there is.
 pub fn proxy_header(mut input: &[u8]) -> bool {
-    // Its time needs a runtime, and nothing is waited for.
+    // Its timeout needs a runtime, but nothing is waited for.
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
         return false;
     };

@@ -1,6 +1,6 @@
-//! Whether a session's machines bear a member of the mesh that lies about it: whatever it says, none
-//! panics or grows without bound; and while all it says is what a vote is, and it has none, every
-//! answer that a client got shows in every later one.
+//! Whether a session's machines withstand a member of the mesh that lies about it: whatever it
+//! sends, none panics or grows without bound; and while the liar is no member of the session and
+//! sends nothing but votes, every acknowledged answer shows in every later one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use warmhop_core::session::{
 
 use crate::links::wire::{self, SESSION_FRAME_BYTES_MAX};
 
-/// Peers that keep to the protocol.
+/// Peers that follow the protocol.
 const HONEST: usize = 3;
-/// What the liar may say again, in its own words.
+/// The most messages of others that the liar can repeat in its own words.
 const OVERHEARD_MAX: usize = 64;
-/// The most that one machine asks for at once: a few messages to everyone that it has heard of.
+/// The most effects of one call: a few messages to every known peer.
 const EFFECTS_MAX: usize = 512;
-/// The most that a machine holds, written out: what an input can tell it is far less.
+/// The largest state of a machine, written out: an input can add far less.
 const HELD_BYTES_MAX: usize = 1 << 20;
-/// What the wall clock shows when a session begins, in milliseconds.
+/// The wall clock when a session begins, in milliseconds.
 const DAWN: u64 = 1_000_000_000;
 
 const SID: SessionId = SessionId([5; 16]);
@@ -46,12 +46,12 @@ struct Packet {
     what: What,
 }
 
-/// What its client knows of a request.
+/// A client's knowledge of a request.
 struct Asked {
     at: usize,
-    /// What was acknowledged before it was sent.
+    /// The changes acknowledged before it was sent.
     before: Vec<u8>,
-    /// Where it was last ordered, and what its run answered.
+    /// Where it was last ordered, and the answer of its run.
     ordered: Option<Option<Position>>,
     answer: Option<Vec<u8>>,
 }
@@ -70,7 +70,7 @@ struct World<'a> {
     released: usize,
 }
 
-/// Does what `input` says to a session of three honest peers and a liar; returns how many requests
+/// Carries out `input` on a session of three honest peers and a liar; returns how many requests
 /// were answered.
 ///
 /// # Panics
@@ -128,7 +128,8 @@ impl World<'_> {
                 }
             }
             6 => {
-                // It is lost; so are orders and results, as when a peer's connection breaks.
+                // It is lost; orders and results may be lost too, as when a peer's connection
+                // breaks.
                 self.flying.pop_front();
             }
             7 => self.submit(at),
@@ -179,7 +180,7 @@ impl World<'_> {
         Some(())
     }
 
-    /// The liar says to a peer what `told` means, if anything.
+    /// The liar sends a peer the message that `told` encodes, if it encodes one.
     fn lie(&mut self, to: usize, told: &[u8]) {
         let Ok(message) = wire::decode::<Message, SESSION_FRAME_BYTES_MAX>(told) else { return };
         let is_vote = match &message {
@@ -233,7 +234,7 @@ impl World<'_> {
         self.act(at, |session, ctx, out| session.submit(ctx, submit, out));
     }
 
-    /// Has a peer's machine do something, and carries out what comes of it.
+    /// Makes a peer's machine act, and carries out the effects.
     fn act(&mut self, at: usize, act: impl FnOnce(&mut Session, &mut Ctx<'_>, &mut Effects)) {
         let mut out = Effects::new();
         let (session, process) = &mut self.peers[at];
@@ -333,7 +334,7 @@ impl World<'_> {
     }
 }
 
-/// The app: it adds the request to the list that the session is, and answers with it.
+/// The app: it adds the request to the list that is the session's state, and answers with it.
 fn run(session: &mut Session, ctx: &mut Ctx<'_>, exec: &Exec) -> (ExecDone, Vec<u8>) {
     let base = match session.exec_begin(ctx, exec) {
         Ok(base) => base,
@@ -350,7 +351,7 @@ mod tests {
     use super::*;
     use crate::fuzzing::arbitrary::{Numbers, feed};
 
-    /// What happens often: a request is asked for, and all that follows arrives.
+    /// Frequent sequences: a request is submitted, and all that follows arrives.
     const BEATS: &[&[u8]] = &[
         &[0x07, 0, 0, 0, 0, 0, 0, 0, 0],
         &[0x17, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -372,7 +373,7 @@ mod tests {
                 if numbers.below(2) == 0 {
                     input.extend_from_slice(BEATS[numbers.below(BEATS.len())]);
                 } else {
-                    // Something is said again, changed in places.
+                    // Something is repeated, changed in places.
                     let changes = numbers.below(4);
                     let at = numbers.below(HONEST);
                     input.push((14 + 16 * (at + 3 * changes)) as u8);

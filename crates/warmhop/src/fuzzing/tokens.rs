@@ -1,10 +1,10 @@
-//! Whether what a client sends as its affinity is read without harm, and nothing of it reaches an app.
+//! Whether the affinity cookies of a client are read without harm, and none of them reaches an app.
 
 use warmhop_core::affinity::{self, Authenticator};
 use warmhop_core::cookie::CookieSpec;
 use warmhop_core::ids::{PeerId, WallTime};
 
-/// Believes every tag, so that what is behind it is read.
+/// Accepts every tag, so that the bytes behind it are read.
 struct Credulous;
 
 impl Authenticator for Credulous {
@@ -21,7 +21,7 @@ impl Authenticator for Credulous {
 /// how many were tokens.
 ///
 /// # Panics
-/// If a token reads back as another, or one of our cookies is left to the app.
+/// If a token re-encodes to another one, or one of our cookies is left to the app.
 pub fn tokens(input: &[u8]) -> usize {
     let spec = CookieSpec::default();
     if let Some(kept) = spec.strip(input, |_| true) {

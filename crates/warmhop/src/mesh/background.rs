@@ -1,4 +1,4 @@
-//! What goes on in a peer beside the requests, until it ends.
+//! A peer's background tasks, until it ends.
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -28,7 +28,7 @@ pub struct Builder {
     pub(crate) cluster: String,
     pub(crate) peer: PeerId,
     pub(crate) zone: Option<String>,
-    /// Another one than the machine's, for tests.
+    /// Another clock than the machine's, for tests.
     pub(crate) clock: Option<Clock>,
     pub(crate) failpoints: Option<String>,
     pub(crate) front_doors: Vec<(TcpListener, Option<FrontDoorTls>)>,
@@ -76,9 +76,9 @@ impl Builder {
         self
     }
 
-    /// The most connections of clients that each front door has open at once; more wait to be
-    /// accepted. Each takes an open file, and another one while the app is a process that is asked
-    /// over a connection. Default: 16,384.
+    /// The most connections of clients that each front door has open at once; further ones wait to
+    /// be accepted. Each takes an open file, and another one if the app is a process that is
+    /// reached over a connection. Default: 16,384.
     #[must_use]
     pub fn front_door_connections(mut self, each: NonZeroUsize) -> Self {
         self.front_door_connections = each.get().min(Semaphore::MAX_PERMITS);
@@ -92,7 +92,7 @@ impl Builder {
         self
     }
 
-    /// The address that other peers reach this one at. Default: the bound one.
+    /// The address at which other peers reach this one. Default: the bound one.
     #[must_use]
     pub fn advertise(mut self, addr: SocketAddr) -> Self {
         self.advertise = Some(addr);
@@ -116,7 +116,7 @@ impl Builder {
 
     /// Whether responses show the mesh's inside: the peer and the request (`Warmhop-Peer`,
     /// `Warmhop-Request-Id`), peers' names in `Via` and `Proxy-Status`, and what went wrong.
-    /// Default: yes. Where not, the affinity cookie calls peers by aliases unless its
+    /// Default: yes. If not, the affinity cookie names peers by aliases unless its
     /// [`CookieSpec::route`](crate::cookie::CookieSpec::route) says otherwise.
     #[must_use]
     pub fn reveal(mut self, reveal: bool) -> Self {
@@ -124,9 +124,9 @@ impl Builder {
         self
     }
 
-    /// The page that browsers are shown where a request cannot be served, instead of the mesh's own.
-    /// In it `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and `{again}` (an element for the
-    /// head, which loads the page anew where that helps) stand for what happened.
+    /// The page for browsers whose request cannot be served, instead of the mesh's own. In it
+    /// `{status}`, `{title}`, `{words}`, `{detail}`, `{id}` and `{again}` (an element for the head,
+    /// which reloads the page if that helps) are replaced.
     #[must_use]
     pub fn error_page(mut self, html: impl Into<String>) -> Self {
         self.error_page = ErrorPage::of(html.into());
@@ -140,41 +140,41 @@ impl Builder {
         self
     }
 
-    /// The proxies whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are believed; from everybody else
-    /// they are taken out. Default: nobody.
+    /// The proxies whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are trusted; from everybody
+    /// else these fields are removed. Default: nobody.
     #[must_use]
     pub fn trusted_proxies(mut self, proxies: TrustedProxies) -> Self {
         self.trusted_proxies = proxies;
         self
     }
 
-    /// Whether each connection to a front door begins with a header of the PROXY protocol, version 1
-    /// or 2. It is believed from trusted proxies alone, or, where none is named, from whoever
-    /// connects; others are refused. Default: no.
+    /// Whether each connection to a front door begins with a header of the PROXY protocol, version
+    /// 1 or 2. It is trusted from trusted proxies alone, or, if none is named, from every client;
+    /// others are refused. Default: no.
     #[must_use]
     pub fn proxy_protocol(mut self, proxy_protocol: bool) -> Self {
         self.proxy_protocol = proxy_protocol;
         self
     }
 
-    /// How long requests and streams in flight may take to end once the peer drains. What is
-    /// open after it is closed in the terms of its protocol, a WebSocket with status 1001. A
-    /// shutdown takes up to so much longer. Default: 30 s.
+    /// How long requests and streams in flight may take to end once the peer drains. Streams still
+    /// open after that are closed by their own protocol, a WebSocket with status 1001. A shutdown
+    /// takes up to so much longer. Default: 30 s.
     #[must_use]
     pub fn drain_grace(mut self, grace: Duration) -> Self {
         self.drain_grace = grace;
         self
     }
 
-    /// Who takes the spans of distributed traces. Default: nobody, and requests' `traceparent`
-    /// passes unchanged.
+    /// Takes the spans of distributed traces. Default: none, and requests' `traceparent` passes
+    /// unchanged.
     #[must_use]
     pub fn spans(mut self, sink: impl SpanSink) -> Self {
         self.spans = Spans::new(Arc::new(sink));
         self
     }
 
-    /// Who takes what is told of clients' requests, as an access log does. Default: nobody.
+    /// Takes the records of clients' requests, as an access log does. Default: none.
     #[must_use]
     pub fn access_log(mut self, sink: impl AccessSink) -> Self {
         self.accesses = Accesses::new(Arc::new(sink));
@@ -197,7 +197,7 @@ impl Builder {
     }
 
     /// A service that starts by itself and answers its clients through `layer`. Of several peers
-    /// with one layer, the last one started has what comes through it.
+    /// with the same layer, the one started last gets the layer's requests.
     #[must_use]
     pub fn hop_layer(mut self, layer: &HopLayer) -> Self {
         self.apps.push((layer.spec(), Arc::new(layer.app())));
@@ -205,8 +205,8 @@ impl Builder {
         self
     }
 
-    /// Moments at which this process ends by itself, `NAME=kill@N[,NAME=kill@N…]`: for tests of what
-    /// a crash leaves behind. Release builds heed none.
+    /// Moments at which this process dies, `NAME=kill@N[,NAME=kill@N…]`: for tests of crashes.
+    /// Release builds ignore them.
     #[doc(hidden)]
     #[must_use]
     pub fn failpoints(mut self, points: impl Into<String>) -> Self {
@@ -214,8 +214,8 @@ impl Builder {
         self
     }
 
-    /// A wall clock so many milliseconds ahead of the machine's, or behind it where that is negative:
-    /// for tests of peers whose clocks differ.
+    /// A wall clock so many milliseconds ahead of the machine's, or behind it if negative: for
+    /// tests of peers whose clocks differ.
     #[doc(hidden)]
     #[must_use]
     pub fn clock_ahead(mut self, ahead_ms: i64) -> Self {
@@ -237,7 +237,7 @@ impl fmt::Debug for Builder {
 }
 
 impl Mesh {
-    /// Begins the peer that `identity` names, of the cluster that it names.
+    /// Begins to build the peer that `identity` names, in its cluster.
     #[must_use]
     pub fn builder(identity: Identity) -> Builder {
         Builder {

@@ -1,8 +1,8 @@
 //! A change of a running peer's apps: checked whole, then carried out whole.
 //!
 //! The table of apps is replaced by one store, so that a request sees the apps before the change or
-//! those after it. What leaves the table serves what it has begun, and starts nothing any more; what
-//! is changed goes on with its copy until a new one is ready.
+//! those after it. An app that leaves the table finishes its requests and starts nothing more; a
+//! changed app keeps its copy until a new one is ready.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -26,8 +26,7 @@ use crate::request::apps::Apps;
 use crate::request::node::Node;
 use crate::request::registers;
 
-/// What is to become of a running peer's apps: see
-/// [`Mesh::change_apps`](crate::Mesh::change_apps).
+/// Changes of a running peer's apps: see [`Mesh::change_apps`](crate::Mesh::change_apps).
 #[derive(Default)]
 pub struct AppChanges {
     added: Vec<(AppSpec, Arc<dyn App>)>,
@@ -48,37 +47,37 @@ impl AppChanges {
         Self::default()
     }
 
-    /// One more app.
+    /// Adds an app.
     #[must_use]
     pub fn add(mut self, spec: AppSpec, app: impl App) -> Self {
         self.added.push((spec, Arc::new(app)));
         self
     }
 
-    /// The app of this name is treated otherwise from here on: other requests are its own, or
-    /// another policy holds. Its copy goes on.
+    /// Changes the treatment of the app of this name from now on: its requests, or its policy. Its
+    /// copy keeps running.
     #[must_use]
     pub fn change(mut self, spec: AppSpec) -> Self {
         self.changed.push(Changed { spec, app: None, renewed: false });
         self
     }
 
-    /// As [`AppChanges::change`], and what is started is `app` from the next start on.
+    /// As [`AppChanges::change`], and from the next start on `app` is started.
     #[must_use]
     pub fn change_starts(mut self, spec: AppSpec, app: impl App) -> Self {
         self.changed.push(Changed { spec, app: Some(Arc::new(app)), renewed: false });
         self
     }
 
-    /// As [`AppChanges::change_starts`], and a copy that runs is replaced: a new one starts beside
-    /// it, and serves as soon as it is ready. If it does not become ready, the old one goes on.
+    /// As [`AppChanges::change_starts`], and a running copy is replaced: a new one starts beside
+    /// it, and serves as soon as it is ready. If it does not become ready, the old one stays.
     #[must_use]
     pub fn replace(mut self, spec: AppSpec, app: impl App) -> Self {
         self.changed.push(Changed { spec, app: Some(Arc::new(app)), renewed: true });
         self
     }
 
-    /// The app of this name is no more one of this peer.
+    /// Removes the app of this name from this peer.
     #[must_use]
     pub fn remove(mut self, name: AppName) -> Self {
         self.removed.insert(name);
@@ -96,23 +95,23 @@ impl fmt::Debug for AppChanges {
     }
 }
 
-/// Makes what looks after one app.
+/// Makes the slots of apps.
 pub(crate) struct SlotMaker {
     pub(crate) me: PeerId,
     pub(crate) clock: Clock,
     pub(crate) metrics: Arc<Metrics>,
-    /// Counts the changes of what the peer knows.
+    /// Counts the changes of this peer's knowledge.
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) net: Net,
 }
 
 impl SlotMaker {
-    /// That of an app.
+    /// The slot of an app.
     pub(crate) fn slot(&self, spec: AppSpec, app: Arc<dyn App>) -> Arc<Slot> {
         let net = self.net.clone();
         let publish = move |slot: &Slot| {
             if slot.spec().policy.start == StartMode::Never {
-                // An app that never starts here is none that this peer could be asked for.
+                // Other peers cannot ask this one for an app that never starts here.
                 net.retract_app(slot.name());
             } else {
                 net.publish_app(slot.name(), slot.copy_news());
@@ -121,8 +120,8 @@ impl SlotMaker {
         self.make(spec, false, app, Box::new(publish))
     }
 
-    /// That of what executes registers. Nobody is to send requests to it: the peer that owns a register
-    /// executes it.
+    /// The slot that executes operations on registers. No peer sends requests to it: the owner of a
+    /// register executes them.
     pub(crate) fn keeper(&self, name: AppName, node: Weak<Node>) -> Arc<Slot> {
         let (spec, app) = registers::keeper(name, node);
         self.make(spec, true, Arc::new(app), Box::new(|_: &Slot| ()))
@@ -141,11 +140,11 @@ impl SlotMaker {
     }
 }
 
-/// Where apps of a running peer come from.
+/// Creates the apps of a running peer.
 pub(crate) struct Nursery {
     maker: SlotMaker,
     background: Background,
-    /// One change after the other.
+    /// Held during a change, so that there is one at a time.
     turn: Mutex<()>,
 }
 
@@ -154,7 +153,7 @@ impl Nursery {
         Self { maker, background, turn: Mutex::new(()) }
     }
 
-    /// Lets time pass for the app, and starts it if it belongs to the boot.
+    /// Lets time pass for the app, and starts it if it starts at boot.
     pub(crate) fn tend(&self, slot: &Arc<Slot>) {
         self.background.spawn(Arc::clone(slot).tick());
         if slot.spec().policy.start == StartMode::AtBoot {
@@ -162,7 +161,7 @@ impl Nursery {
         }
     }
 
-    /// Carries out all of it, or says why none of it.
+    /// Carries out all changes, or returns why none of them.
     pub(crate) fn apply(
         &self,
         node: &Node,
@@ -188,7 +187,7 @@ impl Nursery {
             begin(slot);
         }
         slots.extend(added.iter().cloned());
-        // Before the table is another one: an app may take over what was another's path.
+        // Before the table is replaced: an app may take over another's path.
         for Changed { spec, app, renewed } in changes.changed.drain(..) {
             info!(app = %spec.name, renewed, "the app's configuration changed");
             if let Some(slot) = before.named(&spec.name) {
@@ -229,7 +228,8 @@ fn check(node: &Node, before: &Apps, changes: &AppChanges) -> Result<(), Control
         .map_err(|error| ControlError::NotChanged { source: Box::new(error) })
 }
 
-/// Two apps that claim one name, or one host and path, would be told apart by luck.
+/// Checks that no two apps claim one name, or one host and path: which of them a request gets would
+/// be chance.
 pub(crate) fn check_apps(apps: &[&AppSpec], registers: &[AppName]) -> Result<(), StartMeshError> {
     for (at, name) in registers.iter().enumerate() {
         let same = |other: &&AppName| *other == name;

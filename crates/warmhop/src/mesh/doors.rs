@@ -16,15 +16,15 @@ use crate::observe::doors::FRONT;
 
 pub(crate) struct FrontDoors {
     ingress: Arc<Ingress>,
-    /// How many connections each has open at most.
+    /// The most connections that each has open.
     connections_max: usize,
     /// Their connections begin with a PROXY header.
     proxy_protocol: bool,
-    /// How many more each may take, in their order.
+    /// The places that each has left, in their order.
     permits: Vec<Arc<Semaphore>>,
     closing: CancellationToken,
     listeners: TaskTracker,
-    /// What they took in.
+    /// The connections that they accepted.
     pub(crate) connections: TaskTracker,
 }
 
@@ -41,7 +41,7 @@ impl FrontDoors {
         }
     }
 
-    /// One more door, served from here on.
+    /// Adds a door, and serves it from now on.
     pub(crate) fn add(&mut self, listener: TcpListener, tls: Option<FrontDoorTls>) {
         let permits = Arc::new(Semaphore::new(self.connections_max));
         self.permits.push(Arc::clone(&permits));
@@ -51,8 +51,8 @@ impl FrontDoors {
         self.listeners.spawn(self.serving(listener, tls, permits));
     }
 
-    /// One more listener at a door, by its place among them. Resolves once the doors are closed; at
-    /// once where there is no such door.
+    /// Serves another listener at a door, by its index. Resolves once the doors are closed, or at
+    /// once if there is no such door.
     pub(crate) async fn serve(
         &self,
         door: usize,
@@ -86,13 +86,13 @@ impl FrontDoors {
         listener::serve(listener, Arc::new(door), self.connections.clone())
     }
 
-    /// Takes in no more.
+    /// Stops accepting connections.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
-    /// As [`FrontDoors::close`], and returns once each has taken in what its clients had begun to
-    /// open.
+    /// As [`FrontDoors::close`], and returns once each has accepted the connections that its
+    /// clients had begun to open.
     pub(crate) async fn closed(&self) {
         self.close();
         self.listeners.close();

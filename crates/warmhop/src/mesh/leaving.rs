@@ -1,4 +1,4 @@
-//! Whether a peer leaves: one drain at a time, which can be called off until the peer ends.
+//! Whether a peer leaves: one drain at a time, which can be cancelled until the peer ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,11 +10,11 @@ use crate::mesh::shutdown;
 use crate::request::node::Node;
 
 pub(crate) struct Leaving {
-    /// Whether what there was has been given away. Held by the drain that is under way.
+    /// Whether everything was given to other peers. Locked by the drain that is under way.
     drained: Mutex<bool>,
-    /// Counts how often a drain was called off.
+    /// Counts how often a drain was cancelled.
     called_off: watch::Sender<u64>,
-    /// The peer ends: nothing is called off any more.
+    /// The peer ends: no drain is cancelled any more.
     ending: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ impl Leaving {
         }
     }
 
-    /// Drains, or waits for the drain that is under way; returns early where it is called off.
+    /// Drains, or waits for the drain that is under way; returns early if it is cancelled.
     pub(crate) async fn drain(&self, node: &Arc<Node>, net: &Net) {
         let mut called_off = self.called_off.subscribe();
         tokio::select! {
@@ -51,7 +51,7 @@ impl Leaving {
         }
     }
 
-    /// Has the peer take traffic again; false where it is about to end.
+    /// Makes the peer take traffic again; false if it is about to end.
     pub(crate) async fn call_off(&self, node: &Node, net: &Net) -> bool {
         self.called_off.send_modify(|count| *count += 1);
         let mut drained = self.drained.lock().await;

@@ -1,10 +1,10 @@
-//! Members that a peer is told to have nothing to do with.
+//! Members that a peer is configured to refuse.
 
 use crate::identity::RefusedPeers;
 use crate::mesh::builder::Builder;
 
 impl Builder {
-    /// Refuses members, though the authority vouches for them: by default nobody.
+    /// Refuses members although the authority has issued their certificates. Default: none.
     #[must_use]
     pub fn refuse(mut self, refused: RefusedPeers) -> Self {
         self.refused = refused;

@@ -1,4 +1,4 @@
-//! A running peer, as those see it who embed it.
+//! A running peer, as the embedding program sees it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ impl std::fmt::Debug for Mesh {
     }
 }
 
-/// A mesh peer as a tower service: for those who bring their own HTTP server, which says who sent a
-/// request by a [`ClientInfo`] in its extensions.
+/// A mesh peer as a tower service: for programs with their own HTTP server, which put the sender of
+/// a request as a [`ClientInfo`] into its extensions.
 #[derive(Clone)]
 pub struct MeshService(Arc<Ingress>);
 
@@ -88,13 +88,13 @@ where
     }
 }
 
-/// Tells when what a peer knows has changed; see [`Mesh::changes`]. It never lags: however many
-/// changes there were since the last time, they are told once.
+/// Notifies when a peer's knowledge has changed; see [`Mesh::changes`]. It never lags: however many
+/// changes there were since the last call, they are reported once.
 #[derive(Debug)]
 pub struct Changes(watch::Receiver<u64>);
 
 impl Changes {
-    /// Waits for a change since the last time. Never resolves once the peer has ended.
+    /// Waits for a change since the last call. Never resolves once the peer has ended.
     pub async fn next(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending().await
@@ -103,20 +103,20 @@ impl Changes {
 }
 
 impl Mesh {
-    /// From now on refuses these members and no others: links to them end at once, and nothing that
-    /// is said of refused names is listened to.
+    /// Refuses these members from now on, and no others: links to them end at once, and news about
+    /// refused names is ignored.
     pub fn refuse(&self, refused: RefusedPeers) {
         self.0.net.refuse(refused);
     }
 
-    /// From now on tries these addresses of others, and no more those that it had. Peers that it knows
-    /// by now it goes on to know.
+    /// Dials these addresses of other peers from now on, and no longer the former ones. Known peers
+    /// stay known.
     pub fn change_seeds(&self, seeds: &[String]) {
         self.0.net.change_seeds(seeds);
     }
 
-    /// From now on keeps sessions by `policy`, but for their cookie, which stays what it is. What
-    /// sessions have been promised holds: an end by being idle changes with their next use.
+    /// Keeps sessions by `policy` from now on, except for their cookie, which stays the same.
+    /// Existing expiries hold: the idle time of a session changes with its next use.
     pub fn change_sessions(&self, policy: SessionPolicy) {
         self.0.node.store.change_policy(policy);
     }
@@ -127,7 +127,7 @@ impl Mesh {
         MeshService(Arc::clone(&self.0.ingress))
     }
 
-    /// The registers of this name; `None` where they were not declared with
+    /// The registers of this name; `None` if they were not declared with
     /// [`Builder::registers`](crate::Builder::registers).
     #[must_use]
     pub fn registers(&self, name: &AppName) -> Option<Registers> {
@@ -136,19 +136,19 @@ impl Mesh {
         Some(Registers::new(Arc::clone(node), Arc::clone(slot)))
     }
 
-    /// Where its front doors listen.
+    /// The addresses of its front doors.
     #[must_use]
     pub fn front_doors(&self) -> &[SocketAddr] {
         &self.0.node.http
     }
 
-    /// Serves one more listener at a front door that the builder was given, on the runtime that
-    /// calls this: `door` is its place among them, from 0. Clients' connections stay on the runtime
-    /// whose listener accepted them, so a current-thread runtime a core, each with a listener of its
-    /// own (`SO_REUSEPORT`), spares the wakes across cores that a work-stealing one costs. All
-    /// listeners of a door share its bound of connections. The mesh port, and with it hops and
-    /// sessions' messages, stays on the runtime that the peer was started on: a hop from another one
-    /// wakes it. Resolves once the peer has closed its doors; does nothing where there is no such
+    /// Serves another listener at a front door that the builder got, on the runtime that calls
+    /// this: `door` is the door's index, from 0. Clients' connections stay on the runtime whose
+    /// listener accepted them, so a current-thread runtime for each core, each with its own
+    /// listener (`SO_REUSEPORT`), avoids the wakes across cores that a work-stealing one costs. All
+    /// listeners of a door share its limit of connections. The mesh port, and with it hops and
+    /// session messages, stays on the runtime on which the peer was started: a hop from another one
+    /// wakes it. Resolves once the peer has closed its doors; does nothing if there is no such
     /// door.
     pub async fn serve_front_door(
         &self,
@@ -159,7 +159,7 @@ impl Mesh {
         self.0.doors.serve(door, listener, tls).await;
     }
 
-    /// Where other peers reach it; a seed for them.
+    /// The address at which other peers reach it; a seed for them.
     #[must_use]
     pub fn mesh_addr(&self) -> SocketAddr {
         self.0.net.advertised_addr()
@@ -171,40 +171,40 @@ impl Mesh {
         self.0.net.name_clash().await
     }
 
-    /// What this peer knows of itself and the mesh.
+    /// This peer's knowledge of itself and the mesh.
     #[must_use]
     pub fn status(&self) -> Status {
         report::status(&self.0.node, &self.0.net)
     }
 
-    /// What this peer decided for a request that it saw lately, by its id.
+    /// This peer's decisions for a request that it saw lately, by its id.
     #[must_use]
     pub fn why(&self, request_id: &str) -> Option<RequestTrace> {
         self.0.node.traces.find(&RequestId::new(request_id).ok()?)
     }
 
-    /// The newest requests that this peer saw and what it decided for them, newest first; at most
+    /// The newest requests that this peer saw and its decisions for them, newest first; at most
     /// `count`, and not more than it remembers.
     #[must_use]
     pub fn recent(&self, count: usize) -> Vec<RequestTrace> {
         self.0.node.traces.recent(count)
     }
 
-    /// What became of each app's requests over the last ten minutes, of those that clients sent to this
-    /// peer.
+    /// The outcomes of each app's requests over the last ten minutes, of those that clients sent to
+    /// this peer.
     #[must_use]
     pub fn history(&self) -> History {
         report::history(&self.0.node)
     }
 
-    /// Tells of every change of what this peer knows: an app's state here or elsewhere, a peer that
-    /// comes or goes, a drain.
+    /// Notifies of every change of this peer's knowledge: an app's state here or elsewhere, a peer
+    /// that joins or leaves, a drain.
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes(self.0.node.changed.subscribe())
     }
 
-    /// One session that this peer holds a copy of or owns. `None` where it knows nothing of it.
+    /// One session that this peer holds a copy of or owns. `None` if it does not know the session.
     #[must_use]
     pub fn session(&self, key: &SessionKey) -> Option<SessionStatus> {
         report::session(&self.0.node, key)
@@ -241,9 +241,9 @@ impl Mesh {
         slot.ok_or_else(|| apps.unknown(name))
     }
 
-    /// Has a new copy of the app start beside the one that serves here, which it replaces once it
-    /// is ready; where none runs, starts one. Returns the number of its start at once: it serves
-    /// when [`AppStatus::copy`](crate::status::AppStatus::copy) has come so far.
+    /// Starts a new copy of the app beside the one that serves here, which it replaces once it is
+    /// ready; if none runs, starts one. Returns the number of its start at once: it serves when
+    /// [`AppStatus::copy`](crate::status::AppStatus::copy) has reached that.
     ///
     /// # Errors
     /// [`ControlError::UnknownApp`], or [`ControlError::NotStartable`] with the reason.
@@ -252,8 +252,8 @@ impl Mesh {
         self.slot(name)?.renew().map_err(why)
     }
 
-    /// Holds copies of the app down here against every request for one, or lets them start again. What runs
-    /// ends once its requests have.
+    /// Holds the app's copies down here, whatever is requested, or lets them start again. A running
+    /// copy ends once its requests have.
     ///
     /// # Errors
     /// [`ControlError::UnknownApp`].
@@ -262,10 +262,10 @@ impl Mesh {
         Ok(())
     }
 
-    /// Changes the apps of this peer while it serves: all that `changes` names, or nothing.
+    /// Changes the apps of this peer while it serves: all that `changes` contains, or nothing.
     ///
     /// # Errors
-    /// [`ControlError::UnknownApp`] for one that is not there, [`ControlError::NotChanged`] where
+    /// [`ControlError::UnknownApp`] for one that does not exist, [`ControlError::NotChanged`] if
     /// two would claim one name, or one host and path.
     pub fn change_apps(&self, changes: AppChanges) -> Result<(), ControlError> {
         let running = &self.0;
@@ -273,17 +273,17 @@ impl Mesh {
         running.nursery.apply(&running.node, changes, begin)
     }
 
-    /// The other peers of the cluster that are there, or are not known to be gone: those that
+    /// The other peers of the cluster that are alive, or not known to be gone: those that
     /// [`Mesh::ask_peer`] may reach.
     #[must_use]
     pub fn others(&self) -> Vec<PeerId> {
         self.0.node.view().live_peers().map(|(name, _)| name.clone()).collect()
     }
 
-    /// Offers a service to the other peers of the cluster, and to nobody else: they ask it with
-    /// [`Mesh::ask_peer`]. What was offered under the name before is replaced. Of the peer that asks,
-    /// [`AskedBy`](crate::hop::peer_service::AskedBy) in the request's extensions tells the name; it is a
-    /// member of the cluster, and trusted with no more than that.
+    /// Offers a service to the other peers of the cluster, and to nobody else: they call it with
+    /// [`Mesh::ask_peer`]. It replaces a service offered before under the same name.
+    /// [`AskedBy`](crate::hop::peer_service::AskedBy) in the request's extensions names the calling
+    /// peer; it is a member of the cluster, and trusted with no more than that.
     pub fn offer_to_peers<S, F, E>(&self, name: AppName, service: S)
     where
         S: Fn(http::Request<Body>) -> F + Send + Sync + 'static,
@@ -293,7 +293,8 @@ impl Mesh {
         self.0.node.services.offer(name, peer_service::boxed(service));
     }
 
-    /// Asks a service that another peer offers by [`Mesh::offer_to_peers`]. Bodies stream both ways.
+    /// Calls a service that another peer offers by [`Mesh::offer_to_peers`]. Bodies stream both
+    /// ways.
     ///
     /// # Errors
     /// [`AskPeerError`] if the peer cannot be reached, does not offer it, or the link breaks.
@@ -324,22 +325,22 @@ impl Mesh {
         text
     }
 
-    /// Counts a connection at a listener of your own in `warmhop_connections{door}`, until what it
-    /// returns is dropped.
+    /// Counts a connection at a listener of your own in `warmhop_connections{door}`, until the
+    /// returned value is dropped.
     #[must_use]
     pub fn connected(&self, door: &'static str) -> Connected {
         Connected::at(&self.0.node.metrics.doors.connections(door))
     }
 
-    /// Says to all that this peer leaves, gives the sessions that it owns to other peers, and hops
-    /// what still comes; within the grace times. Idempotent; [`Mesh::undrain`] calls it off.
+    /// Announces that this peer leaves, gives the sessions that it owns to other peers, and hops
+    /// later requests; within the grace times. Idempotent; [`Mesh::undrain`] cancels it.
     pub async fn drain(&self) {
         let running = &self.0;
         running.leaving.drain(&running.node, &running.net).await;
     }
 
-    /// Takes traffic again after a [`Mesh::drain`], or in the middle of one. Sessions that were given
-    /// away come back as their clients do.
+    /// Takes traffic again after a [`Mesh::drain`], or during one. Sessions that were given away
+    /// come back as their clients do.
     ///
     /// # Errors
     /// [`ControlError::Ends`] once the peer shuts down.
@@ -349,9 +350,9 @@ impl Mesh {
         if stays { Ok(()) } else { Err(ControlError::Ends) }
     }
 
-    /// Ends at once: gives nothing away, lets nothing finish, and its apps' `on_stop` is not
-    /// called. For those whose process is about to be ended anyway; sessions survive it as they
-    /// survive a crash.
+    /// Ends at once: gives nothing away, lets nothing finish, and does not call its apps'
+    /// `on_stop`. For programs whose process is about to be ended anyway; sessions survive it as
+    /// they survive a crash.
     pub async fn vanish(&self) {
         let running = &self.0;
         running.doors.close();
@@ -364,9 +365,9 @@ impl Mesh {
         self.shutdown_after(std::future::ready(())).await;
     }
 
-    /// As [`Mesh::shutdown`]; `last` runs once the apps have stopped and before the links close, for
-    /// doors that who embeds the mesh serves itself: what these have taken in can be answered still.
-    /// It is for the caller to bound it.
+    /// As [`Mesh::shutdown`]; `last` runs once the apps have stopped and before the links close,
+    /// for doors that the embedding program serves itself: requests that these have accepted can
+    /// still be answered. The caller has to bound it.
     pub async fn shutdown_after(&self, last: impl Future<Output = ()>) {
         let running = &self.0;
         running.leaving.end(&running.node, &running.net).await;

@@ -17,14 +17,14 @@ use crate::http::tunnels::GOODBYE_WITHIN;
 use crate::links::net::Net;
 use crate::request::node::Node;
 
-/// How long giving sessions away may take.
+/// How long the hand-over of sessions may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(10);
-/// How long the owners of other sessions may take to replace this peer's copies, counted anew
-/// when another peer dies meanwhile: then its sessions have to be succeeded first.
+/// How long the owners of other sessions may take to replace this peer's copies, restarted when
+/// another peer dies meanwhile: then its sessions have to be succeeded first.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 /// How long they may take at most, even if other peers die.
 const REPLACED_WITHIN_MAX: Duration = Duration::from_secs(15);
-/// How long giving away what came since may take, after the last request.
+/// How long the hand-over of later sessions may take, after the last request.
 const REST_WITHIN: Duration = Duration::from_secs(2);
 /// How long the peer answers as draining before its front doors close, so that balancers notice.
 const LAME_DUCK: Duration = Duration::from_secs(1);
@@ -65,8 +65,7 @@ pub(crate) async fn drain(node: &Arc<Node>, net: &Net) {
     tokio::time::sleep(LAME_DUCK).await;
 }
 
-/// Tells everyone that this peer stays. The sessions that it gave away come back as their clients
-/// do.
+/// Announces that this peer stays. The sessions that it gave away come back as their clients do.
 pub(crate) fn stay(node: &Node, net: &Net) {
     node.drained.store(false, Ordering::Relaxed);
     if node.draining.swap(false, Ordering::Relaxed) {
@@ -76,9 +75,9 @@ pub(crate) fn stay(node: &Node, net: &Net) {
     }
 }
 
-/// Waits until the owners of the sessions that this peer holds copies of have put others in its
-/// place, where there are any: a peer that leaves in good order costs no session a copy. Returns
-/// how many sessions it still does.
+/// Waits until the owners of the sessions that this peer holds copies of have replaced it by
+/// others, if there are any: a peer that leaves cleanly costs no session a copy. Returns how many
+/// sessions still lack a replacement.
 async fn replaced(node: &Node) -> usize {
     let alive = || {
         let view = node.view();
@@ -91,7 +90,7 @@ async fn replaced(node: &Node) -> usize {
         if left == 0 || Instant::now() >= end {
             return left;
         }
-        // A peer that replaced it while it was cut off could not tell it so.
+        // A peer that replaced it while it was cut off could not inform it.
         node.ask_for_members(QUESTIONS_AT_ONCE);
         give_away(node);
         tokio::time::sleep(INVITE_AGAIN_AFTER).await;
@@ -103,8 +102,8 @@ async fn replaced(node: &Node) -> usize {
     }
 }
 
-/// Invites an heir for each session until none is left of those that were here at first: clients
-/// go on to arrive here, and to draw new ones. Returns how many there were.
+/// Invites an heir for each session until none of the first ones is left: clients still arrive
+/// here, and begin new ones. Returns how many there were.
 async fn hand_over(node: &Node) -> usize {
     let first: HashSet<SessionKey> = node.store.owned().into_iter().collect();
     while give_away(node).iter().any(|key| first.contains(key)) {
@@ -128,7 +127,7 @@ fn give_away(node: &Node) -> Vec<SessionKey> {
     owned
 }
 
-/// Gives away what came here until the front doors closed.
+/// Gives away the sessions that came here until the front doors closed.
 pub(crate) async fn give_away_the_rest(node: &Node) {
     let end = Instant::now() + REST_WITHIN;
     while !give_away(node).is_empty() && Instant::now() < end {
@@ -136,9 +135,9 @@ pub(crate) async fn give_away_the_rest(node: &Node) {
     }
 }
 
-/// Waits for `grace` until the clients' connections have ended, upgraded ones included, and the hops
-/// that other peers' clients wait for. Then what is left is cut off, but upgraded connections are
-/// first closed in the terms of their protocol.
+/// Waits for `grace` until the clients' connections have ended, upgraded ones included, and the
+/// hops for other peers' clients. Then the rest is cut off, but upgraded connections are first
+/// closed by their own protocol.
 pub(crate) async fn end_streams(node: &Node, connections: &TaskTracker, grace: Duration) {
     let tunnels = &node.tunnels;
     tunnels.open.close();

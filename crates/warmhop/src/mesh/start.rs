@@ -1,5 +1,5 @@
-//! From what a builder collected to a peer that runs, each part built from those below it: the mesh
-//! port, the store of sessions, the apps, the node, and then its tasks and doors.
+//! From a builder's parts to a running peer, each part built from those below it: the mesh port,
+//! the store of sessions, the apps, the node, and then its tasks and doors.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,8 +32,8 @@ use crate::request::node::{Node, Parts};
 use crate::sessions::store::Store;
 
 impl Builder {
-    /// Binds the mesh port, starts gossip, the apps that start at boot and the front doors. It
-    /// waits for no seed: a peer that is alone serves what it can.
+    /// Binds the mesh port, starts gossip, the apps that start at boot and the front doors. It does
+    /// not wait for a seed: a peer that is alone serves what it can.
     ///
     /// # Errors
     /// See [`StartMeshError`]: each says what to do next.
@@ -125,7 +125,7 @@ impl Builder {
         })
     }
 
-    /// Starts what goes on beside the requests, and opens the front doors.
+    /// Starts the background tasks, and opens the front doors.
     async fn open(self, node: Arc<Node>, net: Net, maker: SlotMaker, registry: Registry) -> Mesh {
         let clients = Clients::new(
             self.client_limits,

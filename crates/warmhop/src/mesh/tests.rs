@@ -1,4 +1,4 @@
-//! What takes a look inside of peers: what one believes of another.
+//! Tests that look inside of peers: the beliefs of one about another.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn shop() -> AppName {
     AppName::new("shop").unwrap()
 }
 
-/// A version of the shop, which answers by its name.
+/// A version of the shop, which answers with its name.
 fn spec(version: &str, session: SessionMode, start: StartMode) -> AppSpec {
     let mut spec = AppSpec::new(shop());
     spec.version = Some(AppVersion::new(version).unwrap());
@@ -63,7 +63,7 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(within, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-/// What the mesh answers to a client with this cookie.
+/// The mesh's answer to a client with this cookie.
 async fn get(mesh: &Mesh, cookie: &mut Option<String>) -> String {
     let mut request = Request::get("/").header("host", "shop.test").body(Body::empty()).unwrap();
     if let Some(cookie) = cookie {
@@ -77,7 +77,7 @@ async fn get(mesh: &Mesh, cookie: &mut Option<String>) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// What the one believes of the app at the other.
+/// The belief of one peer about the app at the other.
 fn believed(mesh: &Mesh, other: &Mesh) -> Option<AppNews> {
     let view = mesh.0.node.view();
     Some(view.peer(&other.0.node.me)?.apps.get(&shop())?.news.clone())
@@ -108,7 +108,7 @@ async fn turned_away(session: SessionMode) {
     let old = spec("1.9", session, StartMode::AtBoot);
     near.change_apps(AppChanges::new().replace(old, says("1.9"))).unwrap();
     eventually("it is taken back", || serves(&near, "1.9")).await;
-    // As if the news of that were on their way still: the copy that is near goes first.
+    // As if that news were still on its way: the near copy goes first.
     let AppNews { seq, .. } = believed(&entry, &near).unwrap();
     let node = &near.0.node;
     let news =

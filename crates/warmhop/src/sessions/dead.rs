@@ -5,13 +5,13 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 use warmhop_core::ids::Incarnation;
 
-/// How many former processes are remembered one by one, and of how many peers the latest process is.
+/// How many former processes are remembered one by one, and for how many peers the latest process.
 const REMEMBERED_MAX: usize = 4096;
 
-/// What this process knows of processes that are gone.
+/// This process's knowledge of processes that are gone.
 ///
-/// One that saw a peer restart knows which life ended. One that was started later knows it as
-/// well, since it hears of the later life: see [`Incarnation::is_before`].
+/// A process that saw a peer restart knows which life ended. A process that was started later knows
+/// it as well, since it hears of the later life: see [`Incarnation::is_before`].
 pub(crate) struct Dead {
     ended: LruCache<Incarnation, ()>,
     latest: LruCache<[u8; 6], Incarnation>,
@@ -35,7 +35,7 @@ impl Dead {
         self.latest.put(life.name(), life);
     }
 
-    /// `life` is over, though its peer may not live again.
+    /// `life` is over, though its peer may not run again.
     pub(crate) fn ended(&mut self, life: Incarnation) {
         self.ended.put(life, ());
     }
@@ -63,7 +63,7 @@ mod tests {
         dead.lives(life("b", 20), None);
         assert!(dead.contains(&life("b", 10)));
         assert!(!dead.contains(&life("b", 20)) && !dead.contains(&life("c", 10)));
-        // Newer than what was heard of: nothing shows that it is gone.
+        // It is newer than the known one: nothing proves that it is gone.
         assert!(!dead.contains(&life("b", 30)));
     }
 

@@ -25,9 +25,9 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// Whether the session knows nothing of the request any more once it has said this, and the
-    /// request does not come back. One that failed may: until it has, its place keeps a session that
-    /// holds nothing from being dropped.
+    /// Whether the session forgets the request with this event, and the request does not come back.
+    /// A failed request may come back: until it has, its place keeps an empty session from being
+    /// dropped.
     pub(crate) fn is_last(&self) -> bool {
         match self {
             Self::Release { .. } | Self::Replay { .. } | Self::Redirect(_) => true,

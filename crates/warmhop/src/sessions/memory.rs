@@ -89,12 +89,12 @@ impl Memory {
 
 /// Which peers had no room for a copy lately.
 ///
-/// A change that no majority has room for is held by its owner alone and comes to nothing for
-/// sure only much later, so it is better not begun.
+/// A change that no majority has room for is held by its owner alone, and is known to have failed
+/// only much later, so it is better not begun.
 #[derive(Debug, Default)]
 pub(crate) struct FullPeers {
     since: Mutex<BTreeMap<Incarnation, Now>>,
-    /// Whether there are any: asked for each change.
+    /// Whether there are any: read for each change.
     any: AtomicBool,
 }
 
@@ -107,7 +107,8 @@ impl FullPeers {
         self.any.store(true, Ordering::Relaxed);
     }
 
-    /// Whether so many of those that decide about a change are full that it could not be committed.
+    /// Whether so many of the members that decide about a change are full that it could not be
+    /// committed.
     pub(crate) fn outvote(&self, config: &Config, now: Now) -> bool {
         if !self.any.load(Ordering::Relaxed) {
             return false;

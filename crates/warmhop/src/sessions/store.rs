@@ -46,8 +46,8 @@ const SESSIONS_MAX: usize = 4_000_000;
 /// How many sessions at most wait for repair to check their members and their owner. If more do, repair
 /// checks all sessions.
 const TO_LOOK_AT_MAX: usize = 16 * 1024;
-/// How long a session that holds nothing, but that a client's token names, is kept as it is;
-/// after that its next request asks the other members whether they know better.
+/// How long an empty session that a client's token names is kept as it is; after that its next
+/// request asks the other members whether they know more.
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// Carries a frame to another peer, best effort.
@@ -63,7 +63,7 @@ pub(crate) struct Store {
     tickets: AtomicU64,
     /// Shared by the stripes: what one of them hears of other peers' clocks matters to all.
     stamp_heard: AtomicU64,
-    /// Which peers there are, as far as this one knows.
+    /// The processes that this one knows.
     census: ArcSwap<Census>,
     /// Processes that are gone for good because their peers were started again.
     dead: Mutex<Dead>,
@@ -80,9 +80,9 @@ pub(crate) struct Store {
     next_wake_ms: AtomicU64,
 }
 
-/// Which request joins or leaves a session's line in the same step as a change to its machine.
+/// A request that joins or leaves a session's line in the same step as a change to its machine.
 enum Lines {
-    /// Nobody.
+    /// None.
     Stay,
     /// A request joins; an empty session is kept until the time named at least.
     Join(Ticket, EventSender, Now),
@@ -152,7 +152,7 @@ impl Store {
         self.policy.load()
     }
 
-    /// Applies `policy` from now on, but for the cookie, which stays as it is.
+    /// Applies `policy` from now on, except for the cookie, which stays the same.
     pub(crate) fn change_policy(&self, mut policy: SessionPolicy) {
         policy.cookie = self.policy().cookie.clone();
         self.memory.may_take(policy.memory_bytes_max);
@@ -160,27 +160,27 @@ impl Store {
         self.sooner.notify_one();
     }
 
-    /// Notes which peers there are.
+    /// Notes which processes exist.
     pub(crate) fn count(&self, census: Census) {
         if **self.census.load() != census {
             self.census.store(Arc::new(census));
         }
     }
 
-    /// Which peers there are, as far as this one knows.
+    /// The processes that this one knows.
     pub(crate) fn census(&self) -> Arc<Census> {
         self.census.load_full()
     }
 
     fn stripe(&self, key: &SessionKey) -> MutexGuard<'_, Stripe> {
-        // Ids are random, or digests: their beginnings are spread as evenly as a hash's, and whoever
-        // looks through all sessions does so in the order of their ids.
+        // Ids are random, or digests: their beginnings are spread as evenly as a hash, and a scan
+        // of all sessions follows the order of their ids.
         let at = usize::from(key.sid.0[0]) * STRIPES / 256;
         self.stripes[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` on the machine of `key`, which is made if `create` says so, and carries out
-    /// what it decides. `None` where there is no such machine.
+    /// Runs `work` on the machine of `key`, which is created if `create` says so, and carries out
+    /// its effects. `None` if there is no such machine.
     pub(crate) fn with<R>(
         &self,
         key: &SessionKey,
@@ -192,13 +192,13 @@ impl Store {
         Some(result)
     }
 
-    /// What is known here of the session of `key`. Changes nothing.
+    /// This peer's knowledge of the session of `key`. Changes nothing.
     pub(crate) fn look(&self, key: &SessionKey) -> Option<Look> {
         self.read(key, |machine| Look::among(machine, &self.census.load()))
     }
 
-    /// What `read` makes of the machine of `key`; `None` where there is none. It changes
-    /// nothing, which makes it much cheaper than [`Store::with`].
+    /// The result of `read` for the machine of `key`; `None` if there is none. It changes nothing,
+    /// which makes it much cheaper than [`Store::with`].
     pub(crate) fn read<R>(&self, key: &SessionKey, read: impl FnOnce(&Session) -> R) -> Option<R> {
         self.stripe(key).sessions.get_mut(key).map(|entry| read(&entry.machine))
     }
@@ -253,7 +253,7 @@ impl Store {
 
     fn deliver(&self, key: &SessionKey, outgoing: Vec<(Incarnation, Message)>) {
         for (to, message) in outgoing {
-            // Answer messages to processes that are gone in their place.
+            // Processes that are gone do not answer messages: this answers for them.
             if is_question(&message) && self.is_dead(&to) {
                 self.with(key, false, |machine, ctx, out| {
                     machine.on_message(ctx, to, dead_letter(), out);
@@ -278,13 +278,13 @@ impl Store {
         self.dead().ended(life);
     }
 
-    /// A process was heard of; the one that its peer was before, if any, is gone for good, its
-    /// votes with it.
+    /// A process was heard of; the former process of its peer, if there was one, is gone for good,
+    /// its votes with it.
     pub(crate) fn peer_lives(&self, life: Incarnation, former: Option<Incarnation>) {
         self.dead().lives(life, former);
     }
 
-    /// The entry of `key`, made if there is none; `None` where there is no room.
+    /// The entry of `key`, created if there is none; `None` if there is no room.
     fn entry<'s>(&self, key: &SessionKey, stripe: &'s mut Stripe) -> Option<&'s mut Entry> {
         let room = SESSIONS_MAX / STRIPES;
         let (entry, made) = stripe.sessions.get_or_make(key, &stripe.process, room)?;
@@ -408,8 +408,8 @@ impl Store {
         }
     }
 
-    /// Whether there is no room for a change that may grow a session: here, or at a majority of those
-    /// that decide about it. `begins` is the configuration of a session that begins unless there is one.
+    /// Whether there is no room for a change that may grow a session: here, or at a majority of the
+    /// members that decide about it. `begins` is the configuration for a session that would begin.
     pub(crate) fn lacks_room(&self, key: &SessionKey, begins: Option<&Config>) -> bool {
         if self.memory.is_full() {
             return true;
@@ -441,7 +441,7 @@ impl Store {
         if matches!(message, Message::Nack { reason: NackReason::Full, .. }) {
             self.full.note(from, self.clock.now());
         }
-        // Only what a copy must remember makes an entry; a stray answer does not.
+        // Only messages that a copy must remember create an entry; a stray answer does not.
         let create = matches!(
             message,
             Message::Prepare { .. }
@@ -474,7 +474,7 @@ impl Store {
         self.stripes.iter().flat_map(|stripe| keys_in(stripe, &wanted)).collect()
     }
 
-    /// The sessions that this peer owns and that hold something.
+    /// The non-empty sessions that this peer owns.
     pub(crate) fn owned(&self) -> Vec<SessionKey> {
         self.keys_where(|machine| machine.is_owner() && machine.version() > 0)
     }
@@ -504,7 +504,7 @@ impl Store {
         self.to_look_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `pick` makes of the records of `app` that are held in one stripe.
+    /// The results of `pick` for the records of `app` that are held in one stripe.
     pub(crate) fn records_in<R>(
         &self,
         stripe: usize,
@@ -539,7 +539,7 @@ impl Store {
         (owned, held)
     }
 
-    /// How many there are of which this is true.
+    /// For how many sessions this is true.
     pub(crate) fn count_where(&self, wanted: impl Fn(&Session) -> bool) -> u64 {
         let counted = |stripe: &Mutex<Stripe>| {
             let stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -613,7 +613,7 @@ impl Store {
                     };
                     let Some(key) = due else { break };
                     self.with(&key, false, |machine, ctx, out| machine.on_timer(ctx, out));
-                    // A machine that asks for the same instant again would spin here.
+                    // A machine that asks for the same instant again would make this loop spin.
                     let mut stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
                     let stripe = &mut *stripe;
                     if let Some(entry) = stripe.sessions.get_mut(&key)
@@ -647,7 +647,7 @@ impl Store {
         let (sender, events) = events::channel();
         let submit = submit(ticket);
         let keep_empty_until = match enter {
-            // Nobody who looks for a session by its key needs to remember that there was none.
+            // A search by key need not remember that there was no session.
             Enter::Beginning(_) | Enter::Seeking { .. } => Now::default(),
             Enter::AsOwner | Enter::TakingOver { .. } => self.clock.now().after(EMPTY_KEPT_FOR),
         };

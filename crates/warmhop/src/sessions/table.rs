@@ -1,5 +1,5 @@
 //! One stripe's sessions, found by their keys. A peer may hold millions of idle ones, so an entry
-//! holds its key itself and what idle sessions lack is behind one pointer.
+//! contains its key itself, and everything that idle sessions lack is behind one pointer.
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
@@ -13,7 +13,7 @@ pub(crate) struct Entry {
     /// Shared by all entries of an app in the table.
     app: AppName,
     pub(crate) machine: Session,
-    /// When it is filed to be woken, if soon; else zero.
+    /// When it is filed to be woken, if soon; otherwise zero.
     wake: Now,
     pub(crate) was_owner: bool,
     /// What it was last counted as, in bytes.
@@ -21,12 +21,12 @@ pub(crate) struct Entry {
     busy: Option<Box<Busy>>,
 }
 
-/// What an idle session that holds something does without.
+/// The state that an idle non-empty session does not need.
 #[derive(Default)]
 struct Busy {
     /// The requests in line here, few at a time.
     tickets: Vec<(Ticket, EventSender)>,
-    /// When a session that holds nothing may be dropped; at once if no token names it.
+    /// When an empty session may be dropped; at once if no token names it.
     keep_empty_until: Now,
 }
 
@@ -80,7 +80,7 @@ impl Entry {
         self.busy.as_ref().map_or(Now::default(), |busy| busy.keep_empty_until)
     }
 
-    /// Frees what an idle session does without.
+    /// Frees the state that an idle session does not need.
     pub(crate) fn rest(&mut self) {
         if self.is_idle() && !self.machine.is_disposable() {
             self.busy = None;
@@ -92,13 +92,13 @@ impl Entry {
 pub(crate) struct Table {
     entries: HashTable<Box<Entry>>,
     places: Places,
-    /// The apps that sessions were kept of; an app's name is in memory once.
+    /// The apps of the sessions; each app's name is in memory once.
     apps: Vec<AppName>,
 }
 
-/// Where entries are put, by their ids: these are random or digests, and the app's name, which adds
-/// nothing to that, would have to be read for each. Drawn anew for each table, so that nobody who
-/// chooses keys can choose some whose entries meet.
+/// The slots of entries, by their ids: these are random or digests; the app's name adds nothing to
+/// that, and would have to be read for each. The seed is random for each table, so that nobody who
+/// chooses keys can make their entries collide.
 struct Places([u64; 2]);
 
 impl Default for Places {
@@ -111,7 +111,7 @@ impl Places {
     fn of(&self, sid: SessionId) -> u64 {
         let id = u128::from_le_bytes(sid.0);
         let (low, high) = (id as u64 ^ self.0[0], (id >> 64) as u64 ^ self.0[1]);
-        // All bits of both halves reach all bits of what the product is folded to.
+        // Every bit of both halves affects every bit of the folded product.
         let product = u128::from(low) * u128::from(high);
         product as u64 ^ (product >> 64) as u64
     }
@@ -131,8 +131,8 @@ impl Table {
         self.entries.find_mut(hash, |entry| entry.is(key)).map(Box::as_mut)
     }
 
-    /// The entry of `key`; `None` where there is none and the table holds `len_max` already. Also
-    /// whether it was made now.
+    /// The entry of `key`; `None` if there is none and the table holds `len_max` already. Also
+    /// returns whether it was created now.
     pub(crate) fn get_or_make(
         &mut self,
         key: &SessionKey,

@@ -1,12 +1,12 @@
-//! Which of the newest decisions are shown: equal ones as one, failures and hops before what was
-//! simply served.
+//! Which of the newest decisions are shown: equal ones as one, failures and hops before requests
+//! that were simply served.
 
 use std::collections::HashMap;
 
 use crate::observe::status::RequestTrace;
 use serde::Serialize;
 
-/// The newest of decisions that are equal but for their times.
+/// The newest of several decisions that differ only in their times.
 #[derive(Debug, Serialize)]
 pub(super) struct Decision {
     #[serde(flatten)]
@@ -15,7 +15,7 @@ pub(super) struct Decision {
     times: usize,
 }
 
-/// What is looked at first.
+/// The order of importance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Weight {
     Failed,
@@ -39,7 +39,7 @@ pub(super) fn fold(traces: Vec<RequestTrace>, count: usize) -> Vec<Decision> {
     folded
 }
 
-/// In what equal decisions are equal. The reasons are not compared: some name times.
+/// The properties in which equal decisions agree. The reasons are not compared: some contain times.
 fn kind(trace: &RequestTrace) -> String {
     let steps: Vec<_> = trace.steps.iter().map(|step| step.what.as_str()).collect();
     let RequestTrace { role, app, request, status, served_by, sent_to, .. } = trace;
@@ -48,7 +48,7 @@ fn kind(trace: &RequestTrace) -> String {
 
 fn weight(trace: &RequestTrace) -> Weight {
     let took = |way: &str| trace.steps.iter().any(|step| step.what == way);
-    // The starting page is no failure, though its status says that the app cannot serve yet.
+    // The starting page is not a failure, though its status says that the app cannot serve yet.
     let failed = trace.status.is_some_and(|status| status >= 500) && !took("page");
     if failed || (took("refuse") && !took("page")) {
         Weight::Failed

@@ -1,4 +1,4 @@
-//! The routes and their guard, over a peer that only remembers what it was asked to do.
+//! The routes and their guard, over a peer that only records its calls.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -359,7 +359,7 @@ async fn no_web_page_of_another_origin_acts_on_the_peer() {
         (vec![LOCAL, ("origin", "file://")], 403),
         (vec![LOCAL, ("sec-fetch-site", "cross-site")], 403),
         (vec![LOCAL, ("sec-fetch-site", "same-site")], 403),
-        // A name of the attacker's that resolves to this machine.
+        // An attacker's name that resolves to this machine.
         (vec![("host", "evil.example:9001"), ("origin", "http://evil.example:9001")], 403),
         (vec![("host", "127.0.0.1.evil.example")], 403),
         (vec![("host", "")], 403),
@@ -410,7 +410,7 @@ async fn whoever_watches_is_told_and_nobody_is_looked_at_for_nobody() {
     next_event(&mut first).await;
     next_event(&mut second).await;
     assert_eq!(looked(), 2);
-    // One that does not read is told the newest once it does, not all that it missed.
+    // A client that does not read gets the newest event once it does, not all that it missed.
     for _ in 0..50 {
         next_event(&mut first).await;
     }
@@ -442,7 +442,7 @@ async fn who_watches_from_everywhere_gives_a_place_up_to_another() {
     let mut other = watches("10.0.0.2").await;
     assert_eq!(other.status(), StatusCode::OK);
     next_event(&mut other).await;
-    // The oldest ends in good order; the others go on.
+    // The oldest ends cleanly; the others continue.
     let mut oldest = greedy.remove(0).into_body();
     while let Some(told) = oldest.frame().await {
         told.unwrap();
@@ -571,10 +571,11 @@ async fn health_is_told_however_many_connections_say_nothing() {
         late.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
     }
-    // The first to come was the first to go.
+    // The first one to connect was closed first.
     let mut rest = Vec::new();
     let _ = idle[0].read_to_end(&mut rest).await;
-    // The others go when their time is over; it passes only while nothing else can happen.
+    // The others are closed when their time is over; time passes only while nothing else can
+    // happen.
     tokio::time::pause();
     let _ = idle.pop().unwrap().read_to_end(&mut rest).await;
     server.abort();
