@@ -34,6 +34,7 @@ mod run;
 mod running;
 mod serve;
 mod store;
+mod ways;
 mod world;
 
 use std::collections::BTreeMap;
@@ -160,6 +161,7 @@ fn nothing_answered_is_lost_and_a_healed_mesh_serves_everyone() {
         "absent",
         "relayed",
         "relayed by token",
+        "sent on by way of another",
         "streams sent again",
         "claimants asked",
         "members looked for",

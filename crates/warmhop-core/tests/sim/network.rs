@@ -132,7 +132,7 @@ impl World {
         });
     }
 
-    fn send_word(
+    pub(crate) fn send_word(
         self: &Rc<Self>,
         from: &Peer,
         to: usize,

@@ -74,6 +74,8 @@ pub(crate) struct Peer {
     watch: RefCell<Watch>,
     /// How often another fell silent.
     silences: Cell<u64>,
+    /// Whom each of the others said that it hears, and when.
+    pub(crate) hears: RefCell<BTreeMap<PeerId, (Vec<Incarnation>, Now)>>,
     under_way: RefCell<BTreeMap<SessionId, Scope>>,
 }
 
@@ -161,6 +163,7 @@ impl Peer {
             loads: RefCell::default(),
             watch: RefCell::default(),
             silences: Cell::default(),
+            hears: RefCell::default(),
             under_way: RefCell::default(),
         });
         peer.store.borrow_mut().peer_lives(inc, None);
@@ -172,6 +175,7 @@ impl Peer {
         world.spawn(Some(life), heartbeat(Rc::clone(&peer)));
         world.spawn(Some(life), gossip(Rc::clone(&peer)));
         world.spawn(Some(life), upkeep(Rc::clone(&peer)));
+        world.spawn(Some(life), crate::ways::ask(Rc::clone(&peer)));
         peer
     }
 

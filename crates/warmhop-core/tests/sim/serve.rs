@@ -694,6 +694,9 @@ impl Peer {
         if let Some(relay) = forward.relay {
             return self.serve_relayed(call, forward, relay).await;
         }
+        if let Some(to) = self.way_on(forward) {
+            return self.send_on(call, forward, to).await;
+        }
         let has_token = forward.cfg.is_some();
         let answer =
             |machine: Option<&Session>| answer_forward(machine, self.inc, forward.owner, has_token);
@@ -715,7 +718,11 @@ impl Peer {
     }
 
     /// What the peer that forwarded a request is told of how it ended here.
-    fn tell_entry(self: &Rc<Self>, forward: &Forward, end: LineEnd) -> Result<Served, HopRefusal> {
+    pub(crate) fn tell_entry(
+        self: &Rc<Self>,
+        forward: &Forward,
+        end: LineEnd,
+    ) -> Result<Served, HopRefusal> {
         let sid = forward.sid;
         let end = match end {
             LineEnd::Failed(failure) if tries_alone(&failure) => {
