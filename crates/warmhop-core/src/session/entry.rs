@@ -40,10 +40,10 @@ use crate::ids::{Ballot, Incarnation, PeerId, SessionId, WallTime};
 use crate::view::{Liveness, View};
 
 pub use at_owner::{
-    Alone, Enter, Forwarded, Rerun, Reruns, alone, answer_forward, fence_at, is_elsewhere,
-    is_for_entry, tries_alone, way_on,
+    Alone, Enter, Forwarded, Rerun, Reruns, alone, answer_forward, fence_at, is_cut_off,
+    is_elsewhere, is_for_entry, tries_alone, way_on,
 };
-pub use members::{first_members, members_by_key};
+pub use members::{first_members, members_by_key, members_to_begin};
 pub use relayed::Relayed;
 
 /// How often a request is forwarded, or takes over or begins a session, before it is refused.
@@ -155,6 +155,11 @@ impl Here<'_> {
     fn hears(&self, peer: Incarnation) -> bool {
         let belief = self.view.by_incarnation(&peer);
         peer == self.me || belief.is_some_and(|it| it.alive == Liveness::Alive)
+    }
+
+    /// Whether this peer hears any other.
+    fn hears_anyone(&self) -> bool {
+        self.view.live_peers().any(|(_, belief)| belief.alive == Liveness::Alive)
     }
 
     /// Whether this peer does not hear a majority of the members in `cfg`, although so many may be
@@ -546,6 +551,10 @@ impl Errand {
         if self.sid().is_none() {
             return match end {
                 End::Failed(failure) if !self.may_go_on(&failure) => After::Refuse(failure),
+                // Another one would have the same members.
+                End::Failed(failure @ Failure::NoMajority { .. }) if !here.hears_anyone() => {
+                    After::Refuse(failure)
+                }
                 // No token had left: another session is as good.
                 _ => again(Because::NotBegun, Duration::ZERO, sendable),
             };

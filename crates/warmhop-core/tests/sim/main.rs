@@ -218,6 +218,36 @@ fn first_writes_of_one_client_at_two_peers_are_in_one_session_while_links_are_cu
 }
 
 #[test]
+fn a_peer_that_hears_nobody_acknowledges_nothing_that_it_alone_would_hold() {
+    for seed in 1..=24 {
+        let report = one_link::begun_while_cut_off(seed, false);
+        if let Some(what) = report.violation {
+            panic!("seed {seed}: {what}\n{}", one_link::begun_while_cut_off(seed, true).story);
+        }
+        assert!(report.counts["refused by a peer that is cut off"] > 0, "{:?}", report.counts);
+    }
+}
+
+#[test]
+fn an_owner_that_hears_no_member_leaves_its_sessions_to_who_does() {
+    let mut all = Vec::new();
+    for seed in 1..=24 {
+        let (report, waits) = one_link::owner_cut_off(seed, false);
+        if let Some(what) = report.violation {
+            panic!("seed {seed}: {what}\n{}", one_link::owner_cut_off(seed, true).0.story);
+        }
+        all.extend(waits);
+    }
+    all.sort_unstable();
+    println!(
+        "of {} waits the middle: {} ms, the longest: {:?} ms",
+        all.len(),
+        all[all.len() / 2],
+        all.last()
+    );
+}
+
+#[test]
 fn one_seed_run_twice_is_one_trace() {
     for seed in [3, 4] {
         let once = run(seed, true, Planted::Nothing);

@@ -178,3 +178,107 @@ pub(crate) fn first_writes(seed: u64, listening: bool) -> Report {
     }
     report(&world)
 }
+
+/// A peer that hears none of the two others begins sessions, and its process dies once all has healed and
+/// before anybody can have made a copy: what was answered is there, or was not answered. What only looks is
+/// served.
+pub(crate) fn begun_while_cut_off(seed: u64, listening: bool) -> Report {
+    let world = healthy(seed, listening, 3, 3);
+    let end = world.now() + 20_000;
+    for other in [1, 2] {
+        let mut net = world.net.borrow_mut();
+        net.cut(0, other, end);
+        net.cut(other, 0, end);
+    }
+    world.run_until(world.now() + 4_000);
+    let clients: Vec<Rc<Client>> = (0..CLIENTS).map(|name| Client::new(&world, name)).collect();
+    for client in &clients {
+        finish(&world, write_cut_off(Rc::clone(&world), Rc::clone(client)));
+    }
+    crate::faults::end(&world, 0);
+    crate::faults::restart_after(&world, 0, 1_000);
+    world.run_until(end + 15_000);
+    for client in &clients {
+        finish(&world, write_again(Rc::clone(&world), Rc::clone(client)));
+    }
+    report(&world)
+}
+
+async fn write_cut_off(world: Rc<World>, client: Rc<Client>) {
+    if let Err(what) = client.demand(&world, 0, Does::Read).await {
+        world.violated(client.sid(), format!("what only looks was not served: {what}"));
+    }
+    let asked = world.now();
+    match client.demand(&world, 0, Does::Append).await {
+        Ok(_) => world.count("answered by a peer that is cut off"),
+        Err(what) if what != "503 session-no-majority" => {
+            world.violated(client.sid(), format!("it was refused otherwise: {what}"));
+        }
+        Err(_) if world.now() - asked > 2_000 => {
+            world.violated(client.sid(), "it was refused late".into());
+        }
+        Err(_) => world.count("refused by a peer that is cut off"),
+    }
+}
+
+async fn write_again(world: Rc<World>, client: Rc<Client>) {
+    match client.demand(&world, 1, Does::Append).await {
+        Ok(reply) if reply.lost => {
+            world.violated(client.sid(), "what was answered is lost".into());
+        }
+        Ok(_) => world.count("served once it had healed"),
+        Err(what) => world.violated(client.sid(), format!("it is not served: {what}")),
+    }
+}
+
+/// The owner of sessions hears none of the other members, and is asked by a peer that hears everyone.
+/// Returns how long each request waited, in milliseconds.
+pub(crate) fn owner_cut_off(seed: u64, listening: bool) -> (Report, Vec<u64>) {
+    let world = healthy(seed, listening, 5, 3);
+    // Every peer has the app ready: where it runs is not what this is about.
+    for node in 0..5 {
+        let (client, of) = (Client::new(&world, 10 + node), Rc::clone(&world));
+        finish(&world, async move {
+            let _ = client.demand(&of, node, Does::Read).await;
+        });
+    }
+    world.run_until(world.now() + 5_000);
+    let waits: Rc<std::cell::RefCell<Vec<u64>>> = Rc::default();
+    for name in 0..CLIENTS {
+        let client = Client::new(&world, name);
+        let begins = {
+            let (world, client) = (Rc::clone(&world), Rc::clone(&client));
+            async move {
+                let _ = client.demand(&world, 0, Does::Append).await;
+            }
+        };
+        finish(&world, begins);
+        let members: Vec<usize> =
+            client.members().into_iter().filter_map(|member| world.node_of(member)).collect();
+        let Some(other) = (0..5).find(|node| !members.contains(node)) else { continue };
+        let end = world.now() + 20_000;
+        for member in members.iter().filter(|node| **node != 0) {
+            let mut net = world.net.borrow_mut();
+            net.cut(0, *member, end);
+            net.cut(*member, 0, end);
+        }
+        // They are suspected by then, and nobody has succeeded it yet.
+        world.run_until(world.now() + 3_600);
+        let asks = {
+            let (world, waits) = (Rc::clone(&world), Rc::clone(&waits));
+            async move {
+                let asked = world.now();
+                let served = client.demand(&world, other, Does::Append).await;
+                waits.borrow_mut().push(world.now() - asked);
+                if let Err(what) = served {
+                    let what = format!("{} hears everyone: {what}", crate::name(other));
+                    world.violated(client.sid(), what);
+                }
+            }
+        };
+        finish(&world, asks);
+        world.run_until(end + 10_000);
+    }
+    let waits = waits.borrow().clone();
+    (report(&world), waits)
+}

@@ -5,13 +5,14 @@ use std::rc::Rc;
 
 use warmhop_core::affinity::{self, Arrival, Authenticator, Entry, Kind, Token};
 use warmhop_core::config::{EffectsMode, StartMode, WithoutMajority};
-use warmhop_core::ids::{Incarnation, PeerId, RequestKey, SessionId};
+use warmhop_core::ids::{Ballot, Incarnation, PeerId, RequestKey, SessionId};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{Attempted, may_retry};
 use warmhop_core::session::entry::{
     self, After, Alone, Because, ByKey, End, Enter, Errand, FORWARDS_MAX, Forwarded, Here, Look,
     NEWBORN_FOR, Named, Relayed, Rerun, Reruns, Step, alone, answer_forward, fence_at,
-    first_members, is_for_entry, is_void, members_by_key, tries_alone,
+    first_members, is_cut_off, is_for_entry, is_void, members_by_key, members_to_begin,
+    tries_alone,
 };
 use warmhop_core::session::message::{Config, Exec, Stored};
 use warmhop_core::session::{Failure, Outcome, Session, Submit, TokenHint};
@@ -399,8 +400,8 @@ impl Peer {
             Place::There(peer) => self.incarnation_of(peer),
         };
         let sid = SessionId(self.world.bytes());
-        let copies = self.world.knobs.policy.copies;
-        let cfg = first_members(sid, executor, copies, &self.here(&self.view.borrow()));
+        let policy = &self.world.knobs.policy;
+        let cfg = members_to_begin(sid, executor, policy, &self.here(&self.view.borrow()));
         Ok(self.at_owner(portable, call, sid, Enter::Beginning(cfg), Some(place)).await)
     }
 
@@ -697,6 +698,10 @@ impl Peer {
         if let Some(to) = self.way_on(forward) {
             return self.send_on(call, forward, to).await;
         }
+        if let Some(claim) = self.leaves_to_others(sid) {
+            self.world.count("left to others");
+            return Err(HopRefusal::NotOwner { claim });
+        }
         let has_token = forward.cfg.is_some();
         let answer =
             |machine: Option<&Session>| answer_forward(machine, self.inc, forward.owner, has_token);
@@ -715,6 +720,17 @@ impl Peer {
             self.with(sid, false, |machine, ctx, out| machine.hand_over(ctx, to, out));
         }
         self.tell_entry(forward, end)
+    }
+
+    /// The claim of an owner that does not hear its session's members, where nobody goes on without them.
+    fn leaves_to_others(&self, sid: SessionId) -> Option<Option<Ballot>> {
+        if self.world.knobs.policy.without_majority == WithoutMajority::Serve {
+            return None;
+        }
+        let view = self.view.borrow();
+        let cut_off =
+            |machine: &Session| is_cut_off(machine, &self.here(&view)).then(|| machine.claim());
+        self.look(sid, cut_off).flatten()
     }
 
     /// What the peer that forwarded a request is told of how it ended here.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warmhop_core::app::WantedBy;
+use warmhop_core::config::WithoutMajority;
 use warmhop_core::ids::{AppName, Incarnation, PeerId, SessionKey};
 use warmhop_core::route::Arrived;
-use warmhop_core::session::Failure;
 use warmhop_core::session::entry::{
-    ByKey, End, Enter, Errand, Forwarded, Look, Named, Relayed, answer_forward, is_for_entry,
-    is_void, tries_alone, way_on,
+    ByKey, End, Enter, Errand, Forwarded, Look, Named, Relayed, answer_forward, is_cut_off,
+    is_for_entry, is_void, tries_alone, way_on,
 };
+use warmhop_core::session::{Failure, Session};
 use warmhop_core::view::AppState;
 
 use crate::app::slot::Slot;
@@ -188,6 +189,9 @@ impl Node {
             call.attempt = forward.attempt;
             return self.send_on(slot, call, &key, forward, to, tracing).await;
         }
+        if let Some(refusal) = self.leaves_to_others(&key) {
+            return Err(refusal);
+        }
         let (me, owner) = (self.incarnation, forward.owner);
         let token = forward.cfg.is_some();
         let answer = self
@@ -224,7 +228,13 @@ impl Node {
     /// Whether this peer cannot forward the request either: then its sender keeps the body.
     pub(crate) fn is_no_way(&self, app: &AppName, forward: &Forward) -> Option<HopRefusal> {
         let key = SessionKey { app: app.clone(), sid: forward.sid };
-        if forward.relay.is_some() || forward.owner == self.incarnation {
+        if forward.relay.is_some() {
+            return None;
+        }
+        if let Some(refusal) = self.leaves_to_others(&key) {
+            return Some(refusal);
+        }
+        if forward.owner == self.incarnation {
             return None;
         }
         let look = self.store.look(&key).unwrap_or_default();
@@ -233,6 +243,20 @@ impl Node {
         }
         let known = self.store.read(&key, |machine| (machine.claim(), machine.config().cloned()));
         let (claim, cfg) = known.unwrap_or_default();
+        Some(HopRefusal::NotOwner { claim, cfg })
+    }
+
+    /// The refusal of an owner that does not hear enough of its session's members to commit anything:
+    /// the peer that asks it may hear them, and takes the session over.
+    fn leaves_to_others(&self, key: &SessionKey) -> Option<HopRefusal> {
+        if self.store.policy().without_majority == WithoutMajority::Serve {
+            return None;
+        }
+        let view = self.view();
+        let here = self.here(&view);
+        let known = |machine: &Session| (machine.claim(), machine.config().cloned());
+        let cut_off = |machine: &Session| is_cut_off(machine, &here).then(|| known(machine));
+        let (claim, cfg) = self.store.read(key, cut_off)??;
         Some(HopRefusal::NotOwner { claim, cfg })
     }
 

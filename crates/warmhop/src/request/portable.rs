@@ -13,6 +13,7 @@ use warmhop_core::route::{Arrived, Attempted, may_retry};
 use warmhop_core::session::entry::{
     After, Alone, Asked, Because, ByKey, End, Enter, Errand, Here, Moves, NEWBORN_FOR, Named, Step,
     TakeOver, alone, fence_at, first_members, hears_most, is_elsewhere, members_by_key,
+    members_to_begin,
 };
 use warmhop_core::session::message::Config;
 use warmhop_core::session::{Failure, Otherwise, Submit, Ticket};
@@ -413,7 +414,7 @@ impl Node {
             Place::There(peer) => view.peer(peer).map(|belief| belief.news.incarnation),
         };
         let sid = SessionId(rand::random());
-        let cfg = first_members(sid, executor, self.store.policy().copies, &self.here(&view));
+        let cfg = members_to_begin(sid, executor, &self.store.policy(), &self.here(&view));
         let key = SessionKey { app: portable.slot.name().clone(), sid };
         tracing.session(&key);
         let enter = Enter::Beginning(cfg);

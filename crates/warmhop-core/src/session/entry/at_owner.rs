@@ -208,6 +208,16 @@ pub fn answer_forward(
     Forwarded::NotOwner { claim, cfg }
 }
 
+/// Whether a session's owner leaves a request that another peer forwarded to it to that peer: it does not
+/// hear a majority of the members, although so many may be alive, and can commit nothing. A peer that
+/// reaches this one may reach them as well, and takes the session over. Not with two members: no takeover
+/// succeeds without the owner's own vote and the other one's.
+#[must_use]
+pub fn is_cut_off(machine: &Session, here: &Here<'_>) -> bool {
+    let cfg = machine.config().filter(|cfg| cfg.now.who.len() > 2);
+    machine.is_owner() && cfg.is_some_and(|cfg| here.is_cut_off_from(cfg))
+}
+
 /// Whether a peer that got another's request, and holds the session, continues from its own copy
 /// after `failure` if [`alone`] allows it, and reports that: no other peer may hold as much. A peer
 /// that only does not hear a majority may hear it again, and goes on alone for its own clients at

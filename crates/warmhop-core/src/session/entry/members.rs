@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::Here;
+use crate::config::{SessionPolicy, WithoutMajority};
 use crate::ids::{Incarnation, PeerId, SessionId};
 use crate::rank;
 use crate::session::message::{Config, MEMBERS_MAX, Members};
@@ -36,6 +37,33 @@ pub fn first_members(
     });
     let spared = copies.saturating_sub(who.len()).min(who.len().saturating_sub(1));
     who.extend(silent.into_iter().take(spared));
+    Config { now: Members::first(here.wall.0, who), prev: None }
+}
+
+/// The members of a session that this peer begins for a client: [`first_members`], unless that is this
+/// peer alone although it has met a mesh of three or more, and the policy refuses to go on without a
+/// majority. Then the peers that it does not hear are members as well, dead or not, unless they left in
+/// good order: no change is acknowledged that this peer alone would hold. Requests that only read the
+/// session are served.
+#[must_use]
+pub fn members_to_begin(
+    sid: SessionId,
+    executor: Option<Incarnation>,
+    policy: &SessionPolicy,
+    here: &Here<'_>,
+) -> Config {
+    let first = first_members(sid, executor, policy.copies, here);
+    let may_be_alone = policy.without_majority == WithoutMajority::Serve || here.view.is_pair();
+    if may_be_alone || first.now.who.len() > 1 || policy.copies <= 1 {
+        return first;
+    }
+    let silent = here.view.peers().filter(|(_, belief)| {
+        belief.alive != Liveness::Alive && !belief.left && !belief.news.draining
+    });
+    let silent = rank::session_ranks(&sid, silent.map(|(peer, _)| peer));
+    let silent = silent.iter().filter_map(|peer| here.view.peer(peer));
+    let who = core::iter::once(here.me).chain(silent.map(|belief| belief.news.incarnation));
+    let who: Vec<Incarnation> = who.take(policy.copies.clamp(1, MEMBERS_MAX)).collect();
     Config { now: Members::first(here.wall.0, who), prev: None }
 }
 

@@ -273,11 +273,10 @@ impl Session {
             if !owner.serving || owner.work.proposal.is_some() || owner.work.yielding.is_some() {
                 return;
             }
-            // Its change could not be chosen, nor its read be confirmed.
-            let listens = !owner.unnamed && owner.work.proposal.is_none();
-            if self.line.queue.is_empty() {
-                return;
-            }
+            let Some(next) = self.line.queue.front() else { return };
+            // Its change could not be chosen, nor its read be confirmed. A read of a session that no
+            // other peer can know of needs no confirmation.
+            let listens = !owner.unnamed || !next.submit.safe;
             let cfg = Arc::clone(&owner.cfg);
             let holds_back = listens && self.is_unheard(ctx, &cfg);
             let Role::Owner(owner) = &mut self.role else { return };
