@@ -12,6 +12,8 @@ use super::script::SPEAKS_AS;
 
 /// How many clients are connected.
 pub(super) static CONNECTED: AtomicI64 = AtomicI64::new(0);
+/// How many of them wait in a blocking read.
+pub(super) static BLOCKED: AtomicI64 = AtomicI64::new(0);
 /// When this process's endpoint began, and what it calls this run of it.
 static RUN: LazyLock<(Instant, String)> =
     LazyLock::new(|| (Instant::now(), format!("{:040x}", rand::random::<u128>())));
@@ -60,7 +62,7 @@ pub(super) fn answer(sections: &[Bytes]) -> Reply {
             lines(&[
                 ("connected_clients", &CONNECTED.load(Ordering::Relaxed)),
                 ("maxclients", &super::CONNECTIONS_MAX),
-                ("blocked_clients", &0),
+                ("blocked_clients", &BLOCKED.load(Ordering::Relaxed)),
             ]),
         ),
         (

@@ -1,6 +1,6 @@
 //! What all clients of a peer's endpoint share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use warmhop::Mesh;
 use super::carrier::Carrier;
 use super::ends::Ends;
 use super::events::Events;
+use super::info::BLOCKED;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 
@@ -31,15 +32,32 @@ pub(super) struct Shared {
     /// Cancelled once the peer leaves: clients that wait for something are disconnected.
     pub(super) leaving: CancellationToken,
     /// Those who wait for a change, by the register's name.
-    waiting: Mutex<HashMap<Bytes, (Arc<Notify>, usize)>>,
+    waiting: Mutex<HashMap<Bytes, Vec<Line>>>,
     waiting_count: AtomicUsize,
+}
+
+/// Those who wait for the same of a register, in the order in which they came. The first of them looks
+/// at it, and lets the next one do so once it leaves: where it finds nothing, nobody behind it would.
+struct Line {
+    awaited: Awaited,
+    clients: VecDeque<Arc<Notify>>,
+}
+
+/// What is waited for of a register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Awaited {
+    pub(super) is_sorted_set: bool,
+    /// Any of these.
+    pub(super) keys: Vec<Bytes>,
 }
 
 /// One who waits for changes of a register.
 pub(super) struct Waits<'a> {
     shared: &'a Shared,
     name: Bytes,
-    pub(super) changed: Arc<Notify>,
+    awaited: Awaited,
+    /// Its turn to look has come.
+    pub(super) turn: Arc<Notify>,
 }
 
 impl Shared {
@@ -58,27 +76,52 @@ impl Shared {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Bytes, (Arc<Notify>, usize)>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Bytes, Vec<Line>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A register was changed from here.
     pub(super) fn changed(&self, name: &Bytes) {
-        if self.waiting_count.load(Ordering::Relaxed) > 0
-            && let Some((changed, _)) = self.waiting().get(name)
-        {
-            changed.notify_waiters();
+        if self.waiting_count.load(Ordering::Relaxed) == 0 {
+            return;
         }
+        let waiting = self.waiting();
+        let lines = waiting.get(name).into_iter().flatten();
+        lines.filter_map(|line| line.clients.front()).for_each(|first| first.notify_one());
     }
 
-    /// Waits for changes of a register.
-    pub(super) fn wait_for(&self, name: &Bytes) -> Waits<'_> {
+    /// Waits for changes of a register, behind those who wait for the same already.
+    pub(super) fn wait_for(&self, name: &Bytes, awaited: Awaited) -> Waits<'_> {
+        let turn = Arc::new(Notify::new());
         let mut waiting = self.waiting();
-        let (changed, count) =
-            waiting.entry(name.clone()).or_insert_with(|| (Arc::new(Notify::new()), 0));
-        *count += 1;
+        let lines = waiting.entry(name.clone()).or_default();
+        match lines.iter_mut().find(|line| line.awaited == awaited) {
+            Some(line) => line.clients.push_back(Arc::clone(&turn)),
+            None => {
+                let clients = VecDeque::from([Arc::clone(&turn)]);
+                lines.push(Line { awaited: awaited.clone(), clients });
+            }
+        }
         self.waiting_count.fetch_add(1, Ordering::Relaxed);
-        Waits { shared: self, name: name.clone(), changed: Arc::clone(changed) }
+        BLOCKED.fetch_add(1, Ordering::Relaxed);
+        Waits { shared: self, name: name.clone(), awaited, turn }
+    }
+
+    /// How many wait for changes.
+    #[cfg(test)]
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting_count.load(Ordering::Relaxed)
+    }
+}
+
+impl Waits<'_> {
+    /// Whether nobody waits for the same who came before.
+    pub(super) fn is_first(&self) -> bool {
+        let waiting = self.shared.waiting();
+        let mut lines = waiting.get(&self.name).into_iter().flatten();
+        let line = lines.find(|line| line.awaited == self.awaited);
+        let first = line.and_then(|line| line.clients.front());
+        first.is_some_and(|first| Arc::ptr_eq(first, &self.turn))
     }
 }
 
@@ -86,11 +129,21 @@ impl Drop for Waits<'_> {
     fn drop(&mut self) {
         let mut waiting = self.shared.waiting();
         self.shared.waiting_count.fetch_sub(1, Ordering::Relaxed);
-        if let Some((_, count)) = waiting.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                waiting.remove(&self.name);
+        BLOCKED.fetch_sub(1, Ordering::Relaxed);
+        let Some(lines) = waiting.get_mut(&self.name) else { return };
+        if let Some(at) = lines.iter().position(|line| line.awaited == self.awaited) {
+            let clients = &mut lines[at].clients;
+            let place = clients.iter().position(|it| Arc::ptr_eq(it, &self.turn));
+            place.and_then(|place| clients.remove(place));
+            match (place, clients.front()) {
+                // There may be more than what this one took.
+                (Some(0), Some(next)) => next.notify_one(),
+                (_, None) => drop(lines.swap_remove(at)),
+                _ => {}
             }
+        }
+        if lines.is_empty() {
+            waiting.remove(&self.name);
         }
     }
 }

@@ -8,9 +8,10 @@ use tokio::time::{Instant, sleep_until};
 use super::cmd::{Handler, patience};
 use super::engine::{Database, Outcome, Request, Stop};
 use super::frame::Reply;
+use super::shared::Awaited;
 
-/// How often a waiting client looks by itself, since it may not be woken: a peer that was
-/// changed at another moment, or died before it woke anybody.
+/// How often the first of those who wait looks by itself, since it may not be woken: what was changed
+/// from another peer wakes nobody here.
 const LOOKED_EVERY: Duration = Duration::from_secs(1);
 /// What Redis says to those who wait at a server that is no longer theirs; libraries know it.
 const LEAVES: &str =
@@ -18,8 +19,19 @@ const LEAVES: &str =
 /// How long a command waits that says for how long: no longer than this, about ten years.
 const PATIENCE_MAX: f64 = 3e8;
 
+/// What a command waits for.
+fn awaited(request: &Request) -> Awaited {
+    let mut keys = request.keys();
+    if matches!(request.spec.name, "BLMOVE" | "BRPOPLPUSH") {
+        // Where it moves an element to is not waited for.
+        keys.truncate(1);
+    }
+    Awaited { is_sorted_set: request.spec.name.starts_with("BZ"), keys }
+}
+
 impl Database {
-    /// Runs a command on a room once that has something for it.
+    /// Runs a command on a room once that has something for it, and those who came before have had
+    /// theirs.
     pub(super) async fn wait_in_room(
         &self,
         name: &Bytes,
@@ -29,24 +41,24 @@ impl Database {
         let seconds = patience(&request.args)?;
         let until = (seconds > 0.0)
             .then(|| Instant::now() + Duration::from_secs_f64(seconds.min(PATIENCE_MAX)));
-        let waits = self.shared.wait_for(name);
+        let waits = self.shared.wait_for(name, awaited(request));
         loop {
-            let changed = waits.changed.notified();
-            tokio::pin!(changed);
-            // From before the look on: nothing comes in between.
-            changed.as_mut().enable();
-            let run = |room| std::future::ready(Outcome::of(room, handler, &request.args));
-            let reply = self.update(name, run).await?;
-            let now = Instant::now();
-            if !matches!(reply, Reply::Aborted | Reply::Null) {
-                return Ok(reply);
+            let is_last_look = until.is_some_and(|it| it <= Instant::now());
+            if is_last_look || waits.is_first() {
+                let run = |room| std::future::ready(Outcome::of(room, handler, &request.args));
+                let reply = self.update(name, run).await?;
+                if !matches!(reply, Reply::Aborted | Reply::Null) {
+                    return Ok(reply);
+                }
             }
-            if until.is_some_and(|it| it <= now) {
+            if is_last_look {
                 return Ok(Reply::Aborted);
             }
-            let look = (now + LOOKED_EVERY).min(until.unwrap_or(now + LOOKED_EVERY));
+            let look = Instant::now() + LOOKED_EVERY;
+            let look = until.map_or(look, |until| until.min(look));
             tokio::select! {
-                () = &mut changed => {}
+                // Also where that was said while it looked.
+                () = waits.turn.notified() => {}
                 () = sleep_until(look) => {}
                 () = self.shared.leaving.cancelled() => {
                     return Ok(Reply::error("UNBLOCKED", LEAVES));

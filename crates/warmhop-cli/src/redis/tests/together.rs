@@ -1,6 +1,8 @@
 //! Commands that belong together: transactions, scripts, keys of one hash tag, and those who wait
 //! for others.
 
+use super::super::cmd::find;
+use super::super::engine::Request;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,6 +248,49 @@ async fn one_who_waits_for_a_list_gets_what_is_pushed() {
     other.asks("RPUSH l first", ":1\r\n").await;
     it.reads(&array(&["l", "first"])).await;
     it.asks("EXISTS l", ":0\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_for_a_list_get_what_is_pushed_in_the_order_in_which_they_came() {
+    const WAITING: usize = 1200;
+    let (mesh, name) = mesh().await;
+    let shared = Arc::new(quiet());
+    let database = Database {
+        registers: mesh.registers(&name).unwrap(),
+        turns: Arc::new(Turns::default()),
+        shared: Arc::clone(&shared),
+        index: 0,
+        library: Arc::default(),
+        guards: Arc::default(),
+    };
+    let asks = |words: &str| {
+        let args: Vec<Bytes> =
+            words.split(' ').map(|it| Bytes::copy_from_slice(it.as_bytes())).collect();
+        let spec = find(&args[0]).unwrap();
+        tokio::spawn(database.clone().execute(Request { spec, args }))
+    };
+    let late = Instant::now() + 3 * PATIENCE;
+    let until_there_wait = async |count: usize| {
+        while shared.waiting_count() != count {
+            assert!(Instant::now() < late, "{} wait, not {count}", shared.waiting_count());
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut waiting = Vec::new();
+    for count in 1..=WAITING {
+        waiting.push(asks("BLPOP l 0"));
+        until_there_wait(count).await;
+    }
+    // One of them leaves.
+    waiting.remove(WAITING / 2).abort();
+    until_there_wait(WAITING - 1).await;
+    let elements: Vec<String> = (1..WAITING).map(|it| it.to_string()).collect();
+    let pushed = asks(&format!("RPUSH l {}", elements.join(" "))).await.unwrap();
+    assert_eq!(pushed, Ok(Reply::Number(elements.len() as i64)));
+    for (element, it) in elements.into_iter().zip(waiting) {
+        let reply = tokio::time::timeout(3 * PATIENCE, it).await.unwrap().unwrap();
+        assert_eq!(reply, Ok(Reply::Array(vec![Reply::text("l"), Reply::text(element)])));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
