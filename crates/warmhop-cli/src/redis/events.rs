@@ -147,6 +147,10 @@ impl Log {
         Self { is_kept: true, ..Self::default() }
     }
 
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
     pub(super) fn note(&mut self, key: &Bytes, deed: Deed) {
         if self.is_kept && self.deeds.len() < TOLD_MAX {
             self.deeds.push((key.clone(), deed));

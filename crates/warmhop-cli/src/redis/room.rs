@@ -52,6 +52,33 @@ pub(super) struct Room {
     lingers: bool,
     /// The end of some of its keys had come.
     had_ended: bool,
+    /// What its register held.
+    held: Held,
+}
+
+/// A register's value, and when that ends.
+type Held = Option<(Bytes, SystemTime)>;
+
+/// What a room was opened from.
+#[derive(Debug)]
+pub(super) struct Origin {
+    name: Bytes,
+    now: u64,
+    held: Held,
+    tells: bool,
+    lingers: bool,
+}
+
+impl Origin {
+    /// The room as it was when it was opened; `None` where it cannot be read.
+    pub(super) fn open(self) -> Option<Room> {
+        let mut room = Room::with_ended(&self.name, self.held, self.now)?;
+        if self.tells {
+            room.tells(self.lingers);
+        }
+        room.take_out_ended();
+        Some(room)
+    }
 }
 
 /// What is to become of a room's register.
@@ -140,6 +167,18 @@ impl Room {
             log: Log::default(),
             lingers: false,
             had_ended: false,
+            held: None,
+        }
+    }
+
+    /// What it was opened from: to copy what is in it would take longer.
+    pub(super) fn origin(&self) -> Origin {
+        Origin {
+            name: self.name.clone(),
+            now: self.now,
+            held: self.held.clone(),
+            tells: self.log.is_kept(),
+            lingers: self.lingers,
         }
     }
 
@@ -185,7 +224,7 @@ impl Room {
 
     /// As [`Room::with_ended`], without those keys.
     #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn open(name: &Bytes, held: Option<(Bytes, SystemTime)>, now: u64) -> Option<Self> {
+    pub(super) fn open(name: &Bytes, held: Held, now: u64) -> Option<Self> {
         let mut room = Self::with_ended(name, held, now)?;
         room.take_out_ended();
         Some(room)
@@ -193,13 +232,9 @@ impl Room {
 
     /// A room as it is kept, with the keys whose end has come by this time: `held` is its register's
     /// value, and when that ends. `None` where this version cannot read it.
-    pub(super) fn with_ended(
-        name: &Bytes,
-        held: Option<(Bytes, SystemTime)>,
-        now: u64,
-    ) -> Option<Self> {
-        let mut room = Self::empty(name, now);
-        let Some((mut kept, expires)) = held else { return Some(room) };
+    pub(super) fn with_ended(name: &Bytes, held: Held, now: u64) -> Option<Self> {
+        let mut room = Self { held, ..Self::empty(name, now) };
+        let Some((mut kept, expires)) = room.held.clone() else { return Some(room) };
         match only_key(name) {
             Some(key) => {
                 let mut end = millis(expires);

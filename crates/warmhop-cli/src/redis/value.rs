@@ -69,6 +69,21 @@ pub(super) struct SortedSet {
 }
 
 impl SortedSet {
+    /// One of these members, which come in their order as a rule: then it is made at once.
+    fn of(members: Vec<(Score, Bytes)>) -> Self {
+        let scores = members.iter().map(|(score, member)| (member.clone(), *score)).collect();
+        let made = Self { scores, order: members.into_iter().collect() };
+        if made.scores.len() == made.order.len() {
+            return made;
+        }
+        // One member has several scores.
+        let mut set = Self::default();
+        for (score, member) in made.order {
+            set.insert(member, score.0);
+        }
+        set
+    }
+
     pub(super) fn len(&self) -> usize {
         self.scores.len()
     }
@@ -246,12 +261,12 @@ impl Value {
             LIST => Self::List(parts(kept)?),
             SET => Self::Set(parts(kept)?),
             SORTED_SET => {
-                let mut set = SortedSet::default();
+                let mut members = Vec::new();
                 while kept.has_remaining() {
                     let score = kept.try_get_f64().ok().filter(|score| !score.is_nan())?;
-                    set.insert(part(&mut kept)?, score);
+                    members.push((Score(score), part(&mut kept)?));
                 }
-                Self::SortedSet(set)
+                Self::SortedSet(SortedSet::of(members))
             }
             _ => return None,
         };

@@ -49,7 +49,7 @@ pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) ->
         bounds,
         until: Some(Instant::now() + bounds.within),
         random: SEED,
-        hub: Arc::clone(&input.hub),
+        hub: Some(Arc::clone(&input.hub)),
         library: Arc::clone(&input.library),
         now,
         ..State::default()

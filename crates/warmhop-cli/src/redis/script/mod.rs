@@ -36,7 +36,7 @@ use super::cmd::WRITES;
 use super::engine::{Database, Outcome, Request, Stop};
 use super::frame::Reply;
 use super::pubsub::{Hub, Published};
-use super::room::Room;
+use super::room::{Origin, Room};
 use super::scripts::{Known, Scripts};
 
 /// The version of Redis that the endpoint says it is.
@@ -258,12 +258,14 @@ impl Database {
     }
 
     /// One run; one that takes long does so beside everything else that this peer does.
-    async fn run_script(&self, input: &Arc<Input>, room: Option<Room>) -> Ended {
+    async fn run_script(&self, input: &Arc<Input>, mut room: Option<Room>) -> Ended {
         if seems_brief(input, room.as_ref()) {
-            let ended = run_briefly(input, room.clone());
+            let origin = room.as_ref().map(Room::origin);
+            let ended = run_briefly(input, room);
             if !ended.outgrew {
                 return ended;
             }
+            room = origin.and_then(Origin::open);
             self.shared.scripts.known().took_long(&input.sha);
         }
         let Ok(_room) = self.shared.scripts.room.acquire().await else {

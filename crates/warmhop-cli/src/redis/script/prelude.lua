@@ -229,14 +229,14 @@ offered.load = function(next_part, name)
   return host.load(concat(parts), name or '=(load)', offered._G)
 end
 
-local globals = setmetatable({}, {
+-- A table behind a table: no function is called for a name that is there.
+setmetatable(offered, {
   __index = function(_, name)
-    local value = rawget(offered, name)
-    if value == nil then
-      error(host.position() .. "Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 0)
-    end
-    return value
+    error(host.position() .. "Script attempted to access nonexistent global variable '" .. tostring(name) .. "'", 0)
   end,
+})
+local globals = setmetatable({}, {
+  __index = offered,
   __newindex = function()
     error(host.position() .. 'Attempt to modify a readonly table', 0)
   end,

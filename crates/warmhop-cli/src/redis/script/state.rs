@@ -75,7 +75,8 @@ pub(super) struct State {
     pub(super) version: u8,
     pub(super) published: Vec<Published>,
     pub(super) published_bytes: usize,
-    pub(super) hub: Arc<Hub>,
+    /// Who listens at this peer.
+    pub(super) hub: Option<Arc<Hub>>,
     pub(super) library: Arc<str>,
     /// How its values are written as JSON.
     pub(super) json: Options,
@@ -271,7 +272,7 @@ impl State {
                 self.published_bytes += message.len();
                 let message = Published { channel, message, is_sharded };
                 // It leaves once the script's change is committed.
-                let here = self.hub.count_here(&message);
+                let here = self.hub.as_ref().map_or(0, |hub| hub.count_here(&message));
                 self.published.push(message);
                 Reply::Number(here)
             }
