@@ -39,6 +39,30 @@ async fn a_message_is_heard_at_every_peer_and_all_who_got_it_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_who_listens_in_the_newer_protocol_goes_on_asking_and_gets_messages_as_pushes() {
+    let (_mesh, mut at) = endpoints(2).await;
+    let pushed = |text: String| text.replacen('*', ">", 1);
+    at[0].send(&request(&[b"HELLO", b"3"])).await;
+    while at[0].line().await != "*0\r\n" {}
+    at[0].asks("SUBSCRIBE a", pushed(told("subscribe", "a", 1))).await;
+    at[0].asks("PSUBSCRIBE a*", pushed(told("psubscribe", "a*", 2))).await;
+    at[0].asks("SSUBSCRIBE shard", pushed(told("ssubscribe", "shard", 1))).await;
+    at[0].asks("SET k v", "+OK\r\n").await;
+    at[0].asks("PING", "+PONG\r\n").await;
+    at[1].asks("PUBLISH about 1", ":1\r\n").await;
+    at[0].reads(&pushed(array(&["pmessage", "a*", "about", "1"]))).await;
+    at[1].asks("SPUBLISH shard 2", ":1\r\n").await;
+    at[0].reads(&pushed(array(&["smessage", "shard", "2"]))).await;
+    at[0].asks("GET k", bulk("v")).await;
+    at[0].asks("PUNSUBSCRIBE", pushed(told("punsubscribe", "a*", 1))).await;
+    at[0].asks("SUNSUBSCRIBE", pushed(told("sunsubscribe", "shard", 0))).await;
+    at[1].asks("PUBLISH a 3", ":1\r\n").await;
+    at[0].reads(&pushed(array(&["message", "a", "3"]))).await;
+    at[0].asks("RESET", "+RESET\r\n").await;
+    at[1].asks("PUBLISH a 4", ":0\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_listens_to_what_is_told_of_all_peers() {
     let (_mesh, mut at) = endpoints(2).await;
     let mut third = Client(TcpStream::connect(at[0].0.peer_addr().unwrap()).await.unwrap());

@@ -30,6 +30,7 @@ async fn what_is_not_offered_is_refused_as_a_server_that_stands_alone_does() {
     it.asks("CONFIG SET maxmemory", "-ERR wrong number of arguments for 'config|set' command\r\n")
         .await;
     it.asks("HELLO 2 SETNAME", "-ERR Syntax error in HELLO option 'SETNAME'\r\n").await;
+    it.asks("WAIT 2 100", ":0\r\n").await;
     it.asks("WAIT 0 x", "-ERR timeout is not an integer or out of range\r\n").await;
     it.asks("COMMAND INFO none", "*1\r\n$-1\r\n").await;
     it.asks("COMMAND LIST FILTERBY PATTERN zmp*", array(&["zmpop"])).await;
