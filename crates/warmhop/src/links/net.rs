@@ -26,7 +26,7 @@ use crate::links::gossip::handle::{Gossip, GossipIn};
 use crate::links::handler::NetHandler;
 use crate::links::lane::Dropped;
 use crate::links::link::{HopLease, Link};
-use crate::links::news::{CopyNews, OwnNews};
+use crate::links::news::{CopyNews, OwnNews, Witness};
 use crate::links::seeds::Seeds;
 use crate::links::table::Links;
 use crate::links::tuning::NetTuning;
@@ -315,10 +315,9 @@ impl Net {
         });
     }
 
-    /// Announces to every peer whether this one knows, or may know, more than two peers, and
-    /// whether its process began a moment ago.
-    pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
-        self.parts.own.publish_standing(knows_more, young);
+    /// Announces to every peer what its census needs to know of this one.
+    pub(crate) fn publish_witness(&self, witness: Witness) {
+        self.parts.own.publish_witness(witness);
     }
 
     /// Opens the streams of a hop over the current link to a peer. Without a link, it dials the

@@ -63,6 +63,21 @@ pub(crate) struct CopyNews {
     pub(crate) digest: u64,
 }
 
+/// What the other peers' censuses need to know of this peer: see [`PeerNews`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Witness {
+    /// It knows, or may know, more than two peers.
+    pub(crate) knows_more: bool,
+    /// Its process began a moment ago.
+    pub(crate) young: bool,
+}
+
+impl Witness {
+    fn of(record: &PeerNews) -> Self {
+        Self { knows_more: record.knows_more, young: record.young }
+    }
+}
+
 impl OwnNews {
     /// Begins with a record of this peer, and none of apps.
     pub(crate) fn new(peer: PeerNews) -> Self {
@@ -127,14 +142,13 @@ impl OwnNews {
         }
     }
 
-    /// Announces whether this peer knows, or may know, more than two peers, and whether its process
-    /// began a moment ago.
-    pub(crate) fn publish_standing(&self, knows_more: bool, young: bool) {
+    /// Announces what the other peers' censuses need to know of this one.
+    pub(crate) fn publish_witness(&self, witness: Witness) {
         let mut own = self.lock();
-        if (own.peer.record.knows_more, own.peer.record.young) != (knows_more, young) {
-            own.peer.record.knows_more = knows_more;
-            own.peer.record.young = young;
-            own.peer.record.seq += 1;
+        let record = &mut own.peer.record;
+        if Witness::of(record) != witness {
+            (record.knows_more, record.young) = (witness.knows_more, witness.young);
+            record.seq += 1;
             own.peer.version = self.tick(true);
         }
     }
@@ -246,7 +260,7 @@ mod tests {
         assert!(
             matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.draining && peer.seq == 2)
         );
-        own.publish_standing(true, false);
+        own.publish_witness(Witness { knows_more: true, young: false });
         assert!(matches!(&own.since(told).0[..], [News::Peer(peer)] if peer.knows_more));
     }
 
@@ -273,7 +287,7 @@ mod tests {
         let before = *own.subscribe().borrow();
         own.publish_app(&shop(), copy(AppState::Ready, None, 0));
         own.publish_draining(false);
-        own.publish_standing(false, false);
+        own.publish_witness(Witness::default());
         assert_eq!(*own.subscribe().borrow(), before);
     }
 

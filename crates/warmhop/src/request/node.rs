@@ -29,6 +29,7 @@ use crate::http::fields::Via;
 use crate::http::tunnels::Tunnels;
 use crate::identity::CookieAuthenticator;
 use crate::links::net::Net;
+use crate::links::news::Witness;
 use crate::observe::access::Accesses;
 use crate::observe::clock::Clock;
 use crate::observe::history::Keeper;
@@ -244,7 +245,8 @@ impl Node {
         // Until this peer has joined the mesh, no seed was met.
         let (unmet, age) = (self.net.unmet_seeds(known), self.started.elapsed());
         let census = Census::of(view, now).with_unmet(unmet).with_age(age);
-        self.net.publish_standing(census.knows_more(view), census.is_young);
+        let knows_more = census.knows_more(view);
+        self.net.publish_witness(Witness { knows_more, young: census.is_young });
         self.store.count(census);
     }
 
