@@ -14,6 +14,15 @@ const INTEGER_BYTES_MAX: usize = 32;
 /// What is aligned to where nothing is said, behind a `!`.
 const ALIGNED_TO: usize = 8;
 
+/// The order of a number's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Little,
+    Big,
+}
+
+const NATIVE: Order = if cfg!(target_endian = "big") { Order::Big } else { Order::Little };
+
 /// An item of a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Item {
@@ -31,7 +40,7 @@ enum Item {
 /// What is left of a format, and how what follows is laid out.
 struct Format<'a> {
     text: &'a [u8],
-    big: bool,
+    order: Order,
     aligned_to: usize,
 }
 
@@ -39,7 +48,7 @@ type Read<T> = Result<T, String>;
 
 impl<'a> Format<'a> {
     fn new(text: &'a [u8]) -> Self {
-        Self { text, big: cfg!(target_endian = "big"), aligned_to: 1 }
+        Self { text, order: NATIVE, aligned_to: 1 }
     }
 
     fn number(&mut self, otherwise: usize) -> usize {
@@ -93,8 +102,8 @@ impl<'a> Format<'a> {
     fn lay_out(&mut self, option: u8) -> Read<()> {
         match option {
             b' ' => {}
-            b'>' => self.big = true,
-            b'<' => self.big = false,
+            b'>' => self.order = Order::Big,
+            b'<' => self.order = Order::Little,
             b'!' => {
                 let to = self.number(ALIGNED_TO);
                 if !to.is_power_of_two() {
@@ -125,27 +134,26 @@ impl<'a> Format<'a> {
     clippy::cast_sign_loss,
     reason = "numbers are cut as C does"
 )]
-fn put_integer(whole: &mut Vec<u8>, number: f64, size: usize, big: bool) {
+fn put_integer(whole: &mut Vec<u8>, number: f64, size: usize, order: Order) {
     let bits = if number < 0.0 { (number as i64).cast_unsigned() } else { number as u64 };
     let byte = |at: usize| bits.checked_shr(8 * at as u32).unwrap_or_default() as u8;
-    match big {
-        true => whole.extend((0..size).rev().map(byte)),
-        false => whole.extend((0..size).map(byte)),
+    match order {
+        Order::Big => whole.extend((0..size).rev().map(byte)),
+        Order::Little => whole.extend((0..size).map(byte)),
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "numbers in Lua 5.1 are of this kind")]
-fn integer(bytes: &[u8], signed: bool, big: bool) -> f64 {
+fn unsigned(bytes: &[u8], order: Order) -> u64 {
     let join = |bits: u64, byte: &u8| bits << 8 | u64::from(*byte);
-    let bits = match big {
-        true => bytes.iter().fold(0, join),
-        false => bytes.iter().rev().fold(0, join),
-    };
-    if !signed {
-        return bits as f64;
+    match order {
+        Order::Big => bytes.iter().fold(0, join),
+        Order::Little => bytes.iter().rev().fold(0, join),
     }
+}
+
+fn signed(bytes: &[u8], order: Order) -> i64 {
     let unused = 64 - 8 * bytes.len().clamp(1, 8);
-    ((bits << unused).cast_signed() >> unused) as f64
+    (unsigned(bytes, order) << unused).cast_signed() >> unused
 }
 
 fn pack(format: &[u8], args: &MultiValue, longest: usize) -> Read<Vec<u8>> {
@@ -178,12 +186,12 @@ fn pack(format: &[u8], args: &MultiValue, longest: usize) -> Read<Vec<u8>> {
         let number = number_of(got).ok_or_else(|| wrong("number"))?;
         #[expect(clippy::cast_possible_truncation, reason = "that is what is asked for")]
         let float = number as f32;
-        match (item, format.big) {
-            (Item::Float, true) => whole.extend(float.to_be_bytes()),
-            (Item::Float, false) => whole.extend(float.to_le_bytes()),
-            (Item::Double, true) => whole.extend(number.to_be_bytes()),
-            (Item::Double, false) => whole.extend(number.to_le_bytes()),
-            (_, big) => put_integer(&mut whole, number, size, big),
+        match (item, format.order) {
+            (Item::Float, Order::Big) => whole.extend(float.to_be_bytes()),
+            (Item::Float, Order::Little) => whole.extend(float.to_le_bytes()),
+            (Item::Double, Order::Big) => whole.extend(number.to_be_bytes()),
+            (Item::Double, Order::Little) => whole.extend(number.to_le_bytes()),
+            (_, order) => put_integer(&mut whole, number, size, order),
         }
     }
     Ok(whole)
@@ -221,21 +229,29 @@ fn unpack(lua: &Lua, format: &[u8], text: &Bytes, mut at: usize) -> Read<Vec<Lua
         let end = at.checked_add(size).ok_or_else(short)?;
         let part = text.get(at..end).ok_or_else(short)?;
         at = end + usize::from(item == Item::Terminated);
-        let number = match (item, format.big) {
-            (Item::Padding, _) => continue,
-            (Item::Text | Item::Terminated, _) => {
+        #[expect(clippy::cast_precision_loss, reason = "numbers in Lua 5.1 are of this kind")]
+        let number = match item {
+            Item::Padding => continue,
+            Item::Text | Item::Terminated => {
                 values.push(LuaValue::String(lua.create_string(part).map_err(said)?));
                 continue;
             }
-            (Item::Float, big) => {
+            Item::Float => {
                 let bytes = part.try_into().map_err(|_| short())?;
-                f64::from(if big { f32::from_be_bytes(bytes) } else { f32::from_le_bytes(bytes) })
+                f64::from(match format.order {
+                    Order::Big => f32::from_be_bytes(bytes),
+                    Order::Little => f32::from_le_bytes(bytes),
+                })
             }
-            (Item::Double, big) => {
+            Item::Double => {
                 let bytes = part.try_into().map_err(|_| short())?;
-                if big { f64::from_be_bytes(bytes) } else { f64::from_le_bytes(bytes) }
+                match format.order {
+                    Order::Big => f64::from_be_bytes(bytes),
+                    Order::Little => f64::from_le_bytes(bytes),
+                }
             }
-            (_, big) => integer(part, item == Item::Signed, big),
+            Item::Signed => signed(part, format.order) as f64,
+            Item::Unsigned => unsigned(part, format.order) as f64,
         };
         values.push(LuaValue::Number(number));
     }
