@@ -60,7 +60,7 @@ pub(crate) enum Left<IO> {
     /// The connection has ended.
     Ended,
     /// What comes next is left to hyper, and an answer to it may exist already.
-    Other { io: Again<IO>, answer: Option<Box<Response<Ahead>>> },
+    Other { io: Reread<IO>, answer: Option<Box<Response<Ahead>>> },
 }
 
 /// Serves a connection until it ends or a request of another kind comes. Once `ends` is set, and
@@ -81,7 +81,7 @@ where
         });
         let (request, taken) = match next.await {
             Next::Request(request, taken) => (*request, taken),
-            Next::Other => return Left::Other { io: Again::new(read.freeze(), io), answer: None },
+            Next::Other => return Left::Other { io: Reread::new(read.freeze(), io), answer: None },
             Next::Ended => {
                 // A client that has left does not mind.
                 let _ = io.shutdown().await;
@@ -111,7 +111,7 @@ where
             let mut again = BytesMut::from(taken);
             again.extend_from_slice(&read);
             let answer = Some(Box::new(other));
-            return Left::Other { io: Again::new(again.freeze(), io), answer };
+            return Left::Other { io: Reread::new(again.freeze(), io), answer };
         };
         drop(taken);
         out.clear();
@@ -574,19 +574,19 @@ impl http_body::Body for Ahead {
     }
 }
 
-/// A connection of which some bytes are read once more.
-pub(crate) struct Again<IO> {
+/// A connection of which the first bytes are read a second time.
+pub(crate) struct Reread<IO> {
     first: Bytes,
     io: IO,
 }
 
-impl<IO> Again<IO> {
+impl<IO> Reread<IO> {
     fn new(first: Bytes, io: IO) -> Self {
         Self { first, io }
     }
 }
 
-impl<IO: AsyncRead + Unpin> AsyncRead for Again<IO> {
+impl<IO: AsyncRead + Unpin> AsyncRead for Reread<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -605,35 +605,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Again<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Again<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
+writes_through!(Reread);
 
 #[cfg(test)]
 mod tests;
