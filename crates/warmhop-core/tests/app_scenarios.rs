@@ -1,10 +1,10 @@
-//! One app's life on one peer: told in `scenarios/app-*.txt`, and at random.
+//! One app's life on one peer: narrated in `scenarios/app-*.txt`, and at random.
 //!
 //! A scenario is read line by line. `at TIME EVENT` hands the machine an event; the indented line
-//! below it says what comes of that: effects, an arrow, the state. TIME is in milliseconds, `+N`
-//! after the last, or `wake` for when the machine asked to be woken. `policy NAME VALUE` before
-//! the first event changes the policy; `eta`, `starts`, `error`, `wake` and `why` say what is to
-//! be seen then; `used TIME` hands over the time of the last request.
+//! below it is the result: effects, an arrow, the state. TIME is in milliseconds, `+N` after the
+//! last, or `wake` for when the machine asked to be woken. `policy NAME VALUE` before the first
+//! event changes the policy; `eta`, `starts`, `error`, `wake` and `why` assert what can be seen
+//! then; `used TIME` passes the time of the last request.
 
 #![expect(clippy::unwrap_used, reason = "a scene that cannot be set fails its test")]
 
@@ -186,30 +186,32 @@ const WISHES: [WantedBy; 4] =
 const STOPS: [StopReason; 4] =
     [StopReason::Operator, StopReason::Idle, StopReason::Drain, StopReason::Surplus];
 
-/// A runtime as bad as may be: slow, and given to repeating what is long over.
+/// The worst possible runtime: slow, and prone to repeat reports of attempts that are long over.
 #[derive(Default)]
 struct Runtime {
     starting: BTreeSet<u64>,
     running: BTreeSet<u64>,
     stopping: BTreeSet<u64>,
-    /// Those that take requests no more.
+    /// Copies that no longer take requests.
     lost: BTreeSet<u64>,
 }
 
+/// What the machine may do to the copy that serves.
+#[derive(Clone, Copy)]
+struct Allowed {
+    /// Stop it: it is not in use, or was to stop all the same.
+    stop: bool,
+    /// Start another one beside it.
+    start_beside: bool,
+}
+
 impl Runtime {
-    /// `beside` the copy that serves another one may start.
-    fn carry_out(
-        &mut self,
-        effects: &[AppEffect],
-        in_flight: u32,
-        insisted: bool,
-        beside: bool,
-        seed: u64,
-    ) {
+    fn carry_out(&mut self, effects: &[AppEffect], allowed: Allowed, seed: u64) {
         for effect in effects {
             match effect {
                 AppEffect::Start { attempt } => {
-                    let alone = self.starting.is_empty() && (beside || self.running.is_empty());
+                    let beside = allowed.start_beside || self.running.is_empty();
+                    let alone = self.starting.is_empty() && beside;
                     assert!(alone && self.stopping.len() < LEAVING_MAX, "I18: seed {seed}");
                     self.starting.insert(*attempt);
                 }
@@ -219,7 +221,7 @@ impl Runtime {
                 AppEffect::Stop { attempt, .. } => {
                     assert!(self.running.remove(attempt), "no such copy, seed {seed}");
                     assert!(
-                        in_flight == 0 || insisted || self.lost.remove(attempt),
+                        allowed.stop || self.lost.remove(attempt),
                         "I19: stopped in use, seed {seed}"
                     );
                     self.stopping.insert(*attempt);
@@ -269,7 +271,7 @@ impl Runtime {
                 AppEvent::StopWanted(STOPS[[0, 1, 3, 2][rng.below(drain_is_rare) as usize]])
             }
             9 => {
-                // Of an attempt that is over, or never was: never of the one that is on.
+                // For an attempt that is over, or never was, but never for the current one.
                 let attempt = if rng.chance(50) { given + 1 + rng.below(3) } else { 0 };
                 let former = latest.saturating_sub(1 + rng.below(3));
                 let attempt = if rng.chance(50) { former } else { attempt };
@@ -314,7 +316,7 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
             let event = runtime.event(&mut rng, &machine);
             let in_flight =
                 if machine.state() == AppState::Ready { rng.below(2) as u32 } else { 0 };
-            let insisted = match event {
+            let insists = match event {
                 AppEvent::StopWanted(StopReason::Operator | StopReason::Drain)
                 | AppEvent::Pause(true) => true,
                 AppEvent::Started { attempt } => machine.next_attempt() == Some(attempt),
@@ -324,9 +326,12 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
             drained |= event == AppEvent::StopWanted(StopReason::Drain);
             let before = (machine.state(), machine.starts());
             let unwell = machine.state() == AppState::Failed && machine.starts_in(now).is_none();
-            let serves = machine.state() == AppState::Ready || unwell;
+            let allowed = Allowed {
+                stop: in_flight == 0 || insists,
+                start_beside: machine.state() == AppState::Ready || unwell,
+            };
             let effects = machine.on(event, now, in_flight);
-            runtime.carry_out(&effects, in_flight, insisted, serves, seed);
+            runtime.carry_out(&effects, allowed, seed);
 
             let changed = before.0 != machine.state();
             assert!(!changed || effects.contains(&AppEffect::Changed), "seed {seed}");
@@ -339,7 +344,7 @@ fn whatever_happens_one_copy_lives_at_most_and_nothing_is_stuck() {
             assert!(next.is_none_or(|next| runtime.starting.contains(&next)), "seed {seed}");
             assert!(runtime.running.len() <= 1 && runtime.starting.len() <= 1, "I18: seed {seed}");
             assert!(!starts || !machine.is_paused(), "seed {seed}");
-            // The machine and the runtime agree on what there is.
+            // The machine and the runtime agree on which copies exist.
             let there = (
                 runtime.starting.contains(&machine.attempt()),
                 runtime.running.contains(&machine.attempt()),
@@ -460,7 +465,7 @@ fn the_same_events_give_the_same_effects() {
         for step in 0..3_000 {
             let event = runtime.event(&mut rng, &machine);
             let effects = machine.on(event, Now(step * 40), 0);
-            runtime.carry_out(&effects, 0, true, true, 12);
+            runtime.carry_out(&effects, Allowed { stop: true, start_beside: true }, 12);
             writeln!(trace, "{effects:?} {:?}", machine.next_wake()).unwrap();
         }
         trace
