@@ -554,15 +554,21 @@ fn a_peer_that_is_told_to_end_while_it_starts_ends_in_good_order() {
     assert_eq!(peer.wait().code(), Some(0));
 }
 
-#[test]
-fn clients_that_keep_connections_open_leave_the_admin_listener_its_files() {
-    let dir = certified("files", "peer-1");
-    let file = write(&dir, &config(""));
+/// A peer that may have 100 files open, and so few connections, with its front door.
+fn with_few_files(dir: &Path) -> (Peer, String) {
+    let file = write(dir, &config(""));
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -n 100 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_warmhop")]);
     limited.args(["run", "--config", text(&file), "--log", "json"]).stdin(Stdio::null());
-    let mut peer = Peer::from_command(&mut limited);
+    let peer = Peer::from_command(&mut limited);
     let door = peer.http.trim_start_matches("http://").to_owned();
+    (peer, door)
+}
+
+#[test]
+fn clients_that_keep_connections_open_leave_the_admin_listener_its_files() {
+    let dir = certified("files", "peer-1");
+    let (mut peer, door) = with_few_files(&dir);
     // More than there are files, and fewer than the system lets wait to be accepted.
     let idle: Vec<TcpStream> = (0..120).map(|_| TcpStream::connect(&door).unwrap()).collect();
     for _ in 0..10 {
@@ -583,12 +589,7 @@ fn clients_that_keep_connections_open_leave_the_admin_listener_its_files() {
 #[test]
 fn a_burst_at_a_full_door_turns_nobody_away_while_idle_connections_can_give_way() {
     let dir = certified("burst", "peer-1");
-    let file = write(&dir, &config(""));
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 100 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_warmhop")]);
-    limited.args(["run", "--config", text(&file), "--log", "json"]).stdin(Stdio::null());
-    let mut peer = Peer::from_command(&mut limited);
-    let door = peer.http.trim_start_matches("http://").to_owned();
+    let (mut peer, door) = with_few_files(&dir);
     let idle: Vec<TcpStream> = (0..40).map(|_| TcpStream::connect(&door).unwrap()).collect();
     assert_eq!(peer.run(&["status"]).0, 0);
     // All of them wait to be accepted when the peer goes on: far more than may wait at its door,
