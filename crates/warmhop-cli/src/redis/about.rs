@@ -1,4 +1,4 @@
-//! What is asked of the server and of the connection, and needs no key.
+//! Commands about the server and about the connection, which need no key.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,10 +17,10 @@ pub(super) const DATABASES: u8 = 16;
 
 /// The longest name that a client gives itself, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 256;
-/// The setting by which Redis publishes changes of keys.
+/// The setting by which a Redis server is made to publish changes of keys.
 const EVENTS_SETTING: &str = "notify-keyspace-events";
 
-/// What a client said of its connection.
+/// What a client said about itself.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Introduced {
     pub(super) id: i64,
@@ -132,7 +132,7 @@ impl Introduced {
             ("NO-EVICT" | "NO-TOUCH", [_]) => syntax(),
             ("REPLY", [how]) if word(how) == "ON" => Reply::OK,
             ("UNPAUSE", []) => Reply::OK,
-            // Nothing is tracked, and who asks for no more than that has it.
+            // Nothing is tracked, so switching it off succeeds.
             ("TRACKING", [how]) if word(how) == "OFF" => Reply::OK,
             ("TRACKINGINFO", []) => tracking_info(),
             ("HELP", []) => {
@@ -148,7 +148,7 @@ impl Introduced {
         }
     }
 
-    /// Answers `CLIENT LIST` with the client that asks alone.
+    /// Answers `CLIENT LIST` with the one client that asks.
     fn list(&self, options: &[Bytes]) -> Reply {
         let all = || Reply::text(format!("{}\n", self.line()));
         match options {
@@ -182,7 +182,7 @@ impl Introduced {
         )
     }
 
-    /// Answers what is about the server, and changes nothing.
+    /// Answers commands about the server, which change nothing.
     pub(super) fn server(args: &[Bytes], now: SystemTime, events: Events) -> Reply {
         let spec = find(&args[0]).map_or("", |spec| spec.name);
         let subcommand = args.get(1).map(|it| word(it)).unwrap_or_default();
@@ -287,7 +287,7 @@ fn acl(subcommand: &str, args: &[Bytes]) -> Reply {
     }
 }
 
-/// A client's name is kept for as long as it is connected, the request that it came in is not.
+/// A copy of the client's name: it is kept while the client is connected, its request is not.
 fn client_name(name: &[u8]) -> Result<Bytes, Reply> {
     if name.len() > CLIENT_NAME_BYTES_MAX {
         let detail = format!("a client's name has at most {CLIENT_NAME_BYTES_MAX} bytes");
@@ -300,8 +300,8 @@ fn client_name(name: &[u8]) -> Result<Bytes, Reply> {
     Ok(Bytes::copy_from_slice(name))
 }
 
-/// There are no passwords: only this machine reaches the endpoint. As a server without
-/// any, it takes every password of the default user, and refuses one that names none.
+/// There are no passwords: only this machine reaches the endpoint. Like a Redis server without
+/// passwords, it accepts every password of the default user, and refuses `AUTH` without a user.
 pub(super) fn refuse_user(user: Option<&Bytes>) -> Option<Reply> {
     match user {
         Some(user) if user == "default" => None,
@@ -316,7 +316,7 @@ pub(super) fn refuse_user(user: Option<&Bytes>) -> Option<Reply> {
     }
 }
 
-/// The settings of a Redis server that clients ask for, as they are here.
+/// The settings of a Redis server that clients ask for, with their values here.
 fn settings(events: Events) -> [(&'static str, String); 24] {
     let text = str::to_owned;
     [
@@ -365,7 +365,7 @@ fn config(args: &[Bytes], events: Events) -> Reply {
         ("SET", [name, asked]) if name.eq_ignore_ascii_case(EVENTS_SETTING.as_bytes()) => {
             set_events(asked, events)
         }
-        // What is asked for is so already.
+        // The settings have the requested values already.
         ("SET", pairs @ [_, _, ..]) if pairs.len().is_multiple_of(2) && are_so(pairs, events) => {
             Reply::OK
         }
@@ -384,7 +384,7 @@ fn config(args: &[Bytes], events: Events) -> Reply {
     }
 }
 
-/// Whether all of these settings are as they are asked to be.
+/// Whether all of these settings have the requested values.
 fn are_so(pairs: &[Bytes], events: Events) -> bool {
     let settings = settings(events);
     pairs.chunks_exact(2).all(|pair| {

@@ -1,15 +1,15 @@
-//! The arguments of commands: what they may be, and what is answered where they are not.
+//! The arguments of commands: their bounds, and the errors for those outside of them.
 
 use super::frame::{KEY_BYTES_MAX, Reply, integer};
 use super::numbers;
 
-/// The longest pattern, in bytes: what each key costs that is compared with it.
+/// The longest pattern, in bytes: a bound on what comparing a key with it costs.
 pub(super) const PATTERN_BYTES_MAX: usize = 1024;
 /// The longest name of a channel, in bytes: it has room for the channel of a key's events.
 pub(super) const CHANNEL_BYTES_MAX: usize = KEY_BYTES_MAX + 32;
 /// How much of a word that a client sent is repeated in an error, in characters.
 pub(super) const WORD_TOLD_MAX: usize = 64;
-/// The most that one command is answered, in bytes.
+/// The largest reply to one command, in bytes.
 pub(super) const REPLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// A command's name in capitals, or another of its words.
@@ -29,13 +29,13 @@ pub(super) fn float(text: &[u8]) -> Result<f64, Reply> {
     numbers::float(text).ok_or_else(|| Reply::error("ERR", "value is not a valid float"))
 }
 
-/// The value of an option, which is not below 0. Any other value gets the same error.
+/// The value of an option, which is 0 or more. Any other text gets the error of a negative value.
 pub(super) fn not_negative(text: &[u8], option: &str) -> Result<usize, Reply> {
     let negative = || Reply::error("ERR", format!("{option} can't be negative"));
     integer(text).and_then(|it| usize::try_from(it).ok()).ok_or_else(negative)
 }
 
-/// A count that is not below 0.
+/// A count, which is 0 or more.
 pub(super) fn count(text: &[u8]) -> Result<usize, Reply> {
     let out_of_range = || Reply::error("ERR", "value is out of range, must be positive");
     number(text).ok().and_then(|count| usize::try_from(count).ok()).ok_or_else(out_of_range)
@@ -69,7 +69,7 @@ pub(super) fn checked_pattern(pattern: &[u8]) -> Result<(), Reply> {
     Ok(())
 }
 
-/// What a command is answered that has too few or too many arguments.
+/// The error for a command with too few or too many arguments.
 pub(super) fn wrong_count(name: &str) -> Reply {
     let name = name.to_ascii_lowercase();
     Reply::error("ERR", format!("wrong number of arguments for '{name}' command"))
@@ -79,7 +79,7 @@ pub(super) fn syntax() -> Reply {
     Reply::error("ERR", "syntax error")
 }
 
-/// What a subcommand is answered that there is not.
+/// The error for an unknown subcommand.
 pub(super) fn unknown_subcommand(command: &str, word: &[u8]) -> Reply {
     let told = String::from_utf8_lossy(word);
     let told: String = told.chars().take(WORD_TOLD_MAX).collect();

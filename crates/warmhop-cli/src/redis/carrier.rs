@@ -1,4 +1,4 @@
-//! Messages between peers: what is published at one is heard at all.
+//! Carries messages between peers: one published at any peer reaches subscribers at all of them.
 //!
 //! ```text
 //! PUBLISH ─▶ here ─▶ hub
@@ -6,10 +6,10 @@
 //!                                       ◀──── how many got each message ────
 //! ```
 //!
-//! A message goes to the peers that have, or may have, subscribers to it ([`interest`](super::interest)),
-//! and one who has been told that it listens hears whatever is published from then on. Each peer is
-//! sent one batch at a time, numbered: one that arrives after a later one is passed over, so that
-//! nothing comes twice or out of order.
+//! A message goes to the peers that have, or may have, subscribers to it
+//! ([`interest`](super::interest)). A client whose subscription was confirmed receives every
+//! message published from then on. Each peer is sent one numbered batch at a time; it ignores a
+//! batch that arrives after a later one, so that no message arrives twice or out of order.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,11 +32,11 @@ use super::pubsub::{COUNTED_WITHIN, Hub};
 
 /// The service that peers offer to each other.
 const SERVICE: &str = "redis-messages";
-/// What is asked of it beside the taking in of a batch.
+/// The service's second request, beside taking in a batch.
 const FORGET: &str = "/forget";
-/// How long a batch may be under way; what it holds is lost to that peer then.
+/// How long a batch may be under way; after that its messages are lost to that peer.
 const CARRIED_WITHIN: Duration = Duration::from_secs(5);
-/// How often a peer is tried again to which there is no link yet.
+/// How often a batch is retried to a peer to which there is no link yet.
 const LINK_ASKED_EVERY: Duration = Duration::from_millis(20);
 /// From how many bytes on a batch takes no more messages.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -49,7 +49,7 @@ const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What a message takes beside its bytes.
 const MESSAGE_BYTES: usize = 128;
 
-/// Hands messages to those who listen here and at the other peers.
+/// Delivers messages to the subscribers here and at the other peers.
 #[derive(Default)]
 pub(super) struct Carrier {
     pub(super) hub: Arc<Hub>,
@@ -59,10 +59,10 @@ pub(super) struct Carrier {
     lines: Mutex<Lines>,
 }
 
-/// What takes in the messages of other peers, and what those peers know of this one.
+/// Takes in the messages of other peers, and tracks what those peers know of this one.
 struct Intake {
     hub: Arc<Hub>,
-    /// Tells this process from others of the same peer.
+    /// Distinguishes this process from earlier ones of the same peer.
     process: u64,
     heard: Heard,
     interests: Interests,
@@ -93,7 +93,7 @@ impl Intake {
 struct Lines {
     /// The number of the last batch to any peer.
     sent: u64,
-    /// What waits for whom; a peer that has nothing has no line.
+    /// What waits for which peer; a peer for which nothing waits has no line.
     by_peer: HashMap<PeerId, Line>,
 }
 
@@ -103,9 +103,9 @@ struct Line {
     bytes: usize,
     /// How many messages found no room since the last batch.
     lost: u64,
-    /// Since when the batch under way is.
+    /// When the batch under way was sent.
     since: Option<Instant>,
-    /// A batch is sent even where no message waits: to ask what is listened to.
+    /// A batch is sent even if no message waits: to ask for the peer's subscriptions.
     asks: bool,
 }
 
@@ -114,7 +114,7 @@ struct Waiting {
     count: oneshot::Sender<u32>,
 }
 
-/// The last batch that came from a peer: of which process, and its number.
+/// The last batch from each peer: the process that sent it, and its number.
 type Heard = Mutex<HashMap<PeerId, (u64, u64)>>;
 
 /// A message on its way.
@@ -137,12 +137,13 @@ impl Sent {
 }
 
 impl Carrier {
-    /// One between the peers of `mesh`: from here on it hands out what they publish.
+    /// A carrier between the peers of `mesh`: from now on it delivers what they publish.
     pub(super) fn between(mesh: Mesh) -> Self {
         Self::believing(mesh, GOOD_FOR)
     }
 
-    /// As [`Carrier::between`]: what a peer said of its listeners is good for so long.
+    /// As [`Carrier::between`], with the time for which a peer's answer about its subscriptions is
+    /// valid.
     pub(super) fn believing(mesh: Mesh, good_for: Duration) -> Self {
         let hub = Arc::new(Hub::default());
         super::listeners::tell_others(&mesh, &hub);
@@ -155,7 +156,7 @@ impl Carrier {
         Self { hub, mesh: Some(mesh), intake, lines: Mutex::default() }
     }
 
-    /// Returns once all that is listened to here is heard of wherever it is published from then on.
+    /// Returns once every peer sends what it publishes to the subscriptions that exist here now.
     pub(super) async fn is_heard_of(&self) {
         let Some(mesh) = &self.mesh else { return };
         let (_, growth) = self.hub.changes();
@@ -164,8 +165,8 @@ impl Carrier {
         join_all(forgets).await;
     }
 
-    /// Has a peer forget what it was answered before this growth of the hub; returns once it has, or
-    /// goes by that no longer.
+    /// Makes a peer forget an answer that lacks this growth of the hub; returns once it has, or
+    /// once that answer is no longer valid.
     async fn forgets(&self, mesh: &Mesh, peer: &PeerId, growth: u64, others: &[PeerId]) {
         let interests = &self.intake.interests;
         let Some((_, until)) = interests.behind(peer, growth) else { return };
@@ -216,7 +217,7 @@ impl Carrier {
         Sent { here, elsewhere: others.into_iter().filter_map(line_up).collect() }
     }
 
-    /// Asks a peer what is listened to there, unless a batch to it is under way, which asks as well.
+    /// Asks a peer for its subscriptions, unless a batch to it is under way, which asks as well.
     fn asks(self: &Arc<Self>, peer: PeerId) {
         let mut lines = self.lines();
         if !lines.by_peer.contains_key(&peer) {
@@ -226,8 +227,8 @@ impl Carrier {
         }
     }
 
-    /// Puts a message into a peer's line; what will tell how many got it there, if that is worth
-    /// waiting for.
+    /// Puts a message into a peer's line; returns where the number of its receivers there will
+    /// arrive, if that is worth waiting for.
     fn line_up(self: &Arc<Self>, peer: PeerId, message: &Bytes) -> Option<oneshot::Receiver<u32>> {
         let mut lines = self.lines();
         let is_idle = !lines.by_peer.contains_key(&peer);
@@ -248,7 +249,7 @@ impl Carrier {
         (!is_stuck).then_some(counted)
     }
 
-    /// Sends a peer what waits for it, until nothing does.
+    /// Sends a peer what waits for it, until nothing is left.
     async fn carry(self: Arc<Self>, peer: PeerId) {
         let Some(mesh) = &self.mesh else { return };
         while let Some((batch, counts)) = self.next_batch(&peer) {
@@ -273,7 +274,7 @@ impl Carrier {
                 Ok(Ok((sent, mut told))) => {
                     let mut number = || told.try_get_u32().unwrap_or(0);
                     let numbers: Vec<u32> = counts.iter().map(|_| number()).collect();
-                    // First: who knows the count of a message knows what is listened to.
+                    // First: a caller that has a message's count may rely on the subscriptions.
                     self.intake.interests.learn(&peer, sent, told, &mesh.others());
                     for (count, number) in counts.into_iter().zip(numbers) {
                         let _ = count.send(number);
@@ -289,7 +290,7 @@ impl Carrier {
         }
     }
 
-    /// What is sent to a peer next; its line ends where nothing waits.
+    /// The next batch to a peer; if nothing waits, its line is removed.
     fn next_batch(&self, peer: &PeerId) -> Option<(Bytes, Vec<oneshot::Sender<u32>>)> {
         let mut lines = self.lines();
         let Lines { sent, by_peer } = &mut *lines;
@@ -331,7 +332,7 @@ fn service_name() -> AppName {
     AppName::new(SERVICE).expect("a constant of the right form")
 }
 
-/// A message as it is sent: whether it is about a shard, both lengths, both texts.
+/// A message as it is sent: whether it was sent by `SPUBLISH`, both lengths, both texts.
 fn packed(message: &Published) -> Bytes {
     let Published { channel, message, is_sharded } = message;
     let mut bytes = BytesMut::with_capacity(9 + channel.len() + message.len());
@@ -344,7 +345,7 @@ fn packed(message: &Published) -> Bytes {
     bytes.freeze()
 }
 
-/// The first message of what was sent.
+/// Reads the first message of a batch.
 fn unpacked(bytes: &mut Bytes) -> Result<Published, BoxError> {
     let is_sharded = bytes.try_get_u8()? != 0;
     let channel = usize::try_from(bytes.try_get_u32()?)?;
@@ -357,8 +358,8 @@ fn unpacked(bytes: &mut Bytes) -> Result<Published, BoxError> {
 }
 
 impl Intake {
-    /// Hands out a batch of another peer, unless a later one came before it, or forgets what that peer
-    /// listens to.
+    /// Delivers a batch of another peer, unless a later one came before it, or forgets that peer's
+    /// subscriptions.
     async fn take_in(&self, request: Request<Body>) -> Result<Response<Body>, BoxError> {
         let from = request.extensions().get::<AskedBy>().map(|AskedBy(peer)| peer.clone());
         let from = from.ok_or("nobody is known to ask")?;
@@ -379,7 +380,7 @@ impl Intake {
         }
         let mut counts = BytesMut::with_capacity(4 * messages.len());
         {
-            // Held until all are handed out: the next batch is not to come between them.
+            // Held until all are delivered, so that the next batch cannot come in between.
             let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
             if heard.get(&from).is_some_and(|(last, at)| *last == process && *at >= number) {
                 return Ok(Bytes::new());

@@ -1,10 +1,10 @@
 //! One client's connection: requests in, replies out, in the order asked.
 //!
-//! What has arrived is taken as one batch. Commands about different keys run beside each other,
-//! those about the same key one after the other; the next batch is read when the replies of this
-//! one are written. So a client has a bounded number of commands under way, and one that reads no
-//! replies is read from no further: none of its commands begins before there is room for what it
-//! may be answered.
+//! What has arrived is taken as one batch. Commands about different keys run concurrently, those
+//! about one key one after the other; the next batch is read once the replies to this one are
+//! written. So a client has a bounded number of commands under way. If it reads no replies, nothing
+//! more is read from it: none of its commands begins before there is room for the largest reply
+//! that it may get.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -43,18 +43,19 @@ const READ_BYTES: usize = 16 * 1024;
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 /// How long a client may leave replies unread.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
-/// How often a client whose command waits is looked after that has sent more already.
+/// How often the endpoint checks whether a client has left whose command waits and that has sent
+/// more already.
 const LEFT_ASKED_EVERY: Duration = Duration::from_millis(100);
-/// How long, and for how many bytes, a client is read from that got an error and is disconnected: what
-/// is left unread when it is closed makes the system discard that error.
+/// How long, and up to how many bytes, the endpoint goes on reading from a client that got an error
+/// and is disconnected: if bytes were left unread at the close, the system would discard the error.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 const LAST_WORDS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long a client may take to read what it was answered just before the peer leaves.
+/// How long a client may take to read the last replies before the peer leaves.
 const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
-/// How many bytes of replies one client's commands under way may come to, and those that wait to be
-/// written. One that is about many keys is under way alone, and has a bound of its own.
+/// A bound in bytes on the replies to one client's commands under way, together with those that
+/// wait to be written. A command about many keys is under way alone, and has another bound.
 const REPLIES_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// What a reply takes that holds none of what a key does.
+/// The size of a reply that contains nothing that a key holds.
 const SHORT_REPLY_BYTES: usize = 128;
 /// What an argument takes beside its bytes.
 const ARGUMENT_BYTES: usize = 32;
@@ -63,7 +64,7 @@ const HELD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many keys one client watches at most.
 const WATCHED_MAX: usize = 1024;
 
-/// The longest user's name and password that are looked at: none is kept.
+/// The most arguments of `AUTH`: a user's name and a password; neither is kept.
 const AUTH_WORDS_MAX: usize = 2;
 
 static CLIENTS: AtomicI64 = AtomicI64::new(0);
@@ -108,7 +109,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
         let leaving = &client.database.shared.leaving;
         let leaves = leaving.is_cancelled();
         let arrived = loop {
-            // What had arrived by then has been read: a client that goes on sending delays no other.
+            // What had arrived by then has been read: a client that keeps sending delays nobody.
             if leaves && std::mem::replace(&mut has_left_off, true) {
                 break Arrived::Leaves;
             }
@@ -140,7 +141,7 @@ pub(super) async fn serve(mut stream: TcpStream, database: Database) -> io::Resu
                 write(&mut stream, &mut outgoing).await?;
                 return see_off(stream, incoming, LAST_WORDS_WITHIN).await;
             }
-            // What was answered a while ago has been read, or will not be.
+            // The client has read the last replies by now, or never will.
             Arrived::Leaves if answered.elapsed() > LAST_ANSWERS_WITHIN => return Ok(()),
             Arrived::Leaves => return see_off(stream, incoming, LAST_ANSWERS_WITHIN).await,
         }
@@ -173,7 +174,7 @@ async fn write(stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()
     UnderWay::default().write(stream, outgoing).await
 }
 
-/// What came of reading.
+/// The result of reading.
 enum Arrived {
     /// Something that may be a request.
     Some,
@@ -183,8 +184,8 @@ enum Arrived {
     Leaves,
 }
 
-/// Reads until something arrives, or all of a request that has begun to. Whatever arrives of one that
-/// is `passed_over` is enough. An error at the stream's end.
+/// Reads until something arrives, or, if a request has begun, until all of it has. Of a request
+/// that is `passed_over`, any part is enough. Returns an error at the stream's end.
 async fn read(
     stream: &mut TcpStream,
     incoming: &mut BytesMut,
@@ -220,7 +221,7 @@ async fn has_left(stream: &TcpStream) -> io::Error {
                 let why = "the client left while its command waited";
                 return io::Error::new(io::ErrorKind::UnexpectedEof, why);
             }
-            // Requests wait to be read: whether more has come is known only by polling again.
+            // Requests wait to be read: only another poll shows whether more has come.
             Ok(_) => tokio::time::sleep(LEFT_ASKED_EVERY).await,
             Err(error) => return error,
         }
@@ -233,7 +234,7 @@ enum BatchEnd {
     ReadMore,
     /// It was long enough.
     MoreIsThere,
-    /// Nothing that the client sends can be understood any more, or it is done.
+    /// The connection ends: what the client sends can no longer be understood, or it has quit.
     Close,
 }
 
@@ -244,9 +245,9 @@ struct Client {
     transaction: Option<Transaction>,
     /// What is left of a request that is too large.
     oversized: Option<Oversized>,
-    /// Names of registers and what they held.
+    /// Names of watched registers, with what they held.
     watched: Vec<(Bytes, Watched)>,
-    /// What it listens to, once it does.
+    /// The client's subscriptions, once it has any.
     subscriber: Option<Subscriber>,
 }
 
@@ -254,14 +255,14 @@ struct Client {
 #[derive(Default)]
 struct UnderWay {
     replies: FuturesOrdered<BoxFuture<'static, Reply>>,
-    /// Replies that came while others were written.
+    /// Replies that came while others were being written.
     ready: VecDeque<Reply>,
-    /// What is known of each of them, in their order.
+    /// What is known about each command, in their order.
     begun: VecDeque<Begun>,
     keys: HashSet<Bytes>,
-    /// What their requests take.
+    /// How many bytes their requests take.
     bytes: usize,
-    /// What their replies may take, or do take once they are there.
+    /// How many bytes their replies may take, or take once they are there.
     reply_bytes: Arc<AtomicUsize>,
 }
 
@@ -271,13 +272,13 @@ struct Begun {
     /// It may wait for others, for as long as its client likes.
     waits: bool,
     bytes: usize,
-    /// What of [`UnderWay::reply_bytes`] is its own.
+    /// Its part of [`UnderWay::reply_bytes`].
     reply_bytes: Arc<AtomicUsize>,
 }
 
 impl UnderWay {
-    /// Whether the first of those under way has to end before this one may begin: for they are about
-    /// the same key, or one of them is about many and may be answered much.
+    /// Whether the first command under way has to end before this one may begin: because both are
+    /// about one key, or because one is about many keys and may get a large reply.
     fn meets(&self, data: &Request, bytes: usize) -> bool {
         let key = one_key(data);
         let alone = key.is_none() || self.begun.front().is_some_and(|first| first.key.is_none());
@@ -300,7 +301,7 @@ impl UnderWay {
         self.begun.push_back(Begun { key, waits, bytes, reply_bytes: Arc::clone(&own) });
         let database = database.clone();
         self.replies.push_back(Box::pin(async move {
-            // Nothing is watched outside of a transaction.
+            // Outside of a transaction nothing is watched.
             let spec = data.spec;
             let reply = database.execute(data).await.unwrap_or(Reply::Null);
             spec.counts.add(&reply);
@@ -311,7 +312,7 @@ impl UnderWay {
         }));
     }
 
-    /// Waits for the first of them; false if there is none. Writes what is long on the way.
+    /// Waits for the first of them; false if there is none. Writes long replies on the way.
     async fn end_one(
         &mut self,
         version: u8,
@@ -320,13 +321,13 @@ impl UnderWay {
     ) -> io::Result<bool> {
         let waits = self.begun.front().is_some_and(|first| first.waits);
         if waits {
-            // What was answered before it is not to wait with it.
+            // Replies to earlier commands are not to wait for this one.
             self.write(stream, outgoing).await?;
         }
         let reply = match self.ready.pop_front() {
             Some(reply) => Some(reply),
             None if waits => tokio::select! {
-                // First: who has left is not to take what others wait for.
+                // First: a client that has left is not to take what others wait for.
                 biased;
                 left = has_left(stream) => return Err(left),
                 reply = self.replies.next() => reply,
@@ -357,7 +358,8 @@ impl UnderWay {
         Ok(())
     }
 
-    /// Writes what is ready. Those under way go on meanwhile: others may wait for what they hold.
+    /// Writes what is ready. Meanwhile commands under way make progress: others may wait for what
+    /// they hold.
     async fn write(&mut self, stream: &mut TcpStream, outgoing: &mut BytesMut) -> io::Result<()> {
         if outgoing.is_empty() {
             return Ok(());
@@ -379,7 +381,7 @@ impl UnderWay {
     }
 }
 
-/// The key that a command is about, if it is about one and waits for nothing.
+/// The key of a command, if it is about exactly one and does not wait.
 fn one_key(request: &Request) -> Option<Bytes> {
     match (request.spec.run, &request.keys()[..]) {
         (Run::Script | Run::Blocking(_), _) => None,
@@ -397,9 +399,8 @@ fn reply_bytes_max(request: &Request) -> usize {
 
 /// Reads a command.
 ///
-/// # Errors
-/// With what is answered, if there is no such command, or not with so many arguments: a transaction
-/// that it is a part of comes to nothing.
+/// # Errors With the client's reply, if there is no such command, or if its number of arguments is
+/// wrong: a transaction that contains it is discarded.
 fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
     let Some(spec) = find(&args[0]) else { return Err(unknown_command(&args)) };
     if !spec.is_count_right(args.len()) {
@@ -473,7 +474,7 @@ impl Client {
             let quits = spec.name == "QUIT";
             let reply = self.answer(request, bytes).boxed().await;
             spec.counts.add(&reply);
-            // A reply is in the version that its own HELLO asks for.
+            // A reply to HELLO is in the version that this HELLO asks for.
             reply.put(self.introduced.version, outgoing);
             if quits {
                 break BatchEnd::Close;
@@ -483,7 +484,7 @@ impl Client {
         Ok(end)
     }
 
-    /// A command that there is not, or not with so many arguments.
+    /// Refuses an unknown command, or one with a wrong number of arguments.
     fn refuse(&mut self, name: &Bytes, refused: Reply) -> Reply {
         if find(name).is_none() {
             let told = String::from_utf8_lossy(name);
@@ -499,8 +500,8 @@ impl Client {
         refused
     }
 
-    /// Whether it may only change what it listens to: in version 2 of the protocol, replies to
-    /// other replies could not be distinguished from messages.
+    /// Whether the client may only change its subscriptions: in version 2 of the protocol, replies
+    /// to other commands could not be distinguished from messages.
     fn only_listens(&self) -> bool {
         self.introduced.version == 2
             && self.subscriber.as_ref().is_some_and(Subscriber::is_listening)
@@ -516,7 +517,7 @@ impl Client {
                      are allowed in this context",
                     full_name(&request)
                 );
-                // As an EXEC that is refused in any other way.
+                // As for an EXEC that is refused for any other reason.
                 let refused = Reply::error("ERR", detail);
                 return if name == "EXEC" { discarded_because(&refused) } else { refused };
             }
@@ -583,7 +584,7 @@ impl Client {
         subscriber.unsubscribe(what, &request.args[1..])
     }
 
-    /// Answers what needs no key.
+    /// Answers commands that need no key.
     fn about_itself(&mut self, request: &Request) -> Reply {
         let args = &request.args;
         match request.spec.name {
@@ -616,7 +617,7 @@ impl Client {
                     (Ok(_), Ok(timeout)) if timeout < 0 => {
                         Reply::error("ERR", "timeout is negative")
                     }
-                    // There are no replicas to name, and what was acknowledged is held already.
+                    // There are no replicas to count, and what was acknowledged is stored already.
                     (Ok(_), Ok(_)) => Reply::Number(0),
                     (Ok(_), Err(_)) => {
                         Reply::error("ERR", "timeout is not an integer or out of range")
@@ -664,9 +665,9 @@ impl Client {
         }
     }
 
-    /// A subcommand that is not offered was asked for.
+    /// Logs and counts that a client asked for a subcommand that is not offered.
     fn tell_loudly(&self, args: &[Bytes]) {
-        // What is called by FCALL is anybody's.
+        // The word after FCALL is the name of a function, not a subcommand.
         let words = if args[0].to_ascii_uppercase().starts_with(b"FCALL") { 1 } else { 2 };
         let words: Vec<String> = args.iter().take(words).map(|it| word(it)).collect();
         loud::all().refused_command(&words.join(" "), &self.introduced.library);
@@ -681,7 +682,7 @@ impl Client {
                 return refused;
             }
             let name = self.database.name(key);
-            // What it held when it was first watched counts.
+            // What it held when first watched counts.
             if self.watched.iter().any(|(watched, _)| *watched == name) {
                 continue;
             }
@@ -749,7 +750,7 @@ impl Client {
                 let (channel, message) = (request.args[1].clone(), request.args[2].clone());
                 let is_sharded = request.spec.name == "SPUBLISH";
                 let message = Published { channel, message, is_sharded };
-                // It is published once the transaction is done.
+                // The message is published once the transaction is done.
                 let here = database.shared.hub.count_here(&message);
                 published.push(message);
                 return Reply::Number(here);

@@ -1,13 +1,13 @@
-//! How many commands came to what. A process has one endpoint: it counts for that.
+//! Counts the outcomes of commands. A process has one endpoint, so the counters are static.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::frame::Reply;
 
-/// What a command comes to.
+/// The outcomes of commands.
 const OUTCOMES: [&str; 5] = ["done", "refused", "try-again", "memory-full", "unknown"];
 
-/// How often a command came to what.
+/// How often a command came to which outcome.
 pub(super) struct Counts([AtomicU64; OUTCOMES.len()]);
 
 impl Counts {
@@ -15,7 +15,7 @@ impl Counts {
         Self([const { AtomicU64::new(0) }; OUTCOMES.len()])
     }
 
-    /// One more was answered this.
+    /// Counts one more reply.
     pub(super) fn add(&self, reply: &Reply) {
         let outcome = match reply {
             Reply::Error(told) => match told.split(' ').next() {
@@ -29,7 +29,7 @@ impl Counts {
         self.0[outcome].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often it came to each, but for what it never came to.
+    /// How often it came to each outcome, without those that never occurred.
     pub(super) fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = OUTCOMES.into_iter().zip(&self.0);
         let counts = counts.map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)));

@@ -1,9 +1,9 @@
-//! Expiries of keys, where they are published: a register is kept on past the end of its key, and the
-//! peer that removes the key, by a change like any other, publishes it. So each expiry is published once, and the
-//! death of any peer is no reason for it not to be.
+//! Expiries of keys, if they are published: a register is kept on past the end of its key, and the
+//! peer that removes the key publishes the expiry. The removal is a change like any other, so each
+//! expiry is published once, even if a peer dies.
 //!
-//! The peer that a key was changed at last takes it out as its end comes. Those that have a copy of it
-//! look now and then for one that was not removed.
+//! The peer that last changed a key removes it at its end. Peers with a copy of it check now and
+//! then for keys that were not removed.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use super::room;
 
 /// How often the copies of this peer are looked through.
 const LOOKED_EVERY: Duration = Duration::from_secs(5);
-/// How long past its end a key is left to the peer that it was changed at last, in milliseconds.
+/// How long past its end a key is left to the peer that changed it last, in milliseconds.
 const LEFT_FOR: u64 = 1000;
-/// How long nothing is looked at where no end is known.
+/// How long the loop rests while it knows of no end.
 const RESTS: Duration = Duration::from_secs(1);
 
 impl Database {
-    /// Removes expired keys, and publishes their expiry, for as long as it is polled.
+    /// Removes expired keys, and publishes their expiry, while it is polled.
     pub(super) async fn tell_ends(&self) {
         let ends = &self.shared.ends;
         let mut looked = Instant::now();
@@ -56,13 +56,13 @@ impl Database {
             std::future::ready(Outcome { room, reply, stands, depends: true })
         };
         if let Err(Stop::Told(Reply::Error(why))) = database.update(&name, take_out).await {
-            // It is found when copies are looked through.
+            // It is found again when the copies are looked through.
             debug!(why, "a key that has ended could not be taken out yet");
         }
     }
 
-    /// Notes the keys in this peer's copies that ended a while ago: the peer that would have taken
-    /// them out did not.
+    /// Notes the keys in this peer's copies that ended a while ago: the peer that should have
+    /// removed them did not.
     async fn look_for_overdue(&self) {
         let overdue = self.now().saturating_sub(LEFT_FOR);
         let is_overdue = |name: &[u8], held: &[u8]| {

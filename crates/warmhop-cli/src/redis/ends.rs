@@ -6,13 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// How many registers are known here whose keys end, at most; the ends of further ones are found when
-/// copies are looked through.
+/// How many registers with expiring keys this peer keeps track of; the ends of further ones are
+/// found when copies are looked through.
 const KNOWN_MAX: usize = 1 << 20;
-/// How many keys are taken out at once.
+/// How many keys are removed at once.
 pub(super) const AT_ONCE: usize = 32;
 
-/// When keys of which registers end that were changed here last.
+/// The next end of a key in each register that was last changed at this peer.
 #[derive(Default)]
 pub(super) struct Ends {
     known: Mutex<Known>,
@@ -38,7 +38,7 @@ impl Ends {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first key of a register ends then; or none does.
+    /// Sets when the first key of a register ends, if one does.
     pub(super) fn set(&self, name: &Bytes, end: Option<u64>) {
         let mut known = self.known();
         known.forget(name);
@@ -53,7 +53,7 @@ impl Ends {
         }
     }
 
-    /// Takes those whose end has come, and says when the next one does.
+    /// Takes the registers whose end has come; also returns when the next end comes.
     pub(super) fn due(&self, now: u64) -> (Vec<Bytes>, Option<u64>) {
         let mut known = self.known();
         let mut due = Vec::new();

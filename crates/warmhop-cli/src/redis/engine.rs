@@ -1,6 +1,6 @@
-//! Commands carried out on the mesh's registers. What runs, be it one command, a script or a
-//! transaction, gets the room of its keys as a working copy; what it makes of it is compared and
-//! committed as one change, and tried again where another was faster.
+//! Carries commands out on the mesh's registers. A command, a script or a transaction gets the room
+//! of its keys as a working copy; its result is committed as one change by compare-and-set, and
+//! retried if another change was faster.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,12 +18,12 @@ use super::shared::Shared;
 use super::turns::{Place, Turn, Turns};
 use super::value::TooLarge;
 
-/// The code of the answer to a command that may have been done.
+/// The error code for a command that may have been carried out.
 const UNKNOWN: &str = "UNKNOWN";
-/// How often a command is tried that others keep being faster than.
+/// How often a command is tried while other changes keep being faster.
 const TRIES_MAX: u32 = 100;
 
-/// A command of a client: its name and its arguments, of which there are as many as it takes.
+/// A client's command: its name and its arguments, whose number has been checked.
 #[derive(Clone)]
 pub(super) struct Request {
     pub(super) spec: &'static Spec,
@@ -54,8 +54,8 @@ pub(super) struct Database {
     pub(super) guards: Arc<[Guard]>,
 }
 
-/// A register that a client watches. Its first change by the transaction is one step with the
-/// comparison that it holds what it held; from then on it holds what the transaction made of it.
+/// A register that a client watches. The transaction's first change of it also compares that it
+/// still holds what it held; later changes compare with what the transaction made of it.
 pub(super) struct Guard {
     /// Its name.
     pub(super) name: Bytes,
@@ -66,7 +66,7 @@ pub(super) struct Guard {
 /// What a watched register held: its version, or nothing.
 pub(super) type Watched = Option<u64>;
 
-/// Why a command came to nothing.
+/// Why a command was not carried out.
 pub(super) enum Stop {
     /// Its client gets this reply.
     Told(Reply),
@@ -83,7 +83,7 @@ impl From<Reply> for Stop {
 impl Stop {
     const WATCHED_CHANGED: Self = Self::WatchedChanged(WatchedChanged { some_changed: false });
 
-    /// The error that its client gets where the command may have done a part of it before.
+    /// The client's error if part of the command may have been carried out before.
     pub(super) fn partly(self) -> Self {
         match self {
             Self::Told(Reply::Error(told)) => {
@@ -103,18 +103,18 @@ impl Stop {
     }
 }
 
-/// A key that the client watches was changed by another: the command was not carried out, or only
-/// for some of its keys.
+/// Another client changed a watched key: the command was not carried out, or only for some of its
+/// keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WatchedChanged {
     pub(super) some_changed: bool,
 }
 
-/// What came of running something on a room.
+/// The result of running something on a room.
 pub(super) struct Outcome {
     pub(super) room: Room,
     pub(super) reply: Reply,
-    /// What it made of the room is to be kept.
+    /// The changed room is to be kept.
     pub(super) stands: bool,
     /// The reply depends on what the room holds.
     pub(super) depends: bool,
@@ -130,7 +130,7 @@ impl Outcome {
     }
 }
 
-/// Runs a command on a room, which notes what it did.
+/// Runs a command on a room, which notes the events.
 pub(super) fn run_on(room: &mut Room, run: Handler, args: &[Bytes]) -> Result<Reply, Reply> {
     let result = run(room, args);
     room.ran(args);
@@ -139,9 +139,9 @@ pub(super) fn run_on(room: &mut Room, run: Handler, args: &[Bytes]) -> Result<Re
 
 pub(super) fn failed(error: RegisterError) -> Reply {
     match error {
-        // As servers of a cluster say that a command may be sent again.
+        // The code by which a cluster's servers ask for a retry.
         RegisterError::Unavailable(_) => Reply::error("TRYAGAIN", error),
-        // Word for word as servers say it: clients look for it.
+        // Word for word as Redis servers say it: clients look for it.
         RegisterError::Full(_) => {
             Reply::error("OOM", "command not allowed when used memory > 'maxmemory'.")
         }
@@ -168,8 +168,8 @@ impl Database {
         room::register(self.index, key)
     }
 
-    /// What times to live are counted from, in milliseconds since 1970: the mesh's time, not that of
-    /// this machine.
+    /// The present time for times to live, in milliseconds since 1970: the mesh's time, not this
+    /// machine's.
     pub(super) fn now(&self) -> u64 {
         room::millis(self.registers.now())
     }
@@ -186,7 +186,7 @@ impl Database {
         Ok(room)
     }
 
-    /// A register was changed from here, and what it held made this of it.
+    /// Follows up a committed change of a register: wakes those who wait and publishes events.
     fn committed(&self, name: &Bytes, room: &mut Room) {
         self.shared.changed(name);
         let events = self.shared.events;
@@ -209,7 +209,7 @@ impl Database {
         self.open(name, &known(self.registers.get(name).await.map_err(failed)?))
     }
 
-    /// What a register is to hold for a watching client's command to go ahead.
+    /// What a register has to hold for a watching client's transaction to be run.
     pub(super) async fn watch(&self, name: &[u8]) -> Result<Watched, Reply> {
         Ok(self.registers.get(name).await.map_err(failed)?.map(|held| held.version))
     }
@@ -219,7 +219,7 @@ impl Database {
         self.guards.iter().find(fresh)
     }
 
-    /// Runs something on a room and keeps what it makes of it, as one step.
+    /// Runs something on a room and commits the result as one step.
     pub(super) async fn update<F>(
         &self,
         name: &Bytes,
@@ -232,10 +232,10 @@ impl Database {
         self.update_in(&place, name, run).await
     }
 
-    /// As [`Database::update`], by one whose turn it is.
+    /// As [`Database::update`], for a caller that has its turn.
     ///
-    /// What this peer knows of the register is taken for what it holds; that it does is compared as
-    /// it is changed, or asked where it is not. So a change costs one operation.
+    /// What this peer knows of the register is taken for what it holds. A change verifies that by
+    /// its comparison; without a change the register is read. So a change costs one operation.
     pub(super) async fn update_in<F>(
         &self,
         place: &Place<'_>,
@@ -274,7 +274,7 @@ impl Database {
             };
             let when = version.map_or(When::Absent, When::Version);
             let change = match (kept, version) {
-                // A key that came and went meanwhile.
+                // The run created the key and deleted it again, or changed nothing.
                 (Some(Kept::Nothing), None) | (None, _) => {
                     if is_certain || !depends {
                         return Ok(reply);
@@ -307,8 +307,8 @@ impl Database {
 
     /// Carries a command out.
     ///
-    /// # Errors
-    /// If a register of [`Database::guards`] that it would have changed was changed by another.
+    /// # Errors If another client changed a register of [`Database::guards`] that the command would
+    /// change.
     pub(super) async fn execute(self, request: Request) -> Result<Reply, WatchedChanged> {
         match self.run(&request).await {
             Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),
@@ -326,7 +326,7 @@ impl Database {
             }
             Run::Split(handler, split) => match self.one_room(&keys) {
                 Ok(name) => self.in_room(&name, request, handler).await,
-                // Boxed, as the others that are seldom: a command about one key has no room for them.
+                // Boxed, like the other rare kinds, so that a command about one key stays small.
                 Err(_) => self.split(request, split).boxed().await,
             },
             Run::All(all) => self.all(all, &request.args).boxed().await,
@@ -362,7 +362,7 @@ impl Database {
         if !request.writes() {
             return Ok(Outcome::of(self.look(name).await?, handler, &request.args).reply);
         }
-        // The events of a change depend on what was there.
+        // The events of a change depend on the old value.
         if self.guard(name).is_none()
             && !self.shared.events.any()
             && let Some(only_key) = room::only_key(name)
@@ -375,8 +375,8 @@ impl Database {
         self.update(name, run).await
     }
 
-    /// Carries out a command that makes the same of its key whatever that holds: one operation does,
-    /// and several are under way at once. `None` for other commands.
+    /// Carries out a command whose result does not depend on what its key holds: it takes one
+    /// operation, and several run concurrently. `None` for other commands.
     async fn blindly(
         &self,
         name: &Bytes,
@@ -397,7 +397,7 @@ impl Database {
         let Some(when) = independent(request.spec.name, &mut args) else { return Ok(None) };
         let mut room = Room::empty(name, self.now());
         handler(&mut room, &args)?;
-        // One whose end is over already deletes, which depends on what is there.
+        // An end that has passed already deletes the key, which depends on what is there.
         if room.entry(key).is_none() {
             return Ok(None);
         }
@@ -436,8 +436,8 @@ pub(super) fn elsewhere(key: &[u8], other: Option<&[u8]>) -> Reply {
     Reply::error("CROSSSLOT", detail)
 }
 
-/// On what condition a command sets its key, if on nothing that the key holds; the condition is
-/// taken out of its arguments.
+/// The condition on which a command sets its key, if the new value does not depend on the old one;
+/// the condition is removed from the arguments.
 fn independent(name: &str, args: &mut Vec<Bytes>) -> Option<When> {
     match name {
         "SETEX" | "PSETEX" | "MSET" => Some(When::Always),
@@ -453,7 +453,7 @@ fn independent(name: &str, args: &mut Vec<Bytes>) -> Option<When> {
                         at += 2;
                         continue;
                     }
-                    // It is refused, or depends on what is held.
+                    // The command is refused, or depends on the old value.
                     _ => return None,
                 }
                 args.remove(at);

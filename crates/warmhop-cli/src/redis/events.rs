@@ -1,5 +1,5 @@
-//! Keyspace events: changes of keys, published on the channels that Redis has for them,
-//! `__keyspace@0__:KEY` and `__keyevent@0__:EVENT`. Which are published is configured, in Redis' letters.
+//! Keyspace events: changes of keys, published on Redis' channels `__keyspace@0__:KEY` and
+//! `__keyevent@0__:EVENT`. The configuration selects them by Redis' letters.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ const CLASSES: [(char, u16); 9] = [
     ('h', HASH),
     ('z', SORTED_SET),
     ('x', EXPIRED),
-    // There are none of these two here: nothing is evicted, and there are no streams.
+    // The endpoint never publishes these two: it evicts nothing and has no streams.
     ('e', 1 << 7),
     ('t', 1 << 8),
 ];
@@ -40,7 +40,7 @@ const TOLD_MAX: usize = 4096;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Events(u16);
 
-/// What is no selection of events.
+/// The error for a text that selects no events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoEvents;
 
@@ -90,7 +90,7 @@ impl Events {
         self.any() && self.0 & EXPIRED != 0
     }
 
-    /// Whether all that `other` selects is published.
+    /// Whether all events that `other` selects are published.
     pub(super) fn covers(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
@@ -122,11 +122,11 @@ pub(super) struct Event {
 /// What a command did to a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deed {
-    /// It holds something else, or what it holds was changed.
+    /// It holds another value, or its value was changed.
     Wrote,
     /// It ends at another time.
     Moved,
-    /// It never ends now.
+    /// It no longer ends.
     Stays,
     /// It is gone.
     Gone,
@@ -136,13 +136,13 @@ pub(super) enum Deed {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Log {
     is_kept: bool,
-    /// What the command that runs has done so far.
+    /// What the running command has done so far.
     deeds: Vec<(Bytes, Deed)>,
     events: Vec<Event>,
 }
 
 impl Log {
-    /// One that is kept.
+    /// A log that keeps events.
     pub(super) fn kept() -> Self {
         Self { is_kept: true, ..Self::default() }
     }
@@ -163,14 +163,14 @@ impl Log {
         }
     }
 
-    /// A key's end has come.
+    /// Notes that a key's end has come.
     pub(super) fn ended(&mut self, key: Bytes) {
         if self.is_kept {
             self.push(EXPIRED, "expired", key);
         }
     }
 
-    /// A command is over: what it did is what it is known for.
+    /// Names what the finished command did, by its name.
     pub(super) fn command(&mut self, args: &[Bytes]) {
         if self.deeds.is_empty() {
             return;
@@ -211,7 +211,7 @@ fn sets_end(command: &str, args: &[Bytes]) -> bool {
     }
 }
 
-/// The class and the name of what a command does as it writes, for the first time or the second.
+/// The class and the name of a command's first or second write.
 fn name_of_write(command: &str, args: &[Bytes], time: usize) -> (u16, &'static str) {
     let side = |at: usize, left: &'static str, right: &'static str| {
         let is_left = args.get(at).is_some_and(|side| side.eq_ignore_ascii_case(b"LEFT"));

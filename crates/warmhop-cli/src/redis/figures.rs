@@ -1,4 +1,4 @@
-//! What clients of the endpoint asked for, in `/metrics`.
+//! Counters of the endpoint's commands, for `/metrics`.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use super::loud;
 /// The end of an OpenMetrics text.
 const END: &str = "# EOF\n";
 
-/// `metrics`, an OpenMetrics text, with what clients of the endpoint asked for.
+/// `metrics`, an OpenMetrics text, extended by the counters of the endpoint's commands.
 #[must_use]
 pub fn with_commands(metrics: String) -> String {
     with(metrics, &TABLE, &loud::all().counts())
@@ -19,7 +19,7 @@ fn with(metrics: String, table: &[Spec], not_offered: &[(String, String, u64)]) 
     for spec in table {
         let command = spec.name.to_ascii_lowercase();
         for (outcome, count) in spec.counts.each() {
-            // A text takes whatever is written.
+            // Writing to a string does not fail.
             let _ = writeln!(
                 samples,
                 "warmhop_redis_commands_total{{command=\"{command}\",outcome=\"{outcome}\"}} {count}"

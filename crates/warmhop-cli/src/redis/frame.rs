@@ -1,8 +1,8 @@
 //! Requests and replies in RESP, the Redis serialization protocol, versions 2 and 3.
 //!
-//! A request is an array of bulk strings, nothing nested, within bounds that are known before their
-//! bytes arrive. One that announces more is passed over as it arrives ([`Oversized`]), so that its
-//! client gets an error and goes on.
+//! A request is an array of bulk strings, not nested, within bounds that are known before their
+//! bytes arrive. A request that announces more is skipped as it arrives ([`Oversized`]): its client
+//! gets an error and stays connected.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,17 +19,17 @@ pub(super) const VALUE_BYTES_MAX: usize = 1024 * 1024;
 const ARGUMENTS_MAX: usize = 4096;
 /// The largest request: a value, and room for what goes with it.
 pub(super) const REQUEST_BYTES_MAX: usize = 2 * VALUE_BYTES_MAX;
-/// The largest value that is passed over, as large as Redis takes one; a larger one ends the
-/// connection.
+/// The largest value that is skipped, which is the largest that Redis accepts; a larger one closes
+/// the connection.
 const PASSED_OVER_MAX: usize = 512 * VALUE_BYTES_MAX;
 /// The longest line that announces a length.
 const LENGTH_LINE_MAX: usize = 16;
-/// What a client that speaks TLS begins with: a record of a handshake (RFC 8446 section 5.1).
+/// The first bytes of a client that speaks TLS: a record of a handshake (RFC 8446 section 5.1).
 const TLS_RECORD: [u8; 2] = [0x16, 0x03];
 /// The longest command that a person types, as a line without lengths.
 const INLINE_BYTES_MAX: usize = 4096;
 
-/// Why a connection is closed after an error: where the next request begins is unknown.
+/// Why a connection is closed after an error: the start of the next request is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ProtocolError {
     #[error("Protocol error: expected '{expected}', got '{found}'")]
@@ -54,17 +54,17 @@ pub(super) enum ProtocolError {
     Tls,
 }
 
-/// The rest of a request that is larger than is taken: it is passed over.
+/// The rest of a request that is too large: it is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Oversized {
     /// What is left of the argument that has begun, its line's end included.
     bytes: usize,
-    /// How many follow it.
+    /// How many arguments follow it.
     arguments: usize,
 }
 
 impl Oversized {
-    /// Takes what has arrived of it; whether that is all.
+    /// Skips the part that has arrived; whether that is all of it.
     pub(super) fn pass_over(&mut self, buffer: &mut BytesMut) -> Result<bool, ProtocolError> {
         loop {
             let here = self.bytes.min(buffer.len());
@@ -86,7 +86,7 @@ impl Oversized {
 /// A command's name and arguments.
 pub(super) type Arguments = Vec<Bytes>;
 
-/// Takes the next whole request from `buffer`; `None` where more has to arrive. An empty one is
+/// Takes the next whole request from `buffer`; `None` if more has to arrive. Empty requests are
 /// skipped, as Redis does.
 pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, ProtocolError> {
     loop {
@@ -116,7 +116,7 @@ pub(super) fn take_request(buffer: &mut BytesMut) -> Result<Option<Arguments>, P
     }
 }
 
-/// Whether [`take_request`] would make anything of `buffer`, be it an error.
+/// Whether [`take_request`] would return something for `buffer`, a request or an error.
 pub(super) fn is_complete(buffer: &[u8]) -> bool {
     match buffer.first() {
         None => false,
@@ -139,7 +139,7 @@ fn measure(
     let Some((count, mut at)) = length_line(buffer, 0, '*').map_err(failed)? else {
         return Ok(None);
     };
-    // As Redis does: an array of no length, or of less, is nothing to do.
+    // As Redis does: an array of length 0 or a negative length requests nothing.
     let count = usize::try_from(count.max(0)).map_err(|_| (0, ProtocolError::Arguments))?;
     if count > ARGUMENTS_MAX {
         return Err((0, ProtocolError::Arguments));
@@ -197,8 +197,8 @@ fn length_line(
     Ok(Some((number, at + 1 + end + 2)))
 }
 
-/// Whether a line is of an HTTP request. A web page may have its browser send one here, with commands
-/// as its body; the first line ends that.
+/// Whether a line belongs to an HTTP request. A web page may make its browser send one here with
+/// commands in the body; the connection ends at the first line.
 fn is_http(line: &[u8]) -> bool {
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let Some(first) = words.next() else { return false };
@@ -254,7 +254,7 @@ fn words(mut line: &[u8]) -> Option<Arguments> {
     }
 }
 
-/// Takes what is quoted up to `quote`; what is left behind it.
+/// Takes the text up to `quote` into `word`; returns the rest behind it.
 fn quoted<'a>(quote: u8, mut text: &'a [u8], word: &mut BytesMut) -> Option<&'a [u8]> {
     let hex = |digit: u8| char::from(digit).to_digit(16).and_then(|it| u8::try_from(it).ok());
     loop {
@@ -285,7 +285,7 @@ fn quoted<'a>(quote: u8, mut text: &'a [u8], word: &mut BytesMut) -> Option<&'a 
     }
 }
 
-/// What a command is answered.
+/// The reply to a command.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Reply {
     /// A status, such as `OK`.
@@ -294,28 +294,28 @@ pub(super) enum Reply {
     Error(String),
     /// A number.
     Number(i64),
-    /// A number with a fraction; its text to clients of version 2.
+    /// A number with a fraction; clients of version 2 get its text.
     Double(f64),
-    /// Yes or no; 1 or 0 to clients of version 2.
+    /// Yes or no; clients of version 2 get 1 or 0.
     #[cfg_attr(not(feature = "lua"), expect(dead_code, reason = "scripts alone answer so"))]
     Bool(bool),
     /// Bytes.
     Bytes(Bytes),
     /// Nothing.
     Null,
-    /// No answers: a transaction that was not run, or nothing where there would have been several.
+    /// The null of arrays: a transaction that was not run, or an absent list.
     Aborted,
     /// Several, in order.
     Array(Vec<Reply>),
     /// Several, in no order; an array to clients of version 2.
     Set(Vec<Reply>),
-    /// Names and what they stand for; a flat array to clients of version 2.
+    /// Names with their values; a flat array to clients of version 2.
     Map(Vec<(Reply, Reply)>),
     /// Pairs, in order: arrays of two, and a flat array to clients of version 2.
     Pairs(Vec<(Reply, Reply)>),
     /// A push that answers no request: a message. An array to clients of version 2.
     Push(Vec<Reply>),
-    /// Several answers to one command, each by itself.
+    /// Several replies to one command, one after the other.
     Several(Vec<Reply>),
 }
 
@@ -344,7 +344,7 @@ impl Reply {
         matches!(self, Self::Error(_))
     }
 
-    /// How many bytes it will take, about.
+    /// How many bytes it will take, approximately.
     pub(super) fn size(&self) -> usize {
         let pairs = |pairs: &[(Self, Self)]| -> usize {
             pairs.iter().map(|(key, value)| key.size() + value.size()).sum()

@@ -1,4 +1,4 @@
-//! Whether whatever a client of the Redis endpoint sends is read and carried out without harm.
+//! Checks that the Redis endpoint reads and runs anything that a client sends without harm.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use super::room::{Kept, Room, register};
 const NOW: u64 = 1_700_000_000_000;
 const IDLE: Duration = Duration::from_secs(1800);
 
-/// Reads `input` as requests of a client, and runs those that are about keys of the tag `{t}`; returns
-/// how many were run.
+/// Reads `input` as a client's requests, and runs those whose keys all have the tag `{t}`; returns
+/// how many it ran.
 ///
-/// # Panics
-/// If a request is read that was not complete, or a room reads back as another.
+/// # Panics If a request is read that was not complete, or a room decodes to another than was
+/// encoded.
 pub fn requests(input: &[u8]) -> usize {
     let name = register(0, b"{t}");
     let mut room = Room::empty(&name, NOW);
@@ -43,13 +43,13 @@ pub fn requests(input: &[u8]) -> usize {
                     assert!(is_same, "a room reads back as another: {args:?} {again:?}");
                 }
             }
-            // More has to arrive, or what follows cannot be told apart.
+            // More has to arrive, or the start of the next request is unknown.
             Ok(None) | Err(_) => return ran,
         }
     }
 }
 
-/// What runs a command on a room, if all its keys are of the tag.
+/// The function that runs a command on a room, if all its keys have the tag.
 fn handler(args: &Arguments) -> Option<Handler> {
     let spec = find(args.first()?).filter(|spec| spec.is_count_right(args.len()))?;
     let keys = spec.keys_of(args);

@@ -1,12 +1,11 @@
-//! Patterns of keys, by Redis's own rules (`stringmatchlen` in its `util.c`): `*`, `?`, `[abc]`,
-//! `[a-z]`, `[^a]`, and `\` before what stands for itself. Where Redis is lenient, this is: a class
-//! that is not closed ends with the pattern, and a `\` at its end stands for itself.
+//! Patterns of keys, by Redis's rules (`stringmatchlen` in its `util.c`): `*`, `?`, `[abc]`,
+//! `[a-z]`, `[^a]`, and `\` before a literal character. It is as lenient as Redis: a class that is
+//! not closed ends with the pattern, and a `\` at the end of the pattern is literal.
 
-/// Whether `pattern` matches all of `text`, byte by byte. Each `*` is given back what it took only
-/// while it is the last one that was met, so that a pattern costs its length for each byte of the
-/// text at most.
+/// Whether `pattern` matches all of `text`, byte by byte. Only the last `*` met is backtracked to,
+/// so that the cost is at most the pattern's length for each byte of the text.
 pub(super) fn matches(mut pattern: &[u8], mut text: &[u8]) -> bool {
-    // What follows the last `*`, and what it has to match at the earliest.
+    // The pattern after the last `*`, and the earliest text that it may match.
     let mut retry: Option<(&[u8], &[u8])> = None;
     loop {
         if let Some((b'*', rest)) = pattern.split_first() {
@@ -25,7 +24,7 @@ pub(super) fn matches(mut pattern: &[u8], mut text: &[u8]) -> bool {
     }
 }
 
-/// What is left of `pattern` behind what matches one byte, if it does.
+/// The rest of `pattern` after the part that matches one byte, if it does.
 fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     let (first, rest) = pattern.split_first()?;
     let (is_match, rest) = match (first, rest) {
@@ -37,7 +36,7 @@ fn one(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     is_match.then_some(rest)
 }
 
-/// Whether `byte` is one of the class that `pattern` begins with, and what is left behind it.
+/// Whether `byte` is in the class that `pattern` begins with, and the rest of the pattern.
 fn class(pattern: &[u8], byte: u8) -> (bool, &[u8]) {
     let (inverted, mut rest) = match pattern {
         [b'^', rest @ ..] => (true, rest),

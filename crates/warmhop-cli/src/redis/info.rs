@@ -18,12 +18,12 @@ pub(super) static BLOCKED: AtomicI64 = AtomicI64::new(0);
 static RUN: LazyLock<(Instant, String)> =
     LazyLock::new(|| (Instant::now(), format!("{:040x}", rand::random::<u128>())));
 
-/// The endpoint begins.
+/// Records that the endpoint begins.
 pub(super) fn begin() {
     LazyLock::force(&RUN);
 }
 
-/// How much memory this process uses, in bytes; 0 where the system does not say.
+/// How much memory this process uses, in bytes; 0 if the system does not say.
 fn memory() -> u64 {
     const PAGE: u64 = 4096;
     let told = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -35,7 +35,7 @@ fn lines(pairs: &[(&str, &dyn std::fmt::Display)]) -> String {
     pairs.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect()
 }
 
-/// Answers `INFO`: all sections, or those that are named.
+/// Answers `INFO`: all sections, or the named ones.
 pub(super) fn answer(sections: &[Bytes]) -> Reply {
     let (begun, run) = &*RUN;
     let (seconds, memory) = (begun.elapsed().as_secs(), memory());

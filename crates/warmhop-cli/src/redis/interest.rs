@@ -1,12 +1,13 @@
 //! The subscriptions at other peers, so that a message goes only where it has subscribers.
 //!
-//! Each batch of messages asks its peer what is listened to there, and the answer is good for a while
-//! from the moment on in which the batch was sent; until then that peer is sent nothing else that
-//! nobody there listens to. Who publishes nothing asks for nothing, and who is asked for nothing tells
-//! nothing. Whoever begins to listen to something new has those forget who hold an older answer, and is
-//! told that it listens once they have, or once none of those answers is good any more: so it hears
-//! whatever is published from then on. An answer counts as arrived once a later batch says so, and who
-//! has just started does not know what the process before it answered.
+//! With each batch of messages a peer asks the receiver for its subscriptions. The answer is valid
+//! for a while, counted from the moment at which the batch was sent; during that time the receiver
+//! is sent only messages that it has subscribers for. A peer that publishes nothing asks nothing,
+//! and a peer that is not asked announces nothing. If a client subscribes to something new, its
+//! peer makes those peers forget that hold an older answer. The subscription is confirmed once they
+//! have, or once none of those answers is valid any more: so the client receives every message
+//! published from then on. An answer counts as received only when a later batch says so, and a peer
+//! that has just started does not know what its previous process answered.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,27 +21,27 @@ use super::glob;
 use super::pubsub::Published;
 use super::pubsub::{Hub, What};
 
-/// How long an answer is good.
+/// How long an answer is valid.
 pub(super) const GOOD_FOR: Duration = Duration::from_secs(1);
-/// How many channels an answer names at most; where there are more, all messages are wanted.
+/// How many channels an answer names at most; with more, the peer asks for all messages.
 pub(super) const NAMES_TOLD_MAX: usize = 16_384;
-/// How many patterns it has at most, and how many bytes these take.
+/// How many patterns an answer has at most, and how many bytes these take.
 const PATTERNS_TOLD_MAX: usize = 64;
 const PATTERNS_BYTES_MAX: usize = 8 * 1024;
-/// How many bytes it takes at most.
+/// How many bytes an answer takes at most.
 pub(super) const ANSWER_BYTES_MAX: usize = 32 + 4 * NAMES_TOLD_MAX + 2 * PATTERNS_BYTES_MAX;
-/// An answer of more bytes is long: one peer is given one in [`LONG_EVERY`], and is sent everything
-/// meanwhile.
+/// An answer of more bytes is long: a peer gets one at most every [`LONG_EVERY`], and is asked for
+/// all messages meanwhile.
 const LONG_BYTES: usize = 1024;
 const LONG_EVERY: Duration = Duration::from_secs(1);
 
-/// The state of a hub that an answer reports: of which process, and how many changes it had seen.
+/// The state of a hub that an answer reports: the process, and the number of changes.
 pub(super) type Edition = (u64, u64);
 
-/// What a peer's clients listen to.
+/// The subscriptions of a peer's clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Interest {
-    /// Too many to be listed, or nothing is known of them.
+    /// Too many to be listed, or unknown.
     Everything,
     Of {
         /// Hashes of channels and shards.
@@ -107,13 +108,13 @@ impl Interest {
     }
 }
 
-/// How an answer goes on after its edition: it is the one that the asker holds, or what it is.
+/// The kind of an answer, after its edition: the asker's copy is current, or the subscriptions.
 const SAME: u8 = 0;
 const EVERYTHING: u8 = 1;
 const NAMED: u8 = 2;
 
-/// The same at all peers, whatever they were built by (FNV-1a): two channels of one hash are taken for
-/// one, and a message too many is sent.
+/// Equal at all peers, however they were built (FNV-1a): two channels with the same hash are not
+/// distinguished, so a message may be sent in vain.
 fn hash(is_sharded: bool, name: &[u8]) -> u32 {
     let bytes = [u8::from(is_sharded)].into_iter().chain(name.iter().copied());
     let long = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -122,24 +123,24 @@ fn hash(is_sharded: bool, name: &[u8]) -> u32 {
     (long ^ (long >> 32)) as u32
 }
 
-/// What another peer answered.
+/// The answer of another peer.
 struct Known {
     edition: Edition,
     interest: Interest,
-    /// For how long it is good.
+    /// When it becomes invalid.
     until: Instant,
-    /// When that peer last had it forgotten: answers to what was sent before are none.
+    /// When that peer last asked to forget its answer: answers to earlier batches are ignored.
     forgotten: Option<Instant>,
 }
 
-/// What another peer was answered.
+/// The answer to another peer.
 #[derive(Debug, Clone, Copy)]
 struct Told {
     at: Instant,
-    /// How often the hub had grown at least, by what that peer may go by now: the last answer may still be
-    /// on its way.
+    /// The least growth of the hub that the answer in use at that peer may reflect: the last answer
+    /// may not have arrived yet.
     growth: u64,
-    /// When it was last given a long answer.
+    /// When that peer last got a long answer.
     long: Option<Instant>,
 }
 
@@ -148,14 +149,14 @@ struct Told {
 pub(super) enum Goes {
     Yes,
     No,
-    /// It does not, and it is time to ask anew.
+    /// It does not, and the answer is to be renewed soon.
     Ask,
 }
 
-/// What peers know of each other's listeners. Both tables hold peers of the mesh alone.
+/// What peers know of each other's subscriptions. Both tables contain peers of the mesh alone.
 pub(super) struct Interests {
     good_for: Duration,
-    /// What was answered before is not known here.
+    /// When this process began; it does not know what was answered before.
     began: Instant,
     known: Mutex<HashMap<PeerId, Known>>,
     told: Mutex<HashMap<PeerId, Told>>,
@@ -188,7 +189,7 @@ impl Interests {
         }
     }
 
-    /// The edition of what is known of `peer`.
+    /// The edition of the answer known from `peer`.
     pub(super) fn edition(&self, peer: &PeerId) -> Edition {
         locked(&self.known).get(peer).map_or((0, 0), |known| known.edition)
     }
@@ -215,13 +216,13 @@ impl Interests {
                 known.until = until;
             }
         } else if let Some(interest) = Interest::unpack(kind, answer) {
-            // Of one who did not say more it is asked anew.
+            // A peer that asked for everything is to answer in full next time.
             let edition = if interest == Interest::Everything { (0, 0) } else { edition };
             *known = Known { edition, interest, until, forgotten: known.forgotten };
         }
     }
 
-    /// Nothing is known of `peer` any more: it listens to something new.
+    /// Forgets the answer of `peer`, which has a new subscription.
     pub(super) fn forget(&self, peer: PeerId) {
         let now = Instant::now();
         let nothing = Known {
@@ -233,19 +234,19 @@ impl Interests {
         locked(&self.known).insert(peer, nothing);
     }
 
-    /// What `peer`, which holds this edition, is answered of this hub.
+    /// The answer to `peer`, which holds this edition, about this hub.
     pub(super) fn answer(&self, peer: PeerId, holds: Edition, process: u64, hub: &Hub) -> Bytes {
         let (changes, growth) = hub.changes();
         let now = Instant::now();
         let mut bytes = BytesMut::new();
         bytes.put_u64(process);
         bytes.put_u64(changes);
-        // Noted before the hub is looked at: whoever comes to listen in between is part of the answer,
-        // or finds this note.
+        // Recorded before the hub is read: a client that subscribes in between is part of the
+        // answer, or finds this record.
         let long = {
             let mut told = locked(&self.told);
             let told = told.entry(peer.clone()).or_insert(self.unknown());
-            // One that holds nothing is sent everything until this answer arrives.
+            // A peer that holds no answer sends everything until this one arrives.
             let lacks_nothing = holds == (0, 0) || holds == (process, changes);
             told.growth = if lacks_nothing { growth } else { told.growth.min(growth) };
             told.at = now;
@@ -267,13 +268,13 @@ impl Interests {
         bytes.freeze()
     }
 
-    /// What is known of one that was answered nothing by this process.
+    /// What is assumed of a peer to which this process has not answered.
     fn unknown(&self) -> Told {
         Told { at: self.began, growth: 0, long: None }
     }
 
-    /// The answer that `peer` goes by where that lacks something of this growth of the hub: when it was
-    /// given, and until when it may be good.
+    /// The answer in use at `peer`, if it may lack this growth of the hub: when it was given, and
+    /// when it becomes invalid at the latest.
     pub(super) fn behind(&self, peer: &PeerId, growth: u64) -> Option<(Instant, Instant)> {
         let told = locked(&self.told).get(peer).copied().unwrap_or(self.unknown());
         if told.growth >= growth {
@@ -284,17 +285,17 @@ impl Interests {
         (Instant::now() < until).then_some((told.at, until))
     }
 
-    /// `peer` forgot the answer that it was given then.
+    /// Records that `peer` forgot the answer that was given at this time.
     pub(super) fn forgot(&self, peer: &PeerId, given: Instant) {
         let mut told = locked(&self.told);
         let told = told.entry(peer.clone()).or_insert(self.unknown());
-        // Otherwise it was answered something since.
+        // Otherwise it has got another answer since.
         if told.at == given {
             told.growth = u64::MAX;
         }
     }
 
-    /// One at a time has `peer` forget: what is forgotten for one is for all who wait.
+    /// The lock under which one client at a time makes `peer` forget, on behalf of all who wait.
     pub(super) fn turn(&self, peer: &PeerId, others: &[PeerId]) -> Arc<tokio::sync::Mutex<()>> {
         locked(&self.told).retain(|peer, _| others.contains(peer));
         let mut turns = locked(&self.turns);

@@ -22,19 +22,19 @@ const SERVICE: &str = "redis-listeners";
 /// How many bytes of channel names one peer answers at most.
 const TOLD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// What is asked of a peer.
+/// What a peer is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Question {
-    /// Which channels have subscribers, of those that a pattern matches.
+    /// The channels with subscribers that match a pattern.
     Names(What, Option<Bytes>),
-    /// How many listen to each.
+    /// The number of subscribers of each.
     Counts(What, Vec<Bytes>),
     /// The patterns that have subscribers.
     Patterns,
 }
 
 impl Question {
-    /// What a client asks by `PUBSUB`.
+    /// The question of a client's `PUBSUB`.
     fn of(args: &[Bytes]) -> Result<Self, Reply> {
         match (word(&args[1]).as_str(), &args[2..]) {
             (name @ ("CHANNELS" | "SHARDCHANNELS"), [] | [_]) => {
@@ -89,7 +89,7 @@ impl Question {
         })
     }
 
-    /// What is true of this peer, as it is sent: names, or a number for each that was asked for.
+    /// This peer's answer, as it is sent: names, or a number for each name in the question.
     fn answer(&self, hub: &Hub) -> Bytes {
         let mut bytes = BytesMut::new();
         match self {
@@ -108,7 +108,7 @@ impl Question {
         bytes.freeze()
     }
 
-    /// The reply to the client, made of the answers of the peers.
+    /// The reply to the client, combined from the peers' answers.
     fn reply(&self, answers: Vec<Bytes>) -> Result<Reply, Reply> {
         if let Self::Counts(_, names) = self {
             let mut answers = answers;
@@ -149,7 +149,7 @@ fn service_name() -> AppName {
     AppName::new(SERVICE).expect("a constant of the right form")
 }
 
-/// Answers the other peers of `mesh` about the subscriptions here.
+/// Answers the questions of the other peers of `mesh` about the subscriptions here.
 pub(super) fn tell_others(mesh: &Mesh, hub: &Arc<Hub>) {
     let hub = Arc::clone(hub);
     mesh.offer_to_peers(service_name(), move |request: Request<Body>| {
@@ -180,7 +180,7 @@ async fn ask(mesh: &Mesh, peer: PeerId, question: Bytes) -> Option<Bytes> {
     }
 }
 
-/// Answers `PUBSUB`: of all peers that answer within a second.
+/// Answers `PUBSUB` for all peers that answer within a second.
 pub(super) async fn about(hub: &Hub, mesh: Option<&Mesh>, args: &[Bytes]) -> Reply {
     let question = match Question::of(args) {
         Ok(question) => question,
@@ -195,7 +195,7 @@ pub(super) async fn about(hub: &Hub, mesh: Option<&Mesh>, args: &[Bytes]) -> Rep
     question.reply(answers).unwrap_or_else(|refused| refused)
 }
 
-/// As [`about`], of those who listen at this peer.
+/// As [`about`], for the subscriptions at this peer.
 pub(super) fn about_here(hub: &Hub, args: &[Bytes]) -> Reply {
     let told = Question::of(args).and_then(|question| question.reply(vec![question.answer(hub)]));
     told.unwrap_or_else(|refused| refused)

@@ -1,5 +1,5 @@
-//! What is refused here and would not be by Redis, logged and counted: libraries swallow such
-//! refusals, and what they guard goes unguarded.
+//! Logs and counts what the endpoint refuses and Redis would not: libraries swallow such refusals,
+//! and what they meant to guard is left unguarded.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,16 +8,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::warn;
 
-/// How often one command of one library is logged.
+/// How often a command of one library is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-/// How many commands and libraries are counted apart.
+/// How many pairs of a command and a library are counted separately.
 const TOLD_APART_MAX: usize = 256;
 /// How much of a name is kept, in characters.
 const NAME_MAX: usize = 32;
 
 static ALL: Loud = Loud { refused: Mutex::new(BTreeMap::new()) };
 
-/// What was refused in this process, which has one endpoint.
+/// The refusals of this process, which has one endpoint.
 pub(super) fn all() -> &'static Loud {
     &ALL
 }
@@ -42,7 +42,7 @@ impl Loud {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A command of a client with this library was refused because it is not offered.
+    /// Counts, and sometimes logs, a command that is refused because it is not offered.
     pub(super) fn refused_command(&self, command: &str, library: &str) {
         let library = if library.is_empty() { "unknown" } else { library };
         let mut key = (name(command).to_ascii_uppercase(), name(library));

@@ -1,4 +1,4 @@
-//! Commands about several rooms: each is looked at, or changed, by itself.
+//! Commands about several rooms: each room is read or changed separately.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,16 +16,16 @@ use super::room::{self, Room};
 use super::turns::{Place, Turn};
 use super::value::TooLarge;
 
-/// How often a rename is tried while others keep changing the key. Where another peer owns a busy key,
-/// most tries lose: each takes two commits here, and a change there takes one.
+/// How often a rename is tried while other changes win the race for the key. If another peer owns a
+/// busy key, most tries lose: each takes two commits here, and a change there takes one.
 const RENAMED_MAX: u32 = 256;
-/// How many keys of one command are looked up at once.
+/// How many keys of one command are looked up concurrently.
 const AT_ONCE: usize = 16;
 /// The most keys that `KEYS` lists; `SCAN` lists more.
 const KEYS_MAX: usize = 100_000;
 /// The most bytes of keys that `KEYS` lists.
 const KEYS_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How many keys are asked for at once where all are looked through.
+/// How many keys are fetched at once when all are looked through.
 const LISTED_AT_ONCE: usize = 1000;
 
 impl Database {
@@ -65,7 +65,7 @@ impl Database {
         }
     }
 
-    /// The command as several, each with the keys of one room, and what belongs to each key.
+    /// Splits the command by rooms; each part has the keys of one room with the arguments of each.
     fn each_room(&self, request: &Request, step: usize) -> Vec<Request> {
         let mut rooms: Vec<(Bytes, Vec<Bytes>)> = Vec::new();
         let mut places = std::collections::HashMap::new();
@@ -84,7 +84,7 @@ impl Database {
         let mut found = stream::iter(keys)
             .map(|key| async move {
                 let room = self.look(&self.name(&key)).await?;
-                // As Redis does: what is no string is nothing here.
+                // As Redis does: a key of another type counts as absent.
                 let held = room.string(&key).ok().flatten().cloned();
                 Ok::<_, Reply>(Reply::optional(held))
             })
@@ -98,17 +98,17 @@ impl Database {
         Ok(Reply::Array(values))
     }
 
-    /// Two rooms are two steps: one that fails between them leaves both keys there.
+    /// Renames in two steps, one per room: a failure between them leaves both keys there.
     async fn rename(&self, request: &Request) -> Result<Reply, Stop> {
         let only_if_free = request.spec.name == "RENAMENX";
         let (from_key, to_key) = (&request.args[1], &request.args[2]);
         let (from, to) = (self.name(from_key), self.name(to_key));
-        // In one order for all renames, so that no two wait for each other.
+        // In the same order for all renames, so that no two wait for each other.
         let first = self.turns.wait((&from).min(&to), Turn::Alone).await?;
         let second = self.turns.wait((&from).max(&to), Turn::Alone).await?;
         let (at_from, at_to) = if from < to { (&first, &second) } else { (&second, &first) };
         let in_vain = || [&first, &second].into_iter().for_each(Place::in_vain);
-        // What it gave the new key, once it has.
+        // What the new key was set to, once it was.
         let mut moved: Option<room::Entry> = None;
         for _ in 0..RENAMED_MAX {
             let held = self.look(&from).await.inspect_err(|_| in_vain());
@@ -208,12 +208,12 @@ impl Database {
         }
     }
 
-    /// Whether a register is of this database.
+    /// Whether a register belongs to this database.
     fn is_mine(&self, name: &[u8]) -> bool {
         room::index_of(name) == self.index && !name.is_empty()
     }
 
-    /// The keys of a register, as far as its name says; else by a look at it.
+    /// The keys of a register: from its name if that is enough, otherwise by reading it.
     async fn keys_in(&self, name: Bytes, looks: bool) -> Result<Vec<(Bytes, &'static str)>, Reply> {
         if let Some(key) = room::only_key(&name)
             && !looks
@@ -324,14 +324,14 @@ impl Found {
     }
 }
 
-/// What came of a command that changes several keys, each by itself.
+/// The result of a command that changes several keys separately.
 #[derive(Default)]
 struct Changes {
-    /// How many were changed for certain.
+    /// How many were certainly changed.
     done: i64,
-    /// One may have been changed whose answer is unknown.
+    /// Perhaps one more was changed: its answer is unknown.
     unknown: bool,
-    /// Why not all of them were.
+    /// Why not all of them were changed.
     stop: Option<Stop>,
 }
 
@@ -342,7 +342,7 @@ impl Changes {
         self.stop = self.stop.take().or(more.stop);
     }
 
-    /// How many were changed, if the command was carried out for all of them.
+    /// How many were changed, if none failed.
     fn whole(self) -> Result<i64, Stop> {
         match self.stop {
             None => Ok(self.done),
@@ -352,8 +352,8 @@ impl Changes {
     }
 }
 
-/// Changes several keys, some at a time. `one` answers how many it changed. After one that fails no
-/// other is begun, but what is under way is waited for: it decides what the client may be told.
+/// Changes several keys, some concurrently. `one` returns how many it changed. After a failure no
+/// other is begun, but those under way are waited for: their results decide the client's reply.
 async fn change_all<T, F>(all: impl IntoIterator<Item = T>, one: impl Fn(T) -> F) -> Changes
 where
     F: Future<Output = Result<Reply, Stop>>,
@@ -377,7 +377,7 @@ where
     changes
 }
 
-/// What a client gets for a `reply` that came after a first step, or instead of it.
+/// The client's error for a `reply` that came after a first step, or instead of it.
 fn partly_if(first_step: bool, reply: Reply) -> Stop {
     let stop = Stop::Told(reply);
     if first_step { stop.partly() } else { stop }
@@ -398,7 +398,7 @@ mod tests {
         }
     }
 
-    /// What a command of several keys is answered, of which each comes to this.
+    /// The reply to a command of several keys with these results for each.
     async fn told(each: &[Result<i64, &str>]) -> String {
         let one = |came_to: &Result<i64, &str>| {
             let came_to = match *came_to {
@@ -424,7 +424,7 @@ mod tests {
             "UNKNOWN some of the keys may have been changed: it may have been done"
         );
         let partly = "UNKNOWN some of the keys may have been changed: why";
-        // Those that are under way beside the one that fails count, be they before it or after.
+        // Those under way beside the one that fails count, whether they end before it or after.
         assert_eq!(told(&[Ok(1), Err(again)]).await, partly);
         assert_eq!(told(&[Err(again), Ok(1)]).await, partly);
         assert_eq!(told(&[Err(again), Err(unknown)]).await, partly);

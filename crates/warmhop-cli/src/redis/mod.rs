@@ -66,7 +66,8 @@ use warmhop::{Mesh, Registers};
 pub const NAME: &str = "redis";
 /// How many clients may be connected at once; further ones get an error.
 const CONNECTIONS_MAX: usize = 4096;
-/// How long to rest after a connection could not be accepted: for want of open files, mostly.
+/// How long to rest after a connection could not be accepted, mostly because the limit on open
+/// files was reached.
 const AFTER_ACCEPT_FAILED: Duration = Duration::from_millis(100);
 
 /// The address of the endpoint as an app gets it in `REDIS_URL`.
@@ -75,12 +76,13 @@ pub fn url(addr: SocketAddr) -> String {
     format!("redis://{addr}/0")
 }
 
-/// Serves clients until the peer is `leaving`: then the listener is gone, what has
-/// arrived is answered, clients that wait for a key or for messages are disconnected, and it returns once the
-/// last connection has ended. Where it is dropped each connection ends with it.
+/// Serves clients until the peer is `leaving`. Then it closes the listener, answers what has
+/// arrived, disconnects clients that wait for a key or for messages, and returns once the last
+/// connection has ended. If it is dropped, all connections end with it.
 ///
-/// `idle` says how long a key is kept that nobody asked an end for, `events` what is told of changes
-/// of keys. Messages are carried to the endpoints of the other peers of `mesh`, and taken from them.
+/// `idle` is how long a key without a time to live is kept after its last change; `events` selects
+/// the changes of keys that are published. Messages are exchanged with the endpoints of the other
+/// peers of `mesh`.
 pub async fn serve(
     listener: TcpListener,
     mesh: Mesh,
@@ -132,7 +134,7 @@ async fn serve_up_to(
     let leaving = database.shared.leaving.clone();
     loop {
         let accepted = tokio::select! {
-            // Last, each time: who has connected already is taken in.
+            // Last, each time: clients that have connected already are accepted first.
             biased;
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
@@ -151,7 +153,7 @@ async fn serve_up_to(
     while connections.join_next().await.is_some() {}
 }
 
-/// Tells a client as much as its socket takes at once.
+/// Writes an error to a client, as much of it as its socket takes at once.
 fn turn_away(stream: TcpStream) {
     if let Ok(mut stream) = stream.into_std() {
         let _ = stream.write_all(b"-ERR max number of clients reached\r\n");

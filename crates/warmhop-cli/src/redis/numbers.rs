@@ -9,7 +9,7 @@ pub(super) fn float(text: &[u8]) -> Option<f64> {
     (is_number || is_infinite).then(|| text.parse().ok()).flatten()
 }
 
-/// Writes a number in as few digits as tell it from all others.
+/// Writes a number in as few digits as distinguish it from all others.
 pub(super) fn double_text(number: f64) -> String {
     const WHOLE_MAX: f64 = 4_503_599_627_370_496.0;
     if number.is_infinite() {
@@ -31,12 +31,12 @@ pub(super) fn double_text(number: f64) -> String {
     if plain { format!("{number}") } else { format!("{mantissa}e{exponent:+}") }
 }
 
-/// As many digits behind the point as a sum is exact to.
+/// How many digits behind the point a sum has.
 const SCALE_DIGITS: usize = 17;
 /// Numbers below this, times the scale, can be added without overflow.
 const SCALED_MAX: i128 = 1 << 120;
 
-/// The decimal number that `text` writes, times ten to the power of [`SCALE_DIGITS`].
+/// The decimal number in `text`, times ten to the power of [`SCALE_DIGITS`].
 fn scaled(text: &str) -> Option<i128> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => (-1, digits),
@@ -55,8 +55,8 @@ fn scaled(text: &str) -> Option<i128> {
     (number < SCALED_MAX).then_some(sign * number)
 }
 
-/// The sum of two numbers that are written in decimal, written so. Redis adds them with more digits
-/// than a 64-bit number has: 0.1 and 0.2 are 0.3. `None` where it is no number.
+/// The sum of two numbers in decimal notation, in the same notation. Redis adds them with more
+/// digits than a 64-bit number has: 0.1 and 0.2 are 0.3. `None` if one is no number.
 pub(super) fn sum(one: &[u8], other: &[u8]) -> Option<String> {
     let text = |bytes| std::str::from_utf8(bytes).ok();
     if let (Some(a), Some(b)) = (text(one).and_then(scaled), text(other).and_then(scaled)) {

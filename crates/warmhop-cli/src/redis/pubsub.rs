@@ -1,5 +1,5 @@
-//! Publish and subscribe: messages to those who listen at this peer at this moment, at most once
-//! each. What takes them there from other peers is the [carrier](super::carrier).
+//! Publish and subscribe: a message reaches those who are subscribed at this moment, at most once
+//! each. The [carrier](super::carrier) brings messages here from other peers.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -12,31 +12,31 @@ use tokio::sync::mpsc;
 use super::frame::Reply;
 use super::glob;
 
-/// How many bytes of messages wait for one subscriber; one that lets more come up is closed.
+/// How many bytes of messages wait for one subscriber; one that falls further behind is closed.
 pub(super) const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What a message takes beside its bytes.
 const MESSAGE_BYTES: usize = 128;
-/// What a name takes in a list of them beside its bytes.
+/// What a name takes beside its bytes in a list of names.
 const NAME_BYTES: usize = 4;
 /// How many messages wait for one subscriber: as many as those bytes allow where all are empty.
 const WAITING_MAX: usize = WAITING_BYTES_MAX / MESSAGE_BYTES;
-/// How many bytes of messages wait for all subscribers of a peer, about; while it is more, one for whom
-/// more than its part of it comes up is closed.
+/// How many bytes of messages wait for all subscribers of a peer, approximately; above that,
+/// subscribers are closed that exceed their share of it.
 const ALL_WAITING_BYTES_MAX: usize = 128 * 1024 * 1024;
 const PART_BYTES_MAX: usize = ALL_WAITING_BYTES_MAX / super::CONNECTIONS_MAX;
-/// How many patterns are listened to at a peer, at most: each is compared with every message.
+/// How many patterns are subscribed to at a peer at most: each is compared with every message.
 const PATTERNS_MAX: usize = 16_384;
 /// What all subscriptions of a peer take at most, in bytes, and one beside its name.
 const SUBSCRIPTIONS_BYTES_MAX: usize = 64 * 1024 * 1024;
 const SUBSCRIPTION_BYTES: usize = 256;
-/// How many channels and patterns one client listens to at most.
+/// How many channels and patterns one client subscribes to at most.
 const SUBSCRIBED_MAX: usize = 65_536;
 
-/// How long the answer to `PUBLISH` waits for another peer to say how many got the message there.
-/// One that has not said so since then is not waited for, until it does.
+/// How long the reply to `PUBLISH` waits for another peer to report how many received the message
+/// there. A peer that fails to report in time is not waited for again until it reports.
 pub(super) const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
-/// A message to those who listen to a channel.
+/// A message to the subscribers of a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Published {
     pub(super) channel: Bytes,
@@ -44,7 +44,7 @@ pub(super) struct Published {
     pub(super) is_sharded: bool,
 }
 
-/// What is listened to.
+/// The kind of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum What {
     Channel,
@@ -53,7 +53,7 @@ pub(super) enum What {
 }
 
 impl What {
-    /// Of a command's name.
+    /// The kind that a command's name refers to.
     pub(super) fn of(command: &str) -> Self {
         match command.as_bytes().first() {
             Some(b'P') => Self::Pattern,
@@ -71,7 +71,7 @@ impl What {
     }
 }
 
-/// The end of a subscriber's line that is written to.
+/// The writing end of a subscriber's line.
 struct Listener {
     line: mpsc::Sender<Reply>,
     waiting: Arc<AtomicUsize>,
@@ -79,7 +79,7 @@ struct Listener {
 }
 
 impl Listener {
-    /// Puts a message into the line; false where it is not read.
+    /// Puts a message into the line; false if the subscriber is too slow.
     fn tell(&self, message: Reply) -> bool {
         let size = message.size() + MESSAGE_BYTES;
         let waiting = self.waiting.load(Ordering::Relaxed) + size;
@@ -89,7 +89,7 @@ impl Listener {
         {
             return false;
         }
-        // Before it can be taken: what is taken is no longer counted.
+        // Before a receiver can take it, as that subtracts its size.
         self.waiting.fetch_add(size, Ordering::Relaxed);
         self.all_waiting.fetch_add(size, Ordering::Relaxed);
         self.line.try_send(message).is_ok()
@@ -106,7 +106,8 @@ struct State {
     shards: Listeners,
     /// What all subscriptions take.
     bytes: usize,
-    /// How often something came to be listened to, and how often that or the opposite happened.
+    /// How often a channel or pattern got its first subscriber, and how often it got its first or
+    /// lost its last.
     growth: u64,
     changes: u64,
 }
@@ -120,7 +121,7 @@ impl State {
         }
     }
 
-    /// One more listens to this.
+    /// Adds a subscription.
     fn add(&mut self, what: What, name: &Bytes, id: u64) -> Result<(), Reply> {
         let is_new_pattern = what == What::Pattern && !self.patterns.contains_key(name);
         if is_new_pattern && self.patterns.len() >= PATTERNS_MAX {
@@ -142,7 +143,7 @@ impl State {
     }
 }
 
-/// Who listens to what at this peer.
+/// The subscriptions at this peer.
 #[derive(Default)]
 pub(super) struct Hub {
     state: Mutex<State>,
@@ -155,13 +156,13 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many listen here to what a message is about.
+    /// How many subscribers here a message has.
     pub(super) fn count_here(&self, message: &Published) -> i64 {
         let what = if message.is_sharded { What::Shard } else { What::Channel };
         self.count(what, &message.channel)
     }
 
-    /// Hands a message to those who listen here; how many those are.
+    /// Delivers a message to the subscribers here; returns their number.
     pub(super) fn deliver(&self, message: &Published) -> i64 {
         let Published { channel, message, is_sharded } = message;
         let mut state = self.state();
@@ -191,14 +192,14 @@ impl Hub {
             }
         }
         for id in gone {
-            // Its connection sees the line end, and ends.
+            // Its connection notices that the line has ended, and ends as well.
             listeners.remove(&id);
         }
         told
     }
 
-    /// The channels, or patterns, with subscribers here, of those that `pattern` matches: as many
-    /// as take so many bytes.
+    /// The channels, or patterns, with subscribers here that match `pattern`, up to so many bytes
+    /// of names.
     pub(super) fn names(
         &self,
         what: What,
@@ -223,7 +224,7 @@ impl Hub {
         state.channels.len() + state.shards.len()
     }
 
-    /// How often what is listened to here has changed, and how often it has grown.
+    /// How often the subscriptions here have changed, and how often they have grown.
     pub(super) fn changes(&self) -> (u64, u64) {
         let state = self.state();
         (state.changes, state.growth)
@@ -236,12 +237,12 @@ impl Hub {
     }
 }
 
-/// What one client listens to.
+/// One client's subscriptions.
 pub(super) struct Subscriber {
     hub: Arc<Hub>,
     id: u64,
     subscribed: HashSet<(What, Bytes)>,
-    /// How many of those are shards: to count them anew each time would cost the square of them.
+    /// How many of those are shards: counting them anew each time would cost their square.
     shards: usize,
     line: mpsc::Receiver<Reply>,
     waiting: Arc<AtomicUsize>,
@@ -258,7 +259,7 @@ impl Subscriber {
         Self { hub: Arc::clone(hub), id, subscribed: HashSet::new(), shards: 0, line, waiting }
     }
 
-    /// How much it listens to, of channels and patterns, or of shards.
+    /// How many subscriptions it has, of channels and patterns, or of shards.
     fn count(&self, what: What) -> i64 {
         let count = match what {
             What::Shard => self.shards,
@@ -296,7 +297,7 @@ impl Subscriber {
         Reply::Push(vec![kind, name, Reply::Number(self.count(what))])
     }
 
-    /// Listens to one more.
+    /// Adds a subscription.
     pub(super) fn subscribe(&mut self, what: What, name: &Bytes) -> Reply {
         let name = Bytes::copy_from_slice(name);
         if self.subscribed.len() >= SUBSCRIBED_MAX {
@@ -326,7 +327,7 @@ impl Subscriber {
         }
     }
 
-    /// Listens to these no more; to none of this kind where none is named.
+    /// Removes these subscriptions; all of this kind if none is named.
     pub(super) fn unsubscribe(&mut self, what: What, names: &[Bytes]) -> Reply {
         let all: Vec<Bytes> = match names {
             [] => {

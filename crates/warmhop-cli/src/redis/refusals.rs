@@ -1,4 +1,4 @@
-//! What is answered to commands that are not offered, in the words that libraries look for.
+//! The errors for commands that are not offered, in the words that libraries look for.
 
 use bytes::Bytes;
 
@@ -62,11 +62,11 @@ const SUBCOMMANDS_NOT_OFFERED: [(&str, &[&str]); 9] = [
     ("MODULE", &["LOAD", "LOADEX", "UNLOAD"]),
     ("SLOWLOG", &[]),
 ];
-/// How much of its arguments is repeated to a client.
+/// How much of its arguments an error repeats to a client.
 const ARGUMENTS_TOLD_MAX: usize = 128;
 
-/// What a client is told whose command there is not: as Redis tells it, and where Redis has such a
-/// command where to read on.
+/// The error for an unknown command, as Redis words it; if Redis has such a command, with a pointer
+/// to the documentation.
 pub(super) fn unknown_command(args: &[Bytes]) -> Reply {
     let (name, rest) =
         args.split_first().map_or((&[][..], &[][..]), |(name, rest)| (&name[..], rest));
@@ -84,7 +84,7 @@ pub(super) fn unknown_command(args: &[Bytes]) -> Reply {
     Reply::error("ERR", format!("unknown command '{name}', with args beginning with: {told}{more}"))
 }
 
-/// The error for a subcommand: that it is not offered here, or that none has this name.
+/// The error for a subcommand that is not offered here, or that does not exist.
 pub(super) fn no_subcommand(command: &str, subcommand: &[u8]) -> Reply {
     let name = word(subcommand);
     let of_command = SUBCOMMANDS_NOT_OFFERED.iter().find(|(it, _)| *it == command);
@@ -97,7 +97,7 @@ pub(super) fn no_subcommand(command: &str, subcommand: &[u8]) -> Reply {
     unknown_subcommand(command, subcommand)
 }
 
-/// What a command is called where it is refused: with its subcommand.
+/// The name of a command in a refusal: with its subcommand.
 pub(super) fn full_name(request: &Request) -> String {
     const WITH_SUBCOMMANDS: [&str; 12] = [
         "ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "FUNCTION", "LATENCY", "MEMORY", "OBJECT",
@@ -113,7 +113,7 @@ pub(super) fn full_name(request: &Request) -> String {
     }
 }
 
-/// Whether an error says that something is not offered here, which a library may swallow.
+/// Whether an error says that something is not offered, which a library may swallow.
 pub(super) fn is_not_offered(told: &str) -> bool {
     told.contains("docs/redis.md") || told == "ERR Function not found"
 }

@@ -1,9 +1,9 @@
 //! A room: the keys that live in one register, as a working copy that commands change.
 //!
-//! A key lives in a register of its own, unless its name has a hash tag, as in `{user1}:lock`: all
-//! keys of one tag live in the tag's register, whoever sets them and how, so that one command, one
-//! script or one transaction changes several of them as one change. Nothing here waits: what a
-//! command makes of a room is committed, or dropped, by the engine.
+//! A key lives in its own register, unless its name has a hash tag, as in `{user1}:lock`: all keys
+//! with one tag live in the tag's register, whichever client sets them, so that one command, one
+//! script or one transaction changes several of them as one change. Nothing here waits: the engine
+//! commits the changed room, or drops it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,24 +17,24 @@ use super::value::{Kind, TooLarge, Value};
 
 /// Set in the first byte of the name of a register that keeps the keys of a tag.
 const TAGGED: u8 = 0x80;
-/// What begins the value of such a register.
+/// The first byte of such a register's value.
 const ROOM: u8 = 6;
-/// What a key takes in it beside its name and its value.
+/// What a key takes in such a value beside its name and its own value.
 const KEY_BYTES: usize = 2 + 8 + 4;
-/// What begins the value of a register of one key that is kept on past the key's end, which follows:
-/// so that the peer that removes the key then knows that no other did.
+/// The first byte of the value of a register with one key that is kept on past the key's end, which
+/// follows this byte: so the peer that removes the key knows that no other peer has.
 const LINGERING: u8 = 7;
-/// How long it is kept on. A peer that dies, or a majority that is lost, delays for so long what is
-/// told of the key's end; after that it is not told.
+/// How long it is kept on. A dead peer, or a lost majority, may delay the publishing of an expiry
+/// by this long; after that it is not published at all.
 pub(super) const LINGERS: Duration = Duration::from_secs(60);
 
-/// What a key holds, and until when.
+/// A key's value and its end.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     pub(super) value: Value,
     /// In milliseconds since 1970; `None` for a key without a time to live.
     pub(super) end: Option<u64>,
-    /// The end was set by what runs now.
+    /// The present run set the end.
     moved: bool,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Entry {
 pub(super) struct Room {
     /// The register's name.
     name: Bytes,
-    /// When what runs now began, in milliseconds since 1970: its clock does not advance.
+    /// When the present run began, in milliseconds since 1970: its clock does not advance.
     pub(super) now: u64,
     entries: BTreeMap<Bytes, Entry>,
     changed: bool,
@@ -109,7 +109,7 @@ pub(super) fn index_of(name: &[u8]) -> u8 {
     name.first().map_or(0, |first| first & !TAGGED)
 }
 
-/// The key of a register that keeps one; `None` for that of a tag.
+/// The key of a register that keeps a single one; `None` for the register of a tag.
 pub(super) fn only_key(name: &Bytes) -> Option<Bytes> {
     name.first().is_some_and(|first| first & TAGGED == 0).then(|| name.slice(1..))
 }
@@ -123,12 +123,12 @@ fn time(ms: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or_else(SystemTime::now)
 }
 
-/// Until when a register is kept of which a key ends then.
+/// Until when a register is kept whose key ends at `end`.
 fn lingering(end: u64) -> SystemTime {
     time(end.saturating_add(u64::try_from(LINGERS.as_millis()).unwrap_or(u64::MAX)))
 }
 
-/// When the first key of a register ends, as far as that is told: `held` is its value.
+/// When the first key of a register ends, if expiries are published: `held` is its value.
 pub(super) fn first_end_of(name: &[u8], held: &[u8]) -> Option<u64> {
     let mut held = held;
     let is_tagged = name.first()? & TAGGED != 0;
@@ -182,7 +182,7 @@ impl Room {
         }
     }
 
-    /// Notes what happens to its keys from now on; `ends`: their expiry is published, too.
+    /// Records events of its keys from now on; `ends`: their expiry is published, too.
     pub(super) fn tells(&mut self, ends: bool) {
         (self.log, self.lingers) = (Log::kept(), ends);
     }
@@ -202,7 +202,7 @@ impl Room {
         ended.into_iter().for_each(|key| self.log.ended(key));
     }
 
-    /// What was taken out because its end had come is a change to be kept.
+    /// Makes the removal of expired keys a change that is to be kept.
     pub(super) fn ended_are_a_change(&mut self) {
         self.changed |= self.had_ended;
     }
@@ -212,12 +212,12 @@ impl Room {
         self.entries.values().filter_map(|entry| entry.end).min()
     }
 
-    /// A command has run on it, and was not refused.
+    /// Records the events of a command that has run on it without being refused.
     pub(super) fn ran(&mut self, args: &[Bytes]) {
         self.log.command(args);
     }
 
-    /// What happened to its keys.
+    /// Takes the recorded events.
     pub(super) fn events(&mut self) -> Vec<Event> {
         self.log.take()
     }
@@ -276,10 +276,9 @@ impl Room {
         self.changed
     }
 
-    /// The room as it is to be kept.
+    /// Encodes the room.
     ///
-    /// # Errors
-    /// If it is larger than is kept.
+    /// # Errors If it is larger than a register may be.
     pub(super) fn close(&self, idle: Duration) -> Result<Kept, TooLarge> {
         if self.entries.is_empty() {
             return Ok(Kept::Nothing);
@@ -316,7 +315,7 @@ impl Room {
             kept.put_u32(u32::try_from(value.len()).map_err(|_| TooLarge)?);
             kept.put_slice(&value);
         }
-        // It ends with the last of them; a key without an end, as any that is idle.
+        // It ends with the last of its keys; a key without an end lives like any idle key.
         let last = self.entries.values().filter_map(|entry| entry.end).max();
         let last = last.map(|last| if self.lingers { millis(lingering(last)) } else { last });
         let is_endless = self.entries.values().any(|entry| entry.end.is_none());
@@ -328,7 +327,7 @@ impl Room {
         Ok(Kept::Put(kept.freeze(), expires))
     }
 
-    /// How many bytes it takes where it is kept, about.
+    /// How many bytes it takes when encoded, approximately.
     pub(super) fn len(&self) -> usize {
         let len = |(key, entry): (&Bytes, &Entry)| KEY_BYTES + 1 + key.len() + entry.value.len();
         match self.entries.len() {
@@ -351,7 +350,7 @@ impl Room {
         self.entries.get(key).map(|entry| &entry.value)
     }
 
-    /// What a key holds that is to be a string.
+    /// A key's value, which has to be a string.
     pub(super) fn string(&self, key: &[u8]) -> Result<Option<&Bytes>, Reply> {
         match self.value(key) {
             None => Ok(None),
@@ -360,13 +359,13 @@ impl Room {
         }
     }
 
-    /// What a key holds that is to be of a type.
+    /// A key's value, which has to be of type `T`.
     pub(super) fn read<T: Kind>(&self, key: &[u8]) -> Result<Option<&T>, Reply> {
         self.value(key).map(|value| T::of(value).ok_or_else(wrong_type)).transpose()
     }
 
-    /// Changes what a key holds that is to be of a type, or begins it. `change` says whether it did;
-    /// a key that holds nothing any more is gone.
+    /// Changes a key's value, which has to be of type `T`; an absent key starts empty. `change`
+    /// returns whether it changed anything; a key that is empty afterwards is removed.
     pub(super) fn write<T: Kind, R>(
         &mut self,
         key: &Bytes,
@@ -394,7 +393,7 @@ impl Room {
         Ok(answer)
     }
 
-    /// A key holds this from now on, until `end`.
+    /// Sets a key to a value that lives until `end`.
     pub(super) fn set(&mut self, key: &Bytes, value: Value, end: Option<u64>) {
         self.changed = true;
         if end.is_some_and(|end| end <= self.now) {
@@ -404,7 +403,7 @@ impl Room {
             return;
         }
         self.log.note(key, Deed::Wrote);
-        // What came in a request is not to keep all of it in memory.
+        // A slice of a request would keep all of it in memory.
         let key = match self.entries.remove_entry(key) {
             Some((held, _)) => held,
             None => Bytes::copy_from_slice(key),
@@ -412,7 +411,7 @@ impl Room {
         self.entries.insert(key, Entry { value, end, moved: true });
     }
 
-    /// A key holds this from now on, and ends when it would have.
+    /// Sets a key to a value and leaves its end as it is.
     pub(super) fn replace(&mut self, key: &Bytes, value: Value) {
         match self.entries.get_mut(key) {
             Some(entry) => {
@@ -424,7 +423,7 @@ impl Room {
         }
     }
 
-    /// Moves a key's end; one in the past ends it. False where there is no such key.
+    /// Moves a key's end; an end in the past removes the key. False if there is no such key.
     pub(super) fn end(&mut self, key: &Bytes, end: Option<u64>) -> bool {
         let Some(entry) = self.entries.get_mut(key) else { return false };
         self.changed = true;
@@ -445,7 +444,7 @@ impl Room {
         Some(gone)
     }
 
-    /// A key holds what another held, until when that did.
+    /// Sets a key to another key's value and end.
     pub(super) fn put_entry(&mut self, key: &Bytes, entry: Entry) {
         self.set(key, entry.value, entry.end);
     }

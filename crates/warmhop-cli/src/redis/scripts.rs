@@ -8,17 +8,17 @@ use tokio::sync::Semaphore;
 
 /// How many scripts a peer remembers; the one that was used least lately is forgotten for a new one.
 const LOADED_MAX: usize = 4096;
-/// How many bytes of them.
+/// How many bytes the texts of these scripts take at most.
 const LOADED_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How many runs of a script that took long are not tried beside its client before one is again.
+/// How many runs after a long run of a script are not tried on the client's thread.
 const LONG_RUNS: u32 = 100;
-/// How many scripts run at once on threads of their own; others wait for them.
+/// How many scripts run at once on other threads; further ones wait.
 const AT_ONCE: usize = 8;
 
 /// The scripts that clients of this peer have sent, by their digests.
 pub(super) struct Scripts {
     known: Mutex<Known>,
-    /// How many more may run.
+    /// Permits for runs on other threads.
     pub(super) room: Semaphore,
 }
 
@@ -26,15 +26,15 @@ pub(super) struct Scripts {
 pub(super) struct Script {
     text: Bytes,
     used: u64,
-    /// How many more runs of it are not to be brief.
+    /// How many more runs of it are not to be tried as brief ones.
     long_runs: u32,
 }
 
 #[derive(Default)]
 pub(super) struct Known {
     pub(super) texts: HashMap<String, Script>,
-    /// In the order in which they were used, with when that was; those used again since are passed
-    /// over.
+    /// Digests in the order of their use, with the time of use; entries of scripts used again since
+    /// are ignored.
     used: VecDeque<(u64, String)>,
     clock: u64,
     bytes: usize,
@@ -47,7 +47,7 @@ impl Default for Scripts {
 }
 
 impl Known {
-    /// The text of a script that is used now, and whether it is known to take long.
+    /// The text of a script that is about to run, and whether it is known to take long.
     pub(super) fn touch(&mut self, sha: &str) -> Option<(Bytes, bool)> {
         self.clock += 1;
         let script = self.texts.get_mut(sha)?;
@@ -63,14 +63,14 @@ impl Known {
         Some((text, took_long))
     }
 
-    /// A run of a script took long: those that follow are taken to do so, too.
+    /// Records that a run of a script took long: the following ones are assumed to do so, too.
     pub(super) fn took_long(&mut self, sha: &str) {
         if let Some(script) = self.texts.get_mut(sha) {
             script.long_runs = LONG_RUNS;
         }
     }
 
-    /// Has a script be known that is used now; whether it is known to take long.
+    /// Adds a script that is about to run; returns whether it is known to take long.
     pub(super) fn add(&mut self, sha: String, text: &Bytes) -> bool {
         if let Some((_, took_long)) = self.touch(&sha) {
             return took_long;

@@ -17,9 +17,9 @@ use super::info::BLOCKED;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
 
-/// What all clients of a peer's endpoint share.
+/// The state that all clients of a peer's endpoint share.
 pub(super) struct Shared {
-    /// How long an idle key is kept that was set without a time to live.
+    /// How long an idle key without a time to live is kept.
     pub(super) idle: Duration,
     pub(super) scripts: Scripts,
     pub(super) hub: Arc<Hub>,

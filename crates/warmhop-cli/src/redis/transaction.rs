@@ -1,6 +1,6 @@
-//! Transactions: the commands between `MULTI` and `EXEC`. Those whose keys live in one room are one
-//! change of it. Of several rooms, those that are watched come first: where one was changed by
-//! another nothing was done yet, and its client may try all of it again.
+//! Transactions: the commands between `MULTI` and `EXEC`. Commands whose keys live in one room are
+//! committed as one change of it. Of several rooms, those with watched keys come first: if another
+//! client changed such a key, nothing has been done yet, and the whole transaction may be retried.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -33,17 +33,17 @@ pub(super) struct Transaction {
     pub(super) index: u8,
 }
 
-/// What a run of a transaction has come to so far.
+/// The state of a transaction's run.
 struct Progress {
     replies: Vec<Option<Reply>>,
-    /// Some of it is done.
+    /// Part of it has been done.
     changed: bool,
-    /// A watched key was changed by another: what is left is not run.
+    /// Another client changed a watched key: the remaining commands are not run.
     stopped: bool,
     size: usize,
 }
 
-/// Why a transaction ended before it was done: all of its answer.
+/// The whole reply of a transaction that ended early.
 struct Ended(Reply);
 
 fn handler(request: &Request) -> Option<Handler> {
@@ -54,7 +54,7 @@ fn handler(request: &Request) -> Option<Handler> {
 }
 
 impl Queued {
-    /// The room that it is about, if it is about one.
+    /// The room of its keys, if they live in one.
     fn room(&self, database: &Database) -> Option<Bytes> {
         let keys = self.request.keys();
         handler(&self.request)?;
@@ -81,7 +81,7 @@ pub(super) fn refused_beside_watched(
         watched.iter().any(|(watched, _)| *watched == name)
     };
     match request.spec.run {
-        // It takes several steps, none of which is one with the comparison.
+        // It takes several steps, none of which could include the comparison.
         Run::Split(_, super::cmd::Split::Rename)
             if request.keys().iter().any(is_watched)
                 && database.one_room(&request.keys()).is_err() =>
@@ -106,12 +106,12 @@ impl Progress {
         });
     }
 
-    /// A watched key was changed by another before these were run.
+    /// Ends the run because another client changed a watched key before these commands ran.
     fn stop(&mut self, places: &[usize], some_changed: bool) -> Result<(), Ended> {
         if !self.changed && !some_changed {
             return Err(Ended(Reply::Aborted));
         }
-        // Too late for none of it to have run: this says how far it came.
+        // Too late for EXEC to answer that nothing ran: the replies show what did.
         self.stopped = true;
         for at in places {
             self.replies[*at] = Some(if some_changed { run_in_part() } else { not_run() });
@@ -119,7 +119,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Commands of one room, as one change of it.
+    /// Runs commands of one room, as one change of it.
     async fn run_room(
         &mut self,
         database: &Database,
@@ -164,7 +164,7 @@ impl Progress {
         }
     }
 
-    /// Commands none of which is about several rooms: room by room, those that are watched first.
+    /// Runs commands that are each about one room: room by room, those with watched keys first.
     async fn run_rooms(
         &mut self,
         database: &Database,
@@ -193,8 +193,8 @@ impl Progress {
 }
 
 impl Database {
-    /// Runs a transaction. A watched key is compared before anything runs, and again as part of the
-    /// first change of it. `about` answers what is about the connection.
+    /// Runs a transaction. A watched key is compared before anything runs, and again as part of its
+    /// first change. `about` answers commands about the connection.
     pub(super) async fn exec(
         &self,
         watched: Vec<(Bytes, Watched)>,
@@ -242,7 +242,7 @@ async fn run_all(
             progress.put(at, reply);
             continue;
         }
-        // What is about several rooms comes behind all that was asked before it.
+        // A command about several rooms runs after all that were queued before it.
         progress.run_rooms(database, commands, &std::mem::take(&mut together)).await?;
         if progress.stopped {
             progress.replies[at] = Some(not_run());

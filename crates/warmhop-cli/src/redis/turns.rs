@@ -1,11 +1,11 @@
 //! Turns: the clients of one peer change a key one after the other.
 //!
-//! Nothing but speed depends on them, for what is changed is compared by its version: two clients
-//! that read the same value cost one of them another try, and a register takes few who wait. So
-//! every wait for a turn is bounded, and who waited for too long goes on without one.
+//! Only speed depends on turns, since every change is compared by version: if two clients read the
+//! same value, one of them has to retry, and a register takes only a few waiting changes. So every
+//! wait for a turn is bounded, and a client that has waited too long proceeds without one.
 //!
-//! One that ends in vain, after a while, says that the key's holders are not reached. Those in line
-//! behind it would find the same one after the other, each taking as long: they fail at once.
+//! A turn that fails after a while shows that the key's holders are unreachable. The clients in
+//! line behind it would find the same one after the other, each taking as long: they fail at once.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,29 +18,29 @@ use tokio::time::Instant;
 
 use super::frame::Reply;
 
-/// How many changes of one key that do not depend on what it holds are under way at once: enough to
-/// keep its register busy, and few beside what that takes from all peers.
+/// How many changes of one key that do not depend on its value are under way at once: enough to
+/// keep its register busy, and few compared with what that accepts from all peers.
 const TOGETHER_MAX: u32 = 8;
-/// How long a client waits for its turn before it goes on without.
+/// How long a client waits for its turn before it proceeds without one.
 const TURN_WITHIN: Duration = Duration::from_secs(10);
 /// How many clients may be in line for one key; further ones are refused.
 const IN_LINE_MAX: usize = 1024;
-/// For how many keys there are lines at once; changes of further ones have no turns.
+/// How many keys have lines at once; changes of further keys have no turns.
 const LINES_MAX: usize = 64 * 1024;
-/// How long a change that came to nothing has tried for that to be told to those behind it. What is
-/// refused sooner was refused for itself.
+/// How long a failed change has to have tried for those behind it to fail as well. A change that is
+/// refused sooner was refused for a reason that does not concern them.
 const TRIED_FOR: Duration = Duration::from_secs(1);
 
 /// How a change of a key is ordered among others of the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// It depends on what the key holds: no other change in between.
+    /// It depends on the key's value: no other change may come in between.
     Alone,
     /// It does not.
     Together,
 }
 
-/// The lines of those who change keys, by the name of the key's register.
+/// The lines of clients that change keys, by the name of the key's register.
 #[derive(Default)]
 pub(super) struct Turns {
     lines: Mutex<HashMap<Bytes, Line>>,
@@ -48,7 +48,7 @@ pub(super) struct Turns {
 
 struct Line {
     shared: Arc<Shared>,
-    /// How many are in it, those whose turn it is included.
+    /// How many are in line, including those whose turn it is.
     in_line: usize,
 }
 
@@ -57,7 +57,7 @@ struct Shared {
     in_vain: Notify,
 }
 
-/// A place in a line, and a turn unless it took too long to come; given back when it is dropped.
+/// A place in a line, and a turn unless that took too long; dropping it gives both back.
 pub(super) struct Place<'a> {
     turns: &'a Turns,
     name: Bytes,
@@ -73,8 +73,7 @@ impl Turns {
 
     /// Waits for a turn with the key of this name.
     ///
-    /// # Errors
-    /// With the error for its client, if too many wait, or if one before it came to nothing.
+    /// # Errors With the client's error, if too many wait, or if a change before it failed.
     pub(super) async fn wait(&self, name: &Bytes, turn: Turn) -> Result<Place<'_>, Reply> {
         let mut place = self.join(name)?;
         let Some(shared) = place.shared.clone() else { return Ok(place) };
@@ -118,7 +117,7 @@ impl Turns {
 }
 
 impl Place<'_> {
-    /// The change came to nothing: no majority of the key's holders said that it took it.
+    /// Records that the change failed: no majority of the key's holders acknowledged it.
     pub(super) fn in_vain(&self) {
         if self.since.elapsed() >= TRIED_FOR
             && let Some(shared) = &self.shared

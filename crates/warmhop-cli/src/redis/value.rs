@@ -13,7 +13,7 @@ const HASH: u8 = 2;
 const LIST: u8 = 3;
 const SET: u8 = 4;
 const SORTED_SET: u8 = 5;
-/// Added to the type's byte of a key that was set without a time to live.
+/// Added to the type's byte for a key without a time to live.
 const ENDLESS: u8 = 0x80;
 /// What a part takes beside its bytes.
 const PART_BYTES: usize = 4;
@@ -38,7 +38,7 @@ pub(super) enum Value {
     SortedSet(SortedSet),
 }
 
-/// The value would be larger than is kept.
+/// The error for a value that is larger than a key may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TooLarge;
 
@@ -92,7 +92,7 @@ impl SortedSet {
         self.scores.get(member).map(|score| score.0)
     }
 
-    /// Sets a member's score; what it was.
+    /// Sets a member's score; returns the old one.
     pub(super) fn insert(&mut self, member: Bytes, score: f64) -> Option<f64> {
         let score = Score(score);
         let before = self.scores.insert(member.clone(), score);
@@ -165,7 +165,7 @@ impl Value {
         }
     }
 
-    /// What `OBJECT ENCODING` says of it: what a Redis server with its own bounds would.
+    /// The reply to `OBJECT ENCODING`: what a Redis server with its default bounds would say.
     pub(super) fn encoding(&self) -> &'static str {
         let small = |len: usize, mut parts: &mut dyn Iterator<Item = &Bytes>| {
             len <= 128 && (&mut parts).all(|part| part.len() <= 64)
@@ -192,7 +192,7 @@ impl Value {
         }
     }
 
-    /// How many bytes it takes where it is kept.
+    /// How many bytes it takes when encoded.
     pub(super) fn len(&self) -> usize {
         let all = |parts: &mut dyn Iterator<Item = &Bytes>| -> usize {
             parts.map(|part| PART_BYTES + part.len()).sum()
@@ -208,7 +208,7 @@ impl Value {
         }
     }
 
-    /// As it is kept. `endless`: it was set without a time to live, although it has an end.
+    /// Encodes it. `endless`: it was set without a time to live, although it has an end.
     pub(super) fn encode(&self, endless: bool) -> Result<Bytes, TooLarge> {
         let len = self.len();
         if len > VALUE_BYTES_MAX {

@@ -7,7 +7,7 @@ use super::super::room::Room;
 use super::super::value::Value;
 use super::{integer, number, syntax, word};
 
-/// What becomes of a sum that does not fit.
+/// What happens to a sum that does not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Overflow {
     Wrap,
@@ -69,7 +69,7 @@ impl Field {
         self.told(whole)
     }
 
-    /// The number that its bits are.
+    /// The number that its bits represent.
     fn told(self, bits: u64) -> i64 {
         let unused = 64 - self.bits;
         match self.signed {
@@ -89,7 +89,7 @@ impl Field {
         }
     }
 
-    /// A number as it fits; `None` where it does not and that is a failure.
+    /// A number made to fit; `None` if it does not fit and that is to fail.
     fn fit(self, number: i128, overflow: Overflow) -> Option<i64> {
         let (least, most) = match self.signed {
             true => (-(1i128 << (self.bits - 1)), (1i128 << (self.bits - 1)) - 1),
@@ -162,7 +162,7 @@ pub(super) fn run(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         Operation::Get(field) => Reply::Number(field.get(&text)),
         Operation::Set(field, value, overflow) => {
             let before = field.get(&text);
-            // One below 0 is as large as its bits make it where it has no sign.
+            // A negative value for an unsigned field counts as the number that its bits represent.
             let value = match field.signed {
                 true => i128::from(value),
                 false => i128::from(value.cast_unsigned()),

@@ -7,7 +7,7 @@ use super::super::room::Room;
 use super::super::value::Value;
 use super::{number, numbers};
 
-/// The sum of what is held and what is added; `no_number` is said where it holds none.
+/// The sum of a held number and an addend; the error `no_number` if no number is held.
 pub(super) fn add(text: Option<&[u8]>, by: i64, no_number: &str) -> Result<i64, Reply> {
     let number = match text {
         None => Some(0),

@@ -1,4 +1,4 @@
-//! Commands that take from the first of several keys that has something: `LMPOP`, `ZMPOP` and those that
+//! Commands that take from the first non-empty one of several keys: `LMPOP`, `ZMPOP` and those that
 //! wait for it.
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use super::super::room::Room;
 use super::super::value::{List, SortedSet};
 use super::{integer, lists, patience, sorted, syntax, word};
 
-/// What is asked: of which keys, from which end, how many.
+/// The request: which keys, which end, how many.
 struct Asked<'a> {
     keys: &'a [Bytes],
     end: &'a Bytes,
@@ -40,7 +40,7 @@ pub(super) fn pop_elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Rep
     elements(room, &args[1..])
 }
 
-/// `BLMPOP`, where there is something; nothing otherwise.
+/// `BLMPOP`, if there is an element; otherwise it returns nothing.
 pub(super) fn blocking_pop_elements(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     patience(args)?;
     elements(room, &args[2..])
@@ -68,7 +68,7 @@ pub(super) fn pop_members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Repl
     members(room, &args[1..])
 }
 
-/// `BZMPOP`, where there is something; nothing otherwise.
+/// `BZMPOP`, if there is a member; otherwise it returns nothing.
 pub(super) fn blocking_pop_members(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     patience(args)?;
     members(room, &args[2..])

@@ -1,4 +1,4 @@
-//! What is asked of keys, whatever they hold.
+//! Commands about keys of any type.
 
 use bytes::Bytes;
 
@@ -7,7 +7,7 @@ use super::super::glob;
 use super::super::room::Room;
 use super::{WORD_TOLD_MAX, checked_pattern, flag, number, syntax, unknown_subcommand, word};
 
-/// The longest time to live, about 146 million years: later times could not be counted with.
+/// The longest time to live, about 146 million years: sums with later times would overflow.
 pub(in crate::redis) const TTL_MS_MAX: i64 = 1 << 62;
 
 /// How a time is given.
@@ -39,13 +39,13 @@ impl Timed {
     }
 }
 
-/// A time in milliseconds since 1970, by the `now` of the command; it may have been before 1970,
-/// which is as long over as any.
+/// A time in milliseconds since 1970, by the `now` of the command; a time before 1970 becomes 0,
+/// which is as long past as any.
 fn time(count: i64, form: Timed, now: u64, command: &str) -> Result<u64, Reply> {
     let ms = count.checked_mul(form.scale());
     let base = if form.is_absolute() { 0 } else { i64::try_from(now).unwrap_or(i64::MAX) };
     let in_bounds = |ms: &i64| ms.unsigned_abs() <= TTL_MS_MAX.unsigned_abs();
-    // Redis takes every time in the past that it can count.
+    // Redis accepts every time in the past that it can represent.
     let ms = ms.filter(|ms| *ms < 0 || in_bounds(ms));
     let at = ms.and_then(|ms| ms.checked_add(base));
     match (at, count < 0 && form.scale() == 1) {
@@ -60,7 +60,7 @@ fn invalid_time(command: &str) -> Reply {
     Reply::error("ERR", format!("invalid expire time in '{name}' command"))
 }
 
-/// As `time`, where a value is set: a time that is not above 0 is an error.
+/// As `time`, for a value that is set: a time of 0 or below is an error.
 pub(super) fn timed(count: i64, form: Timed, now: u64, command: &str) -> Result<u64, Reply> {
     if count > 0 { time(count, form, now, command) } else { Err(invalid_time(command)) }
 }
@@ -134,7 +134,7 @@ pub(super) fn ends(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let left = i64::try_from(left).unwrap_or(i64::MAX);
     Ok(Reply::Number(match name.as_str() {
         "PTTL" | "PEXPIRETIME" => left,
-        // Rounded, as Redis does: what was just set to 10 s has 10 s left.
+        // Rounded, as Redis does: a key just set to 10 s has 10 s left.
         _ => left.saturating_add(500) / 1000,
     }))
 }

@@ -236,8 +236,8 @@ pub(super) fn move_one(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
     move_between(room, (&args[1], &args[2]), ends)
 }
 
-/// How long a command that waits does so, in seconds: its last argument, or its first where it is about
-/// as many keys as it says.
+/// How long a blocking command waits, in seconds: its last argument, or its first if the command
+/// states its number of keys.
 pub(in crate::redis) fn patience(args: &[Bytes]) -> Result<f64, Reply> {
     let is_first =
         args.first().is_some_and(|name| matches!(word(name).as_str(), "BLMPOP" | "BZMPOP"));
@@ -252,7 +252,7 @@ pub(in crate::redis) fn patience(args: &[Bytes]) -> Result<f64, Reply> {
     Ok(seconds)
 }
 
-/// `BLPOP` and `BRPOP`, where there is something; nothing otherwise.
+/// `BLPOP` and `BRPOP`, if there is an element; otherwise they return nothing.
 pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     patience(args)?;
     let end = if word(&args[0]) == "BLPOP" { End::Left } else { End::Right };
@@ -271,7 +271,7 @@ pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Rep
     Ok(Reply::Aborted)
 }
 
-/// `BLMOVE` and `BRPOPLPUSH`, where there is something; nothing otherwise.
+/// `BLMOVE` and `BRPOPLPUSH`, if there is an element; otherwise they return nothing.
 pub(super) fn blocking_move(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     patience(args)?;
     move_one(room, &args[..args.len() - 1])

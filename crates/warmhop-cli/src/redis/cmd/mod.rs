@@ -1,9 +1,9 @@
-//! The commands that are offered, as a table: what the endpoint runs, refuses and answers about itself
-//! (`COMMAND`) is made from it.
+//! The table of the commands that are offered: what the endpoint runs, refuses and answers about
+//! itself (`COMMAND`) is derived from it.
 //!
-//! A command about keys is a function on the [`Room`] that they live in; it says what it is answered
-//! and leaves the room as it is to be. Whether it runs by itself, in a transaction or in a script is
-//! not its business.
+//! A command about keys is a function on the [`Room`] in which they live; it changes the room and
+//! returns the reply. It does not depend on whether it runs by itself, in a transaction or in a
+//! script.
 
 mod bit_fields;
 mod counters;
@@ -34,12 +34,12 @@ use super::room::Room;
 /// A command on the keys of one room: its arguments begin with its name.
 pub(super) type Handler = fn(&mut Room, &[Bytes]) -> Result<Reply, Reply>;
 
-/// What carries a command out.
+/// How a command is carried out.
 #[derive(Clone, Copy)]
 pub(super) enum Run {
     /// A change of one room, or a look at it.
     Room(Handler),
-    /// As [`Run::Room`] where all its keys live in one room; else key by key.
+    /// As [`Run::Room`] if all its keys live in one room; otherwise key by key.
     Split(Handler, Split),
     /// It looks through all keys of the database.
     All(All),
@@ -56,7 +56,7 @@ pub(super) enum Run {
 pub(super) enum Split {
     MGet,
     MSet,
-    /// The sum of what it is answered for each key.
+    /// The reply is the sum of the replies for the keys.
     Sum,
     Rename,
 }
@@ -76,15 +76,16 @@ pub(super) enum All {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keys {
     None,
-    /// From the first to the last, as many as that from each to the next; a last below 0 counts from
-    /// the end.
+    /// From the first to the last, with this distance between keys; a negative last counts from the
+    /// end.
     Range(usize, isize, usize),
-    /// As many as the argument there says, behind it; and one at the first place, if so.
+    /// The argument at `at` states their number, and they follow it; `and_first`: one more is the
+    /// first argument.
     Counted {
         at: usize,
         and_first: bool,
     },
-    /// Behind the first argument, which says what of it is asked.
+    /// The second argument, after the subcommand.
     Second,
 }
 
@@ -92,7 +93,7 @@ pub(super) enum Keys {
 pub(super) const WRITES: u8 = 1;
 /// A script may not run it.
 pub(super) const NOT_IN_SCRIPTS: u8 = 2;
-/// It may be answered as much as its key holds.
+/// Its reply may be as large as what its key holds.
 pub(super) const LONG: u8 = 4;
 /// A transaction runs it at once instead of queueing it.
 pub(super) const AT_ONCE: u8 = 8;
@@ -100,12 +101,12 @@ pub(super) const AT_ONCE: u8 = 8;
 /// A command of the table.
 pub(super) struct Spec {
     pub(super) name: &'static str,
-    /// How many arguments it has, its name included; at least so many if below 0.
+    /// How many arguments it has, its name included; if negative, at least so many.
     pub(super) arity: isize,
     pub(super) keys: Keys,
     pub(super) flags: u8,
     pub(super) run: Run,
-    /// What it came to.
+    /// How often it came to which outcome.
     pub(super) counts: Counts,
 }
 
@@ -426,7 +427,7 @@ pub(super) static TABLE: [Spec; 188] = [
     spec("ZUNIONSTORE", -4, STORED, WRITES, Run::Room(sorted_combined::combine_and_store)),
 ];
 
-/// The command of a name, whatever its case.
+/// The command of this name, in any case.
 pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
     let found = TABLE.binary_search_by(|spec| {
         let known = spec.name.bytes();
@@ -443,12 +444,12 @@ fn flag(holds: bool) -> Reply {
     Reply::Number(i64::from(holds))
 }
 
-/// What is kept of an argument: not all of the request that it came in.
+/// A copy of an argument, so that the request that it came in is not kept in memory.
 fn owned(bytes: &Bytes) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }
 
-/// The places from `start` to `stop` of so many, both counted from the end where below 0.
+/// The places from `start` to `stop` of `len`; negative ones count from the end.
 fn span(start: i64, stop: i64, len: usize) -> std::ops::Range<usize> {
     let len = i64::try_from(len).unwrap_or(i64::MAX);
     let place = |at: i64| if at < 0 { at.saturating_add(len) } else { at };

@@ -57,7 +57,7 @@ pub(super) fn has_many(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> 
     Ok(Reply::Array(args[2..].iter().map(one).collect()))
 }
 
-/// So many places of `len`: different ones, or where fewer than 0 are asked for, any.
+/// The places of picked elements: `asked` different ones, or if negative, any, with repetition.
 pub(super) fn picked(len: usize, asked: i64) -> Result<Vec<usize>, Reply> {
     if len == 0 {
         return Ok(Vec::new());

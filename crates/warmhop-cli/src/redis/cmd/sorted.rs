@@ -179,7 +179,7 @@ pub(super) fn pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         let pairs =
             gone.into_iter().map(|(member, score)| (Reply::Bytes(member), Reply::Double(score)));
         let reply = match asked {
-            // One pair by itself is flat in both versions of the protocol.
+            // A single pair is flat in both versions of the protocol.
             None => Reply::Array(pairs.flat_map(|(member, score)| [member, score]).collect()),
             Some(_) => Reply::Pairs(pairs.collect()),
         };
@@ -187,7 +187,7 @@ pub(super) fn pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     })
 }
 
-/// `BZPOPMIN` and `BZPOPMAX`, where there is something; nothing otherwise.
+/// `BZPOPMIN` and `BZPOPMAX`, if there is a member; otherwise they return nothing.
 pub(super) fn blocking_pop(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     patience(args)?;
     let highest = word(&args[0]) == "BZPOPMAX";

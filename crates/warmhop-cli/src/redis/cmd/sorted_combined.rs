@@ -1,4 +1,4 @@
-//! Sorted sets made of several: unions, intersections and differences, of sets as well.
+//! Unions, intersections and differences of sorted sets, and of sets beside them.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::super::room::{Room, wrong_type};
 use super::super::value::{Kind, Set, SortedSet, Value};
 use super::{float, length, not_negative, number, sorted, syntax, word};
 
-/// How several are made one.
+/// How several sets are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
     Union,
@@ -27,7 +27,7 @@ impl How {
     }
 }
 
-/// What is said beside the keys.
+/// The options after the keys.
 struct Options {
     weights: Vec<f64>,
     merge: fn(f64, f64) -> f64,
@@ -55,7 +55,7 @@ fn sources<'a>(
         return Err(Reply::error("ERR", detail));
     }
     let (sources, rest) = rest.split_at_checked(keys).ok_or_else(syntax)?;
-    // Before the options are looked at, as in Redis.
+    // Checked before the options, as in Redis.
     can_be_combined(room, sources)?;
     Ok((sources, rest))
 }
@@ -152,7 +152,7 @@ fn combined(room: &Room, how: How, keys: &[Bytes], options: &Options) -> Result<
     Ok(set)
 }
 
-/// A key holds this from now on, or nothing where it is empty; how many members that are.
+/// Sets a key to this, or deletes it if this is empty; returns the number of members.
 pub(super) fn store(room: &mut Room, key: &Bytes, set: SortedSet) -> Reply {
     let reply = length(set.len());
     if set.len() == 0 {

@@ -9,7 +9,7 @@ use super::super::room::Room;
 use super::super::value::SortedSet;
 use super::{length, number, numbers, sorted, sorted_combined, span, syntax, word};
 
-/// What a range is given by.
+/// How a range is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum By {
     Rank,
@@ -23,7 +23,7 @@ enum Part {
     Scores(Bound<f64>, Bound<f64>),
     /// Between two names, where the set's scores are all the same.
     Names(Bound<Bytes>, Bound<Bytes>),
-    /// What no member is in.
+    /// A range without members.
     Nothing,
 }
 
@@ -37,7 +37,7 @@ fn score_bound(text: &[u8]) -> Result<Bound<f64>, Reply> {
     Ok(if excluded { Bound::Excluded(score) } else { Bound::Included(score) })
 }
 
-/// A bound by name; `None` where nothing is on its inner side.
+/// A bound by name; `None` if no name can be inside of it.
 fn name_bound(text: &Bytes, is_lower: bool) -> Result<Option<Bound<Bytes>>, Reply> {
     Ok(Some(match text.first() {
         Some(b'[') => Bound::Included(text.slice(1..)),
@@ -61,7 +61,7 @@ impl Part {
         })
     }
 
-    /// The places that it has in the set, which is in its order.
+    /// The places of its members in the set's order.
     fn places(&self, set: &SortedSet) -> std::ops::Range<usize> {
         let begin_and_end = |before: &dyn Fn((&Bytes, f64)) -> bool,
                              behind: &dyn Fn((&Bytes, f64)) -> bool| {
@@ -143,8 +143,8 @@ pub(super) fn range_and_store(room: &mut Room, args: &[Bytes]) -> Result<Reply, 
     Ok(sorted_combined::store(room, &args[1], set))
 }
 
-/// The members of a part and their scores, and whether those are asked for: the first argument is passed
-/// over.
+/// The members of a part with their scores, and whether the client asked for these; the first
+/// argument is ignored.
 fn found(room: &Room, name: &str, args: &[Bytes]) -> Result<(Vec<(Bytes, f64)>, bool), Reply> {
     let mut by = match name {
         "ZRANGEBYSCORE" | "ZREVRANGEBYSCORE" => By::Score,

@@ -8,14 +8,14 @@ use super::super::value::Value;
 use super::keys::{Timed, timed};
 use super::{flag, length, number, owned, syntax, word, wrong_count};
 
-/// When what is set ends.
+/// When the new value ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ends {
-    /// Nothing was said.
+    /// The command did not say.
     Unsaid,
-    /// As what it replaces.
+    /// When the old value would have.
     Keep,
-    /// Then, in milliseconds since 1970.
+    /// At this time, in milliseconds since 1970.
     At(u64),
 }
 
@@ -148,7 +148,7 @@ pub(super) fn get_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
         [form, count] => Some(Some((Timed::of(form).ok_or_else(syntax)?, count.as_bytes()))),
         _ => return Err(syntax()),
     };
-    // As Redis does: of a key that is not there, the time is not looked at.
+    // As Redis does: if there is no such key, the time is not checked.
     let Some(held) = room.string(&args[1])?.cloned() else { return Ok(Reply::Null) };
     let end = match timed_by {
         None => None,
@@ -164,7 +164,7 @@ pub(super) fn get_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     Ok(Reply::Bytes(held))
 }
 
-/// `DELEX`: deletes a key if it holds what is said.
+/// `DELEX`: deletes a key if its value meets a condition.
 pub(super) fn del_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
     let condition = match args[2..] {
         [] => Condition::Present,
@@ -190,7 +190,7 @@ pub(super) fn del_ex(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
 
 /// `MGET`.
 pub(super) fn get_many(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply> {
-    // As Redis does: what is no string is nothing here.
+    // As Redis does: a key of another type counts as absent.
     let one = |key: &Bytes| Reply::optional(room.string(key).ok().flatten().cloned());
     Ok(Reply::Array(args[1..].iter().map(one).collect()))
 }
@@ -238,13 +238,13 @@ pub(super) fn get_range(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply>
     if start < 0 && stop < 0 && start > stop {
         return Ok(Reply::Bytes(Bytes::new()));
     }
-    // One before the first is the first, at both ends.
+    // A place before the first byte counts as the first, at both ends.
     let len = i64::try_from(held.len()).unwrap_or(i64::MAX);
     let stop = if stop < 0 { stop.saturating_add(len).max(0) } else { stop };
     Ok(Reply::Bytes(held.slice(super::span(start, stop, held.len()))))
 }
 
-/// What a key holds as a string of so many bytes at least.
+/// A key's string, extended to at least this length.
 fn stretched(room: &Room, key: &Bytes, len: usize) -> Result<BytesMut, Reply> {
     if len > VALUE_BYTES_MAX {
         return Err(too_long());
@@ -309,14 +309,14 @@ pub(super) fn bit_position(room: &mut Room, args: &[Bytes]) -> Result<Reply, Rep
         1 => 1,
         _ => return Err(Reply::error("ERR", "The bit argument must be 1 or 0.")),
     };
-    // Of a key that is not there, what follows is not looked at, as in Redis.
+    // If there is no such key, the other arguments are not checked, as in Redis.
     let Some(held) = room.string(&args[1])?.cloned() else {
         return Ok(Reply::Number(if wanted == 1 { -1 } else { 0 }));
     };
     if args.len() > 6 {
         return Err(syntax());
     }
-    // The unit is looked at between the two ends.
+    // The unit is checked between the two ends.
     let start = args.get(3).map_or(Ok(0), |start| number(start))?;
     let by_bits = match args.get(5).map(|unit| word(unit)).as_deref() {
         None | Some("BYTE") => false,
@@ -334,7 +334,7 @@ pub(super) fn bit_position(room: &mut Room, args: &[Bytes]) -> Result<Reply, Rep
     let is_it = |at: &usize| held[at / 8] >> (7 - at % 8) & 1 == wanted;
     Ok(match places.clone().find(is_it) {
         Some(at) => length(at),
-        // Behind the end everything is 0, unless an end was said.
+        // Behind the end every bit is 0, unless the command gave an end.
         None if wanted == 0 && stop.is_none() && !places.is_empty() => length(end),
         None => Reply::Number(-1),
     })
@@ -348,7 +348,7 @@ pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply>
         [start, stop] | [start, stop, _] => Some((number(start)?, number(stop)?)),
         _ => return Err(syntax()),
     };
-    // Before the unit is looked at, as in Redis.
+    // Checked before the unit, as in Redis.
     if bounds.is_some_and(|(start, stop)| stop < start && start < 0) {
         return Ok(Reply::Number(0));
     }
@@ -359,7 +359,7 @@ pub(super) fn bit_count(room: &mut Room, args: &[Bytes]) -> Result<Reply, Reply>
         Some(_) => return Err(syntax()),
     };
     let len = if by_bits { held.len() * 8 } else { held.len() };
-    // One that ends before the first has the first, as in Redis.
+    // A range that ends before the first byte contains the first, as in Redis.
     let first = i64::try_from(len).map_or(i64::MIN, |len| -len);
     let places = bounds.map_or(0..len, |(start, stop)| super::span(start, stop.max(first), len));
     let ones = match by_bits {

@@ -34,7 +34,7 @@ fn hex(bits: u32, digits: f64) -> String {
     if digits < 0.0 { text.to_uppercase() } else { text }
 }
 
-/// Adds it to what the prelude gets.
+/// Adds the library to the host's table for the prelude.
 pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
     let bit = lua.create_table()?;
     for name in NAMES {
@@ -54,7 +54,7 @@ pub(super) fn offer(lua: &Lua, host: &Table) -> mlua::Result<()> {
     host.raw_set("bit", bit)
 }
 
-/// What an operation makes of numbers, of which there is one at least.
+/// The result of an operation on one or more numbers.
 fn operate(lua: &Lua, name: &str, numbers: &[f64]) -> mlua::Result<LuaValue> {
     let first = bits(numbers.first().copied().unwrap_or_default());
     let rest = || numbers.iter().skip(1).map(|number| bits(*number));

@@ -1,34 +1,34 @@
-//! How much one run of a script may take.
+//! Bounds on what one run of a script may take.
 
 use std::time::Duration;
 
 use super::super::room::Room;
 use super::Input;
 
-/// How much of everything one run may take.
+/// The bounds of one run.
 #[derive(Debug)]
 pub(super) struct Bounds {
-    /// What takes more is begun anew with more; otherwise that is an error.
+    /// A run that exceeds them is restarted with wider ones; otherwise that is an error.
     pub(super) are_brief: bool,
-    /// Steps of Lua.
+    /// Instructions of Lua.
     pub(super) steps: u64,
-    /// After how many of them it is looked at.
+    /// After how many of them the run is checked.
     pub(super) looked_at: u32,
-    /// Whatever it does.
+    /// Time, whatever the run does.
     pub(super) within: Duration,
-    /// How often it gets as much time once more.
+    /// How often the run gets as much time again.
     pub(super) late: u32,
-    /// The memory beyond which Lua gets none.
+    /// The memory beyond which Lua's allocations fail.
     pub(super) memory: usize,
-    /// The memory beyond which it is ended when it is looked at.
+    /// The memory beyond which the next check ends the run.
     pub(super) memory_looked_at: usize,
-    /// Steps of all its searches.
+    /// Steps of all its searches together.
     pub(super) search_steps: u64,
-    /// The longest text that a function of the host makes.
+    /// The longest text that a host function makes.
     pub(super) text: usize,
 }
 
-/// Those of a script: what takes more is an error.
+/// The bounds of a script: exceeding them is an error.
 pub(super) static WHOLE: Bounds = Bounds {
     are_brief: false,
     steps: 50_000_000,
@@ -41,9 +41,9 @@ pub(super) static WHOLE: Bounds = Bounds {
     text: 16 * 1024 * 1024,
 };
 
-/// Those of a run on the thread that serves its client, beside whom others wait meanwhile: what takes
-/// more is begun anew on a thread of its own, within [`WHOLE`]. Nearly no script does, and to wake
-/// another thread and be woken by it takes several times what most of them take.
+/// The bounds of a run on the thread that serves its client, where other clients wait meanwhile: a
+/// run that exceeds them is restarted on another thread within [`WHOLE`]. Hardly any script does,
+/// and waking another thread and being woken by it takes several times as long as most scripts.
 pub(super) static BRIEF: Bounds = Bounds {
     are_brief: true,
     steps: 10_000,
@@ -62,11 +62,11 @@ impl Default for &Bounds {
     }
 }
 
-/// The longest script that is compiled beside its client.
+/// The longest script that is compiled on its client's thread.
 const TEXT_BYTES_MAX: usize = 16 * 1024;
-/// How many bytes the keys and arguments of a run that is brief come to.
+/// How many bytes the keys and arguments of a brief run may take together.
 const ARGUMENTS_BYTES_MAX: usize = 32 * 1024;
-/// How many bytes its room has: it is copied, and looked through by some commands.
+/// How many bytes the room of a brief run may have: it is copied, and some commands scan it.
 const ROOM_BYTES_MAX: usize = 32 * 1024;
 
 /// Whether a run is likely to stay within [`BRIEF`].

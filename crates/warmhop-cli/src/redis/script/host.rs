@@ -1,5 +1,4 @@
-//! What a script finds around it, as far as it is not Lua's own: the prelude makes of it what Redis
-//! offers.
+//! The functions beside Lua's own from which the prelude builds what Redis offers to a script.
 
 use std::rc::Rc;
 
@@ -12,12 +11,12 @@ use super::state::{NO_MEMORY, SEED, Shared};
 use super::values::{Answer, badly, bytes_of, number_of, one_line, place, position, refuses, well};
 use super::{bits, json, msgpack, packing, text};
 
-/// What a command of a script was answered, as an error that ends the script.
+/// A command's error reply, as an error that ends the script.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct CommandFailed(String);
 
-/// An error as a script sees it: that of a command is a table.
+/// An error as a script sees it: a command's error is a table.
 fn failure_of(lua: &Lua, value: LuaValue) -> mlua::Result<LuaValue> {
     let LuaValue::Error(error) = &value else { return without_prelude(lua, value) };
     let mut error: &mlua::Error = error;
@@ -32,8 +31,8 @@ fn failure_of(lua: &Lua, value: LuaValue) -> mlua::Result<LuaValue> {
     Ok(LuaValue::Table(table))
 }
 
-/// Whether an error is that there was no more memory. A script may say so of its own: one that is brief
-/// is run anew for nothing then.
+/// Whether an error reports that there was no more memory. A script may raise such a text itself: a
+/// brief run is then restarted in vain.
 fn lacks_memory(error: &LuaValue) -> bool {
     match error {
         LuaValue::Error(error) => error.to_string().contains(NO_MEMORY),
@@ -44,7 +43,8 @@ fn lacks_memory(error: &LuaValue) -> bool {
     }
 }
 
-/// An error's text without the place in the prelude that it names, as where Redis has a function of C.
+/// An error's text without the place in the prelude that it names: Redis has functions in C there,
+/// whose errors name no place.
 fn without_prelude(lua: &Lua, value: LuaValue) -> mlua::Result<LuaValue> {
     let LuaValue::String(text) = &value else { return Ok(value) };
     let bytes = text.as_bytes();
@@ -54,7 +54,7 @@ fn without_prelude(lua: &Lua, value: LuaValue) -> mlua::Result<LuaValue> {
     Ok(LuaValue::String(lua.create_string(rest)?))
 }
 
-/// What the prelude makes a script's surroundings of.
+/// The table from which the prelude builds a script's environment.
 pub(super) fn host(lua: &Lua, state: &Shared) -> mlua::Result<Table> {
     let host = lua.create_table()?;
     host.raw_set("version", SPEAKS_AS)?;
@@ -124,7 +124,7 @@ pub(super) fn host(lua: &Lua, state: &Shared) -> mlua::Result<Table> {
     Ok(host)
 }
 
-/// What a run is ended by that took too much, and what could take much.
+/// Adds the functions that could take much, and the one that ends a run which took too much.
 fn bounded(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     let own = Rc::clone(state);
     host.raw_set(
@@ -155,7 +155,7 @@ fn error_text(text: &str) -> String {
     if text.contains(' ') { text.to_owned() } else { format!("ERR {text}") }
 }
 
-/// `redis.acl_check_cmd`: there are no users who may less than others.
+/// `redis.acl_check_cmd`: no user may do less than any other.
 fn acl_check(args: &MultiValue) -> Answer {
     match bytes_of(args.front()) {
         None if args.is_empty() => {
@@ -194,7 +194,7 @@ fn log(_: &Lua, args: MultiValue) -> Answer {
     well([])
 }
 
-/// `loadstring`: text alone, for what is compiled already could be anything.
+/// `loadstring`: source text only, since bytecode could do anything.
 fn load(
     lua: &Lua,
     (text, name, globals): (mlua::LuaString, String, Table),
@@ -215,7 +215,7 @@ fn load(
     }
 }
 
-/// The highest of them, in what they are scaled by.
+/// The highest random number before scaling.
 const RANDOM_MAX: u64 = i32::MAX as u64;
 
 fn random(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {

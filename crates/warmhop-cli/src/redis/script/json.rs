@@ -1,5 +1,5 @@
-//! `cjson`: values of a script as JSON and back. JSON is read here, since scripts have strings of any
-//! bytes, which a reader of text would refuse.
+//! `cjson`: values of a script as JSON and back. This module parses JSON itself: scripts have
+//! strings of any bytes, which a reader of UTF-8 would refuse.
 
 use std::rc::Rc;
 
@@ -30,7 +30,7 @@ fn put_string(text: &[u8], whole: &mut Vec<u8>) {
     whole.push(b'"');
 }
 
-/// The length of a list; `None` for what is none.
+/// The length of a list; `None` for a table that is no list.
 fn list_len(table: &Table, options: Options) -> Result<Option<usize>, String> {
     let (mut highest, mut count) = (0, 0);
     for pair in table.pairs::<LuaValue, LuaValue>() {
@@ -132,7 +132,7 @@ fn write_table(
     Ok(())
 }
 
-/// What is left of a text to read.
+/// The rest of a text that is being read.
 struct Reader<'a> {
     lua: &'a Lua,
     text: &'a [u8],
@@ -164,7 +164,7 @@ impl Reader<'_> {
         self.found(expected, found, self.at)
     }
 
-    /// What is there at a place is something else than is expected.
+    /// The error for finding something else at a place than was expected.
     fn found<T>(&self, expected: &str, found: &str, at: usize) -> Read<T> {
         Err(format!("Expected {expected} but found {found} at character {}", at + 1))
     }
@@ -202,7 +202,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What JSON has no numbers for, as Redis reads it.
+    /// Numbers that JSON does not have, as Redis reads them.
     fn no_number(&mut self) -> Option<f64> {
         let rest = &self.text[self.at..];
         let (sign, digits) = match rest.strip_prefix(b"-") {
@@ -340,7 +340,7 @@ impl Reader<'_> {
     }
 }
 
-/// Adds it to what the prelude gets.
+/// Adds the library to the host's table for the prelude.
 pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     let own = Rc::clone(state);
     let encode = lua.create_function(move |lua, args: MultiValue| {

@@ -1,7 +1,7 @@
-//! One run of a script, bounded in steps, in time and in memory; what ends it from outside leaves nothing
-//! of it done. To make a Lua state and its surroundings takes longer than most scripts do, so a thread
-//! keeps one for its next run: but only where it is as if nothing had run in it, so that nothing that a
-//! script does is seen by another.
+//! One run of a script, bounded in steps, time and memory; a run that is ended from outside leaves
+//! no change. Making a Lua state and its environment takes longer than most scripts, so a thread
+//! keeps one for its next run: but only if it is as if nothing had run in it, so that no script
+//! sees what another did.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,14 +21,14 @@ use super::state::{NO_MEMORY, SEED, Shared, State};
 use super::values::{SOURCE, bytes_of, one_line};
 use super::{Ended, Input};
 
-/// How much more a state may hold than when nothing had run in it, to be kept for another run.
+/// How much a state may have grown since it was made, to be kept for another run.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
-/// How many scripts it keeps compiled.
+/// How many compiled scripts it keeps.
 const COMPILED_MAX: usize = 64;
-/// How deep what a script answers may be nested.
+/// How deep a script's reply may be nested.
 const NESTED_MAX: usize = 128;
 
-/// Runs a script on a room, or on none as long as it needs none.
+/// Runs a script on a room, or on none until it needs one.
 pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) -> Ended {
     let kept = KEPT.with_borrow_mut(Option::take);
     let mut surroundings = match kept.map_or_else(Surroundings::new, Ok) {
@@ -72,14 +72,14 @@ pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) ->
     });
     let State { room, touched, needs, stopped, published, outgrew, .. } =
         std::mem::take(&mut *state.borrow_mut());
-    // One that only lacked its key ended as any other.
+    // A run that only lacked the room of its key has ended like any other.
     if is_sound && (stopped.is_none() || needs.is_some()) && surroundings.are_as_new() {
         KEPT.set(Some(surroundings));
     }
     Ended {
         room,
         depends: touched,
-        // What Redis could only kill before it wrote is undone here.
+        // Redis could kill such a script only before its first write; here its changes are dropped.
         stands: stopped.is_none() && needs.is_none(),
         reply: stopped.map_or(reply, Reply::Error),
         published,
@@ -89,7 +89,7 @@ pub(super) fn run(input: &Input, room: Option<Room>, bounds: &'static Bounds) ->
 }
 
 thread_local! {
-    /// What the next script of this thread is run in.
+    /// The environment of this thread's next script.
     static KEPT: RefCell<Option<Surroundings>> = const { RefCell::new(None) };
 }
 
@@ -104,22 +104,22 @@ thread_local! {
     static MADE: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// A Lua state with all that a script finds around it.
+/// A Lua state with a script's environment.
 struct Surroundings {
     lua: Lua,
     state: Shared,
-    /// What scripts see as their globals, and where those are.
+    /// The globals of scripts, and the tables that hold them.
     globals: Table,
     offered: Table,
     run: Function,
     are_untouched: Function,
     /// By their digests.
     compiled: HashMap<String, Function>,
-    /// What it took when nothing had run in it.
+    /// How much memory it took before anything had run in it.
     bytes: usize,
 }
 
-/// What is answered to one who loads a script that does not compile.
+/// The error for a script that is loaded and does not compile.
 pub(super) fn refused_text(text: &[u8]) -> Option<Reply> {
     let (text, _) = match super::without_shebang(&Bytes::copy_from_slice(text)) {
         Ok(text) => text,
@@ -156,7 +156,7 @@ impl Surroundings {
         Ok(Self { lua, state, globals, offered, run, are_untouched, compiled, bytes })
     }
 
-    /// Whether the next script would notice nothing of those that have run.
+    /// Whether the next script could not notice that others have run.
     fn are_as_new(&self) -> bool {
         self.lua.used_memory() <= self.bytes + KEPT_BYTES_MAX
             && self.are_untouched.call::<bool>(()).unwrap_or(false)
@@ -194,7 +194,7 @@ impl Surroundings {
         self.bound()?;
         let (is_well, value): (bool, LuaValue) = self.run.call(script)?;
         self.lua.remove_global_hook();
-        // Nothing else is run in it; its answer is read.
+        // Nothing else runs in it; the result still has to be read.
         self.lua.set_memory_limit(0)?;
         let version = self.state.borrow().version;
         if is_well {
@@ -203,7 +203,7 @@ impl Surroundings {
         Ok(failure(&value, &input.sha, &self.state))
     }
 
-    /// Has what runs from now on looked at, and ended once it has taken too much.
+    /// Has the following run checked, and ended once it has taken too much.
     fn bound(&self) -> mlua::Result<()> {
         let (counted, bounds) = (Rc::clone(&self.state), self.state.borrow().bounds);
         let begun_with = self.lua.used_memory();
@@ -234,10 +234,10 @@ impl Surroundings {
     }
 }
 
-/// The error that a script's client gets where one ended it.
+/// The client's error if an error ended the script.
 fn failure(value: &LuaValue, sha: &str, state: &Shared) -> Reply {
     let LuaValue::Table(error) = value else {
-        // What has no room for an error's table had none for anything.
+        // No table for the error: there was no memory left for one.
         let told = out_of_memory();
         state.borrow_mut().outgrows();
         state.borrow_mut().stopped.get_or_insert(told.clone());
@@ -260,7 +260,7 @@ fn failure(value: &LuaValue, sha: &str, state: &Shared) -> Reply {
     Reply::Error(whole.replace(['\r', '\n'], " "))
 }
 
-/// What a script answers, as its client gets it.
+/// A script's result as its client's reply.
 fn told(value: &LuaValue, version: u8, depth: usize) -> Reply {
     if depth == NESTED_MAX {
         return Reply::error("ERR", "reached lua stack limit");
@@ -276,7 +276,8 @@ fn told(value: &LuaValue, version: u8, depth: usize) -> Reply {
     }
 }
 
-/// A number without its fraction. One that is out of bounds is the lowest, as where Redis runs.
+/// A number without its fraction. A number out of bounds becomes the lowest, as on Redis'
+/// platforms.
 fn whole_number(number: f64) -> i64 {
     /// The first number above all that are in bounds.
     const ABOVE: f64 = 9_223_372_036_854_775_808.0;

@@ -1,4 +1,5 @@
-//! Scripts: what `EVAL` and its like run, each on the room of its keys and as one change of it.
+//! Scripts: `EVAL` and its like, each run on the room of its keys and committed as one change of
+//! it.
 
 #[cfg(feature = "lua")]
 mod bits;
@@ -42,11 +43,11 @@ use super::scripts::{Known, Scripts};
 /// The version of Redis that the endpoint says it is.
 pub(super) const SPEAKS_AS: &str = "7.2.0";
 
-/// What a script is run with.
+/// The input of a script's run.
 #[cfg_attr(not(feature = "lua"), expect(dead_code, reason = "nothing runs them"))]
 pub(super) struct Input {
     text: Bytes,
-    /// Its digest, by which errors name it.
+    /// The digest of its text, by which errors name it.
     sha: String,
     keys: Vec<Bytes>,
     args: Vec<Bytes>,
@@ -54,31 +55,31 @@ pub(super) struct Input {
     /// When it began, in milliseconds since 1970.
     now: u64,
     read_only: bool,
-    /// It is known to take too long for a run that is brief.
+    /// It is known to take too long for a brief run.
     took_long: bool,
-    /// Who listens at this peer to what it publishes.
+    /// The subscribers at this peer, for the messages that it publishes.
     hub: Arc<Hub>,
-    /// What its client says that it is.
+    /// The library that its client says it uses.
     library: Arc<str>,
 }
 
-/// What a run came to.
+/// The result of a run.
 struct Ended {
     room: Option<Room>,
     /// It read or changed its room.
     depends: bool,
-    /// What it made of the room is to be kept.
+    /// The changed room is to be kept.
     stands: bool,
     reply: Reply,
     published: Vec<Published>,
-    /// It needs this room before it can go on.
+    /// It needs this room to continue.
     needs: Option<Bytes>,
-    /// It was to be brief and was not: nothing else of this counts.
+    /// It was a brief run that exceeded its bounds: nothing else of this result counts.
     outgrew: bool,
 }
 
 impl Ended {
-    /// One that did nothing.
+    /// The result of a run that did nothing.
     fn refused(reply: Reply) -> Self {
         Self {
             room: None,
@@ -149,7 +150,7 @@ impl Scripts {
     }
 }
 
-/// What is answered to one who loads a script that cannot be read.
+/// The error for a script that is loaded and cannot be read.
 #[cfg(feature = "lua")]
 fn refused_text(text: &[u8]) -> Option<Reply> {
     lua::refused_text(text)
@@ -186,11 +187,11 @@ fn seems_brief(_: &Input, _: Option<&Room>) -> bool {
     false
 }
 
-/// Runs a script that is over at once; one that takes longer has outgrown its bounds.
+/// Runs a script that is likely to be over at once; a longer one has outgrown its bounds.
 #[cfg(feature = "lua")]
 fn run_briefly(input: &Input, room: Option<Room>) -> Ended {
     let run = || lua::run(input, room, &bounds::BRIEF);
-    // What it ran in is gone where it panicked.
+    // If it panicked, its environment is dropped.
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     ended.unwrap_or_else(|_| Ended::failed("it failed"))
 }
@@ -205,8 +206,8 @@ impl Database {
     pub(super) async fn script(&self, request: &Request) -> Result<Reply, Stop> {
         let input = Arc::new(self.script_input(request)?);
         let mut name = input.keys.first().map(|key| self.name(key));
-        // Keys that no argument names are found as the script runs: it begins anew with the first.
-        // The keys that it was given may be no keys, but channels.
+        // Keys that no argument names are found as the script runs: it restarts with the first one.
+        // The keys that it was given may be channels instead.
         for _ in 0..2 {
             let came_to = match &name {
                 None => {
@@ -294,7 +295,7 @@ impl Database {
             (text, took_long, sha)
         } else {
             let sha = digest(&args[1]);
-            // One that does not compile gets its error each time it is run.
+            // A script that does not compile gets its error on each run.
             let took_long = scripts.known().add(sha.clone(), &args[1]);
             (args[1].clone(), took_long, sha)
         };

@@ -7,7 +7,7 @@ use super::values::{Answer, badly, bytes_of, number_of, well};
 use bytes::{Buf, BufMut, Bytes};
 use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 
-/// How deep values are nested at most; deeper ones are nil.
+/// How deep values are nested at most; deeper ones are written as nil.
 const NESTED_MAX: usize = 16;
 /// How deep values are read at most.
 const READ_NESTED_MAX: usize = 200;
@@ -49,7 +49,7 @@ fn put_integer(number: i64, whole: &mut Vec<u8>) {
     }
 }
 
-/// A length behind the mark of its size: short ones are a part of the mark.
+/// Writes a length after the mark of its size: short lengths are part of the mark.
 #[expect(clippy::cast_possible_truncation, reason = "each is checked against its bound")]
 fn put_len(len: usize, (short, short_max): (u8, usize), marks: [u8; 3], whole: &mut Vec<u8>) {
     match len {
@@ -216,7 +216,7 @@ fn read_map(lua: &Lua, text: &mut Bytes, len: usize, depth: usize) -> Result<Lua
     Ok(LuaValue::Table(table))
 }
 
-/// Adds it to what the prelude gets.
+/// Adds the library to the host's table for the prelude.
 pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     let own = Rc::clone(state);
     let pack = lua.create_function(move |lua, args: MultiValue| {
@@ -265,7 +265,7 @@ pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()>
     host.raw_set("msgpack_unpack_limit", limited)
 }
 
-/// So many values from a place on; first the place behind them, or -1 at the end.
+/// Reads some values from a place on; the first result is the place after them, or -1 at the end.
 fn unpack_some(
     lua: &Lua,
     name: &str,

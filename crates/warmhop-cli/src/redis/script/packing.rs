@@ -11,7 +11,7 @@ use mlua::{Lua, MultiValue, Table, Value as LuaValue};
 const VALUES_MAX: usize = 4000;
 /// How many bytes an integer has at most.
 const INTEGER_BYTES_MAX: usize = 32;
-/// What is aligned to where nothing is said, behind a `!`.
+/// The alignment after a `!` without a number.
 const ALIGNED_TO: usize = 8;
 
 /// The order of a number's bytes.
@@ -30,14 +30,14 @@ enum Item {
     Unsigned,
     Float,
     Double,
-    /// Of so many bytes, or where that is 0 of as many as something else says.
+    /// Text of a fixed length; 0 if another value states the length.
     Text,
-    /// Up to a zero.
+    /// Text that ends with a zero.
     Terminated,
     Padding,
 }
 
-/// What is left of a format, and how what follows is laid out.
+/// The rest of a format, with the layout of what follows.
 struct Format<'a> {
     text: &'a [u8],
     order: Order,
@@ -119,7 +119,7 @@ impl<'a> Format<'a> {
         Ok(())
     }
 
-    /// How many bytes come before an item at this place.
+    /// How many bytes of padding come before an item at this place.
     fn gap(&self, at: usize, item: Item, size: usize) -> usize {
         if size == 0 || matches!(item, Item::Text | Item::Terminated) {
             return 0;
@@ -197,7 +197,7 @@ fn pack(format: &[u8], args: &MultiValue, longest: usize) -> Read<Vec<u8>> {
     Ok(whole)
 }
 
-/// What a text holds, and the place behind it.
+/// The values in a text, and the place after them.
 fn unpack(lua: &Lua, format: &[u8], text: &Bytes, mut at: usize) -> Read<Vec<LuaValue>> {
     let mut format = Format::new(format);
     let mut values: Vec<LuaValue> = Vec::new();
@@ -277,7 +277,7 @@ fn size_of(format: &[u8]) -> Read<usize> {
     Ok(whole)
 }
 
-/// Adds it to what the prelude gets.
+/// Adds the library to the host's table for the prelude.
 pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     let no_format = |name: &str| format!("bad argument #1 to '{name}' (string expected)");
     let own = Rc::clone(state);

@@ -1,15 +1,15 @@
-//! Lua's patterns. Lua's own matcher recurses as deep as a text is long and takes exponential time
-//! for some patterns, and nothing can stop it: this one counts its steps and its depth.
+//! Lua's patterns. Lua's matcher recurses as deep as a text is long and takes exponential time for
+//! some patterns, and nothing can stop it: this one counts its steps and its depth.
 
 /// How many parts of a text a pattern may capture.
 const CAPTURES_MAX: usize = 32;
 /// How deep it looks ahead.
 const DEPTH_MAX: usize = 200;
 
-/// What a part of the text was captured as.
+/// A captured part of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capture {
-    /// From the first place to before the second.
+    /// From the first place up to the second.
     Part(usize, usize),
     /// A place, counted from 0.
     Place(usize),
@@ -22,8 +22,8 @@ enum State {
     Place(usize),
 }
 
-/// What a search found: where it begins, where it ends and what it captured; the whole where a
-/// pattern captures nothing.
+/// The result of a search: where the match begins, where it ends and what was captured; the whole
+/// match if a pattern captures nothing.
 pub(super) struct Found {
     pub(super) start: usize,
     pub(super) end: usize,
@@ -42,7 +42,7 @@ struct Matcher<'a> {
 
 type Matched = Result<Option<usize>, String>;
 
-/// Looks for `pattern` in `text` from `at` on, or, if `fixed`, at that place alone.
+/// Searches for `pattern` in `text` from `at` on, or, if `fixed`, at that place only.
 pub(super) fn search(
     text: &[u8],
     pattern: &[u8],
@@ -68,7 +68,7 @@ pub(super) fn search(
     Ok(None)
 }
 
-/// Whether a pattern is the text that it looks for.
+/// Whether a pattern has no special characters, so that it matches its own text only.
 pub(super) fn is_plain(pattern: &[u8]) -> bool {
     !pattern.iter().any(|byte| b"^$*+?.([%-".contains(byte))
 }
@@ -312,7 +312,7 @@ impl Matcher<'_> {
         Ok(None)
     }
 
-    /// The same text as a capture.
+    /// Matches the same text as an earlier capture did.
     fn again(&mut self, s: usize, digit: u8) -> Matched {
         let at = usize::from(digit).checked_sub(usize::from(b'1'));
         let Some(State::Closed(from, to)) = at.and_then(|at| self.captures.get(at).copied()) else {

@@ -1,4 +1,4 @@
-//! What a run of a script has come to, and the commands that it has carried out.
+//! The state of a script's run, and the commands that the script carries out.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,25 +22,25 @@ use super::values::{bytes_of, in_digits};
 
 /// How many messages one run publishes at most.
 const PUBLISHED_MAX: usize = 1024;
-/// How many bytes of them.
+/// How many bytes these messages take at most.
 const PUBLISHED_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// What each script's random numbers begin with, so that they are the same in each run.
+/// The seed of each script's random numbers, so that they are equal in each run.
 pub(super) const SEED: u64 = 0x330E;
 
-/// What Lua says where it gets no more memory.
+/// Lua's error if it gets no more memory.
 pub(super) const NO_MEMORY: &str = "not enough memory";
 
 /// How many digits of a number are written, unless a script asks for others, and the most of them.
 const DIGITS: usize = 14;
 
-/// How the values of a script are written: it may ask for more than what others do.
+/// How the values of a script are written as JSON; the script may change it.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::redis) struct Options {
-    /// A list with many gaps is written as an object, not refused.
+    /// A list with many gaps is written as an object instead of being refused.
     pub(super) converts: bool,
-    /// Gaps are many where there are so many places for each that holds something; never where 0.
+    /// A list has many gaps if it has more than this many places for each element; 0 means never.
     pub(super) ratio: usize,
-    /// A list of up to so many places may have any.
+    /// A list with up to this many places may have any number of gaps.
     pub(super) safe: usize,
     pub(super) digits: usize,
     /// The longest text that is written.
@@ -53,21 +53,21 @@ impl Default for Options {
     }
 }
 
-/// What a run has come to so far.
+/// The state of a run.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) bounds: &'static Bounds,
     pub(super) until: Option<Instant>,
-    /// How often that has passed.
+    /// How often that time has passed.
     pub(super) late: u32,
-    /// It took more than a run may that is brief.
+    /// It has exceeded the bounds of a brief run.
     pub(super) outgrew: bool,
     pub(super) room: Option<Room>,
     pub(super) index: u8,
-    /// What a command read or changed the room.
+    /// A command has read or changed the room.
     pub(super) touched: bool,
     pub(super) read_only: bool,
-    /// The room that it needs instead.
+    /// The room that it needs instead of the present one.
     pub(super) needs: Option<Bytes>,
     /// Why it is ended from outside.
     pub(super) stopped: Option<String>,
@@ -145,7 +145,7 @@ fn given(lua: &Lua, reply: &Reply, version: u8) -> mlua::Result<LuaValue> {
 }
 
 impl State {
-    /// It has taken more than its bounds: ends one that was to be brief.
+    /// The run has exceeded its bounds: this ends a brief run.
     pub(super) fn outgrows(&mut self) {
         if self.bounds.are_brief {
             self.outgrew = true;
@@ -153,25 +153,25 @@ impl State {
         }
     }
 
-    /// Whether it takes longer than it may; once it has, it does.
+    /// Whether the run takes longer than it may; once that is so, it stays so.
     pub(super) fn is_over(&mut self) -> bool {
         let now = Instant::now();
         if self.until.is_some_and(|until| now > until) {
-            // Its thread may have had to wait for a core, which is not the script's doing.
+            // The thread may have waited for a core, for which the script is not to blame.
             self.late += 1;
             self.until = Some(now + self.bounds.within);
         }
         self.late > self.bounds.late
     }
 
-    /// A function of the host has made a text so long, or was to.
+    /// A host function has made a text of this length, or would have.
     pub(super) fn makes(&mut self, len: usize) {
         if len >= self.bounds.text {
             self.outgrows();
         }
     }
 
-    /// Its searches have so many steps left.
+    /// Records how many steps are left to its searches.
     pub(super) fn searched(&mut self, left: u64) {
         self.search_steps = left;
         if left == 0 {
@@ -199,7 +199,7 @@ impl State {
             return Reply::error("ERR", detail);
         }
         let handler = match spec.run {
-            // One that may wait does not do so here.
+            // A blocking command does not wait in a script.
             Run::Room(handler) | Run::Split(handler, _) | Run::Blocking(handler) => handler,
             _ => return self.call_without_key(spec.name, args),
         };
@@ -210,7 +210,7 @@ impl State {
         if let Err(refused) = self.enter(&keys) {
             return refused;
         }
-        // Some commands take as long as thousands of steps.
+        // Some commands take as long as thousands of instructions.
         if self.is_over() {
             self.outgrows();
         }
@@ -225,7 +225,7 @@ impl State {
         reply
     }
 
-    /// Sees to it that the room at hand is that of these keys.
+    /// Makes sure that the present room is that of these keys.
     fn enter(&mut self, keys: &[Bytes]) -> Result<(), Reply> {
         let Some(first) = keys.first() else { return Ok(()) };
         let name = room::register(self.index, first);
@@ -234,7 +234,7 @@ impl State {
         }
         match &self.room {
             Some(room) if room.has(first) => Ok(()),
-            // It is refused as a whole: half of it would be worse than none.
+            // It is refused as a whole: a partial change would be worse than none.
             Some(_) if self.touched => Err(self.refuse(elsewhere(first, None))),
             _ => {
                 self.needs = Some(name);
@@ -244,7 +244,7 @@ impl State {
         }
     }
 
-    /// Ends the script, with nothing done.
+    /// Ends the script without any change.
     fn refuse(&mut self, refused: Reply) -> Reply {
         if let Reply::Error(told) = &refused {
             self.stopped = Some(told.clone());
@@ -293,7 +293,8 @@ fn argument(number: f64) -> String {
     in_digits(number, DIGITS)
 }
 
-/// Carries out `redis.call` and `redis.pcall`: whether that is an error, and what it is.
+/// Carries out `redis.call` and `redis.pcall`: returns whether the reply is an error, and the
+/// reply.
 pub(super) fn call(lua: &Lua, state: &Shared, args: &MultiValue) -> mlua::Result<(bool, LuaValue)> {
     let version = state.borrow().version;
     if args.is_empty() {

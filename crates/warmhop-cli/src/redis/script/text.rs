@@ -1,4 +1,4 @@
-//! What scripts do with strings that Lua's own library does without bounds.
+//! Functions on strings that Lua's own library performs without bounds.
 
 use std::rc::Rc;
 
@@ -54,7 +54,7 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
         Ok(two) => two,
         Err(why) => return badly(lua, why),
     };
-    // As in Lua 5.1: one that begins behind the end begins at it.
+    // As in Lua 5.1: a start behind the end of the text counts as its end.
     let at = place(args.get(2), text.len()).min(text.len());
     let asked_plain = matches!(args.get(3), Some(value) if !matches!(value, LuaValue::Nil | LuaValue::Boolean(false)));
     if is_find && (asked_plain || is_plain(&pattern)) {
@@ -72,7 +72,7 @@ fn look_for(lua: &Lua, state: &Shared, args: &MultiValue, is_find: bool) -> Answ
         Ok(None) => well([LuaValue::Nil]),
         Ok(Some(found)) => {
             let captures = captured(lua, &text, &found)?;
-            // A find tells the whole by its places already.
+            // The places that `find` returns describe the whole match already.
             let whole = found.captures == [Capture::Part(found.start, found.end)]
                 && !pattern.contains(&b'(');
             if !is_find {
@@ -167,7 +167,7 @@ fn offer_gsub(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     host.raw_set("gsub", gsub)
 }
 
-/// Adds them to what the prelude gets.
+/// Adds these functions to the host's table for the prelude.
 pub(super) fn offer(lua: &Lua, host: &Table, state: &Shared) -> mlua::Result<()> {
     for (name, is_find) in [("find", true), ("match", false)] {
         let own = Rc::clone(state);

@@ -1,4 +1,4 @@
-//! Values of Lua as host functions take and give them, and how those fail.
+//! Values of Lua as host functions take and return them, and the errors of those functions.
 
 use bytes::Bytes;
 use mlua::{Lua, MultiValue, Value as LuaValue};
@@ -6,11 +6,11 @@ use mlua::{Lua, MultiValue, Value as LuaValue};
 /// The name that Redis gives a script's text in errors.
 pub(super) const SOURCE: &str = "@user_script";
 
-/// Why a text is not made.
+/// The error for a text that would be too long.
 pub(super) const TOO_LARGE: &str = "resulting string too large";
 
-/// What a host function answers: what came, or why it failed. Scripts see it as it is: a function of
-/// Lua around it would, as the last call of a script, take the place that errors tell.
+/// The result of a host function: values, or an error. Scripts call the function directly: a Lua
+/// function around it would, as a script's tail call, take the place that errors name.
 pub(super) type Answer = mlua::Result<MultiValue>;
 
 #[expect(clippy::unnecessary_wraps, reason = "it is an answer")]
@@ -18,12 +18,12 @@ pub(super) fn well(values: impl IntoIterator<Item = LuaValue>) -> Answer {
     Ok(values.into_iter().collect())
 }
 
-/// An error of a host function, as Lua's own libraries tell theirs: with the place in the script.
+/// An error of a host function in the form of Lua's own libraries: with the place in the script.
 pub(super) fn badly(lua: &Lua, why: impl AsRef<str>) -> Answer {
     refuses(format!("{}{}", position(lua), why.as_ref()))
 }
 
-/// An error of what Redis itself offers, which has no place in its text.
+/// An error of a function that Redis offers, which names no place.
 pub(super) fn refuses(why: impl Into<String>) -> Answer {
     Err(mlua::Error::external(HostFailed(why.into())))
 }
@@ -58,7 +58,7 @@ pub(super) fn lua_number(number: f64) -> String {
     in_digits(number, 14)
 }
 
-/// A number in so many digits at most, from 1 to 17: as C's `%g` has it.
+/// A number with at most so many digits, from 1 to 17: as C's `%g` prints it.
 pub(super) fn in_digits(number: f64, digits: usize) -> String {
     if number.is_nan() {
         return if number.is_sign_negative() { "-nan".into() } else { "nan".into() };
@@ -89,12 +89,12 @@ pub(super) fn one_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// The place of a script, as errors begin with it.
+/// The place in a script with which errors begin.
 pub(super) fn position(lua: &Lua) -> String {
     place(lua).map_or_else(String::new, |(_, line)| format!("user_script:{line}: "))
 }
 
-/// Where a script is: its name and line.
+/// The place at which the script is: its name and line.
 pub(super) fn place(lua: &Lua) -> Option<(String, usize)> {
     for level in 0..64 {
         let found = lua.inspect_stack(level, |debug| {
