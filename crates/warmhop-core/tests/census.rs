@@ -91,7 +91,7 @@ fn whoever_was_reborn_uses_up_the_one_silence() {
     assert_ne!(roll.verdict(false), Verdict::Enough);
     roll.answer(inc(3), None);
     assert_eq!(roll.verdict(false), Verdict::Enough);
-    // It is told of itself as well.
+    // An answer may name the asker itself as well.
     let mut roll = Roll::new(inc(2), &census(&[1, 3], &[3]));
     roll.answer(inc(1), Some(&Census { reborn: incs(&[2]), ..census(&[2, 3], &[]) }));
     assert_eq!(roll.verdict(true), Verdict::TooFew);
@@ -110,7 +110,7 @@ fn where_everyone_who_is_known_has_answered_nothing_is_missed() {
     roll.answer(inc(2), None);
     roll.answer(inc(3), None);
     assert_eq!(roll.verdict(true), Verdict::TooFew);
-    // Whoever was never met has not answered.
+    // A peer that was never met has not answered.
     let mut roll = Roll::new(inc(1), &reborn(&[]).with_unmet(1));
     (2..=4).for_each(|peer| drop(roll.answer(inc(peer), None)));
     assert_eq!(roll.verdict(true), Verdict::TooFew);
@@ -133,7 +133,7 @@ fn whoever_is_young_counts_once_one_that_is_settled_knows_it() {
     let mut roll = stranger;
     roll.answer(inc(3), Some(&census(&[], &[])));
     assert_eq!(roll.verdict(true), Verdict::TooFew, "it has heard of neither");
-    // Whoever says that it knows the same knows the one that asks.
+    // A peer that answers that it knows the same knows the asker.
     let mut roll = Roll::new(inc(1), &young(&[2, 3], &[3], &[]));
     roll.answer(inc(2), None);
     assert_eq!(roll.verdict(true), Verdict::Enough);

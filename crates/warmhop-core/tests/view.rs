@@ -400,7 +400,7 @@ fn a_peer_that_others_hear_is_not_taken_for_dead() {
     view.apply(News::Peer(hello("a", 1, 1)), secs(0), Source::FirstHand);
     let alive = |view: &View| view.peer(&peer("a")).unwrap().alive;
     let unheard = |view: &View, at| view.unheard(at).next().is_some();
-    // Of one that is heard here nobody need tell.
+    // Nobody has to report on a peer that is heard here.
     assert!(!view.wants_word_of(&peer("a"), secs(0)));
     view.suspect(&peer("a"), secs(0));
     for at in (0..60).step_by(10) {

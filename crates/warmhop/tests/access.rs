@@ -1,4 +1,4 @@
-//! What is told of clients' requests to whoever keeps an access log.
+//! What an access log gets about clients' requests.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -13,7 +13,7 @@ use warmhop::access::{Access, AccessEnd, AccessSink};
 use warmhop::config::StartMode;
 use warmhop::{Body, Mesh};
 
-/// Keeps all that it is told.
+/// Keeps all entries that it gets.
 #[derive(Clone, Default)]
 struct Kept(Arc<Mutex<Vec<Access>>>);
 

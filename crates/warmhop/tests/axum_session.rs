@@ -1,5 +1,5 @@
-//! The axum extractors behind real peers: a value that goes with its client through a hop, and what
-//! a handler is told where the mesh keeps no session.
+//! The axum extractors behind real peers: a value that follows its client through a hop, and what a
+//! handler gets if the mesh keeps no session.
 #![cfg(feature = "axum")]
 #![allow(missing_docs, reason = "a test crate")]
 #![allow(clippy::unwrap_used, reason = "tests: a failed step is a failed test")]

@@ -1,4 +1,4 @@
-//! When copies start: where others are busy, and not for whoever only asks whether there are any.
+//! When copies start: if others are busy, and not for a request that only asks whether any run.
 #![allow(missing_docs, reason = "a test crate")]
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 

@@ -220,7 +220,7 @@ async fn a_door_with_tls_serves_clients_of_either_version() {
     mesh.shutdown().await;
 }
 
-/// What a series of a peer's metrics stands at; 0 where there is none.
+/// The value of a series of a peer's metrics; 0 if there is none.
 fn stands_at(mesh: &Mesh, series: &str) -> u64 {
     let metrics = mesh.metrics();
     let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));

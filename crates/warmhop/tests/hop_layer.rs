@@ -35,7 +35,7 @@ fn layer() -> HopLayer {
 #[derive(Clone)]
 struct Mark;
 
-/// The service: tells who it is and what it sees.
+/// The service: answers who it is and what it sees.
 fn service(name: &'static str) -> Router {
     let seen = async move |mark: Option<Extension<Mark>>, headers: HeaderMap| {
         let forwarded = headers.contains_key("forwarded");

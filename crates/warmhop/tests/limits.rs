@@ -223,7 +223,7 @@ async fn a_door_whose_clients_all_wait_for_the_app_takes_another_once_one_of_the
     HELD.notify_one();
     other.await.unwrap();
     assert_eq!((refused(&mesh, "gave-way"), refused(&mesh, "stood-still")), (1, 0));
-    // Whoever was left busy has kept the place.
+    // The client that was left busy has kept the place.
     HELD.notify_one();
     for mut stream in busy {
         let mut answer = [0; 12];

@@ -1,4 +1,4 @@
-//! What people see: the starting page in a browser, and what a peer tells of its work.
+//! What people see: the starting page in a browser, and what a peer reports about its work.
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
@@ -159,7 +159,7 @@ async fn a_peer_counts_what_it_serves_sends_and_receives_and_tells_its_newest_de
         (&twos, "warmhop_requests_total{app=\"shop\",way=\"hop\",code=\"5xx\"} 0"),
         (&twos, "warmhop_decisions_total{app=\"shop\",decision=\"hop\",reason=\"ready_there\"} 3"),
         (&twos, "warmhop_hops_sent_total{peer=\"one\"} 3"),
-        // What has not happened yet is told, too: the first time is an increase.
+        // What has not happened yet is reported as 0, so that the first time is an increase.
         (&ones, "warmhop_hops_sent_total{peer=\"two\"} 0"),
         (&twos, "warmhop_app_state{app=\"shop\",state=\"starting\"} 1.0"),
         (&twos, "warmhop_app_state{app=\"shop\",state=\"ready\"} 0.0"),

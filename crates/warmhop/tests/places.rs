@@ -18,7 +18,7 @@ use warmhop::{AppSpec, Body, BoxError, Builder, ClientInfo, Mesh, app_fn};
 /// More requests than come in any test.
 const COME_MAX: usize = 64;
 
-/// Answers a request once it is let: whose it was is told when it comes.
+/// Answers a request once it may; reports whose request it is when it arrives.
 #[derive(Clone)]
 struct Held {
     come: mpsc::Sender<String>,

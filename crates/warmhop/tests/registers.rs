@@ -394,7 +394,7 @@ async fn what_was_just_put_is_listed_at_once_at_every_peer() {
 async fn what_was_deleted_is_not_listed_though_former_members_hold_it_still() {
     let bed = mesh_of(&["a", "b", "c", "d", "e"]).await;
     let keys: Vec<String> = (0..60).map(|number| format!("key:{number}")).collect();
-    // Whoever uses a key becomes a member, and another is none any more.
+    // A peer that uses a key becomes a member, and another ceases to be one.
     for (turn, key) in keys.iter().enumerate() {
         for user in [turn, turn + 1, turn + 3] {
             for _ in 0..4 {

@@ -34,7 +34,7 @@ async fn a_renewed_session_goes_on_under_a_new_cookie_and_the_old_one_opens_noth
             assert_eq!(planted.get(mesh, "/").await.text, "");
             assert_eq!(client.get(mesh, "/").await.text, "cart ");
         }
-        // Whoever reads with the old cookie gets no other one.
+        // A client that reads with the old cookie gets no other one.
         assert_ne!(client.cookie, planted.cookie);
         assert_eq!(planted.post(&bed.peers[2], "/add", "theirs").await.text, "theirs ");
         assert_eq!(client.post(&bed.peers[2], "/add", "book").await.text, "cart book ");

@@ -421,7 +421,7 @@ const SERVED_OVER_TWO: &[(Two, &str)] = &[
         "POST /a x hello",
     ),
     (
-        // The library below takes it out, where it could reset the stream: nobody is told of it.
+        // The library below takes it out, where it could reset the stream, and reports nothing.
         Two {
             body: Some("hello"),
             trailers: &[(":path", "/b")],

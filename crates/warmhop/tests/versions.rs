@@ -27,7 +27,7 @@ async fn rolls(bed: &Bed, on: &Mesh, version: &'static str, session: SessionMode
         let told = || {
             let status = other.status();
             let peer = status.peers.iter().find(|peer| peer.name == name);
-            // A copy that has just come is not told of at once.
+            // A new copy is not announced at once.
             peer.is_none_or(|peer| {
                 peer.copies.get(app().as_str()).is_some_and(|copy| copy.version == version)
             })

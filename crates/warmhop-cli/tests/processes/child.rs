@@ -59,7 +59,7 @@ async fn a_body_whose_length_nobody_knows_reaches_the_app_whatever_the_method() 
 
 #[tokio::test]
 async fn an_app_inherits_of_the_peers_environment_what_it_is_said_to() {
-    // Cargo tells both to whatever it starts.
+    // Cargo sets both for the programs that it starts.
     let script = "$CARGO_MANIFEST_DIR|$CARGO_PKG_NAME|$A|${PORT:+has a port}|${PATH:+has a path}";
     let (dir, package) = (env!("CARGO_MANIFEST_DIR"), env!("CARGO_PKG_NAME"));
     let names = |names: &[&str]| Inherit::Only(names.iter().map(|&name| name.into()).collect());
@@ -130,7 +130,7 @@ async fn a_program_that_cannot_be_run_is_named() {
 #[tokio::test]
 async fn an_app_that_is_not_ready_in_time_is_killed_with_all_it_started() {
     let mut child = app("app", &[("COLD", "1000000")]);
-    // Enough for it to tell its processes; what counts is that it is never ready.
+    // Long enough for it to print its processes; what counts is that it is never ready.
     child.ready.timeout = Duration::from_secs(5);
     let failed = child.launch(&name()).await.err().unwrap();
     assert!(

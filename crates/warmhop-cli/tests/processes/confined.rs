@@ -43,7 +43,7 @@ async fn an_app_of_a_user_of_its_own_reads_neither_keys_nor_its_peer() {
 
 #[tokio::test]
 async fn an_app_inherits_what_the_configuration_took_from_the_environment_only_by_name() {
-    // Cargo tells it to whatever it starts.
+    // Cargo sets it for the programs that it starts.
     let mut app = sh("echo ${CARGO_PKG_NAME:-none} ${PATH:+path}; exit 3");
     app.hidden = vec!["CARGO_PKG_NAME".into(), "PATH".into()];
     assert_eq!(words(app.clone()).await, ["none path"]);

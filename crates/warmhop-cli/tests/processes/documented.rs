@@ -71,7 +71,7 @@ fn every_printed_command_is_one_that_there_is_with_flags_that_there_are() {
     for page in pages() {
         let content = std::fs::read_to_string(&page).unwrap();
         for call in blocks(&content, "sh").iter().flat_map(|block| calls(block)) {
-            // What stands behind -- is another program's; what is asked for help is parsed up to there.
+            // The words after -- are another program's; with --help the rest is parsed up to there.
             let own = call.split(" -- ").next().unwrap_or_default();
             let own = own.split(['|', '>', ';']).next().unwrap_or_default();
             let script = format!("warmhop() {{ \"$WARMHOP_BINARY\" \"$@\" --help; }}; {own}");

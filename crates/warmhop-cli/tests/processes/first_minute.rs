@@ -206,7 +206,7 @@ fn certificates_show_their_dates_and_are_renewed() {
     let (_, shown, _) = run(&["cert", "show", text(&certs)]);
     assert!(shown.contains("6 days left") && shown.contains("expires soon"), "{shown}");
 
-    // Whoever checks the configuration, or asks the peer that runs with it, is told as well.
+    // A check of the configuration, and a peer that runs with it, say so as well.
     let file = write(&dir, &config(""));
     let (code, _, warned) = run(&["check", text(&file)]);
     assert_eq!(code, 0, "{warned}");

@@ -1,4 +1,4 @@
-//! What is told of peers that cannot join, at both ends, and of those that do.
+//! What both ends report about peers that cannot join, and about those that do.
 
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};

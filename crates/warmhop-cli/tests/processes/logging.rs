@@ -67,7 +67,7 @@ fn a_request_is_found_in_the_log_by_its_id() {
     let failed = peer.logged("\"refused\"");
     assert!(failed.contains("\"INFO\"") && failed.contains("the-one-that-failed"), "{failed}");
     assert!(failed.contains("unknown-app"), "{failed}");
-    // What went well is told at this level as well, in the same way.
+    // At this level a success is logged as well, in the same way.
     let answered = peer.logged("\"answered\"");
     assert!(
         answered.contains("\"DEBUG\"") && answered.contains("the-one-that-failed"),

@@ -1,4 +1,4 @@
-//! Apps whose answers are not what they should be, and what their clients are told.
+//! Apps whose answers are not what they should be, and what their clients get.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

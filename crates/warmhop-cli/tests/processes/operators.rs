@@ -68,7 +68,7 @@ fn a_log_is_followed_until_its_reader_leaves() {
             }
         }
     });
-    // Whichever of these comes after the follower is there is told.
+    // The first of these commands after the follower has connected is reported.
     wait_until("what happens at the one is told through the other", || {
         first.run(&["app", "stop", "shop"]);
         first.run(&["app", "start", "shop"]);

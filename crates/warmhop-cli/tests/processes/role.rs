@@ -19,7 +19,7 @@ use warmhop_cli::child::{ChildApp, ChildService};
 use warmhop_cli::config::{Alive, Inherit, Protocol, Ready};
 use warmhop_cli::confine::Confine;
 
-/// What a role is told by.
+/// The variable that names the role of a process.
 pub(crate) const ROLE: &str = "WARMHOP_TEST_ROLE";
 /// How this program is started to play one.
 pub(crate) const ARGUMENTS: [&str; 3] = ["--exact", "role::a_role_is_played", "--nocapture"];
@@ -203,7 +203,7 @@ async fn exit() -> StatusCode {
     std::process::exit(7)
 }
 
-/// The first of two lives: tells its port, and ends when somebody else has it.
+/// The first of two lives: prints its port, and ends if somebody else has it.
 fn clash_once(marker: &str, port: u16) {
     let marker = PathBuf::from(marker);
     if marker.exists() {
@@ -216,7 +216,7 @@ fn clash_once(marker: &str, port: u16) {
     std::process::exit(1);
 }
 
-/// Starts an app, tells its processes, and lives on until it is killed.
+/// Starts an app, prints its processes, and runs until it is killed.
 async fn play_peer() {
     let launched = app("app", &[]).launch(&name()).await.unwrap();
     let pids = get_text(&launched.service, "/pids").await;

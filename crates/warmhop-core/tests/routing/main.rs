@@ -206,7 +206,7 @@ fn a_copy_that_serves_as_many_of_this_peers_requests_as_it_may_is_full_without_h
         |others: &[Candidate<'_>]| decide(&Question { local: full, ..question(&app, others) });
     assert_eq!(hop_target(&ask(&[unheard(&p[0], 2), unheard(&p[1], 1)])), &p[1]);
     assert_eq!(ask(&[unheard(&p[0], 2), unheard(&p[1], 2)]).reason.label(), "busy_everywhere");
-    // What it told of others' requests a while ago does not last for as long as it serves one of ours.
+    // An old report of others' requests does not count for as long as it serves one of ours.
     let heard = Candidate { in_flight: 2, load_age: Some(FULL_FOR * 2), ..unheard(&p[0], 1) };
     assert_eq!(hop_target(&ask(&[heard])), &p[0]);
     // And a session that is pinned there waits, rather than being turned away again and again.
@@ -446,7 +446,7 @@ fn a_pinned_request_begins_afresh_only_where_its_session_is_gone() {
         decision.action,
         Action::Refuse(Refusal::PinnedPeerUnreachable { peer: p[1].clone() })
     );
-    // Late besides: whoever waits for it may wait for ever.
+    // It is late besides: a request that waits for it may wait for ever.
     let others = [ready(&p[0]), Candidate { suspect: true, ..ready(&p[1]) }];
     let q = Question { affinity: pinned(true), tried: &tried, ..question(&app, &others) };
     assert_eq!(hop_target(&decide(&q)), &p[0]);

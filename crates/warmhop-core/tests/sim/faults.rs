@@ -11,7 +11,7 @@ use crate::peer::{PAGE, Peer, SHOP, drain};
 use crate::reference::SKEW_MS_MAX;
 use crate::world::{To, World, sleep};
 
-/// The process on `node` is gone; whoever loses too many holders by that is noted.
+/// The process on `node` is gone; sessions that lose too many holders by that are noted.
 pub(crate) fn end(world: &Rc<World>, node: usize) {
     let before: Vec<_> =
         world.sids().into_iter().map(|sid| (sid, world.newest_configs(sid))).collect();
@@ -57,7 +57,7 @@ fn all_whole(world: &World) -> bool {
         })
 }
 
-/// Makes things go wrong until it is told that it is enough.
+/// Makes things go wrong until the world says that it is enough.
 pub(crate) async fn rage(world: Rc<World>) {
     while world.faults_on.get() {
         sleep(&world, To::World, world.between(100, 2_500)).await;

@@ -104,7 +104,7 @@ impl World {
         }
     }
 
-    /// News that a peer tells of itself over its links.
+    /// News that a peer announces about itself over its links.
     pub(crate) fn send_news(self: &Rc<Self>, from: &Peer, to: usize, news: Rc<Vec<News>>) {
         let (from_node, from_inc) = (from.node, from.inc);
         self.send_word(from, to, 0, move |peer| {

@@ -307,7 +307,7 @@ impl Peer {
         self.has_changed();
     }
 
-    /// Gossip told how far the heartbeats of others have come.
+    /// Gossip has reported the heartbeats of others.
     pub(crate) fn on_heartbeats(&self, told: &BTreeMap<Incarnation, u64>) {
         let now = self.now();
         for (inc, count) in told.iter().filter(|(inc, _)| **inc != self.inc) {
@@ -322,7 +322,7 @@ impl Peer {
         }
     }
 
-    // What it tells of itself.
+    // What it announces about itself.
 
     fn own_news(&self) -> Vec<News> {
         let own = self.own.borrow();

@@ -131,7 +131,7 @@ fn heal(world: &Rc<World>, clients: &[Rc<Client>]) {
         if world.peer(node).is_none() {
             crate::faults::restart_after(world, node, 10);
         }
-        // Whoever was told to leave does so, and comes back.
+        // A peer that was asked to leave does so, and comes back.
         let life = world.peer(node).filter(|peer| peer.draining.get());
         if life.is_some() {
             crate::faults::end(world, node);
@@ -154,13 +154,13 @@ fn look_at_idle_sessions(world: &World) {
         }
         let peers = world.live_peers();
         let holds = |peer: &Rc<Peer>| peer.look(sid, |machine| machine.version() > 0) == Some(true);
-        // Of a session that goes on under another id a part votes no more.
+        // If a session was continued under another id, some of its members no longer vote.
         let forked = world.forks.borrow().iter().any(|(from, _)| *from == sid);
         if forked || !world.was_answered(sid) || !peers.iter().any(holds) {
             continue;
         }
-        // Whoever took it over before it held anything hears of a later owner when it is asked, or
-        // lets go of it within a minute.
+        // A peer that took it over before it held anything hears of a later owner when it is asked,
+        // or lets go of it within a minute.
         let owns = |peer: &&Rc<Peer>| {
             peer.look(sid, |machine| machine.is_owner() && machine.version() > 0) == Some(true)
         };
@@ -182,8 +182,8 @@ fn look_at_idle_sessions(world: &World) {
     }
 }
 
-/// Nobody will ever serve the session again: nobody goes on as its owner, and nobody who looks at it
-/// takes it for one that could be mended.
+/// Nobody will ever serve the session again: no peer acts as its owner, and no peer that looks at
+/// it takes it for one that could be mended.
 fn is_known_as_lost(world: &World, sid: SessionId, owners: &[usize]) -> Result<(), String> {
     if !owners.is_empty() {
         return Err(format!("it is lost, and yet has the owners {owners:?}"));
@@ -215,7 +215,7 @@ async fn demand(world: Rc<World>, client: Rc<Client>) {
     for node in 0..peers {
         let served = client.demand(&world, node, Does::Read).await;
         if let Err(what) = served {
-            // Whoever holds it may not know what was chosen last.
+            // The peers that hold it may not know what was chosen last.
             if what == "503 session-no-majority"
                 && world.may_be_lost(sid)
                 && !world.is_hopeless(sid)
@@ -338,7 +338,7 @@ fn draw_knobs(rng: &mut Prng) -> Knobs {
     };
     let forgetful = rng.chance(25);
     // Of two peers either serves without the other, and forks are never merged. What has been
-    // forgotten by some is told as lost where others still hold some of it.
+    // forgotten by some is reported as lost although others still hold some of it.
     let refuses = policy.without_majority == WithoutMajority::Refuse;
     let keeps = peers > 2 && refuses && !short_ttl && !forgetful;
     Knobs {

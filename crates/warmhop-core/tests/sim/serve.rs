@@ -749,7 +749,7 @@ impl Peer {
         };
         match end {
             LineEnd::Served(served) => Ok(*served),
-            // Whoever forwarded it may know more.
+            // The peer that forwarded it may know more.
             LineEnd::Failed(Failure::Lost { ran: false }) if self.newborn_for() > 0 => {
                 Err(HopRefusal::NotOwner { claim: None })
             }

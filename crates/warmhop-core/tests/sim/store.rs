@@ -20,7 +20,7 @@ use crate::world::{Mailbox, To};
 
 const EMPTY_KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// What a waiting request is told.
+/// What a waiting request is answered.
 #[derive(Debug)]
 pub(crate) enum Told {
     Turn,

@@ -111,7 +111,7 @@ impl World {
         let nodes = (0..knobs.peers).map(|_| Node::default()).collect();
         Rc::new(Self {
             knobs,
-            // Not zero, so that a span before the beginning can be told.
+            // Not zero, so that a time before the beginning can be represented.
             now: Cell::new(100_000),
             rng: RefCell::new(rng),
             events: RefCell::default(),

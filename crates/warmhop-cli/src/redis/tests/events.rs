@@ -1,9 +1,9 @@
-//! What is told of changes of keys.
+//! The events that are published about changes of keys.
 
 use super::*;
 
-/// Peers that see each other, their endpoints, and clients of them: one at each that listens to all
-/// that is told of keys, and one more that asks at the first.
+/// Peers that see each other, and clients of their endpoints: one at each that listens to all
+/// events of keys, and one more at the first that sends commands.
 async fn listened_to(mesh: &[Mesh]) -> (Vec<Client>, Client) {
     let mut listeners = Vec::new();
     let mut first = None;

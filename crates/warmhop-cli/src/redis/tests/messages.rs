@@ -24,7 +24,7 @@ async fn a_message_is_heard_at_every_peer_and_all_who_got_it_are_counted() {
     at[0].asks("SUBSCRIBE a", told("subscribe", "a", 1)).await;
     at[1].asks("PSUBSCRIBE a*", told("psubscribe", "a*", 1)).await;
     at[1].asks("SSUBSCRIBE shard", told("ssubscribe", "shard", 1)).await;
-    // From the moment on in which they were told so.
+    // Their subscriptions count from the moment at which they were confirmed.
     at[2].asks("PUBLISH a 1", ":2\r\n").await;
     at[2].asks("PUBLISH about 2", ":1\r\n").await;
     at[2].asks("PUBLISH else 3", ":0\r\n").await;
@@ -136,7 +136,7 @@ async fn a_peer_that_hangs_delays_a_message_to_no_other_peer() {
     }
 }
 
-/// Endpoints' carriers that believe what they were told of listeners for longer than a test takes.
+/// Endpoints' carriers for which an answer about subscriptions outlasts any test.
 async fn carriers(peers: usize) -> (Vec<Mesh>, Vec<Arc<Carrier>>) {
     let mesh = mesh_of(peers).await;
     let hour = Duration::from_secs(3600);

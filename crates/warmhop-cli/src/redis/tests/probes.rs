@@ -1,4 +1,4 @@
-//! What libraries ask as they start, and what they are told of what is not offered: in Redis' words.
+//! What libraries ask as they start, and the errors for what is not offered: in Redis' words.
 
 use super::*;
 

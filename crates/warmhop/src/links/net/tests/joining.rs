@@ -43,7 +43,7 @@ async fn a_name_in_use_is_told_to_the_one_that_starts_later() {
         }
         other => panic!("{other:?}"),
     }
-    // The first one goes on undisturbed.
+    // The first one is not disturbed.
     assert_eq!(peers[0].seen.last_heard(peers[1].net.incarnation()), Some(Heard::Alive));
     assert!(peers[1].net.name_clash().now_or_never().is_none());
     assert_eq!(peers[0].net.connected(), [id("b")]);
