@@ -399,8 +399,9 @@ fn reply_bytes_max(request: &Request) -> usize {
 
 /// Reads a command.
 ///
-/// # Errors With the client's reply, if there is no such command, or if its number of arguments is
-/// wrong: a transaction that contains it is discarded.
+/// # Errors
+/// With the client's reply, if there is no such command, or if its number of arguments is wrong: a
+/// transaction that contains it is discarded.
 fn parse(args: Vec<Bytes>) -> Result<Request, Reply> {
     let Some(spec) = find(&args[0]) else { return Err(unknown_command(&args)) };
     if !spec.is_count_right(args.len()) {

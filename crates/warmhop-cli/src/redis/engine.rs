@@ -307,8 +307,8 @@ impl Database {
 
     /// Carries a command out.
     ///
-    /// # Errors If another client changed a register of [`Database::guards`] that the command would
-    /// change.
+    /// # Errors
+    /// If another client changed a register of [`Database::guards`] that the command would change.
     pub(super) async fn execute(self, request: Request) -> Result<Reply, WatchedChanged> {
         match self.run(&request).await {
             Ok(reply) | Err(Stop::Told(reply)) => Ok(reply),

@@ -17,8 +17,8 @@ const IDLE: Duration = Duration::from_secs(1800);
 /// Reads `input` as a client's requests, and runs those whose keys all have the tag `{t}`; returns
 /// how many it ran.
 ///
-/// # Panics If a request is read that was not complete, or a room decodes to another than was
-/// encoded.
+/// # Panics
+/// If a request is read that was not complete, or a room decodes to another than was encoded.
 pub fn requests(input: &[u8]) -> usize {
     let name = register(0, b"{t}");
     let mut room = Room::empty(&name, NOW);

@@ -14,7 +14,7 @@ use super::script::SPEAKS_AS;
 pub(super) static CONNECTED: AtomicI64 = AtomicI64::new(0);
 /// How many of them wait in a blocking read.
 pub(super) static BLOCKED: AtomicI64 = AtomicI64::new(0);
-/// When this process's endpoint began, and what it calls this run of it.
+/// When this process's endpoint began, and the identifier of this run.
 static RUN: LazyLock<(Instant, String)> =
     LazyLock::new(|| (Instant::now(), format!("{:040x}", rand::random::<u128>())));
 

@@ -50,16 +50,16 @@ pub(super) struct Room {
     log: Log,
     /// Its register is kept on past the ends of its keys.
     lingers: bool,
-    /// The end of some of its keys had come.
+    /// Some of its keys had expired.
     had_ended: bool,
-    /// What its register held.
+    /// The register's value that it was decoded from.
     held: Held,
 }
 
-/// A register's value, and when that ends.
+/// A register's value, and when it ends.
 type Held = Option<(Bytes, SystemTime)>;
 
-/// What a room was opened from.
+/// From what a room was decoded.
 #[derive(Debug)]
 pub(super) struct Origin {
     name: Bytes,
@@ -171,7 +171,7 @@ impl Room {
         }
     }
 
-    /// What it was opened from: to copy what is in it would take longer.
+    /// From what it was decoded: copying this takes less time than copying its keys.
     pub(super) fn origin(&self) -> Origin {
         Origin {
             name: self.name.clone(),
@@ -222,7 +222,7 @@ impl Room {
         self.log.take()
     }
 
-    /// As [`Room::with_ended`], without those keys.
+    /// As [`Room::with_ended`], without the expired keys.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn open(name: &Bytes, held: Held, now: u64) -> Option<Self> {
         let mut room = Self::with_ended(name, held, now)?;
@@ -230,8 +230,8 @@ impl Room {
         Some(room)
     }
 
-    /// A room as it is kept, with the keys whose end has come by this time: `held` is its register's
-    /// value, and when that ends. `None` where this version cannot read it.
+    /// Decodes a room, including keys that have expired by now: `held` is its register's value, and
+    /// when that ends. `None` if this version cannot read it.
     pub(super) fn with_ended(name: &Bytes, held: Held, now: u64) -> Option<Self> {
         let mut room = Self { held, ..Self::empty(name, now) };
         let Some((mut kept, expires)) = room.held.clone() else { return Some(room) };
@@ -278,7 +278,8 @@ impl Room {
 
     /// Encodes the room.
     ///
-    /// # Errors If it is larger than a register may be.
+    /// # Errors
+    /// If it is larger than a register may be.
     pub(super) fn close(&self, idle: Duration) -> Result<Kept, TooLarge> {
         if self.entries.is_empty() {
             return Ok(Kept::Nothing);

@@ -1,4 +1,4 @@
-//! What all clients of a peer's endpoint share.
+//! The state that all clients of a peer's endpoint share.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,32 +31,33 @@ pub(super) struct Shared {
     pub(super) mesh: Option<Mesh>,
     /// Cancelled once the peer leaves: clients that wait for something are disconnected.
     pub(super) leaving: CancellationToken,
-    /// Those who wait for a change, by the register's name.
+    /// The clients that wait for a change, by the register's name.
     waiting: Mutex<HashMap<Bytes, Vec<Line>>>,
     waiting_count: AtomicUsize,
 }
 
-/// Those who wait for the same of a register, in the order in which they came. The first of them looks
-/// at it, and lets the next one do so once it leaves: where it finds nothing, nobody behind it would.
+/// The clients that wait for the same keys of a register, in the order in which they came. The
+/// first one checks the register, and lets the next one do so once it leaves: if it finds nothing,
+/// nobody behind it would.
 struct Line {
     awaited: Awaited,
     clients: VecDeque<Arc<Notify>>,
 }
 
-/// What is waited for of a register.
+/// What a client waits for in a register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Awaited {
     pub(super) is_sorted_set: bool,
-    /// Any of these.
+    /// Any of these keys.
     pub(super) keys: Vec<Bytes>,
 }
 
-/// One who waits for changes of a register.
+/// One client's wait for changes of a register.
 pub(super) struct Waits<'a> {
     shared: &'a Shared,
     name: Bytes,
     awaited: Awaited,
-    /// Its turn to look has come.
+    /// Its turn to check has come.
     pub(super) turn: Arc<Notify>,
 }
 
@@ -80,7 +81,7 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A register was changed from here.
+    /// Wakes those who wait for a register, which was changed from here.
     pub(super) fn changed(&self, name: &Bytes) {
         if self.waiting_count.load(Ordering::Relaxed) == 0 {
             return;
@@ -90,7 +91,7 @@ impl Shared {
         lines.filter_map(|line| line.clients.front()).for_each(|first| first.notify_one());
     }
 
-    /// Waits for changes of a register, behind those who wait for the same already.
+    /// Begins to wait for changes of a register, behind those who already wait for the same keys.
     pub(super) fn wait_for(&self, name: &Bytes, awaited: Awaited) -> Waits<'_> {
         let turn = Arc::new(Notify::new());
         let mut waiting = self.waiting();
@@ -107,7 +108,7 @@ impl Shared {
         Waits { shared: self, name: name.clone(), awaited, turn }
     }
 
-    /// How many wait for changes.
+    /// How many clients wait for changes.
     #[cfg(test)]
     pub(super) fn waiting_count(&self) -> usize {
         self.waiting_count.load(Ordering::Relaxed)
@@ -115,7 +116,7 @@ impl Shared {
 }
 
 impl Waits<'_> {
-    /// Whether nobody waits for the same who came before.
+    /// Whether nobody who came before waits for the same keys.
     pub(super) fn is_first(&self) -> bool {
         let waiting = self.shared.waiting();
         let mut lines = waiting.get(&self.name).into_iter().flatten();
@@ -136,7 +137,7 @@ impl Drop for Waits<'_> {
             let place = clients.iter().position(|it| Arc::ptr_eq(it, &self.turn));
             place.and_then(|place| clients.remove(place));
             match (place, clients.front()) {
-                // There may be more than what this one took.
+                // There may be more than this client took.
                 (Some(0), Some(next)) => next.notify_one(),
                 (_, None) => drop(lines.swap_remove(at)),
                 _ => {}

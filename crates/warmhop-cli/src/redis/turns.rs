@@ -73,7 +73,8 @@ impl Turns {
 
     /// Waits for a turn with the key of this name.
     ///
-    /// # Errors With the client's error, if too many wait, or if a change before it failed.
+    /// # Errors
+    /// With the client's error, if too many wait, or if a change before it failed.
     pub(super) async fn wait(&self, name: &Bytes, turn: Turn) -> Result<Place<'_>, Reply> {
         let mut place = self.join(name)?;
         let Some(shared) = place.shared.clone() else { return Ok(place) };

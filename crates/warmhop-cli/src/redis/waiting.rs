@@ -10,28 +10,27 @@ use super::engine::{Database, Outcome, Request, Stop};
 use super::frame::Reply;
 use super::shared::Awaited;
 
-/// How often the first of those who wait looks by itself, since it may not be woken: what was changed
-/// from another peer wakes nobody here.
+/// How often the first of those who wait checks its keys without being woken: a change from another
+/// peer wakes nobody here.
 const LOOKED_EVERY: Duration = Duration::from_secs(1);
-/// What Redis says to those who wait at a server that is no longer theirs; libraries know it.
+/// Redis' error for clients that wait when a server ceases to be theirs; libraries know it.
 const LEAVES: &str =
     "force unblock from blocking operation, instance state changed (the peer leaves)";
-/// How long a command waits that says for how long: no longer than this, about ten years.
+/// The longest that a command with a timeout waits, about ten years.
 const PATIENCE_MAX: f64 = 3e8;
 
 /// What a command waits for.
 fn awaited(request: &Request) -> Awaited {
     let mut keys = request.keys();
     if matches!(request.spec.name, "BLMOVE" | "BRPOPLPUSH") {
-        // Where it moves an element to is not waited for.
+        // It does not wait for the key to which it moves an element.
         keys.truncate(1);
     }
     Awaited { is_sorted_set: request.spec.name.starts_with("BZ"), keys }
 }
 
 impl Database {
-    /// Runs a command on a room once that has something for it, and those who came before have had
-    /// theirs.
+    /// Runs a command on a room once there is something for it, after those who came before.
     pub(super) async fn wait_in_room(
         &self,
         name: &Bytes,
@@ -57,7 +56,7 @@ impl Database {
             let look = Instant::now() + LOOKED_EVERY;
             let look = until.map_or(look, |until| until.min(look));
             tokio::select! {
-                // Also where that was said while it looked.
+                // Also if the notice came while it checked.
                 () = waits.turn.notified() => {}
                 () = sleep_until(look) => {}
                 () = self.shared.leaving.cancelled() => {

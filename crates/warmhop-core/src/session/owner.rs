@@ -27,8 +27,8 @@ use super::{
 };
 use crate::ids::{Ballot, Incarnation, Now, Position, WallTime};
 
-/// The round of the ballot that a session is drawn with. Nobody is told of it before it is used: whoever
-/// takes a session over goes above it.
+/// The round of the ballot that a session is drawn with. It is not announced before it is used: a
+/// peer that takes a session over goes above it.
 pub(super) const DRAWN_ROUND: u64 = 1;
 /// How long a request may wait for those before it to send their heads.
 const TURN_WITHIN: Duration = Duration::from_secs(60);

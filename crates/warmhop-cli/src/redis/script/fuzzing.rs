@@ -12,7 +12,8 @@ const NOW: u64 = 1_700_000_000_000;
 
 /// Runs `input` as a script of one key; returns whether it was answered without an error.
 ///
-/// # Panics If the script harms the peer that runs it.
+/// # Panics
+/// If the script harms the peer that runs it.
 pub fn script(input: &[u8]) -> bool {
     let script = Input {
         text: Bytes::copy_from_slice(input),

@@ -40,7 +40,7 @@ use super::pubsub::{Hub, Published};
 use super::room::{Origin, Room};
 use super::scripts::{Known, Scripts};
 
-/// The version of Redis that the endpoint says it is.
+/// The version of Redis that the endpoint claims to be.
 pub(super) const SPEAKS_AS: &str = "7.2.0";
 
 /// The input of a script's run.
@@ -258,7 +258,7 @@ impl Database {
         Ok((reply, needs, published))
     }
 
-    /// One run; one that takes long does so beside everything else that this peer does.
+    /// Runs a script once; a long run does not block anything else that this peer does.
     async fn run_script(&self, input: &Arc<Input>, mut room: Option<Room>) -> Ended {
         if seems_brief(input, room.as_ref()) {
             let origin = room.as_ref().map(Room::origin);

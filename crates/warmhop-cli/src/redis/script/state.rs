@@ -271,7 +271,7 @@ impl State {
                 let (channel, message) = (args[1].clone(), args[2].clone());
                 self.published_bytes += message.len();
                 let message = Published { channel, message, is_sharded };
-                // It leaves once the script's change is committed.
+                // The message is published once the script's change is committed.
                 let here = self.hub.as_ref().map_or(0, |hub| hub.count_here(&message));
                 self.published.push(message);
                 Reply::Number(here)
