@@ -9,11 +9,10 @@ use bytes::Bytes;
 use super::arguments::word;
 use super::frame::Reply;
 use super::script::SPEAKS_AS;
+use super::shared::BLOCKED;
 
 /// How many clients are connected.
 pub(super) static CONNECTED: AtomicI64 = AtomicI64::new(0);
-/// How many of them wait in a blocking read.
-pub(super) static BLOCKED: AtomicI64 = AtomicI64::new(0);
 /// When this process's endpoint began, and the identifier of this run.
 static RUN: LazyLock<(Instant, String)> =
     LazyLock::new(|| (Instant::now(), format!("{:040x}", rand::random::<u128>())));

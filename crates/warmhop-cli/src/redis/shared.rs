@@ -1,7 +1,7 @@
 //! The state that all clients of a peer's endpoint share.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use warmhop::Mesh;
 use super::carrier::Carrier;
 use super::ends::Ends;
 use super::events::Events;
-use super::info::BLOCKED;
 use super::pubsub::Hub;
 use super::scripts::Scripts;
+
+/// How many clients wait in a blocking read.
+pub(super) static BLOCKED: AtomicI64 = AtomicI64::new(0);
 
 /// The state that all clients of a peer's endpoint share.
 pub(super) struct Shared {
