@@ -117,6 +117,8 @@ pub struct PeerBelief {
     pub left: bool,
     /// Since when it has been silent, if it is.
     silent: Option<Now>,
+    /// From when until when it was silent the last time, if it is heard again.
+    was_silent: Option<(Now, Now)>,
     /// When others were last known to hear it.
     heard_by_others: Option<Now>,
     /// It was taken for dead because nobody heard it: it may only have been cut off from all peers.
@@ -302,6 +304,7 @@ impl View {
                 met,
                 left: false,
                 silent: None,
+                was_silent: None,
                 heard_by_others: None,
                 given_up: false,
             };
@@ -412,8 +415,16 @@ impl View {
 
     /// Notes that the peer answers, whatever was believed of it. Returns whether that changed a
     /// belief.
-    pub fn alive(&mut self, peer: &PeerId) -> bool {
-        self.set_alive(peer, Liveness::Alive, |was| was != Liveness::Alive)
+    pub fn alive(&mut self, peer: &PeerId, now: Now) -> bool {
+        let Some(belief) = self.peers.get(peer).filter(|it| it.alive != Liveness::Alive) else {
+            return false;
+        };
+        let silent = (belief.silent_since(), now);
+        let changed = self.set_alive(peer, Liveness::Alive, |_| true);
+        if let Some(belief) = self.belief_mut(peer) {
+            belief.was_silent = Some(silent);
+        }
+        changed
     }
 
     /// Notes that others hear this life of the peer, whether this peer does or not. It is not taken
@@ -504,10 +515,16 @@ impl View {
         }
     }
 
-    /// The lives that replaced others less than `within` ago.
+    /// The lives that replaced others, until `within` has passed in which what those held could be
+    /// brought to them. A peer that fell silent less than `within` before or after that brings
+    /// nothing, however long it is silent: the time begins anew when it is heard again. What one held
+    /// that fell silent earlier had been brought to others.
     pub fn reborn(&self, now: Now, within: Duration) -> impl Iterator<Item = Incarnation> + '_ {
-        let lately = move |since: &Now| now.since(*since) < within;
-        self.reborn.iter().filter(move |(_, since)| lately(since)).map(|(life, _)| *life)
+        let delayed = move |since: Now| {
+            self.peers.values().any(|belief| belief.delays_repair(since, within, now))
+        };
+        let lately = move |since: Now| now.since(since) < within || delayed(since);
+        self.reborn.iter().filter(move |(_, since)| lately(**since)).map(|(life, _)| *life)
     }
 
     fn set_alive(&mut self, peer: &PeerId, to: Liveness, from: fn(Liveness) -> bool) -> bool {
@@ -543,7 +560,9 @@ impl View {
         for peer in &forgotten {
             self.end_life(peer, now);
         }
-        if self.reborn.values().any(|since| over(*since)) {
+        // While a peer is silent, what it may hold has not been brought to those that were reborn.
+        let all_are_heard = self.peers.values().all(|p| p.left || p.alive == Liveness::Alive);
+        if all_are_heard && self.reborn.values().any(|since| over(*since)) {
             Arc::make_mut(&mut self.reborn).retain(|_, since| !over(*since));
         }
         if self.former.values().any(|ended| over(*ended)) {
@@ -654,6 +673,17 @@ impl PeerBelief {
         self.silent.unwrap_or(self.heard)
     }
 
+    /// Whether this peer was silent while it should have brought others what they lost at `since`,
+    /// and has not been heard for `within` since then.
+    fn delays_repair(&self, since: Now, within: Duration, now: Now) -> bool {
+        let is_heard = self.alive == Liveness::Alive;
+        let last = if is_heard { self.was_silent } else { Some((self.silent_since(), now)) };
+        last.filter(|_| !self.left).is_some_and(|(from, until)| {
+            let fell_silent_near = from <= since.after(within) && since < from.after(within);
+            fell_silent_near && until >= since && now.since(until) < within
+        })
+    }
+
     fn is_unheard(&self, now: Now) -> bool {
         let heard = self.heard_by_others.map_or(self.heard, |told| told.max(self.heard));
         self.alive == Liveness::Suspect && now.since(heard) > SUSPECT_MAX
@@ -662,6 +692,7 @@ impl PeerBelief {
     /// Notes that it was heard of. First-hand news, even old, proves that it is alive; second-hand
     /// news only that it was alive when it wrote the news. Returns whether that changed a belief.
     fn hear(&mut self, now: Now, source: Source, newer: bool) -> bool {
+        let silent = (self.silent_since(), now);
         if newer || source == Source::FirstHand {
             self.heard = self.heard.max(now);
         }
@@ -673,6 +704,7 @@ impl PeerBelief {
             self.alive = Liveness::Alive;
             self.left = false;
             self.silent = None;
+            self.was_silent = Some(silent);
         }
         revived
     }

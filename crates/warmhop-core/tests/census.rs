@@ -76,6 +76,11 @@ fn a_second_one_is_missed_only_where_a_majority_says_that_it_is_long_gone() {
     assert_eq!(roll.verdict(true), Verdict::TooFew, "one of them has heard both");
     roll.answer(inc(3), Some(&absent(&[5])));
     assert_eq!(roll.verdict(true), Verdict::Enough);
+    // Beside one that was reborn the silent one may be the last that knows.
+    let beside = Census { reborn: incs(&[4]), absent: incs(&[5]), ..census(&[2, 3, 4, 5], &[5]) };
+    let mut roll = Roll::new(inc(1), &beside);
+    (2..=4).for_each(|peer| drop(roll.answer(inc(peer), Some(&beside))));
+    assert_eq!(roll.verdict(true), Verdict::TooFew);
     // Two of four, however long: the other two may say the same.
     let half = |numbers: &[u8]| Census { absent: incs(numbers), ..census(&[2, 3, 4], &[3, 4]) };
     let mut roll = Roll::new(inc(1), &half(&[3, 4]));
@@ -292,6 +297,48 @@ fn a_census_counts_everyone_but_those_that_left_in_good_order() {
     hello(&mut view, 2, 1, later, Source::FirstHand);
     assert_eq!(Census::of(&view, later).reborn, incs(&[104]), "the other had left in good order");
     assert_eq!(Census::of(&view, later.after(REBORN_FOR)).reborn, []);
+}
+
+/// What the reborn peer forgot is brought to it by those that hold it: as long as one of them is
+/// silent, no span of time proves that it was.
+#[test]
+fn who_was_reborn_while_a_peer_was_silent_witnesses_nothing_until_that_one_was_heard_for_long() {
+    let reborn = |view: &View, now: Now| Census::of(view, now).reborn;
+    let begun_at = |begins: Now| {
+        let mut view = View::new(name(1));
+        for number in 2..=3 {
+            hello(&mut view, number, 0, Now(1), Source::FirstHand);
+        }
+        view.suspect(&name(3), Now(1_000));
+        hello(&mut view, 2, 1, begins, Source::FirstHand);
+        view
+    };
+    let begun = || begun_at(Now(1_500));
+    let at = |millis: u64| Now(1_500).after(REBORN_FOR).after(Duration::from_millis(millis));
+    let mut view = begun();
+    assert_eq!(reborn(&view, at(5_000)), incs(&[102]), "the third is silent");
+    view.alive(&name(3), at(6_000));
+    assert_eq!(reborn(&view, at(6_000).after(REBORN_FOR / 2)), incs(&[102]), "it has just come");
+    assert_eq!(reborn(&view, at(6_000).after(REBORN_FOR)), []);
+    assert_eq!(reborn(&begun(), at(0).after(ABSENT_AFTER * 9)), incs(&[102]), "it may be cut off");
+    // What one held that fell silent long before was brought to others then.
+    let later = Now(1_000).after(REBORN_FOR);
+    assert_eq!(reborn(&begun_at(later), later.after(REBORN_FOR)), []);
+    // One that left holds nothing any more.
+    let mut view = begun();
+    view.left(&name(3), &inc(3), Now(2_000));
+    assert_eq!(reborn(&view, at(0)), []);
+    // One that was silent before only, or fell silent after all was brought, delays nothing.
+    let mut view = begun();
+    view.alive(&name(3), Now(1_400));
+    assert_eq!(reborn(&view, at(0)), []);
+    view.suspect(&name(3), at(1_000));
+    assert_eq!(reborn(&view, at(2_000)), []);
+    // Its own news proves that it is heard as well.
+    let mut view = begun();
+    hello(&mut view, 3, 0, Now(10_000), Source::FirstHand);
+    assert_eq!(reborn(&view, at(5_000)), incs(&[102]));
+    assert_eq!(reborn(&view, Now(10_000).after(REBORN_FOR)), []);
 }
 
 #[test]

@@ -239,7 +239,7 @@ fn only_the_peer_itself_or_its_link_raises_it_from_suspicion_or_death() {
     assert_eq!(alive(&view), Liveness::Alive);
     assert!(view.lost(&p1, &life("p1", 1), Now(5)) && view.is_dead(&life("p1", 1)));
     assert!(!view.suspect(&p1, Now(6)), "the dead are not raised to suspects");
-    assert!(view.alive(&p1) && !view.alive(&p1) && !view.is_dead(&life("p1", 1)));
+    assert!(view.alive(&p1, Now(6)) && !view.alive(&p1, Now(6)) && !view.is_dead(&life("p1", 1)));
     assert!(!view.lost(&p1, &life("p1", 8), Now(7)), "another life's loss is not this one's");
 }
 
@@ -295,7 +295,7 @@ fn a_peer_that_had_no_news_for_long_is_silent_only_since_it_was_suspected() {
     assert_eq!(heard(&view), Now(100_000));
     assert!(!view.suspect(&p1, Now(110_000)), "suspected already");
     assert_eq!(heard(&view), Now(100_000));
-    assert!(view.alive(&p1) && view.suspect(&p1, Now(120_000)));
+    assert!(view.alive(&p1, Now(115_000)) && view.suspect(&p1, Now(120_000)));
     assert_eq!(heard(&view), Now(120_000), "it answered in between");
 }
 
@@ -373,7 +373,7 @@ fn the_index_agrees_with_a_scan_whatever_happens() {
         match rng.below(12) {
             0 => drop(view.apply(News::Peer(hello(name, generation, step)), now, source)),
             1 => drop(view.suspect(&peer(name), now)),
-            2 => drop(view.alive(&peer(name))),
+            2 => drop(view.alive(&peer(name), now)),
             3 => drop(view.lost(&peer(name), &life(name, generation), now)),
             4 => drop(view.forget_dead(now, Duration::from_millis(rng.below(40)))),
             _ => {

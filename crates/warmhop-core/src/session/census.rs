@@ -12,6 +12,8 @@
 //!   has met it and has not heard it for long (`absent`).
 //! * A peer that was *reborn* a moment ago has forgotten what it witnessed, and counts as missed.
 //!   Once everyone known has answered, nobody is left who could know more, and nothing is missed.
+//!   What it held is brought to it by peers: while one of them is silent, time proves nothing
+//!   ([`View::reborn`]).
 //! * A *young* peer may be reborn, and the peers that know may not have been heard yet. It counts
 //!   as missed until a settled peer vouches for it: that peer knows it, and knows of no former
 //!   life. If no peer is settled the mesh has just begun, and all of them count.
@@ -249,6 +251,7 @@ impl Roll {
     /// Updates which peers are not heard.
     pub fn hear(&mut self, census: &Census) {
         self.silent = census.silent.iter().copied().collect();
+        self.reborn.extend(census.reborn.iter().copied());
     }
 
     /// Whether the answers suffice; `waited`: all that are alive have had the time to answer.
@@ -312,7 +315,8 @@ impl Roll {
             ([_, _], 0) | ([_], 1) => {
                 let said = |peer| self.absent.get(peer).into_iter().flatten();
                 let absent = |peer| is_majority(said(peer).filter(|by| counts(by)).count());
-                majority && missed.iter().any(absent)
+                let is_reborn = missed.iter().any(|peer| self.is_reborn(*peer));
+                majority && !is_reborn && missed.iter().any(absent)
             }
             _ => false,
         }

@@ -588,7 +588,7 @@ fn a_silent_peer_fills_a_place_where_the_others_can_do_without_it() {
     assert_eq!(members(&view, None, 2), [ME, inc(3)]);
     view.suspect(&name(3), Now(9));
     assert_eq!(members(&view, None, 3), [ME], "it hears no majority with them");
-    view.alive(&name(3));
+    view.alive(&name(3), Now(9));
     view.lost(&name(2), &inc(2), Now(9));
     assert_eq!(members(&view, None, 3), [ME, inc(3)], "nobody waits for the dead");
 }

@@ -74,7 +74,7 @@ fn the_member_is_asked_that_said_that_it_hears_the_owner() {
         view.suspect(&name(way), Now(9));
         let step = may_be_relayed().next(Look::default(), &here(&view), stays);
         assert_ne!(step, by_way_of(way));
-        view.alive(&name(2));
+        view.alive(&name(2), Now(9));
         assert_eq!(view.ways_to(&inc(2)).count(), 0);
     }
 }

@@ -243,7 +243,7 @@ impl Peer {
             let before = view.life(&peer);
             view.apply(news, now, source);
             if source == Source::FirstHand {
-                view.alive(&peer);
+                view.alive(&peer, now);
             }
             view.life(&peer).filter(|life| Some(*life) != before).map(|life| (life, before))
         };

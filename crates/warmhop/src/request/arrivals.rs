@@ -57,7 +57,7 @@ impl NetHandler for Node {
         self.known_ids.silence(peer, self.clock.now());
         match heard {
             Heard::Alive => {
-                self.edit_view(|view, _| view.alive(peer));
+                self.edit_view(|view, now| view.alive(peer, now));
             }
             Heard::Suspect => {
                 warn!(%peer, "the peer is suspect: its link or its heartbeat is silent");
