@@ -239,8 +239,11 @@ pub struct SessionPolicy {
     /// The most bytes of one keyed response that are stored for a repeat. Default: 64 KiB.
     pub stored_response_bytes_max: usize,
     /// How many answered keyed requests are remembered, which is also how many may be under way at
-    /// once on one cookie. Each change carries them to the other members. Default: 32.
+    /// once on one cookie. Each change carries them to the other members, 32 bytes each. A repeat
+    /// is not applied again while it is remembered. Default: 256.
     pub recent_keyed_max: usize,
+    /// How many of them, the latest, keep their responses for a repeat. Default: 32.
+    pub stored_responses_max: usize,
     /// How many answered unkeyed requests are remembered. Default: 16.
     pub recent_unkeyed_max: usize,
     /// How many requests of one session may wait for their turn. Default: 64.
@@ -271,7 +274,8 @@ impl Default for SessionPolicy {
             memory_bytes_max: 1 << 30,
             state_bytes_max: 4 * 1024,
             stored_response_bytes_max: 64 * 1024,
-            recent_keyed_max: 32,
+            recent_keyed_max: 256,
+            stored_responses_max: 32,
             recent_unkeyed_max: 16,
             queue_max: 64,
             resend_after: Duration::from_millis(100),

@@ -80,7 +80,7 @@ pub enum ProblemKind {
     KeyReused,
     /// The key's first request is under way.
     KeyInUse,
-    /// It was applied before, and the answer was too large to be kept.
+    /// It was applied before, and the answer was too large to be kept, or made room for later ones.
     AppliedTooLargeToRepeat,
     /// It was applied, and the answer was lost.
     AppliedAnswerLost,

@@ -99,6 +99,7 @@ pub(super) fn compose(
         response,
     });
     evict(&mut body, true, policy.recent_keyed_max);
+    drop_responses(&mut body, policy.stored_responses_max);
     evict(&mut body, false, policy.recent_unkeyed_max);
     body
 }
@@ -113,6 +114,15 @@ pub(super) fn renumber(body: &mut Arc<Body>, rid: RequestKey, keyed: bool, n: u6
         body.floor_keyed = body.floor_keyed.max(n.saturating_add(1));
     } else {
         body.floor_unkeyed = body.floor_unkeyed.max(n.saturating_add(1));
+    }
+}
+
+/// Keeps the responses of the latest `max` requests. Of the others it is known that they were
+/// applied, as of those whose response is too large.
+fn drop_responses(body: &mut Body, max: usize) {
+    let with_response = |it: &&mut Recent| matches!(it.response, Stored::Response(_));
+    for entry in body.recent.iter_mut().rev().filter(with_response).skip(max) {
+        entry.response = Stored::TooLarge;
     }
 }
 
@@ -195,6 +205,22 @@ mod tests {
         assert_eq!(look(Some(2)), Known::No);
         assert_eq!(look(None), Known::No);
         assert_eq!(look_up(&body, RequestKey([77; 16]), 1, false, Some(0)), Known::No);
+    }
+
+    #[test]
+    fn a_repeat_whose_response_made_room_for_later_ones_is_not_applied_again() {
+        let policy = SessionPolicy { stored_responses_max: 2, ..policy(10, 1) };
+        let mut body = Body::default();
+        for n in 1..=4 {
+            body = apply(&body, u8::try_from(n).unwrap(), true, n, &policy);
+        }
+        // Its client has seen everything, so no floor covers it.
+        let look = |rid: u8| look_up(&body, RequestKey([rid; 16]), u64::from(rid), true, Some(4));
+        assert_eq!(look(2), Known::Applied(&Stored::TooLarge));
+        assert_eq!(look(3), Known::Applied(&Stored::Response(Arc::from([3].as_slice()))));
+        assert_eq!((body.recent.len(), body.floor_keyed), (4, 0));
+        let other = look_up(&body, RequestKey([1; 16]), 2, true, Some(4));
+        assert_eq!(other, Known::Differs, "another request under the same key");
     }
 
     #[test]

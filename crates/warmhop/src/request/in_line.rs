@@ -579,7 +579,7 @@ fn replayed(node: &Node, stored: &Stored) -> Result<Served, Problem> {
         )),
         Stored::TooLarge => Err(Problem::new(
             ProblemKind::AppliedTooLargeToRepeat,
-            "this request was applied before; its answer was too large to be kept",
+            "this request was applied before; its answer was too large to be kept, or made room for later ones",
         )),
         Stored::Applied => Err(Problem::new(
             ProblemKind::AppliedAnswerLost,
