@@ -348,8 +348,7 @@ impl Session {
                 self.note_gone(from, DEAD);
                 self.on_gone(from);
             }
-            // It is sent again, as to a peer that does not answer: there may be room later.
-            NackReason::Full => {}
+            NackReason::Full => self.on_full(ctx, from),
             NackReason::Fenced(into) => {
                 self.heard.went_on = Some((into, from));
                 self.note_gone(from, FENCED);

@@ -6,6 +6,7 @@
 //! had another peer taken the session over before, one of that majority would have promised more.
 
 mod confirm;
+mod full;
 mod settle;
 mod turns;
 
@@ -17,6 +18,7 @@ use core::time::Duration;
 
 use arrayvec::ArrayVec;
 
+use self::full::Full;
 use super::joining::Joining;
 use super::message::{
     AcceptedInfo, Body, BodyRef, Config, MEMBERS_MAX, Members, Message, NackReason, Record,
@@ -122,6 +124,8 @@ pub(super) struct Work {
     pub(super) joining: Option<Joining>,
     /// Too few of the members are heard, and requests are held back: when to check again.
     listening: Option<Now>,
+    /// The members that had no room for a copy.
+    full: Full,
 }
 
 impl Empty for Work {
@@ -133,6 +137,7 @@ impl Empty for Work {
         dismissed: None,
         joining: None,
         listening: None,
+        full: Full::NONE,
     };
 }
 
@@ -526,6 +531,7 @@ impl Session {
             same_as,
             need_full,
         });
+        owner.work.full.offer_anew(ctx.now);
         self.vote_myself(ctx);
         self.send_accepts(ctx, out);
     }
@@ -556,9 +562,11 @@ impl Session {
         let Role::Owner(owner) = &self.role else { return };
         let Some(proposal) = &owner.work.proposal else { return };
         for to in proposal.record.cfg.everyone() {
+            let is_offer = !proposal.is_spared(to);
             if to != ctx.me
                 && !proposal.votes.contains(&to)
                 && !self.is_gone(to, &proposal.record.cfg)
+                && (!is_offer || owner.work.full.may_offer(to, ctx.now))
             {
                 out.push(Effect::Send { to, message: proposal.accept_for(to) });
             }
@@ -577,6 +585,9 @@ impl Session {
 
     pub(super) fn on_accepted(&mut self, from: Incarnation, p: Position) {
         let Role::Owner(owner) = &mut self.role else { return };
+        if owner.work.full != Full::NONE {
+            owner.work.full.retain(|peer| peer != from);
+        }
         if let Some(proposal) = owner.work.proposal.as_mut().filter(|it| it.record.p == p) {
             proposal.votes.insert(from);
         } else if owner.chosen.as_ref().is_some_and(|record| record.p == p) {
@@ -584,6 +595,15 @@ impl Session {
             if owner.cfg.now.who.iter().all(|peer| owner.is_held_by(*peer)) {
                 owner.work.laggards = None;
             }
+        }
+    }
+
+    /// `from`, a member, had no room for the copy that it was offered.
+    pub(super) fn on_full(&mut self, ctx: &Ctx<'_>, from: Incarnation) {
+        if let Role::Owner(owner) = &mut self.role
+            && owner.cfg.contains(from)
+        {
+            owner.work.full.refused(ctx, from);
         }
     }
 
@@ -672,9 +692,14 @@ impl Session {
 }
 
 impl Proposal {
+    /// Whether `to` is sent no body.
+    fn is_spared(&self, to: Incarnation) -> bool {
+        self.same_as.is_some() && !self.need_full.contains(&to)
+    }
+
     fn accept_for(&self, to: Incarnation) -> Message {
         let body = match self.same_as {
-            Some(at) if !self.need_full.contains(&to) => BodyRef::Same(at),
+            Some(at) if self.is_spared(to) => BodyRef::Same(at),
             _ => BodyRef::Full(self.record.body.clone()),
         };
         Message::Accept { p: self.record.p, cfg: self.record.cfg.clone(), body }

@@ -1,6 +1,8 @@
 //! What the network does to messages, and what messages refer to: duplicates, answers that are
 //! not kept, bases and bodies that the receiver lacks.
 
+use std::time::Duration;
+
 use warmhop_core::session::Failure;
 
 use crate::stage::Stage;
@@ -274,4 +276,59 @@ fn a_member_that_lacks_the_body_asks_for_it_before_it_votes() {
 
     s.tell("What C voted for it holds.");
     s.holds("C", 2);
+}
+
+/// How often `from` sent such a message so far, as the narrative has it.
+fn sent(s: &Stage, message: &str) -> usize {
+    let line = format!("  {message}");
+    s.narrative().lines().filter(|it| it.starts_with(&line)).count()
+}
+
+/// The danger: C has no room for a copy, and the whole body, which may be large, is sent to it again as often
+/// as to one that does not answer: more than once a second for as long as C is full, for each session.
+/// The rule: whoever refused a copy is offered it again after ever longer, up to a bound; another record is
+/// offered at once, and one that has room again gets its copy.
+#[test]
+fn a_member_without_room_is_offered_a_copy_ever_more_seldom() {
+    let mut s = Stage::new("a member without room", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.is_full("C");
+    s.crashes("B");
+    s.asks("A", "change milk", "A");
+    let before = sent(&s, "Accept A>C");
+    for _ in 0..600 {
+        s.settles();
+        s.passes(Duration::from_millis(100));
+    }
+    s.failed("milk", Failure::NoMajority { ran: true });
+    let offers = sent(&s, "Accept A>C") - before;
+    assert!((5..=15).contains(&offers), "offered {offers} times in a minute");
+
+    s.has_room_again("C");
+    for _ in 0..100 {
+        s.settles();
+        s.passes(Duration::from_millis(100));
+    }
+    s.asks("A", "read list", "A");
+    s.settles();
+    s.answered("list", "tea/A milk/A");
+}
+
+/// The danger: A, which owns the session, is gone, and C, which takes it over, needs the vote of B, which is
+/// full. If it sent the body, B would have no room for what it holds already.
+/// The rule: who holds what is proposed anew is sent no body.
+#[test]
+fn a_member_without_room_votes_for_what_it_holds() {
+    let mut s = Stage::new("a member without room votes for what it holds", "A B C");
+    s.draws("A", "A B C");
+    s.asks("A", "change tea", "A");
+    s.settles();
+    s.is_full("B");
+    s.crashes("A");
+    s.takes_over("C");
+    s.asks("C", "read list", "C");
+    s.settles();
+    s.answered("list", "tea/A");
 }

@@ -46,6 +46,8 @@ struct Peer {
     machines: BTreeMap<SessionId, Session>,
     /// How far its wall clock is ahead of the true one, in milliseconds.
     ahead: i64,
+    /// It has no room for copies.
+    is_full: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -170,6 +172,7 @@ impl Stage {
                 process: Process::default(),
                 machines: BTreeMap::new(),
                 ahead: 0,
+                is_full: false,
             };
             (letter, peer)
         });
@@ -300,6 +303,17 @@ impl Stage {
         peer.health = Health::Well;
         peer.process = Process::default();
         peer.machines.clear();
+    }
+
+    /// The peer has no room for copies from here on.
+    pub(crate) fn is_full(&mut self, name: &str) {
+        self.say(format!("{name} has no room for copies"));
+        self.peer_mut(name).is_full = true;
+    }
+
+    pub(crate) fn has_room_again(&mut self, name: &str) {
+        self.say(format!("{name} has room for copies again"));
+        self.peer_mut(name).is_full = false;
     }
 
     /// The peer stands still; what is sent to it waits.

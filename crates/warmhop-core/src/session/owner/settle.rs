@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use core::time::Duration;
 
 use super::confirm::Confirmation;
+use super::full::Full;
 use super::{
     Dismissed, Few, Flight, LAGGARD_SENDS_MAX, Proposal, Stage, TURN_WITHIN, accept_full,
     send_asks, tell_dismissed,
@@ -102,6 +103,9 @@ impl Session {
         owner.work.laggards = (!complete).then(|| Resend::new(ctx));
         if owner.chosen.is_none() && record.cfg.now.who.len() < ctx.policy.copies.min(3) {
             out.push(Effect::FewCopies);
+        }
+        if owner.work.full != Full::NONE {
+            owner.work.full.retain(|peer| record.cfg.now.contains(peer));
         }
         owner.chosen = Some(record);
         owner.holders = votes.0.iter().fold(0, |bits, peer| bits | owner.bit(*peer));
@@ -227,6 +231,7 @@ impl Session {
                 if *to != ctx.me
                     && !owner.is_held_by(*to)
                     && !self.heard.votes_are_gone(*to, &record.cfg)
+                    && owner.work.full.may_offer(*to, ctx.now)
                 {
                     out.push(Effect::Send { to: *to, message: accept_full(record) });
                 }

@@ -309,6 +309,14 @@ impl Stage {
             self.answer_for_the_dead(sid, from, to, what);
             return;
         }
+        if let What::Protocol(Message::Accept { body: BodyRef::Full(_), .. }) = &what
+            && peer.is_full
+        {
+            let reason = NackReason::Full;
+            let message = Message::Nack { reason, promised: None, cfg: None, watermark: 0 };
+            self.send(Packet { sid, from: to, to: from, what: What::Protocol(message) });
+            return;
+        }
         match what {
             What::Protocol(message) => {
                 self.on_session(name, sid, |machine, ctx, out| {
