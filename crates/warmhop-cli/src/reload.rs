@@ -279,7 +279,7 @@ fn digest(app: &App) -> u64 {
                 &policy.session_by,
                 policy.effects,
                 policy.keep_ready,
-                policy.concurrency
+                (policy.concurrency, policy.concurrency_per_address)
             ),
             (policy.max_wait, policy.head_timeout, policy.stop_when_idle, &app.ready.path),
         )

@@ -103,6 +103,9 @@ pub struct AppPolicy {
     pub head_timeout: Option<Duration>,
     /// How many requests one copy serves at once. 1 to 100,000. Default: any number.
     pub concurrency: Option<u32>,
+    /// How many of these places at one copy the requests of one client's address, or of one /64 of
+    /// IPv6, may have; heeded only beside `concurrency`. Default: all but one.
+    pub concurrency_per_address: Option<u32>,
     /// Whether more peers start a copy while the ready ones are busy; it applies only beside
     /// `concurrency`. Default: no.
     pub scale: Option<ScalePolicy>,
@@ -124,6 +127,16 @@ macro_rules! changeable {
 }
 
 changeable! { AppPolicy ScalePolicy WakePolicy AlivePolicy SessionPolicy }
+
+impl AppPolicy {
+    /// How many places of one copy one client may have, where that is fewer than there are.
+    #[must_use]
+    pub fn share(&self) -> Option<u32> {
+        let places = self.concurrency?;
+        let share = self.concurrency_per_address.unwrap_or_else(|| places.saturating_sub(1)).max(1);
+        (share < places).then_some(share)
+    }
+}
 
 /// How many copies of a busy app run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,6 +222,7 @@ impl Default for AppPolicy {
             alive: AlivePolicy::default(),
             head_timeout: None,
             concurrency: None,
+            concurrency_per_address: None,
             scale: None,
             wake: WakePolicy::default(),
         }

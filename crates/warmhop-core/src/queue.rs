@@ -7,9 +7,10 @@
 //! is.
 //!
 //! If the queue is full, a request of the client with most of them gives way to a client with
-//! clearly fewer: nobody can fill the queue against others.
+//! clearly fewer: nobody can fill the queue against others. A client that may have no more places for
+//! now is *held*: its requests keep their order, and none of them is called.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The client and session of a request, as numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -52,7 +53,10 @@ struct Client {
 #[derive(Debug, Clone, Default)]
 pub struct FairQueue {
     clients: Turns<Client>,
+    /// Where nobody is called, all that wait are of clients that are held.
     called: Option<Ticket>,
+    /// Each has somebody who waits.
+    held: BTreeSet<u64>,
     last: u64,
 }
 
@@ -80,7 +84,7 @@ impl FairQueue {
     pub fn join(&mut self, flow: Flow, had_its_turn: bool) -> Ticket {
         self.last += 1;
         let ticket = Ticket(self.last);
-        if self.called.is_none() && self.clients.by_key.is_empty() {
+        if self.called.is_none() && !self.held.contains(&flow.client) {
             self.called = Some(ticket);
             return ticket;
         }
@@ -106,6 +110,43 @@ impl FairQueue {
             let at = session.iter().position(|waiting| *waiting == ticket)?;
             session.remove(at)
         });
+        None
+    }
+
+    /// Whether a request of this flow that comes now is behind another.
+    #[must_use]
+    pub fn is_before(&self, flow: Flow) -> bool {
+        self.called.is_some() || self.held.contains(&flow.client)
+    }
+
+    /// The one that is called may not have the places that are free, for its client has its share: it
+    /// waits on, before the others of its client, which is held. Who is called in its stead.
+    pub fn hold(&mut self, ticket: Ticket, flow: Flow) -> Option<Ticket> {
+        if self.called != Some(ticket) {
+            return None;
+        }
+        let client = self.clients.entry(flow.client, false);
+        client.waiting += 1;
+        client.sessions.entry(flow.session, true).push_front(ticket);
+        self.held.insert(flow.client);
+        self.called = self.next();
+        self.called
+    }
+
+    /// The first of a client that is held: the one that finds out when that is over.
+    #[must_use]
+    pub fn first_of_held(&self, client: u64) -> Option<Ticket> {
+        let sessions = &self.clients.by_key.get(&client)?.sessions;
+        let first = sessions.by_key.get(sessions.turns.front()?)?.front().copied();
+        first.filter(|_| self.held.contains(&client))
+    }
+
+    /// The client may have places again. Who is called, if nobody was.
+    pub fn release(&mut self, client: u64) -> Option<Ticket> {
+        if self.held.remove(&client) && self.called.is_none() {
+            self.called = self.next();
+            return self.called;
+        }
         None
     }
 
@@ -139,7 +180,7 @@ impl FairQueue {
 
     /// The first of the session whose turn it is, of the client whose turn it is.
     fn next(&mut self) -> Option<Ticket> {
-        let client = *self.clients.turns.front()?;
+        let client = *self.clients.turns.iter().find(|client| !self.held.contains(client))?;
         let session = *self.clients.by_key.get(&client)?.sessions.turns.front()?;
         let next = self.remove(Flow { client, session }, VecDeque::pop_front);
         self.clients.pass(client, |client| &mut client.sessions, session);
@@ -160,6 +201,7 @@ impl FairQueue {
         }
         if client.waiting == 0 {
             self.clients.forget(flow.client);
+            self.held.remove(&flow.client);
         }
         Some(taken)
     }
@@ -191,8 +233,9 @@ impl<T: Default> Turns<T> {
                 inner_turns.rotate_left(1);
             }
         }
-        if self.turns.front() == Some(&key) {
-            self.turns.rotate_left(1);
+        if let Some(at) = self.turns.iter().position(|other| *other == key) {
+            self.turns.remove(at);
+            self.turns.push_back(key);
         }
     }
 }
@@ -273,5 +316,38 @@ mod tests {
         assert_eq!(queue.give_way_to(flow(3)), Some(tickets[2]));
         assert!(!queue.gives_way_to(flow(3)), "one each");
         assert_eq!(queue.called(), Some(tickets[0]), "who is called stays");
+    }
+
+    #[test]
+    fn a_client_that_is_held_keeps_its_order_and_keeps_nobody_else_waiting() {
+        let mut queue = FairQueue::new();
+        let own: Vec<_> = (0..3).map(|_| queue.join(flow(1), false)).collect();
+        let other = queue.join(flow(2), false);
+        assert_eq!(queue.hold(own[0], flow(1)), Some(other), "the next is another client's");
+        assert_eq!(queue.hold(own[0], flow(1)), None, "it is not called");
+        assert_eq!((queue.first_of_held(1), queue.first_of_held(2)), (Some(own[0]), None));
+        assert_eq!(queue.leave(other, flow(2)), None, "nobody of the client that is held");
+        assert!(!queue.is_empty());
+        assert!(queue.is_before(flow(1)) && !queue.is_before(flow(3)), "only its own wait for it");
+        let late = queue.join(flow(3), false);
+        assert_eq!(queue.called(), Some(late));
+        assert_eq!(queue.release(1), None, "another looks for a place");
+        assert_eq!(queue.leave(late, flow(3)), Some(own[0]));
+        assert_eq!(queue.hold(own[0], flow(1)), None);
+        assert_eq!(queue.release(2), None, "it is not held");
+        assert_eq!(queue.release(1), Some(own[0]), "as before");
+        assert_eq!(queue.leave(own[0], flow(1)), Some(own[1]));
+        assert_eq!(queue.leave(own[1], flow(1)), Some(own[2]));
+    }
+
+    #[test]
+    fn a_client_whose_last_request_leaves_is_held_no_more() {
+        let mut queue = FairQueue::new();
+        let only = queue.join(flow(1), false);
+        assert_eq!(queue.hold(only, flow(1)), None);
+        assert_eq!(queue.leave(only, flow(1)), None);
+        assert!(queue.is_empty());
+        let next = queue.join(flow(1), false);
+        assert_eq!(queue.called(), Some(next));
     }
 }

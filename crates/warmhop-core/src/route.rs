@@ -87,6 +87,8 @@ pub struct LocalApp {
     pub latency_us: u32,
     /// How long until the next start begins by itself: the rest of a back-off.
     pub starts_in: Option<Duration>,
+    /// The request's client has its share of the places here.
+    pub shut: bool,
 }
 
 /// Where the request came in.
@@ -137,6 +139,8 @@ pub struct Candidate<'a> {
     pub eta: Option<Duration>,
     /// The version that it serves, if one is named.
     pub version: Option<&'a AppVersion>,
+    /// The request's client has its share of the places there.
+    pub shut: bool,
 }
 
 /// Everything that a decision depends on.
@@ -497,13 +501,23 @@ fn ready_here_and_stays(q: &Question<'_>) -> Decision {
     }
 }
 
+/// Whether there is no place here for the request.
 fn is_full_here(q: &Question<'_>) -> bool {
+    q.local.shut || has_no_place_here(q)
+}
+
+fn has_no_place_here(q: &Question<'_>) -> bool {
     q.app.concurrency.is_some_and(|places| q.local.in_flight >= places)
+}
+
+/// Whether the candidate has no place for the request.
+fn is_full(q: &Question<'_>, c: &Candidate<'_>) -> bool {
+    c.shut || has_no_place(q, c)
 }
 
 /// Whether the candidate has no free place: this peer's requests take all of them, or it had none
 /// by its latest news, a moment ago.
-fn is_full(q: &Question<'_>, c: &Candidate<'_>) -> bool {
+fn has_no_place(q: &Question<'_>, c: &Candidate<'_>) -> bool {
     let is_news = c.load_age.is_some_and(|age| age <= FULL_FOR);
     q.app.concurrency.is_some_and(|places| c.ours >= places || (is_news && c.in_flight >= places))
 }
@@ -512,7 +526,24 @@ fn is_full_there(q: &Question<'_>, peer: &PeerId) -> bool {
     q.candidates.iter().any(|c| c.peer == peer && is_full(q, c))
 }
 
-/// Whether a free place belongs to another request, which waits for it.
+/// Whether a place is free that the request may not have, since its client has its share of that
+/// copy's, and none that it may have: others are to have their turns.
+#[must_use]
+pub fn is_held_back(q: &Question<'_>) -> bool {
+    let pin = q.affinity.filter(|pin| q.app.session == SessionMode::Pinned && pin.lives);
+    let here = q.local.state == AppState::Ready && !q.draining && pin.is_none_or(|pin| pin.here);
+    let there = || {
+        let asked = |c: &&Candidate<'_>| pin.is_none_or(|pin| pin.peer == c.peer);
+        q.candidates.iter().filter(|c| c.state == AppState::Ready).filter(asked)
+    };
+    let shut_here = here && q.local.shut && !has_no_place_here(q);
+    let is_shut = shut_here || there().any(|c| c.shut && !has_no_place(q, c));
+    let open_there = || there().any(|c| may_try(q, c.peer) && !is_full(q, c));
+    let open_here = here && !is_full_here(q);
+    is_shut && !open_here && !open_there()
+}
+
+/// Whether a place that is free is another's, who waits for it.
 fn is_behind(q: &Question<'_>) -> bool {
     q.app.concurrency.is_some() && (q.queued.behind || q.queued.gave_way)
 }
@@ -524,7 +555,8 @@ fn wait_for_place(q: &Question<'_>) -> Decision {
     let us = u64::from(q.local.latency_us).saturating_mul(before).div_ceil(places);
     let retry_after = Duration::from_micros(us);
     let reason = if q.waited >= q.app.max_wait {
-        Reason::Refused(Refusal::BusyTooLong { max_wait: q.app.max_wait, retry_after })
+        let (max_wait, held_back) = (q.app.max_wait, is_held_back(q));
+        Reason::Refused(Refusal::BusyTooLong { max_wait, retry_after, held_back })
     } else if q.queued.gave_way || (q.local.waiting >= q.app.waiting_max && !q.queued.displaces) {
         Reason::Refused(Refusal::QueueFull { waiting_max: q.app.waiting_max, retry_after })
     } else {

@@ -12,7 +12,7 @@ use bed::{Answer, Bed, Client, Gate, Plan, eventually};
 use http::{Request, Response, StatusCode};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use warmhop::config::{SessionMode, StartMode};
+use warmhop::config::{AppPolicy, SessionMode, StartMode};
 use warmhop::{AppSpec, Body, BoxError, Builder, ClientInfo, Mesh, app_fn};
 
 /// More requests than come in any test.
@@ -38,14 +38,25 @@ impl Held {
         session: SessionMode,
         waiting_max: usize,
     ) -> impl Fn(Builder) -> Builder {
+        self.with(name, move |policy| {
+            policy.session = session;
+            policy.concurrency = Some(1);
+            policy.waiting_max = waiting_max;
+        })
+    }
+
+    /// The app of a peer, changed so.
+    fn with(
+        &self,
+        name: &'static str,
+        change: impl Fn(&mut AppPolicy),
+    ) -> impl Fn(Builder) -> Builder {
         let held = self.clone();
         move |builder| {
             let mut spec = AppSpec::new("held".parse().unwrap());
             spec.matches = vec![warmhop::Match::new(Some("held.test"), "/")];
             spec.policy.start = StartMode::AtBoot;
-            spec.policy.session = session;
-            spec.policy.concurrency = Some(1);
-            spec.policy.waiting_max = waiting_max;
+            change(&mut spec.policy);
             let held = held.clone();
             builder.app(
                 spec,
@@ -91,10 +102,20 @@ async fn mesh(
 }
 
 /// Asks at the first peer, from this address.
-fn ask(bed: &Bed, from: &str, path: &str, mut client: Client) -> JoinHandle<(Answer, Client)> {
+fn ask(bed: &Bed, from: &str, path: &str, client: Client) -> JoinHandle<(Answer, Client)> {
+    ask_at(bed, 0, from, path, client)
+}
+
+fn ask_at(
+    bed: &Bed,
+    at: usize,
+    from: &str,
+    path: &str,
+    mut client: Client,
+) -> JoinHandle<(Answer, Client)> {
     let addr = format!("{from}:4711").parse().unwrap();
     let request = Request::get(format!("http://held.test{path}")).extension(ClientInfo::new(addr));
-    let (request, mesh) = (request.body(Body::empty()).unwrap(), bed.peers[0].clone());
+    let (request, mesh) = (request.body(Body::empty()).unwrap(), bed.peers[at].clone());
     tokio::spawn(async move { (client.send(&mesh, request).await, client) })
 }
 
@@ -216,4 +237,117 @@ async fn a_session_pinned_to_a_copy_without_a_place_waits_and_keeps_nobody_from_
     for asking in [busy, waits, other] {
         assert_eq!(asking.await.unwrap().0.status, StatusCode::OK);
     }
+}
+
+/// Lets all go, and expects that everybody was served.
+async fn all_are_served(
+    held: &Held,
+    asking: impl IntoIterator<Item = JoinHandle<(Answer, Client)>>,
+) {
+    held.let_go.add_permits(COME_MAX);
+    for asking in asking {
+        let answer = asking.await.unwrap().0;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text);
+    }
+}
+
+#[tokio::test]
+async fn one_client_cannot_have_every_place_and_waits_for_its_own_alone() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let (held, mut comes) = Held::new();
+        let mut bed = Bed::new();
+        let built = held.with("one", |policy| {
+            (policy.concurrency, policy.session) = (Some(3), session);
+        });
+        let one = bed.add_built("one", Plan::default(), &Gate::new(true), built).await;
+        eventually("it is ready", || {
+            one.status().apps.iter().any(|it| it.name == "held" && it.state == "ready")
+        })
+        .await;
+        let mut asking: Vec<_> =
+            (0..6).map(|_| ask(&bed, "192.0.2.1", "/greedy", Client::default())).collect();
+        for _ in 0..2 {
+            assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+        }
+        eventually("its others wait", || waiting(&one) == 4).await;
+        assert!(comes.try_recv().is_err(), "one place is for others");
+        asking.push(ask(&bed, "192.0.2.2", "/modest", Client::default()));
+        assert_eq!(comes.recv().await.unwrap(), "one/modest");
+        // All places are taken, and the first that ends is one of its own.
+        held.let_go.add_permits(1);
+        assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+        all_are_served(&held, asking).await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_counts_a_clients_requests_whichever_peers_they_come_by() {
+    for session in [SessionMode::None, SessionMode::Portable] {
+        let (held, mut comes) = Held::new();
+        let mut bed = Bed::new();
+        for name in ["one", "two", "three"] {
+            let start = if name == "one" { StartMode::AtBoot } else { StartMode::Never };
+            let built = held.with(name, |policy| {
+                (policy.concurrency, policy.session) = (Some(3), session);
+                policy.start = start;
+            });
+            bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
+        }
+        let (two, three) = (bed.peers[1].clone(), bed.peers[2].clone());
+        for who in [&two, &three] {
+            eventually("it is believed ready", || {
+                let status = who.status();
+                status.peers.iter().any(|it| it.apps.get("held").is_some_and(|it| it == "ready"))
+            })
+            .await;
+        }
+        let greedy = |at| ask_at(&bed, at, "192.0.2.1", "/greedy", Client::default());
+        let mut asking = vec![greedy(1), greedy(2)];
+        for _ in 0..2 {
+            assert_eq!(comes.recv().await.unwrap(), "one/greedy");
+        }
+        asking.extend([greedy(1), greedy(2)]);
+        eventually("both wait", || waiting(&two) == 1 && waiting(&three) == 1).await;
+        asking.push(ask_at(&bed, 2, "192.0.2.2", "/modest", Client::default()));
+        assert_eq!(comes.recv().await.unwrap(), "one/modest");
+        all_are_served(&held, asking).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_has_its_share_of_each_copy() {
+    let (held, mut comes) = Held::new();
+    let mut bed = Bed::new();
+    for name in ["one", "two"] {
+        let built = held.with(name, |policy| policy.concurrency = Some(2));
+        bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
+    }
+    for who in &bed.peers {
+        eventually("it is ready, and believed so", || {
+            let status = who.status();
+            status.apps.iter().any(|it| it.name == "held" && it.state == "ready")
+                && status.peers.iter().all(|it| it.apps.get("held").is_some_and(|it| it == "ready"))
+        })
+        .await;
+    }
+    let mut asking: Vec<_> =
+        (0..4).map(|_| ask(&bed, "192.0.2.1", "/greedy", Client::default())).collect();
+    let mut begun = BTreeSet::new();
+    for _ in 0..2 {
+        begun.insert(comes.recv().await.unwrap());
+    }
+    assert_eq!(Vec::from_iter(begun), ["one/greedy", "two/greedy"]);
+    eventually("its others wait", || waiting(&bed.peers[0]) == 2).await;
+    // Nobody in particular has all that there is.
+    for _ in 0..2 {
+        let request = Request::get("http://held.test/unknown").body(Body::empty()).unwrap();
+        let (mesh, mut client) = (bed.peers[0].clone(), Client::default());
+        asking.push(tokio::spawn(async move { (client.send(&mesh, request).await, client) }));
+    }
+    let mut begun = BTreeSet::new();
+    for _ in 0..2 {
+        begun.insert(comes.recv().await.unwrap());
+    }
+    assert_eq!(Vec::from_iter(begun), ["one/unknown", "two/unknown"]);
+    all_are_served(&held, asking).await;
 }

@@ -169,6 +169,13 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Some(places) => writeln!(f, "concurrency = {places}")?,
         None => writeln!(f, "# concurrency is not set: a copy takes all that comes")?,
     }
+    match policy.concurrency_per_address {
+        Some(share) => writeln!(f, "concurrency_per_address = {share}")?,
+        None => writeln!(
+            f,
+            "# concurrency_per_address is not set: a client may have all places but one"
+        )?,
+    }
     match &spec.version {
         Some(version) => writeln!(f, "version = {}", text(version.as_str()))?,
         None => writeln!(f, "# version is not set")?,

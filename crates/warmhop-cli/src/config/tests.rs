@@ -238,6 +238,7 @@ ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # alive is not set: asked only where requests fail or hang
 # head_timeout is not set: an answer takes as long as it takes
 # concurrency is not set: a copy takes all that comes
+# concurrency_per_address is not set: a client may have all places but one
 # version is not set
 # scale is not set: no copy starts because others are busy
 # wake is not set: every request starts the app
@@ -572,6 +573,31 @@ fn where_an_apps_variables_come_from_is_checked() {
     std::fs::remove_dir_all(&folder).unwrap();
     let told = problems[0].to_string();
     assert!(told.contains(":6:12: app.a.env_file: ") && told.contains(".env:2: "), "{told}");
+}
+
+#[test]
+fn the_share_of_one_address_is_read_checked_and_printed() {
+    let app = "[peer]\nname = 'p'\n[[app]]\nname = 'a'\nrun = ['sh']\n";
+    let config = parse(&format!("{app}concurrency = 4\nconcurrency_per_address = 2\n"));
+    assert_eq!(config.apps[0].spec.policy.share(), Some(2));
+    assert_eq!(parse(&config.to_string()).apps[0].spec.policy, config.apps[0].spec.policy);
+    for (text, share) in [
+        ("concurrency = 4", Some(3)),
+        ("concurrency = 2", Some(1)),
+        ("concurrency = 1", None),
+        ("concurrency = 4\nconcurrency_per_address = 4", None),
+        ("", None),
+    ] {
+        let config = parse(&format!("{app}{text}\n"));
+        assert_eq!(config.apps[0].spec.policy.share(), share, "{text}");
+    }
+    for (wrong, told) in [
+        ("concurrency = 4\nconcurrency_per_address = 5", ":7:27: app.a.concurrency_per_address: "),
+        ("concurrency_per_address = 2", ":6:27: app.a.concurrency_per_address: "),
+    ] {
+        let problems = problems(&format!("{app}{wrong}\n"));
+        assert!(problems.len() == 1 && problems[0].contains(told), "{wrong}: {problems:?}");
+    }
 }
 
 #[test]

@@ -115,6 +115,7 @@ pub extern "C" fn main(_: c_int, _: *const *const u8) -> c_int {
         awaiting: 0,
         latency_us: 0,
         starts_in: None,
+        shut: false,
     };
     let question = Question {
         app: &policy,

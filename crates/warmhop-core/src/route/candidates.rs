@@ -18,6 +18,8 @@ pub struct Noted {
     pub load: Option<NotedLoad>,
     /// This peer's requests that it is serving.
     pub ours: u32,
+    /// The client of the request in question has its share of the places there.
+    pub shut: bool,
 }
 
 /// The load of a copy, as a reply named it.
@@ -90,7 +92,7 @@ impl<'a> Viewpoint<'a> {
         copy: &'a AppBelief,
         noted: Noted,
     ) -> Candidate<'a> {
-        let Noted { load, ours } = noted;
+        let Noted { load, ours, .. } = noted;
         // News counts more than a reply that arrived before it.
         let fresher = load.filter(|load| load.at >= copy.heard);
         Candidate {
@@ -106,6 +108,7 @@ impl<'a> Viewpoint<'a> {
             draining: belief.news.draining,
             eta: copy.eta(self.now),
             version: copy.news.version.as_ref(),
+            shut: noted.shut,
         }
     }
 }
@@ -160,7 +163,7 @@ mod tests {
         let view = view(AppState::Ready);
         let reply = |ms| NotedLoad { in_flight: 2, latency_us: 300, at: at(ms) };
         for (ms, in_flight) in [(999, 7), (1_000, 2), (2_500, 2)] {
-            let noted = Noted { load: Some(reply(ms)), ours: 1 };
+            let noted = Noted { load: Some(reply(ms)), ours: 1, shut: false };
             let [it] = named(&view, false, noted)[..] else { panic!("one peer has the app") };
             assert_eq!((it.in_flight, it.ours, it.latency_us), (in_flight, 1, Some(300)));
             assert_eq!(it.load_age, Some(Duration::from_millis(3_000 - ms)));

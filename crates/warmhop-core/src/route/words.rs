@@ -40,6 +40,11 @@ impl fmt::Display for Refusal {
                 "every copy serves as many requests as it may, and {waiting_max} wait for a place \
                  already"
             ),
+            Self::BusyTooLong { max_wait, held_back: true, .. } => write!(
+                f,
+                "the client's other requests held as many places as one client may have for all of \
+                 the {max_wait:?} that a request may wait"
+            ),
             Self::BusyTooLong { max_wait, .. } => write!(
                 f,
                 "no copy had a free place within the {max_wait:?} that a request may wait"

@@ -220,6 +220,41 @@ fn a_copy_that_serves_as_many_of_this_peers_requests_as_it_may_is_full_without_h
 }
 
 #[test]
+fn a_client_that_has_its_share_waits_and_is_held_back_only_where_that_alone_keeps_it_waiting() {
+    let app = AppPolicy::default().with(|made| made.concurrency = Some(3));
+    let p = peers(2);
+    let here = |in_flight, shut| LocalApp { in_flight, shut, ..local(AppState::Ready) };
+    let there = |at: usize, ours, shut| Candidate { ours, shut, ..ready(&p[at]) };
+    let ask = |local, others: &[Candidate<'_>]| {
+        let q = Question { local, ..question(&app, others) };
+        (decide(&q), is_held_back(&q))
+    };
+    let (decision, held) = ask(here(2, true), &[]);
+    assert_eq!((decision.reason.label(), held), ("busy_everywhere", true));
+    let (decision, held) = ask(here(3, true), &[]);
+    assert_eq!((decision.reason.label(), held), ("busy_everywhere", false), "nobody has a place");
+    let late = |local| {
+        decide(&Question { local, waited: app.max_wait, ..question(&app, &[]) }).reason.to_string()
+    };
+    assert!(late(here(2, true)).starts_with("the client's other requests held as many places"));
+    assert!(late(here(3, true)).starts_with("no copy had a free place"));
+    let (decision, _) = ask(here(2, true), &[there(0, 2, true), there(1, 0, false)]);
+    assert_eq!(hop_target(&decision), &p[1]);
+    let (decision, held) = ask(here(2, true), &[there(0, 2, true), there(1, 3, false)]);
+    assert_eq!((decision.reason.label(), held), ("busy_everywhere", true));
+    let (decision, held) = ask(local(AppState::Starting), &[there(0, 1, true)]);
+    assert_eq!((decision.reason.label(), held), ("busy_everywhere", true));
+    // A session that is pinned waits for its own copy, whatever others have.
+    let app = app.clone().with(|made| made.session = SessionMode::Pinned);
+    let affinity = Some(PinTo { peer: &p[0], here: false, lives: true });
+    for (shut, held) in [(true, true), (false, false)] {
+        let others = [there(0, if shut { 1 } else { 3 }, shut), there(1, 0, false)];
+        let q = Question { affinity, local: here(2, true), ..question(&app, &others) };
+        assert_eq!((decide(&q).reason.label(), is_held_back(&q)), ("busy_everywhere", held));
+    }
+}
+
+#[test]
 fn whoever_comes_takes_no_place_from_those_that_wait_and_none_of_theirs_in_the_queue() {
     let app = AppPolicy::default().with(|made| {
         made.concurrency = Some(2);

@@ -33,6 +33,7 @@ pub(crate) fn ready(peer: &PeerId) -> Candidate<'_> {
         draining: false,
         eta: None,
         version: None,
+        shut: false,
     }
 }
 
@@ -70,5 +71,6 @@ pub(crate) fn local(state: AppState) -> LocalApp {
         awaiting: 0,
         latency_us: 0,
         starts_in: None,
+        shut: false,
     }
 }

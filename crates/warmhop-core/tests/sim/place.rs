@@ -35,7 +35,7 @@ impl Peer {
                 latency_us: load.latency_us,
                 at: *at,
             });
-            Noted { load, ours: 0 }
+            Noted { load, ..Noted::default() }
         };
         Viewpoint { view, zone: None, now: self.now() }.candidates(&app, or_cold, noted)
     }
@@ -94,6 +94,7 @@ impl Peer {
                 awaiting: 0,
                 latency_us: 0,
                 starts_in: slot.starts_in(self.now()),
+                shut: false,
             },
             draining,
             zone: None,

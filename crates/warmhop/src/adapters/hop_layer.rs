@@ -29,6 +29,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt};
 use warmhop_core::app::{AppEvent, StopReason, WantedBy};
 use warmhop_core::config::{SessionMode, StartMode};
+use warmhop_core::queue::Flow;
 use warmhop_core::view::AppState;
 
 use crate::app::slot::{InFlight, Slot};
@@ -257,11 +258,12 @@ impl Shared {
         if self.spec.policy.session != SessionMode::None {
             return Way::Mesh(ingress, slot);
         }
-        match slot.enter(true) {
-            Some((_, guard)) => Way::Inner(Some(guard)),
+        // Nobody has settled yet who its client is.
+        match slot.enter(true, Flow::default()) {
+            Ok((_, guard)) => Way::Inner(Some(guard)),
             // A peer that leaves has taken its apps out of the mesh; this one is still at work.
-            None if ingress.node.is_draining() && self.says_ready() => Way::Inner(None),
-            None => Way::Mesh(ingress, slot),
+            Err(_) if ingress.node.is_draining() && self.says_ready() => Way::Inner(None),
+            Err(_) => Way::Mesh(ingress, slot),
         }
     }
 }

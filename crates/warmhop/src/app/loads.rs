@@ -8,15 +8,29 @@ use warmhop_core::ids::{Now, PeerId};
 use warmhop_core::route::{Noted, NotedLoad};
 
 use crate::app::places::Places;
+use crate::app::shares::Shares;
 use crate::hop::Load;
 
 /// By peer. Those that are gone are forgotten: see [`Loads::retain`].
 #[derive(Debug, Default)]
-pub(crate) struct Loads(Mutex<HashMap<PeerId, Noted>>);
+pub(crate) struct Loads {
+    noted: Mutex<HashMap<PeerId, Noted>>,
+    /// Whose requests they are that other peers are serving, where clients have shares.
+    shares: Mutex<HashMap<PeerId, Arc<Shares>>>,
+}
 
 impl Loads {
     fn all(&self) -> MutexGuard<'_, HashMap<PeerId, Noted>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shares(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<Shares>>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many requests of the client that came here the peer is serving.
+    pub(crate) fn of_client(&self, peer: &PeerId, client: u64) -> u32 {
+        self.shares().get(peer).map_or(0, |shares| shares.of(client))
     }
 
     pub(crate) fn of(&self, peer: &PeerId) -> Noted {
@@ -30,19 +44,20 @@ impl Loads {
         let mut all = self.all();
         match all.get_mut(peer) {
             Some(known) => known.load = Some(load),
-            None => _ = all.insert(peer.clone(), Noted { load: Some(load), ours: 0 }),
+            None => _ = all.insert(peer.clone(), Noted { load: Some(load), ..Noted::default() }),
         }
     }
 
     pub(crate) fn retain(&self, is_there: impl Fn(&PeerId) -> bool) {
         self.all().retain(|peer, known| known.ours > 0 || is_there(peer));
+        self.shares().retain(|_, shares| !shares.is_empty());
     }
 
     fn begins(&self, peer: &PeerId) {
         let mut all = self.all();
         match all.get_mut(peer) {
             Some(known) => known.ours += 1,
-            None => _ = all.insert(peer.clone(), Noted { load: None, ours: 1 }),
+            None => _ = all.insert(peer.clone(), Noted { ours: 1, ..Noted::default() }),
         }
     }
 
@@ -63,14 +78,28 @@ pub(crate) struct ServedThere {
     loads: Arc<Loads>,
     places: Arc<Places>,
     peer: PeerId,
+    /// Its client, where clients have shares.
+    client: Option<(u64, Arc<Shares>)>,
     was_refused: bool,
 }
 
 impl ServedThere {
-    pub(crate) fn new(loads: &Arc<Loads>, places: &Arc<Places>, peer: &PeerId) -> Self {
+    pub(crate) fn new(
+        loads: &Arc<Loads>,
+        places: &Arc<Places>,
+        peer: &PeerId,
+        client: Option<u64>,
+    ) -> Self {
         loads.begins(peer);
+        let client = client.map(|client| {
+            let mut all = loads.shares();
+            let shares = all.entry(peer.clone()).or_default();
+            // That peer says whether it is too much.
+            shares.take(client, u32::MAX);
+            (client, Arc::clone(shares))
+        });
         let (loads, places) = (Arc::clone(loads), Arc::clone(places));
-        Self { loads, places, peer: peer.clone(), was_refused: false }
+        Self { loads, places, peer: peer.clone(), client, was_refused: false }
     }
 
     /// The peer refused it: it never was among those that the peer tells of, and it frees no place
@@ -83,6 +112,9 @@ impl ServedThere {
 impl Drop for ServedThere {
     fn drop(&mut self) {
         self.loads.ends(&self.peer, !self.was_refused);
-        self.places.freed_at(&self.peer);
+        if let Some((client, shares)) = &self.client {
+            shares.give_back(*client);
+        }
+        self.places.freed_at(&self.peer, self.client.as_ref().map(|(client, _)| *client));
     }
 }

@@ -4,6 +4,7 @@
 pub(crate) mod loads;
 pub(crate) mod places;
 pub(crate) mod session;
+pub(crate) mod shares;
 pub(crate) mod slot;
 
 use std::fmt;

@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use warmhop_core::ids::{PeerId, SessionId};
 use warmhop_core::queue::{FairQueue, Flow, Ticket};
-use warmhop_core::route::Queued;
+use warmhop_core::route::{FULL_FOR, Queued};
 
 /// One queue, and how each that waits in it is woken.
 #[derive(Default)]
@@ -32,16 +32,28 @@ pub(crate) struct Places {
 
 /// Whose request this is: its client's, by the address that it came from, and its session's.
 pub(crate) fn flow_of(from: Option<IpAddr>, session: Option<&SessionId>) -> Flow {
-    let client = match from {
-        Some(IpAddr::V4(ip)) => u64::from(u32::from(ip)),
+    // 0 stands for nobody in particular.
+    let client = match from.map(|ip| ip.to_canonical()) {
+        Some(IpAddr::V4(ip)) => 1 << 32 | u64::from(u32::from(ip)),
         // A client has as many addresses as it likes below its own network's prefix.
-        Some(IpAddr::V6(ip)) => (u128::from(ip) >> 64) as u64,
+        Some(IpAddr::V6(ip)) => ((u128::from(ip) >> 64) as u64).max(1),
         None => 0,
     };
     let number = |sid: &SessionId| {
         sid.0.iter().fold(0_u64, |number, byte| number.rotate_left(8) ^ u64::from(*byte))
     };
     Flow { client, session: session.map_or(0, number) }
+}
+
+/// How a request that has no place is to wait for one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wait {
+    /// No longer than this.
+    pub(crate) at_most: Duration,
+    /// As many wait as may.
+    pub(crate) is_full: bool,
+    /// Only its client's share keeps it from a place that is free.
+    pub(crate) is_held_back: bool,
 }
 
 /// A request's place in a queue, until it is dropped.
@@ -59,7 +71,9 @@ pub(crate) struct Waits {
     /// How long, in all.
     pub(crate) waited: Duration,
     /// Whose it is.
-    flow: Flow,
+    pub(crate) flow: Flow,
+    /// Peers that turned it away because of its client's share, and when.
+    shut_at: Vec<(PeerId, Instant)>,
     /// It is not to start the app.
     pub(crate) never_wakes: bool,
     /// Its place in a queue. Once it has begun at a copy it lets the next one look.
@@ -81,16 +95,18 @@ impl Places {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place at the copy of `peer` has become free.
-    pub(crate) fn freed_at(&self, peer: &PeerId) {
+    /// A place at the copy of `peer` has become free, which `client` had, where clients have shares.
+    pub(crate) fn freed_at(&self, peer: &PeerId, client: Option<u64>) {
         if self.open.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let lines = self.lines();
-        for line in [lines.get(&None), lines.get(&Some(peer.clone()))].into_iter().flatten() {
-            if let Some(called) = line.queue.called().and_then(|it| line.waiting.get(&it)) {
-                called.notify_one();
+        let mut lines = self.lines();
+        for pinned_to in [None, Some(peer.clone())] {
+            let Some(line) = lines.get_mut(&pinned_to) else { continue };
+            if let Some(client) = client {
+                line.queue.release(client);
             }
+            line.wake(line.queue.called());
         }
     }
 
@@ -103,7 +119,7 @@ impl Places {
         let Some(line) = lines.get(&pinned_to.cloned()) else { return Queued::default() };
         // A newcomer is behind all of them.
         let displaces = line.queue.gives_way_to(flow);
-        Queued { behind: !line.queue.is_empty(), gave_way: false, displaces }
+        Queued { behind: line.queue.is_before(flow), gave_way: false, displaces }
     }
 }
 
@@ -122,28 +138,40 @@ impl Waits {
     }
 
     /// Has it wait for its turn. The first time it joins, and returns at once, since places may have
-    /// become free meanwhile; afterwards it waits until it is woken, and no longer than `at_most`,
-    /// or than `looking` if it is the one that looks for a place.
+    /// become free meanwhile; afterwards it waits until it is woken, and no longer than may be, or than
+    /// a moment if it is the one that looks for a place.
     pub(crate) async fn for_place(
         &mut self,
         places: &Arc<Places>,
         pinned_to: Option<&PeerId>,
-        (at_most, looking): (Duration, Duration),
-        is_full: bool,
+        wait: Wait,
     ) {
         let turn = self.turn.take().filter(|turn| turn.pinned_to.as_ref() == pinned_to);
         let Some(turn) = turn else {
-            self.turn = Some(Turn::join(places, pinned_to, self.flow, self.had_turn, is_full));
+            let (flow, had_turn) = (self.flow, self.had_turn);
+            self.turn = Some(Turn::join(places, pinned_to, flow, had_turn, wait.is_full));
             return;
         };
-        let standing = turn.standing();
-        if standing.gave_way {
-            self.turn = Some(turn);
-            return;
+        let looks_after = match turn.settled(wait.is_held_back) {
+            Settled::Behind => wait.at_most,
+            Settled::Looks => wait.at_most.min(FULL_FOR),
+            Settled::IsCalled | Settled::Gone => Duration::ZERO,
+        };
+        if !looks_after.is_zero() {
+            let _ = tokio::time::timeout(looks_after, turn.woken.notified()).await;
         }
-        let at_most = if standing.behind { at_most } else { at_most.min(looking) };
-        let _ = tokio::time::timeout(at_most, turn.woken.notified()).await;
         self.turn = Some(turn);
+    }
+
+    /// A peer has turned it away because of its client's share there.
+    pub(crate) fn is_shut_at(&mut self, peer: &PeerId) {
+        self.shut_at.retain(|(other, _)| other != peer);
+        self.shut_at.push((peer.clone(), Instant::now()));
+    }
+
+    /// Whether a peer has done so just now.
+    pub(crate) fn was_shut_at(&self, peer: &PeerId) -> bool {
+        self.shut_at.iter().any(|(other, at)| other == peer && at.elapsed() < FULL_FOR)
     }
 
     /// It has a place, or wants none any more.
@@ -152,7 +180,54 @@ impl Waits {
     }
 }
 
+impl Line {
+    fn wake(&self, ticket: Option<Ticket>) {
+        if let Some(woken) = ticket.and_then(|ticket| self.waiting.get(&ticket)) {
+            woken.notify_one();
+        }
+    }
+}
+
+/// How one stands that waits.
+enum Settled {
+    /// It is another's turn.
+    Behind,
+    /// It looks whether there is a place for it.
+    Looks,
+    /// It is its turn from now on.
+    IsCalled,
+    /// It had to give way.
+    Gone,
+}
+
 impl Turn {
+    /// Settles whether its client is held, which is for the first of its requests to find out.
+    fn settled(&self, is_held_back: bool) -> Settled {
+        let (ticket, flow) = (self.ticket, self.flow);
+        let mut lines = self.places.lines();
+        let line = lines.get_mut(&self.pinned_to).filter(|it| it.waiting.contains_key(&ticket));
+        let Some(line) = line else { return Settled::Gone };
+        if line.queue.called() == Some(ticket) {
+            if is_held_back {
+                let next = line.queue.hold(ticket, flow);
+                line.wake(next);
+            }
+            return Settled::Looks;
+        }
+        if line.queue.first_of_held(flow.client) != Some(ticket) {
+            return Settled::Behind;
+        }
+        if is_held_back {
+            return Settled::Looks;
+        }
+        let called = line.queue.release(flow.client);
+        if called == Some(ticket) {
+            return Settled::IsCalled;
+        }
+        line.wake(called);
+        Settled::Behind
+    }
+
     fn join(
         places: &Arc<Places>,
         pinned_to: Option<&PeerId>,
@@ -194,9 +269,8 @@ impl Drop for Turn {
         let Some(line) = lines.get_mut(&self.pinned_to) else { return };
         if line.waiting.remove(&self.ticket).is_some() {
             let next = line.queue.leave(self.ticket, self.flow);
-            if let Some(next) = next.and_then(|next| line.waiting.get(&next)) {
-                next.notify_one();
-            }
+            line.wake(next);
+            line.wake(line.queue.first_of_held(self.flow.client));
         }
         if line.queue.is_empty() {
             lines.remove(&self.pinned_to);

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 use warmhop_core::app::{AppEffect, AppEvent, AppMachine, NotStarted, WantedBy};
 use warmhop_core::ids::{AppName, Now, PeerId};
+use warmhop_core::queue::Flow;
 use warmhop_core::scale::{Busyness, busy_from};
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
@@ -22,6 +23,7 @@ use warmhop_core::view::AppState;
 pub(crate) use self::copy::Copy;
 use crate::app::loads::Loads;
 use crate::app::places::Places;
+use crate::app::shares::{Shares, is_known};
 use crate::app::{App, AppSpec, Ended, Running, StartContext, StartError};
 use crate::http::tunnels::CopyTunnels;
 use crate::observe::clock::Clock;
@@ -34,6 +36,16 @@ type Starting = Option<(u64, AbortHandle)>;
 pub(crate) struct InFlight {
     copy: Arc<Copy>,
     slot: Arc<Slot>,
+    /// Its client, where clients have shares of the places.
+    client: Option<u64>,
+}
+
+/// Why a request does not begin here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoEntry {
+    NotReady,
+    /// There is no place for it.
+    Full,
 }
 
 impl InFlight {
@@ -54,8 +66,11 @@ impl Drop for InFlight {
         if self.copy.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.copy.idle.notify_waiters();
         }
-        // Whoever is woken looks at the count.
-        self.slot.places.freed_at(&self.slot.me);
+        if let Some(client) = self.client {
+            self.copy.shares.give_back(client);
+        }
+        // Whoever is woken looks at the counts.
+        self.slot.places.freed_at(&self.slot.me, self.client);
     }
 }
 
@@ -230,17 +245,31 @@ impl Slot {
         self.latency_us.store(smoothed.max(1), Ordering::Relaxed);
     }
 
-    /// The ready copy, with this request counted as in flight; `None` if there is none.
+    /// The ready copy, with this request of `flow` counted as in flight.
     /// Whether that counts as a use of the copy, `is_use` says.
-    pub(crate) fn enter(self: &Arc<Self>, is_use: bool) -> Option<(Arc<Copy>, InFlight)> {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        is_use: bool,
+        flow: Flow,
+    ) -> Result<(Arc<Copy>, InFlight), NoEntry> {
         loop {
-            let copy = self.copy.load_full()?;
+            let copy = self.copy.load_full().ok_or(NoEntry::NotReady)?;
             let before = copy.in_flight.fetch_add(1, Ordering::AcqRel);
             self.in_flight.fetch_add(1, Ordering::Relaxed);
-            let entered = InFlight { copy: Arc::clone(&copy), slot: Arc::clone(self) };
-            let places = self.spec().policy.concurrency;
+            let (copy_of, slot) = (Arc::clone(&copy), Arc::clone(self));
+            let mut entered = InFlight { copy: copy_of, slot, client: None };
+            let (places, share) = {
+                let spec = self.spec();
+                (spec.policy.concurrency, spec.policy.share().filter(|_| is_known(flow)))
+            };
             if places.is_some_and(|places| before >= places) {
-                return None;
+                return Err(NoEntry::Full);
+            }
+            if let Some(share) = share {
+                if !copy.shares.take(flow.client, share) {
+                    return Err(NoEntry::Full);
+                }
+                entered.client = Some(flow.client);
             }
             // Either this sees that the copy was taken out of service meanwhile, or whoever took
             // it out sees the count: with the fence in `Copy::emptied` not neither.
@@ -249,7 +278,7 @@ impl Slot {
                 if is_use {
                     self.used_at.store(self.clock.now().0, Ordering::Relaxed);
                 }
-                return Some((copy, entered));
+                return Ok((copy, entered));
             }
         }
     }
@@ -268,6 +297,13 @@ impl Slot {
             .policy
             .concurrency
             .is_some_and(|places| serving().is_some_and(|in_flight| in_flight >= places))
+    }
+
+    /// Whether the client of `flow` has its share of the places at the copy here.
+    pub(crate) fn is_shut_to(&self, flow: Flow) -> bool {
+        let share = self.spec().policy.share().filter(|_| is_known(flow));
+        let has = || self.copy.load().as_ref().map_or(0, |copy| copy.shares.of(flow.client));
+        share.is_some_and(|share| has() >= share)
     }
 
     /// How many requests are told to be in flight here: of an app whose copies become more where they
@@ -416,6 +452,7 @@ impl Slot {
             service,
             carried,
             in_flight: AtomicU32::new(0),
+            shares: Shares::default(),
             idle: Notify::new(),
             stop: Mutex::new(Some(stop)),
             tunnels: CopyTunnels::default(),
@@ -509,7 +546,7 @@ impl Slot {
         self.carry_out(event, &mut starting);
     }
 
-    /// The copy hangs: its requests do not end, and it does not answer.
+    /// The copy hangs, or answers nobody for another reason.
     pub(crate) fn hangs(self: &Arc<Self>, copy: &Arc<Copy>, reason: &str) {
         let mut starting = self.starting();
         if !self.holds(copy) {

@@ -54,6 +54,12 @@ impl FieldBlock {
         Self::made_of(self.pairs().filter(|(it, _)| *it != name.as_bytes()), self.0.len())
     }
 
+    /// The same with one more field, whose name is in lower case.
+    pub(crate) fn with(self, name: &str, value: &[u8]) -> Self {
+        let pairs = self.pairs().chain(std::iter::once((name.as_bytes(), value)));
+        Self::made_of(pairs, self.0.len() + LENGTHS_BYTES + name.len() + value.len())
+    }
+
     /// The length of its well-formed beginning.
     fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let mut rest = &self.0[..];
@@ -146,7 +152,9 @@ mod tests {
         assert_eq!(read, block);
         assert!(read.contains("expect") && !read.contains("x"));
         assert_eq!(read.clone().into_headers().unwrap(), headers(&pairs));
-        assert_eq!(read.without("expect").into_headers().unwrap(), headers(&pairs[..3]));
+        assert_eq!(read.clone().without("expect").into_headers().unwrap(), headers(&pairs[..3]));
+        let more: Vec<_> = pairs.into_iter().chain([("x-b", "2")]).collect();
+        assert_eq!(read.with("x-b", b"2").into_headers().unwrap(), headers(&more));
         assert_eq!(FieldBlock::default().into_headers().unwrap(), HeaderMap::new());
     }
 

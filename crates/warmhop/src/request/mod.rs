@@ -26,3 +26,4 @@ pub(crate) mod registers;
 pub(crate) mod serve;
 mod too_old;
 pub(crate) mod under_way;
+mod whose;

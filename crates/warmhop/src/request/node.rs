@@ -13,15 +13,15 @@ use warmhop_core::app::{ETA_FLOOR, WantedBy};
 use warmhop_core::ids::{AppName, Incarnation, Now, PeerId};
 use warmhop_core::problem::ProblemKind;
 use warmhop_core::route::{
-    ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, FULL_FOR, HOT_AWAITING, LocalApp, PinTo,
-    Question, Queued, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, Versions, Viewpoint,
-    decide, others_start, still_tried,
+    ATTEMPTS_MAX, Action, Arrived, Candidate, Decision, HOT_AWAITING, LocalApp, PinTo, Question,
+    Queued, RETRY_AFTER_DEFAULT, RETRY_AFTER_MAX, Reason, Refusal, Versions, Viewpoint, decide,
+    is_held_back, others_start, still_tried,
 };
 use warmhop_core::session::census::Census;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::{AppState, Liveness, News, Source, View};
 
-use crate::app::places::Waits;
+use crate::app::places::{Wait, Waits};
 use crate::app::slot::Slot;
 use crate::hop::Load;
 use crate::hop::peer_service::PeerServices;
@@ -42,6 +42,7 @@ use crate::request::error_page::ErrorPage;
 use crate::request::known_ids::KnownIds;
 use crate::request::problem::{PSEUDONYM, Problem};
 use crate::request::under_way::RunsOnce;
+use crate::request::whose::noted_for;
 use crate::sessions::store::Store;
 
 /// How long a reply vouches for the peer that sent it.
@@ -342,7 +343,8 @@ impl Node {
                 queued: waits.standing(&slot.places, pinned_to),
                 never_wakes: waits.never_wakes,
             };
-            let (decision, candidates) = self.consider(placing, so_far);
+            let Considering { decision, candidates, is_held_back } =
+                self.consider(placing, so_far, waits);
             if changes.is_none() && matches!(decision.action, Action::Wait { .. }) {
                 // Most never wait. Whoever does looks once more, so that nothing is missed.
                 changes = Some(self.changed.subscribe());
@@ -376,8 +378,8 @@ impl Node {
                         // A place that becomes free elsewhere is no news: ask for one again.
                         let most = slot.spec().policy.waiting_max;
                         let is_full = slot.waiting.load(Ordering::Relaxed) > most;
-                        let within = (at_most, FULL_FOR);
-                        waits.for_place(&slot.places, pinned_to, within, is_full).await;
+                        let wait = Wait { at_most, is_full, is_held_back };
+                        waits.for_place(&slot.places, pinned_to, wait).await;
                     } else if let Some(changes) = &mut changes {
                         let is_over =
                             tokio::time::timeout(at_most, changes.changed()).await.is_err();
@@ -401,7 +403,8 @@ impl Node {
         }
         let arrived = Arrived::AtFrontDoor;
         let placing = Placing::first(slot, arrived);
-        let (decision, candidates) = self.consider(&placing, SoFar::default());
+        let Considering { decision, candidates, .. } =
+            self.consider(&placing, SoFar::default(), &Waits::default());
         if !matches!(decision.action, Action::Wait { .. }) {
             return None;
         }
@@ -475,7 +478,7 @@ impl Node {
 
     /// Asks the core what to do with a request, and carries out what goes beside the answer: a
     /// start here, or the wish that another peer starts the app.
-    fn consider(&self, placing: &Placing<'_>, so_far: SoFar) -> (Decision, Vec<Considered>) {
+    fn consider(&self, placing: &Placing<'_>, so_far: SoFar, whose: &Waits) -> Considering {
         let SoFar { waits, waited, failed_starts, queued, never_wakes } = so_far;
         let slot = placing.slot;
         let spec = slot.spec();
@@ -488,7 +491,8 @@ impl Node {
         let here = placing.version.and_then(|_| slot.version());
         let is_old =
             placing.version.zip(here.as_ref()).is_some_and(|(it, here)| it.is_newer_than(here));
-        let is_busy = is_old || slot.is_full() || slot.awaiting() >= HOT_AWAITING;
+        let shut = slot.is_shut_to(whose.flow);
+        let is_busy = is_old || shut || slot.is_full() || slot.awaiting() >= HOT_AWAITING;
         let is_first = queued == Queued::default();
         let is_plain = state == AppState::Ready && pinned_here && !draining && !is_busy && is_first;
         let candidates = if is_plain {
@@ -496,7 +500,7 @@ impl Node {
         } else {
             let (zone, now) = (self.zone.as_deref(), self.clock.now());
             let others_start = others_start(&spec.policy, state, draining);
-            let noted = |peer: &PeerId| slot.loads.of(peer);
+            let noted = noted_for(slot, whose);
             Viewpoint { view: &view, zone, now }.candidates(slot.name(), others_start, noted)
         };
         let heard = placing.version.filter(|_| !is_plain).and_then(|_| slot.heard());
@@ -511,6 +515,7 @@ impl Node {
                 awaiting: slot.awaiting(),
                 latency_us: slot.latency_us(),
                 starts_in: if state == AppState::Failed { slot.starts_in() } else { None },
+                shut,
             },
             draining,
             zone: self.zone.as_deref(),
@@ -531,6 +536,7 @@ impl Node {
             dice: rand::random(),
         };
         let decision = decide(&question);
+        let is_held_back = decision.reason == Reason::BusyEverywhere && is_held_back(&question);
         let backs_off = state == AppState::Failed;
         let wants = (decision.start_here || backs_off) && !never_wakes;
         if wants && placing.arrived == Arrived::AtFrontDoor {
@@ -540,8 +546,16 @@ impl Node {
             self.ask_to_start(peer, slot.name().clone());
         }
         let candidates = traced(&candidates);
-        (decision, candidates)
+        Considering { decision, candidates, is_held_back }
     }
+}
+
+/// What came of considering where a request goes.
+struct Considering {
+    decision: Decision,
+    candidates: Vec<Considered>,
+    /// It waits only because its client has its share.
+    is_held_back: bool,
 }
 
 /// How it has gone with a request until now.

@@ -13,6 +13,7 @@ use tracing::{Instrument, Span, debug, debug_span};
 use warmhop_core::affinity::{Entry, Kind};
 use warmhop_core::app::WantedBy;
 use warmhop_core::ids::{PeerId, RequestId, SessionKey};
+use warmhop_core::queue::Flow;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::AppState;
 
@@ -36,6 +37,7 @@ use crate::request::problem::as_refusal;
 use crate::request::registers::operation::FRAME_BYTES_MAX;
 use crate::request::serve::{Served, Upgrade};
 use crate::request::too_old::is_too_old;
+use crate::request::whose::take_client;
 
 /// A hop whose app is here and takes it.
 struct Received {
@@ -49,6 +51,8 @@ struct Received {
     upgrade: Option<Vec<u8>>,
     asks_go: bool,
     counts_on: Option<AppVersion>,
+    /// Its client.
+    whose: Flow,
     incoming: HopIncoming,
 }
 
@@ -113,7 +117,8 @@ impl Node {
         arrived: Arrived,
         is_late: bool,
     ) -> Result<Received, (HopRefusal, Load)> {
-        let Arrived { head, method, fields, incoming } = arrived;
+        let Arrived { head, method, mut fields, incoming } = arrived;
+        let whose = take_client(&mut fields);
         let HopHead { kind, app, request_id, target, upgrade, asks_go, counts_on, .. } = head;
         let form = (RequestId::new(&request_id), PathAndQuery::try_from(target), self.slot(&app));
         let (Ok(id), Ok(target), Some(slot)) = form else {
@@ -136,7 +141,7 @@ impl Node {
         {
             return Err((HopRefusal::NotReady, load));
         }
-        if slot.is_full() && !may_run_there {
+        if (slot.is_full() || slot.is_shut_to(whose)) && !may_run_there {
             return Err((HopRefusal::Busy, load));
         }
         if let HopKind::Forward(forward) = &kind
@@ -161,6 +166,7 @@ impl Node {
             upgrade,
             asks_go,
             counts_on,
+            whose,
             incoming,
         })
     }
@@ -210,7 +216,7 @@ impl Node {
             may_have_run: false,
             failed_at: None,
             attempt: rand::random(),
-            waits: Waits::default(),
+            waits: Waits::of(received.whose),
             version: match &received.kind {
                 HopKind::Forward(forward) => forward.version.clone(),
                 _ => None,

@@ -341,7 +341,9 @@ impl Node {
         let label = kind.label();
         // An owner may have it run elsewhere.
         let runs_there = !matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
-        let served_there = runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to));
+        let sharer = call.sharer(slot);
+        let served_there =
+            runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to, sharer));
         call.waits.over();
         let counts_on = if runs_there { self.counts_on(slot, to, call) } else { None };
         let Some(mut request) = call.make_hop(slot.name(), kind, counts_on) else {
@@ -355,6 +357,7 @@ impl Node {
             span.set("warmhop.peer.to", to.as_str());
             span.set("warmhop.hop", label);
         }
+        call.name_client(slot, &mut request);
         self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.clone() }).inc();
         tracing.sent_to(to);
         // What may not be run twice is sent to a peer that has not been heard lately only once it
@@ -386,6 +389,7 @@ impl Node {
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
                 self.learns_version(slot, to, &why);
+                call.note_refusal(slot, to, &why, load);
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;
                     call.failed_at = Some(FailedAt::There(to.clone()));

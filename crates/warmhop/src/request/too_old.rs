@@ -11,7 +11,7 @@ use warmhop_core::route::counts_on;
 use warmhop_core::version::AppVersion;
 use warmhop_core::view::News;
 
-use crate::app::slot::{Copy, InFlight, Slot};
+use crate::app::slot::{Copy, InFlight, NoEntry, Slot};
 use crate::hop::HopRefusal;
 use crate::request::call::Call;
 use crate::request::local_error::LocalError;
@@ -26,9 +26,10 @@ impl Call {
     /// Begins at the copy here, if that takes it.
     pub(super) fn enters(&mut self, slot: &Arc<Slot>) -> Result<(Arc<Copy>, InFlight), LocalError> {
         let is_use = self.wakes(&slot.spec().policy.wake);
-        let Some((copy, guard)) = slot.enter(is_use) else {
-            return Err(if slot.is_full() { LocalError::Busy } else { LocalError::NotReady });
-        };
+        let (copy, guard) = slot.enter(is_use, self.waits.flow).map_err(|why| match why {
+            NoEntry::Full => LocalError::Busy,
+            NoEntry::NotReady => LocalError::NotReady,
+        })?;
         let is_older = |it: &AppVersion| copy.version.as_ref().is_some_and(|o| it.is_newer_than(o));
         if self.counts_on.as_ref().is_some_and(is_older) {
             return Err(LocalError::Older);

@@ -109,8 +109,29 @@ pub(super) fn read_load(table: &mut Table<'_>, policy: &mut AppPolicy) {
     } else {
         table.known.push("concurrency");
     }
+    read_share(table, policy);
     read_scale(table, policy);
     read_wake(table, policy);
+}
+
+fn read_share(table: &mut Table<'_>, policy: &mut AppPolicy) {
+    const KEY: &str = "concurrency_per_address";
+    if !table.has(KEY) {
+        table.known.push(KEY);
+        return;
+    }
+    let Some(places) = policy.concurrency else {
+        if let Some(field) = table.take(KEY) {
+            field.report(
+                "it is a part of concurrency, which the app does not have",
+                "add concurrency = 4 to the app, or how many requests one copy serves well at once",
+            );
+        }
+        return;
+    };
+    let mut share = 0;
+    table.set_usize(KEY, 1..=places as usize, &mut share);
+    policy.concurrency_per_address = u32::try_from(share).ok().filter(|share| *share > 0);
 }
 
 fn read_scale(table: &mut Table<'_>, policy: &mut AppPolicy) {

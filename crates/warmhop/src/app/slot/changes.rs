@@ -53,7 +53,7 @@ impl Slot {
         }
         self.publish();
         self.ticker.notify_one();
-        self.places.freed_at(&self.me);
+        self.places.freed_at(&self.me, None);
     }
 
     /// The app is none of this peer any more: it ends what it has begun, and starts nothing.

@@ -9,6 +9,7 @@ use warmhop_core::ids::Now;
 use warmhop_core::version::AppVersion;
 
 use crate::app::AppService;
+use crate::app::shares::Shares;
 use crate::http::tunnels::CopyTunnels;
 
 pub(super) type StopFn =
@@ -22,6 +23,8 @@ pub(crate) struct Copy {
     /// Whether the app speaks the carried `Warmhop-Session` field.
     pub(crate) carried: bool,
     pub(super) in_flight: AtomicU32,
+    /// Whose those are, where clients have shares.
+    pub(super) shares: Shares,
     pub(super) idle: Notify,
     pub(super) stop: Mutex<Option<StopFn>>,
     /// Its upgraded connections.

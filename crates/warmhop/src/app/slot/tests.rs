@@ -149,7 +149,7 @@ async fn no_request_is_in_a_copy_that_is_stopped() {
         move || {
             let mut entered = 0;
             while !done.load(Ordering::Relaxed) {
-                let Some((copy, _in_flight)) = slot.enter(true) else { continue };
+                let Ok((copy, _in_flight)) = slot.enter(true, Flow::default()) else { continue };
                 entered += 1;
                 for _ in 0..10 {
                     assert!(copy.stop.lock().unwrap().is_some(), "it was stopped");

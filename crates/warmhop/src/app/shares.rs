@@ -1,0 +1,70 @@
+//! How many places of one copy each client has.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use warmhop_core::queue::Flow;
+
+/// By client. One that has none is not in it, so that it grows no further than there are places.
+#[derive(Debug, Default)]
+pub(crate) struct Shares(Mutex<HashMap<u64, u32>>);
+
+impl Shares {
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn of(&self, client: u64) -> u32 {
+        self.all().get(&client).copied().unwrap_or(0)
+    }
+
+    /// Takes a place for the client, unless it has `most` already.
+    pub(crate) fn take(&self, client: u64, most: u32) -> bool {
+        let mut all = self.all();
+        let has = all.entry(client).or_default();
+        if *has >= most {
+            return false;
+        }
+        *has += 1;
+        true
+    }
+
+    pub(crate) fn give_back(&self, client: u64) {
+        let mut all = self.all();
+        if let Some(has) = all.get_mut(&client) {
+            *has -= 1;
+            if *has == 0 {
+                all.remove(&client);
+            }
+        }
+    }
+
+    /// Whether nobody has a place.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all().is_empty()
+    }
+}
+
+/// Whether a flow's client is one that can be told from others: one whose address is not known is not.
+pub(crate) fn is_known(flow: Flow) -> bool {
+    flow.client != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_takes_more_than_its_share_and_who_has_none_is_forgotten() {
+        let shares = Shares::default();
+        assert!(shares.take(1, 2) && shares.take(1, 2) && shares.take(2, 2));
+        assert!(!shares.take(1, 2));
+        assert_eq!((shares.of(1), shares.of(2), shares.of(3)), (2, 1, 0));
+        shares.give_back(1);
+        assert!(shares.take(1, 2));
+        for client in [1, 1, 2] {
+            shares.give_back(client);
+        }
+        assert!(shares.is_empty());
+    }
+}

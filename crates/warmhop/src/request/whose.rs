@@ -1,0 +1,83 @@
+//! Whose a request is, where each client has a share of an app's places: what of it bears on where the
+//! request goes, and what the peer is told that it is sent to. The copy of that peer counts the client's
+//! requests, whichever peers they came by.
+
+use http::HeaderMap;
+use http::header::HeaderName;
+use warmhop_core::ids::PeerId;
+use warmhop_core::queue::Flow;
+use warmhop_core::route::Noted;
+
+use crate::app::places::Waits;
+use crate::app::shares::is_known;
+use crate::app::slot::Slot;
+use crate::hop::{HopRefusal, HopRequest, Load};
+use crate::request::call::Call;
+
+/// Names the client of a hop. No client can send it, and no app sees it.
+const CLIENT: HeaderName = HeaderName::from_static("warmhop-client");
+
+impl Call {
+    /// Its client, where that one has a share of the app's places.
+    pub(super) fn sharer(&self, slot: &Slot) -> Option<u64> {
+        let flow = self.waits.flow;
+        let is_shared = is_known(flow) && slot.spec().policy.share().is_some();
+        is_shared.then_some(flow.client)
+    }
+
+    /// Tells the peer that it is sent to whose it is.
+    pub(super) fn name_client(&self, slot: &Slot, request: &mut HopRequest) {
+        let flow = self.waits.flow;
+        if is_known(flow) && slot.spec().policy.concurrency.is_some() {
+            let client = format!("{:x}", flow.client);
+            let fields = std::mem::take(&mut request.head.fields);
+            request.head.fields = fields.with(CLIENT.as_str(), client.as_bytes());
+        }
+    }
+
+    /// Notes where a peer refused it that has places: they are for other clients.
+    pub(super) fn note_refusal(&mut self, slot: &Slot, by: &PeerId, why: &HopRefusal, load: Load) {
+        let has_place = |places| load.in_flight < places;
+        let places = slot.spec().policy.concurrency;
+        if matches!(why, HopRefusal::Busy) && places.is_some_and(has_place) {
+            self.waits.is_shut_at(by);
+        }
+    }
+}
+
+/// Takes out of the fields of a hop whose it is.
+pub(super) fn take_client(fields: &mut HeaderMap) -> Flow {
+    let named = fields.remove(CLIENT);
+    let client =
+        named.as_ref().and_then(|named| u64::from_str_radix(named.to_str().ok()?, 16).ok());
+    Flow { client: client.unwrap_or(0), session: 0 }
+}
+
+/// What is noted of other peers that bears on a request which waits so.
+pub(super) fn noted_for(slot: &Slot, whose: &Waits) -> impl Fn(&PeerId) -> Noted {
+    let flow = whose.flow;
+    let share = slot.spec().policy.share().filter(|_| is_known(flow));
+    move |peer| {
+        let has = |share| slot.loads.of_client(peer, flow.client) >= share;
+        let shut = share.is_some_and(has) || whose.was_shut_at(peer);
+        Noted { shut, ..slot.loads.of(peer) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_client_is_taken_out_of_the_fields_and_whatever_else_stands_there_is_nobody() {
+        for (value, client) in [("1c0000201", 0x1_c000_0201), ("", 0), ("x", 0), ("-1", 0)] {
+            let mut fields = HeaderMap::new();
+            fields.insert(CLIENT, HeaderValue::from_static(value));
+            assert_eq!(take_client(&mut fields).client, client, "{value}");
+            assert!(fields.is_empty());
+        }
+        assert_eq!(take_client(&mut HeaderMap::new()), Flow::default());
+    }
+}
