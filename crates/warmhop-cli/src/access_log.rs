@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use warmhop::access::{Access, AccessSink};
 
 use crate::config::{AccessFormat, AccessTo, Log};
+use crate::stderr::Stderr;
 
 /// How many requests may wait to be written.
 const QUEUE_MAX: usize = 4096;
@@ -74,10 +75,10 @@ impl AccessLog {
     ///
     /// # Errors
     /// Why the file cannot be opened, or the thread cannot be started.
-    pub fn start(settings: &Log) -> io::Result<Option<(Self, Writing)>> {
+    pub fn start(settings: &Log, stderr: &Stderr) -> io::Result<Option<(Self, Writing)>> {
         let sink = match &settings.access {
             None => return Ok(None),
-            Some(AccessTo::Stderr) => Sink::Stderr,
+            Some(AccessTo::Stderr) => Sink::Stderr(stderr.clone()),
             Some(AccessTo::File(path)) => Sink::file(path)?,
         };
         let (queue, requests) = sync_channel(QUEUE_MAX);
@@ -87,6 +88,7 @@ impl AccessLog {
             sink,
             form: Form { format: settings.access_format, query: settings.access_query },
             asked: Arc::clone(&asked),
+            buffered: 0,
             told: 0,
             warned: None,
         };
@@ -136,7 +138,7 @@ impl Writing {
 
 /// Where lines go.
 enum Sink {
-    Stderr,
+    Stderr(Stderr),
     File(PathBuf, BufWriter<File>),
 }
 
@@ -148,15 +150,17 @@ impl Sink {
 
     fn write(&mut self, line: &str) -> io::Result<()> {
         match self {
-            // A single call, so that no line of the log comes in between.
-            Self::Stderr => io::stderr().lock().write_all(line.as_bytes()),
+            Self::Stderr(stderr) => {
+                stderr.push_patiently(line.as_bytes());
+                Ok(())
+            }
             Self::File(_, file) => file.write_all(line.as_bytes()),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Stderr => Ok(()),
+            Self::Stderr(_) => Ok(()),
             Self::File(_, file) => file.flush(),
         }
     }
@@ -166,6 +170,8 @@ struct Writer {
     sink: Sink,
     form: Form,
     asked: Arc<Asked>,
+    /// How many lines the buffer of a file may hold.
+    buffered: u64,
     /// How many lost lines were in warnings so far.
     told: u64,
     warned: Option<Instant>,
@@ -176,9 +182,7 @@ impl Writer {
         let mut next = requests.recv().ok();
         while let Some(message) = next {
             if let Message::Request(access) = message {
-                let line = self.form.line(&access);
-                let written = self.sink.write(&line);
-                self.see_to(written);
+                self.put(&access);
             }
             if self.asked.reopen.swap(false, Ordering::Relaxed) {
                 self.reopen();
@@ -186,21 +190,41 @@ impl Writer {
             self.tell_of_losses();
             next = requests.try_recv().ok().or_else(|| {
                 // No line is waiting: a program that follows the file should see these now.
-                let flushed = self.sink.flush();
-                self.see_to(flushed);
+                self.flush();
                 if self.asked.end.load(Ordering::Relaxed) { None } else { requests.recv().ok() }
             });
         }
     }
 
+    fn put(&mut self, access: &Access) {
+        let written = self.sink.write(&self.form.line(access));
+        match written {
+            Ok(()) => self.buffered += 1,
+            Err(error) => {
+                self.asked.dropped.fetch_add(1, Ordering::Relaxed);
+                self.fails(&error);
+            }
+        }
+    }
+
+    /// Writes the lines that are buffered. Those that find no room stay there until there is some.
+    fn flush(&mut self) {
+        match self.sink.flush() {
+            Ok(()) => self.buffered = 0,
+            Err(error) => self.fails(&error),
+        }
+    }
+
     fn reopen(&mut self) {
-        let flushed = self.sink.flush();
-        self.see_to(flushed);
+        self.flush();
         let Sink::File(path, _) = &self.sink else { return };
         match Sink::file(path) {
             Ok(sink) => {
                 info!(file = %path.display(), "the access log was opened again");
                 self.sink = sink;
+                // The former file took what it could.
+                let lost = std::mem::take(&mut self.buffered);
+                self.asked.dropped.fetch_add(lost, Ordering::Relaxed);
             }
             Err(error) => warn!(
                 file = %path.display(),
@@ -211,13 +235,10 @@ impl Writer {
         }
     }
 
-    fn see_to(&mut self, written: io::Result<()>) {
-        if let Err(error) = written {
-            self.asked.dropped.fetch_add(1, Ordering::Relaxed);
-            if self.may_warn() {
-                self.told = self.asked.dropped.load(Ordering::Relaxed);
-                warn!(%error, "the access log cannot be written; lines are lost");
-            }
+    fn fails(&mut self, error: &io::Error) {
+        if self.may_warn() {
+            self.told = self.asked.dropped.load(Ordering::Relaxed);
+            warn!(%error, "the access log cannot be written: lines that find no room are lost");
         }
     }
 
@@ -403,13 +424,36 @@ mod tests {
         assert_eq!(log.dropped(), 4);
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn on_a_full_disk_each_line_is_lost_once_and_none_that_is_kept_for_later() {
+        let mut writer = Writer {
+            sink: Sink::file(Path::new("/dev/full")).unwrap(),
+            form: Form { format: AccessFormat::Text, query: false },
+            asked: Arc::default(),
+            buffered: 0,
+            told: 0,
+            warned: None,
+        };
+        for lines in 1..=500 {
+            writer.put(&access());
+            writer.flush();
+            let lost = writer.asked.dropped.load(Ordering::Relaxed);
+            assert_eq!(lost + writer.buffered, lines);
+        }
+        assert!(writer.buffered > 0, "the buffer keeps some");
+        writer.reopen();
+        assert_eq!(writer.asked.dropped.load(Ordering::Relaxed), 500);
+    }
+
     #[tokio::test]
     async fn a_file_that_was_renamed_is_begun_anew_when_that_is_asked_for() {
         let dir = std::env::temp_dir().join(format!("warmhop-access-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let (file, old) = (dir.join("access.log"), dir.join("access.log.1"));
         let settings = Log { access: Some(AccessTo::File(file.clone())), ..Log::default() };
-        let (log, writing) = AccessLog::start(&settings).unwrap().unwrap();
+        let (log, writing) =
+            AccessLog::start(&settings, &Stderr::start().unwrap()).unwrap().unwrap();
         log.record(access());
         let written = async |file: &Path| {
             for _ in 0..2000 {

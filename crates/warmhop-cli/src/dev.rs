@@ -168,6 +168,13 @@ struct Place {
 /// Finds free ports for `peers` peers whose front doors begin at `port`.
 fn places(peers: u16, port: u16) -> Result<Vec<Place>, Failure> {
     let local = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    if port.checked_add(peers.saturating_sub(1)).is_none() {
+        return Err(Failure::usage(format!(
+            "--port {port} leaves no ports for {peers} peers, which take as many in a row: choose one \
+             up to {}",
+            u16::MAX - (peers - 1)
+        )));
+    }
     for at in (0..peers).filter(|_| port != 0) {
         let front = port.checked_add(at);
         let free = front.map(|front| TcpListener::bind(local(front)).map(drop));

@@ -37,4 +37,5 @@ pub mod redis;
 pub mod reload;
 pub mod run;
 pub mod show;
+pub mod stderr;
 pub mod watch;

@@ -9,6 +9,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::journal::Journal;
+use crate::stderr::Stderr;
 
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -52,7 +53,11 @@ pub fn check_level(text: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// What is wrong with `RUST_LOG`.
-pub fn start(format: Format, level: Option<&str>) -> Result<(Journal, Level), String> {
+pub fn start(
+    format: Format,
+    level: Option<&str>,
+    stderr: Stderr,
+) -> Result<(Journal, Level), String> {
     let set = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
     let filter = match &set {
         Some(text) => EnvFilter::try_new(text).map_err(|error| {
@@ -63,7 +68,7 @@ pub fn start(format: Format, level: Option<&str>) -> Result<(Journal, Level), St
     let (filter, handle) = reload::Layer::new(filter);
     let journal = Journal::default();
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(stderr)
         // A full disk or a collector that is gone costs lines. A report of that would have to be
         // written to the same place, and a failure there panics in the task that logs.
         .log_internal_errors(false);

@@ -26,6 +26,7 @@ use crate::journal::Journal;
 use crate::otlp;
 use crate::preflight::{Credentials, identity_failure, load, read};
 use crate::reload::{Given, Reloader, app_of};
+use crate::stderr::Stderr;
 use crate::{admin, log, memory, notify, process, redis};
 
 pub use crate::failure::Failure;
@@ -50,7 +51,11 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     // Otherwise an app of the same user could read the peer's memory and environment.
     #[cfg(target_os = "linux")]
     let _ = nix::sys::prctl::set_dumpable(false);
-    let log = log::start(format, config.log.level.as_deref()).map_err(Failure::usage)?;
+    let stderr = Stderr::start()
+        .map_err(|error| Failure::failed(format!("cannot start the log's thread: {error}")))?;
+    let _last_lines = stderr.last_lines();
+    let level = config.log.level.as_deref();
+    let (journal, level) = log::start(format, level, stderr.clone()).map_err(Failure::usage)?;
     // Before the warnings: a missing file is an error here, and one message is enough.
     let credentials = load(&config)?;
     for warning in warnings.into_iter().chain(config.exposed_keys()) {
@@ -58,6 +63,7 @@ pub fn run(file: &Path, format: log::Format) -> Result<u8, Failure> {
     }
     let open_files = raise_open_files();
     let machine = Machine { open_files, threads: cores::threads(&config) };
+    let log = (journal, level, stderr);
     let outcome = runtime.block_on(serve(file, &config, credentials, signals, machine, log));
     // Tasks that still run have had their time; the guards end the apps.
     runtime.shutdown_background();
@@ -155,7 +161,7 @@ async fn serve(
     credentials: Credentials,
     mut signals: Signals,
     Machine { open_files, threads }: Machine,
-    (journal, level): (Journal, log::Level),
+    (journal, level, stderr): (Journal, log::Level, Stderr),
 ) -> Result<u8, Failure> {
     let Credentials { identity, tls, error_page } = credentials;
     let listeners = bind(config, tls, threads).await?;
@@ -165,7 +171,7 @@ async fn serve(
     if let Some(page) = error_page {
         builder = builder.error_page(page);
     }
-    if let Some((log, writing)) = access_log(config)? {
+    if let Some((log, writing)) = access_log(config, &stderr)? {
         builder = builder.access_log(log);
         signals.access = Some(writing);
     }
@@ -260,8 +266,8 @@ async fn ends_within(grace: Duration, mut serving: JoinHandle<()>, what: &str) {
     }
 }
 
-fn access_log(config: &Config) -> Result<Option<(AccessLog, Writing)>, Failure> {
-    AccessLog::start(&config.log).map_err(|error| {
+fn access_log(config: &Config, stderr: &Stderr) -> Result<Option<(AccessLog, Writing)>, Failure> {
+    AccessLog::start(&config.log, stderr).map_err(|error| {
         let what = format!("the access log cannot be opened: {error}");
         let remedy = "name a file in a folder that is there and that this user may write to";
         Failure::failed(config.problem("log.access", what, remedy))

@@ -96,6 +96,12 @@ impl Probe {
                 Answer::Unwell(format!("{} answered {}", self.what(), response.status().as_u16()))
             }
             Err(error) if error.is::<NotSent>() => Answer::Silent(error.to_string()),
+            Err(error) if is_out_of_form(&*error) => {
+                let what = self.what();
+                Answer::Unwell(format!(
+                    "{what} was answered by something that is not HTTP: {error}"
+                ))
+            }
             Err(error) => Answer::Silent(format!("{}: {error}", self.no_answer())),
         }
     }
@@ -132,5 +138,55 @@ impl Probe {
                 format!("{} is needed", wanted.join(" or "))
             }
         }
+    }
+}
+
+/// Whether something came that is no answer in HTTP, rather than nothing.
+fn is_out_of_form(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::launch::Protocol;
+
+    /// What comes of asking an app that answers so, and then closes.
+    async fn asked(answer: &'static str) -> Answer {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        });
+        let (path, timeout) = (Some("/healthz".to_owned()), Duration::from_secs(20));
+        let probe = Probe { port, path, host: None, status: Vec::new(), timeout };
+        probe.ask(&ChildService::new(port, Protocol::Http1)).await
+    }
+
+    #[tokio::test]
+    async fn what_answers_something_else_than_http_is_unwell_and_not_silent() {
+        for garbage in ["what is this?\r\n\r\n", "HTTP/9.9 200 OK\r\n\r\n", "HTTP/1.1 2x0\r\n\r\n"]
+        {
+            let Answer::Unwell(said) = asked(garbage).await else { panic!("{garbage}") };
+            let told = "/healthz was answered by something that is not HTTP: ";
+            assert!(said.contains(told), "{said}");
+        }
+        let Answer::Silent(said) = asked("").await else { panic!("nothing came") };
+        assert!(said.contains("/healthz was not answered"), "{said}");
+        let well = asked("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        assert_eq!(well, Answer::Well);
     }
 }

@@ -99,21 +99,36 @@ impl Peer {
         Self::from_command(command.envs(env.iter().copied()))
     }
 
+    /// One whose log nobody reads from the moment on that it serves.
+    pub(crate) fn with_a_log_that_nobody_reads(file: &Path) -> Self {
+        Self::read(&mut warmhop(&["run", "--config", text(file), "--log", "json"]), true)
+    }
+
     pub(crate) fn from_command(command: &mut Command) -> Self {
+        Self::read(command, false)
+    }
+
+    /// Starts it and reads its log; with `hangs` only until it serves.
+    fn read(command: &mut Command, hangs: bool) -> Self {
+        const SERVING: &str = "\"message\":\"serving\"";
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (lines, log) = sync_channel(10_000);
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
+                let is_last = hangs && line.contains(SERVING);
                 if lines.send(line).is_err() {
                     return;
+                }
+                while is_last {
+                    std::thread::park();
                 }
             }
         });
         let (admin, http, early) = (String::new(), String::new(), Vec::new());
         let mut peer = Self { child, admin, http, log, early };
         let mut early = Vec::new();
-        let serving = peer.logged_after("\"message\":\"serving\"", &mut early);
+        let serving = peer.logged_after(SERVING, &mut early);
         peer.early = early;
         let serving: Value = serde_json::from_str(&serving).unwrap();
         peer.admin = serving["admin"].as_str().unwrap().into();

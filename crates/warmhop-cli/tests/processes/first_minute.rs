@@ -164,6 +164,13 @@ fn dev_says_which_port_is_taken() {
 }
 
 #[test]
+fn dev_says_that_there_are_too_few_ports_behind_the_first() {
+    let (code, _, error) = run(&["dev", "--port", "65535", "--", "true"]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("--port 65535") && error.contains("up to 65533"), "{error}");
+}
+
+#[test]
 fn what_init_writes_passes_check_and_is_never_overwritten() {
     let dir = scratch("init").join("mesh");
     let _ = std::fs::remove_dir_all(&dir);

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::cli::{Peer, app_table, certified, config, write};
+use crate::cli::{Peer, app_table, certified, config, text, write};
 use crate::role::wait_until;
 
 /// Asks the peer's front door for `path`, as a client with this id.
@@ -73,4 +73,22 @@ fn a_request_is_found_in_the_log_by_its_id() {
         answered.contains("\"DEBUG\"") && answered.contains("the-one-that-failed"),
         "{answered}"
     );
+}
+
+#[test]
+fn a_reader_of_the_log_that_hangs_stops_neither_apps_nor_clients_nor_the_end() {
+    let dir = certified("log-hangs", "peer-1");
+    let printed = dir.join("printed");
+    // Ten times what the pipes on its way take.
+    let script =
+        format!("yes {} | head -n 8000; touch {}; exec sleep 600", "x".repeat(200), text(&printed));
+    let app = format!("[[app]]\nname = 'shop'\nrun = ['sh', '-c', {script:?}]\n");
+    let table = config(&format!("[log]\naccess = 'stderr'\n{app}"));
+    let mut peer = Peer::with_a_log_that_nobody_reads(&write(&dir, &table));
+    let (code, _, error) = peer.run(&["app", "start", "shop"]);
+    assert_eq!(code, 0, "{error}");
+    wait_until("the app has printed all of it", || printed.exists());
+    assert!(ask(&peer, "/.well-known/warmhop/readyz", "b").contains(" 200 "));
+    peer.signal(Signal::SIGTERM);
+    assert!(peer.wait().success());
 }

@@ -84,7 +84,7 @@ fn where_a_new_version_answers_its_health_check_with_garbage_the_old_copy_serves
     assert_eq!(code, 0, "{error}");
     assert!(told.contains("replaced by a new copy once that is ready: shop"), "{told}");
     let failed = peer.logged("did not start");
-    assert!(failed.contains("/healthz was not answered"), "{failed}");
+    assert!(failed.contains("/healthz was answered by something that is not HTTP"), "{failed}");
     wait_until("the failed version is told", || app()["error"].is_string());
     let app = app();
     assert_eq!(

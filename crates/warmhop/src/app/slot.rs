@@ -553,7 +553,7 @@ impl Slot {
             return;
         }
         let attempt = copy.attempt;
-        warn!(app = %self.name(), attempt, reason, "hangs: the copy is killed, and another one starts");
+        warn!(app = %self.name(), attempt, reason, "gives no answer: the copy is killed, and another one starts");
         self.count_failure();
         copy.hangs.store(true, Ordering::SeqCst);
         copy.given_up.notify_waiters();
