@@ -39,6 +39,7 @@ use crate::request::failed_at::FailedAt;
 use crate::request::local_error::{LocalError, app_failed, error_chain};
 use crate::request::node::{Node, Place, Placing};
 use crate::request::problem::{Problem, gave_up, outcome_unknown, too_slow};
+use crate::request::whose::{name_client, note_refusal, sharer};
 
 /// How often a request may be placed again before it is refused.
 const ROUNDS_MAX: u32 = 8;
@@ -341,7 +342,8 @@ impl Node {
         let label = kind.label();
         // An owner may have it run elsewhere.
         let runs_there = !matches!(kind, HopKind::Forward(_) | HopKind::Onward { .. });
-        let sharer = call.sharer(slot);
+        let flow = call.waits.flow;
+        let sharer = sharer(flow, slot);
         let served_there =
             runs_there.then(|| ServedThere::new(&slot.loads, &slot.places, to, sharer));
         call.waits.over();
@@ -357,7 +359,7 @@ impl Node {
             span.set("warmhop.peer.to", to.as_str());
             span.set("warmhop.hop", label);
         }
-        call.name_client(slot, &mut request);
+        name_client(flow, slot, &mut request);
         self.metrics.hops_sent.get_or_create(&ByPeer { peer: to.clone() }).inc();
         tracing.sent_to(to);
         // What may not be run twice is sent to a peer that has not been heard lately only once it
@@ -389,7 +391,7 @@ impl Node {
                 self.metrics.hops_refused.get_or_create(&ByReason { reason: why.label() }).inc();
                 tracing.step("refused", format!("{to} said no: {}", why.label()));
                 self.learns_version(slot, to, &why);
-                call.note_refusal(slot, to, &why, load);
+                note_refusal(&mut call.waits, slot, to, &why, load);
                 if matches!(why, HopRefusal::AppFailed { .. } | HopRefusal::TooSlow { .. }) {
                     call.may_have_run = true;
                     call.failed_at = Some(FailedAt::There(to.clone()));

@@ -12,36 +12,37 @@ use crate::app::places::Waits;
 use crate::app::shares::is_known;
 use crate::app::slot::Slot;
 use crate::hop::{HopRefusal, HopRequest, Load};
-use crate::request::call::Call;
 
 /// Names the client of a hop. No client can send it, and no app sees it.
 const CLIENT: HeaderName = HeaderName::from_static("warmhop-client");
 
-impl Call {
-    /// Its client, where that one has a share of the app's places.
-    pub(super) fn sharer(&self, slot: &Slot) -> Option<u64> {
-        let flow = self.waits.flow;
-        let is_shared = is_known(flow) && slot.spec().policy.share().is_some();
-        is_shared.then_some(flow.client)
-    }
+/// The client of a request, where that one has a share of the app's places.
+pub(super) fn sharer(flow: Flow, slot: &Slot) -> Option<u64> {
+    let is_shared = is_known(flow) && slot.spec().policy.share().is_some();
+    is_shared.then_some(flow.client)
+}
 
-    /// Tells the peer that it is sent to whose it is.
-    pub(super) fn name_client(&self, slot: &Slot, request: &mut HopRequest) {
-        let flow = self.waits.flow;
-        if is_known(flow) && slot.spec().policy.concurrency.is_some() {
-            let client = format!("{:x}", flow.client);
-            let fields = std::mem::take(&mut request.head.fields);
-            request.head.fields = fields.with(CLIENT.as_str(), client.as_bytes());
-        }
+/// Tells the peer that a request is sent to whose it is.
+pub(super) fn name_client(flow: Flow, slot: &Slot, request: &mut HopRequest) {
+    if is_known(flow) && slot.spec().policy.concurrency.is_some() {
+        let client = format!("{:x}", flow.client);
+        let fields = std::mem::take(&mut request.head.fields);
+        request.head.fields = fields.with(CLIENT.as_str(), client.as_bytes());
     }
+}
 
-    /// Notes where a peer refused it that has places: they are for other clients.
-    pub(super) fn note_refusal(&mut self, slot: &Slot, by: &PeerId, why: &HopRefusal, load: Load) {
-        let has_place = |places| load.in_flight < places;
-        let places = slot.spec().policy.concurrency;
-        if matches!(why, HopRefusal::Busy) && places.is_some_and(has_place) {
-            self.waits.is_shut_at(by);
-        }
+/// Notes where a peer refused a request that has places: they are for other clients.
+pub(super) fn note_refusal(
+    waits: &mut Waits,
+    slot: &Slot,
+    by: &PeerId,
+    why: &HopRefusal,
+    load: Load,
+) {
+    let has_place = |places| load.in_flight < places;
+    let places = slot.spec().policy.concurrency;
+    if matches!(why, HopRefusal::Busy) && places.is_some_and(has_place) {
+        waits.is_shut_at(by);
     }
 }
 
