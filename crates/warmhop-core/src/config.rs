@@ -104,7 +104,8 @@ pub struct AppPolicy {
     /// How many requests one copy serves at once. 1 to 100,000. Default: any number.
     pub concurrency: Option<u32>,
     /// How many of these places at one copy the requests of one client's address, or of one /64 of
-    /// IPv6, may have; heeded only beside `concurrency`. Default: all but one.
+    /// IPv6, may have; heeded only beside `concurrency`. Default: all but one of 8
+    /// places or more, all of fewer.
     pub concurrency_per_address: Option<u32>,
     /// Whether more peers start a copy while the ready ones are busy; it applies only beside
     /// `concurrency`. Default: no.
@@ -128,12 +129,18 @@ macro_rules! changeable {
 
 changeable! { AppPolicy ScalePolicy WakePolicy AlivePolicy SessionPolicy }
 
+/// From how many places of a copy on one is kept, by default, for others than the client that has
+/// the most. Of fewer it would be too large a part of what the copy can do, where all clients come
+/// from one address.
+const SHARED_FROM: u32 = 8;
+
 impl AppPolicy {
     /// How many places of one copy one client may have, where that is fewer than there are.
     #[must_use]
     pub fn share(&self) -> Option<u32> {
         let places = self.concurrency?;
-        let share = self.concurrency_per_address.unwrap_or_else(|| places.saturating_sub(1)).max(1);
+        let by_default = if places < SHARED_FROM { places } else { places - 1 };
+        let share = self.concurrency_per_address.unwrap_or(by_default).max(1);
         (share < places).then_some(share)
     }
 }

@@ -258,6 +258,7 @@ async fn one_client_cannot_have_every_place_and_waits_for_its_own_alone() {
         let mut bed = Bed::new();
         let built = held.with("one", |policy| {
             (policy.concurrency, policy.session) = (Some(3), session);
+            policy.concurrency_per_address = Some(2);
         });
         let one = bed.add_built("one", Plan::default(), &Gate::new(true), built).await;
         eventually("it is ready", || {
@@ -289,6 +290,7 @@ async fn a_copy_counts_a_clients_requests_whichever_peers_they_come_by() {
             let start = if name == "one" { StartMode::AtBoot } else { StartMode::Never };
             let built = held.with(name, |policy| {
                 (policy.concurrency, policy.session) = (Some(3), session);
+                policy.concurrency_per_address = Some(2);
                 policy.start = start;
             });
             bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
@@ -319,7 +321,10 @@ async fn a_client_has_its_share_of_each_copy() {
     let (held, mut comes) = Held::new();
     let mut bed = Bed::new();
     for name in ["one", "two"] {
-        let built = held.with(name, |policy| policy.concurrency = Some(2));
+        let built = held.with(name, |policy| {
+            policy.concurrency = Some(2);
+            policy.concurrency_per_address = Some(1);
+        });
         bed.add_built(name, Plan::default(), &Gate::new(true), built).await;
     }
     for who in &bed.peers {

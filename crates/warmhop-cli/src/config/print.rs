@@ -173,7 +173,7 @@ fn print_app(app: &App, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Some(share) => writeln!(f, "concurrency_per_address = {share}")?,
         None => writeln!(
             f,
-            "# concurrency_per_address is not set: a client may have all places but one"
+            "# concurrency_per_address is not set: a client may have all but one of 8 places or more"
         )?,
     }
     match &spec.version {

@@ -238,7 +238,7 @@ ready = { timeout = "1m", every = "100ms", probe_timeout = "2s" }
 # alive is not set: asked only where requests fail or hang
 # head_timeout is not set: an answer takes as long as it takes
 # concurrency is not set: a copy takes all that comes
-# concurrency_per_address is not set: a client may have all places but one
+# concurrency_per_address is not set: a client may have all but one of 8 places or more
 # version is not set
 # scale is not set: no copy starts because others are busy
 # wake is not set: every request starts the app
@@ -582,8 +582,9 @@ fn the_share_of_one_address_is_read_checked_and_printed() {
     assert_eq!(config.apps[0].spec.policy.share(), Some(2));
     assert_eq!(parse(&config.to_string()).apps[0].spec.policy, config.apps[0].spec.policy);
     for (text, share) in [
-        ("concurrency = 4", Some(3)),
-        ("concurrency = 2", Some(1)),
+        ("concurrency = 8", Some(7)),
+        ("concurrency = 7", None),
+        ("concurrency = 2\nconcurrency_per_address = 1", Some(1)),
         ("concurrency = 1", None),
         ("concurrency = 4\nconcurrency_per_address = 4", None),
         ("", None),

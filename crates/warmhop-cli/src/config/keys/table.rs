@@ -139,7 +139,7 @@ pub(super) const KEYS: &[Key] = &[
     key("app", "stop_grace", Kind::Span("0ms", "10m"), "\"10s\"", "How long a copy may take to exit after SIGTERM before it is killed."),
     key("app", "head_timeout", Kind::Span("100ms", "1d"), "(none)", "How long the head of a response may take. After that the client gets 504, and the health of the copy is checked."),
     key("app", "concurrency", Kind::Number(1, 100_000), "(as many as come)", "How many requests one copy serves at once. Further ones go to other ready copies, or wait."),
-    key("app", "concurrency_per_address", Kind::Number(1, 100_000), "(all but one of `concurrency`)", "How many of them may come from one client address, or from one IPv6 /64, streams that are open included. Further ones wait, while those of others are served. A proxy that is not one of `trusted_proxies` is one address."),
+    key("app", "concurrency_per_address", Kind::Number(1, 100_000), "(all but one of `concurrency`; all of fewer than 8)", "How many of them may come from one client address, or from one IPv6 /64, streams that are open included. Further ones wait, while those of others are served. A proxy that is not one of `trusted_proxies` is one address."),
 
     key("app.match", "host", Kind::TextOrTexts, "(any)", "The host of the request, without port, or a list of them. `*.b.example` is every name that is one label longer than `b.example`."),
     key("app.match", "path", Kind::Text, "\"/\"", "A prefix of its path, in whole segments."),
