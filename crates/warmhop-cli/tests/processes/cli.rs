@@ -120,8 +120,10 @@ impl Peer {
                 if lines.send(line).is_err() {
                     return;
                 }
-                while is_last {
-                    std::thread::park();
+                if is_last {
+                    loop {
+                        std::thread::park();
+                    }
                 }
             }
         });
