@@ -31,7 +31,7 @@ use tracing::{debug, error};
 use warmhop_core::view::{AppNews, News, PeerNews};
 
 use crate::links::context::Shared;
-use crate::links::gossip::handle::{Command, GossipIn, Inbound};
+use crate::links::gossip::handle::{Command, GossipIn, Inbound, OwnNode};
 use crate::links::gossip::screen::{APP_PREFIX, EMPTY_ACK, PEER_KEY};
 use crate::links::handler::Heard;
 use crate::links::news::{APPS_MAX, Clock};
@@ -53,10 +53,11 @@ pub(crate) async fn supervise(shared: Arc<Shared>, mut input: GossipIn) {
         // A restarted node has lost its versions, so each generation must be higher than the one
         // before.
         generation = unix_ms().max(generation + 1).min(GENERATION_MAX);
-        input.generation.store(generation, Ordering::Relaxed);
+        input.own.version.store(0, Ordering::Release);
+        input.own.generation.store(generation, Ordering::Relaxed);
         let started = start(&shared, &input.inbound, generation).await;
         match started {
-            Ok(handle) => run(&shared, &handle, &mut input.commands).await,
+            Ok(handle) => run(&shared, &handle, &input.own, &mut input.commands).await,
             Err(error) => error!(%error, "the gossip loop did not start"),
         }
         if shared.closing.is_cancelled() {
@@ -103,6 +104,7 @@ async fn start(
 async fn run(
     shared: &Arc<Shared>,
     handle: &ChitchatHandle,
+    own: &OwnNode,
     commands: &mut mpsc::Receiver<Command>,
 ) {
     let mut clock = shared.own.subscribe();
@@ -115,10 +117,12 @@ async fn run(
     loop {
         tokio::select! {
             _ = ticks.tick() => {
-                told = publish(shared, handle, told).await;
+                told = publish(shared, handle, own, told).await;
                 sweep.run(shared, handle).await;
             }
-            () = urgent(&mut clock, told) => told = publish(shared, handle, told).await,
+            () = urgent(&mut clock, told) => {
+                told = publish(shared, handle, own, told).await;
+            }
             command = commands.recv() => match command {
                 // An error means that the loop has ended, which is handled below.
                 Some(Command::Meet(addr)) => drop(handle.gossip(addr)),
@@ -143,7 +147,7 @@ async fn urgent(clock: &mut watch::Receiver<Clock>, told: u64) {
 }
 
 /// Puts this peer's records that changed after version `told` into gossip.
-async fn publish(shared: &Shared, handle: &ChitchatHandle, told: u64) -> u64 {
+async fn publish(shared: &Shared, handle: &ChitchatHandle, own: &OwnNode, told: u64) -> u64 {
     let (news, version) = shared.own.since(told);
     if news.is_empty() {
         return version;
@@ -159,12 +163,13 @@ async fn publish(shared: &Shared, handle: &ChitchatHandle, told: u64) -> u64 {
     }
     handle
         .with_chitchat(|chitchat| {
-            let own = chitchat.self_node_state();
+            let state = chitchat.self_node_state();
             for (key, value) in &values {
                 if let Some(value) = value {
-                    own.set(key, value);
+                    state.set(key, value);
                 }
             }
+            own.version.store(state.max_version(), Ordering::Release);
         })
         .await;
     version

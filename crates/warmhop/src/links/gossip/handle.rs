@@ -10,7 +10,7 @@ use tracing::warn;
 use warmhop_core::ids::PeerId;
 
 use crate::links::counters::NetCounters;
-use crate::links::gossip::screen::screened;
+use crate::links::gossip::screen::{Me, screened};
 
 const COMMANDS_MAX: usize = 64;
 
@@ -19,8 +19,15 @@ pub(crate) struct Gossip {
     commands: mpsc::Sender<Command>,
     /// The channel of the running loop: replaced when the loop is restarted.
     inbound: Arc<Inbound>,
-    /// The generation of that loop's node.
-    generation: Arc<AtomicU64>,
+    own: Arc<OwnNode>,
+}
+
+/// The node of the running loop.
+#[derive(Default)]
+pub(in crate::links) struct OwnNode {
+    pub(in crate::links) generation: AtomicU64,
+    /// The highest version of its state; no message that has it leaves before it stands here.
+    pub(in crate::links) version: AtomicU64,
 }
 
 pub(in crate::links) type Inbound = Mutex<Option<mpsc::Sender<(SocketAddr, ChitchatMessage)>>>;
@@ -38,7 +45,7 @@ pub(crate) enum Command {
 pub(crate) struct GossipIn {
     pub(in crate::links) commands: mpsc::Receiver<Command>,
     pub(in crate::links) inbound: Arc<Inbound>,
-    pub(in crate::links) generation: Arc<AtomicU64>,
+    pub(in crate::links) own: Arc<OwnNode>,
 }
 
 impl Gossip {
@@ -46,10 +53,10 @@ impl Gossip {
     pub(crate) fn new() -> (Self, GossipIn) {
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let inbound = Arc::new(Mutex::default());
-        let generation = Arc::new(AtomicU64::new(0));
+        let own = Arc::<OwnNode>::default();
         (
-            Self { commands, inbound: Arc::clone(&inbound), generation: Arc::clone(&generation) },
-            GossipIn { commands: commands_in, inbound, generation },
+            Self { commands, inbound: Arc::clone(&inbound), own: Arc::clone(&own) },
+            GossipIn { commands: commands_in, inbound, own },
         )
     }
 
@@ -74,7 +81,11 @@ impl Gossip {
         message: &[u8],
     ) {
         counters.gossip_received();
-        let me = (me.as_str(), self.generation.load(Ordering::Relaxed));
+        let me = Me {
+            name: me.as_str(),
+            generation: self.own.generation.load(Ordering::Relaxed),
+            version: self.own.version.load(Ordering::Acquire),
+        };
         let Some(message) = screened(message, me) else {
             counters.frame_refused("gossip");
             warn!(%from, "refused a gossip message that is out of bounds");

@@ -2,8 +2,9 @@
 //! bounds could end its task.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
-use bytes::Buf;
+use bytes::{Buf, BufMut};
 use chitchat::{ChitchatMessage, Deserializable};
 use warmhop_core::ids::{AppName, PeerId};
 
@@ -30,7 +31,7 @@ pub(in crate::links) const APP_PREFIX: &str = "app/";
 /// Whether `bytes` are a message that chitchat would accept.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn is_well_formed(bytes: &[u8]) -> bool {
-    screened(bytes, ("me", 1)).is_some()
+    screened(bytes, Me { name: "me", generation: 1, version: 0 }).is_some()
 }
 
 /// The first bytes of every message: a magic number and the version.
@@ -41,11 +42,23 @@ pub(in crate::links) const EMPTY_ACK: [u8; 5] =
 /// An empty delta: no block follows.
 const EMPTY_DELTA: [u8; 1] = [0];
 
-/// The message, if its names, keys, values and numbers are within bounds; `me` is the name and
-/// generation of the node whose state only this peer writes. Others still repeat its earlier lives,
-/// which is harmless.
-pub(in crate::links) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<ChitchatMessage> {
+/// The node whose state only this peer writes.
+#[derive(Clone, Copy)]
+pub(in crate::links) struct Me<'a> {
+    pub(in crate::links) name: &'a str,
+    pub(in crate::links) generation: u64,
+    /// The highest version of its state so far.
+    pub(in crate::links) version: u64,
+}
+
+/// The message, if its names, keys, values and numbers are within bounds.
+///
+/// Others repeat the earlier lives of `me`, which is harmless. They also repeat what they have just
+/// learnt of its present life to a peer that asked before they learnt it: that part is left out,
+/// since chitchat would take it for news. Nobody else knows of more than this peer has written.
+pub(in crate::links) fn screened(bytes: &[u8], me: Me<'_>) -> Option<ChitchatMessage> {
     let mut rest = bytes.strip_prefix(&HEADER)?;
+    let mut mended = None;
     match take_u8(&mut rest)? {
         0 => {
             screen_digest(&mut rest)?;
@@ -60,16 +73,34 @@ pub(in crate::links) fn screened(bytes: &[u8], me: (&str, u64)) -> Option<Chitch
                 let digest = Deserializable::deserialize(&mut digest).ok()?;
                 return Some(ChitchatMessage::SynAck { digest, delta: Default::default() });
             }
-            screen_delta(&mut rest, me)?;
+            let before = bytes.len() - rest.len();
+            mended = without_own(&bytes[..before], screen_delta(&mut rest, me)?);
         }
-        2 => screen_delta(&mut rest, me)?,
+        2 => {
+            let before = bytes.len() - rest.len();
+            mended = without_own(&bytes[..before], screen_delta(&mut rest, me)?);
+        }
         _ => return None,
     }
     if !rest.is_empty() {
         return None;
     }
-    let mut whole = bytes;
+    let mut whole = mended.as_deref().unwrap_or(bytes);
     ChitchatMessage::deserialize(&mut whole).ok()
+}
+
+/// The message that begins with `before` and goes on with a delta of the operations `kept`; `None`
+/// if those are all.
+fn without_own(before: &[u8], kept: Kept) -> Option<Vec<u8>> {
+    let Kept::Some(operations) = kept else { return None };
+    let mut message = before.to_vec();
+    for block in operations.chunks(BLOCK_BYTES_MAX) {
+        message.push(2);
+        message.put_u16_le(u16::try_from(block.len()).expect("a block has at most that length"));
+        message.extend_from_slice(block);
+    }
+    message.extend_from_slice(&EMPTY_DELTA);
+    Some(message)
 }
 
 fn screen_digest(rest: &mut &[u8]) -> Option<()> {
@@ -87,8 +118,32 @@ fn screen_digest(rest: &mut &[u8]) -> Option<()> {
     Some(())
 }
 
+/// What is kept of a delta.
+enum Kept {
+    All,
+    /// These operations, since the others are about this peer's own present life.
+    Some(Vec<u8>),
+}
+
 /// Compressed blocks of operations: a node, then values of it with growing versions.
-fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
+fn screen_delta(rest: &mut &[u8], me: Me<'_>) -> Option<Kept> {
+    let operations = operations_of(rest)?;
+    let own = screen_operations(&operations, me)?;
+    if own.is_empty() {
+        return Some(Kept::All);
+    }
+    let mut kept = Vec::with_capacity(operations.len());
+    let mut from = 0;
+    for part in own {
+        kept.extend_from_slice(&operations[from..part.start]);
+        from = part.end;
+    }
+    kept.extend_from_slice(&operations[from..]);
+    Some(Kept::Some(kept))
+}
+
+/// The operations, unpacked.
+fn operations_of(rest: &mut &[u8]) -> Option<Vec<u8>> {
     let mut operations = Vec::new();
     // Most deltas are empty, and clearing a block costs more than all the rest.
     let mut block = Vec::new();
@@ -112,22 +167,38 @@ fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
             return None;
         }
     }
+    Some(operations)
+}
 
-    let mut rest = operations.as_slice();
+/// Returns where they are about this peer's own present life.
+fn screen_operations(operations: &[u8], me: Me<'_>) -> Option<Vec<Range<usize>>> {
+    let mut rest = operations;
     let mut nodes = 0;
     let mut version = None;
+    let mut own: Vec<Range<usize>> = Vec::new();
+    // Whether the present node is this one, and the highest version that there can be of it.
+    let (mut is_own, mut version_max) = (false, COUNT_MAX);
     while !rest.is_empty() {
+        let at = operations.len() - rest.len();
         match take_u8(&mut rest)? {
             0 => {
                 nodes += 1;
                 let (name, generation) = take_node(&mut rest)?;
-                if nodes > NODES_PER_MESSAGE_MAX || (name == me.0 && generation >= me.1) {
+                is_own = name == me.name && generation == me.generation;
+                let is_of_later_life = name == me.name && generation > me.generation;
+                if nodes > NODES_PER_MESSAGE_MAX || is_of_later_life {
                     return None;
                 }
+                version_max = if is_own { me.version } else { COUNT_MAX };
                 // Collected version, and the version that the values begin after.
-                take_count(&mut rest)?;
-                take_count(&mut rest)?;
+                let (collected, after) = (take_count(&mut rest)?, take_count(&mut rest)?);
+                if collected.max(after) > version_max {
+                    return None;
+                }
                 version = Some(0);
+                if is_own {
+                    own.push(at..at);
+                }
             }
             1 => {
                 let key = take_text(&mut rest)?;
@@ -137,7 +208,7 @@ fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
                 }
                 let next = take_count(&mut rest)?;
                 // Set, deleted, or deleted later; warmhop only ever sets.
-                if take_u8(&mut rest)? != 0 || version? >= next {
+                if take_u8(&mut rest)? != 0 || version? >= next || next > version_max {
                     return None;
                 }
                 version = Some(next);
@@ -147,12 +218,15 @@ fn screen_delta(rest: &mut &[u8], me: (&str, u64)) -> Option<()> {
                 if version? != 0 {
                     return None;
                 }
-                version = Some(take_count(&mut rest)?);
+                version = Some(take_count(&mut rest).filter(|next| *next <= version_max)?);
             }
             _ => return None,
         }
+        if is_own && let Some(part) = own.last_mut() {
+            part.end = operations.len() - rest.len();
+        }
     }
-    Some(())
+    Some(own)
 }
 
 /// A node's name and generation, if the rest of its id is well-formed as well.
@@ -214,7 +288,7 @@ mod tests {
 
     #[test]
     fn an_ack_that_brings_nothing_is_known_by_its_bytes() {
-        let message = screened(&EMPTY_ACK, ("me", 1)).unwrap();
+        let message = screened(&EMPTY_ACK, me("me", 1)).unwrap();
         assert!(matches!(message, ChitchatMessage::Ack { .. }));
         assert_eq!(message.serialize_to_vec(), EMPTY_ACK);
     }
@@ -228,10 +302,15 @@ mod tests {
             answer.extend(count.to_le_bytes());
         }
         answer.extend(EMPTY_DELTA);
-        let read = screened(&answer, ("me", 1)).unwrap();
+        let read = screened(&answer, me("me", 1)).unwrap();
         assert_eq!(read, ChitchatMessage::deserialize(&mut &answer[..]).unwrap());
-        assert!(screened(&[&answer[..], &EMPTY_DELTA].concat(), ("me", 1)).is_none());
-        assert!(screened(&answer[..answer.len() - 1], ("me", 1)).is_none());
+        assert!(screened(&[&answer[..], &EMPTY_DELTA].concat(), me("me", 1)).is_none());
+        assert!(screened(&answer[..answer.len() - 1], me("me", 1)).is_none());
+    }
+
+    /// A node whose state nobody has written yet.
+    fn me(name: &str, generation: u64) -> Me<'_> {
+        Me { name, generation, version: 0 }
     }
 
     fn put_text(bytes: &mut Vec<u8>, text: &str) {
@@ -298,7 +377,7 @@ mod tests {
             let mut kinds = std::collections::HashSet::new();
             while kinds.len() < 3 {
                 let message = said.recv().await.unwrap();
-                assert!(screened(&message, ("me", 1)).is_some(), "kind {}", message[3]);
+                assert!(screened(&message, me("me", 1)).is_some(), "kind {}", message[3]);
                 kinds.insert(message[3]);
             }
             a.abort();
@@ -353,9 +432,9 @@ mod tests {
     #[test]
     fn what_could_end_chitchats_task_is_refused() {
         let fine = ack("b", "app/shop", "value", [0, 0, 1]);
-        assert!(screened(&fine, ("a", 1)).is_some());
-        assert!(screened(&fine, ("b", 1)).is_none(), "nobody else writes this peer's state");
-        assert!(screened(&fine, ("b", 2)).is_some(), "but its former lives are no secret");
+        assert!(screened(&fine, me("a", 1)).is_some());
+        assert!(screened(&fine, me("b", 1)).is_none(), "nobody else writes this peer's state");
+        assert!(screened(&fine, me("b", 2)).is_some(), "but its former lives are no secret");
         let refused = [
             ("a key of another form", ack("b", "épée", "v", [0, 0, 1])),
             ("a malformed app", ack("b", "app/a b", "v", [0, 0, 1])),
@@ -370,7 +449,7 @@ mod tests {
             ("bytes behind the message", [&fine[..], &[0]].concat()),
         ];
         for (what, message) in refused {
-            assert!(screened(&message, ("a", 1)).is_none(), "{what}");
+            assert!(screened(&message, me("a", 1)).is_none(), "{what}");
         }
 
         // A highest version below that of a value would fail an assertion inside.
@@ -384,7 +463,7 @@ mod tests {
         operations.push(0);
         operations.push(2);
         operations.extend(3_u64.to_le_bytes());
-        assert!(screened(&message_of_delta(&operations), ("a", 1)).is_none());
+        assert!(screened(&message_of_delta(&operations), me("a", 1)).is_none());
 
         // A digest with a heartbeat that cannot be incremented.
         let mut syn = vec![0x53, 0xB0, 0, 0, 1, 0];
@@ -392,9 +471,77 @@ mod tests {
         let heartbeat = syn.len();
         syn.extend([0; 24]);
         put_text(&mut syn, "demo");
-        assert!(screened(&syn, ("a", 1)).is_some());
+        assert!(screened(&syn, me("a", 1)).is_some());
         syn[heartbeat..heartbeat + 8].fill(0xFF);
-        assert!(screened(&syn, ("a", 1)).is_none());
+        assert!(screened(&syn, me("a", 1)).is_none());
+    }
+
+    /// A part about a node: the collected version, the one before the values, and theirs.
+    fn part(name: &str, generation: u64, before: [u64; 2], versions: &[u64]) -> Vec<u8> {
+        let mut operations = vec![0];
+        put_node(&mut operations, name, generation);
+        operations.extend(before.map(u64::to_le_bytes).as_flattened());
+        for version in versions {
+            operations.push(1);
+            put_text(&mut operations, "app/shop");
+            put_text(&mut operations, "value");
+            operations.extend(version.to_le_bytes());
+            operations.push(0);
+        }
+        operations
+    }
+
+    #[test]
+    fn what_others_repeat_of_this_peers_own_state_is_left_out_and_the_rest_is_heard() {
+        let me = Me { version: 5, ..me("b", 7) };
+        let own = part("b", 7, [0, 3], &[4, 5]);
+        let others = [part("a", 1, [0, 0], &[1, 9]), part("c", 1, [2, 2], &[3])];
+        let rest = message_of_delta(&others.concat());
+        let expected = screened(&rest, me).unwrap();
+        for at in 0..=others.len() {
+            let mut parts = others.to_vec();
+            parts.insert(at, own.clone());
+            let repeated = message_of_delta(&parts.concat());
+            assert_eq!(screened(&repeated, me).as_ref(), Some(&expected), "at {at}");
+        }
+        let alone = screened(&message_of_delta(&own), me).unwrap();
+        assert_eq!(alone.serialize_to_vec(), EMPTY_ACK);
+
+        // An answer brings its digest as well.
+        let mut answer = Vec::from(HEADER);
+        answer.extend([1, 1, 0]);
+        put_node(&mut answer, "a", 1);
+        answer.extend([0; 24]);
+        let whole = [&answer[..], &message_of_delta(&own)[4..]].concat();
+        let empty = [&answer[..], &EMPTY_DELTA].concat();
+        assert_eq!(screened(&whole, me), screened(&empty, me));
+        assert!(screened(&whole, me).is_some());
+    }
+
+    #[test]
+    fn what_this_peer_has_not_written_of_itself_is_refused() {
+        let me = Me { version: 5, ..me("b", 7) };
+        let mut highest = part("b", 7, [0, 3], &[]);
+        highest.push(2);
+        let highest_is = |version: u64| [&highest[..], &version.to_le_bytes()].concat();
+        let passes = |operations: &[u8]| screened(&message_of_delta(operations), me).is_some();
+        assert!(passes(&highest_is(5)));
+        assert!(passes(&part("b", 6, [0, 3], &[9])), "its earlier life may have had more");
+        let mut malformed = part("b", 7, [0, 3], &[4]);
+        *malformed.last_mut().unwrap() = 1;
+        for (what, operations) in [
+            ("a newer value", part("b", 7, [0, 3], &[4, 6])),
+            ("a newer highest version", highest_is(6)),
+            ("values collected later", part("b", 7, [6, 3], &[4])),
+            ("values after later ones", part("b", 7, [0, 6], &[])),
+            ("a later life", part("b", 8, [0, 0], &[1])),
+            ("a deleted value", malformed),
+            ("two values of one version", part("b", 7, [0, 3], &[4, 4])),
+        ] {
+            assert!(!passes(&operations), "{what}");
+            let among_others = [part("a", 1, [0, 0], &[1]), operations, part("c", 1, [0, 0], &[1])];
+            assert!(!passes(&among_others.concat()), "{what} among others");
+        }
     }
 
     #[test]
@@ -409,7 +556,7 @@ mod tests {
         }
         bomb.push(0);
         assert!(bomb.len() < 10_000);
-        assert!(screened(&bomb, ("a", 1)).is_none());
+        assert!(screened(&bomb, me("a", 1)).is_none());
     }
 
     #[test]
@@ -419,7 +566,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(seed);
         let fine = ack("b", "app/shop", "value", [0, 0, 1]);
         for len in 0..fine.len() {
-            assert!(screened(&fine[..len], ("a", 1)).is_none());
+            assert!(screened(&fine[..len], me("a", 1)).is_none());
         }
         for _ in 0..5000 {
             let mut bytes = fine.clone();
@@ -427,7 +574,7 @@ mod tests {
                 let at = rng.random_range(3..bytes.len());
                 bytes[at] = rng.random();
             }
-            let _ = screened(&bytes, ("a", 1));
+            let _ = screened(&bytes, me("a", 1));
         }
     }
 }
