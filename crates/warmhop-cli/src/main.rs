@@ -518,11 +518,24 @@ fn check(file: &std::path::Path) -> Result<u8, Failure> {
     let of_keys = config.exposed_keys();
     let ending = run::certificates_that_end(&config, std::time::SystemTime::now());
     let warnings = warnings.into_iter().chain(config.apps_as_root()).chain(of_keys).chain(ending);
-    let warnings = warnings.collect();
+    let warnings: Vec<_> = warnings.collect();
+    let named: Vec<String> = warnings.iter().map(|it| format!(": {}: ", it.key)).collect();
     for warning in told(warnings) {
         let _ = writeln!(stderr, "warmhop: {warning}");
     }
     run::check(&config)?;
+    let refused = run::refused_here(&config);
+    for more in refused.iter().filter(|message| !named.iter().any(|key| message.contains(key))) {
+        let _ = writeln!(stderr, "warmhop: {more}");
+    }
+    if !refused.is_empty() {
+        let _ = writeln!(
+            stderr,
+            "warmhop: {}: a peer on this machine would not start with this configuration, and would \
+             refuse to reload it, for what is missing here; check it where the peer runs",
+            file.display()
+        );
+    }
     print(&config.without_substituted().to_string())
 }
 

@@ -49,6 +49,13 @@ pub fn check(config: &Config) -> Result<(), Failure> {
     if failures.is_empty() { Ok(()) } else { Err(Failure::together(failures)) }
 }
 
+/// What [`run`](crate::run::run) and a reload would refuse on this machine, of a configuration that
+/// [`check`] accepts: what is missing here, and may be there where the peer runs.
+#[must_use]
+pub fn refused_here(config: &Config) -> Vec<String> {
+    load(config).err().map_or_else(Vec::new, |failure| failure.messages)
+}
+
 /// Which of the certificates that `config` names end soon or have ended, at `now`. Files that are
 /// missing, or that cannot be read, are ignored.
 #[must_use]

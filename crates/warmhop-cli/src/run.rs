@@ -30,7 +30,7 @@ use crate::stderr::Stderr;
 use crate::{admin, log, memory, notify, process, redis};
 
 pub use crate::failure::Failure;
-pub use crate::preflight::{certificates_that_end, check, checked};
+pub use crate::preflight::{certificates_that_end, check, checked, refused_here};
 
 /// Runs the peer that `file` describes until a signal ends it; the exit status is 0 after a drain,
 /// and 128 plus the signal's number if a second signal cut it short.

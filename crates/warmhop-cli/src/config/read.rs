@@ -251,6 +251,15 @@ fn read_apps(root: &mut Table<'_>, redis: bool) -> Vec<App> {
             );
             continue;
         }
+        if redis && app.spec.name.as_str() == crate::redis::NAME {
+            root.reader.report(
+                Some(span),
+                format!("app.{}.name", app.spec.name),
+                "the keys of the endpoint in [session] redis have that name",
+                "give the app another name",
+            );
+            continue;
+        }
         apps.push((app, span));
     }
     matching::check(root.reader, &apps);

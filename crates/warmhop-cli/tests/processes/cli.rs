@@ -269,6 +269,42 @@ fn a_valid_configuration_is_printed_with_its_defaults_and_needs_nothing_to_exist
 }
 
 #[test]
+fn a_check_says_of_what_passes_whether_a_peer_would_take_it_here() {
+    let dir = certified("check-here", "peer-1");
+    std::fs::write(dir.join("page.html"), "<p>{words}</p>").unwrap();
+    let would_refuse = "a peer on this machine would not start with this configuration";
+    let page = |name: &str| config("").replace("[mesh]", &format!("error_page = '{name}'\n[mesh]"));
+    let app = |more: &str| config(&format!("[[app]]\nname = 'shop'\nrun = ['sh']\n{more}"));
+    for (is_taken, key, text_of) in [
+        (true, "", app("")),
+        (true, "", page("page.html")),
+        (false, "http.error_page", page("no-such.html")),
+        (false, "app.shop.run", app("").replace("sh']", "no-such-program']")),
+        (false, "app.shop.dir", app("dir = 'no-such-folder'\n")),
+        (false, "app.shop.env_file", app("env_file = 'no-such.env'\n")),
+        (false, "app.shop.user", app("user = 'no-such-user'\n")),
+    ] {
+        let file = write(&dir, &text_of);
+        let (code, _, told) = run(&["check", text(&file)]);
+        assert_eq!(code, 0, "{key}: {told}");
+        assert_eq!(!told.contains(would_refuse), is_taken, "{key}: {told}");
+        if !is_taken {
+            assert_eq!(told.matches(&format!("warning: {key}: ")).count(), 1, "{key}: {told}");
+            let (code, _, refused) = run(&["run", "--config", text(&file)]);
+            assert_eq!(code, 2, "{key}: {refused}");
+            assert!(refused.contains(&format!(": {key}: ")), "{key}: {refused}");
+        }
+    }
+    let taken = "[[app]]\nname = 'redis'\nrun = ['sh']\n[session]\nredis = '127.0.0.1:0'\n";
+    let file = write(&dir, &config(taken));
+    for command in [vec!["check", text(&file)], vec!["run", "--config", text(&file)]] {
+        let (code, _, told) = run(&command);
+        assert_eq!(code, 2, "{told}");
+        assert!(told.contains("app.redis.name: the keys of the endpoint"), "{told}");
+    }
+}
+
+#[test]
 fn every_problem_of_a_configuration_is_a_line_of_its_own() {
     let dir = scratch("check-bad");
     let file = write(&dir, "[peer]\nname = 'a b'\n[mesh]\nlisen = 'x'\n");

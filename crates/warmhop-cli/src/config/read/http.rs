@@ -38,7 +38,7 @@ pub(super) fn read(root: &mut Table<'_>) -> Http {
     if let Some(reveal) = table.take("reveal").and_then(|field| field.boolean()) {
         http.reveal = reveal;
     }
-    http.error_page = table.take("error_page").and_then(|field| field.path());
+    http.error_page = table.take("error_page").and_then(|field| field.path_to_be());
     read_limits(&mut table, &mut http.limits);
     if let Some(field) = table.take("trusted_proxies") {
         for item in field.array().unwrap_or_default() {

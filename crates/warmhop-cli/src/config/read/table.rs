@@ -158,14 +158,7 @@ impl<'a> Table<'a> {
             self.report_missing(name, what, remedy);
             return None;
         };
-        let path = field.path()?;
-        if !path.exists() {
-            field.warn(
-                format!("there is no {}", path.display()),
-                "put it there before the peer runs",
-            );
-        }
-        Some(path)
+        field.path_to_be()
     }
 
     pub(super) fn set_usize(
@@ -313,6 +306,18 @@ pub(super) struct Field<'a> {
 impl<'a> Field<'a> {
     pub(super) fn report(&self, what: impl Into<String>, remedy: impl Into<String>) {
         self.reader.report(Some(self.span.clone()), self.key.clone(), what, remedy);
+    }
+
+    /// The path of a file that the peer needs, and that may be on another machine.
+    pub(super) fn path_to_be(&self) -> Option<PathBuf> {
+        let path = self.path()?;
+        if !path.exists() {
+            self.warn(
+                format!("there is no {}", path.display()),
+                "put it there before the peer runs",
+            );
+        }
+        Some(path)
     }
 
     pub(super) fn warn(&self, what: impl Into<String>, remedy: impl Into<String>) {
